@@ -11,6 +11,10 @@ A reader refuses a payment with the first wrong field in the order of the table.
 wanted, as in `country: is text of 7 characters; wanted two capital letters, A to Z (ISO 3166-1 alpha-2)`.
 A message never holds an id, a text or an amount: each may be a card number in the wrong field.
 
+No text may be a card number. For `card_id`, any 13 to 19 digits with a right check digit are one. For the other texts
+the digits must also begin as the numbers of a card network do: one in ten numbers has a right check digit by chance,
+and order numbers and acquirers' merchant numbers are such numbers.
+
 Readers differ in what `PaymentField.differs` says, and in nothing else.
 """
 
@@ -35,6 +39,25 @@ AMOUNT_MINOR_MAX = 10**11
 UTC_OFFSET_MINUTES_MAX = 1439
 # Digits of a payment card's number, ISO/IEC 7812-1.
 CARD_DIGITS_MIN, CARD_DIGITS_MAX = 13, 19
+# The first four digits (from, to) and the lengths (from, to) of card networks' numbers: Mir, Mastercard, Diners Club,
+# American Express, JCB, Visa, Maestro, Discover and UnionPay, with room for those that share a range.
+_NETWORKS = (
+    (2200, 2204, 16, 19),
+    (2221, 2720, 16, 16),
+    (3000, 3059, 14, 19),
+    (3095, 3095, 14, 19),
+    (3400, 3499, 15, 15),
+    (3528, 3589, 16, 19),
+    (3600, 3699, 14, 19),
+    (3700, 3799, 15, 15),
+    (3800, 3999, 14, 19),
+    (4000, 4999, 13, 19),
+    (5000, 5099, 13, 19),
+    (5100, 5599, 16, 16),
+    (5600, 5899, 13, 19),
+    (6000, 6999, 13, 19),
+    (8171, 8171, 16, 19),
+)
 # From 2000 on and before 2100. No millisecond count of these years is also a count of seconds or microseconds of them.
 TIME_MS_MIN, TIME_MS_END = 946_684_800_000, 4_102_444_800_000
 
@@ -104,7 +127,7 @@ class PaymentField:
             # Most tokens begin with a letter.
             return lambda text: _is_id(text, most) and (text[0].isalpha() or not looks_like_card_number(text))
         if self.is_text:
-            return lambda text: _is_id(text, most)
+            return lambda text: _is_id(text, most) and (text[0].isalpha() or not is_number_of_a_network(text))
         return (lambda number: least <= number <= most) if self.is_number else lambda _: True
 
     def problem_of(self, value: Any) -> str:
@@ -307,6 +330,15 @@ def looks_like_card_number(text: str) -> bool:
     """Returns whether `text` is 13 to 19 digits, grouped or not, with a right check digit (Luhn, ISO/IEC 7812-1)."""
     digits = text.replace(" ", "").replace("-", "")
     return CARD_DIGITS_MIN <= len(digits) <= CARD_DIGITS_MAX and digits.isdecimal() and _passes_luhn(digits)
+
+
+def is_number_of_a_network(text: str) -> bool:
+    """Returns whether `text` looks like a card number, and begins and is as long as those of a card network."""
+    if not looks_like_card_number(text):
+        return False
+    digits = text.replace(" ", "").replace("-", "")
+    begin, size = int(digits[:4]), len(digits)
+    return any(first <= begin <= last and least <= size <= most for first, last, least, most in _NETWORKS)
 
 
 def _passes_luhn(digits: str) -> bool:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from paywarden.schemas.payment_fields import CARD_DIGITS_MIN, FIELDS, PATTERNS, Form, PaymentField
+from paywarden.schemas.payment_fields import CARD_DIGITS_MIN, FIELDS, PATTERNS, PaymentField
 
 TEXT_FIELDS = tuple(field for field in FIELDS if field.is_text)
 NUMBER_FIELDS = tuple(field for field in FIELDS if field.is_number)
@@ -43,8 +43,7 @@ def _may_be_wrong(field: PaymentField, texts: pa.Array) -> NDArray[Any]:
     size = pc.binary_length(texts)
     suspects = _numpy(pc.or_(pc.equal(size, 0), pc.greater(size, field.size_max)))
     suspects |= ~_numpy(pc.ascii_is_printable(texts))
-    if field.form is Form.CARD_TOKEN:
-        suspects |= _numpy(pc.match_substring_regex(texts, _DIGITS))
+    suspects |= _numpy(pc.match_substring_regex(texts, _DIGITS))
     return suspects
 
 

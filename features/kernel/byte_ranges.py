@@ -36,6 +36,35 @@ def is_printable(data: U8, at: int, end: int) -> bool:
 
 
 @inlined
+def card_digits(data: U8, at: int, end: int) -> int:
+    """Returns how many digits a text has that is made of digits, spaces and hyphens; 0 for any other text.
+
+    Most ids have a letter at their beginning, where this stops.
+    """
+    digits = 0
+    for place in range(at, end):
+        byte = data[place]
+        if 48 <= byte < 58:
+            digits += 1
+        elif byte not in (32, 45):
+            return 0
+    return digits
+
+
+@inlined
+def passes_luhn(data: U8, at: int, end: int) -> bool:
+    """Returns whether the digits among these bytes end in the right check digit (Luhn, ISO/IEC 7812-1)."""
+    total, doubles = 0, False
+    for back in range(end - at):
+        digit = int(data[end - 1 - back]) - 48
+        if 0 <= digit < 10:
+            value = 2 * digit if doubles else digit
+            total += value - 9 if value > 9 else value
+            doubles = not doubles
+    return total % 10 == 0
+
+
+@inlined
 def capital_letters(data: U8, at: int, count: int) -> int:
     """Returns `count` capital letters as a number in base 26, where A is 0; -1 if any byte is no capital letter."""
     code = 0

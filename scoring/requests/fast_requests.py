@@ -161,8 +161,7 @@ def _numbers(plan: Plan, limits: RequestLimits) -> NDArray[np.int64]:
     numbers[loop.AMOUNT_MAX] = limits.amount_minor_max
     numbers[loop.OFFSET_MAX], numbers[loop.KEY_BYTES_MAX] = UTC_OFFSET_MINUTES_MAX, store.KEY_BYTES_MAX
     numbers[loop.REQUIRED] = sum(1 << _NUMBERS_OF[name] for name in _REQUIRED)
-    numbers[loop.PAYMENT_ID], numbers[loop.CARD_ID] = _NUMBERS_OF["payment_id"], _NUMBERS_OF["card_id"]
-    numbers[loop.CURRENCY_FIELD] = _NUMBERS_OF["currency"]
+    numbers[loop.PAYMENT_ID], numbers[loop.CURRENCY_FIELD] = _NUMBERS_OF["payment_id"], _NUMBERS_OF["currency"]
     numbers[loop.TIME_COLUMN], numbers[loop.MINOR_COLUMN] = kernel.TIME_MS, kernel.AMOUNT_MINOR
     numbers[loop.AMOUNT_COLUMN], numbers[loop.ENTITY_COUNT] = kernel.AMOUNT, plan.entity_count
     return numbers

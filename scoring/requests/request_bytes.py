@@ -16,7 +16,13 @@ from typing import NamedTuple
 import numpy as np
 from numba import carray  # type: ignore[attr-defined]
 
-from paywarden.features.kernel.byte_ranges import capital_letters, copy_bytes, is_printable
+from paywarden.features.kernel.byte_ranges import (
+    capital_letters,
+    card_digits,
+    copy_bytes,
+    is_printable,
+    passes_luhn,
+)
 from paywarden.features.kernel.crc import crc32_of_text
 from paywarden.features.kernel.frame import address, size
 from paywarden.features.kernel.jit import compiled, inlined
@@ -34,8 +40,8 @@ KIND, COLUMN = range(2)
 # Places in `numbers`: settings of the worker, and the bounds of the time, which change with every call.
 EARLIEST_MS, LATEST_MS, ID_BYTES_MAX, WORD_BYTES_MAX, AMOUNT_MAX, OFFSET_MAX, KEY_BYTES_MAX = range(7)
 # More places in `numbers`: the required fields as bits, field numbers, columns of attributes.
-REQUIRED, PAYMENT_ID, CARD_ID, CURRENCY_FIELD, TIME_COLUMN, MINOR_COLUMN, AMOUNT_COLUMN, ENTITY_COUNT = range(7, 15)
-NUMBER_COUNT = 15
+REQUIRED, PAYMENT_ID, CURRENCY_FIELD, TIME_COLUMN, MINOR_COLUMN, AMOUNT_COLUMN, ENTITY_COUNT = range(7, 14)
+NUMBER_COUNT = 14
 # Stands for a code of three letters that is not a currency.
 NO_CURRENCY = -1
 # The same values as in features/profiles/money.py and features/profiles/keys.py, which hold no compiled code.
@@ -88,23 +94,15 @@ SLOT = positions(RequestSlots)
 
 @inlined
 def _may_be_card_number(data: U8, at: int, end: int) -> bool:
-    """Whether a text has as many digits as a card number, grouped or not. `RequestRules` then computes the checksum."""
-    digits = 0
-    for place in range(at, end):
-        byte = data[place]
-        if 48 <= byte < 58:
-            digits += 1
-        elif byte not in (32, 45):
-            return False
-    return DIGITS_MIN <= digits <= DIGITS_MAX
+    """Whether a text is as long as a card number and has a right check digit. `RequestRules` then decides."""
+    return DIGITS_MIN <= card_digits(data, at, end) <= DIGITS_MAX and passes_luhn(data, at, end)
 
 
 @inlined
 def _is_text_good(kind: int, numbers: I64, data: U8, at: int, size: int) -> bool:
-    if kind == ID:
-        return bool(size <= numbers[ID_BYTES_MAX])
-    if kind == WORD:
-        return bool(size <= numbers[WORD_BYTES_MAX])
+    if kind in (ID, WORD):
+        size_max = numbers[ID_BYTES_MAX] if kind == ID else numbers[WORD_BYTES_MAX]
+        return bool(size <= size_max) and not _may_be_card_number(data, at, at + size)
     if kind == MCC:
         good = size == 4
         for place in range(at, at + size):
@@ -176,10 +174,7 @@ def _read_body(
                 else:
                     row[column] = crc32_of_text(data, at, at + value) + 1
             at += value
-    card = numbers[CARD_ID]
-    return seen & numbers[REQUIRED] == numbers[REQUIRED] and not _may_be_card_number(
-        data, places[_START, card], places[_START, card] + places[_SIZE, card]
-    )
+    return bool(seen & numbers[REQUIRED] == numbers[REQUIRED])
 
 
 @inlined

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from paywarden.features import kernel
 from paywarden.features.catalogue import attributes
-from paywarden.features.kernel.byte_ranges import capital_letters, is_printable
+from paywarden.features.kernel.byte_ranges import capital_letters, card_digits, is_printable, passes_luhn
 from paywarden.features.kernel.crc import crc32_of_text
 from paywarden.features.kernel.jit import compiled
 from paywarden.features.kernel.layout import OFFSET_ZERO
@@ -47,10 +47,10 @@ from paywarden.streams.kafka.reading import Record
 from paywarden.streams.profiles.events import PaymentEvent, Position, payments_source
 
 # How a field is stored, and the form of its values. The kinds from _TEXT on are texts.
-_LONG, _FLAG, _OFFSET, _TEXT, _CARD_TOKEN, _MCC, _COUNTRY = range(7)
+_LONG, _FLAG, _OFFSET, _TEXT, _MCC, _COUNTRY = range(6)
 _KIND_OF_FORM = {
     Form.ID: _TEXT,
-    Form.CARD_TOKEN: _CARD_TOKEN,
+    Form.CARD_TOKEN: _TEXT,
     Form.WORD: _TEXT,
     # The table of rates checks a currency further.
     Form.CURRENCY: _TEXT,
@@ -289,11 +289,8 @@ def _read_records(
                 good &= value == 4
                 for place in range(at, at + value):
                     good &= 48 <= data[place] < 58
-            elif kind == _CARD_TOKEN:
-                # Only digits, grouped or not: the slow way decides whether they are a card number.
-                place = at
-                while place < at + value and (48 <= data[place] < 58 or data[place] == 32 or data[place] == 45):
-                    place += 1
-                good &= place < at + value or value < _DIGITS_MIN
+            elif kind == _TEXT and card_digits(data, at, at + value) >= _DIGITS_MIN:
+                # The slow way decides whether it is a card number.
+                good &= not passes_luhn(data, at, at + value)
             at += value
         is_usual[number] = good and at == end

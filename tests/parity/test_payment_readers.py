@@ -235,13 +235,15 @@ GOOD_IDS, BAD_IDS = (
 )
 GOOD_WORDS, BAD_WORDS = ["ecom", "2001:db8::1", "x" * 64], ["", "x" * 65, "é" * 33, "a\tb"]
 CARDS = ["4111111111111111", "4111 1111 1111 1111", "3782-822463-10005", "4222222222222"]
+# The check digit is right, but no card network's numbers begin so, or are so long.
+NUMBERS = ["100000000000009", "900000000000000001", "8000 0000 0000 0003", "34100000000000008"]
 # These values are written by hand and not taken from the table.
 RIGHT: dict[str, list[Any]] = {
-    "payment_id": [*GOOD_IDS, *CARDS],
+    "payment_id": [*GOOD_IDS, *NUMBERS, "4111111111111112"],
     "event_time_ms": [NOW_MS, NOW_MS - 6 * DAY_MS, NOW_MS + 59_000],
     "card_id": [*GOOD_IDS, "4111111111111112", "1" * 12, "tok_4111111111111111"],
-    "merchant_id": [*GOOD_IDS, *CARDS],
-    "device_id": [None, *GOOD_IDS],
+    "merchant_id": [*GOOD_IDS, *NUMBERS],
+    "device_id": [None, *GOOD_IDS, *NUMBERS],
     "ip": [None, *GOOD_WORDS],
     "amount_minor": [0, 1, 10**11],
     "currency": ["EUR", "JPY"],
@@ -252,20 +254,20 @@ RIGHT: dict[str, list[Any]] = {
     "declined": [None, True, False],
 }
 WRONG: dict[str, list[Any]] = {
-    "payment_id": BAD_IDS,
+    "payment_id": [*BAD_IDS, *CARDS],
     "event_time_ms": [
         *(0, 1, -1, NOW_MS // 1000, NOW_MS * 1000, NOW_MS * 10**6, 2**63 - 1, -(2**63)),
         *(TIME_MS_MIN - 1, TIME_MS_END),
     ],
-    "card_id": [*BAD_IDS, *CARDS],
-    "merchant_id": BAD_IDS,
-    "device_id": BAD_IDS,
-    "ip": BAD_WORDS,
+    "card_id": [*BAD_IDS, *CARDS, *NUMBERS],
+    "merchant_id": [*BAD_IDS, *CARDS],
+    "device_id": [*BAD_IDS, *CARDS],
+    "ip": [*BAD_WORDS, *CARDS],
     "amount_minor": [-1, 10**11 + 1, 2**63 - 1, -(2**63)],
     "currency": ["", "eur", "EU", "EURO", "E1R", "XXX", "ÄÖÜ", "EUR\n", "Euro"],
     "mcc": ["", "541", "54111", "54a1", "٥٤١١", " 541"],
     "country": ["", "de", "De", "D", "DEU", "D1", "Germany", "ÄÖ", "DE\n"],
-    "channel": BAD_WORDS,
+    "channel": [*BAD_WORDS, *CARDS],
     "utc_offset_minutes": [1440, -1440, 2**31 - 1, -(2**31)],
 }
 assert list(RIGHT) == list(FIELD)

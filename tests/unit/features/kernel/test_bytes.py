@@ -12,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from paywarden.features.kernel.byte_ranges import capital_letters, copy_bytes, is_ascii, is_printable
+from paywarden.features.kernel.byte_ranges import (
+    capital_letters,
+    card_digits,
+    copy_bytes,
+    is_ascii,
+    is_printable,
+    passes_luhn,
+)
 from paywarden.features.kernel.crc import crc32_of_record, crc32_of_text
 from paywarden.features.kernel.frame import Frame
 from paywarden.features.kernel.plan_schema import PlanRecollection, positions, section
@@ -27,6 +34,7 @@ from paywarden.features.kernel.varint import (
     write_varint,
     zigzag,
 )
+from paywarden.schemas.payment_fields import looks_like_card_number
 
 INT64 = st.integers(-(2**63), 2**63 - 1) | st.sampled_from([0, 127, 128, 2**14 - 1, 2**14, 2**62, -1])
 NUMBERS = st.integers(0, 2**63 - 1) | st.sampled_from([0, 127, 128, 2**14 - 1, 2**14, 2**56, 2**63 - 1])
@@ -98,6 +106,20 @@ def test_checks_of_byte_ranges_agree_with_python(data: bytes) -> None:
     out = buffer(bytes(len(array)))
     assert copy_bytes(array, 1, len(data), out, 2 if len(data) < 20 else 0) == len(data) + (2 if len(data) < 20 else 0)
     assert data in out.tobytes()
+
+
+@given(st.text("0123456789", min_size=13, max_size=19), st.integers(0, 3))
+def test_a_check_digit_is_right_where_python_says_so(digits: str, grouped: int) -> None:
+    text = "".join(digit + " -"[:grouped] * (place % 4 == 3) for place, digit in enumerate(digits))
+    data = buffer(b"7" + text.encode() + b"7")
+    end = 1 + len(text)
+    assert card_digits(data, 1, end) == len(digits)
+    assert passes_luhn(data, 1, end) == looks_like_card_number(digits)
+
+
+@pytest.mark.parametrize("text", [b"", b"tok_4111111111111111", b"4111111111111111x", b"4111.1111", b" - "])
+def test_other_texts_have_no_digits_of_a_card(text: bytes) -> None:
+    assert card_digits(buffer(text + b"1"), 0, len(text)) == 0
 
 
 @pytest.mark.parametrize(
