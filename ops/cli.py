@@ -164,6 +164,22 @@ def compile_bundle(bundle: str) -> None:
     click.echo(f"built {build_native(Path(bundle))}: {parity_summary(Path(bundle))}")
 
 
+@cli.command("sign")
+@click.argument("bundle", type=click.Path())
+@click.option(
+    "--key", type=click.Path(dir_okay=False), required=True, help="PEM file of the Ed25519 private key, unencrypted."
+)
+def sign(bundle: str, key: str) -> None:
+    """Sign BUNDLE and the native libraries that it has now.
+
+    Where [bundles] trusted_keys is set, `serve` and `replay` take only bundles that are signed with one of those keys.
+    Sign again after each `paywarden compile`.
+    """
+    from paywarden.models.bundle.signature import sign_bundle
+
+    click.echo(f"signed {', '.join(sign_bundle(Path(bundle), Path(key)))}")
+
+
 # Services
 
 

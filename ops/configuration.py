@@ -20,6 +20,7 @@ def settings_types() -> dict[str, type[Any]]:
     """Returns the dataclass of each section's settings."""
     from paywarden.features.stores.aerospike.store import AerospikeSettings
     from paywarden.features.stores.lmdb import LmdbSettings
+    from paywarden.models.bundle.signature import BundleSettings
     from paywarden.models.drift.detectors import DetectorSettings
     from paywarden.models.metrics.costs import CostSettings
     from paywarden.models.training.settings import TrainingSettings
@@ -46,6 +47,7 @@ def settings_types() -> dict[str, type[Any]]:
         "aerospike": AerospikeSettings,
         "answered": DecisionCacheSettings,
         "auth": AuthSettings,
+        "bundles": BundleSettings,
         "companion": CompanionSettings,
         "costs": CostSettings,
         "drift": DriftSettings,

@@ -31,6 +31,7 @@ SECTIONS = (
     "aerospike",
     "answered",
     "auth",
+    "bundles",
     "companion",
     "costs",
     "drift",

@@ -35,6 +35,9 @@ import llvmlite
 import numba
 from numba.core import caching, config
 
+from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.private_files import require_unwritable
+
 _log = logging.getLogger(__name__)
 # numba sets these names when it is imported: a type checker does not see them.
 _CONFIG: Any = config
@@ -90,11 +93,16 @@ def directory() -> Path | None:
         is_new = not made.is_dir()
         try:
             made.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Who can write there decides what this process runs.
+            require_unwritable(made)
             # Tests that it can be written, and records when it was last used.
             os.utime(made)
             with _locked(made):
                 pass
         except OSError:
+            continue
+        except Misconfigured as error:
+            _log.warning("no compiled code is kept in %s: %s", made, error)
             continue
         if is_new:
             _remove_old(made)

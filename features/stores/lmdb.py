@@ -34,6 +34,7 @@ from paywarden.features.stores.base import (
     entity_of,
 )
 from paywarden.schemas.errors import Misconfigured, StoreUnavailable
+from paywarden.schemas.private_files import make_private_folder
 
 DATA_FILE = "data.mdb"
 
@@ -263,7 +264,7 @@ def _open(settings: LmdbSettings, *, readonly: bool) -> lmdb.Environment:
         )
     try:
         if not readonly:
-            os.makedirs(settings.path, exist_ok=True)
+            make_private_folder(Path(settings.path))
         return lmdb.open(
             settings.path,
             map_size=settings.map_size_bytes,
@@ -280,6 +281,7 @@ def _open(settings: LmdbSettings, *, readonly: bool) -> lmdb.Environment:
             # It needs more care after a crash, and on some file systems it takes the space of the whole map at once.
             writemap=False,
             meminit=False,
+            mode=0o600,
         )
     except lmdb.ReadersFullError as error:
         raise StoreUnavailable(_readers_full(settings)) from error

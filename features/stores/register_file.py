@@ -22,6 +22,7 @@ from pathlib import Path
 
 from paywarden.features.stores.base import ABSENT, StoreConflict, Versioned
 from paywarden.schemas.errors import Misconfigured, PaywardenError, StoreUnavailable
+from paywarden.schemas.private_files import make_private_folder
 
 _FILE, _NEW_FILE, _LOCK_FILE = "live.json", "live.json.new", "live.lock"
 # A change takes milliseconds, mostly for syncing.
@@ -66,7 +67,7 @@ class FileRegister:
 
     def _make_folder(self) -> None:
         if not self._folder.is_dir():
-            self._folder.mkdir(parents=True, exist_ok=True)
+            make_private_folder(self._folder)
             _sync_folder(self._folder.parent)
 
     @contextmanager

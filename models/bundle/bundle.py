@@ -7,9 +7,12 @@
     manifest.json           training data, settings and metrics, and the sha256 of the files above
     native/MACHINE/model.so the library compiled for one CPU architecture; build.json beside it holds its sha256
     native/MACHINE/first/   with a cascade: the library of the small model
+    signature.json          who released the bundle, if it was signed (models/bundle/signature.py)
 
 The manifest identifies the model. The library is not part of it and can be rebuilt on any machine. `load_bundle`
 refuses a bundle with a wrong file, another feature catalogue or another golden margin, and names the first problem.
+A library is code: it is loaded only from a path that no other user may write to, and where keys are trusted, only if
+the signature covers it.
 """
 
 from __future__ import annotations
@@ -31,14 +34,18 @@ from paywarden.models.bundle.cascade import Cascade, CascadeExplainer, CascadePr
 from paywarden.models.bundle.explain import Explainer, read_trees
 from paywarden.models.bundle.predictor import GtilPredictor, NativePredictor, Predictor
 from paywarden.models.bundle.sigmoid import sigmoids
+from paywarden.models.bundle.signature import BUILD
+from paywarden.models.bundle.signature import MANIFEST as MANIFEST
 from paywarden.models.bundle.stored_arrays import UNREADABLE, read_arrays
-from paywarden.schemas.errors import BundleRefused
+from paywarden.schemas.errors import BundleRefused, Misconfigured
+from paywarden.schemas.private_files import require_unwritable
 
 if TYPE_CHECKING:
     from paywarden.models.bundle.parity import ParityGate
+    from paywarden.models.bundle.signature import TrustedKeys
 
 FORMAT = 2
-MODEL_TEXT, GOLDEN, MANIFEST = "model.txt", "golden.npz", "manifest.json"
+MODEL_TEXT, GOLDEN = "model.txt", "golden.npz"
 
 
 @dataclass(frozen=True)
@@ -231,7 +238,7 @@ def _build(bundle: Path, manifest: Manifest, part: ModelPart, gate: ParityGate |
         "options": [*COMPILER_OPTIONS],
         "gate": {"rows": gate.row_count, "splits": gate.splits, "splits_left_out": gate.splits_left_out},
     }
-    (library.parent / "build.json").write_text(json.dumps(build, indent=2) + "\n", encoding="utf-8")
+    (library.parent / BUILD).write_text(json.dumps(build, indent=2) + "\n", encoding="utf-8")
 
 
 def golden_gate(bundle: Path, part: ModelPart = LARGE) -> ParityGate:
@@ -263,7 +270,7 @@ def parity_summary(bundle: Path) -> str:
     """Returns a line about the rows that this machine's libraries passed. Raises BundleRefused without a record."""
     try:
         folders = [native_library(bundle, part).parent for part in read_manifest(bundle).parts]
-        passed = [json.loads((folder / "build.json").read_text(encoding="utf-8"))["gate"] for folder in folders]
+        passed = [json.loads((folder / BUILD).read_text(encoding="utf-8"))["gate"] for folder in folders]
         rows, splits, left_out = (sum(gate[name] for gate in passed) for name in ("rows", "splits", "splits_left_out"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleRefused(f"bundle {bundle}: build.json beside the native library cannot be read") from error
@@ -271,13 +278,19 @@ def parity_summary(bundle: Path) -> str:
     return f"LightGBM's bits in {rows} rows, at the edges of {splits} splits{more}"
 
 
-def load_bundle(bundle: Path, *, catalogue_digest: str) -> Bundle:
+def load_bundle(
+    bundle: Path, *, catalogue_digest: str, trusted: TrustedKeys | None = None, built_here: bool = False
+) -> Bundle:
     """Load and check a bundle for serving or replay. Without this machine's native library, Treelite's GTIL scores.
 
-    Raises BundleRefused naming the first problem: the manifest, a checksum, the catalogue, the library, or a golden
-    vector.
+    `trusted`: the keys of which one must have signed the bundle; None takes unsigned ones. `built_here`: this process
+    has just had the library built, so that no signature can cover it. Raises BundleRefused naming the first problem:
+    the signature, the manifest, a checksum, the catalogue, the library, or a golden vector.
     """
+    signed = None if trusted is None else trusted.require(bundle)
     manifest = read_manifest(bundle)
+    if signed is not None and not built_here:
+        _require_signed_libraries(bundle, manifest, signed)
     _check_files(bundle, manifest)
     if manifest.catalogue_digest != catalogue_digest:
         raise BundleRefused(
@@ -295,6 +308,24 @@ def load_bundle(bundle: Path, *, catalogue_digest: str) -> Bundle:
     return Bundle(manifest, both, CascadeExplainer(both, first_explainer, explainer))
 
 
+def unsigned_libraries(bundle: Path, manifest: Manifest, signed: frozenset[str]) -> list[Path]:
+    """Returns this machine's libraries of a bundle that its signature does not cover."""
+    libraries = [native_library(bundle, part) for part in manifest.parts]
+    return [path for path in libraries if path.exists() and _build_of(bundle, path) not in signed]
+
+
+def _build_of(bundle: Path, library: Path) -> str:
+    return (library.parent / BUILD).relative_to(bundle).as_posix()
+
+
+def _require_signed_libraries(bundle: Path, manifest: Manifest, signed: frozenset[str]) -> None:
+    for library in unsigned_libraries(bundle, manifest, signed):
+        raise BundleRefused(
+            f"bundle {bundle}: {library.relative_to(bundle)} was built after the bundle was signed: "
+            "sign it again with `paywarden sign`, or remove the library"
+        )
+
+
 def _checked_part(bundle: Path, manifest: Manifest, part: ModelPart, *, slope: float) -> tuple[Predictor, Explainer]:
     """Returns predictor and explainer of one of the bundle's models, checked against its golden vectors."""
     predictor = _predictor(bundle, manifest, part)
@@ -310,10 +341,14 @@ def _predictor(bundle: Path, manifest: Manifest, part: ModelPart) -> Predictor:
     if not library.exists():
         return GtilPredictor(bundle / part.model_text)
     try:
-        build = json.loads((library.parent / "build.json").read_text(encoding="utf-8"))
+        build = json.loads((library.parent / BUILD).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BundleRefused(f"bundle {bundle}: build.json beside the native library cannot be read") from error
-    # Check the library's checksum before loading it: loading runs its code.
+    # Check the library before loading it: loading runs its code.
+    try:
+        require_unwritable(library)
+    except Misconfigured as error:
+        raise BundleRefused(f"bundle {bundle}: the native library is not loaded: {error}") from error
     if not isinstance(build, dict) or build.get("sha256") != sha256_of(library):
         raise BundleRefused(f"bundle {bundle}: the native library has a wrong checksum")
     if build.get("model_sha256") != manifest.files[part.model_text]:

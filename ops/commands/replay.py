@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +110,7 @@ def replay(
     from paywarden.features.history.mapped import open_history
     from paywarden.features.profiles.engine import FeatureEngine
     from paywarden.models.bundle.bundle import load_bundle
+    from paywarden.models.bundle.signature import BundleSettings, TrustedKeys
     from paywarden.models.metrics.evaluation import day_of_date
     from paywarden.models.replay.replay import REPORT, ReplayOptions
     from paywarden.models.replay.replay import replay as run
@@ -116,8 +118,13 @@ def replay(
     asked = HistoryAsked(data, from_topic, since, until, warm_up_days)
     costs = _costs(source, costs_text)
     engine = FeatureEngine()
-    champions = load_bundle(Path(bundle), catalogue_digest=engine.plan.digest)
-    challengers = load_bundle(Path(challenger), catalogue_digest=engine.plan.digest) if challenger else champions
+    load = partial(
+        load_bundle,
+        catalogue_digest=engine.plan.digest,
+        trusted=TrustedKeys.read(source.section("bundles", BundleSettings)),
+    )
+    champions = load(Path(bundle))
+    challengers = load(Path(challenger)) if challenger else champions
     champion = _contestant(source, champions, policy_file)
     other = None
     if challenger or challenger_policy_file:

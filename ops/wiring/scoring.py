@@ -37,6 +37,7 @@ def scoring_host(source: Source, bundle_path: str | None) -> ServerContext:
     """
     from paywarden.features.profiles.engine import FeatureEngine
     from paywarden.models.bundle.bundle import load_bundle
+    from paywarden.models.bundle.signature import BundleSettings, TrustedKeys
     from paywarden.ops.libraries import build_missing
     from paywarden.scoring.engine.batcher import AdmissionSettings
     from paywarden.scoring.engine.busy_poll import BusyPoll
@@ -54,9 +55,16 @@ def scoring_host(source: Source, bundle_path: str | None) -> ServerContext:
     settings = source.section("serve", ServeSettings)
     engine = FeatureEngine()
     paths = [bundle_path or settings.bundle, *filter(None, [settings.fallback_bundle])]
-    for path in paths:
-        build_missing(Path(path))
-    bundles = [load_bundle(Path(path), catalogue_digest=engine.plan.digest) for path in paths]
+    trusted = TrustedKeys.read(source.section("bundles", BundleSettings))
+    bundles = [
+        load_bundle(
+            Path(path),
+            catalogue_digest=engine.plan.digest,
+            trusted=trusted,
+            built_here=build_missing(Path(path), trusted),
+        )
+        for path in paths
+    ]
     manifest = bundles[0].manifest
     return ServerContext(
         engine=engine,

@@ -45,6 +45,7 @@ from xxhash import xxh3_64_intdigest
 
 from paywarden.features.kernel.frame import Frame
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
+from paywarden.schemas.private_files import make_parent, open_private, require_not_planted
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.scoring.idempotency import claim_table as claims
@@ -144,12 +145,12 @@ def prepare(settings: DecisionCacheSettings) -> None:
     head = np.zeros(claims.WORKERS_AT, dtype=np.int64)
     head[claims.MAGIC_AT], head[claims.BUCKET_COUNT_AT] = _MAGIC, bucket_count
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_parent(path)
+        require_not_planted(path)
         if path.exists() and path.stat().st_size == size and _begin_of(path, head.nbytes) == head.tobytes():
             return
         new = path.with_suffix(".new")
-        with new.open("wb") as file:
-            os.fchmod(file.fileno(), 0o600)
+        with os.fdopen(open_private(new, os.O_CREAT | os.O_TRUNC | os.O_WRONLY), "wb") as file:
             # Allocate now: if the file system had no room for a page later, touching it would kill the worker.
             os.posix_fallocate(file.fileno(), 0, size)
             file.write(head.tobytes())
@@ -199,7 +200,7 @@ class DecisionCache:
         self._window_s, self._worker, self._outbox_settings = settings.window_s, worker, outbox
         self._metrics = metrics or DecisionCacheMetrics.declare(Registry())
         try:
-            with Path(settings.path).open("r+b") as file:
+            with os.fdopen(open_private(Path(settings.path), os.O_RDWR), "r+b") as file:
                 self._mapping = mmap.mmap(file.fileno(), 0)
         except OSError as error:
             raise Misconfigured(f"answered: cannot use {settings.path}: {error.strerror}") from error

@@ -40,6 +40,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.private_files import make_private_folder
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
@@ -273,7 +274,7 @@ class _SlotFile:
     @classmethod
     def open(cls, path: Path, declared: list[Series]) -> _SlotFile:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_private_folder(path.parent)
             lock = _lock(path)
             kept = _read_file(path)[1] if path.exists() else []
             series = declared + _undeclared(kept, declared)
@@ -293,7 +294,7 @@ class _SlotFile:
 
 def _lock(path: Path) -> int:
     """Lock a separate file: the file of counts is replaced at every start, and a lock on it would be lost."""
-    lock = os.open(path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+    lock = os.open(path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

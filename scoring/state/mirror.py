@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from paywarden.features.kernel import ABSENT, KNOWN, UNKNOWN
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
+from paywarden.schemas.private_files import make_private_folder, require_not_planted
 
 _COMPLETE_TO = b"\0complete_to"
 _POSITION = b"\0position:"
@@ -62,7 +63,7 @@ class MirrorWriter:
         path = Path(settings.path)
         self._settings = settings
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            make_private_folder(path)
             # No sync: a memory file system has no disk to wait for, and its pages outlive the process.
             self._env = lmdb.open(
                 str(path),
@@ -72,6 +73,7 @@ class MirrorWriter:
                 metasync=False,
                 meminit=False,
                 readahead=False,
+                mode=0o600,
             )
         except (OSError, lmdb.Error) as error:
             raise Misconfigured(f"mirror.path: cannot use {path}: {error}") from error
@@ -153,6 +155,7 @@ class MirrorReader:
         self._data = _data_file(settings)
         self._profile_bytes_max = profile_bytes_max
         try:
+            require_not_planted(self._data)
             self._identity = _identity_of(self._data)
             self._env = lmdb.open(
                 settings.path,
@@ -163,6 +166,8 @@ class MirrorReader:
                 max_readers=settings.readers_max,
                 readahead=False,
             )
+        except Misconfigured as error:
+            raise MirrorAbsent(f"the mirror is not this user's: {error}") from error
         except (OSError, lmdb.Error) as error:
             raise MirrorAbsent(f"there is no mirror at {settings.path}") from error
         self.states: NDArray[np.uint8] = np.zeros(item_max * profile_bytes_max, dtype=np.uint8)

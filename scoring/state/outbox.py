@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
+from paywarden.schemas.private_files import make_private_folder
 from paywarden.scoring.metrics.shared import Counter, Gauge, Registry
 
 _log = logging.getLogger(__name__)
@@ -117,7 +118,7 @@ class OutboxWriter:
         self._metrics = metrics or OutboxMetrics.declare(Registry())
         self._directory = Path(settings.directory) / worker
         try:
-            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_private_folder(self._directory)
             self._lock = _lock(self._directory / "lock")
             self._base, self._end = _recover(self._directory)
             self._fd = _open_segment(self._directory, self._base)

@@ -23,6 +23,7 @@ from pathlib import Path
 from confluent_kafka import TopicPartition
 
 from paywarden.schemas.errors import BrokerUnavailable, Misconfigured
+from paywarden.schemas.private_files import make_private_folder
 from paywarden.streams.kafka.admin import written_end_offsets
 from paywarden.streams.kafka.client import REACH_TIMEOUT_S
 from paywarden.streams.kafka.clients import KafkaClients
@@ -67,7 +68,7 @@ class HostIdentity:
     def __init__(self, directory: Path) -> None:
         """Raises Misconfigured when the directory cannot be used or another companion ships for it."""
         try:
-            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_private_folder(directory)
             self._lock = os.open(directory / "companion.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.host = _host_id(directory / "host")

@@ -5,9 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from paywarden.models.bundle.bundle import FIRST, load_bundle, native_library
 from paywarden.models.bundle.compiler import compiler_name
+from paywarden.models.bundle.signature import TrustedKeys, fingerprint, sign_bundle
 from paywarden.ops.libraries import build_missing
 from tests.services.missing_tools import COMPILER
 from tests.worlds import small_world
@@ -47,6 +50,23 @@ def test_a_library_that_is_there_is_left_alone(foreign: Path) -> None:
     before = native_library(foreign).stat().st_mtime_ns
     build_missing(foreign)
     assert native_library(foreign).stat().st_mtime_ns == before
+
+
+@needs_compiler
+def test_a_library_that_no_signature_covers_is_built_again(foreign: Path, tmp_path: Path) -> None:
+    """Whoever can put files into the bundle could have put it there."""
+    key = Ed25519PrivateKey.generate()
+    secret = tmp_path / "release.pem"
+    secret.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    trusted = TrustedKeys({fingerprint(key.public_key()): key.public_key()})
+    sign_bundle(foreign, secret)
+    assert build_missing(foreign, trusted)
+    native_library(foreign).write_bytes(b"planted")
+    assert build_missing(foreign, trusted)
+    loaded = load_bundle(foreign, catalogue_digest=small_world.engine().plan.digest, trusted=trusted, built_here=True)
+    assert loaded.predictor.native
+    sign_bundle(foreign, secret)
+    assert not build_missing(foreign, trusted)
 
 
 def test_without_a_compiler_a_warning_comes_and_the_bundle_stays(
