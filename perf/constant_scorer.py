@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import RATE_SCALE, RateTable
 from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX
@@ -30,7 +32,12 @@ def euro_intake() -> RequestDecoder:
 class ConstantScorer:
     """See paywarden.scoring.engine.batcher.Scorer."""
 
-    def score_many(self, payments: CheckedPayments, now_ms: int) -> list[bytes]:  # noqa: ARG002
+    def score_many(
+        self,
+        payments: CheckedPayments,
+        now_ms: int,  # noqa: ARG002
+        batches: Sequence[range] = (),  # noqa: ARG002
+    ) -> list[bytes]:
         """Returns the same answer for each payment, but for its id."""
         return [constant_answer(payment_id) for payment_id in payments.ids]
 

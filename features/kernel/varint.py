@@ -57,7 +57,10 @@ unzigzag = inlined(decode_zigzag)
 
 @inlined
 def read_varint(data: U8, at: int, end: int) -> tuple[int, int]:
-    """Returns the 64-bit number that begins at `at`, and where it ends; -1 if it does not end before `end`."""
+    """Returns the 64-bit number that begins at `at`, and where it ends; -1 if it does not end before `end`.
+
+    Also -1 for a number that is not in its shortest form (`80 00` for 0): readers differ in what they make of it.
+    """
     value, shift = np.uint64(0), np.uint64(0)
     while at < end and shift < np.uint64(64):
         byte = data[at]
@@ -67,6 +70,8 @@ def read_varint(data: U8, at: int, end: int) -> tuple[int, int]:
         value |= np.uint64(byte & 127) << shift
         at += 1
         if byte < 128:
+            if byte == 0 and shift > np.uint64(0):
+                break
             return int(np.int64(value)), at
         shift += np.uint64(7)
     return 0, -1

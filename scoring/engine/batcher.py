@@ -11,6 +11,8 @@
 3. The batcher does not score a call past its deadline, or one that was cancelled. If another worker is deciding about
    the same payment, the call goes back to the queue after 1 ms.
 4. A wrong request gets its refusal, and the other requests of the chunk get their answers.
+5. A batch is decided whole or not at all. The scorer gets the places of each batch in its chunk, and the batcher asks
+   about none of a batch's payments alone.
 
 Example: 40 requests have arrived in one turn, with `chunk_payments = 32`. The first 32 are scored and their answers
 written; the loop reads its sockets; then the other 8 are scored, with what arrived meanwhile.
@@ -24,7 +26,7 @@ import asyncio
 import itertools
 import time
 from abc import ABC, abstractmethod
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -72,20 +74,25 @@ IN_PROGRESS = Refusal(UNAVAILABLE, "this payment is being decided: try again")
 _QUEUE_FULL = Refusal(RESOURCE_EXHAUSTED, "more is asked than can be answered in time: try again later")
 _TOO_LATE = Refusal(DEADLINE_EXCEEDED, "the deadline has passed")
 _BUG = Refusal(INTERNAL, "internal error")
-# For a request whose batch holds a wrong one. It stays inside: the caller gets the refusal of the wrong request.
-_NOT_DECIDED = Refusal(INVALID_ARGUMENT, "another request of the batch is wrong")
+# For a request whose batch holds one that is refused. It stays inside: the caller gets the refusal of that request.
+NOT_DECIDED = Refusal(INVALID_ARGUMENT, "another request of the batch is refused")
 
 
 class Scorer(Protocol):
     """Scores payments. The event loop calls it, so every microsecond it takes delays all callers."""
 
-    def score_many(self, payments: CheckedPayments, now_ms: int) -> Sequence[bytes | Refusal]:
+    def score_many(
+        self, payments: CheckedPayments, now_ms: int, batches: Sequence[range] = ()
+    ) -> Sequence[bytes | Refusal]:
         """Returns a serialised ScoreResponse for each payment, in order, or a refusal.
 
         The decision of every response is in the outbox already. IN_PROGRESS means: ask again in a moment.
 
-        Raises TemporaryFailure for all of them. Any other exception is a bug: the batcher then scores the payments
-        one by one, and those that raise again get "internal".
+        `batches` are the places of payments that belong together, ascending. Either all payments of a batch are
+        answered, or none of them is decided. Then one has the refusal for the caller, the others have NOT_DECIDED.
+
+        Raises TemporaryFailure for all of them. Any other exception is a bug: the batcher then scores batches and
+        single payments one by one, and those that raise again get "internal".
         """
 
     def readiness(self) -> list[str]:
@@ -248,6 +255,7 @@ class MicroBatcher:
         calls: list[Call] = []
         counts: list[int] = []
         requests: list[TakenRequest] = []
+        batches: list[range] = []
         refused: dict[Flushable, None] = {}
         queue, count_max = self._queue, self.settings.chunk_payments
         while queue and len(requests) < count_max:
@@ -262,6 +270,7 @@ class MicroBatcher:
             try:
                 if call.is_batch:
                     batch = call.form.take_batch(call.payload, self._intake.limits.batch_size_max)
+                    batches.append(range(len(requests), len(requests) + len(batch)))
                     requests += batch
                     counts.append(len(batch))
                 else:
@@ -277,7 +286,7 @@ class MicroBatcher:
         if self._stages.is_timed:
             for call in calls:
                 self._stages.wait(now - call.arrived)
-        return _Chunk(calls, counts, requests)
+        return _Chunk(calls, counts, requests, batches)
 
     def _answer(self, chunk: _Chunk) -> None:
         results = self._results(chunk)
@@ -310,16 +319,22 @@ class MicroBatcher:
         if self._stages.is_timed:
             self._stages.lap("parse", len(chunk.requests))
         if not wrong:
-            return self._score(payments)
+            return self._score(payments, chunk.batches)
         count, spoilt = len(chunk.requests), set(_spoilt(chunk.counts, wrong))
-        results = [refusal_of(wrong[place]) if place in wrong else _NOT_DECIDED for place in range(count)]
+        results = [refusal_of(wrong[place]) if place in wrong else NOT_DECIDED for place in range(count)]
         right = [place for place in range(count) if place not in wrong]
         decided = [index for index, place in enumerate(right) if place not in spoilt]
         if not decided:
             return results
         answers: list[bytes | Refusal] = [*results]
-        for index, answer in zip(decided, self._score(payments.chosen(decided)), strict=True):
-            answers[right[index]] = answer
+        places = [right[index] for index in decided]
+        batches = [
+            range(bisect_left(places, batch.start), bisect_left(places, batch.stop))
+            for batch in chunk.batches
+            if batch.start not in spoilt
+        ]
+        for place, answer in zip(places, self._score(payments.chosen(decided), batches), strict=True):
+            answers[place] = answer
         return answers
 
     def _asks_again(self, call: Call, weight: int) -> bool:
@@ -336,25 +351,40 @@ class MicroBatcher:
         if not self._scheduled:
             self._schedule()
 
-    def _score(self, payments: CheckedPayments) -> Sequence[bytes | Refusal]:
+    def _score(self, payments: CheckedPayments, batches: Sequence[range]) -> Sequence[bytes | Refusal]:
         """Score payments. Never raises: nothing above it could answer the request."""
         try:
-            return self.scorer.score_many(payments, self._now_ms())
+            return self.scorer.score_many(payments, self._now_ms(), batches)
         except TemporaryFailure as error:
             return [refusal_of(error)] * len(payments)
         except Exception as error:  # noqa: BLE001 - a bug in one request must not end the worker for all others
             self._bugs.note(error, "scoring")
-            if len(payments) == 1:
-                return [_BUG]
-            return [self._score(payments.chosen([index]))[0] for index in range(len(payments))]
+            units = list(units_of(len(payments), batches))
+            if len(units) == 1:
+                return [_BUG] * len(payments)
+            answers: list[bytes | Refusal] = []
+            for unit in units:
+                answers += self._score(payments.chosen(unit), [range(len(unit))] if unit in batches else ())
+            return answers
 
 
 class _Chunk(NamedTuple):
-    """Calls, the number of requests in each of them, and the requests of all of them, in order."""
+    """Calls, the number of requests in each of them, the requests of all of them, and the places of each batch."""
 
     calls: list[Call]
     counts: list[int]
     requests: list[TakenRequest]
+    batches: list[range]
+
+
+def units_of(count: int, batches: Sequence[range]) -> Iterator[range]:
+    """Yields the places of `count` payments, in order: each batch as one range, every other payment alone."""
+    place = 0
+    for batch in (*batches, range(count, count)):
+        yield from (range(single, single + 1) for single in range(place, batch.start))
+        if batch:
+            yield batch
+        place = batch.stop
 
 
 def _spoilt(counts: Sequence[int], wrong: Iterable[int]) -> Iterator[int]:
@@ -365,12 +395,12 @@ def _spoilt(counts: Sequence[int], wrong: Iterable[int]) -> Iterator[int]:
 
 
 def _answer_batch(call: Call, results: Sequence[bytes | Refusal]) -> None:
-    """Answer a batch with all its responses, or with the first refusal that is not _NOT_DECIDED."""
+    """Answer a batch with all its responses, or with the first refusal that is not NOT_DECIDED."""
     responses: list[bytes] = []
     for index, result in enumerate(results):
         if isinstance(result, bytes):
             responses.append(result)
-        elif result is not _NOT_DECIDED:
+        elif result is not NOT_DECIDED:
             call.refuse(result._replace(field=field_in_batch(index, result.field)))
             return
     call.answer(call.form.render_batch(responses))

@@ -14,6 +14,10 @@ For a chunk of payments:
 6. `RecordWriter` writes responses and outbox records, and the outbox appends them in one write.
 7. The claims are settled, and the responses go back to the batcher.
 
+A batch of payments is decided whole or not at all. If one of its payments conflicts with an earlier claim, its other
+claims are given back. A batch of more than ROWS_MAX payments goes through steps 2 to 5 in parts, and through step 6 at
+once: the outbox takes the records of all parts in one write, or none.
+
 Each payment is answered exactly as it would be alone, to the bit. Everything is allocated at start: on this path
 nothing waits, logs or looks up a metric's label.
 """
@@ -22,8 +26,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,16 +47,22 @@ from paywarden.models.policy.policy import (
 from paywarden.schemas.errors import TemporaryFailure
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
-from paywarden.scoring.engine.batcher import IN_PROGRESS, Refusal, refusal_of
+from paywarden.scoring.engine.batcher import IN_PROGRESS, NOT_DECIDED, Refusal, refusal_of, units_of
 from paywarden.scoring.engine.model_chain import ModelChain, Scored
 from paywarden.scoring.engine.records import RecordWriter, Written, tail
-from paywarden.scoring.idempotency.decision_cache import ClaimConflict, DecisionCache, PaymentIdReused, Repeat
+from paywarden.scoring.idempotency.decision_cache import (
+    Claim,
+    ClaimConflict,
+    DecisionCache,
+    PaymentIdReused,
+    Repeat,
+)
 from paywarden.scoring.metrics.shared import Registry
 from paywarden.scoring.metrics.worker import ScoringMetrics, StageTimes
 from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.state.mirror import MirrorAbsent, MirrorReader, MirrorSettings
 
-# The most payments scored in one go; more are cut into parts. The profiles of 64 payments still fit into the L2 cache.
+# The most payments in one call of the kernel. The profiles of 64 payments still fit into the L2 cache.
 ROWS_MAX = 64
 
 
@@ -159,33 +169,43 @@ class PaymentScorer:
             )
         return True
 
-    def score_many(self, payments: CheckedPayments, now_ms: int) -> Sequence[bytes | Refusal]:
+    def score_many(
+        self, payments: CheckedPayments, now_ms: int, batches: Sequence[range] = ()
+    ) -> Sequence[bytes | Refusal]:
         """Returns a serialised ScoreResponse or a refusal for each payment; see batcher.Scorer."""
         if len(payments) <= ROWS_MAX:
-            return self._score(payments, now_ms)
+            return self._score(payments, now_ms, batches)
         results: list[bytes | Refusal] = []
-        for first in range(0, len(payments), ROWS_MAX):
-            part = payments.chosen(range(first, min(first + ROWS_MAX, len(payments))))
-            results += self._score(part, now_ms)
+        for part in _parts(len(payments), batches):
+            own = [
+                range(batch.start - part.start, batch.stop - part.start)
+                for batch in batches
+                if part.start <= batch.start < part.stop
+            ]
+            results += self._score(payments.chosen(part), now_ms, own)
         return results
 
-    def _score(self, payments: CheckedPayments, now_ms: int) -> Sequence[bytes | Refusal]:
-        """Score at most ROWS_MAX payments. When the outbox cannot take the decisions, all are refused."""
+    def _score(self, payments: CheckedPayments, now_ms: int, batches: Sequence[range]) -> Sequence[bytes | Refusal]:
+        """Score payments whose decisions are appended together. When the outbox cannot take them, all are refused."""
         try:
-            return self._score_new(payments, now_ms)
+            return self._score_new(payments, now_ms, batches)
         except TemporaryFailure as error:
             return [refusal_of(error)] * len(payments)
 
-    def _score_new(self, payments: CheckedPayments, now_ms: int) -> Sequence[bytes | Refusal]:
+    def _score_new(self, payments: CheckedPayments, now_ms: int, batches: Sequence[range]) -> Sequence[bytes | Refusal]:
         """Decide the payments that are new, and repeat the earlier answer of the others. Raises TemporaryFailure."""
         if self._answered is None:
             return self._decide(payments, (), now_ms)
-        claims = self._answered.claim(payments, now_ms)
+        claims: Sequence[Claim | Refusal] = self._answered.claim(payments, now_ms)
         if self._stages.is_timed:
             self._stages.lap("claim", len(payments))
         slots = [claim for claim in claims if isinstance(claim, int)]
         are_new = len(slots) == len(claims)
         if not are_new:
+            if batches:
+                claims, given_back = _whole_batches(claims, batches)
+                self._answered.release(given_back)
+                slots = [claim for claim in claims if isinstance(claim, int)]
             payments = payments.chosen([index for index, claim in enumerate(claims) if isinstance(claim, int)])
         try:
             decided = self._decide(payments, slots, now_ms)
@@ -204,10 +224,30 @@ class PaymentScorer:
         return results
 
     def _decide(self, payments: CheckedPayments, slots: Sequence[int], now_ms: int) -> list[bytes]:
-        """Decide payments and append the decisions. `slots` are their claims; empty without a decision cache."""
+        """Decide payments and append all decisions in one write: the outbox has all of them, or none.
+
+        `slots` are their claims; empty without a decision cache.
+        """
         count = len(payments)
         if count == 0:
             return []
+        if count <= ROWS_MAX:
+            made = [self._make(payments, now_ms)]
+        else:
+            made = [
+                self._make(payments.chosen(range(first, min(first + ROWS_MAX, count))), now_ms)
+                for first in range(0, count, ROWS_MAX)
+            ]
+        self._append([each.written for each in made], slots)
+        for each in made:
+            self._count(each)
+        if self._stages.is_timed:
+            self._stages.lap("append", count)
+        return made[0].written.responses if len(made) == 1 else [r for each in made for r in each.written.responses]
+
+    def _make(self, payments: CheckedPayments, now_ms: int) -> _Made:
+        """Decide at most ROWS_MAX payments. Nothing is appended yet."""
+        count = len(payments)
         self._rows[:count] = payments.rows
         stages = self._stages
         flags, complete_to_ms = self._fill_vectors(payments.keys, count)
@@ -228,11 +268,7 @@ class PaymentScorer:
         written = self._writer.write(payments.bodies, payments.ids, scored.scores, tails, profile_age_ms, now_ms)
         if stages.is_timed:
             stages.lap("decide", count)
-        self._append(written, slots)
-        self._count(count, others, scored, flags)
-        if stages.is_timed:
-            stages.lap("append", count)
-        return written.responses
+        return _Made(written, scored, flags, others)
 
     def _tails(
         self, payments: CheckedPayments, scored: Scored, flags: Sequence[tuple[str, ...]]
@@ -285,14 +321,19 @@ class PaymentScorer:
                 if tail_number is not None:
                     self._approved[flags] = tail_number
 
-    def _append(self, written: Written, slots: Sequence[int]) -> None:
+    def _append(self, written: Sequence[Written], slots: Sequence[int]) -> None:
         """Append records to the outbox. Their claims point to them, so that a repeated payment finds its decision."""
+        frames = written[0].frames if len(written) == 1 else b"".join(part.frames for part in written)
         if self._answered is None:
-            self._outbox.append_frames(written.frames)
+            self._outbox.append_frames(frames)
             return
+        begins: list[int] = []
         begun = self._outbox.position
-        self._answered.place(slots, [begun + start for start in written.starts])
-        self._outbox.append_frames(written.frames)
+        for part in written:
+            begins += [begun + start for start in part.starts]
+            begun += len(part.frames)
+        self._answered.place(slots, begins)
+        self._outbox.append_frames(frames)
         self._answered.settle(slots)
 
     def _fill_vectors(self, keys: Sequence[bytes], count: int) -> tuple[list[tuple[str, ...]], int]:
@@ -354,21 +395,73 @@ class PaymentScorer:
             for counter in self._lookup_counters[pattern]:
                 counter.add(count)
 
-    def _count(self, count: int, others: Sequence[str], scored: Scored, flags: Sequence[tuple[str, ...]]) -> None:
-        """Count a chunk's decisions. `others` are the actions other than "approve"."""
+    def _count(self, made: _Made) -> None:
+        """Count decisions that are appended."""
         metrics = self._metrics
-        metrics.decisions[ACTIONS[APPROVE]].add(count - len(others))
-        for action in others:
+        metrics.decisions[ACTIONS[APPROVE]].add(len(made.flags) - len(made.others))
+        for action in made.others:
             metrics.decisions[action].add(1)
-        metrics.score.observe_all([score for score in scored.scores if score is not None])
-        if any(flags):
-            for payment_flags in flags:
+        metrics.score.observe_all([score for score in made.scored.scores if score is not None])
+        if any(made.flags):
+            for payment_flags in made.flags:
                 for flag in payment_flags:
                     metrics.flags[flag].add(1)
 
 
-def _known(claim: OutboxEntry | ClaimConflict) -> bytes | Refusal:
+class _Made(NamedTuple):
+    """The decisions about at most ROWS_MAX payments. `others` are the actions other than "approve"."""
+
+    written: Written
+    scored: Scored
+    flags: Sequence[tuple[str, ...]]
+    others: Sequence[str]
+
+
+def _parts(count: int, batches: Sequence[range]) -> Iterator[range]:
+    """Cut `count` payments into parts of at most ROWS_MAX. A batch is never cut: a longer one is a part of its own."""
+    begun = 0
+    for unit in units_of(count, batches):
+        if unit.stop - begun > ROWS_MAX and unit.start > begun:
+            yield range(begun, unit.start)
+            begun = unit.start
+    yield range(begun, count)
+
+
+def _whole_batches(
+    claims: Sequence[Claim | Refusal], batches: Sequence[range]
+) -> tuple[list[Claim | Refusal], list[int]]:
+    """Put refusals in place of the claims of every batch that holds a conflict. Returns these claims besides.
+
+    A payment that repeats one of such a batch is in progress: that batch may come again in a moment.
+    """
+    kept = [*claims]
+    given_back: list[int] = []
+
+    def refusal_at(place: int) -> Refusal | None:
+        claim = kept[place]
+        if isinstance(claim, Repeat):
+            return IN_PROGRESS if isinstance(kept[claim.index], Refusal) else None
+        return _conflict(claim) if isinstance(claim, ClaimConflict) else None
+
+    for batch in batches:
+        refusals = [(place, refusal) for place in batch if (refusal := refusal_at(place)) is not None]
+        if refusals:
+            # An id of another payment stays one: this caller need not wait for what is in progress.
+            named, why = next((each for each in refusals if each[1] is not IN_PROGRESS), refusals[0])
+            given_back += [claim for claim in (kept[place] for place in batch) if isinstance(claim, int)]
+            kept[batch.start : batch.stop] = [why if place == named else NOT_DECIDED for place in batch]
+    for place, claim in enumerate(kept):
+        if isinstance(claim, Repeat):
+            kept[place] = refusal_at(place) or claim
+    return kept, given_back
+
+
+def _known(claim: OutboxEntry | ClaimConflict | Refusal) -> bytes | Refusal:
     """Returns the earlier response of a payment, or the refusal for a claim that conflicts."""
     if isinstance(claim, OutboxEntry):
         return claim.response.SerializeToString()
-    return refusal_of(PaymentIdReused()) if claim is ClaimConflict.OTHER_PAYMENT else IN_PROGRESS
+    return _conflict(claim) if isinstance(claim, ClaimConflict) else claim
+
+
+def _conflict(conflict: ClaimConflict) -> Refusal:
+    return refusal_of(PaymentIdReused()) if conflict is ClaimConflict.OTHER_PAYMENT else IN_PROGRESS

@@ -3,8 +3,9 @@
     body ─ Format.take ─► request ─ RequestDecoder ─► row, keys, payment id
     ScoreResponse ─ Format.render ─► body
 
-A request is its protobuf bytes, because the outbox keeps them and the compiled reader reads them. A format that had to
-parse a request, and sees that the compiled reader will leave it out, hands on a ParsedRequest: nobody parses it again.
+A request is its protobuf bytes, because the outbox keeps such bytes and the compiled reader reads them. A format that
+had to parse a request, and sees that the compiled reader will leave it out, hands on a ParsedRequest: nobody parses it
+again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Requests and responses as protobuf. One request stays the bytes it came as; a batch is only cut into its requests."""
+"""Requests and responses as protobuf. One request stays the bytes it came as; a batch is only cut into its requests.
+
+The decoder writes a request anew that holds more than the service understands (see scoring/requests/decoder.py).
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,16 @@ def parse(body: bytes) -> ScoreRequest:
         return ScoreRequest.FromString(body)
     except DecodeError:
         raise InvalidEvent("not a protobuf paywarden.scoring.v1.ScoreRequest") from None
+
+
+def canonical(request: ScoreRequest) -> bytes:
+    """Returns a request as bytes, without what this release does not understand: that is taken out of `request`, too.
+
+    protobuf refuses a message of more than 100 levels. An unknown field may have 99 of them, and would be one level
+    deeper in the outbox's record than in the request.
+    """
+    request.DiscardUnknownFields()
+    return request.SerializeToString()
 
 
 def _split_protobuf_batch(body: bytes, size_max: int) -> Sequence[bytes]:

@@ -6,7 +6,8 @@ then a varint, or a length and that many bytes:
     0a 03 70 2d 31   field 1, bytes, length 3: "p-1"          10 80 b0 …   field 2, varint
 
 The *program* says of which kind each field is. If anything is not exactly as expected, the body is unusual, and nothing
-that was read of it counts.
+that was read of it counts. The bytes of a usual body go into the outbox as they are. Therefore it holds known fields
+only, each once, and every varint in its shortest form: protobuf refuses a length of 6 bytes, whatever number it is.
 """
 
 from __future__ import annotations

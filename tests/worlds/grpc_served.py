@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Self
@@ -37,7 +37,12 @@ class FakeScorer:
         self.missing: list[str] = []
         self.chunks: list[list[str]] = []
 
-    def score_many(self, payments: CheckedPayments, now_ms: int) -> list[bytes | Refusal]:
+    def score_many(
+        self,
+        payments: CheckedPayments,
+        now_ms: int,
+        batches: Sequence[range] = (),  # noqa: ARG002
+    ) -> list[bytes | Refusal]:
         assert now_ms == NOW_MS
         requests = list(payments)
         self.chunks.append([request.payment_id for request in requests])

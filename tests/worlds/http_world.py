@@ -8,7 +8,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -47,7 +47,12 @@ class FakeScorer:
         self.seen: list[str] = []
         self.action = "approve"
 
-    def score_many(self, payments: CheckedPayments, now_ms: int) -> list[bytes | Refusal]:
+    def score_many(
+        self,
+        payments: CheckedPayments,
+        now_ms: int,
+        batches: Sequence[range] = (),  # noqa: ARG002
+    ) -> list[bytes | Refusal]:
         assert now_ms == NOW_MS
         time.sleep(self.takes_s)
         if self.raises is not None:

@@ -77,6 +77,13 @@ def test_a_varint_without_an_end_or_over_64_bits_is_refused(data: bytes) -> None
     assert read_varint(buffer(data + b"\x01"), 0, len(data))[1] == -1
 
 
+@given(st.integers(0, 2**63 - 1), st.integers(1, 9))
+def test_a_varint_that_is_longer_than_it_must_be_is_refused(number: int, more: int) -> None:
+    encoded = encode_varint(number)
+    longer = encoded[:-1] + bytes([encoded[-1] | 128]) + b"\x80" * (more - 1) + b"\x00"
+    assert read_varint(buffer(longer), 0, len(longer))[1] == -1
+
+
 def test_plain_varints_without_an_end_are_refused() -> None:
     with pytest.raises(ValueError, match="no end"):
         [*decode_varints(b"\x01\x80")]

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -41,7 +41,12 @@ class Scorer:
         self.bad: dict[str, Exception | Refusal] = {}
         self._clock = clock
 
-    def score_many(self, payments: CheckedPayments, now_ms: int) -> list[bytes | Refusal]:
+    def score_many(
+        self,
+        payments: CheckedPayments,
+        now_ms: int,
+        batches: Sequence[range] = (),  # noqa: ARG002
+    ) -> list[bytes | Refusal]:
         assert now_ms == NOW_MS
         requests = list(payments)
         self._clock.now += self.payment_s * len(requests)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,12 +18,14 @@ from paywarden.features.profiles.keys import entity_key
 from paywarden.features.profiles.money import RATE_SCALE, RateTable
 from paywarden.features.profiles.plan import Plan
 from paywarden.schemas.errors import InvalidEvent
+from paywarden.schemas.proto.outbox_pb2 import OutboxEntry, OutboxRecord
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.fast_requests import ROWS_MAX
 from paywarden.scoring.requests.json_form import JSON
 from paywarden.scoring.requests.protobuf_form import parse
 from paywarden.scoring.requests.validation import RequestLimits, RequestRules
+from tests.worlds.hostile_requests import groups, hostile_bodies, varint
 
 NOW_MS = 1_700_000_000_000
 LIMITS = RequestLimits(
@@ -90,7 +93,15 @@ def check(bodies: list[bytes], plan: Plan) -> None:
         place: each for place, each in enumerate(expected) if isinstance(each, str)
     }
     right = [(body, each) for body, each in zip(bodies, expected, strict=True) if not isinstance(each, str)]
-    assert list(payments.bodies) == [body for body, _ in right]
+    for kept, (body, _) in zip(payments.bodies, right, strict=True):
+        understood = parse(body)
+        understood.DiscardUnknownFields()
+        # Inside the outbox's record it is one level deeper, and there it is the same request.
+        record = OutboxRecord(request=kept).SerializeToString()
+        assert OutboxEntry.FromString(record).request == understood
+        # Nothing unknown, nothing twice, no number longer than it must be.
+        assert len(kept) == understood.ByteSize()
+        assert sorted(kept) == sorted(understood.SerializeToString())
     assert payments.rows.tolist() == [row for _, (row, _, _) in right]
     assert list(payments.keys) == [key for _, (_, keys, _) in right for key in keys]
     assert list(payments.ids) == [payment_id for _, (_, _, payment_id) in right]
@@ -111,6 +122,9 @@ usual = st.builds(
     country=st.none() | st.sampled_from(["DE", "AA", "ZZ"]),
     channel=st.none() | st.sampled_from(["ecom", "pos"]),
     utc_offset_minutes=st.none() | st.integers(-1439, 1439),
+)
+RIGHT = ScoreRequest(
+    payment_id="p", event_time_ms=NOW_MS, card_id="c", merchant_id="m", amount_minor=1, currency="EUR"
 )
 # Values of single fields at the edge of the rules, or beyond it.
 texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=60)
@@ -181,6 +195,35 @@ def test_both_ways_of_reading_agree_about_any_request(plan: Plan) -> None:
         check(bodies, plan)
 
     hold()
+
+
+@settings(max_examples=600, deadline=None)
+@given(st.lists(hostile_bodies(usual), min_size=1, max_size=4))
+def test_hostile_bytes_are_read_as_protobuf_reads_them_and_kept_canonical(bodies: list[bytes]) -> None:
+    check(bodies, PLANS[0])
+
+
+def test_an_unknown_field_of_many_levels_does_not_reach_the_outbox() -> None:
+    """A record is one level deeper than its request, and protobuf reads at most 100 levels."""
+    body = RIGHT.SerializeToString() + groups(100)
+    assert len(body) < 300
+    with pytest.raises(DecodeError):
+        OutboxEntry.FromString(OutboxRecord(request=body).SerializeToString())
+    check([body], PLANS[0])
+    payments, wrong = RequestDecoder(PLANS[0], RATES, LIMITS).read([body], NOW_MS)
+    assert (list(payments.bodies), wrong) == ([RIGHT.SerializeToString()], {})
+
+
+@pytest.mark.parametrize("size", [2, 5, 6, 10])
+def test_a_length_of_more_bytes_than_it_needs_is_left_to_protobuf(size: int) -> None:
+    """protobuf takes a length of up to five bytes. The compiled loop once took ten, and wrote them to the outbox."""
+    rest = ScoreRequest()
+    rest.CopyFrom(RIGHT)
+    rest.payment_id = ""
+    body = b"\x0a" + varint(1, size) + b"p" + rest.SerializeToString()
+    assert RequestDecoder(PLANS[0], RATES, LIMITS)._fast.read([body], NOW_MS).is_usual == b"\0"
+    payments, wrong = RequestDecoder(PLANS[0], RATES, LIMITS).read([body], NOW_MS)
+    assert (list(payments.bodies), len(wrong)) == (([RIGHT.SerializeToString()], 0) if size <= 5 else ([], 1))
 
 
 @st.composite
