@@ -1,8 +1,8 @@
 """Requests whose bytes protobuf reads as a right request, though no client writes them so.
 
-    usual       0a 03 70 2d 31                          field 1, length 3: "p-1"
-    overlong    0a 83 80 80 80 80 00 70 2d 31           the length in six bytes: protobuf refuses it
-    groups      … 6b 6b 6b … 6c 6c 6c                   an unknown field of 100 levels
+usual       0a 03 70 2d 31                          field 1, length 3: "p-1"
+overlong    0a 83 80 80 80 80 00 70 2d 31           the length in six bytes: protobuf refuses it
+groups      … 6b 6b 6b … 6c 6c 6c                   an unknown field of 100 levels
 """
 
 from __future__ import annotations

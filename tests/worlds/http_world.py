@@ -16,7 +16,7 @@ import uvloop
 from google.protobuf.message import Message
 
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
-from paywarden.scoring.engine.batcher import AdmissionSettings, MicroBatcher, Refusal
+from paywarden.scoring.engine.batcher import AdmissionSettings, MicroBatcher, Refusal, Scorer
 from paywarden.scoring.http.front import HttpServer
 from paywarden.scoring.http.settings import HttpSettings
 from paywarden.scoring.metrics.shared import Registry
@@ -82,13 +82,16 @@ class Served:
         tokens: Tokens | None = None,
         metrics_need_token: bool = False,
         tls: Tls | None = None,
+        scorer: Scorer | None = None,
+        limits: RequestLimits | None = None,
     ) -> None:
+        """`scorer` takes the place of the FakeScorer."""
         self.scorer = FakeScorer()
         self.metrics = HttpMetrics.declare(Registry())
         self.metrics_text = metrics_text
         self.batcher = MicroBatcher(
-            self.scorer,
-            intake=euro_intake(RequestLimits(batch_size_max=4)),
+            scorer or self.scorer,
+            intake=euro_intake(limits or RequestLimits(batch_size_max=4)),
             settings=admission,
             now_ms=lambda: NOW_MS,
         )

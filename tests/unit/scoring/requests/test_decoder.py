@@ -123,9 +123,7 @@ usual = st.builds(
     channel=st.none() | st.sampled_from(["ecom", "pos"]),
     utc_offset_minutes=st.none() | st.integers(-1439, 1439),
 )
-RIGHT = ScoreRequest(
-    payment_id="p", event_time_ms=NOW_MS, card_id="c", merchant_id="m", amount_minor=1, currency="EUR"
-)
+RIGHT = ScoreRequest(payment_id="p", event_time_ms=NOW_MS, card_id="c", merchant_id="m", amount_minor=1, currency="EUR")
 # Values of single fields at the edge of the rules, or beyond it.
 texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=60)
 numbers = st.sampled_from(

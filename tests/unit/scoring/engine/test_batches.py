@@ -1,0 +1,306 @@
+"""A batch is decided whole or not at all, whatever refuses one of its payments."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paywarden.models.policy.policy import FLAGS, Policy, PolicySettings
+from paywarden.schemas.errors import TemporaryFailure
+from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
+from paywarden.schemas.proto.scoring_pb2 import ScoreBatchRequest, ScoreBatchResponse, ScoreRequest, ScoreResponse
+from paywarden.scoring.engine import scorer as scorer_module
+from paywarden.scoring.engine.batcher import IN_PROGRESS, NOT_DECIDED, Refusal, units_of
+from paywarden.scoring.engine.model_chain import ModelChain
+from paywarden.scoring.engine.scorer import ROWS_MAX, PaymentScorer, _parts
+from paywarden.scoring.idempotency import decision_cache
+from paywarden.scoring.idempotency.decision_cache import DecisionCache, DecisionCacheSettings
+from paywarden.scoring.metrics.model import ModelMetrics
+from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.metrics.worker import ScoringMetrics
+from paywarden.scoring.requests.validation import RequestLimits
+from paywarden.scoring.state import outbox as outbox_module
+from paywarden.scoring.state.mirror import MirrorSettings
+from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxWriter
+from tests.worlds import small_world
+from tests.worlds.http_world import NOW_MS, Client, Reply, post_protobuf, serving
+from tests.worlds.payments import euro_intake, payments_of
+
+
+class World:
+    """A scorer with a decision cache and a real outbox, without a mirror; another worker's access to the cache."""
+
+    def __init__(self, folder: Path, **outbox: int) -> None:
+        self.where = OutboxSettings(directory=str(folder / "outbox"), **outbox)
+        answered = DecisionCacheSettings(path=str(folder / "answered"), payments_max=4000)
+        decision_cache.prepare(answered)
+        self.outbox = OutboxWriter(self.where, "worker-0")
+        self.cache, self.other = DecisionCache(answered, self.where, 0), DecisionCache(answered, self.where, 1)
+        engine, bundle = small_world.engine(), small_world.loaded_bundle()
+        self.scorer = PaymentScorer(
+            engine=engine,
+            models=ModelChain((bundle,), metrics=ModelMetrics.declare(Registry())),
+            policy=Policy(PolicySettings(), review_at=bundle.manifest.review_at, decline_at=bundle.manifest.decline_at),
+            mirror=MirrorSettings(path=str(folder / "mirror")),
+            outbox=self.outbox,
+            metrics=ScoringMetrics.declare(Registry(), flags=FLAGS, entities=engine.plan.entity_names),
+            answered=self.cache,
+        )
+
+    def recorded(self) -> dict[str, list[str]]:
+        """Returns the ids of all decisions in the outbox, by payment."""
+        found: dict[str, list[str]] = {}
+        reader, position = OutboxReader(self.where, "worker-0"), 0
+        while records := reader.read(position, 1000):
+            position = records[-1][0]
+            for _, payload in records:
+                response = OutboxEntry.FromString(payload).response
+                found.setdefault(response.payment_id, []).append(response.decision_id)
+        assert position == self.outbox.position
+        return found
+
+    def score(self, requests: Sequence[ScoreRequest], batches: Sequence[range]) -> list[bytes | Refusal]:
+        return [*self.scorer.score_many(payments_of(requests, euro_intake(), NOW_MS), NOW_MS, batches)]
+
+    def close(self) -> None:
+        self.cache.close()
+        self.other.close()
+        self.outbox.close()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path)
+    yield made
+    made.close()
+
+
+def request(payment_id: str, amount_minor: int = 1) -> ScoreRequest:
+    return ScoreRequest(
+        payment_id=payment_id,
+        event_time_ms=NOW_MS,
+        card_id="c",
+        merchant_id="m",
+        amount_minor=amount_minor,
+        currency="EUR",
+    )
+
+
+def numbered(count: int) -> list[ScoreRequest]:
+    return [request(f"b{number}") for number in range(count)]
+
+
+def codes(results: Sequence[bytes | Refusal]) -> list[str]:
+    return [result.code if isinstance(result, Refusal) else "decided" for result in results]
+
+
+def ask(client: Client, requests: Sequence[ScoreRequest]) -> Reply:
+    return client.ask(post_protobuf(ScoreBatchRequest(requests=requests), path="/v1/score:batch"))
+
+
+def decisions_of(reply: Reply) -> dict[str, str]:
+    assert reply.status == 200, reply.body
+    return {each.payment_id: each.decision_id for each in ScoreBatchResponse.FromString(reply.body).responses}
+
+
+@pytest.mark.parametrize(("size", "place"), [(20, 9), (200, 137)])
+def test_an_id_used_before_refuses_its_batch_and_nothing_of_it_is_decided(world: World, size: int, place: int) -> None:
+    (earlier,) = world.score([request("taken", amount_minor=5)], ())
+    assert isinstance(earlier, bytes)
+    batch = numbered(size)
+    batch[place] = request("taken", amount_minor=6)
+    with serving(scorer=world.scorer, limits=RequestLimits()) as served, served.connected() as client:
+        refused = ask(client, batch)
+        assert (refused.status, refused.error["field"]) == (409, f"requests[{place}].payment_id")
+        assert list(world.recorded()) == ["taken"]
+        # Its other payments are free: the batch is decided once its mistake is mended.
+        batch[place] = request("taken", amount_minor=5)
+        answered = decisions_of(ask(client, batch))
+        assert decisions_of(ask(client, batch)) == answered
+    assert answered["taken"] == ScoreResponse.FromString(earlier).decision_id
+    assert world.recorded() == {payment_id: [decision] for payment_id, decision in answered.items()}
+
+
+def test_a_batch_with_a_payment_that_another_worker_decides_waits_whole(world: World) -> None:
+    (slot,) = world.other.claim(payments_of([request("b70")], euro_intake(), NOW_MS), NOW_MS)
+    assert isinstance(slot, int)
+    results = world.score([request("before"), *numbered(130), request("after")], [range(1, 131)])
+    assert results[71] is IN_PROGRESS
+    assert set(results[1:71] + results[72:131]) == {NOT_DECIDED}
+    assert set(world.recorded()) == {"before", "after"}
+    # The other worker may decide every payment of the batch meanwhile.
+    claims = world.other.claim(payments_of(numbered(70), euro_intake(), NOW_MS), NOW_MS)
+    assert all(isinstance(claim, int) for claim in claims)
+    world.other.release([slot, *(claim for claim in claims if isinstance(claim, int))])
+    assert codes(world.score(numbered(130), [range(130)])) == ["decided"] * 130
+    assert all(len(decisions) == 1 for decisions in world.recorded().values())
+
+
+def test_an_id_twice_in_a_batch_for_different_payments_refuses_all_of_it(world: World) -> None:
+    batch = [*numbered(100), request("b3", amount_minor=2)]
+    results = world.score([*batch, request("b5")], [range(101)])
+    assert isinstance(results[100], Refusal)
+    assert results[100].code == "already_exists"
+    assert set(results[:100]) == {NOT_DECIDED}
+    # The payment alone is one of the batch again. It is its own part here, and is decided.
+    assert set(world.recorded()) == {"b5"}
+
+
+def test_a_payment_that_repeats_one_of_a_refused_batch_is_asked_for_again(world: World) -> None:
+    requests = [request("a"), request("x"), request("x", amount_minor=2), request("a"), request("x")]
+    results = world.score(requests, [range(1, 3), range(3, 5)])
+    assert codes(results[:1]) == ["decided"]
+    assert results[1] is NOT_DECIDED
+    assert isinstance(results[2], Refusal)
+    assert results[2].code == "already_exists"
+    # The second batch repeats both, and waits for what becomes of the first.
+    assert results[3:] == [NOT_DECIDED, IN_PROGRESS]
+    assert set(world.recorded()) == {"a"}
+
+
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_whatever_conflicts_a_batch_is_recorded_whole_or_not_at_all(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    world = World(tmp_path_factory.mktemp("world"))
+    sizes = data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=8))
+    ids = st.sampled_from("abcdefgh")
+    requests = [request(data.draw(ids), amount_minor=data.draw(st.integers(1, 2))) for _ in range(sum(sizes))]
+    held = world.other.claim(payments_of([request(data.draw(ids))], euro_intake(), NOW_MS), NOW_MS)
+    batches, place = [], 0
+    for size in sizes:
+        if size > 1 or data.draw(st.booleans()):
+            batches.append(range(place, place + size))
+        place += size
+    results = world.score(requests, batches)
+    recorded = world.recorded()
+    for unit in units_of(len(requests), batches):
+        answers = [results[index] for index in unit]
+        if all(isinstance(answer, bytes) for answer in answers):
+            for answer in answers:
+                response = ScoreResponse.FromString(bytes(answer))  # type: ignore[arg-type]
+                assert recorded[response.payment_id] == [response.decision_id]
+        else:
+            assert not any(isinstance(answer, bytes) for answer in answers)
+            assert sum(answer is not NOT_DECIDED for answer in answers) == 1
+    answered = {ScoreResponse.FromString(answer).payment_id for answer in results if isinstance(answer, bytes)}
+    assert set(recorded) == answered
+    # No claim is left behind: once the other worker gives its own back, every payment can be decided.
+    world.other.release([claim for claim in held if isinstance(claim, int)])
+    again = world.score([request(each) for each in "abcdefgh" if each not in recorded], ())
+    assert all(isinstance(answer, bytes) for answer in again)
+    world.close()
+
+
+def test_a_full_outbox_refuses_a_whole_batch_over_http(tmp_path: Path) -> None:
+    world = World(tmp_path, segment_bytes=40_000, total_bytes_max=80_000)
+    with serving(scorer=world.scorer, limits=RequestLimits()) as served, served.connected() as client:
+        decided = decisions_of(ask(client, numbered(60)))
+        refused = ask(client, [request(f"second-{number}") for number in range(200)])
+        assert (refused.status, refused.error["code"]) == (503, "unavailable")
+        assert set(world.recorded()) == set(decided)
+        # There is room for fewer, and every payment of the refused batch is free.
+        more = decisions_of(ask(client, [request(f"second-{number}") for number in range(10)]))
+    assert set(world.recorded()) == set(decided) | set(more)
+    world.close()
+
+
+class FullDisk:
+    """Stands for `os.write`: the file behind a descriptor may have so many bytes, and what goes beyond is cut off."""
+
+    def __init__(self, fd: int, size_max: int) -> None:
+        self._fd, self._size_max, self._write = fd, size_max, os.write
+
+    def __call__(self, fd: int, data: bytes) -> int:
+        if fd != self._fd:
+            return self._write(fd, data)
+        room = self._size_max - os.fstat(fd).st_size
+        if room <= 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self._write(fd, data[:room])
+
+
+def test_a_full_disk_refuses_a_whole_batch_over_http(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(scorer=world.scorer, limits=RequestLimits()) as served, served.connected() as client:
+        decided = decisions_of(ask(client, numbered(3)))
+        # Room for some 70 of the 200 records.
+        monkeypatch.setattr(outbox_module.os, "write", FullDisk(world.outbox._fd, world.outbox.position + 30_000))
+        refused = ask(client, [request(f"second-{number}") for number in range(200)])
+        assert (refused.status, refused.error["code"]) == (503, "unavailable")
+        assert set(world.recorded()) == set(decided)
+        monkeypatch.undo()
+        again = decisions_of(ask(client, [request(f"second-{number}") for number in range(200)]))
+    assert world.recorded() == {payment_id: [one] for payment_id, one in (decided | again).items()}
+
+
+def test_a_segment_that_cannot_be_begun_refuses_a_whole_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(tmp_path, segment_bytes=30_000)
+    with serving(scorer=world.scorer, limits=RequestLimits()) as served, served.connected() as client:
+        decided = decisions_of(ask(client, numbered(20)))
+
+        def failing(*_: object) -> int:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        monkeypatch.setattr(outbox_module, "_open_segment", failing)
+        refused = ask(client, [request(f"second-{number}") for number in range(200)])
+        assert (refused.status, refused.error["code"]) == (503, "unavailable")
+    assert set(world.recorded()) == set(decided)
+    world.close()
+
+
+def test_an_outbox_that_fails_in_the_second_half_has_nothing_of_the_first(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch of more than ROWS_MAX payments is decided in parts, and recorded at once."""
+    made: list[int] = []
+    make = PaymentScorer._make
+
+    def failing(scorer: PaymentScorer, payments: object, now_ms: int) -> object:
+        made.append(1)
+        if len(made) == 3:
+            raise TemporaryFailure("the third part fails")
+        return make(scorer, payments, now_ms)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(scorer_module.PaymentScorer, "_make", failing)
+    assert codes(world.score(numbered(3 * ROWS_MAX), [range(3 * ROWS_MAX)])) == ["unavailable"] * 3 * ROWS_MAX
+    assert world.recorded() == {}
+    monkeypatch.undo()
+    assert codes(world.score(numbered(3 * ROWS_MAX), [range(3 * ROWS_MAX)])) == ["decided"] * 3 * ROWS_MAX
+
+
+def test_a_bug_about_one_payment_of_a_batch_decides_none_of_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batcher asks again about what a bug has spoilt: alone, but never a part of a batch."""
+    make = PaymentScorer._make
+
+    def failing(scorer: PaymentScorer, payments: Sequence[ScoreRequest], now_ms: int) -> object:
+        if any(each.payment_id == "b80" for each in payments):
+            raise ValueError("a bug")
+        return make(scorer, payments, now_ms)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(scorer_module.PaymentScorer, "_make", failing)
+    with serving(scorer=world.scorer, limits=RequestLimits()) as served, served.connected() as client:
+        assert ask(client, numbered(100)).status == 500
+    assert world.recorded() == {}
+
+
+@given(st.lists(st.integers(1, 3 * ROWS_MAX), max_size=8), st.data())
+def test_parts_keep_batches_whole_and_are_no_larger_than_they_must_be(sizes: list[int], data: st.DataObject) -> None:
+    batches, count = [], 0
+    for size in sizes:
+        count += data.draw(st.integers(0, 2 * ROWS_MAX))
+        batches.append(range(count, count + size))
+        count += size
+    count += data.draw(st.integers(0, 2 * ROWS_MAX))
+    parts = [*_parts(count, batches)]
+    assert [place for part in parts for place in part] == [*range(count)]
+    for part in parts:
+        assert len(part) <= ROWS_MAX or part in batches
+    for batch in batches:
+        assert any(part.start <= batch.start and batch.stop <= part.stop for part in parts)
