@@ -21,6 +21,7 @@ from paywarden.ops.commands.drift import drift
 from paywarden.ops.commands.features import features
 from paywarden.ops.commands.forget import forget
 from paywarden.ops.commands.load import load
+from paywarden.ops.commands.outbox import outbox
 from paywarden.ops.commands.policy import policy
 from paywarden.ops.commands.profile_sets import profile_sets
 from paywarden.ops.commands.rebuild import rebuild
@@ -339,6 +340,6 @@ def _ending(name: str) -> ProcessEnd:
 
 for _command in (
     *(archive, backfill, backtest, dead_letters, drift, features, forget, load),
-    *(policy, profile_sets, rebuild, replay, schemas, train),
+    *(outbox, policy, profile_sets, rebuild, replay, schemas, train),
 ):
     cli.add_command(_command)

@@ -145,8 +145,8 @@ def _fixed() -> Iterator[tuple[str, ...]]:
 
 def _all_fixed() -> list[Refusal]:
     every = [refusal for module in _GRPC_MODULES for refusal in _refusals(module, Refusal)]
-    # The scorer's own mark for the rest of a batch; the caller gets the refusal of the request that is wrong.
-    return [refusal for refusal in every if refusal is not batcher._NOT_DECIDED]
+    # The scorer's own mark for the rest of a batch; the caller gets the refusal of the request that is refused.
+    return [refusal for refusal in every if refusal is not batcher.NOT_DECIDED]
 
 
 def _refusals(module: ModuleType, kind: type[_Refusal]) -> list[_Refusal]:

@@ -13,6 +13,8 @@
    continues exactly where its mirror stands.
 3. A reader looks up all keys of a chunk in one transaction, so all profiles are of one moment.
 4. Keys that begin with a zero byte belong to the mirror: no entity can have one.
+5. A reader that is killed in a look-up keeps its place in LMDB's table of readers. The writer may then reuse no page
+   that it could see, and the file grows with every change. `check_readers` frees the places of dead readers.
 """
 
 from __future__ import annotations
@@ -55,6 +57,14 @@ class MirrorAbsent(TemporaryFailure):
     """There is no mirror yet, or the mirror cannot be read."""
 
 
+class MirrorUnavailable(TemporaryFailure):
+    """The mirror takes no changes. It is as it was before; the same call may succeed later."""
+
+
+class MirrorFull(MirrorUnavailable):
+    """The mirror has no room: too many profiles, or a reader that stands in a look-up."""
+
+
 class MirrorWriter:
     """The companion's side of the mirror. Only one process at a time may have it."""
 
@@ -75,6 +85,8 @@ class MirrorWriter:
                 readahead=False,
                 mode=0o600,
             )
+            # A companion that is killed leaves dead readers, too, and the first read may find no place.
+            self._env.reader_check()
         except (OSError, lmdb.Error) as error:
             raise Misconfigured(f"mirror.path: cannot use {path}: {error}") from error
 
@@ -86,7 +98,7 @@ class MirrorWriter:
     ) -> None:
         """Write profiles (None erases one), changelog positions and completeness in one transaction, all or nothing.
 
-        Raises Misconfigured when the mirror is full.
+        Raises MirrorFull, MirrorUnavailable.
         """
         try:
             with self._env.begin(write=True) as transaction:
@@ -100,7 +112,19 @@ class MirrorWriter:
                 if complete_to_ms is not None:
                     transaction.put(_COMPLETE_TO, _INT64.pack(complete_to_ms))
         except lmdb.MapFullError as error:
-            raise Misconfigured(f"the mirror is full: mirror.size_mb is {self._settings.size_mb}") from error
+            raise MirrorFull(f"the mirror is full: mirror.size_mb is {self._settings.size_mb}") from error
+        except lmdb.Error as error:
+            raise MirrorUnavailable(f"the mirror cannot be written: {error}") from error
+
+    def check_readers(self) -> int:
+        """Free the places of readers that died in a look-up; returns how many. Call it about once a second.
+
+        It looks at `readers_max` places and takes microseconds. Raises MirrorUnavailable.
+        """
+        try:
+            return int(self._env.reader_check())
+        except lmdb.Error as error:
+            raise MirrorUnavailable(f"the mirror's readers cannot be looked at: {error}") from error
 
     def read(self, keys: Iterable[bytes]) -> dict[bytes, bytes | None]:
         """Returns the current profiles of these keys, for inspection. Workers use MirrorReader."""

@@ -14,12 +14,15 @@ Each worker has one directory. A *position* counts bytes since the outbox was fi
 2. A crash can leave part of a record at the end. A reader stops before it and waits; the next writer cuts it off. No
    caller was answered for it, since `append` had not returned.
 3. Anything else that is not a record is damage: a wrong checksum or size with more bytes after it, a segment that ends
-   early, a gap between segments. The reader raises OutboxDamaged instead of skipping it. A writer that finds damage
-   leaves it for the operator and continues in a new segment.
+   early, a gap between segments. The reader raises OutboxDamaged instead of skipping it, and says on request where the
+   next whole record begins (`after_damage`). A writer that finds damage leaves it and continues in a new segment.
 4. The reader deletes segments that are shipped whole and so old that no repeated payment can ask for their decisions.
    The writer's `total_bytes_max` bounds the unshipped bytes; shipped segments that are kept come on top.
 
 The setting `fsync` decides what survives a loss of power, see OutboxSettings.
+
+The folder of the outboxes may hold other folders. Only those with the name of a worker, and RETRIED, are outboxes: a
+copy such as `worker-0.bak` must not be shipped.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ import fcntl
 import itertools
 import logging
 import os
+import re
 import struct
 import threading
 import time
@@ -35,6 +39,8 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
+
+import numpy as np
 
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.schemas.private_files import make_private_folder
@@ -44,6 +50,11 @@ _log = logging.getLogger(__name__)
 
 _RECORD = struct.Struct("<II")
 _SUFFIX = ".log"
+_SEGMENT = re.compile(r"[0-9]{20}\.log")
+_POSITION = re.compile(r"[0-9]{1,19}", re.ASCII)
+_WORKER = re.compile(r"worker-(0|[1-9][0-9]{0,3})")
+# The outbox into which `paywarden outbox retry` puts decisions that were set aside. It is shipped like a worker's.
+RETRIED = "retried"
 # A decision has about 500 bytes. A larger size than this is damage, and not a record that is still being written.
 PAYLOAD_BYTES_MAX = 256 * 1024
 # Bytes per read. At least one record of the largest size must fit.
@@ -62,7 +73,7 @@ class OutboxUnavailable(TemporaryFailure):
 
 
 class OutboxDamaged(Misconfigured):
-    """The log holds damage that a crash of a process cannot cause. An operator must look at it."""
+    """The log holds damage that a crash of a process cannot cause: no record begins at the position asked for."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +94,9 @@ class OutboxSettings:
     total_bytes_max: int = 1024 * 1024 * 1024
     fsync: str = "never"
     fsync_interval_ms: int = 200
+    # The most bytes, for each worker, of what its outbox holds and nobody can read. Beyond it the companion stops
+    # shipping this worker's decisions. A damaged segment may be set aside whole, so it is four of them.
+    set_aside_bytes_max: int = 256 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -117,10 +131,11 @@ class OutboxWriter:
         self._settings = settings
         self._metrics = metrics or OutboxMetrics.declare(Registry())
         self._directory = Path(settings.directory) / worker
+        self._cursor = Cursor(settings, worker)
         try:
             make_private_folder(self._directory)
             self._lock = _lock(self._directory / "lock")
-            self._base, self._end = _recover(self._directory)
+            self._base, self._end = _recover(self._directory, self._cursor.load() or 0)
             self._fd = _open_segment(self._directory, self._base)
         except OSError as error:
             raise Misconfigured(f"outbox: cannot use {self._directory}: {error.strerror}") from error
@@ -194,7 +209,12 @@ class OutboxWriter:
             self._rotate()
 
     def _look_shipped(self) -> int:
-        return max(_segments(self._directory)[0], min(_shipped(self._directory), self._end))
+        """Returns the companion's cursor, as far as it can be true. Raises OutboxUnavailable."""
+        try:
+            oldest = min(_segments(self._directory), default=self._base)
+        except OSError as error:
+            raise OutboxUnavailable(f"outbox: cannot read {self._directory}: {error.strerror}") from error
+        return max(oldest, min(self._cursor.load() or 0, self._end))
 
     def _rotate(self) -> None:
         """Start a new segment; the old one is never written to again."""
@@ -292,10 +312,10 @@ class OutboxReader:
 
     def at(self, position: int) -> bytes | None:
         """Returns the record that begins at `position`, or None. Raises OutboxUnavailable."""
-        base = max((base for base in _segments(self._directory) if base <= position), default=None)
-        if base is None:
-            return None
         try:
+            base = max((base for base in _segments(self._directory) if base <= position), default=None)
+            if base is None:
+                return None
             data = _read_at(_segment_path(self._directory, base), position - base, _RECORD.size + _USUAL_BYTES)
             (size, _) = _RECORD.unpack_from(data) if len(data) >= _RECORD.size else (0, 0)
             if _USUAL_BYTES < size <= PAYLOAD_BYTES_MAX:
@@ -308,19 +328,59 @@ class OutboxReader:
         return _record_at(data, 0)
 
     def start(self, cursor: Cursor) -> int:
-        """Returns the position to read from: the stored cursor, or the oldest record if no cursor was ever stored."""
+        """Returns the position to read from: the stored cursor, or the oldest record if there is no cursor.
+
+        Raises OutboxUnavailable.
+        """
         stored = cursor.load()
-        if stored is not None:
-            return stored
-        return min(_segments(self._directory), default=0)
+        return self.oldest() if stored is None else stored
+
+    def oldest(self) -> int:
+        """Returns the position at which the oldest segment begins; 0 if there is none. Raises OutboxUnavailable."""
+        try:
+            return min(_segments(self._directory), default=0)
+        except OSError as error:
+            raise OutboxUnavailable(f"outbox: cannot read: {error.strerror}") from error
 
     def end(self) -> int:
         """Returns the position after the last byte, half a record included; 0 if new. Raises OutboxUnavailable."""
-        segments = _segments(self._directory)
-        if not segments:
-            return 0
         try:
+            segments = _segments(self._directory)
+            if not segments:
+                return 0
             return segments[-1] + _segment_path(self._directory, segments[-1]).stat().st_size
+        except OSError as error:
+            raise OutboxUnavailable(f"outbox: cannot read: {error.strerror}") from error
+
+    def after_damage(self, position: int) -> int | None:
+        """Returns where the next whole record behind damage at `position` begins, or else the next segment.
+
+        None if there is neither yet: the damage is at the end of the segment that is written to. A whole record has a
+        size that fits and the right checksum. This reads the rest of the segment, a second for each 20 MiB.
+
+        Raises OutboxUnavailable.
+        """
+        try:
+            segments = _segments(self._directory)
+            base = max((base for base in segments if base <= position), default=None)
+            following = min((base for base in segments if base > position), default=None)
+            found = None if base is None else _find_record(_segment_path(self._directory, base), position - base + 1)
+        except OSError as error:
+            raise OutboxUnavailable(f"outbox: cannot read: {error.strerror}") from error
+        if base is None or found is None or (following is not None and base + found > following):
+            return following
+        return base + found
+
+    def raw(self, position: int, end: int) -> bytes:
+        """Returns the bytes of one segment from `position` on, at most up to `end`; empty where none are there.
+
+        Raises OutboxUnavailable.
+        """
+        try:
+            base = max((base for base in _segments(self._directory) if base <= position), default=None)
+            if base is None:
+                return b""
+            return _read_at(_segment_path(self._directory, base), position - base, end - position)
         except OSError as error:
             raise OutboxUnavailable(f"outbox: cannot read: {error.strerror}") from error
 
@@ -331,7 +391,11 @@ class OutboxReader:
         """
         # File times are of the wall clock.
         kept_since = time.time() - keep_s
-        for base, following in itertools.pairwise(_segments(self._directory)):
+        try:
+            segments = _segments(self._directory)
+        except OSError as error:
+            raise OutboxUnavailable(f"outbox: cannot release: {error.strerror}") from error
+        for base, following in itertools.pairwise(segments):
             path = _segment_path(self._directory, base)
             try:
                 if following > position or (keep_s > 0 and path.stat().st_mtime > kept_since):
@@ -369,15 +433,24 @@ class Cursor:
 
     def __init__(self, settings: OutboxSettings, worker: str) -> None:
         self._path = Path(settings.directory) / worker / "cursor"
+        self._is_told = False
 
     def load(self) -> int | None:
-        """Returns the stored position, or None if there is none. Raises OutboxDamaged."""
+        """Returns the stored position, or None if there is none. A damaged file counts as none: a log line says so.
+
+        Kafka has the cursor, too, and the next `store` mends the file. Raises OutboxUnavailable.
+        """
         try:
-            text = self._path.read_text(encoding="ascii")
+            text = self._path.read_text(encoding="ascii", errors="replace").strip()
         except FileNotFoundError:
             return None
-        if not text.strip().isdecimal():
-            raise OutboxDamaged(f"outbox: {self._path} holds no position")
+        except OSError as error:
+            raise OutboxUnavailable(f"outbox: cannot read the cursor: {error.strerror}") from error
+        if _POSITION.fullmatch(text) is None:
+            if not self._is_told:
+                _log.error("outbox: %s holds no position and counts as missing", self._path)
+            self._is_told = True
+            return None
         return int(text)
 
     def store(self, position: int) -> None:
@@ -398,9 +471,31 @@ class Cursor:
 
 
 def workers(settings: OutboxSettings) -> list[str]:
-    """Returns the names of all workers with an outbox, alive or not: each may hold decisions to ship."""
-    root = Path(settings.directory)
-    return sorted(entry.name for entry in root.iterdir() if entry.is_dir()) if root.is_dir() else []
+    """Returns the names of all outboxes, of workers alive or not: each may hold decisions to ship.
+
+    Raises OutboxUnavailable.
+    """
+    return sorted(name for name in _folders(settings) if is_outbox(name))
+
+
+def strangers(settings: OutboxSettings) -> list[str]:
+    """Returns the names of folders beside the outboxes that are none. Raises OutboxUnavailable."""
+    return sorted(name for name in _folders(settings) if not is_outbox(name))
+
+
+def is_outbox(name: str) -> bool:
+    """Returns whether a folder of this name is an outbox."""
+    return name == RETRIED or _WORKER.fullmatch(name) is not None
+
+
+def _folders(settings: OutboxSettings) -> list[str]:
+    try:
+        with os.scandir(settings.directory) as entries:
+            return [entry.name for entry in entries if entry.is_dir()]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise OutboxUnavailable(f"outbox: cannot read {settings.directory}: {error.strerror}") from error
 
 
 def _check(settings: OutboxSettings) -> None:
@@ -437,7 +532,7 @@ def _segments(directory: Path) -> list[int]:
         names = os.listdir(directory)
     except FileNotFoundError:
         return []
-    return sorted(int(name.removesuffix(_SUFFIX)) for name in names if name.endswith(_SUFFIX))
+    return sorted(int(name.removesuffix(_SUFFIX)) for name in names if _SEGMENT.fullmatch(name))
 
 
 def _open_segment(directory: Path, base: int) -> int:
@@ -475,6 +570,27 @@ def _parse(data: bytes, max_records: int) -> tuple[list[tuple[int, bytes]], int,
     return records, offset, False
 
 
+def records_in(data: bytes) -> tuple[list[bytes], int]:
+    """Returns the payloads of the records at the beginning of `data`, and the offset up to which there are any."""
+    records, end, _ = _parse(data, max_records=len(data))
+    return [payload for _, payload in records], end
+
+
+def _find_record(path: Path, start: int) -> int | None:
+    """Returns the offset of the first whole record that begins at `start` or later, or None."""
+    size = path.stat().st_size
+    for begin in range(start, size, _READ_BYTES):
+        data = _read_at(path, begin, _READ_BYTES + _RECORD.size + PAYLOAD_BYTES_MAX)
+        # Few offsets have a size that fits, and only their checksums are computed.
+        view = np.frombuffer(data, dtype=np.uint8).astype(np.int32)
+        sizes = view[:-3] | view[1:-2] << 8 | view[2:-1] << 16 | view[3:] << 24
+        fits = (sizes > 0) & (sizes <= PAYLOAD_BYTES_MAX) & (np.arange(len(sizes)) + sizes + _RECORD.size <= len(data))
+        for offset in np.flatnonzero(fits[:_READ_BYTES]).tolist():
+            if _record_at(data, offset) is not None:
+                return begin + offset
+    return None
+
+
 def _record_at(data: bytes, offset: int) -> bytes | None:
     start = offset + _RECORD.size
     if start > len(data):
@@ -496,12 +612,14 @@ def _is_damaged(rest: bytes) -> bool:
     return not 0 < size <= PAYLOAD_BYTES_MAX or _RECORD.size + size < len(rest)
 
 
-def _recover(directory: Path) -> tuple[int, int]:
-    """Cut off a torn end. Returns base and end of the segment to append to; they are equal for a new segment."""
+def _recover(directory: Path, shipped: int) -> tuple[int, int]:
+    """Cut off a torn end. Returns base and end of the segment to append to; they are equal for a new segment.
+
+    `shipped`: the companion's cursor.
+    """
     segments = _segments(directory)
     base = segments[-1] if segments else 0
     end, damaged = _scan(_segment_path(directory, base), base) if segments else (0, False)
-    shipped = _shipped(directory)
     if damaged:
         _log.error("outbox: %s is damaged before position %d; going on in a new segment", directory, end)
     if damaged or shipped > end:
@@ -509,10 +627,6 @@ def _recover(directory: Path) -> tuple[int, int]:
         # record at a position that it has passed.
         end = base = max(end, shipped)
     return base, end
-
-
-def _shipped(directory: Path) -> int:
-    return Cursor(OutboxSettings(directory=str(directory.parent)), directory.name).load() or 0
 
 
 def _scan(path: Path, base: int) -> tuple[int, bool]:

@@ -7,7 +7,10 @@
    ends. Without a store (`fill_from_store = false`) read the compacted changelog from its beginning.
 3. Read every partition to the end it had at the start. The mirror is complete when that is done and the stream's
    progress is known: then the companion is ready.
-4. In every round ship decisions (streams/companion/shipping.py) and apply a batch of the changelog.
+4. In every round apply a batch of the changelog. About once a second free the places of dead readers in the mirror.
+
+Decisions are shipped from the beginning, in a thread of their own (streams/companion/shipping_thread.py). Neither part
+waits for the other, and neither ends when the other fails.
 
 What can go wrong:
 
@@ -15,6 +18,9 @@ What can go wrong:
   again every second.
 - A rebuild swaps another profile set in. The companion waits until the swap has ended.
 - Kafka's client stalls. The companion replaces it (streams/kafka/stall_detector.py).
+- The mirror is full. The companion is not ready, holds the batch, and tries it again every second.
+- Anything else fails while it fills or follows the mirror. The companion says so, is not ready, and begins with step 1
+  after a pause.
 
 Health and metrics are values that the loop sets. Other threads serve them and never block the loop.
 """
@@ -22,11 +28,13 @@ Health and metrics are values that the loop sets. Other threads serve them and n
 from __future__ import annotations
 
 import logging
+import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Event
 
@@ -36,20 +44,22 @@ from prometheus_client import CollectorRegistry
 from paywarden.features.stores.base import ProfileStore, ScanProgress, in_batches
 from paywarden.features.stores.profile_sets import LiveSet
 from paywarden.schemas.avro import Decoder, Encoder, SchemaIds
-from paywarden.schemas.errors import Misconfigured, StoreUnavailable
-from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
+from paywarden.schemas.errors import Misconfigured, PaywardenError, StoreUnavailable
+from paywarden.scoring.state.mirror import MirrorSettings, MirrorUnavailable, MirrorWriter
 from paywarden.scoring.state.outbox import OutboxSettings
 from paywarden.streams.companion.changelog_reader import read_changes
 from paywarden.streams.companion.cursors import HostIdentity
 from paywarden.streams.companion.health import CompanionHealth
 from paywarden.streams.companion.metrics import CompanionMetrics
-from paywarden.streams.companion.shipping import ShippingOptions, shipper_of
+from paywarden.streams.companion.shipment import ShippingOptions
+from paywarden.streams.companion.shipping import shipper_of
+from paywarden.streams.companion.shipping_thread import PAUSE_S_MAX, PAUSE_S_MIN, ShippingThread, note_failure
 from paywarden.streams.health.process_end import TIDY_UP_S
 from paywarden.streams.kafka.admin import end_offsets
 from paywarden.streams.kafka.client import PartitionId
 from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.end_offsets import EndsWatch
-from paywarden.streams.kafka.reading import Record, consume
+from paywarden.streams.kafka.reading import Consumed, Record, consume
 from paywarden.streams.kafka.stall_detector import StallWatch, named
 from paywarden.streams.kafka.topic_names import CURSORS_TOPIC, repartition_topic
 from paywarden.streams.profiles.metrics import objectives_ms
@@ -121,7 +131,7 @@ class FillSource:
 
 
 class Companion:
-    """Runs in one thread beside the scoring workers of a host."""
+    """Runs beside the scoring workers of a host: the mirror in the thread that calls `run`, shipping in another."""
 
     def __init__(
         self,
@@ -147,7 +157,8 @@ class Companion:
         self._fill = fill
         self._topic = clients.topic("profiles")
         self._partitions = clients.partitions("profiles")
-        self._mirror, self._mirror_limit_bytes = MirrorWriter(files.mirror), files.mirror.size_mb << 20
+        self._mirror_settings = files.mirror
+        self._open_mirror: MirrorWriter | None = None
         self._clients = clients
         self._consumer = self._new_consumer()
         self._decoder = Decoder("profiles", ids)
@@ -164,26 +175,44 @@ class Companion:
         # Raises unless the topic is there.
         clients.partitions(CURSORS_TOPIC)
         options = ShippingOptions(keep_s=files.outbox_keep_s, variant=settings.variant)
-        self._shipper = shipper_of(files.outbox, clients, self._identity, encoder=encoder, options=options)
+        shipper = shipper_of(files.outbox, clients, self._identity, encoder=encoder, options=options)
+        self._shipping = ShippingThread(shipper, self._metrics, self.health)
         self._ends = EndsWatch(clients.admin, self._topic, self._positions)
         self._stalls = StallWatch(settings.stall_timeout_s)
         self._to_reach: dict[int, int] = {}
         self._read_to: dict[int, int] = {}
+        # A batch that the mirror has not taken yet.
+        self._held: Consumed | None = None
         self.profiles_applied = 0
 
     def run(self, stop: Event) -> None:
-        """Work until `stop` is set; then ship what is left. Raises TemporaryFailure or Misconfigured."""
+        """Work until `stop` is set; then ship what is left. Raises what keeps it from that."""
+        self._shipping.start()
         try:
-            is_working = self._start_following(stop)
-            if is_working:
-                self._keep_working(stop)
-        except Exception:
-            # It is the error that matters, whatever else fails after it.
-            for error in self._close(ships=True):
-                _log.warning("the companion, while it stopped after a failure: %s", error)
-            raise
-        for error in self._close(ships=is_working):
+            self._keep_following(stop)
+        finally:
+            errors = self._close()
+        for error in errors:
             raise error
+
+    def _keep_following(self, stop: Event) -> None:
+        """Fill the mirror and follow the changelog until the stop. After a failure begin anew: shipping goes on."""
+        pause_s, has_failed = PAUSE_S_MIN, False
+        while not stop.is_set():
+            began = time.monotonic()
+            try:
+                if has_failed:
+                    self._new_client()
+                if self._start_following(stop):
+                    self._keep_working(stop)
+            except Exception as error:  # noqa: BLE001 - a failure of the mirror must not end shipping
+                note_failure(error, "the mirror")
+                self._metrics.failures.labels("mirror").inc()
+                why = str(error) if isinstance(error, PaywardenError) else f"a bug, {type(error).__name__}"
+                self.health.obstacle = f"the mirror has failed and is tried again: {why}"
+                pause_s = PAUSE_S_MIN if time.monotonic() - began > PAUSE_S_MAX else min(2 * pause_s, PAUSE_S_MAX)
+                has_failed = True
+                stop.wait(pause_s)
 
     def _keep_working(self, stop: Event) -> None:
         next_log = next_look = time.monotonic()
@@ -192,52 +221,92 @@ class Companion:
             if now >= next_look:
                 self.look_around()
                 next_look = now + _LOOK_AROUND_EVERY_S
-            self.step()
+            if not self.step():
+                stop.wait(_LOOK_AGAIN_S)
             if now >= next_log:
                 _log.info("companion: %d profiles applied, %d decisions shipped", *self._counts())
                 next_log = now + _LOG_EVERY_S
 
-    def _close(self, *, ships: bool) -> list[Exception]:
-        """Ship what is left, if it `ships`, and close everything. A failed step keeps no later one from running."""
+    def _close(self) -> list[Exception]:
+        """Ship what is left and close everything. A failed step keeps no later one from running."""
         self.health.obstacle = "the companion is stopping"
         drain_s = max(0.0, self._settings.stop_timeout_s - TIDY_UP_S)
-        shipping = (self._shipper.find_workers, lambda: self._shipper.drain(drain_s)) if ships else ()
         errors: list[Exception] = []
-        for step in (*shipping, self._identity.close, self._consumer.close, self._mirror.close):
+        for step in (partial(self._shipping.stop, drain_s), self._identity.close, self._consumer.close):
             try:
                 step()
-            except Exception as error:  # noqa: BLE001  # `run` raises or logs it
+            except Exception as error:  # noqa: BLE001  # `run` raises it
                 errors.append(error)
-        return errors
+        if self._open_mirror is not None:
+            self._open_mirror.close()
+        return errors if self._shipping.error is None else [self._shipping.error, *errors]
 
     def look_around(self) -> None:
-        """Do what need not happen in every round: look for new workers, check the client, set the metrics."""
-        self._shipper.find_workers()
+        """Do what need not happen in every round: check the client and the mirror's readers, set the metrics."""
         if (ends := self._ends.look()) is not None:
             self._metrics.lag(ends, self._positions())
             if stalled := self._stalls.look(ends, self._positions()):
                 self._replace_client(stalled)
         self.health.kafka_trouble = self._ends.trouble()
-        self._metrics.shipping(
-            shipped=self._shipper.shipped,
-            under_way=self._shipper.under_way,
-            waiting_bytes=self._shipper.waiting_bytes(),
-        )
-        self._metrics.mirror(self._mirror.used_bytes(), self._mirror_limit_bytes)
+        self._check_readers()
+        self._metrics.mirror(self._mirror.used_bytes(), self._mirror_settings.size_mb << 20)
 
-    def step(self) -> None:
-        """Run one round of both jobs. It waits for the changelog only if no decision is waiting."""
-        produced = self._shipper.advance()
-        wait_s = 0.0 if produced else self._settings.batch_wait_ms / 1000
-        consumed = consume(self._consumer, self._settings.batch_max, wait_s)
-        self._stalls.gave(consumed.is_all)
-        if consumed.records:
-            self._apply(consumed.records)
-        for (_, partition), end in consumed.ended.items():
+    def step(self) -> bool:
+        """Take a batch of the changelog and apply it. Returns False if the mirror does not take it.
+
+        Then the next call tries the same batch again. The caller waits a moment before that.
+        """
+        if self._held is None:
+            self._held = consume(self._consumer, self._settings.batch_max, self._settings.batch_wait_ms / 1000)
+            self._stalls.gave(self._held.is_all)
+        self.health.note_round()
+        if self._held.records:
+            try:
+                self._apply(self._held.records)
+            except MirrorUnavailable as error:
+                self._note_trouble(error)
+                return False
+            self.health.mirror_trouble = ""
+        for (_, partition), end in self._held.ended.items():
             self._to_reach.pop(partition, None)
             self._read_to[partition] = end
+        self._held = None
         self.health.partitions_to_reach = len(self._to_reach)
-        self.health.note_round()
+        return True
+
+    @property
+    def _mirror(self) -> MirrorWriter:
+        """The mirror. It is opened when it is first needed: without it decisions are shipped all the same."""
+        if self._open_mirror is None:
+            self._open_mirror = MirrorWriter(self._mirror_settings)
+        return self._open_mirror
+
+    def _note_trouble(self, error: MirrorUnavailable) -> None:
+        """Say why the mirror takes no changes, once, and free what dead readers hold before the next try."""
+        if self.health.mirror_trouble != str(error):
+            _log.error("companion: %s; its profiles grow old, and it is tried again every second", error)
+        self.health.mirror_trouble = str(error)
+        self._check_readers()
+
+    def _check_readers(self) -> None:
+        if freed := self._mirror.check_readers():
+            _log.info("companion: freed the places of %d dead readers in the mirror", freed)
+
+    def _apply_patiently(
+        self, profiles: Mapping[bytes, bytes | None], positions: Mapping[int, int], stop: Event
+    ) -> bool:
+        """Apply changes, and wait while the mirror does not take them. Returns False if stopped first."""
+        while True:
+            self._check_readers()
+            try:
+                self._mirror.apply(profiles, positions)
+            except MirrorUnavailable as error:
+                self._note_trouble(error)
+                if stop.wait(_LOOK_AGAIN_S):
+                    return False
+                continue
+            self.health.mirror_trouble = ""
+            return True
 
     def _positions(self) -> dict[PartitionId, int]:
         return {(self._topic, partition): position for partition, position in self._read_to.items()}
@@ -245,10 +314,15 @@ class Companion:
     def _replace_client(self, stalled: list[PartitionId]) -> None:
         _log.warning("Kafka's client has stalled on %s and is replaced", named(stalled))
         self._metrics.stalls.inc()
+        self._new_client()
+        self._follow(self._read_to)
+
+    def _new_client(self) -> None:
+        """Replace the consumer. What it has delivered and the mirror has not is read again."""
         self._stalls.clear()
+        self._held = None
         self._consumer.close()
         self._consumer = self._new_consumer()
-        self._follow(self._read_to)
 
     def _new_consumer(self) -> Consumer:
         return self._clients.consumer(group_id="paywarden-companion")
@@ -257,7 +331,7 @@ class Companion:
         self._consumer.assign([TopicPartition(self._topic, p, offset) for p, offset in positions.items()])
 
     def _counts(self) -> tuple[int, int]:
-        return self.profiles_applied, self._shipper.shipped
+        return self.profiles_applied, self._shipping.shipped
 
     def _start_following(self, stop: Event) -> bool:
         """Fill a new mirror and follow the changelog from the mirror's positions. Returns False if stopped first."""
@@ -274,7 +348,8 @@ class Companion:
                 positions = filled_from
                 # A record from the time of the scan may restore an older state for a moment: read past them all.
                 ends = end_offsets(self._consumer, self._topic, self._partitions)
-            self._mirror.apply({}, positions)
+            if not self._apply_patiently({}, positions, stop):
+                return False
         self._to_reach = {number: end for number, end in ends.items() if positions[number] < end}
         self._read_to = dict(positions)
         self.health.follow(len(self._to_reach), self._mirror.complete_to_ms() or 0)
@@ -320,10 +395,9 @@ class Companion:
             for entity in self._entities:
                 with self._fill.watch_scan(f"{entity} profiles into the mirror") as progress:
                     for batch in in_batches(store.scan(entity, progress=progress), _FILL_BATCH):
-                        self._mirror.apply(dict(batch), {})
-                        count += len(batch)
-                        if stop.is_set():
+                        if not self._apply_patiently(dict(batch), {}, stop) or stop.is_set():
                             return
+                        count += len(batch)
         finally:
             store.close()
         _log.info("companion: mirror filled with %d profiles in %.1f s", count, time.monotonic() - started)
@@ -332,19 +406,16 @@ class Companion:
         changes = read_changes(records, self._decoder, self._entities, self._to_reach)
         for partition, key, moment_ms in changes.progress:
             self._progress.saw(partition, key, moment_ms)
-        self._note_reached(changes.positions)
-        complete_to_ms = self._progress.complete_to_ms() if not self._to_reach else 0
+        reached = {p for p, position in changes.positions.items() if position >= self._to_reach.get(p, math.inf)}
+        complete_to_ms = self._progress.complete_to_ms() if self._to_reach.keys() <= reached else 0
         self._mirror.apply(changes.profiles, changes.positions, complete_to_ms or None)
+        for partition in reached:
+            del self._to_reach[partition]
         if complete_to_ms:
             self.health.complete_to_ms = complete_to_ms
         self._read_to |= changes.positions
         self.profiles_applied += len(changes.profiles)
         self._metrics.applied(changes, self._now_ms())
-
-    def _note_reached(self, positions: dict[int, int]) -> None:
-        for partition, position in positions.items():
-            if partition in self._to_reach and position >= self._to_reach[partition]:
-                del self._to_reach[partition]
 
 
 def freshness_objectives_ms(settings: CompanionSettings, entities: Sequence[str]) -> dict[str, int]:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 
 # A round takes milliseconds. A round of this length has hung.
 _ROUND_S_MAX = 60.0
+# A round of shipping may search a damaged segment, for seconds, and pauses up to half a minute after a failure.
+_SHIPPING_ROUND_S_MAX = 300.0
 
 
 class CompanionHealth:
@@ -29,7 +31,10 @@ class CompanionHealth:
         """The moment up to which the mirror is complete; 0 while it is not complete."""
         self.kafka_trouble = ""
         """Why the companion assumes that Kafka is down; empty if it is not."""
+        self.mirror_trouble = ""
+        """Why the mirror takes no changes; empty if it does."""
         self._round_at = clock()
+        self._shipping_round_at: float | None = None
 
     def follow(self, partitions_to_reach: int, complete_to_ms: int) -> None:
         """Note that the loop begins."""
@@ -41,15 +46,22 @@ class CompanionHealth:
         """Note that the loop has made a round."""
         self._round_at = self._clock()
 
+    def note_shipping_round(self) -> None:
+        """Note that shipping has made a round."""
+        self._shipping_round_at = self._clock()
+
     def live(self) -> bool:
-        """Returns whether the loop makes rounds, or has an obstacle: filling a mirror has no time limit."""
-        return bool(self.obstacle) or self._clock() - self._round_at < _ROUND_S_MAX
+        """Returns whether both loops make rounds. With an obstacle the mirror's need not: to fill it takes long."""
+        now = self._clock()
+        is_following = bool(self.obstacle) or now - self._round_at < _ROUND_S_MAX
+        shipped_at = now if self._shipping_round_at is None else self._shipping_round_at
+        return is_following and now - shipped_at < _SHIPPING_ROUND_S_MAX
 
     def problems(self) -> Sequence[str]:
         """Returns why scoring should not use the mirror, one line each; empty if it should."""
         if self.obstacle:
             return [self.obstacle]
-        problems = [self.kafka_trouble] if self.kafka_trouble else []
+        problems = [trouble for trouble in (self.kafka_trouble, self.mirror_trouble) if trouble]
         if self.partitions_to_reach:
             problems.append(
                 f"the mirror is catching up: {self.partitions_to_reach} partitions of the changelog are not read to "

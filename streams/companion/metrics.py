@@ -13,6 +13,9 @@ from paywarden.streams.companion.health import CompanionHealth
 from paywarden.streams.kafka.client import PartitionId
 from paywarden.streams.profiles.metrics import AgeHistogram
 
+PARTS = ("mirror", "shipping")
+"""The parts of a companion that fail and begin anew, each for itself."""
+
 
 class CompanionMetrics:
     """The metrics of one companion. Labels are bounded: entities, partitions, and the host's scoring workers."""
@@ -44,8 +47,19 @@ class CompanionMetrics:
         self._shipped = counter("decisions_shipped", "Decisions that the broker has acknowledged.")
         self._under_way = gauge("decisions_under_way", "Decisions sent that the broker has yet to acknowledge.")
         self._waiting = gauge("outbox_waiting_bytes", "Decisions in a worker's outbox that are not shipped.", "worker")
+        self._set_aside_count = counter(
+            "outbox_set_aside", "Records and stretches of damage that an outbox held and nobody can read.", "worker"
+        )
+        self._set_aside = gauge("outbox_set_aside_entries", "Entries of an outbox that are set aside.", "worker")
+        self._set_aside_bytes = gauge("outbox_set_aside_bytes", "Bytes of an outbox that are set aside.", "worker")
+        self.failures = counter("failures", "Times a part of the companion failed and began anew.", "part")
+        for part in PARTS:
+            self.failures.labels(part)
         self._mirror_bytes = gauge("mirror_bytes", "Bytes used of the mirror's file, free pages included.")
         self._mirror_limit = gauge("mirror_limit_bytes", "The size in bytes that the mirror may grow to.")
+        gauge("mirror_refuses", "Whether the mirror takes no changes: it is full or fails.").set_function(
+            lambda: bool(health.mirror_trouble)
+        )
         mirror_age = gauge("mirror_age_seconds", "The mirror's age in seconds; NaN while it is not complete.")
         mirror_age.set_function(lambda: math.nan if (age_s := health.mirror_age_s()) is None else age_s)
         gauge("ready", "Whether /readyz says 200.").set_function(lambda: not health.problems())
@@ -54,6 +68,7 @@ class CompanionMetrics:
             objective.labels(entity).set(objective_ms / 1000)
             self._over.labels(entity)
         self._shipped_before = 0
+        self._set_aside_before: dict[str, int] = {}
 
     def applied(self, changes: Changes, now_ms: int) -> None:
         """Count changes that are in the mirror now."""
@@ -72,13 +87,30 @@ class CompanionMetrics:
         for place, end in ends.items():
             self._lag.labels(str(place[1])).set(max(0, end - positions.get(place, 0)))
 
-    def shipping(self, *, shipped: int, under_way: int, waiting_bytes: Mapping[str, int]) -> None:
-        """Set the figures of shipping. `shipped` counts since the start; `waiting_bytes` is by worker."""
+    def shipping(
+        self,
+        *,
+        shipped: int,
+        under_way: int,
+        waiting_bytes: Mapping[str, int],
+        set_aside: Mapping[str, tuple[int, int]],
+        set_aside_counts: Mapping[str, int],
+    ) -> None:
+        """Set the figures of shipping. `shipped` and `set_aside_counts` count since the start; mappings are by worker.
+
+        `set_aside`: the entries and bytes that are set aside now.
+        """
         self._shipped.inc(shipped - self._shipped_before)
         self._shipped_before = shipped
         self._under_way.set(under_way)
         for worker, count in waiting_bytes.items():
             self._waiting.labels(worker).set(count)
+        for worker, (entries, size) in set_aside.items():
+            self._set_aside.labels(worker).set(entries)
+            self._set_aside_bytes.labels(worker).set(size)
+        for worker, count in set_aside_counts.items():
+            self._set_aside_count.labels(worker).inc(count - self._set_aside_before.get(worker, 0))
+            self._set_aside_before[worker] = count
 
     def mirror(self, used_bytes: int, limit_bytes: int) -> None:
         """Set the mirror's size and its limit."""

@@ -19,10 +19,13 @@ records that an earlier companion of this host still has on the way (fencing).
 
 What can go wrong:
 
+- One outbox cannot be read, or holds what is no decision: it waits, or goes on behind that, and the others are shipped
+  meanwhile (streams/companion/shipment.py).
 - The broker is down: every round tries for a moment only, and the outboxes keep the decisions.
 - The companion is killed after a commit: the cursors on Kafka are right, and nothing is sent twice.
 - A power loss cuts the outbox short of its cursor: `Shipment._start` finds the first decision after the cursor.
-- Two hosts run from one copied outbox: they fence each other, and a companion ends after more than 10 lost producers.
+- Two hosts run from one copied outbox: they fence each other. After more than 10 lost producers shipping fails, and
+  begins anew after a pause (streams/companion/shipping_thread.py).
 """
 
 from __future__ import annotations
@@ -30,17 +33,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from confluent_kafka import KafkaException
-from google.protobuf.message import DecodeError
 
 from paywarden.schemas.avro import Encoder
-from paywarden.schemas.errors import BrokerUnavailable
+from paywarden.schemas.errors import BrokerUnavailable, PaywardenError
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
-from paywarden.scoring.state.outbox import Cursor, OutboxDamaged, OutboxReader, OutboxSettings, workers
+from paywarden.scoring.state.outbox import OutboxSettings, strangers, workers
 from paywarden.streams.companion.cursors import (
     TRANSACTION_TIMEOUT_MS,
     HostIdentity,
@@ -49,6 +51,7 @@ from paywarden.streams.companion.cursors import (
     cursor_key,
     read_cursors,
 )
+from paywarden.streams.companion.shipment import Decision, Shipment, ShippingOptions
 from paywarden.streams.kafka.client import reason_of
 from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.topic_names import CURSORS_TOPIC
@@ -56,12 +59,12 @@ from paywarden.streams.kafka.topic_names import CURSORS_TOPIC
 _log = logging.getLogger(__name__)
 
 TRANSACTION_EVERY_S = 0.04
-# Storing the cursor beside the outbox syncs it to disk, so it happens only this often.
-CURSOR_EVERY_S = 0.2
-# How long one round waits for the broker. The mirror waits for the same time.
+# How long one round waits for the broker.
 _WAIT_S = 0.05
 # More lost producers than this in a row, without a commit in between, are no accident.
 _PRODUCERS_LOST_MAX = 10
+
+_Answer = TypeVar("_Answer")
 
 
 class TransactionalProducer(Protocol):
@@ -72,84 +75,6 @@ class TransactionalProducer(Protocol):
     def produce(self, topic: str, value: bytes, *, key: str | bytes) -> None: ...
     def commit_transaction(self, timeout: float) -> None: ...
     def abort_transaction(self, timeout: float) -> None: ...
-
-
-@dataclass(frozen=True)
-class ShippingOptions:
-    """What the shipper keeps, what it adds to each decision, and how it is paced."""
-
-    # How long the outbox keeps a decision after it is shipped.
-    keep_s: float = 0.0
-    # The name of what this host serves; it goes into every decision.
-    variant: str = ""
-    # At most this many decisions go into one transaction: about 5 MB, and a fraction of a second's work.
-    transaction_max: int = 5_000
-    # The pause after a failed start or a lost producer.
-    again_after_s: float = 1.0
-
-
-class Shipment:
-    """One worker's outbox, with the positions up to which it is read and shipped."""
-
-    def __init__(self, settings: OutboxSettings, worker: str, remote: ShippedTo | None, *, keep_s: float) -> None:
-        self.worker = worker
-        self._reader, self._cursor, self._keep_s = OutboxReader(settings, worker), Cursor(settings, worker), keep_s
-        self.shipped_to = self.read_to = self._start(remote)
-        # Whether the next transaction carries the cursor.
-        self.is_moved = remote is None or remote.position != self.read_to
-        self._kept: int | None = None
-        self._keep_due = 0.0
-
-    def read(self, count_max: int) -> list[OutboxEntry]:
-        """Returns at most `count_max` new decisions. Raises OutboxDamaged, OutboxUnavailable."""
-        entries = []
-        for end, payload in self._reader.read(self.read_to, count_max):
-            entries.append(_entry_of(payload))
-            self.read_to, self.is_moved = end, True
-        return entries
-
-    def commit(self) -> None:
-        """Note that everything read is on the topic."""
-        self.shipped_to, self.is_moved = self.read_to, False
-
-    def rewind(self) -> None:
-        """Go back to the last commit: what was read since then is not on the topic."""
-        self.read_to = self.shipped_to
-
-    def keep(self, *, at_once: bool = False) -> None:
-        """At times store the position beside the outbox and delete old decisions that are shipped."""
-        now = time.monotonic()
-        if not at_once and now < self._keep_due:
-            return
-        self._keep_due = now + CURSOR_EVERY_S
-        if self.shipped_to != self._kept:
-            self._cursor.store(self.shipped_to)
-            self._kept = self.shipped_to
-        self._reader.release(self.shipped_to, keep_s=self._keep_s)
-
-    def waiting_bytes(self) -> int:
-        """Returns how many bytes of the outbox are not on the topic. Raises OutboxUnavailable."""
-        return max(0, self._reader.end() - self.shipped_to)
-
-    def _start(self, remote: ShippedTo | None) -> int:
-        """Returns the position to go on from: the cursor on Kafka, unless the outbox has lost those records.
-
-        After a power loss or a restore from a copy, an outbox may end before the shipped position. Its writer has gone
-        on from there, so the same positions now hold other decisions. The shipped ones were decided before the cursor
-        was written, the new ones after it: the time tells them apart.
-        """
-        local = self._cursor.load()
-        if remote is None or (local is not None and local > remote.position):
-            return self._reader.start(self._cursor)
-        if remote.boot_id == boot_id() and self._reader.end() >= remote.position:
-            return remote.position
-        position = self._reader.start(self._cursor)
-        while records := self._reader.read(position, 1000):
-            for end, payload in records:
-                if end > remote.position or _entry_of(payload).decided_time_ms > remote.time_ms:
-                    return position
-                position = end
-        return position
 
 
 class _State(Enum):
@@ -189,11 +114,15 @@ class Shipper:
         self._trouble = ""
         # Decisions in the open transaction, and decisions committed since the start.
         self.under_way = self.shipped = 0
+        # Entries set aside by shipments of before the last lost producer, by worker; and folders that were named.
+        self._set_aside: dict[str, int] = {}
+        self._ignored: set[str] = set()
+        self._keep_troubles: set[str] = set()
 
     def advance(self) -> int:
         """Run one round over all workers; returns how many decisions were sent. It waits 50 ms for the broker at most.
 
-        Raises BrokerUnavailable after more than 10 lost producers in a row, OutboxDamaged for a log that is not whole.
+        Raises BrokerUnavailable after more than 10 lost producers in a row. After any error call `start_over`.
         """
         try:
             return self._advance()
@@ -201,8 +130,16 @@ class Shipper:
             self._fail(error)
             return 0
 
+    def start_over(self) -> None:
+        """Give up the producer and what it has on the way, and begin with step 1. Nothing is shipped twice by it."""
+        self._producer, self._state, self.under_way, self._lost_count = None, _State.NEW, 0, 0
+
     def find_workers(self) -> None:
-        """Look for new outboxes. It reads a directory, so do not call it in every round."""
+        """Look for new outboxes. It reads a directory, so do not call it in every round. Raises OutboxUnavailable."""
+        for name in strangers(self._settings):
+            if name not in self._ignored:
+                _log.info("companion: %r beside the outboxes is no worker's outbox, and is left alone", name)
+                self._ignored.add(name)
         if self._state is _State.NEW:
             return
         for worker in workers(self._settings):
@@ -211,7 +148,18 @@ class Shipper:
 
     def waiting_bytes(self) -> dict[str, int]:
         """Returns by worker the bytes that are not shipped. It reads directories, so do not call it in every round."""
-        return {worker: shipment.waiting_bytes() for worker, shipment in self._shipments.items()}
+        return self._of_each(Shipment.waiting_bytes)
+
+    def set_aside(self) -> dict[str, tuple[int, int]]:
+        """Returns by worker how many entries are set aside, and how many bytes they have. It reads directories."""
+        return self._of_each(Shipment.set_aside)
+
+    def set_aside_counts(self) -> dict[str, int]:
+        """Returns by worker how many entries were set aside since the start."""
+        counts = dict(self._set_aside)
+        for worker, shipment in self._shipments.items():
+            counts[worker] = counts.get(worker, 0) + shipment.set_aside_count
+        return counts
 
     def drain(self, timeout_s: float) -> None:
         """Ship everything that is in the outboxes now, for at most `timeout_s`, and store the positions."""
@@ -221,7 +169,15 @@ class Shipper:
             if self.advance() == 0 and self._state is _State.IDLE and self.under_way == 0:
                 break
         for shipment in self._shipments.values():
-            shipment.keep(at_once=True)
+            self._keep(shipment, at_once=True)
+
+    def _of_each(self, ask: Callable[[Shipment], _Answer]) -> dict[str, _Answer]:
+        """Returns what each shipment answers, but for those whose folders cannot be read."""
+        answers = {}
+        for worker, shipment in self._shipments.items():
+            with suppress(PaywardenError, OSError):
+                answers[worker] = ask(shipment)
+        return answers
 
     def _advance(self) -> int:
         now = time.monotonic()
@@ -248,42 +204,70 @@ class Shipper:
             return
         self._state = _State.IDLE
         # Also start the workers from before the lost producer again: the outcome of its transaction is known now.
-        earlier_workers, self._shipments = list(self._shipments), {}
-        for worker in earlier_workers:
-            self._add(worker)
+        self._set_aside, self._shipments = self.set_aside_counts(), {}
         self.find_workers()
 
     def _add(self, worker: str) -> None:
-        _log.info("companion: shipping the outbox of %s", worker)
+        """Begin to ship a worker's outbox. If it cannot be read, the next look for workers tries again."""
         remote = self._cursors.get(worker)
-        self._shipments[worker] = Shipment(self._settings, worker, remote, keep_s=self._options.keep_s)
+        try:
+            shipment = Shipment(self._settings, worker, remote, options=self._options, encode=self._encode)
+        except (PaywardenError, OSError) as error:
+            if worker not in self._ignored:
+                _log.error("companion: the outbox of %s waits, the others do not: %s", worker, error)
+                self._ignored.add(worker)
+            return
+        _log.info("companion: shipping the outbox of %s", worker)
+        self._ignored.discard(worker)
+        self._shipments[worker] = shipment
+
+    def _encode(self, entry: OutboxEntry) -> bytes:
+        return self._encoder.encode(decision_of(entry, self._options.variant))
 
     def _send(self, now: float) -> int:
         """Send a transaction with the new decisions and begin its commit; returns how many there are."""
         assert self._producer is not None
-        entries: list[OutboxEntry] = []
+        decisions: list[Decision] = []
         for shipment in self._in_turn():
-            # A round that failed before its transaction has read decisions that it did not send.
-            shipment.rewind()
-            entries += shipment.read(self._options.transaction_max - len(entries))
-            shipment.keep()
+            decisions += self._read(shipment, self._options.transaction_max - len(decisions))
+            self._keep(shipment)
         self._carried = [shipment for shipment in self._shipments.values() if shipment.is_moved]
         if not self._carried:
             return 0
-        self._due = now + TRANSACTION_EVERY_S if len(entries) < self._options.transaction_max else now
+        self._due = now + TRANSACTION_EVERY_S if len(decisions) < self._options.transaction_max else now
         self._producer.begin_transaction()
         # The transaction is open from here on, and any failure aborts it.
-        self._state, self.under_way = _State.ABORTING, len(entries)
-        for entry in entries:
-            value = self._encoder.encode(decision_of(entry, self._options.variant))
-            self._producer.produce(self._topic, value, key=entry.request.payment_id)
+        self._state, self.under_way = _State.ABORTING, len(decisions)
+        for key, value in decisions:
+            self._producer.produce(self._topic, value, key=key)
         now_ms = time.time_ns() // 1_000_000
         for shipment in self._carried:
             shipped = ShippedTo(shipment.read_to, now_ms, boot_id())
             self._producer.produce(self._cursors_topic, shipped.to_bytes(), key=cursor_key(self._host, shipment.worker))
         self._state = _State.COMMITTING
         self._commit()
-        return len(entries)
+        return len(decisions)
+
+    def _read(self, shipment: Shipment, count_max: int) -> list[Decision]:
+        """Read one outbox. If it cannot be read, it waits, and the others are shipped."""
+        # A round that failed before its transaction has read decisions that it did not send.
+        shipment.rewind()
+        try:
+            decisions = shipment.read(count_max)
+        except (PaywardenError, OSError) as error:
+            shipment.say(str(error))
+            return []
+        shipment.say("")
+        return decisions
+
+    def _keep(self, shipment: Shipment, *, at_once: bool = False) -> None:
+        """Store a position and delete what is old. If that fails, Kafka has the position, and the next call does it."""
+        try:
+            shipment.keep(at_once=at_once)
+        except (PaywardenError, OSError) as error:
+            if str(error) not in self._keep_troubles:
+                _log.warning("companion: the outbox of %s: %s", shipment.worker, error)
+                self._keep_troubles.add(str(error))
 
     def _in_turn(self) -> list[Shipment]:
         """Returns all shipments, another one first each time: a full outbox must not block the others."""
@@ -297,7 +281,7 @@ class Shipper:
         self._producer.commit_transaction(_WAIT_S)
         for shipment in self._carried:
             shipment.commit()
-            shipment.keep()
+            self._keep(shipment)
         self.shipped += self.under_way
         self._state, self.under_way, self._lost_count, self._trouble = _State.IDLE, 0, 0, ""
 
@@ -360,13 +344,6 @@ def shipper_of(
         encoder=encoder,
         options=options,
     )
-
-
-def _entry_of(payload: bytes) -> OutboxEntry:
-    try:
-        return OutboxEntry.FromString(payload)
-    except DecodeError as error:
-        raise OutboxDamaged("the outbox holds a record that is not a decision") from error
 
 
 def decision_of(entry: OutboxEntry, variant: str = "") -> dict[str, Any]:

@@ -15,7 +15,8 @@ from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.state.outbox import OutboxSettings, OutboxWriter
 from paywarden.streams.companion.cursors import HostIdentity, ShippedTo, boot_id, cursor_key, read_cursors
-from paywarden.streams.companion.shipping import Shipper, ShippingOptions, shipper_of
+from paywarden.streams.companion.shipment import ShippingOptions
+from paywarden.streams.companion.shipping import Shipper, shipper_of
 from paywarden.streams.kafka.admin import make_admin, partitions_of, stable_end_offsets, written_end_offsets
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.clients import KafkaClients

@@ -1,7 +1,7 @@
-"""A failing step of `paywarden stream` or `companion` ends the process with one line and exit status 1, soon enough.
+"""A failing step of `paywarden stream` ends the process with one line and exit status 1, soon enough.
 
-The processes are real and use the embedded broker. The test replaces one step of a process, by its name, with one
-that fails.
+A failing step of a `companion` stops its own part only, until the process ends. The processes are real and use the
+embedded broker. The test replaces one step of a process, by its name, with one that fails.
 """
 
 from __future__ import annotations
@@ -16,9 +16,13 @@ from typing import Any
 
 import pytest
 
+from paywarden.schemas.avro import Encoder, LocalSchemaIds
+from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
+from paywarden.scoring.state.outbox import OutboxSettings, OutboxWriter
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.embedded_broker import EmbeddedBroker
-from paywarden.streams.kafka.producers import make_transactional_producer
+from paywarden.streams.kafka.producers import Sender, make_transactional_producer
 from tests.services.deployment import Deployment
 from tests.services.processes import _environment, get, is_ready, samples, wait_until
 
@@ -115,6 +119,9 @@ class Broken:
     def break_it(self) -> None:
         self._switch.touch()
 
+    def mend(self) -> None:
+        self._switch.unlink()
+
     def ended(self) -> tuple[int, str]:
         """Returns exit status and last line on stderr."""
         try:
@@ -206,16 +213,6 @@ def test_a_stop_that_hangs_is_ended_within_the_stop_timeout(step: tuple[str, str
     ("step", "fault", "wanted"),
     [
         (
-            ("paywarden.streams.companion.companion", "Companion", "_start_following"),
-            "error",
-            "a bug ended the companion: RuntimeError",
-        ),
-        (
-            ("paywarden.streams.companion.companion", "Companion", "step"),
-            "error",
-            "a bug ended the companion: RuntimeError",
-        ),
-        (
             ("paywarden.streams.companion.shipping", "Shipper", "drain"),
             "error",
             "a bug ended the companion: RuntimeError",
@@ -227,15 +224,74 @@ def test_a_stop_that_hangs_is_ended_within_the_stop_timeout(step: tuple[str, str
         ),
     ],
 )
-def test_a_companion_with_a_failing_or_hanging_step_ends(
+def test_a_companion_that_cannot_ship_the_last_decisions_ends_and_says_so(
     step: tuple[str, str, str], fault: str, wanted: str, begin: Begin
 ) -> None:
     companion = begin(step, fault, command="companion", at_once=True)
-    if step[2] == "drain":
-        wait_until(lambda: b"has not started" not in get(f"{companion.address}/readyz")[2], "the companion works")
-        companion.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: b"has not started" not in get(f"{companion.address}/readyz")[2], "the companion works")
+    companion.process.send_signal(signal.SIGTERM)
     status, line = companion.ended()
     assert (status, line.startswith(f"paywarden: {wanted}")) == (1, True), line
+
+
+FAILURES, SHIPPED = "paywarden_companion_failures_total", "paywarden_companion_decisions_shipped_total"
+APPLIED = "paywarden_companion_profiles_applied_total"
+
+
+@pytest.mark.parametrize("step", ["_start_following", "step"])
+def test_decisions_are_shipped_while_the_mirror_fails(deployment: Deployment, begin: Begin, step: str) -> None:
+    companion = begin(
+        ("paywarden.streams.companion.companion", "Companion", step), "error", command="companion", at_once=True
+    )
+    wait_until(lambda: samples(companion.address).get((FAILURES, "mirror"), 0) >= 2, "the mirror is tried again")
+    leave_a_decision(deployment)
+    wait_until(lambda: samples(companion.address).get((SHIPPED,), 0) == 1, "the decision is shipped")
+    status, _, body = get(f"{companion.address}/readyz")
+    assert (status, b"the mirror has failed and is tried again: a bug, RuntimeError" in body) == (503, True)
+    assert get(f"{companion.address}/livez")[0] == 200
+    companion.mend()
+    wait_until(lambda: b"has failed" not in get(f"{companion.address}/readyz")[2], "the mirror is followed again")
+    companion.process.send_signal(signal.SIGTERM)
+    assert companion.ended()[0] == 0
+
+
+def test_the_mirror_is_followed_while_shipping_fails(
+    deployment: Deployment, broker: EmbeddedBroker, begin: Begin
+) -> None:
+    companion = begin(
+        ("paywarden.streams.companion.shipping", "Shipper", "advance"), "error", command="companion", at_once=True
+    )
+    wait_until(lambda: samples(companion.address).get((FAILURES, "shipping"), 0) >= 2, "shipping is tried again")
+    leave_a_decision(deployment)
+    send_a_profile(broker)
+    wait_until(lambda: samples(companion.address).get((APPLIED,), 0) >= 1, "the profile is in the mirror")
+    assert b"fail" not in get(f"{companion.address}/readyz")[2]
+    assert samples(companion.address).get((SHIPPED,), 0) == 0
+    companion.mend()
+    wait_until(lambda: samples(companion.address).get((SHIPPED,), 0) == 1, "the decision is shipped")
+    companion.process.send_signal(signal.SIGTERM)
+    assert companion.ended()[0] == 0
+
+
+def leave_a_decision(deployment: Deployment) -> None:
+    """Write a decision into an outbox, as a scoring worker does."""
+    writer = OutboxWriter(OutboxSettings(directory=str(deployment.outbox)), "worker-0")
+    entry = OutboxEntry(
+        request=ScoreRequest(payment_id="p", card_id="c", merchant_id="m", currency="EUR"),
+        response=ScoreResponse(payment_id="p", decision_id="d", action="approve"),
+        decided_time_ms=1,
+    )
+    writer.append(entry.SerializeToString())
+    writer.close()
+
+
+def send_a_profile(broker: EmbeddedBroker) -> None:
+    """Write a state to the changelog, as a stream worker does."""
+    record = {"entity": "card", "state": b"a state", "written_time_ms": 1}
+    sender = Sender(KafkaSettings(bootstrap=broker.bootstrap), linger_ms=0)
+    value = Encoder("profiles", LocalSchemaIds().id_of("profiles")).encode(record)
+    sender.send("profiles", value, key=b"card:c")
+    sender.flush(30)
 
 
 def test_decisions_in_transactions_are_read_from_the_embedded_broker(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -36,8 +38,8 @@ from tests.worlds.payments import euro_intake, payments_of
 class World:
     """A scorer with a decision cache and a real outbox, without a mirror; another worker's access to the cache."""
 
-    def __init__(self, folder: Path, **outbox: int) -> None:
-        self.where = OutboxSettings(directory=str(folder / "outbox"), **outbox)
+    def __init__(self, folder: Path, **outbox: Any) -> None:
+        self.where = replace(OutboxSettings(directory=str(folder / "outbox")), **outbox)
         answered = DecisionCacheSettings(path=str(folder / "answered"), payments_max=4000)
         decision_cache.prepare(answered)
         self.outbox = OutboxWriter(self.where, "worker-0")
@@ -231,7 +233,7 @@ def test_a_full_disk_refuses_a_whole_batch_over_http(world: World, monkeypatch: 
     with serving(scorer=world.scorer, limits=RequestLimits()) as served, served.connected() as client:
         decided = decisions_of(ask(client, numbered(3)))
         # Room for some 70 of the 200 records.
-        monkeypatch.setattr(outbox_module.os, "write", FullDisk(world.outbox._fd, world.outbox.position + 30_000))
+        monkeypatch.setattr(os, "write", FullDisk(world.outbox._fd, world.outbox.position + 30_000))
         refused = ask(client, [request(f"second-{number}") for number in range(200)])
         assert (refused.status, refused.error["code"]) == (503, "unavailable")
         assert set(world.recorded()) == set(decided)

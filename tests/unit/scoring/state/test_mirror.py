@@ -15,7 +15,7 @@ import pytest
 
 from paywarden.features.kernel import ABSENT, KNOWN, UNKNOWN
 from paywarden.schemas.errors import Misconfigured
-from paywarden.scoring.state.mirror import MirrorAbsent, MirrorReader, MirrorSettings, MirrorWriter
+from paywarden.scoring.state.mirror import MirrorAbsent, MirrorFull, MirrorReader, MirrorSettings, MirrorWriter
 from tests.services.processes import ROOT
 
 PROFILE_BYTES_MAX = 64
@@ -223,7 +223,7 @@ def test_there_is_no_mirror_before_a_companion_makes_one(settings: MirrorSetting
 def test_a_full_mirror_names_the_setting_and_keeps_its_profiles(tmp_path: Path) -> None:
     writer = MirrorWriter(MirrorSettings(path=str(tmp_path), size_mb=1))
     writer.apply({b"card:1": b"one"}, {0: 1}, 1)
-    with pytest.raises(Misconfigured, match=r"^the mirror is full: mirror\.size_mb is 1\Z"):
+    with pytest.raises(MirrorFull, match=r"^the mirror is full: mirror\.size_mb is 1\Z"):
         writer.apply({b"card:%d" % number: bytes(1000) for number in range(5000)}, {0: 2}, 2)
     assert (writer.positions(), writer.profile_count(), writer.complete_to_ms()) == ({0: 1}, 1, 1)
     writer.apply({b"card:2": b"two"}, {0: 2})
@@ -318,6 +318,83 @@ def test_readers_that_were_killed_do_not_use_up_the_readers_table(settings: Mirr
     assert last.look_up(b"card:1")[1] == [KNOWN]
     last.close()
     writer.close()
+
+
+_READER_IN_A_LOOK_UP = """
+import sys, time
+from paywarden.scoring.state.mirror import MirrorReader, MirrorSettings
+
+reader = MirrorReader(MirrorSettings(path=sys.argv[1], size_mb=4), item_max=1, profile_bytes_max=64)
+transaction = reader._env.begin(buffers=True)
+assert transaction.get(b"card:1") is not None
+print("inside", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def stuck_reader(settings: MirrorSettings) -> Iterator[subprocess.Popen[str]]:
+    """A process that stands in a look-up of a mirror of 4 MiB."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _READER_IN_A_LOOK_UP, settings.path], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "inside\n"
+        yield child
+        child.kill()
+
+
+@pytest.fixture
+def small_writer(settings: MirrorSettings) -> Iterator[MirrorWriter]:
+    opened = MirrorWriter(MirrorSettings(path=settings.path, size_mb=4))
+    opened.apply({b"card:%d" % card: bytes(500) for card in range(500)}, {}, 1)
+    yield opened
+    opened.close()
+
+
+def change(writer: MirrorWriter, number: int) -> None:
+    """Give every profile another state."""
+    writer.apply({b"card:%d" % card: b"%d" % number + bytes(496) for card in range(500)}, {0: number}, number)
+
+
+def test_a_reader_killed_in_a_look_up_lets_the_file_grow_no_further(
+    small_writer: MirrorWriter, stuck_reader: subprocess.Popen[str]
+) -> None:
+    stuck_reader.send_signal(signal.SIGKILL)
+    stuck_reader.wait()
+    sizes, freed = [], []
+    for number in range(40):
+        change(small_writer, number)
+        freed.append(small_writer.check_readers())
+        sizes.append(small_writer.used_bytes())
+    assert sum(freed) == 1
+    assert sizes[-1] == sizes[5]
+    assert small_writer.complete_to_ms() == 39
+
+
+def test_a_mirror_that_a_reader_holds_full_takes_changes_when_the_reader_is_gone(
+    small_writer: MirrorWriter, stuck_reader: subprocess.Popen[str]
+) -> None:
+    def fill() -> int:
+        for number in range(100):
+            try:
+                change(small_writer, number)
+            except MirrorFull:
+                return number
+        raise AssertionError("a reader that stands in a look-up holds nothing")
+
+    last = fill()
+    # The reader lives, so its place is its own.
+    assert small_writer.check_readers() == 0
+    with pytest.raises(MirrorFull):
+        change(small_writer, last)
+    assert small_writer.complete_to_ms() == last - 1
+    stuck_reader.send_signal(signal.SIGKILL)
+    stuck_reader.wait()
+    assert small_writer.check_readers() == 1
+    for number in range(last, last + 40):
+        change(small_writer, number)
+    assert small_writer.complete_to_ms() == last + 39
 
 
 def test_a_reader_knows_when_another_mirror_has_taken_its_place(settings: MirrorSettings, tmp_path: Path) -> None:

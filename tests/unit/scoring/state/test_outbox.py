@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paywarden.schemas.errors import Misconfigured
+from paywarden.scoring.idempotency.claim_table import WORKERS_MAX
+from paywarden.scoring.idempotency.decision_cache import worker_name
 from paywarden.scoring.metrics.shared import Registry
 from paywarden.scoring.state import outbox
 from paywarden.scoring.state.outbox import (
@@ -98,10 +100,37 @@ def test_a_reader_waits_at_half_a_record_and_has_it_when_it_is_whole(small: Outb
 
 def test_a_reader_of_an_outbox_that_does_not_exist_yet_waits(small: OutboxSettings) -> None:
     assert OutboxReader(small, "w0").read(0, 10) == []
-    assert outbox.workers(small) == []
     fill(small, [b"a"])
     assert read_all(small) == [b"a"]
-    assert outbox.workers(small) == ["w0"]
+
+
+def test_only_folders_with_the_name_of_a_worker_are_outboxes(tmp_path: Path) -> None:
+    where = OutboxSettings(str(tmp_path / "outbox"))
+    assert (outbox.workers(where), outbox.strangers(where)) == ([], [])
+    for name in (
+        "worker-0",
+        "worker-255",
+        "retried",
+        "worker-0.bak",
+        "worker-01",
+        "worker-",
+        "lost+found",
+        ".snapshot",
+    ):
+        (tmp_path / "outbox" / name).mkdir(parents=True)
+    (tmp_path / "outbox" / "worker-7").write_text("a file")
+    assert outbox.workers(where) == ["retried", "worker-0", "worker-255"]
+    assert outbox.strangers(where) == [".snapshot", "lost+found", "worker-", "worker-0.bak", "worker-01"]
+    assert all(outbox.is_outbox(worker_name(number)) for number in range(WORKERS_MAX))
+
+
+def test_files_beside_the_segments_are_none(small: OutboxSettings) -> None:
+    fill(small, numbered(5))
+    for name in ("notes.log", "1.log", "00000000000000000000.log.gz", "0000000000000000000x.log"):
+        (Path(small.directory) / "w0" / name).write_bytes(b"something else")
+    assert read_all(small) == numbered(5)
+    fill(small, [b"more"])
+    assert read_all(small) == [*numbered(5), b"more"]
 
 
 def test_records_appended_together_are_records_of_their_own(small: OutboxSettings) -> None:
@@ -200,6 +229,73 @@ def test_damage_with_records_behind_it_is_not_passed_over(tmp_path: Path, offset
     assert [payload for _, payload in found] == numbered(5)
     with pytest.raises(OutboxDamaged, match=f"damaged at position {positions[4]}"):
         reader.read(positions[4], 1000)
+
+
+def test_behind_damage_reading_goes_on_at_the_next_whole_record(tmp_path: Path) -> None:
+    where = OutboxSettings(str(tmp_path))
+    positions = fill(where, numbered(100))
+    reader = OutboxReader(where, "w0")
+    assert reader.after_damage(positions[-1]) is None
+    flip(segments(where)[0], positions[4] + 9)
+    assert reader.after_damage(positions[4]) == positions[5]
+    assert reader.raw(positions[4], positions[5]) == segments(where)[0].read_bytes()[positions[4] : positions[5]]
+    # The last record: nothing follows until the writer appends again.
+    flip(segments(where)[0], positions[98] + 9)
+    assert reader.after_damage(positions[98]) is None
+    fill(where, [b"later"])
+    assert reader.after_damage(positions[98]) == positions[99]
+    assert read_all(where, positions[99]) == [b"later"]
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_whatever_bytes_are_damaged_every_whole_record_is_found(data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        where = OutboxSettings(directory, segment_bytes=data.draw(st.sampled_from([150, 1 << 20])))
+        records = [b"%04d " % number + data.draw(st.binary(max_size=30)) for number in range(12)]
+        positions = [0, *fill(where, records)]
+        damaged: set[int] = set()
+        for _ in range(data.draw(st.integers(1, 4))):
+            record = data.draw(st.integers(0, len(records) - 1))
+            place = data.draw(st.integers(positions[record], positions[record + 1] - 1))
+            path = max(path for path in segments(where) if int(path.stem) <= place)
+            content = bytearray(path.read_bytes())
+            content[place - int(path.stem)] ^= data.draw(st.integers(1, 255))
+            path.write_bytes(content)
+            damaged.add(record)
+        # A new segment, so that damage at the end has something behind it.
+        fill(where, [b"the last"])
+        reader, position, found = OutboxReader(where, "w0"), 0, list[bytes]()
+        for _ in range(100):
+            try:
+                read = reader.read(position, 3)
+            except OutboxDamaged:
+                following = reader.after_damage(position)
+                assert following is not None
+                assert following > position
+                position = following
+                continue
+            if not read:
+                break
+            found += [payload for _, payload in read]
+            position = read[-1][0]
+        whole = [record for number, record in enumerate(records) if number not in damaged]
+        # The writer cuts off a last record that looks torn, and two flips of a bit are none.
+        assert [record for record in found if record in whole] == whole
+        assert found[-1] == b"the last"
+        assert set(found) <= {*records, b"the last"}
+
+
+def test_a_record_far_behind_damage_is_found_in_bounded_memory(tmp_path: Path) -> None:
+    """The search goes in windows of 1 MiB, and a record may lie across two of them."""
+    where = OutboxSettings(str(tmp_path))
+    positions = fill(where, [b"a", bytes(200_000), *(b"\x01" * 250_000 for _ in range(9)), b"z" * 100])
+    path = segments(where)[0]
+    content = bytearray(path.read_bytes())
+    for position in positions[:-2]:
+        content[position + 7] ^= 1
+    path.write_bytes(content)
+    assert OutboxReader(where, "w0").after_damage(positions[0]) == positions[-2]
 
 
 def test_a_finished_segment_that_ends_early_is_damage(small: OutboxSettings) -> None:
@@ -481,11 +577,19 @@ def test_a_crash_while_the_cursor_is_stored_leaves_the_earlier_one(
     assert cursor.load() == 1
 
 
-def test_a_cursor_that_holds_no_position_is_damage(small: OutboxSettings) -> None:
-    fill(small, [b"a"])
-    (Path(small.directory) / "w0" / "cursor").write_text("")
-    with pytest.raises(OutboxDamaged, match="holds no position"):
-        Cursor(small, "w0").load()
+@pytest.mark.parametrize("content", [b"", b"-1", b"12 13", b"\xff\xfe", "٣".encode(), b"9" * 30])
+def test_a_cursor_that_holds_no_position_is_told_once_and_mended_by_the_next(
+    small: OutboxSettings, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
+    positions = fill(small, numbered(3))
+    (Path(small.directory) / "w0" / "cursor").write_bytes(content)
+    cursor = Cursor(small, "w0")
+    assert (cursor.load(), cursor.load()) == (None, None)
+    assert caplog.text.count("holds no position") == 1
+    # The writer starts and counts everything as not shipped.
+    assert fill(small, [b"more"]) == [positions[-1] + 12]
+    cursor.store(positions[0])
+    assert cursor.load() == positions[0]
 
 
 def test_without_a_cursor_reading_starts_at_the_oldest_segment(small: OutboxSettings) -> None:

@@ -72,6 +72,20 @@ def test_a_companion_is_live_while_rounds_end_or_none_are_due(world: World) -> N
     world.now_s += 1000
     world.health.obstacle = "the companion is stopping"
     assert world.health.live()
+    # Shipping has a longer time, and no obstacle excuses it.
+    world.health.note_shipping_round()
+    world.now_s += 299
+    assert world.health.live()
+    world.now_s += 1
+    assert not world.health.live()
+
+
+def test_a_companion_whose_mirror_takes_no_changes_is_not_ready(world: World) -> None:
+    world.health.follow(0, complete_to_ms=world.now_ms)
+    assert world.value("mirror_refuses") == 0
+    world.health.mirror_trouble = "the mirror is full: mirror.size_mb is 64"
+    assert world.health.problems() == ["the mirror is full: mirror.size_mb is 64"]
+    assert (world.value("mirror_refuses"), world.value("ready")) == (1, 0)
 
 
 def test_ages_end_at_the_mirror_and_are_compared_with_the_objective(world: World) -> None:
@@ -111,11 +125,22 @@ def test_waiting_bytes_and_lag_are_shown_as_they_are(world: World) -> None:
     places = [("profiles", number) for number in range(3)]
     world.metrics.lag(dict(zip(places, (10, 7, 3), strict=True)), dict(zip(places, (4, 8), strict=False)))
     assert [world.value("changelog_lag", partition=str(number)) for number in range(3)] == [6, 0, 3]
-    world.metrics.shipping(shipped=5, under_way=2, waiting_bytes={"worker-0": 900})
-    world.metrics.shipping(shipped=8, under_way=0, waiting_bytes={"worker-0": 0, "worker-1": 30})
+    before = {"worker-0": 900}
+    world.metrics.shipping(shipped=5, under_way=2, waiting_bytes=before, set_aside={}, set_aside_counts={})
+    world.metrics.shipping(
+        shipped=8,
+        under_way=0,
+        waiting_bytes={"worker-0": 0, "worker-1": 30},
+        set_aside={"worker-0": (0, 0), "worker-1": (2, 700)},
+        set_aside_counts={"worker-1": 3},
+    )
     assert world.value("decisions_shipped_total") == 8
     assert world.value("decisions_under_way") == 0
     assert world.value("outbox_waiting_bytes", worker="worker-0") == 0
     assert world.value("outbox_waiting_bytes", worker="worker-1") == 30
+    assert world.value("outbox_set_aside_entries", worker="worker-0") == 0
+    assert world.value("outbox_set_aside_entries", worker="worker-1") == 2
+    assert world.value("outbox_set_aside_bytes", worker="worker-1") == 700
+    assert world.value("outbox_set_aside_total", worker="worker-1") == 3
     world.metrics.mirror(4096, 1 << 20)
     assert (world.value("mirror_bytes"), world.value("mirror_limit_bytes")) == (4096, 1 << 20)

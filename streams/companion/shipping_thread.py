@@ -1,0 +1,103 @@
+"""Ships decisions in a thread of its own, so that the mirror never waits for it, nor it for the mirror.
+
+    main thread        changelog ─► mirror            (streams/companion/companion.py)
+    shipping thread    outboxes ─► topic decisions    (streams/companion/shipping.py)
+
+1. In every round let the shipper advance. If it had nothing to send, wait a moment.
+2. Once a second look for new outboxes and set the metrics.
+3. If anything raises, log it, count it, and begin anew after a pause. The pause doubles up to PAUSE_S_MAX, and is short
+   again once something was shipped. The process does not end: the outboxes keep the decisions, and alerts tell of it.
+4. When the process stops, ship what is left, and end.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+from paywarden.schemas.errors import PaywardenError
+from paywarden.streams.companion.health import CompanionHealth
+from paywarden.streams.companion.metrics import CompanionMetrics
+from paywarden.streams.companion.shipping import Shipper
+
+_log = logging.getLogger(__name__)
+
+PAUSE_S_MIN, PAUSE_S_MAX = 1.0, 30.0
+# The wait of a round without new decisions.
+_IDLE_S = 0.02
+_LOOK_AROUND_EVERY_S = 1.0
+
+
+class ShippingThread:
+    """Runs a shipper beside the thread that made it."""
+
+    def __init__(self, shipper: Shipper, metrics: CompanionMetrics, health: CompanionHealth) -> None:
+        self._shipper, self._metrics, self._health = shipper, metrics, health
+        self._stop = threading.Event()
+        self._drain_s = 0.0
+        self._thread = threading.Thread(target=self._run, name="shipping", daemon=True)
+        self.error: Exception | None = None
+        """Why the last decisions could not be shipped at the end; None if they were."""
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, drain_s: float) -> None:
+        """Ship what is left, for at most `drain_s`, and end the thread."""
+        self._drain_s = drain_s
+        self._stop.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    @property
+    def shipped(self) -> int:
+        """Decisions shipped since the start."""
+        return self._shipper.shipped
+
+    def _run(self) -> None:
+        pause_s = PAUSE_S_MIN
+        while not self._stop.is_set():
+            shipped = self._shipper.shipped
+            try:
+                self._work()
+            except Exception as error:  # noqa: BLE001 - a failure of shipping must not end the mirror
+                note_failure(error, "shipping")
+                self._metrics.failures.labels("shipping").inc()
+                self._shipper.start_over()
+                pause_s = PAUSE_S_MIN if self._shipper.shipped > shipped else min(2 * pause_s, PAUSE_S_MAX)
+                self._stop.wait(pause_s)
+        try:
+            self._shipper.find_workers()
+            self._shipper.drain(self._drain_s)
+        except Exception as error:  # noqa: BLE001 - whoever stops the process raises or logs it
+            self.error = error
+
+    def _work(self) -> None:
+        """Run rounds until the stop."""
+        next_look = time.monotonic()
+        while not self._stop.is_set():
+            if time.monotonic() >= next_look:
+                self._look_around()
+                next_look = time.monotonic() + _LOOK_AROUND_EVERY_S
+            if self._shipper.advance() == 0:
+                self._stop.wait(_IDLE_S)
+            self._health.note_shipping_round()
+
+    def _look_around(self) -> None:
+        self._shipper.find_workers()
+        self._metrics.shipping(
+            shipped=self._shipper.shipped,
+            under_way=self._shipper.under_way,
+            waiting_bytes=self._shipper.waiting_bytes(),
+            set_aside=self._shipper.set_aside(),
+            set_aside_counts=self._shipper.set_aside_counts(),
+        )
+
+
+def note_failure(error: Exception, part: str) -> None:
+    """Log why a part of the companion begins anew: one line for an expected failure, the traceback for a bug."""
+    if isinstance(error, PaywardenError):
+        _log.error("companion: %s has failed and begins anew: %s", part, error)
+    else:
+        _log.error("companion: a bug ended %s, which begins anew", part, exc_info=error)
