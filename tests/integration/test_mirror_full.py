@@ -1,0 +1,121 @@
+"""A mirror without room: the companion says so, ships on, and goes on when there is room again."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from paywarden.ops import wiring
+from paywarden.schemas.avro import Encoder, LocalSchemaIds
+from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
+from paywarden.schemas.settings import read_source
+from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
+from paywarden.scoring.state.outbox import OutboxSettings, OutboxWriter
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.embedded_broker import EmbeddedBroker
+from paywarden.streams.kafka.producers import Sender
+from tests.services.deployment import Deployment
+from tests.services.in_process import running
+from tests.services.processes import ROOT, samples, wait_until
+
+SIZE_MB, CARDS, STATE_BYTES = 4, 500, 500
+# Stands in a look-up, as a worker does for microseconds, until it is killed.
+READER = f"""
+import sys, time
+from paywarden.scoring.state.mirror import MirrorReader, MirrorSettings
+
+reader = MirrorReader(MirrorSettings(path=sys.argv[1], size_mb={SIZE_MB}), item_max=1, profile_bytes_max=64)
+transaction = reader._env.begin(buffers=True)
+assert transaction.get(b"card:1") is not None
+print("inside", flush=True)
+time.sleep(600)
+"""
+
+
+class Changelog:
+    """The topic `profiles`, to which the test writes instead of the stream."""
+
+    def __init__(self, bootstrap: str) -> None:
+        self._sender = Sender(KafkaSettings(bootstrap=bootstrap), linger_ms=5)
+        self._encoder = Encoder("profiles", LocalSchemaIds().id_of("profiles"))
+        self.states: dict[bytes, bytes] = {}
+        self._number = 0
+
+    def change(self) -> None:
+        """Give every card another state."""
+        self._number += 1
+        for card in range(CARDS):
+            key, state = b"card:%d" % card, b"%d" % self._number + bytes(STATE_BYTES)
+            value = self._encoder.encode({"entity": "card", "state": state, "written_time_ms": self._number})
+            self._sender.send("profiles", value, key=key)
+            self.states[key] = state
+        self._sender.flush(30)
+
+
+@pytest.fixture
+def deployment(tmp_path: Path) -> Iterator[Deployment]:
+    with closing(EmbeddedBroker()) as broker:
+        made = Deployment(tmp_path, broker.bootstrap, "")
+        made.configure("companion", "fill_from_store = false\nbatch_max = 100\n")
+        made.configure("kafka", "check_crcs = false\n")
+        text = made.config.read_text(encoding="utf-8").replace("size_mb = 256", f"size_mb = {SIZE_MB}")
+        made.config.write_text(text, encoding="utf-8")
+        yield made
+
+
+@pytest.mark.parametrize("is_killed_first", [True, False], ids=["killed", "stopped"])
+def test_a_reader_that_ends_in_a_look_up_costs_no_change_and_no_decision(
+    deployment: Deployment, is_killed_first: bool
+) -> None:
+    """A reader that was killed is noticed within a second. One that only stands still fills the mirror."""
+    source = read_source(str(deployment.config))
+    bootstrap = wiring.kafka_settings(source).bootstrap
+    addresses: list[str] = []
+    changelog = Changelog(bootstrap)
+    writer = OutboxWriter(OutboxSettings(directory=str(deployment.outbox)), "worker-0")
+    with wiring.companion(source, addresses.append) as companion, running(companion):
+        changelog.change()
+        wait_until(lambda: companion.profiles_applied >= CARDS, "the first states are in the mirror")
+        reader = subprocess.Popen(
+            [sys.executable, "-c", READER, str(deployment.mirror)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+        )
+        with reader:
+            assert reader.stdout is not None
+            assert reader.stdout.readline() == "inside\n"
+            if is_killed_first:
+                reader.kill()
+                reader.wait()
+            for _ in range(30):
+                changelog.change()
+            if not is_killed_first:
+                wait_until(lambda: companion.health.mirror_trouble != "", "the mirror is full")
+                assert companion.health.problems()[0] == f"the mirror is full: mirror.size_mb is {SIZE_MB}"
+                assert companion.health.live()
+                assert samples(addresses[0])[("paywarden_companion_mirror_refuses",)] == 1
+            # Decisions are shipped all the while.
+            writer.append(_decision())
+            wait_until(
+                lambda: samples(addresses[0]).get(("paywarden_companion_decisions_shipped_total",)) == 1,
+                "the decision is shipped",
+            )
+            reader.kill()
+        wait_until(lambda: companion.profiles_applied >= 31 * CARDS, "all changes are in the mirror")
+        assert companion.health.mirror_trouble == ""
+        assert ("paywarden_companion_failures_total", "mirror") not in samples(addresses[0])
+    writer.close()
+    with closing(MirrorWriter(MirrorSettings(path=str(deployment.mirror), size_mb=SIZE_MB))) as mirror:
+        assert mirror.read(changelog.states) == changelog.states
+
+
+def _decision() -> bytes:
+    return OutboxEntry(
+        request=ScoreRequest(payment_id="p", card_id="c", merchant_id="m", currency="EUR"),
+        response=ScoreResponse(payment_id="p", decision_id="d", action="approve"),
+        decided_time_ms=1,
+    ).SerializeToString()
