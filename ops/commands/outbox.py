@@ -30,7 +30,7 @@ def outbox() -> None:
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
 @click.pass_obj
 def list_entries(source: Source, as_json: bool) -> None:
-    """List what is set aside, and what keeps it from being shipped.
+    """List what is set aside, and why.
 
     ID is the worker and the position in its outbox. The bytes are not printed: they may hold card ids.
     """
@@ -78,7 +78,7 @@ def retry(source: Source, entry_ids: Sequence[str], every: bool) -> None:
     for entry, why in done.refused.items():
         click.echo(f"{entry.entry_id}: {printable(why)}")
     if done.refused:
-        raise click.ClickException(f"{len(done.refused)} entries stay set aside")
+        raise click.ClickException(f"{len(done.refused)} of them stay set aside")
 
 
 @outbox.command()

@@ -48,8 +48,8 @@ _UNITS = (
     (r".*_minor", "minor units of the reference currency"),
     (r".*_(score|share|precision|recall)|.*_(brier_score|calibration_error)", "0 to 1"),
     (r".*_score_distance", "of the statistic"),
-    (r".*_(up|ready|out)", "0 or 1"),
-    (r".*_(lag|unsaved|open_alerts|waiting_outcomes|decisions_under_way)", "count"),
+    (r".*_(up|ready|out|refuses)", "0 or 1"),
+    (r".*_(lag|unsaved|open_alerts|waiting_outcomes|decisions_under_way|set_aside_entries)", "count"),
 )
 
 
