@@ -1,11 +1,14 @@
 """Scoring workers and the companion are killed at random under load: every answered payment has one decision.
 
+Meanwhile a stream changes profiles, and the mirror follows. It is small: the pages that a dead reader holds would fill it.
+
 PAYWARDEN_KILLS=1000 runs the whole test, about twenty minutes. --log-cli-level=info shows each kill.
 """
 
 from __future__ import annotations
 
 import http.client
+import itertools
 import logging
 import os
 import random
@@ -13,6 +16,7 @@ import shutil
 import threading
 import time
 import urllib.request
+from contextlib import closing
 from urllib.parse import urlsplit
 
 import psutil
@@ -22,6 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from paywarden.schemas.avro import Decoder, LocalSchemaIds
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
+from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
 from paywarden.streams.kafka.admin import partitions_of
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.reading import consume, make_consumer
@@ -29,6 +34,8 @@ from tests.services.deployment import Deployment
 from tests.services.kafka import KafkaServer
 from tests.services.processes import PaywardenProcess, wait_until
 from tests.worlds import small_world
+from tests.worlds.topics import Topics, read_store, wait_until_worked_in
+from tests.worlds.topics import small_world as simulated
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +43,7 @@ KILLS = int(os.environ.get("PAYWARDEN_KILLS", "40"))
 WORKERS, CLIENTS = 2, 4
 # One kill in this many hits the companion, which takes seconds to restart.
 COMPANION_EVERY = 20
+MIRROR_MB = 16
 PROTOBUF = "application/x-protobuf"
 # A caller gets these while another worker decides the payment or the server is overloaded. The caller asks again.
 AGAIN = (429, 503, 504)
@@ -116,6 +124,27 @@ class Client(threading.Thread):
             self._connection = None
 
 
+class Payments(threading.Thread):
+    """Sends payments to the topic, so that the stream changes profiles and the companion the mirror."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        super().__init__()
+        self._topics, self._rows = Topics(settings), simulated()[0].to_pylist()[:400]
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        for number in itertools.count():
+            for first in range(0, len(self._rows), 20):
+                if self._stopped.wait(0.1):
+                    return
+                rows = self._rows[first : first + 20]
+                self._topics.send_payments({**row, "payment_id": f"{number}-{row['payment_id']}"} for row in rows)
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self.join()
+
+
 class Killer:
     """Waits until all workers are there, then kills one of them, sometimes the companion."""
 
@@ -144,6 +173,7 @@ def deployment(deployment: Deployment) -> Deployment:
     # Room for all payments of the window. A payment without a place is decided again when it is retried.
     config = deployment.config.read_text(encoding="utf-8")
     config = config.replace("payments_max = 100000", f"payments_max = {200_000 + 4_000 * KILLS}")
+    config = config.replace("size_mb = 256", f"size_mb = {MIRROR_MB}")
     deployment.config.write_text(config, encoding="utf-8")
     shutil.copytree(small_world.trained_bundle(), deployment.bundle)
     return deployment
@@ -196,12 +226,14 @@ def decisions_on_topic(settings: KafkaSettings, wanted: set[str]) -> dict[str, l
 def test_every_answered_payment_has_exactly_one_decision_after_kills(
     deployment: Deployment, kafka: KafkaServer, topic_prefix: str
 ) -> None:
+    settings = KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
+    stream = deployment.start("stream")
     companion = deployment.start("companion")
     serve = deployment.start("serve", "--workers", str(WORKERS))
     target = serve.first_line()
-    clients = [Client(target, number) for number in range(CLIENTS)]
-    for client in clients:
-        client.start()
+    clients, payments = [Client(target, number) for number in range(CLIENTS)], Payments(settings)
+    for thread in (*clients, payments):
+        thread.start()
     killer = Killer(deployment, serve, companion)
     began = time.monotonic()
     try:
@@ -209,8 +241,8 @@ def test_every_answered_payment_has_exactly_one_decision_after_kills(
             killer.kill_one()
             assert all(client.is_alive() for client in clients), "a client has ended by itself"
     finally:
-        for client in clients:
-            client.stop()
+        for thread in (*clients, payments):
+            thread.stop()
     took_s = time.monotonic() - began
     assert not_remembered(target) == {"full": 0.0, "collisions": 0.0}
 
@@ -218,7 +250,6 @@ def test_every_answered_payment_has_exactly_one_decision_after_kills(
     for client in clients:
         for payment_id, decided in client.answers.items():
             answered.setdefault(payment_id, set()).update(decided)
-    settings = KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
     on_topic = decisions_on_topic(settings, set(answered))
     _log.info(
         "%d kills in %.0f s; %d payments answered, %d decided; %d requests broken, %d asked again",
@@ -230,3 +261,9 @@ def test_every_answered_payment_has_exactly_one_decision_after_kills(
     # The test would prove nothing if no caller had been cut off.
     assert sum(client.broken for client in clients) > KILLS / 2
     assert len(answered) > 10 * KILLS
+    wait_until_worked_in(settings, f"{topic_prefix}stream")
+    assert stream.stop() == 0
+    stored = read_store(deployment.store)
+    assert len(stored) > 50
+    with closing(MirrorWriter(MirrorSettings(path=str(deployment.mirror), size_mb=MIRROR_MB))) as mirror:
+        wait_until(lambda: mirror.read(stored) == stored, "the mirror is the store", every_s=0.1)
