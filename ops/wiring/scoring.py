@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paywarden.ops.wiring import stores
+from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
@@ -26,8 +27,16 @@ class ServeSettings:
     model_cooldown_ms: int = 5000
     # How long a worker looks for the next request before it sleeps: scoring/engine/busy_poll.py. 0: not at all.
     busy_poll_us: int = 50
+    # A worker whose event loop stands still for this long is killed and replaced. 0: never.
+    hang_timeout_s: int = 10
     # Counts of all workers; on a memory file system, see scoring/metrics/shared.py.
     metrics: str = "/dev/shm/paywarden/metrics" if Path("/dev/shm").is_dir() else ".paywarden/metrics"
+
+    def __post_init__(self) -> None:
+        """Raises Misconfigured."""
+        # A heart beats twice a second.
+        if self.hang_timeout_s != 0 and self.hang_timeout_s < 2:
+            raise Misconfigured(f"[serve] hang_timeout_s: wanted 0 or at least 2, got {self.hang_timeout_s}")
 
 
 def scoring_host(source: Source, bundle_path: str | None) -> ServerContext:
@@ -83,6 +92,7 @@ def scoring_host(source: Source, bundle_path: str | None) -> ServerContext:
         answered=source.section("answered", DecisionCacheSettings),
         metrics_directory=Path(settings.metrics),
         busy_poll=BusyPoll(settings.busy_poll_us),
+        hang_timeout_s=settings.hang_timeout_s,
     )
 
 

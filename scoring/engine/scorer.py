@@ -61,6 +61,7 @@ from paywarden.scoring.metrics.shared import Registry
 from paywarden.scoring.metrics.worker import ScoringMetrics, StageTimes
 from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.state.mirror import MirrorAbsent, MirrorReader, MirrorSettings
+from paywarden.scoring.state.outbox import OutboxUnsynced
 
 # The most payments in one call of the kernel. The profiles of 64 payments still fit into the L2 cache.
 ROWS_MAX = 64
@@ -75,6 +76,9 @@ class Outbox(Protocol):
 
     def append_frames(self, frames: bytes) -> int:
         """Append these records, all or none; they survive the death of this process. Raises TemporaryFailure."""
+
+    def trouble(self) -> str:
+        """Returns why no decision can be recorded now; empty if one can. Asks no disk."""
 
 
 class PaymentScorer:
@@ -140,11 +144,12 @@ class PaymentScorer:
 
     def readiness(self) -> list[str]:
         """Returns one line for each thing that is missing before payments should come here; empty when ready."""
+        missing = [trouble] if (trouble := self._outbox.trouble()) else []
         if self._mirror is None and not self.open_mirror():
-            return [f"there is no mirror at {self._mirror_settings.path}: is the companion running?"]
-        if self._look_up_nothing() == 0:
-            return ["the mirror is not complete yet"]
-        return []
+            missing.append(f"there is no mirror at {self._mirror_settings.path}: is the companion running?")
+        elif self._look_up_nothing() == 0:
+            missing.append("the mirror is not complete yet")
+        return missing
 
     def open_mirror(self) -> bool:
         """Open the mirror, or a new mirror that has replaced it. Returns False when there is none.
@@ -333,7 +338,12 @@ class PaymentScorer:
             begins += [begun + start for start in part.starts]
             begun += len(part.frames)
         self._answered.place(slots, begins)
-        self._outbox.append_frames(frames)
+        try:
+            self._outbox.append_frames(frames)
+        except OutboxUnsynced:
+            # The companion ships these records, so a payment that is asked for again must get its decision of now.
+            self._answered.settle(slots)
+            raise
         self._answered.settle(slots)
 
     def _fill_vectors(self, keys: Sequence[bytes], count: int) -> tuple[list[tuple[str, ...]], int]:

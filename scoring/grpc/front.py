@@ -28,7 +28,7 @@ from paywarden.scoring.grpc.services import HEALTH, REFLECTIONS, SCORING, GrpcHe
 from paywarden.scoring.grpc.settings import GrpcSettings
 from paywarden.scoring.metrics.shared import Counter
 from paywarden.scoring.net.connections import Connections
-from paywarden.scoring.net.listeners import accept
+from paywarden.scoring.net.listeners import Acceptor, accept
 from paywarden.scoring.net.tls import HTTP_2, Tls
 
 
@@ -63,7 +63,7 @@ class GrpcServer:
         self._draining = False
         self._connections: Connections[GrpcConnection] = Connections(settings.connections_max)
         self.admit, self.forget = self._connections.admit, self._connections.forget
-        self._servers: list[asyncio.Server] = []
+        self._servers: list[Acceptor] = []
         self._sweeper: asyncio.TimerHandle | None = None
 
     async def start(self, listener: socket.socket, tls: Tls | None = None) -> None:

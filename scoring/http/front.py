@@ -33,7 +33,7 @@ from paywarden.scoring.http.settings import HttpSettings
 from paywarden.scoring.metrics.shared import CONTENT_TYPE as METRICS_TEXT
 from paywarden.scoring.metrics.worker import ROUTES, HttpMetrics
 from paywarden.scoring.net.connections import Connections
-from paywarden.scoring.net.listeners import accept
+from paywarden.scoring.net.listeners import Acceptor, accept
 from paywarden.scoring.net.tls import HTTP_1_1, Tls
 from paywarden.scoring.net.tokens import Tokens
 from paywarden.scoring.requests.json_form import JSON, render_error
@@ -70,7 +70,7 @@ class HttpServer:
         self._connections: Connections[HttpConnection] = Connections(settings.connections_max)
         self.admit, self.forget = self._connections.admit, self._connections.forget
         self._bugs = BugLog()
-        self._servers: list[asyncio.Server] = []
+        self._servers: list[Acceptor] = []
         self._sweeper: asyncio.TimerHandle | None = None
 
     def _routes(self, metrics_need_token: bool) -> dict[bytes, Route]:

@@ -9,17 +9,25 @@ A Unix domain socket cannot be shared with SO_REUSEPORT, so the parent listens o
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.net.tls import Tls
 
+_log = logging.getLogger(__name__)
+
 # Read and write for the owner and the group. A gateway on the host joins the group; other users have no access.
 _UNIX_MODE = 0o660
+# Connections accepted in one turn of the loop: payments of other callers come in between.
+_ACCEPTS_PER_TURN = 64
+# How long connections wait when one could not be accepted.
+_ACCEPT_PAUSE_S = 0.1
+_PENDING_PLAIN_MAX = 4096
 
 
 def reserve_port(host: str, port: int) -> socket.socket:
@@ -46,6 +54,80 @@ def open_listener(host: str, port: int, *, backlog: int) -> socket.socket:
     return listener
 
 
+class Acceptor:
+    """Accepts the connections of one listening socket until `close`. Use it in the event loop.
+
+    asyncio's and uvloop's own servers close a listener for good when `accept` fails once, for example for want of a
+    file descriptor. This one leaves further connections in the kernel's queue, and tries again after a moment.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        connect: Callable[[socket.socket], Coroutine[None, None, object]],
+        *,
+        pending_max: int,
+    ) -> None:
+        """`connect` makes a connection of an accepted socket. At most `pending_max` at a time: the oldest is cut."""
+        self._loop = asyncio.get_running_loop()
+        self._listener, self._connect, self._pending_max = listener, connect, pending_max
+        # In order of their arrival. It also keeps the tasks from being collected.
+        self._pending: dict[asyncio.Task[None], socket.socket] = {}
+        self._pause: asyncio.TimerHandle | None = None
+        self._trouble = ""
+        self._listen()
+
+    def close(self) -> None:
+        """Accept nothing more. Connections that were accepted go on."""
+        if self._pause is not None:
+            self._pause.cancel()
+        self._loop.remove_reader(self._listener)
+        self._listener.close()
+
+    def _listen(self) -> None:
+        self._pause = None
+        self._loop.add_reader(self._listener, self._accept)
+
+    def _accept(self) -> None:
+        for _ in range(_ACCEPTS_PER_TURN):
+            try:
+                connection, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            except ConnectionAbortedError:
+                continue
+            except OSError as error:
+                self._wait(error)
+                return
+            self._begin(connection)
+
+    def _begin(self, connection: socket.socket) -> None:
+        self._trouble = ""
+        connection.setblocking(False)
+        if len(self._pending) >= self._pending_max:
+            # Its handshake fails then, and its descriptor becomes free.
+            with suppress(OSError):
+                next(iter(self._pending.values())).shutdown(socket.SHUT_RDWR)
+        task = self._loop.create_task(self._run(connection))
+        self._pending[task] = connection
+        task.add_done_callback(self._pending.pop)
+
+    async def _run(self, connection: socket.socket) -> None:
+        try:
+            await self._connect(connection)
+        except OSError:
+            # The caller has gone, or its TLS handshake failed.
+            connection.close()
+
+    def _wait(self, error: OSError) -> None:
+        if (trouble := error.strerror or str(error)) != self._trouble:
+            _log.error("cannot accept connections, and tries again: %s", trouble)
+        self._trouble = trouble
+        # Otherwise the loop would be told of the waiting connection again at once, for ever.
+        self._loop.remove_reader(self._listener)
+        self._pause = self._loop.call_later(_ACCEPT_PAUSE_S, self._listen)
+
+
 async def accept(
     factory: Callable[[], asyncio.Protocol],
     listener: socket.socket,
@@ -54,24 +136,31 @@ async def accept(
     tls: Tls | None,
     protocol: str,
     linger_ms: int,
-) -> asyncio.Server:
+) -> Acceptor:
     """Serve the connections of a listening socket; with TLS if `tls` is given and the socket is a port's.
 
     `protocol` is the one that TLS offers by ALPN.
     """
     loop = asyncio.get_running_loop()
-    if listener.family == socket.AF_UNIX:
-        return await loop.create_unix_server(factory, sock=listener, backlog=backlog)
-    if tls is None:
-        return await loop.create_server(factory, sock=listener, backlog=backlog)
-    return await loop.create_server(
-        factory,
-        sock=listener,
-        backlog=backlog,
-        ssl=tls.context([protocol]),
-        ssl_handshake_timeout=tls.settings.handshake_timeout_ms / 1000,
-        # A caller who never ends TLS properly must not keep a closed connection.
-        ssl_shutdown_timeout=linger_ms / 1000,
+    listener.setblocking(False)
+    listener.listen(backlog)
+    if tls is None or listener.family == socket.AF_UNIX:
+        # These take one turn of the loop, so few are ever pending.
+        return Acceptor(
+            listener, lambda one: loop.connect_accepted_socket(factory, one), pending_max=_PENDING_PLAIN_MAX
+        )
+    context = tls.context([protocol])
+    return Acceptor(
+        listener,
+        lambda one: loop.connect_accepted_socket(
+            factory,
+            one,
+            ssl=context,
+            ssl_handshake_timeout=tls.settings.handshake_timeout_ms / 1000,
+            # A caller who never ends TLS properly must not keep a closed connection.
+            ssl_shutdown_timeout=linger_ms / 1000,
+        ),
+        pending_max=tls.settings.handshakes_max,
     )
 
 

@@ -31,14 +31,17 @@ class TlsSettings:
     client_ca: str = ""
     # From the connection to the end of the handshake.
     handshake_timeout_ms: int = 5_000
+    # On each port of a worker. If more callers are in their handshake, the one that began first is cut.
+    handshakes_max: int = 256
 
 
 def check_settings(settings: TlsSettings) -> None:
     """Raise Misconfigured when settings that ask for TLS are incomplete. Reads no file."""
     if not settings.certificate or not settings.key:
         raise Misconfigured(f"[tls] {'key' if settings.certificate else 'certificate'}: wanted a file")
-    if settings.handshake_timeout_ms < 1:
-        raise Misconfigured(f"[tls] handshake_timeout_ms: wanted at least 1, got {settings.handshake_timeout_ms}")
+    for name in ("handshake_timeout_ms", "handshakes_max"):
+        if getattr(settings, name) < 1:
+            raise Misconfigured(f"[tls] {name}: wanted at least 1, got {getattr(settings, name)}")
 
 
 class Tls:
@@ -49,6 +52,8 @@ class Tls:
         check_settings(settings)
         self.settings = settings
         self._contexts: list[ssl.SSLContext] = []
+        # Why the files as they are now are not in use, and whether they could not even be read.
+        self._problem, self._is_unread = "", False
         self._state = _state_of(self._files)
         _load(settings, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
 
@@ -68,12 +73,17 @@ class Tls:
         self._contexts.append(context)
         return context
 
-    def refresh(self) -> None:
-        """Load files that have changed. If they cannot be used, log one line and keep the old ones."""
+    def refresh(self) -> bool:
+        """Load files that have changed. If they cannot be used, log one line and keep the old ones.
+
+        Files that could not be read, for want of a file descriptor say, are read again at each call. Returns whether
+        the certificate in use is that of the files.
+        """
         state = _state_of(self._files)
-        if state == self._state:
-            return
-        # Noted even if the files cannot be used, so that the log has one line per change.
+        is_new = state != self._state
+        if not (is_new or self._is_unread):
+            return not self._problem
+        # Noted even if the content cannot be used, so that the log has one line per change.
         self._state = state
         try:
             # Try a new context first: a certificate with the wrong key would leave a context with half of the pair.
@@ -81,24 +91,30 @@ class Tls:
             for context in self._contexts:
                 _load(self.settings, context)
         except Misconfigured as error:
-            _log.error("%s; the previous certificate stays in use", error)
-            return
+            cause = error.__cause__
+            self._is_unread = isinstance(cause, OSError) and not isinstance(cause, ssl.SSLError)
+            if is_new or str(error) != self._problem:
+                _log.error("%s; the previous certificate stays in use", error)
+            self._problem = str(error)
+            return False
+        self._problem, self._is_unread = "", False
         _log.info("the certificate in %s has changed", self.settings.certificate)
+        return True
 
 
-_State = tuple[tuple[int, int, int] | None, ...]
+_State = tuple[tuple[int, int, int, int] | None, ...]
 
 
 def _state_of(paths: Iterable[str]) -> _State:
     return tuple(map(_state_of_file, paths))
 
 
-def _state_of_file(path: str) -> tuple[int, int, int] | None:
+def _state_of_file(path: str) -> tuple[int, int, int, int] | None:
     try:
         status = os.stat(path)
     except OSError:
         return None
-    return status.st_ino, status.st_size, status.st_mtime_ns
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _load(settings: TlsSettings, context: ssl.SSLContext) -> None:

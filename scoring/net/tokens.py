@@ -48,6 +48,8 @@ class Tokens:
         self._state: _State | None
         self._digests, self._state = _read(self._path)
         self.version = 0
+        # Why the file as it is now is not in use, and whether it could not even be read.
+        self._problem, self._is_unread = "", False
 
     def __repr__(self) -> str:
         return f"Tokens({str(self._path)!r})"
@@ -62,20 +64,30 @@ class Tokens:
             is_allowed |= hmac.compare_digest(known, digest)
         return is_allowed
 
-    def refresh(self) -> None:
-        """Read the file again if it has changed. If it cannot be used, log one line and keep the old tokens."""
+    def refresh(self) -> bool:
+        """Read the file again if it has changed. If it cannot be used, log one line and keep the old tokens.
+
+        A file that could not be read, for want of a file descriptor say, is read again at each call. Returns whether
+        the tokens are those of the file.
+        """
         state = _state_of(self._path)
-        if state == self._state:
-            return
-        # Noted even if the file cannot be used, so that the log has one line per change.
+        is_new = state != self._state
+        if not (is_new or self._is_unread):
+            return not self._problem
+        # Noted even if the content cannot be used, so that the log has one line per change.
         self._state = state
         try:
             self._digests, self._state = _read(self._path)
         except Misconfigured as error:
-            _log.error("%s; the previous tokens stay valid", error)
-            return
+            self._is_unread = isinstance(error.__cause__, OSError)
+            if is_new or str(error) != self._problem:
+                _log.error("%s; the previous tokens stay valid", error)
+            self._problem = str(error)
+            return False
+        self._problem, self._is_unread = "", False
         self.version += 1
         _log.info("the tokens in %s have changed: there are %d", self._path, len(self._digests))
+        return True
 
 
 _State = tuple[int, int, int, int]

@@ -46,11 +46,22 @@ class ServerContext:
     answered: DecisionCacheSettings
     metrics_directory: Path
     busy_poll: BusyPoll
+    # 0: no worker is taken for hung.
+    hang_timeout_s: int = 10
 
     @property
     def has_tls(self) -> bool:
         """Whether the ports speak TLS."""
         return bool(self.tls.certificate or self.tls.key or self.tls.client_ca)
+
+    def connections(self) -> dict[str, int]:
+        """Returns how many connections each setting allows a worker to have open at a time."""
+        counts = {"[http] connections_max": self.http.connections_max}
+        if self.grpc.enabled:
+            counts["[grpc] connections_max"] = self.grpc.connections_max
+        if self.has_tls:
+            counts["[tls] handshakes_max on each port"] = self.tls.handshakes_max * len(counts)
+        return counts
 
 
 @dataclass(frozen=True)

@@ -7,25 +7,34 @@
    the parent's memory (copy-on-write).
 2. The parent opens no database and starts no thread before the fork, because neither survives one.
 3. If a worker ends, the parent starts it again: after 0.1 s at first, and after at most 10 s when it keeps failing.
-4. SIGTERM or SIGINT stops all workers, and the parent ends after the last one.
+   Each worker has a pause of its own. A fork that fails is tried again in the same way.
+4. A worker whose heart does not beat for `[serve] hang_timeout_s` is killed, and started again (heartbeat.py).
+5. SIGTERM or SIGINT stops all workers, and the parent ends after the last one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
+import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NoReturn
 
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.scoring.engine import records
 from paywarden.scoring.idempotency import decision_cache as answered
+from paywarden.scoring.metrics.shared import Counter, Registry
 from paywarden.scoring.requests import fast_requests
-from paywarden.scoring.server.context import Endpoints, ServerContext, open_endpoints
-from paywarden.scoring.server.worker import worker_main
+from paywarden.scoring.server.context import ServerContext, open_endpoints
+from paywarden.scoring.server.descriptors import secure_descriptors
+from paywarden.scoring.server.heartbeat import LOOK_S, HangDetector, Heartbeats
+from paywarden.scoring.server.worker import BUG, worker_main
 from paywarden.scoring.state.mirror import has_mirror
 
 _log = logging.getLogger(__name__)
@@ -34,12 +43,42 @@ _log = logging.getLogger(__name__)
 # a second was able to start, so its pause is the shortest again.
 _RESTART_FIRST_S = 0.1
 _RESTART_MOST_S = 10.0
-_NAP_S = 0.05
 _HEALTHY_AFTER_S = 1.0
 # A worker bounds its own stop, and closes its files after that; a worker that takes longer has hung.
 _CLOSE_S = 5.0
-# The exit status of a worker that a bug ended (scoring/worker.py).
-_BUG = 70
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# The supervisor's file of counts, beside those of the workers.
+_METRICS_NAME = "supervisor"
+REASONS = ("hung", "killed", "failed", "bug", "ended")
+
+# Runs a worker, and returns its exit code. Gets the worker's number and what it calls to show that it works.
+Work = Callable[[int, Callable[[], None]], int]
+
+
+@dataclass(frozen=True)
+class SupervisorMetrics:
+    """The metrics of the parent: `restarts` by why the worker had ended, one of REASONS."""
+
+    restarts: Mapping[str, Counter]
+    fork_failures: Counter
+
+    @classmethod
+    def declare(cls, registry: Registry) -> SupervisorMetrics:
+        restarts = {
+            reason: registry.counter(
+                "paywarden_worker_restarts_total",
+                "Workers that ended unasked, and were started again.",
+                ("reason",),
+                (reason,),
+            )
+            for reason in REASONS
+        }
+        return cls(
+            restarts,
+            registry.counter(
+                "paywarden_fork_failures_total", "Workers that could not be forked, for want of memory or processes."
+            ),
+        )
 
 
 def serve(host: ServerContext, worker_count: int, *, announce: Callable[[Sequence[str]], None]) -> None:
@@ -50,14 +89,22 @@ def serve(host: ServerContext, worker_count: int, *, announce: Callable[[Sequenc
     """
     if worker_count < 1:
         raise Misconfigured(f"--workers: wanted at least 1, got {worker_count}")
-    with open_endpoints(host) as endpoints:
+    secure_descriptors(host.connections())
+    with open_endpoints(host) as endpoints, _counting(host) as metrics:
         host.engine.warm_up()
         answered.warm_up()
         fast_requests.warm_up()
         records.warm_up()
         answered.prepare(host.answered)
-        parent = _Parent(host, worker_count, endpoints)
-        parent.heed_signals()
+        parent = os.getpid()
+        supervisor = Supervisor(
+            worker_count,
+            lambda worker, beat: worker_main(host, worker, endpoints, parent, beat),
+            stop_s=_stop_s(host),
+            hang_timeout_s=host.hang_timeout_s,
+            metrics=metrics,
+        )
+        supervisor.heed_signals()
         if not has_mirror(host.mirror):
             _log.warning(
                 "there is no mirror at %s yet: payments are answered without profiles, and /readyz says 503, until "
@@ -65,84 +112,209 @@ def serve(host: ServerContext, worker_count: int, *, announce: Callable[[Sequenc
                 host.mirror.path,
             )
         announce(endpoints.addresses(host))
-        parent.run()
+        supervisor.run()
 
 
-class _Parent:
-    """Starts workers, restarts those that die, and stops all of them at the end."""
+@contextlib.contextmanager
+def _counting(host: ServerContext) -> Iterator[SupervisorMetrics]:
+    registry = Registry()
+    metrics = SupervisorMetrics.declare(registry)
+    registry.open(host.metrics_directory, _METRICS_NAME)
+    try:
+        yield metrics
+    finally:
+        registry.close()
 
-    def __init__(self, host: ServerContext, worker_count: int, endpoints: Endpoints) -> None:
-        self._host, self._count, self._endpoints = host, worker_count, endpoints
-        self._pids: dict[int, int] = {}
-        self._started: dict[int, float] = {}
-        self._pause_s = dict.fromkeys(range(worker_count), _RESTART_FIRST_S)
+
+def _stop_s(host: ServerContext) -> float:
+    return max(one.drain_delay_ms + one.stop_timeout_ms for one in (host.http, host.grpc)) / 1000 + _CLOSE_S
+
+
+@dataclass
+class _Worker:
+    number: int
+    hangs: HangDetector
+    # 0 while it does not run; then it is started at `due`.
+    pid: int = 0
+    due: float = 0.0
+    started: float = 0.0
+    pause_s: float = _RESTART_FIRST_S
+    is_hung: bool = False
+    # What the last failed fork was logged with.
+    fork_trouble: str = field(default="")
+
+
+class Supervisor:
+    """Starts workers, restarts those that die or hang, and stops all of them at the end."""
+
+    def __init__(
+        self,
+        worker_count: int,
+        work: Work,
+        *,
+        stop_s: float,
+        hang_timeout_s: float,
+        metrics: SupervisorMetrics,
+        fork: Callable[[], int] = os.fork,
+    ) -> None:
+        """`stop_s` is what all workers together have for a stop. `hang_timeout_s` 0: no worker is taken for hung."""
+        self._work, self._stop_s, self._metrics, self._fork = work, stop_s, metrics, fork
+        self._hang_timeout_s = hang_timeout_s
+        self._hearts = Heartbeats(worker_count)
+        self._workers = [_Worker(number, HangDetector(hang_timeout_s)) for number in range(worker_count)]
         self._stopping = False
         # What was wrong with a stop.
         self._failure = ""
+        # A signal wakes the parent by a byte in this pipe.
+        self._awake, self._wake = os.pipe()
+        self._look_at = 0.0
 
     def heed_signals(self) -> None:
         """Make SIGTERM and SIGINT a clean stop from now on."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        os.set_blocking(self._awake, False)
+        os.set_blocking(self._wake, False)
+        signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+        for number in _STOP_SIGNALS:
             signal.signal(number, self._stop)
-        signal.signal(signal.SIGALRM, self._kill)
+        # Without a handler the signal would not wake the parent.
+        signal.signal(signal.SIGCHLD, lambda *_: None)
 
     def run(self) -> None:
         """Until every worker has ended after a stop. Raises TemporaryFailure when one failed to stop."""
-        for worker in range(self._count):
-            self._start(worker)
-        while self._pids:
-            pid, status = os.wait()
-            worker = self._pids.pop(pid)
-            if not self._stopping:
-                self._restart(worker, status)
-            elif os.waitstatus_to_exitcode(status) == _BUG:
-                self._failure = f"a bug ended worker {worker} while it stopped"
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        while not self._stopping:
+            now = time.monotonic()
+            for worker in self._workers:
+                if not worker.pid and worker.due <= now:
+                    self._start(worker)
+            self._look(now)
+            self._sleep()
+            self._reap()
+        self._end_all()
+
+    def _start(self, worker: _Worker) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            # Its reader may be gone.
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        # Block signals: a stop must not reach the child before the child has a handler of its own.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+        try:
+            pid = self._fork()
+            if pid == 0:
+                self._become(worker)
+        except OSError as error:
+            self._postpone(worker, error)
+            return
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+        worker.pid, worker.started, worker.is_hung, worker.fork_trouble = pid, time.monotonic(), False, ""
+        worker.hangs.begin(self._hearts.count(worker.number))
+
+    def _become(self, worker: _Worker) -> NoReturn:
+        """Be the worker's process from now on."""
+        code = BUG
+        try:
+            signal.set_wakeup_fd(-1)
+            for number in (*_STOP_SIGNALS, signal.SIGCHLD):
+                signal.signal(number, signal.SIG_DFL)
+            os.close(self._awake)
+            os.close(self._wake)
+            code = self._work(worker.number, lambda: self._hearts.beat(worker.number))
+        finally:
+            os._exit(code)
+
+    def _postpone(self, worker: _Worker, error: OSError) -> None:
+        """Try a fork that failed again later."""
+        self._metrics.fork_failures.add(1)
+        if worker.fork_trouble != (trouble := error.strerror or str(error)):
+            _log.error("worker %d cannot be forked, which is tried again: %s", worker.number, trouble)
+        worker.fork_trouble = trouble
+        self._pause(worker)
+
+    def _pause(self, worker: _Worker) -> float:
+        pause_s = worker.pause_s
+        worker.pause_s = min(2 * pause_s, _RESTART_MOST_S)
+        worker.due = time.monotonic() + pause_s
+        return pause_s
+
+    def _look(self, now: float) -> None:
+        """Kill the workers that hang."""
+        if now < self._look_at:
+            return
+        self._look_at = now + LOOK_S
+        for worker in self._workers:
+            if worker.pid and not worker.is_hung and worker.hangs.look(self._hearts.count(worker.number)):
+                _log.error("worker %d has not turned for %g s: killing it", worker.number, self._hang_timeout_s)
+                worker.is_hung = True
+                os.kill(worker.pid, signal.SIGKILL)
+
+    def _sleep(self, until: float | None = None) -> None:
+        """Sleep until a signal, the next start or the next look."""
+        if until is None:
+            due = [worker.due for worker in self._workers if not worker.pid]
+            until = min([self._look_at, *due])
+        poll = select.poll()
+        poll.register(self._awake, select.POLLIN)
+        wait_ms = None if until == math.inf else max(0.0, until - time.monotonic()) * 1000
+        if poll.poll(wait_ms):
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._awake, 4096)
+
+    def _reap(self) -> None:
+        """Note which workers have ended, and when they are started again."""
+        while ended := _ended_child():
+            pid, code = ended
+            for worker in self._workers:
+                if worker.pid == pid:
+                    worker.pid = 0
+                    self._note_end(worker, code)
+
+    def _note_end(self, worker: _Worker, code: int) -> None:
+        if self._stopping:
+            if code == BUG:
+                self._failure = f"a bug ended worker {worker.number} while it stopped"
+            return
+        if time.monotonic() - worker.started > _HEALTHY_AFTER_S:
+            worker.pause_s = _RESTART_FIRST_S
+        self._metrics.restarts[_reason(worker, code)].add(1)
+        pause_s = self._pause(worker)
+        _log.error("worker %d ended with %d; starting it again in %.1f s", worker.number, code, pause_s)
+
+    def _end_all(self) -> None:
+        self._signal_all(signal.SIGTERM)
+        deadline = time.monotonic() + self._stop_s
+        while any(worker.pid for worker in self._workers):
+            self._sleep(deadline)
+            self._reap()
+            if time.monotonic() >= deadline and self._signal_all(signal.SIGKILL):
+                self._failure = f"workers did not stop within {self._stop_s:g} s and were killed"
+                deadline = math.inf
         if self._failure:
             raise TemporaryFailure(self._failure)
 
-    def _start(self, worker: int) -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        # Block signals: a stop between reading `_stopping` and storing the child's pid would miss the child.
-        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
-        if not self._stopping:
-            parent = os.getpid()
-            pid = os.fork()
-            if pid == 0:
-                os._exit(worker_main(self._host, worker, self._endpoints, parent))
-            self._pids[pid] = worker
-            self._started[worker] = time.monotonic()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
-
-    def _restart(self, worker: int, status: int) -> None:
-        if time.monotonic() - self._started[worker] > _HEALTHY_AFTER_S:
-            self._pause_s[worker] = _RESTART_FIRST_S
-        pause_s = self._pause_s[worker]
-        self._pause_s[worker] = min(2 * pause_s, _RESTART_MOST_S)
-        code = os.waitstatus_to_exitcode(status)
-        _log.error("worker %d ended with %d; starting it again in %.1f s", worker, code, pause_s)
-        # Sleep in short naps: a signal does not interrupt a sleep, and a stop must not wait for a long pause.
-        until = time.monotonic() + pause_s
-        while not self._stopping and time.monotonic() < until:
-            time.sleep(min(pause_s, _NAP_S))
-        self._start(worker)
-
-    def _kill(self, *_: object) -> None:
-        self._failure = f"workers did not stop within {self._stop_s():g} s and were killed"
-        for pid in self._pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-    def _stop_s(self) -> float:
-        protocols = (self._host.http, self._host.grpc)
-        return max(one.drain_delay_ms + one.stop_timeout_ms for one in protocols) / 1000 + _CLOSE_S
+    def _signal_all(self, number: signal.Signals) -> bool:
+        """Returns whether a worker runs. A child that has ended is not reaped before, so its pid is still its own."""
+        running = [worker.pid for worker in self._workers if worker.pid]
+        for pid in running:
+            os.kill(pid, number)
+        return bool(running)
 
     def _stop(self, *_: object) -> None:
-        if not self._stopping:
-            signal.setitimer(signal.ITIMER_REAL, self._stop_s())
         self._stopping = True
-        for pid in self._pids:
-            # The worker may have ended just now.
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
+
+
+def _ended_child() -> tuple[int, int] | None:
+    """Returns the pid and the exit code of a child that has ended, or None."""
+    try:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return None
+    return (pid, os.waitstatus_to_exitcode(status)) if pid else None
+
+
+def _reason(worker: _Worker, code: int) -> str:
+    if worker.is_hung:
+        return "hung"
+    if code < 0:
+        return "killed"
+    return {0: "ended", BUG: "bug"}.get(code, "failed")

@@ -7,7 +7,8 @@
 1. The worker opens its metrics and its outbox. The outbox's lock ensures that no earlier process of this worker
    appends any more. Only then does it open the decision cache, which ends the claims of that process.
 2. It listens: gRPC first, HTTP last, because /readyz is on HTTP.
-3. Every half second it looks for a new mirror, tokens and certificates, and checks that its parent lives.
+3. Twice a second its watch (watch.py) looks for a new mirror, tokens and certificates, mends the outbox, and checks
+   that its parent lives. Its heart beats meanwhile.
 4. On SIGTERM or SIGINT both fronts take no more calls, answer those in flight, and close.
 """
 
@@ -20,6 +21,7 @@ import logging
 import os
 import signal
 import socket
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import uvloop
@@ -40,12 +42,13 @@ from paywarden.scoring.net.listeners import open_listener
 from paywarden.scoring.net.tls import Tls
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.server.context import Endpoints, ServerContext
+from paywarden.scoring.server.watch import Watch, WorkerMustEnd, declare_failures
 from paywarden.scoring.state.outbox import OutboxMetrics, OutboxWriter
 
 _log = logging.getLogger(__name__)
 
-# The interval at which a worker looks for a new mirror, tokens and certificates, and for its parent.
-_LOOK_S = 0.5
+# The exit status of a worker that a bug ended.
+BUG = 70
 
 
 class Front(Protocol):
@@ -58,23 +61,24 @@ class Front(Protocol):
         """Take no more calls, answer those in flight, close. It ends within a time limit."""
 
 
-def worker_main(host: ServerContext, worker: int, gate: Endpoints, parent: int) -> int:
-    """Run a worker that the process `parent` has forked. Returns its exit code."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)
+def worker_main(host: ServerContext, worker: int, gate: Endpoints, parent: int, beat: Callable[[], None]) -> int:
+    """Run a worker that the process `parent` has forked. Returns its exit code.
+
+    The worker calls `beat` as long as its event loop turns.
+    """
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_work(host, worker, gate, parent))
+            runner.run(_work(host, worker, gate, parent, beat))
     except PaywardenError as error:
         _log.error("worker %d: %s", worker, error)
         return 1
     except Exception:  # noqa: BLE001 - the top of the process: a bug is logged whole, then the parent restarts it
         _log.exception("worker %d: a bug ended it", worker)
-        return 70
+        return BUG
     return 0
 
 
-async def _work(host: ServerContext, worker: int, gate: Endpoints, parent: int) -> None:
+async def _work(host: ServerContext, worker: int, gate: Endpoints, parent: int, beat: Callable[[], None]) -> None:
     name, registry = worker_name(worker), Registry()
     http_metrics, grpc_metrics = HttpMetrics.declare(registry), GrpcMetrics.declare(registry)
     pauses, stages = GarbagePauses(registry), StageTimes(registry)
@@ -82,6 +86,7 @@ async def _work(host: ServerContext, worker: int, gate: Endpoints, parent: int) 
     scoring_metrics = ScoringMetrics.declare(registry, flags=flags_of(entities), entities=entities)
     model_metrics = ModelMetrics.declare(registry)
     answered_metrics, outbox_metrics = DecisionCacheMetrics.declare(registry), OutboxMetrics.declare(registry)
+    watch_failures = declare_failures(registry)
     registry.open(host.metrics_directory, name)
     outbox = OutboxWriter(host.outbox, name, outbox_metrics)
     # After the outbox, whose lock ensures that an earlier process of this worker appends nothing more.
@@ -120,19 +125,18 @@ async def _work(host: ServerContext, worker: int, gate: Endpoints, parent: int) 
     gc.freeze()
     pauses.watch()
     _log.info("%s listens on %s", name, " ".join(gate.addresses(host)))
-    look = asyncio.create_task(_look_around(scorer, outbox, gate, parent))
-    # If it ends, the worker would miss a new mirror, and the end of its parent.
-    look.add_done_callback(lambda _: stopped.set())
+    watch = asyncio.create_task(Watch(_steps(scorer, outbox, gate, parent), watch_failures, beat).run())
+    watch.add_done_callback(lambda _: stopped.set())
     await stopped.wait()
-    look.cancel()
-    # Stop both at once, so that neither takes calls while the other finishes.
+    # Stop both at once, so that neither takes calls while the other finishes. The heart goes on beating.
     await asyncio.gather(http.stop(), grpc.stop())
+    watch.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await watch
     table.close()
     outbox.close()
     pauses.forget()
     registry.close()
-    with contextlib.suppress(asyncio.CancelledError):
-        await look
 
 
 async def _listen(http: Front, grpc: Front, host: ServerContext, gate: Endpoints) -> None:
@@ -146,14 +150,23 @@ async def _listen(http: Front, grpc: Front, host: ServerContext, gate: Endpoints
         await http.start(gate.http_unix)
 
 
-async def _look_around(scorer: PaymentScorer, outbox: OutboxWriter, gate: Endpoints, parent: int) -> None:
-    """Take up what appears or is replaced: mirror, tokens, certificates; tell what the outbox holds.
+def _steps(
+    scorer: PaymentScorer, outbox: OutboxWriter, gate: Endpoints, parent: int
+) -> Mapping[str, Callable[[], object]]:
+    """Returns what the watch does in each round. That there is no mirror yet is no failure."""
+    return {
+        "mirror": lambda: scorer.open_mirror() or True,
+        "tokens": lambda: gate.tokens is None or gate.tokens.refresh(),
+        "certificate": lambda: gate.tls is None or gate.tls.refresh(),
+        "outbox": lambda: _look_after(outbox, parent),
+        "unshipped": outbox.note_unshipped,
+    }
 
-    Ends when the parent has died and cannot say so.
-    """
-    while os.getppid() == parent:
-        scorer.open_mirror()
-        gate.refresh()
-        outbox.note_unshipped()
-        await asyncio.sleep(_LOOK_S)
-    _log.error("the parent is gone: stopping")
+
+def _look_after(outbox: OutboxWriter, parent: int) -> None:
+    """Mend the outbox. Raises WorkerMustEnd if its files are gone, or the parent is gone and cannot say so."""
+    if os.getppid() != parent:
+        raise WorkerMustEnd("the parent is gone")
+    if outbox.is_deleted():
+        raise WorkerMustEnd("outbox: its files were deleted")
+    outbox.look()

@@ -19,6 +19,19 @@ Each worker has one directory. A *position* counts bytes since the outbox was fi
 4. The reader deletes segments that are shipped whole and so old that no repeated payment can ask for their decisions.
    The writer's `total_bytes_max` bounds the unshipped bytes; shipped segments that are kept come on top.
 
+What a writer does after a failure. Each append tries again, and so does `look`, which the worker calls twice a second:
+
+    a write fails or is cut short     The writer cuts the file back to the last whole record.
+    the file cannot be cut back       Nothing may follow half a record: appends are refused until the cut works.
+    a segment cannot be begun         The new segment may exist already, so the old one must not grow any more: appends
+                                      are refused until the new segment can be opened, at the same position.
+    a sync fails                      The record stays, since the reader may have shipped it. The kernel takes pages
+                                      for clean that are not on disk, so the writer writes everything since the last
+                                      good sync once more, and refuses appends until that is synced. Records that it
+                                      cannot read back whole are lost to a loss of power: it refuses appends until it
+                                      is started again.
+    the files were deleted            The worker ends, and the next one begins a new outbox.
+
 The setting `fsync` decides what survives a loss of power, see OutboxSettings.
 
 The folder of the outboxes may hold other folders. Only those with the name of a worker, and RETRIED, are outboxes: a
@@ -27,6 +40,7 @@ copy such as `worker-0.bak` must not be shipped.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import itertools
 import logging
@@ -36,6 +50,8 @@ import struct
 import threading
 import time
 import zlib
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -62,6 +78,10 @@ _READ_BYTES = 1024 * 1024
 # The first read for a single record.
 _USUAL_BYTES = 4096
 _FSYNC_POLICIES = ("never", "interval", "always")
+# With less room than this an outbox counts as full: a batch may not fit any more.
+_ROOM_BYTES = 1024 * 1024
+# A block of a file system. Zeros are no record.
+_PROBE = bytes(4096)
 
 
 class OutboxFull(TemporaryFailure):
@@ -70,6 +90,10 @@ class OutboxFull(TemporaryFailure):
 
 class OutboxUnavailable(TemporaryFailure):
     """The disk under the outbox failed. The record was not acknowledged."""
+
+
+class OutboxUnsynced(OutboxUnavailable):
+    """The records are in the log, where the companion finds them, but they may not be on disk."""
 
 
 class OutboxDamaged(Misconfigured):
@@ -141,12 +165,16 @@ class OutboxWriter:
             raise Misconfigured(f"outbox: cannot use {self._directory}: {error.strerror}") from error
         # The companion's cursor when it was last read. Before there is a cursor: the beginning of the oldest segment.
         self._shipped = self._look_shipped()
+        # Why the last append failed; empty after one that worked. The three flags below say what has to be mended.
         self._failure = ""
+        self._is_torn = self._begins_segment = self._is_unsynced = False
+        # The position up to which records were synced, with fsync "always".
+        self._synced = self._looked_at = self._end
         self._syncer: _Syncer | None = None
         if settings.fsync != "never":
             _fsync_directory(self._directory)
         if settings.fsync == "interval":
-            self._syncer = _Syncer(self._directory, self._fd, settings.fsync_interval_ms)
+            self._syncer = _Syncer(self._directory, self._fd, settings.fsync_interval_ms, lambda: self._end)
 
     @property
     def position(self) -> int:
@@ -183,26 +211,62 @@ class OutboxWriter:
         self._shipped = self._look_shipped()
         self._metrics.unshipped_bytes.set(self._end - self._shipped)
 
+    def trouble(self) -> str:
+        """Returns why no decision can be recorded now; empty if one can. Asks no disk: see `look`."""
+        if self._failure:
+            return self._failure
+        if self._syncer is not None and self._syncer.failure:
+            return self._syncer.failure
+        unshipped, limit = self._end - self._shipped, self._settings.total_bytes_max
+        if limit - unshipped < min(_ROOM_BYTES, limit // 8):
+            return f"outbox: full: {unshipped} bytes not shipped, the limit is {limit}"
+        return ""
+
+    def look(self) -> None:
+        """Mend what has failed. Without an append since the last look, try whether the disk would take one.
+
+        Writes a few kilobytes, so not for every payment. Raises OutboxUnavailable.
+        """
+        self._mend()
+        if self._failure or self._end == self._looked_at:
+            self._probe()
+        self._looked_at = self._end
+
+    def is_deleted(self) -> bool:
+        """Whether someone has deleted the segment that records are appended to. Nobody would ever read them."""
+        return os.fstat(self._fd).st_nlink == 0
+
     def _try_write(self, records: bytes) -> int:
-        failure = self._failure or (self._syncer.failure if self._syncer is not None else "")
-        if failure:
-            raise OutboxUnavailable(failure)
+        if self._failure or (self._syncer is not None and self._syncer.failure):
+            self._mend()
         self._make_room(len(records))
         try:
             written = os.write(self._fd, records)
-            if written == len(records) and self._settings.fsync == "always":
-                os.fdatasync(self._fd)
         except OSError as error:
             self._take_back(str(error.strerror))
         if written != len(records):
             self._take_back("no space left")
         self._end += written
+        if self._settings.fsync == "always":
+            self._sync()
+        self._failure = ""
         return self._end
+
+    def _sync(self) -> None:
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            self._is_unsynced = True
+            self._failure = f"outbox: sync failed: {error.strerror}"
+            raise OutboxUnsynced(self._failure) from error
+        self._synced = self._end
 
     def _make_room(self, size: int) -> None:
         limit = self._settings.total_bytes_max
         if self._end + size - self._shipped > limit:
-            self._shipped = self._look_shipped()
+            # The cursor may be unreadable for a moment; then the last one that was read holds.
+            with suppress(OSError):
+                self._shipped = self._look_shipped()
             if self._end + size - self._shipped > limit:
                 raise OutboxFull(f"outbox: {self._end - self._shipped} bytes not shipped, the limit is {limit}")
         if self._end > self._base and self._end + size - self._base > self._settings.segment_bytes:
@@ -218,35 +282,87 @@ class OutboxWriter:
 
     def _rotate(self) -> None:
         """Start a new segment; the old one is never written to again."""
+        fd = -1
         try:
             fd = _open_segment(self._directory, self._end)
             if self._settings.fsync == "always":
                 _fsync_directory(self._directory)
+            if self._syncer is not None:
+                self._syncer.follow(fd)
         except OSError as error:
+            if fd >= 0:
+                os.close(fd)
             # The new segment may exist, so the old one must not grow beyond the position where the new one begins.
+            self._begins_segment = True
             self._failure = f"outbox: cannot begin a segment: {error.strerror}"
             raise OutboxUnavailable(self._failure) from error
-        if self._syncer is not None:
-            self._syncer.follow(fd)
-        os.close(self._fd)
-        self._fd, self._base = fd, self._end
+        finished, self._fd, self._base = self._fd, fd, self._end
+        self._begins_segment = False
+        # Whatever closing reports, the descriptor is closed.
+        with suppress(OSError):
+            os.close(finished)
 
     def _take_back(self, reason: str) -> NoReturn:
         """Truncate a write that failed or was cut short, so that later records follow the last whole one."""
+        self._failure = f"outbox: cannot append: {reason}"
+        self._cut()
+        raise OutboxUnavailable(self._failure)
+
+    def _cut(self) -> None:
+        self._is_torn = True
         try:
             os.ftruncate(self._fd, self._end - self._base)
         except OSError as error:
-            # Nothing may follow half a record, so this writer refuses everything from now on.
+            # Nothing may follow half a record.
             self._failure = f"outbox: a failed write could not be taken back: {error.strerror}"
-        raise OutboxUnavailable(f"outbox: cannot append: {reason}")
+            raise OutboxUnavailable(self._failure) from error
+        self._is_torn = False
+
+    def _mend(self) -> None:
+        """Undo what earlier failures left. Raises OutboxUnavailable when that fails."""
+        if self._is_torn:
+            self._cut()
+        if self._is_unsynced:
+            self._sync_again(self._synced)
+            self._is_unsynced, self._synced = False, self._end
+        if self._syncer is not None and self._syncer.failure:
+            self._sync_again(self._syncer.synced)
+            self._syncer.begin_again(self._end)
+        if self._begins_segment:
+            self._rotate()
+
+    def _sync_again(self, position: int) -> None:
+        """Write all records from `position` on once more, in place, and sync them."""
+        try:
+            for base in _segments(self._directory):
+                _rewrite(_segment_path(self._directory, base), max(0, position - base))
+            _fsync_directory(self._directory)
+        except OSError as error:
+            self._failure = f"outbox: sync failed: {error.strerror}"
+            raise OutboxUnavailable(self._failure) from error
+
+    def _probe(self) -> None:
+        """Append zeros and cut them off: to readers, and to the next writer after a crash, they are no record."""
+        try:
+            written = os.write(self._fd, _PROBE)
+        except OSError as error:
+            self._take_back(str(error.strerror))
+        if written != len(_PROBE):
+            self._take_back("no space left")
+        self._cut()
+        self._failure = ""
 
 
 class _Syncer:
     """A thread that calls fdatasync on the segments at intervals. It has file descriptors of its own."""
 
-    def __init__(self, directory: Path, fd: int, interval_ms: int) -> None:
+    def __init__(self, directory: Path, fd: int, interval_ms: int, end: Callable[[], int]) -> None:
+        """`end` returns the position up to which records are written now."""
         self.failure = ""
-        self._directory = directory
+        """Why a sync failed. Nothing is synced until `begin_again`."""
+        self.synced = end()
+        """The position up to which records are on disk."""
+        self._directory, self._end = directory, end
         self._interval_seconds = interval_ms / 1000
         self._lock = threading.Lock()
         self._fds = [os.dup(fd)]
@@ -255,9 +371,14 @@ class _Syncer:
         self._thread.start()
 
     def follow(self, fd: int) -> None:
-        """Sync `fd` from now on, and the earlier segments once more, to their end."""
+        """Sync `fd` from now on, and the earlier segments once more, to their end. Raises OSError."""
+        own = os.dup(fd)
         with self._lock:
-            self._fds.append(os.dup(fd))
+            self._fds.append(own)
+
+    def begin_again(self, synced: int) -> None:
+        """Go on after a failure: the writer has synced everything up to the position `synced` itself."""
+        self.synced, self.failure = synced, ""
 
     def stop(self) -> None:
         self._stopped.set()
@@ -267,18 +388,25 @@ class _Syncer:
 
     def _run(self) -> None:
         while not self._stopped.wait(self._interval_seconds):
-            with self._lock:
-                finished, active = self._fds[:-1], self._fds[-1:]
-                self._fds = list(active)
-            try:
-                for fd in finished + active:
-                    os.fdatasync(fd)
-                if finished:
-                    _fsync_directory(self._directory)
-            except OSError as error:
-                # The kernel drops a page it could not write, so from here on it is unknown what is on disk.
-                self.failure = f"outbox: sync failed: {error.strerror}"
-            for fd in finished:
+            if not self.failure:
+                self._sync()
+
+    def _sync(self) -> None:
+        with self._lock:
+            reached = self._end()
+            finished, active = self._fds[:-1], self._fds[-1:]
+            self._fds = list(active)
+        try:
+            for fd in finished + active:
+                os.fdatasync(fd)
+            if finished:
+                _fsync_directory(self._directory)
+            self.synced = reached
+        except OSError as error:
+            # The kernel drops a page it could not write, so from here on it is unknown what is on disk.
+            self.failure = f"outbox: sync failed: {error.strerror}"
+        for fd in finished:
+            with suppress(OSError):
                 os.close(fd)
 
 
@@ -544,6 +672,22 @@ def _fsync_directory(directory: Path) -> None:
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _rewrite(path: Path, offset: int) -> None:
+    """Write the records from `offset` on once more, and sync them. Raises OSError, also if they are not whole."""
+    if path.stat().st_size <= offset:
+        return
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        data = os.pread(fd, os.fstat(fd).st_size - offset, offset)
+        if _parse(data, len(data))[2]:
+            raise OSError(errno.EIO, "records cannot be read back")
+        if os.pwrite(fd, data, offset) != len(data):
+            raise OSError(errno.ENOSPC, "no space left")
+        os.fdatasync(fd)
     finally:
         os.close(fd)
 

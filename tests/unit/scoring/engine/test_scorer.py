@@ -57,6 +57,9 @@ class FakeOutbox:
     def position(self) -> int:
         return len(self.entries)
 
+    def trouble(self) -> str:
+        return "the outbox is full" if self.fails else ""
+
     def append_frames(self, frames: bytes) -> int:
         if self.fails:
             raise TemporaryFailure("the outbox is full")

@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,9 @@ from paywarden.scoring.state.outbox import (
     OutboxReader,
     OutboxSettings,
     OutboxUnavailable,
+    OutboxUnsynced,
     OutboxWriter,
+    framed,
 )
 from tests.unit.scoring.state.outboxes import append_all, starts
 
@@ -359,11 +362,15 @@ def test_an_outbox_that_is_full_refuses_and_takes_again_after_release(tmp_path: 
     where = OutboxSettings(str(tmp_path), segment_bytes=100, total_bytes_max=300)
     writer = OutboxWriter(where, "w0")
     accepted: list[bytes] = []
+    assert writer.trouble() == ""
     with pytest.raises(OutboxFull, match="the limit is 300"):
         append_until_refused(writer, accepted)
+    assert "the limit is 300" in writer.trouble()
     assert read_all(where) == accepted
     reader = OutboxReader(where, "w0")
     reader.release(writer.position)
+    writer.note_unshipped()
+    assert writer.trouble() == ""
     writer.append(b"again")
     writer.close()
     assert accepted[0] not in read_all(where, reader.start(Cursor(where, "w0")))
@@ -426,15 +433,33 @@ while refused < 3:
     try:
         writer.append_frames(b"".join(map(framed, batch)))
         taken += len(batch)
-    except OutboxUnavailable:
+    except OutboxUnavailable as error:
         refused += 1
+        assert writer.trouble() == str(error)
+try:
+    writer.look()
+    sys.exit("not told")
+except OutboxUnavailable as error:
+    assert writer.trouble() == str(error)
 limit(resource.RLIM_INFINITY)
+writer.look()
+assert writer.trouble() == ""
+# Nothing is appended any more: the disk is full again, and room is made.
+limit(writer.position)
+try:
+    writer.look()
+    sys.exit("not told")
+except OutboxUnavailable:
+    assert "cannot append" in writer.trouble()
+limit(resource.RLIM_INFINITY)
+writer.look()
+assert writer.trouble() == ""
 writer.append(b"%06d" % taken + bytes(90))
 print(taken + 1)
 """
 
 
-def test_a_full_disk_refuses_whole_batches_and_loses_no_appended_record(tmp_path: Path) -> None:
+def test_a_full_disk_refuses_whole_batches_says_so_and_loses_no_record(tmp_path: Path) -> None:
     # A limit on the file's size cuts a write short as a full disk does.
     done = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=True, timeout=60
@@ -494,38 +519,149 @@ def test_release_keeps_segments_that_were_written_to_of_late(small: OutboxSettin
     assert len(segments(small)) == 1
 
 
+def test_a_writer_whose_files_were_deleted_knows_it(small: OutboxSettings) -> None:
+    writer = OutboxWriter(small, "w0")
+    writer.append(b"one")
+    assert not writer.is_deleted()
+    shutil.rmtree(Path(small.directory) / "w0")
+    assert writer.is_deleted()
+    writer.close()
+
+
 def failing(*_: object) -> int:
     raise OSError(5, "Input/output error")
 
 
-def test_a_failing_disk_is_a_temporary_failure_that_loses_no_record(
+def rewritten(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bytes, int]]:
+    """Returns a list that gets what is written again from now on, with its offsets."""
+    written: list[tuple[bytes, int]] = []
+    pwrite = os.pwrite
+
+    def note(fd: int, data: bytes, offset: int) -> int:
+        written.append((data, offset))
+        return pwrite(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", note)
+    return written
+
+
+def test_a_record_whose_sync_failed_stays_and_is_synced_before_the_next(
     small: OutboxSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The companion may have shipped it by then, so its position must not be used for another record."""
     writer = OutboxWriter(replace(small, fsync="always"), "w0")
-    writer.append(b"before")
+    position = writer.append(b"before")
     monkeypatch.setattr(os, "fdatasync", failing)
+    with pytest.raises(OutboxUnsynced, match="Input/output error"):
+        writer.append(b"unsure")
+    assert "sync failed" in writer.trouble()
     with pytest.raises(OutboxUnavailable, match="Input/output error"):
         writer.append(b"refused")
     monkeypatch.undo()
+    # The kernel takes the page for clean, so a sync alone would do nothing: the record must be written again.
+    written = rewritten(monkeypatch)
+    writer.look()
+    assert written == [(framed(b"unsure"), position)]
+    assert writer.trouble() == ""
     writer.append(b"after")
     writer.close()
-    assert read_all(small) == [b"before", b"after"]
+    assert read_all(small) == [b"before", b"unsure", b"after"]
 
 
-def test_nothing_follows_half_a_record_that_cannot_be_taken_back(
+def test_after_a_failed_sync_lost_records_are_never_taken_for_safe(
+    small: OutboxSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = OutboxWriter(replace(small, fsync="always"), "w0")
+    monkeypatch.setattr(os, "fdatasync", failing)
+    with pytest.raises(OutboxUnsynced):
+        writer.append(b"unsure")
+    monkeypatch.undo()
+    # The page was dropped and read again from the disk, which does not have the record.
+    flip(segments(small)[0], 10)
+    with pytest.raises(OutboxUnavailable, match="sync failed: records cannot be read back"):
+        writer.look()
+    with pytest.raises(OutboxUnavailable, match="sync failed"):
+        writer.append(b"after")
+    writer.close()
+
+
+def test_nothing_follows_half_a_record_until_it_is_taken_back(
     small: OutboxSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = OutboxWriter(small, "w0")
     write = os.write
-    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:5]))
     monkeypatch.setattr(os, "ftruncate", failing)
-    with pytest.raises(OutboxUnavailable):
-        writer.append(b"half")
-    monkeypatch.undo()
-    with pytest.raises(OutboxUnavailable, match="could not be taken back"):
-        writer.append(b"after")
-    writer.close()
+    with monkeypatch.context() as cut_short:
+        cut_short.setattr(os, "write", lambda fd, data: write(fd, data[:5]))
+        with pytest.raises(OutboxUnavailable):
+            writer.append(b"half")
+    for refused in (lambda: writer.append(b"after"), writer.look):
+        with pytest.raises(OutboxUnavailable, match="could not be taken back"):
+            refused()
+    assert "could not be taken back" in writer.trouble()
     assert read_all(small) == []
+    monkeypatch.undo()
+    writer.look()
+    assert writer.trouble() == ""
+    writer.append(b"after")
+    writer.close()
+    assert read_all(small) == [b"after"]
+
+
+NO_DESCRIPTORS = """
+import os, resource, sys
+from paywarden.scoring.state.outbox import OutboxSettings, OutboxUnavailable, OutboxWriter
+settings = OutboxSettings(sys.argv[1], 100, 1 << 20, fsync=sys.argv[2], fsync_interval_ms=100_000)
+writer = OutboxWriter(settings, "w0")
+taken = [b"a" * 60]
+writer.append(taken[0])
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+held = []
+try:
+    while True:
+        held.append(os.open("/dev/null", os.O_RDONLY))
+except OSError:
+    pass
+for _ in range(int(sys.argv[3])):
+    os.close(held.pop())
+# The second one would still fit into the old segment.
+for record in (b"b" * 60, b"c"):
+    try:
+        writer.append(record)
+        sys.exit("not refused")
+    except OutboxUnavailable as error:
+        assert "cannot begin a segment: Too many open files" in str(error), error
+    assert "cannot begin a segment" in writer.trouble()
+try:
+    writer.look()
+    sys.exit("not told")
+except OutboxUnavailable:
+    pass
+for fd in held:
+    os.close(fd)
+if sys.argv[4] == "look":
+    writer.look()
+    assert writer.trouble() == ""
+writer.append(b"d")
+assert writer.trouble() == ""
+writer.close()
+"""
+
+
+@pytest.mark.parametrize("healed_by", ["look", "append"])
+@pytest.mark.parametrize(("fsync", "free"), [("never", 0), ("interval", 1), ("always", 1)])
+def test_a_segment_that_cannot_be_begun_is_tried_again(tmp_path: Path, fsync: str, free: int, healed_by: str) -> None:
+    """With one free descriptor the new segment is opened, and what follows fails: half-made, it must not be passed."""
+    done = subprocess.run(
+        [sys.executable, "-c", NO_DESCRIPTORS, str(tmp_path), fsync, str(free), healed_by],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert read_all(OutboxSettings(str(tmp_path))) == [b"a" * 60, b"d"]
+    assert len(segments(OutboxSettings(str(tmp_path)))) == 2
 
 
 @pytest.mark.parametrize(("fsync", "synced"), [("never", False), ("always", True)])
@@ -541,18 +677,26 @@ def test_only_always_has_the_record_on_disk_when_append_returns(
     writer.close()
 
 
-def test_interval_syncs_in_the_background_and_its_failure_stops_the_writer(
+def test_interval_syncs_in_the_background_and_after_a_failure_once_more(
     small: OutboxSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     often = OutboxSettings(small.directory, 4096, 1 << 40, fsync="interval", fsync_interval_ms=1)
     writer = OutboxWriter(often, "w0")
-    for record in numbered(30):
+    accepted = numbered(30)
+    for record in accepted:
         writer.append(record)
     monkeypatch.setattr(os, "fdatasync", failing)
     with pytest.raises(OutboxUnavailable, match="sync failed"):
-        append_until_refused(writer, [])
+        append_until_refused(writer, accepted)
+    assert "sync failed" in writer.trouble()
     monkeypatch.undo()
+    written = rewritten(monkeypatch)
+    writer.look()
+    assert framed(accepted[-1]) in b"".join(data for data, _ in written)
+    assert writer.trouble() == ""
+    writer.append(b"after")
     writer.close()
+    assert read_all(often) == [*accepted, b"after"]
 
 
 def test_the_cursor_is_what_was_stored_last(small: OutboxSettings) -> None:

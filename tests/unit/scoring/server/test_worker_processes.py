@@ -1,0 +1,111 @@
+"""The supervisor with workers of a few lines: hangs, crash loops, failed forks. One process of Python for all of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+# Workers tell what they do in lines on stdout. A worker never ends because time has passed.
+RUN = """
+import errno, json, logging, os, signal, sys, time
+from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.server.supervisor import Supervisor, SupervisorMetrics
+
+logging.basicConfig(stream=sys.stderr, format="%(message)s")
+mode = sys.argv[1]
+metrics = SupervisorMetrics.declare(Registry())
+failed_forks = [errno.EAGAIN, errno.EAGAIN, errno.ENOMEM] if mode == "fork" else []
+pids = open(sys.argv[2], "a")
+
+
+def fork():
+    if failed_forks:
+        raise OSError(failed_forks.pop(0), "no process")
+    return os.fork()
+
+
+def starts(number):
+    return [int(line.split()[1]) for line in open(sys.argv[2]) if line.startswith(f"{number} ")]
+
+
+def work(number, beat):
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
+    with open(sys.argv[2], "a") as file:
+        file.write(f"{number} {os.getpid()}\\n")
+    beat()
+    if number == 0 and mode == "crash":
+        return 1
+    while True:
+        hangs = number == 0 and mode in ("loop", "stop") and len(starts(0)) == 1
+        if hangs and mode == "loop":
+            while True:
+                pass
+        if hangs:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        beat()
+        time.sleep(0.05)
+        if number == 1 and mode == "crash" and len(starts(0)) > 2 * len(starts(1)) and len(starts(1)) < 3:
+            os._exit(70)
+        enough = {"crash": len(starts(1)) == 3, "fork": len(starts(0)) == 1}.get(mode, len(starts(0)) == 2)
+        if number == 1 and enough:
+            os.kill(os.getppid(), signal.SIGTERM)
+
+
+supervisor = Supervisor(2, work, stop_s=30, hang_timeout_s=2, metrics=metrics, fork=fork)
+supervisor.heed_signals()
+supervisor.run()
+print(json.dumps({
+    "starts": [len(starts(0)), len(starts(1))],
+    "restarts": {reason: counter.value for reason, counter in metrics.restarts.items() if counter.value},
+    "fork_failures": metrics.fork_failures.value,
+}))
+"""
+
+
+def supervised(tmp_path: Any, mode: str) -> tuple[dict[str, Any], list[str]]:
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, mode, str(tmp_path / "starts")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result, done.stderr.splitlines()
+
+
+@pytest.mark.parametrize("mode", ["loop", "stop"])
+def test_a_worker_that_hangs_is_killed_and_replaced(tmp_path: Any, mode: str) -> None:
+    """An endless loop in native code and a stopped process look alike: the heart does not beat."""
+    result, log = supervised(tmp_path, mode)
+    assert result == {"starts": [2, 1], "restarts": {"hung": 1}, "fork_failures": 0}
+    assert log == [
+        "worker 0 has not turned for 2 s: killing it",
+        "worker 0 ended with -9; starting it again in 0.1 s",
+    ]
+
+
+def test_a_worker_in_a_crash_loop_does_not_delay_the_others(tmp_path: Any) -> None:
+    """Worker 0 waits 0.1, 0.2, 0.4 … s. Worker 1 dies twice meanwhile, and its own pauses are 0.1 and 0.2 s."""
+    result, log = supervised(tmp_path, "crash")
+    restarts_of_1 = [line for line in log if line.startswith("worker 1")]
+    assert restarts_of_1[0] == "worker 1 ended with 70; starting it again in 0.1 s"
+    assert len(restarts_of_1) == result["restarts"]["bug"] == 2
+    assert result["restarts"]["failed"] >= 2
+    pauses_of_0 = [float(line.split()[-2]) for line in log if line.startswith("worker 0")]
+    assert pauses_of_0[:4] == [0.1, 0.2, 0.4, 0.8]
+
+
+def test_a_fork_that_fails_is_tried_again(tmp_path: Any) -> None:
+    result, log = supervised(tmp_path, "fork")
+    assert result == {"starts": [1, 1], "restarts": {}, "fork_failures": 3}
+    assert log == [
+        "worker 0 cannot be forked, which is tried again: no process",
+        "worker 1 cannot be forked, which is tried again: no process",
+    ]
