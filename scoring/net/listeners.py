@@ -71,8 +71,9 @@ class Acceptor:
         """`connect` makes a connection of an accepted socket. At most `pending_max` at a time: the oldest is cut."""
         self._loop = asyncio.get_running_loop()
         self._listener, self._connect, self._pending_max = listener, connect, pending_max
-        # In order of their arrival. It also keeps the tasks from being collected.
+        # In order of their arrival. Both also keep the tasks from being collected.
         self._pending: dict[asyncio.Task[None], socket.socket] = {}
+        self._cut: set[asyncio.Task[None]] = set()
         self._pause: asyncio.TimerHandle | None = None
         self._trouble = ""
         self._listen()
@@ -105,12 +106,22 @@ class Acceptor:
         self._trouble = ""
         connection.setblocking(False)
         if len(self._pending) >= self._pending_max:
-            # Its handshake fails then, and its descriptor becomes free.
-            with suppress(OSError):
-                next(iter(self._pending.values())).shutdown(socket.SHUT_RDWR)
+            self._cut_oldest()
         task = self._loop.create_task(self._run(connection))
         self._pending[task] = connection
-        task.add_done_callback(self._pending.pop)
+        task.add_done_callback(self._forget)
+
+    def _cut_oldest(self) -> None:
+        task, connection = next(iter(self._pending.items()))
+        del self._pending[task]
+        self._cut.add(task)
+        # Its handshake fails then, and its descriptor becomes free.
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._pending.pop(task, None)
+        self._cut.discard(task)
 
     async def _run(self, connection: socket.socket) -> None:
         try:

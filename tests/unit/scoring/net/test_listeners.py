@@ -1,14 +1,24 @@
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import errno
+import os
 import socket
+import ssl
 import stat
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
+import uvloop
 
 from paywarden.schemas.errors import Misconfigured
-from paywarden.scoring.net.listeners import open_listener, reserve_port, unix_listener
-from tests.worlds.http_world import get, serving
+from paywarden.scoring.net.listeners import accept, open_listener, reserve_port, unix_listener
+from paywarden.scoring.net.tls import HTTP_1_1, Tls, TlsSettings
+from tests.services.certificates import Authority
+from tests.services.processes import wait_until
+from tests.worlds.http_world import WAIT_SECONDS, Client, get, serving
 
 
 def test_workers_share_a_reserved_port_and_another_parent_cannot_have_it() -> None:
@@ -100,3 +110,92 @@ def test_a_socket_that_took_the_place_of_ours_is_left_alone(tmp_path: Path) -> N
         with socket.socket(socket.AF_UNIX) as other:
             other.bind(str(path))
     assert path.exists()
+
+
+# Accepting
+
+
+class FailingListener(socket.socket):
+    """A listening socket whose `accept` fails as often as a test says."""
+
+    failures: int
+    accepts: int
+
+    @classmethod
+    def opened(cls, failures: int) -> FailingListener:
+        listener = cls(socket.AF_INET, socket.SOCK_STREAM)
+        listener.bind(("127.0.0.1", 0))
+        listener.failures, listener.accepts = failures, 0
+        return listener
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        self.accepts += 1
+        if self.failures:
+            self.failures -= 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        return super().accept()
+
+
+class Echo(asyncio.Protocol):
+    """Sends back what it gets."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self.transport.write(data)
+
+
+def test_a_listener_goes_on_after_it_could_not_accept_and_does_not_spin(caplog: pytest.LogCaptureFixture) -> None:
+    """uvloop's own server closes the listener without a word when `accept` fails."""
+
+    async def echoed() -> bytes:
+        listener = FailingListener.opened(failures=2)
+        acceptor = await accept(Echo, listener, backlog=8, tls=None, protocol=HTTP_1_1, linger_ms=1)
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
+        writer.write(b"late, but served")
+        answer = await reader.readexactly(16)
+        # Two that failed, one connection, one that found nothing more.
+        assert listener.accepts == 4
+        writer.close()
+        acceptor.close()
+        return answer
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(echoed()) == b"late, but served"
+    assert [record.getMessage() for record in caplog.records] == [
+        "cannot accept connections, and tries again: Too many open files"
+    ]
+
+
+def test_of_too_many_handshakes_the_oldest_is_cut_and_a_newcomer_is_served(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    certificate, key = authority.sign("server")
+    tls = Tls(TlsSettings(certificate=certificate, key=key, handshakes_max=3, handshake_timeout_ms=600_000))
+    with serving(tls=tls) as served, contextlib.ExitStack() as opened:
+
+        def connected() -> socket.socket:
+            return opened.enter_context(socket.create_connection(("127.0.0.1", served.port), timeout=WAIT_SECONDS))
+
+        silent = [connected() for _ in range(5)]
+        # The first two were cut when the fourth and the fifth came. The others still wait for the first byte.
+        assert [raw.recv(1) for raw in silent[:2]] == [b"", b""]
+        context = ssl.create_default_context(cafile=authority.path)
+        with context.wrap_socket(connected(), server_hostname="127.0.0.1") as wrapped:
+            assert Client(wrapped).ask(get("/livez")).status == 200
+        assert silent[2].recv(1) == b""
+        silent[4].setblocking(False)
+        with pytest.raises(BlockingIOError):
+            silent[4].recv(1)
+
+
+def test_connections_that_end_early_leave_no_descriptor_behind(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    certificate, key = authority.sign("server")
+    for tls in (None, Tls(TlsSettings(certificate=certificate, key=key))):
+        with serving(tls=tls) as served:
+            before = len(os.listdir("/proc/self/fd"))
+            for _ in range(20):
+                with socket.create_connection(("127.0.0.1", served.port), timeout=WAIT_SECONDS) as raw:
+                    raw.sendall(b"no handshake and no request\r\n\r\n")
+            wait_until(lambda before=before: len(os.listdir("/proc/self/fd")) <= before, "all are closed")  # type: ignore[misc]

@@ -16,6 +16,7 @@ from cryptography.x509.oid import NameOID
 
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.net.tls import HTTP_1_1, HTTP_2, Tls, TlsSettings
+from tests.fakes.descriptors import no_descriptors
 from tests.services.certificates import Authority
 from tests.worlds.http_world import PATIENT, WAIT_SECONDS, Client, Served, get, payment, post_json, serving
 
@@ -183,6 +184,22 @@ def test_an_unusable_new_certificate_changes_nothing_and_is_one_line(
         assert "the previous certificate stays in use" in caplog.text
         with connected(served, trusting(authority)) as client:
             assert common_name(client) == "server"
+
+
+def test_a_certificate_that_could_not_be_opened_once_is_read_again(
+    settings: TlsSettings, authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    tls = Tls(settings)
+    with serving(tls=tls) as served:
+        for new, old in zip(authority.sign("renewed"), (settings.certificate, settings.key), strict=True):
+            shutil.copy(new, old)
+        with no_descriptors():
+            assert [tls.refresh() for _ in range(3)] == [False] * 3
+        assert len(caplog.records) == 1
+        assert "Too many open files; the previous certificate stays in use" in caplog.text
+        assert tls.refresh()
+        with connected(served, trusting(authority)) as client:
+            assert common_name(client) == "renewed"
 
 
 def test_a_file_that_cannot_be_used_is_named(settings: TlsSettings, authority: Authority, tmp_path: Path) -> None:

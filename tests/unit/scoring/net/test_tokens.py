@@ -7,6 +7,7 @@ import pytest
 
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.net.tokens import Tokens
+from tests.fakes.descriptors import no_descriptors
 from tests.worlds.http_world import get, payment, post_json, serving
 
 FIRST, SECOND = "first-token-0123456789", "second.token~0123456789=="
@@ -102,6 +103,33 @@ def test_a_bad_new_file_keeps_the_old_tokens_and_is_one_line(file: Path, caplog:
     tokens.refresh()
     assert tokens.allows(bearer(FIRST))
     assert not tokens.allows(bearer(SECOND))
+
+
+def test_a_file_that_could_not_be_opened_once_is_read_again(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A token that was withdrawn meanwhile stayed valid for ever."""
+    tokens = Tokens(str(file))
+    assert tokens.refresh()
+    write(file, SECOND)
+    with no_descriptors():
+        assert [tokens.refresh() for _ in range(3)] == [False] * 3
+    assert [record.getMessage() for record in caplog.records] == [
+        f"[auth] tokens_file: cannot read {file}: Too many open files; the previous tokens stay valid"
+    ]
+    assert tokens.allows(bearer(FIRST))
+    assert tokens.refresh()
+    assert not tokens.allows(bearer(FIRST))
+    assert tokens.allows(bearer(SECOND))
+
+
+def test_a_bad_file_is_not_read_again_until_it_changes(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = Tokens(str(file))
+    write(file, "bad")
+    assert not tokens.refresh()
+    with monkeypatch.context() as unread:
+        unread.setattr(Path, "open", None)
+        assert not tokens.refresh()
+    write(file, SECOND)
+    assert tokens.refresh()
 
 
 def test_payments_need_a_token_and_probes_do_not(file: Path, caplog: pytest.LogCaptureFixture) -> None:

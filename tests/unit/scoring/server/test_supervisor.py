@@ -7,81 +7,21 @@ import shutil
 import signal
 import socket
 import ssl
-import time
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
-from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
-from paywarden.scoring.state.outbox import OutboxSettings, OutboxWriter
+from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
+from paywarden.scoring.state.mirror import MirrorWriter
+from paywarden.scoring.state.outbox import OutboxWriter
 from tests.services.certificates import Authority
-from tests.services.processes import PaywardenProcess, is_ready, post, run_paywarden, wait_until
+from tests.services.processes import is_ready, post, run_paywarden, wait_until
+from tests.services.scoring_server import PAYMENT, Server
 from tests.worlds import small_world
-
-# The current time, because the endpoint refuses old payments.
-PAYMENT = ScoreRequest(
-    payment_id="p",
-    event_time_ms=time.time_ns() // 1_000_000,
-    card_id="c",
-    merchant_id="m",
-    amount_minor=1,
-    currency="EUR",
-).SerializeToString()
-
-
-class Server:
-    """A running `serve` with its configuration. Leaving the `with` block ends it."""
-
-    def __init__(self, folder: Path, *, port: int = 0, bundle: Path | None = None, more: str = "") -> None:
-        """`more` is appended to the configuration; it begins with further settings of [http]."""
-        self.folder = folder
-        self.mirror = MirrorSettings(path=str(folder / "mirror"), size_mb=16)
-        self.outbox = OutboxSettings(directory=str(folder / "outbox"))
-        self.config = folder / "paywarden.toml"
-        self.config.write_text(
-            f'[serve]\nbundle = "{bundle or small_world.trained_bundle()}"\nmetrics = "{folder / "metrics"}"\n'
-            f'[mirror]\npath = "{self.mirror.path}"\nsize_mb = {self.mirror.size_mb}\n'
-            f'[outbox]\ndirectory = "{self.outbox.directory}"\n'
-            f'[answered]\npath = "{folder / "answered"}"\npayments_max = 1000\n'
-            f"[grpc]\nport = 0\n[http]\nport = {port}\n{more}",
-            encoding="utf-8",
-        )
-        self.workers: list[psutil.Process] = []
-
-    def start(self, *arguments: str) -> PaywardenProcess:
-        self.parent = PaywardenProcess(self.folder, self.config, "serve", *arguments)
-        self.target = self.parent.first_line()
-        return self.parent
-
-    def listening(self, count: int = 1) -> list[psutil.Process]:
-        """Returns the workers, once `count` of them listen at the address."""
-        parent, port = psutil.Process(self.parent.pid), urllib.parse.urlsplit(self.target).port
-
-        def found() -> bool:
-            # A worker opens its port for gRPC first.
-            self.workers = [
-                child for child in parent.children() if port in {c.laddr.port for c in child.net_connections("tcp")}
-            ]
-            return len(self.workers) == count
-
-        wait_until(found, f"{count} workers listen")
-        return self.workers
-
-    def log(self) -> str:
-        return self.parent.log.read_text(encoding="utf-8")
-
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if hasattr(self, "parent") and self.parent.process.poll() is None:
-            self.parent.stop()
 
 
 @pytest.fixture
@@ -171,15 +111,14 @@ def test_a_worker_that_hangs_is_killed_and_the_stop_says_so(tmp_path: Path) -> N
         parent._close()
 
 
-def test_a_worker_that_cannot_look_for_a_mirror_any_more_is_started_again(server: Server) -> None:
-    """Its look around failed, and it would never have taken up another mirror."""
+def test_a_worker_whose_outbox_was_deleted_is_started_again(server: Server) -> None:
+    """Nobody would ever read the decisions that it goes on writing."""
     server.start()
     (first,) = server.listening()
-    # What a worker tells of its outbox it reads from the folder.
     shutil.rmtree(server.outbox.directory)
     wait_until(lambda: not first.is_running(), "the worker has ended")
     server.listening()
-    assert "worker 0 ended with" in server.log()
+    assert "outbox: its files were deleted: stopping" in server.log()
 
 
 def test_workers_end_when_their_parent_is_killed_and_the_port_is_free_again(server: Server) -> None:
@@ -280,6 +219,7 @@ def test_tls_and_tokens_are_required_and_reloaded_while_serving(tmp_path: Path) 
         ('[tls]\nclient_ca = "/nowhere"\n', "[tls] certificate: wanted a file"),
         ('[auth]\ntokens_file = "/nowhere"\n', "[auth] tokens_file: cannot read /nowhere"),
         ("[admission]\ndeadline_ms = 0\n", "[admission] deadline_ms: wanted at least 1, got 0"),
+        ("connections_max = 100_000_000\n", "a worker needs 100001120 open files ([http] connections_max 100000000 + "),
         ("pipelined_max = 0\n", "[http] pipelined_max: wanted at least 1, got 0"),
     ],
 )
