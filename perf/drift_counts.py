@@ -162,6 +162,9 @@ class _Idle:
     def problems(self) -> Sequence[str]:
         return ()
 
+    def turns(self) -> bool:
+        return True
+
 
 class _Timed:
     """Measures the CPU time of wrapped methods, of the thread that calls them."""

@@ -160,6 +160,8 @@ def _serve() -> Iterable[_Family]:
     from paywarden.scoring.metrics.model import ModelMetrics
     from paywarden.scoring.metrics.shared import Registry, render
     from paywarden.scoring.metrics.worker import GarbagePauses, HttpMetrics, ScoringMetrics, StageTimes
+    from paywarden.scoring.server.supervisor import SupervisorMetrics
+    from paywarden.scoring.server.watch import declare_failures
     from paywarden.scoring.state.outbox import OutboxMetrics
 
     registry, entities = Registry(), tuple(_objectives())
@@ -170,6 +172,8 @@ def _serve() -> Iterable[_Family]:
     scoring = ScoringMetrics.declare(registry, flags=flags_of(entities), entities=entities)
     models, outbox = ModelMetrics.declare(registry), OutboxMetrics.declare(registry)
     DecisionCacheMetrics.declare(registry)
+    declare_failures(registry)
+    SupervisorMetrics.declare(registry)
     # A gauge without a value is not shown.
     for gauge in (scoring.mirror_age_seconds, outbox.unshipped_bytes, *models.is_out.values()):
         gauge.set(0)

@@ -230,6 +230,7 @@ class Companion:
     def _close(self) -> list[Exception]:
         """Ship what is left and close everything. A failed step keeps no later one from running."""
         self.health.obstacle = "the companion is stopping"
+        self.health.note_round()
         drain_s = max(0.0, self._settings.stop_timeout_s - TIDY_UP_S)
         errors: list[Exception] = []
         for step in (partial(self._shipping.stop, drain_s), self._identity.close, self._consumer.close):
@@ -302,6 +303,7 @@ class Companion:
                 self._mirror.apply(profiles, positions)
             except MirrorUnavailable as error:
                 self._note_trouble(error)
+                self.health.note_round()
                 if stop.wait(_LOOK_AGAIN_S):
                     return False
                 continue
@@ -384,11 +386,13 @@ class Companion:
         if obstacle != self.health.obstacle:
             _log.info("companion: %s", obstacle)
         self.health.obstacle = obstacle
+        self.health.note_round()
         stop.wait(_LOOK_AGAIN_S)
 
     def _scan_store(self, live: LiveSet, stop: Event) -> None:
         store = self._fill.open_store(live)
         self.health.obstacle = "the mirror is being filled from the store"
+        self.health.note_round()
         started = time.monotonic()
         count = 0
         try:
@@ -397,6 +401,7 @@ class Companion:
                     for batch in in_batches(store.scan(entity, progress=progress), _FILL_BATCH):
                         if not self._apply_patiently(dict(batch), {}, stop) or stop.is_set():
                             return
+                        self.health.note_round()
                         count += len(batch)
         finally:
             store.close()

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 
 # A round takes milliseconds. A round of this length has hung.
 _ROUND_S_MAX = 60.0
+# While there is an obstacle, a round is a step in filling the mirror: a page of a scan, or a wait for the store.
+_STEP_S_MAX = 300.0
 # A round of shipping may search a damaged segment, for seconds, and pauses up to half a minute after a failure.
 _SHIPPING_ROUND_S_MAX = 300.0
 
@@ -43,7 +45,7 @@ class CompanionHealth:
         self.obstacle = ""
 
     def note_round(self) -> None:
-        """Note that the loop has made a round."""
+        """Note that the loop has made a round, or a step in front of an obstacle."""
         self._round_at = self._clock()
 
     def note_shipping_round(self) -> None:
@@ -51,9 +53,9 @@ class CompanionHealth:
         self._shipping_round_at = self._clock()
 
     def live(self) -> bool:
-        """Returns whether both loops make rounds. With an obstacle the mirror's need not: to fill it takes long."""
+        """Returns whether both loops make rounds. Filling a mirror has no time limit as a whole, but each step has."""
         now = self._clock()
-        is_following = bool(self.obstacle) or now - self._round_at < _ROUND_S_MAX
+        is_following = now - self._round_at < (_STEP_S_MAX if self.obstacle else _ROUND_S_MAX)
         shipped_at = now if self._shipping_round_at is None else self._shipping_round_at
         return is_following and now - shipped_at < _SHIPPING_ROUND_S_MAX
 

@@ -28,6 +28,9 @@ class Supervised(Protocol):
     def problems(self) -> Sequence[str]:
         """Return why it is not ready, one line each; empty if it is. Called in another thread; must not block."""
 
+    def turns(self) -> bool:
+        """Return whether it makes rounds, and does not hang. Called in another thread; must not block."""
+
 
 class SupervisedThread(mode.Service):
     """The thread of one `Supervised`. If it ends before it is asked to, it calls `on_end` once.
@@ -65,8 +68,8 @@ class SupervisedThread(mode.Service):
 
     @property
     def live(self) -> bool:
-        """Whether it has not ended."""
-        return not self._ended.done()
+        """Whether it has not ended and does not hang."""
+        return not self._ended.done() and (self._thread.ident is None or self._supervised.turns())
 
     async def on_start(self) -> None:
         """Start the thread."""

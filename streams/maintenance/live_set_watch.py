@@ -62,6 +62,11 @@ class LiveWorker:
         pipeline = self._pipeline
         return [self._waits_for] if pipeline is None else pipeline.problems()
 
+    def turns(self) -> bool:
+        """Returns whether the worker makes rounds. Any thread may call it."""
+        pipeline = self._pipeline
+        return pipeline is None or pipeline.turns()
+
     def _work(self, pipeline: Pipeline, live: LiveSet, stop: Event) -> None:
         ended = Event()
         failures: list[BaseException] = []

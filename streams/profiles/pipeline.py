@@ -78,6 +78,8 @@ _LOG_EVERY_S = 10.0
 _LAG_EVERY_S = 1.0
 _ASK_STORE_EVERY_S = 1.0
 _JOIN_LOOK_S = 0.1
+# A round takes milliseconds, and seconds with a slow store. One of this length, besides the wait for Kafka, has hung.
+_ROUND_S_MAX = 120.0
 
 
 @dataclass(frozen=True)
@@ -221,6 +223,7 @@ class Pipeline:
         self._store_trouble = ""
         self._ask_store_at = 0.0
         self._has_joined = False
+        self._turned_at = time.monotonic()
 
     def run(self, stop: Event, may_begin: Callable[[], bool] = lambda: True) -> None:
         """Work until `stop` is set. Raises BrokerUnavailable if Kafka does not take the records within the timeout.
@@ -260,6 +263,7 @@ class Pipeline:
         """Returns False if `stop` was set first."""
         self._consumer.hold()
         while not self._has_joined and not stop.is_set():
+            self._turned_at = time.monotonic()
             self._consumer.wait(_JOIN_LOOK_S)
         return self._has_joined
 
@@ -288,8 +292,16 @@ class Pipeline:
         problems = [] if self._has_joined else ["it has not joined its consumer group yet"]
         return [*problems, self._store_trouble] if self._store_trouble else problems
 
+    def turns(self) -> bool:
+        """Returns whether the worker makes rounds. A round may wait `flush_timeout_s` for Kafka.
+
+        Any thread may call it.
+        """
+        return time.monotonic() - self._turned_at < self._settings.flush_timeout_s + _ROUND_S_MAX
+
     def step(self, stop: Event) -> None:
         """Process one micro-batch up to its commit, or until it is abandoned."""
+        self._turned_at = time.monotonic()
         asked_ms = self._now_ms() - _FETCH_AGE_MS
         with self._timed("read"):
             consumed = self._consumer.take(self._settings.batch_max, self._settings.batch_wait_ms / 1000)
@@ -433,6 +445,7 @@ class Pipeline:
         is_held = False
         try:
             while True:
+                self._turned_at = time.monotonic()
                 try:
                     result = action()
                 except StoreConflict as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import urllib.parse
 from pathlib import Path
+from typing import Self
 
 import psutil
 
@@ -66,7 +67,7 @@ class Server:
     def log(self) -> str:
         return self.parent.log.read_text(encoding="utf-8")
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

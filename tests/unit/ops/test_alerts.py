@@ -19,6 +19,8 @@ from paywarden.scoring.idempotency.decision_cache import DecisionCacheMetrics
 from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.shared import Gauge, Registry, _DirectoryCollector
 from paywarden.scoring.metrics.worker import GarbagePauses, HttpMetrics, ScoringMetrics, StageTimes
+from paywarden.scoring.server.supervisor import SupervisorMetrics
+from paywarden.scoring.server.watch import declare_failures
 from paywarden.scoring.state.outbox import OutboxMetrics
 from paywarden.streams.companion.health import CompanionHealth
 from paywarden.streams.companion.metrics import CompanionMetrics
@@ -67,6 +69,8 @@ def declare_workers(registry: Registry) -> list[Gauge]:
     DecisionCacheMetrics.declare(registry)
     GarbagePauses(registry)
     StageTimes(registry)
+    declare_failures(registry)
+    SupervisorMetrics.declare(registry)
     outbox = OutboxMetrics.declare(registry)
     return [outbox.unshipped_bytes, *ModelMetrics.declare(registry).is_out.values()]
 

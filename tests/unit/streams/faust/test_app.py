@@ -32,6 +32,7 @@ class FakePipeline:
 
     def __init__(self) -> None:
         self.missing: list[str] = []
+        self.is_turning = True
         self.error: Exception | None = None
         self.release = threading.Event()
         self.release.set()
@@ -46,6 +47,9 @@ class FakePipeline:
 
     def problems(self) -> Sequence[str]:
         return self.missing
+
+    def turns(self) -> bool:
+        return self.is_turning
 
 
 class World:
@@ -169,6 +173,8 @@ def test_readiness_follows_the_pipeline_and_names_what_is_missing() -> None:
         status, body = await world.get("/readyz")
         assert (status, json.loads(body)) == (503, {"ready": False, "missing": ["the store is away"]})
         assert (await world.get("/livez"))[0] == 200
+        world.pipeline.is_turning = False
+        assert (await world.get("/livez"))[0] == 503
         stop.set()
 
     World().live(act)

@@ -18,12 +18,16 @@ class FakeWorker:
     def __init__(self, work: Callable[[threading.Event], object]) -> None:
         self._work = work
         self.missing: list[str] = []
+        self.is_turning = True
 
     def run(self, stop: threading.Event) -> None:
         self._work(stop)
 
     def problems(self) -> Sequence[str]:
         return self.missing
+
+    def turns(self) -> bool:
+        return self.is_turning
 
 
 class Ends:
@@ -55,11 +59,15 @@ def test_the_work_runs_in_its_own_thread_until_it_is_stopped() -> None:
             threads.append(threading.current_thread())
             stop.wait()
 
-        thread = supervised(FakeWorker(work), ends)
+        worker = FakeWorker(work)
+        thread = supervised(worker, ends)
         await thread.start()
         live_before = thread.live
         assert live_before
         assert thread.problems() == []
+        worker.is_turning = False
+        assert not thread.live
+        worker.is_turning = True
         await thread.stop()
         assert not thread.live
         assert threads[0] is not threading.main_thread()

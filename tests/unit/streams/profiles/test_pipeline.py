@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -263,6 +264,32 @@ def test_a_store_that_is_down_is_not_asked_in_a_busy_loop() -> None:
     worker.step_while_store_is_away()
     # The pauses double: a busy loop would ask thousands of times.
     assert worker.store.calls <= 12
+
+
+def test_a_worker_that_waits_for_its_store_turns_and_one_that_hangs_does_not(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed_s = 0.0
+    turned: list[bool] = []
+    clock = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + passed_s)
+
+    def takes(seconds: float) -> None:
+        nonlocal passed_s
+        passed_s += seconds
+        turned.append(worker.pipeline.turns())
+
+    worker.pay(world()[0][:5])
+    worker.store.is_away = True
+    # Each try takes long; the last one takes longer than a round may.
+    worker.store.meanwhile = [
+        *[lambda: takes(100)] * 3,
+        lambda: takes(181),
+        lambda: setattr(worker.store, "is_away", False),
+    ]
+    worker.step()
+    assert turned == [True, True, True, False]
+    assert worker.pipeline.turns()
 
 
 def test_an_abandoned_batch_loses_no_records(worker: Worker) -> None:
