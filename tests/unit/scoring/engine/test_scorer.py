@@ -34,7 +34,7 @@ from paywarden.scoring.metrics.worker import ScoringMetrics
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
-from paywarden.scoring.state.outbox import OutboxSettings, OutboxWriter, framed
+from paywarden.scoring.state.outbox import OutboxSettings, OutboxUnsynced, OutboxWriter, framed
 from tests.worlds import payments, small_world
 from tests.worlds.requests import requests_of
 from tests.worlds.small_history import profiles
@@ -591,6 +591,14 @@ def test_a_worker_is_ready_with_a_complete_mirror(host: Host) -> None:
     assert host.scorer.readiness() == []
 
 
+def test_a_worker_is_not_ready_while_decisions_cannot_be_recorded(host: Host) -> None:
+    host.fill(profiles())
+    host.outbox.fails = True
+    assert host.scorer.readiness() == ["the outbox is full"]
+    host.outbox.fails = False
+    assert host.scorer.readiness() == []
+
+
 # Repeated payments
 
 
@@ -598,11 +606,15 @@ class Refusing(OutboxWriter):
     """An outbox that a test can make refuse."""
 
     fails = False
+    syncs = True
 
     def append_frames(self, frames: bytes) -> int:
         if self.fails:
             raise TemporaryFailure("the outbox is full")
-        return super().append_frames(frames)
+        position = super().append_frames(frames)
+        if not self.syncs:
+            raise OutboxUnsynced("outbox: sync failed")
+        return position
 
 
 @pytest.fixture
@@ -664,6 +676,22 @@ def test_a_payment_twice_among_others_is_decided_once_and_all_are_answered(
     assert results[4] == before
     # A refused request holds no claim.
     assert answered(scorer, like_stranger("wrong")).payment_id == "wrong"
+
+
+def test_a_decision_that_could_not_be_synced_is_the_answer_when_it_is_asked_for_again(
+    remembering: tuple[Refusing, PaymentScorer, DecisionCache],
+) -> None:
+    """The companion ships it: a second decision would make two of one payment."""
+    outbox, scorer, other = remembering
+    outbox.syncs = False
+    assert score_many(scorer, [STRANGER]) == [Refusal("unavailable", "outbox: sync failed")]
+    outbox.syncs = True
+    position = outbox.position
+    answer = answered(scorer, STRANGER)
+    assert outbox.position == position
+    (entry,) = other.claim(payments.payments_of([STRANGER], default_intake(), NOW_MS), NOW_MS)
+    assert isinstance(entry, OutboxEntry)
+    assert entry.response == answer
 
 
 def test_another_worker_may_decide_a_payment_that_the_outbox_refused(
