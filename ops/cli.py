@@ -27,6 +27,7 @@ from paywarden.ops.commands.profile_sets import profile_sets
 from paywarden.ops.commands.rebuild import rebuild
 from paywarden.ops.commands.replay import replay
 from paywarden.ops.commands.schemas import schemas
+from paywarden.ops.commands.source import source_group
 from paywarden.ops.commands.train import train
 from paywarden.ops.extras import needs
 from paywarden.ops.logs import set_up_logging
@@ -340,6 +341,6 @@ def _ending(name: str) -> ProcessEnd:
 
 for _command in (
     *(archive, backfill, backtest, dead_letters, drift, features, forget, load),
-    *(outbox, policy, profile_sets, rebuild, replay, schemas, train),
+    *(outbox, policy, profile_sets, rebuild, replay, schemas, source_group, train),
 ):
     cli.add_command(_command)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Final
@@ -47,6 +48,9 @@ _LAST_STEP_S: Final = 0.25
 # Faust commits the agents' progress this often; after a crash at most this much is read again.
 _COMMIT_EVERY_S: Final = 1.0
 _REQUEST_TIMEOUT_S: Final = 40.0
+# The event loop notes that it turns this often. One that has not turned for so long hangs.
+_TURN_EVERY_S: Final = 1.0
+_TURN_S_MAX: Final = 60.0
 
 
 class _BootStrategy(BootStrategy):
@@ -92,9 +96,10 @@ class StreamApp(faust.App):
         self._failure: BaseException | None = None
         self._to_end = asyncio.Event()
         self._started_up = self._stopping = False
+        self._turned_at = time.monotonic()
         # Awaited while Faust still runs, when all is to stop; each bounds itself.
         self.before_stop: list[Callable[[], Awaitable[None]]] = []
-        super().__init__(f"{settings.group_id}-faust", **_options(kafka, settings))
+        super().__init__(settings.agents_group, **_options(kafka, settings))
         self.transport = KafkaTransport(self.conf.broker_consumer, self)
         self.pipeline = SupervisedThread(
             pipeline, name="pipeline", stop_timeout_s=_own_stop_s(settings), on_end=self.fail
@@ -105,6 +110,7 @@ class StreamApp(faust.App):
         """Start, live until `stop` is set or something fails, stop. Raises the first error."""
         self.loop = asyncio.get_running_loop()
         self._to_end = stop
+        self._note_turn()
         starting = asyncio.create_task(self.start())
         starting.add_done_callback(self._on_start_ended)
         try:
@@ -167,7 +173,9 @@ class StreamApp(faust.App):
         self.loop.call_soon_threadsafe(self._to_end.set)
 
     def live(self) -> bool:
-        """Whether nothing has failed."""
+        """Whether nothing has failed and the event loop turns: the threads that serve health go on if it hangs."""
+        if time.monotonic() - self._turned_at >= _TURN_S_MAX:
+            return False
         return self._failure is None and (self._stopping or self.pipeline.live)
 
     def problems(self) -> Sequence[str]:
@@ -202,6 +210,10 @@ class StreamApp(faust.App):
         elif (error_of_step := step.exception()) is not None:
             self.fail(error_of_step)
         return True
+
+    def _note_turn(self) -> None:
+        self._turned_at = time.monotonic()
+        self.loop.call_later(_TURN_EVERY_S, self._note_turn)
 
     async def _note_started_up(self) -> None:
         self._started_up = True

@@ -187,11 +187,13 @@ class PartitionAgent:
         takers: Sequence[AcquirePartition],
         pace: Pace,
         metrics: AgentMetrics,
+        base: int = 0,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
+        """`base` is added to offsets before they are stored (streams/kafka/source_register.py)."""
         self._app, self._topic, self._name, self._codec = app, topic, name, codec
         self._takers, self._pace, self._metrics = takers, pace, metrics
-        self._now_ms = now_ms
+        self._now_ms, self._base = now_ms, base
         self._partitions: dict[int, _Partition] = {}
         self._sights: dict[int, _CaughtUpMark] = {}
         # Changes when partitions are revoked. Work that began under another number is dropped.
@@ -220,6 +222,10 @@ class PartitionAgent:
     def has(self, partition: int) -> bool:
         """Whether this worker has the partition."""
         return partition in self._partitions
+
+    def positions(self) -> dict[int, int]:
+        """Return the next offset on Kafka of each partition that this worker has."""
+        return {number: self._offset_of(partition) for number, partition in self._partitions.items()}
 
     def works(self, kind: type[_Work]) -> dict[int, _Work]:
         """Return all works of one type, by partition."""
@@ -259,9 +265,9 @@ class PartitionAgent:
                     continue
             if isinstance(value, Undecodable):
                 self._metrics.undecodable.inc()
-                partition.skip(message.offset)
+                partition.skip(self._base + message.offset)
                 continue
-            partition.add(message.offset, value)
+            partition.add(self._base + message.offset, value)
             self.unsaved += 1
             if self.unsaved >= self._pace.save_records:
                 self._save_due.set()
@@ -335,7 +341,7 @@ class PartitionAgent:
             await asyncio.sleep(_POLL_S)
         partition = await self._taken(number, assignment)
         if partition is not None:
-            await self._consumer.seek(place[0], partition.next_offset)
+            await self._consumer.seek(place[0], self._offset_of(partition))
             if assignment == self.assignment:
                 self._partitions[number] = partition
                 self._consumer.release(place)
@@ -390,9 +396,9 @@ class PartitionAgent:
 
     async def _commit(self) -> None:
         offsets = {
-            TP(self._topic, number): partition.next_offset
+            TP(self._topic, number): self._offset_of(partition)
             for number, partition in self._partitions.items()
-            if partition.next_offset > partition.committed
+            if self._offset_of(partition) > partition.committed
         }
         if offsets and await self._consumer.commit_offsets(offsets):
             for (_, number), offset in offsets.items():
@@ -427,6 +433,10 @@ class PartitionAgent:
             self._sights[number] = _CaughtUpMark(at_ms, self._consumer.fetches + 1)
 
     # Helpers
+
+    def _offset_of(self, partition: _Partition) -> int:
+        """Return the next offset on Kafka. It is 0 if the store only has offsets of an earlier generation."""
+        return max(0, partition.next_offset - self._base)
 
     @property
     def _consumer(self) -> HoldingConsumer:

@@ -1,24 +1,26 @@
-"""Serve the health and metrics of `paywarden stream` on Faust's web server, without Faust's pages."""
+"""Serve the health and metrics of `paywarden stream` inside Faust's life cycle, without Faust's own web server.
+
+The server is the one of streams/health/server.py, with its limits: hanging and slow clients keep no probe out. Faust's
+server bounds neither connections nor the time of a request.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, ClassVar
 
-from aiohttp import web
 from faust.web.drivers.aiohttp import Web
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from paywarden.streams.health.health import HealthReport, address_of, cannot_listen, livez, readyz
-
-# A client that does not read its answer must not hold up the end of the process.
-_CLOSE_TIMEOUT_S = 1.0
+from paywarden.streams.health.health import HealthReport
+from paywarden.streams.health.server import serving_health
 
 
 class HealthWeb(Web):
-    """Faust's web server without Faust's own pages (tables, router, graph, statistics, index).
+    """The web service of a Faust app: our server in place of Faust's, and none of Faust's pages.
 
     Calls `announce` with the address once it listens. Raises Misconfigured at start if it cannot listen there.
     """
@@ -42,30 +44,17 @@ class HealthWeb(Web):
         super().__init__(app)
         self._health, self._registry = health, registry
         self._host, self._port, self._announce = host, port, announce
-        self._runner = web.AppRunner(self.web_app, access_log=None, shutdown_timeout=_CLOSE_TIMEOUT_S)
+        self._serving = ExitStack()
 
     def init_server(self) -> None:
-        """Serve our paths instead of Faust's blueprints."""
-        for path, view in (("/livez", self._livez), ("/readyz", self._readyz), ("/metrics", self._metrics)):
-            self.web_app.router.add_get(path, view)
+        """Add none of Faust's pages."""
 
     async def start_server(self) -> None:
         """Listen, and announce the address."""
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, self._host, self._port)
-        try:
-            await site.start()
-        except (OSError, OverflowError) as error:
-            raise cannot_listen("stream", self._host, self._port, error) from error
-        self._announce(address_of(self._host, self._runner.addresses[0][1]))
+        serving = serving_health(self._health, self._registry, host=self._host, port=self._port, section="stream")
+        self._announce(self._serving.enter_context(serving))
 
-    async def _livez(self, _: web.Request) -> web.Response:
-        status, body = livez(self._health)
-        return web.json_response(body, status=status)
-
-    async def _readyz(self, _: web.Request) -> web.Response:
-        status, body = readyz(self._health)
-        return web.json_response(body, status=status)
-
-    async def _metrics(self, _: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    async def stop_server(self) -> None:
+        """Stop listening, and cut the connections that are open."""
+        # The server's thread looks for a stop every quarter of a second.
+        await asyncio.to_thread(self._serving.close)

@@ -12,6 +12,8 @@ What can go wrong:
 - A commit fails, as it does in the middle of a rebalance: a later `commit` tries it again.
 - A fetch was on its way when the partitions were paused: its records wait for the next `take`.
 - The client stalls and delivers nothing: streams/kafka/stall_detector.py notices it through `positions`.
+- The broker no longer has the next offset. If records expired unread, they are counted and reading goes on behind them.
+  If the partition ends before what was read of it, `take` raises PartitionCut: its next records would get old offsets.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from paywarden.schemas.errors import BrokerUnavailable
+from paywarden.streams.kafka.admin import watermarks
 from paywarden.streams.kafka.client import PartitionId, reason_of
 from paywarden.streams.kafka.reading import Consumed, Record, consume
 from paywarden.streams.kafka.stall_detector import NOTHING_HEARD
@@ -32,6 +35,17 @@ _log = logging.getLogger(__name__)
 _COMMITTED_TIMEOUT_S = 5.0
 # While no new offsets come, a failed commit is tried again this often.
 COMMIT_AGAIN_S = 1.0
+# The client's words for a partition that the group has never read.
+_NEVER_READ = "no previously committed offset"
+
+
+class PartitionCut(Exception):  # the caller turns it into an error that says what to do
+    """A partition has lost records that were read already."""
+
+    def __init__(self, place: PartitionId, read_to: int, end: int) -> None:
+        super().__init__(place, read_to, end)
+        self.topic = place[0]
+        self.cut = cut_of(place[1], read_to, end)
 
 
 class BatchConsumer:
@@ -43,10 +57,13 @@ class BatchConsumer:
         *,
         on_assigned: Callable[[Sequence[PartitionId]], None] = lambda _: None,
         on_revoked: Callable[[Sequence[PartitionId]], None] = lambda _: None,
+        on_expired: Callable[[PartitionId, int], None] = lambda *_: None,
         commit_again_s: float = COMMIT_AGAIN_S,
     ) -> None:
+        """`on_expired` gets the number of records of a partition that expired before they were read."""
         self._commit_again_s = commit_again_s
         self._consumer, self._on_assigned, self._on_revoked = consumer, on_assigned, on_revoked
+        self._on_expired = on_expired
         self.places: set[PartitionId] = set()
         """The partitions that are assigned to this worker."""
         # Offsets by partition: after the last record taken; up to which all records are processed (at first, where
@@ -61,6 +78,8 @@ class BatchConsumer:
         self._is_held = self._has_lost = False
         # Records that came while everything was paused, from a fetch that was on its way.
         self._early: list[Consumed] = []
+        # Partitions whose next offset the broker does not have, and the client's words for it.
+        self._displaced: dict[PartitionId, str] = {}
 
     def subscribe(self, topics: Sequence[str]) -> None:
         """Join the group."""
@@ -69,11 +88,14 @@ class BatchConsumer:
     def take(self, count_max: int, timeout_s: float) -> Consumed:
         """Returns the next batch: at most `count_max` records, after at most `timeout_s` seconds.
 
-        Raises BrokerUnavailable for a permanent error.
+        Raises BrokerUnavailable for a permanent error, PartitionCut for a partition that has lost what was read of it.
         """
         consumed = self._early.pop(0) if self._early else consume(self._consumer, count_max, timeout_s)
         records = self._of_mine(consumed.records)
         self._note_taken(records)
+        self._note_displaced(consumed)
+        if self._displaced:
+            self._find_places()
         ended = {place: end for place, end in consumed.ended.items() if place in self.places}
         self._heard |= ended
         return Consumed(records, ended, consumed.is_all)
@@ -93,8 +115,8 @@ class BatchConsumer:
             self._commit(news)
 
     def _commit(self, news: Mapping[PartitionId, int]) -> None:
-        offsets = [TopicPartition(topic, partition, offset) for (topic, partition), offset in news.items()]
         try:
+            offsets = self._with_epochs(news)
             # The call as a whole fails only if it fails for every partition.
             answers = self._consumer.commit(offsets=offsets, asynchronous=False) or []
         except KafkaException as error:
@@ -107,6 +129,20 @@ class BatchConsumer:
                 _log.warning("offset of %s/%d not committed: %s", answer.topic, answer.partition, answer.error.str())
         if any(self._committed.get(place) != offset for place, offset in news.items()):
             self._commit_again_at = time.monotonic() + self._commit_again_s
+
+    def _with_epochs(self, offsets: Mapping[PartitionId, int]) -> list[TopicPartition]:
+        """Returns offsets to commit, with the epoch of the leader that the records came from.
+
+        By the epoch a later reader's client notices that another leader has replaced records before the offset.
+        """
+        positions = self._consumer.position([TopicPartition(*place) for place in offsets])
+        epochs = {(place.topic, place.partition): place.leader_epoch for place in positions}
+        return [
+            TopicPartition(*place, offset, leader_epoch=epochs[place])
+            if epochs.get(place) is not None
+            else TopicPartition(*place, offset)
+            for place, offset in offsets.items()
+        ]
 
     def committed(self, topic: str, partitions: Iterable[int]) -> dict[int, int] | None:
         """Returns the group's committed offsets of a topic, 0 for none; None if the broker does not answer now."""
@@ -158,7 +194,9 @@ class BatchConsumer:
         """Wait on hold. Returns False if another worker got a partition that records were taken from."""
         deadline = time.monotonic() + seconds
         while not self._has_lost and (left := deadline - time.monotonic()) > 0:
-            records = self._of_mine(consume(self._consumer, 1, left).records)
+            consumed = consume(self._consumer, 1, left)
+            records = self._of_mine(consumed.records)
+            self._note_displaced(consumed)
             if records:
                 # These count as taken although nobody has processed them: `abandon` must read them again.
                 self._note_taken(records)
@@ -199,6 +237,41 @@ class BatchConsumer:
                 self._done[place] = self._committed[place] = record.offset
             self._taken[place] = self._heard[place] = record.offset + 1
 
+    def _note_displaced(self, consumed: Consumed) -> None:
+        self._displaced |= {place: why for place, why in consumed.displaced.items() if place in self.places}
+
+    def _find_places(self) -> None:
+        """Find where to read partitions whose next offset the broker does not have. Raises PartitionCut."""
+        for place, why in list(self._displaced.items()):
+            try:
+                first, end = watermarks(self._consumer, *place)
+                read_to = self._read_to(place)
+            except (BrokerUnavailable, KafkaException) as error:
+                _log.warning("%s/%d: %s", *place, error)
+                return
+            del self._displaced[place]
+            # The begin of a partition only grows. A missing offset that is not before it was behind the end.
+            if read_to is not None and read_to >= first and _NEVER_READ not in why:
+                raise PartitionCut(place, read_to, end)
+            if read_to is not None and read_to < first:
+                _log.error("%s/%d: %d records expired before they were read", *place, first - read_to)
+                self._on_expired(place, first - read_to)
+            self._read_from(place, first if read_to is None else max(first, read_to))
+
+    def _read_to(self, place: PartitionId) -> int | None:
+        """Returns the next offset of a partition; None if it was never read. Raises KafkaException."""
+        for known in (self._heard, self._done):
+            if place in known:
+                return known[place]
+        (answer,) = self._consumer.committed([TopicPartition(*place)], timeout=_COMMITTED_TIMEOUT_S)
+        return answer.offset if answer.offset >= 0 else None
+
+    def _read_from(self, place: PartitionId, offset: int) -> None:
+        # The client does not seek in a partition that it has stopped.
+        self._consumer.incremental_unassign([TopicPartition(*place)])
+        self._consumer.incremental_assign([TopicPartition(*place, offset)])
+        self._set_paused([place], self._is_held or place[0] in self._paused_topics)
+
     def _seek(self, place: PartitionId, offset: int) -> None:
         topic, partition = place
         try:
@@ -229,8 +302,16 @@ class BatchConsumer:
             taken, done = self._taken.pop(place, 0), self._done.pop(place, 0)
             self._committed.pop(place, None)
             self._heard.pop(place, None)
+            self._displaced.pop(place, None)
             self._has_lost = self._has_lost or done < taken
         self._on_revoked(places)
+
+
+def cut_of(partition: int, read_to: int, end: int) -> str:
+    """Returns what has happened to a partition that ends before what was read of it."""
+    if read_to <= end:
+        return f"partition {partition} was read to offset {read_to}, ended before it, and has other records there now"
+    return f"partition {partition} was read to offset {read_to} and ends at {end}"
 
 
 def offsets_after(records: Iterable[Record]) -> dict[PartitionId, int]:

@@ -5,10 +5,17 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, TopicPartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    TIMESTAMP_LOG_APPEND_TIME,
+    Consumer,
+    KafkaError,
+    Message,
+    TopicPartition,
+)
 
 from paywarden.schemas.errors import BrokerUnavailable
 from paywarden.streams.kafka.admin import end_offsets
@@ -21,19 +28,24 @@ READ_TIMEOUT_S = 30.0
 READ_BATCH = 200
 # The batch for small records: payments, outcomes, decisions.
 RANGE_BATCH = 5_000
+_DISPLACED = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError._LOG_TRUNCATION})
 
 
-def make_consumer(settings: KafkaSettings, *, group_id: str, session_timeout_ms: int = 10_000) -> Consumer:
+def make_consumer(
+    settings: KafkaSettings, *, group_id: str, session_timeout_ms: int = 10_000, tells_lost_offsets: bool = False
+) -> Consumer:
     """Returns a consumer that commits only on request and reports the end of each partition.
 
-    Raises Misconfigured for options that the client refuses.
+    Where the broker does not have the next offset, it goes to the first one that the broker has. With
+    `tells_lost_offsets` it stops there and reports the partition (`Consumed.displaced`). Raises Misconfigured for
+    options that the client refuses.
     """
     options = {
         **settings.connection(),
         "group.id": group_id,
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
-        "auto.offset.reset": "earliest",
+        "auto.offset.reset": "error" if tells_lost_offsets else "earliest",
         "enable.partition.eof": True,
         "isolation.level": "read_committed",
         "partition.assignment.strategy": "cooperative-sticky",
@@ -63,6 +75,8 @@ class Record(NamedTuple):
     value: bytes | None
     timestamp_ms: int
     headers: RecordHeaders
+    # Whether `timestamp_ms` is by the broker's clock (LogAppendTime), and not by the producer's.
+    is_broker_time: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +84,14 @@ class Consumed:
     """The result of one call to `consume`: records in order, and the partitions that were read to their end.
 
     `ended` maps such a partition to the offset of its next record. `is_all` is True if the client had nothing more to
-    hand out when the call ended.
+    hand out when the call ended. `displaced`: partitions whose next offset the broker does not have, and what the
+    client says about it; it reads no more of them.
     """
 
     records: list[Record]
     ended: dict[PartitionId, int]
     is_all: bool
+    displaced: dict[PartitionId, str] = field(default_factory=dict)
 
 
 def consume(consumer: Consumer, count_max: int, timeout_s: float) -> Consumed:
@@ -91,6 +107,8 @@ def consume(consumer: Consumer, count_max: int, timeout_s: float) -> Consumed:
         if error is not None:
             if error.code() == KafkaError._PARTITION_EOF and topic is not None and partition is not None:
                 consumed.ended[topic, partition] = offset or 0
+            elif error.code() in _DISPLACED and topic is not None and partition is not None:
+                consumed.displaced[topic, partition] = error.str()
             else:
                 _check_passing(error)
             continue
@@ -99,6 +117,7 @@ def consume(consumer: Consumer, count_max: int, timeout_s: float) -> Consumed:
         assert offset is not None
         # A record after an end: the partition has gone on, so that end no longer holds.
         consumed.ended.pop((topic, partition), None)
+        time_kind, timestamp_ms = message.timestamp()
         consumed.records.append(
             Record(
                 topic,
@@ -106,8 +125,9 @@ def consume(consumer: Consumer, count_max: int, timeout_s: float) -> Consumed:
                 offset,
                 _as_bytes(message.key()),
                 _as_bytes(message.value()),
-                max(0, message.timestamp()[1]),
+                max(0, timestamp_ms),
                 _headers(message),
+                time_kind == TIMESTAMP_LOG_APPEND_TIME,
             )
         )
     return consumed

@@ -69,6 +69,11 @@ def _create(kafka: KafkaSettings, topics: Sequence[NewTopic]) -> list[str]:
 
 
 def _refused(kafka: KafkaSettings, name: str, error: KafkaException, what: str) -> PaywardenError:
+    if error.args[0].code() in (KafkaError._UNSUPPORTED_FEATURE, KafkaError.UNSUPPORTED_VERSION):
+        return Misconfigured(
+            f"the broker at {kafka.bootstrap} answers but does not let clients create or change topics. The embedded "
+            "broker (`paywarden broker`) makes a topic when it is first used: nothing needs to be created there"
+        )
     if error.args[0].code() in (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError.REQUEST_TIMED_OUT):
         return BrokerUnavailable(f"no Kafka broker answers at {kafka.bootstrap}: {reason_of(error)}")
     return Misconfigured(f"topic {name} {what}: {reason_of(error)}")
@@ -136,6 +141,24 @@ def _partition_count(name: str, settings: TopicSettings) -> int:
 
 
 def _config(name: str, settings: TopicSettings) -> dict[str, str]:
+    return {
+        **_cleanup(name, settings),
+        "min.insync.replicas": str(in_sync_replicas(settings.replication)),
+        # The clock of the broker: ages and watermarks must not depend on the clocks of producers.
+        "message.timestamp.type": "LogAppendTime",
+    }
+
+
+def in_sync_replicas(replication: int) -> int:
+    """Returns how many brokers must have a record before its producer gets an acknowledgement (acks=all).
+
+    All but one: a topic stays writable while one broker is down. So with a replication of 3 an acknowledged record is
+    on two brokers at least. With 2 it may be on one only, while the other is down, and is lost with that one.
+    """
+    return max(1, replication - 1)
+
+
+def _cleanup(name: str, settings: TopicSettings) -> dict[str, str]:
     if name == "profiles":
         # Keeps the newest state of each entity for ever. A tombstone stays for a day, long enough for every mirror.
         return {"cleanup.policy": "compact", "delete.retention.ms": str(_DAY_MS), "min.cleanable.dirty.ratio": "0.2"}

@@ -33,14 +33,17 @@ class EventDecoder:
         self._fast = FastIntake(engine.plan, rates, ids, times)
         self._entities = list(zip(engine.plan.entity_names, engine.plan.entity_keys, strict=True))
 
-    def payments(self, records: Sequence[Record], now_ms: int) -> list[PaymentEvent | InvalidEvent]:
-        """Returns the result of `payment` for each record of topic payments. Most are decoded together."""
+    def payments(self, records: Sequence[Record], now_ms: int, base: int = 0) -> list[PaymentEvent | InvalidEvent]:
+        """Returns the result of `payment` for each record of topic payments. Most are decoded together.
+
+        `base` is added to their offsets.
+        """
 
         def slowly(record: Record) -> PaymentEvent:
-            position = Position(payments_source(record.partition), record.offset)
+            position = Position(payments_source(record.partition), base + record.offset)
             return self.payment(record.value, position, record.timestamp_ms, now_ms)
 
-        return self._fast.payments(records, now_ms, slowly)
+        return self._fast.payments(records, now_ms, slowly, base)
 
     def payment(self, value: bytes | None, position: Position, arrived_ms: int, now_ms: int) -> PaymentEvent:
         """Returns the payment in a Kafka value. `arrived_ms` is Kafka's time. Raises InvalidEvent, naming the field."""

@@ -97,9 +97,12 @@ class FastIntake:
         ]
 
     def payments(
-        self, records: Sequence[Record], now_ms: int, slowly: Callable[[Record], PaymentEvent]
+        self, records: Sequence[Record], now_ms: int, slowly: Callable[[Record], PaymentEvent], base: int = 0
     ) -> list[PaymentEvent | InvalidEvent]:
-        """Returns each record's payment, or the error. `slowly` decodes one record and raises InvalidEvent."""
+        """Returns each record's payment, or the error. `slowly` decodes one record and raises InvalidEvent.
+
+        `base` is added to the offsets; `slowly` adds it itself.
+        """
         values = [
             record.value if record.value is not None and record.value.startswith(self._headers) else b""
             for record in records
@@ -115,7 +118,7 @@ class FastIntake:
                     events.append(error)
             else:
                 payment_id, row, keys = event
-                position = Position(payments_source(record.partition), record.offset)
+                position = Position(payments_source(record.partition), base + record.offset)
                 events.append(PaymentEvent(position, payment_id, row, keys, record.timestamp_ms))
         return events
 

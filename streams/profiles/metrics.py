@@ -72,6 +72,7 @@ class StreamMetrics:
         self.retries = counter("store_retries", "Times a batch had to wait for the store.")
         self.stalls = counter("client_stalls", "Times Kafka's client stalled on a partition and was replaced.")
         self.dead_letters = counter("dead_letters", "Records set aside, by topic.", "topic")
+        self.expired = counter("expired_records", "Records that expired on Kafka before they were read.", "topic")
         self._events = counter("profile_events", "Events applied to profiles, by kind of entity.", "entity")
         self._replayed = counter("replayed", "Events that a profile contained already.", "entity")
         self._late = counter("late", "Events too late for some of a profile's tiles.", "entity")

@@ -27,13 +27,15 @@ What can go wrong:
 - Two workers own a profile for a moment, because the old owner has not noticed yet. Its write meets a conflict in the
   store, and it reads the profile again.
 - The client stalls. `run` replaces it (streams/kafka/stall_detector.py).
+- A topic was deleted and made anew, or ends before what was read of it. The worker stops and says what to do
+  (streams/profiles/sources.py).
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Event
@@ -47,14 +49,14 @@ from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import RateTable
 from paywarden.features.stores.base import ProfileStore, StoreConflict
 from paywarden.schemas.avro import SchemaIds
-from paywarden.schemas.errors import Misconfigured, StoreUnavailable
+from paywarden.schemas.errors import BrokerUnavailable, Misconfigured, StoreUnavailable
 from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX, TimeBounds, require_between
 from paywarden.streams.dead_letters.writer import DeadLetters
 from paywarden.streams.kafka.admin import end_offsets_of
 from paywarden.streams.kafka.client import PartitionId
 from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.end_offsets import ASK_EVERY_S, EndsWatch
-from paywarden.streams.kafka.group_consumer import BatchConsumer, offsets_after
+from paywarden.streams.kafka.group_consumer import BatchConsumer, PartitionCut, offsets_after
 from paywarden.streams.kafka.reading import FETCH_WAIT_MS, Consumed, Record
 from paywarden.streams.kafka.stall_detector import StallWatch, named
 from paywarden.streams.kafka.topic_names import repartition_topic
@@ -65,6 +67,7 @@ from paywarden.streams.profiles.events import ARRIVED_MS, KIND, EntityEvents, Pr
 from paywarden.streams.profiles.metrics import StreamMetrics, objectives_ms
 from paywarden.streams.profiles.outcome_gate import WaitingOutcomes
 from paywarden.streams.profiles.router import Decoded, Router
+from paywarden.streams.profiles.sources import SourceCheck
 from paywarden.streams.profiles.updater import Arrived, Updater
 from paywarden.streams.profiles.watermarks import RoutedProgress, SourceProgress
 
@@ -122,6 +125,11 @@ class StreamSettings:
     def times(self) -> TimeBounds:
         """Returns the bounds for a payment's own time."""
         return TimeBounds(self.past_ms_max, self.future_ms_max)
+
+    @property
+    def agents_group(self) -> str:
+        """Returns the consumer group of the Faust agents."""
+        return f"{self.group_id}-faust"
 
     def group_of(self, profile_set: str) -> str:
         """Returns the consumer group of a profile set's workers: its committed offsets are part of the set."""
@@ -220,6 +228,7 @@ class Pipeline:
         self.stalled: list[PartitionId] = []
         """Partitions on which the client has stalled. `run` replaces the client; other callers of `step` must."""
         self._store = store
+        self._sources = SourceCheck(clients, store, self._names_of(clients, topics.values()))
         self._store_trouble = ""
         self._ask_store_at = 0.0
         self._has_joined = False
@@ -256,8 +265,19 @@ class Pipeline:
         return bool(self.stalled) and not stop.is_set()
 
     def _new_consumer(self) -> BatchConsumer:
-        client = self._clients.consumer(group_id=self._group_id, session_timeout_ms=self._settings.session_timeout_ms)
-        return BatchConsumer(client, on_assigned=self._on_assigned, on_revoked=self._on_revoked)
+        client = self._clients.consumer(
+            group_id=self._group_id,
+            session_timeout_ms=self._settings.session_timeout_ms,
+            tells_lost_offsets=True,
+        )
+        return BatchConsumer(
+            client, on_assigned=self._on_assigned, on_revoked=self._on_revoked, on_expired=self._on_expired
+        )
+
+    def _names_of(self, clients: KafkaClients, repartition: Iterable[str]) -> dict[str, str]:
+        """Returns the topics that this worker reads, by full name the name without prefix."""
+        sources = () if self._drain else ("payments", "outcomes")
+        return {clients.topic(name): name for name in (*sources, *repartition)}
 
     def _await_membership(self, stop: Event) -> bool:
         """Returns False if `stop` was set first."""
@@ -268,7 +288,11 @@ class Pipeline:
         return self._has_joined
 
     def join(self) -> None:
-        """Join the group; `step` can read afterwards."""
+        """Join the group; `step` can read afterwards. Raises SourceChanged, without having joined."""
+        try:
+            self._compare_sources()
+        except (StoreUnavailable, BrokerUnavailable) as error:
+            _log.warning("the topics are compared with what the store remembers of them later: %s", error)
         sources = [] if self._drain else [self._payments, self._outcomes]
         self._consumer.subscribe([*sources, *self._repartition])
 
@@ -304,7 +328,7 @@ class Pipeline:
         self._turned_at = time.monotonic()
         asked_ms = self._now_ms() - _FETCH_AGE_MS
         with self._timed("read"):
-            consumed = self._consumer.take(self._settings.batch_max, self._settings.batch_wait_ms / 1000)
+            consumed = self._take()
         payments = [record for record in consumed.records if record.topic == self._payments]
         frames = [record for record in consumed.records if record.topic in self._repartition]
         self._note_progress(payments, consumed)
@@ -312,6 +336,8 @@ class Pipeline:
         self._waiting.reached_ends({p: end for (topic, p), end in consumed.ended.items() if topic == self._outcomes})
         outcomes = self._due_outcomes()
         try:
+            if consumed.records and self._sources.is_due:
+                self._retry_while_store_down(self._compare_sources_again, stop)
             if payments or outcomes:
                 self._route(payments, outcomes, stop)
             if frames:
@@ -335,6 +361,28 @@ class Pipeline:
             self._commit(records, consumed)
         self._observe_lag()
         self._look_for_stalls(consumed.is_all)
+
+    def _take(self) -> Consumed:
+        try:
+            consumed = self._consumer.take(self._settings.batch_max, self._settings.batch_wait_ms / 1000)
+        except PartitionCut as cut:
+            raise self._sources.changed(cut.topic, cut.cut) from cut
+        if consumed.displaced:
+            self._sources.is_due = True
+        return consumed
+
+    def _compare_sources(self) -> None:
+        bases = self._sources.check()
+        self._router.payments_base = bases.get(self._payments, 0)
+        self._router.outcomes_base = bases.get(self._outcomes, 0)
+
+    def _compare_sources_again(self) -> None:
+        """Compare the topics of records that were just taken. Raises _Abandoned while Kafka does not answer."""
+        try:
+            self._compare_sources()
+        except BrokerUnavailable as error:
+            _log.warning("the records taken are read again: %s", error)
+            raise _Abandoned from error
 
     # Payments and outcomes to events
 
@@ -501,6 +549,7 @@ class Pipeline:
             self.metrics.lag(self._consumer.lag(self._known_ends))
 
     def _look_for_stalls(self, is_all: bool) -> None:
+        self._sources.look()
         self._stalls.gave(is_all)
         if (ends := self._ends.look()) is not None:
             self._known_ends = ends
@@ -510,10 +559,14 @@ class Pipeline:
         return len(self._consumer.places), sum(self._consumer.lag(self._known_ends).values())
 
     def _on_assigned(self, places: Sequence[PartitionId]) -> None:
+        self._sources.is_due = True
         self._has_joined = True
         # The client reads nothing during a rebalance.
         self._progress.stood_still()
         self._progress.assigned(partition for topic, partition in places if topic == self._payments)
+
+    def _on_expired(self, place: PartitionId, count: int) -> None:
+        self.metrics.expired.labels(place[0]).inc(count)
 
     def _on_revoked(self, places: Sequence[PartitionId]) -> None:
         # This batch may be abandoned now. Its records must reach the broker before anything the next owner sends.

@@ -55,17 +55,19 @@ class Router:
         self._entity_count = plan.entity_count
         self._routes = [routes[name] for name in plan.entity_names]
         self._ttl_s = outcome_days * _DAY_S
+        self.payments_base = self.outcomes_base = 0
+        """What is added to the offsets of payments and outcomes that are stored (streams/kafka/source_register.py)."""
 
     def decode(self, payments: Sequence[Record], outcomes: Sequence[Record], now_ms: int) -> Decoded:
         """Returns the events of these records, and the records that are refused."""
         decoded = Decoded()
-        for record, event in zip(payments, self._intake.payments(payments, now_ms), strict=True):
+        for record, event in zip(payments, self._intake.payments(payments, now_ms, self.payments_base), strict=True):
             if isinstance(event, InvalidEvent):
                 decoded.refused.append((record, str(event)))
             else:
                 decoded.payments.append(event)
         for record in outcomes:
-            position = Position(batch.outcomes_source(record.partition), record.offset)
+            position = Position(batch.outcomes_source(record.partition), self.outcomes_base + record.offset)
             try:
                 decoded.outcomes.append(self._intake.outcome(record.value, position, record.timestamp_ms))
                 decoded.origin[position] = record

@@ -6,6 +6,8 @@ It models these traits of librdkafka:
 - a call may hand out records of a partition that it revoked in the same call, unless the partition was assigned again
 - a pause outlasts the assignment, and a record on its way may come although its partition is paused
 - after an assignment the client reads a partition from its committed offset, after a seek from the given offset
+- where the broker does not have the next offset, the client reports that once, and reads no more before a new
+  assignment
 - the client reports the end of a partition once, and again after a seek, a resume or an assignment
 - a commit fails as a whole, or for some partitions
 """
@@ -19,7 +21,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
 
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.clients import KafkaClients
@@ -81,6 +83,10 @@ class FakeBroker:
     committed: dict[Place, int] = field(default_factory=dict)
     # How many partitions a topic has; one, unless it is named here.
     partition_counts: dict[str, int] = field(default_factory=dict)
+    # The ids of topics that have been made anew; the others have one made of their name.
+    topic_ids: dict[str, str] = field(default_factory=dict)
+    # The offset of the first record that the broker still has; 0, unless it is named here.
+    begins: dict[Place, int] = field(default_factory=dict)
     # Transaction markers behind the last record: they have offsets, and no reader sees them.
     unseen: dict[Place, int] = field(default_factory=dict)
 
@@ -100,10 +106,16 @@ class FakeAdmin:
     def __init__(self, broker: FakeBroker) -> None:
         self._broker = broker
 
-    def list_topics(self, topic: str, timeout: float) -> SimpleNamespace:
+    def list_topics(self, topic: str = "", timeout: float = 0) -> SimpleNamespace:
         del timeout
         partitions = dict.fromkeys(range(self._broker.partition_counts.get(topic, 1)))
-        return SimpleNamespace(topics={topic: SimpleNamespace(error=None, partitions=partitions)})
+        return SimpleNamespace(topics={topic: SimpleNamespace(error=None, partitions=partitions)}, cluster_id="fake")
+
+    def describe_topics(self, topics: TopicCollection, **_: object) -> dict[str, Future[Any]]:
+        answers: dict[str, Future[Any]] = {topic: Future() for topic in topics.topic_names}
+        for topic, answer in answers.items():
+            answer.set_result(SimpleNamespace(topic_id=self._broker.topic_ids.get(topic, f"id-of-{topic}")))
+        return answers
 
     def list_offsets(self, wanted: Iterable[TopicPartition], **_: object) -> dict[TopicPartition, Future[Any]]:
         answers: dict[TopicPartition, Future[Any]] = {place: Future() for place in wanted}
@@ -130,6 +142,8 @@ class FakeConsumer:
         self.is_closed = False
         # Partitions on which the client has stalled without noticing.
         self.stalled: set[Place] = set()
+        # Partitions whose next offset the broker does not have.
+        self._displaced: set[Place] = set()
         # The next call serves rebalances after it has read records and before it hands them out.
         self.rebalances_late = False
 
@@ -167,12 +181,16 @@ class FakeConsumer:
 
     def _read(self, place: Place, count_max: int, messages: list[FakeMessage]) -> None:
         log = self._broker.records.get(place, [])
-        while len(messages) < count_max and place not in self.stalled:
+        while len(messages) < count_max and place not in self.stalled | self._displaced:
             if place in self.paused:
                 if place not in self.on_its_way:
                     return
                 self.on_its_way.discard(place)
             position = self._position[place]
+            if not self._broker.begins.get(place, 0) <= position <= self._broker.end(place):
+                self._displaced.add(place)
+                messages.append(FakeMessage(place, position, code=KafkaError._AUTO_OFFSET_RESET))
+                return
             if position < len(log):
                 messages.append(log[position])
                 self._position[place] = position + 1
@@ -201,7 +219,16 @@ class FakeConsumer:
         for partition in partitions:
             place = (partition.topic, partition.partition)
             assert place not in self._position
-            self._position[place] = self._broker.committed.get(place, 0)
+            self._displaced.discard(place)
+            first = self._broker.begins.get(place, 0)
+            self._position[place] = (
+                partition.offset if partition.offset >= 0 else self._broker.committed.get(place, first)
+            )
+
+    def incremental_unassign(self, partitions: Sequence[TopicPartition]) -> None:
+        for place in self._known(partitions):
+            del self._position[place]
+            self.paused.discard(place)
 
     def pause(self, partitions: Sequence[TopicPartition]) -> None:
         self.paused.update(self._known(partitions))
@@ -239,6 +266,11 @@ class FakeConsumer:
         self.commits.append({(a.topic, a.partition): a.offset for a in answers if a.error is None})
         return answers
 
+    def position(self, partitions: Sequence[TopicPartition]) -> list[TopicPartition]:
+        return [
+            TopicPartition(p.topic, p.partition, self._position.get((p.topic, p.partition), -1001)) for p in partitions
+        ]
+
     def committed(self, partitions: Sequence[TopicPartition], timeout: float) -> list[TopicPartition]:
         del timeout
         return [
@@ -246,9 +278,9 @@ class FakeConsumer:
             for p in partitions
         ]
 
-    def get_watermark_offsets(self, partition: TopicPartition, *, cached: bool) -> tuple[int, int]:
-        assert cached
-        return 0, self._broker.end((partition.topic, partition.partition))
+    def get_watermark_offsets(self, partition: TopicPartition, **_: object) -> tuple[int, int]:
+        place = (partition.topic, partition.partition)
+        return self._broker.begins.get(place, 0), self._broker.end(place)
 
     def close(self) -> None:
         self.is_closed = True

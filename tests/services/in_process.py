@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from threading import Event, Thread
-from typing import Protocol
+from typing import Any, Protocol
 
 from confluent_kafka import Consumer
 
@@ -36,8 +36,8 @@ def remembered_clients(settings: KafkaSettings) -> tuple[KafkaClients, list[Cons
     clients = KafkaClients.of(settings)
     consumers: list[Consumer] = []
 
-    def remember(*, group_id: str, session_timeout_ms: int = 10_000) -> Consumer:
-        consumers.append(clients.consumer(group_id=group_id, session_timeout_ms=session_timeout_ms))
+    def remember(*, group_id: str, **options: Any) -> Consumer:
+        consumers.append(clients.consumer(group_id=group_id, **options))
         return consumers[-1]
 
     return replace(clients, consumer=remember), consumers

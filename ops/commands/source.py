@@ -1,0 +1,115 @@
+"""`paywarden source`: the topics that stored offsets belong to, and accepting one that was made anew."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from paywarden.ops import wiring
+from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.settings import Source
+
+if TYPE_CHECKING:
+    from paywarden.features.stores.base import ProfileStore
+    from paywarden.streams.kafka.clients import KafkaClients
+    from paywarden.streams.maintenance.accept_source import SourceReader, SourceState
+
+
+@click.group("source")
+def source_group() -> None:
+    """Show the topics that stored offsets belong to, or accept one that was made anew.
+
+    Profiles and counts remember how far they have read a topic. Stream workers stop when a topic of the same name is
+    another one, or ends before what was read of it.
+    """
+
+
+@source_group.command("show")
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+@click.pass_obj
+def show(source: Source, as_json: bool) -> None:
+    """List the topics: what has offsets of them, their ids, and what is wrong.
+
+    A generation is how often the topic was accepted.
+    """
+    from paywarden.streams.maintenance.accept_source import states
+
+    with _readers(source) as (clients, readers):
+        found = states(clients, readers)
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(state) for state in found], indent=2))
+    else:
+        click.echo("\n".join(_lines(found)))
+
+
+@source_group.command("accept")
+@click.argument("topics", metavar="TOPIC...", nargs=-1, required=True)
+@click.pass_obj
+def accept(source: Source, topics: tuple[str, ...]) -> None:
+    """Go on with each TOPIC as it is now, from its beginning.
+
+    Stop all stream workers first. Profiles and counts keep what they have. The new topic's payments count on top of it,
+    except those whose payment_id is known already. TOPIC is payments, outcomes, decisions or a repartition topic,
+    without the prefix of the deployment.
+    """
+    from paywarden.streams.maintenance.accept_source import accept as accept_topic
+
+    with _readers(source) as (clients, readers):
+        for name in topics:
+            for state in accept_topic(clients, readers, name):
+                click.echo(f"{state.topic} is accepted for {state.whose}: generation {state.entry.generation + 1}")
+
+
+@contextmanager
+def _readers(source: Source) -> Iterator[tuple[KafkaClients, list[SourceReader]]]:
+    from paywarden.features.catalogue.catalogue import CATALOGUE
+    from paywarden.streams.kafka.admin import require_broker
+    from paywarden.streams.kafka.clients import KafkaClients
+    from paywarden.streams.kafka.source_register import BESIDE_SOURCES_KEY, SOURCES_KEY, SourceRegister
+    from paywarden.streams.kafka.topic_names import repartition_topic
+    from paywarden.streams.maintenance.accept_source import SourceReader
+    from paywarden.streams.profiles.pipeline import StreamSettings
+
+    if wiring.store_kind(source) == "memory":
+        raise Misconfigured("[store] kind is memory: only its own process knows what it holds")
+    kafka = wiring.kafka_settings(source)
+    require_broker(kafka)
+    clients = KafkaClients.of(kafka)
+    settings = source.section("stream", StreamSettings)
+    live = wiring.live_set(source).name
+    stores = wiring.set_stores(source)
+    of_profiles = ["payments", "outcomes", *(repartition_topic(entity.name, live) for entity in CATALOGUE.entities)]
+    of_counts = ["decisions", "outcomes"]
+
+    with closing(stores.open(live)) as profiles, closing(stores.open_beside()) as beside:
+
+        def register(store: ProfileStore, key: bytes, names: list[str]) -> SourceRegister:
+            return SourceRegister(store, key, {clients.topic(name): name for name in names})
+
+        group = settings.group_of(live)
+        yield (
+            clients,
+            [
+                SourceReader("profiles", group, register(profiles, SOURCES_KEY, of_profiles), of_profiles),
+                SourceReader(
+                    "counts", settings.agents_group, register(beside, BESIDE_SOURCES_KEY, of_counts), of_counts
+                ),
+            ],
+        )
+
+
+def _lines(found: list[SourceState]) -> list[str]:
+    rows = [("topic", "for", "generation", "id", "state")]
+    rows += [
+        (state.topic, state.whose, str(state.entry.generation), state.id or "-", state.problem or "as it was read")
+        for state in found
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return [
+        "  ".join((*(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)), row[4])) for row in rows
+    ]

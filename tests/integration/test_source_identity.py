@@ -1,0 +1,196 @@
+"""Topics that are deleted and made anew, or lose records, on a real Kafka: nothing is dropped without a word."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import pytest
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
+from prometheus_client import CollectorRegistry
+
+from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.features.profiles.money import load_rates
+from paywarden.features.stores.memory import MemoryStore
+from paywarden.schemas.avro import LocalSchemaIds
+from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.clients import KafkaClients
+from paywarden.streams.kafka.source_register import SOURCES_KEY, SourceChanged, SourceRegister
+from paywarden.streams.kafka.topic_names import repartition_topic
+from paywarden.streams.kafka.topics import TopicSettings, create_topics
+from paywarden.streams.maintenance.accept_source import SourceReader, accept, states
+from paywarden.streams.profiles.pipeline import Pipeline, StreamSettings, stream_metrics
+from tests.services.kafka import KafkaServer
+from tests.services.processes import wait_until
+from tests.worlds.topics import (
+    ENTITIES,
+    Topics,
+    assert_profiles_equal,
+    batch_profiles,
+    small_world,
+    wait_until_worked_in,
+)
+
+NAMES = ["payments", "outcomes", *map(repartition_topic, ENTITIES)]
+
+
+class World:
+    """A store, and the workers that fill it one after the other."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self.settings, self.store, self.registry = settings, MemoryStore(), CollectorRegistry()
+        self.clients = KafkaClients.of(settings)
+        self.group = f"{settings.topic_prefix}identity"
+        self.stream = StreamSettings(group_id=self.group, session_timeout_ms=6000, past_ms_max=TIME_BOUND_MS_MAX)
+        self.metrics = stream_metrics(self.stream, FeatureEngine().plan.entity_names, self.registry)
+        names = {settings.topic(name): name for name in NAMES}
+        register = SourceRegister(self.store, SOURCES_KEY, names)
+        self.readers = [SourceReader("profiles", self.group, register, NAMES)]
+        create_topics(settings, TopicSettings(partitions=2, repartition_partitions=2), ENTITIES)
+
+    def worker(self) -> Pipeline:
+        return Pipeline(
+            clients=self.clients,
+            settings=self.stream,
+            store=self.store,
+            engine=FeatureEngine(),
+            rates=load_rates(),
+            ids=LocalSchemaIds(),
+            metrics=self.metrics,
+        )
+
+    def fails(self) -> str:
+        """Run a worker until it fails; returns the error's words."""
+        with pytest.raises(SourceChanged) as error:
+            self.worker().run(Event())
+        return str(error.value)
+
+    @contextmanager
+    def running(self) -> Iterator[list[BaseException]]:
+        """Run a worker inside the block; yields the errors that end it."""
+        errors: list[BaseException] = []
+        stop, worker = Event(), self.worker()
+
+        def run() -> None:
+            try:
+                worker.run(stop)
+            except SourceChanged as error:
+                errors.append(error)
+
+        thread = Thread(target=run)
+        thread.start()
+        try:
+            yield errors
+        finally:
+            stop.set()
+            thread.join()
+
+    def work_in(self) -> None:
+        with self.running() as errors:
+            wait_until_worked_in(self.settings, self.group)
+            assert not errors
+
+    def make_anew(self, name: str) -> None:
+        admin, topic = AdminClient({"bootstrap.servers": self.settings.bootstrap}), self.settings.topic(name)
+        admin.delete_topics([topic])[topic].result()
+        wait_until(lambda: topic not in admin.list_topics(timeout=10).topics, "the topic is deleted", every_s=0.05)
+        create_topics(self.settings, TopicSettings(partitions=2, repartition_partitions=2), ENTITIES)
+        wait_until(lambda: topic in admin.list_topics(timeout=10).topics, "the topic is known", every_s=0.05)
+
+    def profiles(self) -> dict[bytes, bytes]:
+        return {key: value for entity in ENTITIES for key, value in self.store.scan(entity)}
+
+
+def halves() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    rows = small_world()[0].slice(0, 600).to_pylist()
+    return rows[:300], rows[300:]
+
+
+def test_a_topic_made_anew_stops_the_worker_until_it_is_accepted(settings: KafkaSettings) -> None:
+    """Its first payments have the offsets of payments that the profiles contain, and would be dropped as replays."""
+    world, topics = World(settings), Topics(settings)
+    before, after = halves()
+    topics.send_payments(before)
+    with world.running() as errors:
+        wait_until_worked_in(settings, world.group)
+        world.make_anew("payments")
+        # A producer that has lost the old topic needs a new client to find the new one at once.
+        Topics(settings).send_payments(after)
+        wait_until(lambda: bool(errors), "the worker has noticed", every_s=0.05)
+    line = world.fails()
+    assert "deleted and made anew" in line
+    assert "`paywarden source accept payments`" in line
+    assert "\n" not in line
+    assert_profiles_equal(
+        world.profiles(), batch_profiles(small_world()[0].slice(0, 300), small_world()[1].slice(0, 0))
+    )
+    (accepted,) = accept(world.clients, world.readers, "payments")
+    assert accepted.problem
+    assert not any(state.problem for state in states(world.clients, world.readers))
+    world.work_in()
+    assert_profiles_equal(
+        world.profiles(), batch_profiles(small_world()[0].slice(0, 600), small_world()[1].slice(0, 0))
+    )
+    # The next time is no different: offsets of the second generation are not those of the third.
+    world.make_anew("payments")
+    assert "deleted and made anew" in world.fails()
+
+
+def test_records_that_expired_before_they_were_read_are_counted(settings: KafkaSettings) -> None:
+    world, topics = World(settings), Topics(settings)
+    before, after = halves()
+    topics.send_payments(before)
+    world.work_in()
+    topics.send_payments(after)
+    # As if retention had overtaken a worker that was away.
+    topic = settings.topic("payments")
+    places = [TopicPartition(topic, partition, 0) for partition in (0, 1)]
+    ends = {p.partition: world.clients.consumer(group_id="ends").get_watermark_offsets(p)[1] for p in places}
+    for answer in world.clients.admin.delete_records(
+        [TopicPartition(topic, partition, end) for partition, end in ends.items()]
+    ).values():
+        answer.result()
+    world.work_in()
+    name = "paywarden_stream_expired_records_total"
+    assert world.registry.get_sample_value(name, {"topic": topic}) == 300
+
+
+def test_a_topic_that_has_lost_its_end_stops_the_worker(tmp_path: Path) -> None:
+    """As after an unclean election of a leader: the same topic, the same id, and fewer records than were read."""
+    with KafkaServer(tmp_path) as server:
+        world = World(settings := KafkaSettings(bootstrap=server.bootstrap))
+        before, after = halves()
+        Topics(settings).send_payments(before)
+        world.work_in()
+        server.stop()
+        for folder in server.data.glob("payments-*"):
+            for path in folder.iterdir():
+                if path.name != "partition.metadata":
+                    path.unlink()
+        server.restart()
+        Topics(settings).send_payments(after[:50])
+        line = world.fails()
+        assert "lost records that were read already" in line
+        # Once the topic has grown past the old end, nothing on Kafka shows the loss any more.
+        Topics(settings).send_payments(after)
+        assert world.fails() == line
+        accept(world.clients, world.readers, "payments")
+        world.work_in()
+        assert_profiles_equal(
+            world.profiles(), batch_profiles(small_world()[0].slice(0, 600), small_world()[1].slice(0, 0))
+        )
+
+
+def test_the_register_remembers_topics_from_the_first_start(settings: KafkaSettings) -> None:
+    world = World(settings)
+    assert {state.entry.id for state in states(world.clients, world.readers)} == {""}
+    with world.running():
+        wait_until(lambda: SOURCES_KEY in dict(world.store.scan("progress")), "the register is there", every_s=0.05)
+    found = states(world.clients, world.readers)
+    assert [state.entry.id for state in found] == [state.id for state in found]
+    assert all(state.id for state in found)
