@@ -409,8 +409,10 @@ class Companion:
 
     def _apply(self, records: list[Record]) -> None:
         changes = read_changes(records, self._decoder, self._entities, self._to_reach)
+        # A worker whose clock is ahead must not make the mirror look fresh for longer than it is.
+        now_ms = self._now_ms()
         for partition, key, moment_ms in changes.progress:
-            self._progress.saw(partition, key, moment_ms)
+            self._progress.saw(partition, key, min(moment_ms, now_ms))
         reached = {p for p, position in changes.positions.items() if position >= self._to_reach.get(p, math.inf)}
         complete_to_ms = self._progress.complete_to_ms() if self._to_reach.keys() <= reached else 0
         self._mirror.apply(changes.profiles, changes.positions, complete_to_ms or None)

@@ -40,6 +40,9 @@ class EndsWatch:
         self._asked: dict[PartitionId, Future[Any]] = {}
         self._ask_at = 0.0
         self._answered_at: float | None = None
+        self._asked_at = 0.0
+        self.age_s = 0.0
+        """How long before it was returned the last answer was asked for."""
         self._failure = "there is no answer"
 
     def look(self) -> dict[PartitionId, int] | None:
@@ -52,7 +55,7 @@ class EndsWatch:
             ends = self._take(now)
         if not self._asked and now >= self._ask_at:
             if places := list(self._places()):
-                self._asked = ask_end_offsets(self._admin, places)
+                self._asked, self._asked_at = ask_end_offsets(self._admin, places), now
             self._ask_at = now + self._ask_every_s
         return ends
 
@@ -72,5 +75,5 @@ class EndsWatch:
         except KafkaException as error:
             self._failure = reason_of(error)
             return None
-        self._answered_at = now
+        self._answered_at, self.age_s = now, now - self._asked_at
         return ends

@@ -60,6 +60,7 @@ from paywarden.streams.kafka.group_consumer import BatchConsumer, PartitionCut, 
 from paywarden.streams.kafka.reading import FETCH_WAIT_MS, Consumed, Record
 from paywarden.streams.kafka.stall_detector import StallWatch, named
 from paywarden.streams.kafka.topic_names import repartition_topic
+from paywarden.streams.profiles.arrivals import Arrivals
 from paywarden.streams.profiles.changelog import Changelog
 from paywarden.streams.profiles.dead_letter_budget import RefusalLimit
 from paywarden.streams.profiles.decoder import TIMES, EventDecoder
@@ -208,6 +209,7 @@ class Pipeline:
             changelog=Changelog(self._sender, clients, ids, entities) if options.publish else None,
         )
         self._progress = SourceProgress()
+        self._arrivals = Arrivals()
         self._routed = RoutedProgress(self._payments_partitions)
         self._progress_due_ms = 0
         self._waiting = WaitingOutcomes()
@@ -331,7 +333,7 @@ class Pipeline:
             consumed = self._take()
         payments = [record for record in consumed.records if record.topic == self._payments]
         frames = [record for record in consumed.records if record.topic in self._repartition]
-        self._note_progress(payments, consumed)
+        arrived_ms = self._note_progress(payments, consumed)
         self._waiting.add(record for record in consumed.records if record.topic == self._outcomes)
         self._waiting.reached_ends({p: end for (topic, p), end in consumed.ended.items() if topic == self._outcomes})
         outcomes = self._due_outcomes()
@@ -339,7 +341,7 @@ class Pipeline:
             if consumed.records and self._sources.is_due:
                 self._retry_while_store_down(self._compare_sources_again, stop)
             if payments or outcomes:
-                self._route(payments, outcomes, stop)
+                self._route(payments, outcomes, arrived_ms, stop)
             if frames:
                 self._update(frames, stop)
         except _Abandoned:
@@ -386,9 +388,15 @@ class Pipeline:
 
     # Payments and outcomes to events
 
-    def _route(self, payments: Sequence[Record], outcomes: Sequence[Record], stop: Event) -> None:
+    def _route(
+        self,
+        payments: Sequence[Record],
+        outcomes: Sequence[Record],
+        arrived_ms: Mapping[tuple[int, int], int],
+        stop: Event,
+    ) -> None:
         with self._timed("decode"):
-            decoded = self._router.decode(payments, outcomes, self._now_ms())
+            decoded = self._router.decode(payments, outcomes, self._now_ms(), arrived_ms)
         self._refusals.note(len(payments) + len(outcomes), len(decoded.refused))
         with self._timed("keep"):
             joined = self._retry_while_store_down(lambda: self._router.keep(decoded), stop)
@@ -453,12 +461,22 @@ class Pipeline:
 
     # Progress
 
-    def _note_progress(self, payments: Sequence[Record], consumed: Consumed) -> None:
+    def _note_progress(self, payments: Sequence[Record], consumed: Consumed) -> dict[tuple[int, int], int]:
+        """Returns by partition and offset when payments arrived whose producer's clock is wrong."""
+        corrected: dict[tuple[int, int], int] = {}
+        now_ms = self._now_ms()
         for record in payments:
-            self._progress.consumed(record.partition, record.timestamp_ms)
+            if record.is_broker_time:
+                self._progress.consumed(record.partition, min(record.timestamp_ms, now_ms))
+                continue
+            self._progress.consumed(record.partition, self._arrivals.complete_to_ms(record, now_ms))
+            arrived_ms = self._arrivals.arrived_ms(record, now_ms)
+            if arrived_ms != record.timestamp_ms:
+                corrected[record.partition, record.offset] = arrived_ms
         for topic, partition in consumed.ended:
             if topic == self._payments:
                 self._progress.reached_end(partition)
+        return corrected
 
     def _note_routed(self, arrived: Arrived) -> None:
         for entity, partition, progress in arrived.progress:
@@ -553,6 +571,9 @@ class Pipeline:
         self._stalls.gave(is_all)
         if (ends := self._ends.look()) is not None:
             self._known_ends = ends
+            now_ms = self._now_ms()
+            of_payments = {place: end for place, end in ends.items() if place[0] == self._payments}
+            self._arrivals.ended(of_payments, asked_ms=now_ms - round(1000 * self._ends.age_s) - 1, answered_ms=now_ms)
             self.stalled = self._stalls.look(ends, self._consumer.positions())
 
     def _standing(self) -> tuple[int, int]:
@@ -575,6 +596,7 @@ class Pipeline:
         self._progress.revoked(partition for topic, partition in places if topic == self._payments)
         self._waiting.drop({partition for topic, partition in places if topic == self._outcomes})
         for topic, partition in places:
+            self._arrivals.forget((topic, partition))
             if (entity := self._updater.entity_of(topic)) is not None:
                 self._routed.revoked(entity, partition)
 

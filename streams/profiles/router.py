@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 
@@ -58,18 +59,31 @@ class Router:
         self.payments_base = self.outcomes_base = 0
         """What is added to the offsets of payments and outcomes that are stored (streams/kafka/source_register.py)."""
 
-    def decode(self, payments: Sequence[Record], outcomes: Sequence[Record], now_ms: int) -> Decoded:
-        """Returns the events of these records, and the records that are refused."""
+    def decode(
+        self,
+        payments: Sequence[Record],
+        outcomes: Sequence[Record],
+        now_ms: int,
+        arrived_ms: Mapping[tuple[int, int], int] = MappingProxyType({}),
+    ) -> Decoded:
+        """Returns the events of these records, and the records that are refused.
+
+        `arrived_ms`: by partition and offset, when payments reached Kafka whose timestamp is not their arrival. Whether
+        a payment's own time is within bounds still goes by the timestamp, so that each reading has the same result.
+        """
         decoded = Decoded()
         for record, event in zip(payments, self._intake.payments(payments, now_ms, self.payments_base), strict=True):
             if isinstance(event, InvalidEvent):
                 decoded.refused.append((record, str(event)))
             else:
+                if arrived_ms:
+                    arrived = arrived_ms.get((record.partition, record.offset), event.arrived_ms)
+                    event = event._replace(arrived_ms=arrived)
                 decoded.payments.append(event)
         for record in outcomes:
             position = Position(batch.outcomes_source(record.partition), self.outcomes_base + record.offset)
             try:
-                decoded.outcomes.append(self._intake.outcome(record.value, position, record.timestamp_ms))
+                decoded.outcomes.append(self._intake.outcome(record.value, position, min(record.timestamp_ms, now_ms)))
                 decoded.origin[position] = record
             except InvalidEvent as error:
                 decoded.refused.append((record, str(error)))

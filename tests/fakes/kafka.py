@@ -21,7 +21,14 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka import (
+    TIMESTAMP_CREATE_TIME,
+    TIMESTAMP_LOG_APPEND_TIME,
+    KafkaError,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+)
 
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.clients import KafkaClients
@@ -39,6 +46,7 @@ class FakeMessage:
     content: bytes | None = b""
     time_ms: int = 0
     code: int | None = None
+    is_producers_time: bool = False
 
     def topic(self) -> str:
         return self.place[0]
@@ -59,7 +67,7 @@ class FakeMessage:
         return self.content
 
     def timestamp(self) -> tuple[int, int]:
-        return (1, self.time_ms)
+        return (TIMESTAMP_CREATE_TIME if self.is_producers_time else TIMESTAMP_LOG_APPEND_TIME, self.time_ms)
 
     def headers(self) -> None:
         return None
@@ -90,10 +98,12 @@ class FakeBroker:
     # Transaction markers behind the last record: they have offsets, and no reader sees them.
     unseen: dict[Place, int] = field(default_factory=dict)
 
-    def append(self, place: Place, value: bytes | None = b"", time_ms: int = 0) -> int:
-        """Append a record; returns its offset."""
+    def append(
+        self, place: Place, value: bytes | None = b"", time_ms: int = 0, *, is_producers_time: bool = False
+    ) -> int:
+        """Append a record; returns its offset. Its time is the broker's (LogAppendTime) or the producer's."""
         log = self.records.setdefault(place, [])
-        log.append(FakeMessage(place, len(log), value, time_ms))
+        log.append(FakeMessage(place, len(log), value, time_ms, is_producers_time=is_producers_time))
         return len(log) - 1
 
     def end(self, place: Place) -> int:

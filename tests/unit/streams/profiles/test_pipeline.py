@@ -18,19 +18,21 @@ from paywarden.features.stores.memory import MemoryStore
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.errors import BrokerUnavailable, Misconfigured, StoreUnavailable
 from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX
+from paywarden.streams.kafka.source_register import SOURCES_KEY, SourceChanged, SourceRegister, split_offset
+from paywarden.streams.profiles.events import ARRIVED_MS
 from paywarden.streams.profiles.pipeline import Pipeline, PipelineOptions, PipelineTiming, StreamSettings
 from paywarden.streams.profiles.repartition import decode_frame
 from paywarden.streams.profiles.watermarks import PREFIX
 from tests.fakes.kafka import FakeBroker, FakeConsumer, Place, clients_of
 from tests.services.processes import wait_until
-from tests.worlds.packed import without_sources
+from tests.worlds.packed import sources_of, without_sources
 from tests.worlds.topics import batch_profiles, small_world
 
 P0, P1, O0 = ("payments", 0), ("payments", 1), ("outcomes", 0)
 FRAMES: tuple[Place, ...] = (("repartition-card", 0), ("repartition-merchant", 0), ("repartition-device", 0))
 TIMING = PipelineTiming(retry_first_s=0.001, ask_committed_every_s=0.0)
 # The arrival of records on Kafka, and the worker's clock ten minutes later.
-ARRIVED_MS, NOW_MS = 1_800_000_000_000, 1_800_000_600_000
+KAFKA_MS, NOW_MS = 1_800_000_000_000, 1_800_000_600_000
 
 
 class FakeSender:
@@ -149,11 +151,11 @@ class Worker:
 
     def pay(self, rows: Sequence[Mapping[str, Any]], place: Place = P0) -> None:
         for number, row in enumerate(rows):
-            self.broker.append(place, self._payments.encode(dict(row)), ARRIVED_MS + number)
+            self.broker.append(place, self._payments.encode(dict(row)), KAFKA_MS + number)
 
     def report(self, rows: Sequence[Mapping[str, Any]]) -> None:
         for row in rows:
-            self.broker.append(O0, self._outcomes.encode(dict(row)), ARRIVED_MS)
+            self.broker.append(O0, self._outcomes.encode(dict(row)), KAFKA_MS)
 
     def step(self, times: int = 1) -> None:
         for _ in range(times):
@@ -453,7 +455,7 @@ def test_after_a_hold_an_end_counts_only_when_reported_again(worker: Worker) -> 
     worker.client._read = lambda *_: None  # type: ignore[method-assign]
     worker.step()
     # The other partition has only the time of its last record.
-    assert worker.sender.claims()[-1] == {1: ARRIVED_MS}
+    assert worker.sender.claims()[-1] == {1: KAFKA_MS}
 
 
 def test_after_a_rebalance_an_end_counts_only_when_reported_again(worker: Worker) -> None:
@@ -475,7 +477,7 @@ def test_a_full_batch_sends_no_progress_by_the_clock() -> None:
     worker.pay(world()[0][:15])
     worker.pay(world()[0][15:16], P1)
     worker.step()
-    assert worker.sender.claims()[-1] == {0: ARRIVED_MS + 9}
+    assert worker.sender.claims()[-1] == {0: KAFKA_MS + 9}
 
 
 class Restarted:
@@ -553,3 +555,92 @@ def test_a_new_owner_sends_only_progress_that_it_has_read_itself(worker: Worker)
     worker.step()
     assert b"progress:card:0" not in changelog_progress(worker)[told:]
     assert ("card", 0) not in worker.pipeline._routed._heard
+
+
+HOUR_MS = 3_600_000
+
+
+@pytest.mark.parametrize("clock_ms", [-HOUR_MS, HOUR_MS], ids=["an hour behind", "an hour ahead"])
+def test_the_clock_of_a_producer_decides_no_claim_and_no_age(clock_ms: int) -> None:
+    """A producer ahead made stale profiles look fresh, one behind made fresh ones look stale."""
+    worker = Worker(batch_max=10, timing=replace(TIMING, ask_ends_every_s=0.0))
+    worker.step(2)
+    asked_ms = worker.now_ms
+    worker.now_ms += 1_000
+    for row in world()[0]:
+        time_ms = worker.now_ms + clock_ms
+        worker.broker.append(P0, worker._payments.encode(dict(row)), time_ms, is_producers_time=True)
+    claimed = len(worker.sender.claims())
+    # Five of six batches: more records wait, so the worker is behind by an unknown time.
+    worker.step(5)
+    claims = [claim[0] for claim in worker.sender.claims()[claimed:] if 0 in claim]
+    assert claims
+    # The pause between question and answer is by the real clock, and this one jumps: the bounds are not sharp.
+    assert all(asked_ms - HOUR_MS // 6 <= claim < worker.now_ms for claim in claims)
+    worker.step(10)
+    assert worker.now_ms - 200 <= worker.sender.claims()[-1][0] < worker.now_ms
+    assert_profiles_are_of(worker, 60)
+    arrived = [
+        int(row[ARRIVED_MS])
+        for topic, _, _, value in worker.sender.sent
+        if topic == "repartition-card"
+        for row in decode_frame(value, 1)[0].rows
+    ]
+    assert len(arrived) == 60
+    assert all(asked_ms - HOUR_MS // 6 <= at_ms <= worker.now_ms for at_ms in arrived)
+
+
+def test_a_topic_made_anew_is_not_read_until_it_is_accepted(worker: Worker) -> None:
+    worker.pay(world()[0][:30])
+    worker.step(4)
+    worker.broker.topic_ids["payments"] = "another"
+    worker.broker.records[P0], worker.broker.committed[P0] = [], 0
+    worker.pay(world()[0][30:])
+    with pytest.raises(SourceChanged, match=r"^topic payments: it was deleted and made anew.*`paywarden source accept"):
+        worker.pipeline.join()
+    assert_profiles_are_of(worker, 30)
+    SourceRegister(worker.store, SOURCES_KEY, {"payments": "payments"}).accept({"payments": "another"})
+    worker.client.will_revoke(P0)
+    worker.client.will_assign(P0)
+    worker.step(4)
+    assert_profiles_are_of(worker, 60)
+    offsets = {
+        split_offset(sources_of(profile)[0]) for key, profile in worker.profiles().items() if 0 in sources_of(profile)
+    }
+    assert {generation for generation, _ in offsets} == {0, 1}
+    assert max(offset for _, offset in offsets) == 29
+
+
+def test_a_topic_made_anew_is_noticed_at_an_assignment_before_it_is_read(worker: Worker) -> None:
+    worker.pay(world()[0][:30])
+    worker.step(4)
+    worker.broker.topic_ids["payments"] = "another"
+    worker.client.will_revoke(P1)
+    worker.client.will_assign(P1)
+    worker.pay(world()[0][30:], P1)
+    with pytest.raises(SourceChanged):
+        worker.step()
+    assert_profiles_are_of(worker, 30)
+    assert worker.broker.committed[P1] == 0
+
+
+def test_a_partition_that_ends_before_what_was_read_stops_every_later_start(worker: Worker) -> None:
+    worker.pay(world()[0][:30])
+    worker.step(4)
+    del worker.broker.records[P0][20:]
+    with pytest.raises(SourceChanged, match="partition 0 was read to offset 30 and ends at 20"):
+        worker.step(2)
+    # Once it has grown past the old end, its offsets show nothing.
+    worker.pay(world()[0][30:])
+    with pytest.raises(SourceChanged, match="partition 0 was read to offset 30 and ends at 20"):
+        worker.pipeline.join()
+
+
+def test_records_that_expired_unread_are_counted_and_the_rest_is_read(worker: Worker) -> None:
+    worker.step()
+    worker.pay(world()[0])
+    worker.broker.begins[P0] = 30
+    worker.step(6)
+    expired = worker.pipeline.metrics.expired.labels("payments")._value.get()
+    assert expired == 30
+    assert worker.broker.committed[P0] == 60
