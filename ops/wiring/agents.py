@@ -24,8 +24,10 @@ from paywarden.streams.faust.app import StreamApp
 from paywarden.streams.faust.codec import AvroCodec
 from paywarden.streams.faust.dead_letter_watch import add_dead_letter_watch
 from paywarden.streams.faust.partition_agent import AcquirePartition, Pace, PartitionAgent
+from paywarden.streams.faust.source_watch import SourceWatch
 from paywarden.streams.kafka.admin import partitions_of
 from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.outcomes.agent import OutcomeEvaluation, OutcomeJoining
 from paywarden.streams.outcomes.evaluation import OutcomeEvaluator, sources_of
@@ -66,13 +68,16 @@ def add_agents(
 ) -> None:
     """Register every agent with the app, before it starts. Without `outcomes`, outcomes are not joined."""
     add_dead_letter_watch(app, kafka, ids, registry)
+    topics = ("decisions",) if outcomes is None else ("decisions", "outcomes")
+    sources = SourceWatch(KafkaClients.of(kafka), drift.store, topics)
+    sources.start(app)
     takes_over_after_s = session_timeout_ms / 1000
     if outcomes is None:
-        _add_decisions(app, kafka, ids, registry, takes_over_after_s, drift)
+        _add_decisions(app, kafka, ids, registry, takes_over_after_s, drift, sources)
         return
     settings, metrics = outcomes.settings, OutcomeMetrics(registry)
     joining = OutcomeJoining(drift.store, outcomes.rates, settings, metrics)
-    decisions = _add_decisions(app, kafka, ids, registry, takes_over_after_s, drift, joining.taker(DECISIONS))
+    decisions = _add_decisions(app, kafka, ids, registry, takes_over_after_s, drift, sources, joining.taker(DECISIONS))
     labels = PartitionAgent(
         app,
         kafka.topic("outcomes"),
@@ -81,8 +86,10 @@ def add_agents(
         takers=[joining.taker(OUTCOMES)],
         pace=Pace(settings.save_every_ms, settings.save_records, settings.unsaved_max, takes_over_after_s),
         metrics=metrics,
+        base=sources.bases["outcomes"],
     )
     labels.register()
+    sources.follow("outcomes", labels.positions)
     evaluator = OutcomeEvaluator(
         drift.store,
         sources_of(partitions_of(kafka, "decisions"), partitions_of(kafka, "outcomes")),
@@ -101,6 +108,7 @@ def _add_decisions(
     registry: CollectorRegistry,
     takes_over_after_s: float,
     drift: DriftParts,
+    sources: SourceWatch,
     *more: AcquirePartition,
 ) -> PartitionAgent:
     """Add the agent that counts decisions for drift detection, and any `more` works on the same records."""
@@ -114,8 +122,10 @@ def _add_decisions(
         takers=[counting.take_over, *more],
         pace=Pace(settings.save_every_ms, settings.save_decisions, settings.unsaved_max, takes_over_after_s),
         metrics=metrics,
+        base=sources.bases["decisions"],
     )
     agent.register()
+    sources.follow("decisions", agent.positions)
     evaluator = Evaluator(
         drift.store,
         drift.detection,

@@ -6,6 +6,7 @@
     \\0complete_to        epoch ms, int64: the mirror contains every payment that reached Kafka before this moment;
                           0 while the mirror is still being filled
     \\0position:N         int64: the next offset of the changelog's partition N
+    \\0changelog          the id of the topic that the positions belong to; a mirror of an earlier release has none
 
 1. LMDB lets one writer and many reader processes share the file without a lock between them. The mirror survives the
    death of any of them.
@@ -36,6 +37,7 @@ from paywarden.schemas.private_files import make_private_folder, require_not_pla
 
 _COMPLETE_TO = b"\0complete_to"
 _POSITION = b"\0position:"
+_CHANGELOG = b"\0changelog"
 _INT64 = struct.Struct("<q")
 _ALL_KNOWN = bytes([KNOWN]) * 4096
 # Stands for a missing profile. No view into the mirror is ever this object.
@@ -146,11 +148,27 @@ class MirrorWriter:
         """Returns the number of profiles."""
         with self._env.begin() as transaction:
             entries = int(transaction.stat()["entries"])
-        return entries - len(self.positions()) - (1 if self.complete_to_ms() is not None else 0)
+        others = len(self.positions()) + (self.complete_to_ms() is not None) + bool(self.changelog_id())
+        return entries - others
 
     def used_bytes(self) -> int:
         """Returns how many bytes of `size_mb` are in use. Free pages count as used; LMDB reuses them first."""
         return (int(self._env.info()["last_pgno"]) + 1) * int(self._env.stat()["psize"])
+
+    def changelog_id(self) -> str:
+        """Returns the id of the topic that the positions belong to; "" if it is not known."""
+        with self._env.begin() as transaction:
+            return (transaction.get(_CHANGELOG) or b"").decode()
+
+    def note_changelog(self, topic_id: str) -> None:
+        """Note which topic the positions belong to. "" changes nothing. Raises MirrorUnavailable."""
+        if not topic_id or topic_id == self.changelog_id():
+            return
+        try:
+            with self._env.begin(write=True) as transaction:
+                transaction.put(_CHANGELOG, topic_id.encode())
+        except lmdb.Error as error:
+            raise MirrorUnavailable(f"the mirror cannot be written: {error}") from error
 
     def complete_to_ms(self) -> int | None:
         """Returns the stored completeness in epoch ms, or None for a new mirror."""

@@ -9,6 +9,7 @@
 What can go wrong:
 
 - The process is killed: the same call goes on behind the last whole file.
+- The topic was deleted and made anew, or has lost its end: the run ends with an error.
 - Missing records have expired from the topic: the run ends with an error and writes nothing of that range.
 """
 
@@ -48,6 +49,7 @@ class Archiver:
     ) -> None:
         self._source, self._topic, self._archive = source, topic, archive
         self._rows, self._records_max = RowBuilder(topic, ids), records_max
+        self._topic_id = ""
 
     def wanted(self, since_ms: int | None, until_ms: int | None) -> dict[int, range]:
         """Returns by partition the offsets that a run should cover; see TopicSource.ranges."""
@@ -61,6 +63,8 @@ class Archiver:
         """
         done = Archived()
         with locked(self._archive, self._topic):
+            self._topic_id = self._source.topic_id()
+            self._check_same()
             covered = {
                 partition: [part.offsets for part in parts]
                 for partition, parts in read_parts(self._archive, self._topic).items()
@@ -78,6 +82,24 @@ class Archiver:
                     self._add(partition, offsets, done, stop, progress, may_be_empty=is_last)
         done.is_whole = not stop.is_set()
         return done
+
+    def _check_same(self) -> None:
+        """Raises Misconfigured if the files' offsets do not belong to the topic as it is now."""
+        parts = read_parts(self._archive, self._topic)
+        folder, now = topic_folder(self._archive, self._topic), self._topic_id
+        known = {part.topic_id for files in parts.values() for part in files} - {""}
+        if now and known and now not in known:
+            raise Misconfigured(
+                f"{folder} holds another topic of this name: it was deleted and made anew, or is on another cluster: "
+                f"its id is {now}, the files have offsets of {', '.join(sorted(known))}; go on in another folder"
+            )
+        for partition, files in parts.items():
+            stop, end = files[-1].offsets.stop, self._source.end(partition)
+            if stop > end:
+                raise Misconfigured(
+                    f"{folder}: partition {partition} is archived to offset {stop}, and the topic ends at {end}: it "
+                    "has lost records and may have others at their offsets; go on in another folder"
+                )
 
     def _check_there(self, partition: int, offsets: range) -> None:
         begin = self._source.begin(partition)
@@ -128,7 +150,7 @@ class Archiver:
                 "they were read: nothing of these was written"
             )
         rows = self._rows.take()
-        write_part(self._archive, self._topic, partition, offsets, day_ms=day_ms, rows=rows)
+        write_part(self._archive, self._topic, partition, offsets, day_ms=day_ms, rows=rows, topic_id=self._topic_id)
         done.rows += len(rows.table)
         done.files += 1
         done.undecoded += rows.undecoded

@@ -56,6 +56,8 @@ class ArchiveFile:
     times_ms: tuple[int, int] | None
     """The earliest and the latest of the events' own times; None for a file without rows."""
     undecoded: tuple[Undecoded, ...]
+    topic_id: str = ""
+    """The id of the topic that the offsets belong to; "" if an earlier release wrote the file."""
 
 
 def topic_folder(archive: Path, topic: str) -> Path:
@@ -83,13 +85,15 @@ def locked(archive: Path, topic: str) -> Iterator[None]:
         raise Misconfigured(f"cannot write an archive to {folder}: {error.strerror or error}") from error
 
 
-def write_part(archive: Path, topic: str, partition: int, offsets: range, *, day_ms: int, rows: TopicRows) -> Path:
+def write_part(
+    archive: Path, topic: str, partition: int, offsets: range, *, day_ms: int, rows: TopicRows, topic_id: str = ""
+) -> Path:
     """Write a file whose date is the day of `day_ms`. On return it is on disk, whole."""
     date = datetime.fromtimestamp(day_ms / 1000, UTC).date().isoformat()
     path = topic_folder(archive, topic) / f"date={date}" / f"part-{partition}-{offsets.start}.parquet"
     path.parent.mkdir(exist_ok=True)
     unfinished = path.with_name(path.name + _UNFINISHED)
-    footer = {_FOOTER: json.dumps(_footer(topic, partition, offsets, rows)).encode()}
+    footer = {_FOOTER: json.dumps(_footer(topic, partition, offsets, rows) | {"topic_id": topic_id}).encode()}
     with unfinished.open("wb") as file:
         pq.write_table(rows.table.replace_schema_metadata(footer), file, compression="zstd")
         file.flush()
@@ -150,7 +154,8 @@ def _part(path: Path, topic: str) -> ArchiveFile:
             raise Misconfigured(f"{path} is not what its name says: its footer is of {content['topic']} {partition}")
         times = None if content["times_ms"] is None else (content["times_ms"][0], content["times_ms"][1])
         undecoded = tuple(Undecoded(partition, *fields) for fields in content["undecoded"])
-        return ArchiveFile(path, partition, offsets, content["timestamp_ms_max"], times, undecoded)
+        topic_id = content.get("topic_id", "")
+        return ArchiveFile(path, partition, offsets, content["timestamp_ms_max"], times, undecoded, topic_id)
     except (ValueError, KeyError, TypeError) as error:
         raise Misconfigured(f"{path} is no file of an archive: its footer does not say what it covers") from error
 

@@ -17,6 +17,7 @@ What can go wrong:
 - The store is not there yet, or is lost during the scan. The companion logs that once, is live but not ready, and tries
   again every second.
 - A rebuild swaps another profile set in. The companion waits until the swap has ended.
+- The changelog was deleted and made anew, or has lost its end. The companion fills the mirror anew.
 - Kafka's client stalls. The companion replaces it (streams/kafka/stall_detector.py).
 - The mirror is full. The companion is not ready, holds the batch, and tries it again every second.
 - Anything else fails while it fills or follows the mirror. The companion says so, is not ready, and begins with step 1
@@ -44,7 +45,7 @@ from prometheus_client import CollectorRegistry
 from paywarden.features.stores.base import ProfileStore, ScanProgress, in_batches
 from paywarden.features.stores.profile_sets import LiveSet
 from paywarden.schemas.avro import Decoder, Encoder, SchemaIds
-from paywarden.schemas.errors import Misconfigured, PaywardenError, StoreUnavailable
+from paywarden.schemas.errors import Misconfigured, PaywardenError, StoreUnavailable, TemporaryFailure
 from paywarden.scoring.state.mirror import MirrorSettings, MirrorUnavailable, MirrorWriter
 from paywarden.scoring.state.outbox import OutboxSettings
 from paywarden.streams.companion.changelog_reader import read_changes
@@ -59,8 +60,10 @@ from paywarden.streams.kafka.admin import end_offsets
 from paywarden.streams.kafka.client import PartitionId
 from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.end_offsets import EndsWatch
+from paywarden.streams.kafka.group_consumer import cut_of
 from paywarden.streams.kafka.reading import Consumed, Record, consume
 from paywarden.streams.kafka.stall_detector import StallWatch, named
+from paywarden.streams.kafka.topic_identity import IdentityWatch, topic_ids
 from paywarden.streams.kafka.topic_names import CURSORS_TOPIC, repartition_topic
 from paywarden.streams.profiles.metrics import objectives_ms
 from paywarden.streams.profiles.watermarks import CopyProgress, progress_key
@@ -178,6 +181,7 @@ class Companion:
         shipper = shipper_of(files.outbox, clients, self._identity, encoder=encoder, options=options)
         self._shipping = ShippingThread(shipper, self._metrics, self.health)
         self._ends = EndsWatch(clients.admin, self._topic, self._positions)
+        self._identity_watch = IdentityWatch(clients.admin, [self._topic])
         self._stalls = StallWatch(settings.stall_timeout_s)
         self._to_reach: dict[int, int] = {}
         self._read_to: dict[int, int] = {}
@@ -250,7 +254,14 @@ class Companion:
                 self._replace_client(stalled)
         self.health.kafka_trouble = self._ends.trouble()
         self._check_readers()
+        self._look_at_changelog()
         self._metrics.mirror(self._mirror.used_bytes(), self._mirror_settings.size_mb << 20)
+
+    def _look_at_changelog(self) -> None:
+        """Raises TemporaryFailure if the changelog was made anew: then the companion begins again with step 1."""
+        ids, known = self._identity_watch.look(), self._mirror.changelog_id()
+        if ids is not None and known and ids[self._topic] not in ("", known):
+            raise TemporaryFailure(f"topic {self._topic} was deleted and made anew: the mirror is filled anew")
 
     def step(self) -> bool:
         """Take a batch of the changelog and apply it. Returns False if the mirror does not take it.
@@ -337,8 +348,12 @@ class Companion:
 
     def _start_following(self, stop: Event) -> bool:
         """Fill a new mirror and follow the changelog from the mirror's positions. Returns False if stopped first."""
+        changelog = topic_ids(self._clients.admin, [self._topic])[self._topic]
         ends = end_offsets(self._consumer, self._topic, self._partitions)
         positions = self._mirror.positions()
+        if misfit := self._misfit(positions, ends, changelog):
+            _log.warning("companion: the mirror is filled anew: topic %s %s", self._topic, misfit)
+            positions = {}
         if positions.keys() != set(self._partitions):
             self._mirror.clear()
             positions = dict.fromkeys(self._partitions, 0)
@@ -350,13 +365,25 @@ class Companion:
                 positions = filled_from
                 # A record from the time of the scan may restore an older state for a moment: read past them all.
                 ends = end_offsets(self._consumer, self._topic, self._partitions)
+            self._mirror.note_changelog(changelog)
             if not self._apply_patiently({}, positions, stop):
                 return False
+        self._mirror.note_changelog(changelog)
         self._to_reach = {number: end for number, end in ends.items() if positions[number] < end}
         self._read_to = dict(positions)
         self.health.follow(len(self._to_reach), self._mirror.complete_to_ms() or 0)
         self._follow(positions)
         return True
+
+    def _misfit(self, positions: Mapping[int, int], ends: Mapping[int, int], changelog: str) -> str:
+        """Returns why the mirror's positions do not belong to the changelog as it is now; empty if they do."""
+        known = self._mirror.changelog_id()
+        if known and changelog and known != changelog:
+            return f"was deleted and made anew: its id was {known} and is {changelog}"
+        for partition, position in positions.items():
+            if position > ends.get(partition, position):
+                return f"has lost records: {cut_of(partition, position, ends[partition])}"
+        return ""
 
     def _fill_from_store(self, stop: Event) -> dict[int, int] | None:
         """Fill the mirror; returns where the changelog ended before that, or None if stopped.
@@ -409,6 +436,11 @@ class Companion:
 
     def _apply(self, records: list[Record]) -> None:
         changes = read_changes(records, self._decoder, self._entities, self._to_reach)
+        if any(at <= self._read_to.get(partition, 0) for partition, at in changes.positions.items()):
+            raise TemporaryFailure(
+                f"topic {self._topic} goes on before what was read of it: the companion ends, and fills the mirror "
+                "anew when it is started again"
+            )
         # A worker whose clock is ahead must not make the mirror look fresh for longer than it is.
         now_ms = self._now_ms()
         for partition, key, moment_ms in changes.progress:

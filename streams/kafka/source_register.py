@@ -91,13 +91,14 @@ class SourceRegister:
             self._change(lambda entries: {**entries, **self._entered(entries, news)})
         return {**{topic: SourceEntry(found) for topic, found in ids.items()}, **known}
 
-    def note_cut(self, topic: str, cut: str) -> None:
-        """Note that a topic has lost records that were read.
+    def note_cut(self, topic: str, cut: str) -> SourceEntry:
+        """Note that a topic has lost records that were read; returns an entry that says so.
 
         The note stays until the topic is accepted: by the next start the lost offsets may belong to other records.
         """
         name = self._names[topic]
         self._change(lambda entries: {**entries, name: replace(entries.get(name, SourceEntry("")), cut=cut)})
+        return SourceEntry("", cut=cut)
 
     def accept(self, ids: Mapping[str, str]) -> None:
         """Go on with these topics as they are now, in their next generation. `ids` as in `check`."""

@@ -23,6 +23,7 @@ from paywarden.schemas.errors import InvalidEvent
 from paywarden.streams.kafka.admin import make_admin, offsets_at, partitions_of, stable_end_offsets, watermarks
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.reading import Record, make_consumer, records_between
+from paywarden.streams.kafka.topic_identity import topic_ids
 
 PARTITION, OFFSET, TIMESTAMP = "kafka_partition", "kafka_offset", "kafka_timestamp_ms"
 # Decoded records are Python objects, ten times as large as their rows. At most this many exist at once.
@@ -126,11 +127,17 @@ def _present(value: bytes | None) -> bytes:
 class TopicSource(Protocol):
     """A topic that is read by ranges of offsets."""
 
+    def topic_id(self) -> str:
+        """Returns the id of the topic; "" if the cluster gives none."""
+
     def ranges(self, since_ms: int | None, until_ms: int | None) -> dict[int, range]:
         """Returns by partition the offsets that arrived from `since_ms` to before `until_ms`, up to the present end."""
 
     def begin(self, partition: int) -> int:
         """Returns the first offset that the partition still holds."""
+
+    def end(self, partition: int) -> int:
+        """Returns the offset after the last record; 0 for a partition that the topic does not have."""
 
     def records(self, partition: int, offsets: range) -> Iterator[list[Record]]:
         """Yields the records at these offsets, in order, in batches."""
@@ -146,6 +153,10 @@ class KafkaTopic:
         self._admin = make_admin(kafka)
         self._consumer: Consumer = make_consumer(kafka, group_id="paywarden-archive")
 
+    def topic_id(self) -> str:
+        """See TopicSource. Raises BrokerUnavailable."""
+        return topic_ids(self._admin, [self._topic])[self._topic]
+
     def ranges(self, since_ms: int | None, until_ms: int | None) -> dict[int, range]:
         """See TopicSource. Raises BrokerUnavailable."""
         # The ends come first. Later records belong to the next reading, or a live topic would have no end. Only
@@ -160,6 +171,12 @@ class KafkaTopic:
     def begin(self, partition: int) -> int:
         """See TopicSource. Raises BrokerUnavailable."""
         return watermarks(self._consumer, self._topic, partition)[0]
+
+    def end(self, partition: int) -> int:
+        """See TopicSource. Raises BrokerUnavailable."""
+        if partition not in partitions_of(self._kafka, self._name):
+            return 0
+        return watermarks(self._consumer, self._topic, partition)[1]
 
     def records(self, partition: int, offsets: range) -> Iterator[list[Record]]:
         """See TopicSource. Raises BrokerUnavailable."""

@@ -13,6 +13,7 @@ from paywarden.schemas.errors import BrokerUnavailable, Misconfigured, Paywarden
 from paywarden.streams.kafka.admin import make_admin
 from paywarden.streams.kafka.client import MESSAGE_BYTES_MAX, REACH_TIMEOUT_S, KafkaSettings, reason_of
 from paywarden.streams.kafka.remembered_schemas import SCHEMAS_TOPIC
+from paywarden.streams.kafka.topic_identity import embedded_cluster
 from paywarden.streams.kafka.topic_names import CURSORS_TOPIC, repartition_topic
 
 _DAY_MS = 86_400_000
@@ -58,6 +59,11 @@ def _create(kafka: KafkaSettings, topics: Sequence[NewTopic]) -> list[str]:
     created = []
     # The client must live until the answers are in.
     admin = make_admin(kafka)
+    if embedded_cluster(admin):
+        raise Misconfigured(
+            f"the broker at {kafka.bootstrap} is an embedded broker (`paywarden broker`), which cannot create topics "
+            "for clients. It makes a topic when it is first used: nothing needs to be created there"
+        )
     for name, future in admin.create_topics(list(topics), operation_timeout=30, request_timeout=15).items():
         try:
             future.result()
@@ -71,8 +77,7 @@ def _create(kafka: KafkaSettings, topics: Sequence[NewTopic]) -> list[str]:
 def _refused(kafka: KafkaSettings, name: str, error: KafkaException, what: str) -> PaywardenError:
     if error.args[0].code() in (KafkaError._UNSUPPORTED_FEATURE, KafkaError.UNSUPPORTED_VERSION):
         return Misconfigured(
-            f"the broker at {kafka.bootstrap} answers but does not let clients create or change topics. The embedded "
-            "broker (`paywarden broker`) makes a topic when it is first used: nothing needs to be created there"
+            f"the broker at {kafka.bootstrap} answers, but it cannot create or change topics for clients"
         )
     if error.args[0].code() in (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError.REQUEST_TIMED_OUT):
         return BrokerUnavailable(f"no Kafka broker answers at {kafka.bootstrap}: {reason_of(error)}")

@@ -18,6 +18,7 @@ class MemoryTopic:
         self.name, self._batch = name, batch
         self.partitions: dict[int, list[Record | None]] = {}
         self.begins: dict[int, int] = {}
+        self.id = "id-1"
         # The partition and range of each call of `records`.
         self.asked: list[tuple[int, range]] = []
         # Reading fails after this many records, like a killed process.
@@ -44,6 +45,12 @@ class MemoryTopic:
             )
             for partition, log in self.partitions.items()
         }
+
+    def topic_id(self) -> str:
+        return self.id
+
+    def end(self, partition: int) -> int:
+        return len(self.partitions.get(partition, ()))
 
     def begin(self, partition: int) -> int:
         return self.begins.get(partition, 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -16,8 +16,13 @@ from prometheus_client import CollectorRegistry
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import load_rates
 from paywarden.features.stores.memory import MemoryStore
+from paywarden.features.stores.profile_sets import LiveSet
+from paywarden.ops import wiring
 from paywarden.schemas.avro import LocalSchemaIds
 from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX
+from paywarden.schemas.settings import read_source
+from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
+from paywarden.streams.companion.companion import FillSource
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.source_register import SOURCES_KEY, SourceChanged, SourceRegister
@@ -25,6 +30,8 @@ from paywarden.streams.kafka.topic_names import repartition_topic
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from paywarden.streams.maintenance.accept_source import SourceReader, accept, states
 from paywarden.streams.profiles.pipeline import Pipeline, StreamSettings, stream_metrics
+from tests.services.deployment import Deployment
+from tests.services.in_process import running
 from tests.services.kafka import KafkaServer
 from tests.services.processes import wait_until
 from tests.worlds.topics import (
@@ -184,6 +191,31 @@ def test_a_topic_that_has_lost_its_end_stops_the_worker(tmp_path: Path) -> None:
         assert_profiles_equal(
             world.profiles(), batch_profiles(small_world()[0].slice(0, 600), small_world()[1].slice(0, 0))
         )
+
+
+def test_a_changelog_made_anew_fills_the_mirror_anew(tmp_path: Path, settings: KafkaSettings) -> None:
+    """What the old changelog had and the companion had not read is only in the store."""
+    world, topics = World(settings), Topics(settings)
+    before, after = halves()
+    fill = FillSource(look=lambda: LiveSet("", 0, None), open_store=lambda _: world.store)
+    with Deployment(tmp_path, settings.bootstrap, settings.topic_prefix) as deployment:
+        source = read_source(str(deployment.config))
+
+        def mirrored() -> dict[bytes, bytes | None]:
+            with wiring.companion(source, lambda _: None, fill=fill) as companion, running(companion):
+                wait_until(lambda: not companion.health.problems(), "the mirror is complete", every_s=0.05)
+            with closing(MirrorWriter(MirrorSettings(path=str(deployment.mirror), size_mb=256))) as mirror:
+                return dict(mirror.read(world.profiles()))
+
+        topics.send_payments(before)
+        with world.running():
+            wait_until_worked_in(settings, world.group)
+            assert mirrored() == world.profiles()
+            topics.send_payments(after)
+            wait_until_worked_in(settings, world.group)
+        world.make_anew("profiles")
+        with world.running():
+            assert mirrored() == world.profiles()
 
 
 def test_the_register_remembers_topics_from_the_first_start(settings: KafkaSettings) -> None:

@@ -351,5 +351,24 @@ def test_files_of_other_days_are_not_read(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_part_describes_its_file(tmp_path: Path) -> None:
     archive(topic_of(3), tmp_path)
     path = tmp_path / "payments/date=2024-01-01/part-0-0.parquet"
-    wanted = ArchiveFile(path, 0, range(3), MONDAY + 2 * 3_600_000, (MONDAY, MONDAY), ())
+    wanted = ArchiveFile(path, 0, range(3), MONDAY + 2 * 3_600_000, (MONDAY, MONDAY), (), "id-1")
     assert read_parts(tmp_path, "payments") == {0: [wanted]}
+
+
+def test_a_topic_made_anew_is_not_added_to_the_files_of_the_old_one(tmp_path: Path) -> None:
+    archive(topic_of(5), tmp_path)
+    another = topic_of(8)
+    another.id = "id-2"
+    with pytest.raises(Misconfigured, match=r"its id is id-2, the files have offsets of id-1; go on in another folder"):
+        archive(another, tmp_path)
+    assert len(rows(tmp_path)) == 5
+    # A cluster without ids cannot say which topic it is, and files of an earlier release do not know.
+    another.id = ""
+    archive(another, tmp_path)
+    assert len(rows(tmp_path)) == 8
+
+
+def test_a_topic_that_ends_before_the_files_is_not_added(tmp_path: Path) -> None:
+    archive(topic_of(5), tmp_path)
+    with pytest.raises(Misconfigured, match=r"partition 0 is archived to offset 5, and the topic ends at 3"):
+        archive(topic_of(3), tmp_path)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -22,9 +24,10 @@ from paywarden.schemas.errors import BrokerUnavailable, Misconfigured, StoreUnav
 from paywarden.streams.faust.app import StreamApp, run
 from paywarden.streams.health.health import metrics_registry
 from paywarden.streams.health.process_end import ProcessEnd
+from paywarden.streams.health.server import CONNECTIONS_MAX
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.profiles.pipeline import StreamSettings
-from tests.services.processes import ROOT
+from tests.services.processes import ROOT, wait_until
 
 
 class FakePipeline:
@@ -218,6 +221,7 @@ def test_faust_ignores_the_environment_and_the_working_directory(
 SLOW_APP = """
 from paywarden.streams.faust.app import run
 from paywarden.streams.health.process_end import ProcessEnd
+from paywarden.streams.health.server import CONNECTIONS_MAX
 from tests.unit.streams.faust.test_app import World
 
 world = World()
@@ -249,3 +253,49 @@ def test_a_signal_from_before_the_start_ends_it_at_once() -> None:
     end.stop.set()
     run(world.app, end)
     assert world.addresses == []
+
+
+def test_hanging_clients_keep_no_probe_out_of_the_stream() -> None:
+    """Faust's own server bounds neither the connections nor the time of a request."""
+
+    async def act(world: World, stop: asyncio.Event) -> None:
+        host, port = world.addresses[0].removeprefix("http://").rsplit(":", 1)
+        with ExitStack() as hanging:
+            clients = [
+                hanging.enter_context(socket.create_connection((host, int(port)), timeout=10))
+                for _ in range(3 * CONNECTIONS_MAX)
+            ]
+            for client in clients[::2]:
+                client.sendall(b"GET /livez HTTP/1.1\r\nX: ")
+            for _ in range(5):
+                assert (await world.get("/livez"))[0] == 200
+                assert (await world.get("/metrics"))[0] == 200
+            # The oldest have made room.
+            assert await asyncio.to_thread(is_cut, clients[0])
+        stop.set()
+
+    World().live(act)
+
+
+def is_cut(client: socket.socket) -> bool:
+    try:
+        return client.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+def test_an_event_loop_that_hangs_is_not_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Health is served from threads, which answer although nothing else works."""
+    monkeypatch.setattr("paywarden.streams.faust.app._TURN_S_MAX", 0.5)
+
+    async def act(world: World, stop: asyncio.Event) -> None:
+        def ask_until_dead() -> None:
+            wait_until(lambda: world._get("/livez")[0] == 503, "it is not live", every_s=0.05)
+
+        asking = threading.Thread(target=ask_until_dead)
+        asking.start()
+        # The loop waits for this thread and does nothing else.
+        asking.join()
+        stop.set()
+
+    World().live(act)
