@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @click.group("source")
 def source_group() -> None:
-    """Show the topics that stored offsets belong to, or accept one that was made anew.
+    """Show or accept the topics that offsets belong to.
 
     Profiles and counts remember how far they have read a topic. Stream workers stop when a topic of the same name is
     another one, or ends before what was read of it.
@@ -33,7 +33,7 @@ def source_group() -> None:
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
 @click.pass_obj
 def show(source: Source, as_json: bool) -> None:
-    """List the topics: what has offsets of them, their ids, and what is wrong.
+    """List the topics, their ids and what is wrong with them.
 
     A generation is how often the topic was accepted.
     """

@@ -226,6 +226,8 @@ class Pipeline:
             ask_every_s=self._timing.ask_ends_every_s,
         )
         self._stalls = StallWatch(settings.stall_timeout_s)
+        for topic in (self._payments, self._outcomes, *self._repartition):
+            self.metrics.expired.labels(topic)
         self._known_ends: dict[PartitionId, int] = {}
         self.stalled: list[PartitionId] = []
         """Partitions on which the client has stalled. `run` replaces the client; other callers of `step` must."""

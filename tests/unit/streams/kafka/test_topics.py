@@ -12,7 +12,7 @@ from paywarden.streams.kafka.topics import TopicSettings, _new_topic, create_top
 @pytest.mark.parametrize(("replication", "in_sync"), [(1, "1"), (2, "1"), (3, "2"), (5, "4")])
 def test_every_topic_needs_all_but_one_replica_and_has_the_brokers_time(replication: int, in_sync: str) -> None:
     for name in (*TOPICS, "outbox-cursors", "schemas", "repartition-card"):
-        config = _new_topic(name, name, TopicSettings(replication=replication)).config
+        config = _new_topic(name, name, TopicSettings(replication=replication)).config or {}
         assert config["min.insync.replicas"] == in_sync
         assert config["message.timestamp.type"] == "LogAppendTime"
         assert config["cleanup.policy"]
