@@ -27,6 +27,7 @@ from paywarden.ops.commands.profile_sets import profile_sets
 from paywarden.ops.commands.rebuild import rebuild
 from paywarden.ops.commands.replay import replay
 from paywarden.ops.commands.schemas import schemas
+from paywarden.ops.commands.set_aside import set_aside
 from paywarden.ops.commands.source import source_group
 from paywarden.ops.commands.train import train
 from paywarden.ops.extras import needs
@@ -341,6 +342,6 @@ def _ending(name: str) -> ProcessEnd:
 
 for _command in (
     *(archive, backfill, backtest, dead_letters, drift, features, forget, load),
-    *(outbox, policy, profile_sets, rebuild, replay, schemas, source_group, train),
+    *(outbox, policy, profile_sets, rebuild, replay, schemas, set_aside, source_group, train),
 ):
     cli.add_command(_command)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from fastavro.schema import SchemaParseException, UnknownType, to_parsing_canoni
 from fastavro.validation import ValidationError
 
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
+from paywarden.schemas.schema_limits import bounded, read_schema
 
 # A record schema as `parsed` returns it.
 Schema: TypeAlias = dict[str, Any]
@@ -127,20 +127,31 @@ def schema_versions(topic: str) -> list[SchemaVersion]:
 
 
 def parsed(text: str) -> Schema:
-    """Returns a record schema from its JSON. Logical types become the plain types under them.
+    """Returns one of our record schemas from its JSON, with its defaults. Logical types become the types under them.
 
-    Raises InvalidEvent for JSON that is no record schema, and for a schema that lets a few bytes cause endless work:
-    a schema that contains itself (deep nesting overflows the decoder's C stack), or an array whose items take no bytes
-    (nothing then bounds its length).
+    Raises InvalidEvent for JSON that is no record schema, and for a schema beyond the limits
+    (schemas/schema_limits.py).
     """
+    schema = read_schema(text)
+    bounded(schema)
+    return _parsed(_plain(schema))
+
+
+def writer_schema(text: str) -> Schema:
+    """Returns the record schema of any writer from its JSON, without what does not decide the bytes of its records.
+
+    Raises InvalidEvent as `parsed` does. A record of such a schema is decoded in bounded time, whatever its bytes.
+    """
+    return _parsed(bounded(read_schema(text)))
+
+
+def _parsed(schema: dict[str, Any]) -> Schema:
     try:
-        schema = fastavro.parse_schema(_plain(json.loads(text)))
+        parsed_schema = fastavro.parse_schema(schema)
     except (ValueError, TypeError, KeyError, AttributeError, SchemaParseException, UnknownType) as error:
         raise InvalidEvent("the schema is not valid Avro") from error
-    if not isinstance(schema, dict) or schema.get("type") != "record":
-        raise InvalidEvent("the schema is not that of a record")
-    _refuse_endless(schema, schema["__named_schemas"], ())
-    return schema
+    assert isinstance(parsed_schema, dict)
+    return parsed_schema
 
 
 def fingerprint(schema: Schema) -> int:
@@ -377,34 +388,3 @@ def _plain(schema: Any) -> Any:
     if isinstance(schema, dict):
         return {key: _plain(value) for key, value in schema.items() if key != "logicalType"}
     return [_plain(branch) for branch in schema] if isinstance(schema, list) else schema
-
-
-def _refuse_endless(schema: Any, names: Mapping[str, Any], inside: tuple[str, ...]) -> None:
-    if isinstance(schema, str):
-        if schema in names:
-            _refuse_endless(names[schema], names, inside)
-    elif isinstance(schema, list):
-        for branch in schema:
-            _refuse_endless(branch, names, inside)
-    elif schema["type"] == "record":
-        name = schema["name"]
-        if name in inside:
-            raise InvalidEvent(f"the schema contains itself: {name}")
-        for field in schema["fields"]:
-            _refuse_endless(field["type"], names, (*inside, name))
-    elif schema["type"] == "map":
-        _refuse_endless(schema["values"], names, inside)
-    elif schema["type"] == "array":
-        _refuse_endless(schema["items"], names, inside)
-        if _takes_no_bytes(schema["items"], names):
-            raise InvalidEvent("the schema has an array of items that take no bytes")
-
-
-def _takes_no_bytes(schema: Any, names: Mapping[str, Any]) -> bool:
-    if isinstance(schema, str):
-        return schema == "null" or (schema in names and _takes_no_bytes(names[schema], names))
-    if isinstance(schema, list):
-        return False
-    if schema["type"] == "record":
-        return all(_takes_no_bytes(field["type"], names) for field in schema["fields"])
-    return schema["type"] == "null" or (schema["type"] == "fixed" and int(schema["size"]) == 0)

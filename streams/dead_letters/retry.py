@@ -169,7 +169,7 @@ def outgoing_of(letter: Letter) -> Outgoing:
         topic=record.topic,
         key=record.key,
         value=record.value,
-        headers=[header for header in record.headers if header[0] not in own],
+        headers=[header for header in record.headers or () if header[0] not in own],
         more_headers=[
             (RETRY_OF_HEADER, str(letter.letter_id).encode()),
             (RETRY_COUNT_HEADER, str(letter.retry_count + 1).encode()),

@@ -23,6 +23,8 @@ from paywarden.streams.kafka.reading import READ_TIMEOUT_S, Record, consume, mak
 # `paywarden dead-letters retry` writes these headers for the next reader of the record.
 RETRY_OF_HEADER = "paywarden-retry-of"
 RETRY_COUNT_HEADER = "paywarden-retry-count"
+# Ends the reason of a letter whose record had a header with a name that is not UTF-8.
+NO_HEADERS = " (its headers could not be read and are not kept)"
 # We never write a count with more digits.
 _COUNT = re.compile(rb"[0-9]{1,9}")
 _LETTER_ID = re.compile(r"([0-9]{1,9})-([0-9]{1,18})")
@@ -37,16 +39,19 @@ class DeadLetters:
         self._encoder = Encoder("dead-letters", ids.id_of("dead-letters"))
 
     def send(self, record: Record, reason: str, now_ms: int) -> None:
-        """Queue one record unchanged. `reason` must not quote the record."""
+        """Queue one record unchanged. `reason` must not quote the record.
+
+        Headers that the client could not read are left out, and the reason says so: key and value are there.
+        """
         letter = {
             "topic": record.topic,
             "partition": record.partition,
             "offset": record.offset,
             "key": record.key,
             "value": record.value,
-            "headers": [{"name": name, "value": value} for name, value in record.headers],
+            "headers": [{"name": name, "value": value} for name, value in record.headers or ()],
             "timestamp_ms": record.timestamp_ms or None,
-            "reason": reason,
+            "reason": reason if record.headers is not None else f"{reason}{NO_HEADERS}",
             "failed_time_ms": now_ms,
         }
         self._sender.send(self._topic, self._encoder.encode(letter), key=record.key)
@@ -84,13 +89,13 @@ class Letter:
     @property
     def retry_count(self) -> int:
         """How often the record was retried before it became this letter."""
-        counts = [value or b"" for name, value in self.record.headers if name == RETRY_COUNT_HEADER]
+        counts = [value or b"" for name, value in self.record.headers or () if name == RETRY_COUNT_HEADER]
         return int(counts[-1]) if counts and _COUNT.fullmatch(counts[-1]) else 0
 
     @property
     def size_bytes(self) -> int:
         """The size of key, value and headers."""
-        headers = sum(len(name.encode()) + len(value or b"") for name, value in self.record.headers)
+        headers = sum(len(name.encode()) + len(value or b"") for name, value in self.record.headers or ())
         return len(self.record.key or b"") + len(self.record.value or b"") + headers
 
 

@@ -18,6 +18,7 @@ from faust.types import TP
 from mode.threads import WorkerThread
 
 from paywarden.schemas.errors import BrokerUnavailable
+from paywarden.streams.faust.record_batches import ignore_headers
 
 # Services log under their own module's name. These belong with Faust's.
 _log = logging.getLogger("faust.transport")
@@ -76,6 +77,7 @@ class _ConsumerThread(AIOKafkaConsumerThread):
     logger = _log
 
     def _create_worker_consumer(self, transport: Transport) -> aiokafka.AIOKafkaConsumer:
+        ignore_headers()
         consumer = super()._create_worker_consumer(transport)
         _read_committed_only(consumer)
         return consumer

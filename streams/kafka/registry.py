@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from confluent_kafka.schema_registry import Schema as RegistrySchema
@@ -34,11 +34,11 @@ from paywarden.schemas.avro import (
     LocalSchemaIds,
     Schema,
     SchemaIds,
-    parsed,
     same_on_the_wire,
     schema_text,
     subject,
     topic_schema,
+    writer_schema,
 )
 from paywarden.schemas.errors import InvalidEvent, Misconfigured, TemporaryFailure
 from paywarden.streams.kafka.remembered_schemas import RememberedSchemas
@@ -105,6 +105,7 @@ class FingerprintSchemaIds:
     def __init__(self, remembered: RememberedSchemas) -> None:
         self._local, self._remembered = LocalSchemaIds(), remembered
         self._schemas: dict[int, Schema] = {}
+        self._refused: dict[int, tuple[str, str]] = {}
 
     def id_of(self, topic: str) -> int:
         """Returns the fingerprint of the topic's schema."""
@@ -121,7 +122,7 @@ class FingerprintSchemaIds:
             text = self._remembered.read().get(schema_id)
             if text is None:
                 raise InvalidEvent(f"unknown schema id {schema_id}")
-            schema = self._schemas[schema_id] = parsed(text)
+            schema = self._schemas[schema_id] = _usable(schema_id, text, self._refused)
         return schema
 
 
@@ -149,6 +150,7 @@ class RegistrySchemaIds:
         self._earlier = FingerprintSchemaIds(remembered)
         self._schemas: dict[int, Schema] = {}
         self._unknown_until: dict[int, float] = {}
+        self._refused: dict[int, str] = {}
         self._lock = threading.Lock()
         self._client = _client(settings)
         try:
@@ -174,6 +176,8 @@ class RegistrySchemaIds:
         schema = self._schemas.get(schema_id)
         if schema is None:
             self._refuse_if_unknown(schema_id)
+            if (reason := self._refused.get(schema_id)) is not None:
+                raise InvalidEvent(reason)
             with self._lock:
                 schema = self._schemas[schema_id] = self._looked_for(schema_id)
         return schema
@@ -183,7 +187,13 @@ class RegistrySchemaIds:
             return self._earlier.schema_of(schema_id)
         except InvalidEvent:
             text = self._fetched(schema_id)
-        schema = parsed(text)
+        try:
+            schema = writer_schema(text)
+        except InvalidEvent as error:
+            # A registry never changes the schema behind an id. A flood of such records asks it once.
+            _make_room(self._refused)
+            self._refused[schema_id] = str(error)
+            raise
         self._remembered.add({schema_id: text})
         return schema
 
@@ -269,8 +279,7 @@ class RegistrySchemaIds:
         return answer.schema_str or ""
 
     def _remember_unknown(self, schema_id: int) -> None:
-        if len(self._unknown_until) >= _UNKNOWN_MAX:
-            self._unknown_until.clear()
+        _make_room(self._unknown_until)
         self._unknown_until[schema_id] = self._clock() + _UNKNOWN_FOR_S
 
     def _asked(self, ask: Callable[[], _Answer]) -> _Answer:
@@ -281,6 +290,24 @@ class RegistrySchemaIds:
             raise TemporaryFailure(f"schema registry {self._url} did not answer: {reason}") from error
         except _NO_REGISTRY_ERRORS as error:
             raise TemporaryFailure(f"schema registry {self._url} did not answer as one") from error
+
+
+def _usable(schema_id: int, text: str, refused: dict[int, tuple[str, str]]) -> Schema:
+    """Returns the schema in `text`. Notes in `refused` why it is none, so that a flood of records looks once."""
+    known = refused.get(schema_id)
+    if known is not None and known[0] == text:
+        raise InvalidEvent(known[1])
+    try:
+        return writer_schema(text)
+    except InvalidEvent as error:
+        _make_room(refused)
+        refused[schema_id] = text, str(error)
+        raise
+
+
+def _make_room(by_id: dict[int, Any]) -> None:
+    if len(by_id) >= _UNKNOWN_MAX:
+        by_id.clear()
 
 
 def _one_layout(topic: str) -> str:

@@ -9,6 +9,7 @@ The registry may then be turned off or be down: a process that can read records 
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -26,6 +27,8 @@ _log = logging.getLogger(__name__)
 
 SCHEMAS_TOPIC: Final = "schemas"
 _FLUSH_TIMEOUT_S: Final = 30.0
+# An id is a positive int of 32 bits.
+_ID: Final = re.compile(rb"[0-9]{1,10}")
 
 
 class RememberedSchemas(Protocol):
@@ -101,7 +104,7 @@ class KafkaRememberedSchemas:
         for key, record in last.items():
             if record.value is None:
                 continue
-            if key is None or not key.isdigit():
+            if key is None or not _ID.fullmatch(key):
                 _log.warning("topic %s, offset %d: the key is no schema id", self._topic, record.offset)
                 continue
             yield int(key), record.value.decode("utf-8", errors="replace")

@@ -7,7 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from paywarden.schemas.avro import TOPICS, fingerprint, parsed, schema_versions, simple_name, subject, topic_schema
+from paywarden.schemas.avro import (
+    TOPICS,
+    fingerprint,
+    schema_versions,
+    simple_name,
+    subject,
+    topic_schema,
+    writer_schema,
+)
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
 from paywarden.streams.kafka.client import KafkaSettings
 
@@ -44,7 +52,7 @@ def listed_schemas(kafka: KafkaSettings, remembered: Mapping[int, str]) -> list[
     texts: dict[tuple[str, int], str] = {}
     for schema_id, text in sorted(remembered.items()):
         try:
-            schema = parsed(text)
+            schema = writer_schema(text)
         except InvalidEvent:
             continue
         key = simple_name(schema), fingerprint(schema)

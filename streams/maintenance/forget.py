@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from confluent_kafka import Consumer, TopicPartition
+from google.protobuf.message import DecodeError
 
 from paywarden.features.profiles.keys import SEPARATOR
 from paywarden.features.profiles.plan import Plan
@@ -207,7 +208,12 @@ class _Erasure:
             # Most records name other entities. A search for the bytes is ten times faster than decoding.
             if self._key not in value:
                 continue
-            keys = PaymentRecord.FromString(value).keys
+            try:
+                keys = PaymentRecord.FromString(value).keys
+            except DecodeError:
+                # A damaged record that has the bytes of the key names the entity, as far as anyone can tell.
+                yield record_key
+                continue
             if text in keys:
                 named.update(other.encode() for other in keys if other.startswith(prefixes))
                 yield record_key

@@ -17,8 +17,9 @@ COUNT_MIN = 50
 class RefusalLimit:
     """Counts records and refusals over a sliding window of at least `window` records."""
 
-    def __init__(self, window: int, share_max: float) -> None:
-        self._window, self._share_max = window, share_max
+    def __init__(self, window: int, share_max: float, what: str = "records") -> None:
+        """`what` names what is counted, in the plural."""
+        self._window, self._share_max, self._what = window, share_max, what
         self._batches: deque[tuple[int, int]] = deque()
         self._records = self._refused = 0
 
@@ -37,6 +38,6 @@ class RefusalLimit:
             self._refused -= oldest_refused
         if self._refused >= COUNT_MIN and self._refused > self._share_max * self._records:
             raise Misconfigured(
-                f"{self._refused} of the last {self._records} records cannot be used, more than the share of "
+                f"{self._refused} of the last {self._records} {self._what} cannot be used, more than the share of "
                 f"{self._share_max:g} that [stream] dead_letter_share_max allows: nothing of this batch is committed"
             )

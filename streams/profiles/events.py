@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from paywarden.features import kernel
@@ -29,6 +30,11 @@ from paywarden.schemas.proto.store_pb2 import LabelChange, PaymentRecord
 # Columns of an event's row: kind and weight, source and offset, arrival on Kafka, attributes of the payment.
 KIND, WEIGHT, SOURCE, OFFSET, ARRIVED_MS, ATTRIBUTES_AT = range(6)
 ROW_WIDTH = ATTRIBUTES_AT + kernel.ATTRIBUTE_COUNT
+
+# A label changes once or twice. Without a bound the record of one payment could outgrow a store.
+LABEL_CHANGES_MAX = 1_000
+TOO_MANY_CHANGES = f"payment_id: the label of this payment has changed {LABEL_CHANGES_MAX} times"
+UNREADABLE = "payment_id: the stored record of this payment cannot be read"
 
 # A profile stores topic and partition as one number. Payments have even numbers, outcomes odd ones.
 _KINDS_OF_SOURCES = 2
@@ -94,6 +100,8 @@ class EntityEvents:
 class Joined:
     """The effects of a batch. `orphans` are outcomes of unknown payments.
 
+    `refused`: where events came from that a payment's record does not allow, with the reason.
+
     For each event, `rows` has its row and `keys` the store key for each kind of entity, empty for none.
     """
 
@@ -103,6 +111,7 @@ class Joined:
     keys: list[Sequence[bytes]] = field(default_factory=list)
     duplicates: int = 0
     orphans: list[OutcomeEvent] = field(default_factory=list)
+    refused: list[tuple[Position, str]] = field(default_factory=list)
 
     def of_entities(self) -> list[EntityEvents]:
         """Returns the same events by kind of entity."""
@@ -124,12 +133,21 @@ class ProfileUpdates:
 
     `arrived_ms`: when the newest event reached Kafka. `late` counts events that came too late for some of their tiles,
     `replayed` counts events that the profile contained already.
+
+    `set_aside`: profiles that cannot be read, as they are stored with the events that wait for them; `newly_set_aside`
+    of them were not so before. `restored` counts profiles that can be read again, and `waiting` events of this batch
+    that wait. `no_room`: events for which there is no room.
     """
 
     profiles: dict[bytes, bytes]
     arrived_ms: int
     replayed: int
     late: int
+    set_aside: dict[bytes, bytes] = field(default_factory=dict)
+    newly_set_aside: int = 0
+    restored: int = 0
+    waiting: int = 0
+    no_room: EntityEvents | None = None
 
 
 def record_key(payment_id: str) -> bytes:
@@ -145,12 +163,38 @@ def join(
 ) -> Joined:
     """Returns what each event changes. `known`: the stored records of these payments, by `record_key`."""
     joined = Joined(entity_count)
-    records = {key: PaymentRecord.FromString(value) for key, value in known.items()}
+    try:
+        records = {key: PaymentRecord.FromString(value) for key, value in known.items()}
+    except DecodeError:
+        payments, outcomes, records = _without_unreadable(payments, outcomes, known, joined)
     for payment in payments:
         _join_payment(payment, records, joined)
     for outcome in outcomes:
         _join_outcome(outcome, records, joined)
     return joined
+
+
+def _without_unreadable(
+    payments: Sequence[PaymentEvent],
+    outcomes: Sequence[OutcomeEvent],
+    known: Mapping[bytes, bytes],
+    joined: Joined,
+) -> tuple[list[PaymentEvent], list[OutcomeEvent], dict[bytes, PaymentRecord]]:
+    """Returns the events whose payments have a readable record or none, and these records. Refuses the others."""
+    records = {}
+    unreadable = set()
+    for key, value in known.items():
+        try:
+            records[key] = PaymentRecord.FromString(value)
+        except DecodeError:
+            unreadable.add(key)
+    events: list[PaymentEvent | OutcomeEvent] = [*payments, *outcomes]
+    joined.refused += [(event.position, UNREADABLE) for event in events if record_key(event.payment_id) in unreadable]
+    return (
+        [payment for payment in payments if record_key(payment.payment_id) not in unreadable],
+        [outcome for outcome in outcomes if record_key(outcome.payment_id) not in unreadable],
+        records,
+    )
 
 
 def _join_payment(payment: PaymentEvent, records: dict[bytes, PaymentRecord], joined: Joined) -> None:
@@ -181,8 +225,15 @@ def _join_outcome(outcome: OutcomeEvent, records: dict[bytes, PaymentRecord], jo
     if record is None:
         joined.orphans.append(outcome)
         return
+    if len(record.attributes) > kernel.ATTRIBUTE_COUNT:
+        joined.refused.append((outcome.position, UNREADABLE))
+        return
     weight = _weight_of(outcome, record)
     if weight == 0:
+        return
+    if len(record.label_changes) > LABEL_CHANGES_MAX:
+        del record.label_changes[-1]
+        joined.refused.append((outcome.position, TOO_MANY_CHANGES))
         return
     joined.records[key] = record.SerializeToString()
     position = outcome.position

@@ -77,6 +77,9 @@ class StreamMetrics:
         self._replayed = counter("replayed", "Events that a profile contained already.", "entity")
         self._late = counter("late", "Events too late for some of a profile's tiles.", "entity")
         self._profiles = counter("profiles_written", "Profiles written.", "entity")
+        self._set_aside = counter("profiles_set_aside", "Profiles set aside because they cannot be read.", "entity")
+        self._waiting = counter("events_set_aside", "Events that wait for a profile that cannot be read.", "entity")
+        self._restored = counter("profiles_restored", "Profiles that could be read again, with their events.", "entity")
         self._over = counter("over_objective", "Payments in a profile later than the freshness objective.", "entity")
         self.store_up = gauge("store_up", "1 while the store takes batches, 0 while one waits for it.")
         self.waiting_outcomes = gauge("waiting_outcomes", "Outcomes that wait for their payments.")
@@ -101,6 +104,8 @@ class StreamMetrics:
             self._objective.labels(entity).set(objective_ms / 1000)
             for by_entity in (self._events, self._replayed, self._late, self._profiles, self._over):
                 by_entity.labels(entity)
+            for by_entity in (self._set_aside, self._waiting, self._restored):
+                by_entity.labels(entity)
         self.store_up.set(1)
 
     def applied(
@@ -113,6 +118,12 @@ class StreamMetrics:
         self._late.labels(entity).inc(late)
         self._over.labels(entity).inc(int((ages_ms > self._objectives_ms[entity]).sum()))
         self._age.observe(entity, ages_ms / 1000.0)
+
+    def set_aside(self, entity: str, *, profiles: int, events: int, restored: int) -> None:
+        """Count profiles that were set aside, events that wait for such profiles, and profiles that came back."""
+        self._set_aside.labels(entity).inc(profiles)
+        self._waiting.labels(entity).inc(events)
+        self._restored.labels(entity).inc(restored)
 
     def lag(self, lag: Mapping[PartitionId, int]) -> None:
         """Set this worker's lag by partition; partitions that it no longer has are removed."""

@@ -29,6 +29,7 @@ What can go wrong:
 - The client stalls. `run` replaces it (streams/kafka/stall_detector.py).
 - A topic was deleted and made anew, or ends before what was read of it. The worker stops and says what to do
   (streams/profiles/sources.py).
+- A profile cannot be read. It is set aside with its events, and the others go on (streams/profiles/set_aside.py).
 """
 
 from __future__ import annotations
@@ -64,7 +65,15 @@ from paywarden.streams.profiles.arrivals import Arrivals
 from paywarden.streams.profiles.changelog import Changelog
 from paywarden.streams.profiles.dead_letter_budget import RefusalLimit
 from paywarden.streams.profiles.decoder import TIMES, EventDecoder
-from paywarden.streams.profiles.events import ARRIVED_MS, KIND, EntityEvents, ProfileUpdates
+from paywarden.streams.profiles.events import (
+    ARRIVED_MS,
+    KIND,
+    EntityEvents,
+    Position,
+    ProfileUpdates,
+    outcomes_source,
+    payments_source,
+)
 from paywarden.streams.profiles.metrics import StreamMetrics, objectives_ms
 from paywarden.streams.profiles.outcome_gate import WaitingOutcomes
 from paywarden.streams.profiles.router import Decoded, Router
@@ -84,6 +93,7 @@ _ASK_STORE_EVERY_S = 1.0
 _JOIN_LOOK_S = 0.1
 # A round takes milliseconds, and seconds with a slow store. One of this length, besides the wait for Kafka, has hung.
 _ROUND_S_MAX = 120.0
+NO_ROOM = "too many events wait for a profile that cannot be read"
 
 
 @dataclass(frozen=True)
@@ -207,6 +217,7 @@ class Pipeline:
             engine=engine,
             routes=routes,
             changelog=Changelog(self._sender, clients, ids, entities) if options.publish else None,
+            limit=RefusalLimit(settings.dead_letter_window, settings.dead_letter_share_max, "profiles"),
         )
         self._progress = SourceProgress()
         self._arrivals = Arrivals()
@@ -406,8 +417,17 @@ class Pipeline:
             orphans = [decoded.origin[orphan.position] for orphan in joined.orphans]
             reason = "payment_id: outcome of a payment that is not known"
             self._refuse([*decoded.refused, *((record, reason) for record in orphans)])
+            if joined.refused:
+                self._refuse_joined(joined.refused, [*payments, *outcomes])
             self._router.send(joined)
         self._count_routed(decoded, joined.duplicates)
+
+    def _refuse_joined(self, refused: Sequence[tuple[Position, str]], records: Sequence[Record]) -> None:
+        by_position = {}
+        for record in records:
+            source_of = payments_source if record.topic == self._payments else outcomes_source
+            by_position[Position(source_of(record.partition), record.offset)] = record
+        self._refuse([(by_position[position], reason) for position, reason in refused])
 
     def _count_routed(self, decoded: Decoded, duplicates: int) -> None:
         self.metrics.payments.inc(len(decoded.payments))
@@ -442,6 +462,8 @@ class Pipeline:
                 applied = self._update_patiently(entity, events, stop)
             with self._timed("changelog"):
                 self._updater.send(entity, applied, self._now_ms())
+            if applied.no_room is not None:
+                self._refuse([(record, NO_ROOM) for record in self._updater.refused(entity, applied.no_room)])
             self._count_applied(entity, events, applied)
         self._note_routed(arrived)
 
@@ -460,6 +482,13 @@ class Pipeline:
             late=applied.late,
             ages_ms=np.asarray(self._now_ms() - arrived_ms),
         )
+        if applied.newly_set_aside or applied.waiting or applied.restored:
+            self.metrics.set_aside(
+                self._updater.entities[entity],
+                profiles=applied.newly_set_aside,
+                events=applied.waiting,
+                restored=applied.restored,
+            )
 
     # Progress
 

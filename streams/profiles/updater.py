@@ -1,22 +1,34 @@
 """The second half of the stream: apply events to profiles, and send the new profiles to the changelog.
 
 frame of repartition-card ─► read profile card:c ─► apply its events ─► write it ─► changelog
+
+A profile that cannot be read is set aside with its events (streams/profiles/set_aside.py), and the others go on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 
-from paywarden.features.profiles.engine import FeatureEngine
-from paywarden.features.stores.base import ProfileStore
+import numpy as np
+from numpy.typing import NDArray
+
+from paywarden.features.profiles.engine import FeatureEngine, UnreadableProfile
+from paywarden.features.stores.base import ProfileStore, split_key
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.streams.kafka.reading import Record
 from paywarden.streams.profiles import events as batch
 from paywarden.streams.profiles.changelog import Changelog
+from paywarden.streams.profiles.dead_letter_budget import RefusalLimit
 from paywarden.streams.profiles.events import EntityEvents, ProfileUpdates
-from paywarden.streams.profiles.repartition import decode_frame
+from paywarden.streams.profiles.repartition import decode_frame, frames_of
 from paywarden.streams.profiles.router import read_for_update
+from paywarden.streams.profiles.set_aside import SetAside, is_set_aside, rows_of, set_aside
+from paywarden.streams.profiles.set_aside import decode as decode_set_aside
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -41,11 +53,15 @@ class Updater:
         engine: FeatureEngine,
         routes: Mapping[str, tuple[str, int]],
         changelog: Changelog | None,
+        limit: RefusalLimit | None = None,
     ) -> None:
         """`routes`: by kind of entity, its repartition topic on the cluster and the number of its partitions.
 
-        `changelog` gets new states; None for a profile set that is not live.
+        `changelog` gets new states; None for a profile set that is not live. `limit` bounds the share of profiles that
+        are set aside.
         """
+        self._limit = limit
+        self._noted: EntityEvents | None = None
         self._store, self._engine, self._changelog = store, engine, changelog
         self.entities = engine.plan.entity_names
         self._numbers = {routes[name][0]: number for number, name in enumerate(self.entities)}
@@ -78,12 +94,85 @@ class Updater:
         """Read the profiles, apply the events and write the new profiles.
 
         A profile that another worker has changed since the read is not overwritten. Raises StoreUnavailable or
-        StoreConflict; the caller may always try again.
+        StoreConflict; the caller may always try again. Raises Misconfigured, before it writes, if too large a share of
+        profiles cannot be read.
         """
-        profiles, versions = read_for_update(self._store, events.keys)
-        applied = batch.apply(entity, events, profiles, self._engine)
-        self._store.write(applied.profiles, ttl_s=self._engine.plan.ttl_s(entity), versions=versions)
+        try:
+            profiles, versions = read_for_update(self._store, events.keys)
+        except InvalidEvent:
+            # Only a damaged record of a payment gives a key that no store has.
+            events, no_keys = _with_keys(events)
+            profiles, versions = read_for_update(self._store, events.keys)
+            applied = self._update(entity, events, profiles, versions)
+            parts = [no_keys] if applied.no_room is None else [applied.no_room, no_keys]
+            return replace(applied, no_room=batch.merged(parts))
+        return self._update(entity, events, profiles, versions)
+
+    def _update(
+        self, entity: int, events: EntityEvents, profiles: dict[bytes, bytes], versions: dict[bytes, int]
+    ) -> ProfileUpdates:
+        try:
+            applied = batch.apply(entity, events, profiles, self._engine)
+        except UnreadableProfile as error:
+            applied = self._apply_to_readable(entity, events, profiles)
+            if applied.newly_set_aside:
+                name = self.entities[entity]
+                _log.error("%d %s profiles are set aside with their events: %s", applied.newly_set_aside, name, error)
+        if self._limit is not None and self._noted is not events:
+            # Once for each batch, however often its write is tried.
+            self._limit.note(len(applied.profiles) + len(applied.set_aside), applied.newly_set_aside)
+            self._noted = events
+        ttl_s = self._engine.plan.ttl_s(entity)
+        try:
+            self._store.write({**applied.profiles, **applied.set_aside}, ttl_s=ttl_s, versions=versions)
+        except InvalidEvent:
+            if not applied.set_aside:
+                raise
+            # A profile with its waiting events is too large for this store. It stays as it is.
+            applied = replace(applied, waiting=0, set_aside={}, no_room=_only(events, applied.set_aside))
+            self._store.write(applied.profiles, ttl_s=ttl_s, versions=versions)
         return applied
+
+    def _apply_to_readable(self, entity: int, events: EntityEvents, profiles: Mapping[bytes, bytes]) -> ProfileUpdates:
+        """Apply the events of profiles that can be read. The others are set aside with theirs."""
+        waiting = {key for key, state in profiles.items() if is_set_aside(state)}
+        rows = rows_of(events.keys, events.rows)
+        try:
+            done = batch.apply(entity, _only(events, rows.keys() - waiting), profiles, self._engine)
+        except UnreadableProfile:
+            waiting |= {key for key in rows if self._applied(entity, key, rows[key], profiles.get(key)) is None}
+            done = batch.apply(entity, _only(events, rows.keys() - waiting), profiles, self._engine)
+        newly = sum(not is_set_aside(profiles[key]) for key in waiting)
+        done = replace(done, newly_set_aside=newly)
+        no_room = []
+        for key in waiting:
+            kept, overflow = _opened(profiles[key]).with_events(rows[key])
+            readable = self._applied(entity, key, np.concatenate([kept.rows, overflow]), kept.profile)
+            if readable is not None:
+                done.profiles.update(readable.profiles)
+                done = replace(done, restored=done.restored + 1, late=done.late + readable.late)
+                continue
+            done.set_aside[key] = kept.encode()
+            done = replace(done, waiting=done.waiting + len(rows[key]) - len(overflow))
+            if len(overflow):
+                no_room.append(EntityEvents([key] * len(overflow), overflow))
+        return replace(done, no_room=batch.merged(no_room) if no_room else None)
+
+    def _applied(
+        self, entity: int, key: bytes, rows: NDArray[np.int64], profile: bytes | None
+    ) -> ProfileUpdates | None:
+        """Returns one profile after its events; None if it cannot be read."""
+        profiles = {} if profile is None else {key: profile}
+        try:
+            return batch.apply(entity, EntityEvents([key] * len(rows), rows), profiles, self._engine)
+        except UnreadableProfile:
+            return None
+
+    def refused(self, entity: int, events: EntityEvents) -> Iterator[Record]:
+        """Yields events that cannot wait in the store as records of their repartition topic, for the dead letters."""
+        topic = next(topic for topic, number in self._numbers.items() if number == entity)
+        for partition, frame in frames_of(events, self._partition_counts[entity]):
+            yield Record(topic, partition, -1, None, frame, 0, ())
 
     def send(self, entity: int, applied: ProfileUpdates, now_ms: int) -> None:
         """Queue the new states for the changelog. Raises BrokerUnavailable."""
@@ -94,3 +183,29 @@ class Updater:
         """Queue the changelog's progress. Raises BrokerUnavailable."""
         if self._changelog is not None:
             self._changelog.send_progress(moments, now_ms)
+
+
+def _only(events: EntityEvents, keys: Container[bytes]) -> EntityEvents:
+    chosen = [number for number, key in enumerate(events.keys) if key in keys]
+    return EntityEvents([events.keys[number] for number in chosen], events.rows[chosen])
+
+
+def _with_keys(events: EntityEvents) -> tuple[EntityEvents, EntityEvents]:
+    """Returns the events whose keys a store can have, and the others."""
+    good = set()
+    for key in events.keys:
+        with suppress(InvalidEvent):
+            split_key(key)
+            good.add(key)
+    return _only(events, good), _only(events, set(events.keys) - good)
+
+
+def _opened(state: bytes) -> SetAside:
+    """Returns a profile that was set aside before. Other bytes are now."""
+    if is_set_aside(state):
+        try:
+            return decode_set_aside(state)
+        except InvalidEvent:
+            # This record is damaged itself. It is kept whole inside another one.
+            pass
+    return set_aside(state)

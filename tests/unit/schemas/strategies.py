@@ -16,6 +16,7 @@ _PRIMITIVES: dict[str, st.SearchStrategy[Any]] = {
     "boolean": st.booleans(),
     "int": st.integers(-(2**31), 2**31 - 1),
     "long": st.integers(-(2**63), 2**63 - 1),
+    "float": st.floats(allow_nan=False, width=32),
     "double": st.floats(allow_nan=False),
     "bytes": st.binary(max_size=80),
     "string": _TEXT,
@@ -35,6 +36,8 @@ def _values(schema: Any, names: Mapping[str, Any]) -> st.SearchStrategy[Any]:
     kind = schema["type"]
     if kind == "record":
         return st.fixed_dictionaries({field["name"]: _values(field["type"], names) for field in schema["fields"]})
+    if kind == "fixed":
+        return st.binary(min_size=schema["size"], max_size=schema["size"])
     if kind == "enum":
         return st.sampled_from(schema["symbols"])
     if kind == "array":

@@ -19,7 +19,8 @@ from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.errors import BrokerUnavailable, Misconfigured, StoreUnavailable
 from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX
 from paywarden.streams.kafka.source_register import SOURCES_KEY, SourceChanged, SourceRegister, split_offset
-from paywarden.streams.profiles.events import ARRIVED_MS
+from paywarden.streams.profiles import set_aside
+from paywarden.streams.profiles.events import ARRIVED_MS, record_key
 from paywarden.streams.profiles.pipeline import Pipeline, PipelineOptions, PipelineTiming, StreamSettings
 from paywarden.streams.profiles.repartition import decode_frame
 from paywarden.streams.profiles.watermarks import PREFIX
@@ -644,3 +645,37 @@ def test_records_that_expired_unread_are_counted_and_the_rest_is_read(worker: Wo
     expired = worker.pipeline.metrics.expired.labels("payments")._value.get()
     assert expired == 30
     assert worker.broker.committed[P0] == 60
+def test_an_unreadable_profile_stops_neither_the_worker_nor_other_profiles(worker: Worker) -> None:
+    payments, _ = world()
+    worker.pay(payments[:30])
+    worker.step(4)
+    card = min({row["card_id"] for row in payments[:30]} & {row["card_id"] for row in payments[30:]})
+    key = f"card:{card}".encode()
+    (good,) = worker.store.read([key])
+    assert good is not None
+    worker.store.write({key: b"\x63 of a later release"}, ttl_s=0)
+    sent = len(worker.sender.sent)
+    worker.pay(payments[30:])
+    worker.step(4)
+    # Every offset is committed, and the others are as if nothing had happened.
+    assert worker.broker.committed[P0] == worker.end(*P0)
+    others = {name: state for name, state in worker.profiles().items() if name != key}
+    assert in_essence(others) == {name: state for name, state in profiles_of(60).items() if name != key}
+    assert key not in [name for topic, _, name, _ in worker.sender.sent[sent:] if topic == "profiles"]
+    # The bytes come back, and the next payment of the card.
+    kept = set_aside.decode(worker.store.read([key])[0] or b"")
+    worker.store.write({key: set_aside.SetAside(good, kept.rows).encode()}, ttl_s=0)
+    worker.pay([{**payments[0], "card_id": card, "payment_id": "one more"}])
+    worker.step(4)
+    assert not set_aside.is_set_aside(worker.store.read([key])[0])
+    value = worker.pipeline.metrics._restored.labels("card")._value.get()
+    assert value == 1
+
+
+def test_events_of_a_damaged_payment_record_become_dead_letters(worker: Worker) -> None:
+    payments, _ = world()
+    worker.store.write({record_key(payments[1]["payment_id"]): b"\xff damaged"}, ttl_s=0)
+    worker.pay(payments[:3])
+    worker.step(3)
+    assert [topic for topic, *_ in worker.sender.sent].count("dead-letters") == 1
+    assert worker.broker.committed[P0] == 3

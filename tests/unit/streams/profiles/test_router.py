@@ -13,7 +13,14 @@ from paywarden.schemas.errors import StoreUnavailable
 from paywarden.schemas.proto.store_pb2 import PaymentRecord
 from paywarden.streams.kafka.reading import Record
 from paywarden.streams.profiles.decoder import EventDecoder
-from paywarden.streams.profiles.events import OFFSET, record_key
+from paywarden.streams.profiles.events import (
+    LABEL_CHANGES_MAX,
+    OFFSET,
+    TOO_MANY_CHANGES,
+    UNREADABLE,
+    Position,
+    record_key,
+)
 from paywarden.streams.profiles.repartition import decode_frame
 from paywarden.streams.profiles.router import Decoded, Router
 from tests.worlds import small_world
@@ -128,3 +135,50 @@ def test_progress_goes_to_every_partition_of_every_kind_of_entity() -> None:
         (topic, partition) for topic, count in ROUTES.values() for partition in range(count)
     ]
     assert {tuple(decode_frame(value, 2)[1].items()) for _, _, value in sender.sent} == {((3, 99),)}
+
+
+def outcome_record(payment_id: str, offset: int, label: str = "fraud") -> Record:
+    encoder = Encoder("outcomes", LocalSchemaIds().id_of("outcomes"))
+    value = encoder.encode({"payment_id": payment_id, "outcome_time_ms": NOW_MS, "label": label})
+    return Record("outcomes", 0, offset, b"k", value, NOW_MS, ())
+
+
+def test_a_damaged_record_of_a_payment_refuses_its_events_alone() -> None:
+    store, sender = MemoryStore(), FakeSender()
+    built, events = decoded(store, sender)
+    bad = events.payments[2].payment_id
+    store.write({record_key(bad): b"\xff\xff damaged"}, ttl_s=0)
+    with_outcomes = built.decode(records(5), [outcome_record(bad, 7)], NOW_MS)
+    joined = built.keep(with_outcomes)
+    assert joined.refused == [(events.payments[2].position, UNREADABLE), (Position(1, 7), UNREADABLE)]
+    assert len(joined.rows) == 4
+    assert store.read([record_key(bad)]) == [b"\xff\xff damaged"]
+
+
+def test_a_record_with_attributes_of_a_later_release_refuses_its_outcome() -> None:
+    store, sender = MemoryStore(), FakeSender()
+    built, events = decoded(store, sender)
+    built.keep(events)
+    key = record_key(events.payments[0].payment_id)
+    later = PaymentRecord.FromString(store.read([key])[0] or b"")
+    later.attributes.append(1)
+    store.write({key: later.SerializeToString()}, ttl_s=0)
+    joined = built.keep(built.decode([], [outcome_record(events.payments[0].payment_id, 7)], NOW_MS))
+    assert (joined.refused, joined.rows) == ([(Position(1, 7), UNREADABLE)], [])
+
+
+def test_a_label_that_changes_without_end_gives_dead_letters() -> None:
+    store, sender = MemoryStore(), FakeSender()
+    built, events = decoded(store, sender)
+    built.keep(events)
+    payment_id = events.payments[0].payment_id
+    flips = [outcome_record(payment_id, n, "genuine" if n % 2 else "fraud") for n in range(LABEL_CHANGES_MAX + 3)]
+    joined = built.keep(built.decode([], flips, NOW_MS))
+    assert len(joined.rows) == LABEL_CHANGES_MAX
+    # After the bound the label is genuine: only an outcome that would change it is refused.
+    assert joined.refused == [
+        (Position(1, offset), TOO_MANY_CHANGES) for offset in (LABEL_CHANGES_MAX, LABEL_CHANGES_MAX + 2)
+    ]
+    # A replay of them all changes nothing.
+    again = built.keep(built.decode([], flips, NOW_MS))
+    assert (again.rows, again.refused) == (joined.rows, joined.refused)
