@@ -23,9 +23,10 @@ def set_aside() -> None:
 @set_aside.command("list")
 @click.pass_obj
 def list_(source: Source) -> None:
-    """Count the profiles of the live set that were set aside because they cannot be read, and their waiting events.
+    """Count the profiles that were set aside.
 
-    No key is printed: it may be a card's id. The command reads the store and changes nothing.
+    They are those of the live set that could not be read. Events wait for them. No key is printed: it may be a card's
+    id. The command reads the store and changes nothing.
     """
     from paywarden.features.profiles.engine import FeatureEngine
     from paywarden.streams.maintenance.set_aside import find

@@ -129,6 +129,7 @@ def _objectives() -> dict[str, int]:
 def _stream() -> Iterable[_Family]:
     from paywarden.streams.dead_letters.counts import DeadLetterCounts
     from paywarden.streams.drift.metrics import DetectionMetrics, DriftMetrics
+    from paywarden.streams.faust.checked_state import SetAsideState
     from paywarden.streams.outcomes.metrics import OutcomeMetrics
     from paywarden.streams.profiles.metrics import StreamMetrics
 
@@ -139,6 +140,7 @@ def _stream() -> Iterable[_Family]:
     DriftMetrics(registry).counted("", [0.5], {})
     DetectionMetrics(registry)
     OutcomeMetrics(registry)
+    SetAsideState(registry)
     return registry.families()
 
 

@@ -15,6 +15,7 @@ from paywarden.schemas.settings import Source
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
+    from paywarden.features.stores.base import ProfileStore
     from paywarden.models.drift.reference import Reference
     from paywarden.ops.wiring.agents import DriftParts, OutcomeParts
     from paywarden.schemas.avro import SchemaIds
@@ -44,7 +45,7 @@ def drift_parts(source: Source, kafka: KafkaSettings, ids: SchemaIds, registry: 
     settings = source.section("drift", DriftSettings)
     references = drift_references(source, settings)
     binnings = Binnings({version: counted_binning(reference) for version, reference in references.items()})
-    store = stores.set_stores(source).open_beside()
+    store = _checked(stores.set_stores(source).open_beside(), source, registry)
     past = partial(past_hours, store, adder=Adder(binnings))
     detection = DriftDetection(
         references,
@@ -56,6 +57,22 @@ def drift_parts(source: Source, kafka: KafkaSettings, ids: SchemaIds, registry: 
         metrics=DetectionMetrics(registry),
     )
     return DriftParts(store=store, binnings=binnings, detection=detection, settings=settings)
+
+
+def _checked(store: ProfileStore, source: Source, registry: CollectorRegistry) -> ProfileStore:
+    """Returns the store of drift counts and outcomes with its damaged records set aside."""
+    from functools import partial
+
+    from paywarden.streams.drift.evaluation import EVALUATION_CHECKS
+    from paywarden.streams.drift.state import DRIFT_CHECKS
+    from paywarden.streams.faust.checked_state import Check, CheckedState, SetAsideState
+    from paywarden.streams.outcomes.evaluation import EVALUATED_KEY, Evaluated
+    from paywarden.streams.outcomes.settings import OutcomeSettings
+    from paywarden.streams.outcomes.state import OUTCOME_CHECKS
+
+    evaluated = partial(Evaluated.decode, settings=source.section("outcomes", OutcomeSettings))
+    checks: dict[bytes, Check] = {**DRIFT_CHECKS, **EVALUATION_CHECKS, **OUTCOME_CHECKS, EVALUATED_KEY: evaluated}
+    return CheckedState(store, checks, SetAsideState(registry))
 
 
 def outcome_parts(source: Source) -> OutcomeParts:

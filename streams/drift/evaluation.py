@@ -47,6 +47,7 @@ from paywarden.streams.drift.state import (
     merged,
     read_heads,
 )
+from paywarden.streams.faust.checked_state import Check
 
 if TYPE_CHECKING:
     from paywarden.streams.faust.app import StreamApp
@@ -324,3 +325,7 @@ def _hour_key(hour_ms: int) -> bytes:
 
 def _past_key(hour_ms: int) -> bytes:
     return f"{ENTITY}:past:{hour_ms // HOUR_MS % _PAST_SLOTS}".encode()
+
+
+# What decodes the records of this module that are no tiles. The state itself has a digest.
+EVALUATION_CHECKS: dict[bytes, Check] = {DONE_KEY: _DONE.unpack}

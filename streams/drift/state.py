@@ -27,7 +27,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from paywarden.features.stores.base import ProfileStore, update_records
+from paywarden.models.drift.binning import Binning
 from paywarden.models.drift.counts import Counts
+from paywarden.schemas.errors import InvalidEvent
 from paywarden.streams.drift.counts import (
     KEPT_MS,
     MINUTE_MS,
@@ -44,6 +46,7 @@ from paywarden.streams.drift.counts import (
 )
 from paywarden.streams.drift.metrics import DriftMetrics
 from paywarden.streams.drift.settings import DriftSettings
+from paywarden.streams.faust.checked_state import Check
 from paywarden.streams.faust.checkpoint import Checkpoint, Head, HeadPlace, pack, stored_heads, unpack
 
 ENTITY = "drift"
@@ -334,7 +337,9 @@ class Adder:
             binning = self._binnings.binning_of(cell.model)
             if binning is None:
                 continue
-            counts = Counts.from_bytes(data, binning)
+            counts = self._read(data, binning)
+            if counts is None:
+                continue
             if cell.model in sums:
                 sums[cell.model].add(counts)
             else:
@@ -357,10 +362,20 @@ class Adder:
         if binning is None:
             self._on_lost()
             return packed[0]
-        counts = Counts.from_bytes(packed[0], binning)
-        for data in packed[1:]:
-            counts.add(Counts.from_bytes(data, binning))
-        return counts.to_bytes()
+        parts = [counts for data in packed if (counts := self._read(data, binning)) is not None]
+        if not parts:
+            return packed[0]
+        for counts in parts[1:]:
+            parts[0].add(counts)
+        return parts[0].to_bytes()
+
+    def _read(self, data: bytes, binning: Binning) -> Counts | None:
+        """Return counts; None, and they are lost, if they are damaged or of another binning."""
+        try:
+            return Counts.from_bytes(data, binning)
+        except InvalidEvent:
+            self._on_lost()
+            return None
 
     def fitting(self, cells: Cells) -> Cells:
         """Return cells that fit into a record. While they are too large, the largest loses its segments' features."""
@@ -369,8 +384,8 @@ class Adder:
             largest = max(whole, key=lambda cell: len(whole[cell]))
             data = whole.pop(largest)
             binning = self._binnings.binning_of(largest.model)
-            if binning is not None:
-                counts = Counts.from_bytes(data, binning)
+            counts = None if binning is None else self._read(data, binning)
+            if counts is not None:
                 counts.features[1:] = 0
                 fit[largest] = counts.to_bytes()
                 self._on_trimmed()
@@ -383,3 +398,10 @@ def _keyed(cells: Cells) -> Iterable[tuple[tuple[int, str, str], bytes]]:
 
 def _cells_of(keyed: Iterable[tuple[list[Any], bytes]]) -> Cells:
     return {CountCell(minute_ms, Model(version, binning)): data for (minute_ms, version, binning), data in keyed}
+
+
+# What decodes each kind of record of this module, by the beginning of its key. Hours and the past are tiles, too.
+DRIFT_CHECKS: dict[bytes, Check] = {
+    f"{ENTITY}:head:".encode(): DriftHead.decode,
+    **{f"{ENTITY}:{name}:".encode(): CountTile.decode for name in (*_NAMES.values(), "hour", "past")},
+}

@@ -37,6 +37,7 @@ from paywarden.models.metrics.tally import FRAUD, GENUINE
 from paywarden.models.policy.policy import ACTIONS, MODEL_ABSENT
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.schemas.payment_fields import AMOUNT_MINOR_MAX
+from paywarden.streams.faust.checked_state import Check
 from paywarden.streams.faust.checkpoint import Checkpoint, Head, HeadPlace, PendingRows, pack, stored_heads, unpack
 from paywarden.streams.faust.label_cap import has_place, take_place
 from paywarden.streams.outcomes.payments import (
@@ -393,3 +394,10 @@ def read_cells(
 def _kept_s(settings: OutcomeSettings) -> int:
     """Return how long days and heads are kept after they were last written, in seconds."""
     return (settings.window_days + MEASURED_DAYS_MAX + _MARGIN_DAYS) * DAY_MS // 1000
+
+
+# What decodes each kind of record of this module, by the beginning of its key.
+OUTCOME_CHECKS: dict[bytes, Check] = {
+    f"{ENTITY}:head:".encode(): OutcomeHead.decode,
+    f"{ENTITY}:day:".encode(): Day.decode,
+}

@@ -26,6 +26,7 @@ from paywarden.streams.companion.health import CompanionHealth
 from paywarden.streams.companion.metrics import CompanionMetrics
 from paywarden.streams.dead_letters.counts import DeadLetterCounts
 from paywarden.streams.drift.metrics import DetectionMetrics, DriftMetrics
+from paywarden.streams.faust.checked_state import SetAsideState
 from paywarden.streams.outcomes.metrics import OutcomeMetrics
 from paywarden.streams.profiles.metrics import StreamMetrics
 from tests.checkout import CHECKOUT
@@ -91,6 +92,7 @@ def declared(folder: Path) -> dict[str, set[str]]:
     CompanionMetrics(prometheus, OBJECTIVES, CompanionHealth(mirror_age_ms_max=1))
     DeadLetterCounts(prometheus, "")
     DriftMetrics(prometheus)
+    SetAsideState(prometheus)
     DetectionMetrics(prometheus)
     OutcomeMetrics(prometheus)
     for collector in prometheus._collector_to_names:
