@@ -11,7 +11,7 @@ TEST_PROCESSES ?= $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() +
 PERF := kernels pipeline drift_counts drift scoring burst cold_start entities faults batches native_model cascade replay soak
 
 .DEFAULT_GOAL := help
-.PHONY: help install services demo test check format perf proto clean
+.PHONY: help install services demo test fuzz check format perf proto clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,12 @@ demo: $(VENV)/.demo-installed ## the whole product on this machine: DEMO_ARGS="-
 
 test: services ## every test, on a real Kafka: TEST_ARGS="-k name"
 	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(TEST_ARGS)
+
+FUZZ_SECONDS ?= 60
+fuzz: install ## run each fuzz target for FUZZ_SECONDS (60), guided by coverage
+	@$(PIP) --editable '.[fuzz]'
+	@for name in $$($(BIN)/python -m tests.fuzz --list); do \
+		$(BIN)/python -m tests.fuzz --target $$name --seconds $(FUZZ_SECONDS) || exit 1; done
 
 check: install ## lint, types, import layers, generated code and pages
 	$(BIN)/ruff check .

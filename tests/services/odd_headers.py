@@ -2,32 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from aiokafka import AIOKafkaProducer
 from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 
-# The name is not UTF-8. The text of the same length stands in for it where a client wants a text.
+# It is not UTF-8. A text of the same length stands in for it where a client wants a text.
 NAME = b"\xff\xfename"
 
 
 class _Name(str):
-    """A header's name that is written as NAME."""
+    """A header's name that is written as these bytes."""
 
-    __slots__ = ()
+    __slots__ = ("written",)
+
+    written: bytes
+
+    @classmethod
+    def of(cls, written: bytes) -> _Name:
+        name = cls("x" * len(written))
+        name.written = written
+        return name
 
     def encode(self, *_: object, **__: object) -> bytes:
-        return NAME
+        return self.written
+
+
+def batch_with(records: Iterable[tuple[bytes | None, bytes | None, Iterable[bytes]]]) -> bytes:
+    """Return a batch in Kafka's format. A record is a key, a value, and the names of its headers."""
+    builder = _builder()
+    for number, (key, value, names) in enumerate(records):
+        headers: list[tuple[str, bytes | None]] = [(_Name.of(name), b"2") for name in names]
+        assert builder.append(number, 1_700_000_000_000 + number, key, value, headers) is not None
+    return bytes(builder.build())
 
 
 def batch_of(*records: tuple[bytes | None, bytes | None, bool]) -> bytes:
     """Return a batch in Kafka's format. A record is a key, a value, and whether a header has the odd name."""
-    builder = _DefaultRecordBatchBuilderPy(
+    return batch_with([(key, value, _names(is_odd)) for key, value, is_odd in records])
+
+
+def _names(is_odd: bool) -> list[bytes]:
+    return [b"trace", NAME] if is_odd else [b"trace"]
+
+
+def _builder() -> _DefaultRecordBatchBuilderPy:
+    return _DefaultRecordBatchBuilderPy(
         2, 0, is_transactional=0, producer_id=-1, producer_epoch=-1, base_sequence=-1, batch_size=1_000_000
     )
-    for number, (key, value, is_odd) in enumerate(records):
-        headers: list[tuple[str, bytes | None]] = [("trace", b"1")]
-        headers += [(_Name("x" * len(NAME)), b"2")] if is_odd else []
-        assert builder.append(number, 1_700_000_000_000 + number, key, value, headers) is not None
-    return bytes(builder.build())
 
 
 async def produce_odd(
@@ -38,12 +60,9 @@ async def produce_odd(
     await producer.start()
     try:
         batch = producer.create_batch()
-        builder = _DefaultRecordBatchBuilderPy(
-            2, 0, is_transactional=0, producer_id=-1, producer_epoch=-1, base_sequence=-1, batch_size=1_000_000
-        )
-        batch._builder = builder
+        batch._builder = _builder()
         for key, value, is_odd in records:
-            headers = [("trace", b"1"), *([(_Name("x" * len(NAME)), b"2")] if is_odd else [])]
+            headers = [(_Name.of(name), b"1") for name in _names(is_odd)]
             assert batch.append(timestamp=None, key=key, value=value, headers=headers) is not None
         batch.close()
         await (await producer.send_batch(batch, topic, partition=partition))

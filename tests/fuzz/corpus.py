@@ -1,0 +1,233 @@
+"""The inputs in the repository, and the seeds that they began with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+CORPUS = Path(__file__).parent / "corpus"
+
+
+def inputs(name: str) -> list[Path]:
+    """Return the inputs of a target, sorted by name."""
+    return sorted(path for path in (CORPUS / name).glob("*") if path.is_file())
+
+
+def add(name: str, data: bytes, label: str = "") -> Path:
+    """Add an input to the repository, named after its content or a label."""
+    folder = CORPUS / name
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / (label or hashlib.sha256(data).hexdigest()[:12])
+    path.write_bytes(data)
+    return path
+
+
+def seeds(name: str) -> Iterator[bytes]:
+    """Yield good inputs of a target, and some that are nearly so."""
+    make = {
+        "http": _http,
+        "http2_ngh2": _http2,
+        "http2_hyper": _http2,
+        "request_protobuf": _request_protobuf,
+        "request_json": _request_json,
+        "avro_payment": _avro_payment,
+        "avro_schema": _avro_schema,
+        "dead_letter": _dead_letter,
+        "repartition_frame": _repartition_frame,
+        "profile": _profile,
+        "profile_set_aside": _profile_set_aside,
+        "payment_record": _payment_record,
+        "drift_and_outcome_state": _state,
+        "outbox": _outbox,
+        "changelog": _changelog,
+        "register": _register,
+        "policy_rule": _policy_rule,
+        "configuration": _configuration,
+        "kafka_batch": _kafka_batch,
+        "times_and_keys": _times_and_keys,
+    }[name]
+    yield from make()
+
+
+def _http() -> Iterator[bytes]:
+    from tests.worlds.http_world import get, payment, post, post_json
+
+    whole = post_json(payment())
+    yield b"\0" + whole
+    yield b"\3" + whole * 2
+    yield b"\1" + get("/livez") + get("/readyz", headers="Connection: close\r\n") + whole
+    yield b"\2" + post(b"x", headers="Expect: 100-continue\r\n")
+    yield b"\0" + post_json({"requests": [payment(), payment("p2")]}, path="/v1/score:batch")
+    head = b"POST /v1/score HTTP/1.1\r\nHost: t\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    yield b"\2" + head + b"2\r\n{}\r\n0\r\nTrailer: x\r\n\r\n"
+    yield b"\1GET / HTTP/1.0\r\nConnection: keep-alive, Upgrade\r\nUpgrade: h2c\r\n\r\n"
+
+
+def _http2() -> Iterator[bytes]:
+    from tests.unit.scoring.grpc.test_abuse import BROKEN_CONNECTIONS, CALL_1, GREETING
+
+    yield b"\0" + GREETING + CALL_1
+    yield b"\3" + GREETING + CALL_1
+    for sent, _ in list(BROKEN_CONNECTIONS.values())[::3]:
+        yield b"\1" + sent
+
+
+def _request_protobuf() -> Iterator[bytes]:
+    from tests.worlds.grpc_served import payment
+
+    yield payment().SerializeToString()
+    yield payment("é", country="NO", mcc="5411", utc_offset_minutes=-60).SerializeToString()
+    yield b"\x0a\x81\x80\x80\x80\x80\x00p"
+    yield payment().SerializeToString() + b"\xa3\x06\xa4\x06"
+
+
+def _request_json() -> Iterator[bytes]:
+    from tests.worlds.http_world import payment
+
+    yield json.dumps(payment()).encode()
+    yield json.dumps({"requests": [payment(), payment("\ud800")]}).encode()
+    yield b'{"payment_id":"p","payment_id":"q","amount_minor":1e2}'
+    yield b"[" * 200
+
+
+def _avro_payment() -> Iterator[bytes]:
+    from tests.parity.test_payment_readers import ENCODER
+    from tests.unit.schemas.test_avro_wire import PAYMENT
+
+    body = ENCODER.encode(PAYMENT)[5:]
+    yield body
+    yield body[:-3]
+    yield body.replace(b"EUR", b"E\xffR")
+
+
+def _avro_schema() -> Iterator[bytes]:
+    from paywarden.schemas.avro import schema_text
+    from tests.unit.schemas.test_schema_limits import HOSTILE, payment_with
+
+    one_line = json.dumps(json.loads(schema_text("outcomes")))
+    yield one_line.encode() + b"\0\x04p1\x02\x00\x00\x00\x00"
+    for name in ("a record of type error that contains itself", "a fixed of size abc", "a union in a union"):
+        yield json.dumps(payment_with(HOSTILE[name])).encode() + b"\0" * 9
+    fields = [{"name": "a", "type": {"type": "array", "items": ["null", {"type": "map", "values": "long"}]}}]
+    yield json.dumps({"type": "record", "name": "Payment", "fields": fields}).encode() + b"\0\x04\0\x02\0\0"
+
+
+def _dead_letter() -> Iterator[bytes]:
+    from paywarden.streams.kafka.client import KafkaSettings
+    from tests.worlds.topics import letter
+
+    yield letter(KafkaSettings(), "payments", "currency: no", 1)[5:]
+    yield b"\x10payments\0\0\0\0\0\x04\x0e" + b"paywarden-retry-count"[:7] + b"\x02\x02" + b"9\0\0\0"
+
+
+def _repartition_frame() -> Iterator[bytes]:
+    from paywarden.streams.profiles.repartition import encode_frame
+    from tests.unit.streams.profiles.test_updater import card_events
+
+    events = card_events()
+    yield encode_frame(events, {0: 1, 3: 2}, 6)
+    yield encode_frame(events, {}, 6)[:-2]
+
+
+def _profile() -> Iterator[bytes]:
+    from paywarden.features.profiles.engine import FeatureEngine
+    from paywarden.streams.profiles.events import apply
+    from tests.unit.streams.profiles.test_updater import card_events
+
+    states = apply(0, card_events(), {}, FeatureEngine()).profiles
+    yield from list(states.values())[:2]
+    # The example of the codec's documentation: another shape, which is migrated.
+    yield bytes.fromhex("048daa3a04060001901c01000026101000" + "0068e5cf8b0160ea000102")
+
+
+def _profile_set_aside() -> Iterator[bytes]:
+    from paywarden.streams.profiles.set_aside import SetAside, set_aside
+    from tests.unit.streams.profiles.test_updater import card_events
+
+    yield set_aside(b"profile").encode()
+    yield SetAside(b"", card_events().rows).encode()
+    yield b"\xff\x01\x00\x00\x00\x00\x03\x00" + zlib.compress(bytes(48))
+
+
+def _payment_record() -> Iterator[bytes]:
+    from paywarden.schemas.proto.store_pb2 import LabelChange, PaymentRecord
+
+    changes = [LabelChange(source=1, offset=2, weight=1), LabelChange(source=1, offset=4, weight=-1)]
+    yield PaymentRecord(offset=5, attributes=[1] * 13, keys=["card:c"], label_changes=changes).SerializeToString()
+    yield PaymentRecord(source=2, attributes=[1] * 14, keys=["a"] * 5).SerializeToString()
+
+
+def _state() -> Iterator[bytes]:
+    from paywarden.streams.drift.evaluation import EvaluatedUpTo
+    from paywarden.streams.drift.state import CountTile, DriftHead
+    from paywarden.streams.outcomes.payments import Outcome, Payment
+    from paywarden.streams.outcomes.state import Day, OutcomeHead
+
+    yield DriftHead("owner").encode()
+    yield CountTile(5).encode()
+    yield OutcomeHead("owner").encode()
+    yield Day(5).encode()
+    yield EvaluatedUpTo(5).encode()
+    yield Payment(waiting=(Outcome(5, 1),)).to_bytes()
+
+
+def _outbox() -> Iterator[bytes]:
+    import tempfile
+
+    from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
+    from paywarden.scoring.state.outbox import OutboxSettings, OutboxWriter
+    from tests.worlds.grpc_served import payment
+
+    entry = OutboxEntry(decided_time_ms=5, request=payment()).SerializeToString()
+    with tempfile.TemporaryDirectory() as folder:
+        writer = OutboxWriter(OutboxSettings(directory=folder), "w")
+        writer.append(entry)
+        writer.append(entry)
+        writer.close()
+        (segment,) = [path for path in (Path(folder) / "w").iterdir() if path.stat().st_size]
+        yield segment.read_bytes()
+        yield segment.read_bytes()[:-3]
+    yield entry
+
+
+def _changelog() -> Iterator[bytes]:
+    from paywarden.schemas.avro import Encoder, LocalSchemaIds
+
+    encoder = Encoder("profiles", LocalSchemaIds().id_of("profiles"))
+    fields = {"entity": "card", "state": b"s", "written_time_ms": 1, "complete_to_time_ms": 7, "arrived_time_ms": 2}
+    value = encoder.encode(fields)
+    yield b"\x06card:c" + value
+    yield b"\x06card:c" + value[5:]
+    yield b"\x10progress:card:00" + value[5:]
+
+
+def _register() -> Iterator[bytes]:
+    from paywarden.features.stores.profile_sets import Register
+
+    yield Register().encode("begun")
+    yield b'{"format": 1, "live": {"name": 7}, "sets": [{"name": "a"}, 3]}'
+
+
+def _policy_rule() -> Iterator[bytes]:
+    yield b"mcc in lists.gambling and amount > 499_99 and card_count_1h >= 5"
+    yield b"'new_card' in flags or not (score >= 0.9 and country != 'NO')"
+    yield b"min(amount / 100, abs(score)) ** 2 == 1_0e3 and missing(card_count_1h)"
+    yield b"().__class__.__bases__[0]"
+
+
+def _configuration() -> Iterator[bytes]:
+    yield b'[kafka]\nbootstrap = "a:1"\ntopic_prefix = "x-"\n[stream]\nbatch_max = 5\nfreshness_exceptions = ["a=1"]\n'
+    yield b"[http]\nport = -1\n[grpc]\nlibrary = 7\n[limits]\nbatch_size_max = true\n"
+    yield b"stream = 7\n[nowhere]\na = 1\n"
+
+
+def _kafka_batch() -> Iterator[bytes]:
+    yield b"trace\0k\0v\0\xff\xfe\0k\0v\0ok\0\0"
+    yield b"\xc3\xa9\0k\0v\0\xed\xa0\x80\0k\0v"
+
+
+def _times_and_keys() -> Iterator[bytes]:
+    yield from (b"2024-05-01T12:00:00Z", b"90s", b"0-17", b"card:C1", b"card_merchant:C1,M1", b"first", b"\xff")
