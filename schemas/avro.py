@@ -51,6 +51,8 @@ TOPICS: Final = (
 _HEADER: Final = struct.Struct(">BI")
 _MAGIC: Final = 0
 _HIGHEST_ID: Final = 2**31 - 1
+# A topic has a handful of schemas. Whoever may register more cannot fill our memory with them.
+SCHEMAS_KEPT_MAX: Final = 1_000
 # Characters of an unknown field's name that a message shows.
 _NAME_SHOWN: Final = 64
 # Stands in for a value that is missing and has no default.
@@ -279,6 +281,8 @@ class Decoder:
             raise InvalidEvent(f"wrong magic byte: wanted {_MAGIC}, got {magic}")
         reader = self._readers.get(schema_id)
         if reader is None:
+            if len(self._readers) >= SCHEMAS_KEPT_MAX:
+                self._readers.clear()
             reader = self._readers[schema_id] = self._reader(schema_id)
         stream = BytesIO(value)
         stream.seek(_HEADER.size)

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 from faust.serializers.codecs import Codec
 
-from paywarden.schemas.avro import Decoder, Schema, SchemaIds
+from paywarden.schemas.avro import SCHEMAS_KEPT_MAX, Decoder, Schema, SchemaIds
 from paywarden.schemas.errors import InvalidEvent, TemporaryFailure
 
 _log = logging.getLogger(__name__)
@@ -103,4 +103,7 @@ class _KnownSchemas:
 
         Raises InvalidEvent if the registry does not know it, TemporaryFailure if the registry is away.
         """
-        self._schemas[schema_id] = self._ids.schema_of(schema_id)
+        schema = self._ids.schema_of(schema_id)
+        if len(self._schemas) >= SCHEMAS_KEPT_MAX:
+            self._schemas.clear()
+        self._schemas[schema_id] = schema

@@ -30,6 +30,7 @@ from confluent_kafka.schema_registry import SchemaRegistryClient
 from confluent_kafka.schema_registry.error import SchemaRegistryError
 
 from paywarden.schemas.avro import (
+    SCHEMAS_KEPT_MAX,
     TOPICS,
     LocalSchemaIds,
     Schema,
@@ -57,7 +58,6 @@ _RETRY_WAIT_MS_MAX: Final = 1_000
 # An unknown id is not asked for again for this long: a flood of broken records must not become a flood of requests. But
 # a follower of the registry may not have heard of a new id yet, so the pause is short.
 _UNKNOWN_FOR_S: Final = 30.0
-_UNKNOWN_MAX: Final = 1_000
 
 _NOT_FOUND: Final = 404
 _INCOMPATIBLE: Final = 409
@@ -122,7 +122,9 @@ class FingerprintSchemaIds:
             text = self._remembered.read().get(schema_id)
             if text is None:
                 raise InvalidEvent(f"unknown schema id {schema_id}")
-            schema = self._schemas[schema_id] = _usable(schema_id, text, self._refused)
+            schema = _usable(schema_id, text, self._refused)
+            _make_room(self._schemas)
+            self._schemas[schema_id] = schema
         return schema
 
 
@@ -179,7 +181,9 @@ class RegistrySchemaIds:
             if (reason := self._refused.get(schema_id)) is not None:
                 raise InvalidEvent(reason)
             with self._lock:
-                schema = self._schemas[schema_id] = self._looked_for(schema_id)
+                schema = self._looked_for(schema_id)
+                _make_room(self._schemas)
+                self._schemas[schema_id] = schema
         return schema
 
     def _looked_for(self, schema_id: int) -> Schema:
@@ -306,7 +310,7 @@ def _usable(schema_id: int, text: str, refused: dict[int, tuple[str, str]]) -> S
 
 
 def _make_room(by_id: dict[int, Any]) -> None:
-    if len(by_id) >= _UNKNOWN_MAX:
+    if len(by_id) >= SCHEMAS_KEPT_MAX:
         by_id.clear()
 
 

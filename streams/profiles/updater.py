@@ -124,7 +124,8 @@ class Updater:
             self._noted = events
         ttl_s = self._engine.plan.ttl_s(entity)
         try:
-            self._store.write({**applied.profiles, **applied.set_aside}, ttl_s=ttl_s, versions=versions)
+            written = {**applied.profiles, **applied.set_aside} if applied.set_aside else applied.profiles
+            self._store.write(written, ttl_s=ttl_s, versions=versions)
         except InvalidEvent:
             if not applied.set_aside:
                 raise

@@ -12,9 +12,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.checkout import CHECKOUT
+
 if TYPE_CHECKING:
     from tests.fuzz.targets import Target
 
+_INCLUDED = ["paywarden", "h2", "hpack", "hyperframe"]
 # The longest input. Longer ones find nothing new here and slow the search down.
 _INPUT_BYTES_MAX = 4096
 _TOKENS = (
@@ -43,7 +46,7 @@ def main() -> None:
     atheris = None if asked.plain or asked.seeds or asked.list else _atheris()
     if atheris is not None:
         # Everything that is imported from here on is instrumented.
-        with atheris.instrument_imports(include=["paywarden", "h2", "hpack", "hyperframe"]):
+        with atheris.instrument_imports(include=_INCLUDED, exclude=_compiled_modules()):
             from tests.fuzz.targets import TARGETS, made
     else:
         from tests.fuzz.targets import TARGETS, made
@@ -65,6 +68,13 @@ def main() -> None:
     else:
         known = [path.read_bytes() for path in inputs(name)] or list(seeds(name))
         sys.exit(_mutated(name, asked.seconds, asked.seed, known, made(name)))
+
+
+def _compiled_modules() -> list[str]:
+    """Return the modules with functions that numba compiles: it cannot compile instrumented ones."""
+    paths = [path for room in ("features", "models", "scoring", "streams") for path in (CHECKOUT / room).rglob("*.py")]
+    compiled = [path for path in paths if "kernel.jit import" in path.read_text(encoding="utf-8")]
+    return [".".join(("paywarden", *path.relative_to(CHECKOUT).with_suffix("").parts)) for path in compiled]
 
 
 def _atheris() -> Any:
@@ -90,7 +100,7 @@ def _guided(atheris: Any, name: str, seconds: int, corpus: Path, made: Callable[
         str(found),
         str(corpus),
     ]
-    with atheris.instrument_imports(include=["paywarden", "h2", "hpack", "hyperframe"]):
+    with atheris.instrument_imports(include=_INCLUDED, exclude=_compiled_modules()):
         target = made(name)
     sys.stderr.write(f"new inputs go to {found}\n")
     atheris.Setup(arguments, target, enable_python_coverage=True)

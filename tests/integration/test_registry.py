@@ -22,6 +22,7 @@ from paywarden.streams.kafka.registry import FingerprintSchemaIds, RegistrySchem
 from paywarden.streams.kafka.remembered_schemas import MemoryRememberedSchemas
 from tests.services.java import free_port
 from tests.services.registry import RegistryServer
+from tests.unit.schemas.test_schema_limits import HOSTILE, payment_with
 
 PAYMENT = {
     "payment_id": "p-1",
@@ -250,6 +251,30 @@ def test_a_schema_that_refers_to_other_subjects_is_refused(
     schema_id = client.register_schema("whole-value", RegistrySchema(json.dumps(whole), "AVRO", references))
     with pytest.raises(InvalidEvent, match="refers to other schemas"):
         connect().schema_of(schema_id)
+
+
+HOSTILE_AND_REGISTERED = (
+    "arrays nested 600 deep",
+    "a record of type error that contains itself",
+    "forty records each twice the one before",
+)
+
+
+@pytest.mark.parametrize("name", HOSTILE_AND_REGISTERED)
+def test_a_hostile_schema_that_the_registry_accepts_is_refused(
+    name: str, client: SchemaRegistryClient, connect: Callable[..., RegistrySchemaIds]
+) -> None:
+    schema = RegistrySchema(json.dumps(payment_with(HOSTILE[name])), "AVRO")
+    schema_id = client.register_schema("hostile-value", schema)
+    remembered = MemoryRememberedSchemas()
+    ids = connect(remembered)
+    with pytest.raises(InvalidEvent, match="the schema"):
+        ids.schema_of(schema_id)
+    # It is not remembered for others, and a flood of such records asks for it once.
+    assert schema_id not in remembered.read()
+    ids.close()
+    with pytest.raises(InvalidEvent, match="the schema"):
+        ids.schema_of(schema_id)
 
 
 def test_an_unknown_id_is_refused_and_looked_up_again_later(
