@@ -645,6 +645,8 @@ def test_records_that_expired_unread_are_counted_and_the_rest_is_read(worker: Wo
     expired = worker.pipeline.metrics.expired.labels("payments")._value.get()
     assert expired == 30
     assert worker.broker.committed[P0] == 60
+
+
 def test_an_unreadable_profile_stops_neither_the_worker_nor_other_profiles(worker: Worker) -> None:
     payments, _ = world()
     worker.pay(payments[:30])
