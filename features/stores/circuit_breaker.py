@@ -56,6 +56,12 @@ class CircuitBreaker:
         """Where it stands. Open until the next operation is asked for, even when the cool-down is over."""
         return self._state
 
+    @property
+    def is_calm(self) -> bool:
+        """Whether it is closed and the last operation got an answer: a new breaker would be no different."""
+        with self._lock:
+            return self._state is BreakerState.CLOSED and not self._failure_count
+
     def admit(self, now_ms: int) -> int | None:
         """Returns a ticket for one operation, or None if the operation should not be tried now."""
         with self._lock:

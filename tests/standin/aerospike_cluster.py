@@ -8,14 +8,21 @@
 Every node holds every record, so the replication factor is the number of nodes. `lose` and `take_over` are two steps,
 because they are seconds apart in a real cluster. In between, the client may not know of the loss, and the running nodes
 answer only for their own partitions.
+
+A node that comes back owns partitions at once, before it has what was written meanwhile:
+
+    cluster.lose(1)
+    cluster.take_over()                        writes go to the others
+    cluster.bring_back(1, is_behind=True)      node 1 answers with what it had, unless a read asks all copies
+    cluster.end_migration(1)                   of each record the copy that wins stays, on every node
 """
 
 from __future__ import annotations
 
 from types import TracebackType
 
-from tests.standin.aerospike_records import PARTITION_COUNT
-from tests.standin.aerospike_server import StandIn, namespace_statistics, partition_bitmap
+from tests.standin.aerospike_records import PARTITION_COUNT, Record
+from tests.standin.aerospike_server import StandIn, partition_bitmap
 
 
 class StandInCluster:
@@ -29,6 +36,8 @@ class StandInCluster:
         self.nodes = [first, *others]
         self.records = first.records
         self._living = list(self.nodes)
+        # What a lost node had, by its number.
+        self._had: dict[int, dict[bytes, Record]] = {}
         self._generation = 0
 
     def __enter__(self) -> StandInCluster:
@@ -50,14 +59,23 @@ class StandInCluster:
 
     def lose(self, number: int) -> None:
         """Stop a node. The others have not noticed yet."""
+        self._had[number] = dict(self.records.by_digest)
         self._living.remove(self.nodes[number])
         self.nodes[number].stop()
 
-    def bring_back(self, number: int) -> None:
+    def bring_back(self, number: int, *, is_behind: bool = False) -> None:
         """Start a lost node again. It owns partitions at once."""
+        had, now = self._had.pop(number), self.records.by_digest
+        if is_behind:
+            differing = [digest for digest in had.keys() | now.keys() if had.get(digest) is not now.get(digest)]
+            self.nodes[number].copies = {digest: had.get(digest) for digest in differing}
         self.nodes[number].start()
         self._living.append(self.nodes[number])
         self.take_over()
+
+    def end_migration(self, number: int) -> None:
+        """Let a node that came back get what it lacks, and the others what it has."""
+        self.records.merge(self.nodes[number].copies)
 
     def take_over(self) -> None:
         """Share all partitions among the running nodes, and tell the client."""
@@ -80,8 +98,8 @@ class StandInCluster:
             "peers-clear-std": peers,
             "peers-clear-alt": peers,
             "replicas": f"{node.namespace}:{self._generation},{count},{bitmaps};",
-            f"namespace/{node.namespace}": namespace_statistics(node_count=count),
         }
+        node.node_count = count
 
 
 def _node_name(number: int) -> str:

@@ -9,8 +9,12 @@ server, because callers notice them:
 - generations are 16 bits and start again at 1;
 - a scan walks a partition in digest order, so that it can resume after a digest;
 - a scan's answer names the partitions that are not available here (code 11), and no others;
-- a record beyond the size limit is refused with code 13, an unknown namespace with code 20, and a record
-  that would expire, where expiry is switched off, with code 22.
+- a record beyond the size limit is refused with code 13, an unknown namespace with code 20;
+- code 22 means that a record would expire where expiry is switched off, that the clocks of the nodes differ too much,
+  that a set is at its limit of records, or that it is being truncated up to a time that lies ahead;
+- a durable delete is refused with code 25 by a server that is no Enterprise server; after a cold start, records that
+  were deleted in another way are there again, unless they have expired or were written since;
+- a killed server with a single copy of its records loses the writes that it had not flushed to its devices yet.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from threading import Lock
 
 from tests.standin.aerospike_wire import (
@@ -31,9 +36,11 @@ from tests.standin.aerospike_wire import (
     FIELD_PARTITIONS,
     FIELD_SET,
     INFO1_ALL_BINS,
+    INFO1_ASK_ALL_COPIES,
     INFO1_NO_BINS,
     INFO2_CREATE_ONLY,
     INFO2_DELETE,
+    INFO2_DURABLE_DELETE,
     INFO2_GENERATION,
     INFO2_WRITE,
     INFO3_CREATE_OR_REPLACE,
@@ -54,6 +61,7 @@ UNAVAILABLE = 11
 TOO_BIG = 13
 NAMESPACE_NOT_FOUND = 20
 FORBIDDEN = 22
+ENTERPRISE_ONLY = 25
 
 _GENERATION_MAX = 65_535
 _TTL_DEFAULT = 0
@@ -70,13 +78,14 @@ def partition_of(digest: bytes) -> int:
 
 @dataclass
 class Record:
-    """One stored record. `expires_s` is epoch seconds, None for never."""
+    """One stored record. `expires_s` is epoch seconds, None for never. `updated` grows with each write."""
 
     set_name: str
     key: bytes
     bins: dict[str, tuple[int, bytes]]
     generation: int = 1
     expires_s: float | None = None
+    updated: int = 0
 
     @property
     def void_time_s(self) -> int:
@@ -84,46 +93,105 @@ class Record:
         return 0 if self.expires_s is None else int(self.expires_s) - _EPOCH_S
 
 
+# What a node that was away has of some records, by digest; None for nothing.
+Copies = dict[bytes, Record | None]
+
+
 @dataclass
 class Records:
-    """The records of one namespace. Safe to use from several threads."""
+    """The records of one namespace. Safe to use from several threads.
+
+    `resolves_by_generation` is the server's default for copies that differ; otherwise the latest write wins.
+    """
 
     namespace: str
     clock: Callable[[], float]
     record_bytes_max: int = 1_048_576
     expiry_allowed: bool = True
+    is_enterprise: bool = True
+    resolves_by_generation: bool = False
+    clock_skewed: bool = False
+    # By set: how many records it may have, and until when (epoch seconds) it is truncated.
+    count_limits: dict[str, int] = field(default_factory=dict)
+    truncated_until_s: dict[str, float] = field(default_factory=dict)
     by_digest: dict[bytes, Record] = field(default_factory=dict)
     lock: Lock = field(default_factory=Lock)
 
-    def answer(self, request: Request, refusal: int = OK) -> bytes:
-        """Carry out a request about one record, unless a fault refuses it. Returns the result."""
+    def __post_init__(self) -> None:
+        self._updates = count(1)
+        # What the devices still hold of records that were deleted without a tombstone.
+        self._undead: dict[bytes, Record] = {}
+        self._flushed: dict[bytes, Record] = {}
+
+    def flush(self) -> None:
+        """Bring everything that was written so far to the devices."""
+        with self.lock:
+            self._flushed = dict(self.by_digest)
+
+    def kill(self) -> None:
+        """Lose what was not flushed, as a server does whose records have a single copy."""
+        with self.lock:
+            self.by_digest = dict(self._flushed)
+
+    def start_cold(self) -> None:
+        """Read everything from the devices again: deleted records, too."""
+        with self.lock:
+            for digest, record in self._undead.items():
+                if record.expires_s is None or record.expires_s > self.clock():
+                    self.by_digest.setdefault(digest, record)
+            self._undead.clear()
+
+    def merge(self, copies: Copies) -> None:
+        """End the migration of a node that was away: of each record the copy that wins stays."""
+        with self.lock:
+            for digest in list(copies):
+                self._resolve(digest, copies)
+
+    def _resolve(self, digest: bytes, copies: Copies) -> None:
+        """Keep the copy that wins, here and on the node that was away."""
+        if digest not in copies:
+            return
+        copy, here = copies.pop(digest), self.by_digest.get(digest)
+        if copy is None or here is None:
+            wins = copy is not None
+        elif self.resolves_by_generation:
+            wins = copy.generation > here.generation
+        else:
+            wins = copy.updated > here.updated
+        if wins:
+            assert copy is not None
+            self.by_digest[digest] = copy
+
+    def answer(self, request: Request, refusal: int = OK, copies: Copies | None = None) -> bytes:
+        """Carry out a request about one record, unless a fault refuses it. Returns the result.
+
+        `copies` is what the node has that was asked, where that differs. A write compares all copies first; a read does
+        it if it says so.
+        """
+        copies = {} if copies is None else copies
         with self.lock:
             if refusal != OK:
                 return encode_message(result=refusal, index=request.index)
             if request.text(FIELD_NAMESPACE) != self.namespace:
                 return encode_message(result=NAMESPACE_NOT_FOUND, index=request.index)
+            is_read = not request.info2 & (INFO2_DELETE | INFO2_WRITE)
+            if not is_read or request.info1 & INFO1_ASK_ALL_COPIES:
+                self._resolve(request.digest, copies)
             if request.info2 & INFO2_DELETE:
                 return self._delete(request)
             if request.info2 & INFO2_WRITE:
                 return self._write(request)
-            return self._read(request)
+            if request.digest in copies:
+                return _read_answer(self._unless_expired(copies[request.digest]), request)
+            return _read_answer(self._live(request.digest), request)
 
     def _live(self, digest: bytes) -> Record | None:
-        record = self.by_digest.get(digest)
+        return self._unless_expired(self.by_digest.get(digest))
+
+    def _unless_expired(self, record: Record | None) -> Record | None:
         if record is None or (record.expires_s is not None and record.expires_s <= self.clock()):
             return None
         return record
-
-    def _read(self, request: Request) -> bytes:
-        record = self._live(request.digest)
-        if record is None:
-            return encode_message(result=NOT_FOUND, index=request.index)
-        return encode_message(
-            generation=record.generation,
-            void_time_s=record.void_time_s,
-            index=request.index,
-            bins=_wanted_bins(record, request),
-        )
 
     def set_counts(self) -> dict[str, int]:
         """Returns `set_count` of every set."""
@@ -137,9 +205,16 @@ class Records:
 
     def _delete(self, request: Request) -> bytes:
         live = self._live(request.digest)
+        is_durable = bool(request.info2 & INFO2_DURABLE_DELETE)
+        if is_durable and not self.is_enterprise:
+            return encode_message(result=ENTERPRISE_ONLY, index=request.index)
         if live is not None and _is_of_wrong_generation(live, request):
             return encode_message(result=WRONG_GENERATION, generation=live.generation, index=request.index)
-        self.by_digest.pop(request.digest, None)
+        gone = self.by_digest.pop(request.digest, None)
+        if is_durable:
+            self._undead.pop(request.digest, None)
+        elif gone is not None:
+            self._undead[request.digest] = gone
         return encode_message(result=OK if live is not None else NOT_FOUND, index=request.index)
 
     def _write(self, request: Request) -> bytes:
@@ -156,12 +231,25 @@ class Records:
         if sum(len(value) for _, value in bins.values()) > self.record_bytes_max:
             return encode_message(result=TOO_BIG, index=request.index)
         expires_s = self._expiry(request.ttl_s, old)
-        if expires_s is not None and not self.expiry_allowed:
+        if self._is_forbidden(request.text(FIELD_SET), is_new=old is None, expires=expires_s is not None):
             return encode_message(result=FORBIDDEN, index=request.index)
         generation = 1 if old is None else old.generation % _GENERATION_MAX + 1
         key = request.fields.get(FIELD_KEY, b"" if old is None else old.key)
-        self.by_digest[request.digest] = Record(request.text(FIELD_SET), key, bins, generation, expires_s)
+        self.by_digest[request.digest] = Record(
+            request.text(FIELD_SET), key, bins, generation, expires_s, next(self._updates)
+        )
+        # A cold start finds this newer version.
+        self._undead.pop(request.digest, None)
         return encode_message(generation=generation, index=request.index)
+
+    def _is_forbidden(self, set_name: str, *, is_new: bool, expires: bool) -> bool:
+        if self.clock_skewed or (expires and not self.expiry_allowed):
+            return True
+        if not is_new:
+            return False
+        held = sum(record.set_name == set_name for record in self.by_digest.values())
+        is_full = set_name in self.count_limits and held >= self.count_limits[set_name]
+        return is_full or self.truncated_until_s.get(set_name, 0.0) > self.clock()
 
     def _expiry(self, ttl_s: int, old: Record | None) -> float | None:
         if ttl_s == _TTL_KEEP:
@@ -208,6 +296,17 @@ class Records:
             fields=fields,
             bins=_wanted_bins(record, request),
         )
+
+
+def _read_answer(record: Record | None, request: Request) -> bytes:
+    if record is None:
+        return encode_message(result=NOT_FOUND, index=request.index)
+    return encode_message(
+        generation=record.generation,
+        void_time_s=record.void_time_s,
+        index=request.index,
+        bins=_wanted_bins(record, request),
+    )
 
 
 def _write_refusal(old: Record | None, request: Request) -> int:

@@ -24,7 +24,7 @@ from functools import cache
 from threading import Event, Lock, Thread
 from types import TracebackType
 
-from tests.standin.aerospike_records import OK, PARTITION_COUNT, Records
+from tests.standin.aerospike_records import OK, PARTITION_COUNT, Copies, Records
 from tests.standin.aerospike_wire import (
     ADMIN_KIND,
     FIELD_BATCH,
@@ -56,6 +56,8 @@ _SCAN_FRAME_RECORD_COUNT = 4
 # stopped stand-in could get that very port as its own, connect to itself, and keep the stand-in from it.
 _LOWEST_PORT, _HIGHEST_PORT = 15_000, 30_000
 _PORT_ATTEMPT_COUNT = 50
+# The server counts milliseconds from 2010-01-01 UTC.
+_EPOCH_S = 1_262_304_000
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,9 @@ class StandIn:
     # The records of a cluster's other nodes, if this server is part of a cluster.
     shared_records: Records | None = None
     login_result: int = SECURITY_NOT_ENABLED
+    # How many nodes the namespace says the cluster has, and how many copies a record; by default one on every node.
+    node_count: int = 1
+    copy_count: int | None = None
     port: int = 0
     record_counts: list[int] = field(default_factory=list)
     scans: list[Request] = field(default_factory=list)
@@ -163,6 +168,11 @@ class StandIn:
     partitions: frozenset[int] = field(default=EVERY_PARTITION, repr=False)
     # Answers to info requests that differ from a healthy server's, by name.
     info: dict[str, str] = field(default_factory=dict)
+    # Settings of the namespace and of the node that differ from those of a well configured one.
+    namespace_config: dict[str, str] = field(default_factory=dict)
+    service_config: dict[str, str] = field(default_factory=dict)
+    # What this node has of records that were written while it was away.
+    copies: Copies = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self.records = self.shared_records or Records(self.namespace, self.clock)
@@ -321,7 +331,8 @@ class StandIn:
         if request.info1 & INFO1_BATCH:
             return [frame(MESSAGE_KIND, (b"" if fault.refusal else self._answer_batch(request, fault)) + last)]
         if FIELD_DIGEST in request.fields:
-            return [frame(MESSAGE_KIND, self.records.answer(request, fault.refusal or fault.record_refusal))]
+            refusal = fault.refusal or fault.record_refusal
+            return [frame(MESSAGE_KIND, self.records.answer(request, refusal, self.copies))]
         here = self.partitions - fault.partitions
         found = [] if fault.refusal else list(self.records.scan(request, here.__contains__))
         step = _SCAN_FRAME_RECORD_COUNT
@@ -332,7 +343,7 @@ class StandIn:
         answers = []
         for position, one in enumerate(decode_batch(request.fields[FIELD_BATCH])):
             hit = fault.positions is None or position in fault.positions
-            answers.append(self.records.answer(one, fault.record_refusal if hit else OK))
+            answers.append(self.records.answer(one, fault.record_refusal if hit else OK, self.copies))
         return b"".join(answers)
 
     def _info(self, names: list[str]) -> str:
@@ -351,8 +362,35 @@ class StandIn:
             "rack-ids": f"{self.namespace}:0;",
             "features": "batch-any;pquery",
             "status": "ok",
+            "edition": self._edition,
+            "release": f"edition={self._edition};version={BUILD}",
+            "get-config:context=service": _joined({"min-cluster-size": "1", **self.service_config}),
         }
         return "".join(f"{name}\t{self.info.get(name, known.get(name) or self._statistics(name))}\n" for name in names)
+
+    @property
+    def _edition(self) -> str:
+        return f"Aerospike {'Enterprise' if self.records.is_enterprise else 'Community'} Edition"
+
+    def _config(self) -> dict[str, str]:
+        """Returns the settings of the namespace: those that `paywarden store check` wants, with this node's changes."""
+        resolution = "generation" if self.records.resolves_by_generation else "last-update-time"
+        return {
+            "nsup-period": "120" if self.records.expiry_allowed else "0",
+            "allow-ttl-without-nsup": "false",
+            "conflict-resolution-policy": resolution,
+            "disable-write-dup-res": "false",
+            "evict-sys-memory-pct": "0",
+            "evict-indexes-memory-pct": "0",
+            "max-record-size": str(self.records.record_bytes_max),
+            "read-consistency-level-override": "off",
+            "write-commit-level-override": "off",
+            "strong-consistency": "false",
+            "storage-engine": "device",
+            "storage-engine.device[0]": "/dev/nvme0n1",
+            "storage-engine.evict-used-pct": "0",
+            **self.namespace_config,
+        }
 
     def _statistics(self, name: str) -> str:
         """Returns the statistics of the server, its namespace or one of its sets: the part that a caller reads."""
@@ -361,26 +399,37 @@ class StandIn:
         if kind == "statistics":
             return "cluster_size=1;uptime=1"
         if kind == "namespace":
-            return namespace_statistics(node_count=1) if namespace == self.namespace else "type=unknown"
+            if namespace != self.namespace:
+                return "type=unknown"
+            statistics = namespace_statistics(
+                node_count=self.node_count, copy_count=self.copy_count, clock_skewed=self.records.clock_skewed
+            )
+            return f"{statistics};{_joined(self._config())}"
         if kind == "sets" and namespace != self.namespace:
             return "ns_type=unknown"
         if kind == "sets" and not set_name:
             counts = self.records.set_counts().items()
-            return "".join(f"ns={namespace}:set={name}:{_set_statistics(count)}" for name, count in counts)
+            return "".join(f"ns={namespace}:set={name}:{self._set_statistics(name, count)}" for name, count in counts)
         count = self.records.set_count(set_name) if kind == "sets" else 0
         # A server does not know a set before its first record.
-        return _set_statistics(count) if count else ""
+        return self._set_statistics(set_name, count) if count else ""
+
+    def _set_statistics(self, name: str, count: int) -> str:
+        until_s = self.records.truncated_until_s.get(name)
+        until = "" if until_s is None else f"truncate_lut={int((until_s - _EPOCH_S) * 1000)}:"
+        limit = self.records.count_limits.get(name, 0)
+        return f"objects={count}:tombstones=0:{until}truncating=false:stop-writes-count={limit};"
 
 
-def namespace_statistics(*, node_count: int, copy_count: int | None = None) -> str:
-    """Returns a healthy node's statistics of its namespace. By default, every node has a copy of every record."""
+def namespace_statistics(*, node_count: int, copy_count: int | None = None, clock_skewed: bool = False) -> str:
+    """Returns a node's statistics of its namespace. By default, every node has a copy of every record."""
     copy_count = node_count if copy_count is None else copy_count
-    switches = "clock_skew_stop_writes=false;stop_writes=false"
+    switches = f"clock_skew_stop_writes={str(clock_skewed).lower()};stop_writes=false"
     return f"ns_cluster_size={node_count};effective_replication_factor={copy_count};{switches}"
 
 
-def _set_statistics(count: int) -> str:
-    return f"objects={count}:tombstones=0:truncating=false:stop-writes-count=0;"
+def _joined(settings: dict[str, str]) -> str:
+    return ";".join(f"{name}={value}" for name, value in settings.items())
 
 
 @cache

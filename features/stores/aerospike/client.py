@@ -28,6 +28,9 @@ RECORD_NOT_FOUND = 2
 # The record is at another generation than the write expected, or exists although the write expected none.
 WRONG_GENERATION = 3
 RECORD_EXISTS = 5
+# The server forbids it, for one of several reasons that only its own status tells: servers.py.
+FORBIDDEN = 22
+ENTERPRISE_ONLY = 25
 
 OPENING = "open"
 
@@ -46,7 +49,7 @@ _NEVER_BY_RETRYING = {
     13: "the record is over the server's max-record-size: lower record_bytes_max to what the server takes",
     _NAMESPACE_NOT_FOUND: "the cluster has no such namespace",
     21: "the server refuses the bin's name",
-    22: "the server forbids it: a namespace whose nsup-period is 0 takes no records that expire",
+    ENTERPRISE_ONLY: "only an Enterprise server can do it",
     51: "the server has no security, so user and password must be empty",
     60: "user or password is wrong",
     62: "user or password is wrong",
@@ -62,6 +65,7 @@ _ONLY_WHEN_OPENING = {_TLS_ERROR, _NAMESPACE_NOT_FOUND}
 
 # Why a call failed, as a label of metrics. Any other code is "other".
 BUSY = "busy"
+FORBIDDEN_REASON = "forbidden"
 _REASONS = {
     "timeout": (9, 212),
     "connection": (-6, -7, -8, _TLS_ERROR, -10, -12, _NO_RESPONSE),
@@ -70,6 +74,7 @@ _REASONS = {
     "full": (8,),
     # Too many requests for one record. This says nothing about other records.
     BUSY: (14,),
+    FORBIDDEN_REASON: (FORBIDDEN,),
 }
 _REASON_OF = {code: reason for reason, codes in _REASONS.items() for code in codes}
 REASONS = (*_REASONS, "other")
@@ -86,6 +91,7 @@ _MINIMA = {
     "sleep_between_retries_ms": 0,
     "breaker_failure_count_max": 1,
     "breaker_cooldown_ms": 0,
+    "connection_count_min": 0,
     "connection_count_max": 1,
     "record_bytes_max": 1,
     "batch_record_count_max": 1,
@@ -94,6 +100,31 @@ _MINIMA = {
     "scan_page_timeout_ms": 1,
     "scan_patience_ms": 0,
     "scan_records_per_second": 0,
+    "marker_days": 0,
+}
+
+# The names of our settings, and the client's constants. A copy may lag behind for seconds after a node came back;
+# "all" asks every copy that may differ, and therefore sees what was acknowledged.
+READ_MODES_AP = {"all": aerospike.POLICY_READ_MODE_AP_ALL, "one": aerospike.POLICY_READ_MODE_AP_ONE}
+# For a namespace with strong consistency. "linearize" sees every write that was acknowledged to anyone.
+READ_MODES_SC = {
+    "linearize": aerospike.POLICY_READ_MODE_SC_LINEARIZE,
+    "session": aerospike.POLICY_READ_MODE_SC_SESSION,
+    "allow_replica": aerospike.POLICY_READ_MODE_SC_ALLOW_REPLICA,
+    "allow_unavailable": aerospike.POLICY_READ_MODE_SC_ALLOW_UNAVAILABLE,
+}
+AUTH_MODES = {
+    "internal": aerospike.AUTH_INTERNAL,
+    "external": aerospike.AUTH_EXTERNAL,
+    "pki": aerospike.AUTH_PKI,
+}
+CLUSTER_CHECKS = ("off", "warn", "require")
+# What a text setting may be.
+_CHOICES: dict[str, Collection[str]] = {
+    "read_mode_ap": READ_MODES_AP,
+    "read_mode_sc": READ_MODES_SC,
+    "auth_mode": AUTH_MODES,
+    "cluster_check": CLUSTER_CHECKS,
 }
 
 
@@ -104,7 +135,8 @@ class AerospikeSettings:
     `hosts` are seeds, "host:port" each; the client learns the other nodes from any of them. An attempt gives
     up when the socket is silent for `socket_timeout_ms`; a call, with its retries, after `total_timeout_ms`.
     A read or write longer than `batch_record_count_max` records or `batch_bytes_max` bytes is several calls.
-    `user` empty means no login; `tls_name` is what the nodes' certificates must say.
+    `user` empty means no login, except with `auth_mode` pki, where the certificate says who we are. `tls_name` is what
+    the nodes' certificates must say. `rack_ids` are the racks to read from first, nearest first; empty for any.
     """
 
     hosts: tuple[str, ...] = ("127.0.0.1:3000",)
@@ -123,7 +155,22 @@ class AerospikeSettings:
     breaker_failure_count_max: int = 3
     # As long as one unanswered call: long enough to relieve a cluster in trouble, short compared with its recovery.
     breaker_cooldown_ms: int = 2_000
+    # Connections to each node that stay open, so that a burst need not wait for new ones. TLS makes these dear.
+    connection_count_min: int = 0
     connection_count_max: int = 100
+    read_mode_ap: str = "all"
+    read_mode_sc: str = "linearize"
+    rack_ids: tuple[int, ...] = ()
+    # The name that the cluster must have; empty for any. It keeps a test's settings out of the live cluster.
+    cluster_name: str = ""
+    use_services_alternate: bool = False
+    # How the cluster's statistics of clients call this one.
+    app_id: str = "paywarden"
+    # What to do at the start about a cluster that can lose records: "warn" logs each finding, "require" refuses to
+    # start, "off" does not look.
+    cluster_check: str = "warn"
+    # Without durable deletes an erased record leaves a marker. It must outlive every record; 0 keeps it for ever.
+    marker_days: int = 800
     record_bytes_max: int = RECORD_BYTES_MAX
     batch_record_count_max: int = 256
     # The client's own limit is 128 MiB; this keeps one call well inside total_timeout_ms on a slow network.
@@ -134,37 +181,50 @@ class AerospikeSettings:
     scan_patience_ms: int = 30_000
     # All nodes together, 0 for no limit. A host that warms up must not starve the others' pipelines.
     scan_records_per_second: int = 100_000
+    auth_mode: str = "internal"
     user: str = ""
     password: str = field(default="", repr=False)
     login_timeout_ms: int = 5_000
     tls: bool = False
     tls_name: str = ""
     tls_ca_file: str = ""
+    tls_ca_path: str = ""
+    # In OpenSSL's words; empty takes the client's own choice.
+    tls_protocols: str = ""
+    tls_cipher_suite: str = ""
+    # Whether the nodes' certificates are looked up in the lists of revoked ones, among tls_ca_file and tls_ca_path; and
+    # whether the authorities' own are, too.
+    tls_crl_check: bool = False
+    tls_crl_check_all: bool = False
+    # A file with the serial numbers of certificates that are not accepted.
+    tls_certificate_blacklist: str = ""
     tls_certificate_file: str = ""
     tls_key_file: str = ""
     tls_key_password: str = field(default="", repr=False)
 
 
 class CallFailed(Exception):
-    """A call that raised nothing but failed: the deciding code, and which records it concerns."""
+    """A call that raised nothing but failed: the deciding code, and the positions of the records that it concerns."""
 
-    def __init__(self, code: int, what: str) -> None:
-        super().__init__(code, what)
+    def __init__(self, code: int, what: str, positions: Collection[int] = ()) -> None:
+        super().__init__(code, what, positions)
         self.code = code
         self.what = what
+        self.positions = positions
 
 
 def check_batch(batch: BatchRecords, *, fine: Collection[int]) -> None:
     """Raises CallFailed unless every record was answered with one of the codes in `fine`."""
     codes = [record.result for record in batch.batch_records]
-    failed = [code for code in codes if code not in fine]
+    positions = [position for position, code in enumerate(codes) if code not in fine]
+    failed = [codes[position] for position in positions]
     # A record with any other answer than success also fails its batch, even if that answer is in `fine`.
     is_explained = batch.result == _SOME_FAILED and any(codes)
     if not failed and (batch.result == OK or is_explained):
         return
     # Before it reaches a node a batch can fail as a whole, and then its records still say 0, success.
     what = f"{len(failed)} of {len(codes)} records" if failed else "the whole batch"
-    raise CallFailed(_telling_code([*failed, batch.result]), what)
+    raise CallFailed(_telling_code([*failed, batch.result]), what, positions)
 
 
 def _telling_code(codes: list[int]) -> int:
@@ -206,8 +266,29 @@ def check_settings(settings: AerospikeSettings) -> None:
     for name, minimum in _MINIMA.items():
         if getattr(settings, name) < minimum:
             raise Misconfigured(f"{name} must be at least {minimum}, got {getattr(settings, name)}")
-    if settings.user and not settings.password:
+    for name, choices in _CHOICES.items():
+        if getattr(settings, name) not in choices:
+            raise Misconfigured(f"{name} must be one of {', '.join(choices)}, got {getattr(settings, name)!r}")
+    if settings.connection_count_min > settings.connection_count_max:
+        raise Misconfigured("connection_count_min must be at most connection_count_max")
+    if any(rack < 1 for rack in settings.rack_ids):
+        raise Misconfigured("rack_ids must be 1 or more each: a node of rack 0 is in no rack")
+    _check_login(settings)
+
+
+def _check_login(settings: AerospikeSettings) -> None:
+    if settings.auth_mode == "pki":
+        if not (settings.tls and settings.tls_certificate_file and settings.tls_key_file):
+            raise Misconfigured("auth_mode is pki, so tls, tls_certificate_file and tls_key_file must be set")
+        if settings.user:
+            raise Misconfigured("auth_mode is pki: the certificate names the user, so user must be empty")
+    elif settings.user and not settings.password:
         raise Misconfigured("user is set, so password must be set as well")
+    if settings.auth_mode == "external" and not (settings.tls and settings.user):
+        # The password goes to the server as it is, which passes it on to LDAP.
+        raise Misconfigured("auth_mode is external, so tls, user and password must be set")
+    if settings.tls_crl_check_all and not settings.tls_crl_check:
+        raise Misconfigured("tls_crl_check_all needs tls_crl_check")
 
 
 def _split_host(host: str) -> tuple[str, int]:
@@ -259,17 +340,25 @@ def _client_config(settings: AerospikeSettings, *, every_node: bool) -> dict[str
         # A setting the client does not know is an error, not silently ignored.
         "validate_keys": True,
         "connect_timeout": settings.connect_timeout_ms,
-        "policies": {"login_timeout_ms": settings.login_timeout_ms, "auth_mode": aerospike.AUTH_INTERNAL},
+        "policies": {"login_timeout_ms": settings.login_timeout_ms, "auth_mode": AUTH_MODES[settings.auth_mode]},
         "tend_interval": settings.tend_interval_ms,
         "fail_if_not_connected": every_node,
+        "min_conns_per_node": settings.connection_count_min,
         "max_conns_per_node": settings.connection_count_max,
+        "use_services_alternate": settings.use_services_alternate,
         # The client's own breaker, for each node: after this many errors between two tends, it makes no call to that
-        # node until the next tend. It handles one broken node of many; our breaker handles a broken cluster.
+        # node until the next tend. Ours opens after few failures and for longer.
         "max_error_rate": 100,
         "error_rate_window": 1,
     }
     if settings.user:
         config |= {"user": settings.user, "password": settings.password}
+    if settings.cluster_name:
+        config["cluster_name"] = settings.cluster_name
+    if settings.app_id:
+        config["app_id"] = settings.app_id
+    if settings.rack_ids:
+        config |= {"rack_aware": True, "rack_ids": list(settings.rack_ids)}
     if settings.tls:
         config["tls"] = _tls_config(settings)
     return config
@@ -278,11 +367,16 @@ def _client_config(settings: AerospikeSettings, *, every_node: bool) -> dict[str
 def _tls_config(settings: AerospikeSettings) -> dict[str, Any]:
     files = {
         "cafile": settings.tls_ca_file,
+        "capath": settings.tls_ca_path,
+        "protocols": settings.tls_protocols,
+        "cipher_suite": settings.tls_cipher_suite,
+        "cert_blacklist": settings.tls_certificate_blacklist,
         "certfile": settings.tls_certificate_file,
         "keyfile": settings.tls_key_file,
         "keyfile_pw": settings.tls_key_password,
     }
-    return {"enable": True, **{name: value for name, value in files.items() if value}}
+    checks = {"crl_check": settings.tls_crl_check, "crl_check_all": settings.tls_crl_check_all}
+    return {"enable": True, **checks, **{name: value for name, value in files.items() if value}}
 
 
 def call_policy(settings: AerospikeSettings) -> dict[str, Any]:
@@ -307,7 +401,9 @@ def batch_policy(settings: AerospikeSettings) -> dict[str, Any]:
         "allow_inline": True,
         "allow_inline_ssd": False,
         "respond_all_keys": True,
-        "replica": aerospike.POLICY_REPLICA_SEQUENCE,
+        "replica": aerospike.POLICY_REPLICA_PREFER_RACK if settings.rack_ids else aerospike.POLICY_REPLICA_SEQUENCE,
+        "read_mode_ap": READ_MODES_AP[settings.read_mode_ap],
+        "read_mode_sc": READ_MODES_SC[settings.read_mode_sc],
     }
 
 
@@ -336,16 +432,15 @@ def write_policy(ttl_s: int) -> dict[str, Any]:
 
 
 def delete_policy() -> dict[str, Any]:
-    """Returns the policy of an unconditional removal."""
+    """Returns the policy of an unconditional removal that outlives a cold start. Only an Enterprise server takes it."""
     return {
         "key": aerospike.POLICY_KEY_DIGEST,
         "gen": aerospike.POLICY_GEN_IGNORE,
         "commit_level": aerospike.POLICY_COMMIT_LEVEL_ALL,
-        "durable_delete": False,
+        "durable_delete": True,
     }
 
 
-def parse_info(answer: str, separator: str) -> dict[str, str]:
-    """Returns a server's `name=value` list. Semicolons separate that of a namespace, colons that of a set."""
-    pairs = (pair.partition("=") for pair in answer.split(separator))
-    return {name: value for name, _, value in pairs if name}
+def marker_policy(days: int) -> dict[str, Any]:
+    """Returns the policy of the write that puts a marker in an erased record's place for some days, 0 for ever."""
+    return write_policy(days * 86_400) | {"key": aerospike.POLICY_KEY_DIGEST}

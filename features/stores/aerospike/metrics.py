@@ -24,7 +24,7 @@ _BOUNDS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.
 
 
 class AerospikeMetrics:
-    """The counters of one store. Without a registry they count, but nothing shows them.
+    """The counters of all stores of a process. Without a registry they count, but nothing shows them.
 
     The labels are bounded: the operations, reasons and states come from this module and its neighbours. Safe to use
     from several threads.
@@ -53,7 +53,16 @@ class AerospikeMetrics:
             registry=registry,
         )
         breaker = Gauge(
-            "paywarden_store_breaker", "1 at the state of the circuit breaker.", ["state"], registry=registry
+            "paywarden_store_breaker",
+            "1 at the state of the circuit breaker; of several, the worst: open, then half-open.",
+            ["state"],
+            registry=registry,
+        )
+        self._findings = Gauge(
+            "paywarden_store_findings",
+            "What `paywarden store check` would say about the cluster's settings, as of the last look.",
+            ["severity"],
+            registry=registry,
         )
         # The labels are resolved once, here.
         self._calls = {operation: calls.labels(operation) for operation in OPERATIONS}
@@ -73,7 +82,8 @@ class AerospikeMetrics:
         self._retries = _Retries()
         if registry is not None:
             registry.register(self._retries)
-        self.breaker_is(BreakerState.CLOSED)
+        self._states: dict[object, BreakerState] = {}
+        self._show_worst()
 
     def call_ended(self, operation: str, seconds: float) -> None:
         """Record a call and its duration."""
@@ -84,23 +94,44 @@ class AerospikeMetrics:
         """Record a call that failed or was not made; `reason` is one of REASONS, MISCONFIGURED or BREAKER_OPEN."""
         self._failures[operation, reason].inc()
 
-    def breaker_is(self, state: BreakerState) -> None:
-        """Record the new state of the circuit breaker."""
-        for breaker_state, gauge in self._breaker.items():
-            gauge.set(breaker_state is state)
+    def breaker_is(self, state: BreakerState, whose: object) -> None:
+        """Record the new state of a circuit breaker; `whose` is its owner."""
+        self._states[whose] = state
+        self._show_worst()
 
-    def count_retries_by(self, count: Callable[[], int]) -> None:
-        """Set the function that returns the client's own number of retries. It is called at each collection."""
-        self._retries.count = count
+    def found(self, severity: str, count: int) -> None:
+        """Record how many findings of a severity the last look at the cluster gave."""
+        self._findings.labels(severity).set(count)
+
+    def opened(self, store: object, retry_count: Callable[[], int]) -> None:
+        """Add a store, with the function that returns its client's own number of retries, called at each collection."""
+        self._retries.counts[store] = retry_count
+
+    def closed(self, store: object) -> None:
+        """Remove a store. Its retries stay in the sum. A second time has no effect."""
+        self._states.pop(store, None)
+        self._show_worst()
+        count = self._retries.counts.pop(store, None)
+        if count is not None:
+            self._retries.past += count()
+
+    def _show_worst(self) -> None:
+        states = set(self._states.values())
+        worst = next((state for state in (BreakerState.OPEN, BreakerState.HALF_OPEN) if state in states), None)
+        for state, gauge in self._breaker.items():
+            gauge.set(state is (worst or BreakerState.CLOSED))
 
 
 class _Retries(Collector):
-    """Shows the client's own count of retries, which happen inside the client."""
+    """Shows the clients' own count of retries, which happen inside the clients."""
 
     def __init__(self) -> None:
-        self.count: Callable[[], int] = lambda: 0
+        self.counts: dict[object, Callable[[], int]] = {}
+        self.past = 0
 
     def collect(self) -> Iterator[Metric]:
         yield CounterMetricFamily(
-            "paywarden_store_retries", "Attempts that the client made again by itself.", value=self.count()
+            "paywarden_store_retries",
+            "Attempts that the client made again by itself.",
+            value=self.past + sum(count() for count in list(self.counts.values())),
         )

@@ -21,7 +21,8 @@ import aerospike
 from aerospike import exception as client_errors
 
 from paywarden.features.stores.aerospike.calls import Calls
-from paywarden.features.stores.aerospike.client import AerospikeSettings, describe, parse_info, scan_policy
+from paywarden.features.stores.aerospike.client import AerospikeSettings, describe, scan_policy
+from paywarden.features.stores.aerospike.servers import pairs_of
 from paywarden.features.stores.base import ScanProgress
 from paywarden.schemas.errors import StoreUnavailable
 
@@ -159,7 +160,7 @@ class SetScan:
         except client_errors.AerospikeError:
             return None
         said = dict(line.partition("\t")[::2] for line in answer.splitlines())
-        return parse_info(said.get(of_namespace, ""), ";"), parse_info(said.get(of_set, "").rstrip(";"), ":")
+        return pairs_of(said.get(of_namespace, ""), ";"), pairs_of(said.get(of_set, "").rstrip(";"), ":")
 
     def _check_nothing_was_lost(self, before: _Cluster) -> None:
         lost_count = len(before.node_names - self._look_at_cluster().node_names)
@@ -185,11 +186,11 @@ def set_counts(client: aerospike.Client, settings: AerospikeSettings) -> dict[st
         for node in client.get_node_names():
             answer = client.info_single_node(f"{of_namespace}\n{of_sets}", node["node_name"], policy)
             said = dict(line.partition("\t")[::2] for line in answer.splitlines())
-            namespace = parse_info(said[of_namespace], ";")
+            namespace = pairs_of(said[of_namespace], ";")
             copy_count = int(namespace["effective_replication_factor"])
             cluster_size = max(cluster_size, int(namespace["ns_cluster_size"]))
             for one in filter(None, said[of_sets].split(";")):
-                of_set = parse_info(one, ":")
+                of_set = pairs_of(one, ":")
                 counts[of_set["set"]] = counts.get(of_set["set"], 0) + int(of_set["objects"])
             answered += 1
     except (client_errors.AerospikeError, KeyError, ValueError) as error:

@@ -10,21 +10,28 @@ Without a version it could land after a newer write of the record; with a versio
 If a write meets another generation, the store reads those records again. If they already hold the bytes to be written,
 an earlier attempt succeeded and its answer was lost, so the write counts as done.
 
-client.py explains the client itself; calls.py wraps each call.
+An erased record must stay erased. A server that starts cold reads its devices again, where older versions of a record
+may still lie. A *durable* delete leaves a tombstone against that, which only an Enterprise server has. On any other
+server `delete` writes a marker in the record's place: a number instead of bytes. No caller ever sees a marker: to
+`read`, `scan` and `write` the record is absent.
+
+client.py explains the client itself; calls.py wraps each call; servers.py asks the nodes about themselves.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import aerospike
 from aerospike import exception as client_errors
 from aerospike_helpers.batch.records import BatchRecord, BatchRecords, Remove, Write
 from aerospike_helpers.operations import operations
 
+from paywarden.features.stores.aerospike.breakers import PartitionMap, Place
 from paywarden.features.stores.aerospike.calls import Calls
 from paywarden.features.stores.aerospike.client import (
     OK,
@@ -41,11 +48,19 @@ from paywarden.features.stores.aerospike.client import (
     delete_policy,
     describe,
     error_of,
-    parse_info,
+    marker_policy,
     write_policy,
 )
 from paywarden.features.stores.aerospike.metrics import AerospikeMetrics
 from paywarden.features.stores.aerospike.scan import ScannedRecord, SetScan, set_counts
+from paywarden.features.stores.aerospike.servers import (
+    Forbidden,
+    NodeReport,
+    ask_nodes,
+    pairs_of,
+    takes_ttl,
+    why_forbidden,
+)
 from paywarden.features.stores.base import (
     ABSENT,
     ScanProgress,
@@ -56,7 +71,7 @@ from paywarden.features.stores.base import (
     join_key,
     split_key,
 )
-from paywarden.schemas.errors import Misconfigured, PaywardenError
+from paywarden.schemas.errors import Misconfigured, PaywardenError, StoreUnavailable
 
 __all__ = ["AerospikeMetrics", "AerospikeSettings", "AerospikeStore"]
 
@@ -69,8 +84,24 @@ _ANOTHER_VERSION = (RECORD_NOT_FOUND, WRONG_GENERATION, RECORD_EXISTS)
 SET_SEPARATOR = "$"
 SET_NAME_CHARS_MAX = 63
 
-# A record's place: (namespace, set, key).
-_Place = tuple[str, str, bytearray]
+
+class _Found(NamedTuple):
+    """What lies at a place: a value at a generation; None at a generation is a marker, None at 0 nothing."""
+
+    value: bytes | None
+    generation: int
+
+    @property
+    def is_marker(self) -> bool:
+        return self.value is None and self.generation != 0
+
+
+@dataclass(frozen=True)
+class _Erasing:
+    """How this cluster's records are erased: durably, or by a marker that expires after some seconds (0: never)."""
+
+    is_durable: bool
+    marker_expires: bool
 
 
 class AerospikeStore:
@@ -96,9 +127,11 @@ class AerospikeStore:
         self._metrics = AerospikeMetrics() if metrics is None else metrics
         self._clock = clock
         self._sleep = sleep
-        self._calls = Calls(settings, self._metrics, clock)
         self._batch_policy = batch_policy(settings)
         self._client = connect(settings)
+        partitions = PartitionMap(self._client, settings)
+        self._calls = Calls(settings, self._metrics, clock, partitions, self)
+        self._erasing_mode: _Erasing | None = None
         self._is_closed = False
         self._closing = Lock()
         try:
@@ -106,7 +139,12 @@ class AerospikeStore:
         except PaywardenError:
             self.close()
             raise
-        self._metrics.count_retries_by(self._retry_count)
+        partitions.refresh(int(clock() * 1000))
+        self._metrics.opened(self, self._retry_count)
+
+    @property
+    def settings(self) -> AerospikeSettings:
+        return self._settings
 
     def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """See ProfileStore. One round trip to each node for every `batch_record_count_max` keys."""
@@ -117,24 +155,37 @@ class AerospikeStore:
         places = [self._place(key) for key in keys]
         found: list[Versioned] = []
         for chunk in _chunks(places, self._settings.batch_record_count_max):
-            found += self._read_chunk(chunk)
+            found += [
+                Versioned(None, ABSENT) if one.value is None else Versioned(*one) for one in self._read_chunk(chunk)
+            ]
         return found
 
     def write(self, values: Mapping[bytes, bytes], *, ttl_s: int, versions: Mapping[bytes, int] | None = None) -> None:
         """See ProfileStore. One round trip to each node for every `batch_record_count_max` records."""
         check_write(values, ttl_s=ttl_s, record_bytes_max=self._settings.record_bytes_max)
         policies = _WritePolicies(ttl_s)
-        for chunk in self._write_chunks(values):
+        # Records of a node that fails come last, and hold up no others.
+        held_back = self._held_back(values)
+        first = {key: value for key, value in values.items() if key not in held_back} if held_back else values
+        for chunk in self._write_chunks(first):
             self._write_chunk(chunk, versions or {}, policies)
+        if held_back:
+            raise self._calls.not_tried("write")
+
+    def _held_back(self, values: Mapping[bytes, bytes]) -> set[bytes]:
+        if self._calls.is_calm:
+            return set()
+        keys = list(values)
+        return {keys[position] for position in self._calls.held_back([self._place(key) for key in keys])}
 
     def delete(self, keys: Sequence[bytes]) -> None:
-        """See ProfileStore."""
-        policy = delete_policy()
+        """See ProfileStore. What is erased stays erased, also when servers start cold."""
+        erasing = self._erasing()
         places = [self._place(key) for key in keys]
         for chunk in _chunks(places, self._settings.batch_record_count_max):
-            removals = [Remove(place, policy=policy) for place in chunk]
-            with self._calls.call("delete"):
-                check_batch(self._client.batch_write(BatchRecords(removals), self._batch_policy), fine=_DONE_OR_ABSENT)
+            with self._calls.call("delete", chunk, why_forbidden=self._why_forbidden(chunk, erasing.marker_expires)):
+                batch = self._client.batch_write(BatchRecords(self._erasures(chunk, erasing)), self._batch_policy)
+                check_batch(batch, fine=_DONE_OR_ABSENT)
             self._metrics.deleted.inc(len(chunk))
 
     def scan(self, entity: str, *, progress: ScanProgress | None = None) -> Iterator[tuple[bytes, bytes]]:
@@ -148,13 +199,16 @@ class AerospikeStore:
         for page in scan.pages(progress):
             self._metrics.scanned.inc(len(page))
             for record in page:
-                yield self._scanned(entity, record)
+                scanned = self._scanned(entity, record)
+                if scanned is not None:
+                    yield scanned
 
     def counts(self) -> dict[str, int]:
         """Returns the number of records of each kind (card, payment, …), from the nodes' own statistics.
 
-        It includes expired records that are not yet removed. It has every set of this prefix; without a prefix also
-        the sets of others in the namespace. Raises StoreUnavailable unless all nodes answer.
+        It includes expired records that are not yet removed, and markers of erased ones. It has every set of this
+        prefix; without a prefix also the sets of others in the namespace. Raises StoreUnavailable unless all nodes
+        answer.
         """
         found = set_counts(self._client, self._settings)
         prefix = self._set_prefix
@@ -175,14 +229,19 @@ class AerospikeStore:
             answer = self._client.info_random_node(asked, {"timeout": self._settings.info_timeout_ms})
         except client_errors.AerospikeError as error:
             return StoreHealth(f"{place}: no answer ({type(error).__name__}, code {error.code})")
-        said = parse_info(answer.partition("\t")[2].strip(), ";")
+        said = pairs_of(answer.partition("\t")[2].strip(), ";")
         if "effective_replication_factor" not in said:
             return StoreHealth(f"{place}: the cluster no longer has this namespace")
         stopped = [name for name in ("stop_writes", "clock_skew_stop_writes") if said.get(name) == "true"]
         return StoreHealth(f"{place}: takes no writes now ({stopped[0]})") if stopped else StoreHealth()
 
+    def reports(self) -> list[NodeReport]:
+        """Returns what the nodes that answer say of themselves."""
+        return ask_nodes(self._client, self._settings)
+
     def close(self) -> None:
         """See ProfileStore. A closed store raises StoreUnavailable."""
+        self._metrics.closed(self)
         with self._closing:
             self._is_closed = True
             self._client.close()
@@ -192,7 +251,7 @@ class AerospikeStore:
         with self._closing:
             return 0 if self._is_closed else int(self._client.get_stats().retry_count)
 
-    def _place(self, key: bytes) -> _Place:
+    def _place(self, key: bytes) -> Place:
         entity, identity = split_key(key)
         return self._settings.namespace, set_name_of(self._set_prefix, entity), bytearray(identity)
 
@@ -208,53 +267,118 @@ class AerospikeStore:
         except client_errors.AerospikeError as error:
             raise error_of(self._settings, error.code, OPENING, type(error).__name__) from error
 
-    def _read_chunk(self, places: list[_Place]) -> list[Versioned]:
-        with self._calls.call("read"):
+    def _erasing(self) -> _Erasing:
+        """Returns how to erase. Asks the nodes once. Raises StoreUnavailable if none answers."""
+        if self._erasing_mode is None:
+            reports = self.reports()
+            if not reports:
+                raise StoreUnavailable(f"{describe(self._settings)}: no node says whether it deletes durably")
+            is_durable = all(report.is_enterprise for report in reports)
+            marker_expires = self._settings.marker_days > 0 and all(takes_ttl(report.namespace) for report in reports)
+            self._erasing_mode = _Erasing(is_durable, marker_expires and not is_durable)
+        return self._erasing_mode
+
+    def _erasures(self, places: list[Place], erasing: _Erasing) -> list[BatchRecord]:
+        if erasing.is_durable:
+            return [Remove(place, policy=delete_policy()) for place in places]
+        policy = marker_policy(self._settings.marker_days if erasing.marker_expires else 0)
+        # The time is for people who look at the database. Any number is a marker.
+        operation = [operations.write(self._settings.bin_name, int(time.time()))]
+        return [Write(place, operation, policy=policy) for place in places]
+
+    def _why_forbidden(self, places: Sequence[Place], expires: bool) -> Callable[[], Forbidden]:
+        return lambda: why_forbidden(self.reports(), {place[1] for place in places}, expires=expires)
+
+    def _read_chunk(self, places: list[Place]) -> list[_Found]:
+        with self._calls.call("read", places):
             batch = self._client.batch_read(places, [self._settings.bin_name], self._batch_policy)
             check_batch(batch, fine=_DONE_OR_ABSENT)
         self._metrics.read.inc(len(places))
-        return [self._versioned(one) for one in batch.batch_records]
+        return [self._found(one) for one in batch.batch_records]
 
-    def _versioned(self, one: BatchRecord) -> Versioned:
+    def _found(self, one: BatchRecord) -> _Found:
         if one.record is None or one.result == RECORD_NOT_FOUND:
-            return Versioned(None, ABSENT)
-        return Versioned(self._bin(one.record[2], one.key[1]), one.record[1]["gen"])
+            return _Found(None, 0)
+        return _Found(self._bin(one.record[2], one.key[1]), one.record[1]["gen"])
 
-    def _write_of(self, key: bytes, value: bytes, policies: _WritePolicies, version: int | None) -> Write:
+    def _write_of(self, place: Place, value: bytes, policies: _WritePolicies, version: int | None) -> Write:
         operation = [operations.write(self._settings.bin_name, value)]
         if version is None:
-            return Write(self._place(key), operation, policy=policies.whatever_there_is)
+            return Write(place, operation, policy=policies.whatever_there_is)
         if version == ABSENT:
-            return Write(self._place(key), operation, policy=policies.absent)
-        return Write(self._place(key), operation, meta={"gen": version}, policy=policies.at_generation)
+            return Write(place, operation, policy=policies.absent)
+        return Write(place, operation, meta={"gen": version}, policy=policies.at_generation)
 
     def _write_chunk(
         self, chunk: list[tuple[bytes, bytes]], versions: Mapping[bytes, int], policies: _WritePolicies
     ) -> None:
-        writes = [self._write_of(key, value, policies, versions.get(key)) for key, value in chunk]
+        places = [self._place(key) for key, _ in chunk]
+        writes = [
+            self._write_of(place, value, policies, versions.get(key))
+            for place, (key, value) in zip(places, chunk, strict=True)
+        ]
         # An answer about versions is fine only where versions were asked about.
         is_versioned = any(key in versions for key, _ in chunk)
+        unsettled = self._send(chunk, places, writes, policies, is_versioned=is_versioned)
+        if unsettled:
+            self._settle(unsettled, versions, policies, len(chunk))
+
+    def _send(
+        self,
+        chunk: list[tuple[bytes, bytes]],
+        places: list[Place],
+        writes: list[Write],
+        policies: _WritePolicies,
+        *,
+        is_versioned: bool,
+    ) -> list[tuple[bytes, bytes]]:
+        """Make the writes; returns the records that are at another version."""
         fine = (*_DONE, *_ANOTHER_VERSION) if is_versioned else _DONE
-        with self._calls.call("write"):
+        with self._calls.call("write", places, why_forbidden=self._why_forbidden(places, policies.expires)):
             batch = self._client.batch_write(BatchRecords(writes), self._batch_policy)
             check_batch(batch, fine=fine)
         answers = zip(chunk, batch.batch_records, strict=True)
         unsettled = [record for record, one in answers if one.result in _ANOTHER_VERSION]
         self._metrics.written.inc(len(chunk) - len(unsettled))
-        if unsettled:
-            self._settle(unsettled, len(chunk))
+        return unsettled
 
-    def _settle(self, unsettled: list[tuple[bytes, bytes]], record_count: int) -> None:
-        """Raises StoreConflict unless these records at another version already hold the bytes to be written."""
-        found = self._read_chunk([self._place(key) for key, _ in unsettled])
-        conflict_count = sum(one.value != value for (_, value), one in zip(unsettled, found, strict=True))
-        self._metrics.confirmed.inc(len(unsettled) - conflict_count)
+    def _settle(
+        self,
+        unsettled: list[tuple[bytes, bytes]],
+        versions: Mapping[bytes, int],
+        policies: _WritePolicies,
+        record_count: int,
+    ) -> None:
+        """Raises StoreConflict unless these records at another version already hold the bytes to be written.
+
+        A record that was to be absent, and is a marker, is written in the marker's place.
+        """
+        places = [self._place(key) for key, _ in unsettled]
+        found = self._read_chunk(places)
+        over_markers = [
+            (record, place, one.generation)
+            for record, place, one in zip(unsettled, places, found, strict=True)
+            if one.is_marker and versions.get(record[0]) == ABSENT
+        ]
+        equal_count = sum(one.value == value for (_, value), one in zip(unsettled, found, strict=True))
+        conflict_count = len(unsettled) - equal_count - len(over_markers)
+        self._metrics.confirmed.inc(equal_count)
+        if over_markers:
+            writes = [
+                self._write_of(place, value, policies, generation) for (_, value), place, generation in over_markers
+            ]
+            records = [record for record, _, _ in over_markers]
+            own_places = [place for _, place, _ in over_markers]
+            conflict_count += len(self._send(records, own_places, writes, policies, is_versioned=True))
         self._metrics.conflict.inc(conflict_count)
         if conflict_count:
             raise conflict(conflict_count, record_count)
 
-    def _bin(self, bins: dict[str, Any], entity: str) -> bytes:
+    def _bin(self, bins: dict[str, Any], entity: str) -> bytes | None:
+        """Returns the stored bytes, None for a marker."""
         value = bins.get(self._settings.bin_name)
+        if isinstance(value, int):
+            return None
         if not isinstance(value, bytes | bytearray):
             raise Misconfigured(
                 f"a record of set {entity} has no bytes in bin {self._settings.bin_name}: "
@@ -262,11 +386,15 @@ class AerospikeStore:
             )
         return bytes(value)
 
-    def _scanned(self, entity: str, record: ScannedRecord) -> tuple[bytes, bytes]:
+    def _scanned(self, entity: str, record: ScannedRecord) -> tuple[bytes, bytes] | None:
+        """Returns the key and the value, None for a marker."""
         (_, _, identity, _), _, bins = record
+        value = self._bin(bins, entity)
+        if value is None:
+            return None
         if not isinstance(identity, bytes | bytearray):
             raise Misconfigured(f"a record of set {entity} has no key of bytes: something else writes to this set")
-        return join_key(entity, bytes(identity)), self._bin(bins, entity)
+        return join_key(entity, bytes(identity)), value
 
     def _write_chunks(self, values: Mapping[bytes, bytes]) -> Iterator[list[tuple[bytes, bytes]]]:
         """Yield the records in batches within both limits. A record over `batch_bytes_max` goes alone."""
@@ -287,6 +415,7 @@ class _WritePolicies:
     """The conditions of a write on the replaced record. Made once for all records of a write."""
 
     def __init__(self, ttl_s: int) -> None:
+        self.expires = ttl_s > 0
         self.whatever_there_is = write_policy(ttl_s)
         self.absent = self.whatever_there_is | {"exists": aerospike.POLICY_EXISTS_CREATE}
         self.at_generation = self.whatever_there_is | {
@@ -307,6 +436,6 @@ def set_name_of(prefix: str, entity: str) -> str:
     return name
 
 
-def _chunks(places: list[_Place], count_max: int) -> Iterator[list[_Place]]:
+def _chunks(places: list[Place], count_max: int) -> Iterator[list[Place]]:
     for start in range(0, len(places), count_max):
         yield places[start : start + count_max]

@@ -263,6 +263,8 @@ def test_a_server_that_is_gone_is_unavailable_and_back_again_it_is_used(server: 
 def test_a_client_without_nodes_does_not_report_a_write_as_done(server: StandIn, store: AerospikeStore) -> None:
     # With no node left the client's batch reports success for each record; only the batch's own code tells.
     store.write(CARDS, ttl_s=0)
+    # A deletion asks once whether it can be durable.
+    store.delete([b"card:absent"])
     server.stop()
     calls: list[Callable[[], object]] = [
         lambda: store.write({b"card:1": b"new"}, ttl_s=0),

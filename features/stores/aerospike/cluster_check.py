@@ -1,0 +1,241 @@
+"""Looks for settings of a cluster with which it loses, forgets or refuses records. Changes nothing.
+
+    error      profiles cannot be written, or not all of them
+    warning    acknowledged records can be lost, or come back after they were erased
+
+`examine` takes what the nodes say; docs/operate/aerospike.md has a configuration without findings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from paywarden.features.stores.aerospike.client import AerospikeSettings
+from paywarden.features.stores.aerospike.servers import NodeReport, number, takes_ttl
+
+ERROR = "error"
+WARNING = "warning"
+
+_BUILD_MIN = (6, 0)
+_DAY_S = 86_400
+# What a record has besides our bytes: its header, key, and the name of set and bin.
+_RECORD_OVERHEAD_BYTES = 1_024
+# With two nodes a majority would be both, and one node's loss would stop everything.
+_MAJORITY_NODE_COUNT = 3
+# Settings that let a namespace remove records before their time, in the words of servers from 6.0 on.
+_EVICTION = (
+    "evict-sys-memory-pct",
+    "evict-indexes-memory-pct",
+    "storage-engine.evict-used-pct",
+    "index-type.evict-mounts-pct",
+    "sindex-type.evict-mounts-pct",
+    "high-water-memory-pct",
+    "high-water-disk-pct",
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong: what was seen, what it does, and what to set instead."""
+
+    severity: str
+    what: str
+    so: str
+    want: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.so}; wanted {self.want}"
+
+
+def examine(reports: Sequence[NodeReport], settings: AerospikeSettings, *, longest_ttl_s: int = 0) -> list[Finding]:
+    """Returns every finding, errors first. `longest_ttl_s` is the longest time to live of a profile, 0 if unknown."""
+    if not reports:
+        return [Finding(ERROR, "no node answers", "nothing is known about the cluster", "a cluster that answers")]
+    found = [finding for check in _CHECKS for finding in check(reports, settings)]
+    if not all(report.is_enterprise for report in reports):
+        found += _marker_findings(settings, longest_ttl_s)
+    return sorted(found, key=lambda finding: finding.severity != ERROR)
+
+
+def _nodes(reports: Sequence[NodeReport], is_wrong: Callable[[NodeReport], bool]) -> str:
+    """Returns the names of the nodes that are wrong, "every node" or an empty text."""
+    wrong = [report.name for report in reports if is_wrong(report)]
+    return "every node" if len(wrong) == len(reports) else ", ".join(wrong)
+
+
+def _expiry(reports: Sequence[NodeReport], _: AerospikeSettings) -> Iterator[Finding]:
+    if where := _nodes(reports, lambda report: not takes_ttl(report.namespace)):
+        yield Finding(
+            ERROR, f"nsup-period is 0 on {where}", "no profile can be written, since profiles expire", "nsup-period 120"
+        )
+
+
+def _stopped(reports: Sequence[NodeReport], _: AerospikeSettings) -> Iterator[Finding]:
+    for name in ("stop_writes", "clock_skew_stop_writes"):
+        if where := _nodes(reports, lambda report, name=name: report.namespace.get(name) == "true"):  # type: ignore[misc]
+            yield Finding(ERROR, f"{name} on {where}", "no record can be written now", "room, and clocks in step (NTP)")
+
+
+def _build(reports: Sequence[NodeReport], _: AerospikeSettings) -> Iterator[Finding]:
+    if where := _nodes(reports, lambda report: _is_too_old(report.build)):
+        yield Finding(ERROR, f"an old server on {where}", "it has no batch writes", "Aerospike 6.0 or newer")
+
+
+def _is_too_old(build: str) -> bool:
+    parts = build.split(".")[:2]
+    return all(part.isdecimal() for part in parts) and bool(build) and tuple(map(int, parts)) < _BUILD_MIN
+
+
+def _record_size(reports: Sequence[NodeReport], settings: AerospikeSettings) -> Iterator[Finding]:
+    wanted = settings.record_bytes_max + _RECORD_OVERHEAD_BYTES
+    # 0 is no limit of its own. Before 7.1 the size of a block was the limit.
+    for name in ("max-record-size", "storage-engine.write-block-size"):
+        limits = [limit for report in reports if (limit := number(report.namespace, name))]
+        if limits and min(limits) < wanted:
+            yield Finding(
+                ERROR,
+                f"{name} is {min(limits)} bytes",
+                "a larger record is refused for ever",
+                f"{wanted} bytes, or a smaller [aerospike] record_bytes_max",
+            )
+            return
+
+
+def _copies(reports: Sequence[NodeReport], _: AerospikeSettings) -> Iterator[Finding]:
+    copies = [count for report in reports if (count := number(report.namespace, "effective_replication_factor"))]
+    if not copies:
+        yield Finding(ERROR, "the nodes do not have the namespace", "nothing can be read or written", "the namespace")
+        return
+    if min(copies) == 1:
+        yield Finding(
+            WARNING,
+            "a record has a single copy",
+            "a killed node loses its last second of acknowledged writes, and a lost one all of its records",
+            "replication-factor 2 on two nodes or more; after a kill run `paywarden store verify`",
+        )
+    sizes = [size for report in reports if (size := number(report.namespace, "ns_cluster_size"))]
+    if sizes and max(sizes) != len(reports):
+        yield Finding(
+            WARNING, f"{len(reports)} of {max(sizes)} nodes answer", "the others were not looked at", "all of them"
+        )
+    if len(set(sizes)) > 1:
+        yield Finding(WARNING, "the nodes differ about the cluster's size", "it is parted", "one cluster")
+    size = max(sizes, default=1)
+    minima = [number(report.service, "min-cluster-size") or 1 for report in reports]
+    if size >= _MAJORITY_NODE_COUNT and min(minima) <= size // 2:
+        yield Finding(
+            WARNING,
+            f"min-cluster-size is {min(minima)}",
+            "when the network parts, both sides take writes, and one side's are lost",
+            f"min-cluster-size {size // 2 + 1}",
+        )
+
+
+def _conflicts(reports: Sequence[NodeReport], _: AerospikeSettings) -> Iterator[Finding]:
+    def resolves_wrongly(report: NodeReport) -> bool:
+        policy = report.namespace.get("conflict-resolution-policy", "last-update-time")
+        return report.namespace.get("strong-consistency") != "true" and policy != "last-update-time"
+
+    if where := _nodes(reports, resolves_wrongly):
+        yield Finding(
+            WARNING,
+            f"conflict-resolution-policy is not last-update-time on {where}",
+            "a record that was written 65,535 times goes back to an old copy when a node returns",
+            "conflict-resolution-policy last-update-time",
+        )
+
+
+def _overrides(reports: Sequence[NodeReport], _: AerospikeSettings) -> Iterator[Finding]:
+    for name, wrong, so, want in (
+        ("read-consistency-level-override", "one", "a read may miss what was acknowledged", "off"),
+        ("write-commit-level-override", "master", "a write is acknowledged before it has its copies", "off"),
+        ("disable-write-dup-res", "true", "a node that comes back writes over newer copies", "false"),
+        ("reject-non-xdr-writes", "true", "no record can be written", "false"),
+    ):
+        if where := _nodes(reports, lambda report, name=name, wrong=wrong: report.namespace.get(name) == wrong):  # type: ignore[misc]
+            severity = ERROR if name == "reject-non-xdr-writes" else WARNING
+            yield Finding(severity, f"{name} is {wrong} on {where}", so, f"{name} {want}")
+
+
+def _eviction(reports: Sequence[NodeReport], _: AerospikeSettings) -> Iterator[Finding]:
+    for name in _EVICTION:
+        if where := _nodes(reports, lambda report, name=name: bool(number(report.namespace, name))):  # type: ignore[misc]
+            yield Finding(
+                WARNING,
+                f"{name} is set on {where}",
+                "profiles are removed before their time when it is full",
+                f"{name} 0",
+            )
+    if where := _nodes(reports, lambda report: bool(number(report.namespace, "evicted_objects"))):
+        yield Finding(WARNING, f"{where} has evicted records", "profiles are missing", "a rebuild, and more room")
+
+
+def _storage(reports: Sequence[NodeReport], _: AerospikeSettings) -> Iterator[Finding]:
+    def is_in_memory_alone(report: NodeReport) -> bool:
+        of_namespace = report.namespace
+        has_device = any(name.startswith(("storage-engine.device", "storage-engine.file[")) for name in of_namespace)
+        return of_namespace.get("storage-engine") == "memory" and not has_device
+
+    if where := _nodes(reports, is_in_memory_alone):
+        yield Finding(
+            WARNING,
+            f"the namespace is in memory alone on {where}",
+            "its records are gone when all nodes that have a copy stop at once",
+            "a device or a file",
+        )
+
+
+def _set_limits(reports: Sequence[NodeReport], _: AerospikeSettings) -> Iterator[Finding]:
+    names = sorted(
+        {
+            name
+            for report in reports
+            for name, of_set in report.sets.items()
+            if number(of_set, "stop-writes-count") or number(of_set, "stop-writes-size")
+        }
+    )
+    if names:
+        yield Finding(
+            WARNING, f"set {', '.join(names)} has a limit", "at the limit its writes stop, and the stream waits", "none"
+        )
+
+
+def _login(reports: Sequence[NodeReport], settings: AerospikeSettings) -> Iterator[Finding]:
+    if not settings.user and settings.auth_mode != "pki":
+        yield Finding(
+            WARNING, "there is no login", "anyone who reaches the port reads and writes", "security, a user, TLS"
+        )
+    if not settings.tls and (settings.user or settings.auth_mode == "pki"):
+        yield Finding(WARNING, "TLS is off", "records travel as they are", "[aerospike] tls = true")
+    if settings.read_mode_ap != "all" and any(
+        report.namespace.get("strong-consistency") != "true" for report in reports
+    ):
+        yield Finding(
+            WARNING, "[aerospike] read_mode_ap is one", "a read may miss what was acknowledged", 'read_mode_ap = "all"'
+        )
+
+
+def _marker_findings(settings: AerospikeSettings, longest_ttl_s: int) -> Iterator[Finding]:
+    if settings.marker_days and settings.marker_days * _DAY_S <= longest_ttl_s:
+        yield Finding(
+            WARNING,
+            f"[aerospike] marker_days is {settings.marker_days}",
+            f"profiles live for {longest_ttl_s // _DAY_S} days, and an erased one may come back after its marker",
+            "a longer time, or 0 for ever",
+        )
+
+
+_CHECKS: tuple[Callable[[Sequence[NodeReport], AerospikeSettings], Iterator[Finding]], ...] = (
+    _expiry,
+    _stopped,
+    _build,
+    _record_size,
+    _copies,
+    _conflicts,
+    _overrides,
+    _eviction,
+    _storage,
+    _set_limits,
+    _login,
+)
