@@ -29,6 +29,7 @@ from paywarden.ops.commands.replay import replay
 from paywarden.ops.commands.schemas import schemas
 from paywarden.ops.commands.set_aside import set_aside
 from paywarden.ops.commands.source import source_group
+from paywarden.ops.commands.store import store
 from paywarden.ops.commands.train import train
 from paywarden.ops.extras import needs
 from paywarden.ops.logs import set_up_logging
@@ -342,6 +343,6 @@ def _ending(name: str) -> ProcessEnd:
 
 for _command in (
     *(archive, backfill, backtest, dead_letters, drift, features, forget, load),
-    *(outbox, policy, profile_sets, rebuild, replay, schemas, set_aside, source_group, train),
+    *(outbox, policy, profile_sets, rebuild, replay, schemas, set_aside, source_group, store, train),
 ):
     cli.add_command(_command)

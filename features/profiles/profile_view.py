@@ -212,6 +212,21 @@ def first_payment_ms(state: bytes) -> int | None:
         return None
 
 
+def sources_of(state: bytes) -> dict[int, int] | None:
+    """Returns the newest offset by source in a profile of any catalogue, None if it is unreadable."""
+    if not state or state[0] != kernel.LAYOUT_VERSION:
+        return None
+    try:
+        numbers = numbers_of(state, decode_shape(shape_of(state)[1])).tolist()
+    except Misconfigured:
+        return None
+    count = numbers[3]
+    if not 0 <= 2 * count <= len(numbers) - 4:
+        return None
+    sources, offsets = numbers[len(numbers) - 2 * count : len(numbers) - count], numbers[len(numbers) - count :]
+    return dict(zip(sources, offsets, strict=True))
+
+
 def to_lines(view: ProfileView, source_name: Callable[[int], str]) -> list[str]:
     """Returns a view as lines for a terminal. `source_name` returns the topic and partition of a source."""
     migrated = ", of another catalogue: shown as migrated to this one" if view.is_migrated else ""

@@ -1,5 +1,6 @@
 """Builds real parts from settings, and is the only place that does.
 
+    store_checks  whether the profile store is safe, and whole
     stores      the profile store, and what several processes share: Kafka's settings, rates, schema ids
     stream      what `paywarden stream` runs
     companion   what `paywarden companion` runs
@@ -16,6 +17,7 @@ from __future__ import annotations
 from paywarden.ops.wiring.companion import companion, companion_stop_timeout_s, fill_source
 from paywarden.ops.wiring.drift import drift_references, referenced_versions
 from paywarden.ops.wiring.scoring import ServeSettings, policy, scoring_host
+from paywarden.ops.wiring.store_checks import check_store, verify_store
 from paywarden.ops.wiring.stores import (
     FeatureSettings,
     StoreSettings,
@@ -35,6 +37,7 @@ __all__ = [
     "ServeSettings",
     "StoreSettings",
     "StreamParts",
+    "check_store",
     "companion",
     "companion_stop_timeout_s",
     "drift_references",
@@ -52,4 +55,5 @@ __all__ = [
     "store_kind",
     "stream_app",
     "stream_stop_timeout_s",
+    "verify_store",
 ]

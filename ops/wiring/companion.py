@@ -10,6 +10,8 @@ from paywarden.ops.wiring import stores
 from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
     from paywarden.streams.companion.companion import Companion, FillSource
     from paywarden.streams.kafka.clients import KafkaClients
 
@@ -56,7 +58,7 @@ def companion(
         files=files,
         ids=ids,
         entities=tuple(entity.name for entity in CATALOGUE.entities),
-        fill=fill or fill_source(source),
+        fill=fill or fill_source(source, registry),
         registry=registry,
     )
     host, port = settings.http_host, settings.http_port
@@ -65,14 +67,14 @@ def companion(
         yield built
 
 
-def fill_source(source: Source) -> FillSource:
+def fill_source(source: Source, registry: CollectorRegistry | None = None) -> FillSource:
     """Returns the profile store that a new mirror of this host is filled from."""
     from paywarden.ops.progress import scan_bar
     from paywarden.streams.companion.companion import FillSource
 
     return FillSource(
-        look=lambda: stores.live_set(source),
-        open_store=lambda live: stores.open_store(source, readonly=True, profile_set=live.name),
+        look=lambda: stores.live_set(source, registry),
+        open_store=lambda live: stores.open_store(source, readonly=True, profile_set=live.name, registry=registry),
         watch_scan=scan_bar,
     )
 

@@ -45,7 +45,7 @@ def drift_parts(source: Source, kafka: KafkaSettings, ids: SchemaIds, registry: 
     settings = source.section("drift", DriftSettings)
     references = drift_references(source, settings)
     binnings = Binnings({version: counted_binning(reference) for version, reference in references.items()})
-    store = _checked(stores.set_stores(source).open_beside(), source, registry)
+    store = _checked(stores.set_stores(source, registry).open_beside(), source, registry)
     past = partial(past_hours, store, adder=Adder(binnings))
     detection = DriftDetection(
         references,

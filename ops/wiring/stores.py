@@ -12,7 +12,12 @@ from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
     from paywarden.features.profiles.money import RateTable
+    from paywarden.features.stores.aerospike.cluster_check import ClusterLook
+    from paywarden.features.stores.aerospike.metrics import AerospikeMetrics
+    from paywarden.features.stores.aerospike.store import AerospikeSettings
     from paywarden.features.stores.base import ProfileStore
     from paywarden.features.stores.lmdb_sets import LmdbSets
     from paywarden.features.stores.memory import MemorySets
@@ -73,8 +78,11 @@ def store_kind(source: Source) -> str:
     return kind
 
 
-def set_stores(source: Source) -> SetStores:
-    """Returns the profile store with all its profile sets. Opens nothing yet. Raises Misconfigured."""
+def set_stores(source: Source, registry: CollectorRegistry | None = None) -> SetStores:
+    """Returns the profile store with all its profile sets. Opens nothing yet. Raises Misconfigured.
+
+    `registry` shows the metrics of an Aerospike store. All stores of a process share them.
+    """
     kind = store_kind(source)
     if kind == "memory":
         return _memory_sets()
@@ -86,12 +94,32 @@ def set_stores(source: Source) -> SetStores:
     from paywarden.features.stores.aerospike.store import AerospikeSettings
 
     entities = (*(entity.name for entity in CATALOGUE.entities), *BESIDE_PROFILES)
-    return AerospikeSets(source.section("aerospike", AerospikeSettings), entities)
+    settings = source.section("aerospike", AerospikeSettings)
+    metrics = _aerospike_metrics(registry)
+    return AerospikeSets(settings, entities, metrics=metrics, look=_cluster_look(settings, metrics))
 
 
-def open_store(source: Source, *, readonly: bool = False, profile_set: str = "") -> ProfileStore:
+@cache
+def _aerospike_metrics(registry: CollectorRegistry | None) -> AerospikeMetrics:
+    """Returns the metrics of a registry: it takes them once."""
+    from paywarden.features.stores.aerospike.metrics import AerospikeMetrics
+
+    return AerospikeMetrics(registry)
+
+
+@cache
+def _cluster_look(settings: AerospikeSettings, metrics: AerospikeMetrics) -> ClusterLook:
+    """Returns what looks at the cluster whenever a store opens. It logs what it has not logged before."""
+    from paywarden.features.stores.aerospike.cluster_check import ClusterLook
+
+    return ClusterLook(settings, metrics)
+
+
+def open_store(
+    source: Source, *, readonly: bool = False, profile_set: str = "", registry: CollectorRegistry | None = None
+) -> ProfileStore:
     """Open a profile set, the first if none is named. Raises Misconfigured, StoreUnavailable."""
-    return set_stores(source).open(profile_set, readonly=readonly)
+    return set_stores(source, registry).open(profile_set, readonly=readonly)
 
 
 def open_live_store(source: Source, *, readonly: bool = False) -> ProfileStore:
@@ -99,11 +127,11 @@ def open_live_store(source: Source, *, readonly: bool = False) -> ProfileStore:
     return set_stores(source).open(live_set(source).name, readonly=readonly)
 
 
-def live_set(source: Source) -> LiveSet:
+def live_set(source: Source, registry: CollectorRegistry | None = None) -> LiveSet:
     """Returns which profile set is live now. Raises StoreUnavailable or Misconfigured."""
     from paywarden.features.stores.profile_sets import ProfileSets
 
-    with closing(ProfileSets(set_stores(source).open_register())) as sets:
+    with closing(ProfileSets(set_stores(source, registry).open_register())) as sets:
         return sets.read()
 
 

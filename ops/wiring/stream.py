@@ -38,14 +38,16 @@ class StreamParts:
         self._engine = FeatureEngine()
         self._engine.warm_up()
         self.entities = self._engine.plan.entity_names
-        self._metrics = stream_metrics(self.settings, self.entities, registry or CollectorRegistry())
+        self._registry = registry or CollectorRegistry()
+        self._metrics = stream_metrics(self.settings, self.entities, self._registry)
 
     @contextmanager
     def open_pipeline(self, profile_set: str, *, publish: bool = True, drain: bool = False) -> Iterator[Pipeline]:
         """Give the worker of a profile set, ready to run; close its store afterwards. Raises StoreUnavailable."""
         from paywarden.streams.profiles.pipeline import Pipeline, PipelineOptions
 
-        with closing(stores.open_store(self._source, profile_set=profile_set)) as store:
+        opened = stores.open_store(self._source, profile_set=profile_set, registry=self._registry)
+        with closing(opened) as store:
             yield Pipeline(
                 clients=self.clients,
                 settings=self.settings,
@@ -74,7 +76,7 @@ def stream_app(source: Source, announce: Callable[[str], object]) -> StreamApp:
     # A missing topic raises here; Faust would wait for it.
     for topic in ("dead-letters", "decisions", "outcomes", "drift-alerts", "drift-acknowledgements", "outcome-metrics"):
         partitions_of(parts.kafka, topic)
-    worker = LiveWorker(lambda: stores.live_set(source), parts.open_pipeline)
+    worker = LiveWorker(lambda: stores.live_set(source, registry), parts.open_pipeline)
     app = StreamApp(worker, kafka=parts.kafka, settings=parts.settings, registry=registry, announce=announce)
     add_agents(
         app,

@@ -97,6 +97,13 @@ def _aerospike_standin(_: Path) -> Iterator[Subject]:
         yield Subject(AerospikeStore(_aerospike_settings(server.address, server.namespace)), clock.advance)
 
 
+def _aerospike_community_standin(_: Path) -> Iterator[Subject]:
+    clock = Clock()
+    with StandIn(clock=clock) as server:
+        server.records.is_enterprise = False
+        yield Subject(AerospikeStore(_aerospike_settings(server.address, server.namespace)), clock.advance)
+
+
 def _aerospike_standin_of_a_further_profile_set(_: Path) -> Iterator[Subject]:
     clock = Clock()
     with StandIn(clock=clock) as server:
@@ -113,7 +120,7 @@ def _aerospike_server(_: Path) -> Iterator[Subject]:
     yield Subject(store, lambda seconds: time.sleep(seconds + 1))
 
 
-STORES = [_memory, _lmdb, _aerospike_standin, _aerospike_standin_of_a_further_profile_set]
+STORES = [_memory, _lmdb, _aerospike_standin, _aerospike_community_standin, _aerospike_standin_of_a_further_profile_set]
 if os.environ.get(REAL_SERVER):
     STORES.append(_aerospike_server)
 

@@ -8,17 +8,26 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from paywarden.features.stores.aerospike.client import AerospikeSettings
+from paywarden.features.stores.aerospike.client import AerospikeSettings, describe
+from paywarden.features.stores.aerospike.metrics import AerospikeMetrics
 from paywarden.features.stores.aerospike.servers import NodeReport, number, takes_ttl
+from paywarden.features.stores.aerospike.store import AerospikeStore
+from paywarden.schemas.errors import Misconfigured, PaywardenError
+
+_log = logging.getLogger(__name__)
 
 ERROR = "error"
 WARNING = "warning"
 
 _BUILD_MIN = (6, 0)
 _DAY_S = 86_400
+# In a set of its own, where `paywarden` also looks for a record when it opens the store.
+_PROBE_KEY = b"paywarden:check"
+_PROBE_TTL_S = 60
 # What a record has besides our bytes: its header, key, and the name of set and bin.
 _RECORD_OVERHEAD_BYTES = 1_024
 # With two nodes a majority would be both, and one node's loss would stop everything.
@@ -37,12 +46,16 @@ _EVICTION = (
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong: what was seen, what it does, and what to set instead."""
+    """One thing that is wrong: what was seen, what it does, and what to set instead.
+
+    `is_passing` if it may be over without a change of settings: a node that is down, or clocks that differ.
+    """
 
     severity: str
     what: str
     so: str
     want: str
+    is_passing: bool = False
 
     def __str__(self) -> str:
         return f"{self.what}: {self.so}; wanted {self.want}"
@@ -51,7 +64,7 @@ class Finding:
 def examine(reports: Sequence[NodeReport], settings: AerospikeSettings, *, longest_ttl_s: int = 0) -> list[Finding]:
     """Returns every finding, errors first. `longest_ttl_s` is the longest time to live of a profile, 0 if unknown."""
     if not reports:
-        return [Finding(ERROR, "no node answers", "nothing is known about the cluster", "a cluster that answers")]
+        return [Finding(ERROR, "no node answers", "nothing is known about the cluster", "a cluster that answers", True)]
     found = [finding for check in _CHECKS for finding in check(reports, settings)]
     if not all(report.is_enterprise for report in reports):
         found += _marker_findings(settings, longest_ttl_s)
@@ -74,7 +87,8 @@ def _expiry(reports: Sequence[NodeReport], _: AerospikeSettings) -> Iterator[Fin
 def _stopped(reports: Sequence[NodeReport], _: AerospikeSettings) -> Iterator[Finding]:
     for name in ("stop_writes", "clock_skew_stop_writes"):
         if where := _nodes(reports, lambda report, name=name: report.namespace.get(name) == "true"):  # type: ignore[misc]
-            yield Finding(ERROR, f"{name} on {where}", "no record can be written now", "room, and clocks in step (NTP)")
+            want = "room, and clocks in step (NTP)"
+            yield Finding(ERROR, f"{name} on {where}", "no record can be written now", want, is_passing=True)
 
 
 def _build(reports: Sequence[NodeReport], _: AerospikeSettings) -> Iterator[Finding]:
@@ -108,19 +122,26 @@ def _copies(reports: Sequence[NodeReport], _: AerospikeSettings) -> Iterator[Fin
         yield Finding(ERROR, "the nodes do not have the namespace", "nothing can be read or written", "the namespace")
         return
     if min(copies) == 1:
+        configured = [number(report.namespace, "replication-factor") or 1 for report in reports]
         yield Finding(
             WARNING,
             "a record has a single copy",
             "a killed node loses its last second of acknowledged writes, and a lost one all of its records",
             "replication-factor 2 on two nodes or more; after a kill run `paywarden store verify`",
+            # With two copies configured, it is the other nodes that are missing.
+            is_passing=min(configured) > 1 and len(reports) == 1,
         )
     sizes = [size for report in reports if (size := number(report.namespace, "ns_cluster_size"))]
     if sizes and max(sizes) != len(reports):
         yield Finding(
-            WARNING, f"{len(reports)} of {max(sizes)} nodes answer", "the others were not looked at", "all of them"
+            WARNING,
+            f"{len(reports)} of {max(sizes)} nodes answer",
+            "the others were not looked at",
+            "all of them",
+            True,
         )
     if len(set(sizes)) > 1:
-        yield Finding(WARNING, "the nodes differ about the cluster's size", "it is parted", "one cluster")
+        yield Finding(WARNING, "the nodes differ about the cluster's size", "it is parted", "one cluster", True)
     size = max(sizes, default=1)
     minima = [number(report.service, "min-cluster-size") or 1 for report in reports]
     if size >= _MAJORITY_NODE_COUNT and min(minima) <= size // 2:
@@ -168,7 +189,7 @@ def _eviction(reports: Sequence[NodeReport], _: AerospikeSettings) -> Iterator[F
                 f"{name} 0",
             )
     if where := _nodes(reports, lambda report: bool(number(report.namespace, "evicted_objects"))):
-        yield Finding(WARNING, f"{where} has evicted records", "profiles are missing", "a rebuild, and more room")
+        yield Finding(WARNING, f"{where} has evicted records", "profiles are missing", "a rebuild, more room", True)
 
 
 def _storage(reports: Sequence[NodeReport], _: AerospikeSettings) -> Iterator[Finding]:
@@ -239,3 +260,45 @@ _CHECKS: tuple[Callable[[Sequence[NodeReport], AerospikeSettings], Iterator[Find
     _set_limits,
     _login,
 )
+
+
+class ClusterLook:
+    """Looks at the cluster whenever a process opens a profile set, and does what `cluster_check` says."""
+
+    def __init__(self, settings: AerospikeSettings, metrics: AerospikeMetrics) -> None:
+        self._settings, self._metrics = settings, metrics
+        self._told: set[str] = set()
+
+    def at(self, reports: Sequence[NodeReport]) -> None:
+        """Log each finding that was not logged before. With "require" raises Misconfigured, unless all pass."""
+        if self._settings.cluster_check == "off":
+            return
+        found = examine(reports, self._settings)
+        for severity in (ERROR, WARNING):
+            self._metrics.found(severity, sum(finding.severity == severity for finding in found))
+        for finding in found:
+            if str(finding) not in self._told:
+                level = logging.ERROR if finding.severity == ERROR else logging.WARNING
+                _log.log(level, "%s: %s", describe(self._settings), finding)
+        self._told = set(map(str, found))
+        lasting = [str(finding) for finding in found if not finding.is_passing]
+        if lasting and self._settings.cluster_check == "require":
+            raise Misconfigured(
+                f"{describe(self._settings)} is not as [aerospike] cluster_check requires: {'; '.join(lasting)}"
+            )
+
+
+def try_to_write(store: AerospikeStore) -> list[Finding]:
+    """Write, read and erase one record of the largest size that expires; returns what of it fails."""
+    value = bytes(store.settings.record_bytes_max)
+    try:
+        store.write({_PROBE_KEY: value}, ttl_s=_PROBE_TTL_S)
+        is_there = store.read([_PROBE_KEY]) == [value]
+        store.delete([_PROBE_KEY])
+    except PaywardenError as error:
+        return [Finding(ERROR, str(error), "profiles cannot be written, read or erased", "a user who may, and room")]
+    if is_there:
+        return []
+    return [
+        Finding(ERROR, "a record that was written is not there", "profiles are lost", "a look at the servers' logs")
+    ]

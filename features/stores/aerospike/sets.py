@@ -14,9 +14,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 
+from paywarden.features.stores.aerospike.cluster_check import ClusterLook
+from paywarden.features.stores.aerospike.metrics import AerospikeMetrics
 from paywarden.features.stores.aerospike.store import SET_SEPARATOR, AerospikeSettings, AerospikeStore, set_name_of
 from paywarden.features.stores.base import ScanProgress
 from paywarden.features.stores.profile_sets import FIRST, StoredRegister, check_name, erase_records
+from paywarden.schemas.errors import Misconfigured
 
 
 class AerospikeSets:
@@ -26,9 +29,19 @@ class AerospikeSets:
     too: their sets do not belong to the first profile set, and it neither counts nor erases them.
     """
 
-    def __init__(self, settings: AerospikeSettings, entities: Sequence[str]) -> None:
+    def __init__(
+        self,
+        settings: AerospikeSettings,
+        entities: Sequence[str],
+        *,
+        metrics: AerospikeMetrics | None = None,
+        look: ClusterLook | None = None,
+    ) -> None:
+        """`metrics` are shared by all stores that this opens; `look` looks at the cluster when a profile set opens."""
         self.settings = settings
         self._entities = tuple(entities)
+        self._metrics = AerospikeMetrics() if metrics is None else metrics
+        self._look = look
 
     def open(self, name: str, *, readonly: bool = False) -> AerospikeStore:  # noqa: ARG002 - that is the user's role
         """See SetStores. Raises Misconfigured if the names of the set and of an entity are too long together."""
@@ -38,18 +51,28 @@ class AerospikeSets:
             prefix = name + SET_SEPARATOR
         for entity in self._entities:
             set_name_of(prefix, entity)
-        return AerospikeStore(self.settings, set_prefix=prefix)
+        store = self._open(prefix)
+        if self._look is not None:
+            try:
+                self._look.at(store.reports())
+            except Misconfigured:
+                store.close()
+                raise
+        return store
+
+    def _open(self, prefix: str) -> AerospikeStore:
+        return AerospikeStore(self.settings, set_prefix=prefix, metrics=self._metrics)
 
     def open_register(self) -> StoredRegister:
         """See SetStores."""
-        return StoredRegister(AerospikeStore(self.settings, set_prefix=SET_SEPARATOR))
+        return StoredRegister(self._open(SET_SEPARATOR))
 
     def open_beside(self, *, readonly: bool = False) -> AerospikeStore:  # noqa: ARG002 - that is the user's role
         """See SetStores."""
-        return AerospikeStore(self.settings, set_prefix=SET_SEPARATOR)
+        return self._open(SET_SEPARATOR)
 
     def counts(self, name: str) -> dict[str, int]:
-        """See SetStores. The counts come from the nodes and include expired records that are not yet removed."""
+        """See SetStores. The counts come from the nodes, and include expired records and markers of erased ones."""
         with closing(self.open(name)) as store:
             return self._own_counts(store, name)
 

@@ -1,0 +1,192 @@
+"""The Aerospike store on a cluster of several nodes: one that comes back, one that fails, copies that differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+
+import aerospike
+import pytest
+
+from paywarden.features.stores.aerospike.store import AerospikeSettings, AerospikeStore
+from paywarden.features.stores.base import ABSENT
+from paywarden.schemas.errors import StoreUnavailable
+from tests.standin.aerospike_cluster import StandInCluster
+from tests.standin.aerospike_records import partition_of
+from tests.standin.aerospike_server import Fault
+from tests.standin.patience import FakeTime, quick_settings, wait_until
+
+OVERLOAD = 18
+NODE_COUNT = 3
+COOLDOWN_MS = 2_000
+CARDS = {b"card:%d" % number: b"value %d" % number for number in range(60)}
+LATER = {b"card:%d" % number: b"later %d" % number for number in range(30, 90)}
+
+
+@pytest.fixture
+def cluster() -> Iterator[StandInCluster]:
+    with StandInCluster(node_count=NODE_COUNT) as running:
+        yield running
+
+
+@pytest.fixture
+def settings(cluster: StandInCluster) -> AerospikeSettings:
+    return quick_settings(*cluster.hosts)
+
+
+@pytest.fixture
+def time() -> FakeTime:
+    return FakeTime()
+
+
+def node_count(store: AerospikeStore) -> int:
+    return len(store._client.get_node_names())
+
+
+def lose_and_bring_back(cluster: StandInCluster, store: AerospikeStore) -> None:
+    """Let the last node miss the writes of LATER; it is back, and does not have them yet."""
+    store.write(CARDS, ttl_s=0)
+    cluster.lose(NODE_COUNT - 1)
+    cluster.take_over()
+    wait_until(lambda: node_count(store) == NODE_COUNT - 1)
+    store.write(LATER, ttl_s=0)
+    cluster.bring_back(NODE_COUNT - 1, is_behind=True)
+    wait_until(lambda: node_count(store) == NODE_COUNT)
+    # The client sends records to the node only when it has its partition map, too.
+    wait_until(lambda: None in store_of_one_copy_reads(cluster))
+
+
+def store_of_one_copy_reads(cluster: StandInCluster) -> list[bytes | None]:
+    with closing(AerospikeStore(replace(quick_settings(*cluster.hosts), read_mode_ap="one"))) as careless:
+        return careless.read(list(LATER))
+
+
+# A node that comes back
+
+
+def test_acknowledged_records_are_read_while_a_node_that_came_back_lacks_them(
+    cluster: StandInCluster, settings: AerospikeSettings
+) -> None:
+    with closing(AerospikeStore(settings)) as store:
+        lose_and_bring_back(cluster, store)
+        assert store.read(list(LATER)) == list(LATER.values())
+        assert [store.read([key])[0] for key in LATER] == list(LATER.values())
+
+
+def test_reading_one_copy_misses_acknowledged_records_until_migration_ends(
+    cluster: StandInCluster, settings: AerospikeSettings
+) -> None:
+    with closing(AerospikeStore(settings)) as store:
+        lose_and_bring_back(cluster, store)
+    wrong = [one for one in store_of_one_copy_reads(cluster) if one not in LATER.values()]
+    assert None in wrong
+    assert any(one is not None for one in wrong)
+    cluster.end_migration(NODE_COUNT - 1)
+    assert store_of_one_copy_reads(cluster) == list(LATER.values())
+
+
+def test_a_write_on_a_node_that_came_back_builds_on_what_was_acknowledged(
+    cluster: StandInCluster, settings: AerospikeSettings
+) -> None:
+    with closing(AerospikeStore(settings)) as store:
+        lose_and_bring_back(cluster, store)
+        versions = {key: one.version for key, one in zip(LATER, store.read_versioned(list(LATER)), strict=True)}
+        assert ABSENT not in versions.values()
+        newest = {key: value + b", newest" for key, value in LATER.items()}
+        store.write(newest, ttl_s=0, versions=versions)
+        cluster.end_migration(NODE_COUNT - 1)
+        assert store.read(list(newest)) == list(newest.values())
+
+
+@pytest.mark.parametrize("by_generation", [True, False], ids=["generation", "last-update-time"])
+def test_a_generation_that_wraps_while_a_node_is_away_loses_updates_by_the_default(
+    cluster: StandInCluster, settings: AerospikeSettings, by_generation: bool
+) -> None:
+    """Why `paywarden store check` wants last-update-time: with the server's default the old copy wins."""
+    cluster.records.resolves_by_generation = by_generation
+    with closing(AerospikeStore(settings)) as store:
+        store.write({b"card:hot": b"old"}, ttl_s=0)
+        (record,) = cluster.records.by_digest.values()
+        record.generation = 65_534
+        cluster.lose(1)
+        cluster.take_over()
+        wait_until(lambda: node_count(store) == NODE_COUNT - 1)
+        for number in range(5):
+            store.write({b"card:hot": b"newer %d" % number}, ttl_s=0)
+        cluster.bring_back(1, is_behind=True)
+        cluster.end_migration(1)
+        wait_until(lambda: node_count(store) == NODE_COUNT)
+        assert store.read([b"card:hot"]) == [b"old" if by_generation else b"newer 4"]
+
+
+# A node that fails
+
+
+def cards_by_node(cluster: StandInCluster, settings: AerospikeSettings) -> list[dict[bytes, bytes]]:
+    found: list[dict[bytes, bytes]] = [{} for _ in cluster.nodes]
+    for key, value in CARDS.items():
+        digest = bytes(aerospike.calc_digest(settings.namespace, "card", bytearray(key.partition(b":")[2])))
+        (owner,) = [n for n, node in enumerate(cluster.nodes) if partition_of(digest) in node.partitions]
+        found[owner][key] = value
+    return found
+
+
+@pytest.fixture
+def breaking(settings: AerospikeSettings) -> AerospikeSettings:
+    return replace(settings, max_retries=0, breaker_failure_count_max=3, breaker_cooldown_ms=COOLDOWN_MS)
+
+
+def fail_one_node(cluster: StandInCluster, store: AerospikeStore) -> None:
+    cluster.nodes[1].faults.add(Fault.refuse(OVERLOAD), times=1_000)
+    for _ in range(3):
+        with pytest.raises(StoreUnavailable, match=f"code {OVERLOAD}"):
+            store.read(list(CARDS))
+
+
+def test_with_one_of_three_nodes_failing_the_others_records_are_read_and_written(
+    cluster: StandInCluster, breaking: AerospikeSettings, time: FakeTime
+) -> None:
+    of_node = cards_by_node(cluster, breaking)
+    with closing(AerospikeStore(breaking, clock=time.clock, sleep=time.sleep)) as store:
+        store.write(CARDS, ttl_s=0)
+        fail_one_node(cluster, store)
+        asked_before = len(cluster.nodes[1].record_counts)
+        for healthy in (0, 2):
+            assert store.read(list(of_node[healthy])) == list(of_node[healthy].values())
+        with pytest.raises(StoreUnavailable, match=f"breaker is open .node {cluster.nodes[1].node_name}."):
+            store.read(list(of_node[1]))
+        with pytest.raises(StoreUnavailable, match="write not tried: the circuit breaker is open"):
+            store.write(dict.fromkeys(CARDS, b"new"), ttl_s=0)
+        # The failing node's records did not keep the others from being written.
+        for healthy in (0, 2):
+            assert store.read(list(of_node[healthy])) == [b"new"] * len(of_node[healthy])
+        assert len(cluster.nodes[1].record_counts) == asked_before
+        assert cluster.nodes[1].node_name in store.health().reason
+
+
+def test_a_node_that_is_well_again_is_used_after_the_cool_down(
+    cluster: StandInCluster, breaking: AerospikeSettings, time: FakeTime
+) -> None:
+    with closing(AerospikeStore(breaking, clock=time.clock, sleep=time.sleep)) as store:
+        store.write(CARDS, ttl_s=0)
+        fail_one_node(cluster, store)
+        cluster.nodes[1].faults.clear()
+        time.now_s += COOLDOWN_MS / 1000
+        assert store.read(list(CARDS)) == list(CARDS.values())
+        assert store.health()
+
+
+def test_a_node_that_keeps_failing_opens_its_breaker_again_at_the_first_call(
+    cluster: StandInCluster, breaking: AerospikeSettings, time: FakeTime
+) -> None:
+    of_node = cards_by_node(cluster, breaking)
+    with closing(AerospikeStore(breaking, clock=time.clock, sleep=time.sleep)) as store:
+        store.write(CARDS, ttl_s=0)
+        fail_one_node(cluster, store)
+        time.now_s += COOLDOWN_MS / 1000
+        with pytest.raises(StoreUnavailable, match=f"code {OVERLOAD}"):
+            store.read(list(of_node[1]))
+        with pytest.raises(StoreUnavailable, match="not tried"):
+            store.read(list(of_node[1]))
+        assert store.read(list(of_node[2])) == list(of_node[2].values())
