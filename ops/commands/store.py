@@ -43,7 +43,7 @@ def check(source: Source, as_json: bool, no_write: bool) -> None:
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
     else:
-        click.echo("\n".join(f"{one.severity:<8} {one}" for one in findings) or "nothing is wrong")
+        click.echo("\n".join(f"{one.level:<8} {one}" for one in findings) or "nothing is wrong")
     if errors := _count(findings, ERROR):
         raise click.ClickException(f"{errors} error{'s' if errors > 1 else ''} in the store's setup")
 
@@ -85,5 +85,5 @@ def verify(source: Source, since: str | None, repair: bool, as_json: bool) -> No
         raise click.ClickException("the store does not have what the changelog has")
 
 
-def _count(findings: list[Finding], severity: str) -> int:
-    return sum(finding.severity == severity for finding in findings)
+def _count(findings: list[Finding], level: str) -> int:
+    return sum(finding.level == level for finding in findings)

@@ -37,7 +37,8 @@ _SERVICES = (
 )
 _PROCESS = (
     "`stream` and `companion` also show what `prometheus_client` knows of any Python process: `process_…` (CPU, "
-    "memory, open files, start), `python_gc_…` (garbage collection) and `python_info`."
+    "memory, open files, start), `python_gc_…` (garbage collection) and `python_info`. `paywarden_store_…` are there "
+    "with `[store] kind` aerospike."
 )
 # The unit of a metric, by the first pattern that its name matches.
 _UNITS = (
@@ -48,8 +49,11 @@ _UNITS = (
     (r".*_minor", "minor units of the reference currency"),
     (r".*_(score|share|precision|recall)|.*_(brier_score|calibration_error)", "0 to 1"),
     (r".*_score_distance", "of the statistic"),
-    (r".*_(up|ready|out|refuses)", "0 or 1"),
-    (r".*_(lag|unsaved|open_alerts|waiting_outcomes|decisions_under_way|set_aside_entries)", "count"),
+    (r".*_(up|ready|out|refuses|breaker)", "0 or 1"),
+    (
+        r".*_(lag|findings|unsaved|open_alerts|waiting_outcomes|decisions_under_way|set_aside_entries)",
+        "count",
+    ),
 )
 
 
@@ -127,6 +131,7 @@ def _objectives() -> dict[str, int]:
 
 
 def _stream() -> Iterable[_Family]:
+    from paywarden.features.stores.aerospike.metrics import AerospikeMetrics
     from paywarden.streams.dead_letters.counts import DeadLetterCounts
     from paywarden.streams.drift.metrics import DetectionMetrics, DriftMetrics
     from paywarden.streams.faust.checked_state import SetAsideState
@@ -141,10 +146,12 @@ def _stream() -> Iterable[_Family]:
     DetectionMetrics(registry)
     OutcomeMetrics(registry)
     SetAsideState(registry)
+    AerospikeMetrics(registry)
     return registry.families()
 
 
 def _companion() -> Iterable[_Family]:
+    from paywarden.features.stores.aerospike.metrics import AerospikeMetrics
     from paywarden.streams.companion.health import CompanionHealth
     from paywarden.streams.companion.metrics import CompanionMetrics
 
@@ -152,6 +159,7 @@ def _companion() -> Iterable[_Family]:
     # The gauges of age and readiness ask the health object as long as the metrics are read.
     health = CompanionHealth(1)
     CompanionMetrics(registry, _objectives(), health)
+    AerospikeMetrics(registry)
     return list(registry.families())
 
 

@@ -141,6 +141,12 @@ class Records:
                     self.by_digest.setdefault(digest, record)
             self._undead.clear()
 
+    def truncate(self, set_name: str) -> None:
+        """Remove every record of a set, for good."""
+        with self.lock:
+            for digest in [digest for digest, record in self.by_digest.items() if record.set_name == set_name]:
+                del self.by_digest[digest]
+
     def merge(self, copies: Copies) -> None:
         """End the migration of a node that was away: of each record the copy that wins stays."""
         with self.lock:

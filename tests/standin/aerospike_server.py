@@ -366,6 +366,10 @@ class StandIn:
             "release": f"edition={self._edition};version={BUILD}",
             "get-config:context=service": _joined({"min-cluster-size": "1", **self.service_config}),
         }
+        for name in names:
+            if name.startswith("truncate:"):
+                self.records.truncate(dict(pair.split("=") for pair in name.partition(":")[2].split(";"))["set"])
+                known[name] = "ok"
         return "".join(f"{name}\t{self.info.get(name, known.get(name) or self._statistics(name))}\n" for name in names)
 
     @property

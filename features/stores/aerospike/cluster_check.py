@@ -13,15 +13,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from paywarden.features.stores.aerospike.client import AerospikeSettings, describe
-from paywarden.features.stores.aerospike.metrics import AerospikeMetrics
+from paywarden.features.stores.aerospike.metrics import FINDING_LEVELS, AerospikeMetrics
 from paywarden.features.stores.aerospike.servers import NodeReport, number, takes_ttl
 from paywarden.features.stores.aerospike.store import AerospikeStore
 from paywarden.schemas.errors import Misconfigured, PaywardenError
 
 _log = logging.getLogger(__name__)
 
-ERROR = "error"
-WARNING = "warning"
+ERROR, WARNING = FINDING_LEVELS
+_LOG_LEVELS = {ERROR: logging.ERROR, WARNING: logging.WARNING}
 
 _BUILD_MIN = (6, 0)
 _DAY_S = 86_400
@@ -51,7 +51,7 @@ class Finding:
     `is_passing` if it may be over without a change of settings: a node that is down, or clocks that differ.
     """
 
-    severity: str
+    level: str
     what: str
     so: str
     want: str
@@ -68,7 +68,7 @@ def examine(reports: Sequence[NodeReport], settings: AerospikeSettings, *, longe
     found = [finding for check in _CHECKS for finding in check(reports, settings)]
     if not all(report.is_enterprise for report in reports):
         found += _marker_findings(settings, longest_ttl_s)
-    return sorted(found, key=lambda finding: finding.severity != ERROR)
+    return sorted(found, key=lambda finding: finding.level != ERROR)
 
 
 def _nodes(reports: Sequence[NodeReport], is_wrong: Callable[[NodeReport], bool]) -> str:
@@ -175,8 +175,8 @@ def _overrides(reports: Sequence[NodeReport], _: AerospikeSettings) -> Iterator[
         ("reject-non-xdr-writes", "true", "no record can be written", "false"),
     ):
         if where := _nodes(reports, lambda report, name=name, wrong=wrong: report.namespace.get(name) == wrong):  # type: ignore[misc]
-            severity = ERROR if name == "reject-non-xdr-writes" else WARNING
-            yield Finding(severity, f"{name} is {wrong} on {where}", so, f"{name} {want}")
+            level = ERROR if name == "reject-non-xdr-writes" else WARNING
+            yield Finding(level, f"{name} is {wrong} on {where}", so, f"{name} {want}")
 
 
 def _eviction(reports: Sequence[NodeReport], _: AerospikeSettings) -> Iterator[Finding]:
@@ -274,12 +274,11 @@ class ClusterLook:
         if self._settings.cluster_check == "off":
             return
         found = examine(reports, self._settings)
-        for severity in (ERROR, WARNING):
-            self._metrics.found(severity, sum(finding.severity == severity for finding in found))
+        for level in FINDING_LEVELS:
+            self._metrics.found(level, sum(finding.level == level for finding in found))
         for finding in found:
             if str(finding) not in self._told:
-                level = logging.ERROR if finding.severity == ERROR else logging.WARNING
-                _log.log(level, "%s: %s", describe(self._settings), finding)
+                _log.log(_LOG_LEVELS[finding.level], "%s: %s", describe(self._settings), finding)
         self._told = set(map(str, found))
         lasting = [str(finding) for finding in found if not finding.is_passing]
         if lasting and self._settings.cluster_check == "require":

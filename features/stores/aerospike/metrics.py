@@ -14,6 +14,9 @@ from paywarden.features.stores.circuit_breaker import BreakerState
 
 OPERATIONS = ("read", "write", "delete", "scan")
 
+# Of what is wrong with a cluster's settings: cluster_check.py says what they mean.
+FINDING_LEVELS = ("error", "warning")
+
 # Failures outside the cluster: a wrong setting, and calls that the breaker refused.
 MISCONFIGURED = "misconfigured"
 BREAKER_OPEN = "breaker_open"
@@ -58,10 +61,10 @@ class AerospikeMetrics:
             ["state"],
             registry=registry,
         )
-        self._findings = Gauge(
+        findings = Gauge(
             "paywarden_store_findings",
-            "What `paywarden store check` would say about the cluster's settings, as of the last look.",
-            ["severity"],
+            "What `paywarden store check` says about the cluster's settings, as of the last opening of a profile set.",
+            ["level"],
             registry=registry,
         )
         # The labels are resolved once, here.
@@ -73,6 +76,7 @@ class AerospikeMetrics:
             for reason in (*REASONS, MISCONFIGURED, BREAKER_OPEN)
         }
         self._breaker = {state: breaker.labels(state.value) for state in BreakerState}
+        self._findings = {level: findings.labels(level) for level in FINDING_LEVELS}
         self.read = records.labels("read")
         self.written = records.labels("written")
         self.deleted = records.labels("deleted")
@@ -99,9 +103,9 @@ class AerospikeMetrics:
         self._states[whose] = state
         self._show_worst()
 
-    def found(self, severity: str, count: int) -> None:
-        """Record how many findings of a severity the last look at the cluster gave."""
-        self._findings.labels(severity).set(count)
+    def found(self, level: str, count: int) -> None:
+        """Record how many findings the last look at the cluster gave; `level` is one of FINDING_LEVELS."""
+        self._findings[level].set(count)
 
     def opened(self, store: object, retry_count: Callable[[], int]) -> None:
         """Add a store, with the function that returns its client's own number of retries, called at each collection."""

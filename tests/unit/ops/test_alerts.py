@@ -13,6 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 
+from paywarden.features.stores.aerospike.metrics import AerospikeMetrics
 from paywarden.models.policy.policy import FLAGS
 from paywarden.scoring.grpc.metrics import GrpcMetrics
 from paywarden.scoring.idempotency.decision_cache import DecisionCacheMetrics
@@ -95,6 +96,7 @@ def declared(folder: Path) -> dict[str, set[str]]:
     SetAsideState(prometheus)
     DetectionMetrics(prometheus)
     OutcomeMetrics(prometheus)
+    AerospikeMetrics(prometheus)
     for collector in prometheus._collector_to_names:
         names |= labels_of(collector.collect(), collector)
     return names
@@ -156,6 +158,7 @@ def test_the_label_values_in_alerts_can_occur(tmp_path: Path) -> None:
     prometheus = CollectorRegistry()
     DetectionMetrics(prometheus)
     OutcomeMetrics(prometheus)
+    AerospikeMetrics(prometheus)
     shown |= {
         (sample.name, key, value)
         for family in prometheus.collect()

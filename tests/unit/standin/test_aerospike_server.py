@@ -186,6 +186,14 @@ def test_the_server_reports_the_content_of_its_namespace_and_sets(client: aerosp
     assert lines["namespace/no"] == "type=unknown"
 
 
+def test_a_set_is_truncated_and_others_stay(server: StandIn, client: aerospike.Client) -> None:
+    client.put(("test", "demo", 1), {"a": 1})
+    client.put(("test", "other", 1), {"a": 1})
+    # `client.truncate` sends the same, but lets no other Python thread run: the stand-in could not answer.
+    client.info_random_node("truncate:namespace=test;set=demo")
+    assert server.records.set_counts() == {"other": 1}
+
+
 def test_the_server_lists_its_sets(client: aerospike.Client) -> None:
     for number in range(3):
         client.put(("test", "demo", number), {"a": number})
