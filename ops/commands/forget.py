@@ -36,6 +36,9 @@ def forget(source: Source, entity_id: str) -> None:
       entity forgotten since the topic's oldest payment
     - decisions in an outbox that are not shipped yet: the topic has a right to them
     - Parquet files of histories and replays: they belong to their owner
+    - on an Aerospike Community server: a marker with the id in place of each record, for
+      [aerospike] marker_days, so that no cold start of a server brings the record back.
+      An Enterprise server deletes durably and needs no marker
     """
     from paywarden.features.profiles.engine import FeatureEngine
     from paywarden.features.profiles.profile_view import typed_key

@@ -33,7 +33,7 @@ def profile_sets() -> None:
 def list_sets(source: Source, as_json: bool) -> None:
     """List the sets: state, age and number of records.
 
-    The counts are exact for lmdb. For aerospike they are what the servers report.
+    The counts are exact for lmdb. For aerospike they are what the servers report, with markers of erased records.
     """
     from paywarden.features.stores.profile_sets import ProfileSets
 
@@ -62,6 +62,9 @@ def drop_set(source: Source, name: str, records_per_second: int) -> None:
 
     "first" is the set that was there before any other. The command refuses the live set, and a set that is being
     swapped in. If it is killed, the same command continues. If Kafka does not answer, the topics stay and are named.
+
+    On an Aerospike Community server a marker stays in place of each record, for [aerospike] marker_days: without it a
+    cold start of a server could bring the record back. An Enterprise server deletes durably and needs no marker.
     """
     from paywarden.features.stores.profile_sets import ProfileSets, drop, typed_name
 

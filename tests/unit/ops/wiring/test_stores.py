@@ -1,15 +1,19 @@
-"""Which folder holds the profile store: the settings decide, and a store that exists already."""
+"""Which folder holds the profile store, and what an Aerospike store shows of itself."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 
 from paywarden.features.stores.lmdb import LmdbStore
 from paywarden.ops.wiring import stores
+from paywarden.ops.wiring.companion import fill_source
 from paywarden.schemas.settings import Source
+from tests.standin.aerospike_server import StandIn
 
 
 @pytest.fixture
@@ -75,3 +79,35 @@ def test_a_path_that_is_set_wins_over_the_former_default(empty_folder: Path) -> 
     store_at("data/profiles")
     stores.open_store(Source({"lmdb": {"path": ".paywarden/store"}}, {})).close()
     assert (empty_folder / ".paywarden" / "store" / "data.mdb").exists()
+
+
+# Metrics and findings of an Aerospike store
+
+
+@pytest.fixture
+def aerospike_source() -> Iterator[Source]:
+    with StandIn() as server:
+        yield Source({"store": {"kind": "aerospike"}, "aerospike": {"hosts": [server.address]}}, {})
+
+
+def test_every_store_of_a_process_counts_in_its_registry(aerospike_source: Source) -> None:
+    registry = CollectorRegistry()
+    with (
+        closing(stores.open_store(aerospike_source, registry=registry)) as store,
+        closing(stores.set_stores(aerospike_source, registry).open_beside()) as beside,
+    ):
+        store.write({b"card:1": b"value"}, ttl_s=60)
+        beside.write({b"drift:1": b"value"}, ttl_s=60)
+        stores.live_set(aerospike_source, registry)
+    shown = generate_latest(registry).decode()
+    assert 'paywarden_store_records_total{what="written"} 2.0' in shown
+    assert 'paywarden_store_breaker{state="closed"} 1.0' in shown
+    assert 'paywarden_store_findings{level="warning"} 2.0' in shown
+
+
+def test_a_companion_that_fills_its_mirror_shows_the_store_s_metrics(aerospike_source: Source) -> None:
+    registry = CollectorRegistry()
+    fill = fill_source(aerospike_source, registry)
+    live = fill.look()
+    fill.open_store(live).close()
+    assert registry.get_sample_value("paywarden_store_calls_total", {"operation": "read"}) == 1

@@ -1,0 +1,51 @@
+"""`paywarden store verify` on a real Kafka: a store that lost acknowledged writes gets them back from the changelog."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.features.stores.lmdb import LmdbSettings, LmdbStore
+from paywarden.schemas.avro import Encoder, LocalSchemaIds
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.producers import make_producer
+from tests.services.deployment import Deployment
+from tests.unit.features.kernel.profiles import payment, profile
+
+DAY_S = 86_400
+START_MS = 1_780_000_000_000
+
+
+def state(*offsets: int) -> bytes:
+    """Returns a card's profile that contains these offsets of source 1."""
+    payments = [payment(START_MS + offset, 100, source=1, offset=offset) for offset in offsets]
+    return profile(FeatureEngine(), "card", payments)
+
+
+def send(settings: KafkaSettings, states: dict[bytes, bytes]) -> None:
+    ids = LocalSchemaIds()
+    encoder, producer = Encoder("profiles", ids.id_of("profiles")), make_producer(settings, linger_ms=0)
+    for key, value in states.items():
+        fields = {"entity": "card", "state": value, "written_time_ms": START_MS, "complete_to_time_ms": None}
+        producer.produce(settings.topic("profiles"), encoder.encode(fields | {"arrived_time_ms": None}), key=key)
+    assert producer.flush(30) == 0
+
+
+def test_lost_profiles_are_found_and_written_back(deployment: Deployment, settings: KafkaSettings) -> None:
+    cards = {b"card:%d" % number: state(1, 2) for number in range(20)}
+    send(settings, cards)
+    lost = {b"card:3": state(1), b"card:7": None}
+    lmdb = LmdbSettings(path=str(deployment.store))
+    with closing(LmdbStore.from_settings(lmdb)) as store:
+        kept = {key: lost.get(key, value) for key, value in cards.items()}
+        store.write({key: value for key, value in kept.items() if value is not None}, ttl_s=DAY_S)
+
+    found = deployment.run("store", "verify")
+    assert found.returncode == 1
+    assert "lost       2 card" in found.stdout
+    assert "--repair" in found.stdout
+
+    assert deployment.run("store", "verify", "--repair").returncode == 0
+    assert "lost       none" in deployment.run("store", "verify").stdout
+    with closing(LmdbStore.from_settings(lmdb, readonly=True)) as store:
+        assert dict(store.scan("card")) == cards
