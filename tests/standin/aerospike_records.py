@@ -253,9 +253,11 @@ class Records:
             return True
         if not is_new:
             return False
-        held = sum(record.set_name == set_name for record in self.by_digest.values())
-        is_full = set_name in self.count_limits and held >= self.count_limits[set_name]
-        return is_full or self.truncated_until_s.get(set_name, 0.0) > self.clock()
+        if set_name in self.count_limits:
+            held = sum(record.set_name == set_name for record in self.by_digest.values())
+            if held >= self.count_limits[set_name]:
+                return True
+        return self.truncated_until_s.get(set_name, 0.0) > self.clock()
 
     def _expiry(self, ttl_s: int, old: Record | None) -> float | None:
         if ttl_s == _TTL_KEEP:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 
 import numpy as np
@@ -122,7 +122,9 @@ def test_a_profile_that_is_older_and_newer_is_never_overwritten(store: ProfileSt
 
 def test_a_profile_that_the_stream_changes_meanwhile_is_not_written_back() -> None:
     class Racing(MemoryStore):
-        def write(self, values, *, ttl_s, versions=None):  # type: ignore[no-untyped-def]
+        def write(
+            self, values: Mapping[bytes, bytes], *, ttl_s: int, versions: Mapping[bytes, int] | None = None
+        ) -> None:
             if versions is not None:
                 super().write({KEY: OF_ANOTHER_SOURCE}, ttl_s=ttl_s)
             super().write(values, ttl_s=ttl_s, versions=versions)
