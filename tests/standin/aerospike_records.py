@@ -264,10 +264,11 @@ class Records:
             return None if old is None else old.expires_s
         return None if ttl_s in (_TTL_DEFAULT, _TTL_NEVER) else self.clock() + ttl_s
 
-    def scan(self, request: Request, is_here: Callable[[int], bool]) -> Iterator[bytes]:
+    def scan(self, request: Request, is_here: Callable[[int], bool], copies: Copies) -> Iterator[bytes]:
         """Returns the encoded records of a scan's partitions, each partition from its start or after a digest.
 
-        A partition for which `is_here` is false gives no records, only the report that it is not available.
+        `copies` is what the node has that was asked, where that differs. A partition for which `is_here` is false gives
+        no records, only the report that it is not available.
         """
         partitions = request.fields.get(FIELD_PARTITIONS, b"")
         starts = dict.fromkeys(struct.unpack(f"<{len(partitions) // 2}H", partitions), b"")
@@ -283,7 +284,7 @@ class Records:
         with self.lock:
             for digest in sorted(self.by_digest):
                 start = starts.get(partition_of(digest))
-                record = self._live(digest)
+                record = self._unless_expired(copies[digest]) if digest in copies else self._live(digest)
                 if start is None or digest <= start or record is None or left == 0:
                     continue
                 if request.text(FIELD_SET) in ("", record.set_name):

@@ -154,6 +154,7 @@ class StandIn:
     # The records of a cluster's other nodes, if this server is part of a cluster.
     shared_records: Records | None = None
     login_result: int = SECURITY_NOT_ENABLED
+    cluster_name: str = "null"
     # How many nodes the namespace says the cluster has, and how many copies a record; by default one on every node.
     node_count: int = 1
     copy_count: int | None = None
@@ -334,7 +335,7 @@ class StandIn:
             refusal = fault.refusal or fault.record_refusal
             return [frame(MESSAGE_KIND, self.records.answer(request, refusal, self.copies))]
         here = self.partitions - fault.partitions
-        found = [] if fault.refusal else list(self.records.scan(request, here.__contains__))
+        found = [] if fault.refusal else list(self.records.scan(request, here.__contains__, self.copies))
         step = _SCAN_FRAME_RECORD_COUNT
         bodies = [b"".join(found[start : start + step]) for start in range(0, len(found), step)]
         return [frame(MESSAGE_KIND, body) for body in [*bodies, last]]
@@ -350,6 +351,7 @@ class StandIn:
         known = {
             "node": self.node_name,
             "build": BUILD,
+            "cluster-name": self.cluster_name,
             "namespaces": self.namespace,
             "partitions": str(PARTITION_COUNT),
             "partition-generation": "1",
@@ -408,7 +410,8 @@ class StandIn:
             statistics = namespace_statistics(
                 node_count=self.node_count, copy_count=self.copy_count, clock_skewed=self.records.clock_skewed
             )
-            return f"{statistics};{_joined(self._config())}"
+            moving = f"migrate_rx_partitions_remaining={len(self.copies)}"
+            return f"{statistics};{moving};{_joined(self._config())}"
         if kind == "sets" and namespace != self.namespace:
             return "ns_type=unknown"
         if kind == "sets" and not set_name:

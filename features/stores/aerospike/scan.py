@@ -7,12 +7,16 @@
    then discarded. The scan would end without them and without an error.
 3. A node that does not hold a whole partition says so, and the client asks other nodes. A page raises an error rather
    than leave out a partition.
-4. One loss is invisible to every page: if as many nodes are lost as a record has copies, the remaining nodes serve the
+4. A node that holds a whole partition may still lack what another copy has: after it came back, while copies move.
+   Therefore the scan first waits for `scan_patience_ms` until no copies move. If they still do, it goes on and says so:
+   on a large cluster they may move for hours.
+5. One loss is invisible to every page: if as many nodes are lost as a record has copies, the remaining nodes serve the
    lost partitions as empty. Therefore the scan counts the nodes at its start and again at its end.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -22,9 +26,13 @@ from aerospike import exception as client_errors
 
 from paywarden.features.stores.aerospike.calls import Calls
 from paywarden.features.stores.aerospike.client import AerospikeSettings, describe, scan_policy
-from paywarden.features.stores.aerospike.servers import pairs_of
+from paywarden.features.stores.aerospike.servers import number, pairs_of
 from paywarden.features.stores.base import ScanProgress
 from paywarden.schemas.errors import StoreUnavailable
+
+_log = logging.getLogger(__name__)
+# Partitions whose copies a node has yet to send, and to receive.
+_MOVING = ("migrate_tx_partitions_remaining", "migrate_rx_partitions_remaining")
 
 # A record in the client's form: key, metadata, bins.
 ScannedRecord = tuple[tuple[str, str, object, bytearray], dict[str, int], dict[str, Any]]
@@ -38,12 +46,13 @@ _Result = TypeVar("_Result")
 class _Cluster:
     """The nodes that answered, the number of copies of each record, and the number of the set's copies on all nodes.
 
-    The last two are None unless every node of the cluster answered.
+    These two are None unless every node of the cluster answered. `moving_count`: partitions whose copies are moving.
     """
 
     node_names: frozenset[str]
     copy_count: int | None = None
     object_count: int | None = None
+    moving_count: int = 0
 
     @property
     def record_count(self) -> int | None:
@@ -77,7 +86,7 @@ class SetScan:
 
     def pages(self, progress: ScanProgress | None) -> Iterator[list[ScannedRecord]]:
         """Yield the records page by page. Raises StoreUnavailable rather than leave out a part, or Misconfigured."""
-        cluster = self._look_at_cluster()
+        cluster = self._wait_for_copies()
         expected_count = cluster.record_count
         count = 0
         if progress is not None:
@@ -89,6 +98,22 @@ class SetScan:
             if progress is not None:
                 progress(count, expected_count)
         self._retry_while_store_down(lambda: self._check_nothing_was_lost(cluster))
+
+    def _wait_for_copies(self) -> _Cluster:
+        """Returns the cluster once no copies move, or after `scan_patience_ms`."""
+        deadline = self._clock() + self._settings.scan_patience_ms / 1000
+        cluster = self._look_at_cluster()
+        while cluster.moving_count and self._clock() < deadline:
+            self._sleep(self._settings.tend_interval_ms / 1000)
+            cluster = self._look_at_cluster()
+        if cluster.moving_count:
+            _log.warning(
+                "%s: copies of %d partitions are moving: a scan of set %s may miss what was written last",
+                describe(self._settings),
+                cluster.moving_count,
+                self._set_name,
+            )
+        return cluster
 
     def _retry_while_store_down(self, action: Callable[[], _Result]) -> _Result:
         """Returns the action's result. Repeats it for `scan_patience_ms` while the store is unavailable."""
@@ -141,14 +166,15 @@ class SetScan:
             # Without a node, the first page raises a better error.
             return _Cluster(frozenset())
         names = frozenset(answers)
+        moving_count = sum(number(namespace, name) or 0 for namespace, _ in answers.values() for name in _MOVING)
         try:
             copy_count = min(int(namespace["effective_replication_factor"]) for namespace, _ in answers.values())
             cluster_size = max(int(namespace["ns_cluster_size"]) for namespace, _ in answers.values())
             # A node without any record of a set does not list the set.
             object_count = sum(int(of_set.get("objects", "0")) for _, of_set in answers.values())
         except (KeyError, ValueError):
-            return _Cluster(names)
-        return _Cluster(names, copy_count, object_count if len(names) == cluster_size else None)
+            return _Cluster(names, moving_count=moving_count)
+        return _Cluster(names, copy_count, object_count if len(names) == cluster_size else None, moving_count)
 
     def _ask(self, node_name: str) -> tuple[dict[str, str], dict[str, str]] | None:
         """Returns a node's statistics of the namespace and of the set, None if it does not answer."""

@@ -86,6 +86,31 @@ def test_reading_one_copy_misses_acknowledged_records_until_migration_ends(
     assert store_of_one_copy_reads(cluster) == list(LATER.values())
 
 
+def test_a_scan_waits_until_a_node_that_came_back_has_its_copies(
+    cluster: StandInCluster, settings: AerospikeSettings, time: FakeTime
+) -> None:
+    patient = replace(settings, scan_patience_ms=10_000)
+    with closing(AerospikeStore(patient, clock=time.clock, sleep=time.sleep)) as store:
+        lose_and_bring_back(cluster, store)
+        time.on_sleep = lambda: cluster.end_migration(NODE_COUNT - 1) if len(time.slept_s) == 3 else None
+        assert dict(store.scan("card")) == {**CARDS, **LATER}
+        assert len(time.slept_s) == 3
+
+
+def test_a_scan_that_waited_in_vain_goes_on_and_says_so(
+    cluster: StandInCluster, settings: AerospikeSettings, time: FakeTime, caplog: pytest.LogCaptureFixture
+) -> None:
+    patient = replace(settings, scan_patience_ms=1_000)
+    with closing(AerospikeStore(patient, clock=time.clock, sleep=time.sleep)) as store:
+        lose_and_bring_back(cluster, store)
+        scanned = dict(store.scan("card"))
+    # Why it waits: the node has the whole partition, and yet not what the others have acknowledged.
+    assert CARDS.keys() - LATER.keys() <= scanned.keys()
+    assert scanned != {**CARDS, **LATER}
+    (record,) = caplog.records
+    assert "may miss what was written last" in record.getMessage()
+
+
 def test_a_write_on_a_node_that_came_back_builds_on_what_was_acknowledged(
     cluster: StandInCluster, settings: AerospikeSettings
 ) -> None:
