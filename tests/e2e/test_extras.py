@@ -68,6 +68,7 @@ BASE = (
     ("dead-letters", "show"),
     ("drift", "status"),
     ("profile-sets", "list"),
+    ("store", "check"),
     ("forget", "card:nobody"),
 )
 

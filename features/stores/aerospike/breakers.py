@@ -112,9 +112,13 @@ class NodeBreakers:
         self._lock = Lock()
 
     @property
-    def is_calm(self) -> bool:
-        """Whether no breaker exists: nothing failed lately."""
-        return not self._breakers
+    def has_open_node(self) -> bool:
+        """Whether the breaker of some node is open, so that its records may be refused."""
+        return bool(self._breakers) and any(
+            breaker.state is BreakerState.OPEN
+            for name, breaker in list(self._breakers.items())
+            if name not in (CLUSTER, SCANS)
+        )
 
     def admit(self, places: Sequence[Place], now_ms: int, *, is_scan: bool = False) -> Admission:
         """Returns the admission of a call for these records."""
@@ -137,10 +141,14 @@ class NodeBreakers:
         return {position for position, place in enumerate(places) if self._node_of(place) in closed_to}
 
     def ended(self, admission: Admission, blamed: Collection[str], what: str, now_ms: int) -> None:
-        """Report that a call ended: with a failure of the `blamed` (nodes, CLUSTER or SCANS), the others answered."""
+        """Report that a call ended: with a failure of the `blamed` nodes, the others answered.
+
+        A failure of CLUSTER or SCANS says nothing about any node.
+        """
+        says_nothing = CLUSTER in blamed or SCANS in blamed
         for name, (breaker, ticket) in admission.tickets.items():
             if name not in blamed:
-                breaker.succeeded(ticket)
+                (breaker.abandoned if says_nothing else breaker.succeeded)(ticket)
         for name in blamed:
             breaker = self._breaker(name)
             taken = admission.tickets.get(name)

@@ -91,9 +91,9 @@ class Calls:
             self._breakers.abandoned(admission)
 
     @property
-    def is_calm(self) -> bool:
-        """Whether nothing fails now, so that nothing is held back."""
-        return self._breakers.is_calm
+    def has_open_node(self) -> bool:
+        """Whether some node fails now, so that its records may be held back."""
+        return self._breakers.has_open_node
 
     def held_back(self, places: Sequence[Place]) -> set[int]:
         """Returns the positions of records whose node fails now, so that the others can go first. Usually none."""

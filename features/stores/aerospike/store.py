@@ -173,7 +173,7 @@ class AerospikeStore:
             raise self._calls.not_tried("write")
 
     def _held_back(self, values: Mapping[bytes, bytes]) -> set[bytes]:
-        if self._calls.is_calm:
+        if not self._calls.has_open_node:
             return set()
         keys = list(values)
         return {keys[position] for position in self._calls.held_back([self._place(key) for key in keys])}

@@ -202,6 +202,23 @@ def test_a_node_that_is_well_again_is_used_after_the_cool_down(
         assert store.health()
 
 
+def test_a_scan_that_fails_does_not_vouch_for_a_failing_node(
+    cluster: StandInCluster, breaking: AerospikeSettings, time: FakeTime
+) -> None:
+    of_node = cards_by_node(cluster, breaking)
+    with closing(AerospikeStore(breaking, clock=time.clock, sleep=time.sleep)) as store:
+        store.write(CARDS, ttl_s=0)
+        fail_one_node(cluster, store)
+        time.now_s += COOLDOWN_MS / 1000
+        with pytest.raises(StoreUnavailable, match=f"code {OVERLOAD}"):
+            list(store.scan("card"))
+        # The node's breaker is still open to one trial, and not closed: one failure is enough.
+        with pytest.raises(StoreUnavailable, match=f"code {OVERLOAD}"):
+            store.read(list(of_node[1]))
+        with pytest.raises(StoreUnavailable, match="not tried"):
+            store.read(list(of_node[1]))
+
+
 def test_a_node_that_keeps_failing_opens_its_breaker_again_at_the_first_call(
     cluster: StandInCluster, breaking: AerospikeSettings, time: FakeTime
 ) -> None:
