@@ -68,6 +68,12 @@ def _aerospike_standin(_: Path) -> Iterator[SetStores]:
         yield _aerospike_sets(server.address, server.namespace)
 
 
+def _aerospike_community_standin(_: Path) -> Iterator[SetStores]:
+    with StandIn() as server:
+        server.records.is_enterprise = False
+        yield _aerospike_sets(server.address, server.namespace)
+
+
 def _aerospike_server(_: Path) -> Iterator[SetStores]:
     sets = _aerospike_sets(os.environ[REAL_SERVER], os.environ.get(REAL_NAMESPACE, "test"))
     with closing(AerospikeStore(sets.settings, set_prefix=SET_SEPARATOR)) as register:
@@ -77,7 +83,7 @@ def _aerospike_server(_: Path) -> Iterator[SetStores]:
     yield sets
 
 
-SET_STORES = [_memory, _lmdb, _aerospike_standin]
+SET_STORES = [_memory, _lmdb, _aerospike_standin, _aerospike_community_standin]
 if os.environ.get(REAL_SERVER):
     SET_STORES.append(_aerospike_server)
 
