@@ -14,6 +14,7 @@ server, because callers notice them:
   that a set is at its limit of records, or that it is being truncated up to a time that lies ahead;
 - a durable delete is refused with code 25 by a server that is no Enterprise server; after a cold start, records that
   were deleted in another way are there again, unless they have expired or were written since;
+- a linearized read needs strong consistency: a Community server refuses it with code 25;
 - a killed server with a single copy of its records loses the writes that it had not flushed to its devices yet.
 """
 
@@ -45,7 +46,9 @@ from tests.standin.aerospike_wire import (
     INFO2_WRITE,
     INFO3_CREATE_OR_REPLACE,
     INFO3_PARTITION_DONE,
+    INFO3_RELAXED_READ,
     INFO3_REPLACE_ONLY,
+    INFO3_STRICT_READ,
     INFO3_UPDATE_ONLY,
     OPERATION_WRITE,
     Request,
@@ -111,6 +114,9 @@ class Records:
     is_enterprise: bool = True
     resolves_by_generation: bool = False
     clock_skewed: bool = False
+    strong_consistency: bool = False
+    # How many reads were linearized.
+    linearized_count: int = 0
     # By set: how many records it may have, and until when (epoch seconds) it is truncated.
     count_limits: dict[str, int] = field(default_factory=dict)
     truncated_until_s: dict[str, float] = field(default_factory=dict)
@@ -181,6 +187,10 @@ class Records:
             if request.text(FIELD_NAMESPACE) != self.namespace:
                 return encode_message(result=NAMESPACE_NOT_FOUND, index=request.index)
             is_read = not request.info2 & (INFO2_DELETE | INFO2_WRITE)
+            if request.info3 & (INFO3_STRICT_READ | INFO3_RELAXED_READ) == INFO3_STRICT_READ:
+                if not self.strong_consistency:
+                    return encode_message(result=ENTERPRISE_ONLY, index=request.index)
+                self.linearized_count += 1
             if not is_read or request.info1 & INFO1_ASK_ALL_COPIES:
                 self._resolve(request.digest, copies)
             if request.info2 & INFO2_DELETE:

@@ -391,7 +391,7 @@ class StandIn:
             "max-record-size": str(self.records.record_bytes_max),
             "read-consistency-level-override": "off",
             "write-commit-level-override": "off",
-            "strong-consistency": "false",
+            "strong-consistency": str(self.records.strong_consistency).lower(),
             "storage-engine": "device",
             "storage-engine.device[0]": "/dev/nvme0n1",
             "storage-engine.evict-used-pct": "0",

@@ -392,9 +392,12 @@ def call_policy(settings: AerospikeSettings) -> dict[str, Any]:
     }
 
 
-def batch_policy(settings: AerospikeSettings) -> dict[str, Any]:
-    """Returns the limits of a batch, and how the client carries it out."""
-    return {
+def batch_policy(settings: AerospikeSettings, *, is_strong: bool) -> dict[str, Any]:
+    """Returns the limits of a batch, and how the client carries it out.
+
+    `is_strong` if the namespace has strong consistency. Elsewhere a server refuses a linearized read.
+    """
+    policy = {
         **call_policy(settings),
         # Several nodes are called in parallel. A single node is called by the calling thread.
         "concurrent": True,
@@ -403,8 +406,10 @@ def batch_policy(settings: AerospikeSettings) -> dict[str, Any]:
         "respond_all_keys": True,
         "replica": aerospike.POLICY_REPLICA_PREFER_RACK if settings.rack_ids else aerospike.POLICY_REPLICA_SEQUENCE,
         "read_mode_ap": READ_MODES_AP[settings.read_mode_ap],
-        "read_mode_sc": READ_MODES_SC[settings.read_mode_sc],
     }
+    if is_strong:
+        policy["read_mode_sc"] = READ_MODES_SC[settings.read_mode_sc]
+    return policy
 
 
 def scan_policy(settings: AerospikeSettings) -> dict[str, Any]:

@@ -127,7 +127,6 @@ class AerospikeStore:
         self._metrics = AerospikeMetrics() if metrics is None else metrics
         self._clock = clock
         self._sleep = sleep
-        self._batch_policy = batch_policy(settings)
         self._client = connect(settings)
         partitions = PartitionMap(self._client, settings)
         self._calls = Calls(settings, self._metrics, clock, partitions, self)
@@ -136,6 +135,7 @@ class AerospikeStore:
         self._closing = Lock()
         try:
             self._probe()
+            self._batch_policy = batch_policy(settings, is_strong=self._is_strong())
         except PaywardenError:
             self.close()
             raise
@@ -266,6 +266,18 @@ class AerospikeStore:
             self._client.exists(place, policy)
         except client_errors.AerospikeError as error:
             raise error_of(self._settings, error.code, OPENING, type(error).__name__) from error
+
+    def _is_strong(self) -> bool:
+        """Returns whether the namespace has strong consistency. Raises StoreUnavailable if no node says."""
+        policy = {"timeout": self._settings.info_timeout_ms}
+        try:
+            answer = self._client.info_random_node(f"namespace/{self._settings.namespace}", policy)
+        except client_errors.AerospikeError as error:
+            raise StoreUnavailable(
+                f"{describe(self._settings)}: a node does not say what the namespace is "
+                f"({type(error).__name__}, code {error.code})"
+            ) from error
+        return pairs_of(answer.partition("\t")[2].strip(), ";").get("strong-consistency") == "true"
 
     def _erasing(self) -> _Erasing:
         """Returns how to erase. Asks the nodes once. Raises StoreUnavailable if none answers."""

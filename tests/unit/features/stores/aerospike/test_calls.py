@@ -366,6 +366,7 @@ def test_without_a_registry_no_metric_is_shown(settings: AerospikeSettings) -> N
 
 def test_health_asks_for_no_record(server: StandIn, store: AerospikeStore) -> None:
     before = message_count(server)
+    server.statistics_asked.clear()
     server.faults.add(Fault.refuse(OVERLOAD))
     assert store.health()
     assert message_count(server) == before

@@ -13,7 +13,7 @@ import pytest
 from paywarden.features.stores.aerospike.client import _client_config, batch_policy, check_settings
 from paywarden.features.stores.aerospike.store import AerospikeSettings, AerospikeStore
 from paywarden.schemas.errors import Misconfigured, StoreUnavailable
-from tests.standin.aerospike_server import StandIn
+from tests.standin.aerospike_server import Fault, StandIn
 from tests.standin.patience import quick_settings, wait_until
 
 SECRETS = {"password": "hunter2-secret", "tls_key_password": "key-secret"}
@@ -106,11 +106,12 @@ def test_no_secret_is_in_the_printed_form() -> None:
 
 
 def test_reads_ask_all_copies_and_linearize_unless_told_otherwise() -> None:
-    policy = batch_policy(AerospikeSettings())
+    policy = batch_policy(AerospikeSettings(), is_strong=True)
     assert policy["read_mode_ap"] == aerospike.POLICY_READ_MODE_AP_ALL
     assert policy["read_mode_sc"] == aerospike.POLICY_READ_MODE_SC_LINEARIZE
     assert policy["replica"] == aerospike.POLICY_REPLICA_SEQUENCE
-    other = batch_policy(AerospikeSettings(read_mode_ap="one", read_mode_sc="session", rack_ids=(2,)))
+    chosen = AerospikeSettings(read_mode_ap="one", read_mode_sc="session", rack_ids=(2,))
+    other = batch_policy(chosen, is_strong=True)
     assert other["read_mode_ap"] == aerospike.POLICY_READ_MODE_AP_ONE
     assert other["read_mode_sc"] == aerospike.POLICY_READ_MODE_SC_SESSION
     assert other["replica"] == aerospike.POLICY_REPLICA_PREFER_RACK
@@ -137,6 +138,25 @@ def test_the_client_knows_every_option_that_it_gets(server: StandIn) -> None:
                 connect_timeout_ms=200,
             )
         )
+
+
+@pytest.mark.parametrize("is_enterprise", [True, False], ids=["enterprise", "community"])
+def test_reads_are_linearized_only_where_a_server_can_do_it(server: StandIn, is_enterprise: bool) -> None:
+    """A Community server refuses a linearized read, and one of strong consistency is asked for nothing less."""
+    server.records.is_enterprise = is_enterprise
+    for strong in (False, True) if is_enterprise else (False,):
+        server.records.strong_consistency = strong
+        with closing(AerospikeStore(quick_settings(server.address))) as store:
+            store.write({b"card:1": b"value", b"card:2": b"value"}, ttl_s=0)
+            assert store.read([b"card:1", b"card:2"]) == [b"value"] * 2
+            assert store.read([b"card:1"]) == [b"value"]
+        assert server.records.linearized_count == (3 if strong else 0)
+
+
+def test_a_node_that_does_not_say_what_its_namespace_is_is_unavailable(server: StandIn) -> None:
+    server.info_faults.add(Fault.drop())
+    with pytest.raises(StoreUnavailable, match="what the namespace is"):
+        AerospikeStore(quick_settings(server.address))
 
 
 def test_a_cluster_of_another_name_is_not_used(server: StandIn) -> None:
