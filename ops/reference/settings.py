@@ -91,7 +91,7 @@ def _default(section: str, field: dataclasses.Field[Any]) -> str:
 def _type(hint: Any) -> str:
     if get_origin(hint) is tuple:
         item = get_args(hint)[0]
-        return "list of tables" if dataclasses.is_dataclass(item) else "list of texts"
+        return "list of tables" if dataclasses.is_dataclass(item) else f"list of {_type(item)}s"
     if get_origin(hint) is Mapping:
         return "table"
     return {int: "whole number", float: "number", str: "text", bool: "true or false"}[hint]

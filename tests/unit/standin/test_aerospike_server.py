@@ -11,7 +11,14 @@ from aerospike_helpers.batch.records import BatchRecords, Read, Write
 from aerospike_helpers.operations import operations
 
 from tests.standin.aerospike_cluster import StandInCluster
-from tests.standin.aerospike_records import NOT_FOUND, OK, RECORD_EXISTS, WRONG_GENERATION, partition_of
+from tests.standin.aerospike_records import (
+    ENTERPRISE_ONLY,
+    NOT_FOUND,
+    OK,
+    RECORD_EXISTS,
+    WRONG_GENERATION,
+    partition_of,
+)
 from tests.standin.aerospike_server import Fault, StandIn
 from tests.standin.patience import wait_until
 
@@ -167,6 +174,52 @@ def test_a_removal_may_name_a_generation_too(client: aerospike.Client) -> None:
     assert removal_at(2) == WRONG_GENERATION
     assert removal_at(1) == OK
     assert code_of(lambda: client.get(KEY)) == NOT_FOUND
+
+
+# Deletes, devices and copies: what callers meet after a cold start, a kill, or a node that was away
+
+
+def remove(client: aerospike.Client, *, durably: bool) -> int | None:
+    return code_of(lambda: client.remove(KEY, policy={"durable_delete": durably}))
+
+
+def test_only_an_enterprise_server_deletes_durably(server: StandIn, client: aerospike.Client) -> None:
+    put(client, None)
+    server.records.is_enterprise = False
+    assert remove(client, durably=True) == ENTERPRISE_ONLY
+    assert remove(client, durably=False) == OK
+    server.records.start_cold()
+    assert client.get(KEY)[2] == {"a": 1}
+    server.records.is_enterprise = True
+    assert remove(client, durably=True) == OK
+    server.records.start_cold()
+    assert code_of(lambda: client.get(KEY)) == NOT_FOUND
+
+
+def test_a_record_that_was_written_again_is_not_brought_back(server: StandIn, client: aerospike.Client) -> None:
+    client.put(KEY, {"a": 1})
+    remove(client, durably=False)
+    client.put(KEY, {"a": 2})
+    server.records.start_cold()
+    assert client.get(KEY)[2] == {"a": 2}
+
+
+def test_a_killed_server_has_what_it_had_flushed(server: StandIn, client: aerospike.Client) -> None:
+    client.put(KEY, {"a": 1})
+    server.records.flush()
+    client.put(KEY, {"a": 2})
+    client.put(("test", "demo", "other"), {"a": 1})
+    server.records.kill()
+    assert client.get(KEY)[2] == {"a": 1}
+    assert code_of(lambda: client.get(("test", "demo", "other"))) == NOT_FOUND
+
+
+def test_a_read_gets_this_node_s_copy_unless_it_asks_for_all(server: StandIn, client: aerospike.Client) -> None:
+    client.put(KEY, {"a": 1})
+    (digest,) = server.records.by_digest
+    server.copies[digest] = None
+    assert code_of(lambda: client.get(KEY)) == NOT_FOUND
+    assert client.get(KEY, policy={"read_mode_ap": aerospike.POLICY_READ_MODE_AP_ALL})[2] == {"a": 1}
 
 
 # Statistics
