@@ -8,6 +8,7 @@
     varint, crc, byte_ranges    read and write bytes in compiled code of all packages
 
     codec         `unpack` reads a profile from its stored form, `pack` writes it back
+    checksum      finds damage in the stored form
     columns       reads and writes the columns of numbers in the stored form
     update        adds one event to a profile
     conditions    answers a catalogue's conditions about one payment
@@ -25,6 +26,7 @@ Other packages import these names from here.
 
 from paywarden.features.kernel.assemble import assemble_rows
 from paywarden.features.kernel.batches import apply_events, fill_bound_vectors, fill_vectors
+from paywarden.features.kernel.checksum import checksum
 from paywarden.features.kernel.codec import pack, unpack
 from paywarden.features.kernel.layout import (
     ABSENT,
@@ -34,6 +36,7 @@ from paywarden.features.kernel.layout import (
     ATTRIBUTE_COUNT,
     BELOW,
     BUCKET_COUNTS,
+    CHECKSUM_BYTES,
     COUNTRY,
     COUNTRY_CODES,
     DAMAGED,
@@ -47,6 +50,7 @@ from paywarden.features.kernel.layout import (
     KNOWN,
     LABEL,
     LAYOUT_VERSION,
+    LAYOUT_WITHOUT_CHECKSUM,
     LENGTHS_AT,
     NO_ROOM,
     OFFSET_ZERO,
@@ -77,6 +81,7 @@ __all__ = [
     "AT_LEAST",
     "BELOW",
     "BUCKET_COUNTS",
+    "CHECKSUM_BYTES",
     "COUNTRY",
     "COUNTRY_CODES",
     "DAMAGED",
@@ -90,6 +95,7 @@ __all__ = [
     "KNOWN",
     "LABEL",
     "LAYOUT_VERSION",
+    "LAYOUT_WITHOUT_CHECKSUM",
     "LENGTHS_AT",
     "NO_ROOM",
     "OFFSET_ZERO",
@@ -111,6 +117,7 @@ __all__ = [
     "advance_source",
     "apply_events",
     "assemble_rows",
+    "checksum",
     "decode",
     "fill_bound_vectors",
     "fill_vectors",

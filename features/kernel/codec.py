@@ -24,12 +24,15 @@ bytes as the largest of them needs. Therefore reading one number never depends o
               table the tiles as how many hops they are older than the newest event's, and the measures; for each
               memory the values, and the times relative to the one before, the first to the newest event; sources;
               offsets
+    8 bytes   the checksum of all bytes before it (features/kernel/checksum.py)
+
+A profile of the version before, 4, ends with the offsets and has no checksum. It is read, and written as version 5.
 
 Example: a card made its first payment at time 1,700,000,000,000 ms and its last 60,000 ms later; that one is its newest
 event. Its only table has a hop of one hour and one measure, the count; both payments lie in one tile. It has no memory,
 and no sources:
 
-    04                       LAYOUT_VERSION
+    05                       LAYOUT_VERSION
     8D AA 3A 04              digest
     06 00                    the shape has 6 bytes
     01 90 1C 01 00 00        the shape: 1 table, hop 3600 s, 1 column, which is the count; no memories
@@ -38,22 +41,26 @@ and no sources:
     60 EA                    last payment: 60,000 ms after the first
     00 01                    lengths: 0 sources, 1 tile
     02                       count of the tile, whose age of 0 hops takes no bytes
+    F0 35 F6 B3 34 B9 70 2F  checksum
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from paywarden.features.kernel.checksum import checksum
 from paywarden.features.kernel.columns import read_columns, width_of, write_column
 from paywarden.features.kernel.intrinsics import load_word, store_word
 from paywarden.features.kernel.jit import compiled, inlined
 from paywarden.features.kernel.layout import (
+    CHECKSUM_BYTES,
     DAMAGED,
     FIRST_MS,
     I64,
     LABEL,
     LAST_MS,
     LAYOUT_VERSION,
+    LAYOUT_WITHOUT_CHECKSUM,
     LENGTHS_AT,
     NEWEST_MS,
     OK,
@@ -104,13 +111,15 @@ def packed_bytes_max(plan: I64, entity: int, words: I64) -> int:
     for memory in range(memories):
         count += 2 * words[memory_length_at(tables, memory)]
     widths_size = (plan[section + ENTITY.stored_columns] + 1) >> 1
-    return int(SHAPE_BYTES_AT + plan[section + ENTITY.shape_size] + widths_size + 8 * count + SLACK_BYTES)
+    head_size = SHAPE_BYTES_AT + plan[section + ENTITY.shape_size] + widths_size
+    return int(head_size + 8 * count + CHECKSUM_BYTES + SLACK_BYTES)
 
 
 @compiled(releases_gil=True)
 def pack(plan: I64, entity: int, words: I64, out: U8, position: int) -> int:
     """Write the stored form at `position`; returns the end position. `out` must have `packed_bytes_max` of room."""
     section = entity_at(plan, entity)
+    start = position
     tables, memories = plan[section + ENTITY.table_count], plan[section + ENTITY.memory_count]
     shape_size, shape_at = plan[section + ENTITY.shape_size], plan[section + ENTITY.shape_at]
     store_word(out, position, LAYOUT_VERSION | plan[section + ENTITY.digest] << 8 | shape_size << 40)
@@ -158,7 +167,9 @@ def pack(plan: I64, entity: int, words: I64, out: U8, position: int) -> int:
     for at in (plan[section + ENTITY.sources_at], plan[section + ENTITY.sources_at] + SOURCES_MAX):
         position = write_column(words, at, words[LENGTHS_AT], out, widths, column, position)
         column += 1
-    return position
+    # The checksum reads up to eight bytes at a time, and none of those behind the profile counts.
+    store_word(out, position, checksum(out, start, position))
+    return position + CHECKSUM_BYTES
 
 
 @inlined
@@ -199,9 +210,15 @@ def unpack(plan: I64, entity: int, data: U8, start: int, end: int, words: I64) -
     if end - start < 8:
         return DAMAGED
     head = load_word(data, start) & _HEAD_MASK
-    if head != LAYOUT_VERSION | plan[section + ENTITY.digest] << 8 | plan[section + ENTITY.shape_size] << 40:
-        if head & 0xFF != LAYOUT_VERSION:
-            return WRONG_VERSION
+    version = head & 0xFF
+    if version == LAYOUT_VERSION:
+        # Checked before anything else is believed, the digest included.
+        end -= CHECKSUM_BYTES
+        if end - start < SHAPE_BYTES_AT or load_word(data, end) != checksum(data, start, end):
+            return DAMAGED
+    elif version != LAYOUT_WITHOUT_CHECKSUM:
+        return WRONG_VERSION
+    if head >> 8 != plan[section + ENTITY.digest] | plan[section + ENTITY.shape_size] << 32:
         return DAMAGED if head >> 8 & 0xFFFFFFFF == plan[section + ENTITY.digest] else WRONG_DIGEST
     widths = start + SHAPE_BYTES_AT + plan[section + ENTITY.shape_size]
     columns = plan[section + ENTITY.stored_columns]

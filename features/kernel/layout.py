@@ -75,11 +75,14 @@ FIRST_MS, LAST_MS, NEWEST_MS, LENGTHS_AT = range(4)
 # A profile may get events from every partition of `payments` and `outcomes`. 128 allows 64 partitions of each.
 SOURCES_MAX = 128
 
-LAYOUT_VERSION = 4
+# Profiles are written in this version. Those of the version before are read too: they have no checksum.
+LAYOUT_VERSION, LAYOUT_WITHOUT_CHECKSUM = 5, 4
 # Where the shape begins in a stored profile.
 SHAPE_BYTES_AT = 7
 # The columns of every stored profile besides its tables and memories: three times, the lengths, sources, offsets.
 FIXED_COLUMNS = 6
+# The size of the checksum at the end of a stored profile.
+CHECKSUM_BYTES = 8
 # The codec writes eight bytes for every number, however narrow. A buffer needs this much room behind its end.
 SLACK_BYTES = 8
 

@@ -32,10 +32,12 @@ from paywarden.schemas.errors import Misconfigured
 __all__ = ["AppliedEvents", "Events", "FeatureEngine", "UnreadableProfile"]
 
 _WRONG = {
-    kernel.WRONG_VERSION: f"it is not of layout version {kernel.LAYOUT_VERSION}",
+    kernel.WRONG_VERSION: (f"it is not of layout version {kernel.LAYOUT_VERSION} or {kernel.LAYOUT_WITHOUT_CHECKSUM}"),
     kernel.DAMAGED: "it is damaged",
     kernel.TOO_MANY_SOURCES: f"it has more than {kernel.SOURCES_MAX} source partitions",
 }
+# The layout versions of stored profiles that an engine reads.
+LAYOUT_VERSIONS = (kernel.LAYOUT_VERSION, kernel.LAYOUT_WITHOUT_CHECKSUM)
 # The types of the arrays that `bind` takes, in their order.
 _BOUND_TYPES = (np.int64, np.uint8, np.uint8, np.int64, np.float32)
 # The bytes that an event adds to a profile on average, with a new tile in every table. If the room is too small, the
@@ -235,7 +237,7 @@ class FeatureEngine:
 
         Raises UnreadableProfile for another layout version or a damaged profile.
         """
-        if not state or state[0] != kernel.LAYOUT_VERSION:
+        if not state or state[0] not in LAYOUT_VERSIONS:
             raise self._unreadable(kernel.WRONG_VERSION, entity)
         try:
             shape_and_steps = self._translation(entity, *shape_of(state))
@@ -294,7 +296,10 @@ class FeatureEngine:
         self.fill_vectors(attributes, presence, states, bounds, out)
         self.bind(attributes, presence, states, bounds, out)(1)
         # A profile of this shape under another digest looks like one of another shape.
-        self.migrated(0, state[:1] + bytes(byte ^ 255 for byte in state[1:5]) + state[5:])
+        other = bytearray(state[:1] + bytes(byte ^ 255 for byte in state[1:5]) + state[5:])
+        end = len(other) - kernel.CHECKSUM_BYTES
+        sealed = kernel.checksum(np.frombuffer(other, dtype=np.uint8), 0, end)
+        self.migrated(0, bytes(other[:end]) + sealed.to_bytes(kernel.CHECKSUM_BYTES, "little", signed=True))
 
     def _unreadable(self, reason: int, entity: int) -> UnreadableProfile:
         return UnreadableProfile(f"a stored {self.plan.entity_names[entity]} profile cannot be read: {_WRONG[reason]}")

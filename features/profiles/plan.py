@@ -107,7 +107,8 @@ class Plan:
         """Returns the largest size of a packed profile in bytes: all tiles present, every number eight bytes wide."""
         shape = self.shapes[entity]
         widths_size = (shape.stored_columns + 1) // 2
-        return kernel.SHAPE_BYTES_AT + len(shape.encode()) + widths_size + 8 * self.number_count_max(entity)
+        head_size = kernel.SHAPE_BYTES_AT + len(shape.encode()) + widths_size
+        return head_size + 8 * self.number_count_max(entity) + kernel.CHECKSUM_BYTES
 
 
 @dataclass(frozen=True)

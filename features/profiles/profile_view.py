@@ -29,7 +29,7 @@ from paywarden.features.catalogue.expressions import (
 )
 from paywarden.features.catalogue.windows import in_units
 from paywarden.features.kernel.varint import decode_zigzag
-from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.features.profiles.engine import LAYOUT_VERSIONS, FeatureEngine
 from paywarden.features.profiles.keys import entity_key
 from paywarden.features.profiles.money import REFERENCE_MINOR_DIGITS
 from paywarden.features.profiles.plan import Plan
@@ -204,7 +204,7 @@ def view_profile(
 
 def first_payment_ms(state: bytes) -> int | None:
     """Returns the time of the first payment in a profile of any catalogue; 0 without one, None if unreadable."""
-    if not state or state[0] != kernel.LAYOUT_VERSION:
+    if not state or state[0] not in LAYOUT_VERSIONS:
         return None
     try:
         return int(numbers_of(state, decode_shape(shape_of(state)[1]))[0])

@@ -119,7 +119,10 @@ def column_shape(column: Column) -> ColumnShape:
 
 
 def shape_of(state: bytes) -> tuple[bytes, bytes]:
-    """Returns the bytes of a packed profile's digest and shape. Raises Misconfigured if it is too short for them."""
+    """Returns the bytes of a packed profile's digest and shape. Raises Misconfigured if it is too short for them.
+
+    Nobody has compared the checksum yet.
+    """
     start = kernel.SHAPE_BYTES_AT
     size = int.from_bytes(state[start - 2 : start], "little")
     if len(state) < start + size:
@@ -147,10 +150,16 @@ def decode_shape(data: bytes) -> Shape:
 def numbers_of(state: bytes, shape: Shape) -> NDArray[np.int64]:
     """Returns the numbers of a packed profile of that shape, in the order of `kernel.decode`. Raises Misconfigured."""
     data = np.frombuffer(bytearray(state), dtype=np.uint8)
+    end = len(data)
+    if state[0] != kernel.LAYOUT_WITHOUT_CHECKSUM:
+        end -= kernel.CHECKSUM_BYTES
+        stored = int.from_bytes(state[end:], "little", signed=True)
+        if end < kernel.SHAPE_BYTES_AT or stored != kernel.checksum(data, 0, end):
+            raise Misconfigured(_DAMAGED)
     widths = np.array([table.width for table in shape.tables], dtype=np.int64)
     numbers = np.empty(_NUMBERS_MAX, dtype=np.int64)
     start = kernel.SHAPE_BYTES_AT + len(shape_of(state)[1])
-    count = kernel.decode(data, start, len(data), widths, len(shape.memories), numbers)
+    count = kernel.decode(data, start, end, widths, len(shape.memories), numbers)
     if count < 0:
         raise Misconfigured(_DAMAGED)
     return numbers[:count]

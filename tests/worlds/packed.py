@@ -8,6 +8,11 @@ from itertools import chain
 from paywarden.features.profiles.shape import decode_shape
 
 _SHAPE_AT = 7
+_CHECKSUM_BYTES = 8
+# Profiles of this version have no checksum.
+WITHOUT_CHECKSUM = 4
+_MASK = (1 << 64) - 1
+_PRIMES = (0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x85EBCA77C2B2AE63)
 # The columns before the tables: three times, then the lengths of the sections.
 _LENGTHS = 3
 _TABLES_AT = 4
@@ -46,7 +51,11 @@ class Packed:
 
 
 def read_packed(state: bytes) -> Packed:
-    """Returns the content of a packed profile. Raises ValueError when there are too few or too many bytes."""
+    """Returns the content of a packed profile. Raises ValueError for a wrong checksum or a wrong number of bytes."""
+    if state[0] != WITHOUT_CHECKSUM:
+        state, stored = state[:-_CHECKSUM_BYTES], state[-_CHECKSUM_BYTES:]
+        if checksum_of(state) != stored:
+            raise ValueError("the checksum is wrong")
     shape_end = _SHAPE_AT + int.from_bytes(state[5:_SHAPE_AT], "little")
     shape = decode_shape(state[_SHAPE_AT:shape_end])
     sections = [table.width for table in shape.tables] + [2] * len(shape.memories)
@@ -97,7 +106,40 @@ def with_widths(packed: Packed, widths: list[int]) -> bytes:
         for column, width in zip(packed.columns, widths, strict=True)
         for number in column
     )
-    return head + packed.shape + pairs + body
+    state = head + packed.shape + pairs + body
+    return state if packed.version == WITHOUT_CHECKSUM else state + checksum_of(state)
+
+
+def resealed(state: bytes) -> bytes:
+    """Returns a profile whose bytes were changed with the checksum of its new bytes."""
+    if state[0] == WITHOUT_CHECKSUM or len(state) <= _CHECKSUM_BYTES:
+        return state
+    return state[:-_CHECKSUM_BYTES] + checksum_of(state[:-_CHECKSUM_BYTES])
+
+
+def as_before(state: bytes) -> bytes:
+    """Returns a profile in the form of the layout version before."""
+    return write_packed(replace(read_packed(state), version=WITHOUT_CHECKSUM))
+
+
+def checksum_of(content: bytes) -> bytes:
+    """Returns the checksum of a profile's bytes as features/kernel/checksum.py describes it, in plain Python."""
+    lanes = list(_PRIMES)
+    words = [content[at : at + 8] for at in range(0, len(content), 8)]
+    whole = len(content) // 32 * 4
+    for number, word in enumerate(words):
+        lane = number % 4 if number < whole else 0
+        lanes[lane] = _taken(lanes[lane], int.from_bytes(word, "little"))
+    total = _taken(lanes[0], len(content))
+    for lane in lanes[1:]:
+        total = _taken(total, lane)
+    total = (total ^ total >> 32) * _PRIMES[1] & _MASK
+    return (total ^ total >> 29).to_bytes(8, "little")
+
+
+def _taken(lane: int, word: int) -> int:
+    mixed = (lane ^ word) * _PRIMES[0] & _MASK
+    return (mixed << 29 | mixed >> 35) & _MASK
 
 
 def sources_of(state: bytes) -> dict[int, int]:

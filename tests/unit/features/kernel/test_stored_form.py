@@ -35,7 +35,17 @@ from tests.unit.features.kernel.profiles import (
     profile,
     vector,
 )
-from tests.worlds.packed import Packed, read_packed, widths_of, with_widths, write_packed
+from tests.worlds.packed import (
+    WITHOUT_CHECKSUM,
+    Packed,
+    as_before,
+    checksum_of,
+    read_packed,
+    resealed,
+    widths_of,
+    with_widths,
+    write_packed,
+)
 
 # A Sunday at midnight: the beginning of a tile of every hop.
 SUNDAY_MS = 1_530_403_200_000
@@ -130,8 +140,8 @@ def test_the_stored_form_is_these_bytes() -> None:
     # Widths, two to a byte: times 6 3 0 and lengths 1; tiles 1 and counts 1; values 1 and times 3; source 1, offset 2.
     widths = bytes([0x36, 0x10, 0x11, 0x31, 0x21])
     digest = struct.pack("<I", entity_section(of.plan.words, 0).digest)
-    head = bytes([4]) + digest + struct.pack("<H", len(shape)) + shape
-    assert profile(of, "card", changes) == head + widths + numbers
+    head = bytes([5]) + digest + struct.pack("<H", len(shape)) + shape
+    assert profile(of, "card", changes) == head + widths + numbers + checksum_of(head + widths + numbers)
 
 
 def test_the_codecs_docstring_shows_the_bytes_of_a_real_profile() -> None:
@@ -180,7 +190,7 @@ def test_the_profile_of_a_usual_card_is_small() -> None:
 def test_an_entity_without_events_takes_only_a_head() -> None:
     packed = read_packed(profile(engine(), "card", []))
     assert set(packed.numbers) == {0}
-    assert len(profile(engine(), "card", [])) == 7 + len(packed.shape) + (len(packed.columns) + 1) // 2
+    assert len(profile(engine(), "card", [])) == 7 + len(packed.shape) + (len(packed.columns) + 1) // 2 + 8
 
 
 def test_a_column_is_as_wide_as_its_largest_number_and_no_other_column() -> None:
@@ -209,7 +219,7 @@ def test_numbers_of_every_width_are_decoded_wherever_the_buffer_ends(
     one, two, memory, source = columns
     lengths = [len(source), len(one), len(two), len(memory)]
     table = [[time_ms] for time_ms in times] + [lengths, one, two, two[::-1], memory, memory, source, source[::-1]]
-    packed = Packed(4, 0, b"", tuple(map(tuple, table)))
+    packed = Packed(WITHOUT_CHECKSUM, 0, b"", tuple(map(tuple, table)))
     body = write_packed(packed)[7:]
     data = np.frombuffer(bytearray(before + body + bytes([0xA5]) * after), dtype=np.uint8)
     found = np.full(len(packed.numbers) + 1, 77, dtype=np.int64)
@@ -385,8 +395,62 @@ def test_every_truncation_is_refused(of: Callable[[], FeatureEngine]) -> None:
 @pytest.mark.parametrize("version", [0, 1, 2, 3, 255])
 def test_another_version_is_refused_by_its_number(version: int) -> None:
     state = profile(engine(), "card", GOOD)
-    assert kernel.LAYOUT_VERSION == 4
-    assert status_of("card", bytes([version]) + state[1:]) == "it is not of layout version 4"
+    assert (kernel.LAYOUT_VERSION, kernel.LAYOUT_WITHOUT_CHECKSUM) == (5, 4)
+    assert status_of("card", bytes([version]) + state[1:]) == "it is not of layout version 5 or 4"
+
+
+# The checksum.
+
+
+@pytest.mark.parametrize("of", [engine, rich])
+@pytest.mark.parametrize("entity", ENTITIES)
+def test_every_single_flipped_bit_of_a_profile_is_noticed(of: Callable[[], FeatureEngine], entity: str) -> None:
+    # Without a checksum three of four went unnoticed: a flipped bit of a count is a count.
+    state = profile(of(), entity, [*GOOD, label(SUNDAY_MS, 1)])
+    number, words = of().plan.entity_names.index(entity), np.zeros(100_000, dtype=np.int64)
+    data = np.frombuffer(bytearray(state), dtype=np.uint8)
+    assert kernel.unpack(of().plan.words, number, data, 0, len(data), words) == kernel.OK
+    for place in range(len(data)):
+        for bit in range(8):
+            data[place] ^= 1 << bit
+            status = kernel.unpack(of().plan.words, number, data, 0, len(data), words)
+            # The first byte is the version: that of another one has another checksum, or none.
+            assert status == kernel.DAMAGED or (place == 0 and status == kernel.WRONG_VERSION)
+            data[place] ^= 1 << bit
+
+
+@pytest.mark.parametrize("place", [1, 4, 6, 20, -20, -1])
+def test_a_flipped_bit_is_noticed_wherever_a_profile_is_read(place: int) -> None:
+    state = bytearray(profile(engine(), "merchant", GOOD))
+    state[place] ^= 1
+    assert status_of("merchant", bytes(state)) == "it is damaged"
+    # Also where it is read to be migrated.
+    assert status_of("merchant", bytes(state), rich()) == "it is damaged"
+    assert status_of("merchant", profile(engine(), "merchant", GOOD), rich()) == ""
+
+
+@settings(max_examples=300)
+@given(content=st.binary(max_size=100), before=st.binary(max_size=9), after=st.binary(min_size=8, max_size=9))
+def test_the_checksum_is_as_described_wherever_the_bytes_stand(content: bytes, before: bytes, after: bytes) -> None:
+    data = np.frombuffer(bytearray(before + content + after), dtype=np.uint8)
+    found = kernel.checksum(data, len(before), len(before) + len(content))
+    assert found.to_bytes(8, "little", signed=True) == checksum_of(content)
+
+
+def test_zeros_at_the_end_change_the_checksum() -> None:
+    assert len({checksum_of(bytes(size)) for size in range(100)}) == 100
+
+
+@settings(max_examples=100)
+@given(changes=CHANGES, more=CHANGES, entity=st.sampled_from(ENTITIES), of=ENGINES)
+def test_a_profile_of_the_version_before_is_read_and_written_anew(
+    changes: list[Change], more: list[Change], entity: str, of: Callable[[], FeatureEngine]
+) -> None:
+    state = profile(of(), entity, changes)
+    old = as_before(state)
+    assert old[0] == WITHOUT_CHECKSUM
+    assert status_of(entity, old, of()) == status_of(entity, state, of()) == ""
+    assert profile(of(), entity, more, old) == profile(of(), entity, more, state)
 
 
 def test_a_profile_of_another_shape_is_migrated() -> None:
@@ -439,7 +503,7 @@ DAMAGED = {
     "two columns less than there are": write_packed(
         replace(read_packed(stored("card")), columns=read_packed(stored("card")).columns[:-2])
     ),
-    "another length of its shape": stored("card")[:5] + bytes(2) + stored("card")[7:],
+    "another length of its shape": resealed(stored("card")[:5] + bytes(2) + stored("card")[7:]),
     "tiles newer than the newest event": with_days([(DAY + 1, TILE)], SUNDAY_MS),
     "a second tile newer than the newest event": with_days([(DAY - 1, TILE), (DAY + 1, TILE)], SUNDAY_MS),
     "tiles that should have gone": with_days([(DAY - 31, TILE)], SUNDAY_MS),
@@ -517,12 +581,12 @@ def test_widths_that_do_not_add_up_are_refused(entity: str, widths: str) -> None
             return
         state = bytearray(write_packed(packed))
         state[7 + len(packed.shape) + len(packed.columns) // 2] |= 0x10
-        wrong = bytes(state)
+        wrong = resealed(bytes(state))
     else:
         state = bytearray(write_packed(packed))
         place = 7 + len(packed.shape)
         state[place] += 1 if widths == "one too wide" else -1
-        wrong = bytes(state)
+        wrong = resealed(bytes(state))
     for padded in (b"", bytes(100)):
         # With room behind them the bytes are read eight at once.
         data = np.frombuffer(bytearray(wrong + padded), dtype=np.uint8)

@@ -34,6 +34,7 @@ from tests.checkout import CHECKOUT
 from tests.unit.features.history.test_point_in_time import RATES, history
 from tests.unit.features.kernel.profiles import apply, payment, row
 from tests.worlds.joined import apply as apply_batch
+from tests.worlds.packed import resealed
 from tests.worlds.payments import score_many
 
 NOON_MS = 1_530_446_400_000
@@ -81,7 +82,7 @@ def score_through_a_mirror(warm: FeatureEngine, state: bytes, folder: Path) -> N
     assert score(1, {b"card:c": state, b"merchant:m": b"\2" + bytes(9)}) == ["profile_unreadable"]
     assert score(2, {b"card:c": state}) == ["unknown_merchant"]
     # A profile with another digest but the same shape, so that all of it is migrated.
-    assert score(3, {b"card:c": state[:1] + bytes(4) + state[5:]}) == ["unknown_merchant"]
+    assert score(3, {b"card:c": resealed(state[:1] + bytes(4) + state[5:])}) == ["unknown_merchant"]
 
 
 def work_through_a_stream(warm: FeatureEngine) -> bytes:
@@ -115,7 +116,7 @@ def run_after_warming_up(folder: str) -> None:
     warm.warm_up()
     assert compiled() == dict.fromkeys(ENTRANCES, 1)
     state = work_through_a_stream(warm)
-    apply(warm, "card", [payment(NOON_MS, 1)], state[:1] + bytes(4) + state[5:])
+    apply(warm, "card", [payment(NOON_MS, 1)], resealed(state[:1] + bytes(4) + state[5:]))
     pass_through_histories(warm)
     score_through_a_mirror(warm, state, Path(folder))
     assert compiled() == dict.fromkeys(ENTRANCES, 1)
