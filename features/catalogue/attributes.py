@@ -1,13 +1,17 @@
 """A payment as one row of integers. Conditions, sketches and memories use these numbers.
 
-A row has ATTRIBUTE_COUNT numbers, one for each attribute below. 0 means "missing" in all but the times and amounts.
+A row has ATTRIBUTE_COUNT numbers: first the public code of each attribute below, then the identities of the texts
+that a payer may choose freely. 0 means "missing" in all but the times and amounts.
 
-- A text becomes its CRC-32 plus one: the same on every host, cheap, and never 0. Two texts with the same checksum
-  count as one value. Among the few dozen values that a profile remembers, this happens once in 10^8.
+- A text becomes its CRC-32 plus one: the same on every host, cheap, and never 0. Conditions and categories compare
+  these codes with words that the catalogue names.
+- An identity is a keyed hash of a text (features/catalogue/identity.py). Sketches and memories take identities: anyone
+  can make texts of one CRC-32, and nobody without the key can make texts of one identity. Currency and merchant
+  category need none, since two texts of the same three or four characters never have the same CRC-32.
 - A country becomes its position among the two-letter codes, so that it can index a table: AD is 4, DE is 83.
 - A flag becomes 1 (no) or 2 (yes).
 
-The stream stores rows until the outcomes of their payments arrive. Columns may be added at the end, never moved.
+The stream stores the codes until the outcomes of their payments arrive. Codes may be added at their end, never moved.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from paywarden.features import kernel
+from paywarden.features.catalogue.identity import LAPTOP_KEY, IdentityKey
 from paywarden.features.catalogue.windows import line_of_caller, wrong_at
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.payment_fields import FIELD, UTC_OFFSET_MINUTES_MAX
@@ -129,7 +134,12 @@ ATTRIBUTES = (
     country,
     channel,
 )
+# The texts that have an identity, in the order of its columns, which follow those of the codes.
+KEYED = (card_id, merchant_id, device_id, ip, channel)
+_IDENTITY_OF = {attribute.column: kernel.CODE_COUNT + number for number, attribute in enumerate(KEYED)}
 ATTRIBUTE_COUNT = kernel.ATTRIBUTE_COUNT
+assert (len(ATTRIBUTES), len(KEYED)) == (kernel.CODE_COUNT, kernel.IDENTITY_COUNT)
+assert ATTRIBUTE_COUNT == kernel.CODE_COUNT + kernel.IDENTITY_COUNT
 assert kernel.UTC_OFFSET_MINUTES_MAX == UTC_OFFSET_MINUTES_MAX
 
 
@@ -137,8 +147,13 @@ def _wrong(what: str) -> Misconfigured:
     return wrong_at(line_of_caller(), what)
 
 
+def identity_column(column: int) -> int:
+    """Returns the column of an attribute's identity; `column` itself for an attribute without one."""
+    return _IDENTITY_OF.get(column, column)
+
+
 def text_code(text: str) -> int:
-    """Returns the code of a text, 1 to 2**32. It never changes."""
+    """Returns the public code of a text, 1 to 2**32. It never changes."""
     return zlib.crc32(text.encode()) + 1
 
 
@@ -173,7 +188,9 @@ CODES: Mapping[AttributeKind, Callable[..., int]] = {
 _FIELDS = tuple((a.name, a.column, CODES[a.kind]) for a in ATTRIBUTES if a.kind in CODES)
 
 
-def row_of(fields: Mapping[str, object], *, event_time_ms: int, amount: int, amount_minor: int) -> list[int]:
+def row_of(
+    fields: Mapping[str, object], *, event_time_ms: int, amount: int, amount_minor: int, key: IdentityKey = LAPTOP_KEY
+) -> list[int]:
     """Returns a payment's row from its fields by name. A field that is None or missing becomes 0.
 
     `amount` is in minor units of the reference currency, `amount_minor` in those of the payment's own.
@@ -184,4 +201,8 @@ def row_of(fields: Mapping[str, object], *, event_time_ms: int, amount: int, amo
         value = fields.get(name)
         if value is not None:
             row[column] = code(value)
+    for column, attribute in enumerate(KEYED, kernel.CODE_COUNT):
+        text = fields.get(attribute.name)
+        if text is not None:
+            row[column] = key.of(text)  # type: ignore[arg-type]
     return row

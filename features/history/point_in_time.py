@@ -116,7 +116,7 @@ class PointInTimeReplay:
         self._room.release()
         self.amounts = reference_amounts(history, rates, self._room)
         """Each payment's amount in minor units of the reference currency, shape (payments,)."""
-        self.rows = HistoryRows(history, self.amounts)
+        self.rows = HistoryRows(history, self.amounts, engine.plan.key)
         plan = engine.plan
         self.entities = [
             entity_column(history, name, fields, self._room)

@@ -5,7 +5,7 @@
     jit           the decorators; machine_code keeps compiled code from one start to the next
     intrinsics    processor instructions that numba does not offer
     frame         many arrays as one argument
-    varint, crc, byte_ranges    read and write bytes in compiled code of all packages
+    varint, crc, siphash, byte_ranges    read and write bytes in compiled code of all packages
 
     codec         `unpack` reads a profile from its stored form, `pack` writes it back
     checksum      finds damage in the stored form
@@ -37,6 +37,7 @@ from paywarden.features.kernel.layout import (
     BELOW,
     BUCKET_COUNTS,
     CHECKSUM_BYTES,
+    CODE_COUNT,
     COUNTRY,
     COUNTRY_CODES,
     DAMAGED,
@@ -47,6 +48,8 @@ from paywarden.features.kernel.layout import (
     FIXED_COLUMNS,
     FRAUD_AMOUNT,
     FRAUD_COUNT,
+    IDENTITY_BIT,
+    IDENTITY_COUNT,
     KNOWN,
     LABEL,
     LAYOUT_VERSION,
@@ -63,6 +66,7 @@ from paywarden.features.kernel.layout import (
     SQUARES_HIGH,
     STATUS_UNIT,
     TIME_MS,
+    TIME_MS_MAX,
     TOO_MANY_SOURCES,
     UNKNOWN,
     UTC_OFFSET,
@@ -71,6 +75,7 @@ from paywarden.features.kernel.layout import (
     WRONG_VERSION,
 )
 from paywarden.features.kernel.migrate import decode, migrate
+from paywarden.features.kernel.siphash import identities_of_texts, identity_of_text
 from paywarden.features.kernel.update import advance_source, mix
 
 __all__ = [
@@ -82,6 +87,7 @@ __all__ = [
     "BELOW",
     "BUCKET_COUNTS",
     "CHECKSUM_BYTES",
+    "CODE_COUNT",
     "COUNTRY",
     "COUNTRY_CODES",
     "DAMAGED",
@@ -92,6 +98,8 @@ __all__ = [
     "FIXED_COLUMNS",
     "FRAUD_AMOUNT",
     "FRAUD_COUNT",
+    "IDENTITY_BIT",
+    "IDENTITY_COUNT",
     "KNOWN",
     "LABEL",
     "LAYOUT_VERSION",
@@ -108,6 +116,7 @@ __all__ = [
     "SQUARE_BITS",
     "STATUS_UNIT",
     "TIME_MS",
+    "TIME_MS_MAX",
     "TOO_MANY_SOURCES",
     "UNKNOWN",
     "UTC_OFFSET",
@@ -121,6 +130,8 @@ __all__ = [
     "decode",
     "fill_bound_vectors",
     "fill_vectors",
+    "identities_of_texts",
+    "identity_of_text",
     "migrate",
     "mix",
     "pack",

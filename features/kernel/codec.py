@@ -23,10 +23,11 @@ bytes as the largest of them needs. Therefore reading one number never depends o
               of one number); the lengths of the sections, as one column: sources, tables, memories; then for each
               table the tiles as how many hops they are older than the newest event's, and the measures; for each
               memory the values, and the times relative to the one before, the first to the newest event; sources;
-              offsets
+              offsets; the moment until which sketches hold public codes (0: none does)
     8 bytes   the checksum of all bytes before it (features/kernel/checksum.py)
 
-A profile of the version before, 4, ends with the offsets and has no checksum. It is read, and written as version 5.
+A profile of the version before, 4, ends with the offsets and has no checksum. Its memories and sketches hold public
+codes of texts, all from tiles that begin before its newest event. It is read, and written as version 5.
 
 Example: a card made its first payment at time 1,700,000,000,000 ms and its last 60,000 ms later; that one is its newest
 event. Its only table has a hop of one hour and one measure, the count; both payments lie in one tile. It has no memory,
@@ -36,7 +37,7 @@ and no sources:
     8D AA 3A 04              digest
     06 00                    the shape has 6 bytes
     01 90 1C 01 00 00        the shape: 1 table, hop 3600 s, 1 column, which is the count; no memories
-    26 10 10 00              widths: 6 (first), 2 (last), 0 (newest), 1 (lengths), 0 (age), 1 (count), 0, 0 (sources)
+    26 10 10 00 00           widths: 6 (first), 2 (last), 0 (newest), 1 (lengths), 0 (age), 1 (count), 0, 0 (sources), 0
     00 68 E5 CF 8B 01        first payment, ms
     60 EA                    last payment: 60,000 ms after the first
     00 01                    lengths: 0 sources, 1 tile
@@ -54,6 +55,7 @@ from paywarden.features.kernel.intrinsics import load_word, store_word
 from paywarden.features.kernel.jit import compiled, inlined
 from paywarden.features.kernel.layout import (
     CHECKSUM_BYTES,
+    CRC_UNTIL_MS,
     DAMAGED,
     FIRST_MS,
     I64,
@@ -104,7 +106,7 @@ def packed_bytes_max(plan: I64, entity: int, words: I64) -> int:
     """Returns the number of bytes that packing these words may need."""
     section = entity_at(plan, entity)
     tables, memories = plan[section + ENTITY.table_count], plan[section + ENTITY.memory_count]
-    count = 4 + tables + memories + 2 * words[LENGTHS_AT]
+    count = 5 + tables + memories + 2 * words[LENGTHS_AT]
     for table in range(tables):
         width = plan[table_at(plan, section, table) + TABLE.width]
         count += words[table_length_at(table)] * width
@@ -167,6 +169,7 @@ def pack(plan: I64, entity: int, words: I64, out: U8, position: int) -> int:
     for at in (plan[section + ENTITY.sources_at], plan[section + ENTITY.sources_at] + SOURCES_MAX):
         position = write_column(words, at, words[LENGTHS_AT], out, widths, column, position)
         column += 1
+    position = write_column(words, CRC_UNTIL_MS, 1, out, widths, column, position)
     # The checksum reads up to eight bytes at a time, and none of those behind the profile counts.
     store_word(out, position, checksum(out, start, position))
     return position + CHECKSUM_BYTES
@@ -220,8 +223,9 @@ def unpack(plan: I64, entity: int, data: U8, start: int, end: int, words: I64) -
         return WRONG_VERSION
     if head >> 8 != plan[section + ENTITY.digest] | plan[section + ENTITY.shape_size] << 32:
         return DAMAGED if head >> 8 & 0xFFFFFFFF == plan[section + ENTITY.digest] else WRONG_DIGEST
+    is_old = version == LAYOUT_WITHOUT_CHECKSUM
     widths = start + SHAPE_BYTES_AT + plan[section + ENTITY.shape_size]
-    columns = plan[section + ENTITY.stored_columns]
+    columns = plan[section + ENTITY.stored_columns] - is_old
     position = widths + ((columns + 1) >> 1)
     if position > end or (columns & 1 and data[position - 1] >> 4 != 0):
         return DAMAGED
@@ -267,7 +271,11 @@ def unpack(plan: I64, entity: int, data: U8, start: int, end: int, words: I64) -
     if sources < 0:
         return DAMAGED
     position = read_columns(data, widths, column, 2, position, end, sources, words, sources_at, SOURCES_MAX)
-    if position != end:
+    if is_old:
+        words[CRC_UNTIL_MS] = crc_until_ms(words[NEWEST_MS])
+    elif position >= 0:
+        position = read_columns(data, widths, column + 2, 1, position, end, 1, words, CRC_UNTIL_MS, 1)
+    if position != end or not 0 <= words[CRC_UNTIL_MS] <= TIME_MS_MAX:
         return DAMAGED
     previous = np.int64(-1)
     for at in range(sources_at, sources_at + sources):
@@ -275,6 +283,12 @@ def unpack(plan: I64, entity: int, data: U8, start: int, end: int, words: I64) -
             return DAMAGED
         previous = words[at]
     return OK
+
+
+@inlined
+def crc_until_ms(newest_ms: int) -> int:
+    """Returns CRC_UNTIL_MS of a profile of version 4: all of its tiles hold public codes."""
+    return newest_ms + 1 if newest_ms > 0 else 0
 
 
 @inlined

@@ -16,7 +16,12 @@ F32 = NDArray[np.float32]
 
 # The columns of a payment's row that compiled code names. features/catalogue/attributes.py has all columns.
 TIME_MS, AMOUNT, AMOUNT_MINOR, UTC_OFFSET, COUNTRY = 0, 1, 2, 4, 11
-ATTRIBUTE_COUNT = 13
+# The public codes of attributes, which any process of any release makes alike: CODE_COUNT columns. The keyed identities
+# of texts (features/kernel/siphash.py) follow them.
+CODE_COUNT, IDENTITY_COUNT = 13, 5
+ATTRIBUTE_COUNT = 18
+# Set in every identity. No public code has it, so that the two are never equal.
+IDENTITY_BIT = 1 << 62
 # The code of a UTC offset of 0 minutes. Code 0 means that the offset is not known, so all codes are above 0.
 OFFSET_ZERO, UTC_OFFSET_MINUTES_MAX = 1440, 1439
 # A country of two capital letters has a code from 1 to 676. A text that is no country has a larger code.
@@ -69,18 +74,21 @@ LAST_VALUE, IS_NEW, SINCE_SAME, TRAVEL_KMH = range(4)
     TOP_SHARE,
 ) = range(17)
 
-# A profile's words begin with three times: of the first payment, the last payment, and the newest event of any kind.
-# The length of each section follows: sources, tables, memories.
-FIRST_MS, LAST_MS, NEWEST_MS, LENGTHS_AT = range(4)
+# A profile's words begin with four times: of the first payment, the last payment, and the newest event of any kind; and
+# CRC_UNTIL_MS, the moment before which tiles begin whose sketches hold public codes. It is 0 in a profile that never
+# was one of layout version 4. The length of each section follows: sources, tables, memories.
+FIRST_MS, LAST_MS, NEWEST_MS, CRC_UNTIL_MS, LENGTHS_AT = range(5)
 # A profile may get events from every partition of `payments` and `outcomes`. 128 allows 64 partitions of each.
 SOURCES_MAX = 128
 
-# Profiles are written in this version. Those of the version before are read too: they have no checksum.
+# Profiles are written in this version. Those of the version before are read too: they have no checksum, and hold public
+# codes of texts instead of identities.
 LAYOUT_VERSION, LAYOUT_WITHOUT_CHECKSUM = 5, 4
 # Where the shape begins in a stored profile.
 SHAPE_BYTES_AT = 7
-# The columns of every stored profile besides its tables and memories: three times, the lengths, sources, offsets.
-FIXED_COLUMNS = 6
+# The columns of every stored profile besides its tables and memories: three times, the lengths, sources, offsets, and
+# the fourth time, which version 4 does not have.
+FIXED_COLUMNS = 7
 # The size of the checksum at the end of a stored profile.
 CHECKSUM_BYTES = 8
 # The codec writes eight bytes for every number, however narrow. A buffer needs this much room behind its end.

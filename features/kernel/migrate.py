@@ -17,7 +17,17 @@ from typing import NamedTuple
 from paywarden.features.kernel.codec import add_up_times, clear
 from paywarden.features.kernel.columns import read_columns
 from paywarden.features.kernel.jit import compiled
-from paywarden.features.kernel.layout import DAMAGED, FIXED_COLUMNS, I64, NEWEST_MS, OK, SOURCES_MAX, U8
+from paywarden.features.kernel.layout import (
+    CRC_UNTIL_MS,
+    DAMAGED,
+    FIXED_COLUMNS,
+    I64,
+    NEWEST_MS,
+    OK,
+    SOURCES_MAX,
+    TIME_MS_MAX,
+    U8,
+)
 from paywarden.features.kernel.plan_schema import (
     ENTITY,
     TABLE,
@@ -58,15 +68,17 @@ _CHANGE_SIZE, _MOVE_SIZE = len(CHANGE), len(MOVE)
 
 
 @compiled(releases_gil=True)
-def decode(data: U8, start: int, end: int, table_widths: I64, memories: int, numbers: I64) -> int:
+def decode(data: U8, start: int, end: int, table_widths: I64, memories: int, is_old: int, numbers: I64) -> int:
     """Read the stored numbers of a profile of any shape. Returns how many, or -DAMAGED.
+
+    `is_old` is 1 for a profile of layout version 4, which lacks the last number, and 0 otherwise.
 
     `start` is where the widths of its columns stand; `table_widths` holds the number of columns of each of its tables.
     `numbers` gets the three times, the lengths, and the columns one after the other. Data that needs more room than
     `numbers` has is damaged.
     """
     tables = len(table_widths)
-    columns = FIXED_COLUMNS + 2 * memories
+    columns = FIXED_COLUMNS - is_old + 2 * memories
     for table in range(tables):
         columns += table_widths[table]
     position = start + ((columns + 1) >> 1)
@@ -88,6 +100,11 @@ def decode(data: U8, start: int, end: int, table_widths: I64, memories: int, num
         position = read_columns(data, start, column, width, position, end, rows, numbers, at, rows)
         at += rows * width
         column += width
+    if is_old == 0:
+        if position < 0 or at >= len(numbers):
+            return -DAMAGED
+        position = read_columns(data, start, column, 1, position, end, 1, numbers, at, 1)
+        at += 1
     return at if position == end else -DAMAGED
 
 
@@ -131,14 +148,15 @@ def migrate(plan: I64, entity: int, translation: I64, numbers: I64, words: I64) 
             if target >= 0:
                 where = memory_at(plan, section, target)
                 length = memory_length_at(plan[section + ENTITY.table_count], target)
-                remember(plan, where, words, length, numbers[item], seen)
+                remember(plan, where, words, length, numbers[item], numbers[item], seen)
         at += 2 * items
     sources = numbers[3]
     if sources > SOURCES_MAX:
         return DAMAGED
     for source in range(at, at + sources):
         advance_source(plan, entity, words, numbers[source], numbers[source + sources])
-    return OK
+    words[CRC_UNTIL_MS] = numbers[at + 2 * sources]
+    return OK if 0 <= words[CRC_UNTIL_MS] <= TIME_MS_MAX else DAMAGED
 
 
 @compiled()

@@ -81,6 +81,8 @@ class PlanColumn(NamedTuple):
     condition: int
     """0 for no condition, else the number of its bit plus one."""
     attribute: int
+    identity: int
+    """The column of the attribute's identity; the attribute itself if it has none."""
     words_at: int
     """Where its first part starts in the words. Parts stand the table's capacity apart."""
     parts: int
@@ -112,6 +114,8 @@ class Result(NamedTuple):
     window_count: int
     windows_at: int
     summed_at: int
+    is_keyed: int
+    """1 if the column counts identities of texts."""
 
 
 class PlanWindow(NamedTuple):
@@ -126,6 +130,8 @@ class PlanMemory(NamedTuple):
     """The latest distinct values of an attribute."""
 
     attribute: int
+    identity: int
+    """As in a column."""
     capacity: int
     values_at: int
     recollection_count: int

@@ -25,6 +25,7 @@ from paywarden.features.kernel.intrinsics import bit_count, not_negative
 from paywarden.features.kernel.jit import compiled, inlined
 from paywarden.features.kernel.layout import (
     COUNT,
+    CRC_UNTIL_MS,
     DECAY_ONE,
     DECAYED,
     F64,
@@ -252,13 +253,13 @@ def _reduce_others(
     for _ in range(plan[result + RESULT.window_count]):
         low = not_negative(lows[plan[window + WINDOW.bound]])
         if reduction == UNION:
-            ones = 0
-            for part in range(plan[result + RESULT.parts]):
-                union = np.int64(0)
-                for bits in words[at + part * room + low : at + part * room + top]:
-                    union |= bits
-                ones += bit_count(union)
-            value = _estimate_distinct(ones, plan[result + RESULT.parts])
+            parts, split = plan[result + RESULT.parts], low
+            if plan[result + RESULT.is_keyed] == 1 and words[CRC_UNTIL_MS] > 0:
+                # A value has one bit among public codes and another one among identities: never count both.
+                split = max(low, min(top, _count_below(tiles, top, (words[CRC_UNTIL_MS] - 1) // hop_ms + 1)))
+            value = _distinct(words, at, room, parts, split, top)
+            if split > low:
+                value = max(value, _distinct(words, at, room, parts, low, split))
         elif reduction == DECAYED:
             weights = plan[result + RESULT.weights_at]
             value = 0.0
@@ -282,6 +283,18 @@ def _reduce_others(
                         break
         slots[plan[window + WINDOW.slot]] = value
         window += WINDOW_SIZE
+
+
+@inlined
+def _distinct(words: I64, at: int, room: int, parts: int, low: int, top: int) -> float:
+    """Returns how many different values the bitmaps of some tiles hold together."""
+    ones = 0
+    for part in range(parts):
+        union = np.int64(0)
+        for bits in words[at + part * room + low : at + part * room + top]:
+            union |= bits
+        ones += bit_count(union)
+    return _estimate_distinct(ones, parts)
 
 
 @compiled()

@@ -27,6 +27,7 @@ from paywarden.features.kernel.layout import (
     AMOUNT_MINOR,
     AMOUNT_SUM,
     COUNT,
+    CRC_UNTIL_MS,
     DISTINCT_BITS,
     FIRST_MS,
     FRAUD_AMOUNT,
@@ -74,10 +75,13 @@ def update(plan: I64, entity: int, words: I64, kind: int, attributes: I64, weigh
         words[LAST_MS] = max(words[LAST_MS], time_ms)
         for memory in range(plan[section + ENTITY.memory_count]):
             where = memory_at(plan, section, memory)
-            value = attributes[plan[where + MEMORY.attribute]]
+            code, value = attributes[plan[where + MEMORY.attribute]], attributes[plan[where + MEMORY.identity]]
+            # An event that a worker of an earlier release has sent has no identity.
+            if value == 0:
+                value = code
             # 0 means that the payment lacks the attribute, but an amount of 0 is an amount.
             if value != 0 or plan[where + MEMORY.attribute] <= AMOUNT_MINOR:
-                remember(plan, where, words, memory_length_at(tables, memory), value, time_ms)
+                remember(plan, where, words, memory_length_at(tables, memory), value, code, time_ms)
     held = answers(plan, attributes)
     late = 0
     for table in range(tables):
@@ -95,7 +99,7 @@ def update(plan: I64, entity: int, words: I64, kind: int, attributes: I64, weigh
             continue
         row = _row_of_tile(plan, where, words, length, count, tile)
         if kind == PAYMENT:
-            _add_payment(plan, where, words, row, attributes, held)
+            _add_payment(plan, where, words, row, attributes, held, tile * hop_ms < words[CRC_UNTIL_MS])
         else:
             _add_label(plan, where, words, row, attributes, held, weight)
     return late
@@ -167,17 +171,32 @@ def _row_of_tile(plan: I64, where: int, words: I64, length: int, count: int, til
 
 
 @compiled()
-def remember(plan: I64, where: int, words: I64, length: int, value: int, time_ms: int) -> None:
+def remember(plan: I64, where: int, words: I64, length: int, value: int, code: int, time_ms: int) -> None:
     """Keep a value among the latest distinct ones, ordered by the time it was last seen, then by the value itself.
 
     The memory always holds the first values of that order over all values ever seen. A dropped value had `capacity`
-    later values, and their times only grow.
+    later values, and their times only grow. If the memory holds the text's public `code`, from layout version 4, the
+    text's identity, `value`, takes its place.
     """
     count, room, values_at = words[length], plan[where + MEMORY.capacity], plan[where + MEMORY.values_at]
     times_at = values_at + room
     found = 0
     while found < count and words[values_at + found] != value:
         found += 1
+    if code != value:
+        old = 0
+        while old < count and words[values_at + old] != code:
+            old += 1
+        if old < count:
+            time_ms = max(time_ms, words[times_at + old])
+            count -= 1
+            words[length] = count
+            for place in range(old, count):
+                words[values_at + place] = words[values_at + place + 1]
+                words[times_at + place] = words[times_at + place + 1]
+            # A value that is not there is "found" at the end.
+            if found > old:
+                found -= 1
     if found < count and words[times_at + found] >= time_ms:
         return
     place = found
@@ -200,8 +219,8 @@ def remember(plan: I64, where: int, words: I64, length: int, value: int, time_ms
 
 
 @inlined
-def _add_payment(plan: I64, where: int, words: I64, row: int, attributes: I64, held: int) -> None:
-    """Add a payment to one tile."""
+def _add_payment(plan: I64, where: int, words: I64, row: int, attributes: I64, held: int, is_crc: bool) -> None:
+    """Add a payment to one tile. `is_crc`: the tile's sketches hold public codes, and no identity is added to them."""
     amount = attributes[AMOUNT]
     column = plan[where + TABLE.columns_at]
     for _ in range(plan[where + TABLE.column_count]):
@@ -225,7 +244,9 @@ def _add_payment(plan: I64, where: int, words: I64, row: int, attributes: I64, h
                 else:
                     words[at] += high * high + (cross >> 20)
             else:
-                value = attributes[plan[column + COLUMN.attribute]]
+                value = attributes[plan[column + COLUMN.identity]]
+                if is_crc or value == 0:
+                    value = attributes[plan[column + COLUMN.attribute]]
                 if value != 0:
                     bits = mix(value)
                     if measure == DISTINCT_BITS:

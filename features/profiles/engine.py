@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from paywarden.features import kernel
 from paywarden.features.catalogue.catalogue import CATALOGUE
 from paywarden.features.catalogue.entity import Catalogue
+from paywarden.features.catalogue.identity import LAPTOP_KEY, IdentityKey
 from paywarden.features.kernel.batches import SLOT, EventResults, Events, PackedProfiles
 from paywarden.features.kernel.frame import Frame
 from paywarden.features.kernel.plan_schema import entity_section
@@ -69,9 +70,9 @@ class FeatureEngine:
     catalogues keep go over.
     """
 
-    def __init__(self, catalogue: Catalogue = CATALOGUE) -> None:
+    def __init__(self, catalogue: Catalogue = CATALOGUE, key: IdentityKey = LAPTOP_KEY) -> None:
         """Raises Misconfigured when a profile of this catalogue could outgrow a store's record."""
-        self.plan: Plan = compile_plan(catalogue)
+        self.plan: Plan = compile_plan(catalogue, key)
         plan = self.plan
         entities = range(plan.entity_count)
         self.profile_bytes_max = max(plan.profile_bytes_max(entity) for entity in entities)
@@ -280,6 +281,7 @@ class FeatureEngine:
 
     def warm_up(self) -> None:
         """Load or compile all compiled code, so that no later call pauses for it."""
+        self.plan.key.of("")
         one, none = np.ones(1, dtype=np.int64), np.full(1, -1, dtype=np.int64)
         slots = self.new_slots(1)
         first = np.zeros(1, dtype=np.int64)

@@ -22,14 +22,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.features import kernel
-from paywarden.features.catalogue.attributes import Condition
+from paywarden.features.catalogue.attributes import Condition, identity_column
 from paywarden.features.catalogue.countries import load_places
 from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.catalogue.expressions import (
@@ -47,6 +47,7 @@ from paywarden.features.catalogue.expressions import (
     WindowedMeasure,
     stored_values,
 )
+from paywarden.features.catalogue.identity import LAPTOP_KEY, IdentityKey
 from paywarden.features.catalogue.windows import DAY_MS
 from paywarden.features.kernel import plan_schema
 from paywarden.features.profiles.shape import MEASURES, Shape, TableShape, column_shape
@@ -79,6 +80,10 @@ class Plan:
     retention_ms: tuple[int, ...]
     attribute_columns: tuple[int, ...]
     """The attributes of a payment that any feature uses."""
+    entity_identities: tuple[frozenset[int], ...]
+    """For each entity the columns of identities that its profiles take in."""
+    key: IdentityKey = field(repr=False)
+    """Makes identities of texts."""
 
     @property
     def feature_count(self) -> int:
@@ -101,7 +106,7 @@ class Plan:
         shape, capacities = self.shapes[entity], self.capacities[entity]
         rows = sum(table.width * capacity for table, capacity in zip(shape.tables, capacities, strict=True))
         remembered = sum(2 * capacity for _, capacity in shape.memories)
-        return 4 + len(shape.tables) + len(shape.memories) + rows + remembered + 2 * kernel.SOURCES_MAX
+        return 5 + len(shape.tables) + len(shape.memories) + rows + remembered + 2 * kernel.SOURCES_MAX
 
     def profile_bytes_max(self, entity: int) -> int:
         """Returns the largest size of a packed profile in bytes: all tiles present, every number eight bytes wide."""
@@ -157,7 +162,7 @@ class _Slots:
     count: int
 
 
-def compile_plan(catalogue: Catalogue) -> Plan:
+def compile_plan(catalogue: Catalogue, key: IdentityKey = LAPTOP_KEY) -> Plan:
     """Returns the plan of a catalogue: tables, slots and program. Raises Misconfigured for too many conditions."""
     stored = list(dict.fromkeys(s for feature in catalogue.features for s in stored_values(feature.value)))
     names = [entity.name for entity in catalogue.entities]
@@ -205,6 +210,8 @@ def compile_plan(catalogue: Catalogue) -> Plan:
         capacities=tuple(tuple(table.capacity for table in mine) for mine in tables),
         retention_ms=tuple(_retention_ms(stored, name, mine) for name, mine in zip(names, tables, strict=True)),
         attribute_columns=tuple(sorted(_attributes_asked(catalogue, stored))),
+        entity_identities=tuple(map(_identities, tables, memories)),
+        key=key,
     )
 
 
@@ -259,6 +266,12 @@ def _memories(wanted: Sequence[Remembered]) -> list[_Memory]:
     for item in wanted:
         by_kind.setdefault((item.attribute, item.capacity), []).append(item)
     return [_Memory(*kind, tuple(items)) for kind, items in sorted(by_kind.items())]
+
+
+def _identities(tables: list[_Table], memories: list[_Memory]) -> frozenset[int]:
+    counted = [column.attribute for table in tables for column in table.columns]
+    columns = map(identity_column, [*counted, *(memory.attribute for memory in memories)])
+    return frozenset(column for column in columns if column >= kernel.CODE_COUNT)
 
 
 def _slots(names: Sequence[str], tables: Sequence[list[_Table]], memories: Sequence[list[_Memory]]) -> _Slots:
@@ -366,6 +379,7 @@ class _EntityWriter:
                 measure=MEASURES.index(column.measure),
                 condition=0 if condition is None else self._condition_place[_question(condition)],
                 attribute=column.attribute,
+                identity=identity_column(column.attribute),
                 words_at=tiles_at + offset * table.capacity,
                 parts=column.parts,
             )
@@ -438,6 +452,7 @@ class _EntityWriter:
             window_count=len(windows),
             windows_at=words.extend([number for place in places for number in place]),
             summed_at=summed_at,
+            is_keyed=int(identity_column(result.column.attribute) != result.column.attribute),
         )
         words.put(at, section)
 
@@ -448,6 +463,7 @@ class _EntityWriter:
         ]
         section = plan_schema.PlanMemory(
             attribute=memory.attribute,
+            identity=identity_column(memory.attribute),
             capacity=memory.capacity,
             values_at=values_at,
             recollection_count=len(questions),

@@ -196,7 +196,7 @@ def view_profile(
         newest_event_ms=newest_ms,
         tables=tuple(tables),
         memories=tuple(memories),
-        sources=tuple(zip(numbers[at:][: numbers[3]], numbers[at + numbers[3] :], strict=True)),
+        sources=tuple(zip(numbers[at:][: numbers[3]], numbers[at + numbers[3] :][: numbers[3]], strict=True)),
         as_of_ms=as_of_ms,
         features=features,
     )

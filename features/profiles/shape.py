@@ -148,10 +148,13 @@ def decode_shape(data: bytes) -> Shape:
 
 
 def numbers_of(state: bytes, shape: Shape) -> NDArray[np.int64]:
-    """Returns the numbers of a packed profile of that shape, in the order of `kernel.decode`. Raises Misconfigured."""
+    """Returns the numbers of a packed profile of that shape, in the order of `kernel.decode`. Raises Misconfigured.
+
+    The numbers of a profile of version 4 get the last one that version 5 has.
+    """
     data = np.frombuffer(bytearray(state), dtype=np.uint8)
-    end = len(data)
-    if state[0] != kernel.LAYOUT_WITHOUT_CHECKSUM:
+    end, is_old = len(data), state[0] == kernel.LAYOUT_WITHOUT_CHECKSUM
+    if not is_old:
         end -= kernel.CHECKSUM_BYTES
         stored = int.from_bytes(state[end:], "little", signed=True)
         if end < kernel.SHAPE_BYTES_AT or stored != kernel.checksum(data, 0, end):
@@ -159,10 +162,14 @@ def numbers_of(state: bytes, shape: Shape) -> NDArray[np.int64]:
     widths = np.array([table.width for table in shape.tables], dtype=np.int64)
     numbers = np.empty(_NUMBERS_MAX, dtype=np.int64)
     start = kernel.SHAPE_BYTES_AT + len(shape_of(state)[1])
-    count = kernel.decode(data, start, end, widths, len(shape.memories), numbers)
+    count = kernel.decode(data, start, end, widths, len(shape.memories), int(is_old), numbers)
     if count < 0:
         raise Misconfigured(_DAMAGED)
-    return numbers[:count]
+    if not is_old:
+        return numbers[:count]
+    # The three times add up to the newest event's. `kernel.migrate` refuses times of no clock.
+    newest_ms = sum(numbers[:3].tolist())
+    return np.append(numbers[:count], newest_ms + 1 if 0 < newest_ms < kernel.TIME_MS_MAX else 0)
 
 
 def translation(old: Shape, new: Shape) -> NDArray[np.int64]:

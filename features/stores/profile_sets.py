@@ -66,10 +66,14 @@ class ProfileSet:
 
 @dataclass(frozen=True)
 class Register:
-    """All sets, and the live one. Without a record there is only the first set, and it is live."""
+    """All sets, and the live one. Without a record there is only the first set, and it is live.
+
+    `identity` is the digest of the key that all sets' profiles are made with; empty before a key has claimed the store.
+    """
 
     live: LiveSet = LiveSet(FIRST, 0, None)
     sets: tuple[ProfileSet, ...] = (ProfileSet(FIRST, None),)
+    identity: str = ""
 
     def find(self, name: str) -> ProfileSet:
         """Returns the set of this name. Raises Misconfigured if there is none."""
@@ -96,7 +100,7 @@ def decode_register(value: bytes | None) -> Register:
                 f"the register of profile sets has format {fields['format']}, and this release reads {_FORMAT}"
             )
         sets = tuple(ProfileSet(**one) for one in fields["sets"])
-        return Register(LiveSet(**fields["live"]), sets)
+        return Register(LiveSet(**fields["live"]), sets, fields.get("identity", ""))
     except (ValueError, KeyError, TypeError) as error:
         raise Misconfigured("the register of profile sets cannot be read: it is damaged") from error
 
@@ -179,6 +183,21 @@ class ProfileSets:
     def register(self) -> Register:
         """Returns the whole register, as of one moment."""
         return decode_register(self._register.read().value)
+
+    def check_identity(self, digest: str) -> None:
+        """Raises Misconfigured if another key has claimed the store. `digest` is that of the caller's key."""
+        _check_identity(self.register(), digest)
+
+    def claim_identity(self, digest: str) -> None:
+        """Note that the store's profiles are made with this key. Raises Misconfigured if another key has claimed it."""
+        if _check_identity(self.register(), digest):
+            return
+
+        def claim(register: Register) -> Register:
+            _check_identity(register, digest)
+            return dataclasses.replace(register, identity=digest)
+
+        self._change(claim)
 
     def create(self, name: str, *, now_ms: int) -> None:
         """Enter a new, empty set. Raises Misconfigured if the name is invalid or already in use."""
@@ -348,6 +367,16 @@ def typed_name(text: str) -> str:
 def _check_unchanged(register: Register, live: LiveSet) -> None:
     if register.live != live:
         raise StoreConflict("which profile set is live, or being swapped in, has changed meanwhile: look again")
+
+
+def _check_identity(register: Register, digest: str) -> bool:
+    """Returns whether this key has claimed the store. Raises Misconfigured if another one has."""
+    if register.identity not in ("", digest):
+        raise Misconfigured(
+            f"the store's profiles were made with the identity key of digest {register.identity}, and this process has "
+            f"the one of {digest}: set [features] identity_key_file to the store's key"
+        )
+    return bool(register.identity)
 
 
 def _next_of(register: Register, live: LiveSet) -> str:

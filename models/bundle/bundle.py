@@ -98,6 +98,8 @@ class Manifest:
     files: dict[str, str]
     # The fields of a Cascade (models/bundle/cascade.py). Empty without a cascade; old bundles lack the key.
     cascade: dict[str, Any] = field(default_factory=dict)
+    # The digest of the key that made identities of texts. Empty: an old bundle, whose features knew no key.
+    identity_digest: str = ""
 
     @property
     def parts(self) -> tuple[ModelPart, ...]:
@@ -279,13 +281,19 @@ def parity_summary(bundle: Path) -> str:
 
 
 def load_bundle(
-    bundle: Path, *, catalogue_digest: str, trusted: TrustedKeys | None = None, built_here: bool = False
+    bundle: Path,
+    *,
+    catalogue_digest: str,
+    identity_digest: str = "",
+    trusted: TrustedKeys | None = None,
+    built_here: bool = False,
 ) -> Bundle:
     """Load and check a bundle for serving or replay. Without this machine's native library, Treelite's GTIL scores.
 
-    `trusted`: the keys of which one must have signed the bundle; None takes unsigned ones. `built_here`: this process
-    has just had the library built, so that no signature can cover it. Raises BundleRefused naming the first problem:
-    the signature, the manifest, a checksum, the catalogue, the library, or a golden vector.
+    An empty `identity_digest`, here or in the manifest, accepts any key of identities. `trusted`: the keys of which one
+    must have signed the bundle; None takes unsigned ones. `built_here`: this process has just had the library built, so
+    that no signature can cover it. Raises BundleRefused naming the first problem: the signature, the manifest, a
+    checksum, the catalogue, the key of identities, the library, or a golden vector.
     """
     signed = None if trusted is None else trusted.require(bundle)
     manifest = read_manifest(bundle)
@@ -296,6 +304,11 @@ def load_bundle(
         raise BundleRefused(
             f"bundle {bundle}: it was trained with the feature catalogue {manifest.catalogue_digest}, "
             f"this is {catalogue_digest}: train it again"
+        )
+    if "" not in (identity_digest, manifest.identity_digest) and identity_digest != manifest.identity_digest:
+        raise BundleRefused(
+            f"bundle {bundle}: it was trained with the identity key of digest {manifest.identity_digest}, this one has "
+            f"{identity_digest}: set the same [features] identity_key_file, or train it again"
         )
     predictor, explainer = _checked_part(bundle, manifest, LARGE, slope=manifest.calibration_slope)
     if not manifest.cascade:

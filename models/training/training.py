@@ -122,6 +122,7 @@ def train_bundle(
         format=FORMAT,
         model_version=version,
         catalogue_digest=engine.plan.digest,
+        identity_digest=engine.plan.key.digest,
         feature_names=names,
         importance_gain=large.model.feature_importance("gain").tolist(),
         importance_split=large.model.feature_importance("split").tolist(),

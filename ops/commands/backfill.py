@@ -41,7 +41,8 @@ def backfill(source: Source, data: str, overwrite: bool) -> None:
     store = wiring.open_live_store(source)
     try:
         history = read_history(data)
-        engine = FeatureEngine()
+        wiring.check_identity_key(source, claims=True)
+        engine = FeatureEngine(key=wiring.identity_key(source))
         job = Backfill(history, store, engine=engine, rates=rates, outcome_days=outcome_days, overwrite=overwrite)
         if job.is_finished:
             click.echo("all of this history is in the store already: nothing to do")

@@ -109,7 +109,7 @@ def on_windows(
     rates = wiring.rate_table(source)
     history = read_history(data)
     protocol = windows_protocol(windows, last_test_day(history, windows, wanted))
-    engine = FeatureEngine()
+    engine = FeatureEngine(key=wiring.identity_key(source))
     choice = _ModelChoice(models, budget, seed)
     measured = _measured(history, protocol, choice, engine=engine, rates=rates, delay_days=delay_days, published={})
     result = {"protocol": protocol.name, "windows": asdict(windows), "catalogue": "ours", **measured}
@@ -191,7 +191,7 @@ def _run(source: Source, data: str, protocol_name: str, catalogue: str, choice: 
     rates = wiring.rate_table(source)
     history = read_history(data)
     require_handbook(history, protocol)
-    engine = FeatureEngine(CATALOGUE if catalogue == "ours" else book_catalogue())
+    engine = FeatureEngine(CATALOGUE if catalogue == "ours" else book_catalogue(), wiring.identity_key(source))
     best = BEST_PUBLISHED[protocol.name]
     published = PUBLISHED[protocol.name]
     measured = _measured(

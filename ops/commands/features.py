@@ -59,7 +59,7 @@ def show(source: Source, entity_id: str, at: str | None, as_json: bool) -> None:
     from paywarden.streams.profiles.events import source_name
 
     as_of_ms = time.time_ns() // 1_000_000 if at is None else _time_ms(at)
-    engine = FeatureEngine(CATALOGUE)
+    engine = FeatureEngine(CATALOGUE, wiring.identity_key(source))
     entity, key = typed_key(engine.plan, entity_id)
     store = wiring.open_live_store(source, readonly=True)
     try:

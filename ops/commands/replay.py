@@ -117,10 +117,11 @@ def replay(
 
     asked = HistoryAsked(data, from_topic, since, until, warm_up_days)
     costs = _costs(source, costs_text)
-    engine = FeatureEngine()
+    engine = FeatureEngine(key=wiring.identity_key(source))
     load = partial(
         load_bundle,
         catalogue_digest=engine.plan.digest,
+        identity_digest=engine.plan.key.digest,
         trusted=TrustedKeys.read(source.section("bundles", BundleSettings)),
     )
     champions = load(Path(bundle))

@@ -102,7 +102,7 @@ def _trained(
     from paywarden.ops.times import now_ms
 
     rates = wiring.rate_table(source)
-    engine = FeatureEngine()
+    engine = FeatureEngine(key=wiring.identity_key(source))
     require_usable(settings, engine.plan.names)
     checked_destination(bundle)
     first, last = day_option("--train-from", train_from, asked), day_option("--train-to", train_to, asked)

@@ -12,6 +12,7 @@ from paywarden.schemas.settings import Source
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
+    from paywarden.features.stores.profile_sets import LiveSet
     from paywarden.streams.companion.companion import Companion, FillSource
     from paywarden.streams.kafka.clients import KafkaClients
 
@@ -59,6 +60,7 @@ def companion(
         ids=ids,
         entities=tuple(entity.name for entity in CATALOGUE.entities),
         fill=fill or fill_source(source, registry),
+        identity_digest=stores.identity_key(source).digest,
         registry=registry,
     )
     host, port = settings.http_host, settings.http_port
@@ -72,8 +74,12 @@ def fill_source(source: Source, registry: CollectorRegistry | None = None) -> Fi
     from paywarden.ops.progress import scan_bar
     from paywarden.streams.companion.companion import FillSource
 
+    def look() -> LiveSet:
+        stores.check_identity_key(source)
+        return stores.live_set(source, registry)
+
     return FillSource(
-        look=lambda: stores.live_set(source, registry),
+        look=look,
         open_store=lambda live: stores.open_store(source, readonly=True, profile_set=live.name, registry=registry),
         watch_scan=scan_bar,
     )

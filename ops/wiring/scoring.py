@@ -62,13 +62,14 @@ def scoring_host(source: Source, bundle_path: str | None) -> ServerContext:
     from paywarden.scoring.state.outbox import OutboxSettings
 
     settings = source.section("serve", ServeSettings)
-    engine = FeatureEngine()
+    engine = FeatureEngine(key=stores.identity_key(source))
     paths = [bundle_path or settings.bundle, *filter(None, [settings.fallback_bundle])]
     trusted = TrustedKeys.read(source.section("bundles", BundleSettings))
     bundles = [
         load_bundle(
             Path(path),
             catalogue_digest=engine.plan.digest,
+            identity_digest=engine.plan.key.digest,
             trusted=trusted,
             built_here=build_missing(Path(path), trusted),
         )

@@ -14,6 +14,7 @@ from paywarden.schemas.settings import Source
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
+    from paywarden.features.catalogue.identity import IdentityKey
     from paywarden.features.profiles.money import RateTable
     from paywarden.features.stores.aerospike.cluster_check import ClusterLook
     from paywarden.features.stores.aerospike.metrics import AerospikeMetrics
@@ -43,6 +44,8 @@ class FeatureSettings:
     """`rates` is a CSV file of exchange rates; empty takes the example that comes with Paywarden."""
 
     rates: str = ""
+    # A file of 32 hex digits: the secret that makes of ids what profiles remember. Empty: a public key, for laptops.
+    identity_key_file: str = ""
 
 
 def kafka_settings(source: Source) -> KafkaSettings:
@@ -68,6 +71,30 @@ def rate_table(source: Source) -> RateTable:
     from paywarden.features.profiles.money import load_rates
 
     return load_rates(source.section("features", FeatureSettings).rates)
+
+
+def identity_key(source: Source) -> IdentityKey:
+    """Returns the key of identities (features/catalogue/identity.py). Raises Misconfigured."""
+    from paywarden.features.catalogue.identity import LAPTOP_KEY, read_key
+
+    path = source.section("features", FeatureSettings).identity_key_file
+    return read_key(path) if path else LAPTOP_KEY
+
+
+def check_identity_key(source: Source, *, claims: bool = False) -> None:
+    """Compare the key with the one that the store's profiles were made with.
+
+    A store that no key has claimed accepts any; with `claims` this key claims it. Raises Misconfigured if the keys
+    differ, and StoreUnavailable.
+    """
+    from paywarden.features.stores.profile_sets import ProfileSets
+
+    digest = identity_key(source).digest
+    with closing(ProfileSets(set_stores(source).open_register())) as sets:
+        if claims:
+            sets.claim_identity(digest)
+        else:
+            sets.check_identity(digest)
 
 
 def store_kind(source: Source) -> str:

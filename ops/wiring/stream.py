@@ -35,7 +35,7 @@ class StreamParts:
         require_broker(self.kafka)
         self.clients = KafkaClients.of(self.kafka)
         self.ids = stores.schema_ids(source)
-        self._engine = FeatureEngine()
+        self._engine = FeatureEngine(key=stores.identity_key(source))
         self._engine.warm_up()
         self.entities = self._engine.plan.entity_names
         self._registry = registry or CollectorRegistry()
@@ -46,6 +46,7 @@ class StreamParts:
         """Give the worker of a profile set, ready to run; close its store afterwards. Raises StoreUnavailable."""
         from paywarden.streams.profiles.pipeline import Pipeline, PipelineOptions
 
+        stores.check_identity_key(self._source, claims=True)
         opened = stores.open_store(self._source, profile_set=profile_set, registry=self._registry)
         with closing(opened) as store:
             yield Pipeline(

@@ -105,6 +105,7 @@ class PaymentScorer:
         self._engine, self._models, self._policy = engine, models, policy
         self._mirror_settings, self._outbox, self._metrics = mirror, outbox, metrics
         self._mirror: MirrorReader | None = None
+        self._mirror_is_foreign = False
         self._entities = entities = plan.entity_count
         self._names = plan.entity_names
         self._rows: NDArray[np.int64] = np.zeros((ROWS_MAX, ATTRIBUTE_COUNT), dtype=np.int64)
@@ -146,13 +147,19 @@ class PaymentScorer:
         """Returns one line for each thing that is missing before payments should come here; empty when ready."""
         missing = [trouble] if (trouble := self._outbox.trouble()) else []
         if self._mirror is None and not self.open_mirror():
-            missing.append(f"there is no mirror at {self._mirror_settings.path}: is the companion running?")
+            if self._mirror_is_foreign:
+                missing.append(
+                    f"the mirror at {self._mirror_settings.path} was filled for another identity key: set the same "
+                    "[features] identity_key_file for serve, companion and stream"
+                )
+            else:
+                missing.append(f"there is no mirror at {self._mirror_settings.path}: is the companion running?")
         elif self._look_up_nothing() == 0:
             missing.append("the mirror is not complete yet")
         return missing
 
     def open_mirror(self) -> bool:
-        """Open the mirror, or a new mirror that has replaced it. Returns False when there is none.
+        """Open the mirror, or a new mirror that has replaced it. Returns False when there is none that can be used.
 
         The worker calls it every half second, never per payment.
         """
@@ -169,6 +176,12 @@ class PaymentScorer:
             except MirrorAbsent:
                 return False
             mirror = self._mirror
+            # Its profiles would remember nothing of what this process asks them.
+            self._mirror_is_foreign = mirror.identity_digest() not in ("", self._engine.plan.key.digest)
+            if self._mirror_is_foreign:
+                mirror.close()
+                self._mirror = None
+                return False
             self._fill_from_mirror = self._engine.bind(
                 self._rows, mirror.presence, mirror.states, mirror.bounds, self._vectors
             )

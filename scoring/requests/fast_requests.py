@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.features import kernel
-from paywarden.features.catalogue.attributes import ATTRIBUTES, CODES
+from paywarden.features.catalogue.attributes import ATTRIBUTES, CODES, KEYED, identity_column
 from paywarden.features.kernel.frame import Frame
 from paywarden.features.profiles import money
 from paywarden.features.profiles.keys import SEPARATOR
@@ -144,14 +144,18 @@ def warm_up() -> None:
 
 
 def _program(plan: Plan) -> NDArray[np.int64]:
-    """Returns the kind of each field by its number, and its column if the catalogue uses it."""
-    program = np.full((loop.FIELDS_MAX, 2), -1, dtype=np.int64)
+    """Returns the kind of each field by its number, and the columns of code and identity if the catalogue uses them."""
+    program = np.full((loop.FIELDS_MAX, loop.PROGRAM_WIDTH), -1, dtype=np.int64)
     program[:, loop.KIND] = loop.NONE
     for name, number in _NUMBERS_OF.items():
         program[number, loop.KIND] = _KINDS[name]
     for attribute in map(ATTRIBUTES.__getitem__, plan.attribute_columns):
         if attribute.kind in CODES and attribute.name in _NUMBERS_OF:
             program[_NUMBERS_OF[attribute.name], loop.COLUMN] = attribute.column
+    identities = frozenset[int]().union(*plan.entity_identities)
+    for attribute in KEYED:
+        if identity_column(attribute.column) in identities:
+            program[_NUMBERS_OF[attribute.name], loop.IDENTITY] = identity_column(attribute.column)
     return program
 
 
@@ -164,6 +168,7 @@ def _numbers(plan: Plan, limits: RequestLimits) -> NDArray[np.int64]:
     numbers[loop.PAYMENT_ID], numbers[loop.CURRENCY_FIELD] = _NUMBERS_OF["payment_id"], _NUMBERS_OF["currency"]
     numbers[loop.TIME_COLUMN], numbers[loop.MINOR_COLUMN] = kernel.TIME_MS, kernel.AMOUNT_MINOR
     numbers[loop.AMOUNT_COLUMN], numbers[loop.ENTITY_COUNT] = kernel.AMOUNT, plan.entity_count
+    numbers[loop.KEY_LOW], numbers[loop.KEY_HIGH] = plan.key.low, plan.key.high
     return numbers
 
 

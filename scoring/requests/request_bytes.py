@@ -29,20 +29,24 @@ from paywarden.features.kernel.frame import address, size
 from paywarden.features.kernel.jit import compiled, inlined
 from paywarden.features.kernel.layout import ATTRIBUTE_COUNT, I64, OFFSET_ZERO, U8
 from paywarden.features.kernel.plan_schema import positions
+from paywarden.features.kernel.siphash import identity_of_text
 from paywarden.features.kernel.varint import read_varint
 
 # The kinds of fields: an id, a word, three codes of a fixed form, a time, an amount, minutes.
 NONE, ID, WORD, CURRENCY, MCC, COUNTRY, TIME, AMOUNT, OFFSET = range(9)
 # A tag is one byte, so field numbers are below this.
 FIELDS_MAX = 16
-# Columns of the program, which has a row for each field number: the field's kind, and its column in the row of
-# attributes, or -1.
-KIND, COLUMN = range(2)
+# Columns of the program, which has a row for each field number: the field's kind, and the columns of its code and its
+# identity in the row of attributes, or -1.
+KIND, COLUMN, IDENTITY = range(3)
+PROGRAM_WIDTH = 3
 # Places in `numbers`: settings of the worker, and the bounds of the time, which change with every call.
 EARLIEST_MS, LATEST_MS, ID_BYTES_MAX, WORD_BYTES_MAX, AMOUNT_MAX, OFFSET_MAX, KEY_BYTES_MAX = range(7)
 # More places in `numbers`: the required fields as bits, field numbers, columns of attributes.
 REQUIRED, PAYMENT_ID, CURRENCY_FIELD, TIME_COLUMN, MINOR_COLUMN, AMOUNT_COLUMN, ENTITY_COUNT = range(7, 14)
-NUMBER_COUNT = 14
+# The halves of the key of identities.
+KEY_LOW, KEY_HIGH = 14, 15
+NUMBER_COUNT = 16
 # Stands for a code of three letters that is not a currency.
 NO_CURRENCY = -1
 # The same values as in features/profiles/money.py and features/profiles/keys.py, which hold no compiled code.
@@ -59,9 +63,9 @@ class RequestSlots(NamedTuple):
     """The frame of `read_bodies`."""
 
     program: int
-    """Shape (FIELDS_MAX, 2), int64: KIND and COLUMN of each field, by its number."""
+    """Shape (FIELDS_MAX, PROGRAM_WIDTH), int64: KIND, COLUMN and IDENTITY of each field, by its number."""
     numbers: int
-    """Shape (NUMBER_COUNT,), int64: EARLIEST_MS to ENTITY_COUNT."""
+    """Shape (NUMBER_COUNT,), int64: EARLIEST_MS to KEY_HIGH."""
     data: int
     """The bodies, concatenated, uint8."""
     lengths: int
@@ -174,6 +178,10 @@ def _read_body(
                     row[column] = capital_letters(data, at, 2) + 1
                 else:
                     row[column] = crc32_of_text(data, at, at + value) + 1
+            if program[field, IDENTITY] >= 0:
+                row[program[field, IDENTITY]] = identity_of_text(
+                    data, at, at + value, numbers[KEY_LOW], numbers[KEY_HIGH]
+                )
             at += value
     return bool(seen & numbers[REQUIRED] == numbers[REQUIRED])
 
@@ -213,7 +221,7 @@ def read_bodies(frame_at: int, count: int) -> int:
 
     The frame at `frame_at` holds the arrays of SLOT. An unusual body has empty keys and an empty id.
     """
-    program = carray(address(frame_at, SLOT.program), (FIELDS_MAX, 2), np.int64)
+    program = carray(address(frame_at, SLOT.program), (FIELDS_MAX, PROGRAM_WIDTH), np.int64)
     numbers = carray(address(frame_at, SLOT.numbers), NUMBER_COUNT, np.int64)
     data = carray(address(frame_at, SLOT.data), size(frame_at, SLOT.data), np.uint8)
     lengths = carray(address(frame_at, SLOT.lengths), count, np.int64)

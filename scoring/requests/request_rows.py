@@ -12,7 +12,7 @@ from struct import Struct
 import numpy as np
 from numpy.typing import NDArray
 
-from paywarden.features.catalogue.attributes import ATTRIBUTES, CODES
+from paywarden.features.catalogue.attributes import ATTRIBUTES, CODES, KEYED, identity_column
 from paywarden.features.kernel import AMOUNT, AMOUNT_MINOR, ATTRIBUTE_COUNT, TIME_MS
 from paywarden.features.profiles.keys import entity_key
 from paywarden.features.profiles.money import RateTable
@@ -39,6 +39,12 @@ class RequestRows:
             (attribute.column, attrgetter(attribute.name), _remembered(CODES[attribute.kind]), attribute.name)
             for attribute in map(ATTRIBUTES.__getitem__, plan.attribute_columns)
             if attribute.kind in CODES and attribute.name in ScoreRequest.DESCRIPTOR.fields_by_name
+        ]
+        identities = frozenset[int]().union(*plan.entity_identities)
+        self._coders += [
+            (identity_column(attribute.column), attrgetter(attribute.name), _remembered(plan.key.of), attribute.name)
+            for attribute in KEYED
+            if identity_column(attribute.column) in identities
         ]
         self._key_makers = [_key_maker(*entity) for entity in zip(plan.entity_names, plan.entity_keys, strict=True)]
 

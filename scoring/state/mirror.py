@@ -7,6 +7,7 @@
                           0 while the mirror is still being filled
     \\0position:N         int64: the next offset of the changelog's partition N
     \\0changelog          the id of the topic that the positions belong to; a mirror of an earlier release has none
+    \\0identity           the digest of the key that the profiles are made with (features/catalogue/identity.py)
 
 1. LMDB lets one writer and many reader processes share the file without a lock between them. The mirror survives the
    death of any of them.
@@ -38,6 +39,7 @@ from paywarden.schemas.private_files import make_private_folder, require_not_pla
 _COMPLETE_TO = b"\0complete_to"
 _POSITION = b"\0position:"
 _CHANGELOG = b"\0changelog"
+_IDENTITY = b"\0identity"
 _INT64 = struct.Struct("<q")
 _ALL_KNOWN = bytes([KNOWN]) * 4096
 # Stands for a missing profile. No view into the mirror is ever this object.
@@ -91,6 +93,18 @@ class MirrorWriter:
             self._env.reader_check()
         except (OSError, lmdb.Error) as error:
             raise Misconfigured(f"mirror.path: cannot use {path}: {error}") from error
+
+    def claim_identity(self, digest: str) -> None:
+        """Note the digest of the key that the profiles are made with. Raises Misconfigured if it was another one."""
+        with self._env.begin(write=True) as transaction:
+            found = bytes(transaction.get(_IDENTITY, b"")).decode()
+            if found not in ("", digest):
+                raise Misconfigured(
+                    f"the mirror at {self._settings.path} was filled for the identity key of digest {found}, and this "
+                    f"companion has the one of {digest}: set [features] identity_key_file to the stream's key, or "
+                    "delete the mirror if the stream has a new one"
+                )
+            transaction.put(_IDENTITY, digest.encode())
 
     def apply(
         self,
@@ -148,8 +162,9 @@ class MirrorWriter:
         """Returns the number of profiles."""
         with self._env.begin() as transaction:
             entries = int(transaction.stat()["entries"])
+            has_identity = transaction.get(_IDENTITY) is not None
         others = len(self.positions()) + (self.complete_to_ms() is not None) + bool(self.changelog_id())
-        return entries - others
+        return entries - others - has_identity
 
     def used_bytes(self) -> int:
         """Returns how many bytes of `size_mb` are in use. Free pages count as used; LMDB reuses them first."""
@@ -177,9 +192,12 @@ class MirrorWriter:
         return None if value is None else int(_INT64.unpack(value)[0])
 
     def clear(self) -> None:
-        """Delete everything. Readers see the empty mirror at once."""
+        """Delete everything but the digest of the key. Readers see the empty mirror at once."""
         with self._env.begin(write=True) as transaction:
+            digest = bytes(transaction.get(_IDENTITY, b""))
             transaction.drop(self._env.open_db(None, txn=transaction), delete=False)
+            if digest:
+                transaction.put(_IDENTITY, digest)
 
     def close(self) -> None:
         self._env.close()
@@ -236,6 +254,14 @@ class MirrorReader:
             return self._look_up_resized(keys)
         except lmdb.Error as error:
             raise MirrorAbsent("the mirror cannot be read") from error
+
+    def identity_digest(self) -> str:
+        """Returns the digest of the key that the profiles are made with; empty if the mirror has none."""
+        try:
+            with self._env.begin() as transaction:
+                return bytes(transaction.get(_IDENTITY, b"")).decode()
+        except lmdb.Error:
+            return ""
 
     def is_replaced(self) -> bool:
         """Whether another mirror is at the path now. Then nothing is written to this one any more."""

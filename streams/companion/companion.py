@@ -145,10 +145,11 @@ class Companion:
         ids: SchemaIds,
         entities: tuple[str, ...],
         fill: FillSource,
+        identity_digest: str = "",
         registry: CollectorRegistry | None = None,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
-        """`registry` gets the metrics.
+        """`registry` gets the metrics. `identity_digest` is that of the key of identities; empty claims no mirror.
 
         Raises Misconfigured, BrokerUnavailable.
         """
@@ -161,6 +162,7 @@ class Companion:
         self._topic = clients.topic("profiles")
         self._partitions = clients.partitions("profiles")
         self._mirror_settings = files.mirror
+        self._identity_digest = identity_digest
         self._open_mirror: MirrorWriter | None = None
         self._clients = clients
         self._consumer = self._new_consumer()
@@ -290,7 +292,14 @@ class Companion:
     def _mirror(self) -> MirrorWriter:
         """The mirror. It is opened when it is first needed: without it decisions are shipped all the same."""
         if self._open_mirror is None:
-            self._open_mirror = MirrorWriter(self._mirror_settings)
+            mirror = MirrorWriter(self._mirror_settings)
+            try:
+                if self._identity_digest:
+                    mirror.claim_identity(self._identity_digest)
+            except PaywardenError:
+                mirror.close()
+                raise
+            self._open_mirror = mirror
         return self._open_mirror
 
     def _note_trouble(self, error: MirrorUnavailable) -> None:

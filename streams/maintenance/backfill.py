@@ -195,7 +195,7 @@ class Backfill:
                 history.payment_id[rows].to_pylist(),
                 map(b"".join, zip(*columns, strict=True)),
                 is_fraud[rows].tolist(),
-                passage.rows.of(rows).tolist(),
+                passage.rows.of(rows)[:, : kernel.CODE_COUNT].tolist(),
                 strict=True,
             )
             for payment_id, keys, fraud, attributes in payments:

@@ -28,7 +28,7 @@ class EventDecoder:
     def __init__(self, engine: FeatureEngine, rates: RateTable, ids: SchemaIds, times: TimeBounds = TIMES) -> None:
         self._payments = Decoder("payments", ids)
         self._outcomes = Decoder("outcomes", ids)
-        self._rates = rates
+        self._rates, self._key = rates, engine.plan.key
         self._rules = PaymentRules(FIELDS, times, rates.currencies)
         self._fast = FastIntake(engine.plan, rates, ids, times)
         self._entities = list(zip(engine.plan.entity_names, engine.plan.entity_keys, strict=True))
@@ -52,7 +52,9 @@ class EventDecoder:
         event_time_ms, amount_minor = record["event_time_ms"], record["amount_minor"]
         amount = self._rates.convert(amount_minor, record["currency"], event_time_ms)
         keys = tuple([_key(record, name, fields) for name, fields in self._entities])
-        attributes = row_of(record, event_time_ms=event_time_ms, amount=amount, amount_minor=amount_minor)
+        attributes = row_of(
+            record, event_time_ms=event_time_ms, amount=amount, amount_minor=amount_minor, key=self._key
+        )
         return PaymentEvent(position, record["payment_id"], attributes, keys, arrived_ms)
 
     def outcome(self, value: bytes | None, position: Position, arrived_ms: int) -> OutcomeEvent:

@@ -205,7 +205,8 @@ def _join_payment(payment: PaymentEvent, records: dict[bytes, PaymentRecord], jo
         record = PaymentRecord(
             source=position.source,
             offset=position.offset,
-            attributes=payment.attributes,
+            # Labels need no identities: nothing that a label changes takes them in.
+            attributes=payment.attributes[: kernel.CODE_COUNT],
             keys=[entity_key.decode() for entity_key in payment.keys],
         )
         records[key] = record

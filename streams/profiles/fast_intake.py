@@ -26,6 +26,7 @@ from paywarden.features.kernel.byte_ranges import capital_letters, card_digits, 
 from paywarden.features.kernel.crc import crc32_of_text
 from paywarden.features.kernel.jit import compiled
 from paywarden.features.kernel.layout import OFFSET_ZERO
+from paywarden.features.kernel.siphash import identity_of_text
 from paywarden.features.kernel.varint import read_varint, unzigzag
 from paywarden.features.profiles.keys import SEPARATOR
 from paywarden.features.profiles.money import RateTable, is_currency_code
@@ -62,9 +63,10 @@ _KIND_OF_FORM = {
     Form.FLAG: _FLAG,
 }
 _AVRO_TYPES = {_LONG: "long", _FLAG: "boolean", _OFFSET: "int"}
-# Columns of the program: the field's kind, whether it may be null, its column in the row (-1: none), the smallest
-# number, and the largest number or the most bytes of a text.
-_KIND, _NULLABLE, _COLUMN, _LEAST, _MOST = range(5)
+# Columns of the program: the field's kind, whether it may be null, the columns of its code and its identity in the row
+# (-1: none), the smallest number, and the largest number or the most bytes of a text.
+_KIND, _NULLABLE, _COLUMN, _IDENTITY, _LEAST, _MOST = range(6)
+_WIDTH = 6
 _MISSING = -1
 _HEADER_BYTES = 5
 # A shorter run of digits is no card number. It is a constant of the compiled code.
@@ -78,7 +80,7 @@ class FastIntake:
 
     def __init__(self, plan: Plan, rates: RateTable, ids: SchemaIds, times: TimeBounds) -> None:
         warm_up()
-        self._rates, self._times = rates, times
+        self._rates, self._times, self._key = rates, times, plan.key
         # A table of rates may contain codes of another form.
         self._currencies = frozenset(filter(is_currency_code, rates.currencies))
         schema = topic_schema("payments")
@@ -137,7 +139,7 @@ class FastIntake:
         is_usual = np.zeros(count, dtype=np.bool_)
         data = b"".join(values)
         buffer = np.frombuffer(bytearray(data), dtype=np.uint8)
-        _read_records(self._program, buffer, bounds, rows, starts, lengths, is_usual)
+        _read_records(self._program, buffer, bounds, self._key.low, self._key.high, rows, starts, lengths, is_usual)
         times, arrived = rows[:, kernel.TIME_MS], np.array(arrived_ms, dtype=np.int64)
         # A record without a time of arrival goes the slow way. Kafka has set one on every record for many years.
         is_usual &= (arrived > 0) & (times >= arrived - self._times.past_ms_max)
@@ -207,11 +209,11 @@ class FastIntake:
 
 def warm_up() -> None:
     """Compile or load the loop, so that no payment waits for it."""
-    none = np.zeros((0, 5), dtype=np.int64)
-    _read_records(none, np.zeros(0, np.uint8), none[:, 0].copy(), none, none, none, np.zeros(0, np.bool_))
+    none = np.zeros((0, _WIDTH), dtype=np.int64)
+    _read_records(none, np.zeros(0, np.uint8), none[:, 0].copy(), 0, 0, none, none, none, np.zeros(0, np.bool_))
 
 
-def _instruction(avro_field: dict[str, Any]) -> tuple[int, int, int, int, int] | None:
+def _instruction(avro_field: dict[str, Any]) -> tuple[int, ...] | None:
     """Returns the instruction for one field; None for a field or type that the table of fields does not have."""
     avro_type, nullable = avro_field["type"], 0
     if isinstance(avro_type, list):
@@ -225,10 +227,13 @@ def _instruction(avro_field: dict[str, Any]) -> tuple[int, int, int, int, int] |
     if avro_type != _AVRO_TYPES.get(kind, "string"):
         return None
     column = next((attribute.column for attribute in attributes.ATTRIBUTES if attribute.name == field.name), -1)
+    keyed = attributes.identity_column(column)
+    identity = keyed if keyed != column else -1
     if field.form is Form.TIME:
-        return kind, nullable, column, TIME_MS_MIN, TIME_MS_END - 1
+        return kind, nullable, column, identity, TIME_MS_MIN, TIME_MS_END - 1
     # A code is checked by its own form and is always shorter than that.
-    return kind, nullable, column, field.minimum, (field.size_max or WORD_BYTES_MAX) if field.is_text else field.maximum
+    most = (field.size_max or WORD_BYTES_MAX) if field.is_text else field.maximum
+    return kind, nullable, column, identity, field.minimum, most
 
 
 @compiled(makes_arrays=True)
@@ -236,6 +241,8 @@ def _read_records(
     program: NDArray[np.int64],
     data: NDArray[np.uint8],
     bounds: NDArray[np.int64],
+    key_low: int,
+    key_high: int,
     rows: NDArray[np.int64],
     starts: NDArray[np.int64],
     lengths: NDArray[np.int64],
@@ -288,6 +295,8 @@ def _read_records(
                 rows[number, column] = letters + 1
             elif column >= 0:
                 rows[number, column] = crc32_of_text(data, at, at + value) + 1
+            if program[field, _IDENTITY] >= 0:
+                rows[number, program[field, _IDENTITY]] = identity_of_text(data, at, at + value, key_low, key_high)
             if kind == _MCC:
                 good &= value == 4
                 for place in range(at, at + value):

@@ -39,7 +39,9 @@ from paywarden.features import kernel
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
 from paywarden.streams.profiles.events import ATTRIBUTES_AT, ROW_WIDTH, EntityEvents
 
-FRAME_VERSION = 1
+# A worker of an earlier release stops at a frame of version 2 and loses nothing: it would take the identities of texts
+# for garbage. Frames of version 1 are read. Their events have no identities, and profiles take the public codes.
+FRAME_VERSION, FRAME_WITHOUT_IDENTITIES = 2, 1
 # Even with the longest keys such a frame stays under Kafka's default limit of 1 MiB.
 FRAME_EVENTS_MAX = 1000
 
@@ -86,7 +88,7 @@ def decode_frame(value: bytes | None, partition_count: int) -> tuple[EntityEvent
     if value is None or len(value) < _HEADER.size:
         raise InvalidEvent("not a frame: it is too short")
     version, attribute_count, spread_over, progress_count, event_count = _HEADER.unpack_from(value)
-    if version != FRAME_VERSION:
+    if version not in (FRAME_VERSION, FRAME_WITHOUT_IDENTITIES):
         raise Misconfigured(f"a repartition topic has frames of version {version}, this release reads {FRAME_VERSION}")
     if spread_over != partition_count:
         raise Misconfigured(

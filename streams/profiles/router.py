@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from paywarden.features import kernel
 from paywarden.features.profiles.plan import Plan
 from paywarden.features.stores.base import ProfileStore
 from paywarden.schemas.errors import InvalidEvent
@@ -21,7 +22,15 @@ from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.kafka.reading import Record
 from paywarden.streams.profiles import events as batch
 from paywarden.streams.profiles.decoder import EventDecoder
-from paywarden.streams.profiles.events import ROW_WIDTH, EntityEvents, Joined, OutcomeEvent, PaymentEvent, Position
+from paywarden.streams.profiles.events import (
+    ATTRIBUTES_AT,
+    ROW_WIDTH,
+    EntityEvents,
+    Joined,
+    OutcomeEvent,
+    PaymentEvent,
+    Position,
+)
 from paywarden.streams.profiles.repartition import encode_frame, frames_of
 
 _DAY_S = 86_400
@@ -58,6 +67,10 @@ class Router:
         self._ttl_s = outcome_days * _DAY_S
         self.payments_base = self.outcomes_base = 0
         """What is added to the offsets of payments and outcomes that are stored (streams/kafka/source_register.py)."""
+        identities = range(kernel.CODE_COUNT, kernel.ATTRIBUTE_COUNT)
+        self._unused = [
+            [ATTRIBUTES_AT + column for column in identities if column not in used] for used in plan.entity_identities
+        ]
 
     def decode(
         self,
@@ -104,8 +117,13 @@ class Router:
 
     def send(self, joined: Joined) -> None:
         """Queue the events for their owners. Raises BrokerUnavailable."""
-        for (topic, partition_count), events in zip(self._routes, joined.of_entities(), strict=True):
-            for partition, frame in frames_of(events, partition_count):
+        for (topic, partition_count), events, unused in zip(
+            self._routes, joined.of_entities(), self._unused, strict=True
+        ):
+            # Hashes do not compress, and zeros do.
+            rows = events.rows.copy()
+            rows[:, unused] = 0
+            for partition, frame in frames_of(EntityEvents(events.keys, rows), partition_count):
                 self._sender.send(topic, frame, key=None, partition=partition)
 
     def send_progress(self, complete_to_ms: Mapping[int, int]) -> None:

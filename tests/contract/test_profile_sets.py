@@ -281,6 +281,19 @@ def test_without_a_register_the_first_set_is_live(sets: ProfileSets) -> None:
     assert sets.register() == Register(NEVER, (ProfileSet(FIRST, None),))
 
 
+def test_a_store_belongs_to_the_first_identity_key_that_claims_it(sets: ProfileSets, other: ProfileSets) -> None:
+    sets.check_identity("key-a")
+    sets.claim_identity("key-a")
+    sets.claim_identity("key-a")
+    other.check_identity("key-a")
+    for refused in (other.check_identity, other.claim_identity):
+        with pytest.raises(Misconfigured, match="of digest key-a, and this process has the one of key-b: set"):
+            refused("key-b")
+    # A change of the sets keeps the claim.
+    other.create("b1", now_ms=5)
+    assert sets.register().identity == "key-a"
+
+
 def test_a_created_set_is_listed_with_its_time_and_is_not_live(sets: ProfileSets, other: ProfileSets) -> None:
     sets.create("b1", now_ms=1_700_000_000_000)
     assert other.register() == Register(NEVER, (ProfileSet(FIRST, None), ProfileSet("b1", 1_700_000_000_000)))

@@ -40,6 +40,11 @@ class Packed:
         """The number of source partitions: the first of the lengths."""
         return self.columns[_LENGTHS][0]
 
+    @property
+    def sources_at(self) -> int:
+        """The number of the column of sources. Offsets follow, then, since version 5, the end of public codes."""
+        return len(self.columns) - (2 if self.version == WITHOUT_CHECKSUM else 3)
+
     def with_number(self, place: int, number: int) -> Packed:
         """Returns the profile with another number at index `place` of `numbers`."""
         columns = []
@@ -59,7 +64,7 @@ def read_packed(state: bytes) -> Packed:
     shape_end = _SHAPE_AT + int.from_bytes(state[5:_SHAPE_AT], "little")
     shape = decode_shape(state[_SHAPE_AT:shape_end])
     sections = [table.width for table in shape.tables] + [2] * len(shape.memories)
-    count = _TABLES_AT + sum(sections) + 2
+    count = _TABLES_AT + sum(sections) + 2 + (state[0] != WITHOUT_CHECKSUM)
     position = shape_end + (count + 1) // 2
     nibbles = [width for pair in state[shape_end:position] for width in (pair & 15, pair >> 4)]
     widths = iter(nibbles)
@@ -79,6 +84,8 @@ def read_packed(state: bytes) -> Packed:
     for rows, width in zip([*lengths, source_count], [*sections, 2], strict=True):
         for _ in range(width):
             read(rows)
+    if state[0] != WITHOUT_CHECKSUM:
+        read(1)
     if position != len(state) or sum(nibbles[count:]) != 0:
         raise ValueError(f"wanted {position} bytes, got {len(state)}")
     return Packed(state[0], int.from_bytes(state[1:5], "little"), state[_SHAPE_AT:shape_end], tuple(columns))
@@ -119,7 +126,8 @@ def resealed(state: bytes) -> bytes:
 
 def as_before(state: bytes) -> bytes:
     """Returns a profile in the form of the layout version before."""
-    return write_packed(replace(read_packed(state), version=WITHOUT_CHECKSUM))
+    packed = read_packed(state)
+    return write_packed(replace(packed, version=WITHOUT_CHECKSUM, columns=packed.columns[:-1]))
 
 
 def checksum_of(content: bytes) -> bytes:
@@ -144,7 +152,8 @@ def _taken(lane: int, word: int) -> int:
 
 def sources_of(state: bytes) -> dict[int, int]:
     """Returns {source: newest offset} of a packed profile."""
-    *_, sources, offsets = read_packed(state).columns
+    packed = read_packed(state)
+    sources, offsets = packed.columns[packed.sources_at : packed.sources_at + 2]
     return dict(zip(sources, offsets, strict=True))
 
 
@@ -157,7 +166,8 @@ def with_sources(packed: Packed, sources: tuple[tuple[int, int], ...]) -> Packed
     """Returns the profile with other (source, offset) pairs."""
     columns = list(packed.columns)
     columns[_LENGTHS] = (len(sources), *columns[_LENGTHS][1:])
-    columns[-2:] = [tuple(source for source, _ in sources), tuple(offset for _, offset in sources)]
+    both = tuple(source for source, _ in sources), tuple(offset for _, offset in sources)
+    columns[packed.sources_at : packed.sources_at + 2] = both
     return replace(packed, columns=tuple(columns))
 
 

@@ -16,6 +16,7 @@ from paywarden.features import kernel
 from paywarden.features.catalogue import attributes
 from paywarden.features.catalogue.attributes import ATTRIBUTES, Attribute, AttributeKind, Condition, row_of
 from paywarden.features.catalogue.entity import Catalogue
+from paywarden.features.catalogue.identity import LAPTOP_KEY
 from paywarden.features.history.history import History, history_of_tables
 from paywarden.features.history.rows import HistoryRows
 from paywarden.features.kernel.plan_schema import HEAD
@@ -28,7 +29,9 @@ from tests.unit.features.kernel.profiles import card
 
 def test_an_attribute_stands_at_its_place() -> None:
     # Rows are kept with payments whose outcomes may come later: no place is ever given to another.
-    assert [attribute.column for attribute in ATTRIBUTES] == list(range(kernel.ATTRIBUTE_COUNT))
+    assert [attribute.column for attribute in ATTRIBUTES] == list(range(kernel.CODE_COUNT))
+    columns = [attributes.identity_column(attribute.column) for attribute in attributes.KEYED]
+    assert columns == list(range(kernel.CODE_COUNT, kernel.ATTRIBUTE_COUNT))
     assert [attribute.name for attribute in ATTRIBUTES[:13]] == [
         *("event_time_ms", "amount", "amount_minor", "currency", "utc_offset_minutes", "declined", "card_id"),
         *("merchant_id", "device_id", "ip", "mcc", "country", "channel"),
@@ -105,6 +108,7 @@ def test_a_row_holds_every_attribute_in_its_column() -> None:
     assert row == [
         *(5, 7, 9, text("EUR"), 1500, 2, text("c"), text("m"), text("d"), text("10.0.0.1"), text("5411")),
         *(attributes.country_code("DE"), text("ecom")),
+        *map(LAPTOP_KEY.of, ("c", "m", "d", "10.0.0.1", "ecom")),
     ]
 
 
@@ -114,8 +118,9 @@ def test_a_missing_or_null_field_becomes_0(name: str) -> None:
     absent = {other: value for other, value in FIELDS.items() if other != name}
     for fields in (absent, {**absent, name: None}):
         row = row_of(fields, event_time_ms=5, amount=7, amount_minor=9)
-        assert row[column] == 0
-        assert row.count(0) == 1
+        identity = attributes.identity_column(column)
+        assert row[column] == row[identity] == 0
+        assert row.count(0) == len({column, identity})
 
 
 def test_an_empty_text_a_flag_that_is_off_and_no_offset_are_there() -> None:

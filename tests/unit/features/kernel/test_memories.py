@@ -18,7 +18,7 @@ NOON_MS = 1_530_446_400_000
 
 def remembered(state: bytes) -> list[tuple[int, int]]:
     """(value, when last seen) in a profile that holds nothing but one memory."""
-    (first,), (last,), (newest,), (sources, _), values, ages_ms, _, _ = read_packed(state).columns
+    (first,), (last,), (newest,), (sources, _), values, ages_ms, _, _, _ = read_packed(state).columns
     seen_ms, found = first + last + newest, []
     for value, before in zip(values, ages_ms, strict=True):
         seen_ms -= before
@@ -45,7 +45,7 @@ def test_a_memory_holds_the_latest_distinct_values_whatever_their_order(
     state = profile(of, "card", changes)
     last: dict[int, int] = {}
     for change in changes:
-        value = change.row[attributes.merchant_id.column]
+        value = change.row[attributes.identity_column(attributes.merchant_id.column)]
         last[value] = max(last.get(value, 0), change.time_ms)
     latest = sorted(last.items(), key=lambda item: (item[1], item[0]), reverse=True)[:among]
     assert remembered(state) == latest

@@ -81,6 +81,7 @@ def stored(
     newest_ms: int = 0,
     tables: Sequence[Table] = (),
     memories: Sequence[Sequence[tuple[int, int]]] = (),
+    crc_until_ms: int = 0,
     of: FeatureEngine | None = None,
 ) -> bytes:
     """The stored form as the head of the kernel describes it.
@@ -105,7 +106,7 @@ def stored(
         times_ms = [newest_ms, *(time_ms for _, time_ms in pairs)]
         columns.append([value for value, _ in pairs])
         columns.append([before - time_ms for before, time_ms in itertools.pairwise(times_ms)])
-    columns += [[source for source, _ in sources], [offset for _, offset in sources]]
+    columns += [[source for source, _ in sources], [offset for _, offset in sources], [crc_until_ms]]
     packed = read_packed(profile(of, entity, []))
     return write_packed(replace(packed, columns=tuple(map(tuple, columns))))
 
@@ -137,8 +138,9 @@ def test_the_stored_form_is_these_bytes() -> None:
             (301).to_bytes(2, "little"),
         ]
     )
-    # Widths, two to a byte: times 6 3 0 and lengths 1; tiles 1 and counts 1; values 1 and times 3; source 1, offset 2.
-    widths = bytes([0x36, 0x10, 0x11, 0x31, 0x21])
+    # Widths, two to a byte: times 6 3 0 and lengths 1; tiles 1 and counts 1; values 1 and times 3; source 1, offset 2;
+    # public codes 0.
+    widths = bytes([0x36, 0x10, 0x11, 0x31, 0x21, 0x00])
     digest = struct.pack("<I", entity_section(of.plan.words, 0).digest)
     head = bytes([5]) + digest + struct.pack("<H", len(shape)) + shape
     assert profile(of, "card", changes) == head + widths + numbers + checksum_of(head + widths + numbers)
@@ -197,7 +199,7 @@ def test_a_column_is_as_wide_as_its_largest_number_and_no_other_column() -> None
     day = SUNDAY_MS // DAY_MS
     days = [(day - number, [1, amount, 0]) for number, amount in enumerate([5, 70_000, 2**40, 0, 9])][::-1]
     packed = read_packed(stored("card", newest_ms=SUNDAY_MS, tables=[[], [], [], days]))
-    assert widths_of(packed)[-6:] == [1, 1, 6, 0, 0, 0]
+    assert widths_of(packed)[-7:] == [1, 1, 6, 0, 0, 0, 0]
     assert profile(engine(), "card", [], write_packed(packed)) == write_packed(packed)
 
 
@@ -224,13 +226,13 @@ def test_numbers_of_every_width_are_decoded_wherever_the_buffer_ends(
     data = np.frombuffer(bytearray(before + body + bytes([0xA5]) * after), dtype=np.uint8)
     found = np.full(len(packed.numbers) + 1, 77, dtype=np.int64)
     widths = np.array([1, 2], dtype=np.int64)
-    count = kernel.decode(data, len(before), len(before) + len(body), widths, 1, found)
+    count = kernel.decode(data, len(before), len(before) + len(body), widths, 1, 1, found)
     assert count == len(packed.numbers)
     assert found[:count].tolist() == list(packed.numbers)
     assert found[count] == 77
     # Where there is room for one number less, none is written behind it.
     tight = np.full(count, 77, dtype=np.int64)
-    assert kernel.decode(data, len(before), len(before) + len(body), widths, 1, tight[:-1]) == -kernel.DAMAGED
+    assert kernel.decode(data, len(before), len(before) + len(body), widths, 1, 1, tight[:-1]) == -kernel.DAMAGED
     assert tight[-1] == 77
 
 
@@ -240,10 +242,10 @@ def test_measures_of_every_width_are_kept(number: int) -> None:
     day = SUNDAY_MS // DAY_MS
     days, frauds = [(day, [1, number])], [(day, [number])]
     state = stored("merchant", newest_ms=SUNDAY_MS, tables=[[], [], [], [], days, frauds])
-    assert read_packed(state).columns[-5] == (number,)
+    assert read_packed(state).columns[-6] == (number,)
     assert profile(engine(), "merchant", [], state) == state
     then = payment(SUNDAY_MS, 1)
-    assert read_packed(profile(engine(), "merchant", [then], state)).columns[-5] == (number + 1,)
+    assert read_packed(profile(engine(), "merchant", [then], state)).columns[-6] == (number + 1,)
 
 
 ROWS = st.fixed_dictionaries(
@@ -442,15 +444,19 @@ def test_zeros_at_the_end_change_the_checksum() -> None:
 
 
 @settings(max_examples=100)
-@given(changes=CHANGES, more=CHANGES, entity=st.sampled_from(ENTITIES), of=ENGINES)
+@given(changes=CHANGES, entity=st.sampled_from(ENTITIES), of=ENGINES)
 def test_a_profile_of_the_version_before_is_read_and_written_anew(
-    changes: list[Change], more: list[Change], entity: str, of: Callable[[], FeatureEngine]
+    changes: list[Change], entity: str, of: Callable[[], FeatureEngine]
 ) -> None:
     state = profile(of(), entity, changes)
     old = as_before(state)
     assert old[0] == WITHOUT_CHECKSUM
     assert status_of(entity, old, of()) == status_of(entity, state, of()) == ""
-    assert profile(of(), entity, more, old) == profile(of(), entity, more, state)
+    anew = read_packed(profile(of(), entity, [], old))
+    newest_ms = max((change.time_ms for change in changes if change.kind == kernel.PAYMENT or change.weight), default=0)
+    # All that its sketches hold counts as public codes.
+    assert anew.columns[-1] == ((newest_ms + 1 if newest_ms else 0),)
+    assert write_packed(replace(anew, columns=(*anew.columns[:-1], (0,)))) == state
 
 
 def test_a_profile_of_another_shape_is_migrated() -> None:
@@ -498,6 +504,8 @@ DAMAGED = {
     "a last time beyond all clocks": stored("card", last_ms=2**60, newest_ms=2**60),
     "a newest time beyond all clocks": stored("card", newest_ms=2**60),
     "a time below zero": stored("card", first_ms=-1),
+    "public codes until before 1970": stored("card", crc_until_ms=-1),
+    "public codes until after all clocks": stored("card", crc_until_ms=2**60 + 1),
     "a last payment before the first": stored("card", first_ms=5, last_ms=4, newest_ms=5),
     "a newest event before the last payment": stored("card", first_ms=5, last_ms=5, newest_ms=4),
     "two columns less than there are": write_packed(

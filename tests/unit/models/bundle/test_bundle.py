@@ -73,6 +73,16 @@ def golden_of(bundle: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
         return golden["vectors"], golden["margins"]
 
 
+def test_a_bundle_that_was_trained_with_another_identity_key_is_refused(bundle: Path) -> None:
+    own = small_world.engine().plan.key.digest
+    load_bundle(bundle, catalogue_digest=DIGEST, identity_digest=own)
+    with pytest.raises(BundleRefused, match=f"identity key of digest {own}, this one has other: set the same"):
+        load_bundle(bundle, catalogue_digest=DIGEST, identity_digest="other")
+    # A bundle of an earlier release knows no key.
+    edit_manifest(bundle, lambda manifest: manifest.pop("identity_digest"))
+    load_bundle(bundle, catalogue_digest=DIGEST, identity_digest="other")
+
+
 def test_a_bundle_is_loaded_and_scores(bundle: Path) -> None:
     loaded = load_bundle(bundle, catalogue_digest=DIGEST)
     scores = loaded.score(small_world.table().vectors)

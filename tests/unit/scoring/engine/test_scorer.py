@@ -435,6 +435,24 @@ def test_damaged_profiles_are_flagged_and_the_next_payment_is_as_ever(host: Host
     assert host.outbox.entries[-1].vector == vector_by_hand(other, profiles())
 
 
+def test_a_mirror_of_another_identity_key_is_not_used_until_it_is_replaced(host: Host) -> None:
+    request = requests()[0]
+    writer = MirrorWriter(host.mirror)
+    writer.claim_identity("another")
+    writer.apply(profiles(), {0: 1}, NOW_MS)
+    writer.close()
+    assert list(host.score(request).flags) == ["mirror_absent"]
+    (missing,) = host.scorer.readiness()
+    assert "was filled for another identity key" in missing
+    shutil.rmtree(host.mirror.path)
+    writer = MirrorWriter(host.mirror)
+    writer.claim_identity(small_world.engine().plan.key.digest)
+    writer.apply(profiles(), {0: 1}, NOW_MS)
+    writer.close()
+    assert host.scorer.readiness() == []
+    assert list(host.score(request).flags) == []
+
+
 def test_the_profile_age_is_how_far_the_mirror_lags_behind(tmp_path: Path) -> None:
     host = Host(tmp_path, stale_after_ms=1000, on_mirror_stale="decline")
     host.fill(profiles(), complete_to_ms=NOW_MS)

@@ -81,7 +81,7 @@ def slowly(body: bytes, plan: Plan) -> tuple[list[int], list[bytes], bytes] | st
     # An offset of 0 minutes that was sent counts; an empty text has been refused by now.
     sent = {field.name: value for field, value in parsed.ListFields()}
     row = row_of(sent, event_time_ms=parsed.event_time_ms, amount=amount, amount_minor=parsed.amount_minor)
-    asked = {*plan.attribute_columns, 0, 1, 2}
+    asked = {*plan.attribute_columns, 0, 1, 2}.union(*plan.entity_identities)
     return [value if column in asked else 0 for column, value in enumerate(row)], keys, parsed.payment_id.encode()
 
 

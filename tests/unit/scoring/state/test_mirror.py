@@ -414,3 +414,17 @@ def test_a_reader_knows_when_another_mirror_has_taken_its_place(settings: Mirror
     assert reader.is_replaced()
     assert reader.look_up([b"card:1"]) == 1
     reader.close()
+
+
+def test_a_mirror_belongs_to_the_identity_key_that_filled_it(writer: MirrorWriter) -> None:
+    writer.claim_identity("key-a")
+    writer.apply({b"card:c": b"state"}, {0: 7}, 5)
+    assert writer.profile_count() == 1
+    writer.clear()
+    assert writer.profile_count() == 0
+    writer.claim_identity("key-a")
+    with pytest.raises(
+        Misconfigured, match="filled for the identity key of digest key-a, and this companion has"
+    ) as error:
+        writer.claim_identity("key-b")
+    assert "\n" not in str(error.value)

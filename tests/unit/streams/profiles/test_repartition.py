@@ -90,6 +90,8 @@ def test_a_frame_of_another_release_stops_the_worker() -> None:
 def test_a_frame_with_fewer_attributes_gets_zeros_for_the_rest() -> None:
     """A release adds attributes at the end."""
     events = some_events(2)
+    assert encode_frame(events, {}, 4)[0] == 2
+    # Version 1 is what the release before wrote.
     header = struct.pack("<BBHII", 1, kernel.ATTRIBUTE_COUNT - 1, 4, 0, 2)
     lengths = np.array([12, 12], dtype="<u2").tobytes()
     frame = header + np.ascontiguousarray(events.rows[:, :-1]).tobytes() + lengths + b"".join(events.keys)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from paywarden.features import kernel
 from paywarden.features.profiles.money import load_rates
 from paywarden.features.stores.base import StoreConflict
 from paywarden.features.stores.memory import MemoryStore
@@ -14,6 +15,7 @@ from paywarden.schemas.proto.store_pb2 import PaymentRecord
 from paywarden.streams.kafka.reading import Record
 from paywarden.streams.profiles.decoder import EventDecoder
 from paywarden.streams.profiles.events import (
+    ATTRIBUTES_AT,
     LABEL_CHANGES_MAX,
     OFFSET,
     TOO_MANY_CHANGES,
@@ -126,6 +128,25 @@ def test_events_of_an_entity_go_in_order_to_the_partition_of_its_key() -> None:
         number = list(ROUTES).index(entity)
         wanted = [(event.keys[number], event.position.offset) for event in events.payments if event.keys[number]]
         assert sorted(found) == sorted(wanted)
+
+
+def test_a_frame_holds_the_identities_that_its_profiles_take_in_and_a_record_holds_none() -> None:
+    store, sender = MemoryStore(), FakeSender()
+    built, events = decoded(store, sender)
+    built.send(built.keep(events))
+    plan = small_world.engine().plan
+    for (topic, count), used in zip(ROUTES.values(), plan.entity_identities, strict=True):
+        for sent_to, _, value in sender.sent:
+            if sent_to == topic:
+                rows = decode_frame(value, count)[0].rows[:, ATTRIBUTES_AT:]
+                for column in range(kernel.CODE_COUNT, kernel.ATTRIBUTE_COUNT):
+                    by_offset = {event.position.offset: event.attributes[column] for event in events.payments}
+                    offsets = decode_frame(value, count)[0].rows[:, OFFSET].tolist()
+                    wanted = [by_offset[offset] if column in used else 0 for offset in offsets]
+                    assert rows[:, column].tolist() == wanted
+    kept = [value for value in store.read([record_key(event.payment_id) for event in events.payments]) if value]
+    # An earlier release takes a row of more attributes for a damaged one.
+    assert {len(PaymentRecord.FromString(value).attributes) for value in kept} == {kernel.CODE_COUNT}
 
 
 def test_progress_goes_to_every_partition_of_every_kind_of_entity() -> None:
