@@ -109,9 +109,9 @@ class Events(NamedTuple):
 
     Every column but `groups` has shape (events,).
 
-    - `kind` is PAYMENT or LABEL.
+    - `kind` is PAYMENT, LABEL or DECLINE.
     - `payment` is the row of the event's payment among the attributes.
-    - `weight` is 1 for a payment; `update` says what it is for a label.
+    - `weight` is 1 for a payment; `update` says what it is for the others.
     - `source` and `offset` say which record of which source partition the event came from. Source -1 means that the
       kernel does not check whether the profile contains the event already.
     - `row` is the row of the slots to fill just before the event is added, or -1 to fill none.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from paywarden.features.kernel.jit import compiled, inlined
-from paywarden.features.kernel.layout import AT_LEAST, DIFFERENT, EQUAL, I64
+from paywarden.features.kernel.layout import AT_LEAST, DECLINED, DIFFERENT, EQUAL, I64
 from paywarden.features.kernel.plan_schema import CONDITION, CONDITION_SIZE, HEAD
 
 
@@ -25,10 +25,28 @@ def answers(plan: I64, attributes: I64) -> int:
     return int(held)
 
 
+@compiled()
+def answers_before(plan: I64, attributes: I64, declined: int) -> int:
+    """Returns the answers for a row with another code in its DECLINED column."""
+    held = np.int64(0)
+    at = plan[HEAD.conditions_at]
+    for condition in range(plan[HEAD.condition_count]):
+        column = plan[at + CONDITION.attribute]
+        actual = declined if column == DECLINED else attributes[column]
+        held |= np.int64(holds_for(actual, plan[at + CONDITION.operator], plan[at + CONDITION.value])) << condition
+        at += CONDITION_SIZE
+    return int(held)
+
+
 @inlined
 def holds(attributes: I64, column: int, operator: int, value: int) -> bool:
+    """Returns whether one condition holds for a row."""
+    return holds_for(attributes[column], operator, value)
+
+
+@inlined
+def holds_for(actual: int, operator: int, value: int) -> bool:
     """Returns whether one condition holds. A text that is not there is neither equal nor different."""
-    actual = attributes[column]
     if operator == EQUAL:
         return bool(actual == value)
     if operator == DIFFERENT:

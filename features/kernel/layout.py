@@ -15,7 +15,7 @@ F64 = NDArray[np.float64]
 F32 = NDArray[np.float32]
 
 # The columns of a payment's row that compiled code names. features/catalogue/attributes.py has all columns.
-TIME_MS, AMOUNT, AMOUNT_MINOR, UTC_OFFSET, COUNTRY = 0, 1, 2, 4, 11
+TIME_MS, AMOUNT, AMOUNT_MINOR, UTC_OFFSET, DECLINED, COUNTRY = 0, 1, 2, 4, 5, 11
 # The public codes of attributes, which any process of any release makes alike: CODE_COUNT columns. The keyed identities
 # of texts (features/kernel/siphash.py) follow them.
 CODE_COUNT, IDENTITY_COUNT = 13, 5
@@ -94,8 +94,10 @@ CHECKSUM_BYTES = 8
 # The codec writes eight bytes for every number, however narrow. A buffer needs this much room behind its end.
 SLACK_BYTES = 8
 
-# Kinds of events.
-PAYMENT, LABEL = 0, 1
+# Kinds of events. A decline says that a payment was declined, or was not, which its own event did not know yet.
+PAYMENT, LABEL, DECLINE = 0, 1, 2
+# The weight of a decline: what its payment's DECLINED column held before, in the low bits, and the payment's label.
+DECLINE_BITS = 2
 # Whether a payment has an entity, and whether the entity has a profile.
 ABSENT, UNKNOWN, KNOWN = 0, 1, 2
 # Statuses of unpacking and packing. A status about an item is status * STATUS_UNIT + the number of the item.

@@ -11,6 +11,7 @@ The same events in any order give the same bytes, for three reasons:
 
 - all measures commute;
 - only the newest event decides which tiles a table drops;
+- a decline adds and takes away what its payment would have added had it known;
 - a memory holds the first entries of a total order.
 """
 
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from paywarden.features.kernel.conditions import answers
+from paywarden.features.kernel.conditions import answers, answers_before
 from paywarden.features.kernel.jit import compiled, inlined
 from paywarden.features.kernel.layout import (
     AMOUNT,
@@ -26,11 +27,15 @@ from paywarden.features.kernel.layout import (
     AMOUNT_MIN,
     AMOUNT_MINOR,
     AMOUNT_SUM,
+    BUCKET_COUNTS,
     COUNT,
     CRC_UNTIL_MS,
+    DECLINE,
+    DECLINE_BITS,
     DISTINCT_BITS,
     FIRST_MS,
     FRAUD_AMOUNT,
+    FRAUD_COUNT,
     I64,
     LABEL,
     LAST_MS,
@@ -60,8 +65,9 @@ from paywarden.features.kernel.plan_schema import (
 def update(plan: I64, entity: int, words: I64, kind: int, attributes: I64, weight: int) -> int:
     """Add one event to a profile. Returns the number of tables for which it came too late.
 
-    `attributes` is the payment's row for both kinds of events; its time is above 0, since 0 means no payment.
-    `weight` is 1 for a payment. For a label it is +1 (fraud), -1 (a fraud taken back) or 0 (genuine).
+    `attributes` is the payment's row for all kinds of events; its time is above 0, since 0 means no payment.
+    `weight` is 1 for a payment. For a label it is +1 (fraud), -1 (a fraud taken back) or 0 (genuine). For a decline it
+    is what the row's DECLINED column held before, plus the payment's label, 0 or 1, shifted left by DECLINE_BITS.
     """
     time_ms = attributes[TIME_MS]
     section = entity_at(plan, entity)
@@ -83,6 +89,10 @@ def update(plan: I64, entity: int, words: I64, kind: int, attributes: I64, weigh
             if value != 0 or plan[where + MEMORY.attribute] <= AMOUNT_MINOR:
                 remember(plan, where, words, memory_length_at(tables, memory), value, code, time_ms)
     held = answers(plan, attributes)
+    held_before, label = held, 0
+    if kind == DECLINE:
+        held_before = answers_before(plan, attributes, weight & ((1 << DECLINE_BITS) - 1))
+        label = weight >> DECLINE_BITS
     late = 0
     for table in range(tables):
         where = table_at(plan, section, table)
@@ -92,7 +102,10 @@ def update(plan: I64, entity: int, words: I64, kind: int, attributes: I64, weigh
         newest_tile = words[NEWEST_MS] // hop_ms
         count = _drop_expired(plan, where, words, length, newest_tile)
         # Payments change only payments' tables, labels only labels' tables. A label is never late for the former.
-        if kind != plan[where + TABLE.kind]:
+        if kind == DECLINE:
+            if not _is_asked(plan, where, held ^ held_before) or (plan[where + TABLE.kind] == LABEL and label == 0):
+                continue
+        elif kind != plan[where + TABLE.kind]:
             continue
         if tile <= newest_tile - plan[where + TABLE.capacity]:
             late += 1
@@ -100,6 +113,9 @@ def update(plan: I64, entity: int, words: I64, kind: int, attributes: I64, weigh
         row = _row_of_tile(plan, where, words, length, count, tile)
         if kind == PAYMENT:
             _add_payment(plan, where, words, row, attributes, held, tile * hop_ms < words[CRC_UNTIL_MS])
+        elif kind == DECLINE:
+            is_crc = tile * hop_ms < words[CRC_UNTIL_MS]
+            _move_payment(plan, where, words, row, attributes, held_before, held, label, is_crc)
         else:
             _add_label(plan, where, words, row, attributes, held, weight)
     return late
@@ -255,6 +271,67 @@ def _add_payment(plan: I64, where: int, words: I64, row: int, attributes: I64, h
                     else:
                         words[at + (bits & (plan[column + COLUMN.parts] - 1)) * plan[where + TABLE.capacity]] += 1
         column += COLUMN_SIZE
+
+
+@compiled()
+def _is_asked(plan: I64, where: int, conditions: int) -> bool:
+    """Returns whether any column of a table has one of these conditions."""
+    found = False
+    for number in range(plan[where + TABLE.column_count]):
+        condition = plan[plan[where + TABLE.columns_at] + number * COLUMN_SIZE + COLUMN.condition]
+        found |= condition != 0 and (conditions >> (condition - 1)) & 1 == 1
+    return found
+
+
+@compiled()
+def _move_payment(
+    plan: I64, where: int, words: I64, row: int, attributes: I64, before: int, after: int, label: int, is_crc: bool
+) -> None:
+    """Add a payment, or its label, to the columns whose condition holds now, and take it from those that held before.
+
+    An extreme or a sketch keeps what it took in: nothing can be taken from it.
+    """
+    amount, room = attributes[AMOUNT], plan[where + TABLE.capacity]
+    for number in range(plan[where + TABLE.column_count]):
+        column = plan[where + TABLE.columns_at] + number * COLUMN_SIZE
+        condition, measure = plan[column + COLUMN.condition], plan[column + COLUMN.measure]
+        if condition == 0:
+            continue
+        sign = (after >> (condition - 1) & 1) - (before >> (condition - 1) & 1)
+        if sign == 0:
+            continue
+        at = plan[column + COLUMN.words_at] + row
+        high, low = amount >> 20, amount & 0xFFFFF
+        cross = 2 * high * low
+        if measure == COUNT:
+            words[at] += sign
+        elif measure == AMOUNT_SUM:
+            words[at] += sign * amount
+        elif measure == SQUARES_LOW:
+            words[at] += sign * (low * low + ((cross & 0xFFFFF) << 20))
+        elif measure == SQUARES_HIGH:
+            words[at] += sign * (high * high + (cross >> 20))
+        elif measure == FRAUD_COUNT:
+            words[at] += sign * label
+        elif measure == FRAUD_AMOUNT:
+            words[at] += sign * label * amount
+        elif measure == AMOUNT_MAX:
+            if sign > 0:
+                words[at] = max(words[at], amount + 1)
+        elif measure == AMOUNT_MIN:
+            if sign > 0:
+                words[at] = min(words[at], amount + 1) if words[at] > 0 else amount + 1
+        else:
+            value = attributes[plan[column + COLUMN.identity]]
+            if is_crc or value == 0:
+                value = attributes[plan[column + COLUMN.attribute]]
+            if value != 0:
+                bits = mix(value)
+                if measure == BUCKET_COUNTS:
+                    words[at + (bits & (plan[column + COLUMN.parts] - 1)) * room] += sign
+                elif sign > 0:
+                    bits &= 64 * plan[column + COLUMN.parts] - 1
+                    words[at + (bits >> 6) * room] |= np.int64(1) << (bits & 63)
 
 
 @compiled()

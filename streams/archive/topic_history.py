@@ -3,7 +3,8 @@
     1. leave out   records that do not decode, and payments that the stream would refuse
     2. cut         payments outside the wanted days
     3. sort        by the event's own time; equal times by partition, then by offset
-    4. drop        a repeated payment with the same fields; a repeated id with other fields is an error
+    4. drop        a repeated payment with the same fields; a repeated id with other fields is an error. If records
+                   differ in `declined` alone, the payment was declined when one of them says so, as in the stream
     5. join        outcomes to their payments; drop outcomes without a payment, and those older than their payment
 
 The same records give the same history, whether they come from an archive or from Kafka. `LeftOut` counts every record
@@ -156,22 +157,36 @@ def _far_from_arrival(time_ms: NDArray[np.int64], table: pa.Table, times: TimeBo
 
 
 def _without_repeated(table: pa.Table, left_out: LeftOut) -> pa.Table:
-    """Returns the table without repeated payments; the first copy stays."""
+    """Returns the table without repeated payments. The first copy stays, with what all copies say about `declined`."""
     ids = table["payment_id"].combine_chunks()
     first = np.asarray(pc.index_in(ids, value_set=ids).to_numpy(zero_copy_only=False), dtype=np.int64)
     repeated = np.flatnonzero(first != np.arange(len(first)))
     if len(repeated) == 0:
         return table
-    fields = list(PAYMENT_COLUMNS)
+    fields = [name for name in PAYMENT_COLUMNS if name != "declined"]
     again, before = (table.select(fields).take(pa.array(rows)) for rows in (repeated, first[repeated]))
     if not again.equals(before):
         place = next(row for row in range(len(again)) if not again.slice(row, 1).equals(before.slice(row, 1)))
         places = [_place(table, int(row)) for row in (first[repeated[place]], repeated[place])]
         raise Misconfigured(f"topic payments holds two payments of one payment_id that differ: {' and '.join(places)}")
-    left_out.add("payments that came before, field by field the same", len(repeated), _place(table, int(repeated[0])))
+    codes = _declined_codes(table)
+    differs = codes[repeated] != codes[first[repeated]]
+    for what, rows in (("the same", repeated[~differs]), ("but for declined the same", repeated[differs])):
+        if len(rows):
+            left_out.add(f"payments that came before, field by field {what}", len(rows), _place(table, int(rows[0])))
+    # The largest code of all copies: streams/profiles/events.py keeps the same one.
+    np.maximum.at(codes, first[repeated], codes[repeated])
+    declined = pa.array([None, False, True]).take(pa.array(codes))
+    table = table.set_column(table.column_names.index("declined"), "declined", declined)
     is_kept = np.ones(len(table), dtype=np.bool_)
     is_kept[repeated] = False
     return table.filter(pa.array(is_kept))
+
+
+def _declined_codes(table: pa.Table) -> NDArray[np.int64]:
+    """Returns 0 where a payment does not say whether it was declined, else 1 for no and 2 for yes."""
+    said = pc.add(pc.cast(table["declined"], pa.int64()), 1)
+    return np.array(pc.fill_null(said, 0).to_numpy(), dtype=np.int64)
 
 
 # Outcomes

@@ -15,6 +15,7 @@ and a profile holds the offsets it contains. The same batch again therefore give
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -24,6 +25,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from paywarden.features import kernel
+from paywarden.features.catalogue.attributes import KEYED, identity_column
 from paywarden.features.profiles.engine import Events, FeatureEngine
 from paywarden.schemas.proto.store_pb2 import LabelChange, PaymentRecord
 
@@ -35,6 +37,13 @@ ROW_WIDTH = ATTRIBUTES_AT + kernel.ATTRIBUTE_COUNT
 LABEL_CHANGES_MAX = 1_000
 TOO_MANY_CHANGES = f"payment_id: the label of this payment has changed {LABEL_CHANGES_MAX} times"
 UNREADABLE = "payment_id: the stored record of this payment cannot be read"
+# The kinds of later records of a payment: "resent" is the same payment again, "changed" differs from the first record
+# in more than `declined`, "declined" says more about whether the payment was declined. All are dropped but the
+# last kind, which is worked in. A record that differs in both counts as both.
+LATER = RESENT, CHANGED, DECLINED_LATER = "resent", "changed", "declined"
+_IDENTITIES = {attribute.column: identity_column(attribute.column) for attribute in KEYED}
+# The amount in the reference currency is no field of a payment: the table of rates may have changed.
+_COMPARED = [column for column in range(kernel.CODE_COUNT) if column not in (kernel.AMOUNT, kernel.DECLINED)]
 
 # A profile stores topic and partition as one number. Payments have even numbers, outcomes odd ones.
 _KINDS_OF_SOURCES = 2
@@ -101,6 +110,7 @@ class Joined:
     """The effects of a batch. `orphans` are outcomes of unknown payments.
 
     `refused`: where events came from that a payment's record does not allow, with the reason.
+    `later` counts the later records of payments that were known, by kind: LATER.
 
     For each event, `rows` has its row and `keys` the store key for each kind of entity, empty for none.
     """
@@ -109,9 +119,14 @@ class Joined:
     records: dict[bytes, bytes] = field(default_factory=dict)
     rows: list[list[int]] = field(default_factory=list)
     keys: list[Sequence[bytes]] = field(default_factory=list)
-    duplicates: int = 0
+    later: Counter[str] = field(default_factory=Counter)
     orphans: list[OutcomeEvent] = field(default_factory=list)
     refused: list[tuple[Position, str]] = field(default_factory=list)
+
+    @property
+    def duplicates(self) -> int:
+        """Returns how many records were dropped, because another one had their payment_id."""
+        return self.later[RESENT] + self.later[CHANGED]
 
     def of_entities(self) -> list[EntityEvents]:
         """Returns the same events by kind of entity."""
@@ -212,12 +227,76 @@ def _join_payment(payment: PaymentEvent, records: dict[bytes, PaymentRecord], jo
         records[key] = record
         joined.records[key] = record.SerializeToString()
     elif (record.source, record.offset) != (position.source, position.offset):
-        joined.duplicates += 1
+        _join_later(payment, key, record, joined)
         return
     joined.rows.append(
         [kernel.PAYMENT, 1, position.source, position.offset, payment.arrived_ms, *payment.attributes],
     )
     joined.keys.append(payment.keys)
+
+
+def _join_later(payment: PaymentEvent, key: bytes, record: PaymentRecord, joined: Joined) -> None:
+    """Work in what a later record says about `declined`; count it.
+
+    The largest code of all records counts: declined, then not declined, then not known. Therefore their order does not
+    matter. Everything else stays as the first record said.
+    """
+    position, declined = payment.position, payment.attributes[kernel.DECLINED]
+    changes = record.declined_changes
+    change = next((c for c in changes if (c.source, c.offset) == (position.source, position.offset)), None)
+    before = _declined_code(record, len(changes))
+    if change is None and declined > before:
+        label = sum(each.weight for each in record.label_changes)
+        change = changes.add(source=position.source, offset=position.offset, before=before, after=declined, label=label)
+        joined.records[key] = record.SerializeToString()
+    is_changed = not _is_same(payment, record)
+    if change is not None:
+        joined.later[DECLINED_LATER] += 1
+        weight = change.before | change.label << kernel.DECLINE_BITS
+        attributes = _attributes(record, change.after)
+        # The record has no identities. The later record has those of the same texts.
+        for column, identity in _IDENTITIES.items():
+            if payment.attributes[column] == attributes[column]:
+                attributes[identity] = payment.attributes[identity]
+        _add(joined, record, [kernel.DECLINE, weight, *position, payment.arrived_ms, *attributes])
+    elif not is_changed:
+        known = {_declined_code(record, number) for number in range(len(changes) + 1)}
+        is_changed = declined not in known
+    if is_changed:
+        joined.later[CHANGED] += 1
+    elif change is None:
+        joined.later[RESENT] += 1
+
+
+def _is_same(payment: PaymentEvent, record: PaymentRecord) -> bool:
+    """Whether a later record has the fields of the first one, but for `declined`."""
+    known = len(record.attributes)
+    if any(payment.attributes[column] != record.attributes[column] for column in _COMPARED if column < known):
+        return False
+    # An earlier catalogue may have had other kinds of entities.
+    return len(record.keys) != len(payment.keys) or list(record.keys) == [key.decode() for key in payment.keys]
+
+
+def _declined_code(record: PaymentRecord, changes: int) -> int:
+    """Returns the code of `declined` after a number of changes."""
+    if changes:
+        return record.declined_changes[changes - 1].after
+    return record.attributes[kernel.DECLINED] if len(record.attributes) > kernel.DECLINED else 0
+
+
+def _attributes(record: PaymentRecord, declined: int) -> list[int]:
+    """Returns the payment's row with this code of `declined`. A record of an earlier release may have fewer columns."""
+    row = [*record.attributes, *[0] * (kernel.ATTRIBUTE_COUNT - len(record.attributes))]
+    row[kernel.DECLINED] = declined
+    return row
+
+
+def _add(joined: Joined, record: PaymentRecord, row: list[int]) -> None:
+    """Add an event of a payment that is in the store."""
+    joined.rows.append(row)
+    # A record from an older catalogue has fewer kinds of entities.
+    unknown = [b""] * (joined.entity_count - len(record.keys))
+    joined.keys.append([*(entity_key.encode() for entity_key in record.keys), *unknown])
 
 
 def _join_outcome(outcome: OutcomeEvent, records: dict[bytes, PaymentRecord], joined: Joined) -> None:
@@ -229,26 +308,20 @@ def _join_outcome(outcome: OutcomeEvent, records: dict[bytes, PaymentRecord], jo
     if len(record.attributes) > kernel.ATTRIBUTE_COUNT:
         joined.refused.append((outcome.position, UNREADABLE))
         return
-    weight = _weight_of(outcome, record)
-    if weight == 0:
+    change = _change_of(outcome, record)
+    if change is None:
         return
     if len(record.label_changes) > LABEL_CHANGES_MAX:
         del record.label_changes[-1]
         joined.refused.append((outcome.position, TOO_MANY_CHANGES))
         return
     joined.records[key] = record.SerializeToString()
-    position = outcome.position
-    missing = [0] * (kernel.ATTRIBUTE_COUNT - len(record.attributes))
-    joined.rows.append(
-        [kernel.LABEL, weight, position.source, position.offset, outcome.arrived_ms, *record.attributes, *missing]
-    )
-    # A record from an older catalogue has fewer kinds of entities.
-    unknown = [b""] * (joined.entity_count - len(record.keys))
-    joined.keys.append([*(entity_key.encode() for entity_key in record.keys), *unknown])
+    attributes = _attributes(record, _declined_code(record, change.declined_changes))
+    _add(joined, record, [kernel.LABEL, change.weight, *outcome.position, outcome.arrived_ms, *attributes])
 
 
-def _weight_of(outcome: OutcomeEvent, record: PaymentRecord) -> int:
-    """Returns how this outcome changes the payment's label, -1, 0 or 1; adds a change to `record`.
+def _change_of(outcome: OutcomeEvent, record: PaymentRecord) -> LabelChange | None:
+    """Returns how this outcome changes the payment's label, None if it does not; adds a change to `record`.
 
     A replayed outcome must return its first result, for profiles that do not have it yet. Outcomes of one payment come
     from one partition in order, so an offset that is not above the last stored one is a replay.
@@ -256,12 +329,14 @@ def _weight_of(outcome: OutcomeEvent, record: PaymentRecord) -> int:
     position = outcome.position
     for change in record.label_changes:
         if change.source == position.source and position.offset <= change.offset:
-            return change.weight if position.offset == change.offset else 0
-    label = sum(change.weight for change in record.label_changes)
-    weight = int(outcome.is_fraud) - label
-    if weight != 0:
-        record.label_changes.append(LabelChange(source=position.source, offset=position.offset, weight=weight))
-    return weight
+            return change if position.offset == change.offset else None
+    weight = int(outcome.is_fraud) - sum(change.weight for change in record.label_changes)
+    if weight == 0:
+        return None
+    declined_changes = len(record.declined_changes)
+    return record.label_changes.add(
+        source=position.source, offset=position.offset, weight=weight, declined_changes=declined_changes
+    )
 
 
 def apply(entity: int, events: EntityEvents, profiles: Mapping[bytes, bytes], engine: FeatureEngine) -> ProfileUpdates:

@@ -12,6 +12,7 @@ from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from paywarden.streams.kafka.client import PartitionId
+from paywarden.streams.profiles.events import LATER
 
 # In seconds: from a fetch that does not wait to a pipeline that was down for a quarter of an hour.
 AGE_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0)
@@ -66,6 +67,7 @@ class StreamMetrics:
         self.payments = counter("payments", "Payments processed, replays included.")
         self.outcomes = counter("outcomes", "Outcomes processed, replays included.")
         self.duplicates = counter("duplicates", "Payments dropped: another record had their payment_id.")
+        self.later = counter("later_records", "Later records of known payments, by what is new in them.", "kind")
         self.batches = counter("batches", "Batches committed.")
         self.abandoned = counter("abandoned_batches", "Batches dropped because a partition moved on; read again.")
         self.conflicts = counter("store_conflicts", "Writes refused because another worker had written meanwhile.")
@@ -106,6 +108,8 @@ class StreamMetrics:
                 by_entity.labels(entity)
             for by_entity in (self._set_aside, self._waiting, self._restored):
                 by_entity.labels(entity)
+        for kind in LATER:
+            self.later.labels(kind)
         self.store_up.set(1)
 
     def applied(

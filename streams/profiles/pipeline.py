@@ -69,6 +69,7 @@ from paywarden.streams.profiles.events import (
     ARRIVED_MS,
     KIND,
     EntityEvents,
+    Joined,
     Position,
     ProfileUpdates,
     outcomes_source,
@@ -420,19 +421,24 @@ class Pipeline:
             if joined.refused:
                 self._refuse_joined(joined.refused, [*payments, *outcomes])
             self._router.send(joined)
-        self._count_routed(decoded, joined.duplicates)
+        self._count_routed(decoded, joined)
 
     def _refuse_joined(self, refused: Sequence[tuple[Position, str]], records: Sequence[Record]) -> None:
         by_position = {}
         for record in records:
-            source_of = payments_source if record.topic == self._payments else outcomes_source
-            by_position[Position(source_of(record.partition), record.offset)] = record
+            if record.topic == self._payments:
+                position = Position(payments_source(record.partition), self._router.payments_base + record.offset)
+            else:
+                position = Position(outcomes_source(record.partition), self._router.outcomes_base + record.offset)
+            by_position[position] = record
         self._refuse([(by_position[position], reason) for position, reason in refused])
 
-    def _count_routed(self, decoded: Decoded, duplicates: int) -> None:
+    def _count_routed(self, decoded: Decoded, joined: Joined) -> None:
         self.metrics.payments.inc(len(decoded.payments))
         self.metrics.outcomes.inc(len(decoded.outcomes))
-        self.metrics.duplicates.inc(duplicates)
+        self.metrics.duplicates.inc(joined.duplicates)
+        for kind, count in joined.later.items():
+            self.metrics.later.labels(kind).inc(count)
 
     def _due_outcomes(self) -> list[Record]:
         """Returns the outcomes that are due. While too many wait, the worker reads no more: memory is bounded."""

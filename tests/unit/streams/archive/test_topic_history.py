@@ -142,7 +142,17 @@ def test_a_repeated_payment_counts_once() -> None:
     ]
 
 
-@pytest.mark.parametrize("other", [{"amount_minor": 101}, {"declined": True}, {"event_time_ms": NOW + 1}])
+@pytest.mark.parametrize("said", [(None, True), (True, None), (False, True, False), (True, False), (None, False, True)])
+def test_a_payment_was_declined_when_one_of_its_records_says_so(said: tuple[bool | None, ...]) -> None:
+    rows = [PAYMENT | {"declined": flag} for flag in said]
+    history, left_out = history_of([*rows, PAYMENT | {"payment_id": "q"}])
+    assert history.payment_id.to_pylist() == ["p", "q"]
+    assert history.declined_code.tolist() == [2, 0]
+    assert sum(left_out.counts.values()) == len(said) - 1
+    assert left_out.counts["payments that came before, field by field but for declined the same"] >= 1
+
+
+@pytest.mark.parametrize("other", [{"amount_minor": 101}, {"event_time_ms": NOW + 1}])
 def test_differing_payments_of_one_id_are_refused_with_both_places(other: dict[str, Any]) -> None:
     rows = [PAYMENT, PAYMENT | {"payment_id": "q"}, PAYMENT | other]
     with pytest.raises(Misconfigured) as refused:
