@@ -42,7 +42,7 @@ and no sources:
     60 EA                    last payment: 60,000 ms after the first
     00 01                    lengths: 0 sources, 1 tile
     02                       count of the tile, whose age of 0 hops takes no bytes
-    F0 35 F6 B3 34 B9 70 2F  checksum
+    02 BF 4B 2B 3A E0 E7 F8  checksum
 """
 
 from __future__ import annotations

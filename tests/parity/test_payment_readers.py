@@ -24,7 +24,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paywarden.features.catalogue.attributes import ATTRIBUTES, AttributeKind, declined
+from paywarden.features.catalogue.attributes import ATTRIBUTES, KEYED, AttributeKind, declined
 from paywarden.features.catalogue.entity import Catalogue, Entity, request
 from paywarden.features.history.columns import MemoryAllocator, MmapAllocator
 from paywarden.features.history.entity_columns import entity_column
@@ -62,6 +62,7 @@ QUESTIONS = [
     for one in ATTRIBUTES
     if one.kind in (AttributeKind.TEXT, AttributeKind.COUNTRY)
 ]
+QUESTIONS += [card.is_new(f"{one.name}_new", one, among=1) for one in KEYED]
 ENGINE = FeatureEngine(Catalogue([card, trio], [trio.count("trio_count", "1d"), request.hour("hour"), *QUESTIONS]))
 ENTITIES = list(zip(ENGINE.plan.entity_names, ENGINE.plan.entity_keys, strict=True))
 ENDPOINT, STREAM = Endpoint(ENGINE.plan, RATES, RequestLimits()), Stream(ENGINE, RATES, IDS)

@@ -159,6 +159,7 @@ def test_the_label_values_in_alerts_can_occur(tmp_path: Path) -> None:
     DetectionMetrics(prometheus)
     OutcomeMetrics(prometheus)
     AerospikeMetrics(prometheus)
+    StreamMetrics(prometheus, OBJECTIVES)
     shown |= {
         (sample.name, key, value)
         for family in prometheus.collect()

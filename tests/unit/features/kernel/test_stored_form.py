@@ -576,16 +576,16 @@ def test_valid_bytes_next_to_those_are_accepted() -> None:
 @pytest.mark.parametrize("widths", ["one too wide", "one too narrow", "a width of nine", "one for no column"])
 @pytest.mark.parametrize("entity", ["card", "merchant"])
 def test_widths_that_do_not_add_up_are_refused(entity: str, widths: str) -> None:
-    # A card has an even number of columns, a merchant an odd one: its last nibble is for none.
+    # A merchant has an even number of columns, a card an odd one: its last nibble is for none.
     packed = read_packed(profile(engine(), entity, GOOD))
     good, number = widths_of(packed), engine().plan.entity_names.index(entity)
     assert write_packed(packed) == with_widths(packed, good)
-    assert len(packed.columns) % 2 == (entity == "merchant")
+    assert len(packed.columns) % 2 == (entity == "card")
     if widths == "a width of nine":
         # As long as the width says, so that only the width is wrong.
         wrong = with_widths(packed, [9, *good[1:]])
     elif widths == "one for no column":
-        if entity == "card":
+        if entity == "merchant":
             return
         state = bytearray(write_packed(packed))
         state[7 + len(packed.shape) + len(packed.columns) // 2] |= 0x10

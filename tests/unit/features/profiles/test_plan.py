@@ -71,10 +71,11 @@ def test_recencies_stand_in_the_order_in_which_the_kernel_fills_them() -> None:
 
 def test_the_kernel_and_the_attributes_number_columns_alike() -> None:
     columns = {"event_time_ms": kernel.TIME_MS, "amount": kernel.AMOUNT, "amount_minor": kernel.AMOUNT_MINOR}
-    columns |= {"utc_offset_minutes": kernel.UTC_OFFSET, "country": kernel.COUNTRY}
+    columns |= {"utc_offset_minutes": kernel.UTC_OFFSET, "country": kernel.COUNTRY, "declined": kernel.DECLINED}
     by_name = {attribute.name: attribute.column for attribute in attributes.ATTRIBUTES}
     assert {name: by_name[name] for name in columns} == columns
-    assert len(attributes.ATTRIBUTES) == kernel.ATTRIBUTE_COUNT
+    assert len(attributes.ATTRIBUTES) == kernel.CODE_COUNT
+    assert len(attributes.KEYED) == kernel.ATTRIBUTE_COUNT - kernel.CODE_COUNT
 
 
 def test_the_same_catalogue_has_the_same_digest_and_plan() -> None:
