@@ -291,7 +291,7 @@ def companion(source: Source) -> None:
 def serve(source: Source, bundle: str | None, workers: int) -> None:
     """Run the scoring workers.
 
-    Their addresses are the first lines on stdout: HTTP, then gRPC.
+    Their addresses are the first lines on stdout: HTTP, then gRPC, then "admin" with that of health and metrics.
     """
     from paywarden.scoring.server.supervisor import serve as run
 

@@ -29,6 +29,10 @@ class ServeSettings:
     busy_poll_us: int = 50
     # A worker whose event loop stands still for this long is killed and replaced. 0: never.
     hang_timeout_s: int = 10
+    # Where health and metrics are served apart from payments. The address is on stdout after the others.
+    admin_host: str = "127.0.0.1"
+    # 0 takes a free port.
+    admin_port: int = 0
     # Counts of all workers; on a memory file system, see scoring/metrics/shared.py.
     metrics: str = "/dev/shm/paywarden/metrics" if Path("/dev/shm").is_dir() else ".paywarden/metrics"
 
@@ -94,6 +98,8 @@ def scoring_host(source: Source, bundle_path: str | None) -> ServerContext:
         metrics_directory=Path(settings.metrics),
         busy_poll=BusyPoll(settings.busy_poll_us),
         hang_timeout_s=settings.hang_timeout_s,
+        admin_host=settings.admin_host,
+        admin_port=settings.admin_port,
     )
 
 

@@ -4,7 +4,8 @@
 
 1. A front submits every request as a `Call` when its last byte has arrived. Admission control runs at once, before
    anything is parsed. It estimates the wait from the payments in the queue and the recent time per payment. A call
-   that would wait too long, or pass its deadline, is refused (load shedding).
+   that would wait too long, or pass its deadline, is refused (load shedding). Callers share the worker: each has a
+   queue of his own, and a share of every limit (scoring/engine/caller_queues.py).
 2. When the loop has read all its sockets, the batcher takes at most `chunk_payments` payments from the queue and
    scores them together. Then the loop reads again, so that under overload refusals leave between two chunks. The
    batcher never waits for more requests: a lone request is a chunk of one.
@@ -27,21 +28,21 @@ import itertools
 import time
 from abc import ABC, abstractmethod
 from bisect import bisect_left, bisect_right
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple, Protocol
 
 from paywarden.schemas.errors import InvalidEvent, Misconfigured, TemporaryFailure
 from paywarden.scoring.engine.bugs import BugLog
 from paywarden.scoring.engine.busy_poll import BusyPoll
+from paywarden.scoring.engine.caller_queues import CallerQueues, CallerRates
 from paywarden.scoring.idempotency.decision_cache import PaymentIdReused
 from paywarden.scoring.metrics.shared import Registry
 from paywarden.scoring.metrics.worker import StageTimes
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.format import Format, TakenRequest
 from paywarden.scoring.requests.payments import CheckedPayments
-from paywarden.scoring.requests.validation import field_in_batch, message_of
+from paywarden.scoring.requests.validation import RequestTooLarge, field_in_batch, message_of
 
 # Codes of refusals, under the names that gRPC has for them.
 INVALID_ARGUMENT = "invalid_argument"
@@ -50,6 +51,8 @@ RESOURCE_EXHAUSTED = "resource_exhausted"
 DEADLINE_EXCEEDED = "deadline_exceeded"
 UNAVAILABLE = "unavailable"
 INTERNAL = "internal"
+# The one without gRPC's name: there it is RESOURCE_EXHAUSTED, in HTTP 413.
+TOO_LARGE = "too_large"
 UNAUTHENTICATED = "unauthenticated"
 
 
@@ -72,6 +75,7 @@ class Refusal(NamedTuple):
 # Another worker is deciding about this payment. The batcher asks again; the caller sees this only at his deadline.
 IN_PROGRESS = Refusal(UNAVAILABLE, "this payment is being decided: try again")
 _QUEUE_FULL = Refusal(RESOURCE_EXHAUSTED, "more is asked than can be answered in time: try again later")
+_OVER_RATE = Refusal(RESOURCE_EXHAUSTED, "more payments than this caller may send in a second: try again later")
 _TOO_LATE = Refusal(DEADLINE_EXCEEDED, "the deadline has passed")
 _BUG = Refusal(INTERNAL, "internal error")
 # For a request whose batch holds one that is refused. It stays inside: the caller gets the refusal of that request.
@@ -109,16 +113,18 @@ class Flushable(Protocol):
 class Call(ABC):
     """One request, from its arrival until it is answered. Each front derives its own call and knows where answers go.
 
-    `payload` is the message in the format `form`; with `is_batch` it holds a batch of requests. `arrived` and
+    `payload` is the message in the format `form`; with `is_batch` it holds a batch of requests. `caller` is the
+    caller's name (scoring/net/caller_names.py), empty when callers show neither token nor certificate. `arrived` and
     `deadline` are in seconds of `time.perf_counter`. `cancelled` is set when the caller no longer waits.
 
     The batcher calls `answer` or `refuse` exactly once. Neither may raise or write to the socket: `connection.flush`
     follows. The batcher may call `refuse` from within `submit`.
     """
 
-    __slots__ = ("arrived", "cancelled", "connection", "deadline", "form", "is_batch", "payload")
+    __slots__ = ("arrived", "caller", "cancelled", "connection", "deadline", "form", "is_batch", "payload")
 
     payload: bytes
+    caller: bytes
     form: Format
     is_batch: bool
     arrived: float
@@ -143,22 +149,28 @@ class AdmissionSettings:
     deadline_ms: int = 40
     # The longest estimated wait in the queue. It is below the deadline because the estimate can be too low.
     wait_ms_max: int = 15
-    # Bounds memory, however fast the worker is.
+    # Bound memory, however fast the worker is: payments in the queue, and bytes of their requests.
     queue_payments_max: int = 4096
+    queue_bytes_max: int = 16 * 1024 * 1024
     # Payments scored in one go. A larger chunk makes no payment cheaper, and the next read waits for it.
     chunk_payments: int = 32
+    # Payments that a worker takes from one caller in a second. 0: no limit.
+    caller_payments_per_second: int = 0
 
     def __post_init__(self) -> None:
         """Raises Misconfigured naming the setting. The parent of the workers calls it, before any worker starts."""
-        for name in ("deadline_ms", "wait_ms_max", "queue_payments_max", "chunk_payments"):
-            if getattr(self, name) < 1:
-                raise Misconfigured(f"[admission] {name}: wanted at least 1, got {getattr(self, name)}")
+        for field in fields(self):
+            value, smallest = getattr(self, field.name), 0 if field.name == "caller_payments_per_second" else 1
+            if value < smallest:
+                raise Misconfigured(f"[admission] {field.name}: wanted at least {smallest}, got {value}")
 
 
 def refusal_of(error: InvalidEvent | TemporaryFailure) -> Refusal:
     """Returns the refusal that tells the caller about an expected failure."""
     if isinstance(error, PaymentIdReused):
         return Refusal(ALREADY_EXISTS, message_of(error), error.field)
+    if isinstance(error, RequestTooLarge):
+        return Refusal(TOO_LARGE, message_of(error), error.field)
     if isinstance(error, InvalidEvent):
         return Refusal(INVALID_ARGUMENT, message_of(error), error.field)
     if isinstance(error, Overloaded):
@@ -197,8 +209,8 @@ class MicroBatcher:
         self.settings, self._intake = settings, intake
         self.scorer = scorer
         self._now_ms, self._now_s = now_ms, now_s
-        self._queue: deque[tuple[Call, int]] = deque()
-        self._queued_payments = 0
+        self._queue: CallerQueues[Call] = CallerQueues()
+        self._rates = CallerRates(settings.caller_payments_per_second)
         self._scheduled = False
         self._cost_s = _FIRST_COST_S
         # When the last chunk ended, if calls have been waiting ever since; None if the queue was empty then.
@@ -210,20 +222,27 @@ class MicroBatcher:
     @property
     def queued_payments(self) -> int:
         """The number of payments in the queue. For batches it is an estimate."""
-        return self._queued_payments
+        return self._queue.payments
 
     def submit(self, call: Call) -> None:
         """Queue a call, which is answered after this turn of the loop; or refuse it now."""
         weight = 1 if not call.is_batch else max(1, len(call.payload) // _REQUEST_BYTES)
-        wait_s = self._queued_payments * self._cost_s
-        if wait_s > self._wait_s_max or self._queued_payments + weight > self.settings.queue_payments_max:
+        ahead, settings = self._queue.ahead_of(call.caller), self.settings
+        wait_s = ahead.payments * self._cost_s
+        if (
+            wait_s > self._wait_s_max
+            or (ahead.own_payments + weight) * ahead.callers > settings.queue_payments_max
+            or (ahead.own_bytes + len(call.payload)) * ahead.callers > settings.queue_bytes_max
+        ):
             call.refuse(_QUEUE_FULL)
             return
         if call.arrived + wait_s > call.deadline:
             call.refuse(_TOO_LATE if call.arrived > call.deadline else _QUEUE_FULL)
             return
-        self._queue.append((call, weight))
-        self._queued_payments += weight
+        if not self._rates.spend(call.caller, weight, call.arrived):
+            call.refuse(_OVER_RATE)
+            return
+        self._queue.append(call, weight)
         if not self._scheduled:
             self._schedule()
 
@@ -256,11 +275,11 @@ class MicroBatcher:
         counts: list[int] = []
         requests: list[TakenRequest] = []
         batches: list[range] = []
+        callers: list[bytes] = []
         refused: dict[Flushable, None] = {}
         queue, count_max = self._queue, self.settings.chunk_payments
         while queue and len(requests) < count_max:
-            call, weight = queue.popleft()
-            self._queued_payments -= weight
+            call = queue.take()
             if call.cancelled:
                 continue
             if now > call.deadline:
@@ -272,9 +291,11 @@ class MicroBatcher:
                     batch = call.form.take_batch(call.payload, self._intake.limits.batch_size_max)
                     batches.append(range(len(requests), len(requests) + len(batch)))
                     requests += batch
+                    callers += [call.caller] * len(batch)
                     counts.append(len(batch))
                 else:
                     requests.append(call.form.take(call.payload))
+                    callers.append(call.caller)
                     counts.append(1)
             except InvalidEvent as error:
                 call.refuse(refusal_of(error))
@@ -286,7 +307,7 @@ class MicroBatcher:
         if self._stages.is_timed:
             for call in calls:
                 self._stages.wait(now - call.arrived)
-        return _Chunk(calls, counts, requests, batches)
+        return _Chunk(calls, counts, requests, batches, callers)
 
     def _answer(self, chunk: _Chunk) -> None:
         results = self._results(chunk)
@@ -319,10 +340,12 @@ class MicroBatcher:
         if self._stages.is_timed:
             self._stages.lap("parse", len(chunk.requests))
         if not wrong:
+            payments.callers = chunk.callers
             return self._score(payments, chunk.batches)
         count, spoilt = len(chunk.requests), set(_spoilt(chunk.counts, wrong))
         results = [refusal_of(wrong[place]) if place in wrong else NOT_DECIDED for place in range(count)]
         right = [place for place in range(count) if place not in wrong]
+        payments.callers = [chunk.callers[place] for place in right]
         decided = [index for index, place in enumerate(right) if place not in spoilt]
         if not decided:
             return results
@@ -346,8 +369,7 @@ class MicroBatcher:
 
     def _take_back(self, call: Call, weight: int) -> None:
         """Queue a call again. It has been admitted, so it is not checked a second time."""
-        self._queue.append((call, weight))
-        self._queued_payments += weight
+        self._queue.append(call, weight)
         if not self._scheduled:
             self._schedule()
 
@@ -369,12 +391,13 @@ class MicroBatcher:
 
 
 class _Chunk(NamedTuple):
-    """Calls, the number of requests in each of them, the requests of all of them, and the places of each batch."""
+    """Calls, the number of requests in each, all requests, the places of each batch, and the caller of each request."""
 
     calls: list[Call]
     counts: list[int]
     requests: list[TakenRequest]
     batches: list[range]
+    callers: list[bytes]
 
 
 def units_of(count: int, batches: Sequence[range]) -> Iterator[range]:

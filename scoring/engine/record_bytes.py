@@ -1,7 +1,8 @@
 """The compiled half of scoring/engine/records.py: writes responses, and the outbox records around them, as bytes.
 
     frame     u32 size │ u32 crc │ record                                   what the outbox appends
-    record    request │ response │ decided_time_ms │ vector │ digest        schemas/proto/outbox.proto, OutboxRecord
+    record    request │ response │ decided_time_ms │ vector │ digest │ caller        schemas/proto/outbox.proto,
+                                                                                     OutboxRecord
     response  payment_id │ decision_id │ score │ tail │ age                 schemas/proto/scoring.proto, ScoreResponse
 
 1. A protobuf message is a sequence of fields. A field is a tag (eight times its number, plus its wire type), and then a
@@ -29,7 +30,7 @@ from paywarden.features.kernel.varint import varint_size, write_varint
 
 # Tags of the response and of the record.
 _PAYMENT_ID, _DECISION_ID, _SCORE = 0x0A, 0x12, 0x19
-_REQUEST, _RESPONSE, _TIME, _VECTOR = 0x0A, 0x12, 0x18, 0x22
+_REQUEST, _RESPONSE, _TIME, _VECTOR, _CALLER = 0x0A, 0x12, 0x18, 0x22, 0x32
 FRAME_BYTES = 8
 # The most bytes of a record beside its parts: frame, tags, lengths, score, time, number of the decision.
 OVERHEAD_BYTES = 128
@@ -49,6 +50,9 @@ class RecordSlots(NamedTuple):
     ids: int
     """The payments' ids, concatenated, uint8."""
     id_sizes: int
+    callers: int
+    """The callers' names, concatenated, uint8."""
+    caller_sizes: int
     scores: int
     """float64; NaN for a decision without a score."""
     tail_numbers: int
@@ -105,6 +109,8 @@ def write_records(frame_at: int, count: int, vector_bytes: int, decision: int, t
     body_sizes = carray(address(frame_at, SLOT.body_sizes), count, np.int64)
     ids = carray(address(frame_at, SLOT.ids), size(frame_at, SLOT.ids), np.uint8)
     id_sizes = carray(address(frame_at, SLOT.id_sizes), count, np.int64)
+    callers = carray(address(frame_at, SLOT.callers), size(frame_at, SLOT.callers), np.uint8)
+    caller_sizes = carray(address(frame_at, SLOT.caller_sizes), count, np.int64)
     scores = carray(address(frame_at, SLOT.scores), count, np.float64)
     score_words = carray(address(frame_at, SLOT.scores), count, np.int64)
     tail_numbers = carray(address(frame_at, SLOT.tail_numbers), count, np.int64)
@@ -118,7 +124,7 @@ def write_records(frame_at: int, count: int, vector_bytes: int, decision: int, t
     prefix_size = constant_ends[PREFIX]
     age, age_size = prefix_size, constant_ends[AGE] - constant_ends[PREFIX]
     digest, digest_size = constant_ends[AGE], constant_ends[DIGEST] - constant_ends[AGE]
-    at, body, payment_id = 0, 0, 0
+    at, body, payment_id, caller = 0, 0, 0, 0
     for number in range(count):
         body_size, id_size, tail = body_sizes[number], id_sizes[number], tail_numbers[number]
         tail_start = tail_ends[tail - 1] if tail > 0 else 0
@@ -154,8 +160,13 @@ def write_records(frame_at: int, count: int, vector_bytes: int, decision: int, t
         out[at] = _VECTOR
         at = copy_bytes(vectors, number * vector_bytes, vector_bytes, out, write_varint(out, at + 1, vector_bytes))
         at = copy_bytes(constants, digest, digest_size, out, at)
+        caller_size = caller_sizes[number]
+        if caller_size > 0:
+            out[at] = _CALLER
+            at = copy_bytes(callers, caller, caller_size, out, write_varint(out, at + 1, caller_size))
         _write_word32(out, begun - FRAME_BYTES, at - begun)
         _write_word32(out, begun - 4, crc32_of_record(out, begun, at))
         body += body_size
         payment_id += id_size
+        caller += caller_size
     return at

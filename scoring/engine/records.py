@@ -63,6 +63,7 @@ class RecordWriter:
             "tail_numbers": np.zeros(self._rows_max, dtype=np.int64),
             "body_sizes": np.zeros(self._rows_max, dtype=np.int64),
             "id_sizes": np.zeros(self._rows_max, dtype=np.int64),
+            "caller_sizes": np.zeros(self._rows_max, dtype=np.int64),
             "tail_ends": np.zeros(KEPT_TAILS_MAX + self._rows_max, dtype=np.int64),
             "constant_ends": np.zeros(3, dtype=np.int64),
             "bounds": np.zeros(3 * self._rows_max, dtype=np.int64),
@@ -70,6 +71,7 @@ class RecordWriter:
             # Large enough for usual chunks; they grow when needed.
             "bodies": np.zeros(64 << 10, dtype=np.uint8),
             "ids": np.zeros(16 << 10, dtype=np.uint8),
+            "callers": np.zeros(4 << 10, dtype=np.uint8),
             "tails": np.zeros(64 << 10, dtype=np.uint8),
             "constants": np.zeros(1 << 10, dtype=np.uint8),
             "out": np.zeros(128 << 10, dtype=np.uint8),
@@ -103,28 +105,31 @@ class RecordWriter:
         self,
         bodies: Sequence[bytes],
         ids: Sequence[bytes],
+        callers: Sequence[bytes],
         scores: Sequence[float | None],
         tail_numbers: Sequence[int],
         profile_age_ms: int | None,
         decided_time_ms: int,
     ) -> Written:
-        """Write the decisions about at most `rows_max` payments. `ids` are in UTF-8; times are epoch milliseconds."""
+        """Write the decisions about at most `rows_max` payments. Texts are in UTF-8; times are epoch milliseconds."""
         count, arrays = len(bodies), self._arrays
-        body_bytes, id_bytes = b"".join(bodies), b"".join(ids)
+        body_bytes, id_bytes, caller_bytes = b"".join(bodies), b"".join(ids), b"".join(callers)
         # The outbox's reader would take a larger record for damage.
         assert len(body_bytes) < BODY_BYTES_MAX or max(map(len, bodies)) < BODY_BYTES_MAX, "a request's size"
         self._fill("bodies", body_bytes)
         self._fill("ids", id_bytes)
+        self._fill("callers", caller_bytes)
         views, int64s = self._views, self._int64s[count]
         int64s.pack_into(views["body_sizes"], 0, *map(len, bodies))
         int64s.pack_into(views["id_sizes"], 0, *map(len, ids))
+        int64s.pack_into(views["caller_sizes"], 0, *map(len, callers))
         int64s.pack_into(views["tail_numbers"], 0, *tail_numbers)
         numbers = [math.nan if score is None else score for score in scores] if None in scores else scores
         self._doubles[count].pack_into(views["scores"], 0, *numbers)
         if self._age != (profile_age_ms,):
             self._set_age(profile_age_ms)
         rest = self._vector_bytes + self._longest_tail + len(arrays["constants"]) + loop.OVERHEAD_BYTES
-        self._make_room("out", len(body_bytes) + len(id_bytes) + count * rest)
+        self._make_room("out", len(body_bytes) + len(id_bytes) + len(caller_bytes) + count * rest)
         size = loop.write_records(self._frame.address, count, self._vector_bytes, self._decision, decided_time_ms)
         self._decision += count
         frames = views["out"][:size].tobytes()
@@ -176,4 +181,4 @@ def warm_up() -> None:
     """Load or compile the loop, so that no payment waits for it."""
     writer = RecordWriter(np.zeros((1, 1), dtype=np.float32), "", "")
     writer.keep_tail(b"")
-    writer.write([b"a"], [b"b"], [0.5], [0], None, 1)
+    writer.write([b"a"], [b"b"], [b"c"], [0.5], [0], None, 1)

@@ -283,7 +283,9 @@ class PaymentScorer:
                 (*payment_flags, *model_flags) for payment_flags, model_flags in zip(flags, scored.flags, strict=True)
             ]
         tails, others = self._tails(payments, scored, flags)
-        written = self._writer.write(payments.bodies, payments.ids, scored.scores, tails, profile_age_ms, now_ms)
+        written = self._writer.write(
+            payments.bodies, payments.ids, payments.callers, scored.scores, tails, profile_age_ms, now_ms
+        )
         if stages.is_timed:
             stages.lap("decide", count)
         return _Made(written, scored, flags, others)

@@ -20,6 +20,7 @@ from typing import Protocol
 from paywarden.scoring.engine.batcher import (
     DEADLINE_EXCEEDED,
     RESOURCE_EXHAUSTED,
+    TOO_LARGE,
     Call,
     Flushable,
     MicroBatcher,
@@ -130,12 +131,19 @@ class ScoreCall(Call):
     form = PROTOBUF
 
     def __init__(
-        self, link: CallLink, stream_id: int, method: Method, encoding: bytes, timeout_s: float | None
+        self,
+        link: CallLink,
+        stream_id: int,
+        method: Method,
+        encoding: bytes,
+        timeout_s: float | None,
+        caller: bytes = b"",
     ) -> None:
         self.connection = link
         self._stream_id, self._method, self._encoding, self._timeout_s = stream_id, method, encoding, timeout_s
         self._parts: bytearray | None = None
         self.is_batch = method.is_batch
+        self.caller = caller
         self.opened = link.read_at
         self.is_arriving = True
         self.cancelled = False
@@ -179,6 +187,8 @@ class ScoreCall(Call):
     def refuse(self, refusal: Refusal) -> None:
         """See Call."""
         link, method = self.connection, self._method
+        if refusal.code == TOO_LARGE:
+            refusal = refusal._replace(code=RESOURCE_EXHAUSTED)
         link.refuse(self._stream_id, refusal, reset=self.is_arriving)
         method.count(refusal.code)
         if method.seconds is not None and not self.is_arriving:

@@ -25,6 +25,7 @@ from paywarden.scoring.grpc import http2
 from paywarden.scoring.grpc import messages as grpc_messages
 from paywarden.scoring.grpc.calls import TOO_SLOW, Arriving, CallKind, CallServer, Method, ScoreCall, ServiceCall, Watch
 from paywarden.scoring.grpc.http2 import BrokenConnection, Http2Headers, Receiver, Session
+from paywarden.scoring.net.caller_names import name_of_certificate
 
 _NO_METHOD = Refusal(grpc_messages.UNIMPLEMENTED, "no such method")
 _UNAUTHENTICATED = Refusal(UNAUTHENTICATED, "authorization is missing or not valid")
@@ -58,10 +59,13 @@ class GrpcConnectionServer(CallServer, Protocol):
     """The part of the server that a connection uses."""
 
     methods: dict[bytes, Method]
-    authorise: Callable[[bytes | None], bool]
+    caller_of: Callable[[bytes | None], bytes | None]
 
     def admit(self, connection: GrpcConnection) -> bool:
         """Register a new connection. Returns False when there are too many."""
+
+    def prove(self, connection: GrpcConnection) -> None:
+        """Note that a connection has sent a call that may be scored."""
 
     def forget(self, connection: GrpcConnection) -> None:
         """Remove a connection that has ended."""
@@ -85,6 +89,8 @@ class GrpcConnection(asyncio.Protocol):
         self.read_at = now = server.now_s()
         self._streams: dict[int, Arriving] = {}
         self._transport: asyncio.Transport
+        self._caller = b""  # the name of the certificate that the caller has shown
+        self._is_proven = False
         self._answered = 0
         self._last_stream_id = 0
         settings = server.settings
@@ -108,6 +114,7 @@ class GrpcConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._caller = name_of_certificate(transport.get_extra_info("peercert"))
         tls: SSLObject | None = transport.get_extra_info("ssl_object")
         if tls is not None and tls.selected_alpn_protocol() != "h2":
             self._over_since = self.read_at
@@ -169,13 +176,16 @@ class GrpcConnection(asyncio.Protocol):
         timeout = field(b"grpc-timeout")
         timeout_s = None if timeout is None else grpc_messages.parse_timeout_s(timeout)
         encoding = field(b"grpc-encoding", b"identity")
+        caller: bytes | None = b""
+        if method is not None and not method.is_open:
+            caller = self.server.caller_of(field(b"authorization"))
         if field(b":method") != b"POST":
             self._refuse_http(stream_id, _METHOD_NOT_ALLOWED, reset=not ended)
         elif (kind := field(b"content-type")) != b"application/grpc" and not grpc_messages.is_grpc(kind):
             self._refuse_http(stream_id, _WRONG_CONTENT_TYPE, reset=not ended)
         elif method is None:
             self._refuse_early(stream_id, _NO_METHOD, ended)
-        elif not method.is_open and not self.server.authorise(field(b"authorization")):
+        elif caller is None:
             self._refuse_early(stream_id, _UNAUTHENTICATED, ended, method.name)
         elif encoding not in grpc_messages.ENCODINGS:
             self._refuse_early(stream_id, grpc_messages.UNKNOWN_ENCODING, ended, method.name)
@@ -186,7 +196,10 @@ class GrpcConnection(asyncio.Protocol):
         else:
             call: Arriving
             if method.kind is CallKind.SCORE:
-                call = ScoreCall(self, stream_id, method, encoding, timeout_s)
+                if not self._is_proven:
+                    self._is_proven = True
+                    self.server.prove(self)
+                call = ScoreCall(self, stream_id, method, encoding, timeout_s, caller or self._caller)
             else:
                 call = ServiceCall(self, stream_id, method, encoding)
             self._streams[stream_id] = call

@@ -33,7 +33,11 @@ from paywarden.scoring.net.tls import HTTP_2, Tls
 
 
 class GrpcServer:
-    """Serves one worker's listeners. `authorise` gets a call's `authorization` metadata; without it all may call."""
+    """Serves one worker's listeners.
+
+    `caller_of` gets a call's `authorization` metadata. It returns the caller's name, or None when he may not call.
+    Without it all may call, and have no names.
+    """
 
     def __init__(
         self,
@@ -41,11 +45,11 @@ class GrpcServer:
         *,
         settings: GrpcSettings,
         metrics: GrpcMetrics,
-        authorise: Callable[[bytes | None], bool] | None = None,
+        caller_of: Callable[[bytes | None], bytes | None] | None = None,
         now_s: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.batcher, self.settings, self.now_s = batcher, settings, now_s
-        self.authorise = authorise or (lambda _: True)
+        self.caller_of = caller_of or (lambda _: b"")
         self.deadline_s = batcher.settings.deadline_ms / 1000
         self.arriving_bytes = 0
         self.health = GrpcHealth(self._is_serving)
@@ -61,8 +65,9 @@ class GrpcServer:
             continuation_frames_max=settings.continuation_frames_max,
         )
         self._draining = False
-        self._connections: Connections[GrpcConnection] = Connections(settings.connections_max)
+        self._connections: Connections[GrpcConnection] = Connections(settings.connections_max, metrics.connections)
         self.admit, self.forget = self._connections.admit, self._connections.forget
+        self.prove = self._connections.prove
         self._servers: list[Acceptor] = []
         self._sweeper: asyncio.TimerHandle | None = None
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from paywarden.scoring.grpc.messages import CODES
 from paywarden.scoring.metrics.shared import Counter, Histogram, Registry
-from paywarden.scoring.metrics.worker import REQUEST_SECONDS_BOUNDS
+from paywarden.scoring.metrics.worker import REQUEST_SECONDS_BOUNDS, ConnectionMetrics
 
 # "none" counts requests without a known method.
 METHODS = ("Score", "ScoreBatch", "Check", "List", "Watch", "ServerReflectionInfo", "none")
@@ -20,6 +20,7 @@ class GrpcMetrics:
 
     requests: Mapping[tuple[str, str], Counter]
     seconds: Mapping[str, Histogram]
+    connections: ConnectionMetrics
 
     @classmethod
     def declare(cls, registry: Registry) -> GrpcMetrics:
@@ -40,4 +41,4 @@ class GrpcMetrics:
             )
             for method in _TIMED
         }
-        return cls(requests, seconds)
+        return cls(requests, seconds, ConnectionMetrics.declare(registry, "grpc"))

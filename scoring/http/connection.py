@@ -21,12 +21,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol, cast
 
-from paywarden.scoring.engine.batcher import Call, Flushable, Refusal
+from paywarden.scoring.engine.batcher import INVALID_ARGUMENT, TOO_LARGE, Call, Flushable, Refusal
 from paywarden.scoring.http import refusals as refused
 from paywarden.scoring.http.heads import Heads, RequestHead
-from paywarden.scoring.http.reader import RequestReader
+from paywarden.scoring.http.reader import HeldBytes, RequestReader
 from paywarden.scoring.http.refusals import HttpRefusal, status_of
 from paywarden.scoring.http.settings import HttpSettings
+from paywarden.scoring.net.caller_names import name_of_certificate
 from paywarden.scoring.requests.json_form import JSON, render_error
 
 
@@ -42,6 +43,7 @@ class HttpCall(Call):
         self.form = form = head.form
         self.is_batch = head.route is not None and head.route.is_batch
         self.arrived, self.deadline = arrived, arrived + deadline_s
+        self.caller = b""
         self.cancelled = False
         self.status = 0
         self.body = b""
@@ -52,11 +54,9 @@ class HttpCall(Call):
         self.body, self.status = body, 200
 
     def refuse(self, refusal: Refusal) -> None:
-        self.give(
-            status_of(refusal.code),
-            JSON.content_type,
-            render_error(refusal.code, refusal.message, refusal.field),
-        )
+        # One code for all bodies that are too large, whoever refuses them.
+        code = INVALID_ARGUMENT if refusal.code == TOO_LARGE else refusal.code
+        self.give(status_of(refusal.code), JSON.content_type, render_error(code, refusal.message, refusal.field))
 
     def refuse_as(self, refusal: HttpRefusal) -> None:
         """Answer with the front's own refusal."""
@@ -75,10 +75,14 @@ class HttpConnectionServer(Protocol):
     settings: HttpSettings
     loop: asyncio.AbstractEventLoop
     heads: Heads
+    arriving: HeldBytes
     draining: bool
 
     def admit(self, connection: HttpConnection) -> bool:
         """Register a new connection. Returns False when there are too many."""
+
+    def prove(self, connection: HttpConnection) -> None:
+        """Note that a connection has sent a payment that may be scored."""
 
     def forget(self, connection: HttpConnection) -> None:
         """Remove a connection that has ended."""
@@ -102,11 +106,14 @@ class HttpConnection(asyncio.Protocol):
         self._settings = server.settings
         self._loop = server.loop
         self._transport: asyncio.Transport
-        self._reader = RequestReader(server.heads, server.settings, self)
+        self._reader = RequestReader(server.heads, server.settings, self, server.arriving)
         # Both in order: calls submitted and not yet sent, and calls read but not yet submitted.
         self._calls: deque[HttpCall] = deque()
         self._waiting: deque[HttpCall] = deque()
         self._arrived = 0.0
+        # The name of the certificate that the caller has shown.
+        self._caller = b""
+        self._is_proven = False
         # The loop time from which the timeout of the current state counts.
         self._since = 0.0
         self._blocked = False  # the caller does not read answers
@@ -120,6 +127,7 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._caller = name_of_certificate(transport.get_extra_info("peercert"))
         self._since = self._loop.time()
         if not self._server.admit(self):
             self._arrived = time.perf_counter()
@@ -149,7 +157,9 @@ class HttpConnection(asyncio.Protocol):
         for call in self._calls:
             call.cancelled = True
         self._calls.clear()
+        self._server.arriving.give_back(sum(len(call.payload) for call in self._waiting))
         self._waiting.clear()
+        self._reader.drop()
         self._server.forget(self)
 
     def pause_writing(self) -> None:
@@ -168,12 +178,23 @@ class HttpConnection(asyncio.Protocol):
         if self._last:
             return
         self._last = head.closes
+        if not self._is_proven and head.refusal is None and head.route is not None and head.route.answer is None:
+            self._is_proven = True
+            self._server.prove(self)
         call = HttpCall(self, head, body, self._arrived, deadline_s)
+        call.caller = head.caller or self._caller
         if self._waiting or self._blocked or len(self._calls) >= self._settings.pipelined_max:
-            self._waiting.append(call)
+            self._wait(call)
         else:
             self._calls.append(call)
             self._server.submit(call)
+
+    def _wait(self, call: HttpCall) -> None:
+        if not self._server.arriving.take(len(call.payload)):
+            # It keeps its place in the order of answers, but not its body.
+            call.payload = b""
+            call.refuse_as(refused.NO_ROOM_NOW)
+        self._waiting.append(call)
 
     def flush(self) -> None:
         """Send the answers that are due. Then submit waiting requests, read on, or close."""
@@ -201,8 +222,10 @@ class HttpConnection(asyncio.Protocol):
         self._going_on = False
         while self._waiting and len(self._calls) < self._settings.pipelined_max and not self._blocked:
             call = self._waiting.popleft()
+            self._server.arriving.give_back(len(call.payload))
             self._calls.append(call)
-            self._server.submit(call)
+            if not call.status:
+                self._server.submit(call)
         self.flush()
 
     def _send(self) -> None:

@@ -27,8 +27,9 @@ from paywarden.scoring.engine.batcher import INTERNAL, UNAVAILABLE, MicroBatcher
 from paywarden.scoring.engine.bugs import BugLog
 from paywarden.scoring.http.answers import AnswerHeads
 from paywarden.scoring.http.connection import HttpCall, HttpConnection
-from paywarden.scoring.http.heads import Heads, Route, RouteAnswer
-from paywarden.scoring.http.refusals import status_of
+from paywarden.scoring.http.heads import Heads, Route, RouteAnswer, RouteAnswerLater
+from paywarden.scoring.http.reader import HeldBytes
+from paywarden.scoring.http.refusals import TOO_MANY_SCRAPES, status_of
 from paywarden.scoring.http.settings import HttpSettings
 from paywarden.scoring.metrics.shared import CONTENT_TYPE as METRICS_TEXT
 from paywarden.scoring.metrics.worker import ROUTES, HttpMetrics
@@ -39,44 +40,60 @@ from paywarden.scoring.net.tokens import Tokens
 from paywarden.scoring.requests.json_form import JSON, render_error
 
 _JSON = JSON.content_type
+# Answers to /metrics that one process gives. An answer has some 100 kB: sending them without end would take the time of
+# payments.
+_SCRAPES_PER_SECOND_MAX = 50
 
 
 class HttpServer:
-    """Serves one worker's listeners. `metrics_text` returns the body of /metrics; without `tokens` anyone may call."""
+    """Serves one process's listeners. `metrics_text` returns the body of /metrics; without `tokens` anyone may call.
+
+    Without `batcher` it serves health and metrics only (scoring/server/admin.py); `readiness` says what is missing.
+    """
 
     def __init__(
         self,
-        batcher: MicroBatcher,
+        batcher: MicroBatcher | None,
         settings: HttpSettings,
         *,
         metrics: HttpMetrics,
-        metrics_text: Callable[[], bytes],
+        metrics_text: Callable[[], bytes | asyncio.Future[bytes]],
         tokens: Tokens | None = None,
         metrics_need_token: bool = False,
+        readiness: Callable[[], list[str]] | None = None,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         self.settings = settings
         self.draining = False
         self.loop: asyncio.AbstractEventLoop
         self._batcher = batcher
+        if readiness is None:
+            assert batcher is not None, "something must know whether the server is ready"
+            readiness = batcher.scorer.readiness
+        self._readiness = readiness
         self._counted = {route: metrics.of_route(route) for route in ROUTES}
         self._metrics_text = metrics_text
         self._now_ms = now_ms
-        self.heads = Heads(
-            self._routes(metrics_need_token), settings, deadline_ms=batcher.settings.deadline_ms, tokens=tokens
-        )
+        deadline_ms = 1 if batcher is None else batcher.settings.deadline_ms
+        self.heads = Heads(self._routes(metrics_need_token), settings, deadline_ms=deadline_ms, tokens=tokens)
+        self.arriving = HeldBytes(settings.arriving_bytes_max)
+        self._scrapes_left, self._scrapes_second = 0, 0
         self._answers = AnswerHeads(now_ms())
         self.render = self._answers.render
-        self._connections: Connections[HttpConnection] = Connections(settings.connections_max)
+        self._connections: Connections[HttpConnection] = Connections(settings.connections_max, metrics.connections)
         self.admit, self.forget = self._connections.admit, self._connections.forget
+        self.prove = self._connections.prove
         self._bugs = BugLog()
         self._servers: list[Acceptor] = []
         self._sweeper: asyncio.TimerHandle | None = None
 
     def _routes(self, metrics_need_token: bool) -> dict[bytes, Route]:
-        routes = [
+        scoring = [
             (b"/v1/score", Route("score", (b"POST",))),
             (b"/v1/score:batch", Route("score_batch", (b"POST",), is_batch=True)),
+        ]
+        routes = [
+            *(scoring if self._batcher is not None else ()),
             (b"/livez", Route("livez", (b"GET", b"HEAD"), answer=self._livez, needs_token=False)),
             (b"/readyz", Route("readyz", (b"GET", b"HEAD"), answer=self._readyz, needs_token=False)),
             (
@@ -135,16 +152,23 @@ class HttpServer:
             return
         assert head.route is not None, "without a route there is a refusal"
         if head.route.answer is None:
+            assert self._batcher is not None, "without it there is no route to score"
             self._batcher.submit(call)
+            return
+        answer = self._answer_of(head.route.name, head.route.answer)
+        if isinstance(answer, asyncio.Future):
+            answer.add_done_callback(lambda answered: _give_later(call, answered))
         else:
-            call.give(*self._answer_of(head.route.name, head.route.answer))
+            call.give(*answer)
 
     def count(self, call: HttpCall, now: float) -> None:
         """Count an answer that leaves; `now` is in seconds of `time.perf_counter`."""
         route = call.head.route
         self._counted["none" if route is None else route.name].count(call.status, now - call.arrived)
 
-    def _answer_of(self, route: str, answer: Callable[[], RouteAnswer]) -> RouteAnswer:
+    def _answer_of(
+        self, route: str, answer: Callable[[], RouteAnswer | RouteAnswerLater]
+    ) -> RouteAnswer | RouteAnswerLater:
         try:
             return answer()
         except PaywardenError as error:
@@ -159,12 +183,41 @@ class HttpServer:
         return 200, _JSON, b'{"live":true}'
 
     def _readyz(self) -> RouteAnswer:
-        missing = self._batcher.scorer.readiness() + (["the worker is stopping"] if self.draining else [])
+        missing = self._readiness() + (["the worker is stopping"] if self.draining else [])
         body = json.dumps({"ready": not missing, "missing": missing}).encode()
         return (503 if missing else 200), _JSON, body
 
-    def _render_metrics(self) -> RouteAnswer:
-        return 200, METRICS_TEXT, self._metrics_text()
+    def _render_metrics(self) -> RouteAnswer | RouteAnswerLater:
+        second = int(time.monotonic())
+        if second != self._scrapes_second:
+            self._scrapes_second, self._scrapes_left = second, _SCRAPES_PER_SECOND_MAX
+        if self._scrapes_left == 0:
+            refusal = TOO_MANY_SCRAPES
+            return refusal.status, _JSON, render_error(refusal.code, refusal.message)
+        self._scrapes_left -= 1
+        text = self._metrics_text()
+        return (200, METRICS_TEXT, text) if isinstance(text, bytes) else _later(text)
+
+
+def _later(text: asyncio.Future[bytes]) -> RouteAnswerLater:
+    """Returns the answer to /metrics that comes with the text."""
+    answer: RouteAnswerLater = asyncio.get_running_loop().create_future()
+
+    def pass_on(done: asyncio.Future[bytes]) -> None:
+        error = done.exception()
+        if error is None:
+            answer.set_result((200, METRICS_TEXT, done.result()))
+        else:
+            answer.set_result(_error(UNAVAILABLE, str(error)))
+
+    text.add_done_callback(pass_on)
+    return answer
+
+
+def _give_later(call: HttpCall, answer: RouteAnswerLater) -> None:
+    if not call.cancelled:
+        call.give(*answer.result())
+        call.connection.flush()
 
 
 def _error(code: str, message: str) -> RouteAnswer:

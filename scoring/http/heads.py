@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -27,8 +28,10 @@ from paywarden.scoring.http.settings import HttpSettings
 from paywarden.scoring.net.tokens import Tokens
 from paywarden.scoring.requests.format import Format
 from paywarden.scoring.requests.json_form import JSON
+from paywarden.scoring.requests.validation import REQUEST_BYTES_MAX
 
 RouteAnswer = tuple[int, str, bytes]
+RouteAnswerLater = asyncio.Future[RouteAnswer]
 
 # Enough for a few hundred callers, each with a few dozen lengths of body.
 _KNOWN_MAX = 8192
@@ -47,7 +50,7 @@ class Route:
     name: str
     methods: tuple[bytes, ...]
     is_batch: bool = False
-    answer: Callable[[], RouteAnswer] | None = None
+    answer: Callable[[], RouteAnswer | RouteAnswerLater] | None = None
     needs_token: bool = True
 
     @property
@@ -77,9 +80,12 @@ class HeadFields:
 
 
 class RequestHead:
-    """What a head means. `form` is JSON for a request without a body."""
+    """What a head means. `form` is JSON for a request without a body. `caller` is the name of its token's caller."""
 
-    __slots__ = ("closes", "content_length", "deadline_s", "form", "is_head", "refusal", "route", "says_keep_alive")
+    __slots__ = (
+        *("caller", "closes", "content_length", "deadline_s", "form"),
+        *("is_head", "refusal", "route", "says_keep_alive"),
+    )
 
     def __init__(
         self,
@@ -92,8 +98,9 @@ class RequestHead:
         closes: bool = False,
         is_head: bool = False,
         says_keep_alive: bool = False,
+        caller: bytes = b"",
     ) -> None:
-        self.route, self.form, self.refusal = route, form, refusal
+        self.route, self.form, self.refusal, self.caller = route, form, refusal, caller
         self.content_length, self.deadline_s = content_length, deadline_s
         self.closes = closes or (refusal is not None and refusal.closes)
         self.is_head, self.says_keep_alive = is_head, says_keep_alive
@@ -123,15 +130,26 @@ class Heads:
         self._known_bytes = 0
         self._known_max, self._known_bytes_max = known_max, known_bytes_max
         self._tokens_version = 0
-        self.too_large = HttpRefusal(
-            413, "invalid_argument", f"body must be at most {settings.body_bytes_max} bytes", closes=True
-        )
+        # The limits of the body, and the refusals of a larger one: of a single payment, and of anything else.
+        sizes = (min(REQUEST_BYTES_MAX, settings.body_bytes_max), settings.body_bytes_max)
+        self._bodies = [
+            (size, HttpRefusal(413, "invalid_argument", f"body must be at most {size} bytes", closes=True))
+            for size in sizes
+        ]
         self.head_too_large = HttpRefusal(
             431,
             "invalid_argument",
             f"at most {settings.header_count_max} headers and {settings.head_bytes_max} bytes of head",
             closes=True,
         )
+
+    def body_bytes_max(self, route: Route | None) -> int:
+        """Returns the size of the largest body that a route takes."""
+        return self._bodies[not _is_of_one_payment(route)][0]
+
+    def too_large(self, route: Route | None) -> HttpRefusal:
+        """Returns the refusal of a body that is larger than that."""
+        return self._bodies[not _is_of_one_payment(route)][1]
 
     @property
     def known_count(self) -> int:
@@ -183,11 +201,12 @@ class Heads:
         content_length = int(headers.get(b"content-length", b"0"))
         form = format_of(headers.get(b"content-type", b"")) if fields.method == b"POST" else JSON
         refusal = _protocol_refusal(fields)
+        caller = b"" if self._tokens is None else self._tokens.caller_of(headers.get(b"authorization"))
         deadline_ms = self._deadline_of(headers.get(b"x-deadline-ms"))
-        if refusal is None and content_length > self._settings.body_bytes_max:
-            refusal = self.too_large
+        if refusal is None and content_length > self.body_bytes_max(route):
+            refusal = self.too_large(route)
         if refusal is None:
-            refusal = self._refusal(route, fields, form, deadline_ms)
+            refusal = self._refusal(route, fields, form, deadline_ms, is_known=caller is not None)
         return RequestHead(
             route,
             form=form or JSON,
@@ -197,6 +216,7 @@ class Heads:
             closes=not fields.keeps_alive,
             is_head=fields.method == b"HEAD",
             says_keep_alive=fields.version == "1.0",
+            caller=caller or b"",
         )
 
     def _find_route(self, target: bytes) -> Route | None:
@@ -215,21 +235,25 @@ class Heads:
         return min(int(value), self._deadline_ms)
 
     def _refusal(
-        self, route: Route | None, fields: HeadFields, form: Format | None, deadline_ms: int | None
+        self, route: Route | None, fields: HeadFields, form: Format | None, deadline_ms: int | None, *, is_known: bool
     ) -> HttpRefusal | None:
-        """Returns the refusal of a request that keeps to the protocol, or None."""
+        """Returns the refusal of a request that keeps to the protocol, or None. `is_known`: the caller's token is."""
         headers = fields.headers
         if route is None:
             return refused.NOT_FOUND
         if fields.method not in route.methods:
             return route.wrong_method
-        if route.needs_token and self._tokens is not None and not self._tokens.allows(headers.get(b"authorization")):
+        if route.needs_token and not is_known:
             return refused.NO_TOKEN
         if form is None or (fields.method == b"POST" and headers.get(b"content-encoding", b"identity") != b"identity"):
             return refused.CONTENT_TYPE
         if deadline_ms is None and route.answer is None:
             return refused.DEADLINE
         return None
+
+
+def _is_of_one_payment(route: Route | None) -> bool:
+    return route is not None and route.answer is None and not route.is_batch
 
 
 def _protocol_refusal(fields: HeadFields) -> HttpRefusal | None:

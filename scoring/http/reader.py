@@ -32,6 +32,28 @@ class RequestSink(Protocol):
         """Take a complete request, or one that is refused. No other follows a head that closes."""
 
 
+class HeldBytes:
+    """Bytes of requests that a worker's HTTP connections hold: bodies that are incomplete, and requests that wait.
+
+    It bounds memory for any number of connections. Bodies of requests that were refused are not kept at all.
+    """
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self.count = 0
+
+    def take(self, size: int) -> bool:
+        """Hold `size` more bytes. Returns False, and holds none of them, when that would be too many."""
+        if self.count + size > self._bytes_max:
+            return False
+        self.count += size
+        return True
+
+    def give_back(self, size: int) -> None:
+        """Hold `size` bytes less."""
+        self.count -= size
+
+
 class _Arriving:
     """One request that the parser has begun and not finished."""
 
@@ -43,6 +65,8 @@ class _Arriving:
         # Bytes received after the read in which the request began, including the overhead of chunks.
         self.wire_bytes = 0
         self.body: bytes | bytearray = b""
+        # The size of the body so far. Nothing of it is kept when the head is refused.
+        self.body_bytes = 0
         self.continue_due = False
         self.upgrades = False
 
@@ -65,8 +89,8 @@ class _RefusedError(Exception):
 class RequestReader:
     """Reads the requests of one connection. The methods `on_*` are the parser's callbacks."""
 
-    def __init__(self, heads: Heads, settings: HttpSettings, taker: RequestSink) -> None:
-        self._heads, self._settings, self._taker = heads, settings, taker
+    def __init__(self, heads: Heads, settings: HttpSettings, taker: RequestSink, held: HeldBytes) -> None:
+        self._heads, self._settings, self._taker, self._held = heads, settings, taker, held
         self._parser = httptools.HttpRequestParser(self)
         # The request that has begun and is not complete.
         self.arriving: _Arriving | None = None
@@ -97,8 +121,14 @@ class RequestReader:
         if self.is_done:
             return
         head = _UNKNOWN if self.arriving is None or self.arriving.head is None else self.arriving.head
-        self.arriving = None
+        self.drop()
         self._hand_on(head.refused(refusal._replace(closes=True)), b"")
+
+    def drop(self) -> None:
+        """Forget the request that is arriving."""
+        if self.arriving is not None:
+            self._held.give_back(len(self.arriving.body))
+            self.arriving = None
 
     def takes_continue(self) -> bool:
         """Whether the caller waits for "100 Continue" before sending the body. Returns True only once per request."""
@@ -142,7 +172,7 @@ class RequestReader:
         head_bytes = data[start:end]
         self._parse(head_bytes)
         arriving = self.arriving
-        if arriving is None or arriving.head is None or arriving.body or not self._is_ordinary(arriving):
+        if arriving is None or arriving.head is None or arriving.body_bytes or not self._is_ordinary(arriving):
             return end
         self._heads.learn(head_bytes, arriving.head)
         following = end + arriving.head.content_length
@@ -183,7 +213,7 @@ class RequestReader:
         if arriving.head is None and arriving.wire_bytes > settings.head_bytes_max:
             self.refuse(self._heads.head_too_large)
         elif arriving.wire_bytes > settings.head_bytes_max + 2 * settings.body_bytes_max:
-            self.refuse(self._heads.too_large)
+            self.refuse(self._heads.too_large(None))
 
     # The parser's side
 
@@ -224,8 +254,15 @@ class RequestReader:
     def on_body(self, part: bytes) -> None:
         arriving = self._current
         arriving.continue_due = False
-        if len(arriving.body) + len(part) > self._settings.body_bytes_max:
-            raise _RefusedError(self._heads.too_large)
+        head = arriving.head
+        assert head is not None, "a body follows its head"
+        arriving.body_bytes += len(part)
+        if arriving.body_bytes > self._heads.body_bytes_max(head.route):
+            raise _RefusedError(self._heads.too_large(head.route))
+        if head.refusal is not None:
+            return
+        if not self._held.take(len(part)):
+            raise _RefusedError(refused.NO_ROOM)
         if not arriving.body:
             arriving.body = part
         else:
@@ -238,7 +275,7 @@ class RequestReader:
         arriving = self._current
         if arriving.upgrades:
             return  # the parser takes the rest for another protocol; see _parse
-        self.arriving = None
+        self.drop()
         if not self.is_done:
             assert arriving.head is not None, "a message has a head"
             self._hand_on(arriving.head, bytes(arriving.body))

@@ -19,8 +19,11 @@ class HttpSettings:
     # A path to listen on beside the port, for callers on this host; empty for none. Never with TLS.
     unix_socket: str = ""
     backlog: int = 1024
-    # Per worker. Each may hold a body, so this times `body_bytes_max` bounds the memory.
+    # Per worker. When it is reached, the oldest connection that has sent no payment gives way to a new one.
     connections_max: int = 1024
+    # Per worker: bytes of bodies that are incomplete, and of requests that wait behind others of their connection. It
+    # bounds memory for any number of connections.
+    arriving_bytes_max: int = 64 * 1024 * 1024
     # Enough for a batch of 256 requests, each a few times larger than usual.
     body_bytes_max: int = 512 * 1024
     head_bytes_max: int = 16 * 1024

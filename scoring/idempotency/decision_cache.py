@@ -1,4 +1,4 @@
-"""Gives a repeated payment the decision it got before. The payment id is the idempotency key.
+"""Gives a repeated payment the decision it got before. Caller and payment id together are the idempotency key.
 
     worker 0   claim(p1): won ─► place ─► append to the outbox ─► settle ─► answer "approve"
     worker 1   claim(p1): found, settled ─► read the record in worker 0's outbox ─► answer "approve"
@@ -12,6 +12,8 @@ a claim, see scoring/idempotency/claim_table.py.
 2. `place`: the worker notes in each slot where in its outbox the record will begin. It appends the records in one
    write, notes in the slots that they are there (`settle`), and answers. If the outbox refuses, the worker gives the
    claims back (`release`).
+   A payment of a caller with a name is claimed under `key_of(caller, id)`, so two callers may use the same id. Without
+   names the key is the id.
 3. If a claim is found settled, the slot names the record. The decision in the record is the answer. If the record has
    another card, merchant, amount or currency, the id was used for another payment, and the request is refused.
 4. If a claim is found unsettled and its worker lives, the decision is in progress: the batcher asks again.
@@ -220,7 +222,9 @@ class DecisionCache:
         if count >= len(self._int64s):
             self._grow(2 * count)
         now_s = now_ms // 1000
-        self._int64s[count].pack_into(self._tags, 0, *map(tag_of, payments.ids))
+        callers = payments.callers
+        keys = map(key_of, callers, payments.ids) if any(callers) else payments.ids
+        self._int64s[count].pack_into(self._tags, 0, *map(tag_of, keys))
         won = claims.claim_bound(self._frame_at, count, self._owner | now_s, now_s, self._window_s)
         slots = self._slots[: 8 * count].cast("q").tolist()
         if won == count:
@@ -272,7 +276,7 @@ class DecisionCache:
         slot = result & ~claims.FOUND
         if slot in before:
             return self._repeated(index, before.index(slot), payments)
-        claim = self._look_up(slot, payments[index], now_s)
+        claim = self._look_up(slot, payments[index], payments.callers[index], now_s)
         if isinstance(claim, OutboxEntry):
             self._metrics.repeated.add(1)
         elif claim is ClaimConflict.IN_FLIGHT:
@@ -283,7 +287,7 @@ class DecisionCache:
 
     def _repeated(self, index: int, earlier: int, payments: CheckedPayments) -> Claim:
         """Returns the result for a payment whose tag an earlier payment of the same chunk has won."""
-        if payments.ids[earlier] != payments.ids[index]:
+        if (payments.callers[earlier], payments.ids[earlier]) != (payments.callers[index], payments.ids[index]):
             self._metrics.collisions.add(1)
             return UNREMEMBERED
         if _is_other(payments[earlier], payments[index]):
@@ -292,7 +296,7 @@ class DecisionCache:
         self._metrics.repeated.add(1)
         return Repeat(earlier)
 
-    def _look_up(self, slot: int, request: ScoreRequest, now_s: int) -> Claim:
+    def _look_up(self, slot: int, request: ScoreRequest, caller: bytes, now_s: int) -> Claim:
         word, position = self._load(slot + claims.WORDS), self._load(slot + claims.POSITIONS) - 1
         if self._load(slot + claims.WORDS) != word or word == 0:
             return ClaimConflict.IN_FLIGHT
@@ -305,9 +309,12 @@ class DecisionCache:
             entry = self._entry(worker, position)
         except OutboxUnavailable:
             return ClaimConflict.IN_FLIGHT
-        if entry is not None and entry.request.payment_id == request.payment_id:
+        if entry is None:
+            return self._take_over(slot, word, now_s)
+        found = entry.caller.encode(), entry.request.payment_id.encode()
+        if found == (caller, request.payment_id.encode()):
             return ClaimConflict.OTHER_PAYMENT if _is_other(entry.request, request) else entry
-        if entry is not None and tag_of(entry.request.payment_id.encode()) == self._load(slot):
+        if tag_of(key_of(*found)) == self._load(slot):
             self._metrics.collisions.add(1)
             return UNREMEMBERED
         return self._take_over(slot, word, now_s)
@@ -367,9 +374,14 @@ class DecisionCache:
         return int(claims.load(self._table, position))
 
 
-def tag_of(payment_id: bytes) -> int:
-    """Returns the id's 64-bit hash as an int64, never 0."""
-    tag: int = xxh3_64_intdigest(payment_id) or 1
+def key_of(caller: bytes, payment_id: bytes) -> bytes:
+    """Returns the idempotency key of a caller's payment. Without a caller's name it is the id."""
+    return caller + b"\0" + payment_id if caller else payment_id
+
+
+def tag_of(key: bytes) -> int:
+    """Returns the key's 64-bit hash as an int64, never 0."""
+    tag: int = xxh3_64_intdigest(key) or 1
     return tag - 2 * _LARGEST_I64 if tag >= _LARGEST_I64 else tag
 
 

@@ -27,6 +27,7 @@ STAGE_SECONDS_BOUNDS = (
     *(0.001, 0.003, 0.01, 0.04),
 )
 _TIMED_EVERY = 16
+READY_METRIC = "paywarden_scoring_ready"
 ACTIONS = ("approve", "review", "decline")
 
 
@@ -47,11 +48,32 @@ class RouteMetrics:
 
 
 @dataclass(frozen=True)
+class ConnectionMetrics:
+    """Counts what happens at the limit of connections."""
+
+    evicted: Counter
+    refused: Counter
+
+    @classmethod
+    def declare(cls, registry: Registry, protocol: str) -> ConnectionMetrics:
+        """Declare the metrics of one front; `protocol` is "http" or "grpc"."""
+
+        def counter(name: str, help_text: str) -> Counter:
+            return registry.counter(f"paywarden_connections_{name}_total", help_text, ("protocol",), (protocol,))
+
+        return cls(
+            evicted=counter("evicted", "Connections that had sent no payment, closed to make room for a new one."),
+            refused=counter("refused", "Connections refused: connections_max are open and all have sent payments."),
+        )
+
+
+@dataclass(frozen=True)
 class HttpMetrics:
     """Metric handles of the HTTP front. The route "none" counts requests without a known route."""
 
     requests: Mapping[tuple[str, int], Counter]
     seconds: Mapping[str, Histogram]
+    connections: ConnectionMetrics
 
     @classmethod
     def declare(cls, registry: Registry) -> HttpMetrics:
@@ -72,7 +94,7 @@ class HttpMetrics:
             )
             for route in ("score", "score_batch")
         }
-        return cls(counted, seconds)
+        return cls(counted, seconds, ConnectionMetrics.declare(registry, "http"))
 
     def of_route(self, route: str) -> RouteMetrics:
         """Returns the handles of one of ROUTES."""
@@ -121,6 +143,11 @@ class ScoringMetrics:
             ),
             score=registry.histogram("paywarden_score", "Scores given.", bounds=SCORE_BOUNDS),
         )
+
+
+def ready_gauge(registry: Registry) -> Gauge:
+    """Declare whether a worker is ready. Shown for a host, it is 1 while any worker is."""
+    return registry.gauge(READY_METRIC, "Whether any worker of the host is ready to answer payments.", scale=1)
 
 
 class StageTimes:

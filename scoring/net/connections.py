@@ -1,4 +1,11 @@
-"""Keeps the open connections of a front, up to a limit, and ends them when the front stops."""
+"""Keeps the open connections of a front, up to a limit, and ends them when the front stops.
+
+    front full, 1,024 open:   proven 900 │ never sent a payment 124, oldest first ─► the oldest gives way to a new one
+                              proven 1,024                                        ─► the new one is refused
+
+A connection is *proven* when it has sent a payment that may be scored. Connections that say nothing, or only ask for
+health, cannot keep others out: the oldest of them is aborted when a new one comes and the front is full.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +13,8 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import Generic, Protocol, TypeVar
+
+from paywarden.scoring.metrics.worker import ConnectionMetrics
 
 
 class Abortable(Protocol):
@@ -21,24 +30,38 @@ _Connection = TypeVar("_Connection", bound=Abortable)
 class Connections(Generic[_Connection]):
     """The open connections, at most `count_max`. Connections may end while a caller iterates over them."""
 
-    def __init__(self, count_max: int) -> None:
-        self._count_max = count_max
+    def __init__(self, count_max: int, metrics: ConnectionMetrics) -> None:
+        self._count_max, self._metrics = count_max, metrics
         self._open: set[_Connection] = set()
+        # Those that are not proven, the oldest first.
+        self._unproven: dict[_Connection, None] = {}
         self._all_closed = asyncio.Event()
 
     def __iter__(self) -> Iterator[_Connection]:
         return iter(list(self._open))
 
     def admit(self, connection: _Connection) -> bool:
-        """Register a connection until `forget`. Returns False when `count_max` are open."""
+        """Register a connection until `forget`. Returns False when `count_max` are open and all of them are proven."""
         if len(self._open) >= self._count_max:
-            return False
+            oldest = next(iter(self._unproven), None)
+            if oldest is None:
+                self._metrics.refused.add(1)
+                return False
+            self._metrics.evicted.add(1)
+            self.forget(oldest)
+            oldest.abort()
         self._open.add(connection)
+        self._unproven[connection] = None
         return True
+
+    def prove(self, connection: _Connection) -> None:
+        """Note that a connection has sent a payment that may be scored: it gives way to no other."""
+        self._unproven.pop(connection, None)
 
     def forget(self, connection: _Connection) -> None:
         """Remove a connection that has ended."""
         self._open.discard(connection)
+        self._unproven.pop(connection, None)
         if not self._open:
             self._all_closed.set()
 

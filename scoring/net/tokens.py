@@ -1,8 +1,12 @@
 """Decides which callers may ask for scores: bearer tokens from a file that can be replaced while the server runs.
 
-    # one token per line, with or without a name; this is a comment
+    # one token per line, with or without the caller's name; this is a comment
     checkout:Zk3nD0e8Qw7xT5bR
+    checkout:3hB7kWq0aLx9sVtY
     9fQ2mL6vX1cJ4hYs
+
+Two tokens of one name are one caller, so a token can be replaced without a gap. A token without a name gets one that is
+made of a hash of it, such as token-4e1f09aa. A caller's name is in every decision (scoring/net/caller_names.py).
 
 A token has at least 16 of the characters that RFC 6750 allows, so it never holds a colon. The server keeps only the
 hashes of tokens.
@@ -20,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paywarden.schemas.errors import Misconfigured
+from paywarden.scoring.net.caller_names import NAME_BYTES_MAX, is_name
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +51,7 @@ class Tokens:
         """Raises Misconfigured naming the file and the line, but never its content."""
         self._path = Path(path)
         self._state: _State | None
-        self._digests, self._state = _read(self._path)
+        self._callers, self._state = _read(self._path)
         self.version = 0
         # Why the file as it is now is not in use, and whether it could not even be read.
         self._problem, self._is_unread = "", False
@@ -54,15 +59,19 @@ class Tokens:
     def __repr__(self) -> str:
         return f"Tokens({str(self._path)!r})"
 
-    def allows(self, authorization: bytes | None) -> bool:
-        """Whether an Authorization header holds one of the tokens. The time it takes does not depend on which one."""
+    def caller_of(self, authorization: bytes | None) -> bytes | None:
+        """Returns the name of the caller whose token an Authorization header holds; None when it holds none of them.
+
+        The time it takes does not depend on which token it is.
+        """
         if authorization is None or authorization[: len(_SCHEME)].lower() != _SCHEME:
-            return False
+            return None
         digest = hashlib.sha256(authorization[len(_SCHEME) :].strip(b" ")).digest()
-        is_allowed = False
-        for known in self._digests:
-            is_allowed |= hmac.compare_digest(known, digest)
-        return is_allowed
+        caller = None
+        for known, name in self._callers:
+            if hmac.compare_digest(known, digest):
+                caller = name
+        return caller
 
     def refresh(self) -> bool:
         """Read the file again if it has changed. If it cannot be used, log one line and keep the old tokens.
@@ -77,7 +86,7 @@ class Tokens:
         # Noted even if the content cannot be used, so that the log has one line per change.
         self._state = state
         try:
-            self._digests, self._state = _read(self._path)
+            self._callers, self._state = _read(self._path)
         except Misconfigured as error:
             self._is_unread = isinstance(error.__cause__, OSError)
             if is_new or str(error) != self._problem:
@@ -86,7 +95,7 @@ class Tokens:
             return False
         self._problem, self._is_unread = "", False
         self.version += 1
-        _log.info("the tokens in %s have changed: there are %d", self._path, len(self._digests))
+        _log.info("the tokens in %s have changed: there are %d", self._path, len(self._callers))
         return True
 
 
@@ -104,7 +113,11 @@ def _as_state(status: os.stat_result) -> _State:
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _read(path: Path) -> tuple[tuple[bytes, ...], _State]:
+# The hash of each token with its caller's name.
+_Callers = tuple[tuple[bytes, bytes], ...]
+
+
+def _read(path: Path) -> tuple[_Callers, _State]:
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
@@ -119,20 +132,31 @@ def _read(path: Path) -> tuple[tuple[bytes, ...], _State]:
         lines = content.decode("ascii").splitlines()
     except UnicodeDecodeError:
         raise Misconfigured(f"[auth] tokens_file: {path} is not ASCII text") from None
-    return _digests(path, lines), _as_state(status)
+    return _callers(path, lines), _as_state(status)
 
 
-def _digests(path: Path, lines: list[str]) -> tuple[bytes, ...]:
-    digests = []
+def _callers(path: Path, lines: list[str]) -> _Callers:
+    callers = []
     for number, line in enumerate(map(str.strip, lines), start=1):
         if not line or line.startswith("#"):
             continue
-        token = line.rpartition(":")[2].strip()
+        name, _, token = (part.strip() for part in line.rpartition(":"))
         if _TOKEN.fullmatch(token) is None:
             raise Misconfigured(
                 f"[auth] tokens_file: {path}, line {number}: wanted a token of 16 or more of A-Z a-z 0-9 . _ ~ + / -"
             )
-        digests.append(hashlib.sha256(token.encode()).digest())
-    if not digests:
+        if name and not is_name(name):
+            raise Misconfigured(
+                f"[auth] tokens_file: {path}, line {number}: wanted a caller's name of at most {NAME_BYTES_MAX} "
+                "printable characters"
+            )
+        callers.append((hashlib.sha256(token.encode()).digest(), (name or _unnamed(token)).encode()))
+    if not callers:
         raise Misconfigured(f"[auth] tokens_file: {path} has no token")
-    return tuple(digests)
+    return tuple(callers)
+
+
+def _unnamed(token: str) -> str:
+    """Returns the name of a caller whose token has none. It stays the same wherever the token's line moves."""
+    # Not the hash that is compared; 32 of its bits tell tokens apart and give away nothing of 16 random characters.
+    return "token-" + hashlib.sha256(b"caller:" + token.encode()).hexdigest()[:8]

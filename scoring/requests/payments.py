@@ -17,14 +17,17 @@ class CheckedPayments:
     - `keys`: the store keys of all entities, payment by payment; an empty key where the payment has no such entity.
       With the entities card and device: [b"card:c1", b"device:d1", b"card:c2", b""].
     - `rows`: the attributes, shape (payments, ATTRIBUTE_COUNT), int64.
+    - `callers`: the name of each payment's caller in UTF-8; empty when callers have no names.
     """
 
-    __slots__ = ("_entities", "bodies", "ids", "keys", "rows")
+    __slots__ = ("_entities", "bodies", "callers", "ids", "keys", "rows")
 
     def __init__(
         self, bodies: Sequence[bytes], ids: Sequence[bytes], keys: Sequence[bytes], rows: NDArray[np.int64]
     ) -> None:
         self.bodies, self.ids, self.keys, self.rows = bodies, ids, keys, rows
+        # Requests do not say who sends them: the batcher, which knows, sets the names.
+        self.callers: Sequence[bytes] = [b""] * len(bodies)
         self._entities = len(keys) // len(bodies) if bodies else 0
 
     def __len__(self) -> int:
@@ -40,12 +43,14 @@ class CheckedPayments:
     def chosen(self, indexes: Sequence[int]) -> CheckedPayments:
         """Returns the payments at `indexes`, which must ascend."""
         entities = self._entities
-        return CheckedPayments(
+        chosen = CheckedPayments(
             [self.bodies[index] for index in indexes],
             [self.ids[index] for index in indexes],
             [key for index in indexes for key in self.keys[index * entities : (index + 1) * entities]],
             self.rows[list(indexes)],
         )
+        chosen.callers = [self.callers[index] for index in indexes]
+        return chosen
 
 
 def joined(parts: Sequence[CheckedPayments]) -> CheckedPayments:

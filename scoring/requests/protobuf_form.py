@@ -13,7 +13,7 @@ from paywarden.schemas.errors import InvalidEvent
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.schemas.proto.split_pb2 import SplitBatchRequest, SplitBatchResponse
 from paywarden.scoring.requests.format import Format
-from paywarden.scoring.requests.validation import check_batch_size
+from paywarden.scoring.requests.validation import REQUEST_BYTES_MAX, RequestTooLarge, check_batch_size
 
 
 def parse(body: bytes) -> ScoreRequest:
@@ -40,7 +40,10 @@ def _split_protobuf_batch(body: bytes, size_max: int) -> Sequence[bytes]:
     except DecodeError:
         raise InvalidEvent("not a protobuf paywarden.scoring.v1.ScoreBatchRequest") from None
     check_batch_size(len(batch.requests), size_max)
-    return list(batch.requests)
+    requests = list(batch.requests)
+    if max(map(len, requests)) > REQUEST_BYTES_MAX:
+        raise RequestTooLarge(index=next(i for i, one in enumerate(requests) if len(one) > REQUEST_BYTES_MAX))
+    return requests
 
 
 def _join_protobuf_batch(responses: Sequence[bytes]) -> bytes:

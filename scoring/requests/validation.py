@@ -30,6 +30,17 @@ from paywarden.schemas.payment_fields import (
 )
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 
+# The largest request of one payment. The longest values of all fields take 2 kB; the rest is room for fields of newer
+# clients, and for white space in JSON.
+REQUEST_BYTES_MAX = 128 * 1024
+
+
+class RequestTooLarge(InvalidEvent):
+    """A request of a batch is larger than REQUEST_BYTES_MAX: 413, or RESOURCE_EXHAUSTED as gRPC has it."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__(f"must be at most {REQUEST_BYTES_MAX} bytes", field=field_in_batch(index, ""))
+
 
 @dataclass(frozen=True)
 class RequestLimits:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +49,9 @@ class ServerContext:
     busy_poll: BusyPoll
     # 0: no worker is taken for hung.
     hang_timeout_s: int = 10
+    # Where the admin process serves health and metrics (scoring/server/admin.py). 0 takes a free port.
+    admin_host: str = "127.0.0.1"
+    admin_port: int = 0
 
     @property
     def has_tls(self) -> bool:
@@ -65,10 +69,25 @@ class ServerContext:
 
 
 @dataclass(frozen=True)
+class Demand:
+    """A pipe through which workers ask the admin process for the metrics. Neither end blocks."""
+
+    read_fd: int
+    write_fd: int
+
+    def drain(self) -> None:
+        """Read what the workers have written."""
+        with suppress(BlockingIOError):
+            os.read(self.read_fd, 65536)
+
+
+@dataclass(frozen=True)
 class Endpoints:
     """The reserved ports, the listening sockets, and the tokens and certificates that callers need."""
 
     http_port: int
+    admin_port: int
+    demand: Demand
     http_unix: socket.socket | None
     # None when gRPC is not served.
     grpc_port: int | None
@@ -84,12 +103,12 @@ class Endpoints:
             self.tls.refresh()
 
     def addresses(self, host: ServerContext) -> list[str]:
-        """Returns the URLs of the ports, HTTP first."""
+        """Returns the URLs of the ports: HTTP, gRPC if it is served, and the admin port with its name before it."""
         letter = "" if self.tls is None else "s"
         urls = [f"http{letter}://{host.http.host}:{self.http_port}"]
         if self.grpc_port is not None:
             urls.append(f"grpc{letter}://{host.grpc.host}:{self.grpc_port}")
-        return urls
+        return [*urls, f"admin http://{host.admin_host}:{self.admin_port}"]
 
 
 @contextmanager
@@ -104,11 +123,32 @@ def open_endpoints(host: ServerContext) -> Iterator[Endpoints]:
     with (
         reserve_port(http.host, http.port) as http_held,
         reserve_port(grpc.host, grpc.port) if grpc.enabled else nullcontext() as grpc_held,
+        reserve_port(host.admin_host, host.admin_port) as admin_held,
+        _demand() as demand,
         unix_listener(http.unix_socket, backlog=http.backlog) if http.unix_socket else nullcontext() as http_unix,
         _grpc_unix(grpc) as grpc_unix,
     ):
         grpc_port = None if grpc_held is None else grpc_held.getsockname()[1]
-        yield Endpoints(http_held.getsockname()[1], http_unix, grpc_port, grpc_unix, tokens, tls)
+        yield Endpoints(
+            http_port=http_held.getsockname()[1],
+            admin_port=admin_held.getsockname()[1],
+            demand=demand,
+            http_unix=http_unix,
+            grpc_port=grpc_port,
+            grpc_unix=grpc_unix,
+            tokens=tokens,
+            tls=tls,
+        )
+
+
+@contextmanager
+def _demand() -> Iterator[Demand]:
+    read_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        yield Demand(read_fd, write_fd)
+    finally:
+        os.close(read_fd)
+        os.close(write_fd)
 
 
 @contextmanager

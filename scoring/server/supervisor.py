@@ -1,7 +1,8 @@
 """Runs a scoring host: a parent process that reserves the ports and keeps N worker processes alive.
 
-    parent   checks settings, compiles, loads the bundles, reserves ports ─ fork ─► worker 0, worker 1, …
+    parent   checks settings, compiles, loads the bundles, reserves ports ─ fork ─► worker 0, worker 1, …, admin
     worker   scoring/server/worker.py
+    admin    scoring/server/admin.py: health and metrics; to the parent it is one more worker
 
 1. The parent imports and warms up everything before it forks. A worker therefore starts in milliseconds, and shares
    the parent's memory (copy-on-write).
@@ -31,6 +32,7 @@ from paywarden.scoring.engine import records
 from paywarden.scoring.idempotency import decision_cache as answered
 from paywarden.scoring.metrics.shared import Counter, Registry
 from paywarden.scoring.requests import fast_requests
+from paywarden.scoring.server.admin import admin_main
 from paywarden.scoring.server.context import ServerContext, open_endpoints
 from paywarden.scoring.server.descriptors import secure_descriptors
 from paywarden.scoring.server.heartbeat import LOOK_S, HangDetector, Heartbeats
@@ -97,9 +99,17 @@ def serve(host: ServerContext, worker_count: int, *, announce: Callable[[Sequenc
         records.warm_up()
         answered.prepare(host.answered)
         parent = os.getpid()
+
+        def work(number: int, beat: Callable[[], None]) -> int:
+            if number == worker_count:
+                return admin_main(host, endpoints, parent, beat)
+            return worker_main(host, number, endpoints, parent, beat)
+
         supervisor = Supervisor(
-            worker_count,
-            lambda worker, beat: worker_main(host, worker, endpoints, parent, beat),
+            # The last one serves health and metrics.
+            worker_count + 1,
+            work,
+            name_of=lambda number: "the admin process" if number == worker_count else f"worker {number}",
             stop_s=_stop_s(host),
             hang_timeout_s=host.hang_timeout_s,
             metrics=metrics,
@@ -156,9 +166,11 @@ class Supervisor:
         hang_timeout_s: float,
         metrics: SupervisorMetrics,
         fork: Callable[[], int] = os.fork,
+        name_of: Callable[[int], str] = "worker {}".format,
     ) -> None:
         """`stop_s` is what all workers together have for a stop. `hang_timeout_s` 0: no worker is taken for hung."""
         self._work, self._stop_s, self._metrics, self._fork = work, stop_s, metrics, fork
+        self._name_of = name_of
         self._hang_timeout_s = hang_timeout_s
         self._hearts = Heartbeats(worker_count)
         self._workers = [_Worker(number, HangDetector(hang_timeout_s)) for number in range(worker_count)]
@@ -227,7 +239,7 @@ class Supervisor:
         """Try a fork that failed again later."""
         self._metrics.fork_failures.add(1)
         if worker.fork_trouble != (trouble := error.strerror or str(error)):
-            _log.error("worker %d cannot be forked, which is tried again: %s", worker.number, trouble)
+            _log.error("%s cannot be forked, which is tried again: %s", self._name_of(worker.number), trouble)
         worker.fork_trouble = trouble
         self._pause(worker)
 
@@ -244,7 +256,8 @@ class Supervisor:
         self._look_at = now + LOOK_S
         for worker in self._workers:
             if worker.pid and not worker.is_hung and worker.hangs.look(self._hearts.count(worker.number)):
-                _log.error("worker %d has not turned for %g s: killing it", worker.number, self._hang_timeout_s)
+                name = self._name_of(worker.number)
+                _log.error("%s has not turned for %g s: killing it", name, self._hang_timeout_s)
                 worker.is_hung = True
                 os.kill(worker.pid, signal.SIGKILL)
 
@@ -272,13 +285,13 @@ class Supervisor:
     def _note_end(self, worker: _Worker, code: int) -> None:
         if self._stopping:
             if code == BUG:
-                self._failure = f"a bug ended worker {worker.number} while it stopped"
+                self._failure = f"a bug ended {self._name_of(worker.number)} while it stopped"
             return
         if time.monotonic() - worker.started > _HEALTHY_AFTER_S:
             worker.pause_s = _RESTART_FIRST_S
         self._metrics.restarts[_reason(worker, code)].add(1)
         pause_s = self._pause(worker)
-        _log.error("worker %d ended with %d; starting it again in %.1f s", worker.number, code, pause_s)
+        _log.error("%s ended with %d; starting it again in %.1f s", self._name_of(worker.number), code, pause_s)
 
     def _end_all(self) -> None:
         self._signal_all(signal.SIGTERM)

@@ -17,7 +17,7 @@ from paywarden.scoring.metrics.shared import Counter, Registry
 
 _log = logging.getLogger(__name__)
 
-STEPS = ("mirror", "tokens", "certificate", "outbox", "unshipped")
+STEPS = ("mirror", "tokens", "certificate", "outbox", "unshipped", "ready")
 _ROUND_S = 0.5
 
 

@@ -36,8 +36,9 @@ from paywarden.scoring.grpc.metrics import GrpcMetrics
 from paywarden.scoring.http.front import HttpServer
 from paywarden.scoring.idempotency.decision_cache import DecisionCache, DecisionCacheMetrics, worker_name
 from paywarden.scoring.metrics.model import ModelMetrics
-from paywarden.scoring.metrics.shared import Registry, render
-from paywarden.scoring.metrics.worker import GarbagePauses, HttpMetrics, ScoringMetrics, StageTimes
+from paywarden.scoring.metrics.rendered import SharedRendering
+from paywarden.scoring.metrics.shared import Gauge, Registry
+from paywarden.scoring.metrics.worker import GarbagePauses, HttpMetrics, ScoringMetrics, StageTimes, ready_gauge
 from paywarden.scoring.net.listeners import open_listener
 from paywarden.scoring.net.tls import Tls
 from paywarden.scoring.requests.decoder import RequestDecoder
@@ -87,6 +88,7 @@ async def _work(host: ServerContext, worker: int, gate: Endpoints, parent: int, 
     model_metrics = ModelMetrics.declare(registry)
     answered_metrics, outbox_metrics = DecisionCacheMetrics.declare(registry), OutboxMetrics.declare(registry)
     watch_failures = declare_failures(registry)
+    ready = ready_gauge(registry)
     registry.open(host.metrics_directory, name)
     outbox = OutboxWriter(host.outbox, name, outbox_metrics)
     # After the outbox, whose lock ensures that an earlier process of this worker appends nothing more.
@@ -107,12 +109,12 @@ async def _work(host: ServerContext, worker: int, gate: Endpoints, parent: int, 
         batcher,
         host.http,
         metrics=http_metrics,
-        metrics_text=lambda: render(host.metrics_directory),
+        metrics_text=SharedRendering(host.metrics_directory, gate.demand.write_fd).text,
         tokens=gate.tokens,
         metrics_need_token=host.auth.metrics_need_token,
     )
-    authorise = None if gate.tokens is None else gate.tokens.allows
-    grpc = GrpcServer(batcher, settings=host.grpc, metrics=grpc_metrics, authorise=authorise)
+    caller_of = None if gate.tokens is None else gate.tokens.caller_of
+    grpc = GrpcServer(batcher, settings=host.grpc, metrics=grpc_metrics, caller_of=caller_of)
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -125,7 +127,7 @@ async def _work(host: ServerContext, worker: int, gate: Endpoints, parent: int, 
     gc.freeze()
     pauses.watch()
     _log.info("%s listens on %s", name, " ".join(gate.addresses(host)))
-    watch = asyncio.create_task(Watch(_steps(scorer, outbox, gate, parent), watch_failures, beat).run())
+    watch = asyncio.create_task(Watch(_steps(scorer, outbox, gate, parent, ready), watch_failures, beat).run())
     watch.add_done_callback(lambda _: stopped.set())
     await stopped.wait()
     # Stop both at once, so that neither takes calls while the other finishes. The heart goes on beating.
@@ -133,6 +135,7 @@ async def _work(host: ServerContext, worker: int, gate: Endpoints, parent: int, 
     watch.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await watch
+    ready.set(0)
     table.close()
     outbox.close()
     pauses.forget()
@@ -151,7 +154,7 @@ async def _listen(http: Front, grpc: Front, host: ServerContext, gate: Endpoints
 
 
 def _steps(
-    scorer: PaymentScorer, outbox: OutboxWriter, gate: Endpoints, parent: int
+    scorer: PaymentScorer, outbox: OutboxWriter, gate: Endpoints, parent: int, ready: Gauge
 ) -> Mapping[str, Callable[[], object]]:
     """Returns what the watch does in each round. That there is no mirror yet is no failure."""
     return {
@@ -160,6 +163,7 @@ def _steps(
         "certificate": lambda: gate.tls is None or gate.tls.refresh(),
         "outbox": lambda: _look_after(outbox, parent),
         "unshipped": outbox.note_unshipped,
+        "ready": lambda: ready.set(not scorer.readiness()),
     }
 
 

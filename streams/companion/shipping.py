@@ -372,4 +372,5 @@ def decision_of(entry: OutboxEntry, variant: str = "") -> dict[str, Any]:
         "vector": entry.vector,
         "profile_age_ms": response.profile_age_ms if response.HasField("profile_age_ms") else None,
         "variant": variant,
+        "caller": entry.caller,
     }

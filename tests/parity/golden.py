@@ -151,7 +151,7 @@ def _outbox_frames() -> list[str]:
         bodies = [bytes(place % 251 for place in range(size)) for size in sizes]
         ids = [f"payment-{'x' * (size % 140)}".encode() for size in sizes]
         numbers = [kept, own, kept][: len(sizes)]
-        written = writer.write(bodies, ids, [0.25, None, 0.0][: len(sizes)], numbers, age_ms, NOW_MS)
+        written = writer.write(bodies, ids, [b""] * len(ids), [0.25, None, 0.0][: len(sizes)], numbers, age_ms, NOW_MS)
         small = len(written.frames) < 2000
         found += [written.frames.hex() if small else _hash(written.frames), _hash(b"".join(written.responses))]
     return found

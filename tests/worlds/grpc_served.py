@@ -36,6 +36,7 @@ class FakeScorer:
         self.refuses: dict[str, Refusal] = {}
         self.missing: list[str] = []
         self.chunks: list[list[str]] = []
+        self.callers: list[bytes] = []
 
     def score_many(
         self,
@@ -45,6 +46,7 @@ class FakeScorer:
     ) -> list[bytes | Refusal]:
         assert now_ms == NOW_MS
         requests = list(payments)
+        self.callers += payments.callers
         self.chunks.append([request.payment_id for request in requests])
         return [
             self.refuses.get(request.payment_id)
@@ -69,7 +71,7 @@ class GrpcServed:
         settings: GrpcSettings,
         *,
         admission: AdmissionSettings = PATIENT,
-        authorise: Callable[[bytes | None], bool] | None = None,
+        caller_of: Callable[[bytes | None], bytes | None] | None = None,
         unix_path: Path | None = None,
         tls: Tls | None = None,
         shared_port: int | None = None,
@@ -83,7 +85,7 @@ class GrpcServed:
             settings=admission,
             now_ms=lambda: NOW_MS,
         )
-        self.server = GrpcServer(self.batcher, settings=settings, metrics=self.metrics, authorise=authorise)
+        self.server = GrpcServer(self.batcher, settings=settings, metrics=self.metrics, caller_of=caller_of)
         self._unix_path, self._tls, self._shared_port = unix_path, tls, shared_port
         self._stop = asyncio.Event()
         self._started: Future[tuple[int, asyncio.AbstractEventLoop]] = Future()

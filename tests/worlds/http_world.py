@@ -45,6 +45,7 @@ class FakeScorer:
         self.missing: list[str] = []
         self.takes_s = 0.0
         self.seen: list[str] = []
+        self.callers: list[bytes] = []
         self.action = "approve"
 
     def score_many(
@@ -57,6 +58,7 @@ class FakeScorer:
         time.sleep(self.takes_s)
         if self.raises is not None:
             raise self.raises
+        self.callers += payments.callers
         return [self._score(request) for request in payments]
 
     def _score(self, request: ScoreRequest) -> bytes | Refusal:

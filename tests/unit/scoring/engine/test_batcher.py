@@ -8,6 +8,7 @@ import pytest
 
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.schemas.proto.scoring_pb2 import ScoreBatchRequest, ScoreBatchResponse, ScoreRequest, ScoreResponse
+from paywarden.schemas.proto.split_pb2 import SplitBatchRequest
 from paywarden.scoring.engine.batcher import (
     IN_PROGRESS,
     AdmissionSettings,
@@ -74,10 +75,12 @@ class Connection:
 
 
 class AskedCall(Call):
-    def __init__(self, connection: Connection, payload: bytes, deadline: float, *, is_batch: bool) -> None:
+    def __init__(
+        self, connection: Connection, payload: bytes, deadline: float, *, is_batch: bool, caller: bytes = b""
+    ) -> None:
         self.connection, self._to = connection, connection
         self.payload, self.form, self.is_batch = payload, PROTOBUF, is_batch
-        self.arrived, self.deadline, self.cancelled = 100.0, deadline, False
+        self.arrived, self.deadline, self.cancelled, self.caller = 100.0, deadline, False, caller
 
     def answer(self, body: bytes) -> None:
         responses = ScoreBatchResponse.FromString(body).responses if self.is_batch else [ScoreResponse.FromString(body)]
@@ -100,14 +103,21 @@ class World:
         )
         self.connections: list[Connection] = []
 
-    def ask(self, *ids: str, on: Connection | None = None, deadline: float = 100.04, **values: Any) -> AskedCall:
+    def ask(
+        self,
+        *ids: str,
+        on: Connection | None = None,
+        deadline: float = 100.04,
+        caller: bytes = b"",
+        **values: Any,
+    ) -> AskedCall:
         """Submit one call on a new connection; several payments make a batch."""
         connection = on or Connection()
         if on is None:
             self.connections.append(connection)
         requests = [request(payment_id, **values) for payment_id in ids]
         message = ScoreBatchRequest(requests=requests) if len(ids) > 1 else requests[0]
-        call = AskedCall(connection, message.SerializeToString(), deadline, is_batch=len(ids) > 1)
+        call = AskedCall(connection, message.SerializeToString(), deadline, is_batch=len(ids) > 1, caller=caller)
         self.batcher.submit(call)
         return call
 
@@ -364,3 +374,75 @@ def test_one_chunk_in_sixteen_measures_each_stage() -> None:
     world.run(lambda: [world.ask(f"{n}") for n in range(4 * 33)], turns=60)
     counted = {stage: histogram.count for stage, histogram in world.batcher._stages.seconds.items()}
     assert {stage: count for stage, count in counted.items() if count} == {"wait": 8, "parse": 8, "answer": 8}
+
+
+# Callers with names
+
+
+def refused_at_once(world: World) -> int:
+    """Returns how many calls admission has refused. Their front, which is not here, would flush them."""
+    return sum(connection.collected == ["resource_exhausted"] for connection in world.connections)
+
+
+def test_a_noisy_caller_fills_his_share_and_the_other_one_is_admitted() -> None:
+    world = World(queue_payments_max=64, chunk_payments=32)
+
+    def ask() -> None:
+        for number in range(200):
+            world.ask(f"noisy-{number}", caller=b"noisy")
+        world.ask("quiet", caller=b"quiet")
+
+    world.run(ask)
+    assert world.sent[-1] == [["quiet"]]
+    # The whole queue for one caller; the quiet one came only after it was full.
+    assert refused_at_once(world) == 200 - 64
+    # The quiet caller's payment is in the first chunk, behind one round of the noisy one.
+    assert "quiet" in world.scorer.asked[0]
+
+
+def test_with_another_caller_waiting_each_has_half_of_the_limits() -> None:
+    world = World(queue_payments_max=64)
+
+    def ask() -> None:
+        world.ask("quiet", caller=b"quiet")
+        for number in range(200):
+            world.ask(f"noisy-{number}", caller=b"noisy")
+
+    world.run(ask)
+    assert refused_at_once(world) == 200 - 32
+
+
+def test_the_bytes_of_waiting_requests_are_limited() -> None:
+    size = len(request("p-00").SerializeToString())
+    world = World(queue_bytes_max=10 * size)
+    world.run(lambda: [world.ask(f"p-{number:02}") for number in range(12)])
+    assert refused_at_once(world) == 2
+
+
+def test_a_caller_above_his_rate_is_refused_and_others_are_not() -> None:
+    world = World(caller_payments_per_second=5)
+
+    def ask() -> None:
+        for number in range(8):
+            world.ask(f"p-{number}", caller=b"noisy")
+        world.ask("q", caller=b"quiet")
+
+    world.run(ask)
+    assert refused_at_once(world) == 3
+    assert world.sent[-1] == [["q"]]
+
+
+def test_a_request_too_large_for_a_record_is_refused_alone_and_named() -> None:
+    """It used to be an assertion in the writer of records: 500 for the caller, and a bug in the log."""
+    world = World()
+    large = request("p-2").SerializeToString() + b"\xfa\x01" + b"\x80\x80\x09" + b"x" * (9 << 14)
+    batch = SplitBatchRequest(requests=[request("p-1").SerializeToString(), large]).SerializeToString()
+    connection = Connection()
+
+    def ask() -> None:
+        world.ask("p-3")
+        world.batcher.submit(AskedCall(connection, batch, 100.04, is_batch=True))
+
+    world.run(ask)
+    assert world.sent == [[["p-3"]]]
+    assert connection.sent == [["too_large:requests[1]"]]

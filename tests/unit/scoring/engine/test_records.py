@@ -27,6 +27,7 @@ decisions = st.fixed_dictionaries(
     {
         "body": bodies,
         "payment_id": texts.filter(bool),
+        "caller": st.just("") | texts,
         "score": scores,
         "action": st.sampled_from(["approve", "review", "decline"]),
         "reasons": st.lists(texts, max_size=3),
@@ -54,6 +55,7 @@ def expected(one: dict[str, Any], row: int, decision: str, age_ms: int | None, t
         decided_time_ms=time_ms,
         vector=VECTORS[row].tobytes(),
         catalogue_digest=digest,
+        caller=one["caller"],
     )
     return framed(record.SerializeToString())
 
@@ -86,6 +88,7 @@ def test_every_record_of_every_chunk_is_as_protobuf_writes_it(
         written = writer.write(
             [one["body"] for one in chunk],
             [one["payment_id"].encode() for one in chunk],
+            [one["caller"].encode() for one in chunk],
             [one["score"] for one in chunk],
             [each for each in tails if each is not None],
             age_ms,
@@ -107,7 +110,7 @@ def test_no_more_tails_are_kept_than_there_is_room_for() -> None:
     assert kept == [*range(KEPT_TAILS_MAX), None]
     # A chunk still has room for its own tails.
     own = [writer.add_tail(tail("review", ("x" * 5000,), "m", ())) for _ in range(ROWS_MAX)]
-    written = writer.write([b"b"] * ROWS_MAX, [b"i"] * ROWS_MAX, [0.5] * ROWS_MAX, own, 1, TIME_MS)
+    written = writer.write([b"b"] * ROWS_MAX, [b"i"] * ROWS_MAX, [b""] * ROWS_MAX, [0.5] * ROWS_MAX, own, 1, TIME_MS)
     assert {tuple(ScoreResponse.FromString(each).reasons) for each in written.responses} == {("x" * 5000,)}
 
 
@@ -116,4 +119,4 @@ def test_a_request_that_no_record_has_room_for_is_our_mistake() -> None:
     kept = writer.keep_tail(b"")
     assert kept is not None
     with pytest.raises(AssertionError, match="size"):
-        writer.write([b"x" * BODY_BYTES_MAX], [b"i"], [0.5], [kept], None, TIME_MS)
+        writer.write([b"x" * BODY_BYTES_MAX], [b"i"], [b""], [0.5], [kept], None, TIME_MS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -11,10 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from paywarden.schemas.proto.split_pb2 import SplitBatchRequest
 from paywarden.scoring.grpc.messages import frame
 from paywarden.scoring.grpc.settings import LIBRARIES, GrpcSettings
 from tests.services.grpc_raw import (
     ACK,
+    BATCH,
     CONTINUATION,
     DATA,
     END_HEADERS,
@@ -323,3 +326,36 @@ def test_random_bytes_are_no_call(served: GrpcServed) -> None:
             client.socket.shutdown(socket.SHUT_WR)
             client.read_to_end()
     assert served.scorer.scored == []
+
+
+def test_silent_connections_at_the_limit_keep_no_caller_out() -> None:
+    """1,024 of them used to lock out everyone for 300 seconds."""
+    with GrpcServed(GrpcSettings(connections_max=10)) as served, contextlib.ExitStack() as stack:
+        bystander = stack.enter_context(RawClient(served))
+        assert bystander.ask(PAYMENT).status == 0
+        silent = [stack.enter_context(FrameClient(served, opening)) for opening in (b"", PREFACE, GREETING) * 3]
+        newcomer = stack.enter_context(RawClient(served))
+        assert newcomer.ask(PAYMENT).status == 0
+        silent[0].read_to_end()
+        assert bystander.ask(PAYMENT).status == 0
+        assert newcomer.ask(PAYMENT).status == 0
+        assert served.metrics.connections.evicted.value >= 1
+
+
+def test_when_all_have_made_calls_a_new_connection_is_told_to_calm_down() -> None:
+    with GrpcServed(GrpcSettings(connections_max=2)) as served, contextlib.ExitStack() as stack:
+        for _ in range(2):
+            assert stack.enter_context(RawClient(served)).ask(PAYMENT).status == 0
+        late = stack.enter_context(FrameClient(served, b""))
+        late.read_to_end()
+        assert [code for _, code in late.goaways()] == [CALM]
+        assert served.metrics.connections.refused.value == 1
+
+
+def test_a_request_over_128_kib_in_a_batch_is_resource_exhausted_and_named(served: GrpcServed) -> None:
+    large = b"\xfa\x01" + b"\x80\x80\x09" + b"x" * (9 << 14)
+    batch = SplitBatchRequest(requests=[b"", large]).SerializeToString()
+    with RawClient(served) as client:
+        answer = client.ask(batch, call_headers(BATCH))
+        assert answer.status == 8
+        assert answer.message == b"requests[1]: must be at most 131072 bytes"

@@ -305,7 +305,9 @@ def test_calls_of_a_connection_that_is_gone_are_not_scored(served: GrpcServed, c
 
 def test_scoring_and_reflection_need_a_token_but_health_does_not(library: str) -> None:
     with (
-        GrpcServed(GrpcSettings(library=library), authorise=lambda value: value == b"Bearer good") as served,
+        GrpcServed(
+            GrpcSettings(library=library), caller_of=lambda value: b"good" if value == b"Bearer good" else None
+        ) as served,
         RawClient(served) as client,
     ):
         for headers in (call_headers(), [*call_headers(), (b"authorization", b"Bearer bad")], call_headers(REFLECTION)):
@@ -314,6 +316,7 @@ def test_scoring_and_reflection_need_a_token_but_health_does_not(library: str) -
         assert client.ask(PAYMENT, [*call_headers(), (b"authorization", b"Bearer good")]).status == 0
         assert client.ask(b"", call_headers(HEALTH_CHECK)).status == 0
         assert served.counted("Score", "unauthenticated") == 2
+    assert served.scorer.callers == [b"good"]
 
 
 def health(client: RawClient, service: str = "") -> Answer:

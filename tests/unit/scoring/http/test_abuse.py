@@ -5,11 +5,13 @@ import json
 import re
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 
 import pytest
 
+from paywarden.schemas.proto.split_pb2 import SplitBatchRequest
 from tests.worlds.http_world import (
     PATIENT,
     WAIT_SECONDS,
@@ -20,6 +22,7 @@ from tests.worlds.http_world import (
     payment_ids,
     post,
     post_json,
+    post_protobuf,
     serving,
 )
 
@@ -270,3 +273,146 @@ def test_random_bytes_do_not_keep_another_caller_from_his_answer(served: Served,
         wrong.raw.shutdown(socket.SHUT_WR)
         statuses = {int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", wrong.rest())}
         assert statuses <= {200, 400, 404, 405, 413, 415, 417, 431, 505}
+
+
+# Connections that never send a payment, bodies that nobody wants
+
+
+def test_silent_connections_at_the_limit_keep_no_probe_and_no_caller_out() -> None:
+    """1,024 of them used to lock out everyone, probes included, for 74 seconds."""
+    with serving(replace(PATIENT, connections_max=20)) as served, contextlib.ExitStack() as stack:
+        bystander = stack.enter_context(served.connected())
+        assert bystander.ask(post_json(payment())).status == 200
+        silent = [stack.enter_context(served.connected()) for _ in range(19)]
+        for number, client in enumerate(silent):
+            client.send((b"", b"GET /li", post_json(payment())[:-5], b"POST /v1/score HTTP/1.1\r\nHo")[number % 4])
+        for _ in range(5):
+            with served.connected() as probe:
+                assert probe.ask(get("/readyz")).status == 200
+        newcomer = stack.enter_context(served.connected())
+        assert newcomer.ask(post_json(payment("new"))).status == 200
+        # The oldest went first, and nobody who had sent a payment.
+        assert silent[0].is_closed_by_server()
+        assert bystander.ask(post_json(payment())).status == 200
+        assert newcomer.ask(post_json(payment("new-2"))).status == 200
+        assert served.metrics.connections.evicted.value >= 1
+        assert served.metrics.connections.refused.value == 0
+
+
+def test_a_connection_that_only_asks_for_health_gives_way_too() -> None:
+    with serving(replace(PATIENT, connections_max=2)) as served, contextlib.ExitStack() as stack:
+        probe, caller = (stack.enter_context(served.connected()) for _ in range(2))
+        assert probe.ask(get("/livez")).status == 200
+        assert caller.ask(post_json(payment())).status == 200
+        assert stack.enter_context(served.connected()).ask(post_json(payment("p-2"))).status == 200
+        assert probe.is_closed_by_server()
+        assert caller.ask(post_json(payment("p-3"))).status == 200
+
+
+def test_when_all_have_sent_payments_a_new_connection_is_refused() -> None:
+    with serving(replace(PATIENT, connections_max=2)) as served, contextlib.ExitStack() as stack:
+        for number in range(2):
+            client = stack.enter_context(served.connected())
+            assert client.ask(post_json(payment(f"p-{number}"))).status == 200
+        with served.connected() as late:
+            assert late.reply().status == 503
+            assert late.is_closed_by_server()
+        assert served.metrics.connections.refused.value == 1
+
+
+def test_the_body_of_a_refused_request_is_not_kept() -> None:
+    """It used to be collected to its end, half a megabyte of it, and then thrown away."""
+    body = b"x" * 100_000
+    with serving() as served, served.connected() as client:
+        head = f"POST /nowhere HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        client.send(head + body[:-1])
+        wait_in_loop(served, lambda: _arriving_bytes(served) == [len(body) - 1])
+        assert served.server.arriving.count == 0
+        assert client.ask(body[-1:]).status == 404
+        assert client.ask(get("/livez")).status == 200
+
+
+def test_incomplete_bodies_of_all_connections_together_are_limited() -> None:
+    request = post(b"x" * 1000)
+    with serving(replace(PATIENT, arriving_bytes_max=2500)) as served, contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(served.connected()) for _ in range(2)]
+        for client in slow:
+            client.send(request[:-1])
+        wait_in_loop(served, lambda: served.server.arriving.count == 2 * 999)
+        with served.connected() as third:
+            third.send(request[:-1])
+            reply = third.reply()
+            assert (reply.status, reply.error["message"][:23]) == (503, "too much is arriving at")
+            assert third.is_closed_by_server()
+        # A whole request needs no room, and the room comes back.
+        with served.connected() as beside:
+            assert beside.ask(post_json(payment())).status == 200
+        slow[0].raw.close()
+        assert slow[1].ask(request[-1:]).status == 400
+        wait_in_loop(served, lambda: served.server.arriving.count == 0)
+
+
+def test_requests_that_wait_behind_others_count_too_and_stay_in_order() -> None:
+    settings = replace(PATIENT, pipelined_max=2, arriving_bytes_max=300)
+    with serving(settings) as served, served.connected() as client:
+        client.send(b"".join(post_json(payment(f"p-{number}")) for number in range(10)))
+        statuses = [client.reply().status for _ in range(10)]
+        # Two are submitted at once, two more fit into the room for requests that wait.
+        assert statuses[:4] == [200] * 4
+        assert set(statuses[4:]) <= {200, 503}
+        assert 503 in statuses
+        assert client.ask(post_json(payment("last"))).json["payment_id"] == "last"
+        assert served.server.arriving.count == 0
+
+
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_a_request_over_128_kib_is_413_and_says_so(is_chunked: bool) -> None:
+    """It used to be accepted up to the limit of a batch, and then was a bug: 500."""
+    unknown_field = b"\xfa\x01" + b"\x80\x80\x09" + b"x" * (9 << 14)
+    with serving() as served, served.connected() as client:
+        head = b"POST /v1/score HTTP/1.1\r\nHost: a\r\nContent-Type: application/x-protobuf\r\n"
+        if is_chunked:
+            client.send(head + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n" % len(unknown_field))
+            with contextlib.suppress(OSError):
+                client.send(unknown_field)
+        else:
+            client.send(head + b"Content-Length: %d\r\n\r\n" % len(unknown_field))
+        reply = client.reply()
+        assert (reply.status, reply.error["message"]) == (413, "body must be at most 131072 bytes")
+        assert served.scorer.seen == []
+
+
+def test_a_request_over_128_kib_in_a_batch_is_413_and_named(client: Client) -> None:
+    large = b"\xfa\x01" + b"\x80\x80\x09" + b"x" * (9 << 14)
+    batch = SplitBatchRequest(requests=[b"", large])
+    reply = client.ask(post_protobuf(batch, path="/v1/score:batch"))
+    assert reply.status == 413
+    assert reply.error == {
+        "code": "invalid_argument",
+        "field": "requests[1]",
+        "message": "must be at most 131072 bytes",
+    }
+
+
+def test_metrics_that_are_asked_for_without_end_are_429_and_payments_are_answered(served: Served) -> None:
+    with served.connected() as scraper, served.connected() as caller:
+        scraper.send(get("/metrics") * 200)
+        statuses = [scraper.reply().status for _ in range(200)]
+        assert set(statuses) == {200, 429}
+        assert caller.ask(post_json(payment())).status == 200
+
+
+def _arriving_bytes(served: Served) -> list[int]:
+    """Returns how much of an incomplete body each connection has received."""
+    found = [connection._reader.arriving for connection in served.server._connections]
+    return [arriving.body_bytes for arriving in found if arriving is not None]
+
+
+def wait_in_loop(served: Served, condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds that is looked at in the server's loop."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    seen: list[bool] = []
+    while not (seen and seen[-1]):
+        assert time.monotonic() < deadline
+        served.loop.call_soon_threadsafe(lambda: seen.append(condition()))
+        served.run_in_loop()

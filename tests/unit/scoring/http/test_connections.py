@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 from paywarden.scoring.engine.batcher import AdmissionSettings, Call, Refusal
+from paywarden.scoring.http import front
 from tests.fakes.http_memory import MemoryWorld
 from tests.worlds.http_world import (
     PATIENT,
@@ -110,12 +111,19 @@ def test_an_unused_connection_is_closed_without_a_word(sent: bytes) -> None:
         assert client.is_closed_by_server()
 
 
+@pytest.fixture
+def many_scrapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let /metrics be asked for as often as a test likes: its answers are the large ones."""
+    monkeypatch.setattr(front, "_SCRAPES_PER_SECOND_MAX", 100_000)
+
+
 def send_without_reading(client: Client, request: bytes) -> None:
     """Send until 40 MB are sent, which is more than all buffers on the way hold."""
     for _ in range(40_000_000 // (100 * len(request))):
         client.send(request * 100)
 
 
+@pytest.mark.usefixtures("many_scrapes")
 def test_a_caller_who_reads_nothing_is_not_read_from() -> None:
     with serving(metrics_text=b"m" * 100_000) as served, served.connected() as client:
         client.raw.settimeout(1)
@@ -125,6 +133,7 @@ def test_a_caller_who_reads_nothing_is_not_read_from() -> None:
             assert other.ask(get("/livez")).status == 200
 
 
+@pytest.mark.usefixtures("many_scrapes")
 def test_a_caller_who_reads_nothing_is_cut_in_the_end() -> None:
     settings = replace(PATIENT, write_timeout_ms=300)
     with serving(settings, metrics_text=b"m" * 100_000) as served, served.connected() as client:
@@ -142,6 +151,7 @@ def test_a_caller_who_reads_nothing_is_cut_in_the_end() -> None:
             pytest.fail("the connection was not cut")
 
 
+@pytest.mark.usefixtures("many_scrapes")
 def test_a_caller_who_reads_late_gets_everything_in_order() -> None:
     with serving(metrics_text=b"m" * 50_000) as served, served.connected() as client:
         client.send(b"".join(get("/metrics") + post_json(payment(f"p-{i}")) for i in range(100)))
@@ -169,7 +179,7 @@ def test_a_caller_with_many_requests_lets_others_go_in_between(served: Served) -
 def test_a_connection_above_the_limit_is_refused_until_another_one_ends() -> None:
     with serving(replace(PATIENT, connections_max=1)) as served:
         with served.connected() as first:
-            assert first.ask(get("/livez")).status == 200
+            assert first.ask(post_json(payment())).status == 200
             with served.connected() as second:
                 assert second.reply().status == 503
                 assert second.is_closed_by_server()

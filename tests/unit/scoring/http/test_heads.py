@@ -41,7 +41,7 @@ class World(MemoryWorld):
         """Returns all answers on a new connection, and whether the server closed it."""
         connection, transport = self.connect()
         if parser_alone:
-            connection._reader = ParserAlone(self.server.heads, SETTINGS, connection)
+            connection._reader = ParserAlone(self.server.heads, SETTINGS, connection, self.server.arriving)
         for read in reads:
             connection.data_received(read)
             for _ in range(3):

@@ -41,17 +41,19 @@ def payment(payment_id: str, *, card_id: str = "c", amount_minor: int = 100) -> 
     )
 
 
-def entry_of(request: ScoreRequest, decision_id: str) -> OutboxEntry:
+def entry_of(request: ScoreRequest, decision_id: str, caller: str = "") -> OutboxEntry:
     response = ScoreResponse(payment_id=request.payment_id, decision_id=decision_id, action="approve")
-    return OutboxEntry(request=request, response=response, decided_time_ms=NOW_MS)
+    return OutboxEntry(request=request, response=response, decided_time_ms=NOW_MS, caller=caller)
 
 
-def asked(requests: Sequence[ScoreRequest]) -> CheckedPayments:
+def asked(requests: Sequence[ScoreRequest], caller: str = "") -> CheckedPayments:
     """Returns payments without entities and attributes, which the table does not use."""
     bodies = [request.SerializeToString() for request in requests]
-    return CheckedPayments(
+    payments = CheckedPayments(
         bodies, [request.payment_id.encode() for request in requests], [], np.zeros((len(bodies), 0), dtype=np.int64)
     )
+    payments.callers = [caller.encode()] * len(bodies)
+    return payments
 
 
 class Worker:
@@ -64,29 +66,29 @@ class Worker:
         self.metrics = DecisionCacheMetrics.declare(Registry())
         self.answered = DecisionCache(host.answered, host.outbox, number, self.metrics)
 
-    def claim(self, *requests: ScoreRequest, now_ms: int = NOW_MS) -> list[Claim]:
-        return [*self.answered.claim(asked(requests), now_ms)]
+    def claim(self, *requests: ScoreRequest, now_ms: int = NOW_MS, caller: str = "") -> list[Claim]:
+        return [*self.answered.claim(asked(requests, caller), now_ms)]
 
-    def decide(self, request: ScoreRequest, slot: int) -> str:
+    def decide(self, request: ScoreRequest, slot: int, caller: str = "") -> str:
         """Place, append and settle one payment that was won. Returns the decision's id."""
-        entry = self.entry(request)
+        entry = self.entry(request, caller)
         self.place(slot, entry)
         self.outbox.append(entry.SerializeToString())
         self.answered.settle((slot,))
         return entry.response.decision_id
 
-    def entry(self, request: ScoreRequest) -> OutboxEntry:
+    def entry(self, request: ScoreRequest, caller: str = "") -> OutboxEntry:
         Worker.made += 1
-        return entry_of(request, f"d{Worker.made}")
+        return entry_of(request, f"d{Worker.made}", caller)
 
     def place(self, slot: int, entry: OutboxEntry) -> None:
         self.answered.place((slot,), starts(self.outbox, [entry.SerializeToString()]))
 
-    def ask(self, request: ScoreRequest, now_ms: int = NOW_MS) -> str | Claim:
+    def ask(self, request: ScoreRequest, now_ms: int = NOW_MS, caller: str = "") -> str | Claim:
         """Returns what a caller gets: the decision's id, or the conflict."""
-        (claim,) = self.claim(request, now_ms=now_ms)
+        (claim,) = self.claim(request, now_ms=now_ms, caller=caller)
         if isinstance(claim, int):
-            return self.decide(request, claim)
+            return self.decide(request, claim, caller)
         return claim.response.decision_id if isinstance(claim, OutboxEntry) else claim
 
     def die(self) -> None:
@@ -154,6 +156,43 @@ def test_the_id_of_another_payment_is_refused(host: Host, other: ScoreRequest) -
     one.ask(payment("p"))
     assert another.ask(other) is ClaimConflict.OTHER_PAYMENT
     assert another.metrics.other_payment.value == 1
+
+
+def test_two_callers_may_use_one_id_and_get_decisions_of_their_own(host: Host) -> None:
+    one, another = host.start(0), host.start(1)
+    asked_by = {
+        caller: [worker.ask(request, caller=caller) for worker in (one, another)]
+        for caller, request in (
+            ("checkout", payment("p")),
+            ("wallet", payment("p", amount_minor=7)),
+            ("kiosk", payment("p")),
+            ("", payment("p", card_id="another")),
+        )
+    }
+    assert all(first == again for first, again in asked_by.values())
+    assert len({first for first, _ in asked_by.values()}) == 4
+    assert one.ask(payment("p", amount_minor=8), caller="wallet") is ClaimConflict.OTHER_PAYMENT
+    assert len(host.decisions()["p"]) == 4
+
+
+def test_a_chunk_tells_callers_apart_even_if_their_hashes_are_one(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answered, "tag_of", lambda _: 7)
+    worker = host.start(0)
+    both = asked([payment("p"), payment("p")])
+    both.callers = [b"checkout", b"wallet"]
+    slot, other = worker.answered.claim(both, NOW_MS)
+    assert isinstance(slot, int)
+    assert other == UNREMEMBERED
+    worker.decide(payment("p"), slot, "checkout")
+    assert worker.claim(payment("p"), caller="wallet") == [UNREMEMBERED]
+
+
+def test_an_answer_of_before_callers_had_names_is_found_without_one(host: Host) -> None:
+    """The table and the outbox of an earlier release are read on: nobody without a name is decided about anew."""
+    worker = host.start(0)
+    earlier = worker.ask(payment("p"))
+    assert worker.ask(payment("p")) == earlier
+    assert answered.key_of(b"", b"p") == b"p"
 
 
 def test_a_payment_is_in_flight_until_the_other_worker_settles_it(host: Host) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import hashlib
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -30,19 +32,39 @@ def bearer(token: str) -> bytes:
 
 def test_every_token_of_the_file_is_allowed_and_nothing_else(file: Path) -> None:
     tokens = Tokens(str(file))
-    assert tokens.allows(bearer(FIRST))
-    assert tokens.allows(bearer(SECOND))
-    assert tokens.allows(f"bearer  {FIRST} ".encode())
+    assert tokens.caller_of(bearer(FIRST)) is not None
+    assert tokens.caller_of(bearer(SECOND)) is not None
+    assert tokens.caller_of(f"bearer  {FIRST} ".encode()) is not None
     for wrong in (None, b"", b"Bearer", b"Bearer ", FIRST.encode(), f"Basic {FIRST}".encode()):
-        assert not tokens.allows(wrong)
+        assert tokens.caller_of(wrong) is None
     for wrong_token in (FIRST[:-1], FIRST + "x", FIRST.upper(), f"gateway:{FIRST}", f"{FIRST}, Bearer {FIRST}"):
-        assert not tokens.allows(bearer(wrong_token))
+        assert tokens.caller_of(bearer(wrong_token)) is None
+
+
+def test_a_token_has_its_callers_name(tmp_path: Path) -> None:
+    tokens = Tokens(str(write(tmp_path / "tokens", f"check out : {FIRST}\ncheck out:{SECOND}\na:b:{'c' * 16}\n")))
+    assert tokens.caller_of(bearer(FIRST)) == tokens.caller_of(bearer(SECOND)) == b"check out"
+    assert tokens.caller_of(bearer("c" * 16)) == b"a:b"
+
+
+def test_a_token_without_a_name_gets_one_that_stays_and_tells_nothing(tmp_path: Path) -> None:
+    names = [
+        Tokens(str(write(tmp_path / "tokens", text))).caller_of(bearer(FIRST))
+        for text in (FIRST, f"{SECOND}\n\n:{FIRST}\n")
+    ]
+    assert names[0] == names[1]
+    assert names[0] is not None
+    assert re.fullmatch(rb"token-[0-9a-f]{8}", names[0])
+    assert names[0][6:].decode() not in hashlib.sha256(FIRST.encode()).hexdigest()
+    assert Tokens(str(tmp_path / "tokens")).caller_of(bearer(SECOND)) != names[0]
 
 
 @pytest.mark.parametrize(
     ("text", "wrong"),
     [
         ("", "has no token"),
+        ("n" * 129 + f":{FIRST}\n", "line 1: wanted a caller's name of at most 128"),
+        (f"a\x01b:{FIRST}\n", "line 1: wanted a caller's name"),
         ("# only a comment\n", "has no token"),
         (f"{FIRST}\nshort:tooshort\n", "line 2: wanted a token of 16 or more"),
         ("a token with spaces in it\n", "line 1"),
@@ -84,8 +106,8 @@ def test_a_replaced_file_is_taken_up(file: Path, caplog: pytest.LogCaptureFixtur
     write(file, "another-token-0123456789\n")
     tokens.refresh()
     assert tokens.version == 1
-    assert tokens.allows(bearer("another-token-0123456789"))
-    assert not tokens.allows(bearer(FIRST))
+    assert tokens.caller_of(bearer("another-token-0123456789")) is not None
+    assert tokens.caller_of(bearer(FIRST)) is None
     assert "another-token" not in caplog.text
 
 
@@ -97,12 +119,12 @@ def test_a_bad_new_file_keeps_the_old_tokens_and_is_one_line(file: Path, caplog:
         for _ in range(3):
             tokens.refresh()
         assert len(caplog.records) == 1
-        assert tokens.allows(bearer(FIRST))
+        assert tokens.caller_of(bearer(FIRST)) is not None
         assert FIRST not in caplog.text
     write(file, FIRST)
     tokens.refresh()
-    assert tokens.allows(bearer(FIRST))
-    assert not tokens.allows(bearer(SECOND))
+    assert tokens.caller_of(bearer(FIRST)) is not None
+    assert tokens.caller_of(bearer(SECOND)) is None
 
 
 def test_a_file_that_could_not_be_opened_once_is_read_again(file: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -115,10 +137,10 @@ def test_a_file_that_could_not_be_opened_once_is_read_again(file: Path, caplog: 
     assert [record.getMessage() for record in caplog.records] == [
         f"[auth] tokens_file: cannot read {file}: Too many open files; the previous tokens stay valid"
     ]
-    assert tokens.allows(bearer(FIRST))
+    assert tokens.caller_of(bearer(FIRST)) is not None
     assert tokens.refresh()
-    assert not tokens.allows(bearer(FIRST))
-    assert tokens.allows(bearer(SECOND))
+    assert tokens.caller_of(bearer(FIRST)) is None
+    assert tokens.caller_of(bearer(SECOND)) is not None
 
 
 def test_a_bad_file_is_not_read_again_until_it_changes(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,6 +169,22 @@ def test_payments_need_a_token_and_probes_do_not(file: Path, caplog: pytest.LogC
         assert client.ask(post_json(payment(), headers=f"Authorization: Bearer {FIRST}\r\n")).status == 200
         assert served.counted("score", 401) == 3
     assert "0123456789" not in caplog.text
+
+
+def test_the_scorer_learns_who_asks_from_every_request_of_a_connection(file: Path) -> None:
+    with serving(tokens=Tokens(str(file))) as served, served.connected() as client:
+        for token in (FIRST, SECOND, FIRST):
+            # The second request of a token comes with a head that is cached.
+            for _ in range(2):
+                assert client.ask(post_json(payment(), headers=f"Authorization: Bearer {token}\r\n")).status == 200
+        batch = post_json(
+            {"requests": [payment(), payment("p-2")]},
+            path="/v1/score:batch",
+            headers=f"Authorization: Bearer {FIRST}\r\n",
+        )
+        assert client.ask(batch).status == 200
+    names = [name[:6] for name in served.scorer.callers]
+    assert names == [b"gatewa"] * 2 + [b"token-"] * 2 + [b"gatewa"] * 4
 
 
 def test_metrics_can_need_a_token_too(file: Path) -> None:

@@ -1,0 +1,107 @@
+"""Serves health and metrics of a scoring host on a port of their own, from a process of their own.
+
+    [serve] admin_port ─► HttpServer without payments ─► /livez, /readyz, /metrics
+    pipe from the workers ─ one byte: "metrics, please" ─► metrics.txt (scoring/metrics/rendered.py)
+
+1. To render the metrics of all workers takes milliseconds. Here no payment waits for it, and it happens at most once a
+   second, however often the metrics are asked for.
+2. The scoring ports answer the same three paths. But a flood of connections or payments there cannot keep a probe or a
+   scraper out here.
+3. The parent starts this process like a worker, and starts it again when it ends. Without it payments are scored as
+   before; only /metrics says 503 on the scoring ports.
+4. `/readyz` is that of the host: ready while any worker is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+
+import uvloop
+
+from paywarden.schemas.errors import PaywardenError
+from paywarden.scoring.http.front import HttpServer
+from paywarden.scoring.http.settings import HttpSettings
+from paywarden.scoring.metrics.rendered import MetricsRenderer
+from paywarden.scoring.metrics.shared import Registry, totals
+from paywarden.scoring.metrics.worker import READY_METRIC, HttpMetrics
+from paywarden.scoring.net.listeners import open_listener
+from paywarden.scoring.server.context import Endpoints, ServerContext
+
+_log = logging.getLogger(__name__)
+
+_NAME = "admin"
+# A few probes and scrapers; more connections are a mistake. The oldest gives way to a new one.
+_LIMITS = HttpSettings(connections_max=64, body_bytes_max=4096, idle_timeout_ms=75_000, stop_timeout_ms=1_000)
+_BACKLOG = 64
+# How often it looks for its parent and for changed tokens.
+_LOOK_S = 0.5
+
+
+def admin_main(host: ServerContext, endpoints: Endpoints, parent: int, beat: Callable[[], object]) -> int:
+    """Run the admin process that the process `parent` has forked. It calls `beat` as long as its loop turns.
+
+    Returns its exit code.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(host, endpoints, parent, beat))
+    except PaywardenError as error:
+        _log.error("admin: %s", error)
+        return 1
+    except Exception:  # noqa: BLE001 - the top of the process: a bug is logged whole, then the parent restarts it
+        _log.exception("admin: a bug ended it")
+        return 70
+    return 0
+
+
+async def _serve(host: ServerContext, endpoints: Endpoints, parent: int, beat: Callable[[], object]) -> None:
+    loop, stopped, registry = asyncio.get_running_loop(), asyncio.Event(), Registry()
+    metrics = HttpMetrics.declare(registry)
+    registry.open(host.metrics_directory, _NAME)
+    renderer = MetricsRenderer(host.metrics_directory)
+    server = HttpServer(
+        None,
+        replace(_LIMITS, host=host.admin_host),
+        metrics=metrics,
+        metrics_text=renderer.text,
+        tokens=endpoints.tokens,
+        metrics_need_token=host.auth.metrics_need_token,
+        readiness=lambda: _missing(host),
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
+    loop.add_reader(endpoints.demand.read_fd, _publish, endpoints, renderer)
+    await server.start(open_listener(host.admin_host, endpoints.admin_port, backlog=_BACKLOG))
+    while not stopped.is_set() and os.getppid() == parent:
+        endpoints.refresh()
+        beat()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stopped.wait(), _LOOK_S)
+    loop.remove_reader(endpoints.demand.read_fd)
+    await server.stop()
+    registry.close()
+
+
+def _publish(endpoints: Endpoints, renderer: MetricsRenderer) -> None:
+    """Render for the workers that have asked."""
+    endpoints.demand.drain()
+    try:
+        renderer.publish()
+    except OSError as error:
+        _log.error("admin: cannot write the metrics for the workers: %s", error.strerror)
+
+
+def _missing(host: ServerContext) -> list[str]:
+    """Returns one line for what is missing before payments should come to this host."""
+    found = totals(host.metrics_directory).items()
+    is_ready = any(slots[0] > 0 for series, slots in found if series.name == READY_METRIC)
+    return [] if is_ready else ["no worker is ready: ask /readyz of the scoring port why"]
