@@ -35,6 +35,7 @@ from typing import NamedTuple, Protocol
 from paywarden.schemas.errors import InvalidEvent, Misconfigured, TemporaryFailure
 from paywarden.scoring.engine.bugs import BugLog
 from paywarden.scoring.engine.busy_poll import BusyPoll
+from paywarden.scoring.engine.caller_pauses import CallerPauses
 from paywarden.scoring.engine.caller_queues import CallerQueues, CallerRates
 from paywarden.scoring.idempotency.decision_cache import PaymentIdReused
 from paywarden.scoring.metrics.shared import Registry
@@ -149,9 +150,8 @@ class AdmissionSettings:
     deadline_ms: int = 40
     # The longest estimated wait in the queue. It is below the deadline because the estimate can be too low.
     wait_ms_max: int = 15
-    # Bound memory, however fast the worker is: payments in the queue, and bytes of their requests.
+    # Bounds memory, however fast the worker is. A request counts as a payment for every 4 KiB, so 16 MiB wait at most.
     queue_payments_max: int = 4096
-    queue_bytes_max: int = 16 * 1024 * 1024
     # Payments scored in one go. A larger chunk makes no payment cheaper, and the next read waits for it.
     chunk_payments: int = 32
     # Payments that a worker takes from one caller in a second. 0: no limit.
@@ -188,6 +188,8 @@ _COST_WEIGHT = 0.1
 _RETRY_PAUSE_S = 0.001
 # A batch is not parsed before it is admitted. Its payments are estimated: a request is rarely shorter than this.
 _REQUEST_BYTES = 80
+# A single request counts as one more payment for each of these many bytes: what waits is limited in bytes, too.
+_PAYMENT_BYTES = 4096
 
 
 class MicroBatcher:
@@ -211,11 +213,13 @@ class MicroBatcher:
         self._now_ms, self._now_s = now_ms, now_s
         self._queue: CallerQueues[Call] = CallerQueues()
         self._rates = CallerRates(settings.caller_payments_per_second)
+        self.pauses = CallerPauses()
+        """Callers whose connections the fronts must leave unread for the moment."""
         self._scheduled = False
         self._cost_s = _FIRST_COST_S
         # When the last chunk ended, if calls have been waiting ever since; None if the queue was empty then.
         self._busy_since: float | None = None
-        self._wait_s_max = settings.wait_ms_max / 1000
+        self._wait_s_max, self._payments_max = settings.wait_ms_max / 1000, settings.queue_payments_max
         self._bugs = BugLog()
         self._busy_poll = busy_poll or BusyPoll(0)
 
@@ -226,25 +230,34 @@ class MicroBatcher:
 
     def submit(self, call: Call) -> None:
         """Queue a call, which is answered after this turn of the loop; or refuse it now."""
-        weight = 1 if not call.is_batch else max(1, len(call.payload) // _REQUEST_BYTES)
-        ahead, settings = self._queue.ahead_of(call.caller), self.settings
-        wait_s = ahead.payments * self._cost_s
-        if (
-            wait_s > self._wait_s_max
-            or (ahead.own_payments + weight) * ahead.callers > settings.queue_payments_max
-            or (ahead.own_bytes + len(call.payload)) * ahead.callers > settings.queue_bytes_max
-        ):
-            call.refuse(_QUEUE_FULL)
+        size, queues, settings = len(call.payload), self._queue, self.settings
+        weight = size // _PAYMENT_BYTES + 1 if not call.is_batch else max(1, size // _REQUEST_BYTES)
+        caller = call.caller
+        if caller != self.pauses.last_caller:
+            self.pauses.note(caller, call.arrived)
+        queue = queues.known.get(caller) or queues.of(caller)
+        ahead, payments_max = queue.payments, self._payments_max
+        # Nearly always there is one caller, or only one who waits.
+        if len(queues.turn) > 1 or (queues.turn and not queue.calls):
+            ahead, payments_max = queues.ahead_of(queue), payments_max // queues.callers_with(queue)
+        wait_s = ahead * self._cost_s
+        if wait_s > self._wait_s_max or queue.payments + weight > payments_max:
+            self._refuse_more(call, _QUEUE_FULL)
             return
         if call.arrived + wait_s > call.deadline:
             call.refuse(_TOO_LATE if call.arrived > call.deadline else _QUEUE_FULL)
             return
-        if not self._rates.spend(call.caller, weight, call.arrived):
-            call.refuse(_OVER_RATE)
+        if settings.caller_payments_per_second and not self._rates.spend(call.caller, weight, call.arrived):
+            self._refuse_more(call, _OVER_RATE)
             return
-        self._queue.append(call, weight)
+        queues.append(queue, call, weight)
         if not self._scheduled:
             self._schedule()
+
+    def _refuse_more(self, call: Call, refusal: Refusal) -> None:
+        """Refuse a call because its caller has sent too much already."""
+        call.refuse(refusal)
+        self.pauses.note_refused(call.caller, call.arrived)
 
     def _schedule(self) -> None:
         self._scheduled = True
@@ -279,29 +292,29 @@ class MicroBatcher:
         refused: dict[Flushable, None] = {}
         queue, count_max = self._queue, self.settings.chunk_payments
         while queue and len(requests) < count_max:
-            call = queue.take()
-            if call.cancelled:
-                continue
-            if now > call.deadline:
-                call.refuse(_TOO_LATE)
-                refused[call.connection] = None
-                continue
-            try:
-                if call.is_batch:
-                    batch = call.form.take_batch(call.payload, self._intake.limits.batch_size_max)
-                    batches.append(range(len(requests), len(requests) + len(batch)))
-                    requests += batch
-                    callers += [call.caller] * len(batch)
-                    counts.append(len(batch))
-                else:
-                    requests.append(call.form.take(call.payload))
-                    callers.append(call.caller)
-                    counts.append(1)
-            except InvalidEvent as error:
-                call.refuse(refusal_of(error))
-                refused[call.connection] = None
-                continue
-            calls.append(call)
+            for call in queue.take(count_max - len(requests)):
+                if call.cancelled:
+                    continue
+                if now > call.deadline:
+                    call.refuse(_TOO_LATE)
+                    refused[call.connection] = None
+                    continue
+                try:
+                    if call.is_batch:
+                        batch = call.form.take_batch(call.payload, self._intake.limits.batch_size_max)
+                        batches.append(range(len(requests), len(requests) + len(batch)))
+                        requests += batch
+                        callers += [call.caller] * len(batch)
+                        counts.append(len(batch))
+                    else:
+                        requests.append(call.form.take(call.payload))
+                        callers.append(call.caller)
+                        counts.append(1)
+                except InvalidEvent as error:
+                    call.refuse(refusal_of(error))
+                    refused[call.connection] = None
+                    continue
+                calls.append(call)
         for connection in refused:
             connection.flush()
         if self._stages.is_timed:
@@ -369,7 +382,7 @@ class MicroBatcher:
 
     def _take_back(self, call: Call, weight: int) -> None:
         """Queue a call again. It has been admitted, so it is not checked a second time."""
-        self._queue.append(call, weight)
+        self._queue.append(self._queue.of(call.caller), call, weight)
         if not self._scheduled:
             self._schedule()
 

@@ -7,8 +7,8 @@
 1. `take` goes around the callers that have calls waiting. Each gets QUANTUM payments a round (deficit round robin). A
    batch that is larger than what its caller has left is taken whole, and its caller then sits out the rounds he is in
    debt for.
-2. `room_for` is the caller's share of each limit: the whole for one caller, half of it for each of two. A caller who
-   fills his share is refused; the others do not notice.
+2. A caller has a share of each limit: the whole if he is alone, half of it if there are two. A caller who fills his
+   share is refused; the others do not notice.
 3. With a single caller this is one queue with the whole of every limit. That is also the case without tokens and
    certificates: all callers then have the same, empty name.
 
@@ -18,41 +18,31 @@ Not thread-safe: everything happens in the event loop.
 from __future__ import annotations
 
 from collections import deque
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 # Payments of one caller in a round: a quarter of a chunk, so that four callers share a chunk.
 QUANTUM = 8
-# The most callers whose rate is remembered. Beyond it the memory begins anew, and with it everyone's second.
-_RATES_MAX = 4096
+# The most callers whose queues and rates are kept while they are empty or unused.
+_KEPT_MAX = 4096
 
 
 class Waiting(Protocol):
-    """A call that can wait: who sent it, and its bytes."""
+    """A call that can wait."""
 
     caller: bytes
-    payload: bytes
 
 
 _Call = TypeVar("_Call", bound=Waiting)
 
 
-class Ahead(NamedTuple):
-    """What stands before the next call of a caller, and what he has in the queue."""
+class CallerQueue(Generic[_Call]):
+    """The waiting calls of one caller, each with its payments."""
 
-    payments: int
-    """Payments that will be taken before it."""
-    own_payments: int
-    own_bytes: int
-    callers: int
-    """Callers who share the worker, the caller himself included."""
-
-
-class _CallerQueue(Generic[_Call]):
-    __slots__ = ("byte_count", "calls", "credit", "payments")
+    __slots__ = ("calls", "credit", "payments")
 
     def __init__(self) -> None:
         self.calls: deque[tuple[_Call, int]] = deque()
-        self.payments = self.byte_count = 0
+        self.payments = 0
         # Payments that may still be taken in this round; below 0 after a large batch.
         self.credit = QUANTUM
 
@@ -61,55 +51,75 @@ class CallerQueues(Generic[_Call]):
     """The waiting calls of all callers. See the module."""
 
     def __init__(self) -> None:
-        self.payments = 0
-        """Payments that wait, of all callers. Those of batches are estimates."""
-        self._queues: dict[bytes, _CallerQueue[_Call]] = {}
-        # The queues that are not empty; the first one is at its turn.
-        self._turn: deque[_CallerQueue[_Call]] = deque()
+        self.known: dict[bytes, CallerQueue[_Call]] = {}
+        """Queues by caller, empty ones too. `of` makes those that are missing."""
+        self.turn: deque[CallerQueue[_Call]] = deque()
+        """The queues that are not empty; the first one is at its turn."""
 
     def __bool__(self) -> bool:
-        return bool(self._turn)
+        return bool(self.turn)
 
-    def ahead_of(self, caller: bytes) -> Ahead:
-        """Returns what the next call of a caller would wait for."""
-        queue = self._queues.get(caller)
-        callers = len(self._turn)
+    @property
+    def payments(self) -> int:
+        """Payments that wait, of all callers. Those of batches are estimates."""
+        return sum(queue.payments for queue in self.turn)
+
+    def of(self, caller: bytes) -> CallerQueue[_Call]:
+        """Returns the queue of a caller, which may be empty."""
+        queue = self.known.get(caller)
         if queue is None:
-            return Ahead(min(self.payments, callers * QUANTUM), 0, 0, callers + 1)
-        own = queue.payments
-        if callers == 1:
-            return Ahead(own, own, queue.byte_count, 1)
-        return Ahead(min(self.payments, own + (callers - 1) * (own + QUANTUM)), own, queue.byte_count, callers)
+            if len(self.known) >= _KEPT_MAX:
+                self.known = {name: kept for name, kept in self.known.items() if kept.calls}
+            queue = self.known[caller] = CallerQueue()
+        return queue
 
-    def append(self, call: _Call, weight: int) -> None:
-        """Let a call of this many payments wait."""
-        queue = self._queues.get(call.caller)
-        if queue is None:
-            queue = self._queues[call.caller] = _CallerQueue()
-            self._turn.append(queue)
-        queue.calls.append((call, weight))
-        queue.payments += weight
-        queue.byte_count += len(call.payload)
-        self.payments += weight
+    def callers_with(self, queue: CallerQueue[_Call]) -> int:
+        """Returns how many callers share the worker, the one of this queue included."""
+        return len(self.turn) if queue.calls else len(self.turn) + 1
 
-    def take(self) -> _Call:
-        """Returns the next call, and removes it. There must be one."""
-        turn = self._turn
-        if len(turn) > 1:
-            while turn[0].credit <= 0:
-                turn[0].credit += QUANTUM
-                turn.rotate(-1)
-        queue = turn[0]
-        call, weight = queue.calls.popleft()
-        queue.payments -= weight
-        queue.byte_count -= len(call.payload)
-        self.payments -= weight
+    def ahead_of(self, queue: CallerQueue[_Call]) -> int:
+        """Returns how many payments would be taken before the next call of this queue."""
+        others = self.callers_with(queue) - 1
+        if others == 0:
+            return queue.payments
+        return min(self.payments, queue.payments + others * (queue.payments + QUANTUM))
+
+    def append(self, queue: CallerQueue[_Call], call: _Call, payments: int) -> None:
+        """Let a call wait in the queue of its caller."""
         if not queue.calls:
-            turn.popleft()
-            del self._queues[call.caller]
-        elif len(turn) > 1:
+            queue.credit = QUANTUM
+            self.turn.append(queue)
+        queue.calls.append((call, payments))
+        queue.payments += payments
+
+    def take(self, payments: int) -> list[_Call]:
+        """Returns the next calls, of about this many payments, and removes them. There must be one."""
+        turn, taken = self.turn, []
+        if len(turn) == 1:
+            queue = turn[0]
+            calls, left = queue.calls, payments
+            while calls and left > 0:
+                call, weight = calls.popleft()
+                left -= weight
+                taken.append(call)
+            queue.payments += left - payments
+            if not calls:
+                turn.popleft()
+            return taken
+        while turn and payments > 0:
+            queue = turn[0]
+            if queue.credit <= 0 and len(turn) > 1:
+                queue.credit += QUANTUM
+                turn.rotate(-1)
+                continue
+            call, weight = queue.calls.popleft()
+            taken.append(call)
+            queue.payments -= weight
             queue.credit -= weight
-        return call
+            payments -= weight
+            if not queue.calls:
+                turn.popleft()
+        return taken
 
 
 class CallerRates:
@@ -131,7 +141,7 @@ class CallerRates:
         left, since = self._buckets.get(caller, (float(self._per_second), now))
         left = min(left + (now - since) * self._per_second, float(self._per_second))
         may = left >= min(payments, self._per_second)
-        if caller not in self._buckets and len(self._buckets) >= _RATES_MAX:
+        if caller not in self._buckets and len(self._buckets) >= _KEPT_MAX:
             self._buckets.clear()
         self._buckets[caller] = left - payments if may else left, now
         return may

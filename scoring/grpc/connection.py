@@ -91,6 +91,11 @@ class GrpcConnection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._caller = b""  # the name of the certificate that the caller has shown
         self._is_proven = False
+        # The caller with whom this connection is held, if it has had only one; what was received while it was held.
+        self._held_by: bytes | None = None
+        self._is_shared = False
+        self._is_waiting = False
+        self._held_data = b""
         self._answered = 0
         self._last_stream_id = 0
         settings = server.settings
@@ -130,6 +135,9 @@ class GrpcConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._over_since is not None:
             return
+        if self._held_by is not None and self._is_held():
+            self._held_data += data
+            return
         self.read_at = self.server.now_s()
         self._pinged = None
         self.submitted = self.write_now = False
@@ -140,6 +148,33 @@ class GrpcConnection(asyncio.Protocol):
             return
         if self.write_now or not self.submitted:
             self.flush()
+
+    def read_on(self) -> None:
+        """Go on after the caller was held, with what was received meanwhile."""
+        self._is_waiting = False
+        data, self._held_data = self._held_data, b""
+        if self._over_since is not None or self._transport.is_closing():
+            return
+        if self._blocked_since is None:
+            self._transport.resume_reading()
+        if data:
+            self.data_received(data)
+
+    def _is_held(self) -> bool:
+        """Whether this connection must wait for `read_on`, because its caller is held."""
+        if not self._is_waiting:
+            assert self._held_by is not None, "only a caller with a name is held"
+            self._is_waiting = self.server.batcher.pauses.holds(self._held_by, self)
+            if self._is_waiting:
+                self._transport.pause_reading()
+        return self._is_waiting
+
+    def _note_caller(self, caller: bytes) -> None:
+        """Note whose connection this is. A gateway's, with calls of several callers, is never held."""
+        if self._held_by is None and not self._is_shared:
+            self._held_by = caller
+        else:
+            self._held_by, self._is_shared = None, True
 
     def eof_received(self) -> bool:
         """Close, since a caller who has ended the connection reads no answers."""
@@ -157,7 +192,8 @@ class GrpcConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._blocked_since = None
         if not self._transport.is_closing():
-            self._transport.resume_reading()
+            if not self._is_waiting:
+                self._transport.resume_reading()
             self.flush()
 
     # The session's side
@@ -199,7 +235,10 @@ class GrpcConnection(asyncio.Protocol):
                 if not self._is_proven:
                     self._is_proven = True
                     self.server.prove(self)
-                call = ScoreCall(self, stream_id, method, encoding, timeout_s, caller or self._caller)
+                caller = caller or self._caller
+                if caller and caller != self._held_by:
+                    self._note_caller(caller)
+                call = ScoreCall(self, stream_id, method, encoding, timeout_s, caller)
             else:
                 call = ServiceCall(self, stream_id, method, encoding)
             self._streams[stream_id] = call

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import Protocol, cast
 
 from paywarden.scoring.engine.batcher import INVALID_ARGUMENT, TOO_LARGE, Call, Flushable, Refusal
+from paywarden.scoring.engine.caller_pauses import CallerPauses
 from paywarden.scoring.http import refusals as refused
 from paywarden.scoring.http.heads import Heads, RequestHead
 from paywarden.scoring.http.reader import HeldBytes, RequestReader
@@ -76,6 +77,7 @@ class HttpConnectionServer(Protocol):
     loop: asyncio.AbstractEventLoop
     heads: Heads
     arriving: HeldBytes
+    pauses: CallerPauses
     draining: bool
 
     def admit(self, connection: HttpConnection) -> bool:
@@ -114,6 +116,12 @@ class HttpConnection(asyncio.Protocol):
         # The name of the certificate that the caller has shown.
         self._caller = b""
         self._is_proven = False
+        # The caller with whom this connection is held, if it has had only one; what was received while it was held.
+        self._held_by: bytes | None = None
+        self._held_callers = server.pauses.held
+        self._is_shared = False
+        self._is_waiting = False
+        self._held_data = b""
         # The loop time from which the timeout of the current state counts.
         self._since = 0.0
         self._blocked = False  # the caller does not read answers
@@ -138,6 +146,9 @@ class HttpConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._last:
             return
+        if self._held_by is not None and self._is_held():
+            self._held_data += data
+            return
         self._arrived = time.perf_counter()
         before = self._reader.arriving
         self._reader.feed(data)
@@ -145,6 +156,26 @@ class HttpConnection(asyncio.Protocol):
         if arriving is not None and arriving is not before:
             self._since = self._loop.time()
         self.flush()
+
+    def read_on(self) -> None:
+        """Go on after the caller was held: with what was received meanwhile, and with requests that wait."""
+        self._is_waiting = False
+        data, self._held_data = self._held_data, b""
+        if self._last or self._transport.is_closing():
+            return
+        if data:
+            self.data_received(data)
+        else:
+            self.flush()
+
+    def _is_held(self) -> bool:
+        """Whether this connection must wait for `read_on`, because its caller is held."""
+        if not self._is_waiting:
+            assert self._held_by is not None, "only a caller with a name is held"
+            self._is_waiting = self._server.pauses.holds(self._held_by, self)
+            if self._is_waiting:
+                self._pause_reading()
+        return self._is_waiting
 
     def eof_received(self) -> bool:
         """Answer the requests so far, as the caller may still read, then close."""
@@ -182,12 +213,22 @@ class HttpConnection(asyncio.Protocol):
             self._is_proven = True
             self._server.prove(self)
         call = HttpCall(self, head, body, self._arrived, deadline_s)
-        call.caller = head.caller or self._caller
-        if self._waiting or self._blocked or len(self._calls) >= self._settings.pipelined_max:
+        call.caller = caller = head.caller or self._caller
+        if caller != self._held_by and caller:
+            self._note_caller(caller)
+        must_wait = self._waiting or self._blocked or len(self._calls) >= self._settings.pipelined_max
+        if must_wait or (self._held_callers and self._held_by is not None and self._is_held()):
             self._wait(call)
         else:
             self._calls.append(call)
             self._server.submit(call)
+
+    def _note_caller(self, caller: bytes) -> None:
+        """Note whose connection this is. A gateway's, with requests of several callers, is never held."""
+        if self._held_by is None and not self._is_shared:
+            self._held_by = caller
+        else:
+            self._held_by, self._is_shared = None, True
 
     def _wait(self, call: HttpCall) -> None:
         if not self._server.arriving.take(len(call.payload)):
@@ -214,12 +255,14 @@ class HttpConnection(asyncio.Protocol):
 
     def _go_on_later(self) -> None:
         """Submit waiting requests in the loop's next turn, so that other connections come in between."""
-        if not self._blocked and not self._going_on:
+        if not self._blocked and not self._going_on and not self._is_waiting:
             self._going_on = True
             self._loop.call_soon(self._go_on)
 
     def _go_on(self) -> None:
         self._going_on = False
+        if self._held_by is not None and self._is_held():
+            return
         while self._waiting and len(self._calls) < self._settings.pipelined_max and not self._blocked:
             call = self._waiting.popleft()
             self._server.arriving.give_back(len(call.payload))
@@ -252,7 +295,7 @@ class HttpConnection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def _resume_reading(self) -> None:
-        if not self._reading and not self._blocked and not self._transport.is_closing():
+        if not (self._reading or self._blocked or self._is_waiting or self._transport.is_closing()):
             self._reading = True
             self._transport.resume_reading()
 
@@ -294,7 +337,8 @@ class HttpConnection(asyncio.Protocol):
 
     def finish(self) -> None:
         """Close now if nothing is in flight; otherwise the connection closes after the last answer."""
-        if self._reader.arriving is None and not self._calls and not self._waiting and not self._lingering:
+        is_idle = self._reader.arriving is None and not self._calls and not self._waiting and not self._held_data
+        if is_idle and not self._lingering:
             self._transport.close()
 
     def abort(self) -> None:

@@ -25,6 +25,7 @@ from collections.abc import Callable
 from paywarden.schemas.errors import PaywardenError
 from paywarden.scoring.engine.batcher import INTERNAL, UNAVAILABLE, MicroBatcher
 from paywarden.scoring.engine.bugs import BugLog
+from paywarden.scoring.engine.caller_pauses import CallerPauses
 from paywarden.scoring.http.answers import AnswerHeads
 from paywarden.scoring.http.connection import HttpCall, HttpConnection
 from paywarden.scoring.http.heads import Heads, Route, RouteAnswer, RouteAnswerLater
@@ -83,6 +84,7 @@ class HttpServer:
         self._connections: Connections[HttpConnection] = Connections(settings.connections_max, metrics.connections)
         self.admit, self.forget = self._connections.admit, self._connections.forget
         self.prove = self._connections.prove
+        self.pauses = CallerPauses() if batcher is None else batcher.pauses
         self._bugs = BugLog()
         self._servers: list[Acceptor] = []
         self._sweeper: asyncio.TimerHandle | None = None

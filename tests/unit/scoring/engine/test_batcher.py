@@ -412,10 +412,11 @@ def test_with_another_caller_waiting_each_has_half_of_the_limits() -> None:
     assert refused_at_once(world) == 200 - 32
 
 
-def test_the_bytes_of_waiting_requests_are_limited() -> None:
-    size = len(request("p-00").SerializeToString())
-    world = World(queue_bytes_max=10 * size)
-    world.run(lambda: [world.ask(f"p-{number:02}") for number in range(12)])
+def test_large_requests_count_by_their_bytes() -> None:
+    """They used to count as one payment each, so that 4,096 bodies of half a megabyte could wait."""
+    world = World(queue_payments_max=10)
+    large = "x" * 9000  # as long as three payments of 4 KiB
+    world.run(lambda: [world.ask(f"p-{number}", card_id=large) for number in range(5)])
     assert refused_at_once(world) == 2
 
 

@@ -13,7 +13,6 @@ from paywarden.scoring.engine.caller_queues import QUANTUM, CallerQueues, Caller
 class Asked:
     caller: bytes
     number: int = 0
-    payload: bytes = b"x" * 10
 
 
 def filled(*callers: tuple[bytes, int], weight: int = 1) -> CallerQueues[Asked]:
@@ -21,38 +20,59 @@ def filled(*callers: tuple[bytes, int], weight: int = 1) -> CallerQueues[Asked]:
     queues: CallerQueues[Asked] = CallerQueues()
     for caller, count in callers:
         for number in range(count):
-            queues.append(Asked(caller, number), weight)
+            put(queues, Asked(caller, number), weight)
     return queues
+
+
+def put(queues: CallerQueues[Asked], call: Asked, weight: int = 1) -> None:
+    queues.append(queues.of(call.caller), call, weight)
+
+
+def callers_of(queues: CallerQueues[Asked], count: int) -> list[bytes]:
+    """Returns the callers of the next calls, taken in chunks of 32 payments."""
+    taken: list[bytes] = []
+    while queues and len(taken) < count:
+        taken += [call.caller for call in queues.take(32)]
+    return taken[:count]
 
 
 def test_a_caller_with_one_call_waits_for_one_round_of_the_noisy_one() -> None:
     queues = filled((b"noisy", 1000), (b"quiet", 1))
-    taken = [queues.take().caller for _ in range(QUANTUM + 1)]
+    taken = callers_of(queues, QUANTUM + 1)
     assert taken == [b"noisy"] * QUANTUM + [b"quiet"]
 
 
 def test_callers_get_equal_shares_while_they_have_calls() -> None:
     queues = filled((b"a", 100), (b"b", 300), (b"c", 200))
-    taken = [queues.take().caller for _ in range(240)]
+    taken = callers_of(queues, 240)
     assert [taken.count(caller) for caller in (b"a", b"b", b"c")] == [80, 80, 80]
 
 
 def test_a_caller_pays_for_a_large_batch_with_the_rounds_that_follow() -> None:
     queues = filled((b"batches", 3), weight=10 * QUANTUM)
     for number in range(100):
-        queues.append(Asked(b"single", number), 1)
-    taken = [queues.take().caller for _ in range(103)]
+        put(queues, Asked(b"single", number))
+    taken = callers_of(queues, 103)
     assert taken[0] == b"batches"
     assert taken.index(b"batches", 1) >= 9 * QUANTUM
 
 
 def test_what_stands_before_a_call_is_the_share_of_its_caller() -> None:
     queues = filled((b"noisy", 1000))
-    assert queues.ahead_of(b"noisy") == (1000, 1000, 10_000, 1)
-    assert queues.ahead_of(b"quiet") == (QUANTUM, 0, 0, 2)
-    queues.append(Asked(b"quiet"), 1)
-    assert queues.ahead_of(b"quiet") == (1 + 1 + QUANTUM, 1, 10, 2)
-    assert queues.ahead_of(b"noisy") == (1001, 1000, 10_000, 2)
+    noisy, quiet = queues.of(b"noisy"), queues.of(b"quiet")
+    assert (queues.ahead_of(noisy), queues.callers_with(noisy)) == (1000, 1)
+    assert (queues.ahead_of(quiet), queues.callers_with(quiet)) == (QUANTUM, 2)
+    put(queues, Asked(b"quiet"))
+    assert (queues.ahead_of(quiet), queues.callers_with(quiet)) == (1 + 1 + QUANTUM, 2)
+    assert (queues.ahead_of(noisy), queues.callers_with(noisy)) == (1001, 2)
+
+
+def test_the_queues_of_callers_that_are_gone_are_not_kept_for_ever() -> None:
+    queues = filled((b"there", 1))
+    for number in range(10_000):
+        queues.of(b"%d" % number)
+    assert len(queues.known) <= 4096
+    assert callers_of(queues, 5) == [b"there"]
 
 
 @given(st.lists(st.tuples(st.sampled_from([b"", b"a", b"b", b"c"]), st.integers(1, 300), st.booleans())))
@@ -62,11 +82,11 @@ def test_every_call_is_taken_once_and_each_callers_in_order(steps: list[tuple[by
     taken: dict[bytes, list[int]] = {}
 
     def take() -> None:
-        call = queues.take()
-        taken.setdefault(call.caller, []).append(call.number)
+        for call in queues.take(16):
+            taken.setdefault(call.caller, []).append(call.number)
 
     for number, (caller, weight, takes) in enumerate(steps):
-        queues.append(Asked(caller, number), weight)
+        put(queues, Asked(caller, number), weight)
         sent.setdefault(caller, []).append(number)
         if takes:
             take()
@@ -74,7 +94,7 @@ def test_every_call_is_taken_once_and_each_callers_in_order(steps: list[tuple[by
         take()
     assert taken == sent
     assert queues.payments == 0
-    assert queues.ahead_of(b"a") == (0, 0, 0, 1)
+    assert queues.ahead_of(queues.of(b"a")) == 0
 
 
 def test_a_rate_lets_through_a_second_of_payments_and_then_as_they_come() -> None:

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from paywarden.schemas.errors import Misconfigured
+from paywarden.scoring.engine import caller_pauses
 from paywarden.scoring.net.tokens import Tokens
 from tests.fakes.descriptors import no_descriptors
-from tests.worlds.http_world import get, payment, post_json, serving
+from tests.worlds.http_world import PATIENT, UNHURRIED, get, payment, post_json, serving
 
 FIRST, SECOND = "first-token-0123456789", "second.token~0123456789=="
 
@@ -212,3 +215,51 @@ def test_nobody_without_a_token_can_fill_the_memory_of_heads(file: Path) -> None
         for number in range(10):
             assert client.ask(post_json(payment(), headers=f"X-Number: {number}\r\n")).status == 401
         assert served.server.heads.known_count == 0
+
+
+def asked_as(token: str, payment_id: str) -> bytes:
+    return post_json(payment(payment_id), headers=f"Authorization: Bearer {token}\r\n")
+
+
+def test_a_noisy_caller_is_left_unread_and_the_other_one_is_answered(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pause is longer than the test: what the noisy caller gets is what one pause lets through."""
+    monkeypatch.setattr(caller_pauses, "PAUSE_S", 1000.0)
+    monkeypatch.setattr(caller_pauses, "_COMPANY_S", 1000.0)
+    admission = replace(UNHURRIED, caller_payments_per_second=1)
+    with serving(tokens=Tokens(str(file)), admission=admission) as served, contextlib.ExitStack() as stack:
+        quiet, *noisy = (stack.enter_context(served.connected()) for _ in range(5))
+        assert quiet.ask(asked_as(FIRST, "q")).status == 200
+        for client in noisy:
+            client.send(b"".join(asked_as(SECOND, f"p-{number}") for number in range(500)))
+        late = stack.enter_context(served.connected())
+        # Payments of the other caller over his rate are refused at once, and too few for him to be held.
+        statuses = [quiet.ask(asked_as(FIRST, f"q-{number}")).status for number in range(20)]
+        assert set(statuses) <= {200, 429}
+        late.send(asked_as(SECOND, "late"))
+        assert quiet.ask(get("/livez")).status == 200
+        refused = served.counted("score", 429) - statuses.count(429)
+        # Each connection submits at most 32 at a time; without pauses all 2,000 would have been refused.
+        assert caller_pauses.REFUSALS_MAX - 5 <= refused <= 4 * PATIENT.pipelined_max
+        # A stop does not wait for the pause.
+        for client in (*noisy, late):
+            client.raw.close()
+
+
+def test_after_pauses_every_request_is_answered_in_order(file: Path) -> None:
+    admission = replace(UNHURRIED, caller_payments_per_second=50)
+    with serving(tokens=Tokens(str(file)), admission=admission) as served, contextlib.ExitStack() as stack:
+        quiet, *noisy = (stack.enter_context(served.connected()) for _ in range(4))
+        for client in noisy:
+            client.send(b"".join(asked_as(SECOND, f"p-{number}") for number in range(300)))
+            assert quiet.ask(asked_as(FIRST, "q")).status == 200
+        for client in noisy:
+            replies = [client.reply() for _ in range(300)]
+            assert {reply.status for reply in replies} <= {200, 429}
+            ids = [reply.json.get("payment_id", f"p-{number}") for number, reply in enumerate(replies)]
+            assert ids == [f"p-{number}" for number in range(300)]
+        # Both callers on one connection, as a gateway has them: the quiet one is answered there, too.
+        shared = noisy[0]
+        shared.send(asked_as(FIRST, "mine") + asked_as(SECOND, "p") * 300 + asked_as(FIRST, "mine-2"))
+        assert [shared.reply() for _ in range(302)][-1].json["payment_id"] == "mine-2"

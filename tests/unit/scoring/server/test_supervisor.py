@@ -15,11 +15,12 @@ import pytest
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
+from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
 from paywarden.scoring.state.mirror import MirrorWriter
-from paywarden.scoring.state.outbox import OutboxWriter
+from paywarden.scoring.state.outbox import OutboxReader, OutboxWriter
 from tests.services.certificates import Authority
-from tests.services.processes import is_ready, post, run_paywarden, wait_until
+from tests.services.processes import get, is_ready, post, run_paywarden, samples, wait_until
 from tests.services.scoring_server import PAYMENT, Server
 from tests.worlds import small_world
 
@@ -180,7 +181,7 @@ def test_tls_and_tokens_are_required_and_reloaded_while_serving(tmp_path: Path) 
     authority = Authority(tmp_path)
     certificate, key = authority.sign("server")
     tokens = tmp_path / "tokens"
-    tokens.write_text("first-token-0123456789\n")
+    tokens.write_text("checkout:first-token-0123456789\n")
     tokens.chmod(0o600)
     more = f'[tls]\ncertificate = "{certificate}"\nkey = "{key}"\n[auth]\ntokens_file = "{tokens}"\n'
     context = ssl.create_default_context(cafile=authority.path)
@@ -202,13 +203,46 @@ def test_tls_and_tokens_are_required_and_reloaded_while_serving(tmp_path: Path) 
 
         assert asked("first-token-0123456789") == (200, "server")
         assert asked("other-token-0123456789") == (401, "server")
-        tokens.write_text("other-token-0123456789\n")
+        tokens.write_text("wallet:other-token-0123456789\n")
         for new, old in zip(authority.sign("renewed"), (certificate, key), strict=True):
             shutil.copy(new, old)
         wait_until(lambda: asked("other-token-0123456789") == (200, "renewed"), "both are taken up")
         assert asked("first-token-0123456789") == (401, "renewed")
         log = server.log()
+        records = [OutboxEntry.FromString(each) for _, each in OutboxReader(server.outbox, "worker-0").read(0, 100)]
     assert "0123456789" not in log
+    # Both have asked about one payment id, and each has a decision of his own.
+    assert [record.caller for record in records] == ["checkout", "wallet"]
+
+
+def test_health_and_metrics_have_a_port_of_their_own_and_come_back(server: Server) -> None:
+    serve = server.start()
+    grpc, admin = serve.first_line(), serve.first_line().removeprefix("admin ")
+    assert grpc.startswith("grpc://")
+    (worker,) = server.listening()
+    assert post(f"{server.target}/v1/score", PAYMENT, "application/x-protobuf")[0] == 200
+    wait_until(lambda: answers(f"{admin}/livez"), "the admin process listens")
+    assert not is_ready(admin)
+    writer = MirrorWriter(server.mirror)
+    writer.apply({}, {0: 1}, 1)
+    writer.close()
+    wait_until(lambda: is_ready(admin), "a worker is ready, and the admin process knows")
+    scored = ("paywarden_decisions_total", "review")
+    assert samples(admin)[scored] == samples(server.target)[scored] == 1
+    (process,) = [child for child in psutil.Process(serve.pid).children() if child.pid != worker.pid]
+    process.kill()
+    # Payments are scored meanwhile, and the same port answers again.
+    assert post(f"{server.target}/v1/score", PAYMENT, "application/x-protobuf")[0] == 200
+    wait_until(lambda: is_ready(admin), "the admin process is started again")
+    assert worker.is_running()
+    assert "the admin process ended with -9" in server.log()
+
+
+def answers(url: str) -> bool:
+    try:
+        return get(url)[0] == 200
+    except OSError:
+        return False
 
 
 @pytest.mark.parametrize(

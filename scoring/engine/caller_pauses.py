@@ -1,0 +1,76 @@
+"""Leaves the requests of a caller unread for a moment when many of them have just been refused.
+
+A refusal costs a worker some microseconds, and a caller can send faster than a worker can refuse. So after REFUSALS_MAX
+refusals within PAUSE_S, the fronts read no more from that caller's connections for PAUSE_S: his requests wait in the
+sockets, and TCP slows him down. That bounds what the noisiest caller takes from the others, whatever the number of his
+connections.
+
+    noisy   32 refused ─► held: 5 ms, connections 1, 2, … unread ─► read on ─► 32 refused ─► …
+    quiet   not held
+
+It happens only while another caller is there, too. A caller alone is refused at once, however fast he sends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+PAUSE_S = 0.005
+REFUSALS_MAX = 32
+# For how long a caller counts as being there after his last request.
+_COMPANY_S = 1.0
+# The most callers whose refusals are counted. Beyond it counting begins anew.
+_COUNTED_MAX = 4096
+
+
+class Held(Protocol):
+    """A connection that can be held."""
+
+    def read_on(self) -> None:
+        """Go on: the pause is over."""
+
+
+class CallerPauses:
+    """Knows which callers are held, and their connections. For one event loop."""
+
+    def __init__(self) -> None:
+        self.held: dict[bytes, list[Held]] = {}
+        """The callers that are held, with their connections. Always the same object."""
+        # Refusals of each caller, and since when they are counted.
+        self._refused: dict[bytes, tuple[int, float]] = {}
+        self.last_caller = b""
+        # When a request came from another caller than the one before it.
+        self._changed_at = float("-inf")
+
+    def note(self, caller: bytes, now: float) -> None:
+        """Note that a request is not `last_caller`'s but this one's. `now` is in seconds of `time.perf_counter`."""
+        self.last_caller, self._changed_at = caller, now
+
+    def note_refused(self, caller: bytes, now: float) -> None:
+        """Note that a request was refused for what its caller has sent already; hold him when that is too often."""
+        if now - self._changed_at > _COMPANY_S or caller in self.held:
+            return
+        count, since = self._refused.get(caller, (0, now))
+        if now - since > PAUSE_S:
+            count, since = 0, now
+        if len(self._refused) >= _COUNTED_MAX:
+            self._refused.clear()
+        self._refused[caller] = count + 1, since
+        if count + 1 >= REFUSALS_MAX:
+            del self._refused[caller]
+            self.held[caller] = []
+            asyncio.get_running_loop().call_later(PAUSE_S, self._end, caller)
+
+    def holds(self, caller: bytes, connection: Held) -> bool:
+        """Whether a caller is held now. If so, `connection.read_on` follows. Call it again only after that."""
+        held = self.held.get(caller) if self.held else None
+        if held is None:
+            return False
+        held.append(connection)
+        return True
+
+    def _end(self, caller: bytes) -> None:
+        # Those that come first may use up all that the caller may send; the others are then held again, before them.
+        for connection in self.held.pop(caller):
+            connection.read_on()

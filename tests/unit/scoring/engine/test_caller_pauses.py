@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import asyncio
+
+from paywarden.scoring.engine.caller_pauses import REFUSALS_MAX, CallerPauses
+
+
+class Connection:
+    def __init__(self) -> None:
+        self.went_on = asyncio.Event()
+
+    def read_on(self) -> None:
+        self.went_on.set()
+
+
+def refuse(pauses: CallerPauses, caller: bytes, count: int, now: float = 10.0) -> None:
+    for _ in range(count):
+        if caller != pauses.last_caller:
+            pauses.note(caller, now)
+        pauses.note_refused(caller, now)
+
+
+def test_a_caller_who_is_refused_too_often_is_held_for_a_moment() -> None:
+    async def main() -> None:
+        pauses, connections = CallerPauses(), [Connection() for _ in range(3)]
+        pauses.note(b"quiet", 9.9)
+        refuse(pauses, b"noisy", REFUSALS_MAX - 1)
+        assert not pauses.holds(b"noisy", connections[0])
+        refuse(pauses, b"noisy", 1)
+        assert all(pauses.holds(b"noisy", connection) for connection in connections)
+        assert not pauses.holds(b"quiet", Connection())
+        for connection in connections:
+            await asyncio.wait_for(connection.went_on.wait(), 20)
+        assert not pauses.holds(b"noisy", Connection())
+
+    asyncio.run(main())
+
+
+def test_a_caller_alone_is_never_held() -> None:
+    async def main() -> None:
+        pauses = CallerPauses()
+        # The other one has been away for longer than a second.
+        pauses.note(b"quiet", 5.0)
+        pauses.note(b"noisy", 5.1)
+        refuse(pauses, b"noisy", 10_000)
+        assert not pauses.holds(b"noisy", Connection())
+
+    asyncio.run(main())
+
+
+def test_refusals_that_are_far_apart_hold_nobody() -> None:
+    async def main() -> None:
+        pauses = CallerPauses()
+        for number in range(1000):
+            pauses.note(b"quiet", 10 + number / 100)
+            refuse(pauses, b"noisy", 1, 10 + number / 100)
+        assert not pauses.holds(b"noisy", Connection())
+
+    asyncio.run(main())
+
+
+def test_what_is_counted_stays_bounded() -> None:
+    async def main() -> None:
+        pauses = CallerPauses()
+        for number in range(10_000):
+            refuse(pauses, b"%d" % number, 1)
+        assert len(pauses._refused) <= 4096
+
+    asyncio.run(main())
