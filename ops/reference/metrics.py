@@ -23,8 +23,8 @@ from paywarden.ops.reference.page import MADE_FROM_CODE, Undocumented, code, pro
 _SERVICES = (
     (
         "serve",
-        "Any scoring worker answers `GET /metrics` on `[http] port` for all workers of the host. Counters and "
-        "histograms are sums over the workers. A gauge has the largest value of any worker.",
+        "`GET /metrics` on `[serve] admin_host` and `admin_port`, or on `[http] port`, for all workers of the host. "
+        "Counters and histograms are sums over the workers. A gauge has the largest value of any worker.",
     ),
     (
         "stream",
@@ -169,7 +169,7 @@ def _serve() -> Iterable[_Family]:
     from paywarden.scoring.idempotency.decision_cache import DecisionCacheMetrics
     from paywarden.scoring.metrics.model import ModelMetrics
     from paywarden.scoring.metrics.shared import Registry, render
-    from paywarden.scoring.metrics.worker import GarbagePauses, HttpMetrics, ScoringMetrics, StageTimes
+    from paywarden.scoring.metrics.worker import GarbagePauses, HttpMetrics, ScoringMetrics, StageTimes, ready_gauge
     from paywarden.scoring.server.supervisor import SupervisorMetrics
     from paywarden.scoring.server.watch import declare_failures
     from paywarden.scoring.state.outbox import OutboxMetrics
@@ -185,7 +185,8 @@ def _serve() -> Iterable[_Family]:
     declare_failures(registry)
     SupervisorMetrics.declare(registry)
     # A gauge without a value is not shown.
-    for gauge in (scoring.mirror_age_seconds, outbox.unshipped_bytes, *models.is_out.values()):
+    ready = ready_gauge(registry)
+    for gauge in (scoring.mirror_age_seconds, outbox.unshipped_bytes, ready, *models.is_out.values()):
         gauge.set(0)
     with TemporaryDirectory() as folder, closing(registry):
         registry.open(Path(folder), "worker-0")

@@ -393,7 +393,7 @@ class MicroBatcher:
         except TemporaryFailure as error:
             return [refusal_of(error)] * len(payments)
         except Exception as error:  # noqa: BLE001 - a bug in one request must not end the worker for all others
-            self._bugs.note(error, "scoring")
+            self._bugs.note(error, "scoring", payments.callers[0] if len(set(payments.callers)) == 1 else b"")
             units = list(units_of(len(payments), batches))
             if len(units) == 1:
                 return [_BUG] * len(payments)

@@ -14,11 +14,12 @@ class BugLog:
     def __init__(self) -> None:
         self._seen: set[tuple[str, str, int]] = set()
 
-    def note(self, error: Exception, doing: str) -> None:
-        """Log the bug with its traceback. `doing` completes "bug while ...", as in "scoring"."""
+    def note(self, error: Exception, doing: str, caller: bytes = b"") -> None:
+        """Log the bug with its traceback. `doing` completes "bug while ...", as in "scoring"; `caller` asked for it."""
         frames = traceback.extract_tb(error.__traceback__)
         place = (type(error).__name__, frames[-1].filename, frames[-1].lineno or 0)
         if place not in self._seen:
             self._seen.add(place)
             trace = "".join(traceback.format_list(frames))
-            _log.error("bug while %s: %s at\n%s", doing, type(error).__name__, trace)
+            whose = f" for {caller.decode(errors='replace')}" if caller else ""
+            _log.error("bug while %s%s: %s at\n%s", doing, whose, type(error).__name__, trace)

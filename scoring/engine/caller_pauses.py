@@ -14,12 +14,17 @@ It happens only while another caller is there, too. A caller alone is refused at
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Protocol
+
+_log = logging.getLogger(__name__)
 
 PAUSE_S = 0.005
 REFUSALS_MAX = 32
 # For how long a caller counts as being there after his last request.
 _COMPANY_S = 1.0
+# How often a line about one caller may be logged.
+_TOLD_EVERY_S = 60.0
 # The most callers whose refusals are counted. Beyond it counting begins anew.
 _COUNTED_MAX = 4096
 
@@ -39,6 +44,8 @@ class CallerPauses:
         """The callers that are held, with their connections. Always the same object."""
         # Refusals of each caller, and since when they are counted.
         self._refused: dict[bytes, tuple[int, float]] = {}
+        # When a line about a caller was logged, and how often he was held since.
+        self._told: dict[bytes, tuple[float, int]] = {}
         self.last_caller = b""
         # When a request came from another caller than the one before it.
         self._changed_at = float("-inf")
@@ -60,6 +67,7 @@ class CallerPauses:
         if count + 1 >= REFUSALS_MAX:
             del self._refused[caller]
             self.held[caller] = []
+            self._tell(caller, now)
             asyncio.get_running_loop().call_later(PAUSE_S, self._end, caller)
 
     def holds(self, caller: bytes, connection: Held) -> bool:
@@ -69,6 +77,21 @@ class CallerPauses:
             return False
         held.append(connection)
         return True
+
+    def _tell(self, caller: bytes, now: float) -> None:
+        told_at, count = self._told.get(caller, (float("-inf"), 0))
+        if now - told_at < _TOLD_EVERY_S:
+            self._told[caller] = told_at, count + 1
+            return
+        if len(self._told) >= _COUNTED_MAX:
+            self._told.clear()
+        self._told[caller] = now, 0
+        _log.warning(
+            "%s sends more than its share and is refused; left unread for %g ms, %d times since the last such line",
+            caller.decode(errors="replace") or "a caller without a name",
+            PAUSE_S * 1000,
+            count + 1,
+        )
 
     def _end(self, caller: bytes) -> None:
         # Those that come first may use up all that the caller may send; the others are then held again, before them.

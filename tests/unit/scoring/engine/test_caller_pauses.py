@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from paywarden.scoring.engine.caller_pauses import REFUSALS_MAX, CallerPauses
 
 
@@ -34,6 +36,21 @@ def test_a_caller_who_is_refused_too_often_is_held_for_a_moment() -> None:
         assert not pauses.holds(b"noisy", Connection())
 
     asyncio.run(main())
+
+
+def test_the_log_names_who_is_held_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        pauses = CallerPauses()
+        for now in (10.0, 11.0, 30.0, 75.0):
+            pauses.note(b"quiet", now)
+            refuse(pauses, b"noisy", REFUSALS_MAX, now)
+            connection = Connection()
+            assert pauses.holds(b"noisy", connection)
+            await asyncio.wait_for(connection.went_on.wait(), 20)
+
+    asyncio.run(main())
+    assert [record.getMessage().split(" ")[0] for record in caplog.records] == ["noisy", "noisy"]
+    assert "3 times since" in caplog.records[1].getMessage()
 
 
 def test_a_caller_alone_is_never_held() -> None:

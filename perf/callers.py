@@ -1,0 +1,174 @@
+"""Two callers on one worker: one sends ten times what it can take, the other one must not notice.
+
+Measured, on one worker of `paywarden serve` with tokens: the capacity, in a closed loop. Then the latencies of a quiet
+caller (an open loop with Poisson arrivals at a twentieth of the capacity), in turns:
+
+    alone      nobody else
+    shared     beside a noisy caller with a token of his own: `--times` the capacity, as fast as the sockets take it
+    one_name   beside the same noise under the quiet caller's token: the callers cannot be told apart
+
+Used for: whether one token can move the latencies of others. `ratio_shared` is the p99 beside the noise by the p99
+alone; `ratio_one_name` is what it would be without a queue for each caller.
+
+    python -m perf.callers [--entities N] [--times N] [--seconds N] [--json FILE]
+
+The noise comes from a process of its own, which shares the load's core at the lowest priority and counts no latencies.
+`offered` is what its sockets have taken: a worker that leaves them unread slows it down, and that is the point.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import selectors
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from multiprocessing.queues import SimpleQueue
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from paywarden.ops.loadgen.bodies import stamped_bodies
+from paywarden.ops.loadgen.load import run_closed, run_load
+from paywarden.ops.loadgen.report import LoadReport
+from paywarden.ops.loadgen.target import LoadOptions
+from perf.measuring import arguments_of, drive, finish
+from perf.scoring_world import World, built_world
+from perf.servers import Server, pin_load, serving
+
+QUIET, NOISY = "quiet-token-0123456789", "noisy-token-0123456789"
+_QUIET_SHARE = 1 / 20
+_ROUNDS = 3
+_NOISE_CONNECTIONS = 16
+# Requests that the noise writes at a time. More than a connection may have unanswered, so that some always wait.
+_PIPELINED = 64
+# Payments of the noise before their ids come again. A payment that comes again is answered more cheaply.
+_NOISE_PAYMENTS = 200_000
+_CAPACITY = LoadOptions(connections=16, connections_max=16, token=QUIET)
+_OPTIONS = LoadOptions(connections=16, connections_max=256, token=QUIET)
+
+
+def main() -> None:
+    arguments = arguments_of(
+        __doc__,
+        ("--entities", {"type": int, "default": 100_000, "help": "in the mirror, at least"}),
+        ("--times", {"type": float, "default": 10.0, "help": "the capacity"}),
+        ("--seconds", {"type": float, "default": 6.0, "help": "of each measurement"}),
+    )
+    pin_load()
+    with built_world(arguments.entities) as world:
+        _ask_for_tokens(world)
+        with serving(world.config) as server:
+            figures = _measure(server, world, arguments.times, arguments.seconds)
+    finish(figures, arguments.json)
+
+
+def _ask_for_tokens(world: World) -> None:
+    tokens = Path(world.config).parent / "tokens"
+    tokens.write_text(f"quiet:{QUIET}\nnoisy:{NOISY}\n", encoding="ascii")
+    tokens.chmod(0o600)
+    with world.config.open("a", encoding="utf-8") as config:
+        config.write(f'[auth]\ntokens_file = "{tokens}"\n')
+
+
+def _measure(server: Server, world: World, times: float, seconds: float) -> dict[str, float]:
+    bodies = stamped_bodies(world.requests, id_prefix="quiet")
+    drive(run_closed(server.http, bodies, seconds=1.0, options=_CAPACITY))
+    capacity = drive(run_closed(server.http, bodies, seconds=seconds, options=_CAPACITY)).ok_per_second
+    reports: dict[str, list[LoadReport]] = {"alone": [], "shared": [], "one_name": []}
+    offered: dict[str, list[float]] = {"shared": [], "one_name": []}
+    for turn in range(_ROUNDS):
+        for name, found in reports.items():
+            token = {"shared": NOISY, "one_name": QUIET}.get(name)
+            rate = capacity * _QUIET_SHARE
+            if token is None:
+                found.append(_quiet(server, bodies, rate, seconds, turn))
+            else:
+                with _Noise(server, world, token, capacity * times, f"n{turn}{name[0]}") as noise:
+                    found.append(_quiet(server, bodies, rate, seconds, turn))
+                offered[name].append(noise.per_second)
+    figures = {"capacity_per_second": capacity, "times": times}
+    for name, found in reports.items():
+        figures[f"{name}_p50_ms"] = _middle([report.p50_ms for report in found])
+        figures[f"{name}_p99_ms"] = _middle([report.p99_ms for report in found])
+        figures[f"{name}_lag_p99_ms"] = _middle([report.lag_p99_ms for report in found])
+        figures[f"{name}_refused_share"] = _middle([1 - report.ok / report.sent for report in found])
+    for name, rates in offered.items():
+        figures[f"{name}_offered_per_second"] = _middle(rates)
+        figures[f"ratio_{name}"] = figures[f"{name}_p99_ms"] / figures["alone_p99_ms"]
+    return figures
+
+
+def _quiet(server: Server, bodies: Iterator[bytes], rate: float, seconds: float, seed: int) -> LoadReport:
+    return drive(run_load(server.http, bodies, rate=rate, seconds=seconds, seed=seed, options=_OPTIONS))
+
+
+def _middle(values: Sequence[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+class _Noise:
+    """A process that sends payments without waiting for answers, until the block ends."""
+
+    def __init__(self, server: Server, world: World, token: str, per_second: float, id_prefix: str) -> None:
+        bodies = islice(stamped_bodies(world.requests, id_prefix=id_prefix), _NOISE_PAYMENTS)
+        context = multiprocessing.get_context("fork")
+        self._sent: SimpleQueue[float] = context.SimpleQueue()
+        self._stop = context.Event()
+        self._process = context.Process(
+            target=_blast, args=(server.http, token, list(bodies), per_second, self._stop, self._sent)
+        )
+        self.per_second = 0.0
+
+    def __enter__(self) -> _Noise:
+        self._process.start()
+        # The first number says that the noise has begun.
+        self._sent.get()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self.per_second = self._sent.get()
+        self._process.join()
+
+
+def _blast(
+    url: str, token: str, bodies: Sequence[bytes], per_second: float, stop: object, sent: SimpleQueue[float]
+) -> None:
+    """Write requests at a rate, each connection as fast as its socket takes them; throw answers away."""
+    os.nice(19)
+    address = urlsplit(url)
+    head = f"POST /v1/score HTTP/1.1\r\nHost: perf\r\nAuthorization: Bearer {token}"
+    head += "\r\nContent-Type: application/x-protobuf"
+    requests = [f"{head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body for body in bodies]
+    parts = [b"".join(requests[at : at + _PIPELINED]) for at in range(0, len(requests), _PIPELINED)]
+    selector = selectors.DefaultSelector()
+    rests: dict[socket.socket, memoryview] = {}
+    for _ in range(_NOISE_CONNECTIONS):
+        raw = socket.create_connection((address.hostname or "", address.port or 0))
+        raw.setblocking(False)
+        rests[raw] = memoryview(b"")
+        selector.register(raw, selectors.EVENT_READ | selectors.EVENT_WRITE)
+    began, count, place = time.monotonic(), 0, 0
+    sent.put(0.0)
+    while not stop.is_set():  # type: ignore[attr-defined]
+        due = (time.monotonic() - began) * per_second
+        if count > due:
+            time.sleep(min(0.01, (count - due) / per_second))
+        for key, events in selector.select(0.01):
+            raw = key.fileobj  # type: ignore[assignment]
+            if events & selectors.EVENT_READ:
+                raw.recv(1 << 18)
+            if events & selectors.EVENT_WRITE and count <= due:
+                if not rests[raw]:
+                    rests[raw] = memoryview(parts[place % len(parts)])
+                    place, count = place + 1, count + _PIPELINED
+                rests[raw] = rests[raw][raw.send(rests[raw]) :]
+    sent.put(count / (time.monotonic() - began))
+    for raw in rests:
+        raw.close()
+
+
+if __name__ == "__main__":
+    main()
