@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -67,8 +68,11 @@ class Server:
         return float(sum(each.user + each.system for each in times))
 
     def worker_pids(self) -> list[int]:
-        """Returns the processes it has forked, else itself."""
-        return [child.pid for child in psutil.Process(self.process.pid).children()] or [self.process.pid]
+        """Returns the processes it has forked that listen at its address, else itself."""
+        port = urlsplit(self.http).port
+        children = psutil.Process(self.process.pid).children()
+        workers = [child.pid for child in children if port in {c.laddr.port for c in child.net_connections("tcp")}]
+        return workers or [self.process.pid]
 
 
 @contextmanager

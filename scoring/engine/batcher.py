@@ -36,7 +36,7 @@ from paywarden.schemas.errors import InvalidEvent, Misconfigured, TemporaryFailu
 from paywarden.scoring.engine.bugs import BugLog
 from paywarden.scoring.engine.busy_poll import BusyPoll
 from paywarden.scoring.engine.caller_pauses import CallerPauses
-from paywarden.scoring.engine.caller_queues import CallerQueues, CallerRates
+from paywarden.scoring.engine.caller_queues import SHARED_CHUNK, CallerQueues, CallerRates
 from paywarden.scoring.idempotency.decision_cache import PaymentIdReused
 from paywarden.scoring.metrics.shared import Registry
 from paywarden.scoring.metrics.worker import StageTimes
@@ -291,6 +291,8 @@ class MicroBatcher:
         callers: list[bytes] = []
         refused: dict[Flushable, None] = {}
         queue, count_max = self._queue, self.settings.chunk_payments
+        if len(queue.turn) > 1 or self.pauses.has_company(now):
+            count_max = min(count_max, SHARED_CHUNK)
         while queue and len(requests) < count_max:
             for call in queue.take(count_max - len(requests)):
                 if call.cancelled:

@@ -54,9 +54,13 @@ class CallerPauses:
         """Note that a request is not `last_caller`'s but this one's. `now` is in seconds of `time.perf_counter`."""
         self.last_caller, self._changed_at = caller, now
 
+    def has_company(self, now: float) -> bool:
+        """Whether requests of more than one caller have come within the last second."""
+        return now - self._changed_at <= _COMPANY_S
+
     def note_refused(self, caller: bytes, now: float) -> None:
         """Note that a request was refused for what its caller has sent already; hold him when that is too often."""
-        if now - self._changed_at > _COMPANY_S or caller in self.held:
+        if not self.has_company(now) or caller in self.held:
             return
         count, since = self._refused.get(caller, (0, now))
         if now - since > PAUSE_S:

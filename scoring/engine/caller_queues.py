@@ -22,6 +22,9 @@ from typing import Generic, Protocol, TypeVar
 
 # Payments of one caller in a round: a quarter of a chunk, so that four callers share a chunk.
 QUANTUM = 8
+# The most payments in a chunk while there are several callers. Everyone's payment waits for the chunk that is being
+# scored and for the rest of its own: half a chunk halves both. It costs a full worker a few per cent.
+SHARED_CHUNK = 2 * QUANTUM
 # The most callers whose queues and rates are kept while they are empty or unused.
 _KEPT_MAX = 4096
 

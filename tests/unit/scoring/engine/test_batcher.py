@@ -18,6 +18,7 @@ from paywarden.scoring.engine.batcher import (
     Overloaded,
     Refusal,
 )
+from paywarden.scoring.engine.caller_queues import SHARED_CHUNK
 from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.requests.protobuf_form import PROTOBUF
 from tests.worlds.payments import euro_intake
@@ -396,8 +397,15 @@ def test_a_noisy_caller_fills_his_share_and_the_other_one_is_admitted() -> None:
     assert world.sent[-1] == [["quiet"]]
     # The whole queue for one caller; the quiet one came only after it was full.
     assert refused_at_once(world) == 200 - 64
-    # The quiet caller's payment is in the first chunk, behind one round of the noisy one.
+    # The quiet caller's payment is in the first chunk, behind one round of the noisy one, and the chunk is a short one.
     assert "quiet" in world.scorer.asked[0]
+    assert max(map(len, world.scorer.asked)) == SHARED_CHUNK
+
+
+def test_a_caller_alone_gets_whole_chunks() -> None:
+    world = World(chunk_payments=32)
+    world.run(lambda: [world.ask(f"p-{number}") for number in range(64)])
+    assert [len(chunk) for chunk in world.scorer.asked] == [32, 32]
 
 
 def test_with_another_caller_waiting_each_has_half_of_the_limits() -> None:

@@ -4,18 +4,20 @@ import gzip
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.proto import health_pb2, reflection_pb2
 from paywarden.schemas.proto.scoring_pb2 import ScoreBatchRequest, ScoreBatchResponse, ScoreResponse
+from paywarden.scoring.engine import caller_pauses
 from paywarden.scoring.engine.batcher import AdmissionSettings, Refusal
 from paywarden.scoring.grpc.messages import frame
 from paywarden.scoring.grpc.settings import LIBRARIES, GrpcSettings
 from tests.services.grpc_raw import ACK, BATCH, GOAWAY, PING, Answer, FrameClient, RawClient, call_headers, raw_frame
 from tests.services.processes import wait_until
-from tests.worlds.grpc_served import GrpcServed, payment
+from tests.worlds.grpc_served import PATIENT, GrpcServed, payment
 
 HEALTH_CHECK = b"/grpc.health.v1.Health/Check"
 HEALTH_WATCH = b"/grpc.health.v1.Health/Watch"
@@ -629,3 +631,45 @@ def test_a_silent_watcher_gets_a_ping(library: str) -> None:
 def test_an_impossible_setting_is_refused_by_its_name(name: str, value: str | int) -> None:
     with pytest.raises(Misconfigured, match=f"grpc. {name}"):
         GrpcSettings(**{name: value})  # type: ignore[arg-type]
+
+
+def test_a_noisy_caller_is_left_unread_and_the_other_one_is_answered(
+    library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pause is longer than the test: what the noisy caller gets is what one pause lets through."""
+    monkeypatch.setattr(caller_pauses, "PAUSE_S", 1000.0)
+    monkeypatch.setattr(caller_pauses, "_COMPANY_S", 1000.0)
+    admission = replace(PATIENT, caller_payments_per_second=1)
+    with (
+        GrpcServed(GrpcSettings(library=library), admission=admission, caller_of=lambda value: value) as served,
+        RawClient(served) as quiet,
+        RawClient(served) as noisy,
+        RawClient(served) as shared,
+    ):
+        as_quiet, as_noisy = ([*call_headers(), (b"authorization", name)] for name in (b"quiet", b"noisy"))
+        assert quiet.ask(PAYMENT, as_quiet).status == 0
+        for _ in range(10):
+            for _ in range(40):
+                noisy.call(PAYMENT, as_noisy)
+            noisy.push()
+            assert quiet.ask(PAYMENT, as_quiet).status in (0, 8)
+        assert 0 < served.counted("Score", "resource_exhausted") < 200
+        # A gateway's connection with calls of both callers is read.
+        assert shared.ask(PAYMENT, as_quiet).status in (0, 8)
+        assert shared.ask(PAYMENT, as_noisy).status == 8
+        assert shared.ask(PAYMENT, as_quiet).status in (0, 8)
+
+
+def test_after_pauses_every_call_is_answered(library: str) -> None:
+    admission = replace(PATIENT, caller_payments_per_second=20)
+    with (
+        GrpcServed(GrpcSettings(library=library), admission=admission, caller_of=lambda value: value) as served,
+        RawClient(served) as quiet,
+        RawClient(served) as noisy,
+    ):
+        as_quiet, as_noisy = ([*call_headers(), (b"authorization", name)] for name in (b"quiet", b"noisy"))
+        for _ in range(5):
+            assert quiet.ask(PAYMENT, as_quiet).status == 0
+            calls = [noisy.call(PAYMENT, as_noisy) for _ in range(100)]
+            noisy.push()
+            assert {noisy.answer(call).status for call in calls} <= {0, 8}

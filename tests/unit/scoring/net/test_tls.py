@@ -106,6 +106,7 @@ def test_with_a_client_ca_only_callers_with_its_certificate_are_served(
             assert not is_served(served, trusting(authority, shown))
         with connected(served, trusting(authority, authority.sign("client"))) as right:
             assert right.ask(post_json(payment())).status == 200
+    assert served.scorer.callers == [b"client"]
 
 
 @pytest.mark.parametrize(
