@@ -231,7 +231,7 @@ class MicroBatcher:
     def submit(self, call: Call) -> None:
         """Queue a call, which is answered after this turn of the loop; or refuse it now."""
         size, queues, settings = len(call.payload), self._queue, self.settings
-        weight = size // _PAYMENT_BYTES + 1 if not call.is_batch else max(1, size // _REQUEST_BYTES)
+        weight = size // _PAYMENT_BYTES + 1 if not call.is_batch else _weight_of_batch(call)
         caller = call.caller
         if caller != self.pauses.last_caller:
             self.pauses.note(caller, call.arrived)
@@ -305,6 +305,7 @@ class MicroBatcher:
                     if call.is_batch:
                         batch = call.form.take_batch(call.payload, self._intake.limits.batch_size_max)
                         batches.append(range(len(requests), len(requests) + len(batch)))
+                        self._rates.give_back(call.caller, _weight_of_batch(call) - len(batch))
                         requests += batch
                         callers += [call.caller] * len(batch)
                         counts.append(len(batch))
@@ -423,6 +424,11 @@ def units_of(count: int, batches: Sequence[range]) -> Iterator[range]:
         if batch:
             yield batch
         place = batch.stop
+
+
+def _weight_of_batch(call: Call) -> int:
+    """Returns how many payments a batch counts as before it is read."""
+    return max(1, len(call.payload) // _REQUEST_BYTES)
 
 
 def _spoilt(counts: Sequence[int], wrong: Iterable[int]) -> Iterator[int]:

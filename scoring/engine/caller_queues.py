@@ -148,3 +148,9 @@ class CallerRates:
             self._buckets.clear()
         self._buckets[caller] = left - payments if may else left, now
         return may
+
+    def give_back(self, caller: bytes, payments: int) -> None:
+        """Put payments back that a call turned out not to have."""
+        if caller in self._buckets:
+            left, since = self._buckets[caller]
+            self._buckets[caller] = left + payments, since

@@ -56,7 +56,9 @@ class MetricsRenderer:
         text = self.text()
         if self._published_at != self._rendered_at:
             new = self._directory / f"{_NAME}.new"
-            new.write_bytes(text)
+            # As secret as /metrics may be: `[auth] metrics_need_token`.
+            with open(os.open(new, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+                file.write(text)
             new.replace(self._directory / _NAME)
             self._published_at = self._rendered_at
 

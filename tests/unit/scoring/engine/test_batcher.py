@@ -441,6 +441,20 @@ def test_a_caller_above_his_rate_is_refused_and_others_are_not() -> None:
     assert world.sent[-1] == [["q"]]
 
 
+def test_a_rate_counts_the_payments_that_a_batch_has() -> None:
+    """Before it is read, a batch of long requests is taken for many short ones."""
+    world = World(caller_payments_per_second=200)
+    long = "m" * 250
+
+    def ask() -> None:
+        world.ask("a", "b", caller=b"one", merchant_id=long)
+
+    for _ in range(2):
+        world.run(ask)
+    left, _ = world.batcher._rates._buckets[b"one"]
+    assert left == 200 - 4
+
+
 def test_a_request_too_large_for_a_record_is_refused_alone_and_named() -> None:
     """It used to be an assertion in the writer of records: 500 for the caller, and a bug in the log."""
     world = World()

@@ -394,7 +394,7 @@ def test_a_request_over_128_kib_in_a_batch_is_413_and_named(client: Client) -> N
     }
 
 
-def test_metrics_that_are_asked_for_without_end_are_429_and_payments_are_answered(served: Served) -> None:
+def test_metrics_asked_for_without_end_are_429_and_payments_go_on(served: Served) -> None:
     with served.connected() as scraper, served.connected() as caller:
         scraper.send(get("/metrics") * 200)
         statuses = [scraper.reply().status for _ in range(200)]

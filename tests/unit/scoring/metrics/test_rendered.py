@@ -44,9 +44,11 @@ def test_the_metrics_are_rendered_at_most_once_a_second(tmp_path: Path, monkeypa
     for _ in range(10):
         renderer.publish()
     assert (tmp_path / "metrics.txt").read_bytes() == b"text 1"
+    # A host may ask for a token for its metrics: nobody else may read them here.
+    assert (tmp_path / "metrics.txt").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_worker_asks_once_for_all_that_wait_and_sends_a_fresh_text_at_once(tmp_path: Path, pipe: Pipe) -> None:
+def test_a_worker_asks_once_for_all_and_sends_a_fresh_text_at_once(tmp_path: Path, pipe: Pipe) -> None:
     async def main() -> None:
         shared = SharedRendering(tmp_path, pipe.write_fd)
         waiting = [shared.text() for _ in range(20)]
