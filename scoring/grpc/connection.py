@@ -64,8 +64,8 @@ class GrpcConnectionServer(CallServer, Protocol):
     def admit(self, connection: GrpcConnection) -> bool:
         """Register a new connection. Returns False when there are too many."""
 
-    def prove(self, connection: GrpcConnection) -> None:
-        """Note that a connection has sent a call that may be scored."""
+    def prove(self, connection: GrpcConnection, caller: bytes) -> None:
+        """Note that a connection has sent a call of this caller that may be scored."""
 
     def forget(self, connection: GrpcConnection) -> None:
         """Remove a connection that has ended."""
@@ -232,10 +232,10 @@ class GrpcConnection(asyncio.Protocol):
         else:
             call: Arriving
             if method.kind is CallKind.SCORE:
+                caller = caller or self._caller
                 if not self._is_proven:
                     self._is_proven = True
-                    self.server.prove(self)
-                caller = caller or self._caller
+                    self.server.prove(self, caller)
                 if caller and caller != self._held_by:
                     self._note_caller(caller)
                 call = ScoreCall(self, stream_id, method, encoding, timeout_s, caller)

@@ -38,13 +38,18 @@ class HttpCall(Call):
     __slots__ = ("body", "content_type", "head", "headers", "status")
 
     def __init__(
-        self, connection: Flushable, head: RequestHead, payload: bytes, arrived: float, deadline_s: float
+        self,
+        connection: Flushable,
+        head: RequestHead,
+        payload: bytes,
+        caller: bytes,
+        arrived: float,
+        deadline_s: float,
     ) -> None:
         self.connection, self.head, self.payload = connection, head, payload
         self.form = form = head.form
         self.is_batch = head.route is not None and head.route.is_batch
-        self.arrived, self.deadline = arrived, arrived + deadline_s
-        self.caller = b""
+        self.caller, self.arrived, self.deadline = caller, arrived, arrived + deadline_s
         self.cancelled = False
         self.status = 0
         self.body = b""
@@ -83,8 +88,8 @@ class HttpConnectionServer(Protocol):
     def admit(self, connection: HttpConnection) -> bool:
         """Register a new connection. Returns False when there are too many."""
 
-    def prove(self, connection: HttpConnection) -> None:
-        """Note that a connection has sent a payment that may be scored."""
+    def prove(self, connection: HttpConnection, caller: bytes) -> None:
+        """Note that a connection has sent a payment of this caller that may be scored."""
 
     def forget(self, connection: HttpConnection) -> None:
         """Remove a connection that has ended."""
@@ -209,12 +214,12 @@ class HttpConnection(asyncio.Protocol):
         if self._last:
             return
         self._last = head.closes
+        caller = head.caller or self._caller
         if not self._is_proven and head.refusal is None and head.route is not None and head.route.answer is None:
             self._is_proven = True
-            self._server.prove(self)
-        call = HttpCall(self, head, body, self._arrived, deadline_s)
-        call.caller = caller = head.caller or self._caller
-        if caller != self._held_by and caller:
+            self._server.prove(self, caller)
+        call = HttpCall(self, head, body, caller, self._arrived, deadline_s)
+        if caller and caller != self._held_by:
             self._note_caller(caller)
         must_wait = self._waiting or self._blocked or len(self._calls) >= self._settings.pipelined_max
         if must_wait or (self._held_callers and self._held_by is not None and self._is_held()):

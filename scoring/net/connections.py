@@ -5,6 +5,9 @@
 
 A connection is *proven* when it has sent a payment that may be scored. Connections that say nothing, or only ask for
 health, cannot keep others out: the oldest of them is aborted when a new one comes and the front is full.
+
+A caller with a name proves at most three quarters of the connections. Further ones of his work, too, but give way: he
+cannot keep other callers out.
 """
 
 from __future__ import annotations
@@ -35,6 +38,10 @@ class Connections(Generic[_Connection]):
         self._open: set[_Connection] = set()
         # Those that are not proven, the oldest first.
         self._unproven: dict[_Connection, None] = {}
+        # Whose the proven ones are, and how many each caller with a name has.
+        self._proven: dict[_Connection, bytes] = {}
+        self._counts: dict[bytes, int] = {}
+        self._proven_max = max(1, count_max * 3 // 4)
         self._all_closed = asyncio.Event()
 
     def __iter__(self) -> Iterator[_Connection]:
@@ -54,14 +61,25 @@ class Connections(Generic[_Connection]):
         self._unproven[connection] = None
         return True
 
-    def prove(self, connection: _Connection) -> None:
-        """Note that a connection has sent a payment that may be scored: it gives way to no other."""
+    def prove(self, connection: _Connection, caller: bytes) -> None:
+        """Note that a connection has sent a payment of this caller that may be scored: it gives way to no other."""
+        if caller:
+            count = self._counts.get(caller, 0)
+            if count >= self._proven_max or connection not in self._unproven:
+                return
+            self._counts[caller] = count + 1
+            self._proven[connection] = caller
         self._unproven.pop(connection, None)
 
     def forget(self, connection: _Connection) -> None:
         """Remove a connection that has ended."""
         self._open.discard(connection)
         self._unproven.pop(connection, None)
+        caller = self._proven.pop(connection, None)
+        if caller is not None:
+            self._counts[caller] -= 1
+            if self._counts[caller] == 0:
+                del self._counts[caller]
         if not self._open:
             self._all_closed.set()
 

@@ -13,6 +13,7 @@ from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.engine import caller_pauses
 from paywarden.scoring.net.tokens import Tokens
 from tests.fakes.descriptors import no_descriptors
+from tests.services.processes import wait_until
 from tests.worlds.http_world import PATIENT, UNHURRIED, get, payment, post_json, serving
 
 FIRST, SECOND = "first-token-0123456789", "second.token~0123456789=="
@@ -263,3 +264,23 @@ def test_after_pauses_every_request_is_answered_in_order(file: Path) -> None:
         shared = noisy[0]
         shared.send(asked_as(FIRST, "mine") + asked_as(SECOND, "p") * 300 + asked_as(FIRST, "mine-2"))
         assert [shared.reply() for _ in range(302)][-1].json["payment_id"] == "mine-2"
+
+
+def test_a_caller_with_many_connections_keeps_no_other_caller_out(file: Path) -> None:
+    settings = replace(PATIENT, connections_max=4)
+    with serving(settings, tokens=Tokens(str(file))) as served, contextlib.ExitStack() as stack:
+        noisy = [stack.enter_context(served.connected()) for _ in range(4)]
+        for number, client in enumerate(noisy):
+            assert client.ask(asked_as(SECOND, f"p-{number}")).status == 200
+        quiet = stack.enter_context(served.connected())
+        assert quiet.ask(asked_as(FIRST, "q")).status == 200
+        # The fourth was one too many of his. Three quarters stay his, and more are not taken from others.
+        assert noisy[3].is_closed_by_server()
+        assert [client.ask(asked_as(SECOND, "again")).status for client in noisy[:3]] == [200] * 3
+        with served.connected() as late:
+            assert late.reply().status == 503
+        assert quiet.ask(asked_as(FIRST, "q-2")).status == 200
+        noisy[0].raw.close()
+        wait_until(lambda: len(list(served.server._connections)) == 3, "one of his is closed")
+        back = stack.enter_context(served.connected())
+        assert back.ask(asked_as(SECOND, "back")).status == 200
