@@ -215,6 +215,8 @@ class MicroBatcher:
         self._rates = CallerRates(settings.caller_payments_per_second)
         self.pauses = CallerPauses()
         """Callers whose connections the fronts must leave unread for the moment."""
+        # The queue of `pauses.last_caller`.
+        self._last_queue = self._queue.of(self.pauses.last_caller)
         self._scheduled = False
         self._cost_s = _FIRST_COST_S
         # When the last chunk ended, if calls have been waiting ever since; None if the queue was empty then.
@@ -235,7 +237,8 @@ class MicroBatcher:
         caller = call.caller
         if caller != self.pauses.last_caller:
             self.pauses.note(caller, call.arrived)
-        queue = queues.known.get(caller) or queues.of(caller)
+            self._last_queue = queues.of(caller)
+        queue = self._last_queue
         ahead, payments_max = queue.payments, self._payments_max
         # Nearly always there is one caller, or only one who waits.
         if len(queues.turn) > 1 or (queues.turn and not queue.calls):

@@ -72,6 +72,7 @@ class CallerQueues(Generic[_Call]):
         queue = self.known.get(caller)
         if queue is None:
             if len(self.known) >= _KEPT_MAX:
+                # The batcher may still hold one that is dropped here. If it is used again, `turn` has it.
                 self.known = {name: kept for name, kept in self.known.items() if kept.calls}
             queue = self.known[caller] = CallerQueue()
         return queue
@@ -89,10 +90,11 @@ class CallerQueues(Generic[_Call]):
 
     def append(self, queue: CallerQueue[_Call], call: _Call, payments: int) -> None:
         """Let a call wait in the queue of its caller."""
-        if not queue.calls:
+        calls = queue.calls
+        if not calls:
             queue.credit = QUANTUM
             self.turn.append(queue)
-        queue.calls.append((call, payments))
+        calls.append((call, payments))
         queue.payments += payments
 
     def take(self, payments: int) -> list[_Call]:

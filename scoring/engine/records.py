@@ -58,6 +58,8 @@ class RecordWriter:
         self._tails: list[bytes] = []
         self._longest_tail = 0
         self._kept = 0
+        # Whether any caller has had a name.
+        self._has_callers = False
         self._arrays: dict[str, NDArray[Any]] = {
             "scores": np.zeros(self._rows_max),
             "tail_numbers": np.zeros(self._rows_max, dtype=np.int64),
@@ -122,7 +124,10 @@ class RecordWriter:
         views, int64s = self._views, self._int64s[count]
         int64s.pack_into(views["body_sizes"], 0, *map(len, bodies))
         int64s.pack_into(views["id_sizes"], 0, *map(len, ids))
-        int64s.pack_into(views["caller_sizes"], 0, *map(len, callers))
+        # As long as no caller has a name, all sizes are 0.
+        if caller_bytes or self._has_callers:
+            self._has_callers = True
+            int64s.pack_into(views["caller_sizes"], 0, *map(len, callers))
         int64s.pack_into(views["tail_numbers"], 0, *tail_numbers)
         numbers = [math.nan if score is None else score for score in scores] if None in scores else scores
         self._doubles[count].pack_into(views["scores"], 0, *numbers)
