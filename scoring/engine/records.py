@@ -10,7 +10,7 @@ added by `keep_tail` stays for good, one added by `add_tail` only until the next
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from struct import Struct
 from typing import Any, NamedTuple
 
@@ -39,6 +39,18 @@ class Written(NamedTuple):
     responses: list[bytes]
     frames: bytes
     starts: list[int]
+
+
+def joined(parts: Iterable[Written]) -> Written:
+    """Returns the decisions of all parts, in order, to be appended at once."""
+    whole = Written([], b"", [])
+    for part in parts:
+        whole = Written(
+            whole.responses + part.responses,
+            whole.frames + part.frames,
+            whole.starts + [len(whole.frames) + start for start in part.starts],
+        )
+    return whole
 
 
 class RecordWriter:

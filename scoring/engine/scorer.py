@@ -49,7 +49,7 @@ from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.scoring.engine.batcher import IN_PROGRESS, NOT_DECIDED, Refusal, refusal_of, units_of
 from paywarden.scoring.engine.model_chain import ModelChain, Scored
-from paywarden.scoring.engine.records import RecordWriter, Written, tail
+from paywarden.scoring.engine.records import RecordWriter, Written, joined, tail
 from paywarden.scoring.idempotency.decision_cache import (
     Claim,
     ClaimConflict,
@@ -250,18 +250,22 @@ class PaymentScorer:
         if count == 0:
             return []
         if count <= ROWS_MAX:
-            made = [self._make(payments, now_ms)]
+            made = self._make(payments, now_ms)
+            written = made.written
+            self._append(written, slots)
+            self._count(made)
         else:
-            made = [
+            parts = [
                 self._make(payments.chosen(range(first, min(first + ROWS_MAX, count))), now_ms)
                 for first in range(0, count, ROWS_MAX)
             ]
-        self._append([each.written for each in made], slots)
-        for each in made:
-            self._count(each)
+            written = joined(part.written for part in parts)
+            self._append(written, slots)
+            for part in parts:
+                self._count(part)
         if self._stages.is_timed:
             self._stages.lap("append", count)
-        return made[0].written.responses if len(made) == 1 else [r for each in made for r in each.written.responses]
+        return written.responses
 
     def _make(self, payments: CheckedPayments, now_ms: int) -> _Made:
         """Decide at most ROWS_MAX payments. Nothing is appended yet."""
@@ -341,20 +345,15 @@ class PaymentScorer:
                 if tail_number is not None:
                     self._approved[flags] = tail_number
 
-    def _append(self, written: Sequence[Written], slots: Sequence[int]) -> None:
+    def _append(self, written: Written, slots: Sequence[int]) -> None:
         """Append records to the outbox. Their claims point to them, so that a repeated payment finds its decision."""
-        frames = written[0].frames if len(written) == 1 else b"".join(part.frames for part in written)
         if self._answered is None:
-            self._outbox.append_frames(frames)
+            self._outbox.append_frames(written.frames)
             return
-        begins: list[int] = []
         begun = self._outbox.position
-        for part in written:
-            begins += [begun + start for start in part.starts]
-            begun += len(part.frames)
-        self._answered.place(slots, begins)
+        self._answered.place(slots, [begun + start for start in written.starts])
         try:
-            self._outbox.append_frames(frames)
+            self._outbox.append_frames(written.frames)
         except OutboxUnsynced:
             # The companion ships these records, so a payment that is asked for again must get its decision of now.
             self._answered.settle(slots)

@@ -319,7 +319,8 @@ def outbox() -> Target:
     """A segment of an outbox, and its records as the shipper reads them."""
     from paywarden.schemas.errors import PaywardenError
     from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxWriter
-    from paywarden.streams.companion.shipping import _entry_of, decision_of
+    from paywarden.streams.companion.shipment import read_entry
+    from paywarden.streams.companion.shipping import decision_of
 
     folder = Path(tempfile.mkdtemp(prefix="paywarden-fuzz-"))
     settings = OutboxSettings(directory=str(folder))
@@ -333,9 +334,9 @@ def outbox() -> Target:
         with suppress(PaywardenError):
             records = OutboxReader(settings, "w").read(int(segment.stem) if segment.stem.isdigit() else 0, 64)
             for _, payload in records:
-                decision_of(_entry_of(payload))
+                decision_of(read_entry(payload))
         with suppress(PaywardenError):
-            decision_of(_entry_of(data))
+            decision_of(read_entry(data))
 
     return target
 

@@ -1,6 +1,6 @@
 """Scoring workers and the companion are killed at random under load: every answered payment has one decision.
 
-Meanwhile a stream changes profiles, and the mirror follows. It is small: the pages that a dead reader holds would fill it.
+Meanwhile a stream changes profiles, and the mirror follows. It is small: pages that a dead reader holds would fill it.
 
 PAYWARDEN_KILLS=1000 runs the whole test, about twenty minutes. --log-cli-level=info shows each kill.
 """
@@ -233,7 +233,8 @@ def test_every_answered_payment_has_exactly_one_decision_after_kills(
     serve = deployment.start("serve", "--workers", str(WORKERS))
     target = serve.first_line()
     clients, payments = [Client(target, number) for number in range(CLIENTS)], Payments(settings)
-    for thread in (*clients, payments):
+    threads: tuple[Client | Payments, ...] = (*clients, payments)
+    for thread in threads:
         thread.start()
     killer = Killer(deployment, serve, companion)
     began = time.monotonic()
@@ -242,7 +243,7 @@ def test_every_answered_payment_has_exactly_one_decision_after_kills(
             killer.kill_one()
             assert all(client.is_alive() for client in clients), "a client has ended by itself"
     finally:
-        for thread in (*clients, payments):
+        for thread in threads:
             thread.stop()
     took_s = time.monotonic() - began
     assert not_remembered(target) == {"full": 0.0, "collisions": 0.0}
