@@ -1,0 +1,383 @@
+"""The file system of the simulated machines: real files, through an `os`, a `Path` and an `lmdb` that can fail.
+
+The modules of the scoring host get these in place of the real ones (patches.py). A fault belongs to one process:
+
+    emfile    no file can be opened            enospc   a write is refused or cut short
+    torn      a write stops in the middle, and the process dies there
+    slow      every call takes a while          eio     a read or a sync fails
+
+Process ids, and /proc/PID/stat with them, are those of the simulated processes. Times of files are virtual.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PosixPath
+from typing import Any
+
+import lmdb as real_lmdb
+
+from tests.simulation.world import Actor, Died, World
+
+_READ_ONLY = "r"
+BOOT_ID = "boot-1"
+
+
+@dataclass
+class FileFault:
+    """A fault of one process's files. `until`: moment at which it ends; `left`: how often it can still happen."""
+
+    kind: str
+    until: float
+    left: int
+    random: random.Random
+
+
+class Files:
+    """The faults of files, and what the shims share."""
+
+    def __init__(self, world: World, root: Path) -> None:
+        self.world, self.root = world, root
+        self.faults: dict[str, list[FileFault]] = {}
+        self.mtimes: dict[str, float] = {}
+        self._paths: dict[int, str] = {}
+        self.environments: dict[str, Any] = {}
+        # Read transactions of dead processes. Their slots keep pages of the mirror.
+        self.stale: list[tuple[Actor, Any]] = []
+        self.descriptors_most = 0
+        # Workers that die in the middle of their next look-up.
+        self.dies_reading: set[str] = set()
+
+    def add(self, process: str, fault: FileFault) -> None:
+        self.faults.setdefault(process, []).append(fault)
+
+    def heal(self) -> None:
+        self.faults.clear()
+
+    def fault(self, *kinds: str) -> FileFault | None:
+        """Returns a fault of these kinds that the running process has now."""
+        world = self.world
+        actor = world.current
+        if actor is None or not self.faults:
+            return None
+        for fault in self.faults.get(actor.name, ()):
+            if fault.kind in kinds and fault.left > 0 and world.now < fault.until:
+                fault.left -= 1
+                world.faults[fault.kind] += 1
+                world.note(f"fault {fault.kind}")
+                return fault
+        return None
+
+    def seam(self, what: str) -> None:
+        self.world.seam(what)
+        if (fault := self.fault("slow")) is not None:
+            self.world.sleep(fault.random.random() * 0.4)
+
+    def opened(self, fd: int, path: str) -> None:
+        actor = self.world.current
+        self._paths[fd] = path
+        if actor is not None:
+            actor.fds.add(fd)
+            self.descriptors_most = max(self.descriptors_most, len(actor.fds))
+
+    def closed(self, fd: int) -> bool:
+        """Returns whether the descriptor is still open."""
+        actor = self.world.current
+        if actor is None:
+            return True
+        if fd not in actor.fds:
+            return not actor.is_dead
+        actor.fds.discard(fd)
+        return True
+
+    def written(self, fd: int) -> None:
+        if (path := self._paths.get(fd)) is not None:
+            self.mtimes[path] = self.world.wall_s()
+
+    def close(self) -> None:
+        for _, transaction in self.stale:
+            transaction.abort()
+        for environment in self.environments.values():
+            environment.close()
+        self.environments.clear()
+
+
+FILES: Files | None = None
+
+
+def files() -> Files:
+    assert FILES is not None
+    return FILES
+
+
+@contextmanager
+def using(own: Files) -> Iterator[Files]:
+    """Let the shims use these files."""
+    global FILES
+    FILES = own
+    try:
+        yield own
+    finally:
+        own.close()
+        FILES = None
+
+
+def _check_open(what: str) -> None:
+    own = files()
+    own.seam(what)
+    if own.fault("emfile") is not None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+class SimulatedOs:
+    """The functions of `os` that the scoring host uses. Everything else is the real module's."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def open(self, path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        name = os.fspath(path)
+        _check_open(f"open {os.path.basename(name)}")
+        if flags & os.O_CREAT and not os.path.exists(name) and files().fault("enospc") is not None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fd = os.open(name, flags, mode, dir_fd=dir_fd)
+        files().opened(fd, name)
+        return fd
+
+    def dup(self, fd: int) -> int:
+        _check_open("dup")
+        copy = os.dup(fd)
+        files().opened(copy, files()._paths.get(fd, ""))
+        return copy
+
+    def close(self, fd: int) -> None:
+        if files().closed(fd):
+            os.close(fd)
+
+    def write(self, fd: int, data: bytes) -> int:
+        own = files()
+        own.seam(f"write {len(data)}")
+        if (fault := own.fault("torn")) is not None:
+            os.write(fd, data[: fault.random.randrange(len(data))])
+            own.written(fd)
+            actor = own.world.current
+            assert actor is not None
+            own.world._die(actor)
+            raise Died
+        if (fault := own.fault("enospc")) is not None:
+            if fault.random.random() < 0.5:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            count = os.write(fd, data[: fault.random.randrange(len(data))])
+            own.written(fd)
+            return count
+        count = os.write(fd, data)
+        own.written(fd)
+        own.world.seam("written")
+        return count
+
+    def pread(self, fd: int, size: int, offset: int) -> bytes:
+        if files().fault("eio") is not None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return os.pread(fd, size, offset)
+
+    def listdir(self, path: Any) -> list[str]:
+        _check_open("listdir")
+        return sorted(os.listdir(path))
+
+    def scandir(self, path: Any) -> Any:
+        _check_open("scandir")
+        return os.scandir(path)
+
+    def ftruncate(self, fd: int, length: int) -> None:
+        own = files()
+        own.seam("ftruncate")
+        if own.fault("eio") is not None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        os.ftruncate(fd, length)
+        own.written(fd)
+
+    def truncate(self, path: Any, length: int) -> None:
+        files().seam("truncate")
+        os.truncate(path, length)
+
+    def fsync(self, fd: int) -> None:
+        self._sync(fd)
+
+    def fdatasync(self, fd: int) -> None:
+        self._sync(fd)
+
+    def _sync(self, fd: int) -> None:
+        # Nothing is synced: no machine loses power here, and the disk is the slowest part of a history.
+        del fd
+        own = files()
+        own.seam("sync")
+        if own.fault("eio") is not None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def getpid(self) -> int:
+        actor = files().world.current
+        return 1 if actor is None else actor.pid
+
+    def getppid(self) -> int:
+        return 1
+
+    def urandom(self, size: int) -> bytes:
+        return files().world.random.randbytes(size)
+
+
+class SimulatedPath(PosixPath):
+    """A path whose calls are seams."""
+
+    __slots__ = ()
+
+    def open(self, mode: str = _READ_ONLY, *args: Any, **more: Any) -> Any:
+        name = str(self)
+        if name.startswith("/proc/"):
+            return io.StringIO(_proc(name))
+        own = files()
+        _check_open(f"open {self.name}")
+        if mode[0] in "wax":
+            if own.fault("enospc") is not None:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            own.mtimes[name] = own.world.wall_s()
+        return open(name, mode, *args, **more)
+
+    def exists(self) -> bool:
+        if str(self).startswith("/proc/"):
+            return True
+        return os.path.exists(self)
+
+    def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
+        found = os.stat(self, follow_symlinks=follow_symlinks)
+        mtime = files().mtimes.get(str(self))
+        if mtime is None:
+            mtime = files().world.wall_s()
+        fields = list(found)
+        fields[8] = int(mtime)
+        times = {"st_atime": mtime, "st_mtime": mtime, "st_ctime": mtime}
+        return os.stat_result(fields, times)
+
+    def replace(self, target: Any) -> SimulatedPath:
+        own = files()
+        own.seam(f"replace {self.name}")
+        os.replace(self, target)
+        own.mtimes[str(target)] = own.mtimes.pop(str(self), own.world.wall_s())
+        return SimulatedPath(target)
+
+    def rename(self, target: Any) -> SimulatedPath:
+        return self.replace(target)
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        files().seam(f"unlink {self.name}")
+        super().unlink(missing_ok)
+
+    def iterdir(self) -> Iterator[SimulatedPath]:  # type: ignore[override]
+        _check_open("iterdir")
+        return iter([self / name for name in sorted(os.listdir(self))])
+
+
+def _proc(name: str) -> str:
+    """Returns the file of /proc with this name: the state of a simulated process, or the id of the boot."""
+    if name.endswith("boot_id"):
+        return BOOT_ID + "\n"
+    pid = name.split("/")[2]
+    actor = files().world.by_pid.get(int(pid)) if pid.isdecimal() else None
+    if actor is None or actor.is_dead or actor.has_ended:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+    return f"{pid} (paywarden) S " + "0 " * 18 + str(int(actor.started_at * 100)) + " 0 0\n"
+
+
+class SimulatedLmdb:
+    """The module `lmdb` for the mirror. All processes of a host share one environment, as they share one file."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(real_lmdb, name)
+
+    def open(self, path: str, **options: Any) -> SimulatedEnvironment:
+        _check_open("lmdb.open")
+        own = files()
+        data = os.path.join(path, "data.mdb")
+        shared = own.environments.get(path)
+        if shared is None:
+            if options.get("readonly"):
+                raise real_lmdb.Error(f"{path}: no such file")
+            options["max_readers"] = 2000
+            shared = own.environments[path] = real_lmdb.open(path, **options)
+        elif options.get("readonly") and not os.path.exists(data):
+            raise real_lmdb.Error(f"{path}: no such file")
+        return SimulatedEnvironment(own, shared, is_writer=not options.get("readonly"))
+
+
+class SimulatedEnvironment:
+    """One process's view of the mirror's file."""
+
+    def __init__(self, own: Files, shared: Any, *, is_writer: bool) -> None:
+        self._files, self._shared, self._is_writer = own, shared, is_writer
+
+    def begin(self, *, write: bool = False, buffers: bool = False, **more: Any) -> Any:
+        self._files.seam("begin" if write else "look up")
+        if write and self._files.fault("enospc") is not None:
+            raise real_lmdb.DiskError("No space left on device")
+        transaction = self._shared.begin(write=write, buffers=buffers, **more)
+        if write or self._is_writer:
+            return transaction
+        return _Reading(self._files, transaction)
+
+    def reader_check(self) -> int:
+        """Free the slots of dead processes; returns how many there were."""
+        stale = [(actor, transaction) for actor, transaction in self._files.stale if actor.is_dead or actor.has_ended]
+        for pair in stale:
+            pair[1].abort()
+            self._files.stale.remove(pair)
+        return len(stale)
+
+    def set_mapsize(self, size: int) -> None:
+        del size
+
+    def close(self) -> None:
+        """The file stays open for the other processes."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._shared, name)
+
+
+class _Reading:
+    """A read transaction of a process. If the process dies in it, its slot stays."""
+
+    def __init__(self, own: Files, transaction: Any) -> None:
+        self._files, self._transaction = own, transaction
+        self._is_noted = False
+
+    def get(self, key: bytes, default: Any = None) -> Any:
+        if not self._is_noted:
+            self._is_noted = True
+            actor = self._files.world.current
+            assert actor is not None
+            if actor.name in self._files.dies_reading:
+                self._files.dies_reading.discard(actor.name)
+                actor.fuse = 0
+            try:
+                self._files.world.seam("reading")
+            except Died:
+                self._files.stale.append((actor, self._transaction))
+                self._files.world.faults["stale_reader"] += 1
+                raise
+        return self._transaction.get(key, default)
+
+    def abort(self) -> None:
+        self._transaction.abort()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transaction, name)
+
+    def __enter__(self) -> _Reading:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._transaction.abort()

@@ -1,0 +1,473 @@
+"""Runs one history: a plan in a world, then heals everything, then checks every promise.
+
+1. Start the deployment. Operations and faults of the plan happen at their moments, for DURATION_S.
+2. Heal: no fault is left, frozen processes go on, clocks are right. Nothing is restarted that is alive: what broke has
+   to heal by itself. What must not happen is checked all the time (callers.py).
+3. Send probes: one more payment for each worker, one more for the stream.
+4. Wait until everything has settled, at most SETTLE_S of virtual time. "It never settles" is a failure.
+5. Check (checks.py).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from paywarden.schemas.avro import Encoder
+from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
+from paywarden.streams.profiles.watermarks import PREFIX
+from tests.simulation import patches
+from tests.simulation.callers import Callers, Exchange, Request, request_of
+from tests.simulation.checks import check_all
+from tests.simulation.files import FileFault
+from tests.simulation.kafka import Broker, Entry
+from tests.simulation.plan import DURATION_S, Item, Plan
+from tests.simulation.processes import WORKERS, Deployment, group_lag, parts
+from tests.simulation.world import START_S, Died, Failed, World
+
+SETTLE_S = 150.0
+# How long the mirror is watched when a dead reader holds back its pages.
+ENDURANCE_S = 120.0
+_PROBE_EVERY_S = 1.0
+_ROOT = "/dev/shm" if os.path.isdir("/dev/shm") else None
+_PROBES = WORKERS
+
+
+@dataclass
+class Outcome:
+    """The result of one history. `failure` is None when every promise was kept."""
+
+    seed: int
+    digest: str
+    steps: int
+    faults: Counter[str]
+    failure: Failed | None = None
+    notes: Sequence[str] = field(default_factory=tuple)
+
+
+class History:
+    """One run of a plan."""
+
+    def __init__(self, plan: Plan, world: World, deployment: Deployment) -> None:
+        self.plan, self.world, self.deployment = plan, world, deployment
+        self.broker, self.files = deployment.broker, deployment.files
+        self.callers = Callers(deployment)
+        ids = parts().ids
+        self._payments = Encoder("payments", ids.id_of("payments"))
+        self._outcomes = Encoder("outcomes", ids.id_of("outcomes"))
+        self.paid: set[str] = set()
+        self.poisoned: list[tuple[str, bytes | None]] = []
+        # What a heavy fault has destroyed: payments whose decision is damaged, keys of damaged profiles.
+        self.damaged_decisions: set[str] = set()
+        self.damaged_profiles: set[bytes] = set()
+        self.left_alone: set[str] = set()
+        self.pending = 0
+        self._idle: list[Exchange] = []
+
+    def run(self) -> None:
+        world = self.world
+        world.note(f"seed {self.plan.seed}")
+        self.deployment.start()
+        for item in self.plan.operations:
+            world.at(item.at, partial(self._operate, item))
+        for item in self.plan.faults:
+            world.at(item.at, partial(self._inject, item))
+        world.after(_PROBE_EVERY_S, self._probe)
+        world.run_until(lambda: False, DURATION_S)
+        self._heal()
+        # Everything that is restarted has a chance to come up.
+        world.run_until(lambda: self.callers.open == 0 and self.pending == 0, 30.0)
+        self._send_probes()
+        world.run_until(lambda: not self.unsettled(), SETTLE_S)
+        if self.files.stale:
+            # What a dead reader holds back shows only after many writes.
+            world.run_until(lambda: False, ENDURANCE_S)
+        if reasons := self.unsettled():
+            raise Failed("stuck", f"{SETTLE_S:g} s after everything was healed: " + "; ".join(reasons))
+        check_all(self)
+
+    # Operations
+
+    def _operate(self, item: Item) -> None:
+        arguments = item.arguments
+        self.world.note(f"operation {item.number} {item.kind}")
+        if item.kind == "score":
+            self.callers.send(request_of(arguments["payments"], arguments["worker"], as_json=arguments["json"]))
+        elif item.kind == "pay":
+            self.pay(arguments["payment"])
+        elif item.kind == "report":
+            self._report(arguments["payment_id"], arguments["label"])
+        elif item.kind in ("poisoned_record", "header_name"):
+            self.world.faults[item.kind] += 1
+            self._poison(item)
+        else:
+            self.world.faults[item.kind] += 1
+            self._be_hostile(item)
+
+    def pay(self, payment: dict[str, Any]) -> None:
+        """Put a payment on its topic, as soon as the broker is there."""
+        row = {name: payment.get(name) for name in ("payment_id", "event_time_ms", "card_id", "merchant_id")}
+        row |= {name: payment.get(name) for name in ("device_id", "amount_minor", "currency", "mcc", "country")}
+        row["channel"] = payment.get("channel")
+        self._append("payments", payment["card_id"].encode(), self._payments.encode(row), payment["payment_id"])
+
+    def _report(self, payment_id: str, label: str) -> None:
+        if payment_id not in self.paid:
+            if not self.callers.is_healed:
+                self.world.after(0.3, lambda: self._report(payment_id, label))
+            return
+        value = self._outcomes.encode({"payment_id": payment_id, "label": label, "outcome_time_ms": self._now_ms()})
+        self._append("outcomes", payment_id.encode(), value)
+
+    def _append(self, topic: str, key: bytes, value: bytes | None, paid: str = "", poison: Any = None) -> None:
+        if self.broker.is_away:
+            self.pending += 1
+
+            def again() -> None:
+                self.pending -= 1
+                self._append(topic, key, value, paid, poison)
+
+            self.world.at(self.broker.away_until + 0.05, again)
+            return
+        place = (topic, self.broker.partition_of(topic, key))
+        self.broker.append(place, Entry(key, value, self._now_ms(), poison=poison))
+        if paid:
+            self.paid.add(paid)
+
+    def _now_ms(self) -> int:
+        return int((START_S + self.world.now) * 1000)
+
+    def _poison(self, item: Item) -> None:
+        form, topic = item.arguments["form"], item.arguments["topic"]
+        payment = item.arguments["payments"][0]
+        chance = random.Random(item.arguments["chance"])
+        poison = None
+        value: bytes | None = b"\x00" + chance.randbytes(20)
+        if form == "null":
+            value = None
+        elif form == "schema_id":
+            value = b"\x00\x7f\xff\xff\x01" + chance.randbytes(10)
+        elif form == "currency":
+            topic = "payments"
+            value = self._payments.encode(
+                {n: payment.get(n) for n in ("payment_id", "event_time_ms", "card_id", "merchant_id", "amount_minor")}
+                | {"currency": "QQQ"}
+            )
+        elif form == "header_name":
+            poison = SystemError("<method 'headers'> returned NULL without setting an exception")
+        self.poisoned.append((topic, value))
+        self._append(topic, payment["card_id"].encode(), value, poison=poison)
+
+    def _be_hostile(self, item: Item) -> None:
+        form, payments, worker = (item.arguments[name] for name in ("form", "payments", "worker"))
+        first = payments[0]
+        chance = random.Random(item.arguments["chance"])
+        if form in ("groups", "varint"):
+            request = request_of([first], worker, as_json=False, is_hostile=True)
+            request.body = _with_groups(request.body, chance) if form == "groups" else _with_long_length(request.body)
+            self.callers.send(request)
+        elif form == "garbage":
+            body = chance.randbytes(chance.randrange(1, 200))
+            self.callers.send(Request([first], body, "application/x-protobuf", False, worker, is_hostile=True))
+        elif form == "half":
+            head = b"POST /v1/score HTTP/1.1\r\nContent-Type: application/x-protobuf\r\nContent-Length: 100\r\n\r\n"
+            self._idle.append(Exchange(self.deployment, f"worker-{worker}", head + b"x", lambda _: None))
+        elif form == "reused":
+            self._reuse([{**first, "amount_minor": first["amount_minor"] + 1}], first, worker)
+        elif form == "reused_in_batch":
+            other = {**first, "amount_minor": first["amount_minor"] + 1}
+            self._reuse([payments[1], other, payments[2]], first, worker)
+        elif form == "big_batch":
+            many = [{**first, "payment_id": f"{first['payment_id']}.{n}"} for n in range(100)]
+            self.callers.send(request_of(many, worker, as_json=False))
+
+    def _reuse(self, payments: list[dict[str, Any]], first: dict[str, Any], worker: int) -> None:
+        """Have a payment decided, then use its id for another payment."""
+        self.callers.send(request_of([first], worker, as_json=False))
+        hostile = request_of(payments, worker, as_json=False, is_hostile=True)
+
+        def later() -> None:
+            if first["payment_id"] in self.callers.told:
+                self.callers.send(hostile)
+
+        self.world.after(4.0, later)
+
+    # Faults
+
+    def _inject(self, item: Item) -> None:
+        arguments, world = item.arguments, self.world
+        chance = random.Random(arguments["chance"])
+        kind = item.kind
+        world.note(f"inject {item}")
+        if kind in ("emfile", "enospc", "torn", "slow"):
+            until = world.now + arguments.get("seconds", 5.0)
+            fault = FileFault(kind, until, arguments.get("count", 1), chance)
+            self.files.add(arguments["process"], fault)
+            return
+        getattr(self, f"_{kind}")(arguments, chance)
+        world.faults[kind] += 1
+
+    def _actor(self, name: str) -> Any:
+        process = self.deployment.processes[name]
+        return process.actor if process.is_alive else None
+
+    def _death(self, arguments: dict[str, Any], _: random.Random) -> None:
+        if (actor := self._actor(arguments["process"])) is not None:
+            actor.fuse = arguments["after"]
+
+    def _stale_reader(self, arguments: dict[str, Any], _: random.Random) -> None:
+        """Kill a worker in the middle of its next look-up."""
+        self.files.dies_reading.add(arguments["process"])
+
+    def _freeze(self, arguments: dict[str, Any], _: random.Random) -> None:
+        if (actor := self._actor(arguments["process"])) is not None:
+            if arguments["process"].startswith("stream-"):
+                self.left_alone.add("changelog order")
+            self.world.freeze(actor, arguments["seconds"])
+
+    def _clock_jump(self, arguments: dict[str, Any], _: random.Random) -> None:
+        self.world.clock_offset_s[arguments["machine"]] = arguments["seconds"]
+        self.callers.are_clocks_wrong = True
+
+    def _clock_leap(self, arguments: dict[str, Any], chance: random.Random) -> None:
+        self._clock_jump(arguments, chance)
+
+    def _offset_regress(self, _: dict[str, Any], chance: random.Random) -> None:
+        group = self.broker.group("paywarden-stream")
+        if places := sorted(group.committed):
+            place = chance.choice(places)
+            group.committed[place] = chance.randrange(group.committed[place] + 1)
+            group.rebalance(shuffle=True)
+
+    def _partition_stall(self, arguments: dict[str, Any], chance: random.Random) -> None:
+        actor = self._actor(arguments["process"])
+        readers = [consumer for consumer in self.broker.consumers if consumer.actor is actor]
+        if readers and (places := sorted(readers[0]._position)):
+            readers[0].stalled.add(chance.choice(places))
+
+    def _broker_away(self, arguments: dict[str, Any], _: random.Random) -> None:
+        self.broker.away_until = max(self.broker.away_until, self.world.now + arguments["seconds"])
+
+    def _commit_doubt(self, arguments: dict[str, Any], _: random.Random) -> None:
+        self.broker.doubt_share = arguments["share"]
+        self.world.after(arguments["seconds"], lambda: setattr(self.broker, "doubt_share", 0.0))
+
+    def _transaction_abort(self, arguments: dict[str, Any], _: random.Random) -> None:
+        self.broker.abort_share = arguments["share"]
+        self.world.after(arguments["seconds"], lambda: setattr(self.broker, "abort_share", 0.0))
+
+    def _store_away(self, arguments: dict[str, Any], _: random.Random) -> None:
+        self.deployment.store_state.away_until = self.world.now + arguments["seconds"]
+
+    def _store_flaky(self, arguments: dict[str, Any], _: random.Random) -> None:
+        state = self.deployment.store_state
+        state.flaky_until, state.flaky_share = self.world.now + arguments["seconds"], arguments["share"]
+
+    def _rebalance(self, _: dict[str, Any], __: random.Random) -> None:
+        self.broker.group("paywarden-stream").rebalance(shuffle=True)
+
+    def _connections(self, arguments: dict[str, Any], _: random.Random) -> None:
+        worker = f"worker-{arguments['worker']}"
+        for _index in range(arguments["count"]):
+            self._idle.append(Exchange(self.deployment, worker, b"", lambda _: None))
+
+    def _damaged_outbox(self, _: dict[str, Any], chance: random.Random) -> None:
+        """Flip a bit of a record that is not shipped yet."""
+        root = Path(self.deployment.outbox.directory)
+        segments = sorted(path for path in root.glob("worker-*/*.log") if path.stat().st_size > 8)
+        if not segments:
+            return
+        path = chance.choice(segments)
+        data = bytearray(path.read_bytes())
+        starts = _record_starts(bytes(data))
+        if not starts:
+            return
+        start = chance.choice(starts)
+        size = int.from_bytes(data[start : start + 4], "little")
+        self.damaged_decisions.add(OutboxEntry.FromString(bytes(data[start + 8 : start + 8 + size])).request.payment_id)
+        data[start + 8 + chance.randrange(size)] ^= 1 << chance.randrange(8)
+        path.write_bytes(data)
+
+    def _damaged_profile(self, _: dict[str, Any], chance: random.Random) -> None:
+        records = self.deployment.store._records
+        keys = sorted(key for key in records if not key.startswith(b"payment:"))
+        if keys:
+            key = chance.choice(keys)
+            value, expires, version = records[key]
+            # The first byte is the layout's version: no reader takes it for a profile.
+            records[key] = (b"\xff" + value[1:], expires, version)
+            self.damaged_profiles.add(key)
+
+    def _topic_recreated(self, arguments: dict[str, Any], _: random.Random) -> None:
+        self.broker.recreate(arguments["topic"])
+        self.left_alone.add("topic recreated")
+
+    def _label_changes(self, _: dict[str, Any], __: random.Random) -> None:
+        """Report one payment as fraud and genuine in turns, far more often than anyone means it."""
+        if not self.paid:
+            return
+        payment_id = min(self.paid)
+        for number in range(80):
+            self._report(payment_id, ("fraud", "genuine")[number % 2])
+        self.left_alone.add(f"labels of {payment_id}")
+
+    def _foreign_directory(self, _: dict[str, Any], __: random.Random) -> None:
+        folder = Path(self.deployment.outbox.directory) / "backup"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "notes.log").write_text("not an outbox")
+
+    # The end
+
+    def _probe(self) -> None:
+        for number in range(WORKERS):
+            self.callers.probe(f"worker-{number}")
+        self.world.after(_PROBE_EVERY_S, self._probe)
+
+    def _heal(self) -> None:
+        world, broker = self.world, self.broker
+        world.note("everything is healed")
+        broker.away_until = min(broker.away_until, world.now)
+        broker.doubt_share = broker.abort_share = 0.0
+        self.deployment.store_state.heal()
+        self.files.heal()
+        world.clock_offset_s.clear()
+        for process in self.deployment.processes.values():
+            if process.is_alive and process.actor is not None:
+                process.actor.fuse = None
+                if process.actor.is_frozen:
+                    process.actor.frozen_until = world.now
+                    world.wake(process.actor)
+        self._idle.clear()
+        self.callers.are_clocks_wrong = False
+
+    def _send_probes(self) -> None:
+        self.callers.is_healed = True
+        for number in range(WORKERS):
+            payment = {
+                "payment_id": f"probe-{number}",
+                "event_time_ms": self._now_ms(),
+                "card_id": f"c{number}",
+                "merchant_id": "m0",
+                "device_id": None,
+                "amount_minor": 100,
+                "currency": "EUR",
+            }
+            self.callers.send(request_of([payment], number, as_json=False))
+            self.pay(payment)
+
+    def unsettled(self) -> list[str]:
+        """Returns what is not yet as it should be, one line each."""
+        reasons = []
+        if self.callers.open or self.pending:
+            reasons.append(f"{self.callers.open} requests are not answered")
+        for number in range(WORKERS):
+            if f"probe-{number}" not in self.callers.told:
+                reasons.append(f"worker-{number} has not answered the probe")
+            if (seen := self.callers.last_seen(f"worker-{number}")) not in ("ready", "decided"):
+                reasons.append(f"worker-{number} is {seen or 'silent'}")
+        for topic, count in group_lag(self.broker).items():
+            if count and not topic.startswith("repartition-"):
+                reasons.append(f"the stream is {count} records of {topic} behind")
+        if self._frames_behind():
+            reasons.append("events wait for their profiles")
+        for name, process in self.deployment.processes.items():
+            if not process.is_alive:
+                reasons.append(f"{name} is down, {process.outcomes[-1:]}")
+        companion = self.deployment.companion
+        if companion is not None:
+            reasons += [f"the companion is not ready: {problem}" for problem in companion.health.problems()]
+            if self._is_mirror_behind():
+                reasons.append("the mirror lacks states of the changelog")
+            if waiting := self._unshipped():
+                reasons.append(f"{waiting} bytes of decisions are not shipped")
+        for name, pipeline in self.deployment.pipelines.items():
+            reasons += [f"{name} is not ready: {problem}" for problem in pipeline.problems()]
+        return reasons
+
+    def _frames_behind(self) -> bool:
+        """Whether events wait on the way to their profiles. Frames that only tell progress never stop."""
+        committed = self.broker.group("paywarden-stream").committed
+        for name, topic in self.broker.topics.items():
+            if not name.startswith("repartition-"):
+                continue
+            for number, log in enumerate(topic.logs):
+                for entry in log.entries[committed.get((name, number), 0) :]:
+                    if entry.value is not None and int.from_bytes(entry.value[8:12], "little"):
+                        return True
+        return False
+
+    def _is_mirror_behind(self) -> bool:
+        """Whether states wait on the changelog. Records that only tell progress never stop."""
+        read_to: dict[int, int] = self.deployment.companion._read_to  # type: ignore[union-attr]
+        return any(
+            entry.is_visible and entry.key is not None and not entry.key.startswith(PREFIX)
+            for number, log in enumerate(self.broker.topics["profiles"].logs)
+            for entry in log.entries[read_to.get(number, 0) :]
+        )
+
+    def _unshipped(self) -> int:
+        shipper: Any = self.deployment.companion._shipper  # type: ignore[union-attr]
+        root = Path(self.deployment.outbox.directory)
+        waiting = 0
+        for folder in sorted(root.glob("worker-*")):
+            segments = sorted(folder.glob("*.log"))
+            if segments:
+                shipment = shipper._shipments.get(folder.name)
+                end = int(segments[-1].stem) + segments[-1].stat().st_size
+                waiting += end if shipment is None else max(0, end - shipment.shipped_to)
+        return waiting
+
+
+def _record_starts(data: bytes) -> list[int]:
+    starts, at = [], 0
+    while at + 8 <= len(data):
+        size = int.from_bytes(data[at : at + 4], "little")
+        if not size or at + 8 + size > len(data):
+            break
+        starts.append(at)
+        at += 8 + size
+    return starts
+
+
+def _with_groups(body: bytes, chance: random.Random) -> bytes:
+    """Returns the request with unknown groups in it, nested as deep as a parser takes them, or nearly."""
+    depth = chance.choice((50, 97, 98, 99, 100))
+    return body + b"\xa3\x06" * depth + b"\xa4\x06" * depth
+
+
+def _with_long_length(body: bytes) -> bytes:
+    """Returns the request with the length of its first text written in seven bytes."""
+    assert body[0] == 0x0A
+    size = body[1]
+    return body[:1] + bytes([size | 0x80]) + b"\x80" * 5 + b"\x00" + body[2:]
+
+
+def run_plan(plan: Plan) -> Outcome:
+    """Run a history. `patches.patched` must be in force."""
+    root = Path(tempfile.mkdtemp(prefix="pw-sim-", dir=_ROOT))
+    world = World(plan.seed)
+    broker = Broker(world)
+    failure: Failed | None = None
+    with patches.running(world, broker, root) as own:
+        fsync = random.Random(plan.seed).choice(("never", "always"))
+        deployment = Deployment(world, broker, own, root, fsync=fsync)
+        history = History(plan, world, deployment)
+        try:
+            history.run()
+        except Failed as error:
+            failure = error
+        except Died as error:
+            raise AssertionError("the main thread does not die") from error
+        finally:
+            digest = world.digest()
+            world.end()
+    shutil.rmtree(root, ignore_errors=True)
+    return Outcome(plan.seed, digest, world.steps, world.faults, failure, tuple(world.notes) if failure else ())

@@ -1,0 +1,213 @@
+"""Puts the simulated clock, files and producers in place of the real ones, in the modules that use them.
+
+Production code knows nothing of it. A seam is the name of a module that another module of ours imports: `time`, `os`,
+`Path`, `lmdb`, `secrets`. What takes a clock or a client as an argument is handed the simulated one instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import pkgutil
+import sys
+import time as real_time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FunctionType, ModuleType, SimpleNamespace
+from typing import Any
+
+import paywarden.scoring
+import paywarden.streams.companion
+import paywarden.streams.kafka
+import paywarden.streams.profiles
+from paywarden.scoring.http import front
+from paywarden.scoring.idempotency.decision_cache import DecisionCache
+from paywarden.scoring.server import worker
+from paywarden.streams.kafka import producers
+from tests.simulation import files
+from tests.simulation.kafka import Broker, SimulatedProducer
+from tests.simulation.world import World
+
+# Packages whose files and clock are simulated.
+_FILE_ROOMS = ("paywarden.scoring.", "paywarden.streams.companion.")
+_CLOCK_ROOMS = ("paywarden.scoring.", "paywarden.streams.", "paywarden.features.stores.")
+_DECISION_CACHE_STEPS = ("claim", "place", "settle", "release")
+
+
+class VirtualTime:
+    """The module `time` on virtual time."""
+
+    def __init__(self) -> None:
+        self.world: World | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(real_time, name)
+
+    def _world(self) -> World:
+        assert self.world is not None
+        return self.world
+
+    def monotonic(self) -> float:
+        return 1000.0 + self._world().now
+
+    def perf_counter(self) -> float:
+        return 1000.0 + self._world().now
+
+    def monotonic_ns(self) -> int:
+        return int(self.monotonic() * 1e9)
+
+    def perf_counter_ns(self) -> int:
+        return int(self.monotonic() * 1e9)
+
+    def time(self) -> float:
+        return self._world().wall_s()
+
+    def time_ns(self) -> int:
+        return int(self._world().wall_s() * 1000) * 1_000_000
+
+    def sleep(self, seconds: float) -> None:
+        self._world().sleep(seconds)
+
+
+TIME = VirtualTime()
+_CLOCKS: dict[Any, Any] = {
+    real_time.monotonic: TIME.monotonic,
+    real_time.perf_counter: TIME.perf_counter,
+    real_time.time: TIME.time,
+    real_time.sleep: TIME.sleep,
+}
+
+
+class _NoCollector:
+    """The module `gc` for a worker: a collection would take longer than a history."""
+
+    callbacks: list[Any] = []  # noqa: RUF012 - the module's name
+
+    def collect(self) -> int:
+        return 0
+
+    def freeze(self) -> None: ...
+
+
+def _import_all() -> list[ModuleType]:
+    for package in (
+        paywarden.scoring,
+        paywarden.streams.companion,
+        paywarden.streams.kafka,
+        paywarden.streams.profiles,
+    ):
+        for found in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+            importlib.import_module(found.name)
+    return [module for name, module in sorted(sys.modules.items()) if name.startswith("paywarden.")]
+
+
+@contextmanager
+def patched() -> Iterator[None]:
+    """Patch the modules of this process until the block ends. It costs a second at the first time."""
+    undo: list[Callable[[], object]] = []
+
+    def put(owner: Any, name: str, value: Any) -> None:
+        before = getattr(owner, name)
+        setattr(owner, name, value)
+        undo.append(lambda: setattr(owner, name, before))
+
+    sim_os, sim_lmdb = files.SimulatedOs(), files.SimulatedLmdb()
+    for module in _import_all():
+        name = module.__name__
+        if name.startswith(_CLOCK_ROOMS) and getattr(module, "time", None) is real_time:
+            put(module, "time", TIME)
+        if name.startswith(_FILE_ROOMS):
+            if getattr(module, "os", None) is sys.modules["os"]:
+                put(module, "os", sim_os)
+            if getattr(module, "Path", None) is Path:
+                put(module, "Path", files.SimulatedPath)
+            if getattr(module, "lmdb", None) is sys.modules["lmdb"]:
+                put(module, "lmdb", sim_lmdb)
+            if getattr(module, "gc", None) is sys.modules["gc"]:
+                put(module, "gc", _NoCollector())
+            if getattr(module, "secrets", None) is sys.modules["secrets"]:
+                put(module, "secrets", SimpleNamespace(token_hex=_token_hex))
+        if name.startswith(_CLOCK_ROOMS):
+            for function in _functions_of(module):
+                _patch_defaults(function, put)
+    cursors = sys.modules["paywarden.streams.companion.cursors"]
+    put(cursors, "_BOOT_ID", files.SimulatedPath("/proc/sys/kernel/random/boot_id"))
+    put(producers, "make_producer", _make_producer)
+    put(front, "accept", _accept)
+    put(worker, "open_listener", lambda *_, **__: None)
+    for step in _DECISION_CACHE_STEPS:
+        put(DecisionCache, step, _as_seam(getattr(DecisionCache, step), step))
+    levels = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(levels)
+        for action in reversed(undo):
+            action()
+
+
+def _functions_of(module: ModuleType) -> Iterator[FunctionType]:
+    for value in list(vars(module).values()):
+        if getattr(value, "__module__", None) != module.__name__:
+            continue
+        if isinstance(value, FunctionType):
+            yield value
+        elif isinstance(value, type):
+            yield from (member for member in list(vars(value).values()) if isinstance(member, FunctionType))
+
+
+def _patch_defaults(function: FunctionType, put: Callable[[Any, str, Any], None]) -> None:
+    """Replace the real clocks among the default values of a function's parameters."""
+    defaults, keywords = function.__defaults__ or (), function.__kwdefaults__ or {}
+    if any(value in _CLOCKS for value in defaults if callable(value)):
+        put(function, "__defaults__", tuple(_CLOCKS.get(v, v) if callable(v) else v for v in defaults))
+    if any(value in _CLOCKS for value in keywords.values() if callable(value)):
+        put(function, "__kwdefaults__", {k: _CLOCKS.get(v, v) if callable(v) else v for k, v in keywords.items()})
+
+
+def _token_hex(size: int) -> str:
+    return files.files().world.random.randbytes(size).hex()
+
+
+class Cluster:
+    """The broker that producers made by `Sender` belong to."""
+
+    broker: Broker | None = None
+
+
+def _make_producer(*_: object, **__: object) -> Any:
+    broker = Cluster.broker
+    assert broker is not None
+    actor = broker.world.current
+    assert actor is not None
+    return SimulatedProducer(broker, actor)
+
+
+async def _accept(factory: Callable[[], Any], _: object, **__: object) -> Any:
+    actor = files.files().world.current
+    assert actor is not None
+    assert actor.accept is not None
+    return actor.accept(factory)
+
+
+def _as_seam(method: Callable[..., Any], name: str) -> Callable[..., Any]:
+    def seam(self: Any, *arguments: Any) -> Any:
+        files.files().world.seam(name)
+        return method(self, *arguments)
+
+    return seam
+
+
+@contextmanager
+def running(world: World, broker: Broker, root: Path) -> Iterator[files.Files]:
+    """Give the shims this world, broker and folder."""
+    TIME.world, Cluster.broker = world, broker
+    with files.using(files.Files(world, root)) as own:
+        try:
+            yield own
+        finally:
+            with contextlib.suppress(AttributeError):
+                TIME.world = Cluster.broker = None

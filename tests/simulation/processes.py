@@ -1,0 +1,423 @@
+"""The processes of the simulated deployment: each runs the real code, with simulated things around it.
+
+    scoring host   worker-0, worker-1: `scoring/server/worker.py` whole, on an event loop of virtual time
+                   companion:          `Companion.run`
+    stream hosts   stream-0, stream-1: `Pipeline.run`
+
+A supervisor starts a process again a moment after it has ended, as the real ones do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
+from pathlib import Path
+from threading import Event
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry
+
+from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.features.profiles.money import RateTable, load_rates
+from paywarden.features.stores.memory import MemoryStore
+from paywarden.features.stores.profile_sets import LiveSet
+from paywarden.models.policy.policy import Policy, PolicySettings
+from paywarden.schemas.avro import LocalSchemaIds
+from paywarden.scoring.engine import records
+from paywarden.scoring.engine.batcher import AdmissionSettings
+from paywarden.scoring.engine.busy_poll import BusyPoll
+from paywarden.scoring.engine.model_chain import ChainSettings
+from paywarden.scoring.grpc.settings import GrpcSettings
+from paywarden.scoring.http.settings import HttpSettings
+from paywarden.scoring.idempotency import decision_cache
+from paywarden.scoring.idempotency.decision_cache import DecisionCacheSettings
+from paywarden.scoring.net.tls import TlsSettings
+from paywarden.scoring.net.tokens import AuthSettings
+from paywarden.scoring.requests import fast_requests
+from paywarden.scoring.requests.validation import RequestLimits
+from paywarden.scoring.server import worker as scoring_worker
+from paywarden.scoring.server.context import Endpoints, ServerContext
+from paywarden.scoring.state.mirror import MirrorSettings
+from paywarden.scoring.state.outbox import OutboxSettings
+from paywarden.streams.companion.companion import Companion, CompanionSettings, FillSource, HostFiles
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.profiles.pipeline import (
+    Pipeline,
+    PipelineOptions,
+    PipelineTiming,
+    StreamSettings,
+    stream_metrics,
+)
+from tests.simulation.files import Files
+from tests.simulation.kafka import Broker, clients_of
+from tests.simulation.store import SimulatedStore, StoreState
+from tests.simulation.world import Actor, Died, World
+
+WORKERS, STREAMS = 2, 2
+ENTITIES = ("card", "merchant", "device")
+TOPICS = {
+    "payments": 2,
+    "outcomes": 1,
+    "repartition-card": 2,
+    "repartition-merchant": 2,
+    "repartition-device": 1,
+    "profiles": 2,
+    "decisions": 2,
+    "outbox-cursors": 1,
+    "dead-letters": 1,
+}
+GROUP = "paywarden-stream"
+BATCH_MAX = 8
+# A segment takes some six decisions, so that segments end and begin all the time.
+SEGMENT_BYTES, OUTBOX_BYTES = 4096, 64 * 1024
+# Real waits are shorter. An idle process turns this often, and each turn costs the simulator time.
+_IDLE_MS = 500
+_RESTART_S = 0.3
+# Above this, a process that always fails at its start is taken for one that never comes up.
+CRASHES_MAX = 40
+
+
+class ConstantModel:
+    """A model that scores by the first features. It stands for a trained one: what it says does not matter here."""
+
+    native = False
+
+    def margins(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+        return np.asarray(np.nansum(vectors[:, :4].astype(np.float64), axis=1) % 5.0 - 4.0)
+
+
+class _NoReasons:
+    def reasons(self, vector: NDArray[np.float32], count_max: int) -> list[str]:
+        del vector, count_max
+        return []
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What all histories of a process share, since it is slow to make and never changes."""
+
+    engine: FeatureEngine
+    rates: RateTable
+    ids: LocalSchemaIds
+    policy: Policy
+    bundle: Any
+
+
+@cache
+def parts() -> Parts:
+    engine = FeatureEngine()
+    engine.warm_up()
+    decision_cache.warm_up()
+    fast_requests.warm_up()
+    records.warm_up()
+    manifest = SimpleNamespace(model_version="sim", calibration_slope=1.0, calibration_intercept=0.0)
+    bundle = SimpleNamespace(manifest=manifest, predictor=ConstantModel(), explainer=_NoReasons())
+    policy = Policy(PolicySettings(), review_at=0.3, decline_at=0.6)
+    return Parts(engine, load_rates(), LocalSchemaIds(), policy, bundle)
+
+
+class VirtualLoop(asyncio.BaseEventLoop):
+    """An event loop on virtual time, without sockets."""
+
+    def __init__(self, actor: Actor) -> None:
+        super().__init__()
+        self._actor, self._world = actor, actor.world
+        self._selector: Any = self
+
+    def time(self) -> float:
+        return self._world.now
+
+    def select(self, timeout: float | None) -> list[Any]:
+        """Wait for what others schedule here, or for the next timer."""
+        if self._actor.is_dead:
+            raise Died
+        if timeout is None:
+            self._world.wait()
+        elif timeout > 0:
+            self._world.sleep(timeout)
+        return []
+
+    def _process_events(self, event_list: list[Any]) -> None:
+        del event_list
+
+    def _write_to_self(self) -> None:
+        self._world.wake(self._actor)
+
+    def add_signal_handler(self, sig: int, callback: Any, *args: Any) -> None:  # type: ignore[override]
+        """Processes here are killed, not asked to stop."""
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if error is not None and not self._actor.is_dead and self._world.failure is None and not self._actor.has_ended:
+            raise error
+
+
+class Transport(asyncio.Transport):
+    """The worker's end of a connection. What it writes arrives at the caller a moment later."""
+
+    def __init__(self, listening: Listening, received: Callable[[bytes], object], closed: Callable[[], object]) -> None:
+        super().__init__()
+        self._listening, self._received, self._closed = listening, received, closed
+        self._world = listening.actor.world
+        self._is_closing = False
+
+    def write(self, data: Any) -> None:
+        self._world.seam(f"answer {len(data)}")
+        content = bytes(data)
+        self._world.after(0.0005, lambda: self._received(content))
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self.close()
+
+    def is_closing(self) -> bool:
+        return self._is_closing
+
+    def close(self) -> None:
+        if not self._is_closing:
+            self._is_closing = True
+            self._listening.drop(self)
+            self._world.after(0.0005, self._closed)
+
+    def abort(self) -> None:
+        self.close()
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+
+class Listening:
+    """A worker's open port."""
+
+    def __init__(self, actor: Actor, loop: VirtualLoop, factory: Callable[[], Any]) -> None:
+        self.actor, self._loop, self._factory = actor, loop, factory
+        self._open: dict[Transport, Any] = {}
+        actor.at_end.append(self._reset)
+
+    def connect(self, received: Callable[[bytes], object], closed: Callable[[], object]) -> Callable[[bytes], object]:
+        """Open a connection; returns the function that sends bytes on it."""
+        transport = Transport(self, received, closed)
+        waiting: list[bytes] = []
+
+        def accept() -> None:
+            connection = self._factory()
+            self._open[transport] = connection
+            connection.connection_made(transport)
+            for data in waiting:
+                connection.data_received(data)
+
+        def send(data: bytes) -> None:
+            if transport in self._open:
+                self._loop.call_soon_threadsafe(self._give, transport, data)
+            else:
+                waiting.append(data)
+
+        self._loop.call_soon_threadsafe(accept)
+        return send
+
+    def _give(self, transport: Transport, data: bytes) -> None:
+        connection = self._open.get(transport)
+        if connection is not None:
+            connection.data_received(data)
+
+    def drop(self, transport: Transport) -> None:
+        connection = self._open.pop(transport, None)
+        if connection is not None:
+            self._loop.call_soon_threadsafe(connection.connection_lost, None)
+
+    def _reset(self) -> None:
+        """The process has ended: the kernel resets its connections."""
+        for transport in list(self._open):
+            transport._is_closing = True
+            self.actor.world.after(0.0005, transport._closed)
+        self._open.clear()
+
+    @property
+    def connection_count(self) -> int:
+        return len(self._open)
+
+
+class StopEvent(Event):
+    """An event to stop by, whose wait is virtual."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self._world = world
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self._world.seam("wait")
+        if not self.is_set():
+            self._world.sleep(3600.0 if timeout is None else timeout)
+        return self.is_set()
+
+
+@dataclass
+class Process:
+    """A process that is started again whenever it ends."""
+
+    name: str
+    machine: str
+    work: Callable[[Actor], object]
+    actor: Actor | None = None
+    starts: int = 0
+    outcomes: list[str] = field(default_factory=list)
+    # The reason why it must not be started again: an operator has to act.
+    is_given_up: bool = False
+
+    @property
+    def is_alive(self) -> bool:
+        return self.actor is not None and not self.actor.is_dead and not self.actor.has_ended
+
+
+class Deployment:
+    """The whole system in one world."""
+
+    def __init__(self, world: World, broker: Broker, own: Files, root: Path, *, fsync: str = "never") -> None:
+        self.world, self.broker, self.files, self.root = world, broker, own, root
+        self.kafka = KafkaSettings()
+        for name, count in TOPICS.items():
+            broker.create(name, count)
+        self.store_state = StoreState()
+        self.store = MemoryStore(clock=lambda: world.wall_s("store"))
+        self.mirror = MirrorSettings(path=str(root / "mirror"), size_mb=1)
+        self.outbox = OutboxSettings(
+            directory=str(root / "outbox"),
+            segment_bytes=SEGMENT_BYTES,
+            total_bytes_max=OUTBOX_BYTES,
+            fsync=fsync,
+        )
+        self.answered = DecisionCacheSettings(path=str(root / "answered"), window_s=600, payments_max=2048)
+        self.listening: dict[str, Listening] = {}
+        self.companion: Companion | None = None
+        self.pipelines: dict[str, Pipeline] = {}
+        self.processes: dict[str, Process] = {}
+        for number in range(WORKERS):
+            self._add(f"worker-{number}", "host", partial(self._score, number))
+        self._add("companion", "host", self._accompany)
+        for number in range(STREAMS):
+            self._add(f"stream-{number}", f"stream-host-{number}", self._stream)
+        self._metrics = stream_metrics(self._stream_settings(), ENTITIES, CollectorRegistry())
+
+    def _add(self, name: str, machine: str, work: Callable[[Actor], object]) -> None:
+        self.processes[name] = Process(name, machine, work)
+
+    def start(self) -> None:
+        decision_cache.prepare(self.answered)
+        for process in self.processes.values():
+            self._begin(process)
+
+    def _begin(self, process: Process) -> None:
+        process.starts += 1
+        process.actor = self.world.start(process.name, process.machine, process.work)
+        process.actor.at_end.append(lambda: self._ended(process))
+
+    def _ended(self, process: Process) -> None:
+        def again() -> None:
+            assert process.actor is not None
+            process.outcomes.append(process.actor.outcome)
+            if not process.is_given_up:
+                self._begin(process)
+
+        # A restart takes longer when it keeps failing.
+        pause_s = _RESTART_S * (1 + min(8, process.starts // 4))
+        self.world.after(pause_s * (0.5 + self.world.random.random()), again)
+
+    def alive(self, prefix: str = "") -> list[Process]:
+        return [p for name, p in self.processes.items() if name.startswith(prefix) and p.is_alive]
+
+    # The scoring host
+
+    def _score(self, number: int, actor: Actor) -> None:
+        shared = parts()
+        context = ServerContext(
+            engine=shared.engine,
+            rates=shared.rates,
+            bundles=(shared.bundle,),
+            chain=ChainSettings(),
+            policy=shared.policy,
+            http=HttpSettings(),
+            grpc=GrpcSettings(enabled=False),
+            admission=AdmissionSettings(deadline_ms=200, wait_ms_max=100),
+            auth=AuthSettings(),
+            tls=TlsSettings(),
+            limits=RequestLimits(),
+            mirror=self.mirror,
+            outbox=self.outbox,
+            answered=self.answered,
+            metrics_directory=self.root / "metrics",
+            busy_poll=BusyPoll(0),
+        )
+        loop = VirtualLoop(actor)
+
+        actor.accept = lambda factory: self._listen(actor, loop, factory)
+        endpoints = Endpoints(0, None, None, None, None, None)
+        actor.at_end.append(lambda: self.listening.pop(actor.name, None))
+        loop.run_until_complete(scoring_worker._work(context, number, endpoints, 1))
+
+    def _listen(self, actor: Actor, loop: VirtualLoop, factory: Callable[[], Any]) -> Any:
+        self.listening[actor.name] = Listening(actor, loop, factory)
+        return SimpleNamespace(close=lambda: self.listening.pop(actor.name, None))
+
+    def _accompany(self, actor: Actor) -> None:
+        self.companion = Companion(
+            clients=clients_of(self.broker, actor, self.kafka),
+            settings=CompanionSettings(batch_wait_ms=_IDLE_MS, stall_timeout_s=6),
+            files=HostFiles(self.mirror, self.outbox, outbox_keep_s=self.answered.keep_s),
+            ids=parts().ids,
+            entities=ENTITIES,
+            fill=FillSource(look=lambda: LiveSet("", 0, None), open_store=lambda _: self._view()),
+        )
+        self.companion.run(StopEvent(self.world))
+
+    def _view(self) -> Any:
+        return SimulatedStore(self.world, self.store, self.store_state)
+
+    # The stream
+
+    def _stream_settings(self) -> StreamSettings:
+        return StreamSettings(
+            batch_max=BATCH_MAX,
+            batch_wait_ms=_IDLE_MS,
+            progress_every_ms=1000,
+            session_timeout_ms=6000,
+            stall_timeout_s=6,
+        )
+
+    def _stream(self, actor: Actor) -> None:
+        shared = parts()
+        pipeline = Pipeline(
+            clients=clients_of(self.broker, actor, self.kafka),
+            settings=self._stream_settings(),
+            store=self._view(),
+            engine=shared.engine,
+            rates=shared.rates,
+            ids=shared.ids,
+            metrics=self._metrics,
+            options=PipelineOptions(timing=PipelineTiming(ask_committed_every_s=0.2)),
+        )
+        self.pipelines[actor.name] = pipeline
+        pipeline.run(StopEvent(self.world))
+
+
+def group_lag(broker: Broker) -> dict[str, int]:
+    """Returns by topic how many records the stream has not committed."""
+    committed = broker.group(GROUP).committed
+    lag: dict[str, int] = {}
+    for topic in ("payments", "outcomes", *(f"repartition-{entity}" for entity in ENTITIES)):
+        for number, log in enumerate(broker.topics[topic].logs):
+            behind = log.end - committed.get((topic, number), 0)
+            lag[topic] = lag.get(topic, 0) + max(0, behind)
+    return lag
+
+
+def outbox_workers(directory: Path) -> Sequence[str]:
+    return sorted(name for name in os.listdir(directory) if name.startswith("worker-")) if directory.is_dir() else []

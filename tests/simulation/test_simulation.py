@@ -1,0 +1,100 @@
+"""Runs histories in processes of their own, because the simulator replaces clocks and files of its whole process."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.simulation.mutations import MUTATIONS
+from tests.simulation.plan import Item, Plan
+from tests.simulation.shrink import numbers_of, ranges, shrink
+
+# A fixed budget, so that the test takes the same time on any machine: about a minute of one core.
+SEEDS = int(os.environ.get("PAYWARDEN_SIMULATION_SEEDS", "150"))
+# Seeds that failed once, with their faults. Each found a fault of the product or of the simulator.
+ONCE_FAILED: tuple[tuple[int, str], ...] = ()
+
+pytestmark = pytest.mark.timeout(1200)
+
+
+def simulate(*arguments: str) -> tuple[int, str]:
+    """Returns the exit status and what was printed."""
+    command = [sys.executable, "-m", "tests.simulation", *arguments]
+    environment = os.environ | {"PYTHONHASHSEED": "0"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode in (0, 1), done.stderr
+    return done.returncode, done.stdout
+
+
+def test_no_history_breaks_a_promise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = random.SystemRandom().randrange(1 << 30)
+    file = tmp_path / "result.json"
+    status, text = simulate("--seeds", str(SEEDS), "--first", str(first), "--json", str(file))
+    with capsys.disabled():
+        sys.stdout.write("\nsimulation: " + "\n            ".join(text.splitlines()[:2]) + "\n")
+    assert status == 0, text
+    result: dict[str, Any] = json.loads(file.read_text())
+    assert result["seeds"] == SEEDS
+    assert sum(count for name, count in result.items() if name.startswith("faults_")) > SEEDS
+
+
+@pytest.mark.parametrize(("seed", "faults"), ONCE_FAILED)
+def test_histories_that_failed_once_fail_no_more(seed: int, faults: str) -> None:
+    status, text = simulate("--seed", str(seed), "--faults", faults, "--no-shrink")
+    assert status == 0, text
+
+
+def test_a_seed_gives_the_same_history_twice() -> None:
+    arguments = ("--seeds", "3", "--first", "20", "--faults", "all", "--no-shrink")
+    assert simulate(*arguments, "--digests") == simulate(*arguments, "--digests")
+
+
+@pytest.mark.parametrize("name", sorted(MUTATIONS))
+def test_an_undone_fix_is_found_within_its_number_of_seeds(name: str, tmp_path: Path) -> None:
+    mutation, file = MUTATIONS[name], tmp_path / "result.json"
+    status, text = simulate(
+        *("--mutation", name, "--seeds", str(mutation.seeds), "--stop-at-failure", "--no-shrink", "--json", str(file))
+    )
+    assert status == 1, text
+    assert json.loads(file.read_text())["failure_kinds"] in mutation.kinds
+
+
+def test_a_failure_is_shrunk_to_what_it_needs() -> None:
+    """The failure needs fault 3 and operations 5 and 6, and nothing else."""
+
+    def item(number: int) -> Item:
+        return Item(number, float(number), "any", {})
+
+    def run(plan: Plan) -> Any:
+        faults, operations = ({i.number for i in items} for items in (plan.faults, plan.operations))
+        fails = faults >= {3} and operations >= {5, 6}
+        return FakeOutcome("broken" if fails else None)
+
+    plan = Plan(1, [item(number) for number in range(20)], [item(number) for number in range(7)])
+    small, _ = shrink(plan, "broken", run)
+    assert [i.number for i in small.faults] == [3]
+    assert [i.number for i in small.operations] == [5, 6]
+
+
+class FakeOutcome:
+    def __init__(self, kind: str | None) -> None:
+        self.failure = None if kind is None else FakeFailure(kind)
+
+
+class FakeFailure:
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+
+def test_numbers_in_a_command_are_read_as_they_are_written() -> None:
+    numbers = [0, 1, 2, 7, 9, 10]
+    assert ranges(numbers) == "0-2,7,9-10"
+    assert numbers_of(ranges(numbers)) == numbers
+    assert numbers_of(ranges([])) == []

@@ -1,0 +1,303 @@
+"""Virtual time, and actors that run one at a time: the ground that the simulator stands on.
+
+    actor      a thread that stands for one process: it runs only while it holds the baton
+    seam       a call to the outside (Kafka, store, files, a sleep): here an actor may be suspended, frozen or killed
+    timer      a function that runs at a moment of virtual time, in nobody's name
+
+1. An event is a moment, a random number and an actor or a function. The earliest event is next; events of one moment
+   come in the order of their random numbers. All random numbers come from the seed, so a seed is one history.
+2. An actor that waits runs the next events itself. When an event is another actor's, it hands the baton over and
+   sleeps until somebody hands it back. So there is never more than one thread that runs, and no scheduler's thread.
+3. `kill` ends an actor as SIGKILL does: its next seam raises Died. Died is a SystemExit, which no code of ours catches
+   and which asyncio lets through. While Died unwinds the stack, `finally` blocks run, which a killed process would not
+   do. Every further seam of a dead actor therefore raises Died again and has no effect.
+4. `freeze` is SIGSTOP and SIGCONT: until then the actor does nothing, and neither do its clients of Kafka.
+
+The trace is a hash over all that happened: equal traces mean equal histories.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import os
+import random
+import threading
+import traceback
+from collections import Counter, deque
+from collections.abc import Callable
+from hashlib import blake2b
+from typing import Any
+
+import lmdb
+
+from paywarden.schemas.errors import PaywardenError
+
+# The wall clock at the start of every history: 2027-01-15 08:00 UTC.
+START_S = 1_800_000_000
+_FIRST_PID = 1000
+_NOTES_KEPT = 4000
+
+
+class Died(SystemExit):
+    """This actor was killed here."""
+
+
+class Failed(Exception):
+    """A promise was broken. The text says which, and with what."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(f"{kind}: {text}")
+        self.kind = kind
+
+
+class Actor:
+    """One process. `machine` names the clock that it reads."""
+
+    def __init__(self, world: World, name: str, machine: str) -> None:
+        self.world, self.name, self.machine = world, name, machine
+        self.pid = world.next_pid()
+        self.started_at = world.now
+        self.baton = threading.Lock()
+        self.baton.acquire()
+        self.token = 0
+        self.frozen_until = 0.0
+        self.is_dead = self.has_ended = False
+        # The number of seams until it dies; None: it does not.
+        self.fuse: int | None = None
+        self.outcome = ""
+        self.fds: set[int] = set()
+        # Opens the port of a scoring worker, given the factory of its connections.
+        self.accept: Callable[[Callable[[], Any]], Any] | None = None
+        # Called once when the process has ended, however it ended.
+        self.at_end: list[Callable[[], object]] = []
+
+    def __repr__(self) -> str:
+        return f"{self.name}#{self.pid}"
+
+    @property
+    def is_frozen(self) -> bool:
+        return self.frozen_until > self.world.now
+
+
+class World:
+    """Time, actors and chance of one history."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.now = 0.0
+        self.steps = 0
+        self.faults: Counter[str] = Counter()
+        self._hash = blake2b(digest_size=8)
+        self.notes: deque[str] = deque(maxlen=_NOTES_KEPT)
+        self._events: list[tuple[float, float, int, Actor | None, int, Callable[[], object] | None]] = []
+        self._count = 0
+        self._pid = _FIRST_PID
+        self.clock_offset_s: dict[str, float] = {}
+        self.by_pid: dict[int, Actor] = {}
+        self.failure: BaseException | None = None
+        # How likely an actor is suspended at a seam.
+        self.suspend_share = 0.15
+        self.main = Actor(self, "main", "sim")
+        self.current: Actor | None = self.main
+
+    # Time
+
+    def next_pid(self) -> int:
+        self._pid += 1
+        return self._pid
+
+    def wall_s(self, machine: str | None = None) -> float:
+        """Returns the time in epoch seconds on the clock of a machine; by default that of the running actor."""
+        if machine is None:
+            machine = "" if self.current is None else self.current.machine
+        return START_S + self.now + self.clock_offset_s.get(machine, 0.0)
+
+    def wall_ms(self, machine: str | None = None) -> int:
+        return int(self.wall_s(machine) * 1000)
+
+    def at(self, moment: float, action: Callable[[], object]) -> None:
+        """Run `action` at a moment of virtual time."""
+        self._push(moment, None, 0, action)
+
+    def after(self, seconds: float, action: Callable[[], object]) -> None:
+        self._push(self.now + seconds, None, 0, action)
+
+    def _push(self, moment: float, actor: Actor | None, token: int, action: Callable[[], object] | None) -> None:
+        self._count += 1
+        heapq.heappush(self._events, (moment, self.random.random(), self._count, actor, token, action))
+
+    # What actors do
+
+    def note(self, text: str) -> None:
+        """Add a line to the trace."""
+        line = f"{self.now:.6f} {'-' if self.current is None else self.current.name} {text}"
+        self._hash.update(line.encode())
+        self.notes.append(line)
+
+    def digest(self) -> str:
+        return self._hash.hexdigest()
+
+    def seam(self, what: str) -> None:
+        """The running actor is about to call the outside. Raises Died when it is killed here."""
+        actor = self.current
+        if actor is None or actor is self.main:
+            return
+        if actor.is_dead:
+            raise Died
+        self.steps += 1
+        self.note(what)
+        if actor.fuse is not None:
+            actor.fuse -= 1
+            if actor.fuse < 0:
+                self.note("dies")
+                self._die(actor)
+                raise Died
+        if actor.frozen_until > self.now or self.random.random() < self.suspend_share:
+            self.sleep(self.random.random() * 0.003)
+
+    def sleep(self, seconds: float) -> None:
+        """Suspend the running actor, but not past a `wake`. Raises Died."""
+        actor = self.current
+        assert actor is not None, "only an actor sleeps"
+        if actor.is_dead:
+            raise Died
+        self._push(self.now + max(0.0, seconds), actor, actor.token, None)
+        self._run_others(actor)
+        if actor.is_dead:
+            raise Died
+
+    def wait(self) -> None:
+        """Suspend the running actor until a `wake`. Raises Died."""
+        actor = self.current
+        assert actor is not None
+        if actor.is_dead:
+            raise Died
+        self._run_others(actor)
+        if actor.is_dead:
+            raise Died
+
+    def wake(self, actor: Actor) -> None:
+        """Let a waiting actor go on now."""
+        if not actor.has_ended:
+            self._push(self.now, actor, actor.token, None)
+
+    def start(self, name: str, machine: str, work: Callable[[Actor], object]) -> Actor:
+        """Start a process. It ends when `work` returns or raises."""
+        actor = Actor(self, name, machine)
+        self.by_pid[actor.pid] = actor
+        thread = threading.Thread(target=self._live, args=(actor, work), name=name, daemon=True)
+        thread.start()
+        self.wake(actor)
+        return actor
+
+    def kill(self, actor: Actor) -> None:
+        """End a process at once."""
+        if actor.is_dead or actor.has_ended:
+            return
+        self.note(f"{actor.name} is killed")
+        actor.frozen_until = 0.0
+        self._die(actor)
+        self.wake(actor)
+
+    def freeze(self, actor: Actor, seconds: float) -> None:
+        """Stop a process for a while."""
+        self.note(f"{actor.name} is frozen for {seconds:.3f} s")
+        actor.frozen_until = self.now + seconds
+        # A process that waits for nothing but a `wake` still has to go on then.
+        self._push(actor.frozen_until, actor, actor.token, None)
+
+    def _die(self, actor: Actor) -> None:
+        actor.is_dead = True
+        # What the kernel does at once; the rest of the process is unwound later and changes nothing.
+        self._tidy(actor)
+
+    def _tidy(self, actor: Actor) -> None:
+        for fd in actor.fds:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+        actor.fds.clear()
+        actions, actor.at_end = actor.at_end, []
+        for action in actions:
+            action()
+
+    def _live(self, actor: Actor, work: Callable[[Actor], object]) -> None:
+        actor.baton.acquire()
+        try:
+            if not actor.is_dead:
+                work(actor)
+            actor.outcome = "ended"
+        except Died:
+            actor.outcome = "killed"
+        except PaywardenError as error:
+            actor.outcome = f"{type(error).__name__}: {error}"
+        except (OSError, lmdb.Error) as error:
+            actor.outcome = f"{type(error).__name__}: {error}"
+        except BaseException as error:  # noqa: BLE001 - the top of a process
+            actor.outcome = "bug"
+            if self.failure is None and not actor.is_dead:
+                text = "".join(traceback.format_exception(error))
+                self.failure = Failed("bug", f"{actor.name} ended with {type(error).__name__}: {error}\n{text}")
+        if actor.is_dead:
+            actor.outcome = "killed"
+        self.current = None
+        if not actor.is_dead:
+            self._tidy(actor)
+        actor.has_ended = True
+        self.note(f"{actor.name} has ended: {actor.outcome}")
+        self._run_others(actor, is_last=True)
+
+    def _run_others(self, me: Actor, *, is_last: bool = False) -> None:
+        """Run events until one is `me`'s; with `is_last` until one is another actor's."""
+        while True:
+            moment, _, _, actor, token, action = heapq.heappop(self._events)
+            if moment > self.now:
+                self.now = moment
+            if actor is None:
+                assert action is not None
+                self.current = None
+                try:
+                    action()
+                except BaseException as error:  # noqa: BLE001 - told to the main thread
+                    if self.failure is None:
+                        self.failure = error
+                if self.failure is not None:
+                    self.wake(self.main)
+                continue
+            if actor.token != token or actor.has_ended:
+                continue
+            if actor.frozen_until > self.now:
+                self._push(actor.frozen_until, actor, token, None)
+                continue
+            actor.token += 1
+            self.current = actor
+            if actor is me:
+                return
+            actor.baton.release()
+            if not is_last:
+                me.baton.acquire()
+            return
+
+    # For the main thread
+
+    def run_until(self, is_done: Callable[[], bool], limit_s: float, look_every_s: float = 1.0) -> bool:
+        """Let the actors work until `is_done`, or until `limit_s` have passed. Returns whether it is done."""
+        deadline = self.now + limit_s
+        while True:
+            if self.failure is not None:
+                raise self.failure
+            if is_done():
+                return True
+            if self.now >= deadline:
+                return False
+            self.sleep(min(look_every_s, deadline - self.now))
+
+    def end(self) -> None:
+        """Kill all actors, and wait for their threads."""
+        actors = [actor for actor in self.by_pid.values() if not actor.has_ended]
+        for actor in actors:
+            actor.at_end.clear()
+            self.kill(actor)
+            self.wake(actor)
+        while any(not actor.has_ended for actor in actors):
+            self.sleep(0.001)
