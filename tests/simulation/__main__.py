@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 # A set of texts has another order in each process, unless Python is told otherwise.
 _HASH_SEED = "PYTHONHASHSEED"
 # Histories leave circles of objects behind; this many are collected together.
-_COLLECT_EVERY = 20
+_COLLECT_EVERY = 4
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -23,7 +23,7 @@ from typing import Any
 
 import lmdb as real_lmdb
 
-from tests.simulation.world import Actor, Died, World
+from tests.simulation.world import Actor, World
 
 _READ_ONLY = "r"
 BOOT_ID = "boot-1"
@@ -83,17 +83,17 @@ class Files:
         actor = self.world.current
         self._paths[fd] = path
         if actor is not None:
-            actor.fds.add(fd)
-            self.descriptors_most = max(self.descriptors_most, len(actor.fds))
+            actor.life.fds.add(fd)
+            self.descriptors_most = max(self.descriptors_most, len(actor.life.fds))
 
     def closed(self, fd: int) -> bool:
         """Returns whether the descriptor is still open."""
         actor = self.world.current
         if actor is None:
             return True
-        if fd not in actor.fds:
+        if fd not in actor.life.fds:
             return not actor.is_dead
-        actor.fds.discard(fd)
+        actor.life.fds.discard(fd)
         return True
 
     def written(self, fd: int) -> None:
@@ -166,10 +166,7 @@ class SimulatedOs:
         if (fault := own.fault("torn")) is not None:
             os.write(fd, data[: fault.random.randrange(len(data))])
             own.written(fd)
-            actor = own.world.current
-            assert actor is not None
-            own.world._die(actor)
-            raise Died
+            own.world.die()
         if (fault := own.fault("enospc")) is not None:
             if fault.random.random() < 0.5:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -222,7 +219,7 @@ class SimulatedOs:
 
     def getpid(self) -> int:
         actor = files().world.current
-        return 1 if actor is None else actor.pid
+        return 1 if actor is None else actor.life.pid
 
     def getppid(self) -> int:
         return 1
@@ -287,10 +284,10 @@ def _proc(name: str) -> str:
     if name.endswith("boot_id"):
         return BOOT_ID + "\n"
     pid = name.split("/")[2]
-    actor = files().world.by_pid.get(int(pid)) if pid.isdecimal() else None
-    if actor is None or actor.is_dead or actor.has_ended:
+    life = files().world.by_pid.get(int(pid)) if pid.isdecimal() else None
+    if life is None or life.is_dead:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
-    return f"{pid} (paywarden) S " + "0 " * 18 + str(int(actor.started_at * 100)) + " 0 0\n"
+    return f"{pid} (paywarden) S " + "0 " * 18 + str(int(life.started_at * 100)) + " 0 0\n"
 
 
 class SimulatedLmdb:
@@ -331,7 +328,7 @@ class SimulatedEnvironment:
 
     def reader_check(self) -> int:
         """Free the slots of dead processes; returns how many there were."""
-        stale = [(actor, transaction) for actor, transaction in self._files.stale if actor.is_dead or actor.has_ended]
+        stale = [(actor, transaction) for actor, transaction in self._files.stale if actor.is_over]
         for pair in stale:
             pair[1].abort()
             self._files.stale.remove(pair)
@@ -352,22 +349,14 @@ class _Reading:
 
     def __init__(self, own: Files, transaction: Any) -> None:
         self._files, self._transaction = own, transaction
-        self._is_noted = False
 
     def get(self, key: bytes, default: Any = None) -> Any:
-        if not self._is_noted:
-            self._is_noted = True
-            actor = self._files.world.current
-            assert actor is not None
-            if actor.name in self._files.dies_reading:
-                self._files.dies_reading.discard(actor.name)
-                actor.fuse = 0
-            try:
-                self._files.world.seam("reading")
-            except Died:
-                self._files.stale.append((actor, self._transaction))
-                self._files.world.faults["stale_reader"] += 1
-                raise
+        actor = self._files.world.current
+        assert actor is not None
+        if actor.name in self._files.dies_reading and not actor.is_dead:
+            self._files.dies_reading.discard(actor.name)
+            self._files.stale.append((actor, self._transaction))
+            self._files.world.die()
         return self._transaction.get(key, default)
 
     def abort(self) -> None:

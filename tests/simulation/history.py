@@ -26,11 +26,11 @@ from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.streams.profiles.watermarks import PREFIX
 from tests.simulation import patches
 from tests.simulation.callers import Callers, Exchange, Request, request_of
-from tests.simulation.checks import check_all
+from tests.simulation.checks import check_all, check_watermark
 from tests.simulation.files import FileFault
 from tests.simulation.kafka import Broker, Entry
 from tests.simulation.plan import DURATION_S, Item, Plan
-from tests.simulation.processes import WORKERS, Deployment, group_lag, parts
+from tests.simulation.processes import SESSION_S, WORKERS, Deployment, group_lag, parts
 from tests.simulation.world import START_S, Died, Failed, World
 
 SETTLE_S = 150.0
@@ -63,13 +63,18 @@ class History:
         ids = parts().ids
         self._payments = Encoder("payments", ids.id_of("payments"))
         self._outcomes = Encoder("outcomes", ids.id_of("outcomes"))
+        # Payments on the topic, and where the first record of each is.
         self.paid: set[str] = set()
+        self.first_records: dict[str, tuple[tuple[str, int], int]] = {}
+        self.on_topic: dict[str, dict[str, Any]] = {}
         self.poisoned: list[tuple[str, bytes | None]] = []
         # What a heavy fault has destroyed: payments whose decision is damaged, keys of damaged profiles.
         self.damaged_decisions: set[str] = set()
         self.damaged_profiles: set[bytes] = set()
         self.left_alone: set[str] = set()
         self.pending = 0
+        # The last watermark of the mirror that was checked.
+        self.watermark_ms = 0
         self._idle: list[Exchange] = []
 
     def run(self) -> None:
@@ -117,6 +122,7 @@ class History:
         row = {name: payment.get(name) for name in ("payment_id", "event_time_ms", "card_id", "merchant_id")}
         row |= {name: payment.get(name) for name in ("device_id", "amount_minor", "currency", "mcc", "country")}
         row["channel"] = payment.get("channel")
+        self.on_topic[payment["payment_id"]] = payment
         self._append("payments", payment["card_id"].encode(), self._payments.encode(row), payment["payment_id"])
 
     def _report(self, payment_id: str, label: str) -> None:
@@ -138,9 +144,10 @@ class History:
             self.world.at(self.broker.away_until + 0.05, again)
             return
         place = (topic, self.broker.partition_of(topic, key))
-        self.broker.append(place, Entry(key, value, self._now_ms(), poison=poison))
-        if paid:
+        offset = self.broker.append(place, Entry(key, value, self._now_ms(), poison=poison))
+        if paid and paid not in self.paid:
             self.paid.add(paid)
+            self.first_records[paid] = place, offset
 
     def _now_ms(self) -> int:
         return int((START_S + self.world.now) * 1000)
@@ -221,7 +228,7 @@ class History:
 
     def _death(self, arguments: dict[str, Any], _: random.Random) -> None:
         if (actor := self._actor(arguments["process"])) is not None:
-            actor.fuse = arguments["after"]
+            actor.life.fuse = arguments["after"]
 
     def _stale_reader(self, arguments: dict[str, Any], _: random.Random) -> None:
         """Kill a worker in the middle of its next look-up."""
@@ -229,15 +236,17 @@ class History:
 
     def _freeze(self, arguments: dict[str, Any], _: random.Random) -> None:
         if (actor := self._actor(arguments["process"])) is not None:
-            if arguments["process"].startswith("stream-"):
+            if arguments["process"].startswith("stream-") and arguments["seconds"] > SESSION_S:
                 self.left_alone.add("changelog order")
-            self.world.freeze(actor, arguments["seconds"])
+            self.world.freeze(actor.life, arguments["seconds"])
 
     def _clock_jump(self, arguments: dict[str, Any], _: random.Random) -> None:
+        self.left_alone.add("clocks")
         self.world.clock_offset_s[arguments["machine"]] = arguments["seconds"]
         self.callers.are_clocks_wrong = True
 
     def _clock_leap(self, arguments: dict[str, Any], chance: random.Random) -> None:
+        self.left_alone.add("leap")
         self._clock_jump(arguments, chance)
 
     def _offset_regress(self, _: dict[str, Any], chance: random.Random) -> None:
@@ -252,6 +261,7 @@ class History:
         readers = [consumer for consumer in self.broker.consumers if consumer.actor is actor]
         if readers and (places := sorted(readers[0]._position)):
             readers[0].stalled.add(chance.choice(places))
+            self.left_alone.add("stalled")
 
     def _broker_away(self, arguments: dict[str, Any], _: random.Random) -> None:
         self.broker.away_until = max(self.broker.away_until, self.world.now + arguments["seconds"])
@@ -317,7 +327,7 @@ class History:
         payment_id = min(self.paid)
         for number in range(80):
             self._report(payment_id, ("fraud", "genuine")[number % 2])
-        self.left_alone.add(f"labels of {payment_id}")
+        self.left_alone.add("labels")
 
     def _foreign_directory(self, _: dict[str, Any], __: random.Random) -> None:
         folder = Path(self.deployment.outbox.directory) / "backup"
@@ -329,6 +339,7 @@ class History:
     def _probe(self) -> None:
         for number in range(WORKERS):
             self.callers.probe(f"worker-{number}")
+        check_watermark(self)
         self.world.after(_PROBE_EVERY_S, self._probe)
 
     def _heal(self) -> None:
@@ -341,10 +352,9 @@ class History:
         world.clock_offset_s.clear()
         for process in self.deployment.processes.values():
             if process.is_alive and process.actor is not None:
-                process.actor.fuse = None
+                process.actor.life.fuse = None
                 if process.actor.is_frozen:
-                    process.actor.frozen_until = world.now
-                    world.wake(process.actor)
+                    world.thaw(process.actor.life)
         self._idle.clear()
         self.callers.are_clocks_wrong = False
 
@@ -406,23 +416,31 @@ class History:
 
     def _is_mirror_behind(self) -> bool:
         """Whether states wait on the changelog. Records that only tell progress never stop."""
-        read_to: dict[int, int] = self.deployment.companion._read_to  # type: ignore[union-attr]
+        environment = self.files.environments[self.deployment.mirror.path]
+        read_to: dict[int, int] = {}
+        with environment.begin() as transaction:
+            for number in range(len(self.broker.topics["profiles"].logs)):
+                value = transaction.get(b"\0position:%d" % number)
+                read_to[number] = 0 if value is None else int.from_bytes(value, "little")
         return any(
             entry.is_visible and entry.key is not None and not entry.key.startswith(PREFIX)
             for number, log in enumerate(self.broker.topics["profiles"].logs)
-            for entry in log.entries[read_to.get(number, 0) :]
+            for entry in log.entries[read_to[number] :]
         )
 
     def _unshipped(self) -> int:
-        shipper: Any = self.deployment.companion._shipper  # type: ignore[union-attr]
+        """Returns how many bytes of the outboxes lie behind the cursors on Kafka."""
         root = Path(self.deployment.outbox.directory)
+        cursors: dict[str, int] = {}
+        for _, _, entry in self.broker.records("outbox-cursors"):
+            worker = (entry.key or b"").decode().partition("/")[2]
+            cursors[worker] = int((entry.value or b"0").split(b" ")[0])
         waiting = 0
         for folder in sorted(root.glob("worker-*")):
             segments = sorted(folder.glob("*.log"))
             if segments:
-                shipment = shipper._shipments.get(folder.name)
                 end = int(segments[-1].stem) + segments[-1].stat().st_size
-                waiting += end if shipment is None else max(0, end - shipment.shipped_to)
+                waiting += max(0, end - cursors.get(folder.name, 0))
         return waiting
 
 

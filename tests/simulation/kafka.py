@@ -192,7 +192,7 @@ class Group:
         self._broker.world.note(f"rebalance {len(self.members)} members")
         for member in self.members:
             member.is_rebalancing_until = self._broker.world.now + _REBALANCE_S
-            self._broker.world.wake(member.actor)
+            member.wake()
 
     def to_revoke(self, member: GroupConsumer) -> list[Place]:
         return sorted(p for p, owner in self.owner.items() if owner is member and self._target.get(p) is not member)
@@ -257,7 +257,7 @@ class Broker:
         for consumer in self.consumers:
             if consumer.is_waiting and consumer.reads(topic):
                 consumer.is_waiting = False
-                self.world.wake(consumer.actor)
+                consumer.wake()
 
     def group(self, name: str) -> Group:
         return self.groups.setdefault(name, Group(self))
@@ -307,7 +307,15 @@ class Broker:
 class GroupConsumer:
     """The methods of `confluent_kafka.Consumer` that our readers use."""
 
-    def __init__(self, broker: Broker, actor: Actor, group_id: str, session_timeout_ms: int) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        actor: Actor,
+        group_id: str,
+        session_timeout_ms: int,
+        *,
+        tells_lost_offsets: bool = False,
+    ) -> None:
         self._broker, self.actor, self._session_s = broker, actor, session_timeout_ms / 1000
         self._world = broker.world
         self._group = broker.group(group_id)
@@ -322,8 +330,15 @@ class GroupConsumer:
         self.is_expelled = self.is_closed = self.is_waiting = False
         self.is_rebalancing_until = 0.0
         self._seen_at = self._world.now
+        # The thread that waits for this client.
+        self._waiter = actor
+        self._tells_lost = tells_lost_offsets
+        self._lost_told: set[Place] = set()
         broker.consumers.append(self)
-        actor.at_end.append(self._end)
+        actor.life.at_end.append(self._end)
+
+    def wake(self) -> None:
+        self._world.wake(self._waiter)
 
     def reads(self, topic: str) -> bool:
         return any(place[0] == topic for place in self._position) or topic in self.topics
@@ -347,7 +362,7 @@ class GroupConsumer:
         def look() -> None:
             if self.is_closed or self.is_expelled or self not in self._group.members:
                 return
-            is_silent = self.actor.is_dead or self.actor.has_ended or self.actor.is_frozen
+            is_silent = self.actor.is_over or self.actor.is_frozen
             if not is_silent:
                 self._seen_at = self._world.now
             if self._world.now - self._seen_at > self._session_s:
@@ -380,7 +395,7 @@ class GroupConsumer:
 
     def _wake_members(self) -> None:
         for member in self._group.members:
-            self._world.wake(member.actor)
+            member.wake()
 
     def _tell(self, kind: str, places: list[Place]) -> None:
         self._world.note(f"{kind} {len(places)}")
@@ -434,6 +449,8 @@ class GroupConsumer:
     def consume(self, count_max: int, timeout: float) -> list[Message]:
         world = self._world
         world.seam("consume")
+        assert world.current is not None
+        self._waiter = world.current
         deadline = world.now + timeout
         while True:
             if self.topics:
@@ -462,7 +479,13 @@ class GroupConsumer:
         log = topic.logs[place[1]]
         position = self._position[place]
         if position > log.end or position < log.begin:
-            # Out of range: the setting auto.offset.reset says "earliest".
+            if self._tells_lost:
+                # The setting auto.offset.reset says "error": the client tells it once, and stands still.
+                if place not in self._lost_told:
+                    self._lost_told.add(place)
+                    messages.append(Message(place, position, None, code=KafkaError._AUTO_OFFSET_RESET))
+                return
+            # The setting says "earliest".
             position = self._position[place] = log.begin
             self._end_told.discard(place)
         self._ids[place] = topic.topic_id
@@ -548,7 +571,8 @@ class SimulatedProducer:
         self._broker, self._actor, self._world = broker, actor, broker.world
         self._queue: list[_Queued] = []
         self._is_due = False
-        actor.at_end.append(self._die)
+        actor.life.at_end.append(self._die)
+        self._waiter = actor
 
     def produce(
         self,
@@ -577,14 +601,16 @@ class SimulatedProducer:
 
     def _send(self) -> None:
         self._is_due = False
-        if self._actor.is_dead or self._actor.has_ended:
+        if self._actor.is_over:
             return
         if self._actor.is_frozen or self._broker.is_away:
             self._is_due = True
-            self._world.at(max(self._actor.frozen_until, self._broker.away_until, self._world.now) + 0.01, self._send)
+            self._world.at(
+                max(self._actor.life.frozen_until, self._broker.away_until, self._world.now) + 0.01, self._send
+            )
             return
         self._deliver(len(self._queue))
-        self._world.wake(self._actor)
+        self._world.wake(self._waiter)
 
     def _deliver(self, count: int) -> None:
         sent, self._queue = self._queue[:count], self._queue[count:]
@@ -610,6 +636,8 @@ class SimulatedProducer:
 
     def flush(self, timeout: float) -> int:
         self._world.seam("flush")
+        assert self._world.current is not None
+        self._waiter = self._world.current
         deadline = self._world.now + timeout
         while self._queue and self._world.now < deadline:
             self._send_soon()
@@ -790,8 +818,8 @@ def clients_of(broker: Broker, actor: Actor, settings: KafkaSettings) -> KafkaCl
     """Returns the clients of one process. Its sender is the real one, on a simulated producer (patches.py)."""
     admin: Any = SimulatedAdmin(broker, actor)
 
-    def consumer(*, group_id: str, session_timeout_ms: int = 10_000) -> Any:
-        return GroupConsumer(broker, actor, group_id, session_timeout_ms)
+    def consumer(*, group_id: str, session_timeout_ms: int = 10_000, tells_lost_offsets: bool = False) -> Any:
+        return GroupConsumer(broker, actor, group_id, session_timeout_ms, tells_lost_offsets=tells_lost_offsets)
 
     def transactional(transactional_id: str, *, linger_ms: int, transaction_timeout_ms: int) -> Any:
         del linger_ms

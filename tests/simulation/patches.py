@@ -11,8 +11,9 @@ import importlib
 import logging
 import pkgutil
 import sys
+import threading
 import time as real_time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FunctionType, ModuleType, SimpleNamespace
@@ -28,11 +29,13 @@ from paywarden.scoring.server import worker
 from paywarden.streams.kafka import producers
 from tests.simulation import files
 from tests.simulation.kafka import Broker, SimulatedProducer
-from tests.simulation.world import World
+from tests.simulation.world import Actor, World
 
 # Packages whose files and clock are simulated.
 _FILE_ROOMS = ("paywarden.scoring.", "paywarden.streams.companion.")
 _CLOCK_ROOMS = ("paywarden.scoring.", "paywarden.streams.", "paywarden.features.stores.")
+# The shortest wait of an idle thread.
+_IDLE_S = 0.25
 _DECISION_CACHE_STEPS = ("claim", "place", "settle", "release")
 
 
@@ -91,6 +94,102 @@ class _NoCollector:
     def freeze(self) -> None: ...
 
 
+class SimulatedThreading:
+    """The module `threading`: threads are actors of their process, and waits are virtual."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(threading, name)
+
+    def Thread(self, *, target: Callable[..., object], args: Sequence[Any] = (), **_: object) -> SimulatedThread:  # noqa: N802
+        return SimulatedThread(target, args)
+
+    def Event(self) -> SimulatedEvent:  # noqa: N802
+        return SimulatedEvent()
+
+    def Lock(self) -> SimulatedLock:  # noqa: N802
+        return SimulatedLock()
+
+
+class SimulatedThread:
+    """A thread of the running process."""
+
+    def __init__(self, target: Callable[..., object], arguments: Sequence[Any]) -> None:
+        self._target, self._arguments = target, arguments
+        self._actor: Actor | None = None
+
+    @property
+    def ident(self) -> int | None:
+        return None if self._actor is None else 1
+
+    def start(self) -> None:
+        self._actor = files.files().world.start_thread(lambda: self._target(*self._arguments))
+
+    def is_alive(self) -> bool:
+        return self._actor is not None and not self._actor.has_ended
+
+    def join(self, timeout: float | None = None) -> None:
+        world = files.files().world
+        deadline = world.now + (1e9 if timeout is None else timeout)
+        while self.is_alive() and world.now < deadline:
+            world.sleep(0.01)
+
+
+class SimulatedEvent:
+    """An event whose wait is virtual."""
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._waiting: list[Actor] = []
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+    def set(self) -> None:
+        self._is_set = True
+        for actor in self._waiting:
+            files.files().world.wake(actor)
+
+    def clear(self) -> None:
+        self._is_set = False
+
+    def wait(self, timeout: float | None = None) -> bool:
+        world = files.files().world
+        world.seam("wait")
+        if not self._is_set:
+            assert world.current is not None
+            self._waiting.append(world.current)
+            # An idle thread turns every few milliseconds, which would cost the simulator most of its time.
+            world.sleep(3600.0 if timeout is None else max(timeout, _IDLE_S))
+            self._waiting.remove(world.current)
+        return self._is_set
+
+
+class SimulatedLock:
+    """A lock between threads of one process."""
+
+    def __init__(self) -> None:
+        self._is_held = False
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        del timeout
+        world = files.files().world
+        while self._is_held:
+            if not blocking:
+                return False
+            world.sleep(0.001)
+        self._is_held = True
+        return True
+
+    def release(self) -> None:
+        self._is_held = False
+
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
 def _import_all() -> list[ModuleType]:
     for package in (
         paywarden.scoring,
@@ -127,6 +226,8 @@ def patched() -> Iterator[None]:
                 put(module, "lmdb", sim_lmdb)
             if getattr(module, "gc", None) is sys.modules["gc"]:
                 put(module, "gc", _NoCollector())
+            if getattr(module, "threading", None) is threading:
+                put(module, "threading", SimulatedThreading())
             if getattr(module, "secrets", None) is sys.modules["secrets"]:
                 put(module, "secrets", SimpleNamespace(token_hex=_token_hex))
         if name.startswith(_CLOCK_ROOMS):

@@ -74,6 +74,8 @@ TOPICS = {
 }
 GROUP = "paywarden-stream"
 BATCH_MAX = 8
+# The group takes a stream worker for dead after this. Kafka allows no less.
+SESSION_S = 6
 # A segment takes some six decisions, so that segments end and begin all the time.
 SEGMENT_BYTES, OUTBOX_BYTES = 4096, 64 * 1024
 # Real waits are shorter. An idle process turns this often, and each turn costs the simulator time.
@@ -201,7 +203,7 @@ class Listening:
     def __init__(self, actor: Actor, loop: VirtualLoop, factory: Callable[[], Any]) -> None:
         self.actor, self._loop, self._factory = actor, loop, factory
         self._open: dict[Transport, Any] = {}
-        actor.at_end.append(self._reset)
+        actor.life.at_end.append(self._reset)
 
     def connect(self, received: Callable[[bytes], object], closed: Callable[[], object]) -> Callable[[bytes], object]:
         """Open a connection; returns the function that sends bytes on it."""
@@ -275,7 +277,7 @@ class Process:
 
     @property
     def is_alive(self) -> bool:
-        return self.actor is not None and not self.actor.is_dead and not self.actor.has_ended
+        return self.actor is not None and not self.actor.is_over
 
 
 class Deployment:
@@ -318,7 +320,7 @@ class Deployment:
     def _begin(self, process: Process) -> None:
         process.starts += 1
         process.actor = self.world.start(process.name, process.machine, process.work)
-        process.actor.at_end.append(lambda: self._ended(process))
+        process.actor.life.at_end.append(lambda: self._ended(process))
 
     def _ended(self, process: Process) -> None:
         def again() -> None:
@@ -360,7 +362,7 @@ class Deployment:
 
         actor.accept = lambda factory: self._listen(actor, loop, factory)
         endpoints = Endpoints(0, None, None, None, None, None)
-        actor.at_end.append(lambda: self.listening.pop(actor.name, None))
+        actor.life.at_end.append(lambda: self.listening.pop(actor.name, None))
         loop.run_until_complete(scoring_worker._work(context, number, endpoints, 1))
 
     def _listen(self, actor: Actor, loop: VirtualLoop, factory: Callable[[], Any]) -> Any:
@@ -388,7 +390,7 @@ class Deployment:
             batch_max=BATCH_MAX,
             batch_wait_ms=_IDLE_MS,
             progress_every_ms=1000,
-            session_timeout_ms=6000,
+            session_timeout_ms=1000 * SESSION_S,
             stall_timeout_s=6,
         )
 

@@ -39,19 +39,14 @@ def shrink(plan: Plan, kind: str, run: Callable[[Plan], Outcome], runs_max: int 
 
 def _reduced(plan: Plan, name: str, fails: Callable[[Plan], bool]) -> Plan:
     """Returns the plan with as few items in one of its lists as are needed."""
-    parts = 1
-    while items := [item.number for item in getattr(plan, name)]:
-        size = -(-len(items) // parts)
+    size = len(getattr(plan, name))
+    while size >= 1:
+        items = [item.number for item in getattr(plan, name)]
         for first in range(0, len(items), size):
             candidate = _without(plan, name, items[first : first + size])
             if fails(candidate):
                 plan = candidate
-                parts = max(1, parts - 1)
-                break
-        else:
-            if size == 1:
-                break
-            parts = min(len(items), 2 * parts)
+        size //= 2
     return plan
 
 

@@ -26,8 +26,9 @@ import threading
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NoReturn
 
 import lmdb
 
@@ -51,33 +52,59 @@ class Failed(Exception):
         self.kind = kind
 
 
-class Actor:
-    """One process. `machine` names the clock that it reads."""
+@dataclass
+class Life:
+    """What the threads of one process share."""
 
-    def __init__(self, world: World, name: str, machine: str) -> None:
-        self.world, self.name, self.machine = world, name, machine
-        self.pid = world.next_pid()
-        self.started_at = world.now
+    name: str
+    machine: str
+    pid: int
+    started_at: float
+    frozen_until: float = 0.0
+    is_dead: bool = False
+    # The number of seams until it dies; None: it does not.
+    fuse: int | None = None
+    fds: set[int] = field(default_factory=set)
+    # Called once when the process has ended, however it ended.
+    at_end: list[Callable[[], object]] = field(default_factory=list)
+    threads: list[Actor] = field(default_factory=list)
+
+
+class Actor:
+    """One thread of a process; most processes have only one."""
+
+    def __init__(self, world: World, life: Life) -> None:
+        self.world, self.life = world, life
+        life.threads.append(self)
+        self.is_main = len(life.threads) == 1
         self.baton = threading.Lock()
         self.baton.acquire()
         self.token = 0
-        self.frozen_until = 0.0
-        self.is_dead = self.has_ended = False
-        # The number of seams until it dies; None: it does not.
-        self.fuse: int | None = None
+        self.has_ended = False
         self.outcome = ""
-        self.fds: set[int] = set()
         # Opens the port of a scoring worker, given the factory of its connections.
         self.accept: Callable[[Callable[[], Any]], Any] | None = None
-        # Called once when the process has ended, however it ended.
-        self.at_end: list[Callable[[], object]] = []
 
     def __repr__(self) -> str:
-        return f"{self.name}#{self.pid}"
+        return f"{self.life.name}#{self.life.pid}"
+
+    @property
+    def name(self) -> str:
+        return self.life.name
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the process was killed."""
+        return self.life.is_dead
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the process has ended, killed or not."""
+        return self.life.is_dead or self.life.threads[0].has_ended
 
     @property
     def is_frozen(self) -> bool:
-        return self.frozen_until > self.world.now
+        return self.life.frozen_until > self.world.now
 
 
 class World:
@@ -94,11 +121,11 @@ class World:
         self._count = 0
         self._pid = _FIRST_PID
         self.clock_offset_s: dict[str, float] = {}
-        self.by_pid: dict[int, Actor] = {}
+        self.by_pid: dict[int, Life] = {}
         self.failure: BaseException | None = None
         # How likely an actor is suspended at a seam.
         self.suspend_share = 0.15
-        self.main = Actor(self, "main", "sim")
+        self.main = Actor(self, Life("main", "sim", 1, 0.0))
         self.current: Actor | None = self.main
 
     # Time
@@ -110,7 +137,7 @@ class World:
     def wall_s(self, machine: str | None = None) -> float:
         """Returns the time in epoch seconds on the clock of a machine; by default that of the running actor."""
         if machine is None:
-            machine = "" if self.current is None else self.current.machine
+            machine = "" if self.current is None else self.current.life.machine
         return START_S + self.now + self.clock_offset_s.get(machine, 0.0)
 
     def wall_ms(self, machine: str | None = None) -> int:
@@ -147,14 +174,20 @@ class World:
             raise Died
         self.steps += 1
         self.note(what)
-        if actor.fuse is not None:
-            actor.fuse -= 1
-            if actor.fuse < 0:
-                self.note("dies")
-                self._die(actor)
-                raise Died
-        if actor.frozen_until > self.now or self.random.random() < self.suspend_share:
+        life = actor.life
+        if life.fuse is not None:
+            life.fuse -= 1
+            if life.fuse < 0:
+                self.die()
+        if life.frozen_until > self.now or self.random.random() < self.suspend_share:
             self.sleep(self.random.random() * 0.003)
+
+    def die(self) -> NoReturn:
+        """Kill the running process here. Raises Died."""
+        assert self.current is not None
+        self.note("dies")
+        self._die(self.current.life)
+        raise Died
 
     def sleep(self, seconds: float) -> None:
         """Suspend the running actor, but not past a `wake`. Raises Died."""
@@ -184,40 +217,54 @@ class World:
 
     def start(self, name: str, machine: str, work: Callable[[Actor], object]) -> Actor:
         """Start a process. It ends when `work` returns or raises."""
-        actor = Actor(self, name, machine)
-        self.by_pid[actor.pid] = actor
-        thread = threading.Thread(target=self._live, args=(actor, work), name=name, daemon=True)
-        thread.start()
+        life = Life(name, machine, self.next_pid(), self.now)
+        self.by_pid[life.pid] = life
+        return self._start(life, work)
+
+    def start_thread(self, work: Callable[[], object]) -> Actor:
+        """Start another thread of the running process. It ends with the process at the latest."""
+        assert self.current is not None
+        return self._start(self.current.life, lambda _: work())
+
+    def _start(self, life: Life, work: Callable[[Actor], object]) -> Actor:
+        actor = Actor(self, life)
+        threading.Thread(target=self._live, args=(actor, work), name=life.name, daemon=True).start()
         self.wake(actor)
         return actor
 
-    def kill(self, actor: Actor) -> None:
+    def kill(self, life: Life) -> None:
         """End a process at once."""
-        if actor.is_dead or actor.has_ended:
+        if life.is_dead or life.threads[0].has_ended:
             return
-        self.note(f"{actor.name} is killed")
-        actor.frozen_until = 0.0
-        self._die(actor)
-        self.wake(actor)
+        self.note(f"{life.name} is killed")
+        life.frozen_until = 0.0
+        self._die(life)
 
-    def freeze(self, actor: Actor, seconds: float) -> None:
+    def freeze(self, life: Life, seconds: float) -> None:
         """Stop a process for a while."""
-        self.note(f"{actor.name} is frozen for {seconds:.3f} s")
-        actor.frozen_until = self.now + seconds
-        # A process that waits for nothing but a `wake` still has to go on then.
-        self._push(actor.frozen_until, actor, actor.token, None)
+        self.note(f"{life.name} is frozen for {seconds:.3f} s")
+        life.frozen_until = self.now + seconds
 
-    def _die(self, actor: Actor) -> None:
-        actor.is_dead = True
+    def thaw(self, life: Life) -> None:
+        """Let a stopped process go on."""
+        life.frozen_until = self.now
+        for actor in life.threads:
+            self.wake(actor)
+
+    def _die(self, life: Life) -> None:
+        life.is_dead = True
         # What the kernel does at once; the rest of the process is unwound later and changes nothing.
-        self._tidy(actor)
+        self._tidy(life)
+        for actor in life.threads:
+            if actor is not self.current:
+                self.wake(actor)
 
-    def _tidy(self, actor: Actor) -> None:
-        for fd in actor.fds:
+    def _tidy(self, life: Life) -> None:
+        for fd in life.fds:
             with contextlib.suppress(OSError):
                 os.close(fd)
-        actor.fds.clear()
-        actions, actor.at_end = actor.at_end, []
+        life.fds.clear()
+        actions, life.at_end = life.at_end, []
         for action in actions:
             action()
 
@@ -240,10 +287,11 @@ class World:
                 self.failure = Failed("bug", f"{actor.name} ended with {type(error).__name__}: {error}\n{text}")
         if actor.is_dead:
             actor.outcome = "killed"
-        self.current = None
-        if not actor.is_dead:
-            self._tidy(actor)
         actor.has_ended = True
+        if actor.is_main and not actor.is_dead:
+            # Its other threads end with it.
+            self._die(actor.life)
+        self.current = None
         self.note(f"{actor.name} has ended: {actor.outcome}")
         self._run_others(actor, is_last=True)
 
@@ -266,8 +314,8 @@ class World:
                 continue
             if actor.token != token or actor.has_ended:
                 continue
-            if actor.frozen_until > self.now:
-                self._push(actor.frozen_until, actor, token, None)
+            if actor.life.frozen_until > self.now:
+                self._push(actor.life.frozen_until, actor, token, None)
                 continue
             actor.token += 1
             self.current = actor
@@ -293,11 +341,9 @@ class World:
             self.sleep(min(look_every_s, deadline - self.now))
 
     def end(self) -> None:
-        """Kill all actors, and wait for their threads."""
-        actors = [actor for actor in self.by_pid.values() if not actor.has_ended]
-        for actor in actors:
-            actor.at_end.clear()
-            self.kill(actor)
-            self.wake(actor)
-        while any(not actor.has_ended for actor in actors):
+        """Kill all processes, and wait for their threads."""
+        for life in self.by_pid.values():
+            life.at_end.clear()
+            self.kill(life)
+        while any(not actor.has_ended for life in self.by_pid.values() for actor in life.threads):
             self.sleep(0.001)
