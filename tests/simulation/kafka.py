@@ -190,9 +190,21 @@ class Group:
             counts[number] += 1
             self._target[place] = self.members[number]
         self._broker.world.note(f"rebalance {len(self.members)} members")
+        self._wake_all()
+
+    def _wake_all(self) -> None:
         for member in self.members:
             member.is_rebalancing_until = self._broker.world.now + _REBALANCE_S
             member.wake()
+
+    def move(self, place: Place) -> bool:
+        """Give a partition to another member. Returns False if there is none."""
+        others = [member for member in self.members if member is not self.owner.get(place)]
+        if not others:
+            return False
+        self._target[place] = self._broker.world.random.choice(others)
+        self._wake_all()
+        return True
 
     def to_revoke(self, member: GroupConsumer) -> list[Place]:
         return sorted(p for p, owner in self.owner.items() if owner is member and self._target.get(p) is not member)

@@ -27,6 +27,7 @@ from paywarden.scoring.http import front
 from paywarden.scoring.idempotency.decision_cache import DecisionCache
 from paywarden.scoring.server import worker
 from paywarden.streams.kafka import producers
+from paywarden.streams.profiles import events
 from tests.simulation import files
 from tests.simulation.kafka import Broker, SimulatedProducer
 from tests.simulation.world import Actor, World
@@ -235,6 +236,9 @@ def patched() -> Iterator[None]:
                 _patch_defaults(function, put)
     cursors = sys.modules["paywarden.streams.companion.cursors"]
     put(cursors, "_BOOT_ID", files.SimulatedPath("/proc/sys/kernel/random/boot_id"))
+    if hasattr(events, "LABEL_CHANGES_MAX"):
+        # A bound that histories reach.
+        put(events, "LABEL_CHANGES_MAX", 30)
     put(producers, "make_producer", _make_producer)
     put(front, "accept", _accept)
     put(worker, "open_listener", lambda *_, **__: None)

@@ -10,6 +10,7 @@ A supervisor starts a process again a moment after it has ended, as the real one
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -363,7 +364,8 @@ class Deployment:
         actor.accept = lambda factory: self._listen(actor, loop, factory)
         endpoints = Endpoints(0, None, None, None, None, None)
         actor.life.at_end.append(lambda: self.listening.pop(actor.name, None))
-        loop.run_until_complete(scoring_worker._work(context, number, endpoints, 1))
+        more = [lambda: None] if "beat" in inspect.signature(scoring_worker._work).parameters else []
+        loop.run_until_complete(scoring_worker._work(context, number, endpoints, 1, *more))
 
     def _listen(self, actor: Actor, loop: VirtualLoop, factory: Callable[[], Any]) -> Any:
         self.listening[actor.name] = Listening(actor, loop, factory)
