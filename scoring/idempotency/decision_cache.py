@@ -204,10 +204,10 @@ class DecisionCache:
         try:
             with os.fdopen(open_private(Path(settings.path), os.O_RDWR), "r+b") as file:
                 self._mapping = mmap.mmap(file.fileno(), 0)
+            self._table = np.frombuffer(self._mapping, dtype=np.int64)
+            self._owner = _owner(worker, self._begin())
         except OSError as error:
             raise Misconfigured(f"answered: cannot use {settings.path}: {error.strerror}") from error
-        self._table = np.frombuffer(self._mapping, dtype=np.int64)
-        self._owner = _owner(worker, self._begin())
         self._readers: dict[int, OutboxReader] = {}
         self._grow(64)
 
@@ -351,8 +351,12 @@ class DecisionCache:
         if worker == self._worker:
             return False
         pid = self._load(head + claims.PID)
-        # 0: a new process of this worker is starting, and will end the incarnation.
-        if pid == 0 or _started(pid) == self._load(head + claims.STARTED):
+        try:
+            # 0: a new process of this worker is starting, and will end the incarnation.
+            if pid == 0 or _started(pid) == self._load(head + claims.STARTED):
+                return False
+        except OSError:
+            # No descriptor is left, perhaps. A worker that may be alive may still decide.
             return False
         claims.swap(self._table, head + claims.INCARNATION, incarnation, _next(incarnation))
         return True
@@ -408,10 +412,13 @@ def _next(incarnation: int) -> int:
 
 
 def _started(pid: int) -> int:
-    """Returns when the process started, by the kernel's clock; -1 when it is dead. Pid and start time never repeat."""
+    """Returns when the process started, by the kernel's clock; -1 when it is dead. Pid and start time never repeat.
+
+    Raises OSError when the kernel does not say, as when this process may open no more files.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return -1
     # The process's name stands before the last parenthesis, and may hold spaces and parentheses.
     fields = stat.rpartition(")")[2].split()

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -260,6 +263,42 @@ def test_a_worker_that_is_dead_and_not_started_again_holds_up_nobody(
     # All workers of this test are one process, which is alive.
     monkeypatch.setattr(answered, "_started", lambda _: -1)
     assert isinstance(another.ask(payment("p")), str)
+
+
+def test_a_worker_without_a_free_descriptor_takes_nobody_for_dead(host: Host) -> None:
+    """It cannot read /proc then. The other worker lives, and would decide as well."""
+    one, another = host.start(0), host.start(1)
+    (slot,) = one.claim(payment("p"))
+    assert isinstance(slot, int)
+    with no_free_descriptor():
+        assert another.claim(payment("p")) == [ClaimConflict.IN_FLIGHT]
+    assert another.claim(payment("p")) == [ClaimConflict.IN_FLIGHT]
+    decided = one.decide(payment("p"), slot)
+    assert another.ask(payment("p")) == decided
+
+
+def test_a_worker_that_cannot_say_who_it_is_does_not_start(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others would take it for dead, and decide about the payments that it is deciding about."""
+
+    def no_descriptor(_: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(answered, "_started", no_descriptor)
+    with pytest.raises(Misconfigured, match="Too many open files"):
+        DecisionCache(host.answered, host.outbox, 5)
+
+
+@contextmanager
+def no_free_descriptor() -> Iterator[None]:
+    """Let this process open no more files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_an_ended_process_is_dead_even_if_nobody_has_waited_for_it() -> None:
