@@ -43,7 +43,7 @@ from paywarden.scoring.net.tokens import AuthSettings
 from paywarden.scoring.requests import fast_requests
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.server import worker as scoring_worker
-from paywarden.scoring.server.context import Endpoints, ServerContext
+from paywarden.scoring.server.context import Demand, Endpoints, ServerContext
 from paywarden.scoring.state.mirror import MirrorSettings
 from paywarden.scoring.state.outbox import OutboxSettings
 from paywarden.streams.companion.companion import Companion, CompanionSettings, FillSource, HostFiles
@@ -362,7 +362,17 @@ class Deployment:
         loop = VirtualLoop(actor)
 
         actor.accept = lambda factory: self._listen(actor, loop, factory)
-        endpoints = Endpoints(0, None, None, None, None, None)
+        endpoints = Endpoints(
+            http_port=0,
+            admin_port=0,
+            # Nobody asks for metrics.
+            demand=Demand(-1, -1),
+            http_unix=None,
+            grpc_port=None,
+            grpc_unix=None,
+            tokens=None,
+            tls=None,
+        )
         actor.life.at_end.append(lambda: self.listening.pop(actor.name, None))
         more = [lambda: None] if "beat" in inspect.signature(scoring_worker._work).parameters else []
         loop.run_until_complete(scoring_worker._work(context, number, endpoints, 1, *more))
