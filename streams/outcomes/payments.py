@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 from paywarden.features.stores.base import KEY_BYTES_MAX
 from paywarden.models.metrics.outcome_tally import UNLABELLED
-from paywarden.models.metrics.tally import FRAUD
+from paywarden.models.metrics.tally import ACTION_COUNT, FRAUD, GENUINE
 from paywarden.schemas.errors import InvalidEvent
 
 ENTITY = "outcome"
@@ -255,7 +255,7 @@ class _Reading:
             tuple(self._known_outcome() for _ in range(waiting)),
             tuple(self._mark() for _ in range(marks)),
         )
-        if self._at != len(self._stored):
+        if self._at != len(self._stored) or not _is_consistent(payment):
             raise ValueError(self._at)
         return payment
 
@@ -288,6 +288,18 @@ class _Reading:
         return JoinMark(
             SourcePartition(topic.decode(), partition), offset, RowEffect(kind), decided_count, before, after
         )
+
+
+def _is_consistent(payment: Payment) -> bool:
+    """Return whether the tallies can count the payment: bytes that were damaged may say anything."""
+    outcomes = [payment.outcome, *payment.waiting]
+    for mark in payment.marks:
+        outcomes += [mark.before, mark.after]
+        if not int(mark.kind == RowEffect.DECIDED) <= mark.decided_count <= len(payment.decided):
+            return False
+    return all(outcome is None or outcome.label in (GENUINE, FRAUD) for outcome in outcomes) and all(
+        one.action < ACTION_COUNT and one.amount_minor >= 0 for one in payment.decided
+    )
 
 
 def payment_key(payment_id: str) -> bytes:

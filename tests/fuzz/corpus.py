@@ -165,7 +165,7 @@ def _payment_record() -> Iterator[bytes]:
 def _state() -> Iterator[bytes]:
     from paywarden.streams.drift.evaluation import EvaluatedUpTo
     from paywarden.streams.drift.state import CountTile, DriftHead
-    from paywarden.streams.outcomes.payments import Outcome, Payment
+    from paywarden.streams.outcomes.payments import Arm, CountedDecision, Outcome, Payment, SourcePartition
     from paywarden.streams.outcomes.state import Day, OutcomeHead
 
     yield DriftHead("owner").encode()
@@ -174,6 +174,10 @@ def _state() -> Iterator[bytes]:
     yield Day(5).encode()
     yield EvaluatedUpTo(5).encode()
     yield Payment(waiting=(Outcome(5, 1),)).to_bytes()
+    decided = CountedDecision(Arm("m1", ""), 5, 1, 500_000, 1_050)
+    payment, _ = Payment().join(decided, SourcePartition("d", 0), 1, 1_000)
+    payment, _ = payment.join(Outcome(7, 1), SourcePartition("o", 0), 1, 1_000)
+    yield payment.to_bytes()
 
 
 def _outbox() -> Iterator[bytes]:

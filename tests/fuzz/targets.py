@@ -299,8 +299,9 @@ def payment_record() -> Target:
 
 def drift_and_outcome_state() -> Target:
     """Records of the state of drift counts and outcomes."""
+    from paywarden.models.metrics.outcome_tally import OutcomeTally
     from paywarden.schemas.errors import InvalidEvent
-    from paywarden.streams.outcomes.payments import Payment
+    from paywarden.streams.outcomes.payments import Outcome, Payment, SourcePartition
     from tests.unit.streams.faust.test_checked_state import CHECKS, World
 
     world = World()
@@ -310,7 +311,20 @@ def drift_and_outcome_state() -> Target:
             world.damage(beginning, data)
         world.store.read(list(CHECKS))
         with suppress(InvalidEvent):
-            assert Payment.from_bytes(data).to_bytes() == data
+            payment = Payment.from_bytes(data)
+            assert Payment.from_bytes(payment.to_bytes()) == payment
+            payment, _ = payment.join(Outcome(5, 1), SourcePartition("o", 0), 5, 1_000)
+            tally = OutcomeTally()
+            for mark in payment.marks:
+                for change in payment.counted(mark):
+                    decided = change.decided
+                    tally.count(
+                        score_units=decided.score_units,
+                        action=decided.action,
+                        amount_minor=decided.amount_minor % 2**32,
+                        label=change.label,
+                        lag_ms=change.lag_ms,
+                    )
 
     return target
 
