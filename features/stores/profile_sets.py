@@ -101,7 +101,7 @@ def decode_register(value: bytes | None) -> Register:
             )
         sets = tuple(ProfileSet(**one) for one in fields["sets"])
         return Register(LiveSet(**fields["live"]), sets, fields.get("identity", ""))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Misconfigured("the register of profile sets cannot be read: it is damaged") from error
 
 

@@ -214,6 +214,7 @@ def _register() -> Iterator[bytes]:
     from paywarden.features.stores.profile_sets import Register
 
     yield Register().encode("begun")
+    yield b"[" * 3_000
     yield b'{"format": 1, "live": {"name": 7}, "sets": [{"name": "a"}, 3]}'
 
 
