@@ -14,6 +14,7 @@ import pytest
 import uvloop
 
 from paywarden.schemas.errors import Misconfigured
+from paywarden.scoring.net import listeners
 from paywarden.scoring.net.listeners import accept, open_listener, reserve_port, unix_listener
 from paywarden.scoring.net.tls import HTTP_1_1, Tls, TlsSettings
 from tests.services.certificates import Authority
@@ -146,7 +147,7 @@ class Echo(asyncio.Protocol):
         self.transport.write(data)
 
 
-def test_a_listener_goes_on_after_it_could_not_accept_and_does_not_spin(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_listener_goes_on_after_it_could_not_accept(caplog: pytest.LogCaptureFixture) -> None:
     """uvloop's own server closes the listener without a word when `accept` fails."""
 
     async def echoed() -> bytes:
@@ -166,6 +167,26 @@ def test_a_listener_goes_on_after_it_could_not_accept_and_does_not_spin(caplog: 
     assert [record.getMessage() for record in caplog.records] == [
         "cannot accept connections, and tries again: Too many open files"
     ]
+
+
+def test_a_connection_that_cannot_be_accepted_does_not_spin_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel goes on saying that a connection waits."""
+    monkeypatch.setattr(listeners, "_ACCEPT_PAUSE_S", 3600.0)
+
+    async def accepts_after_many_turns() -> int:
+        listener = FailingListener.opened(failures=1000)
+        acceptor = await accept(Echo, listener, backlog=8, tls=None, protocol=HTTP_1_1, linger_ms=1)
+        _, writer = await asyncio.open_connection(*listener.getsockname())
+        while not listener.accepts:
+            await asyncio.sleep(0)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        writer.close()
+        acceptor.close()
+        return listener.accepts
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(accepts_after_many_turns()) == 1
 
 
 def test_of_too_many_handshakes_the_oldest_is_cut_and_a_newcomer_is_served(tmp_path: Path) -> None:

@@ -254,7 +254,10 @@ def answers(url: str) -> bool:
         ('[tls]\nclient_ca = "/nowhere"\n', "[tls] certificate: wanted a file"),
         ('[auth]\ntokens_file = "/nowhere"\n', "[auth] tokens_file: cannot read /nowhere"),
         ("[admission]\ndeadline_ms = 0\n", "[admission] deadline_ms: wanted at least 1, got 0"),
-        ("connections_max = 100_000_000\n", "a worker needs 100001120 open files ([http] connections_max 100000000 + "),
+        (
+            "connections_max = 2_000_000_000\n",
+            "a worker needs 2000001120 open files ([http] connections_max 2000000000 + ",
+        ),
         ("pipelined_max = 0\n", "[http] pipelined_max: wanted at least 1, got 0"),
     ],
 )

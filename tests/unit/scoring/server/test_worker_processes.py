@@ -49,9 +49,9 @@ def work(number, beat):
             os.kill(os.getpid(), signal.SIGSTOP)
         beat()
         time.sleep(0.05)
-        if number == 1 and mode == "crash" and len(starts(0)) > 2 * len(starts(1)) and len(starts(1)) < 3:
+        if number == 1 and mode == "crash" and len(starts(0)) == 7 and len(starts(1)) == 1:
             os._exit(70)
-        enough = {"crash": len(starts(1)) == 3, "fork": len(starts(0)) == 1}.get(mode, len(starts(0)) == 2)
+        enough = {"crash": len(starts(1)) == 2, "fork": len(starts(0)) == 1}.get(mode, len(starts(0)) == 2)
         if number == 1 and enough:
             os.kill(os.getppid(), signal.SIGTERM)
 
@@ -92,14 +92,14 @@ def test_a_worker_that_hangs_is_killed_and_replaced(tmp_path: Any, mode: str) ->
 
 
 def test_a_worker_in_a_crash_loop_does_not_delay_the_others(tmp_path: Any) -> None:
-    """Worker 0 waits 0.1, 0.2, 0.4 … s. Worker 1 dies twice meanwhile, and its own pauses are 0.1 and 0.2 s."""
+    """Worker 1 dies while worker 0 has to wait for 6.4 s, and is back before."""
     result, log = supervised(tmp_path, "crash")
-    restarts_of_1 = [line for line in log if line.startswith("worker 1")]
-    assert restarts_of_1[0] == "worker 1 ended with 70; starting it again in 0.1 s"
-    assert len(restarts_of_1) == result["restarts"]["bug"] == 2
-    assert result["restarts"]["failed"] >= 2
+    assert result == {"starts": [7, 2], "restarts": {"failed": 7, "bug": 1}, "fork_failures": 0}
     pauses_of_0 = [float(line.split()[-2]) for line in log if line.startswith("worker 0")]
-    assert pauses_of_0[:4] == [0.1, 0.2, 0.4, 0.8]
+    assert pauses_of_0 == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4]
+    assert [line for line in log if line.startswith("worker 1")] == [
+        "worker 1 ended with 70; starting it again in 0.1 s"
+    ]
 
 
 def test_a_fork_that_fails_is_tried_again(tmp_path: Any) -> None:
