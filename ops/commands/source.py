@@ -39,7 +39,7 @@ def show(source: Source, as_json: bool) -> None:
     """
     from paywarden.streams.maintenance.accept_source import states
 
-    with _readers(source) as (clients, readers):
+    with _readers(source, readonly=True) as (clients, readers):
         found = states(clients, readers)
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(state) for state in found], indent=2))
@@ -66,7 +66,7 @@ def accept(source: Source, topics: tuple[str, ...]) -> None:
 
 
 @contextmanager
-def _readers(source: Source) -> Iterator[tuple[KafkaClients, list[SourceReader]]]:
+def _readers(source: Source, *, readonly: bool = False) -> Iterator[tuple[KafkaClients, list[SourceReader]]]:
     from paywarden.features.catalogue.catalogue import CATALOGUE
     from paywarden.streams.kafka.admin import require_broker
     from paywarden.streams.kafka.clients import KafkaClients
@@ -86,7 +86,10 @@ def _readers(source: Source) -> Iterator[tuple[KafkaClients, list[SourceReader]]
     of_profiles = ["payments", "outcomes", *(repartition_topic(entity.name, live) for entity in CATALOGUE.entities)]
     of_counts = ["decisions", "outcomes"]
 
-    with closing(stores.open(live)) as profiles, closing(stores.open_beside()) as beside:
+    with (
+        closing(stores.open(live, readonly=readonly)) as profiles,
+        closing(stores.open_beside(readonly=readonly)) as beside,
+    ):
 
         def register(store: ProfileStore, key: bytes, names: list[str]) -> SourceRegister:
             return SourceRegister(store, key, {clients.topic(name): name for name in names})

@@ -75,4 +75,4 @@ class SourceWatch:
                 if end < of_topic[partition]:
                     cut = cut_of(partition, of_topic[partition], end)
                     entry = self._register.note_cut(topic, cut)
-                    raise changed_error(topic, self._names[topic], problem_of(entry, ""))
+                    raise changed_error({topic: problem_of(entry, "")}, self._names)

@@ -18,13 +18,17 @@ from paywarden.schemas.errors import BrokerUnavailable, Misconfigured
 from paywarden.streams.kafka.client import REACH_TIMEOUT_S, KafkaSettings, PartitionId, named_options, reason_of
 
 _log = logging.getLogger(__name__)
-# Errors that last only while a partition changes its leader. The question is repeated after `_LEADER_AGAIN_S`.
+# Errors that last only while a partition changes its leader, or a group its coordinator, as on a cluster without
+# any group. The question is repeated after `_LEADER_AGAIN_S`.
 _LEADER_ERRORS = frozenset(
     {
         KafkaError.NOT_LEADER_FOR_PARTITION,
         KafkaError.LEADER_NOT_AVAILABLE,
         KafkaError.FENCED_LEADER_EPOCH,
         KafkaError.UNKNOWN_LEADER_EPOCH,
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     }
 )
 _LEADER_AGAIN_S = 0.1

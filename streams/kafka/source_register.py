@@ -82,10 +82,7 @@ class SourceRegister:
         `ids`: the present ids by full name, "" for a cluster that gives none. Raises SourceChanged.
         """
         known = self.read()
-        for topic, found in ids.items():
-            entry = known.get(topic)
-            if entry is not None:
-                require_same(topic, self._names[topic], entry, found)
+        require_same(known, ids, self._names)
         news = {topic: found for topic, found in ids.items() if topic not in known or (found and not known[topic].id)}
         if news:
             self._change(lambda entries: {**entries, **self._entered(entries, news)})
@@ -142,18 +139,25 @@ def problem_of(entry: SourceEntry, found: str) -> str:
     return f"it has lost records that were read already: {entry.cut}" if entry.cut else ""
 
 
-def require_same(topic: str, name: str, entry: SourceEntry, found: str) -> None:
-    """Raises SourceChanged unless the topic with the id `found` is the one of the entry, and whole."""
-    if problem := problem_of(entry, found):
-        raise changed_error(topic, name, problem)
+def require_same(entries: Mapping[str, SourceEntry], ids: Mapping[str, str], names: Mapping[str, str]) -> None:
+    """Raises SourceChanged unless the topics with these ids are those of the entries, and whole.
+
+    All three are by full name; `names` are those without prefix.
+    """
+    problems = {topic: problem_of(entries[topic], found) for topic, found in ids.items() if topic in entries}
+    problems = {topic: problem for topic, problem in problems.items() if problem}
+    if problems:
+        raise changed_error(problems, names)
 
 
-def changed_error(topic: str, name: str, problem: str) -> SourceChanged:
-    """Returns the error for a topic with a problem: what happened, and what to do."""
+def changed_error(problems: Mapping[str, str], names: Mapping[str, str]) -> SourceChanged:
+    """Returns the error for topics with a problem: what happened, and what to do. `names`: see `require_same`."""
+    (topic, problem), *others = problems.items()
+    more = f" So it is with {', '.join(name for name, _ in others)}." if others else ""
     return SourceChanged(
-        f"topic {topic}: {problem}. Nothing of it is read, because its records would count as replays. To go on with "
-        f"the topic as it is now, stop all stream workers and run `paywarden source accept {name}` "
-        "(docs/operate/migrate-cluster.md)"
+        f"topic {topic}: {problem}.{more} Nothing of it is read, because its records would count as replays. To go on "
+        f"with what is there now, stop all stream workers and run `paywarden source accept "
+        f"{' '.join(names[changed] for changed in problems)}` (docs/operate/migrate-cluster.md)"
     )
 
 

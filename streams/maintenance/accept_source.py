@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
-from paywarden.schemas.errors import BrokerUnavailable, Misconfigured
+from paywarden.schemas.errors import Misconfigured
 from paywarden.streams.kafka.admin import retry_until_leader
-from paywarden.streams.kafka.client import REACH_TIMEOUT_S, reason_of
+from paywarden.streams.kafka.client import REACH_TIMEOUT_S
 from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.source_register import SourceEntry, SourceRegister, problem_of
 from paywarden.streams.kafka.topic_identity import embedded_cluster, topic_ids
@@ -102,14 +102,14 @@ def _begin_again(admin: AdminClient, group: str, topic: str, partitions: Sequenc
     begins = retry_until_leader(lambda: _begins(admin, topic, partitions), f"where {topic} begins")
     offsets = [TopicPartition(topic, partition, offset) for partition, offset in begins.items()]
     request = ConsumerGroupTopicPartitions(group, offsets)
-    try:
+
+    def commit() -> None:
         (answer,) = admin.alter_consumer_group_offsets([request], request_timeout=REACH_TIMEOUT_S).values()
-        places = answer.result().topic_partitions
-    except KafkaException as error:
-        raise BrokerUnavailable(f"the offsets of group {group} cannot be set: {reason_of(error)}") from error
-    for place in places:
-        if place.error is not None:
-            raise BrokerUnavailable(f"the offsets of group {group} cannot be set: {place.error.str()}")
+        for place in answer.result().topic_partitions:
+            if place.error is not None:
+                raise KafkaException(place.error)
+
+    retry_until_leader(commit, f"that group {group} begins {topic} again")
 
 
 def _begins(admin: AdminClient, topic: str, partitions: Sequence[int]) -> Mapping[int, int]:

@@ -20,11 +20,14 @@ from confluent_kafka.admin import AdminClient
 
 from paywarden.features.stores.profile_sets import LiveSet
 from paywarden.schemas.errors import BrokerUnavailable, Misconfigured
-from paywarden.streams.kafka.admin import end_offsets, make_admin, partitions_of
+from paywarden.streams.kafka.admin import end_offsets, make_admin, partitions_of, retry_until_leader
 from paywarden.streams.kafka.client import REACH_TIMEOUT_S, KafkaSettings, reason_of
 from paywarden.streams.kafka.reading import make_consumer
 from paywarden.streams.kafka.topic_names import repartition_topic
 from paywarden.streams.kafka.topics import add_repartition_partitions
+
+# A cluster without any group yet first makes the topic that it keeps groups in.
+_GROUP_TIMEOUT_S = 30.0
 
 
 def add_partitions(
@@ -65,9 +68,9 @@ def add_partitions(
 
 
 def members_of(admin: AdminClient, group: str) -> int:
-    """Returns how many workers are in a group. Raises BrokerUnavailable."""
-    try:
-        answers = admin.describe_consumer_groups([group], request_timeout=REACH_TIMEOUT_S)
-        return len(answers[group].result().members)
-    except KafkaException as error:
-        raise BrokerUnavailable(f"Kafka does not say who is in group {group}: {reason_of(error)}") from error
+    """Returns how many workers are in a group; 0 for one that never was. Raises BrokerUnavailable."""
+
+    def ask() -> int:
+        return len(admin.describe_consumer_groups([group], request_timeout=_GROUP_TIMEOUT_S)[group].result().members)
+
+    return retry_until_leader(ask, f"who is in group {group}", _GROUP_TIMEOUT_S)

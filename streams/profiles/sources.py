@@ -58,9 +58,7 @@ class SourceCheck:
         except TemporaryFailure:
             # A batch that waits for the store says so.
             return
-        for topic, found in ids.items():
-            if topic in known:
-                require_same(topic, self._names[topic], known[topic], found)
+        require_same(known, ids, self._names)
 
     def changed(self, topic: str, cut: str) -> SourceChanged:
         """Returns the error to raise for a topic that ends before what was read of it.
@@ -74,4 +72,4 @@ class SourceCheck:
             return error
         except TemporaryFailure as error:
             _log.warning("the store cannot note that %s has lost records: %s", topic, error)
-        return changed_error(topic, self._names[topic], problem_of(SourceEntry("", cut=cut), ""))
+        return changed_error({topic: problem_of(SourceEntry("", cut=cut), "")}, self._names)

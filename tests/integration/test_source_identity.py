@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -15,17 +16,20 @@ from prometheus_client import CollectorRegistry
 
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import load_rates
+from paywarden.features.stores.lmdb import LmdbSettings
+from paywarden.features.stores.lmdb_sets import LmdbSets
 from paywarden.features.stores.memory import MemoryStore
 from paywarden.features.stores.profile_sets import LiveSet
 from paywarden.ops import wiring
 from paywarden.schemas.avro import LocalSchemaIds
+from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX
 from paywarden.schemas.settings import read_source
 from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
 from paywarden.streams.companion.companion import FillSource
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.clients import KafkaClients
-from paywarden.streams.kafka.source_register import SOURCES_KEY, SourceChanged, SourceRegister
+from paywarden.streams.kafka.source_register import BESIDE_SOURCES_KEY, SOURCES_KEY, SourceChanged, SourceRegister
 from paywarden.streams.kafka.topic_names import repartition_topic
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from paywarden.streams.maintenance.accept_source import SourceReader, accept, states
@@ -33,7 +37,7 @@ from paywarden.streams.profiles.pipeline import Pipeline, StreamSettings, stream
 from tests.services.deployment import Deployment
 from tests.services.in_process import running
 from tests.services.kafka import KafkaServer
-from tests.services.processes import wait_until
+from tests.services.processes import is_ready, wait_until
 from tests.worlds.topics import (
     ENTITIES,
     Topics,
@@ -216,6 +220,55 @@ def test_a_changelog_made_anew_fills_the_mirror_anew(tmp_path: Path, settings: K
         world.make_anew("profiles")
         with world.running():
             assert mirrored() == world.profiles()
+
+
+def test_the_commands_show_and_accept_changed_topics(tmp_path: Path, settings: KafkaSettings) -> None:
+    with Deployment(tmp_path, settings.bootstrap, settings.topic_prefix) as deployment:
+        deployment.create_topics()
+        sets = LmdbSets(LmdbSettings(path=str(deployment.store)))
+        known = {name: settings.topic(name) for name in ("payments", "outcomes", "decisions")}
+        with closing(sets.open("")) as store:
+            register = SourceRegister(
+                store, SOURCES_KEY, {known["payments"]: "payments", known["outcomes"]: "outcomes"}
+            )
+            register.check({known["payments"]: "old-1", known["outcomes"]: "old-2"})
+        with closing(sets.open_beside()) as store:
+            SourceRegister(store, BESIDE_SOURCES_KEY, {known["decisions"]: "decisions"}).check(
+                {known["decisions"]: "old-3"}
+            )
+        stream = deployment.start("stream")
+        assert stream.process.wait(timeout=60) == 1
+        line = stream.log.read_text(encoding="utf-8").strip().splitlines()[-1]
+        assert line.startswith(f"paywarden: topic {known['decisions']}: it was deleted and made anew")
+        shown = json.loads(deployment.run("source", "show", "--json").stdout)
+        changed = {state["topic"] for state in shown if state["problem"]}
+        assert changed == set(known.values())
+        done = deployment.run("source", "accept", "payments", "outcomes", "decisions")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines() == [
+            f"{known['payments']} is accepted for profiles: generation 1",
+            f"{known['outcomes']} is accepted for profiles: generation 1",
+            f"{known['decisions']} is accepted for counts: generation 1",
+        ]
+        again = deployment.run("source", "accept", "payments")
+        assert again.returncode == 1
+        assert (
+            again.stderr.strip() == f"paywarden: topic {known['payments']} has not changed: there is nothing to accept"
+        )
+        started = deployment.start("stream")
+        address = started.first_line()
+        wait_until(lambda: is_ready(address), "the stream is ready", every_s=0.1)
+        wait_until_worked_in(settings, f"{settings.topic_prefix}stream")
+        assert started.stop() == 0
+
+
+def test_a_topic_is_not_accepted_while_a_worker_runs(settings: KafkaSettings) -> None:
+    world = World(settings)
+    with world.running():
+        wait_until_worked_in(settings, world.group)
+        world.readers[0].register.note_cut(settings.topic("payments"), "partition 0 was read to offset 9 and ends at 4")
+        with pytest.raises(Misconfigured, match=r"1 workers are in group .*: stop all stream workers first"):
+            accept(world.clients, world.readers, "payments")
 
 
 def test_the_register_remembers_topics_from_the_first_start(settings: KafkaSettings) -> None:
