@@ -43,9 +43,8 @@ class PartitionCut(Exception):  # the caller turns it into an error that says wh
     """A partition has lost records that were read already."""
 
     def __init__(self, place: PartitionId, read_to: int, end: int) -> None:
-        super().__init__(place, read_to, end)
-        self.topic = place[0]
-        self.cut = cut_of(place[1], read_to, end)
+        self.topic, self.cut = place[0], cut_of(place[1], read_to, end)
+        super().__init__(f"{self.topic}: {self.cut}")
 
 
 class BatchConsumer:

@@ -22,6 +22,7 @@ from paywarden.schemas.errors import BrokerUnavailable, Misconfigured
 from paywarden.streams.kafka.client import REACH_TIMEOUT_S, reason_of
 
 ASK_EVERY_S = 10.0
+_AGAIN_S = 0.1
 _NO_ID = str(Uuid(0, 0))
 # librdkafka's mock cluster calls itself so. It has no controller to ask.
 _EMBEDDED = "mockCluster"
@@ -38,7 +39,15 @@ def topic_ids(admin: AdminClient, topics: Iterable[str]) -> dict[str, str]:
     names = list(topics)
     if embedded := embedded_cluster(admin):
         return dict.fromkeys(names, embedded)
-    return _ids_of(_ask(admin, names))
+    deadline = time.monotonic() + REACH_TIMEOUT_S
+    while True:
+        try:
+            return _ids_of(_ask(admin, names))
+        except Misconfigured:
+            # A broker may not know a topic yet that was just made.
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_AGAIN_S)
 
 
 def embedded_cluster(admin: AdminClient) -> str:

@@ -149,6 +149,9 @@ class FakeConsumer:
         self.commit_error: int | None = None
         self.refused_places: set[Place] = set()
         self.commits: list[dict[Place, int]] = []
+        # The places of the last commit as they came, and the epochs of the leaders of what was read.
+        self.committed_places: list[TopicPartition] = []
+        self.epochs: dict[Place, int] = {}
         self.is_closed = False
         # Partitions on which the client has stalled without noticing.
         self.stalled: set[Place] = set()
@@ -262,6 +265,7 @@ class FakeConsumer:
 
     def commit(self, *, offsets: Sequence[TopicPartition], asynchronous: bool) -> list[CommitAnswer]:
         assert not asynchronous
+        self.committed_places = list(offsets)
         if self.commit_error is not None:
             raise KafkaException(KafkaError(self.commit_error))
         answers = []
@@ -277,9 +281,11 @@ class FakeConsumer:
         return answers
 
     def position(self, partitions: Sequence[TopicPartition]) -> list[TopicPartition]:
-        return [
-            TopicPartition(p.topic, p.partition, self._position.get((p.topic, p.partition), -1001)) for p in partitions
-        ]
+        found = []
+        for place in ((partition.topic, partition.partition) for partition in partitions):
+            epoch = {"leader_epoch": self.epochs[place]} if place in self.epochs else {}
+            found.append(TopicPartition(*place, self._position.get(place, -1001), **epoch))
+        return found
 
     def committed(self, partitions: Sequence[TopicPartition], timeout: float) -> list[TopicPartition]:
         del timeout

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from paywarden.streams.kafka.client import PartitionId
-from paywarden.streams.kafka.group_consumer import BatchConsumer, offsets_after
+from paywarden.streams.kafka.group_consumer import BatchConsumer, PartitionCut, offsets_after
 from paywarden.streams.kafka.reading import Record
 from paywarden.streams.kafka.stall_detector import NOTHING_HEARD
 from tests.fakes.kafka import FakeBroker, FakeConsumer
@@ -56,6 +56,74 @@ def test_the_same_offsets_are_not_committed_again() -> None:
     group.consumer.commit({A: 3})
     group.consumer.commit({A: 3})
     assert group.client.commits == [{A: 3}]
+
+
+def test_a_commit_carries_the_epoch_of_the_leader() -> None:
+    """Without it no later client can notice that another leader has replaced records before the offset."""
+    group = Group(A)
+    group.take()
+    group.client.epochs[A] = 7
+    group.consumer.commit({A: 3})
+    assert [place.leader_epoch for place in group.client.committed_places] == [7]
+
+
+def test_records_that_expired_unread_are_told_and_reading_goes_on_behind_them() -> None:
+    group = Group(A, SLOW, count=5)
+    expired: list[tuple[PartitionId, int]] = []
+    group.consumer._on_expired = lambda place, count: expired.append((place, count))
+    group.consumer.pause("slow", True)
+    group.broker.begins[A] = group.broker.begins[SLOW] = 2
+    group.broker.committed.update({A: 0, SLOW: 0})
+    group.take()
+    assert group.take() == [(A, 2), (A, 3), (A, 4)]
+    assert expired == [(A, 2)]
+    # A paused partition is not read, and tells later.
+    group.consumer.pause("slow", False)
+    group.take()
+    assert group.take() == [(SLOW, 2), (SLOW, 3), (SLOW, 4)]
+    assert expired == [(A, 2), (SLOW, 2)]
+
+
+def test_a_displaced_partition_stays_on_hold() -> None:
+    group = Group(A)
+    group.take()
+    group.consumer.commit({A: 3})
+    for _ in range(4):
+        group.broker.append(A)
+    group.broker.begins[A] = 5
+    group.consumer.hold()
+    group.client.paused.clear()
+    assert group.consumer.wait(WAIT_S)
+    group.take()
+    assert group.client.paused == {A}
+    group.consumer.release()
+    assert group.take() == [(A, 5), (A, 6)]
+
+
+def test_a_partition_that_ends_before_what_was_read_is_an_error() -> None:
+    group = Group(A)
+    group.take()
+    del group.broker.records[A][1:]
+    with pytest.raises(PartitionCut) as cut:
+        group.take()
+    assert (cut.value.topic, cut.value.cut) == ("t", "partition 0 was read to offset 3 and ends at 1")
+
+
+def test_a_lost_end_is_noticed_although_the_partition_has_grown_past_it() -> None:
+    group = Group(A)
+    group.take()
+    del group.broker.records[A][1:]
+    read = group.client.consume
+
+    def read_while_it_grows(count_max: int, timeout: float) -> Any:
+        messages = read(count_max, timeout)
+        for _ in range(9):
+            group.broker.append(A)
+        return messages
+
+    group.client.consume = read_while_it_grows  # type: ignore[method-assign]
+    with pytest.raises(PartitionCut, match="ended before it, and has other records there now"):
+        group.take()
 
 
 def test_records_of_a_partition_revoked_in_the_same_call_are_dropped() -> None:

@@ -48,7 +48,8 @@ def test_a_cluster_without_ids_says_nothing() -> None:
     assert ids(Uuid(0, 0)) == ids(KafkaError.UNSUPPORTED_VERSION) == ""
 
 
-def test_a_missing_topic_and_a_silent_broker_are_told_apart() -> None:
+def test_a_missing_topic_and_a_silent_broker_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paywarden.streams.kafka.topic_identity.REACH_TIMEOUT_S", 0.0)
     with pytest.raises(Misconfigured, match="topic payments does not exist"):
         ids(KafkaError.UNKNOWN_TOPIC_OR_PART)
     with pytest.raises(BrokerUnavailable):
