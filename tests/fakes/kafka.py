@@ -283,8 +283,11 @@ class FakeConsumer:
     def position(self, partitions: Sequence[TopicPartition]) -> list[TopicPartition]:
         found = []
         for place in ((partition.topic, partition.partition) for partition in partitions):
-            epoch = {"leader_epoch": self.epochs[place]} if place in self.epochs else {}
-            found.append(TopicPartition(*place, self._position.get(place, -1001), **epoch))
+            offset = self._position.get(place, -1001)
+            epoch = self.epochs.get(place)
+            found.append(
+                TopicPartition(*place, offset) if epoch is None else TopicPartition(*place, offset, leader_epoch=epoch)
+            )
         return found
 
     def committed(self, partitions: Sequence[TopicPartition], timeout: float) -> list[TopicPartition]:
