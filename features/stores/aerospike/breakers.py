@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from threading import Lock
 
 import aerospike
+import numpy as np
 from aerospike import exception as client_errors
 
 from paywarden.features.stores.aerospike.client import AerospikeSettings
@@ -75,14 +76,15 @@ class PartitionMap:
         return ()
 
 
-def _bits(encoded: str) -> Iterable[int]:
+def _bits(encoded: str) -> list[int]:
+    """Returns the numbers of the bits that are set, the first in the highest bit of its byte; none if damaged."""
     try:
         bitmap = base64.b64decode(encoded, validate=True)
     except ValueError:
-        return ()
+        return []
     if len(bitmap) != _MAP_BYTES:
-        return ()
-    return [partition for partition in range(_PARTITION_COUNT) if bitmap[partition // 8] & (0x80 >> partition % 8)]
+        return []
+    return np.flatnonzero(np.unpackbits(np.frombuffer(bitmap, dtype=np.uint8))).tolist()
 
 
 class Admission:
