@@ -213,6 +213,7 @@ class MicroBatcher:
         self._now_ms, self._now_s = now_ms, now_s
         self._queue: CallerQueues[Call] = CallerQueues()
         self._rates = CallerRates(settings.caller_payments_per_second)
+        self._has_rates = settings.caller_payments_per_second > 0
         self.pauses = CallerPauses()
         """Callers whose connections the fronts must leave unread for the moment."""
         # The queue of `pauses.last_caller`.
@@ -232,7 +233,7 @@ class MicroBatcher:
 
     def submit(self, call: Call) -> None:
         """Queue a call, which is answered after this turn of the loop; or refuse it now."""
-        size, queues, settings = len(call.payload), self._queue, self.settings
+        size, queues = len(call.payload), self._queue
         weight = size // _PAYMENT_BYTES + 1 if not call.is_batch else _weight_of_batch(call)
         caller = call.caller
         if caller != self.pauses.last_caller:
@@ -240,8 +241,9 @@ class MicroBatcher:
             self._last_queue = queues.of(caller)
         queue = self._last_queue
         ahead, payments_max = queue.payments, self._payments_max
+        turn = queues.turn
         # Nearly always there is one caller, or only one who waits.
-        if len(queues.turn) > 1 or (queues.turn and not queue.calls):
+        if turn and (len(turn) > 1 or turn[0] is not queue):
             ahead, payments_max = queues.ahead_of(queue), payments_max // queues.callers_with(queue)
         wait_s = ahead * self._cost_s
         if wait_s > self._wait_s_max or queue.payments + weight > payments_max:
@@ -250,7 +252,7 @@ class MicroBatcher:
         if call.arrived + wait_s > call.deadline:
             call.refuse(_TOO_LATE if call.arrived > call.deadline else _QUEUE_FULL)
             return
-        if settings.caller_payments_per_second and not self._rates.spend(call.caller, weight, call.arrived):
+        if self._has_rates and not self._rates.spend(call.caller, weight, call.arrived):
             self._refuse_more(call, _OVER_RATE)
             return
         queues.append(queue, call, weight)

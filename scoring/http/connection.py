@@ -221,8 +221,12 @@ class HttpConnection(asyncio.Protocol):
         call = HttpCall(self, head, body, caller, self._arrived, deadline_s)
         if caller and caller != self._held_by:
             self._note_caller(caller)
-        must_wait = self._waiting or self._blocked or len(self._calls) >= self._settings.pipelined_max
-        if must_wait or (self._held_callers and self._held_by is not None and self._is_held()):
+        if (
+            self._waiting
+            or self._blocked
+            or len(self._calls) >= self._settings.pipelined_max
+            or (self._held_callers and self._held_by is not None and self._is_held())
+        ):
             self._wait(call)
         else:
             self._calls.append(call)
