@@ -180,6 +180,7 @@ def read_manifest(bundle: Path) -> Manifest:
         raise BundleRefused(f"bundle {bundle}: wanted a manifest of format {FORMAT}")
     hints = get_type_hints(Manifest)
     content.setdefault("cascade", {})
+    content.setdefault("identity_digest", "")
     if content.keys() != hints.keys():
         odd = sorted(hints.keys() ^ content.keys())
         raise BundleRefused(f"bundle {bundle}: {MANIFEST} lacks or does not know {', '.join(odd)}")
