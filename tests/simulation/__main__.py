@@ -35,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if os.environ.get(_HASH_SEED) != "0":
         environment = os.environ | {_HASH_SEED: "0"}
         os.execve(sys.executable, [sys.executable, "-m", "tests.simulation", *options.given], environment)
+    if options.known_breaks:
+        return _known_breaks(options)
     if options.part is not None:
         return _run_part(options)
     if options.seed is not None:
@@ -62,6 +64,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--faults", default="default", help=f"'default', 'all', or some of: {', '.join(FAULTS)} (default: %(default)s)"
     )
     parser.add_argument("--mutation", choices=sorted(MUTATIONS), help="undo a fix: the simulator must fail")
+    parser.add_argument(
+        "--known-breaks", action="store_true", help="undo each fix in turn; fails unless each is found in time"
+    )
     parser.add_argument("--digests", action="store_true", help="print the trace's digest of each history, no times")
     parser.add_argument("--part", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -137,6 +142,30 @@ def _told(plan: Any, outcome: Any, options: argparse.Namespace) -> str:
         f"--keep-operations {ranges([item.number for item in plan.operations])}"
     )
     return "\n".join(line[:300] for line in lines)
+
+
+def _known_breaks(options: argparse.Namespace) -> int:
+    """Undo each fix in turn, and run seeds until one fails."""
+    from tests.simulation.history import run_plan
+    from tests.simulation.mutations import MUTATIONS
+    from tests.simulation.plan import plan_of
+
+    found: dict[str, int | None] = {}
+    with ready(None):
+        for name, mutation in MUTATIONS.items():
+            found[name], text = None, "not found"
+            with mutation.undone():
+                for seed in range(mutation.seeds):
+                    failure = run_plan(plan_of(seed, mutation.faults)).failure
+                    gc.collect()
+                    if failure is not None and failure.kind in mutation.kinds:
+                        found[name], text = seed + 1, str(failure).splitlines()[0]
+                        break
+            state = "undone" if mutation.is_fixed else "not fixed yet"
+            print(f"{name} ({state}): seed {found[name]} of {mutation.seeds}: {text[:160]}", flush=True)
+    if options.json:
+        Path(options.json).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    return 1 if None in found.values() else 0
 
 
 class Result(NamedTuple):

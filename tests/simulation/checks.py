@@ -24,6 +24,7 @@ from paywarden.streams.profiles.decoder import EventDecoder
 from paywarden.streams.profiles.events import EntityEvents, OutcomeEvent, PaymentEvent, Position
 from paywarden.streams.profiles.watermarks import PREFIX
 from tests.simulation.callers import Told
+from tests.simulation.kafka import Entry
 from tests.simulation.processes import ENTITIES, parts
 from tests.simulation.world import Failed
 from tests.worlds.packed import sources_of, without_sources
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from tests.simulation.history import History
 
 DESCRIPTORS_MAX = 40
+_ANEW = 1 << 48
 
 
 def check_all(history: History) -> None:
@@ -98,10 +100,12 @@ def oracle(history: History) -> dict[bytes, bytes]:
     payments: list[PaymentEvent] = []
     seen: set[str] = set()
     outcomes: list[OutcomeEvent] = []
-    for partition, offset, entry in history.broker.records("payments"):
+    fresh = {entry for _, _, entry in history.broker.records("payments")} if history.deleted_logs else set()
+    for partition, offset, entry in [*_deleted(history), *history.broker.records("payments")]:
         if entry.poison is not None:
             continue
-        position = Position(batch.payments_source(partition), offset)
+        # Offsets of a topic made anew stand behind those of the old one.
+        position = Position(batch.payments_source(partition), offset + _ANEW * (entry in fresh))
         try:
             event = decoder.payment(entry.value, position, entry.time_ms, entry.time_ms)
         except InvalidEvent:
@@ -123,6 +127,16 @@ def oracle(history: History) -> dict[bytes, bytes]:
         sorted_events = EntityEvents([events.keys[index] for index in order], events.rows[order])
         profiles |= batch.apply(entity, sorted_events, {}, shared.engine).profiles
     return profiles
+
+
+def _deleted(history: History) -> list[tuple[int, int, Entry]]:
+    """Returns partition, offset and entry of each record of the deleted topic."""
+    return [
+        (partition, offset, entry)
+        for partition, log in enumerate(history.deleted_logs)
+        for offset, entry in enumerate(log.entries)
+        if entry.is_visible
+    ]
 
 
 def _check_copies(history: History, stored: dict[bytes, bytes]) -> None:

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
 import shutil
@@ -28,7 +29,7 @@ from tests.simulation import patches
 from tests.simulation.callers import Callers, Exchange, Request, request_of
 from tests.simulation.checks import check_all, check_watermark
 from tests.simulation.files import FileFault
-from tests.simulation.kafka import Broker, Entry
+from tests.simulation.kafka import Broker, Entry, Log
 from tests.simulation.plan import DURATION_S, Item, Plan
 from tests.simulation.processes import SESSION_S, WORKERS, Deployment, group_lag, parts
 from tests.simulation.world import START_S, Died, Failed, World
@@ -72,6 +73,8 @@ class History:
         self.damaged_decisions = self.callers.spoilt
         self.damaged_profiles: set[bytes] = set()
         self.left_alone: set[str] = set()
+        # The partitions of payments that were deleted, when all of them was worked in.
+        self.deleted_logs: list[Log] = []
         self.pending = 0
         # The last watermark of the mirror that was checked.
         self.watermark_ms = 0
@@ -88,6 +91,9 @@ class History:
         world.after(_PROBE_EVERY_S, self._probe)
         world.run_until(lambda: False, DURATION_S)
         self._heal()
+        if self.deleted_logs:
+            world.run_until(lambda: False, 20.0)
+            self._accept_source()
         # Everything that is restarted has a chance to come up.
         world.run_until(lambda: self.callers.open == 0 and self.pending == 0, 30.0)
         self._send_probes()
@@ -291,21 +297,30 @@ class History:
             self._idle.append(Exchange(self.deployment, worker, b"", lambda _: None))
 
     def _damaged_outbox(self, _: dict[str, Any], chance: random.Random) -> None:
-        """Flip a bit of a record that is not shipped yet."""
-        root = Path(self.deployment.outbox.directory)
-        segments = sorted(path for path in root.glob("worker-*/*.log") if path.stat().st_size > 8)
-        if not segments:
-            return
-        path = chance.choice(segments)
-        data = bytearray(path.read_bytes())
-        starts = _record_starts(bytes(data))
-        if not starts:
-            return
-        start = chance.choice(starts)
-        size = int.from_bytes(data[start : start + 4], "little")
-        self.damaged_decisions.add(OutboxEntry.FromString(bytes(data[start + 8 : start + 8 + size])).request.payment_id)
-        data[start + 8 + chance.randrange(size)] ^= 1 << chance.randrange(8)
-        path.write_bytes(data)
+        """Flip a bit of a record that is not shipped yet, as soon as there is one."""
+
+        def when_one_waits() -> None:
+            if self.callers.is_healed:
+                return
+            waiting = [
+                (path, start)
+                for path in sorted(Path(self.deployment.outbox.directory).glob("worker-*/*.log"))
+                for start in _record_starts(path.read_bytes())
+                if int(path.stem) + start >= self._cursors().get(path.parent.name, 0)
+            ]
+            if not waiting:
+                self.world.after(0.01, when_one_waits)
+                return
+            path, start = chance.choice(waiting)
+            data = bytearray(path.read_bytes())
+            size = int.from_bytes(data[start : start + 4], "little")
+            entry = OutboxEntry.FromString(bytes(data[start + 8 : start + 8 + size]))
+            self.damaged_decisions.add(entry.request.payment_id)
+            data[start + 8 + chance.randrange(size)] ^= 1 << chance.randrange(8)
+            path.write_bytes(data)
+            self.world.note(f"a record of {path.parent.name} is damaged")
+
+        when_one_waits()
 
     def _damaged_profile(self, _: dict[str, Any], chance: random.Random) -> None:
         records = self.deployment.store._records
@@ -318,8 +333,45 @@ class History:
             self.damaged_profiles.add(key)
 
     def _topic_recreated(self, arguments: dict[str, Any], _: random.Random) -> None:
-        self.broker.recreate(arguments["topic"])
+        """Delete a topic and make it anew as soon as all of it is worked in: then nobody has lost anything."""
+        name = arguments["topic"]
+
+        def when_worked_in() -> None:
+            if self.callers.is_healed:
+                return
+            if self.pending or any(group_lag(self.broker)[topic] for topic in (name, "outcomes")):
+                self.world.after(0.02, when_worked_in)
+                return
+            if self._frames_behind() or not self.paid:
+                self.world.after(0.02, when_worked_in)
+                return
+            self.deleted_logs = self.broker.recreate(name).logs
+            self.world.note("the topic is another one")
+            self.first_records.clear()
+
         self.left_alone.add("topic recreated")
+        when_worked_in()
+
+    def _accept_source(self) -> None:
+        """Do what an operator does when stream workers say that a topic is another one."""
+        streams = [p for name, p in self.deployment.processes.items() if name.startswith("stream-")]
+        if not any(outcome.startswith("SourceChanged") for process in streams for outcome in process.outcomes):
+            return
+        self.world.note("the operator accepts the topic")
+        register = importlib.import_module("paywarden.streams.kafka.source_register")
+        for process in streams:
+            process.is_given_up = True
+            if process.actor is not None:
+                self.world.kill(process.actor.life)
+        group = self.broker.group("paywarden-stream")
+        self.world.run_until(lambda: not group.members, 30.0)
+        topic = self.broker.topics["payments"]
+        sources = register.SourceRegister(self.deployment.store, register.SOURCES_KEY, {"payments": "payments"})
+        sources.accept({"payments": topic.name_of_id})
+        group.forget("payments")
+        for process in streams:
+            process.is_given_up = False
+            self.deployment.begin(process)
 
     def _label_changes(self, _: dict[str, Any], __: random.Random) -> None:
         """Report one payment as fraud and genuine in turns, far more often than anyone means it."""
@@ -429,13 +481,18 @@ class History:
             for entry in log.entries[read_to[number] :]
         )
 
-    def _unshipped(self) -> int:
-        """Returns how many bytes of the outboxes lie behind the cursors on Kafka."""
-        root = Path(self.deployment.outbox.directory)
+    def _cursors(self) -> dict[str, int]:
+        """Returns by worker up to where its outbox is shipped, as Kafka knows it."""
         cursors: dict[str, int] = {}
         for _, _, entry in self.broker.records("outbox-cursors"):
             worker = (entry.key or b"").decode().partition("/")[2]
             cursors[worker] = int((entry.value or b"0").split(b" ")[0])
+        return cursors
+
+    def _unshipped(self) -> int:
+        """Returns how many bytes of the outboxes lie behind the cursors on Kafka."""
+        root = Path(self.deployment.outbox.directory)
+        cursors = self._cursors()
         waiting = 0
         for folder in sorted(root.glob("worker-*")):
             segments = sorted(folder.glob("*.log"))

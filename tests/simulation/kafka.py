@@ -106,14 +106,20 @@ class Topic:
     topic_id: int
     logs: list[Log]
 
+    @property
+    def name_of_id(self) -> str:
+        return f"id-{self.topic_id}"
+
 
 class Message:
     """A record as the client hands it out, or with `code` an error."""
 
-    __slots__ = ("_code", "_entry", "_offset", "_place")
+    __slots__ = ("_code", "_entry", "_offset", "_place", "_reason")
 
-    def __init__(self, place: Place, offset: int, entry: Entry | None, code: int | None = None) -> None:
-        self._place, self._offset, self._entry, self._code = place, offset, entry, code
+    def __init__(
+        self, place: Place, offset: int, entry: Entry | None, code: int | None = None, reason: str = ""
+    ) -> None:
+        self._place, self._offset, self._entry, self._code, self._reason = place, offset, entry, code, reason
 
     def topic(self) -> str:
         return self._place[0]
@@ -125,7 +131,9 @@ class Message:
         return self._offset
 
     def error(self) -> KafkaError | None:
-        return None if self._code is None else KafkaError(self._code)
+        if self._code is None:
+            return None
+        return KafkaError(self._code, self._reason) if self._reason else KafkaError(self._code)
 
     def key(self) -> bytes | None:
         assert self._entry is not None
@@ -155,6 +163,10 @@ class Group:
         self.members: list[GroupConsumer] = []
         self.owner: dict[Place, GroupConsumer] = {}
         self._target: dict[Place, GroupConsumer] = {}
+
+    def forget(self, topic: str) -> None:
+        """Forget the committed offsets of a topic."""
+        self.committed = {place: offset for place, offset in self.committed.items() if place[0] != topic}
 
     def join(self, member: GroupConsumer) -> None:
         self.members.append(member)
@@ -242,12 +254,13 @@ class Broker:
         self._ids += 1
         self.topics[name] = Topic(self._ids, [Log() for _ in range(partitions)])
 
-    def recreate(self, name: str) -> None:
-        """Delete a topic and make it anew: another id, offsets from 0, and no committed offsets."""
-        self.create(name, len(self.topics[name].logs))
+    def recreate(self, name: str) -> Topic:
+        """Delete a topic and make it anew: another id, offsets from 0, no committed offsets. Returns the old one."""
+        old = self.topics[name]
+        self.create(name, len(old.logs))
         for group in self.groups.values():
-            for place in [place for place in group.committed if place[0] == name]:
-                del group.committed[place]
+            group.forget(name)
+        return old
 
     def log(self, place: Place) -> Log:
         return self.topics[place[0]].logs[place[1]]
@@ -345,7 +358,9 @@ class GroupConsumer:
         # The thread that waits for this client.
         self._waiter = actor
         self._tells_lost = tells_lost_offsets
-        self._lost_told: set[Place] = set()
+        # Partitions that it has stopped, since the broker does not have the next offset; and whether it has said so.
+        self._stopped: dict[Place, str] = {}
+        self._stop_told: set[Place] = set()
         broker.consumers.append(self)
         actor.life.at_end.append(self._end)
 
@@ -416,12 +431,29 @@ class GroupConsumer:
         if kind != "on_assign":
             for place in places:
                 self._position.pop(place, None)
+                self._stopped.pop(place, None)
 
     def incremental_assign(self, partitions: Sequence[TopicPartition]) -> None:
         for partition in partitions:
             place = (partition.topic, partition.partition)
             assert place not in self._position
-            self._begin(place, self._group.committed.get(place, OFFSET_BEGINNING))
+            offset = partition.offset
+            if offset < 0:
+                offset = self._group.committed.get(place, OFFSET_BEGINNING)
+                if offset < 0 and self._tells_lost:
+                    self._stopped[place] = "no previously committed offset available"
+            self._begin(place, offset)
+
+    def incremental_unassign(self, partitions: Sequence[TopicPartition]) -> None:
+        for place in self._known(partitions):
+            del self._position[place]
+            self._stopped.pop(place, None)
+            self._stop_told.discard(place)
+
+    def position(self, partitions: Sequence[TopicPartition]) -> list[TopicPartition]:
+        return [
+            TopicPartition(p.topic, p.partition, self._position.get((p.topic, p.partition), -1001)) for p in partitions
+        ]
 
     def assign(self, partitions: Sequence[TopicPartition]) -> None:
         self._world.seam("assign")
@@ -487,15 +519,17 @@ class GroupConsumer:
         return messages
 
     def _fetch_from(self, place: Place, count_max: int, messages: list[Message]) -> None:
+        if place in self._stopped:
+            self._tell_stop(place, messages)
+            return
         topic = self._broker.topics[place[0]]
         log = topic.logs[place[1]]
         position = self._position[place]
         if position > log.end or position < log.begin:
             if self._tells_lost:
-                # The setting auto.offset.reset says "error": the client tells it once, and stands still.
-                if place not in self._lost_told:
-                    self._lost_told.add(place)
-                    messages.append(Message(place, position, None, code=KafkaError._AUTO_OFFSET_RESET))
+                # The setting auto.offset.reset says "error".
+                self._stopped[place] = "Broker: Offset out of range"
+                self._tell_stop(place, messages)
                 return
             # The setting says "earliest".
             position = self._position[place] = log.begin
@@ -512,6 +546,13 @@ class GroupConsumer:
         if position >= stable and place not in self._end_told and len(messages) < count_max:
             self._end_told.add(place)
             messages.append(Message(place, position, None, code=KafkaError._PARTITION_EOF))
+
+    def _tell_stop(self, place: Place, messages: list[Message]) -> None:
+        """Say once that a partition is stopped."""
+        if place not in self._stop_told:
+            self._stop_told.add(place)
+            code, reason = KafkaError._AUTO_OFFSET_RESET, self._stopped[place]
+            messages.append(Message(place, self._position[place], None, code=code, reason=reason))
 
     # Offsets
 
@@ -771,11 +812,12 @@ class SimulatedAdmin:
             raise _failure(KafkaError._TRANSPORT)
         names = [topic] if topic is not None else sorted(self._broker.topics)
         return SimpleNamespace(
+            cluster_id="simulated",
             topics={
                 name: SimpleNamespace(error=None, partitions=dict.fromkeys(range(len(self._broker.topics[name].logs))))
                 for name in names
                 if name in self._broker.topics
-            }
+            },
         )
 
     def describe_topics(self, collection: Any, **_: object) -> dict[str, _Answer]:
@@ -789,7 +831,7 @@ class SimulatedAdmin:
         if topic is None:
             raise _failure(KafkaError.UNKNOWN_TOPIC_OR_PART)
         partitions = [SimpleNamespace(id=number) for number in range(len(topic.logs))]
-        return SimpleNamespace(name=name, topic_id=f"id-{topic.topic_id}", partitions=partitions)
+        return SimpleNamespace(name=name, topic_id=topic.name_of_id, partitions=partitions)
 
     def list_offsets(
         self,

@@ -1,41 +1,61 @@
 """Known breaks: each undoes one fix, and the simulator has to find it within a stated number of seeds.
 
 A mutation replaces one function of the product by one that behaves as before the fix. While a fix is not there yet, its
-mutation replaces nothing, and the product itself has to fail.
+mutation replaces nothing, and the product itself has to fail. `MUTATIONS[…].is_fixed` says which of the two it is.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-# What a mutation replaces: the owner of a name, the name, and the function that takes its place.
-Patch = tuple[Any, str, Any]
 
+@dataclass(frozen=True)
+class Patch:
+    """Put `make(before)` in the place of a name of a module, or of a class in it: `Class.name`."""
 
-def _nothing() -> list[Patch]:
-    return []
+    module: str
+    name: str
+    make: Callable[[Any], Any]
+
+    def owner(self) -> tuple[Any, str] | None:
+        """Returns the object that has the name, and the name; None if this release has none."""
+        try:
+            owner: Any = importlib.import_module(f"paywarden.{self.module}")
+        except ModuleNotFoundError:
+            return None
+        *path, name = self.name.split(".")
+        for part in path:
+            owner = getattr(owner, part, None)
+        return (owner, name) if hasattr(owner, name) else None
 
 
 @dataclass(frozen=True)
 class Mutation:
     """A fix undone. `faults`: kinds of faults that meet it. `seeds`: it is found within this many."""
 
-    item: str
     what: str
     faults: tuple[str, ...]
     seeds: int
     kinds: frozenset[str]
-    patches: Callable[[], list[Patch]] = _nothing
+    patches: tuple[Patch, ...] = ()
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the product has the fix that this undoes."""
+        return all(patch.owner() is not None for patch in self.patches)
 
     @contextmanager
     def undone(self) -> Iterator[None]:
         before = []
-        for owner, name, value in self.patches():
-            before.append((owner, name, getattr(owner, name)))
-            setattr(owner, name, value)
+        for patch in self.patches:
+            place = patch.owner()
+            if place is not None:
+                before.append((*place, getattr(*place)))
+                setattr(*place, patch.make(getattr(*place)))
         try:
             yield
         finally:
@@ -43,55 +63,126 @@ class Mutation:
                 setattr(owner, name, value)
 
 
+def _constant(value: Any) -> Callable[[Any], Any]:
+    """Returns a patch by a function that always returns `value`."""
+    return lambda _: lambda *_args, **_more: value
+
+
+def _unknown_fields_stay(_: Any) -> Any:
+    return lambda request: request.SerializeToString()
+
+
+def _never_begun_again(mend: Any) -> Any:
+    def mended(self: Any) -> None:
+        if self._begins_segment:
+            module = importlib.import_module("paywarden.scoring.state.outbox")
+            raise module.OutboxUnavailable(self._failure)
+        mend(self)
+
+    return mended
+
+
+def _headers_as_they_come(_: Any) -> Any:
+    return lambda message: message.headers() or []
+
+
+def _unreadable_ends_it(_: Any) -> Any:
+    def refuse(*_args: Any) -> Any:
+        module = importlib.import_module("paywarden.features.profiles.engine")
+        raise module.UnreadableProfile("a stored profile cannot be read")
+
+    return refuse
+
+
+def _claims_stay(_: Any) -> Any:
+    return lambda claims, _batches: ([*claims], [])
+
+
 MUTATIONS = {
+    # Item 1
     "poisoned_outbox": Mutation(
-        "1", "a record that cannot be read ends the companion", ("poisoned_request",), 10, frozenset({"stuck"})
+        "the outbox keeps bytes of a request that its reader cannot parse",
+        ("poisoned_request",),
+        30,
+        frozenset({"stuck", "decision_lost"}),
+        (Patch("scoring.requests.decoder", "canonical", _unknown_fields_stay),),
     ),
     "poisoned_topic": Mutation(
-        "1",
         "a header name that is not UTF-8 ends every stream worker",
         ("header_name",),
         10,
         frozenset({"bug", "stuck"}),
+        (Patch("streams.kafka.reading", "_headers", _headers_as_they_come),),
     ),
-    "descriptors": Mutation(
-        "2",
+    # Item 2
+    "segment_never_begun": Mutation(
         "a segment that could not be begun is never tried again",
         ("emfile", "enospc"),
-        200,
+        300,
+        frozenset({"readiness_lied", "stuck", "internal_error"}),
+        (Patch("scoring.state.outbox", "OutboxWriter._mend", _never_begun_again),),
+    ),
+    "readiness": Mutation(
+        "readiness does not know whether a decision can be recorded",
+        ("enospc",),
+        100,
         frozenset({"readiness_lied", "stuck"}),
+        (Patch("scoring.state.outbox", "OutboxWriter.trouble", _constant("")),),
     ),
+    # Item 3
     "reader_check": Mutation(
-        "3", "slots of dead readers are never freed", ("stale_reader",), 20, frozenset({"stuck", "mirror"})
+        "slots of dead readers are never freed",
+        ("stale_reader",),
+        20,
+        frozenset({"stuck"}),
+        (Patch("scoring.state.mirror", "MirrorWriter.check_readers", _constant(0)),),
     ),
+    # Item 5
     "source_identity": Mutation(
-        "5",
         "payments of a topic made anew are taken for replays",
         ("topic_recreated",),
         20,
         frozenset({"profiles", "stuck"}),
+        (
+            Patch("streams.kafka.source_register", "require_same", _constant(None)),
+            Patch("streams.profiles.sources", "require_same", _constant(None)),
+        ),
     ),
+    # Item 7
     "batches": Mutation(
-        "7", "a refused batch leaves decisions", ("hostile_batch",), 10, frozenset({"refused_and_decided"})
+        "a refused batch leaves decisions",
+        ("hostile_batch",),
+        10,
+        frozenset({"refused_and_decided"}),
+        (Patch("scoring.engine.scorer", "_whole_batches", _claims_stay),),
     ),
+    # Item 9
     "quarantine_outbox": Mutation(
-        "9", "one damaged outbox ends all shipping", ("damaged_outbox",), 30, frozenset({"stuck", "bug"})
+        "damage in an outbox holds up all decisions behind it",
+        ("damaged_outbox",),
+        30,
+        frozenset({"stuck", "bug"}),
+        (Patch("streams.companion.shipment", "Shipment._pass_damage", _constant(False)),),
     ),
     "quarantine_profile": Mutation(
-        "9", "one unreadable profile ends the stream", ("damaged_profile",), 20, frozenset({"stuck", "bug"})
+        "one unreadable profile ends the stream",
+        ("damaged_profile",),
+        20,
+        frozenset({"stuck", "bug"}),
+        (Patch("streams.profiles.updater", "Updater._apply_to_readable", _unreadable_ends_it),),
     ),
     "quarantine_labels": Mutation(
-        "9",
         "one payment with too many label changes ends the stream",
         ("label_changes",),
         20,
         frozenset({"stuck", "bug"}),
+        (Patch("streams.profiles.events", "LABEL_CHANGES_MAX", lambda _: 1 << 30),),
     ),
     "foreign_directory": Mutation(
-        "9",
-        "a directory that is no worker's ends the companion",
+        "a directory that is no worker's is taken for an outbox",
         ("foreign_directory",),
         20,
         frozenset({"stuck", "bug"}),
+        (Patch("scoring.state.outbox", "is_outbox", _constant(True)),),
     ),
 }

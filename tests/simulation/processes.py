@@ -316,9 +316,10 @@ class Deployment:
     def start(self) -> None:
         decision_cache.prepare(self.answered)
         for process in self.processes.values():
-            self._begin(process)
+            self.begin(process)
 
-    def _begin(self, process: Process) -> None:
+    def begin(self, process: Process) -> None:
+        """Start a process."""
         process.starts += 1
         process.actor = self.world.start(process.name, process.machine, process.work)
         process.actor.life.at_end.append(lambda: self._ended(process))
@@ -328,7 +329,7 @@ class Deployment:
             assert process.actor is not None
             process.outcomes.append(process.actor.outcome)
             if not process.is_given_up:
-                self._begin(process)
+                self.begin(process)
 
         # A restart takes longer when it keeps failing.
         pause_s = _RESTART_S * (1 + min(8, process.starts // 4))

@@ -56,14 +56,11 @@ def test_a_seed_gives_the_same_history_twice() -> None:
     assert simulate(*arguments, "--digests") == simulate(*arguments, "--digests")
 
 
-@pytest.mark.parametrize("name", sorted(MUTATIONS))
-def test_an_undone_fix_is_found_within_its_number_of_seeds(name: str, tmp_path: Path) -> None:
-    mutation, file = MUTATIONS[name], tmp_path / "result.json"
-    status, text = simulate(
-        *("--mutation", name, "--seeds", str(mutation.seeds), "--stop-at-failure", "--no-shrink", "--json", str(file))
-    )
-    assert status == 1, text
-    assert json.loads(file.read_text())["failure_kinds"] in mutation.kinds
+def test_each_undone_fix_is_found_within_its_number_of_seeds(tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    status, text = simulate("--known-breaks", "--json", str(file))
+    assert status == 0, text
+    assert json.loads(file.read_text()).keys() == MUTATIONS.keys()
 
 
 def test_a_failure_is_shrunk_to_what_it_needs() -> None:
