@@ -174,5 +174,5 @@ def _decode(value: bytes | None) -> dict[str, SourceEntry]:
         if fields["format"] != _FORMAT:
             raise Misconfigured(f"the register of sources has format {fields['format']}, this release reads {_FORMAT}")
         return {name: SourceEntry(**entry) for name, entry in fields["topics"].items()}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Misconfigured("the register of sources cannot be read: it is damaged") from error
