@@ -98,6 +98,14 @@ def _claims_stay(_: Any) -> Any:
     return lambda claims, _batches: ([*claims], [])
 
 
+def _any_log_is_a_segment(_: Any) -> Any:
+    def segments(directory: Any) -> list[int]:
+        names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+        return sorted(int(name.removesuffix(".log")) for name in names if name.endswith(".log"))
+
+    return segments
+
+
 MUTATIONS = {
     # Item 1
     "poisoned_outbox": Mutation(
@@ -183,6 +191,9 @@ MUTATIONS = {
         ("foreign_directory",),
         20,
         frozenset({"stuck", "bug"}),
-        (Patch("scoring.state.outbox", "is_outbox", _constant(True)),),
+        (
+            Patch("scoring.state.outbox", "is_outbox", _constant(True)),
+            Patch("scoring.state.outbox", "_segments", _any_log_is_a_segment),
+        ),
     ),
 }

@@ -13,12 +13,12 @@ import asyncio
 import inspect
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache, partial
 from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,6 +123,14 @@ def parts() -> Parts:
     bundle = SimpleNamespace(manifest=manifest, predictor=ConstantModel(), explainer=_NoReasons())
     policy = Policy(PolicySettings(), review_at=0.3, decline_at=0.6)
     return Parts(engine, load_rates(), LocalSchemaIds(), policy, bundle)
+
+
+def _no_endpoints() -> Endpoints:
+    """Returns endpoints without ports: `Listening` stands for the HTTP port."""
+    make: Any = Endpoints
+    none = dict.fromkeys(field.name for field in fields(Endpoints))
+    known = {"http_port": 0, "admin_port": 0, "demand": SimpleNamespace(read_fd=-1, write_fd=-1)}
+    return cast(Endpoints, make(**none | {name: value for name, value in known.items() if name in none}))
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
@@ -363,17 +371,7 @@ class Deployment:
         loop = VirtualLoop(actor)
 
         actor.accept = lambda factory: self._listen(actor, loop, factory)
-        endpoints = Endpoints(
-            http_port=0,
-            admin_port=0,
-            # Nobody asks for metrics.
-            demand=Demand(-1, -1),
-            http_unix=None,
-            grpc_port=None,
-            grpc_unix=None,
-            tokens=None,
-            tls=None,
-        )
+        endpoints = _no_endpoints()
         actor.life.at_end.append(lambda: self.listening.pop(actor.name, None))
         more = [lambda: None] if "beat" in inspect.signature(scoring_worker._work).parameters else []
         loop.run_until_complete(scoring_worker._work(context, number, endpoints, 1, *more))
