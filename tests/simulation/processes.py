@@ -43,7 +43,7 @@ from paywarden.scoring.net.tokens import AuthSettings
 from paywarden.scoring.requests import fast_requests
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.server import worker as scoring_worker
-from paywarden.scoring.server.context import Demand, Endpoints, ServerContext
+from paywarden.scoring.server.context import Endpoints, ServerContext
 from paywarden.scoring.state.mirror import MirrorSettings
 from paywarden.scoring.state.outbox import OutboxSettings
 from paywarden.streams.companion.companion import Companion, CompanionSettings, FillSource, HostFiles
