@@ -77,9 +77,10 @@ def test_a_companion_is_live_while_its_rounds_and_its_steps_to_the_first_end(wor
     world.now_s += 60
     world.health.obstacle = "the companion is stopping"
     assert world.health.live()
-    # Shipping has a longer time, and no obstacle excuses it.
+    # Shipping has a longer time, whatever the mirror does.
     world.health.note_shipping_round()
     world.now_s += 299
+    world.health.note_round()
     assert world.health.live()
     world.now_s += 1
     assert not world.health.live()
