@@ -27,7 +27,8 @@ def build_missing(bundle: Path, trusted: TrustedKeys | None = None) -> bool:
     signed = None if trusted is None else trusted.require(bundle)
     if not _lacks_library(bundle, signed):
         return False
-    _log.info("bundle %s has no library for this machine, or none that is signed: compiling it", bundle)
+    lacking = "library" if signed is None else "signed library"
+    _log.info("bundle %s has no %s for this machine: compiling it", bundle, lacking)
     command = [sys.executable, "-P", "-m", "paywarden", "compile", str(bundle)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
