@@ -52,6 +52,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=100, help="how many histories (default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=60.0, help="stop after this time (default: %(default)s)")
     parser.add_argument("--first", type=int, default=0, help="the first seed (default: %(default)s)")
+    parser.add_argument("--these", metavar="N,N-N", help="run these seeds, whatever --first and --seeds say")
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side (default: %(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write seeds, failures, steps and faults as JSON")
     parser.add_argument("--seed", type=int, help="run this one history and shrink it if it fails")
@@ -179,13 +180,17 @@ class Result(NamedTuple):
     digest: str
 
 
-def _run_seeds(options: argparse.Namespace, first: int, deadline: float) -> Iterator[Result]:
-    """Run every `jobs`-th seed from a first one on, until the time is over."""
+def _run_seeds(options: argparse.Namespace, part: int, deadline: float) -> Iterator[Result]:
+    """Run one part of the seeds, every `jobs`-th of them, until the time is over."""
     from tests.simulation.history import run_plan
     from tests.simulation.plan import plan_of
+    from tests.simulation.shrink import numbers_of
 
+    seeds: Sequence[int] = range(options.first, options.first + options.seeds)
+    if options.these is not None:
+        seeds = numbers_of(options.these)
     with ready(options.mutation):
-        for count, seed in enumerate(range(first, options.first + options.seeds, options.jobs)):
+        for count, seed in enumerate(seeds[part :: options.jobs]):
             if time.monotonic() > deadline:
                 return
             outcome = run_plan(plan_of(seed, options.kinds))
@@ -198,7 +203,7 @@ def _run_seeds(options: argparse.Namespace, first: int, deadline: float) -> Iter
 def _run_part(options: argparse.Namespace) -> int:
     """Run one part of the seeds in this process, and print each result as a line of JSON."""
     deadline = time.monotonic() + options.minutes * 60
-    for result in _run_seeds(options, options.first + options.part, deadline):
+    for result in _run_seeds(options, options.part, deadline):
         print(json.dumps(result), flush=True)
     return 0
 
@@ -206,7 +211,7 @@ def _run_part(options: argparse.Namespace) -> int:
 def _results(options: argparse.Namespace) -> Iterator[Result]:
     """Run the parts in processes side by side."""
     if options.jobs == 1:
-        yield from _run_seeds(options, options.first, time.monotonic() + options.minutes * 60)
+        yield from _run_seeds(options, 0, time.monotonic() + options.minutes * 60)
         return
     command = [sys.executable, "-m", "tests.simulation", *options.given]
     running = [

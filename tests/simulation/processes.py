@@ -80,7 +80,7 @@ SESSION_S = 6
 # A segment takes some six decisions, so that segments end and begin all the time.
 SEGMENT_BYTES, OUTBOX_BYTES = 4096, 64 * 1024
 # Real waits are shorter. An idle process turns this often, and each turn costs the simulator time.
-_IDLE_MS = 500
+_IDLE_MS = 1000
 _RESTART_S = 0.3
 # Above this, a process that always fails at its start is taken for one that never comes up.
 CRASHES_MAX = 40
@@ -400,7 +400,7 @@ class Deployment:
         return StreamSettings(
             batch_max=BATCH_MAX,
             batch_wait_ms=_IDLE_MS,
-            progress_every_ms=1000,
+            progress_every_ms=2000,
             session_timeout_ms=1000 * SESSION_S,
             stall_timeout_s=6,
         )

@@ -24,7 +24,7 @@ import os
 import random
 import threading
 import traceback
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -37,7 +37,7 @@ from paywarden.schemas.errors import PaywardenError
 # The wall clock at the start of every history: 2027-01-15 08:00 UTC.
 START_S = 1_800_000_000
 _FIRST_PID = 1000
-_NOTES_KEPT = 4000
+_NOTES_KEPT = 8000
 
 
 class Died(SystemExit):
@@ -116,7 +116,7 @@ class World:
         self.steps = 0
         self.faults: Counter[str] = Counter()
         self._hash = blake2b(digest_size=8)
-        self.notes: deque[str] = deque(maxlen=_NOTES_KEPT)
+        self.notes: list[str] = []
         self._events: list[tuple[float, float, int, Actor | None, int, Callable[[], object] | None]] = []
         self._count = 0
         self._pid = _FIRST_PID
@@ -158,11 +158,18 @@ class World:
 
     def note(self, text: str) -> None:
         """Add a line to the trace."""
-        line = f"{self.now:.6f} {'-' if self.current is None else self.current.name} {text}"
-        self._hash.update(line.encode())
-        self.notes.append(line)
+        notes = self.notes
+        notes.append(f"{self.now:.6f} {'-' if self.current is None else self.current.life.name} {text}")
+        if len(notes) == _NOTES_KEPT:
+            self._hash_notes()
+            del notes[: _NOTES_KEPT // 2]
+
+    def _hash_notes(self) -> None:
+        self._hash.update("\n".join(self.notes).encode())
 
     def digest(self) -> str:
+        """Returns the hash of the trace."""
+        self._hash_notes()
         return self._hash.hexdigest()
 
     def seam(self, what: str) -> None:
