@@ -77,7 +77,7 @@ class Files:
     def seam(self, what: str) -> None:
         self.world.seam(what)
         if (fault := self.fault("slow")) is not None:
-            self.world.sleep(fault.random.random() * 0.4)
+            self.world.pause(fault.random.random() * 0.4)
 
     def opened(self, fd: int, path: str) -> None:
         actor = self.world.current

@@ -561,7 +561,7 @@ class GroupConsumer:
         world = self._world
         world.seam("commit")
         if self._broker.is_away:
-            world.sleep(_AWAY_ANSWER_S)
+            world.pause(_AWAY_ANSWER_S)
             raise _failure(KafkaError._TIMED_OUT)
         if self.is_expelled or self not in self._group.members:
             raise _failure(KafkaError.UNKNOWN_MEMBER_ID)
@@ -579,7 +579,7 @@ class GroupConsumer:
     def committed(self, partitions: Sequence[TopicPartition], timeout: float) -> list[TopicPartition]:
         self._world.seam("committed")
         if self._broker.is_away:
-            self._world.sleep(min(timeout, _AWAY_ANSWER_S))
+            self._world.pause(min(timeout, _AWAY_ANSWER_S))
             raise _failure(KafkaError._TIMED_OUT)
         return [
             TopicPartition(p.topic, p.partition, self._group.committed.get((p.topic, p.partition), -1001))
@@ -593,7 +593,7 @@ class GroupConsumer:
         if not cached:
             self._world.seam("watermarks")
             if self._broker.is_away:
-                self._world.sleep(min(timeout, _AWAY_ANSWER_S))
+                self._world.pause(min(timeout, _AWAY_ANSWER_S))
                 raise _failure(KafkaError._TIMED_OUT)
         return log.begin, log.stable_end(log.begin)
 
@@ -779,7 +779,7 @@ class TransactionalProducer(SimulatedProducer):
             raise _failure(KafkaError._FENCED, fatal=True)
 
     def _wait_and_fail(self, timeout: float) -> None:
-        self._world.sleep(timeout)
+        self._world.pause(timeout)
         raise _failure(KafkaError._TIMED_OUT, retriable=True)
 
 
@@ -808,7 +808,7 @@ class SimulatedAdmin:
     def list_topics(self, topic: str | None = None, timeout: float = 1.0) -> SimpleNamespace:
         self._world.seam("list topics")
         if self._broker.is_away:
-            self._world.sleep(min(timeout, _AWAY_ANSWER_S))
+            self._world.pause(min(timeout, _AWAY_ANSWER_S))
             raise _failure(KafkaError._TRANSPORT)
         names = [topic] if topic is not None else sorted(self._broker.topics)
         return SimpleNamespace(

@@ -72,7 +72,7 @@ class VirtualTime:
         return int(self._world().wall_s() * 1000) * 1_000_000
 
     def sleep(self, seconds: float) -> None:
-        self._world().sleep(seconds)
+        self._world().pause(seconds)
 
 
 TIME = VirtualTime()

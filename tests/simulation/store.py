@@ -94,7 +94,7 @@ class SimulatedStore:
         world, state = self._world, self._state
         world.seam(f"store {what}")
         if world.now < state.away_until:
-            world.sleep(0.2)
+            world.pause(0.2)
             raise StoreUnavailable("the store is away")
         if world.now >= state.flaky_until or world.random.random() >= state.flaky_share:
             return ""
@@ -102,5 +102,5 @@ class SimulatedStore:
         world.faults[f"store_{kind}"] += 1
         world.note(f"fault store {kind}")
         if kind == "slow":
-            world.sleep(world.random.random() * 2)
+            world.pause(world.random.random() * 2)
         return kind

@@ -207,6 +207,12 @@ class World:
         if actor.is_dead:
             raise Died
 
+    def pause(self, seconds: float) -> None:
+        """Suspend the running actor for this long, whoever wakes it. Raises Died."""
+        until = self.now + seconds
+        while self.now < until:
+            self.sleep(until - self.now)
+
     def wait(self) -> None:
         """Suspend the running actor until a `wake`. Raises Died."""
         actor = self.current
