@@ -127,7 +127,7 @@ MUTATIONS = {
         "a segment that could not be begun is never tried again",
         ("emfile", "enospc"),
         300,
-        frozenset({"readiness_lied", "stuck", "internal_error"}),
+        frozenset({"readiness_lied", "stuck"}),
         (Patch("scoring.state.outbox", "OutboxWriter._mend", _never_begun_again),),
     ),
     "readiness": Mutation(
