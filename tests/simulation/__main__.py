@@ -84,10 +84,12 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 @contextmanager
 def ready(mutation: str | None) -> Iterator[None]:
     """Warm up and patch this process."""
+    from tests.simulation.history import remove_left_over
     from tests.simulation.mutations import MUTATIONS
     from tests.simulation.patches import patched
     from tests.simulation.processes import parts
 
+    remove_left_over()
     parts()
     gc.collect()
     gc.freeze()

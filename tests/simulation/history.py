@@ -39,7 +39,8 @@ SETTLE_S = 150.0
 ENDURANCE_S = 120.0
 _PROBE_EVERY_S = 1.0
 _ROOT = "/dev/shm" if os.path.isdir("/dev/shm") else None
-_PROBES = WORKERS
+# Then the number of the process, so that another one knows when the folder is left over.
+_PREFIX = "paywarden-simulation-"
 
 
 @dataclass
@@ -526,9 +527,17 @@ def _with_long_length(body: bytes) -> bytes:
     return body[:1] + bytes([size | 0x80]) + b"\x80" * 5 + b"\x00" + body[2:]
 
 
+def remove_left_over() -> None:
+    """Remove the folders of simulators that were killed."""
+    for folder in Path(_ROOT or tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
+        pid = folder.name.removeprefix(_PREFIX).partition("-")[0]
+        if not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def run_plan(plan: Plan) -> Outcome:
     """Run a history. `patches.patched` must be in force."""
-    root = Path(tempfile.mkdtemp(prefix="pw-sim-", dir=_ROOT))
+    root = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=_ROOT))
     world = World(plan.seed)
     broker = Broker(world)
     failure: Failed | None = None
