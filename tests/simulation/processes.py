@@ -402,7 +402,8 @@ class Deployment:
             batch_wait_ms=_IDLE_MS,
             progress_every_ms=2000,
             session_timeout_ms=1000 * SESSION_S,
-            stall_timeout_s=6,
+            # Long enough that what is wrong meanwhile shows.
+            stall_timeout_s=20,
         )
 
     def _stream(self, actor: Actor) -> None:
