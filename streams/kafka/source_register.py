@@ -175,4 +175,7 @@ def _decode(value: bytes | None) -> dict[str, SourceEntry]:
             raise Misconfigured(f"the register of sources has format {fields['format']}, this release reads {_FORMAT}")
         return {name: SourceEntry(**entry) for name, entry in fields["topics"].items()}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise Misconfigured("the register of sources cannot be read: it is damaged") from error
+        raise Misconfigured(
+            "the register of sources cannot be read: it is damaged. Without it nobody can tell old offsets from new ones: "
+            "`paywarden rebuild` makes profiles anew, with a register of their own"
+        ) from error

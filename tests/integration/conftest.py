@@ -13,7 +13,7 @@ from paywarden.features.stores.base import ProfileStore
 from tests.standin.aerospike_server import StandIn
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def standin() -> Iterator[StandIn]:
     with StandIn() as server:
         yield server

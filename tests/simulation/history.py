@@ -325,7 +325,8 @@ class History:
 
     def _damaged_profile(self, _: dict[str, Any], chance: random.Random) -> None:
         records = self.deployment.store._records
-        keys = sorted(key for key in records if not key.startswith(b"payment:"))
+        # The register of sources has no second copy: a worker stops when it is damaged, and says what to do.
+        keys = sorted(key for key in records if not key.startswith((b"payment:", b"progress:")))
         if keys:
             key = chance.choice(keys)
             value, expires, version = records[key]
