@@ -176,6 +176,6 @@ def _decode(value: bytes | None) -> dict[str, SourceEntry]:
         return {name: SourceEntry(**entry) for name, entry in fields["topics"].items()}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Misconfigured(
-            "the register of sources cannot be read: it is damaged. Without it nobody can tell old offsets from new ones: "
+            "the register of sources cannot be read: it is damaged. Without it old offsets look like new ones: "
             "`paywarden rebuild` makes profiles anew, with a register of their own"
         ) from error
