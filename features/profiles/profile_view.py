@@ -214,10 +214,11 @@ def first_payment_ms(state: bytes) -> int | None:
 
 def sources_of(state: bytes) -> dict[int, int] | None:
     """Returns the newest offset by source in a profile of any catalogue, None if it is unreadable."""
-    if not state or state[0] != kernel.LAYOUT_VERSION:
+    if not state or state[0] not in LAYOUT_VERSIONS:
         return None
     try:
-        numbers = numbers_of(state, decode_shape(shape_of(state)[1])).tolist()
+        # The sources and their offsets are the last but one: see `kernel.decode`.
+        numbers = numbers_of(state, decode_shape(shape_of(state)[1])).tolist()[:-1]
     except Misconfigured:
         return None
     count = numbers[3]
