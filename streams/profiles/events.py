@@ -227,7 +227,10 @@ def _join_payment(payment: PaymentEvent, records: dict[bytes, PaymentRecord], jo
         records[key] = record
         joined.records[key] = record.SerializeToString()
     elif (record.source, record.offset) != (position.source, position.offset):
-        _join_later(payment, key, record, joined)
+        if len(record.attributes) > kernel.CODE_COUNT:
+            joined.refused.append((position, UNREADABLE))
+        else:
+            _join_later(payment, key, record, joined)
         return
     joined.rows.append(
         [kernel.PAYMENT, 1, position.source, position.offset, payment.arrived_ms, *payment.attributes],
@@ -305,7 +308,7 @@ def _join_outcome(outcome: OutcomeEvent, records: dict[bytes, PaymentRecord], jo
     if record is None:
         joined.orphans.append(outcome)
         return
-    if len(record.attributes) > kernel.ATTRIBUTE_COUNT:
+    if len(record.attributes) > kernel.CODE_COUNT:
         joined.refused.append((outcome.position, UNREADABLE))
         return
     change = _change_of(outcome, record)

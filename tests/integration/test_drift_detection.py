@@ -25,8 +25,10 @@ from tests.worlds.small_decisions import FEATURE, SmallDecisions, reference
 
 FIVE_MS = LENGTHS_MS[0]
 BLOCKS, PAYMENTS = 60, 160
-# An hour ago, so that the last block is over.
-START_MS = (time.time_ns() // 1_000_000 // FIVE_MS - BLOCKS - 1) * FIVE_MS
+# Yesterday afternoon, so that the last block is over. The small decisions have a share of chance alarms, and which block
+# raises one depends on the time of day.
+DAY_MS = 86_400_000
+START_MS = time.time_ns() // 1_000_000 // DAY_MS * DAY_MS - 8 * 3_600_000
 
 
 class Decisions:

@@ -168,14 +168,14 @@ def decide(broker: EmbeddedBroker) -> None:
     producer.commit_transaction(10)
 
 
-@pytest.mark.parametrize(("step", "error"), zip(IN_A_START, ERRORS, strict=True), ids=names(IN_A_START))
+@pytest.mark.parametrize(("step", "error"), list(zip(IN_A_START, ERRORS, strict=True)), ids=names(IN_A_START))
 def test_a_failing_step_of_the_start_ends_the_process(step: tuple[str, str, str], error: str, begin: Begin) -> None:
     stream = begin(step, error, at_once=True)
     status, line = stream.ended()
     assert (status, line.startswith("paywarden: ")) == (1, True), line
 
 
-@pytest.mark.parametrize(("step", "error"), zip(IN_A_RUN, ERRORS, strict=True), ids=names(IN_A_RUN))
+@pytest.mark.parametrize(("step", "error"), list(zip(IN_A_RUN, ERRORS, strict=True)), ids=names(IN_A_RUN))
 def test_a_failing_step_of_the_run_ends_the_process(
     step: tuple[str, str, str], error: str, begin: Begin, broker: EmbeddedBroker
 ) -> None:
@@ -187,7 +187,7 @@ def test_a_failing_step_of_the_run_ends_the_process(
     assert (status, line.startswith("paywarden: ")) == (1, True), line
 
 
-@pytest.mark.parametrize(("step", "error"), zip(IN_A_STOP, ERRORS, strict=True), ids=names(IN_A_STOP))
+@pytest.mark.parametrize(("step", "error"), list(zip(IN_A_STOP, ERRORS, strict=True)), ids=names(IN_A_STOP))
 def test_a_failing_step_of_the_stop_ends_the_process(step: tuple[str, str, str], error: str, begin: Begin) -> None:
     stream = begin(step, error)
     wait_until(lambda: is_ready(stream.address), "the stream is ready")

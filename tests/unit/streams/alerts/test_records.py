@@ -136,7 +136,12 @@ def test_an_acknowledgement_is_read_back_from_its_record(until_ms: int) -> None:
 @pytest.mark.parametrize("topic", [ALERTS_TOPIC, ACKNOWLEDGEMENTS_TOPIC])
 def test_both_topics_have_one_partition_and_outlive_their_alerts(topic: str) -> None:
     assert _partition_count(topic, TopicSettings()) == 1
-    assert _config(topic, TopicSettings(drift_days=2)) == {"cleanup.policy": "delete", "retention.ms": "172800000"}
+    assert _config(topic, TopicSettings(drift_days=2)) == {
+        "cleanup.policy": "delete",
+        "message.timestamp.type": "LogAppendTime",
+        "min.insync.replicas": "1",
+        "retention.ms": "172800000",
+    }
 
 
 def journal_of(*alerts: Alert) -> Journal:

@@ -75,7 +75,7 @@ def test_a_decision_has_the_variant_of_its_host() -> None:
 
 def test_decisions_of_earlier_releases_have_no_variant() -> None:
     earlier = [schema for schema in past_schemas() if schema["name"] == "paywarden.v1.Decision"]
-    assert len(earlier) == 2
+    assert len(earlier) == 3
     for schema in earlier:
         names = {field["name"] for field in schema["fields"]}
         record = {name: value for name, value in decision_of(ENTRY).items() if name in names}
@@ -147,4 +147,9 @@ def test_every_payment_id_has_a_key_that_stores_take(name: str) -> None:
 def test_metrics_of_outcomes_are_few_and_kept_as_long_as_alerts() -> None:
     settings = TopicSettings(drift_days=2)
     assert _partition_count("outcome-metrics", settings) == 1
-    assert _config("outcome-metrics", settings) == {"cleanup.policy": "delete", "retention.ms": "172800000"}
+    assert _config("outcome-metrics", settings) == {
+        "cleanup.policy": "delete",
+        "message.timestamp.type": "LogAppendTime",
+        "min.insync.replicas": "1",
+        "retention.ms": "172800000",
+    }
