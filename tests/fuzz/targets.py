@@ -286,9 +286,10 @@ def profile_set_aside() -> Target:
 
 def payment_record() -> Target:
     """The stored record of a payment, with an outcome that comes for it."""
+    from paywarden.features import kernel
     from paywarden.streams.profiles.events import OutcomeEvent, PaymentEvent, Position, join, record_key
 
-    payment = PaymentEvent(Position(0, 5), "p", [1] * 13, (b"card:c", b"", b""), 1)
+    payment = PaymentEvent(Position(0, 5), "p", [1] * kernel.ATTRIBUTE_COUNT, (b"card:c", b"", b""), 1)
     outcome = OutcomeEvent(Position(1, 5), "p", is_fraud=True)
 
     def target(data: bytes) -> None:

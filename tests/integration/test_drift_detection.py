@@ -25,7 +25,7 @@ from tests.worlds.small_decisions import FEATURE, SmallDecisions, reference
 
 FIVE_MS = LENGTHS_MS[0]
 BLOCKS, PAYMENTS = 60, 160
-# Yesterday afternoon, so that the last block is over. The small decisions have a share of chance alarms, and which block
+# Yesterday afternoon, so that the last block is over. Small decisions have some chance alarms, and which block
 # raises one depends on the time of day.
 DAY_MS = 86_400_000
 START_MS = time.time_ns() // 1_000_000 // DAY_MS * DAY_MS - 8 * 3_600_000
