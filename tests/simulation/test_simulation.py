@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,8 @@ from tests.simulation.shrink import numbers_of, ranges, shrink
 
 # A fixed budget, so that the test takes the same time on any machine: about a minute of one core.
 SEEDS = int(os.environ.get("PAYWARDEN_SIMULATION_SEEDS", "150"))
+# The same histories every time, so that a failure is due to a change. Hunt for new ones with other seeds.
+FIRST = int(os.environ.get("PAYWARDEN_SIMULATION_FIRST", "0"))
 # Seeds that failed once. Each found a fault of the product, or of the simulator.
 ONCE_FAILED = (3, 49, 58, 83, 234, 562)
 
@@ -34,9 +35,8 @@ def simulate(*arguments: str) -> tuple[int, str]:
 
 
 def test_no_history_breaks_a_promise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first = random.SystemRandom().randrange(1 << 30)
     file = tmp_path / "result.json"
-    status, text = simulate("--seeds", str(SEEDS), "--first", str(first), "--json", str(file))
+    status, text = simulate("--seeds", str(SEEDS), "--first", str(FIRST), "--json", str(file))
     with capsys.disabled():
         sys.stdout.write("\nsimulation: " + "\n            ".join(text.splitlines()[:2]) + "\n")
     assert status == 0, text
