@@ -328,7 +328,7 @@ def require_between(section: str, name: str, value: int, low: int, high: int) ->
 
 def looks_like_card_number(text: str) -> bool:
     """Returns whether `text` is 13 to 19 digits, grouped or not, with a right check digit (Luhn, ISO/IEC 7812-1)."""
-    digits = text.replace(" ", "").replace("-", "")
+    digits = _ungrouped(text)
     return CARD_DIGITS_MIN <= len(digits) <= CARD_DIGITS_MAX and digits.isdecimal() and _passes_luhn(digits)
 
 
@@ -336,9 +336,13 @@ def is_number_of_a_network(text: str) -> bool:
     """Returns whether `text` looks like a card number, and begins and is as long as those of a card network."""
     if not looks_like_card_number(text):
         return False
-    digits = text.replace(" ", "").replace("-", "")
+    digits = _ungrouped(text)
     begin, size = int(digits[:4]), len(digits)
     return any(first <= begin <= last and least <= size <= most for first, last, least, most in _NETWORKS)
+
+
+def _ungrouped(text: str) -> str:
+    return text.replace(" ", "").replace("-", "")
 
 
 def _passes_luhn(digits: str) -> bool:

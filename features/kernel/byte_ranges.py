@@ -8,6 +8,9 @@ from __future__ import annotations
 from paywarden.features.kernel.jit import inlined
 from paywarden.features.kernel.layout import U8
 
+# The same values as in schemas/payment_fields.py, which holds no compiled code.
+CARD_DIGITS_MIN, CARD_DIGITS_MAX = 13, 19
+
 
 @inlined
 def copy_bytes(source: U8, start: int, size: int, out: U8, at: int) -> int:
@@ -62,6 +65,12 @@ def passes_luhn(data: U8, at: int, end: int) -> bool:
             total += value - 9 if value > 9 else value
             doubles = not doubles
     return total % 10 == 0
+
+
+@inlined
+def may_be_card_number(data: U8, at: int, end: int) -> bool:
+    """Returns whether a text is as long as a card number and has a right check digit. `PaymentField` then decides."""
+    return CARD_DIGITS_MIN <= card_digits(data, at, end) <= CARD_DIGITS_MAX and passes_luhn(data, at, end)
 
 
 @inlined

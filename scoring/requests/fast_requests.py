@@ -29,8 +29,6 @@ from paywarden.features.profiles.money import RateTable, is_currency_code
 from paywarden.features.profiles.plan import Plan
 from paywarden.features.stores import base as store
 from paywarden.schemas.payment_fields import (
-    CARD_DIGITS_MAX,
-    CARD_DIGITS_MIN,
     FIELDS,
     TIME_MS_END,
     TIME_MS_MIN,
@@ -65,7 +63,6 @@ assert _NUMBERS_OF.keys() == _KINDS.keys()
 assert max(_NUMBERS_OF.values()) < loop.FIELDS_MAX
 assert loop.RATE_SCALE == money.RATE_SCALE
 assert chr(loop.SEPARATOR) == SEPARATOR
-assert (loop.DIGITS_MIN, loop.DIGITS_MAX) == (CARD_DIGITS_MIN, CARD_DIGITS_MAX)
 _LENGTHS = [Struct(f"={count}q") for count in range(ROWS_MAX + 1)]
 
 

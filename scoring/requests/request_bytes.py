@@ -19,10 +19,9 @@ from numba import carray  # type: ignore[attr-defined]
 
 from paywarden.features.kernel.byte_ranges import (
     capital_letters,
-    card_digits,
     copy_bytes,
     is_printable,
-    passes_luhn,
+    may_be_card_number,
 )
 from paywarden.features.kernel.crc import crc32_of_text
 from paywarden.features.kernel.frame import address, size
@@ -51,8 +50,6 @@ NUMBER_COUNT = 16
 NO_CURRENCY = -1
 # The same values as in features/profiles/money.py and features/profiles/keys.py, which hold no compiled code.
 RATE_SCALE, SEPARATOR = 1_000_000, 0x1F
-# The number of digits of a card number.
-DIGITS_MIN, DIGITS_MAX = 13, 19
 # Wire types.
 _VARINT, _BYTES = 0, 2
 # Rows of `places`: where each text of a body begins, and how long it is.
@@ -98,16 +95,10 @@ SLOT = positions(RequestSlots)
 
 
 @inlined
-def _may_be_card_number(data: U8, at: int, end: int) -> bool:
-    """Whether a text is as long as a card number and has a right check digit. `RequestRules` then decides."""
-    return DIGITS_MIN <= card_digits(data, at, end) <= DIGITS_MAX and passes_luhn(data, at, end)
-
-
-@inlined
 def _is_text_good(kind: int, numbers: I64, data: U8, at: int, size: int) -> bool:
     if kind in (ID, WORD):
         size_max = numbers[ID_BYTES_MAX] if kind == ID else numbers[WORD_BYTES_MAX]
-        return bool(size <= size_max) and not _may_be_card_number(data, at, at + size)
+        return bool(size <= size_max) and not may_be_card_number(data, at, at + size)
     if kind == MCC:
         good = size == 4
         for place in range(at, at + size):

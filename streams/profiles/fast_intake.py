@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from paywarden.features import kernel
 from paywarden.features.catalogue import attributes
-from paywarden.features.kernel.byte_ranges import capital_letters, card_digits, is_printable, passes_luhn
+from paywarden.features.kernel.byte_ranges import capital_letters, is_printable, may_be_card_number
 from paywarden.features.kernel.crc import crc32_of_text
 from paywarden.features.kernel.jit import compiled
 from paywarden.features.kernel.layout import OFFSET_ZERO
@@ -35,7 +35,6 @@ from paywarden.features.stores.base import KEY_BYTES_MAX
 from paywarden.schemas.avro import SchemaIds, fingerprint, topic_schema
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.schemas.payment_fields import (
-    CARD_DIGITS_MIN,
     FIELD,
     TIME_MS_END,
     TIME_MS_MIN,
@@ -69,9 +68,6 @@ _KIND, _NULLABLE, _COLUMN, _IDENTITY, _LEAST, _MOST = range(6)
 _WIDTH = 6
 _MISSING = -1
 _HEADER_BYTES = 5
-# A shorter run of digits is no card number. It is a constant of the compiled code.
-_DIGITS_MIN = 13
-assert CARD_DIGITS_MIN == _DIGITS_MIN
 assert OFFSET_ZERO > UTC_OFFSET_MINUTES_MAX
 
 
@@ -301,8 +297,8 @@ def _read_records(
                 good &= value == 4
                 for place in range(at, at + value):
                     good &= 48 <= data[place] < 58
-            elif kind == _TEXT and card_digits(data, at, at + value) >= _DIGITS_MIN:
+            elif kind == _TEXT:
                 # The slow way decides whether it is a card number.
-                good &= not passes_luhn(data, at, at + value)
+                good &= not may_be_card_number(data, at, at + value)
             at += value
         is_usual[number] = good and at == end

@@ -12,12 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from paywarden.features.kernel import byte_ranges
 from paywarden.features.kernel.byte_ranges import (
     capital_letters,
     card_digits,
     copy_bytes,
     is_ascii,
     is_printable,
+    may_be_card_number,
     passes_luhn,
 )
 from paywarden.features.kernel.crc import crc32_of_record, crc32_of_text
@@ -34,6 +36,7 @@ from paywarden.features.kernel.varint import (
     write_varint,
     zigzag,
 )
+from paywarden.schemas import payment_fields
 from paywarden.schemas.payment_fields import looks_like_card_number
 
 INT64 = st.integers(-(2**63), 2**63 - 1) | st.sampled_from([0, 127, 128, 2**14 - 1, 2**14, 2**62, -1])
@@ -122,6 +125,12 @@ def test_a_check_digit_is_right_where_python_says_so(digits: str, grouped: int) 
     end = 1 + len(text)
     assert card_digits(data, 1, end) == len(digits)
     assert passes_luhn(data, 1, end) == looks_like_card_number(digits)
+    assert may_be_card_number(data, 1, end) == looks_like_card_number(digits)
+
+
+def test_lengths_of_card_numbers_are_those_of_the_table() -> None:
+    table = payment_fields.CARD_DIGITS_MIN, payment_fields.CARD_DIGITS_MAX
+    assert table == (byte_ranges.CARD_DIGITS_MIN, byte_ranges.CARD_DIGITS_MAX)
 
 
 @pytest.mark.parametrize("text", [b"", b"tok_4111111111111111", b"4111111111111111x", b"4111.1111", b" - "])
