@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from paywarden.features.stores.base import ABSENT, StoreConflict, Versioned
+from paywarden.schemas.durability import sync_folder
 from paywarden.schemas.errors import Misconfigured, PaywardenError, StoreUnavailable
 from paywarden.schemas.private_files import make_private_folder
 
@@ -68,7 +69,7 @@ class FileRegister:
     def _make_folder(self) -> None:
         if not self._folder.is_dir():
             make_private_folder(self._folder)
-            _sync_folder(self._folder.parent)
+            sync_folder(self._folder.parent)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -96,19 +97,10 @@ class FileRegister:
             file.flush()
             os.fsync(file.fileno())
         new.replace(self._folder / _FILE)
-        _sync_folder(self._folder)
+        sync_folder(self._folder)
 
     def _error(self, action: str, error: OSError) -> PaywardenError:
         line = f"cannot {action} the register of profile sets in {self._folder}: {error.strerror}"
         if isinstance(error, PermissionError | NotADirectoryError | FileExistsError | IsADirectoryError):
             return Misconfigured(line)
         return StoreUnavailable(line)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Sync a folder, so that files created or renamed in it survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -58,6 +58,7 @@ from typing import NoReturn
 
 import numpy as np
 
+from paywarden.schemas.durability import sync_folder
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.schemas.private_files import make_private_folder
 from paywarden.scoring.metrics.shared import Counter, Gauge, Registry
@@ -172,7 +173,7 @@ class OutboxWriter:
         self._synced = self._looked_at = self._end
         self._syncer: _Syncer | None = None
         if settings.fsync != "never":
-            _fsync_directory(self._directory)
+            sync_folder(self._directory)
         if settings.fsync == "interval":
             self._syncer = _Syncer(self._directory, self._fd, settings.fsync_interval_ms, lambda: self._end)
 
@@ -286,7 +287,7 @@ class OutboxWriter:
         try:
             fd = _open_segment(self._directory, self._end)
             if self._settings.fsync == "always":
-                _fsync_directory(self._directory)
+                sync_folder(self._directory)
             if self._syncer is not None:
                 self._syncer.follow(fd)
         except OSError as error:
@@ -336,7 +337,7 @@ class OutboxWriter:
         try:
             for base in _segments(self._directory):
                 _rewrite(_segment_path(self._directory, base), max(0, position - base))
-            _fsync_directory(self._directory)
+            sync_folder(self._directory)
         except OSError as error:
             self._failure = f"outbox: sync failed: {error.strerror}"
             raise OutboxUnavailable(self._failure) from error
@@ -400,7 +401,7 @@ class _Syncer:
             for fd in finished + active:
                 os.fdatasync(fd)
             if finished:
-                _fsync_directory(self._directory)
+                sync_folder(self._directory)
             self.synced = reached
         except OSError as error:
             # The kernel drops a page it could not write, so from here on it is unknown what is on disk.
@@ -593,7 +594,7 @@ class Cursor:
                 file.flush()
                 os.fsync(file.fileno())
             new.replace(self._path)
-            _fsync_directory(self._path.parent)
+            sync_folder(self._path.parent)
         except OSError as error:
             raise OutboxUnavailable(f"outbox: cannot store the cursor: {error.strerror}") from error
 
@@ -666,14 +667,6 @@ def _segments(directory: Path) -> list[int]:
 def _open_segment(directory: Path, base: int) -> int:
     flags = os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
     return os.open(_segment_path(directory, base), flags, 0o600)
-
-
-def _fsync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _rewrite(path: Path, offset: int) -> None:

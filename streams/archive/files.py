@@ -30,6 +30,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from paywarden.schemas.durability import sync_folder
 from paywarden.schemas.errors import Misconfigured
 from paywarden.streams.kafka.topic_rows import OFFSET, TIMESTAMP, TopicRows, Undecoded
 
@@ -99,7 +100,7 @@ def write_part(
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     return path
 
 
@@ -115,15 +116,6 @@ def _footer(topic: str, partition: int, offsets: range, rows: TopicRows) -> dict
         "times_ms": [times["min"], times["max"]] if len(rows.table) else None,
         "undecoded": [[record.offset, record.timestamp_ms, record.reason] for record in rows.undecoded],
     }
-
-
-def _sync_folder(folder: Path) -> None:
-    # A rename is on disk only after its folder is synced.
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read_parts(archive: Path, topic: str) -> dict[int, list[ArchiveFile]]:

@@ -18,6 +18,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from paywarden.schemas.durability import sync_folder
 from paywarden.schemas.errors import InvalidEvent, TemporaryFailure
 from paywarden.scoring.state.outbox import OutboxSettings
 
@@ -92,8 +93,8 @@ class SetAside:
             file.flush()
             os.fsync(file.fileno())
         new.replace(path)
-        _fsync(self._folder)
-        _fsync(self._folder.parent)
+        sync_folder(self._folder)
+        sync_folder(self._folder.parent)
         return True
 
     def entries(self) -> list[Entry]:
@@ -117,11 +118,3 @@ class SetAside:
 
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CLOEXEC, 0o600)
-
-
-def _fsync(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -33,7 +33,7 @@ from tests.simulation.kafka import Broker, SimulatedProducer
 from tests.simulation.world import Actor, World
 
 # Packages whose files and clock are simulated.
-_FILE_ROOMS = ("paywarden.scoring.", "paywarden.streams.companion.")
+_FILE_ROOMS = ("paywarden.scoring.", "paywarden.streams.companion.", "paywarden.schemas.durability")
 _CLOCK_ROOMS = ("paywarden.scoring.", "paywarden.streams.", "paywarden.features.stores.")
 # The shortest wait of an idle thread.
 _IDLE_S = 0.25
