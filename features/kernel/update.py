@@ -235,6 +235,15 @@ def remember(plan: I64, where: int, words: I64, length: int, value: int, code: i
 
 
 @inlined
+def _sketched(plan: I64, column: int, attributes: I64, is_crc: bool) -> int:
+    """Returns what a column's sketch takes in: the identity of a text, or its public code where there is none."""
+    value = attributes[plan[column + COLUMN.identity]]
+    if is_crc or value == 0:
+        value = attributes[plan[column + COLUMN.attribute]]
+    return int(value)
+
+
+@inlined
 def _add_payment(plan: I64, where: int, words: I64, row: int, attributes: I64, held: int, is_crc: bool) -> None:
     """Add a payment to one tile. `is_crc`: the tile's sketches hold public codes, and no identity is added to them."""
     amount = attributes[AMOUNT]
@@ -260,9 +269,7 @@ def _add_payment(plan: I64, where: int, words: I64, row: int, attributes: I64, h
                 else:
                     words[at] += high * high + (cross >> 20)
             else:
-                value = attributes[plan[column + COLUMN.identity]]
-                if is_crc or value == 0:
-                    value = attributes[plan[column + COLUMN.attribute]]
+                value = _sketched(plan, column, attributes, is_crc)
                 if value != 0:
                     bits = mix(value)
                     if measure == DISTINCT_BITS:
@@ -322,9 +329,7 @@ def _move_payment(
             if sign > 0:
                 words[at] = min(words[at], amount + 1) if words[at] > 0 else amount + 1
         else:
-            value = attributes[plan[column + COLUMN.identity]]
-            if is_crc or value == 0:
-                value = attributes[plan[column + COLUMN.attribute]]
+            value = _sketched(plan, column, attributes, is_crc)
             if value != 0:
                 bits = mix(value)
                 if measure == BUCKET_COUNTS:
