@@ -93,7 +93,7 @@ def directory() -> Path | None:
         is_new = not made.is_dir()
         try:
             made.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # Who can write there decides what this process runs.
+            # A user who can write there decides what this process runs.
             require_unwritable(made)
             # Tests that it can be written, and records when it was last used.
             os.utime(made)

@@ -31,7 +31,7 @@ class TlsSettings:
     client_ca: str = ""
     # From the connection to the end of the handshake.
     handshake_timeout_ms: int = 5_000
-    # On each port of a worker. If more callers are in their handshake, the one that began first is cut.
+    # On each port of a worker. Beyond that, a new handshake ends the oldest one.
     handshakes_max: int = 256
 
 

@@ -8,7 +8,7 @@ The names are the positions in the outbox where the bytes begin and end. A file 
 passes the bytes; if the companion dies in between, it finds the file there and counts nothing twice.
 
 `set_aside_bytes_max` and ENTRIES_MAX bound what an outbox sets aside. Beyond them the companion stops at the next bytes
-that it cannot ship, with this outbox alone: so many are no accident, and giving them up would lose decisions.
+that it cannot ship, with this outbox alone: that many are no accident, and giving them up would lose decisions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from paywarden.scoring.state.outbox import OutboxSettings
 
 RECORD, DAMAGE, GAP = "record", "damage", "gap"
 KINDS = (RECORD, DAMAGE, GAP)
-"""What was set aside: a record that is no decision, bytes without records, or the place of bytes that are missing."""
+"""The kinds of entries: a record that is no decision, bytes without records, or the place of bytes that are missing."""
 # A fault of one disk block damages one or two records. A thousand are a fault of the release, or of the whole disk.
 ENTRIES_MAX = 1000
 _FOLDER = "set-aside"

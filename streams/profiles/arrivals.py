@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from paywarden.streams.kafka.client import PartitionId
 from paywarden.streams.kafka.reading import Record
 
-# A worker that is an hour behind has so many marks. The oldest go first: their bounds are then wider.
+# A worker that is an hour behind has about 2,000 marks. The oldest go first: their bounds are then wider.
 _MARKS_MAX = 2_000
 
 

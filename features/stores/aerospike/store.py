@@ -179,7 +179,7 @@ class AerospikeStore:
         return {keys[position] for position in self._calls.held_back([self._place(key) for key in keys])}
 
     def delete(self, keys: Sequence[bytes]) -> None:
-        """See ProfileStore. What is erased stays erased, also when servers start cold."""
+        """See ProfileStore. Erased records stay erased, also when servers start cold."""
         erasing = self._erasing()
         places = [self._place(key) for key in keys]
         for chunk in _chunks(places, self._settings.batch_record_count_max):

@@ -141,7 +141,7 @@ def test_a_changed_byte_never_makes_the_kernel_write_out_of_bounds(
 ) -> None:
     state = bytearray(full(entity, of=of()) if is_full else good(of, entity))
     state[place % len(state)] = value
-    # The checksum finds accidents. Whoever writes to a store can make it fit, and the kernel keeps its bounds then too.
+    # The checksum finds accidents. An attacker who can write to the store makes it fit: bounds must hold then, too.
     wrong = resealed(bytes(state)) if is_sealed else bytes(state)
     check_between_guards(of(), entity, wrong, UPDATE[:-1] if is_full else UPDATE)
 
