@@ -16,11 +16,18 @@ the digits must also begin as the numbers of a card network do: one in ten numbe
 and order numbers and acquirers' merchant numbers are such numbers.
 
 Readers differ in what `PaymentField.differs` says, and in nothing else.
+
+A project declares fields of its own besides these (features/catalogue/fields.py). `PaymentFields` holds both:
+
+    PaymentFields()                                the fields below
+    PaymentFields(declared=(customer_id, …))       the fields below, then those of a project
 """
 
 from __future__ import annotations
 
 import enum
+import ipaddress
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -79,11 +86,32 @@ class Form(enum.Enum):
     AMOUNT = "amount"
     OFFSET = "offset"
     FLAG = "flag"
+    # Only declared fields have the forms that follow.
+    INTEGER = "integer"
+    DECIMAL = "decimal"
+    MONEY = "money"
+    INSTANT = "instant"
+    ADDRESS = "address"
+    EMAIL = "e-mail"
+    BIN = "bank identification number"
 
 
 # Forms whose values match one pattern.
-PATTERNS: Mapping[Form, str] = {Form.CURRENCY: "[A-Z]{3}", Form.MCC: "[0-9]{4}", Form.COUNTRY: "[A-Z]{2}"}
-_TEXTS = (Form.ID, Form.CARD_TOKEN, Form.WORD, *PATTERNS)
+PATTERNS: Mapping[Form, str] = {
+    Form.CURRENCY: "[A-Z]{3}",
+    Form.MCC: "[0-9]{4}",
+    Form.COUNTRY: "[A-Z]{2}",
+    Form.BIN: "[0-9]{6,8}",
+    # RFC 5321 allows more; no provider gives such addresses.
+    Form.EMAIL: "[!-?A-~]{1,64}@[A-Za-z0-9.-]{1,190}",
+}
+_TEXTS = (Form.ID, Form.CARD_TOKEN, Form.WORD, Form.ADDRESS, *PATTERNS)
+_WHOLE = (Form.TIME, Form.AMOUNT, Form.OFFSET, Form.INTEGER, Form.MONEY, Form.INSTANT)
+# A double holds every whole number up to this one.
+WHOLE_MAX = 2**53
+DECIMALS_MAX = 9
+# Numbers of declared fields. A payment's row has two columns for each number up to the largest in use.
+DECLARED_MAX = 64
 
 
 @dataclass(frozen=True)
@@ -92,6 +120,11 @@ class PaymentField:
 
     `size_max` is the most bytes of UTF-8 that a text may have; `minimum` and `maximum` bound a number. `differs` says
     where readers differ on purpose, and why. With `column_may_lack` a Parquet file need not have the column.
+
+    A declared field also has these. `number` is its own for ever: records of it keep their meaning when other fields
+    come and go. `decimals` are the digits after the point that a DECIMAL keeps: its bounds are in units of the last
+    one (minimum -9_000 with 2 decimals is -90.00). `unit` says what a number counts, `among` which values of a text
+    are known. The value of a personal field is never logged or shown.
     """
 
     name: str
@@ -104,6 +137,11 @@ class PaymentField:
     at_endpoint: bool = True
     column_may_lack: bool = False
     differs: str = ""
+    number: int = 0
+    decimals: int = 0
+    unit: str = ""
+    among: tuple[str, ...] = ()
+    is_personal: bool = False
 
     @property
     def is_text(self) -> bool:
@@ -113,7 +151,19 @@ class PaymentField:
     @property
     def is_number(self) -> bool:
         """Returns whether values are whole numbers."""
-        return self.form in (Form.TIME, Form.AMOUNT, Form.OFFSET)
+        return self.form in _WHOLE
+
+    @property
+    def is_decimal(self) -> bool:
+        """Returns whether values are numbers that may have a fraction."""
+        return self.form is Form.DECIMAL
+
+    def scaled(self, value: float) -> int:
+        """Returns a DECIMAL's value in units of its last digit: 1234 for 12.344 with 2 decimals. It must be finite.
+
+        A tie goes to the even neighbour, as NumPy and compiled code round.
+        """
+        return round(value * 10.0**self.decimals)
 
     # Made once for each field: a check of a whole payment takes only a few microseconds.
     @cached_property
@@ -123,6 +173,10 @@ class PaymentField:
         if self.form in PATTERNS:
             matches = re.compile(PATTERNS[self.form]).fullmatch
             return lambda text: matches(text) is not None
+        if self.form is Form.ADDRESS:
+            return is_address
+        if self.is_decimal:
+            return lambda value: math.isfinite(value) and least <= self.scaled(value) <= most
         if self.form is Form.CARD_TOKEN:
             # Most tokens begin with a letter.
             return lambda text: _is_id(text, most) and (text[0].isalpha() or not looks_like_card_number(text))
@@ -140,6 +194,8 @@ class PaymentField:
             return self._text_problem(value)
         if self.form is Form.TIME:
             return _time_problem(self, value) if value else self._missing()
+        if self.is_decimal:
+            return f"is out of bounds; wanted {self.wanted}"
         beyond = f"below {self.minimum}" if value < self.minimum else f"above {self.maximum}"
         return f"is {beyond}; wanted {self.wanted}"
 
@@ -159,6 +215,8 @@ class PaymentField:
     def _text_problem(self, value: str) -> str:
         if not value:
             return self._missing() if self.is_required else f"is empty; wanted {self.wanted}"
+        if self.form is Form.ADDRESS:
+            return f"is no IPv4 or IPv6 address; wanted {self.wanted}"
         if self.form in PATTERNS:
             return f"is text of {len(value)} character{'s' * (len(value) != 1)}; wanted {self.wanted}"
         size = len(value.encode())
@@ -167,6 +225,15 @@ class PaymentField:
         if not value.isprintable():
             return f"holds a control character; wanted {self.wanted}"
         return f"looks like a real card number; wanted {self.wanted}"
+
+
+def is_address(text: str) -> bool:
+    """Returns whether a text is an IPv4 or IPv6 address, without a zone."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return "%" not in text
 
 
 def _is_id(text: str, size_max: int) -> bool:
@@ -249,6 +316,79 @@ FIELDS = (
     ),
 )
 FIELD = {field.name: field for field in FIELDS}
+
+
+@dataclass(frozen=True)
+class NetworkPrefix:
+    """A derived field: the network of an address, `bits` long for IPv4 and `bits_v6` for IPv6."""
+
+    name: str
+    number: int
+    of: str
+    bits: int
+    bits_v6: int
+
+    def value_of(self, text: str) -> str:
+        """Returns the network of an address: "192.0.2.0/24". Empty for a text that is no address."""
+        if not is_address(text):
+            return ""
+        address = ipaddress.ip_address(text)
+        bits = self.bits if address.version == 4 else self.bits_v6
+        return str(ipaddress.ip_network((address, bits), strict=False))
+
+
+@dataclass(frozen=True)
+class EmailDomain:
+    """A derived field: what stands behind the @ of an e-mail address, in small letters."""
+
+    name: str
+    number: int
+    of: str
+
+    def value_of(self, text: str) -> str:
+        """Returns the domain: "example.com"."""
+        return text.rpartition("@")[2].lower()
+
+
+DerivedField = NetworkPrefix | EmailDomain
+
+
+@dataclass(frozen=True)
+class PaymentFields:
+    """All fields of a payment: those of the table, and those that a project declares.
+
+    A derived field is computed from another one: no payment brings it. Numbers and names are unique among all
+    (features/catalogue/fields.py checks them).
+    """
+
+    declared: tuple[PaymentField, ...] = ()
+    derived: tuple[DerivedField, ...] = ()
+
+    @cached_property
+    def all(self) -> tuple[PaymentField, ...]:
+        """Returns the fields that a payment can bring, in order: the table's, then the declared ones."""
+        return (*FIELDS, *self.declared)
+
+    @cached_property
+    def by_name(self) -> Mapping[str, PaymentField]:
+        """Returns the fields that a payment can bring, by name."""
+        return {field.name: field for field in self.all}
+
+    @property
+    def number_max(self) -> int:
+        """Returns the largest number of a declared or derived field; 0 without any."""
+        return max((field.number for field in (*self.declared, *self.derived)), default=0)
+
+    def with_derived(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Returns the values by name, with those of derived fields."""
+        if not self.derived:
+            return values
+        sources = ((field, values.get(field.of)) for field in self.derived)
+        return {**values, **{field.name: field.value_of(text) or None for field, text in sources if text is not None}}
+
+
+TABLE_ALONE = PaymentFields()
+"""The fields of a payment where a project declares none."""
 
 
 @dataclass(frozen=True)

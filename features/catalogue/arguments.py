@@ -33,7 +33,7 @@ def condition_of(name: str, where: Condition | Attribute | None) -> Condition | 
     if where is None or isinstance(where, Condition):
         return where
     if isinstance(where, Attribute) and where.kind is AttributeKind.FLAG:
-        return Condition(where.column, kernel.EQUAL, 2, where.name)
+        return Condition(where.column, kernel.EQUAL, 2, where.name, where.name)
     raise wrong(name, f"a condition is a flag, or an attribute compared with a value, got {where!r}")
 
 

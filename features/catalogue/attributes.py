@@ -10,6 +10,10 @@ that a payer may choose freely. 0 means "missing" in all but the times and amoun
   category need none, since two texts of the same three or four characters never have the same CRC-32.
 - A country becomes its position among the two-letter codes, so that it can index a table: AD is 4, DE is 83.
 - A flag becomes 1 (no) or 2 (yes).
+- A declared number becomes itself plus kernel.NUMBER_ZERO, in units of its last digit. Its order stays.
+
+A declared field (fields.py) has two columns more, by its number. Of an e-mail address and of what derives from a field
+there is no public code: its column holds 1 where the field is there.
 
 The stream stores the codes until the outcomes of their payments arrive. Codes may be added at their end, never moved.
 """
@@ -20,12 +24,21 @@ import enum
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from paywarden.features import kernel
 from paywarden.features.catalogue.identity import LAPTOP_KEY, IdentityKey
 from paywarden.features.catalogue.windows import line_of_caller, wrong_at
 from paywarden.schemas.errors import Misconfigured
-from paywarden.schemas.payment_fields import FIELD, UTC_OFFSET_MINUTES_MAX
+from paywarden.schemas.payment_fields import (
+    FIELD,
+    TABLE_ALONE,
+    UTC_OFFSET_MINUTES_MAX,
+    DerivedField,
+    Form,
+    PaymentField,
+    PaymentFields,
+)
 
 _COUNTRY = FIELD["country"]
 # Fits the numbers of a plan. No payment has a larger amount.
@@ -41,6 +54,7 @@ class AttributeKind(enum.Enum):
     COUNTRY = "country"
     FLAG = "flag"
     OFFSET = "offset"
+    NUMBER = "number"
 
 
 @dataclass(frozen=True)
@@ -52,6 +66,7 @@ class Condition:
     value: int
     # Not compared: `declined` and `declined == True` are one condition, and must not become two columns of a table.
     text: str = field(compare=False)
+    attribute: str = field(compare=False)
 
     def __bool__(self) -> bool:
         raise TypeError(f"the condition {self.text} is about a payment: it has no truth value in Python")
@@ -64,30 +79,59 @@ class Attribute:
     name: str
     column: int
     kind: AttributeKind
+    # Of a field that a project declares: the field, or what it derives from, and the line that declares it.
+    field: PaymentField | None = None
+    derived: DerivedField | None = None
+    line: str = ""
+
+    @property
+    def number(self) -> int:
+        """Returns the number of a declared field; 0 for a field that every payment has."""
+        declared = self.field or self.derived
+        return declared.number if declared is not None else 0
+
+    @property
+    def has_public_code(self) -> bool:
+        """Returns whether conditions and categories can compare the attribute with words of a catalogue."""
+        return self.derived is None and (self.field is None or self.field.form is not Form.EMAIL)
+
+    @property
+    def is_comparable(self) -> bool:
+        """Returns whether values have an order: amounts, and declared numbers."""
+        return self.kind in (AttributeKind.AMOUNT, AttributeKind.NUMBER)
 
     def __eq__(self, other: object) -> Condition:  # type: ignore[override]
-        return Condition(self.column, kernel.EQUAL, self._code(other), f"{self.name} == {other!r}")
+        return Condition(self.column, kernel.EQUAL, self._code(other), f"{self.name} == {other!r}", self.name)
 
     def __ne__(self, other: object) -> Condition:  # type: ignore[override]
-        if self.kind is AttributeKind.AMOUNT:
-            raise _wrong(f"{self.name} is an amount, and is compared with ==, >= or <")
-        return Condition(self.column, kernel.DIFFERENT, self._code(other), f"{self.name} != {other!r}")
+        if self.is_comparable:
+            raise _wrong(f"{self.name} is {self._what}, and is compared with ==, >= or <")
+        return Condition(self.column, kernel.DIFFERENT, self._code(other), f"{self.name} != {other!r}", self.name)
 
-    def __ge__(self, other: int) -> Condition:
-        return Condition(self.column, kernel.AT_LEAST, self._amount(other), f"{self.name} >= {other}")
+    def __ge__(self, other: float) -> Condition:
+        return Condition(self.column, kernel.AT_LEAST, self._amount(other), f"{self.name} >= {other}", self.name)
 
-    def __lt__(self, other: int) -> Condition:
-        return Condition(self.column, kernel.BELOW, self._amount(other), f"{self.name} < {other}")
+    def __lt__(self, other: float) -> Condition:
+        operator = kernel.BELOW if self.kind is AttributeKind.AMOUNT else kernel.BELOW_IF_PRESENT
+        return Condition(self.column, operator, self._amount(other), f"{self.name} < {other}", self.name)
 
     def __hash__(self) -> int:
         return hash((self.name, self.column))
 
+    @property
+    def _what(self) -> str:
+        return "an amount" if self.kind is AttributeKind.AMOUNT else "a number"
+
     def _amount(self, other: object) -> int:
-        if self.kind is not AttributeKind.AMOUNT:
-            raise _wrong(f"{self.name} is not an amount: only an amount is at least, or below, another")
+        if not self.is_comparable:
+            raise _wrong(f"{self.name} is no amount and no number: only these are at least, or below, another")
         return self._code(other)
 
     def _code(self, other: object) -> int:
+        if not self.has_public_code:
+            raise _wrong(f"{self.name} has only keyed hashes, which no catalogue can name")
+        if self.kind is AttributeKind.NUMBER and self._is_value(other):
+            return number_code(self.field.scaled(other))  # type: ignore[union-attr,arg-type]
         if self.kind is AttributeKind.AMOUNT and type(other) is int and 0 <= other <= AMOUNT_MAX:
             return other
         if self.kind is AttributeKind.TEXT and type(other) is str and other:
@@ -101,8 +145,15 @@ class Attribute:
             AttributeKind.TEXT: "a text that is not empty",
             AttributeKind.COUNTRY: "two capital letters",
             AttributeKind.FLAG: "True or False",
+            AttributeKind.NUMBER: self.field.wanted if self.field is not None else "",
         }.get(self.kind, "nothing")
         raise _wrong(f"{self.name} is compared with {other!r}; it can be compared with {wanted}")
+
+    def _is_value(self, other: object) -> bool:
+        assert self.field is not None
+        if type(other) not in ((int, float) if self.field.is_decimal else (int,)):
+            return False
+        return self.field.is_right(other)
 
 
 event_time = Attribute("event_time_ms", kernel.TIME_MS, AttributeKind.TIME)
@@ -134,6 +185,8 @@ ATTRIBUTES = (
     country,
     channel,
 )
+# A declared field cannot have these names: a payment has them, or a catalogue uses them.
+RESERVED_NAMES = frozenset({*FIELD, *(attribute.name for attribute in ATTRIBUTES)})
 # The texts that have an identity, in the order of its columns, which follow those of the codes.
 KEYED = (card_id, merchant_id, device_id, ip, channel)
 _IDENTITY_OF = {attribute.column: kernel.CODE_COUNT + number for number, attribute in enumerate(KEYED)}
@@ -148,8 +201,16 @@ def _wrong(what: str) -> Misconfigured:
 
 
 def identity_column(column: int) -> int:
-    """Returns the column of an attribute's identity; `column` itself for an attribute without one."""
-    return _IDENTITY_OF.get(column, column)
+    """Returns the column of an attribute's identity; `column` itself for an attribute without one.
+
+    A declared text or country has its identity in the next column.
+    """
+    return column + 1 if column >= ATTRIBUTE_COUNT else _IDENTITY_OF.get(column, column)
+
+
+def declared_column(number: int) -> int:
+    """Returns the column of the code of a declared field. Its identity, or its other amount, stands in the next one."""
+    return ATTRIBUTE_COUNT + 2 * (number - 1)
 
 
 def text_code(text: str) -> int:
@@ -172,6 +233,11 @@ def flag_code(value: bool) -> int:
     return 2 if value else 1
 
 
+def number_code(value: int) -> int:
+    """Returns the code of a declared number, above 0. `value` is in units of its last digit."""
+    return value + kernel.NUMBER_ZERO
+
+
 def offset_code(minutes: int) -> int:
     """Returns the code of a UTC offset, above 0. An offset beyond UTC_OFFSET_MINUTES_MAX counts as missing: 0."""
     return minutes + kernel.OFFSET_ZERO if abs(minutes) <= UTC_OFFSET_MINUTES_MAX else 0
@@ -189,13 +255,20 @@ _FIELDS = tuple((a.name, a.column, CODES[a.kind]) for a in ATTRIBUTES if a.kind 
 
 
 def row_of(
-    fields: Mapping[str, object], *, event_time_ms: int, amount: int, amount_minor: int, key: IdentityKey = LAPTOP_KEY
+    fields: Mapping[str, object],
+    *,
+    event_time_ms: int,
+    amount: int,
+    amount_minor: int,
+    key: IdentityKey = LAPTOP_KEY,
+    declared: DeclaredRow | None = None,
 ) -> list[int]:
     """Returns a payment's row from its fields by name. A field that is None or missing becomes 0.
 
-    `amount` is in minor units of the reference currency, `amount_minor` in those of the payment's own.
+    `amount` is in minor units of the reference currency, `amount_minor` in those of the payment's own. The row has
+    `declared.width` numbers.
     """
-    row = [0] * ATTRIBUTE_COUNT
+    row = [0] * (ATTRIBUTE_COUNT if declared is None else declared.width)
     row[kernel.TIME_MS], row[kernel.AMOUNT], row[kernel.AMOUNT_MINOR] = event_time_ms, amount, amount_minor
     for name, column, code in _FIELDS:
         value = fields.get(name)
@@ -205,4 +278,50 @@ def row_of(
         text = fields.get(attribute.name)
         if text is not None:
             row[column] = key.of(text)  # type: ignore[arg-type]
+    if declared is not None:
+        declared.fill(row, fields, key)
     return row
+
+
+class DeclaredRow:
+    """Fills the columns of declared fields, the slow way: what compiled readers do is held against it."""
+
+    def __init__(self, fields: PaymentFields, convert: Callable[[int, Mapping[str, object]], int]) -> None:
+        """`convert` returns an amount in the reference currency, from one in the currency of the payment given."""
+        self._fields, self._convert = fields, convert
+        self.width = row_width(fields)
+
+    def fill(self, row: list[int], values: Mapping[str, object], key: IdentityKey) -> None:
+        """Write the columns of each field that is there."""
+        for one in self._fields.declared:
+            value = values.get(one.name)
+            if value is not None:
+                column = declared_column(one.number)
+                row[column], row[column + 1] = self._pair(one, value, values, key)
+        for derived in self._fields.derived:
+            source = values.get(derived.of)
+            text = "" if source is None else derived.value_of(str(source))
+            if text:
+                column = declared_column(derived.number)
+                row[column], row[column + 1] = 1, key.of(text)
+
+    def _pair(
+        self, declared: PaymentField, value: Any, values: Mapping[str, object], key: IdentityKey
+    ) -> tuple[int, int]:
+        """Returns the two numbers of a field."""
+        if declared.form is Form.COUNTRY:
+            return (code := country_code(value)), code
+        if declared.form is Form.EMAIL:
+            return 1, key.of(value.lower())
+        if declared.is_text:
+            return text_code(value), key.of(value)
+        if declared.form is Form.FLAG:
+            return flag_code(value), 0
+        if declared.form is Form.MONEY:
+            return number_code(self._convert(value, values)), number_code(value)
+        return number_code(declared.scaled(value) if declared.is_decimal else value), 0
+
+
+def row_width(fields: PaymentFields = TABLE_ALONE) -> int:
+    """Returns how many numbers a payment's row has."""
+    return ATTRIBUTE_COUNT + 2 * fields.number_max

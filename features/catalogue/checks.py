@@ -9,14 +9,25 @@ import re
 from collections.abc import Sequence
 from typing import Protocol
 
-from paywarden.features.catalogue.attributes import ATTRIBUTES, AttributeKind
-from paywarden.features.catalogue.expressions import Derived, Expression, Feature, stored_values
+from paywarden.features import kernel
+from paywarden.features.catalogue.attributes import ATTRIBUTES, Attribute, AttributeKind, identity_column
+from paywarden.features.catalogue.expressions import (
+    Derived,
+    EntityRecency,
+    Expression,
+    Feature,
+    Operation,
+    Remembered,
+    WindowedMeasure,
+    stored_values,
+)
 from paywarden.features.catalogue.windows import wrong_at
 from paywarden.schemas.errors import Misconfigured
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 # Keys of profiles begin with the entity's name. Keys of other records in the same stores begin with these.
 BESIDE_PROFILES = ("payment", "progress")
+ENTITIES_MAX = 16
 
 
 class DeclaredEntity(Protocol):
@@ -30,11 +41,13 @@ class DeclaredEntity(Protocol):
     def line(self) -> str: ...
 
 
-def check_entities(entities: Sequence[DeclaredEntity]) -> None:
-    """Check names and key fields. Raises Misconfigured."""
+def check_entities(entities: Sequence[DeclaredEntity], declared: Sequence[Attribute] = ()) -> None:
+    """Check names and key fields. `declared` are the fields of a project. Raises Misconfigured."""
     if not entities:
         raise Misconfigured("feature catalogue: it declares no entity")
-    fields = {attribute.name for attribute in ATTRIBUTES if attribute.kind is AttributeKind.TEXT}
+    if len(entities) > ENTITIES_MAX:
+        raise wrong_at(entities[ENTITIES_MAX].line, f"there are {len(entities)} entities, at most {ENTITIES_MAX}")
+    fields = {one.name for one in (*ATTRIBUTES, *declared) if one.kind is AttributeKind.TEXT}
     lines: dict[str, str] = {}
     for entity in entities:
         name = entity.name
@@ -72,6 +85,31 @@ def check_features(features: Sequence[Feature], entities: set[str]) -> None:
             if stored.entity not in entities:
                 raise wrong_at(feature.line, f"{feature.name!r} belongs to the undeclared entity {stored.entity!r}")
         seen[feature.name] = feature.line
+
+
+def check_declared(features: Sequence[Feature], declared: Sequence[Attribute]) -> None:
+    """Check that features use no declared field that `Catalogue(payment=…)` does not have. Raises Misconfigured."""
+    columns = {one.column for one in declared} | {identity_column(one.column) for one in declared}
+    for feature in features:
+        for column in columns_of(feature.value):
+            if column >= kernel.ATTRIBUTE_COUNT and column not in columns:
+                number = (column - kernel.ATTRIBUTE_COUNT) // 2 + 1
+                raise wrong_at(feature.line, f"{feature.name!r} uses a field, number {number}, which payment lacks")
+
+
+def columns_of(value: Expression) -> set[int]:
+    """Returns the columns of attributes that a value reads."""
+    if isinstance(value, (str, EntityRecency)):
+        return set()
+    if isinstance(value, Remembered):
+        return {value.attribute}
+    if isinstance(value, WindowedMeasure):
+        conditions = [column.condition.column for column in value.columns if column.condition is not None]
+        return {column.attribute for column in value.columns} | set(conditions)
+    found = set().union(*map(columns_of, value.operands))
+    if value.operation in (Operation.ATTRIBUTE_VALUE, Operation.HOLDS, Operation.CATEGORY):
+        found.add(value.numbers[0])
+    return found
 
 
 def _check_value(feature: Feature, value: Expression, seen: dict[str, str], declared: dict[str, str]) -> None:

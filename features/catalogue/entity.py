@@ -40,7 +40,7 @@ from paywarden.features.catalogue.arguments import (
     quotient,
 )
 from paywarden.features.catalogue.attributes import Attribute, Condition, amount, country
-from paywarden.features.catalogue.checks import BESIDE_PROFILES, check_entities, check_features
+from paywarden.features.catalogue.checks import BESIDE_PROFILES, check_declared, check_entities, check_features
 from paywarden.features.catalogue.expressions import (
     Column,
     Derived,
@@ -55,6 +55,7 @@ from paywarden.features.catalogue.expressions import (
     Remembered,
     WindowedMeasure,
 )
+from paywarden.features.catalogue.fields import NO_FIELDS, Payment
 from paywarden.features.catalogue.request import CATEGORIES_MAX, ratio, request
 from paywarden.features.catalogue.windows import HOUR_MS, duration_ms, line_of_caller, window_of, wrong
 
@@ -455,17 +456,22 @@ class Entity:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Entities and features, checked. The order of `features` is the order of the feature vector."""
+    """Entities and features, checked. The order of `features` is the order of the feature vector.
+
+    `payment` has the fields that a project declares besides those of every payment.
+    """
 
     entities: Sequence[Entity]
     features: Sequence[Feature]
+    payment: Payment = NO_FIELDS
     names: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         """Raises Misconfigured, with the file and line of the catalogue, for the first thing that is wrong."""
         object.__setattr__(self, "names", tuple(feature.name for feature in self.features))
-        check_entities(self.entities)
+        check_entities(self.entities, self.payment.attributes)
         check_features(self.features, {entity.name for entity in self.entities})
+        check_declared(self.features, self.payment.attributes)
 
 
 def distinct_error(count: int, bits: int) -> float:

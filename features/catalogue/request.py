@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from paywarden.features.catalogue.arguments import attribute_value, condition_of, counted_column
-from paywarden.features.catalogue.attributes import AMOUNT_MAX, ATTRIBUTES, Attribute, Condition, amount
+from paywarden.features.catalogue.attributes import AMOUNT_MAX, Attribute, Condition, amount
 from paywarden.features.catalogue.expressions import Derived, Expression, Feature, Operation
 from paywarden.features.catalogue.windows import line_of_caller, wrong
 
@@ -77,7 +77,7 @@ class request:  # noqa: N801 - a catalogue reads it as a word, not as a class
         held = condition_of(name, condition)
         assert held is not None
         value = Derived(Operation.HOLDS, numbers=(held.column, held.operator, held.value))
-        missing = f"the payment has no {ATTRIBUTES[held.column].name}"
+        missing = f"the payment has no {held.attribute}"
         return _of_request(name, value, f"whether {held.text}", "0 or 1", missing)
 
     @staticmethod

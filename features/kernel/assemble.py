@@ -91,7 +91,7 @@ def assemble(plan: I64, attributes: I64, values: F64, out: F32) -> None:
 
 @compiled(releases_gil=True)
 def assemble_rows(plan: I64, attributes: I64, slots: F64, values: F64, out: F32) -> None:
-    """Run `assemble` for each row. Shapes (rows, ATTRIBUTE_COUNT), (rows, slots), …, (rows, features)."""
+    """Run `assemble` for each row. Shapes (rows, row width), (rows, slots), …, (rows, features)."""
     count = plan[HEAD.slot_count]
     for row in range(len(attributes)):
         for slot in range(count):

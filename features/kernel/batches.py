@@ -21,7 +21,6 @@ from paywarden.features.kernel.frame import address, size
 from paywarden.features.kernel.jit import compiled
 from paywarden.features.kernel.layout import (
     ABSENT,
-    ATTRIBUTE_COUNT,
     F32,
     F64,
     I64,
@@ -50,7 +49,7 @@ def fill_vectors(
 ) -> int:
     """Fill the vectors of payments from packed profiles.
 
-    `attributes` has shape (payments, ATTRIBUTE_COUNT), `out` (payments, features). `presence` has one entry for each
+    `attributes` has shape (payments, row width), `out` (payments, features). `presence` has one entry for each
     payment and entity, payments outermost; the packed profile of entry i is states[bounds[i] : bounds[i + 1]].
     Returns OK; otherwise the status times STATUS_UNIT plus the number of the entry it is about.
     """
@@ -94,7 +93,7 @@ def fill_bound_vectors(frame_at: int, rows: int) -> int:
     plan = carray(address(frame_at, SLOT.plan), size(frame_at, SLOT.plan), np.int64)
     return fill_vectors(
         plan,
-        carray(address(frame_at, SLOT.attributes), (rows, ATTRIBUTE_COUNT), np.int64),
+        carray(address(frame_at, SLOT.attributes), (rows, plan[HEAD.row_width]), np.int64),
         carray(address(frame_at, SLOT.presence), size(frame_at, SLOT.presence), np.uint8),
         carray(address(frame_at, SLOT.states), size(frame_at, SLOT.states), np.uint8),
         carray(address(frame_at, SLOT.bounds), size(frame_at, SLOT.bounds), np.int64),
@@ -176,7 +175,7 @@ def apply_events(
 ) -> int:
     """Add events to the profiles of one kind of entity, each profile's events in their order.
 
-    `attributes` has shape (payments, ATTRIBUTE_COUNT); `words` is scratch for one profile. Where events.row[i] >= 0,
+    `attributes` has shape (payments, row width); `words` is scratch for one profile. Where events.row[i] >= 0,
     slots[events.row[i]] is filled with what the profile knew just before event i.
     An event changes nothing if the profile already contains its offset of its source.
     Returns OK; otherwise the status times STATUS_UNIT plus the group it is about. NO_ROOM asks for more room in

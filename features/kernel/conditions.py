@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from paywarden.features.kernel.jit import compiled, inlined
-from paywarden.features.kernel.layout import AT_LEAST, DECLINED, DIFFERENT, EQUAL, I64
+from paywarden.features.kernel.layout import AT_LEAST, BELOW, DECLINED, DIFFERENT, EQUAL, I64
 from paywarden.features.kernel.plan_schema import CONDITION, CONDITION_SIZE, HEAD
 
 
@@ -53,4 +53,6 @@ def holds_for(actual: int, operator: int, value: int) -> bool:
         return bool(actual != 0 and actual != value)
     if operator == AT_LEAST:
         return bool(actual >= value)
-    return bool(actual < value)
+    if operator == BELOW:
+        return bool(actual < value)
+    return bool(actual != 0 and actual < value)

@@ -12,7 +12,7 @@ puts them into a frame once. A frame holds the address and the size of each arra
     @compiled(makes_arrays=True)
     def read(frame_at: int, count: int) -> int:
         data = carray(address(frame_at, SLOT.data), size(frame_at, SLOT.data), np.uint8)
-        rows = carray(address(frame_at, SLOT.rows), (count, ATTRIBUTE_COUNT), np.int64)
+        rows = carray(address(frame_at, SLOT.rows), (count, width), np.int64)
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ F32 = NDArray[np.float32]
 # The columns of a payment's row that compiled code names. features/catalogue/attributes.py has all columns.
 TIME_MS, AMOUNT, AMOUNT_MINOR, UTC_OFFSET, DECLINED, COUNTRY = 0, 1, 2, 4, 5, 11
 # The public codes of attributes, which any process of any release makes alike: CODE_COUNT columns. The keyed identities
-# of texts (features/kernel/siphash.py) follow them.
+# of texts (features/kernel/siphash.py) follow them. Each declared field has two columns more, by its number n: its code
+# in ATTRIBUTE_COUNT + 2 * (n - 1), and next to it the identity of a text, or an amount in its own currency.
 CODE_COUNT, IDENTITY_COUNT = 13, 5
 ATTRIBUTE_COUNT = 18
 # Set in every identity. No public code has it, so that the two are never equal.
@@ -26,8 +27,10 @@ IDENTITY_BIT = 1 << 62
 OFFSET_ZERO, UTC_OFFSET_MINUTES_MAX = 1440, 1439
 # A country of two capital letters has a code from 1 to 676. A text that is no country has a larger code.
 COUNTRY_CODES = 26 * 26
-# Operators of conditions.
-EQUAL, DIFFERENT, AT_LEAST, BELOW = range(4)
+# The code of the number 0 in a declared field. All codes are above 0, and keep the order of their numbers.
+NUMBER_ZERO = 1 << 54
+# Operators of conditions. The last one is BELOW for an attribute that may be missing, which has code 0 then.
+EQUAL, DIFFERENT, AT_LEAST, BELOW, BELOW_IF_PRESENT = range(5)
 
 # Measures, in the order of paywarden.features.catalogue.expressions.Measure. The largest and
 # smallest amounts are stored plus one: 0 means no payment.

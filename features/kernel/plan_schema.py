@@ -34,6 +34,8 @@ class Head(NamedTuple):
     conditions_at: int
     places_at: int
     """The middles of countries, two numbers each; 0 if no feature needs a journey's speed."""
+    row_width: int
+    """How many numbers a payment's row has: ATTRIBUTE_COUNT, and two for each number of a declared field."""
 
 
 class PlanEntity(NamedTuple):

@@ -109,7 +109,7 @@ class FeatureEngine:
     ) -> AppliedEvents:
         """Returns one kind of entity's profiles after their events, and fills rows of `slots` as `events.row` says.
 
-        `attributes` holds the rows of the events' payments, shape (rows, ATTRIBUTE_COUNT). `states` holds the packed
+        `attributes` holds the rows of the events' payments, shape (rows, plan.row_width). `states` holds the packed
         profile of each group, None for an unknown entity. Raises UnreadableProfile.
         """
         current = list(states)
@@ -163,7 +163,7 @@ class FeatureEngine:
         return status, AppliedEvents([buffer[a:b] for a, b in itertools.pairwise(ends)], applied, int(late[0]))
 
     def vectors_of_slots(self, attributes: NDArray[np.int64], slots: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Returns vectors, shape (rows, features), from filled slots. `attributes`: shape (rows, ATTRIBUTE_COUNT)."""
+        """Returns vectors, shape (rows, features), from filled slots. `attributes`: shape (rows, plan.row_width)."""
         out = np.empty((len(attributes), self.plan.feature_count), dtype=np.float32)
         kernel.assemble_rows(self.plan.words, attributes, slots, self._values, out)
         return out
@@ -203,7 +203,7 @@ class FeatureEngine:
         function uses their content at the time of the call, keeps them alive, and raises UnreadableProfile.
         """
         entities, rows_max = self.plan.entity_count, len(attributes)
-        assert attributes.shape == (rows_max, kernel.ATTRIBUTE_COUNT)
+        assert attributes.shape == (rows_max, self.plan.row_width)
         assert out.shape == (rows_max, self.plan.feature_count)
         assert len(presence) >= rows_max * entities
         assert len(bounds) > rows_max * entities
@@ -286,7 +286,7 @@ class FeatureEngine:
         slots = self.new_slots(1)
         first = np.zeros(1, dtype=np.int64)
         events = Events(np.array([0, 1]), np.zeros(1, np.uint8), first, one, none, one, first)
-        attributes = np.ones((1, kernel.ATTRIBUTE_COUNT), dtype=np.int64)
+        attributes = np.ones((1, self.plan.row_width), dtype=np.int64)
         state = self.apply(0, events, attributes, [None], slots).states[0]
         self.vectors_of_slots(attributes, slots)
         presence = np.full(self.plan.entity_count, kernel.UNKNOWN, dtype=np.uint8)

@@ -133,7 +133,7 @@ def _sentence(entity: ListedEntity) -> str:
 def _bytes_after_one_payment(engine: FeatureEngine, entity: int) -> int:
     one, none, first = np.ones(1, np.int64), np.full(1, -1, np.int64), np.zeros(1, np.int64)
     events = Events(np.array([0, 1]), np.zeros(1, np.uint8), first, one, first, one, none)
-    attributes = np.full((1, kernel.ATTRIBUTE_COUNT), 10_000, dtype=np.int64)
+    attributes = np.full((1, engine.plan.row_width), 10_000, dtype=np.int64)
     # A time in 2025: tile numbers have as many bytes as in the coming years.
     attributes[0, kernel.TIME_MS] = 1_764_000_000_000
     return len(engine.apply(entity, events, attributes, [None], engine.new_slots(0)).states[0])

@@ -29,7 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.features import kernel
-from paywarden.features.catalogue.attributes import Condition, identity_column
+from paywarden.features.catalogue.attributes import Attribute, Condition, identity_column, row_width
+from paywarden.features.catalogue.checks import columns_of
 from paywarden.features.catalogue.countries import load_places
 from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.catalogue.expressions import (
@@ -52,6 +53,7 @@ from paywarden.features.catalogue.windows import DAY_MS
 from paywarden.features.kernel import plan_schema
 from paywarden.features.profiles.shape import MEASURES, Shape, TableShape, column_shape
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.payment_fields import TABLE_ALONE, PaymentFields
 
 # The kernel answers all conditions of a catalogue in one 64-bit number.
 CONDITIONS_MAX = 62
@@ -84,10 +86,17 @@ class Plan:
     """For each entity the columns of identities that its profiles take in."""
     key: IdentityKey = field(repr=False)
     """Makes identities of texts."""
+    fields: PaymentFields = TABLE_ALONE
+    """The fields of a payment."""
 
     @property
     def feature_count(self) -> int:
         return len(self.names)
+
+    @property
+    def row_width(self) -> int:
+        """Returns how many numbers a payment's row has."""
+        return row_width(self.fields)
 
     @property
     def entity_count(self) -> int:
@@ -196,6 +205,7 @@ def compile_plan(catalogue: Catalogue, key: IdentityKey = LAPTOP_KEY) -> Plan:
         condition_count=len(conditions),
         conditions_at=conditions_at,
         places_at=words.extend(load_places().ravel().tolist()) if travels else 0,
+        row_width=row_width(catalogue.payment.fields),
     )
     words.put(head_at, head)
     return Plan(
@@ -212,6 +222,7 @@ def compile_plan(catalogue: Catalogue, key: IdentityKey = LAPTOP_KEY) -> Plan:
         attribute_columns=tuple(sorted(_attributes_asked(catalogue, stored))),
         entity_identities=tuple(map(_identities, tables, memories)),
         key=key,
+        fields=catalogue.payment.fields,
     )
 
 
@@ -557,8 +568,19 @@ def _digest_of(catalogue: Catalogue) -> str:
     """Returns 16 hex digits that change with any feature and with the order of the features."""
     entities = [[entity.name, *entity.keys] for entity in catalogue.entities]
     features = [[feature.name, _described(feature.value)] for feature in catalogue.features]
-    text = json.dumps([entities, features], sort_keys=True, default=lambda item: item.value)
+    used = set().union(*(columns_of(feature.value) for feature in catalogue.features))
+    # Fields that no feature uses may come and go, and so may names: a field is its number and what its values mean.
+    fields = [_meaning_of(one) for one in catalogue.payment.attributes if used & {one.column, one.column + 1}]
+    parts = [entities, features, fields] if fields else [entities, features]
+    text = json.dumps(parts, sort_keys=True, default=lambda item: item.value)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _meaning_of(attribute: Attribute) -> list[object]:
+    if attribute.derived is not None:
+        return [type(attribute.derived).__name__, {**asdict(attribute.derived), "name": ""}]
+    assert attribute.field is not None
+    return [attribute.number, attribute.field.form.value, attribute.field.decimals]
 
 
 def _described(value: Expression) -> object:

@@ -305,7 +305,7 @@ def _features(
 ) -> tuple[FeatureValue, ...]:
     """Returns the features that use only this entity's profile, as a payment at that time would see them."""
     plan = engine.plan
-    row = np.zeros((1, kernel.ATTRIBUTE_COUNT), dtype=np.int64)
+    row = np.zeros((1, plan.row_width), dtype=np.int64)
     row[0, kernel.TIME_MS] = as_of_ms
     presence = np.full(plan.entity_count, kernel.ABSENT, dtype=np.uint8)
     presence[entity] = kernel.KNOWN

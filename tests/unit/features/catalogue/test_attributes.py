@@ -241,12 +241,12 @@ TEXT = "is compared with {!r}; it can be compared with a text that is not empty"
 COUNTRY = "is compared with {!r}; it can be compared with two capital letters"
 FLAG = "is compared with {!r}; it can be compared with True or False"
 NOTHING = "is compared with {!r}; it can be compared with nothing"
-ORDER = "is not an amount: only an amount is at least, or below, another"
+ORDER = "is no amount and no number: only these are at least, or below, another"
 WRONG: dict[str, tuple[Callable[[], Condition], str]] = {
     "an amount and a text": (lambda: attributes.amount >= "220", "amount " + AMOUNT.format("220")),  # type: ignore[operator]
-    "an amount and a fraction": (lambda: attributes.amount >= 0.5, "amount " + AMOUNT.format(0.5)),  # type: ignore[operator]
+    "an amount and a fraction": (lambda: attributes.amount >= 0.5, "amount " + AMOUNT.format(0.5)),
     "an amount and not a number": (
-        lambda: attributes.amount < float("nan"),  # type: ignore[operator]
+        lambda: attributes.amount < float("nan"),
         "amount " + AMOUNT.format(float("nan")),
     ),
     "an amount and less than nothing": (lambda: attributes.amount >= -1, "amount " + AMOUNT.format(-1)),
@@ -295,6 +295,10 @@ def test_an_invalid_comparison_is_refused_with_its_line() -> None:
 
 
 def test_every_kind_that_has_a_code_can_be_read_from_a_field() -> None:
-    assert {attribute.kind for attribute in ATTRIBUTES} == set(AttributeKind)
-    assert set(attributes.CODES) == set(AttributeKind) - {AttributeKind.TIME, AttributeKind.AMOUNT}
+    assert {attribute.kind for attribute in ATTRIBUTES} == set(AttributeKind) - {AttributeKind.NUMBER}
+    assert set(attributes.CODES) == set(AttributeKind) - {
+        AttributeKind.TIME,
+        AttributeKind.AMOUNT,
+        AttributeKind.NUMBER,
+    }
     assert all(isinstance(attribute, Attribute) for attribute in ATTRIBUTES)

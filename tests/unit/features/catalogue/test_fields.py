@@ -1,0 +1,187 @@
+"""The words for a project's own fields: what they refuse, and the row that a payment gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from paywarden.features import kernel
+from paywarden.features.catalogue import attributes, fields
+from paywarden.features.catalogue.attributes import DeclaredRow, declared_column, row_of, text_code
+from paywarden.features.catalogue.entity import Catalogue, Entity, request
+from paywarden.features.catalogue.fields import Payment
+from paywarden.features.catalogue.identity import LAPTOP_KEY
+from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.schemas.errors import Misconfigured
+
+CUSTOMER = fields.text("customer_id", 1, personal=True)
+PRODUCT = fields.category("product", 2, ["book", "phone"])
+WEIGHT = fields.decimal("weight", 3, unit="kg", least=-5, most=500, decimals=3)
+EMAIL = fields.email("buyer_email", 4)
+DOMAIN = fields.email_domain("buyer_domain", 5, of=EMAIL)
+NETWORK = fields.network("ip_network", 6, of=attributes.ip)
+FEE = fields.money("fee_minor", 7)
+GIFT = fields.flag("is_gift", 8)
+HOME = fields.coordinates("home", 9)
+BILLED = fields.country("billing_country", 11)
+OPENED = fields.time("account_opened_ms", 12)
+ITEMS = fields.integer("items", 13, unit="items", least=0, most=1000)
+BIN = fields.bin_number("bin", 14)
+PAYMENT = Payment(
+    CUSTOMER, PRODUCT, WEIGHT, EMAIL, DOMAIN, NETWORK, FEE, GIFT, HOME, BILLED, OPENED, ITEMS, BIN
+)  # fmt: skip
+VALUES: dict[str, Any] = {
+    "currency": "SEK",
+    "ip": "192.0.2.77",
+    "customer_id": "c-9",
+    "product": "phone",
+    "weight": 12.3455,
+    "buyer_email": "Ann@Example.COM",
+    "fee_minor": 250,
+    "is_gift": True,
+    "home_latitude": 52.5,
+    "home_longitude": -13.25,
+    "billing_country": "DE",
+    "account_opened_ms": 1_700_000_000_000,
+    "items": 3,
+    "bin": "45678901",
+}
+
+
+def pair(row: list[int], number: int) -> list[int]:
+    return row[declared_column(number) : declared_column(number) + 2]
+
+
+def test_each_field_has_its_two_columns_of_the_row() -> None:
+    declared = DeclaredRow(PAYMENT.fields, lambda amount, values: amount * 2 if values["currency"] == "SEK" else -1)
+    row = row_of(VALUES, event_time_ms=1, amount=2, amount_minor=3, declared=declared)
+    zero = kernel.NUMBER_ZERO
+    assert len(row) == declared.width == kernel.ATTRIBUTE_COUNT + 2 * 14
+    assert pair(row, 1) == [text_code("c-9"), LAPTOP_KEY.of("c-9")]
+    assert pair(row, 2) == [text_code("phone"), LAPTOP_KEY.of("phone")]
+    assert pair(row, 3) == [zero + 12346, 0]
+    # Nothing of an address but a keyed hash, which does not tell capital letters from small ones.
+    assert pair(row, 4) == [1, LAPTOP_KEY.of("ann@example.com")]
+    assert pair(row, 5) == [1, LAPTOP_KEY.of("example.com")]
+    assert pair(row, 6) == [1, LAPTOP_KEY.of("192.0.2.0/24")]
+    assert pair(row, 7) == [zero + 500, zero + 250]
+    assert pair(row, 8) == [2, 0]
+    assert pair(row, 9) == [zero + 52_500_000, 0]
+    assert pair(row, 10) == [zero - 13_250_000, 0]
+    assert pair(row, 11) == [83, 83]
+    assert pair(row, 12) == [zero + 1_700_000_000_000, 0]
+    assert pair(row, 13) == [zero + 3, 0]
+    assert pair(row, 14) == [text_code("45678901"), LAPTOP_KEY.of("45678901")]
+
+
+def test_a_field_that_is_missing_is_0() -> None:
+    declared = DeclaredRow(PAYMENT.fields, lambda amount, _: amount)
+    row = row_of({"currency": "EUR"}, event_time_ms=1, amount=2, amount_minor=3, declared=declared)
+    assert row[kernel.ATTRIBUTE_COUNT :] == [0] * 28
+
+
+def test_a_catalogue_uses_declared_fields_as_it_uses_the_others() -> None:
+    customer = Entity("customer", key="customer_id")
+    catalogue = Catalogue(
+        (customer,),
+        (
+            customer.count("heavy", "1d", where=WEIGHT >= 2.5),
+            customer.count("light", "1d", where=WEIGHT < 2.5),
+            request.holds("is_gift_card", GIFT),
+            request.category("product", PRODUCT, ["book", "phone"]),
+        ),
+        PAYMENT,
+    )
+    engine = FeatureEngine(catalogue)
+    rows = engine.plan.words  # The plan compiles.
+    assert len(rows)
+    assert engine.plan.row_width == kernel.ATTRIBUTE_COUNT + 28
+
+
+def conditions_met(catalogue: Catalogue, weight: float | None) -> list[float]:
+    engine = FeatureEngine(catalogue)
+    row = row_of(
+        {"weight": weight}, event_time_ms=1, amount=0, amount_minor=0,
+        declared=DeclaredRow(catalogue.payment.fields, lambda amount, _: amount),
+    )  # fmt: skip
+    vectors = engine.vectors_of_slots(np.array([row], dtype=np.int64), engine.new_slots(1))
+    return list(map(float, vectors[0]))
+
+
+@pytest.mark.parametrize(("weight", "wanted"), [(2.5, [1, 0]), (2.499, [0, 1]), (-5.0, [0, 1]), (500.0, [1, 0])])
+def test_numbers_are_compared_in_their_order(weight: float, wanted: list[float]) -> None:
+    features = request.holds("heavy", WEIGHT >= 2.5), request.holds("light", WEIGHT < 2.5)
+    assert conditions_met(Catalogue((Entity("card", "card_id"),), features, PAYMENT), weight) == wanted
+
+
+def test_the_digest_follows_the_meaning_of_fields_in_use_and_nothing_else() -> None:
+    card = Entity("card", "card_id")
+
+    def digest(*declared: Any, weight: attributes.Attribute = WEIGHT) -> str:
+        return FeatureEngine(Catalogue((card,), (request.holds("h", weight >= 2),), Payment(*declared))).plan.digest
+
+    finer = fields.decimal("weight", 3, unit="kg", least=-5, most=500, decimals=4)
+    renamed = fields.decimal("mass", 3, unit="kg", least=-5, most=500, decimals=3)
+    assert digest(WEIGHT) == digest(WEIGHT, PRODUCT) == digest(renamed, weight=renamed)
+    assert digest(WEIGHT) != digest(finer, weight=finer)
+
+
+WRONG: dict[str, tuple[Callable[[], object], str]] = {
+    "a name with capitals": (lambda: fields.text("Customer", 1), "a field's name is lower_case"),
+    "a name that payments have": (lambda: fields.text("card_id", 1), "every payment has a field of this name"),
+    "number 0": (lambda: fields.text("a", 0), "a field's number is 1 to 64, got 0"),
+    "a number over the limit": (lambda: fields.text("a", 65), "a field's number is 1 to 64, got 65"),
+    "coordinates at the end": (lambda: fields.coordinates("a", 64), "a field's number is 1 to 64, got 65"),
+    "a list with a value twice": (lambda: fields.category("a", 1, ["x", "x"]), "`among` lists 'x' twice"),
+    "a list that is a text": (lambda: fields.category("a", 1, "xy"), "`among` must list 1 to 4095 texts"),
+    "bounds the wrong way": (
+        lambda: fields.integer("a", 1, unit="days", least=5, most=1),
+        "least and most must be whole numbers, the first one smaller, got 5 and 1",
+    ),
+    "a number without a unit": (lambda: fields.integer("a", 1, unit=""), "unit must say what the number counts"),
+    "too many decimals": (
+        lambda: fields.decimal("a", 1, unit="kg", least=0, most=1, decimals=10),
+        "decimals must be 0 to 9, got 10",
+    ),
+    "a network of no address": (lambda: fields.network("a", 1, of=CUSTOMER), "`of` must be an address, such as ip"),
+    "a domain of no e-mail": (lambda: fields.email_domain("a", 1, of=CUSTOMER), "`of` must be an e-mail field"),
+    "a name twice": (
+        lambda: Payment(fields.text("a", 1), fields.text("a", 2)),
+        "the field 'a' is declared twice, first in test_fields.py:",
+    ),
+    "a number twice": (
+        lambda: Payment(fields.text("a", 1), fields.flag("b", 1)),
+        "'b' has the number 1, which 'a' has already",
+    ),
+    "a source that is not listed": (lambda: Payment(DOMAIN), "derives from 'buyer_email', which Payment does not list"),
+    "an attribute of every payment": (lambda: Payment(attributes.ip), "Payment takes fields of this file"),
+    "an address in a condition": (lambda: EMAIL == "ann@example.com", "has only keyed hashes"),
+    "a number and a text": (
+        lambda: WEIGHT >= "2",  # type: ignore[operator]
+        "weight is compared with '2'; it can be compared with a number from -5 to 500",
+    ),
+    "a number out of bounds": (lambda: WEIGHT >= 501, "it can be compared with a number from -5 to 500"),
+    "a feature of a field that the payment lacks": (
+        lambda: Catalogue((Entity("card", "card_id"),), (request.holds("h", WEIGHT >= 2),), Payment(CUSTOMER)),
+        "'h' uses a field, number 3, which payment lacks",
+    ),
+    "an entity of a field that the payment lacks": (
+        lambda: Catalogue((Entity("customer", "customer_id"),), (request.hour("hour"),)),
+        "payments have no key field 'customer_id'",
+    ),
+    "too many entities": (
+        lambda: Catalogue([Entity(f"e{n}", "card_id") for n in range(17)], (request.hour("hour"),)),
+        "there are 17 entities, at most 16",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_declaration_is_refused_with_its_line(case: str) -> None:
+    make, message = WRONG[case]
+    with pytest.raises(Misconfigured, match=r"^feature catalogue, test_fields\.py:[0-9]+: ") as refused:
+        make()
+    assert message in str(refused.value)
