@@ -51,6 +51,7 @@ from paywarden.features.catalogue.expressions import (
 from paywarden.features.catalogue.identity import LAPTOP_KEY, IdentityKey
 from paywarden.features.catalogue.windows import DAY_MS
 from paywarden.features.kernel import plan_schema
+from paywarden.features.profiles.keys import has_hashed_key
 from paywarden.features.profiles.shape import MEASURES, Shape, TableShape, column_shape
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.payment_fields import TABLE_ALONE, PaymentFields
@@ -570,7 +571,12 @@ def _digest_of(catalogue: Catalogue) -> str:
     features = [[feature.name, _described(feature.value)] for feature in catalogue.features]
     used = set().union(*(columns_of(feature.value) for feature in catalogue.features))
     # Fields that no feature uses may come and go, and so may names: a field is its number and what its values mean.
-    fields = [_meaning_of(one) for one in catalogue.payment.attributes if used & {one.column, one.column + 1}]
+    keys = {key for entity in catalogue.entities for key in entity.keys}
+    fields = [
+        [*_meaning_of(one), *(_meaning_in_keys(one) if one.name in keys else ())]
+        for one in catalogue.payment.attributes
+        if used & {one.column, one.column + 1} or one.name in keys
+    ]
     parts = [entities, features, fields] if fields else [entities, features]
     text = json.dumps(parts, sort_keys=True, default=lambda item: item.value)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -581,6 +587,13 @@ def _meaning_of(attribute: Attribute) -> list[object]:
         return [type(attribute.derived).__name__, {**asdict(attribute.derived), "name": ""}]
     assert attribute.field is not None
     return [attribute.number, attribute.field.form.value, attribute.field.decimals]
+
+
+def _meaning_in_keys(attribute: Attribute) -> list[object]:
+    """Returns what tells apart two ways to make keys of a field: a profile is found again only under its key."""
+    declared = attribute.field or attribute.derived
+    assert declared is not None
+    return ["hashed" if has_hashed_key(declared) else "plain"]
 
 
 def _described(value: Expression) -> object:

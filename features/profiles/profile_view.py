@@ -30,7 +30,7 @@ from paywarden.features.catalogue.expressions import (
 from paywarden.features.catalogue.windows import in_units
 from paywarden.features.kernel.varint import decode_zigzag
 from paywarden.features.profiles.engine import LAYOUT_VERSIONS, FeatureEngine
-from paywarden.features.profiles.keys import entity_key
+from paywarden.features.profiles.keys import entity_key, field_named, key_text
 from paywarden.features.profiles.money import REFERENCE_MINOR_DIGITS
 from paywarden.features.profiles.plan import Plan
 from paywarden.features.profiles.shape import MEASURES, ColumnShape, TableShape, decode_shape, numbers_of, shape_of
@@ -153,7 +153,10 @@ def typed_key(plan: Plan, text: str) -> tuple[int, bytes]:
     if "" in ids:
         raise Misconfigured(f"wanted {name}:{','.join(fields)}; {fields[ids.index('')]} is empty")
     try:
-        return entity, entity_key(name, ids)
+        shown = [
+            key_text(field_named(one, plan.fields), value, plan.key) for one, value in zip(fields, ids, strict=True)
+        ]
+        return entity, entity_key(name, shown)
     except UnicodeEncodeError:
         # A shell passes on bytes that are not UTF-8 in this form.
         raise Misconfigured(f"the id of a {name} must be UTF-8 text") from None

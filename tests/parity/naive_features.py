@@ -70,11 +70,28 @@ class Heard:
     weight: int | None = None
 
 
+# Texts of fields that a project declares: each tells its kind itself.
+
+
+class HashedText(str):
+    """A text whose code in sketches and memories is a keyed hash."""
+
+    __slots__ = ()
+
+
+class CountryText(str):
+    """A country."""
+
+    __slots__ = ()
+
+
 # The events so far, as tables.
 
 
 def tables_of(heard: Sequence[Heard]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Returns (payments, labels), each row with `arrival`, payment's time, amounts and fields, and `weight`."""
+    names = list(dict.fromkeys([*FIELDS, *(name for event in heard for name in event.payment.fields)]))
+    names = [name for name in names if name not in ("payment_id", "event_time_ms", "amount_minor")]
     rows: list[dict[str, object]] = [
         {
             "arrival": arrival,
@@ -82,12 +99,12 @@ def tables_of(heard: Sequence[Heard]) -> tuple[pd.DataFrame, pd.DataFrame]:
             "amount": event.payment.amount,
             "amount_minor": event.payment.amount_minor,
             "weight": event.weight,
-            **{name: event.payment.fields.get(name) for name in FIELDS},
+            **{name: event.payment.fields.get(name) for name in names},
         }
         for arrival, event in enumerate(heard)
     ]
     numbers = ["arrival", "time_ms", "amount", "amount_minor"]
-    table = pd.DataFrame(rows, columns=[*numbers, "weight", *FIELDS], dtype=object)
+    table = pd.DataFrame(rows, columns=[*numbers, "weight", *names], dtype=object)
     is_label = table["weight"].notna()
     payments, labels = table[~is_label], table[is_label]
     return payments.astype(dict.fromkeys(numbers, "int64")), labels.astype(dict.fromkeys([*numbers, "weight"], "int64"))
@@ -757,10 +774,10 @@ def _siphash(text: bytes) -> int:
 def _code(name: str, value: object) -> int:
     """Returns the number that stands for a text in hashes and decides between two values of one moment."""
     text = str(value)
-    if name in _KEYED:
+    if name in _KEYED or isinstance(value, HashedText):
         return _siphash(text.encode()) >> 2 | 1 << 62
     checksum = zlib.crc32(text.encode()) + 1
-    if name != "country":
+    if name != "country" and not isinstance(value, CountryText):
         return checksum
     if re.fullmatch("[A-Z]{2}", text):
         return 26 * (ord(text[0]) - ord("A")) + ord(text[1]) - ord("A") + 1

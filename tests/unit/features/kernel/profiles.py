@@ -114,7 +114,7 @@ def events_of(groups: Sequence[Sequence[Change]], *, with_rows: bool = False) ->
 def rows_of(groups: Sequence[Sequence[Change]]) -> NDArray[np.int64]:
     """The rows of attributes that `events_of` points to."""
     rows = [change.row for group in groups for change in group]
-    return np.array(rows, dtype=np.int64).reshape(-1, kernel.ATTRIBUTE_COUNT)
+    return np.array(rows, dtype=np.int64).reshape(-1, len(rows[0]) if rows else kernel.ATTRIBUTE_COUNT)
 
 
 def apply_groups(
@@ -171,7 +171,7 @@ def seen_by(engine: FeatureEngine, rows: Sequence[Sequence[int]], known: Sequenc
     ]
     packed = [states.get(name) or b"" for states in known for name in names]
     return Seen(
-        np.array(rows, dtype=np.int64).reshape(-1, kernel.ATTRIBUTE_COUNT),
+        np.array(rows, dtype=np.int64).reshape(-1, engine.plan.row_width),
         np.array(presence, dtype=np.uint8),
         np.frombuffer(bytearray(b"".join(packed)), dtype=np.uint8),
         np.concatenate(([0], np.cumsum([len(state) for state in packed]))).astype(np.int64),

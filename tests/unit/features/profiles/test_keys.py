@@ -12,9 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paywarden.features.catalogue import fields
+from paywarden.features.catalogue.attributes import ip
+from paywarden.features.catalogue.identity import LAPTOP_KEY, IdentityKey
 from paywarden.features.history.entity_columns import entity_column
 from paywarden.features.history.history import history_of_tables
-from paywarden.features.profiles.keys import SEPARATOR, entity_key
+from paywarden.features.profiles.keys import SEPARATOR, entity_key, hashed_id, key_maker
 from paywarden.features.stores.base import KEY_BYTES_MAX, split_key
 from paywarden.schemas.errors import InvalidEvent
 
@@ -163,3 +166,39 @@ def test_combinations_of_three_fields_of_millions_of_values_are_told_apart() -> 
     large: Any = Large(2**22)
     column = entity_column(large, "three", ["card_id", "merchant_id", "device_id"])
     assert column.store_keys() == [entity_key("three", [name] * 3) for name in ("first", "last")]
+
+
+CUSTOMER = fields.text("customer_id", 1)
+PERSON = fields.text("person_id", 2, personal=True)
+EMAIL = fields.email("buyer_email", 3)
+DOMAIN = fields.email_domain("buyer_domain", 4, of=EMAIL)
+NETWORK = fields.network("ip_network", 5, of=ip)
+DECLARED = fields.Payment(CUSTOMER, PERSON, EMAIL, DOMAIN, NETWORK).fields
+
+
+def made(names: tuple[str, ...], **values: str) -> bytes:
+    return key_maker("e", names, DECLARED, LAPTOP_KEY)(values)
+
+
+def test_a_key_of_a_personal_field_holds_a_keyed_hash_and_no_value() -> None:
+    assert made(("customer_id",), customer_id="c-9") == b"e:c-9"
+    assert made(("person_id",), person_id="c-9") == b"e:" + hashed_id(LAPTOP_KEY.of("c-9")).encode()
+    of_email = made(("buyer_email",), buyer_email="Ann@Example.com")
+    assert of_email == made(("buyer_email",), buyer_email="ann@example.com")
+    assert of_email == f"e:{LAPTOP_KEY.of('ann@example.com'):016x}".encode()
+    assert len(of_email) == 18
+    assert made(("buyer_domain",), buyer_email="Ann@Example.com") == f"e:{LAPTOP_KEY.of('example.com'):016x}".encode()
+    assert made(("ip_network",), ip="192.0.2.7") == f"e:{LAPTOP_KEY.of('192.0.2.0/24'):016x}".encode()
+    other = IdentityKey.of_bytes(b"another key here")
+    assert key_maker("e", ["person_id"], DECLARED, other)({"person_id": "c-9"}) != made(("person_id",), person_id="c-9")
+
+
+def test_a_combination_of_hidden_and_other_fields_has_one_key() -> None:
+    both = made(("customer_id", "buyer_email"), customer_id="c-9", buyer_email="ann@example.com")
+    assert both == f"e:c-9{SEPARATOR}{LAPTOP_KEY.of('ann@example.com'):016x}".encode()
+
+
+def test_a_payment_that_lacks_a_key_field_has_no_key() -> None:
+    assert made(("customer_id", "buyer_email"), customer_id="c-9") == b""
+    assert made(("ip_network",), ip="no address") == b""
+    assert made(("buyer_domain",)) == b""

@@ -1,0 +1,316 @@
+"""Random declarations: a project's fields, entities and features, and payments of them.
+
+    declaration = draw(declarations())
+    declaration.catalogue                the catalogue, in the words of features/catalogue
+    declaration.fields                   the fields of its payments (schemas/payment_fields.py)
+    declaration.oracle                   the same features, computed the naive way
+    payments = draw(declared_payments(declaration))
+    payments[0].values                   values by name, as every reader of payments takes them
+    declaration.row_of(payments[0])      the row that every reader must make of them
+    declaration.keys_of(payments[0])     the store keys of its entities
+    declaration.naive_of(payments[0])    the payment for the oracle
+
+Every kind of field is drawn. A field that is not required is sometimes missing; values repeat, since features are
+about values that come again.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from hypothesis import strategies as st
+
+from paywarden.features.catalogue import attributes
+from paywarden.features.catalogue import fields as declare
+from paywarden.features.catalogue.attributes import Attribute, AttributeKind, DeclaredRow, row_of
+from paywarden.features.catalogue.entity import Catalogue
+from paywarden.features.catalogue.identity import LAPTOP_KEY
+from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.features.profiles.keys import key_maker
+from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.payment_fields import AMOUNT_MINOR_MAX, DerivedField, Form, PaymentField, PaymentFields
+from tests.parity import naive_features as naive
+from tests.parity.features_worlds import AMOUNTS, DECLARED, FIELDS, RATES, SPANS_MS, Said, catalogues, moments
+
+NUMBERS = range(1, 65)
+FIELDS_MAX = 8
+ENTITIES_MAX = 16
+# Texts that payments have in common, for each form. Two spellings of an e-mail address are one address.
+_TEXTS: dict[Form, tuple[str, ...]] = {
+    Form.ID: ("a", "b", "C-3", "Zürich"),
+    Form.BIN: ("456789", "4567891", "51005100"),
+    Form.COUNTRY: ("DE", "FR", "US", "ZZ"),
+    Form.ADDRESS: ("192.0.2.7", "192.0.2.8", "198.51.100.1", "2001:db8::1", "2001:db8:0:9::2"),
+    Form.EMAIL: ("ann@example.com", "Ann@Example.COM", "bob@example.com", "carol@mail.example.org"),
+}
+_KEYS_OF_EVERY_PAYMENT = ("card_id", "merchant_id", "device_id", "ip", "mcc", "channel")
+
+
+@dataclass(frozen=True)
+class DeclaredPayment:
+    """A payment's values by name; a missing value is not there."""
+
+    values: Mapping[str, Any]
+
+    @property
+    def time_ms(self) -> int:
+        time_ms: int = self.values["event_time_ms"]
+        return time_ms
+
+
+@dataclass(frozen=True, eq=False)
+class Declaration:
+    """A project's declaration. `entities` are (name, key fields); `said` are the features, in naive attributes."""
+
+    payment: declare.Payment
+    entities: tuple[tuple[str, tuple[str, ...]], ...]
+    said: tuple[Said, ...]
+
+    @property
+    def fields(self) -> PaymentFields:
+        return self.payment.fields
+
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        words = types.SimpleNamespace(**{**vars(DECLARED), **{one.name: one for one in self.payment.attributes}})
+        return Catalogue(*self._read(words), self.payment)
+
+    @cached_property
+    def oracle(self) -> naive.Catalogue:
+        more = {one.name: naive.Attribute(one.name) for one in self.payment.attributes}
+        return naive.Catalogue(*self._read(types.SimpleNamespace(**{**vars(naive.WORDS), **more})))
+
+    @cached_property
+    def engine(self) -> FeatureEngine:
+        return FeatureEngine(self.catalogue)
+
+    def row_of(self, payment: DeclaredPayment) -> tuple[int, ...]:
+        """Returns the payment's row, made the slow way."""
+        values = payment.values
+        row = row_of(
+            values,
+            event_time_ms=payment.time_ms,
+            amount=_converted(values["amount_minor"], values),
+            amount_minor=values["amount_minor"],
+            declared=DeclaredRow(self.fields, _converted),
+        )
+        return tuple(row)
+
+    def keys_of(self, payment: DeclaredPayment) -> dict[str, bytes]:
+        """Returns the store key of each entity that the payment has, by the entity's name."""
+        keys = {name: make(payment.values) for name, make in self._key_makers.items()}
+        return {name: key for name, key in keys.items() if key}
+
+    def naive_of(self, payment: DeclaredPayment) -> naive.Payment:
+        """Returns the payment as the oracle takes it: texts that tell their kind, and numbers as features see them."""
+        values = payment.values
+        said: dict[str, object] = dict.fromkeys(one.name for one in self.payment.attributes)
+        said |= {field.name: _naive_value(field, values) for field in self.fields.declared if field.name in values}
+        said |= {one.name: _naive_derived(one, values) for one in self.fields.derived if values.get(one.of)}
+        amount = _converted(values["amount_minor"], values)
+        return naive.Payment(payment.time_ms, amount, values["amount_minor"], {**values, **said})
+
+    @cached_property
+    def _key_makers(self) -> dict[str, Callable[[Mapping[str, Any]], bytes]]:
+        return {name: key_maker(name, keys, self.fields, LAPTOP_KEY) for name, keys in self.entities}
+
+    def _read(self, words: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """Returns the entities and features, read with the words of one of the two languages."""
+        entities = {name: words.Entity(name, key=keys[0] if len(keys) == 1 else keys) for name, keys in self.entities}
+        spoken = {"request": words.request, **entities}
+        features = [words.request.amount("amount"), *(feature.read(words, spoken) for feature in self.said)]
+        return tuple(entities.values()), tuple(features)
+
+
+def _converted(amount_minor: int, values: Mapping[str, Any]) -> int:
+    return RATES.convert(amount_minor, values["currency"], values["event_time_ms"])
+
+
+def _naive_value(field: PaymentField, values: Mapping[str, Any]) -> object:
+    value = values[field.name]
+    if field.form is Form.COUNTRY:
+        return naive.CountryText(value)
+    if field.is_text:
+        return naive.HashedText(value.lower() if field.form is Form.EMAIL else value)
+    if field.form is Form.MONEY:
+        return _converted(value, values)
+    # A number as it is kept: to the field's digits after the point.
+    return round(value * 10.0**field.decimals) / 10**field.decimals if field.is_decimal else value
+
+
+def _naive_derived(field: DerivedField, values: Mapping[str, Any]) -> object:
+    source = values[field.of]
+    if "@" in source:
+        return naive.HashedText(source.split("@")[-1].lower())
+    address = ipaddress.ip_address(source)
+    bits = field.bits if address.version == 4 else field.bits_v6  # type: ignore[union-attr]
+    width = 32 if address.version == 4 else 128
+    first = int(address) >> width - bits << width - bits
+    return naive.HashedText(f"{type(address)(first)}/{bits}")
+
+
+# Fields.
+
+
+@st.composite
+def _payments(draw: st.DrawFn, fields_max: int) -> declare.Payment:
+    """Draws a list of fields with numbers of any order, and gaps between them."""
+    count = draw(st.integers(1, fields_max))
+    numbers = draw(st.lists(st.sampled_from(NUMBERS), min_size=count, max_size=count, unique=True))
+    listed: list[Attribute | declare.Coordinates] = []
+    for place, number in enumerate(numbers):
+        listed.append(_field(draw, f"x{place}", number, listed))
+    try:
+        return declare.Payment(*listed)
+    except Misconfigured:
+        # The second number of coordinates is taken: without them, then.
+        return declare.Payment(*(one for one in listed if not isinstance(one, declare.Coordinates)))
+
+
+def _field(draw: st.DrawFn, name: str, number: int, others: Sequence[Any]) -> Attribute | declare.Coordinates:
+    options: dict[str, bool] = {"required": draw(st.booleans()), "personal": draw(st.booleans())}
+    addresses, emails = (
+        [one for one in others if isinstance(one, Attribute) and one.field is not None and one.field.form is form]
+        for form in (Form.ADDRESS, Form.EMAIL)
+    )
+    kinds = ["text", "category", "bin", "country", "address", "email", "integer", "decimal", "money", "time", "flag"]
+    kinds += ["coordinates", "network", *(["domain"] if emails else [])]
+    kind = draw(st.sampled_from(kinds))
+    if kind == "text":
+        return declare.text(name, number, size_max=draw(st.integers(8, 256)), **options)
+    if kind == "category":
+        return declare.category(name, number, ["a", "b"], **options)
+    if kind == "bin":
+        return declare.bin_number(name, number, required=options["required"])
+    if kind == "email":
+        return declare.email(name, number, required=options["required"])
+    if kind == "network":
+        of = draw(st.integers(0, len(addresses)))
+        bits = {"bits": draw(st.integers(8, 32)), "bits_v6": draw(st.integers(16, 128))}
+        return declare.network(name, number, of=[attributes.ip, *addresses][of], **bits)
+    if kind == "domain":
+        return declare.email_domain(name, number, of=emails[draw(st.integers(0, len(emails) - 1))])
+    if kind == "coordinates":
+        return declare.coordinates(name, min(number, 63), **options)
+    if kind in ("integer", "decimal"):
+        least = draw(st.integers(-1000, 1000))
+        bounds = {"unit": "units", "least": least, "most": least + draw(st.integers(1, 10_000))}
+        if kind == "integer":
+            return declare.integer(name, number, **bounds, **options)  # type: ignore[arg-type]
+        return declare.decimal(name, number, decimals=draw(st.integers(0, 6)), **bounds, **options)  # type: ignore[arg-type]
+    plain = {
+        "country": declare.country,
+        "address": declare.address,
+        "money": declare.money,
+        "time": declare.time,
+        "flag": declare.flag,
+    }
+    return plain[kind](name, number, **options)
+
+
+# Features: those of features_worlds, with other entities and with declared fields in place of some attributes.
+
+
+@st.composite
+def declarations(
+    draw: st.DrawFn, *, fields_max: int = FIELDS_MAX, entities_max: int = 5, features_max: int = 6
+) -> Declaration:
+    """Draws declarations. Entities have one or two key fields each, declared and derived ones among them."""
+    payment = draw(_payments(fields_max))
+    keys = [*_KEYS_OF_EVERY_PAYMENT, *(one.name for one in payment.attributes if one.kind is AttributeKind.TEXT)]
+    choices = st.lists(st.sampled_from(keys), min_size=1, max_size=2, unique=True).map(tuple)
+    chosen = draw(st.lists(choices, min_size=1, max_size=entities_max, unique=True))
+    entities = tuple((f"e{place}", names) for place, names in enumerate(chosen))
+    said = tuple(_with_fields(draw, one, payment, entities) for one in draw(catalogues(features_max)))
+    said += tuple(
+        Said(f"holds{place}", "request", "holds", (condition,), ())
+        for place, condition in enumerate(draw(st.lists(_conditions(payment), max_size=2)))
+    )
+    return Declaration(payment, entities, said)
+
+
+def _with_fields(
+    draw: st.DrawFn, said: Said, payment: declare.Payment, entities: Sequence[tuple[str, tuple[str, ...]]]
+) -> Said:
+    """Returns a feature of the shared worlds as one of these entities, and often about declared fields."""
+    entity, _ = draw(st.sampled_from(entities))
+    texts = [one.name for one in payment.attributes if one.kind in (AttributeKind.TEXT, AttributeKind.COUNTRY)]
+
+    def changed(argument: object) -> object:
+        if isinstance(argument, naive.Attribute) and argument.name != "declined" and texts and draw(st.booleans()):
+            return naive.Attribute(draw(st.sampled_from(texts)))
+        is_condition = isinstance(argument, naive.Condition) or getattr(argument, "name", "") == "declined"
+        return draw(_conditions(payment)) if is_condition and draw(st.booleans()) else argument
+
+    arguments = tuple(map(changed, said.arguments))
+    return replace(
+        said, entity=entity, arguments=arguments, options=tuple((name, changed(one)) for name, one in said.options)
+    )
+
+
+def _conditions(payment: declare.Payment) -> st.SearchStrategy[object]:
+    """Draws conditions about declared fields; about the channel where none can be asked."""
+    asked = [_conditions_on(one) for one in payment.attributes if one.has_public_code]
+    return st.one_of(st.builds(naive.Condition, st.just("channel"), st.just("=="), st.just("ecom")), *asked)
+
+
+def _conditions_on(one: Attribute) -> st.SearchStrategy[object]:
+    assert one.field is not None
+    if one.kind is AttributeKind.NUMBER:
+        return st.builds(naive.Condition, st.just(one.name), st.sampled_from([">=", "<", "=="]), _kept(one.field))
+    values = st.booleans() if one.kind is AttributeKind.FLAG else st.sampled_from(_TEXTS[one.field.form])
+    return st.builds(naive.Condition, st.just(one.name), st.sampled_from(["==", "!="]), values)
+
+
+# Payments.
+
+
+def values_of(field: PaymentField) -> st.SearchStrategy[Any]:
+    """Draws values that a declared field takes."""
+    if field.is_text:
+        return st.sampled_from(_TEXTS[field.form])
+    if field.form is Form.FLAG:
+        return st.booleans()
+    if field.is_decimal:
+        # Values between two that can be kept, too: they are rounded.
+        scale = 10**field.decimals
+        finer = st.floats(field.minimum / scale, field.maximum / scale)
+        return st.one_of(_kept(field), finer, st.sampled_from([field.minimum / scale, field.maximum / scale]))
+    return _kept(field)
+
+
+def _kept(field: PaymentField) -> st.SearchStrategy[Any]:
+    """Draws numbers of a field as they are kept: few, so that conditions meet them."""
+    if field.form is Form.MONEY:
+        return AMOUNTS
+    span = min(field.maximum - field.minimum, 10_000)
+    edges = st.sampled_from([field.minimum, field.minimum + span // 2, field.maximum])
+    whole = st.one_of(edges, st.integers(field.minimum, field.minimum + span))
+    return whole.map(lambda number: number / 10**field.decimals) if field.is_decimal else whole
+
+
+def _present(field: PaymentField) -> st.SearchStrategy[Any]:
+    return values_of(field) if field.is_required else st.one_of(st.none(), values_of(field), values_of(field))
+
+
+@st.composite
+def declared_payments(
+    draw: st.DrawFn, declaration: Declaration, *, count_min: int = 1, count_max: int = 8
+) -> list[DeclaredPayment]:
+    """Draws payments of a declaration in order of time. Their ids are p0, p1, …"""
+    span_ms = draw(st.sampled_from(SPANS_MS))
+    times = sorted(draw(st.lists(moments(span_ms), min_size=count_min, max_size=count_max)))
+    own = st.fixed_dictionaries({field.name: _present(field) for field in declaration.fields.declared})
+    ips = st.sampled_from([None, *_TEXTS[Form.ADDRESS]])
+    payments = []
+    for place, time_ms in enumerate(times):
+        values = {"payment_id": f"p{place}", "event_time_ms": time_ms, "amount_minor": draw(AMOUNTS)}
+        values |= {**draw(FIELDS), "ip": draw(ips), **draw(own)}
+        payments.append(DeclaredPayment({name: value for name, value in values.items() if value is not None}))
+    assert all(payment.values["amount_minor"] <= AMOUNT_MINOR_MAX for payment in payments)
+    return payments
