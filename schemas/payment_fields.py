@@ -15,7 +15,9 @@ No text may be a card number. For `card_id`, any 13 to 19 digits with a right ch
 the digits must also begin as the numbers of a card network do: one in ten numbers has a right check digit by chance,
 and order numbers and acquirers' merchant numbers are such numbers.
 
-Readers differ in what `PaymentField.differs` says, and in nothing else.
+Readers differ in what `PaymentField.differs` says, and in what they make of a field that nobody declared. A JSON
+request with one is refused, or read without it (`[limits] unknown_fields`). Protobuf and Avro know fields by number or
+by schema, and ignore the others. Readers differ in nothing else.
 
 A project declares fields of its own besides these (features/catalogue/fields.py). `PaymentFields` holds both:
 
@@ -27,7 +29,6 @@ from __future__ import annotations
 
 import enum
 import ipaddress
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -176,7 +177,9 @@ class PaymentField:
         if self.form is Form.ADDRESS:
             return is_address
         if self.is_decimal:
-            return lambda value: math.isfinite(value) and least <= self.scaled(value) <= most
+            # A finite value may be infinite in units of its last digit, and then it has no whole number.
+            largest = 2.0 * WHOLE_MAX / 10.0**self.decimals
+            return lambda value: abs(value) <= largest and least <= self.scaled(value) <= most
         if self.form is Form.CARD_TOKEN:
             # Most tokens begin with a letter.
             return lambda text: _is_id(text, most) and (text[0].isalpha() or not looks_like_card_number(text))

@@ -329,7 +329,7 @@ def _refusals(attempts: Iterable[Callable[[], object]]) -> list[str]:
 
 def _vocabulary(catalogue: Catalogue, lists: Mapping[str, frozenset[str]] | None) -> Vocabulary:
     flags = flags_of(entity.name for entity in catalogue.entities)
-    return Vocabulary(catalogue.features, flags, lists or {})
+    return Vocabulary(catalogue.features, flags, lists or {}, catalogue.payment.fields)
 
 
 def _check_reason_features_max(settings: PolicySettings) -> None:

@@ -17,6 +17,13 @@ Example: the condition above becomes a function like this one.
 With mcc 7995 in the list, amount 60_000 and card_count_1h 6 it is true. With a missing card_count_1h (NaN) it is false.
 
 Names are the payment's fields, `amount` and all other features of the catalogue, `score`, `flags` and `lists.NAME`.
+Fields that a project declares are names as well, also those that derive from others; a flag is a condition by itself:
+
+    is_gift and buyer_domain in lists.disposable and shipping_fee > 20_00
+
+A field's name means the field, also where a feature has the same name. Of an e-mail address a condition can ask only
+whether it is missing: a policy would hold addresses otherwise, and a replay has keyed hashes of them alone.
+
 Money is in minor units, as everywhere: 500 euros are `500_00`. A fraction such as 500.00 next to money is refused. A
 number compared with a feature is rounded to float32, like the feature itself.
 
@@ -41,6 +48,8 @@ import numpy as np
 
 from paywarden.features.catalogue.expressions import Feature
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.payment_fields import TABLE_ALONE, Form, PaymentField
+from paywarden.schemas.payment_fields import PaymentFields as KnownFields
 
 # These keep conditions readable, and limit the work of parser and compiler.
 TEXT_LENGTH_MAX = 1000
@@ -85,6 +94,7 @@ class _Kind(Enum):
     NUMBER = "a number"
     TEXT = "a text"
     YES_NO = "a yes or no"
+    EMAIL = "an e-mail address"
     TEXTS = "a list of texts"
     NUMBERS = "a list of numbers"
     FLAGS = "the flags"
@@ -105,7 +115,13 @@ class _Part:
 class Vocabulary:
     """The names that conditions may use: fields, features in the order of the vector, flags and lists."""
 
-    def __init__(self, features: Iterable[Feature], flags: Iterable[str], lists: Mapping[str, frozenset[str]]) -> None:
+    def __init__(
+        self,
+        features: Iterable[Feature],
+        flags: Iterable[str],
+        lists: Mapping[str, frozenset[str]],
+        fields: KnownFields = TABLE_ALONE,
+    ) -> None:
         self.flags, self.lists = tuple(flags), lists
         self.parts: dict[str, _Part] = {}
         for number, feature in enumerate(features):
@@ -113,8 +129,10 @@ class Vocabulary:
             self.parts[feature.name] = _Part(
                 _Kind.NUMBER, item, is_money=feature.unit == "minor units", is_feature=True
             )
-        for field in TEXT_FIELDS:
-            self.parts[field] = _Part(_Kind.TEXT, _field(field))
+        for declared in fields.declared:
+            self.parts[declared.name] = _declared_part(declared)
+        for name in (*TEXT_FIELDS, *(derived.name for derived in fields.derived)):
+            self.parts[name] = _Part(_Kind.TEXT, _field(name))
         self.parts |= {
             "event_time_ms": _Part(_Kind.NUMBER, _field("event_time_ms"), is_whole=True),
             "amount_minor": _Part(_Kind.NUMBER, _field("amount_minor"), is_whole=True, is_money=True),
@@ -265,8 +283,12 @@ class _Translation:
         if not fewest <= len(node.args) <= most:
             raise self._wrong(node, f"{name} takes {fewest if fewest == most else f'{fewest} to {most}'} arguments")
         if name == "missing":
-            part = self._of_kind(node.args[0], _Kind.NUMBER, _Kind.TEXT)
-            if part.kind is _Kind.TEXT:
+            part = self._part(node.args[0])
+            if part.kind is _Kind.YES_NO and isinstance(part.node, ast.Attribute):
+                return _Part(_Kind.YES_NO, ast.Compare(part.node, [ast.Is()], [ast.Constant(None)]))
+            if part.kind not in (_Kind.NUMBER, _Kind.TEXT, _Kind.EMAIL):
+                raise self._wrong(node.args[0], f"wanted a number or a text, got {part.kind.value}")
+            if part.kind is not _Kind.NUMBER:
                 return _Part(_Kind.YES_NO, ast.Compare(part.node, [ast.Eq()], [ast.Constant("")]))
             return _Part(_Kind.YES_NO, _call("is_missing", part.node))
         parts = [_as_float(self._of_kind(argument, _Kind.NUMBER)) for argument in node.args]
@@ -285,6 +307,9 @@ class _Translation:
             return self._membership(nodes, left, operator, right)
         if isinstance(operator, ast.Is | ast.IsNot):
             raise self._wrong(nodes[0], "two things are compared with == or !=, not with is")
+        for part, place in ((left, nodes[0]), (right, nodes[1])):
+            if part.kind is _Kind.EMAIL:
+                raise self._wrong(place, _NO_EMAILS)
         if left.kind is not right.kind or left.kind not in (_Kind.NUMBER, _Kind.TEXT):
             raise self._wrong(nodes[1], f"{left.kind.value} cannot be compared with {right.kind.value}")
         if left.kind is _Kind.TEXT:
@@ -308,6 +333,8 @@ class _Translation:
         raise self._wrong(nodes[1], "texts have no order: they are compared with ==, != and in")
 
     def _membership(self, nodes: list[ast.expr], left: _Part, operator: ast.cmpop, right: _Part) -> ast.expr:
+        if left.kind is _Kind.EMAIL:
+            raise self._wrong(nodes[0], _NO_EMAILS)
         if right.kind is _Kind.FLAGS:
             if not isinstance(left.constant, str) or left.constant not in self._vocabulary.flags:
                 hint = _close(str(left.constant), self._vocabulary.flags)
@@ -415,6 +442,7 @@ _HELPERS: Mapping[str, Callable[..., Any]] = {
     "text_not_in": _text_not_in,
     "number_not_in": _number_not_in,
 }
+_NO_EMAILS = "an e-mail address cannot be compared, only its domain (email_domain), or be asked for with missing(x)"
 # The fewest and the most arguments of each function.
 _FUNCTIONS = {"abs": (1, 1), "min": (2, 8), "max": (2, 8), "missing": (1, 1)}
 _SPOKEN: Mapping[type[ast.AST], str] = {
@@ -438,6 +466,18 @@ def _name(name: str) -> ast.Name:
 
 def _field(name: str) -> ast.Attribute:
     return ast.Attribute(_name("payment"), name, ast.Load())
+
+
+def _declared_part(field: PaymentField) -> _Part:
+    """Returns the part of a declared field. A missing number is NaN, a missing text empty, a missing flag None."""
+    node = _field(field.name)
+    if field.form is Form.EMAIL:
+        return _Part(_Kind.EMAIL, node)
+    if field.is_text:
+        return _Part(_Kind.TEXT, node)
+    if field.form is Form.FLAG:
+        return _Part(_Kind.YES_NO, node)
+    return _Part(_Kind.NUMBER, node, is_whole=field.is_number, is_money=field.form is Form.MONEY)
 
 
 def _call(helper: str, *arguments: ast.expr) -> ast.Call:

@@ -308,14 +308,16 @@ class MicroBatcher:
                     continue
                 try:
                     if call.is_batch:
-                        batch = call.form.take_batch(call.payload, self._intake.limits.batch_size_max)
+                        batch = call.form.take_batch(
+                            call.payload, self._intake.limits.batch_size_max, self._intake.schema
+                        )
                         batches.append(range(len(requests), len(requests) + len(batch)))
                         self._rates.give_back(call.caller, _weight_of_batch(call) - len(batch))
                         requests += batch
                         callers += [call.caller] * len(batch)
                         counts.append(len(batch))
                     else:
-                        requests.append(call.form.take(call.payload))
+                        requests.append(call.form.take(call.payload, self._intake.schema))
                         callers.append(call.caller)
                         counts.append(1)
                 except InvalidEvent as error:

@@ -32,7 +32,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from paywarden.features.kernel import ABSENT, AMOUNT, ATTRIBUTE_COUNT, KNOWN, UNKNOWN
+from paywarden.features.kernel import ABSENT, AMOUNT, KNOWN, UNKNOWN
 from paywarden.features.profiles.engine import FeatureEngine, UnreadableProfile
 from paywarden.models.policy.policy import (
     ACTIONS,
@@ -108,7 +108,7 @@ class PaymentScorer:
         self._mirror_is_foreign = False
         self._entities = entities = plan.entity_count
         self._names = plan.entity_names
-        self._rows: NDArray[np.int64] = np.zeros((ROWS_MAX, ATTRIBUTE_COUNT), dtype=np.int64)
+        self._rows: NDArray[np.int64] = np.zeros((ROWS_MAX, plan.row_width), dtype=np.int64)
         self._vectors: NDArray[np.float32] = np.empty((ROWS_MAX, plan.feature_count), dtype=np.float32)
         self._score_vectors = models.bind(self._vectors)
         self._no_presence = np.zeros(ROWS_MAX * entities, dtype=np.uint8)
@@ -324,7 +324,7 @@ class PaymentScorer:
         """Ask the policy about one payment; returns its tail's number. `others` gets actions other than "approve"."""
         facts, vector = self._facts, self._vectors[row]
         if self._policy.has_conditions:
-            facts.payment, facts.amount, facts.vector = payments[row], int(self._rows[row, AMOUNT]), vector
+            facts.payment, facts.amount, facts.vector = payments.facts_of(row), int(self._rows[row, AMOUNT]), vector
         facts.score, facts.flags = score, flags
         action, reasons = self._policy.decide(facts)
         if action != ACTIONS[APPROVE]:

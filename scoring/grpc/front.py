@@ -18,6 +18,7 @@ import socket
 import time
 from collections.abc import Callable
 
+from paywarden.schemas.payment_fields import TABLE_ALONE, PaymentFields
 from paywarden.scoring.engine.batcher import MicroBatcher, Refusal
 from paywarden.scoring.grpc.calls import CallKind, Method
 from paywarden.scoring.grpc.connection import GrpcConnection
@@ -36,7 +37,7 @@ class GrpcServer:
     """Serves one worker's listeners.
 
     `caller_of` gets a call's `authorization` metadata. It returns the caller's name, or None when he may not call.
-    Without it all may call, and have no names.
+    Without it all may call, and have no names. `fields` are those of a request, which reflection shows.
     """
 
     def __init__(
@@ -46,10 +47,12 @@ class GrpcServer:
         settings: GrpcSettings,
         metrics: GrpcMetrics,
         caller_of: Callable[[bytes | None], bytes | None] | None = None,
+        fields: PaymentFields = TABLE_ALONE,
         now_s: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.batcher, self.settings, self.now_s = batcher, settings, now_s
         self.caller_of = caller_of or (lambda _: b"")
+        self._fields = fields
         self.deadline_s = batcher.settings.deadline_ms / 1000
         self.arriving_bytes = 0
         self.health = GrpcHealth(self._is_serving)
@@ -127,7 +130,7 @@ class GrpcServer:
             connection.look(now)
 
     def _make_methods(self, metrics: GrpcMetrics) -> dict[bytes, Method]:
-        settings, reflection = self.settings, Reflection()
+        settings, reflection = self.settings, Reflection(self._fields)
         small = settings.service_message_bytes_max
 
         def counts(name: str) -> dict[str, Counter]:

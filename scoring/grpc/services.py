@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FileDescriptor
 from google.protobuf.message import DecodeError
 
-from paywarden.schemas.proto import health_pb2, reflection_pb2, reflection_v1alpha_pb2, scoring_pb2
+from paywarden.schemas.payment_fields import TABLE_ALONE, PaymentFields
+from paywarden.schemas.proto import health_pb2, reflection_pb2, reflection_v1alpha_pb2
+from paywarden.schemas.request_proto import request_file
 from paywarden.scoring.engine.batcher import INVALID_ARGUMENT, Refusal
 from paywarden.scoring.grpc.messages import CODES
 
@@ -23,8 +25,7 @@ HEALTH = "grpc.health.v1.Health"
 # The same messages under two names: some tools ask for the newer first, others know only the older.
 REFLECTIONS = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 
-_FILES: Sequence[FileDescriptor] = (
-    scoring_pb2.DESCRIPTOR,
+_OTHER_FILES: Sequence[FileDescriptor] = (
     health_pb2.DESCRIPTOR,
     reflection_pb2.DESCRIPTOR,
     reflection_v1alpha_pb2.DESCRIPTOR,
@@ -85,11 +86,13 @@ def render_status(status: _Status) -> bytes:
 class Reflection:
     """grpc.reflection, v1 and v1alpha. It shows the .proto files of the public services and no internal ones."""
 
-    def __init__(self) -> None:
-        self._files: Mapping[str, bytes] = {file.name: file.serialized_pb for file in _FILES}
-        self._file_of: Mapping[str, str] = {name: file.name for file in _FILES for name in _symbols(file)}
+    def __init__(self, fields: PaymentFields = TABLE_ALONE) -> None:
+        """`fields` are those of a request in this deployment."""
+        files = (request_file(fields), *_OTHER_FILES)
+        self._files: Mapping[str, bytes] = {file.name: file.serialized_pb for file in files}
+        self._file_of: Mapping[str, str] = {name: file.name for file in files for name in _symbols(file)}
         self._messages = frozenset(
-            message.full_name for file in _FILES for message in file.message_types_by_name.values()
+            message.full_name for file in files for message in file.message_types_by_name.values()
         )
         self._list = reflection_pb2.ListServiceResponse(
             service=[reflection_pb2.ServiceResponse(name=name) for name in (SCORING, HEALTH, *REFLECTIONS)]

@@ -11,6 +11,8 @@
    that hold nothing else. A body that it leaves out is written anew from its parsed message, without unknown fields.
    Otherwise a caller could put bytes into the outbox that its reader cannot parse.
 
+With fields of a project the body for the outbox ends where these begin: no declared field is kept (schema.py).
+
 The compiled loop reads JSON requests too, from the bytes that the outbox will keep. To make a row from the values in
 Python takes five times as long as to serialise them and read them back with the compiled loop.
 """
@@ -26,8 +28,9 @@ from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.scoring.requests.fast_requests import ROWS_MAX, FastRequests
 from paywarden.scoring.requests.format import ParsedRequest, TakenRequest
 from paywarden.scoring.requests.payments import CheckedPayments, joined
-from paywarden.scoring.requests.protobuf_form import canonical, parse
+from paywarden.scoring.requests.protobuf_form import canonical, kept_of, parse
 from paywarden.scoring.requests.request_rows import RequestRows
+from paywarden.scoring.requests.schema import RequestSchema
 from paywarden.scoring.requests.validation import RequestLimits, RequestRules
 
 
@@ -37,7 +40,9 @@ class RequestDecoder:
     def __init__(self, plan: Plan, rates: RateTable, limits: RequestLimits) -> None:
         self.limits = limits
         """The limits that every request is checked against."""
-        self._rules = RequestRules(limits, rates.currencies)
+        self.schema = RequestSchema(plan.fields, ignores_unknown=limits.unknown_fields == "ignore")
+        """The fields that every request may have."""
+        self._rules = RequestRules(limits, rates.currencies, self.schema)
         self._entities = plan.entity_count
         self._rows = RequestRows(plan, rates, ROWS_MAX)
         self._fast = FastRequests(plan, rates, limits, self._rows.attributes)
@@ -62,18 +67,24 @@ class RequestDecoder:
         """Read at most ROWS_MAX requests."""
         bodies = [request if isinstance(request, bytes) else request.body for request in requests]
         is_usual, keys, ids = self._fast.read(bodies, now_ms)
+        sent: list[bytes] | None = None
+        if self.schema.has_declared:
+            sent, bodies = bodies, self._fast.kept(bodies)
         errors: dict[int, InvalidEvent] = {}
         if 0 in is_usual:
             for index in (index for index, usual in enumerate(is_usual) if not usual):
                 try:
-                    message, bodies[index] = self._checked(requests[index], now_ms)
+                    message, body = self._checked(requests[index], now_ms)
                     self._rows.write(index, message)
                 except InvalidEvent as error:
                     errors[index] = error
                     continue
+                bodies[index] = body
+                if sent is not None:
+                    sent[index], bodies[index] = body, kept_of(body)
                 ids[index] = message.payment_id.encode()
                 keys[index * self._entities : (index + 1) * self._entities] = self._rows.keys_of(message)
-        payments = CheckedPayments(bodies, ids, keys, self._rows.attributes[: len(bodies)])
+        payments = CheckedPayments(bodies, ids, keys, self._rows.attributes[: len(bodies)], sent, self.schema)
         if errors:
             payments = payments.chosen([index for index in range(len(bodies)) if index not in errors])
         return payments, errors
@@ -83,6 +94,6 @@ class RequestDecoder:
         if isinstance(request, ParsedRequest):
             self._rules.check_values(request.values, now_ms)
             return request.message, request.body
-        message = parse(request)
+        message = parse(request, self.schema)
         self._rules.check(message, now_ms)
         return message, canonical(message)

@@ -21,29 +21,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.features import kernel
-from paywarden.features.catalogue.attributes import ATTRIBUTES, CODES, KEYED, identity_column
+from paywarden.features.catalogue.attributes import CODES, KEYED, declared_column, identity_column
 from paywarden.features.kernel.frame import Frame
 from paywarden.features.profiles import money
-from paywarden.features.profiles.keys import SEPARATOR
+from paywarden.features.profiles.keys import SEPARATOR, field_named, has_hashed_key
 from paywarden.features.profiles.money import RateTable, is_currency_code
 from paywarden.features.profiles.plan import Plan
 from paywarden.features.stores import base as store
 from paywarden.schemas.payment_fields import (
+    DECLARED_MAX,
     FIELDS,
     TIME_MS_END,
     TIME_MS_MIN,
     UTC_OFFSET_MINUTES_MAX,
+    EmailDomain,
     Form,
+    PaymentField,
+    PaymentFields,
 )
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
+from paywarden.schemas.request_proto import DECLARED_AFTER
 from paywarden.scoring.requests import request_bytes as loop
+from paywarden.scoring.requests.request_rows import table_attributes
 from paywarden.scoring.requests.validation import RequestLimits
 
 # The most bodies per call.
 ROWS_MAX = 64
 # The average size that a chunk may have; a larger chunk is read the slow way. A request with the longest ids has
-# about 1,300 bytes.
-_BODY_BYTES_MAX = 2048
+# about 1,300 bytes; a declared text has its largest size more, and any other declared field less than _FIELD_BYTES.
+_BODY_BYTES_MAX, _FIELD_BYTES = 2048, 16
 _KIND_OF_FORM = {
     Form.ID: loop.ID,
     Form.CARD_TOKEN: loop.ID,
@@ -55,12 +61,25 @@ _KIND_OF_FORM = {
     Form.AMOUNT: loop.AMOUNT,
     Form.OFFSET: loop.OFFSET,
 }
+_DECLARED_KIND_OF_FORM = {
+    Form.ID: loop.TEXT,
+    Form.BIN: loop.BIN,
+    Form.COUNTRY: loop.PLACE,
+    Form.ADDRESS: loop.ADDRESS,
+    Form.EMAIL: loop.EMAIL,
+    Form.INTEGER: loop.WHOLE,
+    Form.INSTANT: loop.WHOLE,
+    Form.MONEY: loop.MONEY,
+    Form.FLAG: loop.FLAG,
+    Form.DECIMAL: loop.DECIMAL,
+}
 _KINDS = {field.name: _KIND_OF_FORM[field.form] for field in FIELDS if field.at_endpoint}
 _REQUIRED = [field.name for field in FIELDS if field.at_endpoint and field.is_required]
 _NUMBERS_OF = {field.name: field.number for field in ScoreRequest.DESCRIPTOR.fields}
 # If the schema gets other fields, this module must be checked again.
 assert _NUMBERS_OF.keys() == _KINDS.keys()
 assert max(_NUMBERS_OF.values()) < loop.FIELDS_MAX
+assert (loop.DECLARED_AFTER, loop.DECLARED_MAX) == (DECLARED_AFTER, DECLARED_MAX)
 assert loop.RATE_SCALE == money.RATE_SCALE
 assert chr(loop.SEPARATOR) == SEPARATOR
 _LENGTHS = [Struct(f"={count}q") for count in range(ROWS_MAX + 1)]
@@ -81,21 +100,27 @@ class FastRequests:
     """Reads chunks of requests. Not thread-safe. See the module."""
 
     def __init__(self, plan: Plan, rates: RateTable, limits: RequestLimits, rows: NDArray[np.int64]) -> None:
-        """`rows`: shape (ROWS_MAX, ATTRIBUTE_COUNT), int64, C-contiguous. `read` fills this array."""
-        assert rows.shape == (ROWS_MAX, kernel.ATTRIBUTE_COUNT)
+        """`rows`: shape (ROWS_MAX, plan.row_width), int64, C-contiguous. `read` fills this array."""
+        assert rows.shape == (ROWS_MAX, plan.row_width)
         assert rows.dtype == np.int64
         assert rows.flags.c_contiguous
         self._entities = plan.entity_count
         self._past_ms_max, self._future_ms_max = limits.past_ms_max, limits.future_ms_max
         # The loop can make keys only from texts.
-        self._can_read = all(_KINDS[field] < loop.TIME for fields in plan.entity_keys for field in fields)
-        self._can_read &= rates.rate_max * limits.amount_minor_max < 2**62
+        self._can_read = all(_is_text(field, plan) for fields in plan.entity_keys for field in fields)
+        amounts = [limits.amount_minor_max]
+        amounts += [field.maximum for field in plan.fields.declared if field.form is Form.MONEY]
+        self._can_read &= rates.rate_max * max(amounts) < 2**62
         entities, prefixes = _entity_program(plan)
-        text_bytes = ROWS_MAX * ((1 + plan.entity_count) * _BODY_BYTES_MAX + len(prefixes) + len(entities))
+        body_bytes = _BODY_BYTES_MAX + sum(field.size_max + _FIELD_BYTES for field in plan.fields.declared)
+        # A keyed hash in a key has 16 bytes.
+        text_bytes = ROWS_MAX * ((1 + plan.entity_count) * body_bytes + len(prefixes) + 16 * len(entities))
         arrays: dict[str, NDArray[Any]] = {
             "program": _program(plan),
             "numbers": _numbers(plan, limits),
-            "data": np.zeros(ROWS_MAX * _BODY_BYTES_MAX, dtype=np.uint8),
+            "declared": _declared_program(plan.fields),
+            "derived": _derived_program(plan.fields),
+            "data": np.zeros(ROWS_MAX * body_bytes, dtype=np.uint8),
             "lengths": np.zeros(ROWS_MAX, dtype=np.int64),
             "rows": rows,
             **_rate_tables(rates),
@@ -104,14 +129,17 @@ class FastRequests:
             "texts": np.zeros(text_bytes, dtype=np.uint8),
             "ends": np.zeros(ROWS_MAX * (plan.entity_count + 1), dtype=np.int64),
             "is_usual": np.zeros(ROWS_MAX, dtype=np.uint8),
-            "places": np.zeros(2 * loop.FIELDS_MAX, dtype=np.int64),
+            "kept": np.zeros(ROWS_MAX, dtype=np.int64),
+            "places": np.zeros(2 * loop.PLACES_MAX, dtype=np.int64),
+            "scratch": np.zeros(loop.SCRATCH_BYTES, dtype=np.uint8),
+            "word": np.zeros(1, dtype=np.int64),
         }
         # Keep the frame alive: the loop gets only its address.
         self._frame = Frame(loop.SLOT, arrays)
         self._frame_at = self._frame.address
         self._data, self._texts, self._usual = arrays["data"].data, arrays["texts"].data, arrays["is_usual"].data
         self._lengths = arrays["lengths"].data.cast("B")
-        self._numbers, self._ends = arrays["numbers"].data, arrays["ends"].data
+        self._numbers, self._ends, self._kept = arrays["numbers"].data, arrays["ends"].data, arrays["kept"].data
 
     def read(self, bodies: Sequence[bytes], now_ms: int) -> Pieces:
         """Read at most ROWS_MAX bodies, and fill the rows of the usual ones. `now_ms` is in epoch milliseconds."""
@@ -131,6 +159,10 @@ class FastRequests:
         del pieces[entities :: entities + 1]
         return Pieces(self._usual[:count].tobytes(), pieces, ids)
 
+    def kept(self, bodies: Sequence[bytes]) -> list[bytes]:
+        """Returns the bodies of the last `read` without their declared fields, as far as they are usual."""
+        return [body[:size] for body, size in zip(bodies, self._kept, strict=False)]
+
 
 def warm_up() -> None:
     """Load or compile the loop, so that no payment waits for it."""
@@ -146,7 +178,7 @@ def _program(plan: Plan) -> NDArray[np.int64]:
     program[:, loop.KIND] = loop.NONE
     for name, number in _NUMBERS_OF.items():
         program[number, loop.KIND] = _KINDS[name]
-    for attribute in map(ATTRIBUTES.__getitem__, plan.attribute_columns):
+    for attribute in table_attributes(plan):
         if attribute.kind in CODES and attribute.name in _NUMBERS_OF:
             program[_NUMBERS_OF[attribute.name], loop.COLUMN] = attribute.column
     identities = frozenset[int]().union(*plan.entity_identities)
@@ -166,17 +198,62 @@ def _numbers(plan: Plan, limits: RequestLimits) -> NDArray[np.int64]:
     numbers[loop.TIME_COLUMN], numbers[loop.MINOR_COLUMN] = kernel.TIME_MS, kernel.AMOUNT_MINOR
     numbers[loop.AMOUNT_COLUMN], numbers[loop.ENTITY_COUNT] = kernel.AMOUNT, plan.entity_count
     numbers[loop.KEY_LOW], numbers[loop.KEY_HIGH] = plan.key.low, plan.key.high
+    fields = plan.fields
+    numbers[loop.ROW_WIDTH], numbers[loop.DECLARED_COUNT] = plan.row_width, fields.number_max
+    required = sum(1 << field.number - 1 for field in fields.declared if field.is_required)
+    # The bits of an int64, the last of which is its sign.
+    numbers[loop.DECLARED_REQUIRED] = np.array(required, dtype=np.uint64).astype(np.int64)
+    numbers[loop.HAS_MONEY] = any(field.form is Form.MONEY for field in fields.declared)
+    numbers[loop.DERIVED_COUNT] = len(fields.derived)
     return numbers
 
 
 def _entity_program(plan: Plan) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """Returns for each entity the end of its prefix, its number of fields and their numbers; and all prefixes."""
+    """Returns for each entity the end of its prefix, its number of fields and their places; and all prefixes."""
     program: list[int] = []
     prefixes = b""
     for name, fields in zip(plan.entity_names, plan.entity_keys, strict=True):
         prefixes += f"{name}:".encode()
-        program += [len(prefixes), len(fields), *(_NUMBERS_OF[field] for field in fields)]
+        program += [len(prefixes), len(fields), *(_place_in_key(field, plan) for field in fields)]
     return np.array(program, dtype=np.int64), np.frombuffer(bytearray(prefixes), dtype=np.uint8)
+
+
+def _is_text(name: str, plan: Plan) -> bool:
+    if name in _KINDS:
+        return _KINDS[name] < loop.TIME
+    field = field_named(name, plan.fields)
+    return not isinstance(field, PaymentField) or field.is_text
+
+
+def _place_in_key(name: str, plan: Plan) -> int:
+    """Returns the place of a text, or HASHED and the column of an identity."""
+    if name in _NUMBERS_OF:
+        return _NUMBERS_OF[name]
+    field = field_named(name, plan.fields)
+    if has_hashed_key(field):
+        return loop.HASHED + identity_column(declared_column(field.number))
+    return _declared_place(field.number)
+
+
+def _declared_place(number: int) -> int:
+    return loop.FIELDS_MAX + number - 1
+
+
+def _declared_program(fields: PaymentFields) -> NDArray[np.int64]:
+    program = np.zeros((fields.number_max, loop.DECLARED_WIDTH), dtype=np.int64)
+    for field in fields.declared:
+        most = field.size_max if field.is_text else 1 if field.form is Form.FLAG else field.maximum
+        program[field.number - 1] = _DECLARED_KIND_OF_FORM[field.form], field.minimum, most, 10**field.decimals
+    return program
+
+
+def _derived_program(fields: PaymentFields) -> NDArray[np.int64]:
+    program = np.zeros((len(fields.derived), loop.DERIVED_WIDTH), dtype=np.int64)
+    for row, derived in zip(program, fields.derived, strict=True):
+        source = fields.by_name[derived.of]
+        place = _declared_place(source.number) if source.number else _NUMBERS_OF[source.name]
+        row[:] = place, 0 if isinstance(derived, EmailDomain) else derived.bits, declared_column(derived.number)
+    return program
 
 
 def _rate_tables(rates: RateTable) -> Mapping[str, NDArray[np.int64]]:

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
+from paywarden.scoring.requests.schema import PACKAGED, RequestSchema
 
 
 class ParsedRequest(NamedTuple):
@@ -31,17 +32,28 @@ TakenRequest = bytes | ParsedRequest
 """One request of a body: a serialised ScoreRequest, or a parsed one."""
 
 
+class Take(Protocol):
+    """Returns the one request of a body. `schema` has the fields that the deployment knows."""
+
+    def __call__(self, body: bytes, schema: RequestSchema = PACKAGED, /) -> TakenRequest: ...
+
+
+class TakeBatch(Protocol):
+    """Returns the requests of a batch, at most `size_max`."""
+
+    def __call__(self, body: bytes, size_max: int, schema: RequestSchema = PACKAGED, /) -> Sequence[TakenRequest]: ...
+
+
 @dataclass(frozen=True)
 class Format:
     """How requests and responses look in one content type.
 
-    `take` returns the one request of a body. `take_batch` returns the requests of a batch, at most as many as its
-    second argument says. Both raise InvalidEvent; they check only what the format itself can get wrong. `render` and
+    `take` and `take_batch` raise InvalidEvent; they check only what the format itself can get wrong. `render` and
     `render_batch` are given serialised ScoreResponses.
     """
 
     content_type: str
-    take: Callable[[bytes], TakenRequest]
-    take_batch: Callable[[bytes, int], Sequence[TakenRequest]]
+    take: Take
+    take_batch: TakeBatch
     render: Callable[[bytes], bytes]
     render_batch: Callable[[Sequence[bytes]], bytes]

@@ -7,7 +7,7 @@ request in ASCII; a request with other characters keeps its values, which are ch
 
 A table of field types is held against what `json`'s C scanner reads. Protobuf's own json_format takes ten times as
 long, and would accept `"12"` and `12.0` as amounts. JSON refuses an unknown field, which protobuf ignores: in JSON it
-is a typing mistake far more often than a newer client.
+is a typing mistake far more often than a newer client. `[limits] unknown_fields = "ignore"` takes such requests.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paywarden.schemas.errors import InvalidEvent
-from paywarden.schemas.payment_fields import FIELD, FIELDS
-from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
+from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
 from paywarden.scoring.requests.format import Format, ParsedRequest, TakenRequest
+from paywarden.scoring.requests.schema import INT64, PACKAGED, RequestSchema
 from paywarden.scoring.requests.validation import check_batch_size, in_batch
 
-_INT64, _INT32 = range(-(2**63), 2**63), range(-(2**31), 2**31)
 # An error quotes only names of this form. Any other name may be a secret, such as a card number.
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 
@@ -46,12 +45,6 @@ def _nameable(name: str) -> str:
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique_object)
 _ENCODER = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
-_FIELD_TYPES: Mapping[str, type] = {field.name: str if field.is_text else int for field in FIELDS if field.at_endpoint}
-# JSON and protobuf have the same fields, those of the table.
-assert {
-    field.name: str if field.type == field.TYPE_STRING else int for field in ScoreRequest.DESCRIPTOR.fields
-} == _FIELD_TYPES
-
 _JSON_NAMES: Mapping[type, str] = {
     str: "text",
     int: "a whole number",
@@ -59,9 +52,6 @@ _JSON_NAMES: Mapping[type, str] = {
     bool: "true or false",
     list: "an array",
     dict: "an object",
-}
-_RANGES: Mapping[str, range] = {
-    field.name: _INT32 if field.type == field.TYPE_INT32 else _INT64 for field in ScoreRequest.DESCRIPTOR.fields
 }
 
 
@@ -76,12 +66,12 @@ def _load_object(body: bytes) -> dict[str, Any]:
     return loaded
 
 
-def _request_from(fields: dict[str, Any], is_plain: bool) -> TakenRequest:
+def _request_from(fields: dict[str, Any], is_plain: bool, schema: RequestSchema) -> TakenRequest:
     # Nearly every request is right, and two lists are compared faster than a loop runs.
-    if list(map(_FIELD_TYPES.get, fields)) != list(map(type, fields.values())):
-        _check_values(fields)
+    if list(map(schema.json_types.get, fields)) != list(map(type, fields.values())):
+        fields = _checked_values(fields, schema)
     try:
-        message = ScoreRequest(**fields)
+        message = schema.message(**fields)
         body = message.SerializeToString()
     except ValueError:
         # Looked at below: protobuf's error quotes the value, and would stay in the context of ours.
@@ -89,28 +79,44 @@ def _request_from(fields: dict[str, Any], is_plain: bool) -> TakenRequest:
     else:
         return body if is_plain else ParsedRequest(body, message, fields)
     # A number out of its range; or \ud800 alone, half a character, which JSON may hold and protobuf may not.
-    _check_values(fields)
+    _checked_values(fields, schema)
     raise InvalidEvent("is not valid Unicode text", field=_field_of_surrogate(fields))
 
 
-def _check_values(fields: dict[str, Any]) -> None:
-    """Raise InvalidEvent for the first field that is unknown, of another type, or a number out of range."""
+def _checked_values(fields: Mapping[str, Any], schema: RequestSchema) -> dict[str, Any]:
+    """Returns the values of known fields. A whole number in the field of a decimal becomes a float.
+
+    Raises InvalidEvent for the first field that is unknown, of another type, or a number out of range.
+    """
+    checked = {}
     for name, value in fields.items():
-        expected = _FIELD_TYPES.get(name)
+        expected = schema.json_types.get(name)
+        if expected is None:
+            if not schema.ignores_unknown:
+                raise InvalidEvent("is not a field of a request", field=_nameable(name))
         # `type() is`, not isinstance: True is an int by inheritance, and an amount of True is a mistake.
-        if type(value) is not expected:
-            _refuse_type(name, value, expected)
-        elif expected is int and value not in _RANGES[name]:
-            bits = 64 if _RANGES[name] is _INT64 else 32
-            raise InvalidEvent(f"does not fit in {bits} bits; wanted {FIELD[name].wanted}", field=name)
+        elif type(value) is expected:
+            if expected is int and value not in schema.ranges[name]:
+                bits = 64 if schema.ranges[name] is INT64 else 32
+                raise InvalidEvent(f"does not fit in {bits} bits; wanted {_wanted(name, schema)}", field=name)
+            checked[name] = value
+        elif expected is float and type(value) is int:
+            checked[name] = _as_float(value, name, schema)
+        # null means absent, in JSON and in protobuf's constructor.
+        elif value is not None:
+            raise InvalidEvent(f"is {_JSON_NAMES[type(value)]}; wanted {_wanted(name, schema)}", field=name)
+    return checked
 
 
-def _refuse_type(name: str, value: object, expected: type | None) -> None:
-    if expected is None:
-        raise InvalidEvent("is not a field of a request", field=_nameable(name))
-    if value is None:
-        return  # null means absent, in JSON and in protobuf's constructor.
-    raise InvalidEvent(f"is {_JSON_NAMES[type(value)]}; wanted {FIELD[name].wanted}", field=name)
+def _as_float(value: int, name: str, schema: RequestSchema) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise InvalidEvent(f"is out of bounds; wanted {_wanted(name, schema)}", field=name) from None
+
+
+def _wanted(name: str, schema: RequestSchema) -> str:
+    return schema.fields.by_name[name].wanted
 
 
 def _field_of_surrogate(fields: dict[str, Any]) -> str:
@@ -120,8 +126,8 @@ def _field_of_surrogate(fields: dict[str, Any]) -> str:
     return ""
 
 
-def _take_json(body: bytes) -> TakenRequest:
-    return _request_from(_load_object(body), _is_plain(body))
+def _take_json(body: bytes, schema: RequestSchema = PACKAGED) -> TakenRequest:
+    return _request_from(_load_object(body), _is_plain(body), schema)
 
 
 def _is_plain(body: bytes) -> bool:
@@ -129,7 +135,7 @@ def _is_plain(body: bytes) -> bool:
     return body.isascii() and b"\\" not in body
 
 
-def _take_json_batch(body: bytes, size_max: int) -> Sequence[TakenRequest]:
+def _take_json_batch(body: bytes, size_max: int, schema: RequestSchema = PACKAGED) -> Sequence[TakenRequest]:
     batch = _load_object(body)
     for name in batch:
         if name != "requests":
@@ -139,14 +145,14 @@ def _take_json_batch(body: bytes, size_max: int) -> Sequence[TakenRequest]:
         raise InvalidEvent("must be an array", field="requests")
     check_batch_size(len(elements), size_max)
     is_plain = _is_plain(body)
-    return [_element(element, index, is_plain) for index, element in enumerate(elements)]
+    return [_element(element, index, is_plain, schema) for index, element in enumerate(elements)]
 
 
-def _element(element: object, index: int, is_plain: bool) -> TakenRequest:
+def _element(element: object, index: int, is_plain: bool, schema: RequestSchema) -> TakenRequest:
     if type(element) is not dict:
         raise InvalidEvent("must be an object", field=f"requests[{index}]")
     try:
-        return _request_from(element, is_plain)
+        return _request_from(element, is_plain, schema)
     except InvalidEvent as error:
         raise in_batch(error, index) from None
 

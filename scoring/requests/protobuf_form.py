@@ -13,13 +13,14 @@ from paywarden.schemas.errors import InvalidEvent
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.schemas.proto.split_pb2 import SplitBatchRequest, SplitBatchResponse
 from paywarden.scoring.requests.format import Format
+from paywarden.scoring.requests.schema import PACKAGED, RequestSchema
 from paywarden.scoring.requests.validation import REQUEST_BYTES_MAX, RequestTooLarge, check_batch_size
 
 
-def parse(body: bytes) -> ScoreRequest:
+def parse(body: bytes, schema: RequestSchema = PACKAGED) -> ScoreRequest:
     """Returns the request of a serialised ScoreRequest. Raises InvalidEvent when it is not one."""
     try:
-        return ScoreRequest.FromString(body)
+        return schema.message.FromString(body)
     except DecodeError:
         raise InvalidEvent("not a protobuf paywarden.scoring.v1.ScoreRequest") from None
 
@@ -34,7 +35,16 @@ def canonical(request: ScoreRequest) -> bytes:
     return request.SerializeToString()
 
 
-def _split_protobuf_batch(body: bytes, size_max: int) -> Sequence[bytes]:
+def kept_of(body: bytes) -> bytes:
+    """Returns the part of canonical bytes that the outbox keeps: the fields that every payment has."""
+    return canonical(ScoreRequest.FromString(body))
+
+
+def _take_protobuf(body: bytes, _: RequestSchema = PACKAGED) -> bytes:
+    return body
+
+
+def _split_protobuf_batch(body: bytes, size_max: int, _: RequestSchema = PACKAGED) -> Sequence[bytes]:
     try:
         batch = SplitBatchRequest.FromString(body)
     except DecodeError:
@@ -52,7 +62,7 @@ def _join_protobuf_batch(responses: Sequence[bytes]) -> bytes:
 
 PROTOBUF = Format(
     content_type="application/x-protobuf",
-    take=lambda body: body,
+    take=_take_protobuf,
     take_batch=_split_protobuf_batch,
     render=lambda response: response,
     render_batch=_join_protobuf_batch,

@@ -8,6 +8,13 @@ then a varint, or a length and that many bytes:
 The *program* says of which kind each field is. If anything is not exactly as expected, the body is unusual, and nothing
 that was read of it counts. The bytes of a usual body go into the outbox as they are. Therefore it holds known fields
 only, each once, and every varint in its shortest form: protobuf refuses a length of 6 bytes, whatever number it is.
+
+The fields that a project declares stand behind the others, in the order of their numbers, since these are above 100. A
+tag has two bytes there, and a decimal is eight bytes of a double. `read_declared` reads them by a program of its own:
+
+    aa 06 03 63 2d 39   field 101, bytes, length 3: "c-9"     b9 06 cd cc …   field 103, eight bytes: 1.1
+
+What derives from a field (an address's network, the domain of an e-mail address) is computed last.
 """
 
 from __future__ import annotations
@@ -25,16 +32,37 @@ from paywarden.features.kernel.byte_ranges import (
 )
 from paywarden.features.kernel.crc import crc32_of_text
 from paywarden.features.kernel.frame import address, size
+from paywarden.features.kernel.intrinsics import load_word
 from paywarden.features.kernel.jit import compiled, inlined
-from paywarden.features.kernel.layout import ATTRIBUTE_COUNT, I64, OFFSET_ZERO, U8
+from paywarden.features.kernel.layout import ATTRIBUTE_COUNT, F64, I64, NUMBER_ZERO, OFFSET_ZERO, U8
 from paywarden.features.kernel.plan_schema import positions
 from paywarden.features.kernel.siphash import identity_of_text
 from paywarden.features.kernel.varint import read_varint
 
 # The kinds of fields: an id, a word, three codes of a fixed form, a time, an amount, minutes.
 NONE, ID, WORD, CURRENCY, MCC, COUNTRY, TIME, AMOUNT, OFFSET = range(9)
+# The kinds of declared fields. First the texts, then the varints, then the doubles.
+TEXT, BIN, PLACE, ADDRESS, EMAIL, WHOLE, MONEY, FLAG, DECIMAL = range(1, 10)
 # A tag is one byte, so field numbers are below this.
 FIELDS_MAX = 16
+# The field of the declared number 1 has the number after this one. There are as many numbers as in
+# schemas/payment_fields.py, which holds no compiled code.
+DECLARED_AFTER, DECLARED_MAX = 100, 64
+# Places of texts: those of the fields of every payment by their number, then those of declared fields.
+PLACES_MAX = FIELDS_MAX + DECLARED_MAX
+# Columns of the declared fields' program, which has a row for each number: the kind; the smallest and the largest
+# value, or the largest size; and how many units of its last digit a decimal's 1 has.
+DECLARED_KIND, LEAST, MOST, SCALE = range(4)
+DECLARED_WIDTH = 4
+# Columns of the derived fields' program: the place of the source; the bits of a network, 0 for the domain of an e-mail
+# address; the column of the row.
+SOURCE, BITS, DERIVED_COLUMN = range(3)
+DERIVED_WIDTH = 3
+# The number of a key's field that is at least this stands for a keyed hash: the identity in the column of the rest.
+HASHED = 1 << 16
+# The longest e-mail address in the table's pattern, and the parts of it.
+_LOCAL_MAX, _DOMAIN_MAX = 64, 190
+SCRATCH_BYTES = 256
 # Columns of the program, which has a row for each field number: the field's kind, and the columns of its code and its
 # identity in the row of attributes, or -1.
 KIND, COLUMN, IDENTITY = range(3)
@@ -45,13 +73,16 @@ EARLIEST_MS, LATEST_MS, ID_BYTES_MAX, WORD_BYTES_MAX, AMOUNT_MAX, OFFSET_MAX, KE
 REQUIRED, PAYMENT_ID, CURRENCY_FIELD, TIME_COLUMN, MINOR_COLUMN, AMOUNT_COLUMN, ENTITY_COUNT = range(7, 14)
 # The halves of the key of identities.
 KEY_LOW, KEY_HIGH = 14, 15
-NUMBER_COUNT = 16
+# The width of a row; the largest number of a declared field; the required ones as bits; whether any is money; how many
+# fields are derived.
+ROW_WIDTH, DECLARED_COUNT, DECLARED_REQUIRED, HAS_MONEY, DERIVED_COUNT = range(16, 21)
+NUMBER_COUNT = 21
 # Stands for a code of three letters that is not a currency.
 NO_CURRENCY = -1
 # The same values as in features/profiles/money.py and features/profiles/keys.py, which hold no compiled code.
 RATE_SCALE, SEPARATOR = 1_000_000, 0x1F
 # Wire types.
-_VARINT, _BYTES = 0, 2
+_VARINT, _EIGHT, _BYTES = range(3)
 # Rows of `places`: where each text of a body begins, and how long it is.
 _START, _SIZE = range(2)
 
@@ -62,13 +93,17 @@ class RequestSlots(NamedTuple):
     program: int
     """Shape (FIELDS_MAX, PROGRAM_WIDTH), int64: KIND, COLUMN and IDENTITY of each field, by its number."""
     numbers: int
-    """Shape (NUMBER_COUNT,), int64: EARLIEST_MS to KEY_HIGH."""
+    """Shape (NUMBER_COUNT,), int64: EARLIEST_MS to DERIVED_COUNT."""
+    declared: int
+    """Shape (DECLARED_COUNT, DECLARED_WIDTH), int64: DECLARED_KIND to SCALE of each number."""
+    derived: int
+    """Shape (DERIVED_COUNT, DERIVED_WIDTH), int64: SOURCE to DERIVED_COLUMN of each derived field."""
     data: int
     """The bodies, concatenated, uint8."""
     lengths: int
     """Their lengths, int64."""
     rows: int
-    """Shape (bodies, ATTRIBUTE_COUNT), int64. Filled: the attributes of each usual body."""
+    """Shape (bodies, ROW_WIDTH), int64. Filled: the attributes of each usual body."""
     currencies: int
     """Shape (26**3,), int64: a currency's number by its code, or NO_CURRENCY."""
     rate_bounds: int
@@ -78,7 +113,8 @@ class RequestSlots(NamedTuple):
     rates: int
     """The rates, int64: see RATE_SCALE."""
     entities: int
-    """int64. For each entity: the end of its prefix, the number of fields in its key, and their numbers."""
+    """int64. For each entity: the end of its prefix, the number of fields in its key, and the place of each one's text,
+    or HASHED and a column."""
     prefixes: int
     """The prefixes of all keys, concatenated, uint8."""
     texts: int
@@ -87,8 +123,14 @@ class RequestSlots(NamedTuple):
     """Shape (bodies, entities + 1), int64. Filled: where each key, and the id, ends in `texts`."""
     is_usual: int
     """Shape (bodies,), uint8. Filled: 1 or 0."""
+    kept: int
+    """Shape (bodies,), int64. Filled: how many bytes of each usual body stand before its declared fields."""
     places: int
-    """Shape (2, FIELDS_MAX), int64. Scratch space: where the texts of a body are."""
+    """Shape (2, PLACES_MAX), int64. Scratch space: where the texts of a body are."""
+    scratch: int
+    """Shape (SCRATCH_BYTES,), uint8. Scratch space: a text in small letters, or a network."""
+    word: int
+    """Shape (1,), int64. Scratch space: the bytes of a double."""
 
 
 SLOT = positions(RequestSlots)
@@ -128,41 +170,46 @@ def _read_body(
     end: int,
     row: I64,
     places: I64,
-) -> bool:
-    """Fill `places` and the row, except the amount in the reference currency. Returns False for an unusual body."""
-    for column in range(ATTRIBUTE_COUNT):
+) -> int:
+    """Fill `places` and the row, except the amount in the reference currency. Returns -1 for an unusual body.
+
+    Otherwise it returns where the declared fields begin; `end` without any.
+    """
+    for column in range(numbers[ROW_WIDTH]):
         row[column] = 0
-    for field in range(FIELDS_MAX):
+    for field in range(FIELDS_MAX + numbers[DECLARED_COUNT]):
         places[_SIZE, field] = 0
     seen = 0
     while at < end:
         tag = int(data[at])
+        if tag > 127:
+            break
         field, stored = tag >> 3, tag & 7
-        if tag > 127 or seen >> field & 1 == 1:
-            return False
+        if seen >> field & 1 == 1:
+            return -1
         seen |= 1 << field
         kind, column = program[field, KIND], program[field, COLUMN]
         value, at = read_varint(data, at + 1, end)
         if at < 0 or kind == NONE or stored != (_VARINT if kind >= TIME else _BYTES):
-            return False
+            return -1
         if kind == TIME:
             if not numbers[EARLIEST_MS] <= value <= numbers[LATEST_MS]:
-                return False
+                return -1
             row[numbers[TIME_COLUMN]] = value
         elif kind == AMOUNT:
             if not 0 <= value <= numbers[AMOUNT_MAX]:
-                return False
+                return -1
             row[numbers[MINOR_COLUMN]] = value
         elif kind == OFFSET:
             if not -numbers[OFFSET_MAX] <= value <= numbers[OFFSET_MAX]:
-                return False
+                return -1
             if column >= 0:
                 row[column] = value + OFFSET_ZERO
         else:
             if not 0 < value <= end - at or not _is_text_good(kind, numbers, data, at, value):
-                return False
+                return -1
             if not is_printable(data, at, at + value):
-                return False
+                return -1
             places[_START, field], places[_SIZE, field] = at, value
             if column >= 0:
                 if kind == COUNTRY:
@@ -174,7 +221,214 @@ def _read_body(
                     data, at, at + value, numbers[KEY_LOW], numbers[KEY_HIGH]
                 )
             at += value
-    return bool(seen & numbers[REQUIRED] == numbers[REQUIRED])
+    return at if seen & numbers[REQUIRED] == numbers[REQUIRED] else -1
+
+
+@inlined
+def _ipv4_of(data: U8, at: int, end: int) -> int:
+    """Returns an IPv4 address as a number of 32 bits; -1 for any other text.
+
+    As Python's `ipaddress` does, it takes four numbers up to 255, without zeros before them.
+    """
+    address, octet, digits, dots = 0, 0, 0, 0
+    for place in range(at, end):
+        byte = int(data[place])
+        if byte == 46:
+            if digits == 0:
+                return -1
+            address, octet, digits, dots = address << 8 | octet, 0, 0, dots + 1
+        elif 48 <= byte < 58:
+            if digits > 0 and octet == 0:
+                return -1
+            octet, digits = 10 * octet + byte - 48, digits + 1
+            if octet > 255:
+                return -1
+        else:
+            return -1
+    return address << 8 | octet if dots == 3 and digits > 0 else -1
+
+
+@inlined
+def _write_decimal(out: U8, at: int, number: int) -> int:
+    """Write a number from 0 to 255 in decimal digits; returns the end position."""
+    if number > 99:
+        out[at] = 48 + number // 100
+        at += 1
+    if number > 9:
+        out[at] = 48 + number // 10 % 10
+        at += 1
+    out[at] = 48 + number % 10
+    return at + 1
+
+
+@inlined
+def _write_network(out: U8, address: int, bits: int) -> int:
+    """Write the network of an address, as in 192.0.2.0/24, at the begin of `out`; returns where it ends."""
+    network = address >> 32 - bits << 32 - bits
+    at = 0
+    for shift in (24, 16, 8, 0):
+        at = _write_decimal(out, at, network >> shift & 255)
+        out[at] = 46 if shift > 0 else 47
+        at += 1
+    return _write_decimal(out, at, bits)
+
+
+@inlined
+def _write_small_letters(data: U8, at: int, end: int, out: U8) -> int:
+    for place in range(at, end):
+        byte = int(data[place])
+        out[place - at] = byte + 32 if 65 <= byte < 91 else byte
+    return end - at
+
+
+@inlined
+def _at_sign(data: U8, at: int, end: int) -> int:
+    while at < end and data[at] != 64:
+        at += 1
+    return at
+
+
+@inlined
+def _is_email(data: U8, at: int, end: int) -> bool:
+    """Returns whether a text has the pattern of the table (schemas/payment_fields.py)."""
+    sign = _at_sign(data, at, end)
+    if not 0 < sign - at <= _LOCAL_MAX or not 0 < end - sign - 1 <= _DOMAIN_MAX:
+        return False
+    good = True
+    for place in range(at, sign):
+        good &= 33 <= data[place] < 127
+    for place in range(sign + 1, end):
+        byte = data[place]
+        good &= 48 <= byte < 58 or 65 <= byte < 91 or 97 <= byte < 123 or byte in (45, 46)
+    return good
+
+
+@inlined
+def _is_declared_text_good(kind: int, data: U8, at: int, end: int) -> bool:
+    if kind == TEXT:
+        return is_printable(data, at, end) and not may_be_card_number(data, at, end)
+    if kind == BIN:
+        good = end - at >= 6
+        for place in range(at, end):
+            good &= 48 <= data[place] < 58
+        return good
+    if kind == PLACE:
+        return bool(end - at == 2 and capital_letters(data, at, 2) >= 0)
+    if kind == ADDRESS:
+        return bool(_ipv4_of(data, at, end) >= 0)
+    return _is_email(data, at, end)
+
+
+@compiled()
+def read_declared(
+    declared: I64,
+    numbers: I64,
+    data: U8,
+    at: int,
+    end: int,
+    row: I64,
+    places: I64,
+    scratch: U8,
+    word: I64,
+    double: F64,
+) -> bool:
+    """Read the declared fields of a body, which begin at `at`, into the row and `places`.
+
+    `word` and `double` are the same eight bytes. Money is not converted yet. Returns False for an unusual body.
+    """
+    low, high = numbers[KEY_LOW], numbers[KEY_HIGH]
+    seen, number = 0, 0
+    while at < end:
+        if end - at < 2 or not (data[at] > 127 and 0 < data[at + 1] < 128):
+            return False
+        tag = int(data[at] & 127) | int(data[at + 1]) << 7
+        before, number, stored = number, (tag >> 3) - DECLARED_AFTER, tag & 7
+        if not before < number <= numbers[DECLARED_COUNT]:
+            return False
+        at += 2
+        rule = declared[number - 1]
+        kind, column = rule[DECLARED_KIND], ATTRIBUTE_COUNT + 2 * (number - 1)
+        seen |= 1 << number - 1
+        if kind == DECIMAL:
+            if stored != _EIGHT or end - at < 8:
+                return False
+            word[0] = load_word(data, at)
+            # A tie goes to the even neighbour, as in PaymentField.scaled. NaN and infinity are out of bounds.
+            scaled = np.rint(double[0] * rule[SCALE])
+            if not rule[LEAST] <= scaled <= rule[MOST]:
+                return False
+            row[column] = np.int64(scaled) + NUMBER_ZERO
+            at += 8
+            continue
+        value, at = read_varint(data, at, end)
+        if at < 0 or kind == NONE or stored != (_VARINT if kind >= WHOLE else _BYTES):
+            return False
+        if kind >= WHOLE:
+            if not rule[LEAST] <= value <= rule[MOST]:
+                return False
+            if kind == FLAG:
+                row[column] = value + 1
+            else:
+                row[column + (1 if kind == MONEY else 0)] = value + NUMBER_ZERO
+            continue
+        stop = at + value
+        if not 0 < value <= rule[MOST] or stop > end or not _is_declared_text_good(kind, data, at, stop):
+            return False
+        places[_START, FIELDS_MAX + number - 1], places[_SIZE, FIELDS_MAX + number - 1] = at, value
+        if kind == PLACE:
+            row[column] = row[column + 1] = capital_letters(data, at, 2) + 1
+        elif kind == EMAIL:
+            row[column] = 1
+            row[column + 1] = identity_of_text(scratch, 0, _write_small_letters(data, at, stop, scratch), low, high)
+        else:
+            row[column] = crc32_of_text(data, at, stop) + 1
+            row[column + 1] = identity_of_text(data, at, stop, low, high)
+        at = stop
+    return bool(seen & numbers[DECLARED_REQUIRED] == numbers[DECLARED_REQUIRED])
+
+
+@compiled()
+def derive(derived: I64, numbers: I64, data: U8, row: I64, places: I64, scratch: U8) -> bool:
+    """Fill the columns of derived fields. Returns False for an unusual body: one with an address of another kind."""
+    for number in range(numbers[DERIVED_COUNT]):
+        source, bits, column = derived[number, SOURCE], derived[number, BITS], derived[number, DERIVED_COLUMN]
+        at, end = places[_START, source], places[_START, source] + places[_SIZE, source]
+        if places[_SIZE, source] == 0:
+            continue
+        if bits == 0:
+            size = _write_small_letters(data, _at_sign(data, at, end) + 1, end, scratch)
+        else:
+            address = _ipv4_of(data, at, end)
+            if address < 0:
+                # `ip` may hold any word. Only one with a colon can be an IPv6 address.
+                for place in range(at, end):
+                    if data[place] == 58:
+                        return False
+                continue
+            size = _write_network(scratch, address, bits)
+        row[column] = 1
+        row[column + 1] = identity_of_text(scratch, 0, size, numbers[KEY_LOW], numbers[KEY_HIGH])
+    return True
+
+
+@inlined
+def _convert_money(
+    declared: I64, numbers: I64, row: I64, time_ms: np.int64, first: int, last: int, times: I64, rates: I64
+) -> None:
+    for number in range(numbers[DECLARED_COUNT]):
+        column = ATTRIBUTE_COUNT + 2 * number
+        if declared[number, DECLARED_KIND] == MONEY and row[column + 1] != 0:
+            amount = row[column + 1] - NUMBER_ZERO
+            row[column] = _converted(amount, time_ms, first, last, times, rates) + NUMBER_ZERO
+
+
+@inlined
+def _write_hashed(out: U8, at: int, identity: np.int64) -> int:
+    """Write an identity as 16 hex digits, as features/profiles/keys.py does; returns the end position."""
+    for place in range(16):
+        digit = int(identity >> 4 * (15 - place) & 15)
+        out[at + place] = 48 + digit if digit < 10 else 87 + digit
+    return at + 16
 
 
 @inlined
@@ -188,6 +442,7 @@ def _write_key(
     texts: U8,
     position: int,
     key_bytes_max: int,
+    row: I64,
 ) -> int:
     """Write the key of the entity at `at` of the entities. Returns where the key ends, or -1 if it is too long.
 
@@ -195,14 +450,20 @@ def _write_key(
     """
     fields = entities[at + 1]
     for field in range(at + 2, at + 2 + fields):
-        if places[_SIZE, entities[field]] == 0:
+        if entities[field] >= HASHED:
+            if row[entities[field] - HASHED] == 0:
+                return position
+        elif places[_SIZE, entities[field]] == 0:
             return position
     end = copy_bytes(prefixes, prefix, entities[at] - prefix, texts, position)
     for field in range(at + 2, at + 2 + fields):
         if field > at + 2:
             texts[end] = SEPARATOR
             end += 1
-        end = copy_bytes(data, places[_START, entities[field]], places[_SIZE, entities[field]], texts, end)
+        if entities[field] >= HASHED:
+            end = _write_hashed(texts, end, row[entities[field] - HASHED])
+        else:
+            end = copy_bytes(data, places[_START, entities[field]], places[_SIZE, entities[field]], texts, end)
     return end if end - position <= key_bytes_max else -1
 
 
@@ -215,8 +476,10 @@ def read_bodies(frame_at: int, count: int) -> int:
     program = carray(address(frame_at, SLOT.program), (FIELDS_MAX, PROGRAM_WIDTH), np.int64)
     numbers = carray(address(frame_at, SLOT.numbers), NUMBER_COUNT, np.int64)
     data = carray(address(frame_at, SLOT.data), size(frame_at, SLOT.data), np.uint8)
+    declared = carray(address(frame_at, SLOT.declared), (numbers[DECLARED_COUNT], DECLARED_WIDTH), np.int64)
+    derived = carray(address(frame_at, SLOT.derived), (numbers[DERIVED_COUNT], DERIVED_WIDTH), np.int64)
     lengths = carray(address(frame_at, SLOT.lengths), count, np.int64)
-    rows = carray(address(frame_at, SLOT.rows), (count, ATTRIBUTE_COUNT), np.int64)
+    rows = carray(address(frame_at, SLOT.rows), (count, numbers[ROW_WIDTH]), np.int64)
     currencies = carray(address(frame_at, SLOT.currencies), 26**3, np.int64)
     rate_bounds = carray(address(frame_at, SLOT.rate_bounds), size(frame_at, SLOT.rate_bounds), np.int64)
     rate_times = carray(address(frame_at, SLOT.rate_times), size(frame_at, SLOT.rate_times), np.int64)
@@ -227,11 +490,23 @@ def read_bodies(frame_at: int, count: int) -> int:
     pieces = numbers[ENTITY_COUNT] + 1
     ends = carray(address(frame_at, SLOT.ends), (count, pieces), np.int64)
     is_usual = carray(address(frame_at, SLOT.is_usual), count, np.uint8)
-    places = carray(address(frame_at, SLOT.places), (2, FIELDS_MAX), np.int64)
+    kept = carray(address(frame_at, SLOT.kept), count, np.int64)
+    places = carray(address(frame_at, SLOT.places), (2, PLACES_MAX), np.int64)
+    scratch = carray(address(frame_at, SLOT.scratch), SCRATCH_BYTES, np.uint8)
+    word = carray(address(frame_at, SLOT.word), 1, np.int64)
+    double = carray(address(frame_at, SLOT.word), 1, np.float64)
     begun, start = 0, 0
     for number in range(count):
         end, row = start + lengths[number], rows[number]
-        good = _read_body(program, numbers, data, start, end, row, places)
+        declared_at = _read_body(program, numbers, data, start, end, row, places)
+        good = declared_at >= 0
+        kept[number] = declared_at - start
+        if good and declared_at < end:
+            good = read_declared(declared, numbers, data, declared_at, end, row, places, scratch, word, double)
+        elif good:
+            good = numbers[DECLARED_REQUIRED] == 0
+        if good and numbers[DERIVED_COUNT] > 0:
+            good = derive(derived, numbers, data, row, places, scratch)
         currency = NO_CURRENCY
         if good:
             code = capital_letters(data, places[_START, numbers[CURRENCY_FIELD]], 3)
@@ -242,9 +517,11 @@ def read_bodies(frame_at: int, count: int) -> int:
             time_ms, minor = row[numbers[TIME_COLUMN]], row[numbers[MINOR_COLUMN]]
             first, last = rate_bounds[currency], rate_bounds[currency + 1]
             row[numbers[AMOUNT_COLUMN]] = _converted(minor, time_ms, first, last, rate_times, rates)
+            if numbers[HAS_MONEY] == 1:
+                _convert_money(declared, numbers, row, time_ms, first, last, rate_times, rates)
             for entity in range(pieces - 1):
                 position = _write_key(
-                    data, places, entities, at, prefixes, prefix, texts, position, numbers[KEY_BYTES_MAX]
+                    data, places, entities, at, prefixes, prefix, texts, position, numbers[KEY_BYTES_MAX], row
                 )
                 if position < 0:
                     good = False

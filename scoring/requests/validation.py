@@ -12,10 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any
 
-from paywarden.schemas.errors import InvalidEvent
+from paywarden.schemas.errors import InvalidEvent, Misconfigured
 from paywarden.schemas.payment_fields import (
     AMOUNT_MINOR_MAX,
     FIELDS,
@@ -29,6 +28,7 @@ from paywarden.schemas.payment_fields import (
     require_between,
 )
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
+from paywarden.scoring.requests.schema import PACKAGED, RequestSchema
 
 # The largest request of one payment. The longest values of all fields take 2 kB; the rest is room for fields of newer
 # clients, and for white space in JSON.
@@ -59,8 +59,14 @@ class RequestLimits:
     future_ms_max: int = 60_000
     # A batch is scored in one go while other callers wait: this bounds the wait to a few milliseconds.
     batch_size_max: int = 256
+    # What becomes of a JSON request with a field that nobody declared: "refuse", or "ignore" the field. protobuf knows
+    # fields by number alone, and ignores unknown ones.
+    unknown_fields: str = "refuse"
 
     def __post_init__(self) -> None:
+        if self.unknown_fields not in ("refuse", "ignore"):
+            wanted = f'wanted "refuse" or "ignore", got {self.unknown_fields!r}'
+            raise Misconfigured(f"[limits] unknown_fields: {wanted}")
         for name, low, high in (
             ("id_bytes_max", 1, ID_BYTES_MAX),
             ("text_bytes_max", 1, WORD_BYTES_MAX),
@@ -74,18 +80,15 @@ class RequestLimits:
 class RequestRules:
     """The table of a payment's fields with the endpoint's limits. Requests are checked against it."""
 
-    def __init__(self, limits: RequestLimits, currencies: frozenset[str]) -> None:
+    def __init__(self, limits: RequestLimits, currencies: frozenset[str], schema: RequestSchema = PACKAGED) -> None:
         """`currencies` are the codes that can be converted to the reference currency."""
         times = TimeBounds(limits.past_ms_max, limits.future_ms_max)
-        self._rules = PaymentRules(fields_of(limits), times, currencies)
+        self._values_of = schema.values
+        self._rules = PaymentRules((*fields_of(limits), *schema.fields.declared), times, currencies)
 
     def check(self, request: ScoreRequest, now_ms: int) -> None:
         """Raise InvalidEvent, naming the field, unless `request` can be scored."""
-        values = dict(zip(_NAMES, _values_of(request), strict=True))
-        for name in _MAY_BE_ABSENT:
-            if not values[name] and not request.HasField(name):
-                values[name] = None
-        self.check_values(values, now_ms)
+        self.check_values(self._values_of(request), now_ms)
 
     def check_values(self, values: Mapping[str, Any], now_ms: int) -> None:
         """Raise InvalidEvent, naming the field, unless a request of these values can be scored.
@@ -96,14 +99,8 @@ class RequestRules:
         self._rules.check(values, arrived_ms=now_ms, now_ms=now_ms)
 
 
-# The fields of a request in the order of the table, and those whose absence protobuf records.
-_NAMES = [field.name for field in FIELDS if field.at_endpoint]
-_values_of = attrgetter(*_NAMES)
-_MAY_BE_ABSENT = [name for name in _NAMES if ScoreRequest.DESCRIPTOR.fields_by_name[name].has_presence]
-
-
 def fields_of(limits: RequestLimits) -> tuple[PaymentField, ...]:
-    """Returns the fields of a request, with these limits in place of the table's."""
+    """Returns the fields that every payment has in a request, with these limits in place of the table's."""
     narrowed = []
     for field in FIELDS:
         if field.form in (Form.ID, Form.CARD_TOKEN):

@@ -114,7 +114,8 @@ async def _work(host: ServerContext, worker: int, gate: Endpoints, parent: int, 
         metrics_need_token=host.auth.metrics_need_token,
     )
     caller_of = None if gate.tokens is None else gate.tokens.caller_of
-    grpc = GrpcServer(batcher, settings=host.grpc, metrics=grpc_metrics, caller_of=caller_of)
+    fields = host.engine.plan.fields
+    grpc = GrpcServer(batcher, settings=host.grpc, metrics=grpc_metrics, caller_of=caller_of, fields=fields)
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -154,7 +154,7 @@ def test_no_message_repeats_a_text_or_an_amount() -> None:
 )
 def test_limits_beyond_what_the_topic_takes_are_refused_at_start(name: str, value: int) -> None:
     with pytest.raises(Misconfigured, match=rf"^\[limits\] {name}: wanted \d+ to \d+, got {value}$"):
-        RequestLimits(**{name: value})
+        RequestLimits(**{name: value})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("number", ["4111111111111111", "4111 1111 1111 1111", "3782-822463-10005", "4222222222222"])
