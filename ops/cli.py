@@ -196,14 +196,13 @@ def topics() -> None:
 @click.pass_obj
 def create_topics(source: Source) -> None:
     """Create the topics that are missing."""
-    from paywarden.features.catalogue.catalogue import CATALOGUE
     from paywarden.streams.kafka.admin import require_broker
     from paywarden.streams.kafka.topics import TopicSettings
     from paywarden.streams.kafka.topics import create_topics as create
 
     kafka = wiring.kafka_settings(source)
     require_broker(kafka)
-    entities = [entity.name for entity in CATALOGUE.entities]
+    entities = wiring.entity_names(source)
     created = create(kafka, source.section("topics", TopicSettings), entities)
     click.echo("\n".join(created) if created else "nothing to create")
 
@@ -235,14 +234,13 @@ def repartition(source: Source, partitions: int) -> None:
     profiles. First stop all stream workers, then run `paywarden stream --drain` until it ends. This command refuses to
     work while events are still on their way.
     """
-    from paywarden.features.catalogue.catalogue import CATALOGUE
     from paywarden.streams.kafka.admin import require_broker
     from paywarden.streams.maintenance.add_partitions import add_partitions
     from paywarden.streams.profiles.pipeline import StreamSettings
 
     kafka = wiring.kafka_settings(source)
     require_broker(kafka)
-    entities = [entity.name for entity in CATALOGUE.entities]
+    entities = wiring.entity_names(source)
     group_of = source.section("stream", StreamSettings).group_of
     changed = add_partitions(kafka, group_of, entities, wiring.live_set(source), partitions)
     click.echo("\n".join(changed) if changed else "nothing to change")

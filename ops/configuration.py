@@ -6,7 +6,7 @@ collects every error.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +77,15 @@ def problems_of(source: Source, bundle: str | None) -> list[str]:
     """Returns everything that is wrong, one line for each problem with its section and setting.
 
     `bundle` has the thresholds that no setting has; None takes that of `[serve]`, if it exists. The check reads these
-    files that settings name: the policy's lists, the exchange rates, the bundle's manifest and drift references. It
+    files that settings name: the catalogue, the policy's lists, the exchange rates, the bundle's manifest and drift
+    references. It
     reads no certificate and no token, which are on the host that uses them.
     """
     found = source.unknown_sections()
     for section, settings_type in settings_types().items():
         found += section_problems(source, section, settings_type)
-    return found + _policy_problems(source, bundle)
+    # The checks of three sections read the catalogue.
+    return list(dict.fromkeys(found + _policy_problems(source, bundle)))
 
 
 def section_problems(source: Source, section: str, settings_type: type[Any]) -> list[str]:
@@ -125,7 +127,12 @@ def _policy_problems(source: Source, bundle: str | None) -> list[str]:
         name: frozenset[str]() if wrong[name] else read_lists({name: entries})[name]
         for name, entries in settings.lists.items()
     }
-    return found + policy_problems(settings, review_at=review_at, decline_at=decline_at, lists=lists)
+    if _error_of(wiring.catalogue, source):
+        # Conditions name its features and fields. The section's own check reports it.
+        return found
+    return found + policy_problems(
+        settings, review_at=review_at, decline_at=decline_at, lists=lists, catalogue=wiring.catalogue(source)
+    )
 
 
 def _error_of(check: Callable[[Source], object], source: Source) -> Misconfigured | None:
@@ -165,6 +172,12 @@ def _check_rates(source: Source) -> None:
         raise Misconfigured(f"[features] rates: {str(error).removeprefix('rates: ')}") from error
 
 
+def _check_catalogue(source: Source) -> None:
+    from paywarden.features.profiles.engine import FeatureEngine
+
+    FeatureEngine(wiring.catalogue(source))
+
+
 def _check_model_chain(source: Source) -> None:
     from paywarden.scoring.engine.model_chain import ChainSettings
 
@@ -178,24 +191,18 @@ def _check_busy_poll(source: Source) -> None:
     BusyPoll(source.section("serve", wiring.ServeSettings).busy_poll_us)
 
 
-def _entities() -> Iterator[str]:
-    from paywarden.features.catalogue.catalogue import CATALOGUE
-
-    return (entity.name for entity in CATALOGUE.entities)
-
-
 def _check_stream(source: Source) -> None:
     from prometheus_client import CollectorRegistry
 
     from paywarden.streams.profiles.pipeline import StreamSettings, stream_metrics
 
-    stream_metrics(source.section("stream", StreamSettings), tuple(_entities()), CollectorRegistry())
+    stream_metrics(source.section("stream", StreamSettings), wiring.entity_names(source), CollectorRegistry())
 
 
 def _check_companion(source: Source) -> None:
     from paywarden.streams.companion.companion import CompanionSettings, freshness_objectives_ms
 
-    freshness_objectives_ms(source.section("companion", CompanionSettings), tuple(_entities()))
+    freshness_objectives_ms(source.section("companion", CompanionSettings), wiring.entity_names(source))
 
 
 def _check_tls(source: Source) -> None:
@@ -219,7 +226,7 @@ _CHECKS: dict[str, tuple[Callable[[Source], object], ...]] = {
     "aerospike": (_check_aerospike,),
     "companion": (_check_companion,),
     "drift": (_check_drift,),
-    "features": (_check_rates,),
+    "features": (_check_rates, _check_catalogue),
     "kafka": (_check_bootstrap, _check_credentials),
     "serve": (_check_model_chain, _check_busy_poll),
     "store": (wiring.store_kind,),

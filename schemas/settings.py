@@ -69,6 +69,11 @@ class Source:
     environment: Mapping[str, str]
     name: str = DEFAULT_FILE
 
+    @property
+    def folder(self) -> Path:
+        """Returns the folder of the file."""
+        return Path(self.name).parent
+
     def unknown_sections(self) -> list[str]:
         """Returns a line for each section of the file that does not exist or is no table."""
         return [

@@ -1,10 +1,11 @@
-"""The checks on a whole catalogue. Each raises Misconfigured with the file and line of the catalogue that is wrong:
+"""The checks on a whole catalogue. Each raises Misconfigured with the file, line and column of the catalogue:
 
-feature catalogue, catalogue.py:16: an entity is declared twice: 'card', first in catalogue.py:14
+feature catalogue, catalogue.py:16:10: an entity is declared twice: 'card', first in catalogue.py:14:8
 """
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from typing import Protocol
@@ -117,9 +118,13 @@ def _check_value(feature: Feature, value: Expression, seen: dict[str, str], decl
         for operand in value.operands:
             _check_value(feature, operand, seen, declared)
     if isinstance(value, str) and value not in seen:
+        if value == feature.name:
+            raise wrong_at(feature.line, f"{feature.name!r} uses itself: a feature can use only earlier ones")
         if value in declared:
             later = f"which is declared after it, in {declared[value]}"
             raise wrong_at(
                 feature.line, f"{feature.name!r} uses {value!r}, {later}: a feature can use only earlier ones"
             )
-        raise wrong_at(feature.line, f"{feature.name!r} uses {value!r}, which is not declared")
+        close = difflib.get_close_matches(value, seen, 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise wrong_at(feature.line, f"{feature.name!r} uses {value!r}, which is not declared{hint}")

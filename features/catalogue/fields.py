@@ -199,6 +199,7 @@ class Payment:
 
     attributes: tuple[Attribute, ...]
     fields: PaymentFields
+    line: str
 
     def __init__(self, *declared: Attribute | Coordinates) -> None:
         """Raises Misconfigured for a name or a number that is taken, and for a source that is not declared."""
@@ -220,6 +221,7 @@ class Payment:
                 raise wrong_at(attribute.line, wanted)
         object.__setattr__(self, "attributes", tuple(flat))
         object.__setattr__(self, "fields", PaymentFields(fields, derived))
+        object.__setattr__(self, "line", line_of_caller())
 
 
 def _check_unique(attributes: Sequence[Attribute]) -> None:

@@ -1,4 +1,4 @@
-"""Windows of a catalogue: their length, hop and delay. Also: the file and line of the catalogue, for error messages.
+"""Windows of a catalogue: their length, hop and delay. Also: the place in the catalogue's file, for error messages.
 
 window_of("card_count_1d", "1d", "", "")       Window(length 1 day, hop 1 hour, no delay): tiles of age 0 to 24
 window_of("fraud_7d", "7d", "7d", "1d")        Window(length 7 days, hop 1 day, delay 7 days): ages 8 to 14
@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import PurePath
+from types import CodeType
 
 from paywarden.schemas.errors import Misconfigured
 
@@ -99,18 +101,26 @@ def in_units(duration_ms: int) -> str:
 
 
 def line_of_caller() -> str:
-    """Returns the file and line, such as "catalogue.py:31", of the nearest caller outside the language's own files."""
+    """Returns the file, line and column of the nearest caller outside the language's own files: "catalogue.py:31:9"."""
     frame = sys._getframe(1)
     while frame.f_code.co_filename in _OWN_FILES and frame.f_back is not None:
         frame = frame.f_back
-    return f"{PurePath(frame.f_code.co_filename).name}:{frame.f_lineno}"
+    columns = _columns(frame.f_code)
+    column = columns[frame.f_lasti // 2] if 0 <= frame.f_lasti // 2 < len(columns) else 1
+    return f"{PurePath(frame.f_code.co_filename).name}:{frame.f_lineno}:{column}"
+
+
+@lru_cache(maxsize=4)
+def _columns(code: CodeType) -> list[int]:
+    """Returns the column of each instruction, from 1. A catalogue calls a word many times from one code."""
+    return [1 if column is None else column + 1 for _, _, column, _ in code.co_positions()]
 
 
 def wrong_at(line: str, what: str) -> Misconfigured:
-    """Returns the error about a line of the catalogue."""
+    """Returns the error about a place in the catalogue's files."""
     return Misconfigured(f"feature catalogue, {line}: {what}")
 
 
 def wrong(name: str, what: str) -> Misconfigured:
-    """Returns the error about the feature `name`, with the line of the catalogue that is being read."""
+    """Returns the error about the feature `name`, with the place in the catalogue that is being read."""
     return wrong_at(line_of_caller(), f"{name!r}: {what}")

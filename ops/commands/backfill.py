@@ -28,7 +28,6 @@ def backfill(source: Source, data: str, overwrite: bool) -> None:
     of the history's own cards, merchants and so on; other profiles stay.
     """
     from paywarden.features.history.history import read_history
-    from paywarden.features.profiles.engine import FeatureEngine
     from paywarden.streams.maintenance.backfill import Backfill
     from paywarden.streams.maintenance.backfill_progress import PAYMENT_PHASE
     from paywarden.streams.profiles.pipeline import StreamSettings
@@ -42,7 +41,7 @@ def backfill(source: Source, data: str, overwrite: bool) -> None:
     try:
         history = read_history(data)
         wiring.check_identity_key(source, claims=True)
-        engine = FeatureEngine(key=wiring.identity_key(source))
+        engine = wiring.feature_engine(source)
         job = Backfill(history, store, engine=engine, rates=rates, outcome_days=outcome_days, overwrite=overwrite)
         if job.is_finished:
             click.echo("all of this history is in the store already: nothing to do")

@@ -98,7 +98,6 @@ def on_windows(
     known to be compromised are not measured.
     """
     from paywarden.features.history.history import read_history
-    from paywarden.features.profiles.engine import FeatureEngine
     from paywarden.models.backtest.windows import Windows, last_test_day, windows_protocol
     from paywarden.models.metrics.evaluation import day_of_date
 
@@ -109,7 +108,7 @@ def on_windows(
     rates = wiring.rate_table(source)
     history = read_history(data)
     protocol = windows_protocol(windows, last_test_day(history, windows, wanted))
-    engine = FeatureEngine(key=wiring.identity_key(source))
+    engine = wiring.feature_engine(source)
     choice = _ModelChoice(models, budget, seed)
     measured = _measured(history, protocol, choice, engine=engine, rates=rates, delay_days=delay_days, published={})
     result = {"protocol": protocol.name, "windows": asdict(windows), "catalogue": "ours", **measured}
@@ -175,7 +174,6 @@ class _ModelChoice:
 
 def _run(source: Source, data: str, protocol_name: str, catalogue: str, choice: _ModelChoice) -> dict[str, Any]:
     """Returns everything that the handbook's protocol prints and writes."""
-    from paywarden.features.catalogue.catalogue import CATALOGUE
     from paywarden.features.history.history import read_history
     from paywarden.features.profiles.engine import FeatureEngine
     from paywarden.models.backtest.handbook import (
@@ -191,7 +189,9 @@ def _run(source: Source, data: str, protocol_name: str, catalogue: str, choice: 
     rates = wiring.rate_table(source)
     history = read_history(data)
     require_handbook(history, protocol)
-    engine = FeatureEngine(CATALOGUE if catalogue == "ours" else book_catalogue(), wiring.identity_key(source))
+    engine = FeatureEngine(
+        wiring.catalogue(source) if catalogue == "ours" else book_catalogue(), wiring.identity_key(source)
+    )
     best = BEST_PUBLISHED[protocol.name]
     published = PUBLISHED[protocol.name]
     measured = _measured(

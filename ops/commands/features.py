@@ -27,16 +27,17 @@ def features() -> None:
     show_default=True,
     help="A table, the page docs/reference/features.md, or JSON.",
 )
-def list_features(as_format: str) -> None:
+@click.pass_obj
+def list_features(source: Source, as_format: str) -> None:
     """List the features with meaning, unit and window.
 
     It also says what a missing value means, and how large profiles are.
     """
-    from paywarden.features.catalogue.catalogue import CATALOGUE
     from paywarden.features.profiles.engine import FeatureEngine
     from paywarden.features.profiles.feature_docs import listing_of
 
-    listing = listing_of(CATALOGUE, FeatureEngine(CATALOGUE))
+    catalogue = wiring.catalogue(source)
+    listing = listing_of(catalogue, FeatureEngine(catalogue))
     if as_format == "json":
         click.echo(json.dumps(listing.to_dict(), indent=2))
     else:
@@ -53,13 +54,11 @@ def show(source: Source, entity_id: str, at: str | None, as_json: bool) -> None:
 
     ENTITY:ID is card:C1, for example. A combination has its ids with commas between: card_merchant:C1,M1.
     """
-    from paywarden.features.catalogue.catalogue import CATALOGUE
-    from paywarden.features.profiles.engine import FeatureEngine
     from paywarden.features.profiles.profile_view import to_dict, to_lines, typed_key, view_profile
     from paywarden.streams.profiles.events import source_name
 
     as_of_ms = time.time_ns() // 1_000_000 if at is None else _time_ms(at)
-    engine = FeatureEngine(CATALOGUE, wiring.identity_key(source))
+    catalogue, engine = wiring.catalogue(source), wiring.feature_engine(source)
     entity, key = typed_key(engine.plan, entity_id)
     store = wiring.open_live_store(source, readonly=True)
     try:
@@ -68,7 +67,7 @@ def show(source: Source, entity_id: str, at: str | None, as_json: bool) -> None:
         store.close()
     if state is None:
         raise Misconfigured(f"the store has no profile of this {engine.plan.entity_names[entity]}")
-    view = view_profile(engine, CATALOGUE, entity, state, as_of_ms=as_of_ms)
+    view = view_profile(engine, catalogue, entity, state, as_of_ms=as_of_ms)
     if as_json:
         click.echo(json.dumps(to_dict(view, source_name), indent=2))
     else:

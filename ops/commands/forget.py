@@ -40,7 +40,6 @@ def forget(source: Source, entity_id: str) -> None:
       [aerospike] marker_days, so that no cold start of a server brings the record back.
       An Enterprise server deletes durably and needs no marker
     """
-    from paywarden.features.profiles.engine import FeatureEngine
     from paywarden.features.profiles.profile_view import typed_key
     from paywarden.features.stores.profile_sets import ProfileSets, spoken
     from paywarden.streams.kafka.admin import require_broker
@@ -49,7 +48,7 @@ def forget(source: Source, entity_id: str) -> None:
 
     if source.section("store", wiring.StoreSettings).kind == "memory":
         raise Misconfigured("[store] kind is memory: only its own process can erase from it")
-    plan = FeatureEngine().plan
+    plan = wiring.feature_engine(source).plan
     entity, key = typed_key(plan, entity_id)
     kafka = wiring.kafka_settings(source)
     require_broker(kafka)

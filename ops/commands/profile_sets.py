@@ -87,7 +87,6 @@ def drop_set(source: Source, name: str, records_per_second: int) -> None:
 
 def _delete_topics(source: Source, name: str) -> dict[str, str]:
     """Delete the topics that only this set's events use; returns those that may still be there, and why."""
-    from paywarden.features.catalogue.catalogue import CATALOGUE
     from paywarden.features.stores.profile_sets import FIRST
     from paywarden.streams.kafka.topic_names import repartition_topic
     from paywarden.streams.kafka.topics import delete_repartition_topics
@@ -95,7 +94,7 @@ def _delete_topics(source: Source, name: str) -> dict[str, str]:
     if name == FIRST:
         # `topics create` makes these, whichever sets there are.
         return {}
-    topics = [repartition_topic(entity.name, name) for entity in CATALOGUE.entities]
+    topics = [repartition_topic(entity, name) for entity in wiring.entity_names(source)]
     return delete_repartition_topics(wiring.kafka_settings(source), topics)
 
 

@@ -108,7 +108,6 @@ def replay(
     """
     from paywarden.features.history.columns import MmapAllocator
     from paywarden.features.history.mapped import open_history
-    from paywarden.features.profiles.engine import FeatureEngine
     from paywarden.models.bundle.bundle import load_bundle
     from paywarden.models.bundle.signature import BundleSettings, TrustedKeys
     from paywarden.models.metrics.evaluation import day_of_date
@@ -117,7 +116,7 @@ def replay(
 
     asked = HistoryAsked(data, from_topic, since, until, warm_up_days)
     costs = _costs(source, costs_text)
-    engine = FeatureEngine(key=wiring.identity_key(source))
+    engine = wiring.feature_engine(source)
     load = partial(
         load_bundle,
         catalogue_digest=engine.plan.digest,
@@ -211,6 +210,7 @@ def _contestant(source: Source, bundle: Bundle, policy_file: str | None) -> Cont
         read_source(policy_file, nothing) if policy_file else source,
         review_at=manifest.review_at,
         decline_at=manifest.decline_at,
+        catalogue=wiring.catalogue(source),
     )
     return Contestant(bundle, decided_by, Path(policy_file).name if policy_file else "of the configuration")
 

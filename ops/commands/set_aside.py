@@ -33,7 +33,7 @@ def list_(source: Source) -> None:
 
     _refuse_memory(source)
     with closing(wiring.open_live_store(source, readonly=True)) as store:
-        found = find(store, FeatureEngine())
+        found = find(store, FeatureEngine(wiring.catalogue(source)))
     _print(found)
     click.echo(f"readable now     {found.readable}")
     click.echo(f"unreadable       {found.left}")
@@ -58,7 +58,7 @@ def retry(source: Source) -> None:
     kafka = wiring.kafka_settings(source)
     require_broker(kafka)
     live = wiring.live_set(source).name
-    engine = FeatureEngine()
+    engine = FeatureEngine(wiring.catalogue(source))
     topics = [repartition_topic(name, live) for name in engine.plan.entity_names]
     routes = [(kafka.topic(topic), len(partitions_of(kafka, topic))) for topic in topics]
     parts = KafkaParts(kafka, wiring.schema_ids(source), routes)

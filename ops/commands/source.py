@@ -67,7 +67,6 @@ def accept(source: Source, topics: tuple[str, ...]) -> None:
 
 @contextmanager
 def _readers(source: Source, *, readonly: bool = False) -> Iterator[tuple[KafkaClients, list[SourceReader]]]:
-    from paywarden.features.catalogue.catalogue import CATALOGUE
     from paywarden.streams.kafka.admin import require_broker
     from paywarden.streams.kafka.clients import KafkaClients
     from paywarden.streams.kafka.source_register import BESIDE_SOURCES_KEY, SOURCES_KEY, SourceRegister
@@ -83,7 +82,7 @@ def _readers(source: Source, *, readonly: bool = False) -> Iterator[tuple[KafkaC
     settings = source.section("stream", StreamSettings)
     live = wiring.live_set(source).name
     stores = wiring.set_stores(source)
-    of_profiles = ["payments", "outcomes", *(repartition_topic(entity.name, live) for entity in CATALOGUE.entities)]
+    of_profiles = ["payments", "outcomes", *(repartition_topic(name, live) for name in wiring.entity_names(source))]
     of_counts = ["decisions", "outcomes"]
 
     with (

@@ -94,7 +94,6 @@ def _trained(
 ) -> Manifest:
     """Train and write the bundle. Everything that can be checked is checked before the features, which take minutes."""
     from paywarden.features.history.history import require_past
-    from paywarden.features.profiles.engine import FeatureEngine
     from paywarden.models.metrics.evaluation import DAY_MS, Days
     from paywarden.models.training.settings import require_usable
     from paywarden.models.training.table import require_both_kinds, training_table, window_labels
@@ -102,7 +101,7 @@ def _trained(
     from paywarden.ops.times import now_ms
 
     rates = wiring.rate_table(source)
-    engine = FeatureEngine(key=wiring.identity_key(source))
+    engine = wiring.feature_engine(source)
     require_usable(settings, engine.plan.names)
     checked_destination(bundle)
     first, last = day_option("--train-from", train_from, asked), day_option("--train-to", train_to, asked)

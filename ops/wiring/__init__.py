@@ -1,7 +1,7 @@
 """Builds real parts from settings, and is the only place that does.
 
     store_checks  whether the profile store is safe, and whole
-    stores      the profile store, and what several processes share: Kafka's settings, rates, schema ids
+    stores      the profile store, and what several processes share: Kafka's settings, rates, catalogue, schema ids
     stream      what `paywarden stream` runs
     companion   what `paywarden companion` runs
     scoring     what `paywarden serve` runs
@@ -21,7 +21,10 @@ from paywarden.ops.wiring.store_checks import check_store, verify_store
 from paywarden.ops.wiring.stores import (
     FeatureSettings,
     StoreSettings,
+    catalogue,
     check_identity_key,
+    entity_names,
+    feature_engine,
     identity_key,
     kafka_settings,
     live_set,
@@ -39,11 +42,14 @@ __all__ = [
     "ServeSettings",
     "StoreSettings",
     "StreamParts",
+    "catalogue",
     "check_identity_key",
     "check_store",
     "companion",
     "companion_stop_timeout_s",
     "drift_references",
+    "entity_names",
+    "feature_engine",
     "fill_source",
     "identity_key",
     "kafka_settings",

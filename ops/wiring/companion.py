@@ -31,7 +31,6 @@ def companion(
 
     Raises Misconfigured, BrokerUnavailable.
     """
-    from paywarden.features.catalogue.catalogue import CATALOGUE
     from paywarden.scoring.idempotency.decision_cache import DecisionCacheSettings
     from paywarden.scoring.state.mirror import MirrorSettings
     from paywarden.scoring.state.outbox import OutboxSettings
@@ -51,14 +50,14 @@ def companion(
     )
     require_broker(kafka)
     ids = stores.schema_ids(source)
-    publish_catalogue(kafka, ids, CATALOGUE)
+    publish_catalogue(kafka, ids, stores.catalogue(source))
     registry = metrics_registry()
     built = Companion(
         clients=clients or KafkaClients.of(kafka),
         settings=settings,
         files=files,
         ids=ids,
-        entities=tuple(entity.name for entity in CATALOGUE.entities),
+        entities=stores.entity_names(source),
         fill=fill or fill_source(source, registry),
         identity_digest=stores.identity_key(source).digest,
         registry=registry,

@@ -11,6 +11,7 @@ from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
+    from paywarden.features.catalogue.entity import Catalogue
     from paywarden.models.policy.policy import Policy
     from paywarden.scoring.server.context import ServerContext
 
@@ -48,7 +49,6 @@ def scoring_host(source: Source, bundle_path: str | None) -> ServerContext:
 
     Builds native libraries that are missing. Raises Misconfigured, BundleRefused.
     """
-    from paywarden.features.profiles.engine import FeatureEngine
     from paywarden.models.bundle.bundle import load_bundle
     from paywarden.models.bundle.signature import BundleSettings, TrustedKeys
     from paywarden.ops.libraries import build_missing
@@ -66,7 +66,7 @@ def scoring_host(source: Source, bundle_path: str | None) -> ServerContext:
     from paywarden.scoring.state.outbox import OutboxSettings
 
     settings = source.section("serve", ServeSettings)
-    engine = FeatureEngine(key=stores.identity_key(source))
+    engine = stores.feature_engine(source)
     paths = [bundle_path or settings.bundle, *filter(None, [settings.fallback_bundle])]
     trusted = TrustedKeys.read(source.section("bundles", BundleSettings))
     bundles = [
@@ -85,7 +85,12 @@ def scoring_host(source: Source, bundle_path: str | None) -> ServerContext:
         rates=stores.rate_table(source),
         bundles=bundles,
         chain=ChainSettings(settings.model_failure_count_max, settings.model_cooldown_ms),
-        policy=policy(source, review_at=manifest.review_at, decline_at=manifest.decline_at),
+        policy=policy(
+            source,
+            review_at=manifest.review_at,
+            decline_at=manifest.decline_at,
+            catalogue=stores.catalogue(source),
+        ),
         http=source.section("http", HttpSettings),
         grpc=source.section("grpc", GrpcSettings),
         admission=source.section("admission", AdmissionSettings),
@@ -103,10 +108,19 @@ def scoring_host(source: Source, bundle_path: str | None) -> ServerContext:
     )
 
 
-def policy(source: Source, *, review_at: float, decline_at: float) -> Policy:
-    """Returns the policy of the settings, with the bundle's thresholds if the settings have none."""
+def policy(source: Source, *, review_at: float, decline_at: float, catalogue: Catalogue) -> Policy:
+    """Returns the policy of the settings, with the bundle's thresholds if the settings have none.
+
+    `source` may be a policy's own file: the catalogue is that of the deployment.
+    """
     from paywarden.models.policy.lists import read_lists
     from paywarden.models.policy.policy import Policy, PolicySettings
 
     settings = source.section("policy", PolicySettings)
-    return Policy(settings, review_at=review_at, decline_at=decline_at, lists=read_lists(settings.lists))
+    return Policy(
+        settings,
+        review_at=review_at,
+        decline_at=decline_at,
+        lists=read_lists(settings.lists),
+        catalogue=catalogue,
+    )

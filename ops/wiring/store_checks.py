@@ -35,7 +35,7 @@ def check_store(source: Source, *, write: bool = True) -> list[Finding]:
             return [Finding(ERROR, reason, "nothing can be read or written", "a store that answers")] if reason else []
         # Not through the profile sets: with cluster_check = "require" these open only what has no finding.
         with closing(AerospikeStore(source.section("aerospike", AerospikeSettings))) as store:
-            plan = FeatureEngine().plan
+            plan = FeatureEngine(stores.catalogue(source)).plan
             longest_s = max(plan.ttl_s(entity) for entity in range(plan.entity_count))
             found = examine(store.reports(), store.settings, longest_ttl_s=longest_s)
             return [*(try_to_write(store) if write else ()), *found]
@@ -56,7 +56,7 @@ def verify_store(source: Source, *, since_ms: int | None = None, repair: bool = 
     kafka = stores.kafka_settings(source)
     require_broker(kafka)
     partitions, topic = partitions_of(kafka, "profiles"), kafka.topic("profiles")
-    plan = FeatureEngine().plan
+    plan = FeatureEngine(stores.catalogue(source)).plan
     sets = stores.set_stores(source)
     with closing(ProfileSets(sets.open_register())) as register:
         live = register.read()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paywarden.schemas.errors import Misconfigured
@@ -14,7 +16,9 @@ from paywarden.schemas.settings import Source
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
+    from paywarden.features.catalogue.entity import Catalogue
     from paywarden.features.catalogue.identity import IdentityKey
+    from paywarden.features.profiles.engine import FeatureEngine
     from paywarden.features.profiles.money import RateTable
     from paywarden.features.stores.aerospike.cluster_check import ClusterLook
     from paywarden.features.stores.aerospike.metrics import AerospikeMetrics
@@ -46,6 +50,9 @@ class FeatureSettings:
     rates: str = ""
     # A file of 32 hex digits: the secret that makes of ids what profiles remember. Empty: a public key, for laptops.
     identity_key_file: str = ""
+    # A file that sets CATALOGUE: a project's own features, and its payment's own fields. The path starts at the folder
+    # of the configuration file. Empty: the catalogue that comes with Paywarden.
+    catalogue: str = ""
 
 
 def kafka_settings(source: Source) -> KafkaSettings:
@@ -71,6 +78,33 @@ def rate_table(source: Source) -> RateTable:
     from paywarden.features.profiles.money import load_rates
 
     return load_rates(source.section("features", FeatureSettings).rates)
+
+
+def catalogue(source: Source) -> Catalogue:
+    """Returns the catalogue of the settings: a process reads its file once. Raises Misconfigured."""
+    from paywarden.features.catalogue.catalogue import CATALOGUE
+
+    path = source.section("features", FeatureSettings).catalogue
+    return _loaded_catalogue(os.path.abspath(source.folder / path)) if path else CATALOGUE
+
+
+@cache
+def _loaded_catalogue(path: str) -> Catalogue:
+    from paywarden.features.catalogue.loading import load_catalogue
+
+    return load_catalogue(Path(path))
+
+
+def entity_names(source: Source) -> tuple[str, ...]:
+    """Returns the names of the catalogue's entities. Raises Misconfigured."""
+    return tuple(entity.name for entity in catalogue(source).entities)
+
+
+def feature_engine(source: Source) -> FeatureEngine:
+    """Returns an engine of the settings' catalogue and key. Raises Misconfigured."""
+    from paywarden.features.profiles.engine import FeatureEngine
+
+    return FeatureEngine(catalogue(source), identity_key(source))
 
 
 def identity_key(source: Source) -> IdentityKey:
@@ -115,12 +149,11 @@ def set_stores(source: Source, registry: CollectorRegistry | None = None) -> Set
         return _memory_sets()
     if kind == "lmdb":
         return _lmdb_sets(source)
-    from paywarden.features.catalogue.catalogue import CATALOGUE
     from paywarden.features.catalogue.entity import BESIDE_PROFILES
     from paywarden.features.stores.aerospike.sets import AerospikeSets
     from paywarden.features.stores.aerospike.store import AerospikeSettings
 
-    entities = (*(entity.name for entity in CATALOGUE.entities), *BESIDE_PROFILES)
+    entities = (*entity_names(source), *BESIDE_PROFILES)
     settings = source.section("aerospike", AerospikeSettings)
     metrics = _aerospike_metrics(registry)
     return AerospikeSets(settings, entities, metrics=metrics, look=_cluster_look(settings, metrics))

@@ -24,7 +24,6 @@ class StreamParts:
         """Raises Misconfigured, BrokerUnavailable."""
         from prometheus_client import CollectorRegistry
 
-        from paywarden.features.profiles.engine import FeatureEngine
         from paywarden.streams.kafka.admin import require_broker
         from paywarden.streams.kafka.clients import KafkaClients
         from paywarden.streams.profiles.pipeline import StreamSettings, stream_metrics
@@ -35,7 +34,7 @@ class StreamParts:
         require_broker(self.kafka)
         self.clients = KafkaClients.of(self.kafka)
         self.ids = stores.schema_ids(source)
-        self._engine = FeatureEngine(key=stores.identity_key(source))
+        self._engine = stores.feature_engine(source)
         self._engine.warm_up()
         self.entities = self._engine.plan.entity_names
         self._registry = registry or CollectorRegistry()

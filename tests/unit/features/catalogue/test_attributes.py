@@ -290,7 +290,7 @@ def test_an_impossible_amount_is_refused() -> None:
 
 
 def test_an_invalid_comparison_is_refused_with_its_line() -> None:
-    with pytest.raises(Misconfigured, match=r"^feature catalogue, test_attributes\.py:[0-9]+: "):
+    with pytest.raises(Misconfigured, match=r"^feature catalogue, test_attributes\.py:[0-9]+:[0-9]+: "):
         _ = attributes.channel == 5
 
 

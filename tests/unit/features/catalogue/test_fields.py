@@ -182,6 +182,6 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
 @pytest.mark.parametrize("case", WRONG)
 def test_a_wrong_declaration_is_refused_with_its_line(case: str) -> None:
     make, message = WRONG[case]
-    with pytest.raises(Misconfigured, match=r"^feature catalogue, test_fields\.py:[0-9]+: ") as refused:
+    with pytest.raises(Misconfigured, match=r"^feature catalogue, test_fields\.py:[0-9]+:[0-9]+: ") as refused:
         make()
     assert message in str(refused.value)
