@@ -1,4 +1,4 @@
-"""`paywarden schemas`: lists and exports the Avro schemas of the topics."""
+"""`paywarden schemas`: lists and exports the Avro schemas of the topics, and prints the endpoint's .proto file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _COLUMNS = ("topic", "version", "fingerprint", "registry id", "subject")
 
 @click.group()
 def schemas() -> None:
-    """List or export the Avro schemas of the topics.
+    """List or export the Avro schemas of the topics; print the endpoint's .proto file.
 
     A record begins with a zero byte and the id of its schema in four bytes, big endian. Without a registry the id is
     the schema's fingerprint. Registry ids come from Kafka: they are those that any process has used or seen so far.
@@ -60,6 +60,18 @@ def export(source: Source, folder: Path) -> None:
     found = _found(source)
     export_schemas(found, folder)
     click.echo(f"{len(found)} schemas and {INDEX} in {folder}")
+
+
+@schemas.command("proto")
+def proto() -> None:
+    """Print the .proto file of the endpoint, for protoc and gRPC clients.
+
+    It has the fields that every payment has, and those that the project declares, each with what it holds.
+    """
+    from paywarden.features.catalogue.catalogue import CATALOGUE
+    from paywarden.schemas.request_proto import proto_text
+
+    click.echo(proto_text(CATALOGUE.payment.fields), nl=False)
 
 
 def _found(source: Source) -> list[ListedSchema]:

@@ -42,6 +42,7 @@ class RequestDecoder:
         """The limits that every request is checked against."""
         self.schema = RequestSchema(plan.fields, ignores_unknown=limits.unknown_fields == "ignore")
         """The fields that every request may have."""
+        self._has_declared = self.schema.has_declared
         self._rules = RequestRules(limits, rates.currencies, self.schema)
         self._entities = plan.entity_count
         self._rows = RequestRows(plan, rates, ROWS_MAX)
@@ -68,7 +69,7 @@ class RequestDecoder:
         bodies = [request if isinstance(request, bytes) else request.body for request in requests]
         is_usual, keys, ids = self._fast.read(bodies, now_ms)
         sent: list[bytes] | None = None
-        if self.schema.has_declared:
+        if self._has_declared:
             sent, bodies = bodies, self._fast.kept(bodies)
         errors: dict[int, InvalidEvent] = {}
         if 0 in is_usual:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from functools import cached_property
 from operator import attrgetter
 from typing import Any, cast
 
@@ -32,6 +31,8 @@ class RequestSchema:
         """`ignores_unknown`: a JSON request may have fields that nobody declared. Raises Misconfigured."""
         self.fields, self.ignores_unknown = fields, ignores_unknown
         self.message = request_class(fields)
+        self.has_declared = bool(fields.declared)
+        """Whether the project declares fields that a request can bring."""
         self.json_types: Mapping[str, type] = {
             **{field.name: str if field.is_text else int for field in FIELDS if field.at_endpoint},
             **{field.name: _PYTHON_TYPES[protobuf_type(field)] for field in fields.declared},
@@ -44,13 +45,12 @@ class RequestSchema:
         }
         self.names = list(self.json_types)
         self.values_of: Callable[[ScoreRequest], tuple[Any, ...]] = attrgetter(*self.names)
+        self._readers: Mapping[str, Callable[[ScoreRequest], Any]] = {
+            **{field.name: _reader(field) for field in fields.declared},
+            **{derived.name: _derived_reader(derived) for derived in fields.derived},
+        }
         # The fields whose absence protobuf records.
         self.may_be_absent = [field.name for field in descriptors if field.has_presence]
-
-    @property
-    def has_declared(self) -> bool:
-        """Whether the project declares fields that a request can bring."""
-        return bool(self.fields.declared)
 
     def values(self, request: ScoreRequest) -> dict[str, Any]:
         """Returns the values of a request by field. A field that was not sent is None, or empty, or 0."""
@@ -62,17 +62,11 @@ class RequestSchema:
 
     def payment_of(self, body: bytes) -> PaymentFacts:
         """Returns a request as conditions of the policy read it. The body must be right."""
-        if not (self.fields.declared or self.fields.derived):
+        if not self._readers:
             return ScoreRequest.FromString(body)
         # Conditions name only fields that `DeclaredPayment` has.
         return cast(PaymentFacts, DeclaredPayment(self.message.FromString(body), self._readers))
 
-    @cached_property
-    def _readers(self) -> Mapping[str, Callable[[ScoreRequest], Any]]:
-        return {
-            **{field.name: _reader(field) for field in self.fields.declared},
-            **{derived.name: _derived_reader(derived) for derived in self.fields.derived},
-        }
 
 
 class DeclaredPayment:
