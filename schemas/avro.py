@@ -8,12 +8,20 @@ A value names the schema it was written with. A `Decoder` asks its `SchemaIds` f
 resolves every such record to the current schema of the topic. Without a registry the id is a fingerprint of the
 schema itself, so that processes of one release agree on it without asking each other. A fingerprint stays readable
 when a registry is configured later.
+
+A project's own fields (schemas/payment_fields.py) stand behind those of every payment, in the order of their numbers:
+
+    {"name": "basket_weight", "type": ["null", "double"], "default": null, "doc": "A number from 0 to 500, in kg."}
+
+Each may be null, a required one too. Records from before a field was declared therefore stay readable; the stream
+refuses a null in a required field, and says so.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -30,6 +38,7 @@ from fastavro.schema import SchemaParseException, UnknownType, to_parsing_canoni
 from fastavro.validation import ValidationError
 
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
+from paywarden.schemas.payment_fields import TABLE_ALONE, Form, PaymentField, PaymentFields
 from paywarden.schemas.schema_limits import bounded, read_schema
 
 # A record schema as `parsed` returns it.
@@ -57,6 +66,8 @@ SCHEMAS_KEPT_MAX: Final = 1_000
 _NAME_SHOWN: Final = 64
 # Stands in for a value that is missing and has no default.
 _ABSENT: Final = object()
+# The Avro types of declared fields that are neither texts nor whole numbers.
+_OTHER_TYPES: Final = {Form.DECIMAL: "double", Form.FLAG: "boolean"}
 _WHOLE_RANGES: Final = {"int": (-(2**31), 2**31 - 1), "long": (-(2**63), 2**63 - 1)}
 # Everything that fastavro raises on a body that does not fit its schema, by its code and by trial.
 _BODY_ERRORS: Final = (EOFError, IndexError, OverflowError, ValueError, struct.error, SchemaResolutionError)
@@ -68,6 +79,9 @@ class SchemaIds(Protocol):
 
     def id_of(self, topic: str) -> int:
         """Returns the id of the schema that we write to `topic`."""
+
+    def current_schema(self, topic: str) -> Schema:
+        """Returns the schema that we write to `topic`, and read its records as. The caller must not change it."""
 
     def schema_of(self, schema_id: int) -> Schema:
         """Returns the schema behind an id.
@@ -81,16 +95,34 @@ def subject(topic: str) -> str:
     return f"{topic}-value"
 
 
-def schema_text(topic: str) -> str:
-    """Returns the current schema of a topic, as in its file."""
+def schema_text(topic: str, fields: PaymentFields = TABLE_ALONE) -> str:
+    """Returns the current schema of a topic: its file's text, and for payments the fields that a project declares."""
     assert topic in TOPICS, f"{topic} is not one of {TOPICS}"
-    return resources.files("paywarden.schemas.avsc").joinpath(f"{topic}.avsc").read_text(encoding="utf-8")
+    text = resources.files("paywarden.schemas.avsc").joinpath(f"{topic}.avsc").read_text(encoding="utf-8")
+    if topic != "payments" or not fields.declared:
+        return text
+    schema = json.loads(text)
+    schema["fields"] += map(_declared, sorted(fields.declared, key=lambda field: field.number))
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+
+
+def _declared(field: PaymentField) -> dict[str, Any]:
+    """Returns a declared field as a field of the Avro schema."""
+    kind = "string" if field.is_text else "long" if field.is_number else _OTHER_TYPES[field.form]
+    unit = f", in {field.unit}" if field.unit else ""
+    notes = "".join((" Required." * field.is_required, " Personal." * field.is_personal))
+    doc = f"{field.wanted[0].upper()}{field.wanted[1:]}{unit}.{notes}"
+    return {"name": field.name, "type": ["null", kind], "default": None, "doc": doc}
+
+
+def topic_schema(topic: str, fields: PaymentFields = TABLE_ALONE) -> Schema:
+    """Returns the current schema of a topic, parsed once. The caller must not change it."""
+    return _topic_schema(topic, fields if topic == "payments" else TABLE_ALONE)
 
 
 @cache
-def topic_schema(topic: str) -> Schema:
-    """Returns the current schema of a topic, parsed once. The caller must not change it."""
-    return parsed(schema_text(topic))
+def _topic_schema(topic: str, fields: PaymentFields) -> Schema:
+    return parsed(schema_text(topic, fields))
 
 
 def past_schemas(folder: Traversable | None = None) -> list[Schema]:
@@ -117,14 +149,15 @@ class SchemaVersion:
     fingerprint: int
 
 
-def schema_versions(topic: str) -> list[SchemaVersion]:
-    """Returns every schema of a topic, the oldest first."""
+def schema_versions(topic: str, fields: PaymentFields = TABLE_ALONE) -> list[SchemaVersion]:
+    """Returns every schema of a topic, the oldest first. A schema with declared fields comes behind the release's."""
     past = {}
     for name, text in _past_texts().items():
         past_topic, _, number = name.rpartition("-")
         if past_topic == topic:
             past[int(number)] = text
-    texts = past | {max(past, default=0) + 1: schema_text(topic)}
+    current = dict.fromkeys((schema_text(topic), schema_text(topic, fields)))
+    texts = past | dict(enumerate(current, max(past, default=0) + 1))
     return [SchemaVersion(topic, number, text, fingerprint(parsed(text))) for number, text in sorted(texts.items())]
 
 
@@ -170,11 +203,13 @@ def fingerprint(schema: Schema) -> int:
 class LocalSchemaIds:
     """The ids of a deployment without a registry: fingerprints of the current and earlier schemas."""
 
-    def __init__(self, past: Iterable[Schema] | None = None) -> None:
-        self._ids = {topic: fingerprint(topic_schema(topic)) for topic in TOPICS}
+    def __init__(self, past: Iterable[Schema] | None = None, fields: PaymentFields = TABLE_ALONE) -> None:
+        """`fields` are the fields of a payment in this deployment."""
+        self._current = {topic: topic_schema(topic, fields) for topic in TOPICS}
+        self._ids = {topic: fingerprint(schema) for topic, schema in self._current.items()}
         self._schemas: dict[int, Schema] = {}
         earlier = past_schemas() if past is None else past
-        for schema in [*earlier, *map(topic_schema, TOPICS)]:
+        for schema in [*earlier, *map(topic_schema, TOPICS), self._current["payments"]]:
             schema_id = fingerprint(schema)
             known = self._schemas.setdefault(schema_id, schema)
             if not same_on_the_wire(known, schema):
@@ -183,6 +218,10 @@ class LocalSchemaIds:
     def id_of(self, topic: str) -> int:
         """Returns the fingerprint of the topic's schema."""
         return self._ids[topic]
+
+    def current_schema(self, topic: str) -> Schema:
+        """See SchemaIds."""
+        return self._current[topic]
 
     def schema_of(self, schema_id: int) -> Schema:
         """Returns the schema with that fingerprint. Raises InvalidEvent when this release has none."""
@@ -259,12 +298,12 @@ class _Reader:
 class Decoder:
     """Reads records of one topic, written with any of its schemas.
 
-    Records have the fields of `schema`, which is the current one unless another is given. The decoder asks `ids` once
+    Records have the fields of `schema`, which is that of `ids` unless another is given. The decoder asks `ids` once
     for each schema id. It is thread-safe if `ids` is.
     """
 
     def __init__(self, topic: str, ids: SchemaIds, *, schema: Schema | None = None) -> None:
-        self._schema = topic_schema(topic) if schema is None else schema
+        self._schema = ids.current_schema(topic) if schema is None else schema
         self._canonical = to_parsing_canonical_form(self._schema)
         self._ids = ids
         self._readers: dict[int, _Reader] = {}

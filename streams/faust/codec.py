@@ -92,6 +92,9 @@ class _KnownSchemas:
     def id_of(self, topic: str) -> int:
         return self._ids.id_of(topic)
 
+    def current_schema(self, topic: str) -> Schema:
+        return self._ids.current_schema(topic)
+
     def schema_of(self, schema_id: int) -> Schema:
         try:
             return self._schemas[schema_id]

@@ -11,6 +11,9 @@ the schema behind an id in this order, once for each id:
     2. the ids remembered on topic `schemas`     records from a registry that is turned off or down
     3. the registry, if there is one             a new schema of another program; it is remembered from then on
 
+A schema of payments with declared fields is in no release. Its fingerprint is remembered on topic `schemas` as well, so
+that a later declaration reads what was written under this one.
+
 An id therefore means one schema for ever. If the registry gives one of our schemas an id that already means another,
 the process does not start.
 """
@@ -42,6 +45,7 @@ from paywarden.schemas.avro import (
     writer_schema,
 )
 from paywarden.schemas.errors import InvalidEvent, Misconfigured, TemporaryFailure
+from paywarden.schemas.payment_fields import TABLE_ALONE, PaymentFields
 from paywarden.streams.kafka.remembered_schemas import RememberedSchemas
 
 # The client speaks HTTP through httpx2 where it is installed and through its predecessor elsewhere.
@@ -92,24 +96,46 @@ def schema_ids(
     *,
     topic_prefix: str = "",
     topics: Iterable[str] = TOPICS,
+    fields: PaymentFields = TABLE_ALONE,
 ) -> SchemaIds:
-    """Returns the ids of the configured registry, else fingerprints. Raises Misconfigured, BrokerUnavailable."""
+    """Returns the ids of the configured registry, else fingerprints. `fields` are those of a payment.
+
+    Raises Misconfigured, BrokerUnavailable.
+    """
     if settings.url:
-        return RegistrySchemaIds(settings, remembered, topic_prefix=topic_prefix, topics=topics)
-    return FingerprintSchemaIds(remembered)
+        return RegistrySchemaIds(settings, remembered, topic_prefix=topic_prefix, topics=topics, fields=fields)
+    return FingerprintSchemaIds(remembered, fields)
 
 
 class FingerprintSchemaIds:
     """Writes with fingerprints, and also reads records with the ids of a registry. Thread-safe."""
 
-    def __init__(self, remembered: RememberedSchemas) -> None:
-        self._local, self._remembered = LocalSchemaIds(), remembered
+    def __init__(self, remembered: RememberedSchemas, fields: PaymentFields = TABLE_ALONE) -> None:
+        """With declared `fields` it remembers the schema of payments. Then it raises what `remembered` does."""
+        self._local, self._remembered = LocalSchemaIds(fields=fields), remembered
         self._schemas: dict[int, Schema] = {}
         self._refused: dict[int, tuple[str, str]] = {}
+        if fields.declared:
+            self._remember_own(fields)
+
+    def _remember_own(self, fields: PaymentFields) -> None:
+        own = self._local.id_of("payments")
+        known = self._remembered.read().get(own)
+        if known is None:
+            self._remembered.add({own: _one_layout("payments", fields)})
+        elif not same_on_the_wire(_usable(own, known, self._refused), self._local.current_schema("payments")):
+            raise Misconfigured(
+                f"the schema of payments has the fingerprint {own}, which on these topics already means another "
+                "schema: use another [kafka] topic_prefix, or another name of a declared field"
+            )
 
     def id_of(self, topic: str) -> int:
         """Returns the fingerprint of the topic's schema."""
         return self._local.id_of(topic)
+
+    def current_schema(self, topic: str) -> Schema:
+        """See SchemaIds."""
+        return self._local.current_schema(topic)
 
     def schema_of(self, schema_id: int) -> Schema:
         """Returns the schema with that id; looks for it once.
@@ -131,7 +157,8 @@ class FingerprintSchemaIds:
 class RegistrySchemaIds:
     """Writes with the ids that a registry gives. Constructing it talks to the registry and to `remembered`.
 
-    `topic_prefix` goes before the topics in the names of subjects, as it does on the cluster.
+    `topic_prefix` goes before the topics in the names of subjects, as it does on the cluster. `fields` are those of a
+    payment.
 
     Raises Misconfigured with one line when the registry does not answer, or refuses us or one of our schemas. Raises
     BrokerUnavailable when its ids cannot be remembered. `clock` returns seconds. Thread-safe.
@@ -145,11 +172,12 @@ class RegistrySchemaIds:
         topic_prefix: str = "",
         topics: Iterable[str] = TOPICS,
         clock: Callable[[], float] = time.monotonic,
+        fields: PaymentFields = TABLE_ALONE,
     ) -> None:
         self._url, self._topic_prefix = settings.url, topic_prefix
         self._clock = clock
-        self._remembered = remembered
-        self._earlier = FingerprintSchemaIds(remembered)
+        self._remembered, self._fields = remembered, fields
+        self._earlier = FingerprintSchemaIds(remembered, fields)
         self._schemas: dict[int, Schema] = {}
         self._unknown_until: dict[int, float] = {}
         self._refused: dict[int, str] = {}
@@ -168,6 +196,10 @@ class RegistrySchemaIds:
     def id_of(self, topic: str) -> int:
         """Returns the registry's id of our schema of `topic`."""
         return self._ids[topic]
+
+    def current_schema(self, topic: str) -> Schema:
+        """See SchemaIds."""
+        return topic_schema(topic, self._fields)
 
     def schema_of(self, schema_id: int) -> Schema:
         """Returns the schema with that id; looks for it once.
@@ -210,7 +242,9 @@ class RegistrySchemaIds:
         known = self._remembered.read()
         for topic, schema_id in ids.items():
             self._refuse_clash(topic, schema_id)
-        new = {schema_id: _one_layout(topic) for topic, schema_id in ids.items() if schema_id not in known}
+        new = {
+            schema_id: _one_layout(topic, self._fields) for topic, schema_id in ids.items() if schema_id not in known
+        }
         if new:
             self._remembered.add(new)
         return ids
@@ -221,7 +255,7 @@ class RegistrySchemaIds:
             earlier = self._earlier.schema_of(schema_id)
         except InvalidEvent:
             return
-        if not same_on_the_wire(earlier, topic_schema(topic)):
+        if not same_on_the_wire(earlier, self.current_schema(topic)):
             raise Misconfigured(
                 f"schema registry {self._url} gives subject {self._subject(topic)} the id {schema_id}, which on these "
                 f"topics already means another schema, {earlier['name']}: give the registry back the ids it had, or "
@@ -232,7 +266,7 @@ class RegistrySchemaIds:
         return subject(self._topic_prefix + topic)
 
     def _own_id(self, topic: str, auto_register: bool) -> int:
-        name, ours = self._subject(topic), RegistrySchema(_one_layout(topic), "AVRO")
+        name, ours = self._subject(topic), RegistrySchema(_one_layout(topic, self._fields), "AVRO")
         schema_id = self._looked_up(name, ours)
         if schema_id is None and auto_register:
             return self._registered(name, ours)
@@ -314,9 +348,9 @@ def _make_room(by_id: dict[int, Any]) -> None:
         by_id.clear()
 
 
-def _one_layout(topic: str) -> str:
+def _one_layout(topic: str, fields: PaymentFields) -> str:
     """Returns our schema on one line, whatever the file's layout: some registries compare text, not schemas."""
-    return json.dumps(json.loads(schema_text(topic)))
+    return json.dumps(json.loads(schema_text(topic, fields)))
 
 
 def _client(settings: RegistrySettings) -> SchemaRegistryClient:

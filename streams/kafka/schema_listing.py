@@ -17,6 +17,7 @@ from paywarden.schemas.avro import (
     writer_schema,
 )
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
+from paywarden.schemas.payment_fields import TABLE_ALONE, PaymentFields
 from paywarden.streams.kafka.client import KafkaSettings
 
 INDEX = "schemas.json"
@@ -43,10 +44,12 @@ class ListedSchema:
         return fields
 
 
-def listed_schemas(kafka: KafkaSettings, remembered: Mapping[int, str]) -> list[ListedSchema]:
-    """Returns for each topic our schemas, oldest first, then those of other programs.
+def listed_schemas(
+    kafka: KafkaSettings, remembered: Mapping[int, str], fields: PaymentFields = TABLE_ALONE
+) -> list[ListedSchema]:
+    """Returns for each topic our schemas, oldest first, then those of other programs and earlier declarations.
 
-    `remembered` maps registry ids to the texts of schemas.
+    `remembered` maps registry ids to the texts of schemas. `fields` are those of a payment.
     """
     ids: dict[tuple[str, int], list[int]] = {}
     texts: dict[tuple[str, int], str] = {}
@@ -56,12 +59,13 @@ def listed_schemas(kafka: KafkaSettings, remembered: Mapping[int, str]) -> list[
         except InvalidEvent:
             continue
         key = simple_name(schema), fingerprint(schema)
-        ids.setdefault(key, []).append(schema_id)
+        # Fingerprints are remembered too: those of schemas with declared fields.
+        ids.setdefault(key, []).extend([schema_id] if schema_id != key[1] else [])
         texts[key] = text
     listed = []
     for topic in TOPICS:
         record, name = simple_name(topic_schema(topic)), kafka.topic(topic)
-        versions = schema_versions(topic)
+        versions = schema_versions(topic, fields)
         for release in versions:
             is_current = release is versions[-1]
             file = f"{topic}.avsc" if is_current else f"history/{topic}-{release.version}.avsc"
@@ -75,7 +79,7 @@ def listed_schemas(kafka: KafkaSettings, remembered: Mapping[int, str]) -> list[
         for (other, number), text in texts.items():
             if other == record and number not in ours:
                 numbers = tuple(ids[other, number])
-                file = f"others/{topic}-{numbers[0]}.avsc"
+                file = f"others/{topic}-{numbers[0] if numbers else number}.avsc"
                 listed.append(ListedSchema(name, subject(name), None, False, number, numbers, file, text))
     return listed
 

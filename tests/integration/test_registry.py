@@ -18,10 +18,12 @@ from confluent_kafka.serialization import MessageField, SerializationContext
 
 from paywarden.schemas.avro import TOPICS, Decoder, Encoder, LocalSchemaIds, schema_text, topic_schema
 from paywarden.schemas.errors import InvalidEvent, Misconfigured, TemporaryFailure
+from paywarden.schemas.payment_fields import TABLE_ALONE, PaymentFields
 from paywarden.streams.kafka.registry import FingerprintSchemaIds, RegistrySchemaIds, RegistrySettings, schema_ids
 from paywarden.streams.kafka.remembered_schemas import MemoryRememberedSchemas
 from tests.services.java import free_port
 from tests.services.registry import RegistryServer
+from tests.unit.schemas.test_declared_schemas import DECLARED, LATER, OWN
 from tests.unit.schemas.test_schema_limits import HOSTILE, payment_with
 
 PAYMENT = {
@@ -67,11 +69,14 @@ def connect(server: RegistryServer, client: SchemaRegistryClient) -> Iterator[Ca
     opened: list[RegistrySchemaIds] = []
 
     def connect(
-        remembered: MemoryRememberedSchemas | None = None, topic_prefix: str = "", **changes: Any
+        remembered: MemoryRememberedSchemas | None = None,
+        topic_prefix: str = "",
+        fields: PaymentFields = TABLE_ALONE,
+        **changes: Any,
     ) -> RegistrySchemaIds:
         settings = RegistrySettings(url=server.url, **changes)
         remembered = remembered or MemoryRememberedSchemas()
-        opened.append(RegistrySchemaIds(settings, remembered, topic_prefix=topic_prefix))
+        opened.append(RegistrySchemaIds(settings, remembered, topic_prefix=topic_prefix, fields=fields))
         return opened[-1]
 
     yield connect
@@ -202,6 +207,26 @@ def test_we_start_beside_a_newer_version_and_write_our_own(
     assert ids.id_of("payments") != newest
     value = Encoder("payments", ids.id_of("payments")).encode(PAYMENT)
     assert AvroDeserializer(client, newer)(value, context("payments")) == PAYMENT | {"wallet": None}
+
+
+def test_declarations_come_and_go_under_full_compatibility(
+    client: SchemaRegistryClient, connect: Callable[..., RegistrySchemaIds]
+) -> None:
+    """FULL is both: each reader reads what the other wrote. Confluent's serialiser writes the declared fields."""
+    plain = connect()
+    client.set_compatibility("payments-value", "FULL")
+    many, few = connect(fields=DECLARED), connect(fields=LATER)
+    assert len({ids.id_of("payments") for ids in (plain, many, few)}) == 3
+    serialise = AvroSerializer(
+        client, json.dumps(json.loads(schema_text("payments", DECLARED))), conf={"auto.register.schemas": False}
+    )
+    value = serialise({**PAYMENT, **OWN}, context("payments"))
+    assert value is not None
+    assert Decoder("payments", many).decode(value) == {**PAYMENT, **OWN}
+    assert Decoder("payments", few).decode(value) == {**PAYMENT, "customer": "k-1", "days": None}
+    assert Decoder("payments", plain).decode(value) == PAYMENT
+    old = Encoder("payments", plain.id_of("payments")).encode(PAYMENT)
+    assert Decoder("payments", many).decode(old) == {**PAYMENT, **dict.fromkeys(OWN)}
 
 
 def test_a_start_stops_if_the_registry_calls_our_schema_incompatible(
