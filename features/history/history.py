@@ -99,7 +99,7 @@ class History:
         column: Coded = getattr(self, field.removesuffix("_id"))
         return column
 
-    def texts(self, field: str, rows: slice) -> npt.NDArray[np.object_]:
+    def texts(self, field: str, rows: slice | Int64Array) -> npt.NDArray[np.object_]:
         """Returns some rows of a text column as str or None, shape (rows,)."""
         column = self.coded(field)
         # Code -1 means no text. As an index it takes the last element, which is None.

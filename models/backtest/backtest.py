@@ -28,7 +28,6 @@ from paywarden.features.history.history import History
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import RateTable
 from paywarden.models.metrics.evaluation import (
-    DAY_MS,
     METRICS,
     Days,
     HandbookMetrics,
@@ -38,6 +37,7 @@ from paywarden.models.metrics.evaluation import (
     measure,
     split_rows,
 )
+from paywarden.models.metrics.labels import GENUINE, LabelCounts
 from paywarden.models.training.candidates import TREES, CandidatePath, Parameters, Scores
 from paywarden.models.training.progress import TrainingProgress, no_progress
 from paywarden.models.training.table import training_table
@@ -68,12 +68,16 @@ def path_to(candidate: Parameters) -> CandidatePath:
 
 @dataclass(frozen=True)
 class BacktestRows:
-    """Payments as columns. `vectors`: (rows, features), float32, missing values are NaN. The others: (rows,)."""
+    """Payments as columns. `vectors`: (rows, features), float32, missing values are NaN. The others: (rows,).
+
+    `label_counts`: the labels of all payments, also of those that are left out.
+    """
 
     vectors: NDArray[np.float32]
     label: NDArray[np.int64]
     day: NDArray[np.int64]
     card: NDArray[np.int32]
+    label_counts: LabelCounts | None = None
 
     def chosen(self, mask: NDArray[np.bool_]) -> BacktestRows:
         return BacktestRows(self.vectors[mask], self.label[mask], self.day[mask], self.card[mask])
@@ -81,7 +85,7 @@ class BacktestRows:
 
 @dataclass(frozen=True)
 class Fold:
-    """The rows of one split. `test` has no payments of cards known to be compromised."""
+    """The rows of one split. `test` has the rows that the split measures."""
 
     split: Split
     train: BacktestRows
@@ -171,17 +175,25 @@ def rows_of(
     engine: FeatureEngine,
     rates: RateTable,
     label_delay_days: int,
+    unknown_labels: str = GENUINE,
     progress: Callable[[int], object] | None = None,
 ) -> BacktestRows:
     """Returns the payments of these days with point-in-time vectors. Earlier payments only fill the profiles.
 
-    Labels are those known `label_delay_days` after the last day. Raises Misconfigured without a payment.
+    Labels are those known `label_delay_days` after the last day; `unknown_labels` says what the others are
+    (models/metrics/labels.py). Raises Misconfigured without a payment.
     """
     table = training_table(
-        history, days, engine=engine, rates=rates, label_delay_days=label_delay_days, progress=progress
+        history,
+        days,
+        engine=engine,
+        rates=rates,
+        label_delay_days=label_delay_days,
+        unknown_labels=unknown_labels,
+        progress=progress,
     )
-    first = int(np.searchsorted(history.event_time_ms, days.first * DAY_MS))
-    return BacktestRows(table.vectors, table.label, table.day, history.card.codes[first : first + len(table.label)])
+    assert table.row is not None
+    return BacktestRows(table.vectors, table.label, table.day, history.card.codes[table.row], table.label_counts)
 
 
 def fold_of(rows: BacktestRows, split: Split) -> Fold:

@@ -38,20 +38,23 @@ class Windows:
         return self.train_days + 2 * self.delay_days + 2 * self.folds * self.test_days
 
 
-def windows_protocol(windows: Windows, last_day: int) -> Protocol:
-    """Returns the protocol with `last_day` as its last test day. Folds are in order of time."""
-    test = _folds(windows, last_day)
-    return Protocol("windows", _folds(windows, test[0].test.first - windows.delay_days - 1), test)
+def windows_protocol(windows: Windows, last_day: int, *, measures_all: bool = True) -> Protocol:
+    """Returns the protocol with `last_day` as its last test day. Folds are in order of time.
+
+    Without `measures_all`, payments of cards known to be compromised are not measured, as in the handbook.
+    """
+    test = _folds(windows, last_day, measures_all)
+    return Protocol("windows", _folds(windows, test[0].test.first - windows.delay_days - 1, measures_all), test)
 
 
-def _folds(windows: Windows, last_day: int) -> tuple[Split, ...]:
+def _folds(windows: Windows, last_day: int, measures_all: bool) -> tuple[Split, ...]:
     splits = []
     for number in reversed(range(windows.folds)):
         last = last_day - number * windows.test_days
         first = last - windows.test_days + 1
         train_last = first - windows.delay_days - 1
         train = Days(train_last - windows.train_days + 1, train_last)
-        splits.append(Split(train, Days(first, last), windows.delay_days))
+        splits.append(Split(train, Days(first, last), windows.delay_days, measures_all))
     return tuple(splits)
 
 

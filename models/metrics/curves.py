@@ -7,13 +7,13 @@ the same points. Curves are lists instead of arrays, so that they can be written
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import sqrt
 
 import numpy as np
 import numpy.typing as npt
 
 from paywarden.models.metrics.costs import CostSettings
 from paywarden.models.metrics.evaluation import BoolArray, rows_by_day
+from paywarden.models.metrics.intervals import wilson_interval
 
 POINTS_MAX = 240
 # Rows processed at once, so that temporary arrays are small compared with the columns.
@@ -22,7 +22,6 @@ _ROWS = 1 << 18
 SCORE_EDGES = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 FAR_OFF = (0.8, 1.25)
 """Outside this range, the ratio of mean score and share of frauds causes a warning."""
-_Z_95 = 1.959963984540054
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -238,16 +237,6 @@ def score_histogram(fraud: BoolArray, score: FloatArray) -> ScoreHistogram:
 def _bins(score: FloatArray) -> IntArray:
     """Returns the bin of each score. The last bin includes the score 1."""
     return np.searchsorted(SCORE_EDGES[1:-1], score, side="right").astype(np.int64)
-
-
-def wilson_interval(share: float, size: float) -> tuple[float, float]:
-    """Returns the 95 % interval of a share of `size` payments.
-
-    Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference" (1927).
-    """
-    spread = _Z_95 * sqrt(share * (1 - share) / size + (_Z_95 / (2 * size)) ** 2)
-    middle, scale = share + _Z_95**2 / (2 * size), 1 + _Z_95**2 / size
-    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
 
 
 def _share(part: int, whole: int) -> float:

@@ -9,7 +9,8 @@ How a split works (all times are UTC days, counted from 1970-01-01):
     1. All rows of the training days train the model.
     2. A label is known `delay_days` after the end of its payment's day. On test day d, the frauds of days up to
        d - delay_days - 1 are known, and always those of the training days.
-    3. A card with a known fraud is blocked already. Its payments of test day d are not measured.
+    3. A card with a known fraud is blocked already. Its payments of test day d are not measured, unless the split
+       says so (`measures_all`).
 
 Card precision at k assumes that analysts can call k cards a day: it is the share of compromised cards among the k cards
 with the highest scores. A card that was found is blocked and cannot be found again on a later day.
@@ -59,11 +60,15 @@ class Days:
 
 @dataclass(frozen=True)
 class Split:
-    """The days to train on, the days to test on, and how many days a label takes to become known."""
+    """The days to train on, the days to test on, and how many days a label takes to become known.
+
+    `measures_all`: also measure payments of cards with a known fraud, which the handbook leaves out.
+    """
 
     train: Days
     test: Days
     delay_days: int = 7
+    measures_all: bool = False
 
     def __post_init__(self) -> None:
         if self.delay_days < 0:
@@ -232,8 +237,12 @@ def exclude_known_compromised(day: AnyInts, card_code: AnyInts, label: AnyInts, 
 def split_rows(
     day: AnyInts, card_code: AnyInts, label: AnyInts, split: Split
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Returns two masks over all rows: the training rows, and the test rows without known compromised cards."""
-    return split.train.contains(day), exclude_known_compromised(day, card_code, label, split)
+    """Returns two masks over all rows: the training rows, and the test rows that are measured.
+
+    Unless the split measures all payments, those of cards known to be compromised are not.
+    """
+    test = split.test.contains(day) if split.measures_all else exclude_known_compromised(day, card_code, label, split)
+    return split.train.contains(day), test
 
 
 def rows_by_day(day: AnyInts) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:

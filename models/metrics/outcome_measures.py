@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.models.metrics.costs import CostSettings, Money, money_of
-from paywarden.models.metrics.curves import SCORE_EDGES, wilson_interval
+from paywarden.models.metrics.curves import SCORE_EDGES
+from paywarden.models.metrics.intervals import wilson_interval
 from paywarden.models.metrics.outcome_tally import BINS, EDGES, LAG_EDGES_MS, UNIT, UNLABELLED, OutcomeTally
 from paywarden.models.metrics.tally import ACTION_COUNT, FRAUD, GENUINE, REVIEWED
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paywarden.models.metrics.costs import CostSettings, Money, money_of
+from paywarden.models.metrics.intervals import FRAUDS_FEW, auc_interval, average_precision_interval, share_interval
 from paywarden.models.metrics.tally import DECLINED, FRAUD, REVIEWED, tally
 
 # Rows processed at once, so that temporary arrays are small compared with the columns.
@@ -65,12 +66,25 @@ class GroupMeasures:
     """Area under the ROC curve of the scores."""
     average_precision: float
     """Average precision of the scores."""
+    precision_interval: tuple[float, float]
+    """The 95 % interval of `precision`."""
+    recall_interval: tuple[float, float]
+    """The 95 % interval of `recall`."""
+    auc_roc_interval: tuple[float, float]
+    """The 95 % interval of `auc_roc`."""
+    average_precision_interval: tuple[float, float]
+    """The 95 % interval of `average_precision`."""
     amount_minor: int
     """Sum of the amounts of all payments of the group."""
     fraud_minor: int
     """Sum of the amounts of its frauds."""
     money: Money | None
     """The money of the decisions; null if no payment has a known outcome."""
+
+    @property
+    def rests_on_few_frauds(self) -> bool:
+        """Whether the frauds are too few for its shares and areas to say much without their intervals."""
+        return self.frauds < FRAUDS_FEW
 
 
 def by_group(
@@ -111,6 +125,8 @@ def _measures(
     frauds, stopped = int(count[:, FRAUD].sum()), int(count[REVIEWED:].sum())
     found = int(count[REVIEWED:, FRAUD].sum())
     known = decided.has_outcomes
+    precision = found / stopped if known and stopped else float("nan")
+    recall = found / frauds if frauds else float("nan")
     return GroupMeasures(
         name=name,
         payments=len(rows),
@@ -119,11 +135,15 @@ def _measures(
         reviewed=int(count[REVIEWED].sum()),
         declined=int(count[DECLINED].sum()),
         fraud_share=frauds / len(rows) if known else float("nan"),
-        precision=found / stopped if known and stopped else float("nan"),
-        recall=found / frauds if frauds else float("nan"),
+        precision=precision,
+        recall=recall,
         mean_score=float(score.mean()),
         auc_roc=auc_roc,
         average_precision=average_precision,
+        precision_interval=share_interval(precision, stopped),
+        recall_interval=share_interval(recall, frauds),
+        auc_roc_interval=auc_interval(auc_roc, frauds, len(rows) - frauds),
+        average_precision_interval=average_precision_interval(average_precision, frauds),
         amount_minor=int(amount_minor.sum()),
         fraud_minor=int(amount_minor[:, FRAUD].sum()),
         money=money_of(count, amount_minor, costs) if known else None,

@@ -1,7 +1,8 @@
 """Measure a replay's decisions: each contestant by itself, and both compared.
 
     contestant   a model with a policy. The champion is the one that serves; the challenger might replace it
-    measured     the window's payments without those of cards known to be compromised
+    measured     the window's payments with a label; with the handbook's protocol, those of cards not known to be
+                 compromised
     stopped      reviewed or declined
 
 How it works:
@@ -51,6 +52,10 @@ from paywarden.models.metrics.tally import APPROVED, DECLINED, REVIEWED
 from paywarden.models.policy.policy import ACTIONS, Policy
 from paywarden.models.replay.replayed_policy import ActionReasons, Decisions
 
+ALL_PAYMENTS, HANDBOOK = "all", "handbook"
+PROTOCOLS = (ALL_PAYMENTS, HANDBOOK)
+"""Which payments are measured: all, or those that the Fraud Detection Handbook's protocol measures."""
+
 SEGMENTS = ("channel", "country", "mcc", "currency")
 NO_VALUE = "(none)"
 # At most this many payments of each kind of change are listed.
@@ -93,6 +98,10 @@ class ReplayFacts:
     """Measured payments that were fraud."""
     without_outcome: int
     """Measured payments without any outcome. They count as genuine, as in training."""
+    left_out_unknown: int
+    """Payments of the window that are not measured: they have no outcome, and nobody knows whether they were fraud."""
+    protocol: str
+    """Which payments are measured: `all`, or with `handbook` those of cards not yet known to be compromised."""
     amount_minor: int
     """Sum of the measured payments' amounts."""
     fraud_minor: int
@@ -100,9 +109,11 @@ class ReplayFacts:
     payments_replayed: int
     """Payments that were replayed, including those before the window, which fill the profiles."""
     excluded_known_compromised: int
-    """Payments of the window that are not measured: their cards were known to be compromised."""
+    """With the protocol `handbook`: payments of the window that are not measured, because their cards were known to be
+    compromised.
+    """
     label_delay_days: int
-    """After how many days a payment's label counts as known."""
+    """With the protocol `handbook`: after how many days a payment's label counts as known."""
     reference_currency: str
     """ISO 4217 code of the currency in which amounts are compared."""
     costs: CostSettings
@@ -160,6 +171,10 @@ class ContestantMeasures:
     """Area under the ROC curve: how often a fraud scores higher than a genuine payment."""
     average_precision: float
     """Average precision: how well the scores put fraud first, over all thresholds."""
+    auc_roc_interval: tuple[float, float]
+    """The 95 % interval of `auc_roc`."""
+    average_precision_interval: tuple[float, float]
+    """The 95 % interval of `average_precision`."""
     card_precision_at_100: float
     """The share of compromised cards among the 100 cards with the highest scores of a day; mean over days."""
     card_precision_per_day: list[float]
@@ -251,7 +266,10 @@ class ReplayResults:
         facts = self.facts
         counts = {
             name: getattr(facts, name)
-            for name in ("payments", "frauds", "payments_replayed", "excluded_known_compromised")
+            for name in (
+                *("protocol", "payments", "frauds", "payments_replayed"),
+                *("left_out_unknown", "excluded_known_compromised"),
+            )
         }
         values: dict[str, Any] = _headline_of(self.champion) | counts
         if self.challenger is not None:
@@ -301,6 +319,8 @@ def measure_contestant(
         train_to=manifest.train_to,
         auc_roc=whole.auc_roc,
         average_precision=whole.average_precision,
+        auc_roc_interval=whole.auc_roc_interval,
+        average_precision_interval=whole.average_precision_interval,
         card_precision_at_100=precision.mean if measured.has_outcomes else float("nan"),
         card_precision_per_day=precision.per_day.tolist() if measured.has_outcomes else [],
         calibration=mean_calibration(measured.fraud, score, _cards(measured)) if measured.has_outcomes else None,
@@ -432,7 +452,9 @@ def _text(value: pa.Scalar) -> str:
 def _headline_of(measures: ContestantMeasures) -> dict[str, Any]:
     return {
         "auc_roc": measures.auc_roc,
+        "auc_roc_interval": measures.auc_roc_interval,
         "average_precision": measures.average_precision,
+        "average_precision_interval": measures.average_precision_interval,
         "card_precision_at_100": measures.card_precision_at_100,
         "calibration": None if measures.calibration is None else asdict(measures.calibration),
         "actions": measures.actions,

@@ -9,16 +9,17 @@ How it works:
    Live flags, such as a stale mirror, do not exist in a replay.
 3. A challenger (another model, another policy, or both) decides about the same vectors in the same pass.
 4. Each chunk of decisions is written while the next chunk is computed.
-5. The decisions about the window's payments are measured against the labels known in the end. Payments of cards that
-   were already known to be compromised are not measured.
+5. The decisions about the window's payments are measured against the labels known in the end. All payments with a
+   label are measured. The protocol of the Fraud Detection Handbook leaves out payments of cards that were already known
+   to be compromised; it is an option (`protocol`).
 
     history ──► point in time ──► vectors ──► champion's score, action ──────► decisions.parquet
        or earlier decisions          └──────► challenger's score, action ─┬──► differences.parquet
                                                                           └──► metrics.json, report.html
 
 Example: a history has 70,000 payments on 30 days, and the window is its last 6 days with 14,000 payments. The replay
-computes all 70,000 vectors, because the earlier payments fill the profiles. It writes 14,000 decisions. If 200 of them
-are about cards known to be compromised, it measures 13,800.
+computes all 70,000 vectors, because the earlier payments fill the profiles. It writes 14,000 decisions and measures
+them all. With the handbook's protocol, and 200 of them about cards known to be compromised, it measures 13,800.
 
 The same input gives the same bytes of every file, whatever the number of threads. The only exception is
 `payments_per_second` in metrics.json. With columns in files (MmapAllocator in features/history/columns.py), memory
@@ -36,6 +37,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from paywarden.features.catalogue.attributes import flag_code
 from paywarden.features.history.columns import ColumnAllocator, MemoryAllocator
 from paywarden.features.history.history import UNKNOWN, History, final_labels, parts_of
 from paywarden.features.history.point_in_time import Chunk, PointInTimeReplay, reference_amounts
@@ -53,9 +55,13 @@ from paywarden.models.metrics.evaluation import (
     day_of_time,
     exclude_known_compromised,
 )
+from paywarden.models.metrics.labels import AUTO, LabelCounts, end_of_labels_ms, kept_labels, mature_before_ms
 from paywarden.models.replay.earlier_decisions import EarlierDecisions
 from paywarden.models.replay.files import DECISIONS, ReplayFiles, require_free_names, write_whole
 from paywarden.models.replay.measures import (
+    ALL_PAYMENTS,
+    HANDBOOK,
+    PROTOCOLS,
     Contestant,
     MeasuredPayments,
     ReplayFacts,
@@ -75,8 +81,11 @@ METRICS, REPORT = "metrics.json", "report.html"
 class ReplayOptions:
     """What a replay measures, writes and uses.
 
-    `window`: the UTC days to decide about and measure. `label_delay_days`: after how many days a fraud counts as known,
-    and its card as compromised. `costs`: the stated costs; None stands for the defaults.
+    `window`: the UTC days to decide about and measure. `costs`: the stated costs; None stands for the defaults.
+
+    `protocol`: which payments are measured. ALL_PAYMENTS measures all; HANDBOOK leaves out payments of cards with a
+    known fraud, as the Fraud Detection Handbook does. `label_delay_days`: with HANDBOOK, after how many days a fraud
+    counts as known. `unknown_labels`: what a payment without an outcome is (models/metrics/labels.py).
 
     `with_vectors` and `with_features` keep each payment's features in decisions.parquet, as bytes and as columns.
     `earlier`: the decisions.parquet of a replay of the same history with the champion's model. The replay reads scores
@@ -88,6 +97,8 @@ class ReplayOptions:
 
     window: Days
     label_delay_days: int
+    protocol: str = ALL_PAYMENTS
+    unknown_labels: str = AUTO
     costs: CostSettings | None = None
     with_vectors: bool = False
     with_features: bool = False
@@ -122,6 +133,8 @@ def replay(
     `options.earlier` cannot be used.
     """
     window, earlier = options.window, options.earlier
+    if options.protocol not in PROTOCOLS:
+        raise Misconfigured(f"protocol: wanted one of {', '.join(PROTOCOLS)}, got {options.protocol!r}")
     costs, room = options.costs or CostSettings(), options.room or MemoryAllocator()
     first, last = np.searchsorted(history.event_time_ms, [window.first * DAY_MS, (window.last + 1) * DAY_MS]).tolist()
     if first == last:
@@ -143,8 +156,9 @@ def replay(
             scored = _scored_earlier(reused, contestants, first, last, pool, progress)
         labels = final_labels(history)
         room.release()
-        split = _split(champion.bundle.manifest, window, options.label_delay_days)
-        measured = _measured(history, labels, amounts, slice(first, last), window, split, room)
+        measured, label_counts = _measured(
+            history, labels, amounts, slice(first, last), options, champion.bundle.manifest, room
+        )
         policies = [ReplayedPolicy(contestant.policy, history, amounts) for contestant in contestants]
         _make_folder(destination)
         decided = [Decisions.empty(last - first, room) for _ in policies]
@@ -161,7 +175,7 @@ def replay(
         ) as files:
             _decide(scored, policies, decided, first, files, pool, room)
     per_second = replayed / (time.perf_counter() - started)
-    facts = _facts(measured, labels, options, replayed, last - first, rates.reference_currency, costs)
+    facts = _facts(measured, labels, label_counts, options, replayed, rates.reference_currency, costs)
     results = _results(facts, measured, contestants, policies, decided, first)
     write_whole(destination / METRICS, results.to_json(per_second))
     write_whole(destination / REPORT, report_html(results))
@@ -253,10 +267,15 @@ def _decide(
     wait_until_written()
 
 
-def _split(manifest: Manifest, window: Days, label_delay_days: int) -> Split | None:
-    """Training days and window as a split; None where the window does not come after the training days."""
-    train = Days(day_of_date(manifest.train_from), day_of_date(manifest.train_to))
-    return None if window.first <= train.last else Split(train, window, label_delay_days)
+def _split(manifest: Manifest, options: ReplayOptions) -> Split | None:
+    """Training days and window as the handbook's split.
+
+    None with another protocol, and where the window does not come after the training days.
+    """
+    train, window = Days(day_of_date(manifest.train_from), day_of_date(manifest.train_to)), options.window
+    if options.protocol != HANDBOOK or window.first <= train.last:
+        return None
+    return Split(train, window, options.label_delay_days)
 
 
 def _measured(
@@ -264,23 +283,30 @@ def _measured(
     labels: NDArray[np.int8],
     amounts: NDArray[np.int64],
     window_rows: slice,
-    window: Days,
-    split: Split | None,
+    options: ReplayOptions,
+    manifest: Manifest,
     room: ColumnAllocator,
-) -> MeasuredPayments:
-    """Returns the window's payments without those of cards known to be compromised; without a split, all of them.
+) -> tuple[MeasuredPayments, LabelCounts]:
+    """Returns the payments to measure, and the labels of all payments of the window.
 
-    The champion's training days decide which cards are known, for the challenger as well. A payment whose label never
-    became known counts as genuine, as in training. Raises Misconfigured where no payment remains.
+    With the handbook's protocol, the champion's training days (`manifest`) decide which cards are known, for the
+    challenger as well. Raises Misconfigured where no payment remains.
     """
+    split, days = _split(manifest, options), options.window
+    days_text = f"{date_of_day(days.first)} to {date_of_day(days.last)}"
+    is_declined = history.declined_code[window_rows] == flag_code(True)
+    is_mature = history.event_time_ms[window_rows] < mature_before_ms(history, end_of_labels_ms(history))
+    has_label, counts = kept_labels(labels[window_rows], is_declined, is_mature, options.unknown_labels)
+    if counts.left_out == counts.payments:
+        raise Misconfigured(f"no payment from {days_text} has a label, and those without one are left out")
     frauds = np.concatenate([np.flatnonzero(labels[part] == 1) + part.start for part in parts_of(len(labels))])
     row, count = room.new(window_rows.stop - window_rows.start, np.int64), 0
     for part in parts_of(window_rows.stop, first=window_rows.start):
         kept = _not_known(history, frauds, part, split) + part.start
+        kept = kept[has_label[kept - window_rows.start]]
         row[count : count + len(kept)] = kept
         count += len(kept)
     if count == 0:
-        days_text = f"{date_of_day(window.first)} to {date_of_day(window.last)}"
         raise Misconfigured(f"every payment from {days_text} is of a card known to be compromised: none is measured")
     day, fraud, amount_minor = (room.new(count, kind) for kind in (np.int64, np.bool_, np.int64))
     has_outcomes, row = False, row[:count]
@@ -290,7 +316,7 @@ def _measured(
         amount_minor[part] = amounts[row[part]]
         has_outcomes |= bool((label != UNKNOWN).any())
     room.release()
-    return MeasuredPayments(history, row, day, fraud, amount_minor, has_outcomes=has_outcomes)
+    return MeasuredPayments(history, row, day, fraud, amount_minor, has_outcomes=has_outcomes), counts
 
 
 def _not_known(history: History, frauds: NDArray[np.int64], part: slice, split: Split | None) -> NDArray[np.int64]:
@@ -310,9 +336,9 @@ def _not_known(history: History, frauds: NDArray[np.int64], part: slice, split: 
 def _facts(
     measured: MeasuredPayments,
     labels: NDArray[np.int8],
+    label_counts: LabelCounts,
     options: ReplayOptions,
     replayed: int,
-    in_window: int,
     reference_currency: str,
     costs: CostSettings,
 ) -> ReplayFacts:
@@ -325,7 +351,9 @@ def _facts(
         amount_minor=int(measured.amount_minor.sum()),
         fraud_minor=int(measured.amount_minor[measured.fraud].sum()),
         payments_replayed=replayed,
-        excluded_known_compromised=in_window - len(measured.row),
+        protocol=options.protocol,
+        left_out_unknown=label_counts.left_out,
+        excluded_known_compromised=label_counts.payments - label_counts.left_out - len(measured.row),
         label_delay_days=options.label_delay_days,
         reference_currency=reference_currency,
         costs=costs,

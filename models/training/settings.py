@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from paywarden.models.metrics.labels import AUTO, require_setting
 from paywarden.schemas.errors import Misconfigured
 
 # Settings that do not change the model.
@@ -55,6 +56,9 @@ class TrainingSettings:
     seed: int = 0
     threads: int = 2
     label_delay_days: int = 7
+    # What a payment without an outcome is: `genuine`, `leave_out` (not known), or `auto`, what the data says
+    # (models/metrics/labels.py).
+    unknown_labels: str = AUTO
     # Share of payments whose score is at or above the bundle's default thresholds.
     review_share: float = 0.01
     decline_share: float = 0.002
@@ -116,6 +120,7 @@ def require_usable(settings: TrainingSettings, feature_names: Sequence[str]) -> 
     _require_at_least("search_budget", settings.search_budget, 0)
     _require_at_least("seed", settings.seed, 0)
     _require_at_least("label_delay_days", settings.label_delay_days, 0)
+    require_setting(settings.unknown_labels)
     _require_at_least("cascade_trees", settings.cascade_trees, 1)
     _require_at_least("cascade_leaves", settings.cascade_leaves, 2)
     if not 0.0 < settings.cascade_disagreement_max < 1.0:

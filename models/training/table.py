@@ -1,8 +1,9 @@
 """The rows that a model is trained on: a window's payments with point-in-time vectors and labels.
 
 A row's vector uses nothing that came after its payment. Its label is the last outcome known `label_delay_days` after
-the window; later corrections are ignored. A payment without an outcome by then counts as genuine. The table keeps
-these outcomes with their times, so that a search can see the labels as they were known on an earlier day.
+the window; later corrections are ignored. The setting `unknown_labels` says what a payment without an outcome by then
+is: genuine, or not known and left out (models/metrics/labels.py). The table keeps the outcomes with their times, so
+that a search can see the labels as they were known on an earlier day.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from paywarden.features.catalogue.attributes import flag_code
 from paywarden.features.history.history import History, labels_known_by
 from paywarden.features.history.point_in_time import PointInTimeReplay
 from paywarden.features.profiles.engine import FeatureEngine
@@ -20,6 +22,7 @@ from paywarden.features.profiles.money import RateTable
 from paywarden.models.drift.binning import DIMENSIONS
 from paywarden.models.drift.table_segments import TableSegments
 from paywarden.models.metrics.evaluation import DAY_MS, Days, date_of_day, day_of_time
+from paywarden.models.metrics.labels import GENUINE, LabelCounts, kept_labels, mature_before_ms
 from paywarden.models.training.settings import CATEGORY_MAX, TrainingSettings
 from paywarden.schemas.errors import Misconfigured
 
@@ -40,6 +43,8 @@ class TrainingTable:
     `vectors`: (rows, features), float32. `label`: (rows,), 0 or 1. `day`: (rows,), UTC days since 1970-01-01.
     `outcomes`: the outcomes behind `label`; without them, labels count as known at once.
     `segments`: needed for the bundle's reference for drift detection.
+    `row`: (rows,), each row's place in the history. `label_counts`: the labels of the window's payments.
+    `fraud_delay_ms`: (frauds,), ascending: after how long each fraud of the table became known.
     """
 
     vectors: NDArray[np.float32]
@@ -47,6 +52,9 @@ class TrainingTable:
     day: NDArray[np.int64]
     outcomes: TableOutcomes | None = None
     segments: TableSegments | None = None
+    row: NDArray[np.int64] | None = None
+    label_counts: LabelCounts | None = None
+    fraud_delay_ms: NDArray[np.int64] | None = None
 
     def label_known_by(self, time_ms: int) -> NDArray[np.int64]:
         """Returns the labels as known at a time, but never later than those of `label`. Shape (rows,)."""
@@ -66,30 +74,75 @@ def training_table(
     engine: FeatureEngine,
     rates: RateTable,
     label_delay_days: int,
+    unknown_labels: str = GENUINE,
     progress: Callable[[int], object] | None = None,
 ) -> TrainingTable:
-    """Returns the rows of a window. Raises Misconfigured for a window without payments."""
+    """Returns the rows of a window that have a label. Raises Misconfigured as `window_labels` does."""
+    labels = window_labels(history, window, label_delay_days, unknown_labels)
     first, last = _rows_of(history, window)
-    vectors = np.empty((last - first, engine.plan.feature_count), dtype=np.float32)
+    vectors = np.empty((len(labels.row), engine.plan.feature_count), dtype=np.float32)
+    filled = 0
     for chunk in PointInTimeReplay(history, engine, rates).chunks(first=first, last=last, progress=progress):
-        vectors[chunk.first - first : chunk.last - first] = chunk.vectors
+        start, end = np.searchsorted(labels.row, (chunk.first, chunk.last)).tolist()
+        rows = labels.row[start:end] - chunk.first
+        vectors[filled : filled + len(rows)] = chunk.vectors if len(rows) == len(chunk.vectors) else chunk.vectors[rows]
+        filled += len(rows)
+    known_by_ms = _known_by_ms(window, label_delay_days)
     return TrainingTable(
         vectors,
-        window_labels(history, window, label_delay_days),
-        day_of_time(history.event_time_ms[first:last]),
-        _outcomes(history, first, last, _known_by_ms(window, label_delay_days)),
+        labels.label,
+        day_of_time(history.event_time_ms[labels.row]),
+        _outcomes(history, labels.row, known_by_ms),
         TableSegments(
-            history.event_time_ms[first:last],
-            tuple(history.texts(dimension, slice(first, last)) for dimension in DIMENSIONS),
+            history.event_time_ms[labels.row],
+            tuple(history.texts(dimension, labels.row) for dimension in DIMENSIONS),
         ),
+        labels.row,
+        labels.counts,
+        fraud_delays(history, first, last, known_by_ms),
     )
 
 
-def window_labels(history: History, window: Days, label_delay_days: int) -> NDArray[np.int64]:
-    """Returns the labels of a window's rows, 0 or 1, without computing vectors. Raises as `training_table` does."""
+@dataclass(frozen=True)
+class WindowLabels:
+    """The labels of a window. `row`: the payments that have one, ascending. `label`: (rows,), 0 or 1."""
+
+    row: NDArray[np.int64]
+    label: NDArray[np.int64]
+    counts: LabelCounts
+
+
+def window_labels(history: History, window: Days, label_delay_days: int, unknown_labels: str = GENUINE) -> WindowLabels:
+    """Returns the labels of a window's rows, without computing vectors.
+
+    Raises Misconfigured for a window without payments, or without a payment whose label is known.
+    """
     first, last = _rows_of(history, window)
-    labels = labels_known_by(history, _known_by_ms(window, label_delay_days))[first:last]
-    return np.asarray(labels == 1, dtype=np.int64)
+    known_by_ms = _known_by_ms(window, label_delay_days)
+    label = labels_known_by(history, known_by_ms)[first:last]
+    kept, counts = kept_labels(
+        label,
+        history.declined_code[first:last] == flag_code(True),
+        history.event_time_ms[first:last] < mature_before_ms(history, known_by_ms),
+        unknown_labels,
+    )
+    if not kept.any():
+        raise Misconfigured(
+            f"of {counts.payments} payments from {date_of_day(window.first)} to {date_of_day(window.last)} none has an "
+            f"outcome by {date_of_day(window.last + label_delay_days)}: training.unknown_labels leaves them all out"
+        )
+    return WindowLabels(first + np.flatnonzero(kept), np.asarray(label[kept] == 1, dtype=np.int64), counts)
+
+
+def fraud_delays(history: History, first: int, last: int, known_by_ms: int) -> NDArray[np.int64]:
+    """Returns after how many milliseconds the frauds among these rows became known, ascending, (frauds,).
+
+    A fraud that was reported several times counts once, with its first report.
+    """
+    payment, time_ms = history.outcome_payment, history.outcome_time_ms
+    is_of_table = (payment >= first) & (payment < last) & (time_ms <= known_by_ms) & history.outcome_fraud
+    rows, earliest = np.unique(payment[is_of_table], return_index=True)
+    return np.sort(time_ms[is_of_table][earliest] - history.event_time_ms[rows])
 
 
 def require_both_kinds(label: NDArray[np.int64]) -> None:
@@ -131,7 +184,9 @@ def _extent(history: History) -> str:
     return f"the data is from {first_day} to {last_day}"
 
 
-def _outcomes(history: History, first: int, last: int, known_by_ms: int) -> TableOutcomes:
+def _outcomes(history: History, row: NDArray[np.int64], known_by_ms: int) -> TableOutcomes:
+    """Returns the outcomes of these rows, at least one and ascending."""
     payment, time_ms = history.outcome_payment, history.outcome_time_ms
-    is_of_table = (payment >= first) & (payment < last) & (time_ms <= known_by_ms)
-    return TableOutcomes(payment[is_of_table] - first, time_ms[is_of_table], history.outcome_fraud[is_of_table])
+    place = np.searchsorted(row, payment)
+    is_of_table = (row[np.minimum(place, len(row) - 1)] == payment) & (time_ms <= known_by_ms)
+    return TableOutcomes(place[is_of_table], time_ms[is_of_table], history.outcome_fraud[is_of_table])

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from paywarden.features.profiles.money import RateTable
     from paywarden.models.backtest.backtest import BacktestRows, FoldFacts, ModelResult, Protocol, Summary
     from paywarden.models.backtest.handbook import Published
-    from paywarden.models.metrics.evaluation import Split
+    from paywarden.models.metrics.evaluation import HandbookMetrics, Split
 
 MODEL_NAMES = ("lr", "rf", "dt", "lightgbm")
 # The width of the table. A pipe has no width of its own, and in a narrow terminal broken lines beat missing numbers.
@@ -72,6 +72,14 @@ def backtest() -> None:
     "--folds", type=click.IntRange(1), default=1, show_default=True, help="Folds to test on; as many more to choose on."
 )
 @click.option("--to", "to_day", metavar="DAY", help="Last day to test on (default: the last whose labels are known).")
+@click.option(
+    "--protocol",
+    type=click.Choice(["all", "handbook"]),
+    default="all",
+    show_default=True,
+    help="Which test payments are measured: all, or those of cards not yet known to be compromised, as in the Fraud "
+    "Detection Handbook.",
+)
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write all results to this file.")
 @_models_option
 @_budget_option
@@ -86,6 +94,7 @@ def on_windows(
     test_days: int,
     folds: int,
     to_day: str | None,
+    protocol: str,
     json_file: str | None,
     models: tuple[str, ...],
     budget: int,
@@ -94,12 +103,13 @@ def on_windows(
     """Compare models on your own data, fold by fold.
 
     A fold has train days, then delay days, then test days. Parameters are chosen on folds whose labels were known
-    before the first test day. The chosen parameters are trained anew and measured on the test folds. Payments of cards
-    known to be compromised are not measured.
+    before the first test day. The chosen parameters are trained anew and measured on the test folds. All payments of
+    the test days are measured.
     """
     from paywarden.features.history.history import read_history
     from paywarden.models.backtest.windows import Windows, last_test_day, windows_protocol
     from paywarden.models.metrics.evaluation import day_of_date
+    from paywarden.models.training.settings import TrainingSettings
 
     if json_file:
         _require_folder(json_file)
@@ -107,11 +117,15 @@ def on_windows(
     wanted = day_of_date(to_day) if to_day else None
     rates = wiring.rate_table(source)
     history = read_history(data)
-    protocol = windows_protocol(windows, last_test_day(history, windows, wanted))
+    folds_of_windows = windows_protocol(
+        windows, last_test_day(history, windows, wanted), measures_all=protocol == "all"
+    )
     engine = wiring.feature_engine(source)
     choice = _ModelChoice(models, budget, seed)
-    measured = _measured(history, protocol, choice, engine=engine, rates=rates, delay_days=delay_days, published={})
-    result = {"protocol": protocol.name, "windows": asdict(windows), "catalogue": "ours", **measured}
+    labels = _Labels(delay_days, source.section("training", TrainingSettings).unknown_labels)
+    measured = _measured(history, folds_of_windows, choice, engine=engine, rates=rates, labels=labels, published={})
+    facts = {"protocol": folds_of_windows.name, "measured": protocol, "windows": asdict(windows), "catalogue": "ours"}
+    result = facts | measured
     _print(result)
     if json_file:
         _write(result, json_file)
@@ -164,6 +178,14 @@ def handbook(
 
 
 @dataclass(frozen=True)
+class _Labels:
+    """After how many days labels are known, and what a payment without an outcome is."""
+
+    delay_days: int
+    unknown: str
+
+
+@dataclass(frozen=True)
 class _ModelChoice:
     """Which models to compare, how many LightGBM parameters to try, and the seed of the search and the models."""
 
@@ -184,6 +206,7 @@ def _run(source: Source, data: str, protocol_name: str, catalogue: str, choice: 
         book_catalogue,
         require_handbook,
     )
+    from paywarden.models.metrics.labels import GENUINE
 
     protocol = PROTOCOLS[protocol_name]
     rates = wiring.rate_table(source)
@@ -194,11 +217,12 @@ def _run(source: Source, data: str, protocol_name: str, catalogue: str, choice: 
     )
     best = BEST_PUBLISHED[protocol.name]
     published = PUBLISHED[protocol.name]
-    measured = _measured(
-        history, protocol, choice, engine=engine, rates=rates, delay_days=LABEL_DELAY_DAYS, published=published
-    )
+    # The book's table has a label for every payment.
+    labels = _Labels(LABEL_DELAY_DAYS, GENUINE)
+    measured = _measured(history, protocol, choice, engine=engine, rates=rates, labels=labels, published=published)
     return {
         "protocol": protocol.name,
+        "measured": "handbook",
         "catalogue": catalogue,
         "best_published": None if best is None else asdict(best),
         **measured,
@@ -212,7 +236,7 @@ def _measured(
     *,
     engine: FeatureEngine,
     rates: RateTable,
-    delay_days: int,
+    labels: _Labels,
     published: Mapping[str, Published],
 ) -> dict[str, Any]:
     """Returns what every backtest prints and writes.
@@ -225,7 +249,7 @@ def _measured(
 
     engine.warm_up()
     started = time.perf_counter()
-    rows = _rows_with_bar(history, protocol, engine, rates, delay_days)
+    rows = _rows_with_bar(history, protocol, engine, rates, labels)
     feature_seconds = time.perf_counter() - started
     folds = {"validation": facts_of(rows, protocol.validation), "test": facts_of(rows, protocol.test)}
     results = []
@@ -244,6 +268,7 @@ def _measured(
         "seed": choice.seed,
         "budget": choice.budget,
         "payments": len(rows.label),
+        "labels": None if rows.label_counts is None else asdict(rows.label_counts),
         "feature_seconds": feature_seconds,
         "seconds": time.perf_counter() - started,
         "folds": {part: [_facts(fold) for fold in facts] for part, facts in folds.items()},
@@ -252,7 +277,7 @@ def _measured(
 
 
 def _rows_with_bar(
-    history: History, protocol: Protocol, engine: FeatureEngine, rates: RateTable, delay_days: int
+    history: History, protocol: Protocol, engine: FeatureEngine, rates: RateTable, labels: _Labels
 ) -> BacktestRows:
     from paywarden.models.backtest.backtest import rows_of
     from paywarden.models.metrics.evaluation import DAY_MS
@@ -265,7 +290,8 @@ def _rows_with_bar(
             protocol.days,
             engine=engine,
             rates=rates,
-            label_delay_days=delay_days,
+            label_delay_days=labels.delay_days,
+            unknown_labels=labels.unknown,
             progress=advance,
         )
 
@@ -299,9 +325,20 @@ def _summary(summary: Summary, folds: Sequence[FoldFacts]) -> dict[str, Any]:
     return {
         "mean": asdict(summary.mean),
         "std": asdict(summary.std),
-        "folds": [
-            {**_days(facts.split), **asdict(measured)} for facts, measured in zip(folds, summary.folds, strict=True)
-        ],
+        "folds": [_fold(facts, measured) for facts, measured in zip(folds, summary.folds, strict=True)],
+    }
+
+
+def _fold(facts: FoldFacts, measured: HandbookMetrics) -> dict[str, Any]:
+    from paywarden.models.metrics.intervals import auc_interval, average_precision_interval
+
+    genuine = facts.test_payments - facts.test_frauds
+    return {
+        **_days(facts.split),
+        **asdict(measured),
+        "test_frauds": facts.test_frauds,
+        "auc_roc_interval": auc_interval(measured.auc_roc, facts.test_frauds, genuine),
+        "average_precision_interval": average_precision_interval(measured.average_precision, facts.test_frauds),
     }
 
 
@@ -358,6 +395,7 @@ def _print(result: dict[str, Any]) -> None:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("model", no_wrap=True)
     table.add_column("measured on", no_wrap=True)
+    table.add_column("frauds", justify="right", no_wrap=True)
     beside = any("published" in model for model in result["models"])
     for heading in _HEADINGS.values():
         table.add_column(heading, justify="right", no_wrap=True)
@@ -366,15 +404,17 @@ def _print(result: dict[str, Any]) -> None:
     # Where nothing is published every second cell is empty.
     step = 1 if beside else 2
     for model in result["models"]:
-        for name, where, *cells in _rows(model):
-            table.add_row(name, where, *cells[::step])
+        for name, where, frauds, *cells in _rows(model):
+            table.add_row(name, where, frauds, *cells[::step])
         table.add_section()
     ceilings = [fold["card_precision_ceiling"] for fold in result["folds"]["test"]]
     oracle = ["1.0000", "", "1.0000", "", f"{sum(ceilings) / len(ceilings):.4f}", ""]
-    table.add_row("perfect oracle", "test, mean", *oracle[::step])
+    table.add_row("perfect oracle", "test, mean", "", *oracle[::step])
     if result.get("best_published") is not None:
-        table.add_row("best published", "test, mean", *_cells({}, result["best_published"]))
+        table.add_row("best published", "test, mean", "", *_cells({}, result["best_published"]))
     console.print(table)
+    for line in _doubts(result):
+        click.echo(line)
     for model in result["models"]:
         for metrics, parameters in _choices(model["chosen"]):
             click.echo(f"{model['name']}, chosen for {metrics}: {parameters}")
@@ -389,12 +429,39 @@ def _rows(model: dict[str, Any]) -> Iterator[list[str]]:
     """One row for each fold and each mean."""
     name, published = model["name"], model.get("published", {})
     for part in ("validation", "test"):
-        for fold in model[part]["folds"]:
-            yield [name, f"{part} {fold['test_from']}", *_cells(fold, {})]
+        folds = model[part]["folds"]
+        for fold in folds:
+            yield [name, f"{part} {fold['test_from']}", _frauds_cell(fold["test_frauds"]), *_cells(fold, {})]
             name = ""
-        yield ["", f"{part}, mean", *_mean_cells(model[part], published.get(part))]
+        frauds = _frauds_cell(sum(fold["test_frauds"] for fold in folds))
+        yield ["", f"{part}, mean", frauds, *_mean_cells(model[part], published.get(part))]
     if model.get("as_published") is not None:
-        yield ["", "test, their parameters", *_mean_cells(model["as_published"], published["test"])]
+        yield ["", "test, their parameters", "", *_mean_cells(model["as_published"], published["test"])]
+
+
+def _frauds_cell(frauds: int) -> str:
+    """Returns the number of frauds, marked if they are few."""
+    from paywarden.models.metrics.intervals import FRAUDS_FEW
+
+    return f"{frauds}{'*' if frauds < FRAUDS_FEW else ''}"
+
+
+def _doubts(result: dict[str, Any]) -> list[str]:
+    """Returns a line on what was measured, and one for each fold whose figures rest on few frauds."""
+    from paywarden.models.metrics.intervals import FRAUDS_FEW
+
+    measured = {"all": "all payments of the test days", "handbook": "payments of cards not yet known to be compromised"}
+    lines = [f"measured: {measured[result['measured']]}"]
+    for model in result["models"]:
+        for part in ("validation", "test"):
+            for fold in model[part]["folds"]:
+                if fold["test_frauds"] < FRAUDS_FEW:
+                    low, high = fold["average_precision_interval"]
+                    lines.append(
+                        f"* {model['name']}, {part} {fold['test_from']}: {fold['test_frauds']} frauds are few, average "
+                        f"precision {fold['average_precision']:.4f} has the 95 % interval {low:.4f} to {high:.4f}"
+                    )
+    return lines
 
 
 def _mean_cells(ours: dict[str, Any], theirs: dict[str, Any] | None) -> list[str]:

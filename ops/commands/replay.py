@@ -55,7 +55,24 @@ if TYPE_CHECKING:
     help="Last UTC day to measure, included, in the same form (default: the data's last).",
 )
 @click.option(
-    "--label-delay-days", type=click.IntRange(0), default=7, show_default=True, help="Days until labels are known."
+    "--protocol",
+    type=click.Choice(["all", "handbook"]),
+    default="all",
+    show_default=True,
+    help="Which payments are measured: all, or those of cards not yet known to be compromised, as in the Fraud "
+    "Detection Handbook.",
+)
+@click.option(
+    "--label-delay-days",
+    type=click.IntRange(0),
+    default=7,
+    show_default=True,
+    help="With --protocol handbook: days until a card with a fraud is known.",
+)
+@click.option(
+    "--unknown-labels",
+    type=click.Choice(["auto", "leave_out", "genuine"]),
+    help="What a payment without an outcome is (default: [training] unknown_labels).",
 )
 @click.option(
     "--costs", "costs_text", metavar="NAME=VALUE,…", default="", help="Values that replace settings of [costs]."
@@ -91,7 +108,9 @@ def replay(
     challenger_policy_file: str | None,
     from_day: str | None,
     to_day: str | None,
+    protocol: str,
     label_delay_days: int,
+    unknown_labels: str | None,
     costs_text: str,
     vectors: bool,
     features: bool,
@@ -113,6 +132,7 @@ def replay(
     from paywarden.models.metrics.evaluation import day_of_date
     from paywarden.models.replay.replay import REPORT, ReplayOptions
     from paywarden.models.replay.replay import replay as run
+    from paywarden.models.training.settings import TrainingSettings
 
     asked = HistoryAsked(data, from_topic, since, until, warm_up_days)
     costs = _costs(source, costs_text)
@@ -166,6 +186,8 @@ def replay(
             options=ReplayOptions(
                 window=window,
                 label_delay_days=label_delay_days,
+                protocol=protocol,
+                unknown_labels=unknown_labels or source.section("training", TrainingSettings).unknown_labels,
                 costs=costs,
                 with_vectors=vectors,
                 with_features=features,
@@ -184,9 +206,11 @@ def replay(
 
 
 def _tell(results: ReplayResults) -> None:
-    """Print the two contestants side by side on stderr, and a warning for scores that are far off."""
-    from paywarden.models.replay.report.summary import calibration_warning, side_by_side
+    """Print on stderr what was measured, the contestants side by side, and a warning for scores that are far off."""
+    from paywarden.models.replay.report.summary import calibration_warning, measured_lines, side_by_side
 
+    for line in measured_lines(results):
+        click.echo(line, err=True)
     table = side_by_side(results)
     if table:
         print_table(table[0], table[1:], text_columns=1, err=True)

@@ -112,7 +112,7 @@ def _trained(
     require_past(history, now_ms())
     if len(history):
         require_within(history, ("--train-from", window.first), ("--train-to", window.last))
-    require_both_kinds(window_labels(history, window, settings.label_delay_days))
+    require_both_kinds(window_labels(history, window, settings.label_delay_days, settings.unknown_labels).label)
     engine.warm_up()
     rows = int((history.event_time_ms < (window.last + 1) * DAY_MS).sum())
     with progress_bar("features", rows) as advance:
@@ -122,6 +122,7 @@ def _trained(
             engine=engine,
             rates=rates,
             label_delay_days=settings.label_delay_days,
+            unknown_labels=settings.unknown_labels,
             progress=advance,
         )
     return train_bundle(table, window, bundle, engine=engine, settings=settings, progress=progress_bar)

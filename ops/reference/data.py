@@ -55,7 +55,10 @@ _UNITS = (
     (r".*_minor", _MONEY),
     (r".*_minutes", "minutes"),
     (r"(.*_)?days", "days"),
-    (r".*(share|precision|recall|score|auc_roc|brier_score|calibration_error)(_at_100|_per_day)?(_low|_high)?", _SHARE),
+    (
+        r".*(share|precision|recall|score|auc_roc|brier_score|calibration_error)(_at_100|_per_day)?(_low|_high|_interval)?",
+        _SHARE,
+    ),
     (r"low|high|threshold|.*_at|equal_.*|score_difference_max", _SHARE),
     (r"mean|quantiles|largest_.*|rank_correlation", "-1 to 1"),
     (r"ratio.*|population_stability_index", "no unit"),
@@ -68,7 +71,7 @@ _UNITS = (
     (r"kafka_partition|kafka_offset|partition|offset", "number"),
     (
         r"payments.*|frauds.*|.*_count|counts|missing|labelled|approved|reviewed|declined|rules|policy_segments|alone"
-        r"|reviews.*|found_per_day|genuine|fraud|decisions.*|repeated|only_.*|without_outcome|excluded.*|actions"
+        r"|reviews.*|found_per_day|genuine|fraud|decisions.*|repeated|only_.*|without_outcome|excluded.*|left_out.*|actions"
         r"|score_differences|flag.*",
         "count",
     ),
@@ -285,7 +288,7 @@ def _json_kind(hint: Any) -> tuple[str, bool]:
         (other,) = [part for part in get_args(hint) if part is not type(None)]
         text, is_number = _json_kind(other)
         return (text if text.endswith("or null") else f"{text} or null"), is_number
-    if get_origin(hint) is list:
+    if get_origin(hint) in (list, tuple):
         text, is_number = _json_kind(get_args(hint)[0])
         return f"list of {text}", is_number
     if get_origin(hint) is dict:

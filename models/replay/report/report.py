@@ -17,13 +17,15 @@ challenger decide differently about. It depends on nothing but the results, so t
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isnan
 
 from paywarden.features.catalogue.merchant_categories import category_text
 from paywarden.models.metrics.costs import Money
 from paywarden.models.metrics.curves import MeanCalibration
+from paywarden.models.metrics.intervals import FRAUDS_FEW, Interval
 from paywarden.models.metrics.segments import GroupMeasures
 from paywarden.models.replay.live_comparison import LiveComparison
-from paywarden.models.replay.measures import ContestantMeasures, ReplayResults
+from paywarden.models.replay.measures import HANDBOOK, ContestantMeasures, ReplayFacts, ReplayResults
 from paywarden.models.replay.report import charts
 from paywarden.models.replay.report.comparison import changed_payments_section, comparison_section, verdict
 from paywarden.models.replay.report.live import live_section
@@ -47,14 +49,19 @@ from paywarden.models.replay.report.page import (
     whole,
 )
 from paywarden.models.replay.report.renderer import render_page
-from paywarden.models.replay.report.summary import calibration_text, calibration_warning, ratio_text
+from paywarden.models.replay.report.summary import (
+    calibration_text,
+    calibration_warning,
+    interval_text,
+    measured_text,
+    ratio_text,
+)
 
 GROUPS_SHOWN = 12
 DAYS_SHOWN = 93
-# With fewer frauds, a group's recall and precision are too uncertain.
-_FEW_FRAUDS = 10
 # A number's title, a function that formats a contestant's value, and the meaning of the champion's value.
 _Headline = tuple[str, Callable[[ContestantMeasures], str], str]
+_FEW = f"Groups with fewer than {FRAUDS_FEW} frauds are grey, with 95% intervals in brackets: they say little."
 _SEGMENT_TITLES = {"channel": "Channel", "country": "Country", "mcc": "Merchant category", "currency": "Currency"}
 
 
@@ -182,12 +189,14 @@ def _of_labels(results: ReplayResults) -> list[_Headline]:
         (
             "Frauds stopped",
             lambda measures: percent(measures.whole.recall),
-            f"{whole(group.frauds_stopped)} of {count_of(group.frauds, 'fraud')} reviewed or declined (recall).",
+            f"{whole(group.frauds_stopped)} of {count_of(group.frauds, 'fraud')} reviewed or declined (recall"
+            f"{interval_text(group.recall_interval, percent)}).",
         ),
         (
             "Precision of stops",
             lambda measures: percent(measures.whole.precision),
-            "The share of fraud among the payments that were reviewed or declined.",
+            "The share of fraud among the payments that were reviewed or declined"
+            f"{interval_text(group.precision_interval, percent)}.",
         ),
         (
             "Mean score / fraud share",
@@ -209,13 +218,14 @@ def _of_labels(results: ReplayResults) -> list[_Headline]:
             "Average precision",
             lambda measures: decimal(measures.average_precision),
             "How well the scores put fraud first, over all thresholds. 1 is perfect; random scores reach "
-            f"{decimal(facts.frauds / facts.payments, 4)}.",
+            f"{decimal(facts.frauds / facts.payments, 4)}. It rests on {count_of(facts.frauds, 'fraud')}"
+            f"{interval_text(group.average_precision_interval, decimal)}.",
         ),
         (
             "AUC ROC",
             lambda measures: decimal(measures.auc_roc),
             "Area under the ROC curve: how often a fraud scores higher than a genuine payment. 1 is perfect, 0.5 is "
-            "chance.",
+            f"chance{interval_text(group.auc_roc_interval, decimal)}.",
         ),
         (
             "Card precision at 100",
@@ -250,7 +260,10 @@ def _ranking(results: ReplayResults) -> list[PageBlock]:
         charts.calibration(results),
         charts.card_precision_by_day(results),
     ]
-    text = "This section looks at the scores only, not at the policy. A score should be the probability of fraud."
+    text = (
+        "This section looks at the scores only, not at the policy. A score should be the probability of fraud. The "
+        f"curves are of {measured_text(results.facts)}."
+    )
     return [Heading("Do the scores find fraud?"), Paragraph(text), Figures(drawn)]
 
 
@@ -298,7 +311,7 @@ def _thresholds(results: ReplayResults) -> list[PageBlock]:
         Heading("Where to put the thresholds"),
         Paragraph(
             "The effect of any other threshold, if it alone decided: without rules and segments. Dotted lines are the "
-            "policy's thresholds."
+            f"policy's thresholds. The curves are of {measured_text(results.facts)}."
         ),
     ]
     for style, measures in charts.scorers(results):
@@ -335,13 +348,14 @@ def _money(results: ReplayResults) -> list[PageBlock]:
         ("Set by", "the section [costs] of the configuration, or --costs. Net values are only as good as these."),
     ]
     table = PageTable(heads, rows, row_styles=[style for _, _, style in lines])
-    return [Heading("Money"), Beside([table], [Heading("At these costs", 3), Definitions(stated)])]
+    about = Paragraph(f"The money of {measured_text(results.facts)}.")
+    return [Heading("Money"), about, Beside([table], [Heading("At these costs", 3), Definitions(stated)])]
 
 
 def _segments(results: ReplayResults) -> list[PageBlock]:
     text = f"The {GROUPS_SHOWN} largest groups of each kind. All groups are in metrics.json."
     if results.facts.has_outcomes:
-        text += f" Groups with fewer than {_FEW_FRAUDS} frauds are grey: their shares are uncertain."
+        text += f" {_FEW}"
     blocks: list[PageBlock] = [Heading("Segments"), Paragraph(text)]
     for name, groups in results.champion.by_segment.items():
         if groups:
@@ -357,6 +371,8 @@ def _days(results: ReplayResults) -> list[PageBlock]:
     theirs = results.challenger.by_day if results.challenger else []
     shown = days[-DAYS_SHOWN:]
     note = f"The last {DAYS_SHOWN} of {len(days)} days. All days are in metrics.json." if len(shown) < len(days) else ""
+    if results.facts.has_outcomes:
+        note = f"{note} {_FEW}".strip()
     return [Heading("Days"), *([Paragraph(note)] if note else []), *_group_table("Day", shown, theirs, results)]
 
 
@@ -382,7 +398,7 @@ def _group_table(
     if others:
         heads += ["challenger stopped", "challenger net"] if known else ["challenger reviewed", "challenger declined"]
     rows = [[text(group.name), *_group_numbers(group, others.get(group.name), known=known)] for group in groups]
-    styles = ["faint" if known and group.frauds < _FEW_FRAUDS else "" for group in groups]
+    styles = ["faint" if known and group.rests_on_few_frauds else "" for group in groups]
     more = [Paragraph(f"and {whole(hidden)} smaller groups", "soft")] if hidden > 0 else []
     return [PageTable(heads, rows, row_styles=styles), *more]
 
@@ -396,12 +412,37 @@ def _group_numbers(group: GroupMeasures, other: GroupMeasures | None, *, known: 
         return row
     row = [
         *(whole(group.payments), whole(group.frauds), fixed_percent(group.fraud_share, 2)),
-        *(fixed_percent(group.recall), fixed_percent(group.precision), reviewed, declined, decimal(group.auc_roc)),
+        *(
+            _share_cell(group, group.recall, group.recall_interval),
+            _share_cell(group, group.precision, group.precision_interval),
+        ),
+        *(reviewed, declined, decimal(group.auc_roc)),
         *(amount(group.money.fraud_missed_minor), amount(group.money.net_minor)),
     ]
     if other is not None and other.money is not None:
         row += [fixed_percent(other.recall), amount(other.money.net_minor)]
     return row
+
+
+def _share_cell(group: GroupMeasures, share: float, interval: Interval) -> str:
+    """Returns a share, with its interval in a group of few frauds: "50.0% (9–91)"."""
+    if not group.rests_on_few_frauds or isnan(share):
+        return fixed_percent(share)
+    low, high = (f"{100 * end:.0f}" for end in interval)
+    return f"{fixed_percent(share)} ({low}–{high})"
+
+
+def _left_out(facts: ReplayFacts) -> str:
+    text = ""
+    if facts.left_out_unknown:
+        text += f" {whole(facts.left_out_unknown)} payments have no outcome, and nobody knows whether they were fraud."
+    if facts.protocol == HANDBOOK:
+        text += (
+            f" {whole(facts.excluded_known_compromised)} payments are left out: their cards were already known to be "
+            f"compromised and would have been blocked. A label counts as known {facts.label_delay_days} days after its "
+            "payment. Nothing is left out if the first day is not after the champion's training."
+        )
+    return text
 
 
 def _method(results: ReplayResults) -> list[PageBlock]:
@@ -414,10 +455,8 @@ def _method(results: ReplayResults) -> list[PageBlock]:
         ),
         (
             "Measured",
-            f"{whole(facts.payments)} payments. Another {whole(facts.excluded_known_compromised)} are left out: their "
-            "cards were already known to be compromised and would have been blocked. A label counts as known "
-            f"{facts.label_delay_days} days after its payment. Nothing is left out if the first day is not after the "
-            "champion's training.",
+            f"{measured_text(facts).capitalize()}.{_left_out(facts)} Numbers, curves, reliability, money, segments and "
+            "days are all of these payments.",
         ),
         ("Stopped", "Reviewed or declined. A reviewed fraud counts as found."),
         (

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from paywarden.models.metrics.curves import MeanCalibration
-from paywarden.models.replay.measures import ContestantMeasures, ReplayFacts, ReplayResults
-from paywarden.models.replay.report.page import NO_NUMBER, amount, decimal, percent, whole
+from paywarden.models.metrics.intervals import FRAUDS_FEW, Interval
+from paywarden.models.replay.measures import HANDBOOK, ContestantMeasures, ReplayFacts, ReplayResults
+from paywarden.models.replay.report.page import NO_NUMBER, amount, count_of, decimal, percent, whole
 
 # If more than this share of the payments has no outcome, frauds that are not known yet may explain the ratio.
 _OPEN_SHARE = 0.01
@@ -53,6 +55,40 @@ def calibration_warning(facts: ReplayFacts, measures: ContestantMeasures, *, who
     if calibration.ratio > 1 and open_share > _OPEN_SHARE:
         text += f" {percent(open_share)} of the payments have no outcome and count as genuine."
     return text
+
+
+def measured_text(facts: ReplayFacts) -> str:
+    """Returns which payments are measured, and how many frauds: "all 9,120 payments, 63 frauds among them"."""
+    counts = f"{whole(facts.payments)} payments"
+    if facts.protocol == HANDBOOK:
+        counts += " of cards not yet known to be compromised (the handbook's protocol)"
+    elif facts.left_out_unknown:
+        counts += " whose label is known"
+    else:
+        counts = f"all {counts}"
+    return f"{counts}, {count_of(facts.frauds, 'fraud')} among them" if facts.has_outcomes else counts
+
+
+def measured_lines(results: ReplayResults) -> list[str]:
+    """Returns the lines that a replay prints about what its numbers rest on."""
+    facts, group = results.facts, results.champion.whole
+    lines = [f"measured: {measured_text(facts)}"]
+    if facts.left_out_unknown:
+        lines.append(f"left out: {whole(facts.left_out_unknown)} payments without an outcome, whose label is not known")
+    if facts.has_outcomes and facts.without_outcome:
+        lines.append(f"{whole(facts.without_outcome)} payments without an outcome were taken for genuine")
+    if facts.has_outcomes and 0 < facts.frauds < FRAUDS_FEW:
+        interval = interval_text(group.average_precision_interval, decimal)
+        lines.append(
+            f"{count_of(facts.frauds, 'fraud')} are few: average precision {decimal(group.average_precision)}{interval}"
+        )
+    return lines
+
+
+def interval_text(interval: Interval, form: Callable[[float], str]) -> str:
+    """Returns a clause that names a 95 % interval, or nothing without one."""
+    low, high = interval
+    return "" if math.isnan(low) else f", 95% interval {form(low)} to {form(high)}"
 
 
 def calibration_text(calibration: MeanCalibration, *, who: str = "they") -> str:

@@ -22,7 +22,7 @@ from paywarden.models.metrics.evaluation import Days, Split, day_of_time, exclud
 from paywarden.models.policy.policy import ConfiguredRule, ConfiguredSegment, Facts, Policy, PolicySettings
 from paywarden.models.replay import replay as replay_module
 from paywarden.models.replay.files import ReplayFiles
-from paywarden.models.replay.measures import Contestant, ReplayResults
+from paywarden.models.replay.measures import HANDBOOK, Contestant, ReplayResults
 from paywarden.models.replay.replay import ReplayOptions, replay
 from paywarden.models.replay.replayed_policy import ActionReasons, Decisions
 from paywarden.schemas.errors import Misconfigured
@@ -316,8 +316,17 @@ def test_an_old_result_is_replaced_and_no_unfinished_file_remains(tmp_path: Path
     assert pq.read_metadata(tmp_path / "decisions.parquet").num_rows == len(rows_of(WINDOW))
 
 
-def test_cards_known_to_be_compromised_are_not_measured(tmp_path: Path) -> None:
+def test_every_payment_of_the_window_is_measured(tmp_path: Path) -> None:
+    """Also those of cards with a known fraud, which the handbook's protocol leaves out."""
     metrics = run(tmp_path).facts
+    labels = final_labels(small_world.history())[rows_of(WINDOW)]
+    assert (metrics.protocol, metrics.excluded_known_compromised, metrics.left_out_unknown) == ("all", 0, 0)
+    assert (metrics.payments, metrics.frauds) == (len(rows_of(WINDOW)), int((labels == 1).sum()))
+    assert f"curves are of all {metrics.payments:,} payments, {metrics.frauds} frauds among" in report_of(tmp_path)
+
+
+def test_with_the_handbooks_protocol_known_compromised_cards_are_not_measured(tmp_path: Path) -> None:
+    metrics = run(tmp_path, protocol=HANDBOOK).facts
     history = small_world.history()
     days, label = day_of_time(history.event_time_ms), (final_labels(history) == 1).astype(np.int64)
     asked = exclude_known_compromised(days, history.card.codes, label, Split(TRAINING_DAYS, WINDOW, LABEL_DELAY_DAYS))
@@ -328,7 +337,7 @@ def test_cards_known_to_be_compromised_are_not_measured(tmp_path: Path) -> None:
 
 def test_in_the_training_days_nothing_is_left_out(tmp_path: Path) -> None:
     window = Days(TRAINING_DAYS.last, WINDOW.last)
-    metrics = run(tmp_path, window=window).facts
+    metrics = run(tmp_path, window=window, protocol=HANDBOOK).facts
     assert metrics.excluded_known_compromised == 0
     assert metrics.payments == len(rows_of(window))
 
@@ -592,5 +601,24 @@ def test_a_window_of_only_known_compromised_cards_is_refused(tmp_path: Path) -> 
     kept = payments.filter(pa.array(is_kept))
     about = outcomes.filter(pa.compute.is_in(outcomes["payment_id"], kept["payment_id"]))
     with pytest.raises(Misconfigured, match="of a card known to be compromised"):
-        run(tmp_path / "out", history=history_of_tables(kept, about))
+        run(tmp_path / "out", history=history_of_tables(kept, about), protocol=HANDBOOK)
     assert not (tmp_path / "out").exists()
+
+
+def test_payments_whose_label_is_not_known_are_decided_but_not_measured(tmp_path: Path) -> None:
+    payments, outcomes = small_world.tables()
+    ids = pa.array([f"{text}" for text in payments["payment_id"].to_pylist()])
+    unknown = ids.take(pa.array(rows_of(WINDOW)[::3]))
+    fewer = outcomes.filter(pc.invert(pc.is_in(pc.cast(outcomes["payment_id"], pa.string()), unknown)))
+    history = history_of_tables(payments, fewer)
+    facts = run(tmp_path / "left_out", history=history).facts
+    assert facts.left_out_unknown == len(unknown)
+    assert facts.payments == len(rows_of(WINDOW)) - len(unknown)
+    assert pq.read_metadata(tmp_path / "left_out" / "decisions.parquet").num_rows == len(rows_of(WINDOW))
+    taken = run(tmp_path / "taken", history=history, unknown_labels="genuine").facts
+    assert (taken.payments, taken.without_outcome) == (len(rows_of(WINDOW)), len(unknown))
+
+
+def test_an_unknown_protocol_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Misconfigured, match="wanted one of all, handbook, got 'some'"):
+        run(tmp_path, protocol="some")

@@ -8,6 +8,7 @@ import pytest
 
 from paywarden.features.history.history import History, history_of_tables
 from paywarden.models.metrics.evaluation import Days
+from paywarden.models.metrics.labels import LabelCounts
 from paywarden.models.training.table import TrainingTable, require_both_kinds, training_table, window_labels
 from paywarden.schemas.errors import Misconfigured
 from tests.worlds import small_world
@@ -17,9 +18,14 @@ from tests.worlds.small_world import DAY_MS, TRAINING_DAYS
 FIRST_DAY = 19_723
 
 
-def table_of(history: History, window: Days, delay: int = 7) -> TrainingTable:
+def table_of(history: History, window: Days, delay: int = 7, *, unknown_labels: str = "genuine") -> TrainingTable:
     return training_table(
-        history, window, engine=small_world.engine(), rates=small_world.rates(), label_delay_days=delay
+        history,
+        window,
+        engine=small_world.engine(),
+        rates=small_world.rates(),
+        label_delay_days=delay,
+        unknown_labels=unknown_labels,
     )
 
 
@@ -109,7 +115,7 @@ def test_data_without_a_payment_is_refused() -> None:
 
 def test_labels_can_be_had_without_the_vectors() -> None:
     labels = window_labels(small_world.history(), TRAINING_DAYS, small_world.LABEL_DELAY_DAYS)
-    assert labels.tolist() == small_world.table().label.tolist()
+    assert labels.label.tolist() == small_world.table().label.tolist()
 
 
 def test_a_table_gives_the_labels_known_on_an_earlier_day() -> None:
@@ -140,3 +146,31 @@ def test_a_window_without_frauds_or_without_anything_else_is_refused(frauds: int
     label[:frauds] = 1
     with pytest.raises(Misconfigured, match=f"the training window has {frauds} frauds in 5 payments"):
         require_both_kinds(label)
+
+
+def test_payments_without_a_known_label_are_left_out_with_their_vectors() -> None:
+    """Of three payments the second has no outcome: by `auto` most have one, so it is not known."""
+    history = history_with_outcomes([(0, day_ms(12), "fraud"), (2, day_ms(12), "genuine")])
+    whole, cut = (table_of(history, days(10, 11), unknown_labels=kind) for kind in ("genuine", "auto"))
+    assert cut.row is not None
+    assert cut.row.tolist() == [0, 2]
+    assert cut.label.tolist() == [1, 0]
+    assert cut.vectors.tobytes() == whole.vectors[[0, 2]].tobytes()
+    assert cut.label_known_by(day_ms(12)).tolist() == [1, 0]
+    assert cut.label_known_by(day_ms(12) - 1).tolist() == [0, 0]
+    assert cut.label_counts == LabelCounts(fraud=1, genuine=1, taken_for_genuine=0, left_out=1)
+    assert whole.label_counts == LabelCounts(fraud=1, genuine=1, taken_for_genuine=1, left_out=0)
+
+
+def test_the_delay_of_a_fraud_is_that_of_its_first_report() -> None:
+    said = [(0, day_ms(12), "fraud"), (0, day_ms(13), "fraud"), (2, day_ms(14), "fraud"), (1, day_ms(12), "genuine")]
+    table = table_of(history_with_outcomes(sorted(said, key=lambda outcome: outcome[1])), days(10, 11))
+    history = history_with_outcomes([])
+    wanted = sorted([day_ms(12) - int(history.event_time_ms[0]), day_ms(14) - int(history.event_time_ms[2])])
+    assert table.fraud_delay_ms is not None
+    assert table.fraud_delay_ms.tolist() == wanted
+
+
+def test_a_window_of_unknown_labels_alone_is_refused() -> None:
+    with pytest.raises(Misconfigured, match=r"none has an outcome by 2024-01-19: training\.unknown_labels leaves"):
+        window_labels(history_with_outcomes([]), days(10, 11), 7, "leave_out")
