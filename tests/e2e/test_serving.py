@@ -77,11 +77,11 @@ def deployment(deployment: Deployment, world: World) -> Deployment:
     return deployment
 
 
-def start_all(deployment: Deployment) -> str:
+def start_all(deployment: Deployment, *, serve_afresh: bool = False) -> str:
     """Start stream, companion and one worker. Returns the endpoint's address once it is ready."""
     deployment.start("stream")
     deployment.start("companion")
-    target = deployment.start("serve").first_line()
+    target = deployment.start("serve", afresh=serve_afresh).first_line()
     wait_until(lambda: is_ready(target), "the worker is ready")
     return target
 
@@ -238,7 +238,7 @@ def entity_keys(row: dict[str, Any]) -> list[bytes]:
 
 
 def test_a_scoring_process_has_no_kafka_aerospike_or_other_socket(deployment: Deployment, world: World) -> None:
-    target = start_all(deployment)
+    target = start_all(deployment, serve_afresh=True)
     requests = requests_of(world.live_payments.slice(0, 50), id_prefix="")
     score_batch(target, requests)
     parent = psutil.Process(deployment.running[-1].pid)

@@ -7,8 +7,6 @@ embedded broker. The test replaces one step of a process, by its name, with one 
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +22,7 @@ from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.embedded_broker import EmbeddedBroker
 from paywarden.streams.kafka.producers import Sender, make_transactional_producer
 from tests.services.deployment import Deployment
-from tests.services.processes import _environment, get, is_ready, samples, wait_until
+from tests.services.processes import PaywardenProcess, get, is_ready, samples, wait_until
 
 STOP_TIMEOUT_S = 6
 # Runs a command in which a step raises, or never ends, once a file exists.
@@ -107,14 +105,9 @@ class Broken:
         if at_once:
             self.break_it()
         arguments = [command, *step, fault, str(self._switch), str(deployment.config)]
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=_environment(),
-        )
-        self.address = self._first_line()
+        self._process = PaywardenProcess.of_program(deployment.folder, PROGRAM, *arguments)
+        self.process = self._process.process
+        self.address = self._process.first_line()
 
     def break_it(self) -> None:
         self._switch.touch()
@@ -124,15 +117,12 @@ class Broken:
 
     def ended(self) -> tuple[int, str]:
         """Returns exit status and last line on stderr."""
-        try:
-            _, errors = self.process.communicate(timeout=60)
-        finally:
-            self.process.kill()
-        return self.process.returncode, errors.splitlines()[-1]
+        status = self.process.wait(timeout=60)
+        lines = self._process.log.read_text(encoding="utf-8").splitlines()
+        return status, lines[-1]
 
-    def _first_line(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
+    def kill(self) -> None:
+        self._process.kill()
 
 
 Begin = Callable[..., Broken]
@@ -149,8 +139,7 @@ def begin(deployment: Deployment) -> Iterator[Begin]:
 
     yield begin_one
     for one in running:
-        with one.process:
-            one.process.kill()
+        one.kill()
 
 
 def names(steps: list[tuple[str, str, str]]) -> list[str]:

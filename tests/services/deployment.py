@@ -54,9 +54,11 @@ class Deployment:
         self.running: list[PaywardenProcess] = []
 
     def start(
-        self, *arguments: str, cwd: Path = ROOT, environment: Mapping[str, str] | None = None
+        self, *arguments: str, cwd: Path = ROOT, environment: Mapping[str, str] | None = None, afresh: bool = False
     ) -> PaywardenProcess:
-        process = PaywardenProcess(self.folder, self.config, *arguments, cwd=cwd, environment=environment)
+        process = PaywardenProcess(
+            self.folder, self.config, *arguments, cwd=cwd, environment=environment, afresh=afresh
+        )
         self.running.append(process)
         return process
 

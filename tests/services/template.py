@@ -1,0 +1,344 @@
+"""Starts commands of Paywarden as forks of one process that has imported everything and loaded the compiled code.
+
+To import the product and to load its compiled code takes 2 to 5 seconds of a core, and the tests start hundreds of
+processes. A fork has all of it in 20 milliseconds:
+
+    test ── arguments, environment, files ──► template ── fork ──► `paywarden stream`
+      ▲                                           │
+      └────────────── pid, exit status ───────────┘
+
+1. `start` hands the command to the template, which this process starts at the first call.
+2. The template forks. The child takes the folder, the variables, the limits and the files that the caller gave, and
+   runs the command line. It is a process like any other: it can be killed, stopped and frozen, and its end is seen.
+3. The template waits for the child and reports how it ended.
+
+A fork does not show how a process starts: what it imports, and what it reads before its first line. `is_enough` says
+when a fork will not do; tests of starts ask for a process of its own. The demonstration, the wheel and the tests of the
+extras (tests/e2e) start every command as a user does.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import gc
+import importlib
+import json
+import os
+import resource
+import select
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from tests.checkout import CHECKOUT
+
+# Only the start of a process reads these.
+_READ_AT_THE_START = ("PYTHON", "NUMBA_", "OMP_", "LD_", "MALLOC_")
+_LIMITS = (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE, resource.RLIMIT_CORE, resource.RLIMIT_AS)
+# What commands import when they run.
+_MODULES = (
+    *("paywarden.ops.cli", "paywarden.ops.wiring.companion", "paywarden.ops.wiring.drift", "paywarden.ops.histories"),
+    *("paywarden.ops.wiring.scoring", "paywarden.ops.wiring.stores", "paywarden.ops.wiring.stream"),
+    *("paywarden.features.profiles.engine", "paywarden.features.history.history", "paywarden.scoring.server.worker"),
+    *("paywarden.scoring.server.supervisor", "paywarden.streams.archive.archive", "paywarden.streams.faust.app"),
+    *("paywarden.streams.maintenance.backfill", "paywarden.streams.maintenance.rebuild"),
+    *("paywarden.models.bundle.bundle", "pyarrow.parquet", "jinja2"),
+)
+_START_TIMEOUT_S = 240.0
+_MESSAGE_MAX = 1 << 20
+
+
+class ForkedProcess:
+    """A running command: the part of `subprocess.Popen[str]` that the tests use."""
+
+    def __init__(self, pid: int, notice: socket.socket, stdout: IO[str] | None) -> None:
+        self.pid, self.stdout, self.returncode = pid, stdout, None if pid else 1
+        self._notice = notice
+
+    returncode: int | None
+
+    def poll(self) -> int | None:
+        """Returns the exit status, or None while the process runs."""
+        return self._ended(0)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Returns the exit status. Raises subprocess.TimeoutExpired."""
+        status = self._ended(timeout)
+        if status is None:
+            assert timeout is not None
+            raise subprocess.TimeoutExpired(f"the fork {self.pid}", timeout)
+        return status
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, if the process runs."""
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def _ended(self, timeout: float | None) -> int | None:
+        if self.returncode is None:
+            ready, _, _ = select.select([self._notice], [], [], timeout)
+            if ready:
+                status = self._notice.recv(16)
+                # A template that has ended took its children along.
+                self.returncode = int(status) if status else -signal.SIGKILL
+                self._notice.close()
+        return self.returncode
+
+
+def is_enough(environment: Mapping[str, str]) -> bool:
+    """Returns whether a fork would run as a process that starts with these variables."""
+    names = {name for name in {*environment, *os.environ} if name.startswith(_READ_AT_THE_START)}
+    wanted = _environment_of_template()
+    return all(environment.get(name) == wanted.get(name) for name in names)
+
+
+def start(
+    arguments: Sequence[str],
+    *,
+    cwd: Path,
+    environment: Mapping[str, str],
+    stdout: IO[Any] | int,
+    stderr: IO[Any],
+    program: str | None = None,
+) -> ForkedProcess:
+    """Start `paywarden ARGUMENTS`, or `python -c PROGRAM ARGUMENTS`.
+
+    With `stdout=subprocess.PIPE` the caller can read what the process prints.
+    """
+    reading: IO[str] | None = None
+    if stdout == subprocess.PIPE:
+        read_end, written = os.pipe()
+        reading = os.fdopen(read_end, encoding="utf-8")
+    else:
+        assert not isinstance(stdout, int)
+        written = os.dup(stdout.fileno())
+    ours, theirs = socket.socketpair()
+    mask = os.umask(0)
+    os.umask(mask)
+    wanted = {
+        "arguments": list(arguments),
+        "program": program,
+        "cwd": str(cwd),
+        "environment": dict(environment),
+        "limits": [resource.getrlimit(kind) for kind in _LIMITS],
+        "umask": mask,
+    }
+    try:
+        _template().send(json.dumps(wanted).encode(), [theirs.fileno(), written, stderr.fileno()])
+    finally:
+        os.close(written)
+        theirs.close()
+    # The first message is the pid; the second, when the process has ended, its exit status.
+    pid = int(_exactly(ours, 10))
+    return ForkedProcess(pid, ours, reading)
+
+
+def run(
+    arguments: Sequence[str], *, cwd: Path, environment: Mapping[str, str], timeout_s: float
+) -> subprocess.CompletedProcess[str]:
+    """Run `paywarden ARGUMENTS` to its end. Raises subprocess.TimeoutExpired."""
+    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+        process = start(arguments, cwd=cwd, environment=environment, stdout=stdout, stderr=stderr)
+        try:
+            status = process.wait(timeout_s)
+        except BaseException:
+            process.kill()
+            raise
+        texts = []
+        for file in (stdout, stderr):
+            file.seek(0)
+            texts.append(file.read().decode())
+        return subprocess.CompletedProcess(["paywarden", *arguments], status, *texts)
+
+
+def _exactly(connection: socket.socket, size: int) -> bytes:
+    connection.settimeout(_START_TIMEOUT_S)
+    data = b""
+    while len(data) < size:
+        part = connection.recv(size - len(data))
+        if not part:
+            raise RuntimeError("the template of the tests' processes has ended: see its messages on stderr")
+        data += part
+    connection.settimeout(None)
+    return data
+
+
+# Of the process that runs the tests
+
+
+class _Template:
+    """The running template, started with the variables of this process."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _MESSAGE_MAX)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.services.template", str(theirs.fileno())],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+            cwd=CHECKOUT,
+            env=_environment_of_template(),
+        )
+        theirs.close()
+        self._control, self._lock = ours, threading.Lock()
+        atexit.register(self.close)
+
+    def send(self, message: bytes, files: list[int]) -> None:
+        with self._lock:
+            socket.send_fds(self._control, [message], files)
+
+    def close(self) -> None:
+        """End the template, and with it every process that still runs."""
+        self._control.close()
+        self._process.wait()
+
+
+_lock = threading.Lock()
+_started: list[_Template] = []
+
+
+def _template() -> _Template:
+    with _lock:
+        if not _started:
+            _started.append(_Template())
+        return _started[0]
+
+
+def _environment_of_template() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+
+
+# Of the template
+
+
+class _Ended(Exception):
+    """The process that runs the tests has ended."""
+
+
+def main() -> str | None:
+    """Wait for commands, and fork for each. Returns only in a child: the program to run, or None for a command."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    # Ctrl-C is for pytest alone.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _load()
+    try:
+        return _serve(control)
+    except _Ended:
+        os._exit(0)
+
+
+def _load() -> None:
+    for module in _MODULES:
+        importlib.import_module(module)
+    from paywarden.features.profiles.engine import FeatureEngine
+    from paywarden.scoring.engine import records
+    from paywarden.scoring.idempotency import decision_cache
+    from paywarden.scoring.requests import fast_requests
+    from paywarden.streams.profiles import fast_intake
+
+    FeatureEngine().warm_up()
+    for part in (decision_cache, fast_requests, records, fast_intake):
+        part.warm_up()
+    # A collection in a child would copy every page that it marks.
+    gc.collect()
+    gc.freeze()
+    # A fork has only the thread that forks. OpenBLAS and jemalloc, which have threads too, prepare their own for it.
+    assert threading.active_count() == 1, threading.enumerate()
+
+
+def _serve(control: socket.socket) -> str | None:
+    """Returns as `main` does. Raises _Ended."""
+    woken, wakes = socket.socketpair()
+    for end in (woken, wakes):
+        end.setblocking(False)
+    signal.set_wakeup_fd(wakes.fileno(), warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    children: dict[int, socket.socket] = {}
+    with selectors.DefaultSelector() as selector:
+        selector.register(control, selectors.EVENT_READ)
+        selector.register(woken, selectors.EVENT_READ)
+        while True:
+            for key, _ in selector.select():
+                if key.fileobj is woken:
+                    with contextlib.suppress(BlockingIOError):
+                        woken.recv(4096)
+                    _report_ended(children)
+                    continue
+                message, files, _, _ = socket.recv_fds(control, _MESSAGE_MAX, 3)
+                if not message:
+                    for pid in children:
+                        os.kill(pid, signal.SIGKILL)
+                    raise _Ended
+                notice = socket.socket(fileno=files[0])
+                pid = os.fork()
+                if pid == 0:
+                    signal.set_wakeup_fd(-1)
+                    for other in (control, woken, wakes, notice, *children.values()):
+                        other.close()
+                    selector.close()
+                    wanted = json.loads(message)
+                    _become(wanted, files[1], files[2])
+                    program: str | None = wanted["program"]
+                    return program
+                notice.sendall(f"{pid:10}".encode())
+                children[pid] = notice
+                for file in files[1:]:
+                    os.close(file)
+
+
+def _report_ended(children: dict[int, socket.socket]) -> None:
+    while children:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == 0:
+            return
+        notice = children.pop(pid)
+        with contextlib.suppress(OSError):
+            notice.sendall(str(os.waitstatus_to_exitcode(status)).encode())
+        notice.close()
+
+
+def _become(wanted: dict[str, Any], stdout: int, stderr: int) -> None:
+    """Make this child the process that the caller asked for, up to its command."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.dup2(stdout, 1)
+    os.dup2(stderr, 2)
+    os.close(stdout)
+    os.close(stderr)
+    os.umask(wanted["umask"])
+    for kind, limits in zip(_LIMITS, wanted["limits"], strict=True):
+        resource.setrlimit(kind, limits)
+    for name in set(os.environ) - set(wanted["environment"]):
+        del os.environ[name]
+    os.environ.update(wanted["environment"])
+    os.chdir(wanted["cwd"])
+    tempfile.tempdir = None
+    time.tzset()
+    # As `python -m paywarden` has it.
+    sys.path[0] = wanted["cwd"]
+    sys.argv[:] = ["paywarden", *wanted["arguments"]]
+
+
+if __name__ == "__main__":
+    _program = main()
+    if _program is None:
+        from paywarden.ops.cli import main as run_command
+
+        run_command()
+    else:
+        exec(_program, {"__name__": "__main__"})  # noqa: S102  # as `python -c` does
