@@ -20,6 +20,7 @@ from paywarden.ops.commands.dead_letters import dead_letters
 from paywarden.ops.commands.drift import drift
 from paywarden.ops.commands.features import features
 from paywarden.ops.commands.forget import forget
+from paywarden.ops.commands.init import init
 from paywarden.ops.commands.load import load
 from paywarden.ops.commands.outbox import outbox
 from paywarden.ops.commands.policy import policy
@@ -340,7 +341,7 @@ def _ending(name: str) -> ProcessEnd:
 
 
 for _command in (
-    *(archive, backfill, backtest, dead_letters, drift, features, forget, load),
+    *(archive, backfill, backtest, dead_letters, drift, features, forget, init, load),
     *(outbox, policy, profile_sets, rebuild, replay, schemas, set_aside, source_group, store, train),
 ):
     cli.add_command(_command)

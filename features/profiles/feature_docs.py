@@ -50,6 +50,15 @@ class ListedEntity:
     bytes_max: int
     kept_days: int
 
+    @property
+    def cost(self) -> str:
+        """Returns what a profile costs, in a sentence."""
+        return (
+            f"{self.name} (by {self.key}): {self.features} features; a profile takes "
+            f"{self.bytes_after_one_payment} bytes after one payment and at most {self.bytes_max:,}; "
+            f"it is kept for {self.kept_days} days after its last change"
+        )
+
 
 @dataclass(frozen=True)
 class Listing:
@@ -69,7 +78,7 @@ class Listing:
         widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         lines.insert(1, "  ".join("-" * width for width in widths))
-        return "\n".join([*lines, "", *(_sentence(entity) for entity in self.entities), f"catalogue {self.digest}"])
+        return "\n".join([*lines, "", *(entity.cost for entity in self.entities), f"catalogue {self.digest}"])
 
     def to_markdown(self) -> str:
         """Returns the page docs/reference/features.md."""
@@ -83,7 +92,7 @@ class Listing:
             name, *rest = (cell.replace("|", "\\|") for cell in _cells(feature))
             lines.append("| " + " | ".join((f"`{name}`", *rest)) + " |")
         lines += ["", "## Profiles", ""]
-        lines += [f"- {_sentence(entity)}" for entity in self.entities]
+        lines += [f"- {entity.cost}" for entity in self.entities]
         return "\n".join(lines)
 
 
@@ -120,14 +129,6 @@ def _hops(feature: Feature) -> str:
 def _cells(feature: ListedFeature) -> tuple[str, ...]:
     entity = feature.entity or "payment"
     return feature.name, entity, feature.window, feature.hop, feature.unit, feature.meaning, feature.missing_when
-
-
-def _sentence(entity: ListedEntity) -> str:
-    return (
-        f"{entity.name} (by {entity.key}): {entity.features} features; a profile takes "
-        f"{entity.bytes_after_one_payment} bytes after one payment and at most {entity.bytes_max:,}; "
-        f"it is kept for {entity.kept_days} days after its last change"
-    )
 
 
 def _bytes_after_one_payment(engine: FeatureEngine, entity: int) -> int:

@@ -1,9 +1,10 @@
-"""`paywarden features`: lists the features, and shows a stored profile."""
+"""`paywarden features`: lists and checks the features, and shows a stored profile."""
 
 from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict
 
 import click
 
@@ -15,7 +16,7 @@ from paywarden.schemas.settings import Source
 
 @click.group()
 def features() -> None:
-    """List the features, or show one stored profile."""
+    """List or check the features, or show one stored profile."""
 
 
 @features.command("list")
@@ -31,17 +32,58 @@ def features() -> None:
 def list_features(source: Source, as_format: str) -> None:
     """List the features with meaning, unit and window.
 
-    It also says what a missing value means, and how large profiles are.
+    It also says what a missing value means, which fields are declared, and how large profiles are.
     """
+    from paywarden.features.catalogue.field_listing import field_lines, field_table, listed_fields
+    from paywarden.features.profiles.engine import FeatureEngine
+    from paywarden.features.profiles.feature_docs import listing_of
+
+    catalogue = wiring.catalogue(source)
+    listing, fields = listing_of(catalogue, FeatureEngine(catalogue)), listed_fields(catalogue.payment)
+    if as_format == "json":
+        click.echo(json.dumps(listing.to_dict() | {"fields": [asdict(field) for field in fields]}, indent=2))
+    elif as_format == "markdown":
+        click.echo("\n".join([listing.to_markdown(), *(["", "## Fields", "", *field_table(fields)] if fields else [])]))
+    else:
+        click.echo("\n".join([*([*field_lines(fields), ""] if fields else []), listing.to_text()]))
+
+
+@features.command()
+@click.option("--payments", type=click.IntRange(1, 100_000), default=400, show_default=True, help="Payments to make.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the payments.")
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+@click.pass_obj
+def check(source: Source, payments: int, seed: int, as_json: bool) -> None:
+    """Try the catalogue on made payments.
+
+    It first checks every declaration. Then it computes each feature twice: event by event, as stream and endpoint do,
+    and all at once, as training does. If one bit differs, the exit status is 1. A feature without any value on these
+    payments is named: its condition or its key may be wrong.
+    """
+    from paywarden.features.datasets.catalogue_check import check_catalogue
     from paywarden.features.profiles.engine import FeatureEngine
     from paywarden.features.profiles.feature_docs import listing_of
 
     catalogue = wiring.catalogue(source)
     listing = listing_of(catalogue, FeatureEngine(catalogue))
-    if as_format == "json":
-        click.echo(json.dumps(listing.to_dict(), indent=2))
+    checked = check_catalogue(catalogue, payments=payments, seed=seed)
+    valueless = [one.name for one in checked.features if one.missing == 1]
+    if as_json:
+        result = {"catalogue": listing.digest, "payments": checked.payments, "features": len(checked.features)}
+        entities = [asdict(entity) for entity in listing.entities]
+        differing = list(checked.differences)
+        click.echo(json.dumps(result | {"without_values": valueless, "differences": differing, "entities": entities}))
     else:
-        click.echo(listing.to_markdown() if as_format == "markdown" else listing.to_text())
+        fields = catalogue.payment.attributes
+        click.echo(f"{len(fields)} declared fields, {len(listing.entities)} entities, {len(listing.features)} features")
+        click.echo("\n".join(entity.cost for entity in listing.entities))
+        for name in valueless:
+            click.echo(f"no payment had a value of {name}", err=True)
+    if checked.differences:
+        shown = "; ".join(checked.differences[:3])
+        raise Misconfigured(f"features differ, {len(checked.differences)} values in all: {shown}")
+    if not as_json:
+        click.echo(f"{checked.payments} payments: the same bits event by event and at once; catalogue {listing.digest}")
 
 
 @features.command()

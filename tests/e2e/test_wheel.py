@@ -96,6 +96,11 @@ def test_commands_work_in_a_folder_with_packages_of_our_names(installed: Path, p
     assert "card_count_1h" in run(installed, project, "features", "list")
 
 
+def test_a_project_of_ones_own_works_in_any_folder(installed: Path, project: Path) -> None:
+    assert "catalogue.py" in run(installed, project, "init", "shop")
+    assert "7 entities" in run(installed, project / "shop", "features", "check")
+
+
 def test_the_demo_works_in_a_folder_with_packages_of_our_names(installed: Path, project: Path) -> None:
     run(installed, project, "demo", "--seconds", "5", "--rate", "50", "--json", "summary.json")
     summary = json.loads((project / "summary.json").read_text(encoding="utf-8"))
