@@ -3,7 +3,8 @@
 1. Make a few hundred payments of a few cards, merchants and devices, with the declared fields and with labels.
 2. Compute every vector as the stream and the endpoint do: event by event, from packed profiles.
 3. Compute them as training and replay do: all events of an entity at once.
-4. Both must be the same to the bit. Each feature's range shows whether it has values at all.
+4. Compute them the plainest way, from the list of events (plain_features.py).
+5. All must be the same to the bit. Each feature's range shows whether it has values at all.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from paywarden.features import kernel
 from paywarden.features.catalogue.attributes import DeclaredRow, row_of
 from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.datasets.declared_values import declared_values
+from paywarden.features.datasets.plain_features import Events as PlainEvents
+from paywarden.features.datasets.plain_features import plain_vector
 from paywarden.features.profiles.engine import Events, FeatureEngine
 from paywarden.features.profiles.keys import key_maker
 from paywarden.features.profiles.money import RATE_SCALE, RateTable
@@ -43,11 +46,15 @@ class FeatureRange:
 
 @dataclass(frozen=True)
 class CatalogueCheck:
-    """The result. `differences` has one line for each value in which the two ways differ."""
+    """The result. `differences` has one line for each value in which two ways differ.
+
+    `not_plain` names features that the plain way does not know: the other two ways alone were compared.
+    """
 
     payments: int
     features: tuple[FeatureRange, ...]
     differences: tuple[str, ...]
+    not_plain: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,10 @@ def check_catalogue(catalogue: Catalogue, *, payments: int = 400, seed: int = 0)
     keys = [[make(one) for make in makers] for one in made]
     heard = _heard(made, seed)
     one_by_one, at_once = _one_by_one(engine, rows, keys, heard), _at_once(engine, rows, keys, heard)
-    return CatalogueCheck(len(made), _ranges(plan.names, at_once), _differences(plan.names, one_by_one, at_once))
+    plain, not_plain = _plain(catalogue, at_once, rows, keys, heard)
+    differences = _differences(plan.names, one_by_one, at_once, ("event by event", "at once"))
+    differences += _differences(plan.names, at_once, plain, ("at once", "the plain way"))
+    return CatalogueCheck(len(made), _ranges(plan.names, at_once), differences, not_plain)
 
 
 def made_payments(catalogue: Catalogue, count: int, seed: int) -> list[dict[str, Any]]:
@@ -193,6 +203,35 @@ def _at_once(
     return engine.vectors_of_slots(rows, slots)
 
 
+def _plain(
+    catalogue: Catalogue,
+    at_once: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    keys: Sequence[Sequence[bytes]],
+    heard: Sequence[_Event],
+) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+    """Returns the vectors of the plain way, with `at_once` where it does not know a feature, and these features."""
+    out, of_row = at_once.copy(), [tuple(row) for row in rows.tolist()]
+    events: dict[bytes, PlainEvents] = {}
+    names = [entity.name for entity in catalogue.entities]
+    done: set[str] = set()
+    for event in heard:
+        own, row = keys[event.payment], of_row[event.payment]
+        known = {name: events.setdefault(key, PlainEvents()) for name, key in zip(names, own, strict=True) if key}
+        if event.weight is None:
+            values = plain_vector(catalogue.features, row, known)
+            done |= values.keys()
+            for column, name in enumerate(catalogue.names):
+                if name in values:
+                    out[event.payment, column] = values[name]
+        for one in known.values():
+            if event.weight is None:
+                one.payments.append(row)
+            else:
+                one.labels.append((row, event.weight))
+    return out, tuple(name for name in catalogue.names if name not in done)
+
+
 def _events(groups: Sequence[Sequence[_Event]], filled: Sequence[int]) -> Events:
     """Returns the events of profiles. `filled` are the rows of slots that each event fills, -1 for none."""
     events = [event for group in groups for event in group]
@@ -218,11 +257,13 @@ def _ranges(names: Sequence[str], vectors: NDArray[np.float32]) -> tuple[Feature
     return tuple(ranges)
 
 
-def _differences(names: Sequence[str], left: NDArray[np.float32], right: NDArray[np.float32]) -> tuple[str, ...]:
+def _differences(
+    names: Sequence[str], left: NDArray[np.float32], right: NDArray[np.float32], ways: tuple[str, str]
+) -> tuple[str, ...]:
     both_missing = np.isnan(left) & np.isnan(right)
     same = (np.ascontiguousarray(left).view(np.uint32) == np.ascontiguousarray(right).view(np.uint32)) | both_missing
     return tuple(
-        f"payment {row}, {names[column]}: {float(left[row, column])!r} event by event, "
-        f"{float(right[row, column])!r} at once"
+        f"payment {row}, {names[column]}: {float(left[row, column])!r} {ways[0]}, "
+        f"{float(right[row, column])!r} {ways[1]}"
         for row, column in np.argwhere(~same).tolist()
     )

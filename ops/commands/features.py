@@ -56,9 +56,9 @@ def list_features(source: Source, as_format: str) -> None:
 def check(source: Source, payments: int, seed: int, as_json: bool) -> None:
     """Try the catalogue on made payments.
 
-    It first checks every declaration. Then it computes each feature twice: event by event, as stream and endpoint do,
-    and all at once, as training does. If one bit differs, the exit status is 1. A feature without any value on these
-    payments is named: its condition or its key may be wrong.
+    It first checks every declaration. Then it computes each feature three times: event by event, as stream and
+    endpoint do; all at once, as training does; and the plainest way, from the list of events. If one bit differs, the
+    exit status is 1. A feature without any value on these payments is named: its condition or key may be wrong.
     """
     from paywarden.features.datasets.catalogue_check import check_catalogue
     from paywarden.features.profiles.engine import FeatureEngine
@@ -79,11 +79,13 @@ def check(source: Source, payments: int, seed: int, as_json: bool) -> None:
         click.echo("\n".join(entity.cost for entity in listing.entities))
         for name in valueless:
             click.echo(f"no payment had a value of {name}", err=True)
+        for name in checked.not_plain:
+            click.echo(f"the plain way does not know {name}", err=True)
     if checked.differences:
         shown = "; ".join(checked.differences[:3])
         raise Misconfigured(f"features differ, {len(checked.differences)} values in all: {shown}")
     if not as_json:
-        click.echo(f"{checked.payments} payments: the same bits event by event and at once; catalogue {listing.digest}")
+        click.echo(f"{checked.payments} payments: the same bits live, in training and the plain way; {listing.digest}")
 
 
 @features.command()

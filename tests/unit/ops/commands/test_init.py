@@ -18,6 +18,7 @@ from paywarden.ops.cli import cli
 from paywarden.ops.commands.init import make_project
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.payment_fields import Form
+from tests.parity.features_worlds import DECLARED, every_word
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,9 @@ def test_the_check_of_a_project_finds_nothing_wrong(shop: Path) -> None:
     checked = json.loads(result.stdout)
     assert (checked["differences"], checked["without_values"]) == ([], [])
     assert {"card", "customer", "buyer", "network", "bin_merchant"} <= {one["name"] for one in checked["entities"]}
-    assert "the same bits event by event and at once" in run(shop, "features", "check", "--payments", "20").stdout
+    assert (
+        "the same bits live, in training and the plain way" in run(shop, "features", "check", "--payments", "20").stdout
+    )
 
 
 def test_the_listing_of_a_project_has_its_fields(shop: Path) -> None:
@@ -101,10 +104,11 @@ def test_a_folder_that_is_not_empty_is_left_as_it_is(tmp_path: Path) -> None:
         make_project(tmp_path / "mine.txt" / "shop")
 
 
-def test_the_packaged_catalogue_passes_the_same_check() -> None:
-    checked = check_catalogue(CATALOGUE, payments=150)
-    assert checked.differences == ()
-    assert checked.payments == 150
+def test_every_word_of_the_language_passes_the_same_check() -> None:
+    for catalogue in (CATALOGUE, every_word(DECLARED)):
+        checked = check_catalogue(catalogue, payments=200)
+        assert (checked.differences, checked.not_plain) == ((), ())
+        assert checked.payments == 200
 
 
 def test_a_difference_between_the_two_ways_is_an_error(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,5 +120,5 @@ def test_a_difference_between_the_two_ways_is_an_error(shop: Path, monkeypatch: 
         return vectors
 
     monkeypatch.setattr(FeatureEngine, "vectors_of_slots", wrong)
-    with pytest.raises(Misconfigured, match=r"features differ, 1 values in all: payment 3, amount: .* at once"):
+    with pytest.raises(Misconfigured, match=r"features differ, 2 values in all: payment 3, amount: .* at once"):
         CliRunner().invoke(cli, ["--config", str(shop / "paywarden.toml"), "features", "check"], catch_exceptions=False)

@@ -1,0 +1,367 @@
+"""Features computed the plainest way: from the list of an entity's events, without profiles, tiles or compiled code.
+
+    card.count("x", "1h")      how many of the card's earlier payments lie in tiles that touch the last hour
+
+It is what `paywarden features check` holds the compiled code against, to the bit. It reads the same rows of a payment
+and the same expressions, and does all the rest again in Python's own numbers: windows, memories, sketches, formulas.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paywarden.features import kernel
+from paywarden.features.catalogue.attributes import Condition, identity_column
+from paywarden.features.catalogue.countries import load_places
+from paywarden.features.catalogue.expressions import (
+    Column,
+    Derived,
+    EntityRecency,
+    Expression,
+    Feature,
+    Measure,
+    Operation,
+    Recency,
+    Recollection,
+    Reduction,
+    Remembered,
+    WindowedMeasure,
+)
+from paywarden.features.catalogue.windows import HOUR_MS, MINUTE_MS, Window
+
+_EARTH_RADIUS_KM = 6371.0
+_WEIGHT_UNIT = 2**30
+# Columns that every payment has: 0 is a value there.
+_ALWAYS_THERE = (kernel.TIME_MS, kernel.AMOUNT, kernel.AMOUNT_MINOR)
+
+Row = Sequence[int]
+
+
+class NotPlain(Exception):
+    """This module does not know a word of the feature."""
+
+
+@dataclass
+class Events:
+    """What an entity has heard: its payments' rows, and (row, weight) of changes of labels."""
+
+    payments: list[Row] = field(default_factory=list)
+    labels: list[tuple[Row, int]] = field(default_factory=list)
+
+
+def plain_vector(features: Sequence[Feature], now: Row, known: Mapping[str, Events]) -> dict[str, float]:
+    """Returns the features of a payment by name, NaN where missing. A feature that this module cannot do is left out.
+
+    `known` has the events of each entity that the payment has, by the entity's name.
+    """
+    moment = _Moment(now, known)
+    for feature in features:
+        try:
+            moment.values[feature.name] = float(moment.value(feature.value))
+        except NotPlain:
+            continue
+    return moment.values
+
+
+class _Moment:
+    """A payment with what is known of its entities."""
+
+    def __init__(self, now: Row, known: Mapping[str, Events]) -> None:
+        self._now, self._now_ms, self._known = now, now[kernel.TIME_MS], known
+        self.values: dict[str, float] = {}
+
+    def value(self, value: Expression) -> float:
+        if isinstance(value, str):
+            if value not in self.values:
+                raise NotPlain(value)
+            return self.values[value]
+        if isinstance(value, Derived):
+            return self._derived(value)
+        if value.entity not in self._known:
+            return math.nan
+        events = self._known[value.entity]
+        if isinstance(value, WindowedMeasure):
+            return _Inside(value.window, events, self._now_ms).value(value)
+        if isinstance(value, EntityRecency):
+            return self._recency(value, events)
+        return self._remembered(value, events)
+
+    # Of the payment, and of other values.
+
+    def _derived(self, value: Derived) -> float:
+        if value.operation in (Operation.DEVIATION, Operation.ENTROPY, Operation.TOP_SHARE):
+            return self._of_counts(value)
+        operands = [self.value(operand) for operand in value.operands]
+        known: dict[Operation, Callable[[], float]] = {
+            Operation.ATTRIBUTE_VALUE: lambda: self._attribute(value.numbers[0]),
+            Operation.HOUR: lambda: self._local().hour,
+            Operation.NIGHT: lambda: self._local().hour < 7,
+            Operation.WEEKEND: lambda: self._local().isoweekday() in (6, 7),
+            Operation.WEEKDAY: lambda: self._local().isoweekday() - 1,
+            Operation.TRAILING_ZEROS: self._trailing_zeros,
+            Operation.BELOW_LIMIT: lambda: self._below_limit(value.numbers),
+            Operation.HOLDS: lambda: self._holds(*value.numbers),
+            Operation.CATEGORY: lambda: self._category(value.numbers),
+            Operation.NUMBER: lambda: value.numbers[0],
+            Operation.ADD: lambda: operands[0] + operands[1],
+            Operation.DIVIDE: lambda: _over(*operands),
+            Operation.SCALE: lambda: operands[0] * value.numbers[0] / value.numbers[1],
+            Operation.STANDARD_SCORE: lambda: _over(operands[0] - operands[1], operands[2]),
+        }
+        if value.operation not in known:
+            raise NotPlain(value.operation)
+        return known[value.operation]()
+
+    def _of_counts(self, value: Derived) -> float:
+        measure = value.operands[0]
+        assert isinstance(measure, WindowedMeasure)
+        if measure.entity not in self._known:
+            return math.nan
+        inside = _Inside(measure.window, self._known[measure.entity], self._now_ms)
+        if value.operation is Operation.DEVIATION:
+            return _deviation([row[kernel.AMOUNT] for row in inside.payments(measure.column.condition)])
+        counts = inside.bucket_counts(measure.column, value.numbers[0])
+        if not counts:
+            return math.nan
+        if value.operation is Operation.TOP_SHARE:
+            return max(counts) / sum(counts)
+        return sum((-(count / sum(counts)) * math.log2(count / sum(counts)) for count in counts), 0.0)
+
+    def _attribute(self, column: int) -> float:
+        if column not in _ALWAYS_THERE:
+            raise NotPlain(column)
+        return self._now[column]
+
+    def _local(self) -> datetime.datetime:
+        moment = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC) + datetime.timedelta(milliseconds=self._now_ms)
+        code = self._now[kernel.UTC_OFFSET]
+        return moment + datetime.timedelta(minutes=code - kernel.OFFSET_ZERO) if code else moment
+
+    def _trailing_zeros(self) -> float:
+        digits = str(self._now[kernel.AMOUNT_MINOR])
+        return 0 if digits == "0" else len(digits) - len(digits.rstrip("0"))
+
+    def _below_limit(self, limits: Sequence[int]) -> float:
+        above = [limit for limit in limits if limit > self._now[kernel.AMOUNT]]
+        return (min(above) - self._now[kernel.AMOUNT]) / min(above) if above else math.nan
+
+    def _holds(self, column: int, operator: int, wanted: int) -> float:
+        if self._now[column] == 0 and column not in _ALWAYS_THERE:
+            return math.nan
+        return float(_met(self._now, Condition(column, operator, wanted, "", "")))
+
+    def _category(self, numbers: Sequence[int]) -> float:
+        code, codes = self._now[numbers[0]], numbers[1:]
+        if code == 0:
+            return math.nan
+        return codes.index(code) if code in codes else len(codes)
+
+    # Of earlier payments.
+
+    def _recency(self, value: EntityRecency, events: Events) -> float:
+        times = [row[kernel.TIME_MS] for row in events.payments]
+        if not times:
+            return math.nan
+        return max(0, self._now_ms - (max(times) if value.recency is Recency.SINCE_LAST else min(times))) / 1000
+
+    def _remembered(self, value: Remembered, events: Events) -> float:
+        if value.recollection is Recollection.LAST_VALUE:
+            if value.attribute != kernel.AMOUNT:
+                raise NotPlain(value.recollection)
+            last = max(((row[kernel.TIME_MS], row[kernel.AMOUNT]) for row in events.payments), default=None)
+            return math.nan if last is None or last[0] > self._now_ms else last[1]
+        latest = self._latest(value, events)
+        mine = self._now[identity_column(value.attribute)]
+        if value.recollection is Recollection.IS_NEW:
+            return math.nan if mine == 0 else float(mine not in latest)
+        if value.recollection is Recollection.SINCE_SAME:
+            return (self._now_ms - latest[mine]) / 1000 if mine in latest else math.nan
+        if value.recollection is not Recollection.TRAVEL_KMH:
+            raise NotPlain(value.recollection)
+        if mine == 0 or not latest:
+            return math.nan
+        there = next(iter(latest))
+        hours = max(self._now_ms - latest[there], MINUTE_MS) / HOUR_MS
+        return 0.0 if there == mine else _distance_km(there, mine) / hours
+
+    def _latest(self, value: Remembered, events: Events) -> dict[int, int]:
+        """Returns the latest distinct identities with the time of each, the newest first."""
+        last: dict[int, int] = {}
+        for row in events.payments:
+            identity = row[identity_column(value.attribute)]
+            if identity:
+                last[identity] = max(row[kernel.TIME_MS], last.get(identity, 0))
+        order = sorted(last.items(), key=lambda item: (item[1], item[0]), reverse=True)[: value.capacity]
+        return {identity: time_ms for identity, time_ms in order if time_ms <= self._now_ms}
+
+
+class _Inside:
+    """The events of an entity in a window."""
+
+    def __init__(self, window: Window, events: Events, now_ms: int) -> None:
+        self._window, self._events, self._now_ms = window, events, now_ms
+
+    def value(self, value: WindowedMeasure) -> float:
+        column, measure, reduction = value.column, value.column.measure, value.reduction
+        if reduction is Reduction.SUM:
+            return self._sum(column)
+        if reduction in (Reduction.LARGEST, Reduction.SMALLEST) and measure in (Measure.AMOUNT_MAX, Measure.AMOUNT_MIN):
+            amounts = [row[kernel.AMOUNT] for row in self.payments(column.condition)]
+            chosen = max if reduction is Reduction.LARGEST else min
+            return chosen(amounts) if amounts else math.nan
+        if reduction is Reduction.UNION and measure is Measure.DISTINCT_BITS:
+            bits = 64 * column.parts
+            places = {_hash(code) % bits for code in self._codes(column)}
+            return bits * math.log(bits / max(1, bits - len(places)))
+        if reduction is Reduction.DECAYED:
+            return self._decayed(column, value.half_life_ms)
+        if measure is Measure.FRAUD_COUNT:
+            return self._frauds(value)
+        raise NotPlain(reduction)
+
+    def payments(self, condition: Condition | None) -> list[Row]:
+        return [row for row in self._events.payments if self._is_inside(row) and _met(row, condition)]
+
+    def _labels(self, condition: Condition | None) -> list[tuple[Row, int]]:
+        return [(row, weight) for row, weight in self._events.labels if self._is_inside(row) and _met(row, condition)]
+
+    def _is_inside(self, row: Row) -> bool:
+        hop_ms, length_ms, delay_ms = self._window.hop_ms, self._window.length_ms, self._window.delay_ms
+        start = row[kernel.TIME_MS] // hop_ms * hop_ms
+        if delay_ms == 0:
+            # Tiles that touch (now - length, now].
+            return start <= self._now_ms and start + hop_ms > self._now_ms - length_ms
+        # Tiles wholly before now - delay, exactly as many as the window is long.
+        end = (self._now_ms - delay_ms) // hop_ms * hop_ms
+        return start + hop_ms <= end and start >= end - length_ms
+
+    def _age(self, row: Row) -> int:
+        """Returns the age of a row's tile, in tiles."""
+        return self._now_ms // self._window.hop_ms - row[kernel.TIME_MS] // self._window.hop_ms
+
+    def _sum(self, column: Column) -> int:
+        condition = column.condition
+        if column.measure is Measure.COUNT:
+            return len(self.payments(condition))
+        if column.measure is Measure.AMOUNT_SUM:
+            return sum(row[kernel.AMOUNT] for row in self.payments(condition))
+        if column.measure is Measure.FRAUD_COUNT:
+            return sum(weight for _, weight in self._labels(condition))
+        raise NotPlain(column.measure)
+
+    def _by_age(self, column: Column) -> dict[int, int]:
+        """Returns a sum for each tile that has events, by its age, the newest first."""
+        if column.measure in (Measure.COUNT, Measure.AMOUNT_SUM):
+            count = column.measure is Measure.COUNT
+            parts = [(row, 1 if count else row[kernel.AMOUNT]) for row in self.payments(column.condition)]
+        elif column.measure is Measure.FRAUD_COUNT:
+            parts = self._labels(column.condition)
+        elif column.measure is Measure.FRAUD_AMOUNT:
+            parts = [(row, weight * row[kernel.AMOUNT]) for row, weight in self._labels(column.condition)]
+        else:
+            raise NotPlain(column.measure)
+        sums: dict[int, int] = {}
+        for row, number in parts:
+            sums[self._age(row)] = sums.get(self._age(row), 0) + number
+        return dict(sorted(sums.items()))
+
+    def _decayed(self, column: Column, half_life_ms: int) -> float:
+        total = 0.0
+        for age, number in self._by_age(column).items():
+            total += number * round(_WEIGHT_UNIT * 0.5 ** (age * self._window.hop_ms / half_life_ms))
+        return total / _WEIGHT_UNIT
+
+    def _frauds(self, value: WindowedMeasure) -> float:
+        frauds = self._by_age(value.column)
+        of_fraud = [age for age, count in frauds.items() if count > 0]
+        if value.reduction in (Reduction.NEWEST, Reduction.OLDEST):
+            chosen = min if value.reduction is Reduction.NEWEST else max
+            return chosen(of_fraud) * self._window.hop_ms / 1000 if of_fraud else math.nan
+        assert value.beside is not None
+        genuine = [age for age, count in self._by_age(value.beside).items() if count > frauds.get(age, 0)]
+        if value.reduction is Reduction.NEWEST_OTHER:
+            return min(genuine) * self._window.hop_ms / 1000 if genuine else math.nan
+        streak = [age for age in of_fraud if not genuine or age < min(genuine)]
+        if value.reduction is Reduction.STREAK:
+            return sum(frauds[age] for age in streak)
+        if value.reduction is Reduction.STREAK_AGE:
+            return max(streak) * self._window.hop_ms / 1000 if streak else math.nan
+        if value.reduction is Reduction.STREAK_SUM and value.summed is not None:
+            amounts = self._by_age(value.summed)
+            return sum(amounts[age] for age in streak)
+        raise NotPlain(value.reduction)
+
+    def _codes(self, column: Column) -> list[int]:
+        codes = (row[identity_column(column.attribute)] for row in self.payments(column.condition))
+        return [code for code in codes if code]
+
+    def bucket_counts(self, column: Column, buckets: int) -> list[int]:
+        """Returns the number of payments in each bucket that has any, in the order of the buckets."""
+        counts: dict[int, int] = {}
+        for code in self._codes(column):
+            counts[_hash(code) % buckets] = counts.get(_hash(code) % buckets, 0) + 1
+        return [count for _, count in sorted(counts.items())]
+
+
+def _met(row: Row, condition: Condition | None) -> bool:
+    if condition is None:
+        return True
+    code, wanted = row[condition.column], condition.value
+    if condition.operator == kernel.EQUAL:
+        return code == wanted
+    if condition.operator == kernel.DIFFERENT:
+        return code not in (0, wanted)
+    if condition.operator == kernel.AT_LEAST:
+        return code >= wanted
+    if condition.operator == kernel.BELOW:
+        return code < wanted
+    if condition.operator == kernel.BELOW_IF_PRESENT:
+        return 0 < code < wanted
+    raise NotPlain(condition.operator)
+
+
+def _over(numerator: float, denominator: float) -> float:
+    return math.nan if denominator == 0 else numerator / denominator
+
+
+def _deviation(amounts: Sequence[int]) -> float:
+    count, total = len(amounts), float(sum(amounts))
+    if count < 2:
+        return math.nan
+    squares = float(sum(amount * amount for amount in amounts))
+    return math.sqrt(max(0.0, squares * count - total * total) / (count * (count - 1.0)))
+
+
+def _hash(code: int) -> int:
+    """SplitMix64's finaliser, without its lowest bit."""
+    mask = 2**64 - 1
+    bits = (code + 0x9E3779B97F4A7C15) & mask
+    bits = ((bits ^ bits >> 30) * 0xBF58476D1CE4E5B9) & mask
+    bits = ((bits ^ bits >> 27) * 0x94D049BB133111EB) & mask
+    return (bits ^ bits >> 31) >> 1
+
+
+def _distance_km(origin: int, destination: int) -> float:
+    """Returns the distance between the middles of two countries, by the haversine formula."""
+    places = _places()
+    if max(origin, destination) >= len(places) or not places[origin, 0] or not places[destination, 0]:
+        return math.nan
+    # Tenths of a degree plus 10,000.
+    (lat, lon), (to_lat, to_lon) = (
+        [(number - 10_000) * (math.pi / 1800.0) for number in places[code].tolist()] for code in (origin, destination)
+    )
+    half = math.sin((to_lat - lat) / 2.0) ** 2
+    half += math.cos(lat) * math.cos(to_lat) * math.sin((to_lon - lon) / 2.0) ** 2
+    return 2.0 * _EARTH_RADIUS_KM * math.asin(min(1.0, math.sqrt(half)))
+
+
+@cache
+def _places() -> NDArray[np.int64]:
+    return load_places()
