@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from paywarden.features.history.history import History
     from paywarden.features.profiles.engine import FeatureEngine
     from paywarden.features.profiles.money import RateTable
+    from paywarden.features.profiles.plan import Plan
+    from paywarden.schemas.payment_fields import PaymentFields
     from paywarden.streams.archive.topic_history import PaymentTimes
     from paywarden.streams.kafka.topic_rows import TopicRows
 
@@ -79,7 +81,7 @@ def read_asked(
     first_day: int | None,
     last_day: int | None,
     needed_from_day: int | None = None,
-    open_files: Callable[[str], History] | None = None,
+    open_files: Callable[[str, PaymentFields], History] | None = None,
 ) -> History:
     """Returns the history. Prints on stderr which records of topics or an archive are not in it.
 
@@ -94,15 +96,16 @@ def read_asked(
             if getattr(asked, name) is not None:
                 option = "--" + name.replace("_", "-")
                 raise Misconfigured(f"{option} is for topics and archives, and {asked.data} is neither")
-        return (open_files or read_history)(asked.data)
+        return (open_files or read_history)(asked.data, engine.plan.fields)
     since_ms, until_ms = time_ms_option("--since", asked.since), time_ms_option("--until", asked.until)
     days = _days(asked, engine, first_day, last_day, needed_from_day)
-    return _of_rows(source, asked, rates, since_ms, until_ms, days)
+    return _of_rows(source, asked, engine.plan, rates, since_ms, until_ms, days)
 
 
 def _of_rows(
     source: Source,
     asked: HistoryAsked,
+    plan: Plan,
     rates: RateTable,
     since_ms: int | None,
     until_ms: int | None,
@@ -112,11 +115,13 @@ def _of_rows(
     from paywarden.streams.profiles.pipeline import StreamSettings
 
     if asked.data is not None:
-        rows = archived_rows(Path(asked.data), since_ms=since_ms, until_ms=until_ms, days=days)
+        archive = Path(asked.data)
+        rows = archived_rows(archive, since_ms=since_ms, until_ms=until_ms, days=days, fields=plan.fields, key=plan.key)
     else:
-        rows = _topic_rows(source, "payments", since_ms, until_ms), _topic_rows(source, "outcomes", since_ms, until_ms)
+        payments, outcomes = (_topic_rows(source, plan, name, since_ms, until_ms) for name in ("payments", "outcomes"))
+        rows = payments, outcomes
     times = source.section("stream", StreamSettings).times
-    history, left_out = history_of_rows(*rows, rates=rates, times=times, days=days)
+    history, left_out = history_of_rows(*rows, rates=rates, times=times, days=days, fields=plan.fields)
     for line in left_out.lines():
         click.echo(line, err=True)
     if len(history) == 0:
@@ -140,12 +145,14 @@ def _extent(asked: HistoryAsked, payments: TopicRows) -> str:
     return f": its payments are from {first} to {last}"
 
 
-def _topic_rows(source: Source, topic: str, since_ms: int | None, until_ms: int | None) -> TopicRows:
+def _topic_rows(source: Source, plan: Plan, topic: str, since_ms: int | None, until_ms: int | None) -> TopicRows:
     from paywarden.streams.kafka.topic_rows import read_topic
 
     kafka, ids = wiring.kafka_settings(source), wiring.schema_ids(source)
     with scan_bar(topic) as bar:
-        return read_topic(kafka, topic, ids, since_ms=since_ms, until_ms=until_ms, progress=bar)
+        return read_topic(
+            kafka, topic, ids, since_ms=since_ms, until_ms=until_ms, progress=bar, fields=plan.fields, key=plan.key
+        )
 
 
 def _is_archive(folder: Path) -> bool:

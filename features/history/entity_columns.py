@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from paywarden.features.catalogue.identity import LAPTOP_KEY, IdentityKey
 from paywarden.features.history.columns import ColumnAllocator, MemoryAllocator
+from paywarden.features.history.declared_columns import holds_hashes
 from paywarden.features.history.history import History, parts_of
-from paywarden.features.profiles.keys import entity_key
+from paywarden.features.profiles.keys import entity_key, field_named, has_hashed_key, hashed_id
 
 
 @dataclass(frozen=True)
@@ -22,30 +24,49 @@ class EntityColumn:
     codes: NDArray[np.integer]
     count: int
     _fields: tuple[tuple[pa.Array, NDArray[np.int64]], ...]
+    _is_hashed: tuple[bool, ...]
+    """Which of the fields stand in keys as hashes."""
+    _key: IdentityKey
 
     def store_keys(self) -> list[bytes]:
         """Returns the store key of each entity, by number."""
-        columns = [[texts[code] for code in codes.tolist()] for texts, codes in self._texts()]
+        columns = [
+            [texts[code] for code in codes.tolist()]
+            for texts, (_, codes) in zip(self._texts(), self._fields, strict=True)
+        ]
         return [entity_key(self.entity, ids) for ids in zip(*columns, strict=True)]
 
-    def _texts(self) -> Iterator[tuple[list[str], NDArray[np.int64]]]:
-        return ((names.to_pylist(), codes) for names, codes in self._fields)
+    def _texts(self) -> list[list[str]]:
+        """Returns what keys hold of the names of each field."""
+        return [
+            self._hashed(names) if is_hashed else names.to_pylist()
+            for (names, _), is_hashed in zip(self._fields, self._is_hashed, strict=True)
+        ]
+
+    def _hashed(self, names: pa.Array) -> list[str]:
+        hashes = names.to_pylist() if holds_hashes(names.type) else self._key.of_all(names.to_pylist())
+        return list(map(hashed_id, hashes))
 
 
 def entity_column(
-    history: History, entity: str, fields: Sequence[str], room: ColumnAllocator | None = None
+    history: History,
+    entity: str,
+    fields: Sequence[str],
+    room: ColumnAllocator | None = None,
+    key: IdentityKey = LAPTOP_KEY,
 ) -> EntityColumn:
     """Number the entities that these payment fields identify together, in ascending order of the fields' values.
 
-    A column that has to be made is made in `room`.
+    A column that has to be made is made in `room`. `key` makes the hashes of personal fields in store keys.
     """
+    is_hashed = tuple(has_hashed_key(field_named(field, history.fields)) for field in fields)
     coded = [history.coded(field) for field in fields]
     first, *others = coded
     # A single field already has these numbers.
     codes, count = first.codes, len(first.names)
     parts: list[tuple[pa.Array, NDArray[np.int64]]] = [(first.names, np.arange(count))]
     if not others:
-        return EntityColumn(entity, codes, count, tuple(parts))
+        return EntityColumn(entity, codes, count, tuple(parts), is_hashed, key)
     numbered = (room or MemoryAllocator()).new(len(history), np.int64)
     # Field by field, with new numbers each time, since the product of three counts can exceed 64 bits.
     for column in others:
@@ -56,7 +77,7 @@ def entity_column(
             numbered[rows] = np.where(is_there, np.searchsorted(known, pairs), -1)
         parts = [*((names, of[known // size]) for names, of in parts), (column.names, known % size)]
         codes, count = numbered, len(known)
-    return EntityColumn(entity, codes, count, tuple(parts))
+    return EntityColumn(entity, codes, count, tuple(parts), is_hashed, key)
 
 
 def _distinct(first: NDArray[np.integer], second: NDArray[np.integer], size: int) -> NDArray[np.int64]:

@@ -6,12 +6,14 @@
 
 A payment may have several outcomes; a later one corrects an earlier one. Strings may be plain or dictionary-encoded.
 Further columns are ignored.
+
+Each field that a project declares has a column of its name (features/history/declared_columns.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,51 +23,73 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from paywarden.features.catalogue.attributes import flag_code, offset_code
-from paywarden.features.history.payment_columns import wrong_numbers, wrong_texts
+from paywarden.features.catalogue.attributes import offset_code
+from paywarden.features.history import declared_columns
+from paywarden.features.history.payment_columns import PAYMENTS_FILE as PAYMENTS_FILE
+from paywarden.features.history.payment_columns import Coded as Coded
+from paywarden.features.history.payment_columns import (
+    Int64Array,
+    coded_values,
+    flag_codes,
+    plain_texts,
+    refuse_wrong_number,
+    refuse_wrong_text,
+    whole_numbers,
+    wrong_numbers,
+)
 from paywarden.schemas.errors import Misconfigured
-from paywarden.schemas.payment_fields import FIELD, FIELDS, PaymentField
+from paywarden.schemas.payment_fields import FIELD, TABLE_ALONE, EmailDomain, Form, PaymentField, PaymentFields
 
-PAYMENTS_FILE = "payments.parquet"
 OUTCOMES_FILE = "outcomes.parquet"
 
 INTEGER, TEXT, OPTIONAL_TEXT = "integer", "string", "string or null"
 OPTIONAL_INTEGER, OPTIONAL_FLAG = "integer or null", "boolean or null"
-REQUIRED = (INTEGER, TEXT)
+# Only declared fields have these kinds. A number may have a fraction. What Paywarden writes of e-mail addresses are the
+# integers of features/catalogue/identity.py.
+FLAG, NUMBER, OPTIONAL_NUMBER = "boolean", "number", "number or null"
+TEXT_OR_HASH, OPTIONAL_TEXT_OR_HASH = "string, or keyed hashes", "string or null, or keyed hashes"
+REQUIRED = (INTEGER, TEXT, FLAG, NUMBER, TEXT_OR_HASH)
 
 
-def _kind_of(field: PaymentField) -> str:
-    if field.is_text:
-        return TEXT if field.is_required else OPTIONAL_TEXT
-    if field.is_number:
-        return INTEGER if field.is_required else OPTIONAL_INTEGER
-    return OPTIONAL_FLAG
+def _kind_of(line: PaymentField) -> str:
+    if line.form is Form.EMAIL:
+        return TEXT_OR_HASH if line.is_required else OPTIONAL_TEXT_OR_HASH
+    if line.is_text:
+        return TEXT if line.is_required else OPTIONAL_TEXT
+    if line.is_number:
+        return INTEGER if line.is_required else OPTIONAL_INTEGER
+    if line.is_decimal:
+        return NUMBER if line.is_required else OPTIONAL_NUMBER
+    return FLAG if line.is_required else OPTIONAL_FLAG
 
 
-PAYMENT_COLUMNS = {field.name: _kind_of(field) for field in FIELDS}
-# Columns that a file may lack. Their values are then unknown.
-ABSENT_COLUMNS = tuple(field.name for field in FIELDS if field.column_may_lack)
+def payment_columns(fields: PaymentFields = TABLE_ALONE) -> dict[str, str]:
+    """Returns the columns of payments.parquet with their kinds.
+
+    Behind the fields that a payment brings stand the domains of e-mail addresses: a file with keyed hashes of addresses
+    has those of the domains too.
+    """
+    kinds = {line.name: _kind_of(line) for line in fields.all}
+    return kinds | dict.fromkeys(hashed_domains(fields), OPTIONAL_INTEGER)
+
+
+def hashed_domains(fields: PaymentFields) -> tuple[str, ...]:
+    """Returns the names of derived fields that have a column where their source is hashed."""
+    return tuple(line.name for line in fields.derived if isinstance(line, EmailDomain))
+
+
+def absent_columns(fields: PaymentFields = TABLE_ALONE) -> tuple[str, ...]:
+    """Returns the columns that a file may lack. Their values are then unknown."""
+    return (*(line.name for line in fields.all if line.column_may_lack), *hashed_domains(fields))
+
+
+PAYMENT_COLUMNS = payment_columns()
+ABSENT_COLUMNS = absent_columns()
 OUTCOME_COLUMNS = {"payment_id": TEXT, "outcome_time_ms": INTEGER, "label": TEXT, "source": OPTIONAL_TEXT}
 LABELS = ("genuine", "fraud")
 """The position of a label is its number in the columns."""
 
 UNKNOWN = -1
-
-Int64Array = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Coded:
-    """A column of strings as numbers: row i holds `names[codes[i]]`, or nothing where the code is -1.
-
-    Names are distinct, in ascending order and all used, so codes do not depend on how a file was encoded.
-    """
-
-    codes: npt.NDArray[np.int32]
-    names: pa.Array
-
-    def __len__(self) -> int:
-        return len(self.codes)
 
 
 @dataclass(frozen=True)
@@ -90,43 +114,59 @@ class History:
     """Shape (outcome_count,): the row of the payment that the outcome is about."""
     outcome_time_ms: Int64Array
     outcome_fraud: npt.NDArray[np.bool_]
+    fields: PaymentFields = TABLE_ALONE
+    """The fields of a payment that the columns are of."""
+    declared: Mapping[str, Coded | Int64Array] = field(default_factory=dict)
+    """By name, the column of each declared and derived field (features/history/declared_columns.py)."""
 
     def __len__(self) -> int:
         return len(self.event_time_ms)
 
-    def coded(self, field: str) -> Coded:
+    def coded(self, name: str) -> Coded:
         """Returns the column of a payment's text field: `merchant` for "merchant_id"."""
-        column: Coded = getattr(self, field.removesuffix("_id"))
+        column = self.declared[name] if name in self.declared else getattr(self, name.removesuffix("_id"))
+        assert isinstance(column, Coded), f"{name} is no text"
         return column
 
-    def texts(self, field: str, rows: slice | Int64Array) -> npt.NDArray[np.object_]:
+    def numbers(self, name: str) -> Int64Array:
+        """Returns the codes of a declared field that is no text: 0 where it is missing."""
+        column = self.declared[name]
+        assert not isinstance(column, Coded), f"{name} is a text"
+        return column
+
+    def texts(self, name: str, rows: slice | Int64Array) -> npt.NDArray[np.object_]:
         """Returns some rows of a text column as str or None, shape (rows,)."""
-        column = self.coded(field)
+        column = self.coded(name)
         # Code -1 means no text. As an index it takes the last element, which is None.
         values = np.array([*column.names.to_pylist(), None], dtype=object)
         texts: npt.NDArray[np.object_] = values[column.codes[rows]]
         return texts
 
 
-def write_history(directory: str | Path, payments: pa.Table, outcomes: pa.Table) -> None:
+def write_history(
+    directory: str | Path, payments: pa.Table, outcomes: pa.Table, fields: PaymentFields = TABLE_ALONE
+) -> None:
     """Write both files over existing ones. Refuses a history that `read_history` would refuse."""
-    history_of_tables(payments, outcomes)
+    history_of_tables(payments, outcomes, fields)
     folder = Path(directory)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        present = [name for name in PAYMENT_COLUMNS if name in payments.column_names]
+        present = [name for name in payment_columns(fields) if name in payments.column_names]
         _write_table(folder / PAYMENTS_FILE, payments.select(present))
         _write_table(folder / OUTCOMES_FILE, outcomes.select(list(OUTCOME_COLUMNS)))
     except OSError as error:
         raise Misconfigured(f"cannot write a history to {folder}: {error.strerror or error}") from error
 
 
-def read_history(directory: str | Path) -> History:
-    """Returns both files as columns. Raises Misconfigured that names the file and column if they are no history."""
+def read_history(directory: str | Path, fields: PaymentFields = TABLE_ALONE) -> History:
+    """Returns both files as columns. `fields` are those of a payment.
+
+    Raises Misconfigured that names the file and column if they are no history.
+    """
     folder = Path(directory)
-    payments = _read_table(folder / PAYMENTS_FILE, PAYMENT_COLUMNS)
+    payments = _read_table(folder / PAYMENTS_FILE, payment_columns(fields))
     outcomes = _read_table(folder / OUTCOMES_FILE, OUTCOME_COLUMNS)
-    return history_of_tables(payments, outcomes)
+    return history_of_tables(payments, outcomes, fields)
 
 
 def last_event_time_ms(directory: str | Path) -> int:
@@ -148,9 +188,9 @@ def last_event_time_ms(directory: str | Path) -> int:
     return int(times["event_time_ms"][-1].as_py())
 
 
-def history_of_tables(payments: pa.Table, outcomes: pa.Table) -> History:
+def history_of_tables(payments: pa.Table, outcomes: pa.Table, fields: PaymentFields = TABLE_ALONE) -> History:
     """Returns a history from two tables in memory. Raises Misconfigured as `read_history` does."""
-    check_columns(PAYMENTS_FILE, payments, PAYMENT_COLUMNS)
+    check_columns(PAYMENTS_FILE, payments, payment_columns(fields), absent_columns(fields))
     check_columns(OUTCOMES_FILE, outcomes, OUTCOME_COLUMNS)
     columns = {name: _checked_column(payments, name) for name in PAYMENT_COLUMNS}
     payment_id, event_time_ms = columns.pop("payment_id"), columns["event_time_ms"]
@@ -160,7 +200,7 @@ def history_of_tables(payments: pa.Table, outcomes: pa.Table) -> History:
     outcome_time_ms = sorted_times(OUTCOMES_FILE, outcomes, "outcome_time_ms")
     is_early = outcome_time_ms < event_time_ms[outcome_payment]
     refuse_first(OUTCOMES_FILE, "an outcome cannot be known before its payment is made", is_early)
-    return History(
+    history = History(
         payment_id=payment_id,
         event_time_ms=event_time_ms,
         amount_minor=columns["amount_minor"],
@@ -177,7 +217,11 @@ def history_of_tables(payments: pa.Table, outcomes: pa.Table) -> History:
         outcome_payment=outcome_payment,
         outcome_time_ms=outcome_time_ms,
         outcome_fraud=fraud_flags(outcomes["label"]),
+        fields=fields,
     )
+    if not fields.number_max:
+        return history
+    return replace(history, declared=declared_columns.of_table(payments, fields, history.ip))
 
 
 def require_past(history: History, now_ms: int) -> None:
@@ -256,10 +300,12 @@ def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def check_columns(file_name: str, table: pa.Table, columns: dict[str, str]) -> None:
+def check_columns(
+    file_name: str, table: pa.Table, columns: dict[str, str], absent: Collection[str] = ABSENT_COLUMNS
+) -> None:
     """Raises Misconfigured if a column is missing, has a wrong type, or has a null that it may not have."""
     for name, kind in columns.items():
-        if name not in table.column_names and name in ABSENT_COLUMNS:
+        if name not in table.column_names and name in absent:
             continue
         if name not in table.column_names:
             raise Misconfigured(f"{file_name}: column {name} is missing")
@@ -272,10 +318,14 @@ def check_columns(file_name: str, table: pa.Table, columns: dict[str, str]) -> N
 
 def _is_of(wanted: str, kind: pa.DataType) -> bool:
     # A column without any value has the null type.
-    if wanted == OPTIONAL_FLAG:
+    if wanted in (FLAG, OPTIONAL_FLAG):
         return bool(pa.types.is_boolean(kind) or pa.types.is_null(kind))
     if wanted == OPTIONAL_INTEGER:
         return bool(pa.types.is_integer(kind) or pa.types.is_null(kind))
+    if wanted in (NUMBER, OPTIONAL_NUMBER):
+        return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind))
+    if wanted in (TEXT_OR_HASH, OPTIONAL_TEXT_OR_HASH) and pa.types.is_int64(kind):
+        return True
     return bool(pa.types.is_integer(kind)) if wanted == INTEGER else _is_text(kind)
 
 
@@ -285,24 +335,9 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind))
 
 
-def plain_texts(column: pa.ChunkedArray) -> pa.Array:
-    """Returns a column as one array of strings, whatever its encoding and chunks."""
-    whole = column.cast(pa.string()).combine_chunks()
-    # An empty or single-chunk column may come back chunked or not, depending on the version.
-    return pa.concat_arrays(whole.chunks) if isinstance(whole, pa.ChunkedArray) else whole
-
-
 def integers(table: pa.Table, name: str) -> Int64Array:
     """Returns a column of whole numbers without nulls."""
-    return np.asarray(_whole_numbers(table, name).to_numpy(), dtype=np.int64)
-
-
-def _whole_numbers(table: pa.Table, name: str) -> pa.ChunkedArray:
-    try:
-        return table[name].cast(pa.int64())
-    except pa.ArrowInvalid as error:
-        # Without Arrow's message, which quotes the value.
-        raise Misconfigured(f"column {name} holds a whole number that does not fit 64 bits") from error
+    return np.asarray(whole_numbers(table, name).to_numpy(), dtype=np.int64)
 
 
 def _checked_column(payments: pa.Table, name: str) -> Any:
@@ -325,29 +360,8 @@ def _checked_column(payments: pa.Table, name: str) -> Any:
 def checked_numbers(payments: pa.Table, name: str, first_row: int = 0) -> Int64Array:
     """Returns a required column of whole numbers. Raises Misconfigured that names the first row that breaks a rule."""
     numbers = integers(payments, name)
-    _refuse_wrong_number(FIELD[name], numbers, wrong_numbers(FIELD[name], numbers), first_row)
+    refuse_wrong_number(FIELD[name], numbers, wrong_numbers(FIELD[name], numbers), first_row)
     return numbers
-
-
-def refuse_wrong_text(field: PaymentField, names: pa.Array, codes: npt.NDArray[np.integer], first_row: int = 0) -> None:
-    """Raises Misconfigured that names the first row whose text breaks a rule; row i has the text names[codes[i]]."""
-    wrong = wrong_texts(field, names)
-    if wrong.any():
-        # Code -1 means no text. As an index it takes the last element.
-        row = int(np.argmax(np.append(wrong, False)[codes]))
-        raise _wrong_value(field, names[int(codes[row])].as_py(), first_row + row)
-
-
-def _refuse_wrong_number(
-    field: PaymentField, numbers: Int64Array, wrong: npt.NDArray[np.bool_], first_row: int
-) -> None:
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        raise _wrong_value(field, int(numbers[row]), first_row + row)
-
-
-def _wrong_value(field: PaymentField, value: str | int, row: int) -> Misconfigured:
-    return Misconfigured(f"{PAYMENTS_FILE}, row {row}: {field.name} {field.problem_of(value)}")
 
 
 def offset_codes(payments: pa.Table, first_row: int = 0) -> Int64Array:
@@ -355,20 +369,11 @@ def offset_codes(payments: pa.Table, first_row: int = 0) -> Int64Array:
     field = FIELD["utc_offset_minutes"]
     if field.name not in payments.column_names:
         return np.zeros(len(payments), dtype=np.int64)
-    column = _whole_numbers(payments, field.name)
+    column = whole_numbers(payments, field.name)
     is_known = np.asarray(pc.is_valid(column).to_numpy(), dtype=np.bool_)
     minutes = np.asarray(column.fill_null(0).to_numpy(), dtype=np.int64)
-    _refuse_wrong_number(field, minutes, wrong_numbers(field, minutes), first_row)
+    refuse_wrong_number(field, minutes, wrong_numbers(field, minutes), first_row)
     return np.where(is_known, minutes + offset_code(0), 0)
-
-
-def flag_codes(payments: pa.Table, name: str) -> Int64Array:
-    """Returns a column of flags in the codes of features/catalogue/attributes.py."""
-    if name not in payments.column_names:
-        return np.zeros(len(payments), dtype=np.int64)
-    column = payments[name].cast(pa.bool_())
-    codes = pc.if_else(column, flag_code(True), flag_code(False)).fill_null(0)
-    return np.asarray(codes.to_numpy(), dtype=np.int64)
 
 
 def sorted_times(file_name: str, table: pa.Table, name: str, *, first_row: int = 0, previous_ms: int = 0) -> Int64Array:
@@ -420,11 +425,4 @@ def fraud_flags(label: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
 
 
 def _coded(column: pa.ChunkedArray) -> Coded:
-    # A dictionary from a file may hold unused, repeated and null entries, so this builds its own.
-    encoded = plain_texts(column).dictionary_encode()
-    order = pc.sort_indices(encoded.dictionary).to_numpy()
-    new_code = np.empty(len(order) + 1, dtype=np.int32)
-    new_code[order] = np.arange(len(order))
-    new_code[-1] = -1
-    old_code = encoded.indices.fill_null(-1).to_numpy()
-    return Coded(codes=new_code[old_code], names=encoded.dictionary.take(pa.array(order)))
+    return coded_values(plain_texts(column))

@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.features import kernel
+from paywarden.features.catalogue.attributes import number_code
 from paywarden.features.history.columns import ColumnAllocator, MemoryAllocator
 from paywarden.features.history.entity_columns import entity_column
 from paywarden.features.history.history import History, parts_of
@@ -35,6 +36,7 @@ from paywarden.features.history.rows import HistoryRows
 from paywarden.features.history.thread_pool import ThreadPool
 from paywarden.features.profiles.engine import Events, FeatureEngine
 from paywarden.features.profiles.money import RateTable
+from paywarden.schemas.payment_fields import Form
 
 CHUNK_ROWS = 200_000
 
@@ -105,6 +107,9 @@ class PointInTimeReplay:
 
         Raises InvalidEvent if the history contains a currency without a rate.
         """
+        assert engine.plan.fields == history.fields, (
+            "the history was read with other fields than the catalogue declares"
+        )
         self._history = history
         self._crew = crew or ThreadPool()
         self._engines: SimpleQueue[FeatureEngine] = SimpleQueue()
@@ -116,10 +121,10 @@ class PointInTimeReplay:
         self._room.release()
         self.amounts = reference_amounts(history, rates, self._room)
         """Each payment's amount in minor units of the reference currency, shape (payments,)."""
-        self.rows = HistoryRows(history, self.amounts, engine.plan.key)
         plan = engine.plan
+        self.rows = HistoryRows(history, self.amounts, plan.key, declared_amounts(history, rates, self._room))
         self.entities = [
-            entity_column(history, name, fields, self._room)
+            entity_column(history, name, fields, self._room, plan.key)
             for name, fields in zip(plan.entity_names, plan.entity_keys, strict=True)
         ]
         self.profiles: list[list[bytes | None]] = [[None] * entities.count for entities in self.entities]
@@ -248,14 +253,33 @@ def reference_amounts(history: History, rates: RateTable, room: ColumnAllocator)
 
     Raises InvalidEvent if the history contains a currency without a rate.
     """
+    return _converted(history, history.amount_minor, 0, rates, room)
+
+
+def declared_amounts(history: History, rates: RateTable, room: ColumnAllocator) -> dict[str, NDArray[np.int64]]:
+    """Returns by name the codes of each declared amount in the reference currency, columns in `room`.
+
+    Raises InvalidEvent if the history contains a currency without a rate.
+    """
+    return {
+        field.name: _converted(history, history.numbers(field.name), number_code(0), rates, room)
+        for field in history.fields.declared
+        if field.form is Form.MONEY
+    }
+
+
+def _converted(
+    history: History, codes: NDArray[np.int64], zero: int, rates: RateTable, room: ColumnAllocator
+) -> NDArray[np.int64]:
+    """Convert amounts whose code is the amount plus `zero`. A declared amount may be missing: code 0 stays."""
     names = history.currency.names.to_pylist()
-    amounts = room.new(len(history), np.int64)
+    converted = room.new(len(history), np.int64)
     for part in parts_of(len(history)):
-        amounts[part] = rates.convert_columns(
-            history.amount_minor[part], history.currency.codes[part], names, history.event_time_ms[part]
-        )
+        amounts = np.maximum(codes[part] - zero, 0)
+        found = rates.convert_columns(amounts, history.currency.codes[part], names, history.event_time_ms[part])
+        converted[part] = np.where(codes[part] >= zero, found + zero, 0)
     room.release()
-    return amounts
+    return converted
 
 
 def _even_shares(groups: NDArray[np.int64], count: int) -> list[slice]:

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.features import kernel
 from paywarden.features.catalogue import attributes
 from paywarden.features.catalogue.identity import LAPTOP_KEY, IdentityKey
-from paywarden.features.history.history import Coded, History
+from paywarden.features.history.declared_columns import holds_hashes
+from paywarden.features.history.history import History
+from paywarden.features.history.payment_columns import Coded
+from paywarden.schemas.payment_fields import Form
 
 
 class HistoryRows:
     """Makes the rows of requested payments. It keeps one code for each distinct text, not a copy of the columns."""
 
-    def __init__(self, history: History, amounts: NDArray[np.int64], key: IdentityKey = LAPTOP_KEY) -> None:
-        """`amounts`: minor units of the reference currency, shape (payments,)."""
+    def __init__(
+        self,
+        history: History,
+        amounts: NDArray[np.int64],
+        key: IdentityKey = LAPTOP_KEY,
+        declared_amounts: Mapping[str, NDArray[np.int64]] = MappingProxyType({}),
+    ) -> None:
+        """`amounts`: minor units of the reference currency, shape (payments,).
+
+        `declared_amounts` has by name the codes of each declared amount in the reference currency.
+        """
+        self.width = attributes.row_width(history.fields)
+        """How many numbers a row has."""
         self._plain = {
             kernel.TIME_MS: history.event_time_ms,
             kernel.AMOUNT: amounts,
@@ -39,11 +56,33 @@ class HistoryRows:
             for a, coded in texts
             if attributes.identity_column(a.column) != a.column
         ]
+        self._add_declared(history, key, declared_amounts)
+
+    def _add_declared(self, history: History, key: IdentityKey, amounts: Mapping[str, NDArray[np.int64]]) -> None:
+        for field in history.fields.declared:
+            column = attributes.declared_column(field.number)
+            if field.form is Form.MONEY:
+                self._plain[column], self._plain[column + 1] = amounts[field.name], history.numbers(field.name)
+            elif not field.is_text:
+                self._plain[column] = history.numbers(field.name)
+            elif field.form is Form.COUNTRY:
+                coded = history.coded(field.name)
+                codes = _codes_of(coded, attributes.AttributeKind.COUNTRY)
+                self._coded += [(column, coded.codes, codes), (column + 1, coded.codes, codes)]
+            else:
+                coded = history.coded(field.name)
+                is_public = field.form is not Form.EMAIL
+                codes = _codes_of(coded, attributes.AttributeKind.TEXT) if is_public else _ones_of(coded)
+                self._coded += [(column, coded.codes, codes), (column + 1, coded.codes, _identities_of(coded, key))]
+        for derived in history.fields.derived:
+            column, coded = attributes.declared_column(derived.number), history.coded(derived.name)
+            self._coded.append((column, coded.codes, _ones_of(coded)))
+            self._coded.append((column + 1, coded.codes, _identities_of(coded, key)))
 
     def of(self, payments: NDArray[np.int64] | slice) -> NDArray[np.int64]:
-        """Returns the rows of these payments, shape (count, kernel.ATTRIBUTE_COUNT), C-contiguous."""
+        """Returns the rows of these payments, shape (count, width), C-contiguous."""
         times = self._plain[kernel.TIME_MS][payments]
-        rows = np.zeros((len(times), kernel.ATTRIBUTE_COUNT), dtype=np.int64)
+        rows = np.zeros((len(times), self.width), dtype=np.int64)
         for column, values in self._plain.items():
             rows[:, column] = values[payments]
         for column, codes, values in self._coded:
@@ -52,7 +91,14 @@ class HistoryRows:
         return rows
 
 
+def _ones_of(coded: Coded) -> NDArray[np.int64]:
+    """Returns the public codes of texts that have none: 1 for each, and 0 for a missing one."""
+    return np.array([*[1] * len(coded.names), 0], dtype=np.int64)
+
+
 def _identities_of(coded: Coded, key: IdentityKey) -> NDArray[np.int64]:
+    if holds_hashes(coded.names.type):
+        return np.append(coded.names.to_numpy(), 0)
     return np.array([*key.of_all(coded.names.to_pylist()), 0], dtype=np.int64)
 
 

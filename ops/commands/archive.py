@@ -62,6 +62,9 @@ def archive(
     The command adds what the archive lacks, and does not read again what it has. After an interruption the same
     command continues. An archive has no gaps: records between its end and --from are added, too.
 
+    An archive holds no e-mail addresses: the column of a declared e-mail field has their keyed hashes, and that of its
+    domain the hashes of the domains.
+
     The command joins no consumer group and commits nothing. Records that do not decode are named on stderr, are noted
     in the footers of the files, and stay on the topic.
     """
@@ -78,7 +81,14 @@ def archive(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     with closing(KafkaTopic(kafka, topic)) as reader:
-        archiver = Archiver(reader, wiring.schema_ids(source), topic, out)
+        archiver = Archiver(
+            reader,
+            wiring.schema_ids(source),
+            topic,
+            out,
+            fields=wiring.payment_fields(source),
+            key=wiring.identity_key(source),
+        )
         while True:
             wanted = archiver.wanted(since_ms, until_ms)
             if not any(wanted.values()) and not follow:

@@ -39,7 +39,7 @@ def backfill(source: Source, data: str, overwrite: bool) -> None:
     rates = wiring.rate_table(source)
     store = wiring.open_live_store(source)
     try:
-        history = read_history(data)
+        history = read_history(data, wiring.payment_fields(source))
         wiring.check_identity_key(source, claims=True)
         engine = wiring.feature_engine(source)
         job = Backfill(history, store, engine=engine, rates=rates, outcome_days=outcome_days, overwrite=overwrite)

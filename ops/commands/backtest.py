@@ -116,11 +116,11 @@ def on_windows(
     windows = Windows(train_days, delay_days, test_days, folds)
     wanted = day_of_date(to_day) if to_day else None
     rates = wiring.rate_table(source)
-    history = read_history(data)
+    engine = wiring.feature_engine(source)
+    history = read_history(data, engine.plan.fields)
     folds_of_windows = windows_protocol(
         windows, last_test_day(history, windows, wanted), measures_all=protocol == "all"
     )
-    engine = wiring.feature_engine(source)
     choice = _ModelChoice(models, budget, seed)
     labels = _Labels(delay_days, source.section("training", TrainingSettings).unknown_labels)
     measured = _measured(history, folds_of_windows, choice, engine=engine, rates=rates, labels=labels, published={})
@@ -210,11 +210,11 @@ def _run(source: Source, data: str, protocol_name: str, catalogue: str, choice: 
 
     protocol = PROTOCOLS[protocol_name]
     rates = wiring.rate_table(source)
-    history = read_history(data)
-    require_handbook(history, protocol)
     engine = FeatureEngine(
         wiring.catalogue(source) if catalogue == "ours" else book_catalogue(), wiring.identity_key(source)
     )
+    history = read_history(data, engine.plan.fields)
+    require_handbook(history, protocol)
     best = BEST_PUBLISHED[protocol.name]
     published = PUBLISHED[protocol.name]
     # The book's table has a label for every payment.

@@ -157,7 +157,7 @@ def replay(
         source,
         asked,
         engine=engine,
-        open_files=lambda folder: open_history(folder, room),
+        open_files=lambda folder, fields: open_history(folder, room, fields),
         rates=rates,
         first_day=first_day,
         last_day=last_day,

@@ -33,8 +33,8 @@ def schemas() -> None:
 def list_schemas(source: Source, as_json: bool) -> None:
     """List every schema with its version and ids.
 
-    Versions count the schemas of Paywarden's releases. "other" is a schema of another producer, known from the
-    registry.
+    Versions count the schemas of Paywarden's releases. With declared fields, the newest version of payments is that of
+    your declaration. "other" is a schema of another producer, known from the registry, or of an earlier declaration.
     """
     found = _found(source)
     if as_json:
@@ -52,8 +52,8 @@ def list_schemas(source: Source, as_json: bool) -> None:
 def export(source: Source, folder: Path) -> None:
     """Write every schema to DIR, for the tools of other teams.
 
-    DIR/payments.avsc and so on are the current schemas. DIR/history holds earlier ones, DIR/others those of other
-    producers. DIR/schemas.json says which id belongs to which file.
+    DIR/payments.avsc and so on are the current schemas, with your declared fields. DIR/history holds earlier ones,
+    DIR/others those of other producers. DIR/schemas.json says which id belongs to which file.
     """
     from paywarden.streams.kafka.schema_listing import INDEX, export_schemas
 
@@ -84,7 +84,7 @@ def _found(source: Source) -> list[ListedSchema]:
     except BrokerUnavailable as error:
         click.echo(f"paywarden: registry ids are not shown: {error}", err=True)
         remembered = {}
-    return listed_schemas(kafka, remembered)
+    return listed_schemas(kafka, remembered, wiring.payment_fields(source))
 
 
 def _cells(schema: ListedSchema) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from paywarden.features.stores.memory import MemorySets
     from paywarden.features.stores.profile_sets import LiveSet, SetStores
     from paywarden.schemas.avro import SchemaIds
+    from paywarden.schemas.payment_fields import PaymentFields
     from paywarden.streams.kafka.client import KafkaSettings
 
 _log = logging.getLogger(__name__)
@@ -62,6 +63,14 @@ def kafka_settings(source: Source) -> KafkaSettings:
     return source.section("kafka", KafkaSettings)
 
 
+def payment_fields(source: Source) -> PaymentFields:
+    """Returns the fields of a payment in this deployment: those that its catalogue declares among them."""
+    from paywarden.features.catalogue.catalogue import CATALOGUE
+
+    del source
+    return CATALOGUE.payment.fields
+
+
 def schema_ids(source: Source) -> SchemaIds:
     """Returns the ids of the schema registry if one is configured, else fingerprints of the schemas."""
     from paywarden.streams.kafka.registry import RegistrySettings
@@ -70,7 +79,8 @@ def schema_ids(source: Source) -> SchemaIds:
 
     kafka = kafka_settings(source)
     registry = source.section("registry", RegistrySettings)
-    return from_settings(registry, KafkaRememberedSchemas(kafka), topic_prefix=kafka.topic_prefix)
+    remembered, fields = KafkaRememberedSchemas(kafka), payment_fields(source)
+    return from_settings(registry, remembered, topic_prefix=kafka.topic_prefix, fields=fields)
 
 
 def rate_table(source: Source) -> RateTable:

@@ -20,11 +20,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 
+from paywarden.features.catalogue.identity import LAPTOP_KEY, IdentityKey
 from paywarden.schemas.avro import SchemaIds
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.payment_fields import TABLE_ALONE, PaymentFields
 from paywarden.streams.archive.files import locked, missing_ranges, read_parts, topic_folder, write_part
 from paywarden.streams.kafka.reading import Record
-from paywarden.streams.kafka.topic_rows import RowBuilder, TopicSource, Undecoded
+from paywarden.streams.kafka.topic_rows import RowBuilder, TopicSource, Undecoded, hashed_fields
 
 # The most rows of a file: about 10 MB on disk, and the most that one partition holds in memory.
 RECORDS_MAX = 100_000
@@ -45,11 +47,21 @@ class Archiver:
     """Writes one topic into an archive."""
 
     def __init__(
-        self, source: TopicSource, ids: SchemaIds, topic: str, archive: Path, *, records_max: int = RECORDS_MAX
+        self,
+        source: TopicSource,
+        ids: SchemaIds,
+        topic: str,
+        archive: Path,
+        *,
+        records_max: int = RECORDS_MAX,
+        fields: PaymentFields = TABLE_ALONE,
+        key: IdentityKey = LAPTOP_KEY,
     ) -> None:
+        """`fields` are those of a payment, and `key` makes the hashes of e-mail addresses."""
         self._source, self._topic, self._archive = source, topic, archive
-        self._rows, self._records_max = RowBuilder(topic, ids), records_max
+        self._rows, self._records_max = RowBuilder(topic, ids, fields, key), records_max
         self._topic_id = ""
+        self._key_digest = key.digest if topic == "payments" and hashed_fields(fields) else ""
 
     def wanted(self, since_ms: int | None, until_ms: int | None) -> dict[int, range]:
         """Returns by partition the offsets that a run should cover; see TopicSource.ranges."""
@@ -150,7 +162,16 @@ class Archiver:
                 "they were read: nothing of these was written"
             )
         rows = self._rows.take()
-        write_part(self._archive, self._topic, partition, offsets, day_ms=day_ms, rows=rows, topic_id=self._topic_id)
+        write_part(
+            self._archive,
+            self._topic,
+            partition,
+            offsets,
+            day_ms=day_ms,
+            rows=rows,
+            topic_id=self._topic_id,
+            key_digest=self._key_digest,
+        )
         done.rows += len(rows.table)
         done.files += 1
         done.undecoded += rows.undecoded

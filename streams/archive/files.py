@@ -7,7 +7,8 @@ A file covers all offsets from its first one to the beginning of the partition's
 and the records in between that could not be decoded and have no row:
 
     rows     streams/kafka/topic_rows.py
-    footer   `paywarden.archive`, JSON: partition, first and end offset, undecoded, and times to skip the file by
+    footer   `paywarden.archive`, JSON: partition, first and end offset, undecoded, and times to skip the file by; in a
+             file with hashes of e-mail addresses, which key made them (`key_digest`)
 
 A writer writes a file beside its place, syncs it and renames it. The files alone therefore say how far an archive has
 come.
@@ -59,6 +60,8 @@ class ArchiveFile:
     undecoded: tuple[Undecoded, ...]
     topic_id: str = ""
     """The id of the topic that the offsets belong to; "" if an earlier release wrote the file."""
+    key_digest: str = ""
+    """Which key made the hashes in the file (features/catalogue/identity.py); "" for a file without hashes."""
 
 
 def topic_folder(archive: Path, topic: str) -> Path:
@@ -87,14 +90,25 @@ def locked(archive: Path, topic: str) -> Iterator[None]:
 
 
 def write_part(
-    archive: Path, topic: str, partition: int, offsets: range, *, day_ms: int, rows: TopicRows, topic_id: str = ""
+    archive: Path,
+    topic: str,
+    partition: int,
+    offsets: range,
+    *,
+    day_ms: int,
+    rows: TopicRows,
+    topic_id: str = "",
+    key_digest: str = "",
 ) -> Path:
     """Write a file whose date is the day of `day_ms`. On return it is on disk, whole."""
     date = datetime.fromtimestamp(day_ms / 1000, UTC).date().isoformat()
     path = topic_folder(archive, topic) / f"date={date}" / f"part-{partition}-{offsets.start}.parquet"
     path.parent.mkdir(exist_ok=True)
     unfinished = path.with_name(path.name + _UNFINISHED)
-    footer = {_FOOTER: json.dumps(_footer(topic, partition, offsets, rows) | {"topic_id": topic_id}).encode()}
+    content = _footer(topic, partition, offsets, rows) | {"topic_id": topic_id}
+    if key_digest:
+        content["key_digest"] = key_digest
+    footer = {_FOOTER: json.dumps(content).encode()}
     with unfinished.open("wb") as file:
         pq.write_table(rows.table.replace_schema_metadata(footer), file, compression="zstd")
         file.flush()
@@ -146,8 +160,16 @@ def _part(path: Path, topic: str) -> ArchiveFile:
             raise Misconfigured(f"{path} is not what its name says: its footer is of {content['topic']} {partition}")
         times = None if content["times_ms"] is None else (content["times_ms"][0], content["times_ms"][1])
         undecoded = tuple(Undecoded(partition, *fields) for fields in content["undecoded"])
-        topic_id = content.get("topic_id", "")
-        return ArchiveFile(path, partition, offsets, content["timestamp_ms_max"], times, undecoded, topic_id)
+        return ArchiveFile(
+            path,
+            partition,
+            offsets,
+            content["timestamp_ms_max"],
+            times,
+            undecoded,
+            topic_id=content.get("topic_id", ""),
+            key_digest=content.get("key_digest", ""),
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise Misconfigured(f"{path} is no file of an archive: its footer does not say what it covers") from error
 
@@ -176,13 +198,15 @@ def read_archive(
     until_ms: int | None = None,
     times_ms: tuple[int | None, int | None] = (None, None),
     optional: Sequence[str] = (),
+    key_digest: str = "",
 ) -> TopicRows:
     """Returns the rows of a topic with the columns of `schema`, partition by partition, in order of offsets.
 
     `since_ms` and `until_ms` mean the same as in TopicSource.ranges. Files without an event between the two `times_ms`
-    (None: no bound) are not read. An `optional` column may be missing in a file; its values are then null.
+    (None: no bound) are not read. An `optional` column may be missing in a file; its values are then null. With
+    `key_digest`, the key of that digest must have made the hashes in the files.
 
-    Raises Misconfigured for a missing topic, a gap between a partition's files, or a missing column.
+    Raises Misconfigured for a missing topic, a gap between a partition's files, a missing column, or another key.
     """
     folder = topic_folder(archive, topic)
     if not folder.is_dir():
@@ -196,8 +220,17 @@ def read_archive(
                 continue
             undecoded += [record for record in part.undecoded if record.offset in asked]
             if part.times_ms is not None and _overlaps(part.times_ms, times_ms):
+                _check_key(part, key_digest)
                 tables.append(_within(_read(part.path, schema, optional), asked))
     return TopicRows(pa.concat_tables(tables), tuple(undecoded))
+
+
+def _check_key(part: ArchiveFile, key_digest: str) -> None:
+    if key_digest and part.key_digest not in ("", key_digest):
+        raise Misconfigured(
+            f"{part.path}: another identity key made its hashes of e-mail addresses: wanted the key of digest "
+            f"{key_digest}, got {part.key_digest}; set [features] identity_key_file to the key of that deployment"
+        )
 
 
 def _check_joined(folder: Path, partition: int, parts: Sequence[ArchiveFile]) -> None:

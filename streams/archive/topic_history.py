@@ -13,7 +13,7 @@ that is left out, with a reason.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,20 +22,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from paywarden.features.catalogue.identity import LAPTOP_KEY, IdentityKey
 from paywarden.features.history.history import (
-    ABSENT_COLUMNS,
     OUTCOME_COLUMNS,
-    PAYMENT_COLUMNS,
     History,
+    absent_columns,
     history_of_tables,
-    plain_texts,
+    payment_columns,
 )
-from paywarden.features.history.payment_columns import wrong_numbers, wrong_texts
+from paywarden.features.history.payment_columns import (
+    plain_texts,
+    scaled_decimals,
+    wrong_decimals,
+    wrong_numbers,
+    wrong_texts,
+)
 from paywarden.features.profiles.money import RateTable
 from paywarden.schemas.errors import Misconfigured
-from paywarden.schemas.payment_fields import FIELDS, Form, PaymentField, TimeBounds
+from paywarden.schemas.payment_fields import TABLE_ALONE, Form, PaymentField, PaymentFields, TimeBounds
 from paywarden.streams.archive.files import read_archive
-from paywarden.streams.kafka.topic_rows import OFFSET, PARTITION, TIMESTAMP, TopicRows, rows_schema
+from paywarden.streams.kafka.topic_rows import OFFSET, PARTITION, TIMESTAMP, TopicRows, hashed_fields, rows_schema
 from paywarden.streams.profiles.decoder import TIMES
 
 
@@ -65,9 +71,17 @@ class LeftOut:
 
 
 def archived_rows(
-    archive: Path, *, since_ms: int | None = None, until_ms: int | None = None, days: PaymentTimes | None = None
+    archive: Path,
+    *,
+    since_ms: int | None = None,
+    until_ms: int | None = None,
+    days: PaymentTimes | None = None,
+    fields: PaymentFields = TABLE_ALONE,
+    key: IdentityKey = LAPTOP_KEY,
 ) -> tuple[TopicRows, TopicRows]:
     """Returns payments and outcomes of an archive that reached Kafka in a range of time; skips files of other days.
+
+    `fields` are those of a payment. `key` must have made the hashes of e-mail addresses in the files.
 
     Raises the errors of `read_archive`.
     """
@@ -75,11 +89,12 @@ def archived_rows(
     payments = read_archive(
         archive,
         "payments",
-        rows_schema("payments"),
+        rows_schema("payments", fields),
         since_ms=since_ms,
         until_ms=until_ms,
         times_ms=(days.first_ms, days.last_ms),
-        optional=ABSENT_COLUMNS,
+        optional=(*absent_columns(fields), *(field.name for field in fields.declared)),
+        key_digest=key.digest if hashed_fields(fields) else "",
     )
     # No outcome is older than its payment.
     times = (days.first_ms, None)
@@ -96,8 +111,11 @@ def history_of_rows(
     rates: RateTable,
     times: TimeBounds = TIMES,
     days: PaymentTimes | None = None,
+    fields: PaymentFields = TABLE_ALONE,
 ) -> tuple[History, LeftOut]:
     """Returns the history and the records left out. `times`: the stream's bounds for a payment's own time.
+
+    `fields` are those of a payment; the rows have their columns.
 
     Raises Misconfigured if two payments have one id and differ.
     """
@@ -105,40 +123,63 @@ def history_of_rows(
     for topic, rows in (("payments", payments), ("outcomes", outcomes)):
         if rows.undecoded:
             left_out.add(f"records of {topic} that do not decode", len(rows.undecoded), str(min(rows.undecoded)))
-    used_payments = _payments(payments.table, rates, times, days or PaymentTimes(), left_out)
+    rules = _Rules(rates, times, fields)
+    used_payments = _payments(payments.table, rules, days or PaymentTimes(), left_out)
     used_outcomes = _outcomes(outcomes.table, used_payments, days or PaymentTimes(), left_out)
-    return history_of_tables(
-        used_payments.select(list(PAYMENT_COLUMNS)), used_outcomes.select(list(OUTCOME_COLUMNS))
-    ), left_out
+    columns = [name for name in payment_columns(fields) if name in used_payments.column_names]
+    history = history_of_tables(used_payments.select(columns), used_outcomes.select(list(OUTCOME_COLUMNS)), fields)
+    return history, left_out
 
 
 # Payments
 
 
-def _payments(table: pa.Table, rates: RateTable, times: TimeBounds, days: PaymentTimes, left_out: LeftOut) -> pa.Table:
+@dataclass(frozen=True)
+class _Rules:
+    """The rules of the stream's decoder: its rates, its bounds of time, and the fields of a payment."""
+
+    rates: RateTable
+    times: TimeBounds
+    fields: PaymentFields
+
+
+def _payments(table: pa.Table, rules: _Rules, days: PaymentTimes, left_out: LeftOut) -> pa.Table:
     table = _cut(table, "event_time_ms", days)
     is_usable = np.ones(len(table), dtype=np.bool_)
-    for rule, is_wrong in _rules(table, rates, times):
+    for rule, is_wrong in _broken(table, rules):
         # A payment that breaks several rules counts for the first one.
         _count(left_out, f"payments that the stream refuses: {rule}", table, is_wrong & is_usable)
         is_usable &= ~is_wrong
-    return _without_repeated(_sorted(table.filter(pa.array(is_usable)), "event_time_ms"), left_out)
+    sorted_table = _sorted(table.filter(pa.array(is_usable)), "event_time_ms")
+    return _without_repeated(sorted_table, left_out, payment_columns(rules.fields))
 
 
-def _rules(table: pa.Table, rates: RateTable, times: TimeBounds) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+def _broken(table: pa.Table, rules: _Rules) -> Iterator[tuple[str, NDArray[np.bool_]]]:
     """Yields each rule of streams/profiles/decoder.py, in its order, with the rows that break it."""
-    for line in FIELDS:
-        if line.is_text:
-            yield f"{line.name} must be {line.wanted}", _wrong_texts(line, table[line.name])
+    for line in rules.fields.all:
+        column = table[line.name]
+        rule = f"{line.name} must be {line.wanted}"
+        if line.number and line.is_required:
+            yield f"{line.name} is missing", _is(pc.is_null(column))
+        if line.form is Form.EMAIL:
+            # No address is left that could be looked at.
+            yield rule, _is(pc.equal(column, 0))
+        elif line.is_text:
+            yield rule, _wrong_texts(line, column)
         elif line.is_number:
-            column = table[line.name].fill_null(line.minimum)
-            numbers = np.asarray(column.to_numpy(), dtype=np.int64)
-            yield f"{line.name} must be {line.wanted}", wrong_numbers(line, numbers)
+            numbers = np.asarray(column.fill_null(line.minimum).to_numpy(), dtype=np.int64)
+            yield rule, wrong_numbers(line, numbers)
+        elif line.is_decimal:
+            least = line.minimum / 10**line.decimals
+            yield rule, wrong_decimals(line, scaled_decimals(line, column.fill_null(least).to_numpy()))
         if line.form is Form.TIME:
-            yield f"{line.name} must be near the record's arrival", _far_from_arrival(numbers, table, times)
+            yield (
+                f"{line.name} must be near the record's arrival",
+                _far_from_arrival(_numbers(table, line.name), table, rules.times),
+            )
         if line.form is Form.CURRENCY:
-            known = pa.array(sorted(rates.currencies), pa.string())
-            yield f"{line.name} has no exchange rate", ~_is(pc.is_in(table[line.name], known))
+            known = pa.array(sorted(rules.rates.currencies), pa.string())
+            yield f"{line.name} has no exchange rate", ~_is(pc.is_in(column, known))
 
 
 def _wrong_texts(line: PaymentField, column: pa.ChunkedArray) -> NDArray[np.bool_]:
@@ -156,14 +197,14 @@ def _far_from_arrival(time_ms: NDArray[np.int64], table: pa.Table, times: TimeBo
     return np.asarray((arrived_ms > 0) & is_far, dtype=np.bool_)
 
 
-def _without_repeated(table: pa.Table, left_out: LeftOut) -> pa.Table:
+def _without_repeated(table: pa.Table, left_out: LeftOut, columns: Collection[str]) -> pa.Table:
     """Returns the table without repeated payments. The first copy stays, with what all copies say about `declined`."""
     ids = table["payment_id"].combine_chunks()
     first = np.asarray(pc.index_in(ids, value_set=ids).to_numpy(zero_copy_only=False), dtype=np.int64)
     repeated = np.flatnonzero(first != np.arange(len(first)))
     if len(repeated) == 0:
         return table
-    fields = [name for name in PAYMENT_COLUMNS if name != "declined"]
+    fields = [name for name in columns if name != "declined" and name in table.column_names]
     again, before = (table.select(fields).take(pa.array(rows)) for rows in (repeated, first[repeated]))
     if not again.equals(before):
         place = next(row for row in range(len(again)) if not again.slice(row, 1).equals(before.slice(row, 1)))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from paywarden.schemas.avro import TOPICS, topic_schema
+from paywarden.schemas.avro import TOPICS, Schema, topic_schema
 
 # The labels for a letter from another topic than ours, and for a reason that names no field.
 OTHER_TOPIC = "other"
@@ -21,7 +21,13 @@ class DeadLetterCounts:
     counts over all workers.
     """
 
-    def __init__(self, registry: CollectorRegistry, topic_prefix: str) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        topic_prefix: str,
+        schema_of: Callable[[str], Schema] = topic_schema,
+    ) -> None:
+        """`schema_of` returns the current schema of a topic: that of payments may have declared fields."""
         letters = Counter(
             "paywarden_dead_letters",
             "Records that could not be used, by their topic and by the field that was wrong.",
@@ -43,7 +49,7 @@ class DeadLetterCounts:
         self._letters = {
             (topic, field): letters.labels(topic, field)
             for topic in (*TOPICS, OTHER_TOPIC)
-            for field in (WHOLE_RECORD, *_fields(topic))
+            for field in (WHOLE_RECORD, *_fields(topic, schema_of))
         }
         self._newest_ms = 0
 
@@ -61,5 +67,5 @@ class DeadLetterCounts:
         self._undecodable.inc()
 
 
-def _fields(topic: str) -> list[str]:
-    return [field["name"] for field in topic_schema(topic)["fields"]] if topic in TOPICS else []
+def _fields(topic: str, schema_of: Callable[[str], Schema]) -> list[str]:
+    return [field["name"] for field in schema_of(topic)["fields"]] if topic in TOPICS else []

@@ -18,7 +18,7 @@ _LETTERS_AHEAD = 100
 
 
 def add_dead_letter_watch(app: StreamApp, kafka: KafkaSettings, ids: SchemaIds, registry: CollectorRegistry) -> None:
-    counts = DeadLetterCounts(registry, kafka.topic_prefix)
+    counts = DeadLetterCounts(registry, kafka.topic_prefix, ids.current_schema)
     codec = AvroCodec("dead-letters", ids)
     topic = app.topic(kafka.topic("dead-letters"), key_type=bytes, key_serializer="raw", value_serializer=codec)
     topic.maxsize = _LETTERS_AHEAD

@@ -3,6 +3,9 @@
     kafka_partition, kafka_offset     the place of the record
     kafka_timestamp_ms                Kafka's own time of it, epoch milliseconds UTC; 0 if the broker set none
 
+No row holds an e-mail address. The column of a declared e-mail field has the keyed hash of each address, and that of
+its domain the hash of the domain (features/history/declared_columns.py). A text that is no address gives 0.
+
 An archive holds such tables (streams/archive/files.py). A direct read of a topic returns the same tables
 (streams/archive/topic_history.py), so later steps need not know where the rows came from.
 """
@@ -18,8 +21,10 @@ from typing import Any, NamedTuple, Protocol
 import pyarrow as pa
 from confluent_kafka import Consumer
 
+from paywarden.features.catalogue.identity import LAPTOP_KEY, IdentityKey
 from paywarden.schemas.avro import Decoder, SchemaIds, topic_schema
 from paywarden.schemas.errors import InvalidEvent
+from paywarden.schemas.payment_fields import TABLE_ALONE, EmailDomain, Form, PaymentFields
 from paywarden.streams.kafka.admin import make_admin, offsets_at, partitions_of, stable_end_offsets, watermarks
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.reading import Record, make_consumer, records_between
@@ -58,12 +63,32 @@ class TopicRows:
     undecoded: tuple[Undecoded, ...]
 
 
+def rows_schema(topic: str, fields: PaymentFields = TABLE_ALONE) -> pa.Schema:
+    """Returns the columns of a topic's rows: its fields with their Avro types, then the place in Kafka.
+
+    `fields` are those of a payment.
+    """
+    return _rows_schema(topic, fields if topic == "payments" else TABLE_ALONE)
+
+
 @cache
-def rows_schema(topic: str) -> pa.Schema:
-    """Returns the columns of a topic's rows: its fields with their Avro types, then the place in Kafka."""
-    fields = [pa.field(field["name"], *_column_type(field["type"])) for field in topic_schema(topic)["fields"]]
+def _rows_schema(topic: str, fields: PaymentFields) -> pa.Schema:
+    columns = [pa.field(field["name"], *_column_type(field["type"])) for field in topic_schema(topic, fields)["fields"]]
+    hashed = hashed_fields(fields)
+    columns = [pa.field(column.name, pa.int64()) if column.name in hashed else column for column in columns]
+    columns += [pa.field(domain, pa.int64()) for domains in hashed.values() for domain in domains]
     places = [(PARTITION, pa.int32()), (OFFSET, pa.int64()), (TIMESTAMP, pa.int64())]
-    return pa.schema([*fields, *(pa.field(name, kind, nullable=False) for name, kind in places)])
+    return pa.schema([*columns, *(pa.field(name, kind, nullable=False) for name, kind in places)])
+
+
+def hashed_fields(fields: PaymentFields) -> dict[str, tuple[str, ...]]:
+    """Returns the names of e-mail fields, whose columns hold hashes, each with the names of its domains."""
+    domains = [one for one in fields.derived if isinstance(one, EmailDomain)]
+    return {
+        field.name: tuple(domain.name for domain in domains if domain.of == field.name)
+        for field in fields.declared
+        if field.form is Form.EMAIL
+    }
 
 
 def _column_type(kind: Any) -> tuple[pa.DataType, bool]:
@@ -81,8 +106,13 @@ def _column_type(kind: Any) -> tuple[pa.DataType, bool]:
 class RowBuilder:
     """Collects records of one topic until the caller takes them as rows."""
 
-    def __init__(self, topic: str, ids: SchemaIds) -> None:
-        self._schema, self._decoder = rows_schema(topic), Decoder(topic, ids)
+    def __init__(
+        self, topic: str, ids: SchemaIds, fields: PaymentFields = TABLE_ALONE, key: IdentityKey = LAPTOP_KEY
+    ) -> None:
+        """`fields` are those of a payment, and `key` makes the hashes of e-mail addresses."""
+        self._schema, self._decoder = rows_schema(topic, fields), Decoder(topic, ids)
+        self._fields, self._key = fields, key
+        self._hashed = hashed_fields(fields) if topic == "payments" else {}
         self._start()
 
     def _start(self) -> None:
@@ -99,11 +129,22 @@ class RowBuilder:
         except InvalidEvent as error:
             self._undecoded.append(Undecoded(record.partition, record.offset, record.timestamp_ms, str(error)))
         else:
+            self._hash_emails(row)
             row[PARTITION], row[OFFSET], row[TIMESTAMP] = record.partition, record.offset, record.timestamp_ms
             self._loose.append(row)
             if len(self._loose) >= _PACK_COUNT:
                 self._pack()
         self.count += 1
+
+    def _hash_emails(self, row: dict[str, Any]) -> None:
+        """Replace e-mail addresses by their hashes, and add those of their domains."""
+        for name, domains in self._hashed.items():
+            text = row[name]
+            if text is None:
+                continue
+            is_right = self._fields.by_name[name].is_right(text)
+            row[name] = self._key.of(text.lower()) if is_right else 0
+            row |= {domain: self._key.of(text.rpartition("@")[2].lower()) for domain in domains if is_right}
 
     def take(self) -> TopicRows:
         """Returns the records added since the last call."""
@@ -194,13 +235,17 @@ def read_topic(
     since_ms: int | None,
     until_ms: int | None,
     progress: Callable[[int, int], object] = lambda _count, _total: None,
+    fields: PaymentFields = TABLE_ALONE,
+    key: IdentityKey = LAPTOP_KEY,
 ) -> TopicRows:
     """Returns the records that reached a topic in a range of Kafka's own times, up to the present end of the topic.
+
+    `fields` are those of a payment, and `key` makes the hashes of e-mail addresses.
 
     The rows come partition by partition, each in the order of offsets. `progress` gets the number of records read and
     of all records. Raises BrokerUnavailable, Misconfigured, TemporaryFailure.
     """
-    builder = RowBuilder(topic, ids)
+    builder = RowBuilder(topic, ids, fields, key)
     with closing(KafkaTopic(kafka, topic)) as source:
         ranges = source.ranges(since_ms, until_ms)
         total = sum(map(len, ranges.values()))

@@ -30,6 +30,7 @@ import numpy as np
 import pyarrow as pa
 
 from paywarden.features import kernel
+from paywarden.features.history.declared_columns import holds_hashes
 from paywarden.features.history.history import Coded, History, final_labels
 from paywarden.features.history.point_in_time import PointInTimeReplay
 from paywarden.features.profiles.engine import FeatureEngine
@@ -45,7 +46,7 @@ from paywarden.streams.maintenance.backfill_progress import (
     Origin,
     read_progress,
 )
-from paywarden.streams.profiles.events import record_key
+from paywarden.streams.profiles.events import RecordLayout, record_key
 
 _DAY_S = 86_400
 _WRITE_BATCH = 5_000
@@ -184,6 +185,7 @@ class Backfill:
         head = PaymentRecord(source=BACKFILL_SOURCE).SerializeToString()
         fraud_note = PaymentRecord(label_changes=[LabelChange(source=BACKFILL_SOURCE, weight=1)]).SerializeToString()
         is_fraud = final_labels(history) == 1
+        columns_kept = RecordLayout(history.fields).columns
         key_parts = [_encoded_keys(column.store_keys()) for column in passage.entities]
         for first in range(self._first_kept + position, len(history), self._batch_size):
             rows = slice(first, min(first + self._batch_size, len(history)))
@@ -195,7 +197,7 @@ class Backfill:
                 history.payment_id[rows].to_pylist(),
                 map(b"".join, zip(*columns, strict=True)),
                 is_fraud[rows].tolist(),
-                passage.rows.of(rows)[:, : kernel.CODE_COUNT].tolist(),
+                passage.rows.of(rows)[:, columns_kept].tolist(),
                 strict=True,
             )
             for payment_id, keys, fraud, attributes in payments:
@@ -259,10 +261,14 @@ def _digest_of(history: History, passage: PointInTimeReplay, outcome_days: int) 
     """Returns 32 hex digits that change with every input of the written records except the catalogue."""
     digest = hashlib.blake2b(f"{kernel.LAYOUT_VERSION} {outcome_days}".encode(), digest_size=16)
     digest.update(passage.amounts.data)
-    for field in dataclasses.fields(history):
-        column = getattr(history, field.name)
+    fields = [field.name for field in dataclasses.fields(history) if field.name not in ("fields", "declared")]
+    columns = [getattr(history, name) for name in fields]
+    for name, declared in sorted(history.declared.items()):
+        digest.update(name.encode())
+        columns.append(declared)
+    for column in columns:
         for part in (column.codes, column.names) if isinstance(column, Coded) else (column,):
-            if isinstance(part, pa.Array):
+            if isinstance(part, pa.Array) and not holds_hashes(part.type):
                 _digest_texts(digest, part)
             else:
                 digest.update(np.ascontiguousarray(part).data)

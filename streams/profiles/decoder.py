@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from paywarden.features.catalogue.attributes import row_of
+from paywarden.features import kernel
+from paywarden.features.catalogue.attributes import DeclaredRow, row_of
+from paywarden.features.catalogue.identity import IdentityKey
 from paywarden.features.profiles.engine import FeatureEngine
-from paywarden.features.profiles.keys import entity_key
+from paywarden.features.profiles.keys import key_maker
 from paywarden.features.profiles.money import RateTable
 from paywarden.schemas.avro import Decoder, SchemaIds
 from paywarden.schemas.errors import InvalidEvent
-from paywarden.schemas.payment_fields import FIELD, FIELDS, PaymentRules, TimeBounds
+from paywarden.schemas.payment_fields import FIELD, FIELDS, PaymentFields, PaymentRules, TimeBounds
 from paywarden.streams.kafka.reading import Record
 from paywarden.streams.profiles.events import OutcomeEvent, PaymentEvent, Position, payments_source
 from paywarden.streams.profiles.fast_intake import FastIntake
@@ -28,10 +30,20 @@ class EventDecoder:
     def __init__(self, engine: FeatureEngine, rates: RateTable, ids: SchemaIds, times: TimeBounds = TIMES) -> None:
         self._payments = Decoder("payments", ids)
         self._outcomes = Decoder("outcomes", ids)
-        self._rates, self._key = rates, engine.plan.key
-        self._rules = PaymentRules(FIELDS, times, rates.currencies)
-        self._fast = FastIntake(engine.plan, rates, ids, times)
-        self._entities = list(zip(engine.plan.entity_names, engine.plan.entity_keys, strict=True))
+        plan = engine.plan
+        written = {field["name"] for field in ids.current_schema("payments")["fields"]}
+        assert written >= plan.fields.by_name.keys(), "the schema of payments lacks declared fields of the catalogue"
+        self._rates, self._key = rates, plan.key
+        self._rules = PaymentRules(plan.fields.all, times, rates.currencies)
+        self._fast = FastIntake(plan, rates, ids, times)
+        self._declared = DeclaredRow(plan.fields, self._converted) if plan.row_width > kernel.ATTRIBUTE_COUNT else None
+        self._keys = [
+            _key_maker(name, keys, plan.fields, plan.key)
+            for name, keys in zip(plan.entity_names, plan.entity_keys, strict=True)
+        ]
+
+    def _converted(self, amount_minor: int, payment: Mapping[str, Any]) -> int:
+        return self._rates.convert(amount_minor, payment["currency"], payment["event_time_ms"])
 
     def payments(self, records: Sequence[Record], now_ms: int, base: int = 0) -> list[PaymentEvent | InvalidEvent]:
         """Returns the result of `payment` for each record of topic payments. Most are decoded together.
@@ -51,9 +63,14 @@ class EventDecoder:
         self._rules.check(record, arrived_ms=arrived_ms, now_ms=now_ms)
         event_time_ms, amount_minor = record["event_time_ms"], record["amount_minor"]
         amount = self._rates.convert(amount_minor, record["currency"], event_time_ms)
-        keys = tuple([_key(record, name, fields) for name, fields in self._entities])
+        keys = tuple([key_of(record) for key_of in self._keys])
         attributes = row_of(
-            record, event_time_ms=event_time_ms, amount=amount, amount_minor=amount_minor, key=self._key
+            record,
+            event_time_ms=event_time_ms,
+            amount=amount,
+            amount_minor=amount_minor,
+            key=self._key,
+            declared=self._declared,
         )
         return PaymentEvent(position, record["payment_id"], attributes, keys, arrived_ms)
 
@@ -71,11 +88,17 @@ def _present(value: bytes | None) -> bytes:
     return value
 
 
-def _key(record: dict[str, Any], entity: str, fields: tuple[str, ...]) -> bytes:
-    """Returns the store key of the entity that these fields name; empty if one of them is missing."""
-    if len(fields) == 1:
+def _key_maker(
+    entity: str, names: tuple[str, ...], fields: PaymentFields, key: IdentityKey
+) -> Callable[[Mapping[str, Any]], bytes]:
+    """Returns a function that makes an entity's store key from a decoded payment; empty if it lacks a key field."""
+    if len(names) > 1 or fields.by_name.get(names[0]) not in FIELDS:
+        return key_maker(entity, names, fields, key)
+    name = names[0]
+
+    def key_of(record: Mapping[str, Any]) -> bytes:
         # The fast path: nearly all entities have one field, and a payment has three entities.
-        identity = record[fields[0]]
+        identity = record[name]
         return b"" if identity is None else f"{entity}:{identity}".encode()
-    ids = [record[field] for field in fields]
-    return b"" if None in ids else entity_key(entity, ids)
+
+    return key_of

@@ -10,6 +10,9 @@
 
 What can go wrong: a crash after a part of a batch is written. A payment's record holds the Kafka offset it came from,
 and a profile holds the offsets it contains. The same batch again therefore gives the same bytes.
+
+Workers with different declarations of a payment's fields may share the topics while one replaces the other. A declared
+field has its place by its number, in records and in rows: what is missing at their end is 0, what is more is left out.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -25,13 +29,18 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from paywarden.features import kernel
-from paywarden.features.catalogue.attributes import KEYED, identity_column
+from paywarden.features.catalogue.attributes import KEYED, declared_column, identity_column, row_width
 from paywarden.features.profiles.engine import Events, FeatureEngine
+from paywarden.schemas.payment_fields import DECLARED_MAX, TABLE_ALONE, Form, PaymentFields
 from paywarden.schemas.proto.store_pb2 import LabelChange, PaymentRecord
 
 # Columns of an event's row: kind and weight, source and offset, arrival on Kafka, attributes of the payment.
 KIND, WEIGHT, SOURCE, OFFSET, ARRIVED_MS, ATTRIBUTES_AT = range(6)
+# A row has this many columns, and two more for each number of a declared field.
 ROW_WIDTH = ATTRIBUTES_AT + kernel.ATTRIBUTE_COUNT
+ROW_WIDTH_MAX = ROW_WIDTH + 2 * DECLARED_MAX
+# The most codes of a payment's record: those of every payment, then one for each number of a declared field.
+_CODES_MAX = kernel.CODE_COUNT + DECLARED_MAX
 
 # A label changes once or twice. Without a bound the record of one payment could outgrow a store.
 LABEL_CHANGES_MAX = 1_000
@@ -41,9 +50,8 @@ UNREADABLE = "payment_id: the stored record of this payment cannot be read"
 # in more than `declined`, "declined" says more about whether the payment was declined. All are dropped but the
 # last kind, which is worked in. A record that differs in both counts as both.
 LATER = RESENT, CHANGED, DECLINED_LATER = "resent", "changed", "declined"
-_IDENTITIES = {attribute.column: identity_column(attribute.column) for attribute in KEYED}
 # The amount in the reference currency is no field of a payment: the table of rates may have changed.
-_COMPARED = [column for column in range(kernel.CODE_COUNT) if column not in (kernel.AMOUNT, kernel.DECLINED)]
+_NOT_COMPARED = (kernel.AMOUNT, kernel.DECLINED)
 
 # A profile stores topic and partition as one number. Payments have even numbers, outcomes odd ones.
 _KINDS_OF_SOURCES = 2
@@ -94,11 +102,44 @@ class OutcomeEvent(NamedTuple):
     arrived_ms: int = 0
 
 
+class RecordLayout:
+    """Which columns of a payment's row its record in the store holds.
+
+    It holds public codes alone. Of e-mail addresses and derived fields, 1 says that they are there.
+    """
+
+    def __init__(self, fields: PaymentFields = TABLE_ALONE) -> None:
+        declared = [declared_column(number) for number in range(1, fields.number_max + 1)]
+        self.width = row_width(fields)
+        """How many numbers a payment's row has."""
+        self.columns = [*range(kernel.CODE_COUNT), *declared]
+        """The columns of the codes that a record holds, in its order."""
+        self._codes_of = itemgetter(*self.columns)
+        self.identities = {attribute.column: identity_column(attribute.column) for attribute in KEYED}
+        """By column, the column of its identity; or, of a declared amount, of the amount in its own currency."""
+        self.identities |= {column: column + 1 for column in declared}
+        compared = [column for column in range(kernel.CODE_COUNT) if column not in _NOT_COMPARED]
+        compared += [declared_column(field.number) for field in fields.declared if field.form is not Form.MONEY]
+        self.compared = [(place, column) for place, column in enumerate(self.columns) if column in compared]
+        """The place in a record, and the column, of each code that two records of one payment have in common."""
+
+    def codes_of(self, row: Sequence[int]) -> Sequence[int]:
+        """Returns the codes that the record of a payment with this row holds."""
+        return self._codes_of(row) if self.width > kernel.ATTRIBUTE_COUNT else row[: kernel.CODE_COUNT]
+
+    def row_of(self, codes: Sequence[int]) -> list[int]:
+        """Returns a payment's row without identities. A record of an earlier release or declaration has fewer codes."""
+        row = [0] * self.width
+        for column, code in zip(self.columns, codes, strict=False):
+            row[column] = code
+        return row
+
+
 @dataclass(frozen=True, slots=True)
 class EntityEvents:
     """Events of one kind of entity, in the order they were made.
 
-    `keys`: the store key of each event's entity. `rows`: shape (events, ROW_WIDTH), int64.
+    `keys`: the store key of each event's entity. `rows`: shape (events, at least ROW_WIDTH), int64.
     """
 
     keys: list[bytes]
@@ -116,6 +157,7 @@ class Joined:
     """
 
     entity_count: int
+    layout: RecordLayout = field(default_factory=RecordLayout)
     records: dict[bytes, bytes] = field(default_factory=dict)
     rows: list[list[int]] = field(default_factory=list)
     keys: list[Sequence[bytes]] = field(default_factory=list)
@@ -130,7 +172,7 @@ class Joined:
 
     def of_entities(self) -> list[EntityEvents]:
         """Returns the same events by kind of entity."""
-        rows = np.array(self.rows, dtype=np.int64).reshape(-1, ROW_WIDTH)
+        rows = np.array(self.rows, dtype=np.int64).reshape(-1, ATTRIBUTES_AT + self.layout.width)
         by_entity = []
         for entity in range(self.entity_count):
             column = [keys[entity] for keys in self.keys]
@@ -165,6 +207,9 @@ class ProfileUpdates:
     no_room: EntityEvents | None = None
 
 
+_TABLE_ALONE = RecordLayout()
+
+
 def record_key(payment_id: str) -> bytes:
     """Returns the store key of a payment's record."""
     return b"payment:" + payment_id.encode()
@@ -175,9 +220,10 @@ def join(
     outcomes: Sequence[OutcomeEvent],
     known: Mapping[bytes, bytes],
     entity_count: int,
+    layout: RecordLayout = _TABLE_ALONE,
 ) -> Joined:
     """Returns what each event changes. `known`: the stored records of these payments, by `record_key`."""
-    joined = Joined(entity_count)
+    joined = Joined(entity_count, layout)
     try:
         records = {key: PaymentRecord.FromString(value) for key, value in known.items()}
     except DecodeError:
@@ -221,13 +267,13 @@ def _join_payment(payment: PaymentEvent, records: dict[bytes, PaymentRecord], jo
             source=position.source,
             offset=position.offset,
             # Labels need no identities: nothing that a label changes takes them in.
-            attributes=payment.attributes[: kernel.CODE_COUNT],
+            attributes=joined.layout.codes_of(payment.attributes),
             keys=[entity_key.decode() for entity_key in payment.keys],
         )
         records[key] = record
         joined.records[key] = record.SerializeToString()
     elif (record.source, record.offset) != (position.source, position.offset):
-        if len(record.attributes) > kernel.CODE_COUNT:
+        if len(record.attributes) > _CODES_MAX:
             joined.refused.append((position, UNREADABLE))
         else:
             _join_later(payment, key, record, joined)
@@ -252,13 +298,14 @@ def _join_later(payment: PaymentEvent, key: bytes, record: PaymentRecord, joined
         label = sum(each.weight for each in record.label_changes)
         change = changes.add(source=position.source, offset=position.offset, before=before, after=declined, label=label)
         joined.records[key] = record.SerializeToString()
-    is_changed = not _is_same(payment, record)
+    layout = joined.layout
+    is_changed = not _is_same(payment, record, layout)
     if change is not None:
         joined.later[DECLINED_LATER] += 1
         weight = change.before | change.label << kernel.DECLINE_BITS
-        attributes = _attributes(record, change.after)
+        attributes = _attributes(record, change.after, layout)
         # The record has no identities. The later record has those of the same texts.
-        for column, identity in _IDENTITIES.items():
+        for column, identity in layout.identities.items():
             if payment.attributes[column] == attributes[column]:
                 attributes[identity] = payment.attributes[identity]
         _add(joined, record, [kernel.DECLINE, weight, *position, payment.arrived_ms, *attributes])
@@ -271,10 +318,11 @@ def _join_later(payment: PaymentEvent, key: bytes, record: PaymentRecord, joined
         joined.later[RESENT] += 1
 
 
-def _is_same(payment: PaymentEvent, record: PaymentRecord) -> bool:
+def _is_same(payment: PaymentEvent, record: PaymentRecord, layout: RecordLayout) -> bool:
     """Whether a later record has the fields of the first one, but for `declined`."""
-    known = len(record.attributes)
-    if any(payment.attributes[column] != record.attributes[column] for column in _COMPARED if column < known):
+    codes, row = record.attributes, payment.attributes
+    known = len(codes)
+    if any(row[column] != codes[place] for place, column in layout.compared if place < known):
         return False
     # An earlier catalogue may have had other kinds of entities.
     return len(record.keys) != len(payment.keys) or list(record.keys) == [key.decode() for key in payment.keys]
@@ -287,9 +335,9 @@ def _declined_code(record: PaymentRecord, changes: int) -> int:
     return record.attributes[kernel.DECLINED] if len(record.attributes) > kernel.DECLINED else 0
 
 
-def _attributes(record: PaymentRecord, declined: int) -> list[int]:
-    """Returns the payment's row with this code of `declined`. A record of an earlier release may have fewer columns."""
-    row = [*record.attributes, *[0] * (kernel.ATTRIBUTE_COUNT - len(record.attributes))]
+def _attributes(record: PaymentRecord, declined: int, layout: RecordLayout) -> list[int]:
+    """Returns the payment's row with this code of `declined`."""
+    row = layout.row_of(record.attributes)
     row[kernel.DECLINED] = declined
     return row
 
@@ -308,7 +356,7 @@ def _join_outcome(outcome: OutcomeEvent, records: dict[bytes, PaymentRecord], jo
     if record is None:
         joined.orphans.append(outcome)
         return
-    if len(record.attributes) > kernel.CODE_COUNT:
+    if len(record.attributes) > _CODES_MAX:
         joined.refused.append((outcome.position, UNREADABLE))
         return
     change = _change_of(outcome, record)
@@ -319,7 +367,7 @@ def _join_outcome(outcome: OutcomeEvent, records: dict[bytes, PaymentRecord], jo
         joined.refused.append((outcome.position, TOO_MANY_CHANGES))
         return
     joined.records[key] = record.SerializeToString()
-    attributes = _attributes(record, _declined_code(record, change.declined_changes))
+    attributes = _attributes(record, _declined_code(record, change.declined_changes), joined.layout)
     _add(joined, record, [kernel.LABEL, change.weight, *outcome.position, outcome.arrived_ms, *attributes])
 
 
@@ -361,7 +409,7 @@ def apply(entity: int, events: EntityEvents, profiles: Mapping[bytes, bytes], en
         offset=columns[OFFSET],
         row=np.full(len(order), -1, dtype=np.int64),
     )
-    attributes = np.ascontiguousarray(events.rows[:, ATTRIBUTES_AT:])
+    attributes = np.ascontiguousarray(_fitted(events.rows, ATTRIBUTES_AT + engine.plan.row_width)[:, ATTRIBUTES_AT:])
     states = [profiles.get(key) for key in numbers]
     result = engine.apply(entity, kernel_events, attributes, states, engine.new_slots(0))
     return ProfileUpdates(
@@ -377,5 +425,17 @@ def merged(parts: Sequence[EntityEvents]) -> EntityEvents:
     if len(parts) == 1:
         return parts[0]
     keys = list(itertools.chain.from_iterable(part.keys for part in parts))
-    rows = [part.rows for part in parts] or [np.empty((0, ROW_WIDTH), dtype=np.int64)]
-    return EntityEvents(keys, np.concatenate(rows))
+    return EntityEvents(keys, joined_rows([part.rows for part in parts]))
+
+
+def joined_rows(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Returns the rows of all parts as one array, as wide as the widest part and at least ROW_WIDTH."""
+    width = max([ROW_WIDTH, *(part.shape[1] for part in parts)])
+    return np.concatenate([_fitted(part, width) for part in parts] or [np.empty((0, width), dtype=np.int64)])
+
+
+def _fitted(rows: NDArray[np.int64], width: int) -> NDArray[np.int64]:
+    """Returns rows with that many columns: further ones are left out, missing ones are 0."""
+    if rows.shape[1] >= width:
+        return rows[:, :width]
+    return np.concatenate([rows, np.zeros((len(rows), width - rows.shape[1]), dtype=np.int64)], axis=1)

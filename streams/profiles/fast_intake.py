@@ -1,11 +1,11 @@
 """Decode the payments of a batch together: the result of `EventDecoder.payment`, in a seventh of the time.
 
 An Avro record holds its fields one after the other. The fields of a payment are numbers and texts, and some may be
-missing. A compiled loop reads the usual case only: today's schema, ids and texts in ASCII, all rules of
-schemas/payment_fields.py kept.
+missing. A compiled loop reads the usual case only: today's schema, ids and texts in ASCII, IPv4 addresses in declared
+fields, all rules of schemas/payment_fields.py kept.
 
 1. Read every record: the row of attributes, and where its texts lie. `is_usual` says whether the loop could read it.
-2. Check the payment's time, convert the amount, and make the store keys.
+2. Check the payment's time, convert the amounts, and make the store keys.
 3. Anything unusual falls back to `EventDecoder.payment`, which decides and words the error.
 
 Tests compare both ways with each other.
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,30 +24,41 @@ from paywarden.features import kernel
 from paywarden.features.catalogue import attributes
 from paywarden.features.kernel.byte_ranges import capital_letters, is_printable, may_be_card_number
 from paywarden.features.kernel.crc import crc32_of_text
+from paywarden.features.kernel.declared_texts import (
+    BUFFER_BYTES,
+    identity_in_small_letters,
+    ipv4_address,
+    network_identity,
+    sign_of_email,
+)
+from paywarden.features.kernel.intrinsics import load_word
 from paywarden.features.kernel.jit import compiled
-from paywarden.features.kernel.layout import OFFSET_ZERO
+from paywarden.features.kernel.layout import NUMBER_ZERO, OFFSET_ZERO
 from paywarden.features.kernel.siphash import identity_of_text
 from paywarden.features.kernel.varint import read_varint, unzigzag
-from paywarden.features.profiles.keys import SEPARATOR
+from paywarden.features.profiles.keys import SEPARATOR, field_named, has_hashed_key, hashed_id
 from paywarden.features.profiles.money import RateTable, is_currency_code
 from paywarden.features.profiles.plan import Plan
 from paywarden.features.stores.base import KEY_BYTES_MAX
-from paywarden.schemas.avro import SchemaIds, fingerprint, topic_schema
+from paywarden.schemas.avro import SchemaIds, fingerprint
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.schemas.payment_fields import (
-    FIELD,
+    DECIMALS_MAX,
     TIME_MS_END,
     TIME_MS_MIN,
     UTC_OFFSET_MINUTES_MAX,
     WORD_BYTES_MAX,
     Form,
+    NetworkPrefix,
+    PaymentField,
+    PaymentFields,
     TimeBounds,
 )
 from paywarden.streams.kafka.reading import Record
 from paywarden.streams.profiles.events import PaymentEvent, Position, payments_source
 
 # How a field is stored, and the form of its values. The kinds from _TEXT on are texts.
-_LONG, _FLAG, _OFFSET, _TEXT, _MCC, _COUNTRY = range(6)
+_LONG, _FLAG, _OFFSET, _NUMBER, _MONEY, _DECIMAL, _TEXT, _MCC, _COUNTRY, _BIN, _EMAIL, _ADDRESS = range(12)
 _KIND_OF_FORM = {
     Form.ID: _TEXT,
     Form.CARD_TOKEN: _TEXT,
@@ -60,12 +71,33 @@ _KIND_OF_FORM = {
     Form.AMOUNT: _LONG,
     Form.OFFSET: _OFFSET,
     Form.FLAG: _FLAG,
+    Form.INTEGER: _NUMBER,
+    Form.INSTANT: _NUMBER,
+    Form.MONEY: _MONEY,
+    Form.DECIMAL: _DECIMAL,
+    Form.BIN: _BIN,
+    Form.EMAIL: _EMAIL,
+    Form.ADDRESS: _ADDRESS,
 }
-_AVRO_TYPES = {_LONG: "long", _FLAG: "boolean", _OFFSET: "int"}
-# Columns of the program: the field's kind, whether it may be null, the columns of its code and its identity in the row
-# (-1: none), the smallest number, and the largest number or the most bytes of a text.
-_KIND, _NULLABLE, _COLUMN, _IDENTITY, _LEAST, _MOST = range(6)
-_WIDTH = 6
+_AVRO_TYPES = {
+    _LONG: "long",
+    _FLAG: "boolean",
+    _OFFSET: "int",
+    _NUMBER: "long",
+    _MONEY: "long",
+    _DECIMAL: "double",
+}
+# Columns of the program: the field's kind, what a null means, the columns of its code and its identity in the row
+# (-1: none), the smallest number, the largest number or the most bytes of a text, and the digits after the point.
+_KIND, _NULLABLE, _COLUMN, _IDENTITY, _LEAST, _MOST, _DECIMALS = range(7)
+_WIDTH = 7
+# The field cannot be null, may be null, or must not be null although its type has null.
+_NO_NULL, _MAY_BE_NULL, _NULL_IS_REFUSED = range(3)
+# Columns of the program of derived fields: the source's number in the program, the column, and the bits of a network.
+# A domain has none.
+_SOURCE, _DERIVED_COLUMN, _BITS = range(3)
+_POWERS = 10.0 ** np.arange(DECIMALS_MAX + 1)
+assert [float(power) for power in _POWERS] == [10.0**digits for digits in range(DECIMALS_MAX + 1)]
 _MISSING = -1
 _HEADER_BYTES = 5
 assert OFFSET_ZERO > UTC_OFFSET_MINUTES_MAX
@@ -77,20 +109,24 @@ class FastIntake:
     def __init__(self, plan: Plan, rates: RateTable, ids: SchemaIds, times: TimeBounds) -> None:
         warm_up()
         self._rates, self._times, self._key = rates, times, plan.key
+        self._row_width = plan.row_width
         # A table of rates may contain codes of another form.
         self._currencies = frozenset(filter(is_currency_code, rates.currencies))
-        schema = topic_schema("payments")
+        schema = ids.current_schema("payments")
         # The headers of today's schema: its id in the registry, if there is one, and its fingerprint.
         self._headers = tuple(
             {struct.pack(">BI", 0, number) for number in (ids.id_of("payments"), fingerprint(schema))}
         )
-        fields = [field["name"] for field in schema["fields"]]
-        program = [_instruction(field) for field in schema["fields"]]
-        # None: today's schema has a field that the loop cannot read.
-        self._program = None if None in program else np.array(program, dtype=np.int64)
-        self._payment_id, self._currency = fields.index("payment_id"), fields.index("currency")
+        names = [field["name"] for field in schema["fields"]]
+        program = [_instruction(field, plan.fields) for field in schema["fields"]]
+        # None: today's schema has a field that the loop cannot read, or lacks a declared one.
+        is_readable = None not in program and names[len(names) - len(plan.fields.declared) :] == _names(plan.fields)
+        self._program = np.array(program, dtype=np.int64) if is_readable else None
+        self._derived = _derived_program(plan.fields, names)
+        self._money = [attributes.declared_column(f.number) for f in plan.fields.declared if f.form is Form.MONEY]
+        self._payment_id, self._currency = names.index("payment_id"), names.index("currency")
         self._entities = [
-            (f"{name}:".encode(), [fields.index(key) for key in keys])
+            (f"{name}:".encode(), [_key_part(key, plan.fields, names) for key in keys])
             for name, keys in zip(plan.entity_names, plan.entity_keys, strict=True)
         ]
 
@@ -129,20 +165,22 @@ class FastIntake:
         count, width = len(values), len(self._program)
         bounds = np.zeros(count + 1, dtype=np.int64)
         np.cumsum([len(value) for value in values], out=bounds[1:])
-        rows = np.zeros((count, kernel.ATTRIBUTE_COUNT), dtype=np.int64)
+        rows = np.zeros((count, self._row_width), dtype=np.int64)
         starts = np.zeros((count, width), dtype=np.int64)
         lengths = np.full((count, width), _MISSING, dtype=np.int64)
         is_usual = np.zeros(count, dtype=np.bool_)
         data = b"".join(values)
         buffer = np.frombuffer(bytearray(data), dtype=np.uint8)
-        _read_records(self._program, buffer, bounds, self._key.low, self._key.high, rows, starts, lengths, is_usual)
+        _read_records(
+            self._program, self._derived, buffer, bounds, self._key.low, self._key.high, rows, starts, lengths, is_usual
+        )
         times, arrived = rows[:, kernel.TIME_MS], np.array(arrived_ms, dtype=np.int64)
         # A record without a time of arrival goes the slow way. Kafka has set one on every record for many years.
         is_usual &= (arrived > 0) & (times >= arrived - self._times.past_ms_max)
         is_usual &= times <= np.minimum(arrived, now_ms) + self._times.future_ms_max
         id_bytes = lengths[:, self._payment_id]
         self._convert(data, rows, starts[:, self._currency], lengths[:, self._currency], is_usual)
-        columns = [self._keys(data, prefix, fields, starts, lengths, is_usual) for prefix, fields in self._entities]
+        columns = [self._keys(data, prefix, parts, rows, starts, lengths, is_usual) for prefix, parts in self._entities]
         ids = zip(starts[:, self._payment_id].tolist(), id_bytes.tolist(), strict=True)
         return [
             (data[start : start + length].decode(), row, keys) if usual else None
@@ -174,17 +212,30 @@ class FastIntake:
                 [name],
                 rows[chosen, kernel.TIME_MS],
             )
+            for column in self._money:
+                self._convert_money(rows, chosen, column, name)
+
+    def _convert_money(self, rows: NDArray[np.int64], chosen: NDArray[np.intp], column: int, currency: str) -> None:
+        """Fill the column of a declared amount from the next one, which has the amount in the payment's currency."""
+        there = chosen[rows[chosen, column + 1] != 0]
+        no_codes = np.zeros(len(there), dtype=np.int64)
+        own, times = rows[there, column + 1] - NUMBER_ZERO, rows[there, kernel.TIME_MS]
+        rows[there, column] = self._rates.convert_columns(own, no_codes, [currency], times) + NUMBER_ZERO
 
     def _keys(
         self,
         data: bytes,
         prefix: bytes,
-        fields: Sequence[int],
+        parts: Sequence[_KeyPart],
+        rows: NDArray[np.int64],
         starts: NDArray[np.int64],
         lengths: NDArray[np.int64],
         is_usual: NDArray[np.bool_],
     ) -> list[bytes]:
         """Returns the store keys of one kind of entity, empty for a payment without it."""
+        if any(part.field == _MISSING for part in parts):
+            return self._hashed_keys(data, prefix, parts, rows, starts, lengths, is_usual)
+        fields = [part.field for part in parts]
         own = lengths[:, fields]
         is_there = (own != _MISSING).all(axis=1)
         # A digest replaces the ids of a longer combination: the slow way makes it.
@@ -202,39 +253,118 @@ class FastIntake:
             keys.append(prefix + separator.join(ids))
         return keys
 
+    def _hashed_keys(
+        self,
+        data: bytes,
+        prefix: bytes,
+        parts: Sequence[_KeyPart],
+        rows: NDArray[np.int64],
+        starts: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+        is_usual: NDArray[np.bool_],
+    ) -> list[bytes]:
+        """Returns keys that hold an identity in place of a text."""
+        is_there = np.ones(len(rows), dtype=np.bool_)
+        sizes = np.zeros(len(rows), dtype=np.int64)
+        ids: list[list[bytes]] = []
+        for part in parts:
+            if part.field == _MISSING:
+                identities = rows[:, part.identity]
+                is_there &= identities != 0
+                sizes += _HASHED_ID_BYTES
+                ids.append([hashed_id(identity).encode() for identity in identities.tolist()])
+            else:
+                own = lengths[:, part.field]
+                is_there &= own != _MISSING
+                sizes += own
+                places = zip(starts[:, part.field].tolist(), own.tolist(), strict=True)
+                ids.append([data[start : start + max(0, length)] for start, length in places])
+        is_usual &= ~is_there | (sizes <= KEY_BYTES_MAX - len(prefix) - len(parts))
+        separator = SEPARATOR.encode()
+        return [
+            prefix + separator.join(of_payment) if there else b""
+            for there, of_payment in zip(is_there.tolist(), zip(*ids, strict=True), strict=True)
+        ]
+
+
+class _KeyPart(NamedTuple):
+    """A part of a key: the text of a field of the program, or the identity in a column of the row."""
+
+    field: int
+    identity: int
+
+
+_HASHED_ID_BYTES = len(hashed_id(0))
+
+
+def _key_part(name: str, fields: PaymentFields, names: Sequence[str]) -> _KeyPart:
+    field = field_named(name, fields)
+    if has_hashed_key(field):
+        return _KeyPart(_MISSING, attributes.declared_column(field.number) + 1)
+    return _KeyPart(names.index(name), _MISSING)
+
+
+def _names(fields: PaymentFields) -> list[str]:
+    """Returns the names of declared fields in the order of the schema."""
+    return [field.name for field in sorted(fields.declared, key=lambda field: field.number)]
+
+
+def _derived_program(fields: PaymentFields, names: Sequence[str]) -> NDArray[np.int64]:
+    program = [
+        (
+            names.index(derived.of),
+            attributes.declared_column(derived.number),
+            derived.bits if isinstance(derived, NetworkPrefix) else 0,
+        )
+        for derived in fields.derived
+        if derived.of in names
+    ]
+    return np.array(program, dtype=np.int64).reshape(-1, 3)
+
 
 def warm_up() -> None:
     """Compile or load the loop, so that no payment waits for it."""
     none = np.zeros((0, _WIDTH), dtype=np.int64)
-    _read_records(none, np.zeros(0, np.uint8), none[:, 0].copy(), 0, 0, none, none, none, np.zeros(0, np.bool_))
+    _read_records(none, none, np.zeros(0, np.uint8), none[:, 0].copy(), 0, 0, none, none, none, np.zeros(0, np.bool_))
 
 
-def _instruction(avro_field: dict[str, Any]) -> tuple[int, ...] | None:
+def _instruction(avro_field: dict[str, Any], fields: PaymentFields) -> tuple[int, ...] | None:
     """Returns the instruction for one field; None for a field or type that the table of fields does not have."""
-    avro_type, nullable = avro_field["type"], 0
+    avro_type, null = avro_field["type"], _NO_NULL
     if isinstance(avro_type, list):
         if len(avro_type) != 2 or avro_type[0] != "null":
             return None
-        avro_type, nullable = avro_type[1], 1
-    field = FIELD.get(avro_field["name"])
-    if field is None or field.is_required == bool(nullable):
+        avro_type, null = avro_type[1], _MAY_BE_NULL
+    field = fields.by_name.get(avro_field["name"])
+    if field is None or (field.number == 0 and field.is_required == (null == _MAY_BE_NULL)):
         return None
     kind = _KIND_OF_FORM[field.form]
     if avro_type != _AVRO_TYPES.get(kind, "string"):
         return None
-    column = next((attribute.column for attribute in attributes.ATTRIBUTES if attribute.name == field.name), -1)
-    keyed = attributes.identity_column(column)
-    identity = keyed if keyed != column else -1
+    if field.is_required and null == _MAY_BE_NULL:
+        null = _NULL_IS_REFUSED
+    column, identity = _columns(field)
     if field.form is Form.TIME:
-        return kind, nullable, column, identity, TIME_MS_MIN, TIME_MS_END - 1
+        return kind, null, column, identity, TIME_MS_MIN, TIME_MS_END - 1, 0
     # A code is checked by its own form and is always shorter than that.
     most = (field.size_max or WORD_BYTES_MAX) if field.is_text else field.maximum
-    return kind, nullable, column, identity, field.minimum, most
+    return kind, null, column, identity, field.minimum, most, field.decimals
+
+
+def _columns(field: PaymentField) -> tuple[int, int]:
+    """Returns the columns of a field's code and of its identity; -1 for none."""
+    if field.number:
+        column = attributes.declared_column(field.number)
+        return column, column + 1 if field.is_text else -1
+    column = next((attribute.column for attribute in attributes.ATTRIBUTES if attribute.name == field.name), -1)
+    keyed = attributes.identity_column(column)
+    return column, keyed if keyed != column else -1
 
 
 @compiled(makes_arrays=True)
 def _read_records(
     program: NDArray[np.int64],
+    derived: NDArray[np.int64],
     data: NDArray[np.uint8],
     bounds: NDArray[np.int64],
     key_low: int,
@@ -248,6 +378,9 @@ def _read_records(
 
     Record i is data[bounds[i] : bounds[i + 1]], with its header.
     """
+    buffer = np.empty(BUFFER_BYTES, dtype=np.uint8)
+    word = np.empty(1, dtype=np.int64)
+    double = word.view(np.float64)
     for number in range(len(bounds) - 1):
         at, end = bounds[number] + _HEADER_BYTES, bounds[number + 1]
         good = at <= end
@@ -255,12 +388,13 @@ def _read_records(
             if not good:
                 break
             kind, column = program[field, _KIND], program[field, _COLUMN]
-            if program[field, _NULLABLE] == 1:
+            if program[field, _NULLABLE] != _NO_NULL:
                 if at >= end or (data[at] != 0 and data[at] != 2):
                     good = False
                     break
                 at += 1
                 if data[at - 1] == 0:
+                    good = program[field, _NULLABLE] == _MAY_BE_NULL
                     continue
             if kind == _FLAG:
                 if at >= end or data[at] > 1:
@@ -268,6 +402,17 @@ def _read_records(
                     break
                 rows[number, column] = 1 + data[at]
                 at += 1
+                continue
+            if kind == _DECIMAL:
+                if at + 8 > end:
+                    good = False
+                    break
+                word[0] = load_word(data, at)
+                scaled = np.rint(double[0] * _POWERS[program[field, _DECIMALS]])
+                # Not a number is not within bounds.
+                good = program[field, _LEAST] <= scaled <= program[field, _MOST]
+                rows[number, column] = (np.int64(scaled) if good else 0) + NUMBER_ZERO
+                at += 8
                 continue
             coded, at = read_varint(data, at, end)
             if at < 0:
@@ -278,27 +423,63 @@ def _read_records(
                 if value < program[field, _LEAST] or value > program[field, _MOST]:
                     good = False
                     break
-                rows[number, column] = value + OFFSET_ZERO if kind == _OFFSET else value
+                if kind == _NUMBER:
+                    rows[number, column] = value + NUMBER_ZERO
+                elif kind == _MONEY:
+                    rows[number, column + 1] = value + NUMBER_ZERO
+                else:
+                    rows[number, column] = value + OFFSET_ZERO if kind == _OFFSET else value
                 continue
             if value <= 0 or value > end - at or value > program[field, _MOST]:
                 good = False
                 break
             starts[number, field], lengths[number, field] = at, value
             good = is_printable(data, at, at + value)
+            identity = program[field, _IDENTITY]
             if kind == _COUNTRY:
                 letters = capital_letters(data, at, value) if value == 2 else -1
                 good &= letters >= 0
                 rows[number, column] = letters + 1
-            elif column >= 0:
-                rows[number, column] = crc32_of_text(data, at, at + value) + 1
-            if program[field, _IDENTITY] >= 0:
-                rows[number, program[field, _IDENTITY]] = identity_of_text(data, at, at + value, key_low, key_high)
-            if kind == _MCC:
-                good &= value == 4
+                if identity >= 0:
+                    rows[number, identity] = letters + 1
+            elif kind == _EMAIL:
+                good &= sign_of_email(data, at, at + value) >= 0
+                rows[number, column] = 1
+                if good:
+                    rows[number, identity] = identity_in_small_letters(data, at, at + value, key_low, key_high, buffer)
+            else:
+                if column >= 0:
+                    rows[number, column] = crc32_of_text(data, at, at + value) + 1
+                if identity >= 0:
+                    rows[number, identity] = identity_of_text(data, at, at + value, key_low, key_high)
+            if kind in (_MCC, _BIN):
+                good &= value == 4 if kind == _MCC else 6 <= value <= 8
                 for place in range(at, at + value):
                     good &= 48 <= data[place] < 58
             elif kind == _TEXT:
                 # The slow way decides whether it is a card number.
                 good &= not may_be_card_number(data, at, at + value)
+            elif kind == _ADDRESS:
+                # The slow way reads other addresses.
+                good &= ipv4_address(data, at, at + value) >= 0
             at += value
-        is_usual[number] = good and at == end
+        good = good and at == end
+        for line in range(len(derived) if good else 0):
+            field, column = derived[line, _SOURCE], derived[line, _DERIVED_COLUMN]
+            start, stop = starts[number, field], starts[number, field] + lengths[number, field]
+            if stop < start:
+                continue
+            if derived[line, _BITS] == 0:
+                sign = sign_of_email(data, start, stop)
+                rows[number, column] = 1
+                rows[number, column + 1] = identity_in_small_letters(data, sign + 1, stop, key_low, key_high, buffer)
+                continue
+            address = ipv4_address(data, start, stop)
+            if address >= 0:
+                rows[number, column] = 1
+                rows[number, column + 1] = network_identity(address, derived[line, _BITS], key_low, key_high, buffer)
+                continue
+            for place in range(start, stop):
+                # Only an IPv6 address has a colon. A text that is no address has no network.
+                good &= data[place] != 58
+        is_usual[number] = good

@@ -9,7 +9,7 @@ hundreds of events, and costs little for each.
     2. encode_frame         the events of a batch for that partition, at most 1000, in their order
     3. decode_frame         the owner gets the same events, and the progress of payments
 
-    byte      FRAME_VERSION
+    byte      FRAME_VERSION, or FRAME_WITH_DECLARED
     byte      the number of attributes of a payment in this frame
     2 bytes   the number of partitions that keys are spread over (all numbers are little endian)
     4 bytes   the number of progress entries, 16 bytes each: a partition of payments, and the moment up to which all
@@ -36,14 +36,18 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from paywarden.features import kernel
+from paywarden.features.stores.base import KEY_BYTES_MAX
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
-from paywarden.streams.profiles.events import ATTRIBUTES_AT, ROW_WIDTH, EntityEvents
+from paywarden.streams.profiles.events import ATTRIBUTES_AT, ROW_WIDTH, ROW_WIDTH_MAX, EntityEvents, joined_rows
 
 # A worker of an earlier release stops at a frame of version 2 and loses nothing: it would take the identities of texts
 # for garbage. Frames of version 1 are read. Their events have no identities, and profiles take the public codes.
 FRAME_VERSION, FRAME_WITHOUT_IDENTITIES = 2, 1
+# A frame whose rows have declared fields. A worker of a release that knows none stops at it, and loses nothing.
+FRAME_WITH_DECLARED = 3
+_VERSIONS = (FRAME_WITHOUT_IDENTITIES, FRAME_VERSION, FRAME_WITH_DECLARED)
 # Even with the longest keys such a frame stays under Kafka's default limit of 1 MiB.
-FRAME_EVENTS_MAX = 1000
+FRAME_EVENTS_MAX, _FRAME_BYTES_MAX = 1000, 1_000_000
 
 _HEADER = struct.Struct("<BBHII")
 
@@ -58,9 +62,11 @@ def frames_of(events: EntityEvents, partition_count: int) -> Iterator[tuple[int,
     chosen: dict[int, list[int]] = {}
     for number, key in enumerate(events.keys):
         chosen.setdefault(zlib.crc32(key) % partition_count, []).append(number)
+    event_bytes_max = events.rows.itemsize * events.rows.shape[1] + 2 + KEY_BYTES_MAX
+    count_max = min(FRAME_EVENTS_MAX, _FRAME_BYTES_MAX // event_bytes_max)
     for partition, numbers in chosen.items():
-        for first in range(0, len(numbers), FRAME_EVENTS_MAX):
-            part = numbers[first : first + FRAME_EVENTS_MAX]
+        for first in range(0, len(numbers), count_max):
+            part = numbers[first : first + count_max]
             keys = [events.keys[number] for number in part]
             yield partition, encode_frame(EntityEvents(keys, events.rows[part]), {}, partition_count)
 
@@ -68,9 +74,11 @@ def frames_of(events: EntityEvents, partition_count: int) -> Iterator[tuple[int,
 def encode_frame(events: EntityEvents, complete_to_ms: Mapping[int, int], partition_count: int) -> bytes:
     """Returns one frame. `complete_to_ms`: the progress of partitions of payments."""
     progress = np.array(list(complete_to_ms.items()), dtype="<i8")
+    attribute_count = events.rows.shape[1] - ATTRIBUTES_AT
+    version = FRAME_VERSION if attribute_count == kernel.ATTRIBUTE_COUNT else FRAME_WITH_DECLARED
     return b"".join(
         (
-            _HEADER.pack(FRAME_VERSION, kernel.ATTRIBUTE_COUNT, partition_count, len(complete_to_ms), len(events.keys)),
+            _HEADER.pack(version, attribute_count, partition_count, len(complete_to_ms), len(events.keys)),
             progress.tobytes(),
             np.ascontiguousarray(events.rows, dtype="<i8").tobytes(),
             np.array([len(key) for key in events.keys], dtype="<u2").tobytes(),
@@ -82,14 +90,17 @@ def encode_frame(events: EntityEvents, complete_to_ms: Mapping[int, int], partit
 def decode_frame(value: bytes | None, partition_count: int) -> tuple[EntityEvents, dict[int, int]]:
     """Returns the events and the progress in a frame of a topic with `partition_count` partitions.
 
+    The rows have the declared fields of the worker that sent them, which may be others than the reader's.
+
     Raises InvalidEvent for a value that is no frame. Raises Misconfigured for a frame of another release, or for
     another number of partitions: a profile would have two owners, so the worker must stop and lose nothing.
     """
     if value is None or len(value) < _HEADER.size:
         raise InvalidEvent("not a frame: it is too short")
     version, attribute_count, spread_over, progress_count, event_count = _HEADER.unpack_from(value)
-    if version not in (FRAME_VERSION, FRAME_WITHOUT_IDENTITIES):
-        raise Misconfigured(f"a repartition topic has frames of version {version}, this release reads {FRAME_VERSION}")
+    if version not in _VERSIONS:
+        known = FRAME_WITH_DECLARED
+        raise Misconfigured(f"a repartition topic has frames of version {version}, this release reads {known}")
     if spread_over != partition_count:
         raise Misconfigured(
             f"a repartition topic has frames for {spread_over} partitions, and it has {partition_count}: "
@@ -99,12 +110,12 @@ def decode_frame(value: bytes | None, partition_count: int) -> tuple[EntityEvent
     rows_at = _HEADER.size + 16 * progress_count
     lengths_at = rows_at + 8 * width * event_count
     keys_at = lengths_at + 2 * event_count
-    if attribute_count > kernel.ATTRIBUTE_COUNT or keys_at > len(value):
+    if width > (ROW_WIDTH_MAX if version == FRAME_WITH_DECLARED else ROW_WIDTH) or keys_at > len(value):
         raise InvalidEvent("not a frame: it ends before its events do, or has attributes no one knows")
     progress = np.frombuffer(value, "<i8", 2 * progress_count, _HEADER.size).reshape(-1, 2)
     rows = np.frombuffer(value, "<i8", width * event_count, rows_at).reshape(-1, width).astype(np.int64)
     if width < ROW_WIDTH:
-        rows = np.concatenate([rows, np.zeros((event_count, ROW_WIDTH - width), dtype=np.int64)], axis=1)
+        rows = joined_rows([rows])
     ends = np.cumsum(np.frombuffer(value, "<u2", event_count, lengths_at), dtype=np.int64) + keys_at
     if (int(ends[-1]) if event_count else keys_at) != len(value):
         raise InvalidEvent("not a frame: its keys are not as long as it says")

@@ -30,6 +30,7 @@ from paywarden.streams.profiles.events import (
     OutcomeEvent,
     PaymentEvent,
     Position,
+    RecordLayout,
 )
 from paywarden.streams.profiles.repartition import encode_frame, frames_of
 
@@ -67,7 +68,9 @@ class Router:
         self._ttl_s = outcome_days * _DAY_S
         self.payments_base = self.outcomes_base = 0
         """What is added to the offsets of payments and outcomes that are stored (streams/kafka/source_register.py)."""
-        identities = range(kernel.CODE_COUNT, kernel.ATTRIBUTE_COUNT)
+        self._layout = RecordLayout(plan.fields)
+        declared = range(kernel.ATTRIBUTE_COUNT + 1, plan.row_width, 2)
+        identities = (*range(kernel.CODE_COUNT, kernel.ATTRIBUTE_COUNT), *declared)
         self._unused = [
             [ATTRIBUTES_AT + column for column in identities if column not in used] for used in plan.entity_identities
         ]
@@ -110,7 +113,7 @@ class Router:
         """
         ids = [event.payment_id for event in decoded.payments] + [event.payment_id for event in decoded.outcomes]
         known, versions = read_for_update(self._store, [batch.record_key(payment_id) for payment_id in ids])
-        joined = batch.join(decoded.payments, decoded.outcomes, known, self._entity_count)
+        joined = batch.join(decoded.payments, decoded.outcomes, known, self._entity_count, self._layout)
         if joined.records:
             self._store.write(joined.records, ttl_s=self._ttl_s, versions=versions)
         return joined

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.schemas.errors import InvalidEvent
-from paywarden.streams.profiles.events import OFFSET, ROW_WIDTH, SOURCE
+from paywarden.streams.profiles.events import OFFSET, ROW_WIDTH, ROW_WIDTH_MAX, SOURCE, joined_rows
 
 MARK = 0xFF
 FORMAT = 1
@@ -45,7 +45,10 @@ _WIDTH = struct.Struct("<H")
 
 @dataclass(frozen=True)
 class SetAside:
-    """`profile`: the bytes that cannot be read. `rows`: the waiting events, shape (events, ROW_WIDTH), in order."""
+    """`profile`: the bytes that cannot be read. `rows`: the waiting events, in order.
+
+    `rows` has shape (events, at least ROW_WIDTH): as many columns as the widest of the events.
+    """
 
     profile: bytes
     rows: NDArray[np.int64]
@@ -57,7 +60,7 @@ class SetAside:
             (
                 _HEADER.pack(MARK, FORMAT, len(self.profile)),
                 self.profile,
-                _WIDTH.pack(ROW_WIDTH),
+                _WIDTH.pack(self.rows.shape[1]),
                 zlib.compress(rows.tobytes(), 1),
             )
         )
@@ -73,7 +76,7 @@ class SetAside:
                 newest[source] = offset
                 new.append(number)
         room = max(0, EVENTS_MAX - len(self.rows))
-        return SetAside(self.profile, np.concatenate([self.rows, rows[new[:room]]])), rows[new[room:]]
+        return SetAside(self.profile, joined_rows([self.rows, rows[new[:room]]])), rows[new[room:]]
 
 
 def is_set_aside(state: bytes | None) -> bool:
@@ -95,7 +98,7 @@ def decode(state: bytes) -> SetAside:
         mark, form, length = _HEADER.unpack_from(state)
         end = _HEADER.size + length
         (width,) = _WIDTH.unpack_from(state, end)
-        if (mark, form) != (MARK, FORMAT) or not ROW_WIDTH >= width > OFFSET:
+        if (mark, form) != (MARK, FORMAT) or not ROW_WIDTH_MAX >= width > OFFSET:
             raise InvalidEvent("it was set aside by another release")
         unpacking = zlib.decompressobj()
         packed = unpacking.decompress(state[end + _WIDTH.size :], 8 * width * EVENTS_MAX)
@@ -105,8 +108,7 @@ def decode(state: bytes) -> SetAside:
         raise InvalidEvent("it was set aside, and is damaged")
     rows = np.frombuffer(packed, "<i8").reshape(width, -1).T.astype(np.int64)
     # Rows of an earlier release have fewer attributes.
-    missing = np.zeros((len(rows), ROW_WIDTH - width), dtype=np.int64)
-    return SetAside(state[_HEADER.size : end], np.concatenate([rows, missing], axis=1))
+    return SetAside(state[_HEADER.size : end], joined_rows([rows]))
 
 
 def rows_of(keys: Sequence[bytes], rows: NDArray[np.int64]) -> dict[bytes, NDArray[np.int64]]:

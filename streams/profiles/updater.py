@@ -148,7 +148,7 @@ class Updater:
         no_room = []
         for key in waiting:
             kept, overflow = _opened(profiles[key]).with_events(rows[key])
-            readable = self._applied(entity, key, np.concatenate([kept.rows, overflow]), kept.profile)
+            readable = self._applied(entity, key, batch.joined_rows([kept.rows, overflow]), kept.profile)
             if readable is not None:
                 done.profiles.update(readable.profiles)
                 done = replace(done, restored=done.restored + 1, late=done.late + readable.late)

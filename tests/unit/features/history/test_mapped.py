@@ -39,17 +39,24 @@ def opened(folder: Path, part_rows: int = 2) -> History:
 
 
 def assert_same(one: History, other: History) -> None:
-    for field in dataclasses.fields(History):
-        wanted: Any = getattr(one, field.name)
-        found: Any = getattr(other, field.name)
-        if isinstance(wanted, Coded):
-            assert np.array_equal(found.codes, wanted.codes), field.name
-            assert found.names.equals(wanted.names), field.name
-        elif isinstance(wanted, pa.Array):
-            assert found.cast(pa.string()).equals(wanted), field.name
-        else:
-            assert np.array_equal(found, wanted), field.name
-            assert found.dtype == wanted.dtype, field.name
+    assert other.fields == one.fields
+    assert other.declared.keys() == one.declared.keys()
+    names = [field.name for field in dataclasses.fields(History) if field.name not in ("fields", "declared")]
+    pairs = [(name, getattr(one, name), getattr(other, name)) for name in names]
+    pairs += [(name, column, other.declared[name]) for name, column in one.declared.items()]
+    for name, wanted, found in pairs:
+        assert_same_column(name, wanted, found)
+
+
+def assert_same_column(name: str, wanted: Any, found: Any) -> None:
+    if isinstance(wanted, Coded):
+        assert np.array_equal(found.codes, wanted.codes), name
+        assert found.names.equals(wanted.names), name
+    elif isinstance(wanted, pa.Array):
+        assert found.cast(pa.string()).equals(wanted), name
+    else:
+        assert np.array_equal(found, wanted), name
+        assert found.dtype == wanted.dtype, name
 
 
 @pytest.mark.parametrize("part_rows", [1, 2, 3, 100])

@@ -176,13 +176,13 @@ def test_a_damaged_record_of_a_payment_refuses_its_events_alone() -> None:
     assert store.read([record_key(bad)]) == [b"\xff\xff damaged"]
 
 
-def test_a_record_with_attributes_of_a_later_release_refuses_its_outcome() -> None:
+def test_a_record_with_more_codes_than_any_declaration_is_refused() -> None:
     store, sender = MemoryStore(), FakeSender()
     built, events = decoded(store, sender)
     built.keep(events)
     key = record_key(events.payments[0].payment_id)
     later = PaymentRecord.FromString(store.read([key])[0] or b"")
-    later.attributes.append(1)
+    later.attributes.extend([1] * 65)
     store.write({key: later.SerializeToString()}, ttl_s=0)
     joined = built.keep(built.decode([], [outcome_record(events.payments[0].payment_id, 7)], NOW_MS))
     assert (joined.refused, joined.rows) == ([(Position(1, 7), UNREADABLE)], [])

@@ -1,0 +1,167 @@
+"""The columns of a project's own fields in a history (features/catalogue/fields.py).
+
+    declared                            column of payments.parquet     in the history
+    text, category, address, BIN        string                         Coded
+    country                             string                         Coded
+    e-mail                              string, or int64 hashes        Coded, in small letters
+    integer, money, time                integer                        codes: the number + NUMBER_ZERO
+    decimal                             float or integer               codes, in units of its last digit
+    flag                                boolean                        codes: 1 no, 2 yes
+    network, domain                     none                           Coded, made from the source
+
+A code of 0 is a missing value. A file that Paywarden writes has no e-mail addresses. Their column holds the keyed hash
+of each address, and the column of a domain that of the domain. Such a file gives the same features as the addresses do,
+for the deployment whose key made the hashes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from paywarden.features import kernel
+from paywarden.features.catalogue.attributes import number_code
+from paywarden.features.history.columns import ColumnAllocator, MemoryAllocator
+from paywarden.features.history.payment_columns import (
+    PAYMENTS_FILE,
+    Coded,
+    Int64Array,
+    coded_values,
+    flag_codes,
+    plain_texts,
+    refuse_wrong_number,
+    refuse_wrong_text,
+    scaled_decimals,
+    whole_numbers,
+    wrong_decimals,
+    wrong_numbers,
+)
+from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.payment_fields import DerivedField, EmailDomain, Form, PaymentField, PaymentFields
+
+_PART_ROWS = 1 << 20
+
+
+def of_table(payments: pa.Table, fields: PaymentFields, ip: Coded) -> dict[str, Coded | Int64Array]:
+    """Returns the columns of declared and derived fields by name. `ip` is the column of addresses of the table.
+
+    Raises Misconfigured that names the first row that breaks a rule.
+    """
+    columns: dict[str, Coded | Int64Array] = {}
+    for field in fields.declared:
+        if field.is_text:
+            coded = coded_values(values_of(field, payments))
+            refuse_wrong_values(field, coded.names, coded.codes)
+            columns[field.name] = in_small_letters(coded) if field.form is Form.EMAIL else coded
+        else:
+            columns[field.name] = codes_of(field, payments)
+    for derived in fields.derived:
+        source = ip if derived.of == "ip" else columns[derived.of]
+        assert isinstance(source, Coded)
+        if takes_hashes(derived, source):
+            columns[derived.name] = coded_values(domain_hashes(derived, payments))
+        else:
+            columns[derived.name] = derived_column(derived, source)
+    return columns
+
+
+def values_of(field: PaymentField, payments: pa.Table) -> pa.Array:
+    """Returns the column of a text field as strings, or as int64 if it holds the hashes of e-mail addresses."""
+    if field.name not in payments.column_names:
+        return pa.nulls(len(payments), pa.string())
+    column = payments[field.name]
+    return one_array(column) if holds_hashes(column.type) else plain_texts(column)
+
+
+def holds_hashes(kind: pa.DataType) -> bool:
+    """Returns whether a column of this type holds keyed hashes."""
+    return bool(pa.types.is_int64(kind))
+
+
+def one_array(column: pa.ChunkedArray) -> pa.Array:
+    """Returns a column as one array."""
+    whole = column.combine_chunks()
+    return pa.concat_arrays(whole.chunks) if isinstance(whole, pa.ChunkedArray) else whole
+
+
+def refuse_wrong_values(
+    field: PaymentField, names: pa.Array, codes: NDArray[np.integer[Any]], first_row: int = 0
+) -> None:
+    """Raises Misconfigured that names the first row whose text, or hash, breaks a rule; row i has names[codes[i]]."""
+    if not holds_hashes(names.type):
+        refuse_wrong_text(field, names, codes, first_row)
+        return
+    wrong = np.append(names.to_numpy() < kernel.IDENTITY_BIT, False)[codes]
+    if wrong.any():
+        row = first_row + int(np.argmax(wrong))
+        wanted = f"{field.wanted}, or its keyed hash"
+        raise Misconfigured(f"{PAYMENTS_FILE}, row {row}: {field.name} is a number that is no hash; wanted {wanted}")
+
+
+def in_small_letters(coded: Coded, room: ColumnAllocator | None = None) -> Coded:
+    """Returns a column of e-mail addresses with each address in small letters. Hashes stay."""
+    if holds_hashes(coded.names.type):
+        return coded
+    return _renamed(coded, pc.utf8_lower(coded.names).to_pylist(), room)
+
+
+def codes_of(field: PaymentField, payments: pa.Table, first_row: int = 0) -> Int64Array:
+    """Returns the codes of a column that holds no texts. Raises Misconfigured for the first row that breaks a rule."""
+    if field.form is Form.FLAG:
+        return flag_codes(payments, field.name)
+    if field.name not in payments.column_names:
+        return np.zeros(len(payments), dtype=np.int64)
+    column = payments[field.name]
+    is_there = np.asarray(pc.is_valid(column).to_numpy(), dtype=np.bool_)
+    if field.is_decimal:
+        try:
+            values = np.asarray(column.cast(pa.float64()).fill_null(0.0).to_numpy(), dtype=np.float64)
+        except pa.ArrowInvalid as error:
+            raise Misconfigured(f"{PAYMENTS_FILE}: column {field.name} has a number of over 2**53") from error
+        scaled = scaled_decimals(field, values)
+        refuse_wrong_number(field, values, is_there & wrong_decimals(field, scaled), first_row)
+        numbers = np.where(is_there, scaled, 0.0).astype(np.int64)
+    else:
+        numbers = np.asarray(whole_numbers(payments, field.name).fill_null(0).to_numpy(), dtype=np.int64)
+        refuse_wrong_number(field, numbers, is_there & wrong_numbers(field, numbers), first_row)
+    return np.where(is_there, numbers + number_code(0), 0)
+
+
+def takes_hashes(derived: DerivedField, source: Coded) -> bool:
+    """Returns whether a derived field has a column of its own, because its source holds hashes."""
+    return isinstance(derived, EmailDomain) and holds_hashes(source.names.type)
+
+
+def domain_hashes(derived: DerivedField, payments: pa.Table) -> pa.Array:
+    """Returns the column of a domain's hashes. Raises Misconfigured if there is none, or it holds other numbers."""
+    if derived.name not in payments.column_names:
+        raise Misconfigured(
+            f"{PAYMENTS_FILE}: column {derived.name} is missing: {derived.of} holds keyed hashes, and no domain can be "
+            "read from these"
+        )
+    hashes = one_array(payments[derived.name].cast(pa.int64()))
+    if (hashes.fill_null(kernel.IDENTITY_BIT).to_numpy() < kernel.IDENTITY_BIT).any():
+        raise Misconfigured(f"{PAYMENTS_FILE}: column {derived.name} holds a number that is no keyed hash")
+    return hashes
+
+
+def derived_column(derived: DerivedField, source: Coded, room: ColumnAllocator | None = None) -> Coded:
+    """Returns the column of a derived field, made in `room`."""
+    return _renamed(source, [derived.value_of(name) for name in source.names.to_pylist()], room)
+
+
+def _renamed(coded: Coded, names: list[str], room: ColumnAllocator | None) -> Coded:
+    """Returns a column with other names for the same numbers. An empty name is a missing value."""
+    distinct = sorted(set(names) - {""})
+    number_of = {name: number for number, name in enumerate(distinct)}
+    # Code -1 takes the last entry.
+    new_code = np.array([*(number_of.get(name, -1) for name in names), -1], dtype=np.int32)
+    codes = (room or MemoryAllocator()).new(len(coded), np.int32)
+    for start in range(0, len(coded), _PART_ROWS):
+        part = slice(start, start + _PART_ROWS)
+        codes[part] = new_code[coded.codes[part]]
+    return Coded(codes, pa.array(distinct, pa.string()))

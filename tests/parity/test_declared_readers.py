@@ -1,0 +1,401 @@
+"""A project's own fields through every reader of topics and files: the same row, keys, vectors and refusals.
+
+    topic      Avro one by one, Avro by the compiled loop
+    history    Parquet whole, Parquet in parts, rows of the topic with keyed hashes in place of e-mail addresses
+    stream     events through records in the store and frames, against the point-in-time pass through a history
+
+Declarations are random: any of the fields below, under any numbers.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from paywarden.features import kernel
+from paywarden.features.catalogue import fields as words
+from paywarden.features.catalogue.attributes import Attribute, ip, row_width
+from paywarden.features.catalogue.entity import Catalogue, Entity, request
+from paywarden.features.catalogue.identity import IdentityKey
+from paywarden.features.history.columns import MemoryAllocator, MmapAllocator
+from paywarden.features.history.entity_columns import entity_column
+from paywarden.features.history.history import History, history_of_tables, write_history
+from paywarden.features.history.mapped import open_history
+from paywarden.features.history.point_in_time import PointInTimeReplay, declared_amounts, reference_amounts
+from paywarden.features.history.rows import HistoryRows
+from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.features.profiles.money import RATE_SCALE, RateTable
+from paywarden.schemas.avro import Encoder, LocalSchemaIds
+from paywarden.schemas.errors import InvalidEvent, Misconfigured
+from paywarden.schemas.payment_fields import AMOUNT_MINOR_MAX, Form, PaymentField, PaymentFields
+from paywarden.streams.archive.topic_history import history_of_rows
+from paywarden.streams.kafka.reading import Record
+from paywarden.streams.kafka.topic_rows import RowBuilder, TopicRows, rows_schema
+from paywarden.streams.profiles import events as batch
+from paywarden.streams.profiles.decoder import EventDecoder
+from paywarden.streams.profiles.events import OutcomeEvent, PaymentEvent, Position, RecordLayout
+from paywarden.streams.profiles.repartition import decode_frame, encode_frame
+
+NOW_MS = 1_720_000_000_000
+RATES = RateTable({"EUR": [(0, RATE_SCALE)], "JPY": [(0, 6_123), (NOW_MS - 500, 6_321)]})
+KEY = IdentityKey.of_bytes(b"sixteen bytes...")
+
+# One of each form, by a name of its own. A domain and a network follow their source.
+FORMS: dict[str, Any] = {
+    "customer": lambda n: words.text("customer", n, personal=True),
+    "product": lambda n: words.category("product", n, ["book", "toy"]),
+    "issuer": lambda n: words.bin_number("issuer", n),
+    "billing": lambda n: words.country("billing", n),
+    "delivery": lambda n: words.address("delivery", n),
+    "buyer": lambda n: words.email("buyer", n),
+    "days": lambda n: words.integer("days", n, unit="days", least=-10, most=10_000),
+    "weight": lambda n: words.decimal("weight", n, unit="kg", least=-90, most=500, decimals=3),
+    "tip": lambda n: words.money("tip", n),
+    "opened": lambda n: words.time("opened", n),
+    "gift": lambda n: words.flag("gift", n),
+    "needed": lambda n: words.text("needed", n, required=True),
+}
+TEXTS = {
+    Form.ID: ["c-1", "c-2", "Zürich", "book"],
+    Form.BIN: ["411111", "51005100"],
+    Form.COUNTRY: ["DE", "FR"],
+    Form.ADDRESS: ["192.0.2.7", "192.0.2.200", "10.0.0.1", "2001:db8::7", "2001:DB8::7"],
+    Form.EMAIL: ["ann@example.com", "Ann@Example.COM", "bob@mail.example.org"],
+}
+WRONG_TEXTS = [
+    *("", "x" * 257, "a\x00b", "4111111111111111", "192.0.2.256", "192.0.2.07", "1.2.3", "1.2.3.4.", "::1%eth0"),
+    *("ann@", "@example.com", "a@b@c", "ann@exa mple.com", f"{'x' * 65}@a.b", "12345", "123456789", "de", "ÄÖ"),
+]
+DECIMALS = [0.0, -0.0, 1.0005, 2.0005, 12.3445, 499.9994, 500.0, 500.0004, -90.0, 1e-9, 1 / 3]
+WRONG_DECIMALS = [float("nan"), float("inf"), -float("inf"), 500.0006, -90.001, 1e300]
+WHOLE = {"days": [-10, 0, 7, 10_000], "tip": [0, 5, AMOUNT_MINOR_MAX], "opened": [NOW_MS - 86_400_000, NOW_MS]}
+WRONG_WHOLE = [-(2**63), -11, 2**62, 2**63 - 1]
+
+
+class World(NamedTuple):
+    """A declaration with all that reads its payments."""
+
+    fields: PaymentFields
+    engine: FeatureEngine
+    encoder: Encoder
+    ids: LocalSchemaIds
+    stream: EventDecoder
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> World:
+    names = draw(st.lists(st.sampled_from(list(FORMS)), min_size=1, max_size=6, unique=True))
+    numbers = draw(st.lists(st.integers(1, 64), min_size=len(names) + 3, max_size=len(names) + 3, unique=True))
+    declared = {name: FORMS[name](number) for name, number in zip(names, numbers, strict=False)}
+    last = numbers[-3:]
+    derived: dict[str, Attribute] = {"near": words.network("near", last[0], of=ip, bits=draw(st.integers(1, 32)))}
+    if "buyer" in declared:
+        derived["domain"] = words.email_domain("domain", last[1], of=declared["buyer"])
+    if "delivery" in declared:
+        derived["street"] = words.network("street", last[2], of=declared["delivery"], bits=20, bits_v6=56)
+    return world_of(words.Payment(*declared.values(), *derived.values()))
+
+
+def world_of(payment: words.Payment) -> World:
+    attributes = {one.name: one for one in payment.attributes}
+    texts = [one for one in payment.attributes if one.derived or (one.field and one.field.is_text)]
+    keys = [one.name for one in texts if one.name != "billing"]
+    entities = [Entity("card", "card_id"), *(Entity(f"by_{name}", name) for name in keys[:4])]
+    entities.append(Entity("pair", ("merchant_id", keys[-1])))
+    features = [request.hour("hour")]
+    for entity in entities:
+        features.append(entity.count(f"{entity.name}_count", "1d"))
+        features += [entity.distinct(f"{entity.name}_{one.name}", one, "1d") for one in texts[:3]]
+        if "weight" in attributes:
+            where = attributes["weight"] >= 1.001
+            features.append(entity.fraud_count(f"{entity.name}_frauds", "1d", delay="", where=where))
+    plan_catalogue = Catalogue(entities, features, payment)
+    engine, ids = FeatureEngine(plan_catalogue, KEY), LocalSchemaIds(fields=payment.fields)
+    encoder = Encoder("payments", ids.id_of("payments"), schema=ids.current_schema("payments"))
+    return World(payment.fields, engine, encoder, ids, EventDecoder(engine, RATES, ids))
+
+
+def values_of(field: PaymentField, *, right: bool) -> st.SearchStrategy[Any]:
+    good: list[Any]
+    wrong: list[Any]
+    if field.is_text:
+        good, wrong = list(TEXTS[field.form]), WRONG_TEXTS
+    elif field.form is Form.DECIMAL:
+        good, wrong = DECIMALS, WRONG_DECIMALS
+    elif field.form is Form.FLAG:
+        good, wrong = [True, False], [True]
+    else:
+        good, wrong = WHOLE[field.name], WRONG_WHOLE
+    value = st.sampled_from(good)
+    if not right:
+        value = st.one_of(*[value] * 8, st.sampled_from(wrong))
+    return value if field.is_required and right else st.one_of(st.none(), *[value] * 4)
+
+
+def payments_of(world: World, *, right: bool = True) -> st.SearchStrategy[list[dict[str, Any]]]:
+    own = {field.name: values_of(field, right=right) for field in world.fields.declared}
+    usual = {
+        "card_id": st.sampled_from(["k1", "k2"]),
+        "merchant_id": st.sampled_from(["m1", "m2"]),
+        "ip": st.sampled_from([None, "198.51.100.7", "203.0.113.9", "no address", "2001:db8::1", "1.2.3.04"]),
+        "amount_minor": st.integers(0, 10_000),
+        "currency": st.sampled_from(["EUR", "JPY"]),
+        "event_time_ms": st.integers(NOW_MS - 2_000, NOW_MS),
+    }
+
+    def numbered(payments: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        payments.sort(key=lambda payment: payment["event_time_ms"])
+        return [{"payment_id": f"p{number}", **payment} for number, payment in enumerate(payments)]
+
+    return st.lists(st.fixed_dictionaries(usual | own), min_size=1, max_size=6).map(numbered)
+
+
+def records_of(world: World, payments: Sequence[dict[str, Any]]) -> list[Record]:
+    return [
+        Record("payments", 0, offset, b"k", world.encoder.encode(payment), NOW_MS, ())
+        for offset, payment in enumerate(payments)
+    ]
+
+
+def one_by_one(world: World, records: Sequence[Record]) -> list[PaymentEvent | str]:
+    events: list[PaymentEvent | str] = []
+    for record in records:
+        try:
+            events.append(world.stream.payment(record.value, Position(0, record.offset), NOW_MS, NOW_MS))
+        except InvalidEvent as error:
+            events.append(str(error))
+    return events
+
+
+def tables_of(world: World, payments: Sequence[dict[str, Any]]) -> tuple[pa.Table, pa.Table]:
+    table = pa.table(
+        {
+            name: pa.array([payment.get(name) for payment in payments], kind)
+            for name, kind in column_types(world.fields).items()
+        }
+    )
+    return table, outcomes_of(payments)
+
+
+def column_types(fields: PaymentFields) -> dict[str, pa.DataType]:
+    other = {Form.FLAG: pa.bool_(), Form.DECIMAL: pa.float64()}
+    return {field.name: pa.string() if field.is_text else other.get(field.form, pa.int64()) for field in fields.all}
+
+
+def outcomes_of(payments: Sequence[dict[str, Any]]) -> pa.Table:
+    """Every second payment is a fraud, known at once."""
+    frauds = payments[::2]
+    return pa.table(
+        {
+            "payment_id": pa.array([payment["payment_id"] for payment in frauds], pa.string()),
+            "outcome_time_ms": pa.array([payment["event_time_ms"] for payment in frauds], pa.int64()),
+            "label": pa.array(["fraud" for _ in frauds], pa.string()),
+            "source": pa.nulls(len(frauds), pa.string()),
+        }
+    )
+
+
+def topic_history(world: World, records: Sequence[Record], payments: Sequence[dict[str, Any]]) -> History:
+    builder = RowBuilder("payments", world.ids, world.fields, KEY)
+    for record in records:
+        builder.add(record)
+    rows = builder.take()
+    for field in world.fields.declared:
+        if field.form is Form.EMAIL:
+            assert rows.table[field.name].type == pa.int64()
+    outcomes = outcomes_of(payments)
+    places = {"kafka_partition": pa.int32(), "kafka_offset": pa.int64(), "kafka_timestamp_ms": pa.int64()}
+    for name, kind in places.items():
+        outcomes = outcomes.append_column(
+            name, pa.array([NOW_MS] * len(outcomes) if "ms" in name else range(len(outcomes)), kind)
+        )
+    told = TopicRows(outcomes.cast(rows_schema("outcomes")), ())
+    history, left_out = history_of_rows(rows, told, rates=RATES, fields=world.fields)
+    assert left_out.counts == {}
+    return history
+
+
+def histories(world: World, payments: Sequence[dict[str, Any]], folder: Path) -> Iterator[History]:
+    tables = tables_of(world, payments)
+    yield history_of_tables(*tables, world.fields)
+    write_history(folder, *tables, world.fields)
+    yield open_history(folder, MmapAllocator(folder), world.fields, part_rows=2)
+    yield topic_history(world, records_of(world, payments), payments)
+
+
+@settings(max_examples=60)
+@given(st.data(), worlds())
+def test_declared_fields_decoded_together_equal_those_decoded_one_by_one(data: st.DataObject, world: World) -> None:
+    records = records_of(world, data.draw(payments_of(world, right=False)))
+    together = [str(e) if isinstance(e, InvalidEvent) else e for e in world.stream.payments(records, NOW_MS)]
+    assert together == one_by_one(world, records)
+
+
+def test_every_declared_form_takes_the_fast_way() -> None:
+    """Without this the test above could compare the slow decoder with itself."""
+    declared = {name: make(number) for number, (name, make) in enumerate(FORMS.items(), 1)}
+    near, street = words.network("near", 40, of=ip), words.network("street", 41, of=declared["delivery"], bits=20)
+    domain = words.email_domain("domain", 42, of=declared["buyer"])
+    world = world_of(words.Payment(*declared.values(), near, street, domain))
+
+    def slowly(record: Record) -> PaymentEvent:
+        raise AssertionError(record)
+
+    payment: dict[str, Any] = {
+        "payment_id": "p", "card_id": "k", "merchant_id": "m", "amount_minor": 5, "currency": "JPY",
+        "event_time_ms": NOW_MS, "ip": "198.51.100.7",
+        **{one.field.name: TEXTS[one.field.form][0] for one in declared.values() if one.field.is_text},
+        "days": 7, "weight": 12.3445, "tip": 900, "opened": NOW_MS, "gift": True,
+    }  # fmt: skip
+    few = {name: payment[name] for name in payment if name not in FORMS or name == "needed"}
+    records = records_of(world, [payment, few])
+    assert all(isinstance(e, PaymentEvent) for e in world.stream._fast.payments(records, NOW_MS, slowly))
+
+
+@settings(max_examples=25)
+@given(st.data(), worlds())
+def test_a_history_has_the_rows_and_keys_of_the_topic(data: st.DataObject, world: World) -> None:
+    payments = data.draw(payments_of(world))
+    events = one_by_one(world, records_of(world, payments))
+    plan = world.engine.plan
+    with tempfile.TemporaryDirectory() as folder:
+        for history in histories(world, payments, Path(folder)):
+            room = MemoryAllocator()
+            amounts, more = reference_amounts(history, RATES, room), declared_amounts(history, RATES, room)
+            rows = HistoryRows(history, amounts, KEY, more).of(slice(0, len(history)))
+            keys = []
+            for name, names in zip(plan.entity_names, plan.entity_keys, strict=True):
+                column = entity_column(history, name, names, key=KEY)
+                texts = [*column.store_keys(), b""]
+                keys.append([texts[code] for code in column.codes.tolist()])
+            order = [history.payment_id.to_pylist().index(payment["payment_id"]) for payment in payments]
+            read = [(rows[row].tolist(), tuple(of_entity[row] for of_entity in keys)) for row in order]
+            assert read == [(list(event.attributes), event.keys) for event in events if isinstance(event, PaymentEvent)]
+
+
+@settings(max_examples=15)
+@given(st.data(), worlds())
+def test_the_stream_gives_the_vectors_of_the_point_in_time_pass(data: st.DataObject, world: World) -> None:
+    """Through records in the store, which hold public codes alone, and through frames."""
+    payments = data.draw(payments_of(world))
+    # At equal times a history has all payments before the labels.
+    times = [payment["event_time_ms"] for payment in payments]
+    assume(all(later > earlier for earlier, later in pairwise(times)))
+    history = history_of_tables(*tables_of(world, payments), world.fields)
+    (chunk,) = PointInTimeReplay(history, world.engine, RATES).chunks()
+    events = [event for event in one_by_one(world, records_of(world, payments)) if isinstance(event, PaymentEvent)]
+    vectors = np.concatenate(list(streamed(world, events)))
+    assert chunk.vectors.tobytes() == vectors.tobytes()
+
+
+def streamed(world: World, events: Sequence[PaymentEvent]) -> Iterator[np.ndarray[Any, Any]]:
+    """Yields each payment's vector before it; then the payment and, for every second one, its fraud are applied."""
+    engine, layout = world.engine, RecordLayout(world.fields)
+    profiles: list[dict[bytes, bytes]] = [{} for _ in engine.plan.entity_names]
+    records: dict[bytes, bytes] = {}
+    for number, event in enumerate(events):
+        yield vector_of(engine, event, profiles)
+        frauds = [OutcomeEvent(Position(1, number), event.payment_id, is_fraud=True)] if number % 2 == 0 else []
+        for some_payments, some_outcomes in (([event], []), ([], frauds)):
+            joined = batch.join(some_payments, some_outcomes, records, len(profiles), layout)
+            assert not joined.refused
+            records |= joined.records
+            for entity, of_entity in enumerate(joined.of_entities()):
+                received, _ = decode_frame(encode_frame(of_entity, {}, 4), 4)
+                profiles[entity] |= batch.apply(entity, received, profiles[entity], engine).profiles
+
+
+def vector_of(
+    engine: FeatureEngine, event: PaymentEvent, profiles: Sequence[dict[bytes, bytes]]
+) -> np.ndarray[Any, Any]:
+    states = [profiles[entity].get(key, b"") for entity, key in enumerate(event.keys)]
+    presence = [
+        kernel.KNOWN if state else kernel.UNKNOWN if key else kernel.ABSENT
+        for state, key in zip(states, event.keys, strict=True)
+    ]
+    bounds = np.cumsum([0, *map(len, states)]).astype(np.int64)
+    out = np.empty((1, engine.plan.feature_count), dtype=np.float32)
+    packed = np.frombuffer(bytearray(b"".join(states)), dtype=np.uint8)
+    row = np.array([event.attributes], dtype=np.int64)
+    engine.fill_vectors(row, np.array(presence, dtype=np.uint8), packed, bounds, out)
+    return out
+
+
+def test_records_and_frames_of_another_declaration_are_read_by_number() -> None:
+    few = world_of(words.Payment(FORMS["product"](2)))
+    many = world_of(words.Payment(FORMS["product"](2), FORMS["weight"](5)))
+    payment: dict[str, Any] = {
+        "payment_id": "p", "card_id": "k", "merchant_id": "m", "amount_minor": 5, "currency": "EUR",
+        "event_time_ms": NOW_MS, "product": "book", "weight": 1.5,
+    }  # fmt: skip
+    (wide,) = world_events(many, [payment])
+    (narrow,) = world_events(few, [{name: value for name, value in payment.items() if name != "weight"}])
+    told = OutcomeEvent(Position(1, 0), "p", is_fraud=True)
+    for first, later, same in ((wide, few, narrow), (narrow, many, narrow)):
+        sender = many if first is wide else few
+        kept = batch.join([first], [], {}, len(first.keys), RecordLayout(sender.fields)).records
+        joined = batch.join([], [told], kept, len(first.keys), RecordLayout(later.fields))
+        (row,) = joined.rows
+        columns = {column: same.attributes[column] for column in range(kernel.CODE_COUNT)}
+        columns[kernel.ATTRIBUTE_COUNT + 2] = same.attributes[kernel.ATTRIBUTE_COUNT + 2]
+        assert {column: row[batch.ATTRIBUTES_AT + column] for column in columns} == columns
+        assert len(row) == batch.ATTRIBUTES_AT + row_width(later.fields)
+        joined = batch.join([first], [], {}, len(first.keys), RecordLayout(sender.fields))
+        received, _ = decode_frame(encode_frame(joined.of_entities()[0], {}, 4), 4)
+        batch.apply(0, received, {}, later.engine)
+
+
+def world_events(world: World, payments: Sequence[dict[str, Any]]) -> list[PaymentEvent]:
+    return [event for event in one_by_one(world, records_of(world, payments)) if isinstance(event, PaymentEvent)]
+
+
+def test_a_missing_required_field_is_refused_by_name() -> None:
+    world = world_of(words.Payment(FORMS["needed"](1)))
+    payment = {
+        "payment_id": "p", "card_id": "k", "merchant_id": "m", "amount_minor": 5, "currency": "EUR",
+        "event_time_ms": NOW_MS, "needed": None,
+    }  # fmt: skip
+    assert one_by_one(world, records_of(world, [payment])) == [
+        "needed: is missing or empty; wanted printable text of 1 to 256 bytes"
+    ]
+    tables = tables_of(world, [payment])
+    with pytest.raises(Misconfigured, match=r"payments.parquet: column needed must not be null, and 1 rows are"):
+        history_of_tables(*tables, world.fields)
+    with pytest.raises(Misconfigured, match=r"payments.parquet: column needed is missing"):
+        history_of_tables(tables[0].drop_columns(["needed"]), tables[1], world.fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("buyer", "ann at example", "buyer is text of 14 characters; wanted an e-mail address"),
+        ("buyer", 17, "buyer is a number that is no hash; wanted an e-mail address"),
+        ("weight", float("nan"), "weight is out of bounds; wanted a number from -90 to 500"),
+        ("days", 10_001, "days is above 10000; wanted a whole number from -10 to 10000"),
+        ("delivery", "192.0.2.07", "delivery is no IPv4 or IPv6 address"),
+        ("opened", 1_720_000_000, "opened is below"),
+    ],
+)
+def test_a_wrong_value_in_a_file_is_named_by_row_and_field(name: str, value: Any, problem: str, tmp_path: Path) -> None:
+    world = world_of(words.Payment(FORMS["product"](1), FORMS[name](2)))
+    usual = {"card_id": "k", "merchant_id": "m", "amount_minor": 5, "currency": "EUR", "event_time_ms": NOW_MS}
+    payments = [{"payment_id": f"p{number}", **usual} for number in range(3)]
+    table, outcomes = tables_of(world, payments)
+    kind = pa.int64() if isinstance(value, int) else pa.float64() if isinstance(value, float) else pa.string()
+    table = table.set_column(table.column_names.index(name), name, pa.array([None, None, value], kind))
+    with pytest.raises(Misconfigured, match=f"payments.parquet, row 2: {problem}"):
+        history_of_tables(table, outcomes, world.fields)
+    pq.write_table(table, tmp_path / "payments.parquet")
+    pq.write_table(outcomes, tmp_path / "outcomes.parquet")
+    with pytest.raises(Misconfigured, match=f"payments.parquet, row 2: {problem}"):
+        open_history(tmp_path, MmapAllocator(tmp_path), world.fields, part_rows=2)
