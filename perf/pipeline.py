@@ -8,6 +8,7 @@ and noticing when a stage becomes dearer. Throughput comes from a backlog. Fresh
 the required throughput, without its first quarter. Each run checks that every event was applied once.
 
     python -m perf.pipeline [--payments N] [--store memory,aerospike] [--json FILE]
+    python -m perf.pipeline --fields [--json FILE]      what declared fields cost: perf/pipeline_fields.py
 
 Needs the services that `make services` fetches. Stages are wall time of the worker's one thread; "clients" is the CPU
 time of the Kafka client's own threads in the same process.
@@ -45,6 +46,7 @@ from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from paywarden.streams.profiles.pipeline import Pipeline, StreamSettings, stream_metrics
+from perf import pipeline_fields
 from perf.payments_load import PaymentMaker, send_all, send_at_rate
 from tests.services.kafka import KafkaServer
 from tests.standin.aerospike_server import StandIn
@@ -68,10 +70,14 @@ def main() -> None:
     parser.add_argument("--payments", type=int, default=200_000, help="in the backlog of each run")
     parser.add_argument("--store", default="memory,aerospike", help="which stores, with commas")
     parser.add_argument("--json", help="also write the figures there")
+    parser.add_argument("--fields", action="store_true", help="what declared fields cost, without Kafka")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         _work(json.loads(arguments.worker))
+        return
+    if arguments.fields:
+        _write(arguments.json, pipeline_fields.measured())
         return
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder, KafkaServer(Path(folder)) as kafka:
@@ -84,8 +90,12 @@ def main() -> None:
                     figures |= _freshness(kafka.bootstrap, store, address)
     for name, value in figures.items():
         print(f"{name:<48} {value:>14,.2f}")
-    if arguments.json:
-        Path(arguments.json).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    _write(arguments.json, figures)
+
+
+def _write(path: str | None, figures: dict[str, float]) -> None:
+    if path:
+        Path(path).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 def _figures(name: str, report: dict[str, Any]) -> dict[str, float]:

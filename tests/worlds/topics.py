@@ -162,13 +162,18 @@ def lag(settings: KafkaSettings, group: str) -> int:
 
 
 def wait_until_worked_in(
-    settings: KafkaSettings, group: str, what: str = "all", timeout_s: float = 60.0, profile_set: str = ""
+    settings: KafkaSettings,
+    group: str,
+    what: str = "all",
+    timeout_s: float = 60.0,
+    profile_set: str = "",
+    entities: Iterable[str] = ENTITIES,
 ) -> None:
     """Wait until every record has been read, and every event that it caused is in its profile."""
     wait_until(lambda: lag(settings, group) == 0, f"{what} worked in", timeout_s=timeout_s, every_s=0.2)
     # Frames that only report progress never stop. The frames that are there now are enough.
     consumer: Consumer = make_consumer(settings, group_id=group)
-    names = [repartition_topic(entity, profile_set) for entity in ENTITIES]
+    names = [repartition_topic(entity, profile_set) for entity in entities]
     ends = {n: end_offsets(consumer, settings.topic(n), partitions_of(settings, n)) for n in names}
     wait_until(
         lambda: sum(_behind(consumer, settings.topic(name), of_topic) for name, of_topic in ends.items()) == 0,
