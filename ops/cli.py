@@ -16,6 +16,7 @@ from paywarden.ops import wiring
 from paywarden.ops.commands.archive import archive
 from paywarden.ops.commands.backfill import backfill
 from paywarden.ops.commands.backtest import backtest
+from paywarden.ops.commands.convert import convert
 from paywarden.ops.commands.dead_letters import dead_letters
 from paywarden.ops.commands.drift import drift
 from paywarden.ops.commands.features import features
@@ -130,26 +131,6 @@ def _end_of_simulation_ms(text: str) -> int:
     if end_ms > now:
         raise Misconfigured(f"--end: wanted now or a time before it, got {text!r}")
     return end_ms
-
-
-@cli.group()
-def convert() -> None:
-    """Convert other data to Paywarden's two files."""
-
-
-@convert.command("handbook")
-@click.option("--input", "input_file", type=click.Path(), required=True, help="The book's table: one Parquet file.")
-@click.option("--out", type=click.Path(file_okay=False), required=True, help="Folder for the two files.")
-@needs("history")
-def convert_handbook(input_file: str, out: str) -> None:
-    """Convert the table of the Fraud Detection Handbook.
-
-    Its customers become cards, its terminals merchants.
-    """
-    from paywarden.features.datasets.handbook import convert_handbook as convert_file
-
-    counts = convert_file(input_file, out)
-    click.echo(f"{counts.payments} payments, {counts.frauds} frauds, {counts.cards} cards in {out}")
 
 
 # Models
@@ -341,7 +322,7 @@ def _ending(name: str) -> ProcessEnd:
 
 
 for _command in (
-    *(archive, backfill, backtest, dead_letters, drift, features, forget, init, load),
+    *(archive, backfill, backtest, convert, dead_letters, drift, features, forget, init, load),
     *(outbox, policy, profile_sets, rebuild, replay, schemas, set_aside, source_group, store, train),
 ):
     cli.add_command(_command)

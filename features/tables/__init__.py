@@ -1,0 +1,15 @@
+"""Any table of payments, CSV or Parquet and larger than memory, becomes a history.
+
+mapping     which column of the table is which field, in a TOML file
+csv_rows    finds rows and cells in the bytes of a CSV file: compiled
+sources     opens the files of a table and yields their rows in parts
+texts       numbers and times in columns of text: compiled
+zones       local times to UTC
+fields      a part's columns become the columns of a history; a row that cannot is refused, with its reason
+labels      what a row says about fraud, and when that was known
+duplicates  payment ids that are used twice
+sorting     rows in order of time, out of core
+conversion  all of these in one pass, and a report
+guess       a first mapping from the first rows of a file
+profile     counts for a page about the data
+"""

@@ -1,0 +1,286 @@
+"""Converts a table to a history, out of core: one pass over the table, one over what it became.
+
+    files ─ parts ─► threads: cells, fields, refusals ─► runs on disk, sorted by time
+                                                      └► hashes of ids on disk ─► rows with an id of an earlier row
+    runs ─ intervals of time ─► payments.parquet, and the labels ─► runs ─► outcomes.parquet
+
+The files get their names at the very end: what fails or is interrupted leaves a history as it was.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from paywarden.features.history.history import LABELS, OUTCOMES_FILE, PAYMENTS_FILE
+from paywarden.features.tables.duplicates import IdFiles, IdRecords, Repeated, RowSet, id_records
+from paywarden.features.tables.fields import KNOWN_MS, LABEL, ROW, Converted, Reason, Refused, TableConverter
+from paywarden.features.tables.labels import FRAUD, UNKNOWN
+from paywarden.features.tables.mapping import TableMapping
+from paywarden.features.tables.profile import TableProfile
+from paywarden.features.tables.sorting import DEFAULT_SIZES, Sorter, SortSizes, in_order
+from paywarden.features.tables.sources import Part, TableFiles
+from paywarden.schemas.errors import Misconfigured
+
+REFUSED_FILE = "refused.csv"
+EXAMPLES = 3
+"""How many rows of each reason are named."""
+# Before so many rows nobody can say which share of a table will be refused.
+_ROWS_TO_ESTIMATE = 100_000
+_REASONS_MAX = 200
+_USED_TWICE = Reason("", "payment_id", "is that of an earlier row with other values")
+
+
+@dataclass
+class ConversionReport:
+    """What became of a table. `reasons` counts refused rows; `examples` names some by file and line."""
+
+    rows: int = 0
+    payments: int = 0
+    frauds: int = 0
+    genuine: int = 0
+    first_ms: int = 0
+    last_ms: int = 0
+    repeated: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def refused(self) -> int:
+        """Returns how many rows were refused."""
+        return self.reasons.total()
+
+    @property
+    def unknown(self) -> int:
+        """Returns how many payments have no label."""
+        return self.payments - self.frauds - self.genuine
+
+
+@dataclass(frozen=True)
+class ConversionLimits:
+    """`refused_share_max` of the rows may be refused. With 0 `threads` there are as many as processors, at most 4."""
+
+    refused_share_max: float = 0.01
+    threads: int = 0
+    sizes: SortSizes = DEFAULT_SIZES
+
+
+DEFAULT_LIMITS = ConversionLimits()
+
+
+def convert_table(
+    files: TableFiles,
+    converter: TableConverter,
+    mapping: TableMapping,
+    out: str | Path,
+    *,
+    limits: ConversionLimits = DEFAULT_LIMITS,
+    profile: TableProfile | None = None,
+    progress: Callable[[int], object] = int,
+) -> ConversionReport:
+    """Write the two files of a history, and REFUSED_FILE if a row was refused, and say what they hold.
+
+    `progress` gets the bytes of each part read. Raises Misconfigured, in one line, for a file that is no table, and
+    when more rows were refused than `limits` allow. REFUSED_FILE then stays, the history is as it was.
+    """
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as room:
+            work = Path(room.enter_context(TemporaryDirectory(dir=folder, prefix=".converting-")))
+            return _Conversion(files, converter, mapping, folder, work, limits, profile, progress, room).run()
+    except OSError as error:
+        raise Misconfigured(f"cannot write a history to {folder}: {error.strerror or error}") from error
+
+
+class _Made(NamedTuple):
+    converted: Converted
+    ids: IdRecords | None
+    rows: int
+    size: int
+
+
+class _Conversion:
+    def __init__(
+        self,
+        files: TableFiles,
+        converter: TableConverter,
+        mapping: TableMapping,
+        folder: Path,
+        work: Path,
+        limits: ConversionLimits,
+        profile: TableProfile | None,
+        progress: Callable[[int], object],
+        room: ExitStack,
+    ) -> None:
+        self._files, self._converter, self._folder, self._limits = files, converter, folder, limits
+        self._profile, self._progress = profile, progress
+        self._report = ConversionReport()
+        self._threads = limits.threads or min(4, len(os.sched_getaffinity(0)))
+        self._pool = room.enter_context(ThreadPoolExecutor(self._threads))
+        self._payments = Sorter(work, "payments", "event_time_ms", self._pool, limits.sizes)
+        self._outcomes = Sorter(work, "outcomes", KNOWN_MS, self._pool, limits.sizes)
+        # Ids made of positions are never used twice.
+        has_ids = mapping.fields["payment_id"].made_from != "position"
+        self._ids = room.enter_context(closing(IdFiles(work))) if has_ids else None
+        self._lines = room.enter_context((work / "lines").open("w+b")) if has_ids else None
+        self._first_rows: list[int] = []
+        self._partial = {name: folder / f"{name}.partial" for name in (PAYMENTS_FILE, OUTCOMES_FILE, REFUSED_FILE)}
+        for path in self._partial.values():
+            room.callback(path.unlink, missing_ok=True)
+        refused = room.enter_context(self._partial[REFUSED_FILE].open("w", encoding="utf-8", newline=""))
+        self._refused_file, self._refused = refused, csv.writer(refused)
+        self._refused.writerow(("file", "line", "column", "field", "reason"))
+
+    def run(self) -> ConversionReport:
+        self._read()
+        self._check_limit()
+        repeated = self._find_repeated()
+        self._check_limit()
+        self._write_payments(repeated)
+        self._write_outcomes()
+        for name in (PAYMENTS_FILE, OUTCOMES_FILE):
+            self._partial[name].replace(self._folder / name)
+        self._keep_refused()
+        return self._report
+
+    def _read(self) -> None:
+        done = 0
+        for made in in_order(self._pool, self._make, self._files.parts(), window=2 * self._threads):
+            converted = made.converted
+            self._note_lines(converted)
+            self._report.rows += made.rows
+            self._payments.add(converted.payments)
+            if self._ids is not None and made.ids is not None:
+                self._ids.add(made.ids)
+            for refused in converted.refused:
+                self._refuse(refused)
+            done += made.size
+            self._progress(made.size)
+            if self._report.rows > _ROWS_TO_ESTIMATE and done:
+                self._check_limit(expected_rows=self._report.rows * max(1.0, self._files.size / done))
+
+    def _make(self, part: Part) -> _Made:
+        converted = self._converter.convert(part.read())
+        return _Made(
+            converted, id_records(converted.payments) if self._ids is not None else None, part.count, part.size
+        )
+
+    def _note_lines(self, converted: Converted) -> None:
+        """Remember which line of which file a row is."""
+        numbers = converted.numbers
+        while len(self._first_rows) <= converted.file:
+            self._first_rows.append(self._report.rows)
+        if self._lines is not None and len(numbers):
+            lines = np.zeros(int(numbers[-1] - numbers[0]) + 1, dtype=np.int64)
+            lines[numbers - numbers[0]] = converted.lines
+            self._lines.seek(8 * int(numbers[0]))
+            self._lines.write(lines.tobytes())
+
+    def _refuse(self, refused: Refused) -> None:
+        name, reason, report = self._files.names[refused.file], refused.reason, self._report
+        self._refused.writerow((name, refused.line, reason.column, reason.field, reason.text))
+        said = str(reason)
+        if said not in report.reasons and len(report.reasons) >= _REASONS_MAX:
+            said = "other reasons"
+        report.reasons[said] += 1
+        examples = report.examples.setdefault(said, [])
+        if len(examples) < EXAMPLES:
+            examples.append(f"{name}, line {refused.line}")
+
+    def _find_repeated(self) -> RowSet:
+        assert (self._ids is None) == (self._lines is None)
+        dropped = RowSet(self._report.rows)
+        if self._ids is None or self._lines is None:
+            return dropped
+        self._lines.flush()
+        different: list[Repeated] = []
+        for found in self._ids.repeated():
+            for one in found:
+                dropped.add(one.row)
+                self._report.repeated += one.is_same
+            different += [one for one in found if not one.is_same]
+        for one in sorted(different):
+            file, line = self._place_of(one.row)
+            self._refuse(Refused(file, line, _USED_TWICE))
+        return dropped
+
+    def _place_of(self, row: int) -> tuple[int, int]:
+        assert self._lines is not None
+        self._lines.seek(8 * row)
+        file = int(np.searchsorted(self._first_rows, row, side="right")) - 1
+        return file, int.from_bytes(self._lines.read(8), "little")
+
+    def _check_limit(self, expected_rows: float = 0.0) -> None:
+        report, most = self._report, self._limits.refused_share_max
+        if report.refused <= most * max(report.rows, expected_rows):
+            return
+        self._keep_refused()
+        reason, count = report.reasons.most_common(1)[0]
+        raise Misconfigured(
+            f"{report.refused:,} of {report.rows:,} rows were refused, and --refused-max allows {100 * most:g} %. "
+            f"{count:,} of them, as {report.examples[reason][0]}: {reason}. "
+            f"{self._folder / REFUSED_FILE} lists them all"
+        )
+
+    def _keep_refused(self) -> None:
+        self._refused_file.close()
+        if self._report.refused:
+            self._partial[REFUSED_FILE].replace(self._folder / REFUSED_FILE)
+        else:
+            (self._folder / REFUSED_FILE).unlink(missing_ok=True)
+
+    def _write_payments(self, dropped: RowSet) -> None:
+        report = self._report
+        schema = self._converter.schema
+        kept = pa.schema([one for one in schema if not one.name.startswith("@")])
+        with _writer(self._partial[PAYMENTS_FILE], kept) as writer:
+            for interval in self._payments.sorted():
+                table = dropped.without(interval)
+                if len(table) == 0:
+                    continue
+                writer.write_table(table.select(kept.names))
+                times = table["event_time_ms"]
+                report.first_ms = report.first_ms or int(times[0].as_py())
+                report.last_ms = int(times[-1].as_py())
+                report.payments += len(table)
+                known = table.select(["payment_id", KNOWN_MS, LABEL, ROW]).filter(pc.not_equal(table[LABEL], UNKNOWN))
+                self._outcomes.add(known)
+                if self._profile is not None:
+                    self._profile.add(table)
+        if report.payments == 0:
+            raise Misconfigured(f"{self._files.names[0]}: no row of the table is a payment")
+
+    def _write_outcomes(self) -> None:
+        schema = pa.schema(
+            [("payment_id", pa.string()), ("outcome_time_ms", pa.int64()), ("label", pa.string()),
+             ("source", pa.string())]
+        )  # fmt: skip
+        names = pa.array(LABELS)
+        with _writer(self._partial[OUTCOMES_FILE], schema) as writer:
+            for table in self._outcomes.sorted():
+                label = np.asarray(table[LABEL].to_numpy())
+                self._report.frauds += int((label == FRAUD).sum())
+                self._report.genuine += int((label != FRAUD).sum())
+                columns = [table["payment_id"], table[KNOWN_MS], names.take(pa.array(label)),
+                           pa.nulls(len(table), pa.string())]  # fmt: skip
+                writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+
+
+def _writer(path: Path, schema: pa.Schema) -> Any:
+    # Payment ids never repeat: a dictionary of them would hold the whole column twice.
+    repeating = [one.name for one in schema if one.name != "payment_id"]
+    return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=repeating)

@@ -1,0 +1,461 @@
+"""A first mapping, guessed from the first rows of a table, with comments for whoever reads it.
+
+    is_fraud: 0, 1                       [label] column = "is_fraud", fraud = ["1"], genuine = ["0"]
+    trans_date: 2019-01-01 00:00:18      event_time_ms, an ISO time
+    cc_num: passes Luhn                  card_id, with hash = true
+    merch_lat, merch_long                two decimal fields of one's own, in payment.py
+
+Names weigh first, then values. Nothing is read beyond the first rows, and no value of an id is written down.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from paywarden.features.tables.fields import as_texts
+from paywarden.features.tables.mapping import InputForm
+from paywarden.features.tables.sources import TableFiles
+from paywarden.features.tables.texts import RIGHT, read_times, steps_of_format
+from paywarden.schemas.payment_fields import PATTERNS, Form, PaymentFields, is_address, looks_like_card_number
+
+_ROWS = 20_000
+_CATEGORIES_MAX = 30
+# A share of values, below 1: a few may be wrong.
+_MOST = 0.98
+_DELIMITERS = ",;\t|"
+_MISSING = ("NULL", "null", "NA", "N/A", "NaN", "nan", "None", "\\N", "?")
+_TIME_FORMATS = (
+    "iso",
+    "%m/%d/%Y %H:%M:%S",
+    "%d/%m/%Y %H:%M:%S",
+    "%m/%d/%Y %H:%M",
+    "%d/%m/%Y %H:%M",
+    "%d.%m.%Y %H:%M:%S",
+    "%d.%m.%Y %H:%M",
+    "%Y/%m/%d %H:%M:%S",
+    "%m/%d/%Y %I:%M:%S %p",
+    "%d-%b-%Y %H:%M:%S",
+    "%Y%m%d%H%M%S",
+    "%m/%d/%Y",
+    "%d/%m/%Y",
+    "%d.%m.%Y",
+)
+# Epoch numbers of the years from 2000 to 2100.
+_EPOCHS = (("seconds", 1), ("milliseconds", 10**3), ("microseconds", 10**6), ("nanoseconds", 10**9))
+_FRAUD_WORDS = ("1", "true", "yes", "y", "fraud", "fraudulent", "chargeback", "t", "confirmed_fraud")
+_GENUINE_WORDS = ("0", "false", "no", "n", "genuine", "legit", "legitimate", "normal", "f", "not_fraud", "nonfraud")
+
+# Words of a column's name for each field, the strongest first.
+_NAMES: dict[str, str] = {
+    "payment_id": r"(transaction|trans|trx|tx|txn|payment|order|auth)_?(id|no|num|number|ref|uuid|key)|uuid|reference"
+    r"|id",
+    "event_time_ms": r"(event|transaction|trans|tx|trx|txn|payment|auth|created)?_?(date|datetime|time|timestamp|ts|at)"
+    r"(_?(time|ms|utc))*|(trans|transaction|tx|txn)_date_(trans|transaction|tx|txn)_time|unix_time|step|when",
+    "card_id": r"(card|cc|pan|customer|client|account|user|cust|acct)_?(id|num|no|number|token|hash|key)?|"
+    r"(name_?orig|nameorig|sender|payer|source)(_?(id|account))?",
+    "merchant_id": r"(merchant|terminal|shop|store|seller|payee|vendor|beneficiary|recipient|receiver|dest)"
+    r"_?(id|no|num|number|name|key|account)?|name_?dest",
+    "device_id": r"device_?(id|fingerprint|hash|key)?|fingerprint|device_fp",
+    "ip": r"ip_?(address|addr)?|(client|remote|source)_ip",
+    "amount_minor": r"(transaction|trans|tx|txn|payment|purchase)?_?(amount|amt|value|sum)"
+    r"(_?(minor|cents|eur|usd|gbp))*",
+    "currency": r"(currency|ccy|curr)(_?code)?",
+    "mcc": r"mcc(_?code)?|merchant_category_code",
+    "country": r"(country|merchant_country|card_country|issuer_country)(_?code)?",
+    "channel": r"channel|entry_?mode|use_chip|pos_entry_mode|payment_method|product_?cd|type",
+    "declined": r"declined|is_declined",
+}
+_LABEL = r"(is_?)?(fraud|fraudulent|chargeback)(_?(flag|label|ind|indicator|bool))?|class|label|target|tx_fraud"
+_LABEL_TIME = r"(fraud|chargeback|label|report|dispute)(ed)?_?(date|time|at|ts|datetime|reported_at)"
+
+
+@dataclass(frozen=True)
+class GuessedMapping:
+    """The texts of a mapping and of a payment.py, which may be empty, and a line for each field found."""
+
+    mapping: str
+    payment: str
+    found: Sequence[str]
+    column_count: int
+    declared_count: int
+
+
+@dataclass
+class _Column:
+    """What the first rows say about a column."""
+
+    name: str
+    texts: list[str]
+    rows: int
+    kind: pa.DataType
+
+    def __post_init__(self) -> None:
+        self.plain = re.sub(r"[^a-z0-9]+", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", self.name).lower()).strip("_")
+        self.distinct = Counter(self.texts)
+
+    def share(self, is_right: Callable[[str], bool]) -> float:
+        """Returns which share of the values that are there are right."""
+        right = sum(count for text, count in self.distinct.items() if is_right(text))
+        return right / len(self.texts) if self.texts else 0.0
+
+    @property
+    def is_number(self) -> bool:
+        return self.share(_is_number) > _MOST
+
+    @property
+    def is_whole(self) -> bool:
+        return self.share(lambda text: re.fullmatch(r"[+-]?[0-9]+", text) is not None) > _MOST
+
+    @property
+    def holds_cards(self) -> bool:
+        return self.share(looks_like_card_number) > 0.5
+
+    @property
+    def time_format(self) -> str:
+        """Returns the format of times that are texts, or the unit of times that are numbers; empty for others."""
+        if pa.types.is_timestamp(self.kind) or pa.types.is_date(self.kind):
+            return "iso"
+        if self.is_number:
+            numbers = [float(text) for text in self.distinct if _is_number(text)]
+            within = [unit for unit, scale in _EPOCHS if all(9.4e8 * scale <= one < 4.2e9 * scale for one in numbers)]
+            return within[0] if within else ""
+        return next((form for form in _TIME_FORMATS if _reads(form, list(self.distinct)[:2000])), "")
+
+
+def guess_mapping(table: str | Path, fields: PaymentFields) -> GuessedMapping:
+    """Returns a first mapping of a table's columns. Raises Misconfigured for a file that is no table."""
+    form = _form_of(table)
+    files = TableFiles(table, form, ())
+    files = TableFiles(table, form, [name for name in files.heads[0] if files.heads[0].count(name) == 1 and name])
+    rows = files.first_rows(_ROWS)
+    missing = [text for text in _MISSING if any(text in _few(column) for column in rows.columns.values())]
+    columns = [
+        _Column(name, as_texts(column, missing).drop_null().to_pylist(), len(column), column.type)
+        for name, column in rows.columns.items()
+    ]
+    return _Guess(columns, form, missing, fields).whole(str(table))
+
+
+def _few(column: pa.Array) -> set[str]:
+    return set(pc.unique(as_texts(column)).slice(0, 5000).to_pylist())
+
+
+class _Guess:
+    def __init__(self, columns: list[_Column], form: InputForm, missing: Sequence[str], fields: PaymentFields) -> None:
+        self._columns, self._form, self._missing, self._fields = columns, form, missing, fields
+        self._left = {column.name: column for column in columns if column.plain}
+        self._found: list[str] = []
+
+    def whole(self, table: str) -> GuessedMapping:
+        label, label_time = self._label(), self._take(_LABEL_TIME, lambda one: bool(one.time_format))
+        lines = [self._line(name) for name in _NAMES]
+        own = [self._own_line(one) for one in self._fields.declared]
+        text = [
+            f"# A first mapping of {table}, guessed from its first rows. Read each line: a guess knows",
+            "# names and values, and not what they mean. docs/data-science/your-data.md has every key.",
+            "",
+            *self._input(),
+            "[fields]",
+            *(line for line in [*lines, *own] if line),
+            "",
+            *self._label_lines(label, label_time),
+        ]
+        ignored = [column.name for column in self._left.values()]
+        payment, declared = self._payment()
+        if ignored:
+            text += ["", "# Columns that are not used:", *(f"#   {name!r}" for name in ignored)]
+        return GuessedMapping("\n".join(text) + "\n", payment, self._found, len(self._columns), declared)
+
+    def _input(self) -> list[str]:
+        lines = []
+        if self._form.delimiter != ",":
+            lines.append(f"delimiter = {_quoted(self._form.delimiter)}")
+        if self._form.encoding != "utf-8":
+            lines.append(f"encoding = {_quoted(self._form.encoding)}")
+        if self._missing:
+            lines.append(f"missing = {_list(self._missing)}")
+        return ["[input]", *lines, ""] if lines else []
+
+    def _take(self, names: str, is_right: Callable[[_Column], bool]) -> _Column | None:
+        """Returns the best column whose name matches, and takes it away from those left."""
+        matches = re.compile(names)
+        fitting = [column for column in self._left.values() if matches.fullmatch(column.plain) and is_right(column)]
+        if not fitting:
+            return None
+        # A shorter name says less about anything else.
+        best = max(fitting, key=lambda column: (len(column.texts) / max(1, column.rows) > 0.5, -len(column.plain)))
+        del self._left[best.name]
+        return best
+
+    def _say(self, field: str, column: _Column, what: str = "") -> None:
+        self._found.append(f"{field:<16} {column.name}{f' ({what})' if what else ''}")
+
+    def _line(self, field: str) -> str:
+        make = {
+            "payment_id": self._payment_id,
+            "event_time_ms": self._time,
+            "card_id": self._id,
+            "merchant_id": self._id,
+            "device_id": self._id,
+            "amount_minor": self._amount,
+            "currency": self._currency,
+        }.get(field, self._word)
+        return make(field)
+
+    def _payment_id(self, field: str) -> str:
+        column = self._take(_NAMES[field], lambda one: len(one.distinct) == len(one.texts) == one.rows)
+        if column is None:
+            note = "# No column is different in every row: ids are made of the rows' positions."
+            return f'{note}\npayment_id = {{ made_from = "position" }}'
+        return self._with(field, column, f"payment_id = {_source(column, hash=column.holds_cards)}")
+
+    def _with(self, field: str, column: _Column, line: str, what: str = "") -> str:
+        self._say(field, column, what)
+        return line
+
+    def _time(self, field: str) -> str:
+        column = self._take(_NAMES[field], lambda one: bool(one.time_format))
+        if column is None:
+            column = next((one for one in self._left.values() if one.time_format), None)
+            if column is not None:
+                del self._left[column.name]
+        if column is None:
+            step = self._take(r"step|hour|time|seconds|elapsed.*", lambda one: one.is_number)
+            if step is None:
+                return '# event_time_ms = { column = "?" }    # no column holds times; every payment needs one'
+            unit = "hours" if step.plain in ("step", "hour") else "seconds"
+            keys = f'format = "{unit}", origin = "2024-01-01T00:00:00Z"'
+            line = f"event_time_ms = {{ column = {_quoted(step.name)}, {keys} }}"
+            return self._with(field, step, f"# Counted from a start that the table does not name.\n{line}", unit)
+        form = column.time_format
+        if form in (unit for unit, _ in _EPOCHS):
+            return self._with(
+                field, column, f'event_time_ms = {{ column = {_quoted(column.name)}, format = "{form}" }}', form
+            )
+        keys = "" if form == "iso" else f', format = "{form}"'
+        note = ""
+        if form[:5] in ("%m/%d", "%d/%m") and _reads(_swapped(form), list(column.distinct)[:2000]):
+            note = f"# Day and month may be the other way round: {_swapped(form)}.\n"
+        line = f'event_time_ms = {{ column = {_quoted(column.name)}{keys}, zone = "UTC" }}    # whose clock?'
+        return self._with(field, column, note + line, form)
+
+    def _id(self, field: str) -> str:
+        column = self._take(_NAMES[field], lambda one: not one.time_format)
+        if column is None:
+            if field == "device_id":
+                return ""
+            return f'# No column looks like it. Name one: every payment needs it.\n{field} = {{ constant = "unknown" }}'
+        is_card = column.holds_cards
+        line = f"{field} = {_source(column, hash=is_card)}"
+        if is_card:
+            line = f"# Card numbers: only tokens of them are written, made with --key.\n{line}"
+        return self._with(field, column, line, "card numbers, hashed" if is_card else f"{len(column.distinct)} values")
+
+    def _amount(self, field: str) -> str:
+        column = self._take(_NAMES[field], lambda one: one.is_number)
+        if column is None:
+            return '# amount_minor = { column = "?" }    # no column looks like an amount; every payment needs one'
+        is_minor = "minor" in column.plain or "cents" in column.plain
+        finest = max((len(text.partition(".")[2].rstrip("0")) for text in column.distinct), default=0)
+        keys = (', unit = "minor"' if is_minor else "") + (", round = true" if finest > 2 else "")
+        line = (
+            f"amount_minor = {{ column = {_quoted(column.name)}{keys} }}"
+            if keys
+            else f"amount_minor = {_quoted(column.name)}"
+        )
+        if column.is_whole and not is_minor:
+            line += '    # whole numbers: if these are cents, unit = "minor"'
+        return self._with(field, column, line)
+
+    def _currency(self, field: str) -> str:
+        right = re.compile(PATTERNS[Form.CURRENCY]).fullmatch
+        column = self._take(_NAMES[field], lambda one: one.share(lambda text: right(text) is not None) > _MOST)
+        if column is None:
+            return 'currency = { constant = "EUR" }    # no column names it: which is it?'
+        return self._with(field, column, f"currency = {_quoted(column.name)}")
+
+    def _word(self, field: str) -> str:
+        rules: dict[str, Callable[[str], bool]] = {
+            "ip": is_address,
+            "mcc": lambda text: re.fullmatch("[0-9]{3,4}", text) is not None,
+            "country": lambda text: re.fullmatch("[A-Z]{2}", text) is not None,
+            "channel": lambda _: True,
+            "declined": lambda text: text.lower() in ("0", "1", "true", "false", "yes", "no"),
+        }
+        is_few: Callable[[_Column], bool] = lambda one: field != "channel" or len(one.distinct) <= _CATEGORIES_MAX  # noqa: E731
+        column = self._take(_NAMES[field], lambda one: is_few(one) and one.share(rules[field]) > _MOST)
+        if column is None:
+            return ""
+        return self._with(field, column, f"{field} = {_quoted(column.name)}")
+
+    def _own_line(self, one: object) -> str:
+        name = getattr(one, "name", "")
+        column = self._take(re.escape(name), lambda _: True)
+        return "" if column is None else self._with(name, column, f"{name} = {_quoted(column.name)}")
+
+    def _label(self) -> _Column | None:
+        return self._take(_LABEL, lambda one: 1 <= len(one.distinct) <= 6)
+
+    def _label_lines(self, label: _Column | None, label_time: _Column | None) -> list[str]:
+        if label is None:
+            return ["# [label]    # no column says what was fraud: without labels nothing can be trained"]
+        values = sorted(label.distinct)
+        fraud = [one for one in values if one.lower() in _FRAUD_WORDS]
+        genuine = [one for one in values if one.lower() in _GENUINE_WORDS]
+        unknown = [one for one in values if one not in fraud and one not in genuine]
+        share = sum(label.distinct[one] for one in fraud) / max(1, len(label.texts))
+        self._say("label", label, f"{100 * share:.2g} % fraud")
+        lines = ["[label]", f"column = {_quoted(label.name)}", f"fraud = {_list(fraud)}", f"genuine = {_list(genuine)}"]
+        if unknown:
+            lines.append(f"unknown = {_list(unknown)}    # which of these mean fraud?")
+        if label_time is not None:
+            form = label_time.time_format
+            keys = "" if form == "iso" else f', format = "{form}"'
+            lines.append(f"time = {{ column = {_quoted(label_time.name)}{keys} }}")
+            self._say("label time", label_time, form)
+        return [
+            *lines,
+            "# The table must say when a label was known, or you must: features and training count on it.",
+            'delay = "7d"    # or { median = "10d", sigma = 0.8 }, or { quantiles = ["1d", "7d", "30d", "90d"] }',
+        ]
+
+    def _payment(self) -> tuple[str, int]:
+        """Returns a payment.py for the columns that are left, and how many fields it has."""
+        lines, words, names, number = [], set[str](), [], 1
+        taken = set(self._fields.by_name)
+        for column in self._left.values():
+            name = column.plain if column.plain[:1].isalpha() else f"field_{column.plain}"
+            name = name[:63] if name not in taken else f"own_{name}"[:63]
+            word, rest = self._declared(column, name)
+            if not word or name in names or number > 60:
+                continue
+            words.add(word)
+            names.append(name)
+            lines.append(f"{name} = {word}({_quoted(name)}, {number}{rest})    # column {column.name!r}")
+            number += 1
+        if not names:
+            return "", 0
+        head = [
+            '"""Fields of our own: a first guess. A number belongs to its field for ever."""',
+            "",
+            f"from paywarden.features.catalogue.fields import Payment, {', '.join(sorted(words))}",
+        ]
+        return "\n".join([*head, "", *lines, "", f"PAYMENT = Payment({', '.join(names)})", ""]), len(names)
+
+    def _declared(self, column: _Column, name: str) -> tuple[str, str]:
+        """Returns a word of features/catalogue/fields.py and its other arguments; empty for a column without use."""
+        if len(column.texts) < column.rows * 0.01 or len(column.distinct) < 2:
+            return "", ""
+        for side, most in (("lat", 90), ("lon", 180), ("lng", 180)):
+            is_place = column.is_number and re.search(rf"(^|_){side}(itude|g)?($|_)", name)
+            if is_place and column.share(lambda text, most=most: abs(float(text)) <= most) > _MOST:  # type: ignore[misc]
+                return "decimal", f', unit="degrees", least=-{most}, most={most}, decimals=6, personal=True'
+        if column.holds_cards:
+            return "", ""
+        if {text.lower() for text in column.distinct} <= {"0", "1", "true", "false", "yes", "no", "y", "n", "t", "f"}:
+            return "flag", ""
+        if column.share(lambda text: re.fullmatch(PATTERNS[Form.EMAIL], text) is not None) > _MOST:
+            return "email", ""
+        if not column.is_number and column.share(is_address) > _MOST:
+            return "address", ""
+        if column.time_format and not column.is_number:
+            return "time", ""
+        if re.search("country", name) and column.share(lambda text: re.fullmatch("[A-Z]{2}", text) is not None) > _MOST:
+            return "country", ""
+        if column.is_number:
+            return self._number(column, name)
+        if len(column.distinct) <= _CATEGORIES_MAX:
+            return "category", f", among={_list(sorted(column.distinct))}"
+        return "text", ", personal=True"
+
+    def _number(self, column: _Column, name: str) -> tuple[str, str]:
+        if re.search(r"(^|_)(id|num|no|number|zip|code|acct|account)$", name):
+            return "text", ", personal=True"
+        numbers = [float(text) for text in column.distinct if _is_number(text)]
+        least, most = min(0, *(_beyond(one) for one in numbers)), max(1, *(_beyond(one) for one in numbers))
+        if column.is_whole:
+            return "integer", f', unit="count", least={least}, most={most}'
+        finest = max(len(text.partition(".")[2]) for text in column.distinct)
+        return "decimal", f', unit="units", least={least}, most={most}, decimals={min(6, finest)}'
+
+
+def _beyond(number: float) -> int:
+    """Returns a round bound ten times further out than a number that was seen."""
+    size = min(10**9, int(f"1{'0' * (len(str(int(abs(number)))) + 1)}"))
+    return -size if number < 0 else size
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"[+-]?([0-9]{1,18}(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,2})?", text) is not None
+
+
+def _swapped(form: str) -> str:
+    return form.replace("%m/%d", "%_").replace("%d/%m", "%m/%d").replace("%_", "%d/%m")
+
+
+def _reads(form: str, texts: Sequence[str]) -> bool:
+    """Returns whether nearly all texts are times of a format."""
+    if not texts:
+        return False
+    array = pa.array(texts, pa.string())
+    _, offsets, content = array.buffers()
+    local, offset = np.zeros(len(texts), np.int64), np.zeros(len(texts), np.int64)
+    status = np.ones(len(texts), np.int8)
+    read_times(np.frombuffer(content, np.uint8), np.frombuffer(offsets, np.int32)[: len(texts) + 1],
+               steps_of_format("" if form == "iso" else form), local, offset, status)  # fmt: skip
+    return bool((status == RIGHT).mean() > _MOST)
+
+
+def _form_of(table: str | Path) -> InputForm:
+    """Returns delimiter and encoding of a table's first file."""
+    files = _first_file(Path(table))
+    if files is None:
+        return InputForm()
+    with files.open("rb") as file:
+        data = file.read(1 << 16)
+    encoding = "utf-8"
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        encoding = "utf-16"
+    elif not _is_utf8(data):
+        encoding = "latin-1"
+    text = data.decode(encoding, errors="ignore").removeprefix("\ufeff")
+    first = text.splitlines()[0] if text.strip() else ""
+    widths = {one: len(next(csv.reader([first], delimiter=one), [])) for one in _DELIMITERS}
+    delimiter = max(widths, key=lambda one: widths[one])
+    return InputForm(delimiter=delimiter if widths[delimiter] > 1 else ",", encoding=encoding)
+
+
+def _first_file(table: Path) -> Path | None:
+    """Returns the first file if it is CSV that is not compressed."""
+    names: Iterable[Path] = sorted(table.iterdir()) if table.is_dir() else [table] if table.is_file() else []
+    return next((one for one in names if one.suffix.lower() in (".csv", ".tsv", ".txt")), None)
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        return error.start > len(data) - 4
+    return True
+
+
+def _source(column: _Column, *, hash: bool = False) -> str:  # noqa: A002 - the key's name
+    return f"{{ column = {_quoted(column.name)}, hash = true }}" if hash else _quoted(column.name)
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\t", "\\t")
+    return f'"{escaped}"'
+
+
+def _list(texts: Iterable[str]) -> str:
+    return "[" + ", ".join(_quoted(text) for text in texts) + "]"

@@ -1,0 +1,41 @@
+"""Mistakes in a mapping are refused with file, line and key."""
+
+from __future__ import annotations
+
+import pytest
+
+from paywarden.features.tables.mapping import parse_mapping
+from paywarden.schemas.errors import Misconfigured
+from tests.unit.features.tables.tables import MAPPING, mapping_with
+
+
+@pytest.mark.parametrize(
+    ("mapping", "said"),
+    [
+        ("[fields", "mapping.toml: Expected"),
+        ("[fiels]\n", r"mapping\.toml, line 1: \[fiels\]: there is no such section"),
+        (mapping_with(card='"x"'), r"line 3: \[fields\] card: is no field of a payment; there are payment_id"),
+        (MAPPING.replace('card_id = "card"\n', ""), r"\[fields\] must say where card_id comes from"),
+        (mapping_with(card_id='{ colum = "card" }'), r"line 3: \[fields\] card_id: there is no key 'colum'"),
+        (mapping_with(card_id='{ column = "card", constant = "x" }'), "card_id: must have one of column, constant"),
+        (mapping_with(card_id='{ column = "card", format = "iso" }'), "card_id: format is not for this field"),
+        (mapping_with(event_time_ms='{ column = "when", format = "%d/%m" }'), "event_time_ms: format must be iso"),
+        (mapping_with(event_time_ms='{ column = "when", format = "%Q" }'), "format has %Q, which is none of %Y"),
+        (mapping_with(event_time_ms='{ column = "when", zone = "Mars" }'), "zone must be a name such as Europe/Berlin"),
+        (mapping_with(event_time_ms='{ column = "when", format = "hours" }'), "times in hours need an origin"),
+        (mapping_with(amount_minor='{ column = "amount", unit = "cents" }'), "unit must be major or minor"),
+        (mapping_with(channel='{ column = "c", other = "refuse" }'), "other is for a source with values"),
+        (mapping_with(channel='{ column = "c", values = { W = 1 } }'), "values: W must be a text"),
+        (mapping_with(utc_offset_minutes="{ from_zone = 1 }"), "from_zone must be true or false"),
+        (MAPPING.replace('"7d"', '"7 weeks"'), r"\[label\] delay: must be \"7d\", {"),
+        (MAPPING.replace('"7d"', '{ quantiles = ["7d", "1d"] }'), r"\[label\] delay: must be"),
+        (MAPPING.replace('delay = "7d"', ""), r"\[label\] delay: must say when a label was known"),
+        (MAPPING.replace('["0"]', '["1"]'), r"\[label\] genuine: lists a value that another label has"),
+        ('[input]\ndelimiter = "::"\n' + MAPPING, r"line 2: \[input\] delimiter: must be one ASCII character"),
+        ('[input]\nencoding = "utf-7000"\n' + MAPPING, r"line 2: \[input\] encoding: is no encoding"),
+    ],
+)
+def test_a_mistake_is_refused_where_it_stands(mapping: str, said: str) -> None:
+    with pytest.raises(Misconfigured, match=said) as error:
+        parse_mapping(mapping, "mapping.toml")
+    assert "\n" not in str(error.value)
