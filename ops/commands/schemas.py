@@ -63,15 +63,15 @@ def export(source: Source, folder: Path) -> None:
 
 
 @schemas.command("proto")
-def proto() -> None:
+@click.pass_obj
+def proto(source: Source) -> None:
     """Print the .proto file of the endpoint, for protoc and gRPC clients.
 
     It has the fields that every payment has, and those that the project declares, each with what it holds.
     """
-    from paywarden.features.catalogue.catalogue import CATALOGUE
     from paywarden.schemas.request_proto import proto_text
 
-    click.echo(proto_text(CATALOGUE.payment.fields), nl=False)
+    click.echo(proto_text(wiring.catalogue(source).payment.fields), nl=False)
 
 
 def _found(source: Source) -> list[ListedSchema]:

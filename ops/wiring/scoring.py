@@ -52,6 +52,7 @@ def scoring_host(source: Source, bundle_path: str | None) -> ServerContext:
     from paywarden.models.bundle.bundle import load_bundle
     from paywarden.models.bundle.signature import BundleSettings, TrustedKeys
     from paywarden.ops.libraries import build_missing
+    from paywarden.schemas.request_proto import request_class
     from paywarden.scoring.engine.batcher import AdmissionSettings
     from paywarden.scoring.engine.busy_poll import BusyPoll
     from paywarden.scoring.engine.model_chain import ChainSettings
@@ -67,6 +68,8 @@ def scoring_host(source: Source, bundle_path: str | None) -> ServerContext:
 
     settings = source.section("serve", ServeSettings)
     engine = stores.feature_engine(source)
+    # Made once, before any worker: it may refuse the names of fields.
+    request_class(engine.plan.fields)
     paths = [bundle_path or settings.bundle, *filter(None, [settings.fallback_bundle])]
     trusted = TrustedKeys.read(source.section("bundles", BundleSettings))
     bundles = [

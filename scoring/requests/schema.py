@@ -68,7 +68,6 @@ class RequestSchema:
         return cast(PaymentFacts, DeclaredPayment(self.message.FromString(body), self._readers))
 
 
-
 class DeclaredPayment:
     """A payment with declared and derived fields as attributes. A value is read when a condition asks for it.
 
