@@ -6,8 +6,10 @@ from pathlib import Path
 
 import click
 
+from paywarden.ops import wiring
 from paywarden.ops.extras import needs
 from paywarden.ops.reporting import report
+from paywarden.schemas.settings import Source
 
 
 @click.command()
@@ -71,8 +73,10 @@ from paywarden.ops.reporting import report
 @click.option("--key-file", type=click.Path(), default="", help="PEM file of its key.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the payments and their arrivals.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write the result to this file.")
+@click.pass_obj
 @needs("serve", "history")
 def load(
+    source: Source,
     target: str,
     rate: float | None,
     as_many: bool,
@@ -95,7 +99,7 @@ def load(
     """Send simulated payments and measure latency.
 
     Payments come at a fixed rate, whether or not earlier ones are answered. The latency of a payment counts from the
-    moment it was due.
+    moment it was due. They have plausible values of the fields that the project declares.
     """
     from paywarden.ops.loadgen.target import LoadOptions
     from paywarden.ops.loadgen.traffic import run_simulated_load
@@ -117,7 +121,15 @@ def load(
         certificate_file=cert_file,
         key_file=key_file,
     )
-    result = run_simulated_load(target, rate=rate, seconds=seconds, seed=seed, arrivals=arrivals, options=options)
+    result = run_simulated_load(
+        target,
+        rate=rate,
+        seconds=seconds,
+        seed=seed,
+        arrivals=arrivals,
+        options=options,
+        fields=wiring.catalogue(source).payment.fields,
+    )
     report(result, json_file)
 
 

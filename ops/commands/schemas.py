@@ -20,7 +20,7 @@ _COLUMNS = ("topic", "version", "fingerprint", "registry id", "subject")
 
 @click.group()
 def schemas() -> None:
-    """List or export the Avro schemas of the topics; print the endpoint's .proto file.
+    """List or export the schemas of topics and endpoint.
 
     A record begins with a zero byte and the id of its schema in four bytes, big endian. Without a registry the id is
     the schema's fingerprint. Registry ids come from Kafka: they are those that any process has used or seen so far.

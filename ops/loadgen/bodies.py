@@ -13,8 +13,6 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 
-from google.protobuf.json_format import MessageToDict
-
 from paywarden.features.kernel.varint import encode_varint
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
@@ -55,7 +53,8 @@ def _bodies(rest: Sequence[bytes], before: bytes, time_format: bytes) -> Iterato
 
 
 def _protobuf_rest(request: ScoreRequest) -> bytes:
-    rest = ScoreRequest()
+    # The class of a project's requests is made when the process starts.
+    rest = type(request)()
     rest.CopyFrom(request)
     # Scalars that are not set take no bytes.
     rest.payment_id, rest.event_time_ms = "", 0
@@ -63,9 +62,9 @@ def _protobuf_rest(request: ScoreRequest) -> bytes:
 
 
 def _json_rest(request: ScoreRequest) -> bytes:
-    fields = MessageToDict(request, preserving_proto_field_name=True)
+    # Not protobuf's own JSON: there 64-bit numbers are texts.
+    fields = {field.name: value for field, value in request.ListFields()}
     fields.pop("payment_id", None)
     fields.pop("event_time_ms", None)
-    # In protobuf's own JSON 64-bit numbers are texts, and zeros are left out. In ours they are numbers.
     fields["amount_minor"] = request.amount_minor
     return b"," + json.dumps(fields, separators=(",", ":"))[1:].encode()

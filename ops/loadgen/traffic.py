@@ -1,4 +1,7 @@
-"""Turns simulated payments into requests to the endpoint, dated when they are sent."""
+"""Turns simulated payments into requests to the endpoint, dated when they are sent.
+
+Where a project declares fields, the requests have plausible values of them (features/datasets/declared_values.py).
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import uvloop
 
+from paywarden.features.datasets.declared_values import declared_values
 from paywarden.features.datasets.simulator import simulate
 from paywarden.ops.loadgen.bodies import stamped_bodies
 from paywarden.ops.loadgen.load import LoadAnswer, run_closed, run_load
@@ -17,27 +22,45 @@ from paywarden.ops.loadgen.report import LoadReport
 from paywarden.ops.loadgen.target import LoadOptions
 from paywarden.ops.times import now_ms
 from paywarden.schemas.errors import InvalidEvent
+from paywarden.schemas.payment_fields import TABLE_ALONE, PaymentFields
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
+from paywarden.schemas.request_proto import request_class
 
 _OPTIONAL = ("device_id", "ip", "mcc", "country", "channel", "utc_offset_minutes")
 # Enough cards that each comes back only minutes later, as in reality. A longer load repeats them with new ids.
 _CARDS, _DAYS = 20_000, 2
 
 
-def requests_of(payments: pa.Table, *, id_prefix: str) -> list[ScoreRequest]:
-    """Returns a request for each row of a payments table. Payment ids get a prefix; times stay as they are."""
+def requests_of(payments: pa.Table, *, id_prefix: str, fields: PaymentFields = TABLE_ALONE) -> list[ScoreRequest]:
+    """Returns a request for each row of a payments table. Payment ids get a prefix; times stay as they are.
+
+    Declared fields are taken as far as the table has columns of their names.
+    """
+    message = request_class(fields)
+    optional = (*_OPTIONAL, *(field.name for field in fields.declared))
     return [
-        ScoreRequest(
+        message(
             payment_id=id_prefix + row["payment_id"],
             event_time_ms=row["event_time_ms"],
             card_id=row["card_id"],
             merchant_id=row["merchant_id"],
             amount_minor=row["amount_minor"],
             currency=row["currency"],
-            **{name: row[name] for name in _OPTIONAL if row.get(name) is not None},
+            **{name: row[name] for name in optional if row.get(name) is not None},
         )
         for row in payments.to_pylist()
     ]
+
+
+def with_declared(payments: pa.Table, fields: PaymentFields, *, seed: int) -> pa.Table:
+    """Returns a payments table with a column more for each declared field, of plausible values."""
+    if not fields.declared:
+        return payments
+    card = payments["card_id"].cast(pa.string()).combine_chunks().dictionary_encode().indices.to_numpy()
+    times, amounts = (payments[name].to_numpy() for name in ("event_time_ms", "amount_minor"))
+    for name, column in declared_values(fields, card.astype(np.int64), times, amounts, seed=seed).items():
+        payments = payments.append_column(name, pa.array(column))
+    return payments
 
 
 def stamped(requests: Iterator[ScoreRequest]) -> Iterator[bytes]:
@@ -61,9 +84,18 @@ def run(
 
 
 def run_simulated_load(
-    target: str, *, rate: float | None, seconds: float, seed: int, arrivals: str = "poisson", options: LoadOptions
+    target: str,
+    *,
+    rate: float | None,
+    seconds: float,
+    seed: int,
+    arrivals: str = "poisson",
+    options: LoadOptions,
+    fields: PaymentFields = TABLE_ALONE,
 ) -> dict[str, Any]:
     """Run the load of `paywarden load`. Without a rate a new payment leaves for every answer.
+
+    The payments have values of all declared `fields`.
 
     Raises Misconfigured, InvalidEvent.
     """
@@ -72,7 +104,7 @@ def run_simulated_load(
     payments, _ = simulate(cards=_CARDS, days=_DAYS, seed=seed)
     # Five characters of the time keep the ids of two loads within a day apart.
     bodies = stamped_bodies(
-        requests_of(payments, id_prefix=""),
+        requests_of(with_declared(payments, fields, seed=seed), id_prefix="", fields=fields),
         id_prefix=f"load{now_ms() // 100 % 16**5:05x}",
         content_type=options.content_type,
     )

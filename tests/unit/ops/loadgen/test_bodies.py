@@ -3,12 +3,16 @@ import time
 
 import pytest
 
+from paywarden.features.catalogue import fields
+from paywarden.features.datasets.simulator import simulate
 from paywarden.ops.loadgen.bodies import stamped_bodies
+from paywarden.ops.loadgen.traffic import requests_of, with_declared
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.scoring.requests.format import Format
 from paywarden.scoring.requests.json_form import JSON
 from paywarden.scoring.requests.protobuf_form import PROTOBUF
+from paywarden.scoring.requests.schema import RequestSchema
 
 REQUESTS = [
     ScoreRequest(
@@ -39,6 +43,27 @@ def test_bodies_repeat_the_requests_with_new_ids_and_times(form: Format) -> None
         expected = REQUESTS[index % 3]
         request.payment_id, request.event_time_ms = expected.payment_id, expected.event_time_ms
         assert request == expected
+
+
+@pytest.mark.parametrize("form", [PROTOBUF, JSON])
+def test_bodies_have_the_fields_that_a_project_declares(form: Format) -> None:
+    declared = fields.Payment(
+        fields.text("customer_id", 1, required=True),
+        fields.decimal("weight", 2, unit="kg", least=0, most=50, required=True),
+        fields.flag("is_gift", 3, required=True),
+        fields.email("buyer_email", 4, required=True),
+        fields.integer("items", 5, unit="items", least=-9, most=9, required=True),
+    ).fields
+    payments, _ = simulate(cards=3, days=1, seed=1)
+    requests = requests_of(with_declared(payments.slice(0, 5), declared, seed=2), id_prefix="", fields=declared)
+    schema = RequestSchema(declared)
+    bodies = stamped_bodies(requests, id_prefix="a1", content_type=form.content_type)
+    for request, body in zip(requests, bodies, strict=False):
+        taken = form.take(body, schema)
+        parsed = schema.message.FromString(taken if isinstance(taken, bytes) else taken.body)
+        assert {"customer_id", "weight", "is_gift", "buyer_email", "items"} <= {f.name for f, _ in parsed.ListFields()}
+        parsed.payment_id, parsed.event_time_ms = request.payment_id, request.event_time_ms
+        assert parsed == request
 
 
 def test_the_time_moves_on_while_bodies_are_taken() -> None:
