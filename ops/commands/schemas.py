@@ -65,9 +65,10 @@ def export(source: Source, folder: Path) -> None:
 @schemas.command("proto")
 @click.pass_obj
 def proto(source: Source) -> None:
-    """Print the .proto file of the endpoint, for protoc and gRPC clients.
+    """Print the .proto file of the endpoint.
 
-    It has the fields that every payment has, and those that the project declares, each with what it holds.
+    protoc and gRPC clients take it. It has the fields that every payment has, and those that the project declares, each
+    with what it holds.
     """
     from paywarden.schemas.request_proto import proto_text
 

@@ -24,6 +24,7 @@ from paywarden.scoring.metrics.worker import HttpMetrics
 from paywarden.scoring.net.listeners import open_listener, reserve_port
 from paywarden.scoring.net.tls import Tls
 from paywarden.scoring.net.tokens import Tokens
+from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.requests.validation import RequestLimits
 from tests.worlds.payments import euro_intake
@@ -86,14 +87,15 @@ class Served:
         tls: Tls | None = None,
         scorer: Scorer | None = None,
         limits: RequestLimits | None = None,
+        intake: RequestDecoder | None = None,
     ) -> None:
-        """`scorer` takes the place of the FakeScorer."""
+        """`scorer` takes the place of the FakeScorer, `intake` that of a decoder of the packaged catalogue."""
         self.scorer = FakeScorer()
         self.metrics = HttpMetrics.declare(Registry())
         self.metrics_text = metrics_text
         self.batcher = MicroBatcher(
             scorer or self.scorer,
-            intake=euro_intake(limits or RequestLimits(batch_size_max=4)),
+            intake=intake or euro_intake(limits or RequestLimits(batch_size_max=4)),
             settings=admission,
             now_ms=lambda: NOW_MS,
         )
