@@ -1,12 +1,15 @@
 """Break one part of the live demonstration on purpose: the demonstration fails, and its one line names that part.
 
-The tests use a small past, because the demonstration's own takes long to make.
+The tests use a small past, because the demonstration's own takes long to make. Parts that are broken are forks, which
+start soon (tests/services/template.py); the whole demonstration starts its parts itself.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
+import subprocess
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -25,6 +28,8 @@ from paywarden.ops.demo.verdict import MetricsReading, Sent, unfinished
 from paywarden.ops.loadgen.traffic import requests_of
 from paywarden.schemas.errors import TemporaryFailure
 from paywarden.streams.maintenance.backfill import backfill
+from tests.checkout import CHECKOUT
+from tests.services import template
 from tests.worlds import small_world
 
 SECONDS, RATE = 3, 100
@@ -61,10 +66,25 @@ def demonstrate(past: Path, folder: Path, *, when_sending: Callable[[], object] 
     return run_live(*arguments, rate=RATE, seconds=SECONDS, console=console, say=say)
 
 
-def send_signal(command: str, number: signal.Signals) -> None:
-    """Send a signal to the process of a command that this process has started."""
-    [process] = [child for child in psutil.Process().children() if child.cmdline()[-1] == command]
-    process.send_signal(number)
+@pytest.fixture
+def forks(monkeypatch: pytest.MonkeyPatch) -> dict[str, template.ForkedProcess]:
+    """The running parts by their commands, each started as a fork."""
+    running: dict[str, template.ForkedProcess] = {}
+
+    def started(name: str, config: Path, log_file: Path) -> demo_processes.DemoPart:
+        with log_file.open("w", encoding="utf-8") as log:
+            running[name] = template.start(
+                ["--config", str(config), name],
+                cwd=CHECKOUT,
+                environment=os.environ,
+                stdout=subprocess.PIPE,
+                stderr=log,
+            )
+        process: Any = running[name]
+        return demo_processes.DemoPart(name, process, log_file)
+
+    monkeypatch.setattr(demo_processes, "_started", started)
+    return running
 
 
 def test_every_part_does_its_work_and_reports_it(past: Path, tmp_path: Path) -> None:
@@ -80,21 +100,23 @@ def test_every_part_does_its_work_and_reports_it(past: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("command", ["stream", "companion", "serve"])
-def test_a_part_that_is_killed_during_the_run_is_named(past: Path, tmp_path: Path, command: str) -> None:
+def test_a_part_that_is_killed_during_the_run_is_named(
+    past: Path, tmp_path: Path, forks: dict[str, template.ForkedProcess], command: str
+) -> None:
     with pytest.raises(TemporaryFailure, match=f"^demo: `paywarden {command}` has ended with signal 9; its last log"):
-        demonstrate(past, tmp_path, when_sending=lambda: send_signal(command, signal.SIGKILL))
+        demonstrate(past, tmp_path, when_sending=lambda: forks[command].kill())
 
 
 def test_a_part_that_does_not_answer_at_the_end_is_named(
-    past: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    past: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forks: dict[str, template.ForkedProcess]
 ) -> None:
     monkeypatch.setattr(demo_live, "_SETTLE_TIMEOUT_S", 1.0)
-
     monkeypatch.setattr(demo_processes, "_STOP_TIMEOUT_S", 1.0)
     with pytest.raises(TemporaryFailure, match=r"^demo: `paywarden companion` is not ready"):
-        demonstrate(past, tmp_path, when_sending=lambda: send_signal("companion", signal.SIGSTOP))
+        demonstrate(past, tmp_path, when_sending=lambda: forks["companion"].send_signal(signal.SIGSTOP))
 
 
+@pytest.mark.usefixtures("forks")
 def test_missing_counts_are_reported_as_missing_counts(
     past: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
