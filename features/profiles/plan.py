@@ -23,7 +23,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,6 +89,8 @@ class Plan:
     """Makes identities of texts."""
     fields: PaymentFields = TABLE_ALONE
     """The fields of a payment."""
+    label_delays_ms: tuple[int, ...] = ()
+    """How long the features of known fraud wait for labels: each delay once, ascending."""
 
     @property
     def feature_count(self) -> int:
@@ -224,7 +226,13 @@ def compile_plan(catalogue: Catalogue, key: IdentityKey = LAPTOP_KEY) -> Plan:
         entity_identities=tuple(map(_identities, tables, memories)),
         key=key,
         fields=catalogue.payment.fields,
+        label_delays_ms=tuple(sorted({s.window.delay_ms for s in stored if _knows_fraud(s)})),
     )
+
+
+def _knows_fraud(stored: Stored) -> TypeGuard[WindowedMeasure]:
+    labelled = (Measure.FRAUD_COUNT, Measure.FRAUD_AMOUNT)
+    return isinstance(stored, WindowedMeasure) and any(column.measure in labelled for column in stored.columns)
 
 
 class _Words(list[int]):

@@ -100,6 +100,8 @@ class Manifest:
     cascade: dict[str, Any] = field(default_factory=dict)
     # The digest of the key that made identities of texts. Empty: an old bundle, whose features knew no key.
     identity_digest: str = ""
+    # What the training found out about its data (models/training/evidence.py). Old bundles lack the key.
+    evidence: dict[str, Any] = field(default_factory=dict)
 
     @property
     def parts(self) -> tuple[ModelPart, ...]:
@@ -107,7 +109,11 @@ class Manifest:
         return (LARGE, FIRST) if self.cascade else (LARGE,)
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2) + "\n"
+        content = asdict(self)
+        if not self.evidence:
+            # The digest of an old bundle stays what it was.
+            del content["evidence"]
+        return json.dumps(content, indent=2) + "\n"
 
     @property
     def digest(self) -> str:
@@ -181,6 +187,7 @@ def read_manifest(bundle: Path) -> Manifest:
     hints = get_type_hints(Manifest)
     content.setdefault("cascade", {})
     content.setdefault("identity_digest", "")
+    content.setdefault("evidence", {})
     if content.keys() != hints.keys():
         odd = sorted(hints.keys() ^ content.keys())
         raise BundleRefused(f"bundle {bundle}: {MANIFEST} lacks or does not know {', '.join(odd)}")

@@ -35,9 +35,15 @@ def grown_on(label: NDArray[np.int64], settings: TrainingSettings) -> NDArray[np
 
 
 def binned(
-    vectors: NDArray[np.float32], label: NDArray[np.int64], settings: TrainingSettings, feature_names: Sequence[str]
+    vectors: NDArray[np.float32],
+    label: NDArray[np.int64] | NDArray[np.float64],
+    settings: TrainingSettings,
+    feature_names: Sequence[str],
 ) -> Any:
-    """Returns a LightGBM data set with binned rows. Several models with different settings of growth can share it."""
+    """Returns a LightGBM data set with binned rows. Several models with different settings of growth can share it.
+
+    Labels are 0 or 1; for `grow_on_shares` they may lie between.
+    """
     with _Refusing():
         data = lightgbm.Dataset(
             vectors,
@@ -55,6 +61,16 @@ def grow(data: Any, settings: TrainingSettings, feature_names: Sequence[str], *,
     callbacks = [] if on_tree is None else [_after_each_tree(on_tree)]
     with _Refusing():
         return lightgbm.train(_parameters(settings, feature_names), data, settings.trees, callbacks=callbacks)
+
+
+def grow_on_shares(
+    data: Any, settings: TrainingSettings, feature_names: Sequence[str], *, on_tree: OnTree | None = None
+) -> Any:
+    """Returns a model as `grow` does, for labels between 0 and 1: they are probabilities of fraud."""
+    callbacks = [] if on_tree is None else [_after_each_tree(on_tree)]
+    parameters = _parameters(settings, feature_names) | {"objective": "cross_entropy"}
+    with _Refusing():
+        return lightgbm.train(parameters, data, settings.trees, callbacks=callbacks)
 
 
 def grow_until_worse(
@@ -101,9 +117,13 @@ def grow_until_worse(
 
 
 def model_text(model: Any) -> str:
-    """Returns LightGBM's text form without the number of threads, which would change the digest but not the model."""
+    """Returns LightGBM's text form without the number of threads, which would change the digest but not the model.
+
+    A model of `grow_on_shares` becomes a binary one: its margins are log-odds as well.
+    """
     lines = model.model_to_string().splitlines(keepends=True)
-    return "".join(line for line in lines if not line.startswith(_THREADS_LINE))
+    kept = "".join(line for line in lines if not line.startswith(_THREADS_LINE))
+    return kept.replace("\nobjective=cross_entropy\n", "\nobjective=binary sigmoid:1\n", 1)
 
 
 def _parameters(settings: TrainingSettings, feature_names: Sequence[str]) -> dict[str, Any]:
@@ -111,6 +131,10 @@ def _parameters(settings: TrainingSettings, feature_names: Sequence[str]) -> dic
     parameters = settings.lightgbm_parameters() | {"feature_pre_filter": False}
     if settings.monotone and feature_names:
         parameters["monotone_constraints"] = [settings.monotone.get(name, 0) for name in feature_names]
+    if settings.leave_out and feature_names:
+        # LightGBM asks only for features of a group. There is one, and what is left out is not in it.
+        used = [place for place, name in enumerate(feature_names) if name not in settings.leave_out]
+        parameters["interaction_constraints"] = [used]
     return parameters
 
 

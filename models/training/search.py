@@ -13,7 +13,11 @@ How it works:
 3. Each candidate is grown on every fold with early stopping: until more trees raise the log loss of the held-out days.
 4. The candidate with the highest mean average precision wins; with a tie, the first. Its number of trees is the mean
    over the folds.
-5. The bundle's model is then grown on all days with the chosen settings.
+5. With several `seeds`, a distilled model of the chosen settings is compared on the same held-out days
+   (models/training/distillation.py).
+6. The bundle's model is then grown on all days with the chosen settings.
+
+The search ends early when `search_minutes` are over: candidates that were not tried on every fold by then are left out.
 
 Example: the window is 1 to 30 June with one fold, 6 days held out and a label delay of 7 days. Trees are grown on 1 to
 17 June with the labels known on 25 June, and 25 to 30 June choose. Candidate 0 stops at 120 trees with average
@@ -25,7 +29,8 @@ A backtest has test folds for an honest estimate.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -35,10 +40,11 @@ from numpy.typing import NDArray
 from paywarden.models.metrics.evaluation import DAY_MS, Days, Split, auc_roc, average_precision, date_of_day
 from paywarden.models.training.boosting import HeldOut, OnTree, binned, grow, grow_until_worse, grown_on
 from paywarden.models.training.calibration import brier_score, log_loss, true_probabilities
+from paywarden.models.training.distillation import Distilled, grow_student, soft_labels
 from paywarden.models.training.progress import TrainingProgress
 from paywarden.models.training.search_space import boosted_paths
 from paywarden.models.training.settings import TrainingSettings
-from paywarden.models.training.table import TrainingTable
+from paywarden.models.training.table import TrainingTable, blocks_of
 from paywarden.schemas.errors import Misconfigured
 
 FRAUDS_MIN = 20
@@ -86,6 +92,7 @@ class Choice:
     tried: tuple[TriedCandidate, ...] = ()
     chosen: int = 0
     left_out: str = ""
+    distilled: Distilled | None = None
 
     def record(self) -> dict[str, Any]:
         """Returns the choice as a manifest stores it; `chosen` is an index into `tried`."""
@@ -110,34 +117,76 @@ def choose(
 ) -> Choice:
     """Choose the settings to train with. Raises Misconfigured if a search is configured but no fold is possible."""
     searching = settings.search_budget > 1
-    if not searching and settings.early_stopping_rounds == 0:
+    if not searching and settings.early_stopping_rounds == 0 and settings.seeds == 1:
         return Choice(settings, left_out="the settings leave nothing to choose")
     try:
         folds = [_Fold.of(table, split, settings) for split in validation_splits(window, settings)]
     except _NoFolds as reason:
-        if searching:
-            raise Misconfigured(f"parameters cannot be searched: {reason}") from reason
+        if searching or settings.seeds > 1:
+            what = "parameters cannot be searched" if searching else "a distilled model cannot be compared"
+            raise Misconfigured(f"{what}: {reason}") from reason
         return Choice(settings, left_out=str(reason))
     candidates = candidate_parameters(settings)
-    by_fold = []
     with progress("choosing parameters", len(candidates) * len(folds) * settings.trees) as advance:
-        for fold in folds:
-            data = binned(table.vectors[fold.train], fold.known[fold.train], settings, feature_names)
-            held_out = HeldOut(table.vectors[fold.test], table.label[fold.test])
-            variants = [replace(settings, **candidate) for candidate in candidates]
-            by_fold.append([_result(data, held_out, variant, feature_names, advance) for variant in variants])
-    tried = tuple(
-        TriedCandidate(candidate, results)
-        for candidate, results in zip(candidates, zip(*by_fold, strict=True), strict=True)
-    )
+        parts = [
+            (
+                binned(table.vectors[fold.train], fold.known[fold.train], settings, feature_names),
+                HeldOut(table.vectors[fold.test], table.label[fold.test]),
+            )
+            for fold in folds
+        ]
+        tried = tuple(
+            TriedCandidate(
+                candidate,
+                tuple(
+                    _result(data, held_out, replace(settings, **candidate), feature_names, advance)
+                    for data, held_out in parts
+                ),
+            )
+            for candidate in _in_time(candidates, settings.search_minutes)
+        )
     chosen = int(np.argmax([candidate.average_precision for candidate in tried]))
     best = tried[chosen]
+    best_settings = replace(settings, **best.parameters, trees=best.trees)
     return Choice(
-        replace(settings, **best.parameters, trees=best.trees),
+        best_settings,
         splits=tuple(fold.split for fold in folds),
         tried=tried,
         chosen=chosen,
+        distilled=_distilled(table, folds, best_settings, feature_names, progress) if settings.seeds > 1 else None,
     )
+
+
+def _in_time(candidates: Sequence[dict[str, Any]], minutes: float) -> Iterator[dict[str, Any]]:
+    """Yields the first candidate, and the others while the minutes are not over; 0 minutes are no limit."""
+    started = time.monotonic()
+    for number, candidate in enumerate(candidates):
+        if number and minutes and time.monotonic() - started > 60 * minutes:
+            return
+        yield candidate
+
+
+def _distilled(
+    table: TrainingTable,
+    folds: Sequence[_Fold],
+    settings: TrainingSettings,
+    feature_names: Sequence[str],
+    progress: TrainingProgress,
+) -> Distilled:
+    """Compare a student and a plain model on the held-out days of each fold."""
+    plain, student = [], []
+    fits = len(folds) * (settings.folds * settings.seeds + 2)
+    with progress("comparing a distilled model", fits * settings.trees) as advance:
+        for fold in folds:
+            vectors, label = table.vectors[fold.train], fold.known[fold.train]
+            test, truth = table.vectors[fold.test], table.label[fold.test]
+            alone = grow(binned(vectors, label, settings, feature_names), settings, feature_names, on_tree=advance)
+            blocks = blocks_of(table.day[fold.train], settings.folds)
+            soft = soft_labels(vectors, label, blocks, settings, feature_names, on_tree=advance)
+            of_many = grow_student(vectors, soft, settings, feature_names, on_tree=advance)
+            plain.append(average_precision(truth, alone.predict(test)))
+            student.append(average_precision(truth, of_many.predict(test)))
+    return Distilled(settings.seeds, float(np.mean(plain)), float(np.mean(student)))
 
 
 def candidate_parameters(settings: TrainingSettings) -> list[dict[str, Any]]:

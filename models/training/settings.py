@@ -11,7 +11,7 @@ from paywarden.models.metrics.labels import AUTO, require_setting
 from paywarden.schemas.errors import Misconfigured
 
 # Settings that do not change the model.
-_NOT_OF_THE_MODEL = ("threads", "mlflow_experiment")
+_NOT_OF_THE_MODEL = ("threads", "mlflow_experiment", "search_minutes")
 _OF_A_CASCADE = "cascade"
 
 CATEGORY_MAX = 4095
@@ -42,6 +42,10 @@ class TrainingSettings:
     # Features whose values are names, not amounts. Trees learn sets of values and test whether a value is in a set. A
     # missing value, or one never seen in training, is in no set.
     categorical: tuple[str, ...] = ()
+    # Features that no tree may ask for, and whether to add those that grow with the age of the data
+    # (models/training/feature_ranges.py).
+    leave_out: tuple[str, ...] = ()
+    leave_out_clocks: bool = True
     # The share of the genuine payments that trees are grown on. Calibration and metrics always use all payments.
     genuine_sample_share: float = 1.0
     folds: int = 3
@@ -53,7 +57,12 @@ class TrainingSettings:
     early_stopping_rounds: int = 50
     # How many candidates to try on the validation folds. 0 and 1 keep these settings.
     search_budget: int = 1
+    # Try no further candidate after this many minutes. 0: no limit. The result then depends on the machine's speed.
+    search_minutes: float = 0.0
     seed: int = 0
+    # How many models, of different seeds, to average and distil into the one that is served
+    # (models/training/distillation.py). 1 trains one model.
+    seeds: int = 1
     threads: int = 2
     label_delay_days: int = 7
     # What a payment without an outcome is: `genuine`, `leave_out` (not known), or `auto`, what the data says
@@ -103,7 +112,7 @@ class TrainingSettings:
             if name not in _NOT_OF_THE_MODEL and (self.cascade or not name.startswith(_OF_A_CASCADE))
         }
         # A list, as JSON gives it back.
-        return stored | {"categorical": [*self.categorical]}
+        return stored | {"categorical": [*self.categorical], "leave_out": [*self.leave_out]}
 
     def of_the_first(self) -> TrainingSettings:
         """Returns the settings of a cascade's first model: these, with its number of trees and leaves."""
@@ -119,6 +128,9 @@ def require_usable(settings: TrainingSettings, feature_names: Sequence[str]) -> 
     _require_at_least("early_stopping_rounds", settings.early_stopping_rounds, 0)
     _require_at_least("search_budget", settings.search_budget, 0)
     _require_at_least("seed", settings.seed, 0)
+    if not settings.search_minutes >= 0.0:
+        raise Misconfigured(f"training.search_minutes: wanted at least 0, got {settings.search_minutes}")
+    _require_at_least("seeds", settings.seeds, 1)
     _require_at_least("label_delay_days", settings.label_delay_days, 0)
     require_setting(settings.unknown_labels)
     _require_at_least("cascade_trees", settings.cascade_trees, 1)
@@ -138,6 +150,10 @@ def require_usable(settings: TrainingSettings, feature_names: Sequence[str]) -> 
         )
     for name, direction in settings.monotone.items():
         _require_direction(name, direction, feature_names)
+    for name in settings.leave_out:
+        _require_feature("leave_out", name, feature_names)
+    if set(settings.leave_out) >= set(feature_names):
+        raise Misconfigured("training.leave_out: wanted some features to train on, got all of them left out")
     for name in settings.categorical:
         _require_feature("categorical", name, feature_names)
         if name in settings.monotone:

@@ -145,6 +145,14 @@ def fraud_delays(history: History, first: int, last: int, known_by_ms: int) -> N
     return np.sort(time_ms[is_of_table][earliest] - history.event_time_ms[rows])
 
 
+def blocks_of(day: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Returns for each row the number of its block of whole days, from 0. `day`: (rows,), ascending."""
+    days = np.unique(day)
+    # With too few days, cut by rows, which are in order of time.
+    block_of = np.searchsorted(days, day) if len(days) >= count else np.arange(len(day))
+    return np.asarray(block_of * count // (int(block_of.max()) + 1), dtype=np.int64)
+
+
 def require_both_kinds(label: NDArray[np.int64]) -> None:
     """Raises Misconfigured with fewer than two frauds, or without a genuine payment."""
     frauds = int(label.sum())

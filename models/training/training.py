@@ -5,8 +5,9 @@ How it works:
 1. Early stopping on the window's last days chooses the number of trees. A search, if configured, chooses other
    parameters as well (models/training/search.py).
 2. The window is cut into `folds` blocks of whole days, if it has enough days. A model trained on the other blocks
-   scores each block. These out-of-fold scores determine the calibration, the default thresholds and the metrics. All
-   rows are scored, whatever share of the genuine ones the trees are grown on.
+   scores each block. These out-of-fold scores determine the calibration, the default thresholds and the metrics. The
+   last block, scored by a model of earlier days alone, moves the calibration (models/training/later_days.py). All rows
+   are scored, whatever share of the genuine ones the trees are grown on.
 3. With a cascade, a small model gets out-of-fold margins the same way, and its thresholds are chosen
    (models/training/cascade_choice.py).
 4. A model trained on all rows goes into the bundle, and its native library is compiled.
@@ -22,7 +23,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,16 @@ from paywarden.models.drift.reference import REFERENCE
 from paywarden.models.drift.reference_builder import PastDecisions, as_of_one_model, make_reference
 from paywarden.models.metrics.evaluation import Days, auc_roc, average_precision, date_of_day
 from paywarden.models.training.boosting import OnTree, binned, grow, grown_on, model_text
-from paywarden.models.training.calibration import fit_calibration, reliability
+from paywarden.models.training.calibration import reliability
 from paywarden.models.training.cascade_choice import Large, OutOfFold, choose_cascade
+from paywarden.models.training.distillation import grow_student, soft_labels
+from paywarden.models.training.evidence import label_delay, labels_record
+from paywarden.models.training.feature_ranges import clocks, drifting_features
+from paywarden.models.training.later_days import calibrate
 from paywarden.models.training.progress import TrainingProgress, no_progress
 from paywarden.models.training.search import choose
 from paywarden.models.training.settings import TrainingSettings, require_usable
-from paywarden.models.training.table import TrainingTable, require_both_kinds, require_categories
+from paywarden.models.training.table import TrainingTable, blocks_of, require_both_kinds, require_categories
 from paywarden.schemas.errors import Misconfigured
 
 SCORE_BINS = 50
@@ -82,22 +87,30 @@ def train_bundle(
     destination = checked_destination(destination)
     require_both_kinds(table.label)
     require_categories(table, settings, names)
+    drifting = drifting_features(table.vectors, table.day, names, settings.categorical)
+    if settings.leave_out_clocks:
+        settings = replace(settings, leave_out=tuple(dict.fromkeys((*settings.leave_out, *clocks(drifting)))))
     choice = choose(table, window, settings, names, progress=progress)
     settings = choice.settings
     _require_larger(settings)
-    fold = _folds(table, settings)
-    tree_count = settings.trees + (settings.cascade_trees if settings.cascade else 0)
-    with progress("growing trees", (settings.folds + 1) * tree_count) as on_tree:
-        large = _grown(table, fold, settings, names, on_tree)
+    fold = blocks_of(table.day, settings.folds)
+    distilled = choice.distilled is not None and choice.distilled.is_taken
+    tree_count = (settings.folds + 1) * (settings.trees + (settings.cascade_trees if settings.cascade else 0))
+    if distilled:
+        # The teachers of each fold's student, and those of the last one.
+        tree_count += settings.folds**2 * settings.seeds * settings.trees
+    with progress("growing trees", tree_count) as on_tree:
+        large = _grown(table, fold, settings, names, on_tree, distilled=distilled)
         first = _grown(table, fold, settings.of_the_first(), names, on_tree) if settings.cascade else None
-    slope, intercept = fit_calibration(large.margins, table.label)
+    calibration = calibrate(large.margins, table.label, table.day, fold == fold.max())
+    slope, intercept = calibration.slope, calibration.intercept
     margins, cascade = large.margins, None
     scores = calibrated(margins, slope, intercept)
     review_at, decline_at = (float(np.quantile(scores, 1 - s)) for s in (settings.review_share, settings.decline_share))
     if first is not None:
         rows = OutOfFold(first.margins, large.margins, fold, table.label)
-        calibration = Large(slope, intercept, review_at, decline_at)
-        cascade, margins = choose_cascade(rows, calibration, settings.cascade_disagreement_max)
+        of_the_large = Large(slope, intercept, review_at, decline_at)
+        cascade, margins = choose_cascade(rows, of_the_large, settings.cascade_disagreement_max)
         scores = calibrated(margins, slope, intercept)
     trust = reliability(table.label, scores)
     unfinished = _made_anew(destination.with_name(f"{destination.name}.unfinished"))
@@ -147,6 +160,12 @@ def train_bundle(
         score_counts=np.histogram(scores, edges)[0].tolist(),
         files=files,
         cascade={} if cascade is None else asdict(cascade),
+        evidence={
+            "labels": labels_record(table.label_counts, label_delay(table.fraud_delay_ms), engine.plan.label_delays_ms),
+            "drifting": [feature.record() for feature in drifting],
+            "later": calibration.record(),
+            "distilled": None if choice.distilled is None else choice.distilled.record(),
+        },
     )
     (unfinished / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     _compile_and_compare(unfinished, models, table.vectors, settings.seed, progress)
@@ -178,16 +197,22 @@ def _made_anew(folder: Path) -> Path:
 
 
 def _fit(
-    vectors: NDArray[np.float32],
-    label: NDArray[np.int64],
+    table: TrainingTable,
+    fold: NDArray[np.int64],
     used: NDArray[np.bool_],
     settings: TrainingSettings,
     names: list[str],
     on_tree: OnTree,
+    *,
+    distilled: bool,
 ) -> Any:
     # Indexing with a mask copies, and the table may take most of the memory.
     rows = slice(None) if used.all() else used
-    return grow(binned(vectors[rows], label[rows], settings, names), settings, names, on_tree=on_tree)
+    vectors, label = table.vectors[rows], table.label[rows]
+    if not distilled:
+        return grow(binned(vectors, label, settings, names), settings, names, on_tree=on_tree)
+    soft = soft_labels(vectors, label, fold[rows], settings, names, on_tree=on_tree)
+    return grow_student(vectors, soft, settings, names, on_tree=on_tree)
 
 
 def _require_larger(settings: TrainingSettings) -> None:
@@ -213,22 +238,16 @@ def _grown(
     settings: TrainingSettings,
     names: list[str],
     on_tree: OnTree,
+    *,
+    distilled: bool = False,
 ) -> _Grown:
     sample = grown_on(table.label, settings)
     margins = np.empty(len(table.label))
     for number in np.unique(fold):
         held_out = fold == number
-        model = _fit(table.vectors, table.label, sample & ~held_out, settings, names, on_tree)
+        model = _fit(table, fold, sample & ~held_out, settings, names, on_tree, distilled=distilled)
         margins[held_out] = model.predict(table.vectors[held_out], raw_score=True)
-    return _Grown(_fit(table.vectors, table.label, sample, settings, names, on_tree), margins)
-
-
-def _folds(table: TrainingTable, settings: TrainingSettings) -> NDArray[np.int64]:
-    """Returns for each row the number of its fold: a block of whole days."""
-    days = np.unique(table.day)
-    # With too few days, cut by rows, which are in order of time.
-    block_of = np.searchsorted(days, table.day) if len(days) >= settings.folds else np.arange(len(table.day))
-    return np.asarray(block_of * settings.folds // (int(block_of.max()) + 1), dtype=np.int64)
+    return _Grown(_fit(table, fold, sample, settings, names, on_tree, distilled=distilled), margins)
 
 
 def _version(

@@ -14,10 +14,13 @@ from paywarden.ops.extras import needs
 from paywarden.ops.histories import HistoryAsked, history_options, read_asked
 from paywarden.ops.progress import progress_bar
 from paywarden.ops.reporting import print_table
+from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
+    from paywarden.features.history.history import History
     from paywarden.models.bundle.bundle import Manifest
+    from paywarden.models.metrics.evaluation import Days
     from paywarden.models.training.settings import TrainingSettings
 
 FEATURES_SHOWN = 10
@@ -34,9 +37,22 @@ FEATURES_SHOWN = 10
 @click.option("--train-to", required=True, metavar="DAY", help="Last UTC day to train on, included, in the same form.")
 @click.option("--out", type=click.Path(file_okay=False), required=True, help="Folder of the bundle to write.")
 @click.option(
+    "--trials",
     "--search-budget",
+    "search_budget",
     type=click.IntRange(0),
     help="Parameters to try on the last days of the window (default: [training] search_budget). 0 or 1: no search.",
+)
+@click.option(
+    "--minutes",
+    "search_minutes",
+    type=click.FloatRange(0),
+    help="Try no further parameters after this many minutes (default: [training] search_minutes). 0: no limit.",
+)
+@click.option(
+    "--seeds",
+    type=click.IntRange(1),
+    help="Models of different seeds to average and distil into one (default: [training] seeds). 1: none.",
 )
 @click.option(
     "--cascade/--no-cascade",
@@ -62,6 +78,8 @@ def train(
     train_to: str,
     out: str,
     search_budget: int | None,
+    search_minutes: float | None,
+    seeds: int | None,
     cascade: bool | None,
     seed: int | None,
     experiment: str | None,
@@ -76,7 +94,14 @@ def train(
     from paywarden.models.training.settings import TrainingSettings
 
     asked = HistoryAsked(data, from_topic, since, until, warm_up_days)
-    given = {"search_budget": search_budget, "cascade": cascade, "seed": seed, "mlflow_experiment": experiment}
+    given = {
+        "search_budget": search_budget,
+        "search_minutes": search_minutes,
+        "seeds": seeds,
+        "cascade": cascade,
+        "seed": seed,
+        "mlflow_experiment": experiment,
+    }
     # Each option has the name and the type of its setting.
     changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     settings = replace(source.section("training", TrainingSettings), **changed)
@@ -113,6 +138,7 @@ def _trained(
     if len(history):
         require_within(history, ("--train-from", window.first), ("--train-to", window.last))
     require_both_kinds(window_labels(history, window, settings.label_delay_days, settings.unknown_labels).label)
+    _require_mature(history, window, settings.label_delay_days)
     engine.warm_up()
     rows = int((history.event_time_ms < (window.last + 1) * DAY_MS).sum())
     with progress_bar("features", rows) as advance:
@@ -128,6 +154,23 @@ def _trained(
     return train_bundle(table, window, bundle, engine=engine, settings=settings, progress=progress_bar)
 
 
+def _require_mature(history: History, window: Days, label_delay_days: int) -> None:
+    """Print a line if the labels of some days cannot have arrived. Raises Misconfigured if they are those of all."""
+    from paywarden.models.metrics.evaluation import DAY_MS, date_of_day
+    from paywarden.models.metrics.labels import end_of_labels_ms
+
+    last_mature = end_of_labels_ms(history) // DAY_MS - label_delay_days
+    if last_mature >= window.last:
+        return
+    told = (
+        f"the data ends on {date_of_day(last_mature + label_delay_days)}, and labels take {label_delay_days} days "
+        "(training.label_delay_days)"
+    )
+    if last_mature < window.first:
+        raise Misconfigured(f"no day of the window is mature: {told}")
+    click.echo(f"days after {date_of_day(last_mature)} are not mature: {told}", err=True)
+
+
 # What is printed
 
 
@@ -141,6 +184,7 @@ def _print(bundle: Path, manifest: Manifest) -> None:
     click.echo(f"digest {manifest.digest}")
     _print_native(bundle)
     _print_validation(manifest)
+    _print_evidence(manifest)
     click.echo(
         f"out of fold: Brier score {metrics['brier']:.6f}, "
         f"expected calibration error {metrics['expected_calibration_error']:.6f}"
@@ -163,6 +207,36 @@ def _print_native(bundle: Path) -> None:
 
     if native_library(bundle).is_file():
         click.echo(f"native library: {parity_summary(bundle)}")
+
+
+def _print_evidence(manifest: Manifest) -> None:
+    """Print what the training found out about its own data: labels, features that drift, later days."""
+    from paywarden.models.metrics.evaluation import DAY_MS
+    from paywarden.models.metrics.labels import LabelCounts
+    from paywarden.models.training.distillation import Distilled
+    from paywarden.models.training.evidence import LabelDelay
+    from paywarden.models.training.feature_ranges import DriftingFeature
+    from paywarden.models.training.later_days import LaterDays
+
+    labels, later = manifest.evidence["labels"], manifest.evidence["later"]
+    if labels["counts"]:
+        click.echo(LabelCounts(**labels["counts"]).in_words())
+    if labels["fraud_delay"]:
+        delays_ms = [round(days * DAY_MS) for days in labels["feature_delays_days"]]
+        click.echo(LabelDelay(**labels["fraud_delay"]).in_words(delays_ms))
+    if manifest.evidence["distilled"]:
+        record = manifest.evidence["distilled"]
+        click.echo(Distilled(**{name: record[name] for name in record if name != "is_taken"}).in_words())
+    drifting = [DriftingFeature(**record) for record in manifest.evidence["drifting"]]
+    for feature in drifting[:FEATURES_SHOWN]:
+        left_out = ", left out" if feature.name in manifest.parameters["leave_out"] else ""
+        click.echo(f"drifts out of its training range: {feature.in_words()}{left_out}")
+    if len(drifting) > FEATURES_SHOWN:
+        click.echo(f"and {len(drifting) - FEATURES_SHOWN} further features drift; manifest.json has them all")
+    if later["days_left_out"]:
+        click.echo(LaterDays(**later["days_left_out"]).in_words())
+    else:
+        click.echo(f"not measured on later days: {later['not_measured']}")
 
 
 def _print_cascade(bundle: Path, manifest: Manifest) -> None:

@@ -67,10 +67,20 @@ def test_train_prints_how_good_the_scores_are_and_their_features(data: Path, tmp
     assert lines[0].startswith(f"bundle {tmp_path / 'bundle'}: {manifest.model_version}, ")
     assert lines[1] == f"digest {manifest.digest}"
     assert lines[2] == "5 trees, not validated: the settings leave nothing to choose"
-    assert f"Brier score {manifest.metrics['brier']:.6f}" in lines[3]
-    table = lines.index(next(line for line in lines if "feature" in line))
-    assert lines[4].split() == ["mean", "score", "frauds", "payments"]
-    assert sum(int(line.split()[-1]) for line in lines[5:table]) == manifest.training_payments
+    assert re.fullmatch(
+        r"labels: \d+ fraud, \d+ genuine, \d+ without an outcome .* genuine, \d+ not known .*", lines[3]
+    )
+    assert re.fullmatch(
+        r"half of the frauds are known after .* days, 95 % after .*; fraud features wait 7 days.*", lines[4]
+    )
+    scores = lines.index(next(line for line in lines if line.startswith("out of fold: Brier")))
+    told = lines[5:scores]
+    assert all(line.startswith(("drifts out of its training range: ", "and ")) for line in told[:-1])
+    assert re.match(r"not measured on later days: |on days left out, ", told[-1])
+    assert f"Brier score {manifest.metrics['brier']:.6f}" in lines[scores]
+    table = lines.index(next(line for line in lines if line.split()[0] == "feature"))
+    assert lines[scores + 1].split() == ["mean", "score", "frauds", "payments"]
+    assert sum(int(line.split()[-1]) for line in lines[scores + 2 : table]) == manifest.training_payments
     assert [line.split()[0] for line in lines[table + 1 :]] == [name for name, _, _ in manifest.most_important(10)]
 
 
@@ -117,6 +127,15 @@ def test_an_experiment_without_mlflow_is_a_line_and_a_bundle(
     assert done.exit_code == 0, done.output
     assert done.stdout.splitlines()[-1].startswith("experiment night: not recorded, MLflow is not installed")
     assert "mlflow_experiment" not in read_manifest(tmp_path / "a").parameters
+
+
+def test_a_distilled_model_is_compared_on_the_held_out_days_and_told(data: Path, tmp_path: Path) -> None:
+    done = run(data, tmp_path / "bundle", *LONG_WINDOW, "--seeds", "2", settings=VALIDATED | {"trees": 6})
+    assert done.exit_code == 0, done.output
+    evidence = read_manifest(tmp_path / "bundle").evidence["distilled"]
+    verdict = "taken" if evidence["is_taken"] else "not taken: it is no better"
+    assert f"{evidence['plain_average_precision']:.4f} on the held-out days, {verdict}" in done.stdout
+    load_bundle(tmp_path / "bundle", catalogue_digest=small_world.engine().plan.digest)
 
 
 # What it refuses, before any feature is computed
@@ -200,6 +219,12 @@ def test_a_window_that_cannot_be_trained_on_is_one_line(
     data: Path, tmp_path: Path, first: str, last: str, wanted: str
 ) -> None:
     assert wanted in refusal(data, tmp_path, "--train-from", first, "--train-to", last)
+
+
+@pytest.mark.usefixtures("without_features")
+def test_a_window_without_a_mature_day_is_refused(data: Path, tmp_path: Path) -> None:
+    line = refusal(data, tmp_path, settings=QUICK | {"label_delay_days": 300})
+    assert re.match(r"no day of the window is mature: the data ends on 2024-\d\d-\d\d, and labels take 300 days", line)
 
 
 def test_a_window_counted_back_from_the_last_day_is_that_of_its_dates(data: Path, tmp_path: Path) -> None:

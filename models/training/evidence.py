@@ -1,0 +1,65 @@
+"""What a training found out about its own data, for the report of `train` and for the manifest.
+
+    labels     how many payments have which label; after how long frauds became known, beside the delay that the
+               catalogue's fraud features wait
+    drifting   features that leave their training range (models/training/feature_ranges.py)
+    later      how far the scores are off on days left out (models/training/calibration.py)
+    distilled  whether a distilled model is better (models/training/distillation.py)
+
+A manifest stores it as `evidence`. It describes the training; it changes no score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paywarden.models.metrics.evaluation import DAY_MS
+from paywarden.models.metrics.labels import LabelCounts
+
+_DELAY_QUANTILES = (0.5, 0.95)
+
+
+@dataclass(frozen=True)
+class LabelDelay:
+    """After how many days frauds became known: half of them, and 95 % of them."""
+
+    frauds: int
+    days_p50: float
+    days_p95: float
+
+    def in_words(self, feature_delays_ms: Sequence[int]) -> str:
+        """Returns a line with the delay of the data and that of the catalogue's fraud features."""
+        text = f"half of the frauds are known after {self.days_p50:.1f} days, 95 % after {self.days_p95:.1f}"
+        if not feature_delays_ms:
+            return text
+        waits = " and ".join(f"{delay_ms / DAY_MS:g}" for delay_ms in feature_delays_ms)
+        text += f"; fraud features wait {waits} days"
+        if max(feature_delays_ms) / DAY_MS < self.days_p50:
+            text += ": too short, most frauds are not known by then"
+        elif min(feature_delays_ms) / DAY_MS > 2 * max(self.days_p95, 0.5):
+            text += ": longer than needed, a shorter label delay would tell them sooner"
+        return text
+
+
+def label_delay(fraud_delay_ms: NDArray[np.int64] | None) -> LabelDelay | None:
+    """Returns the delay of sorted times in milliseconds, (frauds,); None without a fraud."""
+    if fraud_delay_ms is None or not len(fraud_delay_ms):
+        return None
+    half, most = (float(value) / DAY_MS for value in np.quantile(fraud_delay_ms, _DELAY_QUANTILES))
+    return LabelDelay(len(fraud_delay_ms), half, most)
+
+
+def labels_record(
+    counts: LabelCounts | None, delay: LabelDelay | None, feature_delays_ms: Sequence[int]
+) -> dict[str, Any]:
+    """Returns the part `labels` of the manifest's evidence."""
+    return {
+        "counts": None if counts is None else asdict(counts),
+        "fraud_delay": None if delay is None else asdict(delay),
+        "feature_delays_days": [delay_ms / DAY_MS for delay_ms in feature_delays_ms],
+    }

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from paywarden.models.bundle.bundle import calibrated
+from paywarden.models.training.later_days import calibrate
+
+ROWS, DAYS = 30_000, 30
+RANDOM = np.random.default_rng(3)
+DAY = np.sort(RANDOM.integers(0, DAYS, ROWS))
+TRUTH = RANDOM.normal(-4.0, 1.5, ROWS)
+NEWEST = DAY >= 20
+
+
+def label_of(log_odds: np.ndarray[tuple[int], np.dtype[np.float64]]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    probability = 1 / (1 + np.exp(-log_odds))
+    return (np.random.default_rng(4).random(len(log_odds)) < probability).astype(np.int64)
+
+
+def test_scores_follow_the_fraud_of_the_newest_days() -> None:
+    """From day 15 on there is twice the fraud that the margins say: pooled calibration is too low on later days."""
+    label = label_of(TRUTH + np.where(DAY >= 15, math.log(2.0), 0.0))
+    found = calibrate(TRUTH, label, DAY, NEWEST)
+    mean = calibrated(TRUTH[NEWEST], found.slope, found.intercept).mean()
+    plain = calibrated(TRUTH[NEWEST], found.slope, found.intercept - found.shift).mean()
+    assert plain / label[NEWEST].mean() < 0.9
+    assert mean / label[NEWEST].mean() == pytest.approx(1.0, abs=0.05)
+    assert found.later is not None
+    assert found.later.low <= 1.0 <= found.later.high
+    assert (found.later.first_day, found.later.last_day) == ("1970-01-26", "1970-01-30")
+
+
+def test_chance_alone_moves_nothing_much() -> None:
+    label = label_of(TRUTH)
+    assert abs(calibrate(TRUTH, label, DAY, NEWEST).shift) < 0.05
+
+
+def test_the_days_it_is_measured_on_have_no_part_in_its_calibration() -> None:
+    """The second half of the newest days turns into pure fraud: the calibration it is measured with cannot know."""
+    label = label_of(TRUTH)
+    spoilt = np.where(DAY >= 25, np.int64(1), label)
+    honest = calibrate(TRUTH[DAY < 25], label[DAY < 25], DAY[DAY < 25], NEWEST[DAY < 25])
+    found = calibrate(TRUTH, spoilt, DAY, NEWEST)
+    assert honest.later is not None
+    assert found.later is not None
+    assert found.later.fraud_share == 1.0
+    assert found.later.ratio < 0.9
+
+
+def test_a_handful_of_frauds_decides_nothing_and_says_so() -> None:
+    label = label_of(TRUTH)
+    rare = np.where((DAY >= 20) & (np.arange(ROWS) % 40 != 0), np.int64(0), label)
+    found = calibrate(TRUTH, rare, DAY, NEWEST)
+    assert (found.shift, found.later) == (0.0, None)
+    assert "frauds in their halves, and 20 are needed" in found.left_out
