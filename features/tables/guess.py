@@ -56,26 +56,36 @@ _GENUINE_WORDS = ("0", "false", "no", "n", "genuine", "legit", "legitimate", "no
 
 # Words of a column's name for each field, the strongest first.
 _NAMES: dict[str, str] = {
-    "payment_id": r"(transaction|trans|trx|tx|txn|payment|order|auth)_?(id|no|num|number|ref|uuid|key)|uuid|reference"
-    r"|id",
+    "payment_id": r"(transaction|trans|trx|tx|txn|payment|order|auth|event)_?(id|no|num|number|ref|uuid|key)|uuid"
+    r"|reference|id",
     "event_time_ms": r"(event|transaction|trans|tx|trx|txn|payment|auth|created)?_?(date|datetime|time|timestamp|ts|at)"
-    r"(_?(time|ms|utc))*|(trans|transaction|tx|txn)_date_(trans|transaction|tx|txn)_time|unix_time|step|when",
-    "card_id": r"(card|cc|pan|customer|client|account|user|cust|acct)_?(id|num|no|number|token|hash|key)?|"
-    r"(name_?orig|nameorig|sender|payer|source)(_?(id|account))?",
+    r"(_?(time|ms|utc))*|(trans|transaction|tx|txn)_date_(trans|transaction|tx|txn)_time|unix_time|when",
+    "card_id": r"(card|cc|pan|customer|client|account|user|cust|acct|entity)_?(id|num|no|number|token|hash|key)?"
+    r"|name_?orig|(sender|payer|source)(_?(id|account))?",
     "merchant_id": r"(merchant|terminal|shop|store|seller|payee|vendor|beneficiary|recipient|receiver|dest)"
     r"_?(id|no|num|number|name|key|account)?|name_?dest",
     "device_id": r"device_?(id|fingerprint|hash|key)?|fingerprint|device_fp",
     "ip": r"ip_?(address|addr)?|(client|remote|source)_ip",
-    "amount_minor": r"(transaction|trans|tx|txn|payment|purchase)?_?(amount|amt|value|sum)"
-    r"(_?(minor|cents|eur|usd|gbp))*",
-    "currency": r"(currency|ccy|curr)(_?code)?",
+    "amount_minor": r"([a-z]+_)?(amount|amt|price|total|value|sum)(_?(minor|cents|eur|usd|gbp))*",
+    "currency": r"([a-z]+_)?(currency|ccy|curr)(_?code)?",
     "mcc": r"mcc(_?code)?|merchant_category_code",
-    "country": r"(country|merchant_country|card_country|issuer_country)(_?code)?",
+    "country": r"((merchant|card|issuer|billing|transaction)_)?country(_?code)?",
     "channel": r"channel|entry_?mode|use_chip|pos_entry_mode|payment_method|product_?cd|type",
-    "declined": r"declined|is_declined",
+    "declined": r"(is_?)?declined",
 }
-_LABEL = r"(is_?)?(fraud|fraudulent|chargeback)(_?(flag|label|ind|indicator|bool))?|class|label|target|tx_fraud"
-_LABEL_TIME = r"(fraud|chargeback|label|report|dispute)(ed)?_?(date|time|at|ts|datetime|reported_at)"
+_STEPS = r"step|hour|time|seconds|elapsed.*"
+_LABEL = (
+    r"([a-z]+_)?(fraud|fraudulent|chargeback|label)(_?(flag|label|ind|indicator|bool|risk))?|class|target|is_?fraud"
+)
+_LABEL_TIME = (
+    r"([a-z]+_)?(fraud|chargeback|label|report|dispute)(ed)?_?(date|time|at|ts|datetime|timestamp|reported_at)"
+)
+# What a column may be called that holds a place.
+_PLACES = ((r"(.*_)?lat(itude)?", 90), (r"(.*_)?(lon|long|lng|longitude)", 180))
+
+
+def _is_bin(text: str) -> bool:
+    return re.fullmatch(PATTERNS[Form.BIN], text) is not None
 
 
 @dataclass(frozen=True)
@@ -125,8 +135,11 @@ class _Column:
         if pa.types.is_timestamp(self.kind) or pa.types.is_date(self.kind):
             return "iso"
         if self.is_number:
+            # A card number may be a time in microseconds, and is none.
+            if self.holds_cards:
+                return ""
             numbers = [float(text) for text in self.distinct if _is_number(text)]
-            within = [unit for unit, scale in _EPOCHS if all(9.4e8 * scale <= one < 4.2e9 * scale for one in numbers)]
+            within = [unit for unit, scale in _EPOCHS if all(9.46e8 * scale <= one < 4.1e9 * scale for one in numbers)]
             return within[0] if within else ""
         return next((form for form in _TIME_FORMATS if _reads(form, list(self.distinct)[:2000])), "")
 
@@ -223,13 +236,15 @@ class _Guess:
         return line
 
     def _time(self, field: str) -> str:
-        column = self._take(_NAMES[field], lambda one: bool(one.time_format))
+        # A date that people can read rather than a count of seconds beside it.
+        column = self._take(_NAMES[field], lambda one: bool(one.time_format) and not one.is_number)
+        column = column or self._take(_NAMES[field], lambda one: bool(one.time_format))
         if column is None:
             column = next((one for one in self._left.values() if one.time_format), None)
             if column is not None:
                 del self._left[column.name]
         if column is None:
-            step = self._take(r"step|hour|time|seconds|elapsed.*", lambda one: one.is_number)
+            step = self._take(_STEPS, lambda one: one.is_number)
             if step is None:
                 return '# event_time_ms = { column = "?" }    # no column holds times; every payment needs one'
             unit = "hours" if step.plain in ("step", "hour") else "seconds"
@@ -355,10 +370,12 @@ class _Guess:
         """Returns a word of features/catalogue/fields.py and its other arguments; empty for a column without use."""
         if len(column.texts) < column.rows * 0.01 or len(column.distinct) < 2:
             return "", ""
-        for side, most in (("lat", 90), ("lon", 180), ("lng", 180)):
-            is_place = column.is_number and re.search(rf"(^|_){side}(itude|g)?($|_)", name)
+        for place, most in _PLACES:
+            is_place = column.is_number and re.fullmatch(place, name)
             if is_place and column.share(lambda text, most=most: abs(float(text)) <= most) > _MOST:  # type: ignore[misc]
                 return "decimal", f', unit="degrees", least=-{most}, most={most}, decimals=6, personal=True'
+        if re.search(r"(^|_)(bin|iin)$", name) and column.share(_is_bin) > _MOST:
+            return "bin_number", ""
         if column.holds_cards:
             return "", ""
         if {text.lower() for text in column.distinct} <= {"0", "1", "true", "false", "yes", "no", "y", "n", "t", "f"}:

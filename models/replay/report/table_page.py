@@ -224,7 +224,7 @@ def _median_delay(counts: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> st
     number = int(np.searchsorted(np.cumsum(counts), counts.sum() / 2))
     if number + 1 == len(DELAY_EDGES_DAYS):
         return f"half of them after {DELAY_EDGES_DAYS[-1]} days or more"
-    return f"half of them within {DELAY_EDGES_DAYS[number + 1]} days"
+    return f"half of them within {count_of(DELAY_EDGES_DAYS[number + 1], 'day')}"
 
 
 def _amounts(profile: TableProfile) -> PageTable:

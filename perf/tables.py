@@ -1,0 +1,169 @@
+"""Any table in: rows of CSV converted a second, and the memory that takes, beside the same sort in DuckDB and polars.
+
+    python -m perf.tables [--rows N] [--shuffled] [--folder DIR] [--with duckdb,polars] [--json FILE]
+
+A generator writes a CSV file of payments (70 bytes a row: ids, local times, decimal amounts, a channel, a label),
+in order of time as exports mostly are, or shuffled. Then, each in a process of its own:
+
+    paywarden    `paywarden convert table`: reads, checks and converts every cell, makes outcomes with delays, looks for
+                 ids that are used twice, sorts payments and outcomes by time, writes two Parquet files (zstd)
+    duckdb       reads the same columns with its CSV reader, sorts by time, writes one Parquet file (zstd)
+    polars       the same, with its streaming engine
+
+The two others check nothing and make no outcomes: they are the price of the sort alone. Memory is the largest resident
+set of the process (ru_maxrss). Nothing is stubbed. The number of payments of all three must be that of the rows.
+
+    100 million rows:  python -m perf.tables --rows 100000000 --shuffled --folder /var/tmp/tables
+
+need about 11 GB for the CSV file and 12 GB while sorting.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+_PART_ROWS = 500_000
+_START_MS = 1_704_067_200_000
+_DAYS = 180
+_MAPPING = """
+[fields]
+payment_id = "transaction"
+event_time_ms = { column = "local_time", format = "%Y-%m-%d %H:%M:%S", zone = "Asia/Kolkata" }
+card_id = "card"
+merchant_id = "merchant"
+amount_minor = "amount"
+currency = "currency"
+channel = { column = "entry", values = { W = "ecom", C = "pos" }, other = "refuse" }
+[label]
+column = "fraud"
+fraud = ["1"]
+genuine = ["0"]
+fraud_delay = { median = "10d", sigma = 0.8 }
+genuine_delay = "60d"
+"""
+_RUNS = {
+    "paywarden": """
+import sys
+from paywarden.ops.cli import cli
+cli.main(["convert", "table", "--input", {table!r}, "--map", {mapping!r}, "--out", {out!r}], standalone_mode=False)
+""",
+    "duckdb": """
+import duckdb
+connection = duckdb.connect()
+connection.execute("SET memory_limit = '2GB'; SET temp_directory = '{out}.spill'; SET preserve_insertion_order = false")
+connection.execute(\"\"\"COPY (SELECT * EXCLUDE note FROM read_csv({table!r}, header = true) ORDER BY local_time)
+    TO '{out}.parquet' (FORMAT parquet, COMPRESSION zstd)\"\"\")
+""",
+    "polars": """
+import polars
+frame = polars.scan_csv({table!r}, try_parse_dates=True).drop("note").sort("local_time")
+frame.sink_parquet("{out}.parquet", compression="zstd")
+""",
+}
+_PEAK = """
+import resource, json
+print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+"""
+
+
+def write_table(path: Path, rows: int, *, shuffled: bool, seed: int = 1) -> None:
+    """Write a CSV file of payments. The same seed gives the same bytes."""
+    random = np.random.default_rng(seed)
+    step_ms = _DAYS * 86_400_000 / rows
+    with path.open("wb") as file:
+        for first in range(0, rows, _PART_ROWS):
+            numbers = np.arange(first, min(rows, first + _PART_ROWS))
+            count = len(numbers)
+            # A linear map over all rows: every number once, far from its neighbours.
+            place = numbers * _coprime(rows) % rows if shuffled else numbers
+            moment = pa.array((_START_MS + place * step_ms).astype("datetime64[ms]").astype("datetime64[s]"))
+            cents = np.minimum(np.exp(random.normal(8.2, 1.1, count)), 10**7).astype(np.int64) + 1
+            euros = pc.binary_join_element_wise(
+                pa.array(cents // 100).cast(pa.string()),
+                pc.utf8_lpad(pa.array(cents % 100).cast(pa.string()), 2, "0"),
+                ".",
+            )
+            is_web = random.random(count) < 0.4
+            table = pa.table(
+                {
+                    "transaction": pc.binary_join_element_wise("tx", pa.array(place).cast(pa.string()), "-"),
+                    "local_time": pc.strftime(moment, "%Y-%m-%d %H:%M:%S"),
+                    "card": pc.binary_join_element_wise(
+                        "card",
+                        pa.array((random.random(count) ** 2 * rows / 60).astype(np.int64)).cast(pa.string()),
+                        "-",
+                    ),
+                    "merchant": pc.binary_join_element_wise(
+                        "m", pa.array((random.random(count) ** 3 * 50_000).astype(np.int64)).cast(pa.string()), "-"
+                    ),
+                    "amount": euros,
+                    "currency": pa.array(["EUR", "USD", "JPY"]).take(pa.array(random.choice(2, count))),
+                    "entry": pc.if_else(pa.array(is_web), "W", "C"),
+                    "fraud": pc.if_else(pa.array(random.random(count) < 0.004), "1", "0"),
+                    "note": pa.array(["", "recurring", "first payment"]).take(pa.array(random.choice(3, count))),
+                }
+            )
+            options = pa_csv.WriteOptions(include_header=first == 0, quoting_style="needed")
+            pa_csv.write_csv(table, file, options)
+
+
+def measure(name: str, table: Path, mapping: Path, folder: Path) -> dict[str, float]:
+    """Returns seconds, peak megabytes and rows of one converter, in a process of its own."""
+    out = folder / name
+    program = _RUNS[name].format(table=str(table), mapping=str(mapping), out=str(out)) + _PEAK
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - start
+    if done.returncode:
+        raise SystemExit(f"{name}: {done.stderr.strip().splitlines()[-1]}")
+    made = out / "payments.parquet" if name == "paywarden" else folder / f"{name}.parquet"
+    peak_mb = int(done.stdout.strip().splitlines()[-1]) / 1024
+    return {"seconds": seconds, "peak_mb": peak_mb, "rows": pq.ParquetFile(made).metadata.num_rows}
+
+
+def _coprime(rows: int) -> int:
+    step = int(rows * 0.618) | 1
+    while np.gcd(step, rows) != 1:
+        step += 2
+    return step
+
+
+def main() -> None:
+    """Measure, print a table, and write it as JSON if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--shuffled", action="store_true")
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--with", dest="others", default="duckdb,polars")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    results = {}
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+        folder = Path(name)
+        table, mapping = folder / "table.csv", folder / "mapping.toml"
+        mapping.write_text(_MAPPING)
+        write_table(table, arguments.rows, shuffled=arguments.shuffled)
+        print(f"{arguments.rows:,} rows, {table.stat().st_size / 1e6:,.0f} MB of CSV")
+        for one in ("paywarden", *filter(None, arguments.others.split(","))):
+            results[one] = found = measure(one, table, mapping, folder)
+            assert found["rows"] == arguments.rows, f"{one} made {found['rows']} of {arguments.rows} rows"
+            rate = arguments.rows / found["seconds"]
+            print(f"{one:<10} {found['seconds']:8.1f} s {rate:12,.0f} rows/s {found['peak_mb']:9,.0f} MB peak")
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"rows": arguments.rows, **results}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
