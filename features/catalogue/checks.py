@@ -17,6 +17,7 @@ from paywarden.features.catalogue.expressions import (
     EntityRecency,
     Expression,
     Feature,
+    Latest,
     Operation,
     Remembered,
     WindowedMeasure,
@@ -28,6 +29,16 @@ from paywarden.schemas.errors import Misconfigured
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 # Keys of profiles begin with the entity's name. Keys of other records in the same stores begin with these.
 BESIDE_PROFILES = ("payment", "progress")
+# The operations whose first numbers are columns of attributes, and how many.
+FIELD_COUNTS = {
+    Operation.ATTRIBUTE_VALUE: 1,
+    Operation.HOLDS: 1,
+    Operation.CATEGORY: 1,
+    Operation.DECLARED_NUMBER: 1,
+    Operation.AGE_MS: 1,
+    Operation.SAME_VALUE: 2,
+    Operation.DISTANCE: 4,
+}
 ENTITIES_MAX = 16
 
 
@@ -104,13 +115,13 @@ def columns_of(value: Expression) -> set[int]:
         return set()
     if isinstance(value, Remembered):
         return {value.attribute}
+    if isinstance(value, Latest):
+        return {column for column, _ in value.fields}
     if isinstance(value, WindowedMeasure):
         conditions = [column.condition.column for column in value.columns if column.condition is not None]
         return {column.attribute for column in value.columns} | set(conditions)
-    found = set().union(*map(columns_of, value.operands))
-    if value.operation in (Operation.ATTRIBUTE_VALUE, Operation.HOLDS, Operation.CATEGORY):
-        found.add(value.numbers[0])
-    return found
+    found: set[int] = set().union(*map(columns_of, value.operands))
+    return found | set(value.numbers[: FIELD_COUNTS.get(value.operation, 0)])
 
 
 def _check_value(feature: Feature, value: Expression, seen: dict[str, str], declared: dict[str, str]) -> None:

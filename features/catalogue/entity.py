@@ -30,7 +30,7 @@ A payment never counts itself, unless a feature says `including_this`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from paywarden.features.catalogue.arguments import (
     attribute_value,
@@ -39,29 +39,31 @@ from paywarden.features.catalogue.arguments import (
     counted_column,
     quotient,
 )
-from paywarden.features.catalogue.attributes import Attribute, Condition, amount, country
+from paywarden.features.catalogue.attributes import Attribute, Condition, amount
 from paywarden.features.catalogue.checks import BESIDE_PROFILES, check_declared, check_entities, check_features
 from paywarden.features.catalogue.expressions import (
     Column,
     Derived,
-    EntityRecency,
     Expression,
     Feature,
     Measure,
     Operation,
-    Recency,
-    Recollection,
     Reduction,
-    Remembered,
     WindowedMeasure,
 )
 from paywarden.features.catalogue.fields import NO_FIELDS, Payment
+from paywarden.features.catalogue.frauds import FraudWords
+from paywarden.features.catalogue.latest import LATEST_MAX, MEMORY_MAX, LatestWords
+from paywarden.features.catalogue.numbers import NumberWords
 from paywarden.features.catalogue.request import CATEGORIES_MAX, ratio, request
-from paywarden.features.catalogue.windows import HOUR_MS, duration_ms, line_of_caller, window_of, wrong
+from paywarden.features.catalogue.windows import HOUR_MS, window_of, wrong, wrong_at
+from paywarden.features.catalogue.words import spoken, spoken_half_life, spoken_including, spoken_where
+from paywarden.schemas.errors import Misconfigured
 
 __all__ = [
     "BESIDE_PROFILES",
     "CATEGORIES_MAX",
+    "LATEST_MAX",
     "MEMORY_MAX",
     "Catalogue",
     "Entity",
@@ -70,32 +72,14 @@ __all__ = [
     "request",
 ]
 
-# A card's last few dozen merchants or devices tell enough. Every further value adds six bytes to each profile.
-MEMORY_MAX = 64
-
-# Fields that every payment has.
-_ALWAYS_THERE = frozenset({"card_id", "merchant_id"})
-
 
 @dataclass(frozen=True)
-class Entity:
+class Entity(NumberWords, FraudWords, LatestWords):
     """Something that payments have in common, such as a card. Its methods are the words for its features.
 
     `key` is the payment field that identifies the entity, or a tuple of fields that identify it together. A payment
     that lacks one of these fields has no such entity: all features of the entity are then missing.
     """
-
-    name: str
-    key: str | tuple[str, ...]
-    line: str = field(default="", compare=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "line", line_of_caller())
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """Returns the payment's fields that identify the entity, in order."""
-        return (self.key,) if isinstance(self.key, str) else self.key
 
     # How many payments, and how often.
 
@@ -114,22 +98,22 @@ class Entity:
         check_including(name, including_this, where)
         if including_this:
             count = Derived(Operation.ADD, (count, Derived(Operation.NUMBER, numbers=(1,))))
-        meaning = f"number of the {self.name}'s payments{_spoken_where(where)} in {_spoken(window, delay)}"
-        return self._feature(name, count, meaning + _spoken_including(including_this), "payments", window=window)
+        meaning = f"number of the {self.name}'s payments{spoken_where(where)} in {spoken(window, delay)}"
+        return self._feature(name, count, meaning + spoken_including(including_this), "payments", window=window)
 
     def rate(self, name: str, window: str, *, where: Condition | Attribute | None = None, hop: str = "") -> Feature:
         """Returns the payments per hour over the window."""
         length_ms = window_of(name, window, "", hop).length_ms
         count = self._over(name, Column(Measure.COUNT, condition_of(name, where)), window, "", hop)
         value = Derived(Operation.SCALE, (count,), (HOUR_MS, length_ms))
-        meaning = f"the {self.name}'s payments{_spoken_where(where)} per hour in {_spoken(window)}"
+        meaning = f"the {self.name}'s payments{spoken_where(where)} per hour in {spoken(window)}"
         return self._feature(name, value, meaning, "payments per hour", window=window)
 
     def share(self, name: str, window: str, *, of: Condition | Attribute, delay: str = "", hop: str = "") -> Feature:
         """Returns the share of the window's payments for which a condition holds; missing without payments."""
         held = self._over(name, Column(Measure.COUNT, condition_of(name, of)), window, delay, hop)
         count = self._over(name, Column(Measure.COUNT), window, delay, hop)
-        meaning = f"share of the {self.name}'s payments in {_spoken(window, delay)}{_spoken_where(of)}"
+        meaning = f"share of the {self.name}'s payments in {spoken(window, delay)}{spoken_where(of)}"
         return self._feature(name, quotient(held, count), meaning, "share", "no payments in the window", window)
 
     def count_decayed(
@@ -141,8 +125,8 @@ class Entity:
         """
         column = Column(Measure.COUNT, condition_of(name, where))
         value = self._decayed(name, column, half_life, window, hop)
-        meaning = f"number of the {self.name}'s payments{_spoken_where(where)} in {_spoken(window)}"
-        meaning += _spoken_half_life(half_life)
+        meaning = f"number of the {self.name}'s payments{spoken_where(where)} in {spoken(window)}"
+        meaning += spoken_half_life(half_life)
         return self._feature(name, value, meaning, "payments", window=window)
 
     def count_trend(self, name: str, short: str, long: str) -> Feature:
@@ -156,7 +140,7 @@ class Entity:
             raise wrong(name, f"the first window, {short!r}, must be shorter than the second, {long!r}")
         share = quotient(recent, usual)
         value = Derived(Operation.SCALE, (share,), (usual.window.length_ms, recent.window.length_ms))
-        meaning = f"the {self.name}'s rate of payments in {_spoken(short)} divided by its rate in {_spoken(long)}"
+        meaning = f"the {self.name}'s rate of payments in {spoken(short)} divided by its rate in {spoken(long)}"
         return self._feature(name, value, meaning, "ratio", "no payments in the long window", f"{short} : {long}")
 
     def distinct(
@@ -179,7 +163,7 @@ class Entity:
         column = Column(Measure.DISTINCT_BITS, condition_of(name, where), counted_column(name, of), bits // 64)
         value = self._over(name, column, window, "", hop, Reduction.UNION)
         meaning = (
-            f"number of different {of.name} among the {self.name}'s payments{_spoken_where(where)} in {_spoken(window)}"
+            f"number of different {of.name} among the {self.name}'s payments{spoken_where(where)} in {spoken(window)}"
         )
         return self._feature(name, value, meaning, f"values, ± {distinct_error(bits, bits):.0%}", window=window)
 
@@ -187,7 +171,7 @@ class Entity:
         """Returns the entropy of an attribute's values, hashed to `buckets`: 0 bits for a single value."""
         counts = self._buckets(name, of, window, buckets, hop)
         value = Derived(Operation.ENTROPY, (counts,), (buckets,))
-        meaning = f"entropy of {of.name} over the {self.name}'s payments in {_spoken(window)}: 0 when all are the same"
+        meaning = f"entropy of {of.name} over the {self.name}'s payments in {spoken(window)}: 0 when all are the same"
         return self._feature(name, value, meaning, f"bits, over {buckets} buckets", "no payments in the window", window)
 
     def top_share(self, name: str, of: Attribute, window: str, *, buckets: int = 8, hop: str = "") -> Feature:
@@ -197,7 +181,7 @@ class Entity:
         """
         counts = self._buckets(name, of, window, buckets, hop)
         value = Derived(Operation.TOP_SHARE, (counts,), (buckets,))
-        meaning = f"share of the most frequent {of.name} among the {self.name}'s payments in {_spoken(window)}"
+        meaning = f"share of the most frequent {of.name} among the {self.name}'s payments in {spoken(window)}"
         return self._feature(
             name, value, meaning, f"share, over {buckets} buckets", "no payments in the window", window
         )
@@ -209,7 +193,7 @@ class Entity:
     ) -> Feature:
         """Returns the sum of the amounts in the window."""
         value = self._over(name, Column(Measure.AMOUNT_SUM, condition_of(name, where)), window, "", hop)
-        meaning = f"sum of the amounts of the {self.name}'s payments{_spoken_where(where)} in {_spoken(window)}"
+        meaning = f"sum of the amounts of the {self.name}'s payments{spoken_where(where)} in {spoken(window)}"
         return self._feature(name, value, meaning, "minor units", window=window)
 
     def amount_mean(
@@ -232,9 +216,9 @@ class Entity:
         if including_this:
             total = Derived(Operation.ADD, (total, attribute_value(amount)))
             count = Derived(Operation.ADD, (count, Derived(Operation.NUMBER, numbers=(1,))))
-        meaning = f"mean amount of the {self.name}'s payments{_spoken_where(where)} in {_spoken(window)}"
+        meaning = f"mean amount of the {self.name}'s payments{spoken_where(where)} in {spoken(window)}"
         missing = "" if including_this else "no payments in the window"
-        meaning += _spoken_including(including_this)
+        meaning += spoken_including(including_this)
         return self._feature(name, quotient(total, count), meaning, "minor units", missing, window)
 
     def amount_std(
@@ -242,7 +226,7 @@ class Entity:
     ) -> Feature:
         """Returns the sample standard deviation (n - 1) of the amounts in the window; missing for fewer than two."""
         value = self._deviation(name, condition_of(name, where), window, hop)
-        payments = f"the {self.name}'s payments{_spoken_where(where)} in {_spoken(window)}"
+        payments = f"the {self.name}'s payments{spoken_where(where)} in {spoken(window)}"
         meaning = f"standard deviation of the amounts of {payments}"
         return self._feature(name, value, meaning, "minor units", "fewer than two payments in the window", window)
 
@@ -255,7 +239,7 @@ class Entity:
         count = self._over(name, Column(Measure.COUNT, condition), window, "", hop)
         deviation = self._deviation(name, condition, window, hop)
         value = Derived(Operation.STANDARD_SCORE, (attribute_value(amount), quotient(total, count), deviation))
-        payments = f"the {self.name}'s payments{_spoken_where(where)} in {_spoken(window)}"
+        payments = f"the {self.name}'s payments{spoken_where(where)} in {spoken(window)}"
         meaning = f"how far the amount is above the mean of {payments}"
         missing = "fewer than two payments in the window, or all of one amount"
         return self._feature(name, value, meaning, "standard deviations", missing, window)
@@ -266,7 +250,7 @@ class Entity:
         """Returns the largest amount in the window; missing without payments."""
         column = Column(Measure.AMOUNT_MAX, condition_of(name, where))
         value = self._over(name, column, window, "", hop, Reduction.LARGEST)
-        meaning = f"largest amount of the {self.name}'s payments{_spoken_where(where)} in {_spoken(window)}"
+        meaning = f"largest amount of the {self.name}'s payments{spoken_where(where)} in {spoken(window)}"
         return self._feature(name, value, meaning, "minor units", "no payments in the window", window)
 
     def amount_min(
@@ -275,167 +259,14 @@ class Entity:
         """Returns the smallest amount in the window; missing without payments."""
         column = Column(Measure.AMOUNT_MIN, condition_of(name, where))
         value = self._over(name, column, window, "", hop, Reduction.SMALLEST)
-        meaning = f"smallest amount of the {self.name}'s payments{_spoken_where(where)} in {_spoken(window)}"
+        meaning = f"smallest amount of the {self.name}'s payments{spoken_where(where)} in {spoken(window)}"
         return self._feature(name, value, meaning, "minor units", "no payments in the window", window)
 
     def amount_decayed(self, name: str, half_life: str, window: str, *, hop: str = "") -> Feature:
         """Returns the sum of the window's amounts, each weighted by its tile's age: half for every half-life."""
         value = self._decayed(name, Column(Measure.AMOUNT_SUM), half_life, window, hop)
-        meaning = f"sum of the amounts of the {self.name}'s payments in {_spoken(window)}{_spoken_half_life(half_life)}"
+        meaning = f"sum of the amounts of the {self.name}'s payments in {spoken(window)}{spoken_half_life(half_life)}"
         return self._feature(name, value, meaning, "minor units", window=window)
-
-    # Known fraud. Labels arrive days later: `delay` says how old a payment must be before its label counts.
-
-    def fraud_count(
-        self, name: str, window: str, *, delay: str, where: Condition | Attribute | None = None, hop: str = ""
-    ) -> Feature:
-        """Returns how many of the window's payments are known to be fraud."""
-        value = self._over(name, Column(Measure.FRAUD_COUNT, condition_of(name, where)), window, delay, hop)
-        meaning = f"number of the {self.name}'s known frauds{_spoken_where(where)} in {_spoken(window, delay)}"
-        return self._feature(name, value, meaning, "payments", window=window)
-
-    def fraud_share(
-        self, name: str, window: str, *, delay: str, where: Condition | Attribute | None = None, hop: str = ""
-    ) -> Feature:
-        """Returns the share of the window's payments that are known to be fraud; missing without payments."""
-        condition = condition_of(name, where)
-        frauds = self._over(name, Column(Measure.FRAUD_COUNT, condition), window, delay, hop)
-        count = self._over(name, Column(Measure.COUNT, condition), window, delay, hop)
-        meaning = (
-            f"share of known fraud among the {self.name}'s payments{_spoken_where(where)} in {_spoken(window, delay)}"
-        )
-        return self._feature(name, quotient(frauds, count), meaning, "share", "no payments in the window", window)
-
-    def fraud_share_decayed(self, name: str, half_life: str, window: str, *, delay: str, hop: str = "") -> Feature:
-        """Returns `fraud_share` with each payment weighted by its tile's age: half for every half-life."""
-        frauds = self._decayed(name, Column(Measure.FRAUD_COUNT), half_life, window, hop, delay)
-        count = self._decayed(name, Column(Measure.COUNT), half_life, window, hop, delay)
-        meaning = f"share of known fraud among the {self.name}'s payments in {_spoken(window, delay)}"
-        meaning += _spoken_half_life(half_life)
-        return self._feature(name, quotient(frauds, count), meaning, "share", "no payments in the window", window)
-
-    def seconds_since_fraud(self, name: str, window: str, *, delay: str, hop: str = "") -> Feature:
-        """Returns the age of the newest tile in the window with a known fraud, in seconds (whole hops)."""
-        value = self._over(name, Column(Measure.FRAUD_COUNT), window, delay, hop, Reduction.NEWEST)
-        meaning = f"time since the {self.name}'s last known fraud in {_spoken(window, delay)}"
-        return self._feature(name, value, meaning, "seconds", "no known fraud in the window", window)
-
-    def seconds_since_first_fraud(self, name: str, window: str, *, delay: str, hop: str = "") -> Feature:
-        """Returns the age of the oldest tile in the window with a known fraud, in seconds (whole hops)."""
-        value = self._over(name, Column(Measure.FRAUD_COUNT), window, delay, hop, Reduction.OLDEST)
-        meaning = f"time since the {self.name}'s first known fraud in {_spoken(window, delay)}"
-        return self._feature(name, value, meaning, "seconds", "no known fraud in the window", window)
-
-    def seconds_since_genuine(self, name: str, window: str, *, delay: str, hop: str = "") -> Feature:
-        """Returns the age of the newest tile in the window with a payment not known to be fraud, in seconds."""
-        value = self._fraud_beside(name, window, delay, hop, Reduction.NEWEST_OTHER)
-        meaning = f"time since the {self.name}'s last payment not known to be fraud in {_spoken(window, delay)}"
-        return self._feature(name, value, meaning, "seconds", "no such payment in the window", window)
-
-    def fraud_streak(self, name: str, window: str, *, delay: str, hop: str = "") -> Feature:
-        """Returns the known frauds since the newest tile with a payment not known to be fraud: the current streak.
-
-        A compromised terminal has a streak: every payment is fraud until someone finds out.
-        """
-        value = self._fraud_beside(name, window, delay, hop, Reduction.STREAK)
-        meaning = f"number of the {self.name}'s known frauds in a row at the end of {_spoken(window, delay)}"
-        return self._feature(name, value, meaning, "payments", window=window)
-
-    def fraud_streak_seconds(self, name: str, window: str, *, delay: str, hop: str = "") -> Feature:
-        """Returns the age of the current streak's oldest tile, in seconds (whole hops); missing without a streak."""
-        value = self._fraud_beside(name, window, delay, hop, Reduction.STREAK_AGE)
-        meaning = (
-            f"time since the first of the {self.name}'s known frauds in a row at the end of {_spoken(window, delay)}"
-        )
-        return self._feature(name, value, meaning, "seconds", "no frauds in a row", window)
-
-    def fraud_streak_amount_mean(self, name: str, window: str, *, delay: str, hop: str = "") -> Feature:
-        """Returns the mean amount of the current streak's frauds; missing without a streak.
-
-        At a compromised terminal the amounts are as usual. A streak of unusual amounts points to stolen cards instead.
-        """
-        total = self._fraud_beside(name, window, delay, hop, Reduction.STREAK_SUM, Column(Measure.FRAUD_AMOUNT))
-        count = self._fraud_beside(name, window, delay, hop, Reduction.STREAK)
-        meaning = f"mean amount of the {self.name}'s known frauds in a row at the end of {_spoken(window, delay)}"
-        return self._feature(name, quotient(total, count), meaning, "minor units", "no frauds in a row", window)
-
-    # Earlier payments: when they were, and what they held.
-
-    def seconds_since_last(self, name: str) -> Feature:
-        """Returns the seconds since the newest payment; 0 if it is later than this one; missing without any."""
-        meaning = f"time since the {self.name}'s last payment"
-        value = EntityRecency(self.name, Recency.SINCE_LAST)
-        return self._feature(name, value, meaning, "seconds", f"first payment of the {self.name}")
-
-    def seconds_since_first(self, name: str) -> Feature:
-        """Returns the seconds since the oldest payment ever; 0 if it is later than this one; missing without any."""
-        meaning = f"time since the {self.name}'s first payment"
-        value = EntityRecency(self.name, Recency.SINCE_FIRST)
-        return self._feature(name, value, meaning, "seconds", f"first payment of the {self.name}")
-
-    def last_amount(self, name: str) -> Feature:
-        """Returns the amount of the previous payment. Among payments of the same millisecond, the largest counts."""
-        value = Remembered(self.name, amount.column, 1, Recollection.LAST_VALUE)
-        meaning = f"amount of the {self.name}'s previous payment"
-        return self._feature(name, value, meaning, "minor units", f"first payment of the {self.name}")
-
-    def is_new(self, name: str, attribute: Attribute, *, among: int = 32) -> Feature:
-        """Returns 1 if the attribute's value is not among the entity's latest `among` different values, else 0."""
-        value = self._remembered(name, attribute, among, Recollection.IS_NEW)
-        meaning = f"whether {attribute.name} is not among the latest {among} different values of the {self.name}"
-        return self._feature(name, value, meaning, "0 or 1", f"the payment has no {attribute.name}")
-
-    def seconds_since_same(self, name: str, attribute: Attribute, *, among: int = 32) -> Feature:
-        """Returns the seconds since the last payment with the same value of an attribute.
-
-        Missing if the value is not among the latest `among` different values.
-        """
-        value = self._remembered(name, attribute, among, Recollection.SINCE_SAME)
-        meaning = f"time since the {self.name}'s last payment with the same {attribute.name}"
-        return self._feature(
-            name, value, meaning, "seconds", f"{attribute.name} is not among the latest {among} values"
-        )
-
-    def travel_kmh(self, name: str, *, among: int = 8) -> Feature:
-        """Returns the speed of a journey from the last payment's country to this one's, between the countries' middles.
-
-        0 in the same country. A journey counts as at least one minute long. Nobody travels faster than 1,000 km/h.
-        """
-        value = self._remembered(name, country, among, Recollection.TRAVEL_KMH)
-        meaning = f"speed of travel from the country of the {self.name}'s last payment to this one's"
-        return self._feature(name, value, meaning, "km/h", "one of the two countries is not known")
-
-    def _feature(
-        self, name: str, value: Expression, meaning: str, unit: str, missing: str = "", window: str = ""
-    ) -> Feature:
-        optional = " or ".join(key for key in self.keys if key not in _ALWAYS_THERE)
-        reasons = [reason for reason in (missing, optional and f"the payment has no {optional}") if reason]
-        missing = "; ".join(reasons) or "never"
-        return Feature(name, value, meaning, unit, missing, self.name, window, line_of_caller())
-
-    def _over(
-        self,
-        name: str,
-        column: Column,
-        window: str,
-        delay: str,
-        hop: str,
-        reduction: Reduction = Reduction.SUM,
-    ) -> WindowedMeasure:
-        return WindowedMeasure(self.name, column, window_of(name, window, delay, hop), reduction)
-
-    def _decayed(
-        self, name: str, column: Column, half_life: str, window: str, hop: str, delay: str = ""
-    ) -> WindowedMeasure:
-        over = window_of(name, window, delay, hop)
-        return WindowedMeasure(self.name, column, over, Reduction.DECAYED, duration_ms(name, half_life))
-
-    def _fraud_beside(
-        self, name: str, window: str, delay: str, hop: str, reduction: Reduction, summed: Column | None = None
-    ) -> WindowedMeasure:
-        over = window_of(name, window, delay, hop)
-        fraud, payments = Column(Measure.FRAUD_COUNT), Column(Measure.COUNT)
-        return WindowedMeasure(self.name, fraud, over, reduction, beside=payments, summed=summed)
 
     def _deviation(self, name: str, condition: Condition | None, window: str, hop: str) -> Derived:
         measures = (Measure.COUNT, Measure.AMOUNT_SUM, Measure.SQUARES_LOW, Measure.SQUARES_HIGH)
@@ -448,51 +279,42 @@ class Entity:
         column = Column(Measure.BUCKET_COUNTS, None, counted_column(name, of), buckets)
         return self._over(name, column, window, "", hop)
 
-    def _remembered(self, name: str, attribute: Attribute, among: int, recollection: Recollection) -> Remembered:
-        if not 1 <= among <= MEMORY_MAX:
-            raise wrong(name, f"`among` must be 1 to {MEMORY_MAX}, got {among!r}")
-        return Remembered(self.name, counted_column(name, attribute), among, recollection)
-
 
 @dataclass(frozen=True)
 class Catalogue:
     """Entities and features, checked. The order of `features` is the order of the feature vector.
 
-    `payment` has the fields that a project declares besides those of every payment.
+    `payment` has the fields that a project declares besides those of every payment. `label_delay` is how old a payment
+    must be before its label counts, for the words for frauds that do not say it themselves.
     """
 
     entities: Sequence[Entity]
     features: Sequence[Feature]
     payment: Payment = NO_FIELDS
+    label_delay: str = "7d"
     names: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         """Raises Misconfigured, with the file and line of the catalogue, for the first thing that is wrong."""
+        object.__setattr__(self, "features", tuple(self._with_delay(feature) for feature in self.features))
         object.__setattr__(self, "names", tuple(feature.name for feature in self.features))
         check_entities(self.entities, self.payment.attributes)
         check_features(self.features, {entity.name for entity in self.entities})
         check_declared(self.features, self.payment.attributes)
+
+    def _with_delay(self, feature: Feature) -> Feature:
+        """Returns the feature with the catalogue's label delay, if it waits for one."""
+        if feature.with_delay is None:
+            return feature
+        try:
+            return replace(feature.with_delay(self.label_delay), line=feature.line)
+        except Misconfigured as error:
+            # The error names the line of the catalogue as a whole.
+            _, _, what = str(error).partition(": ")
+            raise wrong_at(feature.line, what) from None
 
 
 def distinct_error(count: int, bits: int) -> float:
     """Returns the relative standard error of linear counting with `count` values in `bits` (Whang et al. 1990)."""
     load = count / bits
     return float((bits * (2.718281828459045**load - load - 1)) ** 0.5 / count)
-
-
-def _spoken(window: str, delay: str = "") -> str:
-    return f"the {window} that ended {delay} ago" if delay else f"the last {window}"
-
-
-def _spoken_where(condition: Condition | Attribute | None) -> str:
-    if condition is None:
-        return ""
-    return f" where {condition.text if isinstance(condition, Condition) else condition.name + ' is true'}"
-
-
-def _spoken_half_life(half_life: str) -> str:
-    return f", each weighing half as much for every {half_life} of age"
-
-
-def _spoken_including(including_this: bool) -> str:
-    return ", this one included" if including_this else ""

@@ -10,6 +10,7 @@ of each enum's members is the order of the kernel's numbers. For example, card.a
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from paywarden.features.catalogue.attributes import Condition
@@ -32,6 +33,24 @@ class Measure(enum.Enum):
     BUCKET_COUNTS = "bucket_counts"
     FRAUD_COUNT = "fraud_count"
     FRAUD_AMOUNT = "fraud_amount"
+    NUMBER_COUNT = "number_count"
+    NUMBER_SUM = "number_sum"
+    NUMBER_SQUARES_LOW = "number_squares_low"
+    NUMBER_SQUARES_HIGH = "number_squares_high"
+    NUMBER_MAX = "number_max"
+    NUMBER_MIN = "number_min"
+
+
+NUMBER_MEASURES = frozenset(
+    {
+        Measure.NUMBER_COUNT,
+        Measure.NUMBER_SUM,
+        Measure.NUMBER_SQUARES_LOW,
+        Measure.NUMBER_SQUARES_HIGH,
+        Measure.NUMBER_MAX,
+        Measure.NUMBER_MIN,
+    }
+)
 
 
 class Reduction(enum.Enum):
@@ -48,6 +67,8 @@ class Reduction(enum.Enum):
     STREAK = "streak"
     STREAK_AGE = "streak_age"
     STREAK_SUM = "streak_sum"
+    LARGEST_NUMBER = "largest_number"
+    SMALLEST_NUMBER = "smallest_number"
 
 
 class Recency(enum.Enum):
@@ -58,12 +79,17 @@ class Recency(enum.Enum):
 
 
 class Recollection(enum.Enum):
-    """A question to a memory of the latest distinct values."""
+    """A question to a memory: of the latest distinct values, or, from AGO on, of the latest payments."""
 
     LAST_VALUE = "last_value"
     IS_NEW = "is_new"
     SINCE_SAME = "since_same"
     TRAVEL_KMH = "travel_kmh"
+    AGO = "ago"
+    NUMBER_OF = "number_of"
+    IS_SAME = "is_same"
+    DISTANCE_KM = "distance_km"
+    SPEED_KMH = "speed_kmh"
 
 
 class Operation(enum.Enum):
@@ -86,13 +112,19 @@ class Operation(enum.Enum):
     STANDARD_SCORE = "standard_score"
     ENTROPY = "entropy"
     TOP_SHARE = "top_share"
+    DECLARED_NUMBER = "declared_number"
+    AGE_MS = "age_ms"
+    SAME_VALUE = "same_value"
+    DISTANCE = "distance"
+    SUBTRACT = "subtract"
 
 
 @dataclass(frozen=True)
 class Column:
     """A column of a table: a measure of the events for which `condition` holds.
 
-    `attribute` is the column of the counted attribute; `parts` is the number of words that the measure takes.
+    `attribute` is the column of the counted attribute; `parts` is the number of words that the measure takes. Measures
+    of numbers name a moment by the column behind its own (`number_column`).
     """
 
     measure: Measure
@@ -140,7 +172,24 @@ class Remembered:
     recollection: Recollection
 
 
-Stored = WindowedMeasure | EntityRecency | Remembered
+@dataclass(frozen=True)
+class Latest:
+    """A question to an entity's memory of its latest `capacity` payments.
+
+    `fields` are (column, whether it is kept as a number); numbers are named as in `Column`. `is_whole`: only payments
+    that have all of the fields are kept. The question is about the payment `place` (0 is the latest), and its `field`.
+    """
+
+    entity: str
+    fields: tuple[tuple[int, bool], ...]
+    capacity: int
+    is_whole: bool
+    recollection: Recollection
+    place: int = 0
+    field: int = 0
+
+
+Stored = WindowedMeasure | EntityRecency | Remembered | Latest
 
 
 @dataclass(frozen=True)
@@ -167,6 +216,8 @@ class Feature:
     entity: str = ""
     window: str = ""
     line: str = field(default="", compare=False)
+    with_delay: Callable[[str], Feature] | None = field(default=None, compare=False)
+    """Makes the feature with a label delay, if its line in the catalogue leaves the delay to the catalogue."""
 
 
 def stored_values(value: Expression) -> list[Stored]:

@@ -9,9 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from paywarden.features.catalogue.arguments import attribute_value, condition_of, counted_column
+from paywarden.features.catalogue.arguments import (
+    attribute_value,
+    compared_columns,
+    condition_of,
+    counted_column,
+    in_unit,
+    is_moment,
+    number_column,
+    own_number,
+    unit_of,
+)
 from paywarden.features.catalogue.attributes import AMOUNT_MAX, Attribute, Condition, amount
 from paywarden.features.catalogue.expressions import Derived, Expression, Feature, Operation
+from paywarden.features.catalogue.fields import Coordinates
 from paywarden.features.catalogue.windows import line_of_caller, wrong
 
 # Models take categories as whole numbers up to 4,095. One number stands for all values that are not listed.
@@ -98,6 +109,42 @@ class request:  # noqa: N801 - a catalogue reads it as a word, not as a class
         value = Derived(Operation.CATEGORY, numbers=(column, *codes))
         meaning = f"{attribute.name} as a number: {_spoken_list(among)}; {len(among)} is any other value"
         return _of_request(name, value, meaning, "category", f"the payment has no {attribute.name}")
+
+    @staticmethod
+    def number(name: str, of: Attribute) -> Feature:
+        """Returns a number of payment.py in its own unit; missing when the payment lacks it.
+
+        For a moment there is `seconds_since`.
+        """
+        if number_column(name, of) == amount.column or is_moment(of):
+            raise wrong(name, "wanted a number of payment.py; there are request.amount and request.seconds_since too")
+        value = in_unit(own_number(of), of)
+        return _of_request(name, value, of.name, unit_of(of), f"the payment has no {of.name}")
+
+    @staticmethod
+    def seconds_since(name: str, moment: Attribute) -> Feature:
+        """Returns the age of a moment at the payment, such as an account's; below 0 if the moment is still to come."""
+        if not is_moment(moment):
+            raise wrong(name, f"wanted a moment of payment.py, got {moment!r}")
+        value = in_unit(own_number(moment), moment)
+        return _of_request(name, value, f"time since {moment.name}", "seconds", f"the payment has no {moment.name}")
+
+    @staticmethod
+    def equal(name: str, one: Attribute, other: Attribute) -> Feature:
+        """Returns 1 if two attributes of one kind have the same value, else 0; missing when one is missing."""
+        value = Derived(Operation.SAME_VALUE, numbers=compared_columns(name, one, other))
+        missing = f"the payment has no {one.name} or no {other.name}"
+        return _of_request(name, value, f"whether {one.name} and {other.name} are the same", "0 or 1", missing)
+
+    @staticmethod
+    def distance_km(name: str, one: Coordinates, other: Coordinates) -> Feature:
+        """Returns the great-circle distance of two places; missing when one is missing."""
+        if not isinstance(one, Coordinates) or not isinstance(other, Coordinates):
+            raise wrong(name, f"wanted coordinates of payment.py, got {one!r} and {other!r}")
+        columns = (one.latitude, one.longitude, other.latitude, other.longitude)
+        value = Derived(Operation.DISTANCE, numbers=tuple(each.column for each in columns))
+        missing = f"the payment has no {one.name} or no {other.name}"
+        return _of_request(name, value, f"distance from {one.name} to {other.name}", "km", missing)
 
 
 def ratio(name: str, numerator: str, denominator: str) -> Feature:

@@ -14,6 +14,8 @@
     conditions    answers a catalogue's conditions about one payment
     rollup        computes the slots: what a profile knew at the time of a payment
     recollect     answers questions to a profile's memories of latest values
+    latest        keeps the latest payments, and answers questions about them
+    numbers       reads an attribute as a number; distance: how far two places are apart
     assemble      computes the float32 vector from the slots and the payment's row
     migrate       turns a profile of another catalogue into one of this catalogue
     batches       loops over the steps: `apply_events` (stream, training, replay) and `fill_vectors` (scoring)
@@ -48,6 +50,7 @@ from paywarden.features.kernel.layout import (
     DECLINED,
     DIFFERENT,
     DISTINCT_BITS,
+    DISTINCT_VALUES,
     EQUAL,
     FIXED_COLUMNS,
     FRAUD_AMOUNT,
@@ -56,14 +59,20 @@ from paywarden.features.kernel.layout import (
     IDENTITY_COUNT,
     KNOWN,
     LABEL,
+    LATEST_PAYMENTS,
     LAYOUT_VERSION,
     LAYOUT_WITHOUT_CHECKSUM,
     LENGTHS_AT,
     NO_ROOM,
+    NUMBER_MAX_IN_SUMS,
     NUMBER_ZERO,
     OFFSET_ZERO,
     OK,
     PAYMENT,
+    READ_AGE,
+    READ_AMOUNT,
+    READ_NUMBER,
+    READ_TEXT,
     SHAPE_BYTES_AT,
     SLACK_BYTES,
     SOURCES_MAX,
@@ -76,6 +85,7 @@ from paywarden.features.kernel.layout import (
     UNKNOWN,
     UTC_OFFSET,
     UTC_OFFSET_MINUTES_MAX,
+    WHOLE_PAYMENTS,
     WRONG_DIGEST,
     WRONG_VERSION,
 )
@@ -103,6 +113,7 @@ __all__ = [
     "DECLINE_BITS",
     "DIFFERENT",
     "DISTINCT_BITS",
+    "DISTINCT_VALUES",
     "EQUAL",
     "FIXED_COLUMNS",
     "FRAUD_AMOUNT",
@@ -111,14 +122,20 @@ __all__ = [
     "IDENTITY_COUNT",
     "KNOWN",
     "LABEL",
+    "LATEST_PAYMENTS",
     "LAYOUT_VERSION",
     "LAYOUT_WITHOUT_CHECKSUM",
     "LENGTHS_AT",
     "NO_ROOM",
+    "NUMBER_MAX_IN_SUMS",
     "NUMBER_ZERO",
     "OFFSET_ZERO",
     "OK",
     "PAYMENT",
+    "READ_AGE",
+    "READ_AMOUNT",
+    "READ_NUMBER",
+    "READ_TEXT",
     "SHAPE_BYTES_AT",
     "SLACK_BYTES",
     "SOURCES_MAX",
@@ -131,6 +148,7 @@ __all__ = [
     "UNKNOWN",
     "UTC_OFFSET",
     "UTC_OFFSET_MINUTES_MAX",
+    "WHOLE_PAYMENTS",
     "WRONG_DIGEST",
     "WRONG_VERSION",
     "advance_source",

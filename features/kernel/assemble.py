@@ -14,15 +14,18 @@ import math
 import numpy as np
 
 from paywarden.features.kernel.conditions import holds
+from paywarden.features.kernel.distance import distance_km
 from paywarden.features.kernel.jit import compiled, inlined
 from paywarden.features.kernel.layout import (
     ADD,
+    AGE_MS,
     AMOUNT,
     AMOUNT_MINOR,
     ATTRIBUTE_VALUE,
     BELOW_LIMIT,
     CATEGORY,
     DAY_MS,
+    DECLARED_NUMBER,
     DEVIATION,
     DIVIDE,
     ENTROPY,
@@ -36,11 +39,15 @@ from paywarden.features.kernel.layout import (
     MINUTE_MS,
     NIGHT,
     NUMBER,
+    NUMBER_ZERO,
     OFFSET_ZERO,
+    SAME_VALUE,
     SCALE,
     SQUARE_BITS,
     STANDARD_SCORE,
+    SUBTRACT,
     TIME_MS,
+    TOP_SHARE,
     TRAILING_ZEROS,
     UTC_OFFSET,
     WEEKEND,
@@ -80,8 +87,12 @@ def assemble(plan: I64, attributes: I64, values: F64, out: F32) -> None:
             values[position] = distance / deviation if deviation != 0.0 else np.nan
         elif operation == ENTROPY:
             values[position] = _entropy(values, plan[at + OPERATION.first], plan[at + OPERATION.second])
-        else:
+        elif operation == TOP_SHARE:
             values[position] = _top_share(values, plan[at + OPERATION.first], plan[at + OPERATION.second])
+        elif operation == SUBTRACT:
+            values[position] = values[plan[at + OPERATION.first]] - values[plan[at + OPERATION.second]]
+        else:
+            values[position] = _from_fields(plan, at, operation, attributes)
         position += 1
         at += OPERATION_SIZE
     at = plan[HEAD.features_at]
@@ -128,6 +139,27 @@ def _from_request(plan: I64, at: int, operation: int, attributes: I64) -> float:
     if operation == WEEKEND:
         return 1.0 if weekday >= 5 else 0.0
     return float(weekday)
+
+
+@compiled()
+def _from_fields(plan: I64, at: int, operation: int, attributes: I64) -> float:
+    """Returns one value from a payment's declared fields; NaN if the payment lacks one of them."""
+    first = attributes[plan[at + OPERATION.first]]
+    if first == 0:
+        return np.nan
+    if operation == DECLARED_NUMBER:
+        return float(first - NUMBER_ZERO)
+    if operation == AGE_MS:
+        return float(attributes[TIME_MS] - (first - NUMBER_ZERO))
+    second = attributes[plan[at + OPERATION.second]]
+    if second == 0:
+        return np.nan
+    if operation == SAME_VALUE:
+        return 1.0 if first == second else 0.0
+    third, fourth = attributes[plan[at + OPERATION.third]], attributes[plan[at + OPERATION.fourth]]
+    if third == 0 or fourth == 0:
+        return np.nan
+    return float(distance_km(first - NUMBER_ZERO, second - NUMBER_ZERO, third - NUMBER_ZERO, fourth - NUMBER_ZERO))
 
 
 @inlined

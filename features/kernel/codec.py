@@ -9,7 +9,7 @@ a column stands in one piece: what a window holds of it is a slice.
     tables      one for each hop of payments, and one for each hop of labels (labels are rare): the tiles' numbers (time
                 // hop, ascending), then a column for each word of each measure; only tiles with events have a row
     memories    the latest distinct values of an attribute: two columns, the value and when it was last seen, newest
-                first
+                first; then fields of the latest payments: a column for each, and the times (latest.py)
 
 In the stored form ("packed") the same columns follow each other. All numbers of a column have one width: as many whole
 bytes as the largest of them needs. Therefore reading one number never depends on the previous one:
@@ -53,10 +53,12 @@ from paywarden.features.kernel.checksum import checksum
 from paywarden.features.kernel.columns import read_columns, width_of, write_column
 from paywarden.features.kernel.intrinsics import load_word, store_word
 from paywarden.features.kernel.jit import compiled, inlined
+from paywarden.features.kernel.latest import are_in_order
 from paywarden.features.kernel.layout import (
     CHECKSUM_BYTES,
     CRC_UNTIL_MS,
     DAMAGED,
+    DISTINCT_VALUES,
     FIRST_MS,
     I64,
     LABEL,
@@ -82,6 +84,7 @@ from paywarden.features.kernel.plan_schema import (
     entity_at,
     memory_at,
     memory_length_at,
+    memory_times_at,
     table_at,
     table_length_at,
 )
@@ -111,7 +114,8 @@ def packed_bytes_max(plan: I64, entity: int, words: I64) -> int:
         width = plan[table_at(plan, section, table) + TABLE.width]
         count += words[table_length_at(table)] * width
     for memory in range(memories):
-        count += 2 * words[memory_length_at(tables, memory)]
+        width = plan[memory_at(plan, section, memory) + MEMORY.width]
+        count += (1 + width) * words[memory_length_at(tables, memory)]
     widths_size = (plan[section + ENTITY.stored_columns] + 1) >> 1
     head_size = SHAPE_BYTES_AT + plan[section + ENTITY.shape_size] + widths_size
     return int(head_size + 8 * count + CHECKSUM_BYTES + SLACK_BYTES)
@@ -157,15 +161,16 @@ def pack(plan: I64, entity: int, words: I64, out: U8, position: int) -> int:
     for memory in range(memories):
         where = memory_at(plan, section, memory)
         items = words[memory_length_at(tables, memory)]
-        values_at = plan[where + MEMORY.values_at]
-        times_at = values_at + plan[where + MEMORY.capacity]
-        position = write_column(words, values_at, items, out, widths, column, position)
+        times_at = memory_times_at(plan, where)
+        for values_at in range(plan[where + MEMORY.values_at], times_at, plan[where + MEMORY.capacity]):
+            position = write_column(words, values_at, items, out, widths, column, position)
+            column += 1
         previous = words[NEWEST_MS]
         for item in range(items):
             words[scratch + item] = previous - words[times_at + item]
             previous = words[times_at + item]
-        position = write_column(words, scratch, items, out, widths, column + 1, position)
-        column += 2
+        position = write_column(words, scratch, items, out, widths, column, position)
+        column += 1
     for at in (plan[section + ENTITY.sources_at], plan[section + ENTITY.sources_at] + SOURCES_MAX):
         position = write_column(words, at, words[LENGTHS_AT], out, widths, column, position)
         column += 1
@@ -254,17 +259,23 @@ def unpack(plan: I64, entity: int, data: U8, start: int, end: int, words: I64) -
         column += width
     for memory in range(memories):
         where = memory_at(plan, section, memory)
-        items, room, values_at = (
+        items, room, values_at, width = (
             words[memory_length_at(tables, memory)],
             plan[where + MEMORY.capacity],
             plan[where + MEMORY.values_at],
+            1 + plan[where + MEMORY.width],
         )
         if not 0 <= items <= room:
             return DAMAGED
-        position = read_columns(data, widths, column, 2, position, end, items, words, values_at, room)
-        if position < 0 or not _take_memory(words, values_at, items, room):
+        position = read_columns(data, widths, column, width, position, end, items, words, values_at, room)
+        if position < 0 or not take_times(words, memory_times_at(plan, where), items):
             return DAMAGED
-        column += 2
+        if plan[where + MEMORY.kind] != DISTINCT_VALUES:
+            if not are_in_order(plan, where, words, items):
+                return DAMAGED
+        elif not _are_distinct(words, values_at, items, room):
+            return DAMAGED
+        column += width
     sources, sources_at = words[LENGTHS_AT], plan[section + ENTITY.sources_at]
     if sources > SOURCES_MAX:
         return TOO_MANY_SOURCES
@@ -322,15 +333,24 @@ def _take_tiles(words: I64, at: int, rows: int, room: int, newest_tile: int) -> 
 
 
 @inlined
-def _take_memory(words: I64, values_at: int, items: int, room: int) -> bool:
-    """Turn a memory's stored times into absolute times. False if its values are not in order."""
+def take_times(words: I64, times_at: int, items: int) -> bool:
+    """Turn a memory's stored times into absolute times. False if they do not descend from the newest event's."""
     seen = words[NEWEST_MS]
-    for at in range(values_at, values_at + items):
-        before = words[at + room]
-        if before < 0 or (before == 0 and at > values_at and words[at] >= words[at - 1]):
+    for at in range(times_at, times_at + items):
+        before = words[at]
+        if before < 0:
             return False
         seen -= before
         if seen <= 0:
             return False
-        words[at + room] = seen
+        words[at] = seen
+    return True
+
+
+@inlined
+def _are_distinct(words: I64, values_at: int, items: int, room: int) -> bool:
+    """Returns whether the values of one time descend, in a memory of distinct values."""
+    for at in range(values_at + 1, values_at + items):
+        if words[at + room] == words[at + room - 1] and words[at] >= words[at - 1]:
+            return False
     return True

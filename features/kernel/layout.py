@@ -33,7 +33,8 @@ NUMBER_ZERO = 1 << 54
 EQUAL, DIFFERENT, AT_LEAST, BELOW, BELOW_IF_PRESENT = range(5)
 
 # Measures, in the order of paywarden.features.catalogue.expressions.Measure. The largest and
-# smallest amounts are stored plus one: 0 means no payment.
+# smallest amounts are stored plus one: 0 means no payment. The largest and smallest numbers of a field are kept zigzag
+# (features/kernel/varint.py), plus one: few bytes for a small number of either sign.
 (
     COUNT,
     AMOUNT_SUM,
@@ -45,15 +46,32 @@ EQUAL, DIFFERENT, AT_LEAST, BELOW, BELOW_IF_PRESENT = range(5)
     BUCKET_COUNTS,
     FRAUD_COUNT,
     FRAUD_AMOUNT,
-) = range(10)
+    NUMBER_COUNT,
+    NUMBER_SUM,
+    NUMBER_SQUARES_LOW,
+    NUMBER_SQUARES_HIGH,
+    NUMBER_MAX,
+    NUMBER_MIN,
+) = range(16)
+# How an attribute is read as a number: an amount is one, a declared number has the code of it, and a moment stands for
+# its age at its payment, in ms. A text has no number.
+READ_AMOUNT, READ_NUMBER, READ_AGE, READ_TEXT = range(4)
 # An amount's square has up to 74 bits. Two sums hold its low 40 and its high bits: neither overflows in 2**23 payments.
 SQUARE_BITS = 40
+# Tables keep sums only of fields whose numbers are at most this far from 0, in units of their last digit: a square has
+# at most 84 bits, and no sum overflows in 2**18 payments.
+NUMBER_MAX_IN_SUMS = 1 << 42
 # Reductions of a measure over the tiles of a window, in the order of
 # paywarden.features.catalogue.expressions.Reduction.
 SUM, DECAYED, LARGEST, SMALLEST, UNION, NEWEST, OLDEST, NEWEST_OTHER, STREAK, STREAK_AGE, STREAK_SUM = range(11)
+LARGEST_NUMBER, SMALLEST_NUMBER = 11, 12
 DECAY_ONE = 1 << 30
 # The questions that a feature can ask a memory, in the order of paywarden.features.catalogue.expressions.Recollection.
 LAST_VALUE, IS_NEW, SINCE_SAME, TRAVEL_KMH = range(4)
+# The kinds of memories.
+DISTINCT_VALUES, LATEST_PAYMENTS, WHOLE_PAYMENTS = range(3)
+# The questions to the latest payments that a profile keeps whole.
+AGO, NUMBER_OF, IS_SAME, DISTANCE_KM, SPEED_KMH = range(4, 9)
 
 # The operations of the program that computes values from slots and attributes, in the order of
 # paywarden.features.catalogue.expressions.Operation.
@@ -75,7 +93,12 @@ LAST_VALUE, IS_NEW, SINCE_SAME, TRAVEL_KMH = range(4)
     STANDARD_SCORE,
     ENTROPY,
     TOP_SHARE,
-) = range(17)
+    DECLARED_NUMBER,
+    AGE_MS,
+    SAME_VALUE,
+    DISTANCE,
+    SUBTRACT,
+) = range(22)
 
 # A profile's words begin with four times: of the first payment, the last payment, and the newest event of any kind; and
 # CRC_UNTIL_MS, the moment before which tiles begin whose sketches hold public codes. It is 0 in a profile that never
@@ -113,6 +136,8 @@ MINUTE_MS = 60_000
 # 1970-01-01 was a Thursday: day 0 is weekday 3 of a week that starts on Monday.
 EPOCH_WEEKDAY = 3
 EARTH_RADIUS_KM = 6371.0
+# Latitudes and longitudes of fields are in millionths of a degree.
+DEGREE = 1_000_000
 # Later than any clock will show. The sum of three such times still fits 64 bits.
 TIME_MS_MAX = 1 << 60
 # Clocks of terminals differ, so a journey counts as at least one minute long.

@@ -6,8 +6,8 @@ and the sum:
     old tile 14:00   count 2   max 2501       new tile 14:00   count 2   sum 0
 
 The count goes over, the largest amount is dropped, and the sum starts at 0. A tile that is too old for the new table is
-dropped. A memory goes over to a memory of the same attribute. Sources and offsets always go over, so the new profile
-refuses the same repeated events.
+dropped. A memory goes over to a memory of the same attribute, or of the same fields. Sources and offsets always go
+over, so the new profile refuses the same repeated events.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from typing import NamedTuple
 from paywarden.features.kernel.codec import add_up_times, clear
 from paywarden.features.kernel.columns import read_columns
 from paywarden.features.kernel.jit import compiled
+from paywarden.features.kernel.latest import insert
 from paywarden.features.kernel.layout import (
     CRC_UNTIL_MS,
     DAMAGED,
+    DISTINCT_VALUES,
     FIXED_COLUMNS,
     I64,
     NEWEST_MS,
@@ -30,6 +32,7 @@ from paywarden.features.kernel.layout import (
 )
 from paywarden.features.kernel.plan_schema import (
     ENTITY,
+    MEMORY,
     TABLE,
     entity_at,
     memory_at,
@@ -68,32 +71,32 @@ _CHANGE_SIZE, _MOVE_SIZE = len(CHANGE), len(MOVE)
 
 
 @compiled(releases_gil=True)
-def decode(data: U8, start: int, end: int, table_widths: I64, memories: int, is_old: int, numbers: I64) -> int:
+def decode(data: U8, start: int, end: int, widths: I64, is_old: int, numbers: I64) -> int:
     """Read the stored numbers of a profile of any shape. Returns how many, or -DAMAGED.
 
     `is_old` is 1 for a profile of layout version 4, which lacks the last number, and 0 otherwise.
 
-    `start` is where the widths of its columns stand; `table_widths` holds the number of columns of each of its tables.
-    `numbers` gets the three times, the lengths, and the columns one after the other. Data that needs more room than
-    `numbers` has is damaged.
+    `start` is where the widths of its columns stand; `widths` holds the number of columns of each of its tables, then
+    of each of its memories. `numbers` gets the three times, the lengths, and the columns one after the other. Data that
+    needs more room than `numbers` has is damaged.
     """
-    tables = len(table_widths)
-    columns = FIXED_COLUMNS - is_old + 2 * memories
-    for table in range(tables):
-        columns += table_widths[table]
+    sections = len(widths)
+    columns = FIXED_COLUMNS - is_old
+    for width in widths:
+        columns += width
     position = start + ((columns + 1) >> 1)
-    at = 4 + tables + memories
+    at = 4 + sections
     if position > end or at > len(numbers) or (columns & 1 and data[position - 1] >> 4 != 0):
         return -DAMAGED
     position = read_columns(data, start, 0, 3, position, end, 1, numbers, 0, 1)
     if position < 0:
         return -DAMAGED
-    position = read_columns(data, start, 3, 1, position, end, 1 + tables + memories, numbers, 3, 0)
+    position = read_columns(data, start, 3, 1, position, end, 1 + sections, numbers, 3, 0)
     column = 4
     # Sources come first among the lengths, and last among the columns.
-    for length in range(1, 2 + tables + memories):
-        rows = numbers[3 + (length if length <= tables + memories else 0)]
-        width = table_widths[length - 1] if length <= tables else 2
+    for length in range(1, 2 + sections):
+        rows = numbers[3 + (length if length <= sections else 0)]
+        width = int(widths[length - 1]) if length <= sections else 2
         # Checked before the multiplication: a damaged number could make it overflow.
         if position < 0 or not 0 <= rows <= len(numbers) or at + rows * width > len(numbers):
             return -DAMAGED
@@ -113,7 +116,8 @@ def migrate(plan: I64, entity: int, translation: I64, numbers: I64, words: I64) 
     """Fill `words` from the decoded numbers of a profile of another shape. Returns OK or DAMAGED.
 
     `translation` (features/profiles/shape.py) begins with the old shape's numbers of tables and memories. For each old
-    table a TableChange and its Moves follow. Then each old memory has the number of its new memory (-1: dropped).
+    table a TableChange and its Moves follow. Then each old memory has the number of its new memory (-1: dropped), and
+    how many columns of values it has.
     """
     section = entity_at(plan, entity)
     clear(plan, entity, words)
@@ -138,18 +142,23 @@ def migrate(plan: I64, entity: int, translation: I64, numbers: I64, words: I64) 
         step += _MOVE_SIZE * moves
         at += rows * width
     for memory in range(memories):
-        target, items = translation[step + memory], numbers[4 + tables + memory]
+        target, width = translation[step + 2 * memory], translation[step + 2 * memory + 1]
+        items = numbers[4 + tables + memory]
+        times_at = at + width * items
         seen = words[NEWEST_MS]
-        for item in range(at, at + items):
-            before = numbers[items + item]
+        for item in range(items):
+            before = numbers[times_at + item]
             if not 0 <= before < seen:
                 return DAMAGED
             seen -= before
             if target >= 0:
                 where = memory_at(plan, section, target)
                 length = memory_length_at(plan[section + ENTITY.table_count], target)
-                remember(plan, where, words, length, numbers[item], numbers[item], seen)
-        at += 2 * items
+                if plan[where + MEMORY.kind] != DISTINCT_VALUES:
+                    insert(plan, where, words, length, numbers, at + item, items, seen)
+                else:
+                    remember(plan, where, words, length, numbers[at + item], numbers[at + item], seen)
+        at = times_at + items
     sources = numbers[3]
     if sources > SOURCES_MAX:
         return DAMAGED

@@ -88,6 +88,8 @@ class PlanColumn(NamedTuple):
     words_at: int
     """Where its first part starts in the words. Parts stand the table's capacity apart."""
     parts: int
+    reading: int
+    """How the attribute is read as a number, for measures of numbers: READ_NUMBER or READ_AGE."""
 
 
 class PlanGroup(NamedTuple):
@@ -129,15 +131,32 @@ class PlanWindow(NamedTuple):
 
 
 class PlanMemory(NamedTuple):
-    """The latest distinct values of an attribute."""
+    """The latest distinct values of an attribute, or some fields of the latest payments."""
 
     attribute: int
     identity: int
-    """As in a column."""
+    """As in a column; 0 for latest payments."""
     capacity: int
     values_at: int
+    """Where the values stand, one column of `capacity` words after the other. The times stand behind the last one."""
     recollection_count: int
     recollections_at: int
+    width: int
+    """The number of columns of values: 1 for distinct values, one for each field of latest payments."""
+    kind: int
+    """DISTINCT_VALUES, LATEST_PAYMENTS, or WHOLE_PAYMENTS: only those with all of the fields."""
+    fields_at: int
+
+
+class PlanRemembered(NamedTuple):
+    """A field of the latest payments."""
+
+    column: int
+    """Its column in a payment's row: for a text that of its identity."""
+    reading: int
+    """READ_AMOUNT, READ_NUMBER, READ_AGE or READ_TEXT."""
+    code: int
+    """The column of its public code."""
 
 
 class PlanRecollection(NamedTuple):
@@ -145,6 +164,10 @@ class PlanRecollection(NamedTuple):
 
     kind: int
     slot: int
+    place: int
+    """Which payment: 0 is the latest one."""
+    field: int
+    """Which of the fields of that payment."""
 
 
 class PlanCondition(NamedTuple):
@@ -191,13 +214,14 @@ GROUP = positions(PlanGroup)
 RESULT = positions(Result)
 WINDOW = positions(PlanWindow)
 MEMORY = positions(PlanMemory)
+REMEMBERED = positions(PlanRemembered)
 RECOLLECTION = positions(PlanRecollection)
 CONDITION = positions(PlanCondition)
 OPERATION = positions(PlanOperation)
 # Compiled code steps from one section to the next by their sizes.
 ENTITIES_AT = len(HEAD)
 TABLE_SIZE, COLUMN_SIZE, GROUP_SIZE, RESULT_SIZE, WINDOW_SIZE = map(len, (TABLE, COLUMN, GROUP, RESULT, WINDOW))
-MEMORY_SIZE, RECOLLECTION_SIZE = len(MEMORY), len(RECOLLECTION)
+MEMORY_SIZE, REMEMBERED_SIZE, RECOLLECTION_SIZE = len(MEMORY), len(REMEMBERED), len(RECOLLECTION)
 CONDITION_SIZE, OPERATION_SIZE = len(CONDITION), len(OPERATION)
 
 
@@ -220,6 +244,13 @@ def memory_at(plan: I64, entity_section: int, memory: int) -> int:
     """Returns where the section of an entity's memory begins."""
     at: int = not_negative(plan[entity_section + ENTITY.memories_at] + memory * MEMORY_SIZE)
     return at
+
+
+@inlined
+def memory_times_at(plan: I64, memory_section: int) -> int:
+    """Returns where the times of a memory stand in a profile's words: behind all of its values."""
+    width = plan[memory_section + MEMORY.width]
+    return int(plan[memory_section + MEMORY.values_at] + width * plan[memory_section + MEMORY.capacity])
 
 
 @inlined

@@ -12,11 +12,11 @@ import math
 
 import numpy as np
 
+from paywarden.features.kernel.distance import great_circle_km
 from paywarden.features.kernel.jit import compiled, inlined
 from paywarden.features.kernel.layout import (
     AMOUNT_MINOR,
     COUNTRY_CODES,
-    EARTH_RADIUS_KM,
     F64,
     HOUR_MS,
     I64,
@@ -80,6 +80,4 @@ def _distance_km(plan: I64, origin: int, destination: int) -> float:
     unit = math.pi / 1800.0
     latitude, longitude = (plan[at] - 10_000) * unit, (plan[at + 1] - 10_000) * unit
     other_latitude, other_longitude = (plan[to] - 10_000) * unit, (plan[to + 1] - 10_000) * unit
-    half = math.sin((other_latitude - latitude) / 2.0) ** 2
-    half += math.cos(latitude) * math.cos(other_latitude) * math.sin((other_longitude - longitude) / 2.0) ** 2
-    return 2.0 * EARTH_RADIUS_KM * math.asin(min(1.0, math.sqrt(half)))
+    return float(great_circle_km(latitude, longitude, other_latitude, other_longitude))

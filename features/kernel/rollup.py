@@ -23,16 +23,19 @@ import numpy as np
 
 from paywarden.features.kernel.intrinsics import bit_count, not_negative
 from paywarden.features.kernel.jit import compiled, inlined
+from paywarden.features.kernel.latest import recall
 from paywarden.features.kernel.layout import (
     COUNT,
     CRC_UNTIL_MS,
     DECAY_ONE,
     DECAYED,
+    DISTINCT_VALUES,
     F64,
     FIRST_MS,
     FRAUD_COUNT,
     I64,
     LARGEST,
+    LARGEST_NUMBER,
     LAST_MS,
     NEWEST,
     NEWEST_OTHER,
@@ -44,10 +47,12 @@ from paywarden.features.kernel.layout import (
     TIME_MS,
     UNION,
 )
+from paywarden.features.kernel.numbers import number_kept
 from paywarden.features.kernel.plan_schema import (
     ENTITY,
     GROUP,
     GROUP_SIZE,
+    MEMORY,
     RESULT,
     RESULT_SIZE,
     TABLE,
@@ -74,7 +79,11 @@ def roll_up(plan: I64, entity: int, words: I64, attributes: I64, slots: F64) -> 
         _roll_up_table(plan, where, words, words[table_length_at(table)], as_of_ms, lows, slots)
     for memory in range(plan[section + ENTITY.memory_count]):
         where = memory_at(plan, section, memory)
-        recollect(plan, where, words, words[memory_length_at(tables, memory)], attributes, slots)
+        items = words[memory_length_at(tables, memory)]
+        if plan[where + MEMORY.kind] == DISTINCT_VALUES:
+            recollect(plan, where, words, items, attributes, slots)
+        else:
+            recall(plan, where, words, items, attributes, slots)
     recency = plan[section + ENTITY.recency_slot]
     if words[FIRST_MS] == 0:
         slots[recency] = np.nan
@@ -114,6 +123,8 @@ def _roll_up_table(plan: I64, where: int, words: I64, rows: int, as_of_ms: int, 
                 _reduce_sums(plan, result, words, top, lows, room, slots)
             elif reduction in (LARGEST, SMALLEST):
                 _reduce_extremes(plan, result, words, top, lows, slots)
+            elif reduction >= LARGEST_NUMBER:
+                _reduce_numbers(plan, result, words, top, lows, slots)
             elif reduction >= NEWEST_OTHER:
                 bounds = plan[at + GROUP.bounds_at]
                 _reduce_beside(plan, result, words, tiles, top, newest_tile, now_tile, bounds, hop_ms, slots)
@@ -171,6 +182,24 @@ def _reduce_extremes(plan: I64, result: int, words: I64, top: int, lows: I64, sl
         high = low
         slots[plan[window + WINDOW.slot]] = best - 1 if best > 0 else np.nan
         window += WINDOW_SIZE
+
+
+@compiled()
+def _reduce_numbers(plan: I64, result: int, words: I64, top: int, lows: I64, slots: F64) -> None:
+    """Reduce LARGEST_NUMBER and SMALLEST_NUMBER. 0 means that no payment of the tile has the number."""
+    at = plan[result + RESULT.words_at]
+    sign = 1 if plan[result + RESULT.reduction] == LARGEST_NUMBER else -1
+    best, is_there, high = 0, False, top
+    for number in range(plan[result + RESULT.window_count]):
+        window = plan[result + RESULT.windows_at] + number * WINDOW_SIZE
+        low = lows[plan[window + WINDOW.bound]]
+        for row in range(low, high):
+            if words[at + row] != 0:
+                value = sign * number_kept(words[at + row])
+                if not is_there or value > best:
+                    best, is_there = value, True
+        high = low
+        slots[plan[window + WINDOW.slot]] = sign * best if is_there else np.nan
 
 
 @inlined

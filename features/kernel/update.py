@@ -21,6 +21,7 @@ import numpy as np
 
 from paywarden.features.kernel.conditions import answers, answers_before
 from paywarden.features.kernel.jit import compiled, inlined
+from paywarden.features.kernel.latest import keep_payment
 from paywarden.features.kernel.layout import (
     AMOUNT,
     AMOUNT_MAX,
@@ -33,6 +34,7 @@ from paywarden.features.kernel.layout import (
     DECLINE,
     DECLINE_BITS,
     DISTINCT_BITS,
+    DISTINCT_VALUES,
     FIRST_MS,
     FRAUD_AMOUNT,
     FRAUD_COUNT,
@@ -41,12 +43,14 @@ from paywarden.features.kernel.layout import (
     LAST_MS,
     LENGTHS_AT,
     NEWEST_MS,
+    NUMBER_COUNT,
     PAYMENT,
     SOURCES_MAX,
     SQUARES_HIGH,
     SQUARES_LOW,
     TIME_MS,
 )
+from paywarden.features.kernel.numbers import add_number
 from paywarden.features.kernel.plan_schema import (
     COLUMN,
     COLUMN_SIZE,
@@ -81,6 +85,10 @@ def update(plan: I64, entity: int, words: I64, kind: int, attributes: I64, weigh
         words[LAST_MS] = max(words[LAST_MS], time_ms)
         for memory in range(plan[section + ENTITY.memory_count]):
             where = memory_at(plan, section, memory)
+            if plan[where + MEMORY.kind] != DISTINCT_VALUES:
+                length = memory_length_at(tables, memory)
+                keep_payment(plan, where, words, length, attributes, plan[section + ENTITY.scratch_at])
+                continue
             code, value = attributes[plan[where + MEMORY.attribute]], attributes[plan[where + MEMORY.identity]]
             # An event that a worker of an earlier release has sent has no identity.
             if value == 0:
@@ -268,6 +276,8 @@ def _add_payment(plan: I64, where: int, words: I64, row: int, attributes: I64, h
                     words[at] += low * low + ((cross & 0xFFFFF) << 20)
                 else:
                     words[at] += high * high + (cross >> 20)
+            elif measure >= NUMBER_COUNT:
+                add_number(plan, column, words, at, attributes, 1)
             else:
                 value = _sketched(plan, column, attributes, is_crc)
                 if value != 0:
@@ -328,6 +338,8 @@ def _move_payment(
         elif measure == AMOUNT_MIN:
             if sign > 0:
                 words[at] = min(words[at], amount + 1) if words[at] > 0 else amount + 1
+        elif measure >= NUMBER_COUNT:
+            add_number(plan, column, words, at, attributes, sign)
         else:
             value = _sketched(plan, column, attributes, is_crc)
             if value != 0:

@@ -11,9 +11,11 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from paywarden.features import kernel
+from paywarden.features.catalogue.arguments import is_moment
+from paywarden.features.catalogue.attributes import AttributeKind, number_code
 from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.catalogue.expressions import Feature, WindowedMeasure, stored_values
-from paywarden.features.catalogue.windows import in_units
+from paywarden.features.catalogue.windows import DAY_MS, in_units
 from paywarden.features.profiles.engine import Events, FeatureEngine
 
 _COLUMNS = ("feature", "entity", "window", "hop", "unit", "meaning", "missing when")
@@ -104,7 +106,7 @@ def listing_of(catalogue: Catalogue, engine: FeatureEngine) -> Listing:
             name=entity.name,
             key=" + ".join(entity.keys),
             features=sum(feature.entity == entity.name for feature in catalogue.features),
-            bytes_after_one_payment=_bytes_after_one_payment(engine, number),
+            bytes_after_one_payment=_bytes_after_one_payment(catalogue, engine, number),
             bytes_max=plan.profile_bytes_max(number),
             kept_days=plan.ttl_s(number) // 86_400,
         )
@@ -131,10 +133,15 @@ def _cells(feature: ListedFeature) -> tuple[str, ...]:
     return feature.name, entity, feature.window, feature.hop, feature.unit, feature.meaning, feature.missing_when
 
 
-def _bytes_after_one_payment(engine: FeatureEngine, entity: int) -> int:
+def _bytes_after_one_payment(catalogue: Catalogue, engine: FeatureEngine, entity: int) -> int:
     one, none, first = np.ones(1, np.int64), np.full(1, -1, np.int64), np.zeros(1, np.int64)
     events = Events(np.array([0, 1]), np.zeros(1, np.uint8), first, one, first, one, none)
     attributes = np.full((1, engine.plan.row_width), 10_000, dtype=np.int64)
     # A time in 2025: tile numbers have as many bytes as in the coming years.
     attributes[0, kernel.TIME_MS] = 1_764_000_000_000
+    for attribute in catalogue.payment.attributes:
+        if attribute.kind is AttributeKind.NUMBER:
+            # A moment a year ago; any other number like the amount.
+            number = 1_764_000_000_000 - 365 * DAY_MS if is_moment(attribute) else 10_000
+            attributes[0, attribute.column] = number_code(number)
     return len(engine.apply(entity, events, attributes, [None], engine.new_slots(0)).states[0])

@@ -30,14 +30,16 @@ from numpy.typing import NDArray
 
 from paywarden.features import kernel
 from paywarden.features.catalogue.attributes import Attribute, Condition, identity_column, row_width
-from paywarden.features.catalogue.checks import columns_of
+from paywarden.features.catalogue.checks import FIELD_COUNTS, columns_of
 from paywarden.features.catalogue.countries import load_places
 from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.catalogue.expressions import (
+    NUMBER_MEASURES,
     Column,
     Derived,
     EntityRecency,
     Expression,
+    Latest,
     Measure,
     Operation,
     Recency,
@@ -52,7 +54,7 @@ from paywarden.features.catalogue.identity import LAPTOP_KEY, IdentityKey
 from paywarden.features.catalogue.windows import DAY_MS
 from paywarden.features.kernel import plan_schema
 from paywarden.features.profiles.keys import has_hashed_key
-from paywarden.features.profiles.shape import MEASURES, Shape, TableShape, column_shape
+from paywarden.features.profiles.shape import MEASURES, LatestShape, Shape, TableShape, column_shape
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.payment_fields import TABLE_ALONE, PaymentFields
 
@@ -118,7 +120,8 @@ class Plan:
         shape, capacities = self.shapes[entity], self.capacities[entity]
         rows = sum(table.width * capacity for table, capacity in zip(shape.tables, capacities, strict=True))
         remembered = sum(2 * capacity for _, capacity in shape.memories)
-        return 5 + len(shape.tables) + len(shape.memories) + rows + remembered + 2 * kernel.SOURCES_MAX
+        remembered += sum(latest.width * latest.capacity for latest in shape.latest)
+        return 5 + len(shape.widths) + rows + remembered + 2 * kernel.SOURCES_MAX
 
     def profile_bytes_max(self, entity: int) -> int:
         """Returns the largest size of a packed profile in bytes: all tiles present, every number eight bytes wide."""
@@ -144,6 +147,12 @@ class _Memory:
     attribute: int
     capacity: int
     asked: tuple[Remembered, ...]
+
+
+@dataclass(frozen=True)
+class _Latest:
+    shape: LatestShape
+    asked: tuple[Latest, ...]
 
 
 @dataclass(frozen=True)
@@ -180,18 +189,23 @@ def compile_plan(catalogue: Catalogue, key: IdentityKey = LAPTOP_KEY) -> Plan:
     names = [entity.name for entity in catalogue.entities]
     tables = [_tables([s for s in stored if isinstance(s, WindowedMeasure) and s.entity == name]) for name in names]
     memories = [_memories([s for s in stored if isinstance(s, Remembered) and s.entity == name]) for name in names]
+    latest = [_latest([s for s in stored if isinstance(s, Latest) and s.entity == name]) for name in names]
     shapes = tuple(
-        Shape(tuple(table.shape for table in mine), tuple((m.attribute, m.capacity) for m in kept))
-        for mine, kept in zip(tables, memories, strict=True)
+        Shape(
+            tuple(table.shape for table in mine),
+            tuple((m.attribute, m.capacity) for m in kept),
+            tuple(payments.shape for payments in whole),
+        )
+        for mine, kept, whole in zip(tables, memories, latest, strict=True)
     )
-    slots = _slots(names, tables, memories)
+    slots = _slots(names, tables, [[*kept, *whole] for kept, whole in zip(memories, latest, strict=True)])
     conditions = _conditions(tables)
     words = _Words()
     head_at = words.reserve(plan_schema.Head)
     words.extend([0] * len(names))
-    for entity, (mine, kept) in enumerate(zip(tables, memories, strict=True)):
+    for entity, (mine, kept, whole) in enumerate(zip(tables, memories, latest, strict=True)):
         words[plan_schema.ENTITIES_AT + entity] = len(words)
-        _EntityWriter(words, conditions, slots).write(entity, shapes[entity], mine, kept)
+        _EntityWriter(words, conditions, slots).write(entity, shapes[entity], mine, kept, whole)
     asked = [plan_schema.PlanCondition(c.column, c.operator, c.value) for c in conditions]
     conditions_at = words.extend([number for condition in asked for number in condition])
     operations, values = _program(words, catalogue, slots)
@@ -223,7 +237,7 @@ def compile_plan(catalogue: Catalogue, key: IdentityKey = LAPTOP_KEY) -> Plan:
         capacities=tuple(tuple(table.capacity for table in mine) for mine in tables),
         retention_ms=tuple(_retention_ms(stored, name, mine) for name, mine in zip(names, tables, strict=True)),
         attribute_columns=tuple(sorted(_attributes_asked(catalogue, stored))),
-        entity_identities=tuple(map(_identities, tables, memories)),
+        entity_identities=tuple(map(_identities, tables, memories, latest)),
         key=key,
         fields=catalogue.payment.fields,
         label_delays_ms=tuple(sorted({s.window.delay_ms for s in stored if _knows_fraud(s)})),
@@ -288,13 +302,42 @@ def _memories(wanted: Sequence[Remembered]) -> list[_Memory]:
     return [_Memory(*kind, tuple(items)) for kind, items in sorted(by_kind.items())]
 
 
-def _identities(tables: list[_Table], memories: list[_Memory]) -> frozenset[int]:
-    counted = [column.attribute for table in tables for column in table.columns]
+def _latest(wanted: Sequence[Latest]) -> list[_Latest]:
+    """Returns the memories of latest payments. Questions about the same fields of as many payments share one."""
+    by_kind: dict[tuple[tuple[tuple[int, bool], ...], int, bool], list[Latest]] = {}
+    for item in wanted:
+        by_kind.setdefault((item.fields, item.capacity, item.is_whole), []).append(item)
+    return [_Latest(LatestShape(*kind), tuple(items)) for kind, items in sorted(by_kind.items())]
+
+
+def _reading(attribute: int) -> tuple[int, int]:
+    """Returns the column of the code of a number, and how it is read. features/catalogue/arguments.py names it."""
+    if attribute < kernel.ATTRIBUTE_COUNT:
+        return attribute, kernel.READ_AMOUNT
+    is_age = _is_second(attribute)
+    return attribute - is_age, kernel.READ_AGE if is_age else kernel.READ_NUMBER
+
+
+def _is_second(column: int) -> int:
+    """Returns 1 for the second column of a declared field, else 0."""
+    return (column - kernel.ATTRIBUTE_COUNT) % 2 if column >= kernel.ATTRIBUTE_COUNT else 0
+
+
+def _identities(tables: list[_Table], memories: list[_Memory], latest: list[_Latest]) -> frozenset[int]:
+    counted = [
+        column.attribute
+        for table in tables
+        for column in table.columns
+        if column.measure in (Measure.DISTINCT_BITS, Measure.BUCKET_COUNTS)
+    ]
+    counted += [attribute for payments in latest for attribute, is_number in payments.shape.fields if not is_number]
     columns = map(identity_column, [*counted, *(memory.attribute for memory in memories)])
     return frozenset(column for column in columns if column >= kernel.CODE_COUNT)
 
 
-def _slots(names: Sequence[str], tables: Sequence[list[_Table]], memories: Sequence[list[_Memory]]) -> _Slots:
+def _slots(
+    names: Sequence[str], tables: Sequence[list[_Table]], memories: Sequence[Sequence[_Memory | _Latest]]
+) -> _Slots:
     """Number the slots, entity by entity: windows, memories, recencies. Every entity has the recencies."""
     of: dict[Stored, int] = {}
     bounds, count = [], 0
@@ -345,15 +388,17 @@ class _EntityWriter:
         self._bound_count = 0
         self._places: dict[tuple[int, Column], _Place] = {}
 
-    def write(self, entity: int, shape: Shape, tables: list[_Table], memories: list[_Memory]) -> None:
+    def write(
+        self, entity: int, shape: Shape, tables: list[_Table], memories: list[_Memory], latest: list[_Latest]
+    ) -> None:
         """Write the entity's sections. A writer is for one entity, so call this once."""
         words = self._words
         section_at = words.reserve(plan_schema.PlanEntity)
         tables_at = words.reserve(plan_schema.PlanTable, len(tables))
-        memories_at = words.reserve(plan_schema.PlanMemory, len(memories))
+        memories_at = words.reserve(plan_schema.PlanMemory, len(memories) + len(latest))
         encoded = shape.encode()
         shape_at = words.extend(list(encoded))
-        sources_at = kernel.LENGTHS_AT + 1 + len(tables) + len(memories)
+        sources_at = kernel.LENGTHS_AT + 1 + len(shape.widths)
         at = sources_at + 2 * kernel.SOURCES_MAX
         starts = []
         for index, table in enumerate(tables):
@@ -367,9 +412,13 @@ class _EntityWriter:
         for index, memory in enumerate(memories):
             self._write_memory(memories_at + index * plan_schema.MEMORY_SIZE, memory, at)
             at += 2 * memory.capacity
-        # The scratch holds one of these: the three times, a column on its way into the stored form, or the rows at
-        # which the windows of a group end.
+        for index, payments in enumerate(latest, len(memories)):
+            self._write_latest(memories_at + index * plan_schema.MEMORY_SIZE, payments, at)
+            at += payments.shape.width * payments.shape.capacity
+        # The scratch holds one of these: the three times, a column on its way into the stored form, the fields of a
+        # payment, or the rows at which the windows of a group end.
         columns = [table.capacity for table in tables] + [memory.capacity for memory in memories]
+        columns += [size for one in latest for size in (one.shape.capacity, one.shape.width)]
         scratch_size = max(3, self._bound_count, *columns)
         first, last = self._slots.bounds[entity]
         section = plan_schema.PlanEntity(
@@ -378,7 +427,7 @@ class _EntityWriter:
             shape_at=shape_at,
             table_count=len(tables),
             tables_at=tables_at,
-            memory_count=len(memories),
+            memory_count=len(memories) + len(latest),
             memories_at=memories_at,
             slot_base=first,
             slot_count=last - first,
@@ -395,13 +444,17 @@ class _EntityWriter:
         columns_at = words.reserve(plan_schema.PlanColumn, len(table.columns))
         for number, (column, offset) in enumerate(zip(table.columns, table.shape.offsets, strict=True)):
             condition = column.condition
+            attribute, reading = column.attribute, kernel.READ_TEXT
+            if column.measure in NUMBER_MEASURES:
+                attribute, reading = _reading(attribute)
             section = plan_schema.PlanColumn(
                 measure=MEASURES.index(column.measure),
                 condition=0 if condition is None else self._condition_place[_question(condition)],
-                attribute=column.attribute,
-                identity=identity_column(column.attribute),
+                attribute=attribute,
+                identity=identity_column(attribute) if reading == kernel.READ_TEXT else attribute,
                 words_at=tiles_at + offset * table.capacity,
                 parts=column.parts,
+                reading=reading,
             )
             words.put(columns_at + number * plan_schema.COLUMN_SIZE, section)
         ages = sorted({item.window.newest_age for item in table.windows})
@@ -472,13 +525,16 @@ class _EntityWriter:
             window_count=len(windows),
             windows_at=words.extend([number for place in places for number in place]),
             summed_at=summed_at,
-            is_keyed=int(identity_column(result.column.attribute) != result.column.attribute),
+            is_keyed=int(
+                result.column.measure not in NUMBER_MEASURES
+                and identity_column(result.column.attribute) != result.column.attribute
+            ),
         )
         words.put(at, section)
 
     def _write_memory(self, at: int, memory: _Memory, values_at: int) -> None:
         questions = [
-            plan_schema.PlanRecollection(RECOLLECTIONS.index(asked.recollection), self._slots.of[asked])
+            plan_schema.PlanRecollection(RECOLLECTIONS.index(asked.recollection), self._slots.of[asked], 0, 0)
             for asked in memory.asked
         ]
         section = plan_schema.PlanMemory(
@@ -488,6 +544,33 @@ class _EntityWriter:
             values_at=values_at,
             recollection_count=len(questions),
             recollections_at=self._words.extend([number for question in questions for number in question]),
+            width=1,
+            kind=kernel.DISTINCT_VALUES,
+            fields_at=0,
+        )
+        self._words.put(at, section)
+
+    def _write_latest(self, at: int, latest: _Latest, values_at: int) -> None:
+        questions = [
+            plan_schema.PlanRecollection(
+                RECOLLECTIONS.index(asked.recollection), self._slots.of[asked], asked.place, asked.field
+            )
+            for asked in latest.asked
+        ]
+        fields = []
+        for attribute, is_number in latest.shape.fields:
+            column, reading = _reading(attribute) if is_number else (identity_column(attribute), kernel.READ_TEXT)
+            fields.append(plan_schema.PlanRemembered(column, reading, column if is_number else attribute))
+        section = plan_schema.PlanMemory(
+            attribute=0,
+            identity=0,
+            capacity=latest.shape.capacity,
+            values_at=values_at,
+            recollection_count=len(questions),
+            recollections_at=self._words.extend([number for question in questions for number in question]),
+            width=len(fields),
+            kind=kernel.WHOLE_PAYMENTS if latest.shape.is_whole else kernel.LATEST_PAYMENTS,
+            fields_at=self._words.extend([number for field in fields for number in field]),
         )
         self._words.put(at, section)
 
@@ -545,7 +628,7 @@ def _by_code(codes: Sequence[int]) -> list[int]:
 def _retention_ms(stored: Sequence[Stored], entity: str, tables: list[_Table]) -> int:
     """Returns for how many ms after its newest event a profile can still affect a feature."""
     windows_ms = max((table.shape.hop_ms * table.capacity for table in tables), default=0)
-    sees_further = any(isinstance(s, EntityRecency | Remembered) and s.entity == entity for s in stored)
+    sees_further = any(isinstance(s, EntityRecency | Remembered | Latest) and s.entity == entity for s in stored)
     return max(windows_ms, RECENCY_REACH_MS) if sees_further else windows_ms
 
 
@@ -554,14 +637,18 @@ def _attributes_asked(catalogue: Catalogue, stored: Sequence[Stored]) -> set[int
     for item in stored:
         if isinstance(item, Remembered):
             asked.add(item.attribute)
+        elif isinstance(item, Latest):
+            asked |= {_reading(attribute)[0] if is_number else attribute for attribute, is_number in item.fields}
         elif isinstance(item, WindowedMeasure):
             for column in item.columns:
-                asked.add(column.attribute)
+                is_number = column.measure in NUMBER_MEASURES
+                asked.add(_reading(column.attribute)[0] if is_number else column.attribute)
                 if column.condition is not None:
                     asked.add(column.condition.column)
     for operation in (d for feature in catalogue.features for d in _derived(feature.value)):
-        if operation.operation in (Operation.ATTRIBUTE_VALUE, Operation.HOLDS, Operation.CATEGORY):
-            asked.add(operation.numbers[0])
+        if operation.operation in FIELD_COUNTS:
+            columns = operation.numbers[: FIELD_COUNTS[operation.operation]]
+            asked.update(column - _is_second(column) for column in columns)
         elif operation.operation in (Operation.HOUR, Operation.NIGHT, Operation.WEEKEND, Operation.WEEKDAY):
             asked.add(kernel.UTC_OFFSET)
     return asked

@@ -16,10 +16,13 @@ from numpy.typing import NDArray
 
 from paywarden.features import kernel
 from paywarden.features.catalogue import attributes
+from paywarden.features.catalogue.arguments import is_moment
 from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.catalogue.expressions import (
+    NUMBER_MEASURES,
     Derived,
     Expression,
+    Latest,
     Measure,
     Operation,
     Recollection,
@@ -33,7 +36,15 @@ from paywarden.features.profiles.engine import LAYOUT_VERSIONS, FeatureEngine
 from paywarden.features.profiles.keys import entity_key, field_named, key_text
 from paywarden.features.profiles.money import REFERENCE_MINOR_DIGITS
 from paywarden.features.profiles.plan import Plan
-from paywarden.features.profiles.shape import MEASURES, ColumnShape, TableShape, decode_shape, numbers_of, shape_of
+from paywarden.features.profiles.shape import (
+    MEASURES,
+    ColumnShape,
+    LatestShape,
+    TableShape,
+    decode_shape,
+    numbers_of,
+    shape_of,
+)
 from paywarden.schemas.errors import Misconfigured
 
 # A cell of a tile: a count, an amount, or a count for each bucket; None for a largest amount without payments.
@@ -51,8 +62,14 @@ _OF_PAYMENT = frozenset(
         Operation.BELOW_LIMIT,
         Operation.HOLDS,
         Operation.CATEGORY,
+        Operation.DECLARED_NUMBER,
+        Operation.AGE_MS,
+        Operation.SAME_VALUE,
+        Operation.DISTANCE,
     }
 )
+# Questions to a memory that use only what it holds.
+_OF_MEMORY = frozenset({Recollection.LAST_VALUE, Recollection.AGO, Recollection.NUMBER_OF})
 _WORDS = {
     Measure.COUNT: "count",
     Measure.AMOUNT_SUM: "sum",
@@ -63,7 +80,13 @@ _WORDS = {
     Measure.BUCKET_COUNTS: "buckets",
     Measure.FRAUD_COUNT: "fraud",
     Measure.FRAUD_AMOUNT: "fraud sum",
+    Measure.NUMBER_COUNT: "count",
+    Measure.NUMBER_SUM: "sum",
+    Measure.NUMBER_SQUARES_LOW: "squares",
+    Measure.NUMBER_MAX: "max",
+    Measure.NUMBER_MIN: "min",
 }
+_SQUARES_HIGH = frozenset({Measure.SQUARES_HIGH, Measure.NUMBER_SQUARES_HIGH})
 _NO_VALUE = "-"
 
 
@@ -104,6 +127,23 @@ class MemoryView:
 
 
 @dataclass(frozen=True)
+class KeptPayment:
+    """A payment as the profile keeps it. A value is None if it is missing, personal, or known by a checksum only."""
+
+    time_ms: int
+    values: tuple[str | None, ...]
+
+
+@dataclass(frozen=True)
+class LatestView:
+    """Some fields of the latest payments, newest first, at most `capacity`."""
+
+    fields: tuple[str, ...]
+    capacity: int
+    payments: tuple[KeptPayment, ...]
+
+
+@dataclass(frozen=True)
 class FeatureValue:
     """One feature. `value` is None if it is missing; then `why` gives the possible reasons."""
 
@@ -131,6 +171,7 @@ class ProfileView:
     newest_event_ms: int
     tables: tuple[TableView, ...]
     memories: tuple[MemoryView, ...]
+    latest: tuple[LatestView, ...]
     sources: tuple[tuple[int, int], ...]
     as_of_ms: int
     features: tuple[FeatureValue, ...]
@@ -174,20 +215,25 @@ def view_profile(
     features = _features(engine, catalogue, entity, own, as_of_ms)
     shape = engine.plan.shapes[entity]
     numbers = numbers_of(own, shape).tolist()
-    words = _conditions_of(catalogue)
-    sections = len(shape.tables) + len(shape.memories)
+    words, known = _conditions_of(catalogue), _attributes_of(catalogue)
+    sections = len(shape.widths)
     counts, at = numbers[4 : 4 + sections], 4 + sections
     newest_ms = sum(numbers[:3])
     tables = []
     for table, count in zip(shape.tables, counts, strict=False):
         columns = [numbers[at + place * count :][:count] for place in range(table.width)]
-        tables.append(_table(table, columns, newest_ms, words))
+        tables.append(_table(table, columns, newest_ms, words, known))
         at += count * table.width
     memories = []
-    for (attribute, capacity), count in zip(shape.memories, counts[len(shape.tables) :], strict=True):
+    for (attribute, capacity), count in zip(shape.memories, counts[len(shape.tables) :], strict=False):
         values, ages_ms = numbers[at : at + count], numbers[at + count : at + 2 * count]
-        memories.append(_memory(attribute, capacity, values, ages_ms, newest_ms))
+        memories.append(_memory(known[attribute], capacity, values, ages_ms, newest_ms))
         at += 2 * count
+    latest = []
+    for kept, count in zip(shape.latest, counts[len(shape.tables) + len(shape.memories) :], strict=True):
+        columns = [numbers[at + place * count :][:count] for place in range(kept.width)]
+        latest.append(_latest(kept, columns, newest_ms, known))
+        at += kept.width * count
     return ProfileView(
         entity=engine.plan.entity_names[entity],
         size_bytes=len(state),
@@ -199,6 +245,7 @@ def view_profile(
         newest_event_ms=newest_ms,
         tables=tuple(tables),
         memories=tuple(memories),
+        latest=tuple(latest),
         sources=tuple(zip(numbers[at:][: numbers[3]], numbers[at + numbers[3] :][: numbers[3]], strict=True)),
         as_of_ms=as_of_ms,
         features=features,
@@ -252,6 +299,12 @@ def to_lines(view: ProfileView, source_name: Callable[[int], str]) -> list[str]:
         lines += _aligned(
             [(utc(v.seen_ms), "(only a checksum)" if v.value is None else v.value) for v in memory.values]
         )
+    for latest in view.latest:
+        named = ", ".join(latest.fields) or "times alone"
+        lines += ["", f"latest payments, {named}: {len(latest.payments)}, at most {latest.capacity}"]
+        lines += _aligned(
+            [(utc(kept.time_ms), *(value or _NO_VALUE for value in kept.values)) for kept in latest.payments]
+        )
     lines += ["", f"contains, by source partition: {len(view.sources) or 'nothing of a topic'}"]
     lines += _aligned([(source_name(source), f"offset {offset}") for source, offset in view.sources])
     lines += ["", f"features as of {utc(view.as_of_ms)}"]
@@ -289,6 +342,16 @@ def to_dict(view: ProfileView, source_name: Callable[[int], str]) -> dict[str, o
                 "values": [{"value": v.value, "last_seen": utc(v.seen_ms)} for v in memory.values],
             }
             for memory in view.memories
+        ],
+        "latest_payments": [
+            {
+                "capacity": latest.capacity,
+                "payments": [
+                    {"time": utc(kept.time_ms), **dict(zip(latest.fields, kept.values, strict=True))}
+                    for kept in latest.payments
+                ],
+            }
+            for latest in view.latest
         ],
         "sources": {source_name(source): offset for source, offset in view.sources},
         "as_of": utc(view.as_of_ms),
@@ -349,7 +412,7 @@ def _asks_payment(value: Expression, values: Mapping[str, Expression]) -> bool:
         return _asks_payment(values[value], values)
     if isinstance(value, Derived):
         return value.operation in _OF_PAYMENT or any(_asks_payment(operand, values) for operand in value.operands)
-    return isinstance(value, Remembered) and value.recollection is not Recollection.LAST_VALUE
+    return isinstance(value, (Remembered, Latest)) and value.recollection not in _OF_MEMORY
 
 
 def _conditions_of(catalogue: Catalogue) -> dict[tuple[int, int, int], str]:
@@ -359,44 +422,63 @@ def _conditions_of(catalogue: Catalogue) -> dict[tuple[int, int, int], str]:
     return {(c.column, c.operator, c.value): c.text for c in asked if c is not None}
 
 
+def _attributes_of(catalogue: Catalogue) -> dict[int, attributes.Attribute]:
+    """Returns the attributes by the columns that name them; a moment's age has the column behind its own."""
+    declared = catalogue.payment.attributes
+    ages = {one.column + 1: one for one in declared if is_moment(one)}
+    return {**{one.column: one for one in (*attributes.ATTRIBUTES, *declared)}, **ages}
+
+
 def _table(
     table: TableShape,
     columns: Sequence[Sequence[int]],
     newest_ms: int,
     words: dict[tuple[int, int, int], str],
+    known: Mapping[int, attributes.Attribute],
 ) -> TableView:
     """`columns` are the stored ones: how many hops each tile is older than the newest event's, and the measures."""
     # The squares are stored in two sums and shown as one.
     shown = [
         (column, offset)
         for column, offset in zip(table.columns, table.offsets, strict=True)
-        if column.measure != kernel.SQUARES_HIGH
+        if MEASURES[column.measure] not in _SQUARES_HIGH
     ]
     high = {
-        column.condition: offset
+        (column.attribute, column.condition): offset
         for column, offset in zip(table.columns, table.offsets, strict=True)
-        if column.measure == kernel.SQUARES_HIGH
+        if MEASURES[column.measure] in _SQUARES_HIGH
     }
     tiles = []
     for row in zip(*columns, strict=True):
         cells = tuple(
-            _cell(column, row[offset : offset + column.parts], row[high.get(column.condition, 0)])
+            _cell(
+                column,
+                row[offset : offset + column.parts],
+                row[high.get((column.attribute, column.condition), 0)],
+                _digits(known[column.attribute]),
+            )
             for column, offset in shown
         )
         tiles.append(TileView((newest_ms // table.hop_ms - row[0]) * table.hop_ms, cells))
-    names = tuple(_column_name(column, words) for column, _ in shown)
+    names = tuple(_column_name(column, words, known) for column, _ in shown)
     return TableView(in_units(table.hop_ms), table.is_label, names, tuple(tiles))
 
 
-def _column_name(column: ColumnShape, words: dict[tuple[int, int, int], str]) -> str:
-    name = _WORDS[MEASURES[column.measure]]
-    if column.measure in (kernel.DISTINCT_BITS, kernel.BUCKET_COUNTS):
-        name += f" {attributes.ATTRIBUTES[column.attribute].name}"
+def _column_name(
+    column: ColumnShape, words: dict[tuple[int, int, int], str], known: Mapping[int, attributes.Attribute]
+) -> str:
+    measure = MEASURES[column.measure]
+    name = _WORDS[measure]
+    if measure in (Measure.DISTINCT_BITS, Measure.BUCKET_COUNTS) or measure in NUMBER_MEASURES:
+        name += f" {known[column.attribute].name}"
     return name if column.condition is None else f"{name} where {words[column.condition]}"
 
 
-def _cell(column: ColumnShape, parts: Sequence[int], high: int) -> CellValue:
-    """Returns the value in a column's words of a tile; `high` is the other half of a sum of squares."""
+def _cell(column: ColumnShape, parts: Sequence[int], high: int, digits: int) -> CellValue:
+    """Returns the value in a column's words of a tile; `high` is the other half of a sum of squares.
+
+    `digits` is how many digits a declared number has after the point.
+    """
     value = parts[0]
     match MEASURES[column.measure]:
         case Measure.AMOUNT_SUM:
@@ -405,6 +487,12 @@ def _cell(column: ColumnShape, parts: Sequence[int], high: int) -> CellValue:
             return _major(value - 1) if value else None
         case Measure.SQUARES_LOW:
             return Decimal(value + (high << kernel.SQUARE_BITS)).scaleb(-2 * REFERENCE_MINOR_DIGITS)
+        case Measure.NUMBER_SUM:
+            return Decimal(value).scaleb(-digits)
+        case Measure.NUMBER_SQUARES_LOW:
+            return Decimal(value + (high << kernel.SQUARE_BITS)).scaleb(-2 * digits)
+        case Measure.NUMBER_MAX | Measure.NUMBER_MIN:
+            return Decimal(decode_zigzag(value - 1)).scaleb(-digits) if value else None
         case Measure.DISTINCT_BITS:
             return _distinct(parts)
         case Measure.BUCKET_COUNTS:
@@ -428,8 +516,43 @@ def _major(amount_minor: int) -> Decimal:
     return Decimal(amount_minor).scaleb(-REFERENCE_MINOR_DIGITS)
 
 
-def _memory(column: int, capacity: int, codes: Sequence[int], ages_ms: Sequence[int], newest_ms: int) -> MemoryView:
-    attribute = attributes.ATTRIBUTES[column]
+def _digits(attribute: attributes.Attribute) -> int:
+    """Returns how many digits an attribute's numbers have after the point; a moment is its age, and shown in s."""
+    if is_moment(attribute):
+        return 3
+    if attribute.kind is attributes.AttributeKind.AMOUNT:
+        return REFERENCE_MINOR_DIGITS
+    return attribute.field.decimals if attribute.field is not None else 0
+
+
+def _latest(
+    kept: LatestShape, columns: Sequence[Sequence[int]], newest_ms: int, known: Mapping[int, attributes.Attribute]
+) -> LatestView:
+    """`columns` are the stored ones: the values of each field, and how much earlier each payment was."""
+    of = [known[column] for column, _ in kept.fields]
+    payments, time_ms = [], newest_ms
+    for *values, age_ms in zip(*columns, strict=True):
+        time_ms -= age_ms
+        shown = tuple(
+            _kept_value(attribute, value, is_number)
+            for attribute, value, (_, is_number) in zip(of, values, kept.fields, strict=True)
+        )
+        payments.append(KeptPayment(time_ms, shown))
+    return LatestView(tuple(attribute.name for attribute in of), kept.capacity, tuple(payments))
+
+
+def _kept_value(attribute: attributes.Attribute, value: int, is_number: bool) -> str | None:
+    is_personal = attribute.field is not None and attribute.field.is_personal
+    if value == 0 or is_personal:
+        return None
+    if is_number:
+        return str(Decimal(decode_zigzag(value - 1)).scaleb(-_digits(attribute)))
+    return _remembered(attribute.kind, value)
+
+
+def _memory(
+    attribute: attributes.Attribute, capacity: int, codes: Sequence[int], ages_ms: Sequence[int], newest_ms: int
+) -> MemoryView:
     values, seen_ms = [], newest_ms
     for code, age_ms in zip(codes, ages_ms, strict=True):
         seen_ms -= age_ms

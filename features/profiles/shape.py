@@ -7,7 +7,8 @@ read: shared measures go over, old ones are dropped, and new ones start empty. A
     table count, and for each: hop in seconds, column count, columns
     column      4 x measure, + 2 if it counts an attribute, + 1 if it has a condition;
                 then attribute and parts; then the condition's attribute, operator and value
-    memory count, and for each: attribute, capacity
+    memory count, and for each: attribute, capacity; for one of latest payments: 0, 2 x capacity, + 1 if it holds only
+                payments that have all of its fields; field count, and for each: 2 x attribute, + 1 if it is a number
 
 For example, 01 90 1C 01 00 00 is one table with a hop of 3600 s and one column, the count, and no memory.
 """
@@ -35,6 +36,8 @@ _PARTS_MAX = 64
 # The engine refuses a catalogue whose largest profile, with numbers of eight bytes, exceeds a store's record.
 _NUMBERS_MAX = RECORD_BYTES_MAX // 8
 _DAMAGED = "it is damaged"
+# Stands for the attribute in a memory of latest payments: no memory holds the values of a payment's time.
+_LATEST = kernel.TIME_MS
 
 
 @dataclass(frozen=True)
@@ -79,16 +82,43 @@ class TableShape:
 
 
 @dataclass(frozen=True)
+class LatestShape:
+    """A memory of the latest payments. `fields` are (attribute, whether it is kept as a number).
+
+    `is_whole`: it holds only payments that have all of its fields.
+    """
+
+    fields: tuple[tuple[int, bool], ...]
+    capacity: int
+    is_whole: bool
+
+    @property
+    def width(self) -> int:
+        """Returns the number of its columns: a value for each field, and the time."""
+        return len(self.fields) + 1
+
+
+@dataclass(frozen=True)
 class Shape:
-    """Tables by ascending hop, payments before labels, and memories as (attribute, capacity)."""
+    """Tables by ascending hop, payments before labels; memories as (attribute, capacity); then latest payments."""
 
     tables: tuple[TableShape, ...]
     memories: tuple[tuple[int, int], ...]
+    latest: tuple[LatestShape, ...] = ()
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Returns the number of columns of each section of a packed profile. Each word of a row is one column."""
+        return (
+            *(table.width for table in self.tables),
+            *(2 for _ in self.memories),
+            *(latest.width for latest in self.latest),
+        )
 
     @property
     def stored_columns(self) -> int:
-        """Returns the number of columns of a packed profile. Each word of a row is one column."""
-        return kernel.FIXED_COLUMNS + sum(table.width for table in self.tables) + 2 * len(self.memories)
+        """Returns the number of columns of a packed profile."""
+        return kernel.FIXED_COLUMNS + sum(self.widths)
 
     def digest(self, capacities: Sequence[int]) -> int:
         """Returns 32 bits that change with the shape and with the number of tiles that each table keeps."""
@@ -105,9 +135,12 @@ class Shape:
                 numbers.append(4 * column.measure + 2 * counts + (column.condition is not None))
                 numbers += [column.attribute, column.parts] if counts else []
                 numbers += column.condition or ()
-        numbers.append(len(self.memories))
+        numbers.append(len(self.memories) + len(self.latest))
         for memory in self.memories:
             numbers += memory
+        for latest in self.latest:
+            numbers += [_LATEST, 2 * latest.capacity + latest.is_whole, len(latest.fields)]
+            numbers += [2 * attribute + is_number for attribute, is_number in latest.fields]
         return b"".join(map(encode_varint, numbers))
 
 
@@ -135,7 +168,7 @@ def decode_shape(data: bytes) -> Shape:
     try:
         numbers = iter([*decode_varints(data)])
         tables = tuple(_decode_table(numbers) for _ in range(next(numbers)))
-        memories = tuple((next(numbers), next(numbers)) for _ in range(next(numbers)))
+        memories, latest = _decode_memories(numbers)
     except (StopIteration, RuntimeError, ValueError):
         # A generator turns a StopIteration inside it into a RuntimeError.
         raise Misconfigured(_DAMAGED) from None
@@ -144,7 +177,7 @@ def decode_shape(data: bytes) -> Shape:
         raise Misconfigured(_DAMAGED)
     if not all(0 < count <= _PARTS_MAX for count in parts):
         raise Misconfigured(_DAMAGED)
-    return Shape(tables, memories)
+    return Shape(tables, memories, latest)
 
 
 def numbers_of(state: bytes, shape: Shape) -> NDArray[np.int64]:
@@ -159,10 +192,10 @@ def numbers_of(state: bytes, shape: Shape) -> NDArray[np.int64]:
         stored = int.from_bytes(state[end:], "little", signed=True)
         if end < kernel.SHAPE_BYTES_AT or stored != kernel.checksum(data, 0, end):
             raise Misconfigured(_DAMAGED)
-    widths = np.array([table.width for table in shape.tables], dtype=np.int64)
+    widths = np.array(shape.widths, dtype=np.int64)
     numbers = np.empty(_NUMBERS_MAX, dtype=np.int64)
     start = kernel.SHAPE_BYTES_AT + len(shape_of(state)[1])
-    count = kernel.decode(data, start, end, widths, len(shape.memories), int(is_old), numbers)
+    count = kernel.decode(data, start, end, widths, int(is_old), numbers)
     if count < 0:
         raise Misconfigured(_DAMAGED)
     if not is_old:
@@ -174,7 +207,7 @@ def numbers_of(state: bytes, shape: Shape) -> NDArray[np.int64]:
 
 def translation(old: Shape, new: Shape) -> NDArray[np.int64]:
     """Returns how an old profile's numbers become a new one's. `kernel.migrate` has the layout."""
-    steps = [len(old.tables), len(old.memories)]
+    steps = [len(old.tables), len(old.memories) + len(old.latest)]
     tables = {(table.hop_ms, table.is_label): index for index, table in enumerate(new.tables)}
     for table in old.tables:
         target = tables.get((table.hop_ms, table.is_label), -1)
@@ -182,7 +215,10 @@ def translation(old: Shape, new: Shape) -> NDArray[np.int64]:
         steps += TableChange(table.width, target, len(moves))
         for move in moves:
             steps += move
-    steps += _memory_targets(old, new)
+    for target in _memory_targets(old, new):
+        steps += [target, 1]
+    for latest in old.latest:
+        steps += [_latest_target(latest, new), len(latest.fields)]
     return np.array(steps, dtype=np.int64)
 
 
@@ -205,6 +241,34 @@ def _memory_targets(old: Shape, new: Shape) -> list[int]:
         exact = [i for i in same if new.memories[i][1] == capacity]
         targets.append((exact or same or [-1])[0])
     return targets
+
+
+def _latest_target(old: LatestShape, new: Shape) -> int:
+    """Returns the new memory of an old one of latest payments: of the same fields, and of the same size if possible."""
+    same = [
+        (other.capacity != old.capacity, number)
+        for number, other in enumerate(new.latest, len(new.memories))
+        if (other.fields, other.is_whole) == (old.fields, old.is_whole)
+    ]
+    return min(same)[1] if same else -1
+
+
+def _decode_memories(numbers: Iterator[int]) -> tuple[tuple[tuple[int, int], ...], tuple[LatestShape, ...]]:
+    memories: list[tuple[int, int]] = []
+    latest: list[LatestShape] = []
+    for _ in range(next(numbers)):
+        attribute, size = next(numbers), next(numbers)
+        if attribute == _LATEST:
+            count = next(numbers)
+            if count > _PARTS_MAX:
+                raise Misconfigured(_DAMAGED)
+            fields = tuple((code >> 1, bool(code & 1)) for code in (next(numbers) for _ in range(count)))
+            latest.append(LatestShape(fields, size >> 1, bool(size & 1)))
+        elif latest:
+            raise Misconfigured(_DAMAGED)
+        else:
+            memories.append((attribute, size))
+    return tuple(memories), tuple(latest)
 
 
 def _decode_table(numbers: Iterator[int]) -> TableShape:

@@ -6,19 +6,20 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from hypothesis import strategies as st
 
-from paywarden.features.catalogue import attributes
+from paywarden.features.catalogue import attributes, fields
 from paywarden.features.catalogue import entity as declare
+from paywarden.features.catalogue.attributes import DeclaredRow
 from paywarden.features.catalogue.windows import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import RateTable
-from paywarden.schemas.payment_fields import AMOUNT_MINOR_MAX
+from paywarden.schemas.payment_fields import AMOUNT_MINOR_MAX, PaymentFields
 from tests.parity import naive_features as naive
 from tests.parity.naive_features import Heard, Payment
 from tests.unit.features.kernel.profiles import Change, label, payment
@@ -28,11 +29,31 @@ START_MS = 1_530_403_200_000
 # Small amounts of several currencies: halves that must be rounded, and a currency above the reference.
 RATES = RateTable({"EUR": [(0, 1_000_000)], "USD": [(0, 500_000)], "JPY": [(0, 610_000)], "KWD": [(0, 3_000_000)]})
 
+# Fields that a project declares. naive_features.py has their decimals once more.
+OWN_FIELDS: dict[str, attributes.Attribute] = {
+    one.name: one
+    for one in (
+        fields.decimal("basket_kg", 2, unit="kg", least=-5, most=500, decimals=3),
+        fields.integer("items", 3, unit="pieces", least=-(2**42), most=2**42),
+        fields.time("opened", 5),
+        fields.money("tip", 6),
+        fields.text("product", 7),
+        fields.text("billed_to", 8, personal=True),
+        fields.text("shipped_to", 9, personal=True),
+        fields.country("ship_country", 10),
+    )
+}
+OWN_PLACES = {"home": fields.coordinates("home", 11), "shop": fields.coordinates("shop", 14)}
+OWN_PAYMENT = fields.Payment(*OWN_FIELDS.values(), *OWN_PLACES.values())
+
 DECLARED = types.SimpleNamespace(
     Entity=declare.Entity,
     request=declare.request,
     ratio=declare.ratio,
     Catalogue=declare.Catalogue,
+    PAYMENT=OWN_PAYMENT,
+    **OWN_FIELDS,
+    **OWN_PLACES,
     **{attribute.name: attribute for attribute in attributes.ATTRIBUTES},
 )
 """The language in which a catalogue is read."""
@@ -133,6 +154,17 @@ def every_word(words: Any) -> Any:
             merchant.fraud_streak_seconds("streak_seconds_1d", "1d", delay="6h", hop="1h"),
             merchant.fraud_streak_amount_mean("streak_mean", "7d", delay="1d"),
             merchant.fraud_streak_amount_mean("streak_mean_1d", "1d", delay="6h", hop="1h"),
+            merchant.fraud_share_smoothed("fraud_share_smoothed", "7d", delay="1d", prior=0.013, prior_weight=50),
+            merchant.fraud_share_smoothed("fraud_share_smoothed_large", "1d", prior=0, prior_weight=1, where=is_large),
+            card.fraud_count("card_frauds", "7d"),
+            card.seconds_since_fraud("card_since_fraud", "30d", hop="1d"),
+            device.fraud_share("device_fraud_share", "7d"),
+            card.difference_to_last("amount_difference", of=words.amount),
+            card.last_value("amount_before", of=words.amount),
+            *card.last("before", 3, of=(words.amount, words.mcc, words.merchant_id)),
+            *merchant.last("merchant_before", 1),
+            *device.last("device_before", 2, of=(words.country,)),
+            request.equal("same_texts", words.device_id, words.ip),
             merchant.distinct("distinct_cards", words.card_id, "1h"),
             merchant.is_new("merchant_new_device", words.device_id, among=1),
             device.count("device_count_2h", "2h", hop="15m"),
@@ -143,6 +175,62 @@ def every_word(words: Any) -> Any:
             pair.seconds_since_last("pair_since_last"),
             words.ratio("pair_to_mean", "amount", "pair_mean_7d"),
         ),
+        label_delay="2d",
+    )
+
+
+def own_fields_words(words: Any) -> Any:
+    """Declare every word for fields of a project's own, and conditions on them."""
+    card = words.Entity("card", key="card_id")
+    product = words.Entity("product", key="product")
+    request = words.request
+    kg, opened, tip = words.basket_kg, words.opened, words.tip
+    is_heavy = kg >= 2.5
+    return words.Catalogue(
+        entities=(card, product),
+        features=(
+            request.number("kg", kg),
+            request.number("items", words.items),
+            request.number("tip", tip),
+            request.seconds_since("account_age", opened),
+            request.equal("to_the_payer", words.billed_to, words.shipped_to),
+            request.equal("same_country", words.country, words.ship_country),
+            request.distance_km("from_home", words.home, words.shop),
+            card.count("heavy_7d", "7d", where=is_heavy),
+            card.sum("kg_sum_1d", "1d", of=kg),
+            card.sum("tip_sum_7d", "7d", of=tip, where=words.product == "book"),
+            card.sum("amount_sum_7d", "7d", of=words.amount),
+            card.mean("kg_mean_7d", "7d", of=kg),
+            card.mean("age_mean_30d", "30d", of=opened),
+            card.mean("amount_mean_7d", "7d", of=words.amount),
+            card.std("kg_std_7d", "7d", of=kg, where=kg < 400),
+            card.std("items_std_30d", "30d", of=words.items),
+            product.std("age_std_30d", "30d", of=opened),
+            product.std("amount_std_30d", "30d", of=words.amount),
+            product.zscore("kg_zscore_30d", "30d", of=kg),
+            product.zscore("age_zscore_30d", "30d", of=opened),
+            product.zscore("amount_zscore_30d", "30d", of=words.amount),
+            card.max("kg_max_1d", "1d", of=kg),
+            card.max("age_max_7d", "7d", of=opened),
+            card.max("amount_max_7d", "7d", of=words.amount),
+            card.min("kg_min_1h", "1h", of=kg),
+            card.min("kg_min_30d", "30d", of=kg, where=words.declined),
+            card.min("amount_min_7d", "7d", of=words.amount),
+            card.sum_decayed("kg_decayed", "6h", "7d", of=kg),
+            card.sum_decayed("amount_decayed", "6h", "7d", of=words.amount),
+            card.last_value("kg_before", of=kg),
+            card.last_value("age_before", of=opened),
+            card.difference_to_last("kg_difference", of=kg),
+            card.difference_to_last("tip_difference", of=tip),
+            card.distance_to_last_km("jump_km", words.shop),
+            card.speed_kmh("jump_kmh", words.shop),
+            *card.last("before", 3, of=(kg, words.product, opened, words.amount, words.ship_country)),
+            *product.last("product_before", 1, of=(words.shipped_to, words.shop.latitude)),
+            product.distinct("recipients_7d", words.shipped_to, "7d"),
+            product.fraud_share_smoothed("product_fraud", "7d", delay="1d", prior=0.01, prior_weight=20),
+            words.ratio("kg_to_mean", "kg", "kg_mean_7d"),
+        ),
+        payment=words.PAYMENT,
     )
 
 
@@ -152,6 +240,7 @@ ENTITY_KEYS = {
     "device": ("device_id",),
     "pair": ("card_id", "merchant_id"),
 }
+OWN_ENTITY_KEYS = {"product": ("product",), "route": ("billed_to", "shipped_to")}
 
 
 @cache
@@ -173,10 +262,22 @@ def identity(entity: str, of: Payment) -> tuple[object, ...] | None:
     return None if None in ids else ids
 
 
-def change_of(event: Heard, *, source: int = -1, offset: int = 0) -> Change:
+def declared_row(fields: PaymentFields) -> DeclaredRow | None:
+    """Returns what fills the columns of declared fields, with the rates of the worlds."""
+    if not fields.declared:
+        return None
+
+    def convert(_: int, payment: Mapping[str, Any]) -> int:
+        # A world says its amounts of money in the reference currency.
+        return int(payment[naive.REFERENCE["tip"]])
+
+    return DeclaredRow(fields, convert)
+
+
+def change_of(event: Heard, *, source: int = -1, offset: int = 0, declared: DeclaredRow | None = None) -> Change:
     """Returns the event as one entity sees it."""
     of = event.payment
-    fields = {**of.fields, "amount_minor": of.amount_minor}
+    fields: dict[str, Any] = {**of.fields, "amount_minor": of.amount_minor, "declared": declared}
     if event.weight is None:
         return payment(of.time_ms, of.amount, source=source, offset=offset, **fields)
     return label(of.time_ms, event.weight, amount=of.amount, source=source, offset=offset, **fields)
@@ -234,14 +335,34 @@ FIELDS = st.fixed_dictionaries(
 )
 
 
+_DEGREES = st.one_of(st.none(), st.sampled_from([0.0, 52.52, -33.8688, 90.0, 89.999999]), st.integers(-90, 90))
+OWN = st.fixed_dictionaries(
+    {
+        # Few values and few payments: often two payments of a millisecond have some of them alike.
+        "basket_kg": st.one_of(st.none(), st.sampled_from([0, 2.5, 2.499, -5, 500]), st.integers(0, 5)),
+        "items": st.sampled_from([None, 0, 1, 7, -3, 10**12, -(2**42), 2**42]),
+        "opened": st.sampled_from([None, START_MS - 400 * DAY_MS, START_MS - 1, START_MS + 40 * DAY_MS]),
+        "tip": st.one_of(st.none(), AMOUNTS),
+        "product": _or_none(["book", "phone"]),
+        "billed_to": _or_none(["Ann", "Bob"]),
+        "shipped_to": _or_none(["Ann", "Bob", "Cid"]),
+        "ship_country": _or_none(COUNTRIES),
+        **dict.fromkeys(("home_latitude", "home_longitude", "shop_latitude", "shop_longitude"), _DEGREES),
+    }
+)
+
+
 def _payment(time_ms: int, amount_minor: int, fields: dict[str, Any]) -> Payment:
     amount = RATES.convert(amount_minor, fields["currency"], time_ms)
+    tip = fields.get("tip")
+    if tip is not None:
+        fields = {**fields, naive.REFERENCE["tip"]: RATES.convert(tip, fields["currency"], time_ms)}
     return Payment(time_ms, amount, amount_minor, fields)
 
 
-def payments_in(span_ms: int) -> st.SearchStrategy[Payment]:
+def payments_in(span_ms: int, fields: st.SearchStrategy[dict[str, Any]] = FIELDS) -> st.SearchStrategy[Payment]:
     """Draws payments with and without each attribute, in several currencies."""
-    return st.builds(_payment, moments(span_ms), AMOUNTS, FIELDS)
+    return st.builds(_payment, moments(span_ms), AMOUNTS, fields)
 
 
 def payment_of(time_ms: int, amount_minor: int = 100, **fields: object) -> Payment:
@@ -288,10 +409,10 @@ _DELAYS_MS = st.one_of(
 
 
 @st.composite
-def worlds(draw: st.DrawFn, payments_max: int = 12) -> World:
+def worlds(draw: st.DrawFn, payments_max: int = 12, fields: st.SearchStrategy[dict[str, Any]] = FIELDS) -> World:
     """Draws histories of two cards at a few merchants, with repeated and corrected outcomes."""
     span_ms = draw(st.sampled_from(SPANS_MS))
-    payments = draw(st.lists(payments_in(span_ms), min_size=1, max_size=payments_max))
+    payments = draw(st.lists(payments_in(span_ms, fields), min_size=1, max_size=payments_max))
     payments.sort(key=lambda p: p.time_ms)
     said = draw(
         st.lists(st.tuples(st.integers(0, len(payments) - 1), _DELAYS_MS, st.booleans()), max_size=payments_max)
@@ -320,6 +441,10 @@ class Said:
 
 
 def _read(words: Any, argument: object) -> Any:
+    if isinstance(argument, tuple):
+        return tuple(_read(words, one) for one in argument)
+    if isinstance(argument, naive.Coordinates):
+        return getattr(words, argument.name)
     if isinstance(argument, naive.Attribute):
         return getattr(words, argument.name)
     if isinstance(argument, naive.Condition):
@@ -327,12 +452,16 @@ def _read(words: Any, argument: object) -> Any:
     return argument
 
 
-def catalogue_of(words: Any, said: Sequence[Said]) -> Any:
-    """Returns the catalogue, read with the words of one of the two languages."""
-    entities = {name: words.Entity(name, key=keys[0] if len(keys) == 1 else keys) for name, keys in ENTITY_KEYS.items()}
-    features = [words.request.amount("amount"), *(feature.read(words, entities) for feature in said)]
+def catalogue_of(words: Any, said: Sequence[Said], *, is_own: bool = False) -> Any:
+    """Returns the catalogue, read with the words of one of the two languages; `is_own`: with a project's fields."""
+    keys_of = ENTITY_KEYS | OWN_ENTITY_KEYS if is_own else ENTITY_KEYS
+    entities = {name: words.Entity(name, key=keys[0] if len(keys) == 1 else keys) for name, keys in keys_of.items()}
+    features = [words.request.amount("amount")]
+    for feature in said:
+        made = feature.read(words, entities)
+        features += made if isinstance(made, tuple) else [made]
     features.append(words.ratio("ratio", "amount", features[-1].name))
-    return words.Catalogue(tuple(entities.values()), tuple(features))
+    return words.Catalogue(tuple(entities.values()), tuple(features), **({"payment": words.PAYMENT} if is_own else {}))
 
 
 _CONDITIONS = st.one_of(
@@ -345,6 +474,15 @@ _CONDITIONS = st.one_of(
     st.just(naive.ATTRIBUTES["declined"]),
 )
 _COUNTED = st.sampled_from([naive.ATTRIBUTES[name] for name in ("merchant_id", "card_id", "mcc", "country", "ip")])
+_OWN_CONDITIONS = st.one_of(
+    _CONDITIONS,
+    st.builds(naive.Condition, st.just("basket_kg"), st.sampled_from([">=", "<", "=="]), st.sampled_from([0, 2.5, 5])),
+    st.builds(naive.Condition, st.just("product"), st.sampled_from(["==", "!="]), st.just("book")),
+)
+_OWN_COUNTED = st.sampled_from([naive.ATTRIBUTES[name] for name in ("product", "shipped_to", "ship_country", "mcc")])
+_NUMBERS = st.just(naive.ATTRIBUTES["amount"])
+_OWN_NUMBERS = st.sampled_from([naive.ATTRIBUTES[name] for name in ("amount", "basket_kg", "items", "opened", "tip")])
+_PLACES = st.sampled_from(list(naive.PLACES_DECLARED.values()))
 # Hops that a window may have, as number and unit. Some windows are long.
 _CHOSEN_HOPS = st.sampled_from([(15, "s"), (5, "m"), (1, "h"), (6, "h"), (1, "d")])
 _LABEL_WORDS = (
@@ -357,13 +495,17 @@ _LABEL_WORDS = (
     "fraud_streak",
     "fraud_streak_seconds",
     "fraud_streak_amount_mean",
+    "fraud_share_smoothed",
 )
+_NUMBER_WORDS = ("sum", "mean", "std", "zscore", "max", "min", "sum_decayed")
+_LAST_WORDS = ("last_value", "difference_to_last")
+_JOURNEY_WORDS = ("distance_to_last_km", "speed_kmh")
 _MEMORY_WORDS = ("is_new", "seconds_since_same")
 _PLAIN_WORDS = ("seconds_since_last", "seconds_since_first", "last_amount")
 # Words that take a condition.
 _ASKING_WORDS = (
     *("count", "rate", "amount_sum", "amount_mean", "amount_std", "amount_zscore", "amount_max", "amount_min"),
-    *("distinct", "count_decayed", "fraud_count", "fraud_share"),
+    *("distinct", "count_decayed", "fraud_count", "fraud_share", "fraud_share_smoothed", *_NUMBER_WORDS),
 )
 _WORDS = (
     *_ASKING_WORDS,
@@ -374,35 +516,55 @@ _WORDS = (
     *_LABEL_WORDS,
     *_MEMORY_WORDS,
     *_PLAIN_WORDS,
+    *_NUMBER_WORDS,
+    *_LAST_WORDS,
 )
 
 
 @st.composite
-def _said(draw: st.DrawFn, name: str) -> Said:
-    word = draw(st.sampled_from([*dict.fromkeys(_WORDS), "travel_kmh"]))
-    entity = draw(st.sampled_from(sorted(ENTITY_KEYS)))
+def _said(draw: st.DrawFn, name: str, is_own: bool) -> Said:
+    counted, numbers, conditions = (
+        (_OWN_COUNTED, _OWN_NUMBERS, _OWN_CONDITIONS) if is_own else (_COUNTED, _NUMBERS, _CONDITIONS)
+    )
+    rare = ("travel_kmh", "last", *(_JOURNEY_WORDS if is_own else ()))
+    word = draw(st.sampled_from([*_NUMBER_WORDS, *_LAST_WORDS, *rare] if is_own else [*dict.fromkeys(_WORDS), *rare]))
+    entity = draw(st.sampled_from(sorted(ENTITY_KEYS | OWN_ENTITY_KEYS if is_own else ENTITY_KEYS)))
     if word in _PLAIN_WORDS:
         return Said(name, entity, word, (), ())
+    if word in _JOURNEY_WORDS:
+        return Said(name, entity, word, (draw(_PLACES),), ())
+    if word == "last":
+        of = draw(st.lists(st.one_of(counted, numbers), max_size=3, unique=True))
+        return Said(name, entity, word, (draw(st.integers(1, 3)),), (("of", tuple(of)),))
+    if word in _LAST_WORDS:
+        return Said(name, entity, word, (), (("of", draw(numbers)),))
     if word in _MEMORY_WORDS or word == "travel_kmh":
         among = (("among", draw(st.integers(1, 3))),)
-        return Said(name, entity, word, () if word == "travel_kmh" else (draw(_COUNTED),), among)
+        return Said(name, entity, word, () if word == "travel_kmh" else (draw(counted),), among)
     number, unit = draw(_CHOSEN_HOPS)
     arguments: list[object] = [f"{number * draw(st.integers(4, 8))}{unit}"]
     options: dict[str, object] = {"hop": f"{number}{unit}"}
     if word in ("distinct", "entropy", "top_share"):
-        arguments.insert(0, draw(_COUNTED))
+        arguments.insert(0, draw(counted))
     if word.endswith("_decayed"):
         arguments.insert(0, draw(st.sampled_from(["30s", "20m", "7h", "3d"])))
     if word in _LABEL_WORDS or (word == "count" and draw(st.booleans())):
         options["delay"] = f"{number * draw(st.integers(1, 3))}{unit}"
+    if word == "fraud_share_smoothed":
+        options |= {"prior": draw(st.sampled_from([0, 0.013, 1])), "prior_weight": draw(st.integers(1, 50))}
+    if word in _NUMBER_WORDS:
+        options["of"] = draw(numbers)
     if word == "share":
-        options["of"] = draw(_CONDITIONS)
+        options["of"] = draw(conditions)
     elif word in _ASKING_WORDS and draw(st.booleans()):
-        options["where"] = draw(_CONDITIONS)
+        options["where"] = draw(conditions)
     return Said(name, entity, word, tuple(arguments), tuple(options.items()))
 
 
 @st.composite
-def catalogues(draw: st.DrawFn, features_max: int = 6) -> list[Said]:
-    """Draws catalogues that combine words, hops, delays, conditions and entities at random."""
-    return [draw(_said(f"f{number}")) for number in range(draw(st.integers(1, features_max)))]
+def catalogues(draw: st.DrawFn, features_max: int = 6, *, is_own: bool = False) -> list[Said]:
+    """Draws catalogues that combine words, hops, delays, conditions and entities at random.
+
+    `is_own`: words for numbers and latest payments alone, of the fields of a project.
+    """
+    return [draw(_said(f"f{number}", is_own)) for number in range(draw(st.integers(1, features_max)))]

@@ -24,7 +24,7 @@ import re
 import types
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest import mock
 
@@ -46,10 +46,23 @@ MINUTE_MS = 60 * SECOND_MS
 HOUR_MS = 60 * MINUTE_MS
 DAY_MS = 24 * HOUR_MS
 EARTH_RADIUS_KM = 6371.0
+MILLIONTH = math.pi / 180_000_000.0
 FIELDS = (
     *("currency", "utc_offset_minutes", "declined", "card_id", "merchant_id", "device_id", "ip", "mcc", "country"),
     "channel",
 )
+# The fields that tests declare besides them: how many digits each number has after the point, or None for a moment.
+DECLARED_NUMBERS: dict[str, int | None] = {
+    "basket_kg": 3,
+    "items": 0,
+    "opened": None,
+    "tip": 0,
+    **dict.fromkeys(("home_latitude", "home_longitude", "shop_latitude", "shop_longitude"), 6),
+}
+DECLARED_TEXTS = ("product", "billed_to", "shipped_to")
+# `tip` is an amount of money: its world says it in the reference currency too.
+REFERENCE = {"tip": "tip_in_reference"}
+DECLARED_NAMES = (*DECLARED_NUMBERS, *DECLARED_TEXTS, "ship_country", *REFERENCE.values())
 
 
 @dataclass(frozen=True)
@@ -90,7 +103,7 @@ class CountryText(str):
 
 def tables_of(heard: Sequence[Heard]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Returns (payments, labels), each row with `arrival`, payment's time, amounts and fields, and `weight`."""
-    names = list(dict.fromkeys([*FIELDS, *(name for event in heard for name in event.payment.fields)]))
+    names = list(dict.fromkeys([*FIELDS, *DECLARED_NAMES, *(name for event in heard for name in event.payment.fields)]))
     names = [name for name in names if name not in ("payment_id", "event_time_ms", "amount_minor")]
     rows: list[dict[str, object]] = [
         {
@@ -118,6 +131,8 @@ class Window:
     length_ms: int
     delay_ms: int
     hop_ms: int
+    of: tuple[bool, ...] = (False,)
+    """Whether it looks at labels, and whether at payments: False for payments, True for labels."""
 
     @property
     def reach_ms(self) -> int:
@@ -129,15 +144,15 @@ class Window:
 class Moment:
     """A payment, and the events that its entities had received when it arrived.
 
-    `reach_ms` says for each entity and hop how far its longest window goes. The entity dropped older tiles when it
-    received its newest event.
+    `reach_ms` says for each entity and hop how far its longest window goes, of payments or of labels. The entity
+    dropped older tiles when it received its newest event.
     """
 
     now: Payment
     payments: pd.DataFrame
     labels: pd.DataFrame
     keys: Mapping[str, tuple[str, ...]]
-    reach_ms: Mapping[tuple[str, int], int]
+    reach_ms: Mapping[tuple[str, int, bool], int]
     values: dict[str, float] = field(default_factory=dict)
     _own: dict[str, tuple[pd.DataFrame, pd.DataFrame] | None] = field(default_factory=dict)
     _inside: dict[tuple[Window, bool], pd.DataFrame] = field(default_factory=dict)
@@ -159,11 +174,11 @@ class Moment:
             return None
         if (window, labels) not in self._inside:
             newest_ms = max((int(table["time_ms"].max()) for table in own if len(table)), default=0)
-            self._inside[window, labels] = self._cut(window, own[labels], newest_ms)
+            self._inside[window, labels] = self._cut(window, own[labels], newest_ms, labels)
         rows = self._inside[window, labels]
         return rows if where is None else rows[where.of(rows)]
 
-    def _cut(self, window: Window, rows: pd.DataFrame, newest_ms: int) -> pd.DataFrame:
+    def _cut(self, window: Window, rows: pd.DataFrame, newest_ms: int, labels: bool) -> pd.DataFrame:
         hop_ms, now_ms = window.hop_ms, self.now.time_ms
         start = rows["time_ms"].to_numpy() // hop_ms * hop_ms
         end = start + hop_ms
@@ -174,7 +189,7 @@ class Moment:
             # Tiles wholly before now - delay, exactly `length` of them.
             last_end = (now_ms - window.delay_ms) // hop_ms * hop_ms
             is_inside = (end <= last_end) & (start >= last_end - window.length_ms)
-        is_inside &= start >= newest_ms // hop_ms * hop_ms - self.reach_ms[window.entity, hop_ms]
+        is_inside &= start >= newest_ms // hop_ms * hop_ms - self.reach_ms[window.entity, hop_ms, labels]
         return rows[is_inside]
 
 
@@ -224,9 +239,90 @@ class Attribute:
     def __hash__(self) -> int:
         return hash(self.name)
 
+    @property
+    def is_number(self) -> bool:
+        return self.name == "amount" or self.name in DECLARED_NUMBERS
+
+    @property
+    def parts(self) -> int:
+        """Returns how many of its last digits make one of its unit; a moment is an age in ms, and its unit a second."""
+        digits = DECLARED_NUMBERS.get(self.name, 0)
+        return 1000 if digits is None else 10**digits
+
+    def number(self, of: Mapping[str, Any]) -> int | None:
+        """Returns the number of a payment, in units of its last digit."""
+        value = of.get(REFERENCE.get(self.name, self.name))
+        if value is None:
+            return None
+        if self.name != "amount" and DECLARED_NUMBERS[self.name] is None:
+            return int(of["time_ms"]) - int(value)
+        last_digits: int = round(value * self.parts)
+        return last_digits
+
+    def numbers(self, rows: pd.DataFrame) -> list[int]:
+        """Returns the numbers of those payments that have one."""
+        found = (self.number(row) for row in rows.to_dict("records"))
+        return [number for number in found if number is not None]
+
+    def rank(self, of: Mapping[str, Any]) -> float:
+        """Returns what decides between two payments of one moment."""
+        value = self.number(of) if self.is_number else of.get(self.name)
+        if value is None:
+            return -math.inf
+        return int(value) if self.is_number else _code(self.name, value)
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """A place: two fields in degrees."""
+
+    name: str
+
+    @property
+    def latitude(self) -> Attribute:
+        return ATTRIBUTES[f"{self.name}_latitude"]
+
+    @property
+    def attributes(self) -> tuple[Attribute, Attribute]:
+        return ATTRIBUTES[f"{self.name}_latitude"], ATTRIBUTES[f"{self.name}_longitude"]
+
+    def radians(self, of: Mapping[str, Any]) -> tuple[float, float] | None:
+        latitude, longitude = (attribute.number(of) for attribute in self.attributes)
+        return None if latitude is None or longitude is None else (latitude * MILLIONTH, longitude * MILLIONTH)
+
+
+def _of(now: Payment) -> dict[str, Any]:
+    """Returns a payment by the names of a table's columns."""
+    return {**now.fields, "time_ms": now.time_ms, "amount": now.amount, "amount_minor": now.amount_minor}
+
+
+def _haversine_km(origin: tuple[float, float] | None, destination: tuple[float, float] | None) -> float:
+    if origin is None or destination is None:
+        return math.nan
+    (lat, lon), (to_lat, to_lon) = origin, destination
+    half = math.sin((to_lat - lat) / 2.0) ** 2
+    half += math.cos(lat) * math.cos(to_lat) * math.sin((to_lon - lon) / 2.0) ** 2
+    return 2.0 * EARTH_RADIUS_KM * math.asin(min(1.0, math.sqrt(half)))
+
+
+def _lately(rows: pd.DataFrame, of: Sequence[Attribute], payments: int, now: Payment) -> list[dict[str, Any]]:
+    """Returns the latest payments, newest first; those after now take their places, and are left out."""
+    records = rows.to_dict("records")
+    ordered = sorted(records, key=lambda row: (row["time_ms"], *(each.rank(row) for each in of)), reverse=True)
+    return [
+        {str(name): value for name, value in row.items()} for row in ordered[:payments] if row["time_ms"] <= now.time_ms
+    ]
+
+
+def _having(rows: pd.DataFrame, of: Sequence[Attribute]) -> pd.DataFrame:
+    for attribute in of:
+        rows = rows[rows[attribute.name].notna()]
+    return rows
+
 
 Where = Condition | Attribute | None
-ATTRIBUTES = {name: Attribute(name) for name in ("amount", "amount_minor", *FIELDS)}
+ATTRIBUTES = {name: Attribute(name) for name in ("amount", "amount_minor", *FIELDS, *DECLARED_NAMES)}
+PLACES_DECLARED = {name: Coordinates(name) for name in ("home", "shop")}
 
 
 def _asked(where: Where) -> Condition | None:
@@ -241,6 +337,19 @@ class Feature:
     name: str
     value: Callable[[Moment], float]
     windows: tuple[Window, ...] = ()
+    with_delay: Callable[[str], Feature] | None = None
+
+
+def _waits(word: Callable[..., Feature]) -> Callable[..., Feature]:
+    """A word for frauds without a delay waits for that of its catalogue."""
+
+    def made(entity: Entity, name: str, *arguments: str, delay: str = "", **options: Any) -> Feature:
+        def with_delay(of_catalogue: str) -> Feature:
+            return word(entity, name, *arguments, delay=of_catalogue, **options)
+
+        return with_delay(delay) if delay else Feature(name, lambda _: math.nan, (), with_delay)
+
+    return made
 
 
 def _plain(rows: pd.Series) -> list[int]:
@@ -362,14 +471,36 @@ class Entity:
             name, window, None, lambda rows, now: _decayed(rows, "amount", _duration_ms(half_life), now, over), hop=hop
         )
 
+    @_waits
     def fraud_count(self, name: str, window: str, *, delay: str, where: Where = None, hop: str = "") -> Feature:
-        return self._of_both(name, window, where, delay, hop, lambda _, labels, __: int(labels["weight"].sum()))
+        return self._of_labels(name, window, where, delay, hop, lambda labels, _: int(labels["weight"].sum()))
 
+    @_waits
     def fraud_share(self, name: str, window: str, *, delay: str, where: Where = None, hop: str = "") -> Feature:
         return self._of_both(
             name, window, where, delay, hop, lambda rows, labels, _: _over(int(labels["weight"].sum()), len(rows))
         )
 
+    @_waits
+    def fraud_share_smoothed(
+        self,
+        name: str,
+        window: str,
+        *,
+        prior: float,
+        prior_weight: int,
+        delay: str,
+        where: Where = None,
+        hop: str = "",
+    ) -> Feature:
+        expected = round(prior * prior_weight * 10**6) / 10**6
+
+        def value(rows: pd.DataFrame, labels: pd.DataFrame, _: Payment) -> float:
+            return (int(labels["weight"].sum()) + expected) / (len(rows) + prior_weight)
+
+        return self._of_both(name, window, where, delay, hop, value)
+
+    @_waits
     def fraud_share_decayed(self, name: str, half_life: str, window: str, *, delay: str, hop: str = "") -> Feature:
         over, half_life_ms = self._window(window, delay, hop), _duration_ms(half_life)
 
@@ -379,18 +510,17 @@ class Entity:
 
         return self._of_both(name, window, None, delay, hop, value)
 
+    @_waits
     def seconds_since_fraud(self, name: str, window: str, *, delay: str, hop: str = "") -> Feature:
         over = self._window(window, delay, hop)
-        return self._of_both(
-            name, window, None, delay, hop, lambda _, labels, now: _fraud_age_s(labels, now, over, min)
-        )
+        return self._of_labels(name, window, None, delay, hop, lambda labels, now: _fraud_age_s(labels, now, over, min))
 
+    @_waits
     def seconds_since_first_fraud(self, name: str, window: str, *, delay: str, hop: str = "") -> Feature:
         over = self._window(window, delay, hop)
-        return self._of_both(
-            name, window, None, delay, hop, lambda _, labels, now: _fraud_age_s(labels, now, over, max)
-        )
+        return self._of_labels(name, window, None, delay, hop, lambda labels, now: _fraud_age_s(labels, now, over, max))
 
+    @_waits
     def seconds_since_genuine(self, name: str, window: str, *, delay: str, hop: str = "") -> Feature:
         over = self._window(window, delay, hop)
 
@@ -400,12 +530,14 @@ class Entity:
 
         return self._of_both(name, window, None, delay, hop, value)
 
+    @_waits
     def fraud_streak(self, name: str, window: str, *, delay: str, hop: str = "") -> Feature:
         over = self._window(window, delay, hop)
         return self._of_both(
             name, window, None, delay, hop, lambda rows, labels, now: int(_streak(rows, labels, now, over).sum())
         )
 
+    @_waits
     def fraud_streak_seconds(self, name: str, window: str, *, delay: str, hop: str = "") -> Feature:
         over = self._window(window, delay, hop)
 
@@ -415,6 +547,7 @@ class Entity:
 
         return self._of_both(name, window, None, delay, hop, value)
 
+    @_waits
     def fraud_streak_amount_mean(self, name: str, window: str, *, delay: str, hop: str = "") -> Feature:
         over = self._window(window, delay, hop)
 
@@ -435,6 +568,110 @@ class Entity:
         def value(rows: pd.DataFrame, now: Payment) -> float:
             latest = rows.sort_values(["time_ms", "amount"]).iloc[-1]
             return int(latest["amount"]) if latest["time_ms"] <= now.time_ms else math.nan
+
+        return self._of_all(name, value)
+
+    def sum(self, name: str, window: str, *, of: Attribute, where: Where = None, hop: str = "") -> Feature:
+        return self._of_payments(name, window, where, lambda rows, _: sum(of.numbers(rows)) / of.parts, hop=hop)
+
+    def mean(self, name: str, window: str, *, of: Attribute, where: Where = None, hop: str = "") -> Feature:
+        def value(rows: pd.DataFrame, _: Payment) -> float:
+            numbers = of.numbers(rows)
+            return _over(sum(numbers), len(numbers)) / of.parts
+
+        return self._of_payments(name, window, where, value, hop=hop)
+
+    def std(self, name: str, window: str, *, of: Attribute, where: Where = None, hop: str = "") -> Feature:
+        return self._of_payments(
+            name, window, where, lambda rows, _: _deviation_of(of.numbers(rows)) / of.parts, hop=hop
+        )
+
+    def zscore(self, name: str, window: str, *, of: Attribute, where: Where = None, hop: str = "") -> Feature:
+        def value(rows: pd.DataFrame, now: Payment) -> float:
+            mine, numbers = of.number(_of(now)), of.numbers(rows)
+            if mine is None:
+                return math.nan
+            return _over(mine - _over(sum(numbers), len(numbers)), _deviation_of(numbers))
+
+        return self._of_payments(name, window, where, value, hop=hop)
+
+    def max(self, name: str, window: str, *, of: Attribute, where: Where = None, hop: str = "") -> Feature:
+        return self._of_payments(
+            name, window, where, lambda rows, _: max(of.numbers(rows), default=math.nan) / of.parts, hop=hop
+        )
+
+    def min(self, name: str, window: str, *, of: Attribute, where: Where = None, hop: str = "") -> Feature:
+        return self._of_payments(
+            name, window, where, lambda rows, _: min(of.numbers(rows), default=math.nan) / of.parts, hop=hop
+        )
+
+    def sum_decayed(
+        self, name: str, half_life: str, window: str, *, of: Attribute, where: Where = None, hop: str = ""
+    ) -> Feature:
+        over = self._window(window, hop=hop)
+
+        def value(rows: pd.DataFrame, now: Payment) -> float:
+            having = _having(rows, (of,)).copy()
+            having["number"] = pd.Series(of.numbers(having), index=having.index, dtype="int64")
+            return _decayed(having, "number", _duration_ms(half_life), now, over) / of.parts
+
+        return self._of_payments(name, window, where, value, hop=hop)
+
+    def last(self, prefix: str, payments: int, *, of: Sequence[Attribute] = ()) -> tuple[Feature, ...]:
+        def feature(place: int, name: str, value: Callable[[dict[str, Any], Payment], float]) -> Feature:
+            def at_place(rows: pd.DataFrame, now: Payment) -> float:
+                latest = _lately(rows, of, payments, now)
+                return value(latest[place], now) if place < len(latest) else math.nan
+
+            return self._of_all(name, at_place)
+
+        def remembered(attribute: Attribute) -> Callable[[dict[str, Any], Payment], float]:
+            def value(then: dict[str, Any], now: Payment) -> float:
+                if attribute.is_number:
+                    number = attribute.number(then)
+                    return math.nan if number is None else number / attribute.parts
+                theirs, mine = then[attribute.name], now.fields.get(attribute.name)
+                return math.nan if theirs is None or mine is None else float(theirs == mine)
+
+            return value
+
+        return tuple(
+            feature(place, f"{prefix}_{place + 1}_{what}", value)
+            for place in range(payments)
+            for what, value in [
+                ("seconds", lambda then, now: (now.time_ms - then["time_ms"]) / 1000),
+                *((attribute.name, remembered(attribute)) for attribute in of),
+            ]
+        )
+
+    def last_value(self, name: str, *, of: Attribute) -> Feature:
+        def value(rows: pd.DataFrame, now: Payment) -> float:
+            latest = _lately(_having(rows, (of,)), (of,), 1, now)
+            return (of.number(latest[0]) or 0) / of.parts if latest else math.nan
+
+        return self._of_all(name, value)
+
+    def difference_to_last(self, name: str, *, of: Attribute) -> Feature:
+        def value(rows: pd.DataFrame, now: Payment) -> float:
+            latest, mine = _lately(_having(rows, (of,)), (of,), 1, now), of.number(_of(now))
+            return (mine - (of.number(latest[0]) or 0)) / of.parts if latest and mine is not None else math.nan
+
+        return self._of_all(name, value)
+
+    def distance_to_last_km(self, name: str, place: Coordinates) -> Feature:
+        def value(rows: pd.DataFrame, now: Payment) -> float:
+            latest = _lately(_having(rows, place.attributes), place.attributes, 1, now)
+            return _haversine_km(place.radians(latest[0]), place.radians(_of(now))) if latest else math.nan
+
+        return self._of_all(name, value)
+
+    def speed_kmh(self, name: str, place: Coordinates) -> Feature:
+        def value(rows: pd.DataFrame, now: Payment) -> float:
+            latest = _lately(_having(rows, place.attributes), place.attributes, 1, now)
+            if not latest:
+                return math.nan
+            hours = max(now.time_ms - int(latest[0]["time_ms"]), MINUTE_MS) / HOUR_MS
+            return _haversine_km(place.radians(latest[0]), place.radians(_of(now))) / hours
 
         return self._of_all(name, value)
 
@@ -499,12 +736,29 @@ class Entity:
         hop: str,
         value: Callable[[pd.DataFrame, pd.DataFrame, Payment], float],
     ) -> Feature:
-        window = self._window(length, delay, hop)
+        window = replace(self._window(length, delay, hop), of=(False, True))
 
         def of(moment: Moment) -> float:
             rows = moment.inside(window, _asked(where))
             labels = moment.inside(window, _asked(where), labels=True)
             return math.nan if rows is None or labels is None else value(rows, labels, moment.now)
+
+        return Feature(name, of, (window,))
+
+    def _of_labels(
+        self,
+        name: str,
+        length: str,
+        where: Where,
+        delay: str,
+        hop: str,
+        value: Callable[[pd.DataFrame, Payment], float],
+    ) -> Feature:
+        window = replace(self._window(length, delay, hop), of=(True,))
+
+        def of(moment: Moment) -> float:
+            labels = moment.inside(window, _asked(where), labels=True)
+            return math.nan if labels is None else value(labels, moment.now)
 
         return Feature(name, of, (window,))
 
@@ -584,6 +838,30 @@ class request:  # noqa: N801 - as in the language it repeats
 
         return Feature(name, value)
 
+    @staticmethod
+    def number(name: str, of: Attribute) -> Feature:
+        def value(moment: Moment) -> float:
+            number = of.number(_of(moment.now))
+            return math.nan if number is None else number / of.parts
+
+        return Feature(name, value)
+
+    @staticmethod
+    def seconds_since(name: str, moment: Attribute) -> Feature:
+        return request.number(name, moment)
+
+    @staticmethod
+    def equal(name: str, one: Attribute, other: Attribute) -> Feature:
+        def value(moment: Moment) -> float:
+            left, right = moment.now.fields.get(one.name), moment.now.fields.get(other.name)
+            return math.nan if left is None or right is None else float(left == right)
+
+        return Feature(name, value)
+
+    @staticmethod
+    def distance_km(name: str, one: Coordinates, other: Coordinates) -> Feature:
+        return Feature(name, lambda moment: _haversine_km(one.radians(_of(moment.now)), other.radians(_of(moment.now))))
+
 
 def ratio(name: str, numerator: str, denominator: str) -> Feature:
     return Feature(name, lambda moment: _over(moment.values[numerator], moment.values[denominator]))
@@ -593,6 +871,12 @@ def ratio(name: str, numerator: str, denominator: str) -> Feature:
 class Catalogue:
     entities: Sequence[Entity]
     features: Sequence[Feature]
+    payment: object = None
+    label_delay: str = "7d"
+
+    def __post_init__(self) -> None:
+        told = tuple(f if f.with_delay is None else f.with_delay(self.label_delay) for f in self.features)
+        object.__setattr__(self, "features", told)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -602,10 +886,11 @@ class Catalogue:
         self, now: Payment, payments: pd.DataFrame, labels: pd.DataFrame, before: int | None = None
     ) -> NDArray[np.float32]:
         """Returns the features of a payment, given the tables up to its arrival. Shape (features,), missing is NaN."""
-        reach_ms: dict[tuple[str, int], int] = {}
+        reach_ms: dict[tuple[str, int, bool], int] = {}
         for window in (window for feature in self.features for window in feature.windows):
-            key = (window.entity, window.hop_ms)
-            reach_ms[key] = max(reach_ms.get(key, 0), window.reach_ms)
+            for is_label in window.of:
+                key = (window.entity, window.hop_ms, is_label)
+                reach_ms[key] = max(reach_ms.get(key, 0), window.reach_ms)
         if before is not None:
             payments, labels = payments[payments["arrival"] < before], labels[labels["arrival"] < before]
         keys = {entity.name: entity.keys for entity in self.entities}
@@ -625,14 +910,18 @@ class Catalogue:
         return np.array(rows, dtype=np.float32).reshape(len(rows), len(self.features))
 
 
-WORDS = types.SimpleNamespace(Entity=Entity, request=request, ratio=ratio, Catalogue=Catalogue, **ATTRIBUTES)
+WORDS = types.SimpleNamespace(
+    Entity=Entity, request=request, ratio=ratio, Catalogue=Catalogue, PAYMENT=None, **ATTRIBUTES, **PLACES_DECLARED
+)
 """The language in which a catalogue is read."""
 
 
 def shipped_catalogue() -> Catalogue:
     """Returns features/catalogue/catalogue.py, read with the words above."""
     declared: dict[str, Any] = {"Entity": Entity, "request": request, "ratio": ratio, "Catalogue": Catalogue}
-    asked: dict[str, Any] = {name.removesuffix("_minutes"): attribute for name, attribute in ATTRIBUTES.items()}
+    asked: dict[str, Any] = {
+        name.removesuffix("_minutes"): attribute for name, attribute in ATTRIBUTES.items() if name not in DECLARED_NAMES
+    }
     spec = importlib.util.spec_from_file_location("catalogue_in_naive_words", ROOT / "catalogue.py")
     assert spec is not None
     assert spec.loader is not None
@@ -705,7 +994,10 @@ def _decayed(rows: pd.DataFrame, amounts: str | None, half_life_ms: int, now: Pa
 
 
 def _deviation(rows: pd.DataFrame) -> float:
-    amounts = _plain(rows["amount"])
+    return _deviation_of(_plain(rows["amount"]))
+
+
+def _deviation_of(amounts: Sequence[int]) -> float:
     count, total = len(amounts), float(sum(amounts))
     if count < 2:
         return math.nan
@@ -736,7 +1028,7 @@ def _streak(rows: pd.DataFrame, labels: pd.DataFrame, now: Payment, window: Wind
 
 # The key for laptops, and the texts that have an identity.
 _KEY = b"paywarden-laptop"
-_KEYED = ("card_id", "merchant_id", "device_id", "ip", "channel")
+_KEYED = ("card_id", "merchant_id", "device_id", "ip", "channel", *DECLARED_TEXTS)
 
 
 def _siphash(text: bytes) -> int:
@@ -777,7 +1069,7 @@ def _code(name: str, value: object) -> int:
     if name in _KEYED or isinstance(value, HashedText):
         return _siphash(text.encode()) >> 2 | 1 << 62
     checksum = zlib.crc32(text.encode()) + 1
-    if name != "country" and not isinstance(value, CountryText):
+    if name not in ("country", "ship_country") and not isinstance(value, CountryText):
         return checksum
     if re.fullmatch("[A-Z]{2}", text):
         return 26 * (ord(text[0]) - ord("A")) + ord(text[1]) - ord("A") + 1
@@ -827,12 +1119,7 @@ PLACES = _places()
 
 def _distance_km(origin: object, destination: object) -> float:
     """Returns the distance by the haversine formula."""
-    if origin not in PLACES or destination not in PLACES:
-        return math.nan
-    (lat, lon), (to_lat, to_lon) = PLACES[str(origin)], PLACES[str(destination)]
-    half = math.sin((to_lat - lat) / 2.0) ** 2
-    half += math.cos(lat) * math.cos(to_lat) * math.sin((to_lon - lon) / 2.0) ** 2
-    return 2.0 * EARTH_RADIUS_KM * math.asin(min(1.0, math.sqrt(half)))
+    return _haversine_km(PLACES.get(str(origin)), PLACES.get(str(destination)))
 
 
 def _local(payment: Payment) -> datetime.datetime:

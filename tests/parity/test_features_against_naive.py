@@ -36,6 +36,7 @@ from tests.parity.features_worlds import (
     engine,
     every_word,
     oracle,
+    own_fields_words,
     payment_of,
     worlds,
 )
@@ -151,7 +152,7 @@ def test_the_naive_catalogue_has_the_same_features() -> None:
 
 
 def test_the_catalogue_of_every_word_uses_every_word() -> None:
-    entity_words = {name for name in vars(DECLARED.Entity) if not name.startswith("_")} - {
+    entity_words = {name for name in dir(DECLARED.Entity) if not name.startswith("_")} - {
         "name",
         "key",
         "keys",
@@ -174,6 +175,7 @@ def test_the_catalogue_of_every_word_uses_every_word() -> None:
     words["Entity"] = lambda name, key: Listening(DECLARED.Entity(name, key))
     words["Catalogue"] = lambda **_: None
     every_word(type("Words", (), words))
+    own_fields_words(type("Words", (), words))
     assert used >= entity_words | request_words
 
 

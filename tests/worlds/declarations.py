@@ -123,7 +123,10 @@ class Declaration:
         """Returns the entities and features, read with the words of one of the two languages."""
         entities = {name: words.Entity(name, key=keys[0] if len(keys) == 1 else keys) for name, keys in self.entities}
         spoken = {"request": words.request, **entities}
-        features = [words.request.amount("amount"), *(feature.read(words, spoken) for feature in self.said)]
+        features = [words.request.amount("amount")]
+        for feature in self.said:
+            made = feature.read(words, spoken)
+            features += made if isinstance(made, tuple) else [made]
         return tuple(entities.values()), tuple(features)
 
 
@@ -242,7 +245,8 @@ def _with_fields(
     texts = [one.name for one in payment.attributes if one.kind in (AttributeKind.TEXT, AttributeKind.COUNTRY)]
 
     def changed(argument: object) -> object:
-        if isinstance(argument, naive.Attribute) and argument.name != "declined" and texts and draw(st.booleans()):
+        is_text = isinstance(argument, naive.Attribute) and argument.name not in ("declined", "amount")
+        if is_text and texts and draw(st.booleans()):
             return naive.Attribute(draw(st.sampled_from(texts)))
         is_condition = isinstance(argument, naive.Condition) or getattr(argument, "name", "") == "declined"
         return draw(_conditions(payment)) if is_condition and draw(st.booleans()) else argument

@@ -63,7 +63,7 @@ def read_packed(state: bytes) -> Packed:
             raise ValueError("the checksum is wrong")
     shape_end = _SHAPE_AT + int.from_bytes(state[5:_SHAPE_AT], "little")
     shape = decode_shape(state[_SHAPE_AT:shape_end])
-    sections = [table.width for table in shape.tables] + [2] * len(shape.memories)
+    sections = list(shape.widths)
     count = _TABLES_AT + sum(sections) + 2 + (state[0] != WITHOUT_CHECKSUM)
     position = shape_end + (count + 1) // 2
     nibbles = [width for pair in state[shape_end:position] for width in (pair & 15, pair >> 4)]

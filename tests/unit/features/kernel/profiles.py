@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,18 +77,17 @@ class Change:
         return self.row[kernel.TIME_MS]
 
 
-def row(time_ms: int, amount: int = 0, **fields: object) -> tuple[int, ...]:
-    """A payment's row; `amount_minor` is `amount` unless it is among the fields."""
-    amount_minor = fields.pop("amount_minor", amount)
-    assert isinstance(amount_minor, int)
-    return tuple(row_of(fields, event_time_ms=time_ms, amount=amount, amount_minor=amount_minor))
+def row(time_ms: int, amount: int = 0, **fields: Any) -> tuple[int, ...]:
+    """A payment's row. Fields may hold `amount_minor`, else `amount`, and `declared`: what fills declared fields."""
+    amount_minor, declared = fields.pop("amount_minor", amount), fields.pop("declared", None)
+    return tuple(row_of(fields, event_time_ms=time_ms, amount=amount, amount_minor=amount_minor, declared=declared))
 
 
-def payment(time_ms: int, amount: int = 0, *, source: int = -1, offset: int = 0, **fields: object) -> Change:
+def payment(time_ms: int, amount: int = 0, *, source: int = -1, offset: int = 0, **fields: Any) -> Change:
     return Change(kernel.PAYMENT, row(time_ms, amount, **fields), 1, source, offset)
 
 
-def label(time_ms: int, weight: int, *, amount: int = 0, source: int = -1, offset: int = 0, **fields: object) -> Change:
+def label(time_ms: int, weight: int, *, amount: int = 0, source: int = -1, offset: int = 0, **fields: Any) -> Change:
     """`time_ms` is the payment's time; `weight` is 1 for a fraud, -1 for one taken back, 0 for neither."""
     return Change(kernel.LABEL, row(time_ms, amount, **fields), weight, source, offset)
 
@@ -203,7 +203,7 @@ def bound_vector(
 
 
 def vector(
-    engine: FeatureEngine, time_ms: int, amount: int, states: Mapping[str, bytes | None], **fields: object
+    engine: FeatureEngine, time_ms: int, amount: int, states: Mapping[str, bytes | None], **fields: Any
 ) -> NDArray[np.float32]:
     """One payment's vector, shape (features,)."""
     found: NDArray[np.float32] = vectors(engine, [row(time_ms, amount, **fields)], [states])[0]
@@ -211,7 +211,7 @@ def vector(
 
 
 def features(
-    engine: FeatureEngine, time_ms: int, amount: int, states: Mapping[str, bytes | None], **fields: object
+    engine: FeatureEngine, time_ms: int, amount: int, states: Mapping[str, bytes | None], **fields: Any
 ) -> dict[str, float]:
     """The same by name."""
     return dict(zip(engine.plan.names, vector(engine, time_ms, amount, states, **fields).tolist(), strict=True))

@@ -268,7 +268,7 @@ def run_lengths_that_overflow() -> None:
     for entity in ENTITIES:
         foreign, empty = profile(rich(), entity, GOOD), profile(rich(), entity, [])
         shape = rich().plan.shapes[rich().plan.entity_names.index(entity)]
-        for place in range(4, 4 + len(shape.tables) + len(shape.memories)):
+        for place in range(4, 4 + len(shape.widths)):
             for length in (-1, 2**16, 2**17, 2**60, 2**61, 2**62, 2**63 - 1):
                 assert status_of(entity, changed(foreign, place, length)) == "it is damaged"
                 # Columns of zeros take no bytes, however many there are: none adds up, but for what is dropped.

@@ -178,6 +178,6 @@ def test_a_frame_takes_no_array_with_gaps() -> None:
 
 
 def test_a_section_is_read_by_the_names_it_is_written_by() -> None:
-    words = np.array([9, 9, *PlanRecollection(kind=3, slot=70), 9])
-    assert section(words, PlanRecollection, 2) == PlanRecollection(kind=3, slot=70)
+    words = np.array([9, 9, *PlanRecollection(kind=3, slot=70, place=1, field=2), 9])
+    assert section(words, PlanRecollection, 2) == PlanRecollection(kind=3, slot=70, place=1, field=2)
     assert words[2 + positions(PlanRecollection).slot] == 70

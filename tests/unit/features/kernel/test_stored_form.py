@@ -81,19 +81,22 @@ def stored(
     newest_ms: int = 0,
     tables: Sequence[Table] = (),
     memories: Sequence[Sequence[tuple[int, int]]] = (),
+    latest: Sequence[Sequence[tuple[Sequence[int], int]]] = (),
     crc_until_ms: int = 0,
     of: FeatureEngine | None = None,
 ) -> bytes:
     """The stored form as the head of the kernel describes it.
 
-    A table is (tile's number, measures) rows, labels and all; a memory is (value, when last seen) pairs.
+    A table is (tile's number, measures) rows, labels and all; a memory is (value, when last seen) pairs, and one of
+    latest payments (values, when) pairs.
     """
     of = of or engine()
     number = of.plan.entity_names.index(entity)
     shape = of.plan.shapes[number]
     found_tables = tables or [()] * len(shape.tables)
     found_memories = memories or [()] * len(shape.memories)
-    lengths = [len(sources), *(len(rows) for rows in found_tables), *(len(pairs) for pairs in found_memories)]
+    found_latest = latest or [()] * len(shape.latest)
+    lengths = [len(sources), *(len(rows) for rows in (*found_tables, *found_memories, *found_latest))]
     columns = [[first_ms], [last_ms - first_ms], [newest_ms - last_ms], lengths]
     for table, rows in zip(shape.tables, found_tables, strict=True):
         is_label = [column.is_label for column in table.columns for _ in range(column.parts)]
@@ -105,6 +108,10 @@ def stored(
     for pairs in found_memories:
         times_ms = [newest_ms, *(time_ms for _, time_ms in pairs)]
         columns.append([value for value, _ in pairs])
+        columns.append([before - time_ms for before, time_ms in itertools.pairwise(times_ms)])
+    for kept, payments in zip(shape.latest, found_latest, strict=True):
+        times_ms = [newest_ms, *(time_ms for _, time_ms in payments)]
+        columns += [[values[field] for values, _ in payments] for field in range(len(kept.fields))]
         columns.append([before - time_ms for before, time_ms in itertools.pairwise(times_ms)])
     columns += [[source for source, _ in sources], [offset for _, offset in sources], [crc_until_ms]]
     packed = read_packed(profile(of, entity, []))
@@ -225,14 +232,14 @@ def test_numbers_of_every_width_are_decoded_wherever_the_buffer_ends(
     body = write_packed(packed)[7:]
     data = np.frombuffer(bytearray(before + body + bytes([0xA5]) * after), dtype=np.uint8)
     found = np.full(len(packed.numbers) + 1, 77, dtype=np.int64)
-    widths = np.array([1, 2], dtype=np.int64)
-    count = kernel.decode(data, len(before), len(before) + len(body), widths, 1, 1, found)
+    widths = np.array([1, 2, 2], dtype=np.int64)
+    count = kernel.decode(data, len(before), len(before) + len(body), widths, 1, found)
     assert count == len(packed.numbers)
     assert found[:count].tolist() == list(packed.numbers)
     assert found[count] == 77
     # Where there is room for one number less, none is written behind it.
     tight = np.full(count, 77, dtype=np.int64)
-    assert kernel.decode(data, len(before), len(before) + len(body), widths, 1, 1, tight[:-1]) == -kernel.DAMAGED
+    assert kernel.decode(data, len(before), len(before) + len(body), widths, 1, tight[:-1]) == -kernel.DAMAGED
     assert tight[-1] == 77
 
 
@@ -331,10 +338,10 @@ def full(entity: str, *, tiles_to_ms: int = 2**43, newest_ms: int = 2**43, of: F
         newest = tiles_to_ms // table.hop_ms
         tables.append([(tile, [limit] * (table.width - 1)) for tile in range(newest - capacity + 1, newest + 1)])
     memories = [[(limit - place, newest_ms) for place in range(capacity)] for _, capacity in shape.memories]
+    latest = [[([limit] * len(kept.fields), newest_ms)] * kept.capacity for kept in shape.latest]
     sources = [(2**56 + source, 2**63 - 1) for source in range(kernel.SOURCES_MAX)]
-    return stored(
-        entity, sources=sources, first_ms=1, last_ms=1, newest_ms=newest_ms, tables=tables, memories=memories, of=of
-    )
+    times = {"first_ms": 1, "last_ms": 1, "newest_ms": newest_ms}
+    return stored(entity, sources=sources, **times, tables=tables, memories=memories, latest=latest, of=of)
 
 
 @pytest.mark.parametrize("hop_ms", [MINUTE_MS, HOUR_MS, 6 * HOUR_MS, DAY_MS])
@@ -487,6 +494,13 @@ def with_seen(pairs: Sequence[tuple[int, int]], newest_ms: int = SUNDAY_MS) -> b
     return stored("card", newest_ms=newest_ms, memories=memories, of=rich())
 
 
+def with_payments(*payments: tuple[Sequence[int], int]) -> bytes:
+    """A profile of the rich engine's card, with these among its latest three: amount, mcc and merchant each."""
+    shape = rich().plan.shapes[0]
+    latest = [payments if len(kept.fields) == 3 else () for kept in shape.latest]
+    return stored("card", newest_ms=SUNDAY_MS, latest=latest, of=rich())
+
+
 def changed(state: bytes, place: int, number: int) -> bytes:
     """With another number at a place."""
     return write_packed(read_packed(state).with_number(place, number))
@@ -537,6 +551,11 @@ DAMAGED_MEMORIES = {
     "a value seen long before 1970": with_seen([(5, -(2**62))]),
     "values when there is no event": with_seen([(5, 0)], newest_ms=0),
     "more values than there is room for": with_merchants([(6, SUNDAY_MS), (5, SUNDAY_MS)]),
+    "a payment after the newest event": with_payments(((1, 5, 5), SUNDAY_MS + 1)),
+    "payments that do not get older": with_payments(((1, 5, 5), SUNDAY_MS - 1), ((1, 5, 5), SUNDAY_MS)),
+    "payments of one moment whose amounts ascend": with_payments(((3, 5, 5), SUNDAY_MS), ((5, 5, 5), SUNDAY_MS)),
+    "payments of one moment whose texts ascend": with_payments(((3, 5, 5), SUNDAY_MS), ((3, 5, 6), SUNDAY_MS)),
+    "more payments than there is room for": with_payments(*[((1, 5, 5), SUNDAY_MS)] * 4),
     "values below zero": changed(with_merchants([]), 4 + len(rich().plan.shapes[1].tables), -1),
 }
 
@@ -568,6 +587,9 @@ def test_valid_bytes_next_to_those_are_accepted() -> None:
     assert status_of("card", with_days([(DAY - 30 + number, TILE) for number in range(31)], SUNDAY_MS)) == ""
     assert status_of("card", with_seen([(6, SUNDAY_MS), (5, SUNDAY_MS), (9, SUNDAY_MS - 1)]), rich()) == ""
     assert status_of("card", with_seen([(6, 2), (5, 1)]), rich()) == ""
+    assert status_of("card", with_payments(*[((3, 0, 5), SUNDAY_MS)] * 2, ((0, 9, 9), SUNDAY_MS)), rich()) == ""
+    # -1 is kept as 2, and is below 0, which is kept as 1.
+    assert status_of("card", with_payments(((1, 5, 5), SUNDAY_MS), ((2, 5, 5), SUNDAY_MS)), rich()) == ""
     far = 2**60 - 1
     assert status_of("card", stored("card", first_ms=far, last_ms=far, newest_ms=far)) == ""
     assert status_of("merchant", with_merchants([(6, SUNDAY_MS)]), rich()) == ""

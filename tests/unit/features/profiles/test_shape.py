@@ -18,6 +18,7 @@ from paywarden.features.profiles.plan import compile_plan
 from paywarden.features.profiles.shape import (
     MEASURES,
     ColumnShape,
+    LatestShape,
     Shape,
     TableShape,
     decode_shape,
@@ -48,8 +49,19 @@ TABLES = st.builds(
     st.integers(1, 90 * 86_400).map(lambda seconds: 1000 * seconds),
     st.lists(COLUMNS, max_size=5).map(_of_one_kind),
 )
-MEMORIES = st.tuples(st.integers(0, 20), st.integers(1, 64))
-SHAPES = st.builds(Shape, st.lists(TABLES, max_size=4).map(tuple), st.lists(MEMORIES, max_size=4).map(tuple))
+MEMORIES = st.tuples(st.integers(1, 20), st.integers(1, 64))
+LATEST = st.builds(
+    LatestShape,
+    st.lists(st.tuples(st.integers(0, 200), st.booleans()), max_size=8).map(tuple),
+    st.integers(1, 8),
+    st.booleans(),
+)
+SHAPES = st.builds(
+    Shape,
+    st.lists(TABLES, max_size=4).map(tuple),
+    st.lists(MEMORIES, max_size=4).map(tuple),
+    st.lists(LATEST, max_size=3).map(tuple),
+)
 
 
 # As it is written.
@@ -228,9 +240,18 @@ def test_a_sketch_of_another_size_is_another_column() -> None:
 def test_a_memory_goes_to_the_same_attribute_and_size_if_possible() -> None:
     column = merchant_id.column
     old = Shape((), ((column, 4), (column, 8), (attributes.mcc.column, 8)))
-    assert translation(old, Shape((), ((column, 8), (column, 16)))).tolist() == [0, 3, 0, 0, -1]
-    assert translation(old, Shape((), ((column, 16),))).tolist() == [0, 3, 0, 0, -1]
-    assert translation(old, old).tolist() == [0, 3, 0, 1, 2]
+    assert translation(old, Shape((), ((column, 8), (column, 16)))).tolist() == [0, 3, 0, 1, 0, 1, -1, 1]
+    assert translation(old, Shape((), ((column, 16),))).tolist() == [0, 3, 0, 1, 0, 1, -1, 1]
+    assert translation(old, old).tolist() == [0, 3, 0, 1, 1, 1, 2, 1]
+
+
+def test_latest_payments_go_to_those_of_the_same_fields_and_size_if_possible() -> None:
+    fields = ((attributes.amount.column, True), (merchant_id.column, False))
+    old = Shape((), ((1, 4),), (LatestShape(fields, 2, False), LatestShape(fields[:1], 1, True)))
+    same = LatestShape(fields, 2, False)
+    assert translation(old, old).tolist() == [0, 3, 0, 1, 1, 2, 2, 1]
+    assert translation(old, Shape((), (), (replace(same, capacity=4), same))).tolist() == [0, 3, -1, 1, 1, 2, -1, 1]
+    assert translation(old, Shape((), (), (replace(same, is_whole=True),))).tolist() == [0, 3, -1, 1, -1, 2, -1, 1]
 
 
 @given(of=SHAPES)

@@ -1,0 +1,153 @@
+"""Words for an entity's known frauds.
+
+    merchant.fraud_share("merchant_fraud_share_7d", "7d", delay="7d")    frauds of payments 7 to 14 days old
+    card.fraud_count("card_frauds_90d", "90d")                           with the catalogue's own delay
+
+Labels arrive days later: `delay` says how old a payment must be before its label counts. `Catalogue(label_delay=…)` is
+the delay of words that have none. No payment sees its own label, or one that was not known at its time: training needs
+no folds.
+"""
+
+from __future__ import annotations
+
+from paywarden.features.catalogue.arguments import condition_of, quotient, waits_for_label_delay
+from paywarden.features.catalogue.attributes import Attribute, Condition
+from paywarden.features.catalogue.expressions import (
+    Column,
+    Derived,
+    Feature,
+    Measure,
+    Operation,
+    Reduction,
+    WindowedMeasure,
+)
+from paywarden.features.catalogue.windows import window_of, wrong
+from paywarden.features.catalogue.words import EntityWords, spoken, spoken_half_life, spoken_where
+
+# A prior counts in millionths of a payment.
+_PRIOR_SCALE = 1_000_000
+_PRIOR_WEIGHT_MAX = 1_000_000
+
+
+class FraudWords(EntityWords):
+    """Words for known frauds."""
+
+    @waits_for_label_delay
+    def fraud_count(
+        self, name: str, window: str, *, delay: str = "", where: Condition | Attribute | None = None, hop: str = ""
+    ) -> Feature:
+        """Returns how many of the window's payments are known to be fraud."""
+        value = self._over(name, Column(Measure.FRAUD_COUNT, condition_of(name, where)), window, delay, hop)
+        meaning = f"number of the {self.name}'s known frauds{spoken_where(where)} in {spoken(window, delay)}"
+        return self._feature(name, value, meaning, "payments", window=window)
+
+    @waits_for_label_delay
+    def fraud_share(
+        self, name: str, window: str, *, delay: str = "", where: Condition | Attribute | None = None, hop: str = ""
+    ) -> Feature:
+        """Returns the share of the window's payments that are known to be fraud; missing without payments."""
+        condition = condition_of(name, where)
+        frauds = self._over(name, Column(Measure.FRAUD_COUNT, condition), window, delay, hop)
+        count = self._over(name, Column(Measure.COUNT, condition), window, delay, hop)
+        meaning = (
+            f"share of known fraud among the {self.name}'s payments{spoken_where(where)} in {spoken(window, delay)}"
+        )
+        return self._feature(name, quotient(frauds, count), meaning, "share", "no payments in the window", window)
+
+    @waits_for_label_delay
+    def fraud_share_smoothed(
+        self,
+        name: str,
+        window: str,
+        *,
+        prior: float,
+        prior_weight: int,
+        delay: str = "",
+        where: Condition | Attribute | None = None,
+        hop: str = "",
+    ) -> Feature:
+        """Returns `fraud_share` as if `prior_weight` more payments had been seen, a share of `prior` of them fraud.
+
+        For a prior of 0.01 and a weight of 50, a value with 2 frauds in 10 payments has (2 + 0.5) / 60 = 0.042, and a
+        value that was never seen has 0.01. Few payments then say little, and the share is never missing.
+        """
+        if not 0 <= prior <= 1 or type(prior_weight) is not int or not 0 < prior_weight <= _PRIOR_WEIGHT_MAX:
+            wanted = f"a `prior` from 0 to 1, and a whole `prior_weight` from 1 to {_PRIOR_WEIGHT_MAX}"
+            raise wrong(name, f"wanted {wanted}, got {prior!r} and {prior_weight!r}")
+        condition = condition_of(name, where)
+        frauds = self._over(name, Column(Measure.FRAUD_COUNT, condition), window, delay, hop)
+        count = self._over(name, Column(Measure.COUNT, condition), window, delay, hop)
+        one = Derived(Operation.NUMBER, numbers=(1,))
+        expected = Derived(Operation.SCALE, (one,), (round(prior * prior_weight * _PRIOR_SCALE), _PRIOR_SCALE))
+        weight = Derived(Operation.NUMBER, numbers=(prior_weight,))
+        value = quotient(Derived(Operation.ADD, (frauds, expected)), Derived(Operation.ADD, (count, weight)))
+        meaning = f"share of known fraud among the {self.name}'s payments{spoken_where(where)} in "
+        meaning += f"{spoken(window, delay)}, with {prior_weight} more payments at a share of {prior:g}"
+        return self._feature(name, value, meaning, "share", window=window)
+
+    @waits_for_label_delay
+    def fraud_share_decayed(self, name: str, half_life: str, window: str, *, delay: str = "", hop: str = "") -> Feature:
+        """Returns `fraud_share` with each payment weighted by its tile's age: half for every half-life."""
+        frauds = self._decayed(name, Column(Measure.FRAUD_COUNT), half_life, window, hop, delay)
+        count = self._decayed(name, Column(Measure.COUNT), half_life, window, hop, delay)
+        meaning = f"share of known fraud among the {self.name}'s payments in {spoken(window, delay)}"
+        meaning += spoken_half_life(half_life)
+        return self._feature(name, quotient(frauds, count), meaning, "share", "no payments in the window", window)
+
+    @waits_for_label_delay
+    def seconds_since_fraud(self, name: str, window: str, *, delay: str = "", hop: str = "") -> Feature:
+        """Returns the age of the newest tile in the window with a known fraud, in seconds (whole hops)."""
+        value = self._over(name, Column(Measure.FRAUD_COUNT), window, delay, hop, Reduction.NEWEST)
+        meaning = f"time since the {self.name}'s last known fraud in {spoken(window, delay)}"
+        return self._feature(name, value, meaning, "seconds", "no known fraud in the window", window)
+
+    @waits_for_label_delay
+    def seconds_since_first_fraud(self, name: str, window: str, *, delay: str = "", hop: str = "") -> Feature:
+        """Returns the age of the oldest tile in the window with a known fraud, in seconds (whole hops)."""
+        value = self._over(name, Column(Measure.FRAUD_COUNT), window, delay, hop, Reduction.OLDEST)
+        meaning = f"time since the {self.name}'s first known fraud in {spoken(window, delay)}"
+        return self._feature(name, value, meaning, "seconds", "no known fraud in the window", window)
+
+    @waits_for_label_delay
+    def seconds_since_genuine(self, name: str, window: str, *, delay: str = "", hop: str = "") -> Feature:
+        """Returns the age of the newest tile in the window with a payment not known to be fraud, in seconds."""
+        value = self._fraud_beside(name, window, delay, hop, Reduction.NEWEST_OTHER)
+        meaning = f"time since the {self.name}'s last payment not known to be fraud in {spoken(window, delay)}"
+        return self._feature(name, value, meaning, "seconds", "no such payment in the window", window)
+
+    @waits_for_label_delay
+    def fraud_streak(self, name: str, window: str, *, delay: str = "", hop: str = "") -> Feature:
+        """Returns the known frauds since the newest tile with a payment not known to be fraud: the current streak.
+
+        A compromised terminal has a streak: every payment is fraud until someone finds out.
+        """
+        value = self._fraud_beside(name, window, delay, hop, Reduction.STREAK)
+        meaning = f"number of the {self.name}'s known frauds in a row at the end of {spoken(window, delay)}"
+        return self._feature(name, value, meaning, "payments", window=window)
+
+    @waits_for_label_delay
+    def fraud_streak_seconds(self, name: str, window: str, *, delay: str = "", hop: str = "") -> Feature:
+        """Returns the age of the current streak's oldest tile, in seconds (whole hops); missing without a streak."""
+        value = self._fraud_beside(name, window, delay, hop, Reduction.STREAK_AGE)
+        meaning = (
+            f"time since the first of the {self.name}'s known frauds in a row at the end of {spoken(window, delay)}"
+        )
+        return self._feature(name, value, meaning, "seconds", "no frauds in a row", window)
+
+    @waits_for_label_delay
+    def fraud_streak_amount_mean(self, name: str, window: str, *, delay: str = "", hop: str = "") -> Feature:
+        """Returns the mean amount of the current streak's frauds; missing without a streak.
+
+        At a compromised terminal the amounts are as usual. A streak of unusual amounts points to stolen cards instead.
+        """
+        total = self._fraud_beside(name, window, delay, hop, Reduction.STREAK_SUM, Column(Measure.FRAUD_AMOUNT))
+        count = self._fraud_beside(name, window, delay, hop, Reduction.STREAK)
+        meaning = f"mean amount of the {self.name}'s known frauds in a row at the end of {spoken(window, delay)}"
+        return self._feature(name, quotient(total, count), meaning, "minor units", "no frauds in a row", window)
+
+    def _fraud_beside(
+        self, name: str, window: str, delay: str, hop: str, reduction: Reduction, summed: Column | None = None
+    ) -> WindowedMeasure:
+        over = window_of(name, window, delay, hop)
+        fraud, payments = Column(Measure.FRAUD_COUNT), Column(Measure.COUNT)
+        return WindowedMeasure(self.name, fraud, over, reduction, beside=payments, summed=summed)

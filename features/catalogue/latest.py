@@ -1,0 +1,170 @@
+"""Words for what an entity did last: when, what it held, where it was.
+
+    card.seconds_since_last("since_last")               600.0 for a payment ten minutes after the last one
+    card.is_new("new_merchant", merchant_id)            1.0 if the card has not paid there lately
+    *card.last("card", 3, of=(amount, mcc)),            the time, the amount and the category of the last three payments
+    card.distance_to_last_km("card_jump_km", shop)      877.5 for a payment in Paris after one in Berlin
+
+A profile remembers the latest distinct values of an attribute (`is_new`), or some fields of the latest payments
+(`last`). Both are ordered by the payments' own times, and only payments by the time of this one count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from paywarden.features.catalogue.arguments import (
+    counted_column,
+    in_unit,
+    number_column,
+    own_number,
+    spoken_number,
+    unit_of,
+)
+from paywarden.features.catalogue.attributes import Attribute, AttributeKind, amount, country
+from paywarden.features.catalogue.expressions import (
+    Derived,
+    EntityRecency,
+    Expression,
+    Feature,
+    Latest,
+    Operation,
+    Recency,
+    Recollection,
+    Remembered,
+)
+from paywarden.features.catalogue.fields import Coordinates
+from paywarden.features.catalogue.windows import wrong
+from paywarden.features.catalogue.words import EntityWords
+
+# A card's last few dozen merchants or devices tell enough. Every further value adds six bytes to each profile.
+MEMORY_MAX = 64
+# Models take the latest payments one by one, as inputs: windows tell about more of them.
+LATEST_MAX, FIELDS_MAX = 8, 8
+
+
+class LatestWords(EntityWords):
+    """Words for earlier payments: when they were, and what they held."""
+
+    def seconds_since_last(self, name: str) -> Feature:
+        """Returns the seconds since the newest payment; 0 if it is later than this one; missing without any."""
+        meaning = f"time since the {self.name}'s last payment"
+        value = EntityRecency(self.name, Recency.SINCE_LAST)
+        return self._feature(name, value, meaning, "seconds", f"first payment of the {self.name}")
+
+    def seconds_since_first(self, name: str) -> Feature:
+        """Returns the seconds since the oldest payment ever; 0 if it is later than this one; missing without any."""
+        meaning = f"time since the {self.name}'s first payment"
+        value = EntityRecency(self.name, Recency.SINCE_FIRST)
+        return self._feature(name, value, meaning, "seconds", f"first payment of the {self.name}")
+
+    def last_amount(self, name: str) -> Feature:
+        """Returns the amount of the previous payment. Among payments of the same millisecond, the largest counts."""
+        value = Remembered(self.name, amount.column, 1, Recollection.LAST_VALUE)
+        meaning = f"amount of the {self.name}'s previous payment"
+        return self._feature(name, value, meaning, "minor units", f"first payment of the {self.name}")
+
+    def is_new(self, name: str, attribute: Attribute, *, among: int = 32) -> Feature:
+        """Returns 1 if the attribute's value is not among the entity's latest `among` different values, else 0."""
+        value = self._remembered(name, attribute, among, Recollection.IS_NEW)
+        meaning = f"whether {attribute.name} is not among the latest {among} different values of the {self.name}"
+        return self._feature(name, value, meaning, "0 or 1", f"the payment has no {attribute.name}")
+
+    def seconds_since_same(self, name: str, attribute: Attribute, *, among: int = 32) -> Feature:
+        """Returns the seconds since the last payment with the same value of an attribute.
+
+        Missing if the value is not among the latest `among` different values.
+        """
+        value = self._remembered(name, attribute, among, Recollection.SINCE_SAME)
+        meaning = f"time since the {self.name}'s last payment with the same {attribute.name}"
+        return self._feature(
+            name, value, meaning, "seconds", f"{attribute.name} is not among the latest {among} values"
+        )
+
+    def travel_kmh(self, name: str, *, among: int = 8) -> Feature:
+        """Returns the speed of a journey from the last payment's country to this one's, between the countries' middles.
+
+        0 in the same country. A journey counts as at least one minute long. Nobody travels faster than 1,000 km/h.
+        """
+        value = self._remembered(name, country, among, Recollection.TRAVEL_KMH)
+        meaning = f"speed of travel from the country of the {self.name}'s last payment to this one's"
+        return self._feature(name, value, meaning, "km/h", "one of the two countries is not known")
+
+    def last(self, prefix: str, payments: int, *, of: Sequence[Attribute] = ()) -> tuple[Feature, ...]:
+        """Returns features of each of the latest payments: how long ago it was, and a value for each attribute.
+
+        Example: `*card.last("card", 2, of=(amount, mcc))` makes card_1_seconds, card_1_amount and card_1_mcc of the
+        last payment, and card_2_… of the one before. A number has its own unit. A text, or a country, is 1 if it is
+        that of this payment, else 0. Each attribute adds a number to each remembered payment of a profile.
+        """
+        if type(payments) is not int or not 1 <= payments <= LATEST_MAX:
+            raise wrong(prefix, f"wanted 1 to {LATEST_MAX} payments, got {payments!r}")
+        if isinstance(of, Attribute) or len(of) > FIELDS_MAX:
+            raise wrong(prefix, f"`of` must list at most {FIELDS_MAX} attributes")
+        kept = tuple(self._kept(prefix, attribute) for attribute in of)
+        features = []
+        for place in range(payments):
+            which = "last payment" if place == 0 else f"payment number {place + 1}, counted from the last"
+            never = f"the {self.name} has no such payment"
+            ago = Latest(self.name, kept, payments, False, Recollection.AGO, place)
+            meaning = f"time since the {self.name}'s {which}"
+            features.append(self._feature(f"{prefix}_{place + 1}_seconds", ago, meaning, "seconds", never))
+            for field, attribute in enumerate(of):
+                is_number = kept[field][1]
+                question = Recollection.NUMBER_OF if is_number else Recollection.IS_SAME
+                value: Expression = Latest(self.name, kept, payments, False, question, place, field)
+                unit, meaning = "0 or 1", f"whether {attribute.name} is that of the {self.name}'s {which}"
+                missing = f"{never}, or one of the two payments has no {attribute.name}"
+                if is_number:
+                    value, unit = in_unit(value, attribute), unit_of(attribute)
+                    meaning = f"{spoken_number(attribute)} of the {self.name}'s {which}"
+                    missing = never if attribute.name == amount.name else f"{never}, or it has no {attribute.name}"
+                features.append(self._feature(f"{prefix}_{place + 1}_{attribute.name}", value, meaning, unit, missing))
+        return tuple(features)
+
+    def last_value(self, name: str, *, of: Attribute) -> Feature:
+        """Returns a number of the latest payment that has it; of payments of one millisecond, the largest."""
+        meaning = f"{spoken_number(of)} of the {self.name}'s last payment that has it"
+        missing = f"no earlier payment of the {self.name} has {of.name}"
+        return self._feature(name, in_unit(self._last_number(name, of), of), meaning, unit_of(of), missing)
+
+    def difference_to_last(self, name: str, *, of: Attribute) -> Feature:
+        """Returns this payment's number minus that of the latest payment that has it."""
+        difference = Derived(Operation.SUBTRACT, (own_number(of), self._last_number(name, of)))
+        meaning = f"{spoken_number(of)} minus that of the {self.name}'s last payment that has it"
+        missing = f"this payment, or every earlier one of the {self.name}, has no {of.name}"
+        return self._feature(name, in_unit(difference, of), meaning, unit_of(of), missing)
+
+    def distance_to_last_km(self, name: str, place: Coordinates) -> Feature:
+        """Returns the great-circle distance from the latest payment that has coordinates to this one."""
+        value = self._journey(name, place, Recollection.DISTANCE_KM)
+        meaning = f"distance from {place.name} of the {self.name}'s last payment that has it"
+        return self._feature(name, value, meaning, "km", f"this payment, or every earlier one, has no {place.name}")
+
+    def speed_kmh(self, name: str, place: Coordinates) -> Feature:
+        """Returns the speed of a journey from the latest payment that has coordinates to this one.
+
+        A journey counts as at least one minute long. Nobody travels faster than 1,000 km/h.
+        """
+        value = self._journey(name, place, Recollection.SPEED_KMH)
+        meaning = f"speed of travel from {place.name} of the {self.name}'s last payment that has it"
+        return self._feature(name, value, meaning, "km/h", f"this payment, or every earlier one, has no {place.name}")
+
+    def _remembered(self, name: str, attribute: Attribute, among: int, recollection: Recollection) -> Remembered:
+        if not 1 <= among <= MEMORY_MAX:
+            raise wrong(name, f"`among` must be 1 to {MEMORY_MAX}, got {among!r}")
+        return Remembered(self.name, counted_column(name, attribute), among, recollection)
+
+    def _last_number(self, name: str, of: Attribute) -> Latest:
+        return Latest(self.name, ((number_column(name, of), True),), 1, True, Recollection.NUMBER_OF)
+
+    def _journey(self, name: str, place: Coordinates, question: Recollection) -> Latest:
+        if not isinstance(place, Coordinates):
+            raise wrong(name, f"wanted coordinates of payment.py, got {place!r}")
+        fields = ((place.latitude.column, True), (place.longitude.column, True))
+        return Latest(self.name, fields, 1, True, question)
+
+    def _kept(self, name: str, attribute: Attribute) -> tuple[int, bool]:
+        if isinstance(attribute, Attribute) and attribute.kind in (AttributeKind.TEXT, AttributeKind.COUNTRY):
+            return attribute.column, False
+        return number_column(name, attribute), True

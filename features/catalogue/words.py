@@ -1,0 +1,76 @@
+"""What all words of an entity share: how they make a feature, a measure over a window, and a meaning in English."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from paywarden.features.catalogue.attributes import Attribute, Condition
+from paywarden.features.catalogue.expressions import Column, Expression, Feature, Reduction, WindowedMeasure
+from paywarden.features.catalogue.windows import duration_ms, line_of_caller, window_of
+
+# Fields that every payment has.
+_ALWAYS_THERE = frozenset({"card_id", "merchant_id"})
+
+
+@dataclass(frozen=True)
+class EntityWords:
+    """An entity's name, its key, and the line that declares it."""
+
+    name: str
+    key: str | tuple[str, ...]
+    line: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "line", line_of_caller())
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Returns the payment's fields that identify the entity, in order."""
+        return (self.key,) if isinstance(self.key, str) else self.key
+
+    def _feature(
+        self, name: str, value: Expression, meaning: str, unit: str, missing: str = "", window: str = ""
+    ) -> Feature:
+        optional = " or ".join(key for key in self.keys if key not in _ALWAYS_THERE)
+        reasons = [reason for reason in (missing, optional and f"the payment has no {optional}") if reason]
+        missing = "; ".join(reasons) or "never"
+        return Feature(name, value, meaning, unit, missing, self.name, window, line_of_caller())
+
+    def _over(
+        self,
+        name: str,
+        column: Column,
+        window: str,
+        delay: str,
+        hop: str,
+        reduction: Reduction = Reduction.SUM,
+    ) -> WindowedMeasure:
+        return WindowedMeasure(self.name, column, window_of(name, window, delay, hop), reduction)
+
+    def _decayed(
+        self, name: str, column: Column, half_life: str, window: str, hop: str, delay: str = ""
+    ) -> WindowedMeasure:
+        over = window_of(name, window, delay, hop)
+        return WindowedMeasure(self.name, column, over, Reduction.DECAYED, duration_ms(name, half_life))
+
+
+def spoken(window: str, delay: str = "") -> str:
+    """Returns how a meaning speaks of a window."""
+    return f"the {window} that ended {delay} ago" if delay else f"the last {window}"
+
+
+def spoken_where(condition: Condition | Attribute | None) -> str:
+    """Returns how a meaning speaks of a condition."""
+    if condition is None:
+        return ""
+    return f" where {condition.text if isinstance(condition, Condition) else condition.name + ' is true'}"
+
+
+def spoken_half_life(half_life: str) -> str:
+    """Returns how a meaning speaks of a half-life."""
+    return f", each weighing half as much for every {half_life} of age"
+
+
+def spoken_including(including_this: bool) -> str:
+    """Returns how a meaning says that this payment counts."""
+    return ", this one included" if including_this else ""
