@@ -37,6 +37,12 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = _Finder
 
 
 @cache
+def owners() -> dict[str, list[str]]:
+    """Returns the distributions that bring each module, which takes half a second to find out."""
+    return {module: list(names) for module, names in packages_distributions().items()}
+
+
+@cache
 def extras() -> dict[str, list[Requirement]]:
     """Returns the requirements of each extra in pyproject.toml. The key "" has those of every installation."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -77,9 +83,7 @@ def only(extra: str, folder: Path) -> dict[str, str]:
     """Returns variables for a process that sees the modules of this extra and of no other. `folder` is for its use."""
     installed = installed_by(extra)
     hidden = [
-        module
-        for module, owners in packages_distributions().items()
-        if not installed & {canonicalize_name(owner) for owner in owners}
+        module for module, names in owners().items() if not installed & {canonicalize_name(name) for name in names}
     ]
     (folder / "sitecustomize.py").write_text(_HIDING, encoding="utf-8")
     return {"PYTHONPATH": f"{folder}:{ROOT}", "PAYWARDEN_TEST_HIDDEN": " ".join(hidden)}
