@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ from paywarden.streams.kafka.client import KafkaSettings
 from tests.services.deployment import Deployment
 from tests.services.fetch import ServiceMissing
 from tests.services.kafka import KafkaServer
+from tests.services.made_once import VARIABLE
 from tests.services.missing_tools import missing_line
 from tests.services.registry import RegistryServer
 
@@ -23,6 +26,18 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # An example that is slow on a busy machine is not a failure.
 hypothesis.settings.register_profile("paywarden", deadline=None)
 hypothesis.settings.load_profile("paywarden")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make a folder for what all processes of the run share. With xdist the controller does it."""
+    if VARIABLE not in os.environ:
+        folder = os.environ[VARIABLE] = tempfile.mkdtemp(prefix="paywarden-test-")
+
+        def remove() -> None:
+            del os.environ[VARIABLE]
+            shutil.rmtree(folder, ignore_errors=True)
+
+        config.add_cleanup(remove)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -4,13 +4,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.services.made_once import made_once
 from tests.services.processes import run_paywarden
 
 
 @pytest.fixture(scope="session")
-def history(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def history() -> Path:
     """The folder of a simulated month. Do not change its files."""
-    folder = tmp_path_factory.mktemp("history")
-    done = run_paywarden("simulate", "--cards", "800", "--days", "30", "--seed", "4", "--out", str(folder))
-    assert done.returncode == 0, done.stderr
-    return folder
+
+    def make(folder: Path) -> None:
+        done = run_paywarden("simulate", "--cards", "800", "--days", "30", "--seed", "4", "--out", str(folder))
+        assert done.returncode == 0, done.stderr
+
+    return made_once("history", make)

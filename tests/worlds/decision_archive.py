@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from threading import Event
 
+from paywarden.models.bundle.bundle import Manifest
 from paywarden.models.drift.detectors import DAY_MS, HOUR_MS
 from paywarden.streams.archive.archive import Archiver
 from tests.fakes.topic_memory import IDS, MemoryTopic
@@ -12,8 +13,12 @@ from tests.worlds import small_world
 from tests.worlds.small_decisions import SmallDecisions
 
 FIRST_DAY = 19_730
-MANIFEST = small_world.loaded_bundle().manifest
 DAYS, PER_HOUR = 3, 20
+
+
+def manifest() -> Manifest:
+    """Returns the manifest of the bundle that decided."""
+    return small_world.loaded_bundle().manifest
 
 
 def write_decision_archive(folder: Path) -> None:

@@ -4,7 +4,8 @@
     engine()          an engine that is warm
     profiles()        the packed profile of each entity after the whole history, by its key in the store
 
-Each is made once per process and shared. tests/worlds/small_world.py has a model trained on this history.
+Each is made once per process and shared; the payments are made once per run. tests/worlds/small_world.py has a model
+trained on this history.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from paywarden.features.history.history import History, history_of_tables
 from paywarden.features.history.point_in_time import PointInTimeReplay
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import RateTable, load_rates
+from tests.services.made_once import tables_made_once
 
 DAY_MS = 86_400_000
 CARDS, DAYS, SEED = 300, 30, 2
@@ -27,7 +29,7 @@ FIRST_DAY = DEFAULT_START_MS // DAY_MS
 @cache
 def tables() -> tuple[pa.Table, pa.Table]:
     """Returns (payments, outcomes) from `simulate`."""
-    return simulate(cards=CARDS, days=DAYS, seed=SEED)
+    return tables_made_once("small_history", lambda: simulate(cards=CARDS, days=DAYS, seed=SEED))
 
 
 @cache

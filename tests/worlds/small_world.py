@@ -3,14 +3,12 @@
     history()         30 days of 300 cards, about 13,000 payments
     trained_bundle()  a bundle trained on days 2 to 19, 20 trees, compiled if there is a compiler; takes two seconds
 
-Each is made once per process and shared. Copy a bundle with `copied_bundle` before you change one of its files.
+One process of a run makes a bundle, and all use it. Copy it with `copied_bundle` before you change one of its files.
 """
 
 from __future__ import annotations
 
-import atexit
 import shutil
-import tempfile
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -20,6 +18,7 @@ from paywarden.models.metrics.evaluation import Days
 from paywarden.models.training.settings import TrainingSettings
 from paywarden.models.training.table import TrainingTable, training_table
 from paywarden.models.training.training import train_bundle
+from tests.services.made_once import made_once
 from tests.worlds.small_history import CARDS, DAY_MS, DAYS, FIRST_DAY, SEED, engine, history, rates, tables
 
 __all__ = [
@@ -72,10 +71,13 @@ def table() -> TrainingTable:
 @cache
 def trained_bundle() -> Path:
     """Returns the folder of the bundle. Do not change it."""
-    folder = Path(tempfile.mkdtemp(prefix="paywarden-test-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    train_bundle(table(), TRAINING_DAYS, folder / "bundle", engine=engine(), settings=SETTINGS)
-    return folder / "bundle"
+    return _trained("bundle", SETTINGS)
+
+
+def _trained(name: str, settings: TrainingSettings) -> Path:
+    return made_once(
+        name, lambda folder: train_bundle(table(), TRAINING_DAYS, folder, engine=engine(), settings=settings)
+    )
 
 
 @cache
@@ -87,10 +89,7 @@ def loaded_bundle() -> Bundle:
 @cache
 def other_bundle() -> Path:
     """Returns the folder of a challenger: a bundle trained on the same rows, with fewer trees. Do not change it."""
-    folder = Path(tempfile.mkdtemp(prefix="paywarden-test-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    train_bundle(table(), TRAINING_DAYS, folder / "other", engine=engine(), settings=replace(SETTINGS, trees=6))
-    return folder / "other"
+    return _trained("other", replace(SETTINGS, trees=6))
 
 
 @cache
@@ -102,10 +101,7 @@ def other_loaded_bundle() -> Bundle:
 @cache
 def cascade_bundle() -> Path:
     """Returns the folder of a bundle with a cascade, whose first model has six trees. Do not change it."""
-    folder = Path(tempfile.mkdtemp(prefix="paywarden-test-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    train_bundle(table(), TRAINING_DAYS, folder / "cascade", engine=engine(), settings=CASCADE_SETTINGS)
-    return folder / "cascade"
+    return _trained("cascade", CASCADE_SETTINGS)
 
 
 def copied_bundle(folder: Path, bundle: Path | None = None) -> Path:

@@ -14,7 +14,7 @@ from paywarden.schemas.settings import Source
 from paywarden.streams.drift.settings import DriftSettings
 from tests.services.processes import run_paywarden
 from tests.worlds import small_world
-from tests.worlds.decision_archive import DAYS, FIRST_DAY, MANIFEST, PER_HOUR, write_decision_archive
+from tests.worlds.decision_archive import DAYS, FIRST_DAY, PER_HOUR, manifest, write_decision_archive
 
 
 @pytest.fixture(scope="module")
@@ -28,15 +28,15 @@ def test_the_command_writes_a_file_that_replaces_the_bundles_reference(archive: 
     out, days = tmp_path / "well.npz", ("--from", date_of_day(FIRST_DAY), "--to", date_of_day(FIRST_DAY + 2))
     bundle = str(small_world.trained_bundle())
     done = run_paywarden("drift", "reference", "--archive", str(archive), "--bundle", bundle, *days, "--out", str(out))
-    assert done.stdout.startswith(f"{out}: model {MANIFEST.model_version}, {DAYS * 24 * PER_HOUR} decisions"), (
+    assert done.stdout.startswith(f"{out}: model {manifest().model_version}, {DAYS * 24 * PER_HOUR} decisions"), (
         done.stderr
     )
     source = Source({"drift": {"bundles": [bundle], "references": [str(out)]}}, {})
     found = drift_references(source, source.section("drift", DriftSettings))
-    assert found.keys() == {MANIFEST.model_version}
-    assert found[MANIFEST.model_version].digest == read_reference(out).digest
+    assert found.keys() == {manifest().model_version}
+    assert found[manifest().model_version].digest == read_reference(out).digest
     own = drift_references(source, DriftSettings(bundles=(bundle,)))
-    assert own[MANIFEST.model_version].digest != found[MANIFEST.model_version].digest
+    assert own[manifest().model_version].digest != found[manifest().model_version].digest
     refused = run_paywarden(
         "drift", "reference", "--archive", str(tmp_path), "--bundle", bundle, *days, "--out", str(out)
     )
@@ -49,7 +49,7 @@ def test_a_log_says_that_a_bundle_without_a_reference_is_watched_less(
 ) -> None:
     bundle = tmp_path / "bundle"
     bundle.mkdir()
-    record = json.loads(MANIFEST.to_json())
+    record = json.loads(manifest().to_json())
     del record["files"][REFERENCE]
     (bundle / "manifest.json").write_text(json.dumps(record))
     assert drift_references(Source({}, {}), DriftSettings(bundles=(str(bundle),))) == {}

@@ -11,7 +11,7 @@ from paywarden.models.drift.signal_layout import Kinds
 from paywarden.models.metrics.evaluation import Days
 from paywarden.schemas.errors import Misconfigured
 from paywarden.streams.drift.reference import live_reference
-from tests.worlds.decision_archive import DAYS, FIRST_DAY, MANIFEST, PER_HOUR, write_decision_archive
+from tests.worlds.decision_archive import DAYS, FIRST_DAY, PER_HOUR, manifest, write_decision_archive
 
 
 @pytest.fixture(scope="module")
@@ -22,25 +22,25 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_reference_has_the_models_decisions_on_these_days(archive: Path) -> None:
-    made = live_reference(archive, MANIFEST, Days(FIRST_DAY, FIRST_DAY + DAYS - 1))
-    assert made.model_version == MANIFEST.model_version
+    made = live_reference(archive, manifest(), Days(FIRST_DAY, FIRST_DAY + DAYS - 1))
+    assert made.model_version == manifest().model_version
     assert made.counts.payments[0] == DAYS * 24 * PER_HOUR
     assert made.kinds == Kinds.SCORE | Kinds.INPUTS | Kinds.QUALITY
     # The reference knows ages and actions.
     assert made.counts.ages[0, :-1].sum() == made.counts.payments[0]
     assert made.counts.actions[0, 1:].sum() > 0
-    fewer = live_reference(archive, MANIFEST, Days(FIRST_DAY, FIRST_DAY + 1))
+    fewer = live_reference(archive, manifest(), Days(FIRST_DAY, FIRST_DAY + 1))
     assert fewer.counts.payments[0] == 2 * 24 * PER_HOUR
 
 
 def test_days_without_decisions_and_too_few_days_are_refused(archive: Path) -> None:
     with pytest.raises(Misconfigured, match=r"holds no decision of model m-\w+ from"):
-        live_reference(archive, MANIFEST, Days(FIRST_DAY + 20, FIRST_DAY + 30))
+        live_reference(archive, manifest(), Days(FIRST_DAY + 20, FIRST_DAY + 30))
     with pytest.raises(Misconfigured, match="wanted decisions of 2 days or more"):
-        live_reference(archive, MANIFEST, Days(FIRST_DAY, FIRST_DAY))
+        live_reference(archive, manifest(), Days(FIRST_DAY, FIRST_DAY))
 
 
 def test_decisions_of_another_catalogue_are_refused(archive: Path) -> None:
-    manifest = replace(MANIFEST, model_version="m-other")
+    other = replace(manifest(), model_version="m-other")
     with pytest.raises(Misconfigured, match="decisions of model m-other have no vectors of its"):
-        live_reference(archive, manifest, Days(FIRST_DAY, FIRST_DAY + 1))
+        live_reference(archive, other, Days(FIRST_DAY, FIRST_DAY + 1))
