@@ -12,6 +12,7 @@ PERF := kernels pipeline drift_counts drift scoring fields burst callers cold_st
 
 .DEFAULT_GOAL := help
 .PHONY: help install services demo test fuzz check format perf proto clean
+.PHONY: check-types check-style check-imports check-pages check-proto
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,12 +57,24 @@ fuzz: install ## run each fuzz target for FUZZ_SECONDS (60), guided by coverage
 	@for name in $$($(BIN)/python -m tests.fuzz --list); do \
 		$(BIN)/python -m tests.fuzz --target $$name --seconds $(FUZZ_SECONDS) || exit 1; done
 
+# Types take as long as all other checks together: two at once.
 check: install ## lint, types, import layers, generated code and pages
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target check-types check-style check-imports check-pages check-proto
+
+check-types:
+	$(BIN)/mypy
+
+check-style:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+
+check-imports:
 	$(BIN)/lint-imports
+
+check-pages:
 	$(BIN)/python -m paywarden.ops.reference --check
+
+check-proto:
 	@$(MAKE) --no-print-directory proto OUT=$(VENV)/proto
 	@for file in schemas/proto/*_pb2.py schemas/proto/*_pb2.pyi; do \
 		cmp -s $$file $(VENV)/proto/$$file || { echo "$$file is not what its .proto gives: make proto" >&2; exit 1; }; done
