@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from paywarden.features.kernel import machine_code
 from tests.checkout import CHECKOUT
 
 # The folders at the top of the repository; installed, they are `paywarden.schemas` and so on.
 ROOTS = ("schemas", "features", "models", "scoring", "streams", "ops")
-# Numba compiles the kernel anew for every place where it is installed.
+# Where the code of the checkout is not kept, the demonstration compiles all of it.
 pytestmark = pytest.mark.timeout(1200)
 
 
@@ -64,6 +65,10 @@ def pip(*arguments: str) -> None:
 def run(installed: Path, project: Path, *arguments: str) -> str:
     """Run a command of the installed console script in the project's folder. Returns its output."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    # The wheel has the sources of the checkout, so the code that is compiled from them is the same.
+    kept = machine_code.directory()
+    if kept is not None:
+        environment["NUMBA_CACHE_DIR"] = str(kept.parent)
     done = subprocess.run(
         [str(installed / "paywarden"), *arguments],
         capture_output=True,
