@@ -6,6 +6,11 @@ import time
 
 import pyarrow as pa
 
+from paywarden.features.catalogue.loading import load_catalogue
+from paywarden.features.history.history import history_of_tables
+from paywarden.features.history.point_in_time import PointInTimeReplay
+from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.features.profiles.money import load_rates
 from paywarden.features.stores.lmdb import LmdbSettings
 from paywarden.features.stores.lmdb_sets import LmdbSets
 from paywarden.features.stores.profile_sets import ProfileSets
@@ -90,6 +95,70 @@ def test_a_rebuild_beside_the_live_stream_equals_the_topics(deployment: Deployme
     assert b"card:ghost" in read_set(deployment, "")
     dropped = deployment.run("profile-sets", "drop", "first")
     assert dropped.returncode == 0, dropped.stderr
+
+
+GROWN = """\
+from paywarden.features.catalogue.attributes import card_id, ip
+from paywarden.features.catalogue.catalogue import CATALOGUE as PACKAGED
+from paywarden.features.catalogue.catalogue import card
+from paywarden.features.catalogue.entity import Catalogue, Entity
+
+address = Entity("address", key="ip")
+CATALOGUE = Catalogue(
+    (*PACKAGED.entities, address),
+    (
+        *PACKAGED.features,
+        card.is_new("card_new_address", ip),
+        address.count("address_count_7d", "7d"),
+        address.distinct("address_cards_7d", card_id, "7d"),
+    ),
+)
+"""
+
+
+def test_a_rebuild_fills_a_new_entity_and_feature_beside_live_traffic(
+    deployment: Deployment, settings: KafkaSettings
+) -> None:
+    payments, outcomes = small_world()
+    half = len(payments) // 2
+    group = f"{settings.topic_prefix}stream"
+    topics = Topics(settings)
+    send(topics, payments.slice(0, half))
+    stream = deployment.start("stream")
+    wait_until_worked_in(settings, group)
+    assert stream.stop() == 0
+    path = deployment.folder / "catalogue.py"
+    path.write_text(GROWN, encoding="utf-8")
+    deployment.configure("features", 'catalogue = "catalogue.py"\n')
+    created = deployment.run("topics", "create")
+    assert created.stdout.split() == [settings.topic(repartition_topic("address"))], created.stderr
+    stream = deployment.start("stream")
+    done = deployment.run("rebuild", "--from-beginning")
+    assert done.returncode == 0, done.stderr
+    name, entities = done.stdout.strip(), (*ENTITIES, "address")
+    send(topics, payments.slice(half), outcomes)
+    wait_until_worked_in(settings, f"{group}-{name}", profile_set=name, entities=entities)
+    stream.stop()
+    store = sets_of(deployment).open(name, readonly=True)
+    rebuilt = {key: state for entity in entities for key, state in store.scan(entity)}
+    store.close()
+    wanted = replayed_profiles(FeatureEngine(load_catalogue(path)), payments, outcomes)
+    assert sum(key.startswith(b"address:") for key in wanted) > 20
+    assert_profiles_equal(rebuilt, wanted)
+
+
+def replayed_profiles(engine: FeatureEngine, payments: pa.Table, outcomes: pa.Table) -> dict[bytes, bytes]:
+    """Returns the profiles of every entity after a history."""
+    replay = PointInTimeReplay(history_of_tables(payments, outcomes), engine, load_rates())
+    for _ in replay.chunks():
+        pass
+    replay.finish()
+    return {
+        key: state
+        for column, states in zip(replay.entities, replay.profiles, strict=True)
+        for key, state in zip(column.store_keys(), states, strict=True)
+        if state is not None
+    }
 
 
 def test_dropping_a_set_deletes_its_topics_and_no_others(deployment: Deployment, settings: KafkaSettings) -> None:
