@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,13 @@ def prequential(data: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     assert done.exit_code == 0, done.output
     result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return result
+
+
+def test_the_ceiling_of_the_data_stands_beside_the_models(single: tuple[str, dict[str, Any]]) -> None:
+    said, result = single
+    (ceiling,) = result["ceiling"]
+    assert all(0 <= value <= 1 for value in ceiling.values())
+    assert re.search(rf"generator's ceiling +test, mean +{ceiling['auc_roc']:.4f}", said)
 
 
 def test_the_file_says_what_was_run(single: tuple[str, dict[str, Any]]) -> None:
