@@ -1,16 +1,19 @@
-"""Make scores probabilities on later days, and say how far they are off there.
+"""Say how far scores are off as probabilities on later days, and follow the newest days if the settings say so.
 
 How it works:
 
 1. Each row's margin is out of fold. The last block of days, the *newest days*, has margins of a model that was trained
    on earlier days alone: they are like those of days to come.
 2. Platt scaling over all rows gives slope and intercept (models/training/calibration.py). If a feature grows with the
-   age of the data or fraud itself changes, the mean score of the newest days is not their share of frauds.
-3. The intercept is then moved so that it is, as far as chance does not explain the distance: by the factor
-   max(0, 1 - variance / distance²), after W. James and C. Stein, "Estimation with quadratic loss" (1961). Frauds come
-   in series, so the variance is that of whole days.
-4. The same is done with the first half of the newest days, and measured on the second half, on which nothing was
-   fitted. `LaterDays` says how far the scores are off there.
+   age of the data or fraud itself changes, the mean score of the newest days is not their share of frauds. How far it
+   is off is measured with a scaling of the other rows: `LaterDays`.
+3. With `follow_newest_days`, the intercept is moved so that the newest days have the right mean, as far as chance does
+   not explain the distance: by the factor max(0, 1 - variance / distance²), after W. James and C. Stein, "Estimation
+   with quadratic loss" (1961). Frauds come in series, so the variance is that of whole days. The same is done with the
+   first half of the newest days, and measured on the second half, on which nothing was fitted.
+
+The model of earlier days has seen fewer days than the bundle's. Where the window begins with the data, its features
+were still filling, and it is further off than the bundle's will be. Following is therefore not the default.
 
 Example: the newest days have a mean score of 0.0060 and 0.0075 frauds a payment, a ratio of 0.80 with the interval 0.70
 to 0.92. The distance is log 0.80 = -0.223, its standard deviation 0.070: 90 % of it is taken, and the ratio becomes
@@ -31,6 +34,7 @@ from paywarden.models.metrics.curves import mean_calibration
 from paywarden.models.metrics.evaluation import date_of_day
 from paywarden.models.metrics.intervals import FRAUDS_FEW, Z_95
 from paywarden.models.training.calibration import fit_calibration
+from paywarden.schemas.errors import Misconfigured
 
 # The intercept is found to this many of log-odds; it is never moved further than _SHIFT_MAX.
 _TOLERANCE = 1e-12
@@ -82,14 +86,21 @@ class Calibration:
 
 
 def calibrate(
-    margins: NDArray[np.float64], label: NDArray[np.int64], day: NDArray[np.int64], newest: NDArray[np.bool_]
+    margins: NDArray[np.float64],
+    label: NDArray[np.int64],
+    day: NDArray[np.int64],
+    newest: NDArray[np.bool_],
+    *,
+    follow: bool = False,
 ) -> Calibration:
     """Returns the calibration of out-of-fold margins. All arrays: (rows,). `newest`: the rows of the newest days.
 
-    Raises Misconfigured as `fit_calibration` does.
+    `follow`: move it to the newest days. Raises Misconfigured as `fit_calibration` does.
     """
     slope, intercept = fit_calibration(margins, label)
     plain = Calibration(slope, intercept)
+    if not follow:
+        return _measured(plain, margins, label, day, newest)
     days = np.unique(day[newest])
     middle = days[len(days) // 2] if len(days) else 0
     halves = newest & (day < middle), newest & (day >= middle)
@@ -101,6 +112,25 @@ def calibrate(
     tried = _moved(plain, margins[first], label[first], day[first])
     later = _later_days(tried, margins[second], label[second], day[second])
     return replace(_moved(plain, margins[newest], label[newest], day[newest]), later=later)
+
+
+def _measured(
+    plain: Calibration,
+    margins: NDArray[np.float64],
+    label: NDArray[np.int64],
+    day: NDArray[np.int64],
+    newest: NDArray[np.bool_],
+) -> Calibration:
+    """Returns the calibration with what a scaling of the other rows has on the newest days."""
+    frauds = [int(label[part].sum()) for part in (~newest, newest)]
+    if min(frauds) < FRAUDS_FEW:
+        reason = f"there are {frauds[0]} frauds, and {frauds[1]} on the newest days, and {FRAUDS_FEW} each are needed"
+        return replace(plain, left_out=reason)
+    try:
+        others = Calibration(*fit_calibration(margins[~newest], label[~newest]))
+    except Misconfigured as reason:
+        return replace(plain, left_out=str(reason))
+    return replace(plain, later=_later_days(others, margins[newest], label[newest], day[newest]))
 
 
 def _moved(

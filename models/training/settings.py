@@ -49,6 +49,8 @@ class TrainingSettings:
     # The share of the genuine payments that trees are grown on. Calibration and metrics always use all payments.
     genuine_sample_share: float = 1.0
     folds: int = 3
+    # Whether the newest third of the days moves the calibration (models/training/later_days.py).
+    follow_newest_days: bool = False
     # How many of the window's last days are held out to choose parameters; 0 means a fifth of the window. With several
     # folds, each fold's days come directly before the next fold's.
     validation_days: int = 0

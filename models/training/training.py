@@ -6,8 +6,8 @@ How it works:
    parameters as well (models/training/search.py).
 2. The window is cut into `folds` blocks of whole days, if it has enough days. A model trained on the other blocks
    scores each block. These out-of-fold scores determine the calibration, the default thresholds and the metrics. The
-   last block, scored by a model of earlier days alone, moves the calibration (models/training/later_days.py). All rows
-   are scored, whatever share of the genuine ones the trees are grown on.
+   last block, scored by a model of earlier days alone, tells how far scores are off on later days
+   (models/training/later_days.py). All rows are scored, whatever share of the genuine ones the trees are grown on.
 3. With a cascade, a small model gets out-of-fold margins the same way, and its thresholds are chosen
    (models/training/cascade_choice.py).
 4. A model trained on all rows goes into the bundle, and its native library is compiled.
@@ -102,7 +102,9 @@ def train_bundle(
     with progress("growing trees", tree_count) as on_tree:
         large = _grown(table, fold, settings, names, on_tree, distilled=distilled)
         first = _grown(table, fold, settings.of_the_first(), names, on_tree) if settings.cascade else None
-    calibration = calibrate(large.margins, table.label, table.day, fold == fold.max())
+    calibration = calibrate(
+        large.margins, table.label, table.day, fold == fold.max(), follow=settings.follow_newest_days
+    )
     slope, intercept = calibration.slope, calibration.intercept
     margins, cascade = large.margins, None
     scores = calibrated(margins, slope, intercept)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from paywarden.models.bundle.bundle import calibrated
+from paywarden.models.training.calibration import fit_calibration
 from paywarden.models.training.later_days import calibrate
 
 ROWS, DAYS = 30_000, 30
@@ -23,7 +24,7 @@ def label_of(log_odds: np.ndarray[tuple[int], np.dtype[np.float64]]) -> np.ndarr
 def test_scores_follow_the_fraud_of_the_newest_days() -> None:
     """From day 15 on there is twice the fraud that the margins say: pooled calibration is too low on later days."""
     label = label_of(TRUTH + np.where(DAY >= 15, math.log(2.0), 0.0))
-    found = calibrate(TRUTH, label, DAY, NEWEST)
+    found = calibrate(TRUTH, label, DAY, NEWEST, follow=True)
     mean = calibrated(TRUTH[NEWEST], found.slope, found.intercept).mean()
     plain = calibrated(TRUTH[NEWEST], found.slope, found.intercept - found.shift).mean()
     assert plain / label[NEWEST].mean() < 0.9
@@ -35,15 +36,15 @@ def test_scores_follow_the_fraud_of_the_newest_days() -> None:
 
 def test_chance_alone_moves_nothing_much() -> None:
     label = label_of(TRUTH)
-    assert abs(calibrate(TRUTH, label, DAY, NEWEST).shift) < 0.05
+    assert abs(calibrate(TRUTH, label, DAY, NEWEST, follow=True).shift) < 0.05
 
 
 def test_the_days_it_is_measured_on_have_no_part_in_its_calibration() -> None:
     """The second half of the newest days turns into pure fraud: the calibration it is measured with cannot know."""
     label = label_of(TRUTH)
     spoilt = np.where(DAY >= 25, np.int64(1), label)
-    honest = calibrate(TRUTH[DAY < 25], label[DAY < 25], DAY[DAY < 25], NEWEST[DAY < 25])
-    found = calibrate(TRUTH, spoilt, DAY, NEWEST)
+    honest = calibrate(TRUTH[DAY < 25], label[DAY < 25], DAY[DAY < 25], NEWEST[DAY < 25], follow=True)
+    found = calibrate(TRUTH, spoilt, DAY, NEWEST, follow=True)
     assert honest.later is not None
     assert found.later is not None
     assert found.later.fraud_share == 1.0
@@ -53,6 +54,18 @@ def test_the_days_it_is_measured_on_have_no_part_in_its_calibration() -> None:
 def test_a_handful_of_frauds_decides_nothing_and_says_so() -> None:
     label = label_of(TRUTH)
     rare = np.where((DAY >= 20) & (np.arange(ROWS) % 40 != 0), np.int64(0), label)
-    found = calibrate(TRUTH, rare, DAY, NEWEST)
+    found = calibrate(TRUTH, rare, DAY, NEWEST, follow=True)
     assert (found.shift, found.later) == (0.0, None)
     assert "frauds in their halves, and 20 are needed" in found.left_out
+
+
+def test_without_following_the_newest_days_are_only_measured() -> None:
+    """The calibration is that of all rows; the measure is of a calibration that never saw the newest days."""
+    label = label_of(TRUTH + np.where(DAY >= 20, math.log(2.0), 0.0))
+    found = calibrate(TRUTH, label, DAY, NEWEST)
+    assert (found.slope, found.intercept) == fit_calibration(TRUTH, label)
+    assert found.later is not None
+    assert (found.later.first_day, found.later.last_day) == ("1970-01-21", "1970-01-30")
+    assert found.later.high < 0.8
+    rare = np.where(NEWEST, np.int64(0), label)
+    assert "and 0 on the newest days, and 20 each are needed" in calibrate(TRUTH, rare, DAY, NEWEST).left_out

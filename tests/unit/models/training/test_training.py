@@ -201,6 +201,20 @@ def test_the_feature_that_separates_frauds_is_the_most_important(tmp_path: Path)
     assert sum(manifest.importance_split) > 0
 
 
+def test_no_tree_asks_for_a_clock_or_for_what_is_left_out(tmp_path: Path) -> None:
+    """The first column tells frauds, but its setting leaves it out. The third grows with the data."""
+    table, names = wide_table(rows=3000), small_world.engine().plan.names
+    table.vectors[:, 2] = np.arange(3000) + 500 * table.label
+    settings = replace(QUICK, trees=10, leave_out=(names[0],))
+    manifest = train_bundle(table, WINDOW, tmp_path / "b", engine=small_world.engine(), settings=settings)
+    assert manifest.parameters["leave_out"] == [names[0], names[2]]
+    assert (manifest.importance_split[0], manifest.importance_split[2]) == (0, 0)
+    assert manifest.most_important(1)[0][0] == names[1]
+    assert [feature["name"] for feature in manifest.evidence["drifting"]] == [names[2]]
+    old = replace(manifest, evidence={})
+    assert '"evidence"' not in old.to_json(), "the digest of a bundle of before stays what it was"
+
+
 def test_a_bundle_with_directions_passes_the_gate_and_keeps_them(tmp_path: Path) -> None:
     table, names = wide_table(), small_world.engine().plan.names
     settings = replace(QUICK, trees=30, monotone={names[2]: -1})
