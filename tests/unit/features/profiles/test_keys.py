@@ -20,6 +20,7 @@ from paywarden.features.history.history import history_of_tables
 from paywarden.features.profiles.keys import SEPARATOR, entity_key, hashed_id, key_maker
 from paywarden.features.stores.base import KEY_BYTES_MAX, split_key
 from paywarden.schemas.errors import InvalidEvent
+from paywarden.schemas.payment_fields import TABLE_ALONE
 
 IDS = st.text(st.characters(exclude_characters=SEPARATOR, codec="utf-8"), min_size=1, max_size=40)
 LONG_IDS = st.one_of(IDS, IDS.map(lambda text: text * 20))
@@ -149,6 +150,8 @@ class Names:
 
 class Large:
     """A history of two payments that have the first and the last of so many values in every field."""
+
+    fields = TABLE_ALONE
 
     def __init__(self, count: int) -> None:
         codes = np.array([0, count - 1], dtype=np.int32)
