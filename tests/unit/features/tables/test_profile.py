@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from paywarden.features.tables.profile import CategoryCounts, HashCounts, NumberSample, TableProfile
-from paywarden.models.replay.report.table_page import table_page
-from paywarden.schemas.payment_fields import TABLE_ALONE
-from tests.unit.features.tables.tables import HEAD, convert, csv_of, mapping_with
+from paywarden.features.tables.profile import CategoryCounts, HashCounts, NumberSample
 
 
 def test_counts_beyond_the_limit_are_of_a_sample_of_the_values() -> None:
@@ -40,25 +36,6 @@ def test_quantiles_of_many_numbers_are_of_a_sample_with_exact_ends() -> None:
 
 
 def test_a_field_of_too_many_values_is_no_category() -> None:
-    import pyarrow as pa
-
     counts = CategoryCounts()
     counts.add(pa.array([str(number) for number in range(300)]), np.zeros(300, dtype=np.int8))
     assert counts.values is None
-
-
-def test_the_page_names_categories_and_no_id(tmp_path: Path) -> None:
-    rows = [
-        f"pay-{n},2026-05-{1 + n % 20:02}T12:00:00Z,secret-card-{n % 3},secret-shop,{n}.00,{int(n % 9 == 0)},<b>{n % 2}"
-        for n in range(40)
-    ]
-    profile = TableProfile(TABLE_ALONE)
-    table = csv_of(*rows, "bad", head=HEAD + ",entry")
-    _, report = convert(tmp_path, table, mapping_with(channel='"entry"'), profile=profile)
-    page = table_page(profile, report, ["table.csv"])
-    assert (profile.payments, profile.entities["card_id"].distinct, len(profile.days)) == (40, 3, 20)
-    assert "secret" not in page
-    assert "pay-" not in page
-    assert "&lt;b&gt;1" in page
-    assert "has 1 cell; wanted 7" in page
-    assert "Only 5 frauds" in page

@@ -1,0 +1,27 @@
+"""The page about a table of payments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from paywarden.features.tables.profile import TableProfile
+from paywarden.models.replay.report.table_page import table_page
+from paywarden.schemas.payment_fields import TABLE_ALONE
+from tests.unit.features.tables.tables import HEAD, convert, csv_of, mapping_with
+
+
+def test_the_page_names_categories_and_no_id(tmp_path: Path) -> None:
+    rows = [
+        f"pay-{n},2026-05-{1 + n % 20:02}T12:00:00Z,secret-card-{n % 3},secret-shop,{n}.00,{int(n % 9 == 0)},<b>{n % 2}"
+        for n in range(40)
+    ]
+    profile = TableProfile(TABLE_ALONE)
+    table = csv_of(*rows, "bad", head=HEAD + ",entry")
+    _, report = convert(tmp_path, table, mapping_with(channel='"entry"'), profile=profile)
+    page = table_page(profile, report, ["table.csv"])
+    assert (profile.payments, profile.entities["card_id"].distinct, len(profile.days)) == (40, 3, 20)
+    assert "secret" not in page
+    assert "pay-" not in page
+    assert "&lt;b&gt;1" in page
+    assert "has 1 cell; wanted 7" in page
+    assert "Only 5 frauds" in page
