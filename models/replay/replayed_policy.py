@@ -5,6 +5,8 @@ How it works:
 1. A policy with thresholds only compares whole columns of scores with the thresholds.
 2. A policy with rules or segments decides payment by payment, through the same `Policy.decide` as live. Only the
    payment's fields that some condition reads are filled in.
+   Declared fields have the values that a condition sees live: a decimal with the digits that its field keeps, NaN for a
+   missing number, None for a missing flag.
 3. Each distinct pair of action and reasons gets a number, its cause. A decision stores its cause: four bytes instead of
    a list of texts.
 
@@ -14,6 +16,7 @@ first payment that the rule `large` sends to review adds cause 3: ("review", ("r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import repeat
@@ -22,19 +25,24 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from paywarden.features.catalogue.attributes import flag_code, number_code
 from paywarden.features.history.columns import ColumnAllocator
-from paywarden.features.history.history import History
+from paywarden.features.history.declared_columns import holds_hashes
+from paywarden.features.history.history import Coded, History
 from paywarden.features.history.point_in_time import Chunk
 from paywarden.models.policy.policy import ACTIONS, Facts, Policy, threshold_reason
 from paywarden.models.policy.rules import TEXT_FIELDS
+from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.payment_fields import Form, PaymentField
 
 _NUMBER = {action: number for number, action in enumerate(ACTIONS)}
 
 
 class _Payment:
-    """A payment of a history, as conditions read it. Only fields that some condition reads have values."""
+    """A payment of a history, as conditions read it. Only fields that some condition reads have values.
 
-    __slots__ = ("amount_minor", "event_time_ms", *TEXT_FIELDS)
+    Declared fields are attributes, too.
+    """
 
     event_time_ms: int
     amount_minor: int
@@ -77,7 +85,10 @@ class ReplayedPolicy:
     """Decides about the payments of a history. There are no flags: they describe the live mirror and live models."""
 
     def __init__(self, policy: Policy, history: History, amounts: NDArray[np.int64]) -> None:
-        """`amounts`: in minor units of the reference currency, shape (payments,)."""
+        """`amounts`: in minor units of the reference currency, shape (payments,).
+
+        Raises Misconfigured if a condition compares a field of which the history has only keyed hashes.
+        """
         self._policy, self._history, self._amounts = policy, history, amounts
         self._fields = sorted(policy.fields)
         # The number of each cause. The first three are those of the thresholds, and have their actions' numbers.
@@ -87,8 +98,16 @@ class ReplayedPolicy:
         }
         # Code -1, no value, indexes the last element: the empty text.
         self._texts = {
-            field: [*history.coded(field).names.to_pylist(), ""] for field in self._fields if field in TEXT_FIELDS
+            field: [*history.coded(field).names.to_pylist(), ""]
+            for field in self._fields
+            if field in TEXT_FIELDS or isinstance(history.declared.get(field), Coded)
         }
+        derived = {field.name for field in history.fields.derived}
+        for field in derived.intersection(self._texts):
+            if holds_hashes(history.coded(field).names.type):
+                raise Misconfigured(
+                    f"the policy compares {field}, and this history has keyed hashes of it: replay a history with texts"
+                )
 
     @property
     def causes(self) -> list[ActionReasons]:
@@ -120,6 +139,20 @@ class ReplayedPolicy:
     def _column(self, field: str, rows: slice) -> list[Any]:
         texts = self._texts.get(field)
         if texts is None:
+            if field in self._history.declared:
+                return _values_of(self._history.fields.by_name[field], self._history.numbers(field)[rows].tolist())
             numbers: NDArray[np.int64] = getattr(self._history, field)
             return list(numbers[rows].tolist())
         return [texts[code] for code in self._history.coded(field).codes[rows].tolist()]
+
+
+def _values_of(field: PaymentField, codes: list[int]) -> list[Any]:
+    """Returns the values of a declared field that is no text, from its codes (features/catalogue/attributes.py)."""
+    if field.form is Form.FLAG:
+        flags = {0: None, flag_code(False): False, flag_code(True): True}
+        return [flags[code] for code in codes]
+    zero = number_code(0)
+    if field.is_decimal:
+        scale = 10**field.decimals
+        return [(code - zero) / scale if code else math.nan for code in codes]
+    return [code - zero if code else math.nan for code in codes]
