@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from paywarden.features import kernel
 from paywarden.features.catalogue.attributes import CODES, KEYED, declared_column, identity_column
+from paywarden.features.kernel.declared_texts import new_buffer
 from paywarden.features.kernel.frame import Frame
 from paywarden.features.profiles import money
 from paywarden.features.profiles.keys import SEPARATOR, field_named, has_hashed_key
@@ -131,7 +132,7 @@ class FastRequests:
             "is_usual": np.zeros(ROWS_MAX, dtype=np.uint8),
             "kept": np.zeros(ROWS_MAX, dtype=np.int64),
             "places": np.zeros(2 * loop.PLACES_MAX, dtype=np.int64),
-            "scratch": np.zeros(loop.SCRATCH_BYTES, dtype=np.uint8),
+            "scratch": new_buffer(),
             "word": np.zeros(1, dtype=np.int64),
         }
         # Keep the frame alive: the loop gets only its address.

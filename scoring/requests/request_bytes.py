@@ -31,6 +31,13 @@ from paywarden.features.kernel.byte_ranges import (
     may_be_card_number,
 )
 from paywarden.features.kernel.crc import crc32_of_text
+from paywarden.features.kernel.declared_texts import (
+    BUFFER_BYTES,
+    identity_in_small_letters,
+    ipv4_address,
+    network_identity,
+    sign_of_email,
+)
 from paywarden.features.kernel.frame import address, size
 from paywarden.features.kernel.intrinsics import load_word
 from paywarden.features.kernel.jit import compiled, inlined
@@ -60,9 +67,6 @@ SOURCE, BITS, DERIVED_COLUMN = range(3)
 DERIVED_WIDTH = 3
 # The number of a key's field that is at least this stands for a keyed hash: the identity in the column of the rest.
 HASHED = 1 << 16
-# The longest e-mail address in the table's pattern, and the parts of it.
-_LOCAL_MAX, _DOMAIN_MAX = 64, 190
-SCRATCH_BYTES = 256
 # Columns of the program, which has a row for each field number: the field's kind, and the columns of its code and its
 # identity in the row of attributes, or -1.
 KIND, COLUMN, IDENTITY = range(3)
@@ -128,7 +132,7 @@ class RequestSlots(NamedTuple):
     places: int
     """Shape (2, PLACES_MAX), int64. Scratch space: where the texts of a body are."""
     scratch: int
-    """Shape (SCRATCH_BYTES,), uint8. Scratch space: a text in small letters, or a network."""
+    """Shape (BUFFER_BYTES,), uint8. Scratch space: a text in small letters, or a network."""
     word: int
     """Shape (1,), int64. Scratch space: the bytes of a double."""
 
@@ -225,85 +229,6 @@ def _read_body(
 
 
 @inlined
-def _ipv4_of(data: U8, at: int, end: int) -> int:
-    """Returns an IPv4 address as a number of 32 bits; -1 for any other text.
-
-    As Python's `ipaddress` does, it takes four numbers up to 255, without zeros before them.
-    """
-    address, octet, digits, dots = 0, 0, 0, 0
-    for place in range(at, end):
-        byte = int(data[place])
-        if byte == 46:
-            if digits == 0:
-                return -1
-            address, octet, digits, dots = address << 8 | octet, 0, 0, dots + 1
-        elif 48 <= byte < 58:
-            if digits > 0 and octet == 0:
-                return -1
-            octet, digits = 10 * octet + byte - 48, digits + 1
-            if octet > 255:
-                return -1
-        else:
-            return -1
-    return address << 8 | octet if dots == 3 and digits > 0 else -1
-
-
-@inlined
-def _write_decimal(out: U8, at: int, number: int) -> int:
-    """Write a number from 0 to 255 in decimal digits; returns the end position."""
-    if number > 99:
-        out[at] = 48 + number // 100
-        at += 1
-    if number > 9:
-        out[at] = 48 + number // 10 % 10
-        at += 1
-    out[at] = 48 + number % 10
-    return at + 1
-
-
-@inlined
-def _write_network(out: U8, address: int, bits: int) -> int:
-    """Write the network of an address, as in 192.0.2.0/24, at the begin of `out`; returns where it ends."""
-    network = address >> 32 - bits << 32 - bits
-    at = 0
-    for shift in (24, 16, 8, 0):
-        at = _write_decimal(out, at, network >> shift & 255)
-        out[at] = 46 if shift > 0 else 47
-        at += 1
-    return _write_decimal(out, at, bits)
-
-
-@inlined
-def _write_small_letters(data: U8, at: int, end: int, out: U8) -> int:
-    for place in range(at, end):
-        byte = int(data[place])
-        out[place - at] = byte + 32 if 65 <= byte < 91 else byte
-    return end - at
-
-
-@inlined
-def _at_sign(data: U8, at: int, end: int) -> int:
-    while at < end and data[at] != 64:
-        at += 1
-    return at
-
-
-@inlined
-def _is_email(data: U8, at: int, end: int) -> bool:
-    """Returns whether a text has the pattern of the table (schemas/payment_fields.py)."""
-    sign = _at_sign(data, at, end)
-    if not 0 < sign - at <= _LOCAL_MAX or not 0 < end - sign - 1 <= _DOMAIN_MAX:
-        return False
-    good = True
-    for place in range(at, sign):
-        good &= 33 <= data[place] < 127
-    for place in range(sign + 1, end):
-        byte = data[place]
-        good &= 48 <= byte < 58 or 65 <= byte < 91 or 97 <= byte < 123 or byte in (45, 46)
-    return good
-
-
-@inlined
 def _is_declared_text_good(kind: int, data: U8, at: int, end: int) -> bool:
     if kind == TEXT:
         return is_printable(data, at, end) and not may_be_card_number(data, at, end)
@@ -315,8 +240,8 @@ def _is_declared_text_good(kind: int, data: U8, at: int, end: int) -> bool:
     if kind == PLACE:
         return bool(end - at == 2 and capital_letters(data, at, 2) >= 0)
     if kind == ADDRESS:
-        return bool(_ipv4_of(data, at, end) >= 0)
-    return _is_email(data, at, end)
+        return bool(ipv4_address(data, at, end) >= 0)
+    return bool(sign_of_email(data, at, end) >= 0)
 
 
 @compiled()
@@ -379,7 +304,7 @@ def read_declared(
             row[column] = row[column + 1] = capital_letters(data, at, 2) + 1
         elif kind == EMAIL:
             row[column] = 1
-            row[column + 1] = identity_of_text(scratch, 0, _write_small_letters(data, at, stop, scratch), low, high)
+            row[column + 1] = identity_in_small_letters(data, at, stop, low, high, scratch)
         else:
             row[column] = crc32_of_text(data, at, stop) + 1
             row[column + 1] = identity_of_text(data, at, stop, low, high)
@@ -390,24 +315,25 @@ def read_declared(
 @compiled()
 def derive(derived: I64, numbers: I64, data: U8, row: I64, places: I64, scratch: U8) -> bool:
     """Fill the columns of derived fields. Returns False for an unusual body: one with an address of another kind."""
+    low, high = numbers[KEY_LOW], numbers[KEY_HIGH]
     for number in range(numbers[DERIVED_COUNT]):
         source, bits, column = derived[number, SOURCE], derived[number, BITS], derived[number, DERIVED_COLUMN]
         at, end = places[_START, source], places[_START, source] + places[_SIZE, source]
         if places[_SIZE, source] == 0:
             continue
         if bits == 0:
-            size = _write_small_letters(data, _at_sign(data, at, end) + 1, end, scratch)
+            domain = sign_of_email(data, at, end) + 1
+            row[column + 1] = identity_in_small_letters(data, domain, end, low, high, scratch)
         else:
-            address = _ipv4_of(data, at, end)
-            if address < 0:
+            ipv4 = ipv4_address(data, at, end)
+            if ipv4 < 0:
                 # `ip` may hold any word. Only one with a colon can be an IPv6 address.
                 for place in range(at, end):
                     if data[place] == 58:
                         return False
                 continue
-            size = _write_network(scratch, address, bits)
+            row[column + 1] = network_identity(ipv4, bits, low, high, scratch)
         row[column] = 1
-        row[column + 1] = identity_of_text(scratch, 0, size, numbers[KEY_LOW], numbers[KEY_HIGH])
     return True
 
 
@@ -492,7 +418,7 @@ def read_bodies(frame_at: int, count: int) -> int:
     is_usual = carray(address(frame_at, SLOT.is_usual), count, np.uint8)
     kept = carray(address(frame_at, SLOT.kept), count, np.int64)
     places = carray(address(frame_at, SLOT.places), (2, PLACES_MAX), np.int64)
-    scratch = carray(address(frame_at, SLOT.scratch), SCRATCH_BYTES, np.uint8)
+    scratch = carray(address(frame_at, SLOT.scratch), BUFFER_BYTES, np.uint8)
     word = carray(address(frame_at, SLOT.word), 1, np.int64)
     double = carray(address(frame_at, SLOT.word), 1, np.float64)
     begun, start = 0, 0

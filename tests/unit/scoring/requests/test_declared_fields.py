@@ -12,20 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paywarden.features.catalogue import fields
-from paywarden.features.catalogue.attributes import Attribute, DeclaredRow, ip, row_of
+from paywarden.features.catalogue.attributes import DeclaredRow, ip, row_of
 from paywarden.features.catalogue.entity import Catalogue, Entity
-from paywarden.features.catalogue.fields import Coordinates, Payment
+from paywarden.features.catalogue.fields import Payment
 from paywarden.features.profiles.keys import key_maker
 from paywarden.features.profiles.money import RATE_SCALE, RateTable
 from paywarden.features.profiles.plan import Plan, compile_plan
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
-from paywarden.schemas.payment_fields import DECLARED_MAX, Form, PaymentField
+from paywarden.schemas.payment_fields import Form, PaymentField
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.json_form import JSON
 from paywarden.scoring.requests.protobuf_form import parse
 from paywarden.scoring.requests.schema import RequestSchema
 from paywarden.scoring.requests.validation import RequestLimits, RequestRules
+from tests.worlds.declarations import declarations
 
 NOW_MS = 1_700_000_000_000
 LIMITS = RequestLimits(past_ms_max=5_000, future_ms_max=500)
@@ -188,80 +189,10 @@ _ODD_ADDRESSES = [
 ]
 _EMAILS = ["a@b", "Ann.B+x@Example.COM", "x" * 64 + "@y.org", "a@" + "b" * 190]
 _ODD_EMAILS = ["", "a", "@b", "a@", "a@b@c", "ä@b.de", "a b@c", "x" * 65 + "@y", "a@" + "b" * 191, "a@b_c", "a@b.é"]
-KINDS = (
-    "text",
-    "category",
-    "bin",
-    "country",
-    "address",
-    "email",
-    "integer",
-    "decimal",
-    "money",
-    "time",
-    "flag",
-    "place",
-)
-
-
-@st.composite
-def declarations(draw: st.DrawFn) -> Payment:
-    """Draws fields of several kinds, with any numbers, and fields that derive from them."""
-    kinds = draw(st.lists(st.sampled_from(KINDS), max_size=8))
-    free = draw(st.permutations(range(1, DECLARED_MAX + 1)))
-    numbers = iter([number for number in free if number % 2])  # A place takes the number after its own.
-    derived_numbers = iter([number for number in free if not number % 2])
-    declared: list[Attribute | Coordinates] = []
-    taken: set[int] = set()
-    for place, kind in enumerate(kinds):
-        number, required = next(numbers), draw(st.booleans())
-        declared.append(_declared(draw, kind, f"field_{place}", number, required))
-        taken |= {number, number + 1} if kind == "place" else {number}
-    sources = [one for one in declared if isinstance(one, Attribute) and one.field is not None]
-    for place in range(draw(st.integers(0, 3))):
-        number = next(one for one in derived_numbers if one not in taken)
-        of = draw(st.sampled_from([ip, *(one for one in sources if one.field.form in (Form.ADDRESS, Form.EMAIL))]))  # type: ignore[union-attr]
-        if of.field is not None and of.field.form is Form.EMAIL:
-            declared.append(fields.email_domain(f"derived_{place}", number, of=of))
-        else:
-            declared.append(fields.network(f"derived_{place}", number, of=of, bits=draw(st.integers(1, 32))))
-    return Payment(*declared)
-
-
-def _declared(draw: st.DrawFn, kind: str, name: str, number: int, required: bool) -> Attribute | Coordinates:
-    personal = draw(st.booleans())
-    match kind:
-        case "text":
-            return fields.text(name, number, required=required, personal=personal, size_max=draw(st.integers(1, 30)))
-        case "category":
-            return fields.category(name, number, ["a", "b"], required=required, personal=personal)
-        case "bin":
-            return fields.bin_number(name, number, required=required)
-        case "country":
-            return fields.country(name, number, required=required)
-        case "address":
-            return fields.address(name, number, required=required, personal=personal)
-        case "email":
-            return fields.email(name, number, required=required)
-        case "integer":
-            least = draw(st.integers(-(2**53), 2**53 - 1))
-            return fields.integer(name, number, unit="x", least=least, most=draw(st.integers(least + 1, 2**53)))
-        case "decimal":
-            decimals = draw(st.integers(0, 9))
-            most = draw(st.integers(1, 2**53 // 10**decimals))
-            return fields.decimal(name, number, unit="x", least=-most, most=most, decimals=decimals, required=required)
-        case "money":
-            return fields.money(name, number, required=required)
-        case "time":
-            return fields.time(name, number, required=required)
-        case "flag":
-            return fields.flag(name, number, required=required)
-        case _:
-            return fields.coordinates(name, number, required=required)
 
 
 def values_of(field: PaymentField) -> st.SearchStrategy[Any]:
-    """Returns values of the right type, most of them right."""
+    """Returns values of the right type, right and wrong ones."""
     match field.form:
         case Form.ID:
             return _letters.map(lambda text: text[: field.size_max]) | _wild_texts | st.just("4111111111111111")
@@ -272,7 +203,7 @@ def values_of(field: PaymentField) -> st.SearchStrategy[Any]:
         case Form.COUNTRY:
             return st.sampled_from(["DE", "AA", "ZZ", "DE", "de", "D", "DEU"])
         case Form.ADDRESS:
-            return st.sampled_from(_ADDRESSES) | st.sampled_from([*_ADDRESSES, *_ODD_ADDRESSES])
+            return st.sampled_from(_ADDRESSES[:3]) | st.sampled_from([*_ADDRESSES, *_ODD_ADDRESSES])
         case Form.EMAIL:
             return st.sampled_from(_EMAILS) | st.sampled_from([*_EMAILS, *_ODD_EMAILS])
         case Form.FLAG:
@@ -281,7 +212,7 @@ def values_of(field: PaymentField) -> st.SearchStrategy[Any]:
             scale = 10.0**field.decimals
             # Ties, and the doubles beside them, are among them.
             near = st.integers(field.minimum * 2, field.maximum * 2).map(lambda halves: halves / 2 / scale)
-            return near | near.map(lambda v: math.nextafter(v, math.inf)) | st.floats(-1e3, 1e3) | st.floats()
+            return near | near.map(lambda v: math.nextafter(v, math.inf)) | near | st.floats()
         case _:
             inside = st.integers(field.minimum, field.maximum)
             return inside | st.sampled_from([field.minimum - 1, field.maximum + 1, 0, -1, 2**63 - 1, -(2**63)])
@@ -289,20 +220,20 @@ def values_of(field: PaymentField) -> st.SearchStrategy[Any]:
 
 @st.composite
 def worlds(draw: st.DrawFn) -> tuple[Plan, list[dict[str, Any]]]:
-    """Draws a declaration with entities over its fields, and requests by their values."""
-    payment = draw(declarations())
-    texts = [a.name for a in payment.attributes if a.kind.value == "text"]
-    names = st.lists(st.sampled_from(["card_id", "device_id", *texts]), min_size=1, max_size=3, unique=True)
-    plan = plan_of(payment, draw(st.lists(names.map(tuple), min_size=1, max_size=4)))
+    """Draws a declaration with entities over its fields, and requests by their values: at most one is wrong in each."""
+    declaration = draw(declarations(fields_max=10, features_max=3))
+    plan = compile_plan(declaration.catalogue)
     requests = []
     for _ in range(draw(st.integers(1, 4))):
         values = {**BASE, "currency": draw(st.sampled_from(["EUR", "USD", "JPY"]))}
         values["event_time_ms"] = draw(st.integers(NOW_MS - 1000, NOW_MS + 500))
         if draw(st.booleans()):
             values["ip"] = draw(st.sampled_from([*_ADDRESSES, *_ODD_ADDRESSES[:-1]]) | _letters)
-        for field in payment.fields.declared:
-            if field.is_required or draw(st.booleans()):
-                values[field.name] = draw(values_of(field))
+        odd = draw(st.sampled_from([None, None, None, *plan.fields.declared]))
+        for field in plan.fields.declared:
+            if field.is_required or field is odd or draw(st.booleans()):
+                possible = values_of(field)
+                values[field.name] = draw(possible if field is odd else possible.filter(field.is_right))
         requests.append(values)
     return plan, requests
 
@@ -311,7 +242,7 @@ def as_json(values: dict[str, Any]) -> bytes:
     return json.dumps(values).encode()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(worlds(), st.data())
 def test_every_way_to_read_declared_fields_gives_the_same_row_keys_and_errors(
     world: tuple[Plan, list[dict[str, Any]]], data: st.DataObject
