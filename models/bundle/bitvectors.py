@@ -14,6 +14,8 @@ regression trees", SIGIR 2015):
 5. Each row adds up its leaves in the order of the trees, in double precision, as LightGBM does. The sum has the same
    bits.
 6. For missing values, each feature has one mask per tree: the AND of the masks of the nodes that send them right.
+7. LightGBM takes a value of at most 1e-35, either side of 0, for 0. The code compares values as they are: a threshold
+   among those small numbers is moved to their end instead, so that all of them go where 0 goes.
 
 Example: a tree with the nodes A (amount <= 100, at the root), B (hour <= 6, left of A) and C (hour <= 20, right of A)
 has the leaves 0, 1, 2 and 3. Bits are written with leaf 3 first.
@@ -34,6 +36,8 @@ import numpy as np
 import treelite
 from numpy.typing import NDArray
 
+from paywarden.models.bundle.explain import ZERO
+
 LEAVES_MAX = 64
 _ALL = (1 << LEAVES_MAX) - 1
 # Treelite's numbers for kinds of nodes, and for the only comparison that LightGBM makes: at most.
@@ -50,9 +54,6 @@ _C = """
 #include <string.h>
 
 #define FEATURES {features}
-/* LightGBM takes a value of at most this, either side of 0, for 0. NaN stays NaN. */
-#define ZERO 1e-35f
-#define COMPARED(value) ((value) >= -ZERO && (value) <= ZERO ? 0.0f : (value))
 #define TREES {trees}
 #define LEAVES {leaves}
 
@@ -78,7 +79,7 @@ static void score_one(const float* row, double* margin) {{
   uint64_t left[TREES];
   memset(left, 0xFF, sizeof left);
   for (int feature = 0; feature < FEATURES; ++feature) {{
-    const double value = COMPARED(row[feature]);
+    const double value = row[feature];
     if (value != value) {{
       for (int32_t i = missing_bounds[feature]; i < missing_bounds[feature + 1]; ++i)
         left[missing_tree[i]] &= missing_masks[i];
@@ -134,7 +135,7 @@ typedef int64_t words_{lanes} __attribute__((vector_size(8 * {lanes})));
     double most = -__builtin_inf();
     int any_missing = 0;
     for (int lane = 0; lane < {lanes}; ++lane) {{
-      const double value = COMPARED(rows[(lane < count ? lane : count - 1) * FEATURES + feature]);
+      const double value = rows[(lane < count ? lane : count - 1) * FEATURES + feature];
       values[lane] = value;
       any_missing |= value != value;
       most = value > most ? value : most;
@@ -238,11 +239,18 @@ def _add_tree(tree: Any, number: int, features: Sequence[_Nodes]) -> NDArray[np.
         else:
             mask = _ALL ^ ((1 << len(values)) - (1 << first_leaf))
             feature = features[int(split_feature[node])]
-            feature.nodes.append((float(threshold[node]), number, mask))
+            feature.nodes.append((_beside_zeros(float(threshold[node])), number, mask))
             if not default_left[node]:
                 feature.missing[number] = feature.missing.get(number, _ALL) & mask
             stack.append((int(right[node]), -1))
     return np.array(values)
+
+
+def _beside_zeros(threshold: float) -> float:
+    """Returns a threshold that sends all values from -ZERO to ZERO where this one sends 0, and others as before."""
+    if not -ZERO <= threshold <= ZERO:
+        return threshold
+    return ZERO if threshold >= 0.0 else float(np.nextafter(-ZERO, -np.inf))
 
 
 def _bounds(sizes: Sequence[int]) -> list[int]:

@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from paywarden.models.bundle import parity
+from paywarden.models.bundle.bitvectors import _beside_zeros
 from paywarden.models.bundle.bundle import MODEL_TEXT
 from paywarden.models.bundle.compiler import GENERATORS, compile_library, compiler_name
 from paywarden.models.bundle.explain import CATEGORICAL, DECISION, FEATURE, LEFT, RIGHT, ZERO, Trees, read_trees
@@ -184,3 +185,14 @@ def test_a_model_that_splits_beside_zero_passes_in_every_engine(tmp_path: Path) 
         library = tmp_path / generator.replace(" ", "-") / "model.so"
         compile_library(model, rows.shape[1], library, generator=generator)
         gate.require(NativePredictor(library, rows.shape[1]))
+
+
+def test_a_threshold_beside_zero_sends_every_value_where_lightgbm_does() -> None:
+    around = [np.nextafter(edge, side) for edge in (-ZERO, 0.0, ZERO) for side in (-np.inf, edge, np.inf)]
+    thresholds = [*around, -1e-36, 1e-36, -1.0, 1.0, -np.inf, np.inf]
+    zero = np.float32(ZERO)
+    values = [np.nextafter(np.float32(edge), np.float32(side)) for edge in (-zero, 0, zero) for side in (-9, edge, 9)]
+    for threshold in map(float, thresholds):
+        for value in (*map(float, values), -2.0, 2.0, 1e-36, -0.0):
+            goes_right = (0.0 if abs(value) <= ZERO else value) > threshold
+            assert (value > _beside_zeros(threshold)) == goes_right, (threshold, value)
