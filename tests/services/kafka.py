@@ -8,6 +8,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
@@ -16,9 +17,12 @@ from confluent_kafka.cimpl import NewTopic
 
 from tests.services.fetch import kafka_dir, tool
 from tests.services.java import JavaProcess, JavaService, StartFailed, free_port
+from tests.services.made_once import made_once
 
 _ANSWER_TIMEOUT_S = 30.0
 _TOOL_TIMEOUT_S = 120.0
+# What differs between formatted folders.
+_IDS = ("cluster.id=", "directory.id=")
 # Serial collection and only the first compiler: a small process that starts soon on a shared machine.
 _JVM = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Djava.awt.headless=true")
 
@@ -83,13 +87,20 @@ class KafkaServer(JavaService):
         data = self.data
         if data.exists():
             shutil.rmtree(data)
-        data.mkdir(parents=True)
-        properties = {**_properties(port, controller_port, data), **self._settings}
-        lines = [f"{name}={value}\n" for name, value in properties.items()]
-        self._config.write_text("".join(lines), encoding="utf-8")
-        cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode("ascii")
+        shutil.copytree(made_once("kafka-formatted", partial(self._format_once, port, controller_port)), data)
+        identity = data / "meta.properties"
+        lines = [line for line in identity.read_text(encoding="utf-8").splitlines() if not line.startswith(_IDS)]
+        # Each broker is a cluster of its own, with a folder of its own.
+        lines += [f"{name}{_new_id()}" for name in _IDS]
+        identity.write_text("\n".join([*lines, ""]), encoding="utf-8")
+        self._write_config(_properties(port, controller_port, data))
+
+    def _format_once(self, port: int, controller_port: int, folder: Path) -> None:
+        """Let Kafka's own tool format a folder, which takes two seconds: a run does it once, and brokers copy it."""
+        folder.mkdir()
+        self._write_config(_properties(port, controller_port, folder))
         # The cluster id may begin with a dash. Only the `=` form keeps the tool from reading it as an option.
-        options = ["format", f"--cluster-id={cluster_id}", "--config", str(self._config)]
+        options = ["format", f"--cluster-id={_new_id()}", "--config", str(self._config)]
         done = subprocess.run(
             [tool("java"), *self._arguments("kafka.tools.StorageTool"), *options],
             capture_output=True,
@@ -99,6 +110,11 @@ class KafkaServer(JavaService):
         )
         if done.returncode != 0:
             raise StartFailed(f"Kafka's storage was not formatted: {(done.stdout + done.stderr).strip()}")
+
+    def _write_config(self, properties: Mapping[str, str]) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        lines = [f"{name}={value}\n" for name, value in {**properties, **self._settings}.items()]
+        self._config.write_text("".join(lines), encoding="utf-8")
 
     def _run(self) -> None:
         self._starts += 1
@@ -119,6 +135,11 @@ class KafkaServer(JavaService):
     def _arguments(self, main_class: str) -> list[str]:
         logging = "-Dlog4j2.level=INFO"
         return [*_JVM, logging, "-cp", f"{kafka_dir()}/*", main_class]
+
+
+def _new_id() -> str:
+    """Returns an id as Kafka makes them."""
+    return base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode("ascii")
 
 
 def _properties(port: int, controller_port: int, data: Path) -> dict[str, str]:
