@@ -39,7 +39,7 @@ from tests.worlds.packed import sources_of
 
 DAY_MS = 86_400_000
 HISTORY_DAYS, LIVE_DAYS, CARDS = 30, 4, 500
-LIVE_PAYMENTS = 1500
+LIVE_PAYMENTS = 800
 PROTOBUF = "application/x-protobuf"
 
 
