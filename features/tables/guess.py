@@ -315,7 +315,10 @@ class _Guess:
     def _own_line(self, one: object) -> str:
         name = getattr(one, "name", "")
         column = self._take(re.escape(name), lambda _: True)
-        return "" if column is None else self._with(name, column, f"{name} = {_quoted(column.name)}")
+        if column is None:
+            return ""
+        is_email = getattr(getattr(one, "form", None), "value", "") == "e-mail"
+        return self._with(name, column, f"{name} = {_source(column, hash=is_email)}")
 
     def _label(self) -> _Column | None:
         return self._take(_LABEL, lambda one: 1 <= len(one.distinct) <= 6)

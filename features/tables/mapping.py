@@ -248,6 +248,8 @@ class _Reader:
             raise self._wrong("fields", name, f"other must be one of {', '.join(OTHERS)}, got {source.other!r}")
         if source.unit not in ("major", "minor"):
             raise self._wrong("fields", name, f"unit must be major or minor, got {source.unit!r}")
+        if field.form is Form.EMAIL and not source.hash:
+            raise self._wrong("fields", name, "must have hash = true: no history holds an e-mail address in clear")
         self._check_values(name, source)
         return source
 

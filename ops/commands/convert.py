@@ -78,7 +78,9 @@ def convert_any_table(
     First let --guess write a mapping, and read it: what a column means is yours to say. Then convert. Rows that are no
     payments are listed in refused.csv, with file, line, column and reason.
     """
-    fields = payment_fields(source)
+    from paywarden.ops import wiring
+
+    fields = wiring.catalogue(source).payment.fields
     if guess:
         _write_guess(table, mapping_file or "mapping.toml", fields)
         return
@@ -88,14 +90,6 @@ def convert_any_table(
     from paywarden.features.tables.mapping import read_mapping
 
     _convert(source, table, read_mapping(mapping_file, fields), out, share, key_file, page, json_file)
-
-
-def payment_fields(source: Source) -> PaymentFields:
-    """Returns the fields of a payment in this project."""
-    from paywarden.schemas.payment_fields import TABLE_ALONE
-
-    del source
-    return TABLE_ALONE
 
 
 def _write_guess(table: str, mapping_file: str, fields: PaymentFields) -> None:

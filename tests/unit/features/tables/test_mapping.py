@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from paywarden.features.catalogue.fields import Payment, email
 from paywarden.features.tables.mapping import parse_mapping
 from paywarden.schemas.errors import Misconfigured
 from tests.unit.features.tables.tables import MAPPING, mapping_with
@@ -39,3 +40,10 @@ def test_a_mistake_is_refused_where_it_stands(mapping: str, said: str) -> None:
     with pytest.raises(Misconfigured, match=said) as error:
         parse_mapping(mapping, "mapping.toml")
     assert "\n" not in str(error.value)
+
+
+def test_an_address_is_never_taken_in_clear() -> None:
+    fields = Payment(email("buyer", 1)).fields
+    with pytest.raises(Misconfigured, match=r"\[fields\] buyer: must have hash = true"):
+        parse_mapping(mapping_with(buyer='"mail"'), "mapping.toml", fields)
+    assert parse_mapping(mapping_with(buyer='{ column = "mail", hash = true }'), "mapping.toml", fields)

@@ -10,13 +10,14 @@ from click.testing import CliRunner, Result
 
 from paywarden.features.history.history import read_history
 from paywarden.ops.cli import cli
+from paywarden.ops.commands.init import make_project
 from paywarden.schemas.errors import Misconfigured
 
 HEAD = "transaction_id,timestamp,card_number,merchant_id,amount,fraud"
 
 
-def run(*words: str) -> Result:
-    result = CliRunner().invoke(cli, ["convert", "table", *words])
+def run(*words: str, options: tuple[str, ...] = ()) -> Result:
+    result = CliRunner().invoke(cli, [*options, "convert", "table", *words])
     if isinstance(result.exception, Misconfigured):
         raise result.exception
     return result
@@ -57,3 +58,14 @@ def test_a_guess_never_overwrites_a_mapping(tmp_path: Path) -> None:
     (tmp_path / "m.toml").write_text("mine")
     with pytest.raises(Misconfigured, match=r"m\.toml is there already"):
         run("--input", "t.csv", "--guess", "--map", str(tmp_path / "m.toml"))
+
+
+def test_a_guess_knows_the_fields_of_the_project(tmp_path: Path) -> None:
+    make_project(tmp_path / "shop")
+    table, mapping = tmp_path / "t.csv", tmp_path / "m.toml"
+    row = "t1,2026-05-01T12:00:00Z,c1,m1,1.50,0,ann@example.com,3"
+    table.write_text(f"{HEAD},buyer_email,items\n{row}\n")
+    config = ("--config", str(tmp_path / "shop" / "paywarden.toml"))
+    run("--input", str(table), "--guess", "--map", str(mapping), options=config)
+    assert 'buyer_email = { column = "buyer_email", hash = true }\n' in mapping.read_text()
+    assert 'items = "items"\n' in mapping.read_text()
