@@ -107,7 +107,9 @@ def kept_labels(
     if unknown_labels == AUTO:
         never = is_unknown & is_mature
         is_rare = 2 * np.count_nonzero(never) <= np.count_nonzero(is_mature)
-        is_left_out = never if is_rare else is_unknown & is_declined
+        # Without a single outcome nothing is known of any payment: a replay then shows actions alone, of all payments.
+        is_chargebacks = unknown < len(label) and not is_rare
+        is_left_out = never & is_rare | is_unknown & is_declined & is_chargebacks
     else:
         is_left_out = is_unknown & (unknown_labels == LEAVE_OUT)
     left_out = int(np.count_nonzero(is_left_out))

@@ -72,6 +72,12 @@ def test_where_only_frauds_are_reported_the_others_are_genuine_unless_declined()
     )
 
 
+def test_without_a_single_outcome_no_payment_is_left_out() -> None:
+    mask, counts = kept([(-1, False, True), (-1, True, True)], "auto")
+    assert all(mask)
+    assert counts.taken_for_genuine == 2
+
+
 def test_a_wrong_setting_is_refused_with_the_values_there_are() -> None:
     with pytest.raises(Misconfigured, match="wanted one of auto, leave_out, genuine, got 'drop'"):
         require_setting("drop")
