@@ -7,8 +7,9 @@
 1. A call gets its place in the queue when it is read. An early answer waits for the answers before it, and `flush`
    sends all that are due in one write. Example: of requests 1, 2, 3, number 2 is answered first; nothing is sent. When
    number 1 is answered, answers 1 and 2 leave together.
-2. At most `pipelined_max` calls are unanswered. Further requests that were read already wait here, and the connection
-   reads nothing more. They continue after the other connections have had their turn.
+2. At most `pipelined_max` calls are unanswered. A read may bring many more requests, a thousand say. The connection
+   looks at no byte of those, and reads nothing more, until all other connections have had their turn. That bounds
+   what one connection takes from the others at once.
 3. After a request with "Connection: close", and at a stop of the server, the connection closes once all its answers
    are sent (`_end`). Timeouts close it in any state (`check_timeouts`).
 """
@@ -121,12 +122,14 @@ class HttpConnection(asyncio.Protocol):
         # The name of the certificate that the caller has shown.
         self._caller = b""
         self._is_proven = False
-        # The caller with whom this connection is held, if it has had only one; what was received while it was held.
+        # The caller with whom this connection is held, if it has had only one.
         self._held_by: bytes | None = None
         self._held_callers = server.pauses.held
         self._is_shared = False
         self._is_waiting = False
-        self._held_data = b""
+        # What was received and not looked at from `_unread_at` on: the caller is held, or too much came at once.
+        self._unread = b""
+        self._unread_at = 0
         # The loop time from which the timeout of the current state counts.
         self._since = 0.0
         self._blocked = False  # the caller does not read answers
@@ -151,27 +154,56 @@ class HttpConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._last:
             return
-        if self._held_by is not None and self._is_held():
-            self._held_data += data
+        if self._unread or (self._held_by is not None and self._is_held()):
+            self._leave(self._drop_unread() + data, 0)
+            self.flush()
             return
         self._arrived = time.perf_counter()
-        before = self._reader.arriving
-        self._reader.feed(data)
-        arriving = self._reader.arriving
-        if arriving is not None and arriving is not before:
+        self._read(data, 0)
+
+    def _read(self, data: bytes, at: int) -> None:
+        """Read requests from data[at:] until as many are unanswered as may be; leave the rest unread."""
+        reader = self._reader
+        before = reader.arriving
+        end = reader.feed(data, at)
+        if end < len(data) or self._unread:
+            self._leave(data, end)
+        if reader.arriving is not None and reader.arriving is not before:
             self._since = self._loop.time()
         self.flush()
 
+    def _leave(self, data: bytes, at: int) -> None:
+        """Leave data[at:] unread. Without room for it, its requests are read, and refused in their order."""
+        if at == len(data):
+            self._drop_unread()
+            return
+        if data is not self._unread:
+            if not self._server.arriving.take(len(data)):
+                self._reader.feed(data, at, wholly=True)
+                return
+            self._unread = data
+        self._unread_at = at
+
+    def _drop_unread(self) -> bytes:
+        """Forget what is unread, and return it."""
+        data, self._unread = self._unread, b""
+        self._server.arriving.give_back(len(data))
+        return data[self._unread_at :]
+
     def read_on(self) -> None:
-        """Go on after the caller was held: with what was received meanwhile, and with requests that wait."""
+        """Go on after the caller was held: with requests that wait, and with what was received meanwhile."""
         self._is_waiting = False
-        data, self._held_data = self._held_data, b""
         if self._last or self._transport.is_closing():
             return
-        if data:
-            self.data_received(data)
-        else:
-            self.flush()
+        # It is as if the bytes had waited in the socket.
+        self._arrived = time.perf_counter()
+        self._go_on()
+
+    def is_full(self) -> bool:
+        """Whether the reader must leave further requests unread for now."""
+        return bool(
+            self._waiting or self._blocked or self._is_waiting or len(self._calls) >= self._settings.pipelined_max
+        )
 
     def _is_held(self) -> bool:
         """Whether this connection must wait for `read_on`, because its caller is held."""
@@ -184,6 +216,8 @@ class HttpConnection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """Answer the requests so far, as the caller may still read, then close."""
+        if self._unread and not self._last:
+            self._reader.feed(self._drop_unread(), 0, wholly=True)
         self._last = self._ended = True
         # TLS cannot keep half of a connection open.
         return bool(self._calls or self._waiting) and self._transport.can_write_eof()
@@ -195,6 +229,7 @@ class HttpConnection(asyncio.Protocol):
         self._calls.clear()
         self._server.arriving.give_back(sum(len(call.payload) for call in self._waiting))
         self._waiting.clear()
+        self._drop_unread()
         self._reader.drop()
         self._server.forget(self)
 
@@ -248,22 +283,26 @@ class HttpConnection(asyncio.Protocol):
 
     def flush(self) -> None:
         """Send the answers that are due. Then submit waiting requests, read on, or close."""
-        self._send()
-        if self._waiting or len(self._calls) >= self._settings.pipelined_max:
+        calls = self._calls
+        if calls and calls[0].status:
+            self._send()
+        if self._waiting or self._unread or len(calls) >= self._settings.pipelined_max:
             self._pause_reading()
-            if self._waiting and len(self._calls) < self._settings.pipelined_max:
+            if (self._waiting or self._unread) and len(calls) < self._settings.pipelined_max:
                 self._go_on_later()
-        elif self._calls:
-            self._resume_reading()
+        elif calls:
+            if not self._reading:
+                self._resume_reading()
         elif self._last:
             self._end()
         else:
             if self._reader.arriving is not None and self._reader.takes_continue():
                 self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            self._resume_reading()
+            if not self._reading:
+                self._resume_reading()
 
     def _go_on_later(self) -> None:
-        """Submit waiting requests in the loop's next turn, so that other connections come in between."""
+        """Go on in the loop's next turn, so that other connections come in between."""
         if not self._blocked and not self._going_on and not self._is_waiting:
             self._going_on = True
             self._loop.call_soon(self._go_on)
@@ -278,25 +317,31 @@ class HttpConnection(asyncio.Protocol):
             self._calls.append(call)
             if not call.status:
                 self._server.submit(call)
-        self.flush()
+        if self._unread and not self._last and not self.is_full():
+            self._read(self._unread, self._unread_at)
+        else:
+            self.flush()
 
     def _send(self) -> None:
+        """Send the answers that are due, of which there is one."""
         calls, server = self._calls, self._server
-        if not calls or not calls[0].status:
-            return
         now = time.perf_counter()
         out = []
         while calls and calls[0].status:
             call = calls.popleft()
             closes = call.head.closes
             # At a stop every request that was read is answered, and only the last answer says "close".
-            if server.draining and not calls and not self._waiting and self._reader.arriving is None:
+            if server.draining and not calls and self._has_read_all():
                 closes = self._last = True
             out.append(server.render(call, closes=closes))
             server.count(call, now)
         if not self._blocked:
             self._since = self._loop.time()
         self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+
+    def _has_read_all(self) -> bool:
+        """Whether no request is incomplete, unread or not submitted yet."""
+        return self._reader.arriving is None and not self._waiting and not self._unread
 
     def _pause_reading(self) -> None:
         if self._reading and not self._transport.is_closing():
@@ -336,18 +381,17 @@ class HttpConnection(asyncio.Protocol):
         elif self._blocked:
             if waited_ms > settings.write_timeout_ms:
                 self._transport.abort()
-        elif self._reader.arriving is not None:
+        elif self._reader.arriving is not None and not self._unread:
             if waited_ms > settings.request_timeout_ms:
                 self._arrived = time.perf_counter()
                 self._reader.refuse(refused.TOO_SLOW)
                 self.flush()
-        elif not self._waiting and not self._calls and waited_ms > settings.idle_timeout_ms:
+        elif not (self._waiting or self._calls or self._unread) and waited_ms > settings.idle_timeout_ms:
             self._transport.close()
 
     def finish(self) -> None:
         """Close now if nothing is in flight; otherwise the connection closes after the last answer."""
-        is_idle = self._reader.arriving is None and not self._calls and not self._waiting and not self._held_data
-        if is_idle and not self._lingering:
+        if self._has_read_all() and not self._calls and not self._lingering:
             self._transport.close()
 
     def abort(self) -> None:

@@ -31,6 +31,9 @@ class RequestSink(Protocol):
     def take(self, head: RequestHead, body: bytes, deadline_s: float) -> None:
         """Take a complete request, or one that is refused. No other follows a head that closes."""
 
+    def is_full(self) -> bool:
+        """Whether further requests should be left unread for now."""
+
 
 class HeldBytes:
     """Bytes of requests that a worker's HTTP connections hold: bodies that are incomplete, and requests that wait.
@@ -98,12 +101,16 @@ class RequestReader:
         self.is_done = False
         self._upgrade_ignored = False
 
-    def feed(self, data: bytes) -> None:
-        """Take received bytes, and hand on every request that is complete now."""
+    def feed(self, data: bytes, at: int, *, wholly: bool = False) -> int:
+        """Take received bytes from data[at:], and hand on the requests that are complete now, until the taker is full.
+
+        Returns where the bytes begin that were not looked at, to be fed again later. With `wholly` there are none.
+        """
         self._upgrade_ignored = False
         unfinished = self.arriving
+        end = len(data)
         try:
-            self._read(data)
+            end = self._read(data, at, wholly)
         except _RefusedError as error:
             self.refuse(error.refusal)
         except httptools.HttpParserCallbackError as error:
@@ -114,7 +121,8 @@ class RequestReader:
             # After a request that closes, `refuse` does nothing: the bytes that follow do not matter.
             self.refuse(refused.NOT_HTTP)
         if unfinished is not None and unfinished is self.arriving:
-            self._check_wire_bytes(unfinished, len(data))
+            self._check_wire_bytes(unfinished, end - at)
+        return end
 
     def refuse(self, refusal: HttpRefusal) -> None:
         """Refuse the request that is arriving, and take no further ones."""
@@ -141,15 +149,18 @@ class RequestReader:
         self.is_done = head.closes
         self._taker.take(head, body, head.deadline_s)
 
-    def _read(self, data: bytes) -> None:
-        start, size = 0, len(data)
+    def _read(self, data: bytes, at: int, wholly: bool) -> int:
+        """Returns where the first request begins that the taker has no room for, or the end of `data`."""
+        start, size = at, len(data)
         known = self._heads.known()
         take = self._taker.take
         while start < size and not self.is_done:
+            if start > at and not wholly and self._taker.is_full():
+                return start
             end = data.find(_HEAD_END, start) + 4 if self.arriving is None else 0
             if end < 4:
                 self._parse(data[start:] if start else data)
-                return
+                return size
             if data.find(DEADLINE_MARK, start, end) >= 0:
                 cached = self._heads.find(data[start:end])
                 head, deadline_s = cached if cached is not None else (None, 0.0)
@@ -162,10 +173,11 @@ class RequestReader:
             following = end + head.content_length
             if following > size:
                 self._parse(data[start:] if start else data)
-                return
+                return size
             self.is_done = head.closes
             take(head, data[end:following], deadline_s)
             start = following
+        return size
 
     def _read_unknown(self, data: bytes, start: int, end: int) -> int:
         """Feed an unknown head, and the rest of the request, to the parser. Returns where to continue in `data`."""

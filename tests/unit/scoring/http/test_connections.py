@@ -6,12 +6,15 @@ import json
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from paywarden.scoring.engine.batcher import AdmissionSettings, Call, Refusal
 from paywarden.scoring.http import front
+from paywarden.scoring.http.settings import HttpSettings
 from tests.fakes.http_memory import MemoryWorld
 from tests.worlds.http_world import (
     PATIENT,
@@ -344,3 +347,53 @@ def test_a_bug_in_a_route_is_a_500_and_one_line_and_the_worker_goes_on(
     assert client.ask(get("/livez")).status == 200
     assert len(caplog.records) == 1
     assert "bug while answering readyz: TypeError" in caplog.text
+
+
+@pytest.mark.parametrize("room", [1 << 20, 150])
+def test_a_read_of_a_thousand_requests_lets_others_come_in_between(room: int) -> None:
+    """Looking at all of them at once took a worker a millisecond for each such read, and each connection brings one."""
+    request, pipelined_max = post_json(payment()), 4
+
+    async def main() -> None:
+        world = MemoryWorld(HttpSettings(pipelined_max=pipelined_max, arriving_bytes_max=room))
+        (noisy, answers), (quiet, _) = world.connect(), world.connect()
+        taken: list[str] = []
+        for name, connection in (("noisy", noisy), ("quiet", quiet)):
+            take = connection.take
+
+            def note(*arguments: Any, name: str = name, take: Callable[..., None] = take) -> None:
+                taken.append(name)
+                take(*arguments)
+
+            connection.take = note  # type: ignore[method-assign, assignment]
+        noisy.data_received(request * 1000)
+        quiet.data_received(request)
+        if room > len(request) * 1000:
+            assert taken == ["noisy"] * pipelined_max + ["quiet"]
+        for _ in range(3000):
+            await asyncio.sleep(0)
+        assert taken.count("noisy") == 1000
+        # Without room for what is not read yet, requests are read and refused in their order; one still finds room.
+        answered = answers.written.count(b"HTTP/1.1 200 ")
+        assert answered == (1000 if room > len(request) * 1000 else pipelined_max + 1)
+        assert answers.written.count(b"HTTP/1.1 503 ") == 1000 - answered
+        assert world.server.arriving.count == 0
+        noisy.data_received(request * 1000)
+        noisy.connection_lost(None)
+        assert world.server.arriving.count == 0
+
+    asyncio.run(main())
+
+
+def test_what_is_unread_is_answered_after_the_caller_has_ended_his_half() -> None:
+    async def main() -> None:
+        world = MemoryWorld(HttpSettings(pipelined_max=2))
+        connection, transport = world.connect()
+        connection.data_received(post_json(payment()) * 7)
+        connection.eof_received()
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert transport.written.count(b"HTTP/1.1 200 ") == 7
+        assert transport.ended
+
+    asyncio.run(main())
