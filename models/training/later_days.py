@@ -109,7 +109,11 @@ def calibrate(
         reason = f"the newest days have {frauds[0]} and {frauds[1]} frauds in their halves, and {FRAUDS_FEW} are needed"
         return replace(plain, left_out=reason)
     first, second = halves
-    tried = _moved(plain, margins[first], label[first], day[first])
+    try:
+        others = Calibration(*fit_calibration(margins[~second], label[~second]))
+    except Misconfigured as refusal:
+        return replace(plain, left_out=str(refusal))
+    tried = _moved(others, margins[first], label[first], day[first])
     later = _later_days(tried, margins[second], label[second], day[second])
     return replace(_moved(plain, margins[newest], label[newest], day[newest]), later=later)
 

@@ -40,15 +40,14 @@ def test_chance_alone_moves_nothing_much() -> None:
 
 
 def test_the_days_it_is_measured_on_have_no_part_in_its_calibration() -> None:
-    """The second half of the newest days turns into pure fraud: the calibration it is measured with cannot know."""
+    """The second half of the newest days turns into pure fraud: the scores it is measured with cannot know."""
     label = label_of(TRUTH)
     spoilt = np.where(DAY >= 25, np.int64(1), label)
-    honest = calibrate(TRUTH[DAY < 25], label[DAY < 25], DAY[DAY < 25], NEWEST[DAY < 25], follow=True)
-    found = calibrate(TRUTH, spoilt, DAY, NEWEST, follow=True)
-    assert honest.later is not None
-    assert found.later is not None
-    assert found.later.fraud_share == 1.0
-    assert found.later.ratio < 0.9
+    honest, found = (calibrate(TRUTH, labels, DAY, NEWEST, follow=True).later for labels in (label, spoilt))
+    assert honest is not None
+    assert found is not None
+    assert found.fraud_share == 1.0
+    assert found.mean_score == honest.mean_score
 
 
 def test_a_handful_of_frauds_decides_nothing_and_says_so() -> None:
