@@ -216,8 +216,11 @@ class MicroBatcher:
         self._has_rates = settings.caller_payments_per_second > 0
         self.pauses = CallerPauses()
         """Callers whose connections the fronts must leave unread for the moment."""
-        # The queue of `pauses.last_caller`.
-        self._last_queue = self._queue.of(self.pauses.last_caller)
+        # The caller of the last call, and his queue.
+        self._last_caller, self._last_queue = b"", self._queue.of(b"")
+        self._turn = self._queue.turn
+        # Whether any caller has had a name.
+        self._has_names = False
         self._scheduled = False
         self._cost_s = _FIRST_COST_S
         # When the last chunk ended, if calls have been waiting ever since; None if the queue was empty then.
@@ -233,18 +236,15 @@ class MicroBatcher:
 
     def submit(self, call: Call) -> None:
         """Queue a call, which is answered after this turn of the loop; or refuse it now."""
-        size, queues = len(call.payload), self._queue
-        weight = size // _PAYMENT_BYTES + 1 if not call.is_batch else _weight_of_batch(call)
-        caller = call.caller
-        if caller != self.pauses.last_caller:
-            self.pauses.note(caller, call.arrived)
-            self._last_queue = queues.of(caller)
-        queue = self._last_queue
+        weight = _weight_of_batch(call) if call.is_batch else len(call.payload) // _PAYMENT_BYTES + 1
+        if call.caller != self._last_caller:
+            self._change_caller(call)
+        queue, turn = self._last_queue, self._turn
         ahead, payments_max = queue.payments, self._payments_max
-        turn = queues.turn
         # Nearly always there is one caller, or only one who waits.
         if turn and (len(turn) > 1 or turn[0] is not queue):
-            ahead, payments_max = queues.ahead_of(queue), payments_max // queues.callers_with(queue)
+            ahead = self._queue.ahead_of(queue)
+            payments_max //= self._queue.callers_with(queue)
         wait_s = ahead * self._cost_s
         if wait_s > self._wait_s_max or queue.payments + weight > payments_max:
             self._refuse_more(call, _QUEUE_FULL)
@@ -255,9 +255,19 @@ class MicroBatcher:
         if self._has_rates and not self._rates.spend(call.caller, weight, call.arrived):
             self._refuse_more(call, _OVER_RATE)
             return
-        queues.append(queue, call, weight)
+        calls = queue.calls
+        if not calls:
+            self._queue.begin(queue)
+        calls.append((call, weight))
+        queue.payments += weight
         if not self._scheduled:
             self._schedule()
+
+    def _change_caller(self, call: Call) -> None:
+        """Note that a call is of another caller than the one before it."""
+        self._last_caller, self._has_names = call.caller, True
+        self._last_queue = self._queue.of(call.caller)
+        self.pauses.note(call.arrived)
 
     def _refuse_more(self, call: Call, refusal: Refusal) -> None:
         """Refuse a call because its caller has sent too much already."""
@@ -293,13 +303,12 @@ class MicroBatcher:
         counts: list[int] = []
         requests: list[TakenRequest] = []
         batches: list[range] = []
-        callers: list[bytes] = []
         refused: dict[Flushable, None] = {}
-        queue, count_max = self._queue, self.settings.chunk_payments
-        if len(queue.turn) > 1 or self.pauses.has_company(now):
+        turn, count_max = self._turn, self.settings.chunk_payments
+        if self._has_names and (len(turn) > 1 or self.pauses.has_company(now)):
             count_max = min(count_max, SHARED_CHUNK)
-        while queue and len(requests) < count_max:
-            for call in queue.take(count_max - len(requests)):
+        while turn and len(requests) < count_max:
+            for call in self._queue.take(count_max - len(requests)):
                 if call.cancelled:
                     continue
                 if now > call.deadline:
@@ -314,17 +323,19 @@ class MicroBatcher:
                         batches.append(range(len(requests), len(requests) + len(batch)))
                         self._rates.give_back(call.caller, _weight_of_batch(call) - len(batch))
                         requests += batch
-                        callers += [call.caller] * len(batch)
                         counts.append(len(batch))
                     else:
                         requests.append(call.form.take(call.payload, self._intake.schema))
-                        callers.append(call.caller)
                         counts.append(1)
                 except InvalidEvent as error:
                     call.refuse(refusal_of(error))
                     refused[call.connection] = None
                     continue
                 calls.append(call)
+        callers: list[bytes] = []
+        if self._has_names:
+            for call, count in zip(calls, counts, strict=True):
+                callers += [call.caller] * count
         for connection in refused:
             connection.flush()
         if self._stages.is_timed:
@@ -363,12 +374,14 @@ class MicroBatcher:
         if self._stages.is_timed:
             self._stages.lap("parse", len(chunk.requests))
         if not wrong:
-            payments.callers = chunk.callers
+            if chunk.callers:
+                payments.callers = chunk.callers
             return self._score(payments, chunk.batches)
         count, spoilt = len(chunk.requests), set(_spoilt(chunk.counts, wrong))
         results = [refusal_of(wrong[place]) if place in wrong else NOT_DECIDED for place in range(count)]
         right = [place for place in range(count) if place not in wrong]
-        payments.callers = [chunk.callers[place] for place in right]
+        if chunk.callers:
+            payments.callers = [chunk.callers[place] for place in right]
         decided = [index for index, place in enumerate(right) if place not in spoilt]
         if not decided:
             return results
@@ -414,7 +427,10 @@ class MicroBatcher:
 
 
 class _Chunk(NamedTuple):
-    """Calls, the number of requests in each, all requests, the places of each batch, and the caller of each request."""
+    """Calls, the number of requests in each, all requests, the places of each batch, and the caller of each request.
+
+    `callers` is empty as long as no caller has had a name.
+    """
 
     calls: list[Call]
     counts: list[int]

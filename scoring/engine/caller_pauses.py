@@ -46,13 +46,12 @@ class CallerPauses:
         self._refused: dict[bytes, tuple[int, float]] = {}
         # When a line about a caller was logged, and how often he was held since.
         self._told: dict[bytes, tuple[float, int]] = {}
-        self.last_caller = b""
         # When a request came from another caller than the one before it.
         self._changed_at = float("-inf")
 
-    def note(self, caller: bytes, now: float) -> None:
-        """Note that a request is not `last_caller`'s but this one's. `now` is in seconds of `time.perf_counter`."""
-        self.last_caller, self._changed_at = caller, now
+    def note(self, now: float) -> None:
+        """Note that a request is of another caller than the one before it. `now`: seconds of `time.perf_counter`."""
+        self._changed_at = now
 
     def has_company(self, now: float) -> bool:
         """Whether requests of more than one caller have come within the last second."""
@@ -98,6 +97,13 @@ class CallerPauses:
         )
 
     def _end(self, caller: bytes) -> None:
-        # Those that come first may use up all that the caller may send; the others are then held again, before them.
-        for connection in self.held.pop(caller):
-            connection.read_on()
+        self._let_go(caller, self.held.pop(caller))
+
+    def _let_go(self, caller: bytes, connections: list[Held]) -> None:
+        """Let connections go on, one in each turn of the loop: all at once would keep others waiting."""
+        if caller in self.held:
+            # Those that went on have used up all that the caller may send. The others go before them next time.
+            self.held[caller][:0] = connections
+        elif connections:
+            connections[0].read_on()
+            asyncio.get_running_loop().call_soon(self._let_go, caller, connections[1:])

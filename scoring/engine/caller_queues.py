@@ -88,13 +88,16 @@ class CallerQueues(Generic[_Call]):
             return queue.payments
         return min(self.payments, queue.payments + others * (queue.payments + QUANTUM))
 
+    def begin(self, queue: CallerQueue[_Call]) -> None:
+        """Give a queue its turns. Call it before a call is added to an empty one."""
+        queue.credit = QUANTUM
+        self.turn.append(queue)
+
     def append(self, queue: CallerQueue[_Call], call: _Call, payments: int) -> None:
         """Let a call wait in the queue of its caller."""
-        calls = queue.calls
-        if not calls:
-            queue.credit = QUANTUM
-            self.turn.append(queue)
-        calls.append((call, payments))
+        if not queue.calls:
+            self.begin(queue)
+        queue.calls.append((call, payments))
         queue.payments += payments
 
     def take(self, payments: int) -> list[_Call]:

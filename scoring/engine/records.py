@@ -132,13 +132,13 @@ class RecordWriter:
         assert len(body_bytes) < BODY_BYTES_MAX or max(map(len, bodies)) < BODY_BYTES_MAX, "a request's size"
         self._fill("bodies", body_bytes)
         self._fill("ids", id_bytes)
-        self._fill("callers", caller_bytes)
         views, int64s = self._views, self._int64s[count]
         int64s.pack_into(views["body_sizes"], 0, *map(len, bodies))
         int64s.pack_into(views["id_sizes"], 0, *map(len, ids))
         # As long as no caller has a name, all sizes are 0.
         if caller_bytes or self._has_callers:
             self._has_callers = True
+            self._fill("callers", caller_bytes)
             int64s.pack_into(views["caller_sizes"], 0, *map(len, callers))
         int64s.pack_into(views["tail_numbers"], 0, *tail_numbers)
         numbers = [math.nan if score is None else score for score in scores] if None in scores else scores

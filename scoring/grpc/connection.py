@@ -32,6 +32,8 @@ _UNAUTHENTICATED = Refusal(UNAUTHENTICATED, "authorization is missing or not val
 _UNREAD = Refusal(RESOURCE_EXHAUSTED, "answers are not read")
 _METHOD_NOT_ALLOWED = grpc_messages.http_error(405)
 _WRONG_CONTENT_TYPE = grpc_messages.http_error(415)
+# What is read at a time while there are other callers: some 20 calls. A read may bring 256 KiB, a thousand calls.
+_READ_BYTES = 4096
 
 
 class _Allowance:
@@ -59,7 +61,7 @@ class GrpcConnectionServer(CallServer, Protocol):
     """The part of the server that a connection uses."""
 
     methods: dict[bytes, Method]
-    caller_of: Callable[[bytes | None], bytes | None]
+    caller_of: Callable[[bytes | None], bytes | None] | None
 
     def admit(self, connection: GrpcConnection) -> bool:
         """Register a new connection. Returns False when there are too many."""
@@ -91,7 +93,8 @@ class GrpcConnection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._caller = b""  # the name of the certificate that the caller has shown
         self._is_proven = False
-        # The caller with whom this connection is held, if it has had only one; what was received while it was held.
+        # The caller with whom this connection is held, if it has had only one. What was received and not looked at: the
+        # caller is held, or too much came at once.
         self._held_by: bytes | None = None
         self._is_shared = False
         self._is_waiting = False
@@ -135,10 +138,13 @@ class GrpcConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._over_since is not None:
             return
-        if self._held_by is not None and self._is_held():
+        if self._held_data or (self._held_by is not None and self._is_held()):
             self._held_data += data
             return
         self.read_at = self.server.now_s()
+        if len(data) > _READ_BYTES and self.server.batcher.pauses.has_company(self.read_at):
+            data, self._held_data = data[:_READ_BYTES], data[_READ_BYTES:]
+            self._go_on_later()
         self._pinged = None
         self.submitted = self.write_now = False
         try:
@@ -150,7 +156,7 @@ class GrpcConnection(asyncio.Protocol):
             self.flush()
 
     def read_on(self) -> None:
-        """Go on after the caller was held, with what was received meanwhile."""
+        """Go on after the caller was held, or others had their turn, with what was received meanwhile."""
         self._is_waiting = False
         data, self._held_data = self._held_data, b""
         if self._over_since is not None or self._transport.is_closing():
@@ -159,6 +165,11 @@ class GrpcConnection(asyncio.Protocol):
             self._transport.resume_reading()
         if data:
             self.data_received(data)
+
+    def _go_on_later(self) -> None:
+        """Go on in the loop's next turn, so that other connections come in between."""
+        self._transport.pause_reading()
+        asyncio.get_running_loop().call_soon(self.read_on)
 
     def _is_held(self) -> bool:
         """Whether this connection must wait for `read_on`, because its caller is held."""
@@ -192,7 +203,7 @@ class GrpcConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._blocked_since = None
         if not self._transport.is_closing():
-            if not self._is_waiting:
+            if not (self._is_waiting or self._held_data):
                 self._transport.resume_reading()
             self.flush()
 
@@ -213,8 +224,8 @@ class GrpcConnection(asyncio.Protocol):
         timeout_s = None if timeout is None else grpc_messages.parse_timeout_s(timeout)
         encoding = field(b"grpc-encoding", b"identity")
         caller: bytes | None = b""
-        if method is not None and not method.is_open:
-            caller = self.server.caller_of(field(b"authorization"))
+        if (caller_of := self.server.caller_of) is not None and method is not None and not method.is_open:
+            caller = caller_of(field(b"authorization"))
         if field(b":method") != b"POST":
             self._refuse_http(stream_id, _METHOD_NOT_ALLOWED, reset=not ended)
         elif (kind := field(b"content-type")) != b"application/grpc" and not grpc_messages.is_grpc(kind):

@@ -50,8 +50,7 @@ class GrpcServer:
         fields: PaymentFields = TABLE_ALONE,
         now_s: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.batcher, self.settings, self.now_s = batcher, settings, now_s
-        self.caller_of = caller_of or (lambda _: b"")
+        self.batcher, self.settings, self.now_s, self.caller_of = batcher, settings, now_s, caller_of
         self._fields = fields
         self.deadline_s = batcher.settings.deadline_ms / 1000
         self.arriving_bytes = 0

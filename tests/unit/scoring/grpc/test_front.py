@@ -13,6 +13,9 @@ from paywarden.schemas.proto import health_pb2, reflection_pb2
 from paywarden.schemas.proto.scoring_pb2 import ScoreBatchRequest, ScoreBatchResponse, ScoreResponse
 from paywarden.scoring.engine import caller_pauses
 from paywarden.scoring.engine.batcher import AdmissionSettings, Refusal
+from paywarden.scoring.grpc import connection
+from paywarden.scoring.grpc.front import GrpcServer
+from paywarden.scoring.grpc.http2 import Receiver, Session
 from paywarden.scoring.grpc.messages import frame
 from paywarden.scoring.grpc.settings import LIBRARIES, GrpcSettings
 from tests.services.grpc_raw import ACK, BATCH, GOAWAY, PING, Answer, FrameClient, RawClient, call_headers, raw_frame
@@ -673,7 +676,25 @@ def test_a_noisy_caller_is_left_unread_and_the_other_one_is_answered(
         assert shared.ask(PAYMENT, as_quiet).status in (0, 8)
 
 
-def test_after_pauses_every_call_is_answered(library: str) -> None:
+def test_after_pauses_every_call_is_answered(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large read is taken piece by piece, wherever that cuts a frame: others come in between."""
+    pieces: list[int] = []
+    open_session = GrpcServer.open_session
+
+    def opened(server: GrpcServer, receiver: Receiver) -> Session:
+        session = open_session(server, receiver)
+        receive = session.receive
+
+        def note(data: bytes) -> None:
+            pieces.append(len(data))
+            receive(data)
+
+        session.receive = note  # type: ignore[method-assign]
+        return session
+
+    monkeypatch.setattr(GrpcServer, "open_session", opened)
+    monkeypatch.setattr(connection, "_READ_BYTES", 50)
+    monkeypatch.setattr(caller_pauses, "_COMPANY_S", 1000.0)
     admission = replace(PATIENT, caller_payments_per_second=20)
     with (
         GrpcServed(GrpcSettings(library=library), admission=admission, caller_of=lambda value: value) as served,
@@ -683,6 +704,8 @@ def test_after_pauses_every_call_is_answered(library: str) -> None:
         as_quiet, as_noisy = ([*call_headers(), (b"authorization", name)] for name in (b"quiet", b"noisy"))
         for _ in range(5):
             assert quiet.ask(PAYMENT, as_quiet).status == 0
+            pieces.clear()
             calls = [noisy.call(PAYMENT, as_noisy) for _ in range(100)]
             noisy.push()
             assert {noisy.answer(call).status for call in calls} <= {0, 8}
+            assert max(pieces) <= 50
