@@ -96,22 +96,27 @@ def cli(context: click.Context, config: str | None, log: str) -> None:
     "Without it the payments start on 2024-01-01 and have all their outcomes.",
 )
 @click.option("--out", type=click.Path(file_okay=False), required=True, help="Folder for the two files.")
+@click.pass_obj
 @needs("history")
-def simulate(cards: int, days: int, seed: int, end: str | None, out: str) -> None:
+def simulate(source: Source, cards: int, days: int, seed: int, end: str | None, out: str) -> None:
     """Write simulated payments with fraud and its labels.
 
-    The fraud follows several patterns that are known from real payments.
+    The fraud follows several patterns that are known from real payments. Declared fields of [features] catalogue get
+    plausible values, which say nothing about fraud.
     """
+    from paywarden.features.datasets.declared_columns import with_declared_columns
     from paywarden.features.datasets.simulator import simulate as make
     from paywarden.features.datasets.simulator import split_at
     from paywarden.features.history.history import write_history
     from paywarden.ops.times import spoken
 
     end_ms = None if end is None else _end_of_simulation_ms(end)
+    fields = wiring.catalogue(source).payment.fields
     payments, outcomes = make(cards=cards, days=days, seed=seed, end_time_ms=end_ms)
+    payments = with_declared_columns(payments, fields, seed=seed)
     if end_ms is not None:
         (payments, outcomes), _ = split_at(payments, outcomes, end_ms)
-    write_history(out, payments, outcomes)
+    write_history(out, payments, outcomes, fields)
     said = f"{len(payments)} payments and {len(outcomes)} outcomes in {out}"
     click.echo(said if end_ms is None else f"{said}, up to {spoken(end_ms)} UTC")
 
@@ -298,18 +303,26 @@ def warm_up() -> None:
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the simulated data.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write the summary to this file.")
+@click.pass_obj
 @needs("demo")
-def demo(seconds: int, rate: float, seed: int, json_file: str | None) -> None:
+def demo(source: Source, seconds: int, rate: float, seed: int, json_file: str | None) -> None:
     """Run the whole product on this machine for a demonstration.
 
-    It makes a history, trains a model, sends live payments and shows the decisions. It needs no server.
+    It makes a history, trains a model, sends live payments and shows the decisions. It needs no server. Features and
+    fields are those of [features] catalogue; all other settings are the demonstration's own.
     """
     from paywarden.ops.demo.demo import run_demo
     from paywarden.ops.demo.verdict import in_words
 
     # As Ctrl-C: what it has started is stopped, and its folders go.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    summary = run_demo(seconds=seconds, rate=rate, seed=seed)
+    summary = run_demo(
+        seconds=seconds,
+        rate=rate,
+        seed=seed,
+        catalogue=wiring.catalogue(source),
+        catalogue_file=wiring.catalogue_file(source),
+    )
     click.echo("\n".join([*in_words(summary), ""]))
     report(summary, json_file)
 

@@ -14,6 +14,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Console
 
+from paywarden.features.catalogue.catalogue import CATALOGUE
+from paywarden.features.catalogue.entity import Catalogue
+from paywarden.features.datasets.declared_columns import with_declared_columns
 from paywarden.features.datasets.simulator import simulate, split_at
 from paywarden.features.history.history import History, history_of_tables
 from paywarden.features.profiles.engine import FeatureEngine
@@ -49,34 +53,44 @@ _PAYMENTS_PER_CARD_DAY = 1.5
 _DAY_MS = 86_400_000
 
 
-def run_demo(*, seconds: int, rate: float, seed: int) -> dict[str, Any]:
-    """Run the demonstration; returns the summary. Raises PaywardenError naming the part that did not do its work."""
+def run_demo(
+    *, seconds: int, rate: float, seed: int, catalogue: Catalogue = CATALOGUE, catalogue_file: Path | None = None
+) -> dict[str, Any]:
+    """Run the demonstration; returns the summary. Raises PaywardenError naming the part that did not do its work.
+
+    `catalogue_file` has the catalogue of a project, for the processes. Its declared fields get plausible values.
+    """
     console = Console(stderr=True)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="paywarden-demo-")))
         in_memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
         memory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="paywarden-demo-", dir=in_memory)))
-        world = _prepare(folder, seconds=seconds, rate=rate, seed=seed, console=console)
+        world = _prepare(folder, catalogue, seconds=seconds, rate=rate, seed=seed, console=console)
+        world = replace(world, catalogue_file=catalogue_file)
         return run_live(
             world, folder, memory, rate=rate, seconds=seconds, console=console, say=lambda line: _say(console, line)
         )
 
 
-def _prepare(folder: Path, *, seconds: int, rate: float, seed: int, console: Console) -> DemoWorld:
+def _prepare(
+    folder: Path, catalogue: Catalogue, *, seconds: int, rate: float, seed: int, console: Console
+) -> DemoWorld:
     """Simulate, train, compile and load the past."""
     wanted = int(rate * seconds * 1.2) + 100
     cards = max(CARDS_MIN, int(wanted / _PAYMENTS_PER_CARD_DAY))
     now = now_ms()
     _say(console, f"simulating {HISTORY_DAYS} days of {cards} cards")
-    past, live = split_at(*simulate(cards=cards, days=HISTORY_DAYS + 1, seed=seed, end_time_ms=now + _DAY_MS), now)
-    history = history_of_tables(*past)
+    payments, outcomes = simulate(cards=cards, days=HISTORY_DAYS + 1, seed=seed, end_time_ms=now + _DAY_MS)
+    fields = catalogue.payment.fields
+    past, live = split_at(with_declared_columns(payments, fields, seed=seed), outcomes, now)
+    history = history_of_tables(*past, fields)
     _say(console, "loading the feature kernel (the first time it is compiled, which takes half a minute)")
-    engine = FeatureEngine()
+    engine = FeatureEngine(catalogue)
     engine.warm_up()
     _say(console, f"training on {TRAINING_DAYS} days, compiling the model, and loading {len(history)} payments")
     with ThreadPoolExecutor(1) as pool:
         # The training does not hold Python's lock most of the time, so the other thread can run.
-        filling = pool.submit(_fill_store, history, folder / "store")
+        filling = pool.submit(_fill_store, history, folder / "store", catalogue)
         manifest = _train(history, folder / "bundle", engine)
         profiles = filling.result()
     _say(
@@ -87,11 +101,12 @@ def _prepare(folder: Path, *, seconds: int, rate: float, seed: int, console: Con
     bundle = load_bundle(folder / "bundle", catalogue_digest=engine.plan.digest)
     _say(console, f"{len(history)} payments of history are {profiles} profiles in the store")
     return DemoWorld(
-        requests_of(live[0].slice(0, wanted), id_prefix=LIVE_PREFIX),
+        requests_of(live[0].slice(0, wanted), id_prefix=LIVE_PREFIX, fields=fields),
         _outcomes(live[1], now),
         _labels(live[1]),
         bundle.predictor.native,
         profiles,
+        fields,
     )
 
 
@@ -105,10 +120,10 @@ def _train(history: History, bundle: Path, engine: FeatureEngine) -> Manifest:
     return train_bundle(table, window, bundle, engine=engine, settings=TRAINING, progress=progress_bar)
 
 
-def _fill_store(history: History, path: Path) -> int:
+def _fill_store(history: History, path: Path, catalogue: Catalogue) -> int:
     """Fill a store with the profiles of the whole past; returns how many. Its thread needs an engine of its own."""
     with closing(LmdbStore.from_settings(LmdbSettings(path=str(path)))) as store:
-        return backfill(history, store, engine=FeatureEngine(), rates=load_rates(), outcome_days=30)
+        return backfill(history, store, engine=FeatureEngine(catalogue), rates=load_rates(), outcome_days=30)
 
 
 def _outcomes(outcomes: pa.Table, start_ms: int) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ World (a prepared past) ─► broker, stream, companion, serve ─► load ─�
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 import time
@@ -27,7 +28,9 @@ from paywarden.ops.loadgen.load import LoadAnswer
 from paywarden.ops.loadgen.traffic import run, stamped
 from paywarden.ops.times import now_ms
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
+from paywarden.schemas.payment_fields import TABLE_ALONE, PaymentFields
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
+from paywarden.schemas.request_proto import request_class
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.embedded_broker import EmbeddedBroker
 from paywarden.streams.kafka.producers import make_producer
@@ -80,7 +83,8 @@ wait_ms_max = 1000
 class DemoWorld:
     """The live part of a simulation. Its past is already a bundle and a store in a folder.
 
-    `outcomes` are those of past payments, in order. `labels` are those of live payments, by payment id.
+    `outcomes` are those of past payments, in order. `labels` are those of live payments, by payment id. `fields` are
+    the fields of a payment; `catalogue_file` declares some of them, for the processes.
     """
 
     requests: list[ScoreRequest]
@@ -88,6 +92,8 @@ class DemoWorld:
     labels: dict[str, str]
     native_model: bool
     profiles: int
+    fields: PaymentFields = TABLE_ALONE
+    catalogue_file: Path | None = None
 
 
 def run_live(
@@ -107,7 +113,11 @@ def run_live(
     broker = EmbeddedBroker()
     try:
         config = folder / "paywarden.toml"
-        config.write_text(_CONFIG.format(bootstrap=broker.bootstrap, folder=folder, memory=memory), encoding="utf-8")
+        text = _CONFIG.format(bootstrap=broker.bootstrap, folder=folder, memory=memory)
+        if world.catalogue_file is not None:
+            # JSON writes a text as TOML does.
+            text += f"[features]\ncatalogue = {json.dumps(str(world.catalogue_file.absolute()))}\n"
+        config.write_text(text, encoding="utf-8")
         say("starting the stream, the companion and a scoring worker")
         with running_parts(config, folder) as parts:
             parts.wait_until_ready()
@@ -132,7 +142,7 @@ def _send_live(
     world: DemoWorld, kafka: KafkaSettings, parts: Parts, rate: float, seconds: int, console: Console
 ) -> dict[str, Any]:
     tally = _Tally()
-    ids = LocalSchemaIds()
+    ids = LocalSchemaIds(fields=world.fields)
     stop = threading.Event()
     publisher = _Publisher(make_producer(kafka, linger_ms=5), ids, world)
     decisions = make_consumer(kafka, group_id="paywarden-demo")
@@ -205,7 +215,8 @@ class _Publisher:
 
     def __init__(self, producer: Producer, ids: LocalSchemaIds, world: DemoWorld) -> None:
         self._producer = producer
-        self._payments = Encoder("payments", ids.id_of("payments"))
+        self._payments = Encoder("payments", ids.id_of("payments"), schema=ids.current_schema("payments"))
+        self._message = request_class(world.fields)
         self._outcomes = Encoder("outcomes", ids.id_of("outcomes"))
         self._of_history, self._labels = deque(world.outcomes), world.labels
         # Outcomes of live payments with the time at which each is due, in order.
@@ -219,12 +230,12 @@ class _Publisher:
 
     def publish(self, body: bytes) -> None:
         """Queue the payment of this request, and the outcomes that are due."""
-        request = ScoreRequest.FromString(body)
+        request = self._message.FromString(body)
         record = {
             descriptor.name: getattr(request, descriptor.name)
             if not descriptor.has_presence or request.HasField(descriptor.name)
             else None
-            for descriptor in ScoreRequest.DESCRIPTOR.fields
+            for descriptor in self._message.DESCRIPTOR.fields
         }
         self._producer.produce("payments", self._payments.encode(record), key=request.card_id)
         self.payments_sent += 1

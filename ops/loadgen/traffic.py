@@ -1,6 +1,6 @@
 """Turns simulated payments into requests to the endpoint, dated when they are sent.
 
-Where a project declares fields, the requests have plausible values of them (features/datasets/declared_values.py).
+Where a project declares fields, the requests have plausible values of them (features/datasets/declared_columns.py).
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import uvloop
 
-from paywarden.features.datasets.declared_values import declared_values
+from paywarden.features.datasets.declared_columns import with_declared_columns
 from paywarden.features.datasets.simulator import simulate
 from paywarden.ops.loadgen.bodies import stamped_bodies
 from paywarden.ops.loadgen.load import LoadAnswer, run_closed, run_load
@@ -50,17 +49,6 @@ def requests_of(payments: pa.Table, *, id_prefix: str, fields: PaymentFields = T
         )
         for row in payments.to_pylist()
     ]
-
-
-def with_declared(payments: pa.Table, fields: PaymentFields, *, seed: int) -> pa.Table:
-    """Returns a payments table with a column more for each declared field, of plausible values."""
-    if not fields.declared:
-        return payments
-    card = payments["card_id"].cast(pa.string()).combine_chunks().dictionary_encode().indices.to_numpy()
-    times, amounts = (payments[name].to_numpy() for name in ("event_time_ms", "amount_minor"))
-    for name, column in declared_values(fields, card.astype(np.int64), times, amounts, seed=seed).items():
-        payments = payments.append_column(name, pa.array(column))
-    return payments
 
 
 def stamped(requests: Iterator[ScoreRequest]) -> Iterator[bytes]:
@@ -104,7 +92,7 @@ def run_simulated_load(
     payments, _ = simulate(cards=_CARDS, days=_DAYS, seed=seed)
     # Five characters of the time keep the ids of two loads within a day apart.
     bodies = stamped_bodies(
-        requests_of(with_declared(payments, fields, seed=seed), id_prefix="", fields=fields),
+        requests_of(with_declared_columns(payments, fields, seed=seed), id_prefix="", fields=fields),
         id_prefix=f"load{now_ms() // 100 % 16**5:05x}",
         content_type=options.content_type,
     )

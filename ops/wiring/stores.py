@@ -94,15 +94,22 @@ def catalogue(source: Source) -> Catalogue:
     """Returns the catalogue of the settings: a process reads its file once. Raises Misconfigured."""
     from paywarden.features.catalogue.catalogue import CATALOGUE
 
+    path = catalogue_file(source)
+    return CATALOGUE if path is None else _loaded_catalogue(path)
+
+
+def catalogue_file(source: Source) -> Path | None:
+    """Returns the file of the settings' catalogue; None for the packaged one. Raises Misconfigured."""
     path = source.section("features", FeatureSettings).catalogue
-    return _loaded_catalogue(os.path.abspath(source.folder / path)) if path else CATALOGUE
+    # Links stay as they are: the loader looks at each of them.
+    return Path(os.path.abspath(source.folder / path)) if path else None
 
 
 @cache
-def _loaded_catalogue(path: str) -> Catalogue:
+def _loaded_catalogue(path: Path) -> Catalogue:
     from paywarden.features.catalogue.loading import load_catalogue
 
-    return load_catalogue(Path(path))
+    return load_catalogue(path)
 
 
 def entity_names(source: Source) -> tuple[str, ...]:

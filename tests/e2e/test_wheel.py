@@ -106,8 +106,10 @@ def test_a_project_of_ones_own_works_in_any_folder(installed: Path, project: Pat
     assert "7 entities" in run(installed, project / "shop", "features", "check")
 
 
-def test_the_demo_works_in_a_folder_with_packages_of_our_names(installed: Path, project: Path) -> None:
-    run(installed, project, "demo", "--seconds", "5", "--rate", "50", "--json", "summary.json")
+def test_the_demo_of_a_project_works_in_a_folder_with_packages_of_our_names(installed: Path, project: Path) -> None:
+    run(installed, project, "init", "shop")
+    config = ("--config", "shop/paywarden.toml")
+    run(installed, project, *config, "demo", "--seconds", "5", "--rate", "50", "--json", "summary.json")
     summary = json.loads((project / "summary.json").read_text(encoding="utf-8"))
     assert summary["answers"] == summary["payments_sent"] > 150
     assert summary["native_model"] is True

@@ -10,9 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
+from paywarden.features.catalogue.loading import load_catalogue
 from paywarden.features.datasets.simulator import DEFAULT_START_MS
 from paywarden.features.history.history import read_history
 from paywarden.ops.cli import cli
+from paywarden.ops.commands.init import make_project
 from paywarden.schemas.errors import Misconfigured
 
 DAY_MS = 86_400_000
@@ -66,3 +68,17 @@ def test_an_impossible_end_is_refused_and_nothing_is_written(end: str, tmp_path:
     with pytest.raises(Misconfigured, match=f"--end: wanted now.*got '{end}'"):
         run(tmp_path / "data", "--end", end)
     assert not (tmp_path / "data").exists()
+
+
+def test_the_payments_of_a_project_have_its_fields(tmp_path: Path) -> None:
+    shop = tmp_path / "shop"
+    make_project(shop)
+    fields = load_catalogue(shop / "catalogue.py").payment.fields
+    asked = ["--config", str(shop / "paywarden.toml"), "simulate", "--cards", "20", "--days", "2", "--out"]
+    for out in ("a", "b"):
+        result = CliRunner().invoke(cli, [*asked, str(tmp_path / out)])
+        assert result.exit_code == 0, result.output
+    assert len(read_history(tmp_path / "a", fields)) > 20
+    table = pq.read_table(tmp_path / "a" / "payments.parquet")
+    assert {field.name for field in fields.declared} <= set(table.column_names)
+    assert table.equals(pq.read_table(tmp_path / "b" / "payments.parquet"))

@@ -4,9 +4,10 @@ import time
 import pytest
 
 from paywarden.features.catalogue import fields
+from paywarden.features.datasets.declared_columns import with_declared_columns
 from paywarden.features.datasets.simulator import simulate
 from paywarden.ops.loadgen.bodies import stamped_bodies
-from paywarden.ops.loadgen.traffic import requests_of, with_declared
+from paywarden.ops.loadgen.traffic import requests_of
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.scoring.requests.format import Format
@@ -55,7 +56,7 @@ def test_bodies_have_the_fields_that_a_project_declares(form: Format) -> None:
         fields.integer("items", 5, unit="items", least=-9, most=9, required=True),
     ).fields
     payments, _ = simulate(cards=3, days=1, seed=1)
-    requests = requests_of(with_declared(payments.slice(0, 5), declared, seed=2), id_prefix="", fields=declared)
+    requests = requests_of(with_declared_columns(payments.slice(0, 5), declared, seed=2), id_prefix="", fields=declared)
     schema = RequestSchema(declared)
     bodies = stamped_bodies(requests, id_prefix="a1", content_type=form.content_type)
     for request, body in zip(requests, bodies, strict=False):
