@@ -26,6 +26,7 @@ from paywarden.features.catalogue.expressions import (
     EntityRecency,
     Expression,
     Feature,
+    Latest,
     Measure,
     Operation,
     Recency,
@@ -38,6 +39,7 @@ from paywarden.features.catalogue.windows import HOUR_MS, MINUTE_MS, Window
 
 _EARTH_RADIUS_KM = 6371.0
 _WEIGHT_UNIT = 2**30
+_MICRODEGREE = math.pi / 180_000_000.0
 # Columns that every payment has: 0 is a value there.
 _ALWAYS_THERE = (kernel.TIME_MS, kernel.AMOUNT, kernel.AMOUNT_MINOR)
 
@@ -91,7 +93,7 @@ class _Moment:
             return _Inside(value.window, events, self._now_ms).value(value)
         if isinstance(value, EntityRecency):
             return self._recency(value, events)
-        return self._remembered(value, events)
+        return self._of_latest(value, events) if isinstance(value, Latest) else self._remembered(value, events)
 
     # Of the payment, and of other values.
 
@@ -114,6 +116,12 @@ class _Moment:
             Operation.DIVIDE: lambda: _over(*operands),
             Operation.SCALE: lambda: operands[0] * value.numbers[0] / value.numbers[1],
             Operation.STANDARD_SCORE: lambda: _over(operands[0] - operands[1], operands[2]),
+            Operation.SUBTRACT: lambda: operands[0] - operands[1],
+            Operation.DECLARED_NUMBER: lambda: _number_or_nan(self._now, value.numbers[0]),
+            # The column behind that of a moment stands for its age.
+            Operation.AGE_MS: lambda: _number_or_nan(self._now, value.numbers[0] + 1),
+            Operation.SAME_VALUE: lambda: self._same_value(*value.numbers),
+            Operation.DISTANCE: lambda: _distance_of([_number(self._now, column) for column in value.numbers]),
         }
         if value.operation not in known:
             raise NotPlain(value.operation)
@@ -126,7 +134,10 @@ class _Moment:
             return math.nan
         inside = _Inside(measure.window, self._known[measure.entity], self._now_ms)
         if value.operation is Operation.DEVIATION:
-            return _deviation([row[kernel.AMOUNT] for row in inside.payments(measure.column.condition)])
+            column = measure.column
+            if column.measure is Measure.COUNT:
+                return _deviation([row[kernel.AMOUNT] for row in inside.payments(column.condition)])
+            return _deviation(inside.numbers(column))
         counts = inside.bucket_counts(measure.column, value.numbers[0])
         if not counts:
             return math.nan
@@ -163,6 +174,10 @@ class _Moment:
             return math.nan
         return codes.index(code) if code in codes else len(codes)
 
+    def _same_value(self, column: int, other: int) -> float:
+        mine, theirs = self._now[column], self._now[other]
+        return float(mine == theirs) if mine and theirs else math.nan
+
     # Of earlier payments.
 
     def _recency(self, value: EntityRecency, events: Events) -> float:
@@ -191,6 +206,36 @@ class _Moment:
         hours = max(self._now_ms - latest[there], MINUTE_MS) / HOUR_MS
         return 0.0 if there == mine else _distance_km(there, mine) / hours
 
+    def _of_latest(self, value: Latest, events: Events) -> float:
+        """Answers a question about one of the latest payments. A later one than this payment's time does not count."""
+        kept = [_kept(row, value.fields) for row in events.payments]
+        times = [row[kernel.TIME_MS] for row in events.payments]
+        whole = [
+            (time_ms, one) for time_ms, one in zip(times, kept, strict=True) if None not in one or not value.is_whole
+        ]
+        # A missing value is below all others.
+        order = [(time_ms, [(one is not None, one or 0) for one in row], row) for time_ms, row in whole]
+        order = sorted(order, key=lambda item: item[:2], reverse=True)[: value.capacity]
+        latest = [(time_ms, row) for time_ms, _, row in order if time_ms <= self._now_ms]
+        if value.place >= len(latest):
+            return math.nan
+        time_ms, there = latest[value.place]
+        if value.recollection is Recollection.AGO:
+            return (self._now_ms - time_ms) / 1000
+        before = there[value.field]
+        if value.recollection is Recollection.NUMBER_OF:
+            return math.nan if before is None else before
+        here = _kept(self._now, value.fields)
+        if value.recollection is Recollection.IS_SAME:
+            mine = here[value.field]
+            return math.nan if mine is None or before is None else float(mine == before)
+        distance_km = _distance_of([*there[:2], *here[:2]])
+        if value.recollection is Recollection.DISTANCE_KM:
+            return distance_km
+        if value.recollection is not Recollection.SPEED_KMH:
+            raise NotPlain(value.recollection)
+        return distance_km / (max(self._now_ms - time_ms, MINUTE_MS) / HOUR_MS)
+
     def _latest(self, value: Remembered, events: Events) -> dict[int, int]:
         """Returns the latest distinct identities with the time of each, the newest first."""
         last: dict[int, int] = {}
@@ -216,6 +261,10 @@ class _Inside:
             amounts = [row[kernel.AMOUNT] for row in self.payments(column.condition)]
             chosen = max if reduction is Reduction.LARGEST else min
             return chosen(amounts) if amounts else math.nan
+        if reduction in (Reduction.LARGEST_NUMBER, Reduction.SMALLEST_NUMBER):
+            numbers = self.numbers(column)
+            wanted = max if reduction is Reduction.LARGEST_NUMBER else min
+            return wanted(numbers) if numbers else math.nan
         if reduction is Reduction.UNION and measure is Measure.DISTINCT_BITS:
             bits = 64 * column.parts
             places = {_hash(code) % bits for code in self._codes(column)}
@@ -228,6 +277,11 @@ class _Inside:
 
     def payments(self, condition: Condition | None) -> list[Row]:
         return [row for row in self._events.payments if self._is_inside(row) and _met(row, condition)]
+
+    def numbers(self, column: Column) -> list[int]:
+        """Returns the numbers that a column's payments have."""
+        found = (_number(row, column.attribute) for row in self.payments(column.condition))
+        return [number for number in found if number is not None]
 
     def _labels(self, condition: Condition | None) -> list[tuple[Row, int]]:
         return [(row, weight) for row, weight in self._events.labels if self._is_inside(row) and _met(row, condition)]
@@ -254,6 +308,9 @@ class _Inside:
             return sum(row[kernel.AMOUNT] for row in self.payments(condition))
         if column.measure is Measure.FRAUD_COUNT:
             return sum(weight for _, weight in self._labels(condition))
+        if column.measure in (Measure.NUMBER_COUNT, Measure.NUMBER_SUM):
+            numbers = self.numbers(column)
+            return len(numbers) if column.measure is Measure.NUMBER_COUNT else sum(numbers)
         raise NotPlain(column.measure)
 
     def _by_age(self, column: Column) -> dict[int, int]:
@@ -261,6 +318,9 @@ class _Inside:
         if column.measure in (Measure.COUNT, Measure.AMOUNT_SUM):
             count = column.measure is Measure.COUNT
             parts = [(row, 1 if count else row[kernel.AMOUNT]) for row in self.payments(column.condition)]
+        elif column.measure is Measure.NUMBER_SUM:
+            rows = [(row, _number(row, column.attribute)) for row in self.payments(column.condition)]
+            parts = [(row, number) for row, number in rows if number is not None]
         elif column.measure is Measure.FRAUD_COUNT:
             parts = self._labels(column.condition)
         elif column.measure is Measure.FRAUD_AMOUNT:
@@ -327,6 +387,35 @@ def _met(row: Row, condition: Condition | None) -> bool:
     raise NotPlain(condition.operator)
 
 
+def _number(row: Row, column: int) -> int | None:
+    """Returns an attribute's number, None where it is missing. The column behind that of a moment is its age in ms."""
+    if column < kernel.ATTRIBUTE_COUNT:
+        return row[column]
+    # Codes of declared fields stand in every second column.
+    is_age = (column - kernel.ATTRIBUTE_COUNT) % 2 == 1
+    code = row[column - is_age]
+    if code == 0:
+        return None
+    number = code - kernel.NUMBER_ZERO
+    return row[kernel.TIME_MS] - number if is_age else number
+
+
+def _number_or_nan(row: Row, column: int) -> float:
+    number = _number(row, column)
+    return math.nan if number is None else number
+
+
+def _kept(row: Row, fields: Sequence[tuple[int, bool]]) -> list[int | None]:
+    """Returns the fields of a payment that a memory keeps: numbers, or identities of texts."""
+    return [_number(row, column) if is_number else row[identity_column(column)] or None for column, is_number in fields]
+
+
+def _distance_of(numbers: Sequence[int | None]) -> float:
+    """Returns the distance between two places, in millionths of a degree: latitude and longitude of each."""
+    known = [number * _MICRODEGREE for number in numbers if number is not None]
+    return _great_circle_km(*known) if len(known) == 4 else math.nan
+
+
 def _over(numerator: float, denominator: float) -> float:
     return math.nan if denominator == 0 else numerator / denominator
 
@@ -357,6 +446,10 @@ def _distance_km(origin: int, destination: int) -> float:
     (lat, lon), (to_lat, to_lon) = (
         [(number - 10_000) * (math.pi / 1800.0) for number in places[code].tolist()] for code in (origin, destination)
     )
+    return _great_circle_km(lat, lon, to_lat, to_lon)
+
+
+def _great_circle_km(lat: float, lon: float, to_lat: float, to_lon: float) -> float:
     half = math.sin((to_lat - lat) / 2.0) ** 2
     half += math.cos(lat) * math.cos(to_lat) * math.sin((to_lon - lon) / 2.0) ** 2
     return 2.0 * _EARTH_RADIUS_KM * math.asin(min(1.0, math.sqrt(half)))

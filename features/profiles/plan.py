@@ -697,4 +697,9 @@ def _described(value: Expression) -> object:
     if isinstance(value, Derived):
         # An operation must not look like a feature of the same name.
         return {value.operation.value: [[_described(operand) for operand in value.operands], value.numbers]}
-    return asdict(value)
+    return asdict(value, dict_factory=_without_names)
+
+
+def _without_names(members: list[tuple[str, object]]) -> dict[str, object]:
+    """Returns the members of an expression as a dict. A condition's meaning does not include its attribute's name."""
+    return {name: member for name, member in members if not (name == "attribute" and isinstance(member, str))}

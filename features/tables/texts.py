@@ -9,8 +9,6 @@ A decimal number becomes a whole number of units of its last digit, exactly: "12
 
 from __future__ import annotations
 
-import calendar
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,11 +23,14 @@ _DIGITS_MAX = 18
 # The largest number that can take one more digit: ten times this and nine fits 63 bits.
 _BEFORE_MAX = (2**63 - 10) // 10
 _LITERAL = 256
-_MONTH_NAMES = np.array([[ord(letter) for letter in name[:3].lower()] for name in calendar.month_abbr[1:]], np.int64)
-_FULL_SIZES = np.array([len(name) for name in calendar.month_name[1:]], np.int64)
-_FULL_NAMES = np.array(
-    [[ord(letter) for letter in name.lower().ljust(9)] for name in calendar.month_name[1:]], np.int64
+# English names, whatever the language of the machine.
+_MONTHS = (
+    *("january", "february", "march", "april", "may", "june"),
+    *("july", "august", "september", "october", "november", "december"),
 )
+_MONTH_NAMES = np.array([[ord(letter) for letter in name[:3]] for name in _MONTHS], np.int64)
+_FULL_SIZES = np.array([len(name) for name in _MONTHS], np.int64)
+_FULL_NAMES = np.array([[ord(letter) for letter in name.ljust(9)] for name in _MONTHS], np.int64)
 
 
 def steps_of_format(form: str) -> NDArray[np.int64]:

@@ -65,10 +65,7 @@ def kafka_settings(source: Source) -> KafkaSettings:
 
 def payment_fields(source: Source) -> PaymentFields:
     """Returns the fields of a payment in this deployment: those that its catalogue declares among them."""
-    from paywarden.features.catalogue.catalogue import CATALOGUE
-
-    del source
-    return CATALOGUE.payment.fields
+    return catalogue(source).payment.fields
 
 
 def schema_ids(source: Source) -> SchemaIds:

@@ -11,12 +11,13 @@ from paywarden.features.catalogue.attributes import ip
 from paywarden.features.catalogue.entity import Catalogue, Entity, request
 from paywarden.features.catalogue.fields import Payment
 from paywarden.features.catalogue.identity import LAPTOP_KEY
+from paywarden.features.datasets.declared_columns import with_declared_columns
 from paywarden.features.datasets.simulator import simulate
 from paywarden.features.history.history import history_of_tables
 from paywarden.features.history.point_in_time import Chunk
 from paywarden.models.policy.policy import ConfiguredRule, Facts, Policy, PolicySettings
 from paywarden.models.replay.replayed_policy import ReplayedPolicy
-from paywarden.ops.loadgen.traffic import requests_of, with_declared
+from paywarden.ops.loadgen.traffic import requests_of
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.requests.schema import RequestSchema
 
@@ -56,7 +57,7 @@ def policy_of(conditions: list[str]) -> Policy:
 
 def payments() -> pa.Table:
     simulated, _ = simulate(cards=20, days=4, seed=3)
-    return with_declared(simulated, FIELDS, seed=5)
+    return with_declared_columns(simulated, FIELDS, seed=5)
 
 
 def no_outcomes() -> pa.Table:
