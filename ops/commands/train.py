@@ -37,8 +37,8 @@ FEATURES_SHOWN = 10
 @click.option("--train-to", required=True, metavar="DAY", help="Last UTC day to train on, included, in the same form.")
 @click.option("--out", type=click.Path(file_okay=False), required=True, help="Folder of the bundle to write.")
 @click.option(
-    "--trials",
     "--search-budget",
+    "--trials",
     "search_budget",
     type=click.IntRange(0),
     help="Parameters to try on the last days of the window (default: [training] search_budget). 0 or 1: no search.",
