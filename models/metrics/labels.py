@@ -20,12 +20,15 @@ payments count as genuine and 25 are left out.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from paywarden.features.history.history import History
 from paywarden.schemas.errors import Misconfigured
+
+if TYPE_CHECKING:
+    from paywarden.features.history.history import History
 
 AUTO, LEAVE_OUT, GENUINE = "auto", "leave_out", "genuine"
 UNKNOWN_LABELS = (AUTO, LEAVE_OUT, GENUINE)
