@@ -70,7 +70,7 @@ class ConversionReport:
 
 
 @dataclass(frozen=True)
-class ConversionLimits:
+class ConversionBounds:
     """`refused_share_max` of the rows may be refused. With 0 `threads` there are as many as processors, at most 4."""
 
     refused_share_max: float = 0.01
@@ -78,7 +78,7 @@ class ConversionLimits:
     sizes: SortSizes = DEFAULT_SIZES
 
 
-DEFAULT_LIMITS = ConversionLimits()
+DEFAULT_LIMITS = ConversionBounds()
 
 
 def convert_table(
@@ -87,7 +87,7 @@ def convert_table(
     mapping: TableMapping,
     out: str | Path,
     *,
-    limits: ConversionLimits = DEFAULT_LIMITS,
+    limits: ConversionBounds = DEFAULT_LIMITS,
     profile: TableProfile | None = None,
     progress: Callable[[int], object] = int,
 ) -> ConversionReport:
@@ -121,7 +121,7 @@ class _Conversion:
         mapping: TableMapping,
         folder: Path,
         work: Path,
-        limits: ConversionLimits,
+        limits: ConversionBounds,
         profile: TableProfile | None,
         progress: Callable[[int], object],
         room: ExitStack,

@@ -73,10 +73,10 @@ def convert_any_table(
     page: str | None,
     json_file: str | None,
 ) -> None:
-    """Convert a table of payments, CSV or Parquet, larger than memory if need be.
+    """Convert any table of payments, CSV or Parquet.
 
-    First let --guess write a mapping, and read it: what a column means is yours to say. Then convert. Rows that are no
-    payments are listed in refused.csv, with file, line, column and reason.
+    It may be larger than memory. First let --guess write a mapping, and read it: what a column means is yours to say.
+    Then convert. Rows that are no payments are listed in refused.csv, with file, line, column and reason.
     """
     from paywarden.ops import wiring
 
@@ -120,7 +120,7 @@ def _convert(
     page: str | None,
     json_file: str | None,
 ) -> None:
-    from paywarden.features.tables.conversion import ConversionLimits, convert_table
+    from paywarden.features.tables.conversion import ConversionBounds, convert_table
     from paywarden.features.tables.fields import TableConverter
     from paywarden.features.tables.profile import TableProfile
     from paywarden.features.tables.sources import TableFiles
@@ -135,7 +135,7 @@ def _convert(
             converter,
             mapping,
             out,
-            limits=ConversionLimits(refused_share_max),
+            limits=ConversionBounds(refused_share_max),
             profile=profile,
             progress=progress,
         )

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from paywarden.features.history.history import read_history
 from paywarden.features.tables import sources
-from paywarden.features.tables.conversion import ConversionLimits, convert_table
+from paywarden.features.tables.conversion import ConversionBounds, convert_table
 from paywarden.features.tables.fields import TableConverter
 from paywarden.features.tables.mapping import parse_mapping
 from paywarden.features.tables.sorting import SortSizes
@@ -103,7 +103,7 @@ def test_a_mangled_table_becomes_what_a_plain_reading_gives(
         mapping = parse_mapping(MAPPING, "mapping.toml")
         files = TableFiles(table, mapping.input, mapping.columns)
         converter = TableConverter(mapping, DIGITS, now_ms=NOW_MS)
-        limits = ConversionLimits(1.0, threads=2, sizes=SortSizes(run=3, interval=4, batch=2))
+        limits = ConversionBounds(1.0, threads=2, sizes=SortSizes(run=3, interval=4, batch=2))
         if not wanted.payments:
             return
         report = convert_table(files, converter, mapping, out, limits=limits)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from paywarden.features.tables.conversion import ConversionLimits, ConversionReport, convert_table
+from paywarden.features.tables.conversion import ConversionBounds, ConversionReport, convert_table
 from paywarden.features.tables.fields import TableConverter
 from paywarden.features.tables.mapping import parse_mapping
 from paywarden.features.tables.profile import TableProfile
@@ -65,7 +65,7 @@ def convert(
     parsed = parse_mapping(mapping, "mapping.toml", payment)
     files = TableFiles(table, parsed.input, parsed.columns)
     converter = TableConverter(parsed, CURRENCIES, key, now_ms=now_ms)
-    limits = ConversionLimits(refused_share_max, threads=1, sizes=SortSizes(3, 2, 1))
+    limits = ConversionBounds(refused_share_max, threads=1, sizes=SortSizes(3, 2, 1))
     report = convert_table(files, converter, parsed, folder / "out", limits=limits, profile=profile)
     return pq.read_table(folder / "out" / "payments.parquet").to_pylist(), report
 
