@@ -112,7 +112,7 @@ def test_engines_agree_on_random_rows_with_missing_values() -> None:
 
 
 def test_engines_agree_at_every_threshold_and_one_step_beside_it() -> None:
-    bases = some_rows(12)
+    bases = some_rows(24)
     differing = 0
     for feature, threshold in dict.fromkeys(thresholds()):
         at = np.float32(threshold)

@@ -430,7 +430,7 @@ def test_differences_are_the_payments_that_get_another_action(tmp_path: Path) ->
 
 def test_each_kind_of_change_is_counted_among_the_measured_payments(tmp_path: Path) -> None:
     window = Days(TRAINING_DAYS.last, WINDOW.last)
-    other = contestant(small_world.other_loaded_bundle(), PolicySettings(review_at=0.03, decline_at=0.05))
+    other = contestant(small_world.other_loaded_bundle(), PolicySettings(review_at=0.01, decline_at=0.02))
     comparison = run(tmp_path / "both", window=window, challenger=other).comparison
     run(tmp_path / "other", window=window, champion=other)
     champion, challenger = (
