@@ -86,9 +86,9 @@ def test_a_policy_file_decides_in_place_of_the_configuration(tmp_path: Path) -> 
 def test_the_environment_changes_the_configuration_but_no_policy_file(tmp_path: Path) -> None:
     metrics = run(
         *(tmp_path / "a", "--challenger-policy", policy_file(tmp_path)),
-        environment={"PAYWARDEN_POLICY_REVIEW_AT": "0.07"},
+        environment={"PAYWARDEN_POLICY_REVIEW_AT": "0.05"},
     )
-    assert metrics["review_at"] == 0.07
+    assert metrics["review_at"] == 0.05
     assert metrics["challenger"]["review_at"] == 0.011
 
 
