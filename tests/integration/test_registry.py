@@ -23,8 +23,8 @@ from paywarden.streams.kafka.registry import FingerprintSchemaIds, RegistrySchem
 from paywarden.streams.kafka.remembered_schemas import MemoryRememberedSchemas
 from tests.services.java import free_port
 from tests.services.registry import RegistryServer
-from tests.unit.schemas.test_declared_schemas import DECLARED, LATER, OWN
 from tests.unit.schemas.test_schema_limits import HOSTILE, payment_with
+from tests.unit.streams.kafka.test_declared_schemas import DECLARED, LATER, OWN
 
 PAYMENT = {
     "payment_id": "p-1",

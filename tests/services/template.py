@@ -53,6 +53,11 @@ _MODULES = (
     *("paywarden.streams.maintenance.backfill", "paywarden.streams.maintenance.rebuild"),
     *("paywarden.models.bundle.bundle", "pyarrow.parquet", "jinja2"),
 )
+# They load compiled code besides the engine's.
+_COMPILED = (
+    *("paywarden.scoring.engine.records", "paywarden.scoring.idempotency.decision_cache"),
+    *("paywarden.scoring.requests.fast_requests", "paywarden.streams.profiles.fast_intake"),
+)
 _START_TIMEOUT_S = 240.0
 _MESSAGE_MAX = 1 << 20
 
@@ -245,15 +250,9 @@ def main() -> str | None:
 def _load() -> None:
     for module in _MODULES:
         importlib.import_module(module)
-    from paywarden.features.profiles.engine import FeatureEngine
-    from paywarden.scoring.engine import records
-    from paywarden.scoring.idempotency import decision_cache
-    from paywarden.scoring.requests import fast_requests
-    from paywarden.streams.profiles import fast_intake
-
-    FeatureEngine().warm_up()
-    for part in (decision_cache, fast_requests, records, fast_intake):
-        part.warm_up()
+    importlib.import_module("paywarden.features.profiles.engine").FeatureEngine().warm_up()
+    for module in _COMPILED:
+        importlib.import_module(module).warm_up()
     # A collection in a child would copy every page that it marks.
     gc.collect()
     gc.freeze()
@@ -337,8 +336,6 @@ def _become(wanted: dict[str, Any], stdout: int, stderr: int) -> None:
 if __name__ == "__main__":
     _program = main()
     if _program is None:
-        from paywarden.ops.cli import main as run_command
-
-        run_command()
+        importlib.import_module("paywarden.ops.cli").main()
     else:
         exec(_program, {"__name__": "__main__"})  # noqa: S102  # as `python -c` does
