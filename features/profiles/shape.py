@@ -198,6 +198,14 @@ def numbers_of(state: bytes, shape: Shape) -> NDArray[np.int64]:
     count = kernel.decode(data, start, end, widths, int(is_old), numbers)
     if count < 0:
         raise Misconfigured(_DAMAGED)
+    # Zeros take no bytes: the bytes alone do not bound how many payments of one moment a memory says it holds.
+    capacities = [capacity for _, capacity in shape.memories] + [latest.capacity for latest in shape.latest]
+    first = 4 + len(shape.tables)
+    if any(
+        length > capacity
+        for length, capacity in zip(numbers[first : first + len(capacities)].tolist(), capacities, strict=True)
+    ):
+        raise Misconfigured(_DAMAGED)
     if not is_old:
         return numbers[:count]
     # The three times add up to the newest event's. `kernel.migrate` refuses times of no clock.
