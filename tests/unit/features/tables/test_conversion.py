@@ -262,7 +262,7 @@ def test_declared_fields_get_typed_columns(tmp_path: Path) -> None:
         (csv_of(ROW, ROW.replace("c1", "Zoë")).encode("latin-1"), "line 3: is not UTF-8 text"),
         (csv_of(ROW, ROW.replace("c1", '"c1'), ROW).encode(), "line 3: a quote is opened and not closed"),
         (csv_of(ROW, "x" * (1 << 20) + ROW).encode(), "line 3: is longer than 1048576 bytes"),
-        (gzip.compress(csv_of(ROW).encode()), r"is no CSV file but gzip: let its name end in \.gz"),
+        (gzip.compress(csv_of(ROW).encode(), mtime=0), r"is no CSV file but gzip: let its name end in \.gz"),
         (b"PAR1 and more", r'is no CSV file but parquet: \[input\] format = "parquet"'),
     ],
 )  # fmt: skip
