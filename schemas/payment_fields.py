@@ -382,13 +382,6 @@ class PaymentFields:
         """Returns the largest number of a declared or derived field; 0 without any."""
         return max((field.number for field in (*self.declared, *self.derived)), default=0)
 
-    def with_derived(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Returns the values by name, with those of derived fields."""
-        if not self.derived:
-            return values
-        sources = ((field, values.get(field.of)) for field in self.derived)
-        return {**values, **{field.name: field.value_of(text) or None for field, text in sources if text is not None}}
-
 
 TABLE_ALONE = PaymentFields()
 """The fields of a payment where a project declares none."""

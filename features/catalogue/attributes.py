@@ -79,7 +79,7 @@ class Attribute:
     name: str
     column: int
     kind: AttributeKind
-    # Of a field that a project declares: the field, or what it derives from, and the line that declares it.
+    # A declared attribute has these: its field, or what it derives from, and the line that declares it.
     field: PaymentField | None = None
     derived: DerivedField | None = None
     line: str = ""

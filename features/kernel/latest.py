@@ -7,8 +7,8 @@ For example, a card's memory keeps the amount and the merchant of three payments
     13:10   1.00    a            ->     14:00   5.00    a
     9:00    80.00   c                   13:10   1.00    a
 
-Of payments of one millisecond the one with the larger values comes first, field by field; a missing value is below all
-others. Therefore the same payments in any order leave the same memory. Numbers are kept as `kept_number` says, texts
+If two payments have one millisecond, the one with the larger values comes first, field by field. A missing value is
+below all others. Therefore the same payments in any order leave the same memory. Numbers are kept as `kept_number` says, texts
 as their identities, and 0 is a missing value.
 """
 

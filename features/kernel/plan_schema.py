@@ -167,7 +167,7 @@ class PlanRecollection(NamedTuple):
     place: int
     """Which payment: 0 is the latest one."""
     field: int
-    """Which of the fields of that payment."""
+    """The number of the field that the question is about."""
 
 
 class PlanCondition(NamedTuple):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from paywarden.features.kernel.jit import compiled, inlined
 
-# What is the matter with a text. A missing one has status RIGHT and counts for nothing.
+# These say why a text cannot be read. A missing one has status RIGHT and counts for nothing.
 RIGHT, NO_NUMBER, TOO_FINE, TOO_LARGE, NO_TIME = 0, 1, 2, 3, 4
 # The offset of a time that names none.
 NO_OFFSET = -(2**31)
