@@ -8,8 +8,8 @@ For example, a card's memory keeps the amount and the merchant of three payments
     9:00    80.00   c                   13:10   1.00    a
 
 If two payments have one millisecond, the one with the larger values comes first, field by field. A missing value is
-below all others. Therefore the same payments in any order leave the same memory. Numbers are kept as `kept_number` says, texts
-as their identities, and 0 is a missing value.
+below all others. Therefore the same payments in any order leave the same memory. Numbers are kept as `kept_number`
+says, texts as their identities, and 0 is a missing value.
 """
 
 from __future__ import annotations
