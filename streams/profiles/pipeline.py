@@ -526,11 +526,12 @@ class Pipeline:
         and the clock proves nothing about them.
         """
         self._updater.send_progress(self._routed.news(), self._now_ms())
+        if is_all:
+            self._progress.written(asked_ms)
         if asked_ms < self._progress_due_ms:
             return
         self._progress_due_ms = asked_ms + self._settings.progress_every_ms
-        complete_to_ms = self._progress.complete_to_ms(asked_ms if is_all else 0)
-        progress = {partition: moment for partition, moment in complete_to_ms.items() if moment > 0}
+        progress = {partition: moment for partition, moment in self._progress.complete_to_ms().items() if moment > 0}
         if progress:
             self._router.send_progress(progress)
 

@@ -66,15 +66,19 @@ class SourceProgress:
         """Note that records of these partitions were abandoned: the worker will consume them again."""
         self.assigned(set(partitions) & self._complete_to_ms.keys())
 
-    def complete_to_ms(self, asked_ms: int) -> dict[int, int]:
-        """Returns the watermark of each partition of payments, after a batch is written.
+    def written(self, asked_ms: int) -> None:
+        """Note that a batch is written. `asked_ms`: everything that the client knew of at this moment was consumed.
 
-        `asked_ms`: everything that the client knew of at this moment has been consumed.
+        This is called after every batch: a busy partition is at its end for a few milliseconds, and seldom just when
+        progress is due.
         """
-        return {
-            partition: max(asked_ms, reached) if partition in self._at_end else reached
-            for partition, reached in self._complete_to_ms.items()
-        }
+        for partition in self._at_end:
+            if partition in self._complete_to_ms:
+                self._complete_to_ms[partition] = max(asked_ms, self._complete_to_ms[partition])
+
+    def complete_to_ms(self) -> dict[int, int]:
+        """Returns the watermark of each partition of payments."""
+        return dict(self._complete_to_ms)
 
 
 class RoutedProgress:
