@@ -22,6 +22,8 @@ from paywarden.scoring.http.refusals import HttpRefusal
 from paywarden.scoring.http.settings import HttpSettings
 
 _HEAD_END = b"\r\n\r\n"
+# What the parser gets at once of a body in chunks, whose end it alone knows.
+_PIECE_BYTES = 2048
 _UNKNOWN = RequestHead(None)
 
 
@@ -157,7 +159,12 @@ class RequestReader:
         while start < size and not self.is_done:
             if start > at and not wholly and self._taker.is_full():
                 return start
-            end = data.find(_HEAD_END, start) + 4 if self.arriving is None else 0
+            if self.arriving is not None:
+                rest = self._rest_of(self.arriving, data, start)
+                self._parse(data[start : start + rest])
+                start += rest
+                continue
+            end = data.find(_HEAD_END, start) + 4
             if end < 4:
                 self._parse(data[start:] if start else data)
                 return size
@@ -178,6 +185,18 @@ class RequestReader:
             take(head, data[end:following], deadline_s)
             start = following
         return size
+
+    def _rest_of(self, arriving: _Arriving, data: bytes, start: int) -> int:
+        """Returns how many bytes from data[start:] to feed to the parser for the request that it has begun.
+
+        Many more requests may follow in `data`. The parser would take them all, whether or not the taker has room.
+        """
+        if arriving.head is None:
+            end = data.find(_HEAD_END, start)
+            return (len(data) if end < 0 else end + 4) - start
+        if arriving.head.content_length > arriving.body_bytes:
+            return arriving.head.content_length - arriving.body_bytes
+        return min(len(data) - start, _PIECE_BYTES)
 
     def _read_unknown(self, data: bytes, start: int, end: int) -> int:
         """Feed an unknown head, and the rest of the request, to the parser. Returns where to continue in `data`."""

@@ -350,9 +350,15 @@ def test_a_bug_in_a_route_is_a_500_and_one_line_and_the_worker_goes_on(
 
 
 @pytest.mark.parametrize("room", [1 << 20, 150])
-def test_a_read_of_a_thousand_requests_lets_others_come_in_between(room: int) -> None:
-    """Looking at all of them at once took a worker a millisecond for each such read, and each connection brings one."""
+@pytest.mark.parametrize("begun", ["", "head", "head but its last byte", "body"])
+def test_a_read_of_a_thousand_requests_lets_others_come_in_between(room: int, begun: str) -> None:
+    """Looking at all of them at once took a worker 10 ms for each such read, and each connection brings one.
+
+    `begun`: the part of the first request that an earlier read has brought.
+    """
     request, pipelined_max = post_json(payment()), 4
+    head = request.index(b"\r\n\r\n") + 4
+    earlier = {"": 0, "head": 20, "head but its last byte": head - 1, "body": head + 10}[begun]
 
     async def main() -> None:
         world = MemoryWorld(HttpSettings(pipelined_max=pipelined_max, arriving_bytes_max=room))
@@ -366,7 +372,9 @@ def test_a_read_of_a_thousand_requests_lets_others_come_in_between(room: int) ->
                 take(*arguments)
 
             connection.take = note  # type: ignore[method-assign, assignment]
-        noisy.data_received(request * 1000)
+        if earlier:
+            noisy.data_received(request[:earlier])
+        noisy.data_received((request * 1000)[earlier:])
         quiet.data_received(request)
         if room > len(request) * 1000:
             assert taken == ["noisy"] * pipelined_max + ["quiet"]
