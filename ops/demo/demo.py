@@ -65,17 +65,17 @@ def run_demo(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="paywarden-demo-")))
         in_memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
         memory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="paywarden-demo-", dir=in_memory)))
-        world = _prepare(folder, catalogue, seconds=seconds, rate=rate, seed=seed, console=console)
+        world = prepare_world(folder, catalogue, seconds=seconds, rate=rate, seed=seed, console=console)
         world = replace(world, catalogue_file=catalogue_file)
         return run_live(
             world, folder, memory, rate=rate, seconds=seconds, console=console, say=lambda line: _say(console, line)
         )
 
 
-def _prepare(
+def prepare_world(
     folder: Path, catalogue: Catalogue, *, seconds: int, rate: float, seed: int, console: Console
 ) -> DemoWorld:
-    """Simulate, train, compile and load the past."""
+    """Simulate, train, compile and load the past: a bundle and a store in `folder`, and the live part."""
     wanted = int(rate * seconds * 1.2) + 100
     cards = max(CARDS_MIN, int(wanted / _PAYMENTS_PER_CARD_DAY))
     now = now_ms()

@@ -38,6 +38,11 @@ class DemoPart:
         self.address = ""
         """Address of its health and metrics; empty until the process has printed it."""
 
+    @property
+    def pid(self) -> int:
+        """Returns the process id."""
+        return self._process.pid
+
     def has_ended(self) -> bool:
         """Returns whether the process has ended."""
         return self._process.poll() is not None
@@ -112,6 +117,11 @@ class Parts:
     def target(self) -> str:
         """Returns the URL of the scoring endpoint."""
         return self._parts[PARTS.index("serve")].address
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Returns the process id of each part, by name. Workers of `serve` are its children."""
+        return {part.name: part.pid for part in self._parts}
 
     def all_run(self) -> bool:
         """Returns whether all still run."""

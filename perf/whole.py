@@ -1,0 +1,319 @@
+"""The whole system on a real Kafka: what a payment costs in every process, at the rates people start with.
+
+Measured: `paywarden serve` with one worker, `companion`, `stream` and Kafka together on all cores of the machine, with
+the settings that are the default. A payment system sends payments in an open loop, publishes each answered payment, and
+two seconds later an outcome of one payment in ten. For each rate: CPU of every process, requests and bytes of Kafka,
+latencies, and the age of profiles. Used for: the capacity a deployment needs, and whether a part became dearer.
+
+    rate      cores: serve companion stream kafka   all │ requests/s │ p50 ms  p99 ms │ age p99 ms
+    0               0.00      0.03   0.07  0.21   0.31  │   …
+
+The load and the payment system are on the same cores, and not counted. With `fixed` and `marginal` the cores at a rate
+are about `fixed + marginal * rate`. `max_per_second`: the rate at which the slower of endpoint and stream works when
+the load sends as fast as it is answered.
+
+    python -m perf.whole [--rates 0,20,200,500,1000,3000] [--seconds 20] [--json FILE]
+
+Needs the services that `make services` fetches.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+from rich.console import Console
+
+from paywarden.features.catalogue.catalogue import CATALOGUE
+from paywarden.ops.demo.demo import prepare_world
+from paywarden.ops.demo.processes import Parts, running_parts
+from paywarden.ops.loadgen.bodies import stamped_bodies
+from paywarden.ops.loadgen.load import LoadAnswer, run_closed, run_load
+from paywarden.ops.loadgen.report import LoadReport
+from paywarden.ops.loadgen.target import LoadOptions
+from paywarden.schemas.avro import Encoder, LocalSchemaIds
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.producers import make_producer
+from paywarden.streams.kafka.topics import TopicSettings, create_topics
+from perf.measuring import arguments_of, drive, finish
+from tests.services.fetch import tool
+from tests.services.java import free_port
+from tests.services.kafka import PRODUCTION_JVM, KafkaServer
+
+_RATES = "0,20,200,500,1000,3000"
+# The rate at which the run without outcomes is compared.
+_COMPARED_RATE = 500
+_PARTS = ("serve", "companion", "stream", "kafka")
+_PAYMENTS_PER_OUTCOME, _OUTCOME_AFTER_S = 10, 2.0
+_PAYMENTS_PER_FRAUD = 200
+# Before each measurement the load runs for this long, so that caches and adaptive batches are those of the rate.
+_WARM_S = 6.0
+# Rates beyond this share of the machine's cores are no part of the line through the others.
+_LINEAR_SHARE = 0.75
+_CONFIG = """\
+[kafka]
+bootstrap = "{bootstrap}"
+[store]
+kind = "lmdb"
+[lmdb]
+path = "{folder}/store"
+[mirror]
+path = "{memory}/mirror"
+[outbox]
+directory = "{folder}/outbox"
+[answered]
+path = "{memory}/answered"
+[serve]
+bundle = "{folder}/bundle"
+metrics = "{memory}/metrics"
+[http]
+port = 0
+[grpc]
+port = 0
+"""
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """Counters at one moment: CPU seconds by process, and Kafka's counts by name."""
+
+    time_s: float
+    cpu_s: Mapping[str, float]
+    kafka: Mapping[str, int]
+
+
+def main() -> None:
+    arguments = arguments_of(
+        __doc__,
+        ("--rates", {"default": _RATES, "help": "payments a second, with commas"}),
+        ("--seconds", {"type": float, "default": 20.0, "help": "of each measurement"}),
+        ("--cards", {"type": int, "default": 20_000, "help": "that pay"}),
+    )
+    rates = [int(rate) for rate in arguments.rates.split(",")]
+    with (
+        tempfile.TemporaryDirectory(prefix="paywarden-perf-") as name,
+        tempfile.TemporaryDirectory(prefix="paywarden-perf-", dir="/dev/shm") as memory,
+    ):
+        folder, jmx_port = Path(name), free_port()
+        # A day of payments of this many cards.
+        world = prepare_world(
+            folder, CATALOGUE, seconds=1, rate=arguments.cards * 1.5 / 1.2, seed=1, console=Console(stderr=True)
+        )
+        with KafkaServer(folder / "kafka", jvm=[*PRODUCTION_JVM, *_jmx(jmx_port)]) as kafka:
+            settings = KafkaSettings(bootstrap=kafka.bootstrap)
+            create_topics(settings, TopicSettings(), [entity.name for entity in CATALOGUE.entities])
+            config = folder / "paywarden.toml"
+            config.write_text(_CONFIG.format(bootstrap=kafka.bootstrap, folder=folder, memory=memory), encoding="utf-8")
+            with running_parts(config, folder) as parts:
+                parts.wait_until_ready()
+                system = _System(parts, kafka.pid, jmx_port, settings, world.requests)
+                figures = _measure(system, rates, arguments.seconds)
+    finish(figures, arguments.json)
+
+
+def _jmx(port: int) -> Sequence[str]:
+    name = "-Dcom.sun.management.jmxremote"
+    options = [f"{name}.port={port}", f"{name}.rmi.port={port}", f"{name}.host=127.0.0.1"]
+    return [*options, f"{name}.authenticate=false", f"{name}.ssl=false", "-Djava.rmi.server.hostname=127.0.0.1"]
+
+
+def _measure(system: _System, rates: Sequence[int], seconds: float) -> dict[str, float]:
+    print(f"\n{'rate':>6} {'outcomes':>9} " + " ".join(f"{part:>10}" for part in (*_PARTS, "cores")), end="")
+    print(f" {'requests/s':>11} {'bytes/payment':>14} {'p50 ms':>8} {'p99 ms':>8} {'age p99':>8}")
+    figures: dict[str, float] = {}
+    cores: dict[int, dict[str, float]] = {}
+    for rate in rates:
+        found = system.at(rate, seconds, with_outcomes=True)
+        figures |= {f"{name}_{rate}" if "{}" not in name else name.format(rate): value for name, value in found.items()}
+        cores[rate] = {part: found[f"cores_{{}}_{part}"] for part in _PARTS} | {"all": found["cores"]}
+    if _COMPARED_RATE in rates:
+        found = system.at(_COMPARED_RATE, seconds, with_outcomes=False)
+        figures |= {f"{name}_{_COMPARED_RATE}_no_outcomes": found[name] for name in ("cores", "p50_ms", "p99_ms")}
+    figures |= _line(cores)
+    figures["max_per_second"] = system.most(seconds)
+    return figures
+
+
+def _line(cores: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
+    """Returns the fixed cores and the microseconds a payment of each process: a line through the lower rates."""
+    rates = [rate for rate, used in cores.items() if used["all"] < _LINEAR_SHARE * (psutil.cpu_count() or 1)]
+    if len(rates) < 2:
+        return {}
+    figures: dict[str, float] = {}
+    for part in (*_PARTS, "all"):
+        slope, fixed = np.polyfit(rates, [cores[rate][part] for rate in rates], 1)
+        figures |= {f"fixed_cores_{part}": float(fixed), f"marginal_us_{part}": float(slope * 1e6)}
+    return figures
+
+
+class _System:
+    """The running system, and the payment system around it."""
+
+    def __init__(
+        self, parts: Parts, kafka_pid: int, jmx_port: int, kafka: KafkaSettings, requests: Sequence[ScoreRequest]
+    ) -> None:
+        self._parts, self._jmx_port, self._kafka, self._requests = parts, jmx_port, kafka, requests
+        self._pids = {**parts.pids, "kafka": kafka_pid}
+        self._runs = 0
+
+    def at(self, rate: int, seconds: float, *, with_outcomes: bool) -> dict[str, float]:
+        """Measure at a rate. Names with `{}` want the rate in them; to the others it is appended."""
+        ages: list[int] = []
+        report: LoadReport | None = None
+        if rate:
+            self._load(rate, _WARM_S, [], with_outcomes=with_outcomes)
+        else:
+            time.sleep(_WARM_S)
+        before = self._reading()
+        if rate:
+            report = self._load(rate, seconds, ages, with_outcomes=with_outcomes)
+        else:
+            time.sleep(seconds)
+        after = self._reading()
+        assert self._parts.all_run(), [reading.trouble() for reading in self._parts.readings()]
+        took_s = after.time_s - before.time_s
+        cores = {part: (after.cpu_s[part] - before.cpu_s[part]) / took_s for part in _PARTS}
+        counts = {name: (count - before.kafka.get(name, 0)) / took_s for name, count in after.kafka.items()}
+        bytes_in, bytes_out = counts.pop("BytesInPerSec", 0.0), counts.pop("BytesOutPerSec", 0.0)
+        requests = sum(counts.values())
+        figures = {
+            "cores": sum(cores.values()),
+            **{f"cores_{{}}_{part}": value for part, value in cores.items()},
+            "kafka_requests_per_second": requests,
+            "kafka_produce_requests_per_second": counts.get("Produce", 0.0),
+            "kafka_bytes_in_per_second": bytes_in,
+            "kafka_bytes_out_per_second": bytes_out,
+        }
+        if report is not None:
+            figures |= {
+                "p50_ms": report.p50_ms,
+                "p99_ms": report.p99_ms,
+                "p999_ms": report.p999_ms,
+                "lag_p99_ms": report.lag_p99_ms,
+                "not_ok": report.sent - report.ok,
+                "profile_age_p50_ms": float(np.percentile(ages, 50)),
+                "profile_age_p99_ms": float(np.percentile(ages, 99)),
+                "kafka_requests_per_payment": requests / rate,
+            }
+        line = f"{rate:>6} {'yes' if with_outcomes else 'no':>9} "
+        line += " ".join(f"{value:>10.3f}" for value in (*cores.values(), figures["cores"]))
+        line += f" {requests:>11.1f} {bytes_in / rate if rate else bytes_in:>14.0f}"
+        if report is not None:
+            line += f" {report.p50_ms:>8.2f} {report.p99_ms:>8.2f} {figures['profile_age_p99_ms']:>8.0f}"
+        print(line, flush=True)
+        return figures
+
+    def most(self, seconds: float) -> float:
+        """Returns the payments a second of the slower of endpoint and stream, when a closed loop keeps both busy."""
+        options = LoadOptions(connections=16, connections_max=16)
+        with _PaymentSystem(self._kafka, [], with_outcomes=True) as payments:
+            worked = self._stream_payments()
+            load = run_closed(
+                self._parts.target, self._bodies(), seconds=seconds, on_answer=payments.on_answer, options=options
+            )
+            report = drive(load)
+            worked = self._stream_payments() - worked
+        return min(report.ok_per_second, worked / seconds)
+
+    def _load(self, rate: int, seconds: float, ages: list[int], *, with_outcomes: bool) -> LoadReport:
+        with _PaymentSystem(self._kafka, ages, with_outcomes=with_outcomes) as payments:
+            return drive(
+                run_load(self._parts.target, self._bodies(), rate=rate, seconds=seconds, on_answer=payments.on_answer)
+            )
+
+    def _bodies(self) -> Iterator[bytes]:
+        self._runs += 1
+        return stamped_bodies(self._requests, id_prefix=f"w{self._runs}")
+
+    def _stream_payments(self) -> float:
+        stream = next(reading for reading in self._parts.readings() if reading.name == "stream")
+        return stream.total("paywarden_stream_payments_total")
+
+    def _reading(self) -> _Reading:
+        # Kafka is asked first: the Java program that asks takes a second, which nothing may count.
+        kafka = self._kafka_counts()
+        cpu_s = {part: _cpu_seconds(pid) for part, pid in self._pids.items()}
+        return _Reading(time.monotonic(), cpu_s, kafka)
+
+    def _kafka_counts(self) -> dict[str, int]:
+        program = Path(__file__).with_name("KafkaCounts.java")
+        done = subprocess.run(
+            [tool("java"), str(program), str(self._jmx_port)], capture_output=True, text=True, check=True
+        )
+        return {name: int(count) for name, count in map(str.split, done.stdout.splitlines())}
+
+
+def _cpu_seconds(pid: int) -> float:
+    parent = psutil.Process(pid)
+    times = [each.cpu_times() for each in (parent, *parent.children(recursive=True))]
+    return float(sum(each.user + each.system for each in times))
+
+
+class _PaymentSystem:
+    """Publishes each answered payment, and outcomes of some. A thread does it: the load must not wait for Kafka."""
+
+    def __init__(self, kafka: KafkaSettings, ages: list[int], *, with_outcomes: bool) -> None:
+        ids = LocalSchemaIds()
+        self._producer = make_producer(kafka, linger_ms=5)
+        self._payment_topic, self._outcome_topic = kafka.topic("payments"), kafka.topic("outcomes")
+        self._payments = Encoder("payments", ids.id_of("payments"))
+        self._outcomes = Encoder("outcomes", ids.id_of("outcomes"))
+        self._ages, self._with_outcomes = ages, with_outcomes
+        self._answered: deque[bytes] = deque()
+        self._due: deque[tuple[float, str, str]] = deque()
+        self._published = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._publish_all)
+
+    def __enter__(self) -> _PaymentSystem:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        assert self._producer.flush(30) == 0, "Kafka has not taken all payments"
+
+    def on_answer(self, answer: LoadAnswer) -> None:
+        """Take an answer of the load."""
+        if answer.status == 200:
+            self._ages.append(ScoreResponse.FromString(answer.body).profile_age_ms)
+            self._answered.append(answer.request)
+
+    def _publish_all(self) -> None:
+        while not (self._stop.is_set() and not self._answered):
+            while self._answered:
+                self._publish(self._answered.popleft())
+            now = time.monotonic()
+            while self._due and self._due[0][0] <= now:
+                _, payment_id, label = self._due.popleft()
+                value = {"payment_id": payment_id, "label": label, "source": "analyst"}
+                value["outcome_time_ms"] = time.time_ns() // 1_000_000  # type: ignore[assignment]
+                self._producer.produce(self._outcome_topic, self._outcomes.encode(value), key=payment_id)
+            self._producer.poll(0)
+            self._stop.wait(0.005)
+
+    def _publish(self, body: bytes) -> None:
+        request = ScoreRequest.FromString(body)
+        record = {
+            field.name: getattr(request, field.name) if not field.has_presence or request.HasField(field.name) else None
+            for field in ScoreRequest.DESCRIPTOR.fields
+        }
+        self._producer.produce(self._payment_topic, self._payments.encode(record), key=request.card_id)
+        self._published += 1
+        if self._with_outcomes and self._published % _PAYMENTS_PER_OUTCOME == 0:
+            label = "fraud" if self._published % _PAYMENTS_PER_FRAUD == 0 else "genuine"
+            self._due.append((time.monotonic() + _OUTCOME_AFTER_S, request.payment_id, label))
+
+
+if __name__ == "__main__":
+    main()
