@@ -18,6 +18,7 @@ from paywarden.ops.commands.backfill import backfill
 from paywarden.ops.commands.backtest import backtest
 from paywarden.ops.commands.convert import convert
 from paywarden.ops.commands.dead_letters import dead_letters
+from paywarden.ops.commands.doctor import doctor
 from paywarden.ops.commands.drift import drift
 from paywarden.ops.commands.features import features
 from paywarden.ops.commands.forget import forget
@@ -335,7 +336,7 @@ def _ending(name: str) -> ProcessEnd:
 
 
 for _command in (
-    *(archive, backfill, backtest, convert, dead_letters, drift, features, forget, init, load),
+    *(archive, backfill, backtest, convert, dead_letters, doctor, drift, features, forget, init, load),
     *(outbox, policy, profile_sets, rebuild, replay, schemas, set_aside, source_group, store, train),
 ):
     cli.add_command(_command)

@@ -56,16 +56,26 @@ class ServerContext:
     @property
     def has_tls(self) -> bool:
         """Whether the ports speak TLS."""
-        return bool(self.tls.certificate or self.tls.key or self.tls.client_ca)
+        return asks_for_tls(self.tls)
 
     def connections(self) -> dict[str, int]:
         """Returns how many connections each setting allows a worker to have open at a time."""
-        counts = {"[http] connections_max": self.http.connections_max}
-        if self.grpc.enabled:
-            counts["[grpc] connections_max"] = self.grpc.connections_max
-        if self.has_tls:
-            counts["[tls] handshakes_max on each port"] = self.tls.handshakes_max * len(counts)
-        return counts
+        return connections_of(self.http, self.grpc, self.tls)
+
+
+def asks_for_tls(tls: TlsSettings) -> bool:
+    """Whether the settings name any file of TLS."""
+    return bool(tls.certificate or tls.key or tls.client_ca)
+
+
+def connections_of(http: HttpSettings, grpc: GrpcSettings, tls: TlsSettings) -> dict[str, int]:
+    """Returns how many connections each setting allows a worker to have open at a time."""
+    counts = {"[http] connections_max": http.connections_max}
+    if grpc.enabled:
+        counts["[grpc] connections_max"] = grpc.connections_max
+    if asks_for_tls(tls):
+        counts["[tls] handshakes_max on each port"] = tls.handshakes_max * len(counts)
+    return counts
 
 
 @dataclass(frozen=True)

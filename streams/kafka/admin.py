@@ -114,14 +114,17 @@ _LATEST = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 
 
 def ask_end_offsets(
-    admin: AdminClient, places: Iterable[PartitionId], isolation: IsolationLevel = IsolationLevel.READ_COMMITTED
+    admin: AdminClient,
+    places: Iterable[PartitionId],
+    isolation: IsolationLevel = IsolationLevel.READ_COMMITTED,
+    spec: OffsetSpec = _LATEST,
 ) -> dict[PartitionId, Future[Any]]:
     """Starts one request for the ends of all partitions and returns futures; each result has an `offset`.
 
-    By default records of open transactions do not count; `isolation` can include them. A failed answer raises
-    KafkaException from its future.
+    By default records of open transactions do not count; `isolation` can include them. Another `spec` asks for other
+    offsets. A failed answer raises KafkaException from its future.
     """
-    specs = {TopicPartition(*place): _LATEST for place in places}
+    specs = {TopicPartition(*place): spec for place in places}
     answers = admin.list_offsets(specs, isolation_level=isolation, request_timeout=REACH_TIMEOUT_S)
     return {(place.topic, place.partition): answer for place, answer in answers.items()}
 

@@ -353,6 +353,21 @@ def _one_layout(topic: str, fields: PaymentFields) -> str:
     return json.dumps(json.loads(schema_text(topic, fields)))
 
 
+def registered_subjects(settings: RegistrySettings) -> frozenset[str]:
+    """Returns the names of all schemas of the registry. Raises Misconfigured naming what does not answer."""
+    client = _client(settings)
+    try:
+        return frozenset(client.get_subjects())
+    except SchemaRegistryError as error:
+        raise _refusal(error, "its schemas", settings.url) from error
+    except (HTTPError, OSError) as error:
+        raise Misconfigured(f"schema registry {settings.url} does not answer ({type(error).__name__})") from error
+    except _NO_REGISTRY_ERRORS as error:
+        raise Misconfigured(f"{settings.url} is no schema registry") from error
+    finally:
+        client.close()
+
+
 def _client(settings: RegistrySettings) -> SchemaRegistryClient:
     _check(settings)
     options: dict[str, object] = {

@@ -51,8 +51,13 @@ def create_topics(kafka: KafkaSettings, settings: TopicSettings, entities: Seque
 
     Raises BrokerUnavailable or Misconfigured.
     """
+    return _create(kafka, wanted_topics(kafka, settings, entities))
+
+
+def wanted_topics(kafka: KafkaSettings, settings: TopicSettings, entities: Sequence[str]) -> list[NewTopic]:
+    """Returns all topics as `create_topics` makes them, with a repartition topic for each of `entities`."""
     names = [*TOPICS, CURSORS_TOPIC, SCHEMAS_TOPIC, *map(repartition_topic, entities)]
-    return _create(kafka, [_new_topic(kafka.topic(name), name, settings) for name in names])
+    return [_new_topic(kafka.topic(name), name, settings) for name in names]
 
 
 def _create(kafka: KafkaSettings, topics: Sequence[NewTopic]) -> list[str]:

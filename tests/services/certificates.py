@@ -17,8 +17,9 @@ _DAY = datetime.timedelta(days=1)
 class Authority:
     """Signs certificates for 127.0.0.1. `path` is its own certificate."""
 
-    def __init__(self, folder: Path, name: str = "authority") -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, name: str = "authority", *, days: int = 1) -> None:
+        """`days`: how long certificates are valid from now; below 0 they have expired, after one day."""
+        self._folder, self._days = folder, days
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         builder = self._builder(name, self._key).add_extension(x509.BasicConstraints(True, None), critical=True)
@@ -47,8 +48,8 @@ class Authority:
             .issuer_name(self._name)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - _DAY)
-            .not_valid_after(now + _DAY)
+            .not_valid_before(now + min(0, self._days) * _DAY - _DAY)
+            .not_valid_after(now + self._days * _DAY)
         )
 
 

@@ -1,0 +1,49 @@
+"""`paywarden doctor`: everything that is configured, tried before traffic comes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import click
+
+from paywarden.schemas.settings import Source
+
+_AREAS = ("settings", "host", "bundle", "access", "kafka", "registry", "store")
+
+
+@click.command()
+@click.option("--only", multiple=True, type=click.Choice(_AREAS), help="Check this area; may be given several times.")
+@click.option("--json", "as_json", is_flag=True, help="The results as JSON.")
+@click.pass_obj
+def doctor(source: Source, only: tuple[str, ...], as_json: bool) -> None:
+    """Try everything that is configured, and say what is wrong and how to mend it.
+
+    It connects to Kafka, the schema registry and the store; reads catalogue, bundles, policy, tokens and certificates;
+    and looks at open files, disks, memory file systems and the clock of this host. It writes nothing. Run it on each
+    host, with the configuration and the user of the processes.
+
+    The exit status is 1 if there is an error. Warnings alone are 0.
+    """
+    from paywarden.ops.doctor import host, kafka, scoring, store
+    from paywarden.ops.doctor.results import ERROR, results_of
+
+    checks = {
+        "settings": (scoring.check_settings,),
+        "host": (host.check_files, host.check_paths, host.check_clock),
+        "bundle": (scoring.check_bundles,),
+        "access": (scoring.check_access,),
+        "kafka": (kafka.check_kafka,),
+        "registry": (kafka.check_registry,),
+        "store": (store.check_store,),
+    }
+    results = []
+    for area in only or _AREAS:
+        for result in results_of(area, checks[area], source):
+            results.append(result)
+            if not as_json:
+                click.echo(f"{result.state:<8} {result.area:<9} {result}")
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(result) for result in results], indent=2))
+    if errors := sum(result.state == ERROR for result in results):
+        raise click.ClickException(f"doctor: {errors} error{'s' if errors > 1 else ''}")

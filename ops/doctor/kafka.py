@@ -1,0 +1,216 @@
+"""Checks of Kafka and the schema registry: the broker, our topics, their settings and copies, our rights, the clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from confluent_kafka import KafkaException, TopicCollection
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AclOperation,
+    AdminClient,
+    ConfigResource,
+    OffsetSpec,
+    ResourceType,
+)
+from confluent_kafka.cimpl import NewTopic
+
+from paywarden.ops import wiring
+from paywarden.ops.doctor.results import ERROR, OK, SKIPPED, WARNING, Result
+from paywarden.schemas.avro import TOPICS, subject
+from paywarden.schemas.settings import Source
+from paywarden.streams.kafka.admin import ask_end_offsets, make_admin, require_broker, retry_until_leader
+from paywarden.streams.kafka.client import REACH_TIMEOUT_S, KafkaSettings
+from paywarden.streams.kafka.registry import RegistrySettings, registered_subjects
+from paywarden.streams.kafka.topic_identity import embedded_cluster
+from paywarden.streams.kafka.topics import TopicSettings, in_sync_replicas, wanted_topics
+
+_CREATE = "run `paywarden topics create`"
+# Clocks of a cluster are rarely nearer to each other than this.
+_CLOCK_MS_MAX = 2_000
+# The rights that our processes need, between them, on each topic.
+_NEWEST = OffsetSpec.max_timestamp()  # type: ignore[no-untyped-call]
+_RIGHTS = ("DESCRIBE", "READ", "WRITE")
+_SHOWN_MAX = 5
+
+
+def check_kafka(source: Source) -> Iterator[Result]:
+    """Yields results about the cluster and each topic. Raises BrokerUnavailable, Misconfigured."""
+    kafka, settings = wiring.kafka_settings(source), source.section("topics", TopicSettings)
+    require_broker(kafka)
+    admin = make_admin(kafka)
+    if embedded_cluster(admin):
+        yield Result("kafka", OK, f"the embedded broker answers at {kafka.bootstrap}: it has no settings of topics")
+        return
+    brokers = len(admin.list_topics(timeout=REACH_TIMEOUT_S).brokers)
+    yield Result("kafka", OK, f"{brokers} broker{'s' if brokers > 1 else ''} at {kafka.bootstrap}")
+    wanted = wanted_topics(kafka, settings, wiring.entity_names(source))
+    described = _described(admin, [topic.topic for topic in wanted])
+    missing = [topic.topic for topic in wanted if topic.topic not in described]
+    if missing:
+        yield Result("kafka", ERROR, f"topics do not exist: {_listed(missing)}", _CREATE)
+    configs = _configs(admin, list(described))
+    found = [
+        result
+        for topic in wanted
+        if topic.topic in described
+        for result in _topic_results(topic, described[topic.topic], configs.get(topic.topic, {}), brokers)
+    ]
+    yield from found
+    if not missing and not found:
+        yield Result("kafka", OK, f"{len(wanted)} topics have the settings that they need, and all their copies")
+    if kafka.topic("payments") in described:
+        yield from _clock(admin, kafka, len(described[kafka.topic("payments")].partitions))
+
+
+def _described(admin: AdminClient, names: Sequence[str]) -> dict[str, Any]:
+    """Returns descriptions of the topics that exist, by name."""
+    described = {}
+    answers = admin.describe_topics(
+        TopicCollection(list(names)), include_authorized_operations=True, request_timeout=REACH_TIMEOUT_S
+    )
+    for name, answer in answers.items():
+        try:
+            described[name] = answer.result()
+        except KafkaException:
+            continue
+    return described
+
+
+def _configs(admin: AdminClient, names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Returns the settings of topics by name; without those that we may not read."""
+    if not names:
+        return {}
+    asked = [ConfigResource(ResourceType.TOPIC, name) for name in names]
+    configs = {}
+    for resource, answer in admin.describe_configs(asked, request_timeout=REACH_TIMEOUT_S).items():
+        try:
+            configs[resource.name] = {name: entry.value for name, entry in answer.result().items()}
+        except KafkaException:
+            continue
+    return configs
+
+
+def _topic_results(topic: NewTopic, described: Any, config: Mapping[str, str], brokers: int) -> Iterator[Result]:
+    name = topic.topic
+    copies = min(len(partition.replicas) for partition in described.partitions)
+    no_leader = [partition.id for partition in described.partitions if partition.leader is None]
+    behind = [partition.id for partition in described.partitions if len(partition.isr) < len(partition.replicas)]
+    if no_leader:
+        yield Result("kafka", ERROR, f"{name}: partitions {_listed(no_leader)} have no leader", "look at the brokers")
+    elif behind:
+        yield Result(
+            "kafka", WARNING, f"{name}: partitions {_listed(behind)} lack copies", "look at the brokers that are down"
+        )
+    if copies == 1 and brokers > 1:
+        yield Result(
+            "kafka",
+            WARNING,
+            f"{name} has one copy, and a broker that is lost takes acknowledged records with it",
+            "give it three (kafka-reassign-partitions), and set [topics] replication = 3",
+        )
+    if topic.num_partitions == 1 and len(described.partitions) > 1:
+        yield Result(
+            "kafka",
+            ERROR,
+            f"{name} has {len(described.partitions)} partitions, and its readers need one order over all records",
+            "make it anew with one partition",
+        )
+    yield from _rights(name, described.authorized_operations)
+    yield from _config_results(
+        name, config, {**(topic.config or {}), "min.insync.replicas": str(in_sync_replicas(copies))}
+    )
+
+
+def _rights(name: str, operations: Iterable[AclOperation] | None) -> Iterator[Result]:
+    # Without an authorizer a broker tells none.
+    has = {operation.name for operation in operations or ()}
+    missing = [right for right in _RIGHTS if right not in has]
+    if has and missing:
+        yield Result(
+            "kafka", ERROR, f"{name}: this user may not {' and not '.join(missing).lower()}", "give it these rights"
+        )
+
+
+def _config_results(name: str, config: Mapping[str, str], wanted: Mapping[str, str]) -> Iterator[Result]:
+    change = f"kafka-configs --alter --entity-type topics --entity-name {name} --add-config "
+    for setting, value in wanted.items():
+        has = config.get(setting)
+        if has is None or has == value or _is_enough(setting, has, value):
+            continue
+        level = ERROR if setting in ("cleanup.policy", "max.message.bytes") else WARNING
+        yield Result("kafka", level, f"{name} has {setting}={has}, {_WHY[setting]}", f"{change}{setting}={value}")
+
+
+_WHY = {
+    "cleanup.policy": "so records that are needed are erased, or pile up for ever",
+    "max.message.bytes": "so the dead letter of a large record would be refused",
+    "retention.ms": "so records are erased sooner than [topics] says",
+    "min.insync.replicas": "so an acknowledged record may be on one broker only",
+    "message.timestamp.type": "so ages and watermarks go by the clocks of producers",
+    "delete.retention.ms": "so a mirror that was away longer keeps erased profiles",
+    "min.cleanable.dirty.ratio": "so it is compacted late, and is long to read",
+    "segment.bytes": "so it is compacted late, and is long to read",
+    "segment.ms": "so it is compacted late, and is long to read",
+}
+
+
+def _is_enough(setting: str, has: str, wanted: str) -> bool:
+    if setting == "cleanup.policy":
+        return set(has.split(",")) == set(wanted.split(","))
+    try:
+        number, least = float(has), float(wanted)
+    except ValueError:
+        return False
+    if setting in ("min.cleanable.dirty.ratio", "segment.bytes", "segment.ms"):
+        return number <= least
+    # -1 keeps records for ever.
+    return number >= least or (setting == "retention.ms" and number < 0)
+
+
+def _clock(admin: AdminClient, kafka: KafkaSettings, partitions: int) -> Iterator[Result]:
+    """Yields a warning if the newest payment is from the future: one of the two clocks is wrong."""
+    topic = kafka.topic("payments")
+
+    def newest() -> int:
+        answers = ask_end_offsets(admin, ((topic, number) for number in range(partitions)), spec=_NEWEST)
+        return max(int(answer.result().timestamp) for answer in answers.values())
+
+    newest_ms = retry_until_leader(newest, "when the newest payment arrived")
+    ahead_ms = newest_ms - time.time_ns() // 1_000_000
+    if ahead_ms > _CLOCK_MS_MAX:
+        yield Result(
+            "kafka",
+            WARNING,
+            f"the newest payment reached Kafka {ahead_ms / 1000:.0f} s from now",
+            "set the clocks of the brokers and of this host (NTP)",
+        )
+
+
+def _listed(names: Sequence[object]) -> str:
+    shown = ", ".join(str(name) for name in names[:_SHOWN_MAX])
+    return shown if len(names) <= _SHOWN_MAX else f"{shown} and {len(names) - _SHOWN_MAX} more"
+
+
+def check_registry(source: Source) -> Iterator[Result]:
+    """Yields results about the schema registry. Registers nothing. Raises Misconfigured, TemporaryFailure."""
+    settings, kafka = source.section("registry", RegistrySettings), wiring.kafka_settings(source)
+    if not settings.url:
+        yield Result("registry", SKIPPED, "[registry] url is empty: ids are fingerprints of the schemas")
+        return
+    known = registered_subjects(settings)
+    missing = [name for topic in TOPICS if (name := subject(kafka.topic(topic))) not in known]
+    if not missing:
+        yield Result("registry", OK, f"{settings.url} has the schemas of all {len(TOPICS)} topics")
+    elif settings.auto_register:
+        yield Result(
+            "registry", OK, f"{settings.url} answers; {len(missing)} schemas are registered at the first start"
+        )
+    else:
+        yield Result(
+            "registry",
+            ERROR,
+            f"{settings.url} lacks {_listed(missing)}",
+            "register the schemas that `paywarden schemas` prints, or set [registry] auto_register = true",
+        )

@@ -1,0 +1,38 @@
+"""The result of one check of `paywarden doctor`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from paywarden.schemas.errors import PaywardenError
+from paywarden.schemas.settings import Source
+
+OK, WARNING, ERROR, SKIPPED = "ok", "warning", "error", "skipped"
+STATES = (OK, WARNING, ERROR, SKIPPED)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a check saw, in an area such as "kafka", and what mends it. `mend` is empty where nothing is wrong."""
+
+    area: str
+    state: str
+    seen: str
+    mend: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.seen}: {self.mend}" if self.mend else self.seen
+
+
+Check = Callable[[Source], Iterable[Result]]
+"""Raises PaywardenError where it cannot go on; that is an error of its area, too."""
+
+
+def results_of(area: str, checks: Iterable[Check], source: Source) -> Iterator[Result]:
+    """Yields the results of the checks of an area. A check that raises yields an error, and the next one goes on."""
+    for check in checks:
+        try:
+            yield from check(source)
+        except PaywardenError as error:
+            yield Result(area, ERROR, str(error))

@@ -1,0 +1,106 @@
+"""Checks of what a scoring host serves: catalogue, bundles, policy, tokens, certificates."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator
+from pathlib import Path
+
+from paywarden.models.bundle.bundle import load_bundle, native_library
+from paywarden.models.bundle.signature import BundleSettings, TrustedKeys
+from paywarden.ops import wiring
+from paywarden.ops.configuration import problems_of
+from paywarden.ops.doctor.results import ERROR, OK, SKIPPED, WARNING, Result
+from paywarden.schemas.errors import PaywardenError
+from paywarden.schemas.settings import Source
+from paywarden.scoring.net.tls import Tls, TlsSettings
+from paywarden.scoring.net.tokens import AuthSettings, Tokens
+from paywarden.scoring.server.context import asks_for_tls
+
+# Long enough to renew a certificate by hand.
+_CERTIFICATE_DAYS_MIN = 21
+
+
+def check_settings(source: Source) -> Iterator[Result]:
+    """Yields everything that is wrong with the settings, the policy's conditions and its lists."""
+    problems = problems_of(source, None)
+    for problem in problems:
+        yield Result("settings", ERROR, problem)
+    if not problems:
+        yield Result("settings", OK, f"{source.name}: all settings are right")
+
+
+def check_bundles(source: Source) -> Iterator[Result]:
+    """Yields results about the catalogue and the bundles that it must fit. Raises Misconfigured."""
+    engine = wiring.feature_engine(source)
+    plan, settings = engine.plan, source.section("serve", wiring.ServeSettings)
+    yield Result(
+        "bundle", OK, f"catalogue {plan.digest}: {plan.feature_count} features of {plan.entity_count} entities"
+    )
+    trusted = TrustedKeys.read(source.section("bundles", BundleSettings))
+    if not source.has("features", "identity_key_file"):
+        yield Result(
+            "bundle",
+            WARNING,
+            "[features] identity_key_file is not set, and the key of laptops is known to everybody",
+            "make a key (`openssl rand -hex 32`) and give it to serve, companion and stream",
+        )
+    for setting, path in (("bundle", settings.bundle), ("fallback_bundle", settings.fallback_bundle)):
+        if not path:
+            continue
+        try:
+            bundle = load_bundle(
+                Path(path), catalogue_digest=plan.digest, identity_digest=plan.key.digest, trusted=trusted
+            )
+        except PaywardenError as error:
+            yield Result("bundle", ERROR, f"[serve] {setting}: {error}")
+            continue
+        manifest = bundle.manifest
+        lacking = [part for part in manifest.parts if not native_library(Path(path), part).exists()]
+        if lacking:
+            yield Result(
+                "bundle",
+                WARNING,
+                f"[serve] {setting}: {path} has no library for this machine, and `serve` builds it at its start",
+                f"run `paywarden compile {path}`",
+            )
+        else:
+            yield Result(
+                "bundle", OK, f"[serve] {setting}: {manifest.model_version} scores its golden vectors to the bit"
+            )
+
+
+def check_access(source: Source) -> Iterator[Result]:
+    """Yields results about the files of tokens and certificates. Raises Misconfigured naming a file that is wrong."""
+    auth, tls = source.section("auth", AuthSettings), source.section("tls", TlsSettings)
+    if auth.tokens_file:
+        Tokens(auth.tokens_file)
+        yield Result("access", OK, f"[auth] tokens_file: {auth.tokens_file} can be used")
+    if asks_for_tls(tls):
+        Tls(tls)
+        yield from _certificate("certificate", tls.certificate)
+        if tls.client_ca:
+            yield from _certificate("client_ca", tls.client_ca)
+    if not auth.tokens_file and not tls.client_ca:
+        yield Result(
+            "access",
+            WARNING,
+            "callers need neither a token nor a certificate, and all of them share one queue",
+            "set [auth] tokens_file or [tls] client_ca, unless a gateway names the callers",
+        )
+
+
+def _certificate(setting: str, path: str) -> Iterator[Result]:
+    from cryptography.x509 import load_pem_x509_certificates
+
+    try:
+        ends = min(one.not_valid_after_utc for one in load_pem_x509_certificates(Path(path).read_bytes()))
+    except (OSError, ValueError):
+        yield Result("access", SKIPPED, f"[tls] {setting}: {path} does not say when it expires")
+        return
+    days = (ends - datetime.datetime.now(datetime.UTC)).days
+    if days < _CERTIFICATE_DAYS_MIN:
+        level = ERROR if days < 0 else WARNING
+        yield Result("access", level, f"[tls] {setting}: {path} expires on {ends:%Y-%m-%d}", "renew it")
+    else:
+        yield Result("access", OK, f"[tls] {setting}: {path} is valid until {ends:%Y-%m-%d}")

@@ -1,0 +1,76 @@
+"""`paywarden doctor` on a real Kafka."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Producer
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    ResourceType,
+)
+
+from paywarden.ops.doctor.kafka import check_kafka
+from paywarden.schemas.settings import Source, read_source
+from paywarden.streams.kafka.client import KafkaSettings
+from tests.services.deployment import Deployment
+from tests.services.processes import wait_until
+
+
+@pytest.fixture
+def source(deployment: Deployment) -> Source:
+    return read_source(str(deployment.config))
+
+
+def seen(source: Source) -> list[str]:
+    return [f"{result.state} {result}" for result in check_kafka(source)]
+
+
+def alter(settings: KafkaSettings, topic: str, setting: str, value: str) -> None:
+    entry = ConfigEntry(setting, value, incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ResourceType.TOPIC, settings.topic(topic), incremental_configs=[entry])
+    admin = AdminClient({"bootstrap.servers": settings.bootstrap})
+    (done,) = admin.incremental_alter_configs([resource]).values()
+    done.result()
+
+
+def test_topics_as_they_are_created_are_right(source: Source) -> None:
+    assert seen(source)[1:] == ["ok 15 topics have the settings that they need, and all their copies"]
+
+
+def test_each_setting_that_loses_or_misdates_records_is_told(source: Source, settings: KafkaSettings) -> None:
+    alter(settings, "profiles", "cleanup.policy", "delete")
+    alter(settings, "decisions", "retention.ms", "1000")
+    alter(settings, "payments", "message.timestamp.type", "CreateTime")
+    # More than is needed is no fault.
+    alter(settings, "outcomes", "retention.ms", "-1")
+    # Another moment passes until a broker tells its new settings.
+    wait_until(lambda: len(seen(source)) == 4, "the doctor sees all three")
+    producer = Producer({"bootstrap.servers": settings.bootstrap})
+
+    def comes_from_the_future() -> bool:
+        producer.produce(settings.topic("payments"), b"", timestamp=int(time.time() * 1000) + 3_600_000)
+        assert producer.flush(30) == 0
+        return len(seen(source)) == 5
+
+    wait_until(comes_from_the_future, "a producer's time is in a record", every_s=0.2)
+    _, *found = seen(source)
+    prefix = settings.topic_prefix
+    assert [line.split(",")[0] for line in found[:3]] == [
+        f"warning {prefix}payments has message.timestamp.type=CreateTime",
+        f"error {prefix}profiles has cleanup.policy=delete",
+        f"warning {prefix}decisions has retention.ms=1000",
+    ]
+    assert found[3].startswith("warning the newest payment reached Kafka 3")
+
+
+def test_topics_that_are_missing_are_named(tmp_path: Path, settings: KafkaSettings) -> None:
+    with Deployment(tmp_path, settings.bootstrap, settings.topic_prefix) as deployment:
+        _, missing = seen(read_source(str(deployment.config)))
+    assert missing.startswith(f"error topics do not exist: {settings.topic('payments')}, ")
+    assert missing.endswith("and 10 more: run `paywarden topics create`")
