@@ -17,7 +17,7 @@ _AREAS = ("settings", "host", "bundle", "access", "kafka", "registry", "store")
 @click.option("--json", "as_json", is_flag=True, help="The results as JSON.")
 @click.pass_obj
 def doctor(source: Source, only: tuple[str, ...], as_json: bool) -> None:
-    """Try everything that is configured, and say what is wrong and how to mend it.
+    """Try everything configured, and say how to mend it.
 
     It connects to Kafka, the schema registry and the store; reads catalogue, bundles, policy, tokens and certificates;
     and looks at open files, disks, memory file systems and the clock of this host. It writes nothing. Run it on each
