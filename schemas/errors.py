@@ -6,7 +6,8 @@
     │   ├── StoreUnavailable
     │   └── BrokerUnavailable
     └── Misconfigured       a retry cannot help: stop at start with one clear line
-        └── BundleRefused
+        ├── BundleRefused
+        └── RegistryRefused
 
 Any other exception is a bug, and only the top of a process catches it.
 A message says what was wanted and what was got. It never holds a card id, a secret or a payload.
@@ -45,3 +46,7 @@ class Misconfigured(PaywardenError):
 
 class BundleRefused(Misconfigured):
     """A model bundle failed one of its checks; the message says which."""
+
+
+class RegistryRefused(Misconfigured):
+    """The model registry breaks a rule or its log is damaged; the message says where. Nothing was written."""

@@ -44,6 +44,7 @@ _HANDLING = {
         "(no worker starts)",
     ),
     errors.BundleRefused: ("as above", "as above", "(no worker starts)"),
+    errors.RegistryRefused: ("as above", "as above: what decided before goes on", "(no worker starts)"),
 }
 # What a caller does about a refusal, by its code.
 _CALLER = {

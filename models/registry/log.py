@@ -1,0 +1,237 @@
+"""The log of the registry: a file of entries, one a line, that grows at its end and nowhere else.
+
+How it is written, by one process at a time (a lock on the file LOG.lock):
+
+1. Read the whole log and check its chain.
+2. Ask the caller for the next entry, which names the head of the log as the one before.
+3. Append the line and its end in one write, and sync. Only then is the entry there.
+
+A process that is killed in step 3 leaves the beginning of a line. Such a *torn* line is no entry: readers leave it
+out, and the next writer cuts it off. A whole entry that lacks only the end of its line counts. Nothing else is
+forgiven: any other line that is no entry, and any entry that does not name the one before it, raises RegistryRefused
+with its line.
+
+A rollback is the exception of the chain. Two hosts may go on apart while Kafka is away; the log of one then holds a
+rollback that names an earlier entry than the last. It is accepted behind any entry, as a *late* rollback. All other
+entries must name the line before them.
+
+Who cuts entries off at the end leaves a log that is whole. Only a head that somebody remembers, or the copy on the
+topic, shows that they are gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from paywarden.models.registry.entries import FIRST, LINE_BYTES_MAX, ROLLED_BACK, Entry, entry_of
+from paywarden.models.registry.people import People
+from paywarden.schemas.durability import sync_folder
+from paywarden.schemas.errors import Misconfigured, RegistryRefused
+from paywarden.schemas.private_files import make_parent, open_private, require_unwritable
+
+# A hundred thousand entries. A busy bank makes a few thousand a year.
+LOG_BYTES_MAX = 64 * 1024 * 1024
+# An append takes milliseconds: whoever holds the lock for longer is stopped.
+LOCK_TIMEOUT_S = 10.0
+_LOCK_POLL_S = 0.02
+_BEGINNING = b'{"by":"'
+
+
+@dataclass(frozen=True)
+class RegistryLog:
+    """The entries of a log in order. `late`: the positions of late rollbacks, from 0.
+
+    `torn_bytes`: the length of an unfinished last line, which is no entry. `is_ended`: whether the last entry has the
+    end of its line.
+    """
+
+    entries: tuple[Entry, ...] = ()
+    late: frozenset[int] = frozenset()
+    torn_bytes: int = 0
+    is_ended: bool = True
+
+    @property
+    def head(self) -> str:
+        """The digest of the last entry. Whoever remembers it can tell later whether entries were cut off."""
+        return self.entries[-1].digest if self.entries else FIRST
+
+    def followed_by(self, entry: Entry) -> RegistryLog | None:
+        """Returns the log with one entry more; None if the entry does not fit behind it."""
+        late = self.late
+        if entry.previous != self.head:
+            known = {FIRST, *(earlier.digest for earlier in self.entries)}
+            if entry.kind != ROLLED_BACK or entry.previous not in known:
+                return None
+            late |= {len(self.entries)}
+        return RegistryLog((*self.entries, entry), late)
+
+    def check_signatures(self, people: People) -> None:
+        """Raise RegistryRefused if an entry has a wrong signature. Entries of unknown keys cannot be checked."""
+        for number, entry in enumerate(self.entries, 1):
+            key = people.keys.get(entry.key)
+            if key is not None and not entry.is_signed_by(key):
+                raise RegistryRefused(f"line {number} of the log is damaged: the signature of {entry.by} is wrong")
+
+
+def log_of(content: bytes, where: str = "the log") -> RegistryLog:
+    """Returns the log in these bytes. Raises RegistryRefused naming the first line that is damaged."""
+    *lines, tail = content.split(b"\n")
+    entries, late, known = [], set(), {FIRST}
+    head = FIRST
+    is_ended, torn_bytes = True, 0
+    if tail:
+        if _is_torn(tail):
+            torn_bytes = len(tail)
+        else:
+            lines.append(tail)
+            is_ended = False
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = entry_of(line)
+        except ValueError as error:
+            raise RegistryRefused(f"{where}, line {number} is damaged: {error}") from error
+        if entry.previous != head:
+            if entry.kind != ROLLED_BACK or entry.previous not in known:
+                raise RegistryRefused(
+                    f"{where}, line {number} does not fit the line before it: one of them was changed, removed or moved"
+                )
+            late.add(number - 1)
+        head = entry.digest
+        if head in known:
+            raise RegistryRefused(f"{where}, line {number} is there twice")
+        known.add(head)
+        entries.append(entry)
+    return RegistryLog(tuple(entries), frozenset(late), torn_bytes, is_ended)
+
+
+@dataclass(frozen=True)
+class LogFile:
+    """The log in a file. It need not exist: a log without a file is empty."""
+
+    path: Path
+
+    def read(self) -> RegistryLog:
+        """Returns the log as it is now. Raises RegistryRefused if it is damaged, Misconfigured if it cannot be read."""
+        return log_of(self._content(), str(self.path))
+
+    def append(self, make: Callable[[RegistryLog], Sequence[Entry]]) -> list[Entry]:
+        """Append what `make` returns for the present log, and return it. One process at a time is in here.
+
+        Raises RegistryRefused if the log is damaged or an entry does not fit, Misconfigured if the file cannot be
+        written, and what `make` raises. Nothing is appended then.
+        """
+        make_parent(self.path)
+        with self._locked():
+            log = self.read()
+            made = list(make(log))
+            longer = log
+            for entry in made:
+                fitting = longer.followed_by(entry)
+                if fitting is None:
+                    raise RegistryRefused("the entry does not name the last entry of the log as the one before")
+                longer = fitting
+            self._write(log, b"".join(entry.line + b"\n" for entry in made))
+        return made
+
+    def replace(self, make: Callable[[RegistryLog], Sequence[Entry]]) -> None:
+        """Put the log that `make` returns in the place of the present one, whole or not at all. Raises as `append`."""
+        make_parent(self.path)
+        with self._locked():
+            lines = b"".join(entry.line + b"\n" for entry in make(self.read()))
+            log_of(lines)
+            new = self.path.with_name(f"{self.path.name}.new")
+            try:
+                new.unlink(missing_ok=True)
+                descriptor = open_private(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(lines)
+                    file.flush()
+                    os.fsync(file.fileno())
+                new.replace(self.path)
+                sync_folder(self.path.parent)
+            except OSError as error:
+                raise Misconfigured(f"cannot write {self.path}: {error.strerror}") from error
+
+    def _content(self) -> bytes:
+        try:
+            with self.path.open("rb") as file:
+                require_unwritable(self.path)
+                content = file.read(LOG_BYTES_MAX + 1)
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            raise Misconfigured(f"cannot read the log {self.path}: {error.strerror}") from error
+        if len(content) > LOG_BYTES_MAX:
+            raise Misconfigured(f"the log {self.path} has more than {LOG_BYTES_MAX} bytes")
+        return content
+
+    def _write(self, log: RegistryLog, lines: bytes) -> None:
+        """Append lines behind the whole entries of `log`, which the file holds now."""
+        if not lines and log.is_ended and not log.torn_bytes:
+            return
+        is_new = not self.path.exists()
+        descriptor = open_private(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        try:
+            whole = os.fstat(descriptor).st_size - log.torn_bytes
+            os.ftruncate(descriptor, whole)
+            try:
+                _write_all(descriptor, lines if log.is_ended else b"\n" + lines)
+                os.fsync(descriptor)
+            except OSError:
+                # What was not synced is not there: no reader may take it for an entry.
+                os.ftruncate(descriptor, whole)
+                raise
+        except OSError as error:
+            raise Misconfigured(f"cannot write {self.path}: {error.strerror}") from error
+        finally:
+            os.close(descriptor)
+        if is_new:
+            sync_folder(self.path.parent)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        lock = self.path.with_name(f"{self.path.name}.lock")
+        try:
+            descriptor = open_private(lock, os.O_RDWR | os.O_CREAT)
+        except OSError as error:
+            raise Misconfigured(f"cannot write {lock}: {error.strerror}") from error
+        try:
+            deadline = time.monotonic() + LOCK_TIMEOUT_S
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise Misconfigured(
+                            f"another process has held {lock} for {LOCK_TIMEOUT_S:g} s: see which with `fuser {lock}`"
+                        ) from None
+                    time.sleep(_LOCK_POLL_S)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _is_torn(tail: bytes) -> bool:
+    """Returns whether bytes without the end of a line are the beginning of an entry, and not a whole one."""
+    if not _BEGINNING.startswith(tail[: len(_BEGINNING)]) or len(tail) > LINE_BYTES_MAX or min(tail) < ord(" "):
+        return False
+    try:
+        # A character may be cut as well.
+        json.JSONDecoder().raw_decode(tail.decode(errors="ignore"))
+    except ValueError:
+        return True
+    return False
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    left = memoryview(content)
+    while left:
+        left = left[os.write(descriptor, left) :]

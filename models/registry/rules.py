@@ -1,0 +1,512 @@
+"""What the log means: which entries count, and which version decides because of them.
+
+Every reader applies these rules to the log by itself, with its own file of people. Nobody has to believe whoever
+wrote the log: an entry that breaks a rule is in the log and counts for nothing.
+
+    registered_bundle, registered_policy   somebody with the role `propose` has put files into the registry
+    proposed                               a *version* (bundle, policy and catalogue) is to decide
+    approved                               somebody else agrees; needs the role `approve`
+    promoted                               the version decides from now on; needs `promote`, and enough approvals
+    rolled_back                            the version before it decides again; needs `roll_back` and nobody else
+
+An example with two approvals wanted:
+
+    1  registered_bundle   anna        5  approved     cleo    of 3        champion: none
+    2  registered_policy   anna        6  promoted     ben     of 3        champion: the version of 3
+    3  proposed            anna        7  approved     anna    of 3        ignored: anna proposed it
+    4  approved   ben      of 3        8  rolled_back  cleo                champion: the one before, if there is one
+
+Rules that hold for every kind: the key belongs to a known person of that name, who has the role, has not left and
+whose key is not revoked; and the entry is not older than the newest before it by more than `clock_back_ms`. An
+emergency rollback is accepted whatever its time: a wrong clock must not keep a bad model in place.
+
+The way back is a stack. A promotion puts a version on top, a rollback takes the top off. To return to a version that
+was taken off, propose it again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from typing import Final
+
+from paywarden.models.registry import entries as kinds
+from paywarden.models.registry.entries import Entry, Value, is_digest
+from paywarden.models.registry.log import RegistryLog
+from paywarden.models.registry.people import (
+    ADMIN,
+    APPROVE,
+    PROMOTE,
+    PROPOSE,
+    ROLL_BACK,
+    ROLLOUT,
+    People,
+    Person,
+)
+
+SHADOW: Final = "shadow"
+MODES: Final = (SHADOW, "canary", "blue_green")
+"""How a rollout lets a candidate in. A shadow decides nothing, and needs no approval."""
+
+_DAY_MS = 86_400_000
+_ROLES: Mapping[str, str] = {
+    kinds.REGISTERED_BUNDLE: PROPOSE,
+    kinds.REGISTERED_POLICY: PROPOSE,
+    kinds.PROPOSED: PROPOSE,
+    kinds.APPROVED: APPROVE,
+    kinds.PROMOTED: PROMOTE,
+    kinds.ROLLED_BACK: ROLL_BACK,
+    kinds.ROLLOUT_STARTED: ROLLOUT,
+    kinds.ROLLOUT_STEP: ROLLOUT,
+    kinds.ROLLOUT_VERDICT: ROLLOUT,
+    kinds.ROLLOUT_PAUSED: ROLLOUT,
+    kinds.ROLLOUT_RESUMED: ROLLOUT,
+    kinds.ROLLOUT_ABORTED: ROLLOUT,
+    kinds.KEY_REVOKED: ADMIN,
+    kinds.CLOCK_SET: ADMIN,
+}
+# Entries that count whatever their time says.
+_ANY_TIME = (kinds.ROLLED_BACK, kinds.CLOCK_SET)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The rules of a deployment. All readers must have the same.
+
+    `approvals`: how many people besides the proposer a promotion needs; 0 asks for none. `approval_ms`: how long an
+    approval counts. `clock_back_ms`: how much older an entry may be than the newest before it.
+    """
+
+    name: str = "paywarden"
+    approvals: int = 0
+    approval_ms: int = 30 * _DAY_MS
+    clock_back_ms: int = 300_000
+
+
+@dataclass(frozen=True)
+class Version:
+    """What decides together: the digests of a bundle, a policy and a feature catalogue."""
+
+    bundle: str
+    policy: str
+    catalogue: str
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of the three, by which commands and entries name a version."""
+        return hashlib.sha256(f"{self.bundle}\n{self.policy}\n{self.catalogue}".encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A bundle or policy that was put into the registry, by whom and when. `facts` are what the entry says of it."""
+
+    digest: str
+    by: str
+    time_ms: int
+    facts: Mapping[str, Value]
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The sha256 of each of its files, by path."""
+        files = self.facts.get("files")
+        return dict(files) if isinstance(files, dict) else {}
+
+
+@dataclass(frozen=True)
+class Approval:
+    """That a person agrees. `until_ms`: it counts before this time."""
+
+    by: str
+    key: str
+    time_ms: int
+    until_ms: int
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A version that is to decide, until it does. `digest` is that of the entry, which approvals name.
+
+    `not_approvers`: who may not approve it, because they proposed it or registered a part of it.
+    """
+
+    digest: str
+    version: Version
+    by: str
+    time_ms: int
+    why: str
+    not_approvers: frozenset[str]
+    approvals: tuple[Approval, ...] = ()
+
+    def approvers(self, at_ms: int) -> list[str]:
+        """Returns who agrees at a time, each person once."""
+        return sorted({approval.by for approval in self.approvals if approval.until_ms > at_ms})
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A rollout that is under way. `events`: its entries so far, the first is that of the start."""
+
+    name: str
+    mode: str
+    version: Version
+    is_paused: bool
+    events: tuple[Entry, ...]
+
+
+@dataclass(frozen=True)
+class Decided:
+    """That a version became champion. `entry` is the promotion or rollback that did it, `time_ms` when it took
+    effect."""
+
+    version: Version
+    entry: Entry
+    time_ms: int
+
+
+@dataclass(frozen=True)
+class Ignored:
+    """An entry that breaks a rule. `number`: its line in the log, from 1."""
+
+    number: int
+    entry: Entry
+    reason: str
+
+
+@dataclass(frozen=True)
+class State:
+    """What holds after a log. `way_back`: the versions of the stack, the champion last."""
+
+    way_back: tuple[Version, ...] = ()
+    bundles: Mapping[str, Registered] = field(default_factory=dict)
+    policies: Mapping[str, Registered] = field(default_factory=dict)
+    proposals: Mapping[str, Proposal] = field(default_factory=dict)
+    rollout: Rollout | None = None
+    history: tuple[Decided, ...] = ()
+    ignored: tuple[Ignored, ...] = ()
+    notes: tuple[str, ...] = ()
+    newest_ms: int = 0
+    head: str = kinds.FIRST
+
+    @property
+    def champion(self) -> Version | None:
+        """The version that decides; None before the first promotion."""
+        return self.way_back[-1] if self.way_back else None
+
+    @property
+    def previous(self) -> Version | None:
+        """The version that a rollback goes back to; None if there is no way back."""
+        return self.way_back[-2] if len(self.way_back) > 1 else None
+
+    def is_approved(self, proposal: Proposal, rules: Rules, at_ms: int) -> bool:
+        """Returns whether a proposal could be promoted at that time."""
+        return len(proposal.approvers(at_ms)) >= rules.approvals
+
+
+def state_of(log: RegistryLog, people: People, rules: Rules, *, at_ms: int | None = None) -> State:
+    """Returns what the log means to a reader with these people and rules, at a time or after the last entry.
+
+    An entry takes effect at its time, but never after the entries behind it: order decides. Entries that break a rule
+    are in `ignored`. Raises RegistryRefused if a signature is wrong.
+    """
+    log.check_signatures(people)
+    whole = _Fold(people, rules)
+    for position, entry in enumerate(log.entries):
+        whole.take(entry, position + 1, 0, is_late=position in log.late)
+    ignored = {ignored.number - 1 for ignored in whole.state().ignored}
+    times_ms = _effect_times_ms(log, ignored)
+    fold = _Fold(people, rules)
+    for position, entry in enumerate(log.entries):
+        if at_ms is not None and times_ms[position] > at_ms:
+            break
+        fold.take(entry, position + 1, times_ms[position], is_late=position in log.late)
+    return fold.state()
+
+
+def refusal_of(log: RegistryLog, entry: Entry, people: People, rules: Rules) -> str:
+    """Returns why an entry would not count behind the log; empty if it would."""
+    longer = log.followed_by(entry)
+    if longer is None:
+        return "it does not name the last entry of the log as the one before"
+    ignored = state_of(longer, people, rules).ignored
+    return ignored[-1].reason if ignored and ignored[-1].entry is entry else ""
+
+
+def _effect_times_ms(log: RegistryLog, ignored: Collection[int]) -> list[int]:
+    """Returns when each entry takes effect: at its time, at the latest when the first entry behind it does.
+
+    What an ignored entry says of its time moves no other.
+    """
+    times_ms: list[int] = []
+    later: int | None = None
+    for position in reversed(range(len(log.entries))):
+        time_ms = log.entries[position].time_ms
+        if position in ignored:
+            times_ms.append(0)
+        # A late rollback was made before entries that stand in front of it.
+        elif position in log.late:
+            times_ms.append(time_ms)
+        else:
+            later = time_ms if later is None else min(later, time_ms)
+            times_ms.append(later)
+    return [*accumulate(reversed(times_ms), max)]
+
+
+class _Fold:
+    """Takes entries in order and keeps what holds after them."""
+
+    def __init__(self, people: People, rules: Rules) -> None:
+        self._people, self._rules = people, rules
+        self._stack: list[Version] = []
+        self._bundles: dict[str, Registered] = {}
+        self._policies: dict[str, Registered] = {}
+        self._proposals: dict[str, Proposal] = {}
+        self._rollout: Rollout | None = None
+        self._revoked: set[str] = set()
+        self._history: list[Decided] = []
+        self._ignored: list[Ignored] = []
+        self._notes: list[str] = []
+        self._newest_ms = 0
+        self._head = kinds.FIRST
+        self._takes: Mapping[str, Callable[[Entry], str]] = {
+            kinds.REGISTERED_BUNDLE: self._registered_bundle,
+            kinds.REGISTERED_POLICY: self._registered_policy,
+            kinds.PROPOSED: self._proposed,
+            kinds.APPROVED: self._approved,
+            kinds.PROMOTED: self._promoted,
+            kinds.ROLLED_BACK: self._rolled_back,
+            kinds.ROLLOUT_STARTED: self._rollout_started,
+            kinds.ROLLOUT_STEP: self._rollout_went_on,
+            kinds.ROLLOUT_VERDICT: self._rollout_went_on,
+            kinds.ROLLOUT_PAUSED: self._rollout_went_on,
+            kinds.ROLLOUT_RESUMED: self._rollout_went_on,
+            kinds.ROLLOUT_ABORTED: self._rollout_went_on,
+            kinds.KEY_REVOKED: self._key_revoked,
+            kinds.CLOCK_SET: lambda _: "",
+        }
+        self._is_late = False
+        self._number = 0
+
+    def take(self, entry: Entry, number: int, effect_ms: int, *, is_late: bool) -> None:
+        """Take the next entry: `number` is its line, `effect_ms` when it takes effect."""
+        self._is_late, self._number = is_late, number
+        before = self._stack[-1] if self._stack else None
+        reason = self._refusal(entry) or self._takes[entry.kind](entry)
+        self._head = entry.digest
+        if reason:
+            self._ignored.append(Ignored(number, entry, reason))
+            return
+        if entry.kind == kinds.CLOCK_SET:
+            self._newest_ms = entry.time_ms
+        elif entry.kind != kinds.ROLLED_BACK:
+            self._newest_ms = max(self._newest_ms, entry.time_ms)
+        after = self._stack[-1] if self._stack else None
+        if after is not None and after != before:
+            self._history.append(Decided(after, entry, effect_ms))
+
+    def state(self) -> State:
+        """Returns what holds now."""
+        return State(
+            way_back=tuple(self._stack),
+            bundles=dict(self._bundles),
+            policies=dict(self._policies),
+            proposals=dict(self._proposals),
+            rollout=self._rollout,
+            history=tuple(self._history),
+            ignored=tuple(self._ignored),
+            notes=tuple(self._notes),
+            newest_ms=self._newest_ms,
+            head=self._head,
+        )
+
+    def _refusal(self, entry: Entry) -> str:
+        """Returns which rule of all kinds the entry breaks; empty if none."""
+        if entry.registry != self._rules.name:
+            return f"it is of the registry {entry.registry}, this one is {self._rules.name}"
+        person = self._people.owner(entry.key)
+        if person is None:
+            return f"the key {entry.key} belongs to nobody in the file of people"
+        if person.name != entry.by:
+            return f"the key {entry.key} belongs to {person.name}, not to {entry.by}"
+        if entry.key in self._revoked:
+            return f"the key {entry.key} of {person.name} was revoked"
+        if person.until_ms is not None and entry.time_ms >= person.until_ms:
+            return f"{person.name} had left by then"
+        if entry.kind not in _ROLES:
+            return f"this release knows no entry of the kind {entry.kind}"
+        if problem := _role_problem(person, entry):
+            return problem
+        if entry.kind not in _ANY_TIME and entry.time_ms < self._newest_ms - self._rules.clock_back_ms:
+            return (
+                f"it is {(self._newest_ms - entry.time_ms) // 1000} s older than an entry before it, "
+                f"at most {self._rules.clock_back_ms // 1000} s are allowed: a clock jumped"
+            )
+        return ""
+
+    def _registered_bundle(self, entry: Entry) -> str:
+        for name in ("bundle", "catalogue"):
+            if not entry.text(name):
+                return f"{name}: wanted a digest"
+        return _register(self._bundles, "bundle", entry)
+
+    def _registered_policy(self, entry: Entry) -> str:
+        return _register(self._policies, "policy", entry)
+
+    def _proposed(self, entry: Entry) -> str:
+        version = Version(entry.text("bundle"), entry.text("policy"), entry.text("catalogue"))
+        bundle, policy = self._bundles.get(version.bundle), self._policies.get(version.policy)
+        if bundle is None:
+            return f"the bundle {_short(version.bundle)} was not registered"
+        if policy is None:
+            return f"the policy {_short(version.policy)} was not registered"
+        if bundle.facts.get("catalogue") != version.catalogue:
+            return (
+                f"the bundle {_short(version.bundle)} is for the catalogue {_short(str(bundle.facts['catalogue']))}, "
+                f"the version names {_short(version.catalogue)}"
+            )
+        if self._stack and self._stack[-1] == version:
+            return f"the version {_short(version.digest)} is the champion"
+        if any(proposal.version == version for proposal in self._proposals.values()):
+            return f"the version {_short(version.digest)} is proposed already"
+        authors = frozenset((entry.by, bundle.by, policy.by))
+        self._proposals[entry.digest] = Proposal(entry.digest, version, entry.by, entry.time_ms, entry.why, authors)
+        return ""
+
+    def _approved(self, entry: Entry) -> str:
+        proposal = self._proposals.get(entry.text("proposal"))
+        if proposal is None:
+            return f"there is no open proposal {_short(entry.text('proposal'))}"
+        if entry.by in proposal.not_approvers:
+            return f"{entry.by} proposed or registered it, and cannot approve it"
+        if entry.by in proposal.approvers(entry.time_ms):
+            return f"{entry.by} has approved it already"
+        approval = Approval(entry.by, entry.key, entry.time_ms, entry.time_ms + self._rules.approval_ms)
+        self._proposals[proposal.digest] = replace(proposal, approvals=(*proposal.approvals, approval))
+        return ""
+
+    def _promoted(self, entry: Entry) -> str:
+        proposal = self._proposals.get(entry.text("proposal"))
+        if proposal is None:
+            return f"there is no open proposal {_short(entry.text('proposal'))}"
+        if problem := self._approval_problem(proposal, entry.time_ms):
+            return problem
+        if self._rollout is not None and self._rollout.version != proposal.version:
+            return f"the rollout {self._rollout.name} of another version is under way: abort it first"
+        del self._proposals[proposal.digest]
+        self._rollout = None
+        self._stack.append(proposal.version)
+        return ""
+
+    def _rolled_back(self, entry: Entry) -> str:
+        versions = {version.digest: version for version in self._stack}
+        bad, good = entry.text("from"), entry.text("to")
+        if self._is_late:
+            return self._take_off(versions.get(bad))
+        if len(self._stack) < 2:
+            return "there is no version to go back to"
+        if self._stack[-1].digest != bad:
+            return f"the version {_short(bad)} is not the champion"
+        if self._stack[-2].digest != good:
+            return f"the way back leads to {_short(self._stack[-2].digest)}, not to {_short(good)}"
+        return self._take_off(self._stack[-1])
+
+    def _take_off(self, version: Version | None) -> str:
+        """Take a version off the stack, the uppermost of its places. The last one stays: something must decide."""
+        if version is None:
+            self._notes.append(f"line {self._number}: a late rollback of a version that was taken back already")
+            return ""
+        if len(self._stack) < 2:
+            return "there is no version to go back to"
+        place = max(place for place, other in enumerate(self._stack) if other == version)
+        del self._stack[place]
+        # Two places of one version that now touch are one.
+        if 0 < place < len(self._stack) and self._stack[place] == self._stack[place - 1]:
+            del self._stack[place]
+        if self._is_late:
+            self._notes.append(f"line {self._number}: a late rollback, made before entries in front of it")
+        if self._rollout is not None and self._rollout.version == version:
+            self._rollout = None
+        return ""
+
+    def _rollout_started(self, entry: Entry) -> str:
+        proposal = self._proposals.get(entry.text("proposal"))
+        mode, name = entry.text("mode"), entry.text("rollout")
+        if mode not in MODES or not name:
+            return f"rollout, mode: wanted a name and one of {', '.join(MODES)}"
+        if self._rollout is not None:
+            return f"the rollout {self._rollout.name} is under way"
+        if proposal is None:
+            return f"there is no open proposal {_short(entry.text('proposal'))}"
+        if mode != SHADOW and (problem := self._approval_problem(proposal, entry.time_ms)):
+            return problem
+        self._rollout = Rollout(name, mode, proposal.version, is_paused=False, events=(entry,))
+        return ""
+
+    def _rollout_went_on(self, entry: Entry) -> str:
+        rollout = self._rollout
+        if rollout is None or rollout.name != entry.text("rollout"):
+            return f"there is no rollout {entry.text('rollout') or 'of this name'} under way"
+        is_paused = entry.kind == kinds.ROLLOUT_PAUSED or (rollout.is_paused and entry.kind != kinds.ROLLOUT_RESUMED)
+        ended = entry.kind == kinds.ROLLOUT_ABORTED
+        self._rollout = None if ended else replace(rollout, is_paused=is_paused, events=(*rollout.events, entry))
+        return ""
+
+    def _key_revoked(self, entry: Entry) -> str:
+        key = entry.text("revoked")
+        if self._people.owner(key) is None:
+            return f"the key {key or '(none)'} belongs to nobody in the file of people"
+        self._revoked.add(key)
+        # What the key agreed to and nobody has promoted yet is open again.
+        for proposal in self._proposals.values():
+            kept = tuple(approval for approval in proposal.approvals if approval.key != key)
+            self._proposals[proposal.digest] = replace(proposal, approvals=kept)
+        return ""
+
+    def _approval_problem(self, proposal: Proposal, at_ms: int) -> str:
+        agreed, wanted = proposal.approvers(at_ms), self._rules.approvals
+        if len(agreed) >= wanted:
+            return ""
+        expired = sorted({approval.by for approval in proposal.approvals} - set(agreed))
+        told = f"{', '.join(agreed) or 'nobody'} approved it"
+        if expired:
+            told += f"; the approval of {', '.join(expired)} has expired"
+        return f"it needs the approval of {wanted}, {told}"
+
+
+def _role_problem(person: Person, entry: Entry) -> str:
+    role = _ROLES[entry.kind]
+    if role in person.roles:
+        return ""
+    # Everybody may withdraw their own key at once, with that key.
+    if entry.kind == kinds.KEY_REVOKED and entry.text("revoked") == entry.key:
+        return ""
+    return f"{person.name} has not the role {role}"
+
+
+def _register(known: dict[str, Registered], part: str, entry: Entry) -> str:
+    digest = entry.text(part)
+    if not is_digest(digest):
+        return f"{part}: wanted a digest of 64 hex digits"
+    if digest in known:
+        return f"the {part} {_short(digest)} is registered already"
+    files = entry.what.get("files")
+    if not isinstance(files, dict) or not files or not all(map(_is_file, files.items())):
+        return "files: wanted the sha256 of each file"
+    known[digest] = Registered(digest, entry.by, entry.time_ms, entry.what)
+    return ""
+
+
+def _is_file(item: tuple[str, str]) -> bool:
+    path, checksum = item
+    return is_digest(checksum) and all(part not in ("", ".", "..") for part in path.split("/")) and "\\" not in path
+
+
+def _short(digest: str) -> str:
+    return digest[:12] or "(none)"
+
+
+def find(digests: Iterable[str], text: str) -> list[str]:
+    """Returns the digests that a text names: all of one, or at least the first six digits of some."""
+    return sorted({digest for digest in digests if digest == text or (len(text) >= 6 and digest.startswith(text))})

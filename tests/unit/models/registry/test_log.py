@@ -1,0 +1,259 @@
+"""The log: any change of its bytes is found, and no writer leaves a line that another cannot read."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from functools import cache, partial
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paywarden.models.registry import entries as kinds
+from paywarden.models.registry.entries import Entry, entry_of, signed_entry
+from paywarden.models.registry.log import LogFile, RegistryLog, log_of
+from paywarden.models.registry.verification import problems_of
+from paywarden.schemas.errors import Misconfigured, RegistryRefused
+from tests.worlds.registry import Writer, key_of, people_of
+
+PEOPLE = people_of()
+# Workers of a test are forked: a spawned one would import everything again.
+FORK = multiprocessing.get_context("fork")
+
+
+@cache
+def small_log() -> bytes:
+    """Three entries of two people."""
+    writer = Writer()
+    for name in ("anna", "ben", "anna"):
+        writer.add(kinds.CLOCK_SET, name)
+    return writer.content
+
+
+def note(log: RegistryLog, by: str = "anna", why: str = "a test") -> Entry:
+    return signed_entry(
+        key_of(by),
+        registry="paywarden",
+        previous=log.head,
+        time_ms=1,
+        kind=kinds.CLOCK_SET,
+        by=by,
+        why=why,
+        what={},
+    )
+
+
+def changes() -> Iterator[bytes]:
+    """Every byte of the log changed, removed or doubled; every line removed, doubled or moved."""
+    content = small_log()
+    for place in range(len(content)):
+        before, byte, after = content[:place], content[place], content[place + 1 :]
+        yield before + bytes([byte ^ 1 << place % 8]) + after
+        yield before + b"\n" + after
+        yield before + after
+        # Cut anywhere but behind a whole line.
+        if before and not before.endswith(b"\n"):
+            yield before
+    lines = content.splitlines(keepends=True)
+    for place, line in enumerate(lines):
+        others = lines[:place] + lines[place + 1 :]
+        for target in range(len(lines) + 1):
+            yield b"".join([*lines[:target], line, *lines[target:]])
+            if target not in (place, len(lines)):
+                yield b"".join([*others[:target], line, *others[target:]])
+        if place < len(lines) - 1:
+            yield b"".join(others)
+
+
+def test_any_byte_that_is_changed_removed_or_moved_is_found() -> None:
+    assert problems_of(small_log(), PEOPLE) == []
+    missed = [changed for changed in changes() if changed != small_log() and not problems_of(changed, PEOPLE)]
+    assert missed == []
+
+
+def test_entries_cut_off_at_the_end_are_found_by_a_head_or_by_another_copy() -> None:
+    whole = log_of(small_log())
+    for count in range(len(whole.entries)):
+        cut = b"".join(entry.line + b"\n" for entry in whole.entries[:count])
+        # Nothing in the bytes that are left can say so.
+        assert problems_of(cut, PEOPLE) == []
+        assert "lacks the remembered head" in problems_of(cut, PEOPLE, head=whole.head)[0]
+        (told,) = problems_of(cut, PEOPLE, elsewhere=whole.entries)
+        assert f"lacks {len(whole.entries) - count} entries of the other copy" in told
+    assert problems_of(small_log(), PEOPLE, head=whole.entries[1].digest, elsewhere=whole.entries[:2]) == []
+
+
+def test_an_entry_of_another_key_under_a_known_name_is_found() -> None:
+    forged = json.loads(small_log().splitlines()[-1])
+    stranger = Writer(log_of(small_log())).entry(kinds.CLOCK_SET, "eve")
+    forged["signature"] = json.loads(stranger.line)["signature"]
+    line = json.dumps(forged, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    content = b"\n".join([*small_log().splitlines()[:-1], line, b""])
+    assert problems_of(content, PEOPLE) == ["line 3 of the log is damaged: the signature of anna is wrong"]
+    (told,) = problems_of(small_log() + stranger.line + b"\n", PEOPLE)
+    assert "line 4: the key" in told
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    why=st.text(min_size=1, max_size=40).filter(lambda text: text.isprintable() and text.strip()),
+    what=st.dictionaries(
+        st.text(max_size=5),
+        st.one_of(
+            st.text(max_size=20),
+            st.integers(-(2**63), 2**63 - 1),
+            st.booleans(),
+            st.none(),
+            st.lists(st.text(max_size=5), max_size=3),
+            st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=3),
+        ),
+        max_size=4,
+    ),
+    time_ms=st.integers(0, 10**13),
+)
+def test_an_entry_is_read_as_it_was_written(why: str, what: dict[str, kinds.Value], time_ms: int) -> None:
+    entry = signed_entry(
+        key_of("anna"),
+        registry="paywarden",
+        previous=kinds.FIRST,
+        time_ms=time_ms,
+        kind=kinds.ROLLOUT_STEP,
+        by="anna",
+        why=why,
+        what=what,
+    )
+    read = entry_of(entry.line)
+    assert (read, read.digest) == (entry, entry.digest)
+    assert b"\n" not in entry.line
+    assert read.is_signed_by(key_of("anna").public_key())
+    assert not read.is_signed_by(key_of("ben").public_key())
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("why", ""), ("why", "a\nb"), ("why", "x" * 1001), ("by", "an na"), ("previous", "0"), ("time_ms", -1)],
+)
+def test_what_cannot_be_part_of_an_entry_is_refused_by_its_name(field: str, value: str | int) -> None:
+    right = {"registry": "paywarden", "previous": kinds.FIRST, "time_ms": 1, "by": "anna", "why": "x"}
+    with pytest.raises(RegistryRefused, match=field):
+        signed_entry(key_of("anna"), kind=kinds.CLOCK_SET, what={}, **{**right, field: value})  # type: ignore[arg-type]
+    with pytest.raises(RegistryRefused, match="what: wanted"):
+        signed_entry(key_of("anna"), kind=kinds.CLOCK_SET, what={"share": 0.5}, **right)  # type: ignore[arg-type, dict-item]
+
+
+def test_an_unfinished_last_line_is_left_out_and_cut_off_by_the_next_writer(tmp_path: Path) -> None:
+    file = LogFile(tmp_path / "log")
+    file.path.write_bytes(small_log())
+    file.path.chmod(0o600)
+    line = note(log_of(small_log()), why="größer").line + b"\n"
+    for length in (1, 6, 7, 100, line.index(b"\xc3") + 1, len(line) - 2, len(line) - 1, len(line)):
+        file.path.write_bytes(small_log() + line[:length])
+        log = file.read()
+        # A whole entry that lacks only the end of its line counts.
+        is_whole = length >= len(line) - 1
+        assert (len(log.entries), log.torn_bytes) == ((4, 0) if is_whole else (3, length))
+        (entry,) = file.append(lambda log: [note(log)])
+        assert file.path.read_bytes() == small_log() + (line if is_whole else b"") + entry.line + b"\n"
+
+
+def test_a_damaged_log_is_neither_read_nor_written(tmp_path: Path) -> None:
+    file = LogFile(tmp_path / "log")
+    damaged = small_log().replace(b"a test", b"a text", 1)
+    file.path.write_bytes(damaged)
+    with pytest.raises(RegistryRefused, match=r"log, line 2 does not fit the line before it"):
+        file.append(lambda log: [note(log)])
+    assert file.path.read_bytes() == damaged
+    file.path.write_bytes(small_log() + b"\x00" * 100)
+    with pytest.raises(RegistryRefused, match=r"log, line 4 is damaged"):
+        file.read()
+
+
+def test_an_entry_that_does_not_fit_is_not_written(tmp_path: Path) -> None:
+    file = LogFile(tmp_path / "log")
+    file.append(lambda log: [note(log)])
+    before = file.path.read_bytes()
+    with pytest.raises(RegistryRefused, match="does not name the last entry"):
+        file.append(lambda _: [note(RegistryLog())])
+    assert file.path.read_bytes() == before
+    assert file.path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_log_that_others_can_write_to_is_not_read(tmp_path: Path) -> None:
+    file = LogFile(tmp_path / "log")
+    file.append(lambda log: [note(log)])
+    file.path.chmod(0o666)
+    with pytest.raises(Misconfigured, match="can be written by others"):
+        file.read()
+
+
+def test_a_full_disk_leaves_the_log_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = LogFile(tmp_path / "log")
+    file.append(lambda log: [note(log)])
+    before, write = file.path.read_bytes(), os.write
+
+    def full(descriptor: int, content: bytes) -> int:
+        if len(content) < 100:
+            raise OSError(28, "No space left on device")
+        return write(descriptor, content[: len(content) // 2])
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(Misconfigured, match="No space left"):
+        file.append(lambda log: [note(log)])
+    assert file.path.read_bytes() == before
+
+
+def noted(log: RegistryLog, number: int, by: str = "anna") -> list[Entry]:
+    return [note(log, by, f"number {number}")]
+
+
+def append_many(path: Path, by: str, count: int) -> None:
+    for number in range(count):
+        LogFile(path).append(partial(noted, by=by, number=number))
+
+
+def test_two_processes_that_append_at_once_make_one_chain(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    writers = [FORK.Process(target=append_many, args=(path, name, 25)) for name in ("anna", "ben")]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    log = LogFile(path).read()
+    for name in ("anna", "ben"):
+        assert [entry.why for entry in log.entries if entry.by == name] == [f"number {n}" for n in range(25)]
+    assert problems_of(path.read_bytes(), PEOPLE) == []
+
+
+def test_a_writer_that_is_killed_leaves_every_entry_that_it_reported(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+
+    def write(reported: int) -> None:
+        number = 0
+        while True:
+            (entry,) = LogFile(path).append(partial(noted, number=number))
+            os.write(reported, entry.digest.encode())
+            number += 1
+
+    seen: list[str] = []
+    for kill in range(5):
+        read_end, write_end = os.pipe()
+        writer = FORK.Process(target=write, args=(write_end,))
+        writer.start()
+        os.close(write_end)
+        seen += [os.read(read_end, 64).decode() for _ in range(kill + 1)]
+        assert writer.pid is not None
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.join()
+        while rest := os.read(read_end, 64):
+            seen.append(rest.decode())
+        os.close(read_end)
+        # The lock of the dead writer is free, and its unfinished line is cut off.
+        LogFile(path).append(lambda log: [note(log)])
+    log = LogFile(path).read()
+    assert log.torn_bytes == 0
+    assert set(seen) <= {entry.digest for entry in log.entries}
