@@ -23,10 +23,13 @@ Conditions are compiled at start (models/policy/rules.py), and lists are read th
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -189,6 +192,7 @@ class Policy:
 
         `catalogue`: declares the features of the vectors. Raises Misconfigured naming the setting, rule or segment.
         """
+        self.settings, self._lists = settings, lists or {}
         self.stale_after_ms = settings.stale_after_ms
         _check_reason_features_max(settings)
         self.reason_features_max = settings.reason_features_max
@@ -202,6 +206,11 @@ class Policy:
         rules = [(rule.override, _rule(rule, vocabulary)) for rule in settings.rules]
         self._overrides = [rule for is_override, rule in rules if is_override]
         self._rules = [rule for is_override, rule in rules if not is_override]
+
+    @cached_property
+    def digest(self) -> str:
+        """See `policy_digest`. Sorting a list of a million entries takes a second, so it is computed when asked for."""
+        return policy_digest(self.settings, self._lists)
 
     @property
     def thresholds(self) -> tuple[float, float]:
@@ -280,6 +289,23 @@ class Policy:
             elif of_flag == strictness and of_flag > APPROVE:
                 reasons.append(flag)
         return strictness, reasons
+
+
+def policy_digest(settings: PolicySettings, lists: Mapping[str, frozenset[str]]) -> str:
+    """Returns the sha256 of what a policy says, 64 hex digits. `lists`: from `read_lists`.
+
+    Equal digests mean equal policies, from whichever file. Settings that have their default do not count, so a setting
+    that a later release adds changes no digest. The bundle's thresholds belong to the bundle's digest.
+    """
+    defaults = PolicySettings()
+    said = {
+        field.name: [dataclasses.asdict(item) for item in value] if isinstance(value, tuple) else value
+        for field in dataclasses.fields(settings)
+        if field.name != "lists" and (value := getattr(settings, field.name)) != getattr(defaults, field.name)
+    }
+    digests = {name: hashlib.sha256("\n".join(sorted(entries)).encode()).hexdigest() for name, entries in lists.items()}
+    content = json.dumps({"settings": said, "lists": digests}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def policy_problems(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -23,6 +24,7 @@ from paywarden.models.policy.policy import (
     Facts,
     Policy,
     PolicySettings,
+    policy_digest,
 )
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
@@ -300,3 +302,26 @@ def test_a_policy_says_which_fields_its_conditions_read() -> None:
     )
     assert checked.has_conditions
     assert checked.fields == {"channel", "amount_minor"}
+
+
+def test_equal_policies_have_one_digest_and_every_change_another() -> None:
+    lists = {"new": frozenset({"a", "b"})}
+    rule = ConfiguredRule("r", "amount > 5", "review")
+    settings = PolicySettings(review_at=0.2, rules=(rule,), lists={"new": ("a", "b")})
+    same = PolicySettings(review_at=0.2, rules=(rule,), lists={"new": ("@file",)})
+    assert policy_digest(settings, lists) == policy_digest(same, {"new": frozenset(["b", "a"])})
+    assert Policy(settings, review_at=0.3, decline_at=0.9, lists=lists).digest == policy_digest(settings, lists)
+    others = [
+        (dataclasses.replace(settings, review_at=0.3), lists),
+        (dataclasses.replace(settings, on_mirror_stale="review"), lists),
+        (dataclasses.replace(settings, rules=(dataclasses.replace(rule, when="amount > 6"),)), lists),
+        (dataclasses.replace(settings, rules=()), lists),
+        (settings, {"new": frozenset({"a"})}),
+        (settings, {"old": frozenset({"a", "b"})}),
+    ]
+    assert len({policy_digest(*other) for other in [(settings, lists), *others]}) == 7
+
+
+def test_the_digest_of_a_policy_stays_what_it_was() -> None:
+    """Decisions and registries name policies by it. A setting that is added must not change it."""
+    assert policy_digest(PolicySettings(), {}) == "cbded723121ac107efe3648c7740abdec9364de3d6315d864099a783e2b03b36"
