@@ -24,6 +24,7 @@ from paywarden.ops.commands.features import features
 from paywarden.ops.commands.forget import forget
 from paywarden.ops.commands.init import init
 from paywarden.ops.commands.load import load
+from paywarden.ops.commands.models import models
 from paywarden.ops.commands.outbox import outbox
 from paywarden.ops.commands.policy import policy
 from paywarden.ops.commands.profile_sets import profile_sets
@@ -336,7 +337,8 @@ def _ending(name: str) -> ProcessEnd:
 
 
 for _command in (
-    *(archive, backfill, backtest, convert, dead_letters, doctor, drift, features, forget, init, load),
-    *(outbox, policy, profile_sets, rebuild, replay, schemas, set_aside, source_group, store, train),
+    *(archive, backfill, backtest, convert, dead_letters, doctor, drift, features, forget, init),
+    *(load, models, outbox, policy, profile_sets, rebuild, replay, schemas, set_aside),
+    *(source_group, store, train),
 ):
     cli.add_command(_command)

@@ -23,6 +23,7 @@ def settings_types() -> dict[str, type[Any]]:
     from paywarden.models.bundle.signature import BundleSettings
     from paywarden.models.drift.detectors import DetectorSettings
     from paywarden.models.metrics.costs import CostSettings
+    from paywarden.models.registry.settings import ModelRegistrySettings
     from paywarden.models.training.settings import TrainingSettings
     from paywarden.scoring.engine.batcher import AdmissionSettings
     from paywarden.scoring.grpc.settings import GrpcSettings
@@ -60,6 +61,7 @@ def settings_types() -> dict[str, type[Any]]:
         "limits": RequestLimits,
         "lmdb": LmdbSettings,
         "mirror": MirrorSettings,
+        "models": ModelRegistrySettings,
         "outbox": OutboxSettings,
         "outcomes": OutcomeSettings,
         "policy": PolicySettings,

@@ -24,6 +24,7 @@ _SERVE = ("h2", "httptools", "ngh2", "uvloop")
 _STREAM = ("aiokafka", "faust", "scipy")
 _HISTORY = ("jinja2", "pyarrow")
 _COMPILE = ("lightgbm", "tl2cgen", "treelite")
+_REGISTRY = ("fsspec",)
 _TRAIN = (*_HISTORY, *_COMPILE, "scipy", "sklearn")
 
 # The attribute of a command's function that holds its extras.
@@ -34,6 +35,7 @@ MODULES = {
     "stream": _STREAM,
     "history": _HISTORY,
     "compile": _COMPILE,
+    "registry": _REGISTRY,
     "train": _TRAIN,
     "demo": (*_SERVE, *_STREAM, *_TRAIN),
 }

@@ -44,6 +44,7 @@ SECTIONS = (
     "limits",
     "lmdb",
     "mirror",
+    "models",
     "outbox",
     "outcomes",
     "policy",

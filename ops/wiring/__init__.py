@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from paywarden.ops.wiring.companion import companion, companion_stop_timeout_s, fill_source
 from paywarden.ops.wiring.drift import drift_references, referenced_versions
+from paywarden.ops.wiring.registry import bundle_facts, model_registry, policy_facts, signer
 from paywarden.ops.wiring.scoring import ServeSettings, policy, scoring_host
 from paywarden.ops.wiring.store_checks import check_store, verify_store
 from paywarden.ops.wiring.stores import (
@@ -44,6 +45,7 @@ __all__ = [
     "ServeSettings",
     "StoreSettings",
     "StreamParts",
+    "bundle_facts",
     "catalogue",
     "catalogue_file",
     "check_identity_key",
@@ -57,15 +59,18 @@ __all__ = [
     "identity_key",
     "kafka_settings",
     "live_set",
+    "model_registry",
     "open_live_store",
     "open_store",
     "payment_fields",
     "policy",
+    "policy_facts",
     "rate_table",
     "referenced_versions",
     "schema_ids",
     "scoring_host",
     "set_stores",
+    "signer",
     "store_kind",
     "stream_app",
     "stream_stop_timeout_s",

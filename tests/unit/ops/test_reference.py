@@ -182,6 +182,6 @@ def test_every_topic_is_on_the_page_with_its_retention() -> None:
 def test_every_error_of_the_tree_is_on_the_page() -> None:
     page = pages()["errors.md"]
     tree = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
-    assert len(tree) == 7
+    assert len(tree) == 8
     assert all(f"`{error.__name__}` |" in page for error in tree)
     assert "| `resource_exhausted` | 429 Too Many Requests | 8 RESOURCE_EXHAUSTED |" in page

@@ -1,0 +1,200 @@
+"""The files of bundles and policies, by digest, in a folder or in an object store.
+
+    FOLDER/bundles/DIGEST/manifest.json, model.txt, …
+    FOLDER/policies/DIGEST/policy.toml
+
+An entry of the log has the sha256 of each file, native libraries too. `folder` checks them all before it returns:
+nobody can change what was registered. Files are put under another name first, and appear whole or not at all.
+
+An object store is anything with fsspec's interface (s3://, gs://, abfs://, …). Its files are copied to a folder of
+this host before use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from paywarden.models.bundle.signature import BUILD, MANIFEST, SIGNATURE
+from paywarden.schemas.durability import sync_folder
+from paywarden.schemas.errors import Misconfigured, RegistryRefused
+
+BUNDLES: Final = "bundles"
+POLICIES: Final = "policies"
+POLICY_FILE: Final = "policy.toml"
+NATIVE: Final = "native"
+
+# Others may read them, and nobody may change them: a library that others can change is not loaded.
+_FOLDER_MODE, _FILE_MODE = 0o755, 0o644
+
+
+class ArtefactStore(Protocol):
+    """Keeps the files of bundles and policies."""
+
+    def put(self, kind: str, digest: str, files: Mapping[str, bytes]) -> None:
+        """Keep files under a digest, whole or not at all. Files that are there already stay. Raises Misconfigured."""
+
+    def folder(self, kind: str, digest: str, checksums: Mapping[str, str]) -> Path:
+        """Returns a folder of this host with the files. Raises RegistryRefused if one lacks or has another checksum."""
+
+
+@dataclass(frozen=True)
+class FolderStore:
+    """Keeps files below a folder of this host, or one that hosts share."""
+
+    root: Path
+
+    def put(self, kind: str, digest: str, files: Mapping[str, bytes]) -> None:
+        """See ArtefactStore."""
+        target = self.root / kind / digest
+        if target.exists():
+            return
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _put_folder(target, files)
+        except OSError as error:
+            raise Misconfigured(f"cannot write {target}: {error.strerror}") from error
+
+    def folder(self, kind: str, digest: str, checksums: Mapping[str, str]) -> Path:
+        """See ArtefactStore."""
+        target = self.root / kind / digest
+        check_files(target, checksums)
+        return target
+
+
+@dataclass(frozen=True)
+class ObjectStore:
+    """Keeps files in an object store. `files`: a file system of fsspec; `root`: a path in it; `cache`: of this host."""
+
+    files: Any
+    root: str
+    cache: Path
+
+    def put(self, kind: str, digest: str, files: Mapping[str, bytes]) -> None:
+        """See ArtefactStore. An object store has no renaming; what it holds in part is written again."""
+        place = f"{self.root}/{kind}/{digest}"
+        try:
+            for name, content in files.items():
+                self.files.makedirs(f"{place}/{name}".rpartition("/")[0], exist_ok=True)
+                self.files.pipe_file(f"{place}/{name}", content)
+        except OSError as error:
+            raise Misconfigured(f"cannot write {place}: {_reason(error)}") from error
+
+    def folder(self, kind: str, digest: str, checksums: Mapping[str, str]) -> Path:
+        """See ArtefactStore. Files that are in the cache are not fetched again."""
+        target = self.cache / kind / digest
+        if not target.exists():
+            place = f"{self.root}/{kind}/{digest}"
+            try:
+                files = {name: bytes(self.files.cat_file(f"{place}/{name}")) for name in checksums}
+            except FileNotFoundError as error:
+                raise RegistryRefused(f"{place}: a file is missing that was registered") from error
+            except OSError as error:
+                raise Misconfigured(f"cannot read {place}: {_reason(error)}") from error
+            for name, content in files.items():
+                if hashlib.sha256(content).hexdigest() != checksums[name]:
+                    raise RegistryRefused(f"{place}: {name} was changed after it was registered")
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _put_folder(target, files)
+            except OSError as error:
+                raise Misconfigured(f"cannot write {target}: {error.strerror}") from error
+        check_files(target, checksums)
+        return target
+
+
+def open_store(place: str, cache: Path) -> ArtefactStore:
+    """Returns the store at a folder or a URL. Raises Misconfigured for a URL that nothing can open."""
+    if "://" not in place:
+        return FolderStore(Path(place))
+    try:
+        from fsspec.core import url_to_fs
+    except ImportError as error:
+        raise Misconfigured(
+            f"[models] folder: {place} needs the extra `registry`: pip install 'paywarden[registry]'"
+        ) from error
+    try:
+        files, root = url_to_fs(place)
+    except (ImportError, ValueError) as error:
+        raise Misconfigured(f"[models] folder: cannot open {place}: {error}") from error
+    return ObjectStore(files, str(root).rstrip("/"), cache)
+
+
+def bundle_files(bundle: Path) -> dict[str, bytes]:
+    """Returns the files of a bundle by path: those of its manifest, its native libraries, and its signature.
+
+    Raises BundleRefused if the manifest cannot be read, Misconfigured if another file cannot.
+    """
+    # With it comes the machine code of models, which a rollback has no time to wait for.
+    from paywarden.models.bundle.bundle import read_manifest
+
+    manifest = read_manifest(bundle)
+    names = [MANIFEST, *(name for part in manifest.parts for name in (part.model_text, part.golden))]
+    for build in sorted(bundle.glob(f"{NATIVE}/**/{BUILD}")):
+        names += [path.relative_to(bundle).as_posix() for path in (build, build.parent / "model.so")]
+    if (bundle / SIGNATURE).exists():
+        names.append(SIGNATURE)
+    try:
+        return {name: (bundle / name).read_bytes() for name in names}
+    except OSError as error:
+        raise Misconfigured(f"cannot read {error.filename}: {error.strerror}") from error
+
+
+def checksums_of(files: Mapping[str, bytes]) -> dict[str, str]:
+    """Returns the sha256 of each file."""
+    return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+
+
+def check_files(folder: Path, checksums: Mapping[str, str]) -> None:
+    """Raise RegistryRefused if a file below a folder is missing or is not what was registered."""
+    for name, checksum in checksums.items():
+        try:
+            content = (folder / name).read_bytes()
+        except OSError as error:
+            raise RegistryRefused(f"{folder}: {name} was registered and cannot be read: {error.strerror}") from error
+        if hashlib.sha256(content).hexdigest() != checksum:
+            raise RegistryRefused(f"{folder}: {name} was changed after it was registered")
+    if processors_of(checksums):
+        for path in sorted(folder.glob(f"{NATIVE}/**/*")):
+            if path.is_file() and path.relative_to(folder).as_posix() not in checksums:
+                raise RegistryRefused(f"{path} was added after the bundle was registered: it is code, remove it")
+
+
+def processors_of(names: Iterable[str]) -> list[str]:
+    """Returns the processors for which there is a native library among the files of a bundle."""
+    return sorted({name.split("/")[1] for name in names if name.startswith(f"{NATIVE}/")})
+
+
+def _put_folder(target: Path, files: Mapping[str, bytes]) -> None:
+    """Write a folder beside its place and rename it. If another process was faster, its files stay."""
+    new = Path(tempfile.mkdtemp(prefix=".new-", dir=target.parent))
+    try:
+        for name, content in files.items():
+            path = new / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            path.chmod(_FILE_MODE)
+        for folder in (new, *(path for path in new.rglob("*") if path.is_dir())):
+            folder.chmod(_FOLDER_MODE)
+            sync_folder(folder)
+        try:
+            new.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+        sync_folder(target.parent)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error) or type(error).__name__

@@ -1,0 +1,279 @@
+"""The registry as programs use it: what decides now, and each thing that a person can do.
+
+    registry.served(now_ms)            bundle folder and policy file of the champion, checked; None before a promotion
+    registry.state(at_ms)              everything that holds at a time
+    registry.register(signer, …)       and approve, promote, roll_back, note: append one entry or raise RegistryRefused
+
+What a person wants is tried on the log before it is signed into it: an entry that readers would ignore is not written.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from paywarden.models.bundle.signature import fingerprint
+from paywarden.models.registry import entries as kinds
+from paywarden.models.registry.artefacts import (
+    BUNDLES,
+    POLICIES,
+    POLICY_FILE,
+    ArtefactStore,
+    checksums_of,
+    processors_of,
+)
+from paywarden.models.registry.entries import Entry, Value, signed_entry
+from paywarden.models.registry.log import LogFile, RegistryLog
+from paywarden.models.registry.people import People, read_signing_key
+from paywarden.models.registry.rules import Proposal, Registered, Rules, State, Version, find, refusal_of, state_of
+from paywarden.schemas.errors import Misconfigured, RegistryRefused
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+# Enough digits to name an entry among millions.
+SHOWN: Final = 12
+
+
+@dataclass(frozen=True)
+class Signer:
+    """A person with their key."""
+
+    name: str
+    key: Ed25519PrivateKey
+
+    @classmethod
+    def of(cls, key_file: Path, people: People) -> Signer:
+        """Returns whose key a file holds. Raises Misconfigured if it is nobody's, or the file cannot be used."""
+        key = read_signing_key(key_file)
+        person = people.owner(fingerprint(key.public_key()))
+        if person is None:
+            raise Misconfigured(
+                f"the key {key_file} ({fingerprint(key.public_key())}) belongs to nobody in the file of people"
+            )
+        return cls(person.name, key)
+
+
+@dataclass(frozen=True)
+class Served:
+    """What decides: a version, the folder of its bundle and the file of its policy, as they were registered."""
+
+    version: Version
+    bundle: Path
+    policy: Path
+
+
+@dataclass(frozen=True)
+class BundleFacts:
+    """What an entry says about a bundle. `files`: its contents by path."""
+
+    digest: str
+    model_version: str
+    catalogue: str
+    identity: str
+    files: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class PolicyFacts:
+    """A policy to be registered: its digest, and the text of its own file (models/policy/text.py)."""
+
+    digest: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Registry:
+    """A registry: its log, the people and rules by which this reader decides, and its files."""
+
+    log: LogFile
+    people: People
+    rules: Rules
+    store: ArtefactStore
+
+    def state(self, at_ms: int | None = None) -> State:
+        """Returns what holds at a time, or after the last entry. Raises RegistryRefused if the log is damaged."""
+        return state_of(self.log.read(), self.people, self.rules, at_ms=at_ms)
+
+    def served(self, at_ms: int) -> Served | None:
+        """Returns what decides at a time; None if nothing was promoted. Reads and checks the files.
+
+        Raises RegistryRefused if the log or a file is damaged, or the bundle has no library for this processor.
+        """
+        state = self.state(at_ms)
+        return None if state.champion is None else self.files_of(state, state.champion)
+
+    def files_of(self, state: State, version: Version) -> Served:
+        """Returns the folder and the file of a version. Raises RegistryRefused as `served`."""
+        bundle = state.bundles[version.bundle]
+        policy = state.policies[version.policy]
+        processors = processors_of(bundle.files)
+        if processors and platform.machine() not in processors:
+            raise RegistryRefused(
+                f"the bundle {version.bundle[:SHOWN]} was registered with libraries for {', '.join(processors)}, "
+                f"this machine is {platform.machine()}"
+            )
+        return Served(
+            version,
+            self.store.folder(BUNDLES, version.bundle, bundle.files),
+            self.store.folder(POLICIES, version.policy, policy.files) / POLICY_FILE,
+        )
+
+    def register(
+        self, signer: Signer, bundle: BundleFacts | None, policy: PolicyFacts, *, why: str, now_ms: int
+    ) -> list[Entry]:
+        """Keep the files of a bundle and a policy, and propose them as a version. Without a bundle: the champion's.
+
+        A part that is registered already is not registered again. Returns the entries, the proposal last.
+        """
+
+        def make(log: RegistryLog) -> list[Entry]:
+            state = state_of(log, self.people, self.rules)
+            drafts: list[tuple[str, Mapping[str, Value]]] = []
+            if bundle is None:
+                if state.champion is None:
+                    raise RegistryRefused("there is no champion whose bundle could be taken: name a bundle")
+                version = Version(state.champion.bundle, policy.digest, state.champion.catalogue)
+            else:
+                version = Version(bundle.digest, policy.digest, bundle.catalogue)
+                if bundle.digest not in state.bundles:
+                    drafts.append((kinds.REGISTERED_BUNDLE, _bundle_record(bundle)))
+            files = {POLICY_FILE: policy.text.encode()}
+            if policy.digest not in state.policies:
+                record: Mapping[str, Value] = {"policy": policy.digest, "files": checksums_of(files)}
+                drafts.append((kinds.REGISTERED_POLICY, record))
+            proposal = {"bundle": version.bundle, "policy": version.policy, "catalogue": version.catalogue}
+            made = self._made(log, signer, [*drafts, (kinds.PROPOSED, proposal)], why, now_ms)
+            # The files come first: no entry ever names files that are not there.
+            if bundle is not None:
+                self.store.put(BUNDLES, bundle.digest, bundle.files)
+            self.store.put(POLICIES, policy.digest, files)
+            return made
+
+        return self.log.append(make)
+
+    def approve(self, signer: Signer, text: str, *, why: str, now_ms: int) -> tuple[Proposal, Entry]:
+        """Approve a proposal. `text` names it: see `proposal_named`."""
+        return self._about(signer, kinds.APPROVED, text, why, now_ms)
+
+    def promote(self, signer: Signer, text: str, *, why: str, now_ms: int) -> tuple[Proposal, Entry]:
+        """Let a proposed version decide from now on. Its files are checked first."""
+
+        def check(state: State, proposal: Proposal) -> None:
+            self.files_of(state, proposal.version)
+
+        return self._about(signer, kinds.PROMOTED, text, why, now_ms, check)
+
+    def roll_back(self, signer: Signer, *, why: str, now_ms: int) -> tuple[Version, Version, Entry]:
+        """Let the version before the champion decide again; returns it, what it replaces, and the entry."""
+        found: list[Version] = []
+
+        def make(log: RegistryLog) -> list[Entry]:
+            state = state_of(log, self.people, self.rules)
+            if state.champion is None or state.previous is None:
+                raise RegistryRefused("there is no version to go back to")
+            found[:] = [state.previous, state.champion]
+            what = {"from": state.champion.digest, "to": state.previous.digest}
+            return self._made(log, signer, [(kinds.ROLLED_BACK, what)], why, now_ms)
+
+        (entry,) = self.log.append(make)
+        return found[0], found[1], entry
+
+    def note(self, signer: Signer, kind: str, what: Mapping[str, Value], *, why: str, now_ms: int) -> Entry:
+        """Append an entry of any other kind: events of rollouts, a key that is revoked, a clock that is set."""
+        (entry,) = self.log.append(lambda log: self._made(log, signer, [(kind, what)], why, now_ms))
+        return entry
+
+    def _about(
+        self,
+        signer: Signer,
+        kind: str,
+        text: str,
+        why: str,
+        now_ms: int,
+        check: Callable[[State, Proposal], None] | None = None,
+    ) -> tuple[Proposal, Entry]:
+        found: list[Proposal] = []
+
+        def make(log: RegistryLog) -> list[Entry]:
+            state = state_of(log, self.people, self.rules)
+            proposal = proposal_named(state, text)
+            found[:] = [proposal]
+            made = self._made(log, signer, [(kind, {"proposal": proposal.digest})], why, now_ms)
+            if check is not None:
+                check(state, proposal)
+            return made
+
+        (entry,) = self.log.append(make)
+        return found[0], entry
+
+    def _made(
+        self,
+        log: RegistryLog,
+        signer: Signer,
+        drafts: Sequence[tuple[str, Mapping[str, Value]]],
+        why: str,
+        now_ms: int,
+    ) -> list[Entry]:
+        """Returns signed entries that all count behind the log. Raises RegistryRefused if one breaks a rule."""
+        made = []
+        for kind, what in drafts:
+            entry = signed_entry(
+                signer.key,
+                registry=self.rules.name,
+                previous=log.head,
+                time_ms=now_ms,
+                kind=kind,
+                by=signer.name,
+                why=why,
+                what=what,
+            )
+            if reason := refusal_of(log, entry, self.people, self.rules):
+                raise RegistryRefused(f"{kind.replace('_', ' ')} by {signer.name} is refused: {reason}")
+            longer = log.followed_by(entry)
+            assert longer is not None
+            log = longer
+            made.append(entry)
+        return made
+
+
+def proposal_named(state: State, text: str) -> Proposal:
+    """Returns the open proposal that a text names, by its model's version or the first six digits of a digest.
+
+    The digest may be that of the proposal, its version, its bundle or its policy. Raises RegistryRefused.
+    """
+    named = []
+    for proposal in state.proposals.values():
+        version = proposal.version
+        digests = (proposal.digest, version.digest, version.bundle, version.policy)
+        if find(digests, text) or model_version(state, version) == text:
+            named.append(proposal)
+    if len(named) == 1:
+        return named[0]
+    if named:
+        those = ", ".join(proposal.digest[:SHOWN] for proposal in named)
+        raise RegistryRefused(f"{text!r} names {len(named)} proposals: {those}; give the digest of one")
+    for version in state.way_back:
+        if find((version.digest, version.bundle), text) or model_version(state, version) == text:
+            raise RegistryRefused(f"{text!r} was promoted already; to let it decide again, register it again")
+    raise RegistryRefused(f"there is no open proposal {text!r}: `paywarden models list` has them")
+
+
+def model_version(state: State, version: Version) -> str:
+    """Returns the name that a version's bundle gives its model; empty if its entry has none."""
+    bundle: Registered | None = state.bundles.get(version.bundle)
+    value = "" if bundle is None else bundle.facts.get("model_version")
+    return value if isinstance(value, str) else ""
+
+
+def _bundle_record(bundle: BundleFacts) -> Mapping[str, Value]:
+    return {
+        "bundle": bundle.digest,
+        "catalogue": bundle.catalogue,
+        "identity": bundle.identity,
+        "model_version": bundle.model_version,
+        "files": checksums_of(bundle.files),
+    }

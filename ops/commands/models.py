@@ -1,0 +1,447 @@
+"""`paywarden models`: the registry of models. Who put what in, who approved it, what decides, and the proof."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from paywarden.ops import wiring
+from paywarden.ops.reporting import print_table, printable
+from paywarden.ops.times import now_ms, spoken, time_ms_of
+from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.settings import Source, read_source
+
+if TYPE_CHECKING:
+    from paywarden.models.registry.entries import Entry
+    from paywarden.models.registry.registry import Registry, Signer
+    from paywarden.models.registry.rules import Proposal, State, Version
+
+_SHOWN = 12
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+@click.group()
+def models() -> None:
+    """Register, approve, promote and roll back what decides.
+
+    Each step is an entry in a log: signed by a person's key, and chained to the entry before it. Every reader of the
+    log checks signatures and rules by itself.
+    """
+
+
+def _signing(command: _Command) -> _Command:
+    """Add the options of a command that writes an entry."""
+    options = (
+        click.option("--why", metavar="TEXT", required=True, help="The reason, for whoever reads the log later."),
+        click.option(
+            "--key",
+            type=click.Path(dir_okay=False),
+            help="PEM file of your Ed25519 private key, mode 600 (default: [models] key_file).",
+        ),
+        click.option("--json", "as_json", is_flag=True, help="The result as JSON."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _json(command: _Command) -> _Command:
+    return click.option("--json", "as_json", is_flag=True, help="The same as JSON.")(command)
+
+
+@models.command()
+@click.argument("name")
+@click.option("--out", type=click.Path(dir_okay=False), required=True, help="File to write the private key to.")
+@_json
+def key(name: str, out: str, as_json: bool) -> None:
+    """Make a key for the person NAME.
+
+    The private key goes to a new file that only you can read. The lines printed are for the file of people: whoever
+    keeps it adds the roles.
+    """
+    from paywarden.models.bundle.signature import fingerprint
+    from paywarden.models.registry.entries import is_name
+    from paywarden.models.registry.people import make_signing_key, public_text
+
+    if not is_name(name):
+        raise Misconfigured(f"NAME: wanted letters, digits and . _ @ -, at most 64, got {name!r}")
+    public = make_signing_key(Path(out)).public_key()
+    if as_json:
+        click.echo(json.dumps({"name": name, "key": public_text(public), "fingerprint": fingerprint(public)}))
+        return
+    click.echo(f'[[person]]\nname = "{name}"\nroles = []\nkeys = ["{public_text(public)}"]')
+
+
+@models.command()
+@click.argument("bundle", type=click.Path(file_okay=False), required=False)
+@click.option(
+    "--policy",
+    "policy_file",
+    type=click.Path(dir_okay=False),
+    help="TOML file whose [policy] is to decide (default: the configuration's).",
+)
+@_signing
+@click.pass_obj
+def register(
+    source: Source, bundle: str | None, policy_file: str | None, why: str, key: str | None, as_json: bool
+) -> None:
+    """Register BUNDLE and a policy, and propose them.
+
+    Both go into the registry, and the proposal is that they decide. The bundle is loaded and checked as `serve` does
+    it. Without BUNDLE the policy is proposed for the champion's bundle.
+    """
+    registry = wiring.model_registry(source)
+    signer = wiring.signer(source, key, registry)
+    facts = None if bundle is None else wiring.bundle_facts(source, Path(bundle))
+    thresholds = _thresholds(registry, bundle)
+    policy = wiring.policy_facts(source, read_source(policy_file, {}) if policy_file else source, thresholds)
+    entries = registry.register(signer, facts, policy, why=why, now_ms=now_ms())
+    proposal = registry.state().proposals[entries[-1].digest]
+    lines = [f"{entry.kind.replace('_', ' ')}: {_subject(entry)}" for entry in entries]
+    lines.append(f"proposal {proposal.digest[:_SHOWN]} by {signer.name}{_still_needed(registry, proposal)}")
+    _tell(as_json, entries, lines, proposal=_proposal_json(registry.state(), proposal))
+
+
+def _thresholds(registry: Registry, bundle: str | None) -> tuple[float, float]:
+    """Returns the thresholds of the bundle, or of the champion's."""
+    from paywarden.models.bundle.bundle import read_manifest
+    from paywarden.schemas.errors import RegistryRefused
+
+    if bundle is None:
+        served = registry.served(now_ms())
+        if served is None:
+            raise RegistryRefused("there is no champion whose bundle could be taken: name a bundle")
+        bundle = str(served.bundle)
+    manifest = read_manifest(Path(bundle))
+    return manifest.review_at, manifest.decline_at
+
+
+@models.command()
+@click.argument("proposal")
+@_signing
+@click.pass_obj
+def approve(source: Source, proposal: str, why: str, key: str | None, as_json: bool) -> None:
+    """Approve PROPOSAL.
+
+    PROPOSAL is a model version, or the first six digits or more of the digest of a proposal, version, bundle or policy.
+    Whoever proposed it or registered a part of it cannot approve it. An approval counts for [models] approval_days.
+    """
+    registry, signer = _opened(source, key)
+    named, entry = registry.approve(signer, proposal, why=why, now_ms=now_ms())
+    state = registry.state()
+    now = state.proposals[named.digest]
+    lines = [f"proposal {now.digest[:_SHOWN]} approved by {signer.name}{_still_needed(registry, now)}"]
+    _tell(as_json, [entry], lines, proposal=_proposal_json(state, now))
+
+
+@models.command()
+@click.argument("proposal")
+@_signing
+@click.pass_obj
+def promote(source: Source, proposal: str, why: str, key: str | None, as_json: bool) -> None:
+    """Let PROPOSAL decide from now on.
+
+    It needs [models] approvals of people other than the proposer. The files of its bundle and policy are checked first.
+    """
+    registry, signer = _opened(source, key)
+    named, entry = registry.promote(signer, proposal, why=why, now_ms=now_ms())
+    state = registry.state()
+    lines = [f"champion {_spoken(state, named.version)}, promoted by {signer.name}"]
+    if state.previous is not None:
+        lines.append(f"the way back is {_spoken(state, state.previous)}: paywarden models rollback --why TEXT")
+    _tell(as_json, [entry], lines, champion=_version_json(state, named.version))
+
+
+@models.command()
+@_signing
+@click.pass_obj
+def rollback(source: Source, why: str, key: str | None, as_json: bool) -> None:
+    """Go back to the version before the champion.
+
+    That version decides at once. A rollback needs one person and no Kafka: the entry goes into this host's log, and
+    to the others when they can be reached.
+    """
+    registry, signer = _opened(source, key)
+    good, bad, entry = registry.roll_back(signer, why=why, now_ms=now_ms())
+    state = registry.state()
+    lines = [f"champion {_spoken(state, good)} again, {_spoken(state, bad)} rolled back by {signer.name}"]
+    _tell(as_json, [entry], lines, champion=_version_json(state, good))
+
+
+@models.command()
+@click.argument("fingerprint")
+@_signing
+@click.pass_obj
+def revoke(source: Source, fingerprint: str, why: str, key: str | None, as_json: bool) -> None:
+    """Revoke the key FINGERPRINT.
+
+    What it signs from now on counts for nothing. Its approvals of open proposals do not count any more. Everybody may
+    revoke their own key, and the role `admin` any.
+    """
+    from paywarden.models.registry.entries import KEY_REVOKED
+
+    registry, signer = _opened(source, key)
+    entry = registry.note(signer, KEY_REVOKED, {"revoked": fingerprint}, why=why, now_ms=now_ms())
+    _tell(as_json, [entry], [f"the key {printable(fingerprint)} is revoked by {signer.name}"])
+
+
+@models.command("set-clock")
+@_signing
+@click.pass_obj
+def set_clock(source: Source, why: str, key: str | None, as_json: bool) -> None:
+    """Go on after an entry from a wrong clock.
+
+    Entries that are older than the newest one are refused. After this one, its own time is the newest. It needs the
+    role `admin`.
+    """
+    from paywarden.models.registry.entries import CLOCK_SET
+
+    registry, signer = _opened(source, key)
+    entry = registry.note(signer, CLOCK_SET, {}, why=why, now_ms=now_ms())
+    _tell(as_json, [entry], [f"the newest time of the log is {spoken(entry.time_ms)} UTC"])
+
+
+# Reading
+
+
+@models.command("list")
+@click.option("--log", "whole", is_flag=True, help="Every entry of the log, the oldest first.")
+@_json
+@click.pass_obj
+def list_models(source: Source, whole: bool, as_json: bool) -> None:
+    """List what decides and what is proposed.
+
+    It shows the way back and the approvals of each proposal. It also names entries that break a rule and therefore
+    count for nothing.
+    """
+    registry = wiring.model_registry(source)
+    log, state = registry.log.read(), registry.state(now_ms())
+    if as_json:
+        entries = {"entries": [_entry_json(entry) for entry in log.entries]} if whole else {}
+        click.echo(json.dumps({**_state_json(registry, state), **entries}, indent=2))
+        return
+    if whole:
+        ignored = {one.number: one.reason for one in state.ignored}
+        for number, entry in enumerate(log.entries, 1):
+            told = f"  IGNORED: {ignored[number]}" if number in ignored else ""
+            subject = f"{entry.kind.replace('_', ' ')} {_subject(entry)}"
+            click.echo(printable(f"{spoken(entry.time_ms)}  {entry.by:<12} {subject}: {entry.why}{told}"))
+        return
+    _print_state(registry, state)
+
+
+@models.command()
+@click.argument("time")
+@_json
+@click.pass_obj
+def at(source: Source, time: str, as_json: bool) -> None:
+    """Say what decided at TIME.
+
+    TIME is a date or a time such as 2026-10-01T12:00:00Z, or now. The command also says by whose promotion.
+    """
+    try:
+        at_ms = now_ms() if time == "now" else time_ms_of(time)
+    except ValueError:
+        raise Misconfigured(f"TIME: wanted now, a date or a time such as 2026-10-01T12:00:00Z, got {time!r}") from None
+    registry = wiring.model_registry(source)
+    state = registry.state(at_ms)
+    if as_json:
+        click.echo(json.dumps(_state_json(registry, state), indent=2))
+        return
+    if state.champion is None:
+        click.echo(f"{spoken(at_ms)} UTC: nothing was promoted")
+        return
+    decided = state.history[-1]
+    entry = decided.entry
+    click.echo(f"{spoken(at_ms)} UTC: {_spoken(state, state.champion)}")
+    click.echo(
+        printable(f"since {spoken(decided.time_ms)} UTC, {entry.kind.replace('_', ' ')} by {entry.by}: {entry.why}")
+    )
+
+
+@models.command()
+@click.option("--head", metavar="DIGEST", default="", help="A head that you remember: it must be in the log.")
+@click.option("--files/--no-files", default=True, help="Whether to check the files of all bundles and policies.")
+@_json
+@click.pass_obj
+def verify(source: Source, head: str, files: bool, as_json: bool) -> None:
+    """Look for damage in the log and the files.
+
+    Anything that was changed, removed or moved in the log is found, and any changed file. Entries that are cut off at
+    the end leave a log that is whole: note the head that this command prints, and give it the next time. Ends with
+    status 1 if anything is wrong. Entries that break a rule are named: they count for nothing.
+    """
+    from paywarden.models.registry.verification import problems_of
+    from paywarden.schemas.errors import RegistryRefused
+
+    registry = wiring.model_registry(source)
+    path = registry.log.path
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        content = b""
+    except OSError as error:
+        raise Misconfigured(f"cannot read the log {path}: {error.strerror}") from error
+    problems = problems_of(content, registry.people, head=head, where=str(path))
+    state = None
+    try:
+        state = registry.state()
+        problems += _file_problems(registry, state) if files else []
+    except RegistryRefused as error:
+        # The problems name its line already.
+        problems = problems or [str(error)]
+    if as_json:
+        told = {"problems": problems, "head": state.head if state else None, "entries": content.count(b"\n")}
+        ignored = [{"line": one.number, "reason": one.reason} for one in state.ignored] if state else []
+        click.echo(json.dumps({**told, "ignored": ignored}, indent=2))
+    elif state is not None:
+        click.echo("\n".join([*_ignored_lines(state), f"{content.count(bytes([10]))} entries, head {state.head}"]))
+    for problem in problems:
+        click.echo(f"paywarden: {problem}", err=True)
+    if problems:
+        sys.exit(1)
+
+
+def _file_problems(registry: Registry, state: State) -> list[str]:
+    from paywarden.models.registry.artefacts import BUNDLES, POLICIES
+    from paywarden.schemas.errors import RegistryRefused
+
+    found = []
+    for kind, parts in ((BUNDLES, state.bundles), (POLICIES, state.policies)):
+        for digest, part in parts.items():
+            try:
+                registry.store.folder(kind, digest, part.files)
+            except RegistryRefused as error:
+                found.append(str(error))
+    return found
+
+
+# What is printed
+
+
+def _opened(source: Source, key: str | None) -> tuple[Registry, Signer]:
+    registry = wiring.model_registry(source)
+    return registry, wiring.signer(source, key, registry)
+
+
+def _tell(as_json: bool, entries: Sequence[Entry], lines: Iterable[str], **more: Any) -> None:
+    head = entries[-1].digest
+    if as_json:
+        click.echo(json.dumps({"entries": [_entry_json(entry) for entry in entries], "head": head, **more}, indent=2))
+        return
+    click.echo("\n".join([*map(printable, lines), f"head {head}"]))
+
+
+def _subject(entry: Entry) -> str:
+    """Returns what an entry is about, in one word or two."""
+    for name in ("model_version", "bundle", "policy", "proposal", "rollout", "revoked", "from"):
+        if text := entry.text(name):
+            return text if name in ("model_version", "rollout", "revoked") else text[:_SHOWN]
+    return ""
+
+
+def _spoken(state: State, version: Version) -> str:
+    from paywarden.models.registry.registry import model_version
+
+    return f"{version.digest[:_SHOWN]} ({model_version(state, version)}, policy {version.policy[:_SHOWN]})"
+
+
+def _still_needed(registry: Registry, proposal: Proposal) -> str:
+    wanted = registry.rules.approvals
+    agreed = len(proposal.approvers(now_ms()))
+    if agreed >= wanted:
+        return ": it can be promoted"
+    return f": {agreed} of {wanted} approvals"
+
+
+def _print_state(registry: Registry, state: State) -> None:
+    if state.champion is None:
+        click.echo("nothing was promoted")
+    else:
+        decided = state.history[-1]
+        since = f"since {spoken(decided.time_ms)} UTC by {decided.entry.by}"
+        click.echo(f"champion  {_spoken(state, state.champion)}, {since}")
+    if state.previous is not None:
+        click.echo(f"way back  {_spoken(state, state.previous)}")
+    if state.rollout is not None:
+        paused = ", paused" if state.rollout.is_paused else ""
+        click.echo(
+            f"rollout   {printable(state.rollout.name)} ({state.rollout.mode}{paused}) of "
+            f"{_spoken(state, state.rollout.version)}"
+        )
+    rows = [
+        (
+            proposal.digest[:_SHOWN],
+            _spoken(state, proposal.version),
+            proposal.by,
+            f"{', '.join(proposal.approvers(now_ms())) or 'nobody'}{_still_needed(registry, proposal)}",
+        )
+        for proposal in state.proposals.values()
+    ]
+    if rows:
+        print_table(("proposal", "version", "by", "approved by"), rows, text_columns=4)
+    click.echo("\n".join([*_ignored_lines(state), f"head      {state.head}"]))
+
+
+def _ignored_lines(state: State) -> list[str]:
+    return [
+        printable(f"line {one.number} counts for nothing: {one.entry.kind} by {one.entry.by}: {one.reason}")
+        for one in state.ignored
+    ] + list(state.notes)
+
+
+def _entry_json(entry: Entry) -> dict[str, Any]:
+    whole: dict[str, Any] = json.loads(entry.line)
+    return {"digest": entry.digest, **whole}
+
+
+def _version_json(state: State, version: Version) -> dict[str, Any]:
+    from paywarden.models.registry.registry import model_version
+
+    return {
+        "version": version.digest,
+        "bundle": version.bundle,
+        "policy": version.policy,
+        "catalogue": version.catalogue,
+        "model_version": model_version(state, version),
+    }
+
+
+def _proposal_json(state: State, proposal: Proposal) -> dict[str, Any]:
+    return {
+        "proposal": proposal.digest,
+        **_version_json(state, proposal.version),
+        "by": proposal.by,
+        "time_ms": proposal.time_ms,
+        "why": proposal.why,
+        "approved_by": proposal.approvers(now_ms()),
+    }
+
+
+def _state_json(registry: Registry, state: State) -> dict[str, Any]:
+    versions = {
+        name: None if version is None else _version_json(state, version)
+        for name, version in (("champion", state.champion), ("previous", state.previous))
+    }
+    rollout = state.rollout and {
+        "rollout": state.rollout.name,
+        "mode": state.rollout.mode,
+        "is_paused": state.rollout.is_paused,
+        **_version_json(state, state.rollout.version),
+    }
+    return {
+        **versions,
+        "since_ms": state.history[-1].time_ms if state.history else None,
+        "approvals_needed": registry.rules.approvals,
+        "proposals": [_proposal_json(state, proposal) for proposal in state.proposals.values()],
+        "bundles": [{"bundle": one.digest, "by": one.by, "time_ms": one.time_ms} for one in state.bundles.values()],
+        "policies": [{"policy": one.digest, "by": one.by, "time_ms": one.time_ms} for one in state.policies.values()],
+        "rollout": rollout,
+        "ignored": [{"line": one.number, "reason": one.reason} for one in state.ignored],
+        "head": state.head,
+    }

@@ -1,0 +1,99 @@
+"""Builds the registry of models, and what is put into it."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from paywarden.ops.wiring import stores
+from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.settings import Source
+
+if TYPE_CHECKING:
+    from paywarden.models.registry.registry import BundleFacts, PolicyFacts, Registry, Signer
+
+
+def model_registry(source: Source) -> Registry:
+    """Returns the registry of the settings `[models]`. Raises Misconfigured, also without a file of people."""
+    from paywarden.models.registry.artefacts import open_store
+    from paywarden.models.registry.log import LogFile
+    from paywarden.models.registry.people import People
+    from paywarden.models.registry.registry import Registry
+    from paywarden.models.registry.settings import ModelRegistrySettings
+
+    settings = source.section("models", ModelRegistrySettings)
+    if not settings.people:
+        raise Misconfigured("[models] people: wanted the file of names, roles and public keys")
+    return Registry(
+        LogFile(settings.log_path),
+        People.read(Path(settings.people)),
+        settings.rules,
+        open_store(settings.folder, Path(settings.cache)),
+    )
+
+
+def signer(source: Source, key_file: str | None, registry: Registry) -> Signer:
+    """Returns who signs: the owner of `key_file` or of `[models] key_file`. Raises Misconfigured."""
+    from paywarden.models.registry.registry import Signer
+    from paywarden.models.registry.settings import ModelRegistrySettings
+
+    path = key_file or source.section("models", ModelRegistrySettings).key_file
+    if not path:
+        raise Misconfigured("[models] key_file: wanted the PEM file of your private key, or give --key")
+    return Signer.of(Path(path), registry.people)
+
+
+def bundle_facts(source: Source, bundle: Path) -> BundleFacts:
+    """Returns a bundle that this deployment can serve, with its files.
+
+    Raises BundleRefused if it is unsigned where `[bundles] trusted_keys` asks for it, damaged, or for another catalogue
+    or key of identities; RegistryRefused if it lacks the library of a processor.
+    """
+    from paywarden.models.bundle.bundle import load_bundle
+    from paywarden.models.bundle.signature import BundleSettings, TrustedKeys
+    from paywarden.models.registry.artefacts import bundle_files, processors_of
+    from paywarden.models.registry.registry import BundleFacts
+    from paywarden.models.registry.settings import ModelRegistrySettings
+    from paywarden.schemas.errors import RegistryRefused
+
+    engine = stores.feature_engine(source)
+    files = bundle_files(bundle)
+    built, wanted = processors_of(files), source.section("models", ModelRegistrySettings).processors
+    # A machine without a compiler has no library at all, and scores with the interpreter.
+    for processor in wanted or ((platform.machine(),) if built else ()):
+        if processor not in built:
+            raise RegistryRefused(
+                f"bundle {bundle}: it has no library for {processor} (it has {', '.join(built) or 'none'}): "
+                "run `paywarden compile` on such a machine"
+            )
+    manifest = load_bundle(
+        bundle,
+        catalogue_digest=engine.plan.digest,
+        identity_digest=engine.plan.key.digest,
+        trusted=TrustedKeys.read(source.section("bundles", BundleSettings)),
+    ).manifest
+    return BundleFacts(
+        manifest.digest, manifest.model_version, manifest.catalogue_digest, manifest.identity_digest, files
+    )
+
+
+def policy_facts(source: Source, policy: Source, thresholds: tuple[float, float]) -> PolicyFacts:
+    """Returns the policy of `[policy]` in `policy`, with its lists. `thresholds`: the bundle's, for review and decline.
+
+    `source` is the deployment, whose catalogue conditions name. Raises Misconfigured with the first thing that is
+    wrong with it.
+    """
+    from paywarden.models.policy.lists import read_lists
+    from paywarden.models.policy.policy import PolicySettings, policy_digest, policy_problems
+    from paywarden.models.policy.text import policy_text
+    from paywarden.models.registry.registry import PolicyFacts
+
+    settings = policy.section("policy", PolicySettings)
+    lists = read_lists(settings.lists)
+    review_at, decline_at = thresholds
+    for problem in policy_problems(
+        settings, review_at=review_at, decline_at=decline_at, lists=lists, catalogue=stores.catalogue(source)
+    ):
+        raise Misconfigured(problem)
+    return PolicyFacts(policy_digest(settings, lists), policy_text(settings, lists))

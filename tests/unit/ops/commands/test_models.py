@@ -1,0 +1,269 @@
+"""`paywarden models`, from a key to a champion and back, and each refusal in one line."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from paywarden.models.bundle.bundle import read_manifest
+from paywarden.models.bundle.compiler import compiler_name
+from paywarden.models.policy.policy import PolicySettings, policy_digest
+from paywarden.models.registry.entries import CLOCK_SET
+from paywarden.models.registry.log import LogFile
+from paywarden.models.registry.settings import ModelRegistrySettings
+from paywarden.ops import wiring
+from paywarden.ops.cli import cli
+from paywarden.ops.times import now_ms
+from paywarden.schemas.errors import Misconfigured, PaywardenError, RegistryRefused
+from paywarden.schemas.settings import read_source
+from tests.services.missing_tools import COMPILER
+from tests.worlds import small_world
+from tests.worlds.registry import Writer, people_file
+
+needs_compiler = pytest.mark.skipif(compiler_name() is None, reason=COMPILER.reason)
+ROLES = {
+    "anna": ("propose",),
+    "ben": ("approve", "propose"),
+    "cleo": ("approve",),
+    "dora": ("promote", "roll_back", "admin"),
+}
+
+
+class Desk:
+    """A registry in a folder, and people who type commands there."""
+
+    def __init__(self, folder: Path, more: str = "") -> None:
+        self.folder = folder
+        people = people_file(folder, ROLES)
+        self.config = folder / "paywarden.toml"
+        self.config.write_text(
+            f'[models]\nfolder = "{folder / "registry"}"\npeople = "{people}"\napprovals = 2\n{more}', "utf-8"
+        )
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "registry" / "log.jsonl"
+
+    def run(self, *arguments: str) -> Result:
+        return CliRunner().invoke(cli, ["--config", str(self.config), "models", *arguments], standalone_mode=False)
+
+    def told(self, *arguments: str, by: str = "") -> Any:
+        """The JSON of a command that worked."""
+        signing = ("--key", str(self.folder / f"{by}.pem"), "--why", "a test") if by else ()
+        result = self.run(*arguments, *signing, "--json")
+        assert result.exception is None, result.exception
+        return json.loads(result.stdout)
+
+    def refusal(self, *arguments: str, by: str = "") -> str:
+        """The line of a command that failed; nothing was written."""
+        before = self.log.read_bytes() if self.log.exists() else None
+        signing = ("--key", str(self.folder / f"{by}.pem"), "--why", "a test") if by else ()
+        result = self.run(*arguments, *signing)
+        assert isinstance(result.exception, PaywardenError), result.exception
+        assert (self.log.read_bytes() if self.log.exists() else None) == before
+        assert "\n" not in str(result.exception)
+        return str(result.exception)
+
+    def promoted(self, bundle: Path) -> dict[str, Any]:
+        """Take a bundle all the way; returns its version."""
+        proposal = self.told("register", str(bundle), by="anna")["proposal"]["proposal"]
+        for approver in ("ben", "cleo"):
+            self.told("approve", proposal, by=approver)
+        champion: dict[str, Any] = self.told("promote", proposal, by="dora")["champion"]
+        return champion
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path)
+
+
+def test_a_bundle_goes_from_a_proposal_to_the_champion_and_back(desk: Desk) -> None:
+    bundle, other = small_world.trained_bundle(), small_world.other_bundle()
+    told = desk.told("register", str(bundle), by="anna")
+    assert [entry["kind"] for entry in told["entries"]] == ["registered_bundle", "registered_policy", "proposed"]
+    assert told["proposal"]["bundle"] == read_manifest(bundle).digest
+    assert told["proposal"]["policy"] == policy_digest(PolicySettings(), {})
+    version = read_manifest(bundle).model_version
+    assert "anna has not the role approve" in desk.refusal("approve", version, by="anna")
+    assert desk.told("approve", version, by="ben")["proposal"]["approved_by"] == ["ben"]
+    assert "ben has approved it already" in desk.refusal("approve", version, by="ben")
+    assert "it needs the approval of 2, ben approved it" in desk.refusal("promote", version, by="dora")
+    desk.told("approve", told["proposal"]["bundle"][:6], by="cleo")
+    before = now_ms() - 1
+    first = desk.told("promote", version, by="dora")["champion"]
+    assert "was promoted already" in desk.refusal("promote", version, by="dora")
+    assert "there is no version to go back to" in desk.refusal("rollback", by="dora")
+
+    second = desk.promoted(other)
+    assert second["policy"] == first["policy"]
+    listed = desk.told("list", "--log")
+    assert (listed["champion"], listed["previous"], listed["proposals"]) == (second, first, [])
+    assert len(listed["entries"]) == 6 + 5
+    assert desk.told("rollback", by="dora")["champion"] == first
+    assert desk.told("at", "now")["champion"] == first
+    assert desk.told("at", "2026-01-01")["champion"] is None
+    assert desk.told("list")["since_ms"] >= before
+
+    # What a worker asks for: the folder and the file that were registered, checked.
+    source = read_source(str(desk.config), {})
+    served = wiring.model_registry(source).served(now_ms())
+    assert served is not None
+    assert read_manifest(served.bundle).digest == first["bundle"]
+    policy = read_source(str(served.policy), {}).section("policy", PolicySettings)
+    assert policy_digest(policy, {}) == first["policy"]
+    assert desk.told("verify")["problems"] == []
+
+
+def test_a_policy_alone_is_proposed_for_the_champions_bundle(desk: Desk) -> None:
+    policy = desk.folder / "strict.toml"
+    policy.write_text('[policy]\non_mirror_stale = "review"\n', "utf-8")
+    assert "there is no champion whose bundle" in desk.refusal("register", "--policy", str(policy), by="anna")
+    champion = desk.promoted(small_world.trained_bundle())
+    told = desk.told("register", "--policy", str(policy), by="anna")
+    assert [entry["kind"] for entry in told["entries"]] == ["registered_policy", "proposed"]
+    assert told["proposal"]["bundle"] == champion["bundle"]
+    assert told["proposal"]["policy"] != champion["policy"]
+    assert "is proposed already" in desk.refusal("register", "--policy", str(policy), by="ben")
+    policy.write_text('[[policy.rules]]\nname = "x"\nwhen = "amont > 3"\naction = "review"\n', "utf-8")
+    assert "amont" in desk.refusal("register", "--policy", str(policy), by="anna")
+
+
+def test_who_proposes_cannot_approve(desk: Desk) -> None:
+    told = desk.told("register", str(small_world.trained_bundle()), by="ben")
+    proposal = told["proposal"]["proposal"]
+    assert desk.refusal("approve", proposal, by="ben") == (
+        "approved by ben is refused: ben proposed or registered it, and cannot approve it"
+    )
+    assert "there is no open proposal 'ffffff'" in desk.refusal("approve", "ffffff", by="cleo")
+
+
+def test_a_key_that_was_revoked_signs_nothing_and_approves_nothing(desk: Desk) -> None:
+    proposal = desk.told("register", str(small_world.trained_bundle()), by="anna")["proposal"]["proposal"]
+    for approver in ("ben", "cleo"):
+        entry = desk.told("approve", proposal, by=approver)["entries"][0]
+    desk.told("revoke", entry["key"], by="dora")
+    assert "it needs the approval of 2, ben approved it" in desk.refusal("promote", proposal, by="dora")
+    assert "of cleo was revoked" in desk.refusal("approve", proposal, by="cleo")
+
+
+def test_what_cannot_be_served_is_not_registered(desk: Desk, tmp_path: Path) -> None:
+    bundle = small_world.copied_bundle(tmp_path)
+    (bundle / "golden.npz").write_bytes(b"changed")
+    assert "golden.npz has a wrong checksum" in desk.refusal("register", str(bundle), by="anna")
+    manifest = json.loads((bundle / "manifest.json").read_text("utf-8"))
+    manifest["catalogue_digest"] = "0" * 16
+    shutil.rmtree(bundle)
+    small_world.copied_bundle(tmp_path)
+    (bundle / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    assert "it was trained with the feature catalogue 0000000000000000" in desk.refusal(
+        "register", str(bundle), by="anna"
+    )
+    assert "there is no manifest.json" in desk.refusal("register", str(tmp_path / "absent"), by="anna")
+    assert not desk.log.exists()
+
+
+@needs_compiler
+def test_a_bundle_without_the_processors_of_the_hosts_is_not_registered(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, f'processors = ["{platform.machine()}", "riscv64"]\n')
+    assert "it has no library for riscv64" in desk.refusal("register", str(small_world.trained_bundle()), by="anna")
+    bundle = small_world.copied_bundle(tmp_path)
+    (bundle / "native" / platform.machine()).rename(bundle / "native" / "riscv64")
+    other = Desk(tmp_path)
+    assert f"it has no library for {platform.machine()} (it has riscv64)" in other.refusal(
+        "register", str(bundle), by="anna"
+    )
+
+
+def test_an_unsigned_bundle_is_not_registered_where_keys_are_trusted(tmp_path: Path) -> None:
+    pem = tmp_path / "release.pub.pem"
+    key = Desk(tmp_path).told("key", "release", "--out", str(tmp_path / "release.pem"))["key"]
+    pem.write_text(f"-----BEGIN PUBLIC KEY-----\n{key}\n-----END PUBLIC KEY-----\n", "utf-8")
+    desk = Desk(tmp_path, f'[bundles]\ntrusted_keys = ["{pem}"]\n')
+    assert "it is not signed" in desk.refusal("register", str(small_world.trained_bundle()), by="anna")
+
+
+def test_keys_of_nobody_and_keys_open_to_others_sign_nothing(desk: Desk) -> None:
+    bundle = str(small_world.trained_bundle())
+    desk.told("key", "eve", "--out", str(desk.folder / "eve.pem"))
+    assert "belongs to nobody in the file of people" in desk.refusal("register", bundle, by="eve")
+    (desk.folder / "anna.pem").chmod(0o644)
+    assert "can be read by others (mode 644)" in desk.refusal("register", bundle, by="anna")
+    assert "cannot read the key" in desk.refusal("register", bundle, by="nobody")
+    assert "[models] key_file: wanted the PEM file" in desk.refusal("rollback", "--why", "x")
+
+
+def test_verify_finds_changed_files_a_damaged_log_and_a_lost_head(desk: Desk) -> None:
+    champion = desk.promoted(small_world.trained_bundle())
+    head = desk.told("verify")["head"]
+    stored = desk.folder / "registry" / "bundles" / champion["bundle"] / "model.txt"
+    content = stored.read_bytes()
+    stored.write_bytes(content + b"\n")
+    problems = desk.run("verify")
+    assert problems.exit_code == 1
+    assert "model.txt was changed after it was registered" in problems.stderr
+    source = read_source(str(desk.config), {})
+    with pytest.raises(RegistryRefused, match=r"model.txt was changed"):
+        wiring.model_registry(source).served(now_ms())
+    stored.write_bytes(content)
+
+    *lines, _ = desk.log.read_bytes().splitlines(keepends=True)
+    desk.log.write_bytes(b"".join(lines))
+    assert desk.told("verify")["problems"] == []
+    assert f"lacks the remembered head {head}" in desk.run("verify", "--head", head).stderr
+    desk.log.write_bytes(b"".join(lines[1:]))
+    assert "line 1 does not fit the line before it" in desk.run("verify").stderr
+    assert "line 1 does not fit the line before it" in desk.refusal("rollback", by="dora")
+
+
+def test_a_clock_that_was_ahead_is_set_by_an_admin(desk: Desk) -> None:
+    ahead = now_ms() + 86_400_000
+    LogFile(desk.log).append(lambda log: [Writer(log).entry(CLOCK_SET, "dora", time_ms=ahead)])
+    bundle = str(small_world.trained_bundle())
+    assert "older than an entry before it" in desk.refusal("register", bundle, by="anna")
+    assert "anna has not the role admin" in desk.refusal("set-clock", by="anna")
+    desk.told("set-clock", by="dora")
+    desk.told("register", bundle, by="anna")
+
+
+@needs_compiler
+def test_a_library_that_is_added_later_is_not_served(desk: Desk) -> None:
+    champion = desk.promoted(small_world.trained_bundle())
+    added = desk.folder / "registry" / "bundles" / champion["bundle"] / "native" / "other" / "model.so"
+    added.parent.mkdir()
+    added.write_bytes(b"code")
+    assert "was added after the bundle was registered" in desk.run("verify").stderr
+
+
+def test_what_people_read_names_versions_and_people(desk: Desk) -> None:
+    desk.promoted(small_world.trained_bundle())
+    desk.told("register", str(small_world.other_bundle()), by="anna")
+    listed = desk.run("list").stdout
+    assert "champion  " in listed
+    assert "by dora" in listed
+    assert "nobody: 0 of 2 approvals" in listed
+    log = desk.run("list", "--log").stdout.splitlines()
+    assert len(log) == 8
+    assert "promoted" in log[5]
+    assert ": a test" in log[5]
+    said = desk.run("at", "now").stdout
+    assert "promoted by dora: a test" in said
+    assert "wanted now, a date or a time" in desk.refusal("at", "yesterday")
+
+
+def test_settings_that_cannot_be_right_are_refused_by_name() -> None:
+    for changed, told in (
+        ({"approvals": -1}, r"\[models\] approvals: wanted at least 0, got -1"),
+        ({"name": "a b"}, r"\[models\] name: wanted letters"),
+        ({"approval_days": 0}, "approval_days: wanted at least 1"),
+    ):
+        with pytest.raises(Misconfigured, match=told):
+            ModelRegistrySettings(**changed)
+    with pytest.raises(Misconfigured, match=r"\[models\] log: wanted the file"):
+        ModelRegistrySettings(folder="s3://bucket/models").log_path  # noqa: B018
