@@ -23,7 +23,7 @@ from typing import Any, Final, Protocol
 
 from paywarden.models.bundle.signature import BUILD, MANIFEST, SIGNATURE
 from paywarden.schemas.durability import sync_folder
-from paywarden.schemas.errors import Misconfigured, RegistryRefused
+from paywarden.schemas.errors import BundleRefused, Misconfigured, RegistryRefused
 
 BUNDLES: Final = "bundles"
 POLICIES: Final = "policies"
@@ -135,7 +135,12 @@ def bundle_files(bundle: Path) -> dict[str, bytes]:
     from paywarden.models.bundle.bundle import read_manifest
 
     manifest = read_manifest(bundle)
-    names = [MANIFEST, *(name for part in manifest.parts for name in (part.model_text, part.golden))]
+    parts = [name for part in manifest.parts for name in (part.model_text, part.golden)]
+    names = [MANIFEST, *dict.fromkeys([*parts, *sorted(manifest.files)])]
+    for name in names:
+        # A manifest is what somebody gave us: it must not name files elsewhere.
+        if Path(name).name != name:
+            raise BundleRefused(f"bundle {bundle}: {MANIFEST} names the file {name!r}; wanted files beside it")
     for build in sorted(bundle.glob(f"{NATIVE}/**/{BUILD}")):
         names += [path.relative_to(bundle).as_posix() for path in (build, build.parent / "model.so")]
     if (bundle / SIGNATURE).exists():

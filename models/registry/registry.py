@@ -106,12 +106,15 @@ class Registry:
         state = self.state(at_ms)
         return None if state.champion is None else self.files_of(state, state.champion)
 
-    def files_of(self, state: State, version: Version) -> Served:
-        """Returns the folder and the file of a version. Raises RegistryRefused as `served`."""
+    def files_of(self, state: State, version: Version, *, any_processor: bool = False) -> Served:
+        """Returns the folder and the file of a version. Raises RegistryRefused as `served`.
+
+        With `any_processor` the bundle need not have a library for this machine.
+        """
         bundle = state.bundles[version.bundle]
         policy = state.policies[version.policy]
         processors = processors_of(bundle.files)
-        if processors and platform.machine() not in processors:
+        if not any_processor and processors and platform.machine() not in processors:
             raise RegistryRefused(
                 f"the bundle {version.bundle[:SHOWN]} was registered with libraries for {', '.join(processors)}, "
                 f"this machine is {platform.machine()}"
@@ -260,6 +263,26 @@ def proposal_named(state: State, text: str) -> Proposal:
         if find((version.digest, version.bundle), text) or model_version(state, version) == text:
             raise RegistryRefused(f"{text!r} was promoted already; to let it decide again, register it again")
     raise RegistryRefused(f"there is no open proposal {text!r}: `paywarden models list` has them")
+
+
+def version_named(log: RegistryLog, state: State, text: str | None) -> Version:
+    """Returns the version that a text names, among all that were ever proposed; the champion without a text.
+
+    Of several with one bundle or policy, the last that was proposed. Raises RegistryRefused.
+    """
+    if text is None:
+        if state.champion is None:
+            raise RegistryRefused("nothing was promoted: name a version")
+        return state.champion
+    for entry in reversed(log.entries):
+        version = Version(entry.text("bundle"), entry.text("policy"), entry.text("catalogue"))
+        if entry.kind != kinds.PROPOSED or version.bundle not in state.bundles or version.policy not in state.policies:
+            continue
+        if find((entry.digest, version.digest, version.bundle, version.policy), text):
+            return version
+        if model_version(state, version) == text:
+            return version
+    raise RegistryRefused(f"there is no version {text!r}: `paywarden models list --log` has them")
 
 
 def model_version(state: State, version: Version) -> str:

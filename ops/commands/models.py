@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -319,6 +320,33 @@ def _file_problems(registry: Registry, state: State) -> list[str]:
             except RegistryRefused as error:
                 found.append(str(error))
     return found
+
+
+@models.command()
+@click.argument("version", required=False)
+@click.option("--out", type=click.Path(dir_okay=False), help="File to write, NAME.md (default: stdout).")
+@_json
+@click.pass_obj
+def document(source: Source, version: str | None, out: str | None, as_json: bool) -> None:
+    """Write the paper of VERSION (default: the champion).
+
+    It holds data, method, metrics with intervals, calibration, features, policy, limits, approvals and overrides, in
+    Markdown. The same registry gives the same bytes. VERSION is a model version, or the first six digits or more of the
+    digest of a version, bundle, policy or proposal.
+    """
+    text = wiring.model_paper(source, version)
+    if out is not None:
+        try:
+            Path(out).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise Misconfigured(f"cannot write {out}: {error.strerror}") from error
+    if as_json:
+        told = {"file": out, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+        click.echo(json.dumps(told if out else {**told, "text": text}, indent=2))
+    elif out is None:
+        click.echo(text, nl=False)
+    else:
+        click.echo(f"{out}: {len(text.encode())} bytes")
 
 
 # What is printed

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from paywarden.ops.wiring.companion import companion, companion_stop_timeout_s, fill_source
 from paywarden.ops.wiring.drift import drift_references, referenced_versions
-from paywarden.ops.wiring.registry import bundle_facts, model_registry, policy_facts, signer
+from paywarden.ops.wiring.registry import bundle_facts, model_paper, model_registry, policy_facts, signer
 from paywarden.ops.wiring.scoring import ServeSettings, policy, scoring_host
 from paywarden.ops.wiring.store_checks import check_store, verify_store
 from paywarden.ops.wiring.stores import (
@@ -59,6 +59,7 @@ __all__ = [
     "identity_key",
     "kafka_settings",
     "live_set",
+    "model_paper",
     "model_registry",
     "open_live_store",
     "open_store",

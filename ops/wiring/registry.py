@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from paywarden.ops.wiring import stores
 from paywarden.schemas.errors import Misconfigured
-from paywarden.schemas.settings import Source
+from paywarden.schemas.settings import Source, read_source
 
 if TYPE_CHECKING:
     from paywarden.models.registry.registry import BundleFacts, PolicyFacts, Registry, Signer
@@ -97,3 +97,29 @@ def policy_facts(source: Source, policy: Source, thresholds: tuple[float, float]
     ):
         raise Misconfigured(problem)
     return PolicyFacts(policy_digest(settings, lists), policy_text(settings, lists))
+
+
+def model_paper(source: Source, text: str | None) -> str:
+    """Returns the paper of the version that a text names, of the champion without one. Raises RegistryRefused."""
+    from paywarden.features.profiles.feature_docs import listed_features
+    from paywarden.models.bundle.bundle import read_manifest
+    from paywarden.models.policy.lists import read_lists
+    from paywarden.models.policy.policy import PolicySettings
+    from paywarden.models.registry.document import Paper
+    from paywarden.models.registry.registry import version_named
+    from paywarden.models.registry.rules import state_of
+
+    registry = model_registry(source)
+    log = registry.log.read()
+    state = state_of(log, registry.people, registry.rules)
+    version = version_named(log, state, text)
+    served = registry.files_of(state, version, any_processor=True)
+    policy = read_source(str(served.policy), {}).section("policy", PolicySettings)
+    engine = stores.feature_engine(source)
+    meanings = (
+        {feature.name: feature.meaning for feature in listed_features(stores.catalogue(source))}
+        if engine.plan.digest == version.catalogue
+        else {}
+    )
+    sizes = {name: len(entries) for name, entries in read_lists(policy.lists).items()}
+    return Paper(version, read_manifest(served.bundle), policy, sizes, log, state, registry.rules, meanings).text()

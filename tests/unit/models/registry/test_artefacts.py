@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ from paywarden.models.registry.artefacts import (
     open_store,
     processors_of,
 )
-from paywarden.schemas.errors import Misconfigured, RegistryRefused
+from paywarden.schemas.errors import BundleRefused, Misconfigured, RegistryRefused
 from tests.worlds import small_world
 from tests.worlds.registry import digest
 
@@ -126,8 +127,24 @@ def test_a_put_that_fails_in_the_middle_leaves_nothing(tmp_path: Path, monkeypat
 
 def test_the_files_of_a_bundle_are_all_that_its_loader_reads() -> None:
     files = bundle_files(small_world.cascade_bundle())
-    assert {"manifest.json", "model.txt", "golden.npz", "first.txt", "first_golden.npz"} <= files.keys()
+    assert {
+        "manifest.json",
+        "model.txt",
+        "golden.npz",
+        "first.txt",
+        "first_golden.npz",
+        "reference.npz",
+    } <= files.keys()
     machine = processors_of(files)
     natives = {name for name in files if name.startswith("native/")}
     # The libraries of both models of the cascade, with their build.json, or none without a compiler.
     assert len(natives) == 4 * len(machine)
+
+
+def test_a_manifest_that_names_files_elsewhere_is_refused(tmp_path: Path) -> None:
+    bundle = small_world.copied_bundle(tmp_path)
+    manifest = json.loads((bundle / "manifest.json").read_text("utf-8"))
+    manifest["files"]["../secret"] = digest("secret")
+    (bundle / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    with pytest.raises(BundleRefused, match=r"names the file '../secret'"):
+        bundle_files(bundle)

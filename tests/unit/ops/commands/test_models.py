@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -255,6 +257,37 @@ def test_what_people_read_names_versions_and_people(desk: Desk) -> None:
     said = desk.run("at", "now").stdout
     assert "promoted by dora: a test" in said
     assert "wanted now, a date or a time" in desk.refusal("at", "yesterday")
+
+
+def test_the_paper_of_a_model_says_who_agreed_and_what_overrides_it(desk: Desk) -> None:
+    assert "nothing was promoted: name a version" in desk.refusal("document")
+    first = desk.promoted(small_world.trained_bundle())
+    rules = desk.folder / "rules.toml"
+    rules.write_text(
+        '[policy]\nreview_at = 0.05\n[[policy.rules]]\nname = "own_shops"\naction = "approve"\noverride = true\n'
+        "when = 'merchant_id in lists.own or amount < 100'\n[policy.lists]\nown = [\"merchant-0002\"]\n",
+        "utf-8",
+    )
+    second = desk.told("register", "--policy", str(rules), by="anna")["proposal"]
+    for approver in ("ben", "cleo"):
+        desk.told("approve", second["proposal"], by=approver)
+    desk.told("promote", second["proposal"], by="dora")
+    desk.told("rollback", by="dora")
+    paper = desk.run("document", second["policy"]).stdout
+    assert "| status | it does not decide |" in paper
+    assert "- The rule `own_shops` decides alone: approve when `merchant_id in lists.own or amount < 100`." in paper
+    assert "The policy sets `review_at` to 0.05" in paper
+    assert " UTC: dora rolled this version back alone: a test." in paper
+    assert paper.count("| ben | approved | a test |") == 1
+    manifest = read_manifest(small_world.trained_bundle())
+    assert f"| frauds | {manifest.training_frauds} (" in paper
+    assert re.search(r"\| auc roc \| 0\.[0-9]+ \| 0\.[0-9]+ to 0\.[0-9]+ \|", paper)
+    # What is written is what is printed, and the same each time; the champion is what nobody names.
+    told = desk.told("document", second["policy"], "--out", str(desk.folder / "paper.md"))
+    assert (desk.folder / "paper.md").read_text("utf-8") == paper
+    assert told["sha256"] == hashlib.sha256(paper.encode()).hexdigest()
+    assert f"| version | `{first['version']}` |" in desk.told("document")["text"]
+    assert "there is no version 'ffffff'" in desk.refusal("document", "ffffff")
 
 
 def test_settings_that_cannot_be_right_are_refused_by_name() -> None:
