@@ -55,6 +55,7 @@ TOPICS: Final = (
     "dead-letters",
     "dead-letters-retried",
     "catalogues",
+    "model-registry",
 )
 
 _HEADER: Final = struct.Struct(">BI")

@@ -29,6 +29,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from paywarden.models.registry.entries import FIRST, LINE_BYTES_MAX, ROLLED_BACK, Entry, entry_of
 from paywarden.models.registry.people import People
@@ -111,6 +112,23 @@ def log_of(content: bytes, where: str = "the log") -> RegistryLog:
     return RegistryLog(tuple(entries), frozenset(late), torn_bytes, is_ended)
 
 
+class Log(Protocol):
+    """A log that can be read and appended to."""
+
+    @property
+    def path(self) -> Path:
+        """The file of this host's copy."""
+
+    def read(self) -> RegistryLog:
+        """Returns the log as it is now. Raises RegistryRefused if it is damaged, Misconfigured if it cannot be read."""
+
+    def append(self, make: Callable[[RegistryLog], Sequence[Entry]]) -> list[Entry]:
+        """Append what `make` returns for the present log, and return it."""
+
+    def append_now(self, make: Callable[[RegistryLog], Sequence[Entry]]) -> list[Entry]:
+        """Like `append`, without waiting for other hosts: for a rollback."""
+
+
 @dataclass(frozen=True)
 class LogFile:
     """The log in a file. It need not exist: a log without a file is empty."""
@@ -139,6 +157,10 @@ class LogFile:
                 longer = fitting
             self._write(log, b"".join(entry.line + b"\n" for entry in made))
         return made
+
+    def append_now(self, make: Callable[[RegistryLog], Sequence[Entry]]) -> list[Entry]:
+        """See Log: a file has no other hosts."""
+        return self.append(make)
 
     def replace(self, make: Callable[[RegistryLog], Sequence[Entry]]) -> None:
         """Put the log that `make` returns in the place of the present one, whole or not at all. Raises as `append`."""

@@ -26,7 +26,7 @@ from paywarden.models.registry.artefacts import (
     processors_of,
 )
 from paywarden.models.registry.entries import Entry, Value, signed_entry
-from paywarden.models.registry.log import LogFile, RegistryLog
+from paywarden.models.registry.log import Log, RegistryLog
 from paywarden.models.registry.people import People, read_signing_key
 from paywarden.models.registry.rules import Proposal, Registered, Rules, State, Version, find, refusal_of, state_of
 from paywarden.schemas.errors import Misconfigured, RegistryRefused
@@ -89,7 +89,7 @@ class PolicyFacts:
 class Registry:
     """A registry: its log, the people and rules by which this reader decides, and its files."""
 
-    log: LogFile
+    log: Log
     people: People
     rules: Rules
     store: ArtefactStore
@@ -182,7 +182,7 @@ class Registry:
             what = {"from": state.champion.digest, "to": state.previous.digest}
             return self._made(log, signer, [(kinds.ROLLED_BACK, what)], why, now_ms)
 
-        (entry,) = self.log.append(make)
+        (entry,) = self.log.append_now(make)
         return found[0], found[1], entry
 
     def note(self, signer: Signer, kind: str, what: Mapping[str, Value], *, why: str, now_ms: int) -> Entry:

@@ -20,6 +20,8 @@ class ModelRegistrySettings:
     folder: str = "registry"
     # The file of the log. Empty: log.jsonl in the folder. Needed where the folder is a URL.
     log: str = ""
+    # Whether hosts share the log on the topic model-registry. Each host then has a copy in its file.
+    topic: bool = False
     # Where this host keeps copies of what it fetched from a URL.
     cache: str = "registry-cache"
     # The file of names, roles and public keys. `paywarden models` needs it.

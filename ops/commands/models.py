@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -96,8 +97,19 @@ def register(
     Both go into the registry, and the proposal is that they decide. The bundle is loaded and checked as `serve` does
     it. Without BUNDLE the policy is proposed for the champion's bundle.
     """
-    registry = wiring.model_registry(source)
-    signer = wiring.signer(source, key, registry)
+    with _opened(source, key) as (registry, signer):
+        _register(source, registry, signer, bundle, policy_file, why, as_json)
+
+
+def _register(
+    source: Source,
+    registry: Registry,
+    signer: Signer,
+    bundle: str | None,
+    policy_file: str | None,
+    why: str,
+    as_json: bool,
+) -> None:
     facts = None if bundle is None else wiring.bundle_facts(source, Path(bundle))
     thresholds = _thresholds(registry, bundle)
     policy = wiring.policy_facts(source, read_source(policy_file, {}) if policy_file else source, thresholds)
@@ -132,8 +144,8 @@ def approve(source: Source, proposal: str, why: str, key: str | None, as_json: b
     PROPOSAL is a model version, or the first six digits or more of the digest of a proposal, version, bundle or policy.
     Whoever proposed it or registered a part of it cannot approve it. An approval counts for [models] approval_days.
     """
-    registry, signer = _opened(source, key)
-    named, entry = registry.approve(signer, proposal, why=why, now_ms=now_ms())
+    with _opened(source, key) as (registry, signer):
+        named, entry = registry.approve(signer, proposal, why=why, now_ms=now_ms())
     state = registry.state()
     now = state.proposals[named.digest]
     lines = [f"proposal {now.digest[:_SHOWN]} approved by {signer.name}{_still_needed(registry, now)}"]
@@ -149,8 +161,8 @@ def promote(source: Source, proposal: str, why: str, key: str | None, as_json: b
 
     It needs [models] approvals of people other than the proposer. The files of its bundle and policy are checked first.
     """
-    registry, signer = _opened(source, key)
-    named, entry = registry.promote(signer, proposal, why=why, now_ms=now_ms())
+    with _opened(source, key) as (registry, signer):
+        named, entry = registry.promote(signer, proposal, why=why, now_ms=now_ms())
     state = registry.state()
     lines = [f"champion {_spoken(state, named.version)}, promoted by {signer.name}"]
     if state.previous is not None:
@@ -167,8 +179,8 @@ def rollback(source: Source, why: str, key: str | None, as_json: bool) -> None:
     That version decides at once. A rollback needs one person and no Kafka: the entry goes into this host's log, and
     to the others when they can be reached.
     """
-    registry, signer = _opened(source, key)
-    good, bad, entry = registry.roll_back(signer, why=why, now_ms=now_ms())
+    with _opened(source, key) as (registry, signer):
+        good, bad, entry = registry.roll_back(signer, why=why, now_ms=now_ms())
     state = registry.state()
     lines = [f"champion {_spoken(state, good)} again, {_spoken(state, bad)} rolled back by {signer.name}"]
     _tell(as_json, [entry], lines, champion=_version_json(state, good))
@@ -186,8 +198,8 @@ def revoke(source: Source, fingerprint: str, why: str, key: str | None, as_json:
     """
     from paywarden.models.registry.entries import KEY_REVOKED
 
-    registry, signer = _opened(source, key)
-    entry = registry.note(signer, KEY_REVOKED, {"revoked": fingerprint}, why=why, now_ms=now_ms())
+    with _opened(source, key) as (registry, signer):
+        entry = registry.note(signer, KEY_REVOKED, {"revoked": fingerprint}, why=why, now_ms=now_ms())
     _tell(as_json, [entry], [f"the key {printable(fingerprint)} is revoked by {signer.name}"])
 
 
@@ -202,8 +214,8 @@ def set_clock(source: Source, why: str, key: str | None, as_json: bool) -> None:
     """
     from paywarden.models.registry.entries import CLOCK_SET
 
-    registry, signer = _opened(source, key)
-    entry = registry.note(signer, CLOCK_SET, {}, why=why, now_ms=now_ms())
+    with _opened(source, key) as (registry, signer):
+        entry = registry.note(signer, CLOCK_SET, {}, why=why, now_ms=now_ms())
     _tell(as_json, [entry], [f"the newest time of the log is {spoken(entry.time_ms)} UTC"])
 
 
@@ -267,10 +279,11 @@ def at(source: Source, time: str, as_json: bool) -> None:
 
 @models.command()
 @click.option("--head", metavar="DIGEST", default="", help="A head that you remember: it must be in the log.")
+@click.option("--topic", is_flag=True, help="Compare with the copy on Kafka: each entry there must be in the log.")
 @click.option("--files/--no-files", default=True, help="Whether to check the files of all bundles and policies.")
 @_json
 @click.pass_obj
-def verify(source: Source, head: str, files: bool, as_json: bool) -> None:
+def verify(source: Source, head: str, topic: bool, files: bool, as_json: bool) -> None:
     """Look for damage in the log and the files.
 
     Anything that was changed, removed or moved in the log is found, and any changed file. Entries that are cut off at
@@ -288,7 +301,8 @@ def verify(source: Source, head: str, files: bool, as_json: bool) -> None:
         content = b""
     except OSError as error:
         raise Misconfigured(f"cannot read the log {path}: {error.strerror}") from error
-    problems = problems_of(content, registry.people, head=head, where=str(path))
+    elsewhere = _entries_on_topic(source, registry) if topic else ()
+    problems = problems_of(content, registry.people, head=head, elsewhere=elsewhere, where=str(path))
     state = None
     try:
         state = registry.state()
@@ -308,6 +322,15 @@ def verify(source: Source, head: str, files: bool, as_json: bool) -> None:
         sys.exit(1)
 
 
+def _entries_on_topic(source: Source, registry: Registry) -> Sequence[Entry]:
+    from paywarden.models.registry.copies import TopicReader
+
+    reader = TopicReader(registry.people)
+    with closing(wiring.registry_topic(source)) as topic:
+        reader.take(topic.read())
+    return reader.log.entries
+
+
 def _file_problems(registry: Registry, state: State) -> list[str]:
     from paywarden.models.registry.artefacts import BUNDLES, POLICIES
     from paywarden.schemas.errors import RegistryRefused
@@ -320,6 +343,31 @@ def _file_problems(registry: Registry, state: State) -> list[str]:
             except RegistryRefused as error:
                 found.append(str(error))
     return found
+
+
+@models.command()
+@click.option("--set-aside", is_flag=True, help="Take entries that another host's came before out of this host's log.")
+@_json
+@click.pass_obj
+def sync(source: Source, set_aside: bool, as_json: bool) -> None:
+    """Make this host's log and the topic equal.
+
+    It sends what only this host knows, such as a rollback from a time without Kafka, and takes over what other hosts
+    wrote. If the log has forked, the entries that were on the topic first count. The others are named, and nothing is
+    changed; with --set-aside they go to a file beside the log.
+    """
+    registry = wiring.model_registry(source)
+    with wiring.shared_log(source, registry, _warn) as log:
+        done = log.sync(set_aside=set_aside)
+    counts = {"sent": len(done.sent), "received": len(done.received), "set_aside": len(done.set_aside)}
+    if as_json:
+        reasons = [refused.reason for refused in done.refused]
+        click.echo(json.dumps({**counts, "refused": reasons, "head": registry.log.read().head}, indent=2))
+        return
+    for refused in done.refused:
+        click.echo(printable(f"a record of the topic counts for nothing: {refused.reason}"))
+    click.echo(", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items()))
+    click.echo(f"head {registry.log.read().head}")
 
 
 @models.command()
@@ -352,9 +400,14 @@ def document(source: Source, version: str | None, out: str | None, as_json: bool
 # What is printed
 
 
-def _opened(source: Source, key: str | None) -> tuple[Registry, Signer]:
-    registry = wiring.model_registry(source)
-    return registry, wiring.signer(source, key, registry)
+@contextmanager
+def _opened(source: Source, key: str | None) -> Iterator[tuple[Registry, Signer]]:
+    with wiring.shared_registry(source, _warn) as registry:
+        yield registry, wiring.signer(source, key, registry)
+
+
+def _warn(line: str) -> None:
+    click.echo(f"paywarden: {line}", err=True)
 
 
 def _tell(as_json: bool, entries: Sequence[Entry], lines: Iterable[str], **more: Any) -> None:

@@ -72,6 +72,12 @@ _USES = {
         "`dead-letters retry`",
         "`dead-letters`",
     ),
+    "model-registry": TopicUse(
+        "`digest` of the entry",
+        "What happened to models: registered, proposed, approved, promoted, rolled back.",
+        "`models`",
+        "`models`",
+    ),
     "catalogues": TopicUse(
         "`catalogue_digest`", "The features of a decision's vector, by name.", "`companion`", "your systems"
     ),
@@ -135,6 +141,8 @@ def _row(name: str) -> tuple[str, ...]:
 def _kept(config: dict[str, str]) -> str:
     retention_ms = config.get("retention.ms")
     days = "" if retention_ms is None else f"{int(retention_ms) // _DAY_MS} days"
+    if retention_ms == "-1":
+        return "for ever"
     if "compact" not in config["cleanup.policy"]:
         return days
     return f"compacted, {days}" if days else "compacted"

@@ -16,7 +16,16 @@ from __future__ import annotations
 
 from paywarden.ops.wiring.companion import companion, companion_stop_timeout_s, fill_source
 from paywarden.ops.wiring.drift import drift_references, referenced_versions
-from paywarden.ops.wiring.registry import bundle_facts, model_paper, model_registry, policy_facts, signer
+from paywarden.ops.wiring.registry import (
+    bundle_facts,
+    model_paper,
+    model_registry,
+    policy_facts,
+    registry_topic,
+    shared_log,
+    shared_registry,
+    signer,
+)
 from paywarden.ops.wiring.scoring import ServeSettings, policy, scoring_host
 from paywarden.ops.wiring.store_checks import check_store, verify_store
 from paywarden.ops.wiring.stores import (
@@ -68,9 +77,12 @@ __all__ = [
     "policy_facts",
     "rate_table",
     "referenced_versions",
+    "registry_topic",
     "schema_ids",
     "scoring_host",
     "set_stores",
+    "shared_log",
+    "shared_registry",
     "signer",
     "store_kind",
     "stream_app",

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +15,8 @@ from paywarden.schemas.settings import Source, read_source
 
 if TYPE_CHECKING:
     from paywarden.models.registry.registry import BundleFacts, PolicyFacts, Registry, Signer
+    from paywarden.streams.registry.shared_log import SharedLog
+    from paywarden.streams.registry.topic import KafkaRegistryTopic
 
 
 def model_registry(source: Source) -> Registry:
@@ -31,6 +36,43 @@ def model_registry(source: Source) -> Registry:
         settings.rules,
         open_store(settings.folder, Path(settings.cache)),
     )
+
+
+@contextmanager
+def shared_registry(source: Source, tell: Callable[[str], object]) -> Iterator[Registry]:
+    """Yields the registry for commands that write: where `[models] topic` is set, its log is on Kafka as well.
+
+    `tell` gets a line when a rollback is on this host only.
+    """
+    from paywarden.models.registry.settings import ModelRegistrySettings
+
+    registry = model_registry(source)
+    if not source.section("models", ModelRegistrySettings).topic:
+        yield registry
+        return
+    with shared_log(source, registry, tell) as log:
+        yield replace(registry, log=log)
+
+
+@contextmanager
+def shared_log(source: Source, registry: Registry, tell: Callable[[str], object]) -> Iterator[SharedLog]:
+    """Yields the log that hosts share on Kafka. Nobody is asked before it is used."""
+    from paywarden.models.registry.log import LogFile
+    from paywarden.streams.registry.shared_log import SharedLog
+    from paywarden.streams.registry.topic import LazyRegistryTopic
+
+    with closing(LazyRegistryTopic(lambda: registry_topic(source))) as topic:
+        yield SharedLog(LogFile(registry.log.path), topic, registry.people, tell)
+
+
+def registry_topic(source: Source) -> KafkaRegistryTopic:
+    """Returns the topic. Raises BrokerUnavailable if no broker answers, Misconfigured."""
+    from paywarden.streams.kafka.admin import require_broker
+    from paywarden.streams.registry.topic import KafkaRegistryTopic
+
+    kafka = stores.kafka_settings(source)
+    require_broker(kafka)
+    return KafkaRegistryTopic(kafka, stores.schema_ids(source))
 
 
 def signer(source: Source, key_file: str | None, registry: Registry) -> Signer:

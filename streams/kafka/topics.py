@@ -22,7 +22,7 @@ _DAY_MS = 86_400_000
 _RETRIED_DAYS_MORE = 30
 # These topics have few records, and their readers need them in one order over all keys.
 _ONE_PARTITION = (
-    "catalogues", CURSORS_TOPIC, SCHEMAS_TOPIC,
+    "catalogues", CURSORS_TOPIC, SCHEMAS_TOPIC, "model-registry",
     "drift-alerts", "drift-acknowledgements", "outcome-metrics", "dead-letters", "dead-letters-retried",
 )  # fmt: skip
 
@@ -172,6 +172,9 @@ def _cleanup(name: str, settings: TopicSettings) -> dict[str, str]:
     if name == "profiles":
         # Keeps the newest state of each entity for ever. A tombstone stays for a day, long enough for every mirror.
         return {"cleanup.policy": "compact", "delete.retention.ms": str(_DAY_MS), "min.cleanable.dirty.ratio": "0.2"}
+    if name == "model-registry":
+        # Every entry is needed to check those behind it.
+        return {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
     if name in ("catalogues", SCHEMAS_TOPIC):
         return {"cleanup.policy": "compact"}
     if name == CURSORS_TOPIC:

@@ -24,6 +24,7 @@ from paywarden.ops.cli import cli
 from paywarden.ops.times import now_ms
 from paywarden.schemas.errors import Misconfigured, PaywardenError, RegistryRefused
 from paywarden.schemas.settings import read_source
+from paywarden.streams.kafka import admin
 from tests.services.missing_tools import COMPILER
 from tests.worlds import small_world
 from tests.worlds.registry import Writer, people_file
@@ -257,6 +258,22 @@ def test_what_people_read_names_versions_and_people(desk: Desk) -> None:
     said = desk.run("at", "now").stdout
     assert "promoted by dora: a test" in said
     assert "wanted now, a date or a time" in desk.refusal("at", "yesterday")
+
+
+def test_a_rollback_does_not_wait_for_kafka(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = desk.promoted(small_world.trained_bundle())
+    desk.promoted(small_world.other_bundle())
+    # Nothing listens on this port.
+    desk.config.write_text(
+        desk.config.read_text("utf-8") + 'topic = true\n[kafka]\nbootstrap = "127.0.0.1:1"\n', "utf-8"
+    )
+    monkeypatch.setattr(admin, "REACH_TIMEOUT_S", 0.1)
+    assert "no Kafka broker answers" in desk.refusal("register", str(small_world.trained_bundle()), by="anna")
+    result = desk.run("rollback", "--key", str(desk.folder / "dora.pem"), "--why", "declines doubled")
+    assert result.exit_code == 0
+    assert "again" in result.stdout
+    assert "only this host knows it until `paywarden models sync` has sent it: no Kafka broker" in result.stderr
+    assert desk.told("list")["champion"] == first
 
 
 def test_the_paper_of_a_model_says_who_agreed_and_what_overrides_it(desk: Desk) -> None:

@@ -1,0 +1,96 @@
+"""Copies of one log: what the topic has, what a host has, and how they become one.
+
+The topic decides. Its records are read in the order of their offsets, and an entry counts if it fits the entries
+before it and its signature is right. So of two entries that name the same one before, the first on the topic counts,
+for every reader.
+
+A host's own entries that are not on the topic yet are sent there. A rollback fits behind any entry; whatever else no
+longer fits is *lost*: it was made while another host went on.
+
+    topic   a b c d          host   a b R x       R is a rollback, x another entry
+    becomes a b c d R        lost: x
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from paywarden.models.registry.entries import Entry, entry_of
+from paywarden.models.registry.log import RegistryLog
+from paywarden.models.registry.people import People
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A record of the topic that does not count, and why."""
+
+    line: bytes
+    reason: str
+
+
+class TopicReader:
+    """Takes the records of the topic in order. `log` is what counts, `refused` what does not."""
+
+    def __init__(self, people: People) -> None:
+        self._people = people
+        self.log = RegistryLog()
+        self.refused: list[Refused] = []
+        self._seen: set[str] = set()
+
+    def take(self, lines: Iterable[bytes]) -> None:
+        """Take the next records. One that was sent twice counts once."""
+        for line in lines:
+            reason = self._refusal(line)
+            if reason:
+                self.refused.append(Refused(line, reason))
+
+    def _refusal(self, line: bytes) -> str:
+        try:
+            entry = entry_of(line)
+        except ValueError as error:
+            return str(error)
+        if entry.digest in self._seen:
+            return ""
+        key = self._people.keys.get(entry.key)
+        if key is None:
+            return f"the key {entry.key} belongs to nobody in the file of people"
+        if not entry.is_signed_by(key):
+            return f"the signature of {entry.by} is wrong"
+        longer = self.log.followed_by(entry)
+        if longer is None:
+            return f"{entry.kind} by {entry.by} came too late: another entry was there first"
+        self.log = longer
+        self._seen.add(entry.digest)
+        return ""
+
+
+@dataclass(frozen=True)
+class Merge:
+    """How a host's copy becomes the topic's: the log that both will be, what to send, and what is lost."""
+
+    log: RegistryLog
+    to_send: tuple[Entry, ...]
+    lost: tuple[Entry, ...]
+
+
+def merge(own: RegistryLog, topic: RegistryLog) -> Merge:
+    """Returns what becomes of a host's copy beside the topic's."""
+    on_topic = {entry.digest for entry in topic.entries}
+    log, to_send, lost = topic, list[Entry](), list[Entry]()
+    for entry in own.entries:
+        if entry.digest in on_topic:
+            continue
+        longer = log.followed_by(entry)
+        if longer is None:
+            lost.append(entry)
+        else:
+            log = longer
+            to_send.append(entry)
+    return Merge(log, tuple(to_send), tuple(lost))
+
+
+def forked(lost: Iterable[Entry]) -> str:
+    """Returns the line that names entries which another host's came before."""
+    told = ", ".join(f"{entry.kind.replace('_', ' ')} by {entry.by} ({entry.digest[:12]})" for entry in lost)
+    return f"the log has forked: another host's entries were on the topic first, and these count for nothing: {told}"

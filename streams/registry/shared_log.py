@@ -1,0 +1,150 @@
+"""A host's copy of the log, kept equal to the topic's.
+
+An entry in four steps:
+
+1. Read what the topic has, and bring the copy up to it.
+2. Make the entry for the log as it is now.
+3. Send it, and read the topic to its end.
+4. If the entry counts there, it is in the copy as well. If another host's came first, it is nowhere, and the command
+   says so.
+
+A rollback does not wait for Kafka: it goes into the copy, where this host's readers see it at once, and is sent after
+that. If Kafka is away, the next `sync` sends it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from paywarden.models.registry.copies import Refused, TopicReader, forked, merge
+from paywarden.models.registry.entries import Entry
+from paywarden.models.registry.log import LogFile, RegistryLog
+from paywarden.models.registry.people import People
+from paywarden.schemas.errors import Misconfigured, RegistryRefused, TemporaryFailure
+from paywarden.schemas.private_files import open_private
+from paywarden.streams.registry.topic import RegistryTopic
+
+# Another host may send between our reading and our sending. It does so a few times a day.
+_ROUNDS_MAX = 10
+
+
+@dataclass(frozen=True)
+class Synced:
+    """What a `sync` did: entries sent to the topic, received from it, and set aside; records that do not count."""
+
+    sent: tuple[Entry, ...]
+    received: tuple[Entry, ...]
+    set_aside: tuple[Entry, ...]
+    refused: tuple[Refused, ...]
+
+
+class SharedLog:
+    """The log in a file and on the topic. `tell` gets a line when a rollback could not be sent."""
+
+    def __init__(self, file: LogFile, topic: RegistryTopic, people: People, tell: Callable[[str], object]) -> None:
+        self._file, self._topic, self._tell = file, topic, tell
+        self._reader = TopicReader(people)
+
+    @property
+    def path(self) -> Path:
+        """The file of this host's copy."""
+        return self._file.path
+
+    @property
+    def set_aside_path(self) -> Path:
+        """The file of entries that were set aside."""
+        return self.path.with_name(f"{self.path.name}.set-aside")
+
+    def read(self) -> RegistryLog:
+        """Returns this host's copy. See LogFile."""
+        return self._file.read()
+
+    def append(self, make: Callable[[RegistryLog], Sequence[Entry]]) -> list[Entry]:
+        """Append what `make` returns on topic and host, and return it. Raises BrokerUnavailable without Kafka.
+
+        Raises RegistryRefused if another host was faster, and whatever `make` raises: nothing is appended then.
+        """
+        self.sync()
+        made = list(make(self._file.read()))
+        self._topic.send(made)
+        self.sync()
+        known = {entry.digest for entry in self._file.read().entries}
+        if not {entry.digest for entry in made} <= known:
+            raise RegistryRefused("another host's entry came first, and nothing was done: run the command again")
+        return made
+
+    def append_now(self, make: Callable[[RegistryLog], Sequence[Entry]]) -> list[Entry]:
+        """Append what `make` returns on this host at once, and on the topic if Kafka answers."""
+        made = self._file.append(make)
+        try:
+            self.sync()
+        except (TemporaryFailure, Misconfigured) as error:
+            self._tell(f"only this host knows it until `paywarden models sync` has sent it: {error}")
+        return made
+
+    def sync(self, *, set_aside: bool = False) -> Synced:
+        """Make copy and topic equal. Raises BrokerUnavailable, Misconfigured without the topic.
+
+        Raises RegistryRefused if entries of this host are lost, unless `set_aside` puts them into a file of their own.
+        """
+        sent: list[Entry] = []
+        for _ in range(_ROUNDS_MAX):
+            self._reader.take(self._topic.read())
+            own = self._file.read()
+            merged = merge(own, self._reader.log)
+            if merged.lost and not set_aside:
+                raise RegistryRefused(f"{forked(merged.lost)}; `paywarden models sync --set-aside` takes them out")
+            if merged.to_send:
+                self._require_new(sent, merged.to_send)
+                self._topic.send(merged.to_send)
+                sent += merged.to_send
+                continue
+            if self._took(own, merged.log, merged.lost):
+                mine = {entry.digest for entry in own.entries}
+                received = tuple(entry for entry in merged.log.entries if entry.digest not in mine)
+                return Synced(tuple(sent), received, merged.lost, tuple(self._reader.refused))
+        raise RegistryRefused(f"other hosts went on while this one read the log, {_ROUNDS_MAX} times: run it again")
+
+    def _require_new(self, sent: Sequence[Entry], to_send: Sequence[Entry]) -> None:
+        """Raise RegistryRefused if an entry was sent before and does not count on the topic."""
+        for entry in to_send:
+            if entry in sent:
+                reasons = [refused.reason for refused in self._reader.refused if refused.line == entry.line]
+                why = reasons[-1] if reasons else "it did not come back"
+                raise RegistryRefused(f"{entry.kind} by {entry.by} ({entry.digest[:12]}) counts for nothing: {why}")
+
+    def _took(self, own: RegistryLog, log: RegistryLog, lost: Sequence[Entry]) -> bool:
+        """Put `log` in the place of the copy `own`; returns False if somebody appended to the copy meanwhile."""
+        is_same = True
+
+        def rest(now: RegistryLog) -> Sequence[Entry]:
+            nonlocal is_same
+            is_same = now.entries == own.entries
+            return log.entries[len(own.entries) :] if is_same else ()
+
+        def whole(now: RegistryLog) -> Sequence[Entry]:
+            nonlocal is_same
+            is_same = now.entries == own.entries
+            return log.entries if is_same else now.entries
+
+        if log.entries[: len(own.entries)] == own.entries:
+            self._file.append(rest)
+        else:
+            self._keep(lost)
+            self._file.replace(whole)
+        return is_same
+
+    def _keep(self, lost: Sequence[Entry]) -> None:
+        if not lost:
+            return
+        try:
+            descriptor = open_private(self.set_aside_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            with os.fdopen(descriptor, "ab") as file:
+                file.write(b"".join(entry.line + b"\n" for entry in lost))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise Misconfigured(f"cannot write {self.set_aside_path}: {error.strerror}") from error

@@ -1,0 +1,240 @@
+"""Hosts that share a log: they end with one log whatever Kafka does, and no rollback waits or is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paywarden.models.registry import entries as kinds
+from paywarden.models.registry.copies import TopicReader
+from paywarden.models.registry.entries import Entry
+from paywarden.models.registry.log import LogFile, RegistryLog
+from paywarden.models.registry.rules import Rules, state_of
+from paywarden.schemas.errors import BrokerUnavailable, RegistryRefused
+from paywarden.streams.registry.shared_log import SharedLog
+from tests.worlds.registry import Writer, people_of
+
+PEOPLE = people_of()
+RULES = Rules()
+
+
+class MemoryTopic:
+    """The topic in memory, for several hosts. Who is away from it is in `away`."""
+
+    def __init__(self) -> None:
+        self.lines: list[bytes] = []
+        self.away: set[str] = set()
+        # Called before the next records are written, once: another host is faster.
+        self.before_send: Callable[[], object] | None = None
+
+    def of(self, name: str) -> HostTopic:
+        return HostTopic(self, name)
+
+
+class HostTopic:
+    """The topic as one host sees it."""
+
+    def __init__(self, topic: MemoryTopic, name: str) -> None:
+        self._topic, self._name, self._read = topic, name, 0
+
+    def read(self) -> list[bytes]:
+        self._require()
+        lines = self._topic.lines[self._read :]
+        self._read = len(self._topic.lines)
+        return lines
+
+    def send(self, entries: Iterable[Entry]) -> None:
+        self._require()
+        before, self._topic.before_send = self._topic.before_send, None
+        if before is not None:
+            before()
+        self._topic.lines += [entry.line for entry in entries]
+
+    def _require(self) -> None:
+        if self._name in self._topic.away:
+            raise BrokerUnavailable("no Kafka broker answers")
+
+
+class Host:
+    """A host with its copy of the log."""
+
+    def __init__(self, folder: Path, topic: MemoryTopic, name: str) -> None:
+        self.told: list[str] = []
+        self.file = LogFile(folder / f"{name}.jsonl")
+        self.topic, self.name = topic, name
+        self.log = self.opened()
+
+    def opened(self) -> SharedLog:
+        """A new process on the host, which reads the topic from its beginning."""
+        return SharedLog(self.file, self.topic.of(self.name), PEOPLE, self.told.append)
+
+    def promote(self, name: str) -> None:
+        """Take a version all the way, in one append."""
+
+        def make(log: RegistryLog) -> Sequence[Entry]:
+            writer = Writer(log)
+            proposal = writer.proposal(f"{name} {len(log.entries)}")
+            writer.add(kinds.PROMOTED, "dora", proposal=proposal.digest)
+            return writer.log.entries[len(log.entries) :]
+
+        self.log.append(make)
+
+    def roll_back(self) -> Entry | None:
+        """Go back, if there is a way back on this host."""
+        state = state_of(self.file.read(), PEOPLE, RULES)
+        if state.champion is None or state.previous is None:
+            return None
+        what = {"from": state.champion.digest, "to": state.previous.digest}
+        (entry,) = self.log.append_now(lambda log: [Writer(log).entry(kinds.ROLLED_BACK, "dora", {**what})])
+        return entry
+
+
+@pytest.fixture
+def topic() -> MemoryTopic:
+    return MemoryTopic()
+
+
+def test_an_entry_of_one_host_is_on_the_topic_and_on_the_others(tmp_path: Path, topic: MemoryTopic) -> None:
+    one, two = (Host(tmp_path, topic, name) for name in ("one", "two"))
+    one.promote("a")
+    done = two.log.sync()
+    assert (len(done.sent), len(done.received)) == (0, 4)
+    assert two.file.path.read_bytes() == one.file.path.read_bytes() == b"".join(line + b"\n" for line in topic.lines)
+    # A log from before the topic was used is sent as it is.
+    early = Host(tmp_path, MemoryTopic(), "one")
+    assert len(early.log.sync().sent) == 4
+    assert early.topic.lines == topic.lines
+
+
+def test_without_kafka_only_a_rollback_is_written_and_it_is_sent_later(tmp_path: Path, topic: MemoryTopic) -> None:
+    one, two = (Host(tmp_path, topic, name) for name in ("one", "two"))
+    for name in ("a", "b"):
+        one.promote(name)
+    two.log.sync()
+    topic.away = {"one"}
+    before = one.file.path.read_bytes()
+    with pytest.raises(BrokerUnavailable):
+        one.promote("c")
+    assert one.file.path.read_bytes() == before
+    entry = one.roll_back()
+    assert entry is not None
+    assert one.told == ["only this host knows it until `paywarden models sync` has sent it: no Kafka broker answers"]
+    assert state_of(one.file.read(), PEOPLE, RULES).previous is None
+    # Meanwhile the other host goes on.
+    two.promote("c")
+    topic.away = set()
+    assert one.opened().sync().sent == (entry,)
+    assert two.log.sync().received == (entry,)
+    assert one.file.path.read_bytes() == two.file.path.read_bytes()
+    log = two.file.read()
+    assert log.late == {len(log.entries) - 1}
+    assert len(state_of(log, PEOPLE, RULES).way_back) == 2
+
+
+def test_of_two_hosts_at_once_the_second_is_told_to_try_again(tmp_path: Path, topic: MemoryTopic) -> None:
+    one, two = (Host(tmp_path, topic, name) for name in ("one", "two"))
+    topic.before_send = lambda: two.promote("faster")
+    with pytest.raises(RegistryRefused, match="another host's entry came first, and nothing was done"):
+        one.promote("slower")
+    assert one.file.path.read_bytes() == two.file.path.read_bytes()
+    one.promote("slower")
+    two.log.sync()
+    assert len(state_of(two.file.read(), PEOPLE, RULES).way_back) == 2
+    assert len(two.log.sync().refused) == 4
+
+
+def test_a_fork_is_named_and_set_aside_only_when_asked(tmp_path: Path, topic: MemoryTopic) -> None:
+    one, two = (Host(tmp_path, topic, name) for name in ("one", "two"))
+    for name in ("a", "b"):
+        one.promote(name)
+    two.log.sync()
+    # Somebody wrote to the file of one host while it did not use the topic.
+    alone = Host(tmp_path, MemoryTopic(), "one")
+    alone.topic.lines = list(topic.lines)
+    alone.promote("alone")
+    two.promote("c")
+    before = one.file.path.read_bytes()
+    with pytest.raises(RegistryRefused, match=r"the log has forked: .*: registered bundle by anna .*--set-aside"):
+        one.opened().sync()
+    assert one.file.path.read_bytes() == before
+    log = one.opened()
+    assert len(log.sync(set_aside=True).set_aside) == 4
+    assert one.file.path.read_bytes() == two.file.path.read_bytes()
+    assert log.set_aside_path.read_bytes() == b"".join(before.splitlines(keepends=True)[-4:])
+
+
+def test_records_that_nobody_known_has_signed_count_for_nothing(tmp_path: Path, topic: MemoryTopic) -> None:
+    one = Host(tmp_path, topic, "one")
+    one.promote("a")
+    log = one.file.read()
+    stranger = Writer(log).entry(kinds.CLOCK_SET, "eve")
+    forged = stranger.line.replace(b'"by":"eve"', b'"by":"ben"').replace(
+        stranger.key.encode(), log.entries[0].key.encode()
+    )
+    topic.lines += [b"no entry", stranger.line, forged, log.entries[0].line]
+    one.promote("b")
+    reasons = [refused.reason for refused in one.opened().sync().refused]
+    assert reasons == [
+        "it is no entry in JSON",
+        f"the key {stranger.key} belongs to nobody in the file of people",
+        "the signature of ben is wrong",
+    ]
+    assert len(one.file.read().entries) == 8
+
+
+def test_an_entry_that_the_topic_does_not_take_is_told_once(tmp_path: Path, topic: MemoryTopic) -> None:
+    one = Host(tmp_path, topic, "one")
+    one.file.append(lambda log: [Writer(log).entry(kinds.CLOCK_SET, "eve")])
+    with pytest.raises(RegistryRefused, match=r"clock_set by eve .* counts for nothing: the key .* belongs to nobody"):
+        one.log.sync()
+    assert len(topic.lines) == 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from(("promote", "promote", "roll_back", "roll_back", "sync", "restart")),
+            st.integers(0, 1),
+            st.sampled_from(((), ("one",), ("two",), ("one", "two"))),
+        ),
+        max_size=14,
+    )
+)
+def test_hosts_end_with_one_log_and_every_rollback_in_it(
+    steps: list[tuple[str, int, tuple[str, ...]]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder, topic = tmp_path_factory.mktemp("hosts"), MemoryTopic()
+    hosts = [Host(folder, topic, name) for name in ("one", "two")]
+    rolled_back: set[str] = set()
+    for step, number, away in steps:
+        host, topic.away = hosts[number], set(away)
+        is_away = host.name in topic.away
+        if step == "roll_back":
+            entry = host.roll_back()
+            rolled_back |= {entry.digest} if entry else set()
+        elif step == "restart":
+            host.log = host.opened()
+        elif is_away:
+            with pytest.raises(BrokerUnavailable):
+                host.log.sync()
+        elif step == "sync":
+            host.log.sync()
+        else:
+            host.promote("x")
+    topic.away = set()
+    for host in (*hosts, *hosts):
+        host.log.sync()
+    one, two = (host.file.path for host in hosts)
+    assert (one.read_bytes() if one.exists() else b"") == (two.read_bytes() if two.exists() else b"")
+    log = hosts[0].file.read()
+    assert rolled_back <= {entry.digest for entry in log.entries}
+    # Nothing that a host did counts for nothing, and a new reader of the topic sees the same.
+    assert state_of(log, PEOPLE, RULES).ignored == ()
+    reader = TopicReader(PEOPLE)
+    reader.take(topic.lines)
+    assert reader.log.entries == log.entries
