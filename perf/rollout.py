@@ -1,0 +1,378 @@
+"""Simulated rollouts: how often the analysis stops a candidate that differs in nothing, and how soon a bad one.
+
+`--aa N`: N rollouts in which both arms are the same. Each is looked at every 10 seconds for seven days, and takes its
+steps by the evidence, as `models/rollout/judgement.py` says. Beside them stands what is often done instead: a z-test of
+the declines of payments, looked at as often, that stops at |z| > 1.96.
+
+`--harm`: candidates that decline 0.5 points more, give scores x 1.2, have twice the p99, or are broken in one segment,
+by traffic and by the share of the candidate; with the power that `rollout start` computes beforehand.
+
+The payments are made by a small model here: cards with heavy-tailed activity (the busiest of 20,000 pays some hundred
+times as often as most), scores that belong to the card as much as to the payment, days and nights. The counts are
+those of `StepTally` (a test holds them against it), and the evidence is the product's own code.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paywarden.models.rollout.judgement import harm_evidence_of, mismatch_evidence, within_margin
+from paywarden.models.rollout.plan import RolloutPlan
+from paywarden.models.rollout.power import Traffic, power
+from paywarden.models.rollout.shares import BASIS_POINTS, CANDIDATE, CHAMPION
+from paywarden.models.rollout.tally import DAY_MS, StepCounts
+from perf.measuring import arguments_of, finish
+
+LOOK_MS, DAYS, HOUR_MS, MINUTE_MS = 10_000, 7, 3_600_000, 60_000
+_LOOKS = DAYS * DAY_MS // LOOK_MS
+SEGMENTS = ("country=FR", "country=DE", "country=GB")
+_SEGMENT_SHARES = (0.05, 0.25, 0.3)
+# Payments that an average card makes a day.
+_PAYMENTS_A_DAY = 1.5
+# Shares of the champion's payments above each threshold of scores: of review, decline, `score_upper`, `score_top`.
+_REVIEW_SHARE, _DECLINE_SHARE, _UPPER_SHARE, _TOP_SHARE = 0.05, 0.02, 0.1, 0.01
+_SLOW_SHARE, _ERROR_SHARE, _FLAG_SHARE = 0.01, 0.0005, 0.01
+# Spread of the logarithm of scores, among cards and among a card's payments, and of the logarithm of latencies.
+_CARD_SPREAD, _PAYMENT_SPREAD, _LATENCY_SPREAD = 0.9, 1.0, 0.5
+_Z_PEEKED = 1.96
+# Most steps go on within this many looks; only the others are counted to their end.
+_SOON_LOOKS = 36 * 3_600_000 // LOOK_MS
+
+
+@dataclass(frozen=True)
+class Payments:
+    """Payments in order of time. All arrays: (payments,), but `positions` (cards,), from 0 to 1.
+
+    `score`: the score's logarithm in standard deviations. `latency`: the same of the latency. `odds`: uniform numbers.
+    """
+
+    time_ms: NDArray[np.int64]
+    card: NDArray[np.int64]
+    positions: NDArray[np.float64]
+    score: NDArray[np.float64]
+    latency: NDArray[np.float64]
+    odds: NDArray[np.float64]
+    segment: NDArray[np.int64]
+
+
+Harm = Callable[[Payments, NDArray[np.bool_]], tuple[Payments, NDArray[np.bool_]]]
+
+
+def simulated(seed: int, cards: int, days: float) -> Payments:
+    """Returns the payments of some days."""
+    random = np.random.default_rng(seed)
+    activity = np.minimum(random.pareto(1.5, cards) + 0.2, 200)
+    count = random.poisson(activity / activity.mean() * _PAYMENTS_A_DAY * days)
+    card = np.repeat(np.arange(cards), count)
+    # Half of the payments come at any time, half around the afternoon.
+    day = random.integers(0, max(1, math.ceil(days)), len(card)) * (days / max(1, math.ceil(days)))
+    hour = np.where(random.random(len(card)) < 0.5, random.random(len(card)), random.normal(0.6, 0.12, len(card)) % 1)
+    moment = ((day + hour * min(days, 1.0)) * DAY_MS).astype(np.int64)
+    order = np.argsort(moment, kind="stable")
+    card = card[order]
+    spread = math.hypot(_CARD_SPREAD, _PAYMENT_SPREAD)
+    score = (random.normal(0, _CARD_SPREAD, cards)[card] + random.normal(0, _PAYMENT_SPREAD, len(card))) / spread
+    edges = np.cumsum(_SEGMENT_SHARES)
+    return Payments(
+        moment[order],
+        card,
+        random.random(cards),
+        score,
+        random.standard_normal(len(card)),
+        random.random(len(card)),
+        np.searchsorted(edges, random.random(cards), side="right")[card],
+    )
+
+
+def no_harm(payments: Payments, is_candidate: NDArray[np.bool_]) -> tuple[Payments, NDArray[np.bool_]]:
+    """The candidate is the champion under another name."""
+    return payments, np.zeros(len(is_candidate), dtype=bool)
+
+
+def declines_more(payments: Payments, is_candidate: NDArray[np.bool_]) -> tuple[Payments, NDArray[np.bool_]]:
+    """The candidate declines 0.5 points more, at random."""
+    more = 0.005 / (1 - _DECLINE_SHARE)
+    return payments, is_candidate & ((payments.odds * 1e6) % 1 < more)
+
+
+def scores_rescaled(payments: Payments, is_candidate: NDArray[np.bool_]) -> tuple[Payments, NDArray[np.bool_]]:
+    """The candidate's scores are 1.2 times the champion's."""
+    shift = math.log(1.2) / math.hypot(_CARD_SPREAD, _PAYMENT_SPREAD)
+    return replace(payments, score=payments.score + shift * is_candidate), np.zeros(len(is_candidate), dtype=bool)
+
+
+def p99_doubled(payments: Payments, is_candidate: NDArray[np.bool_]) -> tuple[Payments, NDArray[np.bool_]]:
+    """The slowest 2 % of the candidate's answers take twice as long."""
+    tail = is_candidate & (payments.latency > _quantile(0.02))
+    return replace(payments, latency=payments.latency + tail * math.log(2) / _LATENCY_SPREAD), np.zeros_like(tail)
+
+
+def segment_broken(payments: Payments, is_candidate: NDArray[np.bool_]) -> tuple[Payments, NDArray[np.bool_]]:
+    """The candidate's scores are five times the champion's in the smallest segment, 5 % of the cards."""
+    shift = math.log(5) / math.hypot(_CARD_SPREAD, _PAYMENT_SPREAD)
+    broken = is_candidate & (payments.segment == 0)
+    return replace(payments, score=payments.score + shift * broken), np.zeros(len(broken), dtype=bool)
+
+
+HARMS: Mapping[str, Harm] = {
+    "declines": declines_more,
+    "scores": scores_rescaled,
+    "p99": p99_doubled,
+    "segment": segment_broken,
+}
+
+
+def events_of(payments: Payments, is_declined: NDArray[np.bool_], plan: RolloutPlan) -> NDArray[np.bool_]:
+    """Returns which payment has which event, shape (measures, payments)."""
+    score, odds = payments.score, payments.odds
+    decline = (score >= _quantile(_DECLINE_SHARE)) | is_declined
+    review = (score >= _quantile(_REVIEW_SHARE)) & ~decline
+    upper, top = score >= _quantile(_UPPER_SHARE), score >= _quantile(_TOP_SHARE)
+    by_name = {
+        "slow": payments.latency >= _quantile(_SLOW_SHARE),
+        "error": odds < _ERROR_SHARE,
+        "flag": (odds >= _ERROR_SHARE) & (odds < _ERROR_SHARE + _FLAG_SHARE),
+        "review": review,
+        "decline": decline,
+        "score_upper": upper,
+        "score_top": top,
+    }
+    for number, segment in enumerate(plan.segments):
+        inside = payments.segment == number
+        by_name |= {f"{name} {segment}": by_name[name] & inside for name in ("review", "decline", "score_upper")}
+    return np.stack([by_name[measure.name] for measure in plan.measures])
+
+
+def _quantile(share: float) -> float:
+    """Returns the value above which a standard normal number lies with this probability."""
+    from statistics import NormalDist
+
+    return NormalDist().inv_cdf(1 - share)
+
+
+def counts_at(
+    payments: Payments, events: NDArray[np.bool_], plan: RolloutPlan, step: int, looks_ms: NDArray[np.int64]
+) -> StepCounts:
+    """Returns what each look of a step sees, as StepTally counts it. The step begins one look before the first.
+
+    `looks_ms`: the times of the looks; payments at or after a look's time are not in it.
+    """
+    start_ms = int(looks_ms[0]) - LOOK_MS
+    before = plan.steps[step - 1] / BASIS_POINTS if step else 0.0
+    position = payments.positions[payments.card]
+    rows = np.flatnonzero((payments.time_ms >= start_ms) & (payments.time_ms < looks_ms[-1]) & (position >= before))
+    card, moment, events = payments.card[rows], payments.time_ms[rows], events[:, rows]
+    arm = (position[rows] < plan.steps[step] / BASIS_POINTS).astype(np.int64)
+    day = (moment - start_ms) // DAY_MS
+    day_of_look = (looks_ms - start_ms) // DAY_MS
+    newest = _firsts(card)
+    cards = _cumulated(moment[newest], arm[newest], looks_ms)
+    # Looks lie next to each other in memory: everything runs along them.
+    shape = (len(events), 2, len(looks_ms))
+    first, of_step, of_day = (np.zeros(shape, dtype=np.int64).transpose(2, 0, 1) for _ in range(3))
+    for index, had in enumerate(events):
+        hit = newest[had[newest]]
+        first[:, index] = _cumulated(moment[hit], arm[hit], looks_ms)
+        hits = np.flatnonzero(had)
+        hit = hits[_firsts(card[hits])]
+        of_step[:, index] = _cumulated(moment[hit], arm[hit], looks_ms)
+        hit = hits[_firsts(card[hits] * 64 + day[hits])]
+        whole = _cumulated(moment[hit], arm[hit], looks_ms)
+        # What had been counted before the look's day began.
+        begun = _cumulated(moment[hit], arm[hit], start_ms + day_of_look * DAY_MS)
+        of_day[:, index] = whole - begun
+    return StepCounts(cards, first, of_step, of_day, day_of_look + 1)
+
+
+def _firsts(keys: NDArray[np.int64]) -> NDArray[np.intp]:
+    """Returns the place of each key's first row, in order."""
+    return np.sort(np.unique(keys, return_index=True)[1])
+
+
+def _cumulated(moments: NDArray[np.int64], arms: NDArray[np.int64], looks_ms: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Returns how many moments lie before each look, by arm, shape (looks, 2). `moments` rise."""
+    both = [np.searchsorted(moments[arms == arm], looks_ms, side="left") for arm in (CHAMPION, CANDIDATE)]
+    return np.stack(both).T
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a simulated rollout ended: the look that stopped it, or None, by what, and the share that it reached."""
+
+    stopped_ms: int | None
+    by: str
+    share: int
+    is_peeked: bool
+
+
+def rolled_out(payments: Payments, plan: RolloutPlan, *, days: int = DAYS) -> Ended:
+    """Returns how a rollout of a candidate that differs in nothing ends, looked at every LOOK_MS."""
+    events = events_of(payments, np.zeros(len(payments.card), dtype=bool), plan)
+    looks_ms = np.arange(1, days * DAY_MS // LOOK_MS + 1, dtype=np.int64) * LOOK_MS
+    step, begin, is_peeked = 0, 0, False
+    while step < plan.last_step and begin < len(looks_ms):
+        for length in (_SOON_LOOKS, len(looks_ms)):
+            looks = looks_ms[begin : begin + length]
+            counts = counts_at(payments, events, plan, step, looks)
+            goes_on = within_margin(plan, step, counts)
+            goes_on[: int(plan.step_hours[step] * HOUR_MS // LOOK_MS) - 1] = False
+            if goes_on.any():
+                break
+        end = int(np.argmax(goes_on)) if goes_on.any() else len(looks) - 1
+        seen = StepCounts(*(array[: end + 1] for array in _arrays(counts)))
+        is_peeked = is_peeked or bool(_peeked(payments, events, plan, step, looks[: end + 1]).any())
+        harms, mismatch = _harms(plan, step, seen), mismatch_evidence(plan, step, seen)
+        stops = (harms >= 0).any(axis=1) | (mismatch >= 0)
+        if stops.any():
+            place = int(np.argmax(stops))
+            name = "split" if mismatch[place] >= 0 else plan.measures[int(np.argmax(harms[place]))].name
+            return Ended(int(looks[place]), name, plan.steps[step], is_peeked)
+        begin += end + 1
+        step += 1 if goes_on.any() else 0
+    return Ended(None, "", plan.steps[step], is_peeked)
+
+
+def _harms(plan: RolloutPlan, step: int, counts: StepCounts) -> NDArray[np.float64]:
+    """Returns the evidence of harm, (looks, measures). It is computed where counts change, which is far from all."""
+    harms = np.empty(counts.step.shape[:2])
+    for index in range(len(plan.measures)):
+        changed = np.ones(len(harms), dtype=bool)
+        columns = (*counts.step[:, index].T, *counts.day[:, index].T, counts.day_number)
+        changed[1:] = np.logical_or.reduce([column[1:] != column[:-1] for column in columns])
+        of_step, of_day, day = (
+            array[changed] for array in (counts.step[:, index], counts.day[:, index], counts.day_number)
+        )
+        found, _ = harm_evidence_of(plan, step, index, of_step, of_day, day)
+        harms[:, index] = found[np.cumsum(changed) - 1]
+    return harms
+
+
+def _arrays(counts: StepCounts) -> tuple[NDArray[np.int64], ...]:
+    return counts.cards, counts.first, counts.step, counts.day, counts.day_number
+
+
+def _peeked(
+    payments: Payments, events: NDArray[np.bool_], plan: RolloutPlan, step: int, looks_ms: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Returns whether a z-test of the declines of the step's payments rejects, at each look."""
+    start_ms = int(looks_ms[0]) - LOOK_MS
+    rows = np.flatnonzero((payments.time_ms >= start_ms) & (payments.time_ms < looks_ms[-1]))
+    arm = (payments.positions[payments.card[rows]] < plan.steps[step] / BASIS_POINTS).astype(np.int64)
+    moment = payments.time_ms[rows]
+    declined = events[[measure.name for measure in plan.measures].index("decline")][rows]
+    every = _cumulated(moment, arm, looks_ms).astype(np.float64)
+    declines = _cumulated(moment[declined], arm[declined], looks_ms)
+    pooled = declines.sum(axis=1) / np.maximum(every.sum(axis=1), 1)
+    sd = np.sqrt(pooled * (1 - pooled) * (1 / np.maximum(every, 1)).sum(axis=1))
+    difference = declines[:, CANDIDATE] / np.maximum(every[:, CANDIDATE], 1) - declines[:, 0] / np.maximum(
+        every[:, 0], 1
+    )
+    known = (every.min(axis=1) >= 100) & (sd > 0)
+    far = np.abs(difference) > _Z_PEEKED * np.where(sd > 0, sd, 1)
+    return np.asarray(known & far, dtype=np.bool_)
+
+
+def aa_figures(rollouts: int, cards: int) -> dict[str, float]:
+    """Returns the shares of rollouts that were stopped although nothing differs; prints a line for each of ours."""
+    plan = RolloutPlan(segments=SEGMENTS)
+    stopped = peeked = 0
+    reached: list[int] = []
+    began = time.perf_counter()
+    for seed in range(rollouts):
+        ended = rolled_out(simulated(seed, cards, DAYS), plan)
+        stopped += ended.stopped_ms is not None
+        peeked += ended.is_peeked
+        reached.append(ended.share)
+        if ended.stopped_ms is not None:
+            print(f"  rollout {seed}: stopped by {ended.by} after {ended.stopped_ms / HOUR_MS:.1f} h", flush=True)
+        if (seed + 1) % 50 == 0:
+            print(
+                f"  {seed + 1} rollouts, {stopped} stopped, {peeked} by the z-test, {time.perf_counter() - began:.0f} s"
+            )
+    return {
+        "rollouts": float(rollouts),
+        "looks": float(_LOOKS),
+        "cards": float(cards),
+        "false_rollback_share": stopped / rollouts,
+        "peeked_z_test_share": peeked / rollouts,
+        "reached_100_percent_share": sum(share == BASIS_POINTS for share in reached) / rollouts,
+        "reached_share_mean": sum(reached) / rollouts / BASIS_POINTS,
+    }
+
+
+def harm_figures(rounds: int, days: int) -> dict[str, float]:
+    """Returns the minutes until rollback, the median of some rounds, by harm, cards and share; prints a table."""
+    figures: dict[str, float] = {}
+    print(f"\n{'cards':>10}{'share':>8}   " + "".join(f"{name:>12}" for name in HARMS) + "   (minutes; inf: not found)")
+    for cards in (20_000, 100_000, 500_000):
+        for step in (0, 1, 4):
+            plan = RolloutPlan(segments=SEGMENTS)
+            row = []
+            for name, harm in HARMS.items():
+                minutes = [_minutes_to_rollback(seed, cards, harm, plan, step, days) for seed in range(rounds)]
+                row.append(float(np.median(minutes)))
+                share = plan.steps[step] / 100
+                figures[f"minutes_to_rollback_{name}_{cards}_cards_{share:g}_percent"] = row[-1]
+                if (cards, step) == (500_000, 1):
+                    figures[f"minutes_to_rollback_{name}"] = row[-1]
+            print(
+                f"{cards:>10,}{plan.steps[step] / 100:>7g}%   " + "".join(f"{value:>12.0f}" for value in row),
+                flush=True,
+            )
+    return figures
+
+
+def _minutes_to_rollback(seed: int, cards: int, harm: Harm, plan: RolloutPlan, step: int, days: int) -> float:
+    """Returns the minutes from the step's start to the look that finds harm; infinite if none of `days` does."""
+    # Half a day first: most harm shows by then, and fewer payments are to be made.
+    for length in (0.5, float(days)):
+        payments = simulated(seed, cards, length)
+        is_candidate = payments.positions[payments.card] < plan.steps[step] / BASIS_POINTS
+        changed, declined = harm(payments, is_candidate)
+        looks_ms = np.arange(1, int(length * DAY_MS // LOOK_MS) + 1, dtype=np.int64) * LOOK_MS
+        counts = counts_at(changed, events_of(changed, declined, plan), plan, step, looks_ms)
+        stops = (_harms(plan, step, counts) >= 0).any(axis=1)
+        if stops.any():
+            return float(looks_ms[int(np.argmax(stops))]) / MINUTE_MS
+    return math.inf
+
+
+def print_power(cards: int) -> None:
+    """Print what `rollout start` says beforehand for this traffic."""
+    traffic = Traffic(
+        cards_a_day=cards * (1 - math.exp(-_PAYMENTS_A_DAY)),
+        shares={"decline": _DECLINE_SHARE, "review": _REVIEW_SHARE - _DECLINE_SHARE, "slow": _SLOW_SHARE,
+                "score_upper": _UPPER_SHARE, "error": _ERROR_SHARE, "flag": _FLAG_SHARE, "score_top": _TOP_SHARE},
+    )  # fmt: skip
+    print(f"\npower with {cards:,} cards:")
+    for line in power(RolloutPlan(segments=SEGMENTS), traffic):
+        print("  " + line.text)
+
+
+def main() -> None:
+    arguments = arguments_of(
+        __doc__,
+        ("--aa", {"type": int, "default": 0, "metavar": "N", "help": "rollouts in which nothing differs"}),
+        ("--harm", {"action": "store_true", "help": "minutes until a harmful candidate is rolled back"}),
+        ("--cards", {"type": int, "default": 20_000, "help": "cards of the rollouts in which nothing differs"}),
+        ("--rounds", {"type": int, "default": 5, "help": "simulations of each harm; their median counts"}),
+        ("--days", {"type": int, "default": 2, "help": "days after which a harm counts as not found"}),
+    )
+    figures: dict[str, float] = {}
+    if arguments.aa or not arguments.harm:
+        figures |= aa_figures(arguments.aa or 100, arguments.cards)
+    if arguments.harm:
+        figures |= harm_figures(arguments.rounds, arguments.days)
+        for cards in (20_000, 100_000, 500_000):
+            print_power(cards)
+    finish(figures, arguments.json)
+
+
+if __name__ == "__main__":
+    main()
