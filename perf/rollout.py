@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from paywarden.models.rollout.judgement import harm_evidence_of, mismatch_evidence, within_margin
 from paywarden.models.rollout.plan import RolloutPlan
-from paywarden.models.rollout.power import Traffic, power
+from paywarden.models.rollout.power import Traffic, power, power_text
 from paywarden.models.rollout.shares import BASIS_POINTS, CANDIDATE, CHAMPION
 from paywarden.models.rollout.tally import DAY_MS, StepCounts
 from perf.measuring import arguments_of, finish
@@ -351,8 +351,8 @@ def print_power(cards: int) -> None:
                 "score_upper": _UPPER_SHARE, "error": _ERROR_SHARE, "flag": _FLAG_SHARE, "score_top": _TOP_SHARE},
     )  # fmt: skip
     print(f"\npower with {cards:,} cards:")
-    for line in power(RolloutPlan(segments=SEGMENTS), traffic):
-        print("  " + line.text)
+    for text in power_text(power(RolloutPlan(segments=SEGMENTS), traffic)):
+        print("  " + text)
 
 
 def main() -> None:

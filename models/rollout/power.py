@@ -5,9 +5,12 @@ For each step and measure this answers two questions about the step's least time
 - which increase is found with a probability of 80 %, and
 - how long it takes to show that the measure is within the margin, if nothing differs.
 
-Example: 200,000 cards a day, 2 % of their payments declined, a step of 24 hours at 10 %:
+Example: 200,000 cards a day, 2 % of their payments declined, 5 % sent to review:
 
-    step 10 %, 24 hours, decline: finds 1.35 times or more in that time; within the margin after about 4 hours
+    step 5 %, 6 hours: review x 1.60, decline x 2.02; goes on after 6 hours
+    step 10 %, 24 hours: review x 1.26, decline x 1.42; goes on after 24 hours
+
+In the step of 5 % twice as many declines are found, and a rise to 1.42 times waits for the next step.
 
 The cards with an event are counted as a binomial number, and the normal distribution stands in for it. A look before
 the end can find it too, so the true power is a little higher.
@@ -16,8 +19,9 @@ the end can find it too, so the true power is a little higher.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
@@ -61,22 +65,31 @@ class PowerLine:
     ratio: float
     hours: float
 
-    @property
-    def text(self) -> str:
-        """The line that `rollout start` prints."""
-        finds = "finds nothing" if math.isinf(self.ratio) else f"finds {self.ratio:.2f} times or more in that time"
-        after = (
-            "never within the margin"
-            if math.isinf(self.hours)
-            else f"within the margin after about {_spoken(self.hours)}"
-        )
-        return f"step {self.share_percent:g} %, {self.step_hours:g} hours, {self.measure}: {finds}; {after}"
-
 
 def _spoken(hours: float) -> str:
     if hours < 1:
         return f"{max(1, round(hours * 60))} minutes"
     return f"{hours:.0f} hours" if hours < 3 * _HOURS_A_DAY else f"{hours / _HOURS_A_DAY:.0f} days"
+
+
+def power_text(lines: Sequence[PowerLine]) -> list[str]:
+    """Returns the power as one line for each step, and a line before them."""
+    texts = ["power: the smallest ratio that each step finds with a probability of 80 %, and when it goes on:"]
+    for _, of_step in groupby(lines, key=lambda line: line.step):
+        those = list(of_step)
+        found = ", ".join(f"{line.measure} {_factor(line.ratio)}" for line in those)
+        slowest = max(those, key=lambda line: line.hours)
+        goes_on = f"goes on after {_spoken(slowest.hours)}"
+        if math.isinf(slowest.hours):
+            goes_on = f"never goes on, for {slowest.measure}"
+        elif slowest.hours > slowest.step_hours * _GROWTH:
+            goes_on += f", for {slowest.measure}"
+        texts.append(f"  step {those[0].share_percent:g} %, {those[0].step_hours:g} hours: {found}; {goes_on}")
+    return texts
+
+
+def _factor(ratio: float) -> str:
+    return "nothing" if math.isinf(ratio) else f"x {ratio:.2f}" if ratio < 10 else f"x {ratio:.0f}"
 
 
 def power(plan: RolloutPlan, traffic: Traffic) -> list[PowerLine]:

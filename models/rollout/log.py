@@ -1,0 +1,238 @@
+"""The log of rollouts: every event that has happened, in order; the state is what they add up to.
+
+    {"kind": "started", "time_ms": 1764230400000, "by": "ann", "why": "b-42 finds …", "start": {"name": "r-7", …}}
+    {"kind": "ready", "time_ms": 1764230401000, "by": "host-1", "why": "", …}
+    {"kind": "looked", "time_ms": 1764230411000, "by": "analysis", "step": 0, "judgement": {"finding": "no_data", …}}
+
+A `RolloutLog` keeps the events. `FileRolloutLog` is a file of JSON lines that several processes of one host share; a
+signed log or a topic is another one with the same two methods.
+
+`RolloutKeeper.take` is how events get in: it refuses what must not happen, and writes nothing then. Looks come every
+few seconds. The keeper writes those that change the phase, the step or the finding, and otherwise one every
+NOTED_EVERY_MS. After kill -9 at any moment the next process reads the log and is where it says.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from paywarden.models.rollout.judgement import judgement_of, judgement_record
+from paywarden.models.rollout.plan import RolloutPlan
+from paywarden.models.rollout.rollout import EventKind, Rollout, RolloutEvent, Start, Version, after
+from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.private_files import make_parent, open_private
+
+NOTED_EVERY_MS = 300_000
+"""At most half of LOOK_GAP_MAX_MS, so that no step loses time by what is not written."""
+# Everything that reading a line of something else may raise.
+_NO_EVENT = (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError)
+_FIELDS = ("kind", "time_ms", "by", "why", "start", "step", "judgement")
+
+
+class RolloutLog(Protocol):
+    """Keeps the events of rollouts."""
+
+    def events(self) -> list[RolloutEvent]:
+        """Returns all events in order. Raises Misconfigured for a log that cannot be read."""
+
+    def append(self, event: RolloutEvent, known: int) -> bool:
+        """Append an event behind the first `known` ones, durably. Returns False if there are more than those by now.
+
+        Raises Misconfigured for a log that cannot be written.
+        """
+
+
+class MemoryRolloutLog:
+    """A log that ends with its process: for tests and simulations."""
+
+    def __init__(self) -> None:
+        self._events: list[RolloutEvent] = []
+
+    def events(self) -> list[RolloutEvent]:
+        return list(self._events)
+
+    def append(self, event: RolloutEvent, known: int) -> bool:
+        if len(self._events) != known:
+            return False
+        self._events.append(event)
+        return True
+
+
+class FileRolloutLog:
+    """A log in a file, one JSON object a line. Processes of one host may share it.
+
+    A last line without its end is what a killed writer leaves: it never happened, and the next writer cuts it off. Any
+    other line that cannot be read is damage, and nothing is written behind damage.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        # What was read before, of which file, and where it ended: only the rest is read again.
+        self._known: list[RolloutEvent] = []
+        self._end, self._file = 0, -1
+
+    def events(self) -> list[RolloutEvent]:
+        try:
+            with self._path.open("rb") as file:
+                self._read(file)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise Misconfigured(f"cannot read the rollouts in {self._path}: {error.strerror}") from error
+        return list(self._known)
+
+    def append(self, event: RolloutEvent, known: int) -> bool:
+        line = json.dumps(event_record(event), sort_keys=True, allow_nan=False).encode() + b"\n"
+        try:
+            with self._locked() as file:
+                self._read(file)
+                if len(self._known) != known:
+                    return False
+                file.truncate(self._end)
+                file.seek(self._end)
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise Misconfigured(f"cannot write the rollouts to {self._path}: {error.strerror}") from error
+        return True
+
+    @contextmanager
+    def _locked(self) -> Iterator[BinaryIO]:
+        """Opens the file for its only writer; closing it gives the lock back."""
+        make_parent(self._path)
+        with os.fdopen(open_private(self._path, os.O_RDWR | os.O_CREAT), "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield file
+
+    def _read(self, file: BinaryIO) -> None:
+        """Read what has come to the file since, up to the end of its last whole line."""
+        status = os.fstat(file.fileno())
+        if status.st_ino != self._file or status.st_size < self._end:
+            self._known, self._end, self._file = [], 0, status.st_ino
+        file.seek(self._end)
+        content = file.read()
+        lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
+        for line in lines:
+            try:
+                event = event_of(json.loads(line))
+            except (*_NO_EVENT, Misconfigured) as error:
+                raise Misconfigured(
+                    f"{self._path}, line {len(self._known) + 1}: wanted an event of a rollout, got something else "
+                    f"({type(error).__name__}): the file is damaged, and nothing is written to it"
+                ) from error
+            self._known.append(event)
+            self._end += len(line)
+
+
+class RolloutKeeper:
+    """The newest rollout, and the way in for its events. Not thread-safe; several processes may keep the same log."""
+
+    def __init__(self, log: RolloutLog) -> None:
+        """Raises Misconfigured for a log that cannot be read."""
+        self._log = log
+        self._known = 0
+        self._noted_ms = 0
+        self.rollout: Rollout | None = None
+        self.refresh()
+
+    def refresh(self) -> Rollout | None:
+        """Read what other processes have written, and return the newest rollout; None if there has been none."""
+        events = self._log.events()
+        if len(events) < self._known:
+            self.rollout, self._known = None, 0
+        for event in events[self._known :]:
+            self.rollout = after(self.rollout, event)
+            self._known += 1
+            self._noted_ms = event.time_ms
+        return self.rollout
+
+    def take(self, event: RolloutEvent) -> Rollout:
+        """Apply an event, write it if it must be kept, and return the rollout after it.
+
+        Raises Misconfigured for an event that must not happen now; then nothing is written.
+        """
+        while True:
+            before = self.refresh()
+            rollout = after(before, event)
+            if not self._is_notable(before, rollout, event):
+                # A look that changes nothing is not worth a line, and its time counts with the next one.
+                return rollout
+            if self._log.append(event, self._known):
+                self.rollout, self._noted_ms = rollout, event.time_ms
+                self._known += 1
+                return rollout
+
+    def _is_notable(self, before: Rollout | None, rollout: Rollout, event: RolloutEvent) -> bool:
+        if before is None or event.kind not in (EventKind.LOOKED, EventKind.OUTCOMES):
+            return True
+        if event.time_ms - self._noted_ms >= NOTED_EVERY_MS:
+            return True
+        return _shown(before) != _shown(rollout)
+
+
+def _shown(rollout: Rollout) -> tuple[object, ...]:
+    findings = (one.finding if one is not None else None for one in (rollout.judgement, rollout.outcomes))
+    return rollout.phase, rollout.step, *findings
+
+
+def event_record(event: RolloutEvent) -> dict[str, Any]:
+    """Returns an event as values that JSON can hold."""
+    return {
+        "kind": event.kind.value,
+        "time_ms": event.time_ms,
+        "by": event.by,
+        "why": event.why,
+        "start": None if event.start is None else asdict(event.start),
+        "step": event.step,
+        "judgement": None if event.judgement is None else judgement_record(event.judgement),
+    }
+
+
+def event_of(record: Mapping[str, Any]) -> RolloutEvent:
+    """Returns the event of a record that `event_record` made.
+
+    Raises KeyError, TypeError, ValueError or Misconfigured for anything else.
+    """
+    if set(record) != set(_FIELDS):
+        raise ValueError(f"wanted the fields {', '.join(_FIELDS)}")
+    start, judgement = record["start"], record["judgement"]
+    return RolloutEvent(
+        EventKind(record["kind"]),
+        _whole(record["time_ms"]),
+        _text(record["by"]),
+        _text(record["why"]),
+        None if start is None else _start_of(start),
+        _whole(record["step"]),
+        None if judgement is None else judgement_of(judgement),
+    )
+
+
+def _start_of(record: Mapping[str, Any]) -> Start:
+    champion, candidate = (
+        Version(**{field.name: _text(record[role][field.name]) for field in fields(Version)})
+        for role in ("champion", "candidate")
+    )
+    plan: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in record["plan"].items()
+    }
+    return Start(_text(record["name"]), _text(record["salt"]), champion, candidate, RolloutPlan(**plan))
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("wanted a text")
+    return value
+
+
+def _whole(value: object) -> int:
+    if type(value) is not int:
+        raise TypeError("wanted a whole number")
+    return value

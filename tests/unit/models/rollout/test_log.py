@@ -1,0 +1,134 @@
+"""The log of rollouts: after a crash at any byte, and with several writers, a rollout is where its log says."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paywarden.models.rollout.judgement import Finding
+from paywarden.models.rollout.log import (
+    NOTED_EVERY_MS,
+    FileRolloutLog,
+    MemoryRolloutLog,
+    RolloutKeeper,
+    event_of,
+    event_record,
+)
+from paywarden.models.rollout.rollout import EventKind, Phase, Rollout, RolloutEvent, after, replayed
+from paywarden.schemas.errors import Misconfigured
+from tests.unit.models.rollout.test_rollout import event, look, outcomes, some_events, start_of
+
+EVENTS = [
+    event(EventKind.STARTED, 0, start=start_of()),
+    event(EventKind.READY, 1),
+    look(Finding.NO_DATA, 2),
+    look(Finding.INCONCLUSIVE, 3),
+    event(EventKind.PAUSED, 4),
+    event(EventKind.RESUMED, 5),
+    look(Finding.HARM, 6),
+]
+
+
+def filled(path: Path, events: list[RolloutEvent] = EVENTS) -> RolloutKeeper:
+    keeper = RolloutKeeper(FileRolloutLog(path))
+    for each in events:
+        keeper.take(each)
+    return keeper
+
+
+@given(some_events())
+def test_an_event_is_the_same_after_it_was_written(each: RolloutEvent) -> None:
+    assert event_of(json.loads(json.dumps(event_record(each)))) == each
+
+
+def test_killed_at_any_byte_the_rollout_is_where_the_whole_lines_say(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.jsonl"
+    filled(whole)
+    content = whole.read_bytes()
+    ends = [place + 1 for place, byte in enumerate(content) if byte == ord("\n")]
+    cut = tmp_path / "cut.jsonl"
+    for size in {*range(0, len(content), 97), *(end + more for end in ends for more in (-1, 0, 1))}:
+        cut.write_bytes(content[:size])
+        lines = sum(end <= size for end in ends)
+        assert RolloutKeeper(FileRolloutLog(cut)).rollout == replayed(EVENTS[:lines])
+        # The next writer cuts off the torn line.
+        keeper = RolloutKeeper(FileRolloutLog(cut))
+        if lines and not (keeper.rollout is None or keeper.rollout.has_ended):
+            keeper.take(RolloutEvent(EventKind.ABORTED, 9, "ann", "over"))
+            assert cut.read_bytes()[: ends[lines - 1]] == content[: ends[lines - 1]]
+            assert len(FileRolloutLog(cut).events()) == lines + 1
+
+
+def test_damage_before_the_end_is_named_and_never_written_behind(tmp_path: Path) -> None:
+    path = tmp_path / "rollouts.jsonl"
+    filled(path, EVENTS[:3])
+    lines = path.read_bytes().splitlines(keepends=True)
+    for wrong in (
+        b"{}\n",
+        b"nothing\n",
+        lines[1].replace(b'"by": "ann"', b'"by": 3'),
+        b'{"kind": "ready"}\n',
+        b"[1]\n",
+    ):
+        path.write_bytes(lines[0] + wrong + lines[2])
+        with pytest.raises(
+            Misconfigured, match=r"rollouts\.jsonl, line 2: wanted an event of a rollout, got something else"
+        ):
+            RolloutKeeper(FileRolloutLog(path))
+        assert path.read_bytes() == lines[0] + wrong + lines[2]
+
+
+def test_two_keepers_of_one_log_never_write_past_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "rollouts.jsonl"
+    mine = filled(path, EVENTS[:2])
+    other = RolloutKeeper(FileRolloutLog(path))
+    other.take(event(EventKind.PAUSED, 3))
+    with pytest.raises(Misconfigured, match="r-1 is paused, not running"):
+        mine.take(event(EventKind.PAUSED, 4))
+    assert mine.take(event(EventKind.RESUMED, 5)).phase is Phase.RUNNING
+    assert other.refresh() == mine.rollout
+
+
+def test_a_refused_event_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "rollouts.jsonl"
+    keeper = filled(path, EVENTS[:2])
+    content = path.read_bytes()
+    with pytest.raises(Misconfigured):
+        keeper.take(event(EventKind.PROMOTED, 3))
+    assert path.read_bytes() == content
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@given(st.lists(st.sampled_from([Finding.WITHIN, Finding.INCONCLUSIVE, Finding.NO_DATA]), max_size=300))
+def test_what_is_not_written_costs_no_time_and_changes_nothing(findings: list[Finding]) -> None:
+    log, every_ms = MemoryRolloutLog(), 60_000
+    keeper = RolloutKeeper(log)
+    plain: Rollout | None = None
+    events = [*EVENTS[:2], *(look(found, (place + 1) * every_ms) for place, found in enumerate(findings))]
+    for each in events:
+        shown = keeper.take(each)
+        plain = after(plain, each)
+        assert (shown.phase, shown.step, shown.elapsed_ms) == (plain.phase, plain.step, plain.elapsed_ms)
+    changes = sum(a is not b for a, b in pairwise(findings))
+    assert len(log.events()) <= 2 + len(findings) * every_ms // NOTED_EVERY_MS + changes + 4
+
+
+def test_outcomes_are_noted_when_their_finding_changes() -> None:
+    log = MemoryRolloutLog()
+    keeper = RolloutKeeper(log)
+    for each in (*EVENTS[:2], outcomes(Finding.NO_DATA, 3), outcomes(Finding.NO_DATA, 4), outcomes(Finding.WITHIN, 5)):
+        keeper.take(each)
+    assert [each.time_ms for each in log.events()] == [0, 1, 3, 5]
+
+
+def test_a_log_that_cannot_be_read_or_written_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(Misconfigured, match=r"cannot read the rollouts in .*: Is a directory"):
+        RolloutKeeper(FileRolloutLog(tmp_path))
+    (tmp_path / "file").touch()
+    with pytest.raises(Misconfigured, match=r"cannot (read|write) the rollouts .*: Not a directory"):
+        filled(tmp_path / "file" / "rollouts.jsonl")
