@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
@@ -36,6 +36,8 @@ from paywarden.models.rollout.evidence import (
 from paywarden.models.rollout.plan import OUTCOME_MEASURES, Part, RolloutPlan
 from paywarden.models.rollout.shares import CANDIDATE, CHAMPION
 from paywarden.models.rollout.tally import Counts, StepCounts
+
+_MONEY = ("champion", "candidate", "low", "high")
 
 
 class Finding(Enum):
@@ -66,6 +68,19 @@ class MeasureEvidence:
 
 
 @dataclass(frozen=True)
+class MoneyInterval:
+    """Losses by approved fraud in minor units of the reference currency for 1,000 payments, and their difference.
+
+    `low`, `high`: the interval of candidate minus champion, valid at all looks in the limit of many cards.
+    """
+
+    champion: float
+    candidate: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Judgement:
     """What a look has found. `measure`: the one with the strongest evidence of harm. Evidence is that of that one."""
 
@@ -74,6 +89,7 @@ class Judgement:
     evidence: float
     cards: tuple[int, int]
     measures: tuple[MeasureEvidence, ...]
+    money: MoneyInterval | None = None
 
     @property
     def line(self) -> str:
@@ -215,6 +231,7 @@ class OutcomeCounts:
     events: Counts
     amount_evidence: float
     shares: Floats
+    money: MoneyInterval | None = None
 
 
 def judge_outcomes(plan: RolloutPlan, counts: OutcomeCounts) -> Judgement:
@@ -242,7 +259,7 @@ def judge_outcomes(plan: RolloutPlan, counts: OutcomeCounts) -> Judgement:
         finding = Finding.NO_DATA
     else:
         finding = Finding.WITHIN if all(one.is_within for one in measures) else Finding.INCONCLUSIVE
-    return Judgement(finding, worst.name, worst.evidence, (champion, candidate), tuple(measures))
+    return Judgement(finding, worst.name, worst.evidence, (champion, candidate), tuple(measures), counts.money)
 
 
 def judgement_record(judgement: Judgement) -> dict[str, Any]:
@@ -252,6 +269,7 @@ def judgement_record(judgement: Judgement) -> dict[str, Any]:
         "measure": judgement.measure,
         "evidence": judgement.evidence,
         "cards": list(judgement.cards),
+        "money": None if judgement.money is None else asdict(judgement.money),
         "measures": [
             {
                 "name": one.name,
@@ -287,4 +305,5 @@ def judgement_of(record: dict[str, Any]) -> Judgement:
             )
             for one in measures
         ),
+        None if record["money"] is None else MoneyInterval(**{name: float(record["money"][name]) for name in _MONEY}),
     )

@@ -1,0 +1,120 @@
+"""What mature outcomes say about both arms: cards by event, the weight of approved fraud, and money with an interval.
+
+A payment is looked at when it is at least `label_days` old and its outcome is known. By then both arms have had the
+same time for labels to come. Payments stand in the order of their labels, so that a later look only adds cards.
+
+    card A (candidate)    approved, fraud of EUR 80      counts for fraud_approved, weighs 80 / cap
+    card A (candidate)    approved, fraud of EUR 30      counts no more: a card counts once
+    card B (champion)     declined, genuine              counts for genuine_declined
+
+The interval of money is another matter. It takes all payments, the sums of each card as one observation, and widens a
+normal interval so that it covers at all looks (I. Waudby-Smith, D. Arbour, R. Sinha, E. Kennedy, A. Ramdas,
+"Time-uniform central limit theory and asymptotic confidence sequences", 2024). It holds in the limit of many cards,
+and heavy tails make that limit far. It is shown to people; what decides is the e-value of `fraud_amount`, which needs
+no limit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paywarden.models.policy.policy import APPROVE, DECLINE
+from paywarden.models.rollout.evidence import WeightedEvidence
+from paywarden.models.rollout.judgement import MoneyInterval, OutcomeCounts
+from paywarden.models.rollout.plan import OUTCOME_MEASURES, RolloutPlan
+from paywarden.models.rollout.shares import CANDIDATE, CHAMPION, arm_edges
+
+# The number of the candidate's cards for which the interval of money is narrowest.
+_CARDS_TUNED = 2_000
+_PER_PAYMENTS = 1_000
+
+
+@dataclass(frozen=True)
+class MatureOutcomes:
+    """Payments with mature outcomes, in the order in which their labels came. All arrays have shape (payments,).
+
+    `step`: the step in which the payment was decided. `action`: an index into ACTIONS. `amount`: minor units of the
+    reference currency.
+    """
+
+    step: NDArray[np.int64]
+    position: NDArray[np.uint64]
+    arm: NDArray[np.int8]
+    action: NDArray[np.int8]
+    is_fraud: NDArray[np.bool_]
+    amount: NDArray[np.int64]
+
+
+def outcome_counts(plan: RolloutPlan, outcomes: MatureOutcomes, *, amount_cap: int) -> OutcomeCounts:
+    """Returns the counts that `judge_outcomes` takes. `amount_cap`: a larger fraud weighs no more; fixed before."""
+    strata = plan.last_step
+    cards = np.zeros((strata, 2), dtype=np.int64)
+    events = np.zeros((len(OUTCOME_MEASURES), strata, 2), dtype=np.int64)
+    evidence = WeightedEvidence()
+    compared = np.zeros(len(outcomes.step), dtype=bool)
+    for step in range(strata):
+        known_end = arm_edges([plan.steps[step - 1]])[0][1] if step else 0
+        rows = np.flatnonzero((outcomes.step == step) & (outcomes.position >= np.uint64(known_end)))
+        compared[rows] = True
+        fraud = outcomes.is_fraud[rows]
+        missed = rows[fraud & (outcomes.action[rows] == APPROVE)]
+        wronged = rows[~fraud & (outcomes.action[rows] == DECLINE)]
+        cards[step] = _by_arm(outcomes, _first_of_cards(outcomes, rows))
+        first_missed = _first_of_cards(outcomes, missed)
+        events[0, step] = events[2, step] = _by_arm(outcomes, first_missed)
+        events[1, step] = _by_arm(outcomes, _first_of_cards(outcomes, wronged))
+        weights = np.minimum(outcomes.amount[first_missed] / amount_cap, 1.0)
+        evidence.add(weights, outcomes.arm[first_missed] == CANDIDATE, plan.comparing_share(step))
+    shares = np.array([plan.comparing_share(step) for step in range(strata)])
+    money = _money(outcomes, compared, plan.alpha)
+    return OutcomeCounts(cards, events, evidence.log_evidence, shares, money)
+
+
+def _first_of_cards(outcomes: MatureOutcomes, rows: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Returns the first row of each card among some rows."""
+    return rows[np.sort(np.unique(outcomes.position[rows], return_index=True)[1])]
+
+
+def _by_arm(outcomes: MatureOutcomes, rows: NDArray[np.intp]) -> NDArray[np.int64]:
+    return np.bincount(outcomes.arm[rows], minlength=2).astype(np.int64)
+
+
+def _money(outcomes: MatureOutcomes, rows: NDArray[np.bool_], alpha: float) -> MoneyInterval | None:
+    """Returns the losses by approved fraud and the interval of their difference; None where an arm is too small.
+
+    The steps stand together, and a step in which fraud was rife may have more of the candidate's cards than another.
+    Weights even that out: a payment counts 1 / its arm's share of the payments of its step.
+    """
+    lost = (outcomes.is_fraud & (outcomes.action == APPROVE)) * outcomes.amount
+    sums = []
+    for arm in (CHAMPION, CANDIDATE):
+        mine = np.flatnonzero(rows & (outcomes.arm == arm))
+        if len(mine) == 0:
+            return None
+        # The share of the arm in the payments of the step, as it came out.
+        steps = np.bincount(outcomes.step[rows], minlength=1)
+        ours = np.bincount(outcomes.step[mine], minlength=len(steps))
+        weight = (steps / np.maximum(ours, 1))[outcomes.step[mine]]
+        _, card = np.unique(outcomes.position[mine], return_inverse=True)
+        payments = np.bincount(card, weight)
+        loss = np.bincount(card, weight * lost[mine])
+        mean = loss.sum() / payments.sum()
+        sums.append((mean, float(((loss - mean * payments) ** 2).sum()) / payments.sum() ** 2, len(payments)))
+    (theirs, their_variance, _), (ours_mean, our_variance, cards) = sums
+    if cards < 2:
+        return None
+    width = _sequence_factor(cards, alpha) * math.sqrt(their_variance + our_variance)
+    difference = ours_mean - theirs
+    ends = (difference - width, difference + width)
+    return MoneyInterval(*(float(each) * _PER_PAYMENTS for each in (theirs, ours_mean, *ends)))
+
+
+def _sequence_factor(cards: int, alpha: float) -> float:
+    """Returns how many standard errors the interval is wide on each side, valid at all numbers of cards."""
+    rho = (-2 * math.log(alpha) + math.log(-2 * math.log(alpha) + 1)) / _CARDS_TUNED
+    grown = cards * rho + 1
+    return math.sqrt(2 * grown / (cards * rho) * math.log(math.sqrt(grown) / alpha))
