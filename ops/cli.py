@@ -30,6 +30,7 @@ from paywarden.ops.commands.policy import policy
 from paywarden.ops.commands.profile_sets import profile_sets
 from paywarden.ops.commands.rebuild import rebuild
 from paywarden.ops.commands.replay import replay
+from paywarden.ops.commands.rollout import rollout
 from paywarden.ops.commands.schemas import schemas
 from paywarden.ops.commands.set_aside import set_aside
 from paywarden.ops.commands.source import source_group
@@ -338,7 +339,7 @@ def _ending(name: str) -> ProcessEnd:
 
 for _command in (
     *(archive, backfill, backtest, convert, dead_letters, doctor, drift, features, forget, init),
-    *(load, models, outbox, policy, profile_sets, rebuild, replay, schemas, set_aside),
+    *(load, models, outbox, policy, profile_sets, rebuild, replay, rollout, schemas, set_aside),
     *(source_group, store, train),
 ):
     cli.add_command(_command)

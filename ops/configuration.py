@@ -24,6 +24,7 @@ def settings_types() -> dict[str, type[Any]]:
     from paywarden.models.drift.detectors import DetectorSettings
     from paywarden.models.metrics.costs import CostSettings
     from paywarden.models.registry.settings import ModelRegistrySettings
+    from paywarden.models.rollout.settings import RolloutSettings
     from paywarden.models.training.settings import TrainingSettings
     from paywarden.scoring.engine.batcher import AdmissionSettings
     from paywarden.scoring.grpc.settings import GrpcSettings
@@ -66,6 +67,7 @@ def settings_types() -> dict[str, type[Any]]:
         "outcomes": OutcomeSettings,
         "policy": PolicySettings,
         "registry": RegistrySettings,
+        "rollout": RolloutSettings,
         "serve": wiring.ServeSettings,
         "store": wiring.StoreSettings,
         "stream": StreamSettings,

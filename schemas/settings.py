@@ -49,6 +49,7 @@ SECTIONS = (
     "outcomes",
     "policy",
     "registry",
+    "rollout",
     "serve",
     "store",
     "stream",

@@ -84,7 +84,7 @@ def _default(section: str, field: dataclasses.Field[Any]) -> str:
     if isinstance(value, str):
         return f'"{value}"'
     if isinstance(value, tuple):
-        return "[" + ", ".join(f'"{item}"' for item in value) + "]"
+        return "[" + ", ".join(f'"{item}"' if isinstance(item, str) else str(item) for item in value) + "]"
     return f"{value:_}" if isinstance(value, int) and value >= 10_000 else str(value)
 
 

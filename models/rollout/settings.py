@@ -1,0 +1,44 @@
+"""The settings `[rollout]`. A rollout takes them over when it starts, and later changes do not touch it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from paywarden.models.rollout.plan import STEP_HOURS, STEPS, RolloutPlan
+from paywarden.models.rollout.shares import checked_steps
+from paywarden.schemas.errors import Misconfigured
+
+
+@dataclass(frozen=True)
+class RolloutSettings:
+    """Where rollouts are written down, and the plan of the next one."""
+
+    log: str = "rollouts.jsonl"
+    # Percent of the cards.
+    steps: tuple[float, ...] = STEPS
+    step_hours: tuple[float, ...] = STEP_HOURS
+    segments: tuple[str, ...] = ()
+    alpha: float = 0.05
+    margin: float = 0.25
+    rare_share: float = 0.002
+    cards_min: int = 100
+    label_days: float = 14.0
+
+    def __post_init__(self) -> None:
+        """Raises Misconfigured naming the setting that is out of range."""
+        if not self.log:
+            raise Misconfigured("rollout log: wanted the path of a file, got an empty text")
+        self.plan()
+
+    def plan(self) -> RolloutPlan:
+        """Returns the plan of a rollout that starts now."""
+        return RolloutPlan(
+            steps=checked_steps(self.steps),
+            step_hours=self.step_hours,
+            segments=self.segments,
+            alpha=self.alpha,
+            margin=self.margin,
+            rare_share=self.rare_share,
+            cards_min=self.cards_min,
+            label_days=self.label_days,
+        )

@@ -1,0 +1,287 @@
+"""`paywarden rollout`: starts a rollout, says where it is, stops it, and confirms it at its end."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from paywarden.ops.extras import needs
+from paywarden.ops.reporting import print_table, printable
+from paywarden.ops.times import now_ms, spoken
+from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.settings import Source
+
+if TYPE_CHECKING:
+    from paywarden.models.rollout.judgement import Judgement
+    from paywarden.models.rollout.log import RolloutKeeper
+    from paywarden.models.rollout.rollout import Rollout, Version
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_BYTES_OF_TEXT_MAX = 500
+_HEADINGS = ["measure", "within", "ratio at least", "at most", "evidence"]
+_BY = click.option("--by", metavar="NAME", default="", help="Who does it (default: the logged-in user).")
+_WHY = click.option("--why", metavar="TEXT", required=True, help="Why, for the log and the report.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="The state as JSON.")
+
+
+@click.group()
+def rollout() -> None:
+    """Roll a candidate out card by card, by evidence.
+
+    The log of rollouts is the file [rollout] log. The evidence decides about every step and about a rollback; people
+    start, pause, resume and abort, and they promote what mature outcomes allow.
+    """
+
+
+@rollout.command()
+@click.option("--candidate", type=click.Path(file_okay=False), required=True, help="The bundle to try.")
+@click.option(
+    "--champion", type=click.Path(file_okay=False), help="The bundle that decides now (default: [serve] bundle)."
+)
+@click.option("--name", metavar="NAME", default="", help="The rollout's name (default: r- and the time).")
+@click.option("--cards-a-day", type=float, help="Different cards a day, to compute the power.")
+@click.option(
+    "--event-share",
+    metavar="MEASURE=SHARE",
+    multiple=True,
+    help="How often a measure's event is now, such as decline=0.02, to compute the power.",
+)
+@click.option("--dry-run", is_flag=True, help="Only check, and print the power.")
+@_BY
+@_WHY
+@_JSON
+@click.pass_obj
+def start(
+    source: Source,
+    candidate: str,
+    champion: str | None,
+    name: str,
+    cards_a_day: float | None,
+    event_share: tuple[str, ...],
+    dry_run: bool,
+    by: str,
+    why: str,
+    as_json: bool,
+) -> None:
+    """Start a rollout of a candidate, by the plan in [rollout].
+
+    It stays pending until a host has loaded the candidate. With --cards-a-day the command prints beforehand what each
+    step can find, and when it will go on.
+    """
+    from paywarden.models.rollout.log import FileRolloutLog, RolloutKeeper
+    from paywarden.models.rollout.power import Traffic, power, power_text
+    from paywarden.models.rollout.rollout import EventKind, RolloutEvent, Start, after
+    from paywarden.models.rollout.settings import RolloutSettings
+    from paywarden.models.rollout.shares import SALT_BYTES
+    from paywarden.ops.wiring import ServeSettings
+
+    settings = source.section("rollout", RolloutSettings)
+    plan = settings.plan()
+    time_ms = now_ms()
+    called = name or f"r-{time_ms // 1000}"
+    if not _NAME.fullmatch(called):
+        raise Misconfigured(f"--name: wanted at most 64 of a to z, 0 to 9, dot, dash and _, got {called!r}")
+    serving = champion or source.section("serve", ServeSettings).bundle
+    versions = _versions(serving, candidate)
+    begun = Start(called, secrets.token_hex(SALT_BYTES), *versions, plan)
+    event = RolloutEvent(EventKind.STARTED, time_ms, _who(by), _text("--why", why), begun)
+    keeper = RolloutKeeper(FileRolloutLog(Path(settings.log)))
+    if cards_a_day is not None:
+        shares = _shares(event_share, [measure.name for measure in plan.measures])
+        click.echo("\n".join(power_text(power(plan, Traffic(cards_a_day, shares)))), err=as_json)
+    elif event_share:
+        raise Misconfigured("--event-share: wanted --cards-a-day too")
+    _show(after(keeper.rollout, event) if dry_run else keeper.take(event), as_json=as_json)
+
+
+@rollout.command()
+@_JSON
+@click.pass_obj
+def status(source: Source, as_json: bool) -> None:
+    """Say where the newest rollout is, and what the newest look has found."""
+    found = _keeper(source).rollout
+    if found is None:
+        click.echo(json.dumps({"rollout": None}) if as_json else "there has been no rollout")
+        return
+    _show(found, as_json=as_json)
+
+
+@rollout.command()
+@_BY
+@_WHY
+@_JSON
+@click.pass_obj
+def pause(source: Source, by: str, why: str, as_json: bool) -> None:
+    """Hold the candidate's share as it is. Harm still rolls back."""
+    _done(source, "paused", by, why, as_json=as_json)
+
+
+@rollout.command()
+@_BY
+@_WHY
+@_JSON
+@click.pass_obj
+def resume(source: Source, by: str, why: str, as_json: bool) -> None:
+    """Let a paused rollout go on."""
+    _done(source, "resumed", by, why, as_json=as_json)
+
+
+@rollout.command()
+@_BY
+@_WHY
+@_JSON
+@click.pass_obj
+def abort(source: Source, by: str, why: str, as_json: bool) -> None:
+    """Give all cards back to the champion, for good. One person is enough."""
+    _done(source, "aborted", by, why, as_json=as_json)
+
+
+@rollout.command()
+@_BY
+@_WHY
+@_JSON
+@click.pass_obj
+def promote(source: Source, by: str, why: str, as_json: bool) -> None:
+    """Make the candidate the champion, at the end of its rollout.
+
+    It is refused until the candidate has all cards and its mature outcomes are within the margin.
+    """
+    _done(source, "promoted", by, why, as_json=as_json)
+
+
+@rollout.command()
+@click.option("--name", metavar="NAME", default="", help="The rollout (default: the newest).")
+@click.option("--out", type=click.Path(dir_okay=False), required=True, help="The HTML file to write.")
+@click.pass_obj
+@needs("history")
+def report(source: Source, name: str, out: str) -> None:
+    """Write the report of a rollout: what was compared, the evidence, money, and who did what.
+
+    It is made from the log alone, so the same log gives the same bytes.
+    """
+    from paywarden.models.rollout.log import FileRolloutLog
+    from paywarden.models.rollout.report import rollout_html
+    from paywarden.models.rollout.settings import RolloutSettings
+    from paywarden.ops import wiring
+
+    newest = _keeper(source).rollout
+    if newest is None:
+        raise Misconfigured("rollout report: there has been no rollout")
+    events = FileRolloutLog(Path(source.section("rollout", RolloutSettings).log)).events()
+    currency = wiring.rate_table(source).reference_currency
+    page = rollout_html(events, name or newest.start.name, currency=currency)
+    try:
+        Path(out).write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise Misconfigured(f"cannot write {out}: {error.strerror}") from error
+    click.echo(f"wrote {out}")
+
+
+def _keeper(source: Source) -> RolloutKeeper:
+    from paywarden.models.rollout.log import FileRolloutLog, RolloutKeeper
+    from paywarden.models.rollout.settings import RolloutSettings
+
+    return RolloutKeeper(FileRolloutLog(Path(source.section("rollout", RolloutSettings).log)))
+
+
+def _done(source: Source, kind: str, by: str, why: str, *, as_json: bool) -> None:
+    """Take an event of a person, and show what it made of the rollout."""
+    from paywarden.models.rollout.rollout import EventKind, RolloutEvent
+
+    event = RolloutEvent(EventKind(kind), now_ms(), _who(by), _text("--why", why))
+    _show(_keeper(source).take(event), as_json=as_json)
+
+
+def _versions(champion: str, candidate: str) -> tuple[Version, Version]:
+    """Returns champion and candidate. Raises BundleRefused; Misconfigured if their feature catalogues differ."""
+    from paywarden.models.bundle.bundle import read_manifest
+    from paywarden.models.rollout.rollout import Version
+
+    manifests = [read_manifest(Path(bundle)) for bundle in (champion, candidate)]
+    theirs, ours = (manifest.catalogue_digest for manifest in manifests)
+    if ours != theirs:
+        raise Misconfigured(
+            f"--candidate: bundle {candidate} is for the feature catalogue {ours}; the champion's is {theirs}"
+        )
+    first, second = (
+        Version(manifest.digest, "", bundle) for manifest, bundle in zip(manifests, (champion, candidate), strict=True)
+    )
+    return first, second
+
+
+def _shares(texts: tuple[str, ...], measures: list[str]) -> Mapping[str, float]:
+    shares = {}
+    for text in texts:
+        name, _, number = text.partition("=")
+        if name not in measures:
+            raise Misconfigured(f"--event-share: there is no measure {name!r}; there are {', '.join(measures)}")
+        try:
+            shares[name] = float(number)
+        except ValueError:
+            raise Misconfigured(f"--event-share {name}: wanted a number from 0 to below 1, got {number!r}") from None
+    return shares
+
+
+def _who(by: str) -> str:
+    if by:
+        return _text("--by", by)
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError) as error:
+        raise Misconfigured("the logged-in user is not known: give --by NAME") from error
+
+
+def _text(option: str, text: str) -> str:
+    if not text.strip() or len(text.encode()) > _BYTES_OF_TEXT_MAX or printable(text) != text:
+        raise Misconfigured(f"{option}: wanted 1 to {_BYTES_OF_TEXT_MAX} bytes of printable text")
+    return text
+
+
+def _show(found: Rollout, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"rollout": _record(found)}, indent=2))
+        return
+    click.echo(found.line)
+    click.echo(f"  champion   {found.start.champion.bundle}  {found.start.champion.bundle_digest[:16]}")
+    click.echo(f"  candidate  {found.start.candidate.bundle}  {found.start.candidate.bundle_digest[:16]}")
+    click.echo(f"  since      {spoken(found.since_ms)} UTC")
+    for title, judgement in (("newest look", found.judgement), ("outcomes", found.outcomes)):
+        if judgement is not None:
+            click.echo(f"  {title}: {judgement.line}")
+            print_table(_HEADINGS, _rows(judgement), text_columns=2)
+
+
+def _rows(judgement: Judgement) -> list[list[str]]:
+    return [
+        [one.name, "yes" if one.is_within else "not yet", f"{one.low:.2f}", f"{one.high:.2f}", f"{one.evidence:.1f}"]
+        for one in judgement.measures
+    ]
+
+
+def _record(found: Rollout) -> dict[str, Any]:
+    from paywarden.models.rollout.judgement import judgement_record
+
+    judgements = {"judgement": found.judgement, "outcomes": found.outcomes}
+    return {
+        "name": found.start.name,
+        "phase": found.phase.value,
+        "cause": found.cause,
+        "step": found.step,
+        "share": found.share / 10_000,
+        "since_ms": found.since_ms,
+        "elapsed_ms": found.elapsed_ms,
+        "may_be_promoted": found.may_be_promoted,
+        "salt": found.start.salt,
+        "champion": asdict(found.start.champion),
+        "candidate": asdict(found.start.candidate),
+        "plan": asdict(found.start.plan),
+        **{name: None if one is None else judgement_record(one) for name, one in judgements.items()},
+    }

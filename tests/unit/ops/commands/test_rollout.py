@@ -1,0 +1,110 @@
+"""`paywarden rollout`: each command on a log in a file, and what is refused in one line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from paywarden.models.bundle.bundle import FORMAT, MANIFEST, Manifest
+from paywarden.models.rollout.log import FileRolloutLog, RolloutKeeper
+from paywarden.models.rollout.rollout import EventKind, RolloutEvent
+from paywarden.ops.cli import cli
+from paywarden.ops.times import now_ms
+from paywarden.schemas.errors import Misconfigured
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Manifests, which are all that a rollout reads of a bundle."""
+    folder = tmp_path_factory.mktemp("bundles")
+    old = Manifest(
+        format=FORMAT, model_version="b-1", catalogue_digest="1" * 16, feature_names=[], importance_gain=[],
+        importance_split=[], train_from="2026-01-01", train_to="2026-02-01", training_payments=1, training_frauds=0,
+        parameters={}, validation={}, calibration_slope=1.0, calibration_intercept=0.0, review_at=0.1, decline_at=0.5,
+        metrics={}, reliability=[], score_edges=[], score_counts=[], files={},
+    )  # fmt: skip
+    new, other = replace(old, model_version="b-2"), replace(old, catalogue_digest="0" * 16)
+    for name, manifest in (("old", old), ("new", new), ("other", other)):
+        (folder / name).mkdir()
+        (folder / name / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    return folder
+
+
+def run(folder: Path, *arguments: str, settings: str = "") -> Result:
+    config = folder / "paywarden.toml"
+    config.write_text(f'[rollout]\nlog = "{folder}/rollouts.jsonl"\n{settings}', encoding="utf-8")
+    return CliRunner().invoke(cli, ["--config", str(config), "rollout", *arguments], standalone_mode=False)
+
+
+def start(folder: Path, bundles: Path, *more: str, candidate: str = "new", settings: str = "") -> Result:
+    arguments = ["start", "--champion", str(bundles / "old"), "--candidate", str(bundles / candidate)]
+    return run(folder, *arguments, "--why", "a test", "--by", "ann", *more, settings=settings)
+
+
+def refused(result: Result) -> str:
+    assert isinstance(result.exception, Misconfigured), result.output
+    assert "\n" not in str(result.exception)
+    return str(result.exception)
+
+
+def test_a_rollout_from_start_to_abort(tmp_path: Path, bundles: Path) -> None:
+    assert run(tmp_path, "status").output == "there has been no rollout\n"
+    began = start(tmp_path, bundles, "--name", "r-1", "--cards-a-day", "200000", "--event-share", "decline=0.02")
+    assert "step 5 %, 6 hours: decline x 2.02; goes on after 6 hours" in began.output
+    assert "r-1: pending, started by ann: a test" in began.output
+    assert "r-1 runs already" in refused(start(tmp_path, bundles))
+    # What a host writes when it has loaded the candidate.
+    keeper = RolloutKeeper(FileRolloutLog(tmp_path / "rollouts.jsonl"))
+    keeper.take(RolloutEvent(EventKind.READY, now_ms(), "host"))
+    shown = json.loads(run(tmp_path, "status", "--json").output)["rollout"]
+    assert (shown["phase"], shown["share"], len(shown["salt"])) == ("running", 0.01, 32)
+    assert run(tmp_path, "pause", "--why", "a look at it").output.startswith("r-1: paused at 1 %, paused by ")
+    assert run(tmp_path, "resume", "--why", "go on").exit_code == 0
+    early = refused(run(tmp_path, "promote", "--why", "now"))
+    assert early == "rollout promoted: r-1: running at 1 %: wanted one that has reached all cards"
+    assert "r-1: aborted, aborted by ben: enough" in run(tmp_path, "abort", "--why", "enough", "--by", "ben").output
+    page = tmp_path / "report.html"
+    assert run(tmp_path, "report", "--out", str(page)).exit_code == 0
+    assert "aborted by ben: enough" in page.read_text(encoding="utf-8")
+    assert start(tmp_path, bundles, "--name", "r-2").exit_code == 0
+
+
+def test_a_dry_run_checks_and_writes_nothing(tmp_path: Path, bundles: Path) -> None:
+    assert start(tmp_path, bundles, "--dry-run").exit_code == 0
+    assert not (tmp_path / "rollouts.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("candidate", "settings", "more", "message"),
+    [
+        ("old", "", (), "rollout started: candidate and champion are the same, with digest"),
+        ("gone", "", (), "gone: there is no manifest.json"),
+        ("other", "", (), "other is for the feature catalogue 0000000000000000; the champion's is"),
+        ("new", "steps = [5, 1, 100]", (), "steps: wanted each above the one before, got 1 % after 5 %"),
+        ("new", "steps = [1, 500]", (), "steps: wanted shares above 0 and at most 100 percent"),
+        ("new", 'segments = ["FR"]', (), "rollout segments: wanted FIELD=VALUE"),
+        ("new", "alpha = 2.0", (), "rollout alpha: wanted above 0 and below 0.5, got 2"),
+        ("new", "", ("--event-share", "decline=0.1"), "--event-share: wanted --cards-a-day too"),
+        ("new", "", ("--cards-a-day", "9", "--event-share", "lines=1"), "--event-share: there is no measure 'lines'"),
+        ("new", "", ("--cards-a-day", "9", "--event-share", "decline=x"), "--event-share decline: wanted a number"),
+        ("new", "", ("--cards-a-day", "-1"), "cards a day: wanted more than 0, got -1"),
+        ("new", "", ("--name", "Über"), "--name: wanted at most 64 of a to z"),
+        ("new", "", ("--why", " "), "--why: wanted 1 to 500 bytes of printable text"),
+        ("new", "", ("--by", "a\nb"), "--by: wanted 1 to 500 bytes of printable text"),
+    ],
+)
+def test_a_wrong_start_is_one_line_and_writes_nothing(
+    tmp_path: Path, bundles: Path, candidate: str, settings: str, more: tuple[str, ...], message: str
+) -> None:
+    assert message in refused(start(tmp_path, bundles, *more, candidate=candidate, settings=settings))
+    assert not (tmp_path / "rollouts.jsonl").exists()
+
+
+def test_without_a_rollout_nothing_can_be_done_to_it(tmp_path: Path) -> None:
+    for name in ("pause", "resume", "abort", "promote"):
+        assert "there is no rollout" in refused(run(tmp_path, name, "--why", "x", "--by", "ann"))
+    assert "there has been no rollout" in refused(run(tmp_path, "report", "--out", str(tmp_path / "page.html")))
