@@ -106,7 +106,7 @@ def start(
 @_JSON
 @click.pass_obj
 def status(source: Source, as_json: bool) -> None:
-    """Say where the newest rollout is, and what the newest look has found."""
+    """Say where the newest rollout is, and why."""
     found = _keeper(source).rollout
     if found is None:
         click.echo(json.dumps({"rollout": None}) if as_json else "there has been no rollout")
@@ -120,7 +120,10 @@ def status(source: Source, as_json: bool) -> None:
 @_JSON
 @click.pass_obj
 def pause(source: Source, by: str, why: str, as_json: bool) -> None:
-    """Hold the candidate's share as it is. Harm still rolls back."""
+    """Hold the share as it is.
+
+    Harm still rolls back.
+    """
     _done(source, "paused", by, why, as_json=as_json)
 
 
@@ -140,7 +143,10 @@ def resume(source: Source, by: str, why: str, as_json: bool) -> None:
 @_JSON
 @click.pass_obj
 def abort(source: Source, by: str, why: str, as_json: bool) -> None:
-    """Give all cards back to the champion, for good. One person is enough."""
+    """Give all cards back to the champion, for good.
+
+    One person is enough.
+    """
     _done(source, "aborted", by, why, as_json=as_json)
 
 
@@ -150,7 +156,7 @@ def abort(source: Source, by: str, why: str, as_json: bool) -> None:
 @_JSON
 @click.pass_obj
 def promote(source: Source, by: str, why: str, as_json: bool) -> None:
-    """Make the candidate the champion, at the end of its rollout.
+    """Make the candidate the champion, for good.
 
     It is refused until the candidate has all cards and its mature outcomes are within the margin.
     """
@@ -163,7 +169,9 @@ def promote(source: Source, by: str, why: str, as_json: bool) -> None:
 @click.pass_obj
 @needs("history")
 def report(source: Source, name: str, out: str) -> None:
-    """Write the report of a rollout: what was compared, the evidence, money, and who did what.
+    """Write the report of a rollout.
+
+    It says what was compared, what the evidence and the money were, and who did what and why.
 
     It is made from the log alone, so the same log gives the same bytes.
     """
