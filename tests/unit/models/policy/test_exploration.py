@@ -1,0 +1,162 @@
+"""Exploration: within its budget whatever happens, replayable, and unbiased when weighed by the propensity."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paywarden.models.policy.exploration import (
+    EXPLORED,
+    Exploration,
+    ExplorationSettings,
+    MappedLedger,
+    MemoryLedger,
+    SpentLedger,
+)
+from paywarden.schemas.errors import Misconfigured
+
+KEY, DAY_MS = bytes(range(16)), 86_400_000
+SETTINGS = ExplorationSettings(share=0.25, budget_minor_a_day=100_000, payment_minor_max=8_000)
+
+
+def exploration(
+    settings: ExplorationSettings = SETTINGS, *, workers: int = 1, ledger: SpentLedger | None = None, key: bytes = KEY
+) -> Exploration:
+    return Exploration(settings, key=key, workers=workers, ledger=ledger or MemoryLedger())
+
+
+def declined(explored: Exploration, payment: int, amount: int, now_ms: int = DAY_MS) -> tuple[str, float]:
+    found = explored.explore("decline", ["score"], payment_id=f"p-{payment}", amount=amount, now_ms=now_ms)
+    return found.action, found.propensity
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 20_000), st.integers(0, 6)), max_size=200),
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.sampled_from([0.1, 0.5]),
+)
+def test_the_budget_of_a_day_holds_whatever_comes_and_wherever_the_clock_goes(
+    payments: list[tuple[int, int]], hosts: int, workers: int, share: float
+) -> None:
+    settings = ExplorationSettings(share=share, budget_minor_a_day=30_000, payment_minor_max=9_000, hosts=hosts)
+    processes = [exploration(settings, workers=workers) for _ in range(hosts * workers)]
+    spent, newest = 0, 0
+    for number, (amount, day) in enumerate(payments):
+        if day > newest:
+            newest, spent = day, 0
+        action, _ = declined(processes[number % len(processes)], number, amount, day * DAY_MS + 5)
+        if action == "approve":
+            assert amount <= 9_000
+            # A process may still be on an earlier day, with money of that day.
+            spent += amount
+    # At most one budget a day, also if the clock goes back and forth between days.
+    assert spent <= 30_000 * (newest + 1)
+
+
+def test_one_process_never_spends_more_than_its_part_on_a_day() -> None:
+    explored = exploration(workers=4)
+    amounts = [1_000 + number % 900 for number in range(5_000)]
+    approved = sum(each for number, each in enumerate(amounts) if declined(explored, number, each)[0] == "approve")
+    assert 25_000 - 1_900 < approved <= 25_000
+
+
+def test_a_clock_that_jumps_back_gives_no_second_budget() -> None:
+    explored = exploration()
+    for number in range(2_000):
+        declined(explored, number, 5_000, 3 * DAY_MS)
+    assert {declined(explored, number, 5_000, 2 * DAY_MS) for number in range(100)} == {("decline", 1.0)}
+    assert declined(explored, 0, 5_000, 4 * DAY_MS)[1] < 1
+
+
+def test_weighed_by_the_propensity_the_explored_are_all_that_were_declined() -> None:
+    settings = ExplorationSettings(share=0.1, budget_minor_a_day=1 << 50, payment_minor_max=8_000)
+    explored, amounts = exploration(settings), np.random.default_rng(0).integers(0, 8_000, 20_000)
+    weight = value = 0.0
+    for number, amount in enumerate(amounts.tolist()):
+        action, propensity = declined(explored, number, amount)
+        if action == "approve":
+            weight += 1 / propensity
+            value += amount / propensity
+        else:
+            assert propensity == 0.9
+    assert weight == pytest.approx(len(amounts), rel=0.1)
+    assert value == pytest.approx(float(amounts.sum()), rel=0.1)
+
+
+def test_the_same_payment_gets_the_same_coin_and_another_key_another_one() -> None:
+    one, again, other = exploration(), exploration(), exploration(key=bytes(16))
+    ids = [f"p-{number}" for number in range(200)]
+    assert [one.coin(each) for each in ids] == [again.coin(each) for each in ids]
+    assert [one.coin(each) for each in ids] != [other.coin(each) for each in ids]
+
+
+@pytest.mark.parametrize(
+    ("action", "reasons", "amount"),
+    [
+        ("approve", [], 10),
+        ("review", ["score"], 10),
+        ("decline", ["rule:sanctions"], 10),
+        ("decline", ["score", "rule:sanctions"], 10),
+        ("decline", ["score"], 8_001),
+        ("decline", ["score"], -1),
+    ],
+)
+def test_nothing_else_is_explored(action: str, reasons: list[str], amount: int) -> None:
+    explored = exploration(ExplorationSettings(share=0.5, budget_minor_a_day=1_000_000, payment_minor_max=8_000))
+    for number in range(50):
+        found = explored.explore(action, reasons, payment_id=f"p-{number}", amount=amount, now_ms=DAY_MS)
+        assert found == (action, reasons, 1.0)
+
+
+def test_an_explored_payment_says_so_and_why_it_would_have_been_declined() -> None:
+    explored = exploration()
+    found = [
+        explored.explore("decline", ["score"], payment_id=f"p-{number}", amount=1, now_ms=DAY_MS)
+        for number in range(100)
+    ]
+    assert {tuple(each.reasons) for each in found if each.action == "approve"} == {(EXPLORED, "score")}
+    assert {each.propensity for each in found} == {0.25, 0.75}
+
+
+def test_it_is_off_by_default() -> None:
+    off = exploration(ExplorationSettings())
+    assert {declined(off, number, 0) for number in range(100)} == {("decline", 1.0)}
+
+
+def test_a_mapped_ledger_outlives_its_process_and_is_private(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "exploration"
+    ledger, memory = MappedLedger(path), MemoryLedger()
+    for day, amount in ((3, 10), (3, 5), (2, 1), (5, 7)):
+        for each in (ledger, memory):
+            each.spend(day, amount)
+        # No close: as after kill -9.
+        again = MappedLedger(path)
+        assert [again.spent(other) for other in range(7)] == [memory.spent(other) for other in range(7)]
+    assert path.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(Misconfigured, match="exploration: cannot keep the spent budget in"):
+        MappedLedger(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"share": 0.6}, "exploration.share: wanted 0 to 0.5, got 0.6"),
+        ({"share": math.nan}, "exploration.share: wanted 0 to 0.5, got nan"),
+        ({"budget_minor_a_day": -1}, "exploration.budget_minor_a_day: wanted 0 to below"),
+        ({"payment_minor_max": 1 << 60}, "exploration.payment_minor_max: wanted 0 to below"),
+        ({"hosts": 0}, "exploration.hosts: wanted at least 1, got 0"),
+        ({"share": 0.1}, "exploration.share: 0.1 needs budget_minor_a_day and payment_minor_max above 0, got 0 and 0"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_by_name(values: dict[str, float], message: str) -> None:
+    with pytest.raises(Misconfigured) as refused:
+        ExplorationSettings(**values)  # type: ignore[arg-type]
+    assert str(refused.value).startswith(message)
+    with pytest.raises(Misconfigured, match="exploration key: wanted 16 to 64 bytes, got 3"):
+        exploration(key=b"abc")
