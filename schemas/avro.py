@@ -56,6 +56,8 @@ TOPICS: Final = (
     "dead-letters-retried",
     "catalogues",
     "model-registry",
+    "shadow-decisions",
+    "rollouts",
 )
 
 _HEADER: Final = struct.Struct(">BI")

@@ -193,6 +193,25 @@ def report(source: Source, name: str, out: str) -> None:
     click.echo(f"wrote {out}")
 
 
+@rollout.command()
+@click.pass_obj
+def publish(source: Source) -> None:
+    """Put the events of the log on the topic `rollouts`.
+
+    Events that are there already are left out. The log decides and the topic only tells, so nothing waits for it.
+    """
+    from paywarden.models.rollout.log import FileRolloutLog
+    from paywarden.models.rollout.settings import RolloutSettings
+    from paywarden.ops import wiring
+    from paywarden.streams.kafka.admin import require_broker
+    from paywarden.streams.rollouts.topic import publish as send
+
+    events = FileRolloutLog(Path(source.section("rollout", RolloutSettings).log)).events()
+    kafka = wiring.kafka_settings(source)
+    require_broker(kafka)
+    click.echo(f"published {send(kafka, wiring.schema_ids(source), events)} of {len(events)} events")
+
+
 def _keeper(source: Source) -> RolloutKeeper:
     from paywarden.models.rollout.log import FileRolloutLog, RolloutKeeper
     from paywarden.models.rollout.settings import RolloutSettings

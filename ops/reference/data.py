@@ -67,8 +67,9 @@ _UNITS = (
     (r"edges", "of the subject"),
     (r"deviation", "standard deviations"),
     (r"evidence.*", "decimal logarithm"),
+    (r"log_evidence", "natural logarithm"),
     (r"payments_per_second", "payments per second"),
-    (r"kafka_partition|kafka_offset|partition|offset", "number"),
+    (r"kafka_partition|kafka_offset|partition|offset|number", "number"),
     (
         r"payments.*|frauds.*|.*_count|counts|missing|labelled|approved|reviewed|declined|rules|policy_segments|alone"
         r"|reviews.*|found_per_day|genuine|fraud|decisions.*|repeated|only_.*|without_outcome|excluded.*|left_out.*|actions"

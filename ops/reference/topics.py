@@ -81,6 +81,18 @@ _USES = {
     "catalogues": TopicUse(
         "`catalogue_digest`", "The features of a decision's vector, by name.", "`companion`", "your systems"
     ),
+    "shadow-decisions": TopicUse(
+        "`payment_id`",
+        "What challengers in the shadow would have decided, beside what was decided. Nothing writes it yet.",
+        "",
+        "your systems",
+    ),
+    "rollouts": TopicUse(
+        "the rollout's name",
+        "Each event in the life of a rollout, and where the rollout was after it.",
+        "`rollout publish`",
+        "your systems",
+    ),
     CURSORS_TOPIC: TopicUse(
         "`HOST/WORKER`",
         "How far the decisions of each outbox are shipped (`streams/companion/cursors.py`).",

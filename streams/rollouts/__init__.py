@@ -1,0 +1,1 @@
+"""The events of rollouts, on the topic `rollouts`."""
