@@ -59,7 +59,7 @@ _UNITS = (
         r".*(share|precision|recall|score|auc_roc|brier_score|calibration_error)(_at_100|_per_day)?(_low|_high|_interval)?",
         _SHARE,
     ),
-    (r"low|high|threshold|.*_at|equal_.*|score_difference_max", _SHARE),
+    (r"low|high|threshold|propensity|.*_at|equal_.*|score_difference_max", _SHARE),
     (r"mean|quantiles|largest_.*|rank_correlation", "-1 to 1"),
     (r"ratio.*|population_stability_index", "no unit"),
     (r"value", "of the statistic"),

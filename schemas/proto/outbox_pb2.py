@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from paywarden.schemas.proto import scoring_pb2 as paywarden_dot_schemas_dot_proto_dot_scoring__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$paywarden/schemas/proto/outbox.proto\x12\x13paywarden.outbox.v1\x1a%paywarden/schemas/proto/scoring.proto\"\xcc\x01\n\x0bOutboxEntry\x12\x33\n\x07request\x18\x01 \x01(\x0b\x32\".paywarden.scoring.v1.ScoreRequest\x12\x35\n\x08response\x18\x02 \x01(\x0b\x32#.paywarden.scoring.v1.ScoreResponse\x12\x17\n\x0f\x64\x65\x63ided_time_ms\x18\x03 \x01(\x03\x12\x0e\n\x06vector\x18\x04 \x01(\x0c\x12\x18\n\x10\x63\x61talogue_digest\x18\x05 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x06 \x01(\t\"\x84\x01\n\x0cOutboxRecord\x12\x0f\n\x07request\x18\x01 \x01(\x0c\x12\x10\n\x08response\x18\x02 \x01(\x0c\x12\x17\n\x0f\x64\x65\x63ided_time_ms\x18\x03 \x01(\x03\x12\x0e\n\x06vector\x18\x04 \x01(\x0c\x12\x18\n\x10\x63\x61talogue_digest\x18\x05 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x06 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$paywarden/schemas/proto/outbox.proto\x12\x13paywarden.outbox.v1\x1a%paywarden/schemas/proto/scoring.proto\"\xd5\x02\n\x0bOutboxEntry\x12\x33\n\x07request\x18\x01 \x01(\x0b\x32\".paywarden.scoring.v1.ScoreRequest\x12\x35\n\x08response\x18\x02 \x01(\x0b\x32#.paywarden.scoring.v1.ScoreResponse\x12\x17\n\x0f\x64\x65\x63ided_time_ms\x18\x03 \x01(\x03\x12\x0e\n\x06vector\x18\x04 \x01(\x0c\x12\x18\n\x10\x63\x61talogue_digest\x18\x05 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x06 \x01(\t\x12\x15\n\rbundle_digest\x18\x07 \x01(\x0c\x12\x15\n\rpolicy_digest\x18\x08 \x01(\x0c\x12\x0f\n\x07rollout\x18\t \x01(\t\x12\x0b\n\x03\x61rm\x18\n \x01(\t\x12\x17\n\npropensity\x18\x0b \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x0bprofile_set\x18\x0c \x01(\tB\r\n\x0b_propensity\"\x8d\x02\n\x0cOutboxRecord\x12\x0f\n\x07request\x18\x01 \x01(\x0c\x12\x10\n\x08response\x18\x02 \x01(\x0c\x12\x17\n\x0f\x64\x65\x63ided_time_ms\x18\x03 \x01(\x03\x12\x0e\n\x06vector\x18\x04 \x01(\x0c\x12\x18\n\x10\x63\x61talogue_digest\x18\x05 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x06 \x01(\t\x12\x15\n\rbundle_digest\x18\x07 \x01(\x0c\x12\x15\n\rpolicy_digest\x18\x08 \x01(\x0c\x12\x0f\n\x07rollout\x18\t \x01(\t\x12\x0b\n\x03\x61rm\x18\n \x01(\t\x12\x17\n\npropensity\x18\x0b \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x0bprofile_set\x18\x0c \x01(\tB\r\n\x0b_propensityb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,7 +33,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'paywarden.schemas.proto.out
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_OUTBOXENTRY']._serialized_start=101
-  _globals['_OUTBOXENTRY']._serialized_end=305
-  _globals['_OUTBOXRECORD']._serialized_start=308
-  _globals['_OUTBOXRECORD']._serialized_end=440
+  _globals['_OUTBOXENTRY']._serialized_end=442
+  _globals['_OUTBOXRECORD']._serialized_start=445
+  _globals['_OUTBOXRECORD']._serialized_end=714
 # @@protoc_insertion_point(module_scope)

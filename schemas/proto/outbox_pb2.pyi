@@ -7,33 +7,57 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class OutboxEntry(_message.Message):
-    __slots__ = ("request", "response", "decided_time_ms", "vector", "catalogue_digest", "caller")
+    __slots__ = ("request", "response", "decided_time_ms", "vector", "catalogue_digest", "caller", "bundle_digest", "policy_digest", "rollout", "arm", "propensity", "profile_set")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     RESPONSE_FIELD_NUMBER: _ClassVar[int]
     DECIDED_TIME_MS_FIELD_NUMBER: _ClassVar[int]
     VECTOR_FIELD_NUMBER: _ClassVar[int]
     CATALOGUE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     CALLER_FIELD_NUMBER: _ClassVar[int]
+    BUNDLE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    POLICY_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ROLLOUT_FIELD_NUMBER: _ClassVar[int]
+    ARM_FIELD_NUMBER: _ClassVar[int]
+    PROPENSITY_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_SET_FIELD_NUMBER: _ClassVar[int]
     request: _scoring_pb2.ScoreRequest
     response: _scoring_pb2.ScoreResponse
     decided_time_ms: int
     vector: bytes
     catalogue_digest: str
     caller: str
-    def __init__(self, request: _Optional[_Union[_scoring_pb2.ScoreRequest, _Mapping]] = ..., response: _Optional[_Union[_scoring_pb2.ScoreResponse, _Mapping]] = ..., decided_time_ms: _Optional[int] = ..., vector: _Optional[bytes] = ..., catalogue_digest: _Optional[str] = ..., caller: _Optional[str] = ...) -> None: ...
+    bundle_digest: bytes
+    policy_digest: bytes
+    rollout: str
+    arm: str
+    propensity: float
+    profile_set: str
+    def __init__(self, request: _Optional[_Union[_scoring_pb2.ScoreRequest, _Mapping]] = ..., response: _Optional[_Union[_scoring_pb2.ScoreResponse, _Mapping]] = ..., decided_time_ms: _Optional[int] = ..., vector: _Optional[bytes] = ..., catalogue_digest: _Optional[str] = ..., caller: _Optional[str] = ..., bundle_digest: _Optional[bytes] = ..., policy_digest: _Optional[bytes] = ..., rollout: _Optional[str] = ..., arm: _Optional[str] = ..., propensity: _Optional[float] = ..., profile_set: _Optional[str] = ...) -> None: ...
 
 class OutboxRecord(_message.Message):
-    __slots__ = ("request", "response", "decided_time_ms", "vector", "catalogue_digest", "caller")
+    __slots__ = ("request", "response", "decided_time_ms", "vector", "catalogue_digest", "caller", "bundle_digest", "policy_digest", "rollout", "arm", "propensity", "profile_set")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     RESPONSE_FIELD_NUMBER: _ClassVar[int]
     DECIDED_TIME_MS_FIELD_NUMBER: _ClassVar[int]
     VECTOR_FIELD_NUMBER: _ClassVar[int]
     CATALOGUE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     CALLER_FIELD_NUMBER: _ClassVar[int]
+    BUNDLE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    POLICY_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ROLLOUT_FIELD_NUMBER: _ClassVar[int]
+    ARM_FIELD_NUMBER: _ClassVar[int]
+    PROPENSITY_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_SET_FIELD_NUMBER: _ClassVar[int]
     request: bytes
     response: bytes
     decided_time_ms: int
     vector: bytes
     catalogue_digest: str
     caller: str
-    def __init__(self, request: _Optional[bytes] = ..., response: _Optional[bytes] = ..., decided_time_ms: _Optional[int] = ..., vector: _Optional[bytes] = ..., catalogue_digest: _Optional[str] = ..., caller: _Optional[str] = ...) -> None: ...
+    bundle_digest: bytes
+    policy_digest: bytes
+    rollout: str
+    arm: str
+    propensity: float
+    profile_set: str
+    def __init__(self, request: _Optional[bytes] = ..., response: _Optional[bytes] = ..., decided_time_ms: _Optional[int] = ..., vector: _Optional[bytes] = ..., catalogue_digest: _Optional[str] = ..., caller: _Optional[str] = ..., bundle_digest: _Optional[bytes] = ..., policy_digest: _Optional[bytes] = ..., rollout: _Optional[str] = ..., arm: _Optional[str] = ..., propensity: _Optional[float] = ..., profile_set: _Optional[str] = ...) -> None: ...

@@ -1,14 +1,15 @@
 """The compiled half of scoring/engine/records.py: writes responses, and the outbox records around them, as bytes.
 
     frame     u32 size │ u32 crc │ record                                   what the outbox appends
-    record    request │ response │ decided_time_ms │ vector │ digest │ caller        schemas/proto/outbox.proto,
-                                                                                     OutboxRecord
+    record    request │ response │ decided_time_ms │ vector │ digest │ caller │ origin
+                                                                            schemas/proto/outbox.proto, OutboxRecord
     response  payment_id │ decision_id │ score │ tail │ age                 schemas/proto/scoring.proto, ScoreResponse
 
 1. A protobuf message is a sequence of fields. A field is a tag (eight times its number, plus its wire type), and then a
    varint, eight bytes, or a length and that many bytes.
-2. Two concatenated messages of one type are their merge. Therefore tail (action, reasons, version, flags), age and
-   digest come serialised, and the loop writes only the other fields.
+2. Two concatenated messages of one type are their merge. Therefore tail (action, reasons, version, flags), age, digest
+   and origin (what decided) come serialised, and the loop writes only the other fields. A tail says which origin its
+   record has.
 3. It writes the fields in the order of their numbers, so the bytes are those that protobuf itself would write.
 """
 
@@ -61,6 +62,12 @@ class RecordSlots(NamedTuple):
     """The tails, concatenated, uint8."""
     tail_ends: int
     """Where each tail ends."""
+    tail_origins: int
+    """The number of each tail's origin."""
+    origins: int
+    """The origins, concatenated, uint8."""
+    origin_ends: int
+    """Where each origin ends."""
     constants: int
     """The prefix of decision ids, the age and the digest, concatenated, uint8."""
     constant_ends: int
@@ -116,6 +123,9 @@ def write_records(frame_at: int, count: int, vector_bytes: int, decision: int, t
     tail_numbers = carray(address(frame_at, SLOT.tail_numbers), count, np.int64)
     tails = carray(address(frame_at, SLOT.tails), size(frame_at, SLOT.tails), np.uint8)
     tail_ends = carray(address(frame_at, SLOT.tail_ends), size(frame_at, SLOT.tail_ends), np.int64)
+    tail_origins = carray(address(frame_at, SLOT.tail_origins), size(frame_at, SLOT.tail_origins), np.int64)
+    origins = carray(address(frame_at, SLOT.origins), size(frame_at, SLOT.origins), np.uint8)
+    origin_ends = carray(address(frame_at, SLOT.origin_ends), size(frame_at, SLOT.origin_ends), np.int64)
     constants = carray(address(frame_at, SLOT.constants), size(frame_at, SLOT.constants), np.uint8)
     constant_ends = carray(address(frame_at, SLOT.constant_ends), 3, np.int64)
     vectors = carray(address(frame_at, SLOT.vectors), count * vector_bytes, np.uint8)
@@ -164,6 +174,9 @@ def write_records(frame_at: int, count: int, vector_bytes: int, decision: int, t
         if caller_size > 0:
             out[at] = _CALLER
             at = copy_bytes(callers, caller, caller_size, out, write_varint(out, at + 1, caller_size))
+        origin = tail_origins[tail]
+        origin_start = origin_ends[origin - 1] if origin > 0 else 0
+        at = copy_bytes(origins, origin_start, origin_ends[origin] - origin_start, out, at)
         _write_word32(out, begun - FRAME_BYTES, at - begun)
         _write_word32(out, begun - 4, crc32_of_record(out, begun, at))
         body += body_size

@@ -5,12 +5,16 @@
 
 Many responses share the same *tail*. Protobuf serialises a tail once; the writer then knows it by its number. A tail
 added by `keep_tail` stays for good, one added by `add_tail` only until the next chunk.
+
+A record also says what decided: its *origin*, with the digests of bundle and policy. A writer has one for each model,
+serialised once. Each tail names the origin of its records, so an origin costs a payment nothing but the copied bytes.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from struct import Struct
 from typing import Any, NamedTuple
 
@@ -18,6 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.features.kernel.frame import Frame
+from paywarden.models.bundle.bundle import Bundle
+from paywarden.models.policy.policy import Policy
 from paywarden.schemas.proto.outbox_pb2 import OutboxRecord
 from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
 from paywarden.scoring.engine import record_bytes as loop
@@ -28,6 +34,37 @@ KEPT_TAILS_MAX = 1024
 BODY_BYTES_MAX = PAYLOAD_BYTES_MAX // 2
 # Where each piece of the constants ends.
 _ENDS = Struct("=3q")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What decided. Digests are the 64 hex digits of a sha256; a text is empty where there is no such thing."""
+
+    # The digest of the manifest of the bundle that scored. Empty: no model did.
+    bundle_digest: str = ""
+    policy_digest: str = ""
+    rollout: str = ""
+    arm: str = ""
+    # The probability with which a payment is given to the arm.
+    propensity: float = 1.0
+    profile_set: str = ""
+
+    def to_bytes(self) -> bytes:
+        """Returns the serialised fields of an OutboxRecord."""
+        return OutboxRecord(
+            bundle_digest=bytes.fromhex(self.bundle_digest),
+            policy_digest=bytes.fromhex(self.policy_digest),
+            rollout=self.rollout,
+            arm=self.arm,
+            propensity=self.propensity if self.rollout else None,
+            profile_set=self.profile_set,
+        ).SerializeToString()
+
+
+def origins_of(bundles: Sequence[Bundle], policy: Policy) -> list[Origin]:
+    """Returns the origin of each model of a chain, and last that of decisions without a model."""
+    digests = [*(bundle.manifest.digest for bundle in bundles), ""]
+    return [Origin(digest, policy.digest) for digest in digests]
 
 
 class Written(NamedTuple):
@@ -56,10 +93,17 @@ def joined(parts: Iterable[Written]) -> Written:
 class RecordWriter:
     """Writes the decisions about chunks. Not thread-safe."""
 
-    def __init__(self, vectors: NDArray[np.float32], catalogue_digest: str, decision_prefix: str) -> None:
+    def __init__(
+        self,
+        vectors: NDArray[np.float32],
+        catalogue_digest: str,
+        decision_prefix: str,
+        origins: Sequence[Origin] = (Origin(),),
+    ) -> None:
         """`vectors`: shape (rows_max, features), C-contiguous, one row per payment of a chunk; always the same array.
 
-        A decision's id is the prefix, a dash and a number in hex that counts up from 1: `4f2a…-1b`.
+        A decision's id is the prefix, a dash and a number in hex that counts up from 1: `4f2a…-1b`. Tails name one of
+        `origins` by its place.
         """
         assert vectors.flags.c_contiguous
         self._rows_max, self._vector_bytes = len(vectors), vectors.itemsize * vectors.shape[1]
@@ -70,6 +114,8 @@ class RecordWriter:
         self._tails: list[bytes] = []
         self._longest_tail = 0
         self._kept = 0
+        origin_bytes = [origin.to_bytes() for origin in origins]
+        self._longest_origin = max(map(len, origin_bytes))
         # Whether any caller has had a name.
         self._has_callers = False
         self._arrays: dict[str, NDArray[Any]] = {
@@ -79,6 +125,10 @@ class RecordWriter:
             "id_sizes": np.zeros(self._rows_max, dtype=np.int64),
             "caller_sizes": np.zeros(self._rows_max, dtype=np.int64),
             "tail_ends": np.zeros(KEPT_TAILS_MAX + self._rows_max, dtype=np.int64),
+            "tail_origins": np.zeros(KEPT_TAILS_MAX + self._rows_max, dtype=np.int64),
+            # One byte more, because numba makes no array of nothing.
+            "origins": np.frombuffer(b"".join(origin_bytes) + b"\0", dtype=np.uint8).copy(),
+            "origin_ends": np.cumsum([len(each) for each in origin_bytes], dtype=np.int64),
             "constant_ends": np.zeros(3, dtype=np.int64),
             "bounds": np.zeros(3 * self._rows_max, dtype=np.int64),
             "vectors": vectors,
@@ -99,21 +149,30 @@ class RecordWriter:
         self._doubles = [Struct(f"={count}d") for count in range(self._rows_max + 1)]
         self._set_age(None)
 
-    def keep_tail(self, tail: bytes) -> int | None:
+    def keep_tail(self, tail: bytes, origin: int = 0) -> int | None:
         """Add a tail that stays, between two chunks. Returns its number, or None when KEPT_TAILS_MAX are kept."""
         if self._kept == KEPT_TAILS_MAX:
             return None
         self.begin()
         self._kept += 1
-        return self._add_tail(tail)
+        return self.add_tail(tail, origin)
 
     def begin(self) -> None:
         """Begin a chunk: the tails of the chunk before are dropped."""
         del self._tails[self._kept :]
 
-    def add_tail(self, tail: bytes) -> int:
+    def add_tail(self, tail: bytes, origin: int = 0) -> int:
         """Add a tail for this chunk only, at most one per decision. Returns its number."""
-        return self._add_tail(tail)
+        number = len(self._tails)
+        ends = self._arrays["tail_ends"]
+        start = int(ends[number - 1]) if number else 0
+        self._tails.append(tail)
+        self._longest_tail = max(self._longest_tail, len(tail))
+        self._make_room("tails", start + len(tail))
+        self._views["tails"][start : start + len(tail)] = tail
+        ends[number] = start + len(tail)
+        self._arrays["tail_origins"][number] = origin
+        return number
 
     def write(
         self,
@@ -145,7 +204,8 @@ class RecordWriter:
         self._doubles[count].pack_into(views["scores"], 0, *numbers)
         if self._age != (profile_age_ms,):
             self._set_age(profile_age_ms)
-        rest = self._vector_bytes + self._longest_tail + len(arrays["constants"]) + loop.OVERHEAD_BYTES
+        rest = self._vector_bytes + self._longest_tail + self._longest_origin
+        rest += len(arrays["constants"]) + loop.OVERHEAD_BYTES
         self._make_room("out", len(body_bytes) + len(id_bytes) + len(caller_bytes) + count * rest)
         size = loop.write_records(self._frame.address, count, self._vector_bytes, self._decision, decided_time_ms)
         self._decision += count
@@ -153,17 +213,6 @@ class RecordWriter:
         bounds = self._bounds[: 3 * count].tolist()
         responses = [frames[start:end] for start, end in zip(bounds[1::3], bounds[2::3], strict=True)]
         return Written(responses, frames, bounds[::3])
-
-    def _add_tail(self, tail: bytes) -> int:
-        number = len(self._tails)
-        ends = self._arrays["tail_ends"]
-        start = int(ends[number - 1]) if number else 0
-        self._tails.append(tail)
-        self._longest_tail = max(self._longest_tail, len(tail))
-        self._make_room("tails", start + len(tail))
-        self._views["tails"][start : start + len(tail)] = tail
-        ends[number] = start + len(tail)
-        return number
 
     def _set_age(self, profile_age_ms: int | None) -> None:
         """Set the last field of all responses. Many chunks share it, as the age is in whole milliseconds."""

@@ -25,8 +25,8 @@ nothing waits, logs or looks up a metric's label.
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -49,7 +49,8 @@ from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.scoring.engine.batcher import IN_PROGRESS, NOT_DECIDED, Refusal, refusal_of, units_of
 from paywarden.scoring.engine.model_chain import ModelChain, Scored
-from paywarden.scoring.engine.records import RecordWriter, Written, joined, tail
+from paywarden.scoring.engine.records import Origin, Written, joined, tail
+from paywarden.scoring.engine.served import Served
 from paywarden.scoring.idempotency.decision_cache import (
     Claim,
     ClaimConflict,
@@ -95,22 +96,26 @@ class PaymentScorer:
         metrics: ScoringMetrics,
         answered: DecisionCache | None = None,
         stages: StageTimes | None = None,
+        origins: Sequence[Origin] = (),
     ) -> None:
-        """Without `answered` (the decision cache), a repeated payment is decided anew."""
+        """Without `answered` (the decision cache), a repeated payment is decided anew.
+
+        `origins`: what each record says about what decided; see `served`. Empty: records say nothing of it.
+        """
         plan = engine.plan
         self._stages = stages or StageTimes(Registry())
         # One object for all payments; each payment overwrites it.
         self._facts = Facts(ScoreRequest(), 0, np.zeros(0, dtype=np.float32), None, ())
         self._answered = answered
-        self._engine, self._models, self._policy = engine, models, policy
+        self._engine = engine
         self._mirror_settings, self._outbox, self._metrics = mirror, outbox, metrics
         self._mirror: MirrorReader | None = None
         self._mirror_is_foreign = False
+        self._profile_set = ""
         self._entities = entities = plan.entity_count
         self._names = plan.entity_names
         self._rows: NDArray[np.int64] = np.zeros((ROWS_MAX, plan.row_width), dtype=np.int64)
         self._vectors: NDArray[np.float32] = np.empty((ROWS_MAX, plan.feature_count), dtype=np.float32)
-        self._score_vectors = models.bind(self._vectors)
         self._no_presence = np.zeros(ROWS_MAX * entities, dtype=np.uint8)
         self._fill_from_nothing = engine.bind(
             self._rows,
@@ -136,12 +141,35 @@ class PaymentScorer:
             ]
             for pattern in self._unknown_flags
         }
-        # A random prefix makes decision ids unique over hosts, workers and restarts, with nothing shared between them.
-        self._writer = RecordWriter(self._vectors, plan.digest, os.urandom(8).hex())
-        self._approved: dict[tuple[str, ...], int] = {}
-        self._approved_below, _ = policy.thresholds
-        self._keep_approvals()
+        self._serving = self.served(models, policy, origins)
         self.open_mirror()
+
+    @property
+    def serving(self) -> Served:
+        """What decides now."""
+        return self._serving
+
+    def served(self, models: ModelChain, policy: Policy, origins: Sequence[Origin] = ()) -> Served:
+        """Returns a model and a policy made ready for `take_up`. Another thread may call it.
+
+        `origins`: one for each model of the chain, and the last for decisions without a model. Empty: records do not
+        say what decided.
+        """
+        known = [replace(origin, profile_set=self._profile_set) for origin in origins]
+        return Served(
+            models,
+            policy,
+            known or [Origin()] * len(models.versions),
+            vectors=self._vectors,
+            catalogue_digest=self._engine.plan.digest,
+            usual_flags=self._unknown_flags.values(),
+        )
+
+    def take_up(self, served: Served) -> Served:
+        """Decide with this from the next chunk on; returns what decided so far. Call it between two chunks."""
+        before, self._serving = self._serving, served
+        self._note_profile_set()
+        return before
 
     def readiness(self) -> list[str]:
         """Returns one line for each thing that is missing before payments should come here; empty when ready."""
@@ -185,7 +213,16 @@ class PaymentScorer:
             self._fill_from_mirror = self._engine.bind(
                 self._rows, mirror.presence, mirror.states, mirror.bounds, self._vectors
             )
+        self._note_profile_set()
         return True
+
+    def _note_profile_set(self) -> None:
+        """Let records name the profile set that the mirror was filled from."""
+        if self._mirror is not None:
+            self._profile_set = self._mirror.profile_set()
+        serving = self._serving
+        if serving.origins[0].policy_digest and serving.origins[0].profile_set != self._profile_set:
+            self._serving = self.served(serving.models, serving.policy, serving.origins)
 
     def score_many(
         self, payments: CheckedPayments, now_ms: int, batches: Sequence[range] = ()
@@ -269,7 +306,7 @@ class PaymentScorer:
 
     def _make(self, payments: CheckedPayments, now_ms: int) -> _Made:
         """Decide at most ROWS_MAX payments. Nothing is appended yet."""
-        count = len(payments)
+        count, serving = len(payments), self._serving
         self._rows[:count] = payments.rows
         stages = self._stages
         flags, complete_to_ms = self._fill_vectors(payments.keys, count)
@@ -277,17 +314,17 @@ class PaymentScorer:
         if complete_to_ms > 0:
             profile_age_ms = max(0, now_ms - complete_to_ms)
             self._metrics.mirror_age_seconds.set(profile_age_ms / 1000)
-            if profile_age_ms > self._policy.stale_after_ms:
+            if profile_age_ms > serving.stale_after_ms:
                 flags = [(*payment_flags, MIRROR_STALE) for payment_flags in flags]
-        scored = self._score_vectors(count)
+        scored = serving.score_vectors(count)
         if stages.is_timed:
             stages.lap("model", count)
         if any(scored.flags):
             flags = [
                 (*payment_flags, *model_flags) for payment_flags, model_flags in zip(flags, scored.flags, strict=True)
             ]
-        tails, others = self._tails(payments, scored, flags)
-        written = self._writer.write(
+        tails, others = self._tails(serving, payments, scored, flags)
+        written = serving.writer.write(
             payments.bodies, payments.ids, payments.callers, scored.scores, tails, profile_age_ms, now_ms
         )
         if stages.is_timed:
@@ -295,12 +332,12 @@ class PaymentScorer:
         return _Made(written, scored, flags, others)
 
     def _tails(
-        self, payments: CheckedPayments, scored: Scored, flags: Sequence[tuple[str, ...]]
+        self, serving: Served, payments: CheckedPayments, scored: Scored, flags: Sequence[tuple[str, ...]]
     ) -> tuple[list[int], list[str]]:
         """Returns the number of each response's tail (see records.py), and the actions other than "approve"."""
         others: list[str] = []
-        self._writer.begin()
-        approved, below = self._approved, self._approved_below
+        serving.writer.begin()
+        approved, below = serving.approved, serving.approved_below
         # The kept tails name the version of the primary model.
         if any(scored.models):
             approved = {}
@@ -308,12 +345,13 @@ class PaymentScorer:
         for row, (score, payment_flags) in enumerate(zip(scored.scores, flags, strict=True)):
             tail_number = approved.get(payment_flags)
             if tail_number is None or score is None or score >= below:
-                tail_number = self._tail(payments, row, score, scored.models[row], payment_flags, others)
+                tail_number = self._tail(serving, payments, row, score, scored.models[row], payment_flags, others)
             tails.append(tail_number)
         return tails, others
 
     def _tail(
         self,
+        serving: Served,
         payments: CheckedPayments,
         row: int,
         score: float | None,
@@ -322,28 +360,17 @@ class PaymentScorer:
         others: list[str],
     ) -> int:
         """Ask the policy about one payment; returns its tail's number. `others` gets actions other than "approve"."""
-        facts, vector = self._facts, self._vectors[row]
-        if self._policy.has_conditions:
+        facts, vector, policy = self._facts, self._vectors[row], serving.policy
+        if policy.has_conditions:
             facts.payment, facts.amount, facts.vector = payments.facts_of(row), int(self._rows[row, AMOUNT]), vector
         facts.score, facts.flags = score, flags
-        action, reasons = self._policy.decide(facts)
+        action, reasons = policy.decide(facts)
         if action != ACTIONS[APPROVE]:
             others.append(action)
-            reasons += self._models.reasons(vector, model, self._policy.reason_features_max)
-        return self._writer.add_tail(tail(action, reasons, self._models.versions[model], flags))
-
-    def _keep_approvals(self) -> None:
-        """Keep the tail of an approval for each usual set of flags: nearly all responses have one of them."""
-        if self._policy.has_conditions:
-            return
-        usual = [*self._unknown_flags.values(), (MIRROR_ABSENT,)]
-        for flags in dict.fromkeys((*usual, *((*entity_flags, MIRROR_STALE) for entity_flags in usual))):
-            self._facts.score, self._facts.flags = 0.0, flags
-            action, reasons = self._policy.decide(self._facts)
-            if action == ACTIONS[APPROVE] and not reasons:
-                tail_number = self._writer.keep_tail(tail(action, (), self._models.versions[0], flags))
-                if tail_number is not None:
-                    self._approved[flags] = tail_number
+            reasons += serving.models.reasons(vector, model, policy.reason_features_max)
+        return serving.writer.add_tail(
+            tail(action, reasons, serving.models.versions[model], flags), serving.origin_of(model)
+        )
 
     def _append(self, written: Written, slots: Sequence[int]) -> None:
         """Append records to the outbox. Their claims point to them, so that a repeated payment finds its decision."""

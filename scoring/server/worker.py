@@ -30,6 +30,7 @@ from paywarden.models.policy.policy import flags_of
 from paywarden.schemas.errors import PaywardenError
 from paywarden.scoring.engine.batcher import MicroBatcher
 from paywarden.scoring.engine.model_chain import ModelChain
+from paywarden.scoring.engine.records import origins_of
 from paywarden.scoring.engine.scorer import PaymentScorer
 from paywarden.scoring.grpc.front import GrpcServer
 from paywarden.scoring.grpc.metrics import GrpcMetrics
@@ -102,6 +103,7 @@ async def _work(host: ServerContext, worker: int, gate: Endpoints, parent: int, 
         metrics=scoring_metrics,
         answered=table,
         stages=stages,
+        origins=origins_of(host.bundles, host.policy),
     )
     intake = RequestDecoder(host.engine.plan, host.rates, host.limits)
     batcher = MicroBatcher(scorer, intake=intake, settings=host.admission, stages=stages, busy_poll=host.busy_poll)

@@ -7,6 +7,7 @@
                           0 while the mirror is still being filled
     \\0position:N         int64: the next offset of the changelog's partition N
     \\0changelog          the id of the topic that the positions belong to; a mirror of an earlier release has none
+    \\0profile_set        the profile set that the mirror was filled from
     \\0identity           the digest of the key that the profiles are made with (features/catalogue/identity.py)
 
 1. LMDB lets one writer and many reader processes share the file without a lock between them. The mirror survives the
@@ -40,6 +41,7 @@ _COMPLETE_TO = b"\0complete_to"
 _POSITION = b"\0position:"
 _CHANGELOG = b"\0changelog"
 _IDENTITY = b"\0identity"
+_PROFILE_SET = b"\0profile_set"
 _INT64 = struct.Struct("<q")
 _ALL_KNOWN = bytes([KNOWN]) * 4096
 # Stands for a missing profile. No view into the mirror is ever this object.
@@ -162,9 +164,9 @@ class MirrorWriter:
         """Returns the number of profiles."""
         with self._env.begin() as transaction:
             entries = int(transaction.stat()["entries"])
-            has_identity = transaction.get(_IDENTITY) is not None
+            notes = sum(transaction.get(key) is not None for key in (_IDENTITY, _PROFILE_SET))
         others = len(self.positions()) + (self.complete_to_ms() is not None) + bool(self.changelog_id())
-        return entries - others - has_identity
+        return entries - others - notes
 
     def used_bytes(self) -> int:
         """Returns how many bytes of `size_mb` are in use. Free pages count as used; LMDB reuses them first."""
@@ -182,6 +184,14 @@ class MirrorWriter:
         try:
             with self._env.begin(write=True) as transaction:
                 transaction.put(_CHANGELOG, topic_id.encode())
+        except lmdb.Error as error:
+            raise MirrorUnavailable(f"the mirror cannot be written: {error}") from error
+
+    def note_profile_set(self, name: str) -> None:
+        """Note which profile set the mirror is filled from. Raises MirrorUnavailable."""
+        try:
+            with self._env.begin(write=True) as transaction:
+                transaction.put(_PROFILE_SET, name.encode())
         except lmdb.Error as error:
             raise MirrorUnavailable(f"the mirror cannot be written: {error}") from error
 
@@ -257,9 +267,16 @@ class MirrorReader:
 
     def identity_digest(self) -> str:
         """Returns the digest of the key that the profiles are made with; empty if the mirror has none."""
+        return self._note(_IDENTITY)
+
+    def profile_set(self) -> str:
+        """Returns the profile set that the mirror was filled from; empty if the mirror does not say."""
+        return self._note(_PROFILE_SET)
+
+    def _note(self, key: bytes) -> str:
         try:
             with self._env.begin() as transaction:
-                return bytes(transaction.get(_IDENTITY, b"")).decode()
+                return bytes(transaction.get(key, b"")).decode()
         except lmdb.Error:
             return ""
 

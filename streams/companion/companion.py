@@ -43,7 +43,7 @@ from confluent_kafka import Consumer, TopicPartition
 from prometheus_client import CollectorRegistry
 
 from paywarden.features.stores.base import ProfileStore, ScanProgress, in_batches
-from paywarden.features.stores.profile_sets import LiveSet
+from paywarden.features.stores.profile_sets import LiveSet, spoken
 from paywarden.schemas.avro import Decoder, Encoder, SchemaIds
 from paywarden.schemas.errors import Misconfigured, PaywardenError, StoreUnavailable, TemporaryFailure
 from paywarden.scoring.state.mirror import MirrorSettings, MirrorUnavailable, MirrorWriter
@@ -410,6 +410,7 @@ class Companion:
                 ends = end_offsets(self._consumer, self._topic, self._partitions)
                 self._scan_store(live, stop)
                 if not stop.is_set() and self._fill.look() == live:
+                    self._mirror.note_profile_set(spoken(live.name))
                     return ends
                 self._mirror.clear()
             except StoreUnavailable as error:

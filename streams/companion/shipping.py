@@ -373,4 +373,10 @@ def decision_of(entry: OutboxEntry, variant: str = "") -> dict[str, Any]:
         "profile_age_ms": response.profile_age_ms if response.HasField("profile_age_ms") else None,
         "variant": variant,
         "caller": entry.caller,
+        "bundle_digest": entry.bundle_digest.hex(),
+        "policy_digest": entry.policy_digest.hex(),
+        "rollout": entry.rollout,
+        "arm": entry.arm,
+        "propensity": entry.propensity if entry.HasField("propensity") else 1.0,
+        "profile_set": entry.profile_set,
     }

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from paywarden.schemas.proto.outbox_pb2 import OutboxRecord
 from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
-from paywarden.scoring.engine.records import BODY_BYTES_MAX, KEPT_TAILS_MAX, RecordWriter, tail
+from paywarden.scoring.engine.records import BODY_BYTES_MAX, KEPT_TAILS_MAX, Origin, RecordWriter, tail
 from paywarden.scoring.state.outbox import framed
 
 ROWS_MAX, FEATURES = 8, 5
@@ -37,7 +37,21 @@ decisions = st.fixed_dictionaries(
 )
 
 
-def expected(one: dict[str, Any], row: int, decision: str, age_ms: int | None, time_ms: int, digest: str) -> bytes:
+digests = st.just("") | st.binary(min_size=32, max_size=32).map(bytes.hex)
+origins = st.builds(
+    Origin,
+    bundle_digest=digests,
+    policy_digest=digests,
+    rollout=st.just("") | texts,
+    arm=st.just("") | texts,
+    propensity=st.floats(0, 1, exclude_min=True),
+    profile_set=st.just("") | texts,
+)
+
+
+def expected(
+    one: dict[str, Any], row: int, decision: str, age_ms: int | None, time_ms: int, digest: str, origin: Origin
+) -> bytes:
     """Returns the frame of one decision, made by protobuf alone."""
     response = ScoreResponse(
         payment_id=one["payment_id"],
@@ -56,6 +70,12 @@ def expected(one: dict[str, Any], row: int, decision: str, age_ms: int | None, t
         vector=VECTORS[row].tobytes(),
         catalogue_digest=digest,
         caller=one["caller"],
+        bundle_digest=bytes.fromhex(origin.bundle_digest),
+        policy_digest=bytes.fromhex(origin.policy_digest),
+        rollout=origin.rollout,
+        arm=origin.arm,
+        propensity=origin.propensity if origin.rollout else None,
+        profile_set=origin.profile_set,
     )
     return framed(record.SerializeToString())
 
@@ -67,11 +87,12 @@ def expected(one: dict[str, Any], row: int, decision: str, age_ms: int | None, t
     ),
     digest=texts,
     time_ms=st.integers(1, 2**62),
+    known=st.lists(origins, min_size=1, max_size=3),
 )
 def test_every_record_of_every_chunk_is_as_protobuf_writes_it(
-    chunks: list[tuple[list[dict[str, Any]], int | None]], digest: str, time_ms: int
+    chunks: list[tuple[list[dict[str, Any]], int | None]], digest: str, time_ms: int, known: list[Origin]
 ) -> None:
-    writer = RecordWriter(VECTORS, digest, "prefix")
+    writer = RecordWriter(VECTORS, digest, "prefix", known)
     kept = writer.keep_tail(tail("approve", (), "m-1", ("unknown_card",)))
     number = 0
     for chunk, age_ms in chunks:
@@ -81,7 +102,7 @@ def test_every_record_of_every_chunk_is_as_protobuf_writes_it(
         tails = [
             kept
             if place % 2 == 0
-            else writer.add_tail(tail(one["action"], one["reasons"], one["version"], one["flags"]))
+            else writer.add_tail(tail(one["action"], one["reasons"], one["version"], one["flags"]), place % len(known))
             for place, one in enumerate(chunk)
         ]
         assert None not in tails
@@ -97,7 +118,8 @@ def test_every_record_of_every_chunk_is_as_protobuf_writes_it(
         frames = []
         for row, one in enumerate(chunk):
             number += 1
-            frames.append(expected(one, row, f"prefix-{number:x}", age_ms, time_ms, digest))
+            origin = known[0 if row % 2 == 0 else row % len(known)]
+            frames.append(expected(one, row, f"prefix-{number:x}", age_ms, time_ms, digest, origin))
         assert written.frames == b"".join(frames)
         assert written.starts == [sum(map(len, frames[:row])) for row in range(len(frames))]
         responses = [OutboxRecord.FromString(frame[8:]).response for frame in frames]

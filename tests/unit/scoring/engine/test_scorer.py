@@ -25,6 +25,7 @@ from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.engine.batcher import IN_PROGRESS, Refusal
 from paywarden.scoring.engine.model_chain import ModelChain
+from paywarden.scoring.engine.records import Origin
 from paywarden.scoring.engine.scorer import ROWS_MAX, PaymentScorer
 from paywarden.scoring.idempotency import decision_cache as answered_payments
 from paywarden.scoring.idempotency.decision_cache import DecisionCache, DecisionCacheSettings
@@ -103,6 +104,7 @@ class Host:
                 outbox=self.outbox,
                 metrics=self.metrics,
                 answered=self.answered,
+                origins=(Origin("ab" * 32, "cd" * 32), Origin("", "cd" * 32)),
             )
         return self._scorer
 
@@ -223,6 +225,47 @@ def test_the_outbox_has_the_whole_decision(host: Host) -> None:
     assert response.payment_id == requests()[0].payment_id
     assert response.model_version == small_world.loaded_bundle().manifest.model_version
     assert response.profile_age_ms == 250
+
+
+def test_each_record_says_what_decided_and_from_which_profile_set(host: Host) -> None:
+    host.fill(profiles())
+    writer = MirrorWriter(host.mirror)
+    writer.note_profile_set("b1")
+    writer.close()
+    host.score(requests()[0])
+    entry = host.outbox.entries[-1]
+    assert (entry.bundle_digest.hex(), entry.policy_digest.hex()) == ("ab" * 32, "cd" * 32)
+    assert (entry.profile_set, entry.rollout, entry.arm, entry.HasField("propensity")) == ("b1", "", "", False)
+    arm = Origin("ef" * 32, "01" * 32, "r-7", "challenger", 0.05)
+    # A policy that sends every payment to review: nothing but its tails, which are not kept, name the origin.
+    strict = Policy(PolicySettings(), review_at=1e-9, decline_at=1.0)
+    host.scorer.take_up(host.scorer.served(host.scorer.serving.models, strict, (arm, arm)))
+    assert host.score(requests()[1]).action == "review"
+    entry = host.outbox.entries[-1]
+    assert (entry.bundle_digest.hex(), entry.policy_digest.hex(), entry.profile_set) == ("ef" * 32, "01" * 32, "b1")
+    assert (entry.rollout, entry.arm, entry.propensity) == ("r-7", "challenger", 0.05)
+
+
+def test_what_decides_is_changed_between_two_chunks_and_changed_back(host: Host) -> None:
+    host.fill(profiles())
+    first, other = small_world.loaded_bundle(), small_world.other_loaded_bundle()
+    host.score(requests()[0])
+    models = ModelChain((other,), metrics=ModelMetrics.declare(Registry()))
+    manifest = other.manifest
+    policy = Policy(PolicySettings(), review_at=manifest.review_at, decline_at=manifest.decline_at)
+    made = host.scorer.served(models, policy)
+    before = host.scorer.take_up(made)
+    seen = set()
+    for bundle, served in ((other, made), (first, before), (other, made)):
+        host.scorer.take_up(served)
+        for request in requests()[1:20]:
+            response = host.score(request)
+            entry = host.outbox.entries[-1]
+            vector = np.frombuffer(entry.vector, dtype=np.float32).reshape(1, -1)
+            assert response.score == bundle.score(vector)[0]
+            assert response.model_version == bundle.manifest.model_version
+            seen.add(response.decision_id)
+    assert len(seen) == 3 * 19
 
 
 def test_one_payment_leaves_nothing_behind_for_the_next(host: Host) -> None:

@@ -1,0 +1,74 @@
+"""A model and a policy as one worker serves them, ready to be taken up between two chunks.
+
+    models ─┐
+    policy ─┼─► Served: bound scoring call, kept responses of approvals, record writer with the origins
+    origins ┘
+
+`PaymentScorer` decides each chunk with one `Served`. To change what decides is to replace this one object: everything
+that takes time happens when it is made, which another thread may do.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paywarden.models.policy.policy import ACTIONS, APPROVE, MIRROR_ABSENT, MIRROR_STALE, Facts, Policy
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
+from paywarden.scoring.engine.model_chain import ModelChain
+from paywarden.scoring.engine.records import Origin, RecordWriter, tail
+
+
+class Served:
+    """Decides with one chain of models and one policy. Not thread-safe once it is in use."""
+
+    __slots__ = (
+        *("approved", "approved_below", "models", "origins", "policy", "score_vectors", "stale_after_ms", "writer"),
+        "_last_origin",
+    )
+
+    def __init__(
+        self,
+        models: ModelChain,
+        policy: Policy,
+        origins: Sequence[Origin],
+        *,
+        vectors: NDArray[np.float32],
+        catalogue_digest: str,
+        usual_flags: Iterable[tuple[str, ...]],
+    ) -> None:
+        """`origins`: one for each model of the chain, and the last for decisions without a model.
+
+        `vectors`: the scorer's own, shape (rows_max, features). `usual_flags`: the sets of flags of most payments.
+        """
+        self.models, self.policy, self.origins = models, policy, tuple(origins)
+        self.score_vectors = models.bind(vectors)
+        self.stale_after_ms = policy.stale_after_ms
+        self._last_origin = len(self.origins) - 1
+        # A random prefix makes decision ids unique over hosts, workers and restarts, with nothing shared between them.
+        self.writer = RecordWriter(vectors, catalogue_digest, os.urandom(8).hex(), self.origins)
+        self.approved: dict[tuple[str, ...], int] = {}
+        """The number of the kept tail of an approval, by its flags. These tails name the primary model."""
+        self.approved_below, _ = policy.thresholds
+        self._keep_approvals(usual_flags)
+
+    def origin_of(self, model: int) -> int:
+        """Returns the place of a model's origin. `model`: its index in the chain, or NO_MODEL."""
+        return model if model >= 0 else self._last_origin
+
+    def _keep_approvals(self, usual_flags: Iterable[tuple[str, ...]]) -> None:
+        """Keep the tail of an approval for each usual set of flags: nearly all responses have one of them."""
+        if self.policy.has_conditions:
+            return
+        usual = [*usual_flags, (MIRROR_ABSENT,)]
+        facts = Facts(ScoreRequest(), 0, np.zeros(0, dtype=np.float32), 0.0, ())
+        for flags in dict.fromkeys((*usual, *((*entity_flags, MIRROR_STALE) for entity_flags in usual))):
+            facts.flags = flags
+            action, reasons = self.policy.decide(facts)
+            if action == ACTIONS[APPROVE] and not reasons:
+                tail_number = self.writer.keep_tail(tail(action, (), self.models.versions[0], flags))
+                if tail_number is not None:
+                    self.approved[flags] = tail_number
