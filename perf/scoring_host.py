@@ -56,6 +56,6 @@ def open_scorer(config: Path, worker: str) -> ScorerInProcess:
         mirror=host.mirror,
         outbox=outbox,
         metrics=ScoringMetrics.declare(Registry(), flags=flags_of(entities), entities=entities),
-        origins=records.origins_of(host.bundles, host.policy),
+        origins=host.release.origins,
     )
     return ScorerInProcess(host, RequestDecoder(host.engine.plan, host.rates, host.limits), scorer, outbox)

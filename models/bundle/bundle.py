@@ -134,6 +134,14 @@ class Bundle:
     predictor: Predictor
     explainer: Explains
 
+    def close(self) -> None:
+        """Unload the native libraries. Nothing may use the bundle any more, and no call may be in it."""
+        predictor = self.predictor
+        parts = [predictor.first, predictor.large] if isinstance(predictor, CascadePredictor) else [predictor]
+        for part in parts:
+            if isinstance(part, NativePredictor):
+                part.close()
+
     def score(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
         """Returns calibrated probabilities of fraud, (rows,). `vectors`: (rows, features), float32, C-contiguous."""
         return calibrated(
@@ -145,7 +153,7 @@ class Bundle:
 
 def _check_explained(bundle: Path, part: ModelPart, explainer: Explainer) -> None:
     """Refuse an explainer whose contributions do not sum to LightGBM's margins. Also compiles the explainer."""
-    vectors, golden = _golden(bundle, part)
+    vectors, golden = golden_margins(bundle, part)
     sums = np.array([explainer.base + explainer.contributions(vector).sum() for vector in vectors])
     if not np.allclose(sums, golden, rtol=1e-9, atol=1e-9):
         raise BundleRefused(
@@ -256,11 +264,11 @@ def golden_gate(bundle: Path, part: ModelPart = LARGE) -> ParityGate:
     # Only builds import LightGBM. A scoring process never loads it.
     from paywarden.models.bundle.parity import ParityGate
 
-    vectors, _ = _golden(bundle, part)
+    vectors, _ = golden_margins(bundle, part)
     return ParityGate.of(bundle / part.model_text, golden_payments(bundle), golden=vectors)
 
 
-def _golden(bundle: Path, part: ModelPart) -> tuple[NDArray[Any], NDArray[Any]]:
+def golden_margins(bundle: Path, part: ModelPart) -> tuple[NDArray[Any], NDArray[Any]]:
     """Returns golden vectors and margins, with shapes and types unchecked. Raises BundleRefused if unreadable."""
     try:
         arrays = read_arrays(bundle / part.golden)
@@ -271,7 +279,7 @@ def _golden(bundle: Path, part: ModelPart) -> tuple[NDArray[Any], NDArray[Any]]:
 
 def golden_payments(bundle: Path) -> NDArray[np.float32]:
     """Returns the golden vectors that are real payments of the training window."""
-    vectors, _ = _golden(bundle, LARGE)
+    vectors, _ = golden_margins(bundle, LARGE)
     # The second half are random rows.
     return np.ascontiguousarray(vectors[: (len(vectors) + 1) // 2])
 
@@ -388,7 +396,7 @@ def _check_files(bundle: Path, manifest: Manifest) -> None:
 
 def check_golden(bundle: Path, manifest: Manifest, predictor: Predictor, part: ModelPart = LARGE) -> None:
     """Raises BundleRefused if a predictor's margin of any golden vector differs in a bit."""
-    vectors, golden = _golden(bundle, part)
+    vectors, golden = golden_margins(bundle, part)
     if vectors.dtype != np.float32 or vectors.shape != (len(golden), len(manifest.feature_names)):
         raise BundleRefused(f"bundle {bundle}: {part.golden} does not fit the manifest")
     margins = predictor.margins(np.ascontiguousarray(vectors))

@@ -9,6 +9,7 @@ LightGBM takes a value of at most 1e-35, either side of 0, for 0 when it predict
 
 from __future__ import annotations
 
+import _ctypes
 import ctypes
 import tempfile
 from collections.abc import Callable
@@ -40,8 +41,8 @@ class NativePredictor:
     def __init__(self, library: Path, feature_count: int) -> None:
         """Load a library that models/bundle/compiler.py built. Raises BundleRefused when it does not load."""
         try:
-            loaded = _load(library)
-            self._margins = loaded.paywarden_margins
+            self._loaded = loaded = _load(library)
+            self._margins: Any = loaded.paywarden_margins
             built_for = int(loaded.paywarden_feature_count())
         except (OSError, AttributeError) as error:
             raise BundleRefused(f"the native library {library.name} does not load: {error}") from error
@@ -49,6 +50,15 @@ class NativePredictor:
             raise BundleRefused(f"the native library takes {built_for} features, the bundle has {feature_count}")
         self._margins.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
         self._margins.restype = None
+
+    def close(self) -> None:
+        """Unload the library, unless another predictor has loaded the same file.
+
+        No call may be in it, and functions of `bound` must not be called any more.
+        """
+        # ctypes itself never unloads a library.
+        _ctypes.dlclose(self._loaded._handle)
+        self._margins = _closed
 
     def margins(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
         result = np.empty(len(vectors))
@@ -84,6 +94,10 @@ def bound(predictor: Predictor, vectors: NDArray[np.float32]) -> Callable[[int],
     if isinstance(predictor, NativePredictor):
         return predictor.bound(vectors)
     return lambda rows: predictor.margins(vectors[:rows]).tolist()
+
+
+def _closed(*_: object) -> None:
+    raise AssertionError("the library is unloaded")
 
 
 def _address(array: NDArray[Any]) -> int:

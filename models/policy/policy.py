@@ -192,7 +192,7 @@ class Policy:
 
         `catalogue`: declares the features of the vectors. Raises Misconfigured naming the setting, rule or segment.
         """
-        self.settings, self._lists = settings, lists or {}
+        self.settings, self.lists = settings, lists or {}
         self.stale_after_ms = settings.stale_after_ms
         _check_reason_features_max(settings)
         self.reason_features_max = settings.reason_features_max
@@ -209,8 +209,13 @@ class Policy:
 
     @cached_property
     def digest(self) -> str:
-        """See `policy_digest`. Sorting a list of a million entries takes a second, so it is computed when asked for."""
-        return policy_digest(self.settings, self._lists)
+        """See `policy_digest`."""
+        return _digest(self.settings, self.list_digests)
+
+    @cached_property
+    def list_digests(self) -> dict[str, str]:
+        """The digest of each list, by name. To sort a million entries takes a second, so it is done when asked for."""
+        return _list_digests(self.lists)
 
     @property
     def thresholds(self) -> tuple[float, float]:
@@ -297,14 +302,21 @@ def policy_digest(settings: PolicySettings, lists: Mapping[str, frozenset[str]])
     Equal digests mean equal policies, from whichever file. Settings that have their default do not count, so a setting
     that a later release adds changes no digest. The bundle's thresholds belong to the bundle's digest.
     """
+    return _digest(settings, _list_digests(lists))
+
+
+def _list_digests(lists: Mapping[str, frozenset[str]]) -> dict[str, str]:
+    return {name: hashlib.sha256("\n".join(sorted(entries)).encode()).hexdigest() for name, entries in lists.items()}
+
+
+def _digest(settings: PolicySettings, list_digests: Mapping[str, str]) -> str:
     defaults = PolicySettings()
     said = {
         field.name: [dataclasses.asdict(item) for item in value] if isinstance(value, tuple) else value
         for field in dataclasses.fields(settings)
         if field.name != "lists" and (value := getattr(settings, field.name)) != getattr(defaults, field.name)
     }
-    digests = {name: hashlib.sha256("\n".join(sorted(entries)).encode()).hexdigest() for name, entries in lists.items()}
-    content = json.dumps({"settings": said, "lists": digests}, sort_keys=True, separators=(",", ":"))
+    content = json.dumps({"settings": said, "lists": list_digests}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(content.encode()).hexdigest()
 
 

@@ -49,7 +49,7 @@ _UNITS = (
     (r".*_minor", "minor units of the reference currency"),
     (r".*_(score|share|precision|recall)|.*_(brier_score|calibration_error)", "0 to 1"),
     (r".*_score_distance", "of the statistic"),
-    (r".*_(up|ready|out|refuses|breaker)", "0 or 1"),
+    (r".*_(up|ready|out|refuses|breaker|info)", "0 or 1"),
     (
         r".*_(lag|findings|unsaved|open_alerts|waiting_outcomes|decisions_under_way|set_aside_entries)",
         "count",
@@ -168,6 +168,7 @@ def _serve() -> Iterable[_Family]:
     from paywarden.scoring.grpc.metrics import GrpcMetrics
     from paywarden.scoring.idempotency.decision_cache import DecisionCacheMetrics
     from paywarden.scoring.metrics.model import ModelMetrics
+    from paywarden.scoring.metrics.release import ShownRelease, SwapMetrics, declare_info
     from paywarden.scoring.metrics.shared import Registry, render
     from paywarden.scoring.metrics.worker import GarbagePauses, HttpMetrics, ScoringMetrics, StageTimes, ready_gauge
     from paywarden.scoring.server.supervisor import SupervisorMetrics
@@ -184,6 +185,8 @@ def _serve() -> Iterable[_Family]:
     DecisionCacheMetrics.declare(registry)
     declare_failures(registry)
     SupervisorMetrics.declare(registry)
+    SwapMetrics.declare(registry).time.set(0)
+    declare_info(registry, [ShownRelease("active", "", "", "")])
     # A gauge without a value is not shown.
     ready = ready_gauge(registry)
     for gauge in (scoring.mirror_age_seconds, outbox.unshipped_bytes, ready, *models.is_out.values()):

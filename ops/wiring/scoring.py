@@ -13,7 +13,9 @@ from paywarden.schemas.settings import Source
 if TYPE_CHECKING:
     from paywarden.features.catalogue.entity import Catalogue
     from paywarden.models.policy.policy import Policy
+    from paywarden.ops.wiring.releases import HostReleases
     from paywarden.scoring.server.context import ServerContext
+    from paywarden.scoring.server.deployment import ReleasePaths
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,9 @@ class ServeSettings:
     admin_host: str = "127.0.0.1"
     # 0 takes a free port.
     admin_port: int = 0
+    # The deployment file, and bundles made ready for a change while the workers run. Libraries are loaded from there:
+    # the file system must allow code, which /dev/shm often does not (`noexec`).
+    runtime: str = ".paywarden/serve"
     # Counts of all workers; on a memory file system, see scoring/metrics/shared.py.
     metrics: str = "/dev/shm/paywarden/metrics" if Path("/dev/shm").is_dir() else ".paywarden/metrics"
 
@@ -49,9 +54,7 @@ def scoring_host(source: Source, bundle_path: str | None) -> ServerContext:
 
     Builds native libraries that are missing. Raises Misconfigured, BundleRefused.
     """
-    from paywarden.models.bundle.bundle import load_bundle
-    from paywarden.models.bundle.signature import BundleSettings, TrustedKeys
-    from paywarden.ops.libraries import build_missing
+    from paywarden.ops.wiring.releases import HostReleases
     from paywarden.schemas.request_proto import request_class
     from paywarden.scoring.engine.batcher import AdmissionSettings
     from paywarden.scoring.engine.busy_poll import BusyPoll
@@ -70,30 +73,12 @@ def scoring_host(source: Source, bundle_path: str | None) -> ServerContext:
     engine = stores.feature_engine(source)
     # Made once, before any worker: it may refuse the names of fields.
     request_class(engine.plan.fields)
-    paths = [bundle_path or settings.bundle, *filter(None, [settings.fallback_bundle])]
-    trusted = TrustedKeys.read(source.section("bundles", BundleSettings))
-    bundles = [
-        load_bundle(
-            Path(path),
-            catalogue_digest=engine.plan.digest,
-            identity_digest=engine.plan.key.digest,
-            trusted=trusted,
-            built_here=build_missing(Path(path), trusted),
-        )
-        for path in paths
-    ]
-    manifest = bundles[0].manifest
+    releases = HostReleases(source, engine, bundle_path)
     return ServerContext(
         engine=engine,
         rates=stores.rate_table(source),
-        bundles=bundles,
+        release=releases.load(_served_at_start(releases, Path(settings.runtime))),
         chain=ChainSettings(settings.model_failure_count_max, settings.model_cooldown_ms),
-        policy=policy(
-            source,
-            review_at=manifest.review_at,
-            decline_at=manifest.decline_at,
-            catalogue=stores.catalogue(source),
-        ),
         http=source.section("http", HttpSettings),
         grpc=source.section("grpc", GrpcSettings),
         admission=source.section("admission", AdmissionSettings),
@@ -105,10 +90,21 @@ def scoring_host(source: Source, bundle_path: str | None) -> ServerContext:
         answered=source.section("answered", DecisionCacheSettings),
         metrics_directory=Path(settings.metrics),
         busy_poll=BusyPoll(settings.busy_poll_us),
+        catalogue=stores.catalogue(source),
+        releases=releases,
+        runtime=Path(settings.runtime),
         hang_timeout_s=settings.hang_timeout_s,
         admin_host=settings.admin_host,
         admin_port=settings.admin_port,
     )
+
+
+def _served_at_start(releases: HostReleases, runtime: Path) -> ReleasePaths:
+    """Returns the active release of the deployment file, or what the configuration names. Raises Misconfigured."""
+    from paywarden.scoring.server.deployment import DEPLOYMENT, read_deployment
+
+    deployment = read_deployment(runtime / DEPLOYMENT)
+    return releases.wanted().active if deployment is None else deployment.active
 
 
 def policy(source: Source, *, review_at: float, decline_at: float, catalogue: Catalogue) -> Policy:

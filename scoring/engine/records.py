@@ -22,8 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.features.kernel.frame import Frame
-from paywarden.models.bundle.bundle import Bundle
-from paywarden.models.policy.policy import Policy
 from paywarden.schemas.proto.outbox_pb2 import OutboxRecord
 from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
 from paywarden.scoring.engine import record_bytes as loop
@@ -59,12 +57,6 @@ class Origin:
             propensity=self.propensity if self.rollout else None,
             profile_set=self.profile_set,
         ).SerializeToString()
-
-
-def origins_of(bundles: Sequence[Bundle], policy: Policy) -> list[Origin]:
-    """Returns the origin of each model of a chain, and last that of decisions without a model."""
-    digests = [*(bundle.manifest.digest for bundle in bundles), ""]
-    return [Origin(digest, policy.digest) for digest in digests]
 
 
 class Written(NamedTuple):

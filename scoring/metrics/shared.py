@@ -304,10 +304,17 @@ def _lock(path: Path) -> int:
 
 
 def _undeclared(kept: Iterable[tuple[Series, list[int]]], declared: Iterable[Series]) -> list[Series]:
-    """Returns the series of an earlier version that this one does not declare but must keep."""
+    """Returns the series of an earlier version that this one does not declare but must keep: no count goes down.
+
+    A gauge that nobody sets any more has no value, so it need not be kept.
+    """
     keys = {one.key for one in declared}
     shapes = {one.name: one.shape for one in declared}
-    return [one for one, _ in kept if one.key not in keys and shapes.get(one.name, one.shape) == one.shape]
+    return [
+        one
+        for one, _ in kept
+        if one.kind != "gauge" and one.key not in keys and shapes.get(one.name, one.shape) == one.shape
+    ]
 
 
 def _header(pid: int, series: Iterable[Series]) -> bytes:

@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import RateTable
 from paywarden.models.bundle.bundle import Bundle
@@ -23,6 +24,7 @@ from paywarden.scoring.net.listeners import reserve_port, unix_listener
 from paywarden.scoring.net.tls import Tls, TlsSettings
 from paywarden.scoring.net.tokens import AuthSettings, Tokens
 from paywarden.scoring.requests.validation import RequestLimits
+from paywarden.scoring.server.releases import Release, ReleaseSource
 from paywarden.scoring.state.mirror import MirrorSettings
 from paywarden.scoring.state.outbox import OutboxSettings
 
@@ -33,9 +35,9 @@ class ServerContext:
 
     engine: FeatureEngine
     rates: RateTable
-    bundles: Sequence[Bundle]
+    # What decides at first.
+    release: Release
     chain: ChainSettings
-    policy: Policy
     http: HttpSettings
     grpc: GrpcSettings
     admission: AdmissionSettings
@@ -47,11 +49,26 @@ class ServerContext:
     answered: DecisionCacheSettings
     metrics_directory: Path
     busy_poll: BusyPoll
+    # Declares the features; a policy's conditions name them.
+    catalogue: Catalogue
+    # Where bundles and policies come from later, and the folder in which they are made ready.
+    releases: ReleaseSource
+    runtime: Path
     # 0: no worker is taken for hung.
     hang_timeout_s: int = 10
     # Where the admin process serves health and metrics (scoring/server/admin.py). 0 takes a free port.
     admin_host: str = "127.0.0.1"
     admin_port: int = 0
+
+    @property
+    def bundles(self) -> Sequence[Bundle]:
+        """The bundles that are loaded at the start, the primary one first."""
+        return self.release.bundles
+
+    @property
+    def policy(self) -> Policy:
+        """The policy that is read at the start."""
+        return self.release.policy.policy
 
     @property
     def has_tls(self) -> bool:

@@ -11,6 +11,7 @@
    Each worker has a pause of its own. A fork that fails is tried again in the same way.
 4. A worker whose heart does not beat for `[serve] hang_timeout_s` is killed, and started again (heartbeat.py).
 5. SIGTERM or SIGINT stops all workers, and the parent ends after the last one.
+6. SIGHUP, or another deployment file, changes what decides without a new worker (scoring/server/deployer.py).
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ from typing import NoReturn
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.scoring.engine import records
 from paywarden.scoring.idempotency import decision_cache as answered
+from paywarden.scoring.metrics.release import CHECK, swap_failures
 from paywarden.scoring.metrics.shared import Counter, Registry
 from paywarden.scoring.requests import fast_requests
 from paywarden.scoring.server.admin import admin_main
 from paywarden.scoring.server.context import ServerContext, open_endpoints
+from paywarden.scoring.server.deployer import Deployer
 from paywarden.scoring.server.descriptors import secure_descriptors
 from paywarden.scoring.server.heartbeat import LOOK_S, HangDetector, Heartbeats
 from paywarden.scoring.server.worker import BUG, worker_main
@@ -63,6 +66,7 @@ class SupervisorMetrics:
 
     restarts: Mapping[str, Counter]
     fork_failures: Counter
+    swap_failures: Counter
 
     @classmethod
     def declare(cls, registry: Registry) -> SupervisorMetrics:
@@ -80,6 +84,7 @@ class SupervisorMetrics:
             registry.counter(
                 "paywarden_fork_failures_total", "Workers that could not be forked, for want of memory or processes."
             ),
+            swap_failures(registry, CHECK),
         )
 
 
@@ -114,7 +119,8 @@ def serve(host: ServerContext, worker_count: int, *, announce: Callable[[Sequenc
             hang_timeout_s=host.hang_timeout_s,
             metrics=metrics,
         )
-        supervisor.heed_signals()
+        deployer = _deployer(host, supervisor, metrics)
+        supervisor.heed_signals(deployer)
         if not has_mirror(host.mirror):
             _log.warning(
                 "there is no mirror at %s yet: payments are answered without profiles, and /readyz says 503, until "
@@ -122,7 +128,27 @@ def serve(host: ServerContext, worker_count: int, *, announce: Callable[[Sequenc
                 host.mirror.path,
             )
         announce(endpoints.addresses(host))
-        supervisor.run()
+        try:
+            supervisor.run()
+        finally:
+            if deployer is not None:
+                deployer.close()
+
+
+def _deployer(host: ServerContext, supervisor: Supervisor, metrics: SupervisorMetrics) -> Deployer | None:
+    """Returns what changes bundle and policy; None if its folder cannot be used."""
+    try:
+        return Deployer(
+            host.releases,
+            host.runtime,
+            host.release.key,
+            failures=metrics.swap_failures,
+            fork=supervisor.fork_apart,
+            tell=lambda: supervisor.signal_all(signal.SIGHUP),
+        )
+    except Misconfigured as error:
+        _log.warning("bundle and policy cannot be changed without a restart: %s", error)
+        return None
 
 
 @contextlib.contextmanager
@@ -180,9 +206,14 @@ class Supervisor:
         # A signal wakes the parent by a byte in this pipe.
         self._awake, self._wake = os.pipe()
         self._look_at = 0.0
+        self._deployer: Deployer | None = None
+        self._deploy_at = math.inf
 
-    def heed_signals(self) -> None:
-        """Make SIGTERM and SIGINT a clean stop from now on."""
+    def heed_signals(self, deployer: Deployer | None = None) -> None:
+        """Make SIGTERM and SIGINT a clean stop from now on, and SIGHUP a look at what should be served."""
+        if deployer is not None:
+            self._deployer, self._deploy_at = deployer, 0.0
+        signal.signal(signal.SIGHUP, self._hang_up)
         os.set_blocking(self._awake, False)
         os.set_blocking(self._wake, False)
         signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
@@ -199,11 +230,14 @@ class Supervisor:
                 if not worker.pid and worker.due <= now:
                     self._start(worker)
             self._look(now)
+            if self._deployer is not None and self._deploy_at <= now:
+                self._deploy_at = self._deployer.look(now)
             self._sleep()
             self._reap()
         self._end_all()
 
-    def _start(self, worker: _Worker) -> None:
+    def fork_apart(self, work: Callable[[], int]) -> int:
+        """Run `work` in a child that is no worker; returns its pid. The child ends with the result. Raises OSError."""
         for stream in (sys.stdout, sys.stderr):
             # Its reader may be gone.
             with contextlib.suppress(OSError, ValueError):
@@ -213,25 +247,41 @@ class Supervisor:
         try:
             pid = self._fork()
             if pid == 0:
-                self._become(worker)
+                self._become(work)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+        return pid
+
+    def signal_all(self, number: signal.Signals) -> bool:
+        """Send a signal to all workers; returns whether one runs."""
+        # A child that has ended is not reaped before, so its pid is still its own.
+        running = [worker.pid for worker in self._workers if worker.pid]
+        for pid in running:
+            os.kill(pid, number)
+        return bool(running)
+
+    def _start(self, worker: _Worker) -> None:
+        try:
+            pid = self.fork_apart(
+                lambda: self._work(worker.number, lambda: self._hearts.beat(worker.number)),
+            )
         except OSError as error:
             self._postpone(worker, error)
             return
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
         worker.pid, worker.started, worker.is_hung, worker.fork_trouble = pid, time.monotonic(), False, ""
         worker.hangs.begin(self._hearts.count(worker.number))
 
-    def _become(self, worker: _Worker) -> NoReturn:
-        """Be the worker's process from now on."""
+    def _become(self, work: Callable[[], int]) -> NoReturn:
+        """Be another process from now on, which does this work. Stop signals are blocked until it unblocks them."""
         code = BUG
         try:
             signal.set_wakeup_fd(-1)
             for number in (*_STOP_SIGNALS, signal.SIGCHLD):
                 signal.signal(number, signal.SIG_DFL)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
             os.close(self._awake)
             os.close(self._wake)
-            code = self._work(worker.number, lambda: self._hearts.beat(worker.number))
+            code = work()
         finally:
             os._exit(code)
 
@@ -265,7 +315,7 @@ class Supervisor:
         """Sleep until a signal, the next start or the next look."""
         if until is None:
             due = [worker.due for worker in self._workers if not worker.pid]
-            until = min([self._look_at, *due])
+            until = min([self._look_at, self._deploy_at, *due])
         poll = select.poll()
         poll.register(self._awake, select.POLLIN)
         wait_ms = None if until == math.inf else max(0.0, until - time.monotonic()) * 1000
@@ -281,6 +331,8 @@ class Supervisor:
                 if worker.pid == pid:
                     worker.pid = 0
                     self._note_end(worker, code)
+            if self._deployer is not None and self._deployer.ended(pid, code):
+                self._deploy_at = 0.0
 
     def _note_end(self, worker: _Worker, code: int) -> None:
         if self._stopping:
@@ -294,26 +346,24 @@ class Supervisor:
         _log.error("%s ended with %d; starting it again in %.1f s", self._name_of(worker.number), code, pause_s)
 
     def _end_all(self) -> None:
-        self._signal_all(signal.SIGTERM)
+        self.signal_all(signal.SIGTERM)
         deadline = time.monotonic() + self._stop_s
         while any(worker.pid for worker in self._workers):
             self._sleep(deadline)
             self._reap()
-            if time.monotonic() >= deadline and self._signal_all(signal.SIGKILL):
+            if time.monotonic() >= deadline and self.signal_all(signal.SIGKILL):
                 self._failure = f"workers did not stop within {self._stop_s:g} s and were killed"
                 deadline = math.inf
         if self._failure:
             raise TemporaryFailure(self._failure)
 
-    def _signal_all(self, number: signal.Signals) -> bool:
-        """Returns whether a worker runs. A child that has ended is not reaped before, so its pid is still its own."""
-        running = [worker.pid for worker in self._workers if worker.pid]
-        for pid in running:
-            os.kill(pid, number)
-        return bool(running)
-
     def _stop(self, *_: object) -> None:
         self._stopping = True
+
+    def _hang_up(self, *_: object) -> None:
+        if self._deployer is not None:
+            self._deployer.hang_up()
+            self._deploy_at = 0.0
 
 
 def _ended_child() -> tuple[int, int] | None:

@@ -7,8 +7,8 @@
 1. The worker opens its metrics and its outbox. The outbox's lock ensures that no earlier process of this worker
    appends any more. Only then does it open the decision cache, which ends the claims of that process.
 2. It listens: gRPC first, HTTP last, because /readyz is on HTTP.
-3. Twice a second its watch (watch.py) looks for a new mirror, tokens and certificates, mends the outbox, and checks
-   that its parent lives. Its heart beats meanwhile.
+3. Twice a second its watch (watch.py) looks for a new mirror, tokens, certificates and another bundle or policy
+   (take_up.py), mends the outbox, and checks that its parent lives. Its heart beats meanwhile.
 4. On SIGTERM or SIGINT both fronts take no more calls, answer those in flight, and close.
 """
 
@@ -30,13 +30,13 @@ from paywarden.models.policy.policy import flags_of
 from paywarden.schemas.errors import PaywardenError
 from paywarden.scoring.engine.batcher import MicroBatcher
 from paywarden.scoring.engine.model_chain import ModelChain
-from paywarden.scoring.engine.records import origins_of
 from paywarden.scoring.engine.scorer import PaymentScorer
 from paywarden.scoring.grpc.front import GrpcServer
 from paywarden.scoring.grpc.metrics import GrpcMetrics
 from paywarden.scoring.http.front import HttpServer
 from paywarden.scoring.idempotency.decision_cache import DecisionCache, DecisionCacheMetrics, worker_name
 from paywarden.scoring.metrics.model import ModelMetrics
+from paywarden.scoring.metrics.release import ReleaseInfo, SwapMetrics
 from paywarden.scoring.metrics.rendered import SharedRendering
 from paywarden.scoring.metrics.shared import Gauge, Registry
 from paywarden.scoring.metrics.worker import GarbagePauses, HttpMetrics, ScoringMetrics, StageTimes, ready_gauge
@@ -44,6 +44,7 @@ from paywarden.scoring.net.listeners import open_listener
 from paywarden.scoring.net.tls import Tls
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.server.context import Endpoints, ServerContext
+from paywarden.scoring.server.take_up import ReleaseSwitch
 from paywarden.scoring.server.watch import Watch, WorkerMustEnd, declare_failures
 from paywarden.scoring.state.outbox import OutboxMetrics, OutboxWriter
 
@@ -86,7 +87,7 @@ async def _work(host: ServerContext, worker: int, gate: Endpoints, parent: int, 
     pauses, stages = GarbagePauses(registry), StageTimes(registry)
     entities = host.engine.plan.entity_names
     scoring_metrics = ScoringMetrics.declare(registry, flags=flags_of(entities), entities=entities)
-    model_metrics = ModelMetrics.declare(registry)
+    model_metrics, swap_metrics = ModelMetrics.declare(registry), SwapMetrics.declare(registry)
     answered_metrics, outbox_metrics = DecisionCacheMetrics.declare(registry), OutboxMetrics.declare(registry)
     watch_failures = declare_failures(registry)
     ready = ready_gauge(registry)
@@ -103,8 +104,11 @@ async def _work(host: ServerContext, worker: int, gate: Endpoints, parent: int, 
         metrics=scoring_metrics,
         answered=table,
         stages=stages,
-        origins=origins_of(host.bundles, host.policy),
+        origins=host.release.origins,
     )
+    info = ReleaseInfo(host.metrics_directory, name)
+    switch = ReleaseSwitch(scorer, host, parent, models=model_metrics, metrics=swap_metrics, info=info)
+    switch.take_up_at_start()
     intake = RequestDecoder(host.engine.plan, host.rates, host.limits)
     batcher = MicroBatcher(scorer, intake=intake, settings=host.admission, stages=stages, busy_poll=host.busy_poll)
     http = HttpServer(
@@ -122,6 +126,7 @@ async def _work(host: ServerContext, worker: int, gate: Endpoints, parent: int, 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
+    loop.add_signal_handler(signal.SIGHUP, switch.look)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
     gate.refresh()
     await _listen(http, grpc, host, gate)
@@ -130,7 +135,7 @@ async def _work(host: ServerContext, worker: int, gate: Endpoints, parent: int, 
     gc.freeze()
     pauses.watch()
     _log.info("%s listens on %s", name, " ".join(gate.addresses(host)))
-    watch = asyncio.create_task(Watch(_steps(scorer, outbox, gate, parent, ready), watch_failures, beat).run())
+    watch = asyncio.create_task(Watch(_steps(scorer, switch, outbox, gate, parent, ready), watch_failures, beat).run())
     watch.add_done_callback(lambda _: stopped.set())
     await stopped.wait()
     # Stop both at once, so that neither takes calls while the other finishes. The heart goes on beating.
@@ -142,6 +147,7 @@ async def _work(host: ServerContext, worker: int, gate: Endpoints, parent: int, 
     table.close()
     outbox.close()
     pauses.forget()
+    info.close()
     registry.close()
 
 
@@ -157,11 +163,12 @@ async def _listen(http: Front, grpc: Front, host: ServerContext, gate: Endpoints
 
 
 def _steps(
-    scorer: PaymentScorer, outbox: OutboxWriter, gate: Endpoints, parent: int, ready: Gauge
+    scorer: PaymentScorer, switch: ReleaseSwitch, outbox: OutboxWriter, gate: Endpoints, parent: int, ready: Gauge
 ) -> Mapping[str, Callable[[], object]]:
     """Returns what the watch does in each round. That there is no mirror yet is no failure."""
     return {
         "mirror": lambda: scorer.open_mirror() or True,
+        "release": switch.look,
         "tokens": lambda: gate.tokens is None or gate.tokens.refresh(),
         "certificate": lambda: gate.tls is None or gate.tls.refresh(),
         "outbox": lambda: _look_after(outbox, parent),

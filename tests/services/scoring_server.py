@@ -37,6 +37,7 @@ class Server:
         self.config = folder / "paywarden.toml"
         self.config.write_text(
             f'[serve]\nbundle = "{bundle or small_world.trained_bundle()}"\nmetrics = "{folder / "metrics"}"\n'
+            f'runtime = "{folder / "serve"}"\n'
             f'[mirror]\npath = "{self.mirror.path}"\nsize_mb = {self.mirror.size_mb}\n'
             f'[outbox]\ndirectory = "{self.outbox.directory}"\n'
             f'[answered]\npath = "{folder / "answered"}"\npayments_max = 1000\n'

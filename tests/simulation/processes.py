@@ -24,11 +24,13 @@ import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 
+from paywarden.features.catalogue.catalogue import CATALOGUE
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import RateTable, load_rates
 from paywarden.features.stores.memory import MemoryStore
 from paywarden.features.stores.profile_sets import LiveSet
 from paywarden.models.policy.policy import Policy, PolicySettings
+from paywarden.models.policy.prepared import PreparedPolicy
 from paywarden.schemas.avro import LocalSchemaIds
 from paywarden.scoring.engine import records
 from paywarden.scoring.engine.batcher import AdmissionSettings
@@ -44,6 +46,7 @@ from paywarden.scoring.requests import fast_requests
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.server import worker as scoring_worker
 from paywarden.scoring.server.context import Endpoints, ServerContext
+from paywarden.scoring.server.releases import Release, release_of
 from paywarden.scoring.state.mirror import MirrorSettings
 from paywarden.scoring.state.outbox import OutboxSettings
 from paywarden.streams.companion.companion import Companion, CompanionSettings, FillSource, HostFiles
@@ -108,8 +111,7 @@ class Parts:
     engine: FeatureEngine
     rates: RateTable
     ids: LocalSchemaIds
-    policy: Policy
-    bundle: Any
+    release: Release
 
 
 @cache
@@ -122,7 +124,8 @@ def parts() -> Parts:
     manifest = SimpleNamespace(model_version="sim", calibration_slope=1.0, calibration_intercept=0.0)
     bundle = SimpleNamespace(manifest=manifest, predictor=ConstantModel(), explainer=_NoReasons())
     policy = Policy(PolicySettings(), review_at=0.3, decline_at=0.6)
-    return Parts(engine, load_rates(), LocalSchemaIds(), policy, bundle)
+    release = release_of((cast(Any, bundle),), ("ab" * 32,), PreparedPolicy.of(policy))
+    return Parts(engine, load_rates(), LocalSchemaIds(), release)
 
 
 def _no_endpoints() -> Endpoints:
@@ -353,9 +356,8 @@ class Deployment:
         context = ServerContext(
             engine=shared.engine,
             rates=shared.rates,
-            bundles=(shared.bundle,),
+            release=shared.release,
             chain=ChainSettings(),
-            policy=shared.policy,
             http=HttpSettings(),
             grpc=GrpcSettings(enabled=False),
             admission=AdmissionSettings(deadline_ms=200, wait_ms_max=100),
@@ -367,6 +369,10 @@ class Deployment:
             answered=self.answered,
             metrics_directory=self.root / "metrics",
             busy_poll=BusyPoll(0),
+            catalogue=CATALOGUE,
+            # Nothing is ever swapped here.
+            releases=cast(Any, None),
+            runtime=self.root / "serve",
         )
         loop = VirtualLoop(actor)
 

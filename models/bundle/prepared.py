@@ -1,0 +1,158 @@
+"""A checked bundle in a form that a serving process loads in a millisecond or two.
+
+    FOLDER/bundle/        a copy of the bundle, which is what was checked
+    FOLDER/prepared.json  the manifest, its digest, and which files below belong to which model
+    FOLDER/LARGE.*.npy    the trees of the explainer, as arrays, and some golden vectors with their margins
+
+`load_bundle` parses the model's text and computes checksums: some 100 ms of Python, in which a worker would answer
+nobody. A process beside the workers does that once (`prepare_bundle`). A worker then maps the library and reads the
+arrays (`load_prepared`). The copy matters: what was checked is what is loaded, whatever happens to the bundle later.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paywarden.models.bundle.bundle import (
+    FIRST,
+    LARGE,
+    MANIFEST,
+    Bundle,
+    Manifest,
+    ModelPart,
+    golden_margins,
+    load_bundle,
+    native_library,
+    read_manifest,
+)
+from paywarden.models.bundle.cascade import Cascade, CascadeExplainer, CascadePredictor
+from paywarden.models.bundle.explain import Explainer, Trees, read_trees
+from paywarden.models.bundle.predictor import GtilPredictor, NativePredictor, Predictor
+from paywarden.models.bundle.signature import BUILD, SIGNATURE, TrustedKeys
+from paywarden.schemas.errors import BundleRefused, Misconfigured
+from paywarden.schemas.private_files import require_unwritable
+
+_FORMAT = 1
+_PREPARED, _COPY = "prepared.json", "bundle"
+_TREES = ("nodes", "thresholds", "changes", "roots", "sets", "set_bounds")
+# Golden vectors that the loading process tries: enough to touch the pages of the library.
+_TRIED_ROWS = 64
+
+
+@dataclass(frozen=True)
+class PreparedBundle:
+    """A bundle and the digest of its manifest, which would take milliseconds to compute again."""
+
+    bundle: Bundle
+    digest: str
+
+
+def prepare_bundle(
+    bundle: Path,
+    folder: Path,
+    *,
+    catalogue_digest: str,
+    identity_digest: str,
+    trusted: TrustedKeys | None,
+    build_missing: Callable[[Path, TrustedKeys | None], bool],
+) -> Manifest:
+    """Copy a bundle into `folder`, check the copy as `load_bundle` does, and write the form that loads quickly.
+
+    `build_missing` builds the libraries that the copy lacks for this machine. Returns the manifest. Raises
+    BundleRefused naming the bundle and the first problem, and OSError if it cannot be copied.
+    """
+    manifest = read_manifest(bundle)
+    copy = folder / _COPY
+    try:
+        _copy(bundle, manifest, copy)
+        built = build_missing(copy, trusted)
+        load_bundle(
+            copy,
+            catalogue_digest=catalogue_digest,
+            identity_digest=identity_digest,
+            trusted=trusted,
+            built_here=built,
+        ).close()
+    except BundleRefused as error:
+        raise BundleRefused(str(error).replace(str(copy), str(bundle))) from error
+    parts = {}
+    for part in manifest.parts:
+        name = part.folder or "large"
+        trees = read_trees(copy / part.model_text, len(manifest.feature_names))
+        for array in _TREES:
+            np.save(folder / f"{name}.{array}.npy", getattr(trees, array), allow_pickle=False)
+        vectors, margins = golden_margins(copy, part)
+        np.save(folder / f"{name}.vectors.npy", vectors[:_TRIED_ROWS], allow_pickle=False)
+        np.save(folder / f"{name}.margins.npy", margins[:_TRIED_ROWS], allow_pickle=False)
+        parts[name] = {"base": trees.base, "native": native_library(copy, part).exists()}
+    content = {"format": _FORMAT, "digest": manifest.digest, "manifest": asdict(manifest), "parts": parts}
+    (folder / _PREPARED).write_text(json.dumps(content), encoding="utf-8")
+    return manifest
+
+
+def load_prepared(folder: Path) -> PreparedBundle:
+    """Load what `prepare_bundle` wrote into a private folder, and try some golden vectors.
+
+    Raises BundleRefused if it is gone, damaged, or another user may write to it.
+    """
+    try:
+        content: dict[str, Any] = json.loads((folder / _PREPARED).read_text(encoding="utf-8"))
+        if content["format"] != _FORMAT:
+            raise BundleRefused(f"prepared bundle {folder}: wanted format {_FORMAT}, got {content['format']}")
+        manifest = Manifest(**content["manifest"])
+        predictor, explainer = _part(folder, manifest, LARGE, content, slope=manifest.calibration_slope)
+        if not manifest.cascade:
+            return PreparedBundle(Bundle(manifest, predictor, explainer), content["digest"])
+        cascade = Cascade.of_record(manifest.cascade)
+        first, first_explainer = _part(folder, manifest, FIRST, content, slope=cascade.calibration_slope)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleRefused(f"prepared bundle {folder}: it is gone or damaged: {error}") from error
+    both = CascadePredictor(
+        first, predictor, cascade, slope=manifest.calibration_slope, intercept=manifest.calibration_intercept
+    )
+    return PreparedBundle(Bundle(manifest, both, CascadeExplainer(both, first_explainer, explainer)), content["digest"])
+
+
+def _copy(bundle: Path, manifest: Manifest, copy: Path) -> None:
+    """Copy what serving needs. A file that is missing is left out: the check of the copy names it."""
+    copy.mkdir(parents=True)
+    names = [MANIFEST, SIGNATURE, *(name for part in manifest.parts for name in (part.model_text, part.golden))]
+    # A signature covers the records of all machines' libraries, this machine needs its own libraries alone.
+    names += [path.relative_to(bundle).as_posix() for path in bundle.glob(f"native/**/{BUILD}")]
+    names += [native_library(Path(), part).as_posix() for part in manifest.parts]
+    for name in names:
+        if (bundle / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(bundle / name, copy / name)
+
+
+def _part(
+    folder: Path, manifest: Manifest, part: ModelPart, content: dict[str, Any], *, slope: float
+) -> tuple[Predictor, Explainer]:
+    name, copy = part.folder or "large", folder / _COPY
+    told = content["parts"][name]
+    predictor: Predictor
+    if told["native"]:
+        library = native_library(copy, part)
+        try:
+            require_unwritable(library)
+        except Misconfigured as error:
+            raise BundleRefused(f"prepared bundle {folder}: its library is not loaded: {error}") from error
+        predictor = NativePredictor(library, len(manifest.feature_names))
+    else:
+        predictor = GtilPredictor(copy / part.model_text)
+    vectors, margins = (np.load(folder / f"{name}.{kind}.npy", allow_pickle=False) for kind in ("vectors", "margins"))
+    if predictor.margins(np.ascontiguousarray(vectors)).tolist() != margins.tolist():
+        raise BundleRefused(f"prepared bundle {folder}: golden vectors get another score")
+    arrays = {array: np.load(folder / f"{name}.{array}.npy", allow_pickle=False) for array in _TREES}
+    explainer = Explainer(Trees(**arrays, base=told["base"]), manifest.feature_names, slope=slope)
+    if len(vectors):
+        explainer.reasons(np.ascontiguousarray(vectors[0]), 1)
+    return predictor, explainer

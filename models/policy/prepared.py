@@ -1,0 +1,77 @@
+"""A checked policy as a file, which a serving process reads instead of the project's configuration.
+
+    FOLDER/policy.json    settings, the thresholds of its bundle, and digests
+    FOLDER/lists.json     the entries of its lists, read from wherever they stood
+
+A process that serves a policy with the same lists already keeps them: to read a million entries takes a fifth of a
+second, in which a worker would answer nobody.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from paywarden.features.catalogue.entity import Catalogue
+from paywarden.models.policy.policy import ConfiguredRule, ConfiguredSegment, Policy, PolicySettings
+from paywarden.schemas.errors import Misconfigured
+
+_POLICY, _LISTS = "policy.json", "lists.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedPolicy:
+    """A policy with its digest and those of its lists, which take long to compute when lists are long."""
+
+    policy: Policy
+    digest: str
+    list_digests: Mapping[str, str]
+
+    @classmethod
+    def of(cls, policy: Policy) -> PreparedPolicy:
+        """Returns a policy that was made in this process."""
+        return cls(policy, policy.digest, policy.list_digests)
+
+
+def prepare_policy(policy: Policy, folder: Path, *, review_at: float, decline_at: float) -> None:
+    """Write a policy into `folder`. `review_at`, `decline_at`: the thresholds of its bundle. Raises OSError."""
+    content = {
+        "settings": dataclasses.asdict(dataclasses.replace(policy.settings, lists={})),
+        "review_at": review_at,
+        "decline_at": decline_at,
+        "digest": policy.digest,
+        "list_digests": policy.list_digests,
+    }
+    lists = {name: sorted(entries) for name, entries in policy.lists.items()}
+    (folder / _LISTS).write_text(json.dumps(lists), encoding="utf-8")
+    (folder / _POLICY).write_text(json.dumps(content), encoding="utf-8")
+
+
+def load_policy(folder: Path, catalogue: Catalogue, earlier: PreparedPolicy | None = None) -> PreparedPolicy:
+    """Read what `prepare_policy` wrote. If `earlier` has the same lists, they are taken from it.
+
+    Raises Misconfigured if the files are gone or damaged.
+    """
+    try:
+        content: dict[str, Any] = json.loads((folder / _POLICY).read_text(encoding="utf-8"))
+        settings = dict(content["settings"])
+        settings["rules"] = tuple(ConfiguredRule(**rule) for rule in settings["rules"])
+        settings["segments"] = tuple(ConfiguredSegment(**segment) for segment in settings["segments"])
+        if earlier is not None and earlier.list_digests == content["list_digests"]:
+            lists = earlier.policy.lists
+        else:
+            read = json.loads((folder / _LISTS).read_text(encoding="utf-8"))
+            lists = {name: frozenset(entries) for name, entries in read.items()}
+        made = Policy(
+            PolicySettings(**settings),
+            review_at=content["review_at"],
+            decline_at=content["decline_at"],
+            lists=lists,
+            catalogue=catalogue,
+        )
+        return PreparedPolicy(made, content["digest"], content["list_digests"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Misconfigured(f"prepared policy {folder}: it is gone or damaged: {error}") from error

@@ -1,0 +1,111 @@
+"""Builds the releases of a scoring host: loads one at the start, and makes others ready while the workers run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.models.bundle.bundle import load_bundle, read_manifest
+from paywarden.models.bundle.prepared import prepare_bundle
+from paywarden.models.bundle.signature import BundleSettings, TrustedKeys
+from paywarden.models.policy.policy import Policy
+from paywarden.models.policy.prepared import PreparedPolicy, prepare_policy
+from paywarden.ops.libraries import build_missing
+from paywarden.ops.wiring import scoring, stores
+from paywarden.schemas.errors import BundleRefused, Misconfigured
+from paywarden.schemas.settings import DEFAULT_FILE, Source, read_source
+from paywarden.scoring.server.deployment import Deployment, ReleasePaths
+from paywarden.scoring.server.releases import Release, release_key, release_of
+
+
+class HostReleases:
+    """Releases for the feature catalogue and the identity key that the host was started with."""
+
+    def __init__(self, source: Source, engine: FeatureEngine, bundle: str | None) -> None:
+        """`bundle` replaces `[serve] bundle`, now and later."""
+        self._source, self._engine, self._bundle = source, engine, bundle
+
+    def wanted(self) -> Deployment:
+        """See ReleaseSource."""
+        settings = self._read().section("serve", scoring.ServeSettings)
+        return Deployment(ReleasePaths(self._bundle or settings.bundle))
+
+    def load(self, paths: ReleasePaths) -> Release:
+        """Load a release in this process, with the fallback of the settings. Builds libraries that are missing.
+
+        Raises Misconfigured, BundleRefused.
+        """
+        settings = self._source.section("serve", scoring.ServeSettings)
+        trusted = self._trusted(self._source)
+        folders = [Path(paths.bundle), *map(Path, filter(None, [settings.fallback_bundle]))]
+        bundles = [
+            load_bundle(
+                folder,
+                catalogue_digest=self._engine.plan.digest,
+                identity_digest=self._engine.plan.key.digest,
+                trusted=trusted,
+                built_here=build_missing(folder, trusted),
+            )
+            for folder in folders
+        ]
+        manifest = bundles[0].manifest
+        policy = self._policy(self._source, paths, review_at=manifest.review_at, decline_at=manifest.decline_at)
+        digests = [bundle.manifest.digest for bundle in bundles]
+        _require_digests(paths, digests[0], policy.digest)
+        return release_of(bundles, digests, PreparedPolicy.of(policy))
+
+    def prepare(self, paths: ReleasePaths, ready: Path) -> str:
+        """See ReleaseSource."""
+        source = self._read()
+        trusted = self._trusted(source)
+        # A link that is turned over meanwhile must not give half of each bundle.
+        bundle = Path(paths.bundle).resolve()
+        manifest = read_manifest(bundle)
+        policy = self._policy(source, paths, review_at=manifest.review_at, decline_at=manifest.decline_at)
+        _require_digests(paths, manifest.digest, policy.digest)
+        key = release_key(manifest.digest, policy.digest)
+        if (ready / key).is_dir():
+            if trusted is not None:
+                trusted.require(bundle)
+            return key
+        unfinished = Path(tempfile.mkdtemp(prefix=".", dir=ready))
+        try:
+            copied = prepare_bundle(
+                bundle,
+                unfinished,
+                catalogue_digest=self._engine.plan.digest,
+                identity_digest=self._engine.plan.key.digest,
+                trusted=trusted,
+                build_missing=build_missing,
+            )
+            if copied != manifest:
+                raise BundleRefused(f"bundle {bundle}: it was changed while it was checked")
+            prepare_policy(policy, unfinished, review_at=manifest.review_at, decline_at=manifest.decline_at)
+            os.rename(unfinished, ready / key)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        return key
+
+    def _read(self) -> Source:
+        """Returns the configuration as it is now."""
+        if not self._source.file and self._source.name == DEFAULT_FILE:
+            return self._source
+        return read_source(self._source.name, self._source.environment)
+
+    def _trusted(self, source: Source) -> TrustedKeys | None:
+        return TrustedKeys.read(source.section("bundles", BundleSettings))
+
+    def _policy(self, source: Source, paths: ReleasePaths, *, review_at: float, decline_at: float) -> Policy:
+        own = source if not paths.policy else read_source(paths.policy, {}, check_sections=False)
+        return scoring.policy(own, review_at=review_at, decline_at=decline_at, catalogue=stores.catalogue(self._source))
+
+
+def _require_digests(paths: ReleasePaths, bundle_digest: str, policy_digest: str) -> None:
+    if paths.bundle_digest not in ("", bundle_digest):
+        raise BundleRefused(f"bundle {paths.bundle}: wanted the digest {paths.bundle_digest}, got {bundle_digest}")
+    if paths.policy_digest not in ("", policy_digest):
+        where = paths.policy or "of the configuration"
+        raise Misconfigured(f"policy {where}: wanted the digest {paths.policy_digest}, got {policy_digest}")

@@ -1,0 +1,80 @@
+"""The metrics of releases: which bundle and policy each worker serves, and how its swaps went."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from paywarden.scoring.metrics.shared import Counter, Gauge, Registry
+
+CHECK, TAKE_UP = "check", "take_up"
+
+
+def swap_failures(registry: Registry, step: str) -> Counter:
+    """Returns the counter of swaps that failed at a step, CHECK or TAKE_UP."""
+    return registry.counter(
+        "paywarden_swap_failures_total",
+        "Swaps of bundle or policy that were not made, by step: what decided before goes on.",
+        ("step",),
+        (step,),
+    )
+
+
+@dataclass(frozen=True)
+class SwapMetrics:
+    """How a worker's swaps went."""
+
+    swaps: Counter
+    failures: Counter
+    time: Gauge
+
+    @classmethod
+    def declare(cls, registry: Registry) -> SwapMetrics:
+        return cls(
+            registry.counter("paywarden_swaps_total", "Changes of what decides that a worker has made."),
+            swap_failures(registry, TAKE_UP),
+            registry.gauge(
+                "paywarden_swap_timestamp_seconds",
+                "When a worker last changed what decides, in seconds since the epoch.",
+            ),
+        )
+
+
+class ShownRelease(NamedTuple):
+    """A release that a worker has in memory. `role`: "active", "previous" or "candidate"."""
+
+    role: str
+    bundle_digest: str
+    policy_digest: str
+    model_version: str
+
+
+class ReleaseInfo:
+    """Shows the releases of a worker as `paywarden_bundle_info`, in a file of their own: their labels change."""
+
+    def __init__(self, directory: Path, worker: str) -> None:
+        self._directory, self._name = directory, f"{worker}-release"
+        self._registry = Registry()
+
+    def show(self, releases: Iterable[ShownRelease]) -> None:
+        """Show these releases and no other. Writes a file. Raises Misconfigured."""
+        self._registry.close()
+        self._registry = Registry()
+        declare_info(self._registry, releases)
+        self._registry.open(self._directory, self._name)
+
+    def close(self) -> None:
+        self._registry.close()
+
+
+def declare_info(registry: Registry, releases: Iterable[ShownRelease]) -> None:
+    """Declare a series for each release."""
+    for release in releases:
+        registry.gauge(
+            "paywarden_bundle_info",
+            "1 for each bundle and policy that a worker has in memory; only the active one decides.",
+            ("role", "digest", "policy", "version"),
+            (release.role, release.bundle_digest, release.policy_digest, release.model_version),
+        ).set(1)

@@ -1,0 +1,115 @@
+"""The deployment file: what a host serves, and what it keeps ready for a switch.
+
+    {"version": 1,
+     "active":    {"bundle": "/models/b-41", "policy": ""},
+     "previous":  {"bundle": "/models/b-40", "policy": "", "bundle_digest": "9f2c…"},
+     "candidate": {"bundle": "/models/b-42", "policy": "/policies/strict.toml"},
+     "rollout": "r-7", "share": 0.05}
+
+1. `active` decides. `previous` and `candidate` are loaded and stay in memory, so that a change to one of them takes a
+   moment: write the file again with the two exchanged.
+2. `bundle` is a folder, `policy` a file with a section `[policy]`; an empty policy is that of the configuration. A
+   symbolic link is followed when the file is read. Where a digest is given, anything else is refused.
+3. The file is replaced as a whole (`write_deployment`), so a reader finds the old one or the new one.
+
+Without the file, `[serve] bundle` and `[policy]` are served.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from paywarden.schemas.errors import Misconfigured
+
+VERSION = 1
+DEPLOYMENT = "deployment.json"
+# A deployment is a few hundred bytes.
+_BYTES_MAX = 65_536
+_ROLES = ("active", "previous", "candidate")
+_TEXTS = ("bundle", "policy", "bundle_digest", "policy_digest")
+
+
+@dataclass(frozen=True)
+class ReleasePaths:
+    """Where a bundle and a policy are, and the digests that they must have; empty digests accept any."""
+
+    bundle: str
+    # Empty: the policy of the configuration.
+    policy: str = ""
+    bundle_digest: str = ""
+    policy_digest: str = ""
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What a host serves. `share`: the part of the cards that `rollout` gives to the candidate, from 0 to 1."""
+
+    active: ReleasePaths
+    previous: ReleasePaths | None = None
+    candidate: ReleasePaths | None = None
+    rollout: str = ""
+    share: float = 0.0
+
+    @property
+    def releases(self) -> dict[str, ReleasePaths]:
+        """The releases by role: "active", "previous", "candidate"."""
+        found = {role: getattr(self, role) for role in _ROLES}
+        return {role: paths for role, paths in found.items() if paths is not None}
+
+
+def read_deployment(path: Path) -> Deployment | None:
+    """Returns the deployment; None if there is no file. Raises Misconfigured naming the file and the field."""
+    try:
+        with path.open("rb") as file:
+            content: Any = json.loads(file.read(_BYTES_MAX))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise Misconfigured(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise Misconfigured(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict) or content.get("version") != VERSION:
+        raise Misconfigured(f"{path}: wanted a deployment of version {VERSION}")
+    if odd := content.keys() - {"version", "rollout", "share", *_ROLES}:
+        raise Misconfigured(f"{path}: there is no field {min(odd)!r}")
+    releases = {role: _paths(path, role, content[role]) for role in _ROLES if content.get(role) is not None}
+    if "active" not in releases:
+        raise Misconfigured(f"{path}: active is missing")
+    rollout, share = content.get("rollout", ""), content.get("share", 0.0)
+    if not isinstance(rollout, str):
+        raise Misconfigured(f"{path}: rollout: wanted a text, got {type(rollout).__name__}")
+    if type(share) not in (int, float) or not 0 <= share <= 1:
+        raise Misconfigured(f"{path}: share: wanted a number from 0 to 1, got {share!r}")
+    return Deployment(**releases, rollout=rollout, share=float(share))
+
+
+def write_deployment(path: Path, deployment: Deployment) -> None:
+    """Replace the file in one step. Raises Misconfigured if it cannot be written."""
+    content = {"version": VERSION, **{name: value for name, value in asdict(deployment).items() if value is not None}}
+    unfinished = path.with_suffix(f".{os.getpid()}")
+    try:
+        with unfinished.open("w", encoding="utf-8") as file:
+            json.dump(content, file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise Misconfigured(f"cannot write {path}: {error.strerror}") from error
+
+
+def _paths(path: Path, role: str, value: Any) -> ReleasePaths:
+    if not isinstance(value, dict):
+        raise Misconfigured(f"{path}: {role}: wanted an object, got {type(value).__name__}")
+    if odd := value.keys() - set(_TEXTS):
+        raise Misconfigured(f"{path}: {role} has no field {min(odd)!r}")
+    for name in _TEXTS:
+        if not isinstance(text := value.get(name, ""), str):
+            raise Misconfigured(f"{path}: {role} {name}: wanted a text, got {type(text).__name__}")
+    if not value.get("bundle"):
+        raise Misconfigured(f"{path}: {role} bundle is missing")
+    return ReleasePaths(**value)

@@ -1,0 +1,135 @@
+"""Releases: a bundle and a policy that decide together, as files ready for the workers, and in a worker's memory.
+
+    RUNTIME/
+      deployment.json    what should be served (scoring/server/deployment.py); written by an operator's command
+      ready/KEY/         a release that was checked: models/bundle/prepared.py, models/policy/prepared.py
+      orders-PID.json    what the workers of the supervisor PID take up; written by that supervisor
+
+A release's key is made of the digests of its bundle and its policy. Equal keys mean equal decisions, so a folder that
+is there is never written again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from paywarden.features.catalogue.entity import Catalogue
+from paywarden.models.bundle.bundle import Bundle
+from paywarden.models.bundle.prepared import load_prepared
+from paywarden.models.policy.prepared import PreparedPolicy, load_policy
+from paywarden.schemas.errors import Misconfigured
+from paywarden.scoring.engine.records import Origin
+from paywarden.scoring.metrics.release import ShownRelease
+from paywarden.scoring.server.deployment import Deployment, ReleasePaths
+
+READY = "ready"
+_DIGITS = 32
+
+
+class ReleaseSource(Protocol):
+    """Finds and checks what should be served. Every method reads the configuration anew."""
+
+    def wanted(self) -> Deployment:
+        """Returns what the configuration asks for, without a deployment file. Raises Misconfigured."""
+
+    def prepare(self, paths: ReleasePaths, ready: Path) -> str:
+        """Check a release and write it below `ready`, unless it is there. Returns its key.
+
+        It loads the bundle's native code, so it runs in a process of its own. Raises Misconfigured, BundleRefused,
+        OSError.
+        """
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What workers take up: the keys of releases. A higher generation replaces a lower one."""
+
+    generation: int
+    active: str
+    previous: str = ""
+    candidate: str = ""
+    rollout: str = ""
+    share: float = 0.0
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of all releases that stay in memory, each once."""
+        return [key for key in dict.fromkeys((self.active, self.previous, self.candidate)) if key]
+
+    def role_of(self, key: str) -> str:
+        """Returns the first role that a release has."""
+        return next(role for role in ("active", "previous", "candidate") if getattr(self, role) == key)
+
+
+@dataclass(frozen=True)
+class Release:
+    """A release in memory. `bundles`: those of the chain, the primary one first."""
+
+    key: str
+    bundles: Sequence[Bundle]
+    policy: PreparedPolicy
+    origins: tuple[Origin, ...]
+
+    @property
+    def model_version(self) -> str:
+        return self.bundles[0].manifest.model_version
+
+    def shown(self, role: str) -> ShownRelease:
+        """Returns the release as the metrics show it."""
+        origin = self.origins[0]
+        return ShownRelease(role, origin.bundle_digest, origin.policy_digest, self.model_version)
+
+
+def release_key(bundle_digest: str, policy_digest: str) -> str:
+    """Returns the key of a release, which is a file name as well."""
+    return f"{bundle_digest[:_DIGITS]}-{policy_digest[:_DIGITS]}"
+
+
+def release_of(bundles: Sequence[Bundle], digests: Sequence[str], policy: PreparedPolicy) -> Release:
+    """Returns a release of bundles with these digests. The bundles behind the first one are fallbacks."""
+    origins = tuple(Origin(digest, policy.digest) for digest in (*digests, ""))
+    return Release(release_key(digests[0], policy.digest), bundles, policy, origins)
+
+
+def load_release(
+    key: str,
+    ready: Path,
+    catalogue: Catalogue,
+    *,
+    fallbacks: Sequence[Bundle],
+    fallback_digests: Sequence[str],
+    earlier: PreparedPolicy,
+) -> Release:
+    """Load a prepared release: a few milliseconds, most of which hold no lock of the interpreter.
+
+    Raises BundleRefused, Misconfigured.
+    """
+    prepared = load_prepared(ready / key)
+    policy = load_policy(ready / key, catalogue, earlier)
+    return release_of((prepared.bundle, *fallbacks), (prepared.digest, *fallback_digests), policy)
+
+
+def orders_path(runtime: Path, supervisor: int) -> Path:
+    """Returns the file of a supervisor's orders."""
+    return runtime / f"orders-{supervisor}.json"
+
+
+def read_orders(path: Path) -> Orders:
+    """Returns the orders. Raises Misconfigured if the file is gone or damaged."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return Orders(**content)
+    except (OSError, ValueError, TypeError) as error:
+        raise Misconfigured(f"{path} cannot be read: {error}") from error
+
+
+def write_orders(path: Path, orders: Orders) -> None:
+    """Replace the file in one step. Raises OSError."""
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(asdict(orders)), encoding="utf-8")
+    os.replace(unfinished, path)

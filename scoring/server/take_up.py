@@ -1,0 +1,194 @@
+"""A worker's half of a swap: loads what is ordered in a thread, and takes it up between two turns of its loop.
+
+    orders ─► thread: map the library, read arrays, compile conditions, try golden vectors
+                 │
+                 ▼  one turn of the loop
+              scorer.take_up(served)      the next chunk is decided by it
+                 │
+                 ▼  when it is ordered no more
+              close the libraries         no call can be in them: calls do not outlive their turn
+
+1. Releases that are ordered as previous or candidate stay loaded. A change to one of them happens in the turn that
+   reads the orders.
+2. If a release cannot be loaded, what decides goes on. The worker tries again a few times, with every look.
+3. A worker that starts takes up the orders before it listens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from paywarden.schemas.errors import Misconfigured, PaywardenError
+from paywarden.scoring.engine.model_chain import ModelChain
+from paywarden.scoring.engine.scorer import PaymentScorer
+from paywarden.scoring.engine.served import Served
+from paywarden.scoring.metrics.model import ModelMetrics
+from paywarden.scoring.metrics.release import ReleaseInfo, SwapMetrics
+from paywarden.scoring.server.context import ServerContext
+from paywarden.scoring.server.releases import READY, Orders, Release, load_release, orders_path, read_orders
+
+_log = logging.getLogger(__name__)
+
+# How often a worker tries to load what one order asks for.
+_TRIES_MAX = 5
+# While a release is loaded, the thread gives the interpreter back this often, so that no payment waits for it.
+_SWITCH_INTERVAL_S = 0.0002
+
+
+class _Hot(NamedTuple):
+    """A release in memory, ready to decide."""
+
+    release: Release
+    served: Served
+
+
+class ReleaseSwitch:
+    """Changes what decides in one worker. Use it in the event loop."""
+
+    def __init__(
+        self,
+        scorer: PaymentScorer,
+        host: ServerContext,
+        supervisor: int,
+        *,
+        models: ModelMetrics,
+        metrics: SwapMetrics,
+        info: ReleaseInfo,
+    ) -> None:
+        """`scorer` decides with the host's own release."""
+        self._scorer, self._host, self._models, self._metrics, self._info = scorer, host, models, metrics, info
+        self._path, self._ready = orders_path(host.runtime, supervisor), host.runtime / READY
+        self._hot = {host.release.key: _Hot(host.release, scorer.serving)}
+        self._active = host.release.key
+        self._seen: tuple[int, int] | None = None
+        self._orders = Orders(0, self._active)
+        self._tries, self._thread = 0, False
+
+    @property
+    def active(self) -> Release:
+        """The release that decides."""
+        return self._hot[self._active].release
+
+    def look(self) -> None:
+        """Take up new orders, or begin to load what they name. Never raises."""
+        if self._thread or not self._has_news():
+            return
+        missing = [key for key in self._orders.keys if key not in self._hot]
+        if not missing:
+            self._apply()
+            return
+        if self._tries >= _TRIES_MAX:
+            return
+        self._tries += 1
+        self._thread = True
+        loop = asyncio.get_running_loop()
+        _in_thread(lambda: loop.call_soon_threadsafe(self._loaded, self._orders, self._load(missing)))
+
+    def take_up_at_start(self) -> None:
+        """Take up what is ordered now, before the worker listens. Never raises."""
+        if self._has_news():
+            self._finish(self._load([key for key in self._orders.keys if key not in self._hot]))
+        else:
+            self._show()
+
+    def _has_news(self) -> bool:
+        """Read the orders if they were replaced; returns whether they are not taken up yet."""
+        try:
+            status = os.stat(self._path)
+        except OSError:
+            return False
+        seen = status.st_ino, status.st_mtime_ns
+        if seen != self._seen:
+            try:
+                orders = read_orders(self._path)
+            except Misconfigured as error:
+                self._fail(error)
+                return False
+            self._seen, self._tries = seen, 0
+            if orders == self._orders:
+                return False
+            self._orders = orders
+            return True
+        return set(self._orders.keys) != self._hot.keys() or self._orders.active != self._active
+
+    def _load(self, keys: list[str]) -> list[_Hot] | PaywardenError:
+        """Load releases. Only reads what the loop does not change meanwhile."""
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        try:
+            return [self._load_one(key) for key in keys]
+        except PaywardenError as error:
+            return error
+        finally:
+            sys.setswitchinterval(interval)
+
+    def _load_one(self, key: str) -> _Hot:
+        host = self._host
+        own = host.release
+        release = load_release(
+            key,
+            self._ready,
+            host.catalogue,
+            fallbacks=own.bundles[1:],
+            fallback_digests=[origin.bundle_digest for origin in own.origins[1:-1]],
+            earlier=self.active.policy,
+        )
+        chain = ModelChain(release.bundles, metrics=self._models, settings=host.chain)
+        return _Hot(release, self._scorer.served(chain, release.policy.policy, release.origins))
+
+    def _loaded(self, orders: Orders, result: list[_Hot] | PaywardenError) -> None:
+        self._thread = False
+        if orders is self._orders or not isinstance(result, PaywardenError):
+            self._finish(result)
+        # Other orders may have come meanwhile.
+        self.look()
+
+    def _finish(self, result: list[_Hot] | PaywardenError) -> None:
+        if isinstance(result, PaywardenError):
+            self._fail(result)
+            return
+        self._hot |= {hot.release.key: hot for hot in result}
+        if all(key in self._hot for key in self._orders.keys):
+            self._apply()
+
+    def _apply(self) -> None:
+        """Change what decides, in this turn, and unload what is ordered no more."""
+        orders = self._orders
+        if orders.active != self._active:
+            hot = self._hot[orders.active]
+            self._scorer.take_up(hot.served)
+            self._active = orders.active
+            self._metrics.swaps.add(1)
+            self._metrics.time.set(time.time())
+            origin = hot.release.origins[0]
+            _log.info(
+                "model %s decides from now on (bundle %s, policy %s)",
+                hot.release.model_version,
+                origin.bundle_digest[:16],
+                origin.policy_digest[:16],
+            )
+        for key in [key for key in self._hot if key not in orders.keys]:
+            self._hot.pop(key).release.bundles[0].close()
+        self._show()
+
+    def _show(self) -> None:
+        """Show in the metrics what is in memory. It writes a small file on the metrics' memory file system."""
+        try:
+            self._info.show([hot.release.shown(self._orders.role_of(key)) for key, hot in self._hot.items()])
+        except (Misconfigured, OSError) as error:
+            _log.error("the metrics cannot show which bundle decides: %s", error)
+
+    def _fail(self, error: Exception) -> None:
+        self._metrics.failures.add(1)
+        _log.error("a release cannot be taken up, and %s goes on: %s", self.active.model_version, error)
+
+
+def _in_thread(work: Callable[[], object]) -> None:
+    threading.Thread(target=work, name="release", daemon=True).start()

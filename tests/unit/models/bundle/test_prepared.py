@@ -1,0 +1,113 @@
+"""A prepared bundle and policy decide as what they were made of, to the bit, whatever happens to the originals."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from paywarden.features.catalogue.catalogue import CATALOGUE
+from paywarden.models.bundle.bundle import Bundle, golden_payments, native_library
+from paywarden.models.bundle.prepared import load_prepared, prepare_bundle
+from paywarden.models.policy.policy import ConfiguredRule, ConfiguredSegment, Facts, Policy, PolicySettings
+from paywarden.models.policy.prepared import PreparedPolicy, load_policy, prepare_policy
+from paywarden.schemas.errors import BundleRefused, Misconfigured
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
+from tests.worlds import small_cascade, small_world
+
+DIGEST = small_world.engine().plan.digest
+
+
+def prepared(bundle: Path, folder: Path, catalogue_digest: str = DIGEST) -> Path:
+    folder.mkdir()
+    prepare_bundle(
+        bundle,
+        folder,
+        catalogue_digest=catalogue_digest,
+        identity_digest="",
+        trusted=None,
+        build_missing=lambda *_: False,
+    )
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["one model", "cascade"])
+def test_a_prepared_bundle_scores_and_explains_as_the_bundle_does(tmp_path: Path, kind: str) -> None:
+    original: Bundle = small_world.loaded_bundle() if kind == "one model" else small_cascade.loaded()
+    source = small_world.trained_bundle() if kind == "one model" else small_world.cascade_bundle()
+    copy = tmp_path / "bundle"
+    shutil.copytree(source, copy)
+    folder = prepared(copy, tmp_path / "ready")
+    shutil.rmtree(copy)
+    loaded = load_prepared(folder)
+    assert (loaded.digest, loaded.bundle.manifest) == (original.manifest.digest, original.manifest)
+    assert loaded.bundle.predictor.native == original.predictor.native
+    rows = golden_payments(source)
+    assert loaded.bundle.score(rows).tolist() == original.score(rows).tolist()
+    for row in rows[:20]:
+        assert loaded.bundle.explainer.reasons(row, 4) == original.explainer.reasons(row, 4)
+
+
+def test_a_closed_bundle_leaves_no_library_behind_and_can_be_loaded_again(tmp_path: Path) -> None:
+    folder = prepared(small_world.trained_bundle(), tmp_path / "ready")
+
+    def is_mapped() -> bool:
+        return str(native_library(folder / "bundle")) in Path("/proc/self/maps").read_text(encoding="utf-8")
+
+    for _ in range(3):
+        loaded = load_prepared(folder).bundle
+        assert is_mapped() == loaded.predictor.native
+        loaded.close()
+        assert not is_mapped()
+    with pytest.raises(AssertionError, match="unloaded"):
+        loaded.predictor.margins(np.zeros((1, len(loaded.manifest.feature_names)), dtype=np.float32))
+
+
+@pytest.mark.parametrize("damage", ["large.margins.npy", "large.nodes.npy", "prepared.json"])
+def test_a_prepared_bundle_that_is_gone_or_damaged_is_refused(tmp_path: Path, damage: str) -> None:
+    folder = prepared(small_world.trained_bundle(), tmp_path / "ready")
+    (folder / damage).write_bytes((folder / damage).read_bytes()[:-40])
+    with pytest.raises(BundleRefused, match="prepared bundle"):
+        load_prepared(folder)
+    shutil.rmtree(folder)
+    with pytest.raises(BundleRefused, match="gone or damaged"):
+        load_prepared(folder)
+
+
+def test_what_the_check_refuses_is_named_by_the_bundles_own_path(tmp_path: Path) -> None:
+    copy = small_world.copied_bundle(tmp_path)
+    with pytest.raises(BundleRefused, match=f"bundle {copy}: it was trained with the feature catalogue"):
+        prepared(copy, tmp_path / "one", "0123")
+    (copy / "model.txt").write_bytes(b"tree")
+    with pytest.raises(BundleRefused, match=f"bundle {copy}: model.txt has a wrong checksum"):
+        prepared(copy, tmp_path / "two")
+
+
+def test_a_prepared_policy_decides_as_the_policy_and_shares_its_lists(tmp_path: Path) -> None:
+    settings = PolicySettings(
+        on_mirror_stale="review",
+        rules=(ConfiguredRule("known", "card_id in lists.good", "approve", override=True),),
+        segments=(ConfiguredSegment("large", "amount > 5000", 0.1, 0.2),),
+        lists={"good": ("@file",)},
+    )
+    lists = {"good": frozenset({"c-1", "ä"})}
+    policy = Policy(settings, review_at=0.3, decline_at=0.9, lists=lists)
+    prepare_policy(policy, tmp_path, review_at=0.3, decline_at=0.9)
+    loaded = load_policy(tmp_path, CATALOGUE)
+    assert (loaded.digest, loaded.policy.lists) == (policy.digest, lists)
+    vector = np.zeros(len(CATALOGUE.features), dtype=np.float32)
+    for card in ("c-1", "c-2"):
+        for amount in (1000, 6000):
+            for score in (0.15, 0.25, 0.95, None):
+                for flags in ((), ("mirror_stale",)):
+                    payment = ScoreRequest(card_id=card, merchant_id="m", amount_minor=amount, currency="EUR")
+                    facts = Facts(payment, amount, vector, score, flags)
+                    assert loaded.policy.decide(facts) == policy.decide(facts)
+    assert load_policy(tmp_path, CATALOGUE, loaded).policy.lists is loaded.policy.lists
+    other = Policy(settings, review_at=0.3, decline_at=0.9, lists={"good": frozenset({"c-9"})})
+    assert load_policy(tmp_path, CATALOGUE, PreparedPolicy.of(other)).policy.lists == lists
+    (tmp_path / "policy.json").write_text("{", encoding="utf-8")
+    with pytest.raises(Misconfigured, match="gone or damaged"):
+        load_policy(tmp_path, CATALOGUE)

@@ -1,0 +1,214 @@
+"""The supervisor's half of a swap: whatever the checker does, the orders are those of a release that was checked."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from paywarden.schemas.errors import BundleRefused
+from paywarden.scoring.metrics.release import CHECK, swap_failures
+from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.server.deployer import Deployer
+from paywarden.scoring.server.deployment import Deployment, ReleasePaths, write_deployment
+from paywarden.scoring.server.releases import Orders, orders_path, read_orders
+
+
+@dataclass
+class Source:
+    """Prepares a release named like its bundle. `how` is called with the name first, in the checker."""
+
+    bundle: str = "a"
+    how: Callable[[str], object] = lambda _: None
+
+    def wanted(self) -> Deployment:
+        return Deployment(ReleasePaths(self.bundle))
+
+    def prepare(self, paths: ReleasePaths, ready: Path) -> str:
+        self.how(paths.bundle)
+        (ready / paths.bundle).mkdir(exist_ok=True)
+        return paths.bundle
+
+
+class Host:
+    """A deployer whose checkers are forks of this process."""
+
+    def __init__(self, folder: Path, **more: float) -> None:
+        self.source, self.folder = Source(), folder
+        self.failures = swap_failures(Registry(), CHECK)
+        self.told, self.pid, self.forks = 0, 0, 0
+        self.fork: Callable[[Callable[[], int]], int] = self._fork
+        self.deployer = Deployer(
+            self.source,
+            folder,
+            "a",
+            failures=self.failures,
+            fork=lambda work: self.fork(work),
+            tell=self._tell,
+            **more,
+        )
+
+    @property
+    def orders(self) -> Orders:
+        return read_orders(orders_path(self.folder, os.getpid()))
+
+    def begin(self) -> None:
+        """Look once, with a checker under way after it."""
+        self.deployer.look(time.monotonic())
+
+    def end(self) -> None:
+        """Wait for the checker's end."""
+        pid, status = os.waitpid(self.pid, 0)
+        assert self.deployer.ended(pid, os.waitstatus_to_exitcode(status))
+
+    def swap(self) -> Orders:
+        self.deployer.hang_up()
+        self.begin()
+        self.end()
+        return self.orders
+
+    def _tell(self) -> None:
+        self.told += 1
+
+    def _fork(self, work: Callable[[], int]) -> int:
+        self.forks += 1
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                os._exit(work())
+            finally:
+                os._exit(70)
+        return self.pid
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    made = Host(tmp_path / "serve")
+    yield made
+    made.deployer.close()
+    assert not orders_path(made.folder, os.getpid()).exists()
+
+
+def test_a_checked_release_is_ordered_and_what_decided_is_the_way_back(host: Host) -> None:
+    assert host.orders == Orders(0, "a")
+    host.source.bundle = "b"
+    assert host.swap() == Orders(1, "b", "a")
+    host.source.bundle = "c"
+    assert host.swap() == Orders(2, "c", "b")
+    # Nothing orders "a" any more.
+    assert sorted(path.name for path in (host.folder / "ready").iterdir()) == ["b", "c"]
+    assert (host.told, host.failures.value) == (2, 0)
+
+
+def test_what_is_served_already_changes_nothing(host: Host) -> None:
+    assert host.swap() == Orders(0, "a")
+    assert (host.told, host.failures.value) == (0, 0)
+
+
+def dies(_: str) -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def refuses(name: str) -> None:
+    raise BundleRefused(f"bundle {name}: model.txt has a wrong checksum")
+
+
+def has_no_room(name: str) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
+
+
+@pytest.mark.parametrize(
+    ("how", "line"),
+    [
+        (dies, "the process that checks it ended with -11"),
+        (lambda _: os.kill(os.getpid(), signal.SIGKILL), "the process that checks it ended with -9"),
+        (lambda _: 1 // 0, "the process that checks it ended with 70"),
+        (refuses, "bundle b: model.txt has a wrong checksum"),
+        (has_no_room, "No space left on device: b"),
+    ],
+)
+def test_a_check_that_fails_changes_nothing_and_says_so(
+    host: Host, how: Callable[[str], object], line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    host.source.bundle, host.source.how = "b", how
+    with caplog.at_level(logging.ERROR):
+        assert host.swap() == Orders(0, "a")
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the swap is not made, and what decides goes on: {line}"
+    ]
+    assert (host.told, host.failures.value) == (0, 1)
+    host.source.how = lambda _: None
+    assert host.swap() == Orders(1, "b", "a")
+    assert [path.name for path in host.folder.glob("check-*")] == []
+
+
+def test_a_storm_of_signals_costs_one_check_more(host: Host) -> None:
+    host.source.bundle = "b"
+    host.deployer.hang_up()
+    host.begin()
+    for _ in range(1000):
+        host.deployer.hang_up()
+        host.begin()
+    host.end()
+    host.begin()
+    host.end()
+    host.begin()
+    assert (host.forks, host.orders) == (2, Orders(1, "b", "a"))
+
+
+def test_a_check_that_takes_too_long_is_ended(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    host = Host(tmp_path / "serve", check_timeout_s=0.0)
+    host.source.bundle, host.source.how = "b", lambda _: signal.pause()
+    host.deployer.hang_up()
+    host.begin()
+    host.begin()
+    host.end()
+    assert "took more than 0 s" in caplog.text
+    assert host.orders == Orders(0, "a")
+    host.deployer.close()
+
+
+def test_a_fork_that_fails_changes_nothing(host: Host) -> None:
+    def fails(_: Callable[[], int]) -> int:
+        raise OSError(errno.EAGAIN, "no process")
+
+    host.fork = fails
+    host.deployer.hang_up()
+    host.begin()
+    assert (host.orders, host.failures.value) == (Orders(0, "a"), 1)
+
+
+def test_a_deployment_file_is_noticed_and_two_releases_stay_ready(host: Host) -> None:
+    path = host.folder / "deployment.json"
+    blue, green = ReleasePaths("b"), ReleasePaths("g")
+    for number, (active, previous) in enumerate([(blue, None), (green, blue), (blue, green)], start=1):
+        write_deployment(path, Deployment(active, previous, rollout="r", share=0.5))
+        host.deployer._due = 0.0
+        host.begin()
+        host.end()
+        assert host.orders == Orders(number, active.bundle, previous.bundle if previous else "", "", "r", 0.5)
+    path.write_text("{", encoding="utf-8")
+    host.deployer._due = 0.0
+    host.begin()
+    host.end()
+    assert (host.orders.active, host.failures.value) == ("b", 1)
+
+
+def test_left_over_files_of_dead_processes_are_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "serve"
+    folder.mkdir()
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    for name in (f"orders-{pid}.json", f"check-{pid}.json"):
+        (folder / name).touch()
+    Host(folder).deployer.close()
+    assert [path.name for path in folder.iterdir()] == ["ready"]

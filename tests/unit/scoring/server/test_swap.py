@@ -1,0 +1,198 @@
+"""`paywarden serve` changes bundle and policy while it answers: `kill -HUP`, or another deployment file."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shutil
+import signal
+import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from paywarden.models.bundle.bundle import read_manifest
+from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
+from paywarden.scoring.server.deployment import DEPLOYMENT, Deployment, ReleasePaths, write_deployment
+from paywarden.scoring.state.mirror import MirrorWriter
+from paywarden.scoring.state.outbox import OutboxReader
+from tests.services.processes import samples, wait_until
+from tests.services.scoring_server import PAYMENT, Server
+from tests.worlds import small_world
+
+STRICT = "\n[policy]\nreview_at = 1e-9\n"
+
+
+class Swapping:
+    """A host with two workers and a caller whose connections stay open. `[serve] bundle` is a link."""
+
+    def __init__(self, folder: Path) -> None:
+        self.link = folder / "current"
+        self.link.symlink_to(small_world.trained_bundle())
+        self.server = Server(folder, bundle=self.link)
+        # With a mirror, an unknown card is approved.
+        writer = MirrorWriter(self.server.mirror)
+        writer.apply({}, {0: 1}, 1)
+        writer.close()
+        self.parent = self.server.start("--workers", "2")
+        self.workers = self.server.listening(2)
+        address = urllib.parse.urlsplit(self.server.target).netloc
+        # The kernel spreads connections: with this many, each worker has one.
+        self.connections = [http.client.HTTPConnection(address, timeout=30) for _ in range(12)]
+        self.asked = 0
+
+    def serve(self, bundle: Path) -> None:
+        """Turn the link over in one step, and send SIGHUP."""
+        other = self.link.with_name("next")
+        other.symlink_to(bundle)
+        os.replace(other, self.link)
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        os.kill(self.parent.pid, signal.SIGHUP)
+
+    def answers(self) -> list[ScoreResponse]:
+        """One payment over each connection. None is refused, and no connection is ever closed."""
+        found = []
+        for connection in self.connections:
+            self.asked += 1
+            request = ScoreRequest.FromString(PAYMENT)
+            request.payment_id = f"p-{self.asked}"
+            connection.request(
+                "POST", "/v1/score", request.SerializeToString(), {"content-type": "application/x-protobuf"}
+            )
+            response = connection.getresponse()
+            body = response.read()
+            assert (response.status, response.getheader("connection")) == (200, None), body
+            found.append(ScoreResponse.FromString(body))
+        return found
+
+    def versions(self) -> set[str]:
+        return {answer.model_version for answer in self.answers()}
+
+    def wait_for(self, bundle: Path, action: str = "approve") -> None:
+        """Wait until all workers answer like this."""
+        wanted = {(version(bundle), action)}
+        wait_until(
+            lambda: {(answer.model_version, answer.action) for answer in self.answers()} == wanted,
+            f"all workers answer {wanted}",
+        )
+
+    def metric(self, name: str, *labels: str) -> float:
+        return samples(self.server.target).get((name, *labels), 0.0)
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swapping]:
+    made = Swapping(tmp_path_factory.mktemp("swap"))
+    with made.server:
+        yield made
+        for connection in made.connections:
+            connection.close()
+
+
+def version(bundle: Path) -> str:
+    return read_manifest(bundle).model_version
+
+
+FIRST, OTHER = small_world.trained_bundle, small_world.other_bundle
+
+
+def test_a_hangup_changes_the_bundle_of_all_workers_and_back_without_a_refused_call(host: Swapping) -> None:
+    assert host.versions() == {version(FIRST())}
+    for bundle in (OTHER(), FIRST(), OTHER()):
+        host.serve(bundle)
+        host.wait_for(bundle)
+    assert host.server.listening(2) == host.workers
+    digest = read_manifest(OTHER()).digest
+    shown = {key[1:3] + key[4:]: value for key, value in samples(host.server.target).items() if "bundle_info" in key[0]}
+    assert {(digest, version(OTHER())), (read_manifest(FIRST()).digest, version(FIRST()))} <= {
+        (one, two) for key in shown for one in key for two in key
+    }
+    assert host.metric("paywarden_swaps_total") == 6
+    entries = [
+        OutboxEntry.FromString(payload)
+        for worker in ("worker-0", "worker-1")
+        for _, payload in OutboxReader(host.server.outbox, worker).read(0, 1000)
+    ]
+    assert len(entries) == host.asked
+    assert {(entry.response.model_version, entry.bundle_digest.hex()) for entry in entries} == {
+        (version(bundle), read_manifest(bundle).digest) for bundle in (FIRST(), OTHER())
+    }
+
+
+def test_a_worker_that_is_started_again_takes_up_what_the_others_serve(host: Swapping) -> None:
+    host.serve(OTHER())
+    host.wait_for(OTHER())
+    killed = host.workers[0]
+    killed.kill()
+    wait_until(lambda: not killed.is_running(), "the worker is gone")
+    host.workers = host.server.listening(2)
+    for connection in host.connections:
+        connection.close()
+    assert host.versions() == {version(OTHER())}
+
+
+def test_what_cannot_be_served_changes_nothing_and_is_one_line(host: Swapping, tmp_path: Path) -> None:
+    (serving,) = host.versions()
+    # One that no host has checked before: a release that is ready is taken as it was checked.
+    damaged = small_world.copied_bundle(tmp_path, small_world.cascade_bundle())
+    (damaged / "model.txt").write_bytes(b"tree")
+    config = host.server.config.read_text(encoding="utf-8")
+    failures = host.metric("paywarden_swap_failures_total", "check")
+    logged = host.server.log().count("the swap is not made")
+
+    def refused(count: int) -> str:
+        wait_until(lambda: host.server.log().count("the swap is not made") == logged + count, "the swap was refused")
+        assert host.versions() == {serving}
+        return [line for line in host.server.log().splitlines() if "the swap is not made" in line][-1]
+
+    host.serve(damaged)
+    assert "model.txt has a wrong checksum" in refused(1)
+    host.serve(tmp_path / "gone")
+    assert "there is no manifest.json" in refused(2)
+    host.server.config.write_text(config + '\n[policy]\non_mirror_stale = "perhaps"\n', encoding="utf-8")
+    host.serve(FIRST())
+    assert "policy.on_mirror_stale: wanted one of" in refused(3)
+    host.server.config.write_text(config, encoding="utf-8")
+    wait_until(lambda: host.metric("paywarden_swap_failures_total", "check") == failures + 3, "the metric counts them")
+    assert "Traceback" not in host.server.log()
+
+
+def test_a_policy_alone_is_changed_and_a_deleted_bundle_decides_on(host: Swapping, tmp_path: Path) -> None:
+    copy = small_world.copied_bundle(tmp_path)
+    config = host.server.config.read_text(encoding="utf-8")
+    host.server.config.write_text(config + STRICT, encoding="utf-8")
+    host.serve(copy)
+    wait_until(lambda: {answer.action for answer in host.answers()} == {"review"}, "the policy is taken up")
+    shutil.rmtree(copy)
+    # A worker that starts now finds what was checked.
+    for worker in host.workers:
+        worker.kill()
+    wait_until(lambda: not any(worker.is_running() for worker in host.workers), "the workers are gone")
+    host.workers = host.server.listening(2)
+    for connection in host.connections:
+        connection.close()
+    assert host.versions() == {version(FIRST())}
+    assert {answer.action for answer in host.answers()} == {"review"}
+    host.server.config.write_text(config, encoding="utf-8")
+    host.serve(FIRST())
+    wait_until(lambda: "review" not in {answer.action for answer in host.answers()}, "the way back is taken")
+
+
+def test_two_complete_versions_are_switched_by_the_deployment_file(host: Swapping, tmp_path: Path) -> None:
+    strict = tmp_path / "strict.toml"
+    strict.write_text(STRICT, encoding="utf-8")
+    blue, green = ReleasePaths(str(FIRST())), ReleasePaths(str(OTHER()), str(strict))
+    path = host.server.folder / "serve" / DEPLOYMENT
+    try:
+        for active, previous, action in ((green, blue, "review"), (blue, green, "approve"), (green, blue, "review")):
+            write_deployment(path, Deployment(active, previous))
+            host.wait_for(Path(active.bundle), action)
+        # Both stay in memory.
+        roles = {key[1:] for key in samples(host.server.target) if key[0] == "paywarden_bundle_info"}
+        assert len(roles) == 2
+    finally:
+        path.unlink()
