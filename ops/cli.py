@@ -18,7 +18,7 @@ from paywarden.ops.commands.backfill import backfill
 from paywarden.ops.commands.backtest import backtest
 from paywarden.ops.commands.convert import convert
 from paywarden.ops.commands.dead_letters import dead_letters
-from paywarden.ops.commands.doctor import doctor
+    *(commands, decisions, doctor, from, import, ops, paywarden),
 from paywarden.ops.commands.drift import drift
 from paywarden.ops.commands.features import features
 from paywarden.ops.commands.forget import forget
@@ -338,8 +338,8 @@ def _ending(name: str) -> ProcessEnd:
 
 
 for _command in (
-    *(archive, backfill, backtest, convert, dead_letters, doctor, drift, features, forget, init),
-    *(load, models, outbox, policy, profile_sets, rebuild, replay, rollout, schemas, set_aside),
-    *(source_group, store, train),
+    *(archive, backfill, backtest, convert, dead_letters, decisions, doctor, drift, features),
+    *(forget, init, load, models, outbox, policy, profile_sets, rebuild, replay, rollout),
+    *(schemas, set_aside, source_group, store, train),
 ):
     cli.add_command(_command)

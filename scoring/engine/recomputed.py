@@ -1,0 +1,72 @@
+"""Decides about a payment again, from the vector that its decision holds: would bundle and policy say the same?
+
+    decision: vector, flags, request ─► bundle of its digest ─► score      compared bit by bit
+                                     ─► policy of its digest ─► action, reasons
+
+The vector holds what the features were then, so neither profiles nor the clock of today matter.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from paywarden.features.profiles.money import RateTable
+from paywarden.models.bundle.bundle import Bundle
+from paywarden.models.policy.policy import ACTIONS, APPROVE, MODEL_ABSENT, Facts, Policy
+from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
+
+_OPTIONAL = ("device_id", "ip", "amount_minor", "mcc", "country", "channel", "utc_offset_minutes")
+_FIELDS = ("payment_id", "event_time_ms", "card_id", "merchant_id", "currency", *_OPTIONAL)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was decided. Without a model the score is 0, as in a decision."""
+
+    score: float
+    action: str
+    reasons: list[str]
+
+    def is_equal(self, other: Outcome) -> bool:
+        """Whether both are the same, the scores in each of their 64 bits."""
+        same_bits = struct.pack("<d", self.score) == struct.pack("<d", other.score)
+        return same_bits and (self.action, self.reasons) == (other.action, other.reasons)
+
+
+def outcome_of(decision: Mapping[str, Any]) -> Outcome:
+    """Returns what a decision, in the form of its topic, says."""
+    return Outcome(decision["score"], decision["action"], list(decision["reasons"]))
+
+
+def decide_again(decision: Mapping[str, Any], bundle: Bundle | None, policy: Policy, rates: RateTable) -> Outcome:
+    """Returns what bundle and policy say today about a decision, in the form of its topic.
+
+    `bundle`: None if no model gave a score. Raises Misconfigured if the decision lacks what they need.
+    """
+    flags = tuple(decision["flags"])
+    vector = np.frombuffer(decision["vector"], dtype="<f4")
+    score: float | None = None
+    if bundle is not None:
+        wanted = len(bundle.manifest.feature_names)
+        if len(vector) != wanted:
+            raise Misconfigured(f"the vector was not kept: wanted {wanted} features, got {len(vector)}")
+        score = float(bundle.score(np.ascontiguousarray(vector.reshape(1, -1), dtype=np.float32))[0])
+        if not math.isfinite(score):
+            raise Misconfigured("the bundle gives no finite score for this vector")
+    elif MODEL_ABSENT not in flags:
+        raise Misconfigured("the decision names no bundle, and has no flag model_absent")
+    request = ScoreRequest(**{name: decision[name] for name in _FIELDS if decision[name] is not None})
+    if unknown := sorted(policy.fields - set(ScoreRequest.DESCRIPTOR.fields_by_name)):
+        raise Misconfigured(f"the policy's conditions read fields that no decision holds: {', '.join(unknown)}")
+    amount = rates.convert(request.amount_minor, request.currency, request.event_time_ms)
+    action, reasons = policy.decide(Facts(request, amount, np.asarray(vector, dtype=np.float32), score, flags))
+    if action != ACTIONS[APPROVE] and bundle is not None:
+        reasons += bundle.explainer.reasons(np.ascontiguousarray(vector, dtype=np.float32), policy.reason_features_max)
+    return Outcome(0.0 if score is None else score, action, reasons)
