@@ -8,12 +8,11 @@ DEMO_ARGS ?= --seconds 15
 TEST_ARGS ?=
 # Tests wait about as much as they compute: one process more than there are cores, and no more brokers than that.
 TEST_PROCESSES ?= $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() + 1))')
-PERF := whole kernels pipeline drift_counts drift scoring fields burst callers cold_start entities faults batches native_model cascade replay soak
+PERF := whole kernels pipeline drift_counts drift scoring fields burst swap callers rollout cold_start entities faults batches native_model cascade replay soak
 
 # Tests start hundreds of processes. Where PYTHONDONTWRITEBYTECODE is set, each would compile all that it imports.
 export PYTHONDONTWRITEBYTECODE =
 export PYTHONPYCACHEPREFIX = $(CURDIR)/$(VENV)/pycache
-
 .DEFAULT_GOAL := help
 .PHONY: help install services demo test fuzz check format perf proto clean
 .PHONY: check-types check-style check-imports check-pages check-proto

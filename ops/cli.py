@@ -18,7 +18,8 @@ from paywarden.ops.commands.backfill import backfill
 from paywarden.ops.commands.backtest import backtest
 from paywarden.ops.commands.convert import convert
 from paywarden.ops.commands.dead_letters import dead_letters
-    *(commands, decisions, doctor, from, import, ops, paywarden),
+from paywarden.ops.commands.decisions import decisions
+from paywarden.ops.commands.doctor import doctor
 from paywarden.ops.commands.drift import drift
 from paywarden.ops.commands.features import features
 from paywarden.ops.commands.forget import forget

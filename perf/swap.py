@@ -1,0 +1,181 @@
+"""Swaps of the bundle while a worker answers: does any call fail, do calls get slower, does memory stay?
+
+Measured, on one worker of `paywarden serve`, first over HTTP and then over gRPC: its capacity, in a closed loop; an
+open loop at half of that without swaps; and the same load while `[serve] bundle` is turned over between two bundles of
+one size, each time with SIGHUP, until the worker has taken it up. A swap begins when the one before it has ended.
+
+    python -m perf.swap [--swaps N] [--entities N] [--json FILE]
+
+`failed` counts calls that got no 200, of all loads. `p99_ratio` is the larger of the two protocols' p99 with swaps to
+that without. `resident_ratio` is the worker's own memory (USS) after the swaps to that after the first two, which load
+both bundles for the first time. `swap_ms_p50` and `_max` count from the signal to the worker's count.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import cycle
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from paywarden.models.bundle.bundle import MANIFEST, read_manifest
+from paywarden.ops.loadgen.bodies import stamped_bodies
+from paywarden.ops.loadgen.load import run_closed, run_load
+from paywarden.ops.loadgen.target import LoadOptions
+from paywarden.ops.wiring import ServeSettings
+from paywarden.schemas.settings import read_source
+from paywarden.scoring.metrics.shared import totals
+from perf.measuring import arguments_of, drive, finish
+from perf.scoring_world import World, built_world
+from perf.servers import Server, pin_load, serving
+
+_OPTIONS = LoadOptions(connections=8, streams=8)
+_SECONDS_MIN = 5.0
+# What a swap takes at most; a worker that has not taken it up by then never will.
+_SWAP_TIMEOUT_S = 30.0
+_SWAPS = "paywarden_swaps_total"
+
+
+@dataclass
+class Swaps:
+    """Turns a link over between two bundles, and counts how long the worker takes to follow."""
+
+    link: Path
+    bundles: Iterator[Path]
+    server: Server
+    metrics: Path
+    took_ms: list[float] = field(default_factory=list)
+
+    def swap(self) -> None:
+        """Swap once; returns when the worker has taken it up. Raises RuntimeError if it does not."""
+        before = self._count()
+        _turn_over(self.link, next(self.bundles))
+        began = time.monotonic()
+        self.server.process.send_signal(signal.SIGHUP)
+        while self._count() == before:
+            if time.monotonic() > began + _SWAP_TIMEOUT_S:
+                raise RuntimeError("the worker does not take up the other bundle")
+            time.sleep(0.02)
+        self.took_ms.append(1000 * (time.monotonic() - began))
+
+    def _count(self) -> int:
+        # From the worker's own file: /metrics is rendered once a second.
+        return sum(slots[0] for series, slots in totals(self.metrics).items() if series.name == _SWAPS)
+
+
+def main() -> None:
+    arguments = arguments_of(
+        __doc__,
+        ("--swaps", {"type": int, "default": 200, "help": "over both protocols"}),
+        ("--entities", {"type": int, "default": 100_000, "help": "in the mirror, at least"}),
+    )
+    pin_load()
+    with built_world(arguments.entities) as world, _linked(world) as (link, bundles), serving(world.config) as server:
+        assert server.grpc is not None
+        metrics = Path(read_source(str(world.config)).section("serve", ServeSettings).metrics)
+        swaps = Swaps(link, cycle(bundles), server, metrics)
+        for _ in range(2):
+            swaps.swap()
+        swaps.took_ms.clear()
+        (worker,) = server.worker_pids()
+        bodies = stamped_bodies(world.requests, id_prefix="swap")
+        figures: dict[str, float] = {}
+        resident = 0.0
+        for name, target in (("http", f"{server.http}/v1/score"), ("grpc", server.grpc)):
+            rate = drive(run_closed(target, bodies, seconds=4.0, options=_OPTIONS)).ok_per_second / 2
+            # The load itself takes memory: connections and buffers of a busy worker.
+            resident = resident or _resident(worker)
+            figures |= _measured(name, target, bodies, rate, swaps, arguments.swaps // 2)
+        figures |= {
+            "swaps": len(swaps.took_ms),
+            "failed": sum(value for name, value in figures.items() if name.endswith("_failed")),
+            "p99_ratio": max(figures["http_p99_ratio"], figures["grpc_p99_ratio"]),
+            "resident_ratio": _resident(worker) / resident,
+            "swap_ms_p50": float(np.median(swaps.took_ms)),
+            "swap_ms_max": max(swaps.took_ms),
+        }
+        assert server.worker_pids() == [worker], "the worker was restarted"
+    finish(figures, arguments.json)
+
+
+def _measured(
+    name: str, target: str, bodies: Iterator[bytes], rate: float, swaps: Swaps, count: int
+) -> dict[str, float]:
+    """Returns the figures of one protocol: a load without swaps, then one with `count` of them."""
+    seconds = max(_SECONDS_MIN, 0.6 * count)
+    quiet = drive(run_load(target, bodies, rate=rate, seconds=seconds, options=_OPTIONS))
+    over = threading.Event()
+    sent = quiet.sent
+    p99_ms, failed = [], float(quiet.sent - quiet.ok)
+    thread = threading.Thread(target=_swap_all, args=(swaps, count, over.set))
+    thread.start()
+    # However long the swaps take: loads follow each other until all are made.
+    while not over.is_set():
+        busy = drive(run_load(target, bodies, rate=rate, seconds=_SECONDS_MIN, options=_OPTIONS))
+        p99_ms.append(busy.p99_ms)
+        sent += busy.sent
+        failed += busy.sent - busy.ok
+    thread.join()
+    swapped_p99_ms = float(np.median(p99_ms))
+    return {
+        f"{name}_calls": sent,
+        f"{name}_failed": failed,
+        f"{name}_rate": rate,
+        f"{name}_p99_ms": quiet.p99_ms,
+        f"{name}_p99_ms_swapping": swapped_p99_ms,
+        f"{name}_p99_ratio": swapped_p99_ms / quiet.p99_ms,
+    }
+
+
+def _swap_all(swaps: Swaps, count: int, ended: Callable[[], object]) -> None:
+    try:
+        for _ in range(count):
+            swaps.swap()
+    finally:
+        ended()
+
+
+def _resident(worker: int) -> float:
+    return float(psutil.Process(worker).memory_full_info().uss)
+
+
+@contextmanager
+def _linked(world: World) -> Iterator[tuple[Path, list[Path]]]:
+    """Let the configuration name a link, and give it with the two bundles it is turned over between."""
+    with tempfile.TemporaryDirectory(prefix="paywarden-swap-") as name:
+        folder = Path(name)
+        other, link = folder / "other", folder / "current"
+        shutil.copytree(world.bundle, other)
+        # The same trees under another name: the cost of a swap does not depend on what the trees say.
+        content = json.loads((other / MANIFEST).read_text(encoding="utf-8"))
+        content["model_version"] = "m-other"
+        (other / MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        assert read_manifest(other).digest != read_manifest(world.bundle).digest
+        _turn_over(link, world.bundle.resolve())
+        text = world.config.read_text(encoding="utf-8")
+        text = text.replace(
+            f'bundle = "{world.bundle.resolve()}"', f'bundle = "{link}"\nruntime = "{folder / "serve"}"'
+        )
+        world.config.write_text(text, encoding="utf-8")
+        yield link, [other, world.bundle.resolve()]
+
+
+def _turn_over(link: Path, bundle: Path) -> None:
+    unfinished = link.with_name("next")
+    unfinished.symlink_to(bundle)
+    os.replace(unfinished, link)
+
+
+if __name__ == "__main__":
+    main()
