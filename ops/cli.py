@@ -275,17 +275,21 @@ def companion(source: Source) -> None:
 @cli.command()
 @click.option("--bundle", type=click.Path(), help="The bundle to serve (default: [serve] bundle).")
 @click.option("--workers", type=int, default=1, show_default=True, help="Worker processes: about one for each core.")
+@click.option("--take-over", is_flag=True, help="Take the ports of the host that runs over, and end it.")
 @click.pass_obj
 @needs("serve")
-def serve(source: Source, bundle: str | None, workers: int) -> None:
+def serve(source: Source, bundle: str | None, workers: int, take_over: bool) -> None:
     """Run the scoring workers.
 
     Their addresses are the first lines on stdout: HTTP, then gRPC, then "admin" with that of health and metrics.
+
+    SIGHUP reads [serve] bundle and [policy] anew, and the workers take them up without a refused call. New software
+    takes the place of the old without one by --take-over: it finds the host that runs by [serve] runtime.
     """
     from paywarden.scoring.server.supervisor import serve as run
 
     host = wiring.scoring_host(source, bundle)
-    run(host, workers, announce=lambda addresses: click.echo("\n".join(addresses)))
+    run(host, workers, announce=lambda addresses: click.echo("\n".join(addresses)), takes_over=take_over)
 
 
 @cli.command("warm-up")

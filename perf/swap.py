@@ -1,14 +1,18 @@
 """Swaps of the bundle while a worker answers: does any call fail, do calls get slower, does memory stay?
 
 Measured, on one worker of `paywarden serve`, first over HTTP and then over gRPC: its capacity, in a closed loop; an
-open loop at half of that without swaps; and the same load while `[serve] bundle` is turned over between two bundles of
-one size, each time with SIGHUP, until the worker has taken it up. A swap begins when the one before it has ended.
+open loop at half of that without swaps; and the same load while `[serve] bundle` is turned over from one to the next of
+three bundles of one size, each time with SIGHUP, until the worker has taken it up. The bundles were checked before. Two
+of them are in memory at a time, so each swap loads one and unloads another.
 
-    python -m perf.swap [--swaps N] [--entities N] [--json FILE]
+    python -m perf.swap [--swaps N] [--pause S] [--fresh] [--entities N] [--json FILE]
+
+With `--fresh` each swap is to a bundle that the host has never seen: another process copies, loads and checks it, here
+on the core of the worker. `--pause` is the time from the end of a swap to the next.
 
 `failed` counts calls that got no 200, of all loads. `p99_ratio` is the larger of the two protocols' p99 with swaps to
-that without. `resident_ratio` is the worker's own memory (USS) after the swaps to that after the first two, which load
-both bundles for the first time. `swap_ms_p50` and `_max` count from the signal to the worker's count.
+that without. `resident_ratio` is the worker's resident memory after the swaps to that before them, when each bundle has
+been loaded once. `swap_ms_p50` and `_max` count from the signal to the worker's count.
 """
 
 from __future__ import annotations
@@ -55,6 +59,7 @@ class Swaps:
     bundles: Iterator[Path]
     server: Server
     metrics: Path
+    pause_s: float
     took_ms: list[float] = field(default_factory=list)
 
     def swap(self) -> None:
@@ -78,14 +83,20 @@ def main() -> None:
     arguments = arguments_of(
         __doc__,
         ("--swaps", {"type": int, "default": 200, "help": "over both protocols"}),
+        ("--pause", {"type": float, "default": 0.3, "help": "seconds between swaps"}),
+        ("--fresh", {"action": "store_true", "help": "each swap to a bundle that was never checked"}),
         ("--entities", {"type": int, "default": 100_000, "help": "in the mirror, at least"}),
     )
     pin_load()
-    with built_world(arguments.entities) as world, _linked(world) as (link, bundles), serving(world.config) as server:
+    with (
+        built_world(arguments.entities) as world,
+        _linked(world, arguments.swaps + 3 if arguments.fresh else 3) as (link, bundles),
+        serving(world.config) as server,
+    ):
         assert server.grpc is not None
         metrics = Path(read_source(str(world.config)).section("serve", ServeSettings).metrics)
-        swaps = Swaps(link, cycle(bundles), server, metrics)
-        for _ in range(2):
+        swaps = Swaps(link, cycle(bundles), server, metrics, arguments.pause)
+        for _ in range(3):
             swaps.swap()
         swaps.took_ms.clear()
         (worker,) = server.worker_pids()
@@ -142,33 +153,37 @@ def _swap_all(swaps: Swaps, count: int, ended: Callable[[], object]) -> None:
     try:
         for _ in range(count):
             swaps.swap()
+            time.sleep(swaps.pause_s)
     finally:
         ended()
 
 
 def _resident(worker: int) -> float:
-    return float(psutil.Process(worker).memory_full_info().uss)
+    return float(psutil.Process(worker).memory_info().rss)
 
 
 @contextmanager
-def _linked(world: World) -> Iterator[tuple[Path, list[Path]]]:
-    """Let the configuration name a link, and give it with the two bundles it is turned over between."""
+def _linked(world: World, count: int) -> Iterator[tuple[Path, list[Path]]]:
+    """Let the configuration name a link, and give it with the bundles that it leads to in turn."""
     with tempfile.TemporaryDirectory(prefix="paywarden-swap-") as name:
         folder = Path(name)
-        other, link = folder / "other", folder / "current"
-        shutil.copytree(world.bundle, other)
-        # The same trees under another name: the cost of a swap does not depend on what the trees say.
-        content = json.loads((other / MANIFEST).read_text(encoding="utf-8"))
-        content["model_version"] = "m-other"
-        (other / MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        assert read_manifest(other).digest != read_manifest(world.bundle).digest
-        _turn_over(link, world.bundle.resolve())
+        bundles = [_renamed(world.bundle, folder / f"bundle-{number}") for number in range(count)]
+        assert len({read_manifest(bundle).digest for bundle in bundles}) == count
+        link = folder / "current"
+        _turn_over(link, bundles[-1])
         text = world.config.read_text(encoding="utf-8")
-        text = text.replace(
-            f'bundle = "{world.bundle.resolve()}"', f'bundle = "{link}"\nruntime = "{folder / "serve"}"'
-        )
-        world.config.write_text(text, encoding="utf-8")
-        yield link, [other, world.bundle.resolve()]
+        served = f'bundle = "{link}"\nruntime = "{folder / "serve"}"'
+        world.config.write_text(text.replace(f'bundle = "{world.bundle.resolve()}"', served), encoding="utf-8")
+        yield link, bundles
+
+
+def _renamed(bundle: Path, copy: Path) -> Path:
+    """Returns a copy with the same trees and another name: the cost of a swap does not depend on what the trees say."""
+    shutil.copytree(bundle, copy)
+    content = json.loads((copy / MANIFEST).read_text(encoding="utf-8"))
+    content["model_version"] = copy.name
+    (copy / MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return copy
 
 
 def _turn_over(link: Path, bundle: Path) -> None:

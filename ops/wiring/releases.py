@@ -8,10 +8,10 @@ import tempfile
 from pathlib import Path
 
 from paywarden.features.profiles.engine import FeatureEngine
-from paywarden.models.bundle.bundle import load_bundle, read_manifest
+from paywarden.models.bundle.bundle import MANIFEST, load_bundle, read_manifest
 from paywarden.models.bundle.prepared import prepare_bundle
 from paywarden.models.bundle.signature import BundleSettings, TrustedKeys
-from paywarden.models.policy.policy import Policy
+from paywarden.models.policy.policy import Policy, PolicySettings
 from paywarden.models.policy.prepared import PreparedPolicy, prepare_policy
 from paywarden.ops.libraries import build_missing
 from paywarden.ops.wiring import scoring, stores
@@ -27,6 +27,7 @@ class HostReleases:
     def __init__(self, source: Source, engine: FeatureEngine, bundle: str | None) -> None:
         """`bundle` replaces `[serve] bundle`, now and later."""
         self._source, self._engine, self._bundle = source, engine, bundle
+        self.config = Path(source.name)
 
     def wanted(self) -> Deployment:
         """See ReleaseSource."""
@@ -56,6 +57,13 @@ class HostReleases:
         digests = [bundle.manifest.digest for bundle in bundles]
         _require_digests(paths, digests[0], policy.digest)
         return release_of(bundles, digests, PreparedPolicy.of(policy))
+
+    def files_of(self, paths: ReleasePaths) -> list[Path]:
+        """See ReleaseSource."""
+        policy = self._policy_source(self._read(), paths)
+        lists = policy.section("policy", PolicySettings).lists.values()
+        files = [Path(entry[1:]) for entries in lists for entry in entries if entry.startswith("@")]
+        return [Path(paths.bundle).resolve() / MANIFEST, self.config, *map(Path, filter(None, [paths.policy])), *files]
 
     def prepare(self, paths: ReleasePaths, ready: Path) -> str:
         """See ReleaseSource."""
@@ -98,8 +106,11 @@ class HostReleases:
     def _trusted(self, source: Source) -> TrustedKeys | None:
         return TrustedKeys.read(source.section("bundles", BundleSettings))
 
+    def _policy_source(self, source: Source, paths: ReleasePaths) -> Source:
+        return source if not paths.policy else read_source(paths.policy, {}, check_sections=False)
+
     def _policy(self, source: Source, paths: ReleasePaths, *, review_at: float, decline_at: float) -> Policy:
-        own = source if not paths.policy else read_source(paths.policy, {}, check_sections=False)
+        own = self._policy_source(source, paths)
         return scoring.policy(own, review_at=review_at, decline_at=decline_at, catalogue=stores.catalogue(self._source))
 
 

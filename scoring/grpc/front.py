@@ -86,12 +86,16 @@ class GrpcServer:
         )
         self._servers.append(server)
 
-    async def stop(self) -> None:
-        """Announce the end with GOAWAY, answer the calls in flight, close. Abort after `stop_timeout_ms`."""
-        self._draining = True
-        self._look_at_connections()
-        if self.settings.drain_delay_ms:
-            await asyncio.sleep(self.settings.drain_delay_ms / 1000)
+    async def stop(self, *, is_taken_over: bool = False) -> None:
+        """Announce the end with GOAWAY, answer the calls in flight, close. Abort after `stop_timeout_ms`.
+
+        `is_taken_over`: another process accepts from the same listeners, so the host goes on serving.
+        """
+        if not is_taken_over:
+            self._draining = True
+            self._look_at_connections()
+            if self.settings.drain_delay_ms:
+                await asyncio.sleep(self.settings.drain_delay_ms / 1000)
         for server in self._servers:
             server.close()
         await self._connections.end(GrpcConnection.drain, self.settings.stop_timeout_ms / 1000)

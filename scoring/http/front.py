@@ -44,6 +44,8 @@ _JSON = JSON.content_type
 # Answers to /metrics that one process gives. An answer has some 100 kB: sending them without end would take the time of
 # payments.
 _SCRAPES_PER_SECOND_MAX = 50
+# How long callers of a host that was taken over have for a request whose answer says that the connection closes.
+_FAREWELL_MS = 1_000
 
 
 class HttpServer:
@@ -65,7 +67,7 @@ class HttpServer:
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         self.settings = settings
-        self.draining = False
+        self.draining = self._is_taken_over = False
         self.loop: asyncio.AbstractEventLoop
         self._batcher = batcher
         if readiness is None:
@@ -121,16 +123,27 @@ class HttpServer:
         )
         self._servers.append(server)
 
-    async def stop(self) -> None:
-        """Answer the requests in flight, then close. Connections still open after `stop_timeout_ms` are aborted."""
-        self.draining = True
-        if self.settings.drain_delay_ms:
-            await asyncio.sleep(self.settings.drain_delay_ms / 1000)
-        for server in self._servers:
-            server.close()
+    async def stop(self, *, is_taken_over: bool = False) -> None:
+        """Answer the requests in flight, then close. Connections still open after `stop_timeout_ms` are aborted.
+
+        `is_taken_over`: another process accepts from the same listeners. This one accepts nothing from now on, and its
+        connections have a second for one more request, whose answer says that they close.
+        """
+        self.draining, self._is_taken_over = True, is_taken_over
+        if is_taken_over:
+            self._close_listeners()
+        delay_ms = max(self.settings.drain_delay_ms, _FAREWELL_MS if is_taken_over else 0)
+        if delay_ms:
+            await asyncio.sleep(delay_ms / 1000)
+        self._close_listeners()
         await self._connections.end(HttpConnection.finish, self.settings.stop_timeout_ms / 1000)
         if self._sweeper is not None:
             self._sweeper.cancel()
+
+    def _close_listeners(self) -> None:
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
 
     def _sweep(self) -> None:
         settings = self.settings
@@ -185,7 +198,9 @@ class HttpServer:
         return 200, _JSON, b'{"live":true}'
 
     def _readyz(self) -> RouteAnswer:
-        missing = self._readiness() + (["the worker is stopping"] if self.draining else [])
+        # Where another process has taken over, the host is as ready as it was.
+        is_stopping = self.draining and not self._is_taken_over
+        missing = self._readiness() + (["the worker is stopping"] if is_stopping else [])
         body = json.dumps({"ready": not missing, "missing": missing}).encode()
         return (503 if missing else 200), _JSON, body
 

@@ -30,15 +30,18 @@ _ACCEPT_PAUSE_S = 0.1
 _PENDING_PLAIN_MAX = 4096
 
 
-def reserve_port(host: str, port: int) -> socket.socket:
+def reserve_port(host: str, port: int, *, is_shared: bool = False) -> socket.socket:
     """Returns a bound socket that does not listen. It reserves the port for workers that call `open_listener` later.
 
     The parent of the workers keeps it until they have ended. If `port` is 0, `getsockname()[1]` is the port that was
     found. Raises Misconfigured when the port is taken. SO_REUSEPORT alone would let a second server of the same user
-    share the port unnoticed, and each would get half of the connections.
+    share the port unnoticed, and each would get half of the connections. `is_shared`: there is such a server, which
+    hands its port over.
     """
-    with _bound(host, port, reuse_port=False) as probe:
-        free_port = probe.getsockname()[1]
+    free_port = port
+    if not is_shared:
+        with _bound(host, port, reuse_port=False) as probe:
+            free_port = probe.getsockname()[1]
     held = _bound(host, free_port, reuse_port=True)
     # It was bound with SO_REUSEADDR, so that it may follow a server that has just ended. Without SO_REUSEADDR from now
     # on, it makes another parent's probe fail.
@@ -176,20 +179,27 @@ async def accept(
 
 
 @contextmanager
-def unix_listener(path: str, *, backlog: int) -> Iterator[socket.socket]:
+def unix_listener(
+    path: str, *, backlog: int, taken: socket.socket | None = None, is_handed_over: Callable[[], bool] = lambda: False
+) -> Iterator[socket.socket]:
     """Listen on a Unix domain socket for its owner and group; remove the file at the end.
+
+    `taken`: the listener of this path that another server has handed over. If `is_handed_over` at the end, another
+    server goes on listening, and the file stays.
 
     The parent of the workers calls it, and they inherit the socket. A socket file without a listener is left over from
     an earlier server, and is replaced. Raises Misconfigured when another process listens there, or the path is
     something else than a socket.
     """
-    _remove_left_over(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    if taken is None:
+        _remove_left_over(path)
+    listener = taken or socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         try:
-            listener.bind(path)
-            # Nobody can connect before `listen`, so the mode that `bind` gave it never matters.
-            os.chmod(path, _UNIX_MODE)
+            if taken is None:
+                listener.bind(path)
+                # Nobody can connect before `listen`, so the mode that `bind` gave it never matters.
+                os.chmod(path, _UNIX_MODE)
             listener.listen(backlog)
         except OSError as error:
             raise _refused(path, error.strerror or str(error)) from error
@@ -198,6 +208,8 @@ def unix_listener(path: str, *, backlog: int) -> Iterator[socket.socket]:
         yield listener
     finally:
         listener.close()
+    if is_handed_over():
+        return
     # Remove only our own file: someone may have removed it, and another server may have created a new one.
     with suppress(FileNotFoundError):
         if os.stat(path).st_ino == inode:

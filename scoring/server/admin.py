@@ -35,7 +35,7 @@ from paywarden.scoring.server.context import Endpoints, ServerContext
 
 _log = logging.getLogger(__name__)
 
-_NAME = "admin"
+ADMIN_NAME = "admin"
 # A few probes and scrapers; more connections are a mistake. The oldest gives way to a new one.
 _LIMITS = HttpSettings(connections_max=64, body_bytes_max=4096, idle_timeout_ms=75_000, stop_timeout_ms=1_000)
 _BACKLOG = 64
@@ -43,16 +43,18 @@ _BACKLOG = 64
 _LOOK_S = 0.5
 
 
-def admin_main(host: ServerContext, endpoints: Endpoints, parent: int, beat: Callable[[], object]) -> int:
+def admin_main(
+    host: ServerContext, endpoints: Endpoints, parent: int, beat: Callable[[], object], name: str = ADMIN_NAME
+) -> int:
     """Run the admin process that the process `parent` has forked. It calls `beat` as long as its loop turns.
 
-    Returns its exit code.
+    `name` is that of its file of metrics. Returns its exit code.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(host, endpoints, parent, beat))
+            runner.run(_serve(host, endpoints, parent, beat, name))
     except PaywardenError as error:
         _log.error("admin: %s", error)
         return 1
@@ -62,10 +64,10 @@ def admin_main(host: ServerContext, endpoints: Endpoints, parent: int, beat: Cal
     return 0
 
 
-async def _serve(host: ServerContext, endpoints: Endpoints, parent: int, beat: Callable[[], object]) -> None:
+async def _serve(host: ServerContext, endpoints: Endpoints, parent: int, beat: Callable[[], object], name: str) -> None:
     loop, stopped, registry = asyncio.get_running_loop(), asyncio.Event(), Registry()
     metrics = HttpMetrics.declare(registry)
-    registry.open(host.metrics_directory, _NAME)
+    registry.open(host.metrics_directory, name)
     renderer = MetricsRenderer(host.metrics_directory)
     server = HttpServer(
         None,

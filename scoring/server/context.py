@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 
 from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import RateTable
 from paywarden.models.bundle.bundle import Bundle
 from paywarden.models.policy.policy import Policy
+from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.engine.batcher import AdmissionSettings
 from paywarden.scoring.engine.busy_poll import BusyPoll
 from paywarden.scoring.engine.model_chain import ChainSettings
@@ -25,8 +27,11 @@ from paywarden.scoring.net.tls import Tls, TlsSettings
 from paywarden.scoring.net.tokens import AuthSettings, Tokens
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.server.releases import Release, ReleaseSource
+from paywarden.scoring.server.take_over import GRPC, GRPC_UNIX, HTTP, HTTP_UNIX, Taken
 from paywarden.scoring.state.mirror import MirrorSettings
 from paywarden.scoring.state.outbox import OutboxSettings
+
+_ADMIN = "admin"
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,17 @@ class Endpoints:
     grpc_unix: socket.socket | None
     tokens: Tokens | None
     tls: Tls | None
+    # What an earlier host has handed over, and the workers' ends of the sockets to the parent.
+    taken: Taken | None = None
+    controls: Sequence[socket.socket] = ()
+    # Set when another host takes this one's ports over.
+    handed_over: Event = field(default_factory=Event)
+
+    @property
+    def shared(self) -> dict[str, socket.socket]:
+        """The listeners that the parent itself holds, by kind."""
+        found = {HTTP_UNIX: self.http_unix, GRPC_UNIX: self.grpc_unix}
+        return {kind: listener for kind, listener in found.items() if listener is not None}
 
     def refresh(self) -> None:
         """Load tokens and certificates that have been replaced."""
@@ -139,21 +155,36 @@ class Endpoints:
 
 
 @contextmanager
-def open_endpoints(host: ServerContext) -> Iterator[Endpoints]:
+def open_endpoints(host: ServerContext, taken: Taken | None = None) -> Iterator[Endpoints]:
     """Reserve every port and socket, so that an error in one of them is reported before any worker starts.
 
-    Raises Misconfigured naming the port, socket or file.
+    `taken`: what the host that has them now hands over. Raises Misconfigured naming the port, socket or file.
     """
     tokens = Tokens(host.auth.tokens_file) if host.auth.tokens_file else None
     tls = Tls(host.tls) if host.has_tls else None
-    http, grpc = host.http, host.grpc
+    http, grpc, handed_over = host.http, host.grpc, Event()
+
+    def reserved(section: str, address: str, port: int, kind: str) -> socket.socket:
+        had = None if taken is None else taken.admin_port if kind == _ADMIN else taken.port_of(kind)
+        if had is None:
+            return reserve_port(address, port)
+        if port not in (0, had):
+            raise Misconfigured(f"{section}: wanted {had}, the port of the host that is taken over, got {port}")
+        return reserve_port(address, had, is_shared=True)
+
+    def unix(path: str, backlog: int, kind: str) -> AbstractContextManager[socket.socket | None]:
+        if not path:
+            return nullcontext()
+        had = None if taken is None else taken.unix(kind)
+        return unix_listener(path, backlog=backlog, taken=had, is_handed_over=handed_over.is_set)
+
     with (
-        reserve_port(http.host, http.port) as http_held,
-        reserve_port(grpc.host, grpc.port) if grpc.enabled else nullcontext() as grpc_held,
-        reserve_port(host.admin_host, host.admin_port) as admin_held,
+        reserved("[http] port", http.host, http.port, HTTP) as http_held,
+        reserved("[grpc] port", grpc.host, grpc.port, GRPC) if grpc.enabled else nullcontext() as grpc_held,
+        reserved("[serve] admin_port", host.admin_host, host.admin_port, _ADMIN) as admin_held,
         _demand() as demand,
-        unix_listener(http.unix_socket, backlog=http.backlog) if http.unix_socket else nullcontext() as http_unix,
-        _grpc_unix(grpc) as grpc_unix,
+        unix(http.unix_socket, http.backlog, HTTP_UNIX) as http_unix,
+        unix(grpc.unix_socket if grpc.enabled else "", grpc.backlog, GRPC_UNIX) as grpc_unix,
     ):
         grpc_port = None if grpc_held is None else grpc_held.getsockname()[1]
         yield Endpoints(
@@ -165,6 +196,8 @@ def open_endpoints(host: ServerContext) -> Iterator[Endpoints]:
             grpc_unix=grpc_unix,
             tokens=tokens,
             tls=tls,
+            taken=taken,
+            handed_over=handed_over,
         )
 
 
@@ -176,12 +209,3 @@ def _demand() -> Iterator[Demand]:
     finally:
         os.close(read_fd)
         os.close(write_fd)
-
-
-@contextmanager
-def _grpc_unix(grpc: GrpcSettings) -> Iterator[socket.socket | None]:
-    if not (grpc.enabled and grpc.unix_socket):
-        yield None
-        return
-    with unix_listener(grpc.unix_socket, backlog=grpc.backlog) as listener:
-        yield listener

@@ -10,9 +10,9 @@
 
 1. The supervisor loads no code of a new bundle. A library that crashes takes the checker along, and nothing else.
 2. One checker runs at a time. What is asked for meanwhile is looked at once, after it has ended: a storm of signals
-   costs one check more.
-3. A release that was checked before is not checked again. A way back is therefore a fork, a look at two digests and a
-   small file: some 100 ms.
+   costs one look more.
+3. A release that was checked before is not checked again: as long as its files are the same (path, inode, time and
+   size), nothing is forked. A way back is therefore a few looks at files, and one small file that is written.
 4. If the workers' orders are the same as before, nothing is written.
 """
 
@@ -24,14 +24,22 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from paywarden.schemas.errors import Misconfigured, PaywardenError
 from paywarden.schemas.private_files import make_private_folder
 from paywarden.scoring.metrics.shared import Counter
-from paywarden.scoring.server.deployment import DEPLOYMENT, read_deployment
+from paywarden.scoring.server.deployment import (
+    DEPLOYMENT,
+    Deployment,
+    ReleasePaths,
+    content_of,
+    deployment_of,
+    read_deployment,
+)
 from paywarden.scoring.server.releases import (
     READY,
     Orders,
@@ -50,6 +58,58 @@ LOOK_S = 0.25
 _FAILED = 1
 # The checker takes a tenth of a core that a worker needs.
 _NICENESS = 10
+
+
+# What changes when a file is replaced: inode, time in ns and size. None: there is no file.
+_State = tuple[int, int, int] | None
+
+
+class _Known(NamedTuple):
+    """A release that was checked, and the files that decide that it is still the same."""
+
+    key: str
+    files: Mapping[Path, _State]
+
+
+class _Checked(NamedTuple):
+    """What a checker has found out. `configured`: what the configuration asks for, with the state of its file."""
+
+    deployment: Deployment
+    keys: Mapping[str, str]
+    known: Mapping[str, _Known]
+    configured: tuple[_State, Deployment] | None
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """It as JSON. The checker has run a bundle's code: the supervisor takes nothing but data from it."""
+        return {
+            "deployment": content_of(self.deployment),
+            "keys": self.keys,
+            "known": {
+                name: [one.key, [[str(path), state] for path, state in one.files.items()]]
+                for name, one in self.known.items()
+            },
+            "configured": None if self.configured is None else self.configured[0],
+        }
+
+    @classmethod
+    def of(cls, content: Any, path: Path) -> _Checked:
+        """Returns what the file at `path` says. Raises Misconfigured, KeyError, TypeError, ValueError."""
+        deployment = deployment_of(content["deployment"], path)
+        known = {
+            str(name): _Known(str(key), {Path(file): _state_of(state) for file, state in files})
+            for name, (key, files) in content["known"].items()
+        }
+        keys = {str(role): str(key) for role, key in content["keys"].items()}
+        configured = content["configured"]
+        return cls(deployment, keys, known, None if configured is None else (_state_of(configured), deployment))
+
+
+def _state_of(value: Any) -> _State:
+    if value is None:
+        return None
+    inode, time_ns, size = value
+    return int(inode), int(time_ns), int(size)
 
 
 class Deployer:
@@ -77,6 +137,9 @@ class Deployer:
         self._path = orders_path(runtime, os.getpid())
         self._orders = Orders(0, initial_key)
         self._pid, self._started, self._is_late = 0, 0.0, False
+        # What checkers have found out: the key of each release, and what the configuration asks for.
+        self._known: dict[str, _Known] = {}
+        self._configured: tuple[_State, Deployment] | None = None
         self._seen = self._deployment_file()
         # A file that was there at the start may name more than what was loaded then.
         self._is_asked = self._seen is not None
@@ -120,10 +183,13 @@ class Deployer:
             if code not in (0, _FAILED):
                 how = f"took more than {self._timeout_s:g} s" if self._is_late else f"ended with {code}"
                 raise Misconfigured(f"the process that checks it {how}")
-            content = json.loads(result.read_text(encoding="utf-8"))
+            content = json.loads(result.read_bytes())
             if code == _FAILED:
                 raise Misconfigured(content["error"])
-            self._order(Orders(**content))
+            found = _Checked.of(content, result)
+            self._known |= found.known
+            self._configured = found.configured or self._configured
+            self._order(found.deployment, found.keys)
         except (PaywardenError, OSError, ValueError, KeyError, TypeError) as error:
             self._fail(error)
         finally:
@@ -138,47 +204,79 @@ class Deployer:
 
     def _begin(self, now: float) -> None:
         try:
+            known = self._all_known()
+            if known is not None:
+                self._order(*known)
+                return
             self._pid = self._fork(self._check)
-        except OSError as error:
+        except (PaywardenError, OSError) as error:
             self._fail(error)
             return
         self._started, self._is_late = now, False
 
+    def _all_known(self) -> tuple[Deployment, dict[str, str]] | None:
+        """Returns what should be served with the keys of its releases; None if one of them must be checked."""
+        deployment = read_deployment(self._runtime / DEPLOYMENT)
+        if deployment is None:
+            if self._configured is None or self._configured[0] != (_state(self._source.config) or (0, 0, 0)):
+                return None
+            deployment = self._configured[1]
+        keys = {}
+        for role, paths in deployment.releases.items():
+            known = self._known.get(_name_of(paths))
+            if known is None or any(_state(path) != state for path, state in known.files.items()):
+                return None
+            if not (self._ready / known.key).is_dir():
+                return None
+            keys[role] = known.key
+        return deployment, keys
+
     def _check(self) -> int:
-        """In the child: prepare every release, and write the orders or what was wrong. Returns the exit code."""
+        """In the child: prepare every release, and write what was found out or was wrong. Returns the exit code."""
         os.nice(_NICENESS)
         result = self._result_path(os.getpid())
         try:
-            path = self._runtime / DEPLOYMENT
-            deployment = read_deployment(path) or self._source.wanted()
-            keys = {role: self._source.prepare(paths, self._ready) for role, paths in deployment.releases.items()}
-            self._remove_unused({*keys.values(), *self._orders.keys})
-            orders = Orders(
-                self._orders.generation,
-                keys["active"],
-                keys.get("previous", ""),
-                keys.get("candidate", ""),
-                deployment.rollout,
-                deployment.share,
-            )
-            if not path.exists():
-                # What served until now is the way back.
-                changed = orders.active != self._orders.active
-                orders = replace(orders, previous=self._orders.active if changed else self._orders.previous)
-            result.write_text(json.dumps(vars(orders)), encoding="utf-8")
+            found = self._checked()
         except (PaywardenError, OSError) as error:
             result.write_text(json.dumps({"error": _told(error)}), encoding="utf-8")
             return _FAILED
+        result.write_text(json.dumps(found.content), encoding="utf-8")
         return 0
 
-    def _order(self, orders: Orders) -> None:
-        if orders == self._orders:
+    def _checked(self) -> _Checked:
+        deployment, configured = read_deployment(self._runtime / DEPLOYMENT), None
+        if deployment is None:
+            state = _state(self._source.config)
+            deployment = self._source.wanted()
+            # Without a file, the environment and the defaults decide, which do not change.
+            configured = (state or (0, 0, 0), deployment)
+        keys, known = {}, {}
+        for role, paths in deployment.releases.items():
+            name = _name_of(paths)
+            files = {path: _state(path) for path in self._source.files_of(paths)}
+            keys[role] = self._source.prepare(paths, self._ready)
+            # A file that was replaced meanwhile may have been read before or after.
+            if name == _name_of(paths) and all(_state(path) == state for path, state in files.items()):
+                known[name] = _Known(keys[role], files)
+        self._remove_unused({*keys.values(), *self._orders.keys})
+        return _Checked(deployment, keys, known, configured)
+
+    def _order(self, deployment: Deployment, keys: Mapping[str, str]) -> None:
+        """Order these releases, unless they are ordered already."""
+        now, active = self._orders, keys["active"]
+        previous = keys.get("previous", "")
+        if not (self._runtime / DEPLOYMENT).exists():
+            # What served until now is the way back.
+            previous = now.active if active != now.active else now.previous
+        orders = Orders(
+            now.generation, active, previous, keys.get("candidate", ""), deployment.rollout, deployment.share
+        )
+        if orders == now:
             _log.info("what is served is what should be: nothing changes")
             return
-        orders = replace(orders, generation=self._orders.generation + 1)
-        write_orders(self._path, orders)
-        self._orders = orders
-        _log.info("checked: release %s is to decide; the workers take it up", orders.active)
+        self._orders = replace(orders, generation=now.generation + 1)
+        write_orders(self._path, self._orders)
+        _log.info("checked: release %s is to decide; the workers take it up", active)
         self._tell()
 
     def _fail(self, error: Exception) -> None:
@@ -214,6 +312,19 @@ class Deployer:
         for path in self._ready.iterdir():
             if path.name not in keys and not path.name.startswith("."):
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _state(path: Path) -> _State:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _name_of(paths: ReleasePaths) -> str:
+    """Returns what tells a release from others: a link that leads elsewhere is another one."""
+    return json.dumps([os.path.realpath(paths.bundle), *asdict(paths).values()])
 
 
 def _lives(path: Path) -> bool:

@@ -72,6 +72,11 @@ def read_deployment(path: Path) -> Deployment | None:
         raise Misconfigured(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise Misconfigured(f"{path} is not JSON: {error}") from error
+    return deployment_of(content, path)
+
+
+def deployment_of(content: Any, path: Path) -> Deployment:
+    """Returns the deployment of a file's content. Raises Misconfigured naming the file and the field."""
     if not isinstance(content, dict) or content.get("version") != VERSION:
         raise Misconfigured(f"{path}: wanted a deployment of version {VERSION}")
     if odd := content.keys() - {"version", "rollout", "share", *_ROLES}:
@@ -87,9 +92,14 @@ def read_deployment(path: Path) -> Deployment | None:
     return Deployment(**releases, rollout=rollout, share=float(share))
 
 
+def content_of(deployment: Deployment) -> dict[str, Any]:
+    """Returns the content of a deployment's file."""
+    return {"version": VERSION, **{name: value for name, value in asdict(deployment).items() if value is not None}}
+
+
 def write_deployment(path: Path, deployment: Deployment) -> None:
     """Replace the file in one step. Raises Misconfigured if it cannot be written."""
-    content = {"version": VERSION, **{name: value for name, value in asdict(deployment).items() if value is not None}}
+    content = content_of(deployment)
     unfinished = path.with_suffix(f".{os.getpid()}")
     try:
         with unfinished.open("w", encoding="utf-8") as file:

@@ -34,8 +34,14 @@ _DIGITS = 32
 class ReleaseSource(Protocol):
     """Finds and checks what should be served. Every method reads the configuration anew."""
 
+    config: Path
+    """The configuration file, whether it exists or not."""
+
     def wanted(self) -> Deployment:
         """Returns what the configuration asks for, without a deployment file. Raises Misconfigured."""
+
+    def files_of(self, paths: ReleasePaths) -> list[Path]:
+        """Returns the files on which a release's key depends. Raises Misconfigured."""
 
     def prepare(self, paths: ReleasePaths, ready: Path) -> str:
         """Check a release and write it below `ready`, unless it is there. Returns its key.

@@ -12,6 +12,7 @@
 4. A worker whose heart does not beat for `[serve] hang_timeout_s` is killed, and started again (heartbeat.py).
 5. SIGTERM or SIGINT stops all workers, and the parent ends after the last one.
 6. SIGHUP, or another deployment file, changes what decides without a new worker (scoring/server/deployer.py).
+7. Another parent may take the ports over, for new software (scoring/server/take_over.py).
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ import math
 import os
 import select
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
@@ -34,11 +36,12 @@ from paywarden.scoring.idempotency import decision_cache as answered
 from paywarden.scoring.metrics.release import CHECK, swap_failures
 from paywarden.scoring.metrics.shared import Counter, Registry
 from paywarden.scoring.requests import fast_requests
-from paywarden.scoring.server.admin import admin_main
-from paywarden.scoring.server.context import ServerContext, open_endpoints
+from paywarden.scoring.server.admin import ADMIN_NAME, admin_main
+from paywarden.scoring.server.context import Endpoints, ServerContext, open_endpoints
 from paywarden.scoring.server.deployer import Deployer
 from paywarden.scoring.server.descriptors import secure_descriptors
 from paywarden.scoring.server.heartbeat import LOOK_S, HangDetector, Heartbeats
+from paywarden.scoring.server.take_over import Desk, close_taken, control_pairs, name_after, take_over
 from paywarden.scoring.server.worker import BUG, worker_main
 from paywarden.scoring.state.mirror import has_mirror
 
@@ -51,6 +54,8 @@ _RESTART_MOST_S = 10.0
 _HEALTHY_AFTER_S = 1.0
 # A worker bounds its own stop, and closes its files after that; a worker that takes longer has hung.
 _CLOSE_S = 5.0
+# How often the parent looks whether all workers have begun, while another host waits for it.
+_BEGIN_S = 0.02
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # The supervisor's file of counts, beside those of the workers.
 _METRICS_NAME = "supervisor"
@@ -88,39 +93,58 @@ class SupervisorMetrics:
         )
 
 
-def serve(host: ServerContext, worker_count: int, *, announce: Callable[[Sequence[str]], None]) -> None:
+def serve(
+    host: ServerContext,
+    worker_count: int,
+    *,
+    announce: Callable[[Sequence[str]], None],
+    takes_over: bool = False,
+) -> None:
     """Run the workers until SIGTERM or SIGINT. `announce` gets the reserved addresses, HTTP's first.
 
+    `takes_over`: where a host runs with the same `[serve] runtime`, take its ports over and end it.
+
     Raises Misconfigured when a port or socket is taken or the settings cannot be used, and TemporaryFailure when a
-    worker did not stop as it should.
+    worker did not stop as it should, or another host does not hand its ports over.
     """
     if worker_count < 1:
         raise Misconfigured(f"--workers: wanted at least 1, got {worker_count}")
     secure_descriptors(host.connections())
-    with open_endpoints(host) as endpoints, _counting(host) as metrics:
-        host.engine.warm_up()
-        answered.warm_up()
-        fast_requests.warm_up()
-        records.warm_up()
+    # Before anything is taken: afterwards it must go fast.
+    host.engine.warm_up()
+    answered.warm_up()
+    fast_requests.warm_up()
+    records.warm_up()
+    taken = take_over(host.runtime) if takes_over else None
+    if takes_over and taken is None:
+        _log.info("there is no host to take over: this one starts as usual")
+    first = 0 if taken is None else taken.first_worker(worker_count)
+    with open_endpoints(host, taken) as opened, _counting(host, first) as metrics:
         answered.prepare(host.answered)
         parent = os.getpid()
+        pairs = control_pairs(worker_count)
+        endpoints = replace(opened, controls=[pair[1] for pair in pairs])
 
         def work(number: int, beat: Callable[[], None]) -> int:
             if number == worker_count:
-                return admin_main(host, endpoints, parent, beat)
-            return worker_main(host, number, endpoints, parent, beat)
+                close_taken(endpoints.taken)
+                return admin_main(host, endpoints, parent, beat, name_after(ADMIN_NAME, first))
+            return worker_main(host, first + number, endpoints, parent, beat, number)
 
         supervisor = Supervisor(
             # The last one serves health and metrics.
             worker_count + 1,
             work,
-            name_of=lambda number: "the admin process" if number == worker_count else f"worker {number}",
+            name_of=lambda number: "the admin process" if number == worker_count else f"worker {first + number}",
             stop_s=_stop_s(host),
             hang_timeout_s=host.hang_timeout_s,
             metrics=metrics,
         )
         deployer = _deployer(host, supervisor, metrics)
-        supervisor.heed_signals(deployer)
+        desk = _desk(host, endpoints, supervisor, [pair[0] for pair in pairs], range(first, first + worker_count))
+        supervisor.heed_signals(deployer, desk)
+        if taken is not None:
+            supervisor.when_all_work(taken.ready)
         if not has_mirror(host.mirror):
             _log.warning(
                 "there is no mirror at %s yet: payments are answered without profiles, and /readyz says 503, until "
@@ -131,8 +155,37 @@ def serve(host: ServerContext, worker_count: int, *, announce: Callable[[Sequenc
         try:
             supervisor.run()
         finally:
-            if deployer is not None:
-                deployer.close()
+            for part in (deployer, desk):
+                if part is not None:
+                    part.close()
+
+
+def _desk(
+    host: ServerContext,
+    endpoints: Endpoints,
+    supervisor: Supervisor,
+    controls: Sequence[socket.socket],
+    workers: range,
+) -> Desk | None:
+    """Returns what hands the ports over to another host; None if its socket cannot be made."""
+
+    def hand_over() -> None:
+        endpoints.handed_over.set()
+        supervisor.stop()
+
+    try:
+        return Desk(
+            host.runtime,
+            controls=controls,
+            running=lambda: [place for place in supervisor.running if place < len(workers)],
+            shared=endpoints.shared,
+            admin_port=endpoints.admin_port,
+            workers=workers,
+            hand_over=hand_over,
+        )
+    except Misconfigured as error:
+        _log.warning("no other host can take the ports over: %s", error)
+        return None
 
 
 def _deployer(host: ServerContext, supervisor: Supervisor, metrics: SupervisorMetrics) -> Deployer | None:
@@ -152,10 +205,10 @@ def _deployer(host: ServerContext, supervisor: Supervisor, metrics: SupervisorMe
 
 
 @contextlib.contextmanager
-def _counting(host: ServerContext) -> Iterator[SupervisorMetrics]:
+def _counting(host: ServerContext, first: int) -> Iterator[SupervisorMetrics]:
     registry = Registry()
     metrics = SupervisorMetrics.declare(registry)
-    registry.open(host.metrics_directory, _METRICS_NAME)
+    registry.open(host.metrics_directory, name_after(_METRICS_NAME, first))
     try:
         yield metrics
     finally:
@@ -208,9 +261,21 @@ class Supervisor:
         self._look_at = 0.0
         self._deployer: Deployer | None = None
         self._deploy_at = math.inf
+        self._desk: Desk | None = None
+        self._all_work: Callable[[], object] | None = None
 
-    def heed_signals(self, deployer: Deployer | None = None) -> None:
+    @property
+    def running(self) -> list[int]:
+        """The numbers of the workers that run."""
+        return [worker.number for worker in self._workers if worker.pid]
+
+    def when_all_work(self, call: Callable[[], object]) -> None:
+        """Call a function once, when every worker has begun its work."""
+        self._all_work = call
+
+    def heed_signals(self, deployer: Deployer | None = None, desk: Desk | None = None) -> None:
         """Make SIGTERM and SIGINT a clean stop from now on, and SIGHUP a look at what should be served."""
+        self._desk = desk
         if deployer is not None:
             self._deployer, self._deploy_at = deployer, 0.0
         signal.signal(signal.SIGHUP, self._hang_up)
@@ -232,6 +297,9 @@ class Supervisor:
             self._look(now)
             if self._deployer is not None and self._deploy_at <= now:
                 self._deploy_at = self._deployer.look(now)
+            if self._all_work is not None and all(self._hearts.count(worker.number) for worker in self._workers):
+                call, self._all_work = self._all_work, None
+                call()
             self._sleep()
             self._reap()
         self._end_all()
@@ -316,12 +384,20 @@ class Supervisor:
         if until is None:
             due = [worker.due for worker in self._workers if not worker.pid]
             until = min([self._look_at, self._deploy_at, *due])
+            if self._all_work is not None:
+                until = min(until, time.monotonic() + _BEGIN_S)
         poll = select.poll()
         poll.register(self._awake, select.POLLIN)
+        asking = self._desk.files if self._desk is not None and not self._stopping else []
+        for file in asking:
+            poll.register(file, select.POLLIN)
         wait_ms = None if until == math.inf else max(0.0, until - time.monotonic()) * 1000
-        if poll.poll(wait_ms):
+        ready = {fd for fd, _ in poll.poll(wait_ms)}
+        if self._awake in ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._awake, 4096)
+        if self._desk is not None and any(file.fileno() in ready for file in asking):
+            self._desk.turn()
 
     def _reap(self) -> None:
         """Note which workers have ended, and when they are started again."""
@@ -356,6 +432,10 @@ class Supervisor:
                 deadline = math.inf
         if self._failure:
             raise TemporaryFailure(self._failure)
+
+    def stop(self) -> None:
+        """Stop all workers, as SIGTERM does."""
+        self._stopping = True
 
     def _stop(self, *_: object) -> None:
         self._stopping = True

@@ -21,7 +21,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import uvloop
@@ -44,6 +44,7 @@ from paywarden.scoring.net.listeners import open_listener
 from paywarden.scoring.net.tls import Tls
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.server.context import Endpoints, ServerContext
+from paywarden.scoring.server.take_over import GRPC, HTTP, Control
 from paywarden.scoring.server.take_up import ReleaseSwitch
 from paywarden.scoring.server.watch import Watch, WorkerMustEnd, declare_failures
 from paywarden.scoring.state.outbox import OutboxMetrics, OutboxWriter
@@ -60,18 +61,25 @@ class Front(Protocol):
     async def start(self, listener: socket.socket, tls: Tls | None = None) -> None:
         """Accept connections from `listener`, which now belongs to this front. Call it once for each listener."""
 
-    async def stop(self) -> None:
-        """Take no more calls, answer those in flight, close. It ends within a time limit."""
+    async def stop(self, *, is_taken_over: bool = False) -> None:
+        """Take no more calls, answer those in flight, close. It ends within a time limit.
+
+        `is_taken_over`: another process accepts from the same listeners.
+        """
 
 
-def worker_main(host: ServerContext, worker: int, gate: Endpoints, parent: int, beat: Callable[[], None]) -> int:
+def worker_main(
+    host: ServerContext, worker: int, gate: Endpoints, parent: int, beat: Callable[[], None], place: int = 0
+) -> int:
     """Run a worker that the process `parent` has forked. Returns its exit code.
+
+    `place` is its number among the workers of this parent, from 0.
 
     The worker calls `beat` as long as its event loop turns.
     """
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_work(host, worker, gate, parent, beat))
+            runner.run(_work(host, worker, gate, parent, beat, place))
     except PaywardenError as error:
         _log.error("worker %d: %s", worker, error)
         return 1
@@ -81,7 +89,9 @@ def worker_main(host: ServerContext, worker: int, gate: Endpoints, parent: int, 
     return 0
 
 
-async def _work(host: ServerContext, worker: int, gate: Endpoints, parent: int, beat: Callable[[], None]) -> None:
+async def _work(
+    host: ServerContext, worker: int, gate: Endpoints, parent: int, beat: Callable[[], None], place: int = 0
+) -> None:
     name, registry = worker_name(worker), Registry()
     http_metrics, grpc_metrics = HttpMetrics.declare(registry), GrpcMetrics.declare(registry)
     pauses, stages = GarbagePauses(registry), StageTimes(registry)
@@ -129,7 +139,10 @@ async def _work(host: ServerContext, worker: int, gate: Endpoints, parent: int, 
     loop.add_signal_handler(signal.SIGHUP, switch.look)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
     gate.refresh()
-    await _listen(http, grpc, host, gate)
+    control = Control(gate.controls[place], stopped.set) if gate.controls else None
+    await _listen(http, grpc, host, gate, _inherited(gate, place), control)
+    if control is not None:
+        loop.add_reader(control.file, control.turn)
     # All objects of now live until the end, so exclude them from every later garbage collection.
     gc.collect()
     gc.freeze()
@@ -139,7 +152,10 @@ async def _work(host: ServerContext, worker: int, gate: Endpoints, parent: int, 
     watch.add_done_callback(lambda _: stopped.set())
     await stopped.wait()
     # Stop both at once, so that neither takes calls while the other finishes. The heart goes on beating.
-    await asyncio.gather(http.stop(), grpc.stop())
+    if control is not None:
+        control.turn()
+    is_taken_over = control is not None and control.is_taken_over
+    await asyncio.gather(http.stop(is_taken_over=is_taken_over), grpc.stop(is_taken_over=is_taken_over))
     watch.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await watch
@@ -151,15 +167,51 @@ async def _work(host: ServerContext, worker: int, gate: Endpoints, parent: int, 
     registry.close()
 
 
-async def _listen(http: Front, grpc: Front, host: ServerContext, gate: Endpoints) -> None:
+async def _listen(
+    http: Front,
+    grpc: Front,
+    host: ServerContext,
+    gate: Endpoints,
+    inherited: Mapping[str, Sequence[socket.socket]],
+    control: Control | None,
+) -> None:
+    """Listen on every port and socket. `inherited`: listeners of an earlier host, by kind, in place of own ones."""
+
+    async def start(front: Front, kind: str, address: str, port: int, backlog: int) -> None:
+        for listener in inherited.get(kind) or [open_listener(address, port, backlog=backlog)]:
+            if control is not None:
+                control.add(kind, listener)
+            await front.start(listener, gate.tls)
+
     if gate.grpc_port is not None:
-        await grpc.start(open_listener(host.grpc.host, gate.grpc_port, backlog=host.grpc.backlog), gate.tls)
+        await start(grpc, GRPC, host.grpc.host, gate.grpc_port, host.grpc.backlog)
     if gate.grpc_unix is not None:
         await grpc.start(gate.grpc_unix)
     # HTTP last: when /readyz can be asked, every other way to call the worker is open.
-    await http.start(open_listener(host.http.host, gate.http_port, backlog=host.http.backlog), gate.tls)
+    await start(http, HTTP, host.http.host, gate.http_port, host.http.backlog)
     if gate.http_unix is not None:
         await http.start(gate.http_unix)
+
+
+def _inherited(gate: Endpoints, place: int) -> dict[str, list[socket.socket]]:
+    """Returns this worker's share of the listeners that an earlier host has handed over, and closes all others.
+
+    Otherwise a listener would go on taking connections when its own worker has died. A worker that is started again
+    has no share: the parent has closed them by then.
+    """
+    if gate.taken is None:
+        return {}
+    count = len(gate.controls)
+    shares: dict[str, list[socket.socket]] = {}
+    for kind in (HTTP, GRPC):
+        for number, listener in enumerate(gate.taken.sockets.get(kind, ())):
+            if listener.fileno() < 0:
+                continue
+            if number % count == place:
+                shares.setdefault(kind, []).append(listener)
+            else:
+                listener.close()
+    return shares
 
 
 def _steps(

@@ -25,6 +25,9 @@ PAYMENT = ScoreRequest(
     currency="EUR",
 ).SerializeToString()
 
+PATIENT = "[admission]\ndeadline_ms = 60000\nwait_ms_max = 50000\n"
+"""Settings of a server that refuses no call for being late, however slow the machine is."""
+
 
 class Server:
     """A running `serve` with its configuration. Leaving the `with` block ends it."""

@@ -379,7 +379,7 @@ class Deployment:
         actor.accept = lambda factory: self._listen(actor, loop, factory)
         endpoints = _no_endpoints()
         actor.life.at_end.append(lambda: self.listening.pop(actor.name, None))
-        more = [lambda: None] if "beat" in inspect.signature(scoring_worker._work).parameters else []
+        more: list[Any] = [lambda: None] if "beat" in inspect.signature(scoring_worker._work).parameters else []
         loop.run_until_complete(scoring_worker._work(context, number, endpoints, 1, *more))
 
     def _listen(self, actor: Actor, loop: VirtualLoop, factory: Callable[[], Any]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import faulthandler
 import logging
 import os
 import signal
@@ -23,13 +24,25 @@ from paywarden.scoring.server.releases import Orders, orders_path, read_orders
 
 @dataclass
 class Source:
-    """Prepares a release named like its bundle. `how` is called with the name first, in the checker."""
+    """Prepares a release named like its bundle, which is what the configuration says.
 
-    bundle: str = "a"
+    `how` is called with the name first, in the checker.
+    """
+
+    config: Path
     how: Callable[[str], object] = lambda _: None
 
+    def serve(self, bundle: str) -> None:
+        """Write the configuration anew."""
+        unfinished = self.config.with_suffix(".new")
+        unfinished.write_text(bundle, encoding="utf-8")
+        unfinished.replace(self.config)
+
     def wanted(self) -> Deployment:
-        return Deployment(ReleasePaths(self.bundle))
+        return Deployment(ReleasePaths(self.config.read_text(encoding="utf-8")))
+
+    def files_of(self, paths: ReleasePaths) -> list[Path]:
+        return [Path(paths.bundle), self.config]
 
     def prepare(self, paths: ReleasePaths, ready: Path) -> str:
         self.how(paths.bundle)
@@ -41,7 +54,8 @@ class Host:
     """A deployer whose checkers are forks of this process."""
 
     def __init__(self, folder: Path, **more: float) -> None:
-        self.source, self.folder = Source(), folder
+        self.source, self.folder = Source(folder.parent / "paywarden.toml"), folder
+        self.source.serve("a")
         self.failures = swap_failures(Registry(), CHECK)
         self.told, self.pid, self.forks = 0, 0, 0
         self.fork: Callable[[Callable[[], int]], int] = self._fork
@@ -64,7 +78,9 @@ class Host:
         self.deployer.look(time.monotonic())
 
     def end(self) -> None:
-        """Wait for the checker's end."""
+        """Wait for the checker's end, if there is one."""
+        if not self.deployer._pid:
+            return
         pid, status = os.waitpid(self.pid, 0)
         assert self.deployer.ended(pid, os.waitstatus_to_exitcode(status))
 
@@ -98,13 +114,28 @@ def host(tmp_path: Path) -> Iterator[Host]:
 
 def test_a_checked_release_is_ordered_and_what_decided_is_the_way_back(host: Host) -> None:
     assert host.orders == Orders(0, "a")
-    host.source.bundle = "b"
+    host.source.serve("b")
     assert host.swap() == Orders(1, "b", "a")
-    host.source.bundle = "c"
+    host.source.serve("c")
     assert host.swap() == Orders(2, "c", "b")
     # Nothing orders "a" any more.
     assert sorted(path.name for path in (host.folder / "ready").iterdir()) == ["b", "c"]
     assert (host.told, host.failures.value) == (2, 0)
+
+
+def test_what_was_checked_is_not_checked_again_as_long_as_its_files_are_the_same(host: Host) -> None:
+    for bundle in ("b", "c"):
+        host.source.serve(bundle)
+        host.swap()
+    path, forks = host.folder / "deployment.json", host.forks
+    for number, active in enumerate(["b", "c", "b"], start=3):
+        write_deployment(path, Deployment(ReleasePaths(active), ReleasePaths("b" if active == "c" else "c")))
+        assert host.swap() == Orders(number, active, "b" if active == "c" else "c")
+    # Only the first: the configuration had changed since "b" was checked.
+    assert host.forks == forks + 1
+    host.source.config.touch()
+    host.swap()
+    assert host.forks == forks + 2
 
 
 def test_what_is_served_already_changes_nothing(host: Host) -> None:
@@ -113,6 +144,7 @@ def test_what_is_served_already_changes_nothing(host: Host) -> None:
 
 
 def dies(_: str) -> None:
+    faulthandler.disable()
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
@@ -137,7 +169,8 @@ def has_no_room(name: str) -> None:
 def test_a_check_that_fails_changes_nothing_and_says_so(
     host: Host, how: Callable[[str], object], line: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    host.source.bundle, host.source.how = "b", how
+    host.source.serve("b")
+    host.source.how = how
     with caplog.at_level(logging.ERROR):
         assert host.swap() == Orders(0, "a")
     assert [record.getMessage() for record in caplog.records] == [
@@ -149,8 +182,8 @@ def test_a_check_that_fails_changes_nothing_and_says_so(
     assert [path.name for path in host.folder.glob("check-*")] == []
 
 
-def test_a_storm_of_signals_costs_one_check_more(host: Host) -> None:
-    host.source.bundle = "b"
+def test_a_storm_of_signals_costs_one_check(host: Host) -> None:
+    host.source.serve("b")
     host.deployer.hang_up()
     host.begin()
     for _ in range(1000):
@@ -160,12 +193,13 @@ def test_a_storm_of_signals_costs_one_check_more(host: Host) -> None:
     host.begin()
     host.end()
     host.begin()
-    assert (host.forks, host.orders) == (2, Orders(1, "b", "a"))
+    assert (host.forks, host.orders) == (1, Orders(1, "b", "a"))
 
 
 def test_a_check_that_takes_too_long_is_ended(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     host = Host(tmp_path / "serve", check_timeout_s=0.0)
-    host.source.bundle, host.source.how = "b", lambda _: signal.pause()
+    host.source.serve("b")
+    host.source.how = lambda _: signal.pause()
     host.deployer.hang_up()
     host.begin()
     host.begin()

@@ -19,7 +19,7 @@ from paywarden.scoring.server.deployment import DEPLOYMENT, Deployment, ReleaseP
 from paywarden.scoring.state.mirror import MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader
 from tests.services.processes import samples, wait_until
-from tests.services.scoring_server import PAYMENT, Server
+from tests.services.scoring_server import PATIENT, PAYMENT, Server
 from tests.worlds import small_world
 
 STRICT = "\n[policy]\nreview_at = 1e-9\n"
@@ -31,7 +31,7 @@ class Swapping:
     def __init__(self, folder: Path) -> None:
         self.link = folder / "current"
         self.link.symlink_to(small_world.trained_bundle())
-        self.server = Server(folder, bundle=self.link)
+        self.server = Server(folder, bundle=self.link, more=PATIENT)
         # With a mirror, an unknown card is approved.
         writer = MirrorWriter(self.server.mirror)
         writer.apply({}, {0: 1}, 1)

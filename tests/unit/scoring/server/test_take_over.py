@@ -1,0 +1,171 @@
+"""A second `serve --take-over` takes the place of the first one, and no call is refused."""
+
+from __future__ import annotations
+
+import http.client
+import signal
+import socket
+import threading
+import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
+from paywarden.scoring.server.take_over import HTTP_UNIX, take_over
+from paywarden.scoring.state.outbox import OutboxReader, workers
+from tests.services.processes import PaywardenProcess, run_paywarden, wait_until
+from tests.services.scoring_server import PATIENT, PAYMENT, Server
+
+
+class Caller:
+    """Calls without a pause: on a connection that it keeps as long as it may, and on a new one each time."""
+
+    def __init__(self, address: str) -> None:
+        self._address, self._over = address, threading.Event()
+        self.answers: dict[str, str] = {}
+        self.trouble: list[str] = []
+        self._threads = [threading.Thread(target=self._call, args=(name,)) for name in ("kept", "new")]
+
+    def __enter__(self) -> Caller:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def goes_on(self, count: int) -> None:
+        """Wait until so many more calls were answered, or one was not."""
+        before = len(self.answers)
+        wait_until(lambda: bool(self.trouble) or len(self.answers) > before + count, "calls are answered")
+        assert self.trouble == []
+
+    def _call(self, name: str) -> None:
+        connection: http.client.HTTPConnection | None = None
+        number = 0
+        while not self._over.is_set():
+            number += 1
+            connection = connection or http.client.HTTPConnection(self._address, timeout=30)
+            request = ScoreRequest.FromString(PAYMENT)
+            request.payment_id = f"{name}-{number}"
+            try:
+                connection.request(
+                    "POST", "/v1/score", request.SerializeToString(), {"content-type": "application/x-protobuf"}
+                )
+                response = connection.getresponse()
+                body = response.read()
+            except (OSError, http.client.HTTPException) as error:
+                self.trouble.append(f"{name} {number}: {error!r}")
+                break
+            if response.status != 200:
+                self.trouble.append(f"{name} {number}: {response.status} {body!r}")
+            self.answers[request.payment_id] = ScoreResponse.FromString(body).decision_id
+            if name == "new" or response.getheader("connection") == "close":
+                connection.close()
+                connection = None
+        if connection is not None:
+            connection.close()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    made = Server(tmp_path, more=f'unix_socket = "{tmp_path / "http.sock"}"\n{PATIENT}')
+    with made:
+        yield made
+
+
+def decided(server: Server) -> dict[str, str]:
+    """Returns the decision of every payment in all outboxes; a payment that was decided twice fails."""
+    found: dict[str, str] = {}
+    for worker in workers(server.outbox):
+        reader, position = OutboxReader(server.outbox, worker), 0
+        while records := reader.read(position, 10_000):
+            position = records[-1][0]
+            for _, payload in records:
+                entry = OutboxEntry.FromString(payload)
+                assert found.setdefault(entry.request.payment_id, entry.response.decision_id)
+                assert found[entry.request.payment_id] == entry.response.decision_id
+    return found
+
+
+def test_new_software_takes_the_ports_over_without_a_refused_call(server: Server, tmp_path: Path) -> None:
+    first = server.start("--workers", "2")
+    server.listening(2)
+    address = urllib.parse.urlsplit(server.target).netloc
+    parents = [first]
+    with Caller(address) as caller:
+        # Fewer workers than before, then more, then as many.
+        for round_number, count in enumerate((1, 3, 3)):
+            caller.goes_on(50)
+            folder = tmp_path / f"round-{round_number}"
+            folder.mkdir()
+            parents.append(PaywardenProcess(folder, server.config, "serve", "--workers", str(count), "--take-over"))
+            assert parents[-1].first_line() == server.target
+            assert parents[-2].process.wait(timeout=60) == 0
+            parents[-2]._close()
+            caller.goes_on(50)
+    assert caller.trouble == []
+    assert decided(server).items() >= caller.answers.items()
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.connect(str(tmp_path / "http.sock"))
+        unix.sendall(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert unix.recv(100).startswith(b"HTTP/1.1 200")
+    last = parents[-1]
+    (port,) = {urllib.parse.urlsplit(server.target).port}
+    children = psutil.Process(last.pid).children()
+    listening = [child for child in children if port in {each.laddr.port for each in child.net_connections("tcp")}]
+    assert len(listening) == 3
+    # A worker that is started again has a listener of its own.
+    listening[0].kill()
+    wait_until(lambda: not listening[0].is_running(), "the worker is gone")
+    with Caller(address) as caller:
+        caller.goes_on(100)
+    assert caller.trouble == []
+    assert last.stop() == 0
+    assert not (tmp_path / "http.sock").exists()
+
+
+def test_a_host_that_is_given_up_by_the_new_one_goes_on(server: Server, tmp_path: Path) -> None:
+    parent = server.start()
+    server.listening()
+    address = urllib.parse.urlsplit(server.target).netloc
+    with Caller(address) as caller:
+        for _ in range(3):
+            taken = take_over(tmp_path / "serve")
+            assert taken is not None
+            assert (taken.port_of("http"), taken.unix(HTTP_UNIX) is not None) == (int(address.split(":")[1]), True)
+            for listener in (one for found in taken.sockets.values() for one in found):
+                listener.close()
+            taken.connection.close()
+            caller.goes_on(20)
+        # One that dies while it holds the sockets.
+        other = PaywardenProcess(tmp_path / "serve", server.config, "serve", "--take-over")
+        other.process.send_signal(signal.SIGKILL)
+        other.process.wait(timeout=60)
+        other._close()
+        caller.goes_on(50)
+    assert caller.trouble == []
+    assert parent.process.poll() is None
+
+
+def test_a_port_that_the_host_does_not_have_is_refused(server: Server, tmp_path: Path) -> None:
+    server.start()
+    server.listening()
+    other = tmp_path / "other.toml"
+    other.write_text(server.config.read_text(encoding="utf-8").replace("[http]\nport = 0", "[http]\nport = 1"), "utf-8")
+    done = run_paywarden("--config", str(other), "serve", "--take-over")
+    assert done.returncode == 1
+    assert "[http] port: wanted" in done.stderr
+    assert server.parent.process.poll() is None
+
+
+def test_without_a_host_it_starts_as_usual(server: Server) -> None:
+    server.start("--take-over")
+    server.listening()
+    assert "there is no host to take over" in server.log()
