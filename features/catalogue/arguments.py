@@ -4,6 +4,7 @@
     of=merchant_id              ->  the column of merchant_id        `counted_column`
     frauds / payments           ->  Derived(DIVIDE, ...)             `quotient`
     of=basket_weight            ->  the column of its numbers        `number_column`
+    most="30d"                  ->  at most 2,592,000 seconds         `at_most`
     a fraud word without delay  ->  a feature that waits for one     `waits_for_label_delay`
 
 An argument that a word cannot take raises Misconfigured with the file and line of the catalogue.
@@ -19,7 +20,7 @@ from typing import ParamSpec
 from paywarden.features import kernel
 from paywarden.features.catalogue.attributes import Attribute, AttributeKind, Condition, amount, identity_column
 from paywarden.features.catalogue.expressions import Derived, Expression, Feature, Operation
-from paywarden.features.catalogue.windows import line_of_caller, wrong
+from paywarden.features.catalogue.windows import duration_ms, line_of_caller, wrong
 from paywarden.schemas.payment_fields import Form
 
 _MS_PER_SECOND = 1000
@@ -100,6 +101,19 @@ def in_unit(value: Expression, of: Attribute) -> Expression:
     digits = 10**of.field.decimals if of.field is not None else 1
     parts = _MS_PER_SECOND if _is_moment(of) else digits
     return value if parts == 1 else Derived(Operation.SCALE, (value,), (1, parts))
+
+
+def at_most(name: str, value: Expression, most: str) -> Expression:
+    """Returns a value in seconds, kept from -`most` to `most`, such as "30d"; the value itself for an empty `most`.
+
+    A time since something grows with the age of the data. A model would never have seen what it grows to.
+    """
+    return Derived(Operation.CLIP, (value,), (duration_ms(name, most) // _MS_PER_SECOND,)) if most else value
+
+
+def spoken_most(most: str) -> str:
+    """Returns how a meaning speaks of `most`."""
+    return f", at most {most}" if most else ""
 
 
 def unit_of(of: Attribute) -> str:

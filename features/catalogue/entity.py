@@ -33,11 +33,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from paywarden.features.catalogue.arguments import (
+    at_most,
     attribute_value,
     check_including,
     condition_of,
     counted_column,
     quotient,
+    spoken_most,
 )
 from paywarden.features.catalogue.attributes import Attribute, Condition, amount
 from paywarden.features.catalogue.checks import BESIDE_PROFILES, check_declared, check_entities, check_features
@@ -50,6 +52,8 @@ from paywarden.features.catalogue.expressions import (
     Operation,
     Reduction,
     WindowedMeasure,
+    knows_fraud,
+    stored_values,
 )
 from paywarden.features.catalogue.fields import NO_FIELDS, Payment
 from paywarden.features.catalogue.frauds import FraudWords
@@ -68,6 +72,7 @@ __all__ = [
     "Catalogue",
     "Entity",
     "distinct_error",
+    "grows_with_age",
     "ratio",
     "request",
 ]
@@ -285,18 +290,23 @@ class Catalogue:
     """Entities and features, checked. The order of `features` is the order of the feature vector.
 
     `payment` has the fields that a project declares besides those of every payment. `label_delay` is how old a payment
-    must be before its label counts, for the words for frauds that do not say it themselves.
+    must be before its label counts, for the words for frauds that do not say it themselves. `seconds_most`, such as
+    "30d", bounds every feature in seconds that does not say `most` itself and is not bounded by a window. Otherwise its
+    range grows with the age of the data: a card's age where cards begin with the data, the last payment of a card that
+    is hardly used, the age of an account. An empty text bounds nothing.
     """
 
     entities: Sequence[Entity]
     features: Sequence[Feature]
     payment: Payment = NO_FIELDS
     label_delay: str = "7d"
+    seconds_most: str = ""
     names: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         """Raises Misconfigured, with the file and line of the catalogue, for the first thing that is wrong."""
-        object.__setattr__(self, "features", tuple(self._with_delay(feature) for feature in self.features))
+        features = tuple(self._bounded(self._with_delay(feature)) for feature in self.features)
+        object.__setattr__(self, "features", features)
         object.__setattr__(self, "names", tuple(feature.name for feature in self.features))
         check_entities(self.entities, self.payment.attributes)
         check_features(self.features, {entity.name for entity in self.entities})
@@ -309,9 +319,33 @@ class Catalogue:
         try:
             return replace(feature.with_delay(self.label_delay), line=feature.line)
         except Misconfigured as error:
-            # The error names the line of the catalogue as a whole.
-            _, _, what = str(error).partition(": ")
-            raise wrong_at(feature.line, what) from None
+            raise _at_line_of(feature, error) from None
+
+    def _bounded(self, feature: Feature) -> Feature:
+        """Returns the feature with the catalogue's bound of seconds, if its range grows with the age of the data."""
+        if not self.seconds_most or not grows_with_age(feature):
+            return feature
+        try:
+            value = at_most(feature.name, feature.value, self.seconds_most)
+        except Misconfigured as error:
+            raise _at_line_of(feature, error) from None
+        return replace(feature, value=value, meaning=feature.meaning + spoken_most(self.seconds_most))
+
+
+def grows_with_age(feature: Feature) -> bool:
+    """Returns whether the range of a feature grows with the age of the data: times since something, without a bound.
+
+    Times of known frauds are those of a window, and bounded by it. A ratio is bounded where its features are.
+    """
+    if feature.unit != "seconds" or (isinstance(feature.value, Derived) and feature.value.operation is Operation.CLIP):
+        return False
+    return not any(knows_fraud(stored) for stored in stored_values(feature.value))
+
+
+def _at_line_of(feature: Feature, error: Misconfigured) -> Misconfigured:
+    """Returns the error with the line of the feature: its own names the line of the catalogue as a whole."""
+    _, _, what = str(error).partition(": ")
+    return wrong_at(feature.line, what)
 
 
 def distinct_error(count: int, bits: int) -> float:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 from paywarden.features.catalogue.attributes import Condition
 from paywarden.features.catalogue.windows import Window
@@ -117,6 +118,7 @@ class Operation(enum.Enum):
     SAME_VALUE = "same_value"
     DISTANCE = "distance"
     SUBTRACT = "subtract"
+    CLIP = "clip"
 
 
 @dataclass(frozen=True)
@@ -218,6 +220,12 @@ class Feature:
     line: str = field(default="", compare=False)
     with_delay: Callable[[str], Feature] | None = field(default=None, compare=False)
     """Makes the feature with a label delay, if its line in the catalogue leaves the delay to the catalogue."""
+
+
+def knows_fraud(stored: Stored) -> TypeGuard[WindowedMeasure]:
+    """Returns whether a stored value is made of labels."""
+    labelled = (Measure.FRAUD_COUNT, Measure.FRAUD_AMOUNT)
+    return isinstance(stored, WindowedMeasure) and any(column.measure in labelled for column in stored.columns)
 
 
 def stored_values(value: Expression) -> list[Stored]:

@@ -14,10 +14,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from paywarden.features.catalogue.arguments import (
+    at_most,
     counted_column,
     in_unit,
     number_column,
     own_number,
+    spoken_most,
     spoken_number,
     unit_of,
 )
@@ -46,17 +48,19 @@ LATEST_MAX, FIELDS_MAX = 8, 8
 class LatestWords(EntityWords):
     """Words for earlier payments: when they were, and what they held."""
 
-    def seconds_since_last(self, name: str) -> Feature:
-        """Returns the seconds since the newest payment; 0 if it is later than this one; missing without any."""
-        meaning = f"time since the {self.name}'s last payment"
-        value = EntityRecency(self.name, Recency.SINCE_LAST)
-        return self._feature(name, value, meaning, "seconds", f"first payment of the {self.name}")
+    def seconds_since_last(self, name: str, *, most: str = "") -> Feature:
+        """Returns the seconds since the newest payment, at most `most`; 0 if it is later than this one.
 
-    def seconds_since_first(self, name: str) -> Feature:
-        """Returns the seconds since the oldest payment ever; 0 if it is later than this one; missing without any."""
-        meaning = f"time since the {self.name}'s first payment"
-        value = EntityRecency(self.name, Recency.SINCE_FIRST)
-        return self._feature(name, value, meaning, "seconds", f"first payment of the {self.name}")
+        Missing without any payment.
+        """
+        return self._recency(name, Recency.SINCE_LAST, "last", most)
+
+    def seconds_since_first(self, name: str, *, most: str = "") -> Feature:
+        """Returns the seconds since the oldest payment ever, at most `most`; 0 if it is later than this one.
+
+        Missing without any payment. Without `most` its range grows with the age of the data.
+        """
+        return self._recency(name, Recency.SINCE_FIRST, "first", most)
 
     def last_amount(self, name: str) -> Feature:
         """Returns the amount of the previous payment. Among payments of the same millisecond, the largest counts."""
@@ -70,13 +74,13 @@ class LatestWords(EntityWords):
         meaning = f"whether {attribute.name} is not among the latest {among} different values of the {self.name}"
         return self._feature(name, value, meaning, "0 or 1", f"the payment has no {attribute.name}")
 
-    def seconds_since_same(self, name: str, attribute: Attribute, *, among: int = 32) -> Feature:
-        """Returns the seconds since the last payment with the same value of an attribute.
+    def seconds_since_same(self, name: str, attribute: Attribute, *, among: int = 32, most: str = "") -> Feature:
+        """Returns the seconds since the last payment with the same value of an attribute, at most `most`.
 
         Missing if the value is not among the latest `among` different values.
         """
-        value = self._remembered(name, attribute, among, Recollection.SINCE_SAME)
-        meaning = f"time since the {self.name}'s last payment with the same {attribute.name}"
+        value = at_most(name, self._remembered(name, attribute, among, Recollection.SINCE_SAME), most)
+        meaning = f"time since the {self.name}'s last payment with the same {attribute.name}{spoken_most(most)}"
         return self._feature(
             name, value, meaning, "seconds", f"{attribute.name} is not among the latest {among} values"
         )
@@ -90,12 +94,13 @@ class LatestWords(EntityWords):
         meaning = f"speed of travel from the country of the {self.name}'s last payment to this one's"
         return self._feature(name, value, meaning, "km/h", "one of the two countries is not known")
 
-    def last(self, prefix: str, payments: int, *, of: Sequence[Attribute] = ()) -> tuple[Feature, ...]:
+    def last(self, prefix: str, payments: int, *, of: Sequence[Attribute] = (), most: str = "") -> tuple[Feature, ...]:
         """Returns features of each of the latest payments: how long ago it was, and a value for each attribute.
 
         Example: `*card.last("card", 2, of=(amount, mcc))` makes card_1_seconds, card_1_amount and card_1_mcc of the
         last payment, and card_2_… of the one before. A number has its own unit. A text, or a country, is 1 if it is
-        that of this payment, else 0. Each attribute adds a number to each remembered payment of a profile.
+        that of this payment, else 0. Each attribute adds a number to each remembered payment of a profile. `most`
+        bounds how long ago: the payment itself stays.
         """
         if type(payments) is not int or not 1 <= payments <= LATEST_MAX:
             raise wrong(prefix, f"wanted 1 to {LATEST_MAX} payments, got {payments!r}")
@@ -106,8 +111,8 @@ class LatestWords(EntityWords):
         for place in range(payments):
             which = "last payment" if place == 0 else f"payment number {place + 1}, counted from the last"
             never = f"the {self.name} has no such payment"
-            ago = Latest(self.name, kept, payments, False, Recollection.AGO, place)
-            meaning = f"time since the {self.name}'s {which}"
+            ago = at_most(prefix, Latest(self.name, kept, payments, False, Recollection.AGO, place), most)
+            meaning = f"time since the {self.name}'s {which}{spoken_most(most)}"
             features.append(self._feature(f"{prefix}_{place + 1}_seconds", ago, meaning, "seconds", never))
             for field, attribute in enumerate(of):
                 is_number = kept[field][1]
@@ -149,6 +154,11 @@ class LatestWords(EntityWords):
         value = self._journey(name, place, Recollection.SPEED_KMH)
         meaning = f"speed of travel from {place.name} of the {self.name}'s last payment that has it"
         return self._feature(name, value, meaning, "km/h", f"this payment, or every earlier one, has no {place.name}")
+
+    def _recency(self, name: str, recency: Recency, which: str, most: str) -> Feature:
+        value = at_most(name, EntityRecency(self.name, recency), most)
+        meaning = f"time since the {self.name}'s {which} payment{spoken_most(most)}"
+        return self._feature(name, value, meaning, "seconds", f"first payment of the {self.name}")
 
     def _remembered(self, name: str, attribute: Attribute, among: int, recollection: Recollection) -> Remembered:
         if not 1 <= among <= MEMORY_MAX:

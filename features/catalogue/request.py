@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from paywarden.features.catalogue.arguments import (
+    at_most,
     attribute_value,
     compared_columns,
     condition_of,
@@ -18,6 +19,7 @@ from paywarden.features.catalogue.arguments import (
     is_moment,
     number_column,
     own_number,
+    spoken_most,
     unit_of,
 )
 from paywarden.features.catalogue.attributes import AMOUNT_MAX, Attribute, Condition, amount
@@ -122,12 +124,16 @@ class request:  # noqa: N801 - a catalogue reads it as a word, not as a class
         return _of_request(name, value, of.name, unit_of(of), f"the payment has no {of.name}")
 
     @staticmethod
-    def seconds_since(name: str, moment: Attribute) -> Feature:
-        """Returns the age of a moment at the payment, such as an account's; below 0 if the moment is still to come."""
+    def seconds_since(name: str, moment: Attribute, *, most: str = "") -> Feature:
+        """Returns the age of a moment at the payment, such as an account's; below 0 if the moment is still to come.
+
+        `most` bounds it on both sides.
+        """
         if not is_moment(moment):
             raise wrong(name, f"wanted a moment of payment.py, got {moment!r}")
-        value = in_unit(own_number(moment), moment)
-        return _of_request(name, value, f"time since {moment.name}", "seconds", f"the payment has no {moment.name}")
+        value = at_most(name, in_unit(own_number(moment), moment), most)
+        meaning = f"time since {moment.name}{spoken_most(most)}"
+        return _of_request(name, value, meaning, "seconds", f"the payment has no {moment.name}")
 
     @staticmethod
     def equal(name: str, one: Attribute, other: Attribute) -> Feature:

@@ -6,7 +6,8 @@ earlier frauds; numbers besides the amount; places; categories; the latest payme
     payment.py      the first half, from `customer_id` to PAYMENT
     catalogue.py    the second half
 
-`label_delay` is how old a payment must be before its label counts. Set it to what your data has.
+`label_delay` is how old a payment must be before its label counts. Set it to what your data has. `seconds_most` bounds
+times since something, which would else grow with the age of the data.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ CATALOGUE = Catalogue(
         request.amount("amount"),
         request.hour("hour"),
         request.number("item_count", item_count),
-        request.seconds_since("account_age", account_opened),
+        request.seconds_since("account_age", account_opened, most="365d"),
         request.equal("to_the_payer", billing_name, shipping_name),
         request.equal("ships_to_its_country", country, ship_country),
         request.distance_km("from_home_km", home, place),
@@ -104,4 +105,5 @@ CATALOGUE = Catalogue(
     ),
     payment=PAYMENT,
     label_delay="7d",
+    seconds_most="30d",
 )

@@ -117,6 +117,7 @@ class _Moment:
             Operation.SCALE: lambda: operands[0] * value.numbers[0] / value.numbers[1],
             Operation.STANDARD_SCORE: lambda: _over(operands[0] - operands[1], operands[2]),
             Operation.SUBTRACT: lambda: operands[0] - operands[1],
+            Operation.CLIP: lambda: _clipped(operands[0], value.numbers[0]),
             Operation.DECLARED_NUMBER: lambda: _number_or_nan(self._now, value.numbers[0]),
             # The column behind that of a moment stands for its age.
             Operation.AGE_MS: lambda: _number_or_nan(self._now, value.numbers[0] + 1),
@@ -418,6 +419,10 @@ def _distance_of(numbers: Sequence[int | None]) -> float:
 
 def _over(numerator: float, denominator: float) -> float:
     return math.nan if denominator == 0 else numerator / denominator
+
+
+def _clipped(value: float, most: int) -> float:
+    return value if math.isnan(value) else min(max(value, -most), most)
 
 
 def _deviation(amounts: Sequence[int]) -> float:

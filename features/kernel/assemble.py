@@ -24,6 +24,7 @@ from paywarden.features.kernel.layout import (
     ATTRIBUTE_VALUE,
     BELOW_LIMIT,
     CATEGORY,
+    CLIP,
     DAY_MS,
     DECLARED_NUMBER,
     DEVIATION,
@@ -91,6 +92,8 @@ def assemble(plan: I64, attributes: I64, values: F64, out: F32) -> None:
             values[position] = _top_share(values, plan[at + OPERATION.first], plan[at + OPERATION.second])
         elif operation == SUBTRACT:
             values[position] = values[plan[at + OPERATION.first]] - values[plan[at + OPERATION.second]]
+        elif operation == CLIP:
+            values[position] = _clipped(values[plan[at + OPERATION.first]], float(plan[at + OPERATION.second]))
         else:
             values[position] = _from_fields(plan, at, operation, attributes)
         position += 1
@@ -160,6 +163,14 @@ def _from_fields(plan: I64, at: int, operation: int, attributes: I64) -> float:
     if third == 0 or fourth == 0:
         return np.nan
     return float(distance_km(first - NUMBER_ZERO, second - NUMBER_ZERO, third - NUMBER_ZERO, fourth - NUMBER_ZERO))
+
+
+@inlined
+def _clipped(value: float, most: float) -> float:
+    """Returns a value between -most and most; NaN stays NaN."""
+    if value > most:
+        return most
+    return -most if value < -most else value
 
 
 @inlined

@@ -98,7 +98,8 @@ AGO, NUMBER_OF, IS_SAME, DISTANCE_KM, SPEED_KMH = range(4, 9)
     SAME_VALUE,
     DISTANCE,
     SUBTRACT,
-) = range(22)
+    CLIP,
+) = range(23)
 
 # A profile's words begin with four times: of the first payment, the last payment, and the newest event of any kind; and
 # CRC_UNTIL_MS, the moment before which tiles begin whose sketches hold public codes. It is 0 in a profile that never

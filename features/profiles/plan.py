@@ -23,7 +23,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import NamedTuple, TypeGuard
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,7 @@ from paywarden.features.catalogue.expressions import (
     Remembered,
     Stored,
     WindowedMeasure,
+    knows_fraud,
     stored_values,
 )
 from paywarden.features.catalogue.identity import LAPTOP_KEY, IdentityKey
@@ -240,13 +241,8 @@ def compile_plan(catalogue: Catalogue, key: IdentityKey = LAPTOP_KEY) -> Plan:
         entity_identities=tuple(map(_identities, tables, memories, latest)),
         key=key,
         fields=catalogue.payment.fields,
-        label_delays_ms=tuple(sorted({s.window.delay_ms for s in stored if _knows_fraud(s)})),
+        label_delays_ms=tuple(sorted({s.window.delay_ms for s in stored if knows_fraud(s)})),
     )
-
-
-def _knows_fraud(stored: Stored) -> TypeGuard[WindowedMeasure]:
-    labelled = (Measure.FRAUD_COUNT, Measure.FRAUD_AMOUNT)
-    return isinstance(stored, WindowedMeasure) and any(column.measure in labelled for column in stored.columns)
 
 
 class _Words(list[int]):

@@ -193,6 +193,7 @@ def own_fields_words(words: Any) -> Any:
             request.number("items", words.items),
             request.number("tip", tip),
             request.seconds_since("account_age", opened),
+            request.seconds_since("account_age_2d", opened, most="2d"),
             request.equal("to_the_payer", words.billed_to, words.shipped_to),
             request.equal("same_country", words.country, words.ship_country),
             request.distance_km("from_home", words.home, words.shop),
@@ -502,6 +503,8 @@ _LAST_WORDS = ("last_value", "difference_to_last")
 _JOURNEY_WORDS = ("distance_to_last_km", "speed_kmh")
 _MEMORY_WORDS = ("is_new", "seconds_since_same")
 _PLAIN_WORDS = ("seconds_since_last", "seconds_since_first", "last_amount")
+# Words for a time since something, which a bound may end.
+_SINCE_WORDS = ("seconds_since_last", "seconds_since_first", "seconds_since_same", "last")
 # Words that take a condition.
 _ASKING_WORDS = (
     *("count", "rate", "amount_sum", "amount_mean", "amount_std", "amount_zscore", "amount_max", "amount_min"),
@@ -529,18 +532,21 @@ def _said(draw: st.DrawFn, name: str, is_own: bool) -> Said:
     rare = ("travel_kmh", "last", *(_JOURNEY_WORDS if is_own else ()))
     word = draw(st.sampled_from([*_NUMBER_WORDS, *_LAST_WORDS, *rare] if is_own else [*dict.fromkeys(_WORDS), *rare]))
     entity = draw(st.sampled_from(sorted(ENTITY_KEYS | OWN_ENTITY_KEYS if is_own else ENTITY_KEYS)))
+    most: tuple[tuple[str, object], ...] = ()
+    if word in _SINCE_WORDS and draw(st.booleans()):
+        most = (("most", draw(st.sampled_from(["1s", "10m", "1h", "2d"]))),)
     if word in _PLAIN_WORDS:
-        return Said(name, entity, word, (), ())
+        return Said(name, entity, word, (), most)
     if word in _JOURNEY_WORDS:
         return Said(name, entity, word, (draw(_PLACES),), ())
     if word == "last":
         of = draw(st.lists(st.one_of(counted, numbers), max_size=3, unique=True))
-        return Said(name, entity, word, (draw(st.integers(1, 3)),), (("of", tuple(of)),))
+        return Said(name, entity, word, (draw(st.integers(1, 3)),), (("of", tuple(of)), *most))
     if word in _LAST_WORDS:
         return Said(name, entity, word, (), (("of", draw(numbers)),))
     if word in _MEMORY_WORDS or word == "travel_kmh":
         among = (("among", draw(st.integers(1, 3))),)
-        return Said(name, entity, word, () if word == "travel_kmh" else (draw(counted),), among)
+        return Said(name, entity, word, () if word == "travel_kmh" else (draw(counted),), (*among, *most))
     number, unit = draw(_CHOSEN_HOPS)
     arguments: list[object] = [f"{number * draw(st.integers(4, 8))}{unit}"]
     options: dict[str, object] = {"hop": f"{number}{unit}"}

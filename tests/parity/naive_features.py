@@ -558,11 +558,17 @@ class Entity:
 
         return self._of_both(name, window, None, delay, hop, value)
 
-    def seconds_since_last(self, name: str) -> Feature:
-        return self._of_all(name, lambda rows, now: max(0, now.time_ms - int(rows["time_ms"].max())) / 1000)
+    def seconds_since_last(self, name: str, *, most: str = "") -> Feature:
+        def value(rows: pd.DataFrame, now: Payment) -> float:
+            return _within(max(0, now.time_ms - int(rows["time_ms"].max())) / 1000, most)
 
-    def seconds_since_first(self, name: str) -> Feature:
-        return self._of_all(name, lambda rows, now: max(0, now.time_ms - int(rows["time_ms"].min())) / 1000)
+        return self._of_all(name, value)
+
+    def seconds_since_first(self, name: str, *, most: str = "") -> Feature:
+        def value(rows: pd.DataFrame, now: Payment) -> float:
+            return _within(max(0, now.time_ms - int(rows["time_ms"].min())) / 1000, most)
+
+        return self._of_all(name, value)
 
     def last_amount(self, name: str) -> Feature:
         def value(rows: pd.DataFrame, now: Payment) -> float:
@@ -617,7 +623,7 @@ class Entity:
 
         return self._of_payments(name, window, where, value, hop=hop)
 
-    def last(self, prefix: str, payments: int, *, of: Sequence[Attribute] = ()) -> tuple[Feature, ...]:
+    def last(self, prefix: str, payments: int, *, of: Sequence[Attribute] = (), most: str = "") -> tuple[Feature, ...]:
         def feature(place: int, name: str, value: Callable[[dict[str, Any], Payment], float]) -> Feature:
             def at_place(rows: pd.DataFrame, now: Payment) -> float:
                 latest = _lately(rows, of, payments, now)
@@ -639,7 +645,7 @@ class Entity:
             feature(place, f"{prefix}_{place + 1}_{what}", value)
             for place in range(payments)
             for what, value in [
-                ("seconds", lambda then, now: (now.time_ms - then["time_ms"]) / 1000),
+                ("seconds", lambda then, now: _within((now.time_ms - then["time_ms"]) / 1000, most)),
                 *((attribute.name, remembered(attribute)) for attribute in of),
             ]
         )
@@ -685,10 +691,10 @@ class Entity:
 
         return self._of_all(name, value, value_of_none)
 
-    def seconds_since_same(self, name: str, attribute: Attribute, *, among: int = 32) -> Feature:
+    def seconds_since_same(self, name: str, attribute: Attribute, *, among: int = 32, most: str = "") -> Feature:
         def value(rows: pd.DataFrame, now: Payment) -> float:
             mine, latest = now.fields.get(attribute.name), _latest(rows, attribute.name, among, now.time_ms)
-            return (now.time_ms - latest[mine]) / 1000 if mine in latest else math.nan
+            return _within((now.time_ms - latest[mine]) / 1000, most) if mine in latest else math.nan
 
         return self._of_all(name, value)
 
@@ -847,8 +853,9 @@ class request:  # noqa: N801 - as in the language it repeats
         return Feature(name, value)
 
     @staticmethod
-    def seconds_since(name: str, moment: Attribute) -> Feature:
-        return request.number(name, moment)
+    def seconds_since(name: str, moment: Attribute, *, most: str = "") -> Feature:
+        age = request.number(name, moment)
+        return replace(age, value=lambda now: _within(age.value(now), most))
 
     @staticmethod
     def equal(name: str, one: Attribute, other: Attribute) -> Feature:
@@ -861,6 +868,12 @@ class request:  # noqa: N801 - as in the language it repeats
     @staticmethod
     def distance_km(name: str, one: Coordinates, other: Coordinates) -> Feature:
         return Feature(name, lambda moment: _haversine_km(one.radians(_of(moment.now)), other.radians(_of(moment.now))))
+
+
+def _within(seconds: float, most: str) -> float:
+    """Returns seconds from -most to most; NaN stays NaN."""
+    limit = _duration_ms(most) / 1000 if most else math.inf
+    return seconds if abs(seconds) <= limit or math.isnan(seconds) else math.copysign(limit, seconds)
 
 
 def ratio(name: str, numerator: str, denominator: str) -> Feature:

@@ -21,7 +21,7 @@ from paywarden.features.catalogue.attributes import (
     mcc,
     merchant_id,
 )
-from paywarden.features.catalogue.entity import Catalogue, Entity, request
+from paywarden.features.catalogue.entity import Catalogue, Entity, grows_with_age, request
 from paywarden.features.catalogue.expressions import Feature, stored_values
 from paywarden.features.catalogue.fields import Payment
 from paywarden.features.catalogue.windows import DAY_MS, HOUR_MS, MINUTE_MS
@@ -67,6 +67,42 @@ def test_numbers_are_in_the_units_of_their_fields() -> None:
     assert seen(asked, now) == [2.5, 600, 86_400]
     assert [feature.unit for feature in asked] == ["kg", "minor units", "seconds"]
     assert np.isnan(seen(asked, paid(NOON_MS))).all()
+
+
+def test_a_time_since_something_is_at_most_its_bound() -> None:
+    before = [paid(NOON_MS - 40 * DAY_MS, merchant_id="a"), paid(NOON_MS - 2 * DAY_MS, merchant_id="b")]
+    now = paid(NOON_MS, merchant_id="a", opened=NOON_MS + 90 * DAY_MS)
+    asked = (
+        card.seconds_since_first("a", most="30d"),
+        card.seconds_since_last("b", most="30d"),
+        card.seconds_since_same("c", merchant_id, most="30d"),
+        *card.last("d", 2, most="30d"),
+        request.seconds_since("e", OPENED, most="60d"),
+    )
+    days = [value / 86_400 for value in seen(asked, now, *before)]
+    assert days == [30, 2, 30, 2, 30, -60]
+    assert np.isnan(seen(asked, paid(NOON_MS))).all()
+    assert asked[0].meaning == "time since the card's first payment, at most 30d"
+
+
+def test_a_catalogue_bounds_the_times_that_bound_themselves_by_nothing() -> None:
+    written = (
+        card.seconds_since_first("a"),
+        card.seconds_since_last("b", most="10d"),
+        card.mean("c", "7d", of=OPENED),
+        card.seconds_since_fraud("d", "90d"),
+        request.amount("e"),
+    )
+    bounded = Catalogue((card,), written, PAYMENT, seconds_most="30d")
+    wanted = (card.seconds_since_first("a", most="30d"), *written[1:])
+    assert bounded.features[0] == wanted[0]
+    assert [bounded.features[place] == written[place] for place in (1, 2, 4)] == [True, False, True]
+    assert [grows_with_age(feature) for feature in Catalogue((card,), written, PAYMENT).features] == [
+        *(True, False, True, False, False)
+    ]
+    assert FeatureEngine(bounded).plan.digest != FeatureEngine(Catalogue((card,), wanted, PAYMENT)).plan.digest
+    with pytest.raises(Misconfigured, match=r"test_number_words.py:\d+:\d+: 'a': 'ever' is not a duration such as 30s"):
+        Catalogue((card,), written, PAYMENT, seconds_most="ever")
 
 
 def test_statistics_are_of_the_payments_that_have_the_number() -> None:
