@@ -10,8 +10,8 @@ How it works:
    calibration is fitted on all rows, so its intercept removes the excess. Before there is a calibration, for early
    stopping and for comparing candidates, `true_probabilities` removes it.
 3. Three numbers measure probabilities: the Brier score (mean squared distance of score and label), the reliability
-   table (ten bins of equally many rows: mean score and share of frauds) and the expected calibration error (the mean
-   distance of the two, weighted by rows).
+   table (ten bins of equally many rows: mean score, and share of frauds with its 95 % interval) and the expected
+   calibration error (the mean distance of the two, weighted by rows).
 
 Example: 1,000 payments have 10 frauds. Trees are grown on the frauds and half of the genuine payments: 10 frauds in 505
 rows. A row that looks average gets the probability 10 / 505 = 0.0198, but its true probability is
@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
+from paywarden.models.metrics.intervals import wilson_interval
 from paywarden.schemas.errors import Misconfigured
 
 RELIABILITY_BINS = 10
@@ -38,11 +39,16 @@ _PROBABILITY_MIN = 1e-15
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """Rows with similar scores: their mean score, their share of frauds, and their number."""
+    """Rows with similar scores: their mean score, their share of frauds, and their number.
+
+    `low` to `high` is the 95 % interval of the share (Wilson), as if payments were independent of each other.
+    """
 
     mean_score: float
     observed_rate: float
     count: int
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -81,8 +87,13 @@ def true_probabilities(probability: NDArray[np.float64], genuine_sample_share: f
 
 def log_loss(label: NDArray[np.int64], score: NDArray[np.float64]) -> float:
     """Returns the log loss: the mean negative log-likelihood of the labels. Scores are probabilities."""
+    return float(log_losses(label, score).mean())
+
+
+def log_losses(label: NDArray[np.int64], score: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns the negative log-likelihood of each label, (rows,)."""
     bounded = np.clip(score, _PROBABILITY_MIN, 1.0 - _PROBABILITY_MIN)
-    return float(-np.where(label == 1, np.log(bounded), np.log1p(-bounded)).mean())
+    return np.asarray(-np.where(label == 1, np.log(bounded), np.log1p(-bounded)))
 
 
 def brier_score(label: NDArray[np.int64], score: NDArray[np.float64]) -> float:
@@ -105,6 +116,9 @@ def reliability(label: NDArray[np.int64], score: NDArray[np.float64]) -> Reliabi
     used = count > 0
     mean_score = np.bincount(place, score, RELIABILITY_BINS)[used] / count[used]
     fraud_share = np.bincount(place, label, RELIABILITY_BINS)[used] / count[used]
-    rows = zip(mean_score.tolist(), fraud_share.tolist(), count[used].tolist(), strict=True)
+    rows = [
+        (mean, share, size, *wilson_interval(share, size))
+        for mean, share, size in zip(mean_score.tolist(), fraud_share.tolist(), count[used].tolist(), strict=True)
+    ]
     error = float((np.abs(mean_score - fraud_share) * count[used]).sum() / len(label))
     return Reliability(brier_score(label, score), error, tuple(ReliabilityBin(*row) for row in rows))

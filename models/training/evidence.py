@@ -3,7 +3,8 @@
     labels     how many payments have which label; after how long frauds became known, beside the delay that the
                catalogue's fraud features wait
     drifting   features that leave their training range (models/training/feature_ranges.py)
-    later      how far the scores are off on days left out (models/training/calibration.py)
+    later      how far the scores are off on days left out (models/training/later_days.py)
+    features   which features were dropped, and what each was worth (models/training/feature_choice.py)
     distilled  whether a distilled model is better (models/training/distillation.py)
 
 A manifest stores it as `evidence`. It describes the training; it changes no score.

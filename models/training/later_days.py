@@ -33,7 +33,7 @@ from paywarden.models.bundle.bundle import calibrated
 from paywarden.models.metrics.curves import mean_calibration
 from paywarden.models.metrics.evaluation import date_of_day
 from paywarden.models.metrics.intervals import FRAUDS_FEW, Z_95
-from paywarden.models.training.calibration import fit_calibration
+from paywarden.models.training.calibration import ReliabilityBin, fit_calibration, reliability
 from paywarden.schemas.errors import Misconfigured
 
 # The intercept is found to this many of log-odds; it is never moved further than _SHIFT_MAX.
@@ -70,7 +70,8 @@ class LaterDays:
 class Calibration:
     """Slope and intercept of the log-odds. `shift`: what the newest days added to the intercept.
 
-    `later` is None, with the reason in `left_out`, where the newest days have too few frauds.
+    `later` is None, with the reason in `left_out`, where the newest days have too few frauds. `bins` is the reliability
+    table of the same days.
     """
 
     slope: float
@@ -78,11 +79,17 @@ class Calibration:
     shift: float = 0.0
     later: LaterDays | None = None
     left_out: str = ""
+    bins: tuple[ReliabilityBin, ...] = ()
 
     def record(self) -> dict[str, Any]:
         """Returns the part `later` of a manifest's evidence."""
         later = None if self.later is None else asdict(self.later)
-        return {"intercept_shift": self.shift, "days_left_out": later, "not_measured": self.left_out}
+        return {
+            "intercept_shift": self.shift,
+            "days_left_out": later,
+            "not_measured": self.left_out,
+            "reliability": [asdict(one) for one in self.bins],
+        }
 
 
 def calibrate(
@@ -114,8 +121,8 @@ def calibrate(
     except Misconfigured as refusal:
         return replace(plain, left_out=str(refusal))
     tried = _moved(others, margins[first], label[first], day[first])
-    later = _later_days(tried, margins[second], label[second], day[second])
-    return replace(_moved(plain, margins[newest], label[newest], day[newest]), later=later)
+    moved = _moved(plain, margins[newest], label[newest], day[newest])
+    return _with_later_days(moved, tried, margins[second], label[second], day[second])
 
 
 def _measured(
@@ -134,7 +141,7 @@ def _measured(
         others = Calibration(*fit_calibration(margins[~newest], label[~newest]))
     except Misconfigured as reason:
         return replace(plain, left_out=str(reason))
-    return replace(plain, later=_later_days(others, margins[newest], label[newest], day[newest]))
+    return _with_later_days(plain, others, margins[newest], label[newest], day[newest])
 
 
 def _moved(
@@ -162,12 +169,17 @@ def _whole_shift(calibration: Calibration, margins: NDArray[np.float64], share: 
     return (low + high) / 2
 
 
-def _later_days(
-    calibration: Calibration, margins: NDArray[np.float64], label: NDArray[np.int64], day: NDArray[np.int64]
-) -> LaterDays:
-    score = calibrated(margins, calibration.slope, calibration.intercept)
+def _with_later_days(
+    calibration: Calibration,
+    tried: Calibration,
+    margins: NDArray[np.float64],
+    label: NDArray[np.int64],
+    day: NDArray[np.int64],
+) -> Calibration:
+    """Returns `calibration` with what the scores of `tried`, which has not seen these days, were worth on them."""
+    score = calibrated(margins, tried.slope, tried.intercept)
     mean = mean_calibration(label == 1, score, day - day.min())
-    return LaterDays(
+    later = LaterDays(
         first_day=date_of_day(int(day.min())),
         last_day=date_of_day(int(day.max())),
         payments=len(label),
@@ -178,3 +190,4 @@ def _later_days(
         low=mean.ratio_low,
         high=mean.ratio_high,
     )
+    return replace(calibration, later=later, bins=reliability(label, score).bins)

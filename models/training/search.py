@@ -13,11 +13,14 @@ How it works:
 3. Each candidate is grown on every fold with early stopping: until more trees raise the log loss of the held-out days.
 4. The candidate with the highest mean average precision wins; with a tie, the first. Its number of trees is the mean
    over the folds.
-5. With several `seeds`, a distilled model of the chosen settings is compared on the same held-out days
+5. With `choose_features`, features that do not help are looked for, and dropped if the same held-out days agree
+   (models/training/feature_choice.py).
+6. With several `seeds`, a distilled model of the chosen settings is compared on the same held-out days
    (models/training/distillation.py).
-6. The bundle's model is then grown on all days with the chosen settings.
+7. The bundle's model is then grown on all days with the chosen settings.
 
-The search ends early when `search_minutes` are over: candidates that were not tried on every fold by then are left out.
+The search ends early when `search_minutes` are over: candidates that were not tried on every fold by then are left out,
+and no feature is dropped.
 
 Example: the window is 1 to 30 June with one fold, 6 days held out and a label delay of 7 days. Trees are grown on 1 to
 17 June with the labels known on 25 June, and 25 to 30 June choose. Candidate 0 stops at 120 trees with average
@@ -30,7 +33,7 @@ A backtest has test folds for an honest estimate.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -41,6 +44,7 @@ from paywarden.models.metrics.evaluation import DAY_MS, Days, Split, auc_roc, av
 from paywarden.models.training.boosting import HeldOut, OnTree, binned, grow, grow_until_worse, grown_on
 from paywarden.models.training.calibration import brier_score, log_loss, true_probabilities
 from paywarden.models.training.distillation import Distilled, grow_student, soft_labels
+from paywarden.models.training.feature_choice import STANDARD_ERRORS, FeatureChoice, FoldRows, choose_features
 from paywarden.models.training.progress import TrainingProgress
 from paywarden.models.training.search_space import boosted_paths
 from paywarden.models.training.settings import TrainingSettings
@@ -93,6 +97,7 @@ class Choice:
     chosen: int = 0
     left_out: str = ""
     distilled: Distilled | None = None
+    features: FeatureChoice | None = None
 
     def record(self) -> dict[str, Any]:
         """Returns the choice as a manifest stores it; `chosen` is an index into `tried`."""
@@ -117,16 +122,19 @@ def choose(
 ) -> Choice:
     """Choose the settings to train with. Raises Misconfigured if a search is configured but no fold is possible."""
     searching = settings.search_budget > 1
-    if not searching and settings.early_stopping_rounds == 0 and settings.seeds == 1:
+    nothing_else = settings.seeds == 1 and not settings.choose_features
+    if not searching and settings.early_stopping_rounds == 0 and nothing_else:
         return Choice(settings, left_out="the settings leave nothing to choose")
     try:
         folds = [_Fold.of(table, split, settings) for split in validation_splits(window, settings)]
     except _NoFolds as reason:
-        if searching or settings.seeds > 1:
-            what = "parameters cannot be searched" if searching else "a distilled model cannot be compared"
+        if searching or not nothing_else:
+            what = "a distilled model cannot be compared" if settings.seeds > 1 else "features cannot be chosen"
+            what = "parameters cannot be searched" if searching else what
             raise Misconfigured(f"{what}: {reason}") from reason
         return Choice(settings, left_out=str(reason))
     candidates = candidate_parameters(settings)
+    is_over = _clock(settings.search_minutes)
     with progress("choosing parameters", len(candidates) * len(folds) * settings.trees) as advance:
         parts = [
             (
@@ -143,27 +151,61 @@ def choose(
                     for data, held_out in parts
                 ),
             )
-            for candidate in _in_time(candidates, settings.search_minutes)
+            for candidate in _in_time(candidates, is_over)
         )
     chosen = int(np.argmax([candidate.average_precision for candidate in tried]))
     best = tried[chosen]
     best_settings = replace(settings, **best.parameters, trees=best.trees)
+    features = _features(table, folds, best_settings, feature_names, is_over, progress)
+    if features is not None:
+        best_settings = replace(best_settings, leave_out=(*best_settings.leave_out, *features.dropped))
     return Choice(
         best_settings,
         splits=tuple(fold.split for fold in folds),
         tried=tried,
         chosen=chosen,
         distilled=_distilled(table, folds, best_settings, feature_names, progress) if settings.seeds > 1 else None,
+        features=features,
     )
 
 
-def _in_time(candidates: Sequence[dict[str, Any]], minutes: float) -> Iterator[dict[str, Any]]:
-    """Yields the first candidate, and the others while the minutes are not over; 0 minutes are no limit."""
+def _clock(minutes: float) -> Callable[[], bool]:
+    """Returns a function that says whether the minutes are over; 0 minutes are no limit."""
     started = time.monotonic()
+    return lambda: bool(minutes) and time.monotonic() - started > 60 * minutes
+
+
+def _in_time(candidates: Sequence[dict[str, Any]], is_over: Callable[[], bool]) -> Iterator[dict[str, Any]]:
+    """Yields the first candidate, and the others while there is time."""
     for number, candidate in enumerate(candidates):
-        if number and minutes and time.monotonic() - started > 60 * minutes:
+        if number and is_over():
             return
         yield candidate
+
+
+def _features(
+    table: TrainingTable,
+    folds: Sequence[_Fold],
+    settings: TrainingSettings,
+    feature_names: Sequence[str],
+    is_over: Callable[[], bool],
+    progress: TrainingProgress,
+) -> FeatureChoice | None:
+    """Returns which features to drop; None if the settings keep them all."""
+    if not settings.choose_features:
+        return None
+    rows = [
+        FoldRows(
+            table.vectors[fold.train],
+            fold.known[fold.train],
+            table.day[fold.train],
+            HeldOut(table.vectors[fold.test], table.label[fold.test]),
+        )
+        for fold in folds
+    ]
+    fits = len(folds) * (settings.folds + 1 + len(STANDARD_ERRORS))
+    with progress("choosing features", fits * settings.trees) as advance:
+        return choose_features(rows, settings, feature_names, is_over=is_over, on_tree=advance)
 
 
 def _distilled(

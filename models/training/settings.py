@@ -11,7 +11,7 @@ from paywarden.models.metrics.labels import AUTO, require_setting
 from paywarden.schemas.errors import Misconfigured
 
 # Settings that do not change the model.
-_NOT_OF_THE_MODEL = ("threads", "mlflow_experiment", "search_minutes")
+_NOT_OF_THE_MODEL = ("threads", "mlflow_experiment", "search_minutes", "choose_features")
 _OF_A_CASCADE = "cascade"
 
 CATEGORY_MAX = 4095
@@ -61,6 +61,8 @@ class TrainingSettings:
     search_budget: int = 1
     # Try no further candidate after this many minutes. 0: no limit. The result then depends on the machine's speed.
     search_minutes: float = 0.0
+    # Drop features that do not help, if held-out days agree (models/training/feature_choice.py): they join `leave_out`.
+    choose_features: bool = False
     seed: int = 0
     # How many models, of different seeds, to average and distil into the one that is served
     # (models/training/distillation.py). 1 trains one model.

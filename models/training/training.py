@@ -167,6 +167,7 @@ def train_bundle(
             "drifting": [feature.record() for feature in drifting],
             "later": calibration.record(),
             "distilled": None if choice.distilled is None else choice.distilled.record(),
+            "features": None if choice.features is None else choice.features.record(),
         },
     )
     (unfinished / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")

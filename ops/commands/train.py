@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,11 @@ FEATURES_SHOWN = 10
     help="Models of different seeds to average and distil into one (default: [training] seeds). 1: none.",
 )
 @click.option(
+    "--choose-features/--all-features",
+    default=None,
+    help="Whether to drop features that do not help on held-out days (default: [training] choose_features).",
+)
+@click.option(
     "--cascade/--no-cascade",
     default=None,
     help="Whether a small model answers the clear payments first (default: [training] cascade).",
@@ -80,6 +86,7 @@ def train(
     search_budget: int | None,
     search_minutes: float | None,
     seeds: int | None,
+    choose_features: bool | None,
     cascade: bool | None,
     seed: int | None,
     experiment: str | None,
@@ -98,6 +105,7 @@ def train(
         "search_budget": search_budget,
         "search_minutes": search_minutes,
         "seeds": seeds,
+        "choose_features": choose_features,
         "cascade": cascade,
         "seed": seed,
         "mlflow_experiment": experiment,
@@ -189,16 +197,30 @@ def _print(bundle: Path, manifest: Manifest) -> None:
         f"out of fold: Brier score {metrics['brier']:.6f}, "
         f"expected calibration error {metrics['expected_calibration_error']:.6f}"
     )
-    print_table(
-        ("mean score", "frauds", "payments"),
-        [
-            (f"{one['mean_score']:.6f}", f"{one['observed_rate']:.6f}", f"{int(one['count'])}")
-            for one in manifest.reliability
-        ],
-    )
+    _print_reliability(manifest.reliability)
+    if bins := manifest.evidence["later"]["reliability"]:
+        click.echo("on days left out:")
+        _print_reliability(bins)
     print_table(
         ("feature", "gain", "splits"),
         [(name, f"{gain:.1f}", f"{splits}") for name, gain, splits in manifest.most_important(FEATURES_SHOWN)],
+    )
+
+
+def _print_reliability(bins: Sequence[Mapping[str, float]]) -> None:
+    """Print a reliability table. A bin whose interval does not contain its mean score is marked."""
+    print_table(
+        ("mean score", "frauds", "95 % interval", "", "payments"),
+        [
+            (
+                f"{one['mean_score']:.6f}",
+                f"{one['observed_rate']:.6f}",
+                f"{one['low']:.6f} to {one['high']:.6f}",
+                "" if one["low"] <= one["mean_score"] <= one["high"] else "*",
+                f"{int(one['count'])}",
+            )
+            for one in bins
+        ],
     )
 
 
@@ -215,6 +237,7 @@ def _print_evidence(manifest: Manifest) -> None:
     from paywarden.models.metrics.labels import LabelCounts
     from paywarden.models.training.distillation import Distilled
     from paywarden.models.training.evidence import LabelDelay
+    from paywarden.models.training.feature_choice import told_of
     from paywarden.models.training.feature_ranges import DriftingFeature
     from paywarden.models.training.later_days import LaterDays
 
@@ -224,6 +247,8 @@ def _print_evidence(manifest: Manifest) -> None:
     if labels["fraud_delay"]:
         delays_ms = [round(days * DAY_MS) for days in labels["feature_delays_days"]]
         click.echo(LabelDelay(**labels["fraud_delay"]).in_words(delays_ms))
+    if manifest.evidence["features"]:
+        click.echo(told_of(manifest.evidence["features"]).in_words())
     if manifest.evidence["distilled"]:
         record = manifest.evidence["distilled"]
         click.echo(Distilled(**{name: record[name] for name in record if name != "is_taken"}).in_words())

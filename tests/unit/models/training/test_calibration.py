@@ -10,6 +10,7 @@ from sklearn.metrics import brier_score_loss
 from sklearn.metrics import log_loss as sklearn_log_loss
 
 from paywarden.models.bundle.bundle import calibrated
+from paywarden.models.metrics.intervals import wilson_interval
 from paywarden.models.training.calibration import (
     RELIABILITY_BINS,
     brier_score,
@@ -83,6 +84,7 @@ def test_a_reliability_table_has_mean_scores_and_fraud_shares() -> None:
     assert [one.count for one in table.bins] == [10] * RELIABILITY_BINS
     assert [one.mean_score for one in table.bins] == pytest.approx((np.arange(10) / 10).tolist())
     assert [one.observed_rate for one in table.bins] == pytest.approx([0.1] * 10)
+    assert (table.bins[0].low, table.bins[0].high) == pytest.approx(wilson_interval(0.1, table.bins[0].count))
     # Distances 0.1, 0, 0.1 … 0.8, ten rows each.
     assert table.expected_calibration_error == pytest.approx((0.1 + sum(range(9)) / 10) / 10)
 

@@ -198,3 +198,19 @@ def test_without_a_choice_no_tree_is_grown(monkeypatch: pytest.MonkeyPatch) -> N
     choice = chosen(settings=replace(SETTINGS, early_stopping_rounds=0))
     assert choice.settings.trees == SETTINGS.trees
     assert choice.left_out == "the settings leave nothing to choose"
+
+
+# Features
+
+
+def test_features_that_held_out_days_do_not_miss_are_left_out_of_the_model() -> None:
+    settings = replace(SETTINGS, choose_features=True, leave_out=("noise_b",), min_rows_in_leaf=1, l2=0.0)
+    choice = chosen(settings=settings)
+    assert choice.features is not None
+    assert choice.settings.leave_out == ("noise_b", *choice.features.dropped)
+    assert choice.features.rise is not None
+    assert "noise_b" not in choice.features.rise
+    assert "steep" not in choice.features.dropped
+    assert len(choice.tried) == 1
+    with pytest.raises(Misconfigured, match=r"^features cannot be chosen: there are 0 known frauds"):
+        chosen(replace(TABLE, label=np.zeros_like(TABLE.label), outcomes=None), settings)
