@@ -13,6 +13,7 @@ PERF := whole kernels pipeline drift_counts drift scoring fields burst swap call
 # Tests start hundreds of processes. Where PYTHONDONTWRITEBYTECODE is set, each would compile all that it imports.
 export PYTHONDONTWRITEBYTECODE =
 export PYTHONPYCACHEPREFIX = $(CURDIR)/$(VENV)/pycache
+
 .DEFAULT_GOAL := help
 .PHONY: help install services demo test fuzz check format perf proto clean
 .PHONY: check-types check-style check-imports check-pages check-proto

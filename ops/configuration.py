@@ -37,7 +37,7 @@ def settings_types() -> dict[str, type[Any]]:
     from paywarden.scoring.state.outbox import OutboxSettings
     from paywarden.streams.alerts.alerts import AlertSettings
     from paywarden.streams.companion.companion import CompanionSettings
-    from paywarden.streams.drift.settings import DriftSettings
+    from paywarden.streams.drift.settings import DriftSettings, TrainingComparisonSettings
     from paywarden.streams.kafka.client import KafkaSettings
     from paywarden.streams.kafka.registry import RegistrySettings
     from paywarden.streams.kafka.topics import TopicSettings
@@ -55,6 +55,7 @@ def settings_types() -> dict[str, type[Any]]:
         "drift": DriftSettings,
         "drift_alerts": AlertSettings,
         "drift_detection": DetectorSettings,
+        "drift_training": TrainingComparisonSettings,
         "features": wiring.FeatureSettings,
         "grpc": GrpcSettings,
         "http": HttpSettings,

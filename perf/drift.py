@@ -14,24 +14,18 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from prometheus_client import CollectorRegistry
 
 from paywarden.features.history.history import read_history
-from paywarden.models.drift.counts import Counts, DecisionRows, count_rows
+from paywarden.models.drift.counts import DecisionRows, count_rows
 from paywarden.models.drift.detectors import DAY_MS, HOUR_MS, LENGTHS_MS, DetectorSettings
 from paywarden.models.drift.reference import load_reference
 from paywarden.streams.alerts.alerts import Alert, AlertSettings, State
-from paywarden.streams.alerts.records import Histograms
-from paywarden.streams.drift.counts import Binnings, Model
-from paywarden.streams.drift.detection import DriftDetection
-from paywarden.streams.drift.evaluation import of_overall
-from paywarden.streams.drift.learning import LiveReferences, counted_binning
-from paywarden.streams.drift.metrics import DetectionMetrics
+from paywarden.streams.drift.backtest import PastHours, VirtualDetection
 from perf.drift_tools import TOOLS, Tool, tool
 from perf.drift_world import (
     Change,
@@ -180,75 +174,27 @@ class Replay:
         reference = load_reference(world.folder)
         assert reference is not None, "a bundle that was trained from a history has a reference"
         self.reference, self._settings = reference, settings
-        self.binnings = Binnings({reference.model_version: counted_binning(reference)})
-        self.model, self.binning = self.binnings.of(reference.model_version)
-        # The sums that evaluation keeps for every hour.
-        self.past: dict[int, bytes] = {}
+        self.version = reference.model_version
+        # The sums that evaluation keeps for every hour, of the first stream.
+        self._past: PastHours = {}
 
     def alerts(self, decisions: Decisions) -> list[Alert]:
-        """Returns all alerts of a stream, from its first whole day on; the sums of earlier hours are kept."""
-        told: list[Alert] = []
-        detection = DriftDetection(
-            {self.reference.model_version: self.reference},
-            LiveReferences({self.reference.model_version: self.reference}, self.binnings, self._hours, days_min=7),
+        """Returns the alerts of a stream from its first whole day on. Later ones begin with the first one's hours."""
+        detection = VirtualDetection(
+            {self.version: self.reference},
             detectors=self._settings,
             alerts=AlertSettings(),
-            teller=_Told(told),
-            acknowledgements=lambda: (),
-            metrics=DetectionMetrics(CollectorRegistry()),
+            past=self._past,
         )
-        kept = dict(self.past)
-        for start_ms, length_ms, counts in self._blocks(decisions):
-            if length_ms == HOUR_MS:
-                self.past[start_ms] = of_overall(counts).to_bytes()
-            found = {self.reference.model_version: counts} if counts.payments[0] else {}
-            detection.evaluate(start_ms, length_ms, found)
-        # The next stream starts from the same sums as this one.
-        self.past = kept or self.past
-        return told
-
-    def _hours(self, start_ms: int, end_ms: int) -> Iterator[tuple[int, dict[Model, Counts]]]:
-        for hour in range(start_ms, end_ms, HOUR_MS):
-            data = self.past.get(hour)
-            yield hour, {} if data is None else {self.model: Counts.from_bytes(data, self.binning)}
-
-    def _blocks(self, decisions: Decisions) -> Iterator[tuple[int, int, Counts]]:
-        hour, day = Counts.empty(self.binning), Counts.empty(self.binning)
+        _, binning = detection.binnings.of(self.version)
         first = -(-int(decisions.time_ms[0]) // DAY_MS) * DAY_MS
         starts = np.arange(first, int(decisions.time_ms[-1]) - FIVE_MS, FIVE_MS)
         cuts = np.searchsorted(decisions.time_ms, np.append(starts, starts[-1:] + FIVE_MS))
         for start_ms, begin, end in zip(starts.tolist(), cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
-            counts = count_rows(self.binning, _rows(decisions.rows(slice(begin, end))))
-            yield start_ms, FIVE_MS, counts
-            hour.add(counts)
-            end_ms = start_ms + FIVE_MS
-            if end_ms % HOUR_MS == 0:
-                yield end_ms - HOUR_MS, HOUR_MS, hour
-                day.add(hour)
-                hour = Counts.empty(self.binning)
-            if end_ms % DAY_MS == 0:
-                yield end_ms - DAY_MS, DAY_MS, day
-                day = Counts.empty(self.binning)
-
-
-@dataclass(frozen=True)
-class _Told:
-    """An AlertTeller that remembers."""
-
-    alerts: list[Alert]
-
-    def send(
-        self,
-        alert: Alert,
-        *,
-        histograms: Histograms | None = None,  # noqa: ARG002
-        reference_count: int = 0,  # noqa: ARG002
-        flags: Mapping[str, float] | None = None,  # noqa: ARG002
-    ) -> None:
-        self.alerts.append(alert)
-
-    def flush(self) -> None:
-        pass
+            counts = count_rows(binning, _rows(decisions.rows(slice(begin, end))))
+            detection.take(start_ms, FIVE_MS, {self.version: counts})
+        self._past = self._past or detection.past
+        return detection.told.alerts
 
 
 def _rows(decisions: Decisions) -> DecisionRows:

@@ -37,6 +37,7 @@ SECTIONS = (
     "drift",
     "drift_alerts",
     "drift_detection",
+    "drift_training",
     "features",
     "grpc",
     "http",

@@ -101,6 +101,7 @@ class Baseline:
         expected, past = self.expected(layout, start_ms, length_ms)
         if followed is not None:
             expected = expected + followed
+        middle = expected
         # Measure from the nearest point of the range in which the signal counts as unchanged.
         expected = expected + np.clip(value - expected, -self.range, self.range)
         # An event that was rare in the past may be frequent in this block: use the mean of both variances if larger.
@@ -109,7 +110,8 @@ class Baseline:
         sampling = 1 / np.maximum(count, 1) + 1 / np.maximum(past, 1)
         variance = self.dispersion[place] * of_one * sampling + self.wander[place]
         effect = _effect(layout, value - expected, expected, variance, self.variance)
-        return Block(start_ms, length_ms, layout.signals, value, expected, np.sqrt(variance), count, effect)
+        deviation = np.sqrt(variance)
+        return Block(start_ms, length_ms, layout.signals, value, expected, deviation, count, effect, middle, self.range)
 
     def expected(self, layout: Layout, start_ms: int, length_ms: int) -> tuple[F64, F64]:
         """Returns the expected values of a block, and the number of past payments they rest on. Both (signals,)."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,16 +24,23 @@ from paywarden.models.drift.binning import DIGEST_SIZE, FEATURE_BINS, Binning
 from paywarden.models.drift.counts import Counts
 from paywarden.models.drift.signal_layout import Kinds, Layout, Ranks
 from paywarden.models.drift.signals import Block
+from paywarden.models.drift.training_distance import Natural, Subjects
 from paywarden.schemas.errors import BundleRefused
 
 REFERENCE = "reference.npz"
 _FORMAT = 1
+# Optional: references of earlier releases have none.
+_NATURAL, _NATURAL_PAYMENTS = "natural_psi", "natural_payments"
 _COUNTS = ("payments", "scores", "actions", "features", "flags", "ages")
 
 
 @dataclass(frozen=True)
 class Reference:
-    """`counts`: of the whole past. `review_at`: the score from which on the risk is high; one of the score edges."""
+    """`counts`: of the whole past. `review_at`: the score from which on the risk is high; one of the score edges.
+
+    `natural`: how far weeks of the past lay from it, None in files of earlier releases. `start_ms`, `end_ms`: the days
+    of the past, 0 where they are not known.
+    """
 
     model_version: str
     feature_names: tuple[str, ...]
@@ -42,6 +49,9 @@ class Reference:
     counts: Counts
     baseline: Baseline
     layout: Layout
+    natural: Natural | None = field(default=None, compare=False)
+    start_ms: int = 0
+    end_ms: int = 0
 
     @property
     def binning(self) -> Binning:
@@ -53,7 +63,7 @@ class Reference:
         """DIGEST_SIZE bytes. Equal references have equal digests."""
         whole = hashlib.sha256(repr((self.model_version, self.feature_names, self.review_at)).encode())
         whole.update(self.binning.digest)
-        for array in (*self.counts.arrays, *(getattr(self.baseline, field.name) for field in fields(Baseline))):
+        for array in (*self.counts.arrays, *(getattr(self.baseline, part.name) for part in fields(Baseline))):
             whole.update(np.ascontiguousarray(array).tobytes())
         return whole.digest()[:DIGEST_SIZE]
 
@@ -74,6 +84,8 @@ class Reference:
             "kinds": self.kinds.value,
             "values": binning.values,
             "flags": binning.flags,
+            "start_ms": self.start_ms,
+            "end_ms": self.end_ms,
         }
         arrays: dict[str, Any] = {
             "head": np.array(json.dumps(head)),
@@ -81,7 +93,9 @@ class Reference:
             "feature_edges": binning.feature_edges,
         }
         arrays |= zip(_COUNTS, self.counts.arrays, strict=True)
-        arrays |= {f"usual_{field.name}": getattr(self.baseline, field.name) for field in fields(Baseline)}
+        arrays |= {f"usual_{part.name}": getattr(self.baseline, part.name) for part in fields(Baseline)}
+        if self.natural is not None:
+            arrays |= {_NATURAL: self.natural.psi, _NATURAL_PAYMENTS: np.float64(self.natural.payments)}
         with path.open("wb") as file:
             np.savez_compressed(file, **arrays)
 
@@ -102,15 +116,20 @@ def read_reference(path: Path) -> Reference:
         values = tuple(tuple(dimension) for dimension in head["values"])
         binning = Binning(arrays["score_edges"], arrays["feature_edges"], values, tuple(head["flags"]))
         counts = Counts(binning, *(arrays[name] for name in _COUNTS))
-        baseline = Baseline(*(arrays[f"usual_{field.name}"] for field in fields(Baseline)))
+        baseline = Baseline(*(arrays[f"usual_{part.name}"] for part in fields(Baseline)))
         shapes = _shapes((*Counts.empty(binning).arrays, np.empty((len(names), FEATURE_BINS - 1))))
         fits = _shapes((*counts.arrays, binning.feature_edges)) == shapes
+        natural = None
+        if _NATURAL in arrays:
+            natural = Natural(arrays[_NATURAL], float(arrays[_NATURAL_PAYMENTS]))
+            fits = fits and natural.psi.shape == (len(Subjects(binning, names).all),)
+        times_ms = int(head.get("start_ms", 0)), int(head.get("end_ms", 0))
     except UNREADABLE as error:
         raise BundleRefused(f"{path}: it cannot be read as a reference of decisions") from error
     layout = layout_of(counts, names, review_at, kinds) if fits else None
     if layout is None or _shapes(vars(baseline).values()) != _shapes(vars(empty_baseline(layout)).values()):
         raise BundleRefused(f"{path}: the parts of this reference do not belong together")
-    return Reference(head["model_version"], names, review_at, kinds, counts, baseline, layout)
+    return Reference(head["model_version"], names, review_at, kinds, counts, baseline, layout, natural, *times_ms)
 
 
 def _shapes(arrays: Iterable[NDArray[Any]]) -> list[tuple[int, ...]]:

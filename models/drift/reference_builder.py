@@ -4,9 +4,12 @@ How it works:
 
 1. Scores get bins at 20 equal shares of the payments, with finer bins in the top 5 %, and at both thresholds.
 2. Each feature gets up to 15 bins of about equal shares. A value that many payments have gets a bin of its own.
-3. A value of channel, country or mcc with at least 0.5 % of the payments gets a segment, at most 20 a dimension.
+3. A value of channel, country or mcc with at least 0.5 % of the payments gets a segment, at most 20 a dimension. Where
+   a dimension has few of these, rarer values follow, the most frequent first: down to 0.02 %, up to 12 in all. A value
+   that is rare today and grows then has a name.
 4. The decisions are counted as a whole, hour by hour, and in one of every six blocks of five minutes.
-5. models/drift/baseline.py learns the expected values and variances from these counts.
+5. models/drift/baseline.py learns the expected values and variances from these counts, and
+   models/drift/training_distance.py how far weeks of the past lie from the whole.
 
 Example: a feature is 0 in 60 % of the payments and spread evenly over 1 to 1000 in the others. There are 14 cuts, at
 1/15, 2/15, … 14/15 of the payments; nine of them fall on 0. Zero therefore gets a bin of its own, and the other five
@@ -32,6 +35,7 @@ from paywarden.models.drift.detectors import DAY_MS, HOUR_MS, LENGTHS_MS
 from paywarden.models.drift.reference import Reference, layout_of
 from paywarden.models.drift.signal_layout import Kinds
 from paywarden.models.drift.table_segments import TableSegments
+from paywarden.models.drift.training_distance import DayRows, Subjects
 
 DAYS_MIN = 2
 """A past of fewer days gives no reference: an hour needs the same hour of another day to compare with."""
@@ -40,6 +44,8 @@ FIVE_MS = LENGTHS_MS[0]
 _SCORE_SHARES = (*np.arange(0.05, 0.96, 0.05), 0.97, 0.98, 0.99, 0.995, 0.998, 0.999)
 # A value gets a segment if it has at least this share of the payments; a dimension has at most 20 such segments.
 _SEGMENT_SHARE_MIN, _SEGMENTS_MAX = 0.005, 20
+# Rarer values are listed down to this share and this many payments, while the dimension has fewer segments than this.
+_RARE_SHARE_MIN, _RARE_PAYMENTS_MIN, _RARE_SEGMENTS_MAX = 0.0002, 20, 12
 # At most about this many rows decide about the bins of features.
 _ROWS_MAX = 200_000
 # One in this many blocks of five minutes is counted.
@@ -91,12 +97,13 @@ def make_reference(
     names, review_at = tuple(feature_names), thresholds[0]
     total = count_rows(binning, _rows(past, slice(None)))
     layout = layout_of(total, names, review_at, kinds)
-    hours = _Blocks(past, binning, range(days.start, days.stop, HOUR_MS), HOUR_MS)
+    hours = DayRows(Subjects(binning, names), _Blocks(past, binning, range(days.start, days.stop, HOUR_MS), HOUR_MS))
     step_ms = _FIVES_STEP * FIVE_MS
     # Another one of the six blocks in each half hour.
     starts = [start + number * FIVE_MS % step_ms for number, start in enumerate(range(days.start, days.stop, step_ms))]
     baseline = learn_baseline(layout, total, hours, _Blocks(past, binning, starts, FIVE_MS))
-    return Reference(model_version, names, review_at, kinds, total, baseline, layout)
+    natural = hours.natural()
+    return Reference(model_version, names, review_at, kinds, total, baseline, layout, natural, days.start, days.stop)
 
 
 def as_of_one_model(scores: NDArray[np.float64], fold: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -179,4 +186,6 @@ def _frequent(column: NDArray[np.object_]) -> tuple[str, ...]:
     # A channel may be any word, also "none" or "other", which name segments already.
     counts = Counter(value for value in column.tolist() if value not in (None, NONE, OTHER))
     often = [value for value, count in counts.most_common(_SEGMENTS_MAX) if count >= _SEGMENT_SHARE_MIN * len(column)]
-    return tuple(sorted(often))
+    rare_min = max(_RARE_SHARE_MIN * len(column), _RARE_PAYMENTS_MIN)
+    listed = [value for value, count in counts.most_common(_RARE_SEGMENTS_MAX) if count >= rare_min]
+    return tuple(sorted({*often, *listed}))

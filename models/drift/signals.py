@@ -46,6 +46,16 @@ class Block:
     sd: NDArray[np.float64]
     count: NDArray[np.int64]
     effect: NDArray[np.float64]
+    middle: NDArray[np.float64] | None = None
+    range: NDArray[np.float64] | None = None
+
+    def unchanged(self, index: int) -> tuple[float, float, float]:
+        """Returns a signal's expected value as people mean it, and the lowest and highest value that is unchanged."""
+        if self.middle is None or self.range is None:
+            expected = float(self.expected[index])
+            return expected, expected, expected
+        middle, reach = float(self.middle[index]), float(self.range[index])
+        return middle, middle - reach, middle + reach
 
     @property
     def end_ms(self) -> int:
@@ -55,8 +65,13 @@ class Block:
     def joined(self, other: Block) -> Block:
         """Returns a block with the signals of both, these first. Both must have the same start and length."""
         assert (self.start_ms, self.length_ms) == (other.start_ms, other.length_ms)
+        both = (self, other)
         pairs = {
             name: np.concatenate([getattr(self, name), getattr(other, name)])
             for name in ("value", "expected", "sd", "count", "effect")
         }
+        pairs["middle"] = np.concatenate([block.expected if block.middle is None else block.middle for block in both])
+        none = [np.zeros(len(block.signals)) for block in both]
+        ranges = [zeros if block.range is None else block.range for block, zeros in zip(both, none, strict=True)]
+        pairs["range"] = np.concatenate(ranges)
         return Block(self.start_ms, self.length_ms, self.signals + other.signals, **pairs)

@@ -82,6 +82,10 @@ _OTHER_UNITS = {
     ("payments", "amount_minor"): "minor units of `currency`",
     ("decisions", "amount_minor"): "minor units of `currency`",
     ("drift-alerts", "threshold"): "of the statistic",
+    ("drift-alerts", "unchanged_low"): "of the signal",
+    ("drift-alerts", "unchanged_high"): "of the signal",
+    ("drift-alerts", "outside"): "0 to 1",
+    ("drift-alerts", "reminders"): "count",
     ("AtCapacity", "days"): "days since 1970",
 }
 

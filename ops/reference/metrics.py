@@ -50,6 +50,7 @@ _UNITS = (
     (r".*_(score|share|precision|recall)|.*_(brier_score|calibration_error)", "0 to 1"),
     (r".*_score_distance", "of the statistic"),
     (r".*_(up|ready|out|refuses|breaker|info)", "0 or 1"),
+    (r".*_training_distance", "PSI"),
     (
         r".*_(lag|findings|unsaved|open_alerts|waiting_outcomes|decisions_under_way|set_aside_entries)",
         "count",

@@ -39,7 +39,7 @@ def drift_parts(source: Source, kafka: KafkaSettings, ids: SchemaIds, registry: 
     from paywarden.streams.drift.evaluation import past_hours
     from paywarden.streams.drift.learning import LiveReferences, counted_binning
     from paywarden.streams.drift.metrics import DetectionMetrics
-    from paywarden.streams.drift.settings import DriftSettings
+    from paywarden.streams.drift.settings import DriftSettings, TrainingComparisonSettings
     from paywarden.streams.drift.state import Adder
 
     settings = source.section("drift", DriftSettings)
@@ -55,6 +55,7 @@ def drift_parts(source: Source, kafka: KafkaSettings, ids: SchemaIds, registry: 
         teller=KafkaAlerts(kafka, ids),
         acknowledgements=KafkaAcknowledgements(kafka, ids),
         metrics=DetectionMetrics(registry),
+        training=source.section("drift_training", TrainingComparisonSettings),
     )
     return DriftParts(store=store, binnings=binnings, detection=detection, settings=settings)
 

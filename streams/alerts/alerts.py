@@ -33,6 +33,13 @@ class Severity(StrEnum):
     CRITICAL = "critical"
 
 
+class Comparison(StrEnum):
+    """What an alert compares with: a baseline that follows slow changes, or the training window as it was."""
+
+    BASELINE = "baseline"
+    TRAINING = "training"
+
+
 def rank_of(severity: Severity) -> int:
     """Return 0 for info, 1 for warning, 2 for critical."""
     return list(Severity).index(severity)
@@ -130,6 +137,15 @@ class Alert:
     snoozed_until_ms: int = 0
     # A change of name or severity that was held back while the alert is snoozed.
     held_back: bool = False
+    # The values between which the signal counts as unchanged; both 0 where nobody says.
+    unchanged_low: float = 0.0
+    unchanged_high: float = 0.0
+    # What the current window is compared with.
+    comparison: Comparison = Comparison.BASELINE
+    # Of the comparison with the training window: the share of payments that would have to move, and how often the open
+    # alert was repeated.
+    outside: float = 0.0
+    reminders: int = 0
 
     @property
     def signal(self) -> Signal:
@@ -152,6 +168,7 @@ class Alert:
                 **fields,
                 "state": State(fields["state"]),
                 "severity": Severity(fields["severity"]),
+                "comparison": Comparison(fields.get("comparison", Comparison.BASELINE)),
                 "attached": tuple(Moved(**moved) for moved in fields["attached"]),
                 "members": tuple(fields["members"]),
             }

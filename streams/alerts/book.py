@@ -123,7 +123,7 @@ class AlertBook:
         alerts = sorted(self.open.values(), key=lambda alert: (_turn(alert.cause), alert.first_seen_ms, alert.alert_id))
         home = self._home(alerts, finding, block, verdict)
         if home is not None:
-            self.open[home.alert_id] = self._attached(home, finding)
+            self.open[home.alert_id] = self._attached(home, finding, block, verdict)
             return
         explained = [alert for alert in alerts if self._is_explained(alert, finding, block, verdict)]
         if not explained:
@@ -228,9 +228,7 @@ class AlertBook:
             "length_ms": block.length_ms,
             "effect": finding.effect,
             "effect_min": self.effect_min_of[finding.signal],
-            "value": float(block.value[index]),
-            "expected": float(block.expected[index]),
-            "count": int(block.count[index]),
+            **_values_of(block, index),
             "evidence": finding.evidence,
             "evidence_min": finding.evidence_min,
             "shift": finding.shift,
@@ -239,12 +237,23 @@ class AlertBook:
             "last_counted_ms": block.end_ms,
         }
 
-    def _attached(self, alert: Alert, finding: Finding) -> Alert:
+    def _attached(self, alert: Alert, finding: Finding, block: Block, verdict: DetectorVerdict) -> Alert:
         alert = replace(alert, members=_union(alert.members, finding.members))
         if finding.signal == alert.signal:
             return replace(alert, evidence=finding.evidence)
+        worse = rank_of(self._severity(finding)) > rank_of(alert.severity)
+        if worse and not self._moves_still(alert, block, verdict):
+            # It would be told as worse because of the finding, under the name of a signal that is back by now.
+            return self._renamed(alert, finding, [alert], block)
         alert = replace(alert, attached=_strongest([*alert.attached, finding.moved()]))
         return _with_severity(alert, self._severity(finding))
+
+    def _moves_still(self, alert: Alert, block: Block, verdict: DetectorVerdict) -> bool:
+        """Whether the signal an alert is named after moved in its newest block, as it did when the alert was raised."""
+        index = self.table.index[alert.signal]
+        if block.length_ms == alert.length_ms and verdict.counted[index]:
+            return float(verdict.deviation[index]) * alert.shift > 0
+        return alert.quiet_blocks == 0
 
     def _renamed(self, alert: Alert, finding: Finding, explained: Sequence[Alert], block: Block) -> Alert:
         """Return the alert renamed after the finding that explains it, with everything the finding explains."""
@@ -287,9 +296,7 @@ class AlertBook:
         alert = replace(
             alert,
             effect=effect,
-            value=float(block.value[index]),
-            expected=float(block.expected[index]),
-            count=int(block.count[index]),
+            **_values_of(block, index),
             window_start_ms=block.start_ms,
             window_end_ms=block.end_ms,
             last_counted_ms=block.end_ms,
@@ -364,6 +371,18 @@ def _finding(table: SignalTable, block: Block, verdict: DetectorVerdict, members
 def _with_severity(alert: Alert, severity: Severity) -> Alert:
     """Return the alert with a severity that is at least this one: while an alert is open, it only grows."""
     return replace(alert, severity=severity) if rank_of(severity) > rank_of(alert.severity) else alert
+
+
+def _values_of(block: Block, index: int) -> dict[str, Any]:
+    """Return the fields of an alert that say where its signal is and where it should be."""
+    expected, low, high = block.unchanged(index)
+    return {
+        "value": float(block.value[index]),
+        "expected": expected,
+        "unchanged_low": low,
+        "unchanged_high": high,
+        "count": int(block.count[index]),
+    }
 
 
 def _union(first: Iterable[int], second: Iterable[int]) -> tuple[int, ...]:

@@ -36,6 +36,8 @@ _PROFILE_FLAGS = ("mirror_absent", "mirror_stale", "profile_unreadable")
 _OUTSIDE_SHARE_MAX = 0.35
 # A move does not sit in a segment with less than this share of the overall evidence.
 _EVIDENCE_SHARE_MIN = 0.8
+# A signal moved in a block from this deviation on: enough to be the seat of a move that another signal has proven.
+_SEAT_DEVIATION_MIN = 1.0
 # The mix explains a move if less than this share of it is left within segments.
 _WITHIN_SHARE_MAX = 0.5
 # A signal with a smaller deviation has not moved in this block.
@@ -87,19 +89,22 @@ class SignalTable:
 
 
 def seat_of(table: SignalTable, block: Block, verdict: DetectorVerdict, index: int) -> int:
-    """Return the signal that best says where a move sits: overall, or one segment that moved alone."""
+    """Return the signal that best says where a move sits: overall, or one segment that moved alone.
+
+    `index` is a signal that fired. A signal that has not moved in this block the same way is never the seat.
+    """
     signal = table.signals[index]
     overall = table.overall(signal)
     if overall is None or not verdict.counted[overall]:
         return index
-    # Evidence below 0 counts as no evidence. Then every segment that was counted has enough.
-    evidence_min = _EVIDENCE_SHARE_MIN * max(float(verdict.evidence[overall]), 0.0)
-    seat, smallest = overall, _OUTSIDE_SHARE_MAX
+    evidence_min = _EVIDENCE_SHARE_MIN * max(float(verdict.evidence[overall]), float(verdict.evidence[index]))
+    has_moved = verdict.deviation * np.sign(verdict.deviation[index]) >= _SEAT_DEVIATION_MIN
+    seat, smallest = overall if has_moved[overall] else index, _OUTSIDE_SHARE_MAX
     for segment in table.segments(signal):
         if not verdict.counted[segment] or verdict.evidence[segment] < evidence_min:
             continue
         outside = _outside_share(block, overall, segment)
-        if outside < smallest and abs(verdict.deviation[segment]) >= 1:
+        if outside < smallest and has_moved[segment]:
             seat, smallest = segment, outside
     return seat
 

@@ -36,10 +36,16 @@ class KafkaAlerts:
         *,
         histograms: Histograms | None = None,
         reference_count: int = 0,
+        reference_times_ms: tuple[int, int] = (0, 0),
         flags: Mapping[str, float] | None = None,
     ) -> None:
         """Queue an alert."""
-        context = {"histograms": histograms, "reference_count": reference_count, "flags": flags}
+        context = {
+            "histograms": histograms,
+            "reference_count": reference_count,
+            "reference_times_ms": reference_times_ms,
+            "flags": flags,
+        }
         self._waiting.append((alert, context))
 
     def flush(self) -> None:

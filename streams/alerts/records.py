@@ -15,7 +15,7 @@ from paywarden.models.drift.counts import AGE_EDGES_MS, AGE_UNKNOWN
 from paywarden.models.drift.signals import FEATURE_PREFIX, is_histogram
 from paywarden.models.metrics.distances import jensen_shannon, kolmogorov_smirnov, psi
 from paywarden.schemas.avro import Decoder, Encoder, SchemaIds
-from paywarden.streams.alerts.alerts import Alert
+from paywarden.streams.alerts.alerts import Alert, Comparison
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import Sender
 
@@ -93,12 +93,16 @@ def record_of(
     *,
     histograms: Histograms | None = None,
     reference_count: int = 0,
+    reference_times_ms: tuple[int, int] = (0, 0),
     flags: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Return the record of an alert as it is now.
 
-    `reference_count` is used if there are no histograms to take it from. `flags`: the share of payments that had each.
+    `reference_count` is used if there are no histograms to take it from. `reference_times_ms`: the days behind what is
+    expected, 0 where they are not known. `flags`: the share of payments that had each.
     """
+    of_training = alert.comparison is Comparison.TRAINING
+    has_range = alert.unchanged_high > alert.unchanged_low
     reference, current = (None, None) if histograms is None else histograms.records()
     statistics = {} if histograms is None else histograms.distances()
     features = [moved for moved in alert.attached if moved.subject.startswith(FEATURE_PREFIX)]
@@ -113,7 +117,7 @@ def record_of(
         "first_seen_time_ms": alert.first_seen_ms,
         "subject": alert.subject,
         "segment": alert.segment,
-        "statistic": "psi" if is_histogram(alert.signal) else "relative_change",
+        "statistic": "psi" if of_training or is_histogram(alert.signal) else "relative_change",
         "value": alert.effect,
         "threshold": alert.effect_min,
         "window_start_time_ms": alert.window_start_ms,
@@ -147,6 +151,13 @@ def record_of(
             {"flag": flag, "share": share}
             for flag, share in sorted((flags or {}).items(), key=lambda item: (-item[1], item[0]))
         ],
+        "comparison": str(alert.comparison),
+        "unchanged_low": alert.unchanged_low if has_range else None,
+        "unchanged_high": alert.unchanged_high if has_range else None,
+        "outside": alert.outside if of_training else None,
+        "reference_start_time_ms": reference_times_ms[0] or None,
+        "reference_end_time_ms": reference_times_ms[1] or None,
+        "reminders": alert.reminders,
     }
 
 
@@ -163,10 +174,17 @@ class AlertSender:
         *,
         histograms: Histograms | None = None,
         reference_count: int = 0,
+        reference_times_ms: tuple[int, int] = (0, 0),
         flags: Mapping[str, float] | None = None,
     ) -> None:
         """Queue an alert. An alert sent again after a crash has the same key, state and time."""
-        record = record_of(alert, histograms=histograms, reference_count=reference_count, flags=flags)
+        record = record_of(
+            alert,
+            histograms=histograms,
+            reference_count=reference_count,
+            reference_times_ms=reference_times_ms,
+            flags=flags,
+        )
         self._sender.send(self._topic, self._encoder.encode(record), key=alert.alert_id.encode())
 
 

@@ -1,8 +1,9 @@
 """Turn the counts of blocks into alerts: references, detectors and the open alerts put together.
 
     counts of a block, by version ─► signals ─► DriftWatches ─► alerts raised, escalated or cleared ─► topic
-                  references ───────────┘            ▲
-                  acknowledgements, read from their topic
+                  references ───────────┘            ▲                                                  ▲
+                  acknowledgements, read from their topic                                               │
+    counts of a day, by version ─► weeks held against the training window: TrainingWatches ─────────────┘
 
 Each version is watched by itself: the scores of two models are never compared. Watching starts with a version's first
 block. If that comes in the middle of an hour or a day, the version is judged by its part of it, once that is large
@@ -19,7 +20,7 @@ import logging
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from paywarden.models.drift.counts import Counts
 from paywarden.models.drift.detectors import DAY_MS, DetectorSettings
@@ -27,17 +28,21 @@ from paywarden.models.drift.reference import Reference
 from paywarden.models.drift.signal_layout import Kinds
 from paywarden.models.drift.signals import FEATURE_PREFIX, PROFILE_AGE, Block, Signal
 from paywarden.schemas.errors import InvalidEvent
-from paywarden.streams.alerts.alerts import Alert, AlertSettings, State
+from paywarden.streams.alerts.alerts import Alert, AlertSettings, Comparison, State
 from paywarden.streams.alerts.records import Acknowledgement, Histograms
 from paywarden.streams.alerts.watch import DriftWatch, open_alerts_in
 from paywarden.streams.drift.counts import base_version
 from paywarden.streams.drift.learning import FollowedLevels, LiveReferences
 from paywarden.streams.drift.metrics import DetectionMetrics
+from paywarden.streams.drift.settings import TrainingComparisonSettings
+from paywarden.streams.drift.training_watch import TrainingWatches
 
 _log = logging.getLogger(__name__)
 
 # One watch in the packed state: the length of its version's name and of its own state, in bytes.
 _ENTRY = struct.Struct("<HI")
+# The entry with the state of the comparison with training. No model version has an empty name.
+_TRAINING = ""
 _SILENT_MS = DAY_MS
 
 Acknowledgements = Callable[[], Iterable[Acknowledgement]]
@@ -53,6 +58,7 @@ class AlertTeller(Protocol):
         *,
         histograms: Histograms | None = None,
         reference_count: int = 0,
+        reference_times_ms: tuple[int, int] = (0, 0),
         flags: Mapping[str, float] | None = None,
     ) -> None:
         """Queue an alert."""
@@ -74,20 +80,28 @@ class DriftDetection:
         teller: AlertTeller,
         acknowledgements: Acknowledgements,
         metrics: DetectionMetrics,
+        training: TrainingComparisonSettings | None = None,
     ) -> None:
-        """`references`: the references of bundles, by model version."""
+        """`references`: the references of bundles, by model version. `training`: the default settings if None."""
         self._references, self._live = dict(references), live
         self._levels = FollowedLevels(references.values())
         self._watches = DriftWatches(self._signals_of, detectors, alerts)
+        self._training = TrainingWatches(training or TrainingComparisonSettings())
         self._teller, self._acknowledgements, self._metrics = teller, acknowledgements, metrics
 
     def restore(self, state: bytes) -> None:
         """Continue from a state that `state` returned; with empty or damaged bytes, begin anew."""
         try:
-            self._watches.restore(self._levels.restore(state))
+            self._restore(state)
         except InvalidEvent as error:
             _log.warning("drift detection begins anew, and open alerts are not cleared: %s", error)
-            self._watches.restore(self._levels.restore(b""))
+            self._restore(b"")
+
+    def _restore(self, state: bytes) -> None:
+        watches = self._levels.restore(state)
+        self._watches.restore(watches)
+        training = _states_in(watches).get(_TRAINING, b"")
+        self._training.restore(training, lambda version: self._references.get(base_version(version)))
 
     def evaluate(self, start_ms: int, length_ms: int, counts: Mapping[str, Counts]) -> None:
         """Evaluate a block.
@@ -101,9 +115,12 @@ class DriftDetection:
         }
         if length_ms == DAY_MS:
             self._follow(start_ms, counts)
-        for acknowledgement in self._acknowledgements():
-            self._watches.acknowledge(acknowledgement)
-        alerts = self._watches.step(blocks, start_ms + length_ms)
+        for said in self._acknowledgements():
+            self._watches.acknowledge(said)
+            self._training.acknowledge(said.alert_id, by=said.by, until_ms=said.until_ms)
+        alerts = self._watches.step(blocks, start_ms + length_ms) + self._training.cleared(start_ms + length_ms)
+        if length_ms == DAY_MS:
+            alerts += self._compare_with_training(start_ms, counts)
         for alert in alerts:
             version = alert.model_version
             self._tell(alert, references.get(version, ()), counts.get(version))
@@ -113,11 +130,22 @@ class DriftDetection:
             own = self._references.get(base_version(version))
             if own is not None:
                 self._metrics.note(version, length_ms, own, of_version)
-        self._metrics.open_alerts(self._watches.open_alerts)
+        self._metrics.open_alerts([*self._watches.open_alerts, *self._training.open_alerts])
 
     def state(self) -> bytes:
         """Return the state that all blocks so far have led to."""
-        return self._levels.to_bytes() + self._watches.to_bytes()
+        return self._levels.to_bytes() + self._watches.to_bytes() + _entry(_TRAINING, self._training.to_bytes())
+
+    def _compare_with_training(self, day_ms: int, counts: Mapping[str, Counts]) -> list[Alert]:
+        """Compare the week that ends with this day with the training window of each version that has one."""
+        own = {version: self._references.get(base_version(version)) for version in counts}
+        there = {version: (reference, counts[version]) for version, reference in own.items() if reference is not None}
+        alerts = self._training.step(day_ms, there, self._watches.open_alerts)
+        for version in there:
+            watch = self._training.watch_of(version)
+            if watch is not None:
+                self._metrics.training(version, watch.distances)
+        return alerts
 
     def _references_of(self, version: str, time_ms: int) -> tuple[Reference, ...]:
         both = self._references.get(base_version(version)), self._live.of(version, time_ms)
@@ -148,20 +176,39 @@ class DriftDetection:
                 self._levels.follow(reference, reference.block(most[version], start_ms, DAY_MS, moved))
 
     def _tell(self, alert: Alert, references: tuple[Reference, ...], current: Counts | None) -> None:
+        if alert.comparison is Comparison.TRAINING:
+            self._tell_of_training(alert)
+            return
         reference = next((candidate for candidate in references if alert.signal in candidate.layout.numbers), None)
         if reference is None:
             self._teller.send(alert)
             return
         segment = reference.layout.segments.index(alert.segment)
-        reference_count = int(reference.counts.payments[segment])
+        of_reference: dict[str, Any] = {
+            "reference_count": int(reference.counts.payments[segment]),
+            "reference_times_ms": (reference.start_ms, reference.end_ms),
+        }
         if current is None:
-            self._teller.send(alert, reference_count=reference_count)
+            self._teller.send(alert, **of_reference)
             return
         self._teller.send(
             alert,
+            **of_reference,
             histograms=histograms_of(alert.subject, segment, reference, current),
-            reference_count=reference_count,
             flags=flag_shares(current, segment),
+        )
+
+    def _tell_of_training(self, alert: Alert) -> None:
+        watch = self._training.watch_of(alert.model_version)
+        if watch is None:
+            self._teller.send(alert)
+            return
+        reference = watch.reference
+        self._teller.send(
+            alert,
+            histograms=watch.histograms(alert),
+            reference_count=int(reference.counts.payments[0]),
+            reference_times_ms=(reference.start_ms, reference.end_ms),
         )
 
 
@@ -233,11 +280,7 @@ class DriftWatches:
 
     def to_bytes(self) -> bytes:
         """Return the whole state, for `restore`."""
-        parts = []
-        for version, watch in sorted(self._watches.items()):
-            name, state = version.encode(), watch.to_bytes()
-            parts += [_ENTRY.pack(len(name), len(state)), name, state]
-        return b"".join(parts)
+        return b"".join(_entry(version, watch.to_bytes()) for version, watch in sorted(self._watches.items()))
 
     def restore(self, state: bytes) -> None:
         """Restore the state that `to_bytes` returned; empty bytes begin anew. Raises InvalidEvent for damaged bytes.
@@ -246,6 +289,7 @@ class DriftWatches:
         are no longer watched.
         """
         states = _states_in(state)
+        states.pop(_TRAINING, None)
         self._watches, self._orphans = {}, []
         for version, part in states.items():
             watch = self._begin(version)
@@ -258,6 +302,12 @@ class DriftWatches:
                 _log.warning("drift detection of model %s begins anew: %s", version, error)
                 del self._watches[version]
                 self._orphans += open_alerts_in(part)
+
+
+def _entry(version: str, state: bytes) -> bytes:
+    """Return a state under a name; nothing for an empty state."""
+    name = version.encode()
+    return _ENTRY.pack(len(name), len(state)) + name + state if state else b""
 
 
 def _states_in(state: bytes) -> dict[str, bytes]:

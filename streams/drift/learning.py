@@ -95,7 +95,8 @@ class LiveReferences:
         total = Counts.empty(nothing.binning)
         for _, counts in hours:
             total.add(counts)
-        return replace(nothing, counts=total, baseline=learn_baseline(nothing.layout, total, hours))
+        baseline = learn_baseline(nothing.layout, total, hours)
+        return replace(nothing, counts=total, baseline=baseline, start_ms=hours.start_ms, end_ms=day_ms)
 
 
 @dataclass(frozen=True)

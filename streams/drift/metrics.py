@@ -138,6 +138,13 @@ class DetectionMetrics:
             "statistic",
         )
         self._share = gauge("action_share", "Share of the newest block's payments.", "version", "length", "action")
+        self._training = gauge(
+            "training_distance",
+            "PSI of the newest week against the training window, beyond what is natural between weeks: of the score, "
+            "of the feature that moved most, and of the traffic of each dimension.",
+            "version",
+            "group",
+        )
         self._open = gauge("open_alerts", "Alerts that have not cleared.", "severity")
         for severity in Severity:
             self._open.labels(str(severity)).set(0)
@@ -151,6 +158,11 @@ class DetectionMetrics:
         payments = max(1, int(counts.payments[0]))
         for action, count in zip(_ACTIONS, counts.actions[0], strict=True):
             self._share.labels(version, length, action).set(int(count) / payments)
+
+    def training(self, version: str, distances: Mapping[str, float]) -> None:
+        """Show how far the newest week lies from the training window, by group of subjects."""
+        for group, value in distances.items():
+            self._training.labels(version, group).set(value)
 
     def open_alerts(self, alerts: Sequence[Alert]) -> None:
         """Show how many alerts are open, by severity."""

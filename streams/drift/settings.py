@@ -1,4 +1,4 @@
-"""How decisions are watched for drift: the section [drift]."""
+"""How decisions are watched for drift: the sections [drift] and [drift_training]."""
 
 from __future__ import annotations
 
@@ -33,3 +33,36 @@ class DriftSettings:
         """Raises Misconfigured."""
         if not 2 <= self.learning_days <= 28:
             raise Misconfigured(f"drift.learning_days: wanted 2 to 28, got {self.learning_days}")
+
+
+@dataclass(frozen=True)
+class TrainingComparisonSettings:
+    """When the decisions of a week lie too far from the training window: the section [drift_training].
+
+    Distances are PSI beyond what is natural between weeks (models/drift/training_distance.py).
+    """
+
+    # Limits of an alert's severities: from `psi_info` on an alert is raised.
+    psi_info: float = 0.1
+    psi_warning: float = 0.25
+    psi_critical: float = 0.5
+    # An alert needs at least this share of payments that would have to move to be distributed as in training.
+    outside_min: float = 0.05
+    # A week with fewer payments of a subject says nothing.
+    payments_min: int = 1000
+    # An open alert is sent again after this many days, then after twice as many, and so on, at most so many times.
+    remind_days: int = 7
+    reminders_max: int = 4
+
+    def __post_init__(self) -> None:
+        """Raises Misconfigured."""
+        if not 0 < self.psi_info <= self.psi_warning <= self.psi_critical:
+            raise Misconfigured(
+                "drift_training.psi_info: wanted 0 < psi_info <= psi_warning <= psi_critical, got "
+                f"{self.psi_info:g}, {self.psi_warning:g}, {self.psi_critical:g}"
+            )
+        if not 0 <= self.outside_min < 1:
+            raise Misconfigured(f"drift_training.outside_min: wanted 0 to under 1, got {self.outside_min:g}")
+        for name, least in (("payments_min", 1), ("remind_days", 1), ("reminders_max", 0)):
+            if (value := getattr(self, name)) < least:
+                raise Misconfigured(f"drift_training.{name}: wanted at least {least}, got {value}")

@@ -35,6 +35,7 @@ class Told:
         self.alerts: list[Alert] = []
         self.histograms: dict[str, Histograms | None] = {}
         self.reference_count: dict[str, int] = {}
+        self.times_ms: dict[str, tuple[int, int]] = {}
         self.flags: dict[str, dict[str, float]] = {}
         self.flushed = 0
         self.is_away = False
@@ -45,9 +46,11 @@ class Told:
         *,
         histograms: Histograms | None = None,
         reference_count: int = 0,
+        reference_times_ms: tuple[int, int] = (0, 0),
         flags: Mapping[str, float] | None = None,
     ) -> None:
         self.alerts.append(alert)
+        self.times_ms[alert.alert_id] = reference_times_ms
         self.histograms[alert.alert_id], self.reference_count[alert.alert_id] = histograms, reference_count
         self.flags[alert.alert_id] = dict(flags or {})
 

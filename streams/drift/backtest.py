@@ -1,0 +1,144 @@
+"""Run drift detection over past decisions, on the clock of the decisions themselves.
+
+It is the stream's own detection (streams/drift/detection.py) with lists in place of the store and the topics:
+
+    counts of five minutes ─► VirtualDetection ─┬─ the block of five minutes ─► DriftDetection ─► alerts, in a list
+                                                ├─ at a full hour, its sum   ─►
+                                                └─ at midnight, the day's    ─►
+
+Counts may also come by the hour: a run is then twelve times as short, and blocks of five minutes are not evaluated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from prometheus_client import CollectorRegistry
+
+from paywarden.models.drift.counts import Counts
+from paywarden.models.drift.detectors import DAY_MS, HOUR_MS, LENGTHS_MS, DetectorSettings
+from paywarden.models.drift.reference import Reference
+from paywarden.streams.alerts.alerts import Alert, AlertSettings
+from paywarden.streams.alerts.records import Histograms, record_of
+from paywarden.streams.drift.counts import Binnings, Model
+from paywarden.streams.drift.detection import DriftDetection
+from paywarden.streams.drift.evaluation import PAST_WEEKS, of_overall
+from paywarden.streams.drift.learning import LiveReferences, counted_binning
+from paywarden.streams.drift.metrics import DetectionMetrics
+from paywarden.streams.drift.settings import TrainingComparisonSettings
+
+PastHours: TypeAlias = dict[int, dict[Model, bytes]]
+"""By the start of an hour, the counts of each model's OVERALL as bytes."""
+FIVE_MS = LENGTHS_MS[0]
+_PAST_MS = PAST_WEEKS * 7 * DAY_MS
+
+
+@dataclass
+class RememberedAlerts:
+    """An AlertTeller that keeps every alert, and its record as the topic would have it."""
+
+    alerts: list[Alert] = field(default_factory=list)
+    records: list[dict[str, Any]] = field(default_factory=list)
+
+    def send(
+        self,
+        alert: Alert,
+        *,
+        histograms: Histograms | None = None,
+        reference_count: int = 0,
+        reference_times_ms: tuple[int, int] = (0, 0),
+        flags: Mapping[str, float] | None = None,
+    ) -> None:
+        """See AlertTeller."""
+        self.alerts.append(alert)
+        self.records.append(
+            record_of(
+                alert,
+                histograms=histograms,
+                reference_count=reference_count,
+                reference_times_ms=reference_times_ms,
+                flags=flags,
+            )
+        )
+
+    def flush(self) -> None:
+        """See AlertTeller."""
+
+
+class VirtualDetection:
+    """Drift detection whose past is in memory and whose time is that of the counts it is given."""
+
+    def __init__(
+        self,
+        references: Mapping[str, Reference],
+        *,
+        detectors: DetectorSettings,
+        alerts: AlertSettings,
+        training: TrainingComparisonSettings | None = None,
+        learning_days: int = 7,
+        past: PastHours | None = None,
+    ) -> None:
+        """`references`: the references of bundles, by model version. `learning_days`: see DriftSettings.
+
+        `past`: hours before the first that `take` gets, which actions, flags and ages are learnt from.
+        """
+        self.told = RememberedAlerts()
+        self.binnings = Binnings({version: counted_binning(reference) for version, reference in references.items()})
+        self.past: PastHours = dict(past or {})
+        self._of_hour: dict[str, Counts] = {}
+        self._of_day: dict[str, Counts] = {}
+        self.detection = DriftDetection(
+            references,
+            LiveReferences(references, self.binnings, self._hours, days_min=learning_days),
+            detectors=detectors,
+            alerts=alerts,
+            teller=self.told,
+            acknowledgements=lambda: (),
+            metrics=DetectionMetrics(CollectorRegistry()),
+            training=training,
+        )
+
+    def take(self, start_ms: int, length_ms: int, counts: Mapping[str, Counts]) -> None:
+        """Take the counts of the next five minutes or of the next hour, by version; they come in order of time.
+
+        Versions are counted in `binnings.of`. A version without decisions is left out.
+        """
+        assert length_ms in (FIVE_MS, HOUR_MS)
+        there = {version: of_version for version, of_version in counts.items() if of_version.payments[0]}
+        if length_ms == FIVE_MS:
+            self.detection.evaluate(start_ms, FIVE_MS, there)
+        _add(self._of_hour, there)
+        end_ms = start_ms + length_ms
+        if end_ms % HOUR_MS == 0:
+            self._keep(end_ms - HOUR_MS)
+            self.detection.evaluate(end_ms - HOUR_MS, HOUR_MS, self._of_hour)
+            _add(self._of_day, self._of_hour)
+            self._of_hour = {}
+        if end_ms % DAY_MS == 0:
+            self.detection.evaluate(end_ms - DAY_MS, DAY_MS, self._of_day)
+            self._of_day = {}
+
+    def _keep(self, hour_ms: int) -> None:
+        """Keep the part of the hour that the stream keeps for weeks, and drop what is older."""
+        self.past[hour_ms] = {
+            self.binnings.of(version)[0]: of_overall(counts).to_bytes() for version, counts in self._of_hour.items()
+        }
+        self.past.pop(hour_ms - _PAST_MS - DAY_MS, None)
+
+    def _hours(self, start_ms: int, end_ms: int) -> Iterator[tuple[int, dict[Model, Counts]]]:
+        for hour in range(start_ms, end_ms, HOUR_MS):
+            stored = self.past.get(hour, {})
+            yield (
+                hour,
+                {model: Counts.from_bytes(data, self.binnings.of(model.version)[1]) for model, data in stored.items()},
+            )
+
+
+def _add(sums: dict[str, Counts], more: Mapping[str, Counts]) -> None:
+    for version, counts in more.items():
+        if version in sums:
+            sums[version].add(counts)
+        else:
+            sums[version] = counts.copy()

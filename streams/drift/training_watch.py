@@ -1,0 +1,509 @@
+"""Compare each week of a model's decisions with its training window, and keep the alerts of what has moved away.
+
+The detectors find a change against expectations that follow features and traffic. A change that is slow enough is
+followed to its end. This comparison follows nothing:
+
+    day    web    expected by the baseline   in training   this comparison
+    1      74 %   74 %                       74 %
+    30     51 %   53 %                       74 %          raised, info: psi 0.22
+    45     40 %   42 %                       74 %          escalated, critical: psi 0.51
+
+1. At midnight the day's row of cells (models/drift/training_distance.py) joins those of the last six days. Their sum is
+   compared with the training window. The first comparison is after a whole week.
+2. A subject has moved if its PSI, beyond what is natural between weeks, reaches `psi_info`, and if `outside_min` of the
+   payments are not where they were.
+3. Moved subjects form groups: the traffic of each dimension, the features, the score. A group has one alert, named
+   after what moved most in it. A feature or score that moved by the mix of a dimension alone is attached to the alert
+   of that traffic; a score that moved with features, to theirs.
+4. As long as an alert of the baseline says the same at no lesser severity, none is raised.
+5. An open alert escalates, is repeated a few times, and clears when all of its group is back under half of `psi_info`.
+   A new reference, and a model that no longer decides, clear it, too.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paywarden.models.drift.binning import OVERALL
+from paywarden.models.drift.counts import Counts
+from paywarden.models.drift.detectors import DAY_MS
+from paywarden.models.drift.reference import Reference
+from paywarden.models.drift.signals import FEATURE_PREFIX, TRAFFIC
+from paywarden.models.drift.training_distance import WINDOW_DAYS, Distances, Subjects, chance_psi
+from paywarden.models.metrics.distances import psi
+from paywarden.schemas.errors import InvalidEvent
+from paywarden.streams.alerts.alerts import Alert, Comparison, Moved, Severity, State, rank_of
+from paywarden.streams.alerts.book import ATTACHED_MAX
+from paywarden.streams.alerts.causes import dimension_of, is_foreign
+from paywarden.streams.alerts.records import Histograms
+from paywarden.streams.drift.settings import TrainingComparisonSettings
+
+CountArray = NDArray[np.int64]
+DISTRIBUTION = "distribution"
+"""The statistic of an alert about a whole histogram: the share of payments that would have to move."""
+FEATURES, SCORE = "features", "score"
+# An alert is over below this share of psi_info.
+_QUIET_SHARE = 0.5
+# The mix explains a move if less than this share of its PSI is left once the mix is taken into account.
+_LEFT_MAX = 0.5
+# A segment with fewer payments in the reference is taken to be like all payments.
+_SEGMENT_PAYMENTS_MIN = 200
+_ZLIB_LEVEL = 1
+# All rows of a week of one model and its alerts are some 100 kB.
+_STATE_BYTES_MAX = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Week:
+    """The decisions of the days up to `end_ms`, compared with the training window. Arrays have shape (subjects,).
+
+    `beyond`: the PSI beyond what is natural. `newest`: the counts of the last day, with all segments.
+    """
+
+    start_ms: int
+    end_ms: int
+    row: CountArray
+    distances: Distances
+    beyond: NDArray[np.float64]
+    newest: Counts
+
+
+class TrainingWatch:
+    """The comparison of one model version with its reference, and its open alerts. Not thread-safe."""
+
+    def __init__(self, version: str, reference: Reference, settings: TrainingComparisonSettings) -> None:
+        self.version, self.reference, self._settings = version, reference, settings
+        self._subjects = Subjects(reference.binning, reference.feature_names)
+        self._then = self._subjects.row(reference.counts)
+        # The rows of the last days, by the start of the day.
+        self._days: dict[int, CountArray] = {}
+        self._since_ms = 0
+        # How far the newest week lies from the training window beyond what is natural: the furthest of each group.
+        self.distances: dict[str, float] = {}
+        # Open alerts by group, and when each was sent last.
+        self.open: dict[str, Alert] = {}
+        self._sent_ms: dict[str, int] = {}
+
+    def step(self, day_ms: int, counts: Counts, others: Sequence[Alert]) -> list[Alert]:
+        """Take a day's counts; return the alerts that were raised, escalated, repeated or cleared.
+
+        `others`: the open alerts of the baseline for this version. A day that was taken before changes nothing.
+        """
+        if self._days and day_ms <= max(self._days):
+            return []
+        self._since_ms = self._since_ms or day_ms
+        self._days[day_ms] = self._subjects.row(counts)
+        first_ms = day_ms - (WINDOW_DAYS - 1) * DAY_MS
+        self._days = {day: row for day, row in self._days.items() if day >= first_ms}
+        if self._since_ms > first_ms:
+            return []
+        return self._judge(self._week(first_ms, day_ms + DAY_MS, counts), others)
+
+    def is_idle(self, end_ms: int) -> bool:
+        """Whether no day of the week before `end_ms` has a decision."""
+        return not self._days or max(self._days) + WINDOW_DAYS * DAY_MS < end_ms
+
+    def close(self, time_ms: int) -> list[Alert]:
+        """Clear and return all open alerts."""
+        cleared = [replace(alert, state=State.CLEARED, time_ms=time_ms) for alert in self.open.values()]
+        self.open.clear()
+        self._sent_ms.clear()
+        return cleared
+
+    def acknowledge(self, alert_id: str, *, by: str, until_ms: int) -> bool:
+        """Note who has seen an alert; until `until_ms` it is only sent if it becomes critical.
+
+        Returns whether that was news: an alert of this watch, and not noted before.
+        """
+        for group, alert in self.open.items():
+            if alert.alert_id == alert_id:
+                until_ms = max(until_ms, alert.snoozed_until_ms)
+                newer = replace(alert, acknowledged_by=by, snoozed_until_ms=until_ms)
+                self.open[group] = newer
+                return newer != alert
+        return False
+
+    def histograms(self, alert: Alert) -> Histograms | None:
+        """Return the histograms of the reference and of the week; None for traffic, which has no edges."""
+        number, binning = self._number_of(alert), self.reference.binning
+        then, now = self._subjects.of(self._then, number), self._subjects.of(self._sum(), number)
+        if alert.subject == SCORE:
+            return Histograms.of_score(binning, then, now)
+        if alert.subject == TRAFFIC:
+            return None
+        feature = self.reference.feature_names.index(alert.subject.removeprefix(FEATURE_PREFIX))
+        return Histograms.of_feature(binning, feature, then, now)
+
+    def _sum(self) -> CountArray:
+        return np.asarray(sum(self._days.values()), dtype=np.int64)
+
+    def _week(self, start_ms: int, end_ms: int, newest: Counts) -> Week:
+        row = self._sum()
+        distances = self._subjects.distances(self._then, row)
+        chance = [
+            chance_psi(len(then), int(then.sum()), count)
+            for then, count in (
+                (self._subjects.of(self._then, number), count) for number, count in enumerate(distances.count.tolist())
+            )
+        ]
+        natural = np.array(chance)
+        if self.reference.natural is not None:
+            natural = np.maximum(natural, self.reference.natural.psi_of(distances.count))
+        beyond = np.where(distances.count >= self._settings.payments_min, distances.psi - natural, 0.0)
+        return Week(start_ms, end_ms, row, distances, beyond, newest)
+
+    def _judge(self, week: Week, others: Sequence[Alert]) -> list[Alert]:
+        moved, quiet = self._moved(week)
+        distances: dict[str, float] = {}
+        for number, beyond in enumerate(week.beyond.tolist()):
+            group = self._group_of(number)
+            distances[group] = max(beyond, distances.get(group, beyond))
+        self.distances = distances
+        before = dict(self.open)
+        alerts: list[Alert] = []
+        groups = self._groups(week, moved)
+        for group, members in groups.items():
+            alert = self.open.get(group)
+            if alert is not None:
+                alerts += self._followed(group, alert, members, week)
+            elif members and not self._is_told(members[0], week, others):
+                alerts.append(self._raised(group, members, week))
+        for group, alert in before.items():
+            if not groups.get(group):
+                alerts += self._unmoved(group, alert, week, quiet)
+        return alerts
+
+    def _moved(self, week: Week) -> tuple[list[int], list[int]]:
+        """Return the numbers of the subjects that have moved, the furthest first, and of those that are quiet."""
+        settings = self._settings
+        has_moved = (week.beyond >= settings.psi_info) & (week.distances.outside >= settings.outside_min)
+        quiet = np.flatnonzero(week.beyond < _QUIET_SHARE * settings.psi_info).tolist()
+        furthest = np.argsort(-week.beyond, kind="stable")
+        return [number for number in furthest.tolist() if has_moved[number]], quiet
+
+    def _groups(self, week: Week, moved: list[int]) -> dict[str, list[int]]:
+        """Return the moved subjects by group, the furthest first. Explained subjects belong to the group behind it."""
+        groups: dict[str, list[int]] = {}
+        of_traffic = [number for number in moved if self._subjects.all[number].name == TRAFFIC]
+        for number in of_traffic:
+            groups[self._group_of(number)] = [number]
+        # Features before the score, which they explain.
+        others = sorted(set(moved) - set(of_traffic), key=lambda number: (number == 0, moved.index(number)))
+        for number in others:
+            cause = next((one for one in of_traffic if self._mix_explains(week, number, one)), None)
+            if cause is not None:
+                groups[self._group_of(cause)].append(number)
+            elif number == 0 and FEATURES in groups:
+                groups[FEATURES].append(number)
+            else:
+                groups.setdefault(self._group_of(number), []).append(number)
+        return groups
+
+    def _group_of(self, number: int) -> str:
+        subject = self._subjects.all[number]
+        if subject.name == TRAFFIC:
+            return f"{TRAFFIC}:{subject.dimension}"
+        return FEATURES if subject.name.startswith(FEATURE_PREFIX) else SCORE
+
+    def _number_of(self, alert: Alert) -> int:
+        dimension = dimension_of(alert.segment) if alert.subject == TRAFFIC else ""
+        return next(
+            number
+            for number, subject in enumerate(self._subjects.all)
+            if (subject.name, subject.dimension) == (alert.subject, dimension)
+        )
+
+    def _mix_explains(self, week: Week, number: int, traffic: int) -> bool:
+        """Whether a feature or the score moved because the traffic of a dimension did.
+
+        Either the segments are as they were and only their shares differ, or one segment came or went and nothing
+        changed outside it.
+        """
+        place = [subject.name for subject in self._subjects.all].index(TRAFFIC)
+        names = self._subjects.segments[traffic - place]
+        segments = [self.reference.binning.segments.index(name) for name in names]
+        shares = self._subjects.of(week.row, traffic).astype(np.float64)
+        now = self._subjects.of(week.row, number)
+        mixed = np.zeros(len(now))
+        for segment, share in zip(segments, shares, strict=True):
+            mixed += share * self._shape(segment, number)
+        then = self._subjects.of(self._then, number)
+        if psi(mixed / mixed.sum() * then.sum(), now) < _LEFT_MAX * psi(then, now):
+            return True
+        foreign = self._most_moved(week, traffic)
+        return self._foreign_explains(week, number, segments[foreign], *self._shares_at(week, traffic, foreign))
+
+    def _shape(self, segment: int, number: int) -> NDArray[np.float64]:
+        """Return how a subject was distributed over its bins in a segment of the reference."""
+        inside = self._subjects.of(self._subjects.row(self.reference.counts, segment), number)
+        if inside.sum() < _SEGMENT_PAYMENTS_MIN:
+            inside = self._subjects.of(self._then, number)
+        return np.asarray(inside / max(int(inside.sum()), 1), dtype=np.float64)
+
+    def _foreign_explains(self, week: Week, number: int, segment: int, value: float, expected: float) -> bool:
+        if not is_foreign(value, expected):
+            return False
+        of, row = self._subjects.of, self._subjects.row
+        then = of(row(self.reference.counts), number) - of(row(self.reference.counts, segment), number)
+        whole = of(row(week.newest), number)
+        now = whole - of(row(week.newest, segment), number)
+        return bool(psi(then, now) < _LEFT_MAX * psi(of(self._then, number), whole))
+
+    def _most_moved(self, week: Week, traffic: int) -> int:
+        """Return which value of a dimension has the largest part in the PSI of its traffic."""
+        then, now = (_shares(self._subjects.of(row, traffic)) for row in (self._then, week.row))
+        floor = 0.5 / max(int(week.distances.count[traffic]), 1)
+        then, now = np.maximum(then, floor), np.maximum(now, floor)
+        return int(np.argmax((now - then) * np.log(now / then)))
+
+    def _shares_at(self, week: Week, traffic: int, place: int) -> tuple[float, float]:
+        """Return the share of a value of a dimension in the week and in training."""
+        return tuple(float(_shares(self._subjects.of(row, traffic))[place]) for row in (week.row, self._then))  # type: ignore[return-value]
+
+    def _severity(self, beyond: float) -> Severity:
+        settings = self._settings
+        if beyond >= settings.psi_critical:
+            return Severity.CRITICAL
+        return Severity.WARNING if beyond >= settings.psi_warning else Severity.INFO
+
+    def _is_told(self, number: int, week: Week, others: Sequence[Alert]) -> bool:
+        """Whether an open alert of the baseline says at least as much about this subject."""
+        subject, severity = self._subjects.all[number], self._severity(float(week.beyond[number]))
+        for alert in others:
+            names = {alert.subject, *(moved.subject for moved in alert.attached)}
+            same = subject.name in names
+            if subject.name == TRAFFIC:
+                same = alert.subject == TRAFFIC and dimension_of(alert.segment) == subject.dimension
+            if same and rank_of(alert.severity) >= rank_of(severity):
+                return True
+        return False
+
+    def _naming(self, number: int, members: Iterable[int], week: Week) -> dict[str, Any]:
+        """Return the fields of an alert that is named after this subject."""
+        subject, distances = self._subjects.all[number], week.distances
+        statistic, segment = DISTRIBUTION, OVERALL
+        value, expected = float(distances.outside[number]), 0.0
+        attached = [self._attached(member, week) for member in members if member != number]
+        if subject.name == TRAFFIC:
+            place = self._most_moved(week, number)
+            names = self._subjects.segments[number - len(self._subjects.all) + len(self._subjects.segments)]
+            statistic, segment = "share", names[place]
+            value, expected = self._shares_at(week, number, place)
+            attached += self._of_segment(week, segment, value, expected)
+        return {
+            "subject": subject.name,
+            "statistic": statistic,
+            "segment": segment,
+            "slack_ms": WINDOW_DAYS * DAY_MS // 2,
+            "length_ms": week.end_ms - week.start_ms,
+            "effect": float(distances.psi[number]),
+            "effect_min": float(distances.psi[number] - week.beyond[number]) + self._settings.psi_info,
+            "value": value,
+            "expected": expected,
+            "count": int(distances.count[number]),
+            "evidence": 0.0,
+            "evidence_min": 0.0,
+            "shift": 0.0,
+            "window_start_ms": week.start_ms,
+            "window_end_ms": week.end_ms,
+            "last_counted_ms": week.end_ms,
+            "outside": float(distances.outside[number]),
+            "attached": tuple(attached[:ATTACHED_MAX]),
+        }
+
+    def _attached(self, number: int, week: Week) -> Moved:
+        subject = self._subjects.all[number]
+        return Moved(subject.name, DISTRIBUTION, OVERALL, float(week.distances.psi[number]), 0.0)
+
+    def _of_segment(self, week: Week, segment: str, value: float, expected: float) -> list[Moved]:
+        """Return the score within a segment that has grown, if it is not as the reference's score is."""
+        place = self.reference.binning.segments.index(segment)
+        now = week.newest.scores[place]
+        if value <= expected or now.sum() < _SEGMENT_PAYMENTS_MIN:
+            return []
+        then = self.reference.counts.scores[place]
+        if then.sum() < _SEGMENT_PAYMENTS_MIN:
+            then = self.reference.counts.scores[0]
+        moved = float(psi(then, now)) - chance_psi(len(now), int(then.sum()), int(now.sum()))
+        return [Moved(SCORE, DISTRIBUTION, segment, moved, 0.0)] if moved >= self._settings.psi_info else []
+
+    def _raised(self, group: str, members: list[int], week: Week) -> Alert:
+        # A digest, so a day that is evaluated again raises the same alert.
+        name = "\0".join((self.version, self.reference.digest.hex(), group, str(week.end_ms)))
+        alert = Alert(
+            alert_id=hashlib.sha256(f"training\0{name}".encode()).hexdigest()[:16],
+            model_version=self.version,
+            state=State.RAISED,
+            severity=self._severity(float(week.beyond[members[0]])),
+            time_ms=week.end_ms,
+            first_seen_ms=week.start_ms,
+            raised_ms=week.end_ms,
+            comparison=Comparison.TRAINING,
+            **self._naming(members[0], members, week),
+        )
+        self.open[group], self._sent_ms[group] = alert, week.end_ms
+        return alert
+
+    def _followed(self, group: str, alert: Alert, members: list[int], week: Week) -> list[Alert]:
+        """Update an open alert whose group still has moved; return it if it has to be sent."""
+        named = self._number_of(alert)
+        number = named if named in members else members[0]
+        severity = max((self._severity(float(week.beyond[number])), alert.severity), key=rank_of)
+        newer = replace(alert, **self._naming(number, members, week), severity=severity)
+        worse = rank_of(severity) > rank_of(alert.severity) or newer.subject != alert.subject or alert.held_back
+        due_ms = self._sent_ms[group] + self._settings.remind_days * DAY_MS * 2**alert.reminders
+        is_due = week.end_ms >= due_ms and alert.reminders < self._settings.reminders_max
+        if not (worse or is_due):
+            self.open[group] = newer
+            return []
+        if week.end_ms < alert.snoozed_until_ms and severity is not Severity.CRITICAL:
+            self.open[group] = replace(newer, held_back=worse)
+            return []
+        newer = replace(
+            newer,
+            state=State.ESCALATED,
+            time_ms=week.end_ms,
+            held_back=False,
+            reminders=alert.reminders if worse else alert.reminders + 1,
+        )
+        self.open[group], self._sent_ms[group] = newer, week.end_ms
+        return [newer]
+
+    def _unmoved(self, group: str, alert: Alert, week: Week, quiet: Sequence[int]) -> list[Alert]:
+        """Update an open alert of whose group nothing is over the limit; clear it once the group is quiet."""
+        number = self._number_of(alert)
+        newer = replace(alert, **self._naming(number, [number], week))
+        self.open[group] = newer
+        if number not in quiet:
+            return []
+        del self.open[group], self._sent_ms[group]
+        return [replace(newer, state=State.CLEARED, time_ms=week.end_ms)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the state for JSON and `restore`."""
+        days = {str(day): base64.b64encode(row.astype("<i8").tobytes()).decode() for day, row in self._days.items()}
+        return {
+            "reference": self.reference.digest.hex(),
+            "since_ms": self._since_ms,
+            "days": days,
+            "open": {group: alert.to_dict() for group, alert in self.open.items()},
+            "sent_ms": self._sent_ms,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Restore what `to_dict` returned. Raises ValueError, KeyError or TypeError for damaged states."""
+        days = {int(day): np.frombuffer(base64.b64decode(row), "<i8") for day, row in state["days"].items()}
+        if any(len(row) != self._subjects.cells for row in days.values()):
+            raise ValueError("the rows are of other subjects")
+        self.open = {group: Alert.from_dict(fields) for group, fields in state["open"].items()}
+        self._sent_ms = {group: int(state["sent_ms"][group]) for group in self.open}
+        self._days = {day: row.astype(np.int64) for day, row in days.items()}
+        self._since_ms = int(state["since_ms"])
+
+
+class TrainingWatches:
+    """A TrainingWatch for each version that has a reference. Not thread-safe."""
+
+    def __init__(self, settings: TrainingComparisonSettings) -> None:
+        self._settings = settings
+        self._watches: dict[str, TrainingWatch] = {}
+        self._orphans: list[Alert] = []
+        # The state as bytes: it changes once a day, and is saved with every block.
+        self._packed: bytes | None = None
+
+    def step(
+        self,
+        day_ms: int,
+        counts: Mapping[str, tuple[Reference, Counts]],
+        others: Sequence[Alert],
+    ) -> list[Alert]:
+        """Take a day's counts by version, each with its reference; return the alerts whose state changed."""
+        self._packed = None
+        end_ms = day_ms + DAY_MS
+        alerts: list[Alert] = []
+        for version, (reference, of_version) in sorted(counts.items()):
+            watch = self._watches.get(version)
+            if watch is None or watch.reference is not reference:
+                alerts += watch.close(end_ms) if watch is not None else []
+                watch = self._watches[version] = TrainingWatch(version, reference, self._settings)
+            own = [alert for alert in others if alert.model_version == version]
+            alerts += watch.step(day_ms, of_version, own)
+        for version in [version for version in self._watches if version not in counts]:
+            alerts += self._watches[version].close(end_ms)
+            if self._watches[version].is_idle(end_ms):
+                del self._watches[version]
+        return alerts
+
+    def cleared(self, end_ms: int) -> list[Alert]:
+        """Return the alerts of a restored state that have no reference any more, cleared; each once."""
+        alerts = [replace(alert, state=State.CLEARED, time_ms=end_ms) for alert in self._orphans]
+        self._orphans = []
+        return alerts
+
+    def watch_of(self, version: str) -> TrainingWatch | None:
+        """Return the watch of a version; None if there is none."""
+        return self._watches.get(version)
+
+    def acknowledge(self, alert_id: str, *, by: str, until_ms: int) -> bool:
+        """Note that somebody has seen an alert. Returns whether that was news."""
+        is_news = any(watch.acknowledge(alert_id, by=by, until_ms=until_ms) for watch in self._watches.values())
+        if is_news:
+            self._packed = None
+        return is_news
+
+    @property
+    def open_alerts(self) -> list[Alert]:
+        """The open alerts of all versions."""
+        return [alert for _, watch in sorted(self._watches.items()) for _, alert in sorted(watch.open.items())]
+
+    def to_bytes(self) -> bytes:
+        """Return the whole state, for `restore`; empty if there is nothing to keep."""
+        if self._packed is None:
+            states = {version: watch.to_dict() for version, watch in sorted(self._watches.items())}
+            text = json.dumps(states, separators=(",", ":"), sort_keys=True)
+            self._packed = zlib.compress(text.encode(), _ZLIB_LEVEL) if states else b""
+        return self._packed
+
+    def restore(self, state: bytes, reference_of: Callable[[str], Reference | None]) -> None:
+        """Restore the state that `to_bytes` returned; empty bytes begin anew. Raises InvalidEvent for damaged bytes.
+
+        `reference_of`: returns the reference of a version as `step` gets it. If that is another one now, or none,
+        `cleared` returns the version's alerts.
+        """
+        self._watches, self._orphans, self._packed = {}, [], None
+        if not state:
+            return
+        try:
+            for version, fields in json.loads(_inflated(state)).items():
+                reference = reference_of(version)
+                if reference is None or reference.digest.hex() != fields["reference"]:
+                    self._orphans += [Alert.from_dict(alert) for alert in fields["open"].values()]
+                    continue
+                watch = TrainingWatch(version, reference, self._settings)
+                watch.restore(fields)
+                self._watches[version] = watch
+        except (zlib.error, ValueError, KeyError, TypeError, AttributeError) as error:
+            self._watches, self._orphans = {}, []
+            raise InvalidEvent("the state of the comparison with training is damaged") from error
+
+
+def _shares(counts: NDArray[Any]) -> NDArray[np.float64]:
+    return np.asarray(counts / max(int(counts.sum()), 1), dtype=np.float64)
+
+
+def _inflated(state: bytes) -> bytes:
+    """Raises ValueError for a state that is cut off or larger than any can be."""
+    decompressor = zlib.decompressobj()
+    text = decompressor.decompress(state, _STATE_BYTES_MAX)
+    if not decompressor.eof:
+        raise ValueError("the state is cut off")
+    return text
