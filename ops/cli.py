@@ -16,6 +16,7 @@ from paywarden.ops import wiring
 from paywarden.ops.commands.archive import archive
 from paywarden.ops.commands.backfill import backfill
 from paywarden.ops.commands.backtest import backtest
+from paywarden.ops.commands.ceiling import ceiling
 from paywarden.ops.commands.convert import convert
 from paywarden.ops.commands.dead_letters import dead_letters
 from paywarden.ops.commands.decisions import decisions
@@ -34,13 +35,14 @@ from paywarden.ops.commands.replay import replay
 from paywarden.ops.commands.rollout import rollout
 from paywarden.ops.commands.schemas import schemas
 from paywarden.ops.commands.set_aside import set_aside
+from paywarden.ops.commands.simulate import simulate
 from paywarden.ops.commands.source import source_group
 from paywarden.ops.commands.store import store
 from paywarden.ops.commands.train import train
 from paywarden.ops.extras import needs
 from paywarden.ops.logs import set_up_logging
 from paywarden.ops.reporting import report
-from paywarden.schemas.errors import Misconfigured, PaywardenError
+from paywarden.schemas.errors import PaywardenError
 from paywarden.schemas.settings import Source, read_source
 
 if TYPE_CHECKING:
@@ -84,62 +86,6 @@ def cli(context: click.Context, config: str | None, log: str) -> None:
     set_up_logging(log)
     # `policy check` reports unknown sections together with everything else that is wrong.
     context.obj = read_source(config, check_sections=context.invoked_subcommand != "policy")
-
-
-# Data
-
-
-@cli.command()
-@click.option("--cards", type=click.IntRange(1), required=True, help="Number of cards.")
-@click.option("--days", type=click.IntRange(1), required=True, help="Number of days.")
-@click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same payments.")
-@click.option(
-    "--end",
-    metavar="TIME",
-    help="When the payments end: now, a date or a time. Outcomes known only later are left out. "
-    "Without it the payments start on 2024-01-01 and have all their outcomes.",
-)
-@click.option("--out", type=click.Path(file_okay=False), required=True, help="Folder for the two files.")
-@click.pass_obj
-@needs("history")
-def simulate(source: Source, cards: int, days: int, seed: int, end: str | None, out: str) -> None:
-    """Write simulated payments with fraud and its labels.
-
-    The fraud follows several patterns that are known from real payments. Declared fields of [features] catalogue get
-    plausible values, which say nothing about fraud.
-    """
-    from paywarden.features.datasets.declared_columns import with_declared_columns
-    from paywarden.features.datasets.simulator import simulate as make
-    from paywarden.features.datasets.simulator import split_at
-    from paywarden.features.history.history import write_history
-    from paywarden.ops.times import spoken
-
-    end_ms = None if end is None else _end_of_simulation_ms(end)
-    fields = wiring.catalogue(source).payment.fields
-    payments, outcomes = make(cards=cards, days=days, seed=seed, end_time_ms=end_ms)
-    payments = with_declared_columns(payments, fields, seed=seed)
-    if end_ms is not None:
-        (payments, outcomes), _ = split_at(payments, outcomes, end_ms)
-    write_history(out, payments, outcomes, fields)
-    said = f"{len(payments)} payments and {len(outcomes)} outcomes in {out}"
-    click.echo(said if end_ms is None else f"{said}, up to {spoken(end_ms)} UTC")
-
-
-def _end_of_simulation_ms(text: str) -> int:
-    """Returns `--end` in epoch milliseconds. Raises Misconfigured for a text that is no time, and for a future time."""
-    from paywarden.ops.times import now_ms, time_ms_of
-
-    # Whole seconds, so that the printed time names the same stream again.
-    now = now_ms() // 1000 * 1000
-    try:
-        end_ms = now if text == "now" else time_ms_of(text)
-    except ValueError:
-        raise Misconfigured(
-            f"--end: wanted now, a date such as 2026-10-01 or a time such as 2026-10-01T12:00:00Z, got {text!r}"
-        ) from None
-    if end_ms > now:
-        raise Misconfigured(f"--end: wanted now or a time before it, got {text!r}")
-    return end_ms
 
 
 # Models
@@ -343,8 +289,8 @@ def _ending(name: str) -> ProcessEnd:
 
 
 for _command in (
-    *(archive, backfill, backtest, convert, dead_letters, decisions, doctor, drift, features),
-    *(forget, init, load, models, outbox, policy, profile_sets, rebuild, replay, rollout),
-    *(schemas, set_aside, source_group, store, train),
+    *(archive, backfill, backtest, ceiling, convert, dead_letters, decisions, doctor, drift),
+    *(features, forget, init, load, models, outbox, policy, profile_sets, rebuild, replay),
+    *(rollout, schemas, set_aside, simulate, source_group, store, train),
 ):
     cli.add_command(_command)

@@ -11,17 +11,18 @@ from paywarden.schemas.payment_fields import Form, PaymentField, PaymentFields
 
 
 def with_declared_columns(payments: pa.Table, fields: PaymentFields, *, seed: int) -> pa.Table:
-    """Returns a payments table with a column of plausible values for each declared field.
+    """Returns a payments table with a column of plausible values for each declared field that it does not have yet.
 
-    The same arguments give the same values. Without declared fields it is the table that was given.
+    The same arguments give the same values.
     """
-    if not fields.declared:
+    missing = [field for field in fields.declared if field.name not in payments.column_names]
+    if not missing:
         return payments
     cards = payments["card_id"].cast(pa.string())
     card = pc.index_in(cards, value_set=pc.unique(cards)).to_numpy().astype(np.int64)
     times, amounts = (payments[name].to_numpy() for name in ("event_time_ms", "amount_minor"))
     values = declared_values(fields, card, times, amounts, seed=seed)
-    for field in fields.declared:
+    for field in missing:
         payments = payments.append_column(field.name, pa.array(values[field.name], _type_of(field)))
     return payments
 

@@ -24,13 +24,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from paywarden.features.datasets.fraud_patterns import (
     ATM,
     DAY_MS,
     ECOM,
-    HOUR_MS,
     MINUTE_MS,
     NONE,
     POS,
@@ -42,11 +40,24 @@ from paywarden.features.datasets.fraud_patterns import (
     World,
     commit_fraud,
 )
-from paywarden.features.history.history import LABELS, numbered_ids
-from paywarden.schemas.errors import Misconfigured
-
-DEFAULT_START_MS = 1_704_067_200_000
-"""2024-01-01T00:00:00Z: a fixed day, so that the same arguments give the same tables on any day."""
+from paywarden.features.datasets.simulated_columns import (
+    COUNTRIES,
+    addresses,
+    draw_countries,
+    draw_times_of_day,
+    ids,
+    minor_amounts,
+    named,
+    outcomes_table,
+    span_of,
+)
+from paywarden.features.datasets.simulated_columns import (
+    DEFAULT_START_MS as DEFAULT_START_MS,
+)
+from paywarden.features.datasets.simulated_columns import (
+    split_at as split_at,
+)
+from paywarden.features.history.history import numbered_ids
 
 PAYMENTS_PER_DAY = 1.8
 """The average for a card."""
@@ -56,35 +67,6 @@ MERCHANTS_MIN = 120
 FAVOURITES = 8
 DECLINED_SHARES = 0.12, 0.02
 """The shares of declined frauds and genuine payments. Issuers decline a few of all, and more of suspicious ones."""
-WRONG_REPORT_SHARE = 0.02
-"""The number of mistaken reports for each fraud; they are taken back later."""
-
-SOURCES = ("chargeback", "issuer", "analyst")
-
-
-@dataclass(frozen=True)
-class Country:
-    """A country of cards and merchants. Cash machines pay multiples of `note`, in major units."""
-
-    code: str
-    share: float
-    currency: str
-    minor_digits: int
-    units_per_eur: float
-    note: int
-    utc_offset_hours: int
-
-
-COUNTRIES = (
-    Country("DE", 0.28, "EUR", 2, 1.0, 10, 1),
-    Country("FR", 0.18, "EUR", 2, 1.0, 10, 1),
-    Country("GB", 0.16, "GBP", 2, 0.85, 10, 0),
-    Country("US", 0.12, "USD", 2, 1.08, 20, -5),
-    Country("NL", 0.09, "EUR", 2, 1.0, 10, 1),
-    Country("SE", 0.07, "SEK", 2, 11.4, 100, 1),
-    Country("PL", 0.06, "PLN", 2, 4.3, 50, 1),
-    Country("JP", 0.04, "JPY", 0, 163.0, 1000, 9),
-)
 
 
 @dataclass(frozen=True)
@@ -119,13 +101,6 @@ CATEGORIES = (
 CHANNELS = ("ecom", "pos", "contactless", "atm")
 CONTACTLESS_LIMIT_EUR_CENTS = 5_000
 
-# Local hours at which people pay, by kind: (mean, deviation, share).
-HOURS = {
-    ECOM: ((12.5, 3.0, 0.35), (20.5, 2.2, 0.57), (2.0, 2.0, 0.08)),
-    POS: ((8.5, 1.2, 0.15), (12.8, 1.8, 0.4), (18.0, 2.0, 0.45)),
-    ATM: ((11.5, 2.5, 0.5), (17.5, 2.5, 0.5)),
-}
-
 
 def simulate(*, cards: int, days: int, seed: int, end_time_ms: int | None = None) -> tuple[pa.Table, pa.Table]:
     """Returns (payments, outcomes) of `days` days, sorted by time, as `paywarden.features.history.history` needs them.
@@ -133,17 +108,12 @@ def simulate(*, cards: int, days: int, seed: int, end_time_ms: int | None = None
     The span ends at `end_time_ms` (exclusive), or starts on DEFAULT_START_MS if that is not given. The same
     arguments give the same tables. To go on past a moment, simulate more days and use `split_at`.
     """
-    for name, value, least in (("cards", cards, 1), ("days", days, 1), ("seed", seed, 0)):
-        if value < least:
-            raise Misconfigured(f"{name} must be at least {least}, got {value}")
-    start_ms = DEFAULT_START_MS if end_time_ms is None else end_time_ms - days * DAY_MS
-    if start_ms < 0:
-        raise Misconfigured(f"the simulated span must not start before 1970: {days} days end at {end_time_ms} ms")
-    world, payments = simulate_columns(cards=cards, seed=seed, start_ms=start_ms, end_ms=start_ms + days * DAY_MS)
+    start_ms, end_ms = span_of(cards=cards, days=days, seed=seed, end_time_ms=end_time_ms)
+    world, payments = simulate_columns(cards=cards, seed=seed, start_ms=start_ms, end_ms=end_ms)
     payment_id = numbered_ids("p", np.arange(len(payments)), width=10)
     rng_amounts, rng_outcomes, rng_declines = _random_streams(seed)[4:7]
     payment_table = _payments_table(rng_amounts, rng_declines, world, payments, payment_id)
-    return payment_table, _outcomes_table(rng_outcomes, payments, payment_id)
+    return payment_table, outcomes_table(rng_outcomes, payments.time_ms, payments.is_fraud, payment_id)
 
 
 def simulate_columns(*, cards: int, seed: int, start_ms: int, end_ms: int) -> tuple[World, SimulatedPayments]:
@@ -155,20 +125,6 @@ def simulate_columns(*, cards: int, seed: int, start_ms: int, end_ms: int) -> tu
     genuine = _draw_genuine(rng_genuine, world, population)
     payments = commit_fraud(rng_fraud, world, genuine)
     return world, payments.take(np.argsort(payments.time_ms, kind="stable"))
-
-
-def split_at(
-    payments: pa.Table, outcomes: pa.Table, time_ms: int
-) -> tuple[tuple[pa.Table, pa.Table], tuple[pa.Table, pa.Table]]:
-    """Split a history into the part that had happened and was known before a time, and the part from then on.
-
-    The first pair is a history of its own; outcomes of the second may be about payments of the first.
-    """
-    is_past_payment = pc.less(payments["event_time_ms"], time_ms)
-    is_past_outcome = pc.less(outcomes["outcome_time_ms"], time_ms)
-    past = payments.filter(is_past_payment), outcomes.filter(is_past_outcome)
-    rest = payments.filter(pc.invert(is_past_payment)), outcomes.filter(pc.invert(is_past_outcome))
-    return past, rest
 
 
 @dataclass(frozen=True)
@@ -200,7 +156,7 @@ def _draw_merchants(rng: np.random.Generator, count: int) -> Merchants:
     everywhere = np.arange(3 * kinds * countries) % (kinds * countries)
     more = count - len(everywhere)
     kind = rng.choice(kinds, more, p=[0.33, 0.6, 0.07])
-    group = np.sort(np.concatenate((everywhere, kind * countries + _draw_countries(rng, more))))
+    group = np.sort(np.concatenate((everywhere, kind * countries + draw_countries(rng, more))))
     kind, country = np.divmod(group, countries)
     category = np.empty(count, dtype=np.int8)
     for each in range(kinds):
@@ -227,17 +183,13 @@ def _rising_popularity(group: AnyInts) -> FloatArray:
     return np.concatenate([number + share / share[-1] for number, share in zip(groups, shares, strict=True)])
 
 
-def _draw_countries(rng: np.random.Generator, count: int) -> npt.NDArray[np.int64]:
-    return rng.choice(len(COUNTRIES), count, p=[country.share for country in COUNTRIES])
-
-
 def _draw_population(
     rng: np.random.Generator, merchants: Merchants, count: int, start_ms: int, end_ms: int
 ) -> _Population:
     # About three cards in two households: a household is where cards meet on one device and one address.
     household = np.sort(rng.integers(0, max(1, 2 * count // 3), count)).astype(np.int32)
     homes = int(household[-1]) + 1
-    country = _draw_countries(rng, homes)[household].astype(np.int8)
+    country = draw_countries(rng, homes)[household].astype(np.int8)
     span_ms = end_ms - start_ms
     journey_from_ms = start_ms + (rng.uniform(-0.2, 1, count) * max(span_ms, 60 * DAY_MS)).astype(np.int64)
     ecom, atm = rng.beta(2, 3, count), rng.uniform(0.01, 0.07, count)
@@ -259,7 +211,7 @@ def _draw_population(
         mobile_ip=(homes + rng.integers(0, 1 + count // 20, count)).astype(np.int32),
         journey_from_ms=journey_from_ms,
         journey_to_ms=journey_from_ms + (rng.uniform(3, 14, count) * DAY_MS).astype(np.int64),
-        journey_country=_draw_countries(rng, count).astype(np.int8),
+        journey_country=draw_countries(rng, count).astype(np.int8),
     )
 
 
@@ -269,7 +221,7 @@ def _draw_favourites(
     shape = (len(home), FAVOURITES)
     home_country = np.broadcast_to(home[:, np.newaxis], shape)
     # Online, one favourite in four sells from another country.
-    abroad = _draw_countries(rng, len(home) * FAVOURITES).reshape(shape)
+    abroad = draw_countries(rng, len(home) * FAVOURITES).reshape(shape)
     shop_country = np.where(rng.random(shape) < 0.25, abroad, home_country)
     by_kind = [
         merchants.draw(rng, np.full(shape, kind), shop_country if kind == ECOM else home_country)
@@ -287,7 +239,7 @@ def _draw_genuine(rng: np.random.Generator, world: World, population: _Populatio
     )
     kind = _draw_kinds(rng, population.kind_shares[card])
     day = first_day + rng.integers(0, day_count, len(card))
-    time_ms = day * DAY_MS + _draw_times_of_day(rng, kind, world.cards.country[card])
+    time_ms = day * DAY_MS + draw_times_of_day(rng, kind, world.cards.country[card])
     time_ms = _bring_some_together(rng, card, time_ms)
     # No card is active before the span starts.
     is_lived = (time_ms >= population.active_from_ms[card]) & (time_ms < world.end_ms)
@@ -310,21 +262,6 @@ def _draw_genuine(rng: np.random.Generator, world: World, population: _Populatio
 def _draw_kinds(rng: np.random.Generator, rising_shares: FloatArray) -> npt.NDArray[np.int8]:
     chance = rng.random(len(rising_shares))
     return ((chance >= rising_shares[:, 0]).astype(np.int8) + (chance >= rising_shares[:, 1])).astype(np.int8)
-
-
-def _draw_times_of_day(
-    rng: np.random.Generator, kind: npt.NDArray[np.int8], country: npt.NDArray[np.int8]
-) -> npt.NDArray[np.int64]:
-    """Returns milliseconds of the UTC day."""
-    hour = np.empty(len(kind))
-    for each, mixture in HOURS.items():
-        rows = np.flatnonzero(kind == each)
-        mean, deviation, share = (np.array(column) for column in zip(*mixture, strict=True))
-        part = np.searchsorted(np.cumsum(share)[:-1], rng.random(len(rows)), side="right")
-        hour[rows] = mean[part] + deviation[part] * rng.standard_normal(len(rows))
-    offset = np.array([entry.utc_offset_hours for entry in COUNTRIES])[country]
-    time_ms: npt.NDArray[np.int64] = ((hour - offset) * HOUR_MS).astype(np.int64) % DAY_MS
-    return time_ms
 
 
 def _bring_some_together(
@@ -353,7 +290,7 @@ def _choose_merchants(
     favourite = population.favourites[card, kind, place]
     is_away = (time_ms >= population.journey_from_ms[card]) & (time_ms < population.journey_to_ms[card])
     country = np.where(is_away & (kind != ECOM), population.journey_country[card], world.cards.country[card])
-    abroad = _draw_countries(rng, len(card))
+    abroad = draw_countries(rng, len(card))
     country = np.where((kind == ECOM) & (rng.random(len(card)) < 0.25), abroad, country)
     is_new = (rng.random(len(card)) < 0.25) | (is_away & (kind != ECOM))
     return np.where(is_new, world.merchants.draw(rng, kind, country), favourite)
@@ -395,15 +332,15 @@ def _payments_table(
         {
             "payment_id": payment_id,
             "event_time_ms": payments.time_ms,
-            "card_id": _ids("card-", payments.card, width=6),
-            "merchant_id": _ids("merchant-", payments.merchant, width=5),
-            "device_id": _ids("device-", payments.device, width=7),
-            "ip": _addresses(payments.ip),
-            "amount_minor": _minor_amounts(payments.eur_cents, country, kind),
-            "currency": _named(currency_of_country[country], currencies),
-            "mcc": _named(world.merchants.mcc[payments.merchant], [entry.mcc for entry in CATEGORIES]),
-            "country": _named(country, [entry.code for entry in COUNTRIES]),
-            "channel": _named(channel, CHANNELS),
+            "card_id": ids("card-", payments.card, width=6),
+            "merchant_id": ids("merchant-", payments.merchant, width=5),
+            "device_id": ids("device-", payments.device, width=7),
+            "ip": addresses(payments.ip),
+            "amount_minor": minor_amounts(payments.eur_cents, country, kind),
+            "currency": named(currency_of_country[country], currencies),
+            "mcc": named(world.merchants.mcc[payments.merchant], [entry.mcc for entry in CATEGORIES]),
+            "country": named(country, [entry.code for entry in COUNTRIES]),
+            "channel": named(channel, CHANNELS),
             "utc_offset_minutes": _utc_offset_minutes(world, payments, country, kind),
             "declined": rng_declines.random(len(payments)) < np.where(payments.is_fraud, *DECLINED_SHARES),
         }
@@ -416,66 +353,3 @@ def _utc_offset_minutes(
     """The payer's clock: at a terminal the merchant's, online the card holder's."""
     where = np.where(kind == ECOM, world.cards.country[payments.card], country)
     return np.array([60 * entry.utc_offset_hours for entry in COUNTRIES], dtype=np.int32)[where]
-
-
-def _minor_amounts(
-    eur_cents: FloatArray, country: npt.NDArray[np.int8], kind: npt.NDArray[np.int8]
-) -> npt.NDArray[np.int64]:
-    """In minor units of the country's currency, at least one; cash in whole notes."""
-    per_cent = np.array([entry.units_per_eur * 10**entry.minor_digits / 100 for entry in COUNTRIES])
-    note = np.array([entry.note * 10**entry.minor_digits for entry in COUNTRIES])[country]
-    exact = eur_cents * per_cent[country]
-    cash = np.maximum(1, np.rint(exact / note)) * note
-    minor: npt.NDArray[np.int64] = np.where(kind == ATM, cash, np.maximum(1, np.rint(exact))).astype(np.int64)
-    return minor
-
-
-def _outcomes_table(rng: np.random.Generator, payments: SimulatedPayments, payment_id: pa.Array) -> pa.Table:
-    genuine, fraud = np.flatnonzero(~payments.is_fraud), np.flatnonzero(payments.is_fraud)
-    mistaken = rng.choice(genuine, min(len(genuine), rng.poisson(len(fraud) * WRONG_REPORT_SHARE)), replace=False)
-    reported = np.concatenate((fraud, mistaken))
-    source, delay_ms = _draw_reports(rng, len(reported))
-    corrected_ms = delay_ms[len(fraud) :] + (rng.uniform(2, 20, len(mistaken)) * DAY_MS).astype(np.int64)
-    silent = np.setdiff1d(genuine, mistaken, assume_unique=True)
-    silence_ms = 7 * DAY_MS + (rng.exponential(0.5, len(silent)) * DAY_MS).astype(np.int64)
-    row = np.concatenate((reported, mistaken, silent))
-    time_ms = payments.time_ms[row] + np.concatenate((delay_ms, corrected_ms, silence_ms))
-    label = np.repeat([LABELS.index("fraud"), LABELS.index("genuine")], [len(reported), len(row) - len(reported)])
-    analyst = np.full(len(mistaken), SOURCES.index("analyst"))
-    said_by = np.concatenate((source, analyst, np.full(len(silent), NONE)))
-    order = np.argsort(time_ms, kind="stable")
-    return pa.table(
-        {
-            "payment_id": payment_id.take(pa.array(row[order])),
-            "outcome_time_ms": time_ms[order],
-            "label": _named(label[order], LABELS),
-            "source": _named(said_by[order], SOURCES),
-        }
-    )
-
-
-def _draw_reports(rng: np.random.Generator, count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Returns who reports a fraud (index into SOURCES), and how many milliseconds after the payment."""
-    source = rng.choice(len(SOURCES), count, p=[0.7, 0.15, 0.15])
-    median_days = np.array([5.0, 1.5, 3 / 24])[source]
-    days = np.clip(median_days * rng.lognormal(0, 0.8, count), 10 / (24 * 60), 60)
-    return source, (days * DAY_MS).astype(np.int64)
-
-
-def _ids(prefix: str, codes: AnyInts, *, width: int) -> pa.Array:
-    highest = int(codes.max(initial=0))
-    names = numbered_ids(prefix, np.arange(highest + 1), width=max(width, len(str(highest))))
-    return _named(codes, names)
-
-
-def _addresses(codes: AnyInts) -> pa.Array:
-    """Returns private addresses, which name no real network. They repeat after 16 million."""
-    numbers = range(int(codes.max(initial=0)) + 1)
-    return _named(codes, [f"10.{n >> 16 & 255}.{n >> 8 & 255}.{n & 255}" for n in numbers])
-
-
-def _named(codes: AnyInts, names: pa.Array | list[str] | tuple[str, ...]) -> pa.Array:
-    """A dictionary-encoded column; a code of -1 is null."""
-    indices = pa.array(codes.astype(np.int32), mask=codes == NONE)
-    distinct = names if isinstance(names, pa.Array) else pa.array(names, pa.string())
-    return pa.DictionaryArray.from_arrays(indices, distinct)

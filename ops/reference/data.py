@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 
+from paywarden.features.datasets.shop_world import TRUTH_COLUMNS, TRUTH_FILE
 from paywarden.features.history.history import (
     ABSENT_COLUMNS,
     INTEGER,
@@ -112,7 +113,7 @@ def data_page() -> str:
             "1970-01-01T00:00:00Z. A card, merchant or device id is a token of your own, never a card's number."
         ),
     ]
-    return "\n".join([*intro, *_history(), *_replay(), *_archive(), *_topics()])
+    return "\n".join([*intro, *_history(), *_truth(), *_replay(), *_archive(), *_topics()])
 
 
 def _history() -> Iterator[str]:
@@ -130,6 +131,15 @@ def _history() -> Iterator[str]:
             for name, kind in columns.items()
         ]
         yield from (f"### {topic}.parquet", "", *_table("column", lines))
+
+
+def _truth() -> Iterator[str]:
+    yield f"## What is true of made data: {TRUTH_FILE}\n"
+    yield from prose(
+        "`simulate --world shop` writes it beside the history, and `ceiling` reads it. No other command does: a real "
+        "history has no such file."
+    )
+    yield from _table("column", [PageLine(*column) for column in TRUTH_COLUMNS])
 
 
 def _replay() -> Iterator[str]:

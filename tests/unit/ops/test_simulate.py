@@ -11,6 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from paywarden.features.catalogue.loading import load_catalogue
+from paywarden.features.datasets.shop_people import PRODUCTS
+from paywarden.features.datasets.shop_situations import SECURE
+from paywarden.features.datasets.shop_world import SHOP_COLUMNS
 from paywarden.features.datasets.simulator import DEFAULT_START_MS
 from paywarden.features.history.history import read_history
 from paywarden.ops.cli import cli
@@ -82,3 +85,40 @@ def test_the_payments_of_a_project_have_its_fields(tmp_path: Path) -> None:
     table = pq.read_table(tmp_path / "a" / "payments.parquet")
     assert {field.name for field in fields.declared} <= set(table.column_names)
     assert table.equals(pq.read_table(tmp_path / "b" / "payments.parquet"))
+
+
+def test_the_shop_needs_a_project_with_its_fields(tmp_path: Path) -> None:
+    with pytest.raises(Misconfigured, match=r"--world shop: .* declares none of its fields: customer_id, .* init DIR"):
+        run(tmp_path / "data", "--world", "shop")
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_project_as_it_is_made_declares_what_the_shop_has(tmp_path: Path) -> None:
+    make_project(tmp_path / "shop")
+    payment = load_catalogue(tmp_path / "shop" / "catalogue.py").payment
+    assert {field.name for field in payment.fields.declared} == set(SHOP_COLUMNS)
+    told = {one.name: one.field.among for one in payment.attributes if one.field is not None}
+    assert told["product"] == PRODUCTS
+    assert told["three_d_secure"] == SECURE
+
+
+def test_a_history_of_the_shop_has_what_is_declared_and_its_truth(tmp_path: Path) -> None:
+    make_project(tmp_path / "shop")
+    words = (tmp_path / "shop" / "payment.py").read_text(encoding="utf-8")
+    other = words.replace('flag("is_gift", 8)', 'flag("is_a_gift", 8)').replace(
+        "    is_gift,\n", "    is_gift, height,\n"
+    )
+    other = other.replace("PAYMENT = ", 'height = integer("height", 30, unit="cm", least=0)\nPAYMENT = ')
+    (tmp_path / "shop" / "payment.py").write_text(other, encoding="utf-8")
+    fields = load_catalogue(tmp_path / "shop" / "catalogue.py").payment.fields
+    arguments = ["--config", str(tmp_path / "shop" / "paywarden.toml"), "simulate", "--world", "shop", "--seed", "2"]
+    result = CliRunner().invoke(cli, [*arguments, "--cards", "50", "--days", "9", "--out", str(tmp_path / "data")])
+    assert result.exit_code == 0, result.output
+    history = read_history(tmp_path / "data", fields)
+    table = pq.read_table(tmp_path / "data" / "payments.parquet")
+    assert {"is_a_gift", "height", "customer_id", "three_d_secure"} <= set(table.column_names)
+    assert "is_gift" not in table.column_names
+    assert set(pc.unique(table["three_d_secure"].cast("string")).to_pylist()) <= set(SECURE)
+    truth = pq.read_table(tmp_path / "data" / "truth.parquet")
+    assert truth["payment_id"].cast("string").equals(table["payment_id"].cast("string"))
+    assert len(truth) == len(history)

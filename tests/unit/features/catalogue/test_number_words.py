@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paywarden.features.catalogue import attributes, fields, shop
+from paywarden.features.catalogue import attributes, fields
 from paywarden.features.catalogue.attributes import (
     Attribute,
     DeclaredRow,
@@ -349,10 +349,3 @@ def test_numbers_of_both_catalogues_go_over() -> None:
 
 ITEMS_BOUNDED = fields.integer("items", 2, unit="pieces", least=0, most=99)
 OWN = Payment(KG, ITEMS_BOUNDED, OPENED, TIP, SHOP, HOME, PAYER, RECEIVER, EMAIL, WEIGHT)
-
-
-def test_the_second_catalogue_compiles_and_its_profiles_are_small() -> None:
-    listing = listing_of(shop.CATALOGUE, FeatureEngine(shop.CATALOGUE))
-    assert len(listing.features) == len(shop.CATALOGUE.names) >= 50
-    assert all(feature.meaning and feature.unit for feature in listing.features)
-    assert max(entity.bytes_after_one_payment for entity in listing.entities) < 400

@@ -20,7 +20,8 @@ from paywarden.features.datasets.fraud_patterns import (
     SimulatedPayments,
     World,
 )
-from paywarden.features.datasets.simulator import COUNTRIES, DEFAULT_START_MS, simulate, simulate_columns, split_at
+from paywarden.features.datasets.simulated_columns import COUNTRIES
+from paywarden.features.datasets.simulator import DEFAULT_START_MS, simulate, simulate_columns, split_at
 from paywarden.features.history.history import (
     OUTCOME_COLUMNS,
     PAYMENT_COLUMNS,

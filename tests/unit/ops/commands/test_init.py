@@ -62,10 +62,13 @@ def test_the_listing_of_a_project_has_its_fields(shop: Path) -> None:
     lines = [" ".join(line.split()) for line in run(shop, "features", "list").stdout.splitlines()]
     assert "items 6 integer items a whole number from 0 to 1000 as it is" in lines
     assert "buyer_email 3 e-mail an e-mail address of at most 255 bytes as a keyed hash" in lines
-    assert "product 5 id book, phone, voucher, ticket, or any other text as it is" in lines
+    assert "product 5 id book, clothing, food, phone …, or any other text as it is" in lines
     assert "ip_network 13 network derived from ip as a keyed hash" in lines
-    fields = json.loads(run(shop, "features", "list", "--format", "json").stdout)["fields"]
-    assert [field["number"] for field in fields] == list(range(1, 14))
+    listing = json.loads(run(shop, "features", "list", "--format", "json").stdout)
+    assert all(feature["meaning"] and feature["unit"] for feature in listing["features"])
+    assert max(entity["bytes_after_one_payment"] for entity in listing["entities"]) < 400
+    fields = listing["fields"]
+    assert [field["number"] for field in fields] == list(range(1, 19))
     page = run(shop, "features", "list", "--format", "markdown").stdout
     assert "| `is_gift` | 8 | flag |  | true or false | as it is |" in page
 
