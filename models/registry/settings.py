@@ -22,6 +22,8 @@ class ModelRegistrySettings:
     log: str = ""
     # Whether hosts share the log on the topic model-registry. Each host then has a copy in its file.
     topic: bool = False
+    # How often the companion makes its host's copy equal to the topic's.
+    sync_s: float = 1.0
     # Where this host keeps copies of what it fetched from a URL.
     cache: str = "registry-cache"
     # The file of names, roles and public keys. `paywarden models` needs it.
@@ -46,6 +48,9 @@ class ModelRegistrySettings:
         for name, low in (("approvals", 0), ("approval_days", 1), ("clock_back_s", 0)):
             if getattr(self, name) < low:
                 raise Misconfigured(f"[models] {name}: wanted at least {low}, got {getattr(self, name)}")
+
+        if self.sync_s <= 0:
+            raise Misconfigured(f"[models] sync_s: wanted more than 0, got {self.sync_s:g}")
 
     @property
     def rules(self) -> Rules:

@@ -155,11 +155,13 @@ def _companion() -> Iterable[_Family]:
     from paywarden.features.stores.aerospike.metrics import AerospikeMetrics
     from paywarden.streams.companion.health import CompanionHealth
     from paywarden.streams.companion.metrics import CompanionMetrics
+    from paywarden.streams.registry.follower import FollowerMetrics
 
     registry = _Recorder()
     # The gauges of age and readiness ask the health object as long as the metrics are read.
     health = CompanionHealth(1)
     CompanionMetrics(registry, _objectives(), health)
+    FollowerMetrics(registry)
     AerospikeMetrics(registry)
     return list(registry.families())
 

@@ -18,6 +18,7 @@ from paywarden.ops.wiring.companion import companion, companion_stop_timeout_s, 
 from paywarden.ops.wiring.drift import drift_references, referenced_versions
 from paywarden.ops.wiring.registry import (
     bundle_facts,
+    following_registry,
     model_paper,
     model_registry,
     policy_facts,
@@ -65,6 +66,7 @@ __all__ = [
     "entity_names",
     "feature_engine",
     "fill_source",
+    "following_registry",
     "identity_key",
     "kafka_settings",
     "live_set",

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from paywarden.ops.wiring import stores
+from paywarden.ops.wiring.registry import following_registry
 from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
@@ -62,10 +63,12 @@ def companion(
         identity_digest=stores.identity_key(source).digest,
         registry=registry,
     )
+    following = following_registry(source, registry)
     host, port = settings.http_host, settings.http_port
     with serving_health(built.health, registry, host=host, port=port, section="companion") as address:
         announce(address)
-        yield built
+        with following:
+            yield built
 
 
 def fill_source(source: Source, registry: CollectorRegistry | None = None) -> FillSource:

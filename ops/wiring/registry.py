@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,9 +16,13 @@ from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source, read_source
 
 if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
     from paywarden.models.registry.registry import BundleFacts, PolicyFacts, Registry, Signer
     from paywarden.streams.registry.shared_log import SharedLog
     from paywarden.streams.registry.topic import KafkaRegistryTopic
+
+_log = logging.getLogger(__name__)
 
 
 def model_registry(source: Source) -> Registry:
@@ -63,6 +69,33 @@ def shared_log(source: Source, registry: Registry, tell: Callable[[str], object]
 
     with closing(LazyRegistryTopic(lambda: registry_topic(source))) as topic:
         yield SharedLog(LogFile(registry.log.path), topic, registry.people, tell)
+
+
+def following_registry(source: Source, metrics: CollectorRegistry) -> AbstractContextManager[object]:
+    """Returns what keeps a host's copy of the log equal to the topic's while the companion runs.
+
+    Nothing without `[models] topic`. Raises Misconfigured.
+    """
+    from paywarden.models.registry.settings import ModelRegistrySettings
+
+    settings = source.section("models", ModelRegistrySettings)
+    if not settings.topic:
+        return nullcontext()
+    from paywarden.streams.registry.follower import FollowerMetrics, LogFollower
+
+    # Says at the start what would fail in each round.
+    model_registry(source)
+
+    @contextmanager
+    def opened() -> Iterator[SharedLog]:
+        with shared_log(source, model_registry(source), _log.warning) as log:
+            yield log
+
+    def stamp() -> object:
+        status = os.stat(settings.people)
+        return status.st_ino, status.st_mtime_ns
+
+    return LogFollower(opened, stamp=stamp, every_s=settings.sync_s, metrics=FollowerMetrics(metrics))
 
 
 def registry_topic(source: Source) -> KafkaRegistryTopic:

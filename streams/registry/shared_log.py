@@ -33,12 +33,16 @@ _ROUNDS_MAX = 10
 
 @dataclass(frozen=True)
 class Synced:
-    """What a `sync` did: entries sent to the topic, received from it, and set aside; records that do not count."""
+    """What a `sync` did: entries sent to the topic, received from it, and set aside.
+
+    `refused`: all records of the topic that do not count. The last `refused_now` of them were read this time.
+    """
 
     sent: tuple[Entry, ...]
     received: tuple[Entry, ...]
     set_aside: tuple[Entry, ...]
     refused: tuple[Refused, ...]
+    refused_now: int
 
 
 class SharedLog:
@@ -91,6 +95,7 @@ class SharedLog:
         Raises RegistryRefused if entries of this host are lost, unless `set_aside` puts them into a file of their own.
         """
         sent: list[Entry] = []
+        refused_before = len(self._reader.refused)
         for _ in range(_ROUNDS_MAX):
             self._reader.take(self._topic.read())
             own = self._file.read()
@@ -105,7 +110,8 @@ class SharedLog:
             if self._took(own, merged.log, merged.lost):
                 mine = {entry.digest for entry in own.entries}
                 received = tuple(entry for entry in merged.log.entries if entry.digest not in mine)
-                return Synced(tuple(sent), received, merged.lost, tuple(self._reader.refused))
+                refused = tuple(self._reader.refused)
+                return Synced(tuple(sent), received, merged.lost, refused, len(refused) - refused_before)
         raise RegistryRefused(f"other hosts went on while this one read the log, {_ROUNDS_MAX} times: run it again")
 
     def _require_new(self, sent: Sequence[Entry], to_send: Sequence[Entry]) -> None:

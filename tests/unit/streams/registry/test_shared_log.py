@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,86 +10,10 @@ from hypothesis import strategies as st
 
 from paywarden.models.registry import entries as kinds
 from paywarden.models.registry.copies import TopicReader
-from paywarden.models.registry.entries import Entry
-from paywarden.models.registry.log import LogFile, RegistryLog
-from paywarden.models.registry.rules import Rules, state_of
+from paywarden.models.registry.rules import state_of
 from paywarden.schemas.errors import BrokerUnavailable, RegistryRefused
-from paywarden.streams.registry.shared_log import SharedLog
-from tests.worlds.registry import Writer, people_of
-
-PEOPLE = people_of()
-RULES = Rules()
-
-
-class MemoryTopic:
-    """The topic in memory, for several hosts. Who is away from it is in `away`."""
-
-    def __init__(self) -> None:
-        self.lines: list[bytes] = []
-        self.away: set[str] = set()
-        # Called before the next records are written, once: another host is faster.
-        self.before_send: Callable[[], object] | None = None
-
-    def of(self, name: str) -> HostTopic:
-        return HostTopic(self, name)
-
-
-class HostTopic:
-    """The topic as one host sees it."""
-
-    def __init__(self, topic: MemoryTopic, name: str) -> None:
-        self._topic, self._name, self._read = topic, name, 0
-
-    def read(self) -> list[bytes]:
-        self._require()
-        lines = self._topic.lines[self._read :]
-        self._read = len(self._topic.lines)
-        return lines
-
-    def send(self, entries: Iterable[Entry]) -> None:
-        self._require()
-        before, self._topic.before_send = self._topic.before_send, None
-        if before is not None:
-            before()
-        self._topic.lines += [entry.line for entry in entries]
-
-    def _require(self) -> None:
-        if self._name in self._topic.away:
-            raise BrokerUnavailable("no Kafka broker answers")
-
-
-class Host:
-    """A host with its copy of the log."""
-
-    def __init__(self, folder: Path, topic: MemoryTopic, name: str) -> None:
-        self.told: list[str] = []
-        self.file = LogFile(folder / f"{name}.jsonl")
-        self.topic, self.name = topic, name
-        self.log = self.opened()
-
-    def opened(self) -> SharedLog:
-        """A new process on the host, which reads the topic from its beginning."""
-        return SharedLog(self.file, self.topic.of(self.name), PEOPLE, self.told.append)
-
-    def promote(self, name: str) -> None:
-        """Take a version all the way, in one append."""
-
-        def make(log: RegistryLog) -> Sequence[Entry]:
-            writer = Writer(log)
-            proposal = writer.proposal(f"{name} {len(log.entries)}")
-            writer.add(kinds.PROMOTED, "dora", proposal=proposal.digest)
-            return writer.log.entries[len(log.entries) :]
-
-        self.log.append(make)
-
-    def roll_back(self) -> Entry | None:
-        """Go back, if there is a way back on this host."""
-        state = state_of(self.file.read(), PEOPLE, RULES)
-        if state.champion is None or state.previous is None:
-            return None
-        what = {"from": state.champion.digest, "to": state.previous.digest}
-        (entry,) = self.log.append_now(lambda log: [Writer(log).entry(kinds.ROLLED_BACK, "dora", {**what})])
-        return entry
+from tests.worlds.registry import Writer
+from tests.worlds.registry_hosts import PEOPLE, RULES, Host, MemoryTopic
 
 
 @pytest.fixture
@@ -194,7 +117,7 @@ def test_an_entry_that_the_topic_does_not_take_is_told_once(tmp_path: Path, topi
     assert len(topic.lines) == 1
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     steps=st.lists(
         st.tuples(
@@ -202,7 +125,7 @@ def test_an_entry_that_the_topic_does_not_take_is_told_once(tmp_path: Path, topi
             st.integers(0, 1),
             st.sampled_from(((), ("one",), ("two",), ("one", "two"))),
         ),
-        max_size=14,
+        max_size=12,
     )
 )
 def test_hosts_end_with_one_log_and_every_rollback_in_it(

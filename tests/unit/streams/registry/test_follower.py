@@ -1,0 +1,101 @@
+"""A host's copy follows the topic, whatever fails in between."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from paywarden.models.registry import entries as kinds
+from paywarden.streams.registry.follower import FollowerMetrics, LogFollower
+from paywarden.streams.registry.shared_log import SharedLog
+from tests.worlds.registry import Writer
+from tests.worlds.registry_hosts import PEOPLE, Host, MemoryTopic
+
+
+class Following:
+    """A follower of host `two`, whose rounds the test makes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.topic = MemoryTopic()
+        self.one, self.two = (Host(folder, self.topic, name) for name in ("one", "two"))
+        self.opened, self.closed, self.stamp = 0, 0, 1
+        self.registry = CollectorRegistry()
+        self.follower = LogFollower(
+            self._open, stamp=lambda: self.stamp, every_s=3600.0, metrics=FollowerMetrics(self.registry)
+        )
+
+    @contextmanager
+    def _open(self) -> Iterator[SharedLog]:
+        self.opened += 1
+        yield SharedLog(self.two.file, self.topic.of("two"), PEOPLE, print)
+        self.closed += 1
+
+    def equal(self) -> bool:
+        return self.one.file.path.read_bytes() == self.two.file.path.read_bytes()
+
+    def metric(self, name: str) -> float:
+        return self.registry.get_sample_value(f"paywarden_companion_model_registry_{name}") or 0.0
+
+
+@pytest.fixture
+def following(tmp_path: Path) -> Following:
+    return Following(tmp_path)
+
+
+def test_what_other_hosts_write_comes_into_the_copy(following: Following) -> None:
+    following.one.promote("a")
+    following.follower.step()
+    following.one.promote("b")
+    following.follower.step()
+    assert following.equal()
+    assert (following.opened, following.metric("failures_total")) == (1, 0.0)
+    assert following.metric("synced_timestamp_seconds") > 0
+
+
+def test_a_failure_is_told_once_and_the_topic_is_opened_anew(
+    following: Following, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    for name in ("a", "b"):
+        following.one.promote(name)
+    following.follower.step()
+    following.topic.away = {"two"}
+    entry = following.two.roll_back()
+    for _ in range(3):
+        following.follower.step()
+    assert following.metric("failures_total") == 3.0
+    following.topic.away = set()
+    following.follower.step()
+    following.one.log.sync()
+    assert entry in following.one.file.read().entries
+    assert following.equal()
+    assert [record.message for record in caplog.records] == [
+        "model registry: this host's log is not equal to the topic's: no Kafka broker answers",
+        "model registry: this host's log is equal to the topic's again",
+    ]
+    assert following.opened == following.closed + 1
+
+
+def test_a_changed_file_of_people_and_odd_records_are_noticed(
+    following: Following, caplog: pytest.LogCaptureFixture
+) -> None:
+    following.one.promote("a")
+    following.topic.lines.append(Writer(following.one.file.read()).entry(kinds.CLOCK_SET, "eve").line)
+    following.follower.step()
+    following.follower.step()
+    assert len([record for record in caplog.records if "counts for nothing" in record.message]) == 1
+    following.stamp = 2
+    following.follower.step()
+    assert (following.opened, following.closed) == (2, 1)
+
+
+def test_the_thread_ends_with_the_block_and_closes_the_topic(following: Following) -> None:
+    following.one.promote("a")
+    with following.follower:
+        pass
+    assert following.opened == following.closed
