@@ -120,6 +120,8 @@ class RolloutPlan:
     # The least time of each step but the last.
     step_hours: tuple[float, ...] = STEP_HOURS
     segments: tuple[str, ...] = ()
+    # Measures that nothing is known about here, such as `slow` where no latency is recorded.
+    leave_out: tuple[str, ...] = ()
     alpha: float = 0.05
     margin: float = 0.25
     # An event rarer than this among the candidate's cards, divided by the share of the next step, is within the margin
@@ -152,11 +154,18 @@ class RolloutPlan:
         if not 0 <= self.label_days < float("inf"):
             raise Misconfigured(f"rollout label_days: wanted at least 0, got {self.label_days:g}")
         segment_measures(self.segments)
+        names = [measure.name for measure in PAYMENT_MEASURES]
+        for name in self.leave_out:
+            if name not in names:
+                raise Misconfigured(f"rollout leave_out: wanted some of {', '.join(names)}, got {name!r}")
+        if not any(measure.has_margin for measure in self.measures):
+            raise Misconfigured("rollout leave_out: wanted at least one measure with a margin left, got none")
 
     @cached_property
     def measures(self) -> tuple[Measure, ...]:
         """The measures of payments that are compared while a step runs, in the order of every array of counts."""
-        return (*PAYMENT_MEASURES, *segment_measures(self.segments))
+        every = (*PAYMENT_MEASURES, *segment_measures(self.segments))
+        return tuple(measure for measure in every if measure.name.partition(" ")[0] not in self.leave_out)
 
     @property
     def last_step(self) -> int:

@@ -18,6 +18,7 @@ class RolloutSettings:
     steps: tuple[float, ...] = STEPS
     step_hours: tuple[float, ...] = STEP_HOURS
     segments: tuple[str, ...] = ()
+    leave_out: tuple[str, ...] = ()
     alpha: float = 0.05
     margin: float = 0.25
     rare_share: float = 0.002
@@ -36,6 +37,7 @@ class RolloutSettings:
             steps=checked_steps(self.steps),
             step_hours=self.step_hours,
             segments=self.segments,
+            leave_out=self.leave_out,
             alpha=self.alpha,
             margin=self.margin,
             rare_share=self.rare_share,

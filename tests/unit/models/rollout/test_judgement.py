@@ -146,6 +146,14 @@ def test_mature_outcomes_decide_about_fraud_and_money() -> None:
         ({"step_hours": (1.0,)}, "rollout hours: wanted 2, one for each step but the last, got 1"),
         ({"step_hours": (1.0, -1.0)}, "rollout hours: wanted more than 0, got -1"),
         ({"segments": ("FR",)}, "rollout segments: wanted FIELD=VALUE, such as country=FR, got 'FR'"),
+        (
+            {"leave_out": ("speed",)},
+            "rollout leave_out: wanted some of slow, error, flag, review, decline, score_upper, score_top, got 'speed'",
+        ),
+        (
+            {"leave_out": ("slow", "error", "flag", "review", "decline", "score_upper")},
+            "rollout leave_out: wanted at least one measure with a margin left, got none",
+        ),
         ({"segments": ("a=1", "a=1")}, "rollout segments: a=1 is there twice"),
         ({"segments": tuple(f"a={n}" for n in range(20))}, "rollout segments: wanted at most 19, got 20"),
     ],

@@ -1,0 +1,136 @@
+"""A whole rollout, from decisions to its end: harm rolls back, sameness takes every step, a restart changes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from paywarden.models.policy.policy import APPROVE, DECLINE, REVIEW
+from paywarden.models.rollout.analysis import EventBounds, RolloutAnalysis, RolloutDecisions, event_bits
+from paywarden.models.rollout.log import MemoryRolloutLog, RolloutKeeper
+from paywarden.models.rollout.plan import plan_of
+from paywarden.models.rollout.rollout import EventKind, Phase, Rollout, RolloutEvent, Start, Version
+from paywarden.models.rollout.shares import CANDIDATE, CIRCLE, arm_edges, arms_at
+from paywarden.schemas.errors import InvalidEvent, Misconfigured
+
+PLAN = plan_of([10, 50, 100], step_hours=(0.5, 0.5), segments=("country=FR",))
+BOUNDS = EventBounds(slow_ms=20.0, score_upper=0.9, score_top=0.99)
+MINUTE_MS = 60_000
+
+
+def keeper_of(plan: object = PLAN) -> RolloutKeeper:
+    keeper = RolloutKeeper(MemoryRolloutLog())
+    start = Start("r-1", "00" * 16, Version("a"), Version("b"), plan)  # type: ignore[arg-type]
+    keeper.take(RolloutEvent(EventKind.STARTED, 0, "ann", "a test", start))
+    keeper.take(RolloutEvent(EventKind.READY, 0, "host"))
+    return keeper
+
+
+def decisions_at(minute: int, share: int, *, declines: float = 0.03, slow: float = 0.01) -> RolloutDecisions:
+    """Returns 5,000 payments of a minute; the candidate's share of declines and of slow answers is given."""
+    random, count = np.random.default_rng(minute), 5_000
+    position = (random.random(count) * CIRCLE).astype(np.uint64)
+    arm = arms_at(position, arm_edges([share]))
+    ours = arm == CANDIDATE
+    odds = random.random(count)
+    action = np.where(odds < np.where(ours, declines, 0.03), DECLINE, np.where(odds > 0.95, REVIEW, APPROVE))
+    return RolloutDecisions(
+        position,
+        arm,
+        minute * MINUTE_MS + np.sort(random.integers(0, MINUTE_MS, count)),
+        random.random(count),
+        action.astype(np.int8),
+        np.zeros(count, dtype=bool),
+        random.random(count) < 0.01,
+        np.where(random.random(count) < np.where(ours, slow, 0.01), 30.0, 5.0),
+        {"country=FR": random.random(count) < 0.2},
+    )
+
+
+def rolled_out(
+    minutes: int, *, restarts: bool = False, declines: float = 0.03, slow: float = 0.01
+) -> tuple[Rollout, int]:
+    """Returns the rollout after some minutes with a look each, and the minute in which it left its last phase."""
+    keeper = keeper_of()
+    analysis, seen = RolloutAnalysis(keeper, BOUNDS), list[RolloutDecisions]()
+    for minute in range(minutes):
+        rollout = keeper.rollout
+        assert rollout is not None
+        decisions = decisions_at(minute, rollout.share, declines=declines, slow=slow)
+        seen.append(decisions)
+        if restarts and minute % 7 == 3:
+            analysis = RolloutAnalysis(keeper, BOUNDS)
+            for earlier in seen[:-1]:
+                analysis.add(earlier)
+        analysis.add(decisions)
+        looked = analysis.look((minute + 1) * MINUTE_MS)
+        assert looked is not None
+        if looked.phase is not Phase.RUNNING:
+            return looked, minute
+    assert keeper.rollout is not None
+    return keeper.rollout, minutes
+
+
+def test_a_candidate_that_is_the_same_takes_every_step_and_no_step_early() -> None:
+    rollout, minute = rolled_out(100)
+    assert rollout.phase is Phase.PROVISIONAL
+    assert minute >= 59
+
+
+@pytest.mark.parametrize(("declines", "slow", "measure"), [(0.06, 0.01, "decline"), (0.03, 0.05, "slow")])
+def test_a_harmful_candidate_is_rolled_back_in_its_first_step(declines: float, slow: float, measure: str) -> None:
+    rollout, minute = rolled_out(100, declines=declines, slow=slow)
+    assert (rollout.phase, rollout.step) == (Phase.ROLLED_BACK, 0)
+    assert rollout.cause.startswith(f"{measure} is more frequent with the candidate")
+    assert minute < 30
+
+
+def test_an_analysis_that_starts_again_and_again_finds_the_same_at_the_same_time() -> None:
+    assert rolled_out(60, restarts=True, declines=0.045) == rolled_out(60, declines=0.045)
+
+
+def test_nothing_is_counted_while_nothing_is_compared() -> None:
+    empty = RolloutAnalysis(RolloutKeeper(MemoryRolloutLog()), BOUNDS)
+    empty.add(decisions_at(0, 0))
+    assert (empty.look(1), empty.counts_from_ms) == (None, None)
+    keeper = keeper_of()
+    analysis = RolloutAnalysis(keeper, BOUNDS)
+    assert analysis.counts_from_ms == 0
+    ended = keeper.take(RolloutEvent(EventKind.ABORTED, 1, "ann", "over"))
+    assert analysis.look(2) == ended
+
+
+def test_the_bits_of_a_payment_are_its_events_in_the_order_of_the_plan() -> None:
+    decisions = decisions_at(0, 1_000)
+    bits = event_bits(PLAN, BOUNDS, decisions)
+    names = [measure.name for measure in PLAN.measures]
+    for name, happened in (
+        ("slow", decisions.latency_ms >= 20),
+        ("decline", decisions.action == DECLINE),
+        ("score_top", decisions.score >= 0.99),
+        ("review country=FR", (decisions.action == REVIEW) & decisions.in_segment["country=FR"]),
+    ):
+        assert (((bits >> np.uint64(names.index(name))) & np.uint64(1)).astype(bool) == happened).all()
+
+
+def test_an_unknown_latency_is_refused_unless_latency_is_left_out() -> None:
+    decisions = decisions_at(0, 1_000)
+    unknown = replace(decisions, latency_ms=np.full(len(decisions.position), np.nan))
+    with pytest.raises(InvalidEvent, match="latency_ms: wanted a latency, or `slow` in leave_out, got none"):
+        event_bits(PLAN, BOUNDS, unknown)
+    without = plan_of([10, 50, 100], segments=("country=FR",), leave_out=("slow",))
+    assert "slow" not in [measure.name for measure in without.measures]
+    assert event_bits(without, BOUNDS, unknown).any()
+
+
+def test_bounds_come_from_the_champion_and_must_make_sense() -> None:
+    latency, scores = np.linspace(0, 100, 101), np.linspace(0, 1, 101)
+    assert EventBounds.of_champion(latency, scores) == EventBounds(99.0, 0.9, 0.99)
+    with pytest.raises(Misconfigured, match="wanted decisions of the champion from before the rollout, got none"):
+        EventBounds.of_champion(latency[:0], scores)
+    with pytest.raises(Misconfigured, match="slow_ms: wanted more than 0, got 0"):
+        EventBounds(0.0, 0.1, 0.2)
+    with pytest.raises(Misconfigured, match=r"wanted 0 <= score_upper <= score_top <= 1, got 0\.9 and 0\.1"):
+        EventBounds(1.0, 0.9, 0.1)
