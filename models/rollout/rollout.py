@@ -168,6 +168,29 @@ class Rollout:
         )
 
 
+@dataclass(frozen=True)
+class Orders:
+    """What every host does now: `champion` decides, but about the candidate's cards `candidate` does.
+
+    `share`: basis points, for `arm_edges`. `salt`: hex, for CardSplit. Both versions stay loaded as long as `candidate`
+    is not None, so that every change of `share` takes effect at once, in either direction.
+    """
+
+    champion: Version
+    candidate: Version | None
+    share: int
+    rollout: str
+    salt: str
+
+
+def orders_of(rollout: Rollout) -> Orders:
+    """Returns the orders of a rollout. A host that cannot load the candidate serves the champion and reports GONE."""
+    start = rollout.start
+    if rollout.phase is Phase.PROMOTED:
+        return Orders(start.candidate, None, 0, start.name, start.salt)
+    return Orders(start.champion, None if rollout.has_ended else start.candidate, rollout.share, start.name, start.salt)
+
+
 def after(rollout: Rollout | None, event: RolloutEvent) -> Rollout:
     """Returns the state after an event. Raises Misconfigured, in one line, for an event that must not happen now.
 

@@ -295,6 +295,7 @@ def _rows(judgement: Judgement) -> list[list[str]]:
 
 def _record(found: Rollout) -> dict[str, Any]:
     from paywarden.models.rollout.judgement import judgement_record
+    from paywarden.models.rollout.rollout import orders_of
 
     judgements = {"judgement": found.judgement, "outcomes": found.outcomes}
     return {
@@ -309,6 +310,7 @@ def _record(found: Rollout) -> dict[str, Any]:
         "salt": found.start.salt,
         "champion": asdict(found.start.champion),
         "candidate": asdict(found.start.candidate),
+        "orders": asdict(orders_of(found)),
         "plan": asdict(found.start.plan),
         **{name: None if one is None else judgement_record(one) for name, one in judgements.items()},
     }

@@ -89,6 +89,9 @@ def test_a_harmful_candidate_is_rolled_back_in_its_first_step(declines: float, s
 
 def test_an_analysis_that_starts_again_and_again_finds_the_same_at_the_same_time() -> None:
     assert rolled_out(60, restarts=True, declines=0.045) == rolled_out(60, declines=0.045)
+    # In the second step, whose counts begin with it.
+    second, _ = rolled_out(39, restarts=True)
+    assert (second, second.step) == (rolled_out(39)[0], 1)
 
 
 def test_nothing_is_counted_while_nothing_is_compared() -> None:

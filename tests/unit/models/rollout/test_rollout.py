@@ -20,8 +20,10 @@ from paywarden.models.rollout.rollout import (
     Start,
     Version,
     after,
+    orders_of,
     replayed,
 )
+from paywarden.models.rollout.shares import arm_of
 from paywarden.schemas.errors import Misconfigured
 
 PLAN = plan_of([10, 50, 100], step_hours=(0.5, 0.5), label_days=1.0)
@@ -173,6 +175,19 @@ def test_a_candidate_that_goes_outside_the_margin_again_cannot_be_promoted() -> 
     state = after(after(state, outcomes(Finding.WITHIN, later)), outcomes(Finding.INCONCLUSIVE, later))
     with pytest.raises(Misconfigured, match="are not within the margin"):
         after(state, event(EventKind.PROMOTED, later))
+
+
+@given(st.sampled_from(list(Phase)), st.integers(0, 1))
+def test_the_champion_stays_loaded_and_all_cards_are_somebodys_in_every_phase(phase: Phase, step: int) -> None:
+    orders = orders_of(replace(running(), phase=phase, step=step))
+    if phase in ENDED:
+        promoted = phase is Phase.PROMOTED
+        assert (orders.champion, orders.candidate, orders.share) == (CANDIDATE if promoted else CHAMPION, None, 0)
+    else:
+        assert (orders.champion, orders.candidate) == (CHAMPION, CANDIDATE)
+        assert orders.share == {Phase.PENDING: 0, Phase.PROVISIONAL: 10_000}.get(phase, PLAN.steps[step])
+    # What a host needs of them is in a form that it accepts.
+    assert arm_of(b"card:C1", bytes.fromhex(orders.salt), [orders.share]) in (0, 1)
 
 
 ENDED_STATE = replace(running(), phase=Phase.ABORTED, time_ms=5)
