@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -92,6 +93,21 @@ def test_two_keepers_of_one_log_never_write_past_each_other(tmp_path: Path) -> N
         mine.take(event(EventKind.PAUSED, 4))
     assert mine.take(event(EventKind.RESUMED, 5)).phase is Phase.RUNNING
     assert other.refresh() == mine.rollout
+
+
+def test_of_two_that_start_at_once_one_is_refused() -> None:
+    class Racing(MemoryRolloutLog):
+        """Somebody else is faster at the first event."""
+
+        def append(self, event: RolloutEvent, known: int) -> bool:
+            if not known and event.start != start_of("r-fast"):
+                super().append(replace(EVENTS[0], start=start_of("r-fast")), 0)
+            return super().append(event, known)
+
+    log = Racing()
+    with pytest.raises(Misconfigured, match="r-fast runs already"):
+        RolloutKeeper(log).take(EVENTS[0])
+    assert len(log.events()) == 1
 
 
 def test_a_refused_event_leaves_the_file_as_it_was(tmp_path: Path) -> None:

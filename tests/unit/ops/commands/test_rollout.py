@@ -15,6 +15,8 @@ from paywarden.models.rollout.rollout import EventKind, RolloutEvent
 from paywarden.ops.cli import cli
 from paywarden.ops.times import now_ms
 from paywarden.schemas.errors import Misconfigured
+from paywarden.streams.kafka import admin
+from paywarden.streams.rollouts import topic
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +104,20 @@ def test_a_wrong_start_is_one_line_and_writes_nothing(
 ) -> None:
     assert message in refused(start(tmp_path, bundles, *more, candidate=candidate, settings=settings))
     assert not (tmp_path / "rollouts.jsonl").exists()
+
+
+def test_publishing_sends_the_events_of_the_log(tmp_path: Path, bundles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+    monkeypatch.setattr(admin, "require_broker", lambda _: None)
+
+    def send(_: object, __: object, events: list[RolloutEvent]) -> int:
+        sent.append(len(events))
+        return 1
+
+    monkeypatch.setattr(topic, "publish", send)
+    start(tmp_path, bundles)
+    assert run(tmp_path, "publish").output == "published 1 of 1 events\n"
+    assert sent == [1]
 
 
 def test_without_a_rollout_nothing_can_be_done_to_it(tmp_path: Path) -> None:
