@@ -1,7 +1,7 @@
 """Judge a step: is the candidate harmful, within the margin, or is it not known yet?
 
     mismatch       the share of cards is not what it should be: the comparison is worthless, somebody must look
-    harm           an event is more frequent with the candidate, or as harmful less frequent
+    harm           an event is more frequent with the candidate, or as harmful less frequent, beyond the tolerance
     no data        fewer than `cards_min` new cards of the candidate
     within         every measure is within the step's margin, with nothing left out
     inconclusive   none of these: the step goes on as it is
@@ -157,7 +157,13 @@ def harm_evidence_of(
     found = []
     for falls in measure.directions:
         whole, day = (
-            log_evidence(block[..., CANDIDATE, None], block[..., CHAMPION, None], share, falls=falls)
+            log_evidence(
+                block[..., CANDIDATE, None],
+                block[..., CHAMPION, None],
+                share,
+                ratio=plan.harm_from(falls=falls),
+                falls=falls,
+            )
             for block in (of_step, of_day)
         )
         found.append(np.maximum(whole, day - spent) - needed)

@@ -124,6 +124,8 @@ class RolloutPlan:
     leave_out: tuple[str, ...] = ()
     alpha: float = 0.05
     margin: float = 0.25
+    # A candidate that is meant to differ may have events this much more or less often before it is harm.
+    tolerance: float = 0.0
     # An event rarer than this among the candidate's cards, divided by the share of the next step, is within the margin
     # whatever the champion's is.
     rare_share: float = 0.002
@@ -149,6 +151,9 @@ class RolloutPlan:
         ):
             if not 0 < value < high:
                 raise Misconfigured(f"rollout {name}: wanted above 0 and below {high:g}, got {value:g}")
+        if not 0 <= self.tolerance < min(self.margin, 1):
+            most = min(self.margin, 1)
+            raise Misconfigured(f"rollout tolerance: wanted 0 to below {most:g}, got {self.tolerance:g}")
         if self.cards_min < 1:
             raise Misconfigured(f"rollout cards_min: wanted at least 1, got {self.cards_min}")
         if not 0 <= self.label_days < float("inf"):
@@ -189,6 +194,10 @@ class RolloutPlan:
     def rare_limit(self, step: int) -> float:
         """Returns the probability below which an event is within the margin whatever the champion's is."""
         return min(self.rare_share / (self.steps[step + 1] / BASIS_POINTS), 0.5)
+
+    def harm_from(self, *, falls: bool) -> float:
+        """Returns the ratio beyond which a difference is harm."""
+        return 1 - self.tolerance if falls else 1 + self.tolerance
 
     def alpha_of(self, part: Part) -> float:
         """Returns the share of `alpha` of one direction of one measure in one step; of SPLIT, that of one step."""

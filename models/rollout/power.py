@@ -123,7 +123,8 @@ def _ratio_found(plan: RolloutPlan, step: int, traffic: Traffic, measure: str, a
     totals = events * (p * _RATIOS + 1 - p)
     coin = p * _RATIOS / (p * _RATIOS + 1 - p)
     ours = np.maximum(totals * coin - _Z_POWER * np.sqrt(totals * coin * (1 - coin)), 0)
-    found = log_evidence(ours[:, None], (totals - ours)[:, None], np.array([p])) >= log_threshold(alpha / 2)
+    null = np.full(len(_RATIOS), plan.harm_from(falls=False))
+    found = log_evidence(ours[:, None], (totals - ours)[:, None], np.array([p]), ratio=null) >= log_threshold(alpha / 2)
     return float(_RATIOS[int(np.argmax(found))]) if found.any() else math.inf
 
 

@@ -21,6 +21,7 @@ class RolloutSettings:
     leave_out: tuple[str, ...] = ()
     alpha: float = 0.05
     margin: float = 0.25
+    tolerance: float = 0.0
     rare_share: float = 0.002
     cards_min: int = 100
     label_days: float = 14.0
@@ -40,6 +41,7 @@ class RolloutSettings:
             leave_out=self.leave_out,
             alpha=self.alpha,
             margin=self.margin,
+            tolerance=self.tolerance,
             rare_share=self.rare_share,
             cards_min=self.cards_min,
             label_days=self.label_days,

@@ -95,6 +95,8 @@ def start(
     event = RolloutEvent(EventKind.STARTED, time_ms, _who(by), _text("--why", why), begun)
     keeper = RolloutKeeper(FileRolloutLog(Path(settings.log)))
     if cards_a_day is not None:
+        if not event_share:
+            raise Misconfigured("--cards-a-day: wanted --event-share too, such as decline=0.02")
         shares = _shares(event_share, [measure.name for measure in plan.measures])
         click.echo("\n".join(power_text(power(plan, Traffic(cards_a_day, shares)))), err=as_json)
     elif event_share:

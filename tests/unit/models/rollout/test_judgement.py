@@ -74,6 +74,14 @@ def test_fewer_errors_than_the_champion_has_are_no_harm() -> None:
     assert judge(PLAN, STEP, counts_of(400_000, ratios={"flag": 0.2, "slow": 0.2})).finding is Finding.WITHIN
 
 
+def test_a_candidate_that_is_meant_to_differ_is_no_harm_within_its_tolerance() -> None:
+    counts = counts_of(4_000_000, ratios={"decline": 1.12, "review": 0.9})
+    assert judge(PLAN, STEP, counts).finding is Finding.HARM
+    tolerant = replace(PLAN, tolerance=0.15)
+    assert judge(tolerant, STEP, counts).finding is Finding.WITHIN
+    assert judge(tolerant, STEP, counts_of(4_000_000, ratios={"review": 0.7})).finding is Finding.HARM
+
+
 def test_a_harm_that_begins_on_a_later_day_is_found_by_the_evidence_of_that_day() -> None:
     calm = counts_of(2_000_000, day=3)
     late = calm.day.copy()
@@ -141,6 +149,8 @@ def test_mature_outcomes_decide_about_fraud_and_money() -> None:
         ({"alpha": 0.0}, "rollout alpha: wanted above 0 and below 0.5, got 0"),
         ({"margin": math.nan}, "rollout margin: wanted above 0 and below 10, got nan"),
         ({"rare_share": 1.0}, "rollout rare_share: wanted above 0 and below 1, got 1"),
+        ({"tolerance": 0.25}, "rollout tolerance: wanted 0 to below 0.25, got 0.25"),
+        ({"tolerance": -0.1}, "rollout tolerance: wanted 0 to below 0.25, got -0.1"),
         ({"cards_min": 0}, "rollout cards_min: wanted at least 1, got 0"),
         ({"label_days": -1.0}, "rollout label_days: wanted at least 0, got -1"),
         ({"step_hours": (1.0,)}, "rollout hours: wanted 2, one for each step but the last, got 1"),
