@@ -15,6 +15,9 @@ Three rules hold on every path, whatever comes in which order:
 
 At 100 % the candidate decides about everything, but only provisionally: `keeps_champion` stays true until the end.
 
+A rollout that starts takes the clock as it is. Otherwise a clock that once was a year ahead would keep the next rollout
+from starting for a year.
+
 The time of a step is the sum of the gaps between its looks, each at most LOOK_GAP_MAX_MS. A clock that jumps ahead
 therefore skips no step, and nor does an analysis that stood still.
 """
@@ -232,10 +235,6 @@ def _started(rollout: Rollout | None, event: RolloutEvent) -> Rollout:
         )
     if rollout is not None and rollout.start.name == start.name:
         raise Misconfigured(f"rollout started: there was one with the name {start.name}: wanted another name")
-    if rollout is not None and event.time_ms < rollout.time_ms:
-        raise Misconfigured(
-            f"rollout started: the clock is {rollout.time_ms - event.time_ms} ms behind the end of {rollout.start.name}"
-        )
     if start.candidate.is_same(start.champion):
         raise Misconfigured(
             f"rollout started: candidate and champion are the same, with digest {start.candidate.bundle_digest[:12]}"
