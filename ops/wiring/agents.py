@@ -7,6 +7,7 @@ all workers share one consumer group, so each record reaches one of them, at lea
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
@@ -45,6 +46,8 @@ class DriftParts:
     binnings: Binnings
     detection: Detection
     settings: DriftSettings
+    # Finds references of models that decisions name and nobody knows yet.
+    look_for_models: Callable[[], object] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -133,5 +136,5 @@ def _add_decisions(
         binnings=drift.binnings,
         settings=settings,
     )
-    DriftEvaluation(app, agent, counting, evaluator).register()
+    DriftEvaluation(app, agent, counting, evaluator, look_for_models=drift.look_for_models).register()
     return agent

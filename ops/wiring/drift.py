@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from paywarden.ops.wiring import stores
 from paywarden.ops.wiring.scoring import ServeSettings
-from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.errors import Misconfigured, PaywardenError
 from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+# The most bundles of the folders of bundles that are looked at: reading a manifest takes a millisecond.
+_FOLDERS_MAX = 500
+
 
 def drift_parts(source: Source, kafka: KafkaSettings, ids: SchemaIds, registry: CollectorRegistry) -> DriftParts:
     """Returns the parts of drift detection. Raises Misconfigured, BundleRefused, StoreUnavailable."""
@@ -39,6 +42,7 @@ def drift_parts(source: Source, kafka: KafkaSettings, ids: SchemaIds, registry: 
     from paywarden.streams.drift.evaluation import past_hours
     from paywarden.streams.drift.learning import LiveReferences, counted_binning
     from paywarden.streams.drift.metrics import DetectionMetrics
+    from paywarden.streams.drift.search import ReferenceSearch
     from paywarden.streams.drift.settings import DriftSettings, TrainingComparisonSettings
     from paywarden.streams.drift.state import Adder
 
@@ -57,7 +61,49 @@ def drift_parts(source: Source, kafka: KafkaSettings, ids: SchemaIds, registry: 
         metrics=DetectionMetrics(registry),
         training=source.section("drift_training", TrainingComparisonSettings),
     )
-    return DriftParts(store=store, binnings=binnings, detection=detection, settings=settings)
+
+    def learn(reference: Reference) -> None:
+        # One mapping for detection's live references and this one, and a binning for the counts.
+        references[reference.model_version] = reference
+        detection.learn(reference)
+        binnings.learn(reference.model_version, counted_binning(reference))
+
+    search = ReferenceSearch(partial(_found_references, source, settings), learn)
+    binnings.missed = search.miss
+    return DriftParts(
+        store=store, binnings=binnings, detection=detection, settings=settings, look_for_models=search.look
+    )
+
+
+def _found_references(source: Source, settings: DriftSettings, versions: frozenset[str]) -> list[Reference]:
+    """Returns the references of the bundles of these versions that can be read now."""
+    from paywarden.models.bundle.bundle import read_manifest
+    from paywarden.models.drift.reference import load_reference
+
+    found: dict[str, Reference] = {}
+    for folder in _bundle_folders(source, settings):
+        try:
+            version = read_manifest(folder).model_version
+            if version not in versions or version in found:
+                continue
+            reference = load_reference(folder)
+        except PaywardenError:
+            # A bundle that is being copied, or a folder of something else.
+            continue
+        if reference is not None:
+            found[version] = reference
+    return list(found.values())
+
+
+def _bundle_folders(source: Source, settings: DriftSettings) -> list[Path]:
+    """Returns where bundles may be: those of the settings, and the newest in the folders of bundles."""
+    serve = source.section("serve", ServeSettings)
+    named = [Path(folder) for folder in settings.bundles or (serve.bundle, serve.fallback_bundle) if folder]
+    inside = []
+    for folder in map(Path, settings.bundle_folders):
+        with suppress(OSError):
+            inside += [(path.stat().st_mtime_ns, path) for path in folder.iterdir() if path.is_dir()]
+    return named + [path for _, path in sorted(inside, reverse=True)[:_FOLDERS_MAX]]
 
 
 def _checked(store: ProfileStore, source: Source, registry: CollectorRegistry) -> ProfileStore:

@@ -23,7 +23,7 @@ what is usual.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias
@@ -94,15 +94,23 @@ def base_version(version: str) -> str:
 
 
 class Binnings:
-    """The binning of every model version."""
+    """The binning of every model version. `missed` is called with each version that is not known."""
 
     def __init__(self, known: Mapping[str, Binning]) -> None:
         self._known = dict(known)
         self._grid = unknown_binning()
+        self.missed: Callable[[str], object] = lambda _: None
+
+    def learn(self, version: str, binning: Binning) -> None:
+        """Count decisions of a version in this binning from now on."""
+        self._known[version] = binning
 
     def of(self, version: str) -> tuple[Model, Binning]:
         """Return the model as it is counted now, and its binning; for an unknown version, the grid."""
-        binning = self._known.get(base_version(version), self._grid)
+        binning = self._known.get(base_version(version))
+        if binning is None:
+            self.missed(version)
+            binning = self._grid
         return model_of(version, binning), binning
 
     def in_grid(self, version: str) -> tuple[Model, Binning]:

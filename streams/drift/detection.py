@@ -89,6 +89,11 @@ class DriftDetection:
         self._training = TrainingWatches(training or TrainingComparisonSettings())
         self._teller, self._acknowledgements, self._metrics = teller, acknowledgements, metrics
 
+    def learn(self, reference: Reference) -> None:
+        """Compare decisions of one more model with its reference, from the next block on."""
+        self._references[reference.model_version] = reference
+        self._levels.add(reference)
+
     def restore(self, state: bytes) -> None:
         """Continue from a state that `state` returned; with empty or damaged bytes, begin anew."""
         try:

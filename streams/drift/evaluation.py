@@ -234,8 +234,11 @@ class DriftEvaluation:
         counting: DriftCounting,
         evaluator: Evaluator,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        *,
+        look_for_models: Callable[[], object] = lambda: None,
     ) -> None:
-        """`evaluator` is called in a thread."""
+        """`evaluator` and `look_for_models`, which finds references of unknown models, are called in a thread."""
+        self._look_for_models = look_for_models
         self._app, self._agent, self._counting, self._evaluator, self._now_ms = app, agent, counting, evaluator, now_ms
 
     def register(self) -> None:
@@ -260,6 +263,7 @@ class DriftEvaluation:
             metrics.evaluated.set(self._counting.done_ms / 1000)
 
     def _evaluate(self) -> int:
+        self._look_for_models()
         if self._agent.has(0):
             assignment = self._agent.assignment
             steps = self._evaluator.step(may_go_on=lambda: assignment == self._agent.assignment)

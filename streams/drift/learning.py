@@ -42,6 +42,8 @@ _PAST_MS = PAST_WEEKS * 7 * DAY_MS
 # One reference in the packed levels: its digest and the number of its signals.
 _ENTRY = struct.Struct(f"<{DIGEST_SIZE}sI")
 _LENGTH = struct.Struct("<I")
+# Levels kept for references that are not known: those of the models of late.
+_KEPT_MAX = 8
 
 
 def counted_binning(reference: Reference) -> Binning:
@@ -129,6 +131,14 @@ class FollowedLevels:
         self._moved = {
             reference.digest: np.zeros(len(reference.layout.signals), dtype=np.float32) for reference in references
         }
+        # Levels of references that are not known yet, from the restored state: their bundles may be found again.
+        self._kept: dict[bytes, NDArray[np.float32]] = {}
+
+    def add(self, reference: Reference) -> None:
+        """Follow one more reference, from where a restored state left it, else from 0."""
+        kept = self._kept.pop(reference.digest, None)
+        fresh = np.zeros(len(reference.layout.signals), dtype=np.float32)
+        self._moved.setdefault(reference.digest, kept if kept is not None and len(kept) == len(fresh) else fresh)
 
     def of(self, reference: Reference) -> NDArray[np.float32]:
         """Return how far a reference's expectations have moved by now, float32 (signals,)."""
@@ -140,19 +150,21 @@ class FollowedLevels:
 
     def to_bytes(self) -> bytes:
         """Return all levels, for `restore`."""
-        parts = [_ENTRY.pack(digest, len(moved)) + moved.tobytes() for digest, moved in sorted(self._moved.items())]
+        levels = sorted((self._kept | self._moved).items())
+        parts = [_ENTRY.pack(digest, len(moved)) + moved.tobytes() for digest, moved in levels]
         content = b"".join(parts)
         return _LENGTH.pack(len(content)) + content
 
     def restore(self, state: bytes) -> bytes:
         """Restore the levels that `to_bytes` returned, and return the bytes behind them.
 
-        Empty bytes, and references that are not among these, begin anew at 0. Raises InvalidEvent for damaged bytes,
-        and has then changed nothing.
+        With empty bytes they begin anew at 0. Levels of other references are kept for `add`. Raises InvalidEvent for
+        damaged bytes, and has then changed nothing.
         """
         moved = {digest: np.zeros_like(levels) for digest, levels in self._moved.items()}
+        kept: dict[bytes, NDArray[np.float32]] = {}
         if not state:
-            self._moved = moved
+            self._moved, self._kept = moved, kept
             return b""
         try:
             end = _LENGTH.size + _LENGTH.unpack_from(state)[0]
@@ -164,9 +176,11 @@ class FollowedLevels:
                 place += values.nbytes
                 if len(moved.get(digest, ())) == count:
                     moved[digest] = values.copy()
+                elif digest not in moved and len(kept) < _KEPT_MAX:
+                    kept[digest] = values.copy()
         except (struct.error, ValueError) as error:
             raise InvalidEvent("the levels of drift detection are damaged") from error
         if place != end or end > len(state):
             raise InvalidEvent("the levels of drift detection are damaged: they are cut off")
-        self._moved = moved
+        self._moved, self._kept = moved, kept
         return state[end:]

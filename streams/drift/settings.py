@@ -13,6 +13,8 @@ class DriftSettings:
 
     # Folders of the bundles whose models are watched. If empty, the bundles of [serve] are watched.
     bundles: tuple[str, ...] = ()
+    # Folders of bundles. If decisions name a version of no known bundle, it is looked for there and in `bundles`.
+    bundle_folders: tuple[str, ...] = ()
     # Files that `paywarden drift reference` made of live decisions. Each replaces its model's reference in the bundle.
     references: tuple[str, ...] = ()
     # Actions, flags and profile ages are learnt from live decisions; they are compared after this many whole days.

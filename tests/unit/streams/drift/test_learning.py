@@ -117,6 +117,21 @@ def test_another_reference_of_the_same_model_begins_anew() -> None:
     assert not np.any(other.of(another))
 
 
+def test_levels_of_a_reference_that_is_found_later_go_on_where_they_were() -> None:
+    later = FollowedLevels([])
+    assert later.restore(moved().to_bytes() + b"more") == b"more"
+    again = FollowedLevels([])
+    again.restore(later.to_bytes())
+    again.add(REFERENCE)
+    assert np.array_equal(again.of(REFERENCE), moved().of(REFERENCE))
+    # Added twice, or never kept: nothing changes, or it begins at 0.
+    again.add(REFERENCE)
+    assert np.array_equal(again.of(REFERENCE), moved().of(REFERENCE))
+    fresh = FollowedLevels([])
+    fresh.add(REFERENCE)
+    assert not np.any(fresh.of(REFERENCE))
+
+
 @pytest.mark.parametrize("cut", [1, 5, 100])
 def test_damaged_levels_are_refused_and_change_nothing(cut: int) -> None:
     levels = moved()
