@@ -78,6 +78,13 @@ DECISION_COLUMNS = (
 VECTOR_COLUMN = OutputColumn(
     VECTOR, pa.binary(), "", "With `--vectors`: all features, float32, little endian, in the order of the catalogue."
 )
+_CODED = pa.dictionary(pa.int32(), pa.string())
+# Written with vectors: together they are what drift detection looks at (`paywarden drift backtest`).
+SEGMENT_COLUMNS = (
+    OutputColumn("channel", _CODED, "", "With `--vectors`: how the card was used; null if nobody said."),
+    OutputColumn("country", _CODED, "", "With `--vectors`: ISO 3166 code of the country; null if nobody said."),
+    OutputColumn("mcc", _CODED, "", "With `--vectors`: the merchant's category; null if nobody said."),
+)
 DIFFERENCE_COLUMNS = (
     *_PAYMENT,
     _REFERENCE_AMOUNT,
@@ -111,7 +118,7 @@ class ReplayFiles:
         """
         self._folder, self._history, self._labels, self._amounts = folder, history, labels, amounts
         self._version, self._with_vectors, self._feature_names = model_version, with_vectors, feature_names
-        vector = [(VECTOR, VECTOR_COLUMN.kind)] if with_vectors else []
+        vector = [(VECTOR, VECTOR_COLUMN.kind), *_fields(SEGMENT_COLUMNS)] if with_vectors else []
         features = [(name, pa.float32()) for name in feature_names]
         schemas = {DECISIONS: pa.schema([*_fields(DECISION_COLUMNS), *vector, *features])}
         if with_differences:
@@ -166,6 +173,7 @@ class ReplayFiles:
         }
         if self._with_vectors:
             columns[VECTOR] = _packed(chunk.vectors)
+            columns |= {column.name: _coded(history, column.name, rows) for column in SEGMENT_COLUMNS}
         for place, name in enumerate(self._feature_names):
             # A missing value is NaN in a vector, and null in a column.
             columns[name] = pa.array(chunk.vectors[:, place], from_pandas=True)
@@ -193,7 +201,7 @@ class ReplayFiles:
 
 def require_free_names(feature_names: Sequence[str]) -> None:
     """Raises Misconfigured if a feature has the name of another column of decisions.parquet."""
-    column_names = {column.name for column in (*DECISION_COLUMNS, VECTOR_COLUMN)}
+    column_names = {column.name for column in (*DECISION_COLUMNS, VECTOR_COLUMN, *SEGMENT_COLUMNS)}
     for name in feature_names:
         if name in column_names:
             raise Misconfigured(f"--features: feature {name} has the name of a column of {DECISIONS}")
@@ -220,6 +228,13 @@ def _label_names(label: NDArray[np.int8]) -> pa.Array:
 
 def _named(action: NDArray[np.int8]) -> pa.DictionaryArray:
     return pa.DictionaryArray.from_arrays(pa.array(action), pa.array(ACTIONS))
+
+
+def _coded(history: History, name: str, rows: slice) -> pa.DictionaryArray:
+    """Returns rows of a text column of the history. Code -1 means no text."""
+    column = history.coded(name)
+    codes = column.codes[rows].astype(np.int32)
+    return pa.DictionaryArray.from_arrays(pa.array(codes, mask=codes < 0), column.names.cast(pa.string()))
 
 
 def _packed(vectors: NDArray[np.float32]) -> pa.Array:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import json
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -15,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from paywarden.ops import wiring
-from paywarden.ops.commands.drift_explained import explained, size_of, wrapped
+from paywarden.ops.commands.drift_backtest import backtest
+from paywarden.ops.commands.drift_explained import explained, finite, since_training, size_of, wrapped
 from paywarden.ops.extras import needs
 from paywarden.ops.reporting import printable
 from paywarden.ops.times import duration_ms_of, spoken
@@ -155,6 +155,9 @@ def reference(source: Source, archive: str, bundle: str | None, from_day: str, t
     click.echo(f"{out}: model {made.model_version}, {int(made.counts.payments[0])} decisions, {from_day} to {to_day}")
 
 
+drift.add_command(backtest)
+
+
 @contextmanager
 def _reading(source: Source) -> Iterator[JournalReader]:
     from paywarden.streams.alerts.journal import JournalReader
@@ -244,16 +247,8 @@ def _as_json(alert: KnownAlert) -> dict[str, Any]:
     """Returns an alert's newest record, its states and acknowledgements. Infinities become null: JSON has none."""
     states = [dict(zip(("time_ms", "state", "severity", "subject"), state, strict=True)) for state in alert.states]
     said = [one.to_record() for one in alert.acknowledgements]
-    whole: dict[str, Any] = _finite({**alert.record, "states": states, "acknowledgements": said})
+    whole: dict[str, Any] = finite({**alert.record, "states": states, "acknowledgements": said})
     return whole
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _print_status(journal: Journal, shown: Sequence[KnownAlert], now_ms: int) -> None:
@@ -292,7 +287,7 @@ def row_of(alert: KnownAlert, now_ms: int) -> tuple[str, ...]:
         record["severity"],
         record["state"],
         spoken(record["first_seen_time_ms"]),
-        printable(f"{record['subject']} {record['signal']}".strip()),
+        printable(f"{record['subject']} {record['signal']}".strip() + since_training(record)),
         printable(record["segment"]),
         size_of(record),
         printable(record["model_version"]),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from paywarden.ops.reporting import printable
@@ -33,7 +35,7 @@ def explained(alert: KnownAlert) -> list[str]:
     lines = wrapped(
         "", f"alert {alert.alert_id}: {record['severity']}, {record['state']} {spoken(record['time_ms'])} UTC"
     )
-    lines += ["", *_line("what moved", f"{record['subject']} {record['signal']}".strip())]
+    lines += ["", *_line("what moved", f"{record['subject']} {record['signal']}".strip() + since_training(record))]
     for sentence in in_words(record):
         lines += _line("in words", sentence)
     lines += _line("where", record["segment"])
@@ -42,11 +44,16 @@ def explained(alert: KnownAlert) -> list[str]:
         _percent(record["threshold"]) if record["statistic"] == "relative_change" else _number(record["threshold"])
     )
     lines += _line("by how much", f"{size_of(record)}; from {from_on} on it matters")
-    lines += _line("value", f"{_number(record['current'])}, expected {_number(record['expected'])}")
-    lines += _line(
-        "how certain",
-        f"evidence 10^{record['evidence']:.1f}; 10^{record['evidence_threshold']:.1f} is enough",
-    )
+    lines += _line("value", values_of(record))
+    if record["outside"] is not None:
+        lines += _line("outside", f"{_percent(record['outside'])} of the payments are not where they were in training")
+    if record["evidence_threshold"]:
+        lines += _line(
+            "how certain",
+            f"evidence 10^{record['evidence']:.1f}; 10^{record['evidence_threshold']:.1f} is enough",
+        )
+    if record["reminders"]:
+        lines += _line("reminders", f"{record['reminders']}: it is open still")
     lines += _line("first seen", f"about {spoken(record['first_seen_time_ms'])} UTC")
     lines += _line(
         "window",
@@ -54,6 +61,11 @@ def explained(alert: KnownAlert) -> list[str]:
         f"{(record['window_end_time_ms'] - record['window_start_time_ms']) // _MINUTE_MS} min",
     )
     lines += _line("payments", f"{record['current_count']}, in the reference {record['reference_count']}")
+    if record["reference_start_time_ms"] and record["reference_end_time_ms"]:
+        lines += _line(
+            "reference",
+            f"{spoken(record['reference_start_time_ms'])} to {spoken(record['reference_end_time_ms'])} UTC",
+        )
     lines += _line("model", record["model_version"])
     if record["statistics"]:
         lines += _line("distances", ", ".join(f"{one['name']} {_number(one['value'])}" for one in record["statistics"]))
@@ -77,6 +89,10 @@ def in_words(record: dict[str, Any]) -> list[str]:
     """Returns a share as a sentence, and a sentence for each flag that all payments have; empty for other signals."""
     sentences = []
     subject, signal, share = record["subject"], record["signal"], record["current"]
+    if subject == "traffic" and record["segment"].endswith("=other"):
+        dimension = record["segment"].removesuffix("=other")
+        was = _percent(record["expected"])
+        sentences.append(f"payments whose {dimension} the reference does not list: {_percent(share)}, expected {was}")
     if record["statistic"] == "relative_change" and (what := _counted_by(subject, signal)):
         sentences.append(
             what.every if share >= _ALL else f"{what.share}: {_percent(share)}, expected {_percent(record['expected'])}"
@@ -157,6 +173,33 @@ def _moved(record: dict[str, Any]) -> list[str]:
         where = "" if moved["segment"] == "overall" else f" in {moved['segment']}"
         lines += wrapped(f"  {_number(moved['value']):>9}  {moved['deviation']:>+9.1f} sd  ", printable(name + where))
     return lines
+
+
+def since_training(record: Mapping[str, Any]) -> str:
+    """Returns what to add to the name of a move that is one from the training window; empty for others."""
+    return ", since training" if record["comparison"] == "training" else ""
+
+
+def values_of(record: Mapping[str, Any]) -> str:
+    """Returns the value and the expected one, with as many digits as show that they differ.
+
+    Also the values between which the signal counts as unchanged: `0.5411, expected 0.538 (0.532 to 0.54 is as usual)`.
+    """
+    current, expected = record["current"], record["expected"]
+    digits = next((places for places in range(4, 10) if f"{current:.{places}g}" != f"{expected:.{places}g}"), 4)
+    low, high = record["unchanged_low"], record["unchanged_high"]
+    usual = "" if low is None or high is None else f" ({low:.{digits}g} to {high:.{digits}g} is as usual)"
+    word = "in training" if record["comparison"] == "training" else "expected"
+    return f"{current:.{digits}g}, {word} {expected:.{digits}g}{usual}"
+
+
+def finite(value: Any) -> Any:
+    """Returns the value with null in place of infinities and NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {name: finite(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def size_of(record: dict[str, Any]) -> str:

@@ -145,7 +145,10 @@ def _truth() -> Iterator[str]:
 def _replay() -> Iterator[str]:
     yield "## Results of `paywarden replay`\n\n### decisions.parquet\n"
     yield from prose("The champion's decision about every payment of the window, in order of time.")
-    yield from _table("column", map(_of_column, (*replay_files.DECISION_COLUMNS, replay_files.VECTOR_COLUMN)))
+    yield from _table(
+        "column",
+        map(_of_column, (*replay_files.DECISION_COLUMNS, replay_files.VECTOR_COLUMN, *replay_files.SEGMENT_COLUMNS)),
+    )
     yield from prose(
         "With `--features` each feature is one more float32 column with the feature's own name, null where nothing is "
         "known. [features.md](features.md) says what each means, and its unit."

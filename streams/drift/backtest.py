@@ -11,17 +11,20 @@ Counts may also come by the hour: a run is then twelve times as short, and block
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
+import numpy as np
 from prometheus_client import CollectorRegistry
 
-from paywarden.models.drift.counts import Counts
+from paywarden.models.drift.counts import Counts, count_rows
 from paywarden.models.drift.detectors import DAY_MS, HOUR_MS, LENGTHS_MS, DetectorSettings
 from paywarden.models.drift.reference import Reference
-from paywarden.streams.alerts.alerts import Alert, AlertSettings
+from paywarden.schemas.errors import Misconfigured
+from paywarden.streams.alerts.alerts import Alert, AlertSettings, State, rank_of
 from paywarden.streams.alerts.records import Histograms, record_of
+from paywarden.streams.drift.backtest_files import Injection, PastPart
 from paywarden.streams.drift.counts import Binnings, Model
 from paywarden.streams.drift.detection import DriftDetection
 from paywarden.streams.drift.evaluation import PAST_WEEKS, of_overall
@@ -134,6 +137,87 @@ class VirtualDetection:
                 hour,
                 {model: Counts.from_bytes(data, self.binnings.of(model.version)[1]) for model, data in stored.items()},
             )
+
+
+class Backtest:
+    """Counts past decisions by five minutes and version, and hands the counts to a VirtualDetection."""
+
+    def __init__(self, detection: VirtualDetection, *, length_ms: int = FIVE_MS) -> None:
+        """`length_ms`: five minutes, or an hour, which takes a tenth of the time and evaluates no shorter blocks."""
+        self._detection, self._length_ms = detection, length_ms
+        self._open: dict[str, Counts] = {}
+        self._open_ms = -1
+        self.first_ms = self.newest_ms = -1
+        self.decisions: dict[str, int] = {}
+
+    def run(self, parts: Iterable[PastPart]) -> None:
+        """Take all decisions, which come in order of time, up to the end of the last block.
+
+        Raises Misconfigured for vectors of other features than a version's reference has.
+        """
+        for part in parts:
+            starts = part.time_ms - part.time_ms % self._length_ms
+            firsts = np.flatnonzero(np.diff(starts, prepend=-1))
+            for first, end in zip(firsts.tolist(), [*firsts[1:].tolist(), len(starts)], strict=True):
+                self._move_to(int(starts[first]))
+                self._count(part, first, end)
+            self.first_ms = int(part.time_ms[0]) if self.first_ms < 0 else self.first_ms
+            self.newest_ms = int(part.time_ms[-1])
+        if self._open_ms >= 0:
+            self._move_to(self._open_ms + self._length_ms)
+
+    def _move_to(self, start_ms: int) -> None:
+        """Evaluate all blocks before this time, also those without a decision."""
+        if self._open_ms < 0:
+            # Begin at a full hour, so that no hour is missing its beginning.
+            self._open_ms = start_ms - start_ms % HOUR_MS
+        while self._open_ms < start_ms:
+            self._detection.take(self._open_ms, self._length_ms, self._open)
+            self._open, self._open_ms = {}, self._open_ms + self._length_ms
+
+    def _count(self, part: PastPart, first: int, end: int) -> None:
+        versions = part.versions[first:end]
+        for version in sorted(set(versions)):
+            places = first + np.flatnonzero(versions == version)
+            _, binning = self._detection.binnings.of(version)
+            widths = part.widths[places]
+            if self._detection.binnings.is_known(version) and (widths != binning.feature_count).any():
+                raise Misconfigured(
+                    f"decisions of model {version} have vectors of {int(widths[widths != binning.feature_count][0])} "
+                    f"features, and its reference has {binning.feature_count}: they are of another catalogue"
+                )
+            rows = part.part(places)
+            # A version without a reference is counted without features.
+            rows = replace(rows, vectors=rows.vectors[:, : binning.feature_count])
+            _add(self._open, {version: count_rows(binning, rows)})
+            self.decisions[version] = self.decisions.get(version, 0) + len(rows.scores)
+
+
+@dataclass(frozen=True)
+class Detected:
+    """When an injected change was first told: by any alert that names it. Hours are NaN if it never was."""
+
+    injection: Injection
+    hours: float
+    comparison: str = ""
+    severity: str = ""
+    worst: str = ""
+
+
+def detected(injection: Injection, alerts: Sequence[Alert]) -> Detected:
+    """Return when an injected change was told first, by which comparison, and how bad it became."""
+    named = [
+        alert
+        for alert in alerts
+        if alert.time_ms > injection.at_ms
+        and alert.state is not State.CLEARED
+        and injection.is_about(alert.subject, alert.segment)
+    ]
+    if not named:
+        return Detected(injection, float("nan"))
+    first, worst = named[0], max((alert.severity for alert in named), key=rank_of)
+    hours = (first.time_ms - injection.at_ms) / HOUR_MS
+    return Detected(injection, hours, str(first.comparison), str(first.severity), str(worst))
 
 
 def _add(sums: dict[str, Counts], more: Mapping[str, Counts]) -> None:

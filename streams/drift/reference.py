@@ -64,16 +64,30 @@ def live_reference(archive: Path, manifest: Manifest, window: Days) -> Reference
 
 
 def _decisions(archive: Path, version: str, window: Days) -> pa.Table:
-    first_ms, end_ms = window.first * DAY_MS, (window.last + 1) * DAY_MS
-    schema = pa.schema([rows_schema("decisions").field(name) for name in _COLUMNS])
-    # An archive sorts its files by the payment's time, which may be on the day before the decision.
-    table = read_archive(archive, "decisions", schema, times_ms=(first_ms - DAY_MS, end_ms)).table
-    time_ms = table["decided_time_ms"]
-    is_wanted = pc.and_(pc.greater_equal(time_ms, first_ms), pc.less(time_ms, end_ms))
-    table = table.filter(pc.and_(is_wanted, pc.equal(pc.cast(table["model_version"], pa.string()), version)))
+    table = decisions_of_days(archive, window, version=version)
     if len(table) == 0:
         days = f"{date_of_day(window.first)} to {date_of_day(window.last)}"
         raise Misconfigured(f"{archive} holds no decision of model {version} from {days}")
+    return table
+
+
+def decisions_of_days(archive: Path, window: Days, *, version: str = "", variant: bool = False) -> pa.Table:
+    """Return the decisions made on these days, in order of time and each once.
+
+    `version`: those of one model alone. `variant`: with the column of that name. Raises Misconfigured as `read_archive`
+    does.
+    """
+    first_ms, end_ms = window.first * DAY_MS, (window.last + 1) * DAY_MS
+    names = (*_COLUMNS, "variant") if variant else _COLUMNS
+    schema = pa.schema([rows_schema("decisions").field(name) for name in names])
+    # An archive sorts its files by the payment's time, which may be on the day before the decision.
+    optional = ("variant",) if variant else ()
+    table = read_archive(archive, "decisions", schema, times_ms=(first_ms - DAY_MS, end_ms), optional=optional).table
+    time_ms = table["decided_time_ms"]
+    is_wanted = pc.and_(pc.greater_equal(time_ms, first_ms), pc.less(time_ms, end_ms))
+    if version:
+        is_wanted = pc.and_(is_wanted, pc.equal(pc.cast(table["model_version"], pa.string()), version))
+    table = table.filter(is_wanted)
     table = table.sort_by([(name, "ascending") for name in ("decided_time_ms", PARTITION, OFFSET)])
     # A record that was sent twice is one decision.
     ids = table["decision_id"].combine_chunks()

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from paywarden.models.drift.signal_layout import Kinds
 from paywarden.models.metrics.evaluation import Days
 from paywarden.schemas.errors import Misconfigured
+from paywarden.streams.drift.backtest_files import archived
 from paywarden.streams.drift.reference import live_reference
 from tests.worlds.decision_archive import DAYS, FIRST_DAY, PER_HOUR, manifest, write_decision_archive
 
@@ -44,3 +46,20 @@ def test_decisions_of_another_catalogue_are_refused(archive: Path) -> None:
     other = replace(manifest(), model_version="m-other")
     with pytest.raises(Misconfigured, match="decisions of model m-other have no vectors of its"):
         live_reference(archive, other, Days(FIRST_DAY, FIRST_DAY + 1))
+
+
+def test_a_backtest_reads_each_decision_once_by_the_time_it_was_made(archive: Path) -> None:
+    parts = list(archived(archive, Days(FIRST_DAY, FIRST_DAY + DAYS - 1)))
+    assert len(parts) == DAYS
+    versions, widths = (np.concatenate([getattr(part, name) for part in parts]) for name in ("versions", "widths"))
+    ours = versions == manifest().model_version
+    assert ours.sum() == DAYS * 24 * PER_HOUR
+    assert set(widths[ours]) == {len(manifest().feature_names)}
+    # Those of another model have no vectors.
+    assert (~ours).sum() == DAYS * 24
+    assert set(widths[~ours]) == {0}
+    times = np.concatenate([part.time_ms for part in parts])
+    assert (np.diff(times) >= 0).all()
+    # Without days, the first and the last decision say which. Here that is one day more, of late decisions: those about
+    # payments of at most the day before.
+    assert sum(len(part.time_ms) for part in archived(archive, None)) == len(times) + 24

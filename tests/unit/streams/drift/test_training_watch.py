@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -21,16 +20,9 @@ from paywarden.streams.drift.learning import LiveReferences, counted_binning
 from paywarden.streams.drift.metrics import DetectionMetrics
 from paywarden.streams.drift.settings import TrainingComparisonSettings
 from paywarden.streams.drift.training_watch import TrainingWatch, TrainingWatches
-from tests.worlds.made_decisions import VERSION, MadeWorld, Shares, ms_of, ramp
+from tests.worlds.made_decisions import SMALL, VERSION, MadeWorld, Shares, ms_of, quiet_reference, ramp
 
-SMALL = 2_000
 SETTINGS = TrainingComparisonSettings()
-
-
-@cache
-def reference(seed: int = 1) -> Reference:
-    """Return the reference of a world without a change. It is the same for all that changes only later."""
-    return MadeWorld(1, SMALL).reference() if seed == 1 else MadeWorld(seed, SMALL).reference_like(reference())
 
 
 def falling(day: float) -> Shares:
@@ -47,7 +39,7 @@ class Watched:
     """A watch, and the alerts it returned."""
 
     def __init__(self, world: MadeWorld, settings: TrainingComparisonSettings = SETTINGS) -> None:
-        self.world, self.reference = world, reference(world.seed)
+        self.world, self.reference = world, quiet_reference(world.seed)
         self.watch = TrainingWatch(VERSION, self.reference, settings)
         self.told: list[Alert] = []
 
@@ -137,7 +129,7 @@ def test_a_feature_that_creeps_is_told_and_explains_the_score() -> None:
 
 def test_a_feature_that_moves_by_the_mix_alone_is_attached_to_the_traffic() -> None:
     watched = Watched(changed(channel=falling, amount_by_channel={"web": 0.0, "pos": 2.0, "app": -2.0}))
-    watched.reference = watched.world.reference_like(reference())
+    watched.reference = watched.world.reference_like(quiet_reference())
     watched.watch = TrainingWatch(VERSION, watched.reference, SETTINGS)
     watched.run(range(40))
     assert list(watched.watch.open) == ["traffic:channel"]
@@ -244,9 +236,9 @@ def test_the_baseline_follows_to_the_end_and_the_detection_tells_it_all_the_same
 def weeks() -> tuple[TrainingWatches, Alert]:
     """Return watches with one open alert, after a week."""
     watches, told = TrainingWatches(SETTINGS), []
-    counts = changed(channel=lambda _: falling(60)).day(reference().binning, 0)
+    counts = changed(channel=lambda _: falling(60)).day(quiet_reference().binning, 0)
     for day in range(7):
-        told += watches.step(ms_of(day), {VERSION: (reference(), counts)}, ())
+        told += watches.step(ms_of(day), {VERSION: (quiet_reference(), counts)}, ())
     (raised,) = told
     return watches, raised
 
@@ -256,11 +248,11 @@ def test_a_new_reference_clears_the_alerts_of_the_old_one(is_restarted: bool) ->
     watches, raised = weeks()
     if is_restarted:
         restored = TrainingWatches(SETTINGS)
-        restored.restore(watches.to_bytes(), lambda _: reference(2))
+        restored.restore(watches.to_bytes(), lambda _: quiet_reference(2))
         watches = restored
     cleared = watches.cleared(ms_of(7))
-    counts = MadeWorld(1, SMALL).day(reference().binning, 7)
-    cleared += watches.step(ms_of(7), {VERSION: (reference(2), counts)}, ())
+    counts = MadeWorld(1, SMALL).day(quiet_reference().binning, 7)
+    cleared += watches.step(ms_of(7), {VERSION: (quiet_reference(2), counts)}, ())
     assert [(alert.alert_id, alert.state) for alert in cleared] == [(raised.alert_id, State.CLEARED)]
     assert watches.open_alerts == watches.cleared(ms_of(8)) == []
 
@@ -276,10 +268,10 @@ def test_a_model_that_decides_no_longer_has_no_open_alert_and_is_forgotten() -> 
 @pytest.mark.parametrize("damage", [lambda state: state[:-3], lambda state: b"\xff" + state[1:], lambda _: b"{}"])
 def test_a_damaged_state_is_refused(damage: Callable[[bytes], bytes]) -> None:
     watches = TrainingWatches(SETTINGS)
-    counts = MadeWorld(1, SMALL).day(reference().binning, 0)
-    watches.step(ms_of(0), {VERSION: (reference(), counts)}, ())
+    counts = MadeWorld(1, SMALL).day(quiet_reference().binning, 0)
+    watches.step(ms_of(0), {VERSION: (quiet_reference(), counts)}, ())
     with pytest.raises(InvalidEvent):
-        TrainingWatches(SETTINGS).restore(damage(watches.to_bytes()), lambda _: reference())
+        TrainingWatches(SETTINGS).restore(damage(watches.to_bytes()), lambda _: quiet_reference())
 
 
 @pytest.mark.parametrize(
