@@ -32,14 +32,15 @@ def features() -> None:
 def list_features(source: Source, as_format: str) -> None:
     """List the features with meaning, unit and window.
 
-    It also says what a missing value means, which fields are declared, and how large profiles are.
+    It also says what a missing value means and how large profiles are. With fields of a project it begins with these:
+    number, bounds, whether they are personal, their type in requests, and which features and entities use them.
     """
     from paywarden.features.catalogue.field_listing import field_lines, field_table, listed_fields
     from paywarden.features.profiles.engine import FeatureEngine
     from paywarden.features.profiles.feature_docs import listing_of
 
     catalogue = wiring.catalogue(source)
-    listing, fields = listing_of(catalogue, FeatureEngine(catalogue)), listed_fields(catalogue.payment)
+    listing, fields = listing_of(catalogue, FeatureEngine(catalogue)), listed_fields(catalogue)
     if as_format == "json":
         click.echo(json.dumps(listing.to_dict() | {"fields": [asdict(field) for field in fields]}, indent=2))
     elif as_format == "markdown":

@@ -60,17 +60,20 @@ def test_the_check_of_a_project_finds_nothing_wrong(shop: Path) -> None:
 
 def test_the_listing_of_a_project_has_its_fields(shop: Path) -> None:
     lines = [" ".join(line.split()) for line in run(shop, "features", "list").stdout.splitlines()]
-    assert "items 6 integer items a whole number from 0 to 1000 as it is" in lines
-    assert "buyer_email 3 e-mail an e-mail address of at most 255 bytes as a keyed hash" in lines
-    assert "product 5 id book, clothing, food, phone …, or any other text as it is" in lines
-    assert "ip_network 13 network derived from ip as a keyed hash" in lines
+    items = "items 6 integer items a whole number from 0 to 1000 as it is int64 = 106"
+    assert f"{items} features items, card_items_step" in lines
+    mail = "buyer_email 3 e-mail an e-mail address of at most 255 bytes as a keyed hash string = 103"
+    assert f"{mail} entity buyer; derived buyer_domain" in lines
+    product = "product 5 id book, clothing, food, phone …, or any other text as it is string = 105"
+    assert f"{product} entity product_kind; feature product" in lines
+    assert "ip_network 13 network derived from ip as a keyed hash entity network" in lines
     listing = json.loads(run(shop, "features", "list", "--format", "json").stdout)
     assert all(feature["meaning"] and feature["unit"] for feature in listing["features"])
     assert max(entity["bytes_after_one_payment"] for entity in listing["entities"]) < 400
     fields = listing["fields"]
     assert [field["number"] for field in fields] == list(range(1, 19))
     page = run(shop, "features", "list", "--format", "markdown").stdout
-    assert "| `is_gift` | 8 | flag |  | true or false | as it is |" in page
+    assert "| `is_gift` | 8 | flag |  | true or false | as it is | bool = 108 | feature is_gift |" in page
 
 
 def test_the_tests_of_a_project_pass(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
