@@ -7,33 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paywarden.features import kernel
-from paywarden.features.catalogue.windows import DAY_MS
 from tests.parity import naive_features as naive
 from tests.parity.naive_features import Heard
 from tests.unit.features.kernel.profiles import Change, bound_vector, profile, vectors
-from tests.worlds.declarations import Declaration, DeclaredPayment, declarations, declared_payments
-
-Event = tuple[DeclaredPayment, int | None]
-
-
-@st.composite
-def histories(draw: st.DrawFn, declaration: Declaration) -> list[Event]:
-    """Draws payments and changes of their labels (+1 fraud, -1 taken back), in the order in which they are heard."""
-    payments = draw(declared_payments(declaration))
-    events: list[tuple[int, int, Event]] = [(one.time_ms, 0, (one, None)) for one in payments]
-    for payment in payments:
-        known_ms = payment.time_ms
-        for weight in (1, -1)[: draw(st.integers(0, 2))]:
-            known_ms += draw(st.integers(0, 12 * DAY_MS))
-            events.append((known_ms, 1, (payment, weight)))
-    return [event for *_, event in sorted(events, key=lambda event: event[:2])]
+from tests.worlds.declarations import declarations, heard_histories
 
 
 @settings(max_examples=60)
 @given(data=st.data())
 def test_random_declarations_give_the_naive_bits(data: st.DataObject) -> None:
     declaration = data.draw(declarations())
-    history = data.draw(histories(declaration))
+    history = data.draw(heard_histories(declaration))
     engine, profiles = declaration.engine, dict[bytes, bytes]()
     found = []
     for payment, weight in history:

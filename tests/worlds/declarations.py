@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import pyarrow as pa
 from hypothesis import strategies as st
 
 from paywarden.features.catalogue import attributes
@@ -30,6 +31,7 @@ from paywarden.features.catalogue import fields as declare
 from paywarden.features.catalogue.attributes import Attribute, AttributeKind, DeclaredRow, row_of
 from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.catalogue.identity import LAPTOP_KEY
+from paywarden.features.catalogue.windows import DAY_MS
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.keys import key_maker
 from paywarden.schemas.errors import Misconfigured
@@ -318,3 +320,31 @@ def declared_payments(
         payments.append(DeclaredPayment({name: value for name, value in values.items() if value is not None}))
     assert all(payment.values["amount_minor"] <= AMOUNT_MINOR_MAX for payment in payments)
     return payments
+
+
+Event = tuple[DeclaredPayment, int | None]
+"""A payment, or with a number a change of its label: +1 it is a fraud, -1 it is none after all."""
+
+
+@st.composite
+def heard_histories(
+    draw: st.DrawFn, declaration: Declaration, *, count_min: int = 1, count_max: int = 8
+) -> list[Event]:
+    """Draws payments and changes of their labels, in the order in which they are heard.
+
+    Of one millisecond, payments come first.
+    """
+    payments = draw(declared_payments(declaration, count_min=count_min, count_max=count_max))
+    events: list[tuple[int, int, Event]] = [(one.time_ms, 0, (one, None)) for one in payments]
+    for payment in payments:
+        known_ms = payment.time_ms
+        for weight in (1, -1)[: draw(st.integers(0, 2))]:
+            known_ms += draw(st.integers(0, 12 * DAY_MS))
+            events.append((known_ms, 1, (payment, weight)))
+    return [event for *_, event in sorted(events, key=lambda event: event[:2])]
+
+
+def column_types(fields: PaymentFields) -> dict[str, pa.DataType]:
+    """Returns the columns of payments.parquet with the types in which a project would write them."""
+    other = {Form.FLAG: pa.bool_(), Form.DECIMAL: pa.float64()}
+    return {field.name: pa.string() if field.is_text else other.get(field.form, pa.int64()) for field in fields.all}
