@@ -22,6 +22,7 @@ from paywarden.schemas.errors import Misconfigured, RegistryRefused
 from tests.worlds.registry import Writer, key_of, people_of
 
 PEOPLE = people_of()
+FIELDS = ("by", "key", "kind", "previous", "registry", "signature", "time_ms", "what", "why")
 # Workers of a test are forked: a spawned one would import everything again.
 FORK = multiprocessing.get_context("fork")
 
@@ -132,6 +133,26 @@ def test_an_entry_is_read_as_it_was_written(why: str, what: dict[str, kinds.Valu
     assert b"\n" not in entry.line
     assert read.is_signed_by(key_of("anna").public_key())
     assert not read.is_signed_by(key_of("ben").public_key())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    line=st.one_of(
+        st.binary(max_size=60),
+        st.recursive(
+            st.none() | st.booleans() | st.floats() | st.text(max_size=3) | st.just("\ud800"),
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(FIELDS), inner, max_size=9),
+            max_leaves=12,
+        ).map(lambda value: json.dumps(value).encode()),
+        st.dictionaries(st.sampled_from(FIELDS), st.none() | st.just("\ud800") | st.just({"\ud800": "x"})).map(
+            lambda changed: json.dumps({**json.loads(small_log().splitlines()[0]), **changed}).encode()
+        ),
+    )
+)
+def test_bytes_that_nobody_has_signed_are_refused_in_one_line(line: bytes) -> None:
+    with pytest.raises(RegistryRefused) as caught:
+        log_of(small_log() + line + b"\n")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
