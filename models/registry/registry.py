@@ -187,7 +187,12 @@ class Registry:
 
     def note(self, signer: Signer, kind: str, what: Mapping[str, Value], *, why: str, now_ms: int) -> Entry:
         """Append an entry of any other kind: events of rollouts, a key that is revoked, a clock that is set."""
-        (entry,) = self.log.append(lambda log: self._made(log, signer, [(kind, what)], why, now_ms))
+
+        def make(log: RegistryLog) -> list[Entry]:
+            log.check_signatures(self.people)
+            return self._made(log, signer, [(kind, what)], why, now_ms)
+
+        (entry,) = self.log.append(make)
         return entry
 
     def _about(
@@ -221,7 +226,10 @@ class Registry:
         why: str,
         now_ms: int,
     ) -> list[Entry]:
-        """Returns signed entries that all count behind the log. Raises RegistryRefused if one breaks a rule."""
+        """Returns signed entries that all count behind the log, whose signatures the caller has checked.
+
+        Raises RegistryRefused if one breaks a rule.
+        """
         made = []
         for kind, what in drafts:
             entry = signed_entry(

@@ -212,6 +212,23 @@ def state_of(log: RegistryLog, people: People, rules: Rules, *, at_ms: int | Non
     are in `ignored`. Raises RegistryRefused if a signature is wrong.
     """
     log.check_signatures(people)
+    return _state(log, people, rules, at_ms)
+
+
+def refusal_of(log: RegistryLog, entry: Entry, people: People, rules: Rules) -> str:
+    """Returns why an entry would not count behind a log whose signatures were checked; empty if it would.
+
+    Raises RegistryRefused if the signature of the entry is wrong.
+    """
+    longer = log.followed_by(entry)
+    if longer is None:
+        return "it does not name the last entry of the log as the one before"
+    RegistryLog((entry,)).check_signatures(people)
+    ignored = _state(longer, people, rules, None).ignored
+    return ignored[-1].reason if ignored and ignored[-1].entry is entry else ""
+
+
+def _state(log: RegistryLog, people: People, rules: Rules, at_ms: int | None) -> State:
     whole = _Fold(people, rules)
     for position, entry in enumerate(log.entries):
         whole.take(entry, position + 1, 0, is_late=position in log.late)
@@ -223,15 +240,6 @@ def state_of(log: RegistryLog, people: People, rules: Rules, *, at_ms: int | Non
             break
         fold.take(entry, position + 1, times_ms[position], is_late=position in log.late)
     return fold.state()
-
-
-def refusal_of(log: RegistryLog, entry: Entry, people: People, rules: Rules) -> str:
-    """Returns why an entry would not count behind the log; empty if it would."""
-    longer = log.followed_by(entry)
-    if longer is None:
-        return "it does not name the last entry of the log as the one before"
-    ignored = state_of(longer, people, rules).ignored
-    return ignored[-1].reason if ignored and ignored[-1].entry is entry else ""
 
 
 def _effect_times_ms(log: RegistryLog, ignored: Collection[int]) -> list[int]:

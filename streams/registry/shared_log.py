@@ -51,6 +51,9 @@ class SharedLog:
     def __init__(self, file: LogFile, topic: RegistryTopic, people: People, tell: Callable[[str], object]) -> None:
         self._file, self._topic, self._tell = file, topic, tell
         self._reader = TopicReader(people)
+        # The copy as it was read last, and what its file looked like: a follower looks every second.
+        self._copy = RegistryLog()
+        self._looked: tuple[int, ...] | None = None
 
     @property
     def path(self) -> Path:
@@ -98,7 +101,7 @@ class SharedLog:
         refused_before = len(self._reader.refused)
         for _ in range(_ROUNDS_MAX):
             self._reader.take(self._topic.read())
-            own = self._file.read()
+            own = self._own()
             merged = merge(own, self._reader.log)
             if merged.lost and not set_aside:
                 raise RegistryRefused(f"{forked(merged.lost)}; `paywarden models sync --set-aside` takes them out")
@@ -107,12 +110,24 @@ class SharedLog:
                 self._topic.send(merged.to_send)
                 sent += merged.to_send
                 continue
-            if self._took(own, merged.log, merged.lost):
+            if _is_same(own, merged.log) or self._took(own, merged.log, merged.lost):
                 mine = {entry.digest for entry in own.entries}
                 received = tuple(entry for entry in merged.log.entries if entry.digest not in mine)
                 refused = tuple(self._reader.refused)
                 return Synced(tuple(sent), received, merged.lost, refused, len(refused) - refused_before)
         raise RegistryRefused(f"other hosts went on while this one read the log, {_ROUNDS_MAX} times: run it again")
+
+    def _own(self) -> RegistryLog:
+        """Returns this host's copy, which is read only if its file has changed: it is replaced, or it grows."""
+        try:
+            status = os.stat(self.path)
+        except OSError:
+            # `read` says what is wrong.
+            return self._file.read()
+        looked = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        if looked != self._looked:
+            self._copy, self._looked = self._file.read(), looked
+        return self._copy
 
     def _require_new(self, sent: Sequence[Entry], to_send: Sequence[Entry]) -> None:
         """Raise RegistryRefused if an entry was sent before and does not count on the topic."""
@@ -154,3 +169,7 @@ class SharedLog:
                 os.fsync(file.fileno())
         except OSError as error:
             raise Misconfigured(f"cannot write {self.set_aside_path}: {error.strerror}") from error
+
+
+def _is_same(log: RegistryLog, other: RegistryLog) -> bool:
+    return [entry.digest for entry in log.entries] == [entry.digest for entry in other.entries]
