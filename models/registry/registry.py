@@ -30,6 +30,7 @@ from paywarden.models.registry.log import Log, RegistryLog
 from paywarden.models.registry.people import People, read_signing_key
 from paywarden.models.registry.rules import Proposal, Registered, Rules, State, Version, find, refusal_of, state_of
 from paywarden.schemas.errors import Misconfigured, RegistryRefused
+from paywarden.schemas.settings import read_source
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -119,11 +120,13 @@ class Registry:
                 f"the bundle {version.bundle[:SHOWN]} was registered with libraries for {', '.join(processors)}, "
                 f"this machine is {platform.machine()}"
             )
-        return Served(
+        served = Served(
             version,
             self.store.folder(BUNDLES, version.bundle, bundle.files),
             self.store.folder(POLICIES, version.policy, policy.files) / POLICY_FILE,
         )
+        _require_named(served)
+        return served
 
     def register(
         self, signer: Signer, bundle: BundleFacts | None, policy: PolicyFacts, *, why: str, now_ms: int
@@ -249,6 +252,29 @@ class Registry:
             log = longer
             made.append(entry)
         return made
+
+
+def _require_named(served: Served) -> None:
+    """Raise RegistryRefused if files are those of another bundle or policy than the digest that people approved.
+
+    The digests of files come from whoever registered them, and could be those of anything.
+    """
+    from paywarden.models.bundle.bundle import read_manifest
+    from paywarden.models.policy.lists import read_lists
+    from paywarden.models.policy.policy import PolicySettings, policy_digest
+
+    bundle = read_manifest(served.bundle).digest
+    settings = read_source(str(served.policy), {}).section("policy", PolicySettings)
+    policy = policy_digest(settings, read_lists(settings.lists))
+    for kind, found, wanted in (
+        ("bundle", bundle, served.version.bundle),
+        ("policy", policy, served.version.policy),
+    ):
+        if found != wanted:
+            raise RegistryRefused(
+                f"the {kind} that was registered as {wanted[:SHOWN]} is another one, {found[:SHOWN]}: "
+                "whoever registered it named wrong files"
+            )
 
 
 def proposal_named(state: State, text: str) -> Proposal:

@@ -7,6 +7,7 @@ import json
 import platform
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from click.testing import CliRunner, Result
 from paywarden.models.bundle.bundle import read_manifest
 from paywarden.models.bundle.compiler import compiler_name
 from paywarden.models.policy.policy import PolicySettings, policy_digest
+from paywarden.models.registry.artefacts import bundle_files
 from paywarden.models.registry.entries import CLOCK_SET
 from paywarden.models.registry.log import LogFile
 from paywarden.models.registry.settings import ModelRegistrySettings
@@ -258,6 +260,25 @@ def test_what_people_read_names_versions_and_people(desk: Desk) -> None:
     said = desk.run("at", "now").stdout
     assert "promoted by dora: a test" in said
     assert "wanted now, a date or a time" in desk.refusal("at", "yesterday")
+
+
+@pytest.mark.parametrize("part", ["bundle", "policy"])
+def test_files_under_the_digest_of_another_bundle_or_policy_do_not_decide(desk: Desk, part: str) -> None:
+    """Whoever registers could name the digest that people know, and other files."""
+    source = read_source(str(desk.config), {})
+    good, other = small_world.trained_bundle(), small_world.other_bundle()
+    facts = wiring.bundle_facts(source, good)
+    policy = wiring.policy_facts(source, source, (0.1, 0.9))
+    if part == "bundle":
+        facts = replace(facts, files=bundle_files(other))
+    else:
+        policy = replace(policy, text='[policy]\non_model_absent = "approve"\n')
+    registry = wiring.model_registry(source)
+    signer = wiring.signer(source, str(desk.folder / "anna.pem"), registry)
+    proposal = registry.register(signer, facts, policy, why="looks right", now_ms=now_ms())[-1].digest
+    for approver in ("ben", "cleo"):
+        desk.told("approve", proposal, by=approver)
+    assert f"the {part} that was registered as" in desk.refusal("promote", proposal, by="dora")
 
 
 def test_a_rollback_does_not_wait_for_kafka(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
