@@ -6,7 +6,7 @@ import getpass
 import json
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from paywarden.models.rollout.rollout import Rollout, Version
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _BYTES_OF_TEXT_MAX = 500
 _HEADINGS = ["measure", "within", "ratio at least", "at most", "evidence"]
 _BY = click.option("--by", metavar="NAME", default="", help="Who does it (default: the logged-in user).")
@@ -46,6 +47,8 @@ def rollout() -> None:
 @click.option(
     "--champion", type=click.Path(file_okay=False), help="The bundle that decides now (default: [serve] bundle)."
 )
+@click.option("--candidate-policy", metavar="DIGEST", default="", help="The candidate's policy (default: the same).")
+@click.option("--champion-policy", metavar="DIGEST", default="", help="The champion's policy (default: as configured).")
 @click.option("--name", metavar="NAME", default="", help="The rollout's name (default: r- and the time).")
 @click.option("--cards-a-day", type=float, help="Different cards a day, to compute the power.")
 @click.option(
@@ -63,6 +66,8 @@ def start(
     source: Source,
     candidate: str,
     champion: str | None,
+    candidate_policy: str,
+    champion_policy: str,
     name: str,
     cards_a_day: float | None,
     event_share: tuple[str, ...],
@@ -72,6 +77,8 @@ def start(
     as_json: bool,
 ) -> None:
     """Start a rollout of a candidate, by the plan in [rollout].
+
+    A candidate is a bundle, a policy, or both: the same bundle with another policy is one, too.
 
     It stays pending until a host has loaded the candidate. With --cards-a-day the command prints beforehand what each
     step can find, and when it will go on.
@@ -90,7 +97,11 @@ def start(
     if not _NAME.fullmatch(called):
         raise Misconfigured(f"--name: wanted at most 64 of a to z, 0 to 9, dot, dash and _, got {called!r}")
     serving = champion or source.section("serve", ServeSettings).bundle
-    versions = _versions(serving, candidate)
+    policies = [
+        _policy("--champion-policy", champion_policy),
+        _policy("--candidate-policy", candidate_policy or champion_policy),
+    ]
+    versions = _versions([serving, candidate], policies)
     begun = Start(called, secrets.token_hex(SALT_BYTES), *versions, plan)
     event = RolloutEvent(EventKind.STARTED, time_ms, _who(by), _text("--why", why), begun)
     keeper = RolloutKeeper(FileRolloutLog(Path(settings.log)))
@@ -229,19 +240,26 @@ def _done(source: Source, kind: str, by: str, why: str, *, as_json: bool) -> Non
     _show(_keeper(source).take(event), as_json=as_json)
 
 
-def _versions(champion: str, candidate: str) -> tuple[Version, Version]:
+def _policy(option: str, digest: str) -> str:
+    if digest and not _DIGEST.fullmatch(digest):
+        raise Misconfigured(f"{option}: wanted the digest of a policy, 64 hex digits, got {digest!r}")
+    return digest
+
+
+def _versions(bundles: Sequence[str], policies: Sequence[str]) -> tuple[Version, Version]:
     """Returns champion and candidate. Raises BundleRefused; Misconfigured if their feature catalogues differ."""
     from paywarden.models.bundle.bundle import read_manifest
     from paywarden.models.rollout.rollout import Version
 
-    manifests = [read_manifest(Path(bundle)) for bundle in (champion, candidate)]
+    manifests = [read_manifest(Path(bundle)) for bundle in bundles]
     theirs, ours = (manifest.catalogue_digest for manifest in manifests)
     if ours != theirs:
         raise Misconfigured(
-            f"--candidate: bundle {candidate} is for the feature catalogue {ours}; the champion's is {theirs}"
+            f"--candidate: bundle {bundles[1]} is for the feature catalogue {ours}; the champion's is {theirs}"
         )
     first, second = (
-        Version(manifest.digest, "", bundle) for manifest, bundle in zip(manifests, (champion, candidate), strict=True)
+        Version(manifest.digest, policy, bundle)
+        for manifest, policy, bundle in zip(manifests, policies, bundles, strict=True)
     )
     return first, second
 

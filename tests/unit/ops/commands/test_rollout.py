@@ -75,6 +75,12 @@ def test_a_rollout_from_start_to_abort(tmp_path: Path, bundles: Path) -> None:
     assert start(tmp_path, bundles, "--name", "r-2").exit_code == 0
 
 
+def test_the_same_bundle_with_another_policy_is_a_candidate(tmp_path: Path, bundles: Path) -> None:
+    began = start(tmp_path, bundles, "--candidate-policy", "c" * 64, "--json", candidate="old")
+    orders = json.loads(began.output)["rollout"]["orders"]
+    assert (orders["champion"]["policy_digest"], orders["candidate"]["policy_digest"]) == ("", "c" * 64)
+
+
 def test_a_dry_run_checks_and_writes_nothing(tmp_path: Path, bundles: Path) -> None:
     assert start(tmp_path, bundles, "--dry-run").exit_code == 0
     assert not (tmp_path / "rollouts.jsonl").exists()
@@ -95,6 +101,8 @@ def test_a_dry_run_checks_and_writes_nothing(tmp_path: Path, bundles: Path) -> N
         ("new", "", ("--cards-a-day", "9", "--event-share", "decline=x"), "--event-share decline: wanted a number"),
         ("new", "", ("--cards-a-day", "9"), "--cards-a-day: wanted --event-share too, such as decline=0.02"),
         ("new", "", ("--cards-a-day", "-1", "--event-share", "decline=0.1"), "cards a day: wanted more than 0, got -1"),
+        ("old", "", ("--champion-policy", "a" * 64), "rollout started: candidate and champion are the same"),
+        ("old", "", ("--candidate-policy", "A1"), "--candidate-policy: wanted the digest of a policy, 64 hex digits"),
         ("new", "", ("--name", "Über"), "--name: wanted at most 64 of a to z"),
         ("new", "", ("--why", " "), "--why: wanted 1 to 500 bytes of printable text"),
         ("new", "", ("--by", "a\nb"), "--by: wanted 1 to 500 bytes of printable text"),
