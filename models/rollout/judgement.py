@@ -1,12 +1,16 @@
 """Judge a step: is the candidate harmful, within the margin, or is it not known yet?
 
-    mismatch       the share of cards is not what it should be: the comparison is worthless, somebody must look
+    mismatch       the share of cards is not what it should be: the comparison is worthless, and rolls back, too
     harm           an event is more frequent with the candidate, or as harmful less frequent, beyond the tolerance
-    no data        fewer than `cards_min` new cards of the candidate
+    no data        fewer than `cards_min` new cards of an arm
     within         every measure is within the step's margin, with nothing left out
     inconclusive   none of these: the step goes on as it is
 
 The first that applies is the finding. Only `within` lets a rollout go on, and time alone never does.
+
+Evidence of a day begins anew, though some of its cards were seen on an earlier day. For that reason it has a share of
+`alpha` of its own: within the day each card shows its arm once, and with nothing different no card's events depend on
+its arm. Gains of several days are never multiplied, since a card that often has events would count again and again.
 
 Two risks are bounded, each over all looks together. A candidate that differs in nothing is stopped with a probability
 of at most `alpha`. A candidate that is outside the margin in some measure is called `within` with a probability of at
