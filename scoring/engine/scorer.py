@@ -47,6 +47,7 @@ from paywarden.models.policy.policy import (
 from paywarden.schemas.errors import TemporaryFailure
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
+from paywarden.scoring.engine.arms import Split
 from paywarden.scoring.engine.batcher import IN_PROGRESS, NOT_DECIDED, Refusal, refusal_of, units_of
 from paywarden.scoring.engine.model_chain import ModelChain, Scored
 from paywarden.scoring.engine.records import Origin, Written, joined, tail
@@ -112,6 +113,9 @@ class PaymentScorer:
         self._mirror: MirrorReader | None = None
         self._mirror_is_foreign = False
         self._profile_set = ""
+        # In a rollout: what decides about the candidate's share of the cards.
+        self._candidate: Served | None = None
+        self._split: Split | None = None
         self._entities = entities = plan.entity_count
         self._names = plan.entity_names
         self._rows: NDArray[np.int64] = np.zeros((ROWS_MAX, plan.row_width), dtype=np.int64)
@@ -171,6 +175,15 @@ class PaymentScorer:
         self._note_profile_set()
         return before
 
+    def divide(self, candidate: Served | None, split: Split | None = None) -> None:
+        """Let `candidate` decide about its share of the cards from the next chunk on; None: about none.
+
+        Call it between two chunks. Where the catalogue has no entity "card", it decides about none either.
+        """
+        self._split = split if candidate is not None and "card" in self._names else None
+        self._candidate = candidate
+        self._note_profile_set()
+
     def readiness(self) -> list[str]:
         """Returns one line for each thing that is missing before payments should come here; empty when ready."""
         missing = [trouble] if (trouble := self._outbox.trouble()) else []
@@ -220,9 +233,15 @@ class PaymentScorer:
         """Let records name the profile set that the mirror was filled from."""
         if self._mirror is not None:
             self._profile_set = self._mirror.profile_set()
-        serving = self._serving
-        if serving.origins[0].policy_digest and serving.origins[0].profile_set != self._profile_set:
-            self._serving = self.served(serving.models, serving.policy, serving.origins)
+        self._serving = self._renamed(self._serving)
+        if self._candidate is not None:
+            self._candidate = self._renamed(self._candidate)
+
+    def _renamed(self, served: Served) -> Served:
+        origin = served.origins[0]
+        if not origin.policy_digest or origin.profile_set == self._profile_set:
+            return served
+        return self.served(served.models, served.policy, served.origins)
 
     def score_many(
         self, payments: CheckedPayments, now_ms: int, batches: Sequence[range] = ()
@@ -286,6 +305,8 @@ class PaymentScorer:
         count = len(payments)
         if count == 0:
             return []
+        if self._split is not None:
+            return self._decide_divided(payments, slots, now_ms, self._split)
         if count <= ROWS_MAX:
             made = self._make(payments, now_ms)
             written = made.written
@@ -304,9 +325,34 @@ class PaymentScorer:
             self._stages.lap("append", count)
         return written.responses
 
-    def _make(self, payments: CheckedPayments, now_ms: int) -> _Made:
+    def _decide_divided(
+        self, payments: CheckedPayments, slots: Sequence[int], now_ms: int, split: Split
+    ) -> list[bytes]:
+        """Decide as `_decide`, each payment by the arm of its card. All decisions are appended in one write."""
+        assert self._candidate is not None
+        card = self._names.index("card")
+        arms = split.places(payments.keys[card :: self._entities])
+        parts: list[_Made] = []
+        for serving, indexes in zip((self._serving, self._candidate), arms, strict=True):
+            parts += [
+                self._make(payments.chosen(indexes[first : first + ROWS_MAX]), now_ms, serving)
+                for first in range(0, len(indexes), ROWS_MAX)
+            ]
+        order = [*arms[0], *arms[1]]
+        written = joined(part.written for part in parts)
+        self._append(written, [slots[index] for index in order] if slots else ())
+        for part in parts:
+            self._count(part)
+        if self._stages.is_timed:
+            self._stages.lap("append", len(order))
+        responses = [b""] * len(order)
+        for index, response in zip(order, written.responses, strict=True):
+            responses[index] = response
+        return responses
+
+    def _make(self, payments: CheckedPayments, now_ms: int, serving: Served | None = None) -> _Made:
         """Decide at most ROWS_MAX payments. Nothing is appended yet."""
-        count, serving = len(payments), self._serving
+        count, serving = len(payments), serving or self._serving
         self._rows[:count] = payments.rows
         stages = self._stages
         flags, complete_to_ms = self._fill_vectors(payments.keys, count)

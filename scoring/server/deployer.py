@@ -46,6 +46,7 @@ from paywarden.scoring.server.releases import (
     ReleaseSource,
     orders_path,
     read_orders,
+    release_key,
     write_orders,
 )
 
@@ -78,6 +79,8 @@ class _Checked(NamedTuple):
     keys: Mapping[str, str]
     known: Mapping[str, _Known]
     configured: tuple[_State, Deployment] | None
+    # What is wrong with releases that are not the active one.
+    troubles: list[str]
 
     @property
     def content(self) -> dict[str, Any]:
@@ -90,6 +93,7 @@ class _Checked(NamedTuple):
                 for name, one in self.known.items()
             },
             "configured": None if self.configured is None else self.configured[0],
+            "troubles": self.troubles,
         }
 
     @classmethod
@@ -102,7 +106,10 @@ class _Checked(NamedTuple):
         }
         keys = {str(role): str(key) for role, key in content["keys"].items()}
         configured = content["configured"]
-        return cls(deployment, keys, known, None if configured is None else (_state_of(configured), deployment))
+        troubles = [str(trouble) for trouble in content["troubles"]]
+        return cls(
+            deployment, keys, known, None if configured is None else (_state_of(configured), deployment), troubles
+        )
 
 
 def _state_of(value: Any) -> _State:
@@ -189,6 +196,9 @@ class Deployer:
             found = _Checked.of(content, result)
             self._known |= found.known
             self._configured = found.configured or self._configured
+            for trouble in found.troubles:
+                self._failures.add(1)
+                _log.error("a release cannot be kept ready: %s", trouble)
             self._order(found.deployment, found.keys)
         except (PaywardenError, OSError, ValueError, KeyError, TypeError) as error:
             self._fail(error)
@@ -223,6 +233,9 @@ class Deployer:
             deployment = self._configured[1]
         keys = {}
         for role, paths in deployment.releases.items():
+            if key := self._ready_key(paths):
+                keys[role] = key
+                continue
             known = self._known.get(_name_of(paths))
             if known is None or any(_state(path) != state for path, state in known.files.items()):
                 return None
@@ -230,6 +243,13 @@ class Deployer:
                 return None
             keys[role] = known.key
         return deployment, keys
+
+    def _ready_key(self, paths: ReleasePaths) -> str:
+        """Returns the key of a release that is named by its digests and ready, wherever its files are now; else ""."""
+        if not (paths.bundle_digest and paths.policy_digest):
+            return ""
+        key = release_key(paths.bundle_digest, paths.policy_digest)
+        return key if key in self._orders.keys or (self._ready / key).is_dir() else ""
 
     def _check(self) -> int:
         """In the child: prepare every release, and write what was found out or was wrong. Returns the exit code."""
@@ -250,16 +270,26 @@ class Deployer:
             deployment = self._source.wanted()
             # Without a file, the environment and the defaults decide, which do not change.
             configured = (state or (0, 0, 0), deployment)
-        keys, known = {}, {}
+        keys, known, troubles = {}, {}, []
         for role, paths in deployment.releases.items():
+            if key := self._ready_key(paths):
+                keys[role] = key
+                continue
             name = _name_of(paths)
-            files = {path: _state(path) for path in self._source.files_of(paths)}
-            keys[role] = self._source.prepare(paths, self._ready)
+            try:
+                files = {path: _state(path) for path in self._source.files_of(paths)}
+                keys[role] = self._source.prepare(paths, self._ready)
+            except (PaywardenError, OSError) as error:
+                if role == "active":
+                    raise
+                # A way back must not fail because a candidate was deleted.
+                troubles.append(f"{role}: {_told(error)}")
+                continue
             # A file that was replaced meanwhile may have been read before or after.
             if name == _name_of(paths) and all(_state(path) == state for path, state in files.items()):
                 known[name] = _Known(keys[role], files)
         self._remove_unused({*keys.values(), *self._orders.keys})
-        return _Checked(deployment, keys, known, configured)
+        return _Checked(deployment, keys, known, configured, troubles)
 
     def _order(self, deployment: Deployment, keys: Mapping[str, str]) -> None:
         """Order these releases, unless they are ordered already."""
@@ -269,8 +299,17 @@ class Deployer:
             # What served until now is the way back.
             previous = now.active if active != now.active else now.previous
         orders = Orders(
-            now.generation, active, previous, keys.get("candidate", ""), deployment.rollout, deployment.share
+            now.generation,
+            active,
+            previous,
+            keys.get("candidate", ""),
+            deployment.rollout,
+            deployment.share,
+            deployment.salt,
         )
+        if not orders.candidate:
+            # It could not be prepared: the champion decides about its cards.
+            orders = replace(orders, share=0)
         if orders == now:
             _log.info("what is served is what should be: nothing changes")
             return

@@ -4,13 +4,15 @@
      "active":    {"bundle": "/models/b-41", "policy": ""},
      "previous":  {"bundle": "/models/b-40", "policy": "", "bundle_digest": "9f2c…"},
      "candidate": {"bundle": "/models/b-42", "policy": "/policies/strict.toml"},
-     "rollout": "r-7", "share": 0.05}
+     "rollout": "r-7", "share": 500, "salt": "000102030405060708090a0b0c0d0e0f"}
 
 1. `active` decides. `previous` and `candidate` are loaded and stay in memory, so that a change to one of them takes a
    moment: write the file again with the two exchanged.
 2. `bundle` is a folder, `policy` a file with a section `[policy]`; an empty policy is that of the configuration. A
    symbolic link is followed when the file is read. Where a digest is given, anything else is refused.
-3. The file is replaced as a whole (`write_deployment`), so a reader finds the old one or the new one.
+3. `candidate` decides about `share` of the cards, in basis points (500 are 5 %): which cards, `salt` says
+   (scoring/engine/arms.py). With the share 0 it only stays in memory.
+4. The file is replaced as a whole (`write_deployment`), so a reader finds the old one or the new one.
 
 Without the file, `[serve] bundle` and `[policy]` are served.
 """
@@ -19,16 +21,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from paywarden.schemas.errors import Misconfigured
+from paywarden.scoring.engine.arms import BASIS_POINTS, SALT_BYTES
 
 VERSION = 1
 DEPLOYMENT = "deployment.json"
 # A deployment is a few hundred bytes.
 _BYTES_MAX = 65_536
+_SALT = re.compile(f"[0-9a-f]{{{2 * SALT_BYTES}}}")
 _ROLES = ("active", "previous", "candidate")
 _TEXTS = ("bundle", "policy", "bundle_digest", "policy_digest")
 
@@ -46,13 +51,14 @@ class ReleasePaths:
 
 @dataclass(frozen=True)
 class Deployment:
-    """What a host serves. `share`: the part of the cards that `rollout` gives to the candidate, from 0 to 1."""
+    """What a host serves. `share`: the part of the cards that `rollout` gives to the candidate, in basis points."""
 
     active: ReleasePaths
     previous: ReleasePaths | None = None
     candidate: ReleasePaths | None = None
     rollout: str = ""
-    share: float = 0.0
+    share: int = 0
+    salt: str = ""
 
     @property
     def releases(self) -> dict[str, ReleasePaths]:
@@ -79,17 +85,21 @@ def deployment_of(content: Any, path: Path) -> Deployment:
     """Returns the deployment of a file's content. Raises Misconfigured naming the file and the field."""
     if not isinstance(content, dict) or content.get("version") != VERSION:
         raise Misconfigured(f"{path}: wanted a deployment of version {VERSION}")
-    if odd := content.keys() - {"version", "rollout", "share", *_ROLES}:
+    if odd := content.keys() - {"version", "rollout", "share", "salt", *_ROLES}:
         raise Misconfigured(f"{path}: there is no field {min(odd)!r}")
     releases = {role: _paths(path, role, content[role]) for role in _ROLES if content.get(role) is not None}
     if "active" not in releases:
         raise Misconfigured(f"{path}: active is missing")
-    rollout, share = content.get("rollout", ""), content.get("share", 0.0)
+    rollout, share, salt = content.get("rollout", ""), content.get("share", 0), content.get("salt", "")
     if not isinstance(rollout, str):
         raise Misconfigured(f"{path}: rollout: wanted a text, got {type(rollout).__name__}")
-    if type(share) not in (int, float) or not 0 <= share <= 1:
-        raise Misconfigured(f"{path}: share: wanted a number from 0 to 1, got {share!r}")
-    return Deployment(**releases, rollout=rollout, share=float(share))
+    if type(share) is not int or not 0 <= share <= BASIS_POINTS:
+        raise Misconfigured(f"{path}: share: wanted a whole number of basis points, 0 to 10000, got {share!r}")
+    if not isinstance(salt, str) or (share and not _SALT.fullmatch(salt)):
+        raise Misconfigured(f"{path}: salt: wanted {2 * SALT_BYTES} hex digits")
+    if share and not ("candidate" in releases and rollout):
+        raise Misconfigured(f"{path}: share: there is no candidate or no name of a rollout")
+    return Deployment(**releases, rollout=rollout, share=share, salt=salt)
 
 
 def content_of(deployment: Deployment) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from paywarden.models.bundle.bundle import Bundle
 from paywarden.models.bundle.prepared import load_prepared
 from paywarden.models.policy.prepared import PreparedPolicy, load_policy
 from paywarden.schemas.errors import Misconfigured
+from paywarden.scoring.engine.arms import BASIS_POINTS
 from paywarden.scoring.engine.records import Origin
 from paywarden.scoring.metrics.release import ShownRelease
 from paywarden.scoring.server.deployment import Deployment, ReleasePaths
@@ -60,7 +61,8 @@ class Orders:
     previous: str = ""
     candidate: str = ""
     rollout: str = ""
-    share: float = 0.0
+    share: int = 0
+    salt: str = ""
 
     @property
     def keys(self) -> list[str]:
@@ -80,6 +82,14 @@ class Release:
     bundles: Sequence[Bundle]
     policy: PreparedPolicy
     origins: tuple[Origin, ...]
+
+    def origins_in(self, rollout: str, arm: str, share: int) -> tuple[Origin, ...]:
+        """Returns its origins as an arm of a rollout that has `share` basis points of the cards; "" is no rollout."""
+        if not rollout:
+            return self.origins
+        return tuple(
+            replace(origin, rollout=rollout, arm=arm, propensity=share / BASIS_POINTS) for origin in self.origins
+        )
 
     @property
     def model_version(self) -> str:

@@ -26,6 +26,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from paywarden.schemas.errors import Misconfigured, PaywardenError
+from paywarden.scoring.engine.arms import BASIS_POINTS, Split
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.scorer import PaymentScorer
 from paywarden.scoring.engine.served import Served
@@ -43,7 +44,7 @@ _SWITCH_INTERVAL_S = 0.0002
 
 
 class _Hot(NamedTuple):
-    """A release in memory, ready to decide."""
+    """A release in memory, ready to decide. A swap uses `served` as it is; an arm of a rollout has other origins."""
 
     release: Release
     served: Served
@@ -69,6 +70,8 @@ class ReleaseSwitch:
         self._active = host.release.key
         self._seen: tuple[int, int] | None = None
         self._orders = Orders(0, self._active)
+        # The orders that were applied last, and how many of their releases were not in memory then.
+        self._applied = (self._orders, 0)
         self._tries, self._thread = 0, False
 
     @property
@@ -81,8 +84,10 @@ class ReleaseSwitch:
         if self._thread or not self._has_news():
             return
         missing = [key for key in self._orders.keys if key not in self._hot]
-        if not missing:
+        if self._orders.active not in missing and self._applied != (self._orders, len(missing)):
+            # A way back does not wait for a candidate that cannot be loaded.
             self._apply()
+        if not missing:
             return
         if self._tries >= _TRIES_MAX:
             return
@@ -116,7 +121,7 @@ class ReleaseSwitch:
                 return False
             self._orders = orders
             return True
-        return set(self._orders.keys) != self._hot.keys() or self._orders.active != self._active
+        return set(self._orders.keys) != self._hot.keys() or self._applied != (self._orders, 0)
 
     def _load(self, keys: list[str]) -> list[_Hot] | PaywardenError:
         """Load releases. Only reads what the loop does not change meanwhile."""
@@ -155,15 +160,24 @@ class ReleaseSwitch:
             self._fail(result)
             return
         self._hot |= {hot.release.key: hot for hot in result}
-        if all(key in self._hot for key in self._orders.keys):
+        if self._orders.active in self._hot:
             self._apply()
 
     def _apply(self) -> None:
         """Change what decides, in this turn, and unload what is ordered no more."""
         orders = self._orders
+        hot = self._hot[orders.active]
+        candidate = self._hot.get(orders.candidate) if orders.share else None
+        rollout = orders.rollout if candidate is not None else ""
+        self._scorer.take_up(self._served(hot, rollout, "champion", BASIS_POINTS - orders.share))
+        if candidate is None:
+            self._scorer.divide(None)
+        else:
+            served = self._served(candidate, rollout, "candidate", orders.share)
+            self._scorer.divide(served, Split(bytes.fromhex(orders.salt), orders.share))
+            _log.info("rollout %s: the candidate decides about %g %% of the cards", rollout, orders.share / 100)
+        self._applied = orders, sum(key not in self._hot for key in orders.keys)
         if orders.active != self._active:
-            hot = self._hot[orders.active]
-            self._scorer.take_up(hot.served)
             self._active = orders.active
             self._metrics.swaps.add(1)
             self._metrics.time.set(time.time())
@@ -177,6 +191,13 @@ class ReleaseSwitch:
         for key in [key for key in self._hot if key not in orders.keys]:
             self._hot.pop(key).release.bundles[0].close()
         self._show()
+
+    def _served(self, hot: _Hot, rollout: str, arm: str, share: int) -> Served:
+        """Returns what decides with a release. An arm of a rollout is made anew, in a millisecond."""
+        if not rollout:
+            return hot.served
+        origins = hot.release.origins_in(rollout, arm, share)
+        return self._scorer.served(hot.served.models, hot.served.policy, origins)
 
     def _show(self) -> None:
         """Show in the metrics what is in memory. It writes a small file on the metrics' memory file system."""

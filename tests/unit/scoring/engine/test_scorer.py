@@ -23,6 +23,7 @@ from paywarden.models.policy.policy import FLAGS, ConfiguredRule, Policy, Policy
 from paywarden.schemas.errors import TemporaryFailure
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
+from paywarden.scoring.engine.arms import Split
 from paywarden.scoring.engine.batcher import IN_PROGRESS, Refusal
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.records import Origin
@@ -266,6 +267,47 @@ def test_what_decides_is_changed_between_two_chunks_and_changed_back(host: Host)
             assert response.model_version == bundle.manifest.model_version
             seen.add(response.decision_id)
     assert len(seen) == 3 * 19
+
+
+def test_a_candidate_decides_about_its_share_of_the_cards_and_about_no_other(host: Host) -> None:
+    host.fill(profiles())
+    alone = [host.score(request).score for request in requests()]
+    other = small_world.other_loaded_bundle()
+    policy = Policy(PolicySettings(), review_at=0.5, decline_at=0.9)
+    arm = Origin("ef" * 32, "01" * 32, "r-7", "candidate", 0.5)
+    candidate = host.scorer.served(
+        ModelChain((other,), metrics=ModelMetrics.declare(Registry())), policy, (arm, replace(arm, bundle_digest=""))
+    )
+    split = Split(bytes(range(16)), 5000)
+    host.scorer.divide(candidate, split)
+    host.outbox.entries.clear()
+    # More than one chunk, so that both arms are cut into parts.
+    responses = score_many(host.scorer, requests())
+    by_payment = {entry.request.payment_id: entry for entry in host.outbox.entries}
+    assert len(by_payment) == len(responses) == len(requests()) > ROWS_MAX
+    seen = set()
+    for request, response, champion_score in zip(requests(), responses, alone, strict=True):
+        assert isinstance(response, ScoreResponse)
+        entry = by_payment[request.payment_id]
+        vector = np.frombuffer(entry.vector, dtype=np.float32).reshape(1, -1)
+        in_arm = split.has(f"card:{request.card_id}".encode())
+        assert response.payment_id == request.payment_id
+        assert entry.response == response
+        assert response.score == (other.score(vector)[0] if in_arm else champion_score)
+        assert (entry.arm, entry.rollout) == (("candidate", "r-7") if in_arm else ("", ""))
+        seen.add(in_arm)
+    assert seen == {True, False}
+    host.scorer.divide(None)
+    assert [one.score for one in score_many(host.scorer, requests()) if isinstance(one, ScoreResponse)] == alone
+
+
+@pytest.mark.parametrize(("card", "first"), [(b"card:C118", 95), (b"card:C1", 5131)])
+def test_a_card_is_in_from_its_position_on_and_stays_in(card: bytes, first: int) -> None:
+    """The positions are those of rollouts on other hosts and in other languages."""
+    salt, shares = bytes(range(16)), range(0, 10_001, 3)
+    assert [Split(salt, share).has(card) for share in shares] == [share >= first for share in shares]
+    assert (Split(salt, first - 1).has(card), Split(salt, first).has(card)) == (False, True)
+    assert not Split(salt, 10_000).has(b"")
 
 
 def test_one_payment_leaves_nothing_behind_for_the_next(host: Host) -> None:

@@ -19,7 +19,9 @@ from paywarden.scoring.metrics.release import CHECK, swap_failures
 from paywarden.scoring.metrics.shared import Registry
 from paywarden.scoring.server.deployer import Deployer
 from paywarden.scoring.server.deployment import Deployment, ReleasePaths, write_deployment
-from paywarden.scoring.server.releases import Orders, orders_path, read_orders
+from paywarden.scoring.server.releases import Orders, orders_path, read_orders, release_key
+
+SALT = "00" * 16
 
 
 @dataclass
@@ -223,16 +225,40 @@ def test_a_deployment_file_is_noticed_and_two_releases_stay_ready(host: Host) ->
     path = host.folder / "deployment.json"
     blue, green = ReleasePaths("b"), ReleasePaths("g")
     for number, (active, previous) in enumerate([(blue, None), (green, blue), (blue, green)], start=1):
-        write_deployment(path, Deployment(active, previous, rollout="r", share=0.5))
+        write_deployment(path, Deployment(active, previous, active, "r", 5000, SALT))
         host.deployer._due = 0.0
         host.begin()
         host.end()
-        assert host.orders == Orders(number, active.bundle, previous.bundle if previous else "", "", "r", 0.5)
+        assert host.orders == Orders(
+            number, active.bundle, previous.bundle if previous else "", active.bundle, "r", 5000, SALT
+        )
     path.write_text("{", encoding="utf-8")
     host.deployer._due = 0.0
     host.begin()
     host.end()
     assert (host.orders.active, host.failures.value) == ("b", 1)
+
+
+def test_a_way_back_does_not_fail_because_another_release_is_gone(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+    def refuses_x(name: str) -> None:
+        if name == "x":
+            raise BundleRefused("bundle x: there is no manifest.json")
+
+    host.source.how = refuses_x
+    path = host.folder / "deployment.json"
+    write_deployment(path, Deployment(ReleasePaths("b"), ReleasePaths("x"), ReleasePaths("x"), "r", 500, SALT))
+    assert host.swap() == Orders(1, "b", "", "", "r", 0, SALT)
+    assert (caplog.text.count("a release cannot be kept ready"), host.failures.value) == (2, 2)
+
+
+def test_a_release_that_is_named_by_its_digests_needs_no_file_any_more(host: Host) -> None:
+    key = release_key("ab" * 32, "cd" * 32)
+    (host.folder / "ready" / key).mkdir()
+    host.source.how = refuses
+    named = ReleasePaths("gone", "", "ab" * 32, "cd" * 32)
+    write_deployment(host.folder / "deployment.json", Deployment(named))
+    assert host.swap() == Orders(1, key)
+    assert (host.forks, host.failures.value) == (0, 0)
 
 
 def test_left_over_files_of_dead_processes_are_removed(tmp_path: Path) -> None:

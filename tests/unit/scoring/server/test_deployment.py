@@ -20,7 +20,12 @@ def test_a_deployment_is_read_as_it_was_written(tmp_path: Path) -> None:
     for deployment in (
         Deployment(ReleasePaths("/b")),
         Deployment(
-            ReleasePaths("/b", "/p.toml", "ab", "cd"), ReleasePaths("/a"), ReleasePaths("/c"), rollout="r-1", share=0.05
+            ReleasePaths("/b", "/p.toml", "ab", "cd"),
+            ReleasePaths("/a"),
+            ReleasePaths("/c"),
+            rollout="r-1",
+            share=500,
+            salt="00" * 16,
         ),
     ):
         write_deployment(path, deployment)
@@ -40,8 +45,10 @@ def test_a_deployment_is_read_as_it_was_written(tmp_path: Path) -> None:
         ({"version": 1, "active": ACTIVE, "candidate": {"bundle": 3}}, "candidate bundle: wanted a text, got int"),
         ({"version": 1, "active": ACTIVE | {"digest": ""}}, "active has no field 'digest'"),
         ({"version": 1, "active": ACTIVE, "shares": 1}, "there is no field 'shares'"),
-        ({"version": 1, "active": ACTIVE, "share": 1.5}, "share: wanted a number from 0 to 1, got 1.5"),
-        ({"version": 1, "active": ACTIVE, "share": True}, "share: wanted a number"),
+        ({"version": 1, "active": ACTIVE, "share": 0.5}, "share: wanted a whole number of basis points, 0 to 10000"),
+        ({"version": 1, "active": ACTIVE, "share": 10_001}, "share: wanted a whole number of basis points"),
+        ({"version": 1, "active": ACTIVE, "share": 1, "salt": "0g" * 16}, "salt: wanted 32 hex digits"),
+        ({"version": 1, "active": ACTIVE, "share": 1, "salt": "00" * 16}, "share: there is no candidate"),
         ({"version": 1, "active": ACTIVE, "rollout": 7}, "rollout: wanted a text, got int"),
     ],
 )

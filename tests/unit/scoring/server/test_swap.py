@@ -53,13 +53,13 @@ class Swapping:
     def hang_up(self) -> None:
         os.kill(self.parent.pid, signal.SIGHUP)
 
-    def answers(self) -> list[ScoreResponse]:
+    def answers(self, card: str = "c") -> list[ScoreResponse]:
         """One payment over each connection. None is refused, and no connection is ever closed."""
         found = []
         for connection in self.connections:
             self.asked += 1
             request = ScoreRequest.FromString(PAYMENT)
-            request.payment_id = f"p-{self.asked}"
+            request.payment_id, request.card_id = f"p-{self.asked}", card
             connection.request(
                 "POST", "/v1/score", request.SerializeToString(), {"content-type": "application/x-protobuf"}
             )
@@ -71,6 +71,9 @@ class Swapping:
 
     def versions(self) -> set[str]:
         return {answer.model_version for answer in self.answers()}
+
+    def versions_of_cards(self) -> set[str]:
+        return {answer.model_version for number in range(8) for answer in self.answers(f"c-{number}")}
 
     def wait_for(self, bundle: Path, action: str = "approve") -> None:
         """Wait until all workers answer like this."""
@@ -191,6 +194,18 @@ def test_two_complete_versions_are_switched_by_the_deployment_file(host: Swappin
         for active, previous, action in ((green, blue, "review"), (blue, green, "approve"), (green, blue, "review")):
             write_deployment(path, Deployment(active, previous))
             host.wait_for(Path(active.bundle), action)
+        # A candidate decides about half of the cards, and its arm is in the records; then the way back.
+        write_deployment(path, Deployment(blue, green, green, "r-7", 5000, "00" * 16))
+        wait_until(lambda: len(host.versions_of_cards()) == 2, "both arms answer")
+        write_deployment(path, Deployment(blue, green))
+        wait_until(lambda: host.versions_of_cards() == {version(FIRST())}, "the champion alone answers")
+        entries = [
+            OutboxEntry.FromString(payload)
+            for worker in ("worker-0", "worker-1")
+            for _, payload in OutboxReader(host.server.outbox, worker).read(0, 100_000)
+        ]
+        arms = {(one.arm, one.propensity, one.response.model_version) for one in entries if one.rollout}
+        assert arms == {("champion", 0.5, version(FIRST())), ("candidate", 0.5, version(OTHER()))}
         # Both stay in memory.
         roles = {key[1:] for key in samples(host.server.target) if key[0] == "paywarden_bundle_info"}
         assert len(roles) == 2
