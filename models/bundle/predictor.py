@@ -22,6 +22,10 @@ from numpy.typing import NDArray
 from paywarden.models.bundle.explain import ZERO
 from paywarden.schemas.errors import BundleRefused
 
+# A `ctypes.CDLL` would make a class for each library, which stays until the next garbage collection, and never unloads.
+_MARGINS = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)
+_FEATURE_COUNT = ctypes.CFUNCTYPE(ctypes.c_int32)
+
 
 class Predictor(Protocol):
     """Margins of vectors. Not thread-safe."""
@@ -41,23 +45,20 @@ class NativePredictor:
     def __init__(self, library: Path, feature_count: int) -> None:
         """Load a library that models/bundle/compiler.py built. Raises BundleRefused when it does not load."""
         try:
-            self._loaded = loaded = _load(library)
-            self._margins: Any = loaded.paywarden_margins
-            built_for = int(loaded.paywarden_feature_count())
-        except (OSError, AttributeError) as error:
+            self._handle = _load(library)
+            self._margins: Any = _MARGINS(_ctypes.dlsym(self._handle, "paywarden_margins"))
+            built_for = int(_FEATURE_COUNT(_ctypes.dlsym(self._handle, "paywarden_feature_count"))())
+        except OSError as error:
             raise BundleRefused(f"the native library {library.name} does not load: {error}") from error
         if built_for != feature_count:
             raise BundleRefused(f"the native library takes {built_for} features, the bundle has {feature_count}")
-        self._margins.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
-        self._margins.restype = None
 
     def close(self) -> None:
         """Unload the library, unless another predictor has loaded the same file.
 
         No call may be in it, and functions of `bound` must not be called any more.
         """
-        # ctypes itself never unloads a library.
-        _ctypes.dlclose(self._loaded._handle)
+        _ctypes.dlclose(self._handle)
         self._margins = _closed
 
     def margins(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -107,13 +108,13 @@ def _address(array: NDArray[Any]) -> int:
     return array.ctypes.data
 
 
-def _load(library: Path) -> ctypes.CDLL:
+def _load(library: Path) -> int:
     """Load the library that this file holds now. For a path it has loaded before, the loader returns the old one."""
     with tempfile.TemporaryDirectory(prefix="paywarden-load-") as folder:
         # The link gives the file a new path. It can be deleted at once, because the loader has opened the file.
         name = Path(folder) / library.name
         name.symlink_to(library.resolve())
-        return ctypes.CDLL(str(name))
+        return int(_ctypes.dlopen(str(name), ctypes.DEFAULT_MODE))
 
 
 class GtilPredictor:

@@ -18,6 +18,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +31,7 @@ from paywarden.models.bundle.predictor import bound
 from paywarden.models.policy.policy import MODEL_ABSENT, MODEL_ERROR, MODEL_FALLBACK
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.metrics.model import PLACES, ModelMetrics
+from paywarden.scoring.metrics.shared import Gauge
 
 NO_MODEL = -1
 _NO_FLAGS: tuple[str, ...] = ()
@@ -160,7 +162,10 @@ class _Model:
         self.answered_first, self.answered_large = metrics.answered_first, metrics.answered_large
         self.scored, self._errors, self._is_out = metrics.scored[place], metrics.errors[place], metrics.is_out[place]
         self.breaker = CircuitBreaker(
-            failure_count_max=settings.failure_count_max, cooldown_ms=settings.cooldown_ms, on_change=self._on_change
+            failure_count_max=settings.failure_count_max,
+            cooldown_ms=settings.cooldown_ms,
+            # No method of this object: a cycle would keep a model that was swapped out until the next collection.
+            on_change=partial(_show, self._is_out),
         )
         self._is_out.set(0)
         self.is_well = True
@@ -185,5 +190,6 @@ class _Model:
         self._errors.add(1)
         self.breaker.failed(ticket, now_ms)
 
-    def _on_change(self, state: BreakerState) -> None:
-        self._is_out.set(0 if state is BreakerState.CLOSED else 1)
+
+def _show(is_out: Gauge, state: BreakerState) -> None:
+    is_out.set(0 if state is BreakerState.CLOSED else 1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
@@ -115,6 +117,20 @@ def test_scores_are_the_bundles_own_to_the_bit() -> None:
     assert chain.score(rows).scores == bundle.score(rows).tolist()
     singly = [chain._score_singly(rows[row : row + 1]).scores[0] for row in range(50)]
     assert singly == bundle.score(rows[:50]).tolist()
+
+
+def test_a_chain_that_was_swapped_out_is_freed_without_a_garbage_collection() -> None:
+    """Each swap once left the trees of a model behind, until a collection that a quiet worker hardly ever makes."""
+    chain = ModelChain([Model("m1").bundle], metrics=ModelMetrics.declare(Registry()))
+    bound = chain.bind(vectors(0, 1))
+    bound(2)
+    freed = weakref.ref(chain._primary)
+    gc.disable()
+    try:
+        del bound, chain
+        assert freed() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("failure", FAILURES)
