@@ -7,7 +7,9 @@
 A payment may have several outcomes; a later one corrects an earlier one. Strings may be plain or dictionary-encoded.
 Further columns are ignored.
 
-Each field that a project declares has a column of its name (features/history/declared_columns.py).
+Each field that a project declares has a column of its name (features/history/declared_columns.py). payments.parquet may
+have a column `propensity`: the chance, above 0 and at most 1, that the payment was kept with its label. No feature sees
+it; models/metrics/propensity.py says what it is for.
 """
 
 from __future__ import annotations
@@ -73,6 +75,11 @@ def payment_columns(fields: PaymentFields = TABLE_ALONE) -> dict[str, str]:
     return kinds | dict.fromkeys(hashed_domains(fields), OPTIONAL_INTEGER)
 
 
+def read_columns(fields: PaymentFields = TABLE_ALONE) -> dict[str, str]:
+    """Returns `payment_columns`, and that of propensities unless a field of the project has its name."""
+    return {PROPENSITY: OPTIONAL_NUMBER} | payment_columns(fields)
+
+
 def hashed_domains(fields: PaymentFields) -> tuple[str, ...]:
     """Returns the names of derived fields that have a column where their source is hashed."""
     return tuple(line.name for line in fields.derived if isinstance(line, EmailDomain))
@@ -90,6 +97,8 @@ LABELS = ("genuine", "fraud")
 """The position of a label is its number in the columns."""
 
 UNKNOWN = -1
+
+PROPENSITY = "propensity"
 
 
 @dataclass(frozen=True)
@@ -118,6 +127,8 @@ class History:
     """The fields of a payment that the columns are of."""
     declared: Mapping[str, Coded | Int64Array] = field(default_factory=dict)
     """By name, the column of each declared and derived field (features/history/declared_columns.py)."""
+    propensity: npt.NDArray[np.float64] | None = None
+    """The chance that each payment was kept with its label; None if the file does not say, 1 where a row does not."""
 
     def __len__(self) -> int:
         return len(self.event_time_ms)
@@ -151,7 +162,7 @@ def write_history(
     folder = Path(directory)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        present = [name for name in payment_columns(fields) if name in payments.column_names]
+        present = [name for name in read_columns(fields) if name in payments.column_names]
         _write_table(folder / PAYMENTS_FILE, payments.select(present))
         _write_table(folder / OUTCOMES_FILE, outcomes.select(list(OUTCOME_COLUMNS)))
     except OSError as error:
@@ -164,7 +175,7 @@ def read_history(directory: str | Path, fields: PaymentFields = TABLE_ALONE) -> 
     Raises Misconfigured that names the file and column if they are no history.
     """
     folder = Path(directory)
-    payments = _read_table(folder / PAYMENTS_FILE, payment_columns(fields))
+    payments = _read_table(folder / PAYMENTS_FILE, read_columns(fields))
     outcomes = _read_table(folder / OUTCOMES_FILE, OUTCOME_COLUMNS)
     return history_of_tables(payments, outcomes, fields)
 
@@ -190,7 +201,7 @@ def last_event_time_ms(directory: str | Path) -> int:
 
 def history_of_tables(payments: pa.Table, outcomes: pa.Table, fields: PaymentFields = TABLE_ALONE) -> History:
     """Returns a history from two tables in memory. Raises Misconfigured as `read_history` does."""
-    check_columns(PAYMENTS_FILE, payments, payment_columns(fields), absent_columns(fields))
+    check_columns(PAYMENTS_FILE, payments, read_columns(fields), (*absent_columns(fields), PROPENSITY))
     check_columns(OUTCOMES_FILE, outcomes, OUTCOME_COLUMNS)
     columns = {name: _checked_column(payments, name) for name in PAYMENT_COLUMNS}
     payment_id, event_time_ms = columns.pop("payment_id"), columns["event_time_ms"]
@@ -218,6 +229,7 @@ def history_of_tables(payments: pa.Table, outcomes: pa.Table, fields: PaymentFie
         outcome_time_ms=outcome_time_ms,
         outcome_fraud=fraud_flags(outcomes["label"]),
         fields=fields,
+        propensity=propensities(payments, fields),
     )
     if not fields.number_max:
         return history
@@ -374,6 +386,24 @@ def offset_codes(payments: pa.Table, first_row: int = 0) -> Int64Array:
     minutes = np.asarray(column.fill_null(0).to_numpy(), dtype=np.int64)
     refuse_wrong_number(field, minutes, wrong_numbers(field, minutes), first_row)
     return np.where(is_known, minutes + offset_code(0), 0)
+
+
+def propensities(
+    payments: pa.Table, fields: PaymentFields = TABLE_ALONE, first_row: int = 0
+) -> npt.NDArray[np.float64] | None:
+    """Returns `History.propensity` of a table of payments; None without the column.
+
+    Raises Misconfigured that names the first row with a value that is no such chance.
+    """
+    if PROPENSITY not in payments.column_names or PROPENSITY in payment_columns(fields):
+        return None
+    values = np.asarray(payments[PROPENSITY].cast(pa.float64()).fill_null(1.0).to_numpy(), dtype=np.float64)
+    wrong = ~((values > 0.0) & (values <= 1.0))
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        what = f"propensity must be above 0 and at most 1, got {float(values[row])!r}"
+        raise Misconfigured(f"{PAYMENTS_FILE}, row {first_row + row}: {what}")
+    return values
 
 
 def sorted_times(file_name: str, table: pa.Table, name: str, *, first_row: int = 0, previous_ms: int = 0) -> Int64Array:

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from paywarden.features.history.columns import MmapAllocator
 from paywarden.features.history.declared_columns import (
@@ -37,6 +38,7 @@ from paywarden.features.history.history import (
     OUTCOME_COLUMNS,
     OUTCOMES_FILE,
     PAYMENT_COLUMNS,
+    PROPENSITY,
     REQUIRED,
     History,
     absent_columns,
@@ -46,7 +48,8 @@ from paywarden.features.history.history import (
     fraud_flags,
     offset_codes,
     parts_of,
-    payment_columns,
+    propensities,
+    read_columns,
     refuse_first,
     refuse_unsorted,
     sorted_times,
@@ -79,7 +82,7 @@ def open_history(
     Raises Misconfigured that names the file and column of an error.
     """
     with ExitStack() as files:
-        columns, absent = payment_columns(fields), absent_columns(fields)
+        columns, absent = read_columns(fields), (*absent_columns(fields), PROPENSITY)
         payments = files.enter_context(_HistoryFile(Path(directory) / PAYMENTS_FILE, columns, absent))
         outcomes = files.enter_context(_HistoryFile(Path(directory) / OUTCOMES_FILE, OUTCOME_COLUMNS))
         made = _payments(payments, room, files, part_rows, fields)
@@ -112,6 +115,7 @@ def open_history(
             outcome_fraud=told.fraud,
             fields=fields,
             declared=made.declared.columns(texts["ip"], room),
+            propensity=made.propensity,
         )
 
 
@@ -272,6 +276,7 @@ class _Payments:
         self.numbers = {name: room.new(count, np.int64) for name in ("event_time_ms", "amount_minor")}
         self.utc_offset_code = room.new(count, np.int64)
         self.declined_code = room.new(count, np.int64)
+        self.propensity: NDArray[np.float64] | None = None
 
 
 def _payments(
@@ -292,6 +297,9 @@ def _payments(
         made.utc_offset_code[rows] = offset_codes(part, first)
         made.declined_code[rows] = flag_codes(part, "declined")
         made.declared.add(first, part)
+        if (shares := propensities(part, fields, first)) is not None:
+            made.propensity = room.new(file.count, np.float64) if made.propensity is None else made.propensity
+            made.propensity[rows] = shares
         time_ms = made.numbers["event_time_ms"][rows]
         refuse_unsorted(PAYMENTS_FILE, "event_time_ms", time_ms, first_row=first, previous_ms=previous_ms)
         previous_ms = int(time_ms[-1])

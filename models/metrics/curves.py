@@ -14,6 +14,7 @@ import numpy.typing as npt
 from paywarden.models.metrics.costs import CostSettings
 from paywarden.models.metrics.evaluation import BoolArray, rows_by_day
 from paywarden.models.metrics.intervals import wilson_interval
+from paywarden.models.metrics.propensity import effective_size
 
 POINTS_MAX = 240
 # Rows processed at once, so that temporary arrays are small compared with the columns.
@@ -194,11 +195,19 @@ class MeanCalibration:
     """Whether the ratio is below 0.8 or above 1.25, and its interval does not contain 1."""
 
 
-def mean_calibration(fraud: BoolArray, score: FloatArray, card: npt.NDArray[np.integer]) -> MeanCalibration:
-    """Compare mean score and share of frauds. All arrays: (row_count,), at least one row. `card`: codes from 0."""
-    mean, share, size = float(score.mean()), float(fraud.mean()), len(score)
+def mean_calibration(
+    fraud: BoolArray, score: FloatArray, card: npt.NDArray[np.integer], weight: FloatArray | None = None
+) -> MeanCalibration:
+    """Compare mean score and share of frauds. All arrays: (row_count,), at least one row. `card`: codes from 0.
+
+    `weight`: what each payment stands for (models/metrics/propensity.py); None means 1.
+    """
+    mean, share, size = float(score.mean()), float(fraud.mean()), float(len(score))
     # The design effect: the variance of the sum of errors, divided by its variance with independent payments.
     error = fraud - score
+    if weight is not None:
+        mean, share = float(weight @ score / weight.sum()), float(weight @ fraud / weight.sum())
+        size, error = effective_size(weight), weight * error
     by_card = np.bincount(card, weights=error)
     # Without zeros and in order, so that the sum does not depend on how the source numbers its cards.
     by_card = np.sort(by_card[by_card != 0])

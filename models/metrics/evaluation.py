@@ -132,22 +132,22 @@ def prequential_splits(reference_first_day: int, *, folds: int = 4) -> list[Spli
     return [handbook_split(reference_first_day - 7 * fold) for fold in range(folds)]
 
 
-def auc_roc(label: AnyInts, score: AnyFloats) -> float:
-    """Returns the area under the ROC curve; NaN with a single class. Labels are 0 and 1. Both arrays: (row_count,)."""
+def auc_roc(label: AnyInts, score: AnyFloats, weight: AnyFloats | None = None) -> float:
+    """Returns the area under the ROC curve; NaN with a single class. Labels are 0 and 1. All arrays: (row_count,)."""
     if label.size == 0 or label.min() == label.max():
         return float("nan")
     from sklearn.metrics import roc_auc_score
 
-    return float(roc_auc_score(label, score))
+    return float(roc_auc_score(label, score, sample_weight=weight))
 
 
-def average_precision(label: AnyInts, score: AnyFloats) -> float:
+def average_precision(label: AnyInts, score: AnyFloats, weight: AnyFloats | None = None) -> float:
     """Returns average precision: the sum over thresholds of precision x increase of recall. NaN without a fraud."""
     if not np.any(label == 1):
         return float("nan")
     from sklearn.metrics import average_precision_score
 
-    return float(average_precision_score(label, score))
+    return float(average_precision_score(label, score, sample_weight=weight))
 
 
 def card_precision_at_k(

@@ -43,7 +43,7 @@ def average_precision_interval(average_precision: float, frauds: int) -> Interva
     return share_interval(average_precision, frauds)
 
 
-def auc_interval(auc_roc: float, frauds: int, genuine: int) -> Interval:
+def auc_interval(auc_roc: float, frauds: float, genuine: float) -> Interval:
     """Returns the 95 % interval of an area under the ROC curve, on the scale of log-odds. NaN twice for one class.
 
     Source: J. Hanley, B. McNeil, "The meaning and use of the area under a ROC curve" (1982). An area of exactly 0 or 1

@@ -49,6 +49,7 @@ from paywarden.models.metrics.curves import (
 from paywarden.models.metrics.evaluation import CARDS_A_DAY, card_precision_at_k, date_of_day
 from paywarden.models.metrics.segments import DecidedPayments, GroupMeasures, by_group
 from paywarden.models.metrics.tally import APPROVED, DECLINED, REVIEWED
+from paywarden.models.metrics.weighted import WeightedMeasures, weighted_measures
 from paywarden.models.policy.policy import ACTIONS, Policy
 from paywarden.models.replay.replayed_policy import ActionReasons, Decisions
 
@@ -82,6 +83,8 @@ class MeasuredPayments:
     amount_minor: NDArray[np.int64]
     """In minor units of the reference currency."""
     has_outcomes: bool
+    propensity_weight_max: float = 0.0
+    """The largest weight that a propensity gives; 0 gives none."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +184,8 @@ class ContestantMeasures:
     """Card precision of each day of `by_day`; empty without outcomes."""
     calibration: MeanCalibration | None
     """Mean score and share of frauds; null without outcomes."""
+    weighted: WeightedMeasures | None
+    """The measures with propensity weights; null where the payments have no propensity."""
     actions: dict[str, int]
     """All payments of the window by action, including those that are not measured."""
     whole: GroupMeasures
@@ -324,6 +329,7 @@ def measure_contestant(
         card_precision_at_100=precision.mean if measured.has_outcomes else float("nan"),
         card_precision_per_day=precision.per_day.tolist() if measured.has_outcomes else [],
         calibration=mean_calibration(measured.fraud, score, _cards(measured)) if measured.has_outcomes else None,
+        weighted=_weighted(measured, score),
         actions=actions,
         whole=whole,
         by_reason=_by_reason(measured, decisions, causes),
@@ -369,6 +375,14 @@ def compare(
 def count_actions(action: NDArray[np.int8]) -> dict[str, int]:
     """Returns how often each action was taken, by name."""
     return dict(zip(ACTIONS, np.bincount(action, minlength=len(ACTIONS)).tolist(), strict=True))
+
+
+def _weighted(measured: MeasuredPayments, score: NDArray[np.float64]) -> WeightedMeasures | None:
+    """Returns the measures with propensity weights; None without propensities or outcomes."""
+    propensity, weight_max = measured.history.propensity, measured.propensity_weight_max
+    if propensity is None or not weight_max or not measured.has_outcomes:
+        return None
+    return weighted_measures(propensity[measured.row], measured.fraud, score, _cards(measured), weight_max)
 
 
 def _cards(measured: MeasuredPayments) -> NDArray[np.int32]:

@@ -86,6 +86,7 @@ class ReplayOptions:
     `protocol`: which payments are measured. ALL_PAYMENTS measures all; HANDBOOK leaves out payments of cards with a
     known fraud, as the Fraud Detection Handbook does. `label_delay_days`: with HANDBOOK, after how many days a fraud
     counts as known. `unknown_labels`: what a payment without an outcome is (models/metrics/labels.py).
+    `propensity_weight_max`: the largest weight that a propensity gives, 0 for none (models/metrics/propensity.py).
 
     `with_vectors` and `with_features` keep each payment's features in decisions.parquet, as bytes and as columns.
     `earlier`: the decisions.parquet of a replay of the same history with the champion's model. The replay reads scores
@@ -99,6 +100,7 @@ class ReplayOptions:
     label_delay_days: int
     protocol: str = ALL_PAYMENTS
     unknown_labels: str = AUTO
+    propensity_weight_max: float = 20.0
     costs: CostSettings | None = None
     with_vectors: bool = False
     with_features: bool = False
@@ -316,7 +318,16 @@ def _measured(
         amount_minor[part] = amounts[row[part]]
         has_outcomes |= bool((label != UNKNOWN).any())
     room.release()
-    return MeasuredPayments(history, row, day, fraud, amount_minor, has_outcomes=has_outcomes), counts
+    measured = MeasuredPayments(
+        history,
+        row,
+        day,
+        fraud,
+        amount_minor,
+        has_outcomes=has_outcomes,
+        propensity_weight_max=options.propensity_weight_max,
+    )
+    return measured, counts
 
 
 def _not_known(history: History, frauds: NDArray[np.int64], part: slice, split: Split | None) -> NDArray[np.int64]:

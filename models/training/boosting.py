@@ -10,7 +10,7 @@ import lightgbm
 import numpy as np
 from numpy.typing import NDArray
 
-from paywarden.models.training.calibration import log_loss, true_probabilities
+from paywarden.models.training.calibration import Weight, log_loss, true_probabilities
 from paywarden.models.training.settings import TrainingSettings
 from paywarden.schemas.errors import Misconfigured
 
@@ -22,10 +22,14 @@ _THREADS_LINE = "[num_threads: "
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Rows for early stopping, on which no tree is grown. `vectors`: (rows, features). `label`: (rows,), 0 or 1."""
+    """Rows for early stopping, on which no tree is grown. `vectors`: (rows, features). `label`: (rows,), 0 or 1.
+
+    `weight`: (rows,), what each row stands for; None means 1.
+    """
 
     vectors: NDArray[np.float32]
     label: NDArray[np.int64]
+    weight: Weight = None
 
 
 def grown_on(label: NDArray[np.int64], settings: TrainingSettings) -> NDArray[np.bool_]:
@@ -39,6 +43,7 @@ def binned(
     label: NDArray[np.int64] | NDArray[np.float64],
     settings: TrainingSettings,
     feature_names: Sequence[str],
+    weight: Weight = None,
 ) -> Any:
     """Returns a LightGBM data set with binned rows. Several models with different settings of growth can share it.
 
@@ -48,6 +53,7 @@ def binned(
         data = lightgbm.Dataset(
             vectors,
             label,
+            weight=weight,
             # By index, because LightGBM does not know the names.
             categorical_feature=[place for place, name in enumerate(feature_names) if name in settings.categorical],
             params=_parameters(settings, ()),
@@ -97,7 +103,7 @@ def grow_until_worse(
     share = settings.genuine_sample_share
 
     def loss(probability: NDArray[np.float64], _data: Any) -> tuple[str, float, bool]:
-        return "log_loss", log_loss(held_out.label, true_probabilities(probability, share)), False
+        return "log_loss", log_loss(held_out.label, true_probabilities(probability, share), held_out.weight), False
 
     with _Refusing():
         model = lightgbm.train(

@@ -29,6 +29,9 @@ from sklearn.linear_model import LogisticRegression
 from paywarden.models.metrics.intervals import wilson_interval
 from paywarden.schemas.errors import Misconfigured
 
+Weight = NDArray[np.float64] | None
+"""What each row stands for (models/metrics/propensity.py); None means 1."""
+
 RELIABILITY_BINS = 10
 # Practically no regularisation, with two parameters and thousands of rows. Without any, separable rows have no maximum.
 _INVERSE_REGULARISATION = 1e6
@@ -64,15 +67,17 @@ class Reliability:
         return [asdict(of_bin) for of_bin in self.bins]
 
 
-def fit_calibration(margins: NDArray[np.float64], label: NDArray[np.int64]) -> tuple[float, float]:
+def fit_calibration(
+    margins: NDArray[np.float64], label: NDArray[np.int64], weight: Weight = None
+) -> tuple[float, float]:
     """Returns slope and intercept of Platt scaling, without Platt's smoothing of the labels.
 
-    `margins`, `label`: (rows,). Raises Misconfigured if the slope is not positive: higher margins do not mean more
+    All arrays: (rows,). Raises Misconfigured if the slope is not positive: higher margins do not mean more
     frauds.
     """
     # A second-order solver needs a handful of steps for two parameters, and is exact where others stop early.
     solver = LogisticRegression(C=_INVERSE_REGULARISATION, solver="newton-cholesky", tol=_TOLERANCE, max_iter=1000)
-    fitted = solver.fit(margins.reshape(-1, 1), label)
+    fitted = solver.fit(margins.reshape(-1, 1), label, sample_weight=weight)
     slope = float(fitted.coef_[0, 0])
     if slope <= 0.0:
         raise Misconfigured("the model ranks held-out payments no better than chance: there is nothing to calibrate")
@@ -85,9 +90,9 @@ def true_probabilities(probability: NDArray[np.float64], genuine_sample_share: f
     return odds_part / (odds_part + (1.0 - probability))
 
 
-def log_loss(label: NDArray[np.int64], score: NDArray[np.float64]) -> float:
+def log_loss(label: NDArray[np.int64], score: NDArray[np.float64], weight: Weight = None) -> float:
     """Returns the log loss: the mean negative log-likelihood of the labels. Scores are probabilities."""
-    return float(log_losses(label, score).mean())
+    return _mean(log_losses(label, score), weight)
 
 
 def log_losses(label: NDArray[np.int64], score: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -96,29 +101,38 @@ def log_losses(label: NDArray[np.int64], score: NDArray[np.float64]) -> NDArray[
     return np.asarray(-np.where(label == 1, np.log(bounded), np.log1p(-bounded)))
 
 
-def brier_score(label: NDArray[np.int64], score: NDArray[np.float64]) -> float:
+def brier_score(label: NDArray[np.int64], score: NDArray[np.float64], weight: Weight = None) -> float:
     """Returns the Brier score: the mean squared distance of score and label. 0 is perfect.
 
     Source: G. Brier, "Verification of forecasts expressed in terms of probability" (1950).
     """
-    return float(np.square(score - label).mean())
+    return _mean(np.square(score - label), weight)
 
 
-def reliability(label: NDArray[np.int64], score: NDArray[np.float64]) -> Reliability:
-    """Returns Brier score, reliability table and expected calibration error. Both arrays: (rows,).
+def _mean(values: NDArray[np.float64], weight: Weight) -> float:
+    return float(values.mean() if weight is None else np.average(values, weights=weight))
 
-    Bins have equally many rows, as far as equal scores allow.
+
+def reliability(label: NDArray[np.int64], score: NDArray[np.float64], weight: Weight = None) -> Reliability:
+    """Returns Brier score, reliability table and expected calibration error. All arrays: (rows,).
+
+    Bins have equally many rows, as far as equal scores allow. With weights, shares and means are weighted, and the
+    intervals are those of the effective sample size.
     """
     # Edges are scores, not ranks: rows with equal scores share a bin, so the order of rows does not matter.
     edges = np.quantile(score, np.linspace(0.0, 1.0, RELIABILITY_BINS + 1)[1:-1])
     place = np.searchsorted(edges, score, side="right")
     count = np.bincount(place, minlength=RELIABILITY_BINS)
     used = count > 0
-    mean_score = np.bincount(place, score, RELIABILITY_BINS)[used] / count[used]
-    fraud_share = np.bincount(place, label, RELIABILITY_BINS)[used] / count[used]
-    rows = [
-        (mean, share, size, *wilson_interval(share, size))
-        for mean, share, size in zip(mean_score.tolist(), fraud_share.tolist(), count[used].tolist(), strict=True)
-    ]
-    error = float((np.abs(mean_score - fraud_share) * count[used]).sum() / len(label))
-    return Reliability(brier_score(label, score), error, tuple(ReliabilityBin(*row) for row in rows))
+    each = np.ones(len(label)) if weight is None else weight
+    total = np.bincount(place, each, RELIABILITY_BINS)[used]
+    mean_score = np.bincount(place, score * each, RELIABILITY_BINS)[used] / total
+    fraud_share = np.bincount(place, label * each, RELIABILITY_BINS)[used] / total
+    size = np.square(total) / np.bincount(place, np.square(each), RELIABILITY_BINS)[used]
+    parts = (mean_score.tolist(), fraud_share.tolist(), count[used].tolist(), size.tolist())
+    bins = tuple(
+        ReliabilityBin(mean, share, rows, *wilson_interval(share, effective))
+        for mean, share, rows, effective in zip(*parts, strict=True)
+    )
+    error = float((np.abs(mean_score - fraud_share) * total).sum() / each.sum())
+    return Reliability(brier_score(label, score, weight), error, bins)

@@ -47,6 +47,7 @@ class OutOfFold:
     large: F64
     fold: NDArray[np.int64]
     label: NDArray[np.int64]
+    weight: F64 | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def choose_cascade(rows: OutOfFold, large: Large, disagreement_max: float) -> tu
 
     Raises Misconfigured if the first model cannot score a single payment within `disagreement_max`.
     """
-    slope, intercept = fit_calibration(rows.first, rows.label)
+    slope, intercept = fit_calibration(rows.first, rows.label, rows.weight)
     caps = _Thresholds(*((_log_odds(at) - intercept) / slope for at in (large.review_at, large.decline_at)))
     alone = calibrated(rows.large, large.slope, large.intercept)
     actions = _actions(alone, large)

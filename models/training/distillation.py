@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from paywarden.models.bundle.bundle import calibrated
 from paywarden.models.training.boosting import OnTree, binned, grow, grow_on_shares
+from paywarden.models.training.calibration import Weight
 from paywarden.models.training.settings import TrainingSettings
 
 SOFT_PART = 0.5
@@ -69,6 +70,7 @@ def soft_labels(
     feature_names: Sequence[str],
     *,
     on_tree: OnTree | None = None,
+    weight: Weight = None,
 ) -> NDArray[np.float64]:
     """Returns a soft label for each row, (rows,).
 
@@ -84,7 +86,9 @@ def soft_labels(
         if not 0 < label[~held_out].sum() < np.count_nonzero(~held_out):
             continue
         teachers = [_of_seed(settings, seed) for seed in range(settings.seeds)]
-        data = binned(vectors[~held_out], label[~held_out], settings, feature_names)
+        data = binned(
+            vectors[~held_out], label[~held_out], settings, feature_names, None if weight is None else weight[~held_out]
+        )
         margins = np.zeros(int(held_out.sum()))
         for teacher in teachers:
             margins += grow(data, teacher, feature_names, on_tree=on_tree).predict(vectors[held_out], raw_score=True)
@@ -100,9 +104,11 @@ def grow_student(
     feature_names: Sequence[str],
     *,
     on_tree: OnTree | None = None,
+    weight: Weight = None,
 ) -> Any:
     """Returns the student: a model of the served size, trained on soft labels."""
-    return grow_on_shares(binned(vectors, soft, settings, feature_names), settings, feature_names, on_tree=on_tree)
+    data = binned(vectors, soft, settings, feature_names, weight)
+    return grow_on_shares(data, settings, feature_names, on_tree=on_tree)
 
 
 def _of_seed(settings: TrainingSettings, seed: int) -> TrainingSettings:

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from paywarden.models.metrics.evaluation import average_precision
 from paywarden.models.training.boosting import HeldOut, OnTree, binned, grow
-from paywarden.models.training.calibration import log_loss, log_losses, true_probabilities
+from paywarden.models.training.calibration import Weight, log_loss, log_losses, true_probabilities
 from paywarden.models.training.settings import TrainingSettings
 from paywarden.models.training.table import blocks_of
 
@@ -121,6 +121,7 @@ class FoldRows:
     label: NDArray[np.int64]
     day: NDArray[np.int64]
     held_out: HeldOut
+    weight: Weight = None
 
 
 def choose_features(
@@ -152,15 +153,15 @@ def choose_features(
             sets.append(few)
     measured: list[list[tuple[float, float]]] = [[] for _ in sets]
     for fold in folds:
-        data = binned(fold.vectors, fold.label, settings, feature_names)
+        data = binned(fold.vectors, fold.label, settings, feature_names, fold.weight)
         for place, without in enumerate(sets):
             if is_over():
                 return late
             fewer = replace(settings, leave_out=(*settings.leave_out, *without))
             model = grow(data, fewer, feature_names, on_tree=on_tree)
             score = true_probabilities(model.predict(fold.held_out.vectors), settings.genuine_sample_share)
-            label = fold.held_out.label
-            measured[place].append((average_precision(label, score), log_loss(label, score)))
+            label, weight = fold.held_out.label, fold.held_out.weight
+            measured[place].append((average_precision(label, score, weight), log_loss(label, score, weight)))
     tried = [
         TriedFeatures(without, *np.mean(results, axis=0).tolist())
         for without, results in zip(sets, measured, strict=True)
@@ -183,7 +184,8 @@ def _rises(
         here = blocks == number
         if not 0 < fold.label[~here].sum() < np.count_nonzero(~here):
             continue
-        data = binned(fold.vectors[~here], fold.label[~here], settings, feature_names)
+        weight = None if fold.weight is None else fold.weight[~here]
+        data = binned(fold.vectors[~here], fold.label[~here], settings, feature_names, weight)
         model = grow(data, settings, feature_names, on_tree=on_tree)
         rows = _thinned(np.flatnonzero(here), fold.label)
         vectors, label, day = fold.vectors[rows], fold.label[rows], fold.day[rows]

@@ -30,10 +30,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.models.bundle.bundle import calibrated
-from paywarden.models.metrics.curves import mean_calibration
+from paywarden.models.metrics.curves import MeanCalibration, mean_calibration
 from paywarden.models.metrics.evaluation import date_of_day
 from paywarden.models.metrics.intervals import FRAUDS_FEW, Z_95
-from paywarden.models.training.calibration import ReliabilityBin, fit_calibration, reliability
+from paywarden.models.training.calibration import ReliabilityBin, Weight, fit_calibration, reliability
 from paywarden.schemas.errors import Misconfigured
 
 # The intercept is found to this many of log-odds; it is never moved further than _SHIFT_MAX.
@@ -99,15 +99,17 @@ def calibrate(
     newest: NDArray[np.bool_],
     *,
     follow: bool = False,
+    weight: Weight = None,
 ) -> Calibration:
     """Returns the calibration of out-of-fold margins. All arrays: (rows,). `newest`: the rows of the newest days.
 
     `follow`: move it to the newest days. Raises Misconfigured as `fit_calibration` does.
     """
-    slope, intercept = fit_calibration(margins, label)
+    slope, intercept = fit_calibration(margins, label, weight)
     plain = Calibration(slope, intercept)
+    rows = _Rows(margins, label, day, weight)
     if not follow:
-        return _measured(plain, margins, label, day, newest)
+        return _measured(plain, rows, newest)
     days = np.unique(day[newest])
     middle = days[len(days) // 2] if len(days) else 0
     halves = newest & (day < middle), newest & (day >= middle)
@@ -117,77 +119,85 @@ def calibrate(
         return replace(plain, left_out=reason)
     first, second = halves
     try:
-        others = Calibration(*fit_calibration(margins[~second], label[~second]))
+        others = rows.of(~second).calibration()
     except Misconfigured as refusal:
         return replace(plain, left_out=str(refusal))
-    tried = _moved(others, margins[first], label[first], day[first])
-    moved = _moved(plain, margins[newest], label[newest], day[newest])
-    return _with_later_days(moved, tried, margins[second], label[second], day[second])
+    tried = _moved(others, rows.of(first))
+    moved = _moved(plain, rows.of(newest))
+    return _with_later_days(moved, tried, rows.of(second))
 
 
-def _measured(
-    plain: Calibration,
-    margins: NDArray[np.float64],
-    label: NDArray[np.int64],
-    day: NDArray[np.int64],
-    newest: NDArray[np.bool_],
-) -> Calibration:
+@dataclass(frozen=True)
+class _Rows:
+    """Some rows as columns, (rows,)."""
+
+    margins: NDArray[np.float64]
+    label: NDArray[np.int64]
+    day: NDArray[np.int64]
+    weight: Weight
+
+    def of(self, part: NDArray[np.bool_]) -> _Rows:
+        weight = None if self.weight is None else self.weight[part]
+        return _Rows(self.margins[part], self.label[part], self.day[part], weight)
+
+    def calibration(self) -> Calibration:
+        """Returns the scaling of these rows. Raises Misconfigured as `fit_calibration` does."""
+        return Calibration(*fit_calibration(self.margins, self.label, self.weight))
+
+    def mean(self, score: NDArray[np.float64]) -> MeanCalibration:
+        """Returns mean score and share of frauds. Frauds of one day count as coming together."""
+        return mean_calibration(self.label == 1, score, self.day - self.day.min(), self.weight)
+
+
+def _measured(plain: Calibration, rows: _Rows, newest: NDArray[np.bool_]) -> Calibration:
     """Returns the calibration with what a scaling of the other rows has on the newest days."""
-    frauds = [int(label[part].sum()) for part in (~newest, newest)]
+    frauds = [int(rows.label[part].sum()) for part in (~newest, newest)]
     if min(frauds) < FRAUDS_FEW:
         reason = f"there are {frauds[0]} frauds, and {frauds[1]} on the newest days, and {FRAUDS_FEW} each are needed"
         return replace(plain, left_out=reason)
     try:
-        others = Calibration(*fit_calibration(margins[~newest], label[~newest]))
+        others = rows.of(~newest).calibration()
     except Misconfigured as reason:
         return replace(plain, left_out=str(reason))
-    return _with_later_days(plain, others, margins[newest], label[newest], day[newest])
+    return _with_later_days(plain, others, rows.of(newest))
 
 
-def _moved(
-    calibration: Calibration, margins: NDArray[np.float64], label: NDArray[np.int64], day: NDArray[np.int64]
-) -> Calibration:
+def _moved(calibration: Calibration, rows: _Rows) -> Calibration:
     """Returns the calibration with its intercept moved as far as chance does not explain."""
-    score = calibrated(margins, calibration.slope, calibration.intercept)
-    mean = mean_calibration(label == 1, score, day - day.min())
+    mean = rows.mean(calibrated(rows.margins, calibration.slope, calibration.intercept))
     distance = log(mean.ratio)
     if not isfinite(mean.ratio_high) or distance == 0.0:
         return calibration
     deviation = log(mean.ratio_high / mean.ratio_low) / (2 * Z_95)
     taken = max(0.0, 1.0 - (deviation / distance) ** 2)
-    shift = taken * _whole_shift(calibration, margins, mean.fraud_share)
+    shift = taken * _whole_shift(calibration, rows, mean.fraud_share)
     return replace(calibration, intercept=calibration.intercept + shift, shift=shift)
 
 
-def _whole_shift(calibration: Calibration, margins: NDArray[np.float64], share: float) -> float:
+def _whole_shift(calibration: Calibration, rows: _Rows, share: float) -> float:
     """Returns what the intercept lacks for the mean score to be `share`, by bisection: the mean grows with it."""
     low, high = -_SHIFT_MAX, _SHIFT_MAX
     while high - low > _TOLERANCE:
         middle = (low + high) / 2
-        mean = float(calibrated(margins, calibration.slope, calibration.intercept + middle).mean())
+        score = calibrated(rows.margins, calibration.slope, calibration.intercept + middle)
+        mean = float(score.mean() if rows.weight is None else np.average(score, weights=rows.weight))
         low, high = (middle, high) if mean < share else (low, middle)
     return (low + high) / 2
 
 
-def _with_later_days(
-    calibration: Calibration,
-    tried: Calibration,
-    margins: NDArray[np.float64],
-    label: NDArray[np.int64],
-    day: NDArray[np.int64],
-) -> Calibration:
+def _with_later_days(calibration: Calibration, tried: Calibration, rows: _Rows) -> Calibration:
     """Returns `calibration` with what the scores of `tried`, which has not seen these days, were worth on them."""
-    score = calibrated(margins, tried.slope, tried.intercept)
-    mean = mean_calibration(label == 1, score, day - day.min())
+    score = calibrated(rows.margins, tried.slope, tried.intercept)
+    mean = rows.mean(score)
     later = LaterDays(
-        first_day=date_of_day(int(day.min())),
-        last_day=date_of_day(int(day.max())),
-        payments=len(label),
-        frauds=int(label.sum()),
+        first_day=date_of_day(int(rows.day.min())),
+        last_day=date_of_day(int(rows.day.max())),
+        payments=len(rows.label),
+        frauds=int(rows.label.sum()),
         mean_score=mean.mean_score,
         fraud_share=mean.fraud_share,
         ratio=mean.ratio,
         low=mean.ratio_low,
         high=mean.ratio_high,
     )
-    return replace(calibration, later=later, bins=reliability(label, score).bins)
+    return replace(calibration, later=later, bins=reliability(rows.label, score, rows.weight).bins)

@@ -138,8 +138,14 @@ def choose(
     with progress("choosing parameters", len(candidates) * len(folds) * settings.trees) as advance:
         parts = [
             (
-                binned(table.vectors[fold.train], fold.known[fold.train], settings, feature_names),
-                HeldOut(table.vectors[fold.test], table.label[fold.test]),
+                binned(
+                    table.vectors[fold.train],
+                    fold.known[fold.train],
+                    settings,
+                    feature_names,
+                    table.weight_of(fold.train),
+                ),
+                HeldOut(table.vectors[fold.test], table.label[fold.test], table.weight_of(fold.test)),
             )
             for fold in folds
         ]
@@ -199,7 +205,8 @@ def _features(
             table.vectors[fold.train],
             fold.known[fold.train],
             table.day[fold.train],
-            HeldOut(table.vectors[fold.test], table.label[fold.test]),
+            HeldOut(table.vectors[fold.test], table.label[fold.test], table.weight_of(fold.test)),
+            table.weight_of(fold.train),
         )
         for fold in folds
     ]
@@ -221,13 +228,15 @@ def _distilled(
     with progress("comparing a distilled model", fits * settings.trees) as advance:
         for fold in folds:
             vectors, label = table.vectors[fold.train], fold.known[fold.train]
-            test, truth = table.vectors[fold.test], table.label[fold.test]
-            alone = grow(binned(vectors, label, settings, feature_names), settings, feature_names, on_tree=advance)
+            test, truth, standing = table.vectors[fold.test], table.label[fold.test], table.weight_of(fold.test)
+            weight = table.weight_of(fold.train)
+            data = binned(vectors, label, settings, feature_names, weight)
+            alone = grow(data, settings, feature_names, on_tree=advance)
             blocks = blocks_of(table.day[fold.train], settings.folds)
-            soft = soft_labels(vectors, label, blocks, settings, feature_names, on_tree=advance)
-            of_many = grow_student(vectors, soft, settings, feature_names, on_tree=advance)
-            plain.append(average_precision(truth, alone.predict(test)))
-            student.append(average_precision(truth, of_many.predict(test)))
+            soft = soft_labels(vectors, label, blocks, settings, feature_names, on_tree=advance, weight=weight)
+            of_many = grow_student(vectors, soft, settings, feature_names, on_tree=advance, weight=weight)
+            plain.append(average_precision(truth, alone.predict(test), standing))
+            student.append(average_precision(truth, of_many.predict(test), standing))
     return Distilled(settings.seeds, float(np.mean(plain)), float(np.mean(student)))
 
 
@@ -296,10 +305,10 @@ def _result(
     score = true_probabilities(model.predict(held_out.vectors, num_iteration=trees), settings.genuine_sample_share)
     return FoldResult(
         trees=trees,
-        average_precision=average_precision(held_out.label, score),
-        auc_roc=auc_roc(held_out.label, score),
-        log_loss=log_loss(held_out.label, score),
-        brier=brier_score(held_out.label, score),
+        average_precision=average_precision(held_out.label, score, held_out.weight),
+        auc_roc=auc_roc(held_out.label, score, held_out.weight),
+        log_loss=log_loss(held_out.label, score, held_out.weight),
+        brier=brier_score(held_out.label, score, held_out.weight),
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from paywarden.models.metrics.labels import AUTO, require_setting
+from paywarden.models.metrics.propensity import require_weight_max
 from paywarden.schemas.errors import Misconfigured
 
 # Settings that do not change the model.
@@ -72,6 +73,9 @@ class TrainingSettings:
     # What a payment without an outcome is: `genuine`, `leave_out` (not known), or `auto`, what the data says
     # (models/metrics/labels.py).
     unknown_labels: str = AUTO
+    # The largest weight that the column `propensity` of a history gives a payment, at least 1. 0 ignores the column
+    # (models/metrics/propensity.py).
+    propensity_weight_max: float = 20.0
     # Share of payments whose score is at or above the bundle's default thresholds.
     review_share: float = 0.01
     decline_share: float = 0.002
@@ -137,6 +141,7 @@ def require_usable(settings: TrainingSettings, feature_names: Sequence[str]) -> 
     _require_at_least("seeds", settings.seeds, 1)
     _require_at_least("label_delay_days", settings.label_delay_days, 0)
     require_setting(settings.unknown_labels)
+    require_weight_max(settings.propensity_weight_max)
     _require_at_least("cascade_trees", settings.cascade_trees, 1)
     _require_at_least("cascade_leaves", settings.cascade_leaves, 2)
     if not 0.0 < settings.cascade_disagreement_max < 1.0:

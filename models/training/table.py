@@ -23,6 +23,7 @@ from paywarden.models.drift.binning import DIMENSIONS
 from paywarden.models.drift.table_segments import TableSegments
 from paywarden.models.metrics.evaluation import DAY_MS, Days, date_of_day, day_of_time
 from paywarden.models.metrics.labels import GENUINE, LabelCounts, kept_labels, mature_before_ms
+from paywarden.models.metrics.propensity import WeightCounts, inverse_weights, weight_counts
 from paywarden.models.training.settings import CATEGORY_MAX, TrainingSettings
 from paywarden.schemas.errors import Misconfigured
 
@@ -45,6 +46,7 @@ class TrainingTable:
     `segments`: needed for the bundle's reference for drift detection.
     `row`: (rows,), each row's place in the history. `label_counts`: the labels of the window's payments.
     `fraud_delay_ms`: (frauds,), ascending: after how long each fraud of the table became known.
+    `weight`: (rows,), what each row stands for, 1 on average; None means 1. `weight_counts` says what that does.
     """
 
     vectors: NDArray[np.float32]
@@ -55,6 +57,12 @@ class TrainingTable:
     row: NDArray[np.int64] | None = None
     label_counts: LabelCounts | None = None
     fraud_delay_ms: NDArray[np.int64] | None = None
+    weight: NDArray[np.float64] | None = None
+    weight_counts: WeightCounts | None = None
+
+    def weight_of(self, rows: NDArray[np.bool_]) -> NDArray[np.float64] | None:
+        """Returns the weights of some rows; None where all rows stand for themselves."""
+        return None if self.weight is None else self.weight[rows]
 
     def label_known_by(self, time_ms: int) -> NDArray[np.int64]:
         """Returns the labels as known at a time, but never later than those of `label`. Shape (rows,)."""
@@ -75,9 +83,13 @@ def training_table(
     rates: RateTable,
     label_delay_days: int,
     unknown_labels: str = GENUINE,
+    propensity_weight_max: float = 0.0,
     progress: Callable[[int], object] | None = None,
 ) -> TrainingTable:
-    """Returns the rows of a window that have a label. Raises Misconfigured as `window_labels` does."""
+    """Returns the rows of a window that have a label. Raises Misconfigured as `window_labels` does.
+
+    `propensity_weight_max`: the largest weight that a propensity gives; 0 ignores propensities.
+    """
     labels = window_labels(history, window, label_delay_days, unknown_labels)
     first, last = _rows_of(history, window)
     vectors = np.empty((len(labels.row), engine.plan.feature_count), dtype=np.float32)
@@ -88,6 +100,13 @@ def training_table(
         vectors[filled : filled + len(rows)] = chunk.vectors if len(rows) == len(chunk.vectors) else chunk.vectors[rows]
         filled += len(rows)
     known_by_ms = _known_by_ms(window, label_delay_days)
+    weight = counts = None
+    if history.propensity is not None and propensity_weight_max:
+        propensity = history.propensity[labels.row]
+        counts = weight_counts(propensity, labels.label == 1, propensity_weight_max)
+        weight = inverse_weights(propensity, propensity_weight_max)
+        # On average 1, so that the settings of growth mean the same.
+        weight /= weight.mean()
     return TrainingTable(
         vectors,
         labels.label,
@@ -100,6 +119,8 @@ def training_table(
         labels.row,
         labels.counts,
         fraud_delays(history, first, last, known_by_ms),
+        weight,
+        counts,
     )
 
 

@@ -102,19 +102,20 @@ def train_bundle(
     with progress("growing trees", tree_count) as on_tree:
         large = _grown(table, fold, settings, names, on_tree, distilled=distilled)
         first = _grown(table, fold, settings.of_the_first(), names, on_tree) if settings.cascade else None
+    newest = fold == fold.max()
     calibration = calibrate(
-        large.margins, table.label, table.day, fold == fold.max(), follow=settings.follow_newest_days
+        large.margins, table.label, table.day, newest, follow=settings.follow_newest_days, weight=table.weight
     )
     slope, intercept = calibration.slope, calibration.intercept
     margins, cascade = large.margins, None
     scores = calibrated(margins, slope, intercept)
     review_at, decline_at = (float(np.quantile(scores, 1 - s)) for s in (settings.review_share, settings.decline_share))
     if first is not None:
-        rows = OutOfFold(first.margins, large.margins, fold, table.label)
+        rows = OutOfFold(first.margins, large.margins, fold, table.label, table.weight)
         of_the_large = Large(slope, intercept, review_at, decline_at)
         cascade, margins = choose_cascade(rows, of_the_large, settings.cascade_disagreement_max)
         scores = calibrated(margins, slope, intercept)
-    trust = reliability(table.label, scores)
+    trust = reliability(table.label, scores, table.weight)
     unfinished = _made_anew(destination.with_name(f"{destination.name}.unfinished"))
     models = {LARGE: large.model} | ({} if first is None else {FIRST: first.model})
     for part, model in models.items():
@@ -152,8 +153,8 @@ def train_bundle(
         review_at=review_at,
         decline_at=decline_at,
         metrics={
-            "auc_roc": auc_roc(table.label, scores),
-            "average_precision": average_precision(table.label, scores),
+            "auc_roc": auc_roc(table.label, scores, table.weight),
+            "average_precision": average_precision(table.label, scores, table.weight),
             "brier": trust.brier,
             "expected_calibration_error": trust.expected_calibration_error,
         },
@@ -167,6 +168,7 @@ def train_bundle(
             "drifting": [feature.record() for feature in drifting],
             "later": calibration.record(),
             "distilled": None if choice.distilled is None else choice.distilled.record(),
+            "propensity": None if table.weight_counts is None else table.weight_counts.record(),
             "features": None if choice.features is None else choice.features.record(),
         },
     )
@@ -212,10 +214,11 @@ def _fit(
     # Indexing with a mask copies, and the table may take most of the memory.
     rows = slice(None) if used.all() else used
     vectors, label = table.vectors[rows], table.label[rows]
+    weight = None if table.weight is None else table.weight[rows]
     if not distilled:
-        return grow(binned(vectors, label, settings, names), settings, names, on_tree=on_tree)
-    soft = soft_labels(vectors, label, fold[rows], settings, names, on_tree=on_tree)
-    return grow_student(vectors, soft, settings, names, on_tree=on_tree)
+        return grow(binned(vectors, label, settings, names, weight), settings, names, on_tree=on_tree)
+    soft = soft_labels(vectors, label, fold[rows], settings, names, on_tree=on_tree, weight=weight)
+    return grow_student(vectors, soft, settings, names, on_tree=on_tree, weight=weight)
 
 
 def _require_larger(settings: TrainingSettings) -> None:

@@ -175,6 +175,7 @@ def replay(
 
         live = read_live(archived_decisions, window)
     engine.warm_up()
+    training = source.section("training", TrainingSettings)
     with progress_bar("replay", _rows(history, window, from_first=earlier is None)) as advance:
         results = run(
             history,
@@ -187,7 +188,8 @@ def replay(
                 window=window,
                 label_delay_days=label_delay_days,
                 protocol=protocol,
-                unknown_labels=unknown_labels or source.section("training", TrainingSettings).unknown_labels,
+                unknown_labels=unknown_labels or training.unknown_labels,
+                propensity_weight_max=training.propensity_weight_max,
                 costs=costs,
                 with_vectors=vectors,
                 with_features=features,

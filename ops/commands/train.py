@@ -157,6 +157,7 @@ def _trained(
             rates=rates,
             label_delay_days=settings.label_delay_days,
             unknown_labels=settings.unknown_labels,
+            propensity_weight_max=settings.propensity_weight_max,
             progress=advance,
         )
     return train_bundle(table, window, bundle, engine=engine, settings=settings, progress=progress_bar)
@@ -235,6 +236,7 @@ def _print_evidence(manifest: Manifest) -> None:
     """Print what the training found out about its own data: labels, features that drift, later days."""
     from paywarden.models.metrics.evaluation import DAY_MS
     from paywarden.models.metrics.labels import LabelCounts
+    from paywarden.models.metrics.propensity import WeightCounts
     from paywarden.models.training.distillation import Distilled
     from paywarden.models.training.evidence import LabelDelay
     from paywarden.models.training.feature_choice import told_of
@@ -247,6 +249,8 @@ def _print_evidence(manifest: Manifest) -> None:
     if labels["fraud_delay"]:
         delays_ms = [round(days * DAY_MS) for days in labels["feature_delays_days"]]
         click.echo(LabelDelay(**labels["fraud_delay"]).in_words(delays_ms))
+    if manifest.evidence["propensity"]:
+        click.echo(WeightCounts(**manifest.evidence["propensity"]).in_words())
     if manifest.evidence["features"]:
         click.echo(told_of(manifest.evidence["features"]).in_words())
     if manifest.evidence["distilled"]:

@@ -32,7 +32,7 @@ from paywarden.features.history.history import (
     OUTCOME_COLUMNS,
     PAYMENT_COLUMNS,
 )
-from paywarden.models.metrics import comparison, costs, curves, segments
+from paywarden.models.metrics import comparison, costs, curves, segments, weighted
 from paywarden.models.replay import (
     files as replay_files,
 )
@@ -88,6 +88,10 @@ _OTHER_UNITS = {
     ("drift-alerts", "outside"): "0 to 1",
     ("drift-alerts", "reminders"): "count",
     ("AtCapacity", "days"): "days since 1970",
+    ("WeightedMeasures", "weight_max"): "payments",
+    ("WeightedMeasures", "clipped"): "count",
+    ("WeightedMeasures", "effective_payments"): "payments",
+    ("WeightedMeasures", "effective_frauds"): "payments",
 }
 
 
@@ -122,7 +126,8 @@ def _history() -> Iterator[str]:
         "`simulate` and `convert` write these two files; `train`, `replay`, `backtest` and `backfill` read them. "
         "Payments are sorted by `event_time_ms`, outcomes by `outcome_time_ms`. The columns "
         f"{_listed(ABSENT_COLUMNS)} may be left out, and columns beyond these are ignored. A later outcome corrects an "
-        "earlier one of the same payment."
+        "earlier one of the same payment. `payments.parquet` may also have a column `propensity` (number or null): the "
+        "chance, above 0 and at most 1, that the payment was kept with its label."
     )
     for topic, columns in (("payments", PAYMENT_COLUMNS), ("outcomes", OUTCOME_COLUMNS)):
         docs = {field["name"]: field for field in topic_schema(topic)["fields"]}
@@ -177,6 +182,7 @@ _METRICS: tuple[tuple[str, type], ...] = (
     ("Money", costs.Money),
     ("A reason", replay_measures.ReasonMeasures),
     ("Mean calibration", curves.MeanCalibration),
+    ("With propensity weights", weighted.WeightedMeasures),
     ("Reliability", curves.ReliabilityCurve),
     ("Threshold curve", curves.ThresholdCurve),
     ("At review capacity", curves.AtCapacity),

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paywarden.features.catalogue.attributes import offset_code
+from paywarden.features.history.columns import MmapAllocator
 from paywarden.features.history.history import (
     ABSENT_COLUMNS,
     OUTCOME_COLUMNS,
@@ -30,6 +31,7 @@ from paywarden.features.history.history import (
     require_past,
     write_history,
 )
+from paywarden.features.history.mapped import open_history
 from paywarden.schemas.errors import Misconfigured
 
 START_MS = 1_704_067_200_000
@@ -380,3 +382,20 @@ def test_numbered_ids_are_padded_and_sort_as_their_numbers(numbers: list[int], p
 def test_numbers_that_do_not_fit_an_id_are_refused(number: int) -> None:
     with pytest.raises(ValueError, match="between 0 and 9999"):
         numbered_ids("p", [number], width=4)
+
+
+def test_a_propensity_is_kept_and_1_where_the_row_has_none(tmp_path: Path) -> None:
+    table = payments_table().append_column("propensity", pa.array([0.25, None, 1.0]))
+    write_history(tmp_path, table, outcomes_table())
+    history = read_history(tmp_path)
+    assert history.propensity is not None
+    assert history.propensity.tolist() == [0.25, 1.0, 1.0]
+    assert history_of_tables(payments_table(), outcomes_table()).propensity is None
+    opened = open_history(tmp_path, MmapAllocator(tmp_path), part_rows=2)
+    assert opened.propensity is not None
+    assert opened.propensity.tolist() == [0.25, 1.0, 1.0]
+    for wrong in (0.0, 1.5, float("nan")):
+        with pytest.raises(Misconfigured, match=r"payments.parquet, row 1: propensity must be above 0 and at most 1"):
+            history_of_tables(
+                payments_table().append_column("propensity", pa.array([0.25, wrong, 1.0])), outcomes_table()
+            )

@@ -49,7 +49,9 @@ def assert_same(one: History, other: History) -> None:
 
 
 def assert_same_column(name: str, wanted: Any, found: Any) -> None:
-    if isinstance(wanted, Coded):
+    if wanted is None:
+        assert found is None, name
+    elif isinstance(wanted, Coded):
         assert np.array_equal(found.codes, wanted.codes), name
         assert found.names.equals(wanted.names), name
     elif isinstance(wanted, pa.Array):

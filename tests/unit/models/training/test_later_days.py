@@ -68,3 +68,17 @@ def test_without_following_the_newest_days_are_only_measured() -> None:
     assert found.later.high < 0.8
     rare = np.where(NEWEST, np.int64(0), label)
     assert "and 0 on the newest days, and 20 each are needed" in calibrate(TRUTH, rare, DAY, NEWEST).left_out
+
+
+def test_weighted_scores_are_probabilities_among_the_payments_that_the_rows_stand_for() -> None:
+    label = label_of(TRUTH)
+    weight = np.where(label == 1, 3.0, 1.0)
+    found = calibrate(TRUTH, label, DAY, NEWEST, weight=weight)
+    score = calibrated(TRUTH, found.slope, found.intercept)
+    share = np.average(label, weights=weight)
+    assert np.average(score, weights=weight) == pytest.approx(share, rel=1e-3)
+    assert found.later is not None
+    assert found.later.fraud_share == pytest.approx(np.average(label[NEWEST], weights=weight[NEWEST]))
+    assert found.later.low <= 1.0 <= found.later.high
+    assert sum(one.count for one in found.bins) == NEWEST.sum()
+    assert all(one.low <= one.observed_rate <= one.high for one in found.bins)

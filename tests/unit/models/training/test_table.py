@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -18,7 +20,9 @@ from tests.worlds.small_world import DAY_MS, TRAINING_DAYS
 FIRST_DAY = 19_723
 
 
-def table_of(history: History, window: Days, delay: int = 7, *, unknown_labels: str = "genuine") -> TrainingTable:
+def table_of(
+    history: History, window: Days, delay: int = 7, *, unknown_labels: str = "genuine", weight_max: float = 0.0
+) -> TrainingTable:
     return training_table(
         history,
         window,
@@ -26,6 +30,7 @@ def table_of(history: History, window: Days, delay: int = 7, *, unknown_labels: 
         rates=small_world.rates(),
         label_delay_days=delay,
         unknown_labels=unknown_labels,
+        propensity_weight_max=weight_max,
     )
 
 
@@ -174,3 +179,17 @@ def test_the_delay_of_a_fraud_is_that_of_its_first_report() -> None:
 def test_a_window_of_unknown_labels_alone_is_refused() -> None:
     with pytest.raises(Misconfigured, match=r"none has an outcome by 2024-01-19: training\.unknown_labels leaves"):
         window_labels(history_with_outcomes([]), days(10, 11), 7, "leave_out")
+
+
+def test_a_row_weighs_the_inverse_of_its_propensity_and_1_on_average() -> None:
+    """The second payment is not known and left out: its weight counts for nothing."""
+    history = history_with_outcomes([(0, day_ms(12), "fraud"), (2, day_ms(12), "genuine")])
+    history = replace(history, propensity=np.array([0.5, 0.001, 0.01]))
+    table = table_of(history, days(10, 11), unknown_labels="auto", weight_max=6.0)
+    assert table.weight is not None
+    assert table.weight.tolist() == [0.5, 1.5]
+    assert table.weight_counts is not None
+    assert (table.weight_counts.payments, table.weight_counts.clipped) == (2, 1)
+    ignored = table_of(history, days(10, 11), unknown_labels="auto")
+    assert ignored.weight is None
+    assert ignored.vectors.tobytes() == table.vectors.tobytes()
