@@ -1,7 +1,8 @@
 """How rarely drift detection gives a false alarm, how soon it finds a change, and whether it names the cause.
 
 Measured, on a seeded stream of decisions (perf/drift_world.py): without a change the alerts a month, compared with the
-setting; with each of five changes the minutes until the first alert, and whether the alert names the change. With
+setting; with each of five changes the minutes until the first alert, and whether the alert names the change; with each
+of four slow ones the days until it is told at all, and against the training window. With
 `--tools` the same for the defaults of Evidently and NannyML, on the same decisions in blocks of an hour, each in an
 environment of its own in .perf/. Used for: whether an analyst can trust an alert.
 
@@ -24,8 +25,10 @@ from paywarden.features.history.history import read_history
 from paywarden.models.drift.counts import DecisionRows, count_rows
 from paywarden.models.drift.detectors import DAY_MS, HOUR_MS, LENGTHS_MS, DetectorSettings
 from paywarden.models.drift.reference import load_reference
-from paywarden.streams.alerts.alerts import Alert, AlertSettings, State
-from paywarden.streams.drift.backtest import PastHours, VirtualDetection
+from paywarden.models.metrics.evaluation import date_of_day
+from paywarden.streams.alerts.alerts import Alert, AlertSettings, Comparison, State
+from paywarden.streams.drift.backtest import Backtest, PastHours, VirtualDetection, detected
+from paywarden.streams.drift.backtest_files import Injection, PastPart, injected
 from perf.drift_tools import TOOLS, Tool, tool
 from perf.drift_world import (
     Change,
@@ -55,6 +58,14 @@ _TOOLS_WATCHED_DAYS = 3
 _TOOLS_HOURS = 12
 
 FEATURE = "card_amount_mean_30d"
+# Days over which a slow change takes hold of all payments it is about.
+_SLOW_DAYS = 40
+SLOW_CHANGES = {
+    "channel_unlisted": "channel=wallet",
+    "channel_listed": "channel=pos",
+    "feature": f"feature:{FEATURE}=0",
+    "score": "score=0.4",
+}
 CHANGES: Mapping[str, tuple[Change, Callable[[Alert], bool]]] = {
     "scores_rescaled": (scores_rescaled, lambda alert: alert.subject in ("score", "action")),
     "feature_at_default": (feature_at_default(FEATURE), lambda alert: alert.subject == f"feature:{FEATURE}"),
@@ -127,6 +138,7 @@ def figures_of(world: DriftWorld, *, with_changes: bool, with_tools: bool) -> di
         print(f"  {one.name}: {len(alarms)} false alarms in {_TOOLS_WATCHED_DAYS} days", flush=True)
     if with_changes:
         figures |= _of_changes(world, replay, tools)
+        figures |= _of_slow_changes(world, replay)
     return figures
 
 
@@ -153,6 +165,36 @@ def _of_changes(world: DriftWorld, replay: Replay, tools: list[Tool]) -> dict[st
             figures[f"{one.name}_delay_minutes_{name}"] = minutes
             row += f"{minutes:>16.0f}"
         print(f"{row}   {found.first}; rightly after {found.named_minutes:.0f}", flush=True)
+    return figures
+
+
+def _of_slow_changes(world: DriftWorld, replay: Replay) -> dict[str, float]:
+    """Measure the days until each slow change is told at all, and against the training window, by the hour."""
+    figures: dict[str, float] = {}
+    live = world.live
+    first_day = int(live.time_ms[0]) // DAY_MS + 1
+    date = date_of_day(first_day + _BEFORE_DAYS)
+    part = live.rows(slice(0, live.cut_at((first_day + _BEFORE_DAYS + _SLOW_DAYS) * DAY_MS)))
+    count = len(part)
+    rows = PastPart(
+        part.time_ms,
+        np.full(count, replay.version, dtype=object),
+        np.full(count, part.vectors.shape[1]),
+        _rows(part),
+    )
+    print(f"\n{f'over {_SLOW_DAYS} days':<22}{'first alert':>16}{'of training':>16}   days; how bad at last")
+    for name, change in SLOW_CHANGES.items():
+        injection = Injection.of(f"{change}@{date}+{_SLOW_DAYS}d")
+        detection = VirtualDetection(
+            {replay.version: replay.reference}, detectors=DetectorSettings(), alerts=AlertSettings()
+        )
+        Backtest(detection, length_ms=HOUR_MS).run(injected([rows], [injection], replay.reference.feature_names, 1))
+        alerts = detection.told.alerts
+        of_training = [alert for alert in alerts if alert.comparison is Comparison.TRAINING]
+        first, trained = detected(injection, alerts), detected(injection, of_training)
+        figures[f"delay_days_slow_{name}"] = first.hours / 24
+        figures[f"delay_days_slow_{name}_training"] = trained.hours / 24
+        print(f"{name:<22}{first.hours / 24:>16.1f}{trained.hours / 24:>16.1f}   {first.worst}", flush=True)
     return figures
 
 

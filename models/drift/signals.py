@@ -50,12 +50,15 @@ class Block:
     range: NDArray[np.float64] | None = None
 
     def unchanged(self, index: int) -> tuple[float, float, float]:
-        """Returns a signal's expected value as people mean it, and the lowest and highest value that is unchanged."""
+        """Returns a signal's expected value as people mean it, and the lowest and highest value that is unchanged.
+
+        Every signal is a mean of numbers from 0 to 1, so both lie there.
+        """
         if self.middle is None or self.range is None:
             expected = float(self.expected[index])
             return expected, expected, expected
         middle, reach = float(self.middle[index]), float(self.range[index])
-        return middle, middle - reach, middle + reach
+        return middle, max(middle - reach, 0.0), min(middle + reach, 1.0)
 
     @property
     def end_ms(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from paywarden.ops.reporting import printable
@@ -97,8 +98,24 @@ def in_words(record: dict[str, Any]) -> list[str]:
         sentences.append(
             what.every if share >= _ALL else f"{what.share}: {_percent(share)}, expected {_percent(record['expected'])}"
         )
+    if record["comparison"] == "training":
+        sentences += most_moved_bin(record)
     sentences += [_flagged(one["flag"]).every for one in record["flags"] if one["share"] >= _ALL]
     return list(dict.fromkeys(sentences))
+
+
+def most_moved_bin(record: Mapping[str, Any]) -> list[str]:
+    """Returns which bin of the histograms has most of the change: for a category, the value that came or went."""
+    reference, current = record["reference_histogram"], record["current_histogram"]
+    if reference is None or current is None or len(reference["counts"]) != len(current["counts"]):
+        return []
+    was, now = _shares(reference), _shares(current)
+    places = range(len(was))
+    place = max(
+        places, key=lambda place: (now[place] - was[place]) * math.log((now[place] + 1e-6) / (was[place] + 1e-6))
+    )
+    label, share = _labels(reference)[place], _percent(now[place])
+    return [f"most in {label}: {share} of the payments, in training {_percent(was[place])}"]
 
 
 class _Words(NamedTuple):
@@ -137,11 +154,7 @@ def _bars(record: dict[str, Any]) -> list[str]:
         return []
     was, now = _shares(reference), _shares(current)
     longest = max(*was, *now) or 1.0
-    labels = [
-        f"[{_number(low)}, {_number(high)})"
-        for low, high in zip(reference["edges"], reference["edges"][1:], strict=False)
-    ]
-    labels.append("missing")
+    labels = _labels(reference)
     width = max(map(len, labels))
     # The room next to the label, the two shares of 8 characters and the spaces between.
     bar_width = min(_BAR_WIDTH_MAX, (_WIDTH - width - 2 * (2 + _SHARE_WIDTH)) // 2)
@@ -151,6 +164,11 @@ def _bars(record: dict[str, Any]) -> list[str]:
             bars = (_bar(share, longest, bar_width) for share in (before, after))
             lines.append(f"{label:<{width}}  {'  '.join(bars)}".rstrip())
     return lines
+
+
+def _labels(histogram: dict[str, Any]) -> list[str]:
+    edges = histogram["edges"]
+    return [*(f"[{_number(low)}, {_number(high)})" for low, high in pairwise(edges)), "missing"]
 
 
 def _shares(histogram: dict[str, Any]) -> list[float]:

@@ -27,7 +27,8 @@ from paywarden.streams.alerts.alerts import Alert, AlertSettings
 from paywarden.streams.drift.backtest import VirtualDetection
 
 VERSION = "m1"
-FEATURES = ("amount", "velocity", "age", "risk")
+FEATURES = ("amount", "velocity", "age", "risk", "kind")
+KINDS = ("gift", "goods", "travel", "fuel")
 TRAINING_DAYS, FIRST_DAY = 28, 19_726
 """Training begins on a Monday."""
 THRESHOLDS = (0.5, 0.8)
@@ -63,6 +64,8 @@ class MadeWorld:
     score_added: Callable[[float], float] = nothing
     """Added to the score's log odds."""
     velocity_added: Callable[[float], float] = nothing
+    kind: Callable[[float], Shares] = field(default_factory=lambda: steady(gift=0.74, goods=0.2, travel=0.06))
+    """A declared category that the model uses: its feature is the value's place among KINDS, or behind the last."""
     amount_by_channel: Shares = field(default_factory=lambda: {"app": 0.4, "pos": -0.3})
     weekend: float = 0.25
     """How many payments fewer at weekends, and how much higher amounts are then."""
@@ -97,12 +100,14 @@ class MadeWorld:
         velocity = rng.poisson(1.5 + 0.5 * of_day + max(self.velocity_added(at), 0.0)).astype(float)
         age = np.where(rng.random(count) < 0.03, np.nan, rng.exponential(30, count))
         risk = rng.normal(0, 1, count)
+        kinds = _drawn(rng, self.kind(at), count).tolist()
+        kind = np.array([KINDS.index(name) if name in KINDS else len(KINDS) for name in kinds])
         odds = -4 + 0.5 * amount + 0.2 * velocity + risk + self.score_added(at)
         score = 1 / (1 + np.exp(-odds))
         return DecisionRows(
             scores=score,
             actions=np.digitize(score, THRESHOLDS),
-            vectors=np.stack([amount, velocity, age, risk], axis=1).astype(np.float32),
+            vectors=np.stack([amount, velocity, age, risk, kind], axis=1).astype(np.float32),
             flags=[()] * count,
             ages_ms=rng.lognormal(np.log(400), 0.5, count).astype(np.int64),
             values=[column.tolist() for column in (channel, country, mcc)],

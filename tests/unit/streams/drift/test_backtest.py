@@ -197,7 +197,7 @@ def test_a_file_without_vectors_or_out_of_order_is_refused(replay: Path, tmp_pat
 
 def test_vectors_of_another_catalogue_are_refused(whole: PastPart) -> None:
     other = replace(whole, widths=whole.widths - 1)
-    with pytest.raises(Misconfigured, match="have vectors of 3 features, and its reference has 4"):
+    with pytest.raises(Misconfigured, match="have vectors of 4 features, and its reference has 5"):
         told_by([other])
 
 

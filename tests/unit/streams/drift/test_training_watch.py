@@ -11,8 +11,10 @@ from prometheus_client import CollectorRegistry
 from paywarden.models.drift.counts import Counts
 from paywarden.models.drift.detectors import DAY_MS, DetectorSettings
 from paywarden.models.drift.reference import Reference
+from paywarden.ops.commands.drift_explained import most_moved_bin
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
 from paywarden.streams.alerts.alerts import Alert, AlertSettings, Comparison, Severity, State
+from paywarden.streams.alerts.records import record_of
 from paywarden.streams.drift.backtest import RememberedAlerts
 from paywarden.streams.drift.counts import Binnings
 from paywarden.streams.drift.detection import DriftDetection
@@ -134,6 +136,23 @@ def test_a_feature_that_moves_by_the_mix_alone_is_attached_to_the_traffic() -> N
     watched.run(range(40))
     assert list(watched.watch.open) == ["traffic:channel"]
     assert "feature:amount" in {move.subject for move in watched.watch.open["traffic:channel"].attached}
+
+
+def test_a_declared_category_that_the_model_uses_is_watched_and_its_new_value_named() -> None:
+    def kinds(day: float) -> Shares:
+        # No payment of training had a voucher, which is in no list.
+        return {"gift": ramp(day, 0.74, 0.06, 40), "goods": 0.2, "travel": 0.06, "voucher": ramp(day, 0.0, 0.68, 40)}
+
+    watched = Watched(changed(kind=kinds))
+    told = watched.run(range(30))
+    assert names(told[:1]) == [("feature:kind", "overall")]
+    assert told[0].time_ms <= ms_of(15)
+    assert told[-1].severity is Severity.CRITICAL
+    record = record_of(told[-1], histograms=watched.watch.histograms(told[-1]))
+    (sentence,) = most_moved_bin(record)
+    # The place behind the last value of the list that training saw.
+    assert sentence.startswith("most in [2, inf): ")
+    assert sentence.endswith(" of the payments, in training 0 %")
 
 
 def test_an_alert_clears_when_the_traffic_returns() -> None:
