@@ -29,7 +29,6 @@ from paywarden.features.profiles.money import load_rates
 from paywarden.features.stores.memory import MemoryStore
 from paywarden.schemas.avro import Decoder, Encoder
 from paywarden.schemas.errors import Misconfigured
-from paywarden.schemas.payment_fields import Form
 from paywarden.streams.archive.archive import Archiver
 from paywarden.streams.archive.topic_history import archived_rows, history_of_rows
 from paywarden.streams.kafka.client import KafkaSettings
@@ -43,6 +42,7 @@ from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from paywarden.streams.profiles.pipeline import Pipeline, StreamSettings, stream_metrics
 from tests.services.in_process import running
 from tests.services.registry import RegistryServer
+from tests.worlds.declarations import column_types
 from tests.worlds.packed import without_sources
 from tests.worlds.topics import read_topic, wait_until_worked_in
 
@@ -187,10 +187,7 @@ def test_declared_fields_are_the_same_in_the_stream_in_archives_and_in_files(
 
 
 def tables_of(rows: list[dict[str, Any]], frauds: list[dict[str, Any]]) -> tuple[pa.Table, pa.Table]:
-    other = {Form.FLAG: pa.bool_(), Form.DECIMAL: pa.float64()}
-    kinds = {
-        field.name: pa.string() if field.is_text else other.get(field.form, pa.int64()) for field in PAYMENT.fields.all
-    }
+    kinds = column_types(PAYMENT.fields)
     table = pa.table({name: pa.array([row.get(name) for row in rows], kind) for name, kind in kinds.items()})
     outcomes = pa.Table.from_pylist(frauds).append_column("source", pa.nulls(len(frauds), pa.string()))
     return table, outcomes

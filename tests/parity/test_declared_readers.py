@@ -4,7 +4,7 @@
     history    Parquet whole, Parquet in parts, rows of the topic with keyed hashes in place of e-mail addresses
     stream     events through records in the store and frames, against the point-in-time pass through a history
 
-Declarations are random: any of the fields below, under any numbers.
+Declarations are random (tests/worlds/declarations.py). Tests of one form take theirs from FORMS.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from paywarden.features import kernel
 from paywarden.features.catalogue import fields as words
-from paywarden.features.catalogue.attributes import Attribute, ip, row_width
+from paywarden.features.catalogue.attributes import Attribute, AttributeKind, ip, row_width
 from paywarden.features.catalogue.entity import Catalogue, Entity, request
 from paywarden.features.catalogue.identity import IdentityKey
 from paywarden.features.history.columns import MemoryAllocator, MmapAllocator
@@ -37,7 +37,7 @@ from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import RATE_SCALE, RateTable
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
-from paywarden.schemas.payment_fields import AMOUNT_MINOR_MAX, Form, PaymentField, PaymentFields
+from paywarden.schemas.payment_fields import Form, PaymentField, PaymentFields
 from paywarden.streams.archive.topic_history import history_of_rows
 from paywarden.streams.kafka.reading import Record
 from paywarden.streams.kafka.topic_rows import RowBuilder, TopicRows, rows_schema
@@ -45,12 +45,13 @@ from paywarden.streams.profiles import events as batch
 from paywarden.streams.profiles.decoder import EventDecoder
 from paywarden.streams.profiles.events import OutcomeEvent, PaymentEvent, Position, RecordLayout
 from paywarden.streams.profiles.repartition import decode_frame, encode_frame
+from tests.worlds.declarations import column_types, maybe_values_of, payment_declarations, wrong_values_of
 
 NOW_MS = 1_720_000_000_000
 RATES = RateTable({"EUR": [(0, RATE_SCALE)], "JPY": [(0, 6_123), (NOW_MS - 500, 6_321)]})
 KEY = IdentityKey.of_bytes(b"sixteen bytes...")
 
-# One of each form, by a name of its own. A domain and a network follow their source.
+# One of each form, by a name of its own.
 FORMS: dict[str, Any] = {
     "customer": lambda n: words.text("customer", n, personal=True),
     "product": lambda n: words.category("product", n, ["book", "toy"]),
@@ -72,14 +73,7 @@ TEXTS = {
     Form.ADDRESS: ["192.0.2.7", "192.0.2.200", "10.0.0.1", "2001:db8::7", "2001:DB8::7"],
     Form.EMAIL: ["ann@example.com", "Ann@Example.COM", "bob@mail.example.org"],
 }
-WRONG_TEXTS = [
-    *("", "x" * 257, "a\x00b", "4111111111111111", "192.0.2.256", "192.0.2.07", "1.2.3", "1.2.3.4.", "::1%eth0"),
-    *("ann@", "@example.com", "a@b@c", "ann@exa mple.com", f"{'x' * 65}@a.b", "12345", "123456789", "de", "ÄÖ"),
-]
 DECIMALS = [0.0, -0.0, 1.0005, 2.0005, 12.3445, 499.9994, 500.0, 500.0004, -90.0, 1e-9, 1 / 3]
-WRONG_DECIMALS = [float("nan"), float("inf"), -float("inf"), 500.0006, -90.001, 1e300]
-WHOLE = {"days": [-10, 0, 7, 10_000], "tip": [0, 5, AMOUNT_MINOR_MAX], "opened": [NOW_MS - 86_400_000, NOW_MS]}
-WRONG_WHOLE = [-(2**63), -11, 2**62, 2**63 - 1]
 
 
 class World(NamedTuple):
@@ -92,55 +86,41 @@ class World(NamedTuple):
     stream: EventDecoder
 
 
-@st.composite
-def worlds(draw: st.DrawFn) -> World:
-    # Labels are counted by weight.
-    names = ["weight", *draw(st.lists(st.sampled_from([n for n in FORMS if n != "weight"]), max_size=5, unique=True))]
-    numbers = draw(st.lists(st.integers(1, 64), min_size=len(names) + 3, max_size=len(names) + 3, unique=True))
-    declared = {name: FORMS[name](number) for name, number in zip(names, numbers, strict=False)}
-    last = numbers[-3:]
-    derived: dict[str, Attribute] = {"near": words.network("near", last[0], of=ip, bits=draw(st.integers(1, 32)))}
-    if "buyer" in declared:
-        derived["domain"] = words.email_domain("domain", last[1], of=declared["buyer"])
-    if "delivery" in declared:
-        derived["street"] = words.network("street", last[2], of=declared["delivery"], bits=20, bits_v6=56)
-    return world_of(words.Payment(*declared.values(), *derived.values()))
+def worlds() -> st.SearchStrategy[World]:
+    return payment_declarations().map(world_of)
 
 
 def world_of(payment: words.Payment) -> World:
-    attributes = {one.name: one for one in payment.attributes}
+    numbers = [one for one in payment.attributes if one.kind is AttributeKind.NUMBER]
     texts = [one for one in payment.attributes if one.derived or (one.field and one.field.is_text)]
-    keys = [one.name for one in texts if one.name != "billing"]
+    keys = [one.name for one in texts if one.kind is not AttributeKind.COUNTRY]
     entities = [Entity("card", "card_id"), *(Entity(f"by_{name}", name) for name in keys[:4])]
-    entities.append(Entity("pair", ("merchant_id", keys[-1])))
+    if keys:
+        entities.append(Entity("pair", ("merchant_id", keys[-1])))
     features = [request.hour("hour")]
     for entity in entities:
         features.append(entity.count(f"{entity.name}_count", "1d"))
         features += [entity.distinct(f"{entity.name}_{one.name}", one, "1d") for one in texts[:3]]
-        if "weight" in attributes:
-            where = attributes["weight"] >= 1.001
-            features.append(entity.fraud_count(f"{entity.name}_frauds", "1d", delay="", where=where))
+        # Labels are counted by a number of their payment where it has one.
+        where = numbers[0] >= middle_of(numbers[0]) if numbers else None
+        features.append(entity.fraud_count(f"{entity.name}_frauds", "1d", delay="", where=where))
     plan_catalogue = Catalogue(entities, features, payment)
     engine, ids = FeatureEngine(plan_catalogue, KEY), LocalSchemaIds(fields=payment.fields)
     encoder = Encoder("payments", ids.id_of("payments"), schema=ids.current_schema("payments"))
     return World(payment.fields, engine, encoder, ids, EventDecoder(engine, RATES, ids))
 
 
+def middle_of(number: Attribute) -> float:
+    """Returns a value of a declared number that some of its values reach."""
+    assert number.field is not None
+    middle = (number.field.minimum + min(number.field.maximum, number.field.minimum + 10_000)) // 2
+    return middle / 10**number.field.decimals if number.field.is_decimal else middle
+
+
 def values_of(field: PaymentField, *, right: bool) -> st.SearchStrategy[Any]:
-    good: list[Any]
-    wrong: list[Any]
-    if field.is_text:
-        good, wrong = list(TEXTS[field.form]), WRONG_TEXTS
-    elif field.form is Form.DECIMAL:
-        good, wrong = DECIMALS, WRONG_DECIMALS
-    elif field.form is Form.FLAG:
-        good, wrong = [True, False], [True]
-    else:
-        good, wrong = WHOLE[field.name], WRONG_WHOLE
-    value = st.sampled_from(good)
-    if not right:
-        value = st.one_of(*[value] * 8, st.sampled_from(wrong))
-    return value if field.is_required and right else st.one_of(st.none(), *[value] * 4)
+    if right:
+        return maybe_values_of(field)
+    return st.one_of(*[maybe_values_of(field)] * 8, wrong_values_of(field), st.none())
 
 
 def payments_of(world: World, *, right: bool = True) -> st.SearchStrategy[list[dict[str, Any]]]:
@@ -186,11 +166,6 @@ def tables_of(world: World, payments: Sequence[dict[str, Any]]) -> tuple[pa.Tabl
         }
     )
     return table, outcomes_of(payments)
-
-
-def column_types(fields: PaymentFields) -> dict[str, pa.DataType]:
-    other = {Form.FLAG: pa.bool_(), Form.DECIMAL: pa.float64()}
-    return {field.name: pa.string() if field.is_text else other.get(field.form, pa.int64()) for field in fields.all}
 
 
 def outcomes_of(payments: Sequence[dict[str, Any]]) -> pa.Table:

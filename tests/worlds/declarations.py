@@ -17,6 +17,7 @@ about values that come again.
 from __future__ import annotations
 
 import ipaddress
+import math
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -50,6 +51,10 @@ _TEXTS: dict[Form, tuple[str, ...]] = {
     Form.ADDRESS: ("192.0.2.7", "192.0.2.8", "198.51.100.1", "2001:db8::1", "2001:db8:0:9::2"),
     Form.EMAIL: ("ann@example.com", "Ann@Example.COM", "bob@example.com", "carol@mail.example.org"),
 }
+_WRONG_TEXTS = (
+    *("", "x" * 257, "a\x00b", "4111111111111111", "192.0.2.256", "192.0.2.07", "1.2.3", "1.2.3.4.", "::1%eth0"),
+    *("ann@", "@example.com", "a@b@c", "ann@exa mple.com", f"{'x' * 65}@a.b", "12345", "123456789", "de", "ÄÖ"),
+)
 _KEYS_OF_EVERY_PAYMENT = ("card_id", "merchant_id", "device_id", "ip", "mcc", "channel")
 
 
@@ -163,7 +168,7 @@ def _naive_derived(field: DerivedField, values: Mapping[str, Any]) -> object:
 
 
 @st.composite
-def _payments(draw: st.DrawFn, fields_max: int) -> declare.Payment:
+def payment_declarations(draw: st.DrawFn, fields_max: int = FIELDS_MAX) -> declare.Payment:
     """Draws a list of fields with numbers of any order, and gaps between them."""
     count = draw(st.integers(1, fields_max))
     numbers = draw(st.lists(st.sampled_from(NUMBERS), min_size=count, max_size=count, unique=True))
@@ -226,7 +231,7 @@ def declarations(
     draw: st.DrawFn, *, fields_max: int = FIELDS_MAX, entities_max: int = 5, features_max: int = 6
 ) -> Declaration:
     """Draws declarations. Entities have one or two key fields each, declared and derived ones among them."""
-    payment = draw(_payments(fields_max))
+    payment = draw(payment_declarations(fields_max))
     keys = [*_KEYS_OF_EVERY_PAYMENT, *(one.name for one in payment.attributes if one.kind is AttributeKind.TEXT)]
     choices = st.lists(st.sampled_from(keys), min_size=1, max_size=2, unique=True).map(tuple)
     chosen = draw(st.lists(choices, min_size=1, max_size=entities_max, unique=True))
@@ -300,7 +305,21 @@ def _kept(field: PaymentField) -> st.SearchStrategy[Any]:
     return whole.map(lambda number: number / 10**field.decimals) if field.is_decimal else whole
 
 
-def _present(field: PaymentField) -> st.SearchStrategy[Any]:
+def wrong_values_of(field: PaymentField) -> st.SearchStrategy[Any]:
+    """Draws values of the field's type, most of which it refuses."""
+    if field.is_text:
+        return st.sampled_from(_WRONG_TEXTS)
+    if field.is_decimal:
+        scale = 10**field.decimals
+        beyond = [field.minimum / scale - 0.6 / scale, field.maximum / scale + 0.6 / scale]
+        return st.sampled_from([math.nan, math.inf, -math.inf, 1e300, *beyond])
+    if field.form is Form.FLAG:
+        return st.booleans()
+    return st.sampled_from([-(2**63), field.minimum - 1, 2**62, 2**63 - 1])
+
+
+def maybe_values_of(field: PaymentField) -> st.SearchStrategy[Any]:
+    """Draws right values; None often, where the field is not required."""
     return values_of(field) if field.is_required else st.one_of(st.none(), values_of(field), values_of(field))
 
 
@@ -311,7 +330,7 @@ def declared_payments(
     """Draws payments of a declaration in order of time. Their ids are p0, p1, …"""
     span_ms = draw(st.sampled_from(SPANS_MS))
     times = sorted(draw(st.lists(moments(span_ms), min_size=count_min, max_size=count_max)))
-    own = st.fixed_dictionaries({field.name: _present(field) for field in declaration.fields.declared})
+    own = st.fixed_dictionaries({field.name: maybe_values_of(field) for field in declaration.fields.declared})
     ips = st.sampled_from([None, *_TEXTS[Form.ADDRESS]])
     payments = []
     for place, time_ms in enumerate(times):
