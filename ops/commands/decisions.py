@@ -239,7 +239,7 @@ class _Known:
     def _policy_sources(self) -> Iterable[Source]:
         yield self._source
         if self._policies is not None:
-            for path in sorted(self._policies.glob("*.toml")):
+            for path in sorted(self._policies.glob("**/*.toml")):
                 yield read_source(str(path), {}, check_sections=False)
 
 
