@@ -123,13 +123,13 @@ def _roll_up_table(plan: I64, where: int, words: I64, rows: int, as_of_ms: int, 
                 _reduce_sums(plan, result, words, top, lows, room, slots)
             elif reduction in (LARGEST, SMALLEST):
                 _reduce_extremes(plan, result, words, top, lows, slots)
-            elif reduction >= LARGEST_NUMBER:
-                _reduce_numbers(plan, result, words, top, lows, slots)
-            elif reduction >= NEWEST_OTHER:
+            elif reduction < NEWEST_OTHER:
+                _reduce_others(plan, result, words, tiles, top, lows, room, now_tile, hop_ms, slots)
+            elif reduction < LARGEST_NUMBER:
                 bounds = plan[at + GROUP.bounds_at]
                 _reduce_beside(plan, result, words, tiles, top, newest_tile, now_tile, bounds, hop_ms, slots)
             else:
-                _reduce_others(plan, result, words, tiles, top, lows, room, now_tile, hop_ms, slots)
+                _reduce_numbers(plan, result, words, top, lows, slots)
             result += RESULT_SIZE
 
 
@@ -184,7 +184,7 @@ def _reduce_extremes(plan: I64, result: int, words: I64, top: int, lows: I64, sl
         window += WINDOW_SIZE
 
 
-@compiled()
+@inlined
 def _reduce_numbers(plan: I64, result: int, words: I64, top: int, lows: I64, slots: F64) -> None:
     """Reduce LARGEST_NUMBER and SMALLEST_NUMBER. 0 means that no payment of the tile has the number."""
     at = plan[result + RESULT.words_at]
