@@ -53,6 +53,8 @@ DISTRIBUTION = "distribution"
 FEATURES, SCORE = "features", "score"
 # An alert is over below this share of psi_info.
 _QUIET_SHARE = 0.5
+# A warning and a critical alert need so many times `outside_min` of the payments outside.
+_WARNING_TIMES, _CRITICAL_TIMES = 2, 4
 # The mix explains a move if less than this share of its PSI is left once the mix is taken into account.
 _LEFT_MAX = 0.5
 # A segment with fewer payments in the reference is taken to be like all payments.
@@ -269,15 +271,20 @@ class TrainingWatch:
         """Return the share of a value of a dimension in the week and in training."""
         return tuple(float(_shares(self._subjects.of(row, traffic))[place]) for row in (week.row, self._then))  # type: ignore[return-value]
 
-    def _severity(self, beyond: float) -> Severity:
-        settings = self._settings
-        if beyond >= settings.psi_critical:
+    def _severity(self, week: Week, number: int) -> Severity:
+        """Return how bad a move is: by its PSI, and by the share of payments that would have to move.
+
+        The PSI of a value that training never saw is large from its first payments on.
+        """
+        settings, beyond, outside = self._settings, week.beyond[number], week.distances.outside[number]
+        if beyond >= settings.psi_critical and outside >= _CRITICAL_TIMES * settings.outside_min:
             return Severity.CRITICAL
-        return Severity.WARNING if beyond >= settings.psi_warning else Severity.INFO
+        is_warning = beyond >= settings.psi_warning and outside >= _WARNING_TIMES * settings.outside_min
+        return Severity.WARNING if is_warning else Severity.INFO
 
     def _is_told(self, number: int, week: Week, others: Sequence[Alert]) -> bool:
         """Whether an open alert of the baseline says at least as much about this subject."""
-        subject, severity = self._subjects.all[number], self._severity(float(week.beyond[number]))
+        subject, severity = self._subjects.all[number], self._severity(week, number)
         for alert in others:
             names = {alert.subject, *(moved.subject for moved in alert.attached)}
             same = subject.name in names
@@ -343,7 +350,7 @@ class TrainingWatch:
             alert_id=hashlib.sha256(f"training\0{name}".encode()).hexdigest()[:16],
             model_version=self.version,
             state=State.RAISED,
-            severity=self._severity(float(week.beyond[members[0]])),
+            severity=self._severity(week, members[0]),
             time_ms=week.end_ms,
             first_seen_ms=week.start_ms,
             raised_ms=week.end_ms,
@@ -357,7 +364,7 @@ class TrainingWatch:
         """Update an open alert whose group still has moved; return it if it has to be sent."""
         named = self._number_of(alert)
         number = named if named in members else members[0]
-        severity = max((self._severity(float(week.beyond[number])), alert.severity), key=rank_of)
+        severity = max((self._severity(week, number), alert.severity), key=rank_of)
         newer = replace(alert, **self._naming(number, members, week), severity=severity)
         worse = rank_of(severity) > rank_of(alert.severity) or newer.subject != alert.subject or alert.held_back
         due_ms = self._sent_ms[group] + self._settings.remind_days * DAY_MS * 2**alert.reminders

@@ -85,6 +85,15 @@ def test_a_value_that_training_never_saw_is_watched_as_other() -> None:
     watched = Watched(world)
     told = watched.run(range(60))
     assert names(told[:1]) == [("traffic", "channel=other")]
+    # Its PSI is large from the first payments on, but few payments are no warning yet.
+    worse = [
+        alert for place, alert in enumerate(told) if alert.severity not in [other.severity for other in told[:place]]
+    ]
+    assert [alert.severity for alert in worse] == [Severity.INFO, Severity.WARNING, Severity.CRITICAL]
+    assert worse[0].effect > SETTINGS.psi_warning
+    assert (
+        worse[0].outside < 2 * SETTINGS.outside_min <= worse[1].outside < 4 * SETTINGS.outside_min <= worse[2].outside
+    )
     last = watched.watch.open["traffic:channel"]
     assert last.severity is Severity.CRITICAL
     assert (last.expected, round(last.value, 1)) == (0.0, 0.6)
