@@ -1,23 +1,15 @@
 """Which payments the candidate of a rollout decides about: those of its share of the cards.
 
-With the salt 000102030405060708090a0b0c0d0e0f:
-
-    card:C118    position 0x026e3a814a45b853 =  0.95 % of the circle    the candidate's from 1 % on
-    card:C1      position 0x83547b721546a521 = 51.30 %                  the champion's up to 50 %
-
-A card's position is keyed BLAKE2b of its store key, 8 bytes, big endian. The candidate has the positions below its
-share of 2^64: a card in at 1 % is in at 5 %, on every host.
+How a card gets its arm is models/rollout/shares.py: a card in at 1 % is in at 5 %, on every host.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
+from functools import cached_property
 
-BASIS_POINTS = 10_000
-SALT_BYTES = 16
-_CIRCLE = 1 << 64
+from paywarden.models.rollout.shares import CANDIDATE, CardSplit, arm_at, arm_edges
 
 
 @dataclass(frozen=True)
@@ -29,10 +21,7 @@ class Split:
 
     def has(self, card_key: bytes) -> bool:
         """Whether the candidate decides about a card, by its store key. A payment without a card is the champion's."""
-        if not card_key:
-            return False
-        position = int.from_bytes(blake2b(card_key, digest_size=8, key=self.salt).digest(), "big")
-        return position < _CIRCLE * self.share // BASIS_POINTS
+        return bool(card_key) and arm_at(self._split.position(card_key), self._edges) == CANDIDATE
 
     def places(self, card_keys: Sequence[bytes]) -> tuple[list[int], list[int]]:
         """Returns the indexes of the champion's payments and of the candidate's, ascending."""
@@ -41,3 +30,11 @@ class Split:
         for index, key in enumerate(card_keys):
             (candidate if self.has(key) else champion).append(index)
         return champion, candidate
+
+    @cached_property
+    def _split(self) -> CardSplit:
+        return CardSplit(self.salt)
+
+    @cached_property
+    def _edges(self) -> tuple[tuple[int, int], ...]:
+        return arm_edges([self.share])

@@ -26,8 +26,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from paywarden.models.rollout.shares import BASIS_POINTS, SALT_BYTES
 from paywarden.schemas.errors import Misconfigured
-from paywarden.scoring.engine.arms import BASIS_POINTS, SALT_BYTES
 
 VERSION = 1
 DEPLOYMENT = "deployment.json"
