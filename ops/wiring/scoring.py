@@ -13,7 +13,6 @@ from paywarden.schemas.settings import Source
 if TYPE_CHECKING:
     from paywarden.features.catalogue.entity import Catalogue
     from paywarden.models.policy.policy import Policy
-    from paywarden.ops.wiring.releases import HostReleases
     from paywarden.scoring.server.context import ServerContext
     from paywarden.scoring.server.deployment import ReleasePaths
 
@@ -77,7 +76,7 @@ def scoring_host(source: Source, bundle_path: str | None) -> ServerContext:
     return ServerContext(
         engine=engine,
         rates=stores.rate_table(source),
-        release=releases.load(_served_at_start(releases, Path(settings.runtime))),
+        release=releases.load(_served_at_start(settings, bundle_path)),
         chain=ChainSettings(settings.model_failure_count_max, settings.model_cooldown_ms),
         http=source.section("http", HttpSettings),
         grpc=source.section("grpc", GrpcSettings),
@@ -99,12 +98,12 @@ def scoring_host(source: Source, bundle_path: str | None) -> ServerContext:
     )
 
 
-def _served_at_start(releases: HostReleases, runtime: Path) -> ReleasePaths:
+def _served_at_start(settings: ServeSettings, bundle_path: str | None) -> ReleasePaths:
     """Returns the active release of the deployment file, or what the configuration names. Raises Misconfigured."""
-    from paywarden.scoring.server.deployment import DEPLOYMENT, read_deployment
+    from paywarden.scoring.server.deployment import DEPLOYMENT, ReleasePaths, read_deployment
 
-    deployment = read_deployment(runtime / DEPLOYMENT)
-    return releases.wanted().active if deployment is None else deployment.active
+    deployment = read_deployment(Path(settings.runtime) / DEPLOYMENT)
+    return ReleasePaths(bundle_path or settings.bundle) if deployment is None else deployment.active
 
 
 def policy(source: Source, *, review_at: float, decline_at: float, catalogue: Catalogue) -> Policy:
