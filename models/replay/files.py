@@ -199,9 +199,10 @@ class ReplayFiles:
         return pa.table(columns, schema=self._schemas[DIFFERENCES])
 
 
-def require_free_names(feature_names: Sequence[str]) -> None:
+def require_free_names(feature_names: Sequence[str], *, with_vectors: bool) -> None:
     """Raises Misconfigured if a feature has the name of another column of decisions.parquet."""
-    column_names = {column.name for column in (*DECISION_COLUMNS, VECTOR_COLUMN, *SEGMENT_COLUMNS)}
+    segments = SEGMENT_COLUMNS if with_vectors else ()
+    column_names = {column.name for column in (*DECISION_COLUMNS, VECTOR_COLUMN, *segments)}
     for name in feature_names:
         if name in column_names:
             raise Misconfigured(f"--features: feature {name} has the name of a column of {DECISIONS}")

@@ -142,7 +142,7 @@ def replay(
     if first == last:
         raise Misconfigured(f"there is no payment from {date_of_day(window.first)} to {date_of_day(window.last)}")
     feature_names = champion.bundle.manifest.feature_names if options.with_features else []
-    require_free_names(feature_names)
+    require_free_names(feature_names, with_vectors=options.with_vectors)
     started = time.perf_counter()
     contestants = [champion] if challenger is None else [champion, challenger]
     with ThreadPool(options.threads) as pool:

@@ -18,6 +18,7 @@ from paywarden.features.history.history import History, final_labels, history_of
 from paywarden.features.history.mapped import open_history
 from paywarden.features.history.point_in_time import Chunk, PointInTimeReplay, reference_amounts
 from paywarden.models.bundle.bundle import Bundle
+from paywarden.models.drift.binning import DIMENSIONS
 from paywarden.models.metrics.evaluation import Days, Split, day_of_time, exclude_known_compromised
 from paywarden.models.policy.policy import ConfiguredRule, ConfiguredSegment, Facts, Policy, PolicySettings
 from paywarden.models.replay import replay as replay_module
@@ -228,9 +229,12 @@ def test_rules_and_segments_decide_as_they_do_about_requests(tmp_path: Path) -> 
 def test_the_vector_column_equals_the_computed_vectors(tmp_path: Path) -> None:
     run(tmp_path, with_vectors=True)
     decisions = pq.read_table(tmp_path / "decisions.parquet")
-    assert decisions.column_names == [*COLUMNS, "vector"]
+    assert decisions.column_names == [*COLUMNS, "vector", *DIMENSIONS]
     wanted = passage_vectors()[rows_of(WINDOW)]
     assert decisions["vector"].to_pylist() == [row.tobytes() for row in wanted]
+    # With them stands what drift detection needs besides: the segments of each payment.
+    for name in DIMENSIONS:
+        assert decisions[name].to_pylist() == small_world.history().texts(name, rows_of(WINDOW)).tolist()
 
 
 def test_features_become_named_columns_with_null_for_missing_values(tmp_path: Path) -> None:
