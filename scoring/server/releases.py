@@ -22,8 +22,8 @@ from paywarden.features.catalogue.entity import Catalogue
 from paywarden.models.bundle.bundle import Bundle
 from paywarden.models.bundle.prepared import load_prepared
 from paywarden.models.policy.prepared import PreparedPolicy, load_policy
+from paywarden.models.rollout.shares import BASIS_POINTS
 from paywarden.schemas.errors import Misconfigured
-from paywarden.scoring.engine.arms import BASIS_POINTS
 from paywarden.scoring.engine.records import Origin
 from paywarden.scoring.metrics.release import ShownRelease
 from paywarden.scoring.server.deployment import Deployment, ReleasePaths

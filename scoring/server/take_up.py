@@ -25,8 +25,9 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from paywarden.models.rollout.shares import BASIS_POINTS
 from paywarden.schemas.errors import Misconfigured, PaywardenError
-from paywarden.scoring.engine.arms import BASIS_POINTS, Split
+from paywarden.scoring.engine.arms import Split
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.scorer import PaymentScorer
 from paywarden.scoring.engine.served import Served
