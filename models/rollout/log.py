@@ -140,6 +140,8 @@ class RolloutKeeper:
         self._log = log
         self._known = 0
         self._noted_ms = 0
+        self.started_ms = 0
+        """When the newest rollout was started."""
         self.rollout: Rollout | None = None
         self.refresh()
 
@@ -152,6 +154,8 @@ class RolloutKeeper:
             self.rollout = after(self.rollout, event)
             self._known += 1
             self._noted_ms = event.time_ms
+            if event.kind is EventKind.STARTED:
+                self.started_ms = event.time_ms
         return self.rollout
 
     def take(self, event: RolloutEvent) -> Rollout:
@@ -168,6 +172,8 @@ class RolloutKeeper:
             if self._log.append(event, self._known):
                 self.rollout, self._noted_ms = rollout, event.time_ms
                 self._known += 1
+                if event.kind is EventKind.STARTED:
+                    self.started_ms = event.time_ms
                 return rollout
 
     def _is_notable(self, before: Rollout | None, rollout: Rollout, event: RolloutEvent) -> bool:

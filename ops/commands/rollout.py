@@ -128,6 +128,31 @@ def status(source: Source, as_json: bool) -> None:
 
 
 @rollout.command()
+@click.option(
+    "--look-every",
+    metavar="S",
+    type=click.FloatRange(min=0.1),
+    default=10.0,
+    show_default=True,
+    help="Seconds between two looks.",
+)
+@click.pass_obj
+@needs("stream")
+def lead(source: Source, look_every: float) -> None:
+    """Lead the newest rollout on live decisions.
+
+    It reads the topic `decisions`, looks at the evidence, takes the next step or rolls back, and writes the deployment
+    file that `serve` on this host acts on ([serve] runtime). Run one for a deployment, with the settings of `serve`.
+    It ends when the rollout has ended. After a kill it goes on where it was.
+    """
+    from paywarden.ops.wiring.rollouts import rollout_leader
+    from paywarden.streams.health.process_end import ProcessEnd
+
+    with ProcessEnd("rollout lead") as end:
+        rollout_leader(source, look_every_s=look_every).run(end.stop)
+
+
+@rollout.command()
 @_BY
 @_WHY
 @_JSON

@@ -168,10 +168,11 @@ class ReleaseSwitch:
         """Change what decides, in this turn, and unload what is ordered no more."""
         orders = self._orders
         hot = self._hot[orders.active]
-        candidate = self._hot.get(orders.candidate) if orders.share else None
+        candidate = self._hot.get(orders.candidate)
+        # Records name a rollout from when its candidate is loaded: whoever leads it sees that this host is ready.
         rollout = orders.rollout if candidate is not None else ""
         self._scorer.take_up(self._served(hot, rollout, "champion", BASIS_POINTS - orders.share))
-        if candidate is None:
+        if candidate is None or not orders.share:
             self._scorer.divide(None)
         else:
             served = self._served(candidate, rollout, "candidate", orders.share)

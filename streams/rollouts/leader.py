@@ -1,0 +1,178 @@
+"""Leads a rollout on live decisions: what hosts serve, what the decisions show, and the way back.
+
+    log of rollouts ──► orders ──► deployment file of this host            `deploy`, at every change
+    topic decisions ──► columns ──► RolloutAnalysis ──► a look every 10 s ──► log of rollouts
+
+1. A pending rollout begins when decisions come from hosts that have the candidate loaded: their records name it.
+2. Bounds of high scores come from the champion's decisions in the hour before the rollout. They stay the same after a
+   restart, because the same decisions are read again.
+3. A leader that starts again reads the decisions since the running step began, and is where it was.
+4. While Kafka is away there are no looks, so no step goes on. `paywarden rollout abort` works: the leader follows the
+   log, and needs no Kafka to change the deployment file.
+
+Decisions hold no latency: plans need `slow` in leave_out.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from threading import Event
+from typing import Any
+
+import numpy as np
+
+from paywarden.features.profiles.keys import entity_key
+from paywarden.models.policy.policy import ACTIONS
+from paywarden.models.rollout.analysis import EventBounds, RolloutAnalysis, RolloutDecisions
+from paywarden.models.rollout.log import RolloutKeeper
+from paywarden.models.rollout.rollout import EventKind, Orders, Phase, Rollout, RolloutEvent, orders_of
+from paywarden.models.rollout.shares import CANDIDATE, CHAMPION, CardSplit
+from paywarden.schemas.avro import Decoder, SchemaIds
+from paywarden.schemas.errors import BrokerUnavailable, InvalidEvent, Misconfigured
+from paywarden.streams.kafka.admin import end_offsets, offsets_at, partitions_of
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.reading import RANGE_BATCH, Record, consume, make_consumer, records_between
+
+_log = logging.getLogger(__name__)
+
+_GROUP = "paywarden-rollout"
+# The champion's decisions that the bounds are made from, and how many of them at most.
+_BOUNDS_MS, _BOUNDS_MAX = 3_600_000, 200_000
+_WAIT_S = 0.5
+_RETRY_S = 2.0
+_ARMS = {"champion": CHAMPION, "candidate": CANDIDATE}
+# An unknown card is a normal case, and no fault of a version.
+_USUAL_FLAGS = "unknown_"
+
+
+class RolloutLeader:
+    """Leads the newest rollout of a log. One process of a deployment runs it; it is not thread-safe."""
+
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        ids: SchemaIds,
+        keeper: RolloutKeeper,
+        deploy: Callable[[Orders], object],
+        *,
+        look_every_s: float = 10.0,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        """`deploy` makes this host serve orders; it is called at each change, and raises Misconfigured."""
+        self._kafka, self._decoder, self._keeper = kafka, Decoder("decisions", ids), keeper
+        self._deploy, self._look_every_s, self._now_ms = deploy, look_every_s, now_ms
+        self._orders: Orders | None = None
+        self._shown = ""
+
+    def run(self, stop: Event) -> None:
+        """Lead until the rollout has ended, or `stop` is set. Raises Misconfigured without a rollout to lead."""
+        rollout = self._follow()
+        if rollout is None:
+            raise Misconfigured("rollout lead: there has been no rollout: begin one with `paywarden rollout start`")
+        if any(measure.name == "slow" for measure in rollout.start.plan.measures):
+            raise Misconfigured('rollout lead: decisions hold no latency: set [rollout] leave_out = ["slow"]')
+        while not stop.is_set() and not rollout.has_ended:
+            try:
+                self._lead(rollout, stop)
+            except BrokerUnavailable as error:
+                _log.warning("no looks, and no step goes on: %s", error)
+                stop.wait(_RETRY_S)
+            rollout = self._follow() or rollout
+
+    def _follow(self) -> Rollout | None:
+        """Read the log, make this host serve what it says, and return the rollout."""
+        rollout = self._keeper.refresh()
+        if rollout is not None:
+            orders = orders_of(rollout)
+            if orders != self._orders:
+                self._deploy(orders)
+                self._orders = orders
+            if rollout.line != self._shown:
+                self._shown = rollout.line
+                _log.info("%s", rollout.line)
+        return rollout
+
+    def _lead(self, rollout: Rollout, stop: Event) -> None:
+        """Read decisions and look, until the rollout has ended or Kafka is away."""
+        topic, partitions = self._kafka.topic("decisions"), partitions_of(self._kafka, "decisions")
+        with closing(make_consumer(self._kafka, group_id=_GROUP)) as consumer:
+            ends = end_offsets(consumer, topic, partitions)
+            analysis = RolloutAnalysis(self._keeper, self._bounds(consumer, topic, ends, rollout), by="rollout lead")
+            since_ms = analysis.counts_from_ms
+            begin = offsets_at(consumer, topic, ends, rollout.since_ms if since_ms is None else since_ms)
+            consumer.assign([_place(topic, partition, offset) for partition, offset in begin.items()])
+            split, look_at = CardSplit(bytes.fromhex(rollout.start.salt)), 0.0
+            while not (stop.is_set() or rollout.has_ended):
+                records = self._decided(consume(consumer, RANGE_BATCH, _WAIT_S).records, rollout)
+                if records:
+                    if rollout.phase is Phase.PENDING:
+                        self._keeper.take(RolloutEvent(EventKind.READY, self._now_ms(), "rollout lead"))
+                    analysis.add(decision_columns(records, split, rollout.start.plan.segments))
+                if time.monotonic() >= look_at:
+                    analysis.look(self._now_ms())
+                    look_at = time.monotonic() + self._look_every_s
+                rollout = self._follow() or rollout
+
+    def _decided(self, records: Sequence[Record], rollout: Rollout) -> list[Mapping[str, Any]]:
+        """Returns the decisions of this rollout. What cannot be read is no decision of ours."""
+        decided = []
+        for record in records:
+            try:
+                decision = self._decoder.decode(record.value or b"")
+            except InvalidEvent:
+                continue
+            if decision["rollout"] == rollout.start.name and decision["arm"] in _ARMS:
+                decided.append(decision)
+        return decided
+
+    def _bounds(self, consumer: Any, topic: str, ends: Mapping[int, int], rollout: Rollout) -> EventBounds:
+        """Returns the bounds of the champion's decisions in the hour before the rollout."""
+        started_ms = self._keeper.started_ms
+        first = offsets_at(consumer, topic, ends, started_ms - _BOUNDS_MS)
+        last = offsets_at(consumer, topic, ends, started_ms)
+        scores: list[float] = []
+        for partition, begin in first.items():
+            most = _BOUNDS_MAX // len(first)
+            offsets = range(max(begin, last[partition] - most), last[partition])
+            for records in records_between(consumer, topic, partition, offsets) if offsets else ():
+                for record in records:
+                    try:
+                        decision = self._decoder.decode(record.value or b"")
+                    except InvalidEvent:
+                        continue
+                    if not decision["rollout"] and decision["model_version"]:
+                        scores.append(decision["score"])
+        _log.info("%s: bounds from %d decisions of the hour before", rollout.start.name, len(scores))
+        # Plans without `slow` do not use the latency.
+        return EventBounds.of_champion(np.ones(len(scores)), np.array(scores))
+
+
+def _place(topic: str, partition: int, offset: int) -> Any:
+    from confluent_kafka import TopicPartition
+
+    return TopicPartition(topic, partition, offset)
+
+
+def decision_columns(
+    decisions: Sequence[Mapping[str, Any]], split: CardSplit, segments: Sequence[str]
+) -> RolloutDecisions:
+    """Returns records of `decisions` as columns. Each must name a rollout and one of its arms. Latencies are NaN."""
+    actions = {name: number for number, name in enumerate(ACTIONS)}
+    named = {segment: segment.partition("=")[::2] for segment in segments}
+    return RolloutDecisions(
+        position=split.positions(entity_key("card", [one["card_id"]]) for one in decisions),
+        arm=np.array([_ARMS[one["arm"]] for one in decisions], dtype=np.int8),
+        decided_ms=np.array([one["decided_time_ms"] for one in decisions], dtype=np.int64),
+        score=np.array([one["score"] for one in decisions]),
+        action=np.array([actions[one["action"]] for one in decisions], dtype=np.int8),
+        is_failed=np.array([not one["model_version"] for one in decisions]),
+        is_flagged=np.array([any(not f.startswith(_USUAL_FLAGS) for f in one["flags"]) for one in decisions]),
+        latency_ms=np.full(len(decisions), np.nan),
+        in_segment={
+            segment: np.array([str(one.get(field)) == value for one in decisions])
+            for segment, (field, value) in named.items()
+        },
+    )

@@ -1,0 +1,172 @@
+"""`paywarden rollout lead` on a real Kafka: harm rolls back, and this host's deployment file follows."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from paywarden.models.rollout.log import FileRolloutLog, RolloutKeeper
+from paywarden.models.rollout.plan import plan_of
+from paywarden.models.rollout.rollout import EventKind, Phase, Rollout, RolloutEvent, Start, Version
+from paywarden.models.rollout.shares import CANDIDATE, CardSplit, arm_at, arm_edges
+from paywarden.ops.wiring.rollouts import deployment_writer
+from paywarden.schemas.avro import Encoder, LocalSchemaIds
+from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.settings import Source, read_source
+from paywarden.scoring.server.deployment import DEPLOYMENT, Deployment, read_deployment
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.producers import make_producer
+from paywarden.streams.rollouts.leader import RolloutLeader
+from tests.services.deployment import Deployment as Deployed
+from tests.services.processes import wait_until
+from tests.worlds.decision_records import decision
+
+PLAN = plan_of([50, 100], step_hours=(0.01,), leave_out=("slow",))
+SALT = "00" * 16
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class World:
+    """Decisions of 2,000 cards on a topic of this test, and a log of rollouts in a folder."""
+
+    def __init__(self, folder: Path, settings: KafkaSettings, source: Source) -> None:
+        self.settings, self.source = settings, source
+        self.log = FileRolloutLog(folder / "rollouts.jsonl")
+        self.runtime = folder / "serve"
+        self._producer = make_producer(settings, linger_ms=5)
+        ids = LocalSchemaIds()
+        self._encoder = Encoder("decisions", ids.id_of("decisions"))
+        self._random = np.random.default_rng(1)
+        self._made = 0
+
+    @property
+    def keeper(self) -> RolloutKeeper:
+        return RolloutKeeper(self.log)
+
+    @property
+    def rollout(self) -> Rollout:
+        found = self.keeper.rollout
+        assert found is not None
+        return found
+
+    @property
+    def deployment(self) -> Deployment | None:
+        return read_deployment(self.runtime / DEPLOYMENT)
+
+    def start(self) -> None:
+        begun = Start("r-1", SALT, Version("a" * 64, "", "champion"), Version("b" * 64, "", "candidate"), PLAN)
+        self.keeper.take(RolloutEvent(EventKind.STARTED, now_ms(), "ann", "a test", begun))
+
+    def decide(self, count: int, *, rollout: str = "", share: int = 0, declines: float = 0.02) -> None:
+        """Send decisions. The candidate declines this share of its payments, the champion 2 %."""
+        split, edges = CardSplit(bytes.fromhex(SALT)), arm_edges([share])
+        for card in self._random.integers(0, 2_000, count):
+            self._made += 1
+            ours = share > 0 and arm_at(split.position(f"card:C{card}".encode()), edges) == CANDIDATE
+            is_declined = self._random.random() < (declines if ours else 0.02)
+            record = decision(
+                f"p{self._made}",
+                decided_time_ms=now_ms(),
+                card_id=f"C{card}",
+                score=float(self._random.random()),
+                action="decline" if is_declined else "approve",
+                rollout=rollout,
+                arm=("candidate" if ours else "champion") if rollout else "",
+            )
+            self._producer.produce(self.settings.topic("decisions"), self._encoder.encode(record))
+        assert self._producer.flush(30) == 0
+
+    @contextmanager
+    def led(self) -> Iterator[threading.Thread]:
+        leader = RolloutLeader(
+            self.settings, LocalSchemaIds(), self.keeper, deployment_writer(self.source), look_every_s=0.1
+        )
+        stop = threading.Event()
+        thread = threading.Thread(target=leader.run, args=(stop,))
+        thread.start()
+        try:
+            yield thread
+        finally:
+            stop.set()
+            thread.join(30)
+            assert not thread.is_alive()
+
+
+@pytest.fixture
+def world(tmp_path: Path, settings: KafkaSettings) -> Iterator[World]:
+    with Deployed(tmp_path, settings.bootstrap, settings.topic_prefix) as deployed:
+        deployed.create_topics()
+        deployed.configure("serve", f'runtime = "{tmp_path / "serve"}"\n')
+        yield World(tmp_path, settings, read_source(str(deployed.config)))
+
+
+def test_a_rollout_begins_grows_and_is_rolled_back_for_harm(world: World) -> None:
+    world.decide(2_000)
+    world.start()
+    with world.led() as leader:
+        wait_until(lambda: world.deployment is not None, "the candidate is ordered to be loaded")
+        loaded = world.deployment
+        assert loaded is not None
+        assert (loaded.active.bundle_digest, loaded.share, loaded.rollout) == ("a" * 64, 0, "r-1")
+        assert loaded.candidate is not None
+        # A host has the candidate loaded: its decisions name the rollout.
+        world.decide(10, rollout="r-1")
+        wait_until(lambda: world.rollout.phase is Phase.RUNNING, "the rollout runs")
+        wait_until(lambda: (world.deployment or loaded).share == 5_000, "half of the cards are the candidate's")
+        world.decide(3_000, rollout="r-1", share=5_000, declines=0.3)
+        leader.join(60)
+        assert not leader.is_alive(), "it ends with the rollout"
+    assert world.rollout.phase is Phase.ROLLED_BACK
+    assert "decline" in world.rollout.cause
+    ended = world.deployment
+    assert ended is not None
+    assert (ended.active.bundle_digest, ended.candidate, ended.share) == ("a" * 64, None, 0)
+
+
+def test_a_leader_that_starts_again_counts_what_the_first_one_saw(world: World) -> None:
+    world.decide(2_000)
+    world.start()
+    with world.led():
+        world.decide(10, rollout="r-1")
+        wait_until(lambda: world.rollout.phase is Phase.RUNNING, "the rollout runs")
+    world.decide(3_000, rollout="r-1", share=5_000, declines=0.3)
+    with world.led() as leader:
+        leader.join(60)
+    assert world.rollout.phase is Phase.ROLLED_BACK
+
+
+def test_an_abort_reaches_the_host_and_ends_the_leader(world: World) -> None:
+    world.decide(100)
+    world.start()
+    with world.led() as leader:
+        wait_until(lambda: world.deployment is not None, "the candidate is ordered to be loaded")
+        world.keeper.take(RolloutEvent(EventKind.ABORTED, now_ms(), "ann", "enough"))
+        leader.join(60)
+        assert not leader.is_alive()
+    content = json.loads((world.runtime / DEPLOYMENT).read_text(encoding="utf-8"))
+    assert content["active"]["bundle_digest"] == "a" * 64
+    assert "candidate" not in content
+
+
+def _raised(run: Callable[[threading.Event], None]) -> str:
+    with pytest.raises(Misconfigured) as refused:
+        run(threading.Event())
+    return str(refused.value)
+
+
+def test_without_decisions_of_the_champion_nothing_begins(world: World) -> None:
+    leader = RolloutLeader(world.settings, LocalSchemaIds(), world.keeper, lambda _: None)
+    assert "there has been no rollout" in _raised(leader.run)
+    world.start()
+    leader = RolloutLeader(world.settings, LocalSchemaIds(), world.keeper, lambda _: None)
+    assert "wanted decisions of the champion from before the rollout" in _raised(leader.run)
