@@ -118,7 +118,7 @@ class RolloutLeader:
 
     def _decided(self, records: Sequence[Record], rollout: Rollout) -> list[Mapping[str, Any]]:
         """Returns the decisions of this rollout. What cannot be read is no decision of ours."""
-        decided = []
+        decided: list[Mapping[str, Any]] = []
         for record in records:
             try:
                 decision = self._decoder.decode(record.value or b"")
