@@ -257,11 +257,15 @@ def _encoded_keys(keys: Sequence[bytes]) -> list[bytes]:
     return [PaymentRecord(keys=[key.decode()]).SerializeToString() for key in (*keys, b"")]
 
 
+# What no written record depends on, and what is added by name.
+_NOT_WRITTEN = ("fields", "declared", "propensity")
+
+
 def _digest_of(history: History, passage: PointInTimeReplay, outcome_days: int) -> str:
     """Returns 32 hex digits that change with every input of the written records except the catalogue."""
     digest = hashlib.blake2b(f"{kernel.LAYOUT_VERSION} {outcome_days}".encode(), digest_size=16)
     digest.update(passage.amounts.data)
-    fields = [field.name for field in dataclasses.fields(history) if field.name not in ("fields", "declared")]
+    fields = [field.name for field in dataclasses.fields(history) if field.name not in _NOT_WRITTEN]
     columns = [getattr(history, name) for name in fields]
     for name, declared in sorted(history.declared.items()):
         digest.update(name.encode())

@@ -103,7 +103,7 @@ def test_commands_work_in_a_folder_with_packages_of_our_names(installed: Path, p
 
 def test_a_project_of_ones_own_works_in_any_folder(installed: Path, project: Path) -> None:
     assert "catalogue.py" in run(installed, project, "init", "shop")
-    assert "7 entities" in run(installed, project / "shop", "features", "check")
+    assert "9 entities" in run(installed, project / "shop", "features", "check")
 
 
 def test_the_demo_of_a_project_works_in_a_folder_with_packages_of_our_names(installed: Path, project: Path) -> None:

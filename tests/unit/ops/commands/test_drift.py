@@ -12,12 +12,14 @@ from click.testing import CliRunner
 
 from paywarden.ops.commands import drift
 from paywarden.ops.commands.drift import WatchedModel, _as_json, not_watched_because, row_of
-from paywarden.ops.commands.drift_explained import explained
+from paywarden.ops.commands.drift_explained import explained, most_moved_bin
 from paywarden.streams.alerts.alerts import Alert, Moved, Severity, State
 from paywarden.streams.alerts.journal import Journal, KnownAlert
 from paywarden.streams.alerts.records import Acknowledgement, Histograms, record_of
 from paywarden.streams.drift.models import SeenModel
 from tests.services.processes import run_paywarden
+from tests.unit.streams.drift.test_training_watch import Watched, changed
+from tests.worlds.made_decisions import ramp
 
 NOW_MS = 1_714_564_800_000  # 2024-05-01T12:00:00Z
 ALERT = Alert(
@@ -307,3 +309,14 @@ def test_a_command_that_cannot_run_says_why(arguments: list[str], code: int, wor
     assert words in done.stderr
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
+
+
+def test_the_value_of_a_category_that_grew_is_named() -> None:
+    watched = Watched(
+        changed(kind=lambda day: {"gift": 0.94 - ramp(day, 0, 0.68, 40), "voucher": ramp(day, 0, 0.68, 40)})
+    )
+    told = watched.run(range(30))
+    (sentence,) = most_moved_bin(record_of(told[-1], histograms=watched.watch.histograms(told[-1])))
+    # The place behind the last value of the list that training saw.
+    assert sentence.startswith("most in [2, inf): ")
+    assert sentence.endswith(" of the payments, in training 0 %")

@@ -79,8 +79,9 @@ def test_train_prints_how_good_the_scores_are_and_their_features(data: Path, tmp
     assert re.match(r"not measured on later days: |on days left out, ", told[-1])
     assert f"Brier score {manifest.metrics['brier']:.6f}" in lines[scores]
     table = lines.index(next(line for line in lines if line.split()[0] == "feature"))
-    assert lines[scores + 1].split() == ["mean", "score", "frauds", "payments"]
-    assert sum(int(line.split()[-1]) for line in lines[scores + 2 : table]) == manifest.training_payments
+    assert lines[scores + 1].split() == ["mean", "score", "frauds", "95", "%", "interval", "payments"]
+    later = lines.index("on days left out:") if "on days left out:" in lines else table
+    assert sum(int(line.split()[-1]) for line in lines[scores + 2 : later]) == manifest.training_payments
     assert [line.split()[0] for line in lines[table + 1 :]] == [name for name, _, _ in manifest.most_important(10)]
 
 
