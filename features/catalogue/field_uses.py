@@ -15,27 +15,16 @@ from dataclasses import dataclass
 
 from paywarden.features import kernel
 from paywarden.features.catalogue.attributes import declared_column
+from paywarden.features.catalogue.checks import FIELD_COUNTS
 from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.catalogue.expressions import (
     Column,
     Derived,
     Expression,
     Latest,
-    Operation,
     Remembered,
     WindowedMeasure,
 )
-
-# How many of an operation's numbers are columns of the payment's row; the others are constants.
-_COLUMNS_OF = {
-    Operation.ATTRIBUTE_VALUE: 1,
-    Operation.HOLDS: 1,
-    Operation.CATEGORY: 1,
-    Operation.DECLARED_NUMBER: 1,
-    Operation.AGE_MS: 1,
-    Operation.SAME_VALUE: 2,
-    Operation.DISTANCE: 4,
-}
 
 
 @dataclass(frozen=True)
@@ -89,7 +78,7 @@ def _columns(value: Expression, known: dict[str, frozenset[int]]) -> Iterator[in
     if isinstance(value, str):
         yield from known[value]
     elif isinstance(value, Derived):
-        yield from value.numbers[: _COLUMNS_OF.get(value.operation, 0)]
+        yield from value.numbers[: FIELD_COUNTS.get(value.operation, 0)]
         for operand in value.operands:
             yield from _columns(operand, known)
     elif isinstance(value, WindowedMeasure):

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from paywarden.schemas.errors import BundleRefused, Misconfigured
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 SIGNATURE, MANIFEST, BUILD = "signature.json", "manifest.json", "build.json"
 _FORMAT = 1
@@ -81,21 +81,13 @@ def sign_bundle(bundle: Path, key_file: Path) -> list[str]:
 
     Raises BundleRefused if there is no manifest, Misconfigured if the key cannot be used or nothing can be written.
     """
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
     if not (bundle / MANIFEST).is_file():
         raise BundleRefused(f"bundle {bundle}: there is no {MANIFEST}")
     try:
-        key = load_pem_private_key(key_file.read_bytes(), password=None)
+        content = key_file.read_bytes()
     except OSError as error:
         raise Misconfigured(f"cannot read the key {key_file}: {error.strerror}") from error
-    except TypeError as error:
-        raise Misconfigured(f"the key {key_file} is encrypted; wanted one without a passphrase") from error
-    except ValueError as error:
-        raise Misconfigured(f"{key_file} holds no private key in PEM") from error
-    if not isinstance(key, Ed25519PrivateKey):
-        raise Misconfigured(f"{key_file} holds another kind of key; wanted Ed25519")
+    key = private_key_of(content, key_file)
     names = [MANIFEST, *sorted(path.relative_to(bundle).as_posix() for path in bundle.glob(f"native/**/{BUILD}"))]
     files = {name: _checksum(bundle, name) for name in names}
     record = {
@@ -109,6 +101,22 @@ def sign_bundle(bundle: Path, key_file: Path) -> list[str]:
     except OSError as error:
         raise Misconfigured(f"cannot write {bundle / SIGNATURE}: {error.strerror}") from error
     return names
+
+
+def private_key_of(content: bytes, path: Path) -> Ed25519PrivateKey:
+    """Returns the private key in the content of a PEM file. Raises Misconfigured naming the file."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    try:
+        key = load_pem_private_key(content, password=None)
+    except TypeError as error:
+        raise Misconfigured(f"the key {path} is encrypted; wanted one without a passphrase") from error
+    except ValueError as error:
+        raise Misconfigured(f"{path} holds no private key in PEM") from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise Misconfigured(f"{path} holds another kind of key; wanted Ed25519")
+    return key
 
 
 def fingerprint(key: Ed25519PublicKey) -> str:

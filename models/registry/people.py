@@ -27,7 +27,7 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from paywarden.models.bundle.signature import fingerprint
+from paywarden.models.bundle.signature import fingerprint, private_key_of
 from paywarden.models.registry.entries import is_name
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.private_files import require_unwritable
@@ -112,9 +112,6 @@ class People:
 
 def read_signing_key(path: Path) -> Ed25519PrivateKey:
     """Returns the private key of a PEM file. Raises Misconfigured, also if others may read the file."""
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
     try:
         with path.open("rb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
@@ -125,15 +122,7 @@ def read_signing_key(path: Path) -> Ed25519PrivateKey:
         raise Misconfigured(
             f"the key {path} can be read by others (mode {mode:o}); wanted 600: chmod 600, or a new key"
         )
-    try:
-        key = load_pem_private_key(content, password=None)
-    except TypeError as error:
-        raise Misconfigured(f"the key {path} is encrypted; wanted one without a passphrase") from error
-    except ValueError as error:
-        raise Misconfigured(f"{path} holds no private key in PEM") from error
-    if not isinstance(key, Ed25519PrivateKey):
-        raise Misconfigured(f"{path} holds another kind of key; wanted Ed25519")
-    return key
+    return private_key_of(content, path)
 
 
 def make_signing_key(path: Path) -> Ed25519PrivateKey:

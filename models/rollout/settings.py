@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from paywarden.models.rollout.plan import STEP_HOURS, STEPS, RolloutPlan
 from paywarden.models.rollout.shares import checked_steps
@@ -34,15 +34,5 @@ class RolloutSettings:
 
     def plan(self) -> RolloutPlan:
         """Returns the plan of a rollout that starts now."""
-        return RolloutPlan(
-            steps=checked_steps(self.steps),
-            step_hours=self.step_hours,
-            segments=self.segments,
-            leave_out=self.leave_out,
-            alpha=self.alpha,
-            margin=self.margin,
-            tolerance=self.tolerance,
-            rare_share=self.rare_share,
-            cards_min=self.cards_min,
-            label_days=self.label_days,
-        )
+        rest = {field.name: getattr(self, field.name) for field in fields(RolloutPlan) if field.name != "steps"}
+        return RolloutPlan(checked_steps(self.steps), **rest)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from paywarden.ops.wiring import stores
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.file_state import state_of
 from paywarden.schemas.settings import Source, read_source
 
 if TYPE_CHECKING:
@@ -92,8 +93,7 @@ def following_registry(source: Source, metrics: CollectorRegistry) -> AbstractCo
             yield log
 
     def stamp() -> object:
-        status = os.stat(settings.people)
-        return status.st_ino, status.st_mtime_ns
+        return state_of(os.stat(settings.people))
 
     return LogFollower(opened, stamp=stamp, every_s=settings.sync_s, metrics=FollowerMetrics(metrics))
 

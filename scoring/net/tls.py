@@ -9,12 +9,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import ssl
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.file_state import file_state
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Tls:
         self._contexts: list[ssl.SSLContext] = []
         # Why the files as they are now are not in use, and whether they could not even be read.
         self._problem, self._is_unread = "", False
-        self._state = _state_of(self._files)
+        self._state = [file_state(path) for path in self._files]
         _load(settings, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
 
     @property
@@ -79,7 +79,7 @@ class Tls:
         Files that could not be read, for want of a file descriptor say, are read again at each call. Returns whether
         the certificate in use is that of the files.
         """
-        state = _state_of(self._files)
+        state = [file_state(path) for path in self._files]
         is_new = state != self._state
         if not (is_new or self._is_unread):
             return not self._problem
@@ -100,21 +100,6 @@ class Tls:
         self._problem, self._is_unread = "", False
         _log.info("the certificate in %s has changed", self.settings.certificate)
         return True
-
-
-_State = tuple[tuple[int, int, int, int] | None, ...]
-
-
-def _state_of(paths: Iterable[str]) -> _State:
-    return tuple(map(_state_of_file, paths))
-
-
-def _state_of_file(path: str) -> tuple[int, int, int, int] | None:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _load(settings: TlsSettings, context: ssl.SSLContext) -> None:

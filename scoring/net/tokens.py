@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.file_state import FileState, file_state, state_of
 from paywarden.scoring.net.caller_names import NAME_BYTES_MAX, is_name
 
 _log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class Tokens:
     def __init__(self, path: str) -> None:
         """Raises Misconfigured naming the file and the line, but never its content."""
         self._path = Path(path)
-        self._state: _State | None
+        self._state: FileState | None
         self._callers, self._state = _read(self._path)
         self.version = 0
         # Why the file as it is now is not in use, and whether it could not even be read.
@@ -79,7 +80,7 @@ class Tokens:
         A file that could not be read, for want of a file descriptor say, is read again at each call. Returns whether
         the tokens are those of the file.
         """
-        state = _state_of(self._path)
+        state = file_state(self._path)
         is_new = state != self._state
         if not (is_new or self._is_unread):
             return not self._problem
@@ -99,25 +100,11 @@ class Tokens:
         return True
 
 
-_State = tuple[int, int, int, int]
-
-
-def _state_of(path: Path) -> _State | None:
-    try:
-        return _as_state(path.stat())
-    except OSError:
-        return None
-
-
-def _as_state(status: os.stat_result) -> _State:
-    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
 # The hash of each token with its caller's name.
 _Callers = tuple[tuple[bytes, bytes], ...]
 
 
-def _read(path: Path) -> tuple[_Callers, _State]:
+def _read(path: Path) -> tuple[_Callers, FileState]:
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
@@ -132,7 +119,7 @@ def _read(path: Path) -> tuple[_Callers, _State]:
         lines = content.decode("ascii").splitlines()
     except UnicodeDecodeError:
         raise Misconfigured(f"[auth] tokens_file: {path} is not ASCII text") from None
-    return _callers(path, lines), _as_state(status)
+    return _callers(path, lines), state_of(status)
 
 
 def _callers(path: Path, lines: list[str]) -> _Callers:

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from paywarden.schemas.errors import Misconfigured, PaywardenError
+from paywarden.schemas.file_state import FileState, file_state
 from paywarden.schemas.private_files import make_private_folder
 from paywarden.scoring.metrics.shared import Counter
 from paywarden.scoring.server.deployment import (
@@ -61,8 +62,9 @@ _FAILED = 1
 _NICENESS = 10
 
 
-# What changes when a file is replaced: inode, time in ns and size. None: there is no file.
-_State = tuple[int, int, int] | None
+_State = FileState | None
+# Stands in for the state of a configuration file that does not exist.
+_NO_FILE: FileState = (0, 0, 0, 0)
 
 
 class _Known(NamedTuple):
@@ -115,8 +117,8 @@ class _Checked(NamedTuple):
 def _state_of(value: Any) -> _State:
     if value is None:
         return None
-    inode, time_ns, size = value
-    return int(inode), int(time_ns), int(size)
+    inode, size, content_ns, inode_ns = map(int, value)
+    return inode, size, content_ns, inode_ns
 
 
 class Deployer:
@@ -147,7 +149,7 @@ class Deployer:
         # What checkers have found out: the key of each release, and what the configuration asks for.
         self._known: dict[str, _Known] = {}
         self._configured: tuple[_State, Deployment] | None = None
-        self._seen = self._deployment_file()
+        self._seen = file_state(self._runtime / DEPLOYMENT)
         # A file that was there at the start may name more than what was loaded then.
         self._is_asked = self._seen is not None
         self._due = 0.0
@@ -174,7 +176,7 @@ class Deployer:
         if now < self._due:
             return self._due
         self._due = now + LOOK_S
-        seen = self._deployment_file()
+        seen = file_state(self._runtime / DEPLOYMENT)
         if self._is_asked or seen != self._seen:
             self._seen, self._is_asked = seen, False
             self._begin(now)
@@ -228,7 +230,7 @@ class Deployer:
         """Returns what should be served with the keys of its releases; None if one of them must be checked."""
         deployment = read_deployment(self._runtime / DEPLOYMENT)
         if deployment is None:
-            if self._configured is None or self._configured[0] != (_state(self._source.config) or (0, 0, 0)):
+            if self._configured is None or self._configured[0] != (file_state(self._source.config) or _NO_FILE):
                 return None
             deployment = self._configured[1]
         keys = {}
@@ -237,7 +239,7 @@ class Deployer:
                 keys[role] = key
                 continue
             known = self._known.get(_name_of(paths))
-            if known is None or any(_state(path) != state for path, state in known.files.items()):
+            if known is None or any(file_state(path) != state for path, state in known.files.items()):
                 return None
             if not (self._ready / known.key).is_dir():
                 return None
@@ -266,10 +268,10 @@ class Deployer:
     def _checked(self) -> _Checked:
         deployment, configured = read_deployment(self._runtime / DEPLOYMENT), None
         if deployment is None:
-            state = _state(self._source.config)
+            state = file_state(self._source.config)
             deployment = self._source.wanted()
             # Without a file, the environment and the defaults decide, which do not change.
-            configured = (state or (0, 0, 0), deployment)
+            configured = (state or _NO_FILE, deployment)
         keys, known, troubles = {}, {}, []
         for role, paths in deployment.releases.items():
             if key := self._ready_key(paths):
@@ -277,7 +279,7 @@ class Deployer:
                 continue
             name = _name_of(paths)
             try:
-                files = {path: _state(path) for path in self._source.files_of(paths)}
+                files = {path: file_state(path) for path in self._source.files_of(paths)}
                 keys[role] = self._source.prepare(paths, self._ready)
             except (PaywardenError, OSError) as error:
                 if role == "active":
@@ -286,7 +288,7 @@ class Deployer:
                 troubles.append(f"{role}: {_told(error)}")
                 continue
             # A file that was replaced meanwhile may have been read before or after.
-            if name == _name_of(paths) and all(_state(path) == state for path, state in files.items()):
+            if name == _name_of(paths) and all(file_state(path) == state for path, state in files.items()):
                 known[name] = _Known(keys[role], files)
         self._remove_unused({*keys.values(), *self._orders.keys})
         return _Checked(deployment, keys, known, configured, troubles)
@@ -322,14 +324,6 @@ class Deployer:
         self._failures.add(1)
         _log.error("the swap is not made, and what decides goes on: %s", _told(error))
 
-    def _deployment_file(self) -> tuple[int, int] | None:
-        """Returns what changes when the file is replaced."""
-        try:
-            status = os.stat(self._runtime / DEPLOYMENT)
-        except OSError:
-            return None
-        return status.st_ino, status.st_mtime_ns
-
     def _result_path(self, pid: int) -> Path:
         return self._runtime / f"check-{pid}.json"
 
@@ -351,14 +345,6 @@ class Deployer:
         for path in self._ready.iterdir():
             if path.name not in keys and not path.name.startswith("."):
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def _state(path: Path) -> _State:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _name_of(paths: ReleasePaths) -> str:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import sys
 import threading
 import time
@@ -27,6 +26,7 @@ from typing import NamedTuple
 
 from paywarden.models.rollout.shares import BASIS_POINTS
 from paywarden.schemas.errors import Misconfigured, PaywardenError
+from paywarden.schemas.file_state import FileState, file_state
 from paywarden.scoring.engine.arms import Split
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.scorer import PaymentScorer
@@ -69,7 +69,7 @@ class ReleaseSwitch:
         self._path, self._ready = orders_path(host.runtime, supervisor), host.runtime / READY
         self._hot = {host.release.key: _Hot(host.release, scorer.serving)}
         self._active = host.release.key
-        self._seen: tuple[int, int] | None = None
+        self._seen: FileState | None = None
         self._orders = Orders(0, self._active)
         # The orders that were applied last, and how many of their releases were not in memory then.
         self._applied = (self._orders, 0)
@@ -106,11 +106,9 @@ class ReleaseSwitch:
 
     def _has_news(self) -> bool:
         """Read the orders if they were replaced; returns whether they are not taken up yet."""
-        try:
-            status = os.stat(self._path)
-        except OSError:
+        seen = file_state(self._path)
+        if seen is None:
             return False
-        seen = status.st_ino, status.st_mtime_ns
         if seen != self._seen:
             try:
                 orders = read_orders(self._path)

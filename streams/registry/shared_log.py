@@ -24,6 +24,7 @@ from paywarden.models.registry.entries import Entry
 from paywarden.models.registry.log import LogFile, RegistryLog
 from paywarden.models.registry.people import People
 from paywarden.schemas.errors import Misconfigured, RegistryRefused, TemporaryFailure
+from paywarden.schemas.file_state import FileState, file_state
 from paywarden.schemas.private_files import open_private
 from paywarden.streams.registry.topic import RegistryTopic
 
@@ -53,7 +54,7 @@ class SharedLog:
         self._reader = TopicReader(people)
         # The copy as it was read last, and what its file looked like: a follower looks every second.
         self._copy = RegistryLog()
-        self._looked: tuple[int, ...] | None = None
+        self._looked: FileState | None = None
 
     @property
     def path(self) -> Path:
@@ -119,13 +120,9 @@ class SharedLog:
 
     def _own(self) -> RegistryLog:
         """Returns this host's copy, which is read only if its file has changed: it is replaced, or it grows."""
-        try:
-            status = os.stat(self.path)
-        except OSError:
-            # `read` says what is wrong.
-            return self._file.read()
-        looked = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-        if looked != self._looked:
+        looked = file_state(self.path)
+        # `read` says what is wrong with a file that cannot be looked at.
+        if looked is None or looked != self._looked:
             self._copy, self._looked = self._file.read(), looked
         return self._copy
 

@@ -17,12 +17,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from threading import Event
 from typing import Any
 
 import numpy as np
+from confluent_kafka import Consumer, TopicPartition
 
 from paywarden.features.profiles.keys import entity_key
 from paywarden.models.policy.policy import ACTIONS
@@ -103,7 +104,7 @@ class RolloutLeader:
             analysis = RolloutAnalysis(self._keeper, self._bounds(consumer, topic, ends, rollout), by="rollout lead")
             since_ms = analysis.counts_from_ms
             begin = offsets_at(consumer, topic, ends, rollout.since_ms if since_ms is None else since_ms)
-            consumer.assign([_place(topic, partition, offset) for partition, offset in begin.items()])
+            consumer.assign([TopicPartition(topic, partition, offset) for partition, offset in begin.items()])
             split, look_at = CardSplit(bytes.fromhex(rollout.start.salt)), 0.0
             while not (stop.is_set() or rollout.has_ended):
                 records = self._decided(consume(consumer, RANGE_BATCH, _WAIT_S).records, rollout)
@@ -117,18 +118,17 @@ class RolloutLeader:
                 rollout = self._follow() or rollout
 
     def _decided(self, records: Sequence[Record], rollout: Rollout) -> list[Mapping[str, Any]]:
-        """Returns the decisions of this rollout. What cannot be read is no decision of ours."""
-        decided: list[Mapping[str, Any]] = []
-        for record in records:
-            try:
-                decision = self._decoder.decode(record.value or b"")
-            except InvalidEvent:
-                continue
-            if decision["rollout"] == rollout.start.name and decision["arm"] in _ARMS:
-                decided.append(decision)
-        return decided
+        """Returns the decisions of this rollout."""
+        name = rollout.start.name
+        return [one for one in self._decisions(records) if one["rollout"] == name and one["arm"] in _ARMS]
 
-    def _bounds(self, consumer: Any, topic: str, ends: Mapping[int, int], rollout: Rollout) -> EventBounds:
+    def _decisions(self, records: Sequence[Record]) -> Iterator[Mapping[str, Any]]:
+        """Yields the decisions in records. What cannot be read is no decision of ours."""
+        for record in records:
+            with suppress(InvalidEvent):
+                yield self._decoder.decode(record.value or b"")
+
+    def _bounds(self, consumer: Consumer, topic: str, ends: Mapping[int, int], rollout: Rollout) -> EventBounds:
         """Returns the bounds of the champion's decisions in the hour before the rollout."""
         started_ms = self._keeper.started_ms
         first = offsets_at(consumer, topic, ends, started_ms - _BOUNDS_MS)
@@ -138,22 +138,12 @@ class RolloutLeader:
             most = _BOUNDS_MAX // len(first)
             offsets = range(max(begin, last[partition] - most), last[partition])
             for records in records_between(consumer, topic, partition, offsets) if offsets else ():
-                for record in records:
-                    try:
-                        decision = self._decoder.decode(record.value or b"")
-                    except InvalidEvent:
-                        continue
-                    if not decision["rollout"] and decision["model_version"]:
-                        scores.append(decision["score"])
+                scores += [
+                    one["score"] for one in self._decisions(records) if not one["rollout"] and one["model_version"]
+                ]
         _log.info("%s: bounds from %d decisions of the hour before", rollout.start.name, len(scores))
         # Plans without `slow` do not use the latency.
         return EventBounds.of_champion(np.ones(len(scores)), np.array(scores))
-
-
-def _place(topic: str, partition: int, offset: int) -> Any:
-    from confluent_kafka import TopicPartition
-
-    return TopicPartition(topic, partition, offset)
 
 
 def decision_columns(

@@ -38,6 +38,7 @@ from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
 from paywarden.scoring.state.outbox import OutboxSettings, OutboxUnsynced, OutboxWriter, framed
 from tests.worlds import payments, small_world
+from tests.worlds.certain_bundle import CertainBundle
 from tests.worlds.requests import requests_of
 from tests.worlds.small_history import profiles
 
@@ -573,7 +574,7 @@ def test_a_combined_entity_is_looked_up_by_all_its_fields_and_flagged(tmp_path: 
     outbox = FakeOutbox()
     scorer = PaymentScorer(
         engine=engine,
-        models=ModelChain([cast(Bundle, CertainBundle())], metrics=ModelMetrics.declare(Registry())),
+        models=ModelChain([cast(Bundle, CertainBundle("pair_count_1d", 0))], metrics=ModelMetrics.declare(Registry())),
         policy=Policy(PolicySettings(on_unknown_other="review"), review_at=0.1, decline_at=0.2),
         mirror=mirror,
         outbox=outbox,
@@ -590,24 +591,6 @@ def test_a_combined_entity_is_looked_up_by_all_its_fields_and_flagged(tmp_path: 
     (unknown,) = score_many(scorer, [elsewhere], intake=intake)
     assert isinstance(unknown, ScoreResponse)
     assert (unknown.action, list(unknown.flags)) == ("review", ["unknown_card_merchant"])
-
-
-class CertainBundle:
-    """A model that scores every payment as harmless."""
-
-    class manifest:  # noqa: N801
-        model_version = "certain"
-        calibration_slope, calibration_intercept = 1.0, 0.0
-
-    class predictor:  # noqa: N801
-        @staticmethod
-        def margins(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
-            return np.full(len(vectors), -9.0)
-
-    class explainer:  # noqa: N801
-        @staticmethod
-        def reasons(vector: NDArray[np.float32], count_max: int) -> list[str]:
-            return [f"feature:pair_count_1d={vector[0]:g} (+{count_max}.00)"]
 
 
 # The policy and the models

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from paywarden.features.catalogue import fields
 from paywarden.features.catalogue.attributes import ip
@@ -37,6 +35,7 @@ from paywarden.scoring.state.mirror import MirrorSettings
 from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxWriter
 from paywarden.streams.companion.shipment import read_entry
 from paywarden.streams.companion.shipping import decision_of
+from tests.worlds.certain_bundle import CertainBundle
 
 NOW_MS = 1_720_000_000_000
 CUSTOMER = fields.text("customer_id", 1, personal=True)
@@ -80,24 +79,6 @@ VALUES: dict[str, Any] = {
 }
 
 
-class CertainBundle:
-    """A model that scores every payment as harmless."""
-
-    class manifest:  # noqa: N801
-        model_version = "certain"
-        calibration_slope, calibration_intercept = 1.0, 0.0
-
-    class predictor:  # noqa: N801
-        @staticmethod
-        def margins(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
-            return np.full(len(vectors), -9.0)
-
-    class explainer:  # noqa: N801
-        @staticmethod
-        def reasons(vector: NDArray[np.float32], count_max: int) -> list[str]:
-            return [f"feature:is_heavy={vector[3]:g} (+{count_max}.00)"]
-
-
 @dataclass
 class Host:
     """A scorer with everything that it writes in a folder."""
@@ -129,7 +110,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Host:
     names = ENGINE.plan.entity_names
     scorer = PaymentScorer(
         engine=ENGINE,
-        models=ModelChain([cast(Bundle, CertainBundle())], metrics=ModelMetrics.declare(Registry())),
+        models=ModelChain([cast(Bundle, CertainBundle("is_heavy", 3))], metrics=ModelMetrics.declare(Registry())),
         policy=Policy(
             PolicySettings(rules=rules, on_mirror_absent="approve"), review_at=0.5, decline_at=0.9, catalogue=CATALOGUE
         ),
