@@ -33,8 +33,9 @@ from paywarden.models.rollout.rollout import EventKind, Orders, Phase, Rollout, 
 from paywarden.models.rollout.shares import CANDIDATE, CHAMPION, CardSplit
 from paywarden.schemas.avro import Decoder, SchemaIds
 from paywarden.schemas.errors import BrokerUnavailable, InvalidEvent, Misconfigured
-from paywarden.streams.kafka.admin import end_offsets, offsets_at, partitions_of
+from paywarden.streams.kafka.admin import end_offsets, make_admin, offsets_at, partitions_of
 from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.end_offsets import EndsWatch
 from paywarden.streams.kafka.reading import RANGE_BATCH, Record, consume, make_consumer, records_between
 
 _log = logging.getLogger(__name__)
@@ -106,13 +107,15 @@ class RolloutLeader:
             begin = offsets_at(consumer, topic, ends, rollout.since_ms if since_ms is None else since_ms)
             consumer.assign([TopicPartition(topic, partition, offset) for partition, offset in begin.items()])
             split, look_at = CardSplit(bytes.fromhex(rollout.start.salt)), 0.0
+            watch = EndsWatch(make_admin(self._kafka), topic, lambda: [(topic, partition) for partition in partitions])
             while not (stop.is_set() or rollout.has_ended):
                 records = self._decided(consume(consumer, RANGE_BATCH, _WAIT_S).records, rollout)
                 if records:
                     if rollout.phase is Phase.PENDING:
                         self._keeper.take(RolloutEvent(EventKind.READY, self._now_ms(), "rollout lead"))
                     analysis.add(decision_columns(records, split, rollout.start.plan.segments))
-                if time.monotonic() >= look_at:
+                watch.look()
+                if time.monotonic() >= look_at and not watch.trouble():
                     analysis.look(self._now_ms())
                     look_at = time.monotonic() + self._look_every_s
                 rollout = self._follow() or rollout

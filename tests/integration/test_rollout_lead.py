@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from paywarden.models.rollout.analysis import RolloutAnalysis
 from paywarden.models.rollout.log import FileRolloutLog, RolloutKeeper
 from paywarden.models.rollout.plan import plan_of
 from paywarden.models.rollout.rollout import EventKind, Phase, Rollout, RolloutEvent, Start, Version
@@ -22,6 +23,7 @@ from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source, read_source
 from paywarden.scoring.server.deployment import DEPLOYMENT, Deployment, read_deployment
 from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.end_offsets import EndsWatch
 from paywarden.streams.kafka.producers import make_producer
 from paywarden.streams.rollouts.leader import RolloutLeader
 from tests.services.deployment import Deployment as Deployed
@@ -143,6 +145,30 @@ def test_a_leader_that_starts_again_counts_what_the_first_one_saw(world: World) 
     with world.led() as leader:
         leader.join(60)
     assert world.rollout.phase is Phase.ROLLED_BACK
+
+
+def test_while_kafka_is_away_there_are_no_looks(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step must not go on because nobody could see what it did."""
+    looks, trouble = list[int](), ["away"]
+    look = RolloutAnalysis.look
+
+    def noted(analysis: RolloutAnalysis, time_ms: int) -> Rollout | None:
+        looks.append(time_ms)
+        return look(analysis, time_ms)
+
+    monkeypatch.setattr(RolloutAnalysis, "look", noted)
+    monkeypatch.setattr(EndsWatch, "trouble", lambda _: trouble[0])
+    world.decide(2_000)
+    world.start()
+    with world.led() as leader:
+        world.decide(10, rollout="r-1")
+        wait_until(lambda: world.rollout.phase is Phase.RUNNING, "the rollout runs")
+        world.decide(3_000, rollout="r-1", share=5_000, declines=0.3)
+        assert looks == []
+        trouble[0] = ""
+        leader.join(60)
+    assert world.rollout.phase is Phase.ROLLED_BACK
+    assert looks
 
 
 def test_an_abort_reaches_the_host_and_ends_the_leader(world: World) -> None:
