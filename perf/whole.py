@@ -34,6 +34,7 @@ from rich.console import Console
 
 from paywarden.features.catalogue.catalogue import CATALOGUE
 from paywarden.ops.demo.demo import prepare_world
+from paywarden.ops.demo.live import LOCAL_CONFIG
 from paywarden.ops.demo.processes import Parts, running_parts
 from paywarden.ops.loadgen.bodies import stamped_bodies
 from paywarden.ops.loadgen.load import LoadAnswer, run_closed, run_load
@@ -59,27 +60,6 @@ _PAYMENTS_PER_FRAUD = 200
 _WARM_S = 6.0
 # Rates beyond this share of the machine's cores are no part of the line through the others.
 _LINEAR_SHARE = 0.75
-_CONFIG = """\
-[kafka]
-bootstrap = "{bootstrap}"
-[store]
-kind = "lmdb"
-[lmdb]
-path = "{folder}/store"
-[mirror]
-path = "{memory}/mirror"
-[outbox]
-directory = "{folder}/outbox"
-[answered]
-path = "{memory}/answered"
-[serve]
-bundle = "{folder}/bundle"
-metrics = "{memory}/metrics"
-[http]
-port = 0
-[grpc]
-port = 0
-"""
 
 
 @dataclass(frozen=True)
@@ -112,7 +92,10 @@ def main() -> None:
             settings = KafkaSettings(bootstrap=kafka.bootstrap)
             create_topics(settings, TopicSettings(), [entity.name for entity in CATALOGUE.entities])
             config = folder / "paywarden.toml"
-            config.write_text(_CONFIG.format(bootstrap=kafka.bootstrap, folder=folder, memory=memory), encoding="utf-8")
+            config.write_text(
+                LOCAL_CONFIG.format(bootstrap=kafka.bootstrap, folder=folder, memory=memory, answered=""),
+                encoding="utf-8",
+            )
             with running_parts(config, folder) as parts:
                 parts.wait_until_ready()
                 system = _System(parts, kafka.pid, jmx_port, settings, world.requests)

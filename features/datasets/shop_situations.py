@@ -103,7 +103,7 @@ class ShopPayments:
     secure: Int8s
     declined_share: FloatArray
     log_odds: FloatArray
-    """Of fraud, beside what the payment shows (`usual_log_odds`); NaN: what it shows is all."""
+    """The log odds of fraud; NaN where the payment's own fields give them (`usual_log_odds`)."""
     situation: Int8s
 
     def __len__(self) -> int:

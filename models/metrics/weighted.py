@@ -28,9 +28,9 @@ class WeightedMeasures:
     clipped: int
     """Payments whose weight would be larger."""
     effective_payments: float
-    """So many payments of one weight would be as certain."""
+    """The number of payments of equal weight that would make the figures as certain."""
     effective_frauds: float
-    """So many frauds of one weight would be as certain."""
+    """The same for frauds."""
     fraud_share: float
     """Weighted share of frauds."""
     auc_roc: float

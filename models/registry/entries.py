@@ -105,7 +105,7 @@ class Entry:
         return True
 
     def text(self, name: str) -> str:
-        """Returns a text of `what`; empty if it holds none of that name."""
+        """Returns the text of this name in `what`; an empty one if there is none."""
         value = self.what.get(name)
         return value if isinstance(value, str) else ""
 

@@ -15,8 +15,8 @@ A rollback is the exception of the chain. Two hosts may go on apart while Kafka 
 rollback that names an earlier entry than the last. It is accepted behind any entry, as a *late* rollback. All other
 entries must name the line before them.
 
-Who cuts entries off at the end leaves a log that is whole. Only a head that somebody remembers, or the copy on the
-topic, shows that they are gone.
+A log whose last entries were cut off is whole. Only a head that somebody remembers, or the copy on the topic, shows
+that they are gone.
 """
 
 from __future__ import annotations

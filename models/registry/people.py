@@ -1,4 +1,4 @@
-"""Who may do what in the registry: a file of names, roles and public keys.
+"""The people of the registry, and what each may do: a file of names, roles and public keys.
 
     [[person]]
     name = "anna"

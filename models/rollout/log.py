@@ -74,7 +74,7 @@ class FileRolloutLog:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        # What was read before, of which file, and where it ended: only the rest is read again.
+        # The events read so far, where they end, and the inode of their file: the next read begins there.
         self._known: list[RolloutEvent] = []
         self._end, self._file = 0, -1
 

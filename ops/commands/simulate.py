@@ -74,7 +74,7 @@ def simulate(source: Source, cards: int, days: int, seed: int, end: str | None, 
 def _declared_columns_of(payments: pa.Table, fields: PaymentFields) -> pa.Table:
     """Returns the payments of the shop with those of its own columns that the project declares.
 
-    Raises Misconfigured if it declares none of them: nothing of that world would be left.
+    Raises Misconfigured if it declares none of them: the payments would then show nothing of the shop.
     """
     from paywarden.features.datasets.shop_world import SHOP_COLUMNS
 

@@ -47,14 +47,7 @@ _PAYMENTS_PER_OUTCOME = 10
 _SETTLE_TIMEOUT_S = 30.0
 _LOOK_EVERY_S = 0.25
 
-# All processes share the cores of one machine. The long deadlines keep payments from being refused while others use the
-# cores. The stream reports its progress more often than usual, because that interval is most of a profile's age.
-_CONFIG = """\
-[kafka]
-bootstrap = "{bootstrap}"
-check_crcs = false
-[stream]
-progress_every_ms = 200
+LOCAL_CONFIG = """\
 [store]
 kind = "lmdb"
 [lmdb]
@@ -65,14 +58,27 @@ path = "{memory}/mirror"
 directory = "{folder}/outbox"
 [answered]
 path = "{memory}/answered"
-payments_max = 1_000_000
-[serve]
+{answered}[serve]
 bundle = "{folder}/bundle"
 metrics = "{memory}/metrics"
 [http]
 port = 0
 [grpc]
 port = 0
+[kafka]
+bootstrap = "{bootstrap}"
+"""
+"""Settings of all processes on one machine. It ends in the section of Kafka, so that more settings may follow.
+
+`folder` holds a bundle and a store, `memory` is in memory. `answered` are lines of that section.
+"""
+
+# All processes share the cores of one machine. The long deadlines keep payments from being refused while others use the
+# cores. The stream reports its progress more often than usual, because that interval is most of a profile's age.
+_MORE_CONFIG = """\
+check_crcs = false
+[stream]
+progress_every_ms = 200
 [admission]
 deadline_ms = 2000
 wait_ms_max = 1000
@@ -113,7 +119,10 @@ def run_live(
     broker = EmbeddedBroker()
     try:
         config = folder / "paywarden.toml"
-        text = _CONFIG.format(bootstrap=broker.bootstrap, folder=folder, memory=memory)
+        text = LOCAL_CONFIG.format(
+            bootstrap=broker.bootstrap, folder=folder, memory=memory, answered="payments_max = 1_000_000\n"
+        )
+        text += _MORE_CONFIG
         if world.catalogue_file is not None:
             # JSON writes a text as TOML does.
             text += f"[features]\ncatalogue = {json.dumps(str(world.catalogue_file.absolute()))}\n"

@@ -142,8 +142,8 @@ class Alert:
     unchanged_high: float = 0.0
     # What the current window is compared with.
     comparison: Comparison = Comparison.BASELINE
-    # Of the comparison with the training window: the share of payments that would have to move, and how often the open
-    # alert was repeated.
+    # For alerts that compare with the training window: the share of payments that would have to move, and how often the
+    # open alert was repeated.
     outside: float = 0.0
     reminders: int = 0
 

@@ -53,7 +53,7 @@ def test_the_budget_of_a_day_holds_whatever_comes_and_wherever_the_clock_goes(
         action, _ = declined(processes[number % len(processes)], number, amount, day * DAY_MS + 5)
         if action == "approve":
             assert amount <= 9_000
-            # A process may still be on an earlier day, with money of that day.
+            # A process that has not had a payment of the newest day adds to what it spent on an earlier one.
             spent += amount
     # At most one budget a day, also if the clock goes back and forth between days.
     assert spent <= 30_000 * (newest + 1)

@@ -54,7 +54,7 @@ class Swapping:
         os.kill(self.parent.pid, signal.SIGHUP)
 
     def answers(self, card: str = "c") -> list[ScoreResponse]:
-        """One payment over each connection. None is refused, and no connection is ever closed."""
+        """Send one payment over each connection. The worker refuses no payment and closes no connection."""
         found = []
         for connection in self.connections:
             self.asked += 1
