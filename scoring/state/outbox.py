@@ -11,11 +11,13 @@ Each worker has one directory. A *position* counts bytes since the outbox was fi
 
 1. The writer appends records to the end of the last segment with one `write`, and starts a new segment when that one
    is full. When `append` has returned, the record has left the process: `kill -9` cannot take it back.
-2. A crash can leave part of a record at the end. A reader stops before it and waits; the next writer cuts it off. No
-   caller was answered for it, since `append` had not returned.
+2. A crash can leave part of a record, or zeros, at the end. A reader stops before them and waits. The next writer
+   leaves them and continues in a new segment behind them: a position is never used twice, since a reader may have read
+   a whole record there before its bytes were damaged. No caller was answered for part of a record.
 3. Anything else that is not a record is damage: a wrong checksum or size with more bytes after it, a segment that ends
    early, a gap between segments. The reader raises OutboxDamaged instead of skipping it, and says on request where the
-   next whole record begins (`after_damage`). A writer that finds damage leaves it and continues in a new segment.
+   next whole record begins (`after_damage`). Zeros behind the last record of a finished segment are passed: they hold
+   nothing.
 4. The reader deletes segments that are shipped whole and so old that no repeated payment can ask for their decisions.
    The writer's `total_bytes_max` bounds the unshipped bytes; shipped segments that are kept come on top.
 
@@ -343,7 +345,7 @@ class OutboxWriter:
             raise OutboxUnavailable(self._failure) from error
 
     def _probe(self) -> None:
-        """Append zeros and cut them off: to readers, and to the next writer after a crash, they are no record."""
+        """Append zeros and cut them off. To readers they are no record, also if a crash leaves them."""
         try:
             written = os.write(self._fd, _PROBE)
         except OSError as error:
@@ -549,6 +551,8 @@ class OutboxReader:
         records, _, is_torn = _parse(data, max_records)
         if records:
             return [(position + end, payload) for end, payload in records]
+        if is_torn and position > base and following == position + len(data) and not any(data):
+            return self._read_once(following, max_records)
         if is_torn and (following is not None or _is_damaged(data)):
             raise OutboxDamaged(f"outbox: {self._directory} is damaged at position {position}")
         if following is not None:
@@ -750,37 +754,21 @@ def _is_damaged(rest: bytes) -> bool:
 
 
 def _recover(directory: Path, shipped: int) -> tuple[int, int]:
-    """Cut off a torn end. Returns base and end of the segment to append to; they are equal for a new segment.
+    """Returns base and end of the segment to append to; they are equal for a new segment.
 
-    `shipped`: the companion's cursor.
+    `shipped`: the companion's cursor. The last segment is continued only if it ends with a whole record.
     """
     segments = _segments(directory)
-    base = segments[-1] if segments else 0
-    end, damaged = _scan(_segment_path(directory, base), base) if segments else (0, False)
-    if damaged:
-        _log.error("outbox: %s is damaged before position %d; going on in a new segment", directory, end)
-    if damaged or shipped > end:
-        # Damage stays where it is. After a loss of power the companion may be ahead of the log, and would never ship a
-        # record at a position that it has passed.
-        end = base = max(end, shipped)
+    if not segments:
+        return shipped, shipped
+    base = segments[-1]
+    data = _segment_path(directory, base).read_bytes()
+    end = base + len(data)
+    _, whole, is_torn = _parse(data, max_records=len(data))
+    if is_torn and any(data[whole:]):
+        _log.error("outbox: %s is damaged at position %d; going on in a new segment", directory, base + whole)
+    if is_torn or shipped > end:
+        # After a loss of power the companion may be ahead of the log, and would never ship a record at a position that
+        # it has passed.
+        base = end = max(end, shipped)
     return base, end
-
-
-def _scan(path: Path, base: int) -> tuple[int, bool]:
-    """Cut off a torn end. Returns the position at which the segment ends, and whether there is damage in it."""
-    data = path.read_bytes()
-    _, used, is_torn = _parse(data, max_records=len(data))
-    if is_torn and _is_more_than_torn(data[used:]):
-        return base + len(data), True
-    if is_torn:
-        os.truncate(path, used)
-    return base + used, False
-
-
-def _is_more_than_torn(rest: bytes) -> bool:
-    """Whether cutting off `rest` would lose a record: `rest` is longer than a record, or a whole one follows in it."""
-    if not any(rest):
-        return False
-    if len(rest) > _RECORD.size + PAYLOAD_BYTES_MAX:
-        return True
-    return any(_record_at(rest, offset) is not None for offset in range(1, len(rest) - _RECORD.size))

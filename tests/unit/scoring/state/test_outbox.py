@@ -85,9 +85,13 @@ def test_after_a_cut_at_any_byte_exactly_the_whole_records_are_there(records: li
         os.truncate(segments(where)[0], cut)
         whole = [r for r, end in zip(records, positions, strict=True) if end <= cut]
         assert read_all(where) == whole
-        # The next writer continues after the last whole record.
-        assert fill(where, [b"after"]) == [([0, *positions])[len(whole)] + 8 + len(b"after")]
-        assert read_all(where) == [*whole, b"after"]
+        # The next writer leaves the part of a record, and uses no position twice.
+        assert fill(where, [b"after"]) == [cut + 8 + len(b"after")]
+        assert read_all(where, cut) == [b"after"]
+        reader = OutboxReader(where, "w0")
+        assert [payload for _, payload in reader.read(0, len(whole))] == whole
+        if cut not in (0, *positions):
+            assert reader.after_damage(([0, *positions])[len(whole)]) == cut
 
 
 def test_a_reader_waits_at_half_a_record_and_has_it_when_it_is_whole(small: OutboxSettings) -> None:
@@ -283,7 +287,6 @@ def test_whatever_bytes_are_damaged_every_whole_record_is_found(data: st.DataObj
             found += [payload for _, payload in read]
             position = read[-1][0]
         whole = [record for number, record in enumerate(records) if number not in damaged]
-        # The writer cuts off a last record that looks torn, and two flips of a bit are none.
         assert [record for record in found if record in whole] == whole
         assert found[-1] == b"the last"
         assert set(found) <= {*records, b"the last"}
@@ -340,6 +343,28 @@ def test_zeros_at_the_end_from_a_loss_of_power_are_no_record(small: OutboxSettin
     assert read_all(small) == [b"whole"]
     fill(small, [b"next"])
     assert read_all(small) == [b"whole", b"next"]
+
+
+@pytest.mark.parametrize("tail", [b"", bytes(100), b"\x20\0\0\0\1\1\1\1half a reco"])
+def test_a_reader_that_holds_a_record_finds_all_later_ones_when_its_bytes_are_damaged(
+    tmp_path: Path, tail: bytes
+) -> None:
+    """It has read the record and not stored its cursor when the bytes on disk change and the writer starts again."""
+    where = OutboxSettings(str(tmp_path))
+    position = fill(where, [b"held by the reader"])[0]
+    path = segments(where)[0]
+    content = bytearray(path.read_bytes())
+    content[10] ^= 1
+    path.write_bytes(content + tail)
+    fill(where, [b"a", b"longer than the damaged one"])
+    reader, found = OutboxReader(where, "w0"), list[bytes]()
+    try:
+        found += [payload for _, payload in reader.read(position, 10)]
+    except OutboxDamaged:
+        following = reader.after_damage(position)
+        assert following is not None
+        found += [payload for _, payload in reader.read(following, 10)]
+    assert found == [b"a", b"longer than the damaged one"]
 
 
 def test_a_writer_never_reuses_positions_that_were_shipped(small: OutboxSettings) -> None:
