@@ -400,6 +400,17 @@ class Pipeline:
             _log.warning("the records taken are read again: %s", error)
             raise _Abandoned from error
 
+    def _confirm_sources(self) -> None:
+        """Compare before outcomes without a payment become dead letters. Raises as the above.
+
+        If `payments` was made anew, their payments may stand at offsets that count as read.
+        """
+        bases = self._router.payments_base, self._router.outcomes_base
+        self._compare_sources_again()
+        if (self._router.payments_base, self._router.outcomes_base) != bases:
+            # An operator has accepted the topics while this batch was under way.
+            raise _Abandoned
+
     # Payments and outcomes to events
 
     def _route(
@@ -413,7 +424,7 @@ class Pipeline:
             decoded = self._router.decode(payments, outcomes, self._now_ms(), arrived_ms)
         self._refusals.note(len(payments) + len(outcomes), len(decoded.refused))
         with self._timed("keep"):
-            joined = self._retry_while_store_down(lambda: self._router.keep(decoded), stop)
+            joined = self._retry_while_store_down(lambda: self._router.keep(decoded, self._confirm_sources), stop)
         with self._timed("route"):
             orphans = [decoded.origin[orphan.position] for orphan in joined.orphans]
             reason = "payment_id: outcome of a payment that is not known"

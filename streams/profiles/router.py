@@ -8,7 +8,7 @@ records come again. Their offsets in the store show that they are a replay and n
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -105,15 +105,18 @@ class Router:
                 decoded.refused.append((record, str(error)))
         return decoded
 
-    def keep(self, decoded: Decoded) -> Joined:
+    def keep(self, decoded: Decoded, confirm: Callable[[], object] = lambda: None) -> Joined:
         """Read the payments' records from the store, join the events to them, and write them back.
 
+        If outcomes have no payment, `confirm` is called before anything is written. What it raises goes to the caller.
         A record that another worker has changed since the read is not overwritten. Raises StoreUnavailable or
         StoreConflict; the caller may always try again.
         """
         ids = [event.payment_id for event in decoded.payments] + [event.payment_id for event in decoded.outcomes]
         known, versions = read_for_update(self._store, [batch.record_key(payment_id) for payment_id in ids])
         joined = batch.join(decoded.payments, decoded.outcomes, known, self._entity_count, self._layout)
+        if joined.orphans:
+            confirm()
         if joined.records:
             self._store.write(joined.records, ttl_s=self._ttl_s, versions=versions)
         return joined

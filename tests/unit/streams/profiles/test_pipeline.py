@@ -626,6 +626,29 @@ def test_a_topic_made_anew_is_noticed_at_an_assignment_before_it_is_read(worker:
     assert worker.broker.committed[P1] == 0
 
 
+def test_an_outcome_whose_payment_stands_at_a_passed_offset_is_no_dead_letter(worker: Worker) -> None:
+    """A topic made anew that has outgrown the old one is noticed late. Its first records count as read meanwhile."""
+    rows = world()[0]
+    reported = next(number for number in range(2, 60) if outcomes_of(rows[number : number + 1]))
+    worker.pay(rows[:2])
+    worker.step(4)
+    worker.broker.topic_ids["payments"] = "another"
+    worker.broker.records[P0] = []
+    worker.pay([rows[reported], *(row for row in rows[2:20] if row is not rows[reported])])
+    outcomes = outcomes_of(rows[reported : reported + 1])
+    worker.report(outcomes)
+    with pytest.raises(SourceChanged):
+        worker.step(4)
+    assert worker.broker.committed[O0] == 0
+    SourceRegister(worker.store, SOURCES_KEY, {"payments": "payments"}).accept({"payments": "another"})
+    worker.broker.committed[P0] = 0
+    worker.client.will_revoke(P0, O0)
+    worker.client.will_assign(P0, O0)
+    worker.step(6)
+    assert worker.broker.committed[O0] == len(outcomes)
+    assert [topic for topic, *_ in worker.sender.sent if topic == "dead-letters"] == []
+
+
 def test_a_partition_that_ends_before_what_was_read_stops_every_later_start(worker: Worker) -> None:
     worker.pay(world()[0][:30])
     worker.step(4)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from paywarden.streams.profiles.events import (
     OFFSET,
     TOO_MANY_CHANGES,
     UNREADABLE,
+    OutcomeEvent,
     Position,
     record_key,
 )
@@ -112,6 +114,21 @@ def test_a_repeated_write_after_a_lost_answer_gives_the_same_events() -> None:
         built.keep(events)
     joined = built.keep(events)
     assert (joined.duplicates, len(joined.rows)) == (0, 5)
+
+
+def test_nothing_is_written_before_an_outcome_without_a_payment_is_confirmed() -> None:
+    """A worker that ends there must not leave a record of a payment whose events nobody gets."""
+
+    def refuse() -> None:
+        raise StoreUnavailable("another topic")
+
+    store = MemoryStore()
+    built, events = decoded(store, FakeSender())
+    outcome = OutcomeEvent(Position(1, 0), "nobody", is_fraud=True)
+    with pytest.raises(StoreUnavailable, match="another topic"):
+        built.keep(replace(events, outcomes=[outcome]), refuse)
+    assert store.read([record_key(event.payment_id) for event in events.payments]) == [None] * 5
+    assert built.keep(events, refuse).orphans == []
 
 
 def test_events_of_an_entity_go_in_order_to_the_partition_of_its_key() -> None:
