@@ -204,9 +204,11 @@ class Callers:
         seen = self._seen.get(worker)
         return seen[-1][1] if seen else ""
 
-    def forget_readiness(self, worker: str) -> None:
-        """The process has ended; its successor is another."""
-        self._seen.pop(worker, None)
+    def forget_refusals(self, process: str) -> None:
+        """Another fault begins: a worker that says it is ready before it meets it does not lie."""
+        self._seen[process] = [
+            (moment, what) for moment, what in self._seen.get(process, []) if what != "cannot record"
+        ]
 
 
 def _answers(request: Request, body: bytes) -> list[Told]:

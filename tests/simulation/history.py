@@ -77,6 +77,8 @@ class History:
         # The partitions of payments that were deleted, when all of them was worked in.
         self.deleted_logs: list[Log] = []
         self.pending = 0
+        # Whether the time of faults is over. A fault that waits for its moment must not come any more.
+        self.is_healed = False
         # The last watermark of the mirror that was checked.
         self.watermark_ms = 0
         self._idle: list[Exchange] = []
@@ -225,6 +227,7 @@ class History:
             until = world.now + arguments.get("seconds", 5.0)
             fault = FileFault(kind, until, arguments.get("count", 1), chance)
             self.files.add(arguments["process"], fault)
+            self.callers.forget_refusals(arguments["process"])
             return
         getattr(self, f"_{kind}")(arguments, chance)
         world.faults[kind] += 1
@@ -301,7 +304,7 @@ class History:
         """Flip a bit of a record that is not shipped yet, as soon as there is one."""
 
         def when_one_waits() -> None:
-            if self.callers.is_healed:
+            if self.is_healed:
                 return
             waiting = [
                 (path, start)
@@ -339,7 +342,7 @@ class History:
         name = arguments["topic"]
 
         def when_worked_in() -> None:
-            if self.callers.is_healed:
+            if self.is_healed:
                 return
             if self.pending or any(group_lag(self.broker)[topic] for topic in (name, "outcomes")):
                 self.world.after(0.02, when_worked_in)
@@ -400,6 +403,7 @@ class History:
     def _heal(self) -> None:
         world, broker = self.world, self.broker
         world.note("everything is healed")
+        self.is_healed = True
         broker.away_until = min(broker.away_until, world.now)
         broker.doubt_share = broker.abort_share = 0.0
         self.deployment.store_state.heal()

@@ -7,20 +7,23 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tests.simulation.callers import Callers
 from tests.simulation.mutations import MUTATIONS
 from tests.simulation.plan import Item, Plan
 from tests.simulation.shrink import numbers_of, ranges, shrink
+from tests.simulation.world import Failed
 
 # A fixed budget, so that the test takes the same time on any machine: about half a minute of one core.
 SEEDS = int(os.environ.get("PAYWARDEN_SIMULATION_SEEDS", "75"))
 # The same histories every time, so that a failure is due to a change. Hunt for new ones with other seeds.
 FIRST = int(os.environ.get("PAYWARDEN_SIMULATION_FIRST", "0"))
 # Seeds that failed once. Each found a fault of the product, or of the simulator.
-ONCE_FAILED = (3, 49, 58, 83, 234, 562)
+ONCE_FAILED = (3, 49, 58, 83, 234, 562, 2096, 4477, 4581, 7853)
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -84,6 +87,27 @@ class FakeOutcome:
 class FakeFailure:
     def __init__(self, kind: str) -> None:
         self.kind = kind
+
+
+@pytest.mark.parametrize("is_new_fault", [False, True])
+def test_a_worker_has_lied_only_if_one_fault_explains_both_refusals(is_new_fault: bool) -> None:
+    world = SimpleNamespace(now=0.0)
+    deployment: Any = SimpleNamespace(world=world)
+    callers = Callers(deployment)
+
+    def tell(moment: float, what: str) -> None:
+        world.now = moment
+        callers._note("worker-0", what)
+
+    tell(0.0, "cannot record")
+    tell(2.0, "ready")
+    if is_new_fault:
+        callers.forget_refusals("worker-0")
+        tell(3.0, "cannot record")
+        assert callers.last_seen("worker-0") == "cannot record"
+        return
+    with pytest.raises(Failed, match="readiness_lied"):
+        tell(3.0, "cannot record")
 
 
 def test_numbers_in_a_command_are_read_as_they_are_written() -> None:
