@@ -23,7 +23,9 @@ Each worker has one directory. A *position* counts bytes since the outbox was fi
 
 What a writer does after a failure. Each append tries again, and so does `look`, which the worker calls twice a second:
 
-    a write fails or is cut short     The writer cuts the file back to the last whole record.
+    a write fails or is cut short     The writer cuts the file back to the last whole record. If the write had whole
+                                      records, a reader may have passed them already: zeros take their place, and the
+                                      writer begins a segment behind them.
     the file cannot be cut back       Nothing may follow half a record: appends are refused until the cut works.
     a segment cannot be begun         The new segment may exist already, so the old one must not grow any more: appends
                                       are refused until the new segment can be opened, at the same position.
@@ -168,9 +170,15 @@ class OutboxWriter:
             raise Misconfigured(f"outbox: cannot use {self._directory}: {error.strerror}") from error
         # The companion's cursor when it was last read. Before there is a cursor: the beginning of the oldest segment.
         self._shipped = self._look_shipped()
-        # Why the last append failed; empty after one that worked. The three flags below say what has to be mended.
+        # Why the last append failed; empty after one that worked. The fields below say what has to be mended.
         self._failure = ""
-        self._is_torn = self._begins_segment = self._is_unsynced = False
+        self._begins_segment = self._is_unsynced = False
+        # The position from which on something stands in the active segment that must be cut off.
+        self._torn_at: int | None = None
+        # By segment, where its records end if zeros follow them, as far as they are not synced.
+        self._record_ends: dict[int, int] = {}
+        # How many zeros to try first after a failed write, so that no part of the next one can be read.
+        self._probe_bytes = len(_PROBE)
         # The position up to which records were synced, with fsync "always".
         self._synced = self._looked_at = self._end
         self._syncer: _Syncer | None = None
@@ -242,13 +250,15 @@ class OutboxWriter:
     def _try_write(self, records: bytes) -> int:
         if self._failure or (self._syncer is not None and self._syncer.failure):
             self._mend()
+            self._probe()
         self._make_room(len(records))
         try:
             written = os.write(self._fd, records)
         except OSError as error:
             self._take_back(str(error.strerror))
         if written != len(records):
-            self._take_back("no space left")
+            self._probe_bytes = max(self._probe_bytes, len(records))
+            self._take_back("no space left", _parse(records[:written], written)[1])
         self._end += written
         if self._settings.fsync == "always":
             self._sync()
@@ -263,6 +273,7 @@ class OutboxWriter:
             self._failure = f"outbox: sync failed: {error.strerror}"
             raise OutboxUnsynced(self._failure) from error
         self._synced = self._end
+        self._record_ends.clear()
 
     def _make_room(self, size: int) -> None:
         limit = self._settings.total_bytes_max
@@ -305,26 +316,37 @@ class OutboxWriter:
         with suppress(OSError):
             os.close(finished)
 
-    def _take_back(self, reason: str) -> NoReturn:
-        """Truncate a write that failed or was cut short, so that later records follow the last whole one."""
+    def _take_back(self, reason: str, whole: int = 0) -> NoReturn:
+        """Truncate a write that failed or was cut short, so that later records follow the last whole one.
+
+        `whole`: how many of the bytes that were written are whole records. Their positions are not used again.
+        """
         self._failure = f"outbox: cannot append: {reason}"
-        self._cut()
+        self._torn_at = self._end
+        if whole:
+            self._record_ends[self._base] = self._end
+            self._end += whole
+            self._begins_segment = True
+        self._cut(self._torn_at)
         raise OutboxUnavailable(self._failure)
 
-    def _cut(self) -> None:
-        self._is_torn = True
+    def _cut(self, position: int) -> None:
+        """Cut off what follows `position`. Zeros, which need no room, stand from there to the end of the outbox."""
+        self._torn_at = position
         try:
-            os.ftruncate(self._fd, self._end - self._base)
+            os.ftruncate(self._fd, position - self._base)
+            if position < self._end:
+                os.ftruncate(self._fd, self._end - self._base)
         except OSError as error:
             # Nothing may follow half a record.
             self._failure = f"outbox: a failed write could not be taken back: {error.strerror}"
             raise OutboxUnavailable(self._failure) from error
-        self._is_torn = False
+        self._torn_at = None
 
     def _mend(self) -> None:
         """Undo what earlier failures left. Raises OutboxUnavailable when that fails."""
-        if self._is_torn:
-            self._cut()
+        if self._torn_at is not None:
+            self._cut(self._torn_at)
         if self._is_unsynced:
             self._sync_again(self._synced)
             self._is_unsynced, self._synced = False, self._end
@@ -338,21 +360,26 @@ class OutboxWriter:
         """Write all records from `position` on once more, in place, and sync them."""
         try:
             for base in _segments(self._directory):
-                _rewrite(_segment_path(self._directory, base), max(0, position - base))
+                end = self._record_ends.get(base)
+                _rewrite(_segment_path(self._directory, base), max(0, position - base), end and end - base)
             sync_folder(self._directory)
+            self._record_ends.clear()
         except OSError as error:
             self._failure = f"outbox: sync failed: {error.strerror}"
             raise OutboxUnavailable(self._failure) from error
 
     def _probe(self) -> None:
-        """Append zeros and cut them off. To readers they are no record, also if a crash leaves them."""
+        """Append zeros, at least as many as a failed write had bytes, and cut them off.
+
+        To readers they are no record, also if a crash leaves them.
+        """
         try:
-            written = os.write(self._fd, _PROBE)
+            written = os.write(self._fd, _PROBE.ljust(self._probe_bytes, b"\0"))
         except OSError as error:
             self._take_back(str(error.strerror))
-        if written != len(_PROBE):
+        if written != self._probe_bytes:
             self._take_back("no space left")
-        self._cut()
+        self._cut(self._end)
         self._failure = ""
 
 
@@ -551,8 +578,12 @@ class OutboxReader:
         records, _, is_torn = _parse(data, max_records)
         if records:
             return [(position + end, payload) for end, payload in records]
-        if is_torn and position > base and following == position + len(data) and not any(data):
-            return self._read_once(following, max_records)
+        if is_torn and position > base and following is not None and not any(data):
+            reached = position + len(data)
+            if reached < following and len(data) == _READ_BYTES:
+                return self._read_once(reached, max_records)
+            if reached == following:
+                return self._read_once(following, max_records)
         if is_torn and (following is not None or _is_damaged(data)):
             raise OutboxDamaged(f"outbox: {self._directory} is damaged at position {position}")
         if following is not None:
@@ -673,13 +704,17 @@ def _open_segment(directory: Path, base: int) -> int:
     return os.open(_segment_path(directory, base), flags, 0o600)
 
 
-def _rewrite(path: Path, offset: int) -> None:
-    """Write the records from `offset` on once more, and sync them. Raises OSError, also if they are not whole."""
-    if path.stat().st_size <= offset:
+def _rewrite(path: Path, offset: int, end: int | None = None) -> None:
+    """Write the records from `offset` on once more, and sync them. Raises OSError, also if they are not whole.
+
+    `end`: where the records end, if that is not the file's end.
+    """
+    size = path.stat().st_size if end is None else end
+    if size <= offset:
         return
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        data = os.pread(fd, os.fstat(fd).st_size - offset, offset)
+        data = os.pread(fd, size - offset, offset)
         if _parse(data, len(data))[2]:
             raise OSError(errno.EIO, "records cannot be read back")
         if os.pwrite(fd, data, offset) != len(data):

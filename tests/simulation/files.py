@@ -51,6 +51,8 @@ class Files:
         # Read transactions of dead processes. Their slots keep pages of the mirror.
         self.stale: list[tuple[Actor, Any]] = []
         self.descriptors_most = 0
+        # What writes left that a full disk cut short, until their writer took it back.
+        self.cut_short: list[bytes] = []
         # Workers that die in the middle of their next look-up.
         self.dies_reading: set[str] = set()
 
@@ -172,6 +174,10 @@ class SimulatedOs:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             count = os.write(fd, data[: fault.random.randrange(len(data))])
             own.written(fd)
+            own.cut_short.append(bytes(data[:count]))
+            if fault.random.random() < 0.5:
+                # A reader has time to look before the writer takes it back.
+                own.world.pause(fault.random.random() * 1.5)
             return count
         count = os.write(fd, data)
         own.written(fd)

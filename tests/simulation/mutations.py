@@ -106,6 +106,10 @@ def _any_log_is_a_segment(_: Any) -> Any:
     return segments
 
 
+def _positions_again(take_back: Any) -> Any:
+    return lambda writer, reason, _whole=0: take_back(writer, reason)
+
+
 MUTATIONS = {
     # Item 1
     "poisoned_outbox": Mutation(
@@ -136,6 +140,13 @@ MUTATIONS = {
         100,
         frozenset({"readiness_lied", "stuck"}),
         (Patch("scoring.state.outbox", "OutboxWriter.trouble", _constant("")),),
+    ),
+    "positions_of_a_cut": Mutation(
+        "positions are used again that a reader has passed before their write was taken back",
+        ("enospc",),
+        50,
+        frozenset({"decision_lost", "stuck", "bug"}),
+        (Patch("scoring.state.outbox", "OutboxWriter._take_back", _positions_again),),
     ),
     # Item 3
     "reader_check": Mutation(

@@ -1,3 +1,4 @@
+import errno
 import os
 import shutil
 import signal
@@ -444,6 +445,76 @@ def test_a_write_cut_short_by_a_full_disk_is_taken_back(small: OutboxSettings, m
     assert read_all(small) == [b"before", b"after"]
 
 
+def test_a_reader_that_has_passed_a_part_of_a_refused_write_finds_all_later_records(
+    small: OutboxSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its position must not be in the middle of a later record."""
+    small = replace(small, segment_bytes=2_000)
+    writer, reader = OutboxWriter(small, "w0"), OutboxReader(small, "w0")
+    writer.append(b"before")
+    batch = b"".join(map(framed, [b"first", b"second", b"third"]))
+    write, ftruncate = os.write, os.ftruncate
+    passed: list[tuple[int, bytes]] = []
+
+    def cut_short(fd: int, data: bytes) -> int:
+        return write(fd, data[: len(data) - 3])
+
+    def read_and_truncate(fd: int, length: int) -> None:
+        passed.extend(reader.read(0, 10) if not passed else [])
+        ftruncate(fd, length)
+
+    monkeypatch.setattr(os, "write", cut_short)
+    monkeypatch.setattr(os, "ftruncate", read_and_truncate)
+    with pytest.raises(OutboxUnavailable, match="no space left"):
+        writer.append_frames(batch)
+    assert [payload for _, payload in passed] == [b"before", b"first", b"second"]
+    # While the disk stays full, no part of a write can be read any more.
+    for _ in range(3):
+        with pytest.raises(OutboxUnavailable, match="no space left"):
+            writer.append_frames(batch)
+    monkeypatch.setattr(os, "write", write)
+    writer.append_frames(batch)
+    writer.append(b"after")
+    later = [b"first", b"second", b"third", b"after"]
+    # A reader may stand behind each of the records that it has passed.
+    for position in (0, *(position for position, _ in passed)):
+        assert [payload for _, payload in reader.read(position, 10)][-4:] == later
+    assert [payload for _, payload in reader.read(0, 10)] == [b"before", *later]
+    writer.close()
+    assert len(list(Path(small.directory, "w0").glob("*.log"))) == 2
+
+
+@pytest.mark.parametrize("fsync", ["always", "interval"])
+def test_records_before_a_refused_write_are_synced_again_after_a_failed_sync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fsync: str
+) -> None:
+    """The zeros in the place of the refused records are no lost records."""
+    where = OutboxSettings(str(tmp_path), fsync=fsync, fsync_interval_ms=3_600_000)
+    writer = OutboxWriter(where, "w0")
+    writer.append(b"before")
+    write, fdatasync = os.write, os.fdatasync
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:-1]))
+    with pytest.raises(OutboxUnavailable, match="no space left"):
+        writer.append_frames(framed(b"first") + framed(b"second"))
+    monkeypatch.setattr(os, "write", write)
+    if fsync == "always":
+        monkeypatch.setattr(os, "fdatasync", _failing)
+        with pytest.raises(OutboxUnsynced):
+            writer.append(b"after")
+        monkeypatch.setattr(os, "fdatasync", fdatasync)
+    else:
+        assert writer._syncer is not None
+        writer._syncer.failure = "outbox: sync failed"
+    writer.look()
+    writer.append(b"last")
+    writer.close()
+    assert read_all(where) == [b"before", *([b"after"] if fsync == "always" else []), b"last"]
+
+
+def _failing(_: int) -> None:
+    raise OSError(errno.EIO, "Input/output error")
+
+
 FULL_DISK = """
 import resource, sys
 from paywarden.scoring.state.outbox import OutboxSettings, OutboxUnavailable, OutboxWriter, framed
@@ -461,6 +532,8 @@ while refused < 3:
     except OutboxUnavailable as error:
         refused += 1
         assert writer.trouble() == str(error)
+# The next segment would have room.
+limit(1)
 try:
     writer.look()
     sys.exit("not told")
@@ -470,7 +543,7 @@ limit(resource.RLIM_INFINITY)
 writer.look()
 assert writer.trouble() == ""
 # Nothing is appended any more: the disk is full again, and room is made.
-limit(writer.position)
+limit(1)
 try:
     writer.look()
     sys.exit("not told")
@@ -485,7 +558,7 @@ print(taken + 1)
 
 
 def test_a_full_disk_refuses_whole_batches_says_so_and_loses_no_record(tmp_path: Path) -> None:
-    # A limit on the file's size cuts a write short as a full disk does.
+    # A limit on a file's size cuts a write short as a full disk does.
     done = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=True, timeout=60
     )
