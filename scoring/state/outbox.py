@@ -21,6 +21,9 @@ Each worker has one directory. A *position* counts bytes since the outbox was fi
 4. The reader deletes segments that are shipped whole and so old that no repeated payment can ask for their decisions.
    The writer's `total_bytes_max` bounds the unshipped bytes; shipped segments that are kept come on top.
 
+Room for the next megabyte is reserved on disk (scoring/state/disk_room.py). On most file systems a full disk therefore
+refuses a write before any of it is there.
+
 What a writer does after a failure. Each append tries again, and so does `look`, which the worker calls twice a second:
 
     a write fails or is cut short     The writer cuts the file back to the last whole record. If the write had whole
@@ -51,6 +54,7 @@ import logging
 import os
 import re
 import struct
+import sys
 import threading
 import time
 import zlib
@@ -66,6 +70,7 @@ from paywarden.schemas.durability import sync_folder
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.schemas.private_files import make_private_folder
 from paywarden.scoring.metrics.shared import Counter, Gauge, Registry
+from paywarden.scoring.state.disk_room import reserve
 
 _log = logging.getLogger(__name__)
 
@@ -87,6 +92,8 @@ _FSYNC_POLICIES = ("never", "interval", "always")
 _ROOM_BYTES = 1024 * 1024
 # A block of a file system. Zeros are no record.
 _PROBE = bytes(4096)
+# How much room is reserved ahead: some 2,000 decisions.
+_AHEAD_BYTES = 1024 * 1024
 
 
 class OutboxFull(TemporaryFailure):
@@ -177,6 +184,8 @@ class OutboxWriter:
         self._torn_at: int | None = None
         # By segment, where its records end if zeros follow them, as far as they are not synced.
         self._record_ends: dict[int, int] = {}
+        # The position up to which room is reserved.
+        self._reserved = self._base
         # How many zeros to try first after a failed write, so that no part of the next one can be read.
         self._probe_bytes = len(_PROBE)
         # The position up to which records were synced, with fsync "always".
@@ -241,6 +250,7 @@ class OutboxWriter:
         self._mend()
         if self._failure or self._end == self._looked_at:
             self._probe()
+        self._reserve(len(_PROBE))
         self._looked_at = self._end
 
     def is_deleted(self) -> bool:
@@ -252,6 +262,8 @@ class OutboxWriter:
             self._mend()
             self._probe()
         self._make_room(len(records))
+        if self._end + len(records) > self._reserved:
+            self._reserve(len(records))
         try:
             written = os.write(self._fd, records)
         except OSError as error:
@@ -286,6 +298,23 @@ class OutboxWriter:
         if self._end > self._base and self._end + size - self._base > self._settings.segment_bytes:
             self._rotate()
 
+    def _reserve(self, size: int) -> None:
+        """Reserve room on disk for the next `size` bytes and, if there is some, for more. Raises OutboxUnavailable."""
+        ahead = max(size, min(_AHEAD_BYTES, self._base + self._settings.segment_bytes - self._end))
+        if self._reserved >= self._end + max(size, ahead // 2):
+            return
+        try:
+            try:
+                can_reserve = reserve(self._fd, self._end - self._base, ahead)
+            except OSError:
+                ahead = size
+                can_reserve = reserve(self._fd, self._end - self._base, ahead)
+        except OSError as error:
+            self._failure = f"outbox: cannot append: {error.strerror}"
+            raise OutboxUnavailable(self._failure) from error
+        # A segment is on one file system: asking again would say the same.
+        self._reserved = self._end + ahead if can_reserve else sys.maxsize
+
     def _look_shipped(self) -> int:
         """Returns the companion's cursor, as far as it can be true. Raises OutboxUnavailable."""
         try:
@@ -311,6 +340,7 @@ class OutboxWriter:
             self._failure = f"outbox: cannot begin a segment: {error.strerror}"
             raise OutboxUnavailable(self._failure) from error
         finished, self._fd, self._base = self._fd, fd, self._end
+        self._reserved = self._base
         self._begins_segment = False
         # Whatever closing reports, the descriptor is closed.
         with suppress(OSError):
@@ -333,6 +363,7 @@ class OutboxWriter:
     def _cut(self, position: int) -> None:
         """Cut off what follows `position`. Zeros, which need no room, stand from there to the end of the outbox."""
         self._torn_at = position
+        self._reserved = self._base
         try:
             os.ftruncate(self._fd, position - self._base)
             if position < self._end:

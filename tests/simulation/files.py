@@ -51,6 +51,9 @@ class Files:
         # Read transactions of dead processes. Their slots keep pages of the mirror.
         self.stale: list[tuple[Actor, Any]] = []
         self.descriptors_most = 0
+        # Whether room can be reserved on this disk; up to which byte it is, by descriptor.
+        self.can_reserve = random.Random(f"disk {world.seed}").random() < 0.5
+        self.reserved: dict[int, int] = {}
         # What writes left that a full disk cut short, until their writer took it back.
         self.cut_short: list[bytes] = []
         # Workers that die in the middle of their next look-up.
@@ -84,6 +87,7 @@ class Files:
     def opened(self, fd: int, path: str) -> None:
         actor = self.world.current
         self._paths[fd] = path
+        self.reserved.pop(fd, None)
         if actor is not None:
             actor.life.fds.add(fd)
             self.descriptors_most = max(self.descriptors_most, len(actor.life.fds))
@@ -169,13 +173,17 @@ class SimulatedOs:
             os.write(fd, data[: fault.random.randrange(len(data))])
             own.written(fd)
             own.world.die()
-        if (fault := own.fault("enospc")) is not None:
-            if fault.random.random() < 0.5:
+        has_room = os.fstat(fd).st_size + len(data) <= own.reserved.get(fd, 0)
+        if not has_room and (fault := own.fault("enospc")) is not None:
+            # The end of the first record of several, behind which a reader can stand.
+            first = 8 + int.from_bytes(data[:4], "little")
+            first = first if 8 < first < len(data) else 0
+            if not first and fault.random.random() < 0.5:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            count = os.write(fd, data[: fault.random.randrange(len(data))])
+            count = os.write(fd, data[: fault.random.randrange(first, len(data))])
             own.written(fd)
             own.cut_short.append(bytes(data[:count]))
-            if fault.random.random() < 0.5:
+            if first or fault.random.random() < 0.5:
                 # A reader has time to look before the writer takes it back.
                 own.world.pause(fault.random.random() * 1.5)
             return count
@@ -203,6 +211,7 @@ class SimulatedOs:
         if own.fault("eio") is not None:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         os.ftruncate(fd, length)
+        own.reserved.pop(fd, None)
         own.written(fd)
 
     def truncate(self, path: Any, length: int) -> None:
@@ -232,6 +241,18 @@ class SimulatedOs:
 
     def urandom(self, size: int) -> bytes:
         return files().world.random.randbytes(size)
+
+
+def reserve(descriptor: int, start: int, size: int) -> bool:
+    """Reserve room behind the end of a file, as scoring/state/disk_room.py does."""
+    own = files()
+    if not own.can_reserve:
+        return False
+    own.seam("reserve")
+    if own.fault("enospc") is not None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    own.reserved[descriptor] = start + size
+    return True
 
 
 class SimulatedPath(PosixPath):

@@ -144,7 +144,7 @@ MUTATIONS = {
     "positions_of_a_cut": Mutation(
         "positions are used again that a reader has passed before their write was taken back",
         ("enospc",),
-        50,
+        150,
         frozenset({"decision_lost", "stuck", "bug"}),
         (Patch("scoring.state.outbox", "OutboxWriter._take_back", _positions_again),),
     ),

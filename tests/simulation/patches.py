@@ -26,6 +26,7 @@ import paywarden.streams.profiles
 from paywarden.scoring.http import front
 from paywarden.scoring.idempotency.decision_cache import DecisionCache
 from paywarden.scoring.server import worker
+from paywarden.scoring.state import outbox
 from paywarden.streams.kafka import producers
 from paywarden.streams.profiles import events
 from tests.simulation import files
@@ -239,6 +240,7 @@ def patched() -> Iterator[None]:
     if hasattr(events, "LABEL_CHANGES_MAX"):
         # A bound that histories reach.
         put(events, "LABEL_CHANGES_MAX", 30)
+    put(outbox, "reserve", files.reserve)
     put(producers, "make_producer", _make_producer)
     put(front, "accept", _accept)
     put(worker, "open_listener", lambda *_, **__: None)

@@ -111,6 +111,7 @@ class World:
     """Time, actors and chance of one history."""
 
     def __init__(self, seed: int) -> None:
+        self.seed = seed
         self.random = random.Random(seed)
         self.now = 0.0
         self.steps = 0

@@ -17,7 +17,7 @@ from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.idempotency.claim_table import WORKERS_MAX
 from paywarden.scoring.idempotency.decision_cache import worker_name
 from paywarden.scoring.metrics.shared import Registry
-from paywarden.scoring.state import outbox
+from paywarden.scoring.state import disk_room, outbox
 from paywarden.scoring.state.outbox import (
     Cursor,
     OutboxDamaged,
@@ -443,6 +443,37 @@ def test_a_write_cut_short_by_a_full_disk_is_taken_back(small: OutboxSettings, m
     writer.append(b"after")
     writer.close()
     assert read_all(small) == [b"before", b"after"]
+
+
+@pytest.mark.parametrize("is_room_for_one", [False, True])
+def test_a_disk_without_room_refuses_a_batch_before_any_of_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_room_for_one: bool
+) -> None:
+    where = OutboxSettings(str(tmp_path))
+    writer = OutboxWriter(where, "w0")
+    (segment,) = tmp_path.glob("w0/*.log")
+
+    def almost_full(descriptor: int, start: int, size: int) -> bool:
+        if size > 100 * is_room_for_one:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return disk_room.reserve(descriptor, start, size)
+
+    monkeypatch.setattr(outbox, "reserve", almost_full)
+    batch = b"".join(map(framed, [bytes(90), bytes(90)]))
+    for _ in range(2):
+        with pytest.raises(OutboxUnavailable, match="cannot append: No space left"):
+            writer.append_frames(batch)
+        assert segment.stat().st_size == 0
+        assert writer.trouble()
+    if is_room_for_one:
+        writer.append(b"small")
+    else:
+        with pytest.raises(OutboxUnavailable):
+            writer.look()
+    monkeypatch.setattr(outbox, "reserve", disk_room.reserve)
+    writer.append_frames(batch)
+    writer.close()
+    assert read_all(where) == [b"small"] * is_room_for_one + [bytes(90)] * 2
 
 
 def test_a_reader_that_has_passed_a_part_of_a_refused_write_finds_all_later_records(
