@@ -560,6 +560,31 @@ class OutboxReader:
             return following
         return base + found
 
+    def behind_zeros(self, position: int) -> int:
+        """Returns where the next segment begins if only zeros are before it, as a failed write leaves them.
+
+        Otherwise returns `position`. Raises OutboxUnavailable.
+        """
+        try:
+            return self._behind_zeros(position)
+        except OSError as error:
+            raise OutboxUnavailable(f"outbox: cannot read: {error.strerror}") from error
+
+    def _behind_zeros(self, position: int) -> int:
+        segments = _segments(self._directory)
+        base = max((base for base in segments if base <= position), default=position)
+        following = min((base for base in segments if base > position), default=None)
+        # A segment that is all zeros has lost its records.
+        if following is None or base == position:
+            return position
+        reached = position
+        while reached < following:
+            data = _read_at(_segment_path(self._directory, base), reached - base)
+            if not data or any(data):
+                return position
+            reached += len(data)
+        return following if reached == following else position
+
     def raw(self, position: int, end: int) -> bytes:
         """Returns the bytes of one segment from `position` on, at most up to `end`; empty where none are there.
 
@@ -609,12 +634,8 @@ class OutboxReader:
         records, _, is_torn = _parse(data, max_records)
         if records:
             return [(position + end, payload) for end, payload in records]
-        if is_torn and position > base and following is not None and not any(data):
-            reached = position + len(data)
-            if reached < following and len(data) == _READ_BYTES:
-                return self._read_once(reached, max_records)
-            if reached == following:
-                return self._read_once(following, max_records)
+        if is_torn and following is not None and (reached := self._behind_zeros(position)) > position:
+            return self._read_once(reached, max_records)
         if is_torn and (following is not None or _is_damaged(data)):
             raise OutboxDamaged(f"outbox: {self._directory} is damaged at position {position}")
         if following is not None:

@@ -107,6 +107,9 @@ class Shipment:
                     raise OutboxUnavailable(str(damage)) from damage
                 return decisions
             if not records and count_max > 0 and self._reader.end() > self.read_to:
+                if (reached := self._reader.behind_zeros(self.read_to)) > self.read_to:
+                    self.read_to, self.is_moved = reached, True
+                    return decisions
                 # A record that is being written, or one whose size is damaged: then whole records follow it.
                 self._pass_damage(f"a record of the wrong size begins at position {self.read_to}")
             for end, payload in records:

@@ -20,7 +20,7 @@ from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry, OutboxRecord
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
-from paywarden.scoring.state.outbox import RETRIED, Cursor, OutboxUnavailable, OutboxWriter
+from paywarden.scoring.state.outbox import RETRIED, Cursor, OutboxUnavailable, OutboxWriter, framed
 from paywarden.streams.companion import set_aside, shipping
 from paywarden.streams.companion.cursors import ShippedTo
 from paywarden.streams.companion.retry_set_aside import entries_of, mended, retry, why_not
@@ -180,6 +180,27 @@ def test_a_segment_that_is_damaged_or_gone_gives_way_to_the_next_one(tmp_path: P
         "no whole record begins at byte 0" if kind == "damage" else "the outbox lacked these 81 bytes"
     )
     world.writer.close()
+
+
+def test_zeros_of_a_write_that_was_taken_back_are_passed_and_no_damage(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if no decision follows for a long time: nothing is set aside, and nothing waits."""
+    (end,) = world.decide("p0")
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:-1]))
+    with pytest.raises(OutboxUnavailable):
+        world.writer.append_frames(framed(entry("p1", 1)) + framed(entry("p2", 1)))
+    monkeypatch.setattr(os, "write", write)
+    world.settle()
+    world.writer.look()
+    world.settle()
+    assert (world.broker.decisions, entries(world)) == (["p0"], [])
+    assert world.shipper.waiting_bytes() == {"worker-0": 0}
+    assert world.broker.cursors["worker-0"].position == world.writer.position > end
+    world.decide("p3")
+    world.settle()
+    assert world.broker.decisions == ["p0", "p3"]
 
 
 def test_damage_must_stay_before_it_is_set_aside_and_holds_up_one_outbox(
