@@ -12,8 +12,7 @@ import os
 
 # From linux/falloc.h: the size of the file stays as it is.
 _KEEP_SIZE = 1
-# The system, or the file system under the file, cannot reserve: NFS before 4.2, ZFS, any system but Linux.
-_CANNOT = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV})
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 _fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
 if _fallocate is not None:
     _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -22,14 +21,16 @@ if _fallocate is not None:
 def reserve(descriptor: int, start: int, size: int) -> bool:
     """Reserve room for `size` bytes of a file from byte `start` on. Returns False if nothing can be reserved here.
 
-    Truncating the file gives up what is reserved behind its end. Raises OSError: ENOSPC if there is no such room.
+    NFS before 4.2, ZFS and systems other than Linux cannot, and some sandboxes do not allow it. Truncating the file
+    gives up what is reserved behind its end. Raises OSError if there is no such room: ENOSPC or EDQUOT. The next write
+    meets any other failure.
     """
     if _fallocate is None:
         return False
     while _fallocate(descriptor, _KEEP_SIZE, start, size):
         code = ctypes.get_errno()
-        if code in _CANNOT:
-            return False
-        if code != errno.EINTR:
+        if code in _NO_ROOM:
             raise OSError(code, os.strerror(code))
+        if code != errno.EINTR:
+            return False
     return True

@@ -20,10 +20,8 @@ def test_reserved_room_is_taken_from_the_disk_and_leaves_the_size_of_the_file(tm
         assert os.fstat(file.fileno()).st_blocks * 512 < 1 << 20
 
 
-@pytest.mark.parametrize(("code", "is_told"), [(errno.EOPNOTSUPP, False), (errno.ENOSPC, True)])
-def test_only_a_file_system_that_cannot_reserve_is_no_error(
-    monkeypatch: pytest.MonkeyPatch, code: int, is_told: bool
-) -> None:
+@pytest.mark.parametrize(("code", "is_told"), [(errno.EOPNOTSUPP, False), (errno.EPERM, False), (errno.ENOSPC, True)])
+def test_only_a_lack_of_room_is_an_error(monkeypatch: pytest.MonkeyPatch, code: int, is_told: bool) -> None:
     answers = [errno.EINTR, code]
 
     def refuse(*_: int) -> int:
