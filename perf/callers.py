@@ -7,8 +7,11 @@ caller (an open loop with Poisson arrivals at a twentieth of the capacity), in t
     shared     beside a noisy caller with a token of his own: `--times` the capacity, as fast as the sockets take it
     one_name   beside the same noise under the quiet caller's token: the callers cannot be told apart
 
+The same once more on a worker with a quota of a quarter of the capacity for each caller (`[admission]
+caller_payments_per_second`): `quota_alone` and `quota_shared`.
+
 Used for: whether one token can move the latencies of others. `ratio_shared` is the p99 beside the noise by the p99
-alone; `ratio_one_name` is what it would be without a queue for each caller.
+alone; `ratio_one_name` is what it would be without a queue for each caller; `ratio_quota` is with a quota.
 
     python -m perf.callers [--entities N] [--times N] [--seconds N] [--json FILE]
 
@@ -27,6 +30,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from paywarden.ops.loadgen.bodies import stamped_bodies
@@ -39,6 +43,7 @@ from perf.servers import Server, pin_load, serving
 
 QUIET, NOISY = "quiet-token-0123456789", "noisy-token-0123456789"
 _QUIET_SHARE = 1 / 20
+_QUOTA_SHARE = 1 / 4
 _ROUNDS = 3
 _NOISE_CONNECTIONS = 16
 # Requests that the noise writes at a time. More than a connection may have unanswered, so that some always wait.
@@ -60,7 +65,21 @@ def main() -> None:
     with built_world(arguments.entities) as world:
         _ask_for_tokens(world)
         with serving(world.config) as server:
-            figures = _measure(server, world, arguments.times, arguments.seconds)
+            bodies = stamped_bodies(world.requests, id_prefix="quiet")
+            drive(run_closed(server.http, bodies, seconds=1.0, options=_CAPACITY))
+            capacity = drive(
+                run_closed(server.http, bodies, seconds=arguments.seconds, options=_CAPACITY)
+            ).ok_per_second
+            figures = {"capacity_per_second": capacity, "times": arguments.times}
+            load = _Load(world, capacity, arguments.times, arguments.seconds)
+            figures |= _measure(server, load, {"alone": None, "shared": NOISY, "one_name": QUIET})
+        with world.config.open("a", encoding="utf-8") as config:
+            config.write(f"[admission]\ncaller_payments_per_second = {int(capacity * _QUOTA_SHARE)}\n")
+        with serving(world.config) as server:
+            figures |= _measure(server, load, {"quota_alone": None, "quota_shared": NOISY})
+    figures["ratio_shared"] = figures["shared_p99_ms"] / figures["alone_p99_ms"]
+    figures["ratio_one_name"] = figures["one_name_p99_ms"] / figures["alone_p99_ms"]
+    figures["ratio_quota"] = figures["quota_shared_p99_ms"] / figures["quota_alone_p99_ms"]
     finish(figures, arguments.json)
 
 
@@ -72,23 +91,30 @@ def _ask_for_tokens(world: World) -> None:
         config.write(f'[auth]\ntokens_file = "{tokens}"\n')
 
 
-def _measure(server: Server, world: World, times: float, seconds: float) -> dict[str, float]:
-    bodies = stamped_bodies(world.requests, id_prefix="quiet")
-    drive(run_closed(server.http, bodies, seconds=1.0, options=_CAPACITY))
-    capacity = drive(run_closed(server.http, bodies, seconds=seconds, options=_CAPACITY)).ok_per_second
-    reports: dict[str, list[LoadReport]] = {"alone": [], "shared": [], "one_name": []}
-    offered: dict[str, list[float]] = {"shared": [], "one_name": []}
+class _Load(NamedTuple):
+    """What is sent: the quiet caller's share of `capacity`, and `times` the capacity of noise, for `seconds` each."""
+
+    world: World
+    capacity: float
+    times: float
+    seconds: float
+
+
+def _measure(server: Server, load: _Load, noises: dict[str, str | None]) -> dict[str, float]:
+    """Measure the quiet caller's latencies in turns. `noises`: name of a measurement → the noise's token, if any."""
+    bodies = stamped_bodies(load.world.requests, id_prefix="quiet")
+    reports: dict[str, list[LoadReport]] = {name: [] for name in noises}
+    offered: dict[str, list[float]] = {name: [] for name, token in noises.items() if token is not None}
+    rate = load.capacity * _QUIET_SHARE
     for turn in range(_ROUNDS):
-        for name, found in reports.items():
-            token = {"shared": NOISY, "one_name": QUIET}.get(name)
-            rate = capacity * _QUIET_SHARE
+        for name, token in noises.items():
             if token is None:
-                found.append(_quiet(server, bodies, rate, seconds, turn))
-            else:
-                with _Noise(server, world, token, capacity * times, f"n{turn}{name[0]}") as noise:
-                    found.append(_quiet(server, bodies, rate, seconds, turn))
-                offered[name].append(noise.per_second)
-    figures = {"capacity_per_second": capacity, "times": times}
+                reports[name].append(_quiet(server, bodies, rate, load.seconds, turn))
+                continue
+            with _Noise(server, load.world, token, load.capacity * load.times, f"n{turn}{name[0]}") as noise:
+                reports[name].append(_quiet(server, bodies, rate, load.seconds, turn))
+            offered[name].append(noise.per_second)
+    figures: dict[str, float] = {}
     for name, found in reports.items():
         figures[f"{name}_p50_ms"] = _middle([report.p50_ms for report in found])
         figures[f"{name}_p99_ms"] = _middle([report.p99_ms for report in found])
@@ -96,7 +122,6 @@ def _measure(server: Server, world: World, times: float, seconds: float) -> dict
         figures[f"{name}_refused_share"] = _middle([1 - report.ok / report.sent for report in found])
     for name, rates in offered.items():
         figures[f"{name}_offered_per_second"] = _middle(rates)
-        figures[f"ratio_{name}"] = figures[f"{name}_p99_ms"] / figures["alone_p99_ms"]
     return figures
 
 
