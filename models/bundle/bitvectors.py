@@ -1,4 +1,6 @@
-"""Compile trees to bit vectors: C code that tests the nodes of all trees sorted by feature and threshold.
+"""Compile small trees to tables in C: bit vectors for rows together, and nodes that are walked for a row alone.
+
+Bit vectors test the nodes of all trees sorted by feature and threshold.
 
 How it works (C. Lucchese and others, "QuickScorer: a fast algorithm to rank documents with additive ensembles of
 regression trees", SIGIR 2015):
@@ -10,12 +12,25 @@ regression trees", SIGIR 2015):
    nodes, up to its value. The code reads memory in order, and the processor mispredicts about one branch per feature
    instead of one per node.
 4. Rows are scored together, as many as the processor's widest words have lanes: 8, 4 or 2. A node is read once for all
-   of them, and its mask applies in the lanes whose row goes right. A single row has a function of its own.
+   of them, and its mask applies in the lanes whose row goes right. A single row has functions of its own.
 5. Each row adds up its leaves in the order of the trees, in double precision, as LightGBM does. The sum has the same
    bits.
 6. For missing values, each feature has one mask per tree: the AND of the masks of the nodes that send them right.
 7. LightGBM takes a value of at most 1e-35, either side of 0, for 0. The code compares values as they are: a threshold
    among those small numbers is moved to their end instead, so that all of them go where 0 goes.
+
+A row alone, and up to WALKED_ROWS of them, on a processor with AVX-512 VBMI: tables of half a megabyte that are read
+from end to end cost such a row most of its time. So it walks the trees instead, 16 in the lanes of a word and GROUPS
+words side by side, and reads only the nodes on its paths:
+
+1. A row's value becomes its rank among the thresholds of its feature, a byte. All ranks of a row fit into two or four
+   words, and one instruction looks up 64 of them. A feature of more than THRESHOLDS_MAX thresholds has several ranks,
+   each among a run of them.
+2. A node is four bytes: the number of the rank, the rank above which a row goes right, and the place of the left
+   child; the right child is behind it. A missing value has rank MISSING for nodes that send it right, else 0.
+3. At a leaf nothing goes right, and the left child is the leaf itself. When no lane moves, all trees are done.
+
+Models that need more than RANKS_MAX ranks have no such tables.
 
 Example: a tree with the nodes A (amount <= 100, at the root), B (hour <= 6, left of A) and C (hour <= 20, right of A)
 has the leaves 0, 1, 2 and 3. Bits are written with leaf 3 first.
@@ -30,7 +45,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import treelite
@@ -48,6 +63,15 @@ _TREES_MAX = 1 << 14
 
 # Rows scored together, and the instruction set that makes them fast. Every processor can take two rows.
 LANES = {8: "avx512f", 4: "avx2", 2: ""}
+
+# Words of 16 trees that are walked side by side: while one waits for its nodes, the others go on.
+GROUPS = 4
+# More rows than these are faster by bit vectors.
+WALKED_ROWS = 3
+# Each rank stands in two places: one for nodes that send a missing value right, and one for the others.
+RANKS_MAX = 128
+MISSING = 255
+THRESHOLDS_MAX = MISSING - 1
 
 _C = """
 #include <stdint.h>
@@ -75,7 +99,7 @@ static const double leaves[TREES * LEAVES] = {{{leaf_values}}};
 
 int32_t paywarden_feature_count(void) {{ return FEATURES; }}
 
-static void score_one(const float* row, double* margin) {{
+static void scan_one(const float* row, double* margin) {{
   uint64_t left[TREES];
   memset(left, 0xFF, sizeof left);
   for (int feature = 0; feature < FEATURES; ++feature) {{
@@ -92,7 +116,7 @@ static void score_one(const float* row, double* margin) {{
   for (int tree = 0; tree < TREES; ++tree) sum += leaves[tree * LEAVES + __builtin_ctzll(left[tree])];
   *margin = sum;
 }}
-{blocks}
+{walk}{blocks}
 /* The number of rows that this processor scores together. */
 int32_t paywarden_lanes(void) {{
 #if defined(__x86_64__)
@@ -101,25 +125,132 @@ int32_t paywarden_lanes(void) {{
   return 2;
 }}
 
-/* Scores in blocks of at most `lanes` rows. The last rows take the narrowest block that they fit in. */
+/* Scores in blocks of at most `lanes` rows. The last rows take the narrowest block that they fit in. With 1 lane each
+   row is scored alone, with 0 lanes alone and without walking. */
 void paywarden_margins_by(int32_t lanes, const float* rows, int64_t row_count, double* margins) {{
-  while (row_count > 1) {{
-    while (lanes > 2 && row_count <= lanes / 2) lanes /= 2;
-    const int count = row_count < lanes ? (int)row_count : lanes;
-    switch (lanes) {{
+  const int walks = lanes > 0 && can_walk();
+  while (row_count > 0) {{
+    int count = 1;
+    if (walks && (lanes < 2 || row_count <= {walked_rows})) {{
+      walk_one(rows, margins);
+    }} else if (lanes < 2 || row_count == 1) {{
+      scan_one(rows, margins);
+    }} else {{
+      while (lanes > 2 && row_count <= lanes / 2) lanes /= 2;
+      count = row_count < lanes ? (int)row_count : lanes;
+      switch (lanes) {{
 {cases}
+      }}
     }}
     rows += count * FEATURES;
     margins += count;
     row_count -= count;
   }}
-  if (row_count == 1) score_one(rows, margins);
 }}
 
 /* rows: row_count x FEATURES floats, NaN is missing. */
 void paywarden_margins(const float* rows, int64_t row_count, double* margins) {{
   paywarden_margins_by(paywarden_lanes(), rows, row_count, margins);
 }}
+"""
+
+_WALK = """
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#define STRIDE {stride}
+#define GROUPS {groups}
+#define MISSING {missing}
+#define RANKS {ranks}
+
+/* The trees in `order`, so that those of a group are about as deep. */
+static const uint16_t order[] = {{{order}}};
+static const uint32_t walked[] __attribute__((aligned(64))) = {{{walked}}};
+/* Each rank's feature, and its thresholds, filled up with infinity to whole words. */
+static const uint16_t ranked_feature[RANKS] = {{{ranked_feature}}};
+static const float ranked[] __attribute__((aligned(64))) = {{{ranked}}};
+static const int32_t ranked_bounds[RANKS + 1] = {{{ranked_bounds}}};
+
+static int can_walk(void) {{
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vbmi");
+}}
+
+__attribute__((target("avx512f,avx512bw,avx512vbmi,popcnt")))
+static void walk_one(const float* row, double* margin) {{
+  uint8_t ranks[{tables} * 128] __attribute__((aligned(64)));
+  for (int place = 0; place < RANKS; ++place) {{
+    const float value = row[ranked_feature[place]];
+    int rank = 0;
+    if (value != value) {{
+      ranks[place] = MISSING;
+      ranks[RANKS + place] = 0;
+      continue;
+    }}
+    const __m512 wide = _mm512_set1_ps(value);
+    for (int32_t i = ranked_bounds[place]; i < ranked_bounds[place + 1]; i += 16) {{
+      const __mmask16 below = _mm512_cmp_ps_mask(_mm512_load_ps(ranked + i), wide, _CMP_LT_OQ);
+      rank += __builtin_popcount(below);
+      if (below != 0xFFFF) break;
+    }}
+    ranks[place] = ranks[RANKS + place] = (uint8_t)rank;
+  }}
+  const __m512i ranks_0 = _mm512_load_si512(ranks), ranks_1 = _mm512_load_si512(ranks + 64);
+#if {tables} > 1
+  const __m512i ranks_2 = _mm512_load_si512(ranks + 128), ranks_3 = _mm512_load_si512(ranks + 192);
+#endif
+  const __m512i byte = _mm512_set1_epi32(0xFF), one = _mm512_set1_epi32(1);
+  const __m512i lanes = _mm512_mullo_epi32(
+      _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi32(STRIDE));
+  double found[TREES];
+  for (int first = 0; first < TREES; first += 16 * GROUPS) {{
+    /* The last group may be repeated. Its tables are filled up with leaves. */
+    const int left = (TREES - first + 15) / 16, groups = left < GROUPS ? left : GROUPS;
+    const uint32_t* trees[GROUPS];
+    __m512i at[GROUPS], nodes[GROUPS];
+    for (int group = 0; group < GROUPS; ++group) {{
+      trees[group] = walked + (first + 16 * (group < groups ? group : 0)) * STRIDE;
+      at[group] = _mm512_setzero_si512();
+    }}
+    unsigned moved;
+    do {{
+      moved = 0;
+      for (int group = 0; group < GROUPS; ++group) {{
+        const __m512i node = _mm512_i32gather_epi32(_mm512_add_epi32(lanes, at[group]), trees[group], 4);
+        __m512i rank = _mm512_permutex2var_epi8(ranks_0, node, ranks_1);
+#if {tables} > 1
+        const __m512i others = _mm512_permutex2var_epi8(ranks_2, node, ranks_3);
+        rank = _mm512_mask_blend_epi8(_mm512_movepi8_mask(node), rank, others);
+#endif
+        const __m512i bound = _mm512_and_si512(_mm512_srli_epi32(node, 8), byte);
+        const __mmask16 right = _mm512_cmpgt_epu32_mask(_mm512_and_si512(rank, byte), bound);
+        const __m512i left_child = _mm512_srli_epi32(node, 16);
+        const __m512i next = _mm512_mask_add_epi32(left_child, right, left_child, one);
+        moved |= _mm512_cmpneq_epu32_mask(next, at[group]);
+        at[group] = next;
+        nodes[group] = node;
+      }}
+    }} while (moved);
+    for (int group = 0; group < groups; ++group) {{
+      uint32_t reached[16];
+      _mm512_storeu_si512(reached, nodes[group]);
+      for (int lane = 0, place = first + 16 * group; lane < 16 && place < TREES; ++lane, ++place)
+        found[order[place]] = leaves[order[place] * LEAVES + (int)(reached[lane] & 0xFF)];
+    }}
+  }}
+  double sum = 0.0;
+  for (int tree = 0; tree < TREES; ++tree) sum += found[tree];
+  *margin = sum;
+}}
+#else
+static int can_walk(void) {{ return 0; }}
+static void walk_one(const float* row, double* margin) {{ (void)row; (void)margin; }}
+#endif
+"""
+
+_NO_WALK = """
+static int can_walk(void) { return 0; }
+static void walk_one(const float* row, double* margin) { (void)row; (void)margin; }
 """
 
 _BLOCK = """
@@ -198,13 +329,105 @@ def source_of(model: treelite.Model, feature_count: int) -> str | None:
         missing_masks=_joined(f"{mask:#x}u" for _, mask in missing),
         missing_bounds=_joined(map(str, _bounds([len(feature.missing) for feature in features]))),
         leaf_values=_joined(value.hex() for row in padded for value in row),
+        walk=_walk_code(model),
+        walked_rows=WALKED_ROWS,
         blocks="".join(_block(lanes, name) for lanes, name in LANES.items()),
         choices="\n".join(
             f'  if (__builtin_cpu_supports("{name}")) return {lanes};' for lanes, name in LANES.items() if name
         ),
         cases="\n".join(
-            f"      case {lanes}: score_{lanes}(rows, count, margins); break;" for lanes, name in LANES.items()
+            f"        case {lanes}: score_{lanes}(rows, count, margins); break;" for lanes, name in LANES.items()
         ),
+    )
+
+
+class _Step(NamedTuple):
+    """A node that is walked. At a leaf `feature` is the leaf's number, from left to right, and `left` its own place."""
+
+    feature: int
+    threshold: float
+    is_missing_left: bool
+    left: int
+    is_leaf: bool
+
+
+def _steps(tree: Any) -> tuple[list[_Step], int]:
+    """Returns a tree's nodes level by level, and how many levels there are. All inner nodes are numerical."""
+    kind, left, right = (tree.get_field(name) for name in ("node_type", "cleft", "cright"))
+    split_feature, threshold, default_left = (
+        tree.get_field(name) for name in ("split_index", "threshold", "default_left")
+    )
+    numbers = _leaf_numbers(kind, left, right)
+    steps: list[_Step] = []
+    level, count, depth = [0], 1, 0
+    while level:
+        following: list[int] = []
+        for node in level:
+            if kind[node] == _LEAF:
+                steps.append(_Step(numbers[node], 0.0, is_missing_left=False, left=len(steps), is_leaf=True))
+                continue
+            limit = _float_below(_beside_zeros(float(threshold[node])))
+            place = count + len(following)
+            steps.append(_Step(int(split_feature[node]), limit, bool(default_left[node]), place, is_leaf=False))
+            following += [int(left[node]), int(right[node])]
+        count, level, depth = count + len(following), following, depth + 1
+    return steps, depth
+
+
+def _leaf_numbers(kind: Any, left: Any, right: Any) -> dict[int, int]:
+    """Returns the number of each leaf by its node, from left to right."""
+    numbers: dict[int, int] = {}
+    stack = [0]
+    while stack:
+        node = stack.pop()
+        if kind[node] == _LEAF:
+            numbers[node] = len(numbers)
+        else:
+            stack += [int(right[node]), int(left[node])]
+    return numbers
+
+
+def _float_below(threshold: float) -> float:
+    """Returns the largest float32 of at most `threshold`. A float32 is above one if it is above the other."""
+    with np.errstate(over="ignore"):
+        limit = np.float32(threshold)
+    return float(limit if float(limit) <= threshold else np.nextafter(limit, np.float32(-np.inf)))
+
+
+def _walk_code(model: treelite.Model) -> str:
+    """Returns the C function that walks a row alone through the trees, or one that says that it cannot."""
+    trees = [_steps(model.get_tree_accessor(number)) for number in range(model.num_tree)]
+    distinct = sorted({(step.feature, step.threshold) for steps, _ in trees for step in steps if not step.is_leaf})
+    runs: list[tuple[int, list[float]]] = []
+    places: dict[tuple[int, float], tuple[int, int]] = {}
+    for feature, threshold in distinct:
+        if not runs or runs[-1][0] != feature or len(runs[-1][1]) == THRESHOLDS_MAX:
+            runs.append((feature, []))
+        places[feature, threshold] = len(runs) - 1, len(runs[-1][1])
+        runs[-1][1].append(threshold)
+    if not 1 <= len(runs) <= RANKS_MAX:
+        return _NO_WALK
+    order = sorted(range(len(trees)), key=lambda number: (trees[number][1], number))
+    stride = max(len(steps) for steps, _ in trees)
+    walked = np.full((-(-len(trees) // 16) * 16, stride), MISSING << 8, dtype=np.uint32)
+    for row, number in zip(walked, order, strict=False):
+        for at, step in enumerate(trees[number][0]):
+            rank, bound = (step.feature, MISSING) if step.is_leaf else places[step.feature, step.threshold]
+            if step.is_missing_left:
+                rank += len(runs)
+            row[at] = rank | bound << 8 | step.left << 16
+    padded = [[*values, *[float("inf")] * (-len(values) % 16)] for _, values in runs]
+    return _WALK.format(
+        stride=stride,
+        groups=GROUPS,
+        missing=MISSING,
+        ranks=len(runs),
+        tables=1 if 2 * len(runs) <= 128 else 2,
+        order=_joined(map(str, order)),
+        walked=_joined(map(str, walked.ravel().tolist())),
+        ranked_feature=_joined(str(feature) for feature, _ in runs),
+        ranked=_joined(_double(value) + ("f" if np.isfinite(value) else "") for row in padded for value in row),
+        ranked_bounds=_joined(map(str, _bounds([len(row) for row in padded]))),
     )
 
 

@@ -13,10 +13,12 @@ from typing import Any
 import lightgbm
 import numpy as np
 import pytest
+import treelite
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from paywarden.models.bundle import bitvectors
 from paywarden.models.bundle.bitvectors import LANES
 from paywarden.models.bundle.bundle import MODEL_TEXT, build_native, load_bundle, native_library
 from paywarden.models.bundle.compiler import BIT_VECTORS, TL2CGEN, compile_library, compiler_name
@@ -32,7 +34,10 @@ pytestmark = pytest.mark.skipif(compiler_name() is None, reason=COMPILER.reason)
 
 
 class LanesPredictor:
-    """A predictor of a bit-vector library with a fixed number of rows scored together."""
+    """A predictor of a bit-vector library with a fixed number of rows scored together.
+
+    1 lane scores each row alone, as the processor does it best, and 0 lanes without walking.
+    """
 
     native = True
 
@@ -56,7 +61,7 @@ def engines() -> tuple[list[Predictor], Any]:
     assert compile_library(text, FEATURES, conditions, generator=TL2CGEN) == TL2CGEN
     widest = ctypes.CDLL(str(library)).paywarden_lanes()
     found: list[Predictor] = [NativePredictor(library, FEATURES), NativePredictor(conditions, FEATURES)]
-    found += [LanesPredictor(library, lanes) for lanes in LANES if lanes <= widest]
+    found += [LanesPredictor(library, lanes) for lanes in (0, 1, *LANES) if lanes <= widest]
     shutil.rmtree(folder)
     return [*found, GtilPredictor(text)], lightgbm.Booster(model_file=str(text))
 
@@ -231,6 +236,33 @@ def test_trees_of_any_size_agree_and_large_ones_become_conditions(tmp_path: Path
     if leaves > 64:
         with pytest.raises(BundleRefused, match="64 leaves"):
             compile_library(text, 6, tmp_path / "model.so", generator=BIT_VECTORS)
+
+
+@pytest.mark.parametrize(
+    ("features", "bins", "walks"),
+    [(64, 255, True), (65, 255, True), (128, 255, True), (129, 255, False), (1, 900, True)],
+)
+def test_models_of_any_width_agree_and_those_that_do_not_fit_are_not_walked(
+    tmp_path: Path, features: int, bins: int, walks: bool
+) -> None:
+    """A rank is a byte, so 264 thresholds of one feature need two ranks. A byte tells 128 ranks apart, twice."""
+    random = np.random.default_rng(features)
+    data = random.normal(size=(1500, features)).astype(np.float32)
+    data[random.random(data.shape) < 0.1] = np.nan
+    label = (np.sin(40 * np.nan_to_num(data).sum(axis=1)) + random.normal(size=1500) > 0).astype(int)
+    parameters = {"objective": "binary", "verbosity": -1, "num_leaves": 60, "min_data_in_leaf": 2}
+    parameters |= {"max_bin": bins, "min_data_in_bin": 1, "num_threads": 1}
+    booster = lightgbm.train(parameters, lightgbm.Dataset(data, label), num_boost_round=20)
+    text, library = tmp_path / MODEL_TEXT, tmp_path / "model.so"
+    booster.save_model(text)
+    assert compile_library(text, features, library) == BIT_VECTORS
+    source = bitvectors.source_of(treelite.frontend.load_lightgbm_model(str(text)), features)
+    assert source is not None
+    assert ("walked[]" in source) == walks
+    wanted = booster.predict(data, raw_score=True)
+    for lanes in (0, 1):
+        assert np.array_equal(LanesPredictor(library, lanes).margins(data), wanted)
+    assert np.array_equal(NativePredictor(library, features).margins(data), wanted)
 
 
 def test_a_model_with_categorical_nodes_becomes_conditions(tmp_path: Path) -> None:
