@@ -11,6 +11,15 @@ one chunk, not by the history.
     10:07     outcome of payment 0       (no vector)
     10:09     payment 2 of card C1       2
 
+With a staleness (features/history/staleness.py) profiles lag behind. A payment then has two events in place of one: it
+reads the profile at its own time, and is added where the first payment stands that may see it.
+
+    time      event                      the card's count before it, with a lag of 6 minutes
+    10:00     payment 0 reads            0
+    10:05     payment 1 reads            0
+              payment 0 is added
+    10:09     payment 2 reads            1
+
 Several threads share a chunk, in two steps. First each thread takes a run of entities and fills their slots. Then each
 thread assembles the vectors of a run of payments. The threads wait for each other only between the steps, and no slot
 belongs to two threads. Therefore the results are the same to the bit for any number of threads.
@@ -33,6 +42,7 @@ from paywarden.features.history.columns import ColumnAllocator, MemoryAllocator
 from paywarden.features.history.entity_columns import entity_column
 from paywarden.features.history.history import History, parts_of
 from paywarden.features.history.rows import HistoryRows
+from paywarden.features.history.staleness import Staleness
 from paywarden.features.history.thread_pool import ThreadPool
 from paywarden.features.profiles.engine import Events, FeatureEngine
 from paywarden.features.profiles.money import RateTable
@@ -64,8 +74,11 @@ class Labels:
     weight: NDArray[np.int64]
 
 
-def label_changes(history: History) -> Labels:
-    """Returns the label changes: a repeated outcome makes none, a correction takes back the outcome before it."""
+def label_changes(history: History, frontier_ms: NDArray[np.int64] | None = None) -> Labels:
+    """Returns the label changes: a repeated outcome makes none, a correction takes back the outcome before it.
+
+    `frontier_ms`: for each payment, the moment up to which it knows outcomes (payments,); None for its own time.
+    """
     outcomes = _outcomes_of_frauds(history)
     # A stable sort keeps the outcomes of one payment in the order in which they became known.
     order = outcomes[np.argsort(history.outcome_payment[outcomes], kind="stable")]
@@ -78,7 +91,7 @@ def label_changes(history: History) -> Labels:
     known_ms = history.outcome_time_ms[order][changed]
     known_order = np.argsort(known_ms, kind="stable")
     changed, known_ms = changed[known_order], known_ms[known_order]
-    before = np.searchsorted(history.event_time_ms, known_ms, side="right")
+    before = np.searchsorted(history.event_time_ms if frontier_ms is None else frontier_ms, known_ms, side="right")
     return Labels(payment[changed], before.astype(np.int64), (fraud - previous)[changed])
 
 
@@ -102,9 +115,11 @@ class PointInTimeReplay:
         *,
         room: ColumnAllocator | None = None,
         crew: ThreadPool | None = None,
+        staleness: Staleness | None = None,
     ) -> None:
         """`room` allocates columns as long as the history. The threads of `crew` share the work; results stay the same.
 
+        `staleness`: how far profiles lag behind; None lets each payment see all payments before it.
         Raises InvalidEvent if the history contains a currency without a rate.
         """
         assert engine.plan.fields == history.fields, (
@@ -116,8 +131,15 @@ class PointInTimeReplay:
         self._engine = engine
         for clone in (engine, *(engine.clone_for_thread() for _ in range(self._crew.threads - 1))):
             self._engines.put(clone)
-        self._labels = label_changes(history)
         self._room = room or MemoryAllocator()
+        frontier_ms = None if staleness is None else staleness.frontier_ms(history.event_time_ms)
+        self._labels = label_changes(history, frontier_ms)
+        # For each payment the first one that sees it, ascending; None if that is always the next one.
+        self._seen_by: NDArray[np.int64] | None = None
+        if frontier_ms is not None:
+            first = np.searchsorted(frontier_ms, history.event_time_ms, side="left")
+            self._seen_by = np.maximum(first, np.arange(1, len(history) + 1))
+        self._added = 0
         self._room.release()
         self.amounts = reference_amounts(history, rates, self._room)
         """Each payment's amount in minor units of the reference currency, shape (payments,)."""
@@ -153,23 +175,29 @@ class PointInTimeReplay:
                 yield chunk
 
     def finish(self) -> None:
-        """Apply the outcomes that are later than every payment."""
+        """Apply the outcomes that are later than every payment, and payments that no payment has seen."""
         end = len(self._history)
-        self._advance(end, end, end, labels_stop=len(self._labels.payment))
+        self._advance(end, end, end, is_end=True)
 
-    def _advance(self, first: int, last: int, wanted: int, labels_stop: int | None = None) -> Chunk:
+    def _advance(self, first: int, last: int, wanted: int, *, is_end: bool = False) -> Chunk:
         """Bring all profiles up to payment `last`. Only payments from `wanted` on get vectors."""
-        if labels_stop is None:
+        labels_stop, added_stop = len(self._labels.payment), len(self._history)
+        if not is_end:
             # A label comes just before the payment `before`. A label after the last payment of the chunk waits.
             labels_stop = int(np.searchsorted(self._labels.before, last, side="left"))
+            if self._seen_by is not None:
+                added_stop = int(np.searchsorted(self._seen_by, last, side="left"))
         labels = slice(self._labels_done, labels_stop)
-        self._labels_done = labels_stop
-        # The payments of the chunk first, then the payments of the labels.
-        payments = np.concatenate((np.arange(first, last), self._labels.payment[labels]))
+        added = slice(self._added, added_stop if self._seen_by is not None else self._added)
+        self._labels_done, self._added = labels_stop, added.stop
+        # The payments of the chunk first, then the payments of the labels, then those that are added only now.
+        payments = np.concatenate(
+            (np.arange(first, last), self._labels.payment[labels], np.arange(added.start, added.stop))
+        )
         attributes = np.concatenate(self._crew.each(lambda part: self.rows.of(payments[part]), self._shares(payments)))
         slots = self._engine.new_slots(max(0, last - wanted))
         ordered = self._crew.each(
-            lambda entity: self._events(entity, first, last, wanted, labels), range(len(self.entities))
+            lambda entity: self._events(entity, range(first, last), wanted, labels, added), range(len(self.entities))
         )
         shares = [
             (entity, touched[part], events.of_groups(part))
@@ -187,22 +215,34 @@ class PointInTimeReplay:
         return list(parts_of(len(rows), max(1, -(-len(rows) // self._crew.threads)))) or [slice(0, 0)]
 
     def _events(
-        self, entity: int, first: int, last: int, wanted: int, labels: slice
+        self, entity: int, chunk: range, wanted: int, labels: slice, added: slice
     ) -> tuple[NDArray[np.integer], Events]:
-        """Returns the entities of one kind with events up to payment `last`, and their events in order."""
+        """Returns the entities of one kind with events up to the chunk's last payment, and their events in order.
+
+        `added`: payments that are added to profiles now; the chunk's own are, if they are seen by the next one.
+        """
         codes = self.entities[entity].codes
+        first, count = chunk.start, len(chunk)
         label_payment, label_before = self._labels.payment[labels], self._labels.before[labels]
-        # Labels get even places, payments odd ones: a label with `before` = r sorts before payment r.
-        place = np.concatenate((2 * np.arange(first, last) + 1, 2 * label_before))
-        code = np.concatenate((codes[first:last], codes[label_payment]))
-        order = np.lexsort((place, code))
+        # What is known before payment r has an even place, the payment itself the odd one behind it.
+        places = [2 * np.arange(first, first + count) + 1, 2 * label_before]
+        all_codes = [codes[first : first + count], codes[label_payment]]
+        if self._seen_by is not None:
+            places.append(2 * self._seen_by[added])
+            all_codes.append(codes[added])
+        code = np.concatenate(all_codes)
+        order = np.lexsort((np.concatenate(places), code))
         code = code[order]
         there = int(np.searchsorted(code, 0))  # codes below 0: the payment has no such entity
         order, code = order[there:], code[there:]
         starts = np.flatnonzero(np.diff(code, prepend=-1))
-        is_label = order >= last - first
+        is_label = (order >= count) & (order < count + len(label_payment))
         weight = np.ones(len(order), dtype=np.int64)
-        weight[is_label] = self._labels.weight[labels][order[is_label] - (last - first)]
+        weight[is_label] = self._labels.weight[labels][order[is_label] - count]
+        if self._seen_by is not None:
+            # A label of weight 0 changes nothing: the payment only reads.
+            weight[order < count] = 0
+            is_label |= order < count
         unchecked = np.full(len(order), -1, dtype=np.int64)
         row = order - (wanted - first)
         events = Events(
@@ -212,7 +252,7 @@ class PointInTimeReplay:
             weight=weight,
             source=unchecked,
             offset=unchecked,
-            row=np.where(is_label | (row < 0), -1, row),
+            row=np.where((order >= count) | (row < 0), -1, row),
         )
         return code[starts], events
 

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from paywarden.features.history.history import Coded, History
 from paywarden.models.bundle.bundle import Bundle
 from paywarden.models.metrics.auc import areas_under_curves
+from paywarden.models.metrics.bursts import BurstMeasures, measure_bursts
 from paywarden.models.metrics.comparison import Agreement, ScoreShift, agreement, score_shift
 from paywarden.models.metrics.costs import CostSettings
 from paywarden.models.metrics.curves import (
@@ -121,6 +122,8 @@ class ReplayFacts:
     """ISO 4217 code of the currency in which amounts are compared."""
     costs: CostSettings
     """The stated costs."""
+    profile_lag: str = "0"
+    """How far the profiles lagged behind: `0`, a duration such as `150ms`, or a trace's file name."""
 
     @property
     def has_outcomes(self) -> bool:
@@ -204,6 +207,8 @@ class ContestantMeasures:
     """The measured payments by UTC day."""
     by_segment: dict[str, list[GroupMeasures]]
     """The measured payments by channel, country, mcc and currency, the largest group first."""
+    bursts: dict[str, BurstMeasures]
+    """Bursts of fraud by the entity that they have in common: card, merchant and device. Empty without outcomes."""
 
 
 @dataclass(frozen=True)
@@ -272,7 +277,7 @@ class ReplayResults:
         counts = {
             name: getattr(facts, name)
             for name in (
-                *("protocol", "payments", "frauds", "payments_replayed"),
+                *("protocol", "profile_lag", "payments", "frauds", "payments_replayed"),
                 *("left_out_unknown", "excluded_known_compromised"),
             )
         }
@@ -344,6 +349,7 @@ def measure_contestant(
             costs,
         ),
         by_segment={name: _by_segment(measured.history.coded(name), measured.row, decided, costs) for name in SEGMENTS},
+        bursts=_bursts(measured, decisions),
     )
 
 
@@ -383,6 +389,18 @@ def _weighted(measured: MeasuredPayments, score: NDArray[np.float64]) -> Weighte
     if propensity is None or not weight_max or not measured.has_outcomes:
         return None
     return weighted_measures(propensity[measured.row], measured.fraud, score, _cards(measured), weight_max)
+
+
+def _bursts(measured: MeasuredPayments, decisions: Decisions) -> dict[str, BurstMeasures]:
+    if not measured.has_outcomes:
+        return {}
+    history, row = measured.history, measured.row
+    columns = {"card": history.card, "merchant": history.merchant, "device": history.device}
+    time_ms = history.event_time_ms[row]
+    return {
+        name: measure_bursts(column.codes[row], time_ms, measured.fraud, decisions.action, measured.amount_minor)
+        for name, column in columns.items()
+    }
 
 
 def _cards(measured: MeasuredPayments) -> NDArray[np.int32]:

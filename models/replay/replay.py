@@ -5,8 +5,9 @@ How it works:
 1. The point-in-time replay computes each payment's vector from the payments before it. With decisions of an earlier
    replay (`earlier`), the vectors and the champion's scores are read from its file instead.
 2. The bundle scores the vectors, and the policy decides. Kernel, bundle and policy are those of a scoring worker. A
-   replayed payment therefore gets the vector, score and action that it would have got live with up-to-date profiles.
-   Live flags, such as a stale mirror, do not exist in a replay.
+   replayed payment therefore gets the vector, score and action that it would have got live with up-to-date profiles,
+   or with profiles that lag behind as far as one says (`staleness`). Live flags, such as a stale mirror, do not exist
+   in a replay.
 3. A challenger (another model, another policy, or both) decides about the same vectors in the same pass.
 4. Each chunk of decisions is written while the next chunk is computed.
 5. The decisions about the window's payments are measured against the labels known in the end. All payments with a
@@ -41,6 +42,7 @@ from paywarden.features.catalogue.attributes import flag_code
 from paywarden.features.history.columns import ColumnAllocator, MemoryAllocator
 from paywarden.features.history.history import UNKNOWN, History, final_labels, parts_of
 from paywarden.features.history.point_in_time import Chunk, PointInTimeReplay, reference_amounts
+from paywarden.features.history.staleness import Staleness
 from paywarden.features.history.thread_pool import ThreadPool
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import RateTable
@@ -88,6 +90,8 @@ class ReplayOptions:
     counts as known. `unknown_labels`: what a payment without an outcome is (models/metrics/labels.py).
     `propensity_weight_max`: the largest weight that a propensity gives, 0 for none (models/metrics/propensity.py).
 
+    `staleness`: how far profiles lag behind the payments (features/history/staleness.py); None for not at all.
+
     `with_vectors` and `with_features` keep each payment's features in decisions.parquet, as bytes and as columns.
     `earlier`: the decisions.parquet of a replay of the same history with the champion's model. The replay reads scores
     and vectors from it instead of computing them again.
@@ -105,6 +109,7 @@ class ReplayOptions:
     with_vectors: bool = False
     with_features: bool = False
     earlier: Path | None = None
+    staleness: Staleness | None = None
     threads: int = 1
     room: ColumnAllocator | None = None
 
@@ -138,6 +143,8 @@ def replay(
     if options.protocol not in PROTOCOLS:
         raise Misconfigured(f"protocol: wanted one of {', '.join(PROTOCOLS)}, got {options.protocol!r}")
     costs, room = options.costs or CostSettings(), options.room or MemoryAllocator()
+    if earlier is not None and options.staleness is not None:
+        raise Misconfigured(f"{earlier} has scores of another lag: a replay with a lag computes them anew")
     first, last = np.searchsorted(history.event_time_ms, [window.first * DAY_MS, (window.last + 1) * DAY_MS]).tolist()
     if first == last:
         raise Misconfigured(f"there is no payment from {date_of_day(window.first)} to {date_of_day(window.last)}")
@@ -147,7 +154,7 @@ def replay(
     contestants = [champion] if challenger is None else [champion, challenger]
     with ThreadPool(options.threads) as pool:
         if earlier is None:
-            point_in_time = PointInTimeReplay(history, engine, rates, room=room, crew=pool)
+            point_in_time = PointInTimeReplay(history, engine, rates, room=room, crew=pool, staleness=options.staleness)
             amounts, replayed = point_in_time.amounts, last
             scored = _scored_point_in_time(point_in_time, contestants, first, last, pool, progress)
         else:
@@ -368,6 +375,7 @@ def _facts(
         label_delay_days=options.label_delay_days,
         reference_currency=reference_currency,
         costs=costs,
+        profile_lag="0" if options.staleness is None else options.staleness.name,
     )
 
 

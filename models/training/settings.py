@@ -70,6 +70,9 @@ class TrainingSettings:
     seeds: int = 1
     threads: int = 2
     label_delay_days: int = 7
+    # How far profiles lag behind in training, as they do live: `0`, `150ms`, `1s`, or a measured trace's file
+    # (features/history/staleness.py).
+    profile_lag: str = "0"
     # What a payment without an outcome is: `genuine`, `leave_out` (not known), or `auto`, what the data says
     # (models/metrics/labels.py).
     unknown_labels: str = AUTO
@@ -119,6 +122,9 @@ class TrainingSettings:
             for name, value in asdict(self).items()
             if name not in _NOT_OF_THE_MODEL and (self.cascade or not name.startswith(_OF_A_CASCADE))
         }
+        if self.profile_lag == "0":
+            # Models of before there was such a setting keep their names.
+            del stored["profile_lag"]
         # A list, as JSON gives it back.
         return stored | {"categorical": [*self.categorical], "leave_out": [*self.leave_out]}
 

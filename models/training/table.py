@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from paywarden.features.catalogue.attributes import flag_code
 from paywarden.features.history.history import History, labels_known_by
 from paywarden.features.history.point_in_time import PointInTimeReplay
+from paywarden.features.history.staleness import Staleness
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import RateTable
 from paywarden.models.drift.binning import DIMENSIONS
@@ -84,17 +85,20 @@ def training_table(
     label_delay_days: int,
     unknown_labels: str = GENUINE,
     propensity_weight_max: float = 0.0,
+    staleness: Staleness | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> TrainingTable:
     """Returns the rows of a window that have a label. Raises Misconfigured as `window_labels` does.
 
     `propensity_weight_max`: the largest weight that a propensity gives; 0 ignores propensities.
+    `staleness`: how far profiles lag behind; None for not at all.
     """
     labels = window_labels(history, window, label_delay_days, unknown_labels)
     first, last = _rows_of(history, window)
     vectors = np.empty((len(labels.row), engine.plan.feature_count), dtype=np.float32)
     filled = 0
-    for chunk in PointInTimeReplay(history, engine, rates).chunks(first=first, last=last, progress=progress):
+    point_in_time = PointInTimeReplay(history, engine, rates, staleness=staleness)
+    for chunk in point_in_time.chunks(first=first, last=last, progress=progress):
         start, end = np.searchsorted(labels.row, (chunk.first, chunk.last)).tolist()
         rows = labels.row[start:end] - chunk.first
         vectors[filled : filled + len(rows)] = chunk.vectors if len(rows) == len(chunk.vectors) else chunk.vectors[rows]

@@ -77,6 +77,13 @@ if TYPE_CHECKING:
 @click.option(
     "--costs", "costs_text", metavar="NAME=VALUE,…", default="", help="Values that replace settings of [costs]."
 )
+@click.option(
+    "--lag",
+    metavar="TIME|FILE",
+    default="0",
+    show_default=True,
+    help="How far profiles lag behind: 150ms, 1s, 1h, or a CSV file with time_ms and lag_ms as measured.",
+)
 @click.option("--vectors", is_flag=True, help="Keep each payment's feature vector in decisions.parquet, as bytes.")
 @click.option("--features", is_flag=True, help="Keep each feature in decisions.parquet, as a column with its name.")
 @click.option(
@@ -112,6 +119,7 @@ def replay(
     label_delay_days: int,
     unknown_labels: str | None,
     costs_text: str,
+    lag: str,
     vectors: bool,
     features: bool,
     decisions_file: str | None,
@@ -127,6 +135,7 @@ def replay(
     """
     from paywarden.features.history.columns import MmapAllocator
     from paywarden.features.history.mapped import open_history
+    from paywarden.features.history.staleness import Staleness
     from paywarden.models.bundle.bundle import load_bundle
     from paywarden.models.bundle.signature import BundleSettings, TrustedKeys
     from paywarden.models.metrics.evaluation import day_of_date
@@ -135,7 +144,7 @@ def replay(
     from paywarden.models.training.settings import TrainingSettings
 
     asked = HistoryAsked(data, from_topic, since, until, warm_up_days)
-    costs = _costs(source, costs_text)
+    costs, staleness = _costs(source, costs_text), Staleness.read(lag)
     engine = wiring.feature_engine(source)
     load = partial(
         load_bundle,
@@ -194,6 +203,7 @@ def replay(
                 with_vectors=vectors,
                 with_features=features,
                 earlier=earlier,
+                staleness=staleness,
                 threads=threads or len(os.sched_getaffinity(0)),
                 room=room,
             ),

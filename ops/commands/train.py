@@ -127,6 +127,7 @@ def _trained(
 ) -> Manifest:
     """Train and write the bundle. Everything that can be checked is checked before the features, which take minutes."""
     from paywarden.features.history.history import require_past
+    from paywarden.features.history.staleness import Staleness
     from paywarden.models.metrics.evaluation import DAY_MS, Days
     from paywarden.models.training.settings import require_usable
     from paywarden.models.training.table import require_both_kinds, training_table, window_labels
@@ -137,6 +138,7 @@ def _trained(
     engine = wiring.feature_engine(source)
     require_usable(settings, engine.plan.names)
     checked_destination(bundle)
+    staleness = Staleness.read(settings.profile_lag)
     first, last = day_option("--train-from", train_from, asked), day_option("--train-to", train_to, asked)
     assert first is not None
     assert last is not None
@@ -158,6 +160,7 @@ def _trained(
             label_delay_days=settings.label_delay_days,
             unknown_labels=settings.unknown_labels,
             propensity_weight_max=settings.propensity_weight_max,
+            staleness=staleness,
             progress=advance,
         )
     return train_bundle(table, window, bundle, engine=engine, settings=settings, progress=progress_bar)

@@ -32,7 +32,7 @@ from paywarden.features.history.history import (
     OUTCOME_COLUMNS,
     PAYMENT_COLUMNS,
 )
-from paywarden.models.metrics import comparison, costs, curves, segments, weighted
+from paywarden.models.metrics import bursts, comparison, costs, curves, segments, weighted
 from paywarden.models.replay import (
     files as replay_files,
 )
@@ -88,6 +88,9 @@ _OTHER_UNITS = {
     ("drift-alerts", "outside"): "0 to 1",
     ("drift-alerts", "reminders"): "count",
     ("AtCapacity", "days"): "days since 1970",
+    ("BurstMeasures", "bursts"): "count",
+    ("BurstMeasures", "stopped"): "count",
+    ("BurstMeasures", "approved_before_stop"): "payments",
     ("WeightedMeasures", "weight_max"): "payments",
     ("WeightedMeasures", "clipped"): "count",
     ("WeightedMeasures", "effective_payments"): "payments",
@@ -186,6 +189,7 @@ _METRICS: tuple[tuple[str, type], ...] = (
     ("Reliability", curves.ReliabilityCurve),
     ("Threshold curve", curves.ThresholdCurve),
     ("At review capacity", curves.AtCapacity),
+    ("Bursts of fraud", bursts.BurstMeasures),
     ("Score histogram", curves.ScoreHistogram),
     ("Champion against challenger", replay_measures.Comparison),
     ("Agreement", comparison.Agreement),

@@ -66,7 +66,19 @@ def measured_text(facts: ReplayFacts) -> str:
         counts += " whose label is known"
     else:
         counts = f"all {counts}"
-    return f"{counts}, {count_of(facts.frauds, 'fraud')} among them" if facts.has_outcomes else counts
+    if facts.has_outcomes:
+        counts += f", {count_of(facts.frauds, 'fraud')} among them"
+    return counts if facts.profile_lag == "0" else f"{counts}; profiles lag behind: {facts.profile_lag}"
+
+
+def bursts_text(measures: ContestantMeasures) -> str:
+    """Returns what becomes of bursts of fraud, for the entities that have any; an empty text without one."""
+    return "; ".join(
+        f"{count_of(found.bursts, 'burst')} of one {name} ({whole(found.payments)} payments): "
+        f"{decimal(found.approved_before_stop, 1)} approved before the first is stopped, {whole(found.stopped)} stopped"
+        for name, found in measures.bursts.items()
+        if found.bursts
+    )
 
 
 def measured_lines(results: ReplayResults) -> list[str]:
@@ -77,6 +89,8 @@ def measured_lines(results: ReplayResults) -> list[str]:
         lines.append(f"left out: {whole(facts.left_out_unknown)} payments without an outcome, whose label is not known")
     if facts.has_outcomes and facts.without_outcome:
         lines.append(f"{whole(facts.without_outcome)} payments without an outcome were taken for genuine")
+    if bursts := bursts_text(results.champion):
+        lines.append(bursts)
     if facts.has_outcomes and 0 < facts.frauds < FRAUDS_FEW:
         interval = interval_text(group.average_precision_interval, decimal)
         lines.append(

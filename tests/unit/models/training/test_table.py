@@ -9,8 +9,10 @@ import pyarrow as pa
 import pytest
 
 from paywarden.features.history.history import History, history_of_tables
+from paywarden.features.history.staleness import Staleness
 from paywarden.models.metrics.evaluation import Days
 from paywarden.models.metrics.labels import LabelCounts
+from paywarden.models.training.settings import TrainingSettings
 from paywarden.models.training.table import TrainingTable, require_both_kinds, training_table, window_labels
 from paywarden.schemas.errors import Misconfigured
 from tests.worlds import small_world
@@ -40,6 +42,29 @@ def day_ms(day: int) -> int:
 
 def days(first: int, last: int) -> Days:
     return Days(FIRST_DAY + first, FIRST_DAY + last)
+
+
+def test_rows_of_stale_profiles_lack_what_came_last() -> None:
+    history = history_with_outcomes([])
+    window = days(10, 11)
+    column = small_world.engine().plan.names.index("card_count_1d")
+    counts = {}
+    for lag in ("0", "1s"):
+        table = training_table(
+            history,
+            window,
+            engine=small_world.engine(),
+            rates=small_world.rates(),
+            label_delay_days=7,
+            staleness=Staleness.read(lag),
+        )
+        counts[lag] = table.vectors[:, column].tolist()
+    assert counts == {"0": [0, 1, 2], "1s": [0, 0, 2]}
+
+
+def test_a_lag_is_of_the_model_and_none_changes_no_name() -> None:
+    assert "profile_lag" not in TrainingSettings().of_the_model()
+    assert TrainingSettings(profile_lag="1s").of_the_model()["profile_lag"] == "1s"
 
 
 def history_with_outcomes(outcomes: list[tuple[int, int, str]]) -> History:
