@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#paywarden/schemas/proto/store.proto\x12\x12paywarden.store.v1\"\xd3\x01\n\rPaymentRecord\x12\x0e\n\x06source\x18\x01 \x01(\x03\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0c\n\x04keys\x18\x05 \x03(\t\x12\x36\n\rlabel_changes\x18\x06 \x03(\x0b\x32\x1f.paywarden.store.v1.LabelChange\x12\x12\n\nattributes\x18\x07 \x03(\x03\x12<\n\x10\x64\x65\x63lined_changes\x18\x08 \x03(\x0b\x32\".paywarden.store.v1.DeclinedChangeJ\x04\x08\x03\x10\x04J\x04\x08\x04\x10\x05\"W\n\x0bLabelChange\x12\x0e\n\x06source\x18\x01 \x01(\x03\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0e\n\x06weight\x18\x03 \x01(\x11\x12\x18\n\x10\x64\x65\x63lined_changes\x18\x04 \x01(\r\"^\n\x0e\x44\x65\x63linedChange\x12\x0e\n\x06source\x18\x01 \x01(\x03\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0e\n\x06\x62\x65\x66ore\x18\x03 \x01(\r\x12\r\n\x05\x61\x66ter\x18\x04 \x01(\r\x12\r\n\x05label\x18\x05 \x01(\x11\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#paywarden/schemas/proto/store.proto\x12\x12paywarden.store.v1\"\xfa\x01\n\rPaymentRecord\x12\x0e\n\x06source\x18\x01 \x01(\x03\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0c\n\x04keys\x18\x05 \x03(\t\x12\x36\n\rlabel_changes\x18\x06 \x03(\x0b\x32\x1f.paywarden.store.v1.LabelChange\x12\x12\n\nattributes\x18\x07 \x03(\x03\x12<\n\x10\x64\x65\x63lined_changes\x18\x08 \x03(\x0b\x32\".paywarden.store.v1.DeclinedChange\x12\x0e\n\x06\x62\x65side\x18\t \x01(\x06\x12\x15\n\rbeside_fields\x18\n \x01(\x07J\x04\x08\x03\x10\x04J\x04\x08\x04\x10\x05\"W\n\x0bLabelChange\x12\x0e\n\x06source\x18\x01 \x01(\x03\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0e\n\x06weight\x18\x03 \x01(\x11\x12\x18\n\x10\x64\x65\x63lined_changes\x18\x04 \x01(\r\"^\n\x0e\x44\x65\x63linedChange\x12\x0e\n\x06source\x18\x01 \x01(\x03\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0e\n\x06\x62\x65\x66ore\x18\x03 \x01(\r\x12\r\n\x05\x61\x66ter\x18\x04 \x01(\r\x12\r\n\x05label\x18\x05 \x01(\x11\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,9 +32,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'paywarden.schemas.proto.sto
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PAYMENTRECORD']._serialized_start=60
-  _globals['_PAYMENTRECORD']._serialized_end=271
-  _globals['_LABELCHANGE']._serialized_start=273
-  _globals['_LABELCHANGE']._serialized_end=360
-  _globals['_DECLINEDCHANGE']._serialized_start=362
-  _globals['_DECLINEDCHANGE']._serialized_end=456
+  _globals['_PAYMENTRECORD']._serialized_end=310
+  _globals['_LABELCHANGE']._serialized_start=312
+  _globals['_LABELCHANGE']._serialized_end=399
+  _globals['_DECLINEDCHANGE']._serialized_start=401
+  _globals['_DECLINEDCHANGE']._serialized_end=495
 # @@protoc_insertion_point(module_scope)

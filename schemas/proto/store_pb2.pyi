@@ -7,20 +7,24 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class PaymentRecord(_message.Message):
-    __slots__ = ("source", "offset", "keys", "label_changes", "attributes", "declined_changes")
+    __slots__ = ("source", "offset", "keys", "label_changes", "attributes", "declined_changes", "beside", "beside_fields")
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     KEYS_FIELD_NUMBER: _ClassVar[int]
     LABEL_CHANGES_FIELD_NUMBER: _ClassVar[int]
     ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
     DECLINED_CHANGES_FIELD_NUMBER: _ClassVar[int]
+    BESIDE_FIELD_NUMBER: _ClassVar[int]
+    BESIDE_FIELDS_FIELD_NUMBER: _ClassVar[int]
     source: int
     offset: int
     keys: _containers.RepeatedScalarFieldContainer[str]
     label_changes: _containers.RepeatedCompositeFieldContainer[LabelChange]
     attributes: _containers.RepeatedScalarFieldContainer[int]
     declined_changes: _containers.RepeatedCompositeFieldContainer[DeclinedChange]
-    def __init__(self, source: _Optional[int] = ..., offset: _Optional[int] = ..., keys: _Optional[_Iterable[str]] = ..., label_changes: _Optional[_Iterable[_Union[LabelChange, _Mapping]]] = ..., attributes: _Optional[_Iterable[int]] = ..., declined_changes: _Optional[_Iterable[_Union[DeclinedChange, _Mapping]]] = ...) -> None: ...
+    beside: int
+    beside_fields: int
+    def __init__(self, source: _Optional[int] = ..., offset: _Optional[int] = ..., keys: _Optional[_Iterable[str]] = ..., label_changes: _Optional[_Iterable[_Union[LabelChange, _Mapping]]] = ..., attributes: _Optional[_Iterable[int]] = ..., declined_changes: _Optional[_Iterable[_Union[DeclinedChange, _Mapping]]] = ..., beside: _Optional[int] = ..., beside_fields: _Optional[int] = ...) -> None: ...
 
 class LabelChange(_message.Message):
     __slots__ = ("source", "offset", "weight", "declined_changes")

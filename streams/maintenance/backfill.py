@@ -185,7 +185,7 @@ class Backfill:
         head = PaymentRecord(source=BACKFILL_SOURCE).SerializeToString()
         fraud_note = PaymentRecord(label_changes=[LabelChange(source=BACKFILL_SOURCE, weight=1)]).SerializeToString()
         is_fraud = final_labels(history) == 1
-        columns_kept = RecordLayout(history.fields).columns
+        layout = RecordLayout(history.fields)
         key_parts = [_encoded_keys(column.store_keys()) for column in passage.entities]
         for first in range(self._first_kept + position, len(history), self._batch_size):
             rows = slice(first, min(first + self._batch_size, len(history)))
@@ -197,11 +197,13 @@ class Backfill:
                 history.payment_id[rows].to_pylist(),
                 map(b"".join, zip(*columns, strict=True)),
                 is_fraud[rows].tolist(),
-                passage.rows.of(rows)[:, columns_kept].tolist(),
+                passage.rows.of(rows).tolist(),
                 strict=True,
             )
-            for payment_id, keys, fraud, attributes in payments:
-                encoded = PaymentRecord(attributes=attributes).SerializeToString()
+            for payment_id, keys, fraud, row in payments:
+                encoded = PaymentRecord(
+                    attributes=layout.codes_of(row), beside=layout.beside(row), beside_fields=layout.beside_fields
+                ).SerializeToString()
                 yield record_key(payment_id), head + keys + (fraud_note if fraud else b"") + encoded
 
     def _write(self, batch: dict[bytes, bytes], ttl_s: int) -> None:

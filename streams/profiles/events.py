@@ -18,6 +18,7 @@ field has its place by its number, in records and in rows: what is missing at th
 from __future__ import annotations
 
 import itertools
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,6 +53,11 @@ UNREADABLE = "payment_id: the stored record of this payment cannot be read"
 LATER = RESENT, CHANGED, DECLINED_LATER = "resent", "changed", "declined"
 # The amount in the reference currency is no field of a payment: the table of rates may have changed.
 _NOT_COMPARED = (kernel.AMOUNT, kernel.DECLINED)
+# The public code of an e-mail address says only that it is there, and that of a declared amount follows the rates.
+_COMPARED_BESIDE = (Form.EMAIL, Form.MONEY)
+_WORD = 2**64 - 1
+# Odd: each step of RecordLayout.beside is one to one, so that one field that differs always shows.
+_MULTIPLIER = 0x9E3779B97F4A7C15
 
 # A profile stores topic and partition as one number. Payments have even numbers, outcomes odd ones.
 _KINDS_OF_SOURCES = 2
@@ -105,7 +111,8 @@ class OutcomeEvent(NamedTuple):
 class RecordLayout:
     """Which columns of a payment's row its record in the store holds.
 
-    It holds public codes alone. Of e-mail addresses and derived fields, 1 says that they are there.
+    It holds public codes alone. Of e-mail addresses and derived fields, 1 says that they are there. One number more,
+    `beside`, tells whether a later record has the same addresses and the same declared amounts.
     """
 
     def __init__(self, fields: PaymentFields = TABLE_ALONE) -> None:
@@ -122,6 +129,20 @@ class RecordLayout:
         compared += [declared_column(field.number) for field in fields.declared if field.form is not Form.MONEY]
         self.compared = [(place, column) for place, column in enumerate(self.columns) if column in compared]
         """The place in a record, and the column, of each code that two records of one payment have in common."""
+        untold = sorted(field.number for field in fields.declared if field.form in _COMPARED_BESIDE)
+        self._beside = tuple(declared_column(number) + 1 for number in untold)
+        self.beside_fields = zlib.crc32(",".join(map(str, untold)).encode()) | 1 if untold else 0
+        """Which fields `beside` is made of, below 2**32; 0 for none."""
+
+    def beside(self, row: Sequence[int]) -> int:
+        """Returns a number of all that two records of one payment have in common and no code tells, below 2**64.
+
+        Rows that differ in one such field never have the same number.
+        """
+        number = 0
+        for column in self._beside:
+            number = (number ^ row[column] & _WORD) * _MULTIPLIER & _WORD
+        return number
 
     def codes_of(self, row: Sequence[int]) -> Sequence[int]:
         """Returns the codes that the record of a payment with this row holds."""
@@ -270,6 +291,8 @@ def _join_payment(payment: PaymentEvent, records: dict[bytes, PaymentRecord], jo
             attributes=joined.layout.codes_of(payment.attributes),
             keys=[entity_key.decode() for entity_key in payment.keys],
         )
+        if joined.layout.beside_fields:
+            record.beside, record.beside_fields = joined.layout.beside(payment.attributes), joined.layout.beside_fields
         records[key] = record
         joined.records[key] = record.SerializeToString()
     elif (record.source, record.offset) != (position.source, position.offset):
@@ -323,6 +346,9 @@ def _is_same(payment: PaymentEvent, record: PaymentRecord, layout: RecordLayout)
     codes, row = record.attributes, payment.attributes
     known = len(codes)
     if any(row[column] != codes[place] for place, column in layout.compared if place < known):
+        return False
+    # A record of another declaration has a number of other fields, or none.
+    if layout.beside_fields and record.beside_fields == layout.beside_fields and record.beside != layout.beside(row):
         return False
     # An earlier catalogue may have had other kinds of entities.
     return len(record.keys) != len(payment.keys) or list(record.keys) == [key.decode() for key in payment.keys]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,12 +36,14 @@ from paywarden.features.history.point_in_time import PointInTimeReplay, declared
 from paywarden.features.history.rows import HistoryRows
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import RATE_SCALE, RateTable
+from paywarden.features.stores.memory import MemoryStore
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
 from paywarden.schemas.payment_fields import Form, PaymentField, PaymentFields
 from paywarden.streams.archive.topic_history import history_of_rows
 from paywarden.streams.kafka.reading import Record
 from paywarden.streams.kafka.topic_rows import RowBuilder, TopicRows, rows_schema
+from paywarden.streams.maintenance.backfill import backfill
 from paywarden.streams.profiles import events as batch
 from paywarden.streams.profiles.decoder import EventDecoder
 from paywarden.streams.profiles.events import OutcomeEvent, PaymentEvent, Position, RecordLayout
@@ -307,6 +310,57 @@ def vector_of(
     row = np.array([event.attributes], dtype=np.int64)
     engine.fill_vectors(row, np.array(presence, dtype=np.uint8), packed, bounds, out)
     return out
+
+
+@cache
+def every_form() -> World:
+    return world_of(words.Payment(*[declare(number) for number, declare in enumerate(FORMS.values(), 1)]))
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), name=st.sampled_from(list(FORMS)))
+def test_a_later_record_is_changed_if_a_declared_field_differs(data: st.DataObject, name: str) -> None:
+    world = every_form()
+    field = world.fields.by_name[name]
+    assert isinstance(field, PaymentField)
+    payment = {
+        "payment_id": "p", "card_id": "k", "merchant_id": "m", "amount_minor": 5, "currency": "JPY",
+        "event_time_ms": NOW_MS, "needed": "n",
+    }  # fmt: skip
+    payment, other = ({**payment, field.name: data.draw(values_of(field, right=True))} for _ in range(2))
+    (first,), (later,) = world_events(world, [payment]), world_events(world, [other])
+    later = later._replace(position=Position(0, 1))
+    layout, entities = RecordLayout(world.fields), len(first.keys)
+    kept = batch.join([first], [], {}, entities, layout).records
+    # A row has more than a record keeps: the identities of all texts.
+    kind = batch.RESENT if first.attributes == later.attributes else batch.CHANGED
+    assert batch.join([later], [], kept, entities, layout).later == {kind: 1}
+    # The same holds for a payment that was backfilled.
+    store = MemoryStore()
+    history = history_of_tables(*tables_of(world, [payment]), world.fields)
+    backfill(history, store, engine=world.engine, rates=RATES, outcome_days=1)
+    kept = dict(store.scan("payment"))
+    assert batch.join([later], [], kept, entities, layout).later == {kind: 1}
+
+
+def test_a_later_record_is_compared_by_the_fields_that_both_declarations_have() -> None:
+    few = world_of(words.Payment(FORMS["product"](2)))
+    more = world_of(words.Payment(FORMS["product"](2), FORMS["buyer"](3), FORMS["tip"](4)))
+    most = world_of(words.Payment(FORMS["product"](2), FORMS["buyer"](3), FORMS["tip"](4), words.money("fee", 5)))
+    values = {"product": "book", "buyer": "ann@example.com", "tip": 5, "fee": 7}
+    payment: dict[str, Any] = {
+        "payment_id": "p", "card_id": "k", "merchant_id": "m", "amount_minor": 5, "currency": "EUR",
+        "event_time_ms": NOW_MS,
+    }  # fmt: skip
+    for before, after in ((few, more), (more, most), (most, more), (more, few)):
+        events = []
+        for world in (before, after):
+            said = {name: value for name, value in values.items() if name in world.fields.by_name}
+            events.append(world_events(world, [payment | said])[0])
+        first, later = events[0], events[1]._replace(position=Position(0, 1), keys=events[0].keys)
+        kept = batch.join([first], [], {}, len(first.keys), RecordLayout(before.fields)).records
+        joined = batch.join([later], [], kept, len(first.keys), RecordLayout(after.fields))
+        assert joined.later == {batch.RESENT: 1}
 
 
 def test_records_and_frames_of_another_declaration_are_read_by_number() -> None:
