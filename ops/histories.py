@@ -82,12 +82,14 @@ def read_asked(
     last_day: int | None,
     needed_from_day: int | None = None,
     open_files: Callable[[str, PaymentFields], History] | None = None,
+    with_propensities: bool = False,
 ) -> History:
     """Returns the history. Prints on stderr which records of topics or an archive are not in it.
 
     Topics and archives are read up to `last_day`, and from `first_day` less the warm-up or from `needed_from_day`,
     whichever is earlier. Days are counted from 1970; None is no bound. `open_files` opens the two files if they are
-    not to be read into memory. Raises Misconfigured, BrokerUnavailable.
+    not to be read into memory. `with_propensities` also reads decisions of the topics or the archive, for the payments
+    that exploration let through. Raises Misconfigured, BrokerUnavailable.
     """
     from paywarden.features.history.history import read_history
 
@@ -99,7 +101,8 @@ def read_asked(
         return (open_files or read_history)(asked.data, engine.plan.fields)
     since_ms, until_ms = time_ms_option("--since", asked.since), time_ms_option("--until", asked.until)
     days = _days(asked, engine, first_day, last_day, needed_from_day)
-    return _of_rows(source, asked, engine.plan, rates, since_ms, until_ms, days)
+    history = _of_rows(source, asked, engine.plan, rates, since_ms, until_ms, days)
+    return _with_propensities(source, asked, history, since_ms, until_ms, days) if with_propensities else history
 
 
 def _of_rows(
@@ -127,6 +130,30 @@ def _of_rows(
     if len(history) == 0:
         raise Misconfigured(f"{asked.data or 'topic payments'} holds no payment of that time{_extent(asked, rows[0])}")
     return history
+
+
+def _with_propensities(
+    source: Source,
+    asked: HistoryAsked,
+    history: History,
+    since_ms: int | None,
+    until_ms: int | None,
+    days: PaymentTimes,
+) -> History:
+    from paywarden.streams.archive import propensities
+
+    if asked.data is not None:
+        decisions = propensities.archived_decisions_of(Path(asked.data), (days.first_ms, days.last_ms))
+    else:
+        kafka, ids = wiring.kafka_settings(source), wiring.schema_ids(source)
+        with scan_bar("decisions") as bar:
+            decisions = propensities.topic_decisions(kafka, ids, since_ms=since_ms, until_ms=until_ms, progress=bar)
+    if decisions is None:
+        return history
+    if decisions.undecoded:
+        place = min(decisions.undecoded)
+        click.echo(f"left out: {len(decisions.undecoded)} records of decisions that do not decode ({place})", err=True)
+    return propensities.with_propensities(history, decisions)
 
 
 def _extent(asked: HistoryAsked, payments: TopicRows) -> str:

@@ -160,6 +160,7 @@ def replay(
         other = _contestant(source, challengers, challenger_policy_file or policy_file)
     rates = wiring.rate_table(source)
     first_day, last_day = day_option("--from", from_day, asked), day_option("--to", to_day, asked)
+    training = source.section("training", TrainingSettings)
     # Arrays that may be larger than memory are files next to the results.
     room = MmapAllocator(Path(out))
     history = read_asked(
@@ -172,6 +173,7 @@ def replay(
         last_day=last_day,
         # Which cards are known to be compromised follows from these.
         needed_from_day=day_of_date(champions.manifest.train_from),
+        with_propensities=training.propensity_weight_max > 0,
     )
     if len(history) == 0:
         raise click.ClickException(f"{data} holds no payment")
@@ -184,7 +186,6 @@ def replay(
 
         live = read_live(archived_decisions, window)
     engine.warm_up()
-    training = source.section("training", TrainingSettings)
     with progress_bar("replay", _rows(history, window, from_first=earlier is None)) as advance:
         results = run(
             history,

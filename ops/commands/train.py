@@ -143,7 +143,15 @@ def _trained(
     assert first is not None
     assert last is not None
     window = Days(first, last)
-    history = read_asked(source, asked, engine=engine, rates=rates, first_day=window.first, last_day=window.last)
+    history = read_asked(
+        source,
+        asked,
+        engine=engine,
+        rates=rates,
+        first_day=window.first,
+        last_day=window.last,
+        with_propensities=settings.propensity_weight_max > 0,
+    )
     require_past(history, now_ms())
     if len(history):
         require_within(history, ("--train-from", window.first), ("--train-to", window.last))

@@ -12,7 +12,7 @@ An archive holds such tables (streams/archive/files.py). A direct read of a topi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
@@ -107,10 +107,20 @@ class RowBuilder:
     """Collects records of one topic until the caller takes them as rows."""
 
     def __init__(
-        self, topic: str, ids: SchemaIds, fields: PaymentFields = TABLE_ALONE, key: IdentityKey = LAPTOP_KEY
+        self,
+        topic: str,
+        ids: SchemaIds,
+        fields: PaymentFields = TABLE_ALONE,
+        key: IdentityKey = LAPTOP_KEY,
+        columns: Sequence[str] | None = None,
     ) -> None:
-        """`fields` are those of a payment, and `key` makes the hashes of e-mail addresses."""
+        """`fields` are those of a payment, and `key` makes the hashes of e-mail addresses.
+
+        `columns` are the only ones that rows have; None for all.
+        """
         self._schema, self._decoder = rows_schema(topic, fields), Decoder(topic, ids)
+        if columns is not None:
+            self._schema = pa.schema([self._schema.field(name) for name in columns])
         self._fields, self._key = fields, key
         self._hashed = hashed_fields(fields) if topic == "payments" else {}
         self._start()
@@ -237,15 +247,16 @@ def read_topic(
     progress: Callable[[int, int], object] = lambda _count, _total: None,
     fields: PaymentFields = TABLE_ALONE,
     key: IdentityKey = LAPTOP_KEY,
+    columns: Sequence[str] | None = None,
 ) -> TopicRows:
     """Returns the records that reached a topic in a range of Kafka's own times, up to the present end of the topic.
 
-    `fields` are those of a payment, and `key` makes the hashes of e-mail addresses.
+    `fields` are those of a payment, and `key` makes the hashes of e-mail addresses. `columns`: see RowBuilder.
 
     The rows come partition by partition, each in the order of offsets. `progress` gets the number of records read and
     of all records. Raises BrokerUnavailable, Misconfigured, TemporaryFailure.
     """
-    builder = RowBuilder(topic, ids, fields, key)
+    builder = RowBuilder(topic, ids, fields, key, columns)
     with closing(KafkaTopic(kafka, topic)) as source:
         ranges = source.ranges(since_ms, until_ms)
         total = sum(map(len, ranges.values()))
