@@ -253,7 +253,8 @@ def _derived_program(fields: PaymentFields) -> NDArray[np.int64]:
     for row, derived in zip(program, fields.derived, strict=True):
         source = fields.by_name[derived.of]
         place = _declared_place(source.number) if source.number else _NUMBERS_OF[source.name]
-        row[:] = place, 0 if isinstance(derived, EmailDomain) else derived.bits, declared_column(derived.number)
+        bits = (0, 0) if isinstance(derived, EmailDomain) else (derived.bits, derived.bits_v6)
+        row[:] = place, *bits, declared_column(derived.number)
     return program
 
 

@@ -33,8 +33,11 @@ from paywarden.features.kernel.byte_ranges import (
 from paywarden.features.kernel.crc import crc32_of_text
 from paywarden.features.kernel.declared_texts import (
     BUFFER_BYTES,
+    UNUSUAL_ADDRESS,
     identity_in_small_letters,
     ipv4_address,
+    ipv6_address,
+    ipv6_network_identity,
     network_identity,
     sign_of_email,
 )
@@ -61,10 +64,10 @@ PLACES_MAX = FIELDS_MAX + DECLARED_MAX
 # value, or the largest size; and how many units of its last digit a decimal's 1 has.
 DECLARED_KIND, LEAST, MOST, SCALE = range(4)
 DECLARED_WIDTH = 4
-# Columns of the derived fields' program: the place of the source; the bits of a network, 0 for the domain of an e-mail
-# address; the column of the row.
-SOURCE, BITS, DERIVED_COLUMN = range(3)
-DERIVED_WIDTH = 3
+# Columns of the derived fields' program: the place of the source; the bits of a network of IPv4 addresses, 0 for the
+# domain of an e-mail address; those of a network of IPv6 addresses; the column of the row.
+SOURCE, BITS, BITS_V6, DERIVED_COLUMN = range(4)
+DERIVED_WIDTH = 4
 # The number of a key's field that is at least this stands for a keyed hash: the identity in the column of the rest.
 HASHED = 1 << 16
 # Columns of the program, which has a row for each field number: the field's kind, and the columns of its code and its
@@ -229,7 +232,7 @@ def _read_body(
 
 
 @inlined
-def _is_declared_text_good(kind: int, data: U8, at: int, end: int) -> bool:
+def _is_declared_text_good(kind: int, data: U8, at: int, end: int, scratch: U8) -> bool:
     if kind == TEXT:
         return is_printable(data, at, end) and not may_be_card_number(data, at, end)
     if kind == BIN:
@@ -240,7 +243,7 @@ def _is_declared_text_good(kind: int, data: U8, at: int, end: int) -> bool:
     if kind == PLACE:
         return bool(end - at == 2 and capital_letters(data, at, 2) >= 0)
     if kind == ADDRESS:
-        return bool(ipv4_address(data, at, end) >= 0)
+        return bool(ipv4_address(data, at, end) >= 0 or ipv6_address(data, at, end, scratch) == 1)
     return bool(sign_of_email(data, at, end) >= 0)
 
 
@@ -297,7 +300,7 @@ def read_declared(
                 row[column + (1 if kind == MONEY else 0)] = value + NUMBER_ZERO
             continue
         stop = at + value
-        if not 0 < value <= rule[MOST] or stop > end or not _is_declared_text_good(kind, data, at, stop):
+        if not 0 < value <= rule[MOST] or stop > end or not _is_declared_text_good(kind, data, at, stop, scratch):
             return False
         places[_START, FIELDS_MAX + number - 1], places[_SIZE, FIELDS_MAX + number - 1] = at, value
         if kind == PLACE:
@@ -326,13 +329,16 @@ def derive(derived: I64, numbers: I64, data: U8, row: I64, places: I64, scratch:
             row[column + 1] = identity_in_small_letters(data, domain, end, low, high, scratch)
         else:
             ipv4 = ipv4_address(data, at, end)
-            if ipv4 < 0:
-                # `ip` may hold any word. Only one with a colon can be an IPv6 address.
-                for place in range(at, end):
-                    if data[place] == 58:
-                        return False
-                continue
-            row[column + 1] = network_identity(ipv4, bits, low, high, scratch)
+            if ipv4 >= 0:
+                row[column + 1] = network_identity(ipv4, bits, low, high, scratch)
+            else:
+                ipv6 = ipv6_address(data, at, end, scratch)
+                if ipv6 == UNUSUAL_ADDRESS:
+                    return False
+                # `ip` may hold any word.
+                if ipv6 != 1:
+                    continue
+                row[column + 1] = ipv6_network_identity(derived[number, BITS_V6], low, high, scratch)
         row[column] = 1
     return True
 

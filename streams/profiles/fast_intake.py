@@ -26,8 +26,11 @@ from paywarden.features.kernel.byte_ranges import capital_letters, is_printable,
 from paywarden.features.kernel.crc import crc32_of_text
 from paywarden.features.kernel.declared_texts import (
     BUFFER_BYTES,
+    UNUSUAL_ADDRESS,
     identity_in_small_letters,
     ipv4_address,
+    ipv6_address,
+    ipv6_network_identity,
     network_identity,
     sign_of_email,
 )
@@ -93,9 +96,10 @@ _KIND, _NULLABLE, _COLUMN, _IDENTITY, _LEAST, _MOST, _DECIMALS = range(7)
 _WIDTH = 7
 # The field cannot be null, may be null, or must not be null although its type has null.
 _NO_NULL, _MAY_BE_NULL, _NULL_IS_REFUSED = range(3)
-# Columns of the program of derived fields: the source's number in the program, the column, and the bits of a network.
-# A domain has none.
-_SOURCE, _DERIVED_COLUMN, _BITS = range(3)
+# Columns of the program of derived fields: the source's number in the program, the column, and the bits of a network of
+# IPv4 and of IPv6 addresses. A domain has none.
+_SOURCE, _DERIVED_COLUMN, _BITS, _BITS_V6 = range(4)
+_DERIVED_WIDTH = 4
 # The digest of compiled code does not cover schemas/payment_fields.py: its number stands here once more.
 _POWERS = 10.0 ** np.arange(10)
 assert [float(power) for power in _POWERS] == [10.0**digits for digits in range(DECIMALS_MAX + 1)]
@@ -315,12 +319,12 @@ def _derived_program(fields: PaymentFields, names: Sequence[str]) -> NDArray[np.
         (
             names.index(derived.of),
             attributes.declared_column(derived.number),
-            derived.bits if isinstance(derived, NetworkPrefix) else 0,
+            *((derived.bits, derived.bits_v6) if isinstance(derived, NetworkPrefix) else (0, 0)),
         )
         for derived in fields.derived
         if derived.of in names
     ]
-    return np.array(program, dtype=np.int64).reshape(-1, 3)
+    return np.array(program, dtype=np.int64).reshape(-1, _DERIVED_WIDTH)
 
 
 def warm_up() -> None:
@@ -460,9 +464,9 @@ def _read_records(
             elif kind == _TEXT:
                 # The slow way decides whether it is a card number.
                 good &= not may_be_card_number(data, at, at + value)
-            elif kind == _ADDRESS:
+            elif kind == _ADDRESS and ipv4_address(data, at, at + value) < 0:
                 # The slow way reads other addresses.
-                good &= ipv4_address(data, at, at + value) >= 0
+                good &= ipv6_address(data, at, at + value, buffer) == 1
             at += value
         good = good and at == end
         for line in range(len(derived) if good else 0):
@@ -480,7 +484,10 @@ def _read_records(
                 rows[number, column] = 1
                 rows[number, column + 1] = network_identity(address, derived[line, _BITS], key_low, key_high, buffer)
                 continue
-            for place in range(start, stop):
-                # Only an IPv6 address has a colon. A text that is no address has no network.
-                good &= data[place] != 58
+            ipv6 = ipv6_address(data, start, stop, buffer)
+            if ipv6 == 1:
+                rows[number, column] = 1
+                rows[number, column + 1] = ipv6_network_identity(derived[line, _BITS_V6], key_low, key_high, buffer)
+            # Any other text has no network, unless the slow way finds one.
+            good &= ipv6 != UNUSUAL_ADDRESS
         is_usual[number] = good
