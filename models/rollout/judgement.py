@@ -234,20 +234,23 @@ class OutcomeCounts:
 
     `cards`: cards with a mature outcome, shape (strata, 2). `events`: shape (outcome measures, strata, 2).
     `amount_evidence`: log of the e-value of the amount of approved fraud (WeightedEvidence, over all steps).
-    `shares`: the candidate's share of the cards of each stratum, shape (strata,).
+    `shares`: the candidate's share of the cards of each stratum, shape (strata,). `labelled`: cards of both arms for
+    which somebody told an outcome.
     """
 
     cards: Counts
     events: Counts
     amount_evidence: float
     shares: Floats
+    labelled: int
     money: MoneyInterval | None = None
 
 
 def judge_outcomes(plan: RolloutPlan, counts: OutcomeCounts) -> Judgement:
     """Returns what mature outcomes say about a candidate, with the margin of all payments.
 
-    Payments must be at least `label_days` old: the labels of younger ones come in the order of their discovery.
+    Payments must be at least `label_days` old: the labels of younger ones come in the order of their discovery. Where
+    nobody tells outcomes, all payments look genuine: fewer than `labels_min` cards with an outcome are no data.
     """
     limit, needed = 1 + plan.margin, log_threshold(plan.alpha)
     harm_needed = log_threshold(plan.alpha_of(Part.OUTCOMES))
@@ -265,7 +268,7 @@ def judge_outcomes(plan: RolloutPlan, counts: OutcomeCounts) -> Judgement:
     worst = max(measures, key=lambda one: one.evidence)
     if worst.evidence >= 0:
         finding = Finding.HARM
-    elif min(champion, candidate) < plan.cards_min:
+    elif min(champion, candidate) < plan.cards_min or counts.labelled < plan.labels_min:
         finding = Finding.NO_DATA
     else:
         finding = Finding.WITHIN if all(one.is_within for one in measures) else Finding.INCONCLUSIVE

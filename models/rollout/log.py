@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, Protocol
 
 from paywarden.models.rollout.judgement import judgement_of, judgement_record
 from paywarden.models.rollout.plan import RolloutPlan
-from paywarden.models.rollout.rollout import EventKind, Rollout, RolloutEvent, Start, Version, after
+from paywarden.models.rollout.rollout import EventKind, Phase, Rollout, RolloutEvent, Start, Version, after
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.private_files import make_parent, open_private
 
@@ -105,6 +105,30 @@ class FileRolloutLog:
         return True
 
     @contextmanager
+    def leading(self) -> Iterator[None]:
+        """Keeps this process the only leader of the log's rollouts; the kernel ends that with the process.
+
+        Raises Misconfigured if another process leads, naming it.
+        """
+        path = self._path.with_name(self._path.name + ".leader")
+        try:
+            make_parent(path)
+            with os.fdopen(open_private(path, os.O_RDWR | os.O_CREAT), "r+", encoding="ascii") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    who = file.read(32).strip() or "unknown"
+                    raise Misconfigured(
+                        f"rollout lead: process {who} leads the rollouts of {self._path} already: wanted one leader"
+                    ) from None
+                file.truncate(0)
+                file.write(str(os.getpid()))
+                file.flush()
+                yield
+        except OSError as error:
+            raise Misconfigured(f"rollout lead: cannot lock {path}: {error.strerror}") from error
+
+    @contextmanager
     def _locked(self) -> Iterator[BinaryIO]:
         """Opens the file for its only writer; closing it gives the lock back."""
         make_parent(self._path)
@@ -142,6 +166,8 @@ class RolloutKeeper:
         self._noted_ms = 0
         self.started_ms = 0
         """When the newest rollout was started."""
+        self.steps_ms: list[int] = []
+        """When each step of the newest rollout began that has begun."""
         self.rollout: Rollout | None = None
         self.refresh()
 
@@ -151,12 +177,17 @@ class RolloutKeeper:
         if len(events) < self._known:
             self.rollout, self._known = None, 0
         for event in events[self._known :]:
-            self.rollout = after(self.rollout, event)
-            self._known += 1
-            self._noted_ms = event.time_ms
-            if event.kind is EventKind.STARTED:
-                self.started_ms = event.time_ms
+            self._note(after(self.rollout, event), event)
         return self.rollout
+
+    def _note(self, rollout: Rollout, event: RolloutEvent) -> None:
+        """Note an event that is in the log, and the rollout after it."""
+        self.rollout, self._noted_ms = rollout, event.time_ms
+        self._known += 1
+        if event.kind is EventKind.STARTED:
+            self.started_ms, self.steps_ms = event.time_ms, []
+        elif rollout.phase in (Phase.RUNNING, Phase.PROVISIONAL) and len(self.steps_ms) == rollout.step:
+            self.steps_ms.append(rollout.since_ms)
 
     def take(self, event: RolloutEvent) -> Rollout:
         """Apply an event, write it if it must be kept, and return the rollout after it.
@@ -170,10 +201,7 @@ class RolloutKeeper:
                 # A look that changes nothing is not worth a line, and its time counts with the next one.
                 return rollout
             if self._log.append(event, self._known):
-                self.rollout, self._noted_ms = rollout, event.time_ms
-                self._known += 1
-                if event.kind is EventKind.STARTED:
-                    self.started_ms = event.time_ms
+                self._note(rollout, event)
                 return rollout
 
     def _is_notable(self, before: Rollout | None, rollout: Rollout, event: RolloutEvent) -> bool:

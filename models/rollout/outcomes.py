@@ -1,7 +1,8 @@
 """What mature outcomes say about both arms: cards by event, the weight of approved fraud, and money with an interval.
 
-A payment is looked at when it is at least `label_days` old and its outcome is known. By then both arms have had the
-same time for labels to come. Payments stand in the order of their labels, so that a later look only adds cards.
+A payment is looked at when it is at least `label_days` old: by then both arms have had the same time for labels to
+come. One without an outcome counts as genuine then, as everywhere in Paywarden. Payments stand in the order in which
+they began to count, so that a later look only adds cards. A correction from fraud to genuine takes a card out again.
 
     card A (candidate)    approved, fraud of EUR 80      counts for fraud_approved, weighs 80 / cap
     card A (candidate)    approved, fraud of EUR 30      counts no more: a card counts once
@@ -35,10 +36,10 @@ _PER_PAYMENTS = 1_000
 
 @dataclass(frozen=True)
 class MatureOutcomes:
-    """Payments with mature outcomes, in the order in which their labels came. All arrays have shape (payments,).
+    """Payments with mature outcomes, in the order in which they began to count. All arrays have shape (payments,).
 
-    `step`: the step in which the payment was decided. `action`: an index into ACTIONS. `amount`: minor units of the
-    reference currency.
+    `step`: the step in which the payment was decided. `action`: an index into ACTIONS. `is_labelled`: somebody said
+    what it is. `amount`: minor units of the reference currency.
     """
 
     step: NDArray[np.int64]
@@ -46,11 +47,12 @@ class MatureOutcomes:
     arm: NDArray[np.int8]
     action: NDArray[np.int8]
     is_fraud: NDArray[np.bool_]
+    is_labelled: NDArray[np.bool_]
     amount: NDArray[np.int64]
 
 
-def outcome_counts(plan: RolloutPlan, outcomes: MatureOutcomes, *, amount_cap: int) -> OutcomeCounts:
-    """Returns the counts that `judge_outcomes` takes. `amount_cap`: a larger fraud weighs no more; fixed before."""
+def outcome_counts(plan: RolloutPlan, outcomes: MatureOutcomes) -> OutcomeCounts:
+    """Returns the counts that `judge_outcomes` takes. A fraud larger than the plan's `fraud_cap` weighs no more."""
     strata = plan.last_step
     cards = np.zeros((strata, 2), dtype=np.int64)
     events = np.zeros((len(OUTCOME_MEASURES), strata, 2), dtype=np.int64)
@@ -67,11 +69,12 @@ def outcome_counts(plan: RolloutPlan, outcomes: MatureOutcomes, *, amount_cap: i
         first_missed = _first_of_cards(outcomes, missed)
         events[0, step] = events[2, step] = _by_arm(outcomes, first_missed)
         events[1, step] = _by_arm(outcomes, _first_of_cards(outcomes, wronged))
-        weights = np.minimum(outcomes.amount[first_missed] / amount_cap, 1.0)
+        weights = np.minimum(outcomes.amount[first_missed] / plan.fraud_cap, 1.0)
         evidence.add(weights, outcomes.arm[first_missed] == CANDIDATE, plan.comparing_share(step))
     shares = np.array([plan.comparing_share(step) for step in range(strata)])
     money = _money(outcomes, compared, plan.alpha)
-    return OutcomeCounts(cards, events, evidence.log_evidence, shares, money)
+    labelled = len(np.unique(outcomes.position[compared & outcomes.is_labelled]))
+    return OutcomeCounts(cards, events, evidence.log_evidence, shares, labelled, money)
 
 
 def _first_of_cards(outcomes: MatureOutcomes, rows: NDArray[np.intp]) -> NDArray[np.intp]:

@@ -133,6 +133,10 @@ class RolloutPlan:
     cards_min: int = 100
     # How long labels take to come: outcomes of younger payments are not looked at.
     label_days: float = 14.0
+    # Fewer cards with an outcome, of both arms together, are no data.
+    labels_min: int = 30
+    # A larger approved fraud weighs no more in `fraud_amount`: minor units of the reference currency.
+    fraud_cap: int = 100_000
 
     def __post_init__(self) -> None:
         """Raises Misconfigured naming what is out of range."""
@@ -154,8 +158,13 @@ class RolloutPlan:
         if not 0 <= self.tolerance < min(self.margin, 1):
             most = min(self.margin, 1)
             raise Misconfigured(f"rollout tolerance: wanted 0 to below {most:g}, got {self.tolerance:g}")
-        if self.cards_min < 1:
-            raise Misconfigured(f"rollout cards_min: wanted at least 1, got {self.cards_min}")
+        for number, count in (
+            ("cards_min", self.cards_min),
+            ("labels_min", self.labels_min),
+            ("fraud_cap", self.fraud_cap),
+        ):
+            if count < 1:
+                raise Misconfigured(f"rollout {number}: wanted at least 1, got {count}")
         if not 0 <= self.label_days < float("inf"):
             raise Misconfigured(f"rollout label_days: wanted at least 0, got {self.label_days:g}")
         segment_measures(self.segments)

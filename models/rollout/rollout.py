@@ -49,6 +49,10 @@ class Phase(Enum):
     ABORTED = "aborted"
 
 
+class ClockBehind(Misconfigured):
+    """The clock is behind the newest event of the log: the rollout goes on when the clock is right."""
+
+
 ENDED = (Phase.PROMOTED, Phase.ROLLED_BACK, Phase.ABORTED)
 """Phases that nothing leaves."""
 
@@ -197,7 +201,7 @@ def orders_of(rollout: Rollout) -> Orders:
 def after(rollout: Rollout | None, event: RolloutEvent) -> Rollout:
     """Returns the state after an event. Raises Misconfigured, in one line, for an event that must not happen now.
 
-    `rollout`: the newest one, or None if there has been none.
+    `rollout`: the newest one, or None if there has been none. It is ClockBehind if the event is older than the log.
     """
     if event.kind in BY_A_PERSON and not (event.by and event.why):
         raise Misconfigured(f"rollout {event.kind.value}: wanted who and why, got by {event.by!r}, why {event.why!r}")
@@ -211,7 +215,7 @@ def after(rollout: Rollout | None, event: RolloutEvent) -> Rollout:
         # A wrong clock must not keep anybody from stopping.
         return _stopped(rollout, event, max(event.time_ms, rollout.time_ms))
     if event.time_ms < rollout.time_ms:
-        raise Misconfigured(
+        raise ClockBehind(
             f"rollout {event.kind.value}: the clock is {rollout.time_ms - event.time_ms} ms behind the newest event of "
             f"{rollout.start.name}; it goes on when the clock is right"
         )

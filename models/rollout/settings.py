@@ -25,6 +25,8 @@ class RolloutSettings:
     rare_share: float = 0.002
     cards_min: int = 100
     label_days: float = 14.0
+    labels_min: int = 30
+    fraud_cap: int = 100_000
 
     def __post_init__(self) -> None:
         """Raises Misconfigured naming the setting that is out of range."""

@@ -143,13 +143,14 @@ def lead(source: Source, look_every: float) -> None:
 
     It reads the topic `decisions`, looks at the evidence, takes the next step or rolls back, and writes the deployment
     file that `serve` on this host acts on ([serve] runtime). Run one for a deployment, with the settings of `serve`.
-    It ends when the rollout has ended. After a kill it goes on where it was.
+    It ends when the rollout has ended. After a kill it goes on where it was. A second one of the same log refuses to
+    start.
     """
     from paywarden.ops.wiring.rollouts import rollout_leader
     from paywarden.streams.health.process_end import ProcessEnd
 
-    with ProcessEnd("rollout lead") as end:
-        rollout_leader(source, look_every_s=look_every).run(end.stop)
+    with ProcessEnd("rollout lead") as end, rollout_leader(source, look_every_s=look_every) as leader:
+        leader.run(end.stop)
 
 
 @rollout.command()
@@ -183,7 +184,8 @@ def resume(source: Source, by: str, why: str, as_json: bool) -> None:
 def abort(source: Source, by: str, why: str, as_json: bool) -> None:
     """Give all cards back to the champion, for good.
 
-    One person is enough.
+    One person is enough. On a host that takes part, the command changes the deployment file itself: it works without a
+    leader and without Kafka.
     """
     _done(source, "aborted", by, why, as_json=as_json)
 
@@ -258,11 +260,17 @@ def _keeper(source: Source) -> RolloutKeeper:
 
 
 def _done(source: Source, kind: str, by: str, why: str, *, as_json: bool) -> None:
-    """Take an event of a person, and show what it made of the rollout."""
+    """Take an event of a person, let this host act on it, and show what it made of the rollout."""
     from paywarden.models.rollout.rollout import EventKind, RolloutEvent
+    from paywarden.ops.wiring.rollouts import deploy_here
 
     event = RolloutEvent(EventKind(kind), now_ms(), _who(by), _text("--why", why))
-    _show(_keeper(source).take(event), as_json=as_json)
+    found = _keeper(source).take(event)
+    _show(found, as_json=as_json)
+    try:
+        deploy_here(source, found)
+    except Misconfigured as error:
+        raise Misconfigured(f"rollout {kind}: it is in the log, but this host does not act on it: {error}") from error
 
 
 def _policy(option: str, digest: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,25 +13,45 @@ from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
-    from paywarden.models.rollout.rollout import Orders, Version
+    from paywarden.models.rollout.rollout import Orders, Rollout, Version
     from paywarden.scoring.server.deployment import ReleasePaths
     from paywarden.streams.rollouts.leader import RolloutLeader
 
 
-def rollout_leader(source: Source, *, look_every_s: float) -> RolloutLeader:
-    """Returns the leader of the newest rollout. Raises Misconfigured or BrokerUnavailable."""
+@contextmanager
+def rollout_leader(source: Source, *, look_every_s: float) -> Iterator[RolloutLeader]:
+    """Yields the leader of the newest rollout, the only one of its log while the context lasts.
+
+    Raises Misconfigured, for another leader too, or BrokerUnavailable.
+    """
     from paywarden.models.rollout.log import FileRolloutLog, RolloutKeeper
     from paywarden.models.rollout.settings import RolloutSettings
     from paywarden.streams.rollouts.leader import RolloutLeader
 
     log = FileRolloutLog(Path(source.section("rollout", RolloutSettings).log))
-    return RolloutLeader(
-        stores.kafka_settings(source),
-        stores.schema_ids(source),
-        RolloutKeeper(log),
-        deployment_writer(source),
-        look_every_s=look_every_s,
-    )
+    with log.leading():
+        yield RolloutLeader(
+            stores.kafka_settings(source),
+            stores.schema_ids(source),
+            RolloutKeeper(log),
+            deployment_writer(source),
+            rates=stores.rate_table(source),
+            gone=bundle_trouble,
+            look_every_s=look_every_s,
+        )
+
+
+def bundle_trouble(version: Version) -> str:
+    """Returns why the bundle of a version cannot be served any more; empty if it can."""
+    from paywarden.models.bundle.bundle import read_manifest
+
+    try:
+        digest = read_manifest(Path(version.bundle)).digest
+    except Misconfigured as error:
+        return str(error)
+    if digest != version.bundle_digest:
+        return f"bundle {version.bundle} has the digest {digest[:16]}, not {version.bundle_digest[:16]}"
+    return ""
 
 
 def deployment_writer(source: Source) -> Callable[[Orders], None]:
@@ -58,6 +79,21 @@ def deployment_writer(source: Source) -> Callable[[Orders], None]:
         write_deployment(runtime / DEPLOYMENT, deployment)
 
     return write
+
+
+def deploy_here(source: Source, rollout: Rollout) -> bool:
+    """Make the `serve` of this host act on the rollout's state now, if the host takes part in the rollout.
+
+    No leader and no Kafka is needed. Returns whether the host takes part. Raises Misconfigured.
+    """
+    from paywarden.models.rollout.rollout import orders_of
+    from paywarden.scoring.server.deployment import DEPLOYMENT, read_deployment
+
+    deployed = read_deployment(Path(source.section("serve", ServeSettings).runtime) / DEPLOYMENT)
+    if deployed is None or deployed.rollout != rollout.start.name:
+        return False
+    deployment_writer(source)(orders_of(rollout))
+    return True
 
 
 def _paths(source: Source, version: Version) -> ReleasePaths:

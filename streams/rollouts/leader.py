@@ -2,13 +2,16 @@
 
     log of rollouts ──► orders ──► deployment file of this host            `deploy`, at every change
     topic decisions ──► columns ──► RolloutAnalysis ──► a look every 10 s ──► log of rollouts
+    decisions and outcomes, when labels are mature ──► OutcomeReader ──► a look every minute ──► log of rollouts
 
 1. A pending rollout begins when decisions come from hosts that have the candidate loaded: their records name it.
 2. Bounds of high scores come from the champion's decisions in the hour before the rollout. They stay the same after a
    restart, because the same decisions are read again.
 3. A leader that starts again reads the decisions since the running step began, and is where it was.
-4. While Kafka is away there are no looks, so no step goes on. `paywarden rollout abort` works: the leader follows the
-   log, and needs no Kafka to change the deployment file.
+4. While Kafka is away there are no looks, so no step goes on. `paywarden rollout abort` works: it changes the
+   deployment file of its host by itself.
+5. Mature outcomes are judged in every step and while the rollout is provisional (streams/rollouts/outcomes.py).
+6. While the clock is behind the log, steps wait. If the candidate's bundle is gone, the rollout is rolled back.
 
 Decisions hold no latency: plans need `slow` in leave_out.
 """
@@ -18,7 +21,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from threading import Event
 from typing import Any
 
@@ -26,17 +29,28 @@ import numpy as np
 from confluent_kafka import Consumer, TopicPartition
 
 from paywarden.features.profiles.keys import entity_key
+from paywarden.features.profiles.money import RateTable
 from paywarden.models.policy.policy import ACTIONS
 from paywarden.models.rollout.analysis import EventBounds, RolloutAnalysis, RolloutDecisions
 from paywarden.models.rollout.log import RolloutKeeper
-from paywarden.models.rollout.rollout import EventKind, Orders, Phase, Rollout, RolloutEvent, orders_of
-from paywarden.models.rollout.shares import CANDIDATE, CHAMPION, CardSplit
+from paywarden.models.rollout.rollout import (
+    ClockBehind,
+    EventKind,
+    Orders,
+    Phase,
+    Rollout,
+    RolloutEvent,
+    Version,
+    orders_of,
+)
+from paywarden.models.rollout.shares import CardSplit
 from paywarden.schemas.avro import Decoder, SchemaIds
 from paywarden.schemas.errors import BrokerUnavailable, InvalidEvent, Misconfigured
 from paywarden.streams.kafka.admin import end_offsets, make_admin, offsets_at, partitions_of
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.end_offsets import EndsWatch
 from paywarden.streams.kafka.reading import RANGE_BATCH, Record, consume, make_consumer, records_between
+from paywarden.streams.rollouts.outcomes import ARMS, OutcomeReader
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +59,10 @@ _GROUP = "paywarden-rollout"
 _BOUNDS_MS, _BOUNDS_MAX = 3_600_000, 200_000
 _WAIT_S = 0.5
 _RETRY_S = 2.0
-_ARMS = {"champion": CHAMPION, "candidate": CANDIDATE}
+_WARN_EVERY_S = 60.0
+# Mature outcomes are judged once in this many looks: labels come by the day.
+_LOOKS_AN_OUTCOME = 6
+_BY = "rollout lead"
 # An unknown card is a normal case, and no fault of a version.
 _USUAL_FLAGS = "unknown_"
 
@@ -60,14 +77,21 @@ class RolloutLeader:
         keeper: RolloutKeeper,
         deploy: Callable[[Orders], object],
         *,
+        rates: RateTable,
+        gone: Callable[[Version], str] = lambda _: "",
         look_every_s: float = 10.0,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
-        """`deploy` makes this host serve orders; it is called at each change, and raises Misconfigured."""
-        self._kafka, self._decoder, self._keeper = kafka, Decoder("decisions", ids), keeper
+        """`deploy` makes this host serve orders; it is called at each change, and raises Misconfigured.
+
+        `rates`: for the money of outcomes. `gone` returns why a version cannot be served any more; empty if it can.
+        """
+        self._kafka, self._ids, self._decoder, self._keeper = kafka, ids, Decoder("decisions", ids), keeper
+        self._rates, self._gone = rates, gone
         self._deploy, self._look_every_s, self._now_ms = deploy, look_every_s, now_ms
         self._orders: Orders | None = None
         self._shown = ""
+        self._warn_at = 0.0
 
     def run(self, stop: Event) -> None:
         """Lead until the rollout has ended, or `stop` is set. Raises Misconfigured without a rollout to lead."""
@@ -100,30 +124,64 @@ class RolloutLeader:
     def _lead(self, rollout: Rollout, stop: Event) -> None:
         """Read decisions and look, until the rollout has ended or Kafka is away."""
         topic, partitions = self._kafka.topic("decisions"), partitions_of(self._kafka, "decisions")
-        with closing(make_consumer(self._kafka, group_id=_GROUP)) as consumer:
-            ends = end_offsets(consumer, topic, partitions)
-            analysis = RolloutAnalysis(self._keeper, self._bounds(consumer, topic, ends, rollout), by="rollout lead")
-            since_ms = analysis.counts_from_ms
-            begin = offsets_at(consumer, topic, ends, rollout.since_ms if since_ms is None else since_ms)
-            consumer.assign([TopicPartition(topic, partition, offset) for partition, offset in begin.items()])
-            split, look_at = CardSplit(bytes.fromhex(rollout.start.salt)), 0.0
+        outcomes = OutcomeReader(
+            self._kafka, self._ids, self._keeper, self._rates, judge_every_s=self._look_every_s * _LOOKS_AN_OUTCOME
+        )
+        with closing(outcomes), closing(make_consumer(self._kafka, group_id=_GROUP)) as consumer:
             watch = EndsWatch(make_admin(self._kafka), topic, lambda: [(topic, partition) for partition in partitions])
+            ends = end_offsets(consumer, topic, partitions)
+            analysis: RolloutAnalysis | None = None
+            if rollout.phase is not Phase.PROVISIONAL:
+                analysis = RolloutAnalysis(self._keeper, self._bounds(consumer, topic, ends, rollout), by=_BY)
+                begin = offsets_at(consumer, topic, ends, analysis.counts_from_ms or rollout.since_ms)
+                consumer.assign([TopicPartition(topic, partition, offset) for partition, offset in begin.items()])
+            split, look_at = CardSplit(bytes.fromhex(rollout.start.salt)), 0.0
             while not (stop.is_set() or rollout.has_ended):
-                records = self._decided(consume(consumer, RANGE_BATCH, _WAIT_S).records, rollout)
-                if records:
+                if rollout.phase is Phase.PROVISIONAL:
+                    # All cards are the candidate's: there is nothing left to compare but outcomes.
+                    stop.wait(min(_WAIT_S, self._look_every_s))
+                elif records := self._decided(consume(consumer, RANGE_BATCH, _WAIT_S).records, rollout):
+                    assert analysis is not None, "nothing leads back from provisional"
                     if rollout.phase is Phase.PENDING:
-                        self._keeper.take(RolloutEvent(EventKind.READY, self._now_ms(), "rollout lead"))
+                        self._take(RolloutEvent(EventKind.READY, self._now_ms(), _BY))
                     analysis.add(decision_columns(records, split, rollout.start.plan.segments))
                 watch.look()
-                if time.monotonic() >= look_at and not watch.trouble():
-                    analysis.look(self._now_ms())
-                    look_at = time.monotonic() + self._look_every_s
+                if not watch.trouble():
+                    if judgement := outcomes.turn(rollout, self._now_ms()):
+                        self._take(RolloutEvent(EventKind.OUTCOMES, self._now_ms(), _BY, judgement=judgement))
+                    if time.monotonic() >= look_at:
+                        self._look(analysis, rollout)
+                        look_at = time.monotonic() + self._look_every_s
                 rollout = self._follow() or rollout
+
+    def _look(self, analysis: RolloutAnalysis | None, rollout: Rollout) -> None:
+        """Look whether the candidate is still there, and at what its decisions show."""
+        if why := self._gone(rollout.start.candidate):
+            self._take(RolloutEvent(EventKind.GONE, self._now_ms(), _BY, why))
+        elif analysis is not None:
+            with self._waiting_for_the_clock():
+                analysis.look(self._now_ms())
+
+    def _take(self, event: RolloutEvent) -> None:
+        """Put an event into the log, unless the rollout has ended meanwhile."""
+        with self._waiting_for_the_clock():
+            found = self._keeper.refresh()
+            if found is not None and not found.has_ended:
+                self._keeper.take(event)
+
+    @contextmanager
+    def _waiting_for_the_clock(self) -> Iterator[None]:
+        try:
+            yield
+        except ClockBehind as error:
+            if time.monotonic() >= self._warn_at:
+                _log.warning("%s", error)
+                self._warn_at = time.monotonic() + _WARN_EVERY_S
 
     def _decided(self, records: Sequence[Record], rollout: Rollout) -> list[Mapping[str, Any]]:
         """Returns the decisions of this rollout."""
         name = rollout.start.name
-        return [one for one in self._decisions(records) if one["rollout"] == name and one["arm"] in _ARMS]
+        return [one for one in self._decisions(records) if one["rollout"] == name and one["arm"] in ARMS]
 
     def _decisions(self, records: Sequence[Record]) -> Iterator[Mapping[str, Any]]:
         """Yields the decisions in records. What cannot be read is no decision of ours."""
@@ -157,7 +215,7 @@ def decision_columns(
     named = {segment: segment.partition("=")[::2] for segment in segments}
     return RolloutDecisions(
         position=split.positions(entity_key("card", [one["card_id"]]) for one in decisions),
-        arm=np.array([_ARMS[one["arm"]] for one in decisions], dtype=np.int8),
+        arm=np.array([ARMS[one["arm"]] for one in decisions], dtype=np.int8),
         decided_ms=np.array([one["decided_time_ms"] for one in decisions], dtype=np.int64),
         score=np.array([one["score"] for one in decisions]),
         action=np.array([actions[one["action"]] for one in decisions], dtype=np.int8),

@@ -7,15 +7,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from paywarden.features.profiles.money import load_rates
 from paywarden.models.rollout.analysis import RolloutAnalysis
+from paywarden.models.rollout.judgement import Finding, Judgement
 from paywarden.models.rollout.log import FileRolloutLog, RolloutKeeper
-from paywarden.models.rollout.plan import plan_of
-from paywarden.models.rollout.rollout import EventKind, Phase, Rollout, RolloutEvent, Start, Version
+from paywarden.models.rollout.plan import RolloutPlan, plan_of
+from paywarden.models.rollout.rollout import EventKind, Orders, Phase, Rollout, RolloutEvent, Start, Version
 from paywarden.models.rollout.shares import CANDIDATE, CardSplit, arm_at, arm_edges
 from paywarden.ops.wiring.rollouts import deployment_writer
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
@@ -48,8 +51,10 @@ class World:
         self._producer = make_producer(settings, linger_ms=5)
         ids = LocalSchemaIds()
         self._encoder = Encoder("decisions", ids.id_of("decisions"))
+        self._outcomes = Encoder("outcomes", ids.id_of("outcomes"))
         self._random = np.random.default_rng(1)
         self._made = 0
+        self.gone = ""
 
     @property
     def keeper(self) -> RolloutKeeper:
@@ -65,12 +70,18 @@ class World:
     def deployment(self) -> Deployment | None:
         return read_deployment(self.runtime / DEPLOYMENT)
 
-    def start(self) -> None:
-        begun = Start("r-1", SALT, Version("a" * 64, "", "champion"), Version("b" * 64, "", "candidate"), PLAN)
+    def start(self, name: str = "r-1", plan: RolloutPlan = PLAN) -> None:
+        begun = Start(name, SALT, Version("a" * 64, "", "champion"), Version("b" * 64, "", "candidate"), plan)
         self.keeper.take(RolloutEvent(EventKind.STARTED, now_ms(), "ann", "a test", begun))
 
-    def decide(self, count: int, *, rollout: str = "", share: int = 0, declines: float = 0.02) -> None:
-        """Send decisions. The candidate declines this share of its payments, the champion 2 %."""
+    def decide(
+        self, count: int, *, rollout: str = "", share: int = 0, declines: float = 0.02, frauds: float | None = None
+    ) -> None:
+        """Send decisions. The candidate declines this share of its payments, the champion 2 %.
+
+        `frauds`: one in five payments of the champion's cards is fraud, and this share of the candidate's; the outcomes
+        of all follow. None: no outcomes.
+        """
         split, edges = CardSplit(bytes.fromhex(SALT)), arm_edges([share])
         for card in self._random.integers(0, 2_000, count):
             self._made += 1
@@ -86,13 +97,25 @@ class World:
                 arm=("candidate" if ours else "champion") if rollout else "",
             )
             self._producer.produce(self.settings.topic("decisions"), self._encoder.encode(record))
+            if frauds is not None:
+                is_fraud = self._random.random() < (frauds if ours else 0.2)
+                label = {
+                    "payment_id": record["payment_id"],
+                    "outcome_time_ms": now_ms(),
+                    "label": "fraud" if is_fraud else "genuine",
+                }
+                self._producer.produce(self.settings.topic("outcomes"), self._outcomes.encode(label))
         assert self._producer.flush(30) == 0
+
+    def leader(self, deploy: Callable[[Orders], None] = lambda _: None) -> RolloutLeader:
+        keeper, rates = self.keeper, load_rates()
+        return RolloutLeader(
+            self.settings, LocalSchemaIds(), keeper, deploy, rates=rates, gone=lambda _: self.gone, look_every_s=0.1
+        )
 
     @contextmanager
     def led(self) -> Iterator[threading.Thread]:
-        leader = RolloutLeader(
-            self.settings, LocalSchemaIds(), self.keeper, deployment_writer(self.source), look_every_s=0.1
-        )
+        leader = self.leader(deployment_writer(self.source))
         stop = threading.Event()
         thread = threading.Thread(target=leader.run, args=(stop,))
         thread.start()
@@ -184,15 +207,61 @@ def test_an_abort_reaches_the_host_and_ends_the_leader(world: World) -> None:
     assert "candidate" not in content
 
 
-def _raised(run: Callable[[threading.Event], None]) -> str:
+# Labels are mature after a tenth of a second, and a candidate with at most three times the fraud is within.
+PLAN_WITH_OUTCOMES = plan_of([50, 100], step_hours=(1e-9,), margin=2.0, label_days=1e-6, leave_out=("slow",))
+WITHIN = Judgement(Finding.WITHIN, "decline", -1.0, (500, 500), ())
+
+
+def reach_all_cards(world: World, name: str, *, frauds: float) -> None:
+    """Bring a rollout to 100 %, with decisions and outcomes of the step with half of the cards."""
+    world.start(name, PLAN_WITH_OUTCOMES)
+    world.keeper.take(RolloutEvent(EventKind.READY, now_ms(), "host"))
+    world.decide(4_000, rollout=name, share=5_000, declines=0.02, frauds=frauds)
+    world.keeper.take(RolloutEvent(EventKind.LOOKED, now_ms() + 1, "analysis", step=0, judgement=WITHIN))
+    assert world.rollout.phase is Phase.PROVISIONAL
+
+
+def test_mature_outcomes_roll_back_a_provisional_rollout_or_let_a_person_promote_it(world: World) -> None:
+    reach_all_cards(world, "r-1", frauds=0.4)
+    with world.led() as leader:
+        leader.join(60)
+    assert world.rollout.phase is Phase.ROLLED_BACK
+    assert "fraud_approved is more frequent" in world.rollout.cause
+    assert world.rollout.outcomes is not None
+    assert world.rollout.outcomes.money is not None
+    reach_all_cards(world, "r-2", frauds=0.2)
+    promoted = RolloutEvent(EventKind.PROMOTED, now_ms() + 1_000, "ann", "outcomes are fine")
+    assert "none was looked at" in _raised(lambda _: world.keeper.take(promoted))
+    with world.led() as leader:
+        wait_until(lambda: world.rollout.outcomes is not None, "outcomes are judged")
+        assert world.rollout.outcomes is not None
+        assert world.rollout.outcomes.finding is Finding.WITHIN
+        world.keeper.take(replace(promoted, time_ms=now_ms()))
+        leader.join(60)
+        assert not leader.is_alive()
+    deployed = world.deployment
+    assert deployed is not None
+    assert (deployed.active.bundle_digest, deployed.candidate, deployed.share) == ("b" * 64, None, 0)
+
+
+def test_a_candidate_that_is_gone_is_rolled_back(world: World) -> None:
+    world.decide(100)
+    world.start()
+    world.gone = "bundle candidate: there is no manifest.json"
+    with world.led() as leader:
+        leader.join(60)
+    assert world.rollout.cause == "the candidate is gone: bundle candidate: there is no manifest.json"
+
+
+def _raised(run: Callable[[threading.Event], object]) -> str:
     with pytest.raises(Misconfigured) as refused:
         run(threading.Event())
     return str(refused.value)
 
 
 def test_without_decisions_of_the_champion_nothing_begins(world: World) -> None:
-    leader = RolloutLeader(world.settings, LocalSchemaIds(), world.keeper, lambda _: None)
+    leader = world.leader()
     assert "there has been no rollout" in _raised(leader.run)
     world.start()
-    leader = RolloutLeader(world.settings, LocalSchemaIds(), world.keeper, lambda _: None)
+    leader = world.leader()
     assert "wanted decisions of the champion from before the rollout" in _raised(leader.run)

@@ -122,19 +122,20 @@ def test_many_looks_at_once_are_judged_as_one_look_is(cards: int, ratios: dict[s
         assert within_margin(PLAN, step, twice).tolist() == [judgement.finding is Finding.WITHIN] * 2
 
 
-def outcomes(cards: int, *, frauds: float = 1.0, amount_evidence: float = 0.0) -> Judgement:
+def outcomes(cards: int, *, frauds: float = 1.0, amount_evidence: float = 0.0, labelled: int = 1_000) -> Judgement:
     shares = np.array([PLAN.comparing_share(step) for step in range(PLAN.last_step)])
     arms = np.stack([cards * (1 - shares), cards * shares], axis=-1)
     events = np.stack([arms * share for share in (0.004, 0.01, 0.004)])
     events[0, :, 1] *= frauds
     rounded = np.rint(events).astype(np.int64)
-    return judge_outcomes(PLAN, OutcomeCounts(arms.astype(np.int64), rounded, amount_evidence, shares))
+    return judge_outcomes(PLAN, OutcomeCounts(arms.astype(np.int64), rounded, amount_evidence, shares, labelled))
 
 
 def test_mature_outcomes_decide_about_fraud_and_money() -> None:
     assert outcomes(0).finding is Finding.NO_DATA
     assert outcomes(5_000).finding is Finding.INCONCLUSIVE
     assert outcomes(400_000).finding is Finding.WITHIN
+    assert outcomes(400_000, labelled=PLAN.labels_min - 1).finding is Finding.NO_DATA
     assert (outcomes(400_000, frauds=2).finding, outcomes(400_000, frauds=2).measure) == (
         Finding.HARM,
         "fraud_approved",
@@ -152,6 +153,8 @@ def test_mature_outcomes_decide_about_fraud_and_money() -> None:
         ({"tolerance": 0.25}, "rollout tolerance: wanted 0 to below 0.25, got 0.25"),
         ({"tolerance": -0.1}, "rollout tolerance: wanted 0 to below 0.25, got -0.1"),
         ({"cards_min": 0}, "rollout cards_min: wanted at least 1, got 0"),
+        ({"labels_min": 0}, "rollout labels_min: wanted at least 1, got 0"),
+        ({"fraud_cap": 0}, "rollout fraud_cap: wanted at least 1, got 0"),
         ({"label_days": -1.0}, "rollout label_days: wanted at least 0, got -1"),
         ({"step_hours": (1.0,)}, "rollout hours: wanted 2, one for each step but the last, got 1"),
         ({"step_hours": (1.0, -1.0)}, "rollout hours: wanted more than 0, got -1"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -148,3 +149,21 @@ def test_a_log_that_cannot_be_read_or_written_is_one_line(tmp_path: Path) -> Non
     (tmp_path / "file").touch()
     with pytest.raises(Misconfigured, match=r"cannot (read|write) the rollouts .*: Not a directory"):
         filled(tmp_path / "file" / "rollouts.jsonl")
+
+
+def test_a_log_has_one_leader_and_the_next_one_is_told_who_leads(tmp_path: Path) -> None:
+    log = FileRolloutLog(tmp_path / "rollouts.jsonl")
+    with log.leading(), pytest.raises(Misconfigured) as refused, FileRolloutLog(tmp_path / "rollouts.jsonl").leading():
+        pass
+    assert f"process {os.getpid()} leads the rollouts of {tmp_path}/rollouts.jsonl already" in str(refused.value)
+    with log.leading():
+        pass
+
+
+def test_the_times_of_steps_are_those_of_the_log(tmp_path: Path) -> None:
+    keeper = filled(tmp_path / "log", EVENTS[:2])
+    for minute in range(1, 75):
+        assert keeper.rollout is not None
+        keeper.take(look(Finding.WITHIN, minute * 60_000, keeper.rollout.step))
+    assert keeper.steps_ms == [1, 31 * 60_000, 61 * 60_000]
+    assert RolloutKeeper(FileRolloutLog(tmp_path / "log")).steps_ms == keeper.steps_ms

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,15 +14,15 @@ from paywarden.models.rollout.outcomes import MatureOutcomes, outcome_counts
 from paywarden.models.rollout.plan import plan_of
 from paywarden.models.rollout.shares import CIRCLE
 
-PLAN = plan_of([10, 50, 100])
-CAP = 10_000
+PLAN = plan_of([10, 50, 100], fraud_cap=10_000)
 CANDIDATE_CARD, CHAMPION_CARD, EARLIER_CARD = (int(CIRCLE * share) for share in (0.3, 0.8, 0.05))
 Row = tuple[int, int, int, int, bool, int]
 
 
 def outcomes_of(rows: list[Row]) -> MatureOutcomes:
-    columns = list(zip(*rows, strict=True)) if rows else [()] * 6
-    types = (np.int64, np.uint64, np.int8, np.int8, np.bool_, np.int64)
+    columns: list[Any] = list(zip(*rows, strict=True)) if rows else [()] * 6
+    columns.insert(5, [True] * len(rows))
+    types = (np.int64, np.uint64, np.int8, np.int8, np.bool_, np.bool_, np.int64)
     return MatureOutcomes(*(np.array(column, kind) for column, kind in zip(columns, types, strict=True)))
 
 
@@ -35,7 +36,7 @@ def simulated(seed: int, *, cards: int = 3_000, loss_ratio: float = 1.0) -> Matu
     fraud = (random.random(cards) < 0.1)[card] & (random.random(len(card)) < 0.5 * np.where(arm, loss_ratio, 1.0) / 2)
     amount = np.minimum(random.pareto(2.5, len(card)) * 5_000, 200_000).astype(np.int64)
     action = np.zeros(len(card), dtype=np.int8)
-    return MatureOutcomes(np.zeros(len(card), np.int64), position, arm, action, fraud, amount)
+    return MatureOutcomes(np.zeros(len(card), np.int64), position, arm, action, fraud, np.ones(len(card), bool), amount)
 
 
 def test_a_card_counts_once_and_cards_of_an_earlier_step_not_at_all() -> None:
@@ -50,9 +51,9 @@ def test_a_card_counts_once_and_cards_of_an_earlier_step_not_at_all() -> None:
                 (1, EARLIER_CARD, 1, APPROVE, True, 9_000),
             ]
         ),
-        amount_cap=CAP,
     )
     assert counts.cards.tolist() == [[0, 0], [1, 1]]
+    assert counts.labelled == 2
     assert counts.events[:, 1].tolist() == [[0, 1], [1, 0], [0, 1]]
     # One card weighs 0.8: its bet on d is d^0.8 / (1 - p + p d^0.8).
     share, gain = PLAN.comparing_share(1), np.array([1.1, 1.25, 1.5, 2, 4, 10]) ** 0.8
@@ -60,7 +61,7 @@ def test_a_card_counts_once_and_cards_of_an_earlier_step_not_at_all() -> None:
 
 
 def test_no_outcomes_are_no_data() -> None:
-    counts = outcome_counts(PLAN, outcomes_of([]), amount_cap=CAP)
+    counts = outcome_counts(PLAN, outcomes_of([]))
     assert counts.money is None
     assert judge_outcomes(PLAN, counts).finding is Finding.NO_DATA
 
@@ -68,7 +69,7 @@ def test_no_outcomes_are_no_data() -> None:
 def test_the_interval_of_money_rarely_misses_and_is_the_same_after_it_was_written() -> None:
     missed = 0
     for seed in range(60):
-        counts = outcome_counts(PLAN, simulated(seed), amount_cap=CAP)
+        counts = outcome_counts(PLAN, simulated(seed))
         assert counts.money is not None
         missed += not counts.money.low <= 0 <= counts.money.high
         judgement = judge_outcomes(PLAN, counts)
@@ -77,7 +78,7 @@ def test_the_interval_of_money_rarely_misses_and_is_the_same_after_it_was_writte
 
 
 def test_twice_the_fraud_is_harm() -> None:
-    counts = outcome_counts(PLAN, simulated(1, cards=60_000, loss_ratio=2.0), amount_cap=CAP)
+    counts = outcome_counts(PLAN, simulated(1, cards=60_000, loss_ratio=2.0))
     judgement = judge_outcomes(PLAN, counts)
     assert judgement.finding is Finding.HARM
     assert judgement.money is not None

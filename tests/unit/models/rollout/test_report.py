@@ -27,7 +27,7 @@ def outcome_look(hours: float) -> RolloutEvent:
     shares = np.array([PLAN.comparing_share(step) for step in range(PLAN.last_step)])
     cards = np.array([[9_000, 1_000], [4_000, 4_000]])
     events = np.array([cards // 100] * 3)
-    counts = OutcomeCounts(cards, events, 0.0, shares, MoneyInterval(1_200_00, 1_250_00, -90_00, 190_00))
+    counts = OutcomeCounts(cards, events, 0.0, shares, 500, MoneyInterval(1_200_00, 1_250_00, -90_00, 190_00))
     return RolloutEvent(EventKind.OUTCOMES, int(hours * HOUR_MS), "analysis", judgement=judge_outcomes(PLAN, counts))
 
 

@@ -15,6 +15,13 @@ from paywarden.models.rollout.rollout import EventKind, RolloutEvent
 from paywarden.ops.cli import cli
 from paywarden.ops.times import now_ms
 from paywarden.schemas.errors import Misconfigured
+from paywarden.scoring.server.deployment import (
+    DEPLOYMENT,
+    Deployment,
+    ReleasePaths,
+    read_deployment,
+    write_deployment,
+)
 from paywarden.streams.kafka import admin
 from paywarden.streams.rollouts import topic
 
@@ -73,6 +80,24 @@ def test_a_rollout_from_start_to_abort(tmp_path: Path, bundles: Path) -> None:
     assert run(tmp_path, "report", "--out", str(page)).exit_code == 0
     assert "aborted by ben: enough" in page.read_text(encoding="utf-8")
     assert start(tmp_path, bundles, "--name", "r-2").exit_code == 0
+
+
+def test_an_abort_reaches_a_host_that_takes_part_without_leader_and_without_kafka(
+    tmp_path: Path, bundles: Path
+) -> None:
+    settings = f'[serve]\nruntime = "{tmp_path}"\n[kafka]\nbootstrap = "127.0.0.1:1"\n'
+    start(tmp_path, bundles, "--name", "r-1", settings=settings)
+    path, old, new = tmp_path / DEPLOYMENT, ReleasePaths(str(bundles / "old")), ReleasePaths(str(bundles / "new"))
+    other = Deployment(old, candidate=new, rollout="another", share=100, salt="00" * 16)
+    write_deployment(path, other)
+    run(tmp_path, "abort", "--why", "enough", settings=settings)
+    assert read_deployment(path) == other, "this host takes part in another rollout"
+    start(tmp_path, bundles, "--name", "r-2", settings=settings)
+    write_deployment(path, replace(other, rollout="r-2"))
+    assert run(tmp_path, "abort", "--why", "enough", settings=settings).exit_code == 0
+    found = read_deployment(path)
+    assert found is not None
+    assert (found.active.bundle, found.candidate, found.share) == (str(bundles / "old"), None, 0)
 
 
 def test_the_same_bundle_with_another_policy_is_a_candidate(tmp_path: Path, bundles: Path) -> None:
