@@ -53,6 +53,7 @@ _TIME, _MONEY, _SHARE = "ms since 1970, UTC", "minor units of the reference curr
 _UNITS = (
     (r".*time_ms(_low|_high)?|timestamp_ms|kafka_timestamp_ms", _TIME),
     (r".*_ms", "ms"),
+    (r".*_us", "µs"),
     (r".*_minor", _MONEY),
     (r".*_minutes", "minutes"),
     (r"(.*_)?days", "days"),

@@ -336,12 +336,15 @@ class MicroBatcher:
         if self._has_names:
             for call, count in zip(calls, counts, strict=True):
                 callers += [call.caller] * count
+        arrivals = [call.arrived for call in calls]
+        if len(requests) != len(calls):
+            arrivals = [call.arrived for call, count in zip(calls, counts, strict=True) for _ in range(count)]
         for connection in refused:
             connection.flush()
         if self._stages.is_timed:
             for call in calls:
                 self._stages.wait(now - call.arrived)
-        return _Chunk(calls, counts, requests, batches, callers)
+        return _Chunk(calls, counts, requests, batches, callers, arrivals)
 
     def _answer(self, chunk: _Chunk) -> None:
         results = self._results(chunk)
@@ -374,12 +377,14 @@ class MicroBatcher:
         if self._stages.is_timed:
             self._stages.lap("parse", len(chunk.requests))
         if not wrong:
+            payments.arrivals = chunk.arrivals
             if chunk.callers:
                 payments.callers = chunk.callers
             return self._score(payments, chunk.batches)
         count, spoilt = len(chunk.requests), set(_spoilt(chunk.counts, wrong))
         results = [refusal_of(wrong[place]) if place in wrong else NOT_DECIDED for place in range(count)]
         right = [place for place in range(count) if place not in wrong]
+        payments.arrivals = [chunk.arrivals[place] for place in right]
         if chunk.callers:
             payments.callers = [chunk.callers[place] for place in right]
         decided = [index for index, place in enumerate(right) if place not in spoilt]
@@ -427,7 +432,7 @@ class MicroBatcher:
 
 
 class _Chunk(NamedTuple):
-    """Calls, the number of requests in each, all requests, the places of each batch, and the caller of each request.
+    """Calls, the number of requests in each, all requests, the places of each batch, and who sent each request when.
 
     `callers` is empty as long as no caller has had a name.
     """
@@ -437,6 +442,7 @@ class _Chunk(NamedTuple):
     requests: list[TakenRequest]
     batches: list[range]
     callers: list[bytes]
+    arrivals: list[float]
 
 
 def units_of(count: int, batches: Sequence[range]) -> Iterator[range]:

@@ -1,7 +1,7 @@
 """The compiled half of scoring/engine/records.py: writes responses, and the outbox records around them, as bytes.
 
     frame     u32 size │ u32 crc │ record                                   what the outbox appends
-    record    request │ response │ decided_time_ms │ vector │ digest │ caller │ origin
+    record    request │ response │ decided_time_ms │ vector │ digest │ caller │ origin │ latency
                                                                             schemas/proto/outbox.proto, OutboxRecord
     response  payment_id │ decision_id │ score │ tail │ age                 schemas/proto/scoring.proto, ScoreResponse
 
@@ -32,6 +32,7 @@ from paywarden.features.kernel.varint import varint_size, write_varint
 # Tags of the response and of the record.
 _PAYMENT_ID, _DECISION_ID, _SCORE = 0x0A, 0x12, 0x19
 _REQUEST, _RESPONSE, _TIME, _VECTOR, _CALLER = 0x0A, 0x12, 0x18, 0x22, 0x32
+_LATENCY = 0x78
 FRAME_BYTES = 8
 # The most bytes of a record beside its parts: frame, tags, lengths, score, time, number of the decision.
 OVERHEAD_BYTES = 128
@@ -54,6 +55,8 @@ class RecordSlots(NamedTuple):
     callers: int
     """The callers' names, concatenated, uint8."""
     caller_sizes: int
+    arrivals: int
+    """float64; when each request arrived, in seconds of the clock of `decided_s`."""
     scores: int
     """float64; NaN for a decision without a score."""
     tail_numbers: int
@@ -107,10 +110,11 @@ def _write_word32(out: U8, at: int, number: int) -> None:
 
 
 @compiled(makes_arrays=True)
-def write_records(frame_at: int, count: int, vector_bytes: int, decision: int, time_ms: int) -> int:
+def write_records(frame_at: int, count: int, vector_bytes: int, decision: int, time_ms: int, decided_s: float) -> int:
     """Write the frames of `count` decisions made at `time_ms`; the first has the number `decision`.
 
-    The frame at `frame_at` holds the arrays of SLOT. Returns the number of bytes written.
+    `decided_s`: the same moment by the clock of the arrivals; NaN if these are not known. The frame at `frame_at` holds
+    the arrays of SLOT. Returns the number of bytes written.
     """
     bodies = carray(address(frame_at, SLOT.bodies), size(frame_at, SLOT.bodies), np.uint8)
     body_sizes = carray(address(frame_at, SLOT.body_sizes), count, np.int64)
@@ -119,6 +123,7 @@ def write_records(frame_at: int, count: int, vector_bytes: int, decision: int, t
     callers = carray(address(frame_at, SLOT.callers), size(frame_at, SLOT.callers), np.uint8)
     caller_sizes = carray(address(frame_at, SLOT.caller_sizes), count, np.int64)
     scores = carray(address(frame_at, SLOT.scores), count, np.float64)
+    arrivals = carray(address(frame_at, SLOT.arrivals), count, np.float64)
     score_words = carray(address(frame_at, SLOT.scores), count, np.int64)
     tail_numbers = carray(address(frame_at, SLOT.tail_numbers), count, np.int64)
     tails = carray(address(frame_at, SLOT.tails), size(frame_at, SLOT.tails), np.uint8)
@@ -177,6 +182,10 @@ def write_records(frame_at: int, count: int, vector_bytes: int, decision: int, t
         origin = tail_origins[tail]
         origin_start = origin_ends[origin - 1] if origin > 0 else 0
         at = copy_bytes(origins, origin_start, origin_ends[origin] - origin_start, out, at)
+        if decided_s == decided_s:
+            # A clock that is not the arrivals' must not make a negative number, which would take ten bytes.
+            out[at] = _LATENCY
+            at = write_varint(out, at + 1, int(max(0.0, min(1e15, (decided_s - arrivals[number]) * 1e6))))
         _write_word32(out, begun - FRAME_BYTES, at - begun)
         _write_word32(out, begun - 4, crc32_of_record(out, begun, at))
         body += body_size

@@ -112,6 +112,7 @@ class RecordWriter:
         self._has_callers = False
         self._arrays: dict[str, NDArray[Any]] = {
             "scores": np.zeros(self._rows_max),
+            "arrivals": np.zeros(self._rows_max),
             "tail_numbers": np.zeros(self._rows_max, dtype=np.int64),
             "body_sizes": np.zeros(self._rows_max, dtype=np.int64),
             "id_sizes": np.zeros(self._rows_max, dtype=np.int64),
@@ -175,8 +176,14 @@ class RecordWriter:
         tail_numbers: Sequence[int],
         profile_age_ms: int | None,
         decided_time_ms: int,
+        arrivals: Sequence[float] = (),
+        decided_s: float = math.nan,
     ) -> Written:
-        """Write the decisions about at most `rows_max` payments. Texts are in UTF-8; times are epoch milliseconds."""
+        """Write the decisions about at most `rows_max` payments. Texts are in UTF-8; times are epoch milliseconds.
+
+        `arrivals`: when each request arrived, and `decided_s` when it was decided, in seconds of one clock. Without
+        arrivals the records have no latency.
+        """
         count, arrays = len(bodies), self._arrays
         body_bytes, id_bytes, caller_bytes = b"".join(bodies), b"".join(ids), b"".join(callers)
         # The outbox's reader would take a larger record for damage.
@@ -194,12 +201,18 @@ class RecordWriter:
         int64s.pack_into(views["tail_numbers"], 0, *tail_numbers)
         numbers = [math.nan if score is None else score for score in scores] if None in scores else scores
         self._doubles[count].pack_into(views["scores"], 0, *numbers)
+        if arrivals:
+            self._doubles[count].pack_into(views["arrivals"], 0, *arrivals)
+        else:
+            decided_s = math.nan
         if self._age != (profile_age_ms,):
             self._set_age(profile_age_ms)
         rest = self._vector_bytes + self._longest_tail + self._longest_origin
         rest += len(arrays["constants"]) + loop.OVERHEAD_BYTES
         self._make_room("out", len(body_bytes) + len(id_bytes) + len(caller_bytes) + count * rest)
-        size = loop.write_records(self._frame.address, count, self._vector_bytes, self._decision, decided_time_ms)
+        size = loop.write_records(
+            self._frame.address, count, self._vector_bytes, self._decision, decided_time_ms, decided_s
+        )
         self._decision += count
         frames = views["out"][:size].tobytes()
         bounds = self._bounds[: 3 * count].tolist()

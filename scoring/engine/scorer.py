@@ -25,6 +25,7 @@ nothing waits, logs or looks up a metric's label.
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Protocol
@@ -330,12 +331,12 @@ class PaymentScorer:
     ) -> list[bytes]:
         """Decide as `_decide`, each payment by the arm of its card. All decisions are appended in one write."""
         assert self._candidate is not None
-        card = self._names.index("card")
+        card, begun_s = self._names.index("card"), time.perf_counter()
         arms = split.places(payments.keys[card :: self._entities])
         parts: list[_Made] = []
         for serving, indexes in zip((self._serving, self._candidate), arms, strict=True):
             parts += [
-                self._make(payments.chosen(indexes[first : first + ROWS_MAX]), now_ms, serving)
+                self._make(payments.chosen(indexes[first : first + ROWS_MAX]), now_ms, serving, begun_s)
                 for first in range(0, len(indexes), ROWS_MAX)
             ]
         order = [*arms[0], *arms[1]]
@@ -350,9 +351,16 @@ class PaymentScorer:
             responses[index] = response
         return responses
 
-    def _make(self, payments: CheckedPayments, now_ms: int, serving: Served | None = None) -> _Made:
-        """Decide at most ROWS_MAX payments. Nothing is appended yet."""
+    def _make(
+        self, payments: CheckedPayments, now_ms: int, serving: Served | None = None, begun_s: float | None = None
+    ) -> _Made:
+        """Decide at most ROWS_MAX payments. Nothing is appended yet.
+
+        `begun_s`: when the decisions of all arms of a rollout began. The latency in a record leaves out what came
+        between that and now, which was the other arm's work.
+        """
         count, serving = len(payments), serving or self._serving
+        others_s = 0.0 if begun_s is None else time.perf_counter() - begun_s
         self._rows[:count] = payments.rows
         stages = self._stages
         flags, complete_to_ms = self._fill_vectors(payments.keys, count)
@@ -371,8 +379,9 @@ class PaymentScorer:
             ]
         tails, others = self._tails(serving, payments, scored, flags)
         written = serving.writer.write(
-            payments.bodies, payments.ids, payments.callers, scored.scores, tails, profile_age_ms, now_ms
-        )
+            payments.bodies, payments.ids, payments.callers, scored.scores, tails, profile_age_ms, now_ms,
+            payments.arrivals, time.perf_counter() - others_s,
+        )  # fmt: skip
         if stages.is_timed:
             stages.lap("decide", count)
         return _Made(written, scored, flags, others)

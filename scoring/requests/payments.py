@@ -20,10 +20,11 @@ class CheckedPayments:
     - `keys`: the store keys of all entities, payment by payment; an empty key where the payment has no such entity.
       With the entities card and device: [b"card:c1", b"device:d1", b"card:c2", b""].
     - `rows`: the attributes, shape (payments, plan.row_width), int64.
+    - `arrivals`: when each request arrived, in seconds of time.perf_counter; empty where that is not known.
     - `callers`: the name of each payment's caller in UTF-8; empty when callers have no names.
     """
 
-    __slots__ = ("_entities", "bodies", "callers", "ids", "keys", "rows", "schema", "sent")
+    __slots__ = ("_entities", "arrivals", "bodies", "callers", "ids", "keys", "rows", "schema", "sent")
 
     def __init__(
         self,
@@ -38,6 +39,7 @@ class CheckedPayments:
         self.sent, self.schema = bodies if sent is None else sent, schema
         # Requests do not say who sends them: the batcher, which knows, sets the names.
         self.callers: Sequence[bytes] = [b""] * len(bodies)
+        self.arrivals: Sequence[float] = ()
         self._entities = len(keys) // len(bodies) if bodies else 0
 
     def __len__(self) -> int:
@@ -66,6 +68,8 @@ class CheckedPayments:
             self.schema,
         )
         chosen.callers = [self.callers[index] for index in indexes]
+        if self.arrivals:
+            chosen.arrivals = [self.arrivals[index] for index in indexes]
         return chosen
 
 

@@ -379,4 +379,5 @@ def decision_of(entry: OutboxEntry, variant: str = "") -> dict[str, Any]:
         "arm": entry.arm,
         "propensity": entry.propensity if entry.HasField("propensity") else 1.0,
         "profile_set": entry.profile_set,
+        "latency_us": entry.latency_us if entry.HasField("latency_us") else None,
     }

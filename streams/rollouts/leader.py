@@ -12,8 +12,7 @@
    deployment file of its host by itself.
 5. Mature outcomes are judged in every step and while the rollout is provisional (streams/rollouts/outcomes.py).
 6. While the clock is behind the log, steps wait. If the candidate's bundle is gone, the rollout is rolled back.
-
-Decisions hold no latency: plans need `slow` in leave_out.
+7. Decisions without a latency (from workers of an earlier release) do not count if the plan measures it.
 """
 
 from __future__ import annotations
@@ -58,6 +57,7 @@ _GROUP = "paywarden-rollout"
 # The champion's decisions that the bounds are made from, and how many of them at most.
 _BOUNDS_MS, _BOUNDS_MAX = 3_600_000, 200_000
 _WAIT_S = 0.5
+_US_A_MS = 1_000
 _RETRY_S = 2.0
 _WARN_EVERY_S = 60.0
 # Mature outcomes are judged once in this many looks: labels come by the day.
@@ -98,8 +98,6 @@ class RolloutLeader:
         rollout = self._follow()
         if rollout is None:
             raise Misconfigured("rollout lead: there has been no rollout: begin one with `paywarden rollout start`")
-        if any(measure.name == "slow" for measure in rollout.start.plan.measures):
-            raise Misconfigured('rollout lead: decisions hold no latency: set [rollout] leave_out = ["slow"]')
         while not stop.is_set() and not rollout.has_ended:
             try:
                 self._lead(rollout, stop)
@@ -179,9 +177,17 @@ class RolloutLeader:
                 self._warn_at = time.monotonic() + _WARN_EVERY_S
 
     def _decided(self, records: Sequence[Record], rollout: Rollout) -> list[Mapping[str, Any]]:
-        """Returns the decisions of this rollout."""
-        name = rollout.start.name
-        return [one for one in self._decisions(records) if one["rollout"] == name and one["arm"] in ARMS]
+        """Returns the decisions of this rollout. Those without a latency are left out if the plan measures it."""
+        name, needs_latency = rollout.start.name, _is_timed(rollout)
+        decided = [one for one in self._decisions(records) if one["rollout"] == name and one["arm"] in ARMS]
+        kept = [one for one in decided if one["latency_us"] is not None] if needs_latency else decided
+        if len(kept) < len(decided) and time.monotonic() >= self._warn_at:
+            _log.warning(
+                '%d decisions have no latency and do not count: upgrade serve, or set [rollout] leave_out = ["slow"]',
+                len(decided) - len(kept),
+            )
+            self._warn_at = time.monotonic() + _WARN_EVERY_S
+        return kept
 
     def _decisions(self, records: Sequence[Record]) -> Iterator[Mapping[str, Any]]:
         """Yields the decisions in records. What cannot be read is no decision of ours."""
@@ -195,22 +201,36 @@ class RolloutLeader:
         first = offsets_at(consumer, topic, ends, started_ms - _BOUNDS_MS)
         last = offsets_at(consumer, topic, ends, started_ms)
         scores: list[float] = []
+        latencies: list[float] = []
         for partition, begin in first.items():
             most = _BOUNDS_MAX // len(first)
             offsets = range(max(begin, last[partition] - most), last[partition])
             for records in records_between(consumer, topic, partition, offsets) if offsets else ():
-                scores += [
-                    one["score"] for one in self._decisions(records) if not one["rollout"] and one["model_version"]
-                ]
+                for one in self._decisions(records):
+                    if not one["rollout"] and one["model_version"]:
+                        scores.append(one["score"])
+                        if one["latency_us"] is not None:
+                            latencies.append(max(1, one["latency_us"]) / _US_A_MS)
         _log.info("%s: bounds from %d decisions of the hour before", rollout.start.name, len(scores))
-        # Plans without `slow` do not use the latency.
-        return EventBounds.of_champion(np.ones(len(scores)), np.array(scores))
+        if not _is_timed(rollout):
+            # Plans without `slow` do not use the latency.
+            latencies = [1.0]
+        elif scores and not latencies:
+            raise Misconfigured(
+                "rollout lead: the champion's decisions before the rollout have no latency: "
+                'upgrade serve, or start with [rollout] leave_out = ["slow"]'
+            )
+        return EventBounds.of_champion(np.array(latencies), np.array(scores))
+
+
+def _is_timed(rollout: Rollout) -> bool:
+    return any(measure.name == "slow" for measure in rollout.start.plan.measures)
 
 
 def decision_columns(
     decisions: Sequence[Mapping[str, Any]], split: CardSplit, segments: Sequence[str]
 ) -> RolloutDecisions:
-    """Returns records of `decisions` as columns. Each must name a rollout and one of its arms. Latencies are NaN."""
+    """Returns records of `decisions` as columns. Each must name a rollout and one of its arms."""
     actions = {name: number for number, name in enumerate(ACTIONS)}
     named = {segment: segment.partition("=")[::2] for segment in segments}
     return RolloutDecisions(
@@ -221,7 +241,9 @@ def decision_columns(
         action=np.array([actions[one["action"]] for one in decisions], dtype=np.int8),
         is_failed=np.array([not one["model_version"] for one in decisions]),
         is_flagged=np.array([any(not f.startswith(_USUAL_FLAGS) for f in one["flags"]) for one in decisions]),
-        latency_ms=np.full(len(decisions), np.nan),
+        latency_ms=np.array(
+            [np.nan if one["latency_us"] is None else one["latency_us"] / _US_A_MS for one in decisions]
+        ),
         in_segment={
             segment: np.array([str(one.get(field)) == value for one in decisions])
             for segment, (field, value) in named.items()

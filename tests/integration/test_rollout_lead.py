@@ -33,7 +33,7 @@ from tests.services.deployment import Deployment as Deployed
 from tests.services.processes import wait_until
 from tests.worlds.decision_records import decision
 
-PLAN = plan_of([50, 100], step_hours=(0.01,), leave_out=("slow",))
+PLAN = plan_of([50, 100], step_hours=(0.01,))
 SALT = "00" * 16
 
 
@@ -92,6 +92,7 @@ class World:
                 decided_time_ms=now_ms(),
                 card_id=f"C{card}",
                 score=float(self._random.random()),
+                latency_us=int(self._random.gamma(4.0, 100.0)),
                 action="decline" if is_declined else "approve",
                 rollout=rollout,
                 arm=("candidate" if ours else "champion") if rollout else "",
@@ -208,7 +209,7 @@ def test_an_abort_reaches_the_host_and_ends_the_leader(world: World) -> None:
 
 
 # Labels are mature after a tenth of a second, and a candidate with at most three times the fraud is within.
-PLAN_WITH_OUTCOMES = plan_of([50, 100], step_hours=(1e-9,), margin=2.0, label_days=1e-6, leave_out=("slow",))
+PLAN_WITH_OUTCOMES = plan_of([50, 100], step_hours=(1e-9,), margin=2.0, label_days=1e-6)
 WITHIN = Judgement(Finding.WITHIN, "decline", -1.0, (500, 500), ())
 
 

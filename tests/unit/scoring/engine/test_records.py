@@ -29,6 +29,7 @@ decisions = st.fixed_dictionaries(
         "payment_id": texts.filter(bool),
         "caller": st.just("") | texts,
         "score": scores,
+        "latency_us": st.integers(0, 2**40),
         "action": st.sampled_from(["approve", "review", "decline"]),
         "reasons": st.lists(texts, max_size=3),
         "version": texts,
@@ -50,7 +51,15 @@ origins = st.builds(
 
 
 def expected(
-    one: dict[str, Any], row: int, decision: str, age_ms: int | None, time_ms: int, digest: str, origin: Origin
+    one: dict[str, Any],
+    row: int,
+    decision: str,
+    age_ms: int | None,
+    time_ms: int,
+    digest: str,
+    origin: Origin,
+    *,
+    is_timed: bool,
 ) -> bytes:
     """Returns the frame of one decision, made by protobuf alone."""
     response = ScoreResponse(
@@ -76,6 +85,7 @@ def expected(
         arm=origin.arm,
         propensity=origin.propensity if origin.rollout else None,
         profile_set=origin.profile_set,
+        latency_us=one["latency_us"] if is_timed else None,
     )
     return framed(record.SerializeToString())
 
@@ -88,9 +98,14 @@ def expected(
     digest=texts,
     time_ms=st.integers(1, 2**62),
     known=st.lists(origins, min_size=1, max_size=3),
+    is_timed=st.booleans(),
 )
 def test_every_record_of_every_chunk_is_as_protobuf_writes_it(
-    chunks: list[tuple[list[dict[str, Any]], int | None]], digest: str, time_ms: int, known: list[Origin]
+    chunks: list[tuple[list[dict[str, Any]], int | None]],
+    digest: str,
+    time_ms: int,
+    known: list[Origin],
+    is_timed: bool,
 ) -> None:
     writer = RecordWriter(VECTORS, digest, "prefix", known)
     kept = writer.keep_tail(tail("approve", (), "m-1", ("unknown_card",)))
@@ -114,12 +129,15 @@ def test_every_record_of_every_chunk_is_as_protobuf_writes_it(
             [each for each in tails if each is not None],
             age_ms,
             time_ms,
+            # Half a microsecond more: the loop rounds down.
+            [-(one["latency_us"] + 0.5) / 1e6 for one in chunk] if is_timed else (),
+            0.0,
         )
         frames = []
         for row, one in enumerate(chunk):
             number += 1
             origin = known[0 if row % 2 == 0 else row % len(known)]
-            frames.append(expected(one, row, f"prefix-{number:x}", age_ms, time_ms, digest, origin))
+            frames.append(expected(one, row, f"prefix-{number:x}", age_ms, time_ms, digest, origin, is_timed=is_timed))
         assert written.frames == b"".join(frames)
         assert written.starts == [sum(map(len, frames[:row])) for row in range(len(frames))]
         responses = [OutboxRecord.FromString(frame[8:]).response for frame in frames]

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -23,9 +24,10 @@ from paywarden.models.policy.policy import FLAGS, ConfiguredRule, Policy, Policy
 from paywarden.schemas.errors import TemporaryFailure
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
+from paywarden.scoring.engine import scorer as scorer_module
 from paywarden.scoring.engine.arms import Split
 from paywarden.scoring.engine.batcher import IN_PROGRESS, Refusal
-from paywarden.scoring.engine.model_chain import ModelChain
+from paywarden.scoring.engine.model_chain import ModelChain, Scored
 from paywarden.scoring.engine.records import Origin
 from paywarden.scoring.engine.scorer import ROWS_MAX, PaymentScorer
 from paywarden.scoring.idempotency import decision_cache as answered_payments
@@ -300,6 +302,40 @@ def test_a_candidate_decides_about_its_share_of_the_cards_and_about_no_other(hos
     assert seen == {True, False}
     host.scorer.divide(None)
     assert [one.score for one in score_many(host.scorer, requests()) if isinstance(one, ScoreResponse)] == alone
+
+
+def test_a_latency_begins_with_the_arrival_and_holds_nothing_of_the_other_arm(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow candidate must not make the champion look slow, nor the other way round."""
+    host.fill(profiles())
+    now_s = [7.0]
+    monkeypatch.setattr(scorer_module, "time", SimpleNamespace(perf_counter=lambda: now_s[0]))
+    champion, arm = host.scorer.serving, Origin("ef" * 32, "01" * 32, "r-7", "candidate", 0.5)
+    candidate = host.scorer.served(champion.models, champion.policy, (arm, arm))
+    host.scorer.divide(candidate, Split(bytes(range(16)), 5000))
+    for served, takes_s in ((host.scorer.serving, 2.0), (candidate, 5.0)):
+        monkeypatch.setattr(served, "score_vectors", _slowed(served.score_vectors, now_s, takes_s))
+    read = payments.payments_of(requests()[:20], default_intake(), NOW_MS)
+    read.arrivals = [6.0 + number / 100 for number in range(20)]
+    arrivals = {request.payment_id: arrival for request, arrival in zip(requests(), read.arrivals, strict=False)}
+    host.scorer.score_many(read, NOW_MS)
+    seen = set()
+    for entry in host.outbox.entries[-20:]:
+        waited_s = 7.0 - arrivals[entry.request.payment_id]
+        assert entry.latency_us == pytest.approx((waited_s + (5.0 if entry.arm else 2.0)) * 1e6, abs=1)
+        seen.add(entry.arm)
+    assert seen == {"", "candidate"}
+    host.score(requests()[30])
+    assert not host.outbox.entries[-1].HasField("latency_us"), "nobody said when it arrived"
+
+
+def _slowed(score: Callable[[int], Scored], now_s: list[float], takes_s: float) -> Callable[[int], Scored]:
+    def slow(count: int) -> Scored:
+        now_s[0] += takes_s
+        return score(count)
+
+    return slow
 
 
 @pytest.mark.parametrize(("card", "first"), [(b"card:C118", 95), (b"card:C1", 5131)])
