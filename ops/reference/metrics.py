@@ -49,7 +49,7 @@ _UNITS = (
     (r".*_minor", "minor units of the reference currency"),
     (r".*_(score|share|precision|recall)|.*_(brier_score|calibration_error)", "0 to 1"),
     (r".*_score_distance", "of the statistic"),
-    (r".*_(up|ready|out|refuses|breaker|info)", "0 or 1"),
+    (r".*_(up|ready|out|refuses|breaker|info|phase|finding|unreadable)", "0 or 1"),
     (r".*_training_distance", "PSI"),
     (
         r".*_(lag|findings|unsaved|open_alerts|waiting_outcomes|decisions_under_way|set_aside_entries)",
@@ -153,15 +153,18 @@ def _stream() -> Iterable[_Family]:
 
 def _companion() -> Iterable[_Family]:
     from paywarden.features.stores.aerospike.metrics import AerospikeMetrics
+    from paywarden.models.rollout.log import MemoryRolloutLog
     from paywarden.streams.companion.health import CompanionHealth
     from paywarden.streams.companion.metrics import CompanionMetrics
     from paywarden.streams.registry.follower import FollowerMetrics
+    from paywarden.streams.rollouts.metrics import RolloutCollector
 
     registry = _Recorder()
     # The gauges of age and readiness ask the health object as long as the metrics are read.
     health = CompanionHealth(1)
     CompanionMetrics(registry, _objectives(), health)
     FollowerMetrics(registry)
+    registry.register(RolloutCollector(MemoryRolloutLog()))
     AerospikeMetrics(registry)
     return list(registry.families())
 

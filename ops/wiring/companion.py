@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paywarden.ops.wiring import stores
@@ -32,6 +33,8 @@ def companion(
 
     Raises Misconfigured, BrokerUnavailable.
     """
+    from paywarden.models.rollout.log import FileRolloutLog
+    from paywarden.models.rollout.settings import RolloutSettings
     from paywarden.scoring.idempotency.decision_cache import DecisionCacheSettings
     from paywarden.scoring.state.mirror import MirrorSettings
     from paywarden.scoring.state.outbox import OutboxSettings
@@ -41,6 +44,7 @@ def companion(
     from paywarden.streams.health.server import serving_health
     from paywarden.streams.kafka.admin import require_broker
     from paywarden.streams.kafka.clients import KafkaClients
+    from paywarden.streams.rollouts.metrics import RolloutCollector
 
     kafka = stores.kafka_settings(source)
     settings = source.section("companion", CompanionSettings)
@@ -63,6 +67,7 @@ def companion(
         identity_digest=stores.identity_key(source).digest,
         registry=registry,
     )
+    registry.register(RolloutCollector(FileRolloutLog(Path(source.section("rollout", RolloutSettings).log))))
     following = following_registry(source, registry)
     host, port = settings.http_host, settings.http_port
     with serving_health(built.health, registry, host=host, port=port, section="companion") as address:

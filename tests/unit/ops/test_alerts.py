@@ -15,9 +15,11 @@ from prometheus_client.metrics_core import Metric
 
 from paywarden.features.stores.aerospike.metrics import AerospikeMetrics
 from paywarden.models.policy.policy import FLAGS
+from paywarden.models.rollout.log import MemoryRolloutLog
 from paywarden.scoring.grpc.metrics import GrpcMetrics
 from paywarden.scoring.idempotency.decision_cache import DecisionCacheMetrics
 from paywarden.scoring.metrics.model import ModelMetrics
+from paywarden.scoring.metrics.release import SwapMetrics
 from paywarden.scoring.metrics.shared import Gauge, Registry, _DirectoryCollector
 from paywarden.scoring.metrics.worker import GarbagePauses, HttpMetrics, ScoringMetrics, StageTimes
 from paywarden.scoring.server.supervisor import SupervisorMetrics
@@ -30,6 +32,8 @@ from paywarden.streams.drift.metrics import DetectionMetrics, DriftMetrics
 from paywarden.streams.faust.checked_state import SetAsideState
 from paywarden.streams.outcomes.metrics import OutcomeMetrics
 from paywarden.streams.profiles.metrics import StreamMetrics
+from paywarden.streams.registry.follower import FollowerMetrics
+from paywarden.streams.rollouts.metrics import RolloutCollector
 from tests.checkout import CHECKOUT
 from tests.services.missing_tools import PROMTOOL
 
@@ -69,6 +73,7 @@ def declare_workers(registry: Registry) -> list[Gauge]:
     GrpcMetrics.declare(registry)
     ScoringMetrics.declare(registry, flags=FLAGS, entities=OBJECTIVES)
     DecisionCacheMetrics.declare(registry)
+    SwapMetrics.declare(registry)
     GarbagePauses(registry)
     StageTimes(registry)
     declare_failures(registry)
@@ -96,6 +101,8 @@ def declared(folder: Path) -> dict[str, set[str]]:
     SetAsideState(prometheus)
     DetectionMetrics(prometheus)
     OutcomeMetrics(prometheus)
+    FollowerMetrics(prometheus)
+    prometheus.register(RolloutCollector(MemoryRolloutLog()))
     AerospikeMetrics(prometheus)
     for collector in prometheus._collector_to_names:
         names |= labels_of(collector.collect(), collector)
@@ -160,6 +167,7 @@ def test_the_label_values_in_alerts_can_occur(tmp_path: Path) -> None:
     OutcomeMetrics(prometheus)
     AerospikeMetrics(prometheus)
     StreamMetrics(prometheus, OBJECTIVES)
+    prometheus.register(RolloutCollector(MemoryRolloutLog()))
     shown |= {
         (sample.name, key, value)
         for family in prometheus.collect()
