@@ -35,6 +35,7 @@ from paywarden.ops.commands.replay import replay
 from paywarden.ops.commands.rollout import rollout
 from paywarden.ops.commands.schemas import schemas
 from paywarden.ops.commands.set_aside import set_aside
+from paywarden.ops.commands.shadow import shadow
 from paywarden.ops.commands.simulate import simulate
 from paywarden.ops.commands.source import source_group
 from paywarden.ops.commands.store import store
@@ -291,6 +292,6 @@ def _ending(name: str) -> ProcessEnd:
 for _command in (
     *(archive, backfill, backtest, ceiling, convert, dead_letters, decisions, doctor, drift),
     *(features, forget, init, load, models, outbox, policy, profile_sets, rebuild, replay),
-    *(rollout, schemas, set_aside, simulate, source_group, store, train),
+    *(rollout, schemas, set_aside, shadow, simulate, source_group, store, train),
 ):
     cli.add_command(_command)

@@ -43,6 +43,7 @@ def settings_types() -> dict[str, type[Any]]:
     from paywarden.streams.kafka.topics import TopicSettings
     from paywarden.streams.outcomes.settings import OutcomeSettings
     from paywarden.streams.profiles.pipeline import StreamSettings
+    from paywarden.streams.shadow.settings import ShadowSettings
 
     return {
         "admission": AdmissionSettings,
@@ -70,6 +71,7 @@ def settings_types() -> dict[str, type[Any]]:
         "registry": RegistrySettings,
         "rollout": RolloutSettings,
         "serve": wiring.ServeSettings,
+        "shadow": ShadowSettings,
         "store": wiring.StoreSettings,
         "stream": StreamSettings,
         "tls": TlsSettings,

@@ -52,6 +52,7 @@ SECTIONS = (
     "registry",
     "rollout",
     "serve",
+    "shadow",
     "store",
     "stream",
     "tls",

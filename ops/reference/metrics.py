@@ -34,11 +34,16 @@ _SERVICES = (
         "companion",
         "`GET /metrics` on `[companion] http_host` and `http_port`. Counts are those of this process since its start.",
     ),
+    (
+        "shadow",
+        "`GET /metrics` on `[shadow] http_host` and `http_port`. Counts are those of `paywarden shadow run` since its "
+        "start, whatever processes its challengers have had.",
+    ),
 )
 _PROCESS = (
-    "`stream` and `companion` also show what `prometheus_client` knows of any Python process: `process_…` (CPU, "
-    "memory, open files, start), `python_gc_…` (garbage collection) and `python_info`. `paywarden_store_…` are there "
-    "with `[store] kind` aerospike."
+    "`stream`, `companion` and `shadow` also show what `prometheus_client` knows of any Python process: `process_…` "
+    "(CPU, memory, open files, start), `python_gc_…` (garbage collection) and `python_info`. `paywarden_store_…` are "
+    "there with `[store] kind` aerospike."
 )
 # The unit of a metric, by the first pattern that its name matches.
 _UNITS = (
@@ -60,10 +65,10 @@ _UNITS = (
 
 def metrics_page() -> str:
     """Returns the page of every metric, by the process that shows it."""
-    families = {"serve": _serve(), "stream": _stream(), "companion": _companion()}
+    families = {"serve": _serve(), "stream": _stream(), "companion": _companion(), "shadow": _shadow()}
     lines = [
         "# Metrics\n",
-        *prose(f"Every Prometheus metric of the three services. {MADE_FROM_CODE}"),
+        *prose(f"Every Prometheus metric of the services. {MADE_FROM_CODE}"),
         *prose(
             "A histogram NAME has the series `NAME_bucket`, `NAME_sum` and `NAME_count`. Labels are bounded: none "
             "holds a card, a payment or another id of the data. `ops/alerts.yml` has alerts on these metrics."
@@ -166,6 +171,14 @@ def _companion() -> Iterable[_Family]:
     FollowerMetrics(registry)
     registry.register(RolloutCollector(MemoryRolloutLog()))
     AerospikeMetrics(registry)
+    return list(registry.families())
+
+
+def _shadow() -> Iterable[_Family]:
+    from paywarden.streams.shadow.host import ShadowMetrics
+
+    registry = _Recorder()
+    ShadowMetrics(registry, [""])
     return list(registry.families())
 
 

@@ -83,9 +83,9 @@ _USES = {
     ),
     "shadow-decisions": TopicUse(
         "`payment_id`",
-        "What challengers in the shadow would have decided, beside what was decided. Nothing writes it yet.",
-        "",
-        "your systems",
+        "What challengers in the shadow would have decided, beside what was decided.",
+        "`shadow`",
+        "`shadow report`, your systems",
     ),
     "rollouts": TopicUse(
         "the rollout's name",

@@ -5,6 +5,7 @@
     stream      what `paywarden stream` runs
     companion   what `paywarden companion` runs
     scoring     what `paywarden serve` runs
+    shadow      what `paywarden shadow` runs
     drift       what `paywarden stream` watches decisions with
     agents      what runs on Faust inside `paywarden stream`; imported only by `stream_app`
 
@@ -28,6 +29,7 @@ from paywarden.ops.wiring.registry import (
     signer,
 )
 from paywarden.ops.wiring.scoring import ServeSettings, policy, scoring_host
+from paywarden.ops.wiring.shadow import shadow_evaluator, shadow_host
 from paywarden.ops.wiring.store_checks import check_store, verify_store
 from paywarden.ops.wiring.stores import (
     FeatureSettings,
@@ -83,6 +85,8 @@ __all__ = [
     "schema_ids",
     "scoring_host",
     "set_stores",
+    "shadow_evaluator",
+    "shadow_host",
     "shared_log",
     "shared_registry",
     "signer",

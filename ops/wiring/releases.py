@@ -34,14 +34,20 @@ class HostReleases:
         settings = self._read().section("serve", scoring.ServeSettings)
         return Deployment(ReleasePaths(self._bundle or settings.bundle))
 
-    def load(self, paths: ReleasePaths) -> Release:
+    @property
+    def catalogue_digest(self) -> str:
+        """The digest of the feature catalogue that every release has."""
+        return self._engine.plan.digest
+
+    def load(self, paths: ReleasePaths, *, with_fallback: bool = True) -> Release:
         """Load a release in this process, with the fallback of the settings. Builds libraries that are missing.
 
         Raises Misconfigured, BundleRefused.
         """
         settings = self._source.section("serve", scoring.ServeSettings)
         trusted = self._trusted(self._source)
-        folders = [Path(paths.bundle), *map(Path, filter(None, [settings.fallback_bundle]))]
+        fallback = settings.fallback_bundle if with_fallback else ""
+        folders = [Path(paths.bundle), *map(Path, filter(None, [fallback]))]
         bundles = [
             load_bundle(
                 folder,

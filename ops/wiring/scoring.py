@@ -76,7 +76,7 @@ def scoring_host(source: Source, bundle_path: str | None) -> ServerContext:
     return ServerContext(
         engine=engine,
         rates=stores.rate_table(source),
-        release=releases.load(_served_at_start(settings, bundle_path)),
+        release=releases.load(served_release(source, bundle_path)),
         chain=ChainSettings(settings.model_failure_count_max, settings.model_cooldown_ms),
         http=source.section("http", HttpSettings),
         grpc=source.section("grpc", GrpcSettings),
@@ -98,10 +98,11 @@ def scoring_host(source: Source, bundle_path: str | None) -> ServerContext:
     )
 
 
-def _served_at_start(settings: ServeSettings, bundle_path: str | None) -> ReleasePaths:
+def served_release(source: Source, bundle_path: str | None = None) -> ReleasePaths:
     """Returns the active release of the deployment file, or what the configuration names. Raises Misconfigured."""
     from paywarden.scoring.server.deployment import DEPLOYMENT, ReleasePaths, read_deployment
 
+    settings = source.section("serve", ServeSettings)
     deployment = read_deployment(Path(settings.runtime) / DEPLOYMENT)
     return ReleasePaths(bundle_path or settings.bundle) if deployment is None else deployment.active
 

@@ -531,6 +531,13 @@ class OutboxReader:
         except OSError as error:
             raise OutboxUnavailable(f"outbox: cannot read: {error.strerror}") from error
 
+    def newest(self) -> int:
+        """Returns the position at which the newest segment begins; 0 if there is none. Raises OutboxUnavailable."""
+        try:
+            return max(_segments(self._directory), default=0)
+        except OSError as error:
+            raise OutboxUnavailable(f"outbox: cannot read: {error.strerror}") from error
+
     def end(self) -> int:
         """Returns the position after the last byte, half a record included; 0 if new. Raises OutboxUnavailable."""
         try:
@@ -645,10 +652,10 @@ class OutboxReader:
 
 
 class Cursor:
-    """The position up to which a worker's outbox is shipped, in a file beside it."""
+    """The position up to which a worker's outbox is shipped, or read by another reader, in a file beside it."""
 
-    def __init__(self, settings: OutboxSettings, worker: str) -> None:
-        self._path = Path(settings.directory) / worker / "cursor"
+    def __init__(self, settings: OutboxSettings, worker: str, name: str = "cursor") -> None:
+        self._path = Path(settings.directory) / worker / name
         self._is_told = False
 
     def load(self) -> int | None:
@@ -674,7 +681,7 @@ class Cursor:
 
         Raises OutboxUnavailable.
         """
-        new = self._path.with_suffix(".new")
+        new = self._path.with_name(self._path.name + ".new")
         try:
             with new.open("w", encoding="ascii") as file:
                 file.write(f"{position}\n")

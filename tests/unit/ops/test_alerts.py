@@ -34,6 +34,7 @@ from paywarden.streams.outcomes.metrics import OutcomeMetrics
 from paywarden.streams.profiles.metrics import StreamMetrics
 from paywarden.streams.registry.follower import FollowerMetrics
 from paywarden.streams.rollouts.metrics import RolloutCollector
+from paywarden.streams.shadow.host import ShadowMetrics
 from tests.checkout import CHECKOUT
 from tests.services.missing_tools import PROMTOOL
 
@@ -96,6 +97,7 @@ def declared(folder: Path) -> dict[str, set[str]]:
     prometheus = CollectorRegistry()
     StreamMetrics(prometheus, OBJECTIVES)
     CompanionMetrics(prometheus, OBJECTIVES, CompanionHealth(mirror_age_ms_max=1))
+    ShadowMetrics(prometheus, ["b-42"])
     DeadLetterCounts(prometheus, "")
     DriftMetrics(prometheus)
     SetAsideState(prometheus)

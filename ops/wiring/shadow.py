@@ -1,0 +1,159 @@
+"""Builds what evaluates challengers in the shadow."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from paywarden.ops.wiring import stores
+from paywarden.ops.wiring.scoring import served_release
+from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.file_state import FileState, file_state
+from paywarden.schemas.settings import DEFAULT_FILE, Source
+
+if TYPE_CHECKING:
+    from paywarden.models.bundle.bundle import Bundle
+    from paywarden.ops.wiring.releases import HostReleases
+    from paywarden.scoring.engine.challenger import VectorChallenger
+    from paywarden.scoring.server.deployment import ReleasePaths
+    from paywarden.streams.shadow.evaluation import ShadowEvaluator
+    from paywarden.streams.shadow.host import ShadowHost
+    from paywarden.streams.shadow.settings import ConfiguredChallenger
+
+_LOOK_EVERY_S = 2.0
+
+
+@contextmanager
+def shadow_host(source: Source, announce: Callable[[str], object], log: str) -> Iterator[ShadowHost]:
+    """Give the host of all challengers, ready to run, and serve its health and metrics until the block ends.
+
+    Calls `announce` with the address. `log` is the form of the log lines. Raises Misconfigured, BrokerUnavailable.
+    """
+    from paywarden.streams.health.health import metrics_registry
+    from paywarden.streams.health.server import serving_health
+    from paywarden.streams.kafka.admin import require_broker
+    from paywarden.streams.shadow.host import ShadowHealth, ShadowHost, ShadowMetrics
+    from paywarden.streams.shadow.settings import ShadowSettings
+
+    settings = source.section("shadow", ShadowSettings)
+    if not settings.challengers:
+        raise Misconfigured(f"{source.name}: there is no challenger: wanted [[shadow.challengers]]")
+    require_broker(stores.kafka_settings(source))
+    names = [challenger.name for challenger in settings.challengers]
+    registry, health = metrics_registry(), ShadowHealth()
+    host = ShadowHost(
+        {name: _command(source, name, log) for name in names},
+        metrics=ShadowMetrics(registry, names),
+        health=health,
+        hang_timeout_s=settings.hang_timeout_s,
+    )
+    address = (settings.http_host, settings.http_port)
+    with serving_health(health, registry, host=address[0], port=address[1], section="shadow") as url:
+        announce(url)
+        yield host
+
+
+def _command(source: Source, name: str, log: str) -> list[str]:
+    """Returns the command of a challenger's process, with the configuration of this one."""
+    config = [] if not source.file and source.name == DEFAULT_FILE else ["--config", source.name]
+    return [sys.executable, "-P", "-m", "paywarden", *config, "--log", log, "shadow", "evaluate", name]
+
+
+def shadow_evaluator(source: Source, name: str) -> ShadowEvaluator:
+    """Returns the evaluator of one challenger, loaded.
+
+    Raises Misconfigured, BundleRefused, BrokerUnavailable, TemporaryFailure.
+    """
+    from paywarden.ops.wiring.releases import HostReleases
+    from paywarden.schemas.avro import Encoder
+    from paywarden.scoring.state.outbox import OutboxSettings
+    from paywarden.streams.kafka.clients import KafkaClients
+    from paywarden.streams.shadow.evaluation import SHADOW_TOPIC, ShadowEvaluator
+    from paywarden.streams.shadow.settings import ShadowSettings
+
+    settings = source.section("shadow", ShadowSettings)
+    challenger = settings.challenger(name)
+    take_priority(settings.priority)
+    clients = KafkaClients.of(stores.kafka_settings(source))
+    # Raises unless the topic is there.
+    clients.partitions(SHADOW_TOPIC)
+    return ShadowEvaluator(
+        name,
+        ChallengerFiles(source, challenger, HostReleases(source, stores.feature_engine(source), None)),
+        outbox=source.section("outbox", OutboxSettings),
+        settings=settings,
+        sender=clients.sender(linger_ms=5),
+        topic=clients.topic(SHADOW_TOPIC),
+        encoder=Encoder(SHADOW_TOPIC, stores.schema_ids(source).id_of(SHADOW_TOPIC)),
+    )
+
+
+class ChallengerFiles:
+    """The files of a challenger, looked at again while it runs."""
+
+    def __init__(
+        self,
+        source: Source,
+        challenger: ConfiguredChallenger,
+        releases: HostReleases,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._source, self._challenger, self._releases, self._clock = source, challenger, releases, clock
+        self._seen: dict[Path, FileState | None] = {}
+        self._look_at = 0.0
+        self._bundle: Bundle | None = None
+
+    def load(self) -> VectorChallenger:
+        """See ChallengerSource: Raises Misconfigured, BundleRefused."""
+        from paywarden.scoring.engine.challenger import VectorChallenger
+
+        challenger, paths = self._challenger, self._paths()
+        self._seen = self._states(paths)
+        release = self._releases.load(paths, with_fallback=False)
+        made = VectorChallenger(
+            challenger.name,
+            release.bundles[0],
+            release.policy.policy,
+            catalogue_digest=self._releases.catalogue_digest,
+            rates=stores.rate_table(self._source),
+            is_policy_alone=not challenger.bundle,
+        )
+        if self._bundle is not None:
+            # No call is in its library: one thread evaluates and loads.
+            self._bundle.close()
+        self._bundle = release.bundles[0]
+        return made
+
+    def has_changed(self) -> bool:
+        """See ChallengerSource."""
+        if self._clock() < self._look_at:
+            return False
+        self._look_at = self._clock() + _LOOK_EVERY_S
+        with suppress(Misconfigured):
+            return self._states(self._paths()) != self._seen
+        return False
+
+    def _paths(self) -> ReleasePaths:
+        """Returns bundle and policy. A policy alone is for the bundle that decides now. Raises Misconfigured."""
+        from paywarden.scoring.server.deployment import ReleasePaths
+
+        challenger = self._challenger
+        return ReleasePaths(challenger.bundle or served_release(self._source).bundle, challenger.policy)
+
+    def _states(self, paths: ReleasePaths) -> dict[Path, FileState | None]:
+        return {path: file_state(path) for path in self._releases.files_of(paths)}
+
+
+def take_priority(priority: str) -> None:
+    """Let the kernel run this process and its later threads after others: see `[shadow] priority`."""
+    if priority == "idle" and hasattr(os, "SCHED_IDLE"):
+        with suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+            return
+    if priority != "normal":
+        os.nice(19 if priority == "idle" else 10)

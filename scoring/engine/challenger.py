@@ -1,0 +1,181 @@
+"""Lets a challenger decide about payments that were decided before, each from the vector of its decision.
+
+    outbox entry: request, flags, vector ─► challenger's model ─► challenger's policy ─► shadow record
+                                                                                        champion beside it
+
+1. A vector is what the champion saw, to the bit. The challenger's score is what it would have been in the worker.
+2. Flags about profiles are the champion's. Flags about the champion's model are dropped: the challenger's model has
+   scored. Whether the mirror was stale is asked again, because each policy has its own limit.
+3. A challenger that is a policy alone takes the champion's score, and keeps all flags.
+
+Entries that cannot be compared are left out and counted, by one of LEFT_OUT:
+
+    other_catalogue   the vector belongs to another feature catalogue
+    other_bundle      the challenger is a policy alone, for another bundle than the one that scored
+    champion          the challenger is what decided
+    failed            the challenger's model raised, or gave no finite score
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paywarden.features.profiles.money import RateTable
+from paywarden.models.bundle.bundle import Bundle, calibrated
+from paywarden.models.policy.policy import (
+    ACTIONS,
+    APPROVE,
+    MIRROR_STALE,
+    MODEL_ABSENT,
+    MODEL_ERROR,
+    MODEL_FALLBACK,
+    Facts,
+    Policy,
+)
+from paywarden.models.rollout.shadow import ShadowRecord, ShadowSide
+from paywarden.schemas.errors import InvalidEvent, Misconfigured
+from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
+
+OTHER_CATALOGUE, OTHER_BUNDLE, CHAMPION, FAILED = "other_catalogue", "other_bundle", "champion", "failed"
+LEFT_OUT = (OTHER_CATALOGUE, OTHER_BUNDLE, CHAMPION, FAILED)
+"""Why an entry is left out."""
+_OF_MODELS = (MODEL_ERROR, MODEL_FALLBACK, MODEL_ABSENT)
+
+
+@dataclass
+class Evaluated:
+    """What a challenger decided about entries, in order, and how many of them were left out, by reason."""
+
+    records: list[ShadowRecord] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
+
+    def leave_out(self, reason: str) -> None:
+        self.left_out[reason] = self.left_out.get(reason, 0) + 1
+
+
+class VectorChallenger:
+    """A challenger of the served catalogue. Not thread-safe."""
+
+    def __init__(
+        self,
+        name: str,
+        bundle: Bundle,
+        policy: Policy,
+        *,
+        catalogue_digest: str,
+        rates: RateTable,
+        is_policy_alone: bool = False,
+    ) -> None:
+        """`is_policy_alone`: the challenger takes the scores of `bundle` from the decisions.
+
+        Raises Misconfigured if the policy reads fields that no decision holds.
+        """
+        if unknown := sorted(policy.fields - set(ScoreRequest.DESCRIPTOR.fields_by_name)):
+            raise Misconfigured(
+                f"challenger {name}: its policy's conditions read fields that no decision holds: {', '.join(unknown)}"
+            )
+        self.name = name
+        self._bundle, self._policy, self._rates = bundle, policy, rates
+        self._catalogue_digest, self._is_policy_alone = catalogue_digest, is_policy_alone
+        # `digest` computes a checksum at every call.
+        self.digests = (bundle.manifest.digest, policy.digest)
+        """The digests of its bundle and its policy."""
+        self._bundle_digest, self._policy_digest = map(bytes.fromhex, self.digests)
+        self._vector_bytes = 4 * len(bundle.manifest.feature_names)
+        self._facts = Facts(ScoreRequest(), 0, np.zeros(0, dtype=np.float32), None, ())
+
+    def evaluate(self, entries: Sequence[OutboxEntry]) -> Evaluated:
+        """Returns what the challenger decides. Never raises, whatever its model does."""
+        found = Evaluated()
+        usable = []
+        for entry in entries:
+            if reason := self._unusable(entry):
+                found.leave_out(reason)
+            else:
+                usable.append(entry)
+        if not usable:
+            return found
+        vectors = np.frombuffer(b"".join(entry.vector for entry in usable), dtype="<f4").reshape(len(usable), -1)
+        for entry, vector, score in zip(usable, vectors, self._scores(usable, vectors), strict=True):
+            record = None if math.isnan(score) else self._record(entry, vector, score)
+            if record is None:
+                found.leave_out(FAILED)
+            else:
+                found.records.append(record)
+        return found
+
+    def _unusable(self, entry: OutboxEntry) -> str:
+        """Returns why an entry cannot be compared; empty if it can."""
+        if entry.catalogue_digest != self._catalogue_digest or len(entry.vector) != self._vector_bytes:
+            return OTHER_CATALOGUE
+        if self._is_policy_alone and entry.bundle_digest not in (b"", self._bundle_digest):
+            return OTHER_BUNDLE
+        is_same_bundle = self._is_policy_alone or entry.bundle_digest == self._bundle_digest
+        return CHAMPION if is_same_bundle and entry.policy_digest == self._policy_digest else ""
+
+    def _scores(self, entries: Sequence[OutboxEntry], vectors: NDArray[np.float32]) -> list[float]:
+        """Returns a score for each entry: NaN where the model fails; 0 without a model, as in decisions."""
+        if self._is_policy_alone:
+            return [entry.response.score for entry in entries]
+        manifest = self._bundle.manifest
+        try:
+            margins = self._bundle.predictor.margins(vectors)
+        except Exception:  # noqa: BLE001 - whatever a challenger's model raises, other payments go on
+            margins = np.array([self._margin(vectors[row : row + 1]) for row in range(len(vectors))])
+        scores = calibrated(margins, manifest.calibration_slope, manifest.calibration_intercept)
+        # Not before: the calibration gives 0 for NaN.
+        finite: list[float] = np.where(np.isfinite(margins), scores, math.nan).tolist()
+        return finite
+
+    def _margin(self, vector: NDArray[np.float32]) -> float:
+        try:
+            return float(self._bundle.predictor.margins(vector)[0])
+        except Exception:  # noqa: BLE001 - see `_scores`
+            return math.nan
+
+    def _record(self, entry: OutboxEntry, vector: NDArray[np.float32], score: float) -> ShadowRecord | None:
+        """Ask the policy about one payment. None if its currency has no rate any more."""
+        request, response, facts, policy = entry.request, entry.response, self._facts, self._policy
+        flags = self._flags(entry)
+        has_score = MODEL_ABSENT not in flags
+        if policy.has_conditions:
+            try:
+                facts.amount = self._rates.convert(request.amount_minor, request.currency, request.event_time_ms)
+            except InvalidEvent:
+                return None
+            facts.payment, facts.vector = request, vector
+        facts.score, facts.flags = score if has_score else None, flags
+        action, reasons = policy.decide(facts)
+        if action != ACTIONS[APPROVE] and has_score:
+            reasons += self._bundle.explainer.reasons(vector, policy.reason_features_max)
+        bundle_digest, policy_digest = self.digests
+        return ShadowRecord(
+            decision_id=response.decision_id,
+            payment_id=request.payment_id,
+            card_id=request.card_id,
+            decided_time_ms=entry.decided_time_ms,
+            challenger_name=self.name,
+            catalogue_digest=entry.catalogue_digest,
+            champion=ShadowSide(response.score, response.action, entry.bundle_digest.hex(), entry.policy_digest.hex()),
+            challenger=ShadowSide(score, action, bundle_digest if has_score else "", policy_digest),
+            challenger_reasons=tuple(reasons),
+        )
+
+    def _flags(self, entry: OutboxEntry) -> tuple[str, ...]:
+        """Returns the payment's flags in the order in which the scorer gives them."""
+        response = entry.response
+        is_stale = response.HasField("profile_age_ms") and response.profile_age_ms > self._policy.stale_after_ms
+        if not response.flags and not is_stale:
+            return ()
+        flags = [flag for flag in response.flags if flag != MIRROR_STALE and flag not in _OF_MODELS]
+        if is_stale:
+            flags.append(MIRROR_STALE)
+        if self._is_policy_alone:
+            flags += [flag for flag in response.flags if flag in _OF_MODELS]
+        return tuple(flags)

@@ -1,0 +1,228 @@
+"""One challenger's process: follows the outboxes of the host, decides, and puts what it decided on a topic.
+
+    outbox of each worker ──read──► VectorChallenger ──► topic shadow-decisions
+
+1. Take a batch from each outbox (streams/shadow/outbox_tail.py), evaluate it, send the records, and wait until Kafka
+   has them. Then the cursors may move.
+2. Rest until the next batch. Rest longer if the challenger has used more of a core than `cpu_share_max`.
+3. Once a second tell the parent what was counted, look for outboxes of new workers, and load the challenger anew if its
+   files have changed. If they cannot be loaded, the challenger that is there goes on.
+
+What can go wrong:
+
+- Kafka is away: the batch waits, and so does everything behind it. What is too much is skipped later.
+- The process is killed: the records since the last stored cursor, some seconds, are evaluated and sent again.
+- A record is refused by Kafka, or is no decision: it is counted, and the next one goes on.
+- The parent is gone: the process ends, because it cannot tell anybody.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from threading import Event
+from typing import Any, Protocol
+
+from confluent_kafka import KafkaError
+from google.protobuf.message import DecodeError
+
+from paywarden.schemas.avro import Encoder
+from paywarden.schemas.errors import BrokerUnavailable, PaywardenError, TemporaryFailure
+from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
+from paywarden.scoring.engine.challenger import LEFT_OUT, Evaluated
+from paywarden.scoring.state.outbox import OutboxSettings, workers
+from paywarden.streams.kafka.producers import Sender
+from paywarden.streams.shadow.outbox_tail import OutboxTail
+from paywarden.streams.shadow.settings import ShadowSettings
+
+_log = logging.getLogger(__name__)
+
+SHADOW_TOPIC = "shadow-decisions"
+SHED, UNREADABLE, REFUSED = "shed", "unreadable", "refused"
+REASONS = (SHED, UNREADABLE, REFUSED, *LEFT_OUT)
+"""Why a decision of the champion has no partner. `shed`: the challenger was too slow, and skipped forward."""
+_LOOK_EVERY_S = 1.0
+_FLUSH_S = 1.0
+# The longest rest at a time: the parent hears of the process meanwhile.
+_REST_S_MAX = 1.0
+
+
+class Challenger(Protocol):
+    """Decides about payments that were decided before."""
+
+    def evaluate(self, entries: Sequence[OutboxEntry]) -> Evaluated:
+        """Returns what it decides about each entry, or why it leaves it out. Never raises."""
+
+
+class ChallengerSource(Protocol):
+    """Where a challenger comes from."""
+
+    def load(self) -> Challenger:
+        """Load and check it. Raises Misconfigured, BundleRefused."""
+
+    def has_changed(self) -> bool:
+        """Whether its files are others than those that were loaded last. Never raises."""
+
+
+class ShadowEvaluator:
+    """Evaluates one challenger. Not thread-safe."""
+
+    def __init__(
+        self,
+        name: str,
+        source: ChallengerSource,
+        *,
+        outbox: OutboxSettings,
+        settings: ShadowSettings,
+        sender: Sender,
+        topic: str,
+        encoder: Encoder,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        """`topic`: the name on the cluster. Raises Misconfigured, BundleRefused if the challenger cannot be loaded."""
+        self._name, self._source, self._now_ms = name, source, now_ms
+        self._outbox, self._settings = outbox, settings
+        self._sender, self._topic, self._encoder = sender, topic, encoder
+        self._challenger = source.load()
+        self._tails: dict[str, OutboxTail] = {}
+        self._has_looked = False
+        self._evaluated = 0
+        self._left_out: Counter[str] = Counter()
+        self._newest_ms = 0
+        self._trouble = ""
+
+    def run(self, stop: Event, tell: Callable[[dict[str, Any]], object]) -> None:
+        """Work until `stop` is set, or `tell` raises. `tell` gets the status once a second, and is called at once."""
+        look_at = 0.0
+        while not stop.is_set():
+            began, used = time.monotonic(), time.process_time()
+            if began >= look_at:
+                self.look_around()
+                tell(self.status())
+                look_at = began + _LOOK_EVERY_S
+            try:
+                count = self.round()
+                if not self._wait_for_kafka(stop, tell):
+                    break
+                self._keep()
+                self._note("")
+            except TemporaryFailure as error:
+                self._note(str(error))
+                count = 0
+            self._rest(stop, count, time.monotonic() - began, time.process_time() - used)
+        with suppress(PaywardenError):
+            self._keep(at_once=not self._trouble)
+        with suppress(BrokenPipeError):
+            tell(self.status())
+
+    def look_around(self) -> None:
+        """Look for outboxes of new workers, and for another version of the challenger."""
+        try:
+            for worker in workers(self._outbox):
+                if worker not in self._tails:
+                    self._tails[worker] = OutboxTail(
+                        self._outbox,
+                        worker,
+                        self._name,
+                        waiting_bytes_max=self._settings.waiting_bytes_max,
+                        is_new=self._has_looked,
+                    )
+            self._has_looked = True
+        except TemporaryFailure as error:
+            self._note(str(error))
+        if self._source.has_changed():
+            try:
+                self._challenger = self._source.load()
+                _log.info("shadow %s: loaded anew, its files have changed", self._name)
+            except PaywardenError as error:
+                _log.error("shadow %s: its new files cannot be loaded, the old ones go on: %s", self._name, error)
+
+    def round(self) -> int:
+        """Evaluate a batch of each outbox and queue the records for Kafka. Returns how many decisions were read.
+
+        Raises OutboxUnavailable; records that were read before that are sent all the same.
+        """
+        count = 0
+        for tail in self._tails.values():
+            payloads = tail.read(self._settings.batch_max)
+            count += len(payloads)
+            entries = []
+            for payload in payloads:
+                try:
+                    entries.append(OutboxEntry.FromString(payload))
+                except DecodeError:
+                    self._left_out[UNREADABLE] += 1
+            if entries:
+                self._newest_ms = entries[-1].decided_time_ms
+                self._evaluate(entries)
+        return count
+
+    def _evaluate(self, entries: Sequence[OutboxEntry]) -> None:
+        found = self._challenger.evaluate(entries)
+        for record in found.records:
+            self._sender.send(
+                self._topic,
+                self._encoder.encode(record.value()),
+                key=record.payment_id.encode(),
+                on_refused=self._count_refused,
+            )
+        self._evaluated += len(found.records)
+        self._left_out.update(found.left_out)
+
+    def _count_refused(self, error: KafkaError) -> None:
+        if not self._left_out[REFUSED]:
+            _log.error("shadow %s: Kafka refuses a record: %s", self._name, error.str())
+        self._left_out[REFUSED] += 1
+        self._evaluated -= 1
+
+    def _wait_for_kafka(self, stop: Event, tell: Callable[[dict[str, Any]], object]) -> bool:
+        """Wait until Kafka has every record. Returns False if the process must end before."""
+        while True:
+            try:
+                self._sender.flush(_FLUSH_S)
+            except BrokerUnavailable as error:
+                self._note(str(error))
+                if stop.is_set():
+                    return False
+                tell(self.status())
+            else:
+                return True
+
+    def _keep(self, *, at_once: bool = False) -> None:
+        for tail in self._tails.values():
+            tail.keep(at_once=at_once)
+
+    def status(self) -> dict[str, Any]:
+        """Returns what was counted since the start, and how far behind the challenger is."""
+        left_out = dict(self._left_out)
+        waiting, gone = 0, 0
+        for tail in self._tails.values():
+            left_out[SHED] = left_out.get(SHED, 0) + tail.passed.shed
+            gone += tail.passed.gone_bytes
+            with suppress(TemporaryFailure):
+                waiting = max(waiting, tail.waiting_bytes())
+        lag_s = max(0.0, (self._now_ms() - self._newest_ms) / 1000) if waiting and self._newest_ms else 0.0
+        return {
+            "evaluated": self._evaluated,
+            "left_out": left_out,
+            "gone_bytes": gone,
+            "waiting_bytes": waiting,
+            "lag_s": lag_s,
+            "cpu_s": time.process_time(),
+            "trouble": self._trouble,
+        }
+
+    def _rest(self, stop: Event, count: int, wall_s: float, cpu_s: float) -> None:
+        """Wait for the next batch, and until the CPU time used is a small enough share of the time."""
+        usual_s = 0.0 if count >= self._settings.batch_max else self._settings.batch_wait_ms / 1000 - wall_s
+        allowed_s = cpu_s / self._settings.cpu_share_max - wall_s
+        stop.wait(min(_REST_S_MAX, max(usual_s, allowed_s, 0.0)))
+
+    def _note(self, trouble: str) -> None:
+        """Log a trouble once, until it is over."""
+        if trouble and trouble != self._trouble:
+            _log.warning("shadow %s: %s", self._name, trouble)
+        self._trouble = trouble

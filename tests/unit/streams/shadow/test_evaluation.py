@@ -1,0 +1,240 @@
+"""A challenger's process: every live decision gets a partner, whatever fails on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+from typing import Any, cast
+
+import pytest
+from confluent_kafka import KafkaError
+
+from paywarden.models.rollout.shadow import ShadowRecord, ShadowSide
+from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
+from paywarden.schemas.errors import BrokerUnavailable, BundleRefused
+from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
+from paywarden.scoring.engine.challenger import FAILED, Evaluated
+from paywarden.scoring.state.outbox import OutboxSettings, OutboxWriter
+from paywarden.streams.kafka.producers import Sender
+from paywarden.streams.shadow import evaluation
+from paywarden.streams.shadow.evaluation import REFUSED, SHADOW_TOPIC, SHED, UNREADABLE, ShadowEvaluator
+from paywarden.streams.shadow.settings import ShadowSettings
+
+DECIDED_MS = 1_700_000_000_000
+
+
+class FakeChallenger:
+    """Declines everything, but for payments of the card "bad", on which it fails."""
+
+    def __init__(self, version: str) -> None:
+        self.version = version
+
+    def evaluate(self, entries: Sequence[OutboxEntry]) -> Evaluated:
+        found = Evaluated()
+        for entry in entries:
+            if entry.request.card_id == "bad":
+                found.leave_out(FAILED)
+                continue
+            champion = ShadowSide(entry.response.score, entry.response.action, "a", "p")
+            found.records.append(
+                ShadowRecord(
+                    *(entry.response.decision_id, entry.request.payment_id, "c", entry.decided_time_ms, "b-42", "x"),
+                    champion,
+                    ShadowSide(0.9, "decline", self.version, "p"),
+                )
+            )
+        return found
+
+
+@dataclass
+class FakeSource:
+    versions: list[str] = field(default_factory=lambda: ["b1"])
+
+    def load(self) -> FakeChallenger:
+        version = self.versions.pop(0)
+        if version == "damaged":
+            raise BundleRefused("bundle b-42: damaged")
+        return FakeChallenger(version)
+
+    def has_changed(self) -> bool:
+        return bool(self.versions)
+
+
+class FakeSender:
+    """`is_away`: Kafka takes nothing. `refused`: keys that it refuses."""
+
+    def __init__(self) -> None:
+        self.queued: list[tuple[bytes, bytes]] = []
+        self.taken: list[tuple[bytes, bytes]] = []
+        self.away, self.refused = 0, set[bytes]()
+
+    def send(self, topic: str, value: bytes, *, key: bytes, on_refused: Callable[[KafkaError], object]) -> None:
+        assert topic == "t.shadow-decisions"
+        if key in self.refused:
+            on_refused(KafkaError(KafkaError.MSG_SIZE_TOO_LARGE))
+        else:
+            self.queued.append((key, value))
+
+    def flush(self, timeout_s: float) -> None:
+        assert timeout_s > 0
+        if self.away:
+            self.away -= 1
+            raise BrokerUnavailable("Kafka did not take 3 records in 1 s")
+        self.taken += self.queued
+        self.queued.clear()
+
+    @property
+    def keys(self) -> list[str]:
+        return [key.decode() for key, _ in self.taken]
+
+
+class World:
+    def __init__(self, folder: Path) -> None:
+        self.outbox = OutboxSettings(directory=str(folder))
+        self.sender, self.source = FakeSender(), FakeSource()
+        self.writers: dict[str, OutboxWriter] = {}
+        self.decide("before")
+        self.told: list[dict[str, Any]] = []
+
+    def decide(self, *payment_ids: str, worker: str = "worker-0", card_id: str = "c") -> None:
+        if worker not in self.writers:
+            self.writers[worker] = OutboxWriter(self.outbox, worker)
+        for payment_id in payment_ids:
+            entry = OutboxEntry(
+                request=ScoreRequest(payment_id=payment_id, card_id=card_id),
+                response=ScoreResponse(decision_id=f"d-{payment_id}", score=0.1, action="approve"),
+                decided_time_ms=DECIDED_MS,
+            )
+            self.writers[worker].append(entry.SerializeToString())
+
+    def evaluator(self, **settings: Any) -> ShadowEvaluator:
+        options: dict[str, Any] = {"batch_wait_ms": 1, "cpu_share_max": 1.0} | settings
+        made = ShadowEvaluator(
+            "b-42",
+            self.source,
+            outbox=self.outbox,
+            settings=ShadowSettings(**options),
+            sender=cast(Sender, self.sender),
+            topic="t.shadow-decisions",
+            encoder=Encoder(SHADOW_TOPIC, LocalSchemaIds().id_of(SHADOW_TOPIC)),
+            now_ms=lambda: DECIDED_MS + 4000,
+        )
+        made.look_around()
+        return made
+
+    def run(self, evaluator: ShadowEvaluator, until: Callable[[dict[str, Any]], bool]) -> None:
+        """Run until a status is as wanted."""
+        stop = Event()
+
+        def tell(status: dict[str, Any]) -> None:
+            self.told.append(status)
+            if until(status):
+                stop.set()
+
+        evaluator.run(stop, tell)
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    monkeypatch.setattr(evaluation, "_LOOK_EVERY_S", 0.001)
+    made = World(tmp_path)
+    yield made
+    for writer in made.writers.values():
+        writer.close()
+
+
+def test_every_live_decision_gets_a_partner_with_the_champion_beside_it(world: World) -> None:
+    evaluator = world.evaluator()
+    world.decide("p1", "p2")
+    world.decide("q1", worker="worker-1")
+    evaluator.look_around()
+    assert evaluator.round() == 3
+    world.sender.flush(1)
+    assert world.sender.keys == ["p1", "p2", "q1"]
+    record = Decoder(SHADOW_TOPIC, LocalSchemaIds()).decode(world.sender.taken[0][1])
+    assert (record["decision_id"], record["challenger"], record["is_shadow_host"]) == ("d-p1", "b-42", False)
+    assert (record["champion_action"], record["challenger_action"]) == ("approve", "decline")
+    status = evaluator.status()
+    assert (status["evaluated"], status["left_out"][SHED], status["waiting_bytes"]) == (3, 0, 0)
+
+
+def test_what_gets_no_partner_is_counted_by_reason(world: World) -> None:
+    evaluator = world.evaluator()
+    world.decide("p1", "p2")
+    world.decide("p3", card_id="bad")
+    world.writers["worker-0"].append(b"\xff\xff")
+    world.sender.refused = {b"p2"}
+    assert evaluator.round() == 4
+    left_out = evaluator.status()["left_out"]
+    assert left_out == {FAILED: 1, UNREADABLE: 1, REFUSED: 1, SHED: 0}
+    assert evaluator.status()["evaluated"] == 1
+
+
+def test_while_kafka_is_away_it_waits_and_then_loses_nothing(world: World) -> None:
+    evaluator = world.evaluator()
+    world.decide("p1", "p2")
+    world.sender.away = 3
+    world.run(evaluator, lambda _: bool(world.sender.taken))
+    assert world.sender.keys == ["p1", "p2"]
+    troubles = [status["trouble"] for status in world.told]
+    assert "Kafka did not take" in "".join(troubles)
+    assert troubles[-1] == ""
+
+
+def test_after_a_kill_it_repeats_a_few_and_leaves_none_out(world: World) -> None:
+    world.decide("p1")
+    killed = world.evaluator()
+    world.decide("p2", "p3")
+    killed._keep(at_once=True)
+    killed.round()
+    world.sender.flush(1)
+    world.source.versions = ["b1"]
+    again = world.evaluator()
+    world.decide("p4")
+    world.run(again, lambda _: "p4" in world.sender.keys)
+    assert world.sender.keys == ["p2", "p3", "p2", "p3", "p4"]
+
+
+def test_a_stop_while_kafka_is_away_keeps_the_cursor_behind(world: World) -> None:
+    evaluator = world.evaluator()
+    evaluator._keep(at_once=True)
+    world.decide("p1")
+    world.sender.away = 1000
+    world.run(evaluator, lambda status: bool(status["trouble"]))
+    world.source.versions, world.sender.away = ["b1"], 0
+    world.sender.queued.clear()
+    world.evaluator().round()
+    assert [key for key, _ in world.sender.queued] == [b"p1"]
+
+
+def test_new_files_are_taken_up_and_damaged_ones_are_not(world: World) -> None:
+    evaluator = world.evaluator()
+    for version, used in (("damaged", "b1"), ("b2", "b2")):
+        world.source.versions = [version]
+        evaluator.look_around()
+        world.decide(version)
+        evaluator.round()
+        world.sender.flush(1)
+        record = Decoder(SHADOW_TOPIC, LocalSchemaIds()).decode(world.sender.taken[-1][1])
+        assert record["challenger_bundle_digest"] == used
+
+
+def test_it_says_how_far_behind_it_is(world: World) -> None:
+    evaluator = world.evaluator(batch_max=1)
+    world.decide("p1", "p2")
+    evaluator.round()
+    status = evaluator.status()
+    assert (status["lag_s"], status["waiting_bytes"] > 0) == (4.0, True)
+    evaluator.round()
+    assert (evaluator.status()["lag_s"], evaluator.status()["waiting_bytes"]) == (0.0, 0)
+
+
+def test_it_ends_when_its_parent_is_gone(world: World) -> None:
+    def tell(_: dict[str, Any]) -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        world.evaluator().run(Event(), tell)

@@ -1,0 +1,103 @@
+"""The processes of challengers: one that ends, hangs or writes nonsense hurts no other, and is started again."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from paywarden.streams.shadow import host as host_module
+from paywarden.streams.shadow.host import ShadowHealth, ShadowHost, ShadowMetrics
+
+_STATUS = {"evaluated": 5, "left_out": {"shed": 2}, "gone_bytes": 0, "waiting_bytes": 9, "lag_s": 1.5, "cpu_s": 0.25}
+_TELL = f"print({json.dumps({**_STATUS, 'trouble': ''})!r}, flush=True)"
+_FOREVER = "import sys; sys.stdin = open('/dev/zero', 'rb'); import signal; signal.pause()"
+_PATIENCE_S = 60.0
+
+
+class Host:
+    def __init__(self, hang_timeout_s: float, scripts: dict[str, str]) -> None:
+        self.registry, self.health = CollectorRegistry(), ShadowHealth()
+        commands = {name: [sys.executable, "-S", "-c", script] for name, script in scripts.items()}
+        self.host = ShadowHost(
+            commands,
+            metrics=ShadowMetrics(self.registry, list(commands)),
+            health=self.health,
+            hang_timeout_s=hang_timeout_s,
+        )
+
+    def value(self, metric: str, challenger: str, **labels: str) -> float:
+        return self.registry.get_sample_value(f"paywarden_shadow_{metric}", {"challenger": challenger, **labels}) or 0.0
+
+    def turn_until(self, is_done: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + _PATIENCE_S
+        while not is_done():
+            assert time.monotonic() < deadline
+            self.host.turn(0.05)
+
+
+@contextmanager
+def hosting(hang_timeout_s: float = 1000.0, **scripts: str) -> Iterator[Host]:
+    made = Host(hang_timeout_s, scripts)
+    try:
+        yield made
+    finally:
+        made.host.end()
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_module, "PAUSE_S_MIN", 0.001)
+    monkeypatch.setattr(host_module, "PAUSE_S_MAX", 0.001)
+
+
+def test_a_challenger_that_crashes_is_started_again_and_the_other_goes_on() -> None:
+    with hosting(good=f"{_TELL}; {_FOREVER}", bad=f"{_TELL}; import os; os.abort()") as host:
+        host.turn_until(lambda: host.value("restarts_total", "bad") >= 2 and host.value("up", "good") == 1)
+        assert host.value("restarts_total", "good") == 0
+        assert host.value("evaluated_total", "good") == 5
+        # What both of its processes have counted.
+        assert host.value("evaluated_total", "bad") >= 10
+        assert host.value("left_out_total", "bad", reason="shed") >= 4
+        assert host.health.live()
+
+
+def test_a_challenger_that_cannot_be_loaded_makes_the_host_not_ready_and_says_which() -> None:
+    with hosting(good=f"{_TELL}; {_FOREVER}", bad="import sys; sys.exit(1)") as host:
+        host.turn_until(lambda: host.value("restarts_total", "bad") >= 1 and host.value("up", "good") == 1)
+        host.turn_until(lambda: "good" not in host.health.troubles)
+        (problem,) = host.health.problems()
+        assert problem == "challenger bad: its process ended with status 1: the log says why"
+        assert host.value("up", "bad") == 0
+
+
+def test_a_challenger_that_says_nothing_is_killed_and_started_again() -> None:
+    with hosting(
+        hang_timeout_s=0.2, mute=f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {_FOREVER}"
+    ) as host:
+        host.turn_until(lambda: host.value("restarts_total", "mute") >= 1)
+        assert "signal 9" in host.health.troubles["mute"] or host.value("restarts_total", "mute") > 1
+
+
+def test_nonsense_on_stdout_is_no_status_and_no_end() -> None:
+    with hosting(odd=f"print('hello'); print('[1]', flush=True); {_TELL}; {_FOREVER}") as host:
+        host.turn_until(lambda: host.value("up", "odd") == 1)
+        assert host.value("waiting_bytes", "odd") == 9
+        assert host.value("lag_seconds", "odd") == 1.5
+        assert host.value("cpu_seconds_total", "odd") == 0.25
+
+
+def test_the_end_ends_every_process() -> None:
+    with hosting(one=f"{_TELL}; {_FOREVER}") as host:
+        host.turn_until(lambda: host.value("up", "one") == 1)
+        (child,) = host.host._children
+        process = child._process
+        assert process is not None
+        host.host.end()
+        assert process.poll() is not None
+        assert host.value("up", "one") == 0
