@@ -23,6 +23,7 @@ def settings_types() -> dict[str, type[Any]]:
     from paywarden.models.bundle.signature import BundleSettings
     from paywarden.models.drift.detectors import DetectorSettings
     from paywarden.models.metrics.costs import CostSettings
+    from paywarden.models.policy.exploration import ExplorationSettings
     from paywarden.models.registry.settings import ModelRegistrySettings
     from paywarden.models.rollout.settings import RolloutSettings
     from paywarden.models.training.settings import TrainingSettings
@@ -57,6 +58,7 @@ def settings_types() -> dict[str, type[Any]]:
         "drift_alerts": AlertSettings,
         "drift_detection": DetectorSettings,
         "drift_training": TrainingComparisonSettings,
+        "exploration": ExplorationSettings,
         "features": wiring.FeatureSettings,
         "grpc": GrpcSettings,
         "http": HttpSettings,

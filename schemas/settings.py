@@ -38,6 +38,7 @@ SECTIONS = (
     "drift_alerts",
     "drift_detection",
     "drift_training",
+    "exploration",
     "features",
     "grpc",
     "http",

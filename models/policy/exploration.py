@@ -18,11 +18,13 @@ The coin is a keyed hash of the payment's id. The same payment gets the same coi
 nobody without the key can choose an id that is approved. A budget is spent before the answer leaves, and a payment that
 does not fit is not explored whatever its coin: the budget of a day is never exceeded, not even after kill -9.
 
-Budgets need no talk between processes: each has its equal part of the whole.
+Budgets need no talk between hosts: each has its equal part of the whole. The workers of a host share a ledger. Whoever
+decides holds it for that moment. A worker that finds it held declines as before, whatever the coin, and never waits.
 """
 
 from __future__ import annotations
 
+import fcntl
 import math
 import mmap
 import os
@@ -59,8 +61,10 @@ class ExplorationSettings:
     budget_minor_a_day: int = 0
     # A larger payment is not explored.
     payment_minor_max: int = 0
-    # Hosts, and scoring workers of each. Every worker has its equal part of the budget.
+    # Scoring hosts. Each has its equal part of the budget, which its workers share.
     hosts: int = 1
+    # A file of 32 to 128 hex digits, the same on all hosts: the key of the coin.
+    key_file: str = ""
 
     def __post_init__(self) -> None:
         """Raises Misconfigured naming the setting that is out of range."""
@@ -86,8 +90,32 @@ class Explored(NamedTuple):
     propensity: float
 
 
+def read_exploration_key(path: str) -> bytes:
+    """Returns the key in a file of hex digits. Raises Misconfigured, without a word of the content."""
+    if not path:
+        raise Misconfigured("exploration.key_file: wanted a file with the key of the coin, the same on all hosts")
+    try:
+        key = bytes.fromhex(Path(path).read_text(encoding="ascii").strip())
+    except OSError as error:
+        raise Misconfigured(f"exploration.key_file: cannot read {path}: {error.strerror}") from error
+    except ValueError:
+        key = b""
+    if not KEY_BYTES_MIN <= len(key) <= KEY_BYTES_MAX:
+        raise Misconfigured(
+            f"exploration.key_file: {path} must hold {2 * KEY_BYTES_MIN} to {2 * KEY_BYTES_MAX} hex digits "
+            "(openssl rand -hex 16)"
+        )
+    return key
+
+
 class SpentLedger(Protocol):
-    """Remembers what one process has spent on the newest day. Never raises."""
+    """Remembers what was spent on the newest day by those who share it. Never raises."""
+
+    def hold(self) -> bool:
+        """Take the ledger; returns False if another has it. Who holds it calls `release` soon."""
+
+    def release(self) -> None:
+        """Let others have the ledger."""
 
     def spent(self, day: int) -> int:
         """Returns what is spent on `day`, in minor units. On a day before the newest it is that of the newest."""
@@ -102,6 +130,12 @@ class MemoryLedger:
     def __init__(self) -> None:
         self._day, self._spent = 0, 0
 
+    def hold(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        pass
+
     def spent(self, day: int) -> int:
         return 0 if day > self._day else self._spent
 
@@ -112,26 +146,38 @@ class MemoryLedger:
 
 
 class MappedLedger:
-    """A ledger in 16 bytes of a mapped file: what is written outlives `kill -9` of the process at any moment.
+    """A ledger in 16 bytes of a mapped file, which all workers of a host open, each after its fork.
 
-    A new day is written before its sum. A process that dies between the two has spent the earlier day's sum, which is
-    more than it has.
+    What is written outlives `kill -9` of the process at any moment, and a dead process holds nothing. A new day is
+    written before its sum. A process that dies between the two has spent the earlier day's sum, which is more than it
+    has. After a loss of power the file may lack what was spent in the last half minute: that can be spent again.
     """
 
     def __init__(self, path: Path) -> None:
         """Opens the file, or makes it for this user alone. Raises Misconfigured."""
         try:
             make_parent(path)
-            descriptor = open_private(path, os.O_RDWR | os.O_CREAT)
+            self._file = open_private(path, os.O_RDWR | os.O_CREAT)
             try:
-                if os.fstat(descriptor).st_size != _LEDGER.size:
-                    os.ftruncate(descriptor, _LEDGER.size)
-                self._map = mmap.mmap(descriptor, _LEDGER.size)
-            finally:
-                os.close(descriptor)
+                if os.fstat(self._file).st_size != _LEDGER.size:
+                    os.ftruncate(self._file, _LEDGER.size)
+                self._map = mmap.mmap(self._file, _LEDGER.size)
+            except (OSError, ValueError):
+                os.close(self._file)
+                raise
         except (OSError, ValueError) as error:
             raise Misconfigured(f"exploration: cannot keep the spent budget in {path}: {error}") from error
         self._words = memoryview(self._map).cast("q")
+
+    def hold(self) -> bool:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
+
+    def release(self) -> None:
+        fcntl.flock(self._file, fcntl.LOCK_UN)
 
     def spent(self, day: int) -> int:
         return 0 if day > self._words[0] else int(self._words[1])
@@ -147,15 +193,16 @@ class MappedLedger:
     def close(self) -> None:
         self._words.release()
         self._map.close()
+        os.close(self._file)
 
 
 class Exploration:
     """The exploration of one scoring worker. Not thread-safe."""
 
-    def __init__(self, settings: ExplorationSettings, *, key: bytes, workers: int, ledger: SpentLedger) -> None:
-        """`key`: a secret of the deployment. `workers`: of each host. Raises Misconfigured for a key of a wrong size.
+    def __init__(self, settings: ExplorationSettings, *, key: bytes, ledger: SpentLedger, workers: int = 1) -> None:
+        """`key`: a secret of the deployment. Raises Misconfigured for a key of a wrong size.
 
-        The ledger belongs to this worker alone.
+        `workers`: how many ledgers each host has. With one, which its workers share, it holds the host's whole part.
         """
         if not KEY_BYTES_MIN <= len(key) <= KEY_BYTES_MAX:
             raise Misconfigured(f"exploration key: wanted {KEY_BYTES_MIN} to {KEY_BYTES_MAX} bytes, got {len(key)}")
@@ -178,11 +225,16 @@ class Exploration:
         day = now_ms // _DAY_MS
         if not 0 <= amount <= self._payment_max or any(reason.startswith(_RULE) for reason in reasons):
             return Explored(action, list(reasons), 1.0)
-        if self._ledger.spent(day) + amount > self.budget:
+        if not self._ledger.hold():
             return Explored(action, list(reasons), 1.0)
-        if self.coin(payment_id) >= self._below:
-            return Explored(action, list(reasons), 1.0 - self.share)
-        self._ledger.spend(day, amount)
+        try:
+            if self._ledger.spent(day) + amount > self.budget:
+                return Explored(action, list(reasons), 1.0)
+            if self.coin(payment_id) >= self._below:
+                return Explored(action, list(reasons), 1.0 - self.share)
+            self._ledger.spend(day, amount)
+        finally:
+            self._ledger.release()
         return Explored(ACTIONS[APPROVE], [EXPLORED, *reasons], self.share)
 
     def coin(self, payment_id: str) -> int:

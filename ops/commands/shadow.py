@@ -42,7 +42,10 @@ def run(source: Source) -> None:
 @click.argument("name")
 @click.pass_obj
 def evaluate(source: Source, name: str) -> None:
-    """Run the challenger NAME: `run` starts this, and reads its status from stdout."""
+    """Run the challenger NAME, as `run` does it.
+
+    `run` starts this command, and reads its status from stdout.
+    """
     parent = os.getppid()
     with _ending(f"challenger {name}") as end:
         evaluator = wiring.shadow_evaluator(source, name)

@@ -13,8 +13,11 @@ from paywarden.schemas.settings import Source
 if TYPE_CHECKING:
     from paywarden.features.catalogue.entity import Catalogue
     from paywarden.models.policy.policy import Policy
-    from paywarden.scoring.server.context import ServerContext
+    from paywarden.scoring.server.context import ExplorationContext, ServerContext
     from paywarden.scoring.server.deployment import ReleasePaths
+
+EXPLORATION_LEDGER = "exploration.spent"
+"""What this host has spent today, below `[serve] runtime`."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +95,22 @@ def scoring_host(source: Source, bundle_path: str | None) -> ServerContext:
         catalogue=stores.catalogue(source),
         releases=releases,
         runtime=Path(settings.runtime),
+        exploration=_exploration(source, Path(settings.runtime)),
         hang_timeout_s=settings.hang_timeout_s,
         admin_host=settings.admin_host,
         admin_port=settings.admin_port,
     )
+
+
+def _exploration(source: Source, runtime: Path) -> ExplorationContext | None:
+    """Returns what workers explore with; None where the share is 0. Raises Misconfigured."""
+    from paywarden.models.policy.exploration import ExplorationSettings, read_exploration_key
+    from paywarden.scoring.server.context import ExplorationContext
+
+    settings = source.section("exploration", ExplorationSettings)
+    if not settings.share:
+        return None
+    return ExplorationContext(settings, read_exploration_key(settings.key_file), runtime / EXPLORATION_LEDGER)
 
 
 def served_release(source: Source, bundle_path: str | None = None) -> ReleasePaths:

@@ -18,7 +18,8 @@ import numpy as np
 
 from paywarden.features.profiles.money import RateTable
 from paywarden.models.bundle.bundle import Bundle
-from paywarden.models.policy.policy import ACTIONS, APPROVE, MODEL_ABSENT, Facts, Policy
+from paywarden.models.policy.exploration import EXPLORED
+from paywarden.models.policy.policy import ACTIONS, APPROVE, DECLINE, MODEL_ABSENT, Facts, Policy
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 
@@ -69,4 +70,7 @@ def decide_again(decision: Mapping[str, Any], bundle: Bundle | None, policy: Pol
     action, reasons = policy.decide(Facts(request, amount, np.asarray(vector, dtype=np.float32), score, flags))
     if action != ACTIONS[APPROVE] and bundle is not None:
         reasons += bundle.explainer.reasons(np.ascontiguousarray(vector, dtype=np.float32), policy.reason_features_max)
+    if action == ACTIONS[DECLINE] and EXPLORED in decision["reasons"]:
+        # The coin is not tossed again: its budget was that of then.
+        action, reasons = ACTIONS[APPROVE], [EXPLORED, *reasons]
     return Outcome(0.0 if score is None else score, action, reasons)

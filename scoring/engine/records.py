@@ -43,7 +43,7 @@ class Origin:
     policy_digest: str = ""
     rollout: str = ""
     arm: str = ""
-    # The probability with which a payment is given to the arm.
+    # The probability with which a payment is given to the arm; if exploration tossed its coin, that of the action.
     propensity: float = 1.0
     profile_set: str = ""
 
@@ -54,7 +54,7 @@ class Origin:
             policy_digest=bytes.fromhex(self.policy_digest),
             rollout=self.rollout,
             arm=self.arm,
-            propensity=self.propensity if self.rollout else None,
+            propensity=self.propensity if self.rollout or self.propensity != 1.0 else None,
             profile_set=self.profile_set,
         ).SerializeToString()
 

@@ -35,9 +35,11 @@ from numpy.typing import NDArray
 
 from paywarden.features.kernel import ABSENT, AMOUNT, KNOWN, UNKNOWN
 from paywarden.features.profiles.engine import FeatureEngine, UnreadableProfile
+from paywarden.models.policy.exploration import Exploration, Explored
 from paywarden.models.policy.policy import (
     ACTIONS,
     APPROVE,
+    DECLINE,
     MIRROR_ABSENT,
     MIRROR_STALE,
     PROFILE_UNREADABLE,
@@ -99,10 +101,12 @@ class PaymentScorer:
         answered: DecisionCache | None = None,
         stages: StageTimes | None = None,
         origins: Sequence[Origin] = (),
+        exploration: Exploration | None = None,
     ) -> None:
         """Without `answered` (the decision cache), a repeated payment is decided anew.
 
         `origins`: what each record says about what decided; see `served`. Empty: records say nothing of it.
+        `exploration`: approves a small random share of what would be declined; None: nothing.
         """
         plan = engine.plan
         self._stages = stages or StageTimes(Registry())
@@ -114,6 +118,7 @@ class PaymentScorer:
         self._mirror: MirrorReader | None = None
         self._mirror_is_foreign = False
         self._profile_set = ""
+        self._exploration = exploration
         # In a rollout: what decides about the candidate's share of the cards.
         self._candidate: Served | None = None
         self._split: Split | None = None
@@ -168,6 +173,7 @@ class PaymentScorer:
             vectors=self._vectors,
             catalogue_digest=self._engine.plan.digest,
             usual_flags=self._unknown_flags.values(),
+            explored_share=0.0 if self._exploration is None else self._exploration.share,
         )
 
     def take_up(self, served: Served) -> Served:
@@ -377,7 +383,7 @@ class PaymentScorer:
             flags = [
                 (*payment_flags, *model_flags) for payment_flags, model_flags in zip(flags, scored.flags, strict=True)
             ]
-        tails, others = self._tails(serving, payments, scored, flags)
+        tails, others = self._tails(serving, payments, scored, flags, now_ms)
         written = serving.writer.write(
             payments.bodies, payments.ids, payments.callers, scored.scores, tails, profile_age_ms, now_ms,
             payments.arrivals, time.perf_counter() - others_s,
@@ -387,7 +393,7 @@ class PaymentScorer:
         return _Made(written, scored, flags, others)
 
     def _tails(
-        self, serving: Served, payments: CheckedPayments, scored: Scored, flags: Sequence[tuple[str, ...]]
+        self, serving: Served, payments: CheckedPayments, scored: Scored, flags: Sequence[tuple[str, ...]], now_ms: int
     ) -> tuple[list[int], list[str]]:
         """Returns the number of each response's tail (see records.py), and the actions other than "approve"."""
         others: list[str] = []
@@ -400,7 +406,9 @@ class PaymentScorer:
         for row, (score, payment_flags) in enumerate(zip(scored.scores, flags, strict=True)):
             tail_number = approved.get(payment_flags)
             if tail_number is None or score is None or score >= below:
-                tail_number = self._tail(serving, payments, row, score, scored.models[row], payment_flags, others)
+                tail_number = self._tail(
+                    serving, payments, row, score, scored.models[row], payment_flags, others, now_ms
+                )
             tails.append(tail_number)
         return tails, others
 
@@ -413,6 +421,7 @@ class PaymentScorer:
         model: int,
         flags: tuple[str, ...],
         others: list[str],
+        now_ms: int,
     ) -> int:
         """Ask the policy about one payment; returns its tail's number. `others` gets actions other than "approve"."""
         facts, vector, policy = self._facts, self._vectors[row], serving.policy
@@ -420,12 +429,29 @@ class PaymentScorer:
             facts.payment, facts.amount, facts.vector = payments.facts_of(row), int(self._rows[row, AMOUNT]), vector
         facts.score, facts.flags = score, flags
         action, reasons = policy.decide(facts)
+        propensity = 1.0
         if action != ACTIONS[APPROVE]:
-            others.append(action)
             reasons += serving.models.reasons(vector, model, policy.reason_features_max)
+            if self._exploration is not None and action == ACTIONS[DECLINE]:
+                action, reasons, propensity = self._explore(self._exploration, payments, row, reasons, now_ms)
+            if action != ACTIONS[APPROVE]:
+                others.append(action)
         return serving.writer.add_tail(
-            tail(action, reasons, serving.models.versions[model], flags), serving.origin_of(model)
+            tail(action, reasons, serving.models.versions[model], flags), serving.origin_of(model, propensity)
         )
+
+    def _explore(
+        self, exploration: Exploration, payments: CheckedPayments, row: int, reasons: list[str], now_ms: int
+    ) -> Explored:
+        """Returns what becomes of a payment that the policy declines. The money is spent when this returns."""
+        amount = int(self._rows[row, AMOUNT])
+        explored = exploration.explore(
+            ACTIONS[DECLINE], reasons, payment_id=payments.ids[row].decode(), amount=amount, now_ms=now_ms
+        )
+        if explored.action == ACTIONS[APPROVE]:
+            self._metrics.explored.add(1)
+            self._metrics.explored_minor.add(amount)
+        return explored
 
     def _append(self, written: Written, slots: Sequence[int]) -> None:
         """Append records to the outbox. Their claims point to them, so that a repeated payment finds its decision."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,7 @@ class Served:
 
     __slots__ = (
         *("approved", "approved_below", "models", "origins", "policy", "score_vectors", "stale_after_ms", "writer"),
-        "_last_origin",
+        *("_last_origin", "_propensities"),
     )
 
     def __init__(
@@ -39,25 +40,36 @@ class Served:
         vectors: NDArray[np.float32],
         catalogue_digest: str,
         usual_flags: Iterable[tuple[str, ...]],
+        explored_share: float = 0.0,
     ) -> None:
         """`origins`: one for each model of the chain, and the last for decisions without a model.
 
         `vectors`: the scorer's own, shape (rows_max, features). `usual_flags`: the sets of flags of most payments.
+        `explored_share`: of the coin that exploration tosses; 0 without it.
         """
         self.models, self.policy, self.origins = models, policy, tuple(origins)
         self.score_vectors = models.bind(vectors)
         self.stale_after_ms = policy.stale_after_ms
         self._last_origin = len(self.origins) - 1
+        # Exploration: for each probability of an action, where its copies of the origins begin.
+        self._propensities = {1.0: 0}
+        written = list(self.origins)
+        for propensity in {explored_share, 1.0 - explored_share} if explored_share else ():
+            self._propensities[propensity] = len(written)
+            written += [replace(origin, propensity=propensity) for origin in self.origins]
         # A random prefix makes decision ids unique over hosts, workers and restarts, with nothing shared between them.
-        self.writer = RecordWriter(vectors, catalogue_digest, os.urandom(8).hex(), self.origins)
+        self.writer = RecordWriter(vectors, catalogue_digest, os.urandom(8).hex(), written)
         self.approved: dict[tuple[str, ...], int] = {}
         """The number of the kept tail of an approval, by its flags. These tails name the primary model."""
         self.approved_below, _ = policy.thresholds
         self._keep_approvals(usual_flags)
 
-    def origin_of(self, model: int) -> int:
-        """Returns the place of a model's origin. `model`: its index in the chain, or NO_MODEL."""
-        return model if model >= 0 else self._last_origin
+    def origin_of(self, model: int, propensity: float = 1.0) -> int:
+        """Returns the place of a model's origin. `model`: its index in the chain, or NO_MODEL.
+
+        `propensity`: that of the action, if exploration tossed its coin; else 1.
+        """
+        return self._propensities[propensity] + (model if model >= 0 else self._last_origin)
 
     def _keep_approvals(self, usual_flags: Iterable[tuple[str, ...]]) -> None:
         """Keep the tail of an approval for each usual set of flags: nearly all responses have one of them."""

@@ -110,6 +110,8 @@ class ScoringMetrics:
     mirror_lookups: Mapping[tuple[str, str], Counter]
     mirror_age_seconds: Gauge
     score: Histogram
+    explored: Counter
+    explored_minor: Counter
 
     @classmethod
     def declare(
@@ -142,6 +144,12 @@ class ScoringMetrics:
                 "paywarden_mirror_age_seconds", "How far the mirror lags behind the payments stream."
             ),
             score=registry.histogram("paywarden_score", "Scores given.", bounds=SCORE_BOUNDS),
+            explored=registry.counter(
+                "paywarden_explored_total", "Payments that exploration approved and the policy would have declined."
+            ),
+            explored_minor=registry.counter(
+                "paywarden_explored_minor_total", "Amounts of these payments, in minor units of the reference currency."
+            ),
         )
 
 

@@ -14,6 +14,7 @@ from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import RateTable
 from paywarden.models.bundle.bundle import Bundle
+from paywarden.models.policy.exploration import Exploration, ExplorationSettings, MappedLedger
 from paywarden.models.policy.policy import Policy
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.engine.batcher import AdmissionSettings
@@ -32,6 +33,19 @@ from paywarden.scoring.state.mirror import MirrorSettings
 from paywarden.scoring.state.outbox import OutboxSettings
 
 _ADMIN = "admin"
+
+
+@dataclass(frozen=True)
+class ExplorationContext:
+    """What each worker makes its exploration of. The workers of a host share the ledger, a file."""
+
+    settings: ExplorationSettings
+    key: bytes = field(repr=False)
+    ledger: Path
+
+    def open(self) -> Exploration:
+        """Returns the exploration of one worker. Call it after the fork. Raises Misconfigured."""
+        return Exploration(self.settings, key=self.key, ledger=MappedLedger(self.ledger))
 
 
 @dataclass(frozen=True)
@@ -59,6 +73,8 @@ class ServerContext:
     # Where bundles and policies come from later, and the folder in which they are made ready.
     releases: ReleaseSource
     runtime: Path
+    # Approves a small share of what would be declined. None: off.
+    exploration: ExplorationContext | None = None
     # 0: no worker is taken for hung.
     hang_timeout_s: int = 10
     # Where the admin process serves health and metrics (scoring/server/admin.py). 0 takes a free port.

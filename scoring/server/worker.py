@@ -115,6 +115,7 @@ async def _work(
         answered=table,
         stages=stages,
         origins=host.release.origins,
+        exploration=None if host.exploration is None else host.exploration.open(),
     )
     info = ReleaseInfo(host.metrics_directory, name)
     switch = ReleaseSwitch(scorer, host, parent, models=model_metrics, metrics=swap_metrics, info=info)

@@ -213,7 +213,11 @@ def test_no_settings_of_the_project_show_a_secret() -> None:
 
 def test_every_setting_of_the_project_can_be_read_from_text() -> None:
     """Plain types only, but for some tables: what no variable can fill is found here, not by an operator."""
-    in_the_file = {"PolicySettings": {"rules", "segments", "lists"}, "TrainingSettings": {"monotone"}}
+    in_the_file = {
+        "PolicySettings": {"rules", "segments", "lists"},
+        "ShadowSettings": {"challengers"},
+        "TrainingSettings": {"monotone"},
+    }
     plain = {str, int, float, bool, tuple[str, ...], tuple[int, ...], tuple[float, ...]}
     kinds = list(settings_of_the_project())
     assert len(kinds) >= 10

@@ -17,6 +17,7 @@ from paywarden.models.policy.exploration import (
     MappedLedger,
     MemoryLedger,
     SpentLedger,
+    read_exploration_key,
 )
 from paywarden.schemas.errors import Misconfigured
 
@@ -160,3 +161,31 @@ def test_settings_that_cannot_be_are_refused_by_name(values: dict[str, float], m
     assert str(refused.value).startswith(message)
     with pytest.raises(Misconfigured, match="exploration key: wanted 16 to 64 bytes, got 3"):
         exploration(key=b"abc")
+
+
+def test_workers_that_share_a_ledger_spend_one_budget_and_a_dead_one_holds_nothing(tmp_path: Path) -> None:
+    settings = ExplorationSettings(share=0.5, budget_minor_a_day=30_000, payment_minor_max=900)
+    ledgers = [MappedLedger(tmp_path / "spent") for _ in range(3)]
+    workers = [exploration(settings, ledger=ledger) for ledger in ledgers]
+    approved = [declined(workers[number % 3], number, 900)[0] for number in range(300)].count("approve")
+    assert approved == 30_000 // 900
+    assert ledgers[0].hold()
+    assert not ledgers[1].hold()
+    assert declined(workers[1], 0, 1, 9 * DAY_MS) == ("decline", 1.0)
+    # The kernel closes the files of a process that is killed.
+    ledgers[0].close()
+    assert declined(workers[1], 0, 1, 9 * DAY_MS)[1] < 1
+
+
+def test_a_key_file_holds_hex_digits_and_is_not_repeated(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    path.write_text("000102030405060708090a0b0c0d0e0f\n")
+    assert read_exploration_key(str(path)) == KEY
+    for text in ("0001", "no key", "00" * 65):
+        path.write_text(text)
+        with pytest.raises(Misconfigured, match="must hold 32 to 128 hex digits") as refused:
+            read_exploration_key(str(path))
+        assert text not in str(refused.value).replace(str(path), "")
+    for missing in ("", str(tmp_path / "none")):
+        with pytest.raises(Misconfigured, match=r"exploration.key_file"):
+            read_exploration_key(missing)

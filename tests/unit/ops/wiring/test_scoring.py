@@ -35,3 +35,19 @@ def test_a_fallback_bundle_is_checked_like_the_first(tmp_path: Path) -> None:
 def test_settings_of_the_chain_are_checked_before_any_worker_starts() -> None:
     with pytest.raises(Misconfigured, match=r"^\[serve\] model_failure_count_max: wanted at least 1, got 0"):
         scoring_host(source(model_failure_count_max=0), None)
+
+
+def test_a_host_explores_only_with_a_share_and_only_with_a_key(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("00" * 16)
+    serve = {"bundle": str(small_world.trained_bundle()), "runtime": str(tmp_path / "serve")}
+    asked = {"share": 0.02, "budget_minor_a_day": 1000, "payment_minor_max": 100, "hosts": 2, "key_file": str(key)}
+    assert scoring_host(Source({"serve": serve}, {}), None).exploration is None
+    exploration = scoring_host(Source({"serve": serve, "exploration": asked}, {}), None).exploration
+    assert exploration is not None
+    opened = exploration.open()
+    assert (opened.share, opened.budget) == (0.02, 500)
+    assert (tmp_path / "serve" / "exploration.spent").stat().st_mode & 0o777 == 0o600
+    assert "00" * 16 not in repr(exploration)
+    with pytest.raises(Misconfigured, match=r"exploration.key_file: wanted a file with the key of the coin"):
+        scoring_host(Source({"serve": serve, "exploration": asked | {"key_file": ""}}, {}), None)

@@ -83,7 +83,7 @@ def expected(
         policy_digest=bytes.fromhex(origin.policy_digest),
         rollout=origin.rollout,
         arm=origin.arm,
-        propensity=origin.propensity if origin.rollout else None,
+        propensity=origin.propensity if origin.rollout or origin.propensity != 1.0 else None,
         profile_set=origin.profile_set,
         latency_us=one["latency_us"] if is_timed else None,
     )
