@@ -54,6 +54,9 @@ KINDS: Final = (
 )  # fmt: skip
 """What can happen to a model."""
 
+LATE_KINDS: Final = (ROLLED_BACK, ROLLOUT_VERDICT, ROLLOUT_ABORTED)
+"""Entries that take something back. They do not wait for other hosts, and count behind any entry."""
+
 FIRST: Final = "0" * 64
 """What the first entry names as the one before."""
 
@@ -63,6 +66,9 @@ NAME_BYTES_MAX: Final = 64
 LINE_BYTES_MAX: Final = 65_536
 
 _PURPOSE = b"paywarden model registry\n"
+# Keys and lines whose signatures were right: a log is read many times, and its lines do not change.
+_verified: set[tuple[bytes, str]] = set()
+_VERIFIED_MAX = 200_000
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _KEYS = {"by", "key", "kind", "previous", "registry", "signature", "time_ms", "what", "why"}
@@ -95,13 +101,19 @@ class Entry:
         return digest_of(self.line)
 
     def is_signed_by(self, key: Ed25519PublicKey) -> bool:
-        """Returns whether the signature is that of this key."""
+        """Returns whether the signature is that of this key. Each line is verified once, and remembered."""
         from cryptography.exceptions import InvalidSignature
 
+        known = (key.public_bytes_raw(), self.digest)
+        if known in _verified:
+            return True
         try:
             key.verify(self.signature, _PURPOSE + _canonical(self._content()))
         except InvalidSignature:
             return False
+        if len(_verified) >= _VERIFIED_MAX:
+            _verified.clear()
+        _verified.add(known)
         return True
 
     def text(self, name: str) -> str:

@@ -11,9 +11,9 @@ out, and the next writer cuts it off. A whole entry that lacks only the end of i
 forgiven: any other line that is no entry, and any entry that does not name the one before it, raises RegistryRefused
 with its line.
 
-A rollback is the exception of the chain. Two hosts may go on apart while Kafka is away; the log of one then holds a
-rollback that names an earlier entry than the last. It is accepted behind any entry, as a *late* rollback. All other
-entries must name the line before them.
+What takes something back is the exception of the chain: a rollback, and the verdict or abort of a rollout. Two hosts
+may go on apart while Kafka is away; the log of one then holds a rollback that names an earlier entry than the last. It
+is accepted behind any entry, as a *late* one. All other entries must name the line before them.
 
 A log whose last entries were cut off is whole. Only a head that somebody remembers, or the copy on the topic, shows
 that they are gone.
@@ -21,33 +21,26 @@ that they are gone.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
-import os
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from paywarden.models.registry.entries import FIRST, LINE_BYTES_MAX, ROLLED_BACK, Entry, entry_of
+from paywarden.models.registry.entries import FIRST, LATE_KINDS, LINE_BYTES_MAX, Entry, entry_of
 from paywarden.models.registry.people import People
-from paywarden.schemas.durability import sync_folder
 from paywarden.schemas.errors import Misconfigured, RegistryRefused
-from paywarden.schemas.private_files import make_parent, open_private, require_unwritable
+from paywarden.schemas.line_file import LineFile
+from paywarden.schemas.private_files import require_unwritable
 
 # A hundred thousand entries. A busy bank makes a few thousand a year.
 LOG_BYTES_MAX = 64 * 1024 * 1024
-# An append takes milliseconds: whoever holds the lock for longer is stopped.
-LOCK_TIMEOUT_S = 10.0
-_LOCK_POLL_S = 0.02
 _BEGINNING = b'{"by":"'
 
 
 @dataclass(frozen=True)
 class RegistryLog:
-    """The entries of a log in order. `late`: the positions of late rollbacks, from 0.
+    """The entries of a log in order. `late`: the positions of late entries, from 0.
 
     `torn_bytes`: the length of an unfinished last line, which is no entry. `is_ended`: whether the last entry has the
     end of its line.
@@ -68,7 +61,7 @@ class RegistryLog:
         late = self.late
         if entry.previous != self.head:
             known = {FIRST, *(earlier.digest for earlier in self.entries)}
-            if entry.kind != ROLLED_BACK or entry.previous not in known:
+            if entry.kind not in LATE_KINDS or entry.previous not in known:
                 return None
             late |= {len(self.entries)}
         return RegistryLog((*self.entries, entry), late)
@@ -99,7 +92,7 @@ def log_of(content: bytes, where: str = "the log") -> RegistryLog:
         except ValueError as error:
             raise RegistryRefused(f"{where}, line {number} is damaged: {error}") from error
         if entry.previous != head:
-            if entry.kind != ROLLED_BACK or entry.previous not in known:
+            if entry.kind not in LATE_KINDS or entry.previous not in known:
                 raise RegistryRefused(
                     f"{where}, line {number} does not fit the line before it: one of them was changed, removed or moved"
                 )
@@ -126,7 +119,7 @@ class Log(Protocol):
         """Append what `make` returns for the present log, and return it."""
 
     def append_now(self, make: Callable[[RegistryLog], Sequence[Entry]]) -> list[Entry]:
-        """Like `append`, without waiting for other hosts: for a rollback."""
+        """Like `append`, without waiting for other hosts: for LATE_KINDS."""
 
 
 @dataclass(frozen=True)
@@ -145,9 +138,10 @@ class LogFile:
         Raises RegistryRefused if the log is damaged or an entry does not fit, Misconfigured if the file cannot be
         written, and what `make` raises. Nothing is appended then.
         """
-        make_parent(self.path)
-        with self._locked():
-            log = self.read()
+        file = LineFile(self.path)
+        with file.locked():
+            content = self._content()
+            log = log_of(content, str(self.path))
             made = list(make(log))
             longer = log
             for entry in made:
@@ -155,7 +149,9 @@ class LogFile:
                 if fitting is None:
                     raise RegistryRefused("the entry does not name the last entry of the log as the one before")
                 longer = fitting
-            self._write(log, b"".join(entry.line + b"\n" for entry in made))
+            lines = b"".join(entry.line + b"\n" for entry in made)
+            if lines or log.torn_bytes or not log.is_ended:
+                file.append(len(content) - log.torn_bytes, lines if log.is_ended else b"\n" + lines)
         return made
 
     def append_now(self, make: Callable[[RegistryLog], Sequence[Entry]]) -> list[Entry]:
@@ -164,22 +160,11 @@ class LogFile:
 
     def replace(self, make: Callable[[RegistryLog], Sequence[Entry]]) -> None:
         """Put the log that `make` returns in the place of the present one, whole or not at all. Raises as `append`."""
-        make_parent(self.path)
-        with self._locked():
+        file = LineFile(self.path)
+        with file.locked():
             lines = b"".join(entry.line + b"\n" for entry in make(self.read()))
             log_of(lines)
-            new = self.path.with_name(f"{self.path.name}.new")
-            try:
-                new.unlink(missing_ok=True)
-                descriptor = open_private(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(lines)
-                    file.flush()
-                    os.fsync(file.fileno())
-                new.replace(self.path)
-                sync_folder(self.path.parent)
-            except OSError as error:
-                raise Misconfigured(f"cannot write {self.path}: {error.strerror}") from error
+            file.replace(lines)
 
     def _content(self) -> bytes:
         try:
@@ -194,52 +179,6 @@ class LogFile:
             raise Misconfigured(f"the log {self.path} has more than {LOG_BYTES_MAX} bytes")
         return content
 
-    def _write(self, log: RegistryLog, lines: bytes) -> None:
-        """Append lines behind the whole entries of `log`, which the file holds now."""
-        if not lines and log.is_ended and not log.torn_bytes:
-            return
-        is_new = not self.path.exists()
-        descriptor = open_private(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        try:
-            whole = os.fstat(descriptor).st_size - log.torn_bytes
-            os.ftruncate(descriptor, whole)
-            try:
-                _write_all(descriptor, lines if log.is_ended else b"\n" + lines)
-                os.fsync(descriptor)
-            except OSError:
-                # What was not synced is not there: no reader may take it for an entry.
-                os.ftruncate(descriptor, whole)
-                raise
-        except OSError as error:
-            raise Misconfigured(f"cannot write {self.path}: {error.strerror}") from error
-        finally:
-            os.close(descriptor)
-        if is_new:
-            sync_folder(self.path.parent)
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        lock = self.path.with_name(f"{self.path.name}.lock")
-        try:
-            descriptor = open_private(lock, os.O_RDWR | os.O_CREAT)
-        except OSError as error:
-            raise Misconfigured(f"cannot write {lock}: {error.strerror}") from error
-        try:
-            deadline = time.monotonic() + LOCK_TIMEOUT_S
-            while True:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise Misconfigured(
-                            f"another process has held {lock} for {LOCK_TIMEOUT_S:g} s: see which with `fuser {lock}`"
-                        ) from None
-                    time.sleep(_LOCK_POLL_S)
-            yield
-        finally:
-            os.close(descriptor)
-
 
 def _is_torn(tail: bytes) -> bool:
     """Returns whether bytes without the end of a line are the beginning of an entry, and not a whole one."""
@@ -251,9 +190,3 @@ def _is_torn(tail: bytes) -> bool:
     except ValueError:
         return True
     return False
-
-
-def _write_all(descriptor: int, content: bytes) -> None:
-    left = memoryview(content)
-    while left:
-        left = left[os.write(descriptor, left) :]

@@ -40,9 +40,10 @@ APPROVE: Final = "approve"
 PROMOTE: Final = "promote"
 ROLL_BACK: Final = "roll_back"
 ROLLOUT: Final = "rollout"
+LEAD: Final = "lead"
 ADMIN: Final = "admin"
-ROLES: Final = (PROPOSE, APPROVE, PROMOTE, ROLL_BACK, ROLLOUT, ADMIN)
-"""What a person may be allowed to do. A program that steers rollouts is a person with the role `rollout`."""
+ROLES: Final = (PROPOSE, APPROVE, PROMOTE, ROLL_BACK, ROLLOUT, LEAD, ADMIN)
+"""What a person may be allowed to do. The program that leads rollouts has a key of its own, with the role `lead`."""
 
 _SETTINGS = {"name", "roles", "keys", "until"}
 

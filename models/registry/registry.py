@@ -152,7 +152,7 @@ class Registry:
                 record: Mapping[str, Value] = {"policy": policy.digest, "files": checksums_of(files)}
                 drafts.append((kinds.REGISTERED_POLICY, record))
             proposal = {"bundle": version.bundle, "policy": version.policy, "catalogue": version.catalogue}
-            made = self._made(log, signer, [*drafts, (kinds.PROPOSED, proposal)], why, now_ms)
+            made = self.signed(log, signer, [*drafts, (kinds.PROPOSED, proposal)], why, now_ms)
             # The files come first: no entry ever names files that are not there.
             if bundle is not None:
                 self.store.put(BUNDLES, bundle.digest, bundle.files)
@@ -183,7 +183,7 @@ class Registry:
                 raise RegistryRefused("there is no version to go back to")
             found[:] = [state.previous, state.champion]
             what = {"from": state.champion.digest, "to": state.previous.digest}
-            return self._made(log, signer, [(kinds.ROLLED_BACK, what)], why, now_ms)
+            return self.signed(log, signer, [(kinds.ROLLED_BACK, what)], why, now_ms)
 
         (entry,) = self.log.append_now(make)
         return found[0], found[1], entry
@@ -193,7 +193,7 @@ class Registry:
 
         def make(log: RegistryLog) -> list[Entry]:
             log.check_signatures(self.people)
-            return self._made(log, signer, [(kind, what)], why, now_ms)
+            return self.signed(log, signer, [(kind, what)], why, now_ms)
 
         (entry,) = self.log.append(make)
         return entry
@@ -213,7 +213,7 @@ class Registry:
             state = state_of(log, self.people, self.rules)
             proposal = proposal_named(state, text)
             found[:] = [proposal]
-            made = self._made(log, signer, [(kind, {"proposal": proposal.digest})], why, now_ms)
+            made = self.signed(log, signer, [(kind, {"proposal": proposal.digest})], why, now_ms)
             if check is not None:
                 check(state, proposal)
             return made
@@ -221,7 +221,7 @@ class Registry:
         (entry,) = self.log.append(make)
         return found[0], entry
 
-    def _made(
+    def signed(
         self,
         log: RegistryLog,
         signer: Signer,

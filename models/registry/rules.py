@@ -8,6 +8,9 @@ wrote the log: an entry that breaks a rule is in the log and counts for nothing.
     approved                               somebody else agrees; needs the role `approve`
     promoted                               the version decides from now on; needs `promote`, and enough approvals
     rolled_back                            the version before it decides again; needs `roll_back` and nobody else
+    rollout_started                        a proposed version is tried on some cards; needs `rollout`, and the approvals
+    rollout_step, rollout_verdict          what its evidence says; only the program that leads it, with the role `lead`
+    rollout_paused, _resumed, _aborted     by a person with the role `rollout`; `roll_back` may abort as well
 
 An example with two approvals wanted:
 
@@ -17,8 +20,10 @@ An example with two approvals wanted:
     4  approved   ben      of 3        8  rolled_back  cleo                champion: the one before, if there is one
 
 Rules that hold for every kind: the key belongs to a known person of that name, who has the role, has not left and
-whose key is not revoked; and the entry is not older than the newest before it by more than `clock_back_ms`. An
-emergency rollback is accepted whatever its time: a wrong clock must not keep a bad model in place.
+whose key is not revoked; and the entry is not older than the newest before it by more than `clock_back_ms`. A
+rollback, a verdict and an abort are accepted whatever their time: a wrong clock must not keep a bad model in place.
+
+While a rollout of a version decides about cards, its promotion names the rollout. A rollback of the champion ends it.
 
 The way back is a stack. A promotion puts a version on top, a rollback takes the top off. To return to a version that
 was taken off, propose it again.
@@ -38,6 +43,7 @@ from paywarden.models.registry.log import RegistryLog
 from paywarden.models.registry.people import (
     ADMIN,
     APPROVE,
+    LEAD,
     PROMOTE,
     PROPOSE,
     ROLL_BACK,
@@ -51,24 +57,25 @@ MODES: Final = (SHADOW, "canary", "blue_green")
 """How a rollout lets a candidate in. A shadow decides nothing, and needs no approval."""
 
 _DAY_MS = 86_400_000
-_ROLES: Mapping[str, str] = {
-    kinds.REGISTERED_BUNDLE: PROPOSE,
-    kinds.REGISTERED_POLICY: PROPOSE,
-    kinds.PROPOSED: PROPOSE,
-    kinds.APPROVED: APPROVE,
-    kinds.PROMOTED: PROMOTE,
-    kinds.ROLLED_BACK: ROLL_BACK,
-    kinds.ROLLOUT_STARTED: ROLLOUT,
-    kinds.ROLLOUT_STEP: ROLLOUT,
-    kinds.ROLLOUT_VERDICT: ROLLOUT,
-    kinds.ROLLOUT_PAUSED: ROLLOUT,
-    kinds.ROLLOUT_RESUMED: ROLLOUT,
-    kinds.ROLLOUT_ABORTED: ROLLOUT,
-    kinds.KEY_REVOKED: ADMIN,
-    kinds.CLOCK_SET: ADMIN,
+# The roles that may write an entry: any of them.
+_ROLES: Mapping[str, tuple[str, ...]] = {
+    kinds.REGISTERED_BUNDLE: (PROPOSE,),
+    kinds.REGISTERED_POLICY: (PROPOSE,),
+    kinds.PROPOSED: (PROPOSE,),
+    kinds.APPROVED: (APPROVE,),
+    kinds.PROMOTED: (PROMOTE,),
+    kinds.ROLLED_BACK: (ROLL_BACK,),
+    kinds.ROLLOUT_STARTED: (ROLLOUT,),
+    kinds.ROLLOUT_STEP: (LEAD,),
+    kinds.ROLLOUT_VERDICT: (LEAD,),
+    kinds.ROLLOUT_PAUSED: (ROLLOUT,),
+    kinds.ROLLOUT_RESUMED: (ROLLOUT,),
+    kinds.ROLLOUT_ABORTED: (ROLLOUT, ROLL_BACK),
+    kinds.KEY_REVOKED: (ADMIN,),
+    kinds.CLOCK_SET: (ADMIN,),
 }
 # Entries that count whatever their time says.
-_ANY_TIME = (kinds.ROLLED_BACK, kinds.CLOCK_SET)
+_ANY_TIME = (*kinds.LATE_KINDS, kinds.CLOCK_SET)
 
 
 @dataclass(frozen=True)
@@ -147,11 +154,15 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Rollout:
-    """A rollout that is under way. `events`: its entries so far, the first is that of the start."""
+    """A rollout that is under way. `events`: its entries so far, the first is that of the start.
+
+    `champion`: the digest of the version that it is compared with; empty for a shadow.
+    """
 
     name: str
     mode: str
     version: Version
+    champion: str
     is_paused: bool
     events: tuple[Entry, ...]
 
@@ -308,7 +319,7 @@ class _Fold:
             return
         if entry.kind == kinds.CLOCK_SET:
             self._newest_ms = entry.time_ms
-        elif entry.kind != kinds.ROLLED_BACK:
+        elif entry.kind not in _ANY_TIME:
             self._newest_ms = max(self._newest_ms, entry.time_ms)
         after = self._stack[-1] if self._stack else None
         if after is not None and after != before:
@@ -400,8 +411,16 @@ class _Fold:
             return f"there is no open proposal {_short(entry.text('proposal'))}"
         if problem := self._approval_problem(proposal, entry.time_ms):
             return problem
-        if self._rollout is not None and self._rollout.version != proposal.version:
-            return f"the rollout {self._rollout.name} of another version is under way: abort it first"
+        rollout = self._rollout
+        if rollout is not None and rollout.version != proposal.version:
+            return f"the rollout {rollout.name} of another version is under way: abort it first"
+        named = entry.text("rollout")
+        if rollout is not None and rollout.mode != SHADOW and named != rollout.name:
+            return (
+                f"the rollout {rollout.name} of it is under way: `paywarden rollout promote` ends it, or abort it first"
+            )
+        if named and rollout is None:
+            return f"there is no rollout {named} under way"
         del self._proposals[proposal.digest]
         self._rollout = None
         self._stack.append(proposal.version)
@@ -434,7 +453,8 @@ class _Fold:
             del self._stack[place]
         if self._is_late:
             self._notes.append(f"line {self._number}: a late rollback, made before entries in front of it")
-        if self._rollout is not None and self._rollout.version == version:
+        if self._rollout is not None and version.digest in (self._rollout.version.digest, self._rollout.champion):
+            # What the candidate was compared with is gone.
             self._rollout = None
         return ""
 
@@ -449,15 +469,21 @@ class _Fold:
             return f"there is no open proposal {_short(entry.text('proposal'))}"
         if mode != SHADOW and (problem := self._approval_problem(proposal, entry.time_ms)):
             return problem
-        self._rollout = Rollout(name, mode, proposal.version, is_paused=False, events=(entry,))
+        champion = "" if mode == SHADOW else entry.text("champion")
+        if mode != SHADOW and (not self._stack or champion != self._stack[-1].digest):
+            return f"champion: wanted the digest of the version that decides, got {_short(champion)}"
+        self._rollout = Rollout(name, mode, proposal.version, champion, is_paused=False, events=(entry,))
         return ""
 
     def _rollout_went_on(self, entry: Entry) -> str:
-        rollout = self._rollout
-        if rollout is None or rollout.name != entry.text("rollout"):
-            return f"there is no rollout {entry.text('rollout') or 'of this name'} under way"
+        rollout, name = self._rollout, entry.text("rollout") or "of this name"
+        if rollout is None or rollout.name != name:
+            if self._is_late:
+                self._notes.append(f"line {self._number}: the rollout {name} had ended before this late entry")
+                return ""
+            return f"there is no rollout {name} under way"
         is_paused = entry.kind == kinds.ROLLOUT_PAUSED or (rollout.is_paused and entry.kind != kinds.ROLLOUT_RESUMED)
-        ended = entry.kind == kinds.ROLLOUT_ABORTED
+        ended = entry.kind in (kinds.ROLLOUT_ABORTED, kinds.ROLLOUT_VERDICT)
         self._rollout = None if ended else replace(rollout, is_paused=is_paused, events=(*rollout.events, entry))
         return ""
 
@@ -484,13 +510,13 @@ class _Fold:
 
 
 def _role_problem(person: Person, entry: Entry) -> str:
-    role = _ROLES[entry.kind]
-    if role in person.roles:
+    roles = _ROLES[entry.kind]
+    if not person.roles.isdisjoint(roles):
         return ""
     # Everybody may withdraw their own key at once, with that key.
     if entry.kind == kinds.KEY_REVOKED and entry.text("revoked") == entry.key:
         return ""
-    return f"{person.name} has not the role {role}"
+    return f"{person.name} has not the role {' or '.join(roles)}"
 
 
 def _register(known: dict[str, Registered], part: str, entry: Entry) -> str:

@@ -4,8 +4,8 @@
     {"kind": "ready", "time_ms": 1764230401000, "by": "host-1", "why": "", …}
     {"kind": "looked", "time_ms": 1764230411000, "by": "analysis", "step": 0, "judgement": {"finding": "no_data", …}}
 
-A `RolloutLog` keeps the events. `FileRolloutLog` is a file of JSON lines that several processes of one host share; a
-signed log or a topic is another one with the same two methods.
+A `RolloutLog` keeps the events. `RegistryRolloutLog` (models/rollout/registry_log.py) has them in the signed log of the
+registry, which hosts share. `FileRolloutLog` is a file of JSON lines for a host without a registry.
 
 `RolloutKeeper.take` is how events get in: it refuses what must not happen, and writes nothing then. Looks come every
 few seconds. The keeper writes those that change the phase, the step or the finding, and otherwise one every
@@ -17,7 +17,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -27,12 +27,13 @@ from paywarden.models.rollout.judgement import judgement_of, judgement_record
 from paywarden.models.rollout.plan import RolloutPlan
 from paywarden.models.rollout.rollout import EventKind, Phase, Rollout, RolloutEvent, Start, Version, after
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.line_file import LineFile
 from paywarden.schemas.private_files import make_parent, open_private
 
 NOTED_EVERY_MS = 300_000
 """At most half of LOOK_GAP_MAX_MS, so that no step loses time by what is not written."""
-# Everything that reading a line of something else may raise.
-_NO_EVENT = (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError)
+# Everything that reading a record of something else may raise.
+NO_EVENT = (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError)
 _FIELDS = ("kind", "time_ms", "by", "why", "start", "step", "judgement")
 
 
@@ -73,87 +74,78 @@ class FileRolloutLog:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._file = LineFile(path)
         # The events read so far, where they end, and the inode of their file: the next read begins there.
         self._known: list[RolloutEvent] = []
-        self._end, self._file = 0, -1
+        self._end, self._inode = 0, -1
 
     def events(self) -> list[RolloutEvent]:
         try:
-            with self._path.open("rb") as file:
+            with self._file.path.open("rb") as file:
                 self._read(file)
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise Misconfigured(f"cannot read the rollouts in {self._path}: {error.strerror}") from error
+            raise Misconfigured(f"cannot read the rollouts in {self._file.path}: {error.strerror}") from error
         return list(self._known)
 
     def append(self, event: RolloutEvent, known: int) -> bool:
         line = json.dumps(event_record(event), sort_keys=True, allow_nan=False).encode() + b"\n"
-        try:
-            with self._locked() as file:
-                self._read(file)
-                if len(self._known) != known:
-                    return False
-                file.truncate(self._end)
-                file.seek(self._end)
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise Misconfigured(f"cannot write the rollouts to {self._path}: {error.strerror}") from error
+        with self._file.locked():
+            if len(self.events()) != known:
+                return False
+            self._file.append(self._end, line)
         return True
 
     @contextmanager
     def leading(self) -> Iterator[None]:
-        """Keeps this process the only leader of the log's rollouts; the kernel ends that with the process.
-
-        Raises Misconfigured if another process leads, naming it.
-        """
-        path = self._path.with_name(self._path.name + ".leader")
-        try:
-            make_parent(path)
-            with os.fdopen(open_private(path, os.O_RDWR | os.O_CREAT), "r+", encoding="ascii") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    who = file.read(32).strip() or "unknown"
-                    raise Misconfigured(
-                        f"rollout lead: process {who} leads the rollouts of {self._path} already: wanted one leader"
-                    ) from None
-                file.truncate(0)
-                file.write(str(os.getpid()))
-                file.flush()
-                yield
-        except OSError as error:
-            raise Misconfigured(f"rollout lead: cannot lock {path}: {error.strerror}") from error
-
-    @contextmanager
-    def _locked(self) -> Iterator[BinaryIO]:
-        """Opens the file for its only writer; closing it gives the lock back."""
-        make_parent(self._path)
-        with os.fdopen(open_private(self._path, os.O_RDWR | os.O_CREAT), "r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield file
+        """Keeps this process the only leader of the log's rollouts. See `only_leader`."""
+        with only_leader(self._file.path):
+            yield
 
     def _read(self, file: BinaryIO) -> None:
         """Read what has come to the file since, up to the end of its last whole line."""
         status = os.fstat(file.fileno())
-        if status.st_ino != self._file or status.st_size < self._end:
-            self._known, self._end, self._file = [], 0, status.st_ino
+        if status.st_ino != self._inode or status.st_size < self._end:
+            self._known, self._end, self._inode = [], 0, status.st_ino
         file.seek(self._end)
         content = file.read()
         lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
         for line in lines:
             try:
                 event = event_of(json.loads(line))
-            except (*_NO_EVENT, Misconfigured) as error:
+            except (*NO_EVENT, Misconfigured) as error:
                 raise Misconfigured(
-                    f"{self._path}, line {len(self._known) + 1}: wanted an event of a rollout, got something else "
+                    f"{self._file.path}, line {len(self._known) + 1}: wanted an event of a rollout, got something else "
                     f"({type(error).__name__}): the file is damaged, and nothing is written to it"
                 ) from error
             self._known.append(event)
             self._end += len(line)
+
+
+@contextmanager
+def only_leader(log: Path) -> Iterator[None]:
+    """Keeps this process the only leader of the rollouts of a log's file; the kernel ends that with the process.
+
+    Raises Misconfigured if another process leads, naming it.
+    """
+    path = log.with_name(log.name + ".leader")
+    try:
+        make_parent(path)
+        with os.fdopen(open_private(path, os.O_RDWR | os.O_CREAT), "r+", encoding="ascii") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                who = file.read(32).strip() or "unknown"
+                raise Misconfigured(
+                    f"rollout lead: process {who} leads the rollouts of {log} already: wanted one leader"
+                ) from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+    except OSError as error:
+        raise Misconfigured(f"rollout lead: cannot lock {path}: {error.strerror}") from error
 
 
 class RolloutKeeper:
@@ -162,7 +154,7 @@ class RolloutKeeper:
     def __init__(self, log: RolloutLog) -> None:
         """Raises Misconfigured for a log that cannot be read."""
         self._log = log
-        self._known = 0
+        self._events: list[RolloutEvent] = []
         self._noted_ms = 0
         self.started_ms = 0
         """When the newest rollout was started."""
@@ -171,19 +163,26 @@ class RolloutKeeper:
         self.rollout: Rollout | None = None
         self.refresh()
 
+    @property
+    def events(self) -> Sequence[RolloutEvent]:
+        """The events read so far, in order."""
+        return self._events
+
     def refresh(self) -> Rollout | None:
         """Read what other processes have written, and return the newest rollout; None if there has been none."""
         events = self._log.events()
-        if len(events) < self._known:
-            self.rollout, self._known = None, 0
-        for event in events[self._known :]:
+        known = len(self._events)
+        if events[:known] != self._events:
+            # What another host took back while Kafka was away may have come in between.
+            self.rollout, known = None, 0
+        for event in events[known:]:
             self._note(after(self.rollout, event), event)
+        self._events = events
         return self.rollout
 
     def _note(self, rollout: Rollout, event: RolloutEvent) -> None:
         """Note an event that is in the log, and the rollout after it."""
         self.rollout, self._noted_ms = rollout, event.time_ms
-        self._known += 1
         if event.kind is EventKind.STARTED:
             self.started_ms, self.steps_ms = event.time_ms, []
         elif rollout.phase in (Phase.RUNNING, Phase.PROVISIONAL) and len(self.steps_ms) == rollout.step:
@@ -200,9 +199,8 @@ class RolloutKeeper:
             if not self._is_notable(before, rollout, event):
                 # A look that changes nothing is not worth a line, and its time counts with the next one.
                 return rollout
-            if self._log.append(event, self._known):
-                self._note(rollout, event)
-                return rollout
+            if self._log.append(event, len(self._events)):
+                return self.refresh() or rollout
 
     def _is_notable(self, before: Rollout | None, rollout: Rollout, event: RolloutEvent) -> bool:
         if before is None or event.kind not in (EventKind.LOOKED, EventKind.OUTCOMES):

@@ -187,7 +187,7 @@ class _Known:
 
     def __init__(self, source: Source, bundles: Path | None, policies: Path | None) -> None:
         from paywarden.ops.wiring import ServeSettings
-        from paywarden.scoring.server.releases import READY
+        from paywarden.scoring.server.deployment import READY
 
         self._source, self._policies = source, policies
         settings = source.section("serve", ServeSettings)

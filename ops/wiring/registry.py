@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from paywarden.models.registry.registry import BundleFacts, PolicyFacts, Registry, Signer
+    from paywarden.scoring.server.registered import RegisteredDeployment
     from paywarden.streams.registry.shared_log import SharedLog
     from paywarden.streams.registry.topic import KafkaRegistryTopic
 
@@ -49,16 +50,18 @@ def model_registry(source: Source) -> Registry:
 def shared_registry(source: Source, tell: Callable[[str], object]) -> Iterator[Registry]:
     """Yields the registry for commands that write: where `[models] topic` is set, its log is on Kafka as well.
 
-    `tell` gets a line when a rollback is on this host only.
+    If this machine is a scoring host, it serves what the log says when the block has ended; after a rollback before
+    Kafka is asked. `tell` gets a line when a rollback is on this host only.
     """
     from paywarden.models.registry.settings import ModelRegistrySettings
 
     registry = model_registry(source)
-    if not source.section("models", ModelRegistrySettings).topic:
+    if source.section("models", ModelRegistrySettings).topic:
+        with shared_log(source, registry, tell) as log:
+            yield replace(registry, log=log)
+    else:
         yield registry
-        return
-    with shared_log(source, registry, tell) as log:
-        yield replace(registry, log=log)
+    deploy_here(source, tell)
 
 
 @contextmanager
@@ -69,18 +72,20 @@ def shared_log(source: Source, registry: Registry, tell: Callable[[str], object]
     from paywarden.streams.registry.topic import LazyRegistryTopic
 
     with closing(LazyRegistryTopic(lambda: registry_topic(source))) as topic:
-        yield SharedLog(LogFile(registry.log.path), topic, registry.people, tell)
+        yield SharedLog(
+            LogFile(registry.log.path), topic, registry.people, tell, wrote=lambda: deploy_here(source, tell)
+        )
 
 
 def following_registry(source: Source, metrics: CollectorRegistry) -> AbstractContextManager[object]:
-    """Returns what keeps a host's copy of the log equal to the topic's while the companion runs.
+    """Returns what keeps a host's log equal to the topic's, and its deployment file as the log says.
 
-    Nothing without `[models] topic`. Raises Misconfigured.
+    It works while the block runs. Without `[models] people` there is nothing to follow. Raises Misconfigured.
     """
     from paywarden.models.registry.settings import ModelRegistrySettings
 
     settings = source.section("models", ModelRegistrySettings)
-    if not settings.topic:
+    if not (settings.people or settings.topic):
         return nullcontext()
     from paywarden.streams.registry.follower import FollowerMetrics, LogFollower
 
@@ -95,7 +100,39 @@ def following_registry(source: Source, metrics: CollectorRegistry) -> AbstractCo
     def stamp() -> object:
         return state_of(os.stat(settings.people))
 
-    return LogFollower(opened, stamp=stamp, every_s=settings.sync_s, metrics=FollowerMetrics(metrics))
+    return LogFollower(
+        opened if settings.topic else None,
+        deploy=registered_deployment(source).update,
+        stamp=stamp,
+        every_s=settings.sync_s,
+        metrics=FollowerMetrics(metrics),
+    )
+
+
+def registered_deployment(source: Source) -> RegisteredDeployment:
+    """Returns what keeps this host's deployment file as the log says. Raises Misconfigured without a registry."""
+    from paywarden.models.registry.settings import ModelRegistrySettings
+    from paywarden.ops.wiring.scoring import ServeSettings
+    from paywarden.scoring.server.registered import RegisteredDeployment
+
+    settings = source.section("models", ModelRegistrySettings)
+    runtime = Path(source.section("serve", ServeSettings).runtime)
+    return RegisteredDeployment(lambda: model_registry(source), runtime, [settings.log_path, Path(settings.people)])
+
+
+def deploy_here(source: Source, tell: Callable[[str], object]) -> None:
+    """Make the scoring host on this machine serve what the log says, without waiting for its companion.
+
+    A machine without the folder `[serve] runtime` is no scoring host. `tell` gets a line if it cannot be done.
+    """
+    from paywarden.ops.wiring.scoring import ServeSettings
+
+    if not Path(source.section("serve", ServeSettings).runtime).is_dir():
+        return
+    try:
+        registered_deployment(source).update()
+    except Misconfigured as error:
+        tell(f"the deployment file of this host is not changed yet: {error}")
 
 
 def registry_topic(source: Source) -> KafkaRegistryTopic:

@@ -35,19 +35,19 @@ from paywarden.schemas.private_files import make_private_folder
 from paywarden.scoring.metrics.shared import Counter
 from paywarden.scoring.server.deployment import (
     DEPLOYMENT,
+    READY,
     Deployment,
     ReleasePaths,
     content_of,
     deployment_of,
     read_deployment,
+    release_key,
 )
 from paywarden.scoring.server.releases import (
-    READY,
     Orders,
     ReleaseSource,
     orders_path,
     read_orders,
-    release_key,
     write_orders,
 )
 

@@ -27,13 +27,17 @@ from pathlib import Path
 from typing import Any
 
 from paywarden.models.rollout.shares import BASIS_POINTS, SALT_BYTES
+from paywarden.schemas.durability import sync_folder
 from paywarden.schemas.errors import Misconfigured
 
 VERSION = 1
 DEPLOYMENT = "deployment.json"
+READY = "ready"
+"""The folder of releases that were checked, beside the deployment file."""
 # A deployment is a few hundred bytes.
 _BYTES_MAX = 65_536
 _SALT = re.compile(f"[0-9a-f]{{{2 * SALT_BYTES}}}")
+_KEY_DIGITS = 32
 _ROLES = ("active", "previous", "candidate")
 _TEXTS = ("bundle", "policy", "bundle_digest", "policy_digest")
 
@@ -65,6 +69,11 @@ class Deployment:
         """The releases by role: "active", "previous", "candidate"."""
         found = {role: getattr(self, role) for role in _ROLES}
         return {role: paths for role, paths in found.items() if paths is not None}
+
+
+def release_key(bundle_digest: str, policy_digest: str) -> str:
+    """Returns the key of a release, which is a file name as well. Equal keys mean equal decisions."""
+    return f"{bundle_digest[:_KEY_DIGITS]}-{policy_digest[:_KEY_DIGITS]}"
 
 
 def read_deployment(path: Path) -> Deployment | None:
@@ -117,6 +126,7 @@ def write_deployment(path: Path, deployment: Deployment) -> None:
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
+        sync_folder(path.parent)
     except OSError as error:
         unfinished.unlink(missing_ok=True)
         raise Misconfigured(f"cannot write {path}: {error.strerror}") from error

@@ -26,10 +26,7 @@ from paywarden.models.rollout.shares import BASIS_POINTS
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.engine.records import Origin
 from paywarden.scoring.metrics.release import ShownRelease
-from paywarden.scoring.server.deployment import Deployment, ReleasePaths
-
-READY = "ready"
-_DIGITS = 32
+from paywarden.scoring.server.deployment import Deployment, ReleasePaths, release_key
 
 
 class ReleaseSource(Protocol):
@@ -99,11 +96,6 @@ class Release:
         """Returns the release as the metrics show it."""
         origin = self.origins[0]
         return ShownRelease(role, origin.bundle_digest, origin.policy_digest, self.model_version)
-
-
-def release_key(bundle_digest: str, policy_digest: str) -> str:
-    """Returns the key of a release, which is a file name as well."""
-    return f"{bundle_digest[:_DIGITS]}-{policy_digest[:_DIGITS]}"
 
 
 def release_of(bundles: Sequence[Bundle], digests: Sequence[str], policy: PreparedPolicy) -> Release:

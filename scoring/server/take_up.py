@@ -34,7 +34,8 @@ from paywarden.scoring.engine.served import Served
 from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.release import ReleaseInfo, SwapMetrics
 from paywarden.scoring.server.context import ServerContext
-from paywarden.scoring.server.releases import READY, Orders, Release, load_release, orders_path, read_orders
+from paywarden.scoring.server.deployment import READY
+from paywarden.scoring.server.releases import Orders, Release, load_release, orders_path, read_orders
 
 _log = logging.getLogger(__name__)
 

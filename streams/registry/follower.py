@@ -1,14 +1,14 @@
-"""Keeps a scoring host's copy of the log equal to the topic's, in a thread of the companion.
+"""Keeps a scoring host's copy of the log equal to the topic's, and its deployment file as the log says.
 
-1. Every `[models] sync_s` seconds, `sync`: entries of other hosts come into the copy, and a rollback from a time
-without
-   Kafka goes out.
-2. If anything raises, say so once, count it, close the topic, and open it anew in the next round. A file of people that
-   has changed is read again in the same way.
-3. A fork is such a failure: nothing is changed until somebody has looked.
+Every `[models] sync_s` seconds, in a thread of the companion:
 
-The copy is all that the workers of the host read. A failure here keeps them with what they know; it does not end the
-companion and does not make it unready.
+1. `sync`: entries of other hosts come into the copy, and what was taken back while Kafka was away goes out.
+2. `deploy`: the deployment file of this host says what the copy says. That needs no Kafka.
+3. If one of them raises, the follower says so once, counts it, and does the other all the same. It closes the topic and
+   opens it anew in the next round. A file of people that has changed is read again in the same way.
+4. A fork is such a failure: nothing is changed until somebody has looked.
+
+A failure keeps the workers with what they know. It does not end the companion and does not make it unready.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ _log = logging.getLogger(__name__)
 
 # A stop of the companion waits this long for a round; Kafka may not answer.
 _JOIN_TIMEOUT_S = 2.0
+# What can be wrong, and its end.
+_COPY = "this host's log is not equal to the topic's", "this host's log is equal to the topic's again"
+_FILE = "this host's deployment file is not what its log says", "this host's deployment file is what its log says again"
 
 
 class FollowerMetrics:
@@ -41,7 +44,7 @@ class FollowerMetrics:
         )
         self.failures = Counter(
             "paywarden_companion_model_registry_failures",
-            "Times this host's log of the model registry could not be made equal to the topic's.",
+            "Times this host's log of the model registry, or its deployment file, could not be brought up to date.",
             registry=registry,
         )
 
@@ -49,23 +52,26 @@ class FollowerMetrics:
 class LogFollower:
     """Follows the topic from `__enter__` to `__exit__`.
 
-    `open_log` opens the shared log. `stamp` returns something that changes when the log must be opened anew.
+    `open_log` opens the shared log; None where the log is on this host alone. `stamp` returns something that changes
+    when the log must be opened anew. `deploy` makes this host serve what its copy says.
     """
 
     def __init__(
         self,
-        open_log: Callable[[], AbstractContextManager[SharedLog]],
+        open_log: Callable[[], AbstractContextManager[SharedLog]] | None,
         *,
+        deploy: Callable[[], object],
         stamp: Callable[[], object],
         every_s: float,
         metrics: FollowerMetrics,
     ) -> None:
-        self._open_log, self._stamp = open_log, stamp
+        self._open_log, self._stamp, self._deploy = open_log, stamp, deploy
         self._every_s, self._metrics = every_s, metrics
         self._opened: ExitStack | None = None
         self._log: SharedLog | None = None
         self._stamped: object = None
-        self._told = ""
+        # What is wrong with the copy, and with the deployment file.
+        self._told = {_COPY: "", _FILE: ""}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="model-registry", daemon=True)
 
@@ -79,24 +85,37 @@ class LogFollower:
 
     def step(self) -> None:
         """Run one round. Raises nothing."""
+        # What a command has written on this host does not wait for Kafka.
+        self._update()
+        if self._open_log is not None:
+            self._sync(self._open_log)
+            self._update()
+
+    def _update(self) -> None:
+        try:
+            self._deploy()
+        except Exception as error:  # noqa: BLE001 - a failure here must not end the companion
+            self._note(_FILE, error)
+            return
+        self._mended(_FILE)
+
+    def _sync(self, open_log: Callable[[], AbstractContextManager[SharedLog]]) -> None:
         try:
             stamp = self._stamp()
             if stamp != self._stamped:
                 self.close()
             if self._log is None:
                 opened = ExitStack()
-                self._log = opened.enter_context(self._open_log())
+                self._log = opened.enter_context(open_log())
                 self._opened, self._stamped = opened, stamp
             done = self._log.sync()
         except Exception as error:  # noqa: BLE001 - a failure here must not end the companion
-            self._note(error)
+            self._note(_COPY, error)
             self.close()
             return
         for refused in done.refused[len(done.refused) - done.refused_now :]:
             _log.warning("model registry: a record of the topic counts for nothing: %s", refused.reason)
-        if self._told:
-            _log.info("model registry: this host's log is equal to the topic's again")
-        self._told = ""
+        self._mended(_COPY)
         self._metrics.synced.set(time.time())
 
     def close(self) -> None:
@@ -111,10 +130,15 @@ class LogFollower:
             self._stop.wait(self._every_s)
         self.close()
 
-    def _note(self, error: Exception) -> None:
+    def _note(self, part: tuple[str, str], error: Exception) -> None:
         self._metrics.failures.inc()
         if not isinstance(error, PaywardenError):
             _log.error("model registry: a bug ended a round of the follower", exc_info=error)
-        elif str(error) != self._told:
-            _log.error("model registry: this host's log is not equal to the topic's: %s", error)
-        self._told = str(error)
+        elif str(error) != self._told[part]:
+            _log.error("model registry: %s: %s", part[0], error)
+        self._told[part] = str(error)
+
+    def _mended(self, part: tuple[str, str]) -> None:
+        if self._told[part]:
+            _log.info("model registry: %s", part[1])
+        self._told[part] = ""

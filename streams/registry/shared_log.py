@@ -8,8 +8,8 @@ An entry in four steps:
 4. If the entry counts there, it is in the copy as well. If another host's came first, it is nowhere, and the command
    says so.
 
-A rollback does not wait for Kafka: it goes into the copy, where this host's readers see it at once, and is sent after
-that. If Kafka is away, the next `sync` sends it.
+What takes something back (a rollback, the verdict or abort of a rollout) does not wait for Kafka: it goes into the
+copy, where this host's readers see it at once, and is sent after that. If Kafka is away, the next `sync` sends it.
 """
 
 from __future__ import annotations
@@ -47,10 +47,21 @@ class Synced:
 
 
 class SharedLog:
-    """The log in a file and on the topic. `tell` gets a line when a rollback could not be sent."""
+    """The log in a file and on the topic.
 
-    def __init__(self, file: LogFile, topic: RegistryTopic, people: People, tell: Callable[[str], object]) -> None:
-        self._file, self._topic, self._tell = file, topic, tell
+    `tell` gets a line when a rollback could not be sent. `wrote` is called when a rollback is in the copy, before it is
+    sent: this host need not wait for Kafka.
+    """
+
+    def __init__(
+        self,
+        file: LogFile,
+        topic: RegistryTopic,
+        people: People,
+        tell: Callable[[str], object],
+        wrote: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._file, self._topic, self._tell, self._wrote = file, topic, tell, wrote
         self._reader = TopicReader(people)
         # The copy as it was read last, and what its file looked like: a follower looks every second.
         self._copy = RegistryLog()
@@ -87,6 +98,7 @@ class SharedLog:
     def append_now(self, make: Callable[[RegistryLog], Sequence[Entry]]) -> list[Entry]:
         """Append what `make` returns on this host at once, and on the topic if Kafka answers."""
         made = self._file.append(make)
+        self._wrote()
         try:
             self.sync()
         except (TemporaryFailure, Misconfigured) as error:

@@ -369,14 +369,18 @@ def test_one_rollout_at_a_time_and_only_an_approved_version_decides_in_it() -> N
     proposal, other = writer.proposal("two"), writer.proposal("three")
 
     def start(name: str, of: Entry, mode: str) -> Entry:
-        return writer.entry(kinds.ROLLOUT_STARTED, "anna", rollout=name, mode=mode, proposal=of.digest)
+        what = {"rollout": name, "mode": mode, "proposal": of.digest, "champion": version("one").digest}
+        return writer.entry(kinds.ROLLOUT_STARTED, "anna", what)
 
     assert "needs the approval of 2" in refusal_of(writer.log, start("r1", proposal, "canary"), EVERYBODY, TWO)
     assert refusal_of(writer.log, start("r1", proposal, "shadow"), EVERYBODY, TWO) == ""
     for approver in ("ben", "cleo"):
         writer.add(kinds.APPROVED, approver, proposal=proposal.digest)
         writer.add(kinds.APPROVED, approver, proposal=other.digest)
-    writer.add(kinds.ROLLOUT_STARTED, "anna", rollout="r1", mode="canary", proposal=proposal.digest)
+    begun = {"rollout": "r1", "mode": "canary", "proposal": proposal.digest}
+    told = refusal_of(writer.log, writer.entry(kinds.ROLLOUT_STARTED, "anna", begun), EVERYBODY, TWO)
+    assert told == "champion: wanted the digest of the version that decides, got (none)"
+    writer.add(kinds.ROLLOUT_STARTED, "anna", {**begun, "champion": version("one").digest})
     assert refusal_of(writer.log, start("r2", other, "shadow"), EVERYBODY, TWO) == "the rollout r1 is under way"
     writer.add(kinds.ROLLOUT_STEP, "anna", rollout="r1", share_ppm=10_000)
     writer.add(kinds.ROLLOUT_PAUSED, "anna", rollout="r1")
@@ -386,7 +390,9 @@ def test_one_rollout_at_a_time_and_only_an_approved_version_decides_in_it() -> N
     promotion = writer.entry(kinds.PROMOTED, "dora", proposal=other.digest)
     assert "the rollout r1 of another version is under way" in refusal_of(writer.log, promotion, EVERYBODY, TWO)
     writer.add(kinds.ROLLOUT_RESUMED, "anna", rollout="r1")
-    writer.add(kinds.PROMOTED, "dora", proposal=proposal.digest)
+    promotion = writer.entry(kinds.PROMOTED, "dora", proposal=proposal.digest)
+    assert "the rollout r1 of it is under way" in refusal_of(writer.log, promotion, EVERYBODY, TWO)
+    writer.add(kinds.PROMOTED, "dora", proposal=proposal.digest, rollout="r1")
     state = state_of(writer.log, EVERYBODY, TWO)
     assert (state.rollout, state.champion) == (None, version("two"))
     writer.add(kinds.ROLLOUT_STEP, "anna", rollout="r1")

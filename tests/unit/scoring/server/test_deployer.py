@@ -18,8 +18,8 @@ from paywarden.schemas.errors import BundleRefused
 from paywarden.scoring.metrics.release import CHECK, swap_failures
 from paywarden.scoring.metrics.shared import Registry
 from paywarden.scoring.server.deployer import Deployer
-from paywarden.scoring.server.deployment import Deployment, ReleasePaths, write_deployment
-from paywarden.scoring.server.releases import Orders, orders_path, read_orders, release_key
+from paywarden.scoring.server.deployment import Deployment, ReleasePaths, release_key, write_deployment
+from paywarden.scoring.server.releases import Orders, orders_path, read_orders
 
 SALT = "00" * 16
 

@@ -11,6 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from paywarden.models.registry import entries as kinds
+from paywarden.schemas.errors import RegistryRefused
 from paywarden.streams.registry.follower import FollowerMetrics, LogFollower
 from paywarden.streams.registry.shared_log import SharedLog
 from tests.worlds.registry import Writer
@@ -25,9 +26,20 @@ class Following:
         self.one, self.two = (Host(folder, self.topic, name) for name in ("one", "two"))
         self.opened, self.closed, self.stamp = 0, 0, 1
         self.registry = CollectorRegistry()
+        # How often the deployment file was brought up to date, and what is wrong with it.
+        self.deployed, self.trouble = 0, ""
         self.follower = LogFollower(
-            self._open, stamp=lambda: self.stamp, every_s=3600.0, metrics=FollowerMetrics(self.registry)
+            self._open,
+            deploy=self._deploy,
+            stamp=lambda: self.stamp,
+            every_s=3600.0,
+            metrics=FollowerMetrics(self.registry),
         )
+
+    def _deploy(self) -> None:
+        self.deployed += 1
+        if self.trouble:
+            raise RegistryRefused(self.trouble)
 
     @contextmanager
     def _open(self) -> Iterator[SharedLog]:
@@ -79,6 +91,27 @@ def test_a_failure_is_told_once_and_the_topic_is_opened_anew(
         "model registry: this host's log is equal to the topic's again",
     ]
     assert following.opened == following.closed + 1
+
+
+def test_the_deployment_file_follows_without_kafka_and_its_failure_stops_nothing(
+    following: Following, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    following.topic.away, following.trouble = {"two"}, "model.txt was changed after it was registered"
+    following.one.promote("a")
+    for _ in range(2):
+        following.follower.step()
+    assert following.deployed == 4
+    following.topic.away, following.trouble = set(), ""
+    following.follower.step()
+    assert following.equal()
+    assert [record.message for record in caplog.records] == [
+        "model registry: this host's deployment file is not what its log says: "
+        "model.txt was changed after it was registered",
+        "model registry: this host's log is not equal to the topic's: no Kafka broker answers",
+        "model registry: this host's deployment file is what its log says again",
+        "model registry: this host's log is equal to the topic's again",
+    ]
 
 
 def test_a_changed_file_of_people_and_odd_records_are_noticed(

@@ -1,0 +1,219 @@
+"""The events of rollouts in the log of the model registry: signed, chained, and shared by all hosts.
+
+    started     rollout_started    by a person; names a proposal with its approvals, and the champion
+    ready, looked, outcomes        rollout_step       by the program that leads the rollout
+    harm, mismatch, gone           rollout_verdict    by that program; it ends the rollout
+    paused, resumed, aborted       rollout_paused, rollout_resumed, rollout_aborted    by a person
+    promoted    promoted           by a person; it makes the candidate the champion
+
+1. A person's entry is signed with that person's key, the lead's with its own. Who signs is who did it.
+2. Each reader applies the rules of the registry first (models/registry/rules.py), then the life of a rollout
+   (models/rollout/rollout.py). An entry that breaks one of them counts for nothing.
+3. A verdict and an abort do not wait for Kafka. Another host may have gone on meanwhile: if the rollout is over by
+   then, the late entry changes nothing.
+4. A rollback of the champion aborts the rollout: what its candidate was compared with is gone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from paywarden.models.registry import entries as kinds
+from paywarden.models.registry import rules as registry
+from paywarden.models.registry.entries import Entry, Value
+from paywarden.models.registry.log import RegistryLog
+from paywarden.models.registry.registry import Registry, Signer, model_version, proposal_named
+from paywarden.models.registry.rules import Proposal, State, state_of
+from paywarden.models.rollout.judgement import Finding
+from paywarden.models.rollout.log import NO_EVENT, event_of, event_record
+from paywarden.models.rollout.rollout import EventKind, Rollout, RolloutEvent, Start, Version, after
+from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.file_state import FileState, file_state
+
+CANARY: Final = "canary"
+# What an entry has in fields of its own, or in none.
+_OWN_FIELDS = ("time_ms", "by", "why")
+_KINDS: Mapping[EventKind, str] = {
+    EventKind.STARTED: kinds.ROLLOUT_STARTED,
+    EventKind.READY: kinds.ROLLOUT_STEP,
+    EventKind.LOOKED: kinds.ROLLOUT_STEP,
+    EventKind.OUTCOMES: kinds.ROLLOUT_STEP,
+    EventKind.GONE: kinds.ROLLOUT_VERDICT,
+    EventKind.PAUSED: kinds.ROLLOUT_PAUSED,
+    EventKind.RESUMED: kinds.ROLLOUT_RESUMED,
+    EventKind.ABORTED: kinds.ROLLOUT_ABORTED,
+    EventKind.PROMOTED: kinds.PROMOTED,
+}
+
+
+@dataclass(frozen=True)
+class Folded:
+    """The events of a log that count, and the newest rollout after them."""
+
+    events: tuple[RolloutEvent, ...] = ()
+    rollout: Rollout | None = None
+
+
+def folded(log: RegistryLog, state: State) -> Folded:
+    """Returns the events of rollouts in a log that count for whoever reads it. `state`: what the log means to them."""
+    ignored = {ignored.number for ignored in state.ignored}
+    fold = _Fold()
+    for number, entry in enumerate(log.entries, 1):
+        if number not in ignored:
+            fold.take(entry)
+    return Folded(tuple(fold.events), fold.rollout)
+
+
+class _Fold:
+    """Takes the entries that count, in order, and keeps the events of rollouts among them."""
+
+    def __init__(self) -> None:
+        self.events: list[RolloutEvent] = []
+        self.rollout: Rollout | None = None
+        # The versions by the entries that propose them, and what the newest rollout compares: champion and candidate.
+        self._proposed: dict[str, registry.Version] = {}
+        self._compared: tuple[str, str] = ("", "")
+
+    def take(self, entry: Entry) -> None:
+        if entry.kind == kinds.PROPOSED:
+            version = registry.Version(entry.text("bundle"), entry.text("policy"), entry.text("catalogue"))
+            self._proposed[entry.digest] = version
+            return
+        event = self._back(entry) if entry.kind == kinds.ROLLED_BACK else self._event(entry)
+        if event is None:
+            return
+        try:
+            self.rollout = after(self.rollout, event)
+        except Misconfigured:
+            return
+        self.events.append(event)
+        if event.kind is EventKind.STARTED:
+            self._compared = entry.text("champion"), self._proposed[entry.text("proposal")].digest
+
+    def _back(self, entry: Entry) -> RolloutEvent | None:
+        if self.rollout is None or self.rollout.has_ended or entry.text("from") not in self._compared:
+            return None
+        return RolloutEvent(EventKind.ABORTED, entry.time_ms, entry.by, f"rolled back: {entry.why}")
+
+    def _event(self, entry: Entry) -> RolloutEvent | None:
+        """Returns the event of an entry; None if it is none of the newest rollout, or nobody can read it."""
+        if entry.kind not in _KINDS.values() or not entry.text("event"):
+            return None
+        try:
+            record: Mapping[str, Any] = json.loads(entry.text("event"))
+            event = event_of({**record, "time_ms": entry.time_ms, "by": entry.by, "why": entry.why})
+        except (*NO_EVENT, Misconfigured):
+            return None
+        if kind_of(event) != entry.kind:
+            return None
+        if event.start is not None:
+            return event if self._is_approved(event.start, entry) else None
+        is_of_newest = self.rollout is not None and self.rollout.start.name == entry.text("rollout")
+        return event if is_of_newest else None
+
+    def _is_approved(self, start: Start, entry: Entry) -> bool:
+        """Returns whether a start is of the versions that its entry names: people approved those, and no others."""
+        candidate = self._proposed.get(entry.text("proposal"))
+        champions = [one for one in self._proposed.values() if one.digest == entry.text("champion")]
+        if candidate is None or not champions or start.name != entry.text("rollout"):
+            return False
+        return _is_of(start.candidate, candidate) and _is_of(start.champion, champions[-1])
+
+
+class RegistryRolloutLog:
+    """The log of rollouts inside the log of the registry. See RolloutLog. Not thread-safe."""
+
+    def __init__(self, registry: Registry, signer: Signer | None) -> None:
+        """`signer`: who does what is appended; None only reads."""
+        self._registry, self._signer = registry, signer
+        self._seen: FileState | None = None
+        self._folded = Folded()
+
+    def events(self) -> list[RolloutEvent]:
+        """See RolloutLog. The log is read again when its file has changed."""
+        seen = file_state(self._registry.log.path)
+        if seen is None or seen != self._seen:
+            self._folded, self._seen = self._fold(self._registry.log.read()), seen
+        return list(self._folded.events)
+
+    def append(self, event: RolloutEvent, known: int) -> bool:
+        """See RolloutLog. An event that does not end a rollout needs Kafka where hosts share the log.
+
+        Raises BrokerUnavailable too, and RegistryRefused for what the rules of the registry forbid.
+        """
+        signer = self._signer
+        if signer is None:
+            raise Misconfigured("[models] key_file: wanted the PEM file of your private key, or give --key")
+        signed = False
+
+        def make(log: RegistryLog) -> Sequence[Entry]:
+            nonlocal signed
+            state = state_of(log, self._registry.people, self._registry.rules)
+            now = folded(log, state)
+            if len(now.events) != known:
+                return []
+            # Raises for what another host has made impossible in the last moment.
+            rollout = after(now.rollout, event)
+            kind = kind_of(event)
+            drafts = [(kind, _what(event, rollout, state))]
+            signed = True
+            return self._registry.signed(log, signer, drafts, event.why or _said(event), event.time_ms)
+
+        log = self._registry.log
+        (log.append_now if kind_of(event) in kinds.LATE_KINDS else log.append)(make)
+        return signed
+
+    def _fold(self, log: RegistryLog) -> Folded:
+        return folded(log, state_of(log, self._registry.people, self._registry.rules))
+
+
+def kind_of(event: RolloutEvent) -> str:
+    """Returns the kind of an event's entry."""
+    if event.judgement is not None and event.judgement.finding in (Finding.HARM, Finding.MISMATCH):
+        return kinds.ROLLOUT_VERDICT
+    return _KINDS[event.kind]
+
+
+def proposed_versions(state: State, text: str) -> tuple[Version, Version]:
+    """Returns the champion, and the candidate that a text names among the open proposals. Raises RegistryRefused."""
+    proposal = proposal_named(state, text)
+    if state.champion is None:
+        raise Misconfigured("rollout started: nothing was promoted yet: wanted a champion to compare with")
+    champion, candidate = (
+        Version(version.bundle, version.policy, model_version(state, version))
+        for version in (state.champion, proposal.version)
+    )
+    return champion, candidate
+
+
+def _what(event: RolloutEvent, rollout: Rollout, state: State) -> dict[str, Value]:
+    record = {name: value for name, value in event_record(event).items() if name not in _OWN_FIELDS}
+    # Fractions are no values of an entry: other languages write them in other ways.
+    what: dict[str, Value] = {
+        "rollout": rollout.start.name,
+        "event": json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False),
+    }
+    if event.kind is EventKind.STARTED:
+        what |= {"mode": CANARY, "champion": "" if state.champion is None else state.champion.digest}
+    if event.kind in (EventKind.STARTED, EventKind.PROMOTED):
+        what["proposal"] = _proposal(state, rollout.start.candidate).digest
+    return what
+
+
+def _proposal(state: State, version: Version) -> Proposal:
+    for proposal in state.proposals.values():
+        if _is_of(version, proposal.version):
+            return proposal
+    raise Misconfigured(f"there is no open proposal of the bundle {version.bundle_digest[:12]} with this policy")
+
+
+def _said(event: RolloutEvent) -> str:
+    """Returns why the lead writes an entry."""
+    return event.kind.value if event.judgement is None else event.judgement.line
+
+
+def _is_of(version: Version, registered: registry.Version) -> bool:
+    return (version.bundle_digest, version.policy_digest) == (registered.bundle, registered.policy)

@@ -1,0 +1,146 @@
+"""The deployment file of a host, written as the log of the model registry says.
+
+    log ──rules, signatures──► champion, version before it, rollout under way ──files checked──► deployment.json
+
+1. Whoever has changed this host's copy of the log calls `update`: the companion after each look at the topic, and the
+   commands that promote, roll back or abort. It depends on the log alone, so it does not matter who comes first.
+2. One process at a time reads the log and writes the file. What is read later is written later.
+3. A release that the file names already is not checked again, and one that is ready is taken from there if its files
+   are gone: a way back must not fail because somebody tidied up.
+4. If the candidate cannot be found, the champion decides about its cards.
+
+A log without a promotion says nothing, and the file stays as it is.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from paywarden.models.registry.registry import Registry
+from paywarden.models.registry.rules import State, Version, state_of
+from paywarden.models.rollout.registry_log import folded
+from paywarden.models.rollout.rollout import Rollout
+from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.file_state import FileState, file_state
+from paywarden.schemas.line_file import LineFile
+from paywarden.schemas.private_files import make_private_folder
+from paywarden.scoring.server.deployment import (
+    DEPLOYMENT,
+    READY,
+    Deployment,
+    ReleasePaths,
+    read_deployment,
+    release_key,
+    write_deployment,
+)
+
+_log = logging.getLogger(__name__)
+
+
+class RegisteredDeployment:
+    """Keeps the deployment file below `runtime` as the log says. Not thread-safe; processes exclude each other."""
+
+    def __init__(self, open_registry: Callable[[], Registry], runtime: Path, inputs: Sequence[Path]) -> None:
+        """`open_registry` is called for each reading. `inputs`: the files that decide, with that of the log."""
+        self._open, self._runtime, self._inputs = open_registry, runtime, inputs
+        self._file = runtime / DEPLOYMENT
+        self._seen: list[FileState | None] = []
+        self._told = ""
+
+    def update(self) -> bool:
+        """Write what the log says, unless the file says so already; returns whether it was written.
+
+        Nothing is read if no file has changed. Raises Misconfigured, RegistryRefused: the file stays as it is then.
+        """
+        if self._states() == self._seen:
+            return False
+        try:
+            make_private_folder(self._runtime)
+        except OSError as error:
+            raise Misconfigured(f"[serve] runtime: cannot make {self._runtime}: {error.strerror}") from error
+        with LineFile(self._file).locked():
+            before = self._states()
+            is_new = self._write()
+        # What came into the log meanwhile is read the next time.
+        self._seen = [*before[:-1], file_state(self._file)]
+        return is_new
+
+    def _states(self) -> list[FileState | None]:
+        return [file_state(path) for path in (*self._inputs, self._file)]
+
+    def _write(self) -> bool:
+        registry = self._open()
+        log = registry.log.read()
+        state = state_of(log, registry.people, registry.rules)
+        if state.champion is None:
+            return False
+        now = self._now()
+        rollout = None if state.rollout is None else folded(log, state).rollout
+        deployment = self._deployment(registry, state, state.champion, rollout, now)
+        if deployment == now:
+            return False
+        write_deployment(self._file, deployment)
+        _log.info("this host serves what the registry says: %s", _spoken(deployment))
+        return True
+
+    def _now(self) -> Deployment | None:
+        """Returns what the file says; None if it is missing or damaged: it is written anew then."""
+        try:
+            return read_deployment(self._file)
+        except Misconfigured as error:
+            _log.warning("%s: it is replaced", error)
+            return None
+
+    def _deployment(
+        self, registry: Registry, state: State, champion: Version, rollout: Rollout | None, now: Deployment | None
+    ) -> Deployment:
+        known = {} if now is None else {_digests(paths): paths for paths in now.releases.values()}
+
+        def found(version: Version) -> ReleasePaths:
+            return known.get((version.bundle, version.policy)) or self._checked(registry, state, version)
+
+        active, previous, candidate, troubles = found(champion), None, None, list[str]()
+        if state.previous is not None:
+            try:
+                previous = found(state.previous)
+            except Misconfigured as error:
+                troubles.append(f"the way back cannot be kept ready: {error}")
+        if rollout is not None and state.rollout is not None and not rollout.has_ended:
+            try:
+                candidate = found(state.rollout.version)
+            except Misconfigured as error:
+                troubles.append(f"the candidate of {rollout.start.name} gets no cards: {error}")
+        self._tell("; ".join(troubles))
+        if candidate is None or rollout is None:
+            return Deployment(active, previous)
+        return Deployment(active, previous, candidate, rollout.start.name, rollout.share, rollout.start.salt)
+
+    def _checked(self, registry: Registry, state: State, version: Version) -> ReleasePaths:
+        """Returns where a version is, when its files are those that were registered. Raises RegistryRefused."""
+        try:
+            served = registry.files_of(state, version)
+        except Misconfigured:
+            ready = self._runtime / READY / release_key(version.bundle, version.policy)
+            if not ready.is_dir():
+                raise
+            return ReleasePaths(str(ready.absolute()), "", version.bundle, version.policy)
+        bundle, policy = served.bundle.absolute(), served.policy.absolute()
+        return ReleasePaths(str(bundle), str(policy), version.bundle, version.policy)
+
+    def _tell(self, trouble: str) -> None:
+        if trouble and trouble != self._told:
+            _log.error("%s", trouble)
+        self._told = trouble
+
+
+def _digests(paths: ReleasePaths) -> tuple[str, str]:
+    return paths.bundle_digest, paths.policy_digest
+
+
+def _spoken(deployment: Deployment) -> str:
+    told = f"bundle {deployment.active.bundle_digest[:12]}, policy {deployment.active.policy_digest[:12]}"
+    if deployment.candidate is not None:
+        told += f"; {deployment.share / 100:g} % of the cards to {deployment.candidate.bundle_digest[:12]}"
+    return told

@@ -1,0 +1,250 @@
+"""Rollouts in the signed log: who may write what, what counts for nothing, and what comes late."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from paywarden.models.registry import entries as kinds
+from paywarden.models.registry.artefacts import FolderStore
+from paywarden.models.registry.copies import merge
+from paywarden.models.registry.entries import Entry
+from paywarden.models.registry.log import LogFile, RegistryLog
+from paywarden.models.registry.people import APPROVE, LEAD, PROMOTE, PROPOSE, ROLL_BACK, ROLLOUT
+from paywarden.models.registry.registry import Registry, Signer
+from paywarden.models.registry.rules import Rules
+from paywarden.models.rollout.judgement import Finding
+from paywarden.models.rollout.log import MemoryRolloutLog, RolloutKeeper, RolloutLog
+from paywarden.models.rollout.registry_log import RegistryRolloutLog, kind_of
+from paywarden.models.rollout.rollout import EventKind, Phase, RolloutEvent, Start, Version
+from paywarden.schemas.errors import Misconfigured, RegistryRefused
+from tests.unit.models.rollout.test_rollout import DAY_MS, MINUTE_MS, PLAN, look, outcomes
+from tests.worlds.registry import START_MS, Writer, digest, key_of, people_of
+
+PEOPLE = people_of(
+    {
+        "anna": frozenset((PROPOSE, ROLLOUT)),
+        "ben": frozenset((APPROVE, PROMOTE)),
+        "cleo": frozenset((ROLL_BACK,)),
+        "lead": frozenset((LEAD,)),
+    }
+)
+RULES = Rules(approvals=1)
+# Writers of logs count the minutes from START_MS on, with twenty for what comes before a rollout.
+BEGIN_MS = START_MS + 20 * MINUTE_MS
+
+
+def version_of(name: str) -> Version:
+    return Version(digest(f"bundle {name}"), digest(f"policy {name}"), name)
+
+
+START = Start("r-1", "00" * 16, version_of("old"), version_of("new"), PLAN)
+
+
+@dataclass
+class Hosts:
+    """A registry with a champion and an approved candidate, as each person opens it."""
+
+    file: LogFile
+
+    @classmethod
+    def at(cls, folder: Path, *, approved: bool = True) -> Hosts:
+        file, writer = LogFile(folder / "log.jsonl"), Writer()
+        for name in ("old", "new"):
+            proposal = writer.proposal(name)
+            if approved or name == "old":
+                writer.add(kinds.APPROVED, "ben", proposal=proposal.digest)
+            if name == "old":
+                writer.add(kinds.PROMOTED, "ben", proposal=proposal.digest)
+        file.append(lambda _: writer.log.entries)
+        return cls(file)
+
+    def registry(self) -> Registry:
+        return Registry(self.file, PEOPLE, RULES, FolderStore(self.file.path.parent))
+
+    def of(self, name: str) -> RolloutKeeper:
+        return RolloutKeeper(RegistryRolloutLog(self.registry(), Signer(name, key_of(name))))
+
+    def start(self, start: Start = START) -> None:
+        self.of("anna").take(event(EventKind.STARTED, 0, start=start))
+
+    def add(self, make: Callable[[Writer], Entry]) -> None:
+        """Append an entry whose rules nobody has checked."""
+
+        def one(log: RegistryLog) -> Sequence[Entry]:
+            return [make(Writer(log, BEGIN_MS + DAY_MS))]
+
+        self.file.append(one)
+
+
+def event(kind: EventKind, after_ms: int, *, start: Start | None = None) -> RolloutEvent:
+    return RolloutEvent(kind, BEGIN_MS + after_ms, "anna", "a test", start)
+
+
+def at(found: RolloutEvent) -> RolloutEvent:
+    return replace(found, time_ms=BEGIN_MS + found.time_ms)
+
+
+def whole_life() -> list[tuple[str, RolloutEvent]]:
+    """A rollout that stays within, with a pause, to its promotion: who does it, and the event."""
+    events = [("anna", event(EventKind.STARTED, 0, start=START)), ("lead", event(EventKind.READY, 1))]
+    events.append(("anna", event(EventKind.PAUSED, 2)))
+    events.append(("anna", event(EventKind.RESUMED, 3)))
+    looks = [look(Finding.WITHIN, minute * MINUTE_MS, 0 if minute < 32 else 1) for minute in range(1, 75)]
+    events.extend(("lead", at(each)) for each in looks)
+    mature_ms = 75 * MINUTE_MS + DAY_MS
+    events.append(("lead", at(outcomes(Finding.WITHIN, mature_ms))))
+    events.append(("ben", event(EventKind.PROMOTED, mature_ms + 1)))
+    return events
+
+
+def test_a_rollout_in_the_signed_log_is_what_it_is_in_memory(tmp_path: Path) -> None:
+    hosts, plain = Hosts.at(tmp_path), RolloutKeeper(MemoryRolloutLog())
+    keepers = {name: hosts.of(name) for name in ("anna", "ben", "lead")}
+    for by, each in whole_life():
+        found, wanted = keepers[by].take(replace(each, by=by)), plain.take(replace(each, by=by))
+        assert (found.phase, found.step, found.elapsed_ms, found.share) == (
+            wanted.phase, wanted.step, wanted.elapsed_ms, wanted.share,
+        )  # fmt: skip
+    reader = RolloutKeeper(RegistryRolloutLog(hosts.registry(), None))
+    assert reader.rollout is not None
+    assert plain.rollout is not None
+    assert reader.rollout.line == plain.rollout.line == "r-1: promoted, promoted by ben: a test"
+    state = hosts.registry().state()
+    assert (state.ignored, state.rollout) == ((), None)
+    assert state.champion is not None
+    assert state.champion.bundle == digest("bundle new")
+    # A few entries for an hour of looks, each signed by who did it.
+    entries = [entry for entry in hosts.file.read().entries if entry.text("rollout")]
+    assert len(entries) < 30
+    assert {entry.by for entry in entries if entry.kind == kinds.ROLLOUT_STEP} == {"lead"}
+
+
+@pytest.mark.parametrize(
+    ("by", "kind", "told"),
+    [
+        ("anna", EventKind.READY, "anna has not the role lead"),
+        ("anna", EventKind.GONE, "anna has not the role lead"),
+        ("lead", EventKind.PAUSED, "lead has not the role rollout"),
+        ("ben", EventKind.ABORTED, "ben has not the role rollout or roll_back"),
+    ],
+)
+def test_people_decide_nothing_for_the_lead_and_the_lead_nothing_for_people(
+    tmp_path: Path, by: str, kind: EventKind, told: str
+) -> None:
+    hosts = Hosts.at(tmp_path)
+    hosts.start()
+    if kind is EventKind.PAUSED:
+        hosts.of("lead").take(event(EventKind.READY, 1))
+    with pytest.raises(RegistryRefused, match=told):
+        hosts.of(by).take(event(kind, 2))
+
+
+def test_one_person_aborts_alone_and_needs_no_role_for_rollouts(tmp_path: Path) -> None:
+    hosts = Hosts.at(tmp_path)
+    hosts.start()
+    assert hosts.of("cleo").take(replace(event(EventKind.ABORTED, -DAY_MS), by="cleo")).phase is Phase.ABORTED
+
+
+def test_what_nobody_approved_cannot_be_tried_on_cards(tmp_path: Path) -> None:
+    hosts = Hosts.at(tmp_path, approved=False)
+    with pytest.raises(RegistryRefused, match="it needs the approval of 1, nobody approved it"):
+        hosts.start()
+    with pytest.raises(Misconfigured, match="there is no open proposal of the bundle"):
+        hosts.start(replace(START, candidate=version_of("unknown")))
+
+
+def test_a_start_of_another_candidate_than_the_approved_one_counts_for_nothing(tmp_path: Path) -> None:
+    hosts = Hosts.at(tmp_path)
+    hosts.start()
+    (entry,) = [one for one in hosts.file.read().entries if one.kind == kinds.ROLLOUT_STARTED]
+    forged = json.loads(entry.text("event"))
+    forged["start"] |= {"name": "r-2", "candidate": {**forged["start"]["candidate"], "bundle_digest": "e" * 64}}
+    hosts.of("anna").take(event(EventKind.ABORTED, 5))
+    what = {**entry.what, "rollout": "r-2", "event": json.dumps(forged)}
+    hosts.add(lambda writer: writer.entry(kinds.ROLLOUT_STARTED, "anna", what))
+    rollout = hosts.of("lead").rollout
+    assert rollout is not None
+    assert (rollout.start.name, rollout.phase) == ("r-1", Phase.ABORTED)
+
+
+def test_a_verdict_in_the_clothes_of_a_step_counts_for_nothing(tmp_path: Path) -> None:
+    """And so does anything else that nobody can read."""
+    hosts = Hosts.at(tmp_path)
+    hosts.start()
+    hosts.of("lead").take(event(EventKind.READY, 1))
+    for text in ('{"kind": "gone", "start": null, "step": 0, "judgement": null}', "[]", "{", '{"kind": 3}'):
+        hosts.add(partial(Writer.entry, kind=kinds.ROLLOUT_STEP, by="lead", what={"rollout": "r-1", "event": text}))
+    rollout = hosts.of("anna").rollout
+    assert rollout is not None
+    assert rollout.phase is Phase.RUNNING
+
+
+def test_a_rollback_of_the_champion_ends_the_rollout(tmp_path: Path) -> None:
+    hosts = Hosts.at(tmp_path)
+    # A second champion, so that there is a way back.
+    hosts.of("anna")
+    registry, cleo = hosts.registry(), Signer("cleo", key_of("cleo"))
+
+    def newer(log: RegistryLog) -> Sequence[Entry]:
+        writer = Writer(log, START_MS + 10 * MINUTE_MS)
+        proposal = writer.proposal("newer")
+        writer.add(kinds.APPROVED, "ben", proposal=proposal.digest)
+        writer.add(kinds.PROMOTED, "ben", proposal=proposal.digest)
+        return writer.log.entries[len(log.entries) :]
+
+    hosts.file.append(newer)
+    hosts.start(replace(START, champion=version_of("newer")))
+    registry.roll_back(cleo, why="declines doubled", now_ms=BEGIN_MS)
+    rollout = hosts.of("anna").rollout
+    assert rollout is not None
+    assert rollout.line == "r-1: aborted, aborted by cleo: rolled back: declines doubled"
+    assert registry.state().rollout is None
+
+
+def test_a_verdict_from_a_time_without_kafka_counts_behind_whatever_others_wrote(tmp_path: Path) -> None:
+    """And a keeper that has seen the other order begins anew."""
+    hosts = Hosts.at(tmp_path)
+    hosts.start()
+    lead = hosts.of("lead")
+    lead.take(event(EventKind.READY, 1))
+    shared = hosts.file.read()
+    lead.take(at(look(Finding.HARM, 2)))
+    own = hosts.file.read()
+    hosts.file.replace(lambda _: shared.entries)
+    hosts.of("anna").take(event(EventKind.PAUSED, 3))
+    topic = hosts.file.read()
+    merged = merge(own, topic)
+    assert (len(merged.to_send), merged.lost) == (1, ())
+    hosts.file.replace(lambda _: merged.log.entries)
+    for keeper in (lead, hosts.of("anna")):
+        rollout = keeper.refresh()
+        assert rollout is not None
+        assert rollout.phase is Phase.ROLLED_BACK
+    assert [one.kind for one in lead.events][-2:] == [EventKind.PAUSED, EventKind.LOOKED]
+    # Once more, behind the end of the rollout: it changes nothing, and is noted.
+    hosts.file.replace(lambda _: topic.entries)
+    hosts.of("anna").take(event(EventKind.ABORTED, 4))
+    late = merge(own, hosts.file.read()).log
+    hosts.file.replace(lambda _: late.entries)
+    state = hosts.registry().state()
+    assert state.notes == (f"line {len(late.entries)}: the rollout r-1 had ended before this late entry",)
+    ended = lead.refresh()
+    assert ended is not None
+    assert ended.phase is Phase.ABORTED
+
+
+def test_without_a_key_a_log_is_only_read(tmp_path: Path) -> None:
+    log: RolloutLog = RegistryRolloutLog(Hosts.at(tmp_path).registry(), None)
+    with pytest.raises(Misconfigured, match=r"\[models\] key_file: wanted the PEM file of your private key"):
+        log.append(event(EventKind.STARTED, 0, start=START), 0)
+    assert log.events() == []
+
+
+def test_every_event_has_a_kind_of_entry() -> None:
+    assert {kind_of(event(kind, 0)) for kind in EventKind} <= set(kinds.KINDS)

@@ -1,0 +1,222 @@
+"""The deployment file of a host is what the log of the registry says, whoever is killed in between."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from paywarden.models.registry import entries as kinds
+from paywarden.models.registry.artefacts import FolderStore
+from paywarden.models.registry.entries import Entry
+from paywarden.models.registry.log import LogFile, RegistryLog
+from paywarden.models.registry.registry import Registry, Served, Signer
+from paywarden.models.registry.rules import Rules, State, Version
+from paywarden.models.rollout.log import RolloutKeeper
+from paywarden.models.rollout.registry_log import RegistryRolloutLog
+from paywarden.models.rollout.rollout import EventKind, RolloutEvent, Start
+from paywarden.models.rollout.rollout import Version as Arm
+from paywarden.schemas.errors import RegistryRefused
+from paywarden.scoring.server.deployment import (
+    DEPLOYMENT,
+    READY,
+    Deployment,
+    ReleasePaths,
+    read_deployment,
+    release_key,
+)
+from paywarden.scoring.server.registered import RegisteredDeployment
+from tests.unit.models.rollout.test_rollout import PLAN
+from tests.worlds.registry import CATALOGUE, START_MS, Writer, digest, key_of, people_of
+
+PEOPLE = people_of()
+FORK = multiprocessing.get_context("fork")
+SALT = "00" * 16
+
+
+def digests(name: str) -> tuple[str, str]:
+    return digest(f"bundle {name}"), digest(f"policy {name}")
+
+
+@dataclass(frozen=True)
+class Folders(Registry):
+    """A registry whose files are there, but for those of the bundles in `gone`."""
+
+    gone: frozenset[str] = frozenset()
+
+    def files_of(self, _: State, version: Version, **__: bool) -> Served:  # type: ignore[override]
+        if version.bundle in self.gone:
+            raise RegistryRefused("model.txt was registered and cannot be read")
+        return Served(version, Path("/b") / version.bundle, Path("/p") / version.policy)
+
+
+class Host:
+    """A host with its log, and the file that its deployment is written to."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file, self.runtime = LogFile(folder / "log.jsonl"), folder / "serve"
+        self.gone: set[str] = set()
+        self.now_ms = START_MS
+        self.deployment = self.opened()
+
+    def opened(self) -> RegisteredDeployment:
+        """Another process."""
+        return RegisteredDeployment(self.registry, self.runtime, [self.file.path])
+
+    def registry(self) -> Registry:
+        return Folders(self.file, PEOPLE, Rules(), FolderStore(self.runtime), frozenset(self.gone))
+
+    def write(self, write: Callable[[Writer], object]) -> None:
+        def made(log: RegistryLog) -> Sequence[Entry]:
+            writer = Writer(log, self.now_ms)
+            write(writer)
+            self.now_ms = writer.now_ms
+            return writer.log.entries[len(log.entries) :]
+
+        self.file.append(made)
+
+    def propose(self, name: str) -> None:
+        self.write(lambda writer: writer.proposal(name))
+
+    def promote(self, name: str) -> None:
+        self.write(lambda writer: writer.add(kinds.PROMOTED, "dora", proposal=writer.proposal(name).digest))
+
+    def roll_back(self) -> None:
+        state = self.registry().state()
+        assert state.champion is not None
+        assert state.previous is not None
+        what = {"from": state.champion.digest, "to": state.previous.digest}
+        self.write(lambda writer: writer.add(kinds.ROLLED_BACK, "dora", {**what}))
+
+    def take(self, kind: EventKind, start: Start | None = None) -> None:
+        log = RegistryRolloutLog(self.registry(), Signer("anna", key_of("anna")))
+        self.now_ms += 1
+        RolloutKeeper(log).take(RolloutEvent(kind, self.now_ms, "anna", "a test", start))
+
+    def start(self, champion: str, candidate: str) -> None:
+        self.propose(candidate)
+        self.take(EventKind.STARTED, Start("r-1", SALT, Arm(*digests(champion)), Arm(*digests(candidate)), PLAN))
+
+    @property
+    def says(self) -> Deployment | None:
+        return read_deployment(self.runtime / DEPLOYMENT)
+
+    def names(self) -> list[tuple[str, str]]:
+        """The digests that the file names: active, previous, candidate."""
+        says = self.says
+        assert says is not None
+        return [(paths.bundle_digest, paths.policy_digest) for paths in says.releases.values()]
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+def paths(name: str) -> ReleasePaths:
+    bundle, policy = digests(name)
+    return ReleasePaths(f"/b/{bundle}", f"/p/{policy}", bundle, policy)
+
+
+def test_the_file_follows_promotions_rollbacks_and_the_share_of_a_rollout(host: Host) -> None:
+    assert not host.deployment.update()
+    host.propose("one")
+    assert (host.deployment.update(), host.says) == (False, None)
+    host.promote("two")
+    assert (host.deployment.update(), host.says) == (True, Deployment(paths("two")))
+    assert not host.deployment.update()
+    host.promote("three")
+    host.deployment.update()
+    assert host.says == Deployment(paths("three"), paths("two"))
+    host.start("three", "four")
+    host.deployment.update()
+    assert host.says == Deployment(paths("three"), paths("two"), paths("four"), "r-1", 0, SALT)
+    host.take(EventKind.READY)
+    host.deployment.update()
+    assert host.says == Deployment(paths("three"), paths("two"), paths("four"), "r-1", 1_000, SALT)
+    host.take(EventKind.ABORTED)
+    host.deployment.update()
+    assert host.says == Deployment(paths("three"), paths("two"))
+    host.roll_back()
+    host.deployment.update()
+    assert host.says == Deployment(paths("two"))
+
+
+def test_files_that_are_gone_keep_no_way_back_from_being_taken(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+    host.promote("one")
+    host.promote("two")
+    host.deployment.update()
+    # What the file names already is not looked at again.
+    host.gone = {digests("one")[0], digests("two")[0]}
+    host.roll_back()
+    host.deployment.update()
+    assert host.says == Deployment(paths("one"))
+    # What is ready on this host is taken from there; anything else is refused, and nothing changes.
+    host.gone = {digests("three")[0]}
+    host.promote("three")
+    with pytest.raises(RegistryRefused, match=r"model\.txt was registered"):
+        host.deployment.update()
+    assert host.says == Deployment(paths("one"))
+    ready = host.runtime / READY / release_key(*digests("three"))
+    ready.mkdir(parents=True)
+    host.deployment.update()
+    assert host.says == Deployment(ReleasePaths(str(ready), "", *digests("three")), paths("one"))
+    # A candidate that is gone gets no cards.
+    host.gone = {digests("four")[0]}
+    host.start("three", "four")
+    host.take(EventKind.READY)
+    host.deployment.update()
+    says = host.says
+    assert says is not None
+    assert (says.candidate, says.share) == (None, 0)
+    assert [one.message for one in caplog.records if one.levelno >= logging.ERROR] == [
+        "the candidate of r-1 gets no cards: model.txt was registered and cannot be read"
+    ]
+
+
+def test_a_file_that_somebody_changed_or_damaged_is_written_anew(host: Host) -> None:
+    host.promote("one")
+    host.deployment.update()
+    (host.runtime / DEPLOYMENT).write_text("{")
+    assert host.deployment.update()
+    assert host.says == Deployment(paths("one"))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_between_the_log_and_the_file_the_next_process_goes_on_where_the_log_says(host: Host, seed: int) -> None:
+    """A writer promotes, rolls back and deploys without end, and is killed in any of it."""
+
+    def work(done: int) -> None:
+        host.promote("0")
+        for number in range(1, 1_000):
+            host.promote(str(number))
+            host.opened().update()
+            if number % 3 == 0:
+                host.roll_back()
+                host.opened().update()
+            os.write(done, b".")
+
+    read_end, write_end = os.pipe()
+    writer = FORK.Process(target=work, args=(write_end,))
+    writer.start()
+    os.close(write_end)
+    os.read(read_end, 1)
+    # Another process of the host deploys at the same time.
+    for _ in range(3 * seed):
+        host.deployment.update()
+        os.read(read_end, 1)
+    assert writer.pid is not None
+    os.kill(writer.pid, signal.SIGKILL)
+    writer.join()
+    os.close(read_end)
+    host.opened().update()
+    state = host.registry().state()
+    assert state.champion is not None
+    assert state.champion.catalogue == CATALOGUE
+    assert host.names() == [(one.bundle, one.policy) for one in (state.champion, state.previous) if one is not None]
