@@ -26,7 +26,7 @@ class ModelRegistrySettings:
     sync_s: float = 1.0
     # Where this host keeps copies of what it fetched from a URL.
     cache: str = "registry-cache"
-    # The file of names, roles and public keys. `paywarden models` needs it.
+    # The file of names, roles and public keys. `paywarden models` needs it. With it, the log decides what hosts serve.
     people: str = ""
     # PEM file of the private key that signs; --key overrides it. Its mode must be 600.
     key_file: str = ""

@@ -7,7 +7,7 @@ import json
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,12 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _BYTES_OF_TEXT_MAX = 500
 _HEADINGS = ["measure", "within", "ratio at least", "at most", "evidence"]
-_BY = click.option("--by", metavar="NAME", default="", help="Who does it (default: the logged-in user).")
+_BY = click.option(
+    "--by", metavar="NAME", default="", help="Who does it, without a registry (default: the logged-in user)."
+)
+_KEY = click.option(
+    "--key", metavar="FILE", type=click.Path(dir_okay=False), help="Your private key (default: [models] key_file)."
+)
 _WHY = click.option("--why", metavar="TEXT", required=True, help="Why, for the log and the report.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="The state as JSON.")
 
@@ -37,13 +42,19 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="The state as JSON.
 def rollout() -> None:
     """Roll a candidate out card by card, by evidence.
 
-    The log of rollouts is the file [rollout] log. The evidence decides about every step and about a rollback; people
+    The log of rollouts is the log of the registry, where [models] people is set, and each person signs. Otherwise it is
+    the file [rollout] log. The evidence decides about every step and about a rollback; people
     start, pause, resume and abort, and they promote what mature outcomes allow.
     """
 
 
 @rollout.command()
-@click.option("--candidate", type=click.Path(file_okay=False), required=True, help="The bundle to try.")
+@click.option(
+    "--candidate",
+    metavar="BUNDLE",
+    required=True,
+    help="The bundle to try: a folder, or what names an open proposal of the registry.",
+)
 @click.option(
     "--champion", type=click.Path(file_okay=False), help="The bundle that decides now (default: [serve] bundle)."
 )
@@ -59,6 +70,7 @@ def rollout() -> None:
 )
 @click.option("--dry-run", is_flag=True, help="Only check, and print the power.")
 @_BY
+@_KEY
 @_WHY
 @_JSON
 @click.pass_obj
@@ -73,22 +85,24 @@ def start(
     event_share: tuple[str, ...],
     dry_run: bool,
     by: str,
+    key: str | None,
     why: str,
     as_json: bool,
 ) -> None:
     """Start a rollout of a candidate, by the plan in [rollout].
 
-    A candidate is a bundle, a policy, or both: the same bundle with another policy is one, too.
+    A candidate is a bundle, a policy, or both: the same bundle with another policy is one, too. With a registry it is a
+    proposal with its approvals, and the champion is the registry's.
 
     It stays pending until a host has loaded the candidate. With --cards-a-day the command prints beforehand what each
     step can find, and when it will go on.
     """
-    from paywarden.models.rollout.log import FileRolloutLog, RolloutKeeper
+    from paywarden.models.rollout.log import RolloutKeeper
     from paywarden.models.rollout.power import Traffic, power, power_text
     from paywarden.models.rollout.rollout import EventKind, RolloutEvent, Start, after
     from paywarden.models.rollout.settings import RolloutSettings
     from paywarden.models.rollout.shares import SALT_BYTES
-    from paywarden.ops.wiring import ServeSettings
+    from paywarden.ops.wiring import rollouts
 
     settings = source.section("rollout", RolloutSettings)
     plan = settings.plan()
@@ -96,15 +110,13 @@ def start(
     called = name or f"r-{time_ms // 1000}"
     if not _NAME.fullmatch(called):
         raise Misconfigured(f"--name: wanted at most 64 of a to z, 0 to 9, dot, dash and _, got {called!r}")
-    serving = champion or source.section("serve", ServeSettings).bundle
-    policies = [
-        _policy("--champion-policy", champion_policy),
-        _policy("--candidate-policy", candidate_policy or champion_policy),
-    ]
-    versions = _versions([serving, candidate], policies)
+    if rollouts.has_registry(source):
+        if champion or champion_policy or candidate_policy:
+            raise Misconfigured("--champion, --champion-policy, --candidate-policy: the log of the registry has them")
+        versions = rollouts.registered_versions(source, candidate)
+    else:
+        versions = _named_versions(source, candidate, champion, champion_policy, candidate_policy)
     begun = Start(called, secrets.token_hex(SALT_BYTES), *versions, plan)
-    event = RolloutEvent(EventKind.STARTED, time_ms, _who(by), _text("--why", why), begun)
-    keeper = RolloutKeeper(FileRolloutLog(Path(settings.log)))
     if cards_a_day is not None:
         if not event_share:
             raise Misconfigured("--cards-a-day: wanted --event-share too, such as decline=0.02")
@@ -112,7 +124,13 @@ def start(
         click.echo("\n".join(power_text(power(plan, Traffic(cards_a_day, shares)))), err=as_json)
     elif event_share:
         raise Misconfigured("--event-share: wanted --cards-a-day too")
-    _show(after(keeper.rollout, event) if dry_run else keeper.take(event), as_json=as_json)
+    event = RolloutEvent(EventKind.STARTED, time_ms, "nobody", _text("--why", why), begun)
+    if dry_run:
+        found = after(RolloutKeeper(rollouts.read_rollouts(source)).rollout, replace(event, by=_who(by)))
+    else:
+        with rollouts.written_rollouts(source, _warn, key) as (log, signer):
+            found = RolloutKeeper(log).take(replace(event, by=_who(by, signer)))
+    _show(found, as_json=as_json)
 
 
 @rollout.command()
@@ -136,71 +154,76 @@ def status(source: Source, as_json: bool) -> None:
     show_default=True,
     help="Seconds between two looks.",
 )
+@_KEY
 @click.pass_obj
 @needs("stream")
-def lead(source: Source, look_every: float) -> None:
+def lead(source: Source, look_every: float, key: str | None) -> None:
     """Lead the newest rollout on live decisions.
 
     It reads the topic `decisions`, looks at the evidence, takes the next step or rolls back, and writes the deployment
     file that `serve` on this host acts on ([serve] runtime). Run one for a deployment, with the settings of `serve`.
     It ends when the rollout has ended. After a kill it goes on where it was. A second one of the same log refuses to
-    start.
+    start. With a registry it needs a key of its own with the role `lead`, and other hosts follow the log.
     """
     from paywarden.ops.wiring.rollouts import rollout_leader
     from paywarden.streams.health.process_end import ProcessEnd
 
-    with ProcessEnd("rollout lead") as end, rollout_leader(source, look_every_s=look_every) as leader:
+    with ProcessEnd("rollout lead") as end, rollout_leader(source, look_every_s=look_every, key=key) as leader:
         leader.run(end.stop)
 
 
 @rollout.command()
 @_BY
+@_KEY
 @_WHY
 @_JSON
 @click.pass_obj
-def pause(source: Source, by: str, why: str, as_json: bool) -> None:
+def pause(source: Source, by: str, key: str | None, why: str, as_json: bool) -> None:
     """Hold the share as it is.
 
     Harm still rolls back.
     """
-    _done(source, "paused", by, why, as_json=as_json)
+    _done(source, "paused", by, key, why, as_json=as_json)
 
 
 @rollout.command()
 @_BY
+@_KEY
 @_WHY
 @_JSON
 @click.pass_obj
-def resume(source: Source, by: str, why: str, as_json: bool) -> None:
+def resume(source: Source, by: str, key: str | None, why: str, as_json: bool) -> None:
     """Let a paused rollout go on."""
-    _done(source, "resumed", by, why, as_json=as_json)
+    _done(source, "resumed", by, key, why, as_json=as_json)
 
 
 @rollout.command()
 @_BY
+@_KEY
 @_WHY
 @_JSON
 @click.pass_obj
-def abort(source: Source, by: str, why: str, as_json: bool) -> None:
+def abort(source: Source, by: str, key: str | None, why: str, as_json: bool) -> None:
     """Give all cards back to the champion, for good.
 
     One person is enough. On a host that takes part, the command changes the deployment file itself: it works without a
     leader and without Kafka.
     """
-    _done(source, "aborted", by, why, as_json=as_json)
+    _done(source, "aborted", by, key, why, as_json=as_json)
 
 
 @rollout.command()
 @_BY
+@_KEY
 @_WHY
 @_JSON
 @click.pass_obj
-def promote(source: Source, by: str, why: str, as_json: bool) -> None:
+def promote(source: Source, by: str, key: str | None, why: str, as_json: bool) -> None:
     """Make the candidate the champion, for good.
 
     It is refused until the candidate has all cards and its mature outcomes are within the margin.
     """
-    _done(source, "promoted", by, why, as_json=as_json)
+    _done(source, "promoted", by, key, why, as_json=as_json)
 
 
 @rollout.command()
@@ -215,15 +238,14 @@ def report(source: Source, name: str, out: str) -> None:
 
     It is made from the log alone, so the same log gives the same bytes.
     """
-    from paywarden.models.rollout.log import FileRolloutLog
     from paywarden.models.rollout.report import rollout_html
-    from paywarden.models.rollout.settings import RolloutSettings
     from paywarden.ops import wiring
+    from paywarden.ops.wiring import rollouts
 
     newest = _keeper(source).rollout
     if newest is None:
         raise Misconfigured("rollout report: there has been no rollout")
-    events = FileRolloutLog(Path(source.section("rollout", RolloutSettings).log)).events()
+    events = rollouts.read_rollouts(source).events()
     currency = wiring.rate_table(source).reference_currency
     page = rollout_html(events, name or newest.start.name, currency=currency)
     try:
@@ -240,35 +262,36 @@ def publish(source: Source) -> None:
 
     Events that are there already are left out. The log decides and the topic only tells, so nothing waits for it.
     """
-    from paywarden.models.rollout.log import FileRolloutLog
-    from paywarden.models.rollout.settings import RolloutSettings
     from paywarden.ops import wiring
+    from paywarden.ops.wiring import rollouts
     from paywarden.streams.kafka.admin import require_broker
     from paywarden.streams.rollouts.topic import publish as send
 
-    events = FileRolloutLog(Path(source.section("rollout", RolloutSettings).log)).events()
+    events = rollouts.read_rollouts(source).events()
     kafka = wiring.kafka_settings(source)
     require_broker(kafka)
     click.echo(f"published {send(kafka, wiring.schema_ids(source), events)} of {len(events)} events")
 
 
 def _keeper(source: Source) -> RolloutKeeper:
-    from paywarden.models.rollout.log import FileRolloutLog, RolloutKeeper
-    from paywarden.models.rollout.settings import RolloutSettings
+    from paywarden.models.rollout.log import RolloutKeeper
+    from paywarden.ops.wiring import rollouts
 
-    return RolloutKeeper(FileRolloutLog(Path(source.section("rollout", RolloutSettings).log)))
+    return RolloutKeeper(rollouts.read_rollouts(source))
 
 
-def _done(source: Source, kind: str, by: str, why: str, *, as_json: bool) -> None:
+def _done(source: Source, kind: str, by: str, key: str | None, why: str, *, as_json: bool) -> None:
     """Take an event of a person, let this host act on it, and show what it made of the rollout."""
+    from paywarden.models.rollout.log import RolloutKeeper
     from paywarden.models.rollout.rollout import EventKind, RolloutEvent
-    from paywarden.ops.wiring.rollouts import deploy_here
+    from paywarden.ops.wiring import rollouts
 
-    event = RolloutEvent(EventKind(kind), now_ms(), _who(by), _text("--why", why))
-    found = _keeper(source).take(event)
+    event = RolloutEvent(EventKind(kind), now_ms(), "nobody", _text("--why", why))
+    with rollouts.written_rollouts(source, _warn, key) as (log, signer):
+        found = RolloutKeeper(log).take(replace(event, by=_who(by, signer)))
     _show(found, as_json=as_json)
     try:
-        deploy_here(source, found)
+        rollouts.deploy_here(source, found)
     except Misconfigured as error:
         raise Misconfigured(f"rollout {kind}: it is in the log, but this host does not act on it: {error}") from error
 
@@ -277,6 +300,19 @@ def _policy(option: str, digest: str) -> str:
     if digest and not _DIGEST.fullmatch(digest):
         raise Misconfigured(f"{option}: wanted the digest of a policy, 64 hex digits, got {digest!r}")
     return digest
+
+
+def _named_versions(
+    source: Source, candidate: str, champion: str | None, champion_policy: str, candidate_policy: str
+) -> tuple[Version, Version]:
+    """Returns champion and candidate where there is no registry."""
+    from paywarden.ops.wiring import ServeSettings
+
+    policies = [
+        _policy("--champion-policy", champion_policy),
+        _policy("--candidate-policy", candidate_policy or champion_policy),
+    ]
+    return _versions([champion or source.section("serve", ServeSettings).bundle, candidate], policies)
 
 
 def _versions(bundles: Sequence[str], policies: Sequence[str]) -> tuple[Version, Version]:
@@ -310,7 +346,16 @@ def _shares(texts: tuple[str, ...], measures: list[str]) -> Mapping[str, float]:
     return shares
 
 
-def _who(by: str) -> str:
+def _warn(line: str) -> None:
+    click.echo(f"paywarden: {line}", err=True)
+
+
+def _who(by: str, signer: str = "") -> str:
+    """Returns who does it. `signer`: the owner of the key, if there is one."""
+    if signer:
+        if by not in ("", signer):
+            raise Misconfigured(f"--by: the key is that of {signer}, got {by!r}")
+        return signer
     if by:
         return _text("--by", by)
     try:

@@ -1,44 +1,130 @@
-"""Builds what leads a rollout: the reader of decisions, and the writer of this host's deployment file."""
+"""Builds the log of rollouts, what leads one, and what makes this host serve what the log says."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from paywarden.ops.wiring import stores
+from paywarden.ops.wiring import registry, stores
 from paywarden.ops.wiring.scoring import ServeSettings
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
+    from paywarden.models.rollout.log import RolloutLog
     from paywarden.models.rollout.rollout import Orders, Rollout, Version
     from paywarden.scoring.server.deployment import ReleasePaths
     from paywarden.streams.rollouts.leader import RolloutLeader
 
 
-@contextmanager
-def rollout_leader(source: Source, *, look_every_s: float) -> Iterator[RolloutLeader]:
-    """Yields the leader of the newest rollout, the only one of its log while the context lasts.
+_log = logging.getLogger(__name__)
 
-    Raises Misconfigured, for another leader too, or BrokerUnavailable.
+
+def has_registry(source: Source) -> bool:
+    """Returns whether rollouts are in the signed log of the registry, and not in a file of this host."""
+    from paywarden.models.registry.settings import ModelRegistrySettings
+
+    return bool(source.section("models", ModelRegistrySettings).people)
+
+
+def read_rollouts(source: Source) -> RolloutLog:
+    """Returns the log of rollouts, to be read. Raises Misconfigured."""
+    from paywarden.models.rollout.registry_log import RegistryRolloutLog
+
+    return RegistryRolloutLog(registry.model_registry(source), None) if has_registry(source) else _own_log(source)
+
+
+@contextmanager
+def written_rollouts(
+    source: Source, tell: Callable[[str], object], key: str | None
+) -> Iterator[tuple[RolloutLog, str]]:
+    """Yields the log of rollouts, and who writes to it: the owner of the key, or "" for the file of this host.
+
+    When the block has ended, this host serves what the registry's log says, if it is a scoring host. `tell` gets a line
+    if this host alone knows what was written. Raises Misconfigured.
     """
-    from paywarden.models.rollout.log import FileRolloutLog, RolloutKeeper
+    if not has_registry(source):
+        if key:
+            raise Misconfigured("--key: rollouts are signed where there is a registry: set [models] people")
+        yield _own_log(source), ""
+        return
+    from paywarden.models.rollout.registry_log import RegistryRolloutLog
+
+    with registry.shared_registry(source, tell) as shared:
+        signer = registry.signer(source, key, shared)
+        yield RegistryRolloutLog(shared, signer), signer.name
+
+
+def _own_log(source: Source) -> RolloutLog:
+    from paywarden.models.rollout.log import FileRolloutLog
+
+    return FileRolloutLog(_log_path(source))
+
+
+def _log_path(source: Source) -> Path:
+    """Returns the file that has the log of rollouts."""
+    from paywarden.models.registry.settings import ModelRegistrySettings
     from paywarden.models.rollout.settings import RolloutSettings
+
+    if has_registry(source):
+        return source.section("models", ModelRegistrySettings).log_path
+    return Path(source.section("rollout", RolloutSettings).log)
+
+
+def registered_versions(source: Source, candidate: str) -> tuple[Version, Version]:
+    """Returns the champion of the registry, and the open proposal that a text names, or that is of a bundle's folder.
+
+    Raises RegistryRefused.
+    """
+    from paywarden.models.bundle.bundle import read_manifest
+    from paywarden.models.rollout.registry_log import proposed_versions
+
+    named = read_manifest(Path(candidate)).digest if Path(candidate).is_dir() else candidate
+    return proposed_versions(registry.model_registry(source).state(), named)
+
+
+@contextmanager
+def rollout_leader(source: Source, *, look_every_s: float, key: str | None = None) -> Iterator[RolloutLeader]:
+    """Yields the leader of the newest rollout, the only one of its log on this host while the context lasts.
+
+    A registry's log is followed meanwhile. Raises Misconfigured, for another leader too, or BrokerUnavailable.
+    """
+    from prometheus_client import CollectorRegistry
+
+    from paywarden.models.rollout.log import RolloutKeeper, only_leader
     from paywarden.streams.rollouts.leader import RolloutLeader
 
-    log = FileRolloutLog(Path(source.section("rollout", RolloutSettings).log))
-    with log.leading():
+    with (
+        only_leader(_log_path(source)),
+        written_rollouts(source, _log.warning, key) as (log, _),
+        registry.following_registry(source, CollectorRegistry()),
+    ):
         yield RolloutLeader(
             stores.kafka_settings(source),
             stores.schema_ids(source),
             RolloutKeeper(log),
             deployment_writer(source),
             rates=stores.rate_table(source),
-            gone=bundle_trouble,
+            gone=(lambda version: _registered_trouble(source, version)) if has_registry(source) else bundle_trouble,
             look_every_s=look_every_s,
         )
+
+
+def _registered_trouble(source: Source, version: Version) -> str:
+    """Returns what is wrong with the files of a version that was registered; empty if nothing is."""
+    found = registry.model_registry(source)
+    state = found.state()
+    rollout = state.rollout
+    if rollout is None or rollout.version.bundle != version.bundle_digest:
+        return ""
+    try:
+        found.files_of(state, rollout.version, any_processor=True)
+    except Misconfigured as error:
+        return str(error)
+    return ""
 
 
 def bundle_trouble(version: Version) -> str:
@@ -57,8 +143,19 @@ def bundle_trouble(version: Version) -> str:
 def deployment_writer(source: Source) -> Callable[[Orders], None]:
     """Returns a function that makes the `serve` of this host, which shares the settings, serve orders.
 
-    It raises Misconfigured if a policy cannot be found, or the file cannot be written.
+    With a registry its log decides, and the orders only say that it has changed. The function raises Misconfigured if a
+    policy cannot be found, or the file cannot be written.
     """
+    if has_registry(source):
+        registered = registry.registered_deployment(source)
+
+        def update(_: Orders) -> None:
+            try:
+                registered.update()
+            except Misconfigured as error:
+                _log.error("this host's deployment file is not what its log says: %s", error)
+
+        return update
     from paywarden.schemas.private_files import make_private_folder
     from paywarden.scoring.server.deployment import DEPLOYMENT, Deployment, write_deployment
 
@@ -84,8 +181,11 @@ def deployment_writer(source: Source) -> Callable[[Orders], None]:
 def deploy_here(source: Source, rollout: Rollout) -> bool:
     """Make the `serve` of this host act on the rollout's state now, if the host takes part in the rollout.
 
-    No leader and no Kafka is needed. Returns whether the host takes part. Raises Misconfigured.
+    No leader and no Kafka is needed. Returns whether the host takes part. Raises Misconfigured. With a registry
+    there is nothing left to do: `written_rollouts` has done it.
     """
+    if has_registry(source):
+        return True
     from paywarden.models.rollout.rollout import orders_of
     from paywarden.scoring.server.deployment import DEPLOYMENT, read_deployment
 

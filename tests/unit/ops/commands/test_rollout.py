@@ -10,6 +10,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from paywarden.models.bundle.bundle import FORMAT, MANIFEST, Manifest
+from paywarden.models.registry import entries as kinds
+from paywarden.models.registry.log import LogFile
 from paywarden.models.rollout.log import FileRolloutLog, RolloutKeeper
 from paywarden.models.rollout.rollout import EventKind, RolloutEvent
 from paywarden.ops.cli import cli
@@ -24,6 +26,7 @@ from paywarden.scoring.server.deployment import (
 )
 from paywarden.streams.kafka import admin
 from paywarden.streams.rollouts import topic
+from tests.worlds.registry import Writer, digest, people_file
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +155,33 @@ def test_publishing_sends_the_events_of_the_log(tmp_path: Path, bundles: Path, m
     start(tmp_path, bundles)
     assert run(tmp_path, "publish").output == "published 1 of 1 events\n"
     assert sent == [1]
+
+
+def test_with_a_registry_the_people_sign_and_the_candidate_is_a_proposal(tmp_path: Path, bundles: Path) -> None:
+    people = people_file(tmp_path, {"anna": ("propose", "rollout"), "ben": ("promote", "approve")})
+    (tmp_path / "anna.pem").rename(tmp_path / "mine.pem")
+    writer, file = Writer(now_ms=now_ms() - 3_600_000), LogFile(tmp_path / "log.jsonl")
+    writer.add(kinds.PROMOTED, "ben", proposal=writer.proposal("old").digest)
+    candidate = writer.proposal("new")
+    file.append(lambda _: writer.log.entries)
+    settings = f'[models]\nlog = "{file.path}"\npeople = "{people}"\nkey_file = "{tmp_path}/mine.pem"\n'
+    named = ("start", "--candidate", candidate.digest[:12], "--name", "r-1", "--why", "a test")
+    told = refused(run(tmp_path, *named, "--champion", str(bundles / "old"), settings=settings))
+    assert told == "--champion, --champion-policy, --candidate-policy: the log of the registry has them"
+    assert "--by: the key is that of anna, got 'eve'" in refused(
+        run(tmp_path, *named, "--by", "eve", settings=settings)
+    )
+    assert run(tmp_path, *named, "--dry-run", settings=settings).exit_code == 0
+    assert len(file.read().entries) == len(writer.log.entries)
+    assert "r-1: pending, started by anna: a test" in run(tmp_path, *named, settings=settings).output
+    keys = ("--key", str(tmp_path / "ben.pem"))
+    assert "ben has not the role rollout" in refused(run(tmp_path, "abort", "--why", "x", *keys, settings=settings))
+    assert "aborted by anna: enough" in run(tmp_path, "abort", "--why", "enough", settings=settings).output
+    state = json.loads(run(tmp_path, "status", "--json", settings=settings).output)["rollout"]
+    assert (state["phase"], state["candidate"]["bundle_digest"]) == ("aborted", digest("bundle new"))
+    assert [entry.kind for entry in file.read().entries[-2:]] == [kinds.ROLLOUT_STARTED, kinds.ROLLOUT_ABORTED]
+    assert not (tmp_path / "rollouts.jsonl").exists()
+    assert "set [models] people" in refused(run(tmp_path, "abort", "--why", "x", *keys))
 
 
 def test_without_a_rollout_nothing_can_be_done_to_it(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from paywarden.models.registry import entries as kinds
 from paywarden.models.registry.copies import TopicReader
 from paywarden.models.registry.rules import state_of
 from paywarden.schemas.errors import BrokerUnavailable, RegistryRefused
+from paywarden.streams.registry.shared_log import SharedLog
 from tests.worlds.registry import Writer
 from tests.worlds.registry_hosts import PEOPLE, RULES, Host, MemoryTopic
 
@@ -40,12 +41,17 @@ def test_without_kafka_only_a_rollback_is_written_and_it_is_sent_later(tmp_path:
     two.log.sync()
     topic.away = {"one"}
     before = one.file.path.read_bytes()
+    # This host acts on what it has taken back before anybody asks Kafka.
+    one.log = SharedLog(one.file, topic.of("one"), PEOPLE, one.told.append, wrote=lambda: one.told.append("wrote"))
     with pytest.raises(BrokerUnavailable):
         one.promote("c")
     assert one.file.path.read_bytes() == before
     entry = one.roll_back()
     assert entry is not None
-    assert one.told == ["only this host knows it until `paywarden models sync` has sent it: no Kafka broker answers"]
+    assert one.told == [
+        "wrote",
+        "only this host knows it until `paywarden models sync` has sent it: no Kafka broker answers",
+    ]
     assert state_of(one.file.read(), PEOPLE, RULES).previous is None
     # Meanwhile the other host goes on.
     two.promote("c")
