@@ -233,8 +233,8 @@ class _Watch:
             if self._events >= len(_ENTITIES) * self._wanted:
                 self.stop.set()
 
-        def taken(count_max: int, timeout_s: float) -> Any:
-            consumed = take(count_max, timeout_s)
+        def taken(count_max: int, timeout_s: float, first_s: float | None = None) -> Any:
+            consumed = take(count_max, timeout_s, first_s)
             if self._started is None and consumed.records:
                 self._started = (time.perf_counter(), time.process_time(), time.thread_time())
             return consumed

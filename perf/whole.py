@@ -167,12 +167,14 @@ class _System:
         cores = {part: (after.cpu_s[part] - before.cpu_s[part]) / took_s for part in _PARTS}
         counts = {name: (count - before.kafka.get(name, 0)) / took_s for name, count in after.kafka.items()}
         bytes_in, bytes_out = counts.pop("BytesInPerSec", 0.0), counts.pop("BytesOutPerSec", 0.0)
+        # Kafka counts each fetch of a consumer twice.
+        counts.pop("FetchConsumer", None)
         requests = sum(counts.values())
         figures = {
             "cores": sum(cores.values()),
             **{f"cores_{{}}_{part}": value for part, value in cores.items()},
             "kafka_requests_per_second": requests,
-            "kafka_produce_requests_per_second": counts.get("Produce", 0.0),
+            **{f"kafka_requests_per_second_{{}}_{kind.lower()}": count for kind, count in counts.items() if count},
             "kafka_bytes_in_per_second": bytes_in,
             "kafka_bytes_out_per_second": bytes_out,
         }
@@ -193,6 +195,7 @@ class _System:
         if report is not None:
             line += f" {report.p50_ms:>8.2f} {report.p99_ms:>8.2f} {figures['profile_age_p99_ms']:>8.0f}"
         print(line, flush=True)
+        print(f"{'':>17}{_shares(counts)}", flush=True)
         return figures
 
     def most(self, seconds: float) -> float:
@@ -233,6 +236,12 @@ class _System:
             [tool("java"), str(program), str(self._jmx_port)], capture_output=True, text=True, check=True
         )
         return {name: int(count) for name, count in map(str.split, done.stdout.splitlines())}
+
+
+def _shares(requests: Mapping[str, float]) -> str:
+    """Returns the requests a second by kind, the most frequent first, without those that are rarer than one in 10 s."""
+    kinds = sorted(requests.items(), key=lambda kind: -kind[1])
+    return "  ".join(f"{name} {count:.1f}" for name, count in kinds if count >= 0.1)
 
 
 def _cpu_seconds(pid: int) -> float:

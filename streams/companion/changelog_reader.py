@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from paywarden.features.stores.base import KEY_BYTES_MAX
 from paywarden.schemas.avro import Decoder
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.streams.kafka.reading import Record
-from paywarden.streams.profiles.watermarks import PREFIX
+from paywarden.streams.profiles.watermarks import CLAIM_KEY, PREFIX, Claim, claim_of
 
 _log = logging.getLogger(__name__)
 
@@ -19,14 +20,16 @@ _log = logging.getLogger(__name__)
 class Changes:
     """`profiles`: the newest state by key, None if it is erased. `positions`: the next offset by partition.
 
-    `progress`: partition, key and moment of each progress record, in order. `arrived_ms`: by kind of entity, the time
-    at which a state's newest event reached Kafka, for every record that has an age. `unreadable`: records left out.
+    `progress`: partition, key and moment of each progress record, in order. `claims`: the claims, in order.
+    `arrived_ms`: by kind of entity, the time at which a state's newest event reached Kafka, for every record that has
+    an age. `unreadable`: records left out.
     """
 
     arrived_ms: dict[str, list[int]]
     profiles: dict[bytes, bytes | None] = field(default_factory=dict)
     positions: dict[int, int] = field(default_factory=dict)
     progress: list[tuple[int, bytes, int]] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
     unreadable: int = 0
 
     def erased_count(self) -> int:
@@ -61,8 +64,7 @@ def read_changes(
             changes.unreadable += 1
             continue
         if key.startswith(PREFIX):
-            if value["complete_to_time_ms"] is not None:
-                changes.progress.append((partition, key, value["complete_to_time_ms"]))
+            _note_progress(changes, partition, key, value)
             continue
         profiles[key] = value["state"]
         arrived = value["arrived_time_ms"]
@@ -71,3 +73,13 @@ def read_changes(
         if (ages := arrived_ms.get(value["entity"])) is not None:
             ages.append(arrived)
     return changes
+
+
+def _note_progress(changes: Changes, partition: int, key: bytes, value: Mapping[str, Any]) -> None:
+    moment_ms = value["complete_to_time_ms"]
+    if moment_ms is None:
+        return
+    if key != CLAIM_KEY:
+        changes.progress.append((partition, key, moment_ms))
+    elif (claim := claim_of(moment_ms, value["state"])) is not None:
+        changes.claims.append(claim)

@@ -29,7 +29,6 @@ Health and metrics are values that the loop sets. Other threads serve them and n
 from __future__ import annotations
 
 import logging
-import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -48,7 +47,7 @@ from paywarden.schemas.avro import Decoder, Encoder, SchemaIds
 from paywarden.schemas.errors import Misconfigured, PaywardenError, StoreUnavailable, TemporaryFailure
 from paywarden.scoring.state.mirror import MirrorSettings, MirrorUnavailable, MirrorWriter
 from paywarden.scoring.state.outbox import OutboxSettings
-from paywarden.streams.companion.changelog_reader import read_changes
+from paywarden.streams.companion.changelog_reader import Changes, read_changes
 from paywarden.streams.companion.cursors import HostIdentity
 from paywarden.streams.companion.health import CompanionHealth
 from paywarden.streams.companion.metrics import CompanionMetrics
@@ -61,17 +60,19 @@ from paywarden.streams.kafka.client import PartitionId
 from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.end_offsets import EndsWatch
 from paywarden.streams.kafka.group_consumer import cut_of
-from paywarden.streams.kafka.reading import Consumed, Record, consume
+from paywarden.streams.kafka.reading import Consumed, consume_when_there
 from paywarden.streams.kafka.stall_detector import StallWatch, named
 from paywarden.streams.kafka.topic_identity import IdentityWatch, topic_ids
 from paywarden.streams.kafka.topic_names import CURSORS_TOPIC, repartition_topic
-from paywarden.streams.profiles.metrics import objectives_ms
+from paywarden.streams.profiles.metrics import gather_ms_of, objectives_ms
 from paywarden.streams.profiles.watermarks import CopyProgress, progress_key
 
 _log = logging.getLogger(__name__)
 
 _LOG_EVERY_S = 10.0
 _LOOK_AROUND_EVERY_S = 1.0
+# A companion without records sleeps so long.
+_IDLE_S = 0.1
 _FILL_BATCH = 10_000
 # The pause before it looks again for a missing store, or for the end of a swap of profile sets.
 _LOOK_AGAIN_S = 1.0
@@ -82,7 +83,7 @@ _VARIANT = re.compile(r"[A-Za-z0-9._-]{0,64}")
 class CompanionSettings:
     """The settings `[companion]`."""
 
-    # The most changelog records in a batch, and the wait for the first: this wait adds to the age of profiles.
+    # The most changelog records in a batch, and the wait for more when it has one: it adds to the age of profiles.
     batch_max: int = 2000
     batch_wait_ms: int = 20
     # True: fill a new mirror by a scan of the store. False: by reading the whole changelog.
@@ -155,9 +156,9 @@ class Companion:
         """
         self._settings, self._entities, self._now_ms = settings, entities, now_ms
         self.health = CompanionHealth(settings.mirror_age_ms_max, now_ms=now_ms)
-        self._metrics = CompanionMetrics(
-            registry or CollectorRegistry(), freshness_objectives_ms(settings, entities), self.health
-        )
+        objectives_ms = freshness_objectives_ms(settings, entities)
+        self._gather_ms = gather_ms_of(objectives_ms)
+        self._metrics = CompanionMetrics(registry or CollectorRegistry(), objectives_ms, self.health)
         self._fill = fill
         self._topic = clients.topic("profiles")
         self._partitions = clients.partitions("profiles")
@@ -271,19 +272,17 @@ class Companion:
         Then the next call tries the same batch again. The caller waits a moment before that.
         """
         if self._held is None:
-            self._held = consume(self._consumer, self._settings.batch_max, self._settings.batch_wait_ms / 1000)
+            batch_wait_s = self._settings.batch_wait_ms / 1000
+            self._held = consume_when_there(self._consumer, self._settings.batch_max, batch_wait_s, _IDLE_S)
             self._stalls.gave(self._held.is_all)
         self.health.note_round()
-        if self._held.records:
+        if self._held.records or self._held.ended:
             try:
-                self._apply(self._held.records)
+                self._apply(self._held)
             except MirrorUnavailable as error:
                 self._note_trouble(error)
                 return False
             self.health.mirror_trouble = ""
-        for (_, partition), end in self._held.ended.items():
-            self._to_reach.pop(partition, None)
-            self._read_to[partition] = end
         self._held = None
         self.health.partitions_to_reach = len(self._to_reach)
         return True
@@ -343,11 +342,12 @@ class Companion:
         """Replace the consumer. What it has delivered and the mirror has not is read again."""
         self._stalls.clear()
         self._held = None
+        self._progress.begin_anew()
         self._consumer.close()
         self._consumer = self._new_consumer()
 
     def _new_consumer(self) -> Consumer:
-        return self._clients.consumer(group_id="paywarden-companion")
+        return self._clients.consumer(group_id="paywarden-companion", gather_ms=self._gather_ms)
 
     def _follow(self, positions: Mapping[int, int]) -> None:
         self._consumer.assign([TopicPartition(self._topic, p, offset) for p, offset in positions.items()])
@@ -380,6 +380,7 @@ class Companion:
         self._mirror.note_changelog(changelog)
         self._to_reach = {number: end for number, end in ends.items() if positions[number] < end}
         self._read_to = dict(positions)
+        self._progress.begin_anew()
         self.health.follow(len(self._to_reach), self._mirror.complete_to_ms() or 0)
         self._follow(positions)
         return True
@@ -444,27 +445,39 @@ class Companion:
             store.close()
         _log.info("companion: mirror filled with %d profiles in %.1f s", count, time.monotonic() - started)
 
-    def _apply(self, records: list[Record]) -> None:
-        changes = read_changes(records, self._decoder, self._entities, self._to_reach)
+    def _apply(self, held: Consumed) -> None:
+        changes = read_changes(held.records, self._decoder, self._entities, self._to_reach)
         if any(at <= self._read_to.get(partition, 0) for partition, at in changes.positions.items()):
             raise TemporaryFailure(
                 f"topic {self._topic} goes on before what was read of it: the companion ends, and fills the mirror "
                 "anew when it is started again"
             )
-        # A worker whose clock is ahead must not make the mirror look fresh for longer than it is.
-        now_ms = self._now_ms()
-        for partition, key, moment_ms in changes.progress:
-            self._progress.saw(partition, key, min(moment_ms, now_ms))
-        reached = {p for p, position in changes.positions.items() if position >= self._to_reach.get(p, math.inf)}
-        complete_to_ms = self._progress.complete_to_ms() if self._to_reach.keys() <= reached else 0
-        self._mirror.apply(changes.profiles, changes.positions, complete_to_ms or None)
-        for partition in reached:
-            del self._to_reach[partition]
+        read_to = self._read_to | changes.positions | {partition: end for (_, partition), end in held.ended.items()}
+        to_reach = {
+            partition: end
+            for partition, end in self._to_reach.items()
+            if read_to[partition] < end and (self._topic, partition) not in held.ended
+        }
+        complete_to_ms = self._complete_to_ms(changes, read_to)
+        if to_reach or complete_to_ms == self.health.complete_to_ms:
+            complete_to_ms = 0
+        if held.records or complete_to_ms:
+            self._mirror.apply(changes.profiles, changes.positions, complete_to_ms or None)
+        self._to_reach, self._read_to = to_reach, read_to
         if complete_to_ms:
             self.health.complete_to_ms = complete_to_ms
-        self._read_to |= changes.positions
         self.profiles_applied += len(changes.profiles)
         self._metrics.applied(changes, self._now_ms())
+
+    def _complete_to_ms(self, changes: Changes, read_to: Mapping[int, int]) -> int:
+        """Returns how complete the mirror is with these changes; 0 while that is not known."""
+        now_ms = self._now_ms()
+        for claim in changes.claims:
+            self._progress.claimed(claim, now_ms)
+        # A worker whose clock is ahead must not make the mirror look fresh for longer than it is.
+        for partition, key, moment_ms in changes.progress:
+            self._progress.saw(partition, key, min(moment_ms, now_ms))
+        return self._progress.complete_to_ms(read_to, now_ms)
 
 
 def freshness_objectives_ms(settings: CompanionSettings, entities: Sequence[str]) -> dict[str, int]:

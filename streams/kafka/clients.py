@@ -25,7 +25,9 @@ from paywarden.streams.kafka.reading import make_consumer
 class ConsumerFactory(Protocol):
     """Makes a consumer of a group. Raises Misconfigured for options that the client refuses."""
 
-    def __call__(self, *, group_id: str, session_timeout_ms: int = ..., tells_lost_offsets: bool = ...) -> Consumer: ...
+    def __call__(
+        self, *, group_id: str, session_timeout_ms: int = ..., tells_lost_offsets: bool = ..., gather_ms: int = ...
+    ) -> Consumer: ...
 
 
 class SenderFactory(Protocol):

@@ -73,6 +73,8 @@ class BatchConsumer:
         # The offset after everything that the client has delivered, ends included.
         self._heard: dict[PartitionId, int] = {}
         self._commit_again_at = 0.0
+        # The partitions that were assigned since `_consume` has cleared this.
+        self._just_assigned: set[PartitionId] = set()
         self._paused_topics: set[str] = set()
         self._is_held = self._has_lost = False
         # Records that came while everything was paused, from a fetch that was on its way.
@@ -84,12 +86,16 @@ class BatchConsumer:
         """Join the group."""
         self._consumer.subscribe(list(topics), on_assign=self._assign, on_revoke=self._revoke, on_lost=self._revoke)
 
-    def take(self, count_max: int, timeout_s: float) -> Consumed:
-        """Returns the next batch: at most `count_max` records, after at most `timeout_s` seconds.
+    def take(self, count_max: int, timeout_s: float, first_s: float | None = None) -> Consumed:
+        """Returns the next batch: at most `count_max` records.
 
+        It waits at most `first_s` for the first record (None: `timeout_s`), and then at most `timeout_s` for more.
         Raises BrokerUnavailable for a permanent error, PartitionCut for a partition that has lost what was read of it.
         """
-        consumed = self._early.pop(0) if self._early else consume(self._consumer, count_max, timeout_s)
+        if self._early:
+            consumed = self._early.pop(0)
+        else:
+            consumed = self._consume(count_max, timeout_s, timeout_s if first_s is None else first_s)
         records = self._of_mine(consumed.records)
         self._note_taken(records)
         self._note_displaced(consumed)
@@ -98,6 +104,22 @@ class BatchConsumer:
         ended = {place: end for place, end in consumed.ended.items() if place in self.places}
         self._heard |= ended
         return Consumed(records, ended, consumed.is_all)
+
+    def _consume(self, count_max: int, timeout_s: float, first_s: float) -> Consumed:
+        first = consume(self._consumer, 1, first_s)
+        if first.is_all or count_max == 1:
+            return first
+        self._just_assigned.clear()
+        more = consume(self._consumer, count_max - 1, timeout_s)
+        # A partition that left and came back in the second call is read from where its last owner was.
+        return first.without(self._just_assigned).followed_by(more)
+
+    def acknowledged(self) -> Mapping[PartitionId, int]:
+        """Returns the next offset of partitions that this worker has read, as the group has committed it.
+
+        Every record before it was processed, by this worker or an earlier owner.
+        """
+        return self._committed
 
     def commit(self, offsets: Mapping[PartitionId, int]) -> None:
         """Commit the next offset of each partition; every record before it is processed.
@@ -288,6 +310,7 @@ class BatchConsumer:
         # The client would assign after this callback. But only an assigned partition can be paused.
         consumer.incremental_assign(list(partitions))
         self.places.update(places)
+        self._just_assigned.update(places)
         paused = {place for place in places if self._is_held or place[0] in self._paused_topics}
         self._set_paused(paused, True)
         # The client remembers the pause of a partition across its revocation, and would never read it again.

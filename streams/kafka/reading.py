@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from operator import methodcaller
 from typing import NamedTuple
@@ -33,13 +33,19 @@ _DISPLACED = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError._LOG_TRUNCATIO
 
 
 def make_consumer(
-    settings: KafkaSettings, *, group_id: str, session_timeout_ms: int = 10_000, tells_lost_offsets: bool = False
+    settings: KafkaSettings,
+    *,
+    group_id: str,
+    session_timeout_ms: int = 10_000,
+    tells_lost_offsets: bool = False,
+    gather_ms: int = 0,
 ) -> Consumer:
     """Returns a consumer that commits only on request and reports the end of each partition.
 
     Where the broker does not have the next offset, it goes to the first one that the broker has. With
-    `tells_lost_offsets` it stops there and reports the partition (`Consumed.displaced`). Raises Misconfigured for
-    options that the client refuses.
+    `tells_lost_offsets` it stops there and reports the partition (`Consumed.displaced`). With `gather_ms` the broker
+    holds an answer back for so long, unless it has `GATHER_BYTES`: records come later, and in fewer answers. Raises
+    Misconfigured for options that the client refuses.
     """
     options = {
         **settings.connection(),
@@ -51,7 +57,8 @@ def make_consumer(
         "isolation.level": "read_committed",
         "partition.assignment.strategy": "cooperative-sticky",
         "session.timeout.ms": session_timeout_ms,
-        "fetch.wait.max.ms": FETCH_WAIT_MS,
+        "fetch.wait.max.ms": gather_ms or FETCH_WAIT_MS,
+        "fetch.min.bytes": GATHER_BYTES if gather_ms else 1,
         "queued.max.messages.kbytes": 64 * 1024,
         "allow.auto.create.topics": True,
     }
@@ -61,6 +68,8 @@ def make_consumer(
 
 # The broker answers an empty fetch after this long, so a consumer's view of a partition is never older.
 FETCH_WAIT_MS = 100
+# An answer of this size is worth its price. At 2,000 payments a second a stream worker gets as much in some 100 ms.
+GATHER_BYTES = 64 * 1024
 
 
 class Record(NamedTuple):
@@ -95,6 +104,32 @@ class Consumed:
     ended: dict[PartitionId, int]
     is_all: bool
     displaced: dict[PartitionId, str] = field(default_factory=dict)
+
+    def without(self, places: Container[PartitionId]) -> Consumed:
+        """Returns the result without what belongs to these partitions."""
+        records = [record for record in self.records if (record.topic, record.partition) not in places]
+        ended = {place: end for place, end in self.ended.items() if place not in places}
+        displaced = {place: why for place, why in self.displaced.items() if place not in places}
+        return Consumed(records, ended, self.is_all, displaced)
+
+    def followed_by(self, more: Consumed) -> Consumed:
+        """Returns the result of this call and the next as if they had been one."""
+        # A record after an end: the partition has gone on, so that end no longer holds.
+        gone_on = {(record.topic, record.partition) for record in more.records}
+        ended = {place: end for place, end in self.ended.items() if place not in gone_on}
+        records, displaced = [*self.records, *more.records], {**self.displaced, **more.displaced}
+        return Consumed(records, {**ended, **more.ended}, more.is_all, displaced)
+
+
+def consume_when_there(consumer: Consumer, count_max: int, timeout_s: float, first_s: float) -> Consumed:
+    """Like `consume`, but waits `first_s` for the first record, and after that `timeout_s` for more.
+
+    A caller without records sleeps until there is one, and not from one `timeout_s` to the next.
+    """
+    first = consume(consumer, 1, first_s)
+    if first.is_all or count_max == 1:
+        return first
+    return first.followed_by(consume(consumer, count_max - 1, timeout_s))
 
 
 def consume(consumer: Consumer, count_max: int, timeout_s: float) -> Consumed:

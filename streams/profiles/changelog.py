@@ -14,6 +14,7 @@ from paywarden.features.kernel.varint import encode_varint, encode_zigzag
 from paywarden.schemas.avro import Encoder, SchemaIds
 from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.producers import Sender
+from paywarden.streams.profiles.watermarks import CLAIM_KEY, Claim
 
 
 class Changelog:
@@ -23,6 +24,8 @@ class Changelog:
         """Raises BrokerUnavailable, or Misconfigured if the topic does not exist."""
         self._sender, self._topic = sender, clients.topic("profiles")
         self._partitions = clients.partitions("profiles")
+        self.places = [(self._topic, partition) for partition in self._partitions]
+        """The partitions of the topic."""
         self._encoder = Encoder("profiles", ids.id_of("profiles"))
         self._state_encoders = {entity: ChangelogEncoder(self._encoder, entity) for entity in entities}
 
@@ -53,6 +56,20 @@ class Changelog:
             value = self._encoder.encode(record)
             for partition in self._partitions:
                 self._sender.send(self._topic, value, key=key, partition=partition)
+
+    def send_claim(self, claim: Claim, now_ms: int) -> None:
+        """Queue what mirrors can say about themselves once they have read to the claim's ends.
+
+        Raises BrokerUnavailable.
+        """
+        record = {
+            "entity": "progress",
+            "state": claim.encoded_ends(),
+            "written_time_ms": now_ms,
+            "complete_to_time_ms": claim.complete_to_ms,
+        }
+        # By its key a claim is always in the same partition, in the order of the claims.
+        self._sender.send(self._topic, self._encoder.encode(record), key=CLAIM_KEY)
 
 
 class ChangelogEncoder:

@@ -16,6 +16,8 @@ from paywarden.streams.profiles.events import LATER
 
 # In seconds: from a fetch that does not wait to a pipeline that was down for a quarter of an hour.
 AGE_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0)
+# Two answers of the broker that were held back this long are a small part of the usual objective, a second.
+GATHER_MS_MAX = 100
 _STAGE_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
 
@@ -150,3 +152,11 @@ def objectives_ms(entities: Sequence[str], general_ms: int, exceptions: Sequence
             raise ValueError(f"wanted ENTITY=MILLISECONDS with one of {', '.join(entities)}, got {exception!r}")
         objectives[entity] = int(text)
     return objectives
+
+
+def gather_ms_of(objectives_ms: Mapping[str, int]) -> int:
+    """Returns how long the broker may hold records back to hand out more of them together, in milliseconds.
+
+    It is a tenth of the shortest objective: an event is read two or three times on its way to a mirror.
+    """
+    return max(1, min(GATHER_MS_MAX, min(objectives_ms.values(), default=0) // 10))

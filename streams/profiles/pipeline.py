@@ -11,9 +11,11 @@ One call of `step` is one batch:
 1. Read at most `batch_max` records.
 2. Route payments and due outcomes: write the payments' records to the store, queue frames for the profiles' owners.
 3. Apply frames: write new profiles to the store, queue them for the changelog.
-4. Queue progress behind the records it speaks of.
+4. Queue progress behind the records it speaks of, for companions and workers of earlier releases.
 5. Flush the sender: the broker has all frames and changelog records.
 6. Commit the offsets.
+7. One worker of the group asks the broker how complete the profiles are, and tells it on the changelog
+   (streams/profiles/completeness.py).
 
 This order is the guarantee: the worker commits an offset only after the store and the broker have acknowledged all its
 results. After a crash the next owner reads the same batch and sends its records again. The offsets inside profiles make
@@ -53,7 +55,7 @@ from paywarden.schemas.avro import SchemaIds
 from paywarden.schemas.errors import BrokerUnavailable, Misconfigured, StoreUnavailable
 from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX, TimeBounds, require_between
 from paywarden.streams.dead_letters.writer import DeadLetters
-from paywarden.streams.kafka.admin import end_offsets_of
+from paywarden.streams.kafka.admin import ask_end_offsets, end_offsets_of
 from paywarden.streams.kafka.client import PartitionId
 from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.end_offsets import ASK_EVERY_S, EndsWatch
@@ -63,6 +65,7 @@ from paywarden.streams.kafka.stall_detector import StallWatch, named
 from paywarden.streams.kafka.topic_names import repartition_topic
 from paywarden.streams.profiles.arrivals import Arrivals
 from paywarden.streams.profiles.changelog import Changelog
+from paywarden.streams.profiles.completeness import CompletenessRounds
 from paywarden.streams.profiles.dead_letter_budget import RefusalLimit
 from paywarden.streams.profiles.decoder import TIMES, EventDecoder
 from paywarden.streams.profiles.events import (
@@ -75,7 +78,7 @@ from paywarden.streams.profiles.events import (
     outcomes_source,
     payments_source,
 )
-from paywarden.streams.profiles.metrics import StreamMetrics, objectives_ms
+from paywarden.streams.profiles.metrics import GATHER_MS_MAX, StreamMetrics, gather_ms_of, objectives_ms
 from paywarden.streams.profiles.outcome_gate import WaitingOutcomes
 from paywarden.streams.profiles.router import Decoded, Router
 from paywarden.streams.profiles.sources import SourceCheck
@@ -86,7 +89,12 @@ _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
 # The client's view of a partition's end is at most one fetch old. Doubled for the time inside the client.
-_FETCH_AGE_MS = 2 * FETCH_WAIT_MS
+_FETCH_AGE_MS = 2 * max(FETCH_WAIT_MS, GATHER_MS_MAX)
+# A worker without records sleeps so long, and shorter while it waits for an answer of the broker.
+_IDLE_S, _ASKING_S = 0.1, 0.01
+# How often the worker sends progress that travels with the frames. Only companions and workers of earlier releases go
+# by it, and a mirror may be 30 s old.
+_FRAMES_EVERY_MS = 10_000
 _RETRY_MOST_S = 5.0
 _LOG_EVERY_S = 10.0
 _LAG_EVERY_S = 1.0
@@ -102,9 +110,10 @@ class StreamSettings:
     """The settings `[stream]`."""
 
     group_id: str = "paywarden-stream"
-    # A batch has at most this many records, and the worker waits at most this long for them.
+    # A batch has at most this many records. Once the worker has the first, it waits at most this long for more.
     batch_max: int = 2000
     batch_wait_ms: int = 10
+    # How often it is found out how complete the profiles are.
     progress_every_ms: int = 500
     # The group notices a dead worker after this long and gives its partitions to others. Kafka allows 6 s and more.
     session_timeout_ms: int = 10_000
@@ -115,6 +124,7 @@ class StreamSettings:
     # (streams/kafka/stall_detector.py).
     stall_timeout_s: int = 60
     # The longest time from a payment's arrival on Kafka to its profiles. Exceptions have the form "merchant=5000".
+    # The broker may hold records back for a tenth of the shortest objective, at most 100 ms, to give more together.
     freshness_objective_ms: int = 1000
     freshness_exceptions: tuple[str, ...] = ()
     # The worker stops if more than this share of the last `dead_letter_window` records are dead letters.
@@ -159,6 +169,8 @@ class PipelineTiming:
     ask_committed_every_s: float = 0.2
     # How often the worker asks the broker where its partitions end.
     ask_ends_every_s: float = ASK_EVERY_S
+    # How often it sends the progress that travels with the frames.
+    frames_every_ms: int = _FRAMES_EVERY_MS
 
 
 @dataclass(frozen=True)
@@ -213,22 +225,39 @@ class Pipeline:
             routes=routes,
             outcome_days=settings.outcome_days,
         )
+        changelog = Changelog(self._sender, clients, ids, entities) if options.publish else None
         self._updater = Updater(
             store=store,
             engine=engine,
             routes=routes,
-            changelog=Changelog(self._sender, clients, ids, entities) if options.publish else None,
+            changelog=changelog,
             limit=RefusalLimit(settings.dead_letter_window, settings.dead_letter_share_max, "profiles"),
         )
         self._progress = SourceProgress()
         self._arrivals = Arrivals()
         self._routed = RoutedProgress(self._payments_partitions)
         self._progress_due_ms = 0
+        # None: nothing that this worker writes is in a mirror.
+        self._rounds: CompletenessRounds | None = None
+        if changelog is not None:
+            self._rounds = CompletenessRounds(
+                [
+                    [(self._payments, partition) for partition in self._payments_partitions],
+                    [(topic, partition) for topic, count in routes.values() for partition in range(count)],
+                    changelog.places,
+                ],
+                ask=lambda places: ask_end_offsets(clients.admin, places),
+                every_ms=settings.progress_every_ms,
+            )
+        # The owner of this partition makes the claims for the whole group.
+        self._claims_place = (routes[entities[0]][0], 0)
+        self._ask_others_at = 0.0
         self._waiting = WaitingOutcomes()
         self._ask_at = self._lag_at = 0.0
         self._repartition = dict(routes.values())
         self._undrained: set[PartitionId] = {(t, p) for t, count in self._repartition.items() for p in range(count)}
         self.metrics = metrics or stream_metrics(settings, entities, CollectorRegistry())
+        self._gather_ms = gather_ms_of(freshness_objectives_ms(settings, entities))
         self._clients, self._group_id = clients, settings.group_of(options.profile_set)
         self._consumer = self._new_consumer()
         self._ends = EndsWatch(
@@ -285,6 +314,7 @@ class Pipeline:
             group_id=self._group_id,
             session_timeout_ms=self._settings.session_timeout_ms,
             tells_lost_offsets=True,
+            gather_ms=self._gather_ms,
         )
         return BatchConsumer(
             client, on_assigned=self._on_assigned, on_revoked=self._on_revoked, on_expired=self._on_expired
@@ -375,12 +405,15 @@ class Pipeline:
             self._ask_store()
         with self._timed("commit"):
             self._commit(records, consumed)
+        self._claim_completeness()
         self._observe_lag()
         self._look_for_stalls(consumed.is_all)
 
     def _take(self) -> Consumed:
         try:
-            consumed = self._consumer.take(self._settings.batch_max, self._settings.batch_wait_ms / 1000)
+            is_asking = self._rounds is not None and self._rounds.is_asking
+            first_s = _ASKING_S if is_asking else _IDLE_S
+            consumed = self._consumer.take(self._settings.batch_max, self._settings.batch_wait_ms / 1000, first_s)
         except PartitionCut as cut:
             raise self._sources.changed(cut.topic, cut.cut) from cut
         if consumed.displaced:
@@ -541,10 +574,28 @@ class Pipeline:
             self._progress.written(asked_ms)
         if asked_ms < self._progress_due_ms:
             return
-        self._progress_due_ms = asked_ms + self._settings.progress_every_ms
+        self._progress_due_ms = asked_ms + self._timing.frames_every_ms
         progress = {partition: moment for partition, moment in self._progress.complete_to_ms().items() if moment > 0}
         if progress:
             self._router.send_progress(progress)
+
+    def _claim_completeness(self) -> None:
+        """Tell mirrors how complete the profiles are, if this worker is the one that does."""
+        rounds = self._rounds
+        if rounds is None:
+            return
+        if self._claims_place not in self._consumer.places:
+            rounds.stop()
+            return
+        rounds.saw_committed(self._consumer.acknowledged())
+        others = rounds.awaited() - self._consumer.places
+        if others and time.monotonic() >= self._ask_others_at:
+            self._ask_others_at = time.monotonic() + self._timing.ask_committed_every_s
+            for topic in {topic for topic, _ in others}:
+                committed = self._consumer.committed(topic, [number for name, number in others if name == topic])
+                rounds.saw_committed({(topic, number): offset for number, offset in (committed or {}).items()})
+        if (claim := rounds.look(self._now_ms())) is not None:
+            self._updater.send_claim(claim, self._now_ms())
 
     # Around a batch
 
@@ -670,10 +721,14 @@ def _source_partitions(clients: KafkaClients) -> list[int]:
     return partitions["payments"]
 
 
-def stream_metrics(settings: StreamSettings, entities: Sequence[str], registry: CollectorRegistry) -> StreamMetrics:
-    """Returns the metrics of a process, shared by all pipelines it runs in turn. Raises Misconfigured."""
+def freshness_objectives_ms(settings: StreamSettings, entities: Sequence[str]) -> dict[str, int]:
+    """Returns the freshness objective of each kind of entity, in milliseconds. Raises Misconfigured."""
     try:
-        objectives = objectives_ms(entities, settings.freshness_objective_ms, settings.freshness_exceptions)
+        return objectives_ms(entities, settings.freshness_objective_ms, settings.freshness_exceptions)
     except ValueError as error:
         raise Misconfigured(f"[stream] freshness_exceptions: {error}") from error
-    return StreamMetrics(registry, objectives)
+
+
+def stream_metrics(settings: StreamSettings, entities: Sequence[str], registry: CollectorRegistry) -> StreamMetrics:
+    """Returns the metrics of a process, shared by all pipelines it runs in turn. Raises Misconfigured."""
+    return StreamMetrics(registry, freshness_objectives_ms(settings, entities))

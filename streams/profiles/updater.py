@@ -27,6 +27,7 @@ from paywarden.streams.profiles.repartition import decode_frame, frames_of
 from paywarden.streams.profiles.router import read_for_update
 from paywarden.streams.profiles.set_aside import SetAside, is_set_aside, rows_of, set_aside
 from paywarden.streams.profiles.set_aside import decode as decode_set_aside
+from paywarden.streams.profiles.watermarks import Claim
 
 _log = logging.getLogger(__name__)
 
@@ -184,6 +185,11 @@ class Updater:
         """Queue the changelog's progress. Raises BrokerUnavailable."""
         if self._changelog is not None:
             self._changelog.send_progress(moments, now_ms)
+
+    def send_claim(self, claim: Claim, now_ms: int) -> None:
+        """Queue a claim for the changelog. Raises BrokerUnavailable."""
+        if self._changelog is not None:
+            self._changelog.send_claim(claim, now_ms)
 
 
 def _only(events: EntityEvents, keys: Container[bytes]) -> EntityEvents:

@@ -1,6 +1,8 @@
 """The watermark of profiles: the moment T such that every payment that reached Kafka before T is in its profiles.
 
-The watermark travels behind the records that it speaks of, in three steps:
+Mirrors know it by claims (streams/profiles/completeness.py). `CopyProgress` is their side. Workers and companions of
+earlier releases know no claims. For them, and for a group that has such workers, the rest of this module goes on: every
+ten seconds the watermark travels behind the records that it speaks of, in three steps:
 
     payments     `SourceProgress`: how far each partition of payments has been sent on. Every partition of every
                  repartition topic gets: "payments that reached partition 3 before T are in the frames before this one"
@@ -20,9 +22,48 @@ What can go wrong:
 
 from __future__ import annotations
 
+import struct
+from collections import deque
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 PREFIX = b"progress:"
+"""What the changelog's keys of progress begin with. They are no profiles."""
+CLAIM_KEY = PREFIX + b"all"
+"""The changelog key of claims. An earlier release passes over it."""
+
+_FORMAT = 1
+_ENTRY = struct.Struct("<Iq")
+# A worker tells a claim every 5 s at least. Longer than its silence in a rebalance, shorter than a mirror may be old.
+_CLAIMS_SILENT_MS = 15_000
+# A copy that is behind keeps at most this many claims.
+_CLAIMS_MAX = 64
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Every payment that reached Kafka before `complete_to_ms` is in the changelog's records before `ends`.
+
+    `ends`: for each partition of the changelog, the offset after the last of these records.
+    """
+
+    complete_to_ms: int
+    ends: Mapping[int, int]
+
+    def encoded_ends(self) -> bytes:
+        """Returns the ends as bytes: the format's number, then partition (4 bytes) and offset (8 bytes) of each."""
+        return bytes([_FORMAT]) + b"".join(_ENTRY.pack(*place) for place in sorted(self.ends.items()))
+
+    def holds(self, read_to: Mapping[int, int]) -> bool:
+        """Returns whether a copy that was read to these offsets has all of it."""
+        return all(read_to.get(partition, 0) >= end for partition, end in self.ends.items())
+
+
+def claim_of(complete_to_ms: int, ends: bytes) -> Claim | None:
+    """Returns a claim as it was encoded; None for bytes of another format."""
+    if not ends or ends[0] != _FORMAT or (len(ends) - 1) % _ENTRY.size:
+        return None
+    return Claim(complete_to_ms, dict(_ENTRY.iter_unpack(ends[1:])))
 
 
 def progress_key(entity: str, partition: int) -> bytes:
@@ -112,11 +153,32 @@ class RoutedProgress:
 
 
 class CopyProgress:
-    """The companion's side: the minimum over all partitions of the changelog and all progress keys."""
+    """The companion's side: how complete a copy of the profiles is.
+
+    Claims decide. Without any for `_CLAIMS_SILENT_MS`, the group's workers are of an earlier release, and the minimum
+    over all partitions of the changelog and all progress keys decides.
+    """
 
     def __init__(self, changelog_partitions: Iterable[int], keys: Iterable[bytes]) -> None:
         """`keys`: the progress key of every partition of every repartition topic."""
         self._seen: dict[bytes, dict[int, int]] = {key: dict.fromkeys(changelog_partitions, 0) for key in keys}
+        # Claims whose ends are not reached yet, the oldest first.
+        self._claims: deque[Claim] = deque()
+        self._claimed_ms = self._heard_claim_ms = 0
+
+    def begin_anew(self) -> None:
+        """Forget everything: the copy goes back to where it was written, and reads the records behind that again."""
+        self._claims.clear()
+        self._claimed_ms = self._heard_claim_ms = 0
+        self._seen = {key: dict.fromkeys(seen, 0) for key, seen in self._seen.items()}
+
+    def claimed(self, claim: Claim, now_ms: int) -> None:
+        """Note a claim that was read at `now_ms`, and counts up to then: its worker's clock may be ahead."""
+        self._heard_claim_ms = now_ms
+        self._claims.append(replace(claim, complete_to_ms=min(claim.complete_to_ms, now_ms)))
+        if len(self._claims) > _CLAIMS_MAX:
+            # The copy is behind. If it kept only the newest ones, it would never reach one.
+            self._claims = deque(list(self._claims)[::2])
 
     def saw(self, changelog_partition: int, key: bytes, complete_to_ms: int) -> None:
         """Note a progress record from this partition of the changelog."""
@@ -124,6 +186,14 @@ class CopyProgress:
         if key in self._seen:
             self._seen[key][changelog_partition] = complete_to_ms
 
-    def complete_to_ms(self) -> int:
-        """Returns the moment; 0 until every partition of the changelog has told every progress key."""
+    def complete_to_ms(self, read_to: Mapping[int, int], now_ms: int) -> int:
+        """Returns the moment; 0 while it is not known. `read_to`: the next offset of each changelog partition."""
+        for claim in reversed(self._claims):
+            if claim.holds(read_to):
+                self._claimed_ms = claim.complete_to_ms
+                while self._claims.popleft() is not claim:
+                    pass
+                break
+        if now_ms - self._heard_claim_ms < _CLAIMS_SILENT_MS:
+            return self._claimed_ms
         return min((time_ms for seen in self._seen.values() for time_ms in seen.values()), default=0)

@@ -35,10 +35,11 @@ class Deployment:
             f'[kafka]\nbootstrap = "{bootstrap}"\ntopic_prefix = "{topic_prefix}"\n'
             "[topics]\npartitions = 4\nrepartition_partitions = 3\n"
             f'[stream]\ngroup_id = "{topic_prefix}stream"\nbatch_wait_ms = 5\nbatch_max = {stream_batch_max}\n'
-            "progress_every_ms = 50\nsession_timeout_ms = 6000\n"
+            # An objective that is seldom kept: the broker then hardly holds records back.
+            "progress_every_ms = 50\nsession_timeout_ms = 6000\nfreshness_objective_ms = 100\n"
             # Payments of simulated worlds are of 2024, and are sent today.
             f"past_ms_max = {TIME_BOUND_MS_MAX}\n[limits]\npast_ms_max = {TIME_BOUND_MS_MAX}\n"
-            "[companion]\nbatch_wait_ms = 5\n"
+            "[companion]\nbatch_wait_ms = 5\nfreshness_objective_ms = 100\n"
             + (
                 f'[store]\nkind = "lmdb"\n[lmdb]\npath = "{self.store}"\n'
                 if aerospike is None

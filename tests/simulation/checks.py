@@ -186,7 +186,8 @@ def check_watermark(history: History) -> None:
     """Raises Failed if the mirror lacks a payment from before the moment up to which it says it is complete."""
     # A worker's clock that is ahead claims too much, and so does what a frozen worker sends later: docs/limits.md.
     environment = history.files.environments.get(history.deployment.mirror.path)
-    if history.left_alone or history.damaged_profiles or environment is None:
+    # A client that has silently lost a partition is no excuse: claims go by what is committed.
+    if history.left_alone - {"stalled"} or history.damaged_profiles or environment is None:
         return
     with environment.begin() as transaction:
         value = transaction.get(b"\0complete_to")

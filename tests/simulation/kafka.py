@@ -872,7 +872,10 @@ def clients_of(broker: Broker, actor: Actor, settings: KafkaSettings) -> KafkaCl
     """Returns the clients of one process. Its sender is the real one, on a simulated producer (patches.py)."""
     admin: Any = SimulatedAdmin(broker, actor)
 
-    def consumer(*, group_id: str, session_timeout_ms: int = 10_000, tells_lost_offsets: bool = False) -> Any:
+    def consumer(
+        *, group_id: str, session_timeout_ms: int = 10_000, tells_lost_offsets: bool = False, gather_ms: int = 0
+    ) -> Any:
+        del gather_ms
         return GroupConsumer(broker, actor, group_id, session_timeout_ms, tells_lost_offsets=tells_lost_offsets)
 
     def transactional(transactional_id: str, *, linger_ms: int, transaction_timeout_ms: int) -> Any:

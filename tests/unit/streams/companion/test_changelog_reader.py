@@ -6,7 +6,7 @@ from paywarden.features.stores.base import KEY_BYTES_MAX
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
 from paywarden.streams.companion.changelog_reader import Changes, read_changes
 from paywarden.streams.kafka.reading import Record
-from paywarden.streams.profiles.watermarks import progress_key
+from paywarden.streams.profiles.watermarks import CLAIM_KEY, Claim, progress_key
 
 IDS = LocalSchemaIds()
 ENCODER = Encoder("profiles", IDS.id_of("profiles"))
@@ -51,6 +51,17 @@ def test_progress_records_come_in_order_and_are_no_profiles() -> None:
     assert got.progress == [(0, progress_key("card", 2), 5), (0, progress_key("card", 2), 7)]
     assert got.profiles == {}
     assert got.positions == {0: 3}
+
+
+def test_claims_are_read_and_those_of_another_format_left_out() -> None:
+    claims = [Claim(5, {0: 7, 1: 9}), Claim(6, {0: 8})]
+    states = [claims[0].encoded_ends(), b"\xff", claims[1].encoded_ends()]
+    values = [
+        ENCODER.encode({"entity": "progress", "state": state, "written_time_ms": 1, "complete_to_time_ms": moment_ms})
+        for state, moment_ms in zip(states, (5, 5, 6), strict=True)
+    ]
+    got = changes(*(record(CLAIM_KEY, value, offset) for offset, value in enumerate(values)))
+    assert (got.claims, got.progress, got.profiles) == (claims, [], {})
 
 
 @pytest.mark.parametrize("key", [None, b"", b"c" * (KEY_BYTES_MAX + 1)])

@@ -50,6 +50,22 @@ def test_a_batch_is_read_once_and_its_end_is_committed() -> None:
     assert group.take() == []
 
 
+def test_a_partition_that_leaves_and_comes_back_within_a_batch_is_read_once() -> None:
+    group = Group(A, B)
+    consume = group.client.consume
+
+    def consume_and_rebalance(count_max: int, timeout: float) -> Any:
+        found = consume(count_max, timeout)
+        group.client.consume = consume  # type: ignore[method-assign]
+        group.client.will_revoke(A)
+        group.client.will_assign(A)
+        return found
+
+    # The first call waits for a record, the second takes what is there.
+    group.client.consume = consume_and_rebalance  # type: ignore[method-assign]
+    assert sorted(group.take()) == [(place, offset) for place in (A, B) for offset in range(3)]
+
+
 def test_the_same_offsets_are_not_committed_again() -> None:
     group = Group(A)
     group.take()

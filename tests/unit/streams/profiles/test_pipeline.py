@@ -15,7 +15,7 @@ from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import load_rates
 from paywarden.features.stores.base import StoreConflict, StoreHealth, Versioned
 from paywarden.features.stores.memory import MemoryStore
-from paywarden.schemas.avro import Encoder, LocalSchemaIds
+from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
 from paywarden.schemas.errors import BrokerUnavailable, Misconfigured, StoreUnavailable
 from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX
 from paywarden.streams.kafka.source_register import SOURCES_KEY, SourceChanged, SourceRegister, split_offset
@@ -23,7 +23,7 @@ from paywarden.streams.profiles import set_aside
 from paywarden.streams.profiles.events import ARRIVED_MS, record_key
 from paywarden.streams.profiles.pipeline import Pipeline, PipelineOptions, PipelineTiming, StreamSettings
 from paywarden.streams.profiles.repartition import decode_frame
-from paywarden.streams.profiles.watermarks import PREFIX
+from paywarden.streams.profiles.watermarks import CLAIM_KEY, PREFIX
 from tests.fakes.kafka import FakeBroker, FakeConsumer, Place, clients_of
 from tests.services.processes import wait_until
 from tests.worlds.packed import sources_of, without_sources
@@ -31,7 +31,7 @@ from tests.worlds.topics import batch_profiles, small_world
 
 P0, P1, O0 = ("payments", 0), ("payments", 1), ("outcomes", 0)
 FRAMES: tuple[Place, ...] = (("repartition-card", 0), ("repartition-merchant", 0), ("repartition-device", 0))
-TIMING = PipelineTiming(retry_first_s=0.001, ask_committed_every_s=0.0)
+TIMING = PipelineTiming(retry_first_s=0.001, ask_committed_every_s=0.0, frames_every_ms=0)
 # The arrival of records on Kafka, and the worker's clock ten minutes later.
 KAFKA_MS, NOW_MS = 1_800_000_000_000, 1_800_000_600_000
 
@@ -179,8 +179,10 @@ class Worker:
 
         def consume_then_revoke(count_max: int, timeout: float) -> Any:
             found = consume(count_max, timeout)
-            self.client.consume = consume  # type: ignore[method-assign]
-            self.client.will_revoke(lost)
+            if count_max > 1:
+                # The worker has taken its batch.
+                self.client.consume = consume  # type: ignore[method-assign]
+                self.client.will_revoke(lost)
             return found
 
         self.client.consume = consume_then_revoke  # type: ignore[method-assign]
@@ -526,8 +528,46 @@ def test_a_worker_with_a_new_client_asks_again_whether_it_may_begin() -> None:
 
 
 def changelog_progress(worker: Worker) -> list[bytes]:
+    """Returns the keys of the progress that travels with the frames."""
     sent = worker.sender.sent + worker.sender.queued
-    return [key for topic, _, key, _ in sent if topic == "profiles" and key is not None and key.startswith(PREFIX)]
+    keys = [key for topic, _, key, _ in sent if topic == "profiles" and key is not None]
+    return [key for key in keys if key.startswith(PREFIX) and key != CLAIM_KEY]
+
+
+def claimed_ms(worker: Worker) -> list[int]:
+    """Returns the moments that the worker has claimed, 0 for none yet."""
+    sent = worker.sender.sent + worker.sender.queued
+    values = [value for topic, _, key, value in sent if topic == "profiles" and key == CLAIM_KEY]
+    return [Decoder("profiles", LocalSchemaIds()).decode(value or b"")["complete_to_time_ms"] for value in values]
+
+
+def test_a_worker_claims_completeness_when_all_it_has_read_is_in(worker: Worker) -> None:
+    worker.pay(world()[0][:5])
+    worker.step()
+    assert worker.broker.committed[P0] == 5
+    assert set(claimed_ms(worker)) == {0}
+    worker.sender.flush(1)
+    worker.step(6)
+    assert claimed_ms(worker)[-1] == NOW_MS
+
+
+def test_only_the_owner_of_the_first_repartition_partition_claims() -> None:
+    worker = Worker(P0, P1, O0, *FRAMES[1:])
+    worker.step(4)
+    assert claimed_ms(worker) == []
+    worker.client.will_assign(FRAMES[0])
+    worker.step(4)
+    assert claimed_ms(worker)[-1] == NOW_MS
+
+
+def test_a_claim_waits_for_what_other_workers_have_not_committed() -> None:
+    worker = Worker(P0, O0, *FRAMES)
+    worker.broker.append(P1)
+    worker.step(4)
+    assert set(claimed_ms(worker)) == {0}
+    worker.broker.committed[P1] = 1
+    worker.step(4)
+    assert claimed_ms(worker)[-1] == NOW_MS
 
 
 def test_the_changelog_gets_no_progress_of_unapplied_events(worker: Worker) -> None:

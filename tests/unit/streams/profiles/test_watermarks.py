@@ -132,7 +132,7 @@ def copy_of(*seen: tuple[int, int, int], partitions: int = 2) -> int:
     progress = CopyProgress(range(partitions), [progress_key("card", 0), progress_key("card", 1)])
     for changelog_partition, card_partition, complete_to_ms in seen:
         progress.saw(changelog_partition, progress_key("card", card_partition), complete_to_ms)
-    return progress.complete_to_ms()
+    return progress.complete_to_ms({}, 100_000)
 
 
 def test_a_copy_without_any_progress_is_not_complete() -> None:
@@ -152,7 +152,7 @@ def test_progress_of_a_removed_partition_is_ignored() -> None:
     progress = CopyProgress([0], [progress_key("card", 0)])
     progress.saw(0, b"progress:7", 100)
     progress.saw(0, progress_key("card", 0), 500)
-    assert progress.complete_to_ms() == 500
+    assert progress.complete_to_ms({}, 100_000) == 500
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 1), st.integers(1, 100)), max_size=40))
