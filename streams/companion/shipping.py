@@ -58,7 +58,9 @@ from paywarden.streams.kafka.topic_names import CURSORS_TOPIC
 
 _log = logging.getLogger(__name__)
 
-TRANSACTION_EVERY_S = 0.04
+# A transaction costs the broker requests and markers for each partition that it touches, however many decisions it has.
+# Readers of decisions count and join them over minutes.
+TRANSACTION_EVERY_S = 0.25
 # How long one round waits for the broker.
 _WAIT_S = 0.05
 # More lost producers than this in a row, without a commit in between, are no accident.

@@ -24,8 +24,8 @@ from paywarden.streams.companion.shipping import Shipper
 _log = logging.getLogger(__name__)
 
 PAUSE_S_MIN, PAUSE_S_MAX = 1.0, 30.0
-# The wait of a round without new decisions.
-_IDLE_S = 0.02
+# The wait of a round without new decisions. A lone decision waits for half of it.
+_IDLE_S = 0.1
 _LOOK_AROUND_EVERY_S = 1.0
 
 

@@ -207,12 +207,12 @@ def test_many_decisions_share_a_transaction_and_a_lone_one_is_quick(world: World
     world.ship()
     rate = 40_000 / (time.monotonic() - began)
     took_ms = []
-    for _ in range(20):
+    for _ in range(5):
         world.decide(1)
         began = time.monotonic()
         world.ship()
         took_ms.append(1000 * (time.monotonic() - began))
-    _log.info("%.0f decisions/s; a lone one is committed after %.0f ms (median of 20)", rate, sorted(took_ms)[10])
+    _log.info("%.0f decisions/s; a lone one is committed after %.0f ms (median of 5)", rate, sorted(took_ms)[2])
     # A tenth of what a busy machine does, and far above the rate with one transaction for each decision.
     assert rate > 500
     exactly(world)
