@@ -98,6 +98,15 @@ def _claims_stay(_: Any) -> Any:
     return lambda claims, _batches: ([*claims], [])
 
 
+def _later_commits_count(saw_committed: Any) -> Any:
+    def saw(self: Any, offsets: Any) -> None:
+        saw_committed(self, offsets)
+        for each in self._rounds:
+            each.committed_then = dict(self._committed)
+
+    return saw
+
+
 def _any_log_is_a_segment(_: Any) -> Any:
     def segments(directory: Any) -> list[int]:
         names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
@@ -196,6 +205,13 @@ MUTATIONS = {
         20,
         frozenset({"stuck", "bug"}),
         (Patch("streams.profiles.events", "LABEL_CHANGES_MAX", lambda _: 1 << 30),),
+    ),
+    "claims_too_early": Mutation(
+        "a claim takes ends that were asked for before what lies behind them was written",
+        ("slow", "death"),
+        40,
+        frozenset({"watermark"}),
+        (Patch("streams.profiles.completeness", "CompletenessRounds.saw_committed", _later_commits_count),),
     ),
     "foreign_directory": Mutation(
         "a directory that is no worker's is taken for an outbox",
