@@ -225,25 +225,30 @@ def _train_for_fastapi(table: TrainingTable, training: TrainingSettings, destina
 
 def _fill(writer: MirrorWriter, history: History, engine: FeatureEngine, entities: int) -> tuple[int, int]:
     """Put copies of the history's profiles into the mirror; returns the number of copies and of profiles."""
-    passage = PointInTimeReplay(history, engine, load_rates())
-    for _ in passage.chunks():
-        pass
-    base = {
-        key.decode(): state
-        for column, states in zip(passage.entities, passage.profiles, strict=True)
-        for key, state in zip(column.store_keys(), states, strict=True)
-        if state is not None
-    }
+    base = profiles_of(history, engine)
     copies = max(1, -(-entities // len(base)))
     # Writing in the order of keys fills LMDB's pages instead of splitting them.
-    profiles = ((_copied(key, copy).encode(), base[key]) for key in sorted(base) for copy in range(copies))
+    profiles = ((copied(key, copy).encode(), base[key]) for key in sorted(base) for copy in range(copies))
     while some := dict(islice(profiles, _APPLY_AT_ONCE)):
         writer.apply(dict(some), {})
     writer.apply({}, {0: 1}, now_ms())
     return copies, len(base) * copies
 
 
-def _copied(ids: str, copy: int | str) -> str:
+def profiles_of(history: History, engine: FeatureEngine) -> dict[str, bytes]:
+    """Returns the profiles of a history by their keys."""
+    passage = PointInTimeReplay(history, engine, load_rates())
+    for _ in passage.chunks():
+        pass
+    return {
+        key.decode(): state
+        for column, states in zip(passage.entities, passage.profiles, strict=True)
+        for key, state in zip(column.store_keys(), states, strict=True)
+        if state is not None
+    }
+
+
+def copied(ids: str, copy: int | str) -> str:
     """Returns the key or id of the same entity in another world. A combination has each of its ids changed."""
     ending = f".{copy:05}" if isinstance(copy, int) else f".{copy}"
     return ids.replace(SEPARATOR, ending + SEPARATOR) + ending
@@ -290,8 +295,8 @@ def requests_over(payments: pa.Table, copies: int | None, size: WorldSize) -> li
     strangers = (rng.random(size.requests) < _UNKNOWN_SHARE).tolist()
     for request, world, is_stranger in zip(requests, worlds, strangers, strict=True):
         copy = "unknown" if is_stranger else world
-        request.card_id = _copied(request.card_id, copy)
-        request.merchant_id = _copied(request.merchant_id, world)
+        request.card_id = copied(request.card_id, copy)
+        request.merchant_id = copied(request.merchant_id, world)
         if request.device_id:
-            request.device_id = _copied(request.device_id, copy)
+            request.device_id = copied(request.device_id, copy)
     return requests

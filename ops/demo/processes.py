@@ -13,7 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -114,6 +114,11 @@ class Parts:
         self._parts = parts
 
     @property
+    def parts(self) -> list[DemoPart]:
+        """Returns the parts, in the order of their start."""
+        return self._parts
+
+    @property
     def target(self) -> str:
         """Returns the URL of the scoring endpoint."""
         return self._parts[PARTS.index("serve")].address
@@ -148,12 +153,12 @@ class Parts:
 
 
 @contextmanager
-def running_parts(config: Path, folder: Path) -> Iterator[Parts]:
-    """Start all processes with this configuration and their logs in `folder`; stop them at the end."""
+def running_parts(config: Path, folder: Path, names: Sequence[str] = PARTS) -> Iterator[Parts]:
+    """Start processes, all or those of `names`, with their logs in `folder`; stop them at the end."""
     parts: list[DemoPart] = []
     try:
         # Each enters the list as it starts: if the next cannot start, those before it are stopped.
-        parts.extend(_started(name, config, folder / f"{name}.log") for name in PARTS)
+        parts.extend(_started(name, config, folder / f"{name}.log") for name in names)
         yield Parts(parts)
     finally:
         for part in parts:

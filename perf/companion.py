@@ -1,0 +1,115 @@
+"""The rate at which a companion puts profiles from the changelog into its mirror.
+
+Measured: `paywarden companion`, a process of its own with an empty mirror, reads a changelog of a real Kafka from its
+beginning. The records are the profiles of a day of made payments, and copies of them under other keys, in random order
+as the stream sends them. `profiles_per_second`: profiles by the companion's CPU time, so by what one core could do.
+`applied_per_second` is by the clock: Kafka works on the same cores. Used for: how many payments a second a host can
+follow, since each host applies the whole changelog: every payment changes a profile of each kind of entity.
+
+    python -m perf.companion [--profiles N] [--json FILE]
+
+Needs the services that `make services` fetches.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+from paywarden.features.catalogue.catalogue import CATALOGUE
+from paywarden.ops.demo.live import LOCAL_CONFIG
+from paywarden.ops.demo.processes import Parts, running_parts
+from paywarden.schemas.avro import Encoder, LocalSchemaIds
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.producers import make_producer
+from paywarden.streams.kafka.topics import TopicSettings, create_topics
+from perf.measuring import arguments_of, finish
+from perf.scoring_world import WorldSize, copied, make_past, profiles_of
+from tests.services.kafka import PRODUCTION_JVM, KafkaServer
+
+# The start of a process is no part of its rate: what it has applied before is not counted.
+_BEGIN_SHARE = 0.1
+_TIMEOUT_S = 300.0
+
+
+def main() -> None:
+    arguments = arguments_of(
+        __doc__, ("--profiles", {"type": int, "default": 1_000_000, "help": "records of the changelog"})
+    )
+    past = make_past(WorldSize())
+    profiles = profiles_of(past.history, past.engine)
+    with (
+        tempfile.TemporaryDirectory(prefix="paywarden-perf-") as name,
+        tempfile.TemporaryDirectory(prefix="paywarden-perf-", dir="/dev/shm") as memory,
+    ):
+        folder = Path(name)
+        with KafkaServer(folder / "kafka", jvm=PRODUCTION_JVM) as kafka:
+            settings = KafkaSettings(bootstrap=kafka.bootstrap)
+            create_topics(settings, TopicSettings(), [entity.name for entity in CATALOGUE.entities])
+            _produce(settings, profiles, arguments.profiles)
+            config = folder / "paywarden.toml"
+            text = LOCAL_CONFIG.format(bootstrap=kafka.bootstrap, folder=folder, memory=memory, answered="")
+            config.write_text(f"{text}[companion]\nfill_from_store = false\n", encoding="utf-8")
+            with running_parts(config, folder, ["companion"]) as parts:
+                figures = _measure(parts, arguments.profiles)
+    finish(figures, arguments.json)
+
+
+def _produce(settings: KafkaSettings, profiles: dict[str, bytes], count: int) -> None:
+    ids = LocalSchemaIds()
+    encoder, producer = Encoder("profiles", ids.id_of("profiles")), make_producer(settings, linger_ms=20)
+    # The same payments change the same cards again and again, but rarely within one batch.
+    keys = random.Random(1).sample(sorted(profiles), len(profiles))
+    now_ms = time.time_ns() // 1_000_000
+    for number in range(count):
+        key = keys[number % len(keys)]
+        record = {
+            "entity": key.partition(":")[0],
+            "state": profiles[key],
+            "written_time_ms": now_ms,
+            "complete_to_time_ms": None,
+            "arrived_time_ms": now_ms,
+        }
+        value = encoder.encode(record)
+        while True:
+            try:
+                producer.produce(settings.topic("profiles"), value, key=copied(key, number // len(keys)))
+                break
+            except BufferError:
+                producer.poll(0.1)
+    assert producer.flush(60) == 0, "Kafka has not taken all profiles"
+
+
+def _measure(parts: Parts, count: int) -> dict[str, float]:
+    process = psutil.Process(parts.pids["companion"])
+    begun: tuple[float, float, float] | None = None
+    deadline = time.monotonic() + _TIMEOUT_S
+    while True:
+        assert time.monotonic() < deadline, parts.readings()[0].trouble()
+        for part in parts.parts:
+            part.read_address()
+        applied = parts.readings()[0].total("paywarden_companion_profiles_applied_total")
+        used = process.cpu_times()
+        now = (applied, used.user + used.system, time.monotonic())
+        if begun is None and applied >= count * _BEGIN_SHARE:
+            begun = now
+        if applied >= count and begun is not None:
+            break
+        time.sleep(0.05)
+    profiles, cpu_s, took_s = (after - before for before, after in zip(begun, now, strict=True))
+    figures = {
+        "profiles": profiles,
+        "profiles_per_second": profiles / cpu_s,
+        "applied_per_second": profiles / took_s,
+        "cpu_us_per_profile": cpu_s / profiles * 1e6,
+    }
+    print(f"{profiles:,.0f} profiles: {profiles / cpu_s:,.0f} a second of CPU, {profiles / took_s:,.0f} by the clock")
+    return figures
+
+
+if __name__ == "__main__":
+    main()
