@@ -10,9 +10,10 @@ latencies, and the age of profiles. Used for: the capacity a deployment needs, a
 
 The load and the payment system are on the same cores, and not counted. With `fixed` and `marginal` the cores at a rate
 are about `fixed + marginal * rate`. `max_per_second`: the rate at which the slower of endpoint and stream works when
-the load sends as fast as it is answered.
+the load sends as fast as it is answered. `paywarden capacity --measured FILE` plans with these figures. `--held-out`
+measures at further rates, and tells how far off the line is there (`capacity_error_R`, a share).
 
-    python -m perf.whole [--rates 0,20,200,500,1000,3000] [--seconds 20] [--json FILE]
+    python -m perf.whole [--rates 0,20,200,500,1000,3000] [--held-out 350,700] [--seconds 20] [--json FILE]
 
 Needs the services that `make services` fetches.
 """
@@ -25,7 +26,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,8 @@ import psutil
 from rich.console import Console
 
 from paywarden.features.catalogue.catalogue import CATALOGUE
+from paywarden.ops.capacity.coefficients import Coefficients
+from paywarden.ops.capacity.plan import Asked, busy_cores
 from paywarden.ops.demo.demo import prepare_world
 from paywarden.ops.demo.live import LOCAL_CONFIG
 from paywarden.ops.demo.processes import Parts, running_parts
@@ -75,10 +78,12 @@ def main() -> None:
     arguments = arguments_of(
         __doc__,
         ("--rates", {"default": _RATES, "help": "payments a second, with commas"}),
+        ("--held-out", {"default": "", "help": "rates at which the plan is held against a measurement"}),
         ("--seconds", {"type": float, "default": 20.0, "help": "of each measurement"}),
         ("--cards", {"type": int, "default": 20_000, "help": "that pay"}),
     )
     rates = [int(rate) for rate in arguments.rates.split(",")]
+    held_out = [int(rate) for rate in arguments.held_out.split(",") if rate]
     with (
         tempfile.TemporaryDirectory(prefix="paywarden-perf-") as name,
         tempfile.TemporaryDirectory(prefix="paywarden-perf-", dir="/dev/shm") as memory,
@@ -99,7 +104,7 @@ def main() -> None:
             with running_parts(config, folder) as parts:
                 parts.wait_until_ready()
                 system = _System(parts, kafka.pid, jmx_port, settings, world.requests)
-                figures = _measure(system, rates, arguments.seconds)
+                figures = _measure(system, rates, held_out, arguments.seconds)
     finish(figures, arguments.json)
 
 
@@ -109,7 +114,7 @@ def _jmx(port: int) -> Sequence[str]:
     return [*options, f"{name}.authenticate=false", f"{name}.ssl=false", "-Djava.rmi.server.hostname=127.0.0.1"]
 
 
-def _measure(system: _System, rates: Sequence[int], seconds: float) -> dict[str, float]:
+def _measure(system: _System, rates: Sequence[int], held_out: Sequence[int], seconds: float) -> dict[str, float]:
     print(f"\n{'rate':>6} {'outcomes':>9} " + " ".join(f"{part:>10}" for part in (*_PARTS, "cores")), end="")
     print(f" {'requests/s':>11} {'bytes/payment':>14} {'p50 ms':>8} {'p99 ms':>8} {'age p99':>8}")
     figures: dict[str, float] = {}
@@ -122,6 +127,14 @@ def _measure(system: _System, rates: Sequence[int], seconds: float) -> dict[str,
         found = system.at(_COMPARED_RATE, seconds, with_outcomes=False)
         figures |= {f"{name}_{_COMPARED_RATE}_no_outcomes": found[name] for name in ("cores", "p50_ms", "p99_ms")}
     figures |= _line(cores)
+    figures |= _traffic(figures, cores)
+    kinds = len(CATALOGUE.entities)
+    for rate in held_out:
+        found = system.at(rate, seconds, with_outcomes=True)
+        costs = Coefficients(**{each.name: figures[each.name] for each in fields(Coefficients) if each.name in figures})
+        planned = sum(busy_cores(costs, Asked(rate, 0, 1), kinds).values())
+        figures[f"capacity_error_{rate}"] = planned / found["cores"] - 1
+        print(f"{rate:>6}: planned {planned:.3f} cores, measured {found['cores']:.3f}", flush=True)
     figures["max_per_second"] = system.most(seconds)
     return figures
 
@@ -136,6 +149,19 @@ def _line(cores: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
         slope, fixed = np.polyfit(rates, [cores[rate][part] for rate in rates], 1)
         figures |= {f"fixed_cores_{part}": float(fixed), f"marginal_us_{part}": float(slope * 1e6)}
     return figures
+
+
+def _traffic(figures: Mapping[str, float], cores: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
+    """Returns the bytes that a payment more brings into and out of Kafka: lines through the lower rates."""
+    rates = [rate for rate, used in cores.items() if used["all"] < _LINEAR_SHARE * (psutil.cpu_count() or 1)]
+    if len(rates) < 2:
+        return {}
+    return {
+        f"kafka_bytes_{way}_per_payment": float(
+            np.polyfit(rates, [figures[f"kafka_bytes_{way}_per_second_{rate}"] for rate in rates], 1)[0]
+        )
+        for way in ("in", "out")
+    }
 
 
 class _System:

@@ -1,0 +1,1 @@
+"""How many cores, bytes and partitions a deployment needs."""

@@ -1,0 +1,184 @@
+"""From a rate of payments and a number of entities to cores, memory, partitions, network and disk.
+
+    busy cores of a process  =  fixed + marginal x payments a second          (perf.whole measured both)
+    cores to have            =  busy cores / UTILISATION
+
+1. A scoring host answers its share of the payments, but its companion applies the *whole* changelog: a profile of each
+   kind of entity for each payment of all hosts. More hosts do not relieve it, and a companion is one process. The plan
+   says when one core is not enough for that.
+2. Stream workers share partitions. More of them than partitions would idle.
+3. Disks are for the average rate and for as long as settings keep things, everything else for the rate asked for.
+
+Example: 2,000 payments a second at 25 us of a scoring worker keep 0.05 cores busy, so 0.1 are planned, and one worker
+on each host is more than enough.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from paywarden.ops.capacity.coefficients import PARTS, SIZES, Coefficients, Sizes
+from paywarden.schemas.errors import Misconfigured
+
+UTILISATION = 0.5
+"""The share of its cores that a process keeps busy at the planned rate. Queues grow fast above it."""
+PARTITIONS_MAX = 64
+_DAY_S = 86_400
+# A worker of its own for so many partitions at least, so that work spreads evenly.
+_PARTITIONS_PER_WORKER = 2
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the deployment is for.
+
+    `rate`: payments a second at the busiest time, all hosts together. `entities`: profiles of all kinds together.
+    `average_share`: the average rate as a share of `rate`.
+    """
+
+    rate: float
+    entities: float
+    hosts: int
+    average_share: float = 0.4
+
+    def __post_init__(self) -> None:
+        """Raises Misconfigured naming what cannot be."""
+        for name, value in (("rate", self.rate), ("entities", self.entities)):
+            if not 0 <= value < 1e12:
+                raise Misconfigured(f"{name}: wanted a number from 0 to 1e12, got {value:g}")
+        if not 1 <= self.hosts <= 10_000:
+            raise Misconfigured(f"hosts: wanted 1 to 10000, got {self.hosts}")
+        if not 0 < self.average_share <= 1:
+            raise Misconfigured(f"average share: wanted above 0, at most 1, got {self.average_share:g}")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """How long and how safely settings keep things."""
+
+    kinds: int
+    """Kinds of entities of the catalogue."""
+    partitions: int
+    """Of payments and outcomes."""
+    kafka_replication: int
+    kafka_days: float
+    """How long the topics of payments and decisions keep their records."""
+    store_replication: int
+    store_days: float
+    """How long the store keeps payments' records."""
+    answered_window_s: int
+    answered_slots: int
+    outbox_bytes_max: int
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one kind of process needs, all of its kind together."""
+
+    processes: int
+    busy_cores: float
+    """What it would keep busy at the rate asked for."""
+    cores: float
+    """What to have."""
+    memory_bytes: int
+    disk_bytes: int
+    network_bytes_per_second: float
+    """In and out."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Needs by part: PARTS and `store`. `partitions` of payments and outcomes; `warnings` in sentences."""
+
+    needs: dict[str, Need]
+    partitions: int
+    host_memory_bytes: int
+    """Of one scoring host, its mirror included."""
+    warnings: tuple[str, ...]
+
+    @property
+    def cores(self) -> float:
+        """Returns the cores of all processes of ours and Kafka's. The store's are not planned."""
+        return sum(self.needs[part].cores for part in PARTS)
+
+
+def busy_cores(costs: Coefficients, asked: Asked, kinds: int) -> dict[str, float]:
+    """Returns by part the cores that are busy at the rate asked for."""
+    busy = {part: costs.fixed(part) + costs.marginal_s(part) * asked.rate for part in PARTS}
+    busy["serve"] += costs.fixed("serve") * (asked.hosts - 1)
+    apply_s = min(costs.cpu_us_per_profile / 1e6 * kinds, costs.marginal_s("companion"))
+    ship_s = costs.marginal_s("companion") - apply_s
+    busy["companion"] = asked.hosts * (costs.fixed("companion") + apply_s * asked.rate) + ship_s * asked.rate
+    return busy
+
+
+def plan(costs: Coefficients, asked: Asked, kept: Kept, sizes: Sizes = SIZES) -> Plan:
+    """Returns what a deployment needs. See the module."""
+    busy = busy_cores(costs, asked, kept.kinds)
+    stream_workers = max(1, math.ceil(busy["stream"] / UTILISATION))
+    partitions = min(PARTITIONS_MAX, max(kept.partitions, _PARTITIONS_PER_WORKER * stream_workers))
+    serve_workers = asked.hosts * max(1, math.ceil(busy["serve"] / UTILISATION / asked.hosts))
+    average = asked.rate * asked.average_share
+    mirror = int(asked.entities * sizes.mirror_profile)
+    answered = kept.answered_slots * sizes.answered_slot
+    decisions = int(asked.rate / asked.hosts * kept.answered_window_s * sizes.outbox_decision)
+    host_memory = mirror + answered + sizes.process["companion"] + serve_workers // asked.hosts * sizes.process["serve"]
+    kafka_in, kafka_out = costs.kafka_bytes_in_per_payment, costs.kafka_bytes_out_per_payment
+    # The changelog goes to each host; what the measured single host reads is counted in already.
+    changelog = kept.kinds * sizes.mirror_profile * (asked.hosts - 1)
+    kafka_network = asked.rate * (kafka_in * kept.kafka_replication + kafka_out + changelog)
+    store_bytes = asked.entities * sizes.store_profile + average * _DAY_S * kept.store_days * sizes.store_payment
+    needs = {
+        "serve": _need(serve_workers, busy["serve"], asked.hosts * host_memory, 0, asked.rate * 1500),
+        "companion": _need(
+            asked.hosts,
+            busy["companion"],
+            0,
+            serve_workers * kept.outbox_bytes_max + asked.hosts * decisions,
+            asked.rate * (kept.kinds * sizes.mirror_profile * asked.hosts + sizes.outbox_decision),
+        ),
+        "stream": _need(
+            stream_workers,
+            busy["stream"],
+            stream_workers * sizes.process["stream"],
+            0,
+            asked.rate * (kafka_in + kafka_out),
+        ),
+        "kafka": _need(
+            max(3, kept.kafka_replication) if kept.kafka_replication > 1 else 1,
+            busy["kafka"] * kept.kafka_replication,
+            0,
+            int(average * _DAY_S * kept.kafka_days * kafka_in * kept.kafka_replication),
+            kafka_network,
+        ),
+        "store": _need(0, 0.0, 0, int(store_bytes * kept.store_replication), 0.0),
+    }
+    return Plan(needs, partitions, host_memory, tuple(_warnings(asked, kept, busy, stream_workers)))
+
+
+def _need(processes: int, busy: float, memory: int, disk: int, network: float) -> Need:
+    return Need(processes, busy, busy / UTILISATION, memory, disk, network)
+
+
+def _warnings(asked: Asked, kept: Kept, busy: dict[str, float], stream_workers: int) -> list[str]:
+    found = []
+    of_one = busy["companion"] / asked.hosts
+    if of_one > UTILISATION:
+        found.append(
+            f"each companion would keep {of_one:.1f} cores busy and is one process: every host applies the whole "
+            "changelog, and more hosts do not change that. Measure with perf.companion, and split the payments over "
+            "clusters of their own"
+        )
+    if stream_workers > PARTITIONS_MAX:
+        found.append(
+            f"the stream needs {stream_workers} workers, and payments can have {PARTITIONS_MAX} partitions at most"
+        )
+    elif stream_workers > kept.partitions:
+        found.append(f"{stream_workers} stream workers need more than the {kept.partitions} partitions of [topics]")
+    slots = asked.rate / asked.hosts * kept.answered_window_s
+    if slots > kept.answered_slots * 0.8:
+        found.append(
+            f"each host answers {slots:,.0f} payments within [answered] window_s: payments_max must be above that"
+        )
+    return found

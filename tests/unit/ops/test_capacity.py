@@ -1,0 +1,138 @@
+"""The plan of a deployment: what grows with what, and what it warns of."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paywarden.ops.capacity.coefficients import MEASURED, PARTS, Coefficients
+from paywarden.ops.capacity.plan import UTILISATION, Asked, Kept, busy_cores, plan
+from paywarden.ops.commands.capacity import capacity
+from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.settings import Source
+
+COSTS = Coefficients(
+    fixed_cores_serve=0.01,
+    fixed_cores_companion=0.02,
+    fixed_cores_stream=0.03,
+    fixed_cores_kafka=0.1,
+    marginal_us_serve=30,
+    marginal_us_companion=100,
+    marginal_us_stream=200,
+    marginal_us_kafka=150,
+    cpu_us_per_profile=10,
+    kafka_bytes_in_per_payment=1000,
+    kafka_bytes_out_per_payment=1500,
+)
+KEPT = Kept(
+    kinds=3,
+    partitions=12,
+    kafka_replication=3,
+    kafka_days=100,
+    store_replication=2,
+    store_days=120,
+    answered_window_s=600,
+    answered_slots=16_777_216,
+    outbox_bytes_max=1 << 30,
+)
+rates = st.floats(0, 1e5)
+
+
+def test_one_host_keeps_busy_what_the_line_says() -> None:
+    busy = busy_cores(COSTS, Asked(1000, 1e6, 1), 3)
+    assert busy == pytest.approx({"serve": 0.04, "companion": 0.12, "stream": 0.23, "kafka": 0.25})
+    assert plan(COSTS, Asked(1000, 1e6, 1), replace(KEPT, kafka_replication=1)).cores == pytest.approx(
+        sum(busy.values()) / UTILISATION
+    )
+
+
+def test_every_host_applies_all_profiles_and_ships_its_own_decisions() -> None:
+    one, four = (busy_cores(COSTS, Asked(1000, 1e6, hosts), 3) for hosts in (1, 4))
+    # Three profiles of 10 us for each payment and host; the other 70 us only once.
+    assert four["companion"] - one["companion"] == pytest.approx(3 * (0.02 + 0.03))
+    assert four["serve"] - one["serve"] == pytest.approx(3 * 0.01)
+    assert four["stream"] == one["stream"]
+
+
+@given(rates, rates, st.floats(0, 1e9), st.integers(1, 50))
+def test_a_higher_rate_never_needs_less(one: float, other: float, entities: float, hosts: int) -> None:
+    less, more = (plan(COSTS, Asked(rate, entities, hosts), KEPT) for rate in sorted((one, other)))
+    for part in (*PARTS, "store"):
+        low, high = less.needs[part], more.needs[part]
+        assert low.cores <= high.cores
+        assert low.processes <= high.processes
+        assert low.disk_bytes <= high.disk_bytes
+        assert low.network_bytes_per_second <= high.network_bytes_per_second
+    assert less.partitions <= more.partitions
+    assert less.host_memory_bytes <= more.host_memory_bytes
+
+
+def test_more_entities_need_memory_on_every_host_and_disk_in_the_store() -> None:
+    small, large = (plan(COSTS, Asked(100, entities, 2), KEPT) for entities in (0, 50e6))
+    assert large.host_memory_bytes - small.host_memory_bytes == 50e6 * 410
+    assert large.needs["store"].disk_bytes - small.needs["store"].disk_bytes == 2 * 50e6 * 460
+
+
+def test_what_more_hosts_cannot_carry_is_said() -> None:
+    assert plan(COSTS, Asked(1000, 1e6, 2), KEPT).warnings == ()
+    warnings = plan(COSTS, Asked(200_000, 1e6, 40), KEPT).warnings
+    assert any("every host applies the whole changelog" in warning for warning in warnings)
+    assert any("64 partitions at most" in warning for warning in warnings)
+    (partitions,) = plan(COSTS, Asked(40_000, 1e6, 40), KEPT).warnings[1:]
+    assert "more than the 12 partitions" in partitions
+    (answered,) = plan(
+        replace(COSTS, cpu_us_per_profile=0), Asked(1000, 1e6, 1), replace(KEPT, answered_slots=1000)
+    ).warnings
+    assert "payments_max" in answered
+
+
+def test_figures_of_benchmarks_replace_those_of_before(tmp_path: Path) -> None:
+    whole, companion = tmp_path / "whole.json", tmp_path / "companion.json"
+    whole.write_text(json.dumps({"fixed_cores_kafka": 0.5, "p99_ms_20": 3.0}))
+    companion.write_text(json.dumps({"cpu_us_per_profile": 7.5, "profiles": 10}))
+    found = Coefficients.read([whole, companion], COSTS)
+    assert found == replace(COSTS, fixed_cores_kafka=0.5, cpu_us_per_profile=7.5)
+    assert Coefficients.read([], MEASURED) == MEASURED
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{}", "none of the figures"),
+        ("[]", "no JSON object"),
+        ("{", "no JSON of a benchmark"),
+        ('{"cpu_us_per_profile": "7"}', "cpu_us_per_profile: wanted a number"),
+        ('{"cpu_us_per_profile": NaN}', "cpu_us_per_profile: wanted a number"),
+    ],
+)
+def test_a_file_that_is_no_measurement_is_refused(tmp_path: Path, content: str, reason: str) -> None:
+    file = tmp_path / "whole.json"
+    file.write_text(content)
+    with pytest.raises(Misconfigured, match=reason):
+        Coefficients.read([file], COSTS)
+
+
+@pytest.mark.parametrize(
+    "asked", [(-1, 1, 1, 0.5), (1, -1, 1, 0.5), (1, 1, 0, 0.5), (1, 1, 1, 0), (float("nan"), 1, 1, 1)]
+)
+def test_a_deployment_that_cannot_be_is_refused(asked: tuple[float, float, int, float]) -> None:
+    with pytest.raises(Misconfigured, match="wanted"):
+        Asked(*asked)
+
+
+def test_the_command_takes_what_is_kept_from_the_settings() -> None:
+    asked = ["--rate", "1000", "--entities", "5e7", "--hosts", "3", "--json"]
+    told = CliRunner().invoke(capacity, asked, obj=Source({"topics": {"partitions": 24}}, {}))
+    assert told.exit_code == 0, told.output
+    found = json.loads(told.stdout)
+    assert found["partitions"] == 24
+    assert set(found["needs"]) == {*PARTS, "store"}
+    assert found["needs"]["companion"]["processes"] == 3
+    table = CliRunner().invoke(capacity, asked[:-1], obj=Source({}, {}))
+    assert "each scoring host needs 2" in table.stdout
