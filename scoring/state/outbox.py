@@ -552,7 +552,8 @@ class OutboxReader:
         """Returns where the next whole record behind damage at `position` begins, or else the next segment.
 
         None if there is neither yet: the damage is at the end of the segment that is written to. A whole record has a
-        size that fits and the right checksum. This reads the rest of the segment, a second for each 20 MiB.
+        size that fits and the right checksum. If one begins at `position` by now, there is no damage, and `position` is
+        returned. This reads the rest of the segment, a second for each 20 MiB.
 
         Raises OutboxUnavailable.
         """
@@ -560,7 +561,7 @@ class OutboxReader:
             segments = _segments(self._directory)
             base = max((base for base in segments if base <= position), default=None)
             following = min((base for base in segments if base > position), default=None)
-            found = None if base is None else _find_record(_segment_path(self._directory, base), position - base + 1)
+            found = None if base is None else _find_record(_segment_path(self._directory, base), position - base)
         except OSError as error:
             raise OutboxUnavailable(f"outbox: cannot read: {error.strerror}") from error
         if base is None or found is None or (following is not None and base + found > following):

@@ -7,7 +7,7 @@
 1. A record that is no decision, or does not fit the topic's schema, is set aside, and the next one is read.
 2. Where the outbox is damaged, the bytes up to the next whole record are set aside: a later record of the segment, or
    the beginning of the next segment. The damage must still be there after `damage_confirm_s`. A writer may just be
-   taking back a write that a full disk has cut short.
+   taking back a write that a full disk has cut short. A whole record at the position is never damage.
 3. Bytes are set aside before the cursor passes them. If the transaction with the cursor fails, they are read again and
    found set aside already.
 4. What cannot be set aside, because the disk is full or too much is there already, stops this outbox and no other.
@@ -106,7 +106,9 @@ class Shipment:
                 if not self._pass_damage(str(damage)):
                     raise OutboxUnavailable(str(damage)) from damage
                 return decisions
-            if not records and count_max > 0 and self._reader.end() > self.read_to:
+            if records or self._reader.end() == self.read_to:
+                self._damage = None
+            elif count_max > 0:
                 if (reached := self._reader.behind_zeros(self.read_to)) > self.read_to:
                     self.read_to, self.is_moved = reached, True
                     return decisions
@@ -190,6 +192,10 @@ class Shipment:
         self._damage = self.read_to, now
         end = self._reader.after_damage(self.read_to)
         if end is None:
+            return False
+        if end == self.read_to:
+            # It was a record that the writer was just appending, or a disk that is well again.
+            self._damage = None
             return False
         data = self._reader.raw(self.read_to, end)
         self._put(end, DAMAGE if data else GAP, data, reason)

@@ -64,7 +64,8 @@ class World:
             for _, payload in records:
                 response = OutboxEntry.FromString(payload).response
                 found.setdefault(response.payment_id, []).append(response.decision_id)
-        assert position == self.outbox.position
+        # Zeros stand where a write that was cut short was taken back.
+        assert not any(reader.raw(position, self.outbox.position))
         return found
 
     def score(self, requests: Sequence[ScoreRequest], batches: Sequence[range]) -> list[bytes | Refusal]:

@@ -20,7 +20,7 @@ from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry, OutboxRecord
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
-from paywarden.scoring.state.outbox import RETRIED, Cursor, OutboxUnavailable, OutboxWriter, framed
+from paywarden.scoring.state.outbox import RETRIED, Cursor, OutboxReader, OutboxUnavailable, OutboxWriter, framed
 from paywarden.streams.companion import set_aside, shipping
 from paywarden.streams.companion.cursors import ShippedTo
 from paywarden.streams.companion.retry_set_aside import entries_of, mended, retry, why_not
@@ -180,6 +180,27 @@ def test_a_segment_that_is_damaged_or_gone_gives_way_to_the_next_one(tmp_path: P
         "no whole record begins at byte 0" if kind == "damage" else "the outbox lacked these 81 bytes"
     )
     world.writer.close()
+
+
+@pytest.mark.parametrize("is_confirmed_at_once", [True, False])
+def test_a_decision_that_is_appended_between_two_looks_is_no_damage(
+    world: World, monkeypatch: pytest.MonkeyPatch, is_confirmed_at_once: bool
+) -> None:
+    """The reader finds no record, then the outbox is longer than what was read: twice, long after each other."""
+    world.shipper = world.new_shipper(damage_confirm_s=0.0 if is_confirmed_at_once else 1e-9)
+    world.decide("p0")
+    world.settle()
+    end, appended = OutboxReader.end, iter((["p1", "p2"], ["p3", "p4"]))
+
+    def append_and_look(reader: OutboxReader) -> int:
+        batch = next(appended, [])
+        if batch:
+            world.writer.append_frames(b"".join(framed(entry(payment_id, 1)) for payment_id in batch))
+        return end(reader)
+
+    monkeypatch.setattr(OutboxReader, "end", append_and_look)
+    world.settle()
+    assert (world.broker.decisions, entries(world)) == (["p0", "p1", "p2", "p3", "p4"], [])
 
 
 def test_zeros_of_a_write_that_was_taken_back_are_passed_and_no_damage(
