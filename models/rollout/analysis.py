@@ -3,8 +3,8 @@
     decisions ──► events of each payment ──► StepTally of the running step ──► judge ──► RolloutKeeper
 
 `add` takes decisions as they come, `look` judges every few seconds. A new step gets a new tally, which begins where the
-log says that the step began. A process that starts again is fed the decisions since `counts_from_ms` again; then it is
-where it was.
+log says that the step began, and `settle_s` later: until then hosts may still act on the share of before. A process
+that starts again is fed the decisions since `counts_from_ms` again; then it is where it was.
 
 The bounds of slow answers and of high scores come from the champion's time before the rollout, and never change in it.
 A measure that nothing is known about must be left out of the plan (RolloutPlan.leave_out). An unknown value is refused:
@@ -149,5 +149,7 @@ class RolloutAnalysis:
     def _tally_of(self, rollout: Rollout) -> StepTally:
         step = (rollout.start.name, rollout.step)
         if self._tally is None or self._of != step:
-            self._tally, self._of = StepTally(rollout.start.plan, rollout.step, rollout.since_ms), step
+            plan = rollout.start.plan
+            self._tally = StepTally(plan, rollout.step, rollout.since_ms + round(plan.settle_s * 1_000))
+            self._of = step
         return self._tally

@@ -34,6 +34,7 @@ from paywarden.schemas.errors import Misconfigured
 
 STEPS = (1.0, 5.0, 10.0, 25.0, 50.0, 100.0)
 STEP_HOURS = (1.0, 6.0, 24.0, 24.0, 24.0)
+SETTLE_S_MAX = 3_600.0
 SEGMENTS_MAX = 19
 """The events of a payment are 64 bits: seven of all payments, and three for each segment."""
 
@@ -120,6 +121,9 @@ class RolloutPlan:
     # The least time of each step but the last.
     step_hours: tuple[float, ...] = STEP_HOURS
     segments: tuple[str, ...] = ()
+    # How long hosts take to act on a new share. Decisions of that time do not count: they have the arms of before, and
+    # that would look like a wrong split.
+    settle_s: float = 10.0
     # Measures that nothing is known about here, such as `slow` where no latency is recorded.
     leave_out: tuple[str, ...] = ()
     alpha: float = 0.05
@@ -165,6 +169,8 @@ class RolloutPlan:
         ):
             if count < 1:
                 raise Misconfigured(f"rollout {number}: wanted at least 1, got {count}")
+        if not 0 <= self.settle_s <= SETTLE_S_MAX:
+            raise Misconfigured(f"rollout settle_s: wanted 0 to {SETTLE_S_MAX:g}, got {self.settle_s:g}")
         if not 0 <= self.label_days < float("inf"):
             raise Misconfigured(f"rollout label_days: wanted at least 0, got {self.label_days:g}")
         segment_measures(self.segments)

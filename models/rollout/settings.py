@@ -18,6 +18,7 @@ class RolloutSettings:
     steps: tuple[float, ...] = STEPS
     step_hours: tuple[float, ...] = STEP_HOURS
     segments: tuple[str, ...] = ()
+    settle_s: float = 10.0
     leave_out: tuple[str, ...] = ()
     alpha: float = 0.05
     margin: float = 0.25

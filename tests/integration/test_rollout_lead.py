@@ -32,9 +32,11 @@ from paywarden.streams.rollouts.leader import RolloutLeader
 from tests.services.deployment import Deployment as Deployed
 from tests.services.processes import wait_until
 from tests.worlds.decision_records import decision
+from tests.worlds.manifests import manifest_in
 
-PLAN = plan_of([50, 100], step_hours=(0.01,))
+PLAN = plan_of([50, 100], step_hours=(0.01,), settle_s=0.0)
 SALT = "00" * 16
+VERSIONS = (Version("a" * 64, "", "champion"), Version("b" * 64, "", "candidate"))
 
 
 def now_ms() -> int:
@@ -44,8 +46,8 @@ def now_ms() -> int:
 class World:
     """Decisions of 2,000 cards on a topic of this test, and a log of rollouts in a folder."""
 
-    def __init__(self, folder: Path, settings: KafkaSettings, source: Source) -> None:
-        self.settings, self.source = settings, source
+    def __init__(self, folder: Path, settings: KafkaSettings, source: Source, deployed: Deployed) -> None:
+        self.settings, self.source, self.deployed, self.folder = settings, source, deployed, folder
         self.log = FileRolloutLog(folder / "rollouts.jsonl")
         self.runtime = folder / "serve"
         self._producer = make_producer(settings, linger_ms=5)
@@ -70,8 +72,8 @@ class World:
     def deployment(self) -> Deployment | None:
         return read_deployment(self.runtime / DEPLOYMENT)
 
-    def start(self, name: str = "r-1", plan: RolloutPlan = PLAN) -> None:
-        begun = Start(name, SALT, Version("a" * 64, "", "champion"), Version("b" * 64, "", "candidate"), plan)
+    def start(self, name: str = "r-1", plan: RolloutPlan = PLAN, versions: tuple[Version, Version] = VERSIONS) -> None:
+        begun = Start(name, SALT, *versions, plan)
         self.keeper.take(RolloutEvent(EventKind.STARTED, now_ms(), "ann", "a test", begun))
 
     def decide(
@@ -133,7 +135,8 @@ def world(tmp_path: Path, settings: KafkaSettings) -> Iterator[World]:
     with Deployed(tmp_path, settings.bootstrap, settings.topic_prefix) as deployed:
         deployed.create_topics()
         deployed.configure("serve", f'runtime = "{tmp_path / "serve"}"\n')
-        yield World(tmp_path, settings, read_source(str(deployed.config)))
+        deployed.configure("rollout", f'log = "{tmp_path / "rollouts.jsonl"}"\n')
+        yield World(tmp_path, settings, read_source(str(deployed.config)), deployed)
 
 
 def test_a_rollout_begins_grows_and_is_rolled_back_for_harm(world: World) -> None:
@@ -209,7 +212,7 @@ def test_an_abort_reaches_the_host_and_ends_the_leader(world: World) -> None:
 
 
 # Labels are mature after a tenth of a second, and a candidate with at most three times the fraud is within.
-PLAN_WITH_OUTCOMES = plan_of([50, 100], step_hours=(1e-9,), margin=2.0, label_days=1e-6)
+PLAN_WITH_OUTCOMES = plan_of([50, 100], step_hours=(1e-9,), margin=2.0, label_days=1e-6, settle_s=0.0)
 WITHIN = Judgement(Finding.WITHIN, "decline", -1.0, (500, 500), ())
 
 
@@ -252,6 +255,67 @@ def test_a_candidate_that_is_gone_is_rolled_back(world: World) -> None:
     with world.led() as leader:
         leader.join(60)
     assert world.rollout.cause == "the candidate is gone: bundle candidate: there is no manifest.json"
+
+
+# Events that less than half of the cards have are rare enough here, so every step goes on after a few dozen cards.
+PLAN_OF_MANY_STEPS = plan_of(
+    [20, 50, 80, 100], step_hours=(1e-9,) * 3, rare_share=0.9, margin=9.0, cards_min=10, settle_s=0.5
+)
+
+
+def test_a_leader_that_is_killed_again_and_again_skips_no_step_and_takes_none_twice(world: World) -> None:
+    """The deployment file is never ahead of the log, and follows it after each start."""
+    world.decide(500)
+    world.start(
+        plan=PLAN_OF_MANY_STEPS, versions=(manifest_in(world.folder / "old"), manifest_in(world.folder / "new"))
+    )
+    random, kills = np.random.default_rng(5), 0
+    lead = ("rollout", "lead", "--look-every", "0.1")
+    leader = world.deployed.start(*lead)
+    wait_until(lambda: world.deployment is not None, "the candidate is ordered to be loaded")
+    second = world.deployed.run(*lead)
+    assert second.returncode == 1
+    assert f"process {leader.pid} leads the rollouts of {world.folder / 'rollouts.jsonl'} already" in second.stderr
+    with deciding(world):
+        while world.rollout.phase is not Phase.PROVISIONAL:
+            assert world.rollout.phase in (Phase.PENDING, Phase.RUNNING), world.rollout.line
+            if kills < 4:
+                time.sleep(float(random.uniform(0.0, 1.0)))
+                leader.kill()
+                kills += 1
+                deployed, logged = world.deployment, world.rollout
+                assert deployed is not None
+                shares = [0, *PLAN_OF_MANY_STEPS.steps]
+                # It is the log's, or that of the step before if the leader died in between.
+                assert deployed.share in shares[max(0, shares.index(logged.share) - 1) : shares.index(logged.share) + 1]
+                leader = world.deployed.start(*lead)
+            time.sleep(0.05)
+    wait_until(lambda: world.deployment is not None and world.deployment.share == 10_000, "the host has followed")
+    leader.kill()
+    steps = [event.step for event in world.log.events() if event.kind is EventKind.LOOKED]
+    assert sorted(set(steps)) == [0, 1, 2]
+    assert steps == sorted(steps)
+    assert len(world.keeper.steps_ms) == 4
+
+
+@contextmanager
+def deciding(world: World) -> Iterator[None]:
+    """Let a host decide all the time, with the share that its deployment file has."""
+    stop = threading.Event()
+
+    def decide() -> None:
+        while not stop.wait(0.1):
+            deployed = world.deployment
+            assert deployed is not None
+            world.decide(20, rollout="r-1", share=deployed.share)
+
+    thread = threading.Thread(target=decide)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(30)
 
 
 def _raised(run: Callable[[threading.Event], object]) -> str:

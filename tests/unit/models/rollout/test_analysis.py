@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from paywarden.models.policy.policy import APPROVE, DECLINE, REVIEW
 from paywarden.models.rollout.analysis import EventBounds, RolloutAnalysis, RolloutDecisions, event_bits
@@ -92,6 +93,28 @@ def test_an_analysis_that_starts_again_and_again_finds_the_same_at_the_same_time
     # In the second step, whose counts begin with it.
     second, _ = rolled_out(39, restarts=True)
     assert (second, second.step) == (rolled_out(39)[0], 1)
+
+
+def test_hosts_may_act_on_a_new_share_some_seconds_later() -> None:
+    """The decisions until then have no candidate among them, which would look like a wrong split."""
+    findings = {}
+    for settle_s in (0.0, 10.0):
+        keeper = keeper_of(replace(PLAN, settle_s=settle_s))
+        analysis = RolloutAnalysis(keeper, BOUNDS)
+        late, there = decisions_at(0, 0), decisions_at(0, 1_000)
+        is_late = late.decided_ms < 3_000
+        analysis.add(chosen(late, is_late))
+        analysis.look(3_000)
+        analysis.add(chosen(there, ~is_late))
+        looked = analysis.look(MINUTE_MS)
+        assert looked is not None
+        findings[settle_s] = looked.phase
+    assert findings == {0.0: Phase.ROLLED_BACK, 10.0: Phase.RUNNING}
+
+
+def chosen(decisions: RolloutDecisions, rows: NDArray[np.bool_]) -> RolloutDecisions:
+    columns = {name: column[rows] for name, column in vars(decisions).items() if name != "in_segment"}
+    return RolloutDecisions(**columns, in_segment={name: had[rows] for name, had in decisions.in_segment.items()})
 
 
 def test_nothing_is_counted_while_nothing_is_compared() -> None:

@@ -1,0 +1,21 @@
+"""Bundles of which there is no more than the manifest: all that a rollout reads of one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from paywarden.models.bundle.bundle import FORMAT, MANIFEST, Manifest
+from paywarden.models.rollout.rollout import Version
+
+
+def manifest_in(folder: Path) -> Version:
+    """Make a folder with the manifest of a bundle that is named after it, and return its version."""
+    manifest = Manifest(
+        format=FORMAT, model_version=folder.name, catalogue_digest="1" * 16, feature_names=[], importance_gain=[],
+        importance_split=[], train_from="2026-01-01", train_to="2026-02-01", training_payments=1, training_frauds=0,
+        parameters={}, validation={}, calibration_slope=1.0, calibration_intercept=0.0, review_at=0.1, decline_at=0.5,
+        metrics={}, reliability=[], score_edges=[], score_counts=[], files={},
+    )  # fmt: skip
+    folder.mkdir()
+    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    return Version(manifest.digest, "", str(folder))
