@@ -15,9 +15,14 @@ those of `StepTally` (a test holds them against it), and the evidence is the pro
 from __future__ import annotations
 
 import math
+import os
+import resource
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -278,14 +283,16 @@ def _peeked(
     return np.asarray(known & far, dtype=np.bool_)
 
 
-def aa_figures(rollouts: int, cards: int) -> dict[str, float]:
+def _aa_ended(seed: int, cards: int) -> Ended:
+    return rolled_out(simulated(seed, cards, DAYS), RolloutPlan(segments=SEGMENTS))
+
+
+def aa_figures(rollouts: int, cards: int, processes: Executor) -> dict[str, float]:
     """Returns the shares of rollouts that were stopped although nothing differs; prints a line for each of ours."""
-    plan = RolloutPlan(segments=SEGMENTS)
     stopped = peeked = 0
     reached: list[int] = []
     began = time.perf_counter()
-    for seed in range(rollouts):
-        ended = rolled_out(simulated(seed, cards, DAYS), plan)
+    for seed, ended in enumerate(processes.map(_aa_ended, range(rollouts), repeat(cards))):
         stopped += ended.stopped_ms is not None
         peeked += ended.is_peeked
         reached.append(ended.share)
@@ -306,7 +313,7 @@ def aa_figures(rollouts: int, cards: int) -> dict[str, float]:
     }
 
 
-def harm_figures(rounds: int, days: int) -> dict[str, float]:
+def harm_figures(rounds: int, days: int, processes: Executor) -> dict[str, float]:
     """Returns the minutes until rollback, the median of some rounds, by harm, cards and share; prints a table."""
     figures: dict[str, float] = {}
     print(f"\n{'cards':>10}{'share':>8}   " + "".join(f"{name:>12}" for name in HARMS) + "   (minutes; inf: not found)")
@@ -314,8 +321,9 @@ def harm_figures(rounds: int, days: int) -> dict[str, float]:
         for step in (0, 1, 4):
             plan = RolloutPlan(segments=SEGMENTS)
             row = []
-            for name, harm in HARMS.items():
-                minutes = [_minutes_to_rollback(seed, cards, harm, plan, step, days) for seed in range(rounds)]
+            for name in HARMS:
+                run = partial(_minutes_to_rollback, cards=cards, name=name, plan=plan, step=step, days=days)
+                minutes = list(processes.map(run, range(rounds)))
                 row.append(float(np.median(minutes)))
                 share = plan.steps[step] / 100
                 figures[f"minutes_to_rollback_{name}_{cards}_cards_{share:g}_percent"] = row[-1]
@@ -328,13 +336,13 @@ def harm_figures(rounds: int, days: int) -> dict[str, float]:
     return figures
 
 
-def _minutes_to_rollback(seed: int, cards: int, harm: Harm, plan: RolloutPlan, step: int, days: int) -> float:
+def _minutes_to_rollback(seed: int, *, cards: int, name: str, plan: RolloutPlan, step: int, days: int) -> float:
     """Returns the minutes from the step's start to the look that finds harm; infinite if none of `days` does."""
     # Half a day first: most harm shows by then, and fewer payments are to be made.
     for length in (0.5, float(days)):
         payments = simulated(seed, cards, length)
         is_candidate = payments.positions[payments.card] < plan.steps[step] / BASIS_POINTS
-        changed, declined = harm(payments, is_candidate)
+        changed, declined = HARMS[name](payments, is_candidate)
         looks_ms = np.arange(1, int(length * DAY_MS // LOOK_MS) + 1, dtype=np.int64) * LOOK_MS
         counts = counts_at(changed, events_of(changed, declined, plan), plan, step, looks_ms)
         stops = (_harms(plan, step, counts) >= 0).any(axis=1)
@@ -362,13 +370,17 @@ def main() -> None:
         ("--harm", {"action": "store_true", "help": "minutes until a harmful candidate is rolled back"}),
         ("--cards", {"type": int, "default": 20_000, "help": "cards of the rollouts in which nothing differs"}),
         ("--rounds", {"type": int, "default": 5, "help": "simulations of each harm; their median counts"}),
+        ("--jobs", {"type": int, "default": os.cpu_count(), "help": "simulations at once (default: the cores)"}),
         ("--days", {"type": int, "default": 2, "help": "days after which a harm counts as not found"}),
     )
     figures: dict[str, float] = {}
-    if arguments.aa or not arguments.harm:
-        figures |= aa_figures(arguments.aa or 100, arguments.cards)
+    with ProcessPoolExecutor(arguments.jobs) as processes:
+        if arguments.aa or not arguments.harm:
+            figures |= aa_figures(arguments.aa or 100, arguments.cards, processes)
+        if arguments.harm:
+            figures |= harm_figures(arguments.rounds, arguments.days, processes)
+    figures["cpu_s"] = sum(resource.getrusage(who).ru_utime for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     if arguments.harm:
-        figures |= harm_figures(arguments.rounds, arguments.days)
         for cards in (20_000, 100_000, 500_000):
             print_power(cards)
     finish(figures, arguments.json)

@@ -65,16 +65,21 @@ def joined(decided: list[Decided], told: list[Told], now_ms: int) -> MatureOutco
     return join.mature(STEPS_MS, now_ms)
 
 
+# Few payments and few moments, so that rows often meet.
+PAYMENTS = st.integers(1, 4)
 DECIDED = st.lists(
     st.builds(
-        Decided, st.integers(1, 12), st.integers(500, 3_500), st.sampled_from(list(ARMS)), st.sampled_from([0, 2])
+        Decided, PAYMENTS, st.sampled_from([900, 1_500, 1_600, 2_500, 3_500]), st.sampled_from(list(ARMS)),
+        st.sampled_from([APPROVE, DECLINE]),
     ),
-    max_size=20,
-)
-TOLD = st.lists(st.builds(Told, st.integers(1, 12), st.integers(0, 2 * DAY_MS), st.booleans()), max_size=20)
+    min_size=1,
+    max_size=12,
+)  # fmt: skip
+MOMENTS = st.sampled_from([1_500, DAY_MS, DAY_MS + 2_000, 2 * DAY_MS])
+TOLD = st.lists(st.builds(Told, PAYMENTS, MOMENTS, st.booleans()), max_size=12)
 
 
-@given(DECIDED, TOLD, st.integers(0, 2 * DAY_MS), st.data())
+@given(DECIDED, TOLD, MOMENTS, st.data())
 def test_any_order_and_any_repetition_gives_what_one_payment_after_the_other_gives(
     decided: list[Decided], told: list[Told], now_ms: int, data: st.DataObject
 ) -> None:
