@@ -327,7 +327,7 @@ def _versions(bundles: Sequence[str], policies: Sequence[str]) -> tuple[Version,
             f"--candidate: bundle {bundles[1]} is for the feature catalogue {ours}; the champion's is {theirs}"
         )
     first, second = (
-        Version(manifest.digest, policy, bundle)
+        Version(manifest.digest, policy, str(Path(bundle).absolute()))
         for manifest, policy, bundle in zip(manifests, policies, bundles, strict=True)
     )
     return first, second
