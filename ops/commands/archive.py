@@ -25,7 +25,10 @@ _NAMED_MAX = 10
 
 @click.command()
 @click.option(
-    "--topic", type=click.Choice(["payments", "outcomes", "decisions"]), required=True, help="The topic to archive."
+    "--topic",
+    type=click.Choice(["payments", "outcomes", "decisions", "shadow-decisions"]),
+    required=True,
+    help="The topic to archive.",
 )
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of the archive.")
 @click.option(

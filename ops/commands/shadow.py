@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from paywarden.models.policy.policy import ACTIONS as ACTION_NAMES
 from paywarden.ops import wiring
+from paywarden.ops.extras import needs
+from paywarden.ops.histories import time_ms_option
+from paywarden.ops.reporting import print_table, printable
+from paywarden.ops.times import now_ms, spoken
 from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
     from paywarden.streams.health.process_end import ProcessEnd
+    from paywarden.streams.shadow.report import ComparedPair
+
+_DAY_MS = 86_400_000
 
 
 @click.group()
@@ -57,6 +68,79 @@ def evaluate(source: Source, name: str) -> None:
             sys.stdout.flush()
 
         evaluator.run(end.stop, tell)
+
+
+@shadow.command()
+@click.option("--archive", type=click.Path(path_type=Path), help="Read this archive (default: the topics themselves).")
+@click.option(
+    "--since",
+    metavar="TIME",
+    help="Only what reached Kafka at TIME or later (default: a day before now; archives: all).",
+)
+@click.option("--until", metavar="TIME", help="Only what reached Kafka before TIME; outcomes may be later.")
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+@click.pass_obj
+@needs("history")
+def report(source: Source, archive: Path | None, since: str | None, until: str | None, as_json: bool) -> None:
+    """Compare challengers with the champion, payment by payment.
+
+    For each pair: how many of the champion's decisions have a partner, which actions differ, how scores moved, and the
+    money at stake at the costs of [costs], with 95 % intervals in which a card is one observation. Money and fraud are
+    those of payments whose outcome is known.
+
+    It reads shadow-decisions, decisions and outcomes, from Kafka or from an archive (`paywarden archive`).
+    """
+    from paywarden.models.metrics.costs import CostSettings
+    from paywarden.streams.shadow.report import shadow_report
+
+    since_ms, until_ms = time_ms_option("--since", since), time_ms_option("--until", until)
+    if archive is None and since_ms is None:
+        since_ms = now_ms() - _DAY_MS
+    tables = wiring.shadow_tables(source, archive, since_ms, until_ms)
+    made = shadow_report(*tables, rates=wiring.rate_table(source), costs=source.section("costs", CostSettings))
+    if as_json:
+        click.echo(json.dumps(_finite(asdict(made)), indent=2))
+        return
+    if not made.pairs:
+        click.echo("there is no shadow decision of that time")
+    for pair in made.pairs:
+        _print(pair)
+    if made.without_decision:
+        click.echo(f"left out: {made.without_decision} shadow decisions whose decision was not found")
+
+
+def _print(pair: ComparedPair) -> None:
+    found = pair.comparison
+    host = ", a shadow host" if pair.is_shadow_host else ""
+    click.echo(f"{printable(pair.challenger)}{host}: {spoken(pair.first_time_ms)} to {spoken(pair.last_time_ms)} UTC")
+    for role, bundle, policy in (
+        ("champion", pair.champion_bundle_digest, pair.champion_policy_digest),
+        ("challenger", pair.challenger_bundle_digest, pair.challenger_policy_digest),
+    ):
+        click.echo(f"  {role:<11} bundle {bundle[:12] or '(none)'}, policy {policy[:12] or '(not named)'}")
+    click.echo(
+        f"  {found.payments} payments of {found.cards} cards, {100 * found.paired_share:.2f} % of the champion's; "
+        f"{found.labelled} with a known outcome; {100 * found.agreement.share:.2f} % get the same action"
+    )
+    rows = [
+        [f"champion: {ACTION_NAMES[number]}", *map(str, counts)]
+        for number, counts in enumerate(found.agreement.payments)
+    ]
+    print_table(["payments", *(f"challenger: {name}" for name in ACTION_NAMES)], rows, text_columns=1)
+    rows = [
+        [one.name, *("" if math.isnan(value) else f"{value:.6g}" for value in (one.difference, one.low, one.high))]
+        for one in found.differences
+    ]
+    print_table(["challenger less champion, a payment", "mean", "95 % from", "to"], rows, text_columns=1)
+
+
+def _finite(value: Any) -> Any:
+    """Returns a value for JSON, which has no NaN: null in its place."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _ending(name: str) -> ProcessEnd:

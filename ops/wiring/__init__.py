@@ -31,7 +31,7 @@ from paywarden.ops.wiring.registry import (
     signer,
 )
 from paywarden.ops.wiring.scoring import ServeSettings, policy, scoring_host
-from paywarden.ops.wiring.shadow import shadow_evaluator, shadow_host
+from paywarden.ops.wiring.shadow import shadow_evaluator, shadow_host, shadow_tables
 from paywarden.ops.wiring.store_checks import check_store, verify_store
 from paywarden.ops.wiring.stores import (
     FeatureSettings,
@@ -91,6 +91,7 @@ __all__ = [
     "set_stores",
     "shadow_evaluator",
     "shadow_host",
+    "shadow_tables",
     "shared_log",
     "shared_registry",
     "signer",

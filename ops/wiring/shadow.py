@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,8 @@ from paywarden.schemas.file_state import FileState, file_state
 from paywarden.schemas.settings import DEFAULT_FILE, Source
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from paywarden.models.bundle.bundle import Bundle
     from paywarden.ops.wiring.releases import HostReleases
     from paywarden.scoring.engine.challenger import VectorChallenger
@@ -147,6 +149,38 @@ class ChallengerFiles:
 
     def _states(self, paths: ReleasePaths) -> dict[Path, FileState | None]:
         return {path: file_state(path) for path in self._releases.files_of(paths)}
+
+
+def shadow_tables(
+    source: Source, archive: Path | None, since_ms: int | None, until_ms: int | None
+) -> tuple[pa.Table, pa.Table, pa.Table]:
+    """Returns shadow decisions, decisions and outcomes of a range of Kafka's times, from an archive or the topics.
+
+    An archive may be without outcomes. Raises Misconfigured, BrokerUnavailable, TemporaryFailure.
+    """
+    import pyarrow as pa
+
+    from paywarden.ops.progress import scan_bar
+    from paywarden.streams.archive.files import read_archive, topic_folder
+    from paywarden.streams.kafka.topic_rows import OFFSET, read_topic, rows_schema
+    from paywarden.streams.shadow import report
+
+    def read(topic: str, columns: Sequence[str], until_ms: int | None) -> pa.Table:
+        schema = pa.schema([rows_schema(topic).field(name) for name in (*columns, OFFSET)])
+        if archive is not None:
+            if topic == "outcomes" and not topic_folder(archive, topic).is_dir():
+                return schema.empty_table()
+            return read_archive(archive, topic, schema, since_ms=since_ms, until_ms=until_ms).table
+        kafka, ids = stores.kafka_settings(source), stores.schema_ids(source)
+        with scan_bar(topic) as bar:
+            rows = read_topic(kafka, topic, ids, since_ms=since_ms, until_ms=until_ms, progress=bar, columns=columns)
+        return rows.table
+
+    return (
+        read("shadow-decisions", report.SHADOW_COLUMNS, until_ms),
+        read("decisions", report.DECISION_COLUMNS, until_ms),
+        read("outcomes", report.OUTCOME_COLUMNS, None),
+    )
 
 
 def take_priority(priority: str) -> None:

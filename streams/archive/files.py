@@ -35,9 +35,14 @@ from paywarden.schemas.durability import sync_folder
 from paywarden.schemas.errors import Misconfigured
 from paywarden.streams.kafka.topic_rows import OFFSET, TIMESTAMP, TopicRows, Undecoded
 
-TOPICS = ("payments", "outcomes", "decisions")
+TOPICS = ("payments", "outcomes", "decisions", "shadow-decisions")
 """The topics that can be archived."""
-TIME_COLUMNS = {"payments": "event_time_ms", "outcomes": "outcome_time_ms", "decisions": "event_time_ms"}
+TIME_COLUMNS = {
+    "payments": "event_time_ms",
+    "outcomes": "outcome_time_ms",
+    "decisions": "event_time_ms",
+    "shadow-decisions": "decided_time_ms",
+}
 """The column with the event's own time, by topic."""
 
 _FOOTER = b"paywarden.archive"

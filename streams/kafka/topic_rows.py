@@ -100,7 +100,8 @@ def _column_type(kind: Any) -> tuple[pa.DataType, bool]:
         return pa.string(), False
     if isinstance(kind, dict):
         return pa.list_(_column_type(kind["items"])[0]), False
-    return _KINDS[kind], False
+    # Another name is that of an enum that an earlier field has defined.
+    return _KINDS.get(kind, pa.string()), False
 
 
 class RowBuilder:

@@ -45,7 +45,7 @@ SHED, UNREADABLE, REFUSED = "shed", "unreadable", "refused"
 REASONS = (SHED, UNREADABLE, REFUSED, *LEFT_OUT)
 """Why a decision of the champion has no partner. `shed`: the challenger was too slow, and skipped forward."""
 _LOOK_EVERY_S = 1.0
-_FLUSH_S = 1.0
+_FLUSH_S = 3.0
 # The longest rest at a time: the parent hears of the process meanwhile.
 _REST_S_MAX = 1.0
 

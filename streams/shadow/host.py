@@ -6,7 +6,7 @@
 1. Start the process of every challenger. What it writes to stdout is its status; the log goes to stderr as always.
 2. A process that has ended is started again after a pause. The pause doubles, up to a minute, and is short again once
    the process has run for a minute.
-3. A process that says nothing for `hang_timeout_s` is killed, and counts as ended.
+3. A process that says nothing for `hang_timeout_s` is killed, and counts as ended. It may take longer to load.
 4. At the stop, ask all to end, and kill those that have not after a few seconds.
 """
 
@@ -33,6 +33,8 @@ PAUSE_S_MIN, PAUSE_S_MAX = 1.0, 60.0
 _TURN_S = 0.25
 _ROUND_S_MAX = 30.0
 _END_S = 5.0
+# A process may take this many times `hang_timeout_s` to load: on a busy host the idle class gets little.
+_START_TIMEOUTS = 10
 _LINE_BYTES_MAX = 65_536
 
 
@@ -155,8 +157,9 @@ class _Child:
             if now >= self._due:
                 self._start(now)
             return
-        if process.poll() is None and now - self._heard_at > self._hang_timeout_s:
-            _log.error("shadow %s: it has said nothing for %g s and is killed", self.name, self._hang_timeout_s)
+        patience_s = self._hang_timeout_s * (1 if self._before else _START_TIMEOUTS)
+        if process.poll() is None and now - self._heard_at > patience_s:
+            _log.error("shadow %s: it has said nothing for %g s and is killed", self.name, patience_s)
             process.kill()
             process.wait()
         if process.poll() is not None:
@@ -224,7 +227,7 @@ class _Child:
 
     def _count(self, what: str, metric: Counter, count: float) -> None:
         """Add what the process has counted since its last status. A record that Kafka refused is taken back later."""
-        more = count - self._before.get(what, 0.0)
+        more = count - self._before.setdefault(what, 0.0)
         if more > 0:
             metric.inc(more)
             self._before[what] = count

@@ -38,7 +38,7 @@ class FakeChallenger:
             if entry.request.card_id == "bad":
                 found.leave_out(FAILED)
                 continue
-            champion = ShadowSide(entry.response.score, entry.response.action, "a", "p")
+            champion = ShadowSide(entry.response.score, entry.response.action, entry.bundle_digest.hex(), "")
             found.records.append(
                 ShadowRecord(
                     *(entry.response.decision_id, entry.request.payment_id, "c", entry.decided_time_ms, "b-42", "x"),
@@ -107,6 +107,7 @@ class World:
                 request=ScoreRequest(payment_id=payment_id, card_id=card_id),
                 response=ScoreResponse(decision_id=f"d-{payment_id}", score=0.1, action="approve"),
                 decided_time_ms=DECIDED_MS,
+                bundle_digest=b"\xaa" * 32,
             )
             self.writers[worker].append(entry.SerializeToString())
 

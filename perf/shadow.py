@@ -1,0 +1,257 @@
+"""A challenger in the shadow: does every decision get a partner, do callers wait longer, and what does it cost?
+
+Measured, on all cores of the machine: `paywarden serve` with one worker, `companion`, `stream` and Kafka. First the
+endpoint's capacity, in a closed loop. Then an open loop at a share of it, in turns without and with `paywarden shadow
+run`, whose one challenger is a copy of the served bundle. At last the closed loop again, with the challenger.
+
+    python -m perf.shadow [--load 0.75] [--seconds 15] [--rounds 3] [--cards 5000] [--json FILE]
+
+`paired_share`: of the decisions of the open loops, those that got a partner, counted once the challenger has no more to
+read. `p99_ratio`: the callers' p99 with the challenger to that without, medians of the rounds. `cpu_ratio`: CPU time of
+the host's processes, likewise: serve, companion and challenger to serve and companion. At overload `overload_ok_ratio`
+is the payments answered with the challenger to those without, and `overload_paired_share` what the challenger kept up
+with: it should fall before the payments do.
+
+Needs the services that `make services` fetches.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
+from rich.console import Console
+
+from paywarden.features.catalogue.catalogue import CATALOGUE
+from paywarden.models.bundle.bundle import MANIFEST
+from paywarden.ops.demo.demo import prepare_world
+from paywarden.ops.demo.live import LOCAL_CONFIG
+from paywarden.ops.demo.processes import Parts, running_parts
+from paywarden.ops.loadgen.bodies import stamped_bodies
+from paywarden.ops.loadgen.load import run_closed, run_load
+from paywarden.ops.loadgen.report import LoadReport
+from paywarden.ops.loadgen.target import LoadOptions
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.topics import TopicSettings, create_topics
+from perf.measuring import arguments_of, drive, finish
+from tests.services.kafka import PRODUCTION_JVM, KafkaServer
+
+_CHALLENGER = "copy"
+_HOST = ("serve", "companion")
+_OPTIONS = LoadOptions(connections=16, connections_max=16)
+_CLOSED_S, _WARM_S = 10.0, 3.0
+_PATIENCE_S = 60.0
+
+
+@dataclass(frozen=True)
+class _Round:
+    report: LoadReport
+    cpu_s: float
+    # Decisions with a partner, and those that were shed.
+    paired: float = 0.0
+    shed: float = 0.0
+
+
+def main() -> None:
+    arguments = arguments_of(
+        __doc__,
+        ("--load", {"type": float, "default": 0.75, "help": "share of the capacity"}),
+        ("--seconds", {"type": float, "default": 15.0, "help": "of each load"}),
+        ("--rounds", {"type": int, "default": 3, "help": "without and with the challenger"}),
+        ("--cards", {"type": int, "default": 5_000, "help": "that pay"}),
+    )
+    with (
+        tempfile.TemporaryDirectory(prefix="paywarden-perf-") as name,
+        tempfile.TemporaryDirectory(prefix="paywarden-perf-", dir="/dev/shm") as memory,
+    ):
+        folder = Path(name)
+        world = prepare_world(
+            folder, CATALOGUE, seconds=1, rate=arguments.cards * 1.5 / 1.2, seed=1, console=Console(stderr=True)
+        )
+        with KafkaServer(folder / "kafka", jvm=PRODUCTION_JVM) as kafka:
+            create_topics(
+                KafkaSettings(bootstrap=kafka.bootstrap),
+                TopicSettings(),
+                [entity.name for entity in CATALOGUE.entities],
+            )
+            config = folder / "paywarden.toml"
+            text = LOCAL_CONFIG.format(bootstrap=kafka.bootstrap, folder=folder, memory=memory, answered="")
+            challenger = f'[[shadow.challengers]]\nname = "{_CHALLENGER}"\nbundle = "{_copied(folder)}"\n'
+            config.write_text(text + challenger, encoding="utf-8")
+            with running_parts(config, folder) as parts:
+                parts.wait_until_ready()
+                system = _System(parts, config, world.requests)
+                figures = system.measure(arguments.load, arguments.seconds, arguments.rounds)
+    finish(figures, arguments.json)
+
+
+def _copied(folder: Path) -> Path:
+    """Returns a copy of the served bundle, the same trees under another name."""
+    copy = folder / "challenger"
+    shutil.copytree(folder / "bundle", copy)
+    content = json.loads((copy / MANIFEST).read_text(encoding="utf-8"))
+    content["model_version"] = _CHALLENGER
+    (copy / MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return copy
+
+
+class _System:
+    """The running system, without and with a challenger."""
+
+    def __init__(self, parts: Parts, config: Path, requests: list[ScoreRequest]) -> None:
+        self._parts, self._config, self._requests = parts, config, requests
+        self._runs = 0
+
+    def measure(self, load: float, seconds: float, rounds: int) -> dict[str, float]:
+        self._closed(_WARM_S)
+        capacity = self._closed(_CLOSED_S).ok_per_second
+        rate = load * capacity
+        print(f"capacity {capacity:.0f}/s, rate {rate:.0f}/s", flush=True)
+        quiet, shadowed = [], []
+        for number in range(rounds):
+            quiet.append(self._round(rate, seconds))
+            with self._shadow() as shadow:
+                shadowed.append(self._round(rate, seconds, shadow))
+            for title, one in (("without", quiet[-1]), ("with", shadowed[-1])):
+                print(
+                    f"round {number} {title:<8} p50 {one.report.p50_ms:6.2f} ms  p99 {one.report.p99_ms:6.2f} ms  "
+                    f"cpu {one.cpu_s / one.report.ok * 1e6:6.1f} us  paired {one.paired:.0f} of {one.report.ok}",
+                    flush=True,
+                )
+        with self._shadow() as shadow:
+            before = shadow.counts()
+            overloaded = self._closed(seconds)
+            after = shadow.drained()
+        paired = after["evaluated"] - before["evaluated"]
+        return {
+            "capacity_per_second": capacity,
+            "rate": rate,
+            "paired_share": sum(one.paired for one in shadowed) / sum(one.report.ok for one in shadowed),
+            "p99_ratio": _median(shadowed, "p99_ms") / _median(quiet, "p99_ms"),
+            "p50_ratio": _median(shadowed, "p50_ms") / _median(quiet, "p50_ms"),
+            "cpu_ratio": _cpu_us(shadowed) / _cpu_us(quiet),
+            "cpu_us_quiet": _cpu_us(quiet),
+            "cpu_us_shadow": _cpu_us(shadowed),
+            "p99_ms_quiet": _median(quiet, "p99_ms"),
+            "p99_ms_shadow": _median(shadowed, "p99_ms"),
+            "overload_ok_ratio": overloaded.ok_per_second / capacity,
+            "overload_paired_share": paired / overloaded.ok,
+            "overload_shed": after["shed"] - before["shed"],
+        }
+
+    def _round(self, rate: float, seconds: float, shadow: _Shadow | None = None) -> _Round:
+        self._open(rate, _WARM_S)
+        before = {} if shadow is None else shadow.drained()
+        host_cpu_s, shadow_cpu_s = self._cpu_s(), 0.0 if shadow is None else _cpu_seconds(shadow.process.pid)
+        report = self._open(rate, seconds)
+        host_cpu_s = self._cpu_s() - host_cpu_s
+        if shadow is None:
+            return _Round(report, host_cpu_s)
+        # The challenger evaluates its last batches after the load has ended, and their CPU time counts.
+        after = shadow.drained()
+        shadow_cpu_s = _cpu_seconds(shadow.process.pid) - shadow_cpu_s
+        paired, shed = (after[name] - before[name] for name in ("evaluated", "shed"))
+        return _Round(report, host_cpu_s + shadow_cpu_s, paired, shed)
+
+    def _open(self, rate: float, seconds: float) -> LoadReport:
+        return drive(run_load(self._parts.target, self._bodies(), rate=rate, seconds=seconds))
+
+    def _closed(self, seconds: float) -> LoadReport:
+        return drive(run_closed(self._parts.target, self._bodies(), seconds=seconds, options=_OPTIONS))
+
+    def _bodies(self) -> Iterator[bytes]:
+        self._runs += 1
+        return stamped_bodies(self._requests, id_prefix=f"s{self._runs}")
+
+    def _cpu_s(self) -> float:
+        return sum(_cpu_seconds(self._parts.pids[part]) for part in _HOST)
+
+    @contextmanager
+    def _shadow(self) -> Iterator[_Shadow]:
+        command = [sys.executable, "-P", "-m", "paywarden", "--config", str(self._config), "shadow", "run"]
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+        try:
+            assert process.stdout is not None
+            shadow = _Shadow(process, process.stdout.readline().strip())
+            shadow.wait(lambda counts: counts["up"] == 1)
+            yield shadow
+        finally:
+            process.terminate()
+            process.communicate(timeout=_PATIENCE_S)
+
+
+@dataclass(frozen=True)
+class _Shadow:
+    """A running `paywarden shadow run`, and the address of its metrics."""
+
+    process: subprocess.Popen[str]
+    address: str
+
+    def counts(self) -> dict[str, float]:
+        """Returns evaluated, shed, waiting and up."""
+        with urllib.request.urlopen(f"{self.address}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        found: dict[str, float] = {}
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                name = sample.name.removeprefix("paywarden_shadow_")
+                if sample.labels.get("reason", "shed") == "shed":
+                    found[name] = sample.value
+        return {
+            "evaluated": found["evaluated_total"],
+            "shed": found["left_out_total"],
+            "waiting": found["waiting_bytes"],
+            "up": found["up"],
+        }
+
+    def wait(self, is_done: Callable[[dict[str, float]], bool]) -> dict[str, float]:
+        """Returns the counts once they are as wanted."""
+        deadline = time.monotonic() + _PATIENCE_S
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, "shadow run has ended"
+            with suppress(OSError):
+                counts = self.counts()
+                if is_done(counts):
+                    return counts
+            time.sleep(0.1)
+        raise RuntimeError("the challenger does not get ready, or does not catch up")
+
+    def drained(self) -> dict[str, float]:
+        """Returns the counts once the challenger has nothing left to read: two looks agree that it has."""
+        while True:
+            before = self.wait(lambda counts: counts["waiting"] == 0)
+            time.sleep(2.0)
+            after = self.wait(lambda counts: counts["waiting"] == 0)
+            if after == before:
+                return after
+
+
+def _cpu_seconds(pid: int) -> float:
+    parent = psutil.Process(pid)
+    times = [each.cpu_times() for each in (parent, *parent.children(recursive=True))]
+    return float(sum(each.user + each.system for each in times))
+
+
+def _median(rounds: list[_Round], name: str) -> float:
+    return float(statistics.median(getattr(one.report, name) for one in rounds))
+
+
+def _cpu_us(rounds: list[_Round]) -> float:
+    return float(statistics.median(one.cpu_s / one.report.ok * 1e6 for one in rounds))
+
+
+if __name__ == "__main__":
+    main()
