@@ -34,11 +34,6 @@ class HostReleases:
         settings = self._read().section("serve", scoring.ServeSettings)
         return Deployment(ReleasePaths(self._bundle or settings.bundle))
 
-    @property
-    def catalogue_digest(self) -> str:
-        """The digest of the feature catalogue that every release has."""
-        return self._engine.plan.digest
-
     def load(self, paths: ReleasePaths, *, with_fallback: bool = True) -> Release:
         """Load a release in this process, with the fallback of the settings. Builds libraries that are missing.
 

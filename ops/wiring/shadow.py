@@ -14,16 +14,18 @@ from paywarden.ops.wiring import stores
 from paywarden.ops.wiring.scoring import served_release
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.file_state import FileState, file_state
-from paywarden.schemas.settings import DEFAULT_FILE, Source
+from paywarden.schemas.settings import DEFAULT_FILE, Source, read_source
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from paywarden.features.profiles.engine import FeatureEngine
     from paywarden.models.bundle.bundle import Bundle
     from paywarden.ops.wiring.releases import HostReleases
-    from paywarden.scoring.engine.challenger import VectorChallenger
+    from paywarden.scoring.engine.mirror_challenger import MirrorChallenger
     from paywarden.scoring.server.deployment import ReleasePaths
-    from paywarden.streams.shadow.evaluation import ShadowEvaluator
+    from paywarden.scoring.server.releases import Release
+    from paywarden.streams.shadow.evaluation import Challenger, ShadowEvaluator
     from paywarden.streams.shadow.host import ShadowHost
     from paywarden.streams.shadow.settings import ConfiguredChallenger
 
@@ -71,7 +73,6 @@ def shadow_evaluator(source: Source, name: str) -> ShadowEvaluator:
 
     Raises Misconfigured, BundleRefused, BrokerUnavailable, TemporaryFailure.
     """
-    from paywarden.ops.wiring.releases import HostReleases
     from paywarden.schemas.avro import Encoder
     from paywarden.scoring.state.outbox import OutboxSettings
     from paywarden.streams.kafka.clients import KafkaClients
@@ -86,13 +87,22 @@ def shadow_evaluator(source: Source, name: str) -> ShadowEvaluator:
     clients.partitions(SHADOW_TOPIC)
     return ShadowEvaluator(
         name,
-        ChallengerFiles(source, challenger, HostReleases(source, stores.feature_engine(source), None)),
+        _challenger_files(source, challenger),
         outbox=source.section("outbox", OutboxSettings),
         settings=settings,
         sender=clients.sender(linger_ms=5),
         topic=clients.topic(SHADOW_TOPIC),
         encoder=Encoder(SHADOW_TOPIC, stores.schema_ids(source).id_of(SHADOW_TOPIC)),
     )
+
+
+def _challenger_files(source: Source, challenger: ConfiguredChallenger) -> ChallengerFiles:
+    """Returns the files of a challenger: those of its own configuration, if it has one. Raises Misconfigured."""
+    from paywarden.ops.wiring.releases import HostReleases
+
+    own = read_source(challenger.config, source.environment) if challenger.config else source
+    engine = stores.feature_engine(own)
+    return ChallengerFiles(own, challenger, HostReleases(own, engine, None), engine)
 
 
 class ChallengerFiles:
@@ -103,33 +113,61 @@ class ChallengerFiles:
         source: Source,
         challenger: ConfiguredChallenger,
         releases: HostReleases,
+        engine: FeatureEngine,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`source`: the configuration of a shadow host, or that of the host."""
         self._source, self._challenger, self._releases, self._clock = source, challenger, releases, clock
+        self._engine = engine
         self._seen: dict[Path, FileState | None] = {}
         self._look_at = 0.0
         self._bundle: Bundle | None = None
+        self._open: MirrorChallenger | None = None
 
-    def load(self) -> VectorChallenger:
-        """See ChallengerSource: Raises Misconfigured, BundleRefused."""
+    def load(self) -> Challenger:
+        """See ChallengerSource. Raises Misconfigured, BundleRefused."""
         from paywarden.scoring.engine.challenger import VectorChallenger
 
         challenger, paths = self._challenger, self._paths()
         self._seen = self._states(paths)
         release = self._releases.load(paths, with_fallback=False)
-        made = VectorChallenger(
-            challenger.name,
-            release.bundles[0],
-            release.policy.policy,
-            catalogue_digest=self._releases.catalogue_digest,
-            rates=stores.rate_table(self._source),
-            is_policy_alone=not challenger.bundle,
-        )
+        made: Challenger
+        if challenger.config:
+            made = self._of_own_mirror(release)
+        else:
+            made = VectorChallenger(
+                challenger.name,
+                release.bundles[0],
+                release.policy.policy,
+                catalogue_digest=self._engine.plan.digest,
+                rates=stores.rate_table(self._source),
+                is_policy_alone=not challenger.bundle,
+            )
         if self._bundle is not None:
             # No call is in its library: one thread evaluates and loads.
             self._bundle.close()
         self._bundle = release.bundles[0]
         return made
+
+    def _of_own_mirror(self, release: Release) -> MirrorChallenger:
+        from paywarden.scoring.engine.mirror_challenger import MirrorChallenger
+        from paywarden.scoring.requests.validation import RequestLimits
+        from paywarden.scoring.state.mirror import MirrorSettings
+
+        if self._open is not None:
+            # A process opens a mirror once.
+            self._open.close()
+        self._engine.warm_up()
+        self._open = MirrorChallenger(
+            self._challenger.name,
+            release.bundles[0],
+            release.policy.policy,
+            engine=self._engine,
+            mirror=self._source.section("mirror", MirrorSettings),
+            rates=stores.rate_table(self._source),
+            limits=self._source.section("limits", RequestLimits),
+        )
+        return self._open
 
     def has_changed(self) -> bool:
         """See ChallengerSource."""

@@ -14,6 +14,7 @@ Entries that cannot be compared are left out and counted, by one of LEFT_OUT:
     other_bundle      the challenger is a policy alone, for another bundle than the one that scored
     champion          the challenger is what decided
     failed            the challenger's model raised, or gave no finite score
+    late, no_profiles the challenger has features of its own: see scoring/engine/mirror_challenger.py
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 
 OTHER_CATALOGUE, OTHER_BUNDLE, CHAMPION, FAILED = "other_catalogue", "other_bundle", "champion", "failed"
-LEFT_OUT = (OTHER_CATALOGUE, OTHER_BUNDLE, CHAMPION, FAILED)
+LATE, NO_PROFILES = "late", "no_profiles"
+LEFT_OUT = (OTHER_CATALOGUE, OTHER_BUNDLE, CHAMPION, FAILED, LATE, NO_PROFILES)
 """Why an entry is left out."""
 _OF_MODELS = (MODEL_ERROR, MODEL_FALLBACK, MODEL_ABSENT)
 
@@ -55,8 +57,9 @@ class Evaluated:
     records: list[ShadowRecord] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
 
-    def leave_out(self, reason: str) -> None:
-        self.left_out[reason] = self.left_out.get(reason, 0) + 1
+    def leave_out(self, reason: str, count: int = 1) -> None:
+        if count:
+            self.left_out[reason] = self.left_out.get(reason, 0) + count
 
 
 class VectorChallenger:

@@ -236,6 +236,12 @@ class PaymentScorer:
         self._note_profile_set()
         return True
 
+    def close_mirror(self) -> None:
+        """Close the mirror. Payments get the flag mirror_absent until `open_mirror` is called."""
+        if self._mirror is not None:
+            self._mirror.close()
+            self._mirror = None
+
     def _note_profile_set(self) -> None:
         """Let records name the profile set that the mirror was filled from."""
         if self._mirror is not None:

@@ -24,6 +24,8 @@ REACH_TIMEOUT_S = 5.0
 MESSAGE_BYTES_MAX = 4 * 1024 * 1024
 
 COMPRESSIONS = ("none", "gzip", "snappy", "lz4", "zstd")
+# What payment systems write.
+_SOURCE_TOPICS = ("payments", "outcomes")
 # The names of internal topics begin with one of these.
 _INTERNAL_TOPICS = ("profiles", "repartition-")
 # zlib's fastest level. On decisions it takes less than half the time of the default level, for a tenth more bytes.
@@ -45,6 +47,8 @@ class KafkaSettings:
     ssl_key_password: str = field(default="", repr=False)
     # Put before every topic's name, so that several deployments can share a cluster.
     topic_prefix: str = ""
+    # That of `payments` and `outcomes`, if they are another deployment's on the cluster. "=": as topic_prefix.
+    source_prefix: str = "="
     # How our producers compress: none, gzip, snappy, lz4 or zstd. Every Kafka client reads gzip without a plug-in.
     compression: str = "gzip"
     # The same for `profiles` and `repartition-…`, which only Paywarden reads. They carry most of the bytes; gzip there
@@ -68,6 +72,8 @@ class KafkaSettings:
 
     def topic(self, name: str) -> str:
         """Returns the topic's name on the cluster."""
+        if name in _SOURCE_TOPICS and self.source_prefix != "=":
+            return self.source_prefix + name
         return self.topic_prefix + name
 
     def connection(self) -> dict[str, Any]:

@@ -13,15 +13,18 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 @dataclass(frozen=True)
 class ConfiguredChallenger:
-    """One of `[[shadow.challengers]]`. At least one of bundle and policy.
+    """One of `[[shadow.challengers]]`. At least one of bundle, policy and config.
 
     Without a bundle it is a policy alone, for the bundle that is served. Without a policy it has that of `[policy]`.
+    With a config it is a shadow host: catalogue, mirror, bundle and policy are those of that configuration file.
     """
 
     name: str
     bundle: str = ""
     # A file with a section [policy].
     policy: str = ""
+    # A configuration file with a catalogue and a mirror of its own.
+    config: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,8 @@ class ShadowSettings:
                 )
             if names.count(challenger.name) > 1:
                 raise Misconfigured(f"[shadow] challengers: two have the name {challenger.name!r}")
-            if not (challenger.bundle or challenger.policy):
-                raise Misconfigured(f'[shadow] challengers "{challenger.name}": wanted a bundle or a policy')
+            if not (challenger.bundle or challenger.policy or challenger.config):
+                raise Misconfigured(f'[shadow] challengers "{challenger.name}": wanted a bundle, a policy or a config')
         if not 0 < self.cpu_share_max <= 1:
             raise Misconfigured(f"[shadow] cpu_share_max: wanted above 0 and at most 1, got {self.cpu_share_max:g}")
         if self.priority not in PRIORITIES:

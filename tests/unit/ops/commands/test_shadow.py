@@ -79,7 +79,7 @@ def test_run_needs_a_challenger_and_names_what_is_wrong_with_one(tmp_path: Path)
     for text, message in (
         ("", "there is no challenger"),
         ('[[shadow.challengers]]\nname = "B"\nbundle = "b"\n', r"\[shadow\] challengers: wanted a name of at most 64"),
-        ('[[shadow.challengers]]\nname = "b"\n', r'\[shadow\] challengers "b": wanted a bundle or a policy'),
+        ('[[shadow.challengers]]\nname = "b"\n', r'\[shadow\] challengers "b": wanted a bundle, a policy or a config'),
         ('[[shadow.challengers]]\nname = "b"\nbundle = "x"\n' * 2, r"\[shadow\] challengers: two have the name 'b'"),
         ("[shadow]\ncpu_share_max = 2.0\n", r"\[shadow\] cpu_share_max: wanted above 0 and at most 1, got 2"),
         ('[shadow]\npriority = "first"\n', r"\[shadow\] priority: wanted one of idle, low, normal, got 'first'"),

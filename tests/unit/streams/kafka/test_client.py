@@ -218,3 +218,11 @@ def test_only_internal_topics_use_the_internal_compression() -> None:
     public = {*TOPICS, "schemas", "outbox-cursors"} - internal
     assert {settings.compression_of(f"eu-{name}") for name in internal} == {"none"}
     assert {settings.compression_of(f"eu-{name}") for name in public} == {"zstd"}
+
+
+def test_a_second_deployment_may_read_the_sources_of_the_first() -> None:
+    names = ("payments", "outcomes", "profiles", "shadow-decisions")
+    own = KafkaSettings(topic_prefix="wide-")
+    assert [own.topic(name) for name in names] == [f"wide-{name}" for name in names]
+    shared = KafkaSettings(topic_prefix="wide-", source_prefix="")
+    assert [shared.topic(name) for name in names] == ["payments", "outcomes", "wide-profiles", "wide-shadow-decisions"]

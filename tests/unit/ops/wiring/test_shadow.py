@@ -1,0 +1,93 @@
+"""What a challenger in the shadow is built from, and when it is loaded anew."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paywarden.ops.wiring.shadow import ChallengerFiles, _challenger_files, take_priority
+from paywarden.schemas.errors import BundleRefused
+from paywarden.schemas.settings import read_source
+from paywarden.scoring.engine.challenger import VectorChallenger
+from paywarden.scoring.engine.mirror_challenger import MirrorChallenger
+from paywarden.scoring.server.deployment import DEPLOYMENT, Deployment, ReleasePaths, write_deployment
+from paywarden.streams.shadow.settings import ConfiguredChallenger
+from tests.worlds import small_world
+
+
+class World:
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.time = folder, 0.0
+        self.config = folder / "paywarden.toml"
+        self.runtime = folder / "serve"
+        self.runtime.mkdir()
+        self.config.write_text(f'[serve]\nbundle = "{small_world.trained_bundle()}"\nruntime = "{self.runtime}"\n')
+        self.policy = folder / "strict.toml"
+        self.policy.write_text("[policy]\nreview_at = 0.01\n")
+
+    def files(self, **challenger: Any) -> ChallengerFiles:
+        made = _challenger_files(read_source(str(self.config)), ConfiguredChallenger("b-42", **challenger))
+        made._clock = lambda: self.time
+        return made
+
+    def has_changed(self, files: ChallengerFiles) -> bool:
+        self.time += 10
+        return files.has_changed()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def test_a_policy_alone_is_for_the_bundle_that_decides_also_after_a_swap(world: World) -> None:
+    first, other = small_world.loaded_bundle().manifest, small_world.other_loaded_bundle().manifest
+    files = world.files(policy=str(world.policy))
+    made = files.load()
+    assert isinstance(made, VectorChallenger)
+    assert made.digests[0] == first.digest
+    assert not world.has_changed(files)
+    world.policy.write_text("[policy]\nreview_at = 0.02\n")
+    assert world.has_changed(files)
+    again = files.load()
+    assert isinstance(again, VectorChallenger)
+    assert again.digests[1] != made.digests[1]
+    assert not world.has_changed(files)
+    write_deployment(world.runtime / DEPLOYMENT, Deployment(ReleasePaths(str(small_world.other_bundle()))))
+    assert world.has_changed(files)
+    swapped = files.load()
+    assert isinstance(swapped, VectorChallenger)
+    assert swapped.digests == (other.digest, again.digests[1])
+
+
+def test_a_bundle_is_checked_and_one_that_is_gone_is_no_change(world: World, tmp_path: Path) -> None:
+    bundle = small_world.copied_bundle(tmp_path)
+    files = world.files(bundle=str(bundle))
+    files.load()
+    os.truncate(bundle / "model.txt", 100)
+    with pytest.raises(BundleRefused, match="wrong checksum"):
+        world.files(bundle=str(bundle)).load()
+    # Nothing is loaded anew for a setting that cannot be read.
+    (world.runtime / DEPLOYMENT).write_text("no JSON")
+    assert not world.has_changed(world.files(policy=str(world.policy)))
+
+
+def test_a_shadow_host_has_a_configuration_of_its_own(world: World) -> None:
+    own = world.folder / "wide.toml"
+    own.write_text(f'[serve]\nbundle = "{small_world.other_bundle()}"\n[mirror]\npath = "{world.folder / "mirror"}"\n')
+    files = world.files(config=str(own))
+    made = files.load()
+    assert isinstance(made, MirrorChallenger)
+    assert not world.has_changed(files)
+    assert made.evaluate([]).left_out == {}
+
+
+def test_an_idle_challenger_runs_after_all_others() -> None:
+    pid = os.fork()
+    if pid == 0:
+        take_priority("idle")
+        os._exit(0 if os.sched_getscheduler(0) == os.SCHED_IDLE or os.nice(0) == 19 else 1)
+    assert os.waitpid(pid, 0)[1] == 0
