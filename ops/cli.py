@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,7 @@ from paywarden.ops.commands.train import train
 from paywarden.ops.extras import needs
 from paywarden.ops.logs import set_up_logging
 from paywarden.ops.reporting import report
-from paywarden.schemas.errors import PaywardenError
+from paywarden.schemas.errors import Misconfigured, PaywardenError
 from paywarden.schemas.settings import Source, read_source
 
 if TYPE_CHECKING:
@@ -224,20 +225,33 @@ def companion(source: Source) -> None:
 @click.option("--bundle", type=click.Path(), help="The bundle to serve (default: [serve] bundle).")
 @click.option("--workers", type=int, default=1, show_default=True, help="Worker processes: about one for each core.")
 @click.option("--take-over", is_flag=True, help="Take the ports of the host that runs over, and end it.")
+@click.option("--standby", is_flag=True, help="Wait, loaded, until the deployment file names this feature catalogue.")
 @click.pass_obj
 @needs("serve")
-def serve(source: Source, bundle: str | None, workers: int, take_over: bool) -> None:
+def serve(source: Source, bundle: str | None, workers: int, take_over: bool, standby: bool) -> None:
     """Run the scoring workers.
 
     Their addresses are the first lines on stdout: HTTP, then gRPC, then "admin" with that of health and metrics.
 
     SIGHUP reads [serve] bundle and [policy] anew, and the workers take them up without a refused call. New software
     takes the place of the old without one by --take-over: it finds the host that runs by [serve] runtime.
+
+    With --standby two processes with different feature catalogues share [serve] runtime and the ports. The one whose
+    catalogue the deployment file names serves, and the other waits for its turn.
     """
+    from paywarden.scoring.server.standby import stand_by
     from paywarden.scoring.server.supervisor import serve as run
 
+    def announce(addresses: Sequence[str]) -> None:
+        click.echo("\n".join(addresses))
+
+    if standby and take_over:
+        raise Misconfigured("--standby: wanted without --take-over: it takes the ports over when it is its turn")
     host = wiring.scoring_host(source, bundle)
-    run(host, workers, announce=lambda addresses: click.echo("\n".join(addresses)), takes_over=take_over)
+    if standby:
+        stand_by(host, workers, announce=announce)
+    else:
+        run(host, workers, announce=announce, takes_over=take_over)
 
 
 @cli.command("warm-up")

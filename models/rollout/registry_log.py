@@ -182,6 +182,11 @@ def proposed_versions(state: State, text: str) -> tuple[Version, Version]:
     proposal = proposal_named(state, text)
     if state.champion is None:
         raise Misconfigured("rollout started: nothing was promoted yet: wanted a champion to compare with")
+    if proposal.version.catalogue != state.champion.catalogue:
+        raise Misconfigured(
+            f"rollout started: the candidate is for the feature catalogue {proposal.version.catalogue}, the champion's "
+            f"is {state.champion.catalogue}: no host has both; `paywarden models promote` changes all cards at once"
+        )
     champion, candidate = (
         Version(version.bundle, version.policy, model_version(state, version))
         for version in (state.champion, proposal.version)

@@ -79,7 +79,7 @@ def scoring_host(source: Source, bundle_path: str | None) -> ServerContext:
     return ServerContext(
         engine=engine,
         rates=stores.rate_table(source),
-        release=releases.load(served_release(source, bundle_path)),
+        release=releases.load(served_release(source, engine.plan.digest, bundle_path)),
         chain=ChainSettings(settings.model_failure_count_max, settings.model_cooldown_ms),
         http=source.section("http", HttpSettings),
         grpc=source.section("grpc", GrpcSettings),
@@ -113,13 +113,18 @@ def _exploration(source: Source, runtime: Path) -> ExplorationContext | None:
     return ExplorationContext(settings, read_exploration_key(settings.key_file), runtime / EXPLORATION_LEDGER)
 
 
-def served_release(source: Source, bundle_path: str | None = None) -> ReleasePaths:
-    """Returns the active release of the deployment file, or what the configuration names. Raises Misconfigured."""
+def served_release(source: Source, catalogue: str, bundle_path: str | None = None) -> ReleasePaths:
+    """Returns the active release of the deployment file, if it is for this catalogue, or what the configuration names.
+
+    `catalogue` is the digest. Raises Misconfigured.
+    """
     from paywarden.scoring.server.deployment import DEPLOYMENT, ReleasePaths, read_deployment
 
     settings = source.section("serve", ServeSettings)
     deployment = read_deployment(Path(settings.runtime) / DEPLOYMENT)
-    return ReleasePaths(bundle_path or settings.bundle) if deployment is None else deployment.active
+    if deployment is None or deployment.catalogue not in ("", catalogue):
+        return ReleasePaths(bundle_path or settings.bundle)
+    return deployment.active
 
 
 def policy(source: Source, *, review_at: float, decline_at: float, catalogue: Catalogue) -> Policy:

@@ -92,6 +92,11 @@ class ServerContext:
         return self.release.policy.policy
 
     @property
+    def catalogue_digest(self) -> str:
+        """The digest of the feature catalogue, by which a deployment file names this host's releases."""
+        return self.engine.plan.digest
+
+    @property
     def has_tls(self) -> bool:
         """Whether the ports speak TLS."""
         return asks_for_tls(self.tls)

@@ -14,6 +14,7 @@
 3. A release that was checked before is not checked again: as long as its files are the same (path, inode, time and
    size), nothing is forked. A way back is therefore a few looks at files, and one small file that is written.
 4. If the workers' orders are the same as before, nothing is written.
+5. A file for another feature catalogue is not for this host (scoring/server/standby.py).
 """
 
 from __future__ import annotations
@@ -130,18 +131,19 @@ class Deployer:
         runtime: Path,
         initial_key: str,
         *,
+        catalogue: str,
         failures: Counter,
         fork: Callable[[Callable[[], int]], int],
         tell: Callable[[], object],
         check_timeout_s: float = _CHECK_TIMEOUT_S,
     ) -> None:
-        """`initial_key`: the release that the workers are forked with.
+        """`initial_key`: the release that the workers are forked with. `catalogue`: the digest of the host's.
 
         `fork` runs a function in a child, with its result as the exit code. `tell` lets the workers look at their
         orders. Raises Misconfigured if `runtime` cannot be used.
         """
         self._source, self._runtime, self._ready = source, runtime, runtime / READY
-        self._failures, self._fork, self._tell = failures, fork, tell
+        self._catalogue, self._failures, self._fork, self._tell = catalogue, failures, fork, tell
         self._timeout_s = check_timeout_s
         self._path = orders_path(runtime, os.getpid())
         self._orders = Orders(0, initial_key)
@@ -216,35 +218,44 @@ class Deployer:
 
     def _begin(self, now: float) -> None:
         try:
-            known = self._all_known()
+            deployment = read_deployment(self._runtime / DEPLOYMENT)
+            if deployment is not None and deployment.catalogue not in ("", self._catalogue):
+                _log.info("the catalogue %s is to decide, and this host's is %s", deployment.catalogue, self._catalogue)
+                return
+            known = self._all_known(deployment)
             if known is not None:
                 self._order(*known)
                 return
-            self._pid = self._fork(self._check)
+            self._pid = self._fork(lambda: self._check(deployment))
         except (PaywardenError, OSError) as error:
             self._fail(error)
             return
         self._started, self._is_late = now, False
 
-    def _all_known(self) -> tuple[Deployment, dict[str, str]] | None:
-        """Returns what should be served with the keys of its releases; None if one of them must be checked."""
-        deployment = read_deployment(self._runtime / DEPLOYMENT)
+    def _all_known(self, deployment: Deployment | None) -> tuple[Deployment, dict[str, str]] | None:
+        """Returns what should be served with the keys of its releases; None if one of them must be checked.
+
+        `deployment`: what the file says; None without one.
+        """
         if deployment is None:
             if self._configured is None or self._configured[0] != (file_state(self._source.config) or _NO_FILE):
                 return None
             deployment = self._configured[1]
         keys = {}
         for role, paths in deployment.releases.items():
-            if key := self._ready_key(paths):
-                keys[role] = key
-                continue
-            known = self._known.get(_name_of(paths))
-            if known is None or any(file_state(path) != state for path, state in known.files.items()):
+            if not (key := self._known_key(paths)):
                 return None
-            if not (self._ready / known.key).is_dir():
-                return None
-            keys[role] = known.key
+            keys[role] = key
         return deployment, keys
+
+    def _known_key(self, paths: ReleasePaths) -> str:
+        """Returns the key of a release that is ready or was checked, and whose files are the same since; else ""."""
+        if key := self._ready_key(paths):
+            return key
+        known = self._known.get(_name_of(paths))
+        if known is None or any(file_state(path) != state for path, state in known.files.items()):
+            return ""
+        return known.key if (self._ready / known.key).is_dir() else ""
 
     def _ready_key(self, paths: ReleasePaths) -> str:
         """Returns the key of a release that is named by its digests and ready, wherever its files are now; else ""."""
@@ -253,20 +264,20 @@ class Deployer:
         key = release_key(paths.bundle_digest, paths.policy_digest)
         return key if key in self._orders.keys or (self._ready / key).is_dir() else ""
 
-    def _check(self) -> int:
+    def _check(self, deployment: Deployment | None) -> int:
         """In the child: prepare every release, and write what was found out or was wrong. Returns the exit code."""
         os.nice(_NICENESS)
         result = self._result_path(os.getpid())
         try:
-            found = self._checked()
+            found = self._checked(deployment)
         except (PaywardenError, OSError) as error:
             result.write_text(json.dumps({"error": _told(error)}), encoding="utf-8")
             return _FAILED
         result.write_text(json.dumps(found.content), encoding="utf-8")
         return 0
 
-    def _checked(self) -> _Checked:
-        deployment, configured = read_deployment(self._runtime / DEPLOYMENT), None
+    def _checked(self, deployment: Deployment | None) -> _Checked:
+        configured = None
         if deployment is None:
             state = file_state(self._source.config)
             deployment = self._source.wanted()
@@ -274,7 +285,7 @@ class Deployer:
             configured = (state or _NO_FILE, deployment)
         keys, known, troubles = {}, {}, []
         for role, paths in deployment.releases.items():
-            if key := self._ready_key(paths):
+            if key := self._known_key(paths):
                 keys[role] = key
                 continue
             name = _name_of(paths)
@@ -345,6 +356,11 @@ class Deployer:
         for path in self._ready.iterdir():
             if path.name not in keys and not path.name.startswith("."):
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def is_served(runtime: Path) -> bool:
+    """Returns whether a supervisor with this folder runs."""
+    return any(_lives(path) for path in runtime.glob("orders-*.json"))
 
 
 def _name_of(paths: ReleasePaths) -> str:

@@ -12,7 +12,9 @@
    symbolic link is followed when the file is read. Where a digest is given, anything else is refused.
 3. `candidate` decides about `share` of the cards, in basis points (500 are 5 %): which cards, `salt` says
    (scoring/engine/arms.py). With the share 0 it only stays in memory.
-4. The file is replaced as a whole (`write_deployment`), so a reader finds the old one or the new one.
+4. `catalogue` is the digest of the feature catalogue that all of them are for. A host of another one leaves the file
+   alone: on a host with two complete versions it says which of them serves (scoring/server/standby.py).
+5. The file is replaced as a whole (`write_deployment`), so a reader finds the old one or the new one.
 
 Without the file, `[serve] bundle` and `[policy]` are served.
 """
@@ -55,7 +57,10 @@ class ReleasePaths:
 
 @dataclass(frozen=True)
 class Deployment:
-    """What a host serves. `share`: the part of the cards that `rollout` gives to the candidate, in basis points."""
+    """What a host serves. `share`: the part of the cards that `rollout` gives to the candidate, in basis points.
+
+    `catalogue`: the digest of the feature catalogue of all releases; empty if nobody has said so.
+    """
 
     active: ReleasePaths
     previous: ReleasePaths | None = None
@@ -63,6 +68,7 @@ class Deployment:
     rollout: str = ""
     share: int = 0
     salt: str = ""
+    catalogue: str = ""
 
     @property
     def releases(self) -> dict[str, ReleasePaths]:
@@ -94,12 +100,15 @@ def deployment_of(content: Any, path: Path) -> Deployment:
     """Returns the deployment of a file's content. Raises Misconfigured naming the file and the field."""
     if not isinstance(content, dict) or content.get("version") != VERSION:
         raise Misconfigured(f"{path}: wanted a deployment of version {VERSION}")
-    if odd := content.keys() - {"version", "rollout", "share", "salt", *_ROLES}:
+    if odd := content.keys() - {"version", "rollout", "share", "salt", "catalogue", *_ROLES}:
         raise Misconfigured(f"{path}: there is no field {min(odd)!r}")
     releases = {role: _paths(path, role, content[role]) for role in _ROLES if content.get(role) is not None}
     if "active" not in releases:
         raise Misconfigured(f"{path}: active is missing")
     rollout, share, salt = content.get("rollout", ""), content.get("share", 0), content.get("salt", "")
+    catalogue = content.get("catalogue", "")
+    if not isinstance(catalogue, str):
+        raise Misconfigured(f"{path}: catalogue: wanted a text, got {type(catalogue).__name__}")
     if not isinstance(rollout, str):
         raise Misconfigured(f"{path}: rollout: wanted a text, got {type(rollout).__name__}")
     if type(share) is not int or not 0 <= share <= BASIS_POINTS:
@@ -108,12 +117,15 @@ def deployment_of(content: Any, path: Path) -> Deployment:
         raise Misconfigured(f"{path}: salt: wanted {2 * SALT_BYTES} hex digits")
     if share and not ("candidate" in releases and rollout):
         raise Misconfigured(f"{path}: share: there is no candidate or no name of a rollout")
-    return Deployment(**releases, rollout=rollout, share=share, salt=salt)
+    return Deployment(**releases, rollout=rollout, share=share, salt=salt, catalogue=catalogue)
 
 
 def content_of(deployment: Deployment) -> dict[str, Any]:
     """Returns the content of a deployment's file."""
-    return {"version": VERSION, **{name: value for name, value in asdict(deployment).items() if value is not None}}
+    content = {name: value for name, value in asdict(deployment).items() if value is not None}
+    if not deployment.catalogue:
+        del content["catalogue"]
+    return {"version": VERSION, **content}
 
 
 def write_deployment(path: Path, deployment: Deployment) -> None:

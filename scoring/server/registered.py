@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from paywarden.models.registry.registry import Registry
@@ -102,7 +103,8 @@ class RegisteredDeployment:
             return known.get((version.bundle, version.policy)) or self._checked(registry, state, version)
 
         active, previous, candidate, troubles = found(champion), None, None, list[str]()
-        if state.previous is not None:
+        # A version of another catalogue is that of another process (scoring/server/standby.py).
+        if state.previous is not None and state.previous.catalogue == champion.catalogue:
             try:
                 previous = found(state.previous)
             except Misconfigured as error:
@@ -113,9 +115,11 @@ class RegisteredDeployment:
             except Misconfigured as error:
                 troubles.append(f"the candidate of {rollout.start.name} gets no cards: {error}")
         self._tell("; ".join(troubles))
+        named = Deployment(active, previous, catalogue=champion.catalogue)
         if candidate is None or rollout is None:
-            return Deployment(active, previous)
-        return Deployment(active, previous, candidate, rollout.start.name, rollout.share, rollout.start.salt)
+            return named
+        start = rollout.start
+        return replace(named, candidate=candidate, rollout=start.name, share=rollout.share, salt=start.salt)
 
     def _checked(self, registry: Registry, state: State, version: Version) -> ReleasePaths:
         """Returns where a version is, when its files are those that were registered. Raises RegistryRefused."""

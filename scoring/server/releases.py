@@ -38,6 +38,9 @@ class ReleaseSource(Protocol):
     def wanted(self) -> Deployment:
         """Returns what the configuration asks for, without a deployment file. Raises Misconfigured."""
 
+    def load(self, paths: ReleasePaths) -> Release:
+        """Load a release in this process. Raises Misconfigured, BundleRefused."""
+
     def files_of(self, paths: ReleasePaths) -> list[Path]:
         """Returns the files on which a release's key depends. Raises Misconfigured."""
 

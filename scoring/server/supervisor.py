@@ -99,10 +99,13 @@ def serve(
     *,
     announce: Callable[[Sequence[str]], None],
     takes_over: bool = False,
-) -> None:
+) -> str | None:
     """Run the workers until SIGTERM or SIGINT. `announce` gets the reserved addresses, HTTP's first.
 
     `takes_over`: where a host runs with the same `[serve] runtime`, take its ports over and end it.
+
+    Returns the catalogue of the host that has taken this one's ports over ("" if it did not say), and leaves stop
+    signals blocked; None after such a signal.
 
     Raises Misconfigured when a port or socket is taken or the settings cannot be used, and TemporaryFailure when a
     worker did not stop as it should, or another host does not hand its ports over.
@@ -141,10 +144,13 @@ def serve(
             metrics=metrics,
         )
         deployer = _deployer(host, supervisor, metrics)
-        desk = _desk(host, endpoints, supervisor, [pair[0] for pair in pairs], range(first, first + worker_count))
+        takers: list[str] = []
+        desk = _desk(
+            host, endpoints, supervisor, [pair[0] for pair in pairs], range(first, first + worker_count), takers
+        )
         supervisor.heed_signals(deployer, desk)
         if taken is not None:
-            supervisor.when_all_work(taken.ready)
+            supervisor.when_all_work(lambda: taken.ready(host.catalogue_digest))
         if not has_mirror(host.mirror):
             _log.warning(
                 "there is no mirror at %s yet: payments are answered without profiles, and /readyz says 503, until "
@@ -158,6 +164,10 @@ def serve(
             for part in (deployer, desk):
                 if part is not None:
                     part.close()
+        if takers:
+            # From here on a stop waits for whoever goes on with the signals: none is lost between two turns.
+            signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+        return takers[0] if takers and not supervisor.was_signalled else None
 
 
 def _desk(
@@ -166,10 +176,15 @@ def _desk(
     supervisor: Supervisor,
     controls: Sequence[socket.socket],
     workers: range,
+    takers: list[str],
 ) -> Desk | None:
-    """Returns what hands the ports over to another host; None if its socket cannot be made."""
+    """Returns what hands the ports over to another host; None if its socket cannot be made.
 
-    def hand_over() -> None:
+    `takers` gets the catalogue of whoever takes them over.
+    """
+
+    def hand_over(catalogue: str) -> None:
+        takers.append(catalogue)
         endpoints.handed_over.set()
         supervisor.stop()
 
@@ -195,6 +210,7 @@ def _deployer(host: ServerContext, supervisor: Supervisor, metrics: SupervisorMe
             host.releases,
             host.runtime,
             host.release.key,
+            catalogue=host.catalogue_digest,
             failures=metrics.swap_failures,
             fork=supervisor.fork_apart,
             tell=lambda: supervisor.signal_all(signal.SIGHUP),
@@ -254,6 +270,8 @@ class Supervisor:
         self._hearts = Heartbeats(worker_count)
         self._workers = [_Worker(number, HangDetector(hang_timeout_s)) for number in range(worker_count)]
         self._stopping = False
+        # Whether a signal asked for the stop.
+        self.was_signalled = False
         # What was wrong with a stop.
         self._failure = ""
         # A signal wakes the parent by a byte in this pipe.
@@ -438,7 +456,7 @@ class Supervisor:
         self._stopping = True
 
     def _stop(self, *_: object) -> None:
-        self._stopping = True
+        self._stopping = self.was_signalled = True
 
     def _hang_up(self, *_: object) -> None:
         if self._deployer is not None:

@@ -57,6 +57,8 @@ class Taken:
     # Numbers of the earlier host's workers: from the first on, so many.
     earlier: range
     connection: socket.socket
+    # Whether the earlier host asks for the catalogue of whoever takes over.
+    asks_for_catalogue: bool = False
 
     def port_of(self, kind: str) -> int | None:
         """Returns the port of a kind's listeners; None if there are none."""
@@ -72,10 +74,13 @@ class Taken:
         """Returns the number of the first new worker: no number is used by both hosts at a time."""
         return 0 if count <= self.earlier.start else self.earlier.stop
 
-    def ready(self) -> None:
-        """Tell the earlier host that all new workers accept, and keep no listener here any more."""
+    def ready(self, catalogue: str) -> None:
+        """Tell the earlier host that all new workers accept, and keep no listener here any more.
+
+        `catalogue`: the digest of the new host's feature catalogue.
+        """
         with contextlib.suppress(OSError):
-            self.connection.send(_READY)
+            self.connection.send(_READY + b" " + catalogue.encode() if self.asks_for_catalogue else _READY)
         self.connection.close()
         for kind in (HTTP, GRPC):
             for listener in self.sockets.get(kind, ()):
@@ -109,7 +114,7 @@ def take_over(runtime: Path) -> Taken | None:
                 sockets.setdefault(kind, []).append(socket.socket(fileno=fd))
             if told["is_last"]:
                 earlier = range(told["first_worker"], told["first_worker"] + told["workers"])
-                return Taken(sockets, told["admin_port"], earlier, connection)
+                return Taken(sockets, told["admin_port"], earlier, connection, bool(told.get("asks_for_catalogue")))
     except (OSError, ValueError, KeyError) as error:
         connection.close()
         raise TemporaryFailure(f"the host that runs does not hand its ports over: {error}") from error
@@ -139,11 +144,12 @@ class Desk:
         shared: Mapping[str, socket.socket],
         admin_port: int,
         workers: range,
-        hand_over: Callable[[], object],
+        hand_over: Callable[[str], object],
     ) -> None:
         """`controls`: by place, the socket to each worker's `Control`; `running`: the places of those that run.
 
-        `shared`: listeners that the parent itself holds, by kind. `hand_over` is called when the new host is ready.
+        `shared`: listeners that the parent itself holds, by kind. `hand_over` is called when the new host is ready,
+        with the digest of its feature catalogue; "" if it does not say.
         Raises Misconfigured if the socket cannot be made.
         """
         self._controls, self._running, self._shared = controls, running, shared
@@ -179,19 +185,19 @@ class Desk:
         if self._caller is None:
             return
         try:
-            asked = self._caller.recv(64)
+            asked = self._caller.recv(256)
         except BlockingIOError:
             return
         except OSError:
             asked = b""
         if asked == _ASK:
             self._give()
-        elif asked == _READY:
-            _log.info("another host has taken the ports over: this one ends")
+        elif asked.partition(b" ")[0] == _READY:
+            _log.info("another host has taken the ports over: the workers of this one end")
             for place in self._running():
                 with contextlib.suppress(OSError):
                     self._controls[place].send(_YIELD)
-            self._hand_over()
+            self._hand_over(asked.partition(b" ")[2].decode(errors="replace"))
         else:
             self._caller.close()
             self._caller = None
@@ -218,6 +224,7 @@ class Desk:
                     "admin_port": self._admin_port,
                     "first_worker": self._workers.start,
                     "workers": len(self._workers),
+                    "asks_for_catalogue": True,
                 }
                 socket.send_fds(self._caller, [json.dumps(told).encode()], given[first : first + _FDS_MAX])
         except OSError as error:

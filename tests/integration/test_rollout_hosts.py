@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import logging
-import socket
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +27,7 @@ from paywarden.schemas.settings import read_source
 from paywarden.streams.kafka.client import KafkaSettings
 from tests.services.deployment import Deployment
 from tests.services.kafka import KafkaServer
-from tests.services.processes import wait_until
+from tests.services.processes import wait_for_listener, wait_until
 from tests.services.scoring_server import PATIENT, PAYMENT
 from tests.unit.models.rollout.test_rollout import judgement
 from tests.worlds import small_world
@@ -69,9 +68,9 @@ class Host:
         self.deployed.start("companion").first_line()
         runtime = self.deployed.folder / "serve"
         wait_until(lambda: (runtime / "deployment.json").exists(), "the companion has written what the log says")
-        address = urllib.parse.urlsplit(self.deployed.start("serve").first_line())
-        self.connection = http.client.HTTPConnection(address.netloc, timeout=60)
-        wait_until(lambda: _listens(address.hostname, address.port), "a worker listens")
+        address = urllib.parse.urlsplit(self.deployed.start("serve").first_line()).netloc
+        wait_for_listener(address)
+        self.connection = http.client.HTTPConnection(address, timeout=60)
 
     def run(self, *arguments: str, by: str) -> str:
         key = str(self.deployed.folder.parent / f"{by}.pem")
@@ -98,11 +97,6 @@ class Host:
         body = response.read()
         assert response.status == 200, body
         return ScoreResponse.FromString(body).model_version
-
-
-def _listens(host: str | None, port: int | None) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex((host, port)) == 0
 
 
 class World:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -31,6 +32,17 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout_s:.0f} s: {what}")
         time.sleep(every_s)
+
+
+def wait_for_listener(address: str) -> None:
+    """Wait until somebody accepts connections at `host:port`. A server tells its address before its workers listen."""
+    host, _, port = address.rpartition(":")
+
+    def accepts() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex((host, int(port))) == 0
+
+    wait_until(accepts, f"a worker listens at {address}")
 
 
 class PaywardenProcess:

@@ -19,7 +19,7 @@ from paywarden.scoring.metrics.release import CHECK, swap_failures
 from paywarden.scoring.metrics.shared import Registry
 from paywarden.scoring.server.deployer import Deployer
 from paywarden.scoring.server.deployment import Deployment, ReleasePaths, release_key, write_deployment
-from paywarden.scoring.server.releases import Orders, orders_path, read_orders
+from paywarden.scoring.server.releases import Orders, Release, orders_path, read_orders
 
 SALT = "00" * 16
 
@@ -43,6 +43,9 @@ class Source:
     def wanted(self) -> Deployment:
         return Deployment(ReleasePaths(self.config.read_text(encoding="utf-8")))
 
+    def load(self, _: ReleasePaths) -> Release:
+        raise NotImplementedError("a deployer loads no code")
+
     def files_of(self, paths: ReleasePaths) -> list[Path]:
         return [Path(paths.bundle), self.config]
 
@@ -65,6 +68,7 @@ class Host:
             self.source,
             folder,
             "a",
+            catalogue="c0ffee",
             failures=self.failures,
             fork=lambda work: self.fork(work),
             tell=self._tell,

@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,9 @@ class Host:
         return [(paths.bundle_digest, paths.policy_digest) for paths in says.releases.values()]
 
 
+served = partial(Deployment, catalogue=CATALOGUE)
+
+
 @pytest.fixture
 def host(tmp_path: Path) -> Host:
     return Host(tmp_path)
@@ -129,23 +133,23 @@ def test_the_file_follows_promotions_rollbacks_and_the_share_of_a_rollout(host: 
     host.propose("one")
     assert (host.deployment.update(), host.says) == (False, None)
     host.promote("two")
-    assert (host.deployment.update(), host.says) == (True, Deployment(paths("two")))
+    assert (host.deployment.update(), host.says) == (True, served(paths("two")))
     assert not host.deployment.update()
     host.promote("three")
     host.deployment.update()
-    assert host.says == Deployment(paths("three"), paths("two"))
+    assert host.says == served(paths("three"), paths("two"))
     host.start("three", "four")
     host.deployment.update()
-    assert host.says == Deployment(paths("three"), paths("two"), paths("four"), "r-1", 0, SALT)
+    assert host.says == served(paths("three"), paths("two"), paths("four"), "r-1", 0, SALT)
     host.take(EventKind.READY)
     host.deployment.update()
-    assert host.says == Deployment(paths("three"), paths("two"), paths("four"), "r-1", 1_000, SALT)
+    assert host.says == served(paths("three"), paths("two"), paths("four"), "r-1", 1_000, SALT)
     host.take(EventKind.ABORTED)
     host.deployment.update()
-    assert host.says == Deployment(paths("three"), paths("two"))
+    assert host.says == served(paths("three"), paths("two"))
     host.roll_back()
     host.deployment.update()
-    assert host.says == Deployment(paths("two"))
+    assert host.says == served(paths("two"))
 
 
 def test_files_that_are_gone_keep_no_way_back_from_being_taken(host: Host, caplog: pytest.LogCaptureFixture) -> None:
@@ -156,17 +160,17 @@ def test_files_that_are_gone_keep_no_way_back_from_being_taken(host: Host, caplo
     host.gone = {digests("one")[0], digests("two")[0]}
     host.roll_back()
     host.deployment.update()
-    assert host.says == Deployment(paths("one"))
+    assert host.says == served(paths("one"))
     # What is ready on this host is taken from there; anything else is refused, and nothing changes.
     host.gone = {digests("three")[0]}
     host.promote("three")
     with pytest.raises(RegistryRefused, match=r"model\.txt was registered"):
         host.deployment.update()
-    assert host.says == Deployment(paths("one"))
+    assert host.says == served(paths("one"))
     ready = host.runtime / READY / release_key(*digests("three"))
     ready.mkdir(parents=True)
     host.deployment.update()
-    assert host.says == Deployment(ReleasePaths(str(ready), "", *digests("three")), paths("one"))
+    assert host.says == served(ReleasePaths(str(ready), "", *digests("three")), paths("one"))
     # A candidate that is gone gets no cards.
     host.gone = {digests("four")[0]}
     host.start("three", "four")
@@ -180,12 +184,33 @@ def test_files_that_are_gone_keep_no_way_back_from_being_taken(host: Host, caplo
     ]
 
 
+def test_versions_of_other_catalogues_are_left_to_the_process_that_serves_them(host: Host) -> None:
+    def another(writer: Writer) -> None:
+        proposal = writer.proposal("blue")
+        blue = {"bundle": digests("blue")[0], "policy": digests("blue")[1]}
+        assert proposal.what == {**blue, "catalogue": CATALOGUE}
+        bundle = digest("bundle green")
+        writer.add(kinds.REGISTERED_BUNDLE, "anna", bundle=bundle, catalogue="beef", files={"model.txt": bundle})
+        green = writer.add(kinds.PROPOSED, "anna", bundle=bundle, policy=blue["policy"], catalogue="beef")
+        for each in (proposal, green):
+            writer.add(kinds.PROMOTED, "dora", proposal=each.digest)
+
+    host.write(another)
+    host.deployment.update()
+    says = host.says
+    assert says is not None
+    assert (says.active.bundle_digest, says.previous, says.catalogue) == (digest("bundle green"), None, "beef")
+    host.roll_back()
+    host.deployment.update()
+    assert host.says == served(paths("blue"))
+
+
 def test_a_file_that_somebody_changed_or_damaged_is_written_anew(host: Host) -> None:
     host.promote("one")
     host.deployment.update()
     (host.runtime / DEPLOYMENT).write_text("{")
     assert host.deployment.update()
-    assert host.says == Deployment(paths("one"))
+    assert host.says == served(paths("one"))
 
 
 @pytest.mark.parametrize("seed", range(4))

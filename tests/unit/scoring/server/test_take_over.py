@@ -27,6 +27,7 @@ class Caller:
     def __init__(self, address: str) -> None:
         self._address, self._over = address, threading.Event()
         self.answers: dict[str, str] = {}
+        self.model = ""
         self.trouble: list[str] = []
         self._threads = [threading.Thread(target=self._call, args=(name,)) for name in ("kept", "new")]
 
@@ -65,7 +66,8 @@ class Caller:
                 break
             if response.status != 200:
                 self.trouble.append(f"{name} {number}: {response.status} {body!r}")
-            self.answers[request.payment_id] = ScoreResponse.FromString(body).decision_id
+            answer = ScoreResponse.FromString(body)
+            self.answers[request.payment_id], self.model = answer.decision_id, answer.model_version
             if name == "new" or response.getheader("connection") == "close":
                 connection.close()
                 connection = None
