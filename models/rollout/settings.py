@@ -20,14 +20,14 @@ class RolloutSettings:
     segments: tuple[str, ...] = ()
     settle_s: float = 10.0
     leave_out: tuple[str, ...] = ()
-    alpha: float = 0.05
-    margin: float = 0.25
-    tolerance: float = 0.0
-    rare_share: float = 0.002
-    cards_min: int = 100
-    label_days: float = 14.0
-    labels_min: int = 30
-    fraud_cap: int = 100_000
+    alpha: float = RolloutPlan.alpha
+    margin: float = RolloutPlan.margin
+    tolerance: float = RolloutPlan.tolerance
+    rare_share: float = RolloutPlan.rare_share
+    cards_min: int = RolloutPlan.cards_min
+    label_days: float = RolloutPlan.label_days
+    labels_min: int = RolloutPlan.labels_min
+    fraud_cap: int = RolloutPlan.fraud_cap
 
     def __post_init__(self) -> None:
         """Raises Misconfigured naming the setting that is out of range."""

@@ -14,7 +14,9 @@
 3. A release that was checked before is not checked again: as long as its files are the same (path, inode, time and
    size), nothing is forked. A way back is therefore a few looks at files, and one small file that is written.
 4. If the workers' orders are the same as before, nothing is written.
-5. A file for another feature catalogue is not for this host (scoring/server/standby.py).
+5. A checker that somebody killed (kill -9, want of memory) is run again, at most KILLS_MAX times: otherwise the host
+   would stay where the file no longer is. A bundle that crashes its checker is not tried again.
+6. A file for another feature catalogue is not for this host (scoring/server/standby.py).
 """
 
 from __future__ import annotations
@@ -59,6 +61,7 @@ _CHECK_TIMEOUT_S = 600.0
 # How often the supervisor looks whether the deployment file was replaced.
 LOOK_S = 0.25
 _FAILED = 1
+KILLS_MAX = 3
 # The checker takes a tenth of a core that a worker needs.
 _NICENESS = 10
 
@@ -148,6 +151,8 @@ class Deployer:
         self._path = orders_path(runtime, os.getpid())
         self._orders = Orders(0, initial_key)
         self._pid, self._started, self._is_late = 0, 0.0, False
+        # How many checkers in a row were killed.
+        self._kills = 0
         # What checkers have found out: the key of each release, and what the configuration asks for.
         self._known: dict[str, _Known] = {}
         self._configured: tuple[_State, Deployment] | None = None
@@ -166,7 +171,7 @@ class Deployer:
     def hang_up(self) -> None:
         """Look at what should be served, as SIGHUP asks for."""
         self._is_asked = True
-        self._due = 0.0
+        self._due, self._kills = 0.0, 0
 
     def look(self, now: float) -> float:
         """Do what is due; returns when to look again. It never blocks for longer than a fork takes."""
@@ -190,6 +195,10 @@ class Deployer:
             return False
         self._pid, self._due = 0, 0.0
         result = self._result_path(pid)
+        was_killed = code == -signal.SIGKILL and not self._is_late
+        self._kills = self._kills + 1 if was_killed else 0
+        if was_killed and self._kills <= KILLS_MAX:
+            self._is_asked = True
         try:
             if code not in (0, _FAILED):
                 how = f"took more than {self._timeout_s:g} s" if self._is_late else f"ended with {code}"

@@ -17,7 +17,7 @@ import pytest
 from paywarden.schemas.errors import BundleRefused
 from paywarden.scoring.metrics.release import CHECK, swap_failures
 from paywarden.scoring.metrics.shared import Registry
-from paywarden.scoring.server.deployer import Deployer
+from paywarden.scoring.server.deployer import KILLS_MAX, Deployer
 from paywarden.scoring.server.deployment import Deployment, ReleasePaths, release_key, write_deployment
 from paywarden.scoring.server.releases import Orders, Release, orders_path, read_orders
 
@@ -186,6 +186,33 @@ def test_a_check_that_fails_changes_nothing_and_says_so(
     host.source.how = lambda _: None
     assert host.swap() == Orders(1, "b", "a")
     assert [path.name for path in host.folder.glob("check-*")] == []
+
+
+def test_a_killed_checker_is_run_again_and_not_for_ever(host: Host) -> None:
+    """Otherwise the host would serve something else than its file says, until somebody looks."""
+    marks = host.folder.parent / "marks"
+    marks.mkdir()
+
+    def is_killed(times: int) -> None:
+        if len(list(marks.iterdir())) < times:
+            (marks / str(os.getpid())).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    host.source.how = lambda _: is_killed(KILLS_MAX)
+    host.source.serve("b")
+    host.swap()
+    for _ in range(KILLS_MAX):
+        host.begin()
+        host.end()
+    assert (host.forks, host.orders) == (KILLS_MAX + 1, Orders(1, "b", "a"))
+    host.source.how = lambda _: is_killed(99)
+    host.source.serve("c")
+    host.swap()
+    for _ in range(99):
+        host.deployer._due = 0.0
+        host.begin()
+        host.end()
+    assert (host.forks, host.orders.active) == (2 * (KILLS_MAX + 1), "b")
 
 
 def test_a_storm_of_signals_costs_one_check(host: Host) -> None:

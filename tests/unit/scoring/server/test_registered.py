@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -211,6 +212,31 @@ def test_a_file_that_somebody_changed_or_damaged_is_written_anew(host: Host) -> 
     (host.runtime / DEPLOYMENT).write_text("{")
     assert host.deployment.update()
     assert host.says == served(paths("one"))
+
+
+def test_what_was_read_earlier_is_never_written_later(host: Host) -> None:
+    """A process reads the log, and before it writes the file another one promotes and deploys."""
+    host.promote("one")
+
+    def promote() -> None:
+        host.promote("two")
+        host.opened().update()
+
+    other = threading.Thread(target=promote)
+
+    class Slow(Folders):
+        def files_of(self, _: State, version: Version, **__: bool) -> Served:  # type: ignore[override]
+            other.start()
+            # The other one may be waiting for this one.
+            other.join(0.2)
+            return super().files_of(_, version)
+
+    slow = RegisteredDeployment(
+        lambda: Slow(host.file, PEOPLE, Rules(), FolderStore(host.runtime)), host.runtime, [host.file.path]
+    )
+    slow.update()
+    other.join()
+    assert host.says == served(paths("two"), paths("one"))
 
 
 @pytest.mark.parametrize("seed", range(4))
