@@ -72,7 +72,7 @@ class Condition:
         raise TypeError(f"the condition {self.text} is about a payment: it has no truth value in Python")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Attribute:
     """One attribute. A catalogue writes conditions with it: `channel == "ecom"`, `amount >= 220_00`."""
 
@@ -117,6 +117,9 @@ class Attribute:
 
     def __hash__(self) -> int:
         return hash((self.name, self.column))
+
+    def __repr__(self) -> str:
+        return f"the field {self.name!r}"
 
     @property
     def _what(self) -> str:

@@ -63,7 +63,7 @@ def check_entities(entities: Sequence[DeclaredEntity], declared: Sequence[Attrib
     lines: dict[str, str] = {}
     for entity in entities:
         name = entity.name
-        if not _NAME.match(name):
+        if not isinstance(name, str) or not _NAME.match(name):
             raise wrong_at(entity.line, f"the entity {name!r} is not a lower_case name")
         if name in BESIDE_PROFILES:
             raise wrong_at(entity.line, f"an entity cannot be called {name!r}")

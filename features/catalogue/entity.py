@@ -60,7 +60,7 @@ from paywarden.features.catalogue.frauds import FraudWords
 from paywarden.features.catalogue.latest import LATEST_MAX, MEMORY_MAX, LatestWords
 from paywarden.features.catalogue.numbers import NumberWords
 from paywarden.features.catalogue.request import CATEGORIES_MAX, ratio, request
-from paywarden.features.catalogue.windows import HOUR_MS, window_of, wrong, wrong_at
+from paywarden.features.catalogue.windows import HOUR_MS, line_of_caller, window_of, wrong, wrong_at
 from paywarden.features.catalogue.words import spoken, spoken_half_life, spoken_including, spoken_where
 from paywarden.schemas.errors import Misconfigured
 
@@ -305,6 +305,14 @@ class Catalogue:
 
     def __post_init__(self) -> None:
         """Raises Misconfigured, with the file and line of the catalogue, for the first thing that is wrong."""
+        # A generator gives its features once.
+        object.__setattr__(self, "features", tuple(self.features))
+        given: Sequence[object] = self.features
+        for place, feature in enumerate(given, 1):
+            if not isinstance(feature, Feature):
+                also = "; words that make several features need a star: *card.last(…)" if type(feature) is tuple else ""
+                got = f"features must be a list of features; number {place} is a {type(feature).__name__}{also}"
+                raise wrong_at(line_of_caller(), got)
         features = tuple(self._bounded(self._with_delay(feature)) for feature in self.features)
         object.__setattr__(self, "features", features)
         object.__setattr__(self, "names", tuple(feature.name for feature in self.features))

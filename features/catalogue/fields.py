@@ -20,6 +20,7 @@ longer comes can be left out; a new one takes a new number.
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ from paywarden.schemas.payment_fields import (
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 AMONG_MAX = 4095
+# A unit stands in tables beside the field's name.
+_UNIT_MAX = 40
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,9 @@ class Coordinates:
     name: str
     latitude: Attribute
     longitude: Attribute
+
+    def __repr__(self) -> str:
+        return f"the coordinates {self.name!r}"
 
 
 def text(
@@ -71,12 +77,18 @@ def category(
     name: str, number: int, among: Sequence[str], *, required: bool = False, personal: bool = False
 ) -> Attribute:
     """Returns a field with few values. `among` lists those that are known; any other value is taken as well."""
-    if isinstance(among, str) or not 0 < len(among) <= AMONG_MAX or not all(type(one) is str and one for one in among):
-        raise wrong(name, f"`among` must list 1 to {AMONG_MAX} texts")
+    # A set has another order in every process, and the digest of a catalogue depends on the order.
+    if type(among) not in (list, tuple) or not 0 < len(among) <= AMONG_MAX:
+        raise wrong(name, f"`among` must be a list of 1 to {AMONG_MAX} texts, got {_told(among)}")
+    wanted = f"printable text of 1 to {ID_BYTES_MAX} bytes"
+    declared = _text(name, number, Form.ID, wanted, required, personal, ID_BYTES_MAX, tuple(among))
+    assert declared.field is not None
+    for place, one in enumerate(among, 1):
+        if type(one) is not str or not declared.field.is_right(one):
+            raise wrong(name, f"`among` must list values of the field; number {place} is none: wanted {wanted}")
     if len(set(among)) < len(among):
         raise wrong(name, f"`among` lists {next(one for one in among if among.count(one) > 1)!r} twice")
-    wanted = f"printable text of 1 to {ID_BYTES_MAX} bytes"
-    return _text(name, number, Form.ID, wanted, required, personal, ID_BYTES_MAX, tuple(among))
+    return declared
 
 
 def bin_number(name: str, number: int, *, required: bool = False) -> Attribute:
@@ -210,7 +222,7 @@ class Payment:
             elif isinstance(one, Attribute) and one.column >= kernel.ATTRIBUTE_COUNT:
                 flat.append(one)
             else:
-                raise wrong_at(line_of_caller(), f"Payment takes fields of this file, got {one!r}")
+                raise wrong_at(line_of_caller(), f"Payment takes declared fields one by one, got {_told(one)}")
         _check_unique(flat)
         fields = tuple(one.field for one in flat if one.field is not None)
         derived = tuple(one.derived for one in flat if one.derived is not None)
@@ -271,8 +283,8 @@ def _number(
     most: int,
     decimals: int = 0,
 ) -> Attribute:
-    if type(unit) is not str or not unit:
-        raise wrong(name, f"unit must say what the number counts, as in 'days', got {unit!r}")
+    if type(unit) is not str or not 0 < len(unit) <= _UNIT_MAX or not unit.isprintable():
+        raise wrong(name, f"unit must say what the number counts, as in 'days', got {_told(unit)}")
     field = PaymentField(
         name,
         form,
@@ -296,6 +308,9 @@ def _check_bounds(name: str, least: int, most: int) -> None:
 
 def _attribute(field: PaymentField, kind: AttributeKind) -> Attribute:
     _check_name(field.name, field.number)
+    for option, value in (("required", field.is_required), ("personal", field.is_personal)):
+        if type(value) is not bool:
+            raise wrong(field.name, f"{option} must be True or False, got {_told(value)}")
     return Attribute(field.name, declared_column(field.number), kind, field, None, line_of_caller())
 
 
@@ -307,10 +322,18 @@ def _derived(derived: DerivedField) -> Attribute:
 def _check_name(name: str, number: int) -> None:
     if type(name) is not str or not _NAME.fullmatch(name):
         raise wrong(name, "a field's name is lower_case, and has at most 63 characters")
+    if keyword.iskeyword(name):
+        raise wrong(name, "is a word of Python, which no condition of a policy can use as a name; wanted another name")
     if name in RESERVED_NAMES:
         raise wrong(name, "every payment has a field of this name; wanted another name")
     if type(number) is not int or not 1 <= number <= DECLARED_MAX:
         raise wrong(name, f"a field's number is 1 to {DECLARED_MAX}, got {number!r}")
+
+
+def _told(value: object) -> str:
+    """Returns a wrong value in a few words."""
+    text = repr(value)
+    return text if len(text) <= 60 and text.isprintable() else f"a {type(value).__name__}"
 
 
 NO_FIELDS = Payment()

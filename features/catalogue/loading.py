@@ -74,7 +74,7 @@ class _Project:
 
     def _checked(self, module: types.ModuleType) -> Catalogue:
         found = vars(module).get(NAME)
-        if found is None:
+        if NAME not in vars(module):
             raise wrong_at(self._path.name, f"it sets no {NAME}{_did_you_mean(NAME, vars(module))}")
         if not isinstance(found, Catalogue):
             raise wrong_at(self._path.name, f"{NAME} must be a Catalogue, got {type(found).__name__}")
@@ -206,13 +206,28 @@ def _in_words(error: BaseException) -> str:
     if isinstance(error, AttributeError) and error.name:
         what = getattr(error.obj, "__name__", type(error.obj).__name__)
         return f"{what} has no {error.name!r}{_did_you_mean(error.name, dir(error.obj))}"
+    if isinstance(error, ImportError) and "relative import" in str(error):
+        return "the files of a catalogue are no package: write `from payment import …`, without the dot"
     if isinstance(error, ImportError) and (parts := _IMPORTED_NAME.match(str(error))):
         name, module = parts.groups()
+        if _is_running(error, module):
+            importing = f"{module.rpartition('.')[2]} imports this file, and this file imports it: move what both need"
+            return f"{importing} into a third"
         known = dir(sys.modules[module]) if module in sys.modules else ()
         return f"{module.rpartition('.')[2]} has no {name!r}{_did_you_mean(name, known)}"
     if isinstance(error, ModuleNotFoundError):
         return f"there is no module {error.name!r}, neither installed nor in the catalogue's folder"
     return f"{type(error).__name__}: {_first_line(str(error))}"
+
+
+def _is_running(error: BaseException, module: str) -> bool:
+    """Whether a module was still being read when an error was raised: it imports a file that imports it."""
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_globals.get("__name__") == module and trace.tb_next is not None:
+            return True
+        trace = trace.tb_next
+    return False
 
 
 def _variables_at(error: BaseException) -> list[str]:

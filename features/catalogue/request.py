@@ -147,6 +147,8 @@ class request:  # noqa: N801 - a catalogue reads it as a word, not as a class
         """Returns the great-circle distance of two places; missing when one is missing."""
         if not isinstance(one, Coordinates) or not isinstance(other, Coordinates):
             raise wrong(name, f"wanted coordinates of payment.py, got {one!r} and {other!r}")
+        if one is other:
+            raise wrong(name, f"the distance from {one.name} to itself is always 0")
         columns = (one.latitude, one.longitude, other.latitude, other.longitude)
         value = Derived(Operation.DISTANCE, numbers=tuple(each.column for each in columns))
         missing = f"the payment has no {one.name} or no {other.name}"

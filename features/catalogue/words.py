@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from paywarden.features.catalogue.attributes import Attribute, Condition
 from paywarden.features.catalogue.expressions import Column, Expression, Feature, Reduction, WindowedMeasure
-from paywarden.features.catalogue.windows import duration_ms, line_of_caller, window_of
+from paywarden.features.catalogue.windows import duration_ms, line_of_caller, window_of, wrong_at
 
 # Fields that every payment has.
 _ALWAYS_THERE = frozenset({"card_id", "merchant_id"})
@@ -21,7 +21,12 @@ class EntityWords:
     line: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
+        """Raises Misconfigured for a key that is no name of a field, and no tuple of names."""
         object.__setattr__(self, "line", line_of_caller())
+        names = (self.key,) if isinstance(self.key, str) else self.key
+        if not isinstance(names, tuple) or not all(isinstance(one, str) for one in names):
+            told = f"entity {self.name!r}: key must be the name of a field, or a tuple of names, as in key='card_id'"
+            raise wrong_at(self.line, f"{told}, got {names!r}")
 
     @property
     def keys(self) -> tuple[str, ...]:

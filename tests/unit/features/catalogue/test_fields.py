@@ -136,7 +136,7 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "a number over the limit": (lambda: fields.text("a", 65), "a field's number is 1 to 64, got 65"),
     "coordinates at the end": (lambda: fields.coordinates("a", 64), "a field's number is 1 to 64, got 65"),
     "a list with a value twice": (lambda: fields.category("a", 1, ["x", "x"]), "`among` lists 'x' twice"),
-    "a list that is a text": (lambda: fields.category("a", 1, "xy"), "`among` must list 1 to 4095 texts"),
+    "a list that is a text": (lambda: fields.category("a", 1, "xy"), "`among` must be a list of 1 to 4095 texts"),
     "bounds the wrong way": (
         lambda: fields.integer("a", 1, unit="days", least=5, most=1),
         "least and most must be whole numbers, the first one smaller, got 5 and 1",
@@ -157,7 +157,10 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
         "'b' has the number 1, which 'a' has already",
     ),
     "a source that is not listed": (lambda: Payment(DOMAIN), "derives from 'buyer_email', which Payment does not list"),
-    "an attribute of every payment": (lambda: Payment(attributes.ip), "Payment takes fields of this file"),
+    "an attribute of every payment": (
+        lambda: Payment(attributes.ip),
+        "Payment takes declared fields one by one",
+    ),
     "an address in a condition": (lambda: EMAIL == "ann@example.com", "has only keyed hashes"),
     "a number and a text": (
         lambda: WEIGHT >= "2",  # type: ignore[operator]

@@ -123,7 +123,13 @@ MISTAKES = {
     ),
     "files that import each other": (
         ("payment.py", "customer_id = ", "from catalogue import customer\ncustomer_id = "),
-        "feature catalogue, payment.py:3:1: catalogue has no 'customer'",
+        "feature catalogue, payment.py:3:1: catalogue imports this file, and this file imports it: move what both need "
+        "into a third",
+    ),
+    "an import that starts with a dot": (
+        ("catalogue.py", "from payment import", "from .payment import"),
+        "feature catalogue, catalogue.py:6:1: the files of a catalogue are no package: write `from payment import …`, "
+        "without the dot",
     ),
     "no catalogue": (
         ("catalogue.py", "CATALOGUE = ", "CATALOG = "),
@@ -137,6 +143,64 @@ MISTAKES = {
         ("catalogue.py", "CATALOGUE = Catalogue(", "CATALOGUE = [customer]\nOTHER = Catalogue("),
         "feature catalogue, catalogue.py: CATALOGUE must be a Catalogue, got list",
     ),
+    "nothing in place of a catalogue": (
+        ("catalogue.py", "CATALOGUE = Catalogue(", "CATALOGUE = None\nOTHER = Catalogue("),
+        "feature catalogue, catalogue.py: CATALOGUE must be a Catalogue, got NoneType",
+    ),
+    "features in a tuple of their own": (
+        ("catalogue.py", "(*(customer", "((customer"),
+        "feature catalogue, catalogue.py:15:13: features must be a list of features; number 1 is a generator",
+    ),
+    "a star that was forgotten": (
+        ("catalogue.py", "(*(customer.count(f\"count_{w}\", w) for w in Windows([\"1h\", \"1d\"]).names)",
+         "(customer.last(\"customer\", 2)"),
+        "feature catalogue, catalogue.py:15:13: features must be a list of features; number 1 is a tuple; words that "
+        "make several features need a star: *card.last(…)",
+    ),
+    "a key that is a field and not its name": (
+        ("catalogue.py", 'key="customer_id"', "key=items"),
+        "feature catalogue, catalogue.py:14:12: entity 'customer': key must be the name of a field, or a tuple of "
+        "names, as in key='card_id', got the field 'items'",
+    ),
+    "a field of another kind": (
+        ("payment.py", "PAYMENT = ", "from paywarden.features.catalogue.fields import network\n"
+         "n = network('n', 3, of=items)\nPAYMENT = "),
+        "feature catalogue, payment.py:7:5: 'n': `of` must be an address, such as ip, got the field 'items'",
+    ),
+    "a list of fields in place of fields": (
+        ("payment.py", "Payment(customer_id, items)", "Payment([customer_id, items])"),
+        "feature catalogue, payment.py:6:11: Payment takes declared fields one by one, got [the field 'customer_id', "
+        "the field 'items']",
+    ),
+    "a word of Python as a name": (
+        ("payment.py", '"items", 2', '"class", 2'),
+        "feature catalogue, payment.py:4:9: 'class': is a word of Python, which no condition of a policy can use as a "
+        "name; wanted another name",
+    ),
+    "a text where yes or no is wanted": (
+        ("payment.py", "personal=True", 'personal="no"'),
+        "feature catalogue, payment.py:3:15: 'customer_id': personal must be True or False, got 'no'",
+    ),
+    "a unit of two lines": (
+        ("payment.py", '"items", least', '"a\\nb", least'),
+        "feature catalogue, payment.py:4:9: 'items': unit must say what the number counts, as in 'days', got 'a\\nb'",
+    ),
+    **{
+        f"values of a category that are {what}": (
+            ("payment.py", "PAYMENT = ", f"from paywarden.features.catalogue.fields import category\n"
+             f"kind = category('kind', 3, {among})\nPAYMENT = "),
+            f"feature catalogue, payment.py:7:8: 'kind': `among` must {wanted}",
+        )
+        for what, among, wanted in (
+            ("nothing", "None", "be a list of 1 to 4095 texts, got None"),
+            # Its order is another one in every process, and with it the catalogue's digest.
+            ("a set", "{'a'}", "be a list of 1 to 4095 texts, got {'a'}"),
+            ("no values", "['a', 'b' * 257]", "list values of the field; number 2 is none: wanted printable text of 1 "
+             "to 256 bytes"),
+            ("card numbers", "['4111111111111111']", "list values of the field; number 1 is none: wanted printable "
+             "text of 1 to 256 bytes"),
+        )
+    },
     "a name that is taken": (
         ("payment.py", '"items", 2', '"customer_id", 2'),
         "feature catalogue, payment.py:4:9: the field 'customer_id' is declared twice, first in payment.py:3:15",

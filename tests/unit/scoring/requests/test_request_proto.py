@@ -20,7 +20,7 @@ from paywarden.schemas.request_proto import field_rows, proto_text, request_clas
 PAYMENT = Payment(
     fields.flag("is_gift", 64, personal=True),
     fields.text("customer_id", 1, required=True, personal=True),
-    fields.category("product", 2, [f"kind {number}\n" for number in range(20)]),
+    fields.category("product", 2, [f"kind {number} */" for number in range(20)]),
     fields.decimal("weight", 3, unit="kg // of goods", least=-5, most=500),
     fields.email("message", 4),
     fields.money("optional", 5),
@@ -78,7 +78,7 @@ def test_the_file_documents_each_field() -> None:
         "  optional string customer_id = 101;\n"
     ) in text
     assert "  // A number from -5 to 500, in kg // of goods.\n  optional double weight = 103;\n" in text
-    assert "known values are kind 0 , kind 1 ," in text
+    assert "known values are kind 0 */, kind 1 */," in text
     assert ", ….\n" in text
 
 
