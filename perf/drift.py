@@ -8,6 +8,9 @@ environment of its own in .perf/. Used for: whether an analyst can trust an aler
 
     python -m perf.drift [--days N] [--cards N] [--tools] [--data DIR] [--json FILE]
 
+Most of the time is evaluation, which costs the same however many cards there are: with --cards 1500 --days 60 the
+program takes less than four minutes of CPU.
+
 `--data` takes a history in our two files instead of a simulated one. Then only false alarms are measured.
 """
 

@@ -11,21 +11,25 @@ in order of time as exports mostly are, or shuffled. Then, each in a process of 
     polars       the same, with its streaming engine
 
 The two others check nothing and make no outcomes: they are the price of the sort alone. Memory is the largest resident
-set of the process (ru_maxrss). Nothing is stubbed. The number of payments of all three must be that of the rows.
+set of the process (ru_maxrss), CPU the time of all its threads, which a busy machine hardly changes. The last lines are
+our time, CPU and memory over those of the others. Nothing is stubbed. The number of payments of all three must be that
+of the rows.
 
     100 million rows:  python -m perf.tables --rows 100000000 --shuffled --folder /var/tmp/tables
 
-need about 11 GB for the CSV file and 12 GB while sorting.
+need about 9 GB for the CSV file and 14 GB while sorting, and the program says so if the folder has less.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -74,8 +78,11 @@ frame.sink_parquet("{out}.parquet", compression="zstd")
 }
 _PEAK = """
 import resource, json
-print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+used = resource.getrusage(resource.RUSAGE_SELF)
+print(json.dumps([used.ru_maxrss, used.ru_utime + used.ru_stime]))
 """
+# The CSV file, and what the most room-taking of the three has on disk at once.
+_BYTES_A_ROW = 90 + 140
 
 
 def write_table(path: Path, rows: int, *, shuffled: bool, seed: int = 1) -> None:
@@ -120,7 +127,7 @@ def write_table(path: Path, rows: int, *, shuffled: bool, seed: int = 1) -> None
 
 
 def measure(name: str, table: Path, mapping: Path, folder: Path) -> dict[str, float]:
-    """Returns seconds, peak megabytes and rows of one converter, in a process of its own."""
+    """Returns seconds, CPU seconds, peak megabytes and rows of one converter, in a process of its own."""
     out = folder / name
     program = _RUNS[name].format(table=str(table), mapping=str(mapping), out=str(out)) + _PEAK
     start = time.perf_counter()
@@ -129,8 +136,22 @@ def measure(name: str, table: Path, mapping: Path, folder: Path) -> dict[str, fl
     if done.returncode:
         raise SystemExit(f"{name}: {done.stderr.strip().splitlines()[-1]}")
     made = out / "payments.parquet" if name == "paywarden" else folder / f"{name}.parquet"
-    peak_mb = int(done.stdout.strip().splitlines()[-1]) / 1024
-    return {"seconds": seconds, "peak_mb": peak_mb, "rows": pq.ParquetFile(made).metadata.num_rows}
+    peak_kb, cpu_seconds = json.loads(done.stdout.strip().splitlines()[-1])
+    rows = pq.ParquetFile(made).metadata.num_rows
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mb": peak_kb / 1024, "rows": rows}
+
+
+def ratios(ours: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    """Returns our time, CPU and memory over those of another converter."""
+    return {f"{name}_ratio": ours[name] / other[name] for name in ("seconds", "cpu_seconds", "peak_mb")}
+
+
+def require_room(folder: Path, rows: int) -> None:
+    """Raises SystemExit unless the folder has room for a table of this many rows."""
+    free = shutil.disk_usage(folder).free
+    if free < rows * _BYTES_A_ROW:
+        wanted = rows * _BYTES_A_ROW / 1e9
+        raise SystemExit(f"{folder}: {rows:,} rows need {wanted:,.0f} GB, got {free / 1e9:,.0f}: name another --folder")
 
 
 def _coprime(rows: int) -> int:
@@ -149,7 +170,8 @@ def main() -> None:
     parser.add_argument("--with", dest="others", default="duckdb,polars")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    results = {}
+    results: dict[str, dict[str, float]] = {}
+    require_room(arguments.folder or Path(tempfile.gettempdir()), arguments.rows)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
         table, mapping = folder / "table.csv", folder / "mapping.toml"
@@ -160,7 +182,16 @@ def main() -> None:
             results[one] = found = measure(one, table, mapping, folder)
             assert found["rows"] == arguments.rows, f"{one} made {found['rows']} of {arguments.rows} rows"
             rate = arguments.rows / found["seconds"]
-            print(f"{one:<10} {found['seconds']:8.1f} s {rate:12,.0f} rows/s {found['peak_mb']:9,.0f} MB peak")
+            cpu = f"{found['cpu_seconds']:8.1f} s of CPU"
+            print(
+                f"{one:<10} {found['seconds']:8.1f} s {rate:12,.0f} rows/s {cpu} {found['peak_mb']:9,.0f} MB peak",
+                flush=True,
+            )
+    for other in [name for name in results if name != "paywarden"]:
+        beside = ratios(results["paywarden"], results[other])
+        results[other] |= beside
+        said = f"{beside['seconds_ratio']:.1f} times the time, {beside['cpu_seconds_ratio']:.1f} times the CPU"
+        print(f"paywarden takes {said} and {beside['peak_mb_ratio']:.1f} times the memory of {other}")
     if arguments.json:
         arguments.json.write_text(json.dumps({"rows": arguments.rows, **results}, indent=2) + "\n")
 
