@@ -57,6 +57,10 @@ class AvroCodec(Codec):
         self._known.ask_for(ids.id_of(topic))
         self._decoder = Decoder(topic, self._known)
 
+    def read(self, value: bytes | None) -> DecodedValue:
+        """Return what a record's value holds."""
+        return None if value is None else self._loads(value)
+
     def _loads(self, s: bytes) -> DecodedValue:
         try:
             return self._decoder.decode(s)

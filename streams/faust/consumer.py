@@ -10,7 +10,8 @@ import asyncio
 import logging
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
 
 import aiokafka
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport, ensure_aiokafka_TP
@@ -116,6 +117,27 @@ class _ConsumerThread(AIOKafkaConsumerThread):
         _log.error(msg.format(*fmt))
 
 
+@dataclass(frozen=True, slots=True)
+class RecordBatch:
+    """Records of one partition from one fetch, in order, with aiokafka's attributes `offset` and `value`.
+
+    `assignment` is the reader's number of the assignment in which it got them.
+    """
+
+    partition: int
+    records: list[Any]
+    assignment: int
+
+
+class BatchReader(Protocol):
+    """Gets the records of a topic's fetches."""
+
+    assignment: int
+
+    async def give(self, batch: RecordBatch) -> None:
+        """Take a batch; no more is fetched of any topic before this returns."""
+
+
 class HoldingConsumer(Consumer):
     """Fetches nothing from partitions that are held, while the others go on.
 
@@ -159,15 +181,25 @@ class HoldingConsumer(Consumer):
         await cast(Any, self.app).lasting(super()._drain_messages(fetcher))
 
     async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Any:
+        records = await self._fetch(active_partitions, timeout)
+        readers = cast(KafkaTransport, self.transport).batch_readers
+        for place in [place for place in records if place.topic in readers]:
+            batch = RecordBatch(place.partition, records.pop(place), readers[place.topic].assignment)
+            # In a rebalance Faust drops what was fetched, and goes back to what is committed.
+            if self.flow_active:
+                await readers[place.topic].give(batch)
+        return records
+
+    async def _fetch(self, active_partitions: set[TP] | None, timeout: float) -> dict[Any, list[Any]]:
         self.fetches += 1
         if active_partitions is None or not self._held:
-            return await super()._getmany(active_partitions, timeout)
+            return cast(dict[Any, list[Any]], await super()._getmany(active_partitions, timeout))
         to_fetch = active_partitions - self._held
         if not to_fetch:
             # aiokafka takes an empty set of partitions for all partitions.
             await asyncio.sleep(min(timeout, _IDLE_S))
             return {}
-        return await super()._getmany(to_fetch, timeout)
+        return cast(dict[Any, list[Any]], await super()._getmany(to_fetch, timeout))
 
     def _new_consumer_thread(self) -> AIOKafkaConsumerThread:
         return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
@@ -181,3 +213,5 @@ class KafkaTransport(Transport):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.hold_first: set[str] = set()
+        self.batch_readers: dict[str, BatchReader] = {}
+        """By topic, who gets the records of a fetch together. Faust itself hands over one at a time: 80 µs each."""

@@ -5,7 +5,8 @@ in, and that offset is committed on Kafka. After a crash some records come again
 store and change nothing.
 
     assigned   hold the partition; take it over in the store; release it: no record comes before its state is there
-    a record   a row in a list. A thread counts and saves the rows, one partition after the other
+    records    those of a fetch come together (streams/faust/consumer.py); each becomes a row in a list. A thread counts
+               and saves the rows, one partition after the other
     revoked    save and commit what is there, or drop it: the next owner reads it again
     conflict   another worker has taken over: drop everything. If this worker still has the partition a while later, it
                takes over in turn, and reads again from what the store has
@@ -27,20 +28,22 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast
 
-from faust.types import TP, ChannelT, StreamT
+from faust.types import TP, StreamT
 
 from paywarden.features.stores.base import StoreConflict
 from paywarden.schemas.errors import StoreUnavailable
 from paywarden.streams.faust.codec import AvroCodec, DecodedValue, Undecodable
-from paywarden.streams.faust.consumer import HoldingConsumer, KafkaTransport
+from paywarden.streams.faust.consumer import HoldingConsumer, KafkaTransport, RecordBatch
 
 if TYPE_CHECKING:
     from paywarden.streams.faust.app import StreamApp
 
 _log = logging.getLogger(__name__)
 
-# The most records between the client and this agent. One more fetch may come. Faust stops reading long before.
-QUEUE_MAX = 8192
+# With so many records between the client and this agent, no more are fetched. One more fetch may come.
+_WAITING_MAX = 8192
+# The event loop turns after so many records.
+_SLICE = 250
 _RETRY_S = 1.0
 _LOG_EVERY_S = 10.0
 # The longest a revocation waits for the store, for each agent: a revocation holds up other agents, too.
@@ -135,13 +138,13 @@ class AgentMetrics(Protocol):
 class _CaughtUpMark(NamedTuple):
     """At `at_ms` the broker had nothing behind what was fetched.
 
-    The agent has all of it once the consumer has begun `fetches` fetches and the agent has taken `popped` records from
-    its queue. `popped` is None while some of what was fetched may not be in the queue yet.
+    The agent has all of it once the consumer has begun `fetches` fetches and the agent has worked in `given` batches.
+    `given` is None while some of what was fetched may not have been given to it yet.
     """
 
     at_ms: int
     fetches: int
-    popped: int | None = None
+    given: int | None = None
 
 
 class _Partition:
@@ -196,10 +199,17 @@ class PartitionAgent:
         self._now_ms, self._base = now_ms, base
         self._partitions: dict[int, _Partition] = {}
         self._sights: dict[int, _CaughtUpMark] = {}
+        # Partitions of which records came before they were taken over.
+        self._missed: set[int] = set()
         # Changes when partitions are revoked. Work that began under another number is dropped.
         self.assignment = 0
-        self._popped = self.unsaved = 0
-        self._queue: asyncio.Queue[Any] | None = None
+        # Batches that were given to the agent, and that it has worked in.
+        self._given = self._worked_in = 0
+        self.unsaved = 0
+        self._batches: asyncio.Queue[RecordBatch] = asyncio.Queue()
+        self._waiting = 0
+        self._has_room = asyncio.Event()
+        self._has_room.set()
         self._save_due = asyncio.Event()
         self._saving = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -211,8 +221,9 @@ class PartitionAgent:
         topic = self._app.topic(
             self._topic, key_type=bytes, key_serializer="raw", value_serializer=self._codec, acks=False
         )
-        topic.maxsize = QUEUE_MAX
-        cast(KafkaTransport, self._app.transport).hold_first.add(self._topic)
+        transport = cast(KafkaTransport, self._app.transport)
+        transport.hold_first.add(self._topic)
+        transport.batch_readers[self._topic] = self
         self._app.add_agent(topic, self._name, self._read)
         self._app.on_partitions_assigned.connect(cast(Any, self._on_assigned))
         self._app.on_partitions_revoked.connect(cast(Any, self._on_revoked))
@@ -247,32 +258,53 @@ class PartitionAgent:
 
     # Records
 
-    async def _read(self, stream: StreamT[DecodedValue]) -> None:
-        self._queue = cast(ChannelT[DecodedValue], stream.channel).queue
-        async for value in stream:
-            self._popped += 1
-            event = stream.current_event
-            assert event is not None
-            message = event.message
-            partition = self._partitions.get(message.partition)
-            if partition is None:
-                # The partition was dropped after a conflict: its owner reads the record, or this worker later again.
-                continue
+    async def give(self, batch: RecordBatch) -> None:
+        """Take the records of a fetch. Waits only while too many records do."""
+        await self._has_room.wait()
+        self._given += 1
+        self._batches.put_nowait(batch)
+        self._note_waiting(len(batch.records))
+
+    def _note_waiting(self, more: int) -> None:
+        self._waiting += more
+        (self._has_room.set if self._waiting < _WAITING_MAX else self._has_room.clear)()
+
+    async def _read(self, _: StreamT[DecodedValue]) -> None:
+        """Work in the batches. Faust reads a topic for an agent's stream, and this one stays empty."""
+        while True:
+            batch = await self._batches.get()
+            for first in range(0, len(batch.records), _SLICE):
+                await self._work_in(batch, batch.records[first : first + _SLICE])
+            self._worked_in += 1
+            self._note_waiting(-len(batch.records))
+
+    async def _work_in(self, batch: RecordBatch, records: Sequence[Any]) -> None:
+        read, base, count = self._codec.read, self._base, 0
+        for record in records:
+            value: Any = read(record.value)
             if type(value) is not dict:
-                assignment = self.assignment
                 value = await self._decoded(value)
-                if assignment != self.assignment:
-                    continue
+            partition = self._partitions.get(batch.partition)
+            if batch.assignment != self.assignment:
+                # The next owner reads it.
+                break
+            if partition is None:
+                # It was dropped after a conflict, or a fetch from before the assignment has brought records although
+                # the partition is held. This worker reads them again.
+                self._missed.add(batch.partition)
+                break
             if isinstance(value, Undecodable):
                 self._metrics.undecodable.inc()
-                partition.skip(self._base + message.offset)
+                partition.skip(base + record.offset)
                 continue
-            partition.add(self._base + message.offset, value)
-            self.unsaved += 1
-            if self.unsaved >= self._pace.save_records:
-                self._save_due.set()
-                if self.unsaved == self._pace.unsaved_max:
-                    self._regulate()
+            partition.add(base + record.offset, value)
+            count += 1
+        before, self.unsaved = self.unsaved, self.unsaved + count
+        if self.unsaved >= self._pace.save_records:
+            self._save_due.set()
+            if before < self._pace.unsaved_max <= self.unsaved:
+                self._regulate()
+        await asyncio.sleep(0)
 
     async def _decoded(self, value: DecodedValue) -> dict[str, Any] | Undecodable:
         """Return the record of a value. While the schema registry is asked, no more is fetched."""
@@ -304,6 +336,7 @@ class PartitionAgent:
     def _drop_all(self) -> None:
         self._partitions.clear()
         self._sights.clear()
+        self._missed.clear()
         self._held.clear()
         self.unsaved = 0
 
@@ -312,6 +345,9 @@ class PartitionAgent:
             partition = await self._taken(number, assignment)
             if partition is None:
                 return
+            if number in self._missed:
+                self._begin(self._take_back(number, assignment))
+                continue
             self._partitions[number] = partition
             self._consumer.release(self._places([number]))
 
@@ -336,13 +372,14 @@ class PartitionAgent:
         mark = self._consumer.fetches + 2
         while assignment == self.assignment and self._consumer.fetches < mark:
             await asyncio.sleep(_POLL_S)
-        through = self._popped + self._waiting()
-        while assignment == self.assignment and self._popped < through:
+        through = self._given
+        while assignment == self.assignment and self._worked_in < through:
             await asyncio.sleep(_POLL_S)
         partition = await self._taken(number, assignment)
         if partition is not None:
             await self._consumer.seek(place[0], self._offset_of(partition))
             if assignment == self.assignment:
+                self._missed.discard(number)
                 self._partitions[number] = partition
                 self._consumer.release(place)
 
@@ -421,9 +458,9 @@ class PartitionAgent:
     def _look_for_end(self, number: int, partition: _Partition) -> None:
         """Note up to when everything on the topic has been read."""
         sight = self._sights.pop(number, None)
-        if sight is not None and sight.popped is None and self._consumer.fetches >= sight.fetches:
-            sight = sight._replace(popped=self._popped + self._waiting())
-        if sight is not None and (sight.popped is None or self._popped < sight.popped):
+        if sight is not None and sight.given is None and self._consumer.fetches >= sight.fetches:
+            sight = sight._replace(given=self._given)
+        if sight is not None and (sight.given is None or self._worked_in < sight.given):
             self._sights[number] = sight
             return
         if sight is not None:
@@ -441,9 +478,6 @@ class PartitionAgent:
     @property
     def _consumer(self) -> HoldingConsumer:
         return cast(HoldingConsumer, self._app.consumer)
-
-    def _waiting(self) -> int:
-        return 0 if self._queue is None else self._queue.qsize()
 
     def _places(self, partitions: Any) -> list[TP]:
         return [TP(self._topic, partition) for partition in partitions]
