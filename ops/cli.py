@@ -26,6 +26,7 @@ from paywarden.ops.commands.doctor import doctor
 from paywarden.ops.commands.drift import drift
 from paywarden.ops.commands.features import features
 from paywarden.ops.commands.forget import forget
+from paywarden.ops.commands.gateway import gateway
 from paywarden.ops.commands.init import init
 from paywarden.ops.commands.load import load
 from paywarden.ops.commands.models import models
@@ -306,7 +307,7 @@ def _ending(name: str) -> ProcessEnd:
 
 for _command in (
     *(archive, backfill, backtest, capacity, ceiling, convert, dead_letters, decisions, doctor, drift),
-    *(features, forget, init, load, models, outbox, policy, profile_sets, rebuild, replay),
+    *(features, forget, gateway, init, load, models, outbox, policy, profile_sets, rebuild, replay),
     *(rollout, schemas, set_aside, shadow, simulate, source_group, store, train),
 ):
     cli.add_command(_command)

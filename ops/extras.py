@@ -23,6 +23,7 @@ _Result = TypeVar("_Result")
 _SERVE = ("h2", "httptools", "ngh2", "uvloop")
 _STREAM = ("aiokafka", "faust", "scipy")
 _HISTORY = ("jinja2", "pyarrow")
+_GATEWAY = ("jinja2",)
 _COMPILE = ("lightgbm", "tl2cgen", "treelite")
 _REGISTRY = ("fsspec",)
 _TRAIN = (*_HISTORY, *_COMPILE, "scipy", "sklearn")
@@ -34,6 +35,7 @@ MODULES = {
     "serve": _SERVE,
     "stream": _STREAM,
     "history": _HISTORY,
+    "gateway": _GATEWAY,
     "compile": _COMPILE,
     "registry": _REGISTRY,
     "train": _TRAIN,

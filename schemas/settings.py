@@ -174,6 +174,19 @@ def read_source(
     return source
 
 
+def table_of(name: str, settings_type: type[_Settings], value: object) -> _Settings:
+    """Returns a parsed table as its dataclass, whose fields may be tables and lists of tables.
+
+    Raises Misconfigured for the first setting that is unknown, missing or of a wrong type; `name` begins its message.
+    """
+    wrong: list[Misconfigured] = []
+    table = _table(name, settings_type, value, wrong)
+    if wrong:
+        raise wrong[0]
+    assert isinstance(table, settings_type)
+    return table
+
+
 def _typed(name: str, hint: Any, value: Any, wrong: list[Misconfigured]) -> Any:
     """Returns a TOML value in the type of its setting. A whole number is accepted for a fraction.
 

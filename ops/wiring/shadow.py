@@ -183,7 +183,9 @@ class ChallengerFiles:
         from paywarden.scoring.server.deployment import ReleasePaths
 
         challenger = self._challenger
-        return ReleasePaths(challenger.bundle or served_release(self._source, self._engine.plan.digest).bundle, challenger.policy)
+        return ReleasePaths(
+            challenger.bundle or served_release(self._source, self._engine.plan.digest).bundle, challenger.policy
+        )
 
     def _states(self, paths: ReleasePaths) -> dict[Path, FileState | None]:
         return {path: file_state(path) for path in self._releases.files_of(paths)}

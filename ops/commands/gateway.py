@@ -1,0 +1,75 @@
+"""`paywarden gateway`: the configuration of Envoy or nginx before the scoring hosts, its keys and tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from paywarden.ops.extras import needs
+
+_DESCRIPTION = click.option(
+    "--description",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default="gateway.toml",
+    show_default=True,
+    help="The gateway's description.",
+)
+# 256 random bits, as 43 characters of base64.
+_KEY_BYTES = 32
+
+
+@click.group()
+def gateway() -> None:
+    """Configure a gateway before the scoring hosts: Envoy or nginx."""
+
+
+@gateway.command()
+@click.option("--target", type=click.Choice(["envoy", "nginx"]), required=True, help="What the configuration is for.")
+@_DESCRIPTION
+@click.option("--validate", is_flag=True, help="Also let the target check the configuration; it must be on PATH.")
+@click.option(
+    "--elsewhere", is_flag=True, help="The certificates and key sets are on another machine: do not look for them."
+)
+@needs("gateway")
+def render(target: str, description: Path, validate: bool, elsewhere: bool) -> None:
+    """Print the configuration that makes the target this gateway.
+
+    It holds the tokens by which hosts know the gateway's clients. Write it to a file that no other user may read.
+    """
+    from paywarden.ops.gateway.description import read_description
+    from paywarden.ops.gateway.envoy import envoy_configuration
+    from paywarden.ops.gateway.nginx import nginx_configuration
+    from paywarden.ops.gateway.validation import validate as validate_with
+
+    described = read_description(description, looks_for_files=not elsewhere)
+    configuration = envoy_configuration(described) if target == "envoy" else nginx_configuration(described)
+    if validate:
+        validate_with(target, configuration)
+    click.echo(configuration, nl=False)
+
+
+@gateway.command()
+@_DESCRIPTION
+def tokens(description: Path) -> None:
+    """Print the hosts' [auth] tokens_file: by these tokens they know which client a gateway's call is of.
+
+    While the secret's file has two lines, each client has a token of both.
+    """
+    from paywarden.ops.gateway.description import read_description
+    from paywarden.ops.gateway.host_tokens import read_secrets, tokens_file
+
+    described = read_description(description, looks_for_files=False)
+    secrets = read_secrets(described.to_hosts.secret_file)
+    click.echo(tokens_file(secrets, (client.name for client in described.clients)), nl=False)
+
+
+@gateway.command()
+def key() -> None:
+    """Make an API key: print it for the client, and its hash for the description. It is stored nowhere."""
+    import hashlib
+    import secrets
+
+    made = secrets.token_urlsafe(_KEY_BYTES)
+    click.echo(f"key     {made}")
+    click.echo(f"sha256  {hashlib.sha256(made.encode()).hexdigest()}")

@@ -1,0 +1,1 @@
+"""A gateway before the scoring hosts: one description, rendered for Envoy or nginx."""

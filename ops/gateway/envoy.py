@@ -1,0 +1,473 @@
+"""Envoy's bootstrap configuration: static, complete, JSON.
+
+    caller ──► connection limits ──► JWT ──► who calls (Lua) ──► client's share ──► whole body ──► host by maglev
+
+1. `jwt_authn` checks a JWT, if issuers are described. What is no JWT passes on.
+2. The Lua filter recognises the client by key, certificate or JWT, refuses strangers, and replaces the Authorization
+   header by the client's token for hosts.
+3. `local_ratelimit` holds a token bucket for each client.
+4. `buffer` waits for the whole body, so a slow one never reaches a host.
+5. The router takes the host of the routing header by maglev; that header and the request id stay here. HTTP and gRPC
+   hash the same names of hosts, so a card has one host over both.
+
+An answer of a host, 429, 503 and 504 too, is an answer: only broken connections and time-outs take a host out.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from paywarden.ops.gateway.clients_code import clients_code, environment
+from paywarden.ops.gateway.description import ROUTE_HEADER, Address, GatewayDescription, Host, is_ip
+from paywarden.ops.gateway.log_fields import ENVOY_FIELDS
+from paywarden.ops.gateway.refusals import REFUSALS, WRONG_ROUTE, GatewayRefusal
+from paywarden.ops.gateway.routes import GRPC, HTTP, paths_of
+
+_Json = dict[str, Any]
+
+_FILTERS = "envoy.extensions.filters.http"
+# More than the calls of any second: the bucket of clients without a limit.
+_NO_LIMIT = 4_000_000_000
+# HTTP/2 opens a further connection to a host beyond this, and one connection reaches one worker of a host.
+_STREAMS_TO_HOST = 16
+_HEADER_COUNT_MAX = 64
+_LINGER_CONNECTION_S = 60
+# Retries of a cluster that are always allowed, however few calls there are.
+_RETRIES_MIN = 3
+# Where the routing header's value is kept for the choice of a host, for retries too.
+_ROUTE_STATE = "paywarden.route"
+# A host remembers the heads that it has read. Headers that differ from call to call would make each head a new one.
+_NOT_FOR_HOSTS = (
+    *(ROUTE_HEADER, "x-request-id", "x-forwarded-for", "x-forwarded-proto", "x-envoy-external-address"),
+    *("user-agent", "accept", "accept-encoding", "accept-language", "cookie", "referer"),
+)
+# Nobody: with it Envoy writes a request id of its own for every caller, also for one of a private network.
+_NOBODY = {"address_prefix": "255.255.255.255", "prefix_len": 32}
+
+
+def envoy_configuration(description: GatewayDescription) -> str:
+    """Returns the configuration, which holds the hosts' tokens in clear. Raises Misconfigured (the secret)."""
+    kinds = [kind for kind in (HTTP, GRPC) if description.listener(kind)]
+    admin = description.listener("admin")
+    configuration: _Json = {"node": {"id": "paywarden", "cluster": "paywarden"}}
+    if admin is not None:
+        configuration["admin"] = {"address": _socket_address(admin)}
+    configuration |= {
+        "static_resources": {
+            "listeners": [_listener(description, kind) for kind in kinds],
+            "clusters": [_cluster(description, version, kind) for kind in kinds for version in description.versions],
+        },
+        "overload_manager": {
+            "resource_monitors": [
+                _typed(
+                    "envoy.resource_monitors.global_downstream_max_connections",
+                    "envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
+                    max_active_downstream_connections=description.limits.connections_max,
+                )
+            ]
+        },
+    }
+    return json.dumps(configuration, indent=2) + "\n"
+
+
+def _typed(name: str, message: str, **fields: Any) -> _Json:
+    return {"name": name, "typed_config": {"@type": f"type.googleapis.com/{message}", **fields}}
+
+
+def _filter(name: str, message: str, **fields: Any) -> _Json:
+    return _typed(f"envoy.filters.http.{name}", f"{_FILTERS}.{name}.v3.{message}", **fields)
+
+
+def _seconds(milliseconds: int) -> str:
+    return f"{milliseconds / 1000:g}s"
+
+
+def _socket_address(address: Address) -> _Json:
+    return {"socket_address": {"address": address.host, "port_value": address.port}}
+
+
+# Listeners
+
+
+def _listener(description: GatewayDescription, kind: str) -> _Json:
+    address = description.listener(kind)
+    assert address is not None
+    chain: _Json = {"filters": [_connection_manager(description, kind)]}
+    if description.tls.certificate:
+        chain["transport_socket"] = _downstream_tls(description, kind)
+    return {
+        "name": kind,
+        "address": _socket_address(address),
+        "per_connection_buffer_limit_bytes": description.limits.body_bytes_max + description.limits.head_bytes_max,
+        "filter_chains": [chain],
+    }
+
+
+def _downstream_tls(description: GatewayDescription, kind: str) -> _Json:
+    tls = description.tls
+    common: _Json = {
+        "alpn_protocols": ["h2", "http/1.1"] if kind == HTTP else ["h2"],
+        "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
+        "tls_certificates": [_certificate(tls.certificate, tls.key)],
+    }
+    if tls.client_certificates != "none":
+        common["validation_context"] = {"trusted_ca": {"filename": tls.client_ca}}
+    return _typed(
+        "envoy.transport_sockets.tls",
+        "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+        common_tls_context=common,
+        require_client_certificate=tls.client_certificates == "required",
+    )
+
+
+def _certificate(certificate: str, key: str) -> _Json:
+    return {"certificate_chain": {"filename": certificate}, "private_key": {"filename": key}}
+
+
+def _connection_manager(description: GatewayDescription, kind: str) -> _Json:
+    limits = description.limits
+    timeout = _seconds(limits.request_timeout_ms)
+    return _typed(
+        "envoy.filters.network.http_connection_manager",
+        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        stat_prefix=kind,
+        codec_type="AUTO" if kind == HTTP else "HTTP2",
+        server_header_transformation="PASS_THROUGH",
+        use_remote_address=True,
+        skip_xff_append=True,
+        internal_address_config={"unix_sockets": False, "cidr_ranges": [_NOBODY]},
+        generate_request_id=True,
+        always_set_request_id_in_response=True,
+        normalize_path=True,
+        path_with_escaped_slashes_action="REJECT_REQUEST",
+        max_request_headers_kb=-(-limits.head_bytes_max // 1024),
+        common_http_protocol_options={
+            "idle_timeout": _seconds(limits.idle_timeout_ms),
+            "max_headers_count": _HEADER_COUNT_MAX,
+            "headers_with_underscores_action": "REJECT_REQUEST",
+        },
+        http2_protocol_options={"max_concurrent_streams": limits.streams_max},
+        request_timeout=timeout,
+        request_headers_timeout=timeout,
+        stream_idle_timeout=_seconds(limits.request_timeout_ms + description.to_hosts.timeout_ms),
+        access_log=[
+            _typed(
+                "envoy.access_loggers.file",
+                "envoy.extensions.access_loggers.file.v3.FileAccessLog",
+                path=description.listen.access_log,
+                log_format={"json_format": ENVOY_FIELDS},
+            )
+        ],
+        local_reply_config={"mappers": _mappers(kind)},
+        http_filters=_http_filters(description, kind),
+        route_config=_routes(description, kind),
+    )
+
+
+def _mappers(kind: str) -> list[_Json]:
+    """Returns how Envoy words its own answers. A failed connection (502) is told as 503, like a host that is away."""
+    known = {refusal.status: refusal for refusal in REFUSALS}
+    return [_mapper(kind, refusal.status, refusal) for refusal in REFUSALS] + [_mapper(kind, 502, known[503])]
+
+
+def _mapper(kind: str, status: int, refusal: GatewayRefusal) -> _Json:
+    headers = [_added("retry-after", "1")] if refusal.retry_after else []
+    if kind == GRPC:
+        headers.append(_added("grpc-status", str(refusal.grpc_status)))
+    text = refusal.body if kind == HTTP else refusal.message
+    return {
+        "filter": {
+            "status_code_filter": {
+                "comparison": {"op": "EQ", "value": {"default_value": status, "runtime_key": f"paywarden.{status}"}}
+            }
+        },
+        "status_code": refusal.status,
+        "headers_to_add": headers,
+        "body_format_override": {
+            "text_format_source": {"inline_string": text},
+            "content_type": "application/json" if kind == HTTP else "text/plain",
+        },
+    }
+
+
+def _added(header: str, value: str) -> _Json:
+    return {"header": {"key": header, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+
+
+def _http_filters(description: GatewayDescription, kind: str) -> list[_Json]:
+    source = (
+        environment()
+        .get_template("envoy.lua")
+        .render(clients_code=clients_code(description), route_header=ROUTE_HEADER, wrong_route=WRONG_ROUTE, kind=kind)
+    )
+    filters = [_jwt_filter(description)] if description.issuers else []
+    return [
+        *filters,
+        _filter("lua", "Lua", default_source_code={"inline_string": source}),
+        _typed(
+            "envoy.filters.http.set_filter_state",
+            f"{_FILTERS}.set_filter_state.v3.Config",
+            on_request_headers=[
+                {
+                    "object_key": _ROUTE_STATE,
+                    "factory_key": "envoy.hashable_string",
+                    "format_string": {"text_format_source": {"inline_string": f"%REQ({ROUTE_HEADER})%"}},
+                    "skip_if_empty": True,
+                }
+            ],
+        ),
+        _rate_limit_filter(description),
+        _filter("buffer", "Buffer", max_request_bytes=description.limits.body_bytes_max),
+        _filter("router", "Router", suppress_envoy_headers=True),
+    ]
+
+
+def _jwt_filter(description: GatewayDescription) -> _Json:
+    """Returns the filter that checks JWTs. A call without a valid one goes on to the Lua filter, which refuses it."""
+    providers = {
+        f"issuer_{number}": {
+            "issuer": issuer.issuer,
+            "audiences": list(issuer.audiences),
+            "local_jwks": {"filename": issuer.jwks},
+            "require_expiration": True,
+            "forward": False,
+            "from_headers": [{"name": "Authorization", "value_prefix": "Bearer "}],
+            "payload_in_metadata": "paywarden",
+        }
+        for number, issuer in enumerate(description.issuers)
+    }
+    requirements: list[_Json] = [{"provider_name": name} for name in providers]
+    return _filter(
+        "jwt_authn",
+        "JwtAuthentication",
+        providers=providers,
+        rules=[
+            {
+                "match": {"prefix": "/"},
+                "requires": {"requires_any": {"requirements": [*requirements, {"allow_missing_or_failed": {}}]}},
+            }
+        ],
+    )
+
+
+def _rate_limit_filter(description: GatewayDescription) -> _Json:
+    """Returns the filter with a token bucket for each client, which all threads of Envoy share."""
+    always = {"default_value": {"numerator": 100, "denominator": "HUNDRED"}}
+    return _filter(
+        "local_ratelimit",
+        "LocalRateLimit",
+        stat_prefix="clients",
+        token_bucket={"max_tokens": _NO_LIMIT, "tokens_per_fill": _NO_LIMIT, "fill_interval": "1s"},
+        filter_enabled={"runtime_key": "paywarden.limits_enabled", **always},
+        filter_enforced={"runtime_key": "paywarden.limits_enforced", **always},
+        always_consume_default_token_bucket=False,
+        rate_limited_as_resource_exhausted=True,
+        rate_limits=[
+            {
+                "actions": [
+                    {
+                        "metadata": {
+                            "descriptor_key": "client",
+                            "metadata_key": {"key": "paywarden", "path": [{"key": "client"}]},
+                            "source": "DYNAMIC",
+                        }
+                    }
+                ]
+            }
+        ],
+        descriptors=[
+            {
+                "entries": [{"key": "client", "value": client.name}],
+                "token_bucket": {
+                    "max_tokens": client.burst_calls,
+                    "tokens_per_fill": client.calls_per_second,
+                    "fill_interval": "1s",
+                },
+            }
+            for client in description.clients
+            if client.calls_per_second
+        ],
+    )
+
+
+# Routes
+
+
+def _routes(description: GatewayDescription, kind: str) -> _Json:
+    routes: list[_Json] = [
+        {
+            "name": name,
+            "match": {"path": path},
+            "route": _route_action(description, f"{version}_{kind}"),
+        }
+        for version in description.versions
+        for name, path in paths_of(version, kind)
+    ]
+    if kind == HTTP:
+        # For a load balancer before the gateway: alive, without a key.
+        routes.append(
+            {
+                "name": "livez",
+                "match": {"path": "/livez"},
+                "direct_response": {"status": 200, "body": {"inline_string": "ok\n"}},
+                "typed_per_filter_config": {
+                    "envoy.filters.http.lua": {
+                        "@type": f"type.googleapis.com/{_FILTERS}.lua.v3.LuaPerRoute",
+                        "disabled": True,
+                    }
+                },
+            }
+        )
+    return {
+        "name": kind,
+        "virtual_hosts": [
+            {
+                "name": "all",
+                "domains": ["*"],
+                "routes": routes,
+                "request_headers_to_remove": list(_NOT_FOR_HOSTS),
+                "response_headers_to_add": [_added("x-request-id", "%DYNAMIC_METADATA(paywarden:request_id)%")],
+            }
+        ],
+    }
+
+
+def _route_action(description: GatewayDescription, cluster: str) -> _Json:
+    return {
+        "cluster": cluster,
+        "timeout": _seconds(description.to_hosts.timeout_ms),
+        "host_rewrite_literal": "paywarden",
+        "hash_policy": [{"filter_state": {"key": _ROUTE_STATE}, "terminal": True}],
+        # A call that a host may have decided is not sent twice. A retry meets the same host, as it has the same hash.
+        "retry_policy": {
+            "retry_on": "connect-failure,refused-stream,reset-before-request",
+            "num_retries": 1,
+            "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.025s"},
+        },
+    }
+
+
+# Clusters
+
+
+def _cluster(description: GatewayDescription, version: str, kind: str) -> _Json:
+    to_hosts, hosts = description.to_hosts, description.hosts_of(version)
+    is_static = all(is_ip(host.address) for host in hosts)
+    name = f"{version}_{kind}"
+    cluster: _Json = {
+        "name": name,
+        "type": "STATIC" if is_static else "STRICT_DNS",
+        "connect_timeout": _seconds(to_hosts.connect_timeout_ms),
+        "lb_policy": "MAGLEV",
+        # Without a healthy host Envoy answers 503 at once, and does not try hosts that are known to be away.
+        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+        "health_checks": [_health_check(description)],
+        "circuit_breakers": {"thresholds": [_breakers(description, len(hosts))]},
+        "outlier_detection": _outlier_detection(description),
+        "load_assignment": {
+            "cluster_name": name,
+            "endpoints": [{"lb_endpoints": [_endpoint(host, kind) for host in hosts]}],
+        },
+        "typed_extension_protocol_options": {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                "explicit_http_config": _protocol(kind),
+                "common_http_protocol_options": {"idle_timeout": f"{_LINGER_CONNECTION_S}s"},
+            }
+        },
+    }
+    if to_hosts.ca:
+        cluster |= _upstream_tls(description)
+    return cluster
+
+
+def _protocol(kind: str) -> _Json:
+    if kind == HTTP:
+        return {"http_protocol_options": {}}
+    return {"http2_protocol_options": {"max_concurrent_streams": _STREAMS_TO_HOST}}
+
+
+def _endpoint(host: Host, kind: str) -> _Json:
+    endpoint: _Json = {"address": _socket_address(Address(host.address, getattr(host, kind)))}
+    endpoint["health_check_config"] = {"port_value": host.health or host.http}
+    # The name is hashed, not the address: HTTP and gRPC, and a host that moves, keep their cards.
+    return {"endpoint": endpoint, "metadata": {"filter_metadata": {"envoy.lb": {"hash_key": host.name}}}}
+
+
+def _health_check(description: GatewayDescription) -> _Json:
+    to_hosts = description.to_hosts
+    check: _Json = {
+        "timeout": _seconds(to_hosts.health_timeout_ms),
+        "interval": _seconds(to_hosts.health_interval_ms),
+        "unhealthy_threshold": to_hosts.health_failures,
+        "healthy_threshold": 1,
+        "http_health_check": {"path": "/readyz", "codec_client_type": "HTTP1"},
+        # Otherwise Envoy looks once a minute until the first call comes.
+        "no_traffic_interval": _seconds(to_hosts.health_interval_ms),
+    }
+    if to_hosts.ca and all(host.health for host in description.hosts):
+        # The admin port of a host has no TLS.
+        check["transport_socket_match_criteria"] = {"is_plain": True}
+    return check
+
+
+def _breakers(description: GatewayDescription, host_count: int) -> _Json:
+    most = description.to_hosts.connections_max * host_count
+    return {
+        "max_connections": most,
+        "max_pending_requests": most,
+        "max_requests": most * _STREAMS_TO_HOST,
+        "retry_budget": {
+            "budget_percent": {"value": description.to_hosts.retry_budget_percent},
+            "min_retry_concurrency": _RETRIES_MIN,
+        },
+    }
+
+
+def _outlier_detection(description: GatewayDescription) -> _Json:
+    """Returns what takes a host out: broken connections and time-outs in a row, and never what a host has answered."""
+    to_hosts = description.to_hosts
+    return {
+        "split_external_local_origin_errors": True,
+        "consecutive_local_origin_failure": to_hosts.failures_max,
+        "enforcing_consecutive_local_origin_failure": 100,
+        "enforcing_consecutive_5xx": 0,
+        "enforcing_consecutive_gateway_failure": 0,
+        "enforcing_success_rate": 0,
+        "enforcing_local_origin_success_rate": 0,
+        "enforcing_failure_percentage": 0,
+        "enforcing_failure_percentage_local_origin": 0,
+        "interval": "1s",
+        "base_ejection_time": _seconds(to_hosts.out_ms),
+        "max_ejection_time": _seconds(to_hosts.out_ms * 6),
+        "max_ejection_percent": 100,
+    }
+
+
+def _upstream_tls(description: GatewayDescription) -> _Json:
+    to_hosts = description.to_hosts
+    common: _Json = {
+        "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
+        "validation_context": {"trusted_ca": {"filename": to_hosts.ca}},
+    }
+    if to_hosts.certificate:
+        common["tls_certificates"] = [_certificate(to_hosts.certificate, to_hosts.key)]
+    context: _Json = {"common_tls_context": common}
+    if to_hosts.name:
+        context["sni"] = to_hosts.name
+        matcher = {"san_type": "DNS", "matcher": {"exact": to_hosts.name}}
+        common["validation_context"]["match_typed_subject_alt_names"] = [matcher]
+    else:
+        context |= {"auto_host_sni": True, "auto_sni_san_validation": True}
+    socket = _typed(
+        "envoy.transport_sockets.tls", "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext", **context
+    )
+    plain = _typed("envoy.transport_sockets.raw_buffer", "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer")
+    return {
+        "transport_socket": socket,
+        "transport_socket_matches": [
+            {"name": "plain", "match": {"is_plain": True}, "transport_socket": plain},
+            {"name": "tls", "match": {}, "transport_socket": socket},
+        ],
+    }

@@ -1,0 +1,112 @@
+"""nginx's configuration: one file, for an nginx with the Lua module.
+
+nginx keeps the promises of Envoy's configuration as far as it can (docs/operate/gateway.md has a table of both). It
+looks at hosts only through calls, cannot check a JWT, and knows no budget of retries. What it cannot do at all is
+refused here, so nobody believes that it holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from paywarden.ops.gateway.clients_code import clients_code, environment
+from paywarden.ops.gateway.description import Address, Client, GatewayDescription
+from paywarden.ops.gateway.log_fields import NGINX_FIELDS
+from paywarden.ops.gateway.refusals import REFUSALS, WRONG_ROUTE
+from paywarden.ops.gateway.routes import GRPC, HTTP, paths_of
+from paywarden.schemas.errors import Misconfigured
+
+# Idle connections that a worker keeps to the hosts of one upstream.
+_KEPT_CONNECTIONS = 64
+
+
+@dataclass(frozen=True)
+class _Share:
+    """Clients with the same rate and burst have one zone of nginx."""
+
+    name: str
+    rate: int
+    burst: int
+    clients: list[str]
+
+
+def nginx_configuration(description: GatewayDescription) -> str:
+    """Returns the configuration, which holds the hosts' tokens in clear.
+
+    Raises Misconfigured for the secret, and for what nginx cannot do.
+    """
+    _refuse_what_it_cannot(description)
+    kinds = [kind for kind in (HTTP, GRPC) if description.listener(kind)]
+    lua = environment().get_template("nginx.lua").render(clients_code=clients_code(description))
+    return (
+        environment()
+        .get_template("nginx.conf")
+        .render(
+            folder=description.nginx.folder,
+            modules=description.nginx.modules,
+            access_log=description.listen.access_log,
+            limits=description.limits,
+            tls=description.tls,
+            to_hosts=description.to_hosts,
+            log_format="{" + ",".join(f'"{name}":"{value}"' for name, value in NGINX_FIELDS.items()) + "}",
+            shares=_shares(description.clients),
+            upstreams=list(_upstreams(description, kinds)),
+            servers=[_server(description, kind) for kind in kinds],
+            refusals=list(REFUSALS),
+            wrong_route=WRONG_ROUTE,
+            lua=lua,
+        )
+    )
+
+
+def _refuse_what_it_cannot(description: GatewayDescription) -> None:
+    if description.issuers:
+        raise Misconfigured("[[issuers]]: nginx cannot check a JWT; wanted --target envoy, or clients with keys")
+    if description.listen.admin:
+        raise Misconfigured("[listen] admin: nginx has no such page; wanted an empty text")
+    if description.to_hosts.ca and not description.to_hosts.name:
+        raise Misconfigured(
+            "[to_hosts] name: nginx needs the one name that stands in the hosts' certificates, got none"
+        )
+
+
+def _shares(clients: tuple[Client, ...]) -> list[_Share]:
+    shares: dict[tuple[int, int], _Share] = {}
+    for client in clients:
+        if rate := client.calls_per_second:
+            burst = client.burst_calls
+            share = shares.setdefault((rate, burst), _Share(f"share_{rate}_{burst}", rate, burst, []))
+            share.clients.append(client.name)
+    return list(shares.values())
+
+
+def _upstreams(description: GatewayDescription, kinds: list[str]) -> Iterator[dict[str, Any]]:
+    for kind in kinds:
+        for version in description.versions:
+            hosts = description.hosts_of(version)
+            addresses = [Address(host.address, getattr(host, kind)).text for host in hosts]
+            keepalive = _KEPT_CONNECTIONS * len(hosts)
+            yield {"name": f"{version}_{kind}", "addresses": addresses, "keepalive": keepalive}
+
+
+def _server(description: GatewayDescription, kind: str) -> dict[str, Any]:
+    address = description.listener(kind)
+    assert address is not None
+    has_tls = bool(description.tls.certificate)
+    # Without TLS a caller cannot say which protocol it speaks, and nginx speaks one at a port.
+    options = [*(["ssl"] if has_tls else []), *(["http2"] if has_tls or kind == GRPC else [])]
+    is_encrypted = bool(description.to_hosts.ca)
+    return {
+        "kind": kind,
+        "address": address.text,
+        "options": " ".join(options),
+        "module": "proxy" if kind == HTTP else "grpc",
+        "scheme": ("http" if kind == HTTP else "grpc") + ("s" if is_encrypted else ""),
+        "routes": [
+            {"name": name, "path": path, "upstream": f"{version}_{kind}"}
+            for version in description.versions
+            for name, path in paths_of(version, kind)
+        ],
+    }

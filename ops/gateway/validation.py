@@ -1,0 +1,35 @@
+"""Let the target itself check a configuration before anybody uses it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from paywarden.schemas.errors import Misconfigured
+
+_TIMEOUT_S = 60
+
+
+def validate(target: str, configuration: str) -> None:
+    """Run Envoy or nginx of this machine over a configuration.
+
+    Raises Misconfigured with what it says, or if it is not installed.
+    """
+    if shutil.which(target) is None:
+        raise Misconfigured(f"--validate: {target} is not on PATH; wanted it, to check the configuration")
+    # Only this user may read it: the configuration holds tokens.
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / ("envoy.json" if target == "envoy" else "nginx.conf")
+        file.write_text(configuration, encoding="utf-8")
+        mode = ["--mode", "validate", "-l", "error", "-c"] if target == "envoy" else ["-t", "-q", "-c"]
+        try:
+            done = subprocess.run(
+                [target, *mode, str(file)], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise Misconfigured(f"--validate: cannot run {target}: {error}") from error
+    if done.returncode:
+        said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+        raise Misconfigured(f"{target} refuses the configuration: {said[0] if said else 'without a word'}")

@@ -1,0 +1,105 @@
+"""What is rendered: the decisions that the real Envoy and nginx of the integration tests do not show."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from paywarden.ops.cli import cli
+from paywarden.ops.gateway.description import GatewayDescription
+from paywarden.ops.gateway.envoy import envoy_configuration
+from paywarden.ops.gateway.nginx import nginx_configuration
+from paywarden.schemas.errors import Misconfigured
+from tests.worlds.gateway_described import ISSUER, KEY, SECRET, TEXT, described, write_description
+
+Renderer = Callable[[GatewayDescription], str]
+
+
+def values_of(tree: object, name: str) -> Iterator[Any]:
+    """Yields every value of this name in a JSON document."""
+    if isinstance(tree, dict):
+        if name in tree:
+            yield tree[name]
+        tree = list(tree.values())
+    if isinstance(tree, list):
+        for item in tree:
+            yield from values_of(item, name)
+
+
+@pytest.mark.parametrize("render", [envoy_configuration, nginx_configuration])
+def test_a_configuration_holds_neither_key_nor_secret_and_is_the_same_again(tmp_path: Path, render: Renderer) -> None:
+    description = described(tmp_path)
+    text = render(description)
+    assert KEY not in text
+    assert SECRET not in text
+    assert render(description) == text
+
+
+def test_envoy_never_takes_a_host_out_for_what_it_answers(tmp_path: Path) -> None:
+    clusters = json.loads(envoy_configuration(described(tmp_path)))["static_resources"]["clusters"]
+    assert [cluster["name"] for cluster in clusters] == ["v1_http", "v2_http", "v1_grpc", "v2_grpc"]
+    for cluster in clusters:
+        outlier = cluster["outlier_detection"]
+        assert outlier["split_external_local_origin_errors"] is True
+        enforced = {name for name, value in outlier.items() if name.startswith("enforcing_") and value}
+        assert enforced == {"enforcing_consecutive_local_origin_failure"}
+        assert cluster["lb_policy"] == "MAGLEV"
+
+
+def test_envoy_sends_a_call_again_only_if_no_host_has_taken_it(tmp_path: Path) -> None:
+    configuration = json.loads(envoy_configuration(described(tmp_path)))
+    policies = list(values_of(configuration, "retry_policy"))
+    assert {(policy["retry_on"], policy["num_retries"]) for policy in policies} == {
+        ("connect-failure,refused-stream,reset-before-request", 1)
+    }
+    # No predicate and no priority: the same hash finds the same host.
+    assert {name for policy in policies for name in policy} == {"retry_on", "num_retries", "retry_back_off"}
+    assert {budget["budget_percent"]["value"] for budget in values_of(configuration, "retry_budget")} == {20}
+
+
+def test_the_same_names_of_hosts_are_hashed_for_http_and_grpc(tmp_path: Path) -> None:
+    clusters = json.loads(envoy_configuration(described(tmp_path)))["static_resources"]["clusters"]
+    keys = [list(values_of(cluster, "hash_key")) for cluster in clusters]
+    assert keys == [["scoring-1", "scoring-2"], ["scoring-2"]] * 2
+
+
+def test_a_health_check_asks_the_admin_port_if_there_is_one(tmp_path: Path) -> None:
+    configuration = json.loads(envoy_configuration(described(tmp_path)))
+    ports = [value["port_value"] for value in values_of(configuration, "health_check_config")]
+    assert ports == [8082, 8080, 8080] * 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (ISSUER, r"\[\[issuers\]\]: nginx cannot check a JWT"),
+        ('[listen]\nadmin = "127.0.0.1:9901"', r"\[listen\] admin: nginx has no such page"),
+        ('[to_hosts]\nca = "server.pem"', r"\[to_hosts\] name: nginx needs"),
+    ],
+)
+def test_what_nginx_cannot_do_is_refused(tmp_path: Path, change: str, message: str) -> None:
+    section = change.partition("\n")[0]
+    text = TEXT.replace(section, change, 1) if section and section in TEXT else TEXT + change
+    with pytest.raises(Misconfigured, match=message):
+        nginx_configuration(described(tmp_path, text))
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(cli, ["gateway", *arguments], standalone_mode=False)
+    return result.exit_code, result.stdout if result.exception is None else str(result.exception)
+
+
+def test_the_command_prints_configuration_tokens_and_keys(tmp_path: Path) -> None:
+    path = str(write_description(tmp_path))
+    assert run("render", "--target", "nginx", "--description", path)[1].startswith("# Made by `paywarden gateway")
+    status, printed = run("tokens", "--description", path)
+    assert (status, printed.splitlines()[1][:9]) == (0, "checkout:")
+    assert [line.split()[0] for line in run("key")[1].splitlines()] == ["key", "sha256"]
+    (tmp_path / "server.key").unlink()
+    assert "[tls] key: cannot read" in run("render", "--target", "envoy", "--description", path)[1]
+    assert run("render", "--target", "envoy", "--elsewhere", "--description", path)[0] == 0
