@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,7 +68,9 @@ def evaluate(source: Source, name: str) -> None:
             sys.stdout.write(json.dumps(status) + "\n")
             sys.stdout.flush()
 
-        evaluator.run(end.stop, tell)
+        # Without a parent nobody would hear of it, or start it again.
+        with suppress(BrokenPipeError):
+            evaluator.run(end.stop, tell)
 
 
 @shadow.command()
