@@ -1,8 +1,8 @@
 """A challenger in the shadow: does every decision get a partner, do callers wait longer, and what does it cost?
 
 Measured, on all cores of the machine: `paywarden serve` with one worker, `companion`, `stream` and Kafka. First the
-endpoint's capacity, in a closed loop. Then an open loop at a share of it, in turns without and with `paywarden shadow
-run`, whose one challenger is a copy of the served bundle. At last the closed loop again, with the challenger.
+endpoint's capacity, in a closed loop. Then an open loop at a share of it, and a closed loop, in turns without and with
+`paywarden shadow run`, whose one challenger is a copy of the served bundle.
 
     python -m perf.shadow [--load 0.75] [--seconds 15] [--rounds 3] [--cards 5000] [--json FILE]
 
@@ -121,25 +121,29 @@ class _System:
         rate = load * capacity
         print(f"capacity {capacity:.0f}/s, rate {rate:.0f}/s", flush=True)
         quiet, shadowed = [], []
+        quiet_ok, shadowed_ok, kept_up, shed = [], [], [], 0.0
         for number in range(rounds):
             quiet.append(self._round(rate, seconds))
+            quiet_ok.append(self._closed(seconds).ok_per_second)
             with self._shadow() as shadow:
                 shadowed.append(self._round(rate, seconds, shadow))
+                before = shadow.drained()
+                overloaded = self._closed(seconds)
+                after = shadow.drained()
+            shadowed_ok.append(overloaded.ok_per_second)
+            kept_up.append((after["evaluated"] - before["evaluated"]) / overloaded.ok)
+            shed += after["shed"] - before["shed"]
             for title, one in (("without", quiet[-1]), ("with", shadowed[-1])):
                 print(
                     f"round {number} {title:<8} p50 {one.report.p50_ms:6.2f} ms  p99 {one.report.p99_ms:6.2f} ms  "
                     f"cpu {one.cpu_s / one.report.ok * 1e6:6.1f} us  paired {one.paired:.0f} of {one.report.ok}",
                     flush=True,
                 )
-        with self._shadow() as shadow:
-            before = shadow.counts()
-            overloaded = self._closed(seconds)
-            after = shadow.drained()
-        paired = after["evaluated"] - before["evaluated"]
         return {
             "capacity_per_second": capacity,
             "rate": rate,
             "paired_share": sum(one.paired for one in shadowed) / sum(one.report.ok for one in shadowed),
+            "shed": sum(one.shed for one in shadowed),
             "p99_ratio": _median(shadowed, "p99_ms") / _median(quiet, "p99_ms"),
             "p50_ratio": _median(shadowed, "p50_ms") / _median(quiet, "p50_ms"),
             "cpu_ratio": _cpu_us(shadowed) / _cpu_us(quiet),
@@ -147,9 +151,9 @@ class _System:
             "cpu_us_shadow": _cpu_us(shadowed),
             "p99_ms_quiet": _median(quiet, "p99_ms"),
             "p99_ms_shadow": _median(shadowed, "p99_ms"),
-            "overload_ok_ratio": overloaded.ok_per_second / capacity,
-            "overload_paired_share": paired / overloaded.ok,
-            "overload_shed": after["shed"] - before["shed"],
+            "overload_ok_ratio": statistics.median(shadowed_ok) / statistics.median(quiet_ok),
+            "overload_paired_share": statistics.median(kept_up),
+            "overload_shed": shed,
         }
 
     def _round(self, rate: float, seconds: float, shadow: _Shadow | None = None) -> _Round:
