@@ -161,7 +161,9 @@ def lead(source: Source, look_every: float, key: str | None) -> None:
     """Lead the newest rollout on live decisions.
 
     It reads the topic `decisions`, looks at the evidence, takes the next step or rolls back, and writes the deployment
-    file that `serve` on this host acts on ([serve] runtime). Run one for a deployment, with the settings of `serve`.
+    file that `serve` on this host acts on ([serve] runtime). When labels are mature it reads `outcomes`, too.
+
+    Run one for a deployment, with the settings of `serve`.
     It ends when the rollout has ended. After a kill it goes on where it was. A second one of the same log refuses to
     start. With a registry it needs a key of its own with the role `lead`, and other hosts follow the log.
     """

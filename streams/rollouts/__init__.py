@@ -1,1 +1,1 @@
-"""The events of rollouts, on the topic `rollouts`."""
+"""Leads rollouts on live decisions and outcomes, and tells their events: the topic `rollouts`, and metrics."""

@@ -1,0 +1,66 @@
+"""Records of decisions as the columns that the analysis takes, and a leader without Kafka."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from paywarden.features.profiles.money import load_rates
+from paywarden.models.policy.policy import DECLINE
+from paywarden.models.rollout.log import MemoryRolloutLog, RolloutKeeper
+from paywarden.models.rollout.plan import RolloutPlan, plan_of
+from paywarden.models.rollout.rollout import EventKind, Rollout, RolloutEvent, Start, Version
+from paywarden.models.rollout.shares import CANDIDATE, CardSplit
+from paywarden.schemas.avro import Encoder, LocalSchemaIds
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.reading import Record
+from paywarden.streams.rollouts.leader import RolloutLeader, decision_columns
+from tests.worlds.decision_records import decision
+
+SALT = "00" * 16
+
+
+def record(number: int, **changes: Any) -> Record:
+    ids = LocalSchemaIds()
+    value = Encoder("decisions", ids.id_of("decisions")).encode(decision(f"p{number}", **changes))
+    return Record("decisions", 0, number, None, value, 0, None)
+
+
+def led(plan: RolloutPlan) -> tuple[RolloutLeader, Rollout]:
+    keeper = RolloutKeeper(MemoryRolloutLog())
+    start = Start("r-1", SALT, Version("a"), Version("b"), plan)
+    rollout = keeper.take(RolloutEvent(EventKind.STARTED, 0, "ann", "a test", start))
+    ignored: Callable[[object], None] = lambda _: None  # noqa: E731
+    return RolloutLeader(KafkaSettings(), LocalSchemaIds(), keeper, ignored, rates=load_rates()), rollout
+
+
+def test_the_columns_of_decisions_are_what_their_records_say() -> None:
+    ours = decision("p1", card_id="C1", arm="candidate", action="decline", latency_us=1_500, country="FR", score=0.7)
+    other = decision("p2", card_id="C2", arm="champion", latency_us=None, model_version="", flags=["unknown_card"])
+    split = CardSplit(bytes.fromhex(SALT))
+    columns = decision_columns([ours, other], split, ["country=FR"])
+    assert columns.position.tolist() == [split.position(b"card:C1"), split.position(b"card:C2")]
+    assert (columns.arm[0], columns.action[0], columns.score[0]) == (CANDIDATE, DECLINE, 0.7)
+    assert columns.latency_ms[0] == 1.5
+    assert np.isnan(columns.latency_ms[1])
+    assert (columns.is_failed.tolist(), columns.is_flagged.tolist()) == ([False, True], [False, False])
+    assert columns.in_segment["country=FR"].tolist() == [True, False]
+
+
+def test_decisions_without_a_latency_count_only_where_none_is_measured(caplog: pytest.LogCaptureFixture) -> None:
+    records = [
+        record(1, rollout="r-1", arm="candidate", latency_us=7),
+        record(2, rollout="r-1", arm="champion"),
+        record(3, rollout="r-2", arm="champion", latency_us=7),
+        Record("decisions", 0, 4, None, b"no decision", 0, None),
+    ]
+    for leave_out, kept in (((), ["p1"]), (("slow",), ["p1", "p2"])):
+        leader, rollout = led(plan_of([50, 100], leave_out=leave_out))
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            assert [one["payment_id"] for one in leader._decided(records, rollout)] == kept
+        assert ("1 decisions have no latency and do not count" in caplog.text) == (leave_out == ())
