@@ -129,24 +129,33 @@ class CompletenessRounds:
             self._ask_from(self._rounds[-1], 0)
 
     def _go_on(self, each: _Round) -> Claim | None:
-        """Take the next step of a round, if it can be taken. Raises KafkaException if the broker has not answered."""
-        if each.to_reach:
-            if self._behind(each.to_reach, self._committed):
+        """Take the next steps of a round that can be taken. Raises KafkaException if the broker has not answered."""
+        while True:
+            if each.to_reach:
+                if self._behind(each.to_reach, self._committed):
+                    return None
+                each.to_reach = {}
+                self._ask_from(each, each.stage + 1)
+            if not all(answer.done() for answer in each.asked.values()):
                 return None
-            each.to_reach = {}
-            self._ask_from(each, each.stage + 1)
-        if not all(answer.done() for answer in each.asked.values()):
-            return None
-        ends = {place: int(answer.result().offset) for place, answer in each.asked.items()}
-        each.asked = {}
+            ends = {place: int(answer.result().offset) for place, answer in each.asked.items()}
+            each.asked = {}
+            if self._is_last_answer(each, ends):
+                return Claim(each.moment_ms, {place[1]: ends[place] for place in self._stages[self._last]})
+
+    def _is_last_answer(self, each: _Round, ends: Mapping[PartitionId, int]) -> bool:
+        """Returns whether the changelog's ends in this answer lie behind all that the round is about.
+
+        If not, `to_reach` has what must be committed before the next question.
+        """
         while each.stage < self._last:
             to_reach = {place: ends[place] for place in self._stages[each.stage]}
             if self._behind(to_reach, each.committed_then):
                 # The further ends in this answer may lie before what comes of these records.
                 each.to_reach = to_reach
-                return None
+                return False
             each.stage += 1
-        return Claim(each.moment_ms, {place[1]: ends[place] for place in self._stages[self._last]})
+        return True
 
     def _ask_from(self, each: _Round, stage: int) -> None:
         """Ask where everything from this stage on ends now."""
