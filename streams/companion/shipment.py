@@ -106,7 +106,7 @@ class Shipment:
                 if not self._pass_damage(str(damage)):
                     raise OutboxUnavailable(str(damage)) from damage
                 return decisions
-            if records or self._reader.end() == self.read_to:
+            if records or (count_max > 0 and self._reader.end() <= self.read_to):
                 self._damage = None
             elif count_max > 0:
                 if (reached := self._reader.behind_zeros(self.read_to)) > self.read_to:
