@@ -1,12 +1,13 @@
 """Envoy's bootstrap configuration: static, complete, JSON.
 
-    caller ──► connection limits ──► JWT ──► who calls (Lua) ──► client's share ──► whole body ──► host by maglev
+    caller ──► connection limits ──► JWT ──► who calls (Lua) ──► whole body ──► client's share ──► host by maglev
 
 1. `jwt_authn` checks a JWT, if issuers are described. What is no JWT passes on.
 2. The Lua filter recognises the client by key, certificate or JWT, refuses strangers, and replaces the Authorization
    header by the client's token for hosts.
-3. `local_ratelimit` holds a token bucket for each client.
-4. `buffer` waits for the whole body, so a slow one never reaches a host.
+3. `buffer` waits for the whole body, so a slow one never reaches a host.
+4. `local_ratelimit` holds a token bucket for each client. It comes after the body, because Envoy closes a connection of
+   HTTP/1.1 if it refuses a request that has not ended.
 5. The router takes the host of the routing header by maglev; that header and the request id stay here. HTTP and gRPC
    hash the same names of hosts, so a card has one host over both.
 
@@ -217,8 +218,8 @@ def _http_filters(description: GatewayDescription, kind: str) -> list[_Json]:
                 }
             ],
         ),
-        _rate_limit_filter(description),
         _filter("buffer", "Buffer", max_request_bytes=description.limits.body_bytes_max),
+        _rate_limit_filter(description),
         _filter("router", "Router", suppress_envoy_headers=True),
     ]
 

