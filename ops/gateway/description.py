@@ -138,7 +138,7 @@ class ToHosts:
     retry_budget_percent: int = 20
     # Health checks of each host, by Envoy.
     health_interval_ms: int = 250
-    health_timeout_ms: int = 200
+    health_timeout_ms: int = 1_000
     health_failures: int = 2
     # So many broken connections or time-outs in a row take a host out for this time.
     failures_max: int = 5
@@ -358,7 +358,7 @@ def _check(description: GatewayDescription) -> None:
     for host in description.hosts:
         _check_host(host)
     _require_unique("[[hosts]] name", (host.name for host in description.hosts))
-    for kind in ("http", "grpc"):
+    for kind in [kind for kind in ("http", "grpc") if description.listener(kind)]:
         _require_unique(f"[[hosts]] {kind}", (f"{host.address}:{getattr(host, kind)}" for host in description.hosts))
     _check_issuers(description.issuers)
     for client in description.clients:
