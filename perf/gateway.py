@@ -203,7 +203,8 @@ def _added(host: str, gateways: dict[str, str], rate: float, seconds: float, rou
     """Returns the latencies with and without each gateway, medians over rounds in turns."""
     urls = {"direct": host, **gateways}
     reports: dict[str, list[LoadReport]] = {name: [] for name in urls}
-    options = LoadOptions(connections=16, token=_KEY)
+    # Few connections: after a pause of the machine hundreds of new ones would be measured, and not calls.
+    options = LoadOptions(connections=32, connections_max=32, token=_KEY)
     for turn in range(rounds + 1):
         for name, url in urls.items():
             bodies = stamped_bodies(_requests(), id_prefix=f"a{turn}{name[0]}")
@@ -259,7 +260,7 @@ def _sticky_share(found: dict[str, Counter[str]]) -> float:
 
 def _limit_error(url: str, seconds: float) -> float:
     """Returns how far the answers of a client with a share are from the share and its burst."""
-    options = LoadOptions(connections=8, token=_LIMITED_KEY)
+    options = LoadOptions(connections=16, connections_max=16, token=_LIMITED_KEY)
     bodies = stamped_bodies(_requests(), id_prefix="limit")
     report = drive(run_load(url, bodies, rate=2 * _LIMIT, seconds=seconds, arrivals="fixed", options=options))
     return report.ok / (_LIMIT * seconds + _LIMIT / 10) - 1
