@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paywarden.ops.wiring import stores
 from paywarden.ops.wiring.registry import following_registry
+from paywarden.ops.wiring.rollouts import read_rollouts
 from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ def companion(
 
     Raises Misconfigured, BrokerUnavailable.
     """
-    from paywarden.models.rollout.log import FileRolloutLog
-    from paywarden.models.rollout.settings import RolloutSettings
     from paywarden.scoring.idempotency.decision_cache import DecisionCacheSettings
     from paywarden.scoring.state.mirror import MirrorSettings
     from paywarden.scoring.state.outbox import OutboxSettings
@@ -67,7 +65,7 @@ def companion(
         identity_digest=stores.identity_key(source).digest,
         registry=registry,
     )
-    registry.register(RolloutCollector(FileRolloutLog(Path(source.section("rollout", RolloutSettings).log))))
+    registry.register(RolloutCollector(read_rollouts(source)))
     following = following_registry(source, registry)
     host, port = settings.http_host, settings.http_port
     with serving_health(built.health, registry, host=host, port=port, section="companion") as address:
