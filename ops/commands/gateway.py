@@ -21,7 +21,7 @@ _KEY_BYTES = 32
 
 @click.group()
 def gateway() -> None:
-    """Configure a gateway before the scoring hosts: Envoy or nginx."""
+    """Configure Envoy or nginx before the scoring hosts."""
 
 
 @gateway.command()
@@ -33,7 +33,7 @@ def gateway() -> None:
 )
 @needs("gateway")
 def render(target: str, description: Path, validate: bool, elsewhere: bool) -> None:
-    """Print the configuration that makes the target this gateway.
+    """Print the configuration of the target.
 
     It holds the tokens by which hosts know the gateway's clients. Write it to a file that no other user may read.
     """
@@ -52,9 +52,9 @@ def render(target: str, description: Path, validate: bool, elsewhere: bool) -> N
 @gateway.command()
 @_DESCRIPTION
 def tokens(description: Path) -> None:
-    """Print the hosts' [auth] tokens_file: by these tokens they know which client a gateway's call is of.
+    """Print the [auth] tokens_file of the hosts.
 
-    While the secret's file has two lines, each client has a token of both.
+    By these tokens they know which client a call is of. While the secret's file has two lines, each client has a token of both.
     """
     from paywarden.ops.gateway.description import read_description
     from paywarden.ops.gateway.host_tokens import read_secrets, tokens_file
@@ -66,7 +66,10 @@ def tokens(description: Path) -> None:
 
 @gateway.command()
 def key() -> None:
-    """Make an API key: print it for the client, and its hash for the description. It is stored nowhere."""
+    """Make an API key and its hash.
+
+    The key is for the client, the hash for the description. Neither is stored.
+    """
     import hashlib
     import secrets
 
