@@ -54,7 +54,8 @@ def render(target: str, description: Path, validate: bool, elsewhere: bool) -> N
 def tokens(description: Path) -> None:
     """Print the [auth] tokens_file of the hosts.
 
-    By these tokens they know which client a call is of. While the secret's file has two lines, each client has a token of both.
+    By these tokens they know which client a call is of. While the secret's file has two lines, each client has a token
+    of both.
     """
     from paywarden.ops.gateway.description import read_description
     from paywarden.ops.gateway.host_tokens import read_secrets, tokens_file
