@@ -1,8 +1,9 @@
 """What profiles cost that lag behind: a replay of the same payments at several lags.
 
 Measured, in a shop's made payments with enumeration bursts (`paywarden simulate --world shop`) and its own catalogue,
-and with `--handbook` in the handbook's table: for each lag the average precision, the share of frauds that are stopped,
-the net value by the default costs, and of bursts of fraud how many payments are approved before the first is stopped.
+in the plain simulator's payments and the packaged catalogue, and with `--handbook` in the handbook's table: for each
+lag the average precision, the share of frauds that are stopped, the net value by the default costs, and of bursts of
+fraud how many payments are approved before the first is stopped.
 Used for: whether fresher profiles are worth their price.
 
     python -m perf.staleness [--cards N] [--days N] [--lags 0,150ms,1s] [--handbook FILE] [--json FILE]
@@ -32,8 +33,8 @@ _HANDBOOK_DAYS = 183
 def main() -> None:
     arguments = arguments_of(
         __doc__,
-        ("--cards", {"type": int, "default": 2000, "help": "of the shop's customers"}),
-        ("--days", {"type": int, "default": 90, "help": "of the shop's payments"}),
+        ("--cards", {"type": int, "default": 2000, "help": "of each simulation"}),
+        ("--days", {"type": int, "default": 90, "help": "of each simulation"}),
         ("--lags", {"default": _LAGS, "help": "with commas between them"}),
         ("--handbook", {"help": "the handbook's table, a Parquet file"}),
     )
@@ -47,6 +48,10 @@ def main() -> None:
             *("--seed", 1, "--out", "data"),
         )
         figures = _measure("shop", shop, _FIRST_DAY, arguments.days, lags)
+        plain = Path(folder) / "plain"
+        plain.mkdir()
+        _run(plain, "simulate", "--cards", arguments.cards, "--days", arguments.days, "--seed", 1, "--out", "data")
+        figures |= _measure("plain", plain, _FIRST_DAY, arguments.days, lags)
         if arguments.handbook:
             own = Path(folder) / "handbook"
             own.mkdir()
