@@ -426,7 +426,7 @@ def _walk_code(model: treelite.Model) -> str:
         order=_joined(map(str, order)),
         walked=_joined(map(str, walked.ravel().tolist())),
         ranked_feature=_joined(str(feature) for feature, _ in runs),
-        ranked=_joined(_double(value) + ("f" if np.isfinite(value) else "") for row in padded for value in row),
+        ranked=_joined(_float(value) for row in padded for value in row),
         ranked_bounds=_joined(map(str, _bounds([len(row) for row in padded]))),
     )
 
@@ -482,6 +482,11 @@ def _bounds(sizes: Sequence[int]) -> list[int]:
 
 def _double(value: float) -> str:
     return value.hex() if np.isfinite(value) else f"{'-' if value < 0 else ''}__builtin_inf()"
+
+
+def _float(value: float) -> str:
+    """Returns a float32 as C has it."""
+    return f"{value.hex()}f" if np.isfinite(value) else f"{'-' if value < 0 else ''}__builtin_inff()"
 
 
 def _joined(values: Iterable[str]) -> str:

@@ -277,8 +277,8 @@ def test_a_leader_that_is_killed_again_and_again_skips_no_step_and_takes_none_tw
     assert second.returncode == 1
     assert f"process {leader.pid} leads the rollouts of {world.folder / 'rollouts.jsonl'} already" in second.stderr
     with deciding(world):
-        while world.rollout.phase is not Phase.PROVISIONAL:
-            assert world.rollout.phase in (Phase.PENDING, Phase.RUNNING), world.rollout.line
+        while (seen := world.rollout).phase is not Phase.PROVISIONAL:
+            assert seen.phase in (Phase.PENDING, Phase.RUNNING), seen.line
             if kills < 4:
                 time.sleep(float(random.uniform(0.0, 1.0)))
                 leader.kill()

@@ -208,8 +208,8 @@ MUTATIONS = {
     ),
     "claims_too_early": Mutation(
         "a claim takes ends that were asked for before what lies behind them was written",
-        ("slow", "death"),
-        40,
+        ("slow", "partition_stall", "commit_doubt", "store_away", "store_flaky", "rebalance"),
+        100,
         frozenset({"watermark"}),
         (Patch("streams.profiles.completeness", "CompletenessRounds.saw_committed", _later_commits_count),),
     ),
