@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 import psutil
+from confluent_kafka import Producer
 
 from paywarden.features.catalogue.catalogue import CATALOGUE
 from paywarden.ops.demo.live import LOCAL_CONFIG
@@ -61,7 +62,7 @@ def main() -> None:
 
 def _produce(settings: KafkaSettings, profiles: dict[str, bytes], count: int) -> None:
     ids = LocalSchemaIds()
-    encoder, producer = Encoder("profiles", ids.id_of("profiles")), make_producer(settings, linger_ms=20)
+    encoder, producer = Encoder("profiles", ids.id_of("profiles")), _producer(settings)
     # The same payments change the same cards again and again, but rarely within one batch.
     keys = random.Random(1).sample(sorted(profiles), len(profiles))
     now_ms = time.time_ns() // 1_000_000
@@ -82,6 +83,10 @@ def _produce(settings: KafkaSettings, profiles: dict[str, bytes], count: int) ->
             except BufferError:
                 producer.poll(0.1)
     assert producer.flush(60) == 0, "Kafka has not taken all profiles"
+
+
+def _producer(settings: KafkaSettings) -> Producer:
+    return make_producer(settings, linger_ms=20, compression=settings.compression_of(settings.topic("profiles")))
 
 
 def _measure(parts: Parts, count: int) -> dict[str, float]:

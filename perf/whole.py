@@ -26,7 +26,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,7 @@ import psutil
 from rich.console import Console
 
 from paywarden.features.catalogue.catalogue import CATALOGUE
-from paywarden.ops.capacity.coefficients import Coefficients
+from paywarden.ops.capacity.coefficients import MEASURED
 from paywarden.ops.capacity.plan import Asked, busy_cores
 from paywarden.ops.demo.demo import prepare_world
 from paywarden.ops.demo.live import LOCAL_CONFIG
@@ -59,6 +59,8 @@ _COMPARED_RATE = 500
 _PARTS = ("serve", "companion", "stream", "kafka")
 _PAYMENTS_PER_OUTCOME, _OUTCOME_AFTER_S = 10, 2.0
 _PAYMENTS_PER_FRAUD = 200
+# First of all the load runs for this long, at this rate: Kafka's JVM compiles what it has often done.
+_JVM_WARM_S, _JVM_WARM_RATE = 60.0, 500
 # Before each measurement the load runs for this long, so that caches and adaptive batches are those of the rate.
 _WARM_S = 6.0
 # Rates beyond this share of the machine's cores are no part of the line through the others.
@@ -119,6 +121,8 @@ def _measure(system: _System, rates: Sequence[int], held_out: Sequence[int], sec
     print(f" {'requests/s':>11} {'bytes/payment':>14} {'p50 ms':>8} {'p99 ms':>8} {'age p99':>8}")
     figures: dict[str, float] = {}
     cores: dict[int, dict[str, float]] = {}
+    figures["machine_cores"] = psutil.cpu_count() or 1
+    system.warm()
     for rate in rates:
         found = system.at(rate, seconds, with_outcomes=True)
         figures |= {f"{name}_{rate}" if "{}" not in name else name.format(rate): value for name, value in found.items()}
@@ -131,7 +135,7 @@ def _measure(system: _System, rates: Sequence[int], held_out: Sequence[int], sec
     kinds = len(CATALOGUE.entities)
     for rate in held_out:
         found = system.at(rate, seconds, with_outcomes=True)
-        costs = Coefficients(**{each.name: figures[each.name] for each in fields(Coefficients) if each.name in figures})
+        costs = MEASURED.with_figures(figures, "this run")
         planned = sum(busy_cores(costs, Asked(rate, 0, 1), kinds).values())
         figures[f"capacity_error_{rate}"] = planned / found["cores"] - 1
         print(f"{rate:>6}: planned {planned:.3f} cores, measured {found['cores']:.3f}", flush=True)
@@ -173,6 +177,10 @@ class _System:
         self._parts, self._jmx_port, self._kafka, self._requests = parts, jmx_port, kafka, requests
         self._pids = {**parts.pids, "kafka": kafka_pid}
         self._runs = 0
+
+    def warm(self) -> None:
+        """Let the load run until what is compiled while it runs is compiled."""
+        self._load(_JVM_WARM_RATE, _JVM_WARM_S, [], with_outcomes=True)
 
     def at(self, rate: int, seconds: float, *, with_outcomes: bool) -> dict[str, float]:
         """Measure at a rate. Names with `{}` want the rate in them; to the others it is appended."""

@@ -1,6 +1,6 @@
 """What one payment and one profile cost, as it was measured.
 
-    python -m perf.whole --json whole.json         fixed and marginal cores of each process, Kafka's bytes
+    python -m perf.whole --json whole.json         cores of each process at several rates, Kafka's bytes
     python -m perf.companion --json companion.json what a companion takes to apply a profile
     paywarden capacity … --measured whole.json --measured companion.json
 
@@ -12,62 +12,77 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from paywarden.schemas.errors import Misconfigured
 
 PARTS = ("serve", "companion", "stream", "kafka")
+_CORES = re.compile(rf"cores_(\d+)_({'|'.join(PARTS)})")
+
+# At rates that fill more of the machine, processes wait for each other and take less than they would.
+_FULL_SHARE = 0.75
 
 
 @dataclass(frozen=True)
 class Coefficients:
-    """The costs of a payment and of a profile. The names are those in the benchmarks' JSON."""
+    """The costs of a payment and of a profile, as the benchmarks measured them."""
 
-    # Cores that each process takes without payments.
-    fixed_cores_serve: float = 0.0
-    fixed_cores_companion: float = 0.0
-    fixed_cores_stream: float = 0.0
-    fixed_cores_kafka: float = 0.0
-    # CPU time of each process for one more payment a second, in microseconds. One payment in ten has an outcome.
-    marginal_us_serve: float = 0.0
-    marginal_us_companion: float = 0.0
-    marginal_us_stream: float = 0.0
-    marginal_us_kafka: float = 0.0
-    # What of the companion's is the work on one profile of the changelog. A payment changes one of each kind of entity.
-    cpu_us_per_profile: float = 0.0
-    # Kafka's traffic of a payment, by all topics together, compressed, one replica and one host.
-    kafka_bytes_in_per_payment: float = 0.0
-    kafka_bytes_out_per_payment: float = 0.0
+    curves: Mapping[str, tuple[tuple[float, float], ...]]
+    """By part: (payments a second, busy cores), rates ascending, the first one 0. One payment in ten has an outcome."""
+    cpu_us_per_profile: float
+    """What of the companion's is the work on one profile of the changelog. A payment changes one of each kind."""
+    kafka_bytes_in_per_payment: float
+    """Kafka's traffic of a payment, by all topics together, compressed, one replica and one host."""
+    kafka_bytes_out_per_payment: float
 
-    def __post_init__(self) -> None:
-        """Raises Misconfigured naming a figure that cannot be."""
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if not isinstance(value, int | float) or not math.isfinite(value):
-                raise Misconfigured(f"measured: {each.name}: wanted a number, got {value!r}")
-
-    def fixed(self, part: str) -> float:
-        """Returns the cores that a process takes without payments; never below 0, as a fitted line may be."""
-        return max(0.0, float(getattr(self, f"fixed_cores_{part}")))
-
-    def marginal_s(self, part: str) -> float:
-        """Returns the CPU seconds that a payment takes in a process."""
-        return max(0.0, float(getattr(self, f"marginal_us_{part}"))) / 1e6
+    def busy(self, part: str, rate: float) -> float:
+        """Returns the cores that a process keeps busy, on the lines between what was measured and beyond the last."""
+        rates, cores = np.array(self.curves[part]).T
+        if rate <= rates[-1]:
+            return float(np.interp(rate, rates, cores))
+        slope = (cores[-1] - cores[-2]) / (rates[-1] - rates[-2])
+        return float(cores[-1] + max(0.0, slope) * (rate - rates[-1]))
 
     @classmethod
     def read(cls, files: Sequence[Path], base: Coefficients) -> Coefficients:
         """Returns `base` with the figures that files of benchmarks hold. Raises Misconfigured."""
-        values: dict[str, Any] = {each.name: getattr(base, each.name) for each in fields(cls)}
         for file in files:
-            found = _figures_in(file)
-            known = {name: found[name] for name in values if name in found}
-            if not known:
-                raise Misconfigured(f"{file}: it has none of the figures that perf.whole or perf.companion write")
-            values |= known
-        return cls(**values)
+            base = base.with_figures(_figures_in(file), str(file))
+        return base
+
+    def with_figures(self, figures: Mapping[str, Any], name: str) -> Coefficients:
+        """Returns these with the figures of one benchmark, called `name` in errors. Raises Misconfigured."""
+        known = {each.name for each in fields(self)} & figures.keys() - {"curves"}
+        points = {match: key for key in figures if (match := _CORES.fullmatch(key))}
+        if not known and not points:
+            raise Misconfigured(f"{name}: it has none of the figures that perf.whole or perf.companion write")
+        for key in (*known, *points.values()):
+            value = figures[key]
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+                raise Misconfigured(f"{name}: {key}: wanted a number of at least 0, got {value!r}")
+        found: dict[str, Any] = {key: float(figures[key]) for key in known}
+        if points:
+            cores = {(int(match[1]), match[2]): float(figures[key]) for match, key in points.items()}
+            found["curves"] = _curves(cores, float(figures.get("machine_cores", math.inf)), name)
+        return replace(self, **found)
+
+
+def _curves(
+    points: Mapping[tuple[int, str], float], machine_cores: float, name: str
+) -> dict[str, tuple[tuple[float, float], ...]]:
+    rates = sorted({rate for rate, _ in points})
+    if missing := [f"cores_{rate}_{part}" for rate in rates for part in PARTS if (rate, part) not in points]:
+        raise Misconfigured(f"{name}: {missing[0]} is missing")
+    rates = [rate for rate in rates if sum(points[rate, part] for part in PARTS) <= _FULL_SHARE * machine_cores]
+    if len(rates) < 2 or rates[0] != 0:
+        raise Misconfigured(f"{name}: wanted cores at 0 and at further payments a second, has {rates}")
+    return {part: tuple((float(rate), points[rate, part]) for rate in rates) for part in PARTS}
 
 
 def _figures_in(file: Path) -> Mapping[str, Any]:
@@ -103,4 +118,14 @@ class Sizes:
 
 
 SIZES = Sizes()
-MEASURED = Coefficients()
+MEASURED = Coefficients(
+    curves={
+        "serve": ((0, 0.0028), (20, 0.0145), (200, 0.0736), (500, 0.1195), (1000, 0.1925), (3000, 0.2745)),
+        "companion": ((0, 0.0094), (20, 0.0181), (200, 0.0336), (500, 0.0507), (1000, 0.0785), (3000, 0.1896)),
+        "stream": ((0, 0.0197), (20, 0.0853), (200, 0.1726), (500, 0.2426), (1000, 0.3458), (3000, 0.5887)),
+        "kafka": ((0, 0.0431), (20, 0.1143), (200, 0.1898), (500, 0.239), (1000, 0.2929), (3000, 0.3341)),
+    },
+    cpu_us_per_profile=13.4,
+    kafka_bytes_in_per_payment=1443,
+    kafka_bytes_out_per_payment=1446,
+)

@@ -17,15 +17,18 @@ from paywarden.ops.commands.capacity import capacity
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 
+
+def line(fixed: float, marginal_us: float) -> tuple[tuple[float, float], ...]:
+    return tuple((rate, fixed + marginal_us * rate / 1e6) for rate in (0.0, 100.0, 2000.0))
+
+
 COSTS = Coefficients(
-    fixed_cores_serve=0.01,
-    fixed_cores_companion=0.02,
-    fixed_cores_stream=0.03,
-    fixed_cores_kafka=0.1,
-    marginal_us_serve=30,
-    marginal_us_companion=100,
-    marginal_us_stream=200,
-    marginal_us_kafka=150,
+    curves={
+        "serve": line(0.01, 30),
+        "companion": line(0.02, 100),
+        "stream": line(0.03, 200),
+        "kafka": line(0.1, 150),
+    },
     cpu_us_per_profile=10,
     kafka_bytes_in_per_payment=1000,
     kafka_bytes_out_per_payment=1500,
@@ -92,13 +95,29 @@ def test_what_more_hosts_cannot_carry_is_said() -> None:
     assert "payments_max" in answered
 
 
+def figures() -> dict[str, float]:
+    """What perf.whole writes about rates of 0, 100 and 900, of which the last fills the machine."""
+    cores = {0: 0.1, 100: 0.2, 900: 0.4}
+    return {f"cores_{rate}_{part}": each for rate, each in cores.items() for part in PARTS} | {
+        "machine_cores": 2,
+        "cores_100": 0.8,
+        "p99_ms_100": 3.0,
+    }
+
+
 def test_figures_of_benchmarks_replace_those_of_before(tmp_path: Path) -> None:
     whole, companion = tmp_path / "whole.json", tmp_path / "companion.json"
-    whole.write_text(json.dumps({"fixed_cores_kafka": 0.5, "p99_ms_20": 3.0}))
+    whole.write_text(json.dumps(figures()))
     companion.write_text(json.dumps({"cpu_us_per_profile": 7.5, "profiles": 10}))
     found = Coefficients.read([whole, companion], COSTS)
-    assert found == replace(COSTS, fixed_cores_kafka=0.5, cpu_us_per_profile=7.5)
+    # At 900 a second the processes kept 1.6 of 2 cores busy: what each takes there says nothing.
+    assert found == replace(COSTS, curves=dict.fromkeys(PARTS, ((0.0, 0.1), (100.0, 0.2))), cpu_us_per_profile=7.5)
     assert Coefficients.read([], MEASURED) == MEASURED
+
+
+def test_between_two_rates_and_beyond_the_last_it_goes_by_a_line() -> None:
+    costs = replace(COSTS, curves=dict.fromkeys(PARTS, ((0.0, 0.1), (100.0, 0.3), (300.0, 0.4))))
+    assert [costs.busy("stream", rate) for rate in (0, 50, 200, 500)] == pytest.approx([0.1, 0.2, 0.35, 0.5])
 
 
 @pytest.mark.parametrize(
@@ -109,6 +128,9 @@ def test_figures_of_benchmarks_replace_those_of_before(tmp_path: Path) -> None:
         ("{", "no JSON of a benchmark"),
         ('{"cpu_us_per_profile": "7"}', "cpu_us_per_profile: wanted a number"),
         ('{"cpu_us_per_profile": NaN}', "cpu_us_per_profile: wanted a number"),
+        ('{"cpu_us_per_profile": -1}', "cpu_us_per_profile: wanted a number"),
+        ('{"cores_0_serve": 1}', "cores_0_companion is missing"),
+        (json.dumps({f"cores_5_{part}": 1 for part in PARTS}), "wanted cores at 0"),
     ],
 )
 def test_a_file_that_is_no_measurement_is_refused(tmp_path: Path, content: str, reason: str) -> None:
