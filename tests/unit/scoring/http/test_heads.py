@@ -104,9 +104,15 @@ UNUSUAL = [
 
 @st.composite
 def streams(draw: st.DrawFn) -> list[bytes]:
-    """Draws the reads of one connection: requests of all kinds, some damaged, cut anywhere."""
+    """Draws the reads of one connection: requests of all kinds, some damaged, cut anywhere.
+
+    At most one asks for an upgrade: a second one within a read is refused, and how much is one read depends on how many
+    requests are unanswered.
+    """
     usual, unusual = st.sampled_from(USUAL), st.sampled_from(UNUSUAL)
-    requests = draw(st.lists(st.one_of(usual, usual, usual, unusual), min_size=1, max_size=8))
+    drawn = draw(st.lists(st.one_of(usual, usual, usual, unusual), min_size=1, max_size=8))
+    upgrades = [place for place, request in enumerate(drawn) if b"Upgrade" in request]
+    requests = [request for place, request in enumerate(drawn) if place not in upgrades[1:]]
     stream = b"".join(requests)
     if draw(st.integers(0, 4)) == 0:
         place = draw(st.integers(0, len(stream)))
