@@ -130,8 +130,7 @@ def _measure(system: _System, rates: Sequence[int], held_out: Sequence[int], sec
     if _COMPARED_RATE in rates:
         found = system.at(_COMPARED_RATE, seconds, with_outcomes=False)
         figures |= {f"{name}_{_COMPARED_RATE}_no_outcomes": found[name] for name in ("cores", "p50_ms", "p99_ms")}
-    figures |= _line(cores)
-    figures |= _traffic(figures, cores)
+    figures |= _marginal(figures, cores)
     kinds = len(CATALOGUE.entities)
     for rate in held_out:
         found = system.at(rate, seconds, with_outcomes=True)
@@ -143,29 +142,22 @@ def _measure(system: _System, rates: Sequence[int], held_out: Sequence[int], sec
     return figures
 
 
-def _line(cores: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
-    """Returns the fixed cores and the microseconds a payment of each process: a line through the lower rates."""
+def _marginal(figures: Mapping[str, float], cores: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
+    """Returns what each process takes without payments and for one more, and the bytes that one brings to Kafka.
+
+    Lines through the lower rates.
+    """
     rates = [rate for rate, used in cores.items() if used["all"] < _LINEAR_SHARE * (psutil.cpu_count() or 1)]
     if len(rates) < 2:
         return {}
-    figures: dict[str, float] = {}
+    found: dict[str, float] = {}
     for part in (*_PARTS, "all"):
         slope, fixed = np.polyfit(rates, [cores[rate][part] for rate in rates], 1)
-        figures |= {f"fixed_cores_{part}": float(fixed), f"marginal_us_{part}": float(slope * 1e6)}
-    return figures
-
-
-def _traffic(figures: Mapping[str, float], cores: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
-    """Returns the bytes that a payment more brings into and out of Kafka: lines through the lower rates."""
-    rates = [rate for rate, used in cores.items() if used["all"] < _LINEAR_SHARE * (psutil.cpu_count() or 1)]
-    if len(rates) < 2:
-        return {}
-    return {
-        f"kafka_bytes_{way}_per_payment": float(
-            np.polyfit(rates, [figures[f"kafka_bytes_{way}_per_second_{rate}"] for rate in rates], 1)[0]
-        )
-        for way in ("in", "out")
-    }
+        found |= {f"fixed_cores_{part}": float(fixed), f"marginal_us_{part}": float(slope * 1e6)}
+    for way in ("in", "out"):
+        bytes_per_second = [figures[f"kafka_bytes_{way}_per_second_{rate}"] for rate in rates]
+        found[f"kafka_bytes_{way}_per_payment"] = float(np.polyfit(rates, bytes_per_second, 1)[0])
+    return found
 
 
 class _System:

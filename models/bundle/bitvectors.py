@@ -305,8 +305,9 @@ def source_of(model: treelite.Model, feature_count: int) -> str | None:
     leaves: list[NDArray[np.float64]] = []
     if not 1 <= model.num_tree <= _TREES_MAX or model.get_header_accessor().get_field("average_tree_output")[0]:
         return None
-    for number in range(model.num_tree):
-        values = _add_tree(model.get_tree_accessor(number), number, features)
+    trees = [model.get_tree_accessor(number) for number in range(model.num_tree)]
+    for number, tree in enumerate(trees):
+        values = _add_tree(tree, number, features)
         if values is None:
             return None
         leaves.append(values)
@@ -329,7 +330,7 @@ def source_of(model: treelite.Model, feature_count: int) -> str | None:
         missing_masks=_joined(f"{mask:#x}u" for _, mask in missing),
         missing_bounds=_joined(map(str, _bounds([len(feature.missing) for feature in features]))),
         leaf_values=_joined(value.hex() for row in padded for value in row),
-        walk=_walk_code(model),
+        walk=_walk_code([_steps(tree) for tree in trees]),
         walked_rows=WALKED_ROWS,
         blocks="".join(_block(lanes, name) for lanes, name in LANES.items()),
         choices="\n".join(
@@ -394,9 +395,8 @@ def _float_below(threshold: float) -> float:
     return float(limit if float(limit) <= threshold else np.nextafter(limit, np.float32(-np.inf)))
 
 
-def _walk_code(model: treelite.Model) -> str:
+def _walk_code(trees: Sequence[tuple[list[_Step], int]]) -> str:
     """Returns the C function that walks a row alone through the trees, or one that says that it cannot."""
-    trees = [_steps(model.get_tree_accessor(number)) for number in range(model.num_tree)]
     distinct = sorted({(step.feature, step.threshold) for steps, _ in trees for step in steps if not step.is_leaf})
     runs: list[tuple[int, list[float]]] = []
     places: dict[tuple[int, float], tuple[int, int]] = {}

@@ -198,15 +198,13 @@ def shadow_tables(
 
     An archive may be without outcomes. Raises Misconfigured, BrokerUnavailable, TemporaryFailure.
     """
-    import pyarrow as pa
-
     from paywarden.ops.progress import scan_bar
     from paywarden.streams.archive.files import read_archive, topic_folder
     from paywarden.streams.kafka.topic_rows import OFFSET, read_topic, rows_schema
     from paywarden.streams.shadow import report
 
     def read(topic: str, columns: Sequence[str], until_ms: int | None) -> pa.Table:
-        schema = pa.schema([rows_schema(topic).field(name) for name in (*columns, OFFSET)])
+        schema = rows_schema(topic, columns=(*columns, OFFSET))
         if archive is not None:
             if topic == "outcomes" and not topic_folder(archive, topic).is_dir():
                 return schema.empty_table()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from paywarden.models.metrics.evaluation import DAY_MS, Days
@@ -20,7 +19,7 @@ def archived_decisions(archive: Path, window: Days) -> LiveDecisions:
     Raises Misconfigured if there are none, and the errors of `read_archive`.
     """
     first_ms, last_ms = window.first * DAY_MS, (window.last + 1) * DAY_MS - 1
-    schema = pa.schema([rows_schema("decisions").field(name) for name in (*FIELDS, PARTITION, OFFSET)])
+    schema = rows_schema("decisions", columns=(*FIELDS, PARTITION, OFFSET))
     rows = read_archive(archive, "decisions", schema, times_ms=(first_ms, last_ms))
     time_ms = rows.table["event_time_ms"]
     table = rows.table.filter(pc.and_(pc.greater_equal(time_ms, first_ms), pc.less_equal(time_ms, last_ms)))

@@ -34,7 +34,7 @@ from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.topic_rows import OFFSET, PARTITION, TIMESTAMP, TopicRows, read_topic, rows_schema
 
 COLUMNS = ("decided_time_ms", "payment_id", "action", "reasons", "propensity", PARTITION, OFFSET, TIMESTAMP)
-"""What is read of a decision."""
+"""The columns of decisions that are read."""
 _APPROVE = "approve"
 _DECLINED = flag_code(True)
 # A decision may reach Kafka before its payment does, or after it.
@@ -48,9 +48,9 @@ def archived_decisions_of(archive: Path, times_ms: tuple[int | None, int | None]
     """
     if not topic_folder(archive, "decisions").is_dir():
         return None
-    schema = pa.schema([rows_schema("decisions").field(name) for name in COLUMNS])
+    schema = _nullable(rows_schema("decisions", columns=COLUMNS))
     # Decisions of earlier releases have no propensity.
-    return read_archive(archive, "decisions", _nullable(schema), times_ms=times_ms, optional=("propensity",))
+    return read_archive(archive, "decisions", schema, times_ms=times_ms, optional=("propensity",))
 
 
 def topic_decisions(

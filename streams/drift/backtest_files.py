@@ -107,7 +107,7 @@ def _days_of(archive: Path, window: Days | None) -> tuple[int, int]:
     """Return the first day to read and the day after the last."""
     if window is not None:
         return window.first, window.last + 1
-    schema = pa.schema([rows_schema("decisions").field(name) for name in ("decided_time_ms", PARTITION, OFFSET)])
+    schema = rows_schema("decisions", columns=("decided_time_ms", PARTITION, OFFSET))
     times = pc.min_max(read_archive(archive, "decisions", schema).table["decided_time_ms"]).as_py()
     if times["min"] is None:
         raise Misconfigured(f"{archive} holds no decisions")

@@ -79,7 +79,7 @@ def decisions_of_days(archive: Path, window: Days, *, version: str = "", variant
     """
     first_ms, end_ms = window.first * DAY_MS, (window.last + 1) * DAY_MS
     names = (*_COLUMNS, "variant") if variant else _COLUMNS
-    schema = pa.schema([rows_schema("decisions").field(name) for name in names])
+    schema = rows_schema("decisions", columns=names)
     # An archive sorts its files by the payment's time, which may be on the day before the decision.
     optional = ("variant",) if variant else ()
     table = read_archive(archive, "decisions", schema, times_ms=(first_ms - DAY_MS, end_ms), optional=optional).table

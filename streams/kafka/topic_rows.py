@@ -63,12 +63,13 @@ class TopicRows:
     undecoded: tuple[Undecoded, ...]
 
 
-def rows_schema(topic: str, fields: PaymentFields = TABLE_ALONE) -> pa.Schema:
+def rows_schema(topic: str, fields: PaymentFields = TABLE_ALONE, columns: Sequence[str] | None = None) -> pa.Schema:
     """Returns the columns of a topic's rows: its fields with their Avro types, then the place in Kafka.
 
-    `fields` are those of a payment.
+    `fields` are those of a payment. `columns`: only these, in this order; None for all.
     """
-    return _rows_schema(topic, fields if topic == "payments" else TABLE_ALONE)
+    whole = _rows_schema(topic, fields if topic == "payments" else TABLE_ALONE)
+    return whole if columns is None else pa.schema([whole.field(name) for name in columns])
 
 
 @cache
@@ -119,9 +120,7 @@ class RowBuilder:
 
         `columns` are the only ones that rows have; None for all.
         """
-        self._schema, self._decoder = rows_schema(topic, fields), Decoder(topic, ids)
-        if columns is not None:
-            self._schema = pa.schema([self._schema.field(name) for name in columns])
+        self._schema, self._decoder = rows_schema(topic, fields, columns), Decoder(topic, ids)
         self._fields, self._key = fields, key
         self._hashed = hashed_fields(fields) if topic == "payments" else {}
         self._start()
