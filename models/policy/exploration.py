@@ -112,7 +112,7 @@ class SpentLedger(Protocol):
     """Remembers what was spent on the newest day by those who share it. Never raises."""
 
     def hold(self) -> bool:
-        """Take the ledger; returns False if another has it. Who holds it calls `release` soon."""
+        """Take the ledger; returns False if another has it. The holder calls `release` soon."""
 
     def release(self) -> None:
         """Let others have the ledger."""

@@ -60,7 +60,7 @@ class Kept:
     kinds: int
     """Kinds of entities of the catalogue."""
     partitions: int
-    """Of payments and outcomes."""
+    """Partitions of the topics payments and outcomes."""
     kafka_replication: int
     kafka_days: float
     """How long the topics of payments and decisions keep their records."""

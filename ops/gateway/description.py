@@ -140,7 +140,7 @@ class ToHosts:
     health_interval_ms: int = 250
     health_timeout_ms: int = 1_000
     health_failures: int = 2
-    # So many broken connections or time-outs in a row take a host out for this time.
+    # After this many broken connections or time-outs in a row, a host gets no calls for `out_ms`.
     failures_max: int = 5
     out_ms: int = 5_000
 

@@ -36,7 +36,7 @@ from confluent_kafka import KafkaException
 from paywarden.streams.kafka.client import PartitionId
 from paywarden.streams.profiles.watermarks import Claim
 
-# So many rounds are under way at most, while the group is behind.
+# While the group is behind, at most this many rounds are under way.
 _ROUNDS_MAX = 4
 # While no claim can be made, the last one is repeated this often. Companions then know that it is their workers who are
 # behind, and that the workers are of a release that makes claims (streams/profiles/watermarks.py).

@@ -159,7 +159,7 @@ class OutcomeReader:
         )
 
     def _decoded(self, topic: str, records: Sequence[Record]) -> Iterator[Mapping[str, Any]]:
-        """Yields what records hold. What cannot be read is nothing of ours."""
+        """Yields what records hold. A record that cannot be read is left out: it is none of ours."""
         for record in records:
             with suppress(InvalidEvent):
                 yield self._decoders[topic].decode(record.value or b"")
