@@ -355,9 +355,11 @@ class World:
             self.sleep(min(look_every_s, deadline - self.now))
 
     def end(self) -> None:
-        """Kill all processes, and wait for their threads."""
-        for life in self.by_pid.values():
-            life.at_end.clear()
-            self.kill(life)
-        while any(not actor.has_ended for life in self.by_pid.values() for actor in life.threads):
+        """Kill all processes, and wait for their threads. Processes whose start was due by then are killed, too."""
+        while True:
+            for life in self.by_pid.values():
+                life.at_end.clear()
+                self.kill(life)
+            if all(actor.has_ended for life in self.by_pid.values() for actor in life.threads):
+                return
             self.sleep(0.001)
