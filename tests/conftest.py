@@ -19,6 +19,7 @@ from tests.services.kafka import KafkaServer
 from tests.services.made_once import VARIABLE
 from tests.services.missing_tools import missing_line
 from tests.services.registry import RegistryServer
+from tests.services.shared import Service, SharedServices, shared
 
 # Several processes share the cores. A waiting thread must leave the cores alone, and a thread of OpenMP would spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -29,11 +30,14 @@ hypothesis.settings.load_profile("paywarden")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make a folder for what all processes of the run share. With xdist the controller does it."""
+    """Make the folder and the services that all processes of the run share. With xdist the controller does it."""
     if VARIABLE not in os.environ:
         folder = os.environ[VARIABLE] = tempfile.mkdtemp(prefix="paywarden-test-")
 
+        services = SharedServices(Path(folder))
+
         def remove() -> None:
+            services.stop()
             del os.environ[VARIABLE]
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -54,28 +58,23 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Genera
 
 
 @pytest.fixture(scope="session")
-def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
-    """One real broker for all tests. Leave it running, and use topics of your own (`topic_prefix`)."""
-    try:
-        server = KafkaServer(tmp_path_factory.mktemp("kafka"))
-        server.start()
-    except ServiceMissing as error:
-        # A failure, not a skip: without a broker, the run would not test its claims.
-        pytest.fail(str(error), pytrace=False)
-    yield server
-    server.stop()
+def kafka() -> KafkaServer:
+    """One real broker for all tests of the run. Leave it running, and use topics of your own (`topic_prefix`)."""
+    return _shared(KafkaServer)
 
 
 @pytest.fixture(scope="session")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
+def registry() -> RegistryServer:
     """One real schema registry for all tests. They share its subjects, so set rules only on subjects of your own."""
+    return _shared(RegistryServer)
+
+
+def _shared(kind: type[Service]) -> Service:
     try:
-        server = RegistryServer(tmp_path_factory.mktemp("registry"))
-        server.start()
+        return shared(kind)
     except ServiceMissing as error:
+        # A failure, not a skip: without a broker, the run would not test its claims.
         pytest.fail(str(error), pytrace=False)
-    yield server
-    server.stop()
 
 
 @pytest.fixture

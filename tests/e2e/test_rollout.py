@@ -153,6 +153,13 @@ def _listens(target: str) -> bool:
     return True
 
 
+@pytest.fixture(scope="module")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
+    """A broker of its own, since a test lets it stand still."""
+    with KafkaServer(tmp_path_factory.mktemp("kafka")) as server:
+        yield server
+
+
 @pytest.fixture
 def host(deployment: Deployment, settings: KafkaSettings) -> Host:
     return Host(deployment, settings)

@@ -136,6 +136,23 @@ class JavaService(ABC):
         self._port = 0
         self._starts = 0
 
+    @classmethod
+    def of_another_process(cls, folder: Path, port: int) -> Self:
+        """Returns a server that runs already, and that another process stops."""
+        server = cls(folder)
+        server._port = port
+        return server
+
+    @property
+    def folder(self) -> Path:
+        """Where the server has its files."""
+        return self._folder
+
+    @property
+    def port(self) -> int:
+        """The port at which clients find the server; 0 before the first start."""
+        return self._port
+
     def __enter__(self) -> Self:
         self.start()
         return self
