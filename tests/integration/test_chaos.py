@@ -39,7 +39,7 @@ from tests.worlds.topics import (
 )
 
 # The number of payments, each with its outcome if it has one. Set it higher for a soak test.
-CARDS = int(os.environ.get("PAYWARDEN_CHAOS_CARDS", "250"))
+CARDS = int(os.environ.get("PAYWARDEN_CHAOS_CARDS", "150"))
 DAYS = 120
 WORKERS = 3
 DUPLICATE_SHARE = 0.05
