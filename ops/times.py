@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import time
 from datetime import UTC, datetime
-
-_UNITS_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-_DURATION = re.compile(r"([0-9]{1,9})([smhd])")
 
 
 def now_ms() -> int:
@@ -21,12 +17,6 @@ def time_ms_of(text: str) -> int:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     return round(moment.timestamp() * 1000)
-
-
-def duration_ms_of(text: str) -> int | None:
-    """Returns the milliseconds of a duration such as 90s, 10m, 2h or 1d; None for any other text."""
-    match = _DURATION.fullmatch(text)
-    return None if match is None else int(match[1]) * _UNITS_MS[match[2]]
 
 
 def spoken(time_ms: int) -> str:

@@ -34,7 +34,7 @@ import psutil
 from rich.console import Console
 
 from paywarden.features.catalogue.catalogue import CATALOGUE
-from paywarden.ops.capacity.coefficients import MEASURED
+from paywarden.ops.capacity.coefficients import FULL_SHARE, MEASURED
 from paywarden.ops.capacity.plan import Asked, busy_cores
 from paywarden.ops.demo.demo import prepare_world
 from paywarden.ops.demo.live import LOCAL_CONFIG
@@ -63,8 +63,6 @@ _PAYMENTS_PER_FRAUD = 200
 _JVM_WARM_S, _JVM_WARM_RATE = 60.0, 500
 # Before each measurement the load runs for this long, so that caches and adaptive batches are those of the rate.
 _WARM_S = 6.0
-# Rates beyond this share of the machine's cores are no part of the line through the others.
-_LINEAR_SHARE = 0.75
 
 
 @dataclass(frozen=True)
@@ -147,7 +145,7 @@ def _marginal(figures: Mapping[str, float], cores: Mapping[int, Mapping[str, flo
 
     Lines through the lower rates.
     """
-    rates = [rate for rate, used in cores.items() if used["all"] < _LINEAR_SHARE * (psutil.cpu_count() or 1)]
+    rates = [rate for rate, used in cores.items() if used["all"] < FULL_SHARE * (psutil.cpu_count() or 1)]
     if len(rates) < 2:
         return {}
     found: dict[str, float] = {}

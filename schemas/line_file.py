@@ -59,8 +59,10 @@ class LineFile:
             os.close(descriptor)
 
     def append(self, whole: int, lines: bytes) -> None:
-        """Put lines behind the first `whole` bytes, durably, under the lock. Raises Misconfigured; nothing is there
-        then."""
+        """Put lines behind the first `whole` bytes, durably, under the lock. Raises Misconfigured.
+
+        After an error the file holds the first `whole` bytes and no more.
+        """
         is_new = not self.path.exists()
         try:
             descriptor = open_private(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -71,12 +73,12 @@ class LineFile:
             try:
                 _write_all(descriptor, lines)
                 os.fsync(descriptor)
+                if is_new:
+                    sync_folder(self.path.parent)
             except OSError:
                 # What was not synced is not there: no reader may take it for a line.
                 os.ftruncate(descriptor, whole)
                 raise
-            if is_new:
-                sync_folder(self.path.parent)
         except OSError as error:
             raise self._unwritable(error) from error
         finally:

@@ -24,11 +24,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from paywarden.schemas.durations import duration_ms_of
 from paywarden.schemas.errors import Misconfigured
 
 GAP_MS = 5 * 60_000
-_UNITS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-_DURATION = re.compile(r"(\d{1,12})(ms|s|m|h|d)", re.ASCII)
 _LAG_MS_MAX = 366 * 86_400_000
 _HEADER = ["time_ms", "lag_ms"]
 
@@ -50,10 +49,9 @@ class Staleness:
         """
         if text == "0":
             return None
-        match = _DURATION.fullmatch(text)
-        if match is None:
+        lag_ms = duration_ms_of(text)
+        if lag_ms is None:
             return cls._of_trace(Path(text))
-        lag_ms = int(match[1]) * _UNITS[match[2]]
         if lag_ms > _LAG_MS_MAX:
             raise Misconfigured(f"lag: wanted at most 366d, got {text}")
         return None if lag_ms == 0 else cls(text, np.zeros(1, dtype=np.int64), np.array([lag_ms]))

@@ -33,6 +33,7 @@ from typing import Any, TypeVar
 
 from paywarden.features.tables.labels import DelayTable, delay_of_quantiles, fixed_delay, lognormal_delay
 from paywarden.features.tables.zones import Zone, is_zone
+from paywarden.schemas.durations import duration_ms_of
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.payment_fields import TABLE_ALONE, Form, PaymentField, PaymentFields
 
@@ -44,8 +45,6 @@ OTHERS = ("keep", "missing", "refuse")
 DIRECTIVES = "YmdHMSfybBpIzjT"
 """What may stand behind a % of a time's format."""
 
-_DURATION = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)\s?([smhd])")
-_UNIT_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 DELAY_MS_MAX = 3650 * 86_400_000
 _MONEY = (Form.AMOUNT, Form.MONEY)
 _TIMES = (Form.TIME, Form.INSTANT)
@@ -171,12 +170,6 @@ def parse_mapping(text: str, name: str, payment: PaymentFields = TABLE_ALONE) ->
     except tomllib.TOMLDecodeError as error:
         raise Misconfigured(f"{name}: {error}") from error
     return _Reader(text, name, payment).mapping(content)
-
-
-def duration_ms(text: object) -> int | None:
-    """Returns the milliseconds of a duration such as 90s, 36h or 1.5d; None for anything else."""
-    match = _DURATION.fullmatch(text) if isinstance(text, str) else None
-    return None if match is None else round(float(match[1]) * _UNIT_MS[match[2]])
 
 
 class _Reader:
@@ -328,16 +321,16 @@ class _Reader:
         if given is None:
             return None
         key = key if any(line.split("=")[0].strip() == key for line in self._lines) else "delay"
-        if (fixed := duration_ms(given)) is not None and fixed <= DELAY_MS_MAX:
+        if (fixed := duration_ms_of(given)) is not None and fixed <= DELAY_MS_MAX:
             return fixed_delay(fixed)
         if isinstance(given, dict) and given.keys() == {"quantiles"}:
             listed = given["quantiles"] if isinstance(given["quantiles"], list) else []
-            found = [duration_ms(one) for one in listed]
+            found = [duration_ms_of(one) for one in listed]
             known = [one for one in found if one is not None and one <= DELAY_MS_MAX]
             if len(known) == len(found) >= 2 and known == sorted(known):
                 return delay_of_quantiles(known)
         if isinstance(given, dict) and given.keys() <= {"median", "sigma", "most"} >= {"median"}:
-            median, most = duration_ms(given.get("median")), duration_ms(given.get("most", "365d"))
+            median, most = duration_ms_of(given.get("median")), duration_ms_of(given.get("most", "365d"))
             sigma = given.get("sigma", 1.0)
             is_number = isinstance(sigma, int | float) and not isinstance(sigma, bool)
             if median and most and is_number and 0 <= sigma <= 5 and median <= most <= DELAY_MS_MAX:

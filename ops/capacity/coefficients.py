@@ -25,8 +25,8 @@ from paywarden.schemas.errors import Misconfigured
 PARTS = ("serve", "companion", "stream", "kafka")
 _CORES = re.compile(rf"cores_(\d+)_({'|'.join(PARTS)})")
 
-# At rates that fill more of the machine, processes wait for each other and take less than they would.
-_FULL_SHARE = 0.75
+FULL_SHARE = 0.75
+"""At rates that fill more of the machine, processes wait for each other and take less than they would."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _curves(
     rates = sorted({rate for rate, _ in points})
     if missing := [f"cores_{rate}_{part}" for rate in rates for part in PARTS if (rate, part) not in points]:
         raise Misconfigured(f"{name}: {missing[0]} is missing")
-    rates = [rate for rate in rates if sum(points[rate, part] for part in PARTS) <= _FULL_SHARE * machine_cores]
+    rates = [rate for rate in rates if sum(points[rate, part] for part in PARTS) <= FULL_SHARE * machine_cores]
     if len(rates) < 2 or rates[0] != 0:
         raise Misconfigured(f"{name}: wanted cores at 0 and at further payments a second, has {rates}")
     return {part: tuple((float(rate), points[rate, part]) for rate in rates) for part in PARTS}

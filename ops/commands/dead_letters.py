@@ -17,7 +17,8 @@ import click
 
 from paywarden.ops import wiring
 from paywarden.ops.reporting import printable
-from paywarden.ops.times import duration_ms_of, spoken, time_ms_of
+from paywarden.ops.times import spoken, time_ms_of
+from paywarden.schemas.durations import duration_ms_of
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.schemas.settings import Source
 

@@ -18,7 +18,8 @@ from paywarden.ops.commands.drift_backtest import backtest
 from paywarden.ops.commands.drift_explained import explained, finite, since_training, size_of, wrapped
 from paywarden.ops.extras import needs
 from paywarden.ops.reporting import printable
-from paywarden.ops.times import duration_ms_of, spoken
+from paywarden.ops.times import spoken
+from paywarden.schemas.durations import duration_ms_of
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.schemas.settings import Source
 

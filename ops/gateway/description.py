@@ -15,7 +15,6 @@ what was got. It repeats no key, no hash and no secret.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import tomllib
 from collections import Counter
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.payment_fields import is_address
 from paywarden.schemas.settings import table_of
 from paywarden.scoring.net.caller_names import NAME_BYTES_MAX
 
@@ -78,18 +78,9 @@ def parsed_address(setting: str, text: str) -> Address:
     """Returns a listener's address. Raises Misconfigured naming the setting."""
     host, _, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    is_right = is_ip(host) and port.isascii() and port.isdigit() and 0 < int(port) <= _PORT_MAX
+    is_right = is_address(host) and port.isascii() and port.isdigit() and 0 < int(port) <= _PORT_MAX
     _require(is_right, setting, "an IP address and a port, such as 0.0.0.0:8443", text)
     return Address(host, int(port))
-
-
-def is_ip(text: str) -> bool:
-    """Whether a text is an IPv4 or IPv6 address."""
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
 
 
 @dataclass(frozen=True)
@@ -414,8 +405,8 @@ def _check_to_hosts(to_hosts: ToHosts) -> None:
 def _check_host(host: Host) -> None:
     place = f'[[hosts]] "{host.name}"'
     _require(_NAME.fullmatch(host.name) is not None, f"{place} name", "letters, digits, . _ -", host.name)
-    is_address = is_ip(host.address) or _HOST_NAME.fullmatch(host.address) is not None
-    _require(is_address, f"{place} address", "an IP address or a name", host.address)
+    is_right = is_address(host.address) or _HOST_NAME.fullmatch(host.address) is not None
+    _require(is_right, f"{place} address", "an IP address or a name", host.address)
     for port in ("http", "grpc", "health"):
         value = getattr(host, port)
         _require((port == "health" and value == 0) or 0 < value <= _PORT_MAX, f"{place} {port}", "a port", value)

@@ -20,10 +20,11 @@ import json
 from typing import Any
 
 from paywarden.ops.gateway.clients_code import clients_code, environment
-from paywarden.ops.gateway.description import ROUTE_HEADER, Address, GatewayDescription, Host, is_ip
+from paywarden.ops.gateway.description import ROUTE_HEADER, Address, GatewayDescription, Host
 from paywarden.ops.gateway.log_fields import ENVOY_FIELDS
 from paywarden.ops.gateway.refusals import REFUSALS, WRONG_ROUTE, GatewayRefusal
 from paywarden.ops.gateway.routes import GRPC, HTTP, paths_of
+from paywarden.schemas.payment_fields import is_address
 
 _Json = dict[str, Any]
 
@@ -354,7 +355,7 @@ def _route_action(description: GatewayDescription, cluster: str) -> _Json:
 
 def _cluster(description: GatewayDescription, version: str, kind: str) -> _Json:
     to_hosts, hosts = description.to_hosts, description.hosts_of(version)
-    is_static = all(is_ip(host.address) for host in hosts)
+    is_static = all(is_address(host.address) for host in hosts)
     name = f"{version}_{kind}"
     cluster: _Json = {
         "name": name,

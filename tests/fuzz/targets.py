@@ -457,7 +457,8 @@ def times_and_keys() -> Target:
     from paywarden.features.profiles.engine import FeatureEngine
     from paywarden.features.profiles.profile_view import typed_key
     from paywarden.features.stores.profile_sets import typed_name
-    from paywarden.ops.times import duration_ms_of, time_ms_of
+    from paywarden.ops.times import time_ms_of
+    from paywarden.schemas.durations import duration_ms_of
     from paywarden.schemas.errors import InvalidEvent, Misconfigured
     from paywarden.streams.dead_letters.writer import LetterId
 

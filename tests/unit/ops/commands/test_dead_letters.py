@@ -30,7 +30,7 @@ def test_since_is_a_time_or_how_long_ago(text: str, time_ms: int) -> None:
     assert _since_ms(text, NOW_MS) == time_ms
 
 
-@pytest.mark.parametrize("text", ["yesterday", "2w", "-1h", "h", "1.5h"])
+@pytest.mark.parametrize("text", ["yesterday", "2w", "-1h", "h", "1.5w"])
 def test_a_since_that_is_no_time_and_no_duration_is_refused(text: str) -> None:
     with pytest.raises(Misconfigured, match="--since: wanted a time"):
         _since_ms(text, NOW_MS)
