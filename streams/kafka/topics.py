@@ -32,10 +32,11 @@ class TopicSettings:
     """How many partitions new topics get, and how long they keep their records."""
 
     # For payments, outcomes, profiles and decisions. A profile stores an offset for each partition of the first two.
-    partitions: int = 12
+    # Clients send a request for each partition that they have a record for: at low rates requests are the largest cost.
+    partitions: int = 6
     # For each repartition topic: this many workers can share the profiles of one kind of entity. Each batch writes to
     # all partitions, a few requests at a time, so more partitions than workers cost freshness.
-    repartition_partitions: int = 6
+    repartition_partitions: int = 3
     replication: int = 1
     payments_days: int = 100
     decisions_days: int = 100
