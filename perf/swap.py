@@ -1,20 +1,22 @@
 """Swaps of the bundle while a worker answers: does any call fail, do calls get slower, does memory stay?
 
-Measured, on one worker of `paywarden serve`, first over HTTP and then over gRPC: its capacity, in a closed loop; an
-open loop at half of that without swaps; and the same load while `[serve] bundle` is turned over from one to the next of
-three bundles of one size, each time with SIGHUP, until the worker has taken it up. The bundles were checked before. Two
-of them are in memory at a time, so each swap loads one and unloads another.
+Measured, on one worker of `paywarden serve`, first over HTTP and then over gRPC: its capacity, in a closed loop; then,
+in turns, an open loop of five seconds at half of that, and the same while `[serve] bundle` is turned over from one to
+the next of three bundles of one size, each time with SIGHUP, until the worker has taken it up. The bundles were checked
+before. Two of them are in memory at a time, so each swap loads one and unloads another.
 
     python -m perf.swap [--swaps N] [--pause S] [--fresh] [--entities N] [--json FILE]
 
 With `--fresh` each swap is to a bundle that the host has never seen: another process copies, loads and checks it, here
 on the core of the worker. `--pause` is the time from the end of a swap to the next.
 
-`failed` counts calls that got no 200, of all loads; `…_failed_quiet` are those of the load without swaps. `p99_ratio`
-is the larger of the two protocols' p99 with swaps to that without. `resident_ratio` is the worker's anonymous resident
-memory after the swaps to that before them, when each bundle has been loaded once. The mirror and the decision cache,
-which are mapped, do not count: they fill up with use. `swap_ms_p50` and `_max` count from the signal to the worker's
-count.
+`failed` counts calls that got no 200, of all loads; `…_failed_quiet` are those of the loads without swaps. Of the
+failed, `…_shed` were refused at once because the estimated wait was too long, and `…_late` after their deadline.
+`…_lag_p99_ms` is how late the load itself was: it shares the machine with whatever else runs. `p99_ratio` is the larger
+of the two protocols' p99 with swaps to that without, each the median of its loads. `resident_ratio` is the worker's
+anonymous resident memory after the swaps to that before them, when each bundle has been loaded once. The mirror and the
+decision cache, which are mapped, do not count: they fill up with use. `swap_ms_p50` and `_max` count from the signal to
+the worker's count.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import cycle
@@ -37,6 +39,7 @@ import numpy as np
 from paywarden.models.bundle.bundle import MANIFEST, read_manifest
 from paywarden.ops.loadgen.bodies import stamped_bodies
 from paywarden.ops.loadgen.load import run_closed, run_load
+from paywarden.ops.loadgen.report import LoadReport
 from paywarden.ops.loadgen.target import LoadOptions
 from paywarden.ops.wiring import ServeSettings
 from paywarden.schemas.settings import read_source
@@ -46,7 +49,7 @@ from perf.scoring_world import World, built_world
 from perf.servers import Server, pin_load, serving
 
 _OPTIONS = LoadOptions(connections=8, streams=8)
-_SECONDS_MIN = 5.0
+_SECONDS = 5.0
 # What a swap takes at most; a worker that has not taken it up by then never will.
 _SWAP_TIMEOUT_S = 30.0
 _SWAPS = "paywarden_swaps_total"
@@ -108,7 +111,7 @@ def main() -> None:
             rate = drive(run_closed(target, bodies, seconds=4.0, options=_OPTIONS)).ok_per_second / 2
             # The load itself takes memory: connections and buffers of a busy worker.
             resident = resident or _resident(worker)
-            figures |= _measured(name, target, bodies, rate, swaps, arguments.swaps // 2)
+            figures |= _measured(name, target, bodies, rate, swaps, len(swaps.took_ms) + arguments.swaps // 2)
         figures |= {
             "swaps": len(swaps.took_ms),
             "failed": sum(value for name, value in figures.items() if name.endswith("_failed")),
@@ -124,40 +127,44 @@ def main() -> None:
 def _measured(
     name: str, target: str, bodies: Iterator[bytes], rate: float, swaps: Swaps, count: int
 ) -> dict[str, float]:
-    """Returns the figures of one protocol: a load without swaps, then one with `count` of them."""
-    seconds = max(_SECONDS_MIN, 0.6 * count)
-    quiet = drive(run_load(target, bodies, rate=rate, seconds=seconds, options=_OPTIONS))
-    over = threading.Event()
-    sent = quiet.sent
-    p99_ms, failed = [], float(quiet.sent - quiet.ok)
-    thread = threading.Thread(target=_swap_all, args=(swaps, count, over.set))
-    thread.start()
-    # However long the swaps take: loads follow each other until all are made.
-    while not over.is_set():
-        busy = drive(run_load(target, bodies, rate=rate, seconds=_SECONDS_MIN, options=_OPTIONS))
-        p99_ms.append(busy.p99_ms)
-        sent += busy.sent
-        failed += busy.sent - busy.ok
-    thread.join()
-    swapped_p99_ms = float(np.median(p99_ms))
+    """Returns the figures of one protocol: loads without swaps, and as many with `count` of them, in turns."""
+    quiet: list[LoadReport] = []
+    busy: list[LoadReport] = []
+
+    def load() -> LoadReport:
+        return drive(run_load(target, bodies, rate=rate, seconds=_SECONDS, options=_OPTIONS))
+
+    while len(swaps.took_ms) < count:
+        quiet.append(load())
+        over = threading.Event()
+        thread = threading.Thread(target=_swap_until, args=(swaps, over))
+        thread.start()
+        busy.append(load())
+        over.set()
+        thread.join()
+    p99_ms, swapping_p99_ms = (float(np.median([each.p99_ms for each in loads])) for loads in (quiet, busy))
+    both = [*quiet, *busy]
     return {
-        f"{name}_calls": sent,
-        f"{name}_failed": failed,
-        f"{name}_failed_quiet": float(quiet.sent - quiet.ok),
+        f"{name}_calls": sum(load.sent for load in both),
+        f"{name}_failed": _failed(both),
+        f"{name}_failed_quiet": _failed(quiet),
+        f"{name}_shed": sum(load.shed for load in both),
+        f"{name}_late": sum(load.deadline_exceeded for load in both),
         f"{name}_rate": rate,
-        f"{name}_p99_ms": quiet.p99_ms,
-        f"{name}_p99_ms_swapping": swapped_p99_ms,
-        f"{name}_p99_ratio": swapped_p99_ms / quiet.p99_ms,
+        f"{name}_lag_p99_ms": float(np.median([load.lag_p99_ms for load in both])),
+        f"{name}_p99_ms": p99_ms,
+        f"{name}_p99_ms_swapping": swapping_p99_ms,
+        f"{name}_p99_ratio": swapping_p99_ms / p99_ms,
     }
 
 
-def _swap_all(swaps: Swaps, count: int, ended: Callable[[], object]) -> None:
-    try:
-        for _ in range(count):
-            swaps.swap()
-            time.sleep(swaps.pause_s)
-    finally:
-        ended()
+def _failed(loads: Iterable[LoadReport]) -> int:
+    return sum(load.sent - load.ok for load in loads)
+
+
+def _swap_until(swaps: Swaps, over: threading.Event) -> None:
+    while not over.wait(swaps.pause_s):
+        swaps.swap()
 
 
 def _resident(worker: int) -> float:

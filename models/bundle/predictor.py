@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import _ctypes
 import ctypes
+import os
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -114,7 +116,18 @@ def _load(library: Path) -> int:
         # The link gives the file a new path. It can be deleted at once, because the loader has opened the file.
         name = Path(folder) / library.name
         name.symlink_to(library.resolve())
-        return int(_ctypes.dlopen(str(name), ctypes.DEFAULT_MODE))
+        # Without the interpreter's lock, which `_ctypes.dlopen` holds: a worker answers payments meanwhile.
+        handle = _dlopen()(str(name).encode(), ctypes.DEFAULT_MODE | os.RTLD_NOW)
+        # The second attempt raises the error.
+        return int(handle or _ctypes.dlopen(str(name), ctypes.DEFAULT_MODE))
+
+
+@cache
+def _dlopen() -> Any:
+    """Returns the loader's `dlopen`, as a function that does not hold the interpreter's lock."""
+    function = ctypes.CDLL(None).dlopen
+    function.argtypes, function.restype = [ctypes.c_char_p, ctypes.c_int], ctypes.c_void_p
+    return function
 
 
 class GtilPredictor:

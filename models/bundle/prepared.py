@@ -7,6 +7,10 @@
 `load_bundle` parses the model's text and computes checksums: some 100 ms of Python, in which a worker would answer
 nobody. A process beside the workers does that once (`prepare_bundle`). A worker then maps the library and reads the
 arrays (`load_prepared`). The copy matters: what was checked is what is loaded, whatever happens to the bundle later.
+
+A worker answers payments while a thread of it loads. So the loading is many steps of some tenths of a millisecond, and
+the thread rests between them. The arrays are mapped, not read: their pages are those of the file, and a bundle that is
+dropped leaves no holes in the heap.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from paywarden.models.bundle.bundle import (
     FIRST,
@@ -44,6 +49,7 @@ _PREPARED, _COPY = "prepared.json", "bundle"
 _TREES = ("nodes", "thresholds", "changes", "roots", "sets", "set_bounds")
 # Golden vectors that the loading process tries: enough to touch the pages of the library.
 _TRIED_ROWS = 64
+_PAGE_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -97,21 +103,26 @@ def prepare_bundle(
     return manifest
 
 
-def load_prepared(folder: Path) -> PreparedBundle:
+def no_rest() -> None:
+    """Go on at once: what loads a bundle answers nobody meanwhile."""
+
+
+def load_prepared(folder: Path, rest: Callable[[], object] = no_rest) -> PreparedBundle:
     """Load what `prepare_bundle` wrote into a private folder, and try some golden vectors.
 
-    Raises BundleRefused if it is gone, damaged, or another user may write to it.
+    `rest` is called between two steps. Raises BundleRefused if it is gone, damaged, or another user may write to it.
     """
     try:
         content: dict[str, Any] = json.loads((folder / _PREPARED).read_text(encoding="utf-8"))
         if content["format"] != _FORMAT:
             raise BundleRefused(f"prepared bundle {folder}: wanted format {_FORMAT}, got {content['format']}")
         manifest = Manifest(**content["manifest"])
-        predictor, explainer = _part(folder, manifest, LARGE, content, slope=manifest.calibration_slope)
+        rest()
+        predictor, explainer = _part(folder, manifest, LARGE, content, rest, slope=manifest.calibration_slope)
         if not manifest.cascade:
             return PreparedBundle(Bundle(manifest, predictor, explainer), content["digest"])
         cascade = Cascade.of_record(manifest.cascade)
-        first, first_explainer = _part(folder, manifest, FIRST, content, slope=cascade.calibration_slope)
+        first, first_explainer = _part(folder, manifest, FIRST, content, rest, slope=cascade.calibration_slope)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleRefused(f"prepared bundle {folder}: it is gone or damaged: {error}") from error
     both = CascadePredictor(
@@ -134,7 +145,13 @@ def _copy(bundle: Path, manifest: Manifest, copy: Path) -> None:
 
 
 def _part(
-    folder: Path, manifest: Manifest, part: ModelPart, content: dict[str, Any], *, slope: float
+    folder: Path,
+    manifest: Manifest,
+    part: ModelPart,
+    content: dict[str, Any],
+    rest: Callable[[], object],
+    *,
+    slope: float,
 ) -> tuple[Predictor, Explainer]:
     name, copy = part.folder or "large", folder / _COPY
     told = content["parts"][name]
@@ -148,11 +165,25 @@ def _part(
         predictor = NativePredictor(library, len(manifest.feature_names))
     else:
         predictor = GtilPredictor(copy / part.model_text)
+    rest()
     vectors, margins = (np.load(folder / f"{name}.{kind}.npy", allow_pickle=False) for kind in ("vectors", "margins"))
+    rest()
     if predictor.margins(np.ascontiguousarray(vectors)).tolist() != margins.tolist():
         raise BundleRefused(f"prepared bundle {folder}: golden vectors get another score")
-    arrays = {array: np.load(folder / f"{name}.{array}.npy", allow_pickle=False) for array in _TREES}
+    arrays = {}
+    for array in _TREES:
+        rest()
+        arrays[array] = _mapped(folder / f"{name}.{array}.npy")
     explainer = Explainer(Trees(**arrays, base=told["base"]), manifest.feature_names, slope=slope)
     if len(vectors):
         explainer.reasons(np.ascontiguousarray(vectors[0]), 1)
+    rest()
     return predictor, explainer
+
+
+def _mapped(path: Path) -> NDArray[Any]:
+    """Returns the array of a file. It may be written to, as the compiled walk wants it; the file stays the same."""
+    array: NDArray[Any] = np.load(path, mmap_mode="c", allow_pickle=False).view(np.ndarray)
+    # Each page once, so that no payment waits for it.
+    array.reshape(-1).view(np.uint8)[::_PAGE_BYTES].sum()
+    return array

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +50,22 @@ def prepare_policy(policy: Policy, folder: Path, *, review_at: float, decline_at
     (folder / _POLICY).write_text(json.dumps(content), encoding="utf-8")
 
 
-def load_policy(folder: Path, catalogue: Catalogue, earlier: PreparedPolicy | None = None) -> PreparedPolicy:
-    """Read what `prepare_policy` wrote. If `earlier` has the same lists, they are taken from it.
+def load_policy(
+    folder: Path,
+    catalogue: Catalogue,
+    earlier: PreparedPolicy | None = None,
+    rest: Callable[[], object] = lambda: None,
+) -> PreparedPolicy:
+    """Read what `prepare_policy` wrote. If `earlier` is the same policy, or has the same lists, they are taken from it.
 
-    Raises Misconfigured if the files are gone or damaged.
+    `rest` is called between two steps. Raises Misconfigured if the files are gone or damaged.
     """
     try:
         content: dict[str, Any] = json.loads((folder / _POLICY).read_text(encoding="utf-8"))
+        thresholds = {name: content[name] for name in ("review_at", "decline_at")}
+        if earlier is not None and earlier.digest == content["digest"] and earlier.policy.is_made_with(**thresholds):
+            return PreparedPolicy(earlier.policy, content["digest"], content["list_digests"])
+        rest()
         settings = dict(content["settings"])
         settings["rules"] = tuple(ConfiguredRule(**rule) for rule in settings["rules"])
         settings["segments"] = tuple(ConfiguredSegment(**segment) for segment in settings["segments"])
@@ -65,13 +74,8 @@ def load_policy(folder: Path, catalogue: Catalogue, earlier: PreparedPolicy | No
         else:
             read = json.loads((folder / _LISTS).read_text(encoding="utf-8"))
             lists = {name: frozenset(entries) for name, entries in read.items()}
-        made = Policy(
-            PolicySettings(**settings),
-            review_at=content["review_at"],
-            decline_at=content["decline_at"],
-            lists=lists,
-            catalogue=catalogue,
-        )
+        made = Policy(PolicySettings(**settings), **thresholds, lists=lists, catalogue=catalogue, rest=rest)
+        rest()
         return PreparedPolicy(made, content["digest"], content["list_digests"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Misconfigured(f"prepared policy {folder}: it is gone or damaged: {error}") from error

@@ -184,6 +184,10 @@ def refusal_of(error: InvalidEvent | TemporaryFailure) -> Refusal:
 _FIRST_COST_S = 100e-6
 # The weight of the last chunk in the moving average of the time per payment.
 _COST_WEIGHT = 0.1
+# A chunk counts at most as this many times the average. A worker that has lost its core for 20 ms has not become slow:
+# taken for the cost of a payment, one such moment had the calls refused that had gathered meanwhile. If payments have
+# become ten times as dear, five chunks tell.
+_COST_JUMP_MAX = 8.0
 # The pause before the batcher asks again about a payment that another worker is deciding. Most decisions take less.
 _RETRY_PAUSE_S = 0.001
 # A batch is not parsed before it is admitted. Its payments are estimated: a request is rarely shorter than this.
@@ -289,7 +293,7 @@ class MicroBatcher:
             ended = self._now_s()
             # Waiting calls also wait for the reading and refusing between two chunks, so that time counts as well.
             cost_s = (ended - (began if self._busy_since is None else self._busy_since)) / len(chunk.requests)
-            self._cost_s += _COST_WEIGHT * (cost_s - self._cost_s)
+            self._cost_s += _COST_WEIGHT * (min(cost_s, _COST_JUMP_MAX * self._cost_s) - self._cost_s)
             self._busy_since = ended
         if self._queue:
             self._schedule()

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from paywarden.features.catalogue.entity import Catalogue
 from paywarden.models.bundle.bundle import Bundle
-from paywarden.models.bundle.prepared import load_prepared
+from paywarden.models.bundle.prepared import load_prepared, no_rest
 from paywarden.models.policy.prepared import PreparedPolicy, load_policy
 from paywarden.models.rollout.shares import BASIS_POINTS
 from paywarden.schemas.errors import Misconfigured
@@ -115,13 +115,14 @@ def load_release(
     fallbacks: Sequence[Bundle],
     fallback_digests: Sequence[str],
     earlier: PreparedPolicy,
+    rest: Callable[[], object] = no_rest,
 ) -> Release:
-    """Load a prepared release: a few milliseconds, most of which hold no lock of the interpreter.
+    """Load a prepared release: a few milliseconds, in steps of some tenths of one. `rest` is called between two steps.
 
     Raises BundleRefused, Misconfigured.
     """
-    prepared = load_prepared(ready / key)
-    policy = load_policy(ready / key, catalogue, earlier)
+    prepared = load_prepared(ready / key, rest)
+    policy = load_policy(ready / key, catalogue, earlier, rest)
     return release_of((prepared.bundle, *fallbacks), (prepared.digest, *fallback_digests), policy)
 
 

@@ -1,17 +1,20 @@
 """A worker's half of a swap: loads what is ordered in a thread, and takes it up between two turns of its loop.
 
-    orders ─► thread: map the library, read arrays, compile conditions, try golden vectors
-                 │
+    orders ─► thread: map the library │ map arrays │ compile a condition │ … │ try golden vectors
+                 │                    └────────────┴─ rests: the loop has the interpreter and the core
                  ▼  one turn of the loop
               scorer.take_up(served)      the next chunk is decided by it
                  │
                  ▼  when it is ordered no more
-              close the libraries         no call can be in them: calls do not outlive their turn
+              thread: close the libraries      no call can be in them: calls do not outlive their turn
 
 1. Releases that are ordered as previous or candidate stay loaded. A change to one of them happens in the turn that
    reads the orders.
 2. If a release cannot be loaded, what decides goes on. The worker tries again a few times, with every look.
 3. A worker that starts takes up the orders before it listens.
+4. The thread and the loop share one interpreter, and often one core. To load takes a few milliseconds. Done in one go
+   beside a busy loop, it took 30 to 130, and each call in that time waited. So the thread works for some tenths of a
+   millisecond, then rests for several times as long.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from paywarden.models.bundle.prepared import no_rest
 from paywarden.models.rollout.shares import BASIS_POINTS
 from paywarden.schemas.errors import Misconfigured, PaywardenError
 from paywarden.schemas.file_state import FileState, file_state
@@ -43,6 +47,9 @@ _log = logging.getLogger(__name__)
 _TRIES_MAX = 5
 # While a release is loaded, the thread gives the interpreter back this often, so that no payment waits for it.
 _SWITCH_INTERVAL_S = 0.0002
+# How long the thread rests after each step: a multiple of the step, so that it has a fifth of a core at most.
+_REST_SHARE = 4.0
+_REST_MIN_S, _REST_MAX_S = 0.001, 0.05
 
 
 class _Hot(NamedTuple):
@@ -96,12 +103,13 @@ class ReleaseSwitch:
         self._tries += 1
         self._thread = True
         loop = asyncio.get_running_loop()
-        _in_thread(lambda: loop.call_soon_threadsafe(self._loaded, self._orders, self._load(missing)))
+        rest = Rests().rest
+        _in_thread(lambda: loop.call_soon_threadsafe(self._loaded, self._orders, self._load(missing, rest)))
 
     def take_up_at_start(self) -> None:
         """Take up what is ordered now, before the worker listens. Never raises."""
         if self._has_news():
-            self._finish(self._load([key for key in self._orders.keys if key not in self._hot]))
+            self._finish(self._load([key for key in self._orders.keys if key not in self._hot], no_rest))
         else:
             self._show()
 
@@ -123,18 +131,18 @@ class ReleaseSwitch:
             return True
         return set(self._orders.keys) != self._hot.keys() or self._applied != (self._orders, 0)
 
-    def _load(self, keys: list[str]) -> list[_Hot] | PaywardenError:
+    def _load(self, keys: list[str], rest: Callable[[], object]) -> list[_Hot] | PaywardenError:
         """Load releases. Only reads what the loop does not change meanwhile."""
         interval = sys.getswitchinterval()
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         try:
-            return [self._load_one(key) for key in keys]
+            return [self._load_one(key, rest) for key in keys]
         except PaywardenError as error:
             return error
         finally:
             sys.setswitchinterval(interval)
 
-    def _load_one(self, key: str) -> _Hot:
+    def _load_one(self, key: str, rest: Callable[[], object]) -> _Hot:
         host = self._host
         own = host.release
         release = load_release(
@@ -144,9 +152,14 @@ class ReleaseSwitch:
             fallbacks=own.bundles[1:],
             fallback_digests=[origin.bundle_digest for origin in own.origins[1:-1]],
             earlier=self.active.policy,
+            rest=rest,
         )
         chain = ModelChain(release.bundles, metrics=self._models, settings=host.chain)
-        return _Hot(release, self._scorer.served(chain, release.policy.policy, release.origins))
+        rest()
+        hot = _Hot(release, self._scorer.served(chain, release.policy.policy, release.origins))
+        # The loop takes it up with an interpreter that nobody else wants.
+        rest()
+        return hot
 
     def _loaded(self, orders: Orders, result: list[_Hot] | PaywardenError) -> None:
         self._thread = False
@@ -189,8 +202,8 @@ class ReleaseSwitch:
                 origin.bundle_digest[:16],
                 origin.policy_digest[:16],
             )
-        for key in [key for key in self._hot if key not in orders.keys]:
-            self._hot.pop(key).release.bundles[0].close()
+        if unused := [self._hot.pop(key) for key in [*self._hot] if key not in orders.keys]:
+            _in_thread(lambda: _unload(unused))
         self._show()
 
     def _served(self, hot: _Hot, rollout: str, arm: str, share: int) -> Served:
@@ -210,6 +223,28 @@ class ReleaseSwitch:
     def _fail(self, error: Exception) -> None:
         self._metrics.failures.add(1)
         _log.error("a release cannot be taken up, and %s goes on: %s", self.active.model_version, error)
+
+
+class Rests:
+    """Lets a thread rest between two steps of its work. Not thread-safe."""
+
+    def __init__(
+        self, now_s: Callable[[], float] = time.perf_counter, sleep: Callable[[float], object] = time.sleep
+    ) -> None:
+        self._now_s, self._sleep = now_s, sleep
+        self._began = now_s()
+
+    def rest(self) -> None:
+        """Sleep several times as long as the step took that has just ended."""
+        took = self._now_s() - self._began
+        self._sleep(min(max(_REST_SHARE * took, _REST_MIN_S), _REST_MAX_S))
+        self._began = self._now_s()
+
+
+def _unload(unused: list[_Hot]) -> None:
+    """Close the libraries of releases that decide no more, and drop the last references to what they hold."""
+    while unused:
+        unused.pop().release.bundles[0].close()
 
 
 def _in_thread(work: Callable[[], object]) -> None:

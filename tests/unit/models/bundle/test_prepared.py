@@ -10,6 +10,7 @@ import pytest
 
 from paywarden.features.catalogue.catalogue import CATALOGUE
 from paywarden.models.bundle.bundle import Bundle, golden_payments, native_library
+from paywarden.models.bundle.explain import Explainer
 from paywarden.models.bundle.prepared import load_prepared, prepare_bundle
 from paywarden.models.policy.policy import ConfiguredRule, ConfiguredSegment, Facts, Policy, PolicySettings
 from paywarden.models.policy.prepared import PreparedPolicy, load_policy, prepare_policy
@@ -65,6 +66,21 @@ def test_a_closed_bundle_leaves_no_library_behind_and_can_be_loaded_again(tmp_pa
         loaded.predictor.margins(np.zeros((1, len(loaded.manifest.feature_names)), dtype=np.float32))
 
 
+def test_a_bundle_is_loaded_in_steps_and_its_mapped_arrays_leave_the_files_alone(tmp_path: Path) -> None:
+    folder = prepared(small_world.trained_bundle(), tmp_path / "ready")
+    before = {path: path.read_bytes() for path in folder.rglob("*.npy")}
+    rests: list[None] = []
+    loaded = load_prepared(folder, lambda: rests.append(None)).bundle
+    # The manifest, the library, golden vectors, and each of the six arrays.
+    assert len(rests) >= 9
+    explainer = loaded.explainer
+    assert isinstance(explainer, Explainer)
+    changes = explainer._arrays[2]
+    changes += 1.0
+    assert {path: path.read_bytes() for path in before} == before
+    loaded.close()
+
+
 @pytest.mark.parametrize("damage", ["large.margins.npy", "large.nodes.npy", "prepared.json"])
 def test_a_prepared_bundle_that_is_gone_or_damaged_is_refused(tmp_path: Path, damage: str) -> None:
     folder = prepared(small_world.trained_bundle(), tmp_path / "ready")
@@ -106,6 +122,13 @@ def test_a_prepared_policy_decides_as_the_policy_and_shares_its_lists(tmp_path: 
                     facts = Facts(payment, amount, vector, score, flags)
                     assert loaded.policy.decide(facts) == policy.decide(facts)
     assert load_policy(tmp_path, CATALOGUE, loaded).policy.lists is loaded.policy.lists
+    rests: list[None] = []
+    assert load_policy(tmp_path, CATALOGUE, loaded, lambda: rests.append(None)).policy is loaded.policy
+    assert not rests
+    looser = PreparedPolicy.of(Policy(settings, review_at=0.4, decline_at=0.9, lists=lists))
+    again = load_policy(tmp_path, CATALOGUE, looser, lambda: rests.append(None)).policy
+    # Another bundle's thresholds make another policy: each condition is a step of its own.
+    assert (again.thresholds, len(rests)) == ((0.3, 0.9), 4)
     other = Policy(settings, review_at=0.3, decline_at=0.9, lists={"good": frozenset({"c-9"})})
     assert load_policy(tmp_path, CATALOGUE, PreparedPolicy.of(other)).policy.lists == lists
     (tmp_path / "policy.json").write_text("{", encoding="utf-8")

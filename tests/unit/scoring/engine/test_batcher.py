@@ -311,6 +311,19 @@ def test_the_time_per_payment_is_learned() -> None:
     assert len(world.scorer.asked) - before == 3
 
 
+def test_a_worker_that_stood_still_once_refuses_nothing_of_what_has_gathered() -> None:
+    """One chunk that takes 30 ms has lost its core. Taken for the cost of a payment, it refused calls for a while."""
+    world = World(wait_ms_max=10)
+    world.scorer.payment_s = 0.00005
+    world.run(lambda: [world.ask(f"{n}", deadline=200.0) for n in range(40)], turns=20)
+    world.scorer.payment_s = 0.03
+    world.run(lambda: [world.ask("stalled", deadline=200.0)], turns=5)
+    world.scorer.payment_s = 0.00005
+    before = sum(map(len, world.scorer.asked))
+    world.run(lambda: [world.ask(f"after-{n}", deadline=200.0) for n in range(64)], turns=20)
+    assert sum(map(len, world.scorer.asked)) - before == 64
+
+
 def test_reading_between_chunks_counts_in_the_time_per_payment() -> None:
     """Under overload most of the time goes into refusals, and a queued payment waits for them, too."""
     world = World(wait_ms_max=10, chunk_payments=1)
