@@ -26,13 +26,13 @@ from paywarden.schemas.file_state import FileState, file_state
 from paywarden.scoring.server.context import ServerContext
 from paywarden.scoring.server.deployer import is_served
 from paywarden.scoring.server.deployment import DEPLOYMENT, Deployment, read_deployment, release_key
-from paywarden.scoring.server.supervisor import serve
+from paywarden.scoring.server.supervisor import serve, warm_up
 from paywarden.scoring.state.mirror import has_mirror
 
 _log = logging.getLogger(__name__)
 
 # A switch is to take less than a second.
-_LOOK_S = 0.05
+_LOOK_S = 0.02
 _STOPS = (signal.SIGTERM, signal.SIGINT)
 _HEEDED = (*_STOPS, signal.SIGHUP)
 
@@ -43,6 +43,8 @@ def stand_by(host: ServerContext, worker_count: int, *, announce: Callable[[Sequ
     `announce` gets the addresses at each turn.
     """
     turns = Turns(host)
+    # Now, and not in the second in which it is to take over.
+    warm_up(host)
     while (mine := _next_turn(turns)) is not None:
         _log.info("catalogue %s: it is this version's turn", host.catalogue_digest)
         taker = serve(mine, worker_count, announce=announce, takes_over=True)
