@@ -222,7 +222,7 @@ def event_record(event: RolloutEvent) -> dict[str, Any]:
         "time_ms": event.time_ms,
         "by": event.by,
         "why": event.why,
-        "start": None if event.start is None else asdict(event.start),
+        "start": None if event.start is None else _start_record(event.start),
         "step": event.step,
         "judgement": None if event.judgement is None else judgement_record(event.judgement),
     }
@@ -247,6 +247,14 @@ def event_of(record: Mapping[str, Any]) -> RolloutEvent:
     )
 
 
+def _start_record(start: Start) -> dict[str, Any]:
+    record = asdict(start)
+    if not start.shadow:
+        # The records of earlier releases lack it.
+        del record["shadow"]
+    return record
+
+
 def _start_of(record: Mapping[str, Any]) -> Start:
     champion, candidate = (
         Version(**{field.name: _text(record[role][field.name]) for field in fields(Version)})
@@ -255,7 +263,10 @@ def _start_of(record: Mapping[str, Any]) -> Start:
     plan: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in record["plan"].items()
     }
-    return Start(_text(record["name"]), _text(record["salt"]), champion, candidate, RolloutPlan(**plan))
+    shadow = record.get("shadow", False)
+    if type(shadow) is not bool:
+        raise TypeError("wanted true or false")
+    return Start(_text(record["name"]), _text(record["salt"]), champion, candidate, RolloutPlan(**plan), shadow)
 
 
 def _text(value: object) -> str:

@@ -50,6 +50,10 @@ _TITLES = {
 }
 
 
+def _title(rollout: Rollout) -> str:
+    return "In the shadow" if rollout.in_shadow else _TITLES[rollout.phase]
+
+
 def rollout_html(events: Sequence[RolloutEvent], name: str, *, currency: str) -> str:
     """Returns the whole file as text. `events`: of a log, in order. `currency`: the reference currency.
 
@@ -59,7 +63,7 @@ def rollout_html(events: Sequence[RolloutEvent], name: str, *, currency: str) ->
     rollout = history[-1][1]
     return render_page(
         title=f"Rollout {name}",
-        heading=f"Rollout {name}: {_TITLES[rollout.phase].lower()}",
+        heading=f"Rollout {name}: {_title(rollout).lower()}",
         blocks=[
             *_head(history),
             *_evidence(history),
@@ -95,9 +99,7 @@ def _head(history: Sequence[tuple[RolloutEvent, Rollout]]) -> list[PageBlock]:
         Card("Risk", percent(plan.alpha), "That a candidate which differs in nothing is stopped, over all looks."),
     ]
     return [
-        Paragraph(
-            f"{_TITLES[rollout.phase]}: {rollout.cause or 'the newest look decides about the next step'}.", "lead"
-        ),
+        Paragraph(f"{_title(rollout)}: {rollout.cause or 'the newest look decides about the next step'}.", "lead"),
         *([notice("Time alone never widens a share.")] if rollout.phase is Phase.RUNNING else []),
         Definitions([("Champion", _version(start.champion)), ("Candidate", _version(start.candidate))]),
         FigureCards(cards),

@@ -99,6 +99,8 @@ class Start:
     champion: Version
     candidate: Version
     plan: RolloutPlan
+    # It begins in the shadow: the candidate gets no card before a person resumes the rollout.
+    shadow: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,8 @@ class Rollout:
     """The newest finding of the step."""
     outcomes: Judgement | None = None
     """The newest finding about outcomes."""
+    in_shadow: bool = False
+    """Whether it is pending because it is in the shadow: hosts keep the candidate ready, and challenge with it."""
 
     @property
     def share(self) -> int:
@@ -170,6 +174,7 @@ class Rollout:
     def line(self) -> str:
         """The state in one line for an operator."""
         place = f" at {percent_text(self.share)}" if self.phase in (Phase.RUNNING, Phase.PAUSED) else ""
+        place = " in the shadow" if self.in_shadow else place
         return f"{self.start.name}: {self.phase.value.replace('_', ' ')}{place}" + (
             f", {self.cause}" if self.cause else ""
         )
@@ -244,7 +249,8 @@ def _started(rollout: Rollout | None, event: RolloutEvent) -> Rollout:
             f"rollout started: candidate and champion are the same, with digest {start.candidate.bundle_digest[:12]}"
         )
     time_ms = event.time_ms
-    return Rollout(start, Phase.PENDING, 0, time_ms, time_ms, 0, time_ms, f"started by {event.by}: {event.why}")
+    cause = f"started by {event.by}: {event.why}"
+    return Rollout(start, Phase.PENDING, 0, time_ms, time_ms, 0, time_ms, cause, in_shadow=start.shadow)
 
 
 def _stops(event: RolloutEvent) -> bool:
@@ -255,7 +261,7 @@ def _stops(event: RolloutEvent) -> bool:
 
 
 def _stopped(rollout: Rollout, event: RolloutEvent, time_ms: int) -> Rollout:
-    ended = replace(rollout, time_ms=time_ms, since_ms=time_ms)
+    ended = replace(rollout, time_ms=time_ms, since_ms=time_ms, in_shadow=False)
     if event.kind is EventKind.ABORTED:
         return replace(ended, phase=Phase.ABORTED, cause=f"aborted by {event.by}: {event.why}")
     if event.kind is EventKind.GONE:
@@ -280,12 +286,17 @@ def _stopped(rollout: Rollout, event: RolloutEvent, time_ms: int) -> Rollout:
 def _ready(rollout: Rollout, event: RolloutEvent) -> Rollout:
     if rollout.phase is not Phase.PENDING:
         raise Misconfigured(f"rollout ready: {rollout.start.name} is {rollout.phase.value}, not pending")
+    if rollout.in_shadow:
+        raise Misconfigured(f"rollout ready: {rollout.start.name} is in the shadow until somebody resumes it")
     return replace(
         rollout, phase=Phase.RUNNING, since_ms=event.time_ms, looked_ms=event.time_ms, time_ms=event.time_ms, cause=""
     )
 
 
 def _resumed(rollout: Rollout, event: RolloutEvent) -> Rollout:
+    if rollout.in_shadow:
+        cause = f"out of the shadow by {event.by}: {event.why}"
+        return replace(rollout, in_shadow=False, since_ms=event.time_ms, time_ms=event.time_ms, cause=cause)
     if rollout.phase is not Phase.PAUSED:
         raise Misconfigured(f"rollout resumed: {rollout.start.name} is {rollout.phase.value}, not paused")
     return replace(rollout, phase=Phase.RUNNING, looked_ms=event.time_ms, time_ms=event.time_ms, cause="")

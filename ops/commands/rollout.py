@@ -68,6 +68,9 @@ def rollout() -> None:
     multiple=True,
     help="How often a measure's event is now, such as decline=0.02, to compute the power.",
 )
+@click.option(
+    "--shadow", is_flag=True, help="Begin in the shadow: `shadow run` tries the candidate, and it gets no card."
+)
 @click.option("--dry-run", is_flag=True, help="Only check, and print the power.")
 @_BY
 @_KEY
@@ -83,6 +86,7 @@ def start(
     name: str,
     cards_a_day: float | None,
     event_share: tuple[str, ...],
+    shadow: bool,
     dry_run: bool,
     by: str,
     key: str | None,
@@ -96,6 +100,9 @@ def start(
 
     It stays pending until a host has loaded the candidate. With --cards-a-day the command prints beforehand what each
     step can find, and when it will go on.
+
+    With --shadow each host's `shadow run` lets the candidate decide about all payments, unheard. `shadow report` says
+    what it would have decided, and `rollout resume` gives it the first cards.
     """
     from paywarden.models.rollout.log import RolloutKeeper
     from paywarden.models.rollout.power import Traffic, power, power_text
@@ -116,7 +123,7 @@ def start(
         versions = rollouts.registered_versions(source, candidate)
     else:
         versions = _named_versions(source, candidate, champion, champion_policy, candidate_policy)
-    begun = Start(called, secrets.token_hex(SALT_BYTES), *versions, plan)
+    begun = Start(called, secrets.token_hex(SALT_BYTES), *versions, plan, shadow)
     if cards_a_day is not None:
         if not event_share:
             raise Misconfigured("--cards-a-day: wanted --event-share too, such as decline=0.02")
@@ -195,7 +202,7 @@ def pause(source: Source, by: str, key: str | None, why: str, as_json: bool) -> 
 @_JSON
 @click.pass_obj
 def resume(source: Source, by: str, key: str | None, why: str, as_json: bool) -> None:
-    """Let a paused rollout go on."""
+    """Let a paused rollout go on, or give the first cards to one in the shadow."""
     _done(source, "resumed", by, key, why, as_json=as_json)
 
 
@@ -401,6 +408,7 @@ def _record(found: Rollout) -> dict[str, Any]:
     return {
         "name": found.start.name,
         "phase": found.phase.value,
+        "in_shadow": found.in_shadow,
         "cause": found.cause,
         "step": found.step,
         "share": found.share / 10_000,

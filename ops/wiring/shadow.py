@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paywarden.ops.wiring import stores
-from paywarden.ops.wiring.scoring import served_release
+from paywarden.ops.wiring.scoring import ServeSettings, served_release
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.file_state import FileState, file_state
 from paywarden.schemas.settings import DEFAULT_FILE, Source, read_source
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from paywarden.scoring.engine.mirror_challenger import MirrorChallenger
     from paywarden.scoring.server.deployment import ReleasePaths
     from paywarden.scoring.server.releases import Release
+    from paywarden.streams.shadow.candidate import ShadowCandidate
     from paywarden.streams.shadow.evaluation import Challenger, ShadowEvaluator
     from paywarden.streams.shadow.host import ShadowHost
     from paywarden.streams.shadow.settings import ConfiguredChallenger
@@ -45,8 +46,10 @@ def shadow_host(source: Source, announce: Callable[[str], object], log: str) -> 
     from paywarden.streams.shadow.settings import ShadowSettings
 
     settings = source.section("shadow", ShadowSettings)
-    if not settings.challengers:
-        raise Misconfigured(f"{source.name}: there is no challenger: wanted [[shadow.challengers]]")
+    if not (settings.challengers or settings.follow_rollout):
+        raise Misconfigured(
+            f"{source.name}: there is no challenger: wanted [[shadow.challengers]], or follow_rollout = true"
+        )
     require_broker(stores.kafka_settings(source))
     names = [challenger.name for challenger in settings.challengers]
     registry, health = metrics_registry(), ShadowHealth()
@@ -55,11 +58,25 @@ def shadow_host(source: Source, announce: Callable[[str], object], log: str) -> 
         metrics=ShadowMetrics(registry, names),
         health=health,
         hang_timeout_s=settings.hang_timeout_s,
+        follow=_followed(source, log) if settings.follow_rollout else dict,
     )
     address = (settings.http_host, settings.http_port)
     with serving_health(health, registry, host=address[0], port=address[1], section="shadow") as url:
         announce(url)
         yield host
+
+
+def _followed(source: Source, log: str) -> Callable[[], dict[str, list[str]]]:
+    """Returns what gives the command of the candidate in the shadow, by its rollout's name."""
+    candidate = _candidate(source)
+    return lambda: {name: _command(source, name, log) for name in candidate.look()}
+
+
+def _candidate(source: Source) -> ShadowCandidate:
+    from paywarden.streams.shadow.candidate import ShadowCandidate
+
+    runtime = Path(source.section("serve", ServeSettings).runtime)
+    return ShadowCandidate(runtime, lambda: stores.feature_engine(source).plan.digest)
 
 
 def _command(source: Source, name: str, log: str) -> list[str]:
@@ -80,14 +97,15 @@ def shadow_evaluator(source: Source, name: str) -> ShadowEvaluator:
     from paywarden.streams.shadow.settings import ShadowSettings
 
     settings = source.section("shadow", ShadowSettings)
-    challenger = settings.challenger(name)
+    configured = settings.challenger(name)
     take_priority(settings.priority)
+    files = _candidate_files(source, name) if configured is None else _challenger_files(source, configured)
     clients = KafkaClients.of(stores.kafka_settings(source))
     # Raises unless the topic is there.
     clients.partitions(SHADOW_TOPIC)
     return ShadowEvaluator(
         name,
-        _challenger_files(source, challenger),
+        files,
         outbox=source.section("outbox", OutboxSettings),
         settings=settings,
         sender=clients.sender(linger_ms=5),
@@ -105,6 +123,19 @@ def _challenger_files(source: Source, challenger: ConfiguredChallenger) -> Chall
     return ChallengerFiles(own, challenger, HostReleases(own, engine, None), engine)
 
 
+def _candidate_files(source: Source, name: str) -> ChallengerFiles:
+    """Returns the files of the candidate in the shadow. Raises Misconfigured if there is none of this name."""
+    from paywarden.ops.wiring.releases import HostReleases
+    from paywarden.streams.shadow.settings import ConfiguredChallenger
+
+    paths = _candidate(source).look().get(name)
+    if paths is None:
+        raise Misconfigured(f"[shadow] challengers: there is no {name!r}, and no rollout of this name in the shadow")
+    engine = stores.feature_engine(source)
+    challenger = ConfiguredChallenger(name, paths.bundle, paths.policy)
+    return ChallengerFiles(source, challenger, HostReleases(source, engine, None), engine, paths=paths)
+
+
 class ChallengerFiles:
     """The files of a challenger, looked at again while it runs."""
 
@@ -115,8 +146,13 @@ class ChallengerFiles:
         releases: HostReleases,
         engine: FeatureEngine,
         clock: Callable[[], float] = time.monotonic,
+        paths: ReleasePaths | None = None,
     ) -> None:
-        """`source`: the configuration of a shadow host, or that of the host."""
+        """`source`: the configuration of a shadow host, or that of the host.
+
+        `paths`: bundle and policy with the digests that they must have; None: as the challenger says.
+        """
+        self._fixed = paths
         self._source, self._challenger, self._releases, self._clock = source, challenger, releases, clock
         self._engine = engine
         self._seen: dict[Path, FileState | None] = {}
@@ -182,6 +218,8 @@ class ChallengerFiles:
         """Returns bundle and policy. A policy alone is for the bundle that decides now. Raises Misconfigured."""
         from paywarden.scoring.server.deployment import ReleasePaths
 
+        if self._fixed is not None:
+            return self._fixed
         challenger = self._challenger
         return ReleasePaths(
             challenger.bundle or served_release(self._source, self._engine.plan.digest).bundle, challenger.policy

@@ -100,7 +100,10 @@ class RolloutLeader:
             raise Misconfigured("rollout lead: there has been no rollout: begin one with `paywarden rollout start`")
         while not stop.is_set() and not rollout.has_ended:
             try:
-                self._lead(rollout, stop)
+                if rollout.in_shadow:
+                    self._keep_in_shadow(rollout, stop)
+                else:
+                    self._lead(rollout, stop)
             except BrokerUnavailable as error:
                 _log.warning("no looks, and no step goes on: %s", error)
                 stop.wait(_RETRY_S)
@@ -118,6 +121,16 @@ class RolloutLeader:
                 self._shown = rollout.line
                 _log.info("%s", rollout.line)
         return rollout
+
+    def _keep_in_shadow(self, rollout: Rollout, stop: Event) -> None:
+        """Wait until somebody resumes the rollout or ends it; `shadow report` compares meanwhile."""
+        look_at = 0.0
+        while rollout.in_shadow and not stop.is_set():
+            if time.monotonic() >= look_at:
+                self._look(None, rollout)
+                look_at = time.monotonic() + self._look_every_s
+            stop.wait(min(_WAIT_S, self._look_every_s))
+            rollout = self._follow() or rollout
 
     def _lead(self, rollout: Rollout, stop: Event) -> None:
         """Read decisions and look, until the rollout has ended or Kafka is away."""

@@ -6,8 +6,9 @@
 1. Start the process of every challenger. What it writes to stdout is its status; the log goes to stderr as always.
 2. A process that has ended is started again after a pause. The pause doubles, up to a minute, and is short again once
    the process has run for a minute.
-3. A process that says nothing for `hang_timeout_s` is killed, and counts as ended. It may take longer to load.
-4. At the stop, ask all to end, and kill those that have not after a few seconds.
+3. What a rollout in the shadow wants to have tried comes and goes while the others run (candidate.py).
+4. A process that says nothing for `hang_timeout_s` is killed, and counts as ended. It may take longer to load.
+5. At the stop, ask all to end, and kill those that have not after a few seconds.
 """
 
 from __future__ import annotations
@@ -56,11 +57,21 @@ class ShadowMetrics:
         self.up = gauge("up", "Whether the challenger's process runs and has loaded its files.")
         self.waiting = gauge("waiting_bytes", "Decisions that wait for the challenger, of the worker with the most.")
         self.lag = gauge("lag_seconds", "The age of the newest decision evaluated, while others wait; else 0.")
+        self._gauges = self.up, self.waiting, self.lag
         for name in challengers:
-            for metric in (self.evaluated, self.gone, self.cpu, self.restarts, self.up, self.waiting, self.lag):
-                metric.labels(name)
-            for reason in REASONS:
-                self.left_out.labels(name, reason)
+            self.begin(name)
+
+    def begin(self, name: str) -> None:
+        """Show a challenger."""
+        for metric in (self.evaluated, self.gone, self.cpu, self.restarts, *self._gauges):
+            metric.labels(name)
+        for reason in REASONS:
+            self.left_out.labels(name, reason)
+
+    def forget(self, name: str) -> None:
+        """Show a challenger no more that nobody wants any longer. What it has counted stays."""
+        for gauge in self._gauges:
+            gauge.remove(name)
 
 
 class ShadowHealth:
@@ -94,13 +105,16 @@ class ShadowHost:
         metrics: ShadowMetrics,
         health: ShadowHealth,
         hang_timeout_s: float,
+        follow: Callable[[], Mapping[str, Sequence[str]]] = dict,
     ) -> None:
-        """`commands`: what to run, by the challenger's name."""
+        """`commands`: what to run, by the challenger's name. `follow` returns what is to run besides, at each turn."""
         self._metrics, self._health = metrics, health
         self._selector = selectors.DefaultSelector()
-        self._children = [
-            _Child(name, command, metrics, self._selector, hang_timeout_s) for name, command in commands.items()
-        ]
+        self._hang_timeout_s, self._follow = hang_timeout_s, follow
+        self._children = [self._child(name, command) for name, command in commands.items()]
+        self._configured = set(commands)
+        # Those that nobody wants any more, until they have ended.
+        self._leaving: list[_Child] = []
 
     def run(self, stop: Event) -> None:
         """Watch until `stop` is set, then end all."""
@@ -112,6 +126,7 @@ class ShadowHost:
 
     def turn(self, wait_s: float) -> None:
         """Start what is due, and read what the processes say for at most `wait_s`."""
+        self._change()
         for child in self._children:
             child.look(time.monotonic())
         for key, _ in self._selector.select(wait_s):
@@ -119,12 +134,33 @@ class ShadowHost:
         self._health.troubles = {child.name: child.trouble for child in self._children if child.trouble}
         self._health.note_turn()
 
+    def _change(self) -> None:
+        """Take in whoever is to run besides the configured, and let those go who are not."""
+        wanted = {name: command for name, command in self._follow().items() if name not in self._configured}
+        now = time.monotonic()
+        for child in [child for child in self._children if child.name not in {*self._configured, *wanted}]:
+            _log.info("shadow %s: nobody wants it any more", child.name)
+            child.ask_to_end()
+            child.kill_at = now + _END_S
+            self._children.remove(child)
+            self._leaving.append(child)
+        self._leaving = [child for child in self._leaving if not child.is_gone(now)]
+        running = {child.name for child in (*self._children, *self._leaving)}
+        for name, command in wanted.items():
+            if name not in running:
+                self._metrics.begin(name)
+                self._children.append(self._child(name, command))
+
+    def _child(self, name: str, command: Sequence[str]) -> _Child:
+        return _Child(name, command, self._metrics, self._selector, self._hang_timeout_s)
+
     def end(self) -> None:
         """End every process."""
-        for child in self._children:
+        children = [*self._children, *self._leaving]
+        for child in children:
             child.ask_to_end()
         deadline = time.monotonic() + _END_S
-        for child in self._children:
+        for child in children:
             child.end(max(0.0, deadline - time.monotonic()))
         self._selector.close()
 
@@ -149,6 +185,7 @@ class _Child:
         # The counts of the process that are in the metrics.
         self._before: dict[str, float] = {}
         self.trouble = "it has not started"
+        self.kill_at = 0.0
 
     def look(self, now: float) -> None:
         """Start the process if that is due; notice its end, and kill it if it hangs."""
@@ -231,6 +268,15 @@ class _Child:
         if more > 0:
             metric.inc(more)
             self._before[what] = count
+
+    def is_gone(self, now: float) -> bool:
+        """Whether a process that was asked to end has ended; past `kill_at` it is killed."""
+        if self._process is not None:
+            if self._process.poll() is None and now < self.kill_at:
+                return False
+            self.end(0.0)
+        self._metrics.forget(self.name)
+        return True
 
     def ask_to_end(self) -> None:
         if self._process is not None:

@@ -33,6 +33,8 @@ class ShadowSettings:
 
     # Challengers, [[shadow.challengers]] each.
     challengers: tuple[ConfiguredChallenger, ...] = ()
+    # A rollout that began in the shadow has its candidate as one more challenger, until it gets cards.
+    follow_rollout: bool = True
     # Decisions of one worker that may wait for a challenger: about 20,000. It leaves out the older half of more.
     waiting_bytes_max: int = 16 * 1024 * 1024
     # The most of one core that a challenger may use.
@@ -75,9 +77,6 @@ class ShadowSettings:
             if (value := getattr(self, name)) < least:
                 raise Misconfigured(f"[shadow] {name}: wanted at least {least}, got {value}")
 
-    def challenger(self, name: str) -> ConfiguredChallenger:
-        """Returns a challenger by its name. Raises Misconfigured."""
-        for challenger in self.challengers:
-            if challenger.name == name:
-                return challenger
-        raise Misconfigured(f"[shadow] challengers: there is no {name!r}")
+    def challenger(self, name: str) -> ConfiguredChallenger | None:
+        """Returns a challenger by its name; None if the settings have none."""
+        return next((challenger for challenger in self.challengers if challenger.name == name), None)

@@ -87,7 +87,8 @@ def some_events(draw: st.DrawFn) -> RolloutEvent:
         return look(draw(ANY_FINDING), time_ms, draw(st.integers(0, 1)))
     if kind is EventKind.OUTCOMES:
         return outcomes(draw(ANY_FINDING), time_ms)
-    return event(kind, time_ms, start=start_of(draw(st.sampled_from(["r-1", "r-2"]))))
+    start = replace(start_of(draw(st.sampled_from(["r-1", "r-2"]))), shadow=draw(st.booleans()))
+    return event(kind, time_ms, start=start)
 
 
 def next_state(state: Rollout | None, this: RolloutEvent) -> Rollout | None:
@@ -162,6 +163,23 @@ def test_a_pause_holds_the_share_and_a_harm_in_it_rolls_back() -> None:
     assert after(paused, look(Finding.MISMATCH, 0)).phase is Phase.ROLLED_BACK
     resumed = after(paused, event(EventKind.RESUMED, 90 * MINUTE_MS))
     assert after(resumed, look(Finding.WITHIN, 91 * MINUTE_MS)).elapsed_ms == MINUTE_MS
+
+
+def test_a_rollout_in_the_shadow_gets_no_card_before_somebody_resumes_it() -> None:
+    state = after(None, event(EventKind.STARTED, start=replace(start_of(), shadow=True)))
+    for kind in (EventKind.READY, EventKind.PAUSED, EventKind.PROMOTED):
+        with pytest.raises(Misconfigured):
+            after(state, event(kind, 1))
+    assert after(state, look(Finding.WITHIN, MINUTE_MS)).share == 0
+    # Hosts keep the candidate ready, and nothing decides by it.
+    assert (orders_of(state).candidate, orders_of(state).share) == (CANDIDATE, 0)
+    assert "pending in the shadow" in state.line
+    resumed = after(state, event(EventKind.RESUMED, DAY_MS))
+    assert (resumed.phase, resumed.in_shadow, resumed.share, resumed.since_ms) == (Phase.PENDING, False, 0, DAY_MS)
+    begun = after(resumed, event(EventKind.READY, DAY_MS + 1))
+    assert (begun.phase, begun.share) == (Phase.RUNNING, 1_000)
+    aborted = after(state, event(EventKind.ABORTED, 5))
+    assert (aborted.phase, aborted.in_shadow) == (Phase.ABORTED, False)
 
 
 def test_a_clock_that_jumps_ahead_skips_no_step() -> None:

@@ -85,6 +85,17 @@ def test_a_rollout_from_start_to_abort(tmp_path: Path, bundles: Path) -> None:
     assert start(tmp_path, bundles, "--name", "r-2").exit_code == 0
 
 
+def test_a_rollout_in_the_shadow_waits_for_a_person_before_its_first_card(tmp_path: Path, bundles: Path) -> None:
+    assert "r-1: pending in the shadow, started by ann" in start(tmp_path, bundles, "--name", "r-1", "--shadow").output
+    shown = json.loads(run(tmp_path, "status", "--json").output)["rollout"]
+    assert (shown["phase"], shown["in_shadow"], shown["orders"]["share"]) == ("pending", True, 0)
+    page = tmp_path / "report.html"
+    assert run(tmp_path, "report", "--out", str(page)).exit_code == 0
+    assert "in the shadow" in page.read_text(encoding="utf-8")
+    resumed = run(tmp_path, "resume", "--why", "it agrees", "--by", "ben").output
+    assert resumed.startswith("r-1: pending, out of the shadow by ben: it agrees")
+
+
 def test_an_abort_reaches_a_host_that_takes_part_without_leader_and_without_kafka(
     tmp_path: Path, bundles: Path
 ) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from paywarden.ops.wiring.shadow import ChallengerFiles, _challenger_files, take_priority
-from paywarden.schemas.errors import BundleRefused
+from paywarden.ops.wiring.shadow import ChallengerFiles, _candidate_files, _challenger_files, take_priority
+from paywarden.schemas.errors import BundleRefused, Misconfigured
 from paywarden.schemas.settings import read_source
 from paywarden.scoring.engine.challenger import VectorChallenger
 from paywarden.scoring.engine.mirror_challenger import MirrorChallenger
@@ -83,6 +84,22 @@ def test_a_shadow_host_has_a_configuration_of_its_own(world: World) -> None:
     assert isinstance(made, MirrorChallenger)
     assert not world.has_changed(files)
     assert made.evaluate([]).left_out == {}
+
+
+def test_a_rollouts_candidate_is_a_challenger_with_the_digests_that_the_deployment_file_names(world: World) -> None:
+    source, other = read_source(str(world.config)), small_world.other_loaded_bundle().manifest
+    served = ReleasePaths(str(small_world.trained_bundle()))
+    candidate = ReleasePaths(str(small_world.other_bundle()), str(world.policy), other.digest)
+    path = world.runtime / DEPLOYMENT
+    write_deployment(path, Deployment(served, candidate=candidate, rollout="r-7"))
+    made = _candidate_files(source, "r-7").load()
+    assert isinstance(made, VectorChallenger)
+    assert made.digests[0] == other.digest
+    write_deployment(path, Deployment(served, candidate=replace(candidate, bundle_digest="0" * 64), rollout="r-7"))
+    with pytest.raises(BundleRefused, match="wanted the digest 000"):
+        _candidate_files(source, "r-7").load()
+    with pytest.raises(Misconfigured, match="no rollout of this name in the shadow"):
+        _candidate_files(source, "r-8")
 
 
 def test_an_idle_challenger_runs_after_all_others() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from paywarden.features.profiles.money import load_rates
 from paywarden.models.policy.policy import DECLINE
 from paywarden.models.rollout.log import MemoryRolloutLog, RolloutKeeper
 from paywarden.models.rollout.plan import RolloutPlan, plan_of
-from paywarden.models.rollout.rollout import EventKind, Rollout, RolloutEvent, Start, Version
+from paywarden.models.rollout.rollout import EventKind, Phase, Rollout, RolloutEvent, Start, Version
 from paywarden.models.rollout.shares import CANDIDATE, CardSplit
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.streams.kafka.client import KafkaSettings
@@ -36,6 +37,31 @@ def led(plan: RolloutPlan) -> tuple[RolloutLeader, Rollout]:
     rollout = keeper.take(RolloutEvent(EventKind.STARTED, 0, "ann", "a test", start))
     ignored: Callable[[object], None] = lambda _: None  # noqa: E731
     return RolloutLeader(KafkaSettings(), LocalSchemaIds(), keeper, ignored, rates=load_rates()), rollout
+
+
+def test_in_the_shadow_a_leader_needs_no_kafka_and_takes_back_a_candidate_that_is_gone() -> None:
+    keeper = RolloutKeeper(MemoryRolloutLog())
+    start = Start("r-1", SALT, Version("a"), Version("b"), plan_of([50, 100]), shadow=True)
+    keeper.take(RolloutEvent(EventKind.STARTED, 0, "ann", "a test", start))
+    shares, looks = list[int](), list[str]()
+
+    def gone(version: Version) -> str:
+        looks.append(version.bundle_digest)
+        return "no manifest" if len(looks) == 3 else ""
+
+    leader = RolloutLeader(
+        KafkaSettings(bootstrap="127.0.0.1:1"),
+        LocalSchemaIds(),
+        keeper,
+        lambda orders: shares.append(orders.share),
+        rates=load_rates(),
+        gone=gone,
+        look_every_s=0.001,
+    )
+    leader.run(Event())
+    assert keeper.rollout is not None
+    assert (keeper.rollout.phase, keeper.rollout.cause) == (Phase.ROLLED_BACK, "the candidate is gone: no manifest")
+    assert (shares, looks) == ([0, 0], ["b"] * 3)
 
 
 def test_the_columns_of_decisions_are_what_their_records_say() -> None:

@@ -22,6 +22,7 @@ _PATIENCE_S = 60.0
 
 class Host:
     def __init__(self, hang_timeout_s: float, scripts: dict[str, str]) -> None:
+        self.followed: dict[str, list[str]] = {}
         self.registry, self.health = CollectorRegistry(), ShadowHealth()
         commands = {name: [sys.executable, "-S", "-c", script] for name, script in scripts.items()}
         self.host = ShadowHost(
@@ -29,6 +30,7 @@ class Host:
             metrics=ShadowMetrics(self.registry, list(commands)),
             health=self.health,
             hang_timeout_s=hang_timeout_s,
+            follow=lambda: self.followed,
         )
 
     def value(self, metric: str, challenger: str, **labels: str) -> float:
@@ -91,6 +93,26 @@ def test_nonsense_on_stdout_is_no_status_and_no_end() -> None:
         assert host.value("waiting_bytes", "odd") == 9
         assert host.value("lag_seconds", "odd") == 1.5
         assert host.value("cpu_seconds_total", "odd") == 0.25
+
+
+def test_a_challenger_that_is_followed_comes_and_goes_while_the_other_stays() -> None:
+    with hosting(one=f"{_TELL}; {_FOREVER}") as host:
+        command = [sys.executable, "-S", "-c", f"{_TELL}; {_FOREVER}"]
+        # The settings' own challenger of a name is the one that counts.
+        host.followed = {"r-7": command, "one": [sys.executable, "-S", "-c", "raise SystemExit(1)"]}
+        host.turn_until(lambda: host.value("up", "one") == host.value("up", "r-7") == 1)
+        child = next(child for child in host.host._children if child.name == "r-7")
+        process = child._process
+        assert process is not None
+        host.followed = {}
+        host.turn_until(lambda: not host.host._leaving and process.poll() is not None)
+        assert [child.name for child in host.host._children] == ["one"]
+        assert host.registry.get_sample_value("paywarden_shadow_up", {"challenger": "r-7"}) is None
+        assert (host.value("evaluated_total", "r-7"), host.value("restarts_total", "one")) == (5, 0)
+        assert host.health.problems() == []
+        host.followed = {"r-7": command}
+        host.turn_until(lambda: host.value("up", "r-7") == 1)
+        assert host.value("evaluated_total", "r-7") == 10
 
 
 def test_the_end_ends_every_process() -> None:
