@@ -29,7 +29,7 @@ from paywarden.models.registry.registry import Registry, Signer, model_version, 
 from paywarden.models.registry.rules import Proposal, State, state_of
 from paywarden.models.rollout.judgement import Finding
 from paywarden.models.rollout.log import NO_EVENT, event_of, event_record
-from paywarden.models.rollout.rollout import EventKind, Rollout, RolloutEvent, Start, Version, after
+from paywarden.models.rollout.rollout import Agreed, EventKind, Rollout, RolloutEvent, Start, Version, after
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.file_state import FileState, file_state
 
@@ -168,6 +168,31 @@ class RegistryRolloutLog:
 
     def _fold(self, log: RegistryLog) -> Folded:
         return folded(log, state_of(log, self._registry.people, self._registry.rules))
+
+
+def approvals_of(registry: Registry, rollout: str) -> list[Agreed]:
+    """Returns who registered, proposed and approved the candidate of a rollout, in the order of the log.
+
+    Entries that count for nothing are left out. Raises Misconfigured for a log that cannot be read.
+    """
+    log = registry.log.read()
+    ignored = {one.number for one in state_of(log, registry.people, registry.rules).ignored}
+    entries = [entry for number, entry in enumerate(log.entries, 1) if number not in ignored]
+    started = (one for one in entries if one.kind == kinds.ROLLOUT_STARTED and one.text("rollout") == rollout)
+    start = next(started, None)
+    proposal = next((one for one in entries if start is not None and one.digest == start.text("proposal")), None)
+    if proposal is None:
+        return []
+
+    def is_about(entry: Entry) -> bool:
+        if entry.kind == kinds.REGISTERED_BUNDLE:
+            return entry.text("bundle") == proposal.text("bundle")
+        if entry.kind == kinds.REGISTERED_POLICY:
+            return entry.text("policy") == proposal.text("policy")
+        is_approval = entry.kind == kinds.APPROVED and entry.text("proposal") == proposal.digest
+        return is_approval or entry.digest == proposal.digest
+
+    return [Agreed(one.time_ms, one.by, one.kind.replace("_", " "), one.why) for one in entries if is_about(one)]
 
 
 def kind_of(event: RolloutEvent) -> str:

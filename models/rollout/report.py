@@ -1,8 +1,8 @@
 """Write the report of a rollout: one HTML file for whoever has to answer for it, made from the log alone.
 
-It says what was compared and by which rules, what the evidence was over time, what mature outcomes and money say, and
-who did what and why. It depends on nothing but the events, so the same events give the same bytes. It names no card, no
-payment and no machine.
+It says what was compared and by which rules, what the evidence was over time, what mature outcomes and money say, who
+approved the candidate, and who did what and why. It depends on nothing but the log, so the same log gives the same
+bytes. It names no card, no payment and no machine.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from paywarden.models.replay.report.plots import Plot, PlotLine, drawing_of, lin
 from paywarden.models.replay.report.renderer import render_page
 from paywarden.models.rollout.judgement import Judgement, MeasureEvidence
 from paywarden.models.rollout.plan import OUTCOME_MEASURES, Measure, RolloutPlan
-from paywarden.models.rollout.rollout import EventKind, Phase, Rollout, RolloutEvent, Version, after
+from paywarden.models.rollout.rollout import Agreed, EventKind, Phase, Rollout, RolloutEvent, Version, after
 from paywarden.models.rollout.shares import percent_text
 from paywarden.schemas.errors import Misconfigured
 
@@ -54,9 +54,12 @@ def _title(rollout: Rollout) -> str:
     return "In the shadow" if rollout.in_shadow else _TITLES[rollout.phase]
 
 
-def rollout_html(events: Sequence[RolloutEvent], name: str, *, currency: str) -> str:
+def rollout_html(
+    events: Sequence[RolloutEvent], name: str, *, currency: str, agreed: Sequence[Agreed] | None = None
+) -> str:
     """Returns the whole file as text. `events`: of a log, in order. `currency`: the reference currency.
 
+    `agreed`: who approved the candidate; None if there is no registry that would know.
     Raises Misconfigured if there is no rollout with this name, or if an event does not fit.
     """
     history = _history(events, name)
@@ -69,6 +72,7 @@ def rollout_html(events: Sequence[RolloutEvent], name: str, *, currency: str) ->
             *_evidence(history),
             *_steps(history),
             *_outcomes(rollout, currency),
+            *_approvals(agreed),
             *_people(history),
             *_method(rollout.start.plan),
         ],
@@ -230,6 +234,14 @@ def _outcomes(rollout: Rollout, currency: str) -> list[PageBlock]:
             )
         )
     return blocks
+
+
+def _approvals(agreed: Sequence[Agreed] | None) -> list[PageBlock]:
+    heading = Heading("Who approved the candidate")
+    if agreed is None:
+        return [heading, Paragraph("There is no registry, so nobody had to approve it.", "soft")]
+    rows = [[_moment(one.time_ms), one.by, one.what, one.why] for one in agreed]
+    return [heading, PageTable(["time (UTC)", "by", "what", "why"], rows, text_columns=4)]
 
 
 def _people(history: Sequence[tuple[RolloutEvent, Rollout]]) -> list[PageBlock]:

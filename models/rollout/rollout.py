@@ -120,6 +120,16 @@ class RolloutEvent:
 
 
 @dataclass(frozen=True)
+class Agreed:
+    """What somebody did before a rollout so that its candidate may be tried: `what`, such as "approved", and why."""
+
+    time_ms: int
+    by: str
+    what: str
+    why: str
+
+
+@dataclass(frozen=True)
 class Rollout:
     """The state of a rollout after some events."""
 

@@ -243,7 +243,8 @@ def promote(source: Source, by: str, key: str | None, why: str, as_json: bool) -
 def report(source: Source, name: str, out: str) -> None:
     """Write the report of a rollout.
 
-    It says what was compared, what the evidence and the money were, and who did what and why.
+    It says what was compared, what the evidence and the money were, who approved the candidate, and who did what and
+    why.
 
     It is made from the log alone, so the same log gives the same bytes.
     """
@@ -256,7 +257,8 @@ def report(source: Source, name: str, out: str) -> None:
         raise Misconfigured("rollout report: there has been no rollout")
     events = rollouts.read_rollouts(source).events()
     currency = wiring.rate_table(source).reference_currency
-    page = rollout_html(events, name or newest.start.name, currency=currency)
+    called = name or newest.start.name
+    page = rollout_html(events, called, currency=currency, agreed=rollouts.agreed(source, called))
     try:
         Path(out).write_text(page, encoding="utf-8")
     except OSError as error:

@@ -15,7 +15,7 @@ from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
     from paywarden.models.rollout.log import RolloutLog
-    from paywarden.models.rollout.rollout import Orders, Rollout, Version
+    from paywarden.models.rollout.rollout import Agreed, Orders, Rollout, Version
     from paywarden.scoring.server.deployment import ReleasePaths
     from paywarden.streams.rollouts.leader import RolloutLeader
 
@@ -35,6 +35,13 @@ def read_rollouts(source: Source) -> RolloutLog:
     from paywarden.models.rollout.registry_log import RegistryRolloutLog
 
     return RegistryRolloutLog(registry.model_registry(source), None) if has_registry(source) else _own_log(source)
+
+
+def agreed(source: Source, rollout: str) -> list[Agreed] | None:
+    """Returns who registered, proposed and approved the candidate of a rollout; None without a registry."""
+    from paywarden.models.rollout.registry_log import approvals_of
+
+    return approvals_of(registry.model_registry(source), rollout) if has_registry(source) else None
 
 
 @contextmanager

@@ -60,6 +60,7 @@ def test_a_rollout_that_has_just_started_has_a_report() -> None:
     page = rollout_html(EVENTS[:1], "r-1", currency="")
     assert "Nobody has looked yet." in page
     assert "No outcome has been looked at: labels take 1 days." in page
+    assert "There is no registry, so nobody had to approve it." in page
 
 
 def test_texts_of_people_are_escaped() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -174,6 +175,7 @@ def test_with_a_registry_the_people_sign_and_the_candidate_is_a_proposal(tmp_pat
     writer, file = Writer(now_ms=now_ms() - 3_600_000), LogFile(tmp_path / "log.jsonl")
     writer.add(kinds.PROMOTED, "ben", proposal=writer.proposal("old").digest)
     candidate = writer.proposal("new")
+    writer.add(kinds.APPROVED, "ben", proposal=candidate.digest)
     file.append(lambda _: writer.log.entries)
     settings = f'[models]\nlog = "{file.path}"\npeople = "{people}"\nkey_file = "{tmp_path}/mine.pem"\n'
     named = ("start", "--candidate", candidate.digest[:12], "--name", "r-1", "--why", "a test")
@@ -188,6 +190,20 @@ def test_with_a_registry_the_people_sign_and_the_candidate_is_a_proposal(tmp_pat
     keys = ("--key", str(tmp_path / "ben.pem"))
     assert "ben has not the role rollout" in refused(run(tmp_path, "abort", "--why", "x", *keys, settings=settings))
     assert "aborted by anna: enough" in run(tmp_path, "abort", "--why", "enough", settings=settings).output
+    page = tmp_path / "report.html"
+    assert run(tmp_path, "report", "--out", str(page), settings=settings).exit_code == 0
+    _, _, approvals = page.read_text(encoding="utf-8").partition("Who approved the candidate")
+    found = re.findall(r"<td[^>]*>(anna|ben|registered bundle|registered policy|proposed|approved)</td>", approvals)
+    assert found[:8] == [
+        "anna",
+        "registered bundle",
+        "anna",
+        "registered policy",
+        "anna",
+        "proposed",
+        "ben",
+        "approved",
+    ]
     state = json.loads(run(tmp_path, "status", "--json", settings=settings).output)["rollout"]
     assert (state["phase"], state["candidate"]["bundle_digest"]) == ("aborted", digest("bundle new"))
     assert [entry.kind for entry in file.read().entries[-2:]] == [kinds.ROLLOUT_STARTED, kinds.ROLLOUT_ABORTED]
