@@ -16,7 +16,7 @@ export PYTHONPYCACHEPREFIX = $(CURDIR)/$(VENV)/pycache
 
 .DEFAULT_GOAL := help
 .PHONY: help install services demo test fuzz check format perf proto clean
-.PHONY: check-types check-style check-imports check-pages check-proto
+.PHONY: check-types check-style check-imports check-pages check-proto check-clients
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,7 +63,7 @@ fuzz: install ## run each fuzz target for FUZZ_SECONDS (60), guided by coverage
 
 # Types take as long as all other checks together: two at once.
 check: install ## lint, types, import layers, generated code and pages
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target check-types check-style check-imports check-pages check-proto
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target check-types check-style check-imports check-pages check-proto check-clients
 
 check-types:
 	$(BIN)/mypy
@@ -82,6 +82,9 @@ check-proto:
 	@$(MAKE) --no-print-directory proto OUT=$(VENV)/proto
 	@for file in schemas/proto/*_pb2.py schemas/proto/*_pb2.pyi; do \
 		cmp -s $$file $(VENV)/proto/$$file || { echo "$$file is not what its .proto gives: make proto" >&2; exit 1; }; done
+
+check-clients:
+	$(BIN)/python ops/clients/python/make_vectors.py --check
 
 format: install ## put the code in form
 	$(BIN)/ruff check --fix .

@@ -11,9 +11,14 @@ ROOTS = ("features", "models", "ops", "schemas", "scoring", "streams")
 
 
 def packages_of(checkout: Path) -> set[str]:
-    """The folders below the roots that hold an `__init__.py`, as packages."""
-    folders = (file.parent for root in ROOTS for file in (checkout / root).rglob("__init__.py"))
-    return {".".join(("paywarden", *folder.relative_to(checkout).parts)) for folder in folders}
+    """The folders below the roots that hold an `__init__.py`, as packages. A client's package has its own wheel."""
+    folders = {file.parent for root in ROOTS for file in (checkout / root).rglob("__init__.py")}
+    others = {file.parent for file in (checkout / "ops" / "clients").rglob("pyproject.toml")}
+    return {
+        ".".join(("paywarden", *folder.relative_to(checkout).parts))
+        for folder in folders
+        if others.isdisjoint(folder.parents)
+    }
 
 
 def test_pyproject_lists_every_package_once() -> None:
