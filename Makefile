@@ -83,8 +83,11 @@ check-proto:
 	@for file in schemas/proto/*_pb2.py schemas/proto/*_pb2.pyi; do \
 		cmp -s $$file $(VENV)/proto/$$file || { echo "$$file is not what its .proto gives: make proto" >&2; exit 1; }; done
 
+# The Python client runs on older versions of Python than the rest.
 check-clients:
 	$(BIN)/python ops/clients/python/make_vectors.py --check
+	MYPYPATH=ops/clients/python $(BIN)/mypy --python-version 3.10 --config-file= --strict --package paywarden_client
+	MYPYPATH=ops/clients/python $(BIN)/mypy --config-file= --strict ops/clients/python/driver.py ops/clients/python/make_vectors.py
 
 format: install ## put the code in form
 	$(BIN)/ruff check --fix .

@@ -245,7 +245,7 @@ def requests() -> Iterator[Case]:
 
 
 def answers() -> Iterator[Case]:
-    right = {
+    right: dict[str, Any] = {
         "payment_id": "p-1",
         "decision_id": "69c4f3d72332924a-1",
         "score": 0.016212636562103123,
@@ -256,7 +256,7 @@ def answers() -> Iterator[Case]:
         "profile_age_ms": 284,
     }
 
-    def ok(changes: Mapping[str, Any], *without: str) -> Any:
+    def ok(changes: dict[str, Any], *without: str) -> Any:
         body = {name: value for name, value in (right | changes).items() if name not in without}
         return {"payment_id": "p-1", "status": 200, "body": json.dumps(body, ensure_ascii=False)}
 
@@ -274,7 +274,7 @@ def answers() -> Iterator[Case]:
     yield "a score of 1", ok({"score": 1})
     yield "names that nobody knows", ok({"later": {"a": [1]}, "more": None})
     yield "reasons beyond ASCII", ok({"reasons": ["rule:großer_betrag"]})
-    for name, changes in {
+    wrong: dict[str, dict[str, Any]] = {
         "another payment": {"payment_id": "p-2"},
         "an unknown action": {"action": "maybe"},
         "an action in capital letters": {"action": "APPROVE"},
@@ -290,7 +290,8 @@ def answers() -> Iterator[Case]:
         "a model version of null": {"model_version": None},
         "an age with a fraction": {"profile_age_ms": 1.5},
         "an age as text": {"profile_age_ms": "284"},
-    }.items():
+    }
+    for name, changes in wrong.items():
         yield name, ok(changes)
     yield "no action", ok({}, "action")
     yield "no payment id", ok({}, "payment_id")
