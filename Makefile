@@ -16,7 +16,7 @@ export PYTHONPYCACHEPREFIX = $(CURDIR)/$(VENV)/pycache
 
 .DEFAULT_GOAL := help
 .PHONY: help install services demo test fuzz check format perf proto clean
-.PHONY: check-types check-style check-imports check-pages check-proto check-clients
+.PHONY: check-types check-style check-imports check-pages check-proto check-contract check-clients
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,7 +63,7 @@ fuzz: install ## run each fuzz target for FUZZ_SECONDS (60), guided by coverage
 
 # Types take as long as all other checks together: two at once.
 check: install ## lint, types, import layers, generated code and pages
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target check-types check-style check-imports check-pages check-proto check-clients
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target check-types check-style check-imports check-pages check-proto check-contract check-clients
 
 check-types:
 	$(BIN)/mypy
@@ -82,6 +82,15 @@ check-proto:
 	@$(MAKE) --no-print-directory proto OUT=$(VENV)/proto
 	@for file in schemas/proto/*_pb2.py schemas/proto/*_pb2.pyi; do \
 		cmp -s $$file $(VENV)/proto/$$file || { echo "$$file is not what its .proto gives: make proto" >&2; exit 1; }; done
+
+# Callers are built with the released contract: whatever would break them or their requests is refused. PACKAGE is about
+# names, numbers, types and methods, and not about files.
+CONTRACT := schemas/proto/scoring.proto
+check-contract:
+	@if test -x $(BIN)/buf; then \
+		$(BIN)/buf breaking $(CONTRACT) --against schemas/proto/released/scoring.proto \
+			--config '{"version": "v2", "breaking": {"use": ["PACKAGE"]}}'; \
+	else echo "the contract is not compared with the released one: buf is missing (pip install buf-bin)"; fi
 
 # The Python client runs on older versions of Python than the rest.
 check-clients:

@@ -127,7 +127,7 @@ def field_rows(fields: PaymentFields = TABLE_ALONE) -> Iterator[FieldRow]:
         kind = protobuf_type(field)
         json_type = _JSON_TYPES.get(kind, "true or false")
         protobuf = f"{kind} = {field_number(field.number)}"
-        yield FieldRow(field.name, json_type, protobuf, field.is_required, field.is_personal, _described(field))
+        yield FieldRow(field.name, json_type, protobuf, field.is_required, field.is_personal, described(field))
 
 
 def _in_order(fields: PaymentFields) -> list[PaymentField]:
@@ -135,7 +135,7 @@ def _in_order(fields: PaymentFields) -> list[PaymentField]:
 
 
 def _declaration(field: PaymentField) -> str:
-    notes = [_described(field)]
+    notes = [described(field)]
     if field.is_required:
         notes.append("required: a request without it is refused")
     if field.is_personal:
@@ -145,7 +145,7 @@ def _declaration(field: PaymentField) -> str:
     return f"  // {comment[0].upper()}{comment[1:]}.\n  optional {kind} {field.name} = {number};\n"
 
 
-def _described(field: PaymentField) -> str:
+def described(field: PaymentField) -> str:
     """Returns what a value must be, its unit and the first of its known values, in one line."""
     text = field.wanted
     # The unit of money and of moments is in what is wanted.

@@ -1,4 +1,4 @@
-"""`paywarden schemas`: lists and exports the Avro schemas of the topics, and prints the endpoint's .proto file."""
+"""`paywarden schemas`: lists and exports the Avro schemas of the topics, and prints what describes the endpoint."""
 
 from __future__ import annotations
 
@@ -73,6 +73,28 @@ def proto(source: Source) -> None:
     from paywarden.schemas.request_proto import proto_text
 
     click.echo(proto_text(wiring.catalogue(source).payment.fields), nl=False)
+
+
+@schemas.command("openapi")
+@click.pass_obj
+def openapi(source: Source) -> None:
+    """Print the OpenAPI description of the HTTP endpoint.
+
+    It is OpenAPI 3.1 in JSON: paths, requests, answers and errors, with the fields that the project declares, and the
+    limits, the port and the deadline of the configuration.
+    """
+    from paywarden.ops.openapi import openapi_text
+    from paywarden.scoring.engine.batcher import AdmissionSettings
+    from paywarden.scoring.http.settings import HttpSettings
+    from paywarden.scoring.requests.validation import RequestLimits
+
+    text = openapi_text(
+        wiring.payment_fields(source),
+        limits=source.section("limits", RequestLimits),
+        http=source.section("http", HttpSettings),
+        admission=source.section("admission", AdmissionSettings),
+    )
+    click.echo(text, nl=False)
 
 
 def _found(source: Source) -> list[ListedSchema]:

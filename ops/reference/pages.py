@@ -8,6 +8,7 @@
     topics.md     what `paywarden topics create` creates                     topics.py
     features.md   the catalogue of features                                  features/profiles/feature_docs.py
     errors.md     the tree of errors, refusals of requests                   errors.py
+    openapi.json  fields of a payment, answers and refusals over HTTP        ops/openapi.py
 
 Each maker raises Undocumented where the code says nothing about a field, setting, metric or error.
 """
@@ -22,6 +23,7 @@ import click
 from paywarden.features.catalogue.catalogue import CATALOGUE
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.feature_docs import listing_of
+from paywarden.ops.openapi import openapi_text
 from paywarden.ops.reference.commands import commands_page
 from paywarden.ops.reference.data import data_page
 from paywarden.ops.reference.errors import errors_page
@@ -42,6 +44,7 @@ _PAGES = {
     "errors.md": errors_page,
     "features.md": _features_page,
     "metrics.md": metrics_page,
+    "openapi.json": openapi_text,
     "settings.md": settings_page,
     "topics.md": topics_page,
 }

