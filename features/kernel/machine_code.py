@@ -10,8 +10,9 @@ the directory changes with every compiled source:
 1. The compiled sources are all files of this package, and every file of the product that imports kernel/jit.py.
 2. Their digest, with the versions of numba, llvmlite and Python, names the directory. A change in any of them gives
    another directory, and everything is compiled anew. numba itself tells processors and types of arguments apart.
-3. The directory is in NUMBA_CACHE_DIR if that is set, else beside this file, else in the user's cache directory. Where
-   none of them can be written, every process compiles for itself.
+3. The directory is in NUMBA_CACHE_DIR if that is set, else beside this file, else in the user's cache directory. A new
+   one begins as a copy of what another of these places has, such as the read-only file system of an image. Where none
+   of them can be written, code that an image has is read there, and the rest is compiled by every process for itself.
 4. Processes that start together share the directory. Only one of them writes at a time.
 5. The process that makes a new directory removes old ones, all but the DIRECTORIES_KEPT that were used last.
 """
@@ -105,8 +106,12 @@ def directory() -> Path | None:
             _log.warning("no compiled code is kept in %s: %s", made, error)
             continue
         if is_new:
+            _copy_readable(made)
             _remove_old(made)
         return made
+    for parent in _parents():
+        if (kept := _readable(parent)) is not None:
+            return kept
     _log.warning("no directory for compiled code can be written: every start compiles; set NUMBA_CACHE_DIR")
     return None
 
@@ -118,6 +123,44 @@ def _parents() -> Iterator[Path]:
     # Without a home there is no such directory.
     with contextlib.suppress(RuntimeError):
         yield Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paywarden"
+
+
+def _readable(parent: Path) -> Path | None:
+    """Returns the directory for these sources in `parent`, if it is there and only trusted users can change it."""
+    kept = parent / f"{_PREFIX}{_DIGEST}"
+    if not os.access(kept, os.R_OK | os.X_OK):
+        return None
+    try:
+        require_unwritable(kept)
+    except Misconfigured as error:
+        _log.warning("the compiled code in %s is not used: %s", kept, error)
+        return None
+    return kept
+
+
+def _copy_readable(made: Path) -> None:
+    """Fill a new directory with the code that another place has. If that fails, the code is compiled."""
+    for parent in _parents():
+        kept = _readable(parent)
+        if kept is not None and kept != made:
+            try:
+                with _locked(made):
+                    for source in sorted(path for path in kept.rglob("*.nb*") if path.is_file()):
+                        _copy_file(source, made / source.relative_to(kept))
+            except OSError as error:
+                _log.warning("compiled code of %s cannot be copied: %s", kept, error.strerror)
+            return
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    """Copy a file whole or not at all, unless a process that started at the same time has made it already."""
+    target.parent.mkdir(mode=0o700, exist_ok=True)
+    unfinished = target.with_suffix(f".{os.getpid()}")
+    shutil.copyfile(source, unfinished)
+    if target.exists():
+        unfinished.unlink()
+    else:
+        unfinished.rename(target)
 
 
 def _remove_old(current: Path) -> None:

@@ -140,6 +140,45 @@ def test_without_any_place_code_is_compiled_and_a_warning_says_so(product: Path,
     assert "set NUMBA_CACHE_DIR" in done.stderr
 
 
+# Runs as on a read-only file system, whatever user runs it.
+RUN_READ_ONLY = """\
+import os
+def refuse(*arguments):
+    raise OSError(30, "Read-only file system")
+os.utime = refuse
+from paywarden.scoring.caller import answer
+print(answer(10), sum(answer.stats.cache_hits.values()))
+"""
+
+
+def test_code_in_a_read_only_image_is_used_where_it_lies(product: Path, tmp_path: Path) -> None:
+    home = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    assert run(product, **home) == "21 0"
+    (product / "run.py").write_text(RUN_READ_ONLY, encoding="utf-8")
+    assert finished(product, **home).stdout == "21 1\n"
+
+
+def test_a_new_directory_begins_with_the_code_of_the_image(product: Path, tmp_path: Path) -> None:
+    assert run(product) == "21 0"
+    named = {"NUMBA_CACHE_DIR": str(tmp_path / "named")}
+    assert [run(product, **named), run(product, 10.5, **named), run(product, 10.5, **named)] == [
+        "21 1",
+        "22.0 0",
+        "22.0 1",
+    ]
+    # What the image has is not changed.
+    assert run(product, 10.5) == "22.0 0"
+
+
+def test_code_that_others_can_change_is_not_taken(product: Path, tmp_path: Path) -> None:
+    assert run(product) == "21 0"
+    (kept,) = directories(beside(product))
+    kept.chmod(0o777)
+    done = finished(product, NUMBA_CACHE_DIR=str(tmp_path / "named"))
+    assert done.stdout == "21 0\n"
+    assert "can be written by others" in done.stderr
+
+
 def test_an_import_writes_nothing(product: Path) -> None:
     (product / "run.py").write_text("import paywarden.scoring.caller\n", encoding="utf-8")
     run(product)
