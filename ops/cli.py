@@ -5,11 +5,12 @@ Each command imports what it needs when it runs, because `serve` must never load
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -45,7 +46,7 @@ from paywarden.ops.commands.store import store
 from paywarden.ops.commands.train import train
 from paywarden.ops.extras import needs
 from paywarden.ops.logs import set_up_logging
-from paywarden.ops.reporting import report
+from paywarden.ops.reporting import report, write_json
 from paywarden.schemas.errors import Misconfigured, PaywardenError
 from paywarden.schemas.settings import Source, read_source
 
@@ -274,28 +275,45 @@ def warm_up() -> None:
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the simulated data.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write the summary to this file.")
+@click.option("--keep", is_flag=True, help="Leave everything running, and print the addresses as JSON.")
 @click.pass_obj
 @needs("demo")
-def demo(source: Source, seconds: int, rate: float, seed: int, json_file: str | None) -> None:
+def demo(source: Source, seconds: int, rate: float, seed: int, json_file: str | None, keep: bool) -> None:
     """Run the whole product on this machine for a demonstration.
 
     It makes a history, trains a model, sends live payments and shows the decisions. It needs no server. Features and
     fields are those of [features] catalogue; all other settings are the demonstration's own.
+
+    With --keep it goes on after its summary: stdout has one JSON object with all addresses, and payments are sent, a
+    share of them shifted, until Ctrl-C or SIGTERM ends everything. The exit status is then 0.
     """
     from paywarden.ops.demo.demo import run_demo
-    from paywarden.ops.demo.verdict import in_words
+    from paywarden.ops.demo.verdict import WHERE_NEXT, in_words
 
     # As Ctrl-C: what it has started is stopped, and its folders go.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    summary = run_demo(
-        seconds=seconds,
-        rate=rate,
-        seed=seed,
-        catalogue=wiring.catalogue(source),
-        catalogue_file=wiring.catalogue_file(source),
-    )
+
+    def tell(addresses: str) -> None:
+        write_json(json.loads(addresses)["summary"], json_file)
+        click.echo(addresses)
+
+    def run(told: Callable[[str], object] | None) -> dict[str, Any]:
+        return run_demo(
+            seconds=seconds,
+            rate=rate,
+            seed=seed,
+            catalogue=wiring.catalogue(source),
+            catalogue_file=wiring.catalogue_file(source),
+            keep=told,
+        )
+
+    if keep:
+        run(tell)
+        return
+    summary = run(None)
     click.echo("\n".join([*in_words(summary), ""]))
     report(summary, json_file)
+    click.echo(WHERE_NEXT)
 
 
 def _ending(name: str) -> ProcessEnd:

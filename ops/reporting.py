@@ -15,6 +15,11 @@ def report(result: dict[str, Any], json_file: str | None) -> None:
     width = max(map(len, result))
     for name, value in result.items():
         click.echo(f"{name:<{width}}  {value:.3f}" if isinstance(value, float) else f"{name:<{width}}  {value}")
+    write_json(result, json_file)
+
+
+def write_json(result: dict[str, Any], json_file: str | None) -> None:
+    """Write the result to `json_file` if one is named. Raises ClickException if that fails."""
     if json_file:
         try:
             Path(json_file).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

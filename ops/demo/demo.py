@@ -10,8 +10,10 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -35,7 +37,9 @@ from paywarden.models.metrics.evaluation import Days, day_of_time
 from paywarden.models.training.settings import TrainingSettings
 from paywarden.models.training.table import training_table
 from paywarden.models.training.training import train_bundle
-from paywarden.ops.demo.live import LIVE_PREFIX, DemoWorld, run_live
+from paywarden.ops.demo.keep import keep_running, settings, stop_at_a_signal
+from paywarden.ops.demo.live import LIVE_PREFIX, DemoWorld, LiveSystem, run_live
+from paywarden.ops.demo.verdict import in_words
 from paywarden.ops.loadgen.traffic import requests_of
 from paywarden.ops.progress import progress_bar
 from paywarden.ops.times import now_ms
@@ -54,11 +58,18 @@ _DAY_MS = 86_400_000
 
 
 def run_demo(
-    *, seconds: int, rate: float, seed: int, catalogue: Catalogue = CATALOGUE, catalogue_file: Path | None = None
+    *,
+    seconds: int,
+    rate: float,
+    seed: int,
+    catalogue: Catalogue = CATALOGUE,
+    catalogue_file: Path | None = None,
+    keep: Callable[[str], object] | None = None,
 ) -> dict[str, Any]:
     """Run the demonstration; returns the summary. Raises PaywardenError naming the part that did not do its work.
 
-    `catalogue_file` has the catalogue of a project, for the processes. Its declared fields get plausible values.
+    `catalogue_file` has the catalogue of a project, for the processes. Its declared fields get plausible values. `keep`
+    takes the addresses as JSON; then everything runs on until SIGTERM or SIGINT (ops/demo/keep.py).
     """
     console = Console(stderr=True)
     with ExitStack() as stack:
@@ -67,8 +78,31 @@ def run_demo(
         memory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="paywarden-demo-", dir=in_memory)))
         world = prepare_world(folder, catalogue, seconds=seconds, rate=rate, seed=seed, console=console)
         world = replace(world, catalogue_file=catalogue_file)
+
+        def say(line: str) -> None:
+            _say(console, line)
+
+        if keep is None:
+            return run_live(world, folder, memory, rate=rate, seconds=seconds, console=console, say=say)
+        announce = keep
+
+        def afterwards(live: LiveSystem, summary: dict[str, Any]) -> None:
+            for line in in_words(summary):
+                say(line)
+            with stop_at_a_signal() as stop:
+                command = [sys.executable, "-m", "paywarden"]
+                keep_running(live, summary, rate=rate, announce=announce, say=say, stop=stop, command=command)
+
         return run_live(
-            world, folder, memory, rate=rate, seconds=seconds, console=console, say=lambda line: _say(console, line)
+            world,
+            folder,
+            memory,
+            rate=rate,
+            seconds=seconds,
+            console=console,
+            say=say,
+            settings=settings(folder),
+            afterwards=afterwards,
         )
 
 

@@ -38,6 +38,8 @@ from paywarden.streams.kafka.reading import consume, make_consumer
 
 LIVE_PREFIX = "live-"
 """Prefix of the ids of live payments."""
+AGAIN = "~"
+"""Stands in the id of a payment that is sent again, before the number of the round."""
 # In reality an outcome comes days after its payment.
 _OUTCOME_AFTER_S = 2.0
 # One payment in this many has its outcome sent, together with one outcome of the history: in reality, too, there are
@@ -102,6 +104,16 @@ class DemoWorld:
     catalogue_file: Path | None = None
 
 
+@dataclass(frozen=True)
+class LiveSystem:
+    """What runs while a demonstration is live. `config` is the configuration file of all processes."""
+
+    world: DemoWorld
+    kafka: KafkaSettings
+    parts: Parts
+    config: Path
+
+
 def run_live(
     world: DemoWorld,
     folder: Path,
@@ -111,8 +123,12 @@ def run_live(
     seconds: int,
     console: Console,
     say: Callable[[str], object],
+    settings: str = "",
+    afterwards: Callable[[LiveSystem, dict[str, Any]], object] | None = None,
 ) -> dict[str, Any]:
     """Run the live part on the bundle and the store in `folder`; returns the summary. `memory` is a folder in memory.
+
+    `settings` are further sections of the configuration. `afterwards` is called with the summary while all still runs.
 
     Raises TemporaryFailure naming the part that did not do its work, with its last log line.
     """
@@ -126,12 +142,16 @@ def run_live(
         if world.catalogue_file is not None:
             # JSON writes a text as TOML does.
             text += f"[features]\ncatalogue = {json.dumps(str(world.catalogue_file.absolute()))}\n"
-        config.write_text(text, encoding="utf-8")
+        config.write_text(text + settings, encoding="utf-8")
         say("starting the stream, the companion and a scoring worker")
         with running_parts(config, folder) as parts:
             parts.wait_until_ready()
             say(f"sending {rate:g} payments a second for {seconds} s to {parts.target}")
-            return _send_live(world, KafkaSettings(bootstrap=broker.bootstrap), parts, rate, seconds, console)
+            kafka = KafkaSettings(bootstrap=broker.bootstrap)
+            summary = _send_live(world, kafka, parts, rate, seconds, console)
+            if afterwards is not None:
+                afterwards(LiveSystem(world, kafka, parts, config), summary)
+            return summary
     finally:
         broker.close()
 
@@ -153,7 +173,7 @@ def _send_live(
     tally = _Tally()
     ids = LocalSchemaIds(fields=world.fields)
     stop = threading.Event()
-    publisher = _Publisher(make_producer(kafka, linger_ms=5), ids, world)
+    publisher = Publisher(make_producer(kafka, linger_ms=5), ids, world)
     decisions = make_consumer(kafka, group_id="paywarden-demo")
     reader = threading.Thread(target=_read_decisions, args=(decisions, Decoder("decisions", ids), tally, stop))
     reader.start()
@@ -201,7 +221,7 @@ def _send_live(
     }
 
 
-def _settled(tally: _Tally, publisher: _Publisher, parts: Parts, payments: int) -> tuple[Sent, list[MetricsReading]]:
+def _settled(tally: _Tally, publisher: Publisher, parts: Parts, payments: int) -> tuple[Sent, list[MetricsReading]]:
     """Returns what was sent and what the processes report, once they have done all of it or the time is over."""
     deadline = time.monotonic() + _SETTLE_TIMEOUT_S
     while True:
@@ -219,7 +239,7 @@ def _settled(tally: _Tally, publisher: _Publisher, parts: Parts, payments: int) 
         time.sleep(_LOOK_EVERY_S)
 
 
-class _Publisher:
+class Publisher:
     """Does what a payment system does: publishes the payment after its answer, and outcomes as they become known."""
 
     def __init__(self, producer: Producer, ids: LocalSchemaIds, world: DemoWorld) -> None:
@@ -250,7 +270,8 @@ class _Publisher:
         self.payments_sent += 1
         is_due = self.payments_sent % _PAYMENTS_PER_OUTCOME == 0
         now = time.monotonic()
-        if self._labels.get(request.payment_id) == "fraud" or (is_due and request.payment_id in self._labels):
+        label = self._label_of(request.payment_id)
+        if label == "fraud" or (is_due and label is not None):
             self._due.append((now + _OUTCOME_AFTER_S, request.payment_id))
         if is_due and self._of_history:
             self._send_outcome(self._of_history.popleft())
@@ -263,10 +284,14 @@ class _Publisher:
         self._send_due(math.inf)
         self._producer.flush(10)
 
+    def _label_of(self, payment_id: str) -> str | None:
+        """Returns the label of a payment. One that is sent again has that of the payment it repeats."""
+        return self._labels.get(payment_id.partition(AGAIN)[0])
+
     def _send_due(self, now: float) -> None:
         while self._due and self._due[0][0] <= now:
             payment_id = self._due.popleft()[1]
-            self._send_outcome({"payment_id": payment_id, "label": self._labels[payment_id], "source": "analyst"})
+            self._send_outcome({"payment_id": payment_id, "label": self._label_of(payment_id), "source": "analyst"})
             self.live_outcomes_sent += 1
 
     def _send_outcome(self, outcome: dict[str, Any]) -> None:

@@ -54,13 +54,19 @@ class DemoPart:
         if not self.address and select.select([output], [], [], 0)[0]:
             self.address = output.readline().strip()
 
+    def read_more_addresses(self, count: int) -> list[str]:
+        """Returns the next `count` lines of a process that prints all its addresses at once; fewer if it has ended."""
+        output = self._process.stdout
+        assert output is not None
+        return [line for line in (output.readline().strip() for _ in range(count)) if line]
+
     def reading(self, *, with_metrics: bool = True) -> MetricsReading:
         """Returns its current health and metrics."""
         missing, metrics = self._missing(), self._metrics() if with_metrics else {}
         # Asked last: a process that did not answer may have ended meanwhile.
         status = self._process.poll()
         return MetricsReading(
-            self.name, exit_status=status, missing=missing, metrics=metrics, last_line=self._last_line()
+            self.name, exit_status=status, missing=missing, metrics=metrics, last_line=self.last_line()
         )
 
     def ask_to_stop(self) -> None:
@@ -102,7 +108,8 @@ class DemoPart:
                 found.setdefault(sample.name, {})[labels] = sample.value
         return found
 
-    def _last_line(self) -> str:
+    def last_line(self) -> str:
+        """Returns the last line of its log."""
         lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
         return lines[-1] if lines else "it has logged nothing"
 
@@ -118,10 +125,14 @@ class Parts:
         """Returns the parts, in the order of their start."""
         return self._parts
 
+    def part(self, name: str) -> DemoPart:
+        """Returns the part of a command."""
+        return self._parts[PARTS.index(name)]
+
     @property
     def target(self) -> str:
         """Returns the URL of the scoring endpoint."""
-        return self._parts[PARTS.index("serve")].address
+        return self.part("serve").address
 
     @property
     def pids(self) -> dict[str, int]:
@@ -165,6 +176,17 @@ def running_parts(config: Path, folder: Path, names: Sequence[str] = PARTS) -> I
             part.ask_to_stop()
         for part in parts:
             part.wait(_STOP_TIMEOUT_S)
+
+
+@contextmanager
+def running_part(name: str, config: Path, folder: Path) -> Iterator[DemoPart]:
+    """Start one more process, as `running_parts` does."""
+    part = _started(name, config, folder / f"{name}.log")
+    try:
+        yield part
+    finally:
+        part.ask_to_stop()
+        part.wait(_STOP_TIMEOUT_S)
 
 
 def _started(name: str, config: Path, log_file: Path) -> DemoPart:

@@ -16,6 +16,14 @@ FRESH_MS_MAX = 3_000
 """The largest age of profiles for 99 of 100 payments. On a quiet machine they are half a second old. A machine with ten
 processes for every core makes that 2.4 s. Without the stream they are as old as the run is long."""
 
+WHERE_NEXT = """
+Where to look next:
+  paywarden demo --keep        leaves everything running, and prints the addresses of endpoint, metrics and console
+  paywarden load --help        your own load against a running endpoint
+  docs/quickstart.md           the same step by step, with files of your own
+  docs/operate/deploy.md       from here to two hosts behind a gateway"""
+"""The last lines of a demonstration that ends."""
+
 
 @dataclass(frozen=True)
 class MetricsReading:

@@ -1,24 +1,61 @@
-"""`paywarden demo` as a new user runs it, for a short while."""
+"""`paywarden demo` as a new user runs it, for a short while. tests/e2e/test_wheel.py runs one that ends by itself."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
 
 from paywarden.ops.demo.verdict import FRESH_MS_MAX
-from tests.services.processes import ROOT, run_paywarden
+from tests.services.processes import ROOT, run_paywarden, wait_until
 
 
-def test_the_demo_ends_with_a_summary_of_the_work_of_every_process(tmp_path: Path) -> None:
+def test_a_demo_that_is_kept_shows_every_address_until_it_is_ended(tmp_path: Path) -> None:
     """The demo fails if a process has not done its work: tests/e2e/test_demo_broken.py."""
-    summary_file = tmp_path / "summary.json"
-    done = run_paywarden("demo", "--seconds", "5", "--rate", "100", "--json", str(summary_file), timeout_s=280)
-    assert done.returncode == 0, done.stderr
+    summary_file, log_file = tmp_path / "summary.json", tmp_path / "log"
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    arguments = ["--keep", "--seconds", "5", "--rate", "100", "--json", str(summary_file)]
+    with (
+        log_file.open("w", encoding="utf-8") as log,
+        subprocess.Popen(
+            [sys.executable, "-m", "paywarden", "demo", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "TMPDIR": str(temporary)},
+        ) as demo,
+    ):
+        try:
+            kept = _first_object(demo)
+            assert kept, log_file.read_text(encoding="utf-8")
+            running = [psutil.Process(pid) for pid in kept["pids"].values()]
+            _ask_every_address(kept)
+            sent = _metric(kept["metrics"]["stream"], "paywarden_stream_payments_total")
+            wait_until(
+                lambda: _metric(kept["metrics"]["stream"], "paywarden_stream_payments_total") > sent,
+                "payments go on after the summary",
+            )
+        finally:
+            demo.send_signal(signal.SIGTERM)
+        assert demo.wait(timeout=120) == 0, log_file.read_text(encoding="utf-8")
+    _, alive = psutil.wait_procs(running, timeout=0)
+    assert alive == []
+    assert list(temporary.iterdir()) == []
     summary = json.loads(summary_file.read_text(encoding="utf-8"))
+    assert summary == kept["summary"]
     answers = summary["answers"]
     assert answers == summary["payments_sent"] > 300
     assert summary["lost"] == 0
@@ -31,7 +68,41 @@ def test_the_demo_ends_with_a_summary_of_the_work_of_every_process(tmp_path: Pat
     assert 0 <= summary["profile_age_p99_ms"] <= FRESH_MS_MAX
     for name in ("p50_ms", "p99_ms", "p999_ms"):
         assert summary[name] > 0
-    assert f"Drift detection counted {answers} decisions." in done.stdout.splitlines()
+    assert f"Drift detection counted {answers} decisions." in log_file.read_text(encoding="utf-8")
+
+
+def _first_object(demo: subprocess.Popen[str]) -> dict[str, Any]:
+    """Returns the JSON object that a demo prints once everything runs; an empty one if it has ended before."""
+    assert demo.stdout is not None
+    text = ""
+    for line in demo.stdout:
+        text += line
+        if line == "}\n":
+            kept: dict[str, Any] = json.loads(text)
+            return kept
+    return {}
+
+
+def _ask_every_address(kept: Mapping[str, Any]) -> None:
+    for url in (*kept["readyz"].values(), *kept["metrics"].values(), f"{kept['endpoint']}/livez"):
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            assert answer.status == 200, url
+    if kept["console"]:
+        with urllib.request.urlopen(kept["console"], timeout=60) as answer:
+            assert answer.status == 200
+    for url in (kept["grpc"], f"kafka://{kept['kafka']}"):
+        parts = urlsplit(url)
+        socket.create_connection((parts.hostname or "", parts.port or 0), timeout=60).close()
+    targets = {urlsplit(url).netloc for url in kept["metrics"].values()}
+    prometheus = Path(kept["prometheus"]).read_text(encoding="utf-8")
+    assert {target for target in targets if f'["{target}"]' in prometheus} == targets
+    assert run_paywarden("--config", kept["config"], "drift", "status").returncode == 0
+
+
+def _metric(url: str, name: str) -> float:
+    with urllib.request.urlopen(url, timeout=60) as answer:
+        families = text_string_to_metric_families(answer.read().decode())
+        return sum(sample.value for family in families for sample in family.samples if sample.name == name)
 
 
 def test_a_demo_that_is_stopped_leaves_no_folder_behind(tmp_path: Path) -> None:

@@ -1,0 +1,202 @@
+"""`paywarden demo --keep`: leaves the demonstration running, and says where to look.
+
+1. The usual demonstration comes first, with its summary.
+2. Further processes are started that only a person looks at: the console, where its command is installed.
+3. One JSON object on stdout names every address.
+4. The same payments are sent again, with new ids, for as long as the demonstration runs. Since then a share of them is
+   shifted: drift in progress.
+5. SIGTERM, Ctrl-C or the end of a process ends everything.
+
+    {"endpoint": "http://127.0.0.1:36017", …, "stop": "kill 4711"}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
+from itertools import count
+from pathlib import Path
+from types import FrameType
+from typing import Any
+from urllib.parse import urlsplit
+
+from paywarden.ops.demo.live import AGAIN, LiveSystem, Publisher
+from paywarden.ops.demo.processes import DemoPart, running_part
+from paywarden.ops.loadgen.load import LoadAnswer
+from paywarden.ops.loadgen.traffic import run, stamped
+from paywarden.schemas.avro import LocalSchemaIds
+from paywarden.schemas.errors import TemporaryFailure
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
+from paywarden.streams.kafka.producers import make_producer
+
+_SETTINGS = """\
+[drift]
+grace_ms = 5000
+"""
+_CONSOLE_SETTINGS = """\
+[console]
+port = 0
+folder = {folder}
+"""
+SHIFTED_SHARE = 0.4
+"""The share of the payments that change."""
+SHIFTED_TIMES = 6
+"""What the amounts of shifted payments are multiplied by."""
+SHIFTED_CHANNEL = "moto"
+"""Their channel: telephone, which the simulator does not know."""
+_DRIFT = (
+    f"since {{since}} {SHIFTED_SHARE:.0%} of the payments have {SHIFTED_TIMES} times their amount and "
+    f"the channel {SHIFTED_CHANNEL}; `drift status` tells of it after about ten minutes"
+)
+_CONSOLE = "paywarden.ops.commands.console"
+_CONSOLE_TIMEOUT_S = 60.0
+# Arrival times are drawn and latencies kept for a whole load, so that one is short.
+_LOAD_S = 60.0
+_LOOK_EVERY_S = 0.1
+_PROMETHEUS = """\
+# Scrapes the demonstration: prometheus --config.file=FILE
+global:
+  scrape_interval: 5s
+rule_files:
+{rules}scrape_configs:
+{jobs}"""
+
+
+def settings(folder: Path) -> str:
+    """Returns the sections of the configuration that a person who looks on needs. Blocks are evaluated soon."""
+    console = _CONSOLE_SETTINGS.format(folder=json.dumps(str(folder / "console"))) if _has_console() else ""
+    return _SETTINGS + console
+
+
+def keep_running(
+    live: LiveSystem,
+    summary: dict[str, Any],
+    *,
+    rate: float,
+    announce: Callable[[str], object],
+    say: Callable[[str], object],
+    stop: threading.Event,
+    command: Sequence[str] = (),
+) -> None:
+    """Announce all addresses as one JSON object, and send payments until `stop` is set.
+
+    `command` starts a command of Paywarden with the demonstration's configuration. Raises TemporaryFailure naming a
+    process that has ended.
+    """
+    with ExitStack() as stack:
+        console = _console(stack, live, say) if _has_console() else None
+        announce(json.dumps({**addresses(live, console, command), "summary": summary}, indent=2))
+        say(f"running until Ctrl-C or `kill {os.getpid()}`")
+        _send_until(stop, live, rate)
+    if not stop.is_set():
+        trouble = next(filter(None, (reading.trouble() for reading in live.parts.readings())), "a process has ended")
+        raise TemporaryFailure(f"demo: {trouble}")
+
+
+def addresses(live: LiveSystem, console: str | None, command: Sequence[str] = ()) -> dict[str, Any]:
+    """Returns where everything is. Writes a configuration for Prometheus beside that of the processes."""
+    grpc, admin = live.parts.part("serve").read_more_addresses(2)
+    bases = {part.name: part.address for part in live.parts.parts} | {"serve": admin.removeprefix("admin ")}
+    rules, dashboards = _beside_us("alerts.yml"), _beside_us("dashboards")
+    prometheus = live.config.with_name("prometheus.yml")
+    prometheus.write_text(_prometheus(bases, rules), encoding="utf-8")
+    paywarden = " ".join([*command, "--config", str(live.config)])
+    return {
+        "endpoint": live.parts.target,
+        "grpc": grpc,
+        "metrics": {name: f"{base}/metrics" for name, base in bases.items()},
+        "readyz": {name: f"{base}/readyz" for name, base in bases.items()},
+        "kafka": live.kafka.bootstrap,
+        "console": console,
+        "dashboards": str(dashboards) if dashboards else None,
+        "alerts": str(rules) if rules else None,
+        "prometheus": str(prometheus),
+        "config": str(live.config),
+        "logs": {part.name: str(live.config.with_name(f"{part.name}.log")) for part in live.parts.parts},
+        "drift": _DRIFT.format(since=time.strftime("%H:%M:%S")),
+        "drift_status": f"{paywarden} drift status",
+        "pids": {"demo": os.getpid(), **live.parts.pids},
+        "stop": f"kill {os.getpid()}",
+    }
+
+
+@contextmanager
+def stop_at_a_signal() -> Iterator[threading.Event]:
+    """Yields an event that SIGTERM and SIGINT set. Further signals do not disturb the end."""
+    stop = threading.Event()
+
+    def on_signal(_: int, __: FrameType | None) -> None:
+        stop.set()
+
+    # The handlers stay: the processes are stopped after this block, in a limited time.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    yield stop
+
+
+def repeated(requests: Sequence[ScoreRequest], *, is_over: Callable[[], bool]) -> Iterator[ScoreRequest]:
+    """Yields the requests round after round with new payment ids, a share of them shifted, until `is_over`."""
+    for number in count(2):
+        for place, request in enumerate(requests):
+            if is_over():
+                return
+            again = type(request)()
+            again.CopyFrom(request)
+            again.payment_id = f"{request.payment_id}{AGAIN}{number}"
+            if place % 10 < SHIFTED_SHARE * 10:
+                again.amount_minor *= SHIFTED_TIMES
+                again.channel = SHIFTED_CHANNEL
+            yield again
+
+
+def _send_until(stop: threading.Event, live: LiveSystem, rate: float) -> None:
+    world = live.world
+    publisher = Publisher(make_producer(live.kafka, linger_ms=5), LocalSchemaIds(fields=world.fields), world)
+
+    def is_over() -> bool:
+        return stop.is_set() or not live.parts.all_run()
+
+    def on_answer(answer: LoadAnswer) -> None:
+        if answer.status == 200:
+            publisher.publish(answer.request)
+
+    bodies = stamped(repeated(world.requests, is_over=is_over))
+    while not is_over():
+        run(live.parts.target, bodies, rate=rate, seconds=_LOAD_S, on_answer=on_answer)
+    publisher.finish()
+
+
+def _console(stack: ExitStack, live: LiveSystem, say: Callable[[str], object]) -> str | None:
+    """Start the analysts' pages; returns their address, or None after saying why there are none."""
+    part: DemoPart = stack.enter_context(running_part("console", live.config, live.config.parent))
+    deadline = time.monotonic() + _CONSOLE_TIMEOUT_S
+    while not part.address and not part.has_ended() and time.monotonic() < deadline:
+        part.read_address()
+        time.sleep(_LOOK_EVERY_S)
+    if not part.address:
+        say(f"there is no console: {part.last_line()}")
+    return part.address or None
+
+
+def _has_console() -> bool:
+    return find_spec(_CONSOLE) is not None
+
+
+def _beside_us(name: str) -> Path | None:
+    """Returns a file or folder of `ops/`; None where it is not installed."""
+    path = Path(__file__).parents[1] / name
+    return path if path.exists() else None
+
+
+def _prometheus(bases: dict[str, str], rules: Path | None) -> str:
+    jobs = "".join(
+        f"  - job_name: paywarden-{name}\n    static_configs:\n      - targets: [{json.dumps(urlsplit(base).netloc)}]\n"
+        for name, base in bases.items()
+    )
+    return _PROMETHEUS.format(rules=f"  - {json.dumps(str(rules))}\n" if rules else "  []\n", jobs=jobs)
