@@ -1,0 +1,261 @@
+"""The Helm chart, rendered by helm itself and held against the schemas of three versions of Kubernetes.
+
+    PAYWARDEN_CHART_COMBINATIONS=all python -m pytest tests/unit/ops/deploy/test_chart.py
+
+renders every combination of what can be turned on and off. By default each pair of two switches has all four values.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import re
+import subprocess
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+from paywarden.ops.configuration import section_problems, settings_types
+from paywarden.schemas.settings import read_source
+from tests.checkout import CHECKOUT
+from tests.services.deploy_tools import HELM, helm
+
+CHART = CHECKOUT / "ops/deploy/helm/paywarden"
+KUBERNETES = ("1.33", "1.35", "1.37")
+# A resource of the Prometheus operator, not of Kubernetes.
+CUSTOM = ("ServiceMonitor",)
+NEEDED: Mapping[str, Any] = {
+    "config": {
+        "kafka": {"bootstrap": "kafka-0:9092,kafka-1:9092"},
+        "aerospike": {"hosts": ["store-0:3000", "store-1:3000"], "namespace": "paywarden"},
+        "serve": {"bundle": "/srv/paywarden/models/current"},
+        "admission": {"deadline_ms": 30},
+        "training": {"learning_rate": 0.25},
+    },
+    "models": {"claim": "bundles"},
+    "secretFiles": "paywarden-files",
+    "secretEnvironment": [{"name": "PAYWARDEN_KAFKA_SASL_PASSWORD", "secret": "kafka", "key": "password"}],
+    "gateway": {"secret": "gateway"},
+}
+SWITCHES = (
+    "scoring.shadow.enabled",
+    "lead.enabled",
+    "console.enabled",
+    "gateway.enabled",
+    "topics.create",
+    "priorityClass.create",
+    "disruption.enabled",
+    "networkPolicy.enabled",
+    "serviceMonitor.enabled",
+)
+# What is not a switch, by its two values.
+OTHERS: Mapping[str, tuple[Any, Any]] = {
+    "image.digest": ("", "sha256:" + "0" * 64),
+    "image.pullSecrets": ([], ["registry"]),
+    "networkPolicy.cidrs": ([], ["10.0.0.0/8"]),
+    "networkPolicy.callers": ({}, {"app": "checkout"}),
+    "networkPolicy.monitoringNamespace": ("", "monitoring"),
+    "topologySpread.keys": ([], ["kubernetes.io/hostname"]),
+    "scoring.nodeSelector": ({}, {"pool": "scoring"}),
+    "scoring.tolerations": ([], [{"key": "scoring", "operator": "Exists"}]),
+    "scoring.outbox.storageClass": ("", "fast"),
+    "secretEnvironment": ([], NEEDED["secretEnvironment"]),
+    "models.claim": ("", "bundles"),
+}
+
+
+@pytest.fixture(scope="module")
+def program() -> Path:
+    found = helm()
+    if found is None:
+        pytest.skip(HELM.reason)
+    return found
+
+
+def values_of(choice: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values of an installation with these settings, named with dots."""
+    values: dict[str, Any] = json.loads(json.dumps(NEEDED))
+    for name, value in choice.items():
+        *sections, last = name.split(".")
+        place = values
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[last] = value
+    return values
+
+
+def pairwise(seed: int = 1) -> Iterator[dict[str, Any]]:
+    """Yields choices until every pair of two names has had every pair of their two values."""
+    choices: dict[str, tuple[Any, Any]] = dict.fromkeys(SWITCHES, (False, True)) | dict(OTHERS)
+    waiting = set(itertools.product(itertools.combinations(choices, 2), (0, 1), (0, 1)))
+    rng = random.Random(seed)
+    while waiting:
+        tried = [{name: rng.randrange(2) for name in choices} for _ in range(40)]
+        covered = [{pair for pair in waiting if _is_in(pair, draw)} for draw in tried]
+        best = max(range(len(tried)), key=lambda place: len(covered[place]))
+        waiting -= covered[best]
+        yield {name: choices[name][number] for name, number in tried[best].items()}
+
+
+def _is_in(pair: tuple[tuple[str, str], int, int], draw: Mapping[str, int]) -> bool:
+    (one, other), first, second = pair
+    return draw[one] == first and draw[other] == second
+
+
+def combinations() -> Iterator[dict[str, Any]]:
+    yield from pairwise()
+    if os.environ.get("PAYWARDEN_CHART_COMBINATIONS") == "all":
+        for chosen in itertools.product((False, True), repeat=len(SWITCHES)):
+            yield dict(zip(SWITCHES, chosen, strict=True))
+
+
+def run(program: Path, *arguments: str, values: Mapping[str, Any]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(program), *arguments, "--values", "-"],
+        input=json.dumps(values),
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=CHART,
+    )
+
+
+def rendered(program: Path, choice: Mapping[str, Any], version: str = KUBERNETES[-1]) -> list[dict[str, Any]]:
+    done = run(program, "template", "pw", ".", "--kube-version", version, values=values_of(choice))
+    assert done.returncode == 0, done.stderr
+    return [document for document in yaml.safe_load_all(done.stdout) if document]
+
+
+def of_kind(documents: Sequence[dict[str, Any]], kind: str, name: str = "") -> dict[str, Any]:
+    (found,) = [one for one in documents if one["kind"] == kind and one["metadata"]["name"].endswith(name)]
+    return found
+
+
+def pods(documents: Sequence[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for document in documents:
+        template = document.get("spec", {}).get("template")
+        if template:
+            yield document["metadata"]["name"], template["spec"]
+
+
+def test_the_chart_has_no_fault_that_helm_knows(program: Path) -> None:
+    done = run(program, "lint", ".", "--strict", "--kube-version", KUBERNETES[-1], values=NEEDED)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.timeout(1800)
+def test_every_combination_is_right_for_every_version_of_kubernetes(program: Path) -> None:
+    seen: set[str] = set()
+    for choice in combinations():
+        documents = rendered(program, choice)
+        names = [(document["kind"], document["metadata"]["name"]) for document in documents]
+        assert len(set(names)) == len(names)
+        for document in documents:
+            text = json.dumps(document, sort_keys=True)
+            if text in seen or document["kind"] in CUSTOM:
+                continue
+            seen.add(text)
+            for version in KUBERNETES:
+                kubernetes_validate.validate(document, version, strict=True)
+    assert len(seen) > 50
+
+
+def test_the_schemas_refuse_what_kubernetes_does_not_know(program: Path) -> None:
+    scoring = of_kind(rendered(program, {}), "StatefulSet", "-scoring")
+    scoring["spec"]["template"]["spec"]["containers"][0]["livenessProb"] = {}
+    for version in KUBERNETES:
+        with pytest.raises(kubernetes_validate.ValidationError, match="livenessProb"):
+            kubernetes_validate.validate(scoring, version, strict=True)
+
+
+def test_no_container_of_ours_has_a_right_that_it_does_not_need(program: Path) -> None:
+    documents = rendered(program, dict.fromkeys(SWITCHES, True))
+    for name, spec in pods(documents):
+        security = spec["securityContext"]
+        assert security["runAsNonRoot"], name
+        assert security["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        assert spec["automountServiceAccountToken"] is False, name
+        for container in [*spec.get("initContainers", ()), *spec["containers"]]:
+            own = container["securityContext"]
+            assert own["readOnlyRootFilesystem"], name
+            assert own["allowPrivilegeEscalation"] is False, name
+            assert own["capabilities"] == {"drop": ["ALL"]}, name
+            assert container["resources"]["limits"]["memory"], name
+            mounted = {mount["name"] for mount in container["volumeMounts"]}
+            claims = {"state"} if "state" in mounted else set()
+            assert mounted <= {volume["name"] for volume in spec["volumes"]} | claims, name
+
+
+def test_what_lies_in_memory_is_counted_in_limits(program: Path) -> None:
+    choice = {"scoring.mirror.sizeMb": 8192, "scoring.answered.payments": 50_000_000}
+    spec = of_kind(rendered(program, choice), "StatefulSet", "-scoring")["spec"]["template"]["spec"]
+    answered_mb = 50_000_000 * 24 / 2**20
+    limits = {
+        container["name"]: int(container["resources"]["limits"]["memory"].removesuffix("Mi"))
+        for container in [*spec["initContainers"], *spec["containers"]]
+    }
+    assert limits["companion"] >= 8192 + 512
+    assert limits["serve"] >= answered_mb + 1024
+    (memory,) = [volume["emptyDir"] for volume in spec["volumes"] if volume["name"] == "shm"]
+    assert memory["medium"] == "Memory"
+    assert int(memory["sizeLimit"].removesuffix("Mi")) >= 8192 + answered_mb
+
+
+def test_the_companion_outlives_serve_and_both_see_the_same_processes(program: Path) -> None:
+    spec = of_kind(rendered(program, {}), "StatefulSet", "-scoring")["spec"]["template"]["spec"]
+    (companion,) = spec["initContainers"]
+    assert companion["name"] == "companion"
+    # A sidecar: Kubernetes starts it before the other containers, and ends it after them.
+    assert companion["restartPolicy"] == "Always"
+    assert spec["shareProcessNamespace"] is True
+    (serve,) = spec["containers"]
+    assert companion["volumeMounts"] == serve["volumeMounts"]
+
+
+def test_the_settings_are_right_and_say_what_the_chart_says(program: Path, tmp_path: Path) -> None:
+    text = of_kind(rendered(program, {}), "ConfigMap")["data"]["paywarden.toml"]
+    settings = tomllib.loads(text)
+    assert settings["kafka"]["bootstrap"] == "kafka-0:9092,kafka-1:9092"
+    assert settings["aerospike"]["hosts"] == ["store-0:3000", "store-1:3000"]
+    assert settings["admission"] == {"deadline_ms": 30}
+    assert settings["training"] == {"learning_rate": 0.25}
+    assert settings["mirror"]["size_mb"] == 4096
+    (tmp_path / "paywarden.toml").write_text(text, encoding="utf-8")
+    source = read_source(str(tmp_path / "paywarden.toml"))
+    wrong = [fault for name, kind in settings_types().items() for fault in section_problems(source, name, kind)]
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("choice", "wanted"),
+    [
+        ({"config.kafka.bootstrap": ""}, "config.kafka.bootstrap: wanted the brokers"),
+        ({"config.aerospike.hosts": []}, "config.aerospike.hosts: wanted a list of host:port"),
+        ({"gateway.enabled": True, "gateway.secret": ""}, "gateway.secret: wanted the Secret with envoy.json"),
+        ({"scoring.workers": 0}, r"scoring[./]workers"),
+        ({"scorring.replicas": 3}, "scorring"),
+        ({"config.store": {"kind": "lmdb"}}, r"config"),
+        ({"secretEnvironment": [{"name": "HOME", "secret": "a", "key": "b"}]}, r"secretEnvironment"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_its_name(program: Path, choice: dict[str, Any], wanted: str) -> None:
+    done = run(program, "template", "pw", ".", "--kube-version", KUBERNETES[0], values=values_of(choice))
+    assert done.returncode != 0
+    assert re.search(wanted, done.stderr), done.stderr
+
+
+def test_the_defaults_fit_their_schema() -> None:
+    """Without helm, too."""
+    schema = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
+    defaults = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
+    jsonschema.Draft7Validator.check_schema(schema)
+    jsonschema.validate(defaults, schema)
+    assert set(schema["properties"]) - {"global"} == set(defaults)
