@@ -16,10 +16,12 @@ import click
 
 from paywarden.ops import wiring
 from paywarden.ops.commands.archive import archive
+from paywarden.ops.commands.audit import audit
 from paywarden.ops.commands.backfill import backfill
 from paywarden.ops.commands.backtest import backtest
 from paywarden.ops.commands.capacity import capacity
 from paywarden.ops.commands.ceiling import ceiling
+from paywarden.ops.commands.console import console
 from paywarden.ops.commands.convert import convert
 from paywarden.ops.commands.dead_letters import dead_letters
 from paywarden.ops.commands.decisions import decisions
@@ -324,7 +326,7 @@ def _ending(name: str) -> ProcessEnd:
 
 
 for _command in (
-    *(archive, backfill, backtest, capacity, ceiling, convert, dead_letters, decisions, doctor, drift),
+    *(archive, audit, backfill, backtest, capacity, ceiling, console, convert, dead_letters, decisions, doctor, drift),
     *(features, forget, gateway, init, load, models, outbox, policy, profile_sets, rebuild, replay),
     *(rollout, schemas, set_aside, shadow, simulate, source_group, store, train),
 ):

@@ -27,6 +27,7 @@ def settings_types() -> dict[str, type[Any]]:
     from paywarden.models.registry.settings import ModelRegistrySettings
     from paywarden.models.rollout.settings import RolloutSettings
     from paywarden.models.training.settings import TrainingSettings
+    from paywarden.ops.console.settings import ConsoleSettings
     from paywarden.scoring.engine.batcher import AdmissionSettings
     from paywarden.scoring.grpc.settings import GrpcSettings
     from paywarden.scoring.http.settings import HttpSettings
@@ -53,6 +54,7 @@ def settings_types() -> dict[str, type[Any]]:
         "auth": AuthSettings,
         "bundles": BundleSettings,
         "companion": CompanionSettings,
+        "console": ConsoleSettings,
         "costs": CostSettings,
         "drift": DriftSettings,
         "drift_alerts": AlertSettings,

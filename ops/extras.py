@@ -24,6 +24,7 @@ _SERVE = ("h2", "httptools", "ngh2", "uvloop")
 _STREAM = ("aiokafka", "faust", "scipy")
 _HISTORY = ("jinja2", "pyarrow")
 _GATEWAY = ("jinja2",)
+_CONSOLE = ("authlib", "cryptography", "httpx2", "jinja2", "python_multipart", "starlette", "uvicorn")
 _COMPILE = ("lightgbm", "tl2cgen", "treelite")
 _REGISTRY = ("fsspec",)
 _TRAIN = (*_HISTORY, *_COMPILE, "scipy", "sklearn")
@@ -36,10 +37,11 @@ MODULES = {
     "stream": _STREAM,
     "history": _HISTORY,
     "gateway": _GATEWAY,
+    "console": _CONSOLE,
     "compile": _COMPILE,
     "registry": _REGISTRY,
     "train": _TRAIN,
-    "demo": (*_SERVE, *_STREAM, *_TRAIN),
+    "demo": (*_SERVE, *_STREAM, *_TRAIN, *_CONSOLE),
 }
 """The modules that each extra of pyproject.toml brings, by the name of the extra."""
 

@@ -33,6 +33,7 @@ SECTIONS = (
     "auth",
     "bundles",
     "companion",
+    "console",
     "costs",
     "drift",
     "drift_alerts",

@@ -1,0 +1,340 @@
+"""The audit log: who has seen sensitive fields and who has done what, in signed lines that each name the one before.
+
+    {"act":"viewed","at_ms":1760000000000,"by":"anna","number":12,"previous":"7c1e…","signature":"mG0…","subject":
+     "payment:p-8812","what":{}}
+
+1. A line is canonical JSON: sorted keys, no spaces. A line in another form is damage.
+2. `number` counts from 1, `previous` is the sha256 of the line before (64 zeros in the first), and `signature` is the
+   Ed25519 signature of everything else. An edit, a removal and a reorder in the middle therefore show.
+3. Lines cut off at the end leave a whole log. The file LOG.head has number and digest of the last line, signed. Who
+   restores an older log together with its older head is found by a head that somebody remembered: `paywarden audit
+   verify --head`. The console's topic has the head of each hour.
+4. A line is synced before the page is shown or the act is done. A process that is killed meanwhile leaves the beginning
+   of a line, which the next one cuts off.
+
+The log has no card, device or address: an act names payments, alerts and cases, and searches by their *blinded* value,
+which only the console's key can make.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.line_file import LineFile
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+FIRST: Final = "0" * 64
+LINE_BYTES_MAX: Final = 16_384
+TEXT_CHARS_MAX: Final = 1_000
+_PURPOSE, _HEAD_PURPOSE = b"paywarden console audit\n", b"paywarden console audit head\n"
+_KEYS = {"act", "at_ms", "by", "number", "previous", "signature", "subject", "what"}
+
+
+class Audit(Protocol):
+    """Where views and acts are noted."""
+
+    def record(self, by: str, act: str, subject: str, what: Mapping[str, str], at_ms: int) -> None:
+        """Note one act, durably. Raises Misconfigured if it cannot be written: then nothing may be shown or done."""
+
+    def blinded(self, value: str) -> str:
+        """Returns what stands in the log for a sensitive value: 16 hex digits, the same for the same value."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """Number and digest of a line."""
+
+    number: int = 0
+    digest: str = FIRST
+
+
+@dataclass(frozen=True)
+class AuditEntry:
+    """One line of the log."""
+
+    number: int
+    at_ms: int
+    by: str
+    act: str
+    subject: str
+    what: Mapping[str, str]
+
+
+class AuditLog:
+    """The log in a file, with the key that signs it. Thread-safe; several processes may share the file."""
+
+    def __init__(self, path: Path, key: Ed25519PrivateKey) -> None:
+        """Raises Misconfigured if the file cannot be read, or its end is damaged."""
+        self.path, self._key = path, key
+        self._file = LineFile(path)
+        self._lock = threading.Lock()
+        self._secret = hashlib.sha256(b"paywarden console blinding\n" + key.private_bytes_raw()).digest()
+        self._size, self._head = 0, Head()
+        with self._lock, self._file.locked():
+            self._catch_up()
+
+    @property
+    def head(self) -> Head:
+        """The last line that this process knows."""
+        return self._head
+
+    def record(self, by: str, act: str, subject: str, what: Mapping[str, str], at_ms: int) -> None:
+        """See Audit."""
+        with self._lock, self._file.locked():
+            self._catch_up()
+            content: dict[str, Any] = {
+                "act": act[:TEXT_CHARS_MAX],
+                "at_ms": at_ms,
+                "by": by,
+                "number": self._head.number + 1,
+                "previous": self._head.digest,
+                "subject": subject[:TEXT_CHARS_MAX],
+                "what": {name: _clean(text) for name, text in what.items()},
+            }
+            signature = self._key.sign(_PURPOSE + _canonical(content))
+            line = _canonical({**content, "signature": base64.b64encode(signature).decode()})
+            if len(line) > LINE_BYTES_MAX:
+                raise Misconfigured(f"the audit log: an entry has at most {LINE_BYTES_MAX} bytes, got {len(line)}")
+            self._file.append(self._size, line + b"\n")
+            self._size += len(line) + 1
+            self._head = Head(content["number"], hashlib.sha256(line).hexdigest())
+            self._write_head()
+
+    def blinded(self, value: str) -> str:
+        """See Audit."""
+        return hmac.new(self._secret, value.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()[:16]
+
+    def newest(self, count: int) -> list[AuditEntry]:
+        """Returns the last entries, the newest first. Lines that are damaged are left out: `verify` finds them."""
+        found: list[AuditEntry] = []
+        for line in _last_lines(self.path, count):
+            with suppress(ValueError):
+                found.append(_entry(_content(line)))
+        return found[::-1][:count]
+
+    def _catch_up(self) -> None:
+        """Take in what another process has written; cut off what a killed one left."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(0, 2)
+                size = file.tell()
+                if size == self._size:
+                    return
+                if size < self._size:
+                    raise Misconfigured(f"the audit log {self.path} has become shorter: run `paywarden audit verify`")
+                # One line at most is the last: what stands before it was checked by whoever wrote it.
+                file.seek(max(0, size - 2 * LINE_BYTES_MAX))
+                tail = file.read()
+        except FileNotFoundError:
+            if self._size:
+                raise Misconfigured(f"the audit log {self.path} is gone: run `paywarden audit verify`") from None
+            return
+        except OSError as error:
+            raise Misconfigured(f"cannot read the audit log {self.path}: {error.strerror}") from error
+        whole, _, torn = tail.rpartition(b"\n")
+        if whole:
+            line = whole.rpartition(b"\n")[2]
+            try:
+                content = _content(line)
+            except ValueError as error:
+                raise Misconfigured(
+                    f"the last line of the audit log {self.path} is damaged: {error}: run `paywarden audit verify`"
+                ) from error
+            self._head = Head(content["number"], hashlib.sha256(line).hexdigest())
+        self._size = size - len(torn)
+
+    def _write_head(self) -> None:
+        content = {"digest": self._head.digest, "number": self._head.number}
+        signature = base64.b64encode(self._key.sign(_HEAD_PURPOSE + _canonical(content))).decode()
+        new = _head_path(self.path).with_suffix(".new")
+        try:
+            new.write_bytes(_canonical({**content, "signature": signature}) + b"\n")
+            new.chmod(0o600)
+            new.replace(_head_path(self.path))
+        except OSError as error:
+            raise Misconfigured(f"cannot write {_head_path(self.path)}: {error.strerror}") from error
+
+
+def verify(path: Path, key: Ed25519PublicKey, remembered: Head | None = None) -> int:
+    """Returns the number of entries of a log that is whole. Raises Misconfigured naming the first line that is not.
+
+    `remembered`: a head that somebody noted; the log must have it.
+    """
+    entries, last = 0, Head()
+    is_remembered = remembered is None or remembered.number == 0
+    for number, line in enumerate(_lines(path), 1):
+        where = f"{path}, line {number}"
+        try:
+            content = _content(line)
+        except ValueError as error:
+            raise Misconfigured(f"{where} is damaged: {error}") from error
+        if content["number"] != number or content["previous"] != last.digest:
+            raise Misconfigured(
+                f"{where} does not follow the line before it: one of them was changed, removed or moved"
+            )
+        if not _is_signed(key, _PURPOSE, content):
+            raise Misconfigured(f"{where} is damaged: its signature is wrong")
+        last = Head(number, hashlib.sha256(line).hexdigest())
+        is_remembered = is_remembered or last == remembered
+        entries = number
+    if not is_remembered and remembered is not None:
+        raise Misconfigured(f"{path} has not the line {remembered.number} that was remembered: lines are gone or other")
+    head = _read_head(path, key)
+    # A process that is killed between the line and the head leaves a head that is one line old.
+    if head.number not in (entries, entries - 1) or (head.number == entries and head != last):
+        raise Misconfigured(
+            f"{path} ends with line {entries}, and its head names line {head.number}: lines were removed at the end"
+        )
+    return entries
+
+
+def audit_log(folder: Path) -> AuditLog:
+    """Returns the log of a folder; its key is made at the first start. Raises Misconfigured."""
+    from paywarden.models.registry.people import make_signing_key, public_text, read_signing_key
+    from paywarden.schemas.private_files import make_private_folder
+
+    try:
+        make_private_folder(folder)
+    except OSError as error:
+        raise Misconfigured(f"[console] folder: cannot make {folder}: {error.strerror}") from error
+    path, key_path = folder / "audit.jsonl", folder / "audit.pem"
+    if key_path.exists():
+        key = read_signing_key(key_path)
+    elif path.exists():
+        raise Misconfigured(f"the audit log {path} is there, but not its key {key_path}")
+    else:
+        key = make_signing_key(key_path)
+        (folder / "audit.pub").write_text(public_text(key.public_key()) + "\n", encoding="utf-8")
+    return AuditLog(path, key)
+
+
+def public_key_of(folder: Path) -> Ed25519PublicKey:
+    """Returns the public key that a log's folder has. Raises Misconfigured."""
+    return public_key(folder / "audit.pub")
+
+
+def public_key(path: Path) -> Ed25519PublicKey:
+    """Returns the public key in a file of one line. Raises Misconfigured."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+    try:
+        key = load_der_public_key(base64.b64decode(path.read_text(encoding="utf-8").strip(), validate=True))
+    except OSError as error:
+        raise Misconfigured(f"cannot read the public key {path}: {error.strerror}") from error
+    except (ValueError, binascii.Error) as error:
+        raise Misconfigured(f"{path}: wanted an Ed25519 public key in one line") from error
+    if not isinstance(key, Ed25519PublicKey):
+        raise Misconfigured(f"{path}: wanted an Ed25519 public key, got another kind")
+    return key
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """Yield the lines of the log without their ends. A last line without an end is none."""
+    try:
+        with path.open("rb") as file:
+            while line := file.readline(LINE_BYTES_MAX + 1):
+                if not line.endswith(b"\n"):
+                    if file.read(1):
+                        yield line
+                    return
+                yield line[:-1]
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise Misconfigured(f"cannot read the audit log {path}: {error.strerror}") from error
+
+
+def _last_lines(path: Path, count: int) -> list[bytes]:
+    try:
+        with path.open("rb") as file:
+            file.seek(0, 2)
+            size, block, content = file.tell(), 0, b""
+            while content.count(b"\n") <= count and block < size:
+                block = min(size, block + 64 * 1024)
+                file.seek(size - block)
+                content = file.read(block)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise Misconfigured(f"cannot read the audit log {path}: {error.strerror}") from error
+    lines = content.split(b"\n")[:-1]
+    return lines[-count:]
+
+
+def _read_head(path: Path, key: Ed25519PublicKey) -> Head:
+    head_path = _head_path(path)
+    try:
+        content = json.loads(head_path.read_bytes())
+        if set(content) != {"digest", "number", "signature"} or not _is_signed(key, _HEAD_PURPOSE, content):
+            raise Misconfigured(f"{head_path} is damaged: its signature is wrong")
+        return Head(content["number"], content["digest"])
+    except FileNotFoundError:
+        return Head()
+    except OSError as error:
+        raise Misconfigured(f"cannot read {head_path}: {error.strerror}") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise Misconfigured(f"{head_path} is damaged: it is no head in JSON") from error
+
+
+def _head_path(path: Path) -> Path:
+    return path.with_name(path.name + ".head")
+
+
+def _is_signed(key: Ed25519PublicKey, purpose: bytes, content: Mapping[str, Any]) -> bool:
+    from cryptography.exceptions import InvalidSignature
+
+    unsigned = {name: value for name, value in content.items() if name != "signature"}
+    try:
+        key.verify(base64.b64decode(content["signature"], validate=True), purpose + _canonical(unsigned))
+    except (InvalidSignature, ValueError, TypeError, binascii.Error):
+        return False
+    return True
+
+
+def _content(line: bytes) -> dict[str, Any]:
+    """Returns the fields of a line. Raises ValueError saying what is wrong; the signature is not checked."""
+    if len(line) > LINE_BYTES_MAX:
+        raise ValueError(f"it has more than {LINE_BYTES_MAX} bytes")
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError("it is no entry in JSON") from error
+    if not isinstance(content, dict) or content.keys() != _KEYS:
+        raise ValueError("it lacks or does not know some fields of an entry")
+    texts = [content[name] for name in ("act", "by", "previous", "signature", "subject")]
+    what = content["what"]
+    if not isinstance(what, dict) or not all(isinstance(text, str) for text in [*texts, *what.values()]):
+        raise ValueError("a field has another type")
+    if type(content["number"]) is not int or type(content["at_ms"]) is not int:
+        raise ValueError("a field has another type")
+    if _canonical(content) != line:
+        raise ValueError("it is not in the canonical form")
+    return content
+
+
+def _entry(content: Mapping[str, Any]) -> AuditEntry:
+    return AuditEntry(
+        content["number"], content["at_ms"], content["by"], content["act"], content["subject"], content["what"]
+    )
+
+
+def _clean(text: str) -> str:
+    return text[:TEXT_CHARS_MAX].encode("utf-8", "replace").decode()
+
+
+def _canonical(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()

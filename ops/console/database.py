@@ -1,0 +1,109 @@
+"""The console's database: one SQLite file.
+
+Topics can rebuild everything in it but sessions, whose loss means that people log in again. A writer that is killed
+leaves the last whole transaction (WAL).
+
+Each thread has a connection of its own. `DATABASE_VERSION` names the form of the tables: a file of another form is
+emptied and filled again from the topics.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from paywarden.schemas.errors import TemporaryFailure
+from paywarden.schemas.private_files import make_private_folder
+
+DATABASE_VERSION = 1
+_BUSY_TIMEOUT_S = 5.0
+
+
+class DatabaseUnavailable(TemporaryFailure):
+    """The console's database cannot be read or written."""
+
+
+class Database:
+    """The SQLite file at a path. Thread-safe. `close` it."""
+
+    def __init__(self, path: Path, tables: Sequence[str]) -> None:
+        """`tables`: the statements that make what is missing. Raises DatabaseUnavailable, Misconfigured."""
+        self.path = path
+        self._local = threading.local()
+        self._connections: list[sqlite3.Connection] = []
+        self._lock = threading.Lock()
+        try:
+            make_private_folder(path.parent)
+        except OSError as error:
+            raise DatabaseUnavailable(f"cannot make {path.parent}: {error.strerror}") from error
+        with self.write() as connection:
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if version != DATABASE_VERSION:
+                _empty(connection)
+                connection.execute(f"PRAGMA user_version = {DATABASE_VERSION}")
+            for statement in tables:
+                connection.execute(statement)
+        path.chmod(0o600)
+
+    @contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that is there as a whole or not at all. Raises DatabaseUnavailable."""
+        connection = self._connection()
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as error:
+            raise self._unavailable(error) from error
+
+    def read(self, statement: str, values: Sequence[object] = ()) -> list[sqlite3.Row]:
+        """Returns the rows of a query. Raises DatabaseUnavailable."""
+        try:
+            return self._connection().execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            raise self._unavailable(error) from error
+
+    def close(self) -> None:
+        """Close the connections of all threads."""
+        with self._lock:
+            for connection in self._connections:
+                with suppress(sqlite3.Error):
+                    connection.close()
+            self._connections.clear()
+
+    def _connection(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            try:
+                connection = sqlite3.connect(
+                    self.path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+                )
+                connection.row_factory = sqlite3.Row
+                connection.execute("PRAGMA journal_mode = WAL")
+                # With WAL a killed process loses nothing; a machine that loses power may lose the last rows, which the
+                # topics have.
+                connection.execute("PRAGMA synchronous = NORMAL")
+                connection.execute("PRAGMA foreign_keys = ON")
+            except sqlite3.Error as error:
+                raise self._unavailable(error) from error
+            self._local.connection = connection
+            with self._lock:
+                self._connections.append(connection)
+        return connection
+
+    def _unavailable(self, error: sqlite3.Error) -> DatabaseUnavailable:
+        return DatabaseUnavailable(f"the console's database {self.path} does not answer: {error}")
+
+
+def _empty(connection: sqlite3.Connection) -> None:
+    names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")
+    for (name,) in names.fetchall():
+        connection.execute(f'DROP TABLE "{name}"')

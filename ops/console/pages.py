@@ -1,0 +1,191 @@
+"""What a page is. A room of the console declares its pages, and the shell does the rest:
+
+    Section("inbox", "Inbox", "/inbox", (
+        Page("/inbox", self.list, fields=(Field("severity", "Show these only", choices=("info", "critical")),)),
+        Page("/inbox/{alert_id}/acknowledge", self.acknowledge, method="POST", roles=frozenset({Role.ANALYST})),
+    ))
+
+A page returns what it shows as a dataclass (`Shown`), or what it has done (`Done`). The shell renders a template for
+a browser, and the same dataclass as JSON below /api/v1 for a token. A page therefore never sees a person without a role
+it wants, a form without its CSRF token, or a field that it did not declare.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from paywarden.ops.console.people.people import EVERYBODY, Person, Role, masked
+
+if TYPE_CHECKING:
+    from paywarden.ops.console.audit import Audit
+
+TEXT_CHARS_MAX = 200
+
+
+class PageRefused(Exception):
+    """The page cannot do what was wanted. `message` is for the person; `status` is the HTTP status."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status, self.message = status, message
+
+
+def not_found(what: str) -> PageRefused:
+    """Returns the refusal of something that is not there."""
+    return PageRefused(404, f"There is no {what}.")
+
+
+@dataclass(frozen=True)
+class Field:
+    """A parameter of a page's address or form.
+
+    `kind`: text (one line), lines, whole (number), number, time (UTC, such as 2026-10-01T08:30), or file. With
+    `choices` the value is one of them. `is_many`: it may come more than once.
+    """
+
+    name: str
+    meaning: str
+    kind: Literal["text", "lines", "whole", "number", "time", "file"] = "text"
+    is_required: bool = False
+    is_many: bool = False
+    chars_max: int = TEXT_CHARS_MAX
+    choices: tuple[str, ...] = ()
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file that a form brought."""
+
+    name: str
+    content: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One request, checked: who, what, when. `values` has the fields that were given, as text."""
+
+    person: Person
+    now_ms: int
+    audit: Audit
+    path: Mapping[str, str] = field(default_factory=dict)
+    values: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    uploads: Mapping[str, Upload] = field(default_factory=dict)
+    is_api: bool = False
+
+    def text(self, name: str, default: str = "") -> str:
+        """Returns a field's text, the last one if there are several."""
+        return self.values[name][-1] if name in self.values else default
+
+    def all(self, name: str) -> tuple[str, ...]:
+        """Returns all texts of a field."""
+        return self.values.get(name, ())
+
+    def whole(self, name: str, default: int = 0) -> int:
+        """Returns a field of the kind whole."""
+        return int(self.values[name][-1]) if name in self.values else default
+
+    def number(self, name: str, default: float = 0.0) -> float:
+        """Returns a field of the kind number."""
+        return float(self.values[name][-1]) if name in self.values else default
+
+    def time_ms(self, name: str) -> int | None:
+        """Returns a field of the kind time as epoch milliseconds; None if it was not given."""
+        from paywarden.ops.times import time_ms_of
+
+        return time_ms_of(self.values[name][-1]) if name in self.values else None
+
+    def masked(self, value: str) -> str:
+        """Returns a sensitive value as this person may see it."""
+        return masked(value, self.person)
+
+    def saw(self, subject: str, **what: str) -> None:
+        """Note in the audit log that the person has seen sensitive fields of the subject, such as `payment:p1`."""
+        self.audit.record(self.person.name, "viewed", subject, what, self.now_ms)
+
+    def did(self, act: str, subject: str, **what: str) -> None:
+        """Note in the audit log what the person has done."""
+        self.audit.record(self.person.name, act, subject, what, self.now_ms)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a page shows: a dataclass, and the template that makes HTML of it (`view` in the template)."""
+
+    template: str
+    view: object
+    title: str
+    status: int = 200
+
+
+@dataclass(frozen=True)
+class Done:
+    """An act is done. A browser goes on to `location`, where `message` is shown once; JSON has `message` and `view`."""
+
+    location: str
+    message: str
+    view: object | None = None
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A file to download."""
+
+    content: bytes = field(repr=False)
+    media_type: str = "application/octet-stream"
+    file_name: str = "download"
+
+
+Answer = Shown | Done | Sent
+
+
+@dataclass(frozen=True)
+class Page:
+    """One address. `roles`: one of them is needed. `meaning`: one line for the documents of the API."""
+
+    path: str
+    handler: Callable[[Visit], Answer]
+    meaning: str = ""
+    method: Literal["GET", "POST"] = "GET"
+    roles: frozenset[Role] = EVERYBODY
+    fields: tuple[Field, ...] = ()
+    body_bytes_max: int = 64 * 1024
+    # The dataclass of what it shows, for the documents of the API.
+    view: type | None = None
+
+
+@dataclass(frozen=True)
+class Missing:
+    """What the console cannot reach, since when and why. Every page says so at its top."""
+
+    what: str
+    since_ms: int
+    why: str
+
+
+def nothing_missing() -> list[Missing]:
+    """Returns what a section without outside parts misses."""
+    return []
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the console. `path` is its first page, in the navigation for people who may see it.
+
+    `background` runs in a thread each from the start until the event is set. `close` is called last.
+    """
+
+    name: str
+    title: str
+    path: str
+    pages: tuple[Page, ...]
+    roles: frozenset[Role] = EVERYBODY
+    background: tuple[Callable[[threading.Event], None], ...] = ()
+    missing: Callable[[], list[Missing]] = nothing_missing
+    close: Callable[[], None] = lambda: None
+    # A number in the navigation, such as that of open alerts; None for no number.
+    badge: Callable[[Person], int | None] = lambda _: None

@@ -1,0 +1,1 @@
+"""Who somebody is: names, roles, passwords, tokens, OpenID Connect and sessions."""

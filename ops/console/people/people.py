@@ -1,0 +1,230 @@
+"""People and their roles, from a file:
+
+    [[person]]
+    name = "anna"
+    roles = ["analyst", "lead"]
+    password = "scrypt:16384:8:1:w4Zp…:2tq9…"
+
+    [[token]]
+    name = "siem"
+    roles = ["auditor"]
+    sha256 = "6f1d…"
+
+`paywarden console password` makes the line of a password, `paywarden console token` a token and its line. The file
+holds no password and no token: a password is hashed by scrypt with a salt of its own, and a token has 256 random bits.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import re
+import secrets
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.private_files import require_unwritable
+
+
+class Role(StrEnum):
+    """What a person may do; one may have several."""
+
+    ANALYST = "analyst"
+    LEAD = "lead"
+    MODEL_OWNER = "model_owner"
+    AUDITOR = "auditor"
+    OPERATOR = "operator"
+
+
+EVERYBODY = frozenset(Role)
+"""The roles of a page that everybody may see who is logged in."""
+
+MASK = "•" * 6
+PASSWORD_CHARS_MIN, PASSWORD_CHARS_MAX = 12, 200
+TOKEN_PREFIX = "pwc_"
+_SEE_CARDS = frozenset({Role.ANALYST, Role.LEAD})
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
+# The cost of scrypt: 16 MiB and some 40 ms for one try.
+_COST, _BLOCK, _PARALLEL, _HASH_BYTES, _SALT_BYTES = 1 << 14, 8, 1, 32, 16
+_COST_MAX = 1 << 17
+
+
+@dataclass(frozen=True)
+class Person:
+    """Who looks at a page or calls the API."""
+
+    name: str
+    roles: frozenset[Role]
+
+    def may(self, roles: frozenset[Role]) -> bool:
+        """Returns whether the person has one of these roles."""
+        return bool(self.roles & roles)
+
+    @property
+    def sees_cards(self) -> bool:
+        """Whether the person sees ids of cards, devices and addresses as they are."""
+        return bool(self.roles & _SEE_CARDS)
+
+
+def masked(value: str, person: Person) -> str:
+    """Returns a sensitive value as the person may see it: whole, or its last four characters of at least twelve."""
+    if person.sees_cards or not value:
+        return value
+    return MASK + (value[-4:] if len(value) >= 12 else "")
+
+
+DEMO_PEOPLE = tuple(Person(f"demo-{role.value.replace('_', '-')}", frozenset({role})) for role in Role)
+"""The people of a console without a file of people. None has a password."""
+
+
+@dataclass(frozen=True)
+class People:
+    """The people and tokens of a file. `hashes` has the password of each person by name."""
+
+    people: Mapping[str, Person] = field(default_factory=dict)
+    hashes: Mapping[str, str] = field(default_factory=dict, repr=False)
+    tokens: Mapping[str, Person] = field(default_factory=dict, repr=False)
+    is_demo: bool = False
+
+    @classmethod
+    def demo(cls) -> People:
+        """Returns the demo people, one of each role."""
+        return cls({person.name: person for person in DEMO_PEOPLE}, is_demo=True)
+
+    @classmethod
+    def read(cls, path: Path) -> People:
+        """Returns the people of a file. Raises Misconfigured naming the file, the table and the setting."""
+        require_unwritable(path)
+        try:
+            content = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise Misconfigured(f"cannot read the people {path}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise Misconfigured(f"{path} is not TOML: {error}") from error
+        if odd := sorted(content.keys() - {"person", "token"}):
+            raise Misconfigured(f"{path}: wanted tables [[person]] and [[token]], got {odd[0]!r}")
+        people: dict[str, Person] = {}
+        hashes: dict[str, str] = {}
+        for number, entry in enumerate(_tables(path, content, "person"), 1):
+            where = f"{path}, person {number}"
+            person = _person(where, entry, "password")
+            if person.name in people:
+                raise Misconfigured(f"{where}: there are two with the name {person.name!r}")
+            people[person.name] = person
+            hashes[person.name] = _checked_hash(f"{where} ({person.name})", entry["password"])
+        tokens: dict[str, Person] = {}
+        for number, entry in enumerate(_tables(path, content, "token"), 1):
+            where = f"{path}, token {number}"
+            owner = _person(where, entry, "sha256")
+            digest = entry["sha256"]
+            if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-f]{64}", digest):
+                raise Misconfigured(f"{where} ({owner.name}): sha256: wanted 64 hex digits")
+            if digest in tokens or owner.name in people or owner.name in {one.name for one in tokens.values()}:
+                raise Misconfigured(f"{where}: there are two with the name {owner.name!r}, or two with this token")
+            tokens[digest] = owner
+        return cls(people, hashes, tokens)
+
+    def with_password(self, name: str, password: str) -> Person | None:
+        """Returns the person; None for a wrong name or password. An unknown name takes as long as a known one."""
+        known = self.hashes.get(name)
+        is_right = _verifies(known or _NOBODY, password)
+        return self.people[name] if known is not None and is_right else None
+
+    def with_token(self, token: str) -> Person | None:
+        """Returns the owner of a token; None for an unknown one."""
+        return self.tokens.get(token_digest(token)) if token.startswith(TOKEN_PREFIX) else None
+
+
+def hashed_password(password: str) -> str:
+    """Returns the line for the file of people. Raises Misconfigured for a password that is too short or too long."""
+    if not PASSWORD_CHARS_MIN <= len(password) <= PASSWORD_CHARS_MAX:
+        raise Misconfigured(f"password: wanted {PASSWORD_CHARS_MIN} to {PASSWORD_CHARS_MAX} characters")
+    salt = secrets.token_bytes(_SALT_BYTES)
+    digest = _scrypt(password, salt, _COST, _BLOCK, _PARALLEL)
+    return f"scrypt:{_COST}:{_BLOCK}:{_PARALLEL}:{_base64(salt)}:{_base64(digest)}"
+
+
+def new_token() -> str:
+    """Returns a new token; its owner alone has it."""
+    return TOKEN_PREFIX + secrets.token_urlsafe(32)
+
+
+def token_digest(token: str) -> str:
+    """Returns the sha256 of a token, 64 hex digits. A token has 256 random bits and needs no salt."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def role_of(text: object) -> Role | None:
+    """Returns the role of this name; None for another."""
+    return Role(text) if isinstance(text, str) and text in list(Role) else None
+
+
+def _tables(path: Path, content: Mapping[str, Any], name: str) -> list[Any]:
+    tables = content.get(name, [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise Misconfigured(f"{path}: wanted tables [[{name}]]")
+    return tables
+
+
+def _person(where: str, entry: Mapping[str, Any], secret: str) -> Person:
+    wanted = {"name", "roles", secret}
+    if odd := sorted(entry.keys() ^ wanted):
+        raise Misconfigured(f"{where}: wanted {', '.join(sorted(wanted))}; wrong is {odd[0]!r}")
+    name, roles = entry["name"], entry["roles"]
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise Misconfigured(f"{where}: name: wanted letters, digits and . _ @ -, at most 64, got {name!r}")
+    if not isinstance(roles, list) or not roles or not all(map(role_of, roles)):
+        raise Misconfigured(f"{where} ({name}): roles: wanted a list of {', '.join(Role)}, got {roles!r}")
+    return Person(name, frozenset(map(Role, roles)))
+
+
+def _checked_hash(where: str, text: object) -> str:
+    if not isinstance(text, str) or not _is_hash(text):
+        raise Misconfigured(f"{where}: password: wanted a line of `paywarden console password`")
+    return text
+
+
+def _is_hash(text: str) -> bool:
+    try:
+        kind, cost, block, parallel, salt, digest = text.split(":")
+        is_strong = kind == "scrypt" and 1 << 12 <= int(cost) <= _COST_MAX and 8 <= int(block) <= 16
+        is_power_of_two = int(cost) & (int(cost) - 1) == 0
+        sizes = [len(base64.b64decode(part, validate=True)) for part in (salt, digest)]
+    except (ValueError, binascii.Error):
+        return False
+    return is_strong and is_power_of_two and int(parallel) == 1 and sizes[0] >= 8 and sizes[1] == _HASH_BYTES
+
+
+def _verifies(known: str, password: str) -> bool:
+    _, cost, block, parallel, salt, digest = known.split(":")
+    if len(password) > PASSWORD_CHARS_MAX:
+        return False
+    tried = _scrypt(password, base64.b64decode(salt), int(cost), int(block), int(parallel))
+    return hmac.compare_digest(tried, base64.b64decode(digest))
+
+
+def _scrypt(password: str, salt: bytes, cost: int, block: int, parallel: int) -> bytes:
+    return hashlib.scrypt(
+        password.encode("utf-8", "surrogatepass"),
+        salt=salt,
+        n=cost,
+        r=block,
+        p=parallel,
+        maxmem=256 * cost * block,
+        dklen=_HASH_BYTES,
+    )
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+# What the password of an unknown name is compared with, so that it takes as long.
+_NOBODY = f"scrypt:{_COST}:{_BLOCK}:{_PARALLEL}:{_base64(bytes(_SALT_BYTES))}:{_base64(bytes(_HASH_BYTES))}"

@@ -1,0 +1,142 @@
+"""Make HTML of what a page shows. Templates escape everything; a name that a template misspells is an error."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, is_dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from paywarden.ops.console.pages import Missing
+from paywarden.ops.console.people.people import Person
+
+TEMPLATES = Path(__file__).with_name("templates")
+_MINUTE_MS, _HOUR_MS, _DAY_MS = 60_000, 3_600_000, 86_400_000
+
+
+@dataclass(frozen=True)
+class Link:
+    """An entry of the navigation."""
+
+    title: str
+    path: str
+    is_here: bool
+    badge: int | None
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What is around each page: navigation, person, the form's token, what is missing, and a message to show once."""
+
+    title: str
+    links: tuple[Link, ...] = ()
+    person: Person | None = None
+    csrf: str = ""
+    missing: tuple[Missing, ...] = ()
+    message: str = ""
+    now_ms: int = 0
+    is_demo: bool = False
+
+
+@cache
+def environment() -> Environment:
+    """Returns the templates and their filters."""
+    made = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+    made.filters.update(
+        time=time_text,
+        ago=ago,
+        percent=percent,
+        money=money,
+        number=number,
+        whole=whole,
+        path=path_part,
+        title_of=title,
+    )
+    return made
+
+
+def rendered(template: str, frame: Frame, view: object) -> str:
+    """Returns the HTML of a page."""
+    return environment().get_template(template).render(frame=frame, view=view)
+
+
+def as_json(value: Any) -> Any:
+    """Returns a view for JSON: dataclasses as objects, infinities and NaN as null."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {one.name: as_json(getattr(value, one.name)) for one in fields(value)}
+    if isinstance(value, dict):
+        return {str(name): as_json(part) for name, part in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [as_json(part) for part in (sorted(value) if isinstance(value, set | frozenset) else value)]
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    # Markup and other texts.
+    return str(value)
+
+
+def time_text(time_ms: int | None) -> str:
+    """Returns a time in UTC to the minute: `2026-10-01 08:30`; a dash for None."""
+    if time_ms is None:
+        return "–"
+    try:
+        return datetime.fromtimestamp(time_ms / 1000, tz=UTC).strftime("%Y-%m-%d %H:%M")
+    except (ValueError, OverflowError, OSError):
+        return str(time_ms)
+
+
+def ago(length_ms: int) -> str:
+    """Returns a length of time in its largest unit: `25 min`, `3 h`, `2 d`."""
+    if length_ms < _MINUTE_MS:
+        return f"{max(0, length_ms) // 1000} s"
+    if length_ms < 2 * _HOUR_MS:
+        return f"{length_ms // _MINUTE_MS} min"
+    return f"{length_ms // _HOUR_MS} h" if length_ms < 2 * _DAY_MS else f"{length_ms // _DAY_MS} d"
+
+
+def percent(share: float | None) -> str:
+    """Returns a share with three digits: `12.5 %`; a dash for None."""
+    return "–" if share is None or not math.isfinite(share) else f"{100 * share:.3g} %"
+
+
+def money(minor: int | float | None, currency: str = "") -> str:
+    """Returns an amount in minor units as units: `12,345.00 EUR`; a dash for None."""
+    if minor is None or not math.isfinite(minor):
+        return "–"
+    return f"{minor / 100:,.2f} {currency}".rstrip()
+
+
+def number(value: float | None) -> str:
+    """Returns a number with four digits; a dash for None."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.4g}"
+
+
+def whole(value: int | None) -> str:
+    """Returns a whole number with commas; a dash for None."""
+    return "–" if value is None else f"{value:,}"
+
+
+def path_part(text: str) -> str:
+    """Returns a text as one part of an address."""
+    return quote(text, safe="")
+
+
+def title(text: str) -> str:
+    """Returns a name of the code in words: `model_owner` is `model owner`."""
+    return text.replace("_", " ")

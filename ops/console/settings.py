@@ -1,0 +1,108 @@
+"""The settings `[console]`: where the pages are, who may see them, and where their state is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from paywarden.schemas.errors import Misconfigured
+
+
+@dataclass(frozen=True)
+class ConsoleSettings:
+    """The analysts' pages. Without `people` and `oidc_issuer` they have demo people, on a loopback address only."""
+
+    # The address that it listens on. In front of it stands what ends TLS.
+    host: str = "127.0.0.1"
+    # The port; 0: any free one.
+    port: int = 8090
+    # The address in browsers, for links in messages and for cookies: https://console.bank.example. Empty: that of the
+    # listener.
+    url: str = ""
+    # The folder of the database, the audit log and its key.
+    folder: str = "console"
+    # The file of names, roles, password hashes and tokens. Empty: demo people, or those of OpenID Connect.
+    people: str = ""
+    # The OpenID Connect provider, such as https://login.bank.example/realms/fraud. Empty: none.
+    oidc_issuer: str = ""
+    # The console's id at the provider.
+    oidc_client_id: str = ""
+    # The file of the secret that the provider gave the console.
+    oidc_secret_file: str = ""
+    # The claim of the provider's token that lists a person's roles.
+    oidc_roles_claim: str = "roles"
+    # A session ends after this long without a page.
+    session_idle_minutes: int = 30
+    # A session ends after this long in any case.
+    session_hours: int = 12
+    # Failed logins that a name or an address may have in five minutes.
+    failed_logins_max: int = 10
+    # Requests that a person or a token may make in a minute.
+    requests_per_minute: int = 600
+    # Health addresses of the processes that the page Health asks, such as http://10.0.0.7:9102. Their name may stand
+    # before: stream=http://10.0.0.7:9102.
+    processes: tuple[str, ...] = ()
+    # Where new and changed alerts are sent, signed. Empty: nowhere.
+    webhooks: tuple[str, ...] = ()
+    # The file of the key that signs webhooks, at least 32 bytes.
+    webhook_key_file: str = ""
+    # A case with this much money takes two people to close, in minor units of the reference currency.
+    large_case_minor: int = 1_000_000
+
+    def __post_init__(self) -> None:
+        """Raises Misconfigured naming the setting."""
+        if not 0 <= self.port <= 65_535:
+            raise Misconfigured(f"[console] port: wanted 0 to 65535, got {self.port}")
+        for name in (
+            "session_idle_minutes",
+            "session_hours",
+            "failed_logins_max",
+            "requests_per_minute",
+            "large_case_minor",
+        ):
+            if getattr(self, name) < 1:
+                raise Misconfigured(f"[console] {name}: wanted at least 1, got {getattr(self, name)}")
+        for name, urls in (("url", (self.url,)), ("oidc_issuer", (self.oidc_issuer,)), ("webhooks", self.webhooks)):
+            for url in urls:
+                parts = urlsplit(url)
+                if url and (parts.scheme not in ("http", "https") or not parts.netloc or parts.username):
+                    raise Misconfigured(f"[console] {name}: wanted an address such as https://host, got {url!r}")
+        if self.oidc_issuer and not (self.oidc_client_id and self.oidc_secret_file):
+            raise Misconfigured("[console] oidc_issuer: wanted oidc_client_id and oidc_secret_file too")
+        if self.webhooks and not self.webhook_key_file:
+            raise Misconfigured("[console] webhooks: wanted webhook_key_file too")
+        if self.is_demo and not _is_loopback(self.host):
+            raise Misconfigured(
+                f"[console] people: wanted a file of people, or oidc_issuer: demo people need no password and are for "
+                f"a loopback host only, got the host {self.host!r}"
+            )
+
+        if not _is_loopback(self.host) and not self.url:
+            raise Misconfigured(f"[console] url: wanted the address in browsers, because the host is {self.host!r}")
+        parts = urlsplit(self.url)
+        if self.url and parts.scheme != "https" and not _is_loopback(parts.hostname or ""):
+            raise Misconfigured(f"[console] url: wanted https, because passwords and cookies travel, got {self.url!r}")
+
+    @property
+    def is_demo(self) -> bool:
+        """Whether anybody who reaches the console may be any of the demo people."""
+        return not self.people and not self.oidc_issuer
+
+    @property
+    def database_path(self) -> Path:
+        """The file of the database."""
+        return Path(self.folder) / "console.sqlite"
+
+    @property
+    def audit_path(self) -> Path:
+        """The file of the audit log."""
+        return Path(self.folder) / "audit.jsonl"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

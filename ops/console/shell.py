@@ -1,0 +1,472 @@
+"""Make the application of all pages.
+
+For a browser, each request to a page goes through these steps; the first that fails answers with a page that says so.
+
+1. The host name is one of ours, which keeps other sites' names from pointing here.
+2. The cookie is that of a session; otherwise the browser goes to the login.
+3. The person has a role that the page wants, and has not asked too often.
+4. The body is not too long. A form brings the session's CSRF token, and no other site sent it.
+5. Each field is one that the page declared, and its value is right.
+6. The page's handler runs in a thread, and its answer is rendered.
+
+For a program, the same pages are below /api/v1: a token in place of the cookie, JSON in place of forms and HTML. A
+cookie counts nothing there, and a token nothing on the pages.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from paywarden.ops.console.audit import Audit
+from paywarden.ops.console.fields import checked, checked_path, json_pairs, pairs_of
+from paywarden.ops.console.limits import RateLimit
+from paywarden.ops.console.pages import Answer, Done, Missing, Page, PageRefused, Section, Sent, Upload, Visit
+from paywarden.ops.console.people.people import People, Person
+from paywarden.ops.console.people.sessions import Session, Sessions
+from paywarden.ops.console.rendering import Frame, Link, as_json, rendered
+from paywarden.ops.console.settings import ConsoleSettings
+from paywarden.ops.times import now_ms
+from paywarden.schemas.errors import InvalidEvent, PaywardenError, TemporaryFailure
+
+_log = logging.getLogger(__name__)
+
+API = "/api/v1"
+LOCAL = "local"
+"""The source of sessions of people that the console itself knows."""
+
+CSRF_FIELD = "csrf"
+CONTENT_SECURITY_POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self' data:",
+        "connect-src 'self'",
+        "form-action 'self'",
+        "base-uri 'none'",
+        "frame-ancestors 'none'",
+    )
+)
+_HEADERS = {
+    "content-security-policy": CONTENT_SECURITY_POLICY,
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), geolocation=(), microphone=(), payment=()",
+    "cache-control": "no-store",
+}
+_STATIC = Path(__file__).with_name("static")
+_STATIC_TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
+# Messages that nobody has fetched yet, at most.
+_MESSAGES_MAX = 10_000
+_FORM = "application/x-www-form-urlencoded"
+_MULTIPART = "multipart/form-data"
+_REFUSALS = {
+    401: "Please log in",
+    403: "Not allowed",
+    404: "Not found",
+    405: "Not allowed",
+    413: "Too long",
+    429: "Too often",
+}
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+@dataclass
+class Shell:
+    """What all pages share. `people` are those of the console's own file; empty with OpenID Connect alone."""
+
+    settings: ConsoleSettings
+    people: People
+    sessions: Sessions
+    audit: Audit
+    # The address in browsers, without a slash at its end; `serve` sets it where the port is not known before.
+    url: str
+    clock: Callable[[], int] = now_ms
+    sections: tuple[Section, ...] = ()
+    _said: OrderedDict[str, str] = field(default_factory=OrderedDict)
+
+    def __post_init__(self) -> None:
+        self._requests = RateLimit(self.settings.requests_per_minute, 60.0)
+
+    @property
+    def is_https(self) -> bool:
+        """Whether browsers reach the console through TLS."""
+        return self.url.startswith("https:")
+
+    @property
+    def cookie(self) -> str:
+        """The name of the session's cookie. With TLS, browsers accept `__Host-` from this host alone."""
+        return "__Host-paywarden" if self.is_https else "paywarden"
+
+    def session_of(self, request: Request) -> Session | None:
+        """Returns the session of a request; None without one, and for a person who has left or has other roles."""
+        session = self.sessions.of_cookie(request.cookies.get(self.cookie, ""), self.clock())
+        if (
+            session is not None
+            and session.source == LOCAL
+            and self.people.people.get(session.person.name) != session.person
+        ):
+            self.sessions.end(session)
+            return None
+        return session
+
+    def missing(self) -> tuple[Missing, ...]:
+        """Returns what the console cannot reach now."""
+        return tuple(missing for section in self.sections for missing in section.missing())
+
+    def frame(self, title: str, session: Session | None, here: str = "") -> Frame:
+        """Returns what is around a page."""
+        if session is None:
+            return Frame(title, now_ms=self.clock(), is_demo=self.people.is_demo)
+        links = tuple(
+            Link(section.title, section.path, section.name == here, section.badge(session.person))
+            for section in self.sections
+            if section.title and session.person.may(section.roles)
+        )
+        message = self._said.pop(session.digest, "")
+        return Frame(
+            title, links, session.person, session.csrf, self.missing(), message, self.clock(), self.people.is_demo
+        )
+
+    def say(self, session: Session, message: str) -> None:
+        """Keep a message for the next page of a session."""
+        self._said[session.digest] = message
+        while len(self._said) > _MESSAGES_MAX:
+            self._said.popitem(last=False)
+
+    def refused(self, status: int, message: str, session: Session | None = None) -> Response:
+        """Returns the page of a refusal."""
+        title = _REFUSALS.get(status, "It did not work" if status >= 500 else "Not possible")
+        try:
+            frame = self.frame(title, session)
+        except PaywardenError:
+            # The page that says that the database is gone must not need it.
+            frame = Frame(title, now_ms=self.clock())
+        content = rendered("refused.html", frame, {"status": status, "message": message})
+        return Response(content, status, media_type="text/html")
+
+    def application(self, sections: Sequence[Section], more: Sequence[Route] = ()) -> ASGIApp:
+        """Returns the application of these sections. `more`: routes that need no session, such as the login's."""
+        self.sections = tuple(sections)
+        routes = [*more, Route("/", self._home), Route("/livez", _livez), Route("/readyz", self._readyz)]
+        routes.append(Route("/static/{name}", _static_files()))
+        routes += [
+            Route(path, endpoint, methods=[page.method])
+            for section in sections
+            for page in section.pages
+            for path, endpoint in (
+                (page.path, self._browser_endpoint(section, page)),
+                (API + page.path, self._api_endpoint(page)),
+            )
+        ]
+        handlers = {HTTPException: self._http_error, Exception: self._bug}
+        app = Starlette(routes=routes, exception_handlers=handlers)  # type: ignore[arg-type]
+        return _Guard(app, self)
+
+    def _browser_endpoint(self, section: Section, page: Page) -> Endpoint:
+        async def endpoint(request: Request) -> Response:
+            session: Session | None = None
+            try:
+                session = await run_in_threadpool(self.session_of, request)
+                if session is None:
+                    return self._to_login(request, page)
+                self.admit(session.person, page)
+                visit = await self._visit(request, page, session)
+                answer = await run_in_threadpool(page.handler, visit)
+                return await run_in_threadpool(self._html, answer, session, section)
+            except (PageRefused, PaywardenError) as error:
+                status, message = _said_of(error)
+                return await run_in_threadpool(self.refused, status, message, session)
+
+        return endpoint
+
+    def _api_endpoint(self, page: Page) -> Endpoint:
+        async def endpoint(request: Request) -> Response:
+            try:
+                person = self.token_owner(request)
+                self.admit(person, page)
+                visit = await self._api_visit(request, page, person)
+                answer = await run_in_threadpool(page.handler, visit)
+                return await run_in_threadpool(_json, answer, self.missing)
+            except (PageRefused, PaywardenError) as error:
+                status, message = _said_of(error)
+                headers = {"www-authenticate": "Bearer"} if status == 401 else None
+                return JSONResponse({"error": message}, status, headers=headers)
+
+        return endpoint
+
+    def token_owner(self, request: Request) -> Person:
+        """Returns who calls the API. Raises PageRefused."""
+        kind, _, token = request.headers.get("authorization", "").partition(" ")
+        person = self.people.with_token(token.strip()) if kind.lower() == "bearer" else None
+        if person is None:
+            raise PageRefused(401, "Wanted a token of this console: Authorization: Bearer pwc_…")
+        return person
+
+    def admit(self, person: Person, page: Page) -> None:
+        """Raise PageRefused if the person may not see a page, or asks too often."""
+        if wait_s := self._requests.take(person.name, time.monotonic()):
+            raise PageRefused(429, f"Too many requests: try again in {wait_s:.0f} s.")
+        if not person.may(page.roles):
+            wanted = " or ".join(sorted(role.replace("_", " ") for role in page.roles))
+            raise PageRefused(403, f"This needs the role {wanted}.")
+
+    def require_own_form(self, request: Request) -> None:
+        """Raise PageRefused if another site sent the form. Browsers say so in two headers that pages cannot set."""
+        site, origin = request.headers.get("sec-fetch-site", "same-origin"), request.headers.get("origin", self.url)
+        if site not in ("same-origin", "none") or urlsplit(origin).netloc != request.headers.get("host", ""):
+            raise PageRefused(403, "Another site sent this form. Open the page here, and do it again.")
+
+    async def _visit(self, request: Request, page: Page, session: Session) -> Visit:
+        pairs = pairs_of(request.scope["query_string"])
+        uploads: dict[str, Upload] = {}
+        if page.method == "POST":
+            self.require_own_form(request)
+            pairs, uploads = await _form(request, page)
+            tokens = [value for name, value in pairs if name == CSRF_FIELD]
+            if len(tokens) != 1 or not session.is_of_form(tokens[0]):
+                raise PageRefused(403, "The form has expired. Open the page again, and do it again.")
+            pairs = [pair for pair in pairs if pair[0] != CSRF_FIELD]
+        return self._checked_visit(request, page, session.person, pairs, uploads)
+
+    async def _api_visit(self, request: Request, page: Page, person: Person) -> Visit:
+        pairs = pairs_of(request.scope["query_string"])
+        uploads: dict[str, Upload] = {}
+        if page.method == "POST":
+            kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+            if kind == _MULTIPART:
+                pairs, uploads = await _form(request, page)
+            elif kind == "application/json":
+                try:
+                    pairs = json_pairs(json.loads(await limited_body(request, page.body_bytes_max) or b"{}"))
+                except (ValueError, RecursionError) as error:
+                    raise PageRefused(400, "The body is not JSON.") from error
+            else:
+                raise PageRefused(415, "Wanted the content type application/json.")
+        return self._checked_visit(request, page, person, pairs, uploads, is_api=True)
+
+    def _checked_visit(
+        self,
+        request: Request,
+        page: Page,
+        person: Person,
+        pairs: list[tuple[str, str]],
+        uploads: dict[str, Upload],
+        *,
+        is_api: bool = False,
+    ) -> Visit:
+        path = checked_path({name: str(value) for name, value in request.path_params.items()})
+        return Visit(person, self.clock(), self.audit, path, checked(page.fields, pairs), uploads, is_api)
+
+    def _html(self, answer: Answer, session: Session, section: Section) -> Response:
+        if isinstance(answer, Done):
+            self.say(session, answer.message)
+            return RedirectResponse(local_path(answer.location), 303)
+        if isinstance(answer, Sent):
+            return _download(answer)
+        frame = self.frame(answer.title, session, section.name)
+        return Response(rendered(answer.template, frame, answer.view), answer.status, media_type="text/html")
+
+    def _to_login(self, request: Request, page: Page) -> Response:
+        if page.method != "GET":
+            return self.refused(401, "Your session has ended, and nothing was done. Log in and do it again.")
+        query = request.url.query
+        return RedirectResponse(f"/login?next={quote(request.url.path + (f'?{query}' if query else ''), safe='')}", 303)
+
+    async def _home(self, request: Request) -> Response:
+        session = await run_in_threadpool(self.session_of, request)
+        if session is None:
+            return RedirectResponse("/login", 303)
+        for section in self.sections:
+            if section.title and session.person.may(section.roles):
+                return RedirectResponse(section.path, 303)
+        return self.refused(403, "None of your roles has a page here.", session)
+
+    async def _readyz(self, _: Request) -> Response:
+        missing = await run_in_threadpool(self.missing)
+        return JSONResponse({"missing": as_json(missing)}, 503 if missing else 200)
+
+    async def _http_error(self, request: Request, error: HTTPException) -> Response:
+        status = error.status_code
+        message = {404: "There is no such page.", 405: "This address does not do that."}.get(status, str(error.detail))
+        if request.url.path.startswith(API):
+            return JSONResponse({"error": message}, status)
+        return await run_in_threadpool(self.refused, status, message)
+
+    async def _bug(self, request: Request, _: Exception) -> Response:
+        # Starlette logs the traceback itself, behind this answer.
+        message = "Something went wrong that should not. The operators find the cause in the console's log."
+        if request.url.path.startswith(API):
+            return JSONResponse({"error": message}, 500)
+        return await run_in_threadpool(self.refused, 500, message)
+
+
+class _Guard:
+    """Around everything: refuses other host names, and gives each answer its headers."""
+
+    def __init__(self, app: ASGIApp, shell: Shell) -> None:
+        self._app, self._shell = app, shell
+        headers = dict(_HEADERS)
+        if shell.is_https:
+            headers["strict-transport-security"] = "max-age=31536000"
+        self._headers = [(name.encode(), value.encode()) for name, value in headers.items()]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                given = {name.lower() for name, _ in message["headers"]}
+                more = [pair for pair in self._headers if pair[0] not in given]
+                message = {**message, "headers": [*message["headers"], *more]}
+            await send(message)
+
+        host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+        path = scope["path"]
+        if path not in ("/livez", "/readyz") and not self._is_ours(host):
+            await Response("This is not the name of this console.\n", 421)(scope, receive, send_with_headers)
+            return
+        await self._app(scope, receive, send_with_headers)
+
+    def _is_ours(self, host: str) -> bool:
+        ours = urlsplit(self._shell.url)
+        if host == ours.netloc:
+            return True
+        names = {"localhost", "127.0.0.1", "::1"}
+        try:
+            given = urlsplit(f"//{host}")
+            port = given.port
+        except ValueError:
+            return False
+        return ours.hostname in names and given.hostname in names and port == ours.port
+
+
+async def limited_body(request: Request, bytes_max: int) -> bytes:
+    """Returns the body of a request. Raises PageRefused if it is longer."""
+    content = b""
+    try:
+        async for part in request.stream():
+            content += part
+            if len(content) > bytes_max:
+                raise PageRefused(413, f"That is too long: wanted at most {bytes_max // 1024} kB.")
+    except ClientDisconnect as error:
+        raise PageRefused(400, "The browser ended the connection.") from error
+    return content
+
+
+async def form_pairs(request: Request, bytes_max: int) -> list[tuple[str, str]]:
+    """Returns the fields of a form without files. Raises PageRefused."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != _FORM:
+        raise PageRefused(415, f"Wanted a form of the type {_FORM}.")
+    return pairs_of(await limited_body(request, bytes_max))
+
+
+def local_path(location: str) -> str:
+    """Returns a path of this console; the first page for anything that leads elsewhere."""
+    parts = urlsplit(location)
+    is_local = location.startswith("/") and not location.startswith("//") and "\\" not in location
+    return location if is_local and not parts.netloc and location.isprintable() else "/"
+
+
+async def _form(request: Request, page: Page) -> tuple[list[tuple[str, str]], dict[str, Upload]]:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    files = {field.name: field for field in page.fields if field.kind == "file"}
+    if kind != _MULTIPART or not files:
+        return await form_pairs(request, page.body_bytes_max), {}
+    body = await limited_body(request, page.body_bytes_max)
+
+    async def stream() -> AsyncIterator[bytes]:
+        yield body
+
+    try:
+        form = await MultiPartParser(request.headers, stream(), max_files=len(files), max_fields=50).parse()  # type: ignore[arg-type]
+    except (MultiPartException, UnicodeDecodeError, KeyError) as error:
+        raise PageRefused(400, "The form is not in the form that browsers send.") from error
+    pairs: list[tuple[str, str]] = []
+    uploads: dict[str, Upload] = {}
+    for name, value in form.multi_items():
+        if isinstance(value, UploadFile):
+            if name not in files:
+                raise PageRefused(400, f"This page takes no file {name[:40]!r}.")
+            if value.filename:
+                uploads[name] = Upload(value.filename, await value.read())
+        else:
+            pairs.append((name, value))
+    await form.close()
+    for file in files.values():
+        if file.is_required and file.name not in uploads:
+            raise PageRefused(400, f"{file.name} is missing: {file.meaning}.")
+    return pairs, uploads
+
+
+def _said_of(error: PageRefused | PaywardenError) -> tuple[int, str]:
+    """Returns status and message of a refusal."""
+    if isinstance(error, PageRefused):
+        return error.status, error.message
+    if isinstance(error, TemporaryFailure):
+        return 503, str(error)
+    return (400, str(error)) if isinstance(error, InvalidEvent) else (409, str(error))
+
+
+def _json(answer: Answer, missing: Callable[[], tuple[Missing, ...]]) -> Response:
+    if isinstance(answer, Sent):
+        return _download(answer)
+    gone = as_json(missing())
+    if isinstance(answer, Done):
+        return JSONResponse({"message": answer.message, "view": as_json(answer.view), "missing": gone})
+    return JSONResponse({"view": as_json(answer.view), "missing": gone}, answer.status)
+
+
+def _download(sent: Sent) -> Response:
+    name = quote(sent.file_name, safe="")
+    headers = {
+        "content-disposition": f"attachment; filename*=UTF-8''{name}",
+        # What somebody uploaded never runs as a page of ours.
+        "content-security-policy": "default-src 'none'; sandbox",
+    }
+    return Response(sent.content, media_type=sent.media_type, headers=headers)
+
+
+async def _livez(_: Request) -> Response:
+    return Response("ok\n", media_type="text/plain")
+
+
+def _static_files() -> Endpoint:
+    files = {
+        path.name: (path.read_bytes(), _STATIC_TYPES[path.suffix])
+        for path in _STATIC.iterdir()
+        if path.suffix in _STATIC_TYPES
+    }
+
+    async def endpoint(request: Request) -> Response:
+        found = files.get(request.path_params["name"])
+        if found is None:
+            raise HTTPException(404)
+        content, media_type = found
+        return Response(content, media_type=media_type, headers={"cache-control": "max-age=3600"})
+
+    return endpoint

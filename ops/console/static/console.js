@@ -1,0 +1,67 @@
+// Small helps; every page works without them.
+"use strict";
+
+// Keys in a list: j and k go down and up, Enter opens, x ticks, and a letter of [data-key] presses that button.
+document.addEventListener("keydown", (event) => {
+  const field = event.target.closest("input:not([type=checkbox]), select, textarea");
+  if (field || event.ctrlKey || event.metaKey || event.altKey) return;
+  const rows = [...document.querySelectorAll("[data-rows] > tr")];
+  const at = rows.findIndex((row) => row.classList.contains("at"));
+  if (event.key === "j" || event.key === "k") {
+    const next = rows[Math.max(0, Math.min(rows.length - 1, at + (event.key === "j" ? 1 : at < 0 ? 1 : -1)))];
+    if (!next) return;
+    rows.forEach((row) => row.classList.toggle("at", row === next));
+    (next.querySelector("a") || next).focus();
+    next.scrollIntoView({ block: "nearest" });
+  } else if (event.key === "x" && at >= 0) {
+    const box = rows[at].querySelector("input[type=checkbox]");
+    if (box) box.checked = !box.checked;
+  } else {
+    const within = at >= 0 && rows[at].querySelector(`[data-key="${CSS.escape(event.key)}"]`);
+    const button = within || document.querySelector(`main [data-key="${CSS.escape(event.key)}"]`);
+    if (!button) return;
+    button.tagName === "BUTTON" ? button.click() : button.focus();
+  }
+  event.preventDefault();
+});
+
+// What is live: a part of the page with the address of its number of changes. A new number fetches the page again.
+for (const live of document.querySelectorAll("[data-live]")) {
+  const state = document.querySelector("[data-live-state]");
+  let known = live.dataset.version;
+  const look = async () => {
+    try {
+      const answer = await fetch(live.dataset.live, { credentials: "same-origin", redirect: "error" });
+      if (!answer.ok) throw new Error(answer.status);
+      const { version } = await answer.json();
+      const busy = live.contains(document.activeElement) && document.activeElement.matches("input, select, textarea");
+      const ticked = live.querySelector("input[type=checkbox]:checked");
+      if (String(version) !== known && !busy && !ticked) {
+        const page = await fetch(location.href, { credentials: "same-origin", redirect: "error" });
+        if (!page.ok) throw new Error(page.status);
+        const text = new DOMParser().parseFromString(await page.text(), "text/html");
+        const fresh = text.querySelector("[data-live]");
+        const focused = document.activeElement && document.activeElement.getAttribute("href");
+        live.replaceChildren(...fresh.childNodes);
+        known = fresh.dataset.version;
+        if (focused) {
+          const again = live.querySelector(`a[href="${CSS.escape(focused)}"]`);
+          if (again) { again.focus(); again.closest("tr")?.classList.add("at"); }
+        }
+      }
+      if (state) state.textContent = "Live";
+    } catch (error) {
+      if (state) state.textContent = "Not live: the console does not answer. Reload the page.";
+    }
+    setTimeout(look, 1000);
+  };
+  setTimeout(look, 1000);
+}
+
+for (const button of document.querySelectorAll("[data-copy]")) {
+  button.hidden = false;
+  button.addEventListener("click", async () => {
+    await navigator.clipboard.writeText(document.getElementById(button.dataset.copy).textContent);
+    button.textContent = "Copied";
+  });
+}

@@ -1,0 +1,76 @@
+"""Builds the analysts' pages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from paywarden.schemas.settings import Source
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+    from paywarden.ops.console.audit import AuditLog
+    from paywarden.ops.console.database import Database
+    from paywarden.ops.console.pages import Section
+    from paywarden.ops.console.settings import ConsoleSettings
+    from paywarden.ops.console.shell import Shell
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What sections are made of."""
+
+    source: Source
+    shell: Shell
+    database: Database
+    audit: AuditLog
+
+
+@dataclass(frozen=True)
+class Console:
+    """The application, and its sections, whose background work `running` starts."""
+
+    app: ASGIApp
+    shell: Shell
+    sections: tuple[Section, ...]
+
+
+@contextmanager
+def console(source: Source, settings: ConsoleSettings, url: str) -> Iterator[Console]:
+    """Yields the console, whose background work ends with the block. `url`: its address where the settings have none.
+
+    Raises Misconfigured, DatabaseUnavailable.
+    """
+    from paywarden.ops.console.audit import audit_log
+    from paywarden.ops.console.background import running
+    from paywarden.ops.console.database import Database
+    from paywarden.ops.console.people import sessions
+    from paywarden.ops.console.people.login import Login
+    from paywarden.ops.console.people.people import People
+    from paywarden.ops.console.shell import Shell
+
+    people = People.demo() if settings.is_demo else People.read(Path(settings.people)) if settings.people else People()
+    audit = audit_log(Path(settings.folder))
+    database = Database(settings.database_path, sessions.TABLES)
+    try:
+        limits = sessions.Sessions.of(
+            database, idle_minutes=settings.session_idle_minutes, hours=settings.session_hours
+        )
+        shell = Shell(settings, people, limits, audit, (settings.url or url).rstrip("/"))
+        made = tuple(sections(Parts(source, shell, database, audit)))
+        login = Login(shell)
+        with running(made):
+            yield Console(shell.application(made, login.routes), shell, made)
+    finally:
+        database.close()
+
+
+def sections(parts: Parts) -> Sequence[Section]:
+    """Returns the parts of the console, in the order of the navigation."""
+    from paywarden.ops.console.audit_page import audit_section
+
+    return [audit_section(parts.audit)]

@@ -1,0 +1,98 @@
+"""The audit log finds every edit, removal and reorder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from paywarden.ops.console.audit import AuditLog, Head, audit_log, public_key_of, verify
+from paywarden.schemas.errors import Misconfigured
+
+COUNT = 8
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a log with eight entries."""
+    folder = tmp_path_factory.mktemp("audit")
+    log = audit_log(folder)
+    for number in range(COUNT):
+        log.record(f"p{number % 3}", "viewed", f"payment:{number}", {"why": "é\ud800"}, 1000 + number)
+    return folder
+
+
+def test_a_whole_log_verifies_and_goes_on_after_a_restart(tmp_path: Path) -> None:
+    audit_log(tmp_path).record("anna", "viewed", "payment:1", {}, 1)
+    log = audit_log(tmp_path)
+    other = AuditLog(log.path, log._key)
+    other.record("ben", "viewed", "payment:2", {}, 2)
+    log.record("anna", "acknowledged", "alert:3", {}, 3)
+    assert verify(log.path, public_key_of(tmp_path)) == 3
+    assert [entry.by for entry in log.newest(2)] == ["anna", "ben"]
+    assert log.blinded("card-1") == other.blinded("card-1") != log.blinded("card-2")
+
+
+def test_a_line_of_a_killed_process_is_cut_off(tmp_path: Path) -> None:
+    log = audit_log(tmp_path)
+    log.record("anna", "viewed", "payment:1", {}, 1)
+    with log.path.open("ab") as file:
+        file.write(b'{"act":"viewed","at_ms":1')
+    assert verify(log.path, public_key_of(tmp_path)) == 1
+    audit_log(tmp_path).record("anna", "viewed", "payment:2", {}, 2)
+    assert verify(log.path, public_key_of(tmp_path)) == 2
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data())
+def test_any_edit_removal_or_reorder_is_found(whole: Path, tmp_path: Path, data: st.DataObject) -> None:
+    content = (whole / "audit.jsonl").read_bytes()
+    lines = content.splitlines(keepends=True)
+    kind = data.draw(st.sampled_from(["edit", "remove", "reorder", "repeat", "cut"]))
+    place = data.draw(st.integers(0, COUNT - 1))
+    if kind == "edit":
+        at = data.draw(st.integers(0, len(content) - 2))
+        byte = data.draw(st.integers(0, 255).filter(lambda value: value != content[at]))
+        changed = content[:at] + bytes([byte]) + content[at + 1 :]
+    elif kind == "remove":
+        changed = b"".join(lines[:place] + lines[place + 1 + data.draw(st.integers(0, 2)) :])
+    elif kind == "reorder":
+        other = data.draw(st.integers(0, COUNT - 1).filter(lambda value: value != place))
+        lines[place], lines[other] = lines[other], lines[place]
+        changed = b"".join(lines)
+    elif kind == "repeat":
+        changed = b"".join([*lines[: place + 1], lines[place], *lines[place + 1 :]])
+    else:
+        changed = b"".join(lines[:place])
+    path = tmp_path / "audit.jsonl"
+    path.write_bytes(changed)
+    (tmp_path / "audit.jsonl.head").write_bytes((whole / "audit.jsonl.head").read_bytes())
+    # The head may be one line old: a process that is killed between the two files leaves it so.
+    with pytest.raises(Misconfigured):
+        verify(path, public_key_of(whole))
+
+
+def test_an_older_log_with_its_older_head_is_found_by_a_remembered_line(tmp_path: Path) -> None:
+    log = audit_log(tmp_path)
+    log.record("anna", "viewed", "payment:1", {}, 1)
+    older = [(path, path.read_bytes()) for path in tmp_path.glob("audit.jsonl*")]
+    log.record("anna", "viewed", "payment:2", {}, 2)
+    noted = log.head
+    for path, content in older:
+        path.write_bytes(content)
+    key = public_key_of(tmp_path)
+    assert verify(log.path, key) == 1
+    with pytest.raises(Misconfigured, match="remembered"):
+        verify(log.path, key, noted)
+    assert verify(log.path, key, Head()) == 1
+    with pytest.raises(Misconfigured, match="shorter"):
+        log.record("anna", "viewed", "payment:3", {}, 3)
+
+
+def test_a_log_without_its_key_is_refused(tmp_path: Path) -> None:
+    audit_log(tmp_path).record("anna", "viewed", "payment:1", {}, 1)
+    (tmp_path / "audit.pem").unlink()
+    with pytest.raises(Misconfigured, match="not its key"):
+        audit_log(tmp_path)

@@ -1,0 +1,205 @@
+"""What the shell keeps away from pages: strangers, wrong roles, other sites' forms, fields that nobody declared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paywarden.ops.console.fields import checked
+from paywarden.ops.console.pages import Done, Field, Missing, Page, PageRefused, Section, Shown, Visit, not_found
+from paywarden.ops.console.people.people import Role
+from paywarden.ops.console.shell import API, local_path
+from paywarden.schemas.errors import BrokerUnavailable, Misconfigured
+from tests.services.console import NOW_MS, TOKEN, URL, ConsoleUnderTest, console_under_test, csrf_of
+
+BEARER = {"authorization": f"Bearer {TOKEN}"}
+
+
+@dataclass(frozen=True)
+class _View:
+    status: str
+    message: str
+
+
+def _show(visit: Visit) -> Shown:
+    return Shown("refused.html", _View(visit.person.name, visit.text("word")), "A <title>")
+
+
+def _act(visit: Visit) -> Done:
+    visit.did("acted", "thing:1", word=visit.text("word"))
+    return Done("/things", f"done: {visit.text('word')}")
+
+
+def _raising(error: Exception) -> object:
+    def show(_: Visit) -> Shown:
+        raise error
+
+    return show
+
+
+WORD = (Field("word", "A word", chars_max=10),)
+SECTION = Section(
+    "things",
+    "Things",
+    "/things",
+    (
+        Page("/things", _show, fields=WORD),
+        Page("/things/act", _act, method="POST", roles=frozenset({Role.LEAD}), fields=WORD),
+        Page("/things/gone", _raising(not_found("thing 7"))),  # type: ignore[arg-type]
+        Page("/things/down", _raising(BrokerUnavailable("Kafka did not answer"))),  # type: ignore[arg-type]
+        Page("/things/rule", _raising(Misconfigured("a rule says no"))),  # type: ignore[arg-type]
+        Page("/things/bug", _raising(KeyError("secret"))),  # type: ignore[arg-type]
+    ),
+)
+
+
+@pytest.fixture
+def console(tmp_path: Path) -> Iterator[ConsoleUnderTest]:
+    made = console_under_test(tmp_path)
+    yield made
+    made.database.close()
+
+
+def test_a_page_without_login_leads_to_the_login_and_back(console: ConsoleUnderTest) -> None:
+    browser = console.browser([SECTION])
+    answer = browser.get("/things?word=hello")
+    assert (answer.status_code, answer.headers["location"]) == (303, "/login?next=%2Fthings%3Fword%3Dhello")
+    form = browser.get(answer.headers["location"])
+    after = browser.post(
+        "/login", data={"csrf": csrf_of(form.text), "name": "demo-analyst", "next": "/things?word=hello"}
+    )
+    assert after.headers["location"] == "/things?word=hello"
+    assert "hello" in browser.get("/things?word=hello").text
+
+
+def test_what_a_page_shows_is_escaped(console: ConsoleUnderTest) -> None:
+    text = console.browser([SECTION], "demo-lead").get("/things", params={"word": "<script>"}).text
+    assert "<script>" not in text.replace('<script src="/static/console.js" defer></script>', "")
+    assert "A &lt;title&gt;" in text
+
+
+def test_an_act_takes_role_token_and_own_site(console: ConsoleUnderTest) -> None:
+    analyst, lead = console.browser([SECTION], "demo-analyst"), console.browser([SECTION], "demo-lead")
+    own = {"csrf": csrf_of(lead.get("/things").text), "word": "x"}
+    assert lead.post("/things/act", data={"word": "x"}).status_code == 403
+    assert lead.post("/things/act", data={**own, "csrf": csrf_of(analyst.get("/things").text)}).status_code == 403
+    assert lead.post("/things/act", data=own, headers={"origin": "https://evil.example"}).status_code == 403
+    assert lead.post("/things/act", data=own, headers={"sec-fetch-site": "cross-site"}).status_code == 403
+    assert analyst.post("/things/act", data={"csrf": csrf_of(analyst.get("/things").text)}).status_code == 403
+    assert not [entry for entry in console.audit.newest(100) if entry.act == "acted"]
+    answer = lead.post("/things/act", data=own, headers={"origin": URL, "sec-fetch-site": "same-origin"})
+    assert (answer.status_code, answer.headers["location"]) == (303, "/things")
+    assert "done: x" in lead.get("/things").text
+    assert "done: x" not in lead.get("/things").text
+    (entry,) = [entry for entry in console.audit.newest(100) if entry.act == "acted"]
+    assert (entry.by, entry.subject, entry.what) == ("demo-lead", "thing:1", {"word": "x"})
+
+
+def test_the_api_takes_a_token_and_no_cookie(console: ConsoleUnderTest) -> None:
+    browser = console.browser([SECTION], "demo-lead")
+    assert browser.get(f"{API}/things").status_code == 401
+    assert browser.get("/things", headers=BEARER).status_code == 200
+    stranger = console.browser([SECTION])
+    assert stranger.get("/things", headers=BEARER).status_code == 303
+    read = stranger.get(f"{API}/things?word=hello", headers=BEARER).json()
+    assert read == {"view": {"status": "program", "message": "hello"}, "missing": []}
+    done = stranger.post(f"{API}/things/act", json={"word": "x"}, headers=BEARER).json()
+    assert done["message"] == "done: x"
+    assert stranger.post(f"{API}/things/act", data={"word": "x"}, headers=BEARER).status_code == 415
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "words"),
+    [
+        ("/things/gone", 404, "There is no thing 7."),
+        ("/things/down", 503, "Kafka did not answer"),
+        ("/things/rule", 409, "a rule says no"),
+        ("/things/bug", 500, "Something went wrong"),
+        ("/nothing", 404, "There is no such page."),
+        ("/things?other=1", 400, "has no field"),
+        ("/things?word=a&word=b", 400, "wanted one value"),
+        ("/things?word=%00", 400, "printable"),
+        ("/things?word=%ff", 400, "browsers send"),
+        ("/things?word=12345678901", 400, "at most 10 characters"),
+    ],
+)
+def test_every_refusal_is_a_page_that_says_why(console: ConsoleUnderTest, path: str, status: int, words: str) -> None:
+    browser = console.browser([SECTION], "demo-lead")
+    answer = browser.get(path)
+    assert (answer.status_code, words in answer.text) == (status, True)
+    assert "secret" not in answer.text
+    assert answer.headers["content-security-policy"].startswith("default-src 'none'")
+    api = browser.get(API + path, headers=BEARER)
+    assert (api.status_code, words in api.json()["error"]) == (status, True)
+
+
+def test_a_body_that_is_too_long_is_not_read_to_its_end(console: ConsoleUnderTest) -> None:
+    browser = console.browser([SECTION], "demo-lead")
+    assert browser.post("/things/act", data={"word": "x" * 70_000}).status_code == 413
+
+
+def test_another_host_name_is_refused(console: ConsoleUnderTest) -> None:
+    browser = console.browser([SECTION], "demo-lead")
+    assert browser.get("/things", headers={"host": "evil.example"}).status_code == 421
+    assert browser.get("/things", headers={"host": "localhost:8090"}).status_code == 200
+
+
+def test_a_session_ends_by_idleness_and_by_age(console: ConsoleUnderTest) -> None:
+    browser = console.browser([SECTION], "demo-lead")
+    for _ in range(24):
+        console.clock.now_ms += 29 * 60_000
+        assert browser.get("/things").status_code == 200
+    console.clock.now_ms += 29 * 60_000
+    assert browser.get("/things").status_code == 303
+    console.log_in(browser, "demo-lead")
+    console.clock.now_ms += 31 * 60_000
+    assert browser.get("/things").status_code == 303
+
+
+def test_logout_ends_the_session_on_the_server(console: ConsoleUnderTest) -> None:
+    browser = console.browser([SECTION], "demo-lead")
+    cookie = browser.cookies[console.shell.cookie]
+    assert browser.post("/logout", data={"csrf": "wrong"}).status_code == 403
+    assert browser.post("/logout", data={"csrf": csrf_of(browser.get("/things").text)}).status_code == 303
+    assert browser.get("/things", headers={"cookie": f"{console.shell.cookie}={cookie}"}).status_code == 303
+
+
+def test_too_many_requests_of_a_person_are_refused(tmp_path: Path) -> None:
+    console = console_under_test(tmp_path, requests_per_minute=3)
+    browser = console.browser([SECTION], "demo-lead")
+    assert [browser.get("/things").status_code for _ in range(4)] == [200, 200, 200, 429]
+    console.database.close()
+
+
+def test_what_is_missing_is_on_every_page(console: ConsoleUnderTest) -> None:
+    gone = Missing("The topic drift-alerts", NOW_MS - 600_000, "Kafka does not answer")
+    section = Section("lost", "Lost", "/lost", (Page("/lost", _show, fields=WORD),), missing=lambda: [gone])
+    browser = console.browser([SECTION, section], "demo-lead")
+    text = browser.get("/things").text
+    assert "The topic drift-alerts cannot be reached" in text
+    assert "10 min" in text
+    assert browser.get(f"{API}/things", headers=BEARER).json()["missing"][0]["since_ms"] == NOW_MS - 600_000
+    assert browser.get("/readyz").status_code == 503
+
+
+@given(st.text(max_size=60) | st.sampled_from(["//evil.example", "/\\evil.example", "https://evil.example", "/a\n/b"]))
+def test_nobody_is_led_to_another_site(location: str) -> None:
+    path = local_path(location)
+    assert path.startswith("/")
+    assert not path.startswith(("//", "/\\"))
+    assert path.isprintable()
+
+
+@given(st.text(max_size=40))
+def test_a_whole_number_is_checked_before_it_is_used(text: str) -> None:
+    field = Field("count", "How many", kind="whole", low=1, high=100)
+    try:
+        values = checked((field,), [("count", text)])
+    except PageRefused:
+        return
+    assert not values or 1 <= int(values["count"][-1]) <= 100
