@@ -39,6 +39,7 @@ def settings_types() -> dict[str, type[Any]]:
     from paywarden.scoring.state.outbox import OutboxSettings
     from paywarden.streams.alerts.alerts import AlertSettings
     from paywarden.streams.companion.companion import CompanionSettings
+    from paywarden.streams.decision_index.settings import DecisionIndexSettings
     from paywarden.streams.drift.settings import DriftSettings, TrainingComparisonSettings
     from paywarden.streams.kafka.client import KafkaSettings
     from paywarden.streams.kafka.registry import RegistrySettings
@@ -56,6 +57,7 @@ def settings_types() -> dict[str, type[Any]]:
         "companion": CompanionSettings,
         "console": ConsoleSettings,
         "costs": CostSettings,
+        "decision_index": DecisionIndexSettings,
         "drift": DriftSettings,
         "drift_alerts": AlertSettings,
         "drift_detection": DetectorSettings,

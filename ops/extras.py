@@ -26,6 +26,8 @@ _HISTORY = ("jinja2", "pyarrow")
 _GATEWAY = ("jinja2",)
 _CONSOLE = ("authlib", "cryptography", "httpx2", "jinja2", "python_multipart", "starlette", "uvicorn")
 _COMPILE = ("lightgbm", "tl2cgen", "treelite")
+_INDEX = ("duckdb", "pyarrow")
+_POSTGRES = ("psycopg",)
 _REGISTRY = ("fsspec",)
 _TRAIN = (*_HISTORY, *_COMPILE, "scipy", "sklearn")
 
@@ -39,9 +41,11 @@ MODULES = {
     "gateway": _GATEWAY,
     "console": _CONSOLE,
     "compile": _COMPILE,
+    "index": _INDEX,
+    "postgres": _POSTGRES,
     "registry": _REGISTRY,
     "train": _TRAIN,
-    "demo": (*_SERVE, *_STREAM, *_TRAIN, *_CONSOLE),
+    "demo": (*_SERVE, *_STREAM, *_TRAIN, *_CONSOLE, *_INDEX),
 }
 """The modules that each extra of pyproject.toml brings, by the name of the extra."""
 

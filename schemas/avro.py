@@ -58,6 +58,7 @@ TOPICS: Final = (
     "model-registry",
     "shadow-decisions",
     "rollouts",
+    "verdicts",
 )
 
 _HEADER: Final = struct.Struct(">BI")

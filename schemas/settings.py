@@ -35,6 +35,7 @@ SECTIONS = (
     "companion",
     "console",
     "costs",
+    "decision_index",
     "drift",
     "drift_alerts",
     "drift_detection",

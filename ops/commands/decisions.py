@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,16 +14,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from paywarden.ops import wiring
+from paywarden.ops.deciders import WHO, KnownDeciders
+from paywarden.ops.extras import needs
+from paywarden.ops.histories import time_ms_option
 from paywarden.ops.reporting import printable
 from paywarden.ops.times import spoken
-from paywarden.schemas.errors import Misconfigured, PaywardenError
-from paywarden.schemas.settings import Source, read_source
+from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
-    from paywarden.models.bundle.bundle import Bundle
-    from paywarden.models.policy.policy import Policy
-
-_WHO = ("rollout", "arm", "propensity", "caller", "variant", "profile_set", "catalogue_digest")
+    from paywarden.streams.decision_index.index import DecisionIndex
 
 
 @click.group()
@@ -65,8 +66,8 @@ def explain(
     by_id = {decision["decision_id"]: decision for decision in found}
     if not by_id:
         raise click.ClickException(f"there is no decision about payment {printable(payment_id)} in {place}")
-    known = _Known(source, bundles, policies)
-    told = [_explained(source, decision, known) for decision in by_id.values()]
+    known = KnownDeciders(source, bundles, policies)
+    told = [known.recomputed(decision).to_json() for decision in by_id.values()]
     is_equal = all(each["equal"] for each in told)
     if as_json:
         click.echo(json.dumps({"payment_id": payment_id, "equal": is_equal, "decisions": told}, indent=2))
@@ -76,36 +77,127 @@ def explain(
     sys.exit(0 if is_equal else 1)
 
 
-def _explained(source: Source, decision: Mapping[str, Any], known: _Known) -> dict[str, Any]:
-    from paywarden.scoring.engine.recomputed import decide_again, outcome_of
+@decisions.command()
+@click.option("--archive", type=click.Path(path_type=Path), help="Take what an archive has first, then the topics.")
+@click.option("--rebuild", is_flag=True, help="Empty the index first. Claims and verdicts stay.")
+@click.option("--follow", is_flag=True, help="Never end: go on with new records, and send verdicts to their topic.")
+@click.option("--json", "as_json", is_flag=True, help="What the index holds, as JSON.")
+@click.pass_obj
+@needs("index")
+def index(source: Source, archive: Path | None, rebuild: bool, follow: bool, as_json: bool) -> None:
+    """Fill the index of decisions from the topics.
 
-    stored = outcome_of(decision)
-    names = ("decision_id", "decided_time_ms", "model_version", "bundle_digest", "policy_digest", *_WHO, "flags")
-    told: dict[str, Any] = {name: decision[name] for name in names}
-    told |= {"stored": vars(stored), "recomputed": None, "equal": False, "why": ""}
-    try:
-        if not decision["policy_digest"]:
-            raise Misconfigured("the decision names no policy: it was made by an earlier release")
-        digest = decision["bundle_digest"]
-        bundle, folder = known.bundle(digest, decision["catalogue_digest"]) if digest else (None, None)
-        policy = known.policy(decision["policy_digest"], folder)
-        again = decide_again(decision, bundle, policy, wiring.rate_table(source))
-    except PaywardenError as error:
-        return told | {"why": str(error)}
-    told |= {"recomputed": vars(again), "equal": stored.is_equal(again), "bundle": str(folder or "")}
-    if not told["equal"]:
-        told["why"] = ", ".join(
-            name for name in ("score", "action", "reasons") if getattr(stored, name) != getattr(again, name)
+    The command reads the topics to their present ends. The index is the database of [decision_index]. It holds what
+    `decisions search` and the console look up: decisions, outcomes, the review queue, and verdicts. It can be made anew
+    at any time. The same command goes on after an interruption.
+
+    A verdict that has not reached its topic yet is sent.
+    """
+    from paywarden.streams.decision_index.filler import fill_from_archive
+
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    with wiring.decision_index(source) as (found, queue):
+        if rebuild:
+            found.empty()
+        if archive is not None:
+            fill_from_archive(found, queue, archive)
+        filler, sender = wiring.index_filler(source, found, queue)
+        with closing(filler):
+            while not stop.is_set() and not filler.state.is_caught_up:
+                filler.step()
+            sender.step()
+            found.database.tidy(at_least=1)
+            _tell(found, as_json=as_json)
+            if follow and not stop.is_set():
+                sending = threading.Thread(target=sender.run, args=(stop,), name="verdict-sender")
+                sending.start()
+                filler.run(stop)
+                sending.join()
+    if not follow and stop.is_set():
+        raise click.ClickException("stopped: the same command goes on where this ended")
+
+
+def _tell(found: DecisionIndex, *, as_json: bool) -> None:
+    from paywarden.streams.decision_index.filler import TOPICS
+
+    sources = {topic: found.sources(topic) for topic in TOPICS}
+    missing = {topic: sum(place.missing for place in places.values()) for topic, places in sources.items()}
+    if as_json:
+        told = {"database": found.database.name, "decisions": found.count(), "missing": missing}
+        click.echo(json.dumps(told, indent=2))
+        return
+    click.echo(f"{found.count()} decisions in {found.database.name}")
+    for topic, count in missing.items():
+        if count:
+            click.echo(f"  {count} records of {topic} expired before the index had read them")
+
+
+@decisions.command()
+@click.option("--payment", "payment_id", default="", help="About this payment.")
+@click.option("--card", "card_id", default="", help="Of this card.")
+@click.option("--merchant", "merchant_id", default="", help="To this merchant.")
+@click.option("--device", "device_id", default="", help="From this device.")
+@click.option("--ip", default="", help="From this address.")
+@click.option("--from", "from_time", metavar="TIME", help="Decided at TIME or later.")
+@click.option("--to", "to_time", metavar="TIME", help="Decided before TIME.")
+@click.option("--action", type=click.Choice(["approve", "review", "decline"]), default=None, help="With this action.")
+@click.option("--rule", default="", help="With this rule among its reasons.")
+@click.option("--segment", default="", help="With a threshold of this segment among its reasons.")
+@click.option("--flag", default="", help="With this flag.")
+@click.option("--score-min", type=float, default=0.0, help="With this score or a higher one.")
+@click.option("--score-max", type=float, default=1.0, help="With this score or a lower one.")
+@click.option("--count", type=int, default=25, show_default=True, help="At most so many, the newest first.")
+@click.option("--after", metavar="PLACE", help="Go on behind the place that the last page gave.")
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+@click.pass_obj
+@needs("index")
+def search(
+    source: Source,
+    /,
+    from_time: str | None,
+    to_time: str | None,
+    action: str | None,
+    count: int,
+    after: str | None,
+    as_json: bool,
+    **asked: Any,
+) -> None:
+    """Search the index of decisions."""
+    from paywarden.streams.decision_index.search import Place, Search
+
+    last = time_ms_option("--to", to_time)
+    wanted = Search(
+        **asked,
+        action=action or "",
+        first_ms=time_ms_option("--from", from_time),
+        last_ms=None if last is None else last - 1,
+    )
+    with wiring.decision_index(source) as (found, _):
+        page = found.search(wanted, after=None if after is None else Place.from_text(after), count=count)
+    if as_json:
+        rows = [vars(row) | {"place": row.place.to_text(), "decided_time_ms": row.decided_time_ms} for row in page.rows]
+        rows = [row | {"outcome": None if row["outcome"] is None else vars(row["outcome"])} for row in rows]
+        click.echo(json.dumps({"decisions": rows, "next": page.next and page.next.to_text()}, indent=2))
+        return
+    for row in page.rows:
+        label = "" if row.outcome is None else f"  known: {row.outcome.label}"
+        click.echo(
+            f"{spoken(row.decided_time_ms)}  {row.score:.4f} {row.action:<8} {row.amount_minor / 100:>10.2f} "
+            f"{row.currency}  {printable(row.payment_id)}{label}"
         )
-        told["why"] = f"not the same: {told['why'] or 'the last bits of the score'}"
-    return told
+    if page.looked_from_ms is not None:
+        click.echo(f"looked back to {spoken(page.looked_from_ms)} UTC")
+    if page.next is not None:
+        click.echo(f"more: --after {page.next.to_text()}")
 
 
 def _print(told: Mapping[str, Any]) -> None:
     click.echo(f"decision {told['decision_id']}, {spoken(told['decided_time_ms'])} UTC")
     click.echo(f"  model    {printable(told['model_version']) or '(none)'}, bundle {told['bundle_digest'] or '(none)'}")
     click.echo(f"  policy   {told['policy_digest'] or '(not named)'}")
-    who = [f"{name} {printable(str(told[name]))}" for name in _WHO if told[name] not in ("", 1.0)]
+    who = [f"{name} {printable(str(told[name]))}" for name in WHO if told[name] not in ("", 1.0)]
     click.echo(f"  with     {', '.join(who)}")
     for title in ("stored", "recomputed"):
         if (said := told[title]) is not None:
@@ -177,81 +269,3 @@ def _archived(archive: Path, payment_id: str) -> Iterator[dict[str, Any]]:
     table = read_archive(archive, "decisions", schema, optional=tuple(added)).table
     for row in table.filter(pc.equal(pc.cast(table["payment_id"], "string"), payment_id)).to_pylist():
         yield row | {name: default for name, default in added.items() if row[name] is None}
-
-
-# Bundles and policies by digest
-
-
-class _Known:
-    """Bundles and policies that this host can find, by digest."""
-
-    def __init__(self, source: Source, bundles: Path | None, policies: Path | None) -> None:
-        from paywarden.ops.wiring import ServeSettings
-        from paywarden.scoring.server.deployment import READY
-
-        self._source, self._policies = source, policies
-        settings = source.section("serve", ServeSettings)
-        self._ready = Path(settings.runtime) / READY
-        self._folders = [Path(settings.bundle), *map(Path, filter(None, [settings.fallback_bundle]))]
-        self._folders += [folder / "bundle" for folder in _inside(self._ready)]
-        self._folders += [*_inside(bundles)] if bundles is not None else []
-
-    def bundle(self, digest: str, catalogue_digest: str) -> tuple[Bundle, Path]:
-        """Returns the bundle of a manifest's digest, and its folder. Raises Misconfigured, BundleRefused."""
-        from paywarden.models.bundle.bundle import load_bundle, read_manifest
-
-        for folder in self._folders:
-            try:
-                if read_manifest(folder).digest != digest:
-                    continue
-            except PaywardenError:
-                continue
-            return load_bundle(folder, catalogue_digest=catalogue_digest), folder
-        raise Misconfigured(f"there is no bundle of digest {digest}: name a folder that holds it with --bundles")
-
-    def policy(self, digest: str, bundle: Path | None) -> Policy:
-        """Returns the policy of a digest, with the thresholds of the bundle. Raises Misconfigured."""
-        from paywarden.models.bundle.bundle import read_manifest
-        from paywarden.models.policy.prepared import load_policy
-
-        thresholds = (0.5, 0.5) if bundle is None else _thresholds(read_manifest(bundle))
-        for source in self._policy_sources():
-            try:
-                policy = wiring.policy(
-                    source,
-                    review_at=thresholds[0],
-                    decline_at=thresholds[1],
-                    catalogue=wiring.catalogue(self._source),
-                )
-            except PaywardenError:
-                continue
-            if policy.digest == digest:
-                return policy
-        for folder in _inside(self._ready):
-            try:
-                prepared = load_policy(folder, wiring.catalogue(self._source))
-            except PaywardenError:
-                continue
-            if prepared.digest == digest and (bundle is None or _is_of(prepared.policy, thresholds)):
-                return prepared.policy
-        raise Misconfigured(f"there is no policy of digest {digest}: name a folder that holds it with --policies")
-
-    def _policy_sources(self) -> Iterable[Source]:
-        yield self._source
-        if self._policies is not None:
-            for path in sorted(self._policies.glob("**/*.toml")):
-                yield read_source(str(path), {}, check_sections=False)
-
-
-def _inside(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-
-
-def _thresholds(manifest: Any) -> tuple[float, float]:
-    return manifest.review_at, manifest.decline_at
-
-
-def _is_of(policy: Policy, thresholds: tuple[float, float]) -> bool:
-    """Whether a policy, whose settings may leave thresholds to the bundle, has those of this bundle."""
-    own = (policy.settings.review_at or thresholds[0], policy.settings.decline_at or thresholds[1])
-    return own == policy.thresholds

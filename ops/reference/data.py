@@ -83,6 +83,7 @@ _UNITS = (
 _OTHER_UNITS = {
     ("payments", "amount_minor"): "minor units of `currency`",
     ("decisions", "amount_minor"): "minor units of `currency`",
+    ("verdicts", "turn"): "count",
     ("drift-alerts", "threshold"): "of the statistic",
     ("drift-alerts", "unchanged_low"): "of the signal",
     ("drift-alerts", "unchanged_high"): "of the signal",

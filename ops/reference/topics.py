@@ -93,6 +93,13 @@ _USES = {
         "`rollout publish`",
         "your systems",
     ),
+    "verdicts": TopicUse(
+        "`payment_id`",
+        "What analysts said about payments in review: provisional, and never an outcome. Each comes at least once: "
+        "drop a repeated `verdict_id`.",
+        "`decisions index`, `console`, from the outbox in their database",
+        "`decisions index`, `console`, your systems",
+    ),
     CURSORS_TOPIC: TopicUse(
         "`HOST/WORKER`",
         "How far the decisions of each outbox are shipped (`streams/companion/cursors.py`).",

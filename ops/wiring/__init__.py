@@ -6,6 +6,7 @@
     companion   what `paywarden companion` runs
     scoring     what `paywarden serve` runs
     shadow      what `paywarden shadow` runs
+    decisions   the index of decisions, and what fills it
     drift       what `paywarden stream` watches decisions with
     agents      what runs on Faust inside `paywarden stream`; imported only by `stream_app`
 
@@ -16,6 +17,7 @@ Kafka or Aerospike, no Faust and no model.
 from __future__ import annotations
 
 from paywarden.ops.wiring.companion import companion, companion_stop_timeout_s, fill_source
+from paywarden.ops.wiring.decisions import decision_index, index_filler
 from paywarden.ops.wiring.drift import drift_references, referenced_versions
 from paywarden.ops.wiring.registry import (
     bundle_facts,
@@ -66,6 +68,7 @@ __all__ = [
     "check_store",
     "companion",
     "companion_stop_timeout_s",
+    "decision_index",
     "deploy_here",
     "drift_references",
     "entity_names",
@@ -73,6 +76,7 @@ __all__ = [
     "fill_source",
     "following_registry",
     "identity_key",
+    "index_filler",
     "kafka_settings",
     "live_set",
     "model_paper",

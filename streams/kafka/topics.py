@@ -23,7 +23,7 @@ _RETRIED_DAYS_MORE = 30
 # These topics have few records, and their readers need them in one order over all keys.
 _ONE_PARTITION = (
     "catalogues", CURSORS_TOPIC, SCHEMAS_TOPIC, "model-registry", "rollouts",
-    "drift-alerts", "drift-acknowledgements", "outcome-metrics", "dead-letters", "dead-letters-retried",
+    "drift-alerts", "drift-acknowledgements", "outcome-metrics", "verdicts", "dead-letters", "dead-letters-retried",
 )  # fmt: skip
 
 
@@ -41,8 +41,8 @@ class TopicSettings:
     payments_days: int = 100
     decisions_days: int = 100
     dead_letters_days: int = 30
-    # For drift alerts, acknowledgements, outcome metrics and rollouts, which are few. An alert is open as long as its
-    # cause.
+    # For drift alerts, acknowledgements, outcome metrics, rollouts and verdicts, which are few. An alert is open as
+    # long as its cause.
     drift_days: int = 400
     # Workers read events within a second. All of them may be down for this long without a loss.
     repartition_days: int = 7
@@ -200,6 +200,7 @@ def _cleanup(name: str, settings: TopicSettings) -> dict[str, str]:
         "outcome-metrics": settings.drift_days,
         "rollouts": settings.drift_days,
         "shadow-decisions": settings.decisions_days,
+        "verdicts": settings.drift_days,
     }
     kept_days = days.get(name, settings.payments_days if name in TOPICS else settings.repartition_days)
     kept = {"cleanup.policy": "delete", "retention.ms": str(kept_days * _DAY_MS)}

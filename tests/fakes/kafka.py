@@ -303,7 +303,7 @@ class FakeConsumer:
 
     def close(self) -> None:
         self.is_closed = True
-        if self._position:
+        if self._position and self._callbacks:
             self.will_revoke(*sorted(self._position))
         self._rebalance()
 

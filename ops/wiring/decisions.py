@@ -1,0 +1,62 @@
+"""Builds the index of decisions and what fills it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from paywarden.ops.extras import require
+from paywarden.ops.wiring import stores
+from paywarden.schemas.errors import InvalidEvent
+from paywarden.schemas.settings import Source
+
+if TYPE_CHECKING:
+    from paywarden.streams.decision_index.filler import IndexFiller, VerdictSender
+    from paywarden.streams.decision_index.index import DecisionIndex
+    from paywarden.streams.decision_index.reviews import ReviewQueue
+
+
+@contextmanager
+def decision_index(source: Source) -> Iterator[tuple[DecisionIndex, ReviewQueue]]:
+    """Give the index of [decision_index] and its review queue, and close its database when the block ends.
+
+    Raises Misconfigured for a database that cannot be used, TemporaryFailure if PostgreSQL does not answer.
+    """
+    from paywarden.streams.decision_index.database import Database, DuckDbDatabase, PostgresDatabase
+    from paywarden.streams.decision_index.index import DecisionIndex
+    from paywarden.streams.decision_index.reviews import ReviewQueue
+    from paywarden.streams.decision_index.settings import DecisionIndexSettings
+
+    settings = source.section("decision_index", DecisionIndexSettings)
+    rates = stores.rate_table(source)
+    database: Database
+    if settings.address:
+        require("[decision_index] address", ("postgres",))
+        database = PostgresDatabase(settings.address, schema=settings.schema, timeout_ms=settings.timeout_ms)
+    else:
+        require("[decision_index] path", ("index",))
+        database = DuckDbDatabase(Path(settings.path), memory_mb=settings.memory_mb, threads=settings.threads)
+
+    def worth(amount_minor: int, currency: str, time_ms: int) -> int | None:
+        try:
+            return rates.convert(amount_minor, currency, time_ms)
+        except InvalidEvent:
+            return None
+
+    try:
+        yield DecisionIndex(database, worth=worth), ReviewQueue(database, settings.reviews)
+    finally:
+        database.close()
+
+
+def index_filler(source: Source, index: DecisionIndex, queue: ReviewQueue) -> tuple[IndexFiller, VerdictSender]:
+    """Returns what fills an index from the topics, and what sends its verdicts. Raises Misconfigured."""
+    from paywarden.streams.decision_index.filler import IndexFiller, VerdictSender
+    from paywarden.streams.kafka.clients import KafkaClients
+
+    clients, ids = KafkaClients.of(stores.kafka_settings(source)), stores.schema_ids(source)
+    filler = IndexFiller(index, queue, clients, ids, now_ms=lambda: int(time.time() * 1000))
+    return filler, VerdictSender(queue, clients, ids)

@@ -1,0 +1,356 @@
+"""The databases that an index can live in: DuckDB in a file for one machine, PostgreSQL for a team.
+
+Both understand the same SQL, with `?` for a value. A `Transaction` is one on the database: what it did is there as a
+whole when its `with` block ends, or not at all.
+
+    with database.transaction() as transaction:
+        transaction.append("keys", {"hash": [...], "decided_time_ms": [...], ...})
+        rows = transaction.execute("SELECT label FROM outcomes WHERE payment_hash = ?", (1,))
+
+DuckDB has no index that stays small: a table of keys in order of their hashes does the same, since the smallest and the
+largest value of each 122,880 rows are known. New keys gather in a table of their own (`keys_tail`) until they are worth
+sorting; `tidy` sorts them. PostgreSQL has B-trees, and `tidy` does nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from paywarden.schemas.errors import Misconfigured, TemporaryFailure
+from paywarden.schemas.private_files import make_parent
+
+if TYPE_CHECKING:
+    import duckdb
+    import psycopg
+
+Rows = list[tuple[Any, ...]]
+FORMAT = "1"
+"""Of the tables. Another format is rebuilt from the topics."""
+
+_DECISIONS = """
+    decided_time_ms BIGINT NOT NULL, payment_hash BIGINT NOT NULL, decision_id TEXT NOT NULL, payment_id TEXT NOT NULL,
+    event_time_ms BIGINT NOT NULL, card_id TEXT NOT NULL, merchant_id TEXT NOT NULL, device_id TEXT NOT NULL,
+    ip TEXT NOT NULL, amount_minor BIGINT NOT NULL, currency TEXT NOT NULL, worth_minor BIGINT, country TEXT NOT NULL,
+    channel TEXT NOT NULL, score DOUBLE PRECISION NOT NULL, action SMALLINT NOT NULL, reasons TEXT NOT NULL,
+    flags TEXT NOT NULL, model_version TEXT NOT NULL"""
+_KEYS = """
+    hash BIGINT NOT NULL, decided_time_ms BIGINT NOT NULL, payment_hash BIGINT NOT NULL,
+    score DOUBLE PRECISION NOT NULL, action SMALLINT NOT NULL"""
+_BODIES = """
+    decided_time_ms BIGINT NOT NULL, payment_hash BIGINT NOT NULL, decision_id TEXT NOT NULL, body {blob} NOT NULL"""
+_OUTCOMES = "payment_hash BIGINT NOT NULL, outcome_time_ms BIGINT NOT NULL, label TEXT NOT NULL, source TEXT NOT NULL"
+# What both have, and no topic can give back alone.
+_COMMON = (
+    "CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS hours (hour BIGINT PRIMARY KEY, decisions BIGINT NOT NULL)",
+    """CREATE TABLE IF NOT EXISTS sources (
+        topic TEXT NOT NULL, kafka_partition INTEGER NOT NULL, next_offset BIGINT NOT NULL, topic_id TEXT NOT NULL,
+        missing BIGINT NOT NULL, newest_ms BIGINT NOT NULL, PRIMARY KEY (topic, kafka_partition))""",
+    """CREATE TABLE IF NOT EXISTS reviews (
+        decision_id TEXT PRIMARY KEY, decided_time_ms BIGINT NOT NULL, payment_hash BIGINT NOT NULL,
+        payment_id TEXT NOT NULL, score DOUBLE PRECISION NOT NULL, stake_minor BIGINT NOT NULL,
+        status TEXT NOT NULL, turn SMALLINT NOT NULL, holder TEXT NOT NULL, claim TEXT NOT NULL,
+        claimed_ms BIGINT NOT NULL, held_until_ms BIGINT NOT NULL)""",
+    """CREATE TABLE IF NOT EXISTS verdicts (
+        verdict_id TEXT PRIMARY KEY, decision_id TEXT NOT NULL, payment_id TEXT NOT NULL, payment_hash BIGINT NOT NULL,
+        verdict TEXT NOT NULL, reason TEXT NOT NULL, note TEXT NOT NULL, analyst TEXT NOT NULL, turn SMALLINT NOT NULL,
+        claimed_ms BIGINT NOT NULL, time_ms BIGINT NOT NULL, is_sent BOOLEAN NOT NULL)""",
+)
+
+
+class Transaction(Protocol):
+    """A transaction under way."""
+
+    def execute(self, sql: str, parameters: Sequence[Any] = ()) -> Rows:
+        """Runs a statement, with a value for each `?`; returns its rows, none for a statement that gives none."""
+
+    def append(self, table: str, columns: Mapping[str, Sequence[Any]]) -> None:
+        """Adds rows to a table. A row that the table has already stays as it is, where its key is unique."""
+
+
+class Database(Protocol):
+    """Where an index lives. Thread-safe. Raises TemporaryFailure when it does not answer."""
+
+    name: str
+    scan_rows_max: int
+    """How many decisions a search without a key looks at."""
+
+    def transaction(self) -> AbstractContextManager[Transaction]:
+        """Opens a transaction: the end of the block commits, an exception takes everything back."""
+
+    def reading(self) -> AbstractContextManager[Transaction]:
+        """Opens a transaction that changes nothing, and waits for nobody."""
+
+    def tidy(self, *, at_least: int) -> None:
+        """Puts in order what came since the last call, if it is `at_least` so many keys."""
+
+    def drop_decisions(self, transaction: Transaction) -> None:
+        """Empties everything that comes from the topics `decisions` and `outcomes`."""
+
+    def close(self) -> None:
+        """Closes it."""
+
+
+# DuckDB
+
+
+class DuckDbDatabase:
+    """An index in one file. One process has it open, with as many threads as it likes."""
+
+    name = "DuckDB"
+    scan_rows_max = 10_000_000
+
+    def __init__(self, path: Path, *, memory_mb: int = 1024, threads: int = 2) -> None:
+        """Raises Misconfigured if the file cannot be used, or another process has it open."""
+        import duckdb
+
+        make_parent(path)
+        try:
+            self._connection: duckdb.DuckDBPyConnection = duckdb.connect(
+                str(path), config={"memory_limit": f"{memory_mb}MB", "threads": threads}
+            )
+        except duckdb.Error as error:
+            raise Misconfigured(f"the index {path} cannot be opened: {_first_line(error)}") from error
+        self._path, self._errors = path, duckdb.Error
+        # Writers take turns: DuckDB refuses a transaction that changes a row which another one has changed.
+        self._writing = threading.RLock()
+        with self.transaction() as transaction:
+            for statement in (*_COMMON, *_duckdb_tables()):
+                transaction.execute(statement)
+            _check_format(transaction, str(path))
+
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """See Database."""
+        with self._writing, self._run() as transaction:
+            yield transaction
+
+    @contextmanager
+    def reading(self) -> Iterator[Transaction]:
+        """See Database."""
+        with self._run() as transaction:
+            yield transaction
+
+    @contextmanager
+    def _run(self) -> Iterator[Transaction]:
+        try:
+            cursor = self._connection.cursor()
+            cursor.begin()
+        except self._errors as error:
+            raise TemporaryFailure(f"the index {self._path} does not answer: {_first_line(error)}") from error
+        try:
+            yield _DuckDbTransaction(cursor)
+            cursor.commit()
+        except self._errors as error:
+            raise TemporaryFailure(f"the index {self._path} does not answer: {_first_line(error)}") from error
+        finally:
+            # A transaction that was not committed is taken back.
+            cursor.close()
+
+    def tidy(self, *, at_least: int) -> None:
+        """See Database. Sorted keys are as many as fill whole groups of rows."""
+        for table, columns, order in (
+            ("keys", _names(_KEYS), "hash, decided_time_ms DESC"),
+            ("outcomes", _names(_OUTCOMES), "payment_hash, outcome_time_ms"),
+        ):
+            with self.transaction() as transaction:
+                ((count,),) = transaction.execute(f"SELECT count(*) FROM {table}_tail")
+                if count < max(1, at_least):
+                    continue
+                transaction.execute(f"INSERT INTO {table}_sorted SELECT {columns} FROM {table}_tail ORDER BY {order}")
+                transaction.execute(f"DELETE FROM {table}_tail")
+
+    def drop_decisions(self, transaction: Transaction) -> None:
+        """See Database."""
+        for table in ("decisions", "bodies", "keys_tail", "keys_sorted", "outcomes_tail", "outcomes_sorted", "hours"):
+            transaction.execute(f"DELETE FROM {table}")
+
+    def close(self) -> None:
+        """See Database."""
+        with self._writing:
+            self._connection.close()
+
+
+class _DuckDbTransaction:
+    def __init__(self, cursor: duckdb.DuckDBPyConnection) -> None:
+        self._cursor = cursor
+
+    def execute(self, sql: str, parameters: Sequence[Any] = ()) -> Rows:
+        result = self._cursor.execute(sql, list(parameters))
+        return result.fetchall() if result.description else []
+
+    def append(self, table: str, columns: Mapping[str, Sequence[Any]]) -> None:
+        import pyarrow as pa
+
+        if not len(next(iter(columns.values()))):
+            return
+        added = pa.table({name: _arrow(values) for name, values in columns.items()})
+        self._cursor.register("added", added)
+        names = ", ".join(columns)
+        conflict = "" if table in _TAILS or table in ("decisions", "bodies") else " ON CONFLICT DO NOTHING"
+        self._cursor.execute(f"INSERT INTO {_TAILS.get(table, table)} ({names}) SELECT {names} FROM added{conflict}")
+        self._cursor.unregister("added")
+
+
+_TAILS = {"keys": "keys_tail", "outcomes": "outcomes_tail"}
+
+
+def _arrow(values: Sequence[Any]) -> Any:
+    import pyarrow as pa
+
+    return values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
+
+
+def _duckdb_tables() -> Iterator[str]:
+    yield f"CREATE TABLE IF NOT EXISTS decisions ({_DECISIONS})"
+    yield f"CREATE TABLE IF NOT EXISTS bodies ({_BODIES.format(blob='BLOB')})"
+    for table, columns in (("keys", _KEYS), ("outcomes", _OUTCOMES)):
+        yield f"CREATE TABLE IF NOT EXISTS {table}_tail ({columns})"
+        yield f"CREATE TABLE IF NOT EXISTS {table}_sorted ({columns})"
+        both = f"SELECT * FROM {table}_sorted UNION ALL SELECT * FROM {table}_tail"
+        yield f"CREATE VIEW IF NOT EXISTS {table} AS {both}"
+
+
+# PostgreSQL
+
+
+class PostgresDatabase:
+    """An index in a PostgreSQL database, which several consoles may share."""
+
+    name = "PostgreSQL"
+    scan_rows_max = 200_000
+
+    def __init__(
+        self, address: str, *, schema: str = "paywarden", timeout_ms: int = 5_000, connections: int = 8
+    ) -> None:
+        """`address`: `postgresql://…`. Raises Misconfigured if it is none, TemporaryFailure if nobody answers."""
+        import psycopg
+
+        self._errors, self._schema, self._timeout_ms = psycopg.Error, schema, timeout_ms
+        self._address, self._free, self._lock = address, list[Any](), threading.Lock()
+        self._connections_max = connections
+        if not schema.isidentifier():
+            raise Misconfigured(f"the schema of the index: wanted a plain name, got {schema!r}")
+        try:
+            psycopg.conninfo.conninfo_to_dict(address)
+        except psycopg.ProgrammingError:
+            raise Misconfigured("the address of the index is no address of PostgreSQL: postgresql://…") from None
+        with self.transaction() as transaction:
+            # Consoles that start together make the tables one after the other.
+            transaction.execute("SELECT pg_advisory_xact_lock(?)", (7_164_033,))
+            transaction.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
+            for statement in (*_COMMON, *_postgres_tables()):
+                transaction.execute(statement)
+            _check_format(transaction, "the database")
+
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """See Database."""
+        connection = self._take()
+        try:
+            with connection.transaction():
+                yield _PostgresTransaction(connection)
+        except self._errors as error:
+            raise TemporaryFailure(f"PostgreSQL does not answer: {_first_line(error)}") from error
+        finally:
+            self._give_back(connection)
+
+    def reading(self) -> AbstractContextManager[Transaction]:
+        """See Database."""
+        return self.transaction()
+
+    def _take(self) -> psycopg.Connection[Any]:
+        import psycopg
+
+        with self._lock:
+            while self._free:
+                connection: psycopg.Connection[Any] = self._free.pop()
+                if not connection.closed:
+                    return connection
+        options = f"-c search_path={self._schema} -c statement_timeout={self._timeout_ms}"
+        try:
+            return psycopg.connect(self._address, autocommit=True, connect_timeout=5, options=options)
+        except self._errors as error:
+            raise TemporaryFailure(f"PostgreSQL does not answer: {_first_line(error)}") from error
+
+    def _give_back(self, connection: psycopg.Connection[Any]) -> None:
+        with self._lock:
+            if not connection.closed and not connection.broken and len(self._free) < self._connections_max:
+                self._free.append(connection)
+                return
+        connection.close()
+
+    def tidy(self, *, at_least: int) -> None:
+        """See Database."""
+
+    def drop_decisions(self, transaction: Transaction) -> None:
+        """See Database."""
+        transaction.execute("TRUNCATE decisions, bodies, keys, outcomes, hours")
+
+    def close(self) -> None:
+        """See Database."""
+        with self._lock:
+            for connection in self._free:
+                connection.close()
+            self._free.clear()
+
+
+class _PostgresTransaction:
+    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+        self._connection = connection
+
+    def execute(self, sql: str, parameters: Sequence[Any] = ()) -> Rows:
+        values = [value.replace("\0", "") if isinstance(value, str) else value for value in parameters]
+        cursor = self._connection.execute(sql.replace("%", "%%").replace("?", "%s"), values)
+        return cursor.fetchall() if cursor.description else []
+
+    def append(self, table: str, columns: Mapping[str, Sequence[Any]]) -> None:
+        if not len(next(iter(columns.values()))):
+            return
+        names = ", ".join(columns)
+        with self._connection.cursor() as cursor:
+            cursor.execute(f"CREATE TEMPORARY TABLE IF NOT EXISTS added_{table} (LIKE {table}) ON COMMIT DELETE ROWS")
+            cursor.execute(f"DELETE FROM added_{table}")
+            with cursor.copy(f"COPY added_{table} ({names}) FROM STDIN") as copy:
+                for row in zip(*(_listed(values) for values in columns.values()), strict=True):
+                    copy.write_row(row)
+            cursor.execute(f"INSERT INTO {table} ({names}) SELECT {names} FROM added_{table} ON CONFLICT DO NOTHING")
+
+
+def _listed(values: Sequence[Any]) -> list[Any]:
+    """Returns values for PostgreSQL, whose texts cannot hold the character 0."""
+    return [value.replace("\0", "") if isinstance(value, str) else value for value in values]
+
+
+def _postgres_tables() -> Iterator[str]:
+    unique = "PRIMARY KEY (decided_time_ms, payment_hash, decision_id)"
+    yield f"CREATE TABLE IF NOT EXISTS decisions ({_DECISIONS}, {unique})"
+    bodies = _BODIES.format(blob="BYTEA")
+    yield f"CREATE TABLE IF NOT EXISTS bodies ({bodies}, {unique})"
+    yield f"CREATE TABLE IF NOT EXISTS keys ({_KEYS})"
+    yield """CREATE UNIQUE INDEX IF NOT EXISTS keys_by_hash ON keys (hash, decided_time_ms DESC, payment_hash DESC)
+        INCLUDE (score, action)"""
+    yield f"CREATE TABLE IF NOT EXISTS outcomes ({_OUTCOMES}, PRIMARY KEY (payment_hash, outcome_time_ms, label))"
+    yield "CREATE INDEX IF NOT EXISTS reviews_open ON reviews (stake_minor DESC) WHERE status = 'open'"
+    yield "CREATE INDEX IF NOT EXISTS verdicts_unsent ON verdicts (time_ms) WHERE NOT is_sent"
+    yield "CREATE INDEX IF NOT EXISTS verdicts_of ON verdicts (decision_id)"
+
+
+def _check_format(transaction: Transaction, where: str) -> None:
+    transaction.append("facts", {"name": ["format"], "value": [FORMAT]})
+    ((found,),) = transaction.execute("SELECT value FROM facts WHERE name = ?", ("format",))
+    if found != FORMAT:
+        raise Misconfigured(f"the index in {where} has format {found}, wanted {FORMAT}: another release made it")
+
+
+def _names(columns: str) -> str:
+    return ", ".join(column.split()[0] for column in columns.split(","))
+
+
+def _first_line(error: Exception) -> str:
+    """Returns the first line of a database's words. It may quote no row: statements hold values as parameters."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

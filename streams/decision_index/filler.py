@@ -1,0 +1,333 @@
+"""Fills an index from the topics `decisions`, `outcomes` and `verdicts`, or from an archive.
+
+1. look      the database says at which offset each partition goes on
+2. read      a batch of records, of any of the topics
+3. add       the records and the new offsets, in one transaction: nothing is lost or twice after a kill
+4. tidy      from time to time the database puts its keys in order
+
+    index   decisions/3 at 1,500        reads 1,500 and on
+    topic   decisions/3 begins at 2,000: 500 records expired before they were read. The index says how many, for ever
+
+Records that do not decode are counted and passed over: they are on their topic.
+
+`FillState` says how things are at any moment: a page that shows what the index holds must also show what it lacks.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+
+from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds, SchemaIds, topic_schema
+from paywarden.schemas.errors import BrokerUnavailable, InvalidEvent, Misconfigured, PaywardenError, TemporaryFailure
+from paywarden.streams.archive.files import read_parts
+from paywarden.streams.decision_index.index import DecisionIndex, SourcePlace, Stored
+from paywarden.streams.decision_index.reviews import ReviewQueue, Verdict
+from paywarden.streams.kafka.admin import watermarks
+from paywarden.streams.kafka.client import reason_of
+from paywarden.streams.kafka.clients import KafkaClients
+from paywarden.streams.kafka.producers import Sender
+from paywarden.streams.kafka.reading import Consumed, Record, consume_when_there
+from paywarden.streams.kafka.topic_identity import topic_ids
+from paywarden.streams.kafka.topic_rows import OFFSET, PARTITION, TIMESTAMP
+
+TOPICS = ("decisions", "outcomes", "verdicts")
+"""What an index is filled from."""
+BATCH_RECORDS = 5_000
+# Keys that wait unsorted. A search reads all of them; 2 million take DuckDB some 10 ms.
+TIDY_KEYS = 2_000_000
+VERDICTS_TOPIC = "verdicts"
+_SEND_BATCH, _SEND_TIMEOUT_S = 500, 30.0
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FillState:
+    """How an index is filled at a moment.
+
+    `is_caught_up`: it had read all topics to their ends. `read_ms`: when it last heard from Kafka, 0 if never.
+    `trouble`: what keeps it from reading since `trouble_since_ms`; "" if nothing does. `undecoded`: records since the
+    start that do not decode.
+    """
+
+    is_caught_up: bool = False
+    read_ms: int = 0
+    trouble: str = ""
+    trouble_since_ms: int = 0
+    undecoded: int = 0
+
+    def line(self) -> str:
+        """Returns a sentence about what may be missing; "" if nothing is."""
+        if self.trouble:
+            return f"the index does not follow the topics: {self.trouble}"
+        return "" if self.is_caught_up else "the index is being filled: the newest decisions are not in it yet"
+
+
+class IndexFiller:
+    """Follows the topics. One filler writes to an index at a time; on PostgreSQL each console may try."""
+
+    def __init__(
+        self,
+        index: DecisionIndex,
+        queue: ReviewQueue,
+        clients: KafkaClients,
+        ids: SchemaIds,
+        *,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._index, self._queue, self._clients, self._now_ms = index, queue, clients, now_ms
+        self._decoders = {clients.topic(name): (name, Decoder(name, ids)) for name in TOPICS}
+        self._places: dict[tuple[str, int], SourcePlace] = {}
+        self._unread: set[tuple[str, int]] = set()
+        self._consumer: Consumer | None = None
+        self.state = FillState()
+
+    def step(self, timeout_s: float = 0.5) -> int:
+        """Reads and adds one batch; returns how many records it had.
+
+        Raises BrokerUnavailable and TemporaryFailure, after which the next call begins again where the database is;
+        Misconfigured for a topic that is not the one the index was filled from.
+        """
+        try:
+            if self._consumer is None:
+                self._start()
+            assert self._consumer is not None
+            consumed = consume_when_there(self._consumer, BATCH_RECORDS, 0.05, timeout_s)
+            self._find_begins(consumed)
+            self._add(consumed.records)
+            self._unread -= set(consumed.ended)
+            self._unread |= {(record.topic, record.partition) for record in consumed.records} - set(consumed.ended)
+        except PaywardenError as error:
+            self._fail(error)
+            raise
+        except KafkaException as error:
+            self._fail(BrokerUnavailable(f"Kafka does not answer: {reason_of(error)}"))
+            raise BrokerUnavailable(f"Kafka does not answer: {reason_of(error)}") from error
+        self.state = replace(
+            self.state, is_caught_up=not self._unread, read_ms=self._now_ms(), trouble="", trouble_since_ms=0
+        )
+        return len(consumed.records)
+
+    def run(self, stop: threading.Event, *, retry_s: float = 2.0) -> None:
+        """Follows the topics until `stop`. What goes wrong is logged, shown in `state`, and tried again."""
+        while not stop.is_set():
+            try:
+                self.step()
+                self._index.database.tidy(at_least=TIDY_KEYS)
+            except PaywardenError as error:
+                _log.warning("index of decisions: %s", error)
+                stop.wait(retry_s)
+        self.close()
+
+    def close(self) -> None:
+        """Closes the consumer. Another `step` opens it again."""
+        if self._consumer is not None:
+            self._consumer.close()
+            self._consumer = None
+
+    def _fail(self, error: PaywardenError) -> None:
+        since_ms = self.state.trouble_since_ms or self._now_ms()
+        self.state = replace(self.state, trouble=str(error), trouble_since_ms=since_ms, is_caught_up=False)
+        self.close()
+
+    def _start(self) -> None:
+        ids = topic_ids(self._clients.admin, list(self._decoders))
+        self._places = {}
+        for full_name, (name, _) in self._decoders.items():
+            known = self._index.sources(name)
+            for partition in self._clients.partitions(name):
+                place = known.get(partition, SourcePlace(name, partition, 0, ids[full_name]))
+                if place.topic_id and ids[full_name] and place.topic_id != ids[full_name]:
+                    raise Misconfigured(
+                        f"topic {full_name} was deleted and made anew since the index read it: "
+                        "`paywarden decisions index --rebuild` makes the index anew"
+                    )
+                self._places[full_name, partition] = replace(place, topic_id=ids[full_name])
+        self._unread = set(self._places)
+        self._consumer = self._clients.consumer(group_id="paywarden-decision-index", tells_lost_offsets=True)
+        self._consumer.incremental_assign(
+            [TopicPartition(*place, known.next_offset) for place, known in self._places.items()]
+        )
+
+    def _find_begins(self, consumed: Consumed) -> None:
+        """Goes on at the begin of partitions whose next offset has expired, and counts what is missing."""
+        assert self._consumer is not None
+        for place in consumed.displaced:
+            begin, end = watermarks(self._consumer, *place)
+            known = self._places[place]
+            if known.next_offset > end:
+                raise Misconfigured(
+                    f"{place[0]}/{place[1]} was read to offset {known.next_offset} and ends at {end}: it has lost "
+                    "records; `paywarden decisions index --rebuild` makes the index anew"
+                )
+            lost = max(0, begin - known.next_offset)
+            if known.next_offset:
+                _log.error("%s/%d: %d records expired before they were read", *place, lost)
+            # What a topic had lost before the index began is no gap of the index.
+            missing = known.missing + (lost if known.next_offset else 0)
+            self._places[place] = replace(known, next_offset=begin, missing=missing)
+            with self._index.database.transaction() as transaction:
+                self._index.set_source(transaction, self._places[place])
+            self._consumer.incremental_unassign([TopicPartition(*place)])
+            self._consumer.incremental_assign([TopicPartition(*place, begin)])
+
+    def _add(self, records: Sequence[Record]) -> None:
+        if not records:
+            return
+        decoded: dict[str, list[tuple[dict[str, Any], bytes]]] = {name: [] for name in TOPICS}
+        places, undecoded = dict(self._places), 0
+        for record in records:
+            name, decoder = self._decoders[record.topic]
+            try:
+                decoded[name].append((decoder.decode(record.value or b""), record.value or b""))
+            except InvalidEvent:
+                undecoded += 1
+            place = record.topic, record.partition
+            newest_ms = max(places[place].newest_ms, record.timestamp_ms)
+            places[place] = replace(places[place], next_offset=record.offset + 1, newest_ms=newest_ms)
+        with self._index.database.transaction() as transaction:
+            add_all(self._index, self._queue, transaction, decoded)
+            for place in {(record.topic, record.partition) for record in records}:
+                self._index.set_source(transaction, places[place])
+        self._places = places
+        self.state = replace(self.state, undecoded=self.state.undecoded + undecoded)
+
+
+def add_all(
+    index: DecisionIndex, queue: ReviewQueue, transaction: Any, decoded: dict[str, list[tuple[dict[str, Any], bytes]]]
+) -> None:
+    """Adds decoded records, by topic, each with its bytes."""
+    decisions = [Stored(record, body) for record, body in decoded["decisions"] if index.takes(record)]
+    index.add_decisions(transaction, decisions)
+    queue.add_decisions(
+        transaction, [each.decision for each in decisions], [index.stake(each.decision) for each in decisions]
+    )
+    outcomes = [record for record, _ in decoded["outcomes"]]
+    index.add_outcomes(transaction, outcomes)
+    queue.add_outcomes(transaction, outcomes)
+    queue.add_verdicts(transaction, [record for record, _ in decoded["verdicts"]])
+
+
+class VerdictSender:
+    """Sends verdicts from the database to their topic."""
+
+    def __init__(self, queue: ReviewQueue, clients: KafkaClients, ids: SchemaIds) -> None:
+        self._queue, self._topic = queue, clients.topic(VERDICTS_TOPIC)
+        self._clients, self._encoder = clients, Encoder(VERDICTS_TOPIC, ids.id_of(VERDICTS_TOPIC))
+        self._sender: Sender | None = None
+        self.trouble = ""
+        """What keeps verdicts from the topic; "" if nothing does."""
+
+    def step(self) -> int:
+        """Sends what waits; returns how many verdicts. Raises TemporaryFailure; the next call sends them again."""
+        waiting: list[Verdict] = self._queue.unsent(_SEND_BATCH)
+        if not waiting:
+            return 0
+        # A sender remembers a failure: each try after one has its own.
+        sender = self._sender or self._clients.sender(linger_ms=5)
+        self._sender = None
+        for said in waiting:
+            sender.send(self._topic, self._encoder.encode(said.record()), key=said.payment_id.encode())
+        sender.flush(_SEND_TIMEOUT_S)
+        self._sender = sender
+        self._queue.mark_sent(waiting)
+        return len(waiting)
+
+    def run(self, stop: threading.Event, *, wait_s: float = 0.5) -> None:
+        """Sends verdicts until `stop`. What goes wrong is logged, kept in `trouble`, and tried again."""
+        while not stop.is_set():
+            try:
+                while self.step():
+                    pass
+                self.trouble = ""
+            except TemporaryFailure as error:
+                self.trouble = str(error)
+                _log.warning("verdicts: %s", error)
+            stop.wait(wait_s)
+
+
+# From an archive
+
+
+def fill_from_archive(
+    index: DecisionIndex,
+    queue: ReviewQueue,
+    archive: Path,
+    *,
+    topic_ids_now: dict[str, str] | None = None,
+    progress: Callable[[int], object] = lambda _count: None,
+) -> int:
+    """Adds what an archive has of `decisions` and `outcomes` and the index has not; returns how many records.
+
+    Each file and its offsets are one transaction. The files of all partitions go in by their days, so that the rows are
+    nearly in the order of time. `topic_ids_now`: the ids of the topics, where Kafka is there to be followed afterwards.
+
+    Raises the errors of `read_parts`, and Misconfigured for files of another topic than the index was filled from.
+    """
+    added = 0
+    for topic in ("decisions", "outcomes"):
+        parts = sorted(
+            (part for files in read_parts(archive, topic).values() for part in files),
+            key=lambda part: (part.path.parent.name, part.offsets.start, part.partition),
+        )
+        known = index.sources(topic)
+        for part in parts:
+            now = (topic_ids_now or {}).get(topic, "")
+            if now and part.topic_id and part.topic_id != now:
+                raise Misconfigured(f"{part.path} has offsets of another topic {topic} than the one there is now")
+            place = known.get(part.partition, SourcePlace(topic, part.partition, part.offsets.start, part.topic_id))
+            if place.topic_id and part.topic_id and place.topic_id != part.topic_id:
+                raise Misconfigured(f"{part.path} has offsets of another topic {topic} than the index was filled from")
+            if part.offsets.stop <= place.next_offset:
+                continue
+            if part.offsets.start > place.next_offset:
+                place = replace(place, missing=place.missing + part.offsets.start - place.next_offset)
+            rows = [row for row in _rows_of(part.path, topic) if row[OFFSET] >= place.next_offset]
+            newest_ms = max([place.newest_ms, *(row[TIMESTAMP] for row in rows)])
+            place = replace(place, next_offset=part.offsets.stop, newest_ms=newest_ms)
+            decoded = {name: list[tuple[dict[str, Any], bytes]]() for name in TOPICS}
+            decoded[topic] = [(row, b"") for row in map(_without_place, rows)]
+            if topic == "decisions":
+                encoder = Encoder(topic, LocalSchemaIds().id_of(topic))
+                decoded[topic] = [(row, encoder.encode(row)) for row, _ in decoded[topic]]
+            with index.database.transaction() as transaction:
+                add_all(index, queue, transaction, decoded)
+                index.set_source(transaction, place)
+            known[part.partition] = place
+            added += len(rows)
+            progress(len(rows))
+            index.database.tidy(at_least=TIDY_KEYS)
+    index.database.tidy(at_least=1)
+    return added
+
+
+def _rows_of(path: Path, topic: str) -> Iterator[dict[str, Any]]:
+    """Yields the rows of a file as records of the topic's current schema. Raises Misconfigured for other files."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    defaults = {field["name"]: field["default"] for field in topic_schema(topic)["fields"] if "default" in field}
+    names = [field["name"] for field in topic_schema(topic)["fields"]]
+    try:
+        with closing(pq.ParquetFile(path)) as file:
+            for batch in file.iter_batches(10_000):
+                for row in batch.to_pylist():
+                    for name in names:
+                        if row.get(name) is None and name in defaults:
+                            row[name] = defaults[name]
+                    yield {name: row[name] for name in (*names, PARTITION, OFFSET, TIMESTAMP)}
+    except (pa.ArrowException, OSError) as error:
+        raise Misconfigured(f"{path} cannot be read as Parquet: {(str(error).splitlines() or [''])[0]}") from error
+    except KeyError as error:
+        raise Misconfigured(f"{path}: column {error.args[0]} is missing") from error
+
+
+def _without_place(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in (PARTITION, OFFSET, TIMESTAMP)}

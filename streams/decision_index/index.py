@@ -1,0 +1,398 @@
+"""The index of decisions: what is in it, and how it is searched.
+
+    decisions   a row for each decision, in the order of arrival          read for the rows of one page alone
+    keys        (hash, time, payment's hash, score, action)               the way to them: see search.py
+    bodies      each decision as it was on its topic, Avro                what `recompute` and the page of one read
+    outcomes    what became of payments
+    hours       how many decisions each hour had
+    sources     how far each partition of each topic is in
+    reviews, verdicts                                                     the review queue (reviews.py)
+
+A search goes one of two ways:
+
+1. With a key, the keys give the places of the newest decisions, score and action checked on the way; then the rows of
+   one page are fetched by their places. The cost grows with the decisions of that key, not with all.
+2. Without one, it goes back through all decisions, the newest first, and looks at no more than the database's
+   `scan_rows_max`. The page says how far back that was, and the next one goes on there.
+
+Decisions come at least once. Rows that repeat one are dropped when they are read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from paywarden.schemas.errors import InvalidEvent
+from paywarden.streams.decision_index.database import Database, Rows, Transaction
+from paywarden.streams.decision_index.search import (
+    ACTIONS,
+    PAGE_ROWS_MAX,
+    Known,
+    Page,
+    Place,
+    Row,
+    Search,
+    decision_keys,
+    distinct,
+    is_finite_score,
+    key_hash,
+)
+
+HOUR_MS = 3_600_000
+_FIRST = Place(1 << 62, (1 << 63) - 1)
+_LOWEST_HASH = -(1 << 63)
+_COLUMNS = (
+    "decided_time_ms", "payment_hash", "decision_id", "payment_id", "event_time_ms", "card_id", "merchant_id",
+    "device_id", "ip", "amount_minor", "currency", "worth_minor", "country", "channel", "score", "action", "reasons",
+    "flags", "model_version",
+)  # fmt: skip
+# Decisions whose outcomes are looked up for an entity: a busy merchant has millions.
+SHARED_DECISIONS_MAX = 10_000
+
+Worth = Callable[[int, str, int], int | None]
+"""Converts an amount in minor units, a currency and a time to the reference currency; None without a rate."""
+
+
+@dataclass(frozen=True)
+class SourcePlace:
+    """How far a partition is in the index. `missing`: records that had expired before they were read."""
+
+    topic: str
+    partition: int
+    next_offset: int
+    topic_id: str = ""
+    missing: int = 0
+    newest_ms: int = 0
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A decision as it was on its topic: the decoded record, the bytes it was decoded from, and Kafka's own time."""
+
+    decision: Mapping[str, Any]
+    body: bytes
+
+
+@dataclass(frozen=True)
+class SharedEntity:
+    """An entity of a payment, and payments of it that are known frauds, the newest first.
+
+    `decisions` were looked at. `is_all` is False where the entity has more than SHARED_DECISIONS_MAX.
+    """
+
+    kind: str
+    value: str
+    decisions: int
+    frauds: list[Row]
+    fraud_count: int
+    is_all: bool
+
+
+class DecisionIndex:
+    """Reads and writes an index. Thread-safe, as its database is."""
+
+    def __init__(self, database: Database, *, worth: Worth = lambda _amount, _currency, _time: None) -> None:
+        self.database, self._worth = database, worth
+
+    # Writing
+
+    def add_decisions(self, transaction: Transaction, stored: Sequence[Stored]) -> None:
+        """Adds decisions in the form of their topic. Their order does not matter."""
+        rows = {name: list[Any]() for name in _COLUMNS}
+        keys = {name: list[Any]() for name in ("hash", "decided_time_ms", "payment_hash", "score", "action")}
+        hours: dict[int, int] = {}
+        for each in stored:
+            row = self._row(each.decision)
+            for name in _COLUMNS:
+                rows[name].append(row[name])
+            hours[row["decided_time_ms"] // HOUR_MS] = hours.get(row["decided_time_ms"] // HOUR_MS, 0) + 1
+            for hash_ in distinct((row["payment_hash"], *decision_keys(each.decision))):
+                keys["hash"].append(hash_)
+                for name in ("decided_time_ms", "payment_hash", "score", "action"):
+                    keys[name].append(row[name])
+        transaction.append("decisions", rows)
+        transaction.append("keys", keys)
+        transaction.append(
+            "bodies",
+            {
+                **{name: rows[name] for name in ("decided_time_ms", "payment_hash", "decision_id")},
+                "body": [each.body for each in stored],
+            },
+        )
+        self._count_hours(transaction, hours)
+
+    def _row(self, decision: Mapping[str, Any]) -> dict[str, Any]:
+        row = {name: decision.get(name) for name in _COLUMNS}
+        for name in ("device_id", "ip", "country", "channel"):
+            row[name] = row[name] or ""
+        row["payment_hash"] = key_hash("payment_id", decision["payment_id"])
+        row["action"] = ACTIONS.index(decision["action"])
+        row["worth_minor"] = self._worth(decision["amount_minor"], decision["currency"], decision["event_time_ms"])
+        row["reasons"], row["flags"] = (json.dumps(list(decision[name])) for name in ("reasons", "flags"))
+        return row
+
+    @staticmethod
+    def _count_hours(transaction: Transaction, hours: Mapping[int, int]) -> None:
+        for hour, count in hours.items():
+            transaction.execute(
+                "INSERT INTO hours (hour, decisions) VALUES (?, ?) "
+                "ON CONFLICT (hour) DO UPDATE SET decisions = hours.decisions + excluded.decisions",
+                (hour, count),
+            )
+
+    @staticmethod
+    def takes(decision: Mapping[str, Any]) -> bool:
+        """Whether a decision can be in the index: its score is a number from 0 to 1."""
+        return is_finite_score(decision["score"])
+
+    def stake(self, decision: Mapping[str, Any]) -> int:
+        """Returns what a payment may cost: its amount in the reference currency, 0 without a rate, times its score."""
+        worth = self._worth(decision["amount_minor"], decision["currency"], decision["event_time_ms"])
+        return round((worth or 0) * float(decision["score"]))
+
+    def add_outcomes(self, transaction: Transaction, outcomes: Iterable[Mapping[str, Any]]) -> None:
+        """Adds outcomes in the form of their topic. The newest of a payment counts, whatever their order."""
+        told = list(outcomes)
+        transaction.append(
+            "outcomes",
+            {
+                "payment_hash": [key_hash("payment_id", outcome["payment_id"]) for outcome in told],
+                "outcome_time_ms": [outcome["outcome_time_ms"] for outcome in told],
+                "label": [outcome["label"] for outcome in told],
+                "source": [outcome["source"] or "" for outcome in told],
+            },
+        )
+
+    def sources(self, topic: str) -> dict[int, SourcePlace]:
+        """Returns by partition how far a topic is in."""
+        with self.database.reading() as transaction:
+            rows = transaction.execute(
+                "SELECT kafka_partition, next_offset, topic_id, missing, newest_ms FROM sources WHERE topic = ?",
+                (topic,),
+            )
+        return {row[0]: SourcePlace(topic, *row) for row in rows}
+
+    @staticmethod
+    def set_source(transaction: Transaction, place: SourcePlace) -> None:
+        """Notes how far a partition is in, together with what the transaction adds."""
+        transaction.execute(
+            "INSERT INTO sources (topic, kafka_partition, next_offset, topic_id, missing, newest_ms) "
+            "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (topic, kafka_partition) DO UPDATE SET "
+            "next_offset = excluded.next_offset, topic_id = excluded.topic_id, missing = excluded.missing, "
+            "newest_ms = excluded.newest_ms",
+            (place.topic, place.partition, place.next_offset, place.topic_id, place.missing, place.newest_ms),
+        )
+
+    def empty(self) -> None:
+        """Takes everything out that the topics have. Claims and verdicts stay."""
+        with self.database.transaction() as transaction:
+            self.database.drop_decisions(transaction)
+            transaction.execute("DELETE FROM sources")
+
+    # Reading
+
+    def count(self) -> int:
+        """Returns how many decisions came, repeated ones included."""
+        with self.database.reading() as transaction:
+            ((count,),) = transaction.execute("SELECT coalesce(sum(decisions), 0) FROM hours")
+        return int(count)
+
+    def search(self, search: Search, *, after: Place | None = None, count: int = 25) -> Page:
+        """Returns the next page of a search, at most `count` decisions, the newest first.
+
+        Raises InvalidEvent for a `count` beyond PAGE_ROWS_MAX, TemporaryFailure if the database does not answer.
+        """
+        if not 1 <= count <= PAGE_ROWS_MAX:
+            raise InvalidEvent(f"wanted 1 to {PAGE_ROWS_MAX}", field="count")
+        with self.database.reading() as transaction:
+            keys = search.keys()
+            looked_from_ms = None
+            if keys:
+                sql, values = _by_keys(keys)
+            else:
+                sql, values = "SELECT decided_time_ms, payment_hash FROM decisions k WHERE true", []
+                looked_from_ms = self._scan_from(transaction, search, after)
+            sql += _residual(search, after, looked_from_ms, values)
+            # A repeated decision has the place of the first: one place more tells whether there is a next page.
+            sql = f"SELECT DISTINCT decided_time_ms, payment_hash FROM ({sql}) AS places"
+            sql += f" ORDER BY decided_time_ms DESC, payment_hash DESC LIMIT {count + 1}"
+            places = [Place(*row) for row in transaction.execute(sql, values)]
+            rows = self._rows_at(transaction, places[:count])
+        # Another decision about the same payment in the same millisecond comes along: it must meet the search, too.
+        rows = [row for row in rows if _fits(row, search)]
+        if len(places) > count:
+            return Page(rows, places[count - 1])
+        if looked_from_ms is not None:
+            return Page(rows, Place(looked_from_ms, _LOWEST_HASH), looked_from_ms)
+        return Page(rows)
+
+    def _scan_from(self, transaction: Transaction, search: Search, after: Place | None) -> int | None:
+        """Returns the time from which on a scan looks at `scan_rows_max` decisions; None: from the beginning."""
+        top = min(_FIRST.time_ms if search.last_ms is None else search.last_ms, (after or _FIRST).time_ms)
+        left = self.database.scan_rows_max
+        hours = transaction.execute(
+            "SELECT hour, decisions FROM hours WHERE hour <= ? ORDER BY hour DESC", (top // HOUR_MS,)
+        )
+        for place, (hour, decisions) in enumerate(hours):
+            left -= decisions
+            if left <= 0 and place + 1 < len(hours):
+                bound = int(hour) * HOUR_MS
+                return bound if search.first_ms is None or search.first_ms < bound else None
+        return None
+
+    def at(self, place: Place) -> list[Row]:
+        """Returns the decisions at a place: one, as a rule."""
+        with self.database.reading() as transaction:
+            return self._rows_at(transaction, [place])
+
+    def about(self, payment_id: str) -> list[Row]:
+        """Returns all decisions about a payment, the newest first."""
+        return self.search(Search(payment_id=payment_id), count=PAGE_ROWS_MAX).rows
+
+    def bodies(self, places: Sequence[Place]) -> dict[str, bytes]:
+        """Returns by decision id the records of the decisions at these places."""
+        if not places:
+            return {}
+        with self.database.reading() as transaction:
+            sql = _at_places("SELECT decision_id, body FROM bodies", places)
+            return {row[0]: bytes(row[1]) for row in transaction.execute(sql)}
+
+    def neighbours(self, row: Row, count: int = 5) -> tuple[list[Row], list[Row]]:
+        """Returns the same card's last decisions before this one and its next ones after it, the nearest first."""
+        before = self.search(Search(card_id=row.card_id), after=row.place, count=count).rows
+        with self.database.reading() as transaction:
+            places = transaction.execute(
+                "SELECT DISTINCT decided_time_ms, payment_hash FROM keys WHERE hash = ? AND (decided_time_ms > ? OR "
+                f"(decided_time_ms = ? AND payment_hash > ?)) ORDER BY decided_time_ms, payment_hash LIMIT {count}",
+                (key_hash("card_id", row.card_id), row.place.time_ms, row.place.time_ms, row.place.payment_hash),
+            )
+            after = self._rows_at(transaction, [Place(*place) for place in places])[::-1]
+        return before, [other for other in after if other.card_id == row.card_id]
+
+    def shared_with_frauds(self, row: Row, shown: int = 5) -> list[SharedEntity]:
+        """Returns the card, merchant, device and address of a decision with other payments of theirs known as fraud."""
+        entities = [(kind, getattr(row, kind)) for kind in ("card_id", "device_id", "ip", "merchant_id")]
+        with self.database.reading() as transaction:
+            return [self._shared(transaction, row, kind, value, shown) for kind, value in entities if value]
+
+    def _shared(self, transaction: Transaction, row: Row, kind: str, value: str, shown: int) -> SharedEntity:
+        # Labels of all its payments, the newest of each payment first.
+        labels = transaction.execute(
+            "SELECT p.decided_time_ms, p.payment_hash, o.label FROM (SELECT DISTINCT decided_time_ms, payment_hash "
+            "FROM keys WHERE hash = ? ORDER BY decided_time_ms DESC, payment_hash DESC "
+            f"LIMIT {SHARED_DECISIONS_MAX}) AS p LEFT JOIN outcomes o ON o.payment_hash = p.payment_hash "
+            "ORDER BY p.decided_time_ms DESC, p.payment_hash DESC, o.outcome_time_ms DESC",
+            (key_hash(kind, value),),
+        )
+        newest: dict[Place, str | None] = {}
+        for time_ms, payment_hash, label in labels:
+            newest.setdefault(Place(time_ms, payment_hash), label)
+        frauds = [p for p, label in newest.items() if label == "fraud" and p.payment_hash != row.place.payment_hash]
+        rows = self._rows_at(transaction, frauds[:shown])
+        return SharedEntity(kind, value, len(newest), rows, len(frauds), len(newest) < SHARED_DECISIONS_MAX)
+
+    def _rows_at(self, transaction: Transaction, places: Sequence[Place]) -> list[Row]:
+        if not places:
+            return []
+        sql = _at_places(f"SELECT {', '.join(_COLUMNS)} FROM decisions", places)
+        found: dict[str, tuple[Any, ...]] = {}
+        for row in transaction.execute(sql):
+            found.setdefault(row[2], row)
+        known = _newest_outcomes(transaction, {row[1] for row in found.values()})
+        rows = [_row_of(row, known.get(row[1])) for row in found.values()]
+        return sorted(rows, key=lambda row: (row.place, row.decision_id), reverse=True)
+
+
+def _by_keys(keys: Sequence[tuple[int, ...]]) -> tuple[str, list[Any]]:
+    """Returns the SQL for the places that have a hash of each tuple, and its values."""
+    first, *others = keys
+    sql = f"SELECT k.decided_time_ms, k.payment_hash FROM keys k WHERE {_hash_in('k', first)}"
+    values: list[Any] = list(first)
+    for number, hashes in enumerate(others):
+        other = f"k{number}"
+        sql += (
+            f" AND EXISTS (SELECT 1 FROM keys {other} WHERE {_hash_in(other, hashes)} AND "
+            f"{other}.decided_time_ms = k.decided_time_ms AND {other}.payment_hash = k.payment_hash)"
+        )
+        values += hashes
+    return sql, values
+
+
+def _hash_in(table: str, hashes: Sequence[int]) -> str:
+    if len(hashes) == 1:
+        return f"{table}.hash = ?"
+    return f"{table}.hash IN ({', '.join('?' * len(hashes))})"
+
+
+def _residual(search: Search, after: Place | None, from_ms: int | None, values: list[Any]) -> str:
+    """Returns conditions on time, score and action; appends their values."""
+    conditions: list[tuple[str, Any]] = []
+    if after is not None:
+        conditions += [("k.decided_time_ms <= ?", after.time_ms)]
+    if search.last_ms is not None:
+        conditions += [("k.decided_time_ms <= ?", search.last_ms)]
+    lowest = [time_ms for time_ms in (search.first_ms, from_ms) if time_ms is not None]
+    if lowest:
+        conditions += [("k.decided_time_ms >= ?", max(lowest))]
+    if search.score_min > 0.0:
+        conditions += [("k.score >= ?", search.score_min)]
+    if search.score_max < 1.0:
+        conditions += [("k.score <= ?", search.score_max)]
+    if search.action:
+        conditions += [("k.action = ?", ACTIONS.index(search.action))]
+    values += [value for _, value in conditions]
+    sql = "".join(f" AND {condition}" for condition, _ in conditions)
+    if after is not None:
+        sql += " AND (k.decided_time_ms < ? OR k.payment_hash < ?)"
+        values += [after.time_ms, after.payment_hash]
+    return sql
+
+
+def _fits(row: Row, search: Search) -> bool:
+    """Whether a decision meets a search: also where two texts have the same hash."""
+    texts = all(
+        getattr(row, name) == wanted
+        for name in ("payment_id", "card_id", "merchant_id", "device_id", "ip")
+        if (wanted := getattr(search, name))
+    )
+    return (
+        texts
+        and search.action in ("", row.action)
+        and search.score_min <= row.score <= search.score_max
+        and (not search.rule or f"rule:{search.rule}" in row.reasons)
+        and (not search.flag or search.flag in row.flags)
+        and (not search.segment or any(reason.endswith(f":{search.segment}") for reason in row.reasons))
+    )
+
+
+def _at_places(select: str, places: Sequence[Place]) -> str:
+    """Returns SQL that looks up each place alone: a list of places would make DuckDB look through the whole table.
+
+    The numbers stand in it, since parameters take DuckDB three times as long.
+    """
+    return " UNION ALL ".join(
+        f"{select} WHERE decided_time_ms = {int(place.time_ms)} AND payment_hash = {int(place.payment_hash)}"
+        for place in places
+    )
+
+
+def _newest_outcomes(transaction: Transaction, payment_hashes: Iterable[int]) -> dict[int, Known]:
+    hashes = list(payment_hashes)
+    if not hashes:
+        return {}
+    one = "SELECT payment_hash, label, outcome_time_ms, source FROM outcomes WHERE payment_hash ="
+    rows: Rows = transaction.execute(" UNION ALL ".join(f"{one} {int(hash_)}" for hash_ in hashes))
+    newest = sorted(rows, key=lambda row: (row[2], row[1]))
+    return {row[0]: Known(row[1], row[2], row[3]) for row in newest}
+
+
+def _row_of(row: tuple[Any, ...], known: Known | None) -> Row:
+    values = dict(zip(_COLUMNS, row, strict=True))
+    place = Place(values.pop("decided_time_ms"), values.pop("payment_hash"))
+    values["action"] = ACTIONS[values["action"]]
+    for name in ("reasons", "flags"):
+        values[name] = tuple(json.loads(values[name]))
+    return Row(place=place, outcome=known, **values)

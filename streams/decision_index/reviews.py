@@ -1,0 +1,386 @@
+"""The review queue: payments that the policy wants somebody to look at, each with one analyst at a time.
+
+    p1  EUR 900 x 0.30  waits 2 h       priority 270.00 x (24 + 2)  = 7,020
+    p2  EUR 250 x 0.80  waits 20 h      priority 200.00 x (24 + 20) = 8,800     comes first
+
+1. *Claim*: an analyst takes the payment with the highest priority that nobody holds. The claim expires after a while:
+   a payment does not wait for somebody who has gone home.
+2. *Verdict*: fraud, genuine or unsure, with a reason. It counts only with a claim that still holds. The same verdict
+   with the same claim, as from a form that was sent twice, counts once.
+3. *Outbox*: when the analyst has the answer, the verdict is in the database and marked as unsent. `VerdictSender` sends
+   it to the topic `verdicts` and marks it after the broker has it. After a kill it sends again what has no mark. A
+   verdict therefore comes at least once, with the same verdict_id.
+4. *Second review*: a share of the payments, chosen by the hash of their ids, goes to a second analyst, who does not see
+   the first verdict. The agreement comes from these pairs.
+
+A payment leaves the queue with its last verdict, with an outcome, or when it is older than `age_ms_max`.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from paywarden.schemas.errors import InvalidEvent
+from paywarden.streams.decision_index.database import Database, Transaction
+from paywarden.streams.decision_index.search import key_hash
+
+VERDICTS = ("fraud", "genuine", "unsure")
+REASONS = (
+    "cardholder_confirmed",
+    "cardholder_denied",
+    "known_pattern",
+    "shared_with_fraud",
+    "account_taken_over",
+    "usual_for_the_card",
+    "merchant_explained",
+    "not_enough_to_say",
+    "other",
+)
+NOTE_MAX = 2_000
+_DAY_MS = 86_400_000
+_HOUR_MS = 3_600_000
+_SHARES = 10_000
+
+
+@dataclass(frozen=True)
+class ReviewSettings:
+    """How the queue works. `second_share`: of the payments, from 0 to 1."""
+
+    claim_ms: int = 900_000
+    second_share: float = 0.05
+    age_ms_max: int = 7 * _DAY_MS
+
+
+class ClaimLost(InvalidEvent):
+    """The claim has expired, or the payment is no longer in the queue."""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A payment in the queue. `holder` is empty where nobody holds it. `stake_minor`: its amount times its score."""
+
+    decision_id: str
+    decided_time_ms: int
+    payment_hash: int
+    payment_id: str
+    score: float
+    stake_minor: int
+    turn: int
+    holder: str = ""
+    held_until_ms: int = 0
+
+    def priority(self, now_ms: int) -> float:
+        """Returns by how much it is before others: what is at stake, once more for each day that it has waited."""
+        return self.stake_minor * (_DAY_MS + max(0, now_ms - self.decided_time_ms)) / _HOUR_MS
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A payment that an analyst holds until `until_ms`. `token` goes with the verdict."""
+
+    token: str
+    waiting: Waiting
+    until_ms: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an analyst said, as on the topic."""
+
+    verdict_id: str
+    decision_id: str
+    payment_id: str
+    verdict: str
+    reason: str
+    note: str
+    analyst: str
+    turn: int
+    claimed_time_ms: int
+    verdict_time_ms: int
+
+    def record(self) -> dict[str, Any]:
+        """Returns the record of topic verdicts."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """How much an analyst did in a span of time. `median_s`: from claim to verdict."""
+
+    analyst: str
+    verdicts: int
+    frauds: int
+    median_s: float
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Payments with two verdicts. `kappa`: Cohen's, agreement beyond chance; None without two or if chance is all."""
+
+    pairs: int
+    equal: int
+    kappa: float | None
+
+
+_WAITING = "decision_id, decided_time_ms, payment_hash, payment_id, score, stake_minor, turn, holder, held_until_ms"
+_VERDICT = "verdict_id, decision_id, payment_id, verdict, reason, note, analyst, turn, claimed_ms, time_ms"
+
+
+class ReviewQueue:
+    """The queue in the database of the index. Thread-safe, also between processes on PostgreSQL."""
+
+    def __init__(self, database: Database, settings: ReviewSettings) -> None:
+        self._database, self._settings = database, settings
+
+    # Filled from the topics
+
+    def add_decisions(
+        self, transaction: Transaction, decisions: Iterable[Mapping[str, Any]], stakes: Iterable[int]
+    ) -> None:
+        """Adds decisions with the action `review`, in the form of their topic; `stakes`: amount times score of each."""
+        asked = [
+            (decision, stake)
+            for decision, stake in zip(decisions, stakes, strict=True)
+            if decision["action"] == "review"
+        ]
+        if not asked:
+            return
+        # A repeated decision would be refused as a whole by some databases.
+        unique = {decision["decision_id"]: (decision, stake) for decision, stake in asked}
+        transaction.append(
+            "reviews",
+            {
+                "decision_id": list(unique),
+                "decided_time_ms": [decision["decided_time_ms"] for decision, _ in unique.values()],
+                "payment_hash": [key_hash("payment_id", decision["payment_id"]) for decision, _ in unique.values()],
+                "payment_id": [decision["payment_id"] for decision, _ in unique.values()],
+                "score": [decision["score"] for decision, _ in unique.values()],
+                "stake_minor": [stake for _, stake in unique.values()],
+                "status": ["open"] * len(unique),
+                "turn": [1] * len(unique),
+                "holder": [""] * len(unique),
+                "claim": [""] * len(unique),
+                "claimed_ms": [0] * len(unique),
+                "held_until_ms": [0] * len(unique),
+            },
+        )
+        # Verdicts may have come before their decisions.
+        self._settle(transaction, list(unique))
+
+    @staticmethod
+    def add_outcomes(transaction: Transaction, outcomes: Iterable[Mapping[str, Any]]) -> None:
+        """Takes payments out of the queue whose outcome is known."""
+        for hash_ in {key_hash("payment_id", outcome["payment_id"]) for outcome in outcomes}:
+            transaction.execute(
+                "UPDATE reviews SET status = 'known' WHERE payment_hash = ? AND status = 'open'", (hash_,)
+            )
+
+    def add_verdicts(self, transaction: Transaction, records: Sequence[Mapping[str, Any]]) -> None:
+        """Adds verdicts from their topic: those of other consoles, and ours of before the database was lost."""
+        for record in records:
+            said = Verdict(**{name: record[name] for name in Verdict.__dataclass_fields__})
+            self._insert(transaction, said, sent=True)
+        self._settle(transaction, [record["decision_id"] for record in records])
+
+    # An analyst's acts
+
+    def claim(self, analyst: str, now_ms: int, *, decision_id: str = "") -> Claim | None:
+        """Gives an analyst the first payment of the queue, or that of a decision; None if there is none to give.
+
+        An analyst who holds one already gets it again, with its claim prolonged.
+        """
+        with self._database.transaction() as transaction:
+            own = "holder = ? AND held_until_ms > ?"
+            free = (
+                "NOT (holder <> '' AND held_until_ms > ?) AND NOT EXISTS "
+                "(SELECT 1 FROM verdicts v WHERE v.decision_id = reviews.decision_id AND v.analyst = ?)"
+            )
+            for condition, values in (
+                (own, (analyst, now_ms)),
+                (free, (now_ms, analyst)),
+            ):
+                for waiting in self._first(transaction, condition, values, now_ms, decision_id):
+                    return self._hold(transaction, waiting, analyst, now_ms)
+        return None
+
+    def _first(
+        self, transaction: Transaction, condition: str, values: Sequence[Any], now_ms: int, decision_id: str
+    ) -> list[Waiting]:
+        of_one, more = (" AND decision_id = ?", [decision_id]) if decision_id else ("", [])
+        lock = " FOR UPDATE SKIP LOCKED" if self._database.name == "PostgreSQL" else ""
+        rows = transaction.execute(
+            f"SELECT {_WAITING} FROM reviews WHERE status = 'open' AND decided_time_ms >= ? AND {condition}{of_one} "
+            f"ORDER BY stake_minor * (CAST(? AS DOUBLE PRECISION) - decided_time_ms) DESC, decision_id LIMIT 1{lock}",
+            [now_ms - self._settings.age_ms_max, *values, *more, now_ms + _DAY_MS],
+        )
+        return [Waiting(*row) for row in rows]
+
+    def _hold(self, transaction: Transaction, waiting: Waiting, analyst: str, now_ms: int) -> Claim:
+        until_ms = now_ms + self._settings.claim_ms
+        again = waiting.holder == analyst and waiting.held_until_ms > now_ms
+        token = secrets.token_hex(16)
+        if again:
+            ((token,),) = transaction.execute("SELECT claim FROM reviews WHERE decision_id = ?", (waiting.decision_id,))
+            transaction.execute(
+                "UPDATE reviews SET held_until_ms = ? WHERE decision_id = ?", (until_ms, waiting.decision_id)
+            )
+        else:
+            transaction.execute(
+                "UPDATE reviews SET holder = ?, claim = ?, claimed_ms = ?, held_until_ms = ? WHERE decision_id = ?",
+                (analyst, token, now_ms, until_ms, waiting.decision_id),
+            )
+        return Claim(token, waiting, until_ms)
+
+    def release(self, analyst: str, token: str) -> None:
+        """Gives a payment back to the queue. Raises ClaimLost if the claim does not hold."""
+        with self._database.transaction() as transaction:
+            self._held(transaction, analyst, token, 0)
+            transaction.execute(
+                "UPDATE reviews SET holder = '', claim = '', held_until_ms = 0 WHERE claim = ?", (token,)
+            )
+
+    def decide(self, analyst: str, token: str, verdict: str, reason: str, note: str, now_ms: int) -> Verdict:
+        """Keeps a verdict. When this returns, the verdict is on disk and will be sent.
+
+        Raises InvalidEvent naming the field that is wrong, ClaimLost if the claim does not hold any more.
+        """
+        if verdict not in VERDICTS:
+            raise InvalidEvent(f"wanted one of {', '.join(VERDICTS)}", field="verdict")
+        if reason not in REASONS:
+            raise InvalidEvent(f"wanted one of {', '.join(REASONS)}", field="reason")
+        if len(note) > NOTE_MAX:
+            raise InvalidEvent(f"wanted at most {NOTE_MAX} characters, got {len(note)}", field="note")
+        with self._database.transaction() as transaction:
+            earlier = transaction.execute(f"SELECT {_VERDICT} FROM verdicts WHERE verdict_id = ?", (token,))
+            if earlier:
+                said = Verdict(*earlier[0])
+                if (said.analyst, said.verdict, said.reason) != (analyst, verdict, reason):
+                    raise ClaimLost("another verdict was given with this claim")
+                return said
+            decision_id, payment_id, turn, claimed_ms = self._held(transaction, analyst, token, now_ms)
+            said = Verdict(token, decision_id, payment_id, verdict, reason, note, analyst, turn, claimed_ms, now_ms)
+            self._insert(transaction, said, sent=False)
+            self._settle(transaction, [decision_id])
+        return said
+
+    @staticmethod
+    def _held(transaction: Transaction, analyst: str, token: str, now_ms: int) -> tuple[str, str, int, int]:
+        rows = transaction.execute(
+            "SELECT decision_id, payment_id, turn, claimed_ms FROM reviews WHERE claim = ? AND holder = ? "
+            "AND claim <> '' AND status = 'open' AND held_until_ms > ?",
+            (token, analyst, now_ms),
+        )
+        if not rows:
+            raise ClaimLost("the claim has expired: claim the payment again")
+        ((decision_id, payment_id, turn, claimed_ms),) = rows
+        return decision_id, payment_id, turn, claimed_ms
+
+    @staticmethod
+    def _insert(transaction: Transaction, said: Verdict, *, sent: bool) -> None:
+        transaction.execute(
+            "INSERT INTO verdicts (verdict_id, decision_id, payment_id, verdict, reason, note, analyst, turn, "
+            "claimed_ms, time_ms, payment_hash, is_sent) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
+            "ON CONFLICT DO NOTHING",
+            (*vars(said).values(), key_hash("payment_id", said.payment_id), sent),
+        )
+
+    def _settle(self, transaction: Transaction, decision_ids: Sequence[str]) -> None:
+        """Moves payments on that have verdicts: to their second turn, or out of the queue."""
+        for decision_id in dict.fromkeys(decision_ids):
+            ((count,),) = transaction.execute(
+                "SELECT count(DISTINCT analyst) FROM verdicts WHERE decision_id = ?", (decision_id,)
+            )
+            if count == 0:
+                continue
+            rows = transaction.execute("SELECT payment_hash FROM reviews WHERE decision_id = ?", (decision_id,))
+            for (payment_hash,) in rows:
+                is_open = count == 1 and self._has_second(payment_hash)
+                transaction.execute(
+                    "UPDATE reviews SET status = ?, turn = ?, holder = '', claim = '', held_until_ms = 0 "
+                    "WHERE decision_id = ? AND status = 'open' AND turn <= ?",
+                    ("open" if is_open else "done", count + 1 if is_open else count, decision_id, count),
+                )
+
+    def _has_second(self, payment_hash: int) -> bool:
+        return payment_hash % _SHARES < self._settings.second_share * _SHARES
+
+    # Looks
+
+    def waiting(self, now_ms: int, count: int = 50) -> tuple[list[Waiting], int]:
+        """Returns the first payments of the queue, held ones included, and how many there are in all."""
+        since_ms = now_ms - self._settings.age_ms_max
+        with self._database.reading() as transaction:
+            rows = transaction.execute(
+                f"SELECT {_WAITING} FROM reviews WHERE status = 'open' AND decided_time_ms >= ? ORDER BY "
+                f"stake_minor * (CAST(? AS DOUBLE PRECISION) - decided_time_ms) DESC, decision_id LIMIT {int(count)}",
+                (since_ms, now_ms + _DAY_MS),
+            )
+            ((total,),) = transaction.execute(
+                "SELECT count(*) FROM reviews WHERE status = 'open' AND decided_time_ms >= ?", (since_ms,)
+            )
+        return [Waiting(*row) for row in rows], int(total)
+
+    def verdicts_of(self, decision_id: str) -> list[Verdict]:
+        """Returns the verdicts about a decision, the oldest first."""
+        with self._database.reading() as transaction:
+            rows = transaction.execute(
+                f"SELECT {_VERDICT} FROM verdicts WHERE decision_id = ? ORDER BY time_ms, verdict_id", (decision_id,)
+            )
+        return [Verdict(*row) for row in rows]
+
+    def throughput(self, since_ms: int) -> list[Throughput]:
+        """Returns by analyst what was done since a time, most verdicts first."""
+        with self._database.reading() as transaction:
+            rows = transaction.execute(
+                "SELECT analyst, count(*), count(CASE WHEN verdict = 'fraud' THEN 1 END), "
+                "percentile_cont(0.5) WITHIN GROUP (ORDER BY time_ms - claimed_ms) FROM verdicts WHERE time_ms >= ? "
+                "GROUP BY analyst ORDER BY count(*) DESC, analyst",
+                (since_ms,),
+            )
+        return [Throughput(analyst, count, frauds, float(median) / 1000) for analyst, count, frauds, median in rows]
+
+    def agreement(self, since_ms: int) -> Agreement:
+        """Returns how often the second analyst of a payment said the same as the first; `since_ms`: of the second."""
+        with self._database.reading() as transaction:
+            rows = transaction.execute(
+                "SELECT a.verdict, b.verdict, count(*) FROM verdicts a JOIN verdicts b "
+                "ON a.decision_id = b.decision_id AND a.turn = 1 AND b.turn = 2 WHERE b.time_ms >= ? "
+                "GROUP BY a.verdict, b.verdict",
+                (since_ms,),
+            )
+        return agreement_of({(first, second): count for first, second, count in rows})
+
+    def unsent(self, count: int) -> list[Verdict]:
+        """Returns the oldest verdicts that are not known to be on the topic."""
+        with self._database.reading() as transaction:
+            rows = transaction.execute(
+                f"SELECT {_VERDICT} FROM verdicts WHERE NOT is_sent ORDER BY time_ms, verdict_id LIMIT {int(count)}"
+            )
+        return [Verdict(*row) for row in rows]
+
+    def mark_sent(self, verdicts: Sequence[Verdict]) -> None:
+        """Notes that the broker has these."""
+        with self._database.transaction() as transaction:
+            for said in verdicts:
+                transaction.execute("UPDATE verdicts SET is_sent = true WHERE verdict_id = ?", (said.verdict_id,))
+
+
+def agreement_of(pairs: Mapping[tuple[str, str], int]) -> Agreement:
+    """Returns the agreement of counted pairs of a first and a second verdict (J. Cohen, 1960).
+
+    Example: 40 times both said fraud, 40 times both genuine, 20 times they differed, as often in each direction. They
+    agree in 0.8; by chance they would in 0.5; kappa is (0.8 - 0.5) / (1 - 0.5) = 0.6.
+    """
+    total = sum(pairs.values())
+    equal = sum(count for (first, second), count in pairs.items() if first == second)
+    if total < 2:
+        return Agreement(total, equal, None)
+    chance = sum(
+        sum(count for (first, _), count in pairs.items() if first == kind)
+        * sum(count for (_, second), count in pairs.items() if second == kind)
+        for kind in VERDICTS
+    ) / (total * total)
+    return Agreement(total, equal, None if chance >= 1.0 else (equal / total - chance) / (1 - chance))

@@ -1,0 +1,51 @@
+"""The settings of the index of decisions and of the review queue: section [decision_index]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from paywarden.schemas.errors import Misconfigured
+from paywarden.streams.decision_index.reviews import ReviewSettings
+
+_MINUTE_MS, _DAY_MS = 60_000, 86_400_000
+_LEAST = {"memory_mb": 64, "threads": 1, "timeout_ms": 100, "claim_minutes": 1, "review_days": 1}
+
+
+@dataclass(frozen=True)
+class DecisionIndexSettings:
+    """Where the index is, and how the review queue works."""
+
+    # Without an address: the file of DuckDB. One process has it open.
+    path: str = "index/decisions.duckdb"
+    # postgresql://…, where a team works. It may hold a password.
+    address: str = field(default="", repr=False)
+    # The schema of the tables in PostgreSQL.
+    schema: str = "paywarden"
+    # What DuckDB may use.
+    memory_mb: int = 1024
+    threads: int = 2
+    # PostgreSQL ends a statement that takes longer.
+    timeout_ms: int = 5_000
+    # An analyst holds a payment for so long.
+    claim_minutes: int = 15
+    # The share of reviewed payments that a second analyst reviews, too.
+    second_review_share: float = 0.05
+    # An older payment leaves the review queue.
+    review_days: int = 7
+
+    def __post_init__(self) -> None:
+        """Raises Misconfigured naming the setting that is out of range."""
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                raise Misconfigured(f"decision_index.{name}: wanted at least {least}, got {getattr(self, name)}")
+        if not 0.0 <= self.second_review_share <= 1.0:
+            raise Misconfigured(f"decision_index.second_review_share: wanted 0 to 1, got {self.second_review_share:g}")
+
+    @property
+    def reviews(self) -> ReviewSettings:
+        """The settings of the review queue."""
+        return ReviewSettings(
+            claim_ms=self.claim_minutes * _MINUTE_MS,
+            second_share=self.second_review_share,
+            age_ms_max=self.review_days * _DAY_MS,
+        )

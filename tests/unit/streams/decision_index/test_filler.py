@@ -1,0 +1,131 @@
+"""An index is filled from topics and archives: nothing twice, nothing lost, and what is missing is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+
+from paywarden.schemas.avro import Encoder, LocalSchemaIds
+from paywarden.schemas.errors import Misconfigured, TemporaryFailure
+from paywarden.streams.archive.archive import Archiver
+from paywarden.streams.decision_index.database import Database, Transaction
+from paywarden.streams.decision_index.filler import IndexFiller, fill_from_archive
+from paywarden.streams.decision_index.index import DecisionIndex, SourcePlace
+from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewSettings
+from paywarden.streams.decision_index.search import Search
+from tests.fakes.kafka import FakeAdmin, FakeBroker, FakeConsumer, clients_of
+from tests.fakes.topic_memory import MemoryTopic
+from tests.unit.streams.decision_index.test_index import made
+
+IDS = LocalSchemaIds()
+ENCODERS = {name: Encoder(name, IDS.id_of(name)) for name in ("decisions", "outcomes", "verdicts")}
+
+
+def put(broker: FakeBroker, topic: str, record: dict[str, Any], time_ms: int = 5) -> None:
+    broker.append((topic, 0), ENCODERS[topic].encode(record), time_ms)
+
+
+@pytest.fixture
+def broker() -> FakeBroker:
+    broker = FakeBroker()
+    for number in range(20):
+        put(broker, "decisions", made(number), 100 + number)
+    broker.append(("decisions", 0), b"no decision", 130)
+    put(broker, "outcomes", {"payment_id": "p3", "outcome_time_ms": 9, "label": "fraud"})
+    return broker
+
+
+def parts(database: Database) -> tuple[DecisionIndex, ReviewQueue]:
+    return DecisionIndex(database, worth=lambda amount, _c, _t: amount), ReviewQueue(database, ReviewSettings())
+
+
+def filler_of(database: Database, broker: FakeBroker, consumers: int = 3) -> IndexFiller:
+    clients = clients_of(broker, consumers=[FakeConsumer(broker) for _ in range(consumers)], admin=FakeAdmin(broker))
+    return IndexFiller(*parts(database), clients, IDS, now_ms=lambda: 1_000)
+
+
+def test_decisions_outcomes_and_reviews_come_in_and_the_index_says_so(database: Database, broker: FakeBroker) -> None:
+    filler = filler_of(database, broker)
+    assert filler.state.line()
+    while filler.step():
+        pass
+    index, queue = parts(database)
+    rows = index.search(Search(), count=100).rows
+    assert {row.payment_id for row in rows} == {f"p{number}" for number in range(20)}
+    assert [row.outcome.label for row in rows if row.outcome] == ["fraud"]
+    asked = {row.decision_id for row in rows if row.action == "review" and row.outcome is None}
+    assert {each.decision_id for each in queue.waiting(rows[0].decided_time_ms)[0]} == asked
+    assert (filler.state.line(), filler.state.undecoded, filler.state.read_ms) == ("", 1, 1_000)
+    assert index.sources("decisions")[0] == SourcePlace("decisions", 0, 21, "id-of-decisions", 0, 130)
+
+
+def test_a_batch_that_fails_halfway_is_read_again_and_counts_once(
+    database: Database, broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filler = filler_of(database, broker)
+    add = ReviewQueue.add_decisions
+
+    def dies(self: ReviewQueue, transaction: Transaction, *rest: Any) -> None:
+        add(self, transaction, *rest)
+        monkeypatch.undo()
+        raise TemporaryFailure("died before the end of the transaction")
+
+    monkeypatch.setattr(ReviewQueue, "add_decisions", dies)
+    with pytest.raises(TemporaryFailure):
+        filler.step()
+    assert "died" in filler.state.line()
+    assert filler.state.trouble_since_ms == 1_000
+    index, _ = parts(database)
+    assert index.count() == 0
+    while filler.step():
+        pass
+    assert (index.count(), filler.state.line()) == (20, "")
+    # Another process goes on behind it.
+    put(broker, "decisions", made(20))
+    later = filler_of(database, broker)
+    assert later.step() == 1
+    assert index.count() == 21
+
+
+def test_expired_records_are_counted_for_ever(database: Database, broker: FakeBroker) -> None:
+    filler = filler_of(database, broker)
+    while filler.step():
+        pass
+    for number in range(20, 40):
+        put(broker, "decisions", made(number))
+    broker.begins["decisions", 0] = 30
+    later = filler_of(database, broker)
+    for _ in range(4):
+        later.step()
+    index, _ = parts(database)
+    assert index.sources("decisions")[0].missing == 9
+    assert index.count() == 20 + 11
+
+
+def test_a_topic_that_was_made_anew_is_refused_until_a_rebuild(database: Database, broker: FakeBroker) -> None:
+    filler_of(database, broker).step()
+    broker.topic_ids["decisions"] = "another"
+    with pytest.raises(Misconfigured, match="--rebuild"):
+        filler_of(database, broker).step()
+    parts(database)[0].empty()
+    assert filler_of(database, broker).step() > 0
+
+
+def test_an_archive_gives_the_same_index_as_the_topic(database: Database, tmp_path: Path) -> None:
+    decisions = [made(number) for number in range(30)]
+    topic = MemoryTopic("decisions", batch=10)
+    for number, each in enumerate(decisions):
+        topic.append(number % 2, each, 100 + number)
+    archiver = Archiver(topic, IDS, "decisions", tmp_path)
+    archiver.run(archiver.wanted(None, None), Event(), lambda _: None)
+    index, queue = parts(database)
+    assert fill_from_archive(index, queue, tmp_path) == 30
+    assert fill_from_archive(index, queue, tmp_path) == 0
+    rows = index.search(Search(), count=100).rows
+    assert {row.decision_id for row in rows} == {each["decision_id"] for each in decisions}
+    bodies = index.bodies([row.place for row in rows[:3]])
+    encoded = {each["decision_id"]: ENCODERS["decisions"].encode(each) for each in decisions}
+    assert bodies == {name: encoded[name] for name in bodies}
