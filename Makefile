@@ -97,6 +97,7 @@ check-clients:
 	$(BIN)/python ops/clients/python/make_vectors.py --check
 	MYPYPATH=ops/clients/python $(BIN)/mypy --python-version 3.10 --config-file= --strict --package paywarden_client
 	MYPYPATH=ops/clients/python $(BIN)/mypy --config-file= --strict ops/clients/python/driver.py ops/clients/python/make_vectors.py
+	$(BIN)/python -m tests.services.client_drivers
 
 format: install ## put the code in form
 	$(BIN)/ruff check --fix .

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import socket
 import ssl
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.services.certificates import Authority
-from tests.services.client_drivers import DRIVERS, Driver
+from tests.services.client_drivers import CLIENTS, DRIVERS, Driver, typescript
 from tests.services.fetch import ServiceMissing
 from tests.services.processes import wait_until
 from tests.services.scripted_host import ScriptedHost
@@ -364,3 +368,28 @@ def test_a_client_trusts_its_authority_alone(driver: Driver, tmp_path: Path) -> 
 )
 def test_a_wrong_setting_is_named_when_the_client_is_made(driver: Driver, settings: dict[str, Any], where: str) -> None:
     assert driver.ask(settings={"urls": ["http://127.0.0.1:1"]} | settings) == {"wrong_settings": where}
+
+
+# Vectors
+
+
+def test_the_typescript_client_passes_all_vectors() -> None:
+    try:
+        built = typescript()
+    except ServiceMissing as error:
+        pytest.skip(str(error))
+    done = subprocess.run(
+        ["node", "--test", "dist/test/vectors.test.js"],
+        cwd=built,
+        env={**os.environ, "PAYWARDEN_VECTORS": str(CLIENTS / "vectors")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-5000:]
+    counted = {
+        name: int(count) for name, count in re.findall(r"^(?:#|ℹ) (pass|fail|skipped) (\d+)$", done.stdout, re.M)
+    }
+    cases = sum(len(json.loads(path.read_text("utf-8"))["cases"]) for path in (CLIENTS / "vectors").glob("*.json"))
+    assert counted == {"pass": cases, "fail": 0, "skipped": 0}

@@ -1,22 +1,30 @@
 """The drivers of our clients (ops/clients), ready to run: the programs that tests and benchmarks talk to.
 
-ops/clients/SPECIFICATION.md says what a driver reads and prints.
+ops/clients/SPECIFICATION.md says what a driver reads and prints. What a build needs and gives is kept beside the
+services, in folders named after a digest of the sources. `python -m tests.services.client_drivers` checks types and
+form of each client whose tools are there (`make check`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import queue
+import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 from tests.checkout import CHECKOUT
+from tests.services.fetch import ServiceMissing, fetched
+from tests.services.missing_tools import NODE
 
 CLIENTS = CHECKOUT / "ops" / "clients"
 _ANSWER_TIMEOUT_S = 120.0
+_BUILD_TIMEOUT_S = 600.0
 
 
 def _python(kind: str) -> Sequence[str]:
@@ -24,9 +32,85 @@ def _python(kind: str) -> Sequence[str]:
     return [sys.executable, "-S", str(CLIENTS / "python" / "driver.py"), kind]
 
 
+def typescript() -> Path:
+    """Returns the folder of the compiled client: `dist` and `node_modules`. Raises ServiceMissing without node."""
+    sources = CLIENTS / "typescript"
+    # Sources and what is compiled of them; not what a developer's own build has left there.
+    parts = ("package.json", "tsconfig.json", "src", "test")
+    files = [file for part in parts for file in (sources / part, *sorted((sources / part).glob("*.ts")))]
+    files = [file for file in files if file.is_file()]
+
+    # Before the build: a build that fetches would wait for itself.
+    packages = _node_modules()
+
+    def build(target: Path) -> None:
+        target.mkdir()
+        (target / "node_modules").symlink_to(packages)
+        for part in parts:
+            copy = shutil.copytree if (sources / part).is_dir() else shutil.copy
+            copy(sources / part, target / part)
+        run_tool([_node_program("node"), "node_modules/typescript/bin/tsc"], target)
+
+    return fetched(f"client-typescript-{digest_of(files)}", build)
+
+
+def _typescript() -> Sequence[str]:
+    return [_node_program("node"), str(typescript() / "dist" / "src" / "driver.js")]
+
+
+def _node_modules() -> Path:
+    """Returns the folder of the packages that build and check the TypeScript client."""
+    package = CLIENTS / "typescript" / "package.json"
+
+    def build(target: Path) -> None:
+        target.mkdir()
+        shutil.copy(package, target)
+        quiet = ["--ignore-scripts", "--no-package-lock", "--no-audit", "--no-fund"]
+        run_tool([_node_program("npm"), "install", *quiet], target)
+
+    return fetched(f"client-typescript-packages-{digest_of([package])}", build) / "node_modules"
+
+
+def _node_program(name: str) -> str:
+    found = shutil.which(name)
+    if found is None or shutil.which("npm") is None:
+        raise ServiceMissing(NODE.reason)
+    return found
+
+
+def digest_of(files: Sequence[Path]) -> str:
+    """Returns a short digest of files, for the name of a folder."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def run_tool(command: Sequence[str], folder: Path) -> None:
+    """Run a tool in a folder. Raises ServiceMissing with what it printed if it fails."""
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=_BUILD_TIMEOUT_S,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    if done.returncode != 0:
+        raise ServiceMissing(f"{command[0]} failed: {(done.stdout + done.stderr).strip()[-4000:]}")
+
+
+def check_typescript() -> None:
+    """Check types and form of the TypeScript client. Raises ServiceMissing."""
+    built = typescript()
+    run_tool([_node_program("node"), "node_modules/prettier/bin/prettier.cjs", "--check", "src", "test"], built)
+
+
 DRIVERS: Mapping[str, Callable[[], Sequence[str]]] = {
     "python": lambda: _python("threads"),
     "python-asyncio": lambda: _python("asyncio"),
+    "typescript": _typescript,
 }
 """How to run each client's driver, by the client's name. A function raises ServiceMissing where a tool is missing."""
 
@@ -105,3 +189,23 @@ class Driver:
         for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
             assert pipe is not None
             pipe.close()
+
+
+CHECKS: Mapping[str, Callable[[], None]] = {"typescript": check_typescript}
+"""What `make check` asks of each client, besides Python's, which is checked as all our code is."""
+
+
+def main() -> int:
+    failed = False
+    for name, check in CHECKS.items():
+        try:
+            check()
+        except ServiceMissing as error:
+            is_missing_tool = str(error).startswith("needs ")
+            failed = failed or not is_missing_tool
+            sys.stderr.write(f"ops/clients/{name}: {'not checked, it ' if is_missing_tool else ''}{error}\n")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -34,6 +34,7 @@ GO = Tool("Go 1.26", "https://go.dev/dl, with `go` on PATH")
 HANDBOOK = Tool("the handbook's table", "PAYWARDEN_HANDBOOK=FILE, see CONTRIBUTING.md")
 MLFLOW = Tool("MLflow", "pip install '.[mlflow]'")
 NGINX = Tool("nginx with Lua", "apt-get install nginx-light libnginx-mod-http-lua")
+NODE = Tool("Node 20 with npm", "apt-get install nodejs npm")
 PROMTOOL = Tool("promtool", "apt-get install prometheus")
 SCHEMATHESIS = Tool("Schemathesis", "pip install schemathesis")
 
