@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from tests.checkout import CHECKOUT
-from tests.services.fetch import ServiceMissing, fetched
+from tests.services.fetch import ServiceMissing, fetched, tool
 from tests.services.missing_tools import NODE
 
 CLIENTS = CHECKOUT / "ops" / "clients"
@@ -107,10 +107,26 @@ def check_typescript() -> None:
     run_tool([_node_program("node"), "node_modules/prettier/bin/prettier.cjs", "--check", "src", "test"], built)
 
 
+def _go() -> Sequence[str]:
+    return [str(_go_driver())]
+
+
+def _go_driver() -> Path:
+    go, folder = tool("go"), CLIENTS / "go"
+
+    def build(target: Path) -> None:
+        # Ask no version control: the sources may lie in a checkout of another owner.
+        run_tool([go, "build", "-buildvcs=false", "-o", str(target / "driver"), "./driver"], folder)
+
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return fetched(f"client-driver-go-{digest_of(files)}", build) / "driver"
+
+
 DRIVERS: Mapping[str, Callable[[], Sequence[str]]] = {
     "python": lambda: _python("threads"),
     "python-asyncio": lambda: _python("asyncio"),
     "typescript": _typescript,
+    "go": _go,
 }
 """How to run each client's driver, by the client's name. A function raises ServiceMissing where a tool is missing."""
 

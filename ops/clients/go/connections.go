@@ -1,0 +1,255 @@
+package paywarden
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+const receiveBytes = 16 * 1024
+
+var (
+	errLate         = errors.New("there is no time left")
+	errNoConnection = errors.New("no connection could be made")
+	errBusy         = errors.New("all connections were in use until the deadline")
+)
+
+// connection is one connection. A call has it to itself while it uses it.
+type connection struct {
+	net.Conn
+	raw  syscall.RawConn
+	used time.Time
+	// received is room for what comes.
+	received []byte
+}
+
+// exchange sends a request and returns its whole answer. The error is errLate, errNoAnswer, or any other if the
+// connection broke.
+func (c *connection) exchange(request []byte, deadline time.Time) (*answerReader, error) {
+	if err := c.SetDeadline(deadline); err != nil {
+		return nil, err
+	}
+	if _, err := c.Write(request); err != nil {
+		return nil, lateOr(err)
+	}
+	reader := &answerReader{}
+	for {
+		count, err := c.Read(c.received)
+		if count > 0 {
+			isWhole, wrong := reader.feed(c.received[:count])
+			if wrong != nil {
+				return nil, wrong
+			}
+			if isWhole {
+				return reader, nil
+			}
+		}
+		if err == io.EOF && reader.end() {
+			return reader, nil
+		}
+		if err != nil {
+			return nil, lateOr(err)
+		}
+	}
+}
+
+func lateOr(err error) error {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return errLate
+	}
+	return err
+}
+
+// hostConnections are the connections to one host, the one used last taken first.
+type hostConnections struct {
+	target         target
+	tls            *tls.Config
+	idle           time.Duration
+	connectTimeout time.Duration
+	// places holds a token for each connection that may be in use besides.
+	places chan struct{}
+
+	lock     sync.Mutex
+	kept     []*connection
+	isClosed bool
+
+	addresses   atomic.Pointer[[]netip.AddrPort]
+	nextAddress atomic.Uint32
+	// resolved is closed once there are addresses.
+	resolved     chan struct{}
+	resolvedOnce sync.Once
+}
+
+func newHostConnections(one target, settings *Settings, config *tls.Config) *hostConnections {
+	host := &hostConnections{
+		target: one, idle: settings.Idle, connectTimeout: settings.ConnectTimeout,
+		places: make(chan struct{}, settings.ConnectionsMax), resolved: make(chan struct{}),
+	}
+	if one.isTLS {
+		host.tls = config.Clone()
+		host.tls.ServerName = one.host
+	}
+	for range settings.ConnectionsMax {
+		host.places <- struct{}{}
+	}
+	if address, err := netip.ParseAddr(one.host); err == nil {
+		host.setAddresses([]netip.Addr{address})
+	}
+	return host
+}
+
+func (h *hostConnections) isNamed() bool {
+	_, err := netip.ParseAddr(h.target.host)
+	return err != nil
+}
+
+// setAddresses takes the addresses of the host's name. Without any, the earlier ones stay.
+func (h *hostConnections) setAddresses(found []netip.Addr) {
+	port, err := net.LookupPort("tcp", h.target.port)
+	if err != nil || len(found) == 0 {
+		return
+	}
+	addresses := make([]netip.AddrPort, len(found))
+	for place, one := range found {
+		addresses[place] = netip.AddrPortFrom(one, uint16(port))
+	}
+	h.addresses.Store(&addresses)
+	h.resolvedOnce.Do(func() { close(h.resolved) })
+}
+
+// take returns a connection for this call alone: giveBack or drop it. isFresh: not a kept one. The error is errBusy,
+// errNoConnection or errLate.
+func (h *hostConnections) take(ctx context.Context, deadline time.Time, isFresh bool) (*connection, error) {
+	select {
+	case <-h.places:
+	default:
+		timer := time.NewTimer(time.Until(deadline))
+		defer timer.Stop()
+		select {
+		case <-h.places:
+		case <-timer.C:
+			return nil, errBusy
+		case <-ctx.Done():
+			return nil, errLate
+		}
+	}
+	for !isFresh {
+		kept := h.takeKept()
+		if kept == nil {
+			break
+		}
+		if time.Since(kept.used) < h.idle && !isStale(kept.raw) {
+			return kept, nil
+		}
+		kept.Close()
+	}
+	made, err := h.connect(ctx, deadline)
+	if err != nil {
+		h.places <- struct{}{}
+	}
+	return made, err
+}
+
+func (h *hostConnections) takeKept() *connection {
+	h.lock.Lock()
+	defer h.lock.Unlock()
+	last := len(h.kept) - 1
+	if last < 0 {
+		return nil
+	}
+	kept := h.kept[last]
+	h.kept = h.kept[:last]
+	return kept
+}
+
+// giveBack keeps a connection for later.
+func (h *hostConnections) giveBack(one *connection) {
+	one.used = time.Now()
+	// A deadline that passes would keep the next call from looking whether the connection has ended.
+	one.SetDeadline(time.Time{})
+	h.lock.Lock()
+	idle := 0
+	if h.isClosed {
+		h.kept, idle = append(h.kept, one), len(h.kept)+1
+	} else {
+		h.kept = append(h.kept, one)
+		// The longest unused one is first.
+		for one.used.Sub(h.kept[idle].used) >= h.idle {
+			idle++
+		}
+	}
+	leaving := append([]*connection(nil), h.kept[:idle]...)
+	h.kept = h.kept[idle:]
+	h.lock.Unlock()
+	for _, each := range leaving {
+		each.Close()
+	}
+	h.places <- struct{}{}
+}
+
+// drop closes a connection.
+func (h *hostConnections) drop(one *connection) {
+	one.Close()
+	h.places <- struct{}{}
+}
+
+// close closes what is kept, and later what is in use.
+func (h *hostConnections) close() {
+	h.lock.Lock()
+	kept := h.kept
+	h.kept, h.isClosed = nil, true
+	h.lock.Unlock()
+	for _, one := range kept {
+		one.Close()
+	}
+}
+
+func (h *hostConnections) connect(ctx context.Context, deadline time.Time) (*connection, error) {
+	until := time.Now().Add(h.connectTimeout)
+	if until.After(deadline) {
+		until = deadline
+	}
+	ctx, cancel := context.WithDeadline(ctx, until)
+	defer cancel()
+	select {
+	case <-h.resolved:
+	case <-ctx.Done():
+		return nil, noConnection(deadline)
+	}
+	addresses := *h.addresses.Load()
+	address := addresses[int(h.nextAddress.Add(1)-1)%len(addresses)]
+	dialer := net.Dialer{KeepAlive: -1}
+	dialed, err := dialer.DialContext(ctx, "tcp", address.String())
+	if err != nil {
+		return nil, noConnection(deadline)
+	}
+	made := &connection{Conn: dialed, received: make([]byte, receiveBytes)}
+	if made.raw, err = dialed.(*net.TCPConn).SyscallConn(); err != nil {
+		dialed.Close()
+		return nil, noConnection(deadline)
+	}
+	if h.tls != nil {
+		shaken := tls.Client(dialed, h.tls)
+		made.Conn = shaken
+		if err := shaken.HandshakeContext(ctx); err != nil {
+			dialed.Close()
+			return nil, noConnection(deadline)
+		}
+	}
+	return made, nil
+}
+
+func noConnection(deadline time.Time) error {
+	if time.Now().Before(deadline) {
+		return errNoConnection
+	}
+	return errLate
+}

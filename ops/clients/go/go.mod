@@ -1,0 +1,3 @@
+module paywarden
+
+go 1.23

@@ -1,0 +1,19 @@
+"""The clients of other languages than Python: the vectors of all clients in their own test runners."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+import pytest
+
+from tests.services.client_drivers import CLIENTS
+from tests.services.missing_tools import GO
+
+
+@pytest.mark.skipif(shutil.which("go") is None, reason=GO.reason)
+def test_the_go_client_does_what_the_vectors_say() -> None:
+    # Not -count=1: where neither code nor vectors have changed, the result of before holds.
+    command = ["go", "test", "-buildvcs=false", "-vet=all", "./..."]
+    done = subprocess.run(command, cwd=CLIENTS / "go", capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
