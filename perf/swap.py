@@ -14,9 +14,9 @@ on the core of the worker. `--pause` is the time from the end of a swap to the n
 failed, `…_shed` were refused at once because the estimated wait was too long, and `…_late` after their deadline.
 `…_lag_p99_ms` is how late the load itself was: it shares the machine with whatever else runs. `p99_ratio` is the larger
 of the two protocols' p99 with swaps to that without, each the median of its loads. `resident_ratio` is the worker's
-anonymous resident memory after the swaps to that before them, when each bundle has been loaded once. The mirror and the
-decision cache, which are mapped, do not count: they fill up with use. `swap_ms_p50` and `_max` count from the signal to
-the worker's count.
+anonymous resident memory after the swaps to that before them, when each bundle has been loaded once, and the larger of
+the two protocols'. The mirror and the decision cache, which are mapped, do not count: they fill up with use.
+`swap_ms_p50` and `_max` count from the signal to the worker's count.
 """
 
 from __future__ import annotations
@@ -106,17 +106,14 @@ def main() -> None:
         (worker,) = server.worker_pids()
         bodies = stamped_bodies(world.requests, id_prefix="swap")
         figures: dict[str, float] = {}
-        resident = 0.0
         for name, target in (("http", f"{server.http}/v1/score"), ("grpc", server.grpc)):
             rate = drive(run_closed(target, bodies, seconds=4.0, options=_OPTIONS)).ok_per_second / 2
-            # The load itself takes memory: connections and buffers of a busy worker.
-            resident = resident or _resident(worker)
-            figures |= _measured(name, target, bodies, rate, swaps, len(swaps.took_ms) + arguments.swaps // 2)
+            figures |= _measured(name, target, bodies, rate, swaps, len(swaps.took_ms) + arguments.swaps // 2, worker)
         figures |= {
             "swaps": len(swaps.took_ms),
             "failed": sum(value for name, value in figures.items() if name.endswith("_failed")),
             "p99_ratio": max(figures["http_p99_ratio"], figures["grpc_p99_ratio"]),
-            "resident_ratio": _resident(worker) / resident,
+            "resident_ratio": max(figures["http_resident_ratio"], figures["grpc_resident_ratio"]),
             "swap_ms_p50": float(np.median(swaps.took_ms)),
             "swap_ms_max": max(swaps.took_ms),
         }
@@ -125,17 +122,20 @@ def main() -> None:
 
 
 def _measured(
-    name: str, target: str, bodies: Iterator[bytes], rate: float, swaps: Swaps, count: int
+    name: str, target: str, bodies: Iterator[bytes], rate: float, swaps: Swaps, count: int, worker: int
 ) -> dict[str, float]:
     """Returns the figures of one protocol: loads without swaps, and as many with `count` of them, in turns."""
     quiet: list[LoadReport] = []
     busy: list[LoadReport] = []
+    resident_kb = 0.0
 
     def load() -> LoadReport:
         return drive(run_load(target, bodies, rate=rate, seconds=_SECONDS, options=_OPTIONS))
 
     while len(swaps.took_ms) < count:
         quiet.append(load())
+        # The load itself takes memory: connections and buffers of a busy worker.
+        resident_kb = resident_kb or _resident_kb(worker)
         over = threading.Event()
         thread = threading.Thread(target=_swap_until, args=(swaps, over))
         thread.start()
@@ -155,6 +155,8 @@ def _measured(
         f"{name}_p99_ms": p99_ms,
         f"{name}_p99_ms_swapping": swapping_p99_ms,
         f"{name}_p99_ratio": swapping_p99_ms / p99_ms,
+        f"{name}_resident_mb": resident_kb / 1024,
+        f"{name}_resident_ratio": _resident_kb(worker) / resident_kb,
     }
 
 
@@ -167,7 +169,7 @@ def _swap_until(swaps: Swaps, over: threading.Event) -> None:
         swaps.swap()
 
 
-def _resident(worker: int) -> float:
+def _resident_kb(worker: int) -> float:
     status = Path(f"/proc/{worker}/status").read_text(encoding="utf-8")
     return next(float(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon:"))
 

@@ -27,7 +27,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import NamedTuple
@@ -185,7 +185,7 @@ class Policy:
         *,
         review_at: float,
         decline_at: float,
-        lists: Mapping[str, frozenset[str]] | None = None,
+        lists: Mapping[str, Set[str]] | None = None,
         catalogue: Catalogue = CATALOGUE,
         rest: Callable[[], object] = lambda: None,
     ) -> None:
@@ -309,7 +309,7 @@ class Policy:
         return strictness, reasons
 
 
-def policy_digest(settings: PolicySettings, lists: Mapping[str, frozenset[str]]) -> str:
+def policy_digest(settings: PolicySettings, lists: Mapping[str, Set[str]]) -> str:
     """Returns the sha256 of what a policy says, 64 hex digits. `lists`: from `read_lists`.
 
     Equal digests mean equal policies, from whichever file. Settings that have their default do not count, so a setting
@@ -318,7 +318,7 @@ def policy_digest(settings: PolicySettings, lists: Mapping[str, frozenset[str]])
     return _digest(settings, _list_digests(lists))
 
 
-def _list_digests(lists: Mapping[str, frozenset[str]]) -> dict[str, str]:
+def _list_digests(lists: Mapping[str, Set[str]]) -> dict[str, str]:
     return {name: hashlib.sha256("\n".join(sorted(entries)).encode()).hexdigest() for name, entries in lists.items()}
 
 
@@ -338,7 +338,7 @@ def policy_problems(
     *,
     review_at: float,
     decline_at: float,
-    lists: Mapping[str, frozenset[str]],
+    lists: Mapping[str, Set[str]],
     catalogue: Catalogue = CATALOGUE,
 ) -> list[str]:
     """Returns all problems for which `Policy` would refuse these settings, in its words; empty without a problem.
@@ -378,7 +378,7 @@ def _refusals(attempts: Iterable[Callable[[], object]]) -> list[str]:
     return messages
 
 
-def _vocabulary(catalogue: Catalogue, lists: Mapping[str, frozenset[str]] | None) -> Vocabulary:
+def _vocabulary(catalogue: Catalogue, lists: Mapping[str, Set[str]] | None) -> Vocabulary:
     flags = flags_of(entity.name for entity in catalogue.entities)
     return Vocabulary(catalogue.features, flags, lists or {}, catalogue.payment.fields)
 

@@ -1,21 +1,22 @@
 """A checked policy as a file, which a serving process reads instead of the project's configuration.
 
     FOLDER/policy.json    settings, the thresholds of its bundle, and digests
-    FOLDER/lists.json     the entries of its lists, read from wherever they stood
+    FOLDER/lists.json     the entries of its short lists, read from wherever they stood
+    FOLDER/NAME.list      a long list, which is mapped (models/policy/mapped_list.py)
 
-A process that serves a policy with the same lists already keeps them: to read a million entries takes a fifth of a
-second, in which a worker would answer nobody.
+A process that serves a policy with the same lists already keeps them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
 from paywarden.features.catalogue.entity import Catalogue
+from paywarden.models.policy.mapped_list import MappedList, can_be_mapped, write_mapped_list
 from paywarden.models.policy.policy import ConfiguredRule, ConfiguredSegment, Policy, PolicySettings
 from paywarden.schemas.errors import Misconfigured
 
@@ -45,7 +46,12 @@ def prepare_policy(policy: Policy, folder: Path, *, review_at: float, decline_at
         "digest": policy.digest,
         "list_digests": policy.list_digests,
     }
-    lists = {name: sorted(entries) for name, entries in policy.lists.items()}
+    lists = {}
+    for name, entries in policy.lists.items():
+        if can_be_mapped(entries):
+            write_mapped_list(folder / f"{name}.list", entries)
+        else:
+            lists[name] = sorted(entries)
     (folder / _LISTS).write_text(json.dumps(lists), encoding="utf-8")
     (folder / _POLICY).write_text(json.dumps(content), encoding="utf-8")
 
@@ -70,10 +76,13 @@ def load_policy(
         settings["rules"] = tuple(ConfiguredRule(**rule) for rule in settings["rules"])
         settings["segments"] = tuple(ConfiguredSegment(**segment) for segment in settings["segments"])
         if earlier is not None and earlier.list_digests == content["list_digests"]:
-            lists = earlier.policy.lists
+            lists: Mapping[str, Set[str]] = earlier.policy.lists
         else:
             read = json.loads((folder / _LISTS).read_text(encoding="utf-8"))
-            lists = {name: frozenset(entries) for name, entries in read.items()}
+            lists = {
+                name: frozenset(read[name]) if name in read else MappedList(folder / f"{name}.list")
+                for name in content["list_digests"]
+            }
         made = Policy(PolicySettings(**settings), **thresholds, lists=lists, catalogue=catalogue, rest=rest)
         rest()
         return PreparedPolicy(made, content["digest"], content["list_digests"])

@@ -38,7 +38,7 @@ import ast
 import difflib
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from enum import Enum
 from types import CodeType, FunctionType
@@ -119,7 +119,7 @@ class Vocabulary:
         self,
         features: Iterable[Feature],
         flags: Iterable[str],
-        lists: Mapping[str, frozenset[str]],
+        lists: Mapping[str, Set[str]],
         fields: KnownFields = TABLE_ALONE,
     ) -> None:
         self.flags, self.lists = tuple(flags), lists
@@ -347,7 +347,7 @@ class _Translation:
         if left.kind is not element:
             raise self._wrong(nodes[0], f"{left.kind.value} cannot be in {right.kind.value}")
         assert isinstance(right.node, ast.Name)
-        entries: frozenset[Any] = self._globals[right.node.id]
+        entries: Set[Any] = self._globals[right.node.id]
         if element is _Kind.NUMBER:
             if left.is_money and any(isinstance(entry, float) for entry in entries):
                 raise self._wrong(nodes[1], "amounts are whole minor units: 500.00 is 500_00")
@@ -373,7 +373,7 @@ class _Translation:
         ast.Compare: _compared,
     }
 
-    def _global(self, value: frozenset[Any]) -> ast.expr:
+    def _global(self, value: Set[Any]) -> ast.expr:
         # A global instead of a constant: the compiler visits every entry of a constant, and a list may have a million.
         name = f"list_{len(self._globals)}"
         self._globals[name] = value
@@ -422,7 +422,7 @@ def _other_text(left: str, right: str) -> bool:
     return left != right and left != "" and right != ""
 
 
-def _text_not_in(text: str, texts: frozenset[str]) -> bool:
+def _text_not_in(text: str, texts: Set[str]) -> bool:
     return text not in texts and text != ""
 
 

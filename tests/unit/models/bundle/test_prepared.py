@@ -12,6 +12,8 @@ from paywarden.features.catalogue.catalogue import CATALOGUE
 from paywarden.models.bundle.bundle import Bundle, golden_payments, native_library
 from paywarden.models.bundle.explain import Explainer
 from paywarden.models.bundle.prepared import load_prepared, prepare_bundle
+from paywarden.models.policy import mapped_list
+from paywarden.models.policy.mapped_list import MappedList
 from paywarden.models.policy.policy import ConfiguredRule, ConfiguredSegment, Facts, Policy, PolicySettings
 from paywarden.models.policy.prepared import PreparedPolicy, load_policy, prepare_policy
 from paywarden.schemas.errors import BundleRefused, Misconfigured
@@ -101,7 +103,11 @@ def test_what_the_check_refuses_is_named_by_the_bundles_own_path(tmp_path: Path)
         prepared(copy, tmp_path / "two")
 
 
-def test_a_prepared_policy_decides_as_the_policy_and_shares_its_lists(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mapped_from", [1, 10_000])
+def test_a_prepared_policy_decides_as_the_policy_and_shares_its_lists(
+    tmp_path: Path, mapped_from: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mapped_list, "MAPPED_FROM", mapped_from)
     settings = PolicySettings(
         on_mirror_stale="review",
         rules=(ConfiguredRule("known", "card_id in lists.good", "approve", override=True),),
@@ -113,6 +119,8 @@ def test_a_prepared_policy_decides_as_the_policy_and_shares_its_lists(tmp_path: 
     prepare_policy(policy, tmp_path, review_at=0.3, decline_at=0.9)
     loaded = load_policy(tmp_path, CATALOGUE)
     assert (loaded.digest, loaded.policy.lists) == (policy.digest, lists)
+    assert isinstance(loaded.policy.lists["good"], MappedList) == (mapped_from == 1)
+    assert loaded.policy.digest == policy.digest
     vector = np.zeros(len(CATALOGUE.features), dtype=np.float32)
     for card in ("c-1", "c-2"):
         for amount in (1000, 6000):
