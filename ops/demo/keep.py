@@ -17,7 +17,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from itertools import count
@@ -35,14 +35,17 @@ from paywarden.schemas.errors import TemporaryFailure
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.streams.kafka.producers import make_producer
 
-_SETTINGS = """\
+SETTINGS = """\
 [drift]
 grace_ms = 5000
 """
+"""Settings for a person who waits: blocks of decisions are evaluated soon."""
+# Demo people may come in: the console listens on a loopback address.
 _CONSOLE_SETTINGS = """\
 [console]
 port = 0
 folder = {folder}
+processes = {processes}
 """
 SHIFTED_SHARE = 0.4
 """The share of the payments that change."""
@@ -63,15 +66,9 @@ _PROMETHEUS = """\
 # Scrapes the demonstration: prometheus --config.file=FILE
 global:
   scrape_interval: 5s
-rule_files:
-{rules}scrape_configs:
+rule_files: {rules}
+scrape_configs:
 {jobs}"""
-
-
-def settings(folder: Path) -> str:
-    """Returns the sections of the configuration that a person who looks on needs. Blocks are evaluated soon."""
-    console = _CONSOLE_SETTINGS.format(folder=json.dumps(str(folder / "console"))) if _has_console() else ""
-    return _SETTINGS + console
 
 
 def keep_running(
@@ -90,8 +87,12 @@ def keep_running(
     process that has ended.
     """
     with ExitStack() as stack:
-        console = _console(stack, live, say) if _has_console() else None
-        announce(json.dumps({**addresses(live, console, command), "summary": summary}, indent=2))
+        grpc, admin = live.parts.part("serve").read_more_addresses(2)
+        # Health and metrics of `serve` are at a port of their own.
+        bases = {part.name: part.address for part in live.parts.parts} | {"serve": admin.removeprefix("admin ")}
+        console = _console(stack, live, bases, say) if find_spec(_CONSOLE) is not None else None
+        found = {**addresses(live, bases, command), "grpc": grpc, "console": console, "summary": summary}
+        announce(json.dumps(found, indent=2))
         say(f"running until Ctrl-C or `kill {os.getpid()}`")
         _send_until(stop, live, rate)
     if not stop.is_set():
@@ -99,23 +100,23 @@ def keep_running(
         raise TemporaryFailure(f"demo: {trouble}")
 
 
-def addresses(live: LiveSystem, console: str | None, command: Sequence[str] = ()) -> dict[str, Any]:
-    """Returns where everything is. Writes a configuration for Prometheus beside that of the processes."""
-    grpc, admin = live.parts.part("serve").read_more_addresses(2)
-    bases = {part.name: part.address for part in live.parts.parts} | {"serve": admin.removeprefix("admin ")}
-    rules, dashboards = _beside_us("alerts.yml"), _beside_us("dashboards")
+def addresses(live: LiveSystem, bases: Mapping[str, str], command: Sequence[str] = ()) -> dict[str, Any]:
+    """Returns where everything is. Writes a configuration for Prometheus beside that of the processes.
+
+    `bases` has the address of health and metrics of each process.
+    """
+    dashboards = _beside_us("dashboards")
+    rules = [path for name in ("alerts.yml", "recording.yml") if (path := _beside_us(name)) is not None]
     prometheus = live.config.with_name("prometheus.yml")
     prometheus.write_text(_prometheus(bases, rules), encoding="utf-8")
     paywarden = " ".join([*command, "--config", str(live.config)])
     return {
         "endpoint": live.parts.target,
-        "grpc": grpc,
         "metrics": {name: f"{base}/metrics" for name, base in bases.items()},
         "readyz": {name: f"{base}/readyz" for name, base in bases.items()},
         "kafka": live.kafka.bootstrap,
-        "console": console,
         "dashboards": str(dashboards) if dashboards else None,
-        "alerts": str(rules) if rules else None,
+        "rules": [str(path) for path in rules],
         "prometheus": str(prometheus),
         "config": str(live.config),
         "logs": {part.name: str(live.config.with_name(f"{part.name}.log")) for part in live.parts.parts},
@@ -172,9 +173,16 @@ def _send_until(stop: threading.Event, live: LiveSystem, rate: float) -> None:
     publisher.finish()
 
 
-def _console(stack: ExitStack, live: LiveSystem, say: Callable[[str], object]) -> str | None:
+def _console(stack: ExitStack, live: LiveSystem, bases: Mapping[str, str], say: Callable[[str], object]) -> str | None:
     """Start the analysts' pages; returns their address, or None after saying why there are none."""
-    part: DemoPart = stack.enter_context(running_part("console", live.config, live.config.parent))
+    folder = live.config.parent
+    config = folder / "console.toml"
+    more = _CONSOLE_SETTINGS.format(
+        folder=json.dumps(str(folder / "console")),
+        processes=json.dumps([f"{name}={base}" for name, base in bases.items()]),
+    )
+    config.write_text(live.config.read_text(encoding="utf-8") + more, encoding="utf-8")
+    part: DemoPart = stack.enter_context(running_part("console", config, folder))
     deadline = time.monotonic() + _CONSOLE_TIMEOUT_S
     while not part.address and not part.has_ended() and time.monotonic() < deadline:
         part.read_address()
@@ -184,19 +192,15 @@ def _console(stack: ExitStack, live: LiveSystem, say: Callable[[str], object]) -
     return part.address or None
 
 
-def _has_console() -> bool:
-    return find_spec(_CONSOLE) is not None
-
-
 def _beside_us(name: str) -> Path | None:
     """Returns a file or folder of `ops/`; None where it is not installed."""
     path = Path(__file__).parents[1] / name
     return path if path.exists() else None
 
 
-def _prometheus(bases: dict[str, str], rules: Path | None) -> str:
+def _prometheus(bases: Mapping[str, str], rules: Sequence[Path]) -> str:
     jobs = "".join(
-        f"  - job_name: paywarden-{name}\n    static_configs:\n      - targets: [{json.dumps(urlsplit(base).netloc)}]\n"
+        f"  - job_name: {name}\n    static_configs:\n      - targets: [{json.dumps(urlsplit(base).netloc)}]\n"
         for name, base in bases.items()
     )
-    return _PROMETHEUS.format(rules=f"  - {json.dumps(str(rules))}\n" if rules else "  []\n", jobs=jobs)
+    return _PROMETHEUS.format(rules=json.dumps([str(path) for path in rules]), jobs=jobs)

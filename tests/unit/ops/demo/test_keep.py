@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from itertools import islice
+from pathlib import Path
 
-from paywarden.ops.demo.keep import SHIFTED_CHANNEL, SHIFTED_SHARE, SHIFTED_TIMES, repeated
+import yaml
+
+from paywarden.ops.demo.keep import SHIFTED_CHANNEL, SHIFTED_SHARE, SHIFTED_TIMES, _prometheus, repeated
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 
 
@@ -20,3 +23,11 @@ def test_payments_are_sent_again_with_new_ids_and_a_share_of_them_shifted() -> N
 
 def test_nothing_more_is_sent_once_it_is_over() -> None:
     assert list(repeated([ScoreRequest(payment_id="live-1")], is_over=lambda: True)) == []
+
+
+def test_prometheus_gets_a_job_for_each_process(tmp_path: Path) -> None:
+    text = _prometheus({"serve": "http://127.0.0.1:1", "stream": "http://127.0.0.1:2"}, [tmp_path / "alerts.yml"])
+    read = yaml.safe_load(text)
+    assert read["rule_files"] == [str(tmp_path / "alerts.yml")]
+    jobs = {job["job_name"]: job["static_configs"][0]["targets"] for job in read["scrape_configs"]}
+    assert jobs == {"serve": ["127.0.0.1:1"], "stream": ["127.0.0.1:2"]}
