@@ -51,6 +51,7 @@ TOPICS: Final = (
     "decisions",
     "drift-alerts",
     "drift-acknowledgements",
+    "console-events",
     "outcome-metrics",
     "dead-letters",
     "dead-letters-retried",

@@ -17,10 +17,10 @@ from paywarden.schemas.settings import Source
 @click.pass_context
 @needs("console")
 def console(context: click.Context, host: str | None, port: int | None) -> None:
-    """Run the analysts' pages: alerts, models, rollouts, cases and who did what.
+    """Run the analysts' pages.
 
-    Its address is the first line on stdout. Without [console] people and oidc_issuer it has demo people without
-    passwords, and listens on a loopback address only.
+    They show alerts, models, rollouts, cases, and who did what. The address is the first line on stdout. Without
+    [console] people and oidc_issuer there are demo people without passwords, on a loopback address only.
     """
     if context.invoked_subcommand is not None:
         return
@@ -40,7 +40,7 @@ def console(context: click.Context, host: str | None, port: int | None) -> None:
 @console.command()
 @click.password_option(help="The password (default: it is asked for).")
 def password(password: str) -> None:
-    """Make the line `password` of a person in the file of [console] people.
+    """Make the line of a password for [console] people.
 
     The line has a salt and a hash made by scrypt, and not the password.
     """
@@ -51,10 +51,10 @@ def password(password: str) -> None:
 
 @console.command()
 def token() -> None:
-    """Make a token for programs, and its line in the file of [console] people.
+    """Make a token for a program, and its line.
 
     The first line of the output is the token, which the file does not hold. The second is the line for its table
-    [[token]].
+    [[token]] in the file of [console] people.
     """
     from paywarden.ops.console.people.people import new_token, token_digest
 
@@ -68,7 +68,10 @@ def token() -> None:
 @click.pass_obj
 @needs("console")
 def logout(source: Source, name: str) -> None:
-    """End all sessions of the person NAME, also of one who logged in at the OpenID Connect provider."""
+    """End all sessions of the person NAME.
+
+    It does so for people of the OpenID Connect provider, too.
+    """
     from contextlib import closing
     from pathlib import Path
 

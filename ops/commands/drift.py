@@ -24,6 +24,7 @@ from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
+    from paywarden.streams.alerts.events import EventWriter
     from paywarden.streams.alerts.journal import Journal, JournalReader, KnownAlert
     from paywarden.streams.drift.models import SeenModel
 
@@ -109,6 +110,53 @@ def snooze(source: Source, alert_id: str, duration: str, by: str, note: str) -> 
     if not length_ms:
         raise Misconfigured(f"--for: wanted a time such as 30m, 4h or 2d, got {duration!r}")
     _acknowledge(source, alert_id, by=by, note=note, until_ms=_now_ms() + length_ms)
+
+
+@drift.command()
+@click.argument("alert_id", metavar="ID")
+@click.option("--to", metavar="NAME", required=True, help="Who takes care of it.")
+@click.option("--by", metavar="NAME", default="", help="Who assigns it (default: the logged-in user).")
+@click.option("--note", metavar="TEXT", default="", help="A note for the others.")
+@click.pass_obj
+def assign(source: Source, alert_id: str, to: str, by: str, note: str) -> None:
+    """Assign an alert to somebody. The console shows it, and writes the same event."""
+    what = {"to": _short("--to", to), **({"note": _short("--note", note)} if note else {})}
+    found, who = _event(source, alert_id, "assigned", by, what)
+    click.echo(f"alert {found} assigned to {to} by {who}")
+
+
+@drift.command()
+@click.argument("alert_id", metavar="ID")
+@click.argument("note", metavar="TEXT")
+@click.option("--by", metavar="NAME", default="", help="Who says it (default: the logged-in user).")
+@click.pass_obj
+def comment(source: Source, alert_id: str, note: str, by: str) -> None:
+    """Note something about an alert. The console shows it, and writes the same event."""
+    found, who = _event(source, alert_id, "commented", by, {"note": _short("TEXT", note)})
+    click.echo(f"alert {found}: noted by {who}")
+
+
+def _event(source: Source, alert_id: str, kind: str, by: str, what: Mapping[str, str]) -> tuple[str, str]:
+    """Write an event about an alert; returns the alert's id and who did it."""
+    from paywarden.streams.alerts.events import ConsoleEvent, alert_subject
+
+    who = _short("--by", by or _logged_in())
+    with _reading(source) as reader:
+        alert = reader.read().find(alert_id)
+    _writer(source).write(ConsoleEvent(alert_subject(alert.alert_id), kind, who, _now_ms(), what))
+    return alert.alert_id, who
+
+
+def _writer(source: Source) -> EventWriter:
+    from paywarden.streams.alerts.events import EventWriter
+
+    return EventWriter(wiring.kafka_settings(source), wiring.schema_ids(source))
+
+
+def _short(name: str, text: str) -> str:
+    if not text or len(text.encode()) > _BYTES_OF_NAME_MAX or printable(text) != text:
+        raise Misconfigured(f"{name}: wanted 1 to {_BYTES_OF_NAME_MAX} bytes of printable text")
+    return text
 
 
 def _acknowledge(source: Source, alert_id: str, *, by: str, note: str, until_ms: int) -> None:

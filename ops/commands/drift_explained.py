@@ -20,8 +20,8 @@ _SHARE_WIDTH = 8
 # A share from here on is printed as "every payment".
 _ALL = 0.9995
 _MINUTE_MS = 60_000
-# Where to begin looking, by cause.
-_LOOK_AT = {
+# Where to begin looking, by cause. The console shows it, too.
+LOOK_AT = {
     "profiles": "stream workers and companions: /readyz, consumer lag, paywarden_companion_mirror_age_seconds",
     "input": "what fills this field upstream: a release, a unit, a source that is gone; then the payments themselves",
     "traffic": "who sends these payments: a merchant that came or went, routing, card testing; the model is as it was",
@@ -81,8 +81,8 @@ def explained(alert: KnownAlert) -> list[str]:
         until = f" until {spoken(said.until_ms)}" if said.until_ms else ""
         note = f": {printable(said.note)}" if said.note else ""
         lines += wrapped(f"  {spoken(said.time_ms)}  ", f"{said.kind}{until} by {printable(said.by)}{note}")
-    if record["cause"] in _LOOK_AT:
-        lines += ["", *_line("look at", _LOOK_AT[record["cause"]])]
+    if record["cause"] in LOOK_AT:
+        lines += ["", *_line("look at", LOOK_AT[record["cause"]])]
     return lines
 
 

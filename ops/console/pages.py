@@ -114,7 +114,10 @@ class Visit:
 
 @dataclass(frozen=True)
 class Shown:
-    """What a page shows: a dataclass, and the template that makes HTML of it (`view` in the template)."""
+    """What a page shows: a dataclass, and the template that makes HTML of it (`view` in the template).
+
+    Without a template the browser gets JSON, too: it is for a script of ours.
+    """
 
     template: str
     view: object

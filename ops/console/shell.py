@@ -285,6 +285,8 @@ class Shell:
             return RedirectResponse(local_path(answer.location), 303)
         if isinstance(answer, Sent):
             return _download(answer)
+        if not answer.template:
+            return JSONResponse(as_json(answer.view), answer.status)
         frame = self.frame(answer.title, session, section.name)
         return Response(rendered(answer.template, frame, answer.view), answer.status, media_type="text/html")
 

@@ -53,9 +53,20 @@ _USES = {
         "`companion`, from the outboxes of the scoring workers",
         "your systems; `stream` (drift and outcomes), `archive`",
     ),
-    "drift-alerts": TopicUse("`alert_id`", "Each step in the life of an alert.", "`stream`", "your systems; `drift`"),
+    "drift-alerts": TopicUse(
+        "`alert_id`", "Each step in the life of an alert.", "`stream`", "your systems; `drift`, `console`"
+    ),
     "drift-acknowledgements": TopicUse(
-        "`alert_id`", "Who has seen or snoozed an alert.", "`drift ack`, `drift snooze`", "`stream`, `drift`"
+        "`alert_id`",
+        "Who has seen or snoozed an alert.",
+        "`drift ack`, `drift snooze`, `console`",
+        "`stream`, `drift`, `console`",
+    ),
+    "console-events": TopicUse(
+        "`subject`",
+        "What people did about alerts, cases and drafts of the policy: assigned, commented, opened, closed, ….",
+        "`console`, `drift assign`, `drift comment`",
+        "`console`, `drift`",
     ),
     "outcome-metrics": TopicUse(
         "`MODEL_VERSION:VARIANT`", "How good the decisions of a UTC day were.", "`stream`", "your systems"

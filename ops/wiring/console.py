@@ -48,6 +48,7 @@ def console(source: Source, settings: ConsoleSettings, url: str) -> Iterator[Con
     from paywarden.ops.console.audit import audit_log
     from paywarden.ops.console.background import running
     from paywarden.ops.console.database import Database
+    from paywarden.ops.console.inbox import store
     from paywarden.ops.console.people import sessions
     from paywarden.ops.console.people.login import Login
     from paywarden.ops.console.people.people import People
@@ -55,7 +56,7 @@ def console(source: Source, settings: ConsoleSettings, url: str) -> Iterator[Con
 
     people = People.demo() if settings.is_demo else People.read(Path(settings.people)) if settings.people else People()
     audit = audit_log(Path(settings.folder))
-    database = Database(settings.database_path, sessions.TABLES)
+    database = Database(settings.database_path, (*sessions.TABLES, *store.TABLES))
     try:
         limits = sessions.Sessions.of(
             database, idle_minutes=settings.session_idle_minutes, hours=settings.session_hours
@@ -73,4 +74,25 @@ def sections(parts: Parts) -> Sequence[Section]:
     """Returns the parts of the console, in the order of the navigation."""
     from paywarden.ops.console.audit_page import audit_section
 
-    return [audit_section(parts.audit)]
+    return [_inbox(parts), audit_section(parts.audit)]
+
+
+def _inbox(parts: Parts) -> Section:
+    from paywarden.ops import wiring
+    from paywarden.ops.console.inbox.alert import AlertPage
+    from paywarden.ops.console.inbox.pages import Inbox
+    from paywarden.ops.console.inbox.reader import AlertReader
+    from paywarden.ops.console.inbox.store import AlertStore
+    from paywarden.streams.alerts.events import EventWriter
+    from paywarden.streams.alerts.feed import AlertFeed
+
+    source = parts.source
+    kafka = wiring.kafka_settings(source)
+    store = AlertStore(parts.database)
+    reader = AlertReader(
+        store,
+        lambda: AlertFeed(kafka, wiring.schema_ids(source)),
+        lambda: EventWriter(kafka, wiring.schema_ids(source)),
+    )
+    page = AlertPage(store, lambda: parts.shell.url)
+    return Inbox(store, reader, page).section()

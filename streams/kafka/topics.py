@@ -23,7 +23,8 @@ _RETRIED_DAYS_MORE = 30
 # These topics have few records, and their readers need them in one order over all keys.
 _ONE_PARTITION = (
     "catalogues", CURSORS_TOPIC, SCHEMAS_TOPIC, "model-registry", "rollouts",
-    "drift-alerts", "drift-acknowledgements", "outcome-metrics", "verdicts", "dead-letters", "dead-letters-retried",
+    "drift-alerts", "drift-acknowledgements", "console-events", "outcome-metrics", "verdicts",
+    "dead-letters", "dead-letters-retried",
 )  # fmt: skip
 
 
@@ -41,8 +42,8 @@ class TopicSettings:
     payments_days: int = 100
     decisions_days: int = 100
     dead_letters_days: int = 30
-    # For drift alerts, acknowledgements, outcome metrics, rollouts and verdicts, which are few. An alert is open as
-    # long as its cause.
+    # For drift alerts, what people did about them, outcome metrics, rollouts and verdicts, which are few. An alert is
+    # open as long as its cause.
     drift_days: int = 400
     # Workers read events within a second. All of them may be down for this long without a loss.
     repartition_days: int = 7
@@ -197,6 +198,7 @@ def _cleanup(name: str, settings: TopicSettings) -> dict[str, str]:
         "decisions": settings.decisions_days,
         "drift-alerts": settings.drift_days,
         "drift-acknowledgements": settings.drift_days,
+        "console-events": settings.drift_days,
         "outcome-metrics": settings.drift_days,
         "rollouts": settings.drift_days,
         "shadow-decisions": settings.decisions_days,

@@ -1,0 +1,238 @@
+"""The page of one alert: what changed, how sure that is, why it may be, what else happened, and a text to hand over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from paywarden.ops.commands.drift_explained import LOOK_AT, in_words, size_of, values_of
+from paywarden.ops.console.charts import Histogram, Line, bin_labels, histogram, line, shares
+from paywarden.ops.console.inbox.store import AlertRow, AlertStore, Happened
+from paywarden.ops.console.pages import Page, Shown, Visit, not_found
+from paywarden.ops.console.people.people import Role
+from paywarden.ops.console.rendering import time_text
+from paywarden.streams.alerts.events import alert_subject
+
+# What happened this long before and after the change began is on the time line.
+_AROUND_MS = 3 * 3_600_000
+# Decisions of the hour before the change began are what was usual.
+_BEFORE_MS = 3_600_000
+_MOVED_MAX = 20
+
+ACT_ROLES = frozenset({Role.ANALYST, Role.LEAD, Role.MODEL_OWNER})
+"""Who may acknowledge, snooze, assign and comment."""
+
+DURATIONS = ("30m", "1h", "4h", "1d", "3d", "7d")
+"""How long an alert may be snoozed from a page."""
+
+Happenings = Callable[[int, int], Sequence[Happened]]
+"""Returns what happened between two times: rollouts, promotions."""
+
+Samples = Callable[[Mapping[str, Any], int, int], Sequence[str]]
+"""Returns ids of payments of an alert's segment, decided between two times."""
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A signal that moved with the alert."""
+
+    subject: str
+    signal: str
+    segment: str
+    value: float
+    deviation: float
+
+
+@dataclass(frozen=True)
+class AlertView:
+    """Everything known about an alert."""
+
+    alert: AlertRow
+    sentences: tuple[str, ...]
+    size: str
+    values: str
+    certainty: str
+    window_start_ms: int
+    window_end_ms: int
+    reference_count: int
+    look_at: str
+    why: str
+    was_name: str
+    chart: Histogram | None
+    over_time: Line | None
+    features: tuple[Moved, ...]
+    others: tuple[Moved, ...]
+    flags: tuple[tuple[str, float], ...]
+    near: tuple[AlertRow, ...]
+    timeline: tuple[Happened, ...]
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+    decisions_link: str
+    hand_over: str
+    may_act: bool
+    durations: tuple[str, ...] = DURATIONS
+
+
+class AlertPage:
+    """The page. `happenings` and `samples` come from other parts of the console, where they are there."""
+
+    def __init__(
+        self,
+        store: AlertStore,
+        url: Callable[[], str],
+        happenings: Happenings | None = None,
+        samples: Samples | None = None,
+    ) -> None:
+        self._store, self._url, self._happenings, self._samples = store, url, happenings, samples
+
+    def page(self) -> Page:
+        """Returns the page, for the section of the inbox."""
+        return Page("/inbox/{alert_id}", self.show, "All about an alert", view=AlertView)
+
+    def show(self, visit: Visit) -> Shown:
+        """Show an alert."""
+        alert_id = visit.path["alert_id"]
+        found = self._store.find(alert_id)
+        if found is None:
+            alert_ids = self._store.ids_beginning(alert_id) if len(alert_id) >= 4 else []
+            if len(alert_ids) != 1:
+                raise not_found(f"alert {alert_id}")
+            found = self._store.find(alert_ids[0])
+            assert found is not None
+        row, record = found
+        view = self._view(row, record, visit)
+        return Shown("inbox/alert.html", view, f"{row.subject} in {row.segment}")
+
+    def _view(self, row: AlertRow, record: Mapping[str, Any], visit: Visit) -> AlertView:
+        moved = [
+            Moved(one["subject"], one["signal"], one["segment"], one["value"] or 0.0, one["deviation"] or 0.0)
+            for one in record["moved"][:_MOVED_MAX]
+        ]
+        first, last = row.first_seen_ms - _AROUND_MS, row.raised_ms + _AROUND_MS
+        near = self._store.near(first, last, but=row.alert_id)
+        events = [
+            Happened(event.time_ms, event.kind, event.by, _said(event.what))
+            for event in self._store.events(alert_subject(row.alert_id))
+        ]
+        around = list(self._happenings(first, last)) if self._happenings is not None else []
+        around += [
+            Happened(one.raised_ms, "another alert", "stream", f"{one.subject} in {one.segment}") for one in near
+        ]
+        began = Happened(row.first_seen_ms, "began", "", "the change began about then")
+        timeline = sorted(
+            [began, *self._store.states(row.alert_id), *events, *around], key=lambda happened: happened.time_ms
+        )
+        before: Sequence[str] = ()
+        after: Sequence[str] = ()
+        if self._samples is not None:
+            before = self._samples(record, row.first_seen_ms - _BEFORE_MS, row.first_seen_ms)
+            after = self._samples(record, record["window_start_time_ms"], record["window_end_time_ms"])
+        is_training = record["comparison"] == "training"
+        view_values = values_of(_numbers(record))
+        sentences = tuple(in_words(_numbers(record)))
+        size = size_of(_numbers(record))
+        certainty = _certainty(record)
+        return AlertView(
+            alert=row,
+            sentences=sentences,
+            size=size,
+            values=view_values,
+            certainty=certainty,
+            window_start_ms=record["window_start_time_ms"],
+            window_end_ms=record["window_end_time_ms"],
+            reference_count=record["reference_count"],
+            look_at=LOOK_AT.get(row.cause, ""),
+            why=_why(record, moved),
+            was_name="in training" if is_training else "expected",
+            chart=_chart(record),
+            over_time=line(self._store.values(row.alert_id)),
+            features=tuple(one for one in moved if one.subject.startswith("feature:")),
+            others=tuple(one for one in moved if not one.subject.startswith("feature:")),
+            flags=tuple((one["flag"], one["share"]) for one in record["flags"]),
+            near=tuple(near),
+            timeline=tuple(timeline),
+            before=tuple(before),
+            after=tuple(after),
+            decisions_link=_decisions_link(record) if self._samples is not None else "",
+            hand_over=self._hand_over(row, sentences, f"{size}; {view_values}; {certainty}", timeline),
+            may_act=visit.person.may(ACT_ROLES),
+        )
+
+    def _hand_over(self, row: AlertRow, sentences: Sequence[str], numbers: str, timeline: Sequence[Happened]) -> str:
+        """Returns a text that says it all to somebody who takes over."""
+        lines = [
+            f"Alert {row.alert_id}: {row.severity}, {row.state}. {self._url()}/inbox/{row.alert_id}",
+            f"What moved: {row.subject} {row.signal}, in {row.segment}. {' '.join(sentences)}".rstrip(),
+            f"Since about {time_text(row.first_seen_ms)} UTC. Cause: {row.cause or 'not known'}.",
+            f"{numbers}.",
+            f"{row.affected:,} of {row.payments:,} payments of the newest window are affected.",
+            f"Assigned to {row.assigned_to or 'nobody'}; seen by {row.acknowledged_by or 'nobody'}.",
+            "What happened:",
+        ]
+        lines += [
+            f"- {time_text(one.time_ms)} {one.kind.replace('_', ' ')}{f' by {one.by}' if one.by else ''}"
+            f"{f': {one.text}' if one.text else ''}"
+            for one in timeline
+        ]
+        return "\n".join(lines)
+
+
+def _numbers(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the record with infinities where JSON has null, as the functions of the terminal read it."""
+    numbers = ("value", "threshold", "current", "expected", "evidence")
+    return {**record, **{name: float("inf") for name in numbers if record[name] is None}}
+
+
+def _chart(record: Mapping[str, Any]) -> Histogram | None:
+    was, now = record["reference_histogram"], record["current_histogram"]
+    if was is None or now is None or len(was["counts"]) != len(now["counts"]):
+        return None
+    before, after = (shares([*one["counts"], one["missing"]]) for one in (was, now))
+    return histogram(bin_labels(was["edges"]), before, after)
+
+
+def _certainty(record: Mapping[str, Any]) -> str:
+    evidence, enough = record["evidence"], record["evidence_threshold"]
+    if not enough:
+        return "how certain it is, is not said"
+    text = "more than any number" if evidence is None else f"10^{evidence:.1f}"
+    return f"the evidence is {text}; 10^{enough:.1f} is enough to tell"
+
+
+def _why(record: Mapping[str, Any], moved: Sequence[Moved]) -> str:
+    """Returns why the alert is named after this cause, in a sentence."""
+    explained = [one for one in moved if one.subject != record["subject"]]
+    known = {
+        "profiles": "Stored profiles or the mirror are behind or unknown, which moves features and scores.",
+        "input": "A field of the payments or a feature itself has moved.",
+        "traffic": "Other payments come than before: the mix has moved, and the model is as it was.",
+        "score": "The scores or actions have moved, and no feature or traffic that we count explains it.",
+        "outcome": "What became of the payments has moved: the model is right more or less often than before.",
+    }.get(record["cause"], "No cause is known.")
+    if not explained:
+        return known
+    names = ", ".join(dict.fromkeys(one.subject.removeprefix("feature:") for one in explained[:3]))
+    more = f" and {len(explained) - 3} more" if len(explained) > 3 else ""
+    return f"{known} It explains what moved with it since then: {names}{more}."
+
+
+def _said(what: Mapping[str, str]) -> str:
+    parts = [f"to {what['to']}"] if what.get("to") else []
+    if what.get("until_ms"):
+        parts.append(f"until {time_text(int(what['until_ms']))} UTC")
+    if what.get("note"):
+        parts.append(what["note"])
+    return ", ".join(parts)
+
+
+def _decisions_link(record: Mapping[str, Any]) -> str:
+    from urllib.parse import urlencode
+
+    window = {"from": _iso(record["window_start_time_ms"]), "to": _iso(record["window_end_time_ms"])}
+    segment = {} if record["segment"] == "overall" else {"segment": record["segment"]}
+    return f"/decisions?{urlencode({**window, **segment})}"
+
+
+def _iso(time_ms: int) -> str:
+    return time_text(time_ms).replace(" ", "T")

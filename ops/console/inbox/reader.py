@@ -1,0 +1,138 @@
+"""Keep the alerts in the database as the topics have them, and write what people do to the topics.
+
+While Kafka is away the pages show what was known, and say since when. An act is written to its topic before the person
+sees that it is done; the database learns of it from the topic, as it learns of what the terminal writes.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from paywarden.ops.console.inbox.store import AlertStore, event_of_record
+from paywarden.ops.console.pages import Missing
+from paywarden.ops.times import now_ms
+from paywarden.schemas.errors import Misconfigured, TemporaryFailure
+from paywarden.streams.alerts.events import ConsoleEvent
+from paywarden.streams.alerts.feed import FeedBatch, FeedRecord, Position
+from paywarden.streams.alerts.records import ACKNOWLEDGEMENTS_TOPIC, Acknowledgement
+
+_log = logging.getLogger(__name__)
+
+_RETRY_S = 1.0
+_HEARD_EVERY_MS = 5_000
+# How long a page waits for its own act to come back from the topic.
+_SEE_OWN_S = 2.0
+_SEE_OWN_EVERY_S = 0.02
+
+
+class Feed(Protocol):
+    """Where records come from: streams/alerts/feed.py, or a list in tests."""
+
+    def start(self, known: Mapping[str, Position]) -> set[str]:
+        """See AlertFeed."""
+
+    def read(self) -> FeedBatch:
+        """See AlertFeed."""
+
+    def close(self) -> None:
+        """See AlertFeed."""
+
+
+class Writer(Protocol):
+    """Where acts go: streams/alerts/events.py, or a list in tests."""
+
+    def write(self, event: ConsoleEvent | Acknowledgement) -> None:
+        """See EventWriter."""
+
+
+class AlertReader:
+    """Fills the store from the feed. `run` is its thread's work."""
+
+    def __init__(
+        self,
+        store: AlertStore,
+        feed: Callable[[], Feed],
+        writer: Callable[[], Writer],
+        clock: Callable[[], int] = now_ms,
+    ) -> None:
+        """`feed` and `writer` are called when they are first needed, and again after a failure."""
+        self._store, self._make_feed, self._make_writer, self._clock = store, feed, writer, clock
+        self._writer: Writer | None = None
+        self._lock = threading.Lock()
+        self._since_ms = store.heard_ms or clock()
+        self._why = "it is being read"
+        self._noted_ms = 0
+        # Called with the ids of alerts that have a new state; the webhooks' queue.
+        self.listeners: list[Callable[[Sequence[str]], None]] = []
+
+    def run(self, stop: threading.Event) -> None:
+        """Read until `stop` is set, through any outage."""
+        while not stop.is_set():
+            try:
+                feed = self._make_feed()
+                try:
+                    self.follow(feed, stop)
+                finally:
+                    feed.close()
+            except (TemporaryFailure, Misconfigured) as error:
+                if not self._why or self._why == "it is being read":
+                    _log.warning("the console cannot read the topics of alerts: %s", error)
+                self._lost(str(error))
+                stop.wait(_RETRY_S)
+
+    def follow(self, feed: Feed, stop: threading.Event) -> None:
+        """Read a feed until `stop` is set. Raises PaywardenError."""
+        if anew := feed.start(self._store.positions()):
+            self._store.begin_anew(anew)
+        is_first = True
+        while not stop.is_set():
+            batch = feed.read()
+            if batch.records or is_first:
+                told = self._store.take(batch)
+                # What was raised while nobody read is told as well; an empty database tells nothing.
+                if told and not anew:
+                    for listener in self.listeners:
+                        listener(told)
+            is_first = False
+            if batch.is_at_end:
+                anew = set()
+                self._heard()
+
+    def missing(self) -> list[Missing]:
+        """Returns that the topics cannot be read, while they cannot."""
+        why = self._why
+        return [Missing("The topics of alerts", self._since_ms, why)] if why else []
+
+    def write(self, events: Sequence[ConsoleEvent | Acknowledgement]) -> None:
+        """Write acts, and wait a moment for the database to know them. Raises BrokerUnavailable, Misconfigured."""
+        with self._lock:
+            writer = self._writer or self._make_writer()
+            self._writer = None
+            for event in events:
+                writer.write(event)
+            self._writer = writer
+        deadline = time.monotonic() + _SEE_OWN_S
+        last = event_id_of(events[-1])
+        while not self._store.has_event(last) and time.monotonic() < deadline and not self._why:
+            time.sleep(_SEE_OWN_EVERY_S)
+
+    def _heard(self) -> None:
+        now = self._clock()
+        self._since_ms, self._why = now, ""
+        if now - self._noted_ms >= _HEARD_EVERY_MS:
+            self._noted_ms = now
+            self._store.put_heard(now)
+
+    def _lost(self, why: str) -> None:
+        self._why = why
+
+
+def event_id_of(event: ConsoleEvent | Acknowledgement) -> str:
+    """Returns the id that an act has in the database."""
+    if isinstance(event, ConsoleEvent):
+        return event.event_id
+    return event_of_record(FeedRecord(ACKNOWLEDGEMENTS_TOPIC, 0, event.to_record())).event_id

@@ -1,0 +1,436 @@
+"""Alerts and what people did about them, in the console's database, filled from the topics.
+
+Each batch of records and the offsets behind it are one transaction: a killed console goes on where it was, and no
+record counts twice. A topic that was made anew empties what came from it. Without its file the console reads all
+topics again.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from paywarden.ops.commands.drift_explained import finite
+from paywarden.ops.console.database import Database
+from paywarden.streams.alerts.events import ASSIGNED, COMMENTED, EVENTS_TOPIC, ConsoleEvent, alert_subject
+from paywarden.streams.alerts.feed import FeedBatch, FeedRecord, Position
+from paywarden.streams.alerts.records import ALERTS_TOPIC, Acknowledgement
+
+TABLES = (
+    """
+    CREATE TABLE IF NOT EXISTS alerts (
+        alert_id TEXT PRIMARY KEY, record TEXT NOT NULL, state TEXT NOT NULL, is_open INTEGER NOT NULL,
+        rank INTEGER NOT NULL, severity TEXT NOT NULL, time_ms INTEGER NOT NULL, first_seen_ms INTEGER NOT NULL,
+        raised_ms INTEGER NOT NULL, subject TEXT NOT NULL, signal TEXT NOT NULL, segment TEXT NOT NULL,
+        cause TEXT NOT NULL, model_version TEXT NOT NULL, evidence REAL NOT NULL, payments INTEGER NOT NULL,
+        affected INTEGER NOT NULL, money_minor INTEGER, acknowledged_by TEXT NOT NULL DEFAULT '',
+        snoozed_until_ms INTEGER NOT NULL DEFAULT 0, assigned_to TEXT NOT NULL DEFAULT '',
+        comments INTEGER NOT NULL DEFAULT 0
+    )
+    """,
+    "CREATE INDEX IF NOT EXISTS alerts_worst ON alerts (is_open, rank DESC, raised_ms, alert_id)",
+    "CREATE INDEX IF NOT EXISTS alerts_newest ON alerts (is_open, raised_ms DESC)",
+    """
+    CREATE TABLE IF NOT EXISTS alert_states (
+        offset INTEGER PRIMARY KEY, alert_id TEXT NOT NULL, time_ms INTEGER NOT NULL, state TEXT NOT NULL,
+        severity TEXT NOT NULL, subject TEXT NOT NULL, value REAL,
+        UNIQUE (alert_id, time_ms, state, severity, subject)
+    )
+    """,
+    """
+    CREATE TABLE IF NOT EXISTS events (
+        event_id TEXT PRIMARY KEY, topic TEXT NOT NULL, subject TEXT NOT NULL, time_ms INTEGER NOT NULL,
+        by TEXT NOT NULL, kind TEXT NOT NULL, what TEXT NOT NULL
+    )
+    """,
+    "CREATE INDEX IF NOT EXISTS events_of ON events (subject, time_ms)",
+    """
+    CREATE TABLE IF NOT EXISTS positions (
+        topic TEXT PRIMARY KEY, identity TEXT NOT NULL, next_offset INTEGER NOT NULL
+    )
+    """,
+    "CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL)",
+)
+SEVERITIES = ("info", "warning", "critical")
+ACKNOWLEDGED, SNOOZED = "acknowledged", "snoozed"
+SORTS = {
+    "worst": "rank DESC, raised_ms, alert_id",
+    "newest": "raised_ms DESC, alert_id",
+    "oldest": "first_seen_ms, alert_id",
+    "affected": "affected DESC, rank DESC, alert_id",
+    "money": "money_minor IS NULL, money_minor DESC, affected DESC, alert_id",
+    "evidence": "evidence DESC, alert_id",
+}
+_VERSION, _UNREADABLE, _HEARD = "version", "unreadable", "heard_ms"
+# JSON has no infinity: evidence beyond it is as good as this.
+_EVIDENCE_MAX = 1e9
+
+
+@dataclass(frozen=True)
+class AlertRow:
+    """An alert in the inbox. `affected`: payments of the newest window that are other than expected."""
+
+    alert_id: str
+    severity: str
+    state: str
+    is_open: bool
+    subject: str
+    signal: str
+    segment: str
+    cause: str
+    model_version: str
+    first_seen_ms: int
+    raised_ms: int
+    time_ms: int
+    evidence: float
+    payments: int
+    affected: int
+    money_minor: int | None
+    acknowledged_by: str
+    snoozed_until_ms: int
+    assigned_to: str
+    comments: int
+
+
+@dataclass(frozen=True)
+class Happened:
+    """Something on an alert's time line: a state of the alert, or what a person did."""
+
+    time_ms: int
+    kind: str
+    by: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which alerts, in which order. Empty texts and None do not restrict. `is_snoozed` of False leaves those out."""
+
+    is_open: bool | None = True
+    severity: str = ""
+    cause: str = ""
+    assigned_to: str | None = None
+    is_acknowledged: bool | None = None
+    is_snoozed: bool | None = None
+    text: str = ""
+    sort: str = "worst"
+
+
+class AlertStore:
+    """The tables. Thread-safe, as the database is."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    # What the topics say
+
+    def positions(self) -> dict[str, Position]:
+        """Returns where each topic goes on."""
+        rows = self._database.read("SELECT topic, identity, next_offset FROM positions")
+        return {row["topic"]: Position(row["identity"], row["next_offset"]) for row in rows}
+
+    def begin_anew(self, topics: Iterable[str]) -> None:
+        """Empty what came from these topics."""
+        with self._database.write() as connection:
+            for topic in topics:
+                if topic == ALERTS_TOPIC:
+                    connection.execute("DELETE FROM alerts")
+                    connection.execute("DELETE FROM alert_states")
+                connection.execute("DELETE FROM events WHERE topic = ?", (topic,))
+                connection.execute("DELETE FROM positions WHERE topic = ?", (topic,))
+            for (alert_id,) in connection.execute("SELECT alert_id FROM alerts").fetchall():
+                _follow_up(connection, alert_id)
+            _count(connection, _VERSION, 1)
+
+    def take(self, batch: FeedBatch) -> list[str]:
+        """Keep a batch of records and the offsets behind it; returns the ids of alerts with a new state."""
+        told: list[str] = []
+        touched: set[str] = set()
+        with self._database.write() as connection:
+            for record in batch.records:
+                if record.value is None:
+                    _count(connection, _UNREADABLE, 1)
+                elif record.topic == ALERTS_TOPIC:
+                    if _take_alert(connection, record):
+                        told.append(str(record.value["alert_id"]))
+                    touched.add(str(record.value["alert_id"]))
+                else:
+                    touched |= _take_event(connection, record)
+            for alert_id in touched:
+                _follow_up(connection, alert_id)
+            for topic, position in batch.positions.items():
+                connection.execute(
+                    "INSERT INTO positions VALUES (?, ?, ?) ON CONFLICT (topic) DO UPDATE SET identity = "
+                    "excluded.identity, next_offset = excluded.next_offset",
+                    (topic, position.identity, position.next_offset),
+                )
+            if batch.records:
+                _count(connection, _VERSION, 1)
+        return told
+
+    def put_money(self, alert_id: str, money_minor: int) -> None:
+        """Keep the money at stake of an alert."""
+        with self._database.write() as connection:
+            connection.execute("UPDATE alerts SET money_minor = ? WHERE alert_id = ?", (money_minor, alert_id))
+            _count(connection, _VERSION, 1)
+
+    # What pages ask
+
+    @property
+    def version(self) -> int:
+        """A number that another one follows when anything has changed."""
+        return self._counter(_VERSION)
+
+    @property
+    def heard_ms(self) -> int:
+        """When the topics were last read to their ends; 0 for never."""
+        return self._counter(_HEARD)
+
+    def put_heard(self, now_ms: int) -> None:
+        """Note that the topics have been read to their ends."""
+        with self._database.write() as connection:
+            connection.execute(
+                "INSERT INTO counters VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+                (_HEARD, now_ms),
+            )
+
+    @property
+    def unreadable(self) -> int:
+        """How many records could not be read."""
+        return self._counter(_UNREADABLE)
+
+    def count(self, wanted: Wanted, now_ms: int) -> int:
+        """Returns how many alerts there are."""
+        where, values = _where(wanted, now_ms)
+        return int(self._database.read(f"SELECT count(*) AS n FROM alerts WHERE {where}", values)[0]["n"])
+
+    def page(self, wanted: Wanted, now_ms: int, *, limit: int, offset: int = 0) -> list[AlertRow]:
+        """Returns a page of alerts."""
+        where, values = _where(wanted, now_ms)
+        columns = ", ".join(AlertRow.__dataclass_fields__)
+        rows = self._database.read(
+            f"SELECT {columns} FROM alerts WHERE {where} ORDER BY {SORTS[wanted.sort]} LIMIT ? OFFSET ?",
+            (*values, limit, offset),
+        )
+        return [_row(row) for row in rows]
+
+    def find(self, alert_id: str) -> tuple[AlertRow, dict[str, Any]] | None:
+        """Returns an alert and its newest record; None if there is none."""
+        rows = self._database.read("SELECT * FROM alerts WHERE alert_id = ?", (alert_id,))
+        if not rows:
+            return None
+        row = rows[0]
+        columns = {name: row[name] for name in AlertRow.__dataclass_fields__}
+        return _row(columns), json.loads(row["record"])
+
+    def states(self, alert_id: str) -> Sequence[Happened]:
+        """Returns the states that an alert was in, the oldest first."""
+        rows = self._database.read("SELECT * FROM alert_states WHERE alert_id = ? ORDER BY offset", (alert_id,))
+        return [
+            Happened(row["time_ms"], row["state"], "stream", f"{row['severity']}: {row['subject']}") for row in rows
+        ]
+
+    def values(self, alert_id: str) -> Sequence[tuple[int, float]]:
+        """Returns the time and the size of the change in each record of an alert."""
+        rows = self._database.read(
+            "SELECT time_ms, value FROM alert_states WHERE alert_id = ? AND value IS NOT NULL ORDER BY offset",
+            (alert_id,),
+        )
+        return [(row["time_ms"], row["value"]) for row in rows]
+
+    def events(self, subject: str) -> Sequence[ConsoleEvent]:
+        """Returns what people did about a subject, the oldest first."""
+        rows = self._database.read("SELECT * FROM events WHERE subject = ? ORDER BY time_ms, event_id", (subject,))
+        return [_event(row) for row in rows]
+
+    def events_of_kind(self, prefix: str) -> Sequence[ConsoleEvent]:
+        """Returns all events about subjects that begin with `prefix`, such as `case:`, the oldest first."""
+        rows = self._database.read(
+            "SELECT * FROM events WHERE subject >= ? AND subject < ? ORDER BY time_ms, rowid",
+            (prefix, prefix[:-1] + chr(ord(prefix[-1]) + 1)),
+        )
+        return [_event(row) for row in rows]
+
+    def has_event(self, event_id: str) -> bool:
+        """Returns whether an event has been read from its topic."""
+        return bool(self._database.read("SELECT 1 FROM events WHERE event_id = ?", (event_id,)))
+
+    def near(self, first_ms: int, last_ms: int, *, but: str) -> list[AlertRow]:
+        """Returns other alerts that were raised in this time, at most 20."""
+        columns = ", ".join(AlertRow.__dataclass_fields__)
+        rows = self._database.read(
+            f"SELECT {columns} FROM alerts WHERE raised_ms BETWEEN ? AND ? AND alert_id <> ? "
+            "ORDER BY raised_ms LIMIT 20",
+            (first_ms, last_ms, but),
+        )
+        return [_row(row) for row in rows]
+
+    def ids_beginning(self, text: str) -> list[str]:
+        """Returns the ids of the first alerts whose ids begin so."""
+        rows = self._database.read(
+            "SELECT alert_id FROM alerts WHERE substr(alert_id, 1, ?) = ? LIMIT 3", (len(text), text)
+        )
+        return [row["alert_id"] for row in rows]
+
+    def without_money(self, limit: int) -> list[dict[str, Any]]:
+        """Returns records of open alerts whose money at stake is not known yet, the worst first."""
+        rows = self._database.read(
+            "SELECT record FROM alerts WHERE is_open = 1 AND money_minor IS NULL ORDER BY rank DESC, raised_ms LIMIT ?",
+            (limit,),
+        )
+        return [json.loads(row["record"]) for row in rows]
+
+    def _counter(self, name: str) -> int:
+        rows = self._database.read("SELECT value FROM counters WHERE name = ?", (name,))
+        return int(rows[0]["value"]) if rows else 0
+
+
+def affected_of(record: Mapping[str, Any]) -> int:
+    """Returns how many payments of the newest window are other than expected.
+
+    Histograms: the payments that would have to move for the expected shares. A share: how many more or fewer there are.
+    """
+    count = int(record["current_count"])
+    was, now = record.get("reference_histogram"), record.get("current_histogram")
+    if was is not None and now is not None and len(was["counts"]) == len(now["counts"]):
+        before, after = ([*histogram["counts"], histogram["missing"]] for histogram in (was, now))
+        if sum(before) and sum(after):
+            shares = zip(before, after, strict=True)
+            moved: float = sum(max(0.0, b / sum(after) - a / sum(before)) for a, b in shares)
+            return round(count * moved)
+    if record["statistic"] == "relative_change":
+        return round(count * min(1.0, abs(float(record["current"]) - float(record["expected"]))))
+    return count
+
+
+def event_of_record(record: FeedRecord) -> ConsoleEvent:
+    """Returns a record of the two topics of acts as an event."""
+    assert record.value is not None
+    if record.topic == EVENTS_TOPIC:
+        return ConsoleEvent.of_record(record.value)
+    said = Acknowledgement.of_record(record.value)
+    what = {"note": said.note} if said.note else {}
+    if said.until_ms:
+        what["until_ms"] = str(said.until_ms)
+    kind = SNOOZED if said.until_ms else ACKNOWLEDGED
+    # The same act that was sent twice has one id.
+    event_id = f"{said.alert_id}:{said.time_ms}:{said.by}:{kind}"
+    return ConsoleEvent(alert_subject(said.alert_id), kind, said.by, said.time_ms, what, event_id)
+
+
+def _take_alert(connection: sqlite3.Connection, record: FeedRecord) -> bool:
+    """Keep a record of drift-alerts; returns whether it is a new state and no repetition."""
+    assert record.value is not None
+    alert = finite(dict(record.value))
+    state = (alert["time_ms"], alert["state"], alert["severity"], alert["subject"])
+    try:
+        connection.execute(
+            "INSERT INTO alert_states VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (record.offset, alert["alert_id"], *state, alert["value"]),
+        )
+    except sqlite3.IntegrityError:
+        return False
+    evidence = min(_EVIDENCE_MAX, record.value["evidence"])
+    connection.execute(
+        """
+        INSERT INTO alerts (
+            alert_id, record, state, is_open, rank, severity, time_ms, first_seen_ms, raised_ms, subject, signal,
+            segment, cause, model_version, evidence, payments, affected
+        ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+        ON CONFLICT (alert_id) DO UPDATE SET
+            record = excluded.record, state = excluded.state, is_open = excluded.is_open, rank = excluded.rank,
+            severity = excluded.severity, time_ms = excluded.time_ms, first_seen_ms = excluded.first_seen_ms,
+            subject = excluded.subject, signal = excluded.signal, segment = excluded.segment,
+            cause = excluded.cause, evidence = excluded.evidence, payments = excluded.payments,
+            affected = excluded.affected, money_minor = NULL
+        """,
+        (
+            *(alert["alert_id"], json.dumps(alert), alert["state"], int(alert["state"] != "cleared")),
+            *(SEVERITIES.index(alert["severity"]), alert["severity"], alert["time_ms"], alert["first_seen_time_ms"]),
+            *(alert["time_ms"], alert["subject"], alert["signal"], alert["segment"], alert["cause"]),
+            *(alert["model_version"], evidence, alert["current_count"], affected_of(record.value)),
+        ),
+    )
+    return True
+
+
+def _take_event(connection: sqlite3.Connection, record: FeedRecord) -> set[str]:
+    """Keep an act; returns the id of its alert, if it is about one."""
+    event = event_of_record(record)
+    connection.execute(
+        "INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (
+            event.event_id,
+            record.topic,
+            event.subject,
+            event.time_ms,
+            event.by,
+            event.kind,
+            json.dumps(dict(event.what)),
+        ),
+    )
+    kind, _, name = event.subject.partition(":")
+    return {name} if kind == "alert" else set()
+
+
+def _follow_up(connection: sqlite3.Connection, alert_id: str) -> None:
+    """Make the columns of an alert say what its acts say."""
+    rows = connection.execute(
+        "SELECT * FROM events WHERE subject = ? ORDER BY time_ms, event_id", (alert_subject(alert_id),)
+    ).fetchall()
+    by, until_ms, to, comments = "", 0, "", 0
+    for event in map(_event, rows):
+        if event.kind in (ACKNOWLEDGED, SNOOZED):
+            by, until_ms = event.by, max(until_ms, int(event.what.get("until_ms", "0")))
+        elif event.kind == ASSIGNED:
+            to = event.what.get("to", "")
+        comments += int(event.kind == COMMENTED or bool(event.what.get("note")))
+    connection.execute(
+        "UPDATE alerts SET acknowledged_by = ?, snoozed_until_ms = ?, assigned_to = ?, comments = ? WHERE alert_id = ?",
+        (by, until_ms, to, comments, alert_id),
+    )
+
+
+def _where(wanted: Wanted, now_ms: int) -> tuple[str, list[object]]:
+    clauses, values = ["1"], list[object]()
+    for column, value in (
+        ("is_open = ?", None if wanted.is_open is None else int(wanted.is_open)),
+        ("severity = ?", wanted.severity or None),
+        ("cause = ?", wanted.cause or None),
+        ("assigned_to = ?", wanted.assigned_to),
+    ):
+        if value is not None:
+            clauses.append(column)
+            values.append(value)
+    if wanted.is_acknowledged is not None:
+        clauses.append("acknowledged_by <> ''" if wanted.is_acknowledged else "acknowledged_by = ''")
+    if wanted.is_snoozed is not None:
+        clauses.append("snoozed_until_ms > ?" if wanted.is_snoozed else "snoozed_until_ms <= ?")
+        values.append(now_ms)
+    if wanted.text:
+        pattern = "%" + wanted.text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
+        names = ("subject", "segment", "alert_id", "model_version", "assigned_to", "acknowledged_by")
+        clauses.append("(" + " OR ".join(f"{name} LIKE ? ESCAPE '\\'" for name in names) + ")")
+        values += [pattern] * len(names)
+    return " AND ".join(clauses), values
+
+
+def _row(row: sqlite3.Row | Mapping[str, Any]) -> AlertRow:
+    made = AlertRow(**{name: row[name] for name in AlertRow.__dataclass_fields__})
+    return replace(made, is_open=bool(made.is_open))
+
+
+def _event(row: sqlite3.Row) -> ConsoleEvent:
+    return ConsoleEvent(
+        row["subject"], row["kind"], row["by"], row["time_ms"], json.loads(row["what"]), row["event_id"]
+    )
+
+
+def _count(connection: sqlite3.Connection, name: str, more: int) -> None:
+    connection.execute(
+        "INSERT INTO counters VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
+        (name, more),
+    )

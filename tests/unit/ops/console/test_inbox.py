@@ -1,0 +1,266 @@
+"""The inbox shows what the topics say, and what people do goes to the topics."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from starlette.testclient import TestClient
+
+from paywarden.ops.console.database import Database
+from paywarden.ops.console.inbox.alert import AlertPage
+from paywarden.ops.console.inbox.pages import Inbox
+from paywarden.ops.console.inbox.reader import AlertReader
+from paywarden.ops.console.inbox.store import TABLES, AlertStore, Wanted, affected_of
+from paywarden.ops.console.shell import API
+from paywarden.streams.alerts.alerts import State
+from paywarden.streams.alerts.events import EVENTS_TOPIC
+from paywarden.streams.alerts.feed import FEED_TOPICS, FeedBatch, FeedRecord, Position
+from paywarden.streams.alerts.records import ACKNOWLEDGEMENTS_TOPIC, ALERTS_TOPIC
+from tests.services.console import ConsoleUnderTest, console_under_test, csrf_of
+from tests.unit.ops.console.test_shell import BEARER
+from tests.worlds.alerts_on_topics import NOW_MS, TopicsInMemory, alert_record, kinds
+
+
+@dataclass
+class World:
+    """A console with an inbox over topics in memory; `read` takes in what is on them."""
+
+    console: ConsoleUnderTest
+    topics: TopicsInMemory
+    store: AlertStore
+    reader: AlertReader
+    inbox: Inbox
+
+    def read(self) -> None:
+        stop = threading.Event()
+
+        class Once:
+            """The feed, which ends the reader after one read."""
+
+            def start(_, known: Any) -> set[str]:  # noqa: N805
+                return self.topics.start(known)
+
+            def read(_) -> FeedBatch:  # noqa: N805
+                stop.set()
+                return self.topics.read()
+
+            def close(_) -> None:  # noqa: N805
+                pass
+
+        self.reader.follow(Once(), stop)
+
+    def browser(self, person: str = "demo-analyst") -> TestClient:
+        return self.console.browser([self.inbox.section()], person)
+
+    def act(self, browser: TestClient, **fields: Any) -> Any:
+        return browser.post("/inbox/act", data={"csrf": csrf_of(browser.get("/inbox").text), **fields})
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    console = console_under_test(tmp_path)
+    with console.database.write() as connection:
+        for table in TABLES:
+            connection.execute(table)
+    topics = TopicsInMemory()
+    store = AlertStore(console.database)
+    reader = AlertReader(store, lambda: topics, lambda: topics, console.clock)
+    made = World(console, topics, store, reader, Inbox(store, reader, AlertPage(store, lambda: "https://c.example")))
+    # Acts are seen at once.
+    reader._make_writer = lambda: _Echo(made)
+    yield made
+    console.database.close()
+
+
+class _Echo:
+    """A writer whose acts the reader takes in at once."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def write(self, event: Any) -> None:
+        self._world.topics.write(event)
+        self._world.read()
+
+
+def test_the_worst_alert_comes_first_and_a_cleared_one_goes(world: World) -> None:
+    world.topics.put(alert_record(0), alert_record(1), alert_record(2))
+    world.read()
+    rows = world.store.page(Wanted(), NOW_MS, limit=10)
+    assert [row.severity for row in rows] == ["critical", "warning", "info"]
+    text = world.browser().get("/inbox").text
+    assert text.index("alert-00002") < text.index("alert-00001") < text.index("alert-00000")
+    world.topics.put(alert_record(2, state=State.CLEARED, time_ms=NOW_MS + 1))
+    world.read()
+    assert "alert-00002" not in world.browser().get("/inbox").text
+    assert "alert-00002" in world.browser().get("/inbox?state=cleared").text
+
+
+def test_filters_orders_and_pages(world: World) -> None:
+    world.topics.put(*(alert_record(number) for number in range(120)))
+    world.read()
+    browser = world.browser()
+    view = browser.get(f"{API}/inbox?severity=critical&sort=evidence", headers=BEARER).json()["view"]
+    assert view["total"] == 40
+    assert view["alerts"][0]["evidence"] >= view["alerts"][1]["evidence"]
+    assert browser.get(f"{API}/inbox?page=3", headers=BEARER).json()["view"]["page"] == 3
+    assert browser.get(f"{API}/inbox?q=alert-00007", headers=BEARER).json()["view"]["total"] == 1
+    assert browser.get(f"{API}/inbox?q=%25", headers=BEARER).json()["view"]["total"] == 0
+    assert browser.get(f"{API}/inbox?page=999", headers=BEARER).json()["view"]["page"] == 3
+    assert browser.get("/inbox?sort=; DROP TABLE alerts").status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("fields", "topic", "kind", "shown"),
+    [
+        ({"act": "acknowledge", "note": "looking"}, ACKNOWLEDGEMENTS_TOPIC, "acknowledged", "seen by demo-analyst"),
+        ({"act": "snooze", "for": "4h"}, ACKNOWLEDGEMENTS_TOPIC, "snoozed", "snoozed until"),
+        ({"act": "assign", "to": "ben"}, EVENTS_TOPIC, "assigned", "ben"),
+        ({"act": "take"}, EVENTS_TOPIC, "assigned", "demo-analyst"),
+        ({"act": "comment", "note": "a <b>release</b>"}, EVENTS_TOPIC, "commented", "1 notes"),
+    ],
+)
+def test_an_act_is_an_event_on_a_topic(world: World, fields: dict[str, str], topic: str, kind: str, shown: str) -> None:
+    world.topics.put(alert_record(1))
+    world.read()
+    browser = world.browser()
+    assert world.act(browser, alert="alert-00001", **fields).status_code == 303
+    assert kinds(world.topics.topics[topic]) == [kind]
+    assert shown in browser.get("/inbox?state=all").text
+    page = browser.get("/inbox/alert-00001").text
+    assert kind in page
+    assert "<b>release</b>" not in page
+    acts = [entry for entry in world.console.audit.newest(10) if entry.subject == "alert:alert-00001"]
+    assert [(entry.by, entry.act) for entry in acts] == [("demo-analyst", fields["act"])]
+
+
+def test_an_act_that_cannot_be_is_refused_and_writes_nothing(world: World) -> None:
+    world.topics.put(alert_record(1), alert_record(1, state=State.CLEARED, time_ms=NOW_MS + 1))
+    world.read()
+    browser = world.browser()
+    assert world.act(browser, alert="alert-00001", act="acknowledge").status_code == 409
+    assert world.act(browser, alert="other", act="acknowledge").status_code == 404
+    assert world.act(browser, alert="alert-00001", act="comment").status_code == 400
+    assert world.act(browser, alert="alert-00001", act="assign").status_code == 400
+    assert world.act(browser, alert="alert-00001", act="burn").status_code == 400
+    assert world.act(browser, act="take").status_code == 400
+    assert world.act(world.browser("demo-auditor"), alert="alert-00001", act="take").status_code == 403
+    assert not world.topics.topics[EVENTS_TOPIC]
+    assert not world.topics.topics[ACKNOWLEDGEMENTS_TOPIC]
+
+
+def test_lost_topics_are_never_an_empty_list_that_looks_like_peace(world: World) -> None:
+    text = world.browser().get("/inbox").text
+    assert "The topics of alerts cannot be reached" in text
+    assert "that says nothing" in text
+    world.topics.put(alert_record(1))
+    world.read()
+    assert "cannot be reached" not in world.browser().get("/inbox").text
+    world.topics.is_away = True
+    stop = threading.Event()
+    thread = threading.Thread(target=world.reader.run, args=(stop,))
+    thread.start()
+    while not world.reader.missing()[:1]:
+        pass
+    stop.set()
+    thread.join()
+    world.console.clock.now_ms += 3_600_000
+    text = world.browser().get("/inbox").text
+    assert "no Kafka broker answers" in text
+    assert "60 min" in text
+    assert "alert-00001" in text
+    world.reader._make_writer = lambda: world.topics
+    assert world.act(world.browser(), alert="alert-00001", act="take").status_code == 503
+
+
+def test_an_alert_page_says_what_changed_why_and_what_happened(world: World) -> None:
+    world.topics.put(alert_record(1, subject="feature:amount"), alert_record(2))
+    world.topics.put(
+        alert_record(1, subject="feature:amount", time_ms=NOW_MS + 300_000, value=0.8, state=State.ESCALATED)
+    )
+    world.read()
+    browser = world.browser()
+    text = browser.get("/inbox/alert-00001").text
+    for words in (
+        "Then and now",
+        "Over time",
+        "Probable cause: input",
+        "amount_to_mean",
+        "another alert",
+        "To hand over",
+    ):
+        assert words in text, words
+    assert "https://c.example/inbox/alert-00001" in text
+    assert 'style="' not in text
+    assert browser.get("/inbox/alert-00003").status_code == 404
+    view = browser.get(f"{API}/inbox/alert-00001", headers=BEARER).json()["view"]
+    assert view["alert"]["affected"] == affected_of(alert_record(1)) == 400
+
+
+def test_a_record_that_cannot_be_read_is_counted_and_told(world: World) -> None:
+    world.topics.put(None, alert_record(1))
+    world.read()
+    assert "1 records of the topics could not be read" in world.browser().get("/inbox").text
+
+
+def test_a_topic_that_was_made_anew_takes_the_place_of_the_old(world: World) -> None:
+    world.topics.put(alert_record(1))
+    world.read()
+    world.topics.topics[ALERTS_TOPIC].clear()
+    world.topics.identity = "made-again"
+    world.topics.put(alert_record(2))
+    world.read()
+    assert [row.alert_id for row in world.store.page(Wanted(), NOW_MS, limit=9)] == ["alert-00002"]
+
+
+_RECORDS = [
+    FeedRecord(ALERTS_TOPIC, 0, alert_record(1)),
+    FeedRecord(ALERTS_TOPIC, 1, alert_record(1, state=State.ESCALATED, time_ms=NOW_MS + 1)),
+    FeedRecord(ALERTS_TOPIC, 2, alert_record(2)),
+    FeedRecord(ALERTS_TOPIC, 3, alert_record(2)),
+    FeedRecord(
+        ACKNOWLEDGEMENTS_TOPIC, 0,
+        {"alert_id": "alert-00001", "kind": "acknowledged", "time_ms": NOW_MS, "by": "anna", "until_time_ms": None,
+         "note": "x"},
+    ),
+    FeedRecord(
+        EVENTS_TOPIC, 0,
+        {"event_id": "e1", "time_ms": NOW_MS, "by": "ben", "subject": "alert:alert-00002", "kind": "assigned",
+         "what": {"to": "ben"}},
+    ),
+]  # fmt: skip
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
+@given(data=st.data())
+def test_any_order_of_topics_and_any_restart_gives_the_same_alerts(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """A topic keeps its order; topics may come in any order, and a killed console reads its last batch again."""
+
+    def contents(store: AlertStore) -> list[Any]:
+        return [store.page(Wanted(is_open=None), NOW_MS, limit=9), store.states("alert-00001")]
+
+    plain = _store(tmp_path_factory)
+    plain.take(FeedBatch(tuple(_RECORDS), {}))
+    queues = {topic: [one for one in _RECORDS if one.topic == topic] for topic in FEED_TOPICS}
+    store = _store(tmp_path_factory)
+    while any(queues.values()):
+        topic = data.draw(st.sampled_from([topic for topic, left in queues.items() if left]))
+        count = data.draw(st.integers(1, len(queues[topic])))
+        batch = FeedBatch(tuple(queues[topic][:count]), {topic: Position("t", queues[topic][count - 1].offset + 1)})
+        for _ in range(data.draw(st.integers(1, 2))):
+            store.take(batch)
+        del queues[topic][:count]
+    assert contents(store) == contents(plain)
+
+
+def _store(factory: pytest.TempPathFactory) -> AlertStore:
+    return AlertStore(Database(factory.mktemp("store") / "console.sqlite", TABLES))
