@@ -51,6 +51,7 @@ def console(source: Source, settings: ConsoleSettings, url: str) -> Iterator[Con
     from paywarden.ops.console.inbox import store
     from paywarden.ops.console.people import sessions
     from paywarden.ops.console.people.login import Login
+    from paywarden.ops.console.people.oidc import OidcProvider
     from paywarden.ops.console.people.people import People
     from paywarden.ops.console.shell import Shell
 
@@ -63,7 +64,7 @@ def console(source: Source, settings: ConsoleSettings, url: str) -> Iterator[Con
         )
         shell = Shell(settings, people, limits, audit, (settings.url or url).rstrip("/"))
         made = tuple(sections(Parts(source, shell, database, audit)))
-        login = Login(shell)
+        login = Login(shell, OidcProvider.of(settings))
         with running(made):
             yield Console(shell.application(made, login.routes), shell, made)
     finally:

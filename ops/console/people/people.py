@@ -161,6 +161,11 @@ def token_digest(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
+def is_person_name(text: object) -> bool:
+    """Returns whether a person may have this name: letters, digits and . _ @ -, at most 64."""
+    return isinstance(text, str) and _NAME.fullmatch(text) is not None
+
+
 def role_of(text: object) -> Role | None:
     """Returns the role of this name; None for another."""
     return Role(text) if isinstance(text, str) and text in list(Role) else None
@@ -178,7 +183,7 @@ def _person(where: str, entry: Mapping[str, Any], secret: str) -> Person:
     if odd := sorted(entry.keys() ^ wanted):
         raise Misconfigured(f"{where}: wanted {', '.join(sorted(wanted))}; wrong is {odd[0]!r}")
     name, roles = entry["name"], entry["roles"]
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not is_person_name(name):
         raise Misconfigured(f"{where}: name: wanted letters, digits and . _ @ -, at most 64, got {name!r}")
     if not isinstance(roles, list) or not roles or not all(map(role_of, roles)):
         raise Misconfigured(f"{where} ({name}): roles: wanted a list of {', '.join(Role)}, got {roles!r}")
