@@ -46,6 +46,11 @@ def outcome_of(decision: Mapping[str, Any]) -> Outcome:
     return Outcome(decision["score"], decision["action"], list(decision["reasons"]))
 
 
+def request_of(decision: Mapping[str, Any]) -> ScoreRequest:
+    """Returns the request that a decision, in the form of its topic, answered."""
+    return ScoreRequest(**{name: decision[name] for name in _FIELDS if decision[name] is not None})
+
+
 def decide_again(decision: Mapping[str, Any], bundle: Bundle | None, policy: Policy, rates: RateTable) -> Outcome:
     """Returns what bundle and policy say today about a decision, in the form of its topic.
 
@@ -63,7 +68,7 @@ def decide_again(decision: Mapping[str, Any], bundle: Bundle | None, policy: Pol
             raise Misconfigured("the bundle gives no finite score for this vector")
     elif MODEL_ABSENT not in flags:
         raise Misconfigured("the decision names no bundle, and has no flag model_absent")
-    request = ScoreRequest(**{name: decision[name] for name in _FIELDS if decision[name] is not None})
+    request = request_of(decision)
     if unknown := sorted(policy.fields - set(ScoreRequest.DESCRIPTOR.fields_by_name)):
         raise Misconfigured(f"the policy's conditions read fields that no decision holds: {', '.join(unknown)}")
     amount = rates.convert(request.amount_minor, request.currency, request.event_time_ms)

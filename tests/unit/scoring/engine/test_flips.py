@@ -1,0 +1,86 @@
+"""What would have changed an action is the nearest value of a feature that does, and no nearer one does."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paywarden.models.bundle.bundle import MODEL_TEXT, golden_payments
+from paywarden.models.bundle.explain import read_trees
+from paywarden.models.policy.policy import ConfiguredRule, Policy, PolicySettings
+from paywarden.scoring.engine.flips import Cuts, cuts_of, flips
+from paywarden.scoring.engine.recomputed import decide_again
+from paywarden.streams.companion.shipping import decision_of
+from tests.unit.ops.commands.test_decisions import entry
+from tests.worlds import small_world
+
+RULE = ConfiguredRule("busy", "card_count_1h >= 3", "review")
+BUNDLE = small_world.loaded_bundle()
+VECTORS = golden_payments(small_world.trained_bundle())
+NAMES = BUNDLE.manifest.feature_names
+
+
+@cache
+def policy(review_at: float, has_rule: bool) -> Policy:
+    rules = (RULE,) if has_rule else ()
+    return Policy(PolicySettings(review_at=review_at, decline_at=0.5, rules=rules), review_at=0.5, decline_at=0.5)
+
+
+@cache
+def cuts(review_at: float, has_rule: bool) -> Cuts:
+    trees = read_trees(small_world.trained_bundle() / MODEL_TEXT, len(NAMES))
+    return cuts_of([trees], policy(review_at, has_rule), NAMES)
+
+
+def with_value(decision: dict[str, Any], name: str, value: float) -> dict[str, Any]:
+    vector = np.frombuffer(decision["vector"], dtype="<f4").copy()
+    vector[NAMES.index(name)] = value
+    return decision | {"vector": vector.tobytes()}
+
+
+@settings(max_examples=25, deadline=None)
+@given(row=st.integers(0, len(VECTORS) - 1), review_at=st.sampled_from((0.004, 0.02, 0.1)), has_rule=st.booleans())
+def test_a_flip_is_the_nearest_value_that_changes_the_action(row: int, review_at: float, has_rule: bool) -> None:
+    decision = decision_of(entry("p", row))
+    chosen = policy(review_at, has_rule)
+
+    def action(changed: dict[str, Any]) -> str:
+        return decide_again(changed, BUNDLE, chosen, small_world.rates()).action
+
+    before = action(decision)
+    for flip in flips(decision, BUNDLE, chosen, small_world.rates(), cuts(review_at, has_rule)):
+        assert action(with_value(decision, flip.feature, flip.then)) == flip.action != before
+        if np.isnan(flip.now):
+            continue
+        # One float nearer, or one whole number nearer, the action is still the same.
+        nearer = float(np.nextafter(np.float32(flip.then), np.float32(flip.now)))
+        if flip.now.is_integer() and flip.then.is_integer():
+            nearer = flip.then + (1 if flip.then < flip.now else -1)
+        assert action(with_value(decision, flip.feature, nearer)) == before
+
+
+def test_a_rule_is_a_cut_as_well() -> None:
+    row = int(np.argmin(BUNDLE.score(VECTORS)))
+    decision = with_value(decision_of(entry("p", row)), "card_count_1h", 2.0)
+    found = flips(decision, BUNDLE, policy(0.49, True), small_world.rates(), cuts(0.49, True), count=50)
+    assert ("card_count_1h", 3.0, "review") in [(flip.feature, flip.then, flip.action) for flip in found]
+
+
+def test_without_a_way_to_another_action_there_is_none() -> None:
+    rule = ConfiguredRule("all", "amount_minor >= 0", "decline", override=True)
+    always = Policy(PolicySettings(rules=(rule,)), review_at=0.5, decline_at=0.5)
+    trees = read_trees(small_world.trained_bundle() / MODEL_TEXT, len(NAMES))
+    made = cuts_of([trees], always, NAMES)
+    assert flips(decision_of(entry("p", 0)), BUNDLE, always, small_world.rates(), made) == []
+
+
+@pytest.mark.parametrize("row", [0, 7])
+def test_steps_come_in_order_and_each_feature_once(row: int) -> None:
+    found = flips(decision_of(entry("p", row)), BUNDLE, policy(0.02, False), small_world.rates(), cuts(0.02, False))
+    assert [flip.steps for flip in found] == sorted(flip.steps for flip in found)
+    assert len({flip.feature for flip in found}) == len(found)
