@@ -90,7 +90,7 @@ def main() -> None:
 @click.pass_context
 def cli(context: click.Context, config: str | None, log: str) -> None:
     """Real-time fraud scoring for payments."""
-    set_up_logging(log)
+    set_up_logging(log, context.invoked_subcommand or "")
     # `policy check` reports unknown sections together with everything else that is wrong.
     context.obj = read_source(config, check_sections=context.invoked_subcommand != "policy")
 

@@ -7,7 +7,7 @@ Prometheus's own client library for their names, types, labels and help texts.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from paywarden.features.catalogue.catalogue import CATALOGUE
+from paywarden.ops.reference.metric_uses import alerted_by, shown_on
 from paywarden.ops.reference.page import MADE_FROM_CODE, Undocumented, code, prose, table
 
 _SERVICES = (
@@ -65,29 +66,47 @@ _UNITS = (
 
 def metrics_page() -> str:
     """Returns the page of every metric, by the process that shows it."""
-    families = {"serve": _serve(), "stream": _stream(), "companion": _companion(), "shadow": _shadow()}
+    shown, watched, of_service = shown_on(), alerted_by(), families()
     lines = [
         "# Metrics\n",
         *prose(f"Every Prometheus metric of the services. {MADE_FROM_CODE}"),
         *prose(
             "A histogram NAME has the series `NAME_bucket`, `NAME_sum` and `NAME_count`. Labels are bounded: none "
-            "holds a card, a payment or another id of the data. `ops/alerts.yml` has alerts on these metrics."
+            "holds a card, a payment or another id of the data."
+        ),
+        *prose(
+            "*shown on* names the dashboards of `ops/dashboards` with the metric, *alerts* the rules of "
+            "`ops/alerts.yml` that watch it, without their `Paywarden` ([runbook](../operate/runbook/README.md))."
         ),
         *prose(_PROCESS),
     ]
     for service, where in _SERVICES:
         lines += [f"## paywarden {service}\n", *prose(where)]
-        lines += table(("metric", "type", "labels", "unit", "meaning"), map(_row, sorted(families[service])))
+        rows = (_row(family, shown, watched) for family in sorted(of_service[service]))
+        lines += table(("metric", "type", "labels", "unit", "meaning", "shown on", "alerts"), rows)
     return "\n".join(lines)
+
+
+def families() -> dict[str, list[_Family]]:
+    """Returns what each process declares, by its command: name, type, labels and help text of a metric."""
+    return {
+        "serve": list(_serve()),
+        "stream": list(_stream()),
+        "companion": list(_companion()),
+        "shadow": list(_shadow()),
+    }
 
 
 # A metric as the page shows it: name, type, labels, help.
 _Family = tuple[str, str, tuple[str, ...], str]
+# Names of dashboards or alerts, by metric.
+_Uses = Mapping[str, Sequence[str]]
 
 
-def _row(family: _Family) -> tuple[str, ...]:
+def _row(family: _Family, shown: _Uses, watched: _Uses) -> tuple[str, ...]:
     name, kind, labels, text = family
-    return code(name), kind, ", ".join(map(code, labels)), unit_of(name), text
+    uses = ", ".join(shown.get(name, ())), ", ".join(name.removeprefix("Paywarden") for name in watched.get(name, ()))
+    return code(name), kind, ", ".join(map(code, labels)), unit_of(name), text, *uses
 
 
 def unit_of(name: str) -> str:

@@ -6,9 +6,12 @@
     settings.md   dataclasses of settings, comments of ops/paywarden.toml    settings.py
     metrics.md    the metrics that each process declares                     metrics.py
     topics.md     what `paywarden topics create` creates                     topics.py
+    logs.md       the JSON Schema of a log line                              logs.py
     features.md   the catalogue of features                                  features/profiles/feature_docs.py
     errors.md     the tree of errors, refusals of requests                   errors.py
     openapi.json  fields of a payment, answers and refusals over HTTP        ops/openapi.py
+
+The same command makes the dashboards of Grafana, ops/dashboards/*.json (ops/dashboards/boards.py).
 
 Each maker raises Undocumented where the code says nothing about a field, setting, metric or error.
 """
@@ -23,15 +26,19 @@ import click
 from paywarden.features.catalogue.catalogue import CATALOGUE
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.feature_docs import listing_of
+from paywarden.ops.dashboards.boards import files
 from paywarden.ops.openapi import openapi_text
 from paywarden.ops.reference.commands import commands_page
 from paywarden.ops.reference.data import data_page
 from paywarden.ops.reference.errors import errors_page
+from paywarden.ops.reference.logs import logs_page
 from paywarden.ops.reference.metrics import metrics_page
 from paywarden.ops.reference.settings import settings_page
 from paywarden.ops.reference.topics import topics_page
 
-FOLDER = Path(__file__).resolve().parents[2] / "docs" / "reference"
+_CHECKOUT = Path(__file__).resolve().parents[2]
+FOLDER = _CHECKOUT / "docs" / "reference"
+_DASHBOARDS = _CHECKOUT / "ops" / "dashboards"
 
 
 def _features_page() -> str:
@@ -43,6 +50,7 @@ _PAGES = {
     "data.md": data_page,
     "errors.md": errors_page,
     "features.md": _features_page,
+    "logs.md": logs_page,
     "metrics.md": metrics_page,
     "openapi.json": openapi_text,
     "settings.md": settings_page,
@@ -57,11 +65,18 @@ def pages() -> dict[str, str]:
 
 @click.command()
 @click.option("--check", is_flag=True, help="Write nothing; fail if a page differs from what the code gives.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=FOLDER, help="Folder of the pages.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=FOLDER,
+    help="Folder of the pages; dashboards go below it.",
+)
 def main(check: bool, out: Path) -> None:
     """Make the reference pages from the code."""
-    for name, text in pages().items():
-        path = out / name
+    dashboards = _DASHBOARDS if out == FOLDER else out / "dashboards"
+    made = {out / name: text for name, text in pages().items()}
+    made |= {dashboards / name: text for name, text in files().items()}
+    for path, text in made.items():
         if not check:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")

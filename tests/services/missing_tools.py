@@ -35,6 +35,8 @@ HANDBOOK = Tool("the handbook's table", "PAYWARDEN_HANDBOOK=FILE, see CONTRIBUTI
 MLFLOW = Tool("MLflow", "pip install '.[mlflow]'")
 NGINX = Tool("nginx with Lua", "apt-get install nginx-light libnginx-mod-http-lua")
 NODE = Tool("Node 20 with npm", "apt-get install nodejs npm")
+ALERTMANAGER = Tool("Alertmanager", "apt-get install prometheus-alertmanager")
+PROMETHEUS = Tool("Prometheus", "apt-get install prometheus")
 PROMTOOL = Tool("promtool", "apt-get install prometheus")
 SCHEMATHESIS = Tool("Schemathesis", "pip install schemathesis")
 

@@ -21,7 +21,7 @@ from paywarden.scoring.idempotency.decision_cache import DecisionCacheMetrics
 from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.release import SwapMetrics
 from paywarden.scoring.metrics.shared import Gauge, Registry, _DirectoryCollector
-from paywarden.scoring.metrics.worker import GarbagePauses, HttpMetrics, ScoringMetrics, StageTimes
+from paywarden.scoring.metrics.worker import GarbagePauses, HttpMetrics, ScoringMetrics, StageTimes, ready_gauge
 from paywarden.scoring.server.supervisor import SupervisorMetrics
 from paywarden.scoring.server.watch import declare_failures
 from paywarden.scoring.state.outbox import OutboxMetrics
@@ -42,7 +42,7 @@ ALERTS = CHECKOUT / "ops" / "alerts.yml"
 OBJECTIVES = {"card": 1000, "merchant": 1000}
 # What Prometheus adds itself.
 ADDED_LABELS = {"instance", "job"}
-_FIELDS = re.compile(r" {8}(for|labels|annotations|expr): ?(.*)| {10}(severity|summary): (.*)| {10}([^ ].*)")
+_FIELDS = re.compile(r" {8}(for|labels|annotations|expr): ?(.*)| {10}(severity|area|summary): (.*)| {10}([^ ].*)")
 
 
 def alerts() -> list[dict[str, str]]:
@@ -80,7 +80,7 @@ def declare_workers(registry: Registry) -> list[Gauge]:
     declare_failures(registry)
     SupervisorMetrics.declare(registry)
     outbox = OutboxMetrics.declare(registry)
-    return [outbox.unshipped_bytes, *ModelMetrics.declare(registry).is_out.values()]
+    return [outbox.unshipped_bytes, ready_gauge(registry), *ModelMetrics.declare(registry).is_out.values()]
 
 
 def declared(folder: Path) -> dict[str, set[str]]:
@@ -126,7 +126,9 @@ def test_every_alert_has_all_it_needs_and_a_name_of_its_own() -> None:
     assert len(found) >= 15
     assert len({alert["alert"] for alert in found}) == len(found)
     for alert in found:
-        assert alert.keys() == {"alert", "expr", "for", "labels", "severity", "annotations", "summary"}, alert["alert"]
+        fields = {"alert", "expr", "for", "labels", "severity", "area", "annotations", "summary"}
+        assert alert.keys() == fields, alert["alert"]
+        assert alert["area"] in ("host", "stream", "model", "rollout")
         assert alert["severity"] in ("page", "ticket")
         assert re.fullmatch(r"\d+m", alert["for"])
         assert re.fullmatch(r'"[^"]+"', alert["summary"])
@@ -135,9 +137,9 @@ def test_every_alert_has_all_it_needs_and_a_name_of_its_own() -> None:
 
 
 def test_every_metric_and_label_that_an_alert_names_is_there(tmp_path: Path) -> None:
-    names = declared(tmp_path)
+    names = declared(tmp_path) | {"up": ADDED_LABELS}
     for alert in alerts():
-        asked = re.findall(r"(paywarden_\w+)(?:\{([^}]*)\})?", alert["expr"])
+        asked = re.findall(r"\b(paywarden_\w+|up)\b(?:\{([^}]*)\})?", alert["expr"])
         assert asked, alert["alert"]
         known: set[str] = set(ADDED_LABELS)
         for name, matchers in asked:

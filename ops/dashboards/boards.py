@@ -1,0 +1,18 @@
+"""The six dashboards, and the files that Grafana imports."""
+
+from __future__ import annotations
+
+from paywarden.ops.dashboards.drift import DRIFT
+from paywarden.ops.dashboards.fleet import FLEET
+from paywarden.ops.dashboards.grafana import Dashboard, to_json
+from paywarden.ops.dashboards.host import HOST
+from paywarden.ops.dashboards.money import MONEY
+from paywarden.ops.dashboards.rollout import ROLLOUT
+from paywarden.ops.dashboards.stream import STREAM
+
+BOARDS: tuple[Dashboard, ...] = (FLEET, HOST, STREAM, DRIFT, ROLLOUT, MONEY)
+
+
+def files() -> dict[str, str]:
+    """Returns every file by its name in ops/dashboards."""
+    return {f"{board.name}.json": to_json(board) for board in BOARDS}

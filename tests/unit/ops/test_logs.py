@@ -1,0 +1,62 @@
+"""A log line in JSON is an object of its schema, whatever it is about."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError
+
+from paywarden.ops.logs import SCHEMA, JsonLines
+from paywarden.ops.reference.logs import logs_page
+
+VALIDATOR = Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8")))
+TRACE = {"trace_id": "4bf92f3577b34da6a3ce929d0e0e4736", "span_id": "00f067aa0ba902b7"}
+
+
+def line_of(
+    message: str, *, level: int = logging.INFO, extra: dict[str, str] | None = None, error: bool = False
+) -> Any:
+    record = logging.getLogger("paywarden.test").makeRecord(
+        "paywarden.test", level, __file__, 1, message, (), sys.exc_info() if error else None, extra=extra
+    )
+    text = JsonLines("serve").format(record)
+    assert "\n" not in text
+    return json.loads(text)
+
+
+@given(
+    message=st.text(),
+    level=st.sampled_from([logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL]),
+    extra=st.sampled_from([None, TRACE]),
+)
+def test_every_line_keeps_to_the_schema(message: str, level: int, extra: dict[str, str] | None) -> None:
+    line = line_of(message, level=level, extra=extra)
+    VALIDATOR.validate(line)
+    assert line["message"] == message
+    assert line["command"] == "serve"
+    assert {name: line[name] for name in TRACE if name in line} == (extra or {})
+
+
+def test_a_traceback_is_one_field() -> None:
+    try:
+        int("two\nlines")
+    except ValueError:
+        line = line_of("it failed", error=True)
+    VALIDATOR.validate(line)
+    assert "ValueError: invalid literal" in line["exception"]
+
+
+def test_the_schema_refuses_what_is_not_documented() -> None:
+    line = line_of("x")
+    for wrong in (line | {"card_id": "c"}, line | {"time": "now"}, line | {"level": "notice"}, {"message": "x"}):
+        with pytest.raises(ValidationError):
+            VALIDATOR.validate(wrong)
+    # Each field has its row.
+    assert all(f"| `{name}` |" in logs_page() for name in VALIDATOR.schema["properties"])

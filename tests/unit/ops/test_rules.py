@@ -1,0 +1,114 @@
+"""Every alert fires within its stated time on an injected fault, and clears; on a quiet day none fires."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from paywarden.ops.reference.metric_uses import rules_in
+from tests.checkout import CHECKOUT
+from tests.services.missing_tools import ALERTMANAGER, PROMTOOL
+from tests.worlds import alert_table
+from tests.worlds.alert_faults import FAULTS
+
+OPS = CHECKOUT / "ops"
+needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason=PROMTOOL.reason)
+
+
+def test_every_alert_has_a_fault_and_a_row() -> None:
+    alerts = list(rules_in("alerts.yml"))
+    assert alerts == list(alert_table.rules())
+    assert set(alerts) == set(FAULTS)
+    rows = re.findall(r"^\| \[(\w+)\]", alert_table.PAGE.read_text(encoding="utf-8"), re.M)
+    assert [f"Paywarden{row}" for row in rows] == alerts
+
+
+@needs_promtool
+def test_each_alert_fires_and_clears_within_the_seconds_of_the_page() -> None:
+    """Where a time changed: `python -m tests.worlds.alert_table` writes the page."""
+    assert alert_table.page() == alert_table.PAGE.read_text(encoding="utf-8")
+    assert "never" not in "".join(alert_table.table_of(alert_table.PAGE.read_text(encoding="utf-8")))
+
+
+@needs_promtool
+def test_nothing_fires_on_a_quiet_day() -> None:
+    assert alert_table.firing_on_a_quiet_day() == set()
+
+
+@needs_promtool
+def test_promtool_takes_the_recording_rules_and_the_example() -> None:
+    subprocess.run(
+        ["promtool", "check", "config", str(OPS / "prometheus.yml")], check=True, capture_output=True, timeout=60
+    )
+
+
+@needs_promtool
+def test_recording_rules_compute_shares_and_quantiles(tmp_path: Path) -> None:
+    bucket, count = "paywarden_request_seconds_bucket", "paywarden_request_seconds_count"
+    over_grpc = {"bucket": "paywarden_grpc_request_seconds_bucket", "count": "paywarden_grpc_request_seconds_count"}
+    counters = {
+        f'{bucket}{{instance="a:1", route="score", le="0.042"}}': 90,
+        f'{bucket}{{instance="a:1", route="score", le="+Inf"}}': 100,
+        f'{count}{{instance="a:1", route="score"}}': 100,
+        f'{over_grpc["bucket"]}{{instance="a:1", method="Score", le="0.042"}}': 100,
+        f'{over_grpc["count"]}{{instance="a:1", method="Score"}}': 100,
+        'paywarden_requests_total{instance="a:1", route="score", code="429"}': 30,
+        'paywarden_requests_total{instance="a:1", route="score", code="200"}': 70,
+        'paywarden_grpc_requests_total{instance="a:1", method="Score", code="unavailable"}': 15,
+        'paywarden_mirror_lookups_total{instance="a:1", entity="card", result="hit"}': 80,
+        'paywarden_mirror_lookups_total{instance="a:1", entity="card", result="miss"}': 20,
+    }
+    wanted = {
+        # 190 of 200 answers in time.
+        "fleet:paywarden_answers_in_time:ratio5m": ("", 0.95),
+        "fleet:paywarden_answers_in_time:ratio1h": ("", 0.95),
+        "instance:paywarden_requests_refused:rate5m": ('{instance="a:1"}', 45 / 60),
+        "instance_entity:paywarden_mirror_lookups_hit:ratio5m": ('{instance="a:1", entity="card"}', 0.8),
+        # Beyond the last bound, a quantile is that bound.
+        "instance:paywarden_request_seconds:p99_5m": ('{instance="a:1"}', 0.042),
+    }
+    test = {
+        "interval": "60s",
+        "input_series": [{"series": name, "values": f"0+{growth}x30"} for name, growth in counters.items()],
+        "promql_expr_test": [
+            {
+                "expr": f"abs({name} - {value}) < bool 1e-9",
+                "eval_time": "20m",
+                "exp_samples": [{"labels": labels, "value": 1}],
+            }
+            for name, (labels, value) in wanted.items()
+        ],
+    }
+    file = tmp_path / "tests.yml"
+    document = {"rule_files": [str(OPS / "recording.yml")], "evaluation_interval": "60s", "tests": [test]}
+    file.write_text(json.dumps(document), encoding="utf-8")
+    done = subprocess.run(["promtool", "test", "rules", str(file)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(shutil.which("amtool") is None, reason=ALERTMANAGER.reason)
+def test_amtool_takes_the_configuration() -> None:
+    subprocess.run(
+        ["amtool", "check-config", str(OPS / "alertmanager.yml")], check=True, capture_output=True, timeout=60
+    )
+
+
+def test_inhibition_speaks_of_alerts_that_there_are() -> None:
+    """And holds back only what is told by an alert of the same severity or a graver one."""
+    severities = {name: rule.severity for name, rule in alert_table.rules().items()}
+    text = (OPS / "alertmanager.yml").read_text(encoding="utf-8")
+    matchers = re.findall(r"(source|target)_matchers: \['alertname=~?\"([\w|]+)\"", text)
+    pairs = list(zip(matchers[::2], matchers[1::2], strict=True))
+    assert len(pairs) > 15
+    for (first, sources), (second, targets) in pairs:
+        assert (first, second) == ("source", "target")
+        for name in (*sources.split("|"), *targets.split("|")):
+            assert name in severities, name
+        if "ticket" in {severities[name] for name in sources.split("|")}:
+            held_back = [name for name in targets.split("|") if severities[name] == "page"]
+            assert held_back == [], f"a page is held back by a ticket: {sources}"
