@@ -194,6 +194,15 @@ def test_no_container_of_ours_has_a_right_that_it_does_not_need(program: Path) -
             assert mounted <= {volume["name"] for volume in spec["volumes"]} | claims, name
 
 
+def test_no_mount_lies_in_a_mount_that_nothing_can_be_made_in(program: Path) -> None:
+    """A container with one does not start: the folder of the inner mount cannot be made in the outer one."""
+    for name, spec in pods(rendered(program, dict.fromkeys(SWITCHES, True))):
+        for container in [*spec.get("initContainers", ()), *spec["containers"]]:
+            fixed = [Path(mount["mountPath"]) for mount in container["volumeMounts"] if mount.get("readOnly")]
+            places = [Path(mount["mountPath"]) for mount in container["volumeMounts"]]
+            assert not [place for place in places if set(place.parents) & set(fixed)], (name, container["name"])
+
+
 def test_what_lies_in_memory_is_counted_in_limits(program: Path) -> None:
     choice = {"scoring.mirror.sizeMb": 8192, "scoring.answered.payments": 50_000_000}
     spec = of_kind(rendered(program, choice), "StatefulSet", "-scoring")["spec"]["template"]["spec"]

@@ -75,7 +75,7 @@ limits:
   readOnly: true
 {{- if .Values.secretFiles }}
 - name: secrets
-  mountPath: /etc/paywarden/secrets
+  mountPath: /run/secrets/paywarden
   readOnly: true
 {{- end }}
 {{- if .Values.models.claim }}
