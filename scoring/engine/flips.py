@@ -76,13 +76,14 @@ def cuts_of(models: Iterable[Trees], policy: Policy, feature_names: Sequence[str
         for number in np.flatnonzero(trees.nodes[:, DECISION] & CATEGORICAL).tolist():
             categories.setdefault(int(trees.nodes[number, FEATURE]), set()).update(trees.categories(number))
     places = {name: place for place, name in enumerate(feature_names)}
-    conditions = [part.when for part in (*policy.settings.rules, *policy.settings.segments)]
+    conditions = [rule.when for rule in policy.settings.rules]
+    conditions += [segment.when for segment in policy.settings.segments]
     for when in conditions:
         names, numbers = _names_and_numbers(when)
         for name in names & places.keys():
             # `>=` has the number above, `>` below: both sides of it are intervals of their own.
-            for number in numbers:
-                cuts[places[name]] |= {number, float(np.nextafter(np.float32(number), np.float32(-np.inf)))}
+            for constant in numbers:
+                cuts[places[name]] |= {constant, float(np.nextafter(np.float32(constant), np.float32(-np.inf)))}
     return Cuts(
         tuple(np.array(sorted(each), dtype=np.float64) for each in cuts),
         {feature: tuple(sorted(each)) for feature, each in categories.items()},

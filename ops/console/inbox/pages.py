@@ -11,7 +11,7 @@ from paywarden.ops.console.inbox.reader import AlertReader
 from paywarden.ops.console.inbox.store import SEVERITIES, SORTS, AlertRow, AlertStore, Wanted
 from paywarden.ops.console.pages import Done, Field, Missing, Page, PageRefused, Section, Shown, Visit, not_found
 from paywarden.ops.console.people.people import Person
-from paywarden.ops.times import duration_ms_of
+from paywarden.schemas.durations import duration_ms_of
 from paywarden.streams.alerts.events import ASSIGNED, COMMENTED, ConsoleEvent, alert_subject
 from paywarden.streams.alerts.records import Acknowledgement
 
