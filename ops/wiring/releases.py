@@ -34,6 +34,23 @@ class HostReleases:
         settings = self._read().section("serve", scoring.ServeSettings)
         return Deployment(ReleasePaths(self._bundle or settings.bundle))
 
+    def refusal_of(self, deployment: Deployment) -> str:
+        """See ReleaseSource."""
+        from paywarden.models.registry.settings import ModelRegistrySettings
+
+        # The settings of the start: nobody gets around the registry by changing them meanwhile.
+        source = self._source
+        if not source.section("models", ModelRegistrySettings).people:
+            return ""
+        from paywarden.models.registry.allowed import refusal_of_deployment
+        from paywarden.models.registry.rules import state_of
+        from paywarden.ops.wiring.registry import model_registry
+
+        registry = model_registry(source)
+        log = registry.log.read()
+        named = {role: (paths.bundle_digest, paths.policy_digest) for role, paths in deployment.releases.items()}
+        return refusal_of_deployment(log, state_of(log, registry.people, registry.rules), named)
+
     def load(self, paths: ReleasePaths, *, with_fallback: bool = True) -> Release:
         """Load a release in this process, with the fallback of the settings. Builds libraries that are missing.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,8 +14,11 @@ from paywarden.schemas.settings import Source
 if TYPE_CHECKING:
     from paywarden.features.catalogue.entity import Catalogue
     from paywarden.models.policy.policy import Policy
+    from paywarden.ops.wiring.releases import HostReleases
     from paywarden.scoring.server.context import ExplorationContext, ServerContext
     from paywarden.scoring.server.deployment import ReleasePaths
+
+_log = logging.getLogger(__name__)
 
 EXPLORATION_LEDGER = "exploration.spent"
 """What this host has spent today, below `[serve] runtime`."""
@@ -76,6 +80,7 @@ def scoring_host(source: Source, bundle_path: str | None) -> ServerContext:
     # Made once, before any worker: it may refuse the names of fields.
     request_class(engine.plan.fields)
     releases = HostReleases(source, engine, bundle_path)
+    _require_allowed(source, releases, engine.plan.digest)
     return ServerContext(
         engine=engine,
         rates=stores.rate_table(source),
@@ -100,6 +105,26 @@ def scoring_host(source: Source, bundle_path: str | None) -> ServerContext:
         admin_host=settings.admin_host,
         admin_port=settings.admin_port,
     )
+
+
+def _require_allowed(source: Source, releases: HostReleases, catalogue: str) -> None:
+    """Raises Misconfigured if the registry does not allow what the deployment file of this catalogue names.
+
+    A log that cannot be read decides nothing: a host that starts again goes on with what its file says.
+    """
+    from paywarden.scoring.server.deployment import DEPLOYMENT, read_deployment
+
+    path = Path(source.section("serve", ServeSettings).runtime) / DEPLOYMENT
+    deployment = read_deployment(path)
+    if deployment is None or deployment.catalogue not in ("", catalogue):
+        return
+    try:
+        refusal = releases.refusal_of(deployment)
+    except Misconfigured as error:
+        _log.warning("the registry cannot say whether %s is allowed, which is served all the same: %s", path, error)
+        return
+    if refusal:
+        raise Misconfigured(f"{path}: {refusal}")
 
 
 def _exploration(source: Source, runtime: Path) -> ExplorationContext | None:

@@ -17,6 +17,7 @@
 5. A checker that somebody killed (kill -9, want of memory) is run again, at most KILLS_MAX times: otherwise the host
    would stay where the file no longer is. A bundle that crashes its checker is not tried again.
 6. A file for another feature catalogue is not for this host (scoring/server/standby.py).
+7. Where there is a registry, a file that names what nobody has approved changes nothing, whoever wrote it.
 """
 
 from __future__ import annotations
@@ -231,6 +232,8 @@ class Deployer:
             if deployment is not None and deployment.catalogue not in ("", self._catalogue):
                 _log.info("the catalogue %s is to decide, and this host's is %s", deployment.catalogue, self._catalogue)
                 return
+            if deployment is not None and (refusal := self._source.refusal_of(deployment)):
+                raise Misconfigured(f"{self._runtime / DEPLOYMENT}: {refusal}")
             known = self._all_known(deployment)
             if known is not None:
                 self._order(*known)

@@ -38,6 +38,12 @@ class ReleaseSource(Protocol):
     def wanted(self) -> Deployment:
         """Returns what the configuration asks for, without a deployment file. Raises Misconfigured."""
 
+    def refusal_of(self, deployment: Deployment) -> str:
+        """Returns why the registry does not allow a deployment file; empty if it does, or there is none.
+
+        Raises Misconfigured if its log cannot be read.
+        """
+
     def load(self, paths: ReleasePaths) -> Release:
         """Load a release in this process. Raises Misconfigured, BundleRefused."""
 

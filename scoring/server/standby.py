@@ -10,7 +10,7 @@
    its own, with its configuration, its companion and its mirror. They share `[serve] runtime`, the ports and the
    decision cache: a payment that is asked for again gets its decision from either.
 2. Whoever's catalogue the deployment file names serves. The sockets are handed over (take_over.py): no call is refused.
-3. Without a mirror a version does not take over. It says so, and what decides goes on.
+3. Without a mirror, or against the registry, a version does not take over. It says so, and what decides goes on.
 4. If new software of the same catalogue takes the ports over, the earlier process ends, as without a standby.
 """
 
@@ -62,7 +62,7 @@ class Turns:
         self._host, self._file = host, host.runtime / DEPLOYMENT
         self._seen: FileState | None = None
         self._deployment: Deployment | None = None
-        self._told = ""
+        self._told = self._refusal = ""
 
     def look(self) -> ServerContext | None:
         """Returns what is to serve now; None if it is not this version's turn. It reads a file that has changed."""
@@ -81,6 +81,9 @@ class Turns:
     def _loaded(self, deployment: Deployment) -> ServerContext | None:
         """Returns the host with the release that the file names, which is loaded already but for an early switch."""
         active = deployment.active
+        if self._refusal:
+            self._tell(self._refusal)
+            return None
         if release_key(active.bundle_digest, active.policy_digest) == self._host.release.key:
             return self._host
         try:
@@ -98,6 +101,19 @@ class Turns:
             self._deployment, self._seen = read_deployment(self._file), seen
         except Misconfigured as error:
             self._tell(str(error))
+            return
+        self._refusal = self._refused(self._deployment)
+
+    def _refused(self, deployment: Deployment | None) -> str:
+        """Returns why the registry does not allow this version its turn; empty if it does."""
+        host = self._host
+        if deployment is None or deployment.catalogue != host.catalogue_digest:
+            return ""
+        try:
+            return host.releases.refusal_of(deployment)
+        except Misconfigured as error:
+            # A log that cannot be read decides nothing. If nobody serves, the file does.
+            return str(error) if is_served(host.runtime) else ""
 
     def _tell(self, trouble: str) -> None:
         if trouble != self._told:

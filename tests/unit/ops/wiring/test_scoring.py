@@ -8,10 +8,16 @@ from typing import Any
 
 import pytest
 
+from paywarden.models.bundle.bundle import read_manifest
+from paywarden.models.policy.policy import PolicySettings, policy_digest
+from paywarden.models.registry import entries as kinds
+from paywarden.models.registry.log import LogFile
 from paywarden.ops.wiring import scoring_host
 from paywarden.schemas.errors import BundleRefused, Misconfigured
 from paywarden.schemas.settings import Source
+from paywarden.scoring.server.deployment import DEPLOYMENT, Deployment, ReleasePaths, write_deployment
 from tests.worlds import small_world
+from tests.worlds.registry import Writer, digest, people_file
 
 
 def source(**serve: Any) -> Source:
@@ -51,3 +57,38 @@ def test_a_host_explores_only_with_a_share_and_only_with_a_key(tmp_path: Path) -
     assert "00" * 16 not in repr(exploration)
     with pytest.raises(Misconfigured, match=r"exploration.key_file: wanted a file with the key of the coin"):
         scoring_host(Source({"serve": serve, "exploration": asked | {"key_file": ""}}, {}), None)
+
+
+def test_a_host_starts_with_no_version_that_the_registry_does_not_allow(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = small_world.trained_bundle()
+    manifest, policy = read_manifest(bundle), policy_digest(PolicySettings(), {})
+    writer, file = Writer(), LogFile(tmp_path / "log.jsonl")
+    catalogue, files = manifest.catalogue_digest, {"manifest.json": digest("any")}
+    writer.add(kinds.REGISTERED_BUNDLE, "anna", bundle=manifest.digest, catalogue=catalogue, files=files)
+    writer.add(kinds.REGISTERED_POLICY, "anna", policy=policy, files=files)
+    what = {"bundle": manifest.digest, "policy": policy, "catalogue": catalogue}
+    promoted = writer.add(kinds.PROPOSED, "anna", what)
+    writer.add(kinds.PROMOTED, "ben", proposal=promoted.digest)
+    file.append(lambda _: writer.log.entries)
+    people = people_file(tmp_path, {"anna": ("propose",), "ben": ("promote",)})
+    settings = {
+        "serve": {"runtime": str(tmp_path)},
+        "models": {"log": str(file.path), "people": str(people), "folder": str(tmp_path / "registry")},
+    }
+    path, allowed = tmp_path / DEPLOYMENT, ReleasePaths(str(bundle), "", manifest.digest, policy)
+    write_deployment(path, Deployment(allowed))
+    host = scoring_host(Source(settings, {}), None)
+    assert host.releases.refusal_of(Deployment(allowed)) == ""
+    other = ReleasePaths(str(small_world.other_bundle()))
+    assert "candidate: wanted a version that the" in host.releases.refusal_of(Deployment(allowed, candidate=other))
+    write_deployment(path, Deployment(other))
+    with pytest.raises(
+        Misconfigured, match=r"deployment.json: active: wanted a version that the registry has promoted"
+    ):
+        scoring_host(Source(settings, {}), None)
+    # A damaged log decides nothing, and keeps no host from starting.
+    file.path.write_bytes(b"{}\n" + file.path.read_bytes())
+    assert scoring_host(Source(settings, {}), None).bundles
+    assert "which is served all the same" in caplog.text

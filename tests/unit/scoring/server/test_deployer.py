@@ -33,6 +33,7 @@ class Source:
 
     config: Path
     how: Callable[[str], object] = lambda _: None
+    refusal: str = ""
 
     def serve(self, bundle: str) -> None:
         """Write the configuration anew."""
@@ -42,6 +43,9 @@ class Source:
 
     def wanted(self) -> Deployment:
         return Deployment(ReleasePaths(self.config.read_text(encoding="utf-8")))
+
+    def refusal_of(self, _: Deployment) -> str:
+        return self.refusal
 
     def load(self, _: ReleasePaths) -> Release:
         raise NotImplementedError("a deployer loads no code")
@@ -290,6 +294,16 @@ def test_a_release_that_is_named_by_its_digests_needs_no_file_any_more(host: Hos
     write_deployment(host.folder / "deployment.json", Deployment(named))
     assert host.swap() == Orders(1, key)
     assert (host.forks, host.failures.value) == (0, 0)
+
+
+def test_a_file_that_the_registry_does_not_allow_changes_nothing(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+    host.source.refusal = "active: wanted a version that the registry has promoted"
+    write_deployment(host.folder / "deployment.json", Deployment(ReleasePaths("b", "", "bb", "pp")))
+    assert host.swap() == Orders(0, "a")
+    assert (host.forks, host.failures.value) == (0, 1)
+    assert "deployment.json: active: wanted a version that the registry has promoted" in caplog.text
+    host.source.refusal = ""
+    assert host.swap().active == "b"
 
 
 def test_left_over_files_of_dead_processes_are_removed(tmp_path: Path) -> None:

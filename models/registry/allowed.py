@@ -1,0 +1,49 @@
+"""Which versions a host may serve by the log of the registry, whoever has written its deployment file.
+
+    active, previous    a version that was promoted at some time, with the approvals that were asked for then
+    candidate           one of these, or the candidate of a rollout that was started with its approvals
+
+A file may be a moment behind the log. What decided before is therefore allowed, and so is the way back. Before the
+first promotion the log says nothing, and everything is allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from paywarden.models.registry import entries as kinds
+from paywarden.models.registry.log import RegistryLog
+from paywarden.models.registry.rules import SHADOW, State
+
+
+def refusal_of_deployment(log: RegistryLog, state: State, versions: Mapping[str, tuple[str, str]]) -> str:
+    """Returns which of the versions nobody has allowed, in one line; empty if all are.
+
+    `versions`: digests of bundle and policy by role, as in a deployment file. `state`: what the log means.
+    """
+    if state.champion is None:
+        return ""
+    promoted = {(one.version.bundle, one.version.policy) for one in state.history}
+    tried = _tried(log, state)
+    for role, digests in versions.items():
+        if digests in promoted or (role == "candidate" and digests in tried):
+            continue
+        bundle, policy = (digest[:12] or "(none)" for digest in digests)
+        wanted = "promoted, or tried in a rollout" if role == "candidate" else "promoted"
+        return f"{role}: wanted a version that the registry has {wanted}, got bundle {bundle}, policy {policy}"
+    return ""
+
+
+def _tried(log: RegistryLog, state: State) -> set[tuple[str, str]]:
+    """Returns the candidates of the rollouts that were started with their approvals."""
+    ignored = {one.number for one in state.ignored}
+    proposed: dict[str, tuple[str, str]] = {}
+    tried = set()
+    for number, entry in enumerate(log.entries, 1):
+        if number in ignored:
+            continue
+        if entry.kind == kinds.PROPOSED:
+            proposed[entry.digest] = entry.text("bundle"), entry.text("policy")
+        elif entry.kind == kinds.ROLLOUT_STARTED and entry.text("mode") != SHADOW:
+            tried.add(proposed[entry.text("proposal")])
+    return tried
