@@ -1,63 +1,96 @@
-"""The clients of ops/clients against a running `serve`."""
+"""The clients of ops/clients with real scoring hosts that restart, hang and lose workers: all clients at once."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
 from tests.services.client_drivers import DRIVERS, Driver
 from tests.services.fetch import ServiceMissing
-from tests.services.processes import wait_for_listener
-from tests.services.scoring_server import PATIENT, Server
+from tests.services.served_clients import Host, load_with_kills, load_with_restarts, running_hosts
 
-TOKEN = "token-of-the-shop"
-PATIENT_MS = 30_000
+PATIENT_MS, SHORT_MS = 60_000, 50
+RATE = 20
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("served")
-    (folder / "tokens").write_text(f"shop:{TOKEN}\n", encoding="utf-8")
-    (folder / "tokens").chmod(0o600)
-    with Server(folder, more=f'{PATIENT}[auth]\ntokens_file = "{folder / "tokens"}"\n') as one:
-        one.start()
-        wait_for_listener(one.target.removeprefix("http://"))
-        yield one
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sequence[Host]]:
+    with running_hosts(tmp_path_factory.mktemp("hosts"), 2) as running:
+        yield running
 
 
-@pytest.mark.parametrize("name", list(DRIVERS))
-def test_a_client_scores_at_a_running_server(server: Server, name: str) -> None:
-    try:
-        command = DRIVERS[name]()
-    except ServiceMissing as error:
-        pytest.skip(str(error))
-    payment: dict[str, Any] = {
-        "payment_id": f"{name}-1",
-        "event_time_ms": time.time_ns() // 1_000_000,
-        "card_id": "card-000001",
-        "merchant_id": "Zoë’s",
-        "amount_minor": 0,
-        "currency": "EUR",
-        "ip": "192.0.2.7",
-        "utc_offset_minutes": -60,
-    }
-    with Driver(command) as driver:
-        settings = {"urls": [server.target], "deadline_ms": PATIENT_MS, "token": TOKEN}
-        assert "ready" in driver.ask(settings=settings)
-        first = driver.ask(score=payment)["decision"]
-        assert (first["stand_in"], first["payment_id"]) == (False, f"{name}-1")
-        assert first["action"] in ("approve", "review", "decline")
-        assert 0 < first["score"] < 1
-        # The idempotency key brings the decision back, and no other payment may have it.
-        assert driver.ask(score=payment)["decision"]["decision_id"] == first["decision_id"]
-        refused = driver.ask(score=payment | {"amount_minor": 1})["wrong_request"]
-        assert (refused["code"], refused["field"]) == ("already_exists", "payment_id")
-        refused = driver.ask(score=payment | {"payment_id": f"{name}-2", "currency": "eur"})["wrong_request"]
-        assert (refused["code"], refused["field"]) == ("invalid_argument", "currency")
-        load = driver.ask(load={"rate": 500, "seconds": 0.2, "id": f"{name}-load", "cards": 10})["load"]
-        assert (load["answered"], load["failed"], load["stand_ins"]) == (100, 0, {})
-        driver.ask(settings=settings | {"token": "another-token"})
-        assert driver.ask(score=payment)["decision"]["reasons"] == ["stand_in:unauthorized"]
+@pytest.fixture(scope="module")
+def drivers() -> Iterator[Mapping[str, Driver]]:
+    """The drivers of all clients whose tools are there: Python's always are."""
+    with ExitStack() as stack:
+        running = {}
+        for name, command in DRIVERS.items():
+            try:
+                running[name] = stack.enter_context(Driver(command()))
+            except ServiceMissing:
+                # test_clients.py skips with the reason.
+                continue
+        yield running
+
+
+def make(drivers: Mapping[str, Driver], hosts: Sequence[Host], **settings: Any) -> None:
+    for driver in drivers.values():
+        assert "ready" in driver.ask(settings={"urls": [host.url for host in hosts], **settings})
+
+
+def test_the_service_and_every_client_understand_each_other(
+    drivers: Mapping[str, Driver], hosts: Sequence[Host]
+) -> None:
+    make(drivers, hosts[:1], deadline_ms=PATIENT_MS)
+    for name, driver in drivers.items():
+        payment = {
+            "payment_id": f"both-{name}",
+            "event_time_ms": time.time_ns() // 1_000_000,
+            "card_id": "Kärtchen",
+            "merchant_id": "merchant-1",
+            "amount_minor": 0,
+            "currency": "EUR",
+            "mcc": "5411",
+            "utc_offset_minutes": -60,
+        }
+        first, again = (driver.ask(score=payment)["decision"] for _ in range(2))
+        assert first == again
+        assert (first["payment_id"], first["stand_in"]) == (payment["payment_id"], False)
+        assert first["decision_id"]
+        wrong = driver.ask(score=payment | {"payment_id": f"wrong-{name}", "currency": "eur"})["wrong_request"]
+        assert (wrong["code"], wrong["field"]) == ("invalid_argument", "currency")
+
+
+def test_a_host_that_is_stopped_gives_every_call_a_stand_in(
+    drivers: Mapping[str, Driver], hosts: Sequence[Host]
+) -> None:
+    make(drivers, hosts[:1], deadline_ms=SHORT_MS, queue_max=0)
+    with hosts[0].stopped():
+        for name, driver in drivers.items():
+            load = driver.ask(load={"rate": RATE, "seconds": 0.5, "id": f"stopped-{name}", "cards": 10})["load"]
+            # A machine that is busy may leave no time for a connection.
+            assert sum(load["stand_ins"].values()) == load["calls"] == 10, load
+            assert load["stand_ins"]["late"] > 0, load
+
+
+def test_rolling_restarts_cost_no_caller_the_services_decision(
+    drivers: Mapping[str, Driver], hosts: Sequence[Host]
+) -> None:
+    make(drivers, hosts, deadline_ms=PATIENT_MS)
+    load = {"rate": RATE, "seconds": 6.0, "id": "restarted", "cards": 50}
+    for name, report in load_with_restarts(drivers, hosts, load, 2).items():
+        assert report["answered"] == report["calls"], (name, report)
+        assert report["restarts"] > 0
+
+
+def test_no_payment_is_decided_twice_when_workers_are_killed(
+    drivers: Mapping[str, Driver], hosts: Sequence[Host]
+) -> None:
+    make(drivers, hosts[:1], deadline_ms=PATIENT_MS)
+    load = {"rate": RATE, "seconds": 2.0, "id": "killed", "cards": 50}
+    for name, report in load_with_kills(drivers, hosts[0], load, 3).items():
+        assert (report["duplicates"], report["failed"]) == (0, 0), (name, report)

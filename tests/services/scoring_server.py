@@ -32,7 +32,9 @@ PATIENT = "[admission]\ndeadline_ms = 60000\nwait_ms_max = 50000\n"
 class Server:
     """A running `serve` with its configuration. Leaving the `with` block ends it."""
 
-    def __init__(self, folder: Path, *, port: int = 0, bundle: Path | None = None, more: str = "") -> None:
+    def __init__(
+        self, folder: Path, *, port: int = 0, bundle: Path | None = None, more: str = "", answered_max: int = 1000
+    ) -> None:
         """`more` is appended to the configuration; it begins with further settings of [http]."""
         self.folder = folder
         self.mirror = MirrorSettings(path=str(folder / "mirror"), size_mb=16)
@@ -43,7 +45,7 @@ class Server:
             f'runtime = "{folder / "serve"}"\n'
             f'[mirror]\npath = "{self.mirror.path}"\nsize_mb = {self.mirror.size_mb}\n'
             f'[outbox]\ndirectory = "{self.outbox.directory}"\n'
-            f'[answered]\npath = "{folder / "answered"}"\npayments_max = 1000\n'
+            f'[answered]\npath = "{folder / "answered"}"\npayments_max = {answered_max}\n'
             f"[grpc]\nport = 0\n[http]\nport = {port}\n{more}",
             encoding="utf-8",
         )
