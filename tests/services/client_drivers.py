@@ -118,8 +118,27 @@ def _go_driver() -> Path:
         # Ask no version control: the sources may lie in a checkout of another owner.
         run_tool([go, "build", "-buildvcs=false", "-o", str(target / "driver"), "./driver"], folder)
 
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return fetched(f"client-driver-go-{digest_of(files)}", build) / "driver"
+    return fetched(f"client-driver-go-{digest_of(_files(folder))}", build) / "driver"
+
+
+def _java() -> Sequence[str]:
+    return [tool("java"), "-cp", str(java_classes()), "paywarden.client.Driver"]
+
+
+def java_classes() -> Path:
+    """Returns the folder of the Java client's classes, with its tests and its driver. Raises ServiceMissing."""
+    compiler, folder = tool("javac"), CLIENTS / "java"
+
+    def build(target: Path) -> None:
+        # It has no dependencies: Maven, which its users build it with, would only take longer.
+        sources = map(str, sorted((folder / "src").rglob("*.java")))
+        run_tool([compiler, "--release", "17", "-Xlint:all", "-Werror", "-d", str(target), *sources], folder)
+
+    return fetched(f"client-java-{digest_of(_files(folder / 'src'))}", build)
+
+
+def _files(folder: Path) -> Sequence[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 DRIVERS: Mapping[str, Callable[[], Sequence[str]]] = {
@@ -127,6 +146,7 @@ DRIVERS: Mapping[str, Callable[[], Sequence[str]]] = {
     "python-asyncio": lambda: _python("asyncio"),
     "typescript": _typescript,
     "go": _go,
+    "java": _java,
 }
 """How to run each client's driver, by the client's name. A function raises ServiceMissing where a tool is missing."""
 

@@ -1,0 +1,309 @@
+package paywarden.client;
+
+import java.io.IOException;
+import java.io.InputStream;
+import java.io.OutputStream;
+import java.net.InetAddress;
+import java.net.InetSocketAddress;
+import java.net.SocketTimeoutException;
+import java.net.StandardSocketOptions;
+import java.nio.ByteBuffer;
+import java.nio.channels.SocketChannel;
+import java.util.ArrayDeque;
+import java.util.ArrayList;
+import java.util.Deque;
+import java.util.List;
+import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.CountDownLatch;
+import java.util.concurrent.Semaphore;
+import java.util.concurrent.TimeUnit;
+import java.util.concurrent.atomic.AtomicBoolean;
+import java.util.concurrent.atomic.AtomicInteger;
+import javax.net.ssl.SSLContext;
+import javax.net.ssl.SSLParameters;
+import javax.net.ssl.SSLSocket;
+
+/** The connections to one host, the one used last taken first. Times are of {@link System#nanoTime}. */
+final class HostConnections {
+    private static final int RECEIVE_BYTES = 16 * 1024;
+    /** A larger request may fill the socket of a host that does not read: something must end the wait. */
+    private static final int SENT_AT_ONCE_BYTES = 16 * 1024;
+
+    /** There is no time left. */
+    static final class DeadlinePassed extends Exception {
+        private static final long serialVersionUID = 1L;
+
+        DeadlinePassed() {
+            super(null, null, false, false);
+        }
+    }
+
+    /** No connection could be made. */
+    static final class NoConnection extends Exception {
+        private static final long serialVersionUID = 1L;
+
+        NoConnection() {
+            super(null, null, false, false);
+        }
+    }
+
+    /** All connections were in use until the deadline. */
+    static final class NoneFree extends Exception {
+        private static final long serialVersionUID = 1L;
+
+        NoneFree() {
+            super(null, null, false, false);
+        }
+    }
+
+    /** One connection. A thread has it to itself while it uses it. */
+    static final class Connection {
+        private final SocketChannel channel;
+        private final InputStream in;
+        private final OutputStream out;
+        private final byte[] received = new byte[RECEIVE_BYTES];
+        private long usedNs;
+
+        Connection(SocketChannel channel, InputStream in, OutputStream out) {
+            this.channel = channel;
+            this.in = in;
+            this.out = out;
+        }
+
+        /** Returns whether the host has closed the connection, or sent what nobody asked for. */
+        boolean isStale() {
+            try {
+                channel.configureBlocking(false);
+                int count = channel.read(ByteBuffer.wrap(received, 0, 1));
+                channel.configureBlocking(true);
+                return count != 0;
+            } catch (IOException error) {
+                return true;
+            }
+        }
+
+        /** Sends a request and returns its whole answer. An IOException is NoAnswer, or says that it broke. */
+        AnswerReader exchange(byte[] request, long deadlineNs) throws DeadlinePassed, IOException {
+            AtomicBoolean isSent = new AtomicBoolean();
+            if (request.length > SENT_AT_ONCE_BYTES) {
+                closeAt(channel, deadlineNs, isSent);
+            }
+            try {
+                out.write(request);
+                out.flush();
+            } catch (IOException error) {
+                if (deadlineNs - System.nanoTime() <= 0) {
+                    throw new DeadlinePassed();
+                }
+                throw error;
+            } finally {
+                isSent.set(true);
+            }
+            AnswerReader reader = new AnswerReader();
+            while (true) {
+                int count = receive(deadlineNs);
+                if (count < 0) {
+                    if (reader.end()) {
+                        return reader;
+                    }
+                    throw new IOException("the connection has ended");
+                }
+                if (reader.feed(received, count)) {
+                    return reader;
+                }
+            }
+        }
+
+        private int receive(long deadlineNs) throws DeadlinePassed, IOException {
+            try {
+                channel.socket().setSoTimeout(millisecondsLeft(deadlineNs));
+                return in.read(received);
+            } catch (SocketTimeoutException error) {
+                throw new DeadlinePassed();
+            }
+        }
+
+        void close() {
+            closeQuietly(channel);
+        }
+    }
+
+    final ClientSettings.Target target;
+    final boolean isNamed;
+    private final SSLContext tls;
+    private final long idleNs, connectNs;
+    private final Semaphore places;
+    private final Deque<Connection> kept = new ArrayDeque<>();
+    private final CountDownLatch resolved = new CountDownLatch(1);
+    private final AtomicInteger nextAddress = new AtomicInteger();
+    private volatile List<InetAddress> addresses = List.of();
+    private boolean isClosed;
+
+    HostConnections(ClientSettings.Target target, ClientSettings settings, SSLContext tls) {
+        this.target = target;
+        this.tls = target.isTls() ? tls : null;
+        idleNs = (long) (settings.idleMs * 1e6);
+        connectNs = (long) (settings.connectTimeoutMs * 1e6);
+        places = new Semaphore(settings.connectionsMax);
+        // A host that is an address and no name is not asked for.
+        isNamed = !target.host().contains(":") && !target.host().matches("[0-9]{1,3}(\\.[0-9]{1,3}){3}");
+        if (!isNamed) {
+            resolve();
+        }
+    }
+
+    /** Asks for the addresses of the host's name. It may take long. Without any, the earlier ones stay. */
+    void resolve() {
+        try {
+            addresses = List.of(InetAddress.getAllByName(target.host()));
+            resolved.countDown();
+        } catch (IOException error) {
+            // It has none now.
+        }
+    }
+
+    /** Returns a connection for this thread alone; giveBack or drop it. {@code isFresh}: not a kept one. */
+    Connection take(long deadlineNs, boolean isFresh) throws NoneFree, NoConnection, DeadlinePassed {
+        takePlace(deadlineNs);
+        boolean isTaken = false;
+        try {
+            for (Connection one = isFresh ? null : lastKept(); one != null; one = lastKept()) {
+                if (System.nanoTime() - one.usedNs < idleNs && !one.isStale()) {
+                    isTaken = true;
+                    return one;
+                }
+                one.close();
+            }
+            Connection made = connect(deadlineNs);
+            isTaken = true;
+            return made;
+        } finally {
+            if (!isTaken) {
+                places.release();
+            }
+        }
+    }
+
+    private void takePlace(long deadlineNs) throws NoneFree, DeadlinePassed {
+        try {
+            if (!places.tryAcquire() && !places.tryAcquire(deadlineNs - System.nanoTime(), TimeUnit.NANOSECONDS)) {
+                throw new NoneFree();
+            }
+        } catch (InterruptedException error) {
+            Thread.currentThread().interrupt();
+            throw new DeadlinePassed();
+        }
+    }
+
+    private synchronized Connection lastKept() {
+        return kept.pollLast();
+    }
+
+    /** Keeps a connection for later. */
+    void giveBack(Connection one) {
+        one.usedNs = System.nanoTime();
+        List<Connection> leaving = new ArrayList<>(0);
+        synchronized (this) {
+            kept.addLast(one);
+            // The longest unused one is first.
+            while (!kept.isEmpty() && (isClosed || one.usedNs - kept.peekFirst().usedNs >= idleNs)) {
+                leaving.add(kept.removeFirst());
+            }
+        }
+        leaving.forEach(Connection::close);
+        places.release();
+    }
+
+    /** Closes a connection. */
+    void drop(Connection one) {
+        one.close();
+        places.release();
+    }
+
+    /** Closes what is kept, and later what is in use. */
+    void close() {
+        List<Connection> leaving;
+        synchronized (this) {
+            isClosed = true;
+            leaving = List.copyOf(kept);
+            kept.clear();
+        }
+        leaving.forEach(Connection::close);
+    }
+
+    private Connection connect(long deadlineNs) throws NoConnection, DeadlinePassed {
+        long untilNs = System.nanoTime() + connectNs;
+        untilNs = untilNs - deadlineNs > 0 ? deadlineNs : untilNs;
+        SocketChannel channel = null;
+        AtomicBoolean isMade = new AtomicBoolean();
+        try {
+            if (!resolved.await(untilNs - System.nanoTime(), TimeUnit.NANOSECONDS)) {
+                throw new SocketTimeoutException();
+            }
+            List<InetAddress> found = addresses;
+            InetAddress address = found.get(Math.floorMod(nextAddress.getAndIncrement(), found.size()));
+            channel = SocketChannel.open();
+            channel.setOption(StandardSocketOptions.TCP_NODELAY, true);
+            channel.socket().connect(new InetSocketAddress(address, target.port()), millisecondsLeft(untilNs));
+            if (tls == null) {
+                return new Connection(channel, channel.socket().getInputStream(), channel.socket().getOutputStream());
+            }
+            closeAt(channel, untilNs, isMade);
+            Connection made = shakeHands(channel, untilNs);
+            isMade.set(true);
+            return made;
+        } catch (InterruptedException error) {
+            Thread.currentThread().interrupt();
+            throw new NoConnection();
+        } catch (IOException error) {
+            isMade.set(true);
+            closeQuietly(channel);
+            if (deadlineNs - System.nanoTime() <= 0) {
+                throw new DeadlinePassed();
+            }
+            throw new NoConnection();
+        }
+    }
+
+    private Connection shakeHands(SocketChannel channel, long untilNs) throws IOException {
+        channel.socket().setSoTimeout(millisecondsLeft(untilNs));
+        SSLSocket socket =
+                (SSLSocket) tls.getSocketFactory().createSocket(channel.socket(), target.host(), target.port(), false);
+        SSLParameters parameters = socket.getSSLParameters();
+        parameters.setEndpointIdentificationAlgorithm("HTTPS");
+        parameters.setApplicationProtocols(new String[] {"http/1.1"});
+        socket.setSSLParameters(parameters);
+        socket.startHandshake();
+        return new Connection(channel, socket.getInputStream(), socket.getOutputStream());
+    }
+
+    /** Returns what is left, rounded up to milliseconds. Raises SocketTimeoutException if nothing is. */
+    private static int millisecondsLeft(long untilNs) throws SocketTimeoutException {
+        long leftNs = untilNs - System.nanoTime();
+        if (leftNs <= 0) {
+            throw new SocketTimeoutException();
+        }
+        return (int) ((leftNs + 999_999) / 1_000_000);
+    }
+
+    /** Closes a channel at a time, unless what it is used for has ended by then. */
+    private static void closeAt(SocketChannel channel, long untilNs, AtomicBoolean hasEnded) {
+        CompletableFuture.delayedExecutor(untilNs - System.nanoTime(), TimeUnit.NANOSECONDS, Runnable::run)
+                .execute(
+                        () -> {
+                            if (!hasEnded.get()) {
+                                closeQuietly(channel);
+                            }
+                        });
+    }
+
+    private static void closeQuietly(SocketChannel channel) {
+        if (channel != null) {
+            try {
+                channel.close();
+            } catch (IOException error) {
+                // It is closed as far as it can be.
+            }
+        }
+    }
+}
