@@ -66,6 +66,16 @@ def test_a_mirror_on_a_disk_and_without_room_is_a_warning(folder: Path, monkeypa
     assert any(seen.startswith("[mirror] size_mb allows 100000000 MiB") for seen in warned)
 
 
+def test_the_decision_cache_of_a_running_host_is_no_fault(folder: Path) -> None:
+    """It is a file that nobody can execute, which used to count as one that nobody can write."""
+    cache = folder / "answered"
+    cache.touch(mode=0o600)
+    found = rows(
+        f'[answered]\npath = "{cache}"\n[mirror]\npath = "{folder}/m"\n[serve]\nmetrics = "{folder}/n"\n', "host"
+    )
+    assert [row["seen"] for row in found if row["state"] == "error" and "answered" in row["seen"]] == []
+
+
 def test_a_bundle_that_is_missing_is_named() -> None:
     found = rows('[serve]\nbundle = "b"\nfallback_bundle = "c"\n', "bundle")
     assert [row["seen"] for row in found if row["state"] == "error"] == [
