@@ -3,10 +3,14 @@
     PAYWARDEN_CHART_COMBINATIONS=all python -m pytest tests/unit/ops/deploy/test_chart.py
 
 renders every combination of what can be turned on and off. By default each pair of two switches has all four values.
+
+`ops/deploy/helm/everything.yaml` is what helm makes with everything turned on. It is checked without helm, too, and
+`python -m tests.unit.ops.deploy.test_chart` writes it anew.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -15,6 +19,7 @@ import re
 import subprocess
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +35,8 @@ from tests.services.deploy_tools import HELM, helm
 
 CHART = CHECKOUT / "ops/deploy/helm/paywarden"
 KUBERNETES = ("1.33", "1.35", "1.37")
+EVERYTHING = CHART.parent / "everything.yaml"
+_HEAD = "# What helm makes with everything turned on: tests/unit/ops/deploy/test_chart.py.\n# Chart: {digest}\n"
 # A resource of the Prometheus operator, not of Kubernetes.
 CUSTOM = ("ServiceMonitor",)
 NEEDED: Mapping[str, Any] = {
@@ -70,6 +77,23 @@ OTHERS: Mapping[str, tuple[Any, Any]] = {
     "secretEnvironment": ([], NEEDED["secretEnvironment"]),
     "models.claim": ("", "bundles"),
 }
+
+
+# The package reads megabytes of definitions for each resource.
+_schema_contents = cache(kubernetes_validate.utils.schema_contents)
+
+
+def validate(resource: Mapping[str, Any], version: str) -> None:
+    """Raises ValidationError if Kubernetes of this version does not take a resource, or does not know all of it."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(kubernetes_validate.utils, "schema_contents", _schema_contents)
+        kubernetes_validate.validate(resource, version, strict=True)
+
+
+def documents_of(text: str) -> list[dict[str, Any]]:
+    """Returns the resources of a text."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return [document for document in yaml.load_all(text, Loader=loader) if document]
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +155,7 @@ def run(program: Path, *arguments: str, values: Mapping[str, Any]) -> subprocess
 def rendered(program: Path, choice: Mapping[str, Any], version: str = KUBERNETES[-1]) -> list[dict[str, Any]]:
     done = run(program, "template", "pw", ".", "--kube-version", version, values=values_of(choice))
     assert done.returncode == 0, done.stderr
-    return [document for document in yaml.safe_load_all(done.stdout) if document]
+    return documents_of(done.stdout)
 
 
 def of_kind(documents: Sequence[dict[str, Any]], kind: str, name: str = "") -> dict[str, Any]:
@@ -164,7 +188,7 @@ def test_every_combination_is_right_for_every_version_of_kubernetes(program: Pat
                 continue
             seen.add(text)
             for version in KUBERNETES:
-                kubernetes_validate.validate(document, version, strict=True)
+                validate(document, version)
     assert len(seen) > 50
 
 
@@ -173,7 +197,7 @@ def test_the_schemas_refuse_what_kubernetes_does_not_know(program: Path) -> None
     scoring["spec"]["template"]["spec"]["containers"][0]["livenessProb"] = {}
     for version in KUBERNETES:
         with pytest.raises(kubernetes_validate.ValidationError, match="livenessProb"):
-            kubernetes_validate.validate(scoring, version, strict=True)
+            validate(scoring, version)
 
 
 def test_no_container_of_ours_has_a_right_that_it_does_not_need(program: Path) -> None:
@@ -261,6 +285,38 @@ def test_a_wrong_value_is_refused_by_its_name(program: Path, choice: dict[str, A
     assert re.search(wanted, done.stderr), done.stderr
 
 
+def digest() -> str:
+    """Returns the digest of all files of the chart."""
+    made = hashlib.sha256()
+    for path in sorted(path for path in CHART.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        made.update(f"{path.relative_to(CHART).as_posix()} {len(content)}\n".encode() + content)
+    return made.hexdigest()[:16]
+
+
+def everything(program: Path) -> str:
+    """Returns the content of `everything.yaml`."""
+    values = values_of(dict.fromkeys(SWITCHES, True))
+    done = run(program, "template", "pw", ".", "--kube-version", KUBERNETES[0], values=values)
+    assert done.returncode == 0, done.stderr
+    return _HEAD.format(digest=digest()) + done.stdout
+
+
+def test_what_was_rendered_is_of_this_chart_and_right_for_every_version() -> None:
+    """Without helm, too."""
+    text = EVERYTHING.read_text(encoding="utf-8")
+    assert text.startswith(_HEAD.format(digest=digest())), "python -m tests.unit.ops.deploy.test_chart writes it anew"
+    documents = documents_of(text)
+    assert len(documents) > 15
+    for document, version in itertools.product(documents, KUBERNETES):
+        if document["kind"] not in CUSTOM:
+            validate(document, version)
+
+
+def test_what_was_rendered_is_what_helm_makes(program: Path) -> None:
+    assert EVERYTHING.read_text(encoding="utf-8") == everything(program)
+
+
 def test_the_defaults_fit_their_schema() -> None:
     """Without helm, too."""
     schema = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
@@ -268,3 +324,10 @@ def test_the_defaults_fit_their_schema() -> None:
     jsonschema.Draft7Validator.check_schema(schema)
     jsonschema.validate(defaults, schema)
     assert set(schema["properties"]) - {"global"} == set(defaults)
+
+
+if __name__ == "__main__":
+    found = helm()
+    if found is None:
+        raise SystemExit(HELM.reason)
+    EVERYTHING.write_text(everything(found), encoding="utf-8")
