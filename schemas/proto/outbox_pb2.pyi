@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class OutboxEntry(_message.Message):
-    __slots__ = ("request", "response", "decided_time_ms", "vector", "catalogue_digest", "caller", "bundle_digest", "policy_digest", "rollout", "arm", "propensity", "profile_set", "latency_us")
+    __slots__ = ("request", "response", "decided_time_ms", "vector", "catalogue_digest", "caller", "bundle_digest", "policy_digest", "rollout", "arm", "propensity", "profile_set", "latency_us", "trace")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     RESPONSE_FIELD_NUMBER: _ClassVar[int]
     DECIDED_TIME_MS_FIELD_NUMBER: _ClassVar[int]
@@ -21,6 +21,7 @@ class OutboxEntry(_message.Message):
     PROPENSITY_FIELD_NUMBER: _ClassVar[int]
     PROFILE_SET_FIELD_NUMBER: _ClassVar[int]
     LATENCY_US_FIELD_NUMBER: _ClassVar[int]
+    TRACE_FIELD_NUMBER: _ClassVar[int]
     request: _scoring_pb2.ScoreRequest
     response: _scoring_pb2.ScoreResponse
     decided_time_ms: int
@@ -34,10 +35,11 @@ class OutboxEntry(_message.Message):
     propensity: float
     profile_set: str
     latency_us: int
-    def __init__(self, request: _Optional[_Union[_scoring_pb2.ScoreRequest, _Mapping]] = ..., response: _Optional[_Union[_scoring_pb2.ScoreResponse, _Mapping]] = ..., decided_time_ms: _Optional[int] = ..., vector: _Optional[bytes] = ..., catalogue_digest: _Optional[str] = ..., caller: _Optional[str] = ..., bundle_digest: _Optional[bytes] = ..., policy_digest: _Optional[bytes] = ..., rollout: _Optional[str] = ..., arm: _Optional[str] = ..., propensity: _Optional[float] = ..., profile_set: _Optional[str] = ..., latency_us: _Optional[int] = ...) -> None: ...
+    trace: bytes
+    def __init__(self, request: _Optional[_Union[_scoring_pb2.ScoreRequest, _Mapping]] = ..., response: _Optional[_Union[_scoring_pb2.ScoreResponse, _Mapping]] = ..., decided_time_ms: _Optional[int] = ..., vector: _Optional[bytes] = ..., catalogue_digest: _Optional[str] = ..., caller: _Optional[str] = ..., bundle_digest: _Optional[bytes] = ..., policy_digest: _Optional[bytes] = ..., rollout: _Optional[str] = ..., arm: _Optional[str] = ..., propensity: _Optional[float] = ..., profile_set: _Optional[str] = ..., latency_us: _Optional[int] = ..., trace: _Optional[bytes] = ...) -> None: ...
 
 class OutboxRecord(_message.Message):
-    __slots__ = ("request", "response", "decided_time_ms", "vector", "catalogue_digest", "caller", "bundle_digest", "policy_digest", "rollout", "arm", "propensity", "profile_set", "latency_us")
+    __slots__ = ("request", "response", "decided_time_ms", "vector", "catalogue_digest", "caller", "bundle_digest", "policy_digest", "rollout", "arm", "propensity", "profile_set", "latency_us", "trace")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     RESPONSE_FIELD_NUMBER: _ClassVar[int]
     DECIDED_TIME_MS_FIELD_NUMBER: _ClassVar[int]
@@ -51,6 +53,7 @@ class OutboxRecord(_message.Message):
     PROPENSITY_FIELD_NUMBER: _ClassVar[int]
     PROFILE_SET_FIELD_NUMBER: _ClassVar[int]
     LATENCY_US_FIELD_NUMBER: _ClassVar[int]
+    TRACE_FIELD_NUMBER: _ClassVar[int]
     request: bytes
     response: bytes
     decided_time_ms: int
@@ -64,4 +67,5 @@ class OutboxRecord(_message.Message):
     propensity: float
     profile_set: str
     latency_us: int
-    def __init__(self, request: _Optional[bytes] = ..., response: _Optional[bytes] = ..., decided_time_ms: _Optional[int] = ..., vector: _Optional[bytes] = ..., catalogue_digest: _Optional[str] = ..., caller: _Optional[str] = ..., bundle_digest: _Optional[bytes] = ..., policy_digest: _Optional[bytes] = ..., rollout: _Optional[str] = ..., arm: _Optional[str] = ..., propensity: _Optional[float] = ..., profile_set: _Optional[str] = ..., latency_us: _Optional[int] = ...) -> None: ...
+    trace: bytes
+    def __init__(self, request: _Optional[bytes] = ..., response: _Optional[bytes] = ..., decided_time_ms: _Optional[int] = ..., vector: _Optional[bytes] = ..., catalogue_digest: _Optional[str] = ..., caller: _Optional[str] = ..., bundle_digest: _Optional[bytes] = ..., policy_digest: _Optional[bytes] = ..., rollout: _Optional[str] = ..., arm: _Optional[str] = ..., propensity: _Optional[float] = ..., profile_set: _Optional[str] = ..., latency_us: _Optional[int] = ..., trace: _Optional[bytes] = ...) -> None: ...

@@ -116,13 +116,14 @@ class Call(ABC):
 
     `payload` is the message in the format `form`; with `is_batch` it holds a batch of requests. `caller` is the
     caller's name (scoring/net/caller_names.py), empty when callers show neither token nor certificate. `arrived` and
-    `deadline` are in seconds of `time.perf_counter`. `cancelled` is set when the caller no longer waits.
+    `deadline` are in seconds of `time.perf_counter`. `trace` is the request's trace, 25 bytes, or empty
+    (scoring/requests/trace_context.py). `cancelled` is set when the caller no longer waits.
 
     The batcher calls `answer` or `refuse` exactly once. Neither may raise or write to the socket: `connection.flush`
     follows. The batcher may call `refuse` from within `submit`.
     """
 
-    __slots__ = ("arrived", "caller", "cancelled", "connection", "deadline", "form", "is_batch", "payload")
+    __slots__ = ("arrived", "caller", "cancelled", "connection", "deadline", "form", "is_batch", "payload", "trace")
 
     payload: bytes
     caller: bytes
@@ -132,6 +133,7 @@ class Call(ABC):
     deadline: float
     cancelled: bool
     connection: Flushable
+    trace: bytes
 
     @abstractmethod
     def answer(self, body: bytes) -> None:
@@ -225,6 +227,8 @@ class MicroBatcher:
         self._turn = self._queue.turn
         # Whether any caller has had a name.
         self._has_names = False
+        # Whether any request has had a trace.
+        self._has_traces = False
         self._scheduled = False
         self._cost_s = _FIRST_COST_S
         # When the last chunk ended, if calls have been waiting ever since; None if the queue was empty then.
@@ -259,6 +263,8 @@ class MicroBatcher:
         if self._has_rates and not self._rates.spend(call.caller, weight, call.arrived):
             self._refuse_more(call, _OVER_RATE)
             return
+        if call.trace:
+            self._has_traces = True
         calls = queue.calls
         if not calls:
             self._queue.begin(queue)
@@ -340,6 +346,10 @@ class MicroBatcher:
         if self._has_names:
             for call, count in zip(calls, counts, strict=True):
                 callers += [call.caller] * count
+        traces: list[bytes] = []
+        if self._has_traces and any(call.trace for call in calls):
+            for call, count in zip(calls, counts, strict=True):
+                traces += [call.trace] * count
         arrivals = [call.arrived for call in calls]
         if len(requests) != len(calls):
             arrivals = [call.arrived for call, count in zip(calls, counts, strict=True) for _ in range(count)]
@@ -348,7 +358,7 @@ class MicroBatcher:
         if self._stages.is_timed:
             for call in calls:
                 self._stages.wait(now - call.arrived)
-        return _Chunk(calls, counts, requests, batches, callers, arrivals)
+        return _Chunk(calls, counts, requests, batches, callers, arrivals, traces)
 
     def _answer(self, chunk: _Chunk) -> None:
         results = self._results(chunk)
@@ -384,6 +394,8 @@ class MicroBatcher:
             payments.arrivals = chunk.arrivals
             if chunk.callers:
                 payments.callers = chunk.callers
+            if chunk.traces:
+                payments.traces = chunk.traces
             return self._score(payments, chunk.batches)
         count, spoilt = len(chunk.requests), set(_spoilt(chunk.counts, wrong))
         results = [refusal_of(wrong[place]) if place in wrong else NOT_DECIDED for place in range(count)]
@@ -391,6 +403,8 @@ class MicroBatcher:
         payments.arrivals = [chunk.arrivals[place] for place in right]
         if chunk.callers:
             payments.callers = [chunk.callers[place] for place in right]
+        if chunk.traces:
+            payments.traces = [chunk.traces[place] for place in right]
         decided = [index for index, place in enumerate(right) if place not in spoilt]
         if not decided:
             return results
@@ -425,7 +439,8 @@ class MicroBatcher:
         except TemporaryFailure as error:
             return [refusal_of(error)] * len(payments)
         except Exception as error:  # noqa: BLE001 - a bug in one request must not end the worker for all others
-            self._bugs.note(error, "scoring", payments.callers[0] if len(set(payments.callers)) == 1 else b"")
+            trace = payments.traces[0] if len(set(payments.traces)) == 1 else b""
+            self._bugs.note(error, "scoring", payments.callers[0] if len(set(payments.callers)) == 1 else b"", trace)
             units = list(units_of(len(payments), batches))
             if len(units) == 1:
                 return [_BUG] * len(payments)
@@ -438,7 +453,7 @@ class MicroBatcher:
 class _Chunk(NamedTuple):
     """Calls, the number of requests in each, all requests, the places of each batch, and who sent each request when.
 
-    `callers` is empty as long as no caller has had a name.
+    `callers` is empty as long as no caller has had a name, and `traces` if no request of the chunk has a trace.
     """
 
     calls: list[Call]
@@ -447,6 +462,7 @@ class _Chunk(NamedTuple):
     batches: list[range]
     callers: list[bytes]
     arrivals: list[float]
+    traces: list[bytes]
 
 
 def units_of(count: int, batches: Sequence[range]) -> Iterator[range]:

@@ -1,7 +1,7 @@
 """The compiled half of scoring/engine/records.py: writes responses, and the outbox records around them, as bytes.
 
     frame     u32 size │ u32 crc │ record                                   what the outbox appends
-    record    request │ response │ decided_time_ms │ vector │ digest │ caller │ origin │ latency
+    record    request │ response │ decided_time_ms │ vector │ digest │ caller │ origin │ latency │ trace
                                                                             schemas/proto/outbox.proto, OutboxRecord
     response  payment_id │ decision_id │ score │ tail │ age                 schemas/proto/scoring.proto, ScoreResponse
 
@@ -55,6 +55,9 @@ class RecordSlots(NamedTuple):
     callers: int
     """The callers' names, concatenated, uint8."""
     caller_sizes: int
+    traces: int
+    """The serialised traces of the records, field and all, concatenated, uint8."""
+    trace_sizes: int
     arrivals: int
     """float64; when each request arrived, in seconds of the clock of `decided_s`."""
     scores: int
@@ -122,6 +125,8 @@ def write_records(frame_at: int, count: int, vector_bytes: int, decision: int, t
     id_sizes = carray(address(frame_at, SLOT.id_sizes), count, np.int64)
     callers = carray(address(frame_at, SLOT.callers), size(frame_at, SLOT.callers), np.uint8)
     caller_sizes = carray(address(frame_at, SLOT.caller_sizes), count, np.int64)
+    traces = carray(address(frame_at, SLOT.traces), size(frame_at, SLOT.traces), np.uint8)
+    trace_sizes = carray(address(frame_at, SLOT.trace_sizes), count, np.int64)
     scores = carray(address(frame_at, SLOT.scores), count, np.float64)
     arrivals = carray(address(frame_at, SLOT.arrivals), count, np.float64)
     score_words = carray(address(frame_at, SLOT.scores), count, np.int64)
@@ -139,7 +144,7 @@ def write_records(frame_at: int, count: int, vector_bytes: int, decision: int, t
     prefix_size = constant_ends[PREFIX]
     age, age_size = prefix_size, constant_ends[AGE] - constant_ends[PREFIX]
     digest, digest_size = constant_ends[AGE], constant_ends[DIGEST] - constant_ends[AGE]
-    at, body, payment_id, caller = 0, 0, 0, 0
+    at, body, payment_id, caller, trace = 0, 0, 0, 0, 0
     for number in range(count):
         body_size, id_size, tail = body_sizes[number], id_sizes[number], tail_numbers[number]
         tail_start = tail_ends[tail - 1] if tail > 0 else 0
@@ -186,9 +191,13 @@ def write_records(frame_at: int, count: int, vector_bytes: int, decision: int, t
             # A clock that is not the arrivals' must not make a negative number, which would take ten bytes.
             out[at] = _LATENCY
             at = write_varint(out, at + 1, int(max(0.0, min(1e15, (decided_s - arrivals[number]) * 1e6))))
+        trace_size = trace_sizes[number]
+        if trace_size > 0:
+            at = copy_bytes(traces, trace, trace_size, out, at)
         _write_word32(out, begun - FRAME_BYTES, at - begun)
         _write_word32(out, begun - 4, crc32_of_record(out, begun, at))
         body += body_size
         payment_id += id_size
         caller += caller_size
+        trace += trace_size
     return at

@@ -25,11 +25,14 @@ from paywarden.features.kernel.frame import Frame
 from paywarden.schemas.proto.outbox_pb2 import OutboxRecord
 from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
 from paywarden.scoring.engine import record_bytes as loop
+from paywarden.scoring.requests.trace_context import TRACE_BYTES
 from paywarden.scoring.state.outbox import PAYLOAD_BYTES_MAX
 
 # All combinations of actions, models and flags give a few hundred tails.
 KEPT_TAILS_MAX = 1024
 BODY_BYTES_MAX = PAYLOAD_BYTES_MAX // 2
+# The tag of a record's trace, field 16, and its size.
+_TRACE_HEAD = bytes((0x82, 0x01, TRACE_BYTES))
 # Where each piece of the constants ends.
 _ENDS = Struct("=3q")
 
@@ -108,8 +111,8 @@ class RecordWriter:
         self._kept = 0
         origin_bytes = [origin.to_bytes() for origin in origins]
         self._longest_origin = max(map(len, origin_bytes))
-        # Whether any caller has had a name.
-        self._has_callers = False
+        # Whether any caller has had a name, and whether any request has had a trace.
+        self._has_callers = self._has_traces = False
         self._arrays: dict[str, NDArray[Any]] = {
             "scores": np.zeros(self._rows_max),
             "arrivals": np.zeros(self._rows_max),
@@ -117,6 +120,7 @@ class RecordWriter:
             "body_sizes": np.zeros(self._rows_max, dtype=np.int64),
             "id_sizes": np.zeros(self._rows_max, dtype=np.int64),
             "caller_sizes": np.zeros(self._rows_max, dtype=np.int64),
+            "trace_sizes": np.zeros(self._rows_max, dtype=np.int64),
             "tail_ends": np.zeros(KEPT_TAILS_MAX + self._rows_max, dtype=np.int64),
             "tail_origins": np.zeros(KEPT_TAILS_MAX + self._rows_max, dtype=np.int64),
             # One byte more, because numba makes no array of nothing.
@@ -129,6 +133,7 @@ class RecordWriter:
             "bodies": np.zeros(64 << 10, dtype=np.uint8),
             "ids": np.zeros(16 << 10, dtype=np.uint8),
             "callers": np.zeros(4 << 10, dtype=np.uint8),
+            "traces": np.zeros(4 << 10, dtype=np.uint8),
             "tails": np.zeros(64 << 10, dtype=np.uint8),
             "constants": np.zeros(1 << 10, dtype=np.uint8),
             "out": np.zeros(128 << 10, dtype=np.uint8),
@@ -178,11 +183,13 @@ class RecordWriter:
         decided_time_ms: int,
         arrivals: Sequence[float] = (),
         decided_s: float = math.nan,
+        traces: Sequence[bytes] = (),
     ) -> Written:
         """Write the decisions about at most `rows_max` payments. Texts are in UTF-8; times are epoch milliseconds.
 
         `arrivals`: when each request arrived, and `decided_s` when it was decided, in seconds of one clock. Without
-        arrivals the records have no latency.
+        arrivals the records have no latency. `traces`: the trace of each request (trace_context.py of requests),
+        empty where it has none; no items if none has.
         """
         count, arrays = len(bodies), self._arrays
         body_bytes, id_bytes, caller_bytes = b"".join(bodies), b"".join(ids), b"".join(callers)
@@ -198,6 +205,9 @@ class RecordWriter:
             self._has_callers = True
             self._fill("callers", caller_bytes)
             int64s.pack_into(views["caller_sizes"], 0, *map(len, callers))
+        trace_bytes = 0
+        if traces or self._has_traces:
+            trace_bytes = self._take_traces(traces or [b""] * count, int64s)
         int64s.pack_into(views["tail_numbers"], 0, *tail_numbers)
         numbers = [math.nan if score is None else score for score in scores] if None in scores else scores
         self._doubles[count].pack_into(views["scores"], 0, *numbers)
@@ -209,7 +219,7 @@ class RecordWriter:
             self._set_age(profile_age_ms)
         rest = self._vector_bytes + self._longest_tail + self._longest_origin
         rest += len(arrays["constants"]) + loop.OVERHEAD_BYTES
-        self._make_room("out", len(body_bytes) + len(id_bytes) + len(caller_bytes) + count * rest)
+        self._make_room("out", len(body_bytes) + len(id_bytes) + len(caller_bytes) + trace_bytes + count * rest)
         size = loop.write_records(
             self._frame.address, count, self._vector_bytes, self._decision, decided_time_ms, decided_s
         )
@@ -218,6 +228,15 @@ class RecordWriter:
         bounds = self._bounds[: 3 * count].tolist()
         responses = [frames[start:end] for start, end in zip(bounds[1::3], bounds[2::3], strict=True)]
         return Written(responses, frames, bounds[::3])
+
+    def _take_traces(self, traces: Sequence[bytes], int64s: Struct) -> int:
+        """Put the traces of a chunk where the loop reads them, each with its tag and size. Returns their bytes."""
+        self._has_traces = True
+        fields = [_TRACE_HEAD + trace if trace else b"" for trace in traces]
+        joined_fields = b"".join(fields)
+        self._fill("traces", joined_fields)
+        int64s.pack_into(self._views["trace_sizes"], 0, *map(len, fields))
+        return len(joined_fields)
 
     def _set_age(self, profile_age_ms: int | None) -> None:
         """Set the last field of all responses. Many chunks share it, as the age is in whole milliseconds."""

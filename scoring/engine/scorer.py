@@ -392,7 +392,7 @@ class PaymentScorer:
         tails, others = self._tails(serving, payments, scored, flags, now_ms)
         written = serving.writer.write(
             payments.bodies, payments.ids, payments.callers, scored.scores, tails, profile_age_ms, now_ms,
-            payments.arrivals, time.perf_counter() - others_s,
+            payments.arrivals, time.perf_counter() - others_s, payments.traces,
         )  # fmt: skip
         if stages.is_timed:
             stages.lap("decide", count)

@@ -138,7 +138,9 @@ class ScoreCall(Call):
         encoding: bytes,
         timeout_s: float | None,
         caller: bytes = b"",
+        trace: bytes = b"",
     ) -> None:
+        self.trace = trace
         self.connection = link
         self._stream_id, self._method, self._encoding, self._timeout_s = stream_id, method, encoding, timeout_s
         self._parts: bytearray | None = None

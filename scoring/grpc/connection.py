@@ -26,6 +26,7 @@ from paywarden.scoring.grpc import messages as grpc_messages
 from paywarden.scoring.grpc.calls import TOO_SLOW, Arriving, CallKind, CallServer, Method, ScoreCall, ServiceCall, Watch
 from paywarden.scoring.grpc.http2 import BrokenConnection, Http2Headers, Receiver, Session
 from paywarden.scoring.net.caller_names import name_of_certificate
+from paywarden.scoring.requests.trace_context import packed_trace
 
 _NO_METHOD = Refusal(grpc_messages.UNIMPLEMENTED, "no such method")
 _UNAUTHENTICATED = Refusal(UNAUTHENTICATED, "authorization is missing or not valid")
@@ -249,7 +250,8 @@ class GrpcConnection(asyncio.Protocol):
                     self.server.prove(self, caller)
                 if caller and caller != self._held_by:
                     self._note_caller(caller)
-                call = ScoreCall(self, stream_id, method, encoding, timeout_s, caller)
+                trace = field(b"traceparent", b"")
+                call = ScoreCall(self, stream_id, method, encoding, timeout_s, caller, trace and packed_trace(trace))
             else:
                 call = ServiceCall(self, stream_id, method, encoding)
             self._streams[stream_id] = call

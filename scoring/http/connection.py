@@ -31,6 +31,7 @@ from paywarden.scoring.http.refusals import HttpRefusal, status_of
 from paywarden.scoring.http.settings import HttpSettings
 from paywarden.scoring.net.caller_names import name_of_certificate
 from paywarden.scoring.requests.json_form import JSON, render_error
+from paywarden.scoring.requests.trace_context import packed_trace
 
 
 class HttpCall(Call):
@@ -46,7 +47,9 @@ class HttpCall(Call):
         caller: bytes,
         arrived: float,
         deadline_s: float,
+        trace: bytes = b"",
     ) -> None:
+        self.trace = trace
         self.connection, self.head, self.payload = connection, head, payload
         self.form = form = head.form
         self.is_batch = head.route is not None and head.route.is_batch
@@ -244,7 +247,7 @@ class HttpConnection(asyncio.Protocol):
 
     # Requests and answers, in order
 
-    def take(self, head: RequestHead, body: bytes, deadline_s: float) -> None:
+    def take(self, head: RequestHead, body: bytes, deadline_s: float, trace: bytes = b"") -> None:
         """Take a request from the reader: submit it, or let it wait."""
         if self._last:
             return
@@ -253,7 +256,7 @@ class HttpConnection(asyncio.Protocol):
         if not self._is_proven and head.refusal is None and head.route is not None and head.route.answer is None:
             self._is_proven = True
             self._server.prove(self, caller)
-        call = HttpCall(self, head, body, caller, self._arrived, deadline_s)
+        call = HttpCall(self, head, body, caller, self._arrived, deadline_s, trace and packed_trace(trace))
         if caller and caller != self._held_by:
             self._note_caller(caller)
         if (

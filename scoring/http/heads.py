@@ -7,8 +7,9 @@
    bytes from the first one to the empty line to their meaning, so a repeated head costs one look-up.
 2. The cache takes only heads of requests that would be scored, so a caller without a token cannot fill it. It is
    bounded in heads and bytes. When it is full it is cleared, and the heads in use are back after one request each.
-3. The deadline differs between requests. A head with the deadline in one of the usual spellings is cached without its
-   value; a head with another spelling is cached whole.
+3. The deadline differs between requests, and so does `traceparent`. A head with them in one of the usual spellings is
+   cached without their values. A head with another spelling of the deadline is cached whole; with another of
+   `traceparent`, which no later request would have again, it is not cached.
 4. When the tokens change, the cache is cleared.
 """
 
@@ -39,8 +40,11 @@ _KNOWN_BYTES_MAX = 4 * 1024 * 1024
 # The usual spellings of a deadline. Its value may be taken out of the key.
 _DEADLINE_LINE = re.compile(rb"\r\n(?:x-deadline-ms|X-Deadline-Ms): ([1-9][0-9]{0,5})\r\n")
 _DEADLINE_VALUE = re.compile(rb"[0-9]{1,6}")
+_TRACE_LINE = re.compile(rb"\r\ntraceparent: ([0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2})\r\n")
 # A head that holds this may be cached without its deadline, so the reader must ask `Heads.find`.
 DEADLINE_MARK = b"eadline-"
+# The same of its trace. A head without one need not be looked through: as it is, it is in the cache.
+TRACE_MARK = b"\ntraceparent:"
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Route:
 # The headers that the front looks at. For the others only their size counts.
 KEPT_HEADERS = frozenset(
     b"host expect connection content-type content-length content-encoding transfer-encoding authorization "
-    b"x-deadline-ms".split()
+    b"x-deadline-ms traceparent".split()
 )
 
 
@@ -84,7 +88,7 @@ class RequestHead:
 
     __slots__ = (
         *("caller", "closes", "content_length", "deadline_s", "form"),
-        *("is_head", "refusal", "route", "says_keep_alive"),
+        *("is_head", "refusal", "route", "says_keep_alive", "trace"),
     )
 
     def __init__(
@@ -99,7 +103,10 @@ class RequestHead:
         is_head: bool = False,
         says_keep_alive: bool = False,
         caller: bytes = b"",
+        trace: bytes = b"",
     ) -> None:
+        """`trace`: the value of `traceparent` in the request that was parsed. A cached head stands for others, too."""
+        self.trace = trace
         self.route, self.form, self.refusal, self.caller = route, form, refusal, caller
         self.content_length, self.deadline_s = content_length, deadline_s
         self.closes = closes or (refusal is not None and refusal.closes)
@@ -163,36 +170,47 @@ class Heads:
             self._forget()
         return self._known
 
-    def find(self, head_bytes: bytes) -> tuple[RequestHead, float] | None:
-        """Returns the cached head of these bytes with the seconds until its deadline, or None. Slower than `known`."""
-        key, deadline_ms = self._key_of(head_bytes)
+    def find(self, head_bytes: bytes) -> tuple[RequestHead | None, float, bytes]:
+        """Returns the cached head of these bytes or None, the seconds until its deadline, and its `traceparent`.
+
+        Slower than `known`.
+        """
+        key, deadline_ms, trace = self._key_of(head_bytes)
         head = self._known.get(key)
         if head is None:
-            return None
-        return head, head.deadline_s if deadline_ms is None else min(deadline_ms, self._deadline_ms) / 1000
+            return None, 0.0, b""
+        deadline_s = head.deadline_s if deadline_ms is None else min(deadline_ms, self._deadline_ms) / 1000
+        return head, deadline_s, trace
 
     def learn(self, head_bytes: bytes, head: RequestHead) -> None:
         """Cache what these bytes mean, if the request would be scored. The head must hold the body's length."""
         if head.refusal is not None or head.route is None or head.route.answer is not None or self._known_max == 0:
             return
+        key, _, trace = self._key_of(head_bytes)
+        if head.trace != trace:
+            return
         if len(self._known) >= self._known_max or self._known_bytes + len(head_bytes) > self._known_bytes_max:
             self._forget()
-        self._known[self._key_of(head_bytes)[0]] = head
+        self._known[key] = head
         self._known_bytes += len(head_bytes)
 
     def _forget(self) -> None:
         self._known.clear()
         self._known_bytes = 0
 
-    def _key_of(self, head_bytes: bytes) -> tuple[bytes | tuple[bytes, bytes], int | None]:
-        """Returns the cache's key of a head, and its deadline if that was taken out of the key.
+    def _key_of(self, head_bytes: bytes) -> tuple[bytes | tuple[bytes, bytes], int | None, bytes]:
+        """Returns the cache's key of a head, and its deadline and its trace if they were taken out of the key.
 
         The key is the bytes before and after the deadline, as two parts. Joined, a head with an empty deadline would be
-        taken for one with a valid deadline.
+        taken for one with a valid deadline. A trace may be joined: an empty one means the same as none.
         """
+        trace = b""
+        if (found := _TRACE_LINE.search(head_bytes)) is not None:
+            trace = found[1]
+            head_bytes = head_bytes[: found.start(1)] + head_bytes[found.end(1) :]
         if (match := _DEADLINE_LINE.search(head_bytes)) is None or (value := int(match[1])) > DEADLINE_MS_MAX:
-            return head_bytes, None
-        return (head_bytes[: match.start(1)], head_bytes[match.end(1) :]), value
+            return head_bytes, None, trace
+        return (head_bytes[: match.start(1)], head_bytes[match.end(1) :]), value, trace
 
     def decide(self, fields: HeadFields) -> RequestHead:
         """Returns what a parsed head means."""
@@ -217,6 +235,7 @@ class Heads:
             is_head=fields.method == b"HEAD",
             says_keep_alive=fields.version == "1.0",
             caller=caller or b"",
+            trace=headers.get(b"traceparent", b""),
         )
 
     def _find_route(self, target: bytes) -> Route | None:

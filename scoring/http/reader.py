@@ -17,7 +17,7 @@ from typing import Protocol
 import httptools
 
 from paywarden.scoring.http import refusals as refused
-from paywarden.scoring.http.heads import DEADLINE_MARK, KEPT_HEADERS, HeadFields, Heads, RequestHead
+from paywarden.scoring.http.heads import DEADLINE_MARK, KEPT_HEADERS, TRACE_MARK, HeadFields, Heads, RequestHead
 from paywarden.scoring.http.refusals import HttpRefusal
 from paywarden.scoring.http.settings import HttpSettings
 
@@ -30,7 +30,7 @@ _UNKNOWN = RequestHead(None)
 class RequestSink(Protocol):
     """Takes requests in order."""
 
-    def take(self, head: RequestHead, body: bytes, deadline_s: float) -> None:
+    def take(self, head: RequestHead, body: bytes, deadline_s: float, trace: bytes = b"") -> None:
         """Take a complete request, or one that is refused. No other follows a head that closes."""
 
     def is_full(self) -> bool:
@@ -149,7 +149,7 @@ class RequestReader:
 
     def _hand_on(self, head: RequestHead, body: bytes) -> None:
         self.is_done = head.closes
-        self._taker.take(head, body, head.deadline_s)
+        self._taker.take(head, body, head.deadline_s, head.trace)
 
     def _read(self, data: bytes, at: int, wholly: bool) -> int:
         """Returns where the first request begins that the taker has no room for, or the end of `data`."""
@@ -169,11 +169,13 @@ class RequestReader:
                 self._parse(data[start:] if start else data)
                 return size
             if data.find(DEADLINE_MARK, start, end) >= 0:
-                cached = self._heads.find(data[start:end])
-                head, deadline_s = cached if cached is not None else (None, 0.0)
+                head, deadline_s, trace = self._heads.find(data[start:end])
             else:
-                head = known.get(data[start:end])
-                deadline_s = head.deadline_s if head is not None else 0.0
+                head, trace = known.get(data[start:end]), b""
+                if head is not None:
+                    deadline_s = head.deadline_s
+                elif data.find(TRACE_MARK, start, end) >= 0:
+                    head, deadline_s, trace = self._heads.find(data[start:end])
             if head is None:
                 start = self._read_unknown(data, start, end)
                 continue
@@ -182,7 +184,7 @@ class RequestReader:
                 self._parse(data[start:] if start else data)
                 return size
             self.is_done = head.closes
-            take(head, data[end:following], deadline_s)
+            take(head, data[end:following], deadline_s, trace)
             start = following
         return size
 

@@ -21,10 +21,11 @@ class CheckedPayments:
       With the entities card and device: [b"card:c1", b"device:d1", b"card:c2", b""].
     - `rows`: the attributes, shape (payments, plan.row_width), int64.
     - `arrivals`: when each request arrived, in seconds of time.perf_counter; empty where that is not known.
+    - `traces`: the trace of each request (trace_context.py), empty where it has none; no items if none has.
     - `callers`: the name of each payment's caller in UTF-8; empty when callers have no names.
     """
 
-    __slots__ = ("_entities", "arrivals", "bodies", "callers", "ids", "keys", "rows", "schema", "sent")
+    __slots__ = ("_entities", "arrivals", "bodies", "callers", "ids", "keys", "rows", "schema", "sent", "traces")
 
     def __init__(
         self,
@@ -40,6 +41,7 @@ class CheckedPayments:
         # Requests do not say who sends them: the batcher, which knows, sets the names.
         self.callers: Sequence[bytes] = [b""] * len(bodies)
         self.arrivals: Sequence[float] = ()
+        self.traces: Sequence[bytes] = ()
         self._entities = len(keys) // len(bodies) if bodies else 0
 
     def __len__(self) -> int:
@@ -70,6 +72,8 @@ class CheckedPayments:
         chosen.callers = [self.callers[index] for index in indexes]
         if self.arrivals:
             chosen.arrivals = [self.arrivals[index] for index in indexes]
+        if self.traces:
+            chosen.traces = [self.traces[index] for index in indexes]
         return chosen
 
 

@@ -42,6 +42,7 @@ from confluent_kafka import KafkaException
 from paywarden.schemas.avro import Encoder
 from paywarden.schemas.errors import BrokerUnavailable, PaywardenError
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
+from paywarden.scoring.requests.trace_context import traceparent_of
 from paywarden.scoring.state.outbox import OutboxSettings, strangers, workers
 from paywarden.streams.companion.cursors import (
     TRANSACTION_TIMEOUT_MS,
@@ -382,4 +383,5 @@ def decision_of(entry: OutboxEntry, variant: str = "") -> dict[str, Any]:
         "propensity": entry.propensity if entry.HasField("propensity") else 1.0,
         "profile_set": entry.profile_set,
         "latency_us": entry.latency_us if entry.HasField("latency_us") else None,
+        "traceparent": traceparent_of(entry.trace),
     }

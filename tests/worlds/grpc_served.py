@@ -37,6 +37,7 @@ class FakeScorer:
         self.missing: list[str] = []
         self.chunks: list[list[str]] = []
         self.callers: list[bytes] = []
+        self.traces: list[bytes] = []
 
     def score_many(
         self,
@@ -47,6 +48,7 @@ class FakeScorer:
         assert now_ms == NOW_MS
         requests = list(payments)
         self.callers += payments.callers
+        self.traces += payments.traces or [b""] * len(payments)
         self.chunks.append([request.payment_id for request in requests])
         return [
             self.refuses.get(request.payment_id)

@@ -47,6 +47,7 @@ class FakeScorer:
         self.takes_s = 0.0
         self.seen: list[str] = []
         self.callers: list[bytes] = []
+        self.traces: list[bytes] = []
         self.action = "approve"
 
     def score_many(
@@ -60,6 +61,7 @@ class FakeScorer:
         if self.raises is not None:
             raise self.raises
         self.callers += payments.callers
+        self.traces += payments.traces or [b""] * len(payments)
         return [self._score(request) for request in payments]
 
     def _score(self, request: ScoreRequest) -> bytes | Refusal:

@@ -81,7 +81,7 @@ class AskedCall(Call):
     ) -> None:
         self.connection, self._to = connection, connection
         self.payload, self.form, self.is_batch = payload, PROTOBUF, is_batch
-        self.arrived, self.deadline, self.cancelled, self.caller = 100.0, deadline, False, caller
+        self.arrived, self.deadline, self.cancelled, self.caller, self.trace = 100.0, deadline, False, caller, b""
 
     def answer(self, body: bytes) -> None:
         responses = ScoreBatchResponse.FromString(body).responses if self.is_batch else [ScoreResponse.FromString(body)]

@@ -30,6 +30,7 @@ decisions = st.fixed_dictionaries(
         "caller": st.just("") | texts,
         "score": scores,
         "latency_us": st.integers(0, 2**40),
+        "trace": st.just(b"") | st.binary(min_size=25, max_size=25),
         "action": st.sampled_from(["approve", "review", "decline"]),
         "reasons": st.lists(texts, max_size=3),
         "version": texts,
@@ -86,6 +87,7 @@ def expected(
         propensity=origin.propensity if origin.rollout or origin.propensity != 1.0 else None,
         profile_set=origin.profile_set,
         latency_us=one["latency_us"] if is_timed else None,
+        trace=one["trace"],
     )
     return framed(record.SerializeToString())
 
@@ -132,6 +134,8 @@ def test_every_record_of_every_chunk_is_as_protobuf_writes_it(
             # Half a microsecond more: the loop rounds down.
             [-(one["latency_us"] + 0.5) / 1e6 for one in chunk] if is_timed else (),
             0.0,
+            # As the batcher gives them: no items if no request of the chunk has one.
+            [one["trace"] for one in chunk] if any(one["trace"] for one in chunk) else (),
         )
         frames = []
         for row, one in enumerate(chunk):

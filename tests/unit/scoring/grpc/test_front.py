@@ -18,6 +18,7 @@ from paywarden.scoring.grpc.front import GrpcServer
 from paywarden.scoring.grpc.http2 import Receiver, Session
 from paywarden.scoring.grpc.messages import frame
 from paywarden.scoring.grpc.settings import LIBRARIES, GrpcSettings
+from paywarden.scoring.requests.trace_context import packed_trace
 from tests.services.grpc_raw import ACK, BATCH, GOAWAY, PING, Answer, FrameClient, RawClient, call_headers, raw_frame
 from tests.services.processes import wait_until
 from tests.worlds.grpc_served import PATIENT, GrpcServed, payment
@@ -242,6 +243,13 @@ def test_an_unknown_compression_is_unimplemented_and_says_which_are_known(client
 def test_metadata_is_accepted_and_ignored(client: RawClient) -> None:
     more = [(b"x-request-id", b"7"), (b"trace-bin", b"AAEC"), (b"x-request-id", b"8")]
     assert client.ask(PAYMENT, [*call_headers(), *more]).status == 0
+
+
+def test_the_trace_of_a_call_reaches_the_scorer(client: RawClient, served: GrpcServed) -> None:
+    header = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    for more in ([(b"traceparent", header)], [(b"traceparent", b"00-no")], []):
+        assert client.ask(PAYMENT, [*call_headers(), *more]).status == 0
+    assert served.scorer.traces[-3:] == [packed_trace(header), b"", b""]
 
 
 def test_a_malformed_timeout_is_an_invalid_argument(client: RawClient) -> None:

@@ -17,6 +17,7 @@ from paywarden.scoring.engine.batcher import AdmissionSettings
 from paywarden.scoring.http.heads import Heads
 from paywarden.scoring.http.reader import RequestReader
 from paywarden.scoring.http.settings import HttpSettings
+from paywarden.scoring.requests.trace_context import packed_trace
 from tests.fakes.http_memory import MemoryWorld
 from tests.worlds.http_world import PATIENT, Served, get, payment, post, post_json, post_protobuf, serving
 
@@ -50,9 +51,12 @@ class World(MemoryWorld):
         for _ in range(300):
             await asyncio.sleep(0)
         connection.connection_lost(None)
+        self.traces = list(self.scorer.traces)
+        self.scorer.traces.clear()
         return transport.written, transport.ended
 
 
+TRACES = [f"00-{digit * 32}-{digit * 16}-0{number}" for number, digit in enumerate("a1f")]
 PROTOBUF = post_protobuf(ScoreRequest(**payment()))  # type: ignore[arg-type]
 JSON = post_json(payment())
 USUAL = [
@@ -66,8 +70,14 @@ USUAL = [
     post_json(payment(), headers="X-Deadline-Ms: 51000\r\n"),
     post_json(payment(), headers="X-DEADLINE-MS: 52000\r\n"),
     post_json(payment(), headers="x-deadline-ms:53000\r\n"),
+    post_json(payment(), headers=f"traceparent: {TRACES[0]}\r\n"),
+    post_json(payment(), headers=f"traceparent: {TRACES[1]}\r\nx-deadline-ms: 54000\r\n"),
 ]
 UNUSUAL = [
+    post_json(payment(), headers=f"Traceparent: {TRACES[2]}\r\n"),
+    post_json(payment(), headers=f"traceparent: {TRACES[0]}\r\ntraceparent: {TRACES[1]}\r\n"),
+    post_json(payment(), headers="traceparent: \r\n"),
+    post_json(payment(), headers="traceparent: 00-00-00-00\r\n"),
     post_json(payment(), headers="x-deadline-ms: \r\n"),
     post_json(payment(), headers="x-deadline-ms: 0\r\n"),
     post_json(payment(), headers="x-deadline-ms: 999999\r\n"),
@@ -141,8 +151,8 @@ def test_any_bytes_are_answered_as_by_the_parser_alone(connections: list[list[by
         world = World()
         # The second time every cacheable head is cached.
         for reads in connections * 2:
-            expected = await world.answers(reads, parser_alone=True)
-            assert await world.answers(reads, parser_alone=False) == expected
+            expected = await world.answers(reads, parser_alone=True), world.traces
+            assert (await world.answers(reads, parser_alone=False), world.traces) == expected
 
     asyncio.run(main())
 
@@ -189,6 +199,25 @@ def test_a_deadline_makes_no_head_of_its_own(served: Served) -> None:
         for deadline_ms in range(50_000, 50_100):
             assert client.ask(post_json(payment(), headers=f"x-deadline-ms: {deadline_ms}\r\n")).status == 200
     assert served.server.heads.known_count == 1
+
+
+def test_a_trace_makes_no_head_of_its_own_and_reaches_the_scorer(served: Served) -> None:
+    sent = [f"00-{number:032x}-{number:016x}-01" for number in range(1, 100)]
+    with served.connected() as client:
+        for header in sent:
+            assert client.ask(post_json(payment(), headers=f"traceparent: {header}\r\n")).status == 200
+        assert client.ask(post_json(payment())).status == 200
+    assert served.server.heads.known_count == 2
+    assert served.scorer.traces == [*(packed_trace(header.encode()) for header in sent), b""]
+
+
+def test_a_trace_in_another_spelling_fills_no_cache(served: Served) -> None:
+    with served.connected() as client:
+        for number in range(1, 20):
+            headers = f"Traceparent: 00-{number:032x}-{number:016x}-01\r\n"
+            assert client.ask(post_json(payment(), headers=headers)).status == 200
+    assert served.server.heads.known_count == 0
+    assert len(set(served.scorer.traces)) == 19
 
 
 # Deadlines
