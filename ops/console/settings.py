@@ -41,6 +41,9 @@ class ConsoleSettings:
     failed_logins_max: int = 10
     # Requests that a person or a token may make in a minute.
     requests_per_minute: int = 600
+    # The folder of people's registry keys, NAME.pem each, encrypted with the person's passphrase. Empty: acts on models
+    # are for the command line, and for deployments without a registry.
+    keys: str = ""
     # Health addresses of the processes that the page Health asks, such as http://10.0.0.7:9102. Their name may stand
     # before: stream=http://10.0.0.7:9102.
     processes: tuple[str, ...] = ()

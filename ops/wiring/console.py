@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from paywarden.ops.console.audit import AuditLog
     from paywarden.ops.console.database import Database
+    from paywarden.ops.console.models.desk import Desk
     from paywarden.ops.console.pages import Section
     from paywarden.ops.console.settings import ConsoleSettings
     from paywarden.ops.console.shell import Shell
@@ -49,9 +50,9 @@ def console(source: Source, settings: ConsoleSettings, url: str) -> Iterator[Con
     from paywarden.ops.console.background import running
     from paywarden.ops.console.database import Database
     from paywarden.ops.console.inbox import store
+    from paywarden.ops.console.login.oidc import OidcProvider
+    from paywarden.ops.console.login.pages import Login
     from paywarden.ops.console.people import sessions
-    from paywarden.ops.console.people.login import Login
-    from paywarden.ops.console.people.oidc import OidcProvider
     from paywarden.ops.console.people.people import People
     from paywarden.ops.console.shell import Shell
 
@@ -74,11 +75,20 @@ def console(source: Source, settings: ConsoleSettings, url: str) -> Iterator[Con
 def sections(parts: Parts) -> Sequence[Section]:
     """Returns the parts of the console, in the order of the navigation."""
     from paywarden.ops.console.audit_page import audit_section
+    from paywarden.ops.console.health.health import Health
+    from paywarden.ops.console.models.desk import Desk
+    from paywarden.ops.console.models.pages import Models
 
-    return [_inbox(parts), audit_section(parts.audit)]
+    desk = Desk(parts.source, parts.shell.settings.keys)
+    return [
+        _inbox(parts, desk),
+        Models(desk).section(),
+        Health(parts.shell.settings.processes).section(),
+        audit_section(parts.audit),
+    ]
 
 
-def _inbox(parts: Parts) -> Section:
+def _inbox(parts: Parts, desk: Desk) -> Section:
     from paywarden.ops import wiring
     from paywarden.ops.console.inbox.alert import AlertPage
     from paywarden.ops.console.inbox.pages import Inbox
@@ -95,5 +105,5 @@ def _inbox(parts: Parts) -> Section:
         lambda: AlertFeed(kafka, wiring.schema_ids(source)),
         lambda: EventWriter(kafka, wiring.schema_ids(source)),
     )
-    page = AlertPage(store, lambda: parts.shell.url)
+    page = AlertPage(store, lambda: parts.shell.url, desk.happenings)
     return Inbox(store, reader, page).section()

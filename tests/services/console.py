@@ -11,8 +11,8 @@ from starlette.testclient import TestClient
 
 from paywarden.ops.console.audit import AuditLog, audit_log
 from paywarden.ops.console.database import Database
+from paywarden.ops.console.login.pages import Login, Provider
 from paywarden.ops.console.pages import Section
-from paywarden.ops.console.people.login import Login, Provider
 from paywarden.ops.console.people.people import People, Person, Role, token_digest
 from paywarden.ops.console.people.sessions import TABLES, Sessions
 from paywarden.ops.console.settings import ConsoleSettings

@@ -1,1 +1,1 @@
-"""Who somebody is: names, roles, passwords, tokens, OpenID Connect and sessions."""
+"""Who somebody is: names, roles, passwords, tokens and sessions."""

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from paywarden.ops.console.people.oidc import OidcProvider
+from paywarden.ops.console.login.oidc import OidcProvider
 from tests.services.console import ConsoleUnderTest, console_under_test
 from tests.unit.ops.console.test_shell import SECTION
 

@@ -1,0 +1,1 @@
+"""How the processes are: ready or not, lag, freshness, latency, mirror."""

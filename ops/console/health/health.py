@@ -1,0 +1,209 @@
+"""The page Health: asks each process of `[console] processes` for /readyz and /metrics, all at once, when it is looked
+at.
+
+An answer is kept for some seconds, so that many who look do not become a load. A process that does not answer is shown
+as such, and since when.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
+
+import httpx2
+from prometheus_client.parser import text_string_to_metric_families
+
+from paywarden.ops.console.pages import Page, Section, Shown, Visit
+from paywarden.ops.times import now_ms
+from paywarden.schemas.errors import Misconfigured
+
+_KEPT_S, _TIMEOUT_S = 2.0, 2.0
+_BODY_BYTES_MAX = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One number, in words: `mirror age 0.4 s`. `is_bad`: it is beyond what is usual."""
+
+    name: str
+    text: str
+    is_bad: bool = False
+
+
+@dataclass(frozen=True)
+class ProcessView:
+    """A process. `since_ms`: since when it is as it is, as far as this console has seen."""
+
+    name: str
+    address: str
+    is_ready: bool
+    why: str
+    since_ms: int
+    readings: tuple[Reading, ...]
+
+
+@dataclass(frozen=True)
+class HealthView:
+    """All processes. Without any nothing is set, and nothing is known."""
+
+    processes: tuple[ProcessView, ...]
+
+
+Fetch = Callable[[str], tuple[int, str]]
+"""Returns status and text of an address. Raises OSError."""
+
+
+class Health:
+    """The section `Health`."""
+
+    def __init__(self, processes: Sequence[str], fetch: Fetch | None = None, clock: Callable[[], int] = now_ms) -> None:
+        """Raises Misconfigured for an address that is none."""
+        self._processes = [_named(text) for text in processes]
+        self._fetch, self._clock = fetch or _fetched, clock
+        self._known: tuple[float, tuple[ProcessView, ...]] = (-math.inf, ())
+        self._lock = threading.Lock()
+
+    def section(self) -> Section:
+        """Returns the section."""
+        page = Page("/health", self.show, "How the processes are", view=HealthView)
+        return Section("health", "Health", "/health", (page,))
+
+    def show(self, _: Visit) -> Shown:
+        """Show how the processes are."""
+        return Shown("health/health.html", HealthView(self.read()), "Health")
+
+    def read(self) -> tuple[ProcessView, ...]:
+        """Returns how the processes are, at most two seconds ago."""
+        with self._lock:
+            read_s, before = self._known
+            if time.monotonic() - read_s < _KEPT_S or not self._processes:
+                return before
+            with ThreadPoolExecutor(min(16, len(self._processes))) as pool:
+                found = list(pool.map(lambda named: self._look(*named), self._processes))
+            kept = {one.name: one for one in before}
+            views = tuple(
+                replace(one, since_ms=kept[one.name].since_ms)
+                if one.name in kept and kept[one.name].is_ready == one.is_ready
+                else one
+                for one in found
+            )
+            self._known = (time.monotonic(), views)
+            return views
+
+    def _look(self, name: str, address: str) -> ProcessView:
+        now = self._clock()
+        try:
+            status, text = self._fetch(f"{address}/readyz")
+            _, metrics = self._fetch(f"{address}/metrics")
+        except OSError:
+            return ProcessView(name, address, False, "it does not answer", now, ())
+        why = "" if status == 200 else _reason(text)
+        return ProcessView(name, address, status == 200, why, now, readings_of(metrics))
+
+
+def readings_of(metrics: str) -> tuple[Reading, ...]:
+    """Returns what people look at first, of the metrics that a process has."""
+    samples: dict[str, list[tuple[Mapping[str, str], float]]] = {}
+    try:
+        for family in text_string_to_metric_families(metrics):
+            for sample in family.samples:
+                samples.setdefault(sample.name, []).append((sample.labels, sample.value))
+    except ValueError:
+        return (Reading("metrics", "cannot be read", is_bad=True),)
+    readings: list[Reading] = []
+    for name, words, objective in (
+        ("paywarden_mirror_age_seconds", "mirror is behind the payments by", 1.0),
+        ("paywarden_companion_mirror_age_seconds", "mirror is behind the changelog by", 1.0),
+        ("paywarden_drift_partition_behind_seconds", "counts of decisions are behind by", 600.0),
+        ("paywarden_shadow_lag_seconds", "challenger is behind by", 60.0),
+    ):
+        values = [value for _, value in samples.get(name, ())]
+        if values:
+            worst = math.inf if any(map(math.isnan, values)) else max(values)
+            text = "not known" if math.isinf(worst) else _seconds(worst)
+            readings.append(Reading(words, text, worst > objective))
+    for name, words in (
+        ("paywarden_stream_consumer_lag", "records that the stream has not taken"),
+        ("paywarden_companion_changelog_lag", "records that the mirror lacks"),
+        ("paywarden_outbox_unshipped_bytes", "bytes of decisions that are not shipped"),
+    ):
+        if name in samples:
+            total = sum(value for _, value in samples[name])
+            readings.append(Reading(words, f"{total:,.0f}", total > 100_000))
+    for name, words, objective in (
+        ("paywarden_request_seconds", "latency p99 since its start", 0.042),
+        ("paywarden_stream_event_to_store_seconds", "payment to store p99 since its start", 1.0),
+        ("paywarden_companion_event_to_mirror_seconds", "payment to mirror p99 since its start", 1.0),
+    ):
+        value = quantile(samples.get(f"{name}_bucket", ()), 0.99)
+        if value is not None:
+            readings.append(Reading(words, f"at most {_seconds(value)}", value > objective))
+    hits = _hit_ratio(samples)
+    if hits is not None:
+        readings.append(Reading("cards that the mirror knew", f"{100 * hits:.1f} %", hits < 0.5))
+    return tuple(readings)
+
+
+def quantile(buckets: Iterable[tuple[Mapping[str, str], float]], share: float) -> float | None:
+    """Returns the upper edge of the bucket that holds a quantile, over all labels; None without observations."""
+    counts: dict[float, float] = {}
+    for labels, value in buckets:
+        edge = float(labels["le"])
+        counts[edge] = counts.get(edge, 0.0) + value
+    total = counts.get(math.inf, 0.0)
+    if not total:
+        return None
+    return next(edge for edge in sorted(counts) if counts[edge] >= share * total)
+
+
+def _hit_ratio(samples: Mapping[str, Sequence[tuple[Mapping[str, str], float]]]) -> float | None:
+    payments = sum(value for _, value in samples.get("paywarden_decisions_total", ()))
+    unknown = sum(
+        value for labels, value in samples.get("paywarden_flags_total", ()) if labels.get("flag") == "unknown_card"
+    )
+    return 1 - min(unknown, payments) / payments if payments else None
+
+
+def _seconds(value: float) -> str:
+    if math.isinf(value):
+        return "more than is measured"
+    return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.1f} s"
+
+
+def _reason(text: str) -> str:
+    try:
+        content = json.loads(text)
+        if isinstance(content, dict):
+            return ", ".join(f"{name}: {value}" for name, value in content.items())[:300]
+    except ValueError:
+        pass
+    return " ".join(text.split())[:300] or "it is not ready"
+
+
+def _fetched(url: str) -> tuple[int, str]:
+    try:
+        with httpx2.Client(timeout=_TIMEOUT_S) as client, client.stream("GET", url) as answer:
+            content = b""
+            for part in answer.iter_bytes():
+                content += part
+                if len(content) > _BODY_BYTES_MAX:
+                    raise OSError("too long")
+            return answer.status_code, content.decode("utf-8", "replace")
+    except httpx2.HTTPError as error:
+        raise OSError(str(error)) from error
+
+
+def _named(text: str) -> tuple[str, str]:
+    name, sign, address = text.partition("=")
+    if not sign or "/" in name:
+        name, address = "", text
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise Misconfigured(f"[console] processes: wanted addresses such as stream=http://10.0.0.7:9102, got {text!r}")
+    return name or parts.netloc, address.rstrip("/")

@@ -1,0 +1,1 @@
+"""Models and rollouts: versions, approvals and live evidence, and the acts of the registry and of rollouts."""

@@ -1,0 +1,319 @@
+"""What the registry and the log of rollouts say, and how a person acts on them.
+
+The acts are those of `paywarden models` and `paywarden rollout`, by the same functions and rules: whoever proposed a
+version cannot approve it, whatever page or token they come by. Where there is a registry, an act is signed with the key
+of the person who does it. The console holds the keys encrypted, NAME.pem in `[console] keys`, and the person types the
+passphrase for each act: without it the console can sign nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from paywarden.ops.console.inbox.store import Happened
+from paywarden.ops.console.pages import PageRefused
+from paywarden.ops.console.people.people import Person
+from paywarden.ops.wiring import registry as wiring
+from paywarden.ops.wiring import rollouts
+from paywarden.schemas.errors import Misconfigured, PaywardenError
+from paywarden.schemas.settings import Source
+
+if TYPE_CHECKING:
+    from paywarden.models.registry.registry import Registry, Signer
+    from paywarden.models.registry.rules import State, Version
+    from paywarden.models.rollout.judgement import Judgement
+    from paywarden.models.rollout.rollout import Rollout
+
+
+@dataclass(frozen=True)
+class VersionRow:
+    """A version: the model's own name, and digests."""
+
+    model_version: str
+    digest: str
+    bundle: str
+    policy: str
+
+
+@dataclass(frozen=True)
+class ProposalRow:
+    """A version that is to decide. `is_own`: the person who looks may not approve it."""
+
+    digest: str
+    version: VersionRow
+    by: str
+    time_ms: int
+    why: str
+    approvers: tuple[str, ...]
+    needed: int
+    is_approved: bool
+    is_own: bool
+
+
+@dataclass(frozen=True)
+class DecidedRow:
+    """That a version became champion."""
+
+    version: VersionRow
+    kind: str
+    by: str
+    time_ms: int
+    why: str
+
+
+@dataclass(frozen=True)
+class RegistryView:
+    """The registry, newest first. `trouble`: why it cannot be read; empty when it can."""
+
+    champion: VersionRow | None = None
+    previous: VersionRow | None = None
+    proposals: tuple[ProposalRow, ...] = ()
+    history: tuple[DecidedRow, ...] = ()
+    ignored: int = 0
+    head: str = ""
+    trouble: str = ""
+
+
+@dataclass(frozen=True)
+class MeasureRow:
+    """A measure of the candidate, as a ratio to the champion."""
+
+    name: str
+    is_within: bool
+    low: float
+    high: float
+    evidence: float
+    champion_events: int
+    candidate_events: int
+
+
+@dataclass(frozen=True)
+class JudgementView:
+    """What a look has found. Money: losses by approved fraud, minor units for 1,000 payments."""
+
+    line: str
+    measures: tuple[MeasureRow, ...]
+    money_champion: float | None = None
+    money_candidate: float | None = None
+    money_low: float | None = None
+    money_high: float | None = None
+
+
+@dataclass(frozen=True)
+class RolloutView:
+    """The newest rollout. `trouble`: why it cannot be read."""
+
+    name: str = ""
+    line: str = ""
+    phase: str = ""
+    share: float = 0.0
+    since_ms: int = 0
+    has_ended: bool = True
+    may_be_promoted: bool = False
+    champion: str = ""
+    candidate: str = ""
+    live: JudgementView | None = None
+    outcomes: JudgementView | None = None
+    events: tuple[Happened, ...] = ()
+    trouble: str = ""
+
+
+@dataclass(frozen=True)
+class Desk:
+    """The registry and rollouts of these settings. `keys`: the folder of encrypted keys; empty for none."""
+
+    source: Source
+    keys: str
+
+    @property
+    def has_registry(self) -> bool:
+        """Whether there is a registry at all."""
+        return rollouts.has_registry(self.source)
+
+    def registry(self, person: Person, now_ms: int) -> RegistryView:
+        """Returns what the registry says now."""
+        if not self.has_registry:
+            return RegistryView(trouble="there is no registry: [models] people is not set")
+        try:
+            registry = wiring.model_registry(self.source)
+            state = registry.state(now_ms)
+        except PaywardenError as error:
+            return RegistryView(trouble=str(error))
+        needed = registry.rules.approvals
+        proposals = [
+            ProposalRow(
+                one.digest,
+                _version(state, one.version),
+                one.by,
+                one.time_ms,
+                one.why,
+                tuple(one.approvers(now_ms)),
+                needed,
+                state.is_approved(one, registry.rules, now_ms),
+                person.name in one.not_approvers,
+            )
+            for one in state.proposals.values()
+        ]
+        history = [
+            DecidedRow(_version(state, one.version), one.entry.kind, one.entry.by, one.time_ms, one.entry.why)
+            for one in reversed(state.history)
+        ]
+        return RegistryView(
+            None if state.champion is None else _version(state, state.champion),
+            None if state.previous is None else _version(state, state.previous),
+            tuple(sorted(proposals, key=lambda one: -one.time_ms)),
+            tuple(history),
+            len(state.ignored),
+            state.head,
+        )
+
+    def rollout(self) -> RolloutView:
+        """Returns what the log of rollouts says now."""
+        from paywarden.models.rollout.log import RolloutKeeper
+
+        try:
+            keeper = RolloutKeeper(rollouts.read_rollouts(self.source))
+            found, events = keeper.rollout, keeper.events
+        except PaywardenError as error:
+            return RolloutView(trouble=str(error))
+        return RolloutView() if found is None else _rollout_view(found, _happened(events))
+
+    def happenings(self, first_ms: int, last_ms: int) -> Sequence[Happened]:
+        """Returns what happened to models and rollouts between two times, for the time line of an alert."""
+        from paywarden.models.rollout.log import RolloutKeeper
+
+        found: list[Happened] = []
+        try:
+            found += _happened(RolloutKeeper(rollouts.read_rollouts(self.source)).events)
+            if self.has_registry:
+                found += [
+                    Happened(one.time_ms, one.entry.kind, one.entry.by, one.entry.why)
+                    for one in wiring.model_registry(self.source).state().history
+                ]
+        except PaywardenError as error:
+            found.append(Happened(last_ms, "not known", "", f"what models and rollouts did: {error}"))
+        return [one for one in found if first_ms <= one.time_ms <= last_ms]
+
+    def approve(self, person: Person, passphrase: str, proposal: str, why: str, now_ms: int) -> str:
+        """Approve a proposal; returns a sentence. Raises RegistryRefused, PageRefused."""
+        with self._opened(person, passphrase) as (registry, signer):
+            named, _ = registry.approve(signer, proposal, why=why, now_ms=now_ms)
+        return f"Approved the proposal {named.digest[:12]}"
+
+    def promote(self, person: Person, passphrase: str, proposal: str, why: str, now_ms: int) -> str:
+        """Let a proposed version decide; returns a sentence. Raises RegistryRefused, PageRefused."""
+        with self._opened(person, passphrase) as (registry, signer):
+            named, _ = registry.promote(signer, proposal, why=why, now_ms=now_ms)
+        return f"Promoted the version {named.version.digest[:12]}"
+
+    def roll_back(self, person: Person, passphrase: str, why: str, now_ms: int) -> str:
+        """Let the version before the champion decide; returns a sentence. Raises RegistryRefused, PageRefused."""
+        with self._opened(person, passphrase) as (registry, signer):
+            good, _, _ = registry.roll_back(signer, why=why, now_ms=now_ms)
+        return f"Rolled back to the version {good.digest[:12]}"
+
+    def act_on_rollout(self, kind: str, person: Person, passphrase: str, why: str, now_ms: int) -> str:
+        """Pause, resume, abort or promote the newest rollout; returns its state. Raises Misconfigured, PageRefused."""
+        from paywarden.models.rollout.log import RolloutKeeper
+        from paywarden.models.rollout.registry_log import RegistryRolloutLog
+        from paywarden.models.rollout.rollout import EventKind, RolloutEvent
+
+        event = RolloutEvent(EventKind(kind), now_ms, person.name, why)
+        if self.has_registry:
+            with self._opened(person, passphrase) as (registry, signer):
+                found = RolloutKeeper(RegistryRolloutLog(registry, signer)).take(replace(event, by=signer.name))
+        else:
+            with rollouts.written_rollouts(self.source, _nobody, None) as (log, _):
+                found = RolloutKeeper(log).take(event)
+        try:
+            rollouts.deploy_here(self.source, found)
+        except Misconfigured as error:
+            return f"{found.line}; it is in the log, but this host does not act on it: {error}"
+        return found.line
+
+    @contextmanager
+    def _opened(self, person: Person, passphrase: str) -> Iterator[tuple[Registry, Signer]]:
+        """Yields the registry to write to, and the person with their key."""
+        if not self.has_registry:
+            raise PageRefused(409, "There is no registry: [models] people is not set.")
+        with wiring.shared_registry(self.source, _nobody) as registry:
+            yield registry, signer_of(Path(self.keys) if self.keys else None, person, passphrase, registry)
+
+
+def signer_of(keys: Path | None, person: Person, passphrase: str, registry: Registry) -> Signer:
+    """Returns a person with their key. Raises PageRefused if the console has none, or not by this passphrase."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    from paywarden.models.bundle.signature import fingerprint
+    from paywarden.models.registry.registry import Signer
+
+    if keys is None:
+        raise PageRefused(409, "The console has no keys: set [console] keys, or use the command `paywarden models`.")
+    try:
+        content = (keys / f"{person.name}.pem").read_bytes()
+    except OSError as error:
+        raise PageRefused(409, f"The console has no key of {person.name}.") from error
+    try:
+        key = load_pem_private_key(content, passphrase.encode())
+    except (ValueError, TypeError) as error:
+        # A key without a passphrase is refused too: the console could sign with it by itself.
+        raise PageRefused(403, "The passphrase is wrong, or the key is not encrypted.") from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise PageRefused(409, f"The key of {person.name} is no Ed25519 key.")
+    owner = registry.people.owner(fingerprint(key.public_key()))
+    if owner is None or owner.name != person.name:
+        raise PageRefused(403, f"The registry's file of people has this key for somebody other than {person.name}.")
+    return Signer(owner.name, key)
+
+
+def _nobody(_: str) -> None:
+    return
+
+
+def _version(state: State, version: Version) -> VersionRow:
+    from paywarden.models.registry.registry import model_version
+
+    return VersionRow(model_version(state, version), version.digest, version.bundle, version.policy)
+
+
+def _happened(events: Sequence[object]) -> list[Happened]:
+    from paywarden.models.rollout.rollout import RolloutEvent
+
+    return [
+        Happened(one.time_ms, f"rollout {one.kind.value}", one.by, one.why)
+        for one in events
+        if isinstance(one, RolloutEvent)
+    ]
+
+
+def _rollout_view(found: Rollout, events: Sequence[Happened]) -> RolloutView:
+    return RolloutView(
+        found.start.name,
+        found.line,
+        found.phase.value,
+        found.share / 10_000,
+        found.since_ms,
+        found.has_ended,
+        found.may_be_promoted,
+        found.start.champion.bundle_digest,
+        found.start.candidate.bundle_digest,
+        None if found.judgement is None else _judgement(found.judgement),
+        None if found.outcomes is None else _judgement(found.outcomes),
+        tuple(events[-50:]),
+    )
+
+
+def _judgement(judgement: Judgement) -> JudgementView:
+    money = judgement.money
+    measures = tuple(
+        MeasureRow(one.name, one.is_within, one.low, one.high, one.evidence, one.events[0], one.events[1])
+        for one in judgement.measures
+    )
+    if money is None:
+        return JudgementView(judgement.line, measures)
+    return JudgementView(judgement.line, measures, money.champion, money.candidate, money.low, money.high)

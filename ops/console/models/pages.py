@@ -1,0 +1,101 @@
+"""The page of models and rollouts, and its acts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from paywarden.ops.console.models.desk import Desk, RegistryView, RolloutView
+from paywarden.ops.console.pages import Done, Field, Page, Section, Shown, Visit
+from paywarden.ops.console.people.people import Role
+
+OWNERS = frozenset({Role.MODEL_OWNER})
+STOPPERS = frozenset({Role.MODEL_OWNER, Role.LEAD})
+"""Who may take something back: what stops harm needs no model owner."""
+
+_WHY = Field("why", "Why, for the log", is_required=True)
+_PASSPHRASE = Field("passphrase", "The passphrase of your key, where there is a registry")
+_PROPOSAL = Field("proposal", "The digest of the proposal", is_required=True)
+_ROLLOUT_ACTS = {"pause": "paused", "resume": "resumed", "abort": "aborted", "promote": "promoted"}
+
+
+@dataclass(frozen=True)
+class ModelsView:
+    """The registry and the newest rollout."""
+
+    registry: RegistryView
+    rollout: RolloutView
+    needs_passphrase: bool
+    may_own: bool
+    may_stop: bool
+
+
+class Models:
+    """The section `Models`."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    def section(self) -> Section:
+        """Returns the section."""
+        signed = (_WHY, _PASSPHRASE)
+        proposal = (_PROPOSAL, *signed)
+        act = Field("act", "What to do", is_required=True, choices=("pause", "abort"))
+        go_on = Field("act", "What to do", is_required=True, choices=("resume", "promote"))
+        pages = (
+            Page("/models", self.show, "Versions, approvals and the newest rollout", view=ModelsView),
+            Page("/models/approve", self.approve, "Approve a proposal", "POST", OWNERS, proposal),
+            Page("/models/promote", self.promote, "Let a proposal decide", "POST", OWNERS, proposal),
+            Page(
+                "/models/rollback",
+                self.roll_back,
+                "Go back to the version before",
+                "POST",
+                STOPPERS,
+                (_WHY, _PASSPHRASE),
+            ),
+            Page(
+                "/rollout/stop", self.rollout, "Pause or abort the rollout", "POST", STOPPERS, (act, _WHY, _PASSPHRASE)
+            ),
+            Page("/rollout/go-on", self.rollout, "Resume or promote it", "POST", OWNERS, (go_on, _WHY, _PASSPHRASE)),
+        )
+        return Section("models", "Models", "/models", pages)
+
+    def show(self, visit: Visit) -> Shown:
+        """Show the registry and the newest rollout."""
+        view = ModelsView(
+            self._desk.registry(visit.person, visit.now_ms),
+            self._desk.rollout(),
+            self._desk.has_registry,
+            visit.person.may(OWNERS),
+            visit.person.may(STOPPERS),
+        )
+        return Shown("models/models.html", view, "Models and rollouts")
+
+    def approve(self, visit: Visit) -> Done:
+        """Approve a proposal."""
+        proposal, why = visit.text("proposal"), visit.text("why")
+        done = self._desk.approve(visit.person, visit.text("passphrase"), proposal, why, visit.now_ms)
+        visit.did("approved", f"proposal:{proposal}", why=why)
+        return Done("/models", f"{done}.")
+
+    def promote(self, visit: Visit) -> Done:
+        """Promote a proposal."""
+        proposal, why = visit.text("proposal"), visit.text("why")
+        done = self._desk.promote(visit.person, visit.text("passphrase"), proposal, why, visit.now_ms)
+        visit.did("promoted", f"proposal:{proposal}", why=why)
+        return Done("/models", f"{done}.")
+
+    def roll_back(self, visit: Visit) -> Done:
+        """Roll back the champion."""
+        why = visit.text("why")
+        done = self._desk.roll_back(visit.person, visit.text("passphrase"), why, visit.now_ms)
+        visit.did("rolled_back", "champion", why=why)
+        return Done("/models", f"{done}.")
+
+    def rollout(self, visit: Visit) -> Done:
+        """Pause, resume, abort or promote the rollout."""
+        act, why = visit.text("act"), visit.text("why")
+        kind = _ROLLOUT_ACTS[act]
+        line = self._desk.act_on_rollout(kind, visit.person, visit.text("passphrase"), why, visit.now_ms)
+        visit.did(f"rollout_{kind}", "rollout", why=why)
+        return Done("/models", f"Rollout {line}.")

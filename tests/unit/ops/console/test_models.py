@@ -1,0 +1,130 @@
+"""Models and rollouts: the registry's own rules, by any page and any token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from paywarden.models.registry.people import public_text
+from paywarden.models.registry.registry import BundleFacts, PolicyFacts, Signer
+from paywarden.ops.console.models.desk import Desk
+from paywarden.ops.console.models.pages import Models
+from paywarden.ops.console.people.people import People, Person, Role, token_digest
+from paywarden.ops.console.shell import API
+from paywarden.ops.wiring.registry import model_registry
+from paywarden.schemas.settings import Source
+from tests.services.console import NOW_MS, ConsoleUnderTest, console_under_test, csrf_of
+
+PASSPHRASE = "a passphrase"
+NAMES = ("anna", "ben")
+
+
+@dataclass
+class Registered:
+    """A console, and a registry with a version that anna has proposed. One approval is needed."""
+
+    console: ConsoleUnderTest
+    desk: Desk
+    proposal: str
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[Registered]:
+    keys = {name: Ed25519PrivateKey.generate() for name in NAMES}
+    folder = tmp_path / "keys"
+    folder.mkdir()
+    lines = []
+    for name, key in keys.items():
+        encryption = BestAvailableEncryption(PASSPHRASE.encode())
+        (folder / f"{name}.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption))
+        roles = '["propose", "approve", "promote", "roll_back", "rollout"]'
+        lines.append(f'[[person]]\nname = "{name}"\nroles = {roles}\nkeys = ["{public_text(key.public_key())}"]\n')
+    people = tmp_path / "registry-people.toml"
+    people.write_text("".join(lines))
+    people.chmod(0o600)
+    models = {"people": str(people), "folder": str(tmp_path / "registry"), "approvals": 1}
+    source = Source({"models": models, "serve": {"runtime": str(tmp_path / "none")}}, {})
+    registry = model_registry(source)
+    bundle = BundleFacts("a" * 64, "model-2", "c" * 64, "", {"manifest.json": b"{}"})
+    policy = PolicyFacts("b" * 64, "[policy]\n")
+    *_, entry = registry.register(Signer("anna", keys["anna"]), bundle, policy, why="better", now_ms=NOW_MS - 1000)
+    console = console_under_test(tmp_path)
+    owners = {name: Person(name, frozenset({Role.MODEL_OWNER, Role.LEAD})) for name in NAMES}
+    tokens = {token_digest(f"pwc_{name}"): person for name, person in owners.items()}
+    # Demo people, so that a test logs in without a password.
+    console.shell.people = replace(People.demo(), people={**People.demo().people, **owners}, tokens=tokens)
+    yield Registered(console, Desk(source, str(folder)), entry.digest)
+    console.database.close()
+
+
+def test_whoever_proposed_cannot_approve_and_another_can(world: Registered) -> None:
+    sections = [Models(world.desk).section()]
+    anna, ben = (world.console.browser(sections, name) for name in NAMES)
+    form = {"proposal": world.proposal, "why": "I like it", "passphrase": PASSPHRASE}
+    refused = anna.post("/models/approve", data={**form, "csrf": csrf_of(anna.get("/models").text)})
+    assert refused.status_code == 409
+    assert "You proposed it" in anna.get("/models").text
+    wrong = ben.post("/models/approve", data={**form, "passphrase": "x", "csrf": csrf_of(ben.get("/models").text)})
+    assert wrong.status_code == 403
+    done = ben.post("/models/approve", data={**form, "csrf": csrf_of(ben.get("/models").text)})
+    assert done.status_code == 303
+    text = ben.get("/models").text
+    assert "Approved by ben; 1 needed" in text
+    assert [entry.by for entry in world.console.audit.newest(20) if entry.act == "approved"] == ["ben"]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@given(data=st.data())
+def test_no_endpoint_lets_somebody_approve_their_own(world: Registered, data: st.DataObject) -> None:
+    """anna tries every POST page there is, by the pages and by the API, with any fields it takes."""
+    section = Models(world.desk).section()
+    page = data.draw(st.sampled_from([page for page in section.pages if page.method == "POST"]))
+    values = {
+        "proposal": st.sampled_from([world.proposal, world.proposal[:12], "model-2", "a" * 64, "x"]),
+        "passphrase": st.sampled_from([PASSPHRASE, "x"]),
+        "why": st.just("why"),
+        "by": st.just("ben"),
+    }
+    fields = {
+        field.name: data.draw(st.sampled_from(field.choices) if field.choices else values[field.name])
+        for field in page.fields
+    }
+    if data.draw(st.booleans()):
+        fields["by"] = "ben"
+    browser = world.console.browser([section], "anna")
+    if data.draw(st.booleans()):
+        browser.post(page.path, data={**fields, "csrf": csrf_of(browser.get("/models").text)})
+    else:
+        browser.post(API + page.path, json=fields, headers={"authorization": "Bearer pwc_anna"})
+    state = model_registry(world.desk.source).state()
+    assert state.champion is None
+    assert not state.proposals[world.proposal].approvals
+
+
+def test_a_key_without_a_passphrase_is_not_used(world: Registered) -> None:
+    key = Ed25519PrivateKey.generate()
+    path = Path(world.desk.keys) / "ben.pem"
+    path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    ben = world.console.browser([Models(world.desk).section()], "ben")
+    form = {"proposal": world.proposal, "why": "w", "passphrase": "", "csrf": csrf_of(ben.get("/models").text)}
+    assert ben.post("/models/approve", data=form).status_code == 403
+
+
+def test_without_a_registry_the_page_says_so(tmp_path: Path) -> None:
+    console = console_under_test(tmp_path)
+    desk = Desk(Source({"rollout": {"log": str(tmp_path / "rollouts.jsonl")}}, {}), "")
+    browser = console.browser([Models(desk).section()], "demo-model-owner")
+    text = browser.get("/models").text
+    assert "there is no registry" in text
+    assert "There has been no rollout" in text
+    form = {"act": "pause", "why": "w", "csrf": csrf_of(text)}
+    assert browser.post("/rollout/stop", data=form).status_code == 409
+    assert browser.post("/models/rollback", data={"why": "w", "csrf": csrf_of(text)}).status_code in (403, 409)
+    console.database.close()
