@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from paywarden.ops.console.audit import AuditLog
     from paywarden.ops.console.database import Database
-    from paywarden.ops.console.models.desk import Desk
+    from paywarden.ops.console.inbox.reader import AlertReader
+    from paywarden.ops.console.inbox.store import AlertStore
     from paywarden.ops.console.pages import Section
     from paywarden.ops.console.settings import ConsoleSettings
     from paywarden.ops.console.shell import Shell
@@ -75,23 +76,28 @@ def console(source: Source, settings: ConsoleSettings, url: str) -> Iterator[Con
 def sections(parts: Parts) -> Sequence[Section]:
     """Returns the parts of the console, in the order of the navigation."""
     from paywarden.ops.console.audit_page import audit_section
+    from paywarden.ops.console.cases.pages import Cases
     from paywarden.ops.console.health.health import Health
+    from paywarden.ops.console.inbox.alert import AlertPage
+    from paywarden.ops.console.inbox.pages import Inbox
     from paywarden.ops.console.models.desk import Desk
     from paywarden.ops.console.models.pages import Models
 
-    desk = Desk(parts.source, parts.shell.settings.keys)
+    settings = parts.shell.settings
+    desk = Desk(parts.source, settings.keys)
+    store, reader = _alerts(parts)
+    page = AlertPage(store, lambda: parts.shell.url, desk.happenings)
     return [
-        _inbox(parts, desk),
+        Inbox(store, reader, page).section(),
+        Cases(store, reader, Path(settings.folder) / "files", settings.large_case_minor).section(),
         Models(desk).section(),
-        Health(parts.shell.settings.processes).section(),
+        Health(settings.processes).section(),
         audit_section(parts.audit),
     ]
 
 
-def _inbox(parts: Parts, desk: Desk) -> Section:
+def _alerts(parts: Parts) -> tuple[AlertStore, AlertReader]:
     from paywarden.ops import wiring
-    from paywarden.ops.console.inbox.alert import AlertPage
-    from paywarden.ops.console.inbox.pages import Inbox
     from paywarden.ops.console.inbox.reader import AlertReader
     from paywarden.ops.console.inbox.store import AlertStore
     from paywarden.streams.alerts.events import EventWriter
@@ -100,10 +106,8 @@ def _inbox(parts: Parts, desk: Desk) -> Section:
     source = parts.source
     kafka = wiring.kafka_settings(source)
     store = AlertStore(parts.database)
-    reader = AlertReader(
+    return store, AlertReader(
         store,
         lambda: AlertFeed(kafka, wiring.schema_ids(source)),
         lambda: EventWriter(kafka, wiring.schema_ids(source)),
     )
-    page = AlertPage(store, lambda: parts.shell.url, desk.happenings)
-    return Inbox(store, reader, page).section()

@@ -242,14 +242,14 @@ class AlertStore:
         return [(row["time_ms"], row["value"]) for row in rows]
 
     def events(self, subject: str) -> Sequence[ConsoleEvent]:
-        """Returns what people did about a subject, the oldest first."""
-        rows = self._database.read("SELECT * FROM events WHERE subject = ? ORDER BY time_ms, event_id", (subject,))
+        """Returns what people did about a subject, in the order of the topic."""
+        rows = self._database.read("SELECT * FROM events WHERE subject = ? ORDER BY rowid", (subject,))
         return [_event(row) for row in rows]
 
     def events_of_kind(self, prefix: str) -> Sequence[ConsoleEvent]:
         """Returns all events about subjects that begin with `prefix`, such as `case:`, the oldest first."""
         rows = self._database.read(
-            "SELECT * FROM events WHERE subject >= ? AND subject < ? ORDER BY time_ms, rowid",
+            "SELECT * FROM events WHERE subject >= ? AND subject < ? ORDER BY rowid",
             (prefix, prefix[:-1] + chr(ord(prefix[-1]) + 1)),
         )
         return [_event(row) for row in rows]

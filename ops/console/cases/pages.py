@@ -1,0 +1,219 @@
+"""The pages of cases."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from paywarden.ops.console.cases import case as cases
+from paywarden.ops.console.cases.case import Case, case_subject, cases_of
+from paywarden.ops.console.inbox.alert import ACT_ROLES
+from paywarden.ops.console.inbox.reader import AlertReader
+from paywarden.ops.console.inbox.store import AlertStore
+from paywarden.ops.console.pages import Done, Field, Missing, Page, PageRefused, Section, Sent, Shown, Visit, not_found
+from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.private_files import make_private_folder
+from paywarden.streams.alerts.events import ConsoleEvent
+
+FILE_BYTES_MAX = 5 * 1024 * 1024
+_BODY_BYTES_MAX = FILE_BYTES_MAX + 64 * 1024
+_ITEM = re.compile(r"(payment|alert):[^\s:]{1,150}")
+_NOTE_CHARS_MAX = 4_000
+_ACTS = ("note", "link", "unlink", "propose", "close", "reopen")
+
+
+@dataclass(frozen=True)
+class CaseRow:
+    """A case in the list."""
+
+    case_id: str
+    title: str
+    assigned_to: str
+    money_minor: int
+    items: int
+    is_open: bool
+    verdict: str
+    changed_ms: int
+
+
+@dataclass(frozen=True)
+class CasesView:
+    """All cases, open ones first, the newest change first."""
+
+    cases: tuple[CaseRow, ...]
+    missing: tuple[Missing, ...]
+    may_act: bool
+
+
+@dataclass(frozen=True)
+class CaseView:
+    """One case. `needs_two`: it takes two people to close it."""
+
+    case: Case
+    needs_two: bool
+    may_act: bool
+    verdicts: tuple[str, ...] = cases.VERDICTS
+
+
+class Cases:
+    """The section `Cases`. Files are in `folder`, by their sha256; the topic has their digests."""
+
+    def __init__(self, store: AlertStore, reader: AlertReader, folder: Path, large_minor: int) -> None:
+        self._store, self._reader, self._folder, self._large = store, reader, folder, large_minor
+
+    def section(self) -> Section:
+        """Returns the section."""
+        note = Field("note", "A note", kind="lines", chars_max=_NOTE_CHARS_MAX)
+        item = Field("item", "payment:ID or alert:ID")
+        title = Field("title", "What it is about", is_required=True)
+        verdict = Field("verdict", "What it was", choices=cases.VERDICTS)
+        act = Field("act", "What to do", is_required=True, choices=_ACTS)
+        change = (
+            Field("field", "What to change", is_required=True, choices=cases.FIELDS),
+            Field("before", "What it is now"),
+            Field("after", "What it is to be"),
+        )
+        upload = (Field("file", "A file, at most 5 MB", kind="file", is_required=True),)
+        pages = (
+            Page("/cases", self.show_all, "All cases", view=CasesView),
+            Page("/cases/open", self.open, "Open a case", "POST", ACT_ROLES, (title, item)),
+            Page("/cases/{case_id}", self.show, "A case and its history", view=CaseView),
+            Page("/cases/{case_id}/act", self.act, "Do something", "POST", ACT_ROLES, (act, note, item, verdict)),
+            Page("/cases/{case_id}/change", self.change, "Change a field", "POST", ACT_ROLES, change),
+            Page(
+                "/cases/{case_id}/attach",
+                self.attach,
+                "Attach a file",
+                "POST",
+                ACT_ROLES,
+                upload,
+                FILE_BYTES_MAX + 65_536,
+            ),
+            Page("/cases/{case_id}/files/{digest}", self.download, "A file of a case", roles=ACT_ROLES),
+        )
+        return Section("cases", "Cases", "/cases", pages)
+
+    def show_all(self, visit: Visit) -> Shown:
+        """Show all cases."""
+        rows = [
+            CaseRow(
+                one.case_id,
+                one.title,
+                one.assigned_to,
+                one.money_minor,
+                len(one.items),
+                one.is_open,
+                one.verdict,
+                one.changed_ms,
+            )
+            for one in self._all().values()
+        ]
+        rows.sort(key=lambda row: (not row.is_open, -row.changed_ms, row.case_id))
+        view = CasesView(tuple(rows), tuple(self._reader.missing()), visit.person.may(ACT_ROLES))
+        return Shown("cases/list.html", view, "Cases")
+
+    def show(self, visit: Visit) -> Shown:
+        """Show a case."""
+        case = self._find(visit)
+        visit.saw(case_subject(case.case_id))
+        view = CaseView(case, case.needs_two(self._large), visit.person.may(ACT_ROLES))
+        return Shown("cases/case.html", view, case.title)
+
+    def open(self, visit: Visit) -> Done:
+        """Open a case, with a first payment or alert if one is named."""
+        case_id = secrets.token_hex(6)
+        subject, by, now = case_subject(case_id), visit.person.name, visit.now_ms
+        events = [ConsoleEvent(subject, cases.OPENED, by, now, {"title": visit.text("title")})]
+        if visit.text("item"):
+            events.append(ConsoleEvent(subject, cases.LINKED, by, now, {"item": _item(visit)}))
+        self._reader.write(events)
+        visit.did("opened", subject)
+        return Done(f"/cases/{case_id}", f"Opened the case {case_id}.", {"case_id": case_id})
+
+    def act(self, visit: Visit) -> Done:
+        """Note, link, unlink, propose to close, close or reopen."""
+        act, note = visit.text("act"), visit.text("note")
+        what: dict[str, str] = {"note": note} if note else {}
+        if act == "note" and not note:
+            raise PageRefused(400, "note: wanted what you have to say.")
+        if act in ("link", "unlink"):
+            what = {"item": _item(visit)}
+        if act in ("propose", "close"):
+            what["verdict"] = visit.text("verdict")
+        kinds = (cases.NOTED, cases.LINKED, cases.UNLINKED, cases.PROPOSED, cases.CLOSED, cases.REOPENED)
+        return self._write(visit, dict(zip(_ACTS, kinds, strict=True))[act], what)
+
+    def change(self, visit: Visit) -> Done:
+        """Change a field, if it is still what the person saw."""
+        field = visit.text("field")
+        before = visit.text("before", "0" if field == "money_minor" else "")
+        return self._write(visit, cases.CHANGED, {"field": field, "before": before, "after": visit.text("after")})
+
+    def attach(self, visit: Visit) -> Done:
+        """Attach a file."""
+        upload = visit.uploads.get("file")
+        if upload is None:
+            raise PageRefused(400, "file: wanted a file.")
+        name = Path(upload.name.replace("\\", "/")).name
+        if len(upload.content) > FILE_BYTES_MAX or not name.isprintable() or not 0 < len(name) <= 120:
+            raise PageRefused(400, "file: wanted at most 5 MB, and a printable name of at most 120 characters.")
+        digest = hashlib.sha256(upload.content).hexdigest()
+        self._keep(digest, upload.content)
+        return self._write(visit, cases.ATTACHED, {"file": digest, "name": name, "size": str(len(upload.content))})
+
+    def download(self, visit: Visit) -> Sent:
+        """Send a file of a case, checked against its digest."""
+        case, digest = self._find(visit), visit.path["digest"]
+        names = [one.name for one in case.attachments if one.digest == digest]
+        if not names:
+            raise not_found("file with this digest in the case")
+        try:
+            content = (self._folder / digest).read_bytes()
+        except OSError as error:
+            raise not_found("such file on this console: it was attached on another one, or it is lost") from error
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise PageRefused(409, "The file was changed since it was attached.")
+        visit.saw(case_subject(case.case_id), file=digest[:16])
+        return Sent(content, file_name=names[0])
+
+    def _write(self, visit: Visit, kind: str, what: dict[str, str]) -> Done:
+        case = self._find(visit)
+        event = ConsoleEvent(case_subject(case.case_id), kind, visit.person.name, visit.now_ms, what)
+        if problem := cases.problem_of(case, event, self._large):
+            raise PageRefused(409, f"{problem[0].upper()}{problem[1:]}.")
+        self._reader.write([event])
+        visit.did(kind, event.subject, **{name: what[name] for name in ("item", "verdict", "field") if name in what})
+        found = self._all().get(case.case_id, case)
+        if found.history and found.history[-1].is_refused:
+            raise PageRefused(409, f"Somebody was faster: {found.history[-1].note}.")
+        return Done(f"/cases/{case.case_id}", f"{kind.capitalize()}.")
+
+    def _all(self) -> dict[str, Case]:
+        return cases_of(self._store.events_of_kind("case:"), self._large)
+
+    def _find(self, visit: Visit) -> Case:
+        events = self._store.events(case_subject(visit.path["case_id"]))
+        case = cases_of(events, self._large).get(visit.path["case_id"])
+        if case is None:
+            raise not_found(f"case {visit.path['case_id']}")
+        return case
+
+    def _keep(self, digest: str, content: bytes) -> None:
+        try:
+            make_private_folder(self._folder)
+            new = self._folder / f"{digest}.{secrets.token_hex(4)}.new"
+            new.write_bytes(content)
+            new.chmod(0o600)
+            new.replace(self._folder / digest)
+        except OSError as error:
+            raise Misconfigured(f"the file cannot be kept in {self._folder}: {error.strerror}") from error
+
+
+def _item(visit: Visit) -> str:
+    item = visit.text("item")
+    if not _ITEM.fullmatch(item):
+        raise PageRefused(400, "item: wanted payment:ID or alert:ID.")
+    return item
