@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from paywarden.ops.console.audit import AuditEntry, AuditLog
 from paywarden.ops.console.pages import Field, Page, Section, Shown, Visit
 from paywarden.ops.console.people.people import Role
-
-if TYPE_CHECKING:
-    from paywarden.ops.console.audit import AuditEntry, AuditLog
 
 _ROLES = frozenset({Role.AUDITOR})
 _COUNT, _COUNT_MAX = 100, 1000

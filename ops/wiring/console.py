@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from paywarden.ops.console.database import Database
     from paywarden.ops.console.inbox.reader import AlertReader
     from paywarden.ops.console.inbox.store import AlertStore
+    from paywarden.ops.console.inbox.webhooks import Webhooks
     from paywarden.ops.console.pages import Section
     from paywarden.ops.console.settings import ConsoleSettings
     from paywarden.ops.console.shell import Shell
@@ -50,7 +51,6 @@ def console(source: Source, settings: ConsoleSettings, url: str) -> Iterator[Con
     from paywarden.ops.console.audit import audit_log
     from paywarden.ops.console.background import running
     from paywarden.ops.console.database import Database
-    from paywarden.ops.console.inbox import store
     from paywarden.ops.console.login.oidc import OidcProvider
     from paywarden.ops.console.login.pages import Login
     from paywarden.ops.console.people import sessions
@@ -59,7 +59,7 @@ def console(source: Source, settings: ConsoleSettings, url: str) -> Iterator[Con
 
     people = People.demo() if settings.is_demo else People.read(Path(settings.people)) if settings.people else People()
     audit = audit_log(Path(settings.folder))
-    database = Database(settings.database_path, (*sessions.TABLES, *store.TABLES))
+    database = Database(settings.database_path, all_tables())
     try:
         limits = sessions.Sessions.of(
             database, idle_minutes=settings.session_idle_minutes, hours=settings.session_hours
@@ -82,10 +82,13 @@ def sections(parts: Parts) -> Sequence[Section]:
     from paywarden.ops.console.inbox.pages import Inbox
     from paywarden.ops.console.models.desk import Desk
     from paywarden.ops.console.models.pages import Models
+    from paywarden.ops.console.openapi import api_section
+    from paywarden.ops.console.shell import API
 
     settings = parts.shell.settings
     desk = Desk(parts.source, settings.keys)
-    store, reader = _alerts(parts)
+    webhooks = _webhooks(parts)
+    store, reader = _alerts(parts, webhooks)
     page = AlertPage(store, lambda: parts.shell.url, desk.happenings)
     return [
         Inbox(store, reader, page).section(),
@@ -93,10 +96,12 @@ def sections(parts: Parts) -> Sequence[Section]:
         Models(desk).section(),
         Health(settings.processes).section(),
         audit_section(parts.audit),
+        *_told(webhooks),
+        api_section(lambda: parts.shell.sections, API),
     ]
 
 
-def _alerts(parts: Parts) -> tuple[AlertStore, AlertReader]:
+def _alerts(parts: Parts, webhooks: Webhooks | None) -> tuple[AlertStore, AlertReader]:
     from paywarden.ops import wiring
     from paywarden.ops.console.inbox.reader import AlertReader
     from paywarden.ops.console.inbox.store import AlertStore
@@ -105,9 +110,35 @@ def _alerts(parts: Parts) -> tuple[AlertStore, AlertReader]:
 
     source = parts.source
     kafka = wiring.kafka_settings(source)
-    store = AlertStore(parts.database)
+    store = AlertStore(parts.database, None if webhooks is None else webhooks.queue)
     return store, AlertReader(
         store,
         lambda: AlertFeed(kafka, wiring.schema_ids(source)),
         lambda: EventWriter(kafka, wiring.schema_ids(source)),
     )
+
+
+def _webhooks(parts: Parts) -> Webhooks | None:
+    from paywarden.ops.console.inbox.webhooks import Webhooks, read_key
+
+    settings = parts.shell.settings
+    if not settings.webhooks:
+        return None
+    return Webhooks(parts.database, settings.webhooks, read_key(settings.webhook_key_file), lambda: parts.shell.url)
+
+
+def _told(webhooks: Webhooks | None) -> Sequence[Section]:
+    """Returns a section without pages that sends webhooks, where there are any."""
+    from paywarden.ops.console.pages import Section
+
+    if webhooks is None:
+        return ()
+    return (Section("webhooks", "", "", (), background=(webhooks.run,), missing=webhooks.missing),)
+
+
+def all_tables() -> tuple[str, ...]:
+    """Returns the statements that make the tables of all sections."""
+    from paywarden.ops.console.inbox import store, webhooks
+    from paywarden.ops.console.people import sessions
+
+    return (*sessions.TABLES, *store.TABLES, *webhooks.TABLES)

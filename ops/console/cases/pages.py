@@ -90,7 +90,7 @@ class Cases:
                 "POST",
                 ACT_ROLES,
                 upload,
-                FILE_BYTES_MAX + 65_536,
+                _BODY_BYTES_MAX,
             ),
             Page("/cases/{case_id}/files/{digest}", self.download, "A file of a case", roles=ACT_ROLES),
         )

@@ -66,8 +66,6 @@ class AlertReader:
         self._since_ms = store.heard_ms or clock()
         self._why = "it is being read"
         self._noted_ms = 0
-        # Called with the ids of alerts that have a new state; the webhooks' queue.
-        self.listeners: list[Callable[[Sequence[str]], None]] = []
 
     def run(self, stop: threading.Event) -> None:
         """Read until `stop` is set, through any outage."""
@@ -92,11 +90,8 @@ class AlertReader:
         while not stop.is_set():
             batch = feed.read()
             if batch.records or is_first:
-                told = self._store.take(batch)
-                # What was raised while nobody read is told as well; an empty database tells nothing.
-                if told and not anew:
-                    for listener in self.listeners:
-                        listener(told)
+                # What was raised while nobody read is told as well; an empty database tells nothing old.
+                self._store.take(batch, tells=not anew)
             is_first = False
             if batch.is_at_end:
                 anew = set()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -119,11 +119,16 @@ class Wanted:
     sort: str = "worst"
 
 
+Queue = Callable[[sqlite3.Connection, Mapping[str, Any]], None]
+"""Takes a record of drift-alerts within a transaction: the webhooks' queue."""
+
+
 class AlertStore:
     """The tables. Thread-safe, as the database is."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, queue: Queue | None = None) -> None:
+        """`queue` gets each new state of an alert within the transaction that takes it."""
+        self._database, self._queue = database, queue
 
     # What the topics say
 
@@ -145,17 +150,16 @@ class AlertStore:
                 _follow_up(connection, alert_id)
             _count(connection, _VERSION, 1)
 
-    def take(self, batch: FeedBatch) -> list[str]:
-        """Keep a batch of records and the offsets behind it; returns the ids of alerts with a new state."""
-        told: list[str] = []
+    def take(self, batch: FeedBatch, *, tells: bool = True) -> None:
+        """Keep a batch of records and the offsets behind it. With `tells`, the queue gets new states of alerts."""
         touched: set[str] = set()
         with self._database.write() as connection:
             for record in batch.records:
                 if record.value is None:
                     _count(connection, _UNREADABLE, 1)
                 elif record.topic == ALERTS_TOPIC:
-                    if _take_alert(connection, record):
-                        told.append(str(record.value["alert_id"]))
+                    if _take_alert(connection, record) and tells and self._queue is not None:
+                        self._queue(connection, record.value)
                     touched.add(str(record.value["alert_id"]))
                 else:
                     touched |= _take_event(connection, record)
@@ -169,7 +173,6 @@ class AlertStore:
                 )
             if batch.records:
                 _count(connection, _VERSION, 1)
-        return told
 
     def put_money(self, alert_id: str, money_minor: int) -> None:
         """Keep the money at stake of an alert."""

@@ -1,0 +1,155 @@
+"""Tell other systems of new and changed alerts: signed, at least once, again and again until they answer.
+
+    POST https://hooks.example/fraud
+    paywarden-delivery: 41
+    paywarden-signature: t=1760000000,v1=5257a869e7…          HMAC-SHA256 of "1760000000.BODY" with the key
+    {"kind":"alert","alert_id":"00ffee","state":"raised","severity":"critical",…,"link":"https://console…/inbox/00ffee"}
+
+1. A message is queued in the transaction that takes the alert's record, so that none is lost and a restart repeats none
+   that was answered.
+2. Any answer of 200 to 299 ends it. After any other, and after none, it is sent again: after a second, two, four, at
+   most an hour. After a day it is given up and counted; a page says so.
+3. The receiver checks the signature and that the time is near, and drops a delivery number that it has seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import logging
+import sqlite3
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from paywarden.ops.console.database import Database
+from paywarden.ops.console.pages import Missing
+from paywarden.ops.times import now_ms
+from paywarden.schemas.errors import Misconfigured, TemporaryFailure
+
+_log = logging.getLogger(__name__)
+
+TABLES = (
+    """
+    CREATE TABLE IF NOT EXISTS webhooks (
+        delivery INTEGER PRIMARY KEY AUTOINCREMENT, url TEXT NOT NULL, body TEXT NOT NULL, queued_ms INTEGER NOT NULL,
+        tries INTEGER NOT NULL DEFAULT 0, next_ms INTEGER NOT NULL
+    )
+    """,
+)
+_KEY_BYTES_MIN = 32
+_TIMEOUT_S, _EVERY_S = 5.0, 0.5
+_GIVE_UP_MS, _WAIT_MS_MAX = 86_400_000, 3_600_000
+_BATCH = 20
+
+Post = Callable[[str, bytes, Mapping[str, str]], int]
+"""Sends a body with headers to an address, and returns the status. Raises OSError."""
+
+
+@dataclass(frozen=True)
+class Webhooks:
+    """The queue of messages to `urls`. `link` is the console's address. Thread-safe."""
+
+    database: Database
+    urls: Sequence[str]
+    key: bytes
+    link: Callable[[], str]
+    clock: Callable[[], int] = now_ms
+    post: Post | None = None
+
+    def queue(self, connection: sqlite3.Connection, record: Mapping[str, Any]) -> None:
+        """Queue messages about an alert's record, in the transaction of `connection`."""
+        names = ("alert_id", "state", "severity", "subject", "signal", "segment", "cause", "model_version")
+        body = {
+            "kind": "alert",
+            **{name: record[name] for name in names},
+            "time_ms": record["time_ms"],
+            "first_seen_time_ms": record["first_seen_time_ms"],
+            "link": f"{self.link()}/inbox/{record['alert_id']}",
+        }
+        text, now = json.dumps(body), self.clock()
+        for url in self.urls:
+            connection.execute(
+                "INSERT INTO webhooks (url, body, queued_ms, next_ms) VALUES (?, ?, ?, ?)", (url, text, now, now)
+            )
+
+    def run(self, stop: threading.Event) -> None:
+        """Send what is queued until `stop` is set."""
+        while not stop.is_set():
+            try:
+                has_sent = self.send_due()
+            except TemporaryFailure as error:
+                _log.warning("webhooks wait: %s", error)
+                has_sent = False
+            if not has_sent:
+                stop.wait(_EVERY_S)
+
+    def send_due(self) -> bool:
+        """Send what is due; returns whether there was anything. Raises DatabaseUnavailable."""
+        now = self.clock()
+        rows = self.database.read(
+            "SELECT * FROM webhooks WHERE next_ms <= ? ORDER BY next_ms, delivery LIMIT ?", (now, _BATCH)
+        )
+        for row in rows:
+            is_done = self._send(row["url"], row["delivery"], row["body"].encode(), now)
+            is_over = now - row["queued_ms"] >= _GIVE_UP_MS
+            if is_over and not is_done:
+                _log.error("webhook %d is given up after a day without an answer", row["delivery"])
+            with self.database.write() as connection:
+                if is_done or is_over:
+                    connection.execute("DELETE FROM webhooks WHERE delivery = ?", (row["delivery"],))
+                else:
+                    wait_ms = min(_WAIT_MS_MAX, 1000 * 2 ** min(row["tries"], 20))
+                    connection.execute(
+                        "UPDATE webhooks SET tries = tries + 1, next_ms = ? WHERE delivery = ?",
+                        (now + wait_ms, row["delivery"]),
+                    )
+        return bool(rows)
+
+    def missing(self) -> list[Missing]:
+        """Returns the receivers that have not answered for several tries."""
+        rows = self.database.read(
+            "SELECT url, min(queued_ms) AS since_ms, count(*) AS n FROM webhooks WHERE tries >= 3 GROUP BY url"
+        )
+        return [Missing(f"The webhook {row['url']}", row["since_ms"], f"{row['n']} messages wait") for row in rows]
+
+    def _send(self, url: str, delivery: int, body: bytes, now: int) -> bool:
+        headers = {
+            "content-type": "application/json",
+            "paywarden-delivery": str(delivery),
+            "paywarden-signature": signature(self.key, body, now // 1000),
+        }
+        try:
+            return 200 <= (self.post or _posted)(url, body, headers) < 300
+        except OSError:
+            return False
+
+
+def signature(key: bytes, body: bytes, time_s: int) -> str:
+    """Returns the header that signs a body at a time."""
+    digest = hmac.new(key, f"{time_s}.".encode() + body, hashlib.sha256).hexdigest()
+    return f"t={time_s},v1={digest}"
+
+
+def read_key(path: str) -> bytes:
+    """Returns the key in a file. Raises Misconfigured if it is too short or cannot be read."""
+    try:
+        key = Path(path).read_bytes().strip()
+    except OSError as error:
+        raise Misconfigured(f"[console] webhook_key_file: cannot read {path}: {error.strerror}") from error
+    if len(key) < _KEY_BYTES_MIN:
+        raise Misconfigured(f"[console] webhook_key_file: wanted at least {_KEY_BYTES_MIN} bytes, got {len(key)}")
+    return key
+
+
+def _posted(url: str, body: bytes, headers: Mapping[str, str]) -> int:
+    try:
+        # Redirects are not followed: the message goes where the settings say.
+        return httpx2.post(url, content=body, headers=dict(headers), timeout=_TIMEOUT_S).status_code
+    except httpx2.HTTPError as error:
+        raise OSError(str(error)) from error

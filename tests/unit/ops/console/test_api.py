@@ -1,0 +1,149 @@
+"""The API has everything that the pages do, in documents that fit, and no address that lets a stranger in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paywarden.ops.console.inbox.webhooks import TABLES as WEBHOOK_TABLES
+from paywarden.ops.console.inbox.webhooks import Webhooks, read_key, signature
+from paywarden.ops.console.openapi import openapi
+from paywarden.ops.console.pages import Section
+from paywarden.ops.console.people.people import Role
+from paywarden.ops.console.shell import API, CONTENT_SECURITY_POLICY
+from paywarden.ops.wiring.console import Parts, all_tables, sections
+from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.settings import Source
+from tests.services.console import ConsoleUnderTest, console_under_test, csrf_of
+from tests.unit.ops.console.test_shell import BEARER
+from tests.worlds.alerts_on_topics import alert_record
+
+DAY_MS = 86_400_000
+
+
+@dataclass
+class Whole:
+    """The console with every section that it has, without a broker."""
+
+    console: ConsoleUnderTest
+    sections: tuple[Section, ...]
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Iterator[Whole]:
+    console = console_under_test(tmp_path)
+    with console.database.write() as connection:
+        for table in all_tables():
+            connection.execute(table)
+    source = Source({"rollout": {"log": str(tmp_path / "rollouts.jsonl")}, "kafka": {"bootstrap": "127.0.0.1:1"}}, {})
+    made = tuple(sections(Parts(source, console.shell, console.database, console.audit)))
+    yield Whole(console, made)
+    for section in made:
+        section.close()
+    console.database.close()
+
+
+def test_no_address_lets_a_stranger_a_wrong_role_or_a_foreign_form_in(whole: Whole) -> None:
+    """Over all addresses there are, as they are declared: one that is added later is tried, too."""
+    stranger = whole.console.browser(whole.sections)
+    people = {role: whole.console.browser(whole.sections, f"demo-{role.replace('_', '-')}") for role in Role}
+    pages = [page for section in whole.sections for page in section.pages]
+    assert len(pages) > 20
+    for page in pages:
+        path = page.path.replace("{", "").replace("}", "")
+        answer = stranger.request(page.method, path)
+        assert answer.status_code == (303 if page.method == "GET" else 401), page.path
+        assert stranger.request(page.method, API + path).status_code == 401, page.path
+        assert answer.headers["content-security-policy"] == CONTENT_SECURITY_POLICY
+        for role, browser in people.items():
+            if role not in page.roles:
+                assert browser.request(page.method, path).status_code == 403, (page.path, role)
+        allowed = people[next(iter(sorted(page.roles)))]
+        if page.method == "POST":
+            assert allowed.post(path, data={"csrf": "made-up"}).status_code == 403, page.path
+            own = {"csrf": csrf_of(allowed.get("/api").text)}
+            assert allowed.post(path, data=own, headers={"origin": "https://evil.example"}).status_code == 403
+        else:
+            for shown in (allowed.get(path), allowed.get(f"{path}?made-up=1")):
+                assert shown.status_code < 500, page.path
+                assert "content-security-policy" in shown.headers
+                assert 'style="' not in shown.text
+                assert "<script>" not in shown.text
+                assert "onclick" not in shown.text
+            assert shown.status_code == 400, page.path
+
+
+def test_the_documents_name_every_address_and_every_type(whole: Whole) -> None:
+    document = openapi(whole.sections, API)
+    assert {(path, method.upper()) for path, methods in document["paths"].items() for method in methods} == {
+        (API + page.path, page.method) for section in whole.sections for page in section.pages
+    }
+    text = json.dumps(document)
+    assert all(f'"{name}"' in text for name in ("AlertRow", "severity", "alert_id"))
+    schemas = document["components"]["schemas"]
+    assert all(schema["properties"] for schema in schemas.values())
+    for reference in {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}:
+        assert reference in schemas
+    browser = whole.console.browser(whole.sections, "demo-operator")
+    assert f"{API}/inbox/act" in browser.get("/api").text
+    assert browser.get("/openapi.json").json()["openapi"] == "3.1.0"
+    assert browser.get(f"{API}/openapi.json", headers=BEARER).json()["paths"]
+
+
+@dataclass
+class Receiver:
+    """A system that is told of alerts."""
+
+    status: int = 200
+    got: list[tuple[str, bytes, dict[str, str]]] = field(default_factory=list)
+
+    def __call__(self, url: str, body: bytes, headers: Any) -> int:
+        self.got.append((url, body, dict(headers)))
+        if self.status == 0:
+            raise OSError
+        return self.status
+
+
+def test_a_webhook_is_signed_and_sent_until_it_is_answered(tmp_path: Path) -> None:
+    console = console_under_test(tmp_path)
+    receiver = Receiver(status=0)
+    key = b"k" * 32
+    hooks = Webhooks(console.database, ["https://h.example"], key, lambda: "https://c.example", console.clock, receiver)
+    with console.database.write() as connection:
+        for table in WEBHOOK_TABLES:
+            connection.execute(table)
+        hooks.queue(connection, alert_record(1))
+    waits = []
+    for _ in range(5):
+        assert hooks.send_due()
+        assert not hooks.send_due()
+        before = console.clock.now_ms
+        console.clock.now_ms = console.database.read("SELECT next_ms FROM webhooks")[0]["next_ms"]
+        waits.append(console.clock.now_ms - before)
+    assert waits == [1000, 2000, 4000, 8000, 16000]
+    assert "h.example" in hooks.missing()[0].what
+    receiver.status = 204
+    assert hooks.send_due()
+    assert not hooks.missing()
+    _, body, headers = receiver.got[-1]
+    assert json.loads(body)["link"] == "https://c.example/inbox/alert-00001"
+    assert headers["paywarden-signature"] == signature(key, body, console.clock.now_ms // 1000)
+    assert len({sent[2]["paywarden-delivery"] for sent in receiver.got}) == 1
+    with console.database.write() as connection:
+        hooks.queue(connection, alert_record(2))
+    receiver.status = 500
+    console.clock.now_ms += DAY_MS
+    assert hooks.send_due()
+    assert not console.database.read("SELECT * FROM webhooks")
+    console.database.close()
+
+
+def test_a_short_key_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "key").write_bytes(b"short")
+    with pytest.raises(Misconfigured, match="32 bytes"):
+        read_key(str(tmp_path / "key"))
