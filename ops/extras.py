@@ -24,7 +24,18 @@ _SERVE = ("h2", "httptools", "ngh2", "uvloop")
 _STREAM = ("aiokafka", "faust", "scipy")
 _HISTORY = ("jinja2", "pyarrow")
 _GATEWAY = ("jinja2",)
-_CONSOLE = ("authlib", "cryptography", "httpx2", "jinja2", "joserfc", "python_multipart", "starlette", "uvicorn")
+_CONSOLE = (
+    "authlib",
+    "cryptography",
+    "duckdb",
+    "httpx2",
+    "jinja2",
+    "joserfc",
+    "pyarrow",
+    "python_multipart",
+    "starlette",
+    "uvicorn",
+)
 _COMPILE = ("lightgbm", "tl2cgen", "treelite")
 _INDEX = ("duckdb", "pyarrow")
 _POSTGRES = ("psycopg",)

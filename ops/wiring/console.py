@@ -92,6 +92,7 @@ def sections(parts: Parts) -> Sequence[Section]:
     page = AlertPage(store, lambda: parts.shell.url, desk.happenings)
     return [
         Inbox(store, reader, page).section(),
+        *decision_sections(parts.source),
         Cases(store, reader, Path(settings.folder) / "files", settings.large_case_minor).section(),
         Models(desk).section(),
         Health(settings.processes).section(),
@@ -142,3 +143,28 @@ def all_tables() -> tuple[str, ...]:
     from paywarden.ops.console.people import sessions
 
     return (*sessions.TABLES, *store.TABLES, *webhooks.TABLES)
+
+
+def decision_sections(source: Source) -> list[Section]:
+    """Returns `Decisions` and `Review`, over the index of [decision_index]. The console fills it from the topics."""
+    import time
+
+    from paywarden.models.metrics.costs import CostSettings
+    from paywarden.ops.console.decisions.one import OnePage
+    from paywarden.ops.console.decisions.opened import OpenedIndex
+    from paywarden.ops.console.decisions.pages import DecisionPages
+    from paywarden.ops.console.review.pages import ReviewPages
+    from paywarden.ops.deciders import KnownDeciders
+    from paywarden.ops.wiring import decisions, stores
+    from paywarden.schemas.avro import Decoder
+
+    opened = OpenedIndex(
+        lambda: decisions.decision_index(source),
+        lambda index, queue: decisions.index_filler(source, index, queue),
+        now_ms=lambda: time.time_ns() // 1_000_000,
+    )
+    one = OnePage(opened, KnownDeciders(source, None, None), Decoder("decisions", stores.schema_ids(source)).decode)
+    return [
+        DecisionPages(opened, one).section(),
+        ReviewPages(opened, source.section("costs", CostSettings)).section(),
+    ]

@@ -82,8 +82,8 @@ def cuts_of(models: Iterable[Trees], policy: Policy, feature_names: Sequence[str
         names, numbers = _names_and_numbers(when)
         for name in names & places.keys():
             # `>=` has the number above, `>` below: both sides of it are intervals of their own.
-            for constant in numbers:
-                cuts[places[name]] |= {constant, float(np.nextafter(np.float32(constant), np.float32(-np.inf)))}
+            for value in numbers:
+                cuts[places[name]] |= {value, float(np.nextafter(np.float32(value), np.float32(-np.inf)))}
     return Cuts(
         tuple(np.array(sorted(each), dtype=np.float64) for each in cuts),
         {feature: tuple(sorted(each)) for feature, each in categories.items()},
@@ -94,8 +94,8 @@ def _names_and_numbers(when: str) -> tuple[set[str], list[float]]:
     nodes = list(ast.walk(ast.parse(when, mode="eval")))
     names = {node.id for node in nodes if isinstance(node, ast.Name)}
     constants = [node.value for node in nodes if isinstance(node, ast.Constant)]
-    numbers = [float(value) for value in constants if isinstance(value, int | float) and not isinstance(value, bool)]
-    return names, [sign * float(np.float32(number)) for number in numbers for sign in (1.0, -1.0)]
+    numbers = [value for value in constants if isinstance(value, int | float) and not isinstance(value, bool)]
+    return names, [sign * float(np.float32(value)) for value in numbers for sign in (1.0, -1.0)]
 
 
 def flips(

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -218,12 +219,21 @@ def add_all(
 class VerdictSender:
     """Sends verdicts from the database to their topic."""
 
-    def __init__(self, queue: ReviewQueue, clients: KafkaClients, ids: SchemaIds) -> None:
+    def __init__(
+        self,
+        queue: ReviewQueue,
+        clients: KafkaClients,
+        ids: SchemaIds,
+        *,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        self._now_ms = now_ms
         self._queue, self._topic = queue, clients.topic(VERDICTS_TOPIC)
         self._clients, self._encoder = clients, Encoder(VERDICTS_TOPIC, ids.id_of(VERDICTS_TOPIC))
         self._sender: Sender | None = None
         self.trouble = ""
-        """What keeps verdicts from the topic; "" if nothing does."""
+        """What keeps verdicts from the topic since `trouble_since_ms`; "" if nothing does."""
+        self.trouble_since_ms = 0
 
     def step(self) -> int:
         """Sends what waits; returns how many verdicts. Raises TemporaryFailure; the next call sends them again."""
@@ -248,6 +258,7 @@ class VerdictSender:
                     pass
                 self.trouble = ""
             except TemporaryFailure as error:
+                self.trouble_since_ms = self.trouble_since_ms if self.trouble else self._now_ms()
                 self.trouble = str(error)
                 _log.warning("verdicts: %s", error)
             stop.wait(wait_s)

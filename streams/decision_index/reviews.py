@@ -234,6 +234,18 @@ class ReviewQueue:
             )
         return Claim(token, waiting, until_ms)
 
+    def held(self, analyst: str, now_ms: int) -> Claim | None:
+        """Returns the payment that an analyst holds; None without one."""
+        with self._database.reading() as transaction:
+            rows = transaction.execute(
+                f"SELECT claim, {_WAITING} FROM reviews WHERE status = 'open' AND holder = ? AND held_until_ms > ?",
+                (analyst, now_ms),
+            )
+        for token, *rest in rows:
+            waiting = Waiting(*rest)
+            return Claim(token, waiting, waiting.held_until_ms)
+        return None
+
     def release(self, analyst: str, token: str) -> None:
         """Gives a payment back to the queue. Raises ClaimLost if the claim does not hold."""
         with self._database.transaction() as transaction:
@@ -331,6 +343,14 @@ class ReviewQueue:
             )
         return [Verdict(*row) for row in rows]
 
+    def verdicts_for(self, decision_id: str, person: str) -> list[Verdict]:
+        """Returns the verdicts that a person may see: none while somebody may still review without knowing them."""
+        said = self.verdicts_of(decision_id)
+        with self._database.reading() as transaction:
+            rows = transaction.execute("SELECT status FROM reviews WHERE decision_id = ?", (decision_id,))
+        is_open = any(status == "open" for (status,) in rows)
+        return said if not is_open or person in {each.analyst for each in said} else []
+
     def throughput(self, since_ms: int) -> list[Throughput]:
         """Returns by analyst what was done since a time, most verdicts first."""
         with self._database.reading() as transaction:
@@ -341,6 +361,15 @@ class ReviewQueue:
                 (since_ms,),
             )
         return [Throughput(analyst, count, frauds, float(median) / 1000) for analyst, count, frauds, median in rows]
+
+    def sure_share(self, since_ms: int) -> float:
+        """Returns the share of verdicts since a time that are not `unsure`; 1 without any."""
+        with self._database.reading() as transaction:
+            ((count, sure),) = transaction.execute(
+                "SELECT count(*), count(CASE WHEN verdict <> 'unsure' THEN 1 END) FROM verdicts WHERE time_ms >= ?",
+                (since_ms,),
+            )
+        return sure / count if count else 1.0
 
     def agreement(self, since_ms: int) -> Agreement:
         """Returns how often the second analyst of a payment said the same as the first; `since_ms`: of the second."""

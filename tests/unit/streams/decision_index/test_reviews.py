@@ -128,8 +128,11 @@ def test_a_second_review_is_somebody_elses_and_gives_agreement(database: Databas
     second = queue.claim("ben", NOW_MS + 2)
     assert second is not None
     assert second.waiting.turn == 2
+    assert queue.verdicts_for("d-p", "ben") == []
+    assert len(queue.verdicts_for("d-p", "ann")) == 1
     queue.decide("ben", second.token, "genuine", "other", "", NOW_MS + 3)
     assert queue.claim("cem", NOW_MS + 4) is None
+    assert len(queue.verdicts_for("d-p", "cem")) == 2
     agreement = queue.agreement(0)
     assert (agreement.pairs, agreement.equal) == (1, 0)
 

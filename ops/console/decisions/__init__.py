@@ -1,0 +1,1 @@
+"""Decisions in the console: search, and the page of one."""

@@ -1,0 +1,184 @@
+"""The page of one decision: what was known, who decided, whether it would again, and what is around it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paywarden.ops.console.decisions.opened import OpenedIndex
+from paywarden.ops.console.decisions.rows import RowView, row_view
+from paywarden.ops.console.decisions.usual import PAST_MAX, FeatureView, features_of
+from paywarden.ops.console.pages import Shown, Visit, not_found
+from paywarden.ops.deciders import KnownDeciders, Recomputed
+from paywarden.schemas.errors import InvalidEvent, PaywardenError
+from paywarden.streams.decision_index.reviews import Verdict
+from paywarden.streams.decision_index.search import Place, Row
+
+if TYPE_CHECKING:
+    from paywarden.models.bundle.bundle import Bundle
+    from paywarden.models.drift.reference import Reference
+    from paywarden.models.policy.policy import Policy
+    from paywarden.scoring.engine.flips import Cuts, Flip
+    from paywarden.streams.decision_index.index import DecisionIndex, SharedEntity
+
+Decode = Callable[[bytes], Mapping[str, Any]]
+_NEAR = 5
+
+
+@dataclass(frozen=True)
+class AgainView:
+    """The decision made again. `why`: what is not equal, or why nobody can say."""
+
+    is_known: bool
+    is_equal: bool
+    score: float | None
+    action: str
+    reasons: tuple[str, ...]
+    why: str
+
+
+@dataclass(frozen=True)
+class SharedView:
+    """An entity of the payment and its known frauds. `is_all`: False where only its newest decisions were looked at."""
+
+    kind: str
+    value: str
+    decisions: int
+    fraud_count: int
+    frauds: tuple[RowView, ...]
+    is_all: bool
+
+
+@dataclass(frozen=True)
+class DecisionView:
+    """Everything about one decision. `facts`: who decided, by name. `vector_why`: why no features are shown."""
+
+    row: RowView
+    facts: Mapping[str, str]
+    profile_age_ms: int | None
+    features: tuple[FeatureView, ...]
+    past_count: int
+    vector_why: str
+    again: AgainView
+    flips: tuple[Flip, ...]
+    before: tuple[RowView, ...]
+    after: tuple[RowView, ...]
+    shared: tuple[SharedView, ...]
+    verdicts: tuple[Verdict, ...]
+    others: tuple[RowView, ...]
+
+
+class OnePage:
+    """Builds the page of one decision."""
+
+    def __init__(self, opened: OpenedIndex, known: KnownDeciders, decode: Decode) -> None:
+        self._opened, self._known, self._decode = opened, known, decode
+        self._made: dict[Path, tuple[Reference | None, Cuts | None]] = {}
+        self._lock = threading.Lock()
+
+    def show(self, visit: Visit) -> Shown:
+        """Show the decision of an address. Raises PageRefused if there is none."""
+        with self._opened.used() as (index, queue):
+            try:
+                place = Place.from_text(visit.path["place"])
+            except InvalidEvent:
+                raise not_found("decision of this address") from None
+            rows = index.at(place)
+            if not rows:
+                raise not_found("decision of this address")
+            row, *others = rows
+            visit.saw(f"payment:{row.payment_id}")
+            view = self._view(index, row, others, queue.verdicts_for(row.decision_id, visit.person.name), visit)
+        return Shown("decisions/one.html", view, f"Payment {row.payment_id}")
+
+    def _view(
+        self, index: DecisionIndex, row: Row, others: list[Row], verdicts: list[Verdict], visit: Visit
+    ) -> DecisionView:
+        past = [other.place for other in index.neighbours(row, PAST_MAX)[0]]
+        before, after = index.neighbours(row, _NEAR)
+        bodies = index.bodies([row.place, *past])
+        decision = self._decoded(bodies.pop(row.decision_id, b""))
+        rows = tuple(row_view(other, visit) for other in before), tuple(row_view(other, visit) for other in after)
+        shared = tuple(_shared(entity, visit) for entity in index.shared_with_frauds(row))
+        around = (rows[0], rows[1], shared, tuple(verdicts), tuple(row_view(other, visit) for other in others))
+        if decision is None:
+            why = "the index does not hold the record of this decision"
+            again = AgainView(False, False, None, "", (), why)
+            return DecisionView(row_view(row, visit), {}, None, (), 0, why, again, (), *around)
+        again_ = self._known.recomputed(decision)
+        known_past = [one for body in bodies.values() if (one := self._decoded(body)) is not None]
+        features, flips, why = self._features(decision, known_past, again_)
+        facts = {name: str(decision[name]) for name in _FACTS if decision[name] not in ("", None)}
+        return DecisionView(
+            row_view(row, visit),
+            facts,
+            decision["profile_age_ms"],
+            features,
+            len(known_past),
+            why,
+            _again(again_),
+            flips,
+            *around,
+        )
+
+    def _decoded(self, body: bytes) -> Mapping[str, Any] | None:
+        try:
+            return self._decode(body)
+        except PaywardenError:
+            return None
+
+    def _features(
+        self, decision: Mapping[str, Any], past: list[Mapping[str, Any]], again: Recomputed
+    ) -> tuple[tuple[FeatureView, ...], tuple[Flip, ...], str]:
+        from paywarden.scoring.engine.flips import flips
+
+        if not decision["bundle_digest"]:
+            return (), (), "no model gave a score"
+        try:
+            bundle, policy, folder = self._known.of(decision)
+        except PaywardenError as error:
+            return (), (), str(error)
+        assert bundle is not None
+        assert folder is not None
+        reference, cuts = self._of_bundle(folder, bundle, policy)
+        features = tuple(features_of(decision, past, bundle.manifest.feature_names, reference))
+        if again.again is None or cuts is None or not features:
+            return features, (), "" if features else "the vector was not kept"
+        with self._known.lock:
+            return features, tuple(flips(decision, bundle, policy, self._known.rates, cuts)), ""
+
+    def _of_bundle(self, folder: Path, bundle: Bundle, policy: Policy) -> tuple[Reference | None, Cuts | None]:
+        """Returns the reference of a bundle and the cuts of its models. They are read once."""
+        from paywarden.models.bundle.explain import read_trees
+        from paywarden.models.drift.reference import load_reference
+        from paywarden.scoring.engine.flips import cuts_of
+
+        key = folder / policy.digest
+        with self._lock:
+            if key not in self._made:
+                names = bundle.manifest.feature_names
+                models = [read_trees(folder / part.model_text, len(names)) for part in bundle.manifest.parts]
+                self._made[key] = load_reference(folder), cuts_of(models, policy, names)
+            return self._made[key]
+
+
+_FACTS = (
+    "model_version", "bundle_digest", "policy_digest", "catalogue_digest", "profile_set", "rollout", "arm",
+    "propensity", "caller", "variant", "latency_us",
+)  # fmt: skip
+
+
+def _again(again: Recomputed) -> AgainView:
+    if again.again is None:
+        return AgainView(False, False, None, "", (), again.why)
+    said = again.again
+    return AgainView(True, again.is_equal, said.score, said.action, tuple(said.reasons), again.why)
+
+
+def _shared(entity: SharedEntity, visit: Visit) -> SharedView:
+    value = entity.value if entity.kind == "merchant_id" else visit.masked(entity.value)
+    frauds = tuple(row_view(row, visit) for row in entity.frauds)
+    return SharedView(entity.kind, value, entity.decisions, entity.fraud_count, frauds, entity.is_all)

@@ -1,0 +1,122 @@
+"""The index as the console has it: opened when its database answers, followed by threads, and what is missing told.
+
+A console starts although its index cannot be opened. Its pages then say what is missing and since when.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+from paywarden.ops.console.pages import Missing
+from paywarden.schemas.errors import PaywardenError, TemporaryFailure
+
+if TYPE_CHECKING:
+    from paywarden.streams.decision_index.filler import FillState, IndexFiller, VerdictSender
+    from paywarden.streams.decision_index.index import DecisionIndex
+    from paywarden.streams.decision_index.reviews import ReviewQueue
+
+_log = logging.getLogger(__name__)
+_RETRY_S = 2.0
+_COUNT_EVERY_MS = 5_000
+Open = Callable[[], AbstractContextManager[tuple["DecisionIndex", "ReviewQueue"]]]
+Fill = Callable[["DecisionIndex", "ReviewQueue"], tuple["IndexFiller", "VerdictSender"]]
+
+
+class OpenedIndex:
+    """The index and its queue, for pages and threads."""
+
+    def __init__(self, opens: Open, fill: Fill | None, *, now_ms: Callable[[], int]) -> None:
+        """`fill`: makes what follows the topics; None if another process does."""
+        self._opens, self._fill, self._now_ms = opens, fill, now_ms
+        self._stack, self._lock = ExitStack(), threading.Lock()
+        self._opened: tuple[DecisionIndex, ReviewQueue] | None = None
+        self._filler: IndexFiller | None = None
+        self._sender: VerdictSender | None = None
+        self._trouble: tuple[int, str] | None = None
+        self._counted = (0, 0)
+
+    def parts(self) -> tuple[DecisionIndex, ReviewQueue]:
+        """Returns the index and the queue. Raises TemporaryFailure if the database cannot be used now."""
+        with self._lock:
+            if self._opened is None:
+                try:
+                    self._opened = self._stack.enter_context(self._opens())
+                except PaywardenError as error:
+                    self._note(error)
+                    raise TemporaryFailure(str(error)) from error
+                self._trouble = None
+            return self._opened
+
+    @contextmanager
+    def used(self) -> Iterator[tuple[DecisionIndex, ReviewQueue]]:
+        """Gives the index and the queue to a page, and remembers if the database does not answer meanwhile."""
+        parts = self.parts()
+        try:
+            yield parts
+        except TemporaryFailure as error:
+            self._note(error)
+            raise
+        self._trouble = None
+
+    def _note(self, error: PaywardenError) -> None:
+        since_ms = self._trouble[0] if self._trouble is not None else self._now_ms()
+        self._trouble = since_ms, str(error)
+
+    def waiting_count(self) -> int:
+        """Returns how many payments wait for a review. It is counted every few seconds, since every page asks."""
+        now_ms = self._now_ms()
+        if now_ms - self._counted[0] > _COUNT_EVERY_MS:
+            with self.used() as (_, queue):
+                self._counted = now_ms, queue.waiting(now_ms, 1)[1]
+        return self._counted[1]
+
+    @property
+    def state(self) -> FillState | None:
+        """How the index is filled; None if it is not filled by this console."""
+        return None if self._filler is None else self._filler.state
+
+    def missing(self) -> list[Missing]:
+        """Returns what keeps the index from being whole."""
+        found = [] if self._trouble is None else [Missing("The index of decisions", *self._trouble)]
+        state = self.state
+        if state is not None and state.trouble:
+            found.append(Missing("The topics of decisions", state.trouble_since_ms, state.trouble))
+        if self._sender is not None and self._sender.trouble:
+            found.append(Missing("The topic of verdicts", self._sender.trouble_since_ms, self._sender.trouble))
+        return found
+
+    def follow(self, stop: threading.Event) -> None:
+        """Follows the topics until `stop`."""
+        filler = self._made(stop)
+        if filler is not None:
+            filler[0].run(stop)
+
+    def send(self, stop: threading.Event) -> None:
+        """Sends verdicts until `stop`."""
+        made = self._made(stop)
+        if made is not None:
+            made[1].run(stop)
+
+    def _made(self, stop: threading.Event) -> tuple[IndexFiller, VerdictSender] | None:
+        while self._fill is not None and not stop.is_set():
+            try:
+                index, queue = self.parts()
+                with self._lock:
+                    if self._filler is None or self._sender is None:
+                        self._filler, self._sender = self._fill(index, queue)
+                    return self._filler, self._sender
+            except PaywardenError as error:
+                _log.warning("index of decisions: %s", error)
+                self._note(error)
+                stop.wait(_RETRY_S)
+        return None
+
+    def close(self) -> None:
+        """Closes the database."""
+        with self._lock:
+            self._stack.close()
+            self._opened = None

@@ -1,0 +1,109 @@
+"""The pages of decisions: search, and one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import urlencode
+
+from paywarden.ops.console.decisions.one import DecisionView, OnePage
+from paywarden.ops.console.decisions.opened import OpenedIndex
+from paywarden.ops.console.decisions.rows import RowView, row_view
+from paywarden.ops.console.pages import Field, Page, PageRefused, Section, Shown, Visit
+from paywarden.streams.decision_index.search import ACTIONS, Place, Search
+
+_MASKED = ("card_id", "device_id", "ip")
+_TEXTS = ("payment_id", "card_id", "merchant_id", "device_id", "ip", "rule", "segment", "flag")
+PAGE_ROWS = 25
+
+SEARCH_FIELDS = (
+    Field("payment_id", "About this payment"),
+    Field("card_id", "Of this card"),
+    Field("merchant_id", "To this merchant"),
+    Field("device_id", "From this device"),
+    Field("ip", "From this address"),
+    Field("from", "Decided at this time (UTC) or later", kind="time"),
+    Field("to", "Decided before this time (UTC)", kind="time"),
+    Field("action", "With this action", choices=ACTIONS),
+    Field("rule", "With this rule among its reasons"),
+    Field("segment", "With a threshold of this segment among its reasons"),
+    Field("flag", "With this flag"),
+    Field("score_min", "With this score or a higher one", kind="number", low=0, high=1),
+    Field("score_max", "With this score or a lower one", kind="number", low=0, high=1),
+    Field("after", "The place that the last page gave"),
+)
+
+
+@dataclass(frozen=True)
+class SearchView:
+    """A page of found decisions. `asked`: the fields of the form. `next_path`: of the next page; "" without one.
+
+    `looked_from_ms`: how far back a search without a key has looked; None if to the beginning. `state`: what the index
+    may lack now, in a sentence.
+    """
+
+    rows: tuple[RowView, ...]
+    asked: Mapping[str, str]
+    next_path: str
+    looked_from_ms: int | None
+    decisions: int
+    state: str
+    expired: int
+
+
+class DecisionPages:
+    """The section `Decisions`."""
+
+    def __init__(self, opened: OpenedIndex, one: OnePage) -> None:
+        self._opened, self._one = opened, one
+
+    def section(self) -> Section:
+        """Returns the section, with the threads that follow the topics."""
+        pages = (
+            Page("/decisions", self.search, "Decisions, the newest first", fields=SEARCH_FIELDS, view=SearchView),
+            Page("/decisions/{place}", self._one.show, "Everything about one decision", view=DecisionView),
+        )
+        return Section(
+            "decisions",
+            "Decisions",
+            "/decisions",
+            pages,
+            background=(self._opened.follow, self._opened.send),
+            missing=self._opened.missing,
+            close=self._opened.close,
+        )
+
+    def search(self, visit: Visit) -> Shown:
+        """Show a page of a search."""
+        asked = {field.name: visit.text(field.name) for field in SEARCH_FIELDS if visit.text(field.name)}
+        after = asked.pop("after", "")
+        if not visit.person.sees_cards and (hidden := [name for name in _MASKED if name in asked]):
+            # Whoever does not see a card must not find out by guesses whose payments are whose.
+            raise PageRefused(403, f"{hidden[0]}: this needs the role analyst or lead.")
+        last_ms = visit.time_ms("to")
+        search = Search(
+            **{name: asked.get(name, "") for name in _TEXTS},
+            action=asked.get("action", ""),
+            first_ms=visit.time_ms("from"),
+            last_ms=None if last_ms is None else last_ms - 1,
+            score_min=visit.number("score_min", 0.0),
+            score_max=visit.number("score_max", 1.0),
+        )
+        with self._opened.used() as (index, _):
+            page = index.search(search, after=Place.from_text(after) if after else None, count=PAGE_ROWS)
+            count = index.count()
+            expired = sum(place.missing for place in index.sources("decisions").values())
+        if any(name in asked for name in _MASKED):
+            told = {name: visit.audit.blinded(asked[name]) for name in _MASKED if name in asked}
+            visit.saw("decisions", **told)
+        state = self._opened.state
+        view = SearchView(
+            tuple(row_view(row, visit) for row in page.rows),
+            asked,
+            "" if page.next is None else f"/decisions?{urlencode({**asked, 'after': page.next.to_text()})}",
+            page.looked_from_ms,
+            count,
+            "" if state is None else state.line(),
+            expired,
+        )
+        return Shown("decisions/search.html", view, "Decisions")

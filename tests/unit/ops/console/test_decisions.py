@@ -1,0 +1,178 @@
+"""Decisions and reviews in the console: what people see, what they may not, and what a lost database looks like."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from paywarden.models.metrics.costs import CostSettings
+from paywarden.ops.console.decisions.one import OnePage
+from paywarden.ops.console.decisions.opened import OpenedIndex
+from paywarden.ops.console.decisions.pages import DecisionPages
+from paywarden.ops.console.decisions.usual import features_of
+from paywarden.ops.console.pages import Section
+from paywarden.ops.console.review.pages import ReviewPages
+from paywarden.ops.deciders import KnownDeciders
+from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
+from paywarden.schemas.errors import TemporaryFailure
+from paywarden.schemas.settings import read_source
+from paywarden.streams.companion.shipping import decision_of
+from paywarden.streams.decision_index.database import DuckDbDatabase
+from paywarden.streams.decision_index.index import DecisionIndex, Stored
+from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewSettings
+from paywarden.streams.decision_index.search import Search
+from tests.services.console import NOW_MS, ConsoleUnderTest, console_under_test, csrf_of
+from tests.unit.ops.commands.test_decisions import entry
+from tests.worlds import small_world
+
+IDS = LocalSchemaIds()
+CARD = "card-of-17-characters"
+HOUR_MS = 3_600_000
+
+
+def decisions() -> list[dict[str, Any]]:
+    """Returns ten decisions of one card, an hour apart; the strictest of the golden payments is under review."""
+    made = []
+    for number in range(10):
+        decision = decision_of(entry(f"pay{number}", number))
+        changes = {"card_id": CARD, "decided_time_ms": NOW_MS - (10 - number) * HOUR_MS, "amount_minor": 100_00}
+        made.append({**decision, **changes})
+    made[3] |= {"action": "review", "decision_id": "d-review", "score": 0.4}
+    made[4] |= {"action": "review", "decision_id": "d-other", "score": 0.3}
+    return made
+
+
+class World:
+    """A console over an index in a file."""
+
+    def __init__(self, folder: Path) -> None:
+        config = folder / "paywarden.toml"
+        config.write_text(
+            f'[serve]\nbundle = "{small_world.trained_bundle()}"\nruntime = "{folder}"\n[policy]\nreview_at = 0.02\n',
+            encoding="utf-8",
+        )
+        self.database = DuckDbDatabase(folder / "index.duckdb")
+        self.index = DecisionIndex(self.database, worth=lambda amount, _currency, _time: amount)
+        self.queue = ReviewQueue(self.database, ReviewSettings(second_share=0.0))
+        self.is_lost = False
+        encoder, told = Encoder("decisions", IDS.id_of("decisions")), decisions()
+        with self.database.transaction() as transaction:
+            self.index.add_decisions(transaction, [Stored(each, encoder.encode(each)) for each in told])
+            self.queue.add_decisions(transaction, told, [self.index.stake(each) for each in told])
+            fraud = {"payment_id": "pay1", "outcome_time_ms": NOW_MS, "label": "fraud", "source": "chargeback"}
+            self.index.add_outcomes(transaction, [fraud])
+        opened = OpenedIndex(self._opens, None, now_ms=lambda: NOW_MS)
+        one = OnePage(opened, KnownDeciders(read_source(str(config), {}), None, None), Decoder("decisions", IDS).decode)
+        review = ReviewPages(opened, CostSettings())
+        self.sections: tuple[Section, ...] = (DecisionPages(opened, one).section(), review.section())
+        self.opened = opened
+        self.console: ConsoleUnderTest = console_under_test(folder / "console")
+
+    @contextmanager
+    def _opens(self) -> Iterator[tuple[DecisionIndex, ReviewQueue]]:
+        if self.is_lost:
+            raise TemporaryFailure("PostgreSQL does not answer: connection refused")
+        yield self.index, self.queue
+
+    def browser(self, person: str) -> TestClient:
+        return self.console.browser(self.sections, person)
+
+    def address(self, payment_id: str) -> str:
+        (row,) = self.index.search(Search(payment_id=payment_id)).rows
+        return f"/decisions/{row.place.to_text()}"
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path)
+    yield made
+    made.database.close()
+
+
+def test_an_analyst_finds_a_card_and_the_audit_log_knows(world: World) -> None:
+    browser = world.browser("demo-analyst")
+    page = browser.get(f"/decisions?card_id={CARD}&action=review")
+    assert page.status_code == 200
+    assert "pay3" in page.text
+    assert "pay5" not in page.text
+    assert CARD in page.text
+    entries = world.console.audit.newest(5)
+    assert [each.act for each in entries if each.subject == "decisions"] == ["viewed"]
+    assert CARD not in str(entries)
+
+
+def test_an_auditor_sees_no_card_and_cannot_ask_for_one(world: World) -> None:
+    browser = world.browser("demo-auditor")
+    for address in ("/decisions", world.address("pay3"), "/review"):
+        page = browser.get(address)
+        assert page.status_code == 200, page.text
+        assert CARD not in page.text
+    assert browser.get(f"/decisions?card_id={CARD}").status_code == 403
+    assert browser.post("/review/claim", data={"csrf": csrf_of(page.text)}).status_code == 403
+
+
+def test_the_page_of_one_decides_again_and_says_what_is_around_it(world: World) -> None:
+    page = world.browser("demo-analyst").get(world.address("pay7"))
+    assert page.status_code == 200, page.text
+    assert "Equal to the bit" in page.text
+    assert "What would have changed it" in page.text
+    for neighbour in ("pay6", "pay8"):
+        assert neighbour in page.text
+    assert '<strong class="critical">1</strong>' in page.text
+    changed = world.browser("demo-analyst").get(world.address("pay3"))
+    assert "Not equal:" in changed.text
+    assert world.browser("demo-analyst").get("/decisions/nowhere").status_code == 404
+
+
+def test_a_review_is_claimed_once_and_its_verdict_is_kept(world: World) -> None:
+    first, second = world.browser("demo-analyst"), world.browser("demo-lead")
+    csrf = csrf_of(first.get("/review").text)
+    assert first.post("/review/claim", data={"csrf": csrf}).headers["location"].startswith("/review/mine")
+    mine = first.get("/review/mine")
+    assert "pay3" in mine.text
+    other_csrf = csrf_of(second.get("/review").text)
+    second.post("/review/claim", data={"csrf": other_csrf})
+    assert "pay4" in second.get("/review/mine").text
+    claim = mine.text.split('name="claim" value="')[1].split('"')[0]
+    form = {"csrf": csrf, "claim": claim, "verdict": "fraud", "reason": "cardholder_denied", "note": "called"}
+    stolen = second.post("/review/decide", data=form | {"csrf": other_csrf})
+    assert stolen.status_code == 409
+    assert first.post("/review/decide", data=form | {"reason": "because"}).status_code == 400
+    assert first.post("/review/decide", data=form).status_code == 303
+    assert first.post("/review/decide", data=form).status_code == 303
+    assert [(said.verdict, said.note) for said in world.queue.verdicts_of("d-review")] == [("fraud", "called")]
+    assert first.get("/review/mine").status_code == 404
+    assert "1 verdicts are on disk" in first.get("/review").text
+
+
+def test_a_lost_database_is_named_with_its_time_and_is_no_empty_list(world: World) -> None:
+    world.is_lost = True
+    browser = world.browser("demo-analyst")
+    for address in ("/decisions", "/review"):
+        page = browser.get(address)
+        assert page.status_code == 503
+        assert "PostgreSQL does not answer" in page.text
+        assert "No decision" not in page.text
+    assert [each.since_ms for each in world.opened.missing()] == [NOW_MS]
+    world.is_lost = False
+    assert browser.get("/decisions").status_code == 200
+    assert world.opened.missing() == []
+
+
+def test_a_feature_outside_the_range_of_the_card_comes_first() -> None:
+    def decision(*values: float) -> dict[str, Any]:
+        return {"vector": np.array(values, dtype="<f4").tobytes(), "catalogue_digest": "c"}
+
+    past = [decision(1.0, float(number)) for number in range(20)]
+    usual = features_of(decision(1.0, 30.0), past, ["still", "moved"], None)
+    assert [(view.name, view.is_unusual) for view in usual] == [("moved", True), ("still", False)]
+    assert usual[0].high == pytest.approx(18.0)
+    # Vectors of another catalogue do not count.
+    other = [one | {"catalogue_digest": "d"} for one in past]
+    assert features_of(decision(1.0, 30.0), other, ["still", "moved"], None)[0].low is None
