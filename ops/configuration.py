@@ -37,6 +37,7 @@ def settings_types() -> dict[str, type[Any]]:
     from paywarden.scoring.requests.validation import RequestLimits
     from paywarden.scoring.state.mirror import MirrorSettings
     from paywarden.scoring.state.outbox import OutboxSettings
+    from paywarden.scoring.state.overlay import OverlaySettings
     from paywarden.streams.alerts.alerts import AlertSettings
     from paywarden.streams.companion.companion import CompanionSettings
     from paywarden.streams.decision_index.settings import DecisionIndexSettings
@@ -73,6 +74,7 @@ def settings_types() -> dict[str, type[Any]]:
         "models": ModelRegistrySettings,
         "outbox": OutboxSettings,
         "outcomes": OutcomeSettings,
+        "overlay": OverlaySettings,
         "policy": PolicySettings,
         "registry": RegistrySettings,
         "rollout": RolloutSettings,

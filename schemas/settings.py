@@ -51,6 +51,7 @@ SECTIONS = (
     "models",
     "outbox",
     "outcomes",
+    "overlay",
     "policy",
     "registry",
     "rollout",

@@ -20,6 +20,8 @@ reads the profile at its own time, and is added where the first payment stands t
               payment 0 is added
     10:09     payment 2 reads            1
 
+With an overlay besides (features/history/overlay.py), payment 2 also sees payment 1, which is not added yet.
+
 Several threads share a chunk, in two steps. First each thread takes a run of entities and fills their slots. Then each
 thread assembles the vectors of a run of payments. The threads wait for each other only between the steps, and no slot
 belongs to two threads. Therefore the results are the same to the bit for any number of threads.
@@ -41,10 +43,12 @@ from paywarden.features.catalogue.attributes import number_code
 from paywarden.features.history.columns import ColumnAllocator, MemoryAllocator
 from paywarden.features.history.entity_columns import entity_column
 from paywarden.features.history.history import History, parts_of
+from paywarden.features.history.overlay import HistoryOverlay
 from paywarden.features.history.rows import HistoryRows
 from paywarden.features.history.staleness import Staleness
 from paywarden.features.history.thread_pool import ThreadPool
-from paywarden.features.profiles.engine import Events, FeatureEngine
+from paywarden.features.kernel.pending import READS, WAITS
+from paywarden.features.profiles.engine import Events, FeatureEngine, Pending
 from paywarden.features.profiles.money import RateTable
 from paywarden.schemas.payment_fields import Form
 
@@ -116,10 +120,12 @@ class PointInTimeReplay:
         room: ColumnAllocator | None = None,
         crew: ThreadPool | None = None,
         staleness: Staleness | None = None,
+        overlay: HistoryOverlay | None = None,
     ) -> None:
         """`room` allocates columns as long as the history. The threads of `crew` share the work; results stay the same.
 
         `staleness`: how far profiles lag behind; None lets each payment see all payments before it.
+        `overlay`: what a scoring host sees of the payments that lag; without a lag there are none.
         Raises InvalidEvent if the history contains a currency without a rate.
         """
         assert engine.plan.fields == history.fields, (
@@ -140,6 +146,7 @@ class PointInTimeReplay:
             first = np.searchsorted(frontier_ms, history.event_time_ms, side="left")
             self._seen_by = np.maximum(first, np.arange(1, len(history) + 1))
         self._added = 0
+        self._overlay = overlay if self._seen_by is not None else None
         self._room.release()
         self.amounts = reference_amounts(history, rates, self._room)
         """Each payment's amount in minor units of the reference currency, shape (payments,)."""
@@ -189,22 +196,33 @@ class PointInTimeReplay:
                 added_stop = int(np.searchsorted(self._seen_by, last, side="left"))
         labels = slice(self._labels_done, labels_stop)
         added = slice(self._added, added_stop if self._seen_by is not None else self._added)
+        # Payments that are pending when the chunk begins.
+        waiting = slice(added.start, first if self._overlay is not None else added.start)
         self._labels_done, self._added = labels_stop, added.stop
         # The payments of the chunk first, then the payments of the labels, then those that are added only now.
         payments = np.concatenate(
-            (np.arange(first, last), self._labels.payment[labels], np.arange(added.start, added.stop))
+            (
+                np.arange(first, last),
+                self._labels.payment[labels],
+                np.arange(added.start, added.stop),
+                np.arange(waiting.start, waiting.stop),
+            )
         )
+        pending = None
+        if self._overlay is not None:
+            pending = Pending(self._overlay.hosts_of(self._history, payments), self._overlay.limits)
         attributes = np.concatenate(self._crew.each(lambda part: self.rows.of(payments[part]), self._shares(payments)))
         slots = self._engine.new_slots(max(0, last - wanted))
         ordered = self._crew.each(
-            lambda entity: self._events(entity, range(first, last), wanted, labels, added), range(len(self.entities))
+            lambda entity: self._events(entity, range(first, last), wanted, labels, added, waiting),
+            range(len(self.entities)),
         )
         shares = [
             (entity, touched[part], events.of_groups(part))
             for entity, (touched, events) in enumerate(ordered)
             for part in _even_shares(events.groups, self._crew.threads)
         ]
-        late = sum(self._crew.each(lambda share: self._apply(*share, attributes, slots), shares))
+        late = sum(self._crew.each(lambda share: self._apply(*share, attributes, slots, pending), shares))
         vectors = np.empty((len(slots), self._engine.plan.feature_count), dtype=np.float32)
         of_wanted = attributes[wanted - first : last - first]
         self._crew.each(lambda part: self._assemble(of_wanted[part], slots[part], vectors[part]), self._shares(slots))
@@ -215,11 +233,12 @@ class PointInTimeReplay:
         return list(parts_of(len(rows), max(1, -(-len(rows) // self._crew.threads)))) or [slice(0, 0)]
 
     def _events(
-        self, entity: int, chunk: range, wanted: int, labels: slice, added: slice
+        self, entity: int, chunk: range, wanted: int, labels: slice, added: slice, waiting: slice
     ) -> tuple[NDArray[np.integer], Events]:
         """Returns the entities of one kind with events up to the chunk's last payment, and their events in order.
 
         `added`: payments that are added to profiles now; the chunk's own are, if they are seen by the next one.
+        `waiting`: payments that are pending from before the chunk.
         """
         codes = self.entities[entity].codes
         first, count = chunk.start, len(chunk)
@@ -230,6 +249,8 @@ class PointInTimeReplay:
         if self._seen_by is not None:
             places.append(2 * self._seen_by[added])
             all_codes.append(codes[added])
+            places.append(np.full(waiting.stop - waiting.start, 2 * first - 1))
+            all_codes.append(codes[waiting])
         code = np.concatenate(all_codes)
         order = np.lexsort((np.concatenate(places), code))
         code = code[order]
@@ -239,15 +260,19 @@ class PointInTimeReplay:
         is_label = (order >= count) & (order < count + len(label_payment))
         weight = np.ones(len(order), dtype=np.int64)
         weight[is_label] = self._labels.weight[labels][order[is_label] - count]
-        if self._seen_by is not None:
+        kind = np.where(is_label, kernel.LABEL, kernel.PAYMENT)
+        if self._overlay is not None:
+            kind[order < count] = READS
+            kind[order >= count + len(label_payment) + added.stop - added.start] = WAITS
+        elif self._seen_by is not None:
             # A label of weight 0 changes nothing: the payment only reads.
             weight[order < count] = 0
-            is_label |= order < count
+            kind[order < count] = kernel.LABEL
         unchecked = np.full(len(order), -1, dtype=np.int64)
         row = order - (wanted - first)
         events = Events(
             groups=np.append(starts, len(order)).astype(np.int64),
-            kind=np.where(is_label, kernel.LABEL, kernel.PAYMENT).astype(np.uint8),
+            kind=kind.astype(np.uint8),
             payment=order,
             weight=weight,
             source=unchecked,
@@ -263,12 +288,13 @@ class PointInTimeReplay:
         events: Events,
         attributes: NDArray[np.int64],
         slots: NDArray[np.float64],
+        pending: Pending | None,
     ) -> int:
         """Replace the profiles of some entities; returns the number of events that came too late."""
         profiles, codes = self.profiles[entity], touched.tolist()
         states = [profiles[code] for code in codes]
         with self._engine_of_its_own() as engine:
-            result = engine.apply(entity, events, attributes, states, slots)
+            result = engine.apply(entity, events, attributes, states, slots, pending)
         for code, state in zip(codes, result.states, strict=True):
             profiles[code] = state
         return result.late

@@ -13,7 +13,7 @@ import copy
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.catalogue.identity import LAPTOP_KEY, IdentityKey
 from paywarden.features.kernel.batches import SLOT, EventResults, Events, PackedProfiles
 from paywarden.features.kernel.frame import Frame
+from paywarden.features.kernel.pending import apply_with_pending
 from paywarden.features.kernel.plan_schema import entity_section
 from paywarden.features.profiles.plan import Plan, compile_plan
 from paywarden.features.profiles.shape import Shape, decode_shape, numbers_of, shape_of, translation
@@ -44,6 +45,15 @@ _BOUND_TYPES = (np.int64, np.uint8, np.uint8, np.int64, np.float32)
 # The bytes that an event adds to a profile on average, with a new tile in every table. If the room is too small, the
 # engine doubles it and tries again.
 _BYTES_PER_EVENT = 100
+
+
+class Pending(NamedTuple):
+    """What `apply` needs where profiles lag and a scoring host sees what they lack (features/kernel/pending.py)."""
+
+    hosts: NDArray[np.int64]
+    """Shape (rows of attributes,): the host that answers each payment."""
+    limits: NDArray[np.int64]
+    """The lifetime of a pending payment in ms, and the most that are added to one profile."""
 
 
 class UnreadableProfile(Misconfigured):
@@ -106,17 +116,19 @@ class FeatureEngine:
         attributes: NDArray[np.int64],
         states: Sequence[bytes | None],
         slots: NDArray[np.float64],
+        pending: Pending | None = None,
     ) -> AppliedEvents:
         """Returns one kind of entity's profiles after their events, and fills rows of `slots` as `events.row` says.
 
         `attributes` holds the rows of the events' payments, shape (rows, plan.row_width). `states` holds the packed
-        profile of each group, None for an unknown entity. Raises UnreadableProfile.
+        profile of each group, None for an unknown entity. With `pending`, events are of the kinds of
+        features/kernel/pending.py and have no sources. Raises UnreadableProfile.
         """
         current = list(states)
         room = sum(len(state) for state in states if state is not None) * 2 + _BYTES_PER_EVENT * len(events.kind)
         room += _BYTES_PER_EVENT * len(states) + self.profile_bytes_max
         while True:
-            status, applied = self._try_to_apply(entity, events, attributes, current, slots, room)
+            status, applied = self._try_to_apply(entity, events, attributes, current, slots, room, pending)
             if applied is not None:
                 return applied
             reason = status // kernel.STATUS_UNIT
@@ -136,6 +148,7 @@ class FeatureEngine:
         states: Sequence[bytes | None],
         slots: NDArray[np.float64],
         room: int,
+        pending: Pending | None,
     ) -> tuple[int, AppliedEvents | None]:
         bounds = np.zeros(len(states) + 1, dtype=np.int64)
         np.cumsum([0 if state is None else len(state) for state in states], out=bounds[1:])
@@ -146,16 +159,18 @@ class FeatureEngine:
         applied = np.zeros(len(events.kind), dtype=np.uint8)
         late = np.zeros(1, dtype=np.int64)
         results = EventResults(PackedProfiles(out, out_bounds), applied, late)
-        status = kernel.apply_events(
-            self.plan.words,
-            entity,
-            PackedProfiles(packed, bounds),
-            events,
-            attributes,
-            self._words,
-            slots,
-            results,
-        )
+        profiles = PackedProfiles(packed, bounds)
+        if pending is None:
+            status = kernel.apply_events(
+                self.plan.words, entity, profiles, events, attributes, self._words, slots, results
+            )
+        else:
+            queue = np.empty(len(events.kind), dtype=np.int64)
+            copied, row = np.empty_like(self._words), np.empty(self.plan.row_width, dtype=np.int64)
+            status = apply_with_pending(
+                self.plan.words, entity, profiles, events, attributes, self._words, slots, results, pending.hosts,
+                queue, copied, row, pending.limits,
+            )  # fmt: skip
         if status != kernel.OK:
             return status, None
         ends = out_bounds.tolist()
@@ -186,8 +201,8 @@ class FeatureEngine:
         if status == kernel.OK:
             return
         if status // kernel.STATUS_UNIT != kernel.WRONG_DIGEST:
-            raise self._unreadable(status // kernel.STATUS_UNIT, status % kernel.STATUS_UNIT % self.plan.entity_count)
-        self.fill_vectors(attributes, presence, *self._all_migrated(presence, states, bounds), out)
+            raise self.unreadable(status)
+        self.fill_vectors(attributes, presence, *self.all_migrated(presence, states, bounds), out)
 
     def bind(
         self,
@@ -266,7 +281,7 @@ class FeatureEngine:
             self._translations[entity, encoded] = known
         return known
 
-    def _all_migrated(
+    def all_migrated(
         self, presence: NDArray[np.uint8], states: NDArray[np.uint8], bounds: NDArray[np.int64]
     ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Returns the states and bounds with every profile in this catalogue's shape."""
@@ -278,6 +293,15 @@ class FeatureEngine:
         ends = np.zeros(len(parts) + 1, dtype=np.int64)
         np.cumsum([len(part) for part in parts], out=ends[1:])
         return np.frombuffer(bytearray().join(parts), dtype=np.uint8), ends
+
+    @property
+    def scratch(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The room for one profile's words and for a payment's values, for compiled code that fills vectors itself."""
+        return self._words, self._values
+
+    def unreadable(self, status: int) -> UnreadableProfile:
+        """Returns the error of a status of `kernel.fill_vectors` that is not OK."""
+        return self._unreadable(status // kernel.STATUS_UNIT, status % kernel.STATUS_UNIT % self.plan.entity_count)
 
     def warm_up(self) -> None:
         """Load or compile all compiled code, so that no later call pauses for it."""

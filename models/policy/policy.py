@@ -52,6 +52,8 @@ UNKNOWN_DEVICE = "unknown_device"
 MIRROR_ABSENT = "mirror_absent"
 MIRROR_STALE = "mirror_stale"
 PROFILE_UNREADABLE = "profile_unreadable"
+# The payments of the last seconds that are not in the mirror yet were not seen, though the overlay is on.
+OVERLAY_ABSENT = "overlay_absent"
 # A model failed on this payment. A model was skipped because it kept failing. No model gave a score.
 MODEL_ERROR = "model_error"
 MODEL_FALLBACK = "model_fallback"
@@ -66,6 +68,7 @@ FLAGS = (
     MODEL_ERROR,
     MODEL_FALLBACK,
     MODEL_ABSENT,
+    OVERLAY_ABSENT,
 )
 
 # Each condition takes about a microsecond per payment.
@@ -124,6 +127,8 @@ class PolicySettings:
     on_mirror_absent: str = "review"
     on_mirror_stale: str = "approve"
     on_profile_unreadable: str = "review"
+    # The overlay is on, and cannot be used: the payment has not seen those of the last seconds.
+    on_overlay_absent: str = "approve"
     # The next model of the chain has given the score. If there was none, the flag is `model_absent`.
     on_model_error: str = "approve"
     on_model_fallback: str = "approve"

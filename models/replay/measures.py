@@ -124,6 +124,8 @@ class ReplayFacts:
     """The stated costs."""
     profile_lag: str = "0"
     """How far the profiles lagged behind: `0`, a duration such as `150ms`, or a trace's file name."""
+    overlay_hosts: int = 0
+    """How many scoring hosts there were, each of which saw the last payments that it had answered; 0 for no overlay."""
 
     @property
     def has_outcomes(self) -> bool:

@@ -41,6 +41,7 @@ from numpy.typing import NDArray
 from paywarden.features.catalogue.attributes import flag_code
 from paywarden.features.history.columns import ColumnAllocator, MemoryAllocator
 from paywarden.features.history.history import UNKNOWN, History, final_labels, parts_of
+from paywarden.features.history.overlay import HistoryOverlay
 from paywarden.features.history.point_in_time import Chunk, PointInTimeReplay, reference_amounts
 from paywarden.features.history.staleness import Staleness
 from paywarden.features.history.thread_pool import ThreadPool
@@ -91,6 +92,7 @@ class ReplayOptions:
     `propensity_weight_max`: the largest weight that a propensity gives, 0 for none (models/metrics/propensity.py).
 
     `staleness`: how far profiles lag behind the payments (features/history/staleness.py); None for not at all.
+    `overlay`: what scoring hosts see of the payments that lag (features/history/overlay.py); None for nothing.
 
     `with_vectors` and `with_features` keep each payment's features in decisions.parquet, as bytes and as columns.
     `earlier`: the decisions.parquet of a replay of the same history with the champion's model. The replay reads scores
@@ -110,6 +112,7 @@ class ReplayOptions:
     with_features: bool = False
     earlier: Path | None = None
     staleness: Staleness | None = None
+    overlay: HistoryOverlay | None = None
     threads: int = 1
     room: ColumnAllocator | None = None
 
@@ -154,7 +157,15 @@ def replay(
     contestants = [champion] if challenger is None else [champion, challenger]
     with ThreadPool(options.threads) as pool:
         if earlier is None:
-            point_in_time = PointInTimeReplay(history, engine, rates, room=room, crew=pool, staleness=options.staleness)
+            point_in_time = PointInTimeReplay(
+                history,
+                engine,
+                rates,
+                room=room,
+                crew=pool,
+                staleness=options.staleness,
+                overlay=options.overlay,
+            )
             amounts, replayed = point_in_time.amounts, last
             scored = _scored_point_in_time(point_in_time, contestants, first, last, pool, progress)
         else:
@@ -376,6 +387,7 @@ def _facts(
         reference_currency=reference_currency,
         costs=costs,
         profile_lag="0" if options.staleness is None else options.staleness.name,
+        overlay_hosts=0 if options.overlay is None else options.overlay.hosts,
     )
 
 

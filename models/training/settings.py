@@ -73,6 +73,9 @@ class TrainingSettings:
     # How far profiles lag behind in training, as they do live: `0`, `150ms`, `1s`, or a measured trace's file
     # (features/history/staleness.py).
     profile_lag: str = "0"
+    # With a profile_lag, how many scoring hosts there are whose overlays see the payments that profiles lack
+    # (features/history/overlay.py). 0: there is no overlay.
+    overlay_hosts: int = 0
     # What a payment without an outcome is: `genuine`, `leave_out` (not known), or `auto`, what the data says
     # (models/metrics/labels.py).
     unknown_labels: str = AUTO
@@ -125,6 +128,8 @@ class TrainingSettings:
         if self.profile_lag == "0":
             # Models of before there was such a setting keep their names.
             del stored["profile_lag"]
+        if not self.overlay_hosts:
+            del stored["overlay_hosts"]
         # A list, as JSON gives it back.
         return stored | {"categorical": [*self.categorical], "leave_out": [*self.leave_out]}
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from paywarden.features.catalogue.attributes import flag_code
 from paywarden.features.history.history import History, labels_known_by
+from paywarden.features.history.overlay import HistoryOverlay
 from paywarden.features.history.point_in_time import PointInTimeReplay
 from paywarden.features.history.staleness import Staleness
 from paywarden.features.profiles.engine import FeatureEngine
@@ -86,18 +87,19 @@ def training_table(
     unknown_labels: str = GENUINE,
     propensity_weight_max: float = 0.0,
     staleness: Staleness | None = None,
+    overlay: HistoryOverlay | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> TrainingTable:
     """Returns the rows of a window that have a label. Raises Misconfigured as `window_labels` does.
 
     `propensity_weight_max`: the largest weight that a propensity gives; 0 ignores propensities.
-    `staleness`: how far profiles lag behind; None for not at all.
+    `staleness`: how far profiles lag behind; None for not at all. `overlay`: what scoring hosts see of what lags.
     """
     labels = window_labels(history, window, label_delay_days, unknown_labels)
     first, last = _rows_of(history, window)
     vectors = np.empty((len(labels.row), engine.plan.feature_count), dtype=np.float32)
     filled = 0
-    point_in_time = PointInTimeReplay(history, engine, rates, staleness=staleness)
+    point_in_time = PointInTimeReplay(history, engine, rates, staleness=staleness, overlay=overlay)
     for chunk in point_in_time.chunks(first=first, last=last, progress=progress):
         start, end = np.searchsorted(labels.row, (chunk.first, chunk.last)).tolist()
         rows = labels.row[start:end] - chunk.first

@@ -84,6 +84,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="How far profiles lag behind: 150ms, 1s, 1h, or a CSV file with time_ms and lag_ms as measured.",
 )
+@click.option(
+    "--overlay",
+    metavar="HOSTS",
+    default="0",
+    show_default=True,
+    help="With --lag: a payment sees what its scoring host has answered in the last seconds. How many hosts there are.",
+)
 @click.option("--vectors", is_flag=True, help="Keep each payment's feature vector in decisions.parquet, as bytes.")
 @click.option("--features", is_flag=True, help="Keep each feature in decisions.parquet, as a column with its name.")
 @click.option(
@@ -120,6 +127,7 @@ def replay(
     unknown_labels: str | None,
     costs_text: str,
     lag: str,
+    overlay: str,
     vectors: bool,
     features: bool,
     decisions_file: str | None,
@@ -135,6 +143,7 @@ def replay(
     """
     from paywarden.features.history.columns import MmapAllocator
     from paywarden.features.history.mapped import open_history
+    from paywarden.features.history.overlay import HistoryOverlay
     from paywarden.features.history.staleness import Staleness
     from paywarden.models.bundle.bundle import load_bundle
     from paywarden.models.bundle.signature import BundleSettings, TrustedKeys
@@ -142,9 +151,12 @@ def replay(
     from paywarden.models.replay.replay import REPORT, ReplayOptions
     from paywarden.models.replay.replay import replay as run
     from paywarden.models.training.settings import TrainingSettings
+    from paywarden.scoring.state.overlay import OverlaySettings
 
     asked = HistoryAsked(data, from_topic, since, until, warm_up_days)
     costs, staleness = _costs(source, costs_text), Staleness.read(lag)
+    of_hosts = source.section("overlay", OverlaySettings)
+    pending = HistoryOverlay.read(overlay, lifetime_ms=of_hosts.lifetime_ms, events_max=of_hosts.events_max)
     engine = wiring.feature_engine(source)
     load = partial(
         load_bundle,
@@ -205,6 +217,7 @@ def replay(
                 with_features=features,
                 earlier=earlier,
                 staleness=staleness,
+                overlay=pending,
                 threads=threads or len(os.sched_getaffinity(0)),
                 room=room,
             ),

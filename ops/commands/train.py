@@ -127,18 +127,24 @@ def _trained(
 ) -> Manifest:
     """Train and write the bundle. Everything that can be checked is checked before the features, which take minutes."""
     from paywarden.features.history.history import require_past
+    from paywarden.features.history.overlay import HistoryOverlay
     from paywarden.features.history.staleness import Staleness
     from paywarden.models.metrics.evaluation import DAY_MS, Days
     from paywarden.models.training.settings import require_usable
     from paywarden.models.training.table import require_both_kinds, training_table, window_labels
     from paywarden.models.training.training import checked_destination, train_bundle
     from paywarden.ops.times import now_ms
+    from paywarden.scoring.state.overlay import OverlaySettings
 
     rates = wiring.rate_table(source)
     engine = wiring.feature_engine(source)
     require_usable(settings, engine.plan.names)
     checked_destination(bundle)
     staleness = Staleness.read(settings.profile_lag)
+    of_hosts = source.section("overlay", OverlaySettings)
+    overlay = HistoryOverlay.read(
+        str(settings.overlay_hosts), lifetime_ms=of_hosts.lifetime_ms, events_max=of_hosts.events_max
+    )
     first, last = day_option("--train-from", train_from, asked), day_option("--train-to", train_to, asked)
     assert first is not None
     assert last is not None
@@ -169,6 +175,7 @@ def _trained(
             unknown_labels=settings.unknown_labels,
             propensity_weight_max=settings.propensity_weight_max,
             staleness=staleness,
+            overlay=overlay,
             progress=advance,
         )
     return train_bundle(table, window, bundle, engine=engine, settings=settings, progress=progress_bar)

@@ -23,6 +23,7 @@ from paywarden.scoring.server.context import connections_of
 from paywarden.scoring.server.descriptors import FILES_RESERVE
 from paywarden.scoring.state.mirror import MirrorSettings
 from paywarden.scoring.state.outbox import OutboxSettings
+from paywarden.scoring.state.overlay import OverlaySettings
 
 _IN_MEMORY = ("tmpfs", "ramfs", "hugetlbfs")
 _MIB = 1024 * 1024
@@ -54,6 +55,9 @@ def check_paths(source: Source) -> Iterator[Result]:
     serve = source.section("serve", wiring.ServeSettings)
     answered = source.section("answered", DecisionCacheSettings)
     in_memory = {"[mirror] path": mirror.path, "[answered] path": answered.path, "[serve] metrics": serve.metrics}
+    overlay = source.section("overlay", OverlaySettings)
+    if overlay.enabled:
+        in_memory["[overlay] path"] = overlay.path
     for setting, path in in_memory.items():
         yield from _owner(setting, Path(path))
         kind = _file_system(Path(path))

@@ -91,6 +91,7 @@ _OTHER_UNITS = {
     ("drift-alerts", "reminders"): "count",
     ("AtCapacity", "days"): "days since 1970",
     ("BurstMeasures", "bursts"): "count",
+    ("ReplayFacts", "overlay_hosts"): "count",
     ("BurstMeasures", "stopped"): "count",
     ("BurstMeasures", "approved_before_stop"): "payments",
     ("WeightedMeasures", "weight_max"): "payments",

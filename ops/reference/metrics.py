@@ -212,6 +212,7 @@ def _serve() -> Iterable[_Family]:
     from paywarden.scoring.server.supervisor import SupervisorMetrics
     from paywarden.scoring.server.watch import declare_failures
     from paywarden.scoring.state.outbox import OutboxMetrics
+    from paywarden.scoring.state.overlay import OverlayMetrics
 
     registry, entities = Registry(), tuple(_objectives())
     HttpMetrics.declare(registry)
@@ -221,6 +222,7 @@ def _serve() -> Iterable[_Family]:
     scoring = ScoringMetrics.declare(registry, flags=flags_of(entities), entities=entities)
     models, outbox = ModelMetrics.declare(registry), OutboxMetrics.declare(registry)
     DecisionCacheMetrics.declare(registry)
+    OverlayMetrics.declare(registry)
     declare_failures(registry)
     SupervisorMetrics.declare(registry)
     SwapMetrics.declare(registry).time.set(0)

@@ -28,6 +28,7 @@ _TOO_SMALL, _TOO_LARGE, _NO_WORD = -(10**15), 10**15, "no such word"
 _ON_LINUX = {
     ("mirror", "path"): "/dev/shm/paywarden/mirror",
     ("answered", "path"): "/dev/shm/paywarden/answered",
+    ("overlay", "path"): "/dev/shm/paywarden/overlay",
     ("serve", "metrics"): "/dev/shm/paywarden/metrics",
 }
 

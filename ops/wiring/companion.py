@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from paywarden.ops.wiring import stores
@@ -33,9 +34,12 @@ def companion(
 
     Raises Misconfigured, BrokerUnavailable.
     """
+    from paywarden.features.profiles.plan import compile_plan
     from paywarden.scoring.idempotency.decision_cache import DecisionCacheSettings
     from paywarden.scoring.state.mirror import MirrorSettings
     from paywarden.scoring.state.outbox import OutboxSettings
+    from paywarden.scoring.state.overlay import OverlaySettings
+    from paywarden.scoring.state.overlay_marks import OverlayMarks
     from paywarden.streams.companion.catalogues import publish_catalogue
     from paywarden.streams.companion.companion import Companion, CompanionSettings, HostFiles
     from paywarden.streams.health.health import metrics_registry
@@ -51,6 +55,11 @@ def companion(
         outbox=source.section("outbox", OutboxSettings),
         outbox_keep_s=source.section("answered", DecisionCacheSettings).keep_s,
     )
+    overlay = source.section("overlay", OverlaySettings)
+    open_marks = None
+    if overlay.enabled:
+        plan = compile_plan(stores.catalogue(source), stores.identity_key(source))
+        open_marks = partial(OverlayMarks, overlay, plan, files.mirror.path)
     require_broker(kafka)
     ids = stores.schema_ids(source)
     publish_catalogue(kafka, ids, stores.catalogue(source))
@@ -63,6 +72,7 @@ def companion(
         entities=stores.entity_names(source),
         fill=fill or fill_source(source, registry),
         identity_digest=stores.identity_key(source).digest,
+        open_marks=open_marks,
         registry=registry,
     )
     registry.register(RolloutCollector(read_rollouts(source)))

@@ -74,6 +74,7 @@ def scoring_host(source: Source, bundle_path: str | None) -> ServerContext:
     from paywarden.scoring.server.context import ServerContext
     from paywarden.scoring.state.mirror import MirrorSettings
     from paywarden.scoring.state.outbox import OutboxSettings
+    from paywarden.scoring.state.overlay import OverlaySettings
 
     settings = source.section("serve", ServeSettings)
     engine = stores.feature_engine(source)
@@ -95,6 +96,7 @@ def scoring_host(source: Source, bundle_path: str | None) -> ServerContext:
         mirror=source.section("mirror", MirrorSettings),
         outbox=source.section("outbox", OutboxSettings),
         answered=source.section("answered", DecisionCacheSettings),
+        overlay=source.section("overlay", OverlaySettings),
         metrics_directory=Path(settings.metrics),
         busy_poll=BusyPoll(settings.busy_poll_us),
         catalogue=stores.catalogue(source),

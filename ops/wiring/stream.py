@@ -24,12 +24,14 @@ class StreamParts:
         """Raises Misconfigured, BrokerUnavailable."""
         from prometheus_client import CollectorRegistry
 
+        from paywarden.scoring.state.overlay import OverlaySettings
         from paywarden.streams.kafka.admin import require_broker
         from paywarden.streams.kafka.clients import KafkaClients
         from paywarden.streams.profiles.pipeline import StreamSettings, stream_metrics
 
         self._source, self.kafka = source, stores.kafka_settings(source)
         self.settings = source.section("stream", StreamSettings)
+        self._names_payments = source.section("overlay", OverlaySettings).enabled
         self._rates = stores.rate_table(source)
         require_broker(self.kafka)
         self.clients = KafkaClients.of(self.kafka)
@@ -56,7 +58,9 @@ class StreamParts:
                 rates=self._rates,
                 ids=self.ids,
                 metrics=self._metrics,
-                options=PipelineOptions(profile_set=profile_set, publish=publish, drain=drain),
+                options=PipelineOptions(
+                    profile_set=profile_set, publish=publish, drain=drain, names_payments=self._names_payments
+                ),
             )
 
 

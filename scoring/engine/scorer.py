@@ -8,11 +8,12 @@ For a chunk of payments:
 1. `DecisionCache.claim` claims the payments' ids. A payment that was answered in the last minutes gets its earlier
    decision again and takes no further part (scoring/idempotency/decision_cache.py).
 2. `MirrorReader.look_up` fetches the profiles of all payments in one transaction.
-3. The compiled kernel fills one row of features for each payment, in one call.
+3. The compiled kernel fills one row of features for each payment, in one call. With an overlay it first adds to each
+   profile what this host has answered and the profile does not contain yet (scoring/state/overlay.py).
 4. The model chain scores all rows in one call (scoring/engine/model_chain.py).
 5. The policy turns each score, and the flags, into an action.
 6. `RecordWriter` writes responses and outbox records, and the outbox appends them in one write.
-7. The claims are settled, and the responses go back to the batcher.
+7. The claims are settled, the payments are pending in the overlay, and the responses go back to the batcher.
 
 A batch of payments is decided whole or not at all. If one of its payments conflicts with an earlier claim, its other
 claims are given back. A batch of more than ROWS_MAX payments goes through steps 2 to 5 in parts, and through step 6 at
@@ -42,6 +43,7 @@ from paywarden.models.policy.policy import (
     DECLINE,
     MIRROR_ABSENT,
     MIRROR_STALE,
+    OVERLAY_ABSENT,
     PROFILE_UNREADABLE,
     Facts,
     Policy,
@@ -67,6 +69,7 @@ from paywarden.scoring.metrics.worker import ScoringMetrics, StageTimes
 from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.state.mirror import MirrorAbsent, MirrorReader, MirrorSettings
 from paywarden.scoring.state.outbox import OutboxUnsynced
+from paywarden.scoring.state.overlay import Overlay
 
 # The most payments in one call of the kernel. The profiles of 64 payments still fit into the L2 cache.
 ROWS_MAX = 64
@@ -102,8 +105,11 @@ class PaymentScorer:
         stages: StageTimes | None = None,
         origins: Sequence[Origin] = (),
         exploration: Exploration | None = None,
+        overlay: Overlay | None = None,
     ) -> None:
         """Without `answered` (the decision cache), a repeated payment is decided anew.
+
+        Without `overlay`, payments see what the mirror has. It must have room for ROWS_MAX payments.
 
         `origins`: what each record says about what decided; see `served`. Empty: records say nothing of it.
         `exploration`: approves a small random share of what would be declined; None: nothing.
@@ -118,7 +124,7 @@ class PaymentScorer:
         self._mirror: MirrorReader | None = None
         self._mirror_is_foreign = False
         self._profile_set = ""
-        self._exploration = exploration
+        self._exploration, self._overlay = exploration, overlay
         # In a rollout: what decides about the candidate's share of the cards.
         self._candidate: Served | None = None
         self._split: Split | None = None
@@ -172,9 +178,15 @@ class PaymentScorer:
             known or [Origin()] * len(models.versions),
             vectors=self._vectors,
             catalogue_digest=self._engine.plan.digest,
-            usual_flags=self._unknown_flags.values(),
+            usual_flags=self._usual_flags(),
             explored_share=0.0 if self._exploration is None else self._exploration.share,
         )
+
+    def _usual_flags(self) -> list[tuple[str, ...]]:
+        usual = list(self._unknown_flags.values())
+        if self._overlay is not None:
+            usual += [(*flags, OVERLAY_ABSENT) for flags in usual]
+        return usual
 
     def take_up(self, served: Served) -> Served:
         """Decide with this from the next chunk on; returns what decided so far. Call it between two chunks."""
@@ -233,6 +245,8 @@ class PaymentScorer:
             self._fill_from_mirror = self._engine.bind(
                 self._rows, mirror.presence, mirror.states, mirror.bounds, self._vectors
             )
+        if self._overlay is not None:
+            self._overlay.look(self._mirror, self._mirror_settings.path, self._rows, self._vectors)
         self._note_profile_set()
         return True
 
@@ -334,6 +348,8 @@ class PaymentScorer:
             self._append(written, slots)
             for part in parts:
                 self._count(part)
+        if self._overlay is not None:
+            self._overlay.add(payments.keys, payments.ids, payments.rows, now_ms)
         if self._stages.is_timed:
             self._stages.lap("append", count)
         return written.responses
@@ -356,6 +372,8 @@ class PaymentScorer:
         self._append(written, [slots[index] for index in order] if slots else ())
         for part in parts:
             self._count(part)
+        if self._overlay is not None:
+            self._overlay.add(payments.keys, payments.ids, payments.rows, now_ms)
         if self._stages.is_timed:
             self._stages.lap("append", len(order))
         responses = [b""] * len(order)
@@ -375,7 +393,7 @@ class PaymentScorer:
         others_s = 0.0 if begun_s is None else time.perf_counter() - begun_s
         self._rows[:count] = payments.rows
         stages = self._stages
-        flags, complete_to_ms = self._fill_vectors(payments.keys, count)
+        flags, complete_to_ms = self._fill_vectors(payments, count)
         profile_age_ms = None
         if complete_to_ms > 0:
             profile_age_ms = max(0, now_ms - complete_to_ms)
@@ -474,9 +492,9 @@ class PaymentScorer:
             raise
         self._answered.settle(slots)
 
-    def _fill_vectors(self, keys: Sequence[bytes], count: int) -> tuple[list[tuple[str, ...]], int]:
+    def _fill_vectors(self, payments: CheckedPayments, count: int) -> tuple[list[tuple[str, ...]], int]:
         """Fill `_vectors` with the payments' features; returns the payments' flags and the mirror's complete_to_ms."""
-        mirror = self._mirror
+        mirror, keys = self._mirror, payments.keys
         if mirror is None:
             return self._fill_without_mirror(keys, count)
         try:
@@ -489,14 +507,58 @@ class PaymentScorer:
         presence = mirror.found
         patterns = [presence[at : at + entities] for at in range(0, len(keys), entities)]
         self._count_lookups(patterns)
-        flags = [self._unknown_flags[pattern] for pattern in patterns]
-        try:
-            self._fill_from_mirror(count)
-        except UnreadableProfile:
-            flags = self._fill_one_by_one(mirror, flags, count)
+        if self._overlay is not None:
+            flags = self._fill_with_overlay(self._overlay, mirror, payments, patterns)
+        else:
+            flags = [self._unknown_flags[pattern] for pattern in patterns]
+            try:
+                self._fill_from_mirror(count)
+            except UnreadableProfile:
+                flags = self._fill_one_by_one(mirror, flags, count)
         if self._stages.is_timed:
             self._stages.lap("vector", count)
         return flags, complete_to_ms
+
+    def _fill_with_overlay(
+        self, overlay: Overlay, mirror: MirrorReader, payments: CheckedPayments, patterns: list[bytes]
+    ) -> list[tuple[str, ...]]:
+        """Fill vectors from profiles and pending payments; returns the flags. `patterns`: who is in the mirror."""
+        count, entities, known = len(payments), self._entities, self._unknown_flags
+        if not overlay.is_open:
+            overlay.note_unused(count)
+            flags = [known[pattern] for pattern in patterns]
+            try:
+                self._fill_from_mirror(count)
+            except UnreadableProfile:
+                flags = self._fill_one_by_one(mirror, flags, count)
+            return [(*payment_flags, OVERLAY_ABSENT) for payment_flags in flags]
+        unreadable: list[int] = []
+        try:
+            is_sure = overlay.fill(payments.keys, payments.ids, mirror.snapshot)
+        except UnreadableProfile:
+            is_sure, unreadable = self._fill_one_by_one_with_overlay(overlay, mirror, count)
+        presence = overlay.folded(mirror.found)
+        if presence is not mirror.found:
+            patterns = [presence[at : at + entities] for at in range(0, len(presence), entities)]
+        flags = [known[pattern] for pattern in patterns]
+        for row in unreadable:
+            flags[row] = (*flags[row], PROFILE_UNREADABLE)
+        return flags if is_sure else [(*payment_flags, OVERLAY_ABSENT) for payment_flags in flags]
+
+    def _fill_one_by_one_with_overlay(
+        self, overlay: Overlay, mirror: MirrorReader, count: int
+    ) -> tuple[bool, list[int]]:
+        """Do as `_fill_one_by_one`. Returns whether pending payments were seen, and the payments that are flagged."""
+        entities, unreadable = self._entities, []
+        for row in range(count):
+            presence = mirror.presence[row * entities : (row + 1) * entities]
+            try:
+                overlay.fill_one(row, presence)
+            except UnreadableProfile:
+                unreadable.append(row)
+                presence[presence == KNOWN] = UNKNOWN
+                overlay.fill_one(row, presence)
+        return overlay.is_sure, unreadable
 
     def _fill_one_by_one(self, mirror: MirrorReader, flags: list[tuple[str, ...]], count: int) -> list[tuple[str, ...]]:
         """Fill vectors one at a time, as a profile cannot be read. That payment is scored as if it had no profiles."""

@@ -31,6 +31,7 @@ from paywarden.scoring.server.releases import Release, ReleaseSource
 from paywarden.scoring.server.take_over import GRPC, GRPC_UNIX, HTTP, HTTP_UNIX, Taken
 from paywarden.scoring.state.mirror import MirrorSettings
 from paywarden.scoring.state.outbox import OutboxSettings
+from paywarden.scoring.state.overlay import OverlaySettings
 
 _ADMIN = "admin"
 
@@ -75,6 +76,8 @@ class ServerContext:
     runtime: Path
     # Approves a small share of what would be declined. None: off.
     exploration: ExplorationContext | None = None
+    # Off unless its settings say otherwise.
+    overlay: OverlaySettings = field(default_factory=OverlaySettings)
     # 0: no worker is taken for hung.
     hang_timeout_s: int = 10
     # Where the admin process serves health and metrics (scoring/server/admin.py). 0 takes a free port.

@@ -44,6 +44,7 @@ from paywarden.scoring.server.descriptors import secure_descriptors
 from paywarden.scoring.server.heartbeat import LOOK_S, HangDetector, Heartbeats
 from paywarden.scoring.server.take_over import Desk, close_taken, control_pairs, name_after, take_over
 from paywarden.scoring.server.worker import BUG, worker_main
+from paywarden.scoring.state import overlay
 from paywarden.scoring.state.mirror import has_mirror
 
 _log = logging.getLogger(__name__)
@@ -122,6 +123,8 @@ def serve(
     first = 0 if taken is None else taken.first_worker(worker_count)
     with open_endpoints(host, taken) as opened, _counting(host, first) as metrics:
         answered.prepare(host.answered)
+        if host.overlay.enabled:
+            overlay.prepare(host.overlay, host.engine.plan)
         parent = os.getpid()
         pairs = control_pairs(worker_count)
         endpoints = replace(opened, controls=[pair[1] for pair in pairs])
@@ -178,6 +181,8 @@ def warm_up(host: ServerContext) -> None:
     answered.warm_up()
     fast_requests.warm_up()
     records.warm_up()
+    if host.overlay.enabled:
+        overlay.warm_up(host.engine)
     gc.collect()
     gc.freeze()
 

@@ -30,7 +30,7 @@ from paywarden.models.policy.policy import flags_of
 from paywarden.schemas.errors import PaywardenError
 from paywarden.scoring.engine.batcher import MicroBatcher
 from paywarden.scoring.engine.model_chain import ModelChain
-from paywarden.scoring.engine.scorer import PaymentScorer
+from paywarden.scoring.engine.scorer import ROWS_MAX, PaymentScorer
 from paywarden.scoring.grpc.front import GrpcServer
 from paywarden.scoring.grpc.metrics import GrpcMetrics
 from paywarden.scoring.http.front import HttpServer
@@ -48,6 +48,7 @@ from paywarden.scoring.server.take_over import GRPC, HTTP, Control
 from paywarden.scoring.server.take_up import ReleaseSwitch
 from paywarden.scoring.server.watch import Watch, WorkerMustEnd, declare_failures
 from paywarden.scoring.state.outbox import OutboxMetrics, OutboxWriter
+from paywarden.scoring.state.overlay import Overlay, OverlayMetrics
 
 _log = logging.getLogger(__name__)
 
@@ -99,12 +100,16 @@ async def _work(
     scoring_metrics = ScoringMetrics.declare(registry, flags=flags_of(entities), entities=entities)
     model_metrics, swap_metrics = ModelMetrics.declare(registry), SwapMetrics.declare(registry)
     answered_metrics, outbox_metrics = DecisionCacheMetrics.declare(registry), OutboxMetrics.declare(registry)
+    overlay_metrics = OverlayMetrics.declare(registry) if host.overlay.enabled else None
     watch_failures = declare_failures(registry)
     ready = ready_gauge(registry)
     registry.open(host.metrics_directory, name)
     outbox = OutboxWriter(host.outbox, name, outbox_metrics)
     # After the outbox, whose lock ensures that an earlier process of this worker appends nothing more.
     table = DecisionCache(host.answered, host.outbox, worker, answered_metrics)
+    overlay = None
+    if overlay_metrics is not None:
+        overlay = Overlay(host.overlay, host.engine, rows_max=ROWS_MAX, metrics=overlay_metrics)
     scorer = PaymentScorer(
         engine=host.engine,
         models=ModelChain(host.bundles, metrics=model_metrics, settings=host.chain),
@@ -116,6 +121,7 @@ async def _work(
         stages=stages,
         origins=host.release.origins,
         exploration=None if host.exploration is None else host.exploration.open(),
+        overlay=overlay,
     )
     info = ReleaseInfo(host.metrics_directory, name)
     switch = ReleaseSwitch(scorer, host, parent, models=model_metrics, metrics=swap_metrics, info=info)

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import itertools
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,8 +74,12 @@ class MirrorFull(MirrorUnavailable):
 class MirrorWriter:
     """The companion's side of the mirror. Only one process at a time may have it."""
 
-    def __init__(self, settings: MirrorSettings) -> None:
-        """Open or create the mirror. Raises Misconfigured when the path cannot be used."""
+    def __init__(self, settings: MirrorSettings, before_commit: Callable[[int], object] = lambda _: None) -> None:
+        """Open or create the mirror. Raises Misconfigured when the path cannot be used.
+
+        `before_commit` gets the number of each transaction that writes, when it begins.
+        """
+        self._before_commit = before_commit
         path = Path(settings.path)
         self._settings = settings
         try:
@@ -96,9 +100,18 @@ class MirrorWriter:
         except (OSError, lmdb.Error) as error:
             raise Misconfigured(f"mirror.path: cannot use {path}: {error}") from error
 
+    def newest_transaction(self) -> int:
+        """Returns the number of the newest transaction that changed the mirror."""
+        return int(self._env.info()["last_txnid"])
+
+    def _writing(self) -> lmdb.Transaction:
+        transaction = self._env.begin(write=True)
+        self._before_commit(transaction.id())
+        return transaction
+
     def claim_identity(self, digest: str) -> None:
         """Note the digest of the key that the profiles are made with. Raises Misconfigured if it was another one."""
-        with self._env.begin(write=True) as transaction:
+        with self._writing() as transaction:
             found = bytes(transaction.get(_IDENTITY, b"")).decode()
             if found not in ("", digest):
                 raise Misconfigured(
@@ -119,7 +132,7 @@ class MirrorWriter:
         Raises MirrorFull, MirrorUnavailable.
         """
         try:
-            with self._env.begin(write=True) as transaction:
+            with self._writing() as transaction:
                 for key, state in profiles.items():
                     if state is None:
                         transaction.delete(key)
@@ -182,7 +195,7 @@ class MirrorWriter:
         if not topic_id or topic_id == self.changelog_id():
             return
         try:
-            with self._env.begin(write=True) as transaction:
+            with self._writing() as transaction:
                 transaction.put(_CHANGELOG, topic_id.encode())
         except lmdb.Error as error:
             raise MirrorUnavailable(f"the mirror cannot be written: {error}") from error
@@ -190,7 +203,7 @@ class MirrorWriter:
     def note_profile_set(self, name: str) -> None:
         """Note which profile set the mirror is filled from. Raises MirrorUnavailable."""
         try:
-            with self._env.begin(write=True) as transaction:
+            with self._writing() as transaction:
                 transaction.put(_PROFILE_SET, name.encode())
         except lmdb.Error as error:
             raise MirrorUnavailable(f"the mirror cannot be written: {error}") from error
@@ -203,7 +216,7 @@ class MirrorWriter:
 
     def clear(self) -> None:
         """Delete everything but the digest of the key. Readers see the empty mirror at once."""
-        with self._env.begin(write=True) as transaction:
+        with self._writing() as transaction:
             digest = bytes(transaction.get(_IDENTITY, b""))
             transaction.drop(self._env.open_db(None, txn=transaction), delete=False)
             if digest:
@@ -245,6 +258,9 @@ class MirrorReader:
         self.presence: NDArray[np.uint8] = np.zeros(item_max, dtype=np.uint8)
         self.found = b""
         """For each key of the last look-up: ABSENT, UNKNOWN or KNOWN, as in `presence`."""
+        self.notes_snapshot = False
+        self.snapshot = 0
+        """The mirror's transaction that the last look-up has seen; noted if `notes_snapshot`."""
         self._states = self.states.data
         self._bounds = self.bounds.data.cast("B")
         self._presence = self.presence.data
@@ -317,6 +333,8 @@ class MirrorReader:
         states = b"".join(views)
         complete_to = get(_COMPLETE_TO)
         complete_to_ms = 0 if complete_to is None else int(_INT64.unpack(complete_to)[0])
+        if self.notes_snapshot:
+            self.snapshot = transaction.id()
         transaction.abort()
         self._states[: len(states)] = states
         self._presence[:count] = self.found = presence

@@ -41,12 +41,14 @@ from threading import Event
 from confluent_kafka import Consumer, TopicPartition
 from prometheus_client import CollectorRegistry
 
+from paywarden.features.profiles.payment_tags import MARK_DTYPE
 from paywarden.features.stores.base import ProfileStore, ScanProgress, in_batches
 from paywarden.features.stores.profile_sets import LiveSet, spoken
 from paywarden.schemas.avro import Decoder, Encoder, SchemaIds
 from paywarden.schemas.errors import Misconfigured, PaywardenError, StoreUnavailable, TemporaryFailure
 from paywarden.scoring.state.mirror import MirrorSettings, MirrorUnavailable, MirrorWriter
 from paywarden.scoring.state.outbox import OutboxSettings
+from paywarden.scoring.state.overlay_marks import OverlayMarks
 from paywarden.streams.companion.changelog_reader import Changes, read_changes
 from paywarden.streams.companion.cursors import HostIdentity
 from paywarden.streams.companion.health import CompanionHealth
@@ -147,10 +149,13 @@ class Companion:
         entities: tuple[str, ...],
         fill: FillSource,
         identity_digest: str = "",
+        open_marks: Callable[[], OverlayMarks] | None = None,
         registry: CollectorRegistry | None = None,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         """`registry` gets the metrics. `identity_digest` is that of the key of identities; empty claims no mirror.
+
+        `open_marks` opens the overlay's marks beside the mirror; None where there is no overlay.
 
         Raises Misconfigured, BrokerUnavailable.
         """
@@ -165,6 +170,8 @@ class Companion:
         self._mirror_settings = files.mirror
         self._identity_digest = identity_digest
         self._open_mirror: MirrorWriter | None = None
+        self._open_marks = open_marks
+        self._marks: OverlayMarks | None = None
         self._clients = clients
         self._consumer = self._new_consumer()
         self._decoder = Decoder("profiles", ids)
@@ -247,6 +254,8 @@ class Companion:
                 errors.append(error)
         if self._open_mirror is not None:
             self._open_mirror.close()
+        if self._marks is not None:
+            self._marks.close()
         return errors if self._shipping.error is None else [self._shipping.error, *errors]
 
     def look_around(self) -> None:
@@ -291,8 +300,11 @@ class Companion:
     def _mirror(self) -> MirrorWriter:
         """The mirror. It is opened when it is first needed: without it decisions are shipped all the same."""
         if self._open_mirror is None:
-            mirror = MirrorWriter(self._mirror_settings)
+            mirror = MirrorWriter(self._mirror_settings, self._note_transaction)
             try:
+                if self._open_marks is not None:
+                    self._marks = self._open_marks()
+                    self._marks.open_mirror(mirror.newest_transaction())
                 if self._identity_digest:
                     mirror.claim_identity(self._identity_digest)
             except PaywardenError:
@@ -300,6 +312,10 @@ class Companion:
                 raise
             self._open_mirror = mirror
         return self._open_mirror
+
+    def _note_transaction(self, transaction: int) -> None:
+        if self._marks is not None:
+            self._marks.begin(transaction)
 
     def _note_trouble(self, error: MirrorUnavailable) -> None:
         """Say why the mirror takes no changes, once, and free what dead readers hold before the next try."""
@@ -318,6 +334,9 @@ class Companion:
         """Apply changes, and wait while the mirror does not take them. Returns False if stopped first."""
         while True:
             self._check_readers()
+            if self._marks is not None and profiles:
+                # The store does not say which payments its profiles contain.
+                self._marks.note_unnamed()
             try:
                 self._mirror.apply(profiles, positions)
             except MirrorUnavailable as error:
@@ -446,7 +465,7 @@ class Companion:
         _log.info("companion: mirror filled with %d profiles in %.1f s", count, time.monotonic() - started)
 
     def _apply(self, held: Consumed) -> None:
-        changes = read_changes(held.records, self._decoder, self._entities, self._to_reach)
+        changes = read_changes(held.records, self._decoder, self._entities, self._to_reach, self._read_to)
         if any(at <= self._read_to.get(partition, 0) for partition, at in changes.positions.items()):
             raise TemporaryFailure(
                 f"topic {self._topic} goes on before what was read of it: the companion ends, and fills the mirror "
@@ -462,12 +481,23 @@ class Companion:
         if to_reach or complete_to_ms == self.health.complete_to_ms:
             complete_to_ms = 0
         if held.records or complete_to_ms:
+            if self._marks is not None:
+                self._mark(self._marks, changes)
             self._mirror.apply(changes.profiles, changes.positions, complete_to_ms or None)
         self._to_reach, self._read_to = to_reach, read_to
         if complete_to_ms:
             self.health.complete_to_ms = complete_to_ms
         self.profiles_applied += len(changes.profiles)
         self._metrics.applied(changes, self._now_ms())
+
+    def _mark(self, marks: OverlayMarks, changes: Changes) -> None:
+        """Say which payments the profiles contain, before they are in the mirror."""
+        if changes.unnamed:
+            marks.note_unnamed()
+        marks.note(changes.named)
+        if erased := [key for key, state in changes.profiles.items() if state is None]:
+            marks.erase(erased)
+        self._metrics.marks(named=sum(map(len, changes.named)) // MARK_DTYPE.itemsize, unnamed=changes.unnamed)
 
     def _complete_to_ms(self, changes: Changes, read_to: Mapping[int, int]) -> int:
         """Returns how complete the mirror is with these changes; 0 while that is not known."""

@@ -42,6 +42,10 @@ class CompanionMetrics:
         self._applied = counter("profiles_applied", "States put into the mirror from the changelog.")
         self._erased = counter("profiles_erased", "Profiles erased from the mirror by the changelog.")
         self._unreadable = counter("unreadable_records", "Unreadable records of the changelog.")
+        self._named = counter("payments_named", "Payments that the changelog named as contained in a profile.")
+        self._unnamed = counter(
+            "changes_unnamed", "Changes whose payments the changelog did not name: the overlay waits for a lifetime."
+        )
         self.stalls = counter("client_stalls", "Times Kafka's client stalled on a partition and was replaced.")
         self._lag = gauge("changelog_lag", "Records of the changelog that the mirror does not have yet.", "partition")
         self._shipped = counter("decisions_shipped", "Decisions that the broker has acknowledged.")
@@ -81,6 +85,11 @@ class CompanionMetrics:
                 ages_ms = now_ms - np.array(arrived_ms, dtype=np.int64)
                 self._over.labels(entity).inc(int((ages_ms > self._objectives_ms[entity]).sum()))
                 self._age.observe(entity, ages_ms / 1000.0)
+
+    def marks(self, *, named: int, unnamed: int) -> None:
+        """Count payments that are marked for the overlay, and changes that do not name theirs."""
+        self._named.inc(named)
+        self._unnamed.inc(unnamed)
 
     def lag(self, ends: Mapping[PartitionId, int], positions: Mapping[PartitionId, int]) -> None:
         """Set the lag from where the partitions of the changelog end and how far they are read."""

@@ -4,17 +4,24 @@ All records of a batch differ only in their state, so everything else is encoded
 
     head (entity) │ length 0 │ tail (moments)              Avro's own encoder writes this with an empty state
     head (entity) │ length n │ state, n bytes │ tail       each record gets its state in that place
+
+Where overlays are on, a record's header PAYMENTS_HEADER names the payments that the change has added to the profile, 20
+bytes each: tag, offset, source number (features/profiles/payment_tags.py). A record without it may contain any payment.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 
 from paywarden.features.kernel.varint import encode_varint, encode_zigzag
 from paywarden.schemas.avro import Encoder, SchemaIds
 from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.profiles.watermarks import CLAIM_KEY, Claim
+
+PAYMENTS_HEADER = "paywarden-payments"
+_NONE_NAMED: Mapping[bytes, bytes] = MappingProxyType({})
 
 
 class Changelog:
@@ -30,11 +37,19 @@ class Changelog:
         self._state_encoders = {entity: ChangelogEncoder(self._encoder, entity) for entity in entities}
 
     def send(
-        self, entity: str, states: Mapping[bytes, bytes], written_time_ms: int, arrived_time_ms: int | None = None
+        self,
+        entity: str,
+        states: Mapping[bytes, bytes],
+        written_time_ms: int,
+        arrived_time_ms: int | None = None,
+        *,
+        named: Mapping[bytes, bytes] = _NONE_NAMED,
     ) -> None:
-        """Queue new states by key. Raises BrokerUnavailable."""
+        """Queue new states by key. `named`: by key, the payments that a change adds. Raises BrokerUnavailable."""
         for key, value in self._state_encoders[entity].encode(states, written_time_ms, arrived_time_ms):
-            self._sender.send(self._topic, value, key=key)
+            payments = named.get(key) if named else None
+            headers = () if payments is None else ((PAYMENTS_HEADER, payments),)
+            self._sender.send(self._topic, value, key=key, headers=headers)
 
     def erase(self, keys: Iterable[bytes]) -> None:
         """Queue a tombstone for each key. Raises BrokerUnavailable."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 import itertools
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import NamedTuple
@@ -32,10 +32,12 @@ from numpy.typing import NDArray
 from paywarden.features import kernel
 from paywarden.features.catalogue.attributes import KEYED, declared_column, identity_column, row_width
 from paywarden.features.profiles.engine import Events, FeatureEngine
+from paywarden.features.profiles.payment_tags import MARK_DTYPE, TAG_MIN
 from paywarden.schemas.payment_fields import DECLARED_MAX, TABLE_ALONE, Form, PaymentFields
 from paywarden.schemas.proto.store_pb2 import LabelChange, PaymentRecord
 
-# Columns of an event's row: kind and weight, source and offset, arrival on Kafka, attributes of the payment.
+# Columns of an event's row: kind and weight (of a payment its tag, or 1), source and offset, arrival on Kafka,
+# attributes of the payment.
 KIND, WEIGHT, SOURCE, OFFSET, ARRIVED_MS, ATTRIBUTES_AT = range(6)
 # A row has this many columns, and two more for each number of a declared field.
 ROW_WIDTH = ATTRIBUTES_AT + kernel.ATTRIBUTE_COUNT
@@ -175,10 +177,13 @@ class Joined:
     `later` counts the later records of payments that were known, by kind: LATER.
 
     For each event, `rows` has its row and `keys` the store key for each kind of entity, empty for none.
+
+    `tag_of` gives the tag of a payment's id, which then stands in place of a payment's weight; None for no tags.
     """
 
     entity_count: int
     layout: RecordLayout = field(default_factory=RecordLayout)
+    tag_of: Callable[[bytes], int] | None = None
     records: dict[bytes, bytes] = field(default_factory=dict)
     rows: list[list[int]] = field(default_factory=list)
     keys: list[Sequence[bytes]] = field(default_factory=list)
@@ -215,6 +220,9 @@ class ProfileUpdates:
     `set_aside`: profiles that cannot be read, as they are stored with the events that wait for them; `newly_set_aside`
     of them were not so before. `restored` counts profiles that can be read again, and `waiting` events of this batch
     that wait. `no_room`: events for which there is no room.
+
+    `named`: by key, the payments that these events have added to the profile, as MARK_DTYPE. A profile is left out if
+    it may contain others that no change has named: an event was replayed, or had no tag.
     """
 
     profiles: dict[bytes, bytes]
@@ -226,6 +234,7 @@ class ProfileUpdates:
     restored: int = 0
     waiting: int = 0
     no_room: EntityEvents | None = None
+    named: dict[bytes, bytes] = field(default_factory=dict)
 
 
 _TABLE_ALONE = RecordLayout()
@@ -242,9 +251,10 @@ def join(
     known: Mapping[bytes, bytes],
     entity_count: int,
     layout: RecordLayout = _TABLE_ALONE,
+    tag_of: Callable[[bytes], int] | None = None,
 ) -> Joined:
     """Returns what each event changes. `known`: the stored records of these payments, by `record_key`."""
-    joined = Joined(entity_count, layout)
+    joined = Joined(entity_count, layout, tag_of)
     try:
         records = {key: PaymentRecord.FromString(value) for key, value in known.items()}
     except DecodeError:
@@ -301,8 +311,9 @@ def _join_payment(payment: PaymentEvent, records: dict[bytes, PaymentRecord], jo
         else:
             _join_later(payment, key, record, joined)
         return
+    tag = 1 if joined.tag_of is None else joined.tag_of(payment.payment_id.encode())
     joined.rows.append(
-        [kernel.PAYMENT, 1, position.source, position.offset, payment.arrived_ms, *payment.attributes],
+        [kernel.PAYMENT, tag, position.source, position.offset, payment.arrived_ms, *payment.attributes],
     )
     joined.keys.append(payment.keys)
 
@@ -416,8 +427,18 @@ def _change_of(outcome: OutcomeEvent, record: PaymentRecord) -> LabelChange | No
     )
 
 
-def apply(entity: int, events: EntityEvents, profiles: Mapping[bytes, bytes], engine: FeatureEngine) -> ProfileUpdates:
-    """Returns the touched profiles of one kind of entity after the events. Raises UnreadableProfile."""
+def apply(
+    entity: int,
+    events: EntityEvents,
+    profiles: Mapping[bytes, bytes],
+    engine: FeatureEngine,
+    *,
+    names_payments: bool = False,
+) -> ProfileUpdates:
+    """Returns the touched profiles of one kind of entity after the events. Raises UnreadableProfile.
+
+    `names_payments`: whether to name the payments that are added.
+    """
     if not events.keys:
         return ProfileUpdates({}, 0, replayed=0, late=0)
     numbers: dict[bytes, int] = {}
@@ -443,7 +464,28 @@ def apply(entity: int, events: EntityEvents, profiles: Mapping[bytes, bytes], en
         int(columns[ARRIVED_MS].max()),
         replayed=len(order) - int(result.applied.sum()),
         late=result.late,
+        named=_named(numbers, columns, groups, result.applied) if names_payments else {},
     )
+
+
+def _named(
+    keys: Iterable[bytes], columns: NDArray[np.int64], groups: NDArray[np.int64], applied: NDArray[np.uint8]
+) -> dict[bytes, bytes]:
+    """Returns `ProfileUpdates.named`. Group g has the columns' entries from groups[g] to groups[g + 1].
+
+    If a worker died between store and changelog, a profile contains payments that no change has named. The next worker
+    then gets the same events again, and its first one for that profile is a replay.
+    """
+    is_payment = columns[KIND] == kernel.PAYMENT
+    is_untold = (applied == 0) | (is_payment & (columns[WEIGHT] < TAG_MIN))
+    marks = np.empty(len(is_payment), dtype=MARK_DTYPE)
+    marks["tag"], marks["offset"], marks["source"] = columns[WEIGHT], columns[OFFSET], columns[SOURCE]
+    told = np.add.reduceat(is_untold, groups[:-1]) == 0
+    ends = np.concatenate(([0], np.cumsum(is_payment)))[groups] * MARK_DTYPE.itemsize
+    data, bounds = marks[is_payment].tobytes(), itertools.pairwise(ends.tolist())
+    return {
+        key: data[begin:end] for key, is_told, (begin, end) in zip(keys, told.tolist(), bounds, strict=True) if is_told
+    }
 
 
 def merged(parts: Sequence[EntityEvents]) -> EntityEvents:

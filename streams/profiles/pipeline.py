@@ -183,6 +183,8 @@ class PipelineOptions:
     publish: bool = True
     # True: read no payments and outcomes, only events on their way to profiles, and end when all are in.
     drain: bool = False
+    # True: the changelog says which payments a change adds to a profile, for the overlays of scoring hosts.
+    names_payments: bool = False
     timing: PipelineTiming = field(default_factory=PipelineTiming)
 
 
@@ -224,6 +226,7 @@ class Pipeline:
             plan=engine.plan,
             routes=routes,
             outcome_days=settings.outcome_days,
+            names_payments=options.names_payments,
         )
         changelog = Changelog(self._sender, clients, ids, entities) if options.publish else None
         self._updater = Updater(
@@ -232,6 +235,7 @@ class Pipeline:
             routes=routes,
             changelog=changelog,
             limit=RefusalLimit(settings.dead_letter_window, settings.dead_letter_share_max, "profiles"),
+            names_payments=options.names_payments,
         )
         self._progress = SourceProgress()
         self._arrivals = Arrivals()

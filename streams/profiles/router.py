@@ -15,6 +15,7 @@ from types import MappingProxyType
 import numpy as np
 
 from paywarden.features import kernel
+from paywarden.features.profiles.payment_tags import PaymentTags
 from paywarden.features.profiles.plan import Plan
 from paywarden.features.stores.base import ProfileStore
 from paywarden.schemas.errors import InvalidEvent
@@ -60,8 +61,13 @@ class Router:
         plan: Plan,
         routes: Mapping[str, tuple[str, int]],
         outcome_days: int,
+        names_payments: bool = False,
     ) -> None:
-        """`routes`: by kind of entity, its repartition topic on the cluster and the number of its partitions."""
+        """`routes`: by kind of entity, its repartition topic on the cluster and the number of its partitions.
+
+        `names_payments`: whether events carry the tags of payments, for overlays.
+        """
+        self._tag_of = PaymentTags(plan.key).of if names_payments else None
         self._intake, self._store, self._sender = intake, store, sender
         self._entity_count = plan.entity_count
         self._routes = [routes[name] for name in plan.entity_names]
@@ -114,7 +120,7 @@ class Router:
         """
         ids = [event.payment_id for event in decoded.payments] + [event.payment_id for event in decoded.outcomes]
         known, versions = read_for_update(self._store, [batch.record_key(payment_id) for payment_id in ids])
-        joined = batch.join(decoded.payments, decoded.outcomes, known, self._entity_count, self._layout)
+        joined = batch.join(decoded.payments, decoded.outcomes, known, self._entity_count, self._layout, self._tag_of)
         if joined.orphans:
             confirm()
         if joined.records:

@@ -55,13 +55,14 @@ class Updater:
         routes: Mapping[str, tuple[str, int]],
         changelog: Changelog | None,
         limit: RefusalLimit | None = None,
+        names_payments: bool = False,
     ) -> None:
         """`routes`: by kind of entity, its repartition topic on the cluster and the number of its partitions.
 
         `changelog` gets new states; None for a profile set that is not live. `limit` bounds the share of profiles that
-        are set aside.
+        are set aside. `names_payments`: whether the changelog says which payments a change adds, for overlays.
         """
-        self._limit = limit
+        self._limit, self._names_payments = limit, names_payments
         self._noted: EntityEvents | None = None
         self._store, self._engine, self._changelog = store, engine, changelog
         self.entities = engine.plan.entity_names
@@ -113,7 +114,7 @@ class Updater:
         self, entity: int, events: EntityEvents, profiles: dict[bytes, bytes], versions: dict[bytes, int]
     ) -> ProfileUpdates:
         try:
-            applied = batch.apply(entity, events, profiles, self._engine)
+            applied = batch.apply(entity, events, profiles, self._engine, names_payments=self._names_payments)
         except UnreadableProfile as error:
             applied = self._apply_to_readable(entity, events, profiles)
             if applied.newly_set_aside:
@@ -179,7 +180,8 @@ class Updater:
     def send(self, entity: int, applied: ProfileUpdates, now_ms: int) -> None:
         """Queue the new states for the changelog. Raises BrokerUnavailable."""
         if self._changelog is not None:
-            self._changelog.send(self.entities[entity], applied.profiles, now_ms, applied.arrived_ms or None)
+            arrived_ms = applied.arrived_ms or None
+            self._changelog.send(self.entities[entity], applied.profiles, now_ms, arrived_ms, named=applied.named)
 
     def send_progress(self, moments: Mapping[bytes, int], now_ms: int) -> None:
         """Queue the changelog's progress. Raises BrokerUnavailable."""

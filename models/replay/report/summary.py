@@ -68,7 +68,10 @@ def measured_text(facts: ReplayFacts) -> str:
         counts = f"all {counts}"
     if facts.has_outcomes:
         counts += f", {count_of(facts.frauds, 'fraud')} among them"
-    return counts if facts.profile_lag == "0" else f"{counts}; profiles lag behind: {facts.profile_lag}"
+    if facts.profile_lag == "0":
+        return counts
+    hosts = f", overlay on {count_of(facts.overlay_hosts, 'host')}" if facts.overlay_hosts else ""
+    return f"{counts}; profiles lag behind: {facts.profile_lag}{hosts}"
 
 
 def bursts_text(measures: ContestantMeasures) -> str:

@@ -25,6 +25,7 @@ from paywarden.scoring.metrics.worker import GarbagePauses, HttpMetrics, Scoring
 from paywarden.scoring.server.supervisor import SupervisorMetrics
 from paywarden.scoring.server.watch import declare_failures
 from paywarden.scoring.state.outbox import OutboxMetrics
+from paywarden.scoring.state.overlay import OverlayMetrics
 from paywarden.streams.companion.health import CompanionHealth
 from paywarden.streams.companion.metrics import CompanionMetrics
 from paywarden.streams.dead_letters.counts import DeadLetterCounts
@@ -74,6 +75,7 @@ def declare_workers(registry: Registry) -> list[Gauge]:
     GrpcMetrics.declare(registry)
     ScoringMetrics.declare(registry, flags=FLAGS, entities=OBJECTIVES)
     DecisionCacheMetrics.declare(registry)
+    OverlayMetrics.declare(registry)
     SwapMetrics.declare(registry)
     GarbagePauses(registry)
     StageTimes(registry)

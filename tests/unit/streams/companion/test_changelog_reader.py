@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import pytest
 
+from paywarden.features.profiles.payment_tags import MARK_DTYPE
 from paywarden.features.stores.base import KEY_BYTES_MAX
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
 from paywarden.streams.companion.changelog_reader import Changes, read_changes
 from paywarden.streams.kafka.reading import Record
+from paywarden.streams.profiles.changelog import PAYMENTS_HEADER
 from paywarden.streams.profiles.watermarks import CLAIM_KEY, Claim, progress_key
 
 IDS = LocalSchemaIds()
@@ -98,3 +100,26 @@ def test_records_from_before_the_start_have_no_age() -> None:
     )
     assert got.arrived_ms["card"] == [2, 3]
     assert len(got.profiles) == 3
+
+
+def named(record: Record, payments: bytes) -> Record:
+    return record._replace(headers=((PAYMENTS_HEADER, payments),))
+
+
+def test_payments_are_named_and_a_change_without_them_is_counted() -> None:
+    mark = bytes(MARK_DTYPE.itemsize)
+    got = changes(
+        named(state(b"card:1", offset=3), mark),
+        named(state(b"card:2", offset=4), b""),
+        progress(7, 5),
+        record(b"card:1", None, 6),
+    )
+    assert (got.named, got.unnamed) == ([mark, b""], 0)
+    assert changes(state(b"card:1"), named(state(b"card:1", offset=1), mark[1:])).unnamed == 2
+
+
+def test_a_gap_in_the_changelog_may_hide_payments() -> None:
+    first, second = (named(state(b"card:1", offset=offset), b"") for offset in (3, 5))
+    assert changes(first, second).unnamed == 1
+    decoder = Decoder("profiles", IDS)
+    assert [read_changes([first], decoder, ENTITIES, {}, {0: read_to}).unnamed for read_to in (3, 2)] == [0, 1]

@@ -2,14 +2,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
+from paywarden.features import kernel
+from paywarden.features.profiles.payment_tags import MARK_DTYPE, TAG_MIN, PaymentTags
 from paywarden.features.stores.base import StoreConflict
 from paywarden.features.stores.memory import MemoryStore
 from paywarden.schemas.errors import StoreUnavailable
 from paywarden.streams.kafka.reading import Record
-from paywarden.streams.profiles.events import OFFSET, SOURCE, EntityEvents
+from paywarden.streams.profiles.events import KIND, OFFSET, SOURCE, WEIGHT, EntityEvents, join
 from paywarden.streams.profiles.repartition import encode_frame
+from paywarden.streams.profiles.router import Decoded
 from paywarden.streams.profiles.updater import Updater
 from tests.unit.streams.profiles.test_router import FakeSender, UnwellStore, decoded
 from tests.worlds import small_world
@@ -78,3 +82,52 @@ def test_a_repeated_write_after_a_lost_answer_counts_once() -> None:
     again = built.update(0, events)
     assert again.replayed == 5
     assert dict(store.scan("card")) == dict(once.scan("card")) == again.profiles
+
+
+def test_payments_are_named_unless_a_change_may_hold_others() -> None:
+    events, store = card_events(), MemoryStore()
+    rows = events.rows.copy()
+    rows[:, WEIGHT] = range(100, 105)
+    tagged = EntityEvents(events.keys, rows)
+    naming = Updater(store=store, engine=small_world.engine(), routes=ROUTES, changelog=None, names_payments=True)
+    named = naming.update(0, tagged).named
+    found = {
+        int(mark["tag"]): (key, int(mark["offset"]), int(mark["source"]))
+        for key, payments in named.items()
+        for mark in np.frombuffer(payments, dtype=MARK_DTYPE)
+    }
+    assert found == {
+        tag: (key, offset, source)
+        for tag, key, offset, source in zip(
+            range(100, 105), events.keys, rows[:, OFFSET].tolist(), rows[:, SOURCE].tolist(), strict=True
+        )
+    }
+    # The same events again: the first write may have had others behind it that nobody named.
+    assert naming.update(0, tagged).named == {}
+    # An earlier worker has sent payments without tags.
+    fresh = Updater(
+        store=MemoryStore(), engine=small_world.engine(), routes=ROUTES, changelog=None, names_payments=True
+    )
+    rows[0, WEIGHT] = 1
+    assert events.keys[0] not in fresh.update(0, EntityEvents(events.keys, rows)).named
+    # A label adds no payment.
+    rows[:, KIND], rows[:, OFFSET], rows[:, WEIGHT] = kernel.LABEL, rows[:, OFFSET] + 50, 1
+    assert set(fresh.update(0, EntityEvents(events.keys, rows)).named.values()) == {b""}
+    assert updater(MemoryStore()).update(0, events).named == {}
+
+
+def test_a_routed_payment_carries_its_tag_only_where_it_is_asked_for() -> None:
+    plan = small_world.engine().plan
+    tags = PaymentTags(plan.key)
+    built, events = decoded(MemoryStore(), FakeSender())
+    assert set(built.keep(events).of_entities()[0].rows[:, WEIGHT].tolist()) == {1}
+    asked = events_of(events, tags)
+    wanted = [tags.of(event.payment_id.encode()) for event in events.payments]
+    assert asked == wanted
+    assert min(wanted) >= TAG_MIN
+
+
+def events_of(events: Decoded, tags: PaymentTags) -> list[int]:
+    joined = join(events.payments, [], {}, len(ROUTES), tag_of=tags.of)
+    weights: list[int] = joined.of_entities()[0].rows[:, WEIGHT].tolist()
+    return weights

@@ -1,0 +1,457 @@
+"""The overlay: what this host has answered in the last seconds, and the mirror's profiles do not contain yet.
+
+    10:00:00.000  payment 1 of card C1 is answered ─► worker 0 adds it to the table
+    10:00:00.004  payment 2 of card C1 comes       ─► worker 1 reads the profile of C1 (0 payments) and the table (1)
+                                                      it adds payment 1 to its copy of the profile: count 1
+    10:00:00.400  the stream's new profile of C1 is in the mirror, and payment 1 is in it
+    10:00:00.500  payment 3 of card C1 comes       ─► payment 1 is marked as contained: only payment 2 is added
+
+1. The kernel adds a pending payment to a profile exactly as the stream does, and events commute. A profile with its
+   pending payments therefore has the bits of the profile that will contain them.
+2. Nothing counts twice. With each new profile the stream says which payments it has added, and at which Kafka offsets
+   they stand (streams/profiles/payment_marks.py). The companion notes that in the *marks* before it writes the profile.
+   The profile itself says up to which offsets it contains payments.
+3. Nobody trusts marks that may be incomplete. Each of the mirror's transactions is noted in the marks before it is
+   committed. A reader whose transaction is not noted, since an older companion wrote it, adds nothing. The same holds
+   for a lifetime after a change whose payments the stream has not named: a rebuilt profile, a replay after a crash, an
+   older stream, a gap in the changelog. The payments then get the flag overlay_absent, and are scored from the mirror.
+4. A payment is pending for `lifetime_ms` at most. Then it is gone, whether it has arrived or not.
+5. What we answered is not what the issuer will: `declined` of a pending payment is not known, also if we declined it.
+6. The payments of one chunk, or of one batch call, do not see each other: none was answered before the others came.
+
+scoring/state/overlay_table.py has the layout, and what happens when a worker is killed at any instruction.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from struct import Struct
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paywarden.features import kernel
+from paywarden.features.kernel.frame import Frame
+from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.features.profiles.payment_tags import PaymentTags
+from paywarden.features.profiles.plan import Plan
+from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.private_files import make_parent, open_private, require_not_planted
+from paywarden.scoring.metrics.shared import Counter, Gauge, Registry
+from paywarden.scoring.state import overlay_table as tables
+from paywarden.scoring.state.mirror import MirrorReader
+
+# "PWOVER" and the layout's version.
+_MAGIC = int.from_bytes(b"PWOVER01", "little")
+MARKS_MAGIC = int.from_bytes(b"PWMARK01", "little")
+MARKS_FILE = "overlay-marks"
+"""The file of the marks, in the mirror's folder."""
+# A directory is sparsely filled: its slots are at most half in use.
+_SLOTS_PER_ENTITY = 2
+_EVENTS_MAX = 64
+
+
+@dataclass(frozen=True)
+class OverlaySettings:
+    """Answered payments that count before the stream has them. The same for serve, companion and stream."""
+
+    # False: a payment sees what is in the mirror, and nothing later.
+    enabled: bool = False
+    path: str = "/dev/shm/paywarden/overlay" if Path("/dev/shm").is_dir() else ".paywarden/overlay"
+    # How long an answered payment is pending. The stream has most of them in their profiles within a second.
+    lifetime_ms: int = 10_000
+    # A row is used again after two lifetimes: 100,000 allow 5,000 payments a second on this host. About 0.4 KB each.
+    payments_max: int = 100_000
+    # The most pending payments that are added to one profile: the newest. A card has few; a large merchant has many.
+    events_max: int = 16
+    # Payments of all hosts within three lifetimes, 48 bytes each.
+    marks_max: int = 1_000_000
+
+    def __post_init__(self) -> None:
+        """Raises Misconfigured."""
+        limits = {"lifetime_ms": (100, 600_000), "payments_max": (64, 1 << 26), "events_max": (1, _EVENTS_MAX)}
+        limits["marks_max"] = (64, 1 << 30)
+        for name, (least, most) in limits.items():
+            if not least <= getattr(self, name) <= most:
+                raise Misconfigured(f"[overlay] {name}: wanted {least} to {most}, got {getattr(self, name)}")
+
+    @property
+    def marks_keep_ms(self) -> int:
+        """How long a mark stays. A payment may be on Kafka before it is answered, and clocks differ."""
+        return 3 * self.lifetime_ms
+
+
+@dataclass(frozen=True)
+class OverlayMetrics:
+    """Counts what the overlay has added, and what it could not."""
+
+    folded: Counter
+    added: Counter
+    full: Counter
+    untimely: Counter
+    left_out: Counter
+    broken: Counter
+    unsure: Counter
+    is_used: Gauge
+
+    @classmethod
+    def declare(cls, registry: Registry) -> OverlayMetrics:
+        def counter(name: str, help_text: str) -> Counter:
+            return registry.counter(f"paywarden_overlay_{name}_total", help_text)
+
+        return cls(
+            folded=counter("folded", "Pending payments that were added to a profile for a score."),
+            added=counter("added", "Answered payments that are pending from now on."),
+            full=counter("full", "Answered payments without room in the table: raise [overlay] payments_max."),
+            untimely=counter("untimely", "Answered payments not added: their time is a lifetime or more from now."),
+            left_out=counter("left_out", "Profiles with more pending payments than [overlay] events_max."),
+            broken=counter("broken", "Rows of the table that were damaged."),
+            unsure=counter("unsure", "Payments scored without the overlay, flag overlay_absent."),
+            is_used=registry.gauge("paywarden_overlay_used", "Whether the last chunk saw pending payments.", scale=1),
+        )
+
+
+def monotonic_ms() -> int:
+    """Returns the host's own clock, which all its processes share: milliseconds since its start."""
+    return time.monotonic_ns() // 1_000_000
+
+
+def shape_of(settings: OverlaySettings, plan: Plan) -> NDArray[np.int64]:
+    """Returns the sizes of a table of this catalogue, as compiled code takes them."""
+    entities = plan.entity_count
+    shape = np.zeros(tables.SHAPE_COUNT, dtype=np.int64)
+    shape[tables.SHAPE_ENTITIES], shape[tables.SHAPE_WIDTH] = entities, plan.row_width
+    shape[tables.SHAPE_ROWS] = settings.payments_max
+    slots = settings.payments_max * entities * _SLOTS_PER_ENTITY
+    shape[tables.SHAPE_BUCKETS] = max(2, -(-slots // tables.BUCKET_SLOTS))
+    shape[tables.SHAPE_MARK_BUCKETS] = max(2, -(-2 * settings.marks_max // tables.BUCKET_SLOTS))
+    return shape
+
+
+def prepare(settings: OverlaySettings, plan: Plan) -> None:
+    """Create the table, unless one of this catalogue and size exists. The parent calls it before any worker.
+
+    A process that still has a table of another catalogue open keeps that one. Raises Misconfigured when the path
+    cannot be used, or there is no room.
+    """
+    head, size = _head(settings, plan)
+    prepare_file(Path(settings.path), head, size, f"overlay: cannot use {settings.path}")
+
+
+def prepare_file(path: Path, head: NDArray[np.int64], size: int, what: str) -> None:
+    """Make a file of `size` bytes that begins with `head`, unless there is one. Raises Misconfigured."""
+    try:
+        make_parent(path)
+        require_not_planted(path)
+        if path.exists() and path.stat().st_size == size and _begin_of(path, head.nbytes) == head.tobytes():
+            return
+        new = path.with_name(path.name + ".new")
+        with os.fdopen(open_private(new, os.O_CREAT | os.O_TRUNC | os.O_WRONLY), "wb") as file:
+            # Allocate now: if the file system had no room for a page later, touching it would kill the worker.
+            os.posix_fallocate(file.fileno(), 0, size)
+            file.write(head.tobytes())
+        new.replace(path)
+    except OSError as error:
+        raise Misconfigured(f"{what}: {error.strerror} (it needs {size >> 20} MiB)") from error
+
+
+def mapped(path: Path, head: NDArray[np.int64], size: int) -> NDArray[np.int64] | None:
+    """Returns a file's content, shared; None if it is no such file. Raises OSError, Misconfigured."""
+    require_not_planted(path)
+    with os.fdopen(open_private(path, os.O_RDWR), "r+b") as file:
+        if os.fstat(file.fileno()).st_size != size:
+            return None
+        found = np.frombuffer(mmap.mmap(file.fileno(), size), dtype=np.int64)
+    return found if found[: len(head)].tobytes() == head.tobytes() else None
+
+
+def marks_head(shape: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
+    """Returns how a file of marks begins, and its size in bytes."""
+    head = np.array([MARKS_MAGIC, shape[tables.SHAPE_MARK_BUCKETS]], dtype=np.int64)
+    return head, 8 * int(tables.MARK_HEAD_SIZE + shape[tables.SHAPE_MARK_BUCKETS] * tables.MARK_BUCKET_SIZE)
+
+
+def _head(settings: OverlaySettings, plan: Plan) -> tuple[NDArray[np.int64], int]:
+    """Returns how a table of this catalogue begins, and its size in bytes."""
+    shape = shape_of(settings, plan)
+    head = np.zeros(tables.BUCKETS_AT + 1, dtype=np.int64)
+    head[tables.MAGIC_AT], head[tables.DIGEST_AT] = _MAGIC, int(plan.digest[:15], 16)
+    head[tables.ENTITIES_AT], head[tables.WIDTH_AT] = plan.entity_count, plan.row_width
+    head[tables.ROWS_AT], head[tables.BUCKETS_AT] = shape[tables.SHAPE_ROWS], shape[tables.SHAPE_BUCKETS]
+    row = tables.ROW_HEAD + 2 * plan.entity_count + plan.row_width
+    words = tables.HEAD_SIZE + int(shape[tables.SHAPE_BUCKETS]) * tables.BUCKET_SIZE + settings.payments_max * row
+    return head, 8 * words
+
+
+def _begin_of(path: Path, size: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(size)
+
+
+def open_table(settings: OverlaySettings, plan: Plan) -> NDArray[np.int64] | None:
+    """Returns the host's table; None if there is none of this catalogue and size."""
+    try:
+        return mapped(Path(settings.path), *_head(settings, plan))
+    except (OSError, Misconfigured):
+        return None
+
+
+class Overlay:
+    """One worker's access to the overlay. Not thread-safe.
+
+    It never raises for a table that is missing, broken or of another catalogue: then no payment is pending, `fill`
+    returns False, and the answers say so.
+    """
+
+    def __init__(
+        self,
+        settings: OverlaySettings,
+        engine: FeatureEngine,
+        *,
+        rows_max: int,
+        metrics: OverlayMetrics | None = None,
+        clock_ms: Callable[[], int] = monotonic_ms,
+    ) -> None:
+        """`rows_max`: the most payments of one `fill`. Call it after `prepare`, in the worker."""
+        plan = engine.plan
+        self._settings, self._engine, self._rows_max, self._clock_ms = settings, engine, rows_max, clock_ms
+        self._metrics = metrics or OverlayMetrics.declare(Registry())
+        self._entities, self._keeps_ms = plan.entity_count, settings.lifetime_ms
+        self._payment_tags = PaymentTags(plan.key)
+        self._shape = shape_of(settings, plan)
+        self._hashes = np.zeros(rows_max * plan.entity_count, dtype=np.int64)
+        self._tags = np.zeros(rows_max, dtype=np.int64)
+        self._picks = np.zeros((settings.events_max, plan.row_width + 1), dtype=np.int64)
+        self._folded = np.zeros(rows_max * plan.entity_count, dtype=np.uint8)
+        self._numbers = np.zeros(tables.NUMBER_COUNT, dtype=np.int64)
+        self._numbers[tables.LIFE_MS], self._numbers[tables.EVENTS_MAX] = settings.lifetime_ms, settings.events_max
+        self._hash_bytes, self._tag_bytes = self._hashes.data.cast("B"), self._tags.data.cast("B")
+        self._number_view = self._numbers.data.cast("B").cast("q")
+        self._folded_view = self._folded.data
+        # Packers, indexed by how many numbers.
+        self._int64s = [Struct(f"={count}q") for count in range(len(self._hashes) + 1)]
+        # The keys of the last `fill`, whose hashes are in the buffers.
+        self._filled: Sequence[bytes] | None = None
+        self._table: NDArray[np.int64] | None = None
+        self._marks: NDArray[np.int64] | None = None
+        self._marks_file: tuple[int, int] | None = None
+        self._bound: dict[str, NDArray[Any]] | None = None
+        self._frame: Frame | None = None
+
+    def look(self, mirror: MirrorReader, folder: str, attributes: NDArray[np.int64], out: NDArray[np.float32]) -> None:
+        """Open the table and the marks beside this mirror, unless they are open. Call it when a mirror is opened or
+        replaced, and every half second.
+
+        `attributes` and `out` are the arrays that each `fill` reads and writes: (rows_max, row width), (rows_max,
+        features).
+        """
+        if self._table is None:
+            self._table = open_table(self._settings, self._engine.plan)
+            self._frame = None
+        path = Path(folder) / MARKS_FILE
+        try:
+            status = path.stat()
+            file = status.st_dev, status.st_ino
+            if file != self._marks_file or self._marks is None:
+                self._marks, self._frame = mapped(path, *marks_head(self._shape)), None
+            self._marks_file = file
+        except (OSError, Misconfigured):
+            self._marks = self._marks_file = self._frame = None
+        if self._table is None or self._marks is None:
+            self._frame = None
+            return
+        if self._frame is None or self._bound is None or self._bound["states"] is not mirror.states:
+            mirror.notes_snapshot = True
+            words, values = self._engine.scratch
+            self._bound = {
+                "plan": self._engine.plan.words,
+                "attributes": attributes,
+                "presence": mirror.presence,
+                "states": mirror.states,
+                "bounds": mirror.bounds,
+                "words": words,
+                "values": values,
+                "out": out,
+                "table": self._table,
+                "marks": self._marks,
+                "shape": self._shape,
+                "hashes": self._hashes,
+                "tags": self._tags,
+                "picks": self._picks,
+                "folded": self._folded,
+                "numbers": self._numbers,
+            }
+            self._frame = Frame(tables.SLOT, self._bound)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether `fill` can be called."""
+        return self._frame is not None
+
+    def fill(self, keys: Sequence[bytes], ids: Sequence[bytes], snapshot: int) -> bool:
+        """Fill the vectors of payments whose profiles were looked up in the mirror's transaction `snapshot`.
+
+        `keys`: the store keys of all entities, payment by payment; `ids`: the payments' ids.
+
+        Returns whether they have seen what is pending; if not, they are filled from the mirror alone. `folded` says
+        whose profiles got payments. Raises UnreadableProfile.
+        """
+        frame, count = self._frame, len(ids)
+        assert frame is not None
+        assert count <= self._rows_max
+        self._hash(keys, ids)
+        numbers = self._number_view
+        numbers[tables.NOW_MS], numbers[tables.SNAPSHOT] = self._clock_ms(), snapshot
+        self._filled = keys
+        status = tables.fill_bound(frame.address, count)
+        if status != kernel.OK:
+            self._fill(status, slice(0, count), None)
+        return self._count(count)
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether the last `fill` or `fill_one` has seen what is pending."""
+        return bool(self._number_view[tables.IS_SURE])
+
+    def fill_one(self, row: int, presence: NDArray[np.uint8]) -> None:
+        """Fill the vector of one payment of the last `fill`, with this presence. Raises UnreadableProfile."""
+        self._fill(None, slice(row, row + 1), presence)
+
+    def folded(self, found: bytes) -> bytes:
+        """Returns the presence of the last `fill` from that of the mirror: whoever has a pending payment is known."""
+        if self._number_view[tables.FOLDED] == 0:
+            return found
+        folded = self._folded_view[: len(found)].tobytes()
+        return bytes(
+            kernel.KNOWN if was_folded else presence for presence, was_folded in zip(found, folded, strict=True)
+        )
+
+    def add(self, keys: Sequence[bytes], ids: Sequence[bytes], rows: NDArray[np.int64], now_ms: int) -> None:
+        """Make payments pending that are answered now. `now_ms`: the time of day that their own times are near.
+
+        `keys` and `ids` as in `fill`; `rows`: the payments' attributes, shape (payments, row width).
+        """
+        if self._table is None:
+            return
+        earliest_ms, latest_ms = now_ms - self._keeps_ms, now_ms + self._keeps_ms
+        if self._frame is not None and keys is self._filled:
+            self._number_view[tables.NOW_MS] = self._clock_ms()
+            tables.add_bound(self._frame.address, len(ids), earliest_ms, latest_ms)
+            self._count_added()
+            return
+        entities, size = self._entities, self._rows_max
+        for first in range(0, len(ids), size):
+            last = min(first + size, len(ids))
+            self._hash(keys[first * entities : last * entities], ids[first:last])
+            self._number_view[tables.NOW_MS] = self._clock_ms()
+            part = np.ascontiguousarray(rows[first:last])
+            tables.add_all(
+                self._table, self._shape, part, self._hashes, self._tags, self._numbers, earliest_ms, latest_ms
+            )
+            self._count_added()
+
+    def _count_added(self) -> None:
+        numbers, metrics = self._number_view, self._metrics
+        metrics.added.add(numbers[tables.ADDED])
+        if numbers[tables.FULL]:
+            metrics.full.add(numbers[tables.FULL])
+        if numbers[tables.UNTIMELY]:
+            metrics.untimely.add(numbers[tables.UNTIMELY])
+
+    def note_unused(self, count: int) -> None:
+        """Count payments that were scored without the overlay, since there is none that can be used."""
+        self._metrics.unsure.add(count)
+        self._metrics.is_used.set(0)
+
+    def close(self) -> None:
+        """Close the table. Its payments stay."""
+        self._frame = self._bound = self._table = self._marks = None
+
+    def _hash(self, keys: Sequence[bytes], ids: Sequence[bytes]) -> None:
+        self._filled = None
+        self._int64s[len(keys)].pack_into(self._hash_bytes, 0, *self._payment_tags.hashes_of_keys(keys))
+        self._int64s[len(ids)].pack_into(self._tag_bytes, 0, *self._payment_tags.of_all(ids))
+
+    def _fill(self, status: int | None, rows: slice, presence: NDArray[np.uint8] | None) -> None:
+        """Fill some rows in the slow way. `status`: of the quick way, if it was tried."""
+        assert self._bound is not None
+        bound, entities = self._bound, self._entities
+        items = slice(rows.start * entities, rows.stop * entities)
+        if presence is None:
+            presence = bound["presence"][items]
+        states, bounds = bound["states"], bound["bounds"][items.start : items.stop + 1]
+
+        def filled(states: NDArray[np.uint8], bounds: NDArray[np.int64]) -> int:
+            return int(
+                tables.fill_with_pending(
+                    bound["plan"], bound["attributes"][rows], presence, states, bounds, bound["words"],
+                    bound["values"], bound["out"][rows], bound["table"], bound["marks"], self._shape,
+                    self._hashes[items], self._tags[rows], self._picks, self._folded[items], self._numbers,
+                )
+            )  # fmt: skip
+
+        if status is None:
+            status = filled(states, bounds)
+        if status // kernel.STATUS_UNIT == kernel.WRONG_DIGEST:
+            status = filled(*self._engine.all_migrated(presence, states, bounds))
+        if status != kernel.OK:
+            raise self._engine.unreadable(status)
+
+    def _count(self, count: int) -> bool:
+        numbers, metrics = self._number_view, self._metrics
+        if not numbers[tables.IS_SURE]:
+            self.note_unused(count)
+            return False
+        metrics.is_used.set(1)
+        if numbers[tables.FOLDED]:
+            metrics.folded.add(numbers[tables.FOLDED])
+            if numbers[tables.LEFT_OUT]:
+                metrics.left_out.add(numbers[tables.LEFT_OUT])
+        if numbers[tables.BROKEN]:
+            metrics.broken.add(numbers[tables.BROKEN])
+        return True
+
+
+def warm_up(engine: FeatureEngine) -> None:
+    """Compile everything, so that no payment waits for it."""
+    plan = engine.plan
+    settings = OverlaySettings(payments_max=64, marks_max=64)
+    shape = shape_of(settings, plan)
+    words, values = engine.scratch
+    head, size = _head(settings, plan)
+    table, marks = np.zeros(size // 8, dtype=np.int64), np.zeros(marks_head(shape)[1] // 8, dtype=np.int64)
+    ones = np.ones(plan.entity_count, dtype=np.int64)
+    numbers = np.ones(tables.NUMBER_COUNT, dtype=np.int64)
+    attributes = np.ones((1, plan.row_width), dtype=np.int64)
+    tables.mark_all(marks, shape, ones, ones, ones, 1, 1)
+    tables.add_all(table, shape, attributes, ones, ones, numbers, 0, 2)
+    tables.erase(table, shape, 0, 1)
+    arrays: dict[str, NDArray[Any]] = {
+        "plan": plan.words,
+        "attributes": attributes,
+        "presence": np.full(plan.entity_count, kernel.UNKNOWN, dtype=np.uint8),
+        "states": np.zeros(0, dtype=np.uint8),
+        "bounds": np.zeros(plan.entity_count + 1, dtype=np.int64),
+        "words": words,
+        "values": values,
+        "out": np.empty((1, plan.feature_count), dtype=np.float32),
+        "table": table,
+        "marks": marks,
+        "shape": shape,
+        "hashes": ones,
+        "tags": ones,
+        "picks": np.zeros((1, plan.row_width + 1), dtype=np.int64),
+        "folded": np.zeros(plan.entity_count, dtype=np.uint8),
+        "numbers": numbers,
+    }
+    assert len(head) <= tables.HEAD_SIZE
+    frame = Frame(tables.SLOT, arrays)
+    tables.fill_bound(frame.address, 1)
+    tables.add_bound(frame.address, 1, 0, 2)
+    tables.fill_with_pending(*arrays.values())

@@ -1,0 +1,130 @@
+"""The companion's side of the overlay: says which payments the mirror's profiles contain (scoring/state/overlay.py).
+
+    changelog record of card:C1     state, and "adds payment 4127… of payments/3 at offset 88"
+    1. note     marks: 4127… stands at payments/3, 88
+    2. begin    marks: the mirror's transaction 5091 is noted
+    3. commit   mirror: card:C1 = state, which contains payments/3 up to 88
+
+A worker that sees transaction 5091 sees the mark, too. A worker that sees 5090 adds the payment to the profile still.
+
+What can go wrong: the payments of a change are not named, so that profiles contain payments without a mark. The marks
+then say `unsure` for a lifetime, and no worker trusts them until the payments of that time are over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paywarden.features.kernel.intrinsics import load_atomic, store_atomic
+from paywarden.features.kernel.jit import compiled
+from paywarden.features.kernel.layout import I64
+from paywarden.features.profiles.payment_tags import MARK_DTYPE, PaymentTags
+from paywarden.features.profiles.plan import Plan
+from paywarden.schemas.errors import Misconfigured
+from paywarden.scoring.state import overlay_table as tables
+from paywarden.scoring.state.overlay import (
+    MARKS_FILE,
+    OverlaySettings,
+    mapped,
+    marks_head,
+    monotonic_ms,
+    open_table,
+    prepare_file,
+    shape_of,
+)
+
+
+@compiled()
+def _raise_to(marks: I64, position: int, value: int) -> None:
+    """Raise one word of the head. The companion is its only writer."""
+    if load_atomic(marks, position) < value:
+        store_atomic(marks, position, value)
+
+
+class OverlayMarks:
+    """The marks beside a mirror. The process that writes the mirror has it, and no other. Not thread-safe."""
+
+    def __init__(
+        self, settings: OverlaySettings, plan: Plan, mirror: str, clock_ms: Callable[[], int] = monotonic_ms
+    ) -> None:
+        """Open or create the marks of a mirror's folder. Raises Misconfigured."""
+        self._settings, self._plan, self._clock_ms = settings, plan, clock_ms
+        self._shape = shape_of(settings, plan)
+        self._tags = PaymentTags(plan.key)
+        path = Path(mirror) / MARKS_FILE
+        head, size = marks_head(self._shape)
+        prepare_file(path, head, size, f"overlay: cannot use {path}")
+        try:
+            found = mapped(path, head, size)
+        except OSError as error:
+            raise Misconfigured(f"overlay: cannot use {path}: {error.strerror}") from error
+        assert found is not None
+        self._marks: NDArray[np.int64] = found
+        self.lost = 0
+        """How many marks had to give way to others before their time."""
+        self.unsure = 0
+        """How often changes were not named."""
+
+    def open_mirror(self, newest_transaction: int) -> None:
+        """Say that this process writes the mirror from now on, whose newest transaction is this one."""
+        if self._marks[tables.MARK_SNAPSHOT_AT] != newest_transaction:
+            # Somebody has written the mirror without marks, or it is another mirror.
+            self.note_unnamed()
+        # A new mirror counts its transactions from 1.
+        self._marks[tables.MARK_SNAPSHOT_AT] = newest_transaction
+
+    def begin(self, transaction: int) -> None:
+        """Note a transaction of the mirror. Call it after `note` and before the commit."""
+        _raise_to(self._marks, tables.MARK_SNAPSHOT_AT, transaction)
+
+    def note(self, named: Iterable[bytes]) -> None:
+        """Mark payments, in the form of MARK_DTYPE. Call it before the transaction of their profiles."""
+        payments = np.frombuffer(b"".join(named), dtype=MARK_DTYPE)
+        if not len(payments):
+            return
+        lost = tables.mark_all(
+            self._marks,
+            self._shape,
+            payments["tag"].astype(np.int64),
+            payments["source"].astype(np.int64),
+            payments["offset"].astype(np.int64),
+            self._clock_ms(),
+            self._settings.marks_keep_ms,
+        )
+        if lost:
+            self.lost += lost
+            self.note_unnamed()
+
+    def note_unnamed(self) -> None:
+        """Say that profiles may contain payments that are not marked: nobody trusts the marks for a lifetime."""
+        self.unsure += 1
+        _raise_to(self._marks, tables.MARK_UNSURE_UNTIL_AT, self._clock_ms() + self._settings.lifetime_ms)
+
+    @property
+    def is_unsure(self) -> bool:
+        """Whether nobody trusts the marks now."""
+        return bool(self._marks[tables.MARK_UNSURE_UNTIL_AT] >= self._clock_ms())
+
+    def erase(self, keys: Iterable[bytes]) -> int:
+        """Erase the pending payments of entities, by store key. Returns how many there were.
+
+        It looks at every row of the table, which takes milliseconds.
+        """
+        table = open_table(self._settings, self._plan)
+        if table is None:
+            return 0
+        numbers = {name: number for number, name in enumerate(self._plan.entity_names)}
+        erased = 0
+        for key in keys:
+            entity = numbers.get(key.split(b":", 1)[0].decode())
+            if entity is not None:
+                erased += int(tables.erase(table, self._shape, entity, self._tags.hash_of_key(key)))
+        return erased
+
+    def close(self) -> None:
+        """Close the marks. They stay."""
+        del self._marks

@@ -1,0 +1,500 @@
+"""The compiled half of scoring/state/overlay.py: a table of the payments that a host has answered, without a lock.
+
+Two arrays of int64 in shared memory:
+
+    table    head │ directory: buckets of 8 slots │ rows, used in turn            workers write it, workers read it
+    marks    head │ buckets of 8: 8 tags │ 8 sources and times │ 8 offsets        the companion writes it
+
+A *row* is one payment: 2 * number + 1 │ moment │ tag │ check │ an entity's hash, for each │ the next row, for each │
+attributes. The *tag* is a hash of the payment's id. A *slot* of the directory is one entity: its hash, and the number
+of its newest row. Each row names the entity's row before it:
+
+    card C1 ─► row 907 ─► row 311 ─► 0            a payment of C1 reads 907, then 311
+
+1. `add_all` takes the next row by compare-and-swap of its first word, which is then even: nobody reads the row. It
+   writes the row, makes the first word odd, and links the row to each of its entities.
+2. A worker that is killed in between leaves a row that nobody reads, or that some of its entities know. The payment
+   had no answer yet. The next round through the rows leaves out a row whose first word is even.
+3. A row is used again when it is twice as old as the lifetime. A reader that finds another number in a row than its
+   link says is at the end of the entity's rows.
+4. A slot is used again when its newest row is that old: the worker reserves it (a negative number in place of the
+   row's), writes the new hash, and frees it (0).
+5. `fill_with_pending` reads a payment's rows, the newest first, and adds those to the profile that it does not contain.
+6. `mark_all` notes where on Kafka a payment stands. A profile says up to which offset of each partition it contains
+   payments. So a payment with a mark is in the profile, or not; a payment without a mark is in no profile that the
+   mirror holds, since the companion writes marks before profiles.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import carray  # type: ignore[attr-defined]
+
+from paywarden.features.kernel.assemble import assemble
+from paywarden.features.kernel.codec import clear, unpack
+from paywarden.features.kernel.frame import address, size
+from paywarden.features.kernel.intrinsics import load_atomic, store_atomic, swap_atomic
+from paywarden.features.kernel.jit import compiled, inlined
+from paywarden.features.kernel.layout import (
+    ABSENT,
+    F32,
+    F64,
+    I64,
+    LENGTHS_AT,
+    OK,
+    PAYMENT,
+    SOURCES_MAX,
+    STATUS_UNIT,
+    TIME_MS,
+    U8,
+    UNKNOWN,
+)
+from paywarden.features.kernel.plan_schema import ENTITY, HEAD, entity_at, positions
+from paywarden.features.kernel.rollup import clear_slots, roll_up
+from paywarden.features.kernel.update import mix, update
+
+# The head of the table: what file it is, the catalogue's digest, its sizes; and the number of the newest row, which all
+# workers change and which has a cache line to itself.
+MAGIC_AT, DIGEST_AT, ENTITIES_AT, WIDTH_AT, ROWS_AT, BUCKETS_AT, NEXT_AT = 0, 1, 2, 3, 4, 5, 8
+HEAD_SIZE = 16
+BUCKET_SLOTS = 8
+BUCKET_SIZE = 2 * BUCKET_SLOTS
+# A row. Hashes, links and attributes follow.
+STATE, MOMENT, TAG, CHECK, ROW_HEAD = range(5)
+# The head of the marks: the mirror's newest transaction whose payments are all marked, and until when nobody knows what
+# profiles contain.
+MARK_MAGIC_AT, MARK_BUCKETS_AT, MARK_SNAPSHOT_AT, MARK_UNSURE_UNTIL_AT = 0, 1, 8, 9
+MARK_HEAD_SIZE = 16
+MARK_BUCKET_SIZE = 3 * BUCKET_SLOTS
+SOURCE_SHIFT = 40
+_MOMENT_MASK = (1 << SOURCE_SHIFT) - 1
+
+# The most rows of one entity that a payment looks at, contained and expired ones too.
+VISITS_MAX = 64
+# How long a slot stays reserved for a worker that may have been killed.
+_RESERVED_MS = 60_000
+# Rows that are being written, or were left so, are passed over.
+_ROWS_TRIED = 8
+_LINKS_TRIED = 64
+
+# The numbers of a call, one int64 array. The first ones are given: the moment, the lifetime, the most payments that are
+# added to one profile, and the mirror's transaction that profiles were read in. The others are results.
+NOW_MS, LIFE_MS, EVENTS_MAX, SNAPSHOT = range(4)
+IS_SURE, FOLDED, LEFT_OUT, BROKEN, ADDED, FULL, UNTIMELY = range(4, 11)
+NUMBER_COUNT = 11
+# The sizes of a table, as its owner has checked them: compiled code takes none from memory that others may write.
+SHAPE_ENTITIES, SHAPE_WIDTH, SHAPE_ROWS, SHAPE_BUCKETS, SHAPE_MARK_BUCKETS = range(5)
+SHAPE_COUNT = 5
+
+
+class OverlaySlots(NamedTuple):
+    """The frame of one scorer: what `fill_with_pending` takes."""
+
+    plan: int
+    attributes: int
+    presence: int
+    states: int
+    bounds: int
+    words: int
+    values: int
+    out: int
+    table: int
+    marks: int
+    shape: int
+    hashes: int
+    tags: int
+    picks: int
+    folded: int
+    numbers: int
+
+
+SLOT = positions(OverlaySlots)
+
+
+@inlined
+def row_size(entities: int, width: int) -> int:
+    """Returns the number of words of a row."""
+    return ROW_HEAD + 2 * entities + width
+
+
+@inlined
+def _row_at(shape: I64, number: int) -> int:
+    """Returns where the row with this number stands. Numbers count from 1."""
+    place = ((number - 1) & 0x7FFFFFFFFFFFFFFF) % shape[SHAPE_ROWS]
+    size_of_row = row_size(shape[SHAPE_ENTITIES], shape[SHAPE_WIDTH])
+    return int(HEAD_SIZE + shape[SHAPE_BUCKETS] * BUCKET_SIZE + place * size_of_row)
+
+
+@inlined
+def _bucket_at(shape: I64, wanted: int, choice: int) -> int:
+    """Returns where an entity's first or second bucket begins."""
+    return int(HEAD_SIZE + (mix(wanted) + choice) % shape[SHAPE_BUCKETS] * BUCKET_SIZE)
+
+
+@inlined
+def _check_of(table: I64, at: int, shape: I64) -> int:
+    """Returns a row's check: a hash of all that stays the same once it is written, links apart."""
+    entities, width = shape[SHAPE_ENTITIES], shape[SHAPE_WIDTH]
+    check = table[at + MOMENT] ^ (table[at + TAG] * 31)
+    for entity in range(entities):
+        check = (check ^ table[at + ROW_HEAD + entity]) * 0x1F3D5B79
+    for column in range(width):
+        check = (check ^ table[at + ROW_HEAD + 2 * entities + column]) * 0x1F3D5B79
+        check ^= check >> 29
+    return int(check)
+
+
+@inlined
+def _is_over(table: I64, at: int, now_ms: int, life_ms: int) -> bool:
+    """Whether a row that is written can be used again. A moment in the future is of a clock before the host's start."""
+    age_ms = now_ms - load_atomic(table, at + MOMENT)
+    return bool(age_ms > 2 * life_ms or age_ms < -life_ms)
+
+
+@compiled()
+def _take_row(table: I64, shape: I64, now_ms: int, life_ms: int) -> int:
+    """Returns the number of a row that this caller may write now, 0 when all rows are in use."""
+    for _ in range(_ROWS_TRIED):
+        number = load_atomic(table, NEXT_AT) + 1
+        at = _row_at(shape, number)
+        state = load_atomic(table, at + STATE)
+        is_written = state & 1 == 1
+        if is_written and not _is_over(table, at, now_ms, life_ms):
+            return 0
+        if swap_atomic(table, NEXT_AT, number - 1, number) == 0:
+            continue
+        if (is_written or state == 0) and swap_atomic(table, at + STATE, state, 2 * number) == 1:
+            return int(number)
+    return 0
+
+
+@inlined
+def _is_unused(table: I64, shape: I64, newest: int, now_ms: int, life_ms: int) -> bool:
+    """Whether a slot of the directory can be used for another entity, by the number of its newest row."""
+    if newest <= 0:
+        return newest == 0 or now_ms + newest > _RESERVED_MS
+    at = _row_at(shape, newest)
+    return bool(load_atomic(table, at + STATE) != 2 * newest + 1 or _is_over(table, at, now_ms, life_ms))
+
+
+@compiled()
+def _slot_of(table: I64, shape: I64, wanted: int, now_ms: int, life_ms: int) -> int:
+    """Returns the slot of an entity, a new one if it has none; -1 if both of its buckets are full."""
+    for choice in range(2):
+        bucket = _bucket_at(shape, wanted, choice)
+        for slot in range(bucket, bucket + BUCKET_SLOTS):
+            if load_atomic(table, slot) == wanted and load_atomic(table, slot + BUCKET_SLOTS) >= 0:
+                return slot
+    for choice in range(2):
+        bucket = _bucket_at(shape, wanted, choice)
+        for slot in range(bucket, bucket + BUCKET_SLOTS):
+            if load_atomic(table, slot) == 0 and swap_atomic(table, slot, 0, wanted) == 1:
+                return slot
+            newest = load_atomic(table, slot + BUCKET_SLOTS)
+            if not _is_unused(table, shape, newest, now_ms, life_ms):
+                continue
+            if swap_atomic(table, slot + BUCKET_SLOTS, newest, -now_ms) == 1:
+                store_atomic(table, slot, wanted)
+                swap_atomic(table, slot + BUCKET_SLOTS, -now_ms, 0)
+                return slot
+    return -1
+
+
+@compiled()
+def _link(table: I64, shape: I64, number: int, entity: int, wanted: int, now_ms: int, life_ms: int) -> bool:
+    """Make a row the newest one of an entity. Returns False if there is no room."""
+    at = _row_at(shape, number) + ROW_HEAD + shape[SHAPE_ENTITIES] + entity
+    for _ in range(_LINKS_TRIED):
+        slot = _slot_of(table, shape, wanted, now_ms, life_ms)
+        if slot < 0:
+            return False
+        newest = load_atomic(table, slot + BUCKET_SLOTS)
+        # In this order: if the slot went to another entity after this, its newest row has changed too.
+        if newest < 0 or load_atomic(table, slot) != wanted:
+            continue
+        store_atomic(table, at, newest)
+        if swap_atomic(table, slot + BUCKET_SLOTS, newest, number) == 1:
+            return True
+    return False
+
+
+@compiled()
+def add_all(
+    table: I64, shape: I64, attributes: I64, hashes: I64, tags: I64, numbers: I64, earliest_ms: int, latest_ms: int
+) -> None:
+    """Add payments that are answered, if their times are from `earliest_ms` to `latest_ms`.
+
+    `attributes` has shape (payments, row width), `hashes` (payments * entities,), 0 where a payment has no such entity.
+    numbers[ADDED], [FULL] and [UNTIMELY] count them.
+    """
+    entities, width = shape[SHAPE_ENTITIES], shape[SHAPE_WIDTH]
+    now_ms, life_ms = numbers[NOW_MS], numbers[LIFE_MS]
+    numbers[ADDED] = numbers[FULL] = numbers[UNTIMELY] = 0
+    for payment in range(len(attributes)):
+        if attributes[payment, TIME_MS] < earliest_ms or attributes[payment, TIME_MS] > latest_ms:
+            numbers[UNTIMELY] += 1
+            continue
+        number = _take_row(table, shape, now_ms, life_ms)
+        if number == 0:
+            numbers[FULL] += 1
+            continue
+        at = _row_at(shape, number)
+        table[at + MOMENT] = now_ms
+        table[at + TAG] = tags[payment]
+        for entity in range(entities):
+            table[at + ROW_HEAD + entity] = hashes[payment * entities + entity]
+            table[at + ROW_HEAD + entities + entity] = 0
+        for column in range(width):
+            table[at + ROW_HEAD + 2 * entities + column] = attributes[payment, column]
+        table[at + CHECK] = _check_of(table, at, shape)
+        store_atomic(table, at + STATE, 2 * number + 1)
+        has_room = True
+        for entity in range(entities):
+            wanted = hashes[payment * entities + entity]
+            if wanted != 0:
+                has_room &= _link(table, shape, number, entity, wanted, now_ms, life_ms)
+        numbers[ADDED if has_room else FULL] += 1
+
+
+@compiled()
+def erase(table: I64, shape: I64, entity: int, wanted: int) -> int:
+    """Erase every payment of an entity: its rows stay as links, with nothing in them. Returns how many there were."""
+    entities, width, erased = shape[SHAPE_ENTITIES], shape[SHAPE_WIDTH], 0
+    for place in range(shape[SHAPE_ROWS]):
+        at = _row_at(shape, place + 1)
+        state = load_atomic(table, at + STATE)
+        if state & 1 == 0 or table[at + ROW_HEAD + entity] != wanted:
+            continue
+        if swap_atomic(table, at + STATE, state, state - 1) == 0:
+            continue
+        table[at + TAG] = 0
+        for column in range(width):
+            table[at + ROW_HEAD + 2 * entities + column] = 0
+        table[at + CHECK] = _check_of(table, at, shape)
+        store_atomic(table, at + STATE, state)
+        erased += 1
+    return erased
+
+
+@inlined
+def _mark_bucket_at(shape: I64, tag: int, choice: int) -> int:
+    return int(MARK_HEAD_SIZE + (mix(tag) + choice) % shape[SHAPE_MARK_BUCKETS] * MARK_BUCKET_SIZE)
+
+
+@compiled()
+def mark_all(marks: I64, shape: I64, tags: I64, sources: I64, offsets: I64, now_ms: int, keep_ms: int) -> int:
+    """Note where payments stand on Kafka. Returns how many younger marks had to give way: their payments are unsure."""
+    lost = 0
+    for payment in range(len(tags)):
+        tag = tags[payment]
+        best, oldest_ms = -1, now_ms + 1
+        for choice in range(2):
+            bucket = _mark_bucket_at(shape, tag, choice)
+            for slot in range(bucket, bucket + BUCKET_SLOTS):
+                moment_ms = marks[slot + BUCKET_SLOTS] & _MOMENT_MASK
+                if marks[slot] == tag:
+                    moment_ms = -1
+                elif marks[slot] == 0 or moment_ms > now_ms:
+                    moment_ms = 0
+                if moment_ms < oldest_ms:
+                    best, oldest_ms = slot, moment_ms
+        if marks[best] != tag:
+            if marks[best] != 0 and now_ms - oldest_ms <= keep_ms:
+                lost += 1
+            # A reader that sees the tag sees what belongs to it.
+            store_atomic(marks, best, 0)
+        store_atomic(marks, best + 2 * BUCKET_SLOTS, offsets[payment])
+        store_atomic(marks, best + BUCKET_SLOTS, sources[payment] << SOURCE_SHIFT | now_ms)
+        store_atomic(marks, best, tag)
+    return lost
+
+
+@inlined
+def _contains(plan: I64, entity: int, words: I64, source: int, offset: int) -> bool:
+    """Whether a profile contains the event of this source partition at this offset."""
+    first = plan[entity_at(plan, entity) + ENTITY.sources_at]
+    for at in range(first, first + words[LENGTHS_AT]):
+        if words[at] == source:
+            return bool(offset <= words[at + SOURCES_MAX])
+    return False
+
+
+@compiled()
+def _is_contained(marks: I64, shape: I64, plan: I64, entity: int, words: I64, tag: int) -> bool:
+    """Whether a profile contains a payment. Without a mark no profile does."""
+    for choice in range(2):
+        bucket = _mark_bucket_at(shape, tag, choice)
+        for slot in range(bucket, bucket + BUCKET_SLOTS):
+            if load_atomic(marks, slot) != tag:
+                continue
+            source, offset = load_atomic(marks, slot + BUCKET_SLOTS), load_atomic(marks, slot + 2 * BUCKET_SLOTS)
+            if load_atomic(marks, slot) == tag:
+                return _contains(plan, entity, words, source >> SOURCE_SHIFT, offset)
+    return False
+
+
+@compiled()
+def _pending(
+    table: I64,
+    marks: I64,
+    shape: I64,
+    plan: I64,
+    entity: int,
+    wanted: int,
+    own: int,
+    words: I64,
+    picks: I64,
+    numbers: I64,
+) -> int:
+    """Copy the payments of an entity that its profile does not contain into `picks`; returns how many.
+
+    `own`: the tag of the payment that asks. A payment with several rows counts once, by its first row.
+    """
+    entities, width = shape[SHAPE_ENTITIES], shape[SHAPE_WIDTH]
+    found, visits = 0, 0
+    for choice in range(2):
+        bucket = _bucket_at(shape, wanted, choice)
+        for slot in range(bucket, bucket + BUCKET_SLOTS):
+            if load_atomic(table, slot) != wanted:
+                continue
+            number = load_atomic(table, slot + BUCKET_SLOTS)
+            while number > 0:
+                at = _row_at(shape, number)
+                age_ms = numbers[NOW_MS] - load_atomic(table, at + MOMENT)
+                following = load_atomic(table, at + ROW_HEAD + entities + entity)
+                if load_atomic(table, at + STATE) != 2 * number + 1:
+                    break
+                if age_ms > numbers[LIFE_MS] or age_ms < -numbers[LIFE_MS]:
+                    break
+                if visits == VISITS_MAX or found == numbers[EVENTS_MAX]:
+                    numbers[LEFT_OUT] += 1
+                    break
+                visits += 1
+                tag = table[at + TAG]
+                is_other = tag != 0 and tag != own and table[at + ROW_HEAD + entity] == wanted
+                if is_other and not _is_contained(marks, shape, plan, entity, words, tag):
+                    place = found
+                    for earlier in range(found):
+                        if picks[earlier, 0] == tag:
+                            place = earlier
+                    picks[place, 0] = tag
+                    for column in range(width):
+                        picks[place, 1 + column] = table[at + ROW_HEAD + 2 * entities + column]
+                    is_whole = table[at + CHECK] == _check_of(table, at, shape)
+                    if load_atomic(table, at + STATE) != 2 * number + 1:
+                        break
+                    if not is_whole:
+                        numbers[BROKEN] += 1
+                        break
+                    found = max(found, place + 1)
+                number = following
+    return found
+
+
+@compiled(releases_gil=True)
+def fill_with_pending(
+    plan: I64,
+    attributes: I64,
+    presence: U8,
+    states: U8,
+    bounds: I64,
+    words: I64,
+    values: F64,
+    out: F32,
+    table: I64,
+    marks: I64,
+    shape: I64,
+    hashes: I64,
+    tags: I64,
+    picks: I64,
+    folded: U8,
+    numbers: I64,
+) -> int:
+    """Do as kernel.fill_vectors, and add to each profile the payments of the table that it does not contain.
+
+    folded[i] is 1 if entry i got any, else 0. Without marks of all that the mirror contains, no profile gets any:
+    numbers[IS_SURE] is 0 then.
+    """
+    entities = plan[HEAD.entity_count]
+    numbers[IS_SURE] = 0
+    if load_atomic(marks, MARK_SNAPSHOT_AT) >= numbers[SNAPSHOT]:
+        numbers[IS_SURE] = 1 if load_atomic(marks, MARK_UNSURE_UNTIL_AT) < numbers[NOW_MS] else 0
+    is_sure = numbers[IS_SURE] == 1
+    # Each bucket is elsewhere in memory. Reading all of them first lets the cache misses overlap.
+    touched = 0
+    if is_sure:
+        for item in range(len(attributes) * entities):
+            for choice in range(2):
+                touched |= table[_bucket_at(shape, hashes[item], choice)]
+    numbers[FOLDED] += touched & 0
+    for row in range(len(attributes)):
+        for entity in range(entities):
+            item = row * entities + entity
+            folded[item] = 0
+            if presence[item] == ABSENT:
+                clear_slots(plan, entity, values)
+                continue
+            if presence[item] == UNKNOWN:
+                clear(plan, entity, words)
+            else:
+                status = unpack(plan, entity, states, bounds[item], bounds[item + 1], words)
+                if status != OK:
+                    return int(status * STATUS_UNIT + item)
+            if is_sure and hashes[item] != 0:
+                found = _pending(
+                    table, marks, shape, plan, entity, hashes[item], tags[row], words, picks, numbers
+                )  # fmt: skip
+                for pick in range(found):
+                    update(plan, entity, words, PAYMENT, picks[pick, 1:], 1)
+                if found > 0:
+                    folded[item] = 1
+                    numbers[FOLDED] += found
+            roll_up(plan, entity, words, attributes[row], values)
+        assemble(plan, attributes[row], values, out[row])
+    return OK
+
+
+@compiled(makes_arrays=True)
+def fill_bound(frame_at: int, rows: int) -> int:
+    """Run `fill_with_pending` for the first `rows` payments, with the arrays of a frame."""
+    plan = carray(address(frame_at, SLOT.plan), size(frame_at, SLOT.plan), np.int64)
+    events_and_row = size(frame_at, SLOT.picks)
+    width = plan[HEAD.row_width] + 1
+    numbers = carray(address(frame_at, SLOT.numbers), size(frame_at, SLOT.numbers), np.int64)
+    numbers[FOLDED] = numbers[LEFT_OUT] = numbers[BROKEN] = 0
+    return fill_with_pending(
+        plan,
+        carray(address(frame_at, SLOT.attributes), (rows, plan[HEAD.row_width]), np.int64),
+        carray(address(frame_at, SLOT.presence), size(frame_at, SLOT.presence), np.uint8),
+        carray(address(frame_at, SLOT.states), size(frame_at, SLOT.states), np.uint8),
+        carray(address(frame_at, SLOT.bounds), size(frame_at, SLOT.bounds), np.int64),
+        carray(address(frame_at, SLOT.words), size(frame_at, SLOT.words), np.int64),
+        carray(address(frame_at, SLOT.values), size(frame_at, SLOT.values), np.float64),
+        carray(address(frame_at, SLOT.out), (rows, plan[HEAD.feature_count]), np.float32),
+        carray(address(frame_at, SLOT.table), size(frame_at, SLOT.table), np.int64),
+        carray(address(frame_at, SLOT.marks), size(frame_at, SLOT.marks), np.int64),
+        carray(address(frame_at, SLOT.shape), size(frame_at, SLOT.shape), np.int64),
+        carray(address(frame_at, SLOT.hashes), size(frame_at, SLOT.hashes), np.int64),
+        carray(address(frame_at, SLOT.tags), size(frame_at, SLOT.tags), np.int64),
+        carray(address(frame_at, SLOT.picks), (events_and_row // width, width), np.int64),
+        carray(address(frame_at, SLOT.folded), size(frame_at, SLOT.folded), np.uint8),
+        numbers,
+    )
+
+
+@compiled(makes_arrays=True)
+def add_bound(frame_at: int, rows: int, earliest_ms: int, latest_ms: int) -> None:
+    """Run `add_all` for the first `rows` payments of a frame, those of the last `fill_bound`."""
+    plan = carray(address(frame_at, SLOT.plan), size(frame_at, SLOT.plan), np.int64)
+    add_all(
+        carray(address(frame_at, SLOT.table), size(frame_at, SLOT.table), np.int64),
+        carray(address(frame_at, SLOT.shape), size(frame_at, SLOT.shape), np.int64),
+        carray(address(frame_at, SLOT.attributes), (rows, plan[HEAD.row_width]), np.int64),
+        carray(address(frame_at, SLOT.hashes), size(frame_at, SLOT.hashes), np.int64),
+        carray(address(frame_at, SLOT.tags), size(frame_at, SLOT.tags), np.int64),
+        carray(address(frame_at, SLOT.numbers), size(frame_at, SLOT.numbers), np.int64),
+        earliest_ms,
+        latest_ms,
+    )

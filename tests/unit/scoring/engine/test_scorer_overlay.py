@@ -1,0 +1,162 @@
+"""A scorer with an overlay: the next payment sees the one before, and the answers say when it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from paywarden.models.policy.policy import OVERLAY_ABSENT, Policy, PolicySettings
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
+from paywarden.scoring.engine.model_chain import ModelChain
+from paywarden.scoring.engine.scorer import ROWS_MAX, PaymentScorer
+from paywarden.scoring.metrics.model import ModelMetrics
+from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
+from paywarden.scoring.state.overlay import Overlay, OverlaySettings, monotonic_ms, prepare
+from paywarden.scoring.state.overlay_marks import OverlayMarks
+from tests.unit.scoring.engine.test_scorer import NOW_MS, PLAN, STRANGER, Host, answered, default_intake
+from tests.worlds import small_world
+from tests.worlds.payments import payments_of
+
+
+class OverlaidHost(Host):
+    """A host with an overlay. Its clock stands still; the marks say nothing of a mirror until they are opened."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.settings = OverlaySettings(
+            enabled=True, path=str(folder / "overlay"), payments_max=512, marks_max=512, lifetime_ms=10_000
+        )
+        self.clock_ms = monotonic_ms()
+        prepare(self.settings, PLAN)
+        self.fill({})
+        self.overlay = Overlay(self.settings, small_world.engine(), rows_max=ROWS_MAX, clock_ms=lambda: self.clock_ms)
+
+    def open_marks(self) -> OverlayMarks:
+        """The companion starts, and a lifetime passes."""
+        marks = OverlayMarks(self.settings, PLAN, self.mirror.path, clock_ms=lambda: self.clock_ms)
+        marks.open_mirror(1_000)
+        self.clock_ms += self.settings.lifetime_ms + 1
+        return marks
+
+    @property
+    def scorer(self) -> PaymentScorer:
+        if self._scorer is None:
+            manifest = self.bundle.manifest
+            self._scorer = PaymentScorer(
+                engine=small_world.engine(),
+                models=ModelChain((self.bundle,), metrics=ModelMetrics.declare(Registry())),
+                policy=Policy(PolicySettings(), review_at=manifest.review_at, decline_at=manifest.decline_at),
+                mirror=self.mirror,
+                outbox=self.outbox,
+                metrics=self.metrics,
+                overlay=self.overlay,
+            )
+        return self._scorer
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[OverlaidHost]:
+    made = OverlaidHost(tmp_path)
+    made.open_marks()
+    yield made
+    made.close()
+
+
+def payment(name: str, **changed: object) -> ScoreRequest:
+    request = ScoreRequest()
+    request.CopyFrom(STRANGER)
+    request.payment_id = name
+    for field, value in changed.items():
+        setattr(request, field, value)
+    return request
+
+
+def counts(host: OverlaidHost) -> list[float]:
+    """The number of the card's payments in the last hour, as each decision saw it."""
+    place = PLAN.names.index("card_count_1h")
+    return [float(np.frombuffer(entry.vector, dtype="<f4")[place]) for entry in host.outbox.entries]
+
+
+def test_the_next_payment_of_a_card_sees_those_before(host: OverlaidHost) -> None:
+    for number in range(3):
+        host.score(payment(f"p{number}"))
+    host.score(payment("other", card_id="somebody"))
+    assert counts(host) == [0, 1, 2, 0]
+
+
+def test_a_card_with_a_pending_payment_is_known(host: OverlaidHost) -> None:
+    assert list(host.score(payment("first")).flags) == ["unknown_card", "unknown_merchant"]
+    assert list(host.score(payment("second")).flags) == []
+
+
+def test_payments_of_one_call_do_not_see_each_other(host: OverlaidHost) -> None:
+    count = ROWS_MAX + 6
+    asked = payments_of([payment(f"p{number}") for number in range(count)], default_intake(), NOW_MS)
+    host.scorer.score_many(asked, NOW_MS, [range(count)])
+    assert counts(host) == [0] * count
+    host.score(payment("after"))
+    # The newest ones, as many as are added to one profile.
+    assert counts(host)[-1] == host.settings.events_max
+
+
+def test_a_payment_that_is_scored_twice_counts_once_and_never_for_itself(host: OverlaidHost) -> None:
+    for name in ("a", "a", "b"):
+        host.score(payment(name))
+    assert counts(host) == [0, 0, 1]
+
+
+def test_without_marks_answers_say_that_the_last_seconds_were_not_seen(tmp_path: Path) -> None:
+    host = OverlaidHost(tmp_path)
+    for name in ("first", "second"):
+        assert OVERLAY_ABSENT in host.score(payment(name)).flags
+    assert host.counted()[OVERLAY_ABSENT] == 2
+    # The companion comes: the payments before it are still there.
+    marks = host.open_marks()
+    host.clock_ms -= host.settings.lifetime_ms
+    assert host.scorer.open_mirror()
+    assert OVERLAY_ABSENT in host.score(payment("too early")).flags
+    host.clock_ms += host.settings.lifetime_ms
+    assert OVERLAY_ABSENT not in host.score(payment("third")).flags
+    marks.note_unnamed()
+    assert OVERLAY_ABSENT in host.score(payment("fourth")).flags
+    host.close()
+
+
+def test_a_mirror_that_somebody_else_wrote_is_not_trusted(tmp_path: Path) -> None:
+    host = OverlaidHost(tmp_path)
+    writer = MirrorWriter(MirrorSettings(path=host.mirror.path, size_mb=64))
+    marks = OverlayMarks(host.settings, PLAN, host.mirror.path, clock_ms=lambda: host.clock_ms)
+    marks.open_mirror(writer.newest_transaction())
+    host.clock_ms += host.settings.lifetime_ms + 1
+    # An older companion knows nothing of marks.
+    writer.apply({}, {0: 2}, NOW_MS)
+    newest = writer.newest_transaction()
+    writer.close()
+    assert OVERLAY_ABSENT in host.score(payment("first")).flags
+    marks.begin(newest)
+    assert OVERLAY_ABSENT not in host.score(payment("second")).flags
+    host.close()
+
+
+def test_a_damaged_profile_counts_as_none_beside_what_is_pending(tmp_path: Path) -> None:
+    host = OverlaidHost(tmp_path)
+    host.fill({b"card:nobody": b"\x05damaged"})
+    host.open_marks()
+    responses = [answered(host.scorer, payment(name)) for name in ("first", "second")]
+    assert all("profile_unreadable" in response.flags for response in responses)
+    assert counts(host) == [0, 1]
+    host.close()
+
+
+def test_without_an_overlay_nothing_is_opened_or_flagged(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    host.fill({})
+    response: ScoreResponse = host.score(payment("first"))
+    assert list(response.flags) == ["unknown_card", "unknown_merchant"]
+    assert host.scorer._mirror is not None
+    assert not host.scorer._mirror.notes_snapshot
+    host.close()

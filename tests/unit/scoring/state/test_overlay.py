@@ -1,0 +1,188 @@
+"""The overlay against its oracle, and what it does with tables that are full, torn, foreign or half written."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paywarden.schemas.errors import Misconfigured
+from paywarden.scoring.state import overlay_table as tables
+from paywarden.scoring.state.overlay import OverlaySettings, prepare
+from tests.worlds.overlay_world import OverlayWorld
+
+
+@contextmanager
+def made_world(seed: int = 1, **chosen: Any) -> Iterator[OverlayWorld]:
+    with TemporaryDirectory() as folder:
+        yield OverlayWorld(Path(folder), seed=seed, **chosen)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> OverlayWorld:
+    """A world whose marks are trusted: the first lifetime is over."""
+    made = OverlayWorld(tmp_path, seed=1)
+    made.now_ms += 2 * made.settings.lifetime_ms
+    return made
+
+
+def counted(world: OverlayWorld, name: str) -> int:
+    return sum(getattr(worker._metrics, name).value for worker in world.workers)
+
+
+@given(st.integers(0, 2**32))
+@settings(max_examples=12, deadline=None)
+def test_profile_with_pending_payments_has_the_oracles_bits(seed: int) -> None:
+    with made_world(seed) as world:
+        world.run(250)
+    assert world.wrong == 0
+
+
+def test_the_oracle_sees_payments_that_count_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    with made_world() as world:
+        monkeypatch.setattr(world.marks, "note", lambda _: None)
+        world.run(400)
+    assert world.wrong > 0
+
+
+def test_a_payment_sees_the_one_before_through_any_worker(world: OverlayWorld) -> None:
+    first = world.make()
+    world.answer(first, worker=0)
+    world.now_ms += 1
+    again = world.make()
+    world.payments[again].keys = world.payments[first].keys
+    for worker in range(len(world.workers)):
+        world.check(again, worker)
+    assert world.wrong == 0
+    assert counted(world, "folded") == 2 * len(list(filter(None, world.payments[first].keys)))
+
+
+def test_a_payment_is_gone_after_its_lifetime(world: OverlayWorld) -> None:
+    number = world.make()
+    world.answer(number, worker=0)
+    other = world.make()
+    world.payments[other].keys = world.payments[number].keys
+    world.now_ms += world.settings.lifetime_ms + 1
+    world.check(other, worker=1)
+    assert world.wrong == counted(world, "folded") == 0
+
+
+def test_a_full_table_is_counted_and_keeps_what_it_has(tmp_path: Path) -> None:
+    world = OverlayWorld(tmp_path, seed=1, payments_max=64)
+    world.now_ms += 2 * world.settings.lifetime_ms
+    made = world.payments[world.make()]
+    row = np.array([made.row], dtype=np.int64)
+    for number in range(70):
+        world.workers[number % 2].add(made.keys, [b"%d" % number], row, int(made.row[0]))
+    assert (counted(world, "added"), counted(world, "full")) == (64, 6)
+    world.now_ms += 2 * world.settings.lifetime_ms + 1
+    world.workers[0].add(made.keys, [b"later"], row, int(made.row[0]))
+    assert counted(world, "added") == 65
+
+
+def test_a_payment_of_another_time_is_not_added(world: OverlayWorld) -> None:
+    made = world.payments[world.make()]
+    row, far_ms = np.array([made.row], dtype=np.int64), 2 * world.settings.lifetime_ms
+    for now_ms in (made.row[0] - far_ms, made.row[0] + far_ms):
+        world.workers[0].add(made.keys, [made.name], row, int(now_ms))
+    assert (counted(world, "added"), counted(world, "untimely")) == (0, 2)
+
+
+def damage(world: OverlayWorld, change: Callable[[Any, int], None]) -> None:
+    """Change the row of the newest payment."""
+    table = world.workers[0]._table
+    assert table is not None
+    shape = world.workers[0]._shape
+    number = int(table[tables.NEXT_AT])
+    size = tables.ROW_HEAD + 2 * int(shape[0]) + int(shape[1])
+    at = tables.HEAD_SIZE + int(shape[tables.SHAPE_BUCKETS]) * tables.BUCKET_SIZE
+    change(table, at + (number - 1) % int(shape[tables.SHAPE_ROWS]) * size)
+
+
+def flip(table: Any, at: int) -> None:
+    table[at + tables.ROW_HEAD + 7] ^= 1 << 40
+
+
+def leave_half(table: Any, at: int) -> None:
+    table[at + tables.STATE] -= 1
+
+
+@pytest.mark.parametrize(("change", "broken"), [(flip, 1), (leave_half, 0)])
+def test_a_torn_row_is_seen_and_left_out(world: OverlayWorld, change: Callable[[Any, int], None], broken: int) -> None:
+    number = world.make()
+    world.answer(number, worker=0)
+    damage(world, change)
+    world.answered.clear()
+    other = world.make()
+    world.payments[other].keys = world.payments[number].keys
+    world.check(other, worker=1)
+    assert (world.wrong, counted(world, "folded"), counted(world, "broken") > 0) == (0, 0, broken)
+
+
+def test_a_table_of_another_catalogue_or_size_is_not_used(world: OverlayWorld) -> None:
+    path = Path(world.settings.path)
+    content = bytearray(path.read_bytes())
+    content[8 * tables.DIGEST_AT] ^= 1
+    path.write_bytes(content)
+    reader = world._reader()
+    with pytest.raises(AssertionError):
+        world._worker(reader)
+    prepare(world.settings, world.plan)
+    assert world._worker(reader).is_open
+
+
+def test_without_marks_nothing_is_pending(world: OverlayWorld, tmp_path: Path) -> None:
+    (tmp_path / "mirror" / "overlay-marks").unlink()
+    with pytest.raises(AssertionError):
+        world._worker(world._reader())
+
+
+def test_workers_killed_at_any_moment_leave_a_table_that_works(world: OverlayWorld) -> None:
+    made = [world.payments[world.make()] for _ in range(8)]
+    now_ms = int(made[0].row[0])
+    for _ in range(6):
+        reads, writes = os.pipe()
+        child = os.fork()
+        if child == 0:
+            count = 0
+            while True:
+                one = made[count % len(made)]
+                world.workers[0].add(one.keys, [b"%d" % count], np.array([one.row], dtype=np.int64), now_ms)
+                # The clock goes on, so that rows and slots are used again.
+                world.now_ms += 40
+                count += 1
+                if count == 300:
+                    os.write(writes, b"x")
+        assert os.read(reads, 1) == b"x"
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(reads)
+        os.close(writes)
+        world.now_ms += 100_000_000
+        world.answered.clear()
+        number = world.make()
+        world.answer(number, worker=1)
+        other = world.make()
+        world.payments[other].keys = world.payments[number].keys
+        world.check(other, worker=1)
+    assert world.wrong == 0
+    assert counted(world, "folded") >= 6 * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("lifetime_ms", 5), ("payments_max", 1), ("events_max", 0), ("events_max", 65), ("marks_max", 0)],
+)
+def test_wrong_settings_are_refused_by_name(name: str, value: int) -> None:
+    with pytest.raises(Misconfigured, match=rf"\[overlay\] {name}: wanted"):
+        replace(OverlaySettings(), **{name: value})  # type: ignore[arg-type]
