@@ -10,7 +10,7 @@ paywarden() {
     if [ -n "${PAYWARDEN:-}" ]; then
         (cd "$here/gateway" && $PAYWARDEN "$@")
     else
-        docker run --rm --network none --volume "$here/gateway:/work:ro" --workdir /work --user "$(id -u):$(id -g)" \
+        docker run --rm --network none --volume "$here/gateway:/gateway:ro" --workdir /gateway --user "$(id -u):$(id -g)" \
             "${PAYWARDEN_IMAGE:-paywarden:0.1.0}" "$@"
     fi
 }
@@ -33,7 +33,7 @@ if [ ! -e "$here/gateway/gateway.toml" ]; then
 fi
 paywarden gateway tokens > "$here/secrets/tokens"
 # `docker run` sees the folder under another name: the files of the configuration have the names that Envoy's container sees.
-paywarden gateway render --target envoy --elsewhere | sed "s#\"/work/#\"/etc/paywarden-gateway/#g; s#\"$here/gateway/#\"/etc/paywarden-gateway/#g" > "$here/gateway/envoy.json.new"
+paywarden gateway render --target envoy --elsewhere | sed "s#\"/gateway/#\"/etc/paywarden-gateway/#g; s#\"$here/gateway/#\"/etc/paywarden-gateway/#g" > "$here/gateway/envoy.json.new"
 mv "$here/gateway/envoy.json.new" "$here/gateway/envoy.json"
 # Grafana's container has a user of its own. The folder keeps others on this machine out.
 chmod 0644 "$here/secrets/grafana_password"
