@@ -26,7 +26,7 @@ from paywarden.schemas.settings import read_source
 from paywarden.streams.kafka.client import KafkaSettings
 from tests.services.deployment import Deployment
 from tests.services.made_once import made_once
-from tests.services.processes import is_ready, post, wait_for_listener, wait_until
+from tests.services.processes import is_ready, post, samples, wait_for_listener, wait_until
 from tests.worlds import small_world
 from tests.worlds.topics import Topics
 
@@ -84,6 +84,8 @@ def test_a_shadow_host_decides_as_a_worker_of_its_own_catalogue_would_beside_the
 ) -> None:
     deployment.bundle.symlink_to(small_world.trained_bundle())
     deployment.configure("companion", "fill_from_store = false\n")
+    deployment.configure("serve", f'runtime = "{deployment.folder / "serve"}"\n')
+    deployment.configure("rollout", f'log = "{deployment.folder / "rollouts.jsonl"}"\n')
     deployment.configure(
         "shadow",
         "batch_wait_ms = 1\ncpu_share_max = 1.0\npriority = 'normal'\n"
@@ -139,3 +141,20 @@ def test_a_shadow_host_decides_as_a_worker_of_its_own_catalogue_would_beside_the
         return int(found[0]["comparison"]["payments"]) if found else 0
 
     wait_until(lambda: compared() >= len(pairs), "the report has all pairs, whose decisions are shipped", every_s=0.5)
+
+    # A rollout that begins in the shadow is one more challenger, until somebody ends it.
+    begin = ("--champion", str(deployment.bundle), "--candidate", str(small_world.other_bundle()), "--name", "r-1")
+    assert deployment.run("rollout", "start", "--shadow", *begin, "--why", "a test").returncode == 0
+    leader = deployment.start("rollout", "lead", "--look-every", "0.5")
+
+    def tried() -> set[str]:
+        pay()
+        pairs = shadow_tables(source, None, None, None)[0].to_pylist()
+        return {pair["challenger_bundle_digest"] for pair in pairs if pair["challenger"] == "r-1"}
+
+    wait_until(lambda: tried() == {read_manifest(small_world.other_bundle()).digest}, "r-1 is tried", every_s=0.2)
+    gauge = ("paywarden_shadow_up", "r-1")
+    assert samples(shadow)[gauge] == 1
+    assert deployment.run("rollout", "abort", "--why", "enough").returncode == 0
+    wait_until(lambda: gauge not in samples(shadow), "nobody tries r-1 any more")
+    assert leader.process.wait(60) == 0
