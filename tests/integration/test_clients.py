@@ -262,6 +262,14 @@ def test_a_payment_that_was_sent_is_never_sent_to_another_host(driver: Driver) -
     assert len(sent[0] | sent[1]) == 8
 
 
+def test_a_host_may_have_a_name_with_several_addresses(driver: Driver) -> None:
+    with ScriptedHost("say_close") as host:
+        # Where the name is an address of IPv6, too, nobody listens there.
+        make(driver, host, urls=[f"http://localhost:{host.port}"])
+        assert [score(driver, f"p-{number}")["outcome"] for number in range(4)] == ["answered"] * 4
+    assert {request.headers["host"] for request in host.requests} == {f"localhost:{host.port}"}
+
+
 # Reconciliation, shadow, close
 
 

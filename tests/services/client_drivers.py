@@ -25,6 +25,7 @@ from tests.services.missing_tools import NODE
 CLIENTS = CHECKOUT / "ops" / "clients"
 _ANSWER_TIMEOUT_S = 120.0
 _BUILD_TIMEOUT_S = 600.0
+_NODE_MIN = 20
 
 
 def _python(kind: str) -> Sequence[str]:
@@ -72,8 +73,11 @@ def _node_modules() -> Path:
 
 
 def _node_program(name: str) -> str:
-    found = shutil.which(name)
-    if found is None or shutil.which("npm") is None:
+    found, node = shutil.which(name), shutil.which("node")
+    if found is None or node is None or shutil.which("npm") is None:
+        raise ServiceMissing(NODE.reason)
+    version = subprocess.run([node, "--version"], capture_output=True, text=True, check=True).stdout
+    if int(version.removeprefix("v").partition(".")[0]) < _NODE_MIN:
         raise ServiceMissing(NODE.reason)
     return found
 

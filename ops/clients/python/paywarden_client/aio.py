@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 from .answers import BUSY, CLOSED, FAILED, LATE, Decision
 from .attempts import BROKEN, REFUSED
 from .calls import SHADOW, Call, Core, Met
-from .connections import Address, literal, resolve
+from .connections import Address, Addresses, literal, resolve
 from .errors import PaywardenError, WrongRequest
 from .http1 import AnswerError, AnswerReader
 from .payments import Payment
@@ -83,22 +83,15 @@ class _Host:
         self._free_count = int(settings.connections_max)
         self._kept: list[_Connection] = []
         self._waiting: deque[asyncio.Future[bool]] = deque()
-        self._next_address = 0
-        self._addresses: list[Address] = literal(target)
-        self.is_named = not self._addresses
+        self.addresses = Addresses()
+        self.addresses.set(literal(target))
+        self.is_named = not self.addresses
         self.resolved: asyncio.Future[None] | None = None
 
     def set_addresses(self, addresses: list[Address]) -> None:
-        if addresses:
-            self._addresses = addresses
-            if self.resolved is not None and not self.resolved.done():
-                self.resolved.set_result(None)
-
-    def next_address(self) -> Address | None:
-        if not self._addresses:
-            return None
-        self._next_address += 1
-        return self._addresses[self._next_address % len(self._addresses)]
+        self.addresses.set(addresses)
+        if addresses and self.resolved is not None and not self.resolved.done():
+            self.resolved.set_result(None)
 
     def take_kept(self) -> _Connection | None:
         """Returns a kept connection that can be used."""
@@ -292,17 +285,22 @@ class AsyncClient:
 
     async def _make(self, host: _Host) -> _Connection:
         """Raises OSError, _NoConnection."""
-        address = host.next_address()
-        if address is None and host.resolved is not None:
+        if not host.addresses and host.resolved is not None:
             await asyncio.shield(host.resolved)
-            address = host.next_address()
-        if address is None:
+        if not host.addresses:
             raise _NoConnection
+        address = host.addresses.take(time.monotonic())
         name, port = cast(tuple[str, int], address[1][:2])
         tls = self._tls if host.target.is_tls else None
-        _, connection = await asyncio.get_running_loop().create_connection(
-            _Connection, name, port, family=address[0], ssl=tls, server_hostname=host.target.host if tls else None
-        )
+        server_name = host.target.host if tls else None
+        try:
+            _, connection = await asyncio.get_running_loop().create_connection(
+                _Connection, name, port, family=address[0], ssl=tls, server_hostname=server_name
+            )
+        except (OSError, asyncio.CancelledError):
+            # Cancelled: it took longer than it may.
+            host.addresses.failed(address, time.monotonic())
+            raise
         return connection
 
     # In the background

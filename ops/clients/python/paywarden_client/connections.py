@@ -13,10 +13,14 @@ import threading
 import time
 from collections.abc import Sequence
 
+from .attempts import AVOID_MS
 from .http1 import AnswerReader
 from .settings import ClientSettings, Target
 
+AVOID_S = AVOID_MS / 1000.0
 _RECEIVE_BYTES = 64 * 1024
+# Addresses that are remembered as failed. A name has a few.
+_FAILED_MAX = 64
 Address = tuple[socket.AddressFamily, tuple[object, ...]]
 
 
@@ -30,6 +34,39 @@ class NoConnection(Exception):
 
 class NoneFree(Exception):
     """All connections were in use until the deadline."""
+
+
+class Addresses:
+    """The addresses of a host's name, in turn. One that could not be reached is left out for a second."""
+
+    def __init__(self) -> None:
+        self._all: Sequence[Address] = ()
+        self._next = 0
+        self._failed_s: dict[Address, float] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._all)
+
+    def set(self, addresses: Sequence[Address]) -> None:
+        """Take what the name means now. Without any, the earlier ones stay."""
+        if addresses:
+            self._all = addresses
+
+    def take(self, now_s: float) -> Address:
+        """Returns the next address; one that failed if all have."""
+        addresses, first = self._all, self._next + 1
+        for self._next in range(first, first + len(addresses)):
+            address = addresses[self._next % len(addresses)]
+            if now_s - self._failed_s.get(address, -AVOID_S) >= AVOID_S:
+                return address
+        self._next = first
+        return addresses[first % len(addresses)]
+
+    def failed(self, address: Address, now_s: float) -> None:
+        """Note that no connection could be made."""
+        if len(self._failed_s) >= _FAILED_MAX:
+            self._failed_s.clear()
+        self._failed_s[address] = now_s
 
 
 class Connection:
@@ -134,14 +171,13 @@ class HostConnections:
         self._changed = threading.Condition(threading.Lock())
         self._waiting = 0
         self._is_closed = False
-        self._addresses: Sequence[Address] = ()
-        self._next_address = 0
+        self._addresses = Addresses()
         self._resolved = threading.Event()
 
     def set_addresses(self, addresses: Sequence[Address]) -> None:
         """Take the addresses of the host's name. Without any, the earlier ones stay."""
+        self._addresses.set(addresses)
         if addresses:
-            self._addresses = addresses
             self._resolved.set()
 
     def take(self, deadline_s: float, *, fresh: bool = False) -> Connection:
@@ -218,9 +254,19 @@ class HostConnections:
         if not self._resolved.is_set() and not self._resolved.wait(min(deadline_s - time.monotonic(), self._connect_s)):
             raise NoConnection if time.monotonic() < deadline_s else DeadlinePassed
         until_s = min(time.monotonic() + self._connect_s, deadline_s)
-        addresses = self._addresses
-        family, address = addresses[self._next_address % len(addresses)]
-        self._next_address += 1
+        to = self._addresses.take(time.monotonic())
+        try:
+            return self._connect_to(to, until_s)
+        except OSError as error:
+            now_s = time.monotonic()
+            self._addresses.failed(to, now_s)
+            if isinstance(error, TimeoutError) and now_s >= deadline_s:
+                raise DeadlinePassed from None
+            raise NoConnection from None
+
+    def _connect_to(self, to: Address, until_s: float) -> socket.socket:
+        """Raises OSError; TimeoutError when `until_s` has passed."""
+        family, address = to
         connecting = socket.socket(family, socket.SOCK_STREAM)
         try:
             connecting.setblocking(False)
@@ -232,19 +278,13 @@ class HostConnections:
                 if not waiter.can_write(until_s - time.monotonic()):
                     raise TimeoutError from None
                 if connecting.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-                    raise NoConnection from None
+                    raise ConnectionRefusedError from None
             if self._tls is None:
                 return connecting
             connecting = wrapped = self._tls.wrap_socket(
                 connecting, server_hostname=self.target.host, do_handshake_on_connect=False
             )
             _shake_hands(wrapped, waiter, until_s)
-        except TimeoutError:
-            connecting.close()
-            raise NoConnection if time.monotonic() < deadline_s else DeadlinePassed from None
-        except OSError:
-            connecting.close()
-            raise NoConnection from None
         except BaseException:
             connecting.close()
             raise

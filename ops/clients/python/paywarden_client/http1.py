@@ -146,5 +146,7 @@ class AnswerReader:
         end = rest.find(b"\r\n\r\n")
         if len(rest) > HEAD_BYTES_MAX:
             raise AnswerError("the trailers are too large")
+        if end < 0:
+            return False
         self.keeps = self.keeps and end + 4 == len(rest)
-        return end >= 0
+        return True

@@ -5,6 +5,7 @@ import { connect as connectTcp, type Socket } from "node:net";
 import { performance } from "node:perf_hooks";
 import { connect as connectTls } from "node:tls";
 
+import { AVOID_MS } from "./attempts.js";
 import { AnswerReader } from "./http1.js";
 import type { CheckedSettings, Target } from "./settings.js";
 
@@ -71,6 +72,8 @@ export class HostConnections {
   private freeCount: number;
   private addresses: string[] = [];
   private nextAddress = 0;
+  // When an address could not be reached. One is left out for a second.
+  private readonly failedMs = new Map<string, number>();
   private resolving: Promise<void> | undefined;
   private resolvedMs = -Infinity;
   private isClosed = false;
@@ -138,11 +141,10 @@ export class HostConnections {
     const untilMs = Math.min(performance.now() + this.settings.connectTimeoutMs, deadlineMs);
     this.resolveSometimes();
     if (this.addresses.length === 0) await this.resolvedBy(untilMs);
-    const { addresses, target } = this;
-    this.nextAddress += 1;
-    const address = addresses[this.nextAddress % Math.max(addresses.length, 1)];
-    const made = address === undefined ? undefined : await this.make(address, target, untilMs);
+    const address = this.takeAddress();
+    const made = address === undefined ? undefined : await this.make(address, this.target, untilMs);
     if (made !== undefined) return made;
+    if (address !== undefined) this.failedMs.set(address, performance.now());
     this.resolvedMs = -Infinity;
     return performance.now() < deadlineMs ? "refused" : "late";
   }
@@ -150,6 +152,21 @@ export class HostConnections {
   close(): void {
     this.isClosed = true;
     for (const connection of this.kept.splice(0)) connection.close();
+  }
+
+  /** Returns the next address; one that failed if all have. */
+  private takeAddress(): string | undefined {
+    const { addresses } = this;
+    const nowMs = performance.now();
+    const first = this.nextAddress + 1;
+    for (let next = first; next < first + addresses.length; next += 1) {
+      const address = addresses[next % addresses.length];
+      if (address === undefined || nowMs - (this.failedMs.get(address) ?? -Infinity) < AVOID_MS) continue;
+      this.nextAddress = next;
+      return address;
+    }
+    this.nextAddress = first;
+    return addresses[first % addresses.length];
   }
 
   private make(address: string, target: Target, untilMs: number): Promise<Connection | undefined> {
@@ -189,6 +206,9 @@ export class HostConnections {
     this.resolving = lookup(this.target.host, { all: true })
       .then((found) => {
         if (found.length > 0) this.addresses = found.map(({ address }) => address);
+        for (const address of this.failedMs.keys()) {
+          if (!this.addresses.includes(address)) this.failedMs.delete(address);
+        }
       })
       .catch(() => undefined)
       .finally(() => {

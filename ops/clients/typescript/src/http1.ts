@@ -128,7 +128,8 @@ export class AnswerReader {
     }
     const end = rest.indexOf("\r\n\r\n");
     if (rest.length > HEAD_BYTES_MAX) throw new AnswerError("the trailers are too large");
+    if (end < 0) return false;
     this.keeps &&= end + 4 === rest.length;
-    return end >= 0;
+    return true;
   }
 }
