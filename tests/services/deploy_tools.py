@@ -79,6 +79,7 @@ def _build_compose(target: Path) -> None:
     (target / "main.go").write_text(_MAIN, encoding="utf-8")
     _go("mod", "init", "paywarden-compose", cwd=target)
     _go("get", f"github.com/compose-spec/compose-go/v2@{_COMPOSE_VERSION}", cwd=target)
+    _go("mod", "tidy", cwd=target)
     _go("build", "-o", "paywarden-compose", ".", cwd=target)
 
 
