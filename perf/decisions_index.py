@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 
 from paywarden.streams.decision_index.database import Database, DuckDbDatabase, PostgresDatabase
+from paywarden.streams.decision_index.filler import FILL_TIDY_KEYS
 from paywarden.streams.decision_index.index import HOUR_MS, DecisionIndex
 from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewSettings
 from paywarden.streams.decision_index.search import ACTIONS, Search, key_hash, score_key
@@ -191,9 +192,11 @@ def measure(index: DecisionIndex, rows: int, count: int) -> dict[str, float]:
 def races(database: Database, count: int) -> dict[str, float]:
     """Let four analysts race for each of `count` payments; returns how many were held by two."""
     queue, now_ms = ReviewQueue(database, ReviewSettings(second_share=0.0)), START_MS
+    run = time.time_ns()
+    names = [f"{run}-{number}" for number in range(count)]
     asked: list[dict[str, Any]] = [
-        {"decision_id": f"r{n}", "decided_time_ms": now_ms, "payment_id": f"r{n}", "score": 0.5, "action": "review"}
-        for n in range(count)
+        {"decision_id": name, "decided_time_ms": now_ms, "payment_id": name, "score": 0.5, "action": "review"}
+        for name in names
     ]
     with database.transaction() as transaction:
         queue.add_decisions(transaction, asked, [1] * count)
@@ -211,7 +214,7 @@ def races(database: Database, count: int) -> dict[str, float]:
     with ThreadPoolExecutor(4) as pool:
         held = [payment for of_one in pool.map(race, "abcd") for payment in of_one]
     took_s = time.perf_counter() - began
-    assert sorted(set(held)) == sorted(each["payment_id"] for each in asked)
+    assert set(held) == set(names)
     return {"races": count, "held_twice": len(held) - len(set(held)), "verdicts_per_second": count / took_s}
 
 
@@ -238,7 +241,7 @@ def main() -> None:
             world, began = World(arguments.rows), time.perf_counter()
             for first in range(0, arguments.rows, _CHUNK):
                 world.add(database, first, min(_CHUNK, arguments.rows - first))
-                database.tidy(at_least=2_000_000)
+                database.tidy(at_least=FILL_TIDY_KEYS)
             database.tidy(at_least=1)
             figures["rows_per_second"] = arguments.rows / (time.perf_counter() - began)
         if path.exists():

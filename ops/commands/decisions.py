@@ -93,7 +93,7 @@ def index(source: Source, archive: Path | None, rebuild: bool, follow: bool, as_
 
     A verdict that has not reached its topic yet is sent.
     """
-    from paywarden.streams.decision_index.filler import fill_from_archive
+    from paywarden.streams.decision_index.filler import FILL_TIDY_KEYS, fill_from_archive
 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -107,8 +107,10 @@ def index(source: Source, archive: Path | None, rebuild: bool, follow: bool, as_
         with closing(filler):
             while not stop.is_set() and not filler.state.is_caught_up:
                 filler.step()
+                found.database.tidy(at_least=FILL_TIDY_KEYS)
             sender.step()
-            found.database.tidy(at_least=1)
+            filler.expire()
+            found.database.merge()
             _tell(found, as_json=as_json)
             if follow and not stop.is_set():
                 sending = threading.Thread(target=sender.run, args=(stop,), name="verdict-sender")

@@ -9,7 +9,8 @@ whole when its `with` block ends, or not at all.
 
 DuckDB has no index that stays small: a table of keys in order of their hashes does the same, since the smallest and the
 largest value of each 122,880 rows are known. New keys gather in a table of their own (`keys_tail`) until they are worth
-sorting; `tidy` sorts them. PostgreSQL has B-trees, and `tidy` does nothing.
+sorting. `tidy` sorts them into a run of their own, and `merge` makes one of many runs. PostgreSQL has B-trees, and both
+do nothing.
 """
 
 from __future__ import annotations
@@ -31,9 +32,19 @@ if TYPE_CHECKING:
 Rows = list[tuple[Any, ...]]
 # DuckDB looks up decisions together that are at most this far apart: as a rule they are in one group of rows.
 _NEAR_MS = 3_600_000
+# A search reads one or two groups of rows of each run of sorted keys.
+_RUNS_MAX = 32
 FORMAT = "1"
 """Of the tables. Another format is rebuilt from the topics."""
 
+_TIMES = {
+    "decisions": "decided_time_ms",
+    "bodies": "decided_time_ms",
+    "keys": "decided_time_ms",
+    "reviews": "decided_time_ms",
+    "outcomes": "outcome_time_ms",
+}
+_PARTS = ("sorted", "tail")
 _DECISIONS = """
     decided_time_ms BIGINT NOT NULL, payment_hash BIGINT NOT NULL, decision_id TEXT NOT NULL, payment_id TEXT NOT NULL,
     event_time_ms BIGINT NOT NULL, card_id TEXT NOT NULL, merchant_id TEXT NOT NULL, device_id TEXT NOT NULL,
@@ -99,6 +110,12 @@ class Database(Protocol):
 
     def tidy(self, *, at_least: int) -> None:
         """Puts in order what came since the last call, if it is `at_least` so many keys."""
+
+    def tables_by_time(self) -> dict[str, str]:
+        """Returns the tables whose rows have an age, each with the column of its time."""
+
+    def merge(self) -> None:
+        """Puts everything in one order, if many calls of `tidy` have left many. Others wait for minutes meanwhile."""
 
     def drop_decisions(self, transaction: Transaction) -> None:
         """Empties everything that comes from the topics `decisions` and `outcomes`."""
@@ -175,22 +192,47 @@ class DuckDbDatabase:
             groups[-1].append(place)
         return " UNION ALL ".join(f"{select} WHERE {_near(group)}" for group in groups)
 
+    def tables_by_time(self) -> dict[str, str]:
+        """See Database."""
+        both = {f"{table}_{part}": column for table, column in _TIMES.items() if table in _TAILS for part in _PARTS}
+        return both | {table: column for table, column in _TIMES.items() if table not in _TAILS}
+
+    def merge(self) -> None:
+        """See Database. The tables need room for a second copy meanwhile."""
+        self.tidy(at_least=1)
+        with self.transaction() as transaction:
+            ((count,),) = transaction.execute("SELECT count(*) FROM runs")
+            if count <= _RUNS_MAX:
+                return
+            for table, order in _SORTED.items():
+                transaction.execute(
+                    f"CREATE OR REPLACE TABLE {table}_sorted AS SELECT * FROM {table}_sorted ORDER BY {order}"
+                )
+            transaction.execute("DELETE FROM runs")
+
     def tidy(self, *, at_least: int) -> None:
-        """See Database. Sorted keys are as many as fill whole groups of rows."""
-        for table, columns, order in (
-            ("keys", _names(_KEYS), "hash, decided_time_ms DESC"),
-            ("outcomes", _names(_OUTCOMES), "payment_hash, outcome_time_ms"),
-        ):
+        """See Database."""
+        for table, order in _SORTED.items():
             with self.transaction() as transaction:
                 ((count,),) = transaction.execute(f"SELECT count(*) FROM {table}_tail")
                 if count < max(1, at_least):
                     continue
-                transaction.execute(f"INSERT INTO {table}_sorted SELECT {columns} FROM {table}_tail ORDER BY {order}")
+                transaction.execute(f"INSERT INTO {table}_sorted SELECT * FROM {table}_tail ORDER BY {order}")
                 transaction.execute(f"DELETE FROM {table}_tail")
+                transaction.execute("INSERT INTO runs VALUES (?, ?)", (table, count))
 
     def drop_decisions(self, transaction: Transaction) -> None:
         """See Database."""
-        for table in ("decisions", "bodies", "keys_tail", "keys_sorted", "outcomes_tail", "outcomes_sorted", "hours"):
+        for table in (
+            "decisions",
+            "bodies",
+            "keys_tail",
+            "keys_sorted",
+            "outcomes_tail",
+            "outcomes_sorted",
+            "hours",
+            "runs",
+        ):
             transaction.execute(f"DELETE FROM {table}")
 
     def close(self) -> None:
@@ -228,6 +270,7 @@ def _near(places: Sequence[Place]) -> str:
     return f"decided_time_ms {times} AND payment_hash IN ({hashes})"
 
 
+_SORTED = {"keys": "hash, decided_time_ms DESC", "outcomes": "payment_hash, outcome_time_ms"}
 _TAILS = {"keys": "keys_tail", "outcomes": "outcomes_tail"}
 
 
@@ -238,6 +281,8 @@ def _arrow(values: Sequence[Any]) -> Any:
 
 
 def _duckdb_tables() -> Iterator[str]:
+    # How many keys or outcomes were sorted together.
+    yield "CREATE TABLE IF NOT EXISTS runs (table_name TEXT NOT NULL, count BIGINT NOT NULL)"
     yield f"CREATE TABLE IF NOT EXISTS decisions ({_DECISIONS})"
     yield f"CREATE TABLE IF NOT EXISTS bodies ({_BODIES.format(blob='BLOB')})"
     for table, columns in (("keys", _KEYS), ("outcomes", _OUTCOMES)):
@@ -321,6 +366,13 @@ class PostgresDatabase:
         pairs = ", ".join(f"({place.time_ms}, {place.payment_hash})" for place in places)
         return f"{select} WHERE (decided_time_ms, payment_hash) IN ({pairs})"
 
+    def tables_by_time(self) -> dict[str, str]:
+        """See Database."""
+        return dict(_TIMES)
+
+    def merge(self) -> None:
+        """See Database."""
+
     def tidy(self, *, at_least: int) -> None:
         """See Database."""
 
@@ -358,9 +410,11 @@ class _PostgresTransaction:
             cursor.execute(f"INSERT INTO {table} ({names}) SELECT {names} FROM added_{table} ON CONFLICT DO NOTHING")
 
 
-def _listed(values: Sequence[Any]) -> list[Any]:
+def _listed(values: Any) -> list[Any]:
     """Returns values for PostgreSQL, whose texts cannot hold the character 0."""
-    return [value.replace("\0", "") if isinstance(value, str) else value for value in values]
+    listed = values.to_pylist() if hasattr(values, "to_pylist") else values
+    listed = listed.tolist() if hasattr(listed, "tolist") else listed
+    return [value.replace("\0", "") if isinstance(value, str) else value for value in listed]
 
 
 def _postgres_tables() -> Iterator[str]:
@@ -382,10 +436,6 @@ def _check_format(transaction: Transaction, where: str) -> None:
     ((found,),) = transaction.execute("SELECT value FROM facts WHERE name = ?", ("format",))
     if found != FORMAT:
         raise Misconfigured(f"the index in {where} has format {found}, wanted {FORMAT}: another release made it")
-
-
-def _names(columns: str) -> str:
-    return ", ".join(column.split()[0] for column in columns.split(","))
 
 
 def _first_line(error: Exception) -> str:

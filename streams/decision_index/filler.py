@@ -29,7 +29,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds, SchemaIds, topic_schema
 from paywarden.schemas.errors import BrokerUnavailable, InvalidEvent, Misconfigured, PaywardenError, TemporaryFailure
 from paywarden.streams.archive.files import read_parts
-from paywarden.streams.decision_index.index import DecisionIndex, SourcePlace, Stored
+from paywarden.streams.decision_index.index import HOUR_MS, DecisionIndex, SourcePlace, Stored
 from paywarden.streams.decision_index.reviews import ReviewQueue, Verdict
 from paywarden.streams.kafka.admin import watermarks
 from paywarden.streams.kafka.client import reason_of
@@ -44,6 +44,8 @@ TOPICS = ("decisions", "outcomes", "verdicts")
 BATCH_RECORDS = 5_000
 # Keys that wait unsorted. A search reads all of them; 2 million take DuckDB some 10 ms.
 TIDY_KEYS = 2_000_000
+# While an index is filled from the beginning nobody searches much, and longer runs make later searches faster.
+FILL_TIDY_KEYS = 20_000_000
 VERDICTS_TOPIC = "verdicts"
 _SEND_BATCH, _SEND_TIMEOUT_S = 500, 30.0
 _log = logging.getLogger(__name__)
@@ -82,7 +84,10 @@ class IndexFiller:
         ids: SchemaIds,
         *,
         now_ms: Callable[[], int],
+        keep_ms: int = 400 * 86_400_000,
     ) -> None:
+        """`keep_ms`: what is older leaves the index."""
+        self._keep_ms, self._expired_at_ms = keep_ms, 0
         self._index, self._queue, self._clients, self._now_ms = index, queue, clients, now_ms
         self._decoders = {clients.topic(name): (name, Decoder(name, ids)) for name in TOPICS}
         self._places: dict[tuple[str, int], SourcePlace] = {}
@@ -121,11 +126,19 @@ class IndexFiller:
         while not stop.is_set():
             try:
                 self.step()
+                self.expire()
                 self._index.database.tidy(at_least=TIDY_KEYS)
             except PaywardenError as error:
                 _log.warning("index of decisions: %s", error)
                 stop.wait(retry_s)
         self.close()
+
+    def expire(self) -> None:
+        """Takes out what is too old, at most once in an hour."""
+        now_ms = self._now_ms()
+        if now_ms - self._expired_at_ms >= HOUR_MS:
+            self._index.expire(now_ms - self._keep_ms)
+            self._expired_at_ms = now_ms
 
     def close(self) -> None:
         """Closes the consumer. Another `step` opens it again."""
@@ -314,7 +327,7 @@ def fill_from_archive(
             known[part.partition] = place
             added += len(rows)
             progress(len(rows))
-            index.database.tidy(at_least=TIDY_KEYS)
+            index.database.tidy(at_least=FILL_TIDY_KEYS)
     index.database.tidy(at_least=1)
     return added
 

@@ -186,6 +186,15 @@ class DecisionIndex:
             (place.topic, place.partition, place.next_offset, place.topic_id, place.missing, place.newest_ms),
         )
 
+    def expire(self, before_ms: int) -> None:
+        """Takes out decisions, reviews and sent verdicts that are older than a time, and outcomes told before it."""
+        tables = self.database.tables_by_time()
+        with self.database.transaction() as transaction:
+            for table, column in tables.items():
+                transaction.execute(f"DELETE FROM {table} WHERE {column} < ?", (before_ms,))
+            transaction.execute("DELETE FROM verdicts WHERE time_ms < ? AND is_sent", (before_ms,))
+            transaction.execute("DELETE FROM hours WHERE hour < ?", (before_ms // HOUR_MS,))
+
     def empty(self) -> None:
         """Takes everything out that the topics have. Claims and verdicts stay."""
         with self.database.transaction() as transaction:
@@ -213,13 +222,11 @@ class DecisionIndex:
             if keys:
                 sql, values = _by_keys(keys)
             else:
-                sql, values = "SELECT decided_time_ms, payment_hash FROM decisions k WHERE true", []
+                sql, values = "SELECT k.decided_time_ms, k.payment_hash FROM decisions k WHERE true", []
                 looked_from_ms = self._scan_from(transaction, search, after)
             sql += _residual(search, after, looked_from_ms, values)
-            # A repeated decision has the place of the first: one place more tells whether there is a next page.
-            sql = f"SELECT DISTINCT decided_time_ms, payment_hash FROM ({sql}) AS places"
-            sql += f" ORDER BY decided_time_ms DESC, payment_hash DESC LIMIT {count + 1}"
-            places = [Place(*row) for row in transaction.execute(sql, values)]
+            # One place more tells whether there is a next page.
+            places = _distinct_places(transaction, sql, values, count + 1)
             rows = self._rows_at(transaction, places[:count])
         # Another decision about the same payment in the same millisecond comes along: it must meet the search, too.
         rows = [row for row in rows if _fits(row, search)]
@@ -306,6 +313,21 @@ class DecisionIndex:
         known = _newest_outcomes(transaction, {row[1] for row in found.values()})
         rows = [_row_of(row, known.get(row[1])) for row in found.values()]
         return sorted(rows, key=lambda row: (row.place, row.decision_id), reverse=True)
+
+
+def _distinct_places(transaction: Transaction, sql: str, values: Sequence[Any], count: int) -> list[Place]:
+    """Returns the first `count` places of a query, the newest first.
+
+    A repeated decision has the place of the first. DISTINCT would read all of them, and not only the newest.
+    """
+    limit = count
+    while True:
+        limited = f"{sql} ORDER BY k.decided_time_ms DESC, k.payment_hash DESC LIMIT {limit}"
+        rows = transaction.execute(limited, values)
+        places = [Place(*row) for row in dict.fromkeys(rows)]
+        if len(places) >= count or len(rows) < limit:
+            return places[:count]
+        limit *= 2
 
 
 def _by_keys(keys: Sequence[tuple[int, ...]]) -> tuple[str, list[Any]]:

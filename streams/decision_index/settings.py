@@ -8,7 +8,7 @@ from paywarden.schemas.errors import Misconfigured
 from paywarden.streams.decision_index.reviews import ReviewSettings
 
 _MINUTE_MS, _DAY_MS = 60_000, 86_400_000
-_LEAST = {"memory_mb": 64, "threads": 1, "timeout_ms": 100, "claim_minutes": 1, "review_days": 1}
+_LEAST = {"memory_mb": 64, "threads": 1, "timeout_ms": 100, "claim_minutes": 1, "review_days": 1, "keep_days": 1}
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class DecisionIndexSettings:
     claim_minutes: int = 15
     # The share of reviewed payments that a second analyst reviews, too.
     second_review_share: float = 0.05
+    # Older decisions leave the index.
+    keep_days: int = 400
     # An older payment leaves the review queue.
     review_days: int = 7
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -165,6 +166,31 @@ def test_the_page_of_one_has_body_neighbours_and_the_newest_outcome(index: Decis
     assert [each.payment_id for each in shared["card_id"].frauds] == ["p93"]
     assert shared["merchant_id"].fraud_count == 0
     assert shared["card_id"].decisions == len(plainly(Search(card_id=row.card_id)))
+
+
+def test_many_runs_of_sorted_keys_are_merged_into_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paywarden.streams.decision_index.database._RUNS_MAX", 2)
+    database = DuckDbDatabase(tmp_path / "index.duckdb")
+    index = DecisionIndex(database)
+    for first in range(0, 300, 60):
+        add(index, DECISIONS[first : first + 60])
+        database.tidy(at_least=1)
+    database.merge()
+    with database.reading() as transaction:
+        assert transaction.execute("SELECT count(*) FROM runs") == [(0,)]
+        hashes = [hash_ for (hash_,) in transaction.execute("SELECT hash FROM keys_sorted")]
+    assert hashes == sorted(hashes)
+    assert [row.decision_id for row in pages(index, Search(card_id="c1"), 7)] == plainly(Search(card_id="c1"))
+    database.close()
+
+
+def test_what_is_too_old_leaves_the_index(index: DecisionIndex) -> None:
+    times = sorted(each["decided_time_ms"] for each in DECISIONS)
+    index.expire(times[150])
+    rows = pages(index, Search(), 100)
+    assert {row.decided_time_ms for row in rows} == {time_ms for time_ms in times if time_ms >= times[150]}
+    old = [row for row in pages(index, Search(card_id="c1"), 100) if row.decided_time_ms < times[150]]
+    assert old == []
 
 
 def test_emptying_takes_decisions_and_keeps_verdicts(index: DecisionIndex) -> None:
