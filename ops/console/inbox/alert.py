@@ -230,8 +230,8 @@ def _decisions_link(record: Mapping[str, Any]) -> str:
     from urllib.parse import urlencode
 
     window = {"from": _iso(record["window_start_time_ms"]), "to": _iso(record["window_end_time_ms"])}
-    segment = {} if record["segment"] == "overall" else {"segment": record["segment"]}
-    return f"/decisions?{urlencode({**window, **segment})}"
+    kind, _, name = record["subject"].partition(":")
+    return f"/decisions?{urlencode({**window, **({'flag': name} if kind == 'flag' else {})})}"
 
 
 def _iso(time_ms: int) -> str:

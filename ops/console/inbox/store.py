@@ -22,7 +22,7 @@ from paywarden.streams.alerts.records import ALERTS_TOPIC, Acknowledgement
 TABLES = (
     """
     CREATE TABLE IF NOT EXISTS alerts (
-        alert_id TEXT PRIMARY KEY, record TEXT NOT NULL, state TEXT NOT NULL, is_open INTEGER NOT NULL,
+        alert_id TEXT PRIMARY KEY, state TEXT NOT NULL, is_open INTEGER NOT NULL,
         rank INTEGER NOT NULL, severity TEXT NOT NULL, time_ms INTEGER NOT NULL, first_seen_ms INTEGER NOT NULL,
         raised_ms INTEGER NOT NULL, subject TEXT NOT NULL, signal TEXT NOT NULL, segment TEXT NOT NULL,
         cause TEXT NOT NULL, model_version TEXT NOT NULL, evidence REAL NOT NULL, payments INTEGER NOT NULL,
@@ -31,6 +31,8 @@ TABLES = (
         comments INTEGER NOT NULL DEFAULT 0
     )
     """,
+    # The records are kilobytes each: a list must not read past them.
+    "CREATE TABLE IF NOT EXISTS alert_records (alert_id TEXT PRIMARY KEY, record TEXT NOT NULL)",
     "CREATE INDEX IF NOT EXISTS alerts_worst ON alerts (is_open, rank DESC, raised_ms, alert_id)",
     "CREATE INDEX IF NOT EXISTS alerts_newest ON alerts (is_open, raised_ms DESC)",
     """
@@ -143,6 +145,7 @@ class AlertStore:
             for topic in topics:
                 if topic == ALERTS_TOPIC:
                     connection.execute("DELETE FROM alerts")
+                    connection.execute("DELETE FROM alert_records")
                     connection.execute("DELETE FROM alert_states")
                 connection.execute("DELETE FROM events WHERE topic = ?", (topic,))
                 connection.execute("DELETE FROM positions WHERE topic = ?", (topic,))
@@ -173,12 +176,6 @@ class AlertStore:
                 )
             if batch.records:
                 _count(connection, _VERSION, 1)
-
-    def put_money(self, alert_id: str, money_minor: int) -> None:
-        """Keep the money at stake of an alert."""
-        with self._database.write() as connection:
-            connection.execute("UPDATE alerts SET money_minor = ? WHERE alert_id = ?", (money_minor, alert_id))
-            _count(connection, _VERSION, 1)
 
     # What pages ask
 
@@ -222,7 +219,9 @@ class AlertStore:
 
     def find(self, alert_id: str) -> tuple[AlertRow, dict[str, Any]] | None:
         """Returns an alert and its newest record; None if there is none."""
-        rows = self._database.read("SELECT * FROM alerts WHERE alert_id = ?", (alert_id,))
+        rows = self._database.read(
+            "SELECT * FROM alerts JOIN alert_records USING (alert_id) WHERE alert_id = ?", (alert_id,)
+        )
         if not rows:
             return None
         row = rows[0]
@@ -278,14 +277,6 @@ class AlertStore:
         )
         return [row["alert_id"] for row in rows]
 
-    def without_money(self, limit: int) -> list[dict[str, Any]]:
-        """Returns records of open alerts whose money at stake is not known yet, the worst first."""
-        rows = self._database.read(
-            "SELECT record FROM alerts WHERE is_open = 1 AND money_minor IS NULL ORDER BY rank DESC, raised_ms LIMIT ?",
-            (limit,),
-        )
-        return [json.loads(row["record"]) for row in rows]
-
     def _counter(self, name: str) -> int:
         rows = self._database.read("SELECT value FROM counters WHERE name = ?", (name,))
         return int(rows[0]["value"]) if rows else 0
@@ -338,20 +329,24 @@ def _take_alert(connection: sqlite3.Connection, record: FeedRecord) -> bool:
         return False
     evidence = min(_EVIDENCE_MAX, record.value["evidence"])
     connection.execute(
+        "INSERT INTO alert_records VALUES (?, ?) ON CONFLICT (alert_id) DO UPDATE SET record = excluded.record",
+        (alert["alert_id"], json.dumps(alert)),
+    )
+    connection.execute(
         """
         INSERT INTO alerts (
-            alert_id, record, state, is_open, rank, severity, time_ms, first_seen_ms, raised_ms, subject, signal,
+            alert_id, state, is_open, rank, severity, time_ms, first_seen_ms, raised_ms, subject, signal,
             segment, cause, model_version, evidence, payments, affected
-        ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+        ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
         ON CONFLICT (alert_id) DO UPDATE SET
-            record = excluded.record, state = excluded.state, is_open = excluded.is_open, rank = excluded.rank,
+            state = excluded.state, is_open = excluded.is_open, rank = excluded.rank,
             severity = excluded.severity, time_ms = excluded.time_ms, first_seen_ms = excluded.first_seen_ms,
             subject = excluded.subject, signal = excluded.signal, segment = excluded.segment,
             cause = excluded.cause, evidence = excluded.evidence, payments = excluded.payments,
             affected = excluded.affected, money_minor = NULL
         """,
         (
-            *(alert["alert_id"], json.dumps(alert), alert["state"], int(alert["state"] != "cleared")),
+            *(alert["alert_id"], alert["state"], int(alert["state"] != "cleared")),
             *(SEVERITIES.index(alert["severity"]), alert["severity"], alert["time_ms"], alert["first_seen_time_ms"]),
             *(alert["time_ms"], alert["subject"], alert["signal"], alert["segment"], alert["cause"]),
             *(alert["model_version"], evidence, alert["current_count"], affected_of(record.value)),

@@ -1,0 +1,99 @@
+"""The console with 10,000 alerts: how long the server takes for each page.
+
+Measured: requests to the application in this process, as a browser makes them, with a session and its checks, the
+database and the templates: the inbox in each order and with filters, a page deep in it, an alert's page, and its number
+of changes, which every open inbox asks for each second. Also how long the database takes to be rebuilt from the topics.
+Stubbed: the topics, which are lists in memory, and the socket. Used for: pages p99 under 300 ms. The run checks that a
+page has the alerts that it should.
+
+    python -m perf.console [--alerts N] [--requests N] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+from paywarden.ops.console.inbox.alert import AlertPage
+from paywarden.ops.console.inbox.pages import PAGE_SIZE, Inbox
+from paywarden.ops.console.inbox.reader import AlertReader
+from paywarden.ops.console.inbox.store import AlertStore
+from paywarden.ops.wiring.console import all_tables
+from paywarden.streams.alerts.feed import FeedBatch, FeedRecord, Position
+from paywarden.streams.alerts.records import ALERTS_TOPIC
+from tests.services.console import console_under_test
+from tests.worlds.alerts_on_topics import TopicsInMemory, alert_record
+
+_BATCH = 500
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--alerts", type=int, default=10_000)
+    parser.add_argument("--requests", type=int, default=400)
+    parser.add_argument("--json")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="paywarden-perf-") as folder:
+        result = measure(Path(folder), arguments.alerts, arguments.requests)
+    print("\n".join(f"{name:<28}{value:>12,.2f}" for name, value in result.items()))
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def measure(folder: Path, alerts: int, requests: int) -> dict[str, float]:
+    """Returns the figures by name."""
+    console = console_under_test(folder, requests_per_minute=10_000_000)
+    with console.database.write() as connection:
+        for table in all_tables():
+            connection.execute(table)
+    store = AlertStore(console.database)
+    records = [FeedRecord(ALERTS_TOPIC, number, alert_record(number)) for number in range(alerts)]
+    began = time.perf_counter()
+    for start in range(0, alerts, _BATCH):
+        position = {ALERTS_TOPIC: Position("perf", min(alerts, start + _BATCH))}
+        store.take(FeedBatch(tuple(records[start : start + _BATCH]), position))
+    rebuild_s = time.perf_counter() - began
+    topics = TopicsInMemory()
+    reader = AlertReader(store, lambda: topics, lambda: topics)
+    # One read of nothing: the pages know that the topics can be reached.
+    stop = threading.Event()
+    topics.put()
+    threading.Timer(0.2, stop.set).start()
+    store_positions = {topic: Position(topics.identity, 0) for topic in topics.topics}
+    store.take(FeedBatch((), store_positions))
+    reader.run(stop)
+    browser = console.browser([Inbox(store, reader, AlertPage(store, lambda: "")).section()], "demo-analyst")
+    orders = [f"/inbox?sort={sort}" for sort in ("worst", "newest", "oldest", "affected", "money", "evidence")]
+    filters = ["/inbox?severity=critical", "/inbox?q=country", "/inbox?state=all&cause=traffic", "/inbox?page=150"]
+    times: dict[str, list[float]] = {"alerts": [], "alert_page": [], "version": []}
+    random = np.random.default_rng(7)
+    for number in range(requests):
+        alert_id = f"alert-{int(random.integers(alerts)):05d}"
+        choices = orders + filters
+        for name, address in (
+            ("alerts", choices[number % len(choices)]),
+            ("alert_page", f"/inbox/{alert_id}"),
+            ("version", "/inbox/version"),
+        ):
+            began = time.perf_counter()
+            answer = browser.get(address)
+            times[name].append((time.perf_counter() - began) * 1000)
+            assert answer.status_code == 200, address
+            if address in orders:
+                assert answer.text.count('type="checkbox"') == min(PAGE_SIZE, alerts)
+    console.database.close()
+    result = {"alerts": float(alerts), "rebuild_seconds": rebuild_s}
+    for name, values in times.items():
+        for words, share in (("p50", 0.5), ("p99", 0.99), ("max", 1.0)):
+            result[f"{name}_{words}_ms"] = float(np.quantile(values, share))
+    return result
+
+
+if __name__ == "__main__":
+    main()

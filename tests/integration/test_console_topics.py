@@ -1,0 +1,87 @@
+"""The console and the terminal on a real Kafka: both see what either writes, and nothing is lost by a kill."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from paywarden.ops.cli import cli
+from paywarden.ops.console.database import Database
+from paywarden.ops.console.inbox.reader import AlertReader
+from paywarden.ops.console.inbox.store import TABLES, AlertStore, Wanted
+from paywarden.schemas.avro import Encoder, LocalSchemaIds
+from paywarden.streams.alerts.events import COMMENTED, ConsoleEvent, EventWriter, alert_subject
+from paywarden.streams.alerts.feed import AlertFeed
+from paywarden.streams.alerts.records import ALERTS_TOPIC, Acknowledgement
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.producers import Sender
+from paywarden.streams.kafka.topics import TopicSettings, create_topics
+from tests.services.kafka import KafkaServer
+from tests.services.processes import wait_until
+from tests.worlds.alerts_on_topics import NOW_MS, alert_record
+
+
+def test_console_and_terminal_share_events_and_a_restart_loses_none(kafka: KafkaServer, tmp_path: Path) -> None:
+    settings = KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix="console.")
+    create_topics(settings, TopicSettings(partitions=1, repartition_partitions=1), ["card"])
+    ids = LocalSchemaIds()
+    encoder, sender = Encoder(ALERTS_TOPIC, ids.id_of(ALERTS_TOPIC)), Sender(settings, linger_ms=0)
+    for number in range(3):
+        record = alert_record(number)
+        sender.send(settings.topic(ALERTS_TOPIC), encoder.encode(record), key=str(record["alert_id"]).encode())
+    sender.flush(30)
+
+    database = Database(tmp_path / "console.sqlite", TABLES)
+    store = AlertStore(database)
+    reader = AlertReader(store, lambda: AlertFeed(settings, ids), lambda: EventWriter(settings, ids))
+
+    def reading() -> tuple[threading.Event, threading.Thread]:
+        stop = threading.Event()
+        thread = threading.Thread(target=reader.run, args=(stop,))
+        thread.start()
+        return stop, thread
+
+    stop, thread = reading()
+    wait_until(lambda: not reader.missing() and store.count(Wanted(), NOW_MS) == 3, "three alerts are known")
+    reader.write(
+        [
+            Acknowledgement("alert-00001", NOW_MS, "anna"),
+            ConsoleEvent(alert_subject("alert-00001"), COMMENTED, "anna", NOW_MS, {"note": "a release"}),
+        ]
+    )
+    found = store.find("alert-00001")
+    assert found is not None
+    assert (found[0].acknowledged_by, found[0].comments) == ("anna", 1)
+    stop.set()
+    thread.join()
+
+    # The terminal writes while no console runs; a new console with an empty database, and one that goes on, agree.
+    environment = {
+        "PAYWARDEN_KAFKA_BOOTSTRAP": settings.bootstrap,
+        "PAYWARDEN_KAFKA_TOPIC_PREFIX": settings.topic_prefix,
+    }
+    terminal = CliRunner().invoke(
+        cli, ["drift", "assign", "alert-00001", "--to", "ben", "--by", "carl"], env=environment, catch_exceptions=False
+    )
+    assert terminal.exit_code == 0, terminal.output
+    status = CliRunner().invoke(cli, ["drift", "status", "--json"], env=environment, catch_exceptions=False)
+    assert '"by": "anna"' in status.output
+    stop, thread = reading()
+    other_store = AlertStore(Database(tmp_path / "other.sqlite", TABLES))
+    other = AlertReader(other_store, lambda: AlertFeed(settings, ids), lambda: EventWriter(settings, ids))
+    other_thread = threading.Thread(target=other.run, args=(stop,))
+    other_thread.start()
+    wait_until(lambda: all(_assigned(one) == "ben" for one in (store, other_store)), "both know what the terminal did")
+    rows = store.page(Wanted(), NOW_MS, limit=9), other_store.page(Wanted(), NOW_MS, limit=9)
+    assert rows[0] == rows[1]
+    stop.set()
+    thread.join()
+    other_thread.join()
+    database.close()
+
+
+def _assigned(store: AlertStore) -> str:
+    found = store.find("alert-00001")
+    return "" if found is None else found[0].assigned_to
