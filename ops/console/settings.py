@@ -21,7 +21,7 @@ class ConsoleSettings:
     # The address in browsers, for links in messages and for cookies: https://console.bank.example. Empty: that of the
     # listener.
     url: str = ""
-    # The folder of the database, the audit log and its key.
+    # The folder of the database, the audit log with its key, and the files of cases.
     folder: str = "console"
     # The file of names, roles, password hashes and tokens. Empty: demo people, or those of OpenID Connect.
     people: str = ""

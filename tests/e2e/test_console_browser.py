@@ -69,7 +69,11 @@ def running_console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runnin
             connection.execute(table)
     topics = TopicsInMemory()
     now = now_ms()
-    shift = {"first_seen_time_ms": now - 1_500_000, "window_start_time_ms": now - 300_000, "window_end_time_ms": now}
+    shift: dict[str, Any] = {
+        "first_seen_time_ms": now - 1_500_000,
+        "window_start_time_ms": now - 300_000,
+        "window_end_time_ms": now,
+    }
     for number in range(8):
         topics.put(alert_record(number, time_ms=now - 900_000 + number, **shift))
     topics.put(alert_record(2, state=State.ESCALATED, time_ms=now - 300_000, **{**shift, "value": 0.8}))
