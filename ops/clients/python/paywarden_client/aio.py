@@ -20,6 +20,8 @@ from .reconciling import APART_S, DEADLINE_MS
 from .settings import ClientSettings, Hooks, Target
 
 Own = TypeVar("Own")
+# The loop's timers are up to a millisecond late.
+_EARLY_S = 0.001
 
 
 class _Connection(asyncio.Protocol):
@@ -253,7 +255,7 @@ class AsyncClient:
             request = self._core.request(call)
         except PaywardenError:
             return FAILED
-        timer = loop.call_later(max(call.deadline_s - time.monotonic(), 0.0), _set, answer, LATE)
+        timer = loop.call_later(max(call.deadline_s - time.monotonic() - _EARLY_S, 0.0), _set, answer, LATE)
         try:
             connection.ask(request, answer)
             return await answer

@@ -151,11 +151,16 @@ class Waiter:
 
     def can_read(self, seconds: float) -> bool:
         """Returns whether there is something to read within `seconds`."""
-        return bool(self._read.poll(max(seconds, 0.0) * 1000.0))
+        return bool(self._read.poll(_whole_ms(seconds)))
 
     def can_write(self, seconds: float) -> bool:
         """Returns whether there is room to write within `seconds`."""
-        return bool(self._write.poll(max(seconds, 0.0) * 1000.0))
+        return bool(self._write.poll(_whole_ms(seconds)))
+
+
+def _whole_ms(seconds: float) -> int:
+    """Returns the time in whole milliseconds, rounded down: `poll` knows no smaller part, and would round up."""
+    return max(int(seconds * 1000.0), 0)
 
 
 class HostConnections:
