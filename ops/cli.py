@@ -45,6 +45,7 @@ from paywarden.ops.commands.shadow import shadow
 from paywarden.ops.commands.simulate import simulate
 from paywarden.ops.commands.source import source_group
 from paywarden.ops.commands.store import store
+from paywarden.ops.commands.traces import traces
 from paywarden.ops.commands.train import train
 from paywarden.ops.extras import needs
 from paywarden.ops.logs import set_up_logging
@@ -328,6 +329,6 @@ def _ending(name: str) -> ProcessEnd:
 for _command in (
     *(archive, audit, backfill, backtest, capacity, ceiling, console, convert, dead_letters, decisions, doctor, drift),
     *(features, forget, gateway, init, load, models, outbox, policy, profile_sets, rebuild, replay),
-    *(rollout, schemas, set_aside, shadow, simulate, source_group, store, train),
+    *(rollout, schemas, set_aside, shadow, simulate, source_group, store, traces, train),
 ):
     cli.add_command(_command)

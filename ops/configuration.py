@@ -48,6 +48,7 @@ def settings_types() -> dict[str, type[Any]]:
     from paywarden.streams.outcomes.settings import OutcomeSettings
     from paywarden.streams.profiles.pipeline import StreamSettings
     from paywarden.streams.shadow.settings import ShadowSettings
+    from paywarden.streams.traces.settings import TracingSettings
 
     return {
         "admission": AdmissionSettings,
@@ -84,6 +85,7 @@ def settings_types() -> dict[str, type[Any]]:
         "stream": StreamSettings,
         "tls": TlsSettings,
         "topics": TopicSettings,
+        "tracing": TracingSettings,
         "training": TrainingSettings,
     }
 

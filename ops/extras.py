@@ -40,6 +40,7 @@ _COMPILE = ("lightgbm", "tl2cgen", "treelite")
 _INDEX = ("duckdb", "pyarrow")
 _POSTGRES = ("psycopg",)
 _REGISTRY = ("fsspec",)
+_OTEL = ("opentelemetry.proto",)
 _TRAIN = (*_HISTORY, *_COMPILE, "scipy", "sklearn")
 
 # The attribute of a command's function that holds its extras.
@@ -55,6 +56,7 @@ MODULES = {
     "index": _INDEX,
     "postgres": _POSTGRES,
     "registry": _REGISTRY,
+    "otel": _OTEL,
     "train": _TRAIN,
     "demo": (*_SERVE, *_STREAM, *_TRAIN, *_CONSOLE, *_INDEX),
 }
@@ -98,4 +100,8 @@ def require(command: str, extras: tuple[str, ...]) -> None:
 
 def _is_installed(module: str) -> bool:
     # Faust replaces its own module by one without a spec, for which `find_spec` raises an error.
-    return module in sys.modules or find_spec(module) is not None
+    try:
+        return module in sys.modules or find_spec(module) is not None
+    except ModuleNotFoundError:
+        # The package above it is missing.
+        return False

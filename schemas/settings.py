@@ -61,6 +61,7 @@ SECTIONS = (
     "stream",
     "tls",
     "topics",
+    "tracing",
     "training",
 )
 

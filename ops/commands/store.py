@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def store() -> None:
-    """Check the profile store, or verify its content.
+    """Check, verify, back up or restore the profile store.
 
     `check` looks at how the store is set up, `verify` at the profiles in it.
     """
@@ -83,6 +85,42 @@ def verify(source: Source, since: str | None, repair: bool, as_json: bool) -> No
         click.echo("\n".join(spoken(verdicts)))
     if verdicts.needs_repair or verdicts.needs_rebuild or verdicts.returned:
         raise click.ClickException("the store does not have what the changelog has")
+
+
+@store.command()
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.pass_obj
+def backup(source: Source, folder: Path) -> None:
+    """Copy the embedded store into FOLDER, while processes run.
+
+    FOLDER must be empty or absent. The copy has the offsets on Kafka with which the stream goes on after `restore`. It
+    holds all profile sets, the counts of drift and the join of outcomes. For Aerospike use its own tool, asbackup.
+    """
+    made = wiring.back_up_store(source, folder)
+    click.echo(f"backed up into {folder}: the stream goes on from {_places(made.offsets)} after a restore")
+
+
+@store.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.pass_obj
+def restore(source: Source, folder: Path) -> None:
+    """Put the backup in FOLDER in place of a lost store.
+
+    For the embedded store. Stop the stream first, and move what is left of the store away. The next `paywarden stream`
+    reads from the backup's offsets, and its profiles are then the same bytes as if nothing had happened. Refused if
+    Kafka no longer has the records from there on: `paywarden rebuild` makes profiles from an archive. What was erased
+    by `paywarden forget` since the backup is to be erased again.
+    """
+    from paywarden.ops.times import spoken
+
+    made = wiring.restore_store(source, folder)
+    click.echo(f"restored the backup of {spoken(made.taken_time_ms)}: start `paywarden stream`")
+
+
+def _places(offsets: Mapping[str, Mapping[int, int | None]]) -> str:
+    """Where the sources go on, such as `payments 1204, outcomes 31`: the records before."""
+    sums = {topic: sum(offset or 0 for offset in partitions.values()) for topic, partitions in offsets.items()}
+    return ", ".join(f"{topic} {count}" for topic, count in sums.items() if not topic.startswith("repartition"))
 
 
 def _count(findings: list[Finding], level: str) -> int:

@@ -34,7 +34,7 @@ from paywarden.ops.wiring.registry import (
 )
 from paywarden.ops.wiring.scoring import ServeSettings, policy, scoring_host
 from paywarden.ops.wiring.shadow import shadow_evaluator, shadow_host, shadow_tables
-from paywarden.ops.wiring.store_checks import check_store, verify_store
+from paywarden.ops.wiring.store_checks import back_up_store, check_store, restore_store, verify_store
 from paywarden.ops.wiring.stores import (
     FeatureSettings,
     StoreSettings,
@@ -61,6 +61,7 @@ __all__ = [
     "ServeSettings",
     "StoreSettings",
     "StreamParts",
+    "back_up_store",
     "bundle_facts",
     "catalogue",
     "catalogue_file",
@@ -90,6 +91,7 @@ __all__ = [
     "referenced_versions",
     "registered_deployment",
     "registry_topic",
+    "restore_store",
     "schema_ids",
     "scoring_host",
     "set_stores",

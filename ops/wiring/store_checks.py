@@ -1,17 +1,20 @@
-"""Checks of the profile store: how its cluster is set up, and whether it has what the changelog has."""
+"""Care of the profile store: how its cluster is set up, whether it has what the changelog has, backup and restore."""
 
 from __future__ import annotations
 
 import time
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from paywarden.ops.times import now_ms
 from paywarden.ops.wiring import stores
 from paywarden.schemas.errors import Misconfigured, StoreUnavailable
 from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
     from paywarden.features.stores.aerospike.cluster_check import Finding
+    from paywarden.streams.maintenance.backup import BackedUp, Backup
     from paywarden.streams.maintenance.verify import Verdicts
 
 # As long as a stream worker takes to write what it has read, and more.
@@ -84,3 +87,48 @@ def verify_store(source: Source, *, since_ms: int | None = None, repair: bool = 
         time.sleep(_SETTLE_S)
         verification.look_again(keys_after(consumer, topic, partitions, ends))
         return verification.verdicts
+
+
+def back_up_store(source: Source, folder: Path) -> Backup:
+    """Copy the embedded store into a folder. Raises Misconfigured, StoreUnavailable or BrokerUnavailable."""
+    from paywarden.features.stores.profile_sets import ProfileSets
+    from paywarden.streams.kafka.topic_names import repartition_topic
+    from paywarden.streams.maintenance.backup import back_up
+    from paywarden.streams.maintenance.rebuild import SOURCES
+
+    _require_embedded(source)
+    with closing(ProfileSets(stores.set_stores(source).open_register())) as register:
+        live = register.read()
+    if live.next is not None:
+        raise Misconfigured("a swap of profile sets is under way: back up when it has ended")
+    frames = [repartition_topic(entity, live.name) for entity in stores.entity_names(source)]
+    return back_up(_backed_up(source, live.name, [*SOURCES, *frames]), folder, now_ms=now_ms())
+
+
+def restore_store(source: Source, folder: Path) -> Backup:
+    """Put a backup in place of a store that is gone. Raises Misconfigured, StoreUnavailable or BrokerUnavailable."""
+    from paywarden.streams.maintenance.backup import read_backup, restore
+
+    _require_embedded(source)
+    backup = read_backup(folder)
+    return restore(_backed_up(source, backup.profile_set, list(backup.offsets)), folder)
+
+
+def _backed_up(source: Source, profile_set: str, topics: list[str]) -> BackedUp:
+    from paywarden.features.stores.lmdb import LmdbSettings
+    from paywarden.streams.kafka.admin import require_broker
+    from paywarden.streams.maintenance.backup import BackedUp
+    from paywarden.streams.profiles.pipeline import StreamSettings
+
+    kafka = stores.kafka_settings(source)
+    require_broker(kafka)
+    store = Path(source.section("lmdb", LmdbSettings).path)
+    group = source.section("stream", StreamSettings).group_of(profile_set)
+    return BackedUp(store, kafka, profile_set, group, topics)
+
+
+def _require_embedded(source: Source) -> None:
+    if (kind := stores.store_kind(source)) != "lmdb":
+        raise Misconfigured(
+            f"[store] kind is {kind}: wanted lmdb; docs/operate/backup.md says how Aerospike is backed up"
+        )

@@ -1,0 +1,42 @@
+"""The topic decisions, read in a consumer group."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from confluent_kafka import KafkaException, TopicPartition
+
+from paywarden.streams.kafka.client import KafkaSettings, PartitionId, reason_of
+from paywarden.streams.kafka.reading import Record, consume, make_consumer
+
+_log = logging.getLogger(__name__)
+_WAIT_S = 0.5
+
+
+class DecisionRecords:
+    """Records of the topic, and the commits of what has been worked in. Not thread-safe."""
+
+    def __init__(self, kafka: KafkaSettings, group_id: str, count_max: int) -> None:
+        self._consumer, self._count_max = make_consumer(kafka, group_id=group_id), count_max
+        self._consumer.subscribe([kafka.topic("decisions")])
+        self._read: dict[PartitionId, int] = {}
+
+    def read(self) -> Sequence[Record]:
+        """Returns the next records, at most `count_max`; none after half a second without one."""
+        records = consume(self._consumer, self._count_max, _WAIT_S).records
+        self._read.update({(record.topic, record.partition): record.offset + 1 for record in records})
+        return records
+
+    def commit(self) -> None:
+        """Commit all records that were read. What a rebalance has taken away comes again elsewhere."""
+        places = [TopicPartition(topic, number, offset) for (topic, number), offset in self._read.items()]
+        self._read.clear()
+        try:
+            self._consumer.commit(offsets=places, asynchronous=False)
+        except KafkaException as error:
+            _log.warning("what was read of decisions is not committed, and may come again: %s", reason_of(error))
+
+    def close(self) -> None:
+        """Leave the group."""
+        self._consumer.close()
