@@ -31,6 +31,7 @@ _CONSOLE = (
     "httpx2",
     "jinja2",
     "joserfc",
+    "multipart",
     "pyarrow",
     "python_multipart",
     "starlette",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from paywarden.ops.console.audit import AuditLog
     from paywarden.ops.console.database import Database
     from paywarden.ops.console.inbox.reader import AlertReader
+    from paywarden.ops.console.inbox.stakes import Stakes
     from paywarden.ops.console.inbox.store import AlertStore
     from paywarden.ops.console.inbox.webhooks import Webhooks
     from paywarden.ops.console.pages import Section
@@ -89,9 +90,16 @@ def sections(parts: Parts) -> Sequence[Section]:
     desk = Desk(parts.source, settings.keys)
     webhooks = _webhooks(parts)
     store, reader = _alerts(parts, webhooks)
-    page = AlertPage(store, lambda: parts.shell.url, desk.happenings)
+    stakes = _stakes(parts)
+    page = AlertPage(
+        store,
+        lambda: parts.shell.url,
+        desk.happenings,
+        stakes.samples,
+        lambda: any(section.name == "decisions" for section in parts.shell.sections),
+    )
     return [
-        Inbox(store, reader, page).section(),
+        Inbox(store, reader, page, stakes.run).section(),
         *decision_sections(parts.source),
         Cases(store, reader, Path(settings.folder) / "files", settings.large_case_minor).section(),
         Models(desk).section(),
@@ -119,6 +127,20 @@ def _alerts(parts: Parts, webhooks: Webhooks | None) -> tuple[AlertStore, AlertR
     )
 
 
+def _stakes(parts: Parts) -> Stakes:
+    from paywarden.ops import wiring
+    from paywarden.ops.console.inbox.stakes import Stakes
+    from paywarden.streams.alerts.samples import DecisionSampler
+
+    source = parts.source
+    kafka = wiring.kafka_settings(source)
+    return Stakes(
+        parts.database,
+        lambda: DecisionSampler(kafka, wiring.schema_ids(source)),
+        wiring.rate_table(source).convert,
+    )
+
+
 def _webhooks(parts: Parts) -> Webhooks | None:
     from paywarden.ops.console.inbox.webhooks import Webhooks, read_key
 
@@ -139,10 +161,10 @@ def _told(webhooks: Webhooks | None) -> Sequence[Section]:
 
 def all_tables() -> tuple[str, ...]:
     """Returns the statements that make the tables of all sections."""
-    from paywarden.ops.console.inbox import store, webhooks
+    from paywarden.ops.console.inbox import stakes, store, webhooks
     from paywarden.ops.console.people import sessions
 
-    return (*sessions.TABLES, *store.TABLES, *webhooks.TABLES)
+    return (*sessions.TABLES, *store.TABLES, *stakes.TABLES, *webhooks.TABLES)
 
 
 def decision_sections(source: Source) -> list[Section]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import closing
 from pathlib import Path
 
 from click.testing import CliRunner
@@ -11,16 +12,19 @@ from paywarden.ops.cli import cli
 from paywarden.ops.console.database import Database
 from paywarden.ops.console.inbox.reader import AlertReader
 from paywarden.ops.console.inbox.store import TABLES, AlertStore, Wanted
+from paywarden.ops.times import now_ms
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.streams.alerts.events import COMMENTED, ConsoleEvent, EventWriter, alert_subject
 from paywarden.streams.alerts.feed import AlertFeed
 from paywarden.streams.alerts.records import ALERTS_TOPIC, Acknowledgement
+from paywarden.streams.alerts.samples import DECISIONS_TOPIC, DecisionSampler
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from tests.services.kafka import KafkaServer
 from tests.services.processes import wait_until
 from tests.worlds.alerts_on_topics import NOW_MS, alert_record
+from tests.worlds.decision_records import decision
 
 
 def test_console_and_terminal_share_events_and_a_restart_loses_none(kafka: KafkaServer, tmp_path: Path) -> None:
@@ -31,7 +35,16 @@ def test_console_and_terminal_share_events_and_a_restart_loses_none(kafka: Kafka
     for number in range(3):
         record = alert_record(number)
         sender.send(settings.topic(ALERTS_TOPIC), encoder.encode(record), key=str(record["alert_id"]).encode())
+    decisions = Encoder(DECISIONS_TOPIC, ids.id_of(DECISIONS_TOPIC))
+    for number, country in enumerate(["BR", "BR", "US"]):
+        one = decision(f"p{number}", country=country, model_version="model-1")
+        sender.send(settings.topic(DECISIONS_TOPIC), decisions.encode(one), key=b"p")
     sender.flush(30)
+    with closing(DecisionSampler(settings, ids)) as sampler:
+        brazil, now = alert_record(1), now_ms()
+        found = sampler.sample(brazil, now - 600_000, now + 600_000)
+        assert sorted(one["payment_id"] for one in found) == ["p0", "p1"]
+        assert sampler.sample(brazil, now - 7_200_000, now - 3_600_000) == []
 
     database = Database(tmp_path / "console.sqlite", TABLES)
     store = AlertStore(database)

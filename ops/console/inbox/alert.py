@@ -16,8 +16,6 @@ from paywarden.streams.alerts.events import alert_subject
 
 # What happened this long before and after the change began is on the time line.
 _AROUND_MS = 3 * 3_600_000
-# Decisions of the hour before the change began are what was usual.
-_BEFORE_MS = 3_600_000
 _MOVED_MAX = 20
 
 ACT_ROLES = frozenset({Role.ANALYST, Role.LEAD, Role.MODEL_OWNER})
@@ -29,8 +27,8 @@ DURATIONS = ("30m", "1h", "4h", "1d", "3d", "7d")
 Happenings = Callable[[int, int], Sequence[Happened]]
 """Returns what happened between two times: rollouts, promotions."""
 
-Samples = Callable[[Mapping[str, Any], int, int], Sequence[str]]
-"""Returns ids of payments of an alert's segment, decided between two times."""
+Samples = Callable[[str], tuple[Sequence[str], Sequence[str]]]
+"""Returns ids of payments of an alert's segment from before and after the change, by the alert's id."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +81,11 @@ class AlertPage:
         url: Callable[[], str],
         happenings: Happenings | None = None,
         samples: Samples | None = None,
+        has_decisions: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`has_decisions`: whether the console has pages of decisions, to which samples lead."""
         self._store, self._url, self._happenings, self._samples = store, url, happenings, samples
+        self._has_decisions = has_decisions
 
     def page(self) -> Page:
         """Returns the page, for the section of the inbox."""
@@ -126,8 +127,7 @@ class AlertPage:
         before: Sequence[str] = ()
         after: Sequence[str] = ()
         if self._samples is not None:
-            before = self._samples(record, row.first_seen_ms - _BEFORE_MS, row.first_seen_ms)
-            after = self._samples(record, record["window_start_time_ms"], record["window_end_time_ms"])
+            before, after = self._samples(row.alert_id)
         is_training = record["comparison"] == "training"
         view_values = values_of(_numbers(record))
         sentences = tuple(in_words(_numbers(record)))
@@ -154,7 +154,7 @@ class AlertPage:
             timeline=tuple(timeline),
             before=tuple(before),
             after=tuple(after),
-            decisions_link=_decisions_link(record) if self._samples is not None else "",
+            decisions_link=_decisions_link(record) if self._has_decisions() else "",
             hand_over=self._hand_over(row, sentences, f"{size}; {view_values}; {certainty}", timeline),
             may_act=visit.person.may(ACT_ROLES),
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from urllib.parse import urlencode
 
@@ -65,8 +66,15 @@ class VersionView:
 class Inbox:
     """The pages of the inbox."""
 
-    def __init__(self, store: AlertStore, reader: AlertReader, alert: AlertPage) -> None:
-        self.store, self.reader, self._alert = store, reader, alert
+    def __init__(
+        self,
+        store: AlertStore,
+        reader: AlertReader,
+        alert: AlertPage,
+        *more: Callable[[threading.Event], None],
+    ) -> None:
+        """`more`: further work of the background, such as `Stakes.run`."""
+        self.store, self.reader, self._alert, self._more = store, reader, alert, more
 
     def section(self) -> Section:
         """Returns the section `Inbox`."""
@@ -89,7 +97,7 @@ class Inbox:
             "Inbox",
             "/inbox",
             pages,
-            background=(self.reader.run,),
+            background=(self.reader.run, *self._more),
             missing=self.reader.missing,
             badge=self._badge,
         )

@@ -1,0 +1,110 @@
+"""What is at stake in an alert, and payments from before and after: from some decisions of its time and segment.
+
+The money is an estimate: the affected payments of the newest window, times the mean amount of a sample of decisions in
+the segment, in the reference currency. A sample is some hundred decisions of each partition.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from paywarden.ops.console.database import Database
+from paywarden.schemas.errors import InvalidEvent, Misconfigured, TemporaryFailure
+
+_log = logging.getLogger(__name__)
+
+TABLES = (
+    """
+    CREATE TABLE IF NOT EXISTS alert_samples (
+        alert_id TEXT PRIMARY KEY, time_ms INTEGER NOT NULL, before TEXT NOT NULL, after TEXT NOT NULL
+    )
+    """,
+)
+_HOUR_MS = 3_600_000
+_SHOWN = 10
+_BATCH, _EVERY_S, _RETRY_S = 5, 1.0, 5.0
+
+
+class Sampler(Protocol):
+    """Where decisions come from: streams/alerts/samples.py, or a list in tests."""
+
+    def sample(self, record: Mapping[str, Any], first_ms: int, last_ms: int) -> list[dict[str, Any]]:
+        """See DecisionSampler."""
+
+    def close(self) -> None:
+        """See DecisionSampler."""
+
+
+@dataclass(frozen=True)
+class Stakes:
+    """Keeps money and samples of open alerts in the database. `minor` converts an amount of a currency at a time."""
+
+    database: Database
+    sampler: Callable[[], Sampler]
+    minor: Callable[[int, str, int], int]
+
+    def run(self, stop: threading.Event) -> None:
+        """Sample alerts that are new or have changed, until `stop` is set, through any outage."""
+        while not stop.is_set():
+            try:
+                sampler = self.sampler()
+                try:
+                    while not stop.is_set():
+                        if not self.step(sampler):
+                            stop.wait(_EVERY_S)
+                finally:
+                    sampler.close()
+            except (TemporaryFailure, Misconfigured) as error:
+                _log.warning("money and samples of alerts wait: %s", error)
+                stop.wait(_RETRY_S)
+
+    def step(self, sampler: Sampler) -> int:
+        """Sample some alerts, the worst first; returns how many. Raises BrokerUnavailable, DatabaseUnavailable."""
+        rows = self.database.read(
+            """
+            SELECT alert_id, alerts.time_ms AS time_ms, affected, first_seen_ms, record FROM alerts
+            JOIN alert_records USING (alert_id) LEFT JOIN alert_samples USING (alert_id)
+            WHERE is_open = 1 AND alert_samples.time_ms IS NOT alerts.time_ms ORDER BY rank DESC, raised_ms LIMIT ?
+            """,
+            (_BATCH,),
+        )
+        for row in rows:
+            record = json.loads(row["record"])
+            first, window = row["first_seen_ms"], (record["window_start_time_ms"], record["window_end_time_ms"])
+            after = sampler.sample(record, *window)
+            before = sampler.sample(record, first - _HOUR_MS, first)
+            with self.database.write() as connection:
+                connection.execute(
+                    "UPDATE alerts SET money_minor = ? WHERE alert_id = ? AND time_ms = ?",
+                    (self._money(row["affected"], after), row["alert_id"], row["time_ms"]),
+                )
+                connection.execute(
+                    "INSERT OR REPLACE INTO alert_samples VALUES (?, ?, ?, ?)",
+                    (row["alert_id"], row["time_ms"], _ids(before), _ids(after)),
+                )
+                connection.execute("UPDATE counters SET value = value + 1 WHERE name = 'version'")
+        return len(rows)
+
+    def samples(self, alert_id: str) -> tuple[Sequence[str], Sequence[str]]:
+        """Returns ids of payments from before and after the change began; empty without any."""
+        rows = self.database.read("SELECT before, after FROM alert_samples WHERE alert_id = ?", (alert_id,))
+        return (json.loads(rows[0]["before"]), json.loads(rows[0]["after"])) if rows else ((), ())
+
+    def _money(self, affected: int, decisions: Sequence[Mapping[str, Any]]) -> int | None:
+        amounts = []
+        for one in decisions:
+            try:
+                amounts.append(self.minor(one["amount_minor"], one["currency"], one["event_time_ms"]))
+            except InvalidEvent:
+                # A currency without a rate does not count.
+                continue
+        return round(affected * sum(amounts) / len(amounts)) if amounts else None
+
+
+def _ids(decisions: Sequence[Mapping[str, Any]]) -> str:
+    return json.dumps([one["payment_id"] for one in decisions[:_SHOWN]])
