@@ -202,7 +202,10 @@ def pause(source: Source, by: str, key: str | None, why: str, as_json: bool) -> 
 @_JSON
 @click.pass_obj
 def resume(source: Source, by: str, key: str | None, why: str, as_json: bool) -> None:
-    """Let a paused rollout go on, or give the first cards to one in the shadow."""
+    """Let a paused rollout go on.
+
+    One in the shadow gets its first cards.
+    """
     _done(source, "resumed", by, key, why, as_json=as_json)
 
 
