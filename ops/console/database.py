@@ -9,6 +9,7 @@ emptied and filled again from the topics.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from paywarden.schemas.errors import TemporaryFailure
-from paywarden.schemas.private_files import make_private_folder
+from paywarden.schemas.private_files import make_private_folder, open_private
 
 DATABASE_VERSION = 1
 _BUSY_TIMEOUT_S = 5.0
@@ -37,8 +38,10 @@ class Database:
         self._lock = threading.Lock()
         try:
             make_private_folder(path.parent)
+            # SQLite gives its further files the mode of this one.
+            os.close(open_private(path, os.O_RDWR | os.O_CREAT))
         except OSError as error:
-            raise DatabaseUnavailable(f"cannot make {path.parent}: {error.strerror}") from error
+            raise DatabaseUnavailable(f"cannot make {path}: {error.strerror}") from error
         with self.write() as connection:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             if version != DATABASE_VERSION:
@@ -46,7 +49,6 @@ class Database:
                 connection.execute(f"PRAGMA user_version = {DATABASE_VERSION}")
             for statement in tables:
                 connection.execute(statement)
-        path.chmod(0o600)
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from paywarden.ops.console.pages import Section
     from paywarden.ops.console.settings import ConsoleSettings
     from paywarden.ops.console.shell import Shell
+    from paywarden.streams.alerts.samples import DecisionSampler
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ def sections(parts: Parts) -> Sequence[Section]:
     from paywarden.ops.console.models.desk import Desk
     from paywarden.ops.console.models.pages import Models
     from paywarden.ops.console.openapi import api_section
+    from paywarden.ops.console.policy.pages import Policy
     from paywarden.ops.console.shell import API
 
     settings = parts.shell.settings
@@ -103,6 +105,7 @@ def sections(parts: Parts) -> Sequence[Section]:
         *decision_sections(parts.source),
         Cases(store, reader, Path(settings.folder) / "files", settings.large_case_minor).section(),
         Models(desk).section(),
+        Policy(parts.source, desk, lambda: _sampler(parts.source)).section(),
         Health(settings.processes).section(),
         audit_section(parts.audit),
         *_told(webhooks),
@@ -127,16 +130,21 @@ def _alerts(parts: Parts, webhooks: Webhooks | None) -> tuple[AlertStore, AlertR
     )
 
 
+def _sampler(source: Source) -> DecisionSampler:
+    from paywarden.ops import wiring
+    from paywarden.streams.alerts.samples import DecisionSampler
+
+    return DecisionSampler(wiring.kafka_settings(source), wiring.schema_ids(source))
+
+
 def _stakes(parts: Parts) -> Stakes:
     from paywarden.ops import wiring
     from paywarden.ops.console.inbox.stakes import Stakes
-    from paywarden.streams.alerts.samples import DecisionSampler
 
     source = parts.source
-    kafka = wiring.kafka_settings(source)
     return Stakes(
         parts.database,
-        lambda: DecisionSampler(kafka, wiring.schema_ids(source)),
+        lambda: _sampler(source),
         wiring.rate_table(source).convert,
     )
 

@@ -28,17 +28,21 @@ class DecisionSampler:
         self._consumer: Consumer = make_consumer(kafka, group_id="paywarden-console-samples")
 
     def sample(self, record: Mapping[str, Any], first_ms: int, last_ms: int) -> list[dict[str, Any]]:
-        """Returns decisions of an alert's model and segment that came between two times, by Kafka's clock.
+        """Returns decisions of an alert's model and segment `between` two times. Raises BrokerUnavailable."""
+        return [one for one in self.between(first_ms, last_ms) if is_of(record, one)]
 
-        At most 400 of each partition are looked at. Raises BrokerUnavailable.
+    def between(self, first_ms: int, last_ms: int) -> list[dict[str, Any]]:
+        """Returns decisions that came between two times, by Kafka's clock: at most the last 400 of each partition.
+
+        Raises BrokerUnavailable.
         """
-        found = []
+        found: list[dict[str, Any]] = []
         for partition in self._partitions:
             offsets = self._between(partition, first_ms, last_ms)
             if not offsets:
                 continue
             batches = records_between(self._consumer, self._topic, partition, offsets)
-            found += [one for one in self._decisions(batches) if is_of(record, one)]
+            found += self._decisions(batches)
         return found
 
     def close(self) -> None:

@@ -26,6 +26,7 @@ from paywarden.ops.console.models.desk import Desk
 from paywarden.ops.console.models.pages import Models
 from paywarden.ops.console.openapi import api_section
 from paywarden.ops.console.pages import Section
+from paywarden.ops.console.policy.pages import Policy
 from paywarden.ops.console.shell import API
 from paywarden.ops.times import now_ms
 from paywarden.ops.wiring.console import all_tables
@@ -53,6 +54,17 @@ class Running:
 
     url: str
     topics: TopicsInMemory
+
+
+POLICY = {"rules": [{"name": "large", "when": "amount > 100000", "action": "review"}]}
+
+
+class _NoDecisions:
+    def between(self, _: int, __: int) -> list[dict[str, Any]]:
+        return [{"reasons": ["rule:large"]}, {"reasons": []}]
+
+    def close(self) -> None:
+        pass
 
 
 class _Now:
@@ -90,6 +102,7 @@ def running_console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runnin
         Inbox(store, reader, AlertPage(store, lambda: url, desk.happenings)).section(),
         Cases(store, reader, folder / "files", 1_000_000).section(),
         Models(desk).section(),
+        Policy(Source({"policy": POLICY}, {}), desk, _NoDecisions).section(),
         Health([]).section(),
     ]
     sections.append(api_section(lambda: sections, API))
@@ -160,11 +173,19 @@ def test_pages_fit_a_phone_and_have_no_serious_finding(page: Any) -> None:
     page.get_by_label("First payment or alert").fill("alert:alert-00002")
     page.get_by_role("button", name="Open a case").click()
     page.get_by_role("heading", name="A ring of cards").wait_for()
-    addresses = ["/inbox", "/inbox/alert-00002", "/cases", page.url, "/models", "/health", "/api", "/nothing"]
+    addresses = [
+        "/inbox",
+        "/inbox/alert-00002",
+        "/cases",
+        page.url,
+        "/models",
+        "/policy",
+        "/health",
+        "/api",
+        "/nothing",
+    ]
     for number, address in enumerate(addresses):
         page.set_viewport_size(_WIDE)
-        if address == "/nothing":
-            continue
         page.goto(address)
         if address == "/inbox/alert-00002":
             _picture(page, "console-alert")

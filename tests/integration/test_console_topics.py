@@ -42,8 +42,8 @@ def test_console_and_terminal_share_events_and_a_restart_loses_none(kafka: Kafka
     sender.flush(30)
     with closing(DecisionSampler(settings, ids)) as sampler:
         brazil, now = alert_record(1), now_ms()
-        found = sampler.sample(brazil, now - 600_000, now + 600_000)
-        assert sorted(one["payment_id"] for one in found) == ["p0", "p1"]
+        sampled = sampler.sample(brazil, now - 600_000, now + 600_000)
+        assert sorted(one["payment_id"] for one in sampled) == ["p0", "p1"]
         assert sampler.sample(brazil, now - 7_200_000, now - 3_600_000) == []
 
     database = Database(tmp_path / "console.sqlite", TABLES)

@@ -23,7 +23,7 @@ from paywarden.schemas.errors import Misconfigured, PaywardenError
 from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
-    from paywarden.models.registry.registry import Registry, Signer
+    from paywarden.models.registry.registry import PolicyFacts, Registry, Signer
     from paywarden.models.registry.rules import State, Version
     from paywarden.models.rollout.judgement import Judgement
     from paywarden.models.rollout.rollout import Rollout
@@ -197,6 +197,12 @@ class Desk:
         except PaywardenError as error:
             found.append(Happened(last_ms, "not known", "", f"what models and rollouts did: {error}"))
         return [one for one in found if first_ms <= one.time_ms <= last_ms]
+
+    def propose_policy(self, person: Person, passphrase: str, facts: PolicyFacts, why: str, now_ms: int) -> str:
+        """Register a policy and propose it with the champion's bundle; returns a sentence. Raises RegistryRefused."""
+        with self._opened(person, passphrase) as (registry, signer):
+            *_, entry = registry.register(signer, None, facts, why=why, now_ms=now_ms)
+        return f"Proposed the policy {facts.digest[:12]} as {entry.digest[:12]}"
 
     def approve(self, person: Person, passphrase: str, proposal: str, why: str, now_ms: int) -> str:
         """Approve a proposal; returns a sentence. Raises RegistryRefused, PageRefused."""

@@ -1,0 +1,97 @@
+"""The page of the policy: how often rules fire, and drafts that cannot read files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paywarden.ops.console.models.desk import Desk
+from paywarden.ops.console.pages import PageRefused
+from paywarden.ops.console.policy.pages import Policy, draft_source
+from paywarden.ops.console.shell import API
+from paywarden.schemas.errors import BrokerUnavailable, Misconfigured
+from paywarden.schemas.settings import Source
+from tests.services.console import console_under_test, csrf_of
+from tests.unit.ops.console.test_shell import BEARER
+
+POLICY = {
+    "review_at": 0.5,
+    "decline_at": 0.9,
+    "rules": [
+        {"name": "large", "when": "amount > 100000", "action": "review"},
+        {"name": "night", "when": "score > 0.2", "action": "review"},
+    ],
+}
+
+
+class _Decisions:
+    def between(self, first_ms: int, last_ms: int) -> list[dict[str, Any]]:
+        assert last_ms - first_ms == 3_600_000
+        reasons = [["rule:large"], ["rule:large", "rule:night"], ["rule:old"], ["mirror_absent"], []]
+        return [{"reasons": one} for one in reasons]
+
+    def close(self) -> None:
+        pass
+
+
+def test_rules_fire_so_often_and_a_draft_is_checked(tmp_path: Path) -> None:
+    console = console_under_test(tmp_path)
+    source = Source({"policy": POLICY, "serve": {"bundle": str(tmp_path / "none")}}, {})
+    section = Policy(source, Desk(source, ""), _Decisions).section()
+    browser = console.browser([section], "demo-lead")
+    view = browser.get(f"{API}/policy", headers=BEARER).json()["view"]
+    assert [(one["name"], one["fired"], one["alone"]) for one in view["rules"]] == [("large", 2, 1), ("night", 1, 0)]
+    assert view["overlaps"] == [{"first": "large", "second": "night", "payments": 1}]
+    assert view["unknown_rules"] == [["old", 1]]
+    page = browser.get("/policy").text
+    assert "40 %" in page
+    csrf = csrf_of(page)
+    right = browser.post("/policy/check", data={"csrf": csrf, "text": view["draft"]}).text
+    assert "The draft is right" in right
+    wrong = browser.post("/policy/check", data={"csrf": csrf, "text": view["draft"].replace("score", "scre")}).text
+    assert "scre" in wrong
+    assert "The draft is right" not in wrong
+    form = {"csrf": csrf, "text": view["draft"], "why": "w", "passphrase": "p"}
+    assert browser.post("/policy/propose", data=form).status_code == 409
+    console.database.close()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["nonsense", "[kafka]\nbootstrap = 'x'", "policy = 1", "[policy]\nother = 1", "[policy]\n[kafka]"],
+)
+def test_a_draft_is_a_policy_and_nothing_else(text: str) -> None:
+    with pytest.raises(Misconfigured):
+        draft_source(text)
+
+
+def test_a_draft_reads_no_file() -> None:
+    with pytest.raises(PageRefused, match="names a file"):
+        draft_source('[policy]\nlists = {bad = ["a", "@/etc/passwd"]}')
+
+
+def test_entries_of_lists_are_for_those_who_see_cards(tmp_path: Path) -> None:
+    console = console_under_test(tmp_path)
+    policy = {**POLICY, "lists": {"blocked": ["card-0000-1234"]}}
+    source = Source({"policy": policy, "serve": {"bundle": str(tmp_path / "none")}}, {})
+    section = Policy(source, Desk(source, ""), _Decisions).section()
+    for person, is_seen in (("analyst", True), ("lead", True), ("model-owner", False), ("operator", False)):
+        text = console.browser([section], f"demo-{person}").get("/policy").text
+        assert ("card-0000-1234" in text) == is_seen, person
+    assert {entry.by for entry in console.audit.newest(20) if entry.subject == "policy"} >= {"demo-analyst"}
+    console.database.close()
+
+
+def test_decisions_that_cannot_be_read_are_not_zero(tmp_path: Path) -> None:
+    def away() -> Any:
+        raise BrokerUnavailable("no Kafka broker answers")
+
+    console = console_under_test(tmp_path)
+    source = Source({"policy": POLICY, "serve": {"bundle": str(tmp_path / "none")}}, {})
+    browser = console.browser([Policy(source, Desk(source, ""), away).section()], "demo-lead")
+    text = browser.get("/policy").text
+    assert "not known: no Kafka broker answers" in text
+    assert "0 %" not in text
+    console.database.close()
