@@ -1,12 +1,14 @@
 """What profiles cost that lag behind: a replay of the same payments at several lags.
 
 Measured, in a shop's made payments with enumeration bursts (`paywarden simulate --world shop`) and its own catalogue,
-in the plain simulator's payments and the packaged catalogue, and with `--handbook` in the handbook's table: for each
-lag the average precision, the share of frauds that are stopped, the net value by the default costs, and of bursts of
-fraud how many payments are approved before the first is stopped.
+in the plain simulator's payments and the packaged catalogue, in the same with bursts that show in nothing but counts of
+the last seconds (`--world enumeration`), and with `--handbook` in the handbook's table: for each lag the average
+precision, the share of frauds that are stopped, the net value by the default costs, and of bursts of fraud how many
+payments are approved before the first is stopped. In the third world each lag has a second line, with an overlay of one
+host.
 Used for: whether fresher profiles are worth their price.
 
-    python -m perf.staleness [--cards N] [--days N] [--lags 0,150ms,1s] [--handbook FILE] [--json FILE]
+    python -m perf.staleness [--cards N] [--days N] [--lags 0,150ms,1s] [--worlds shop,plain] [--handbook FILE]
 
 The model is trained once, on profiles without a lag. The commands are those that a data scientist types.
 """
@@ -24,6 +26,8 @@ from typing import Any
 
 from perf.measuring import arguments_of, finish
 
+# Behind a lag: with an overlay.
+_OVERLAY = "+overlay"
 _LAGS = "0,150ms,1s,10s,1m,1h,1d"
 # The first day of the simulator's payments, and of the handbook's.
 _FIRST_DAY, _HANDBOOK_FIRST_DAY = date(2024, 1, 1), date(2018, 4, 1)
@@ -36,22 +40,21 @@ def main() -> None:
         ("--cards", {"type": int, "default": 2000, "help": "of each simulation"}),
         ("--days", {"type": int, "default": 90, "help": "of each simulation"}),
         ("--lags", {"default": _LAGS, "help": "with commas between them"}),
+        ("--worlds", {"default": "shop,plain,enumeration", "help": "which of the made worlds"}),
         ("--handbook", {"help": "the handbook's table, a Parquet file"}),
     )
     lags = arguments.lags.split(",")
     with tempfile.TemporaryDirectory(prefix="paywarden-staleness-") as folder:
-        shop = Path(folder) / "shop"
-        _run(Path(folder), "init", "shop")
-        _run(
-            shop,
-            *("simulate", "--world", "shop", "--cards", arguments.cards, "--days", arguments.days),
-            *("--seed", 1, "--out", "data"),
-        )
-        figures = _measure("shop", shop, _FIRST_DAY, arguments.days, lags)
-        plain = Path(folder) / "plain"
-        plain.mkdir()
-        _run(plain, "simulate", "--cards", arguments.cards, "--days", arguments.days, "--seed", 1, "--out", "data")
-        figures |= _measure("plain", plain, _FIRST_DAY, arguments.days, lags)
+        figures: dict[str, float] = {}
+        for world in arguments.worlds.split(","):
+            own = Path(folder) / world
+            if world == "shop":
+                _run(Path(folder), "init", "shop")
+            own.mkdir(exist_ok=True)
+            simulated = ("--cards", arguments.cards, "--days", arguments.days, "--seed", 1, "--out", "data")
+            _run(own, "simulate", "--world", "cards" if world == "plain" else world, *simulated)
+            asked = [name for lag in lags for name in (lag, f"{lag}{_OVERLAY}") if name != f"0{_OVERLAY}"]
+            figures |= _measure(world, own, _FIRST_DAY, arguments.days, asked if world == "enumeration" else lags)
         if arguments.handbook:
             own = Path(folder) / "handbook"
             own.mkdir()
@@ -71,13 +74,15 @@ def _measure(name: str, folder: Path, first: date, days: int, lags: list[str]) -
     )
     figures: dict[str, float] = {}
     print(f"{name}, {begin} to {end}")
-    print(f"{'lag':>8}  {'avg. prec.':>10}  {'recall':>7}  {'net value':>12}  approved before the first stop, by burst")
+    print(
+        f"{'lag':>14}  {'avg. prec.':>10}  {'recall':>7}  {'net value':>12}  approved before the first stop, by burst"
+    )
     for lag in lags:
         out = f"replayed-{lag}"
         _run(
             folder,
             *("replay", "--data", "data", "--bundle", "bundle", "--from", begin, "--to", end),
-            *("--lag", lag, "--out", out),
+            *("--lag", lag.removesuffix(_OVERLAY), "--overlay", int(lag.endswith(_OVERLAY)), "--out", out),
         )
         found = json.loads((folder / out / "metrics.json").read_text(encoding="utf-8"))
         bursts = {entity: of for entity, of in found["bursts"].items() if of["bursts"]}
@@ -88,7 +93,8 @@ def _measure(name: str, folder: Path, first: date, days: int, lags: list[str]) -
         whole = found["whole"]
         net = whole["money"]["net_minor"] / 100
         print(
-            f"{lag:>8}  {found['average_precision']:>10.4f}  {whole['recall']:>7.3f}  {net:>12,.0f}  {told}", flush=True
+            f"{lag:>14}  {found['average_precision']:>10.4f}  {whole['recall']:>7.3f}  {net:>12,.0f}  {told}",
+            flush=True,
         )
         key = f"{name}_{lag}"
         figures |= {f"{key}_average_precision": found["average_precision"], f"{key}_recall": whole["recall"]}

@@ -7,6 +7,10 @@
     bust_out              the holder's own spending rises slowly for four weeks, then nothing is paid back
     device_farm           one device, dozens of cards, one or two payments each
 
+And one that is off unless it is asked for, since it shows in nothing but counts of the last seconds:
+
+    enumeration           a customer's ordinary payment, and a dozen more like it within seconds
+
 The world is what the patterns need to know: columns of cards and merchants. Amounts are EUR cents here.
 """
 
@@ -36,6 +40,8 @@ PATTERNS = (
     "device_farm",
 )
 """The position of a pattern is its number in `Payments.pattern`."""
+ENUMERATION = len(PATTERNS)
+"""The number of enumerations, which are in no world unless they are asked for."""
 
 FRAUD_SHARE = 0.01
 """The share of frauds among all payments. In reality it is 0.05 to 0.3 %; a small simulation needs more to learn."""
@@ -48,6 +54,11 @@ BUDGET = {
     "device_farm": 0.1,
 }
 """Each pattern's share of the fraudulent payments, on average."""
+
+ENUMERATION_SHARE = 0.01
+"""The payments of enumerations, where they are on, as a share of the genuine ones."""
+ENUMERATION_MS = 3000
+"""How long an enumeration takes."""
 
 COMPROMISE_MS_MAX = 28 * DAY_MS
 BUST_OUT_MS = 28 * DAY_MS
@@ -125,7 +136,9 @@ class SimulatedPayments:
         return SimulatedPayments(**{c.name: np.concatenate([getattr(part, c.name) for part in parts]) for c in columns})
 
 
-def commit_fraud(rng: np.random.Generator, world: World, genuine: SimulatedPayments) -> SimulatedPayments:
+def commit_fraud(
+    rng: np.random.Generator, world: World, genuine: SimulatedPayments, *, with_enumeration: bool = False
+) -> SimulatedPayments:
     """Returns the genuine and the fraudulent payments, unordered, all within the world's span.
 
     Fraudsters' devices and addresses are numbered on from the highest ones of the world.
@@ -140,6 +153,9 @@ def commit_fraud(rng: np.random.Generator, world: World, genuine: SimulatedPayme
         attackers = 1 + int(part.device.max(initial=NONE))
         parts.append(_as_seen(world, part, first_device, first_ip))
         first_device, first_ip = first_device + attackers, first_ip + attackers
+    if with_enumeration:
+        # Last: everything else stays as it is without.
+        parts.append(_enumerate(rng, world, genuine, len(genuine) * ENUMERATION_SHARE))
     together = SimulatedPayments.joined(parts)
     return together.take((together.time_ms >= world.start_ms) & (together.time_ms < world.end_ms))
 
@@ -274,6 +290,22 @@ def _compromise_merchants(
             break
     pattern = np.where(is_fraud, PATTERNS.index("compromised_merchant"), genuine.pattern).astype(np.int8)
     return replace(genuine, is_fraud=is_fraud, pattern=pattern)
+
+
+def _enumerate(rng: np.random.Generator, world: World, genuine: SimulatedPayments, budget: float) -> SimulatedPayments:
+    """Returns payments that are each like the genuine one before them, in all but their number."""
+    online = np.flatnonzero(world.merchants.kind[genuine.merchant] == ECOM)
+    bursts = _episodes(rng, budget, mean_size=11.5)
+    like = rng.choice(online, bursts)[np.repeat(np.arange(bursts), rng.integers(8, 16, bursts))]
+    after_ms = 1 + _within(rng, ENUMERATION_MS, len(like))
+    prices = world.merchants.price[genuine.merchant[like]] * world.cards.spending[genuine.card[like]]
+    return replace(
+        genuine.take(like),
+        time_ms=genuine.time_ms[like] + after_ms,
+        eur_cents=prices * rng.lognormal(0, 0.35, len(like)),
+        is_fraud=np.ones(len(like), dtype=np.bool_),
+        pattern=np.full(len(like), ENUMERATION, dtype=np.int8),
+    )
 
 
 def _as_seen(world: World, drafts: SimulatedPayments, first_device: int, first_ip: int) -> SimulatedPayments:

@@ -102,28 +102,36 @@ CHANNELS = ("ecom", "pos", "contactless", "atm")
 CONTACTLESS_LIMIT_EUR_CENTS = 5_000
 
 
-def simulate(*, cards: int, days: int, seed: int, end_time_ms: int | None = None) -> tuple[pa.Table, pa.Table]:
+def simulate(
+    *, cards: int, days: int, seed: int, end_time_ms: int | None = None, with_enumeration: bool = False
+) -> tuple[pa.Table, pa.Table]:
     """Returns (payments, outcomes) of `days` days, sorted by time, as `paywarden.features.history.history` needs them.
 
     The span ends at `end_time_ms` (exclusive), or starts on DEFAULT_START_MS if that is not given. The same
     arguments give the same tables. To go on past a moment, simulate more days and use `split_at`.
+
+    `with_enumeration`: also bursts of fraud that show in counts alone (fraud_patterns.py).
     """
     start_ms, end_ms = span_of(cards=cards, days=days, seed=seed, end_time_ms=end_time_ms)
-    world, payments = simulate_columns(cards=cards, seed=seed, start_ms=start_ms, end_ms=end_ms)
+    world, payments = simulate_columns(
+        cards=cards, seed=seed, start_ms=start_ms, end_ms=end_ms, with_enumeration=with_enumeration
+    )
     payment_id = numbered_ids("p", np.arange(len(payments)), width=10)
     rng_amounts, rng_outcomes, rng_declines = _random_streams(seed)[4:7]
     payment_table = _payments_table(rng_amounts, rng_declines, world, payments, payment_id)
     return payment_table, outcomes_table(rng_outcomes, payments.time_ms, payments.is_fraud, payment_id)
 
 
-def simulate_columns(*, cards: int, seed: int, start_ms: int, end_ms: int) -> tuple[World, SimulatedPayments]:
+def simulate_columns(
+    *, cards: int, seed: int, start_ms: int, end_ms: int, with_enumeration: bool = False
+) -> tuple[World, SimulatedPayments]:
     """Returns the payments as codes, sorted by time, each with its pattern and its fraud flag; and their world."""
     rng_merchants, rng_cards, rng_genuine, rng_fraud = _random_streams(seed)[:4]
     merchants = _draw_merchants(rng_merchants, max(MERCHANTS_MIN, cards // CARDS_PER_MERCHANT))
     population = _draw_population(rng_cards, merchants, cards, start_ms, end_ms)
     world = World(cards=population.cards, merchants=merchants, start_ms=start_ms, end_ms=end_ms)
     genuine = _draw_genuine(rng_genuine, world, population)
-    payments = commit_fraud(rng_fraud, world, genuine)
+    payments = commit_fraud(rng_fraud, world, genuine, with_enumeration=with_enumeration)
     return world, payments.take(np.argsort(payments.time_ms, kind="stable"))
 
 

@@ -30,12 +30,13 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--world",
-    type=click.Choice(["cards", "shop"]),
+    type=click.Choice(["cards", "shop", "enumeration"]),
     default="cards",
     show_default=True,
     help="cards: payments of every kind, with the fields that every payment has. shop: online shops, with fraud that "
     "shows in fields of a project's own, as `paywarden init` declares them; and truth.parquet, from which "
-    "`paywarden ceiling` tells the best that any model can do.",
+    "`paywarden ceiling` tells the best that any model can do. enumeration: as cards, and bursts of fraud that show in "
+    "nothing but counts of the last seconds.",
 )
 @click.option("--out", type=click.Path(file_okay=False), required=True, help="Folder for the files.")
 @click.pass_obj
@@ -60,7 +61,9 @@ def simulate(source: Source, cards: int, days: int, seed: int, end: str | None, 
         payments, outcomes, truth = simulate_shop(cards=cards, days=days, seed=seed, end_time_ms=end_ms)
         payments = _declared_columns_of(payments, fields)
     else:
-        payments, outcomes = make(cards=cards, days=days, seed=seed, end_time_ms=end_ms)
+        payments, outcomes = make(
+            cards=cards, days=days, seed=seed, end_time_ms=end_ms, with_enumeration=world == "enumeration"
+        )
     payments = with_declared_columns(payments, fields, seed=seed)
     if end_ms is not None:
         (payments, outcomes), _ = split_at(payments, outcomes, end_ms)

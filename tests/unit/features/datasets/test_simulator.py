@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -289,6 +292,20 @@ def test_a_split_leaves_a_history_before_and_everything_else_after(tables: tuple
 @pytest.mark.parametrize("wrong", [{"cards": 0}, {"days": 0}, {"seed": -1}, {"end_time_ms": 5}])
 def test_invalid_arguments_are_refused_by_name(wrong: dict[str, int]) -> None:
     name = next(iter(wrong))
-    arguments = {"cards": 5, "days": 5, "seed": 5} | wrong
+    arguments: dict[str, Any] = {"cards": 5, "days": 5, "seed": 5} | wrong
     with pytest.raises(Misconfigured, match="before 1970" if name == "end_time_ms" else name):
         simulate(**arguments)
+
+
+def test_enumerations_follow_ordinary_payments_and_change_nothing_else() -> None:
+    arguments: dict[str, Any] = {"cards": 300, "days": 20, "seed": 3}
+    plain, _ = simulate(**arguments)
+    payments, outcomes = simulate(**arguments, with_enumeration=True)
+    added = payments.num_rows - plain.num_rows
+    assert 0 < added < 0.03 * plain.num_rows
+    names = ["event_time_ms", "card_id", "merchant_id", "device_id"]
+    known, found = (
+        Counter(zip(*(table[name].to_pylist() for name in names), strict=True)) for table in (plain, payments)
+    )
+    assert known <= found
+    assert outcomes.num_rows > 0
