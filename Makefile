@@ -8,7 +8,7 @@ DEMO_ARGS ?= --seconds 15
 TEST_ARGS ?=
 # Tests wait about as much as they compute: one process more than there are cores. Two more were tried, and gained nothing.
 TEST_PROCESSES ?= $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() + 1))')
-PERF := whole kernels pipeline drift_counts drift scoring companion fields burst swap shadow callers clients rollout cold_start entities faults batches native_model cascade replay staleness soak
+PERF := whole kernels pipeline drift_counts drift scoring companion fields burst swap shadow callers clients rollout cold_start entities faults batches native_model cascade replay staleness soak overlay
 
 # Tests start hundreds of processes. Where PYTHONDONTWRITEBYTECODE is set, each would compile all that it imports.
 export PYTHONDONTWRITEBYTECODE =

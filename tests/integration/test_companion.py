@@ -11,10 +11,13 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from paywarden.features.catalogue.catalogue import CATALOGUE
+from paywarden.features.catalogue.identity import LAPTOP_KEY
+from paywarden.features.profiles.payment_tags import PaymentTags
 from paywarden.features.profiles.plan import compile_plan
 from paywarden.features.stores.profile_sets import LiveSet
 from paywarden.ops import wiring
@@ -22,8 +25,10 @@ from paywarden.schemas.avro import Decoder, LocalSchemaIds
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.schemas.settings import Source, read_source
+from paywarden.scoring.state import overlay_table as tables
 from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
 from paywarden.scoring.state.outbox import OutboxSettings, OutboxWriter
+from paywarden.scoring.state.overlay import MARKS_FILE
 from paywarden.streams.companion.companion import FillSource
 from paywarden.streams.kafka.client import KafkaSettings
 from tests.services.deployment import Deployment
@@ -100,6 +105,7 @@ def test_ready_means_a_complete_mirror_and_ages_count_from_the_start(
     payments = small_world()[0].to_pylist()[:300]
     topics, group = Topics(settings), f"{settings.topic_prefix}stream"
     deployment.configure("companion", "fill_from_store = false\n")
+    deployment.configure("overlay", f'enabled = true\npath = "{deployment.mirror}-overlay"\nmarks_max = 10_000\n')
     companion = Companion(deployment)
     wait_until(lambda: companion.problems() != ["it has not started"], "it follows the changelog")
     # No record was written, and no frame has reported progress.
@@ -110,6 +116,13 @@ def test_ready_means_a_complete_mirror_and_ages_count_from_the_start(
     for entity in ENTITIES:
         companion.wait_for(f"event_to_mirror_seconds_count{{{entity}}}", 1)
     wait_until_worked_in(settings, group)
+    # The stream names each payment for each of its entities, once.
+    named = sum(1 for payment in payments[:200] for entity in ENTITIES if payment[f"{entity}_id"])
+    companion.wait_for("payments_named_total", named)
+    marks = np.fromfile(deployment.mirror / MARKS_FILE, dtype=np.int64)[tables.MARK_HEAD_SIZE :]
+    tags = set(marks.reshape(-1, 3, tables.BUCKET_SLOTS)[:, 0].ravel().tolist()) - {0}
+    assert tags == set(PaymentTags(LAPTOP_KEY).of_all([payment["payment_id"].encode() for payment in payments[:200]]))
+    assert (companion.metrics()["payments_named_total"], companion.metrics()["changes_unnamed_total"]) == (named, 0)
     decide(deployment, 3)
     companion.wait_for("decisions_shipped_total", 3)
     wait_until(lambda: companion.metrics()["outbox_waiting_bytes{worker-0}"] == 0, "all is shipped", every_s=0.1)
@@ -131,6 +144,7 @@ def test_ready_means_a_complete_mirror_and_ages_count_from_the_start(
     topics.flush()
     companion.wait_for("profiles_erased_total", 1)
     companion.wait_for("unreadable_records_total", 1)
+    companion.wait_for("changes_unnamed_total", 1)
     assert companion.process.stop() == 0
 
     # Records from before the start would show how long the companion was away, and not how fresh mirrors are.
