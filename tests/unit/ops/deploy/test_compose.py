@@ -40,7 +40,7 @@ def described() -> dict[str, Any]:
 
 def ours() -> dict[str, Any]:
     services = described()["services"]
-    return {name: service for name, service in services.items() if "PAYWARDEN_IMAGE" in service["image"]}
+    return {name: service for name, service in services.items() if "${PAYWARDEN_" in service["image"]}
 
 
 def test_every_command_exists() -> None:
