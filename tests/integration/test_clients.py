@@ -193,6 +193,7 @@ def test_a_host_that_is_silent_is_left_at_the_deadline(driver: Driver) -> None:
         # The late answer's connection is not used for the next call.
         assert score(driver, "p-2")["outcome"] == "answered"
     assert [request.connection for request in host.requests] == [0, 1]
+    assert host.disturbed == 0
     assert int(host.requests[0].headers["x-deadline-ms"]) <= SHORT_MS
 
 
@@ -255,11 +256,22 @@ def test_a_payment_that_was_sent_is_never_sent_to_another_host(driver: Driver) -
         make(driver, one, other)
         for number in range(8):
             assert score(driver, f"p-{number}", card_id=f"card-{number}")["outcome"] == "broken"
-        # Asked again by the caller, it goes where it was sent, though that host is of no use.
-        assert score(driver, "p-0", card_id="card-0")["outcome"] == "broken"
     sent = [{request.payment["payment_id"] for request in host.requests} for host in (one, other)]
     assert sent[0] & sent[1] == set()
     assert len(sent[0] | sent[1]) == 8
+
+
+def test_a_payment_that_is_asked_again_goes_where_it_was_sent(driver: Driver) -> None:
+    """Also if its host is avoided meanwhile. Until it has an answer, nobody knows whether that host has decided."""
+    with ScriptedHost("break") as one, ScriptedHost("break") as other:
+        make(driver, one, other)
+        assert score(driver, "p-1")["outcome"] == "broken"
+        leaving = one if one.requests else other
+        leaving.script("say_close")
+        score(driver, "p-2")
+        assert score(driver, "p-1")["outcome"] == "answered"
+    staying = other if leaving is one else one
+    assert "p-1" not in {request.payment["payment_id"] for request in staying.requests}
 
 
 def test_a_host_may_have_a_name_with_several_addresses(driver: Driver) -> None:

@@ -37,7 +37,8 @@ class ScriptedHost:
 
     def __init__(self, *script: str | int, tls: ssl.SSLContext | None = None) -> None:
         """Words: `answer`, a status, `break`, `hang`, `half`, `say_close`, `then_close`, `chunked`, `to_end`, `old`,
-        `continue`, `junk`, `endless`, `other` (about another payment).
+        `continue`, `junk`, `endless`, `other` (about another payment). After `say_close` and `old` the host
+        leaves it to the caller to close.
         """
         self._script = list(script or ("answer",))
         self._tls = tls
@@ -45,6 +46,8 @@ class ScriptedHost:
         self._open: set[socket.socket] = set()
         self.requests: list[ArrivedRequest] = []
         self.connections = 0
+        # Connections that were used again after the host had left a request on them without an answer.
+        self.disturbed = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._thread = threading.Thread(target=self._accept, daemon=True)
@@ -102,6 +105,10 @@ class ScriptedHost:
                 with self._lock:
                     self.requests.append(request)
                     word = self._script[0] if len(self._script) == 1 else self._script.pop(0)
+                if word == "hang":
+                    # Until the caller closes.
+                    self.disturbed += bool(connection.recv(1))
+                    return
                 if not _play(connection, word, request):
                     return
 
@@ -148,10 +155,6 @@ def _play(connection: socket.socket, word: str | int, request: ArrivedRequest) -
         body = b'{"error":{"code":"some_code","field":"some_field","message":"is wrong"}}'
         connection.sendall(b"HTTP/1.1 %d Some Words\r\nContent-Length: %d\r\n\r\n%b" % (word, len(body), body))
         return True
-    if word == "hang":
-        # Until the caller closes.
-        connection.recv(1)
-        return False
     chunks = b"%x;a=b\r\n%b\r\n%x\r\n%b\r\n0\r\nTrailer: x\r\n\r\n" % (10, body[:10], len(body) - 10, body[10:])
     answers = {
         "answer": b"HTTP/1.1 200 OK\r\n" + length + b"\r\n" + body,
@@ -168,4 +171,4 @@ def _play(connection: socket.socket, word: str | int, request: ArrivedRequest) -
         "other": b"HTTP/1.1 200 OK\r\n" + length + b"\r\n" + body,
     }
     connection.sendall(answers[word])
-    return word in ("answer", "chunked", "continue", "other")
+    return word in ("answer", "chunked", "continue", "other", "say_close", "old")
