@@ -205,9 +205,12 @@ class Heads:
         taken for one with a valid deadline. A trace may be joined: an empty one means the same as none.
         """
         trace = b""
-        if (found := _TRACE_LINE.search(head_bytes)) is not None:
+        # One `find` for each, and patterns only at what it finds: they would try every line.
+        if (at := head_bytes.find(TRACE_MARK) - 1) >= 0 and (found := _TRACE_LINE.match(head_bytes, at)) is not None:
             trace = found[1]
             head_bytes = head_bytes[: found.start(1)] + head_bytes[found.end(1) :]
+        if head_bytes.find(DEADLINE_MARK) < 0:
+            return head_bytes, None, trace
         if (match := _DEADLINE_LINE.search(head_bytes)) is None or (value := int(match[1])) > DEADLINE_MS_MAX:
             return head_bytes, None, trace
         return (head_bytes[: match.start(1)], head_bytes[match.end(1) :]), value, trace

@@ -91,7 +91,8 @@ def modules_of(extra: str) -> set[str]:
 
 @pytest.mark.parametrize("extra", MODULES)
 def test_an_extra_brings_the_modules_of_its_packages(extra: str) -> None:
-    assert set(MODULES[extra]) == modules_of(extra)
+    # Two packages share the module `opentelemetry`: only what is below it says which is installed.
+    assert {module.partition(".")[0] for module in MODULES[extra]} == modules_of(extra)
 
 
 def test_a_scoring_host_installs_no_training_and_no_faust() -> None:
