@@ -1,7 +1,7 @@
 """A dashboard as values, and the JSON that Grafana imports.
 
-Someone who imports a file is asked for two things: the Prometheus to query, and the address of the runbook's pages.
-Both become variables of the dashboard, and every panel uses them:
+Every panel uses two variables of its dashboard: the Prometheus to query, which an import asks for, and the address of
+the runbook's pages, a field at the top:
 
     panel ── query ──► ${datasource}
           └─ link ───► ${runbook}/PaywardenStoreDown.md
@@ -22,7 +22,7 @@ SCHEMA_VERSION = 39
 """Grafana 10.1 wrote this version first. Later releases bring an older file up to theirs by themselves."""
 TAG = "paywarden"
 RUNBOOK = "docs/operate/runbook"
-"""What the variable `runbook` is unless whoever imports the file says where the pages are."""
+"""What the variable `runbook` is until somebody writes the address of the pages into it."""
 KINDS = ("timeseries", "stat", "table", "bargauge")
 _SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 _HEIGHT = {"timeseries": 8, "stat": 4, "table": 8, "bargauge": 8}
@@ -110,13 +110,6 @@ def to_json(board: Dashboard) -> str:
                 "pluginId": "prometheus",
                 "pluginName": "Prometheus",
             },
-            {
-                "name": "VAR_RUNBOOK",
-                "type": "constant",
-                "label": "Address of the runbook's pages",
-                "value": RUNBOOK,
-                "description": "",
-            },
         ],
         "__requires": [
             {"type": "grafana", "id": "grafana", "name": "Grafana", "version": "10.1.0"},
@@ -177,15 +170,16 @@ def _datasource() -> dict[str, Any]:
 
 
 def _runbook() -> dict[str, Any]:
-    value = "${VAR_RUNBOOK}"
+    """A field at the top. A constant would be asked for at an import, and be empty where files are provisioned."""
     return {
         "name": "runbook",
         "label": "Runbook",
-        "type": "constant",
-        "query": value,
-        "current": {"text": value, "value": value},
-        "options": [{"text": value, "value": value, "selected": False}],
-        "hide": 2,
+        "description": "The address at which the runbook's pages are read.",
+        "type": "textbox",
+        "query": RUNBOOK,
+        "current": {"text": RUNBOOK, "value": RUNBOOK},
+        "options": [{"text": RUNBOOK, "value": RUNBOOK, "selected": True}],
+        "hide": 0,
     }
 
 
