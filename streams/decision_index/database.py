@@ -34,6 +34,8 @@ Rows = list[tuple[Any, ...]]
 _NEAR_MS = 3_600_000
 # A search reads one or two groups of rows of each run of sorted keys.
 _RUNS_MAX = 32
+# Advisory locks of PostgreSQL, by numbers that nobody else in the database should use.
+_MAKING_LOCK, _FILLING_LOCK = 7_164_033, 7_164_034
 FORMAT = "1"
 """Of the tables. Another format is rebuilt from the topics."""
 
@@ -110,6 +112,9 @@ class Database(Protocol):
 
     def tidy(self, *, at_least: int) -> None:
         """Puts in order what came since the last call, if it is `at_least` so many keys."""
+
+    def fill_alone(self, transaction: Transaction) -> None:
+        """Waits until no other transaction fills the index, and keeps others waiting until this one ends."""
 
     def tables_by_time(self) -> dict[str, str]:
         """Returns the tables whose rows have an age, each with the column of its time."""
@@ -191,6 +196,9 @@ class DuckDbDatabase:
                 groups.append([])
             groups[-1].append(place)
         return " UNION ALL ".join(f"{select} WHERE {_near(group)}" for group in groups)
+
+    def fill_alone(self, transaction: Transaction) -> None:
+        """See Database. Writers take turns in any case."""
 
     def tables_by_time(self) -> dict[str, str]:
         """See Database."""
@@ -318,7 +326,7 @@ class PostgresDatabase:
             raise Misconfigured("the address of the index is no address of PostgreSQL: postgresql://…") from None
         with self.transaction() as transaction:
             # Consoles that start together make the tables one after the other.
-            transaction.execute("SELECT pg_advisory_xact_lock(?)", (7_164_033,))
+            transaction.execute("SELECT pg_advisory_xact_lock(?)", (_MAKING_LOCK,))
             transaction.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
             for statement in (*_COMMON, *_postgres_tables()):
                 transaction.execute(statement)
@@ -365,6 +373,10 @@ class PostgresDatabase:
         """See Database."""
         pairs = ", ".join(f"({place.time_ms}, {place.payment_hash})" for place in places)
         return f"{select} WHERE (decided_time_ms, payment_hash) IN ({pairs})"
+
+    def fill_alone(self, transaction: Transaction) -> None:
+        """See Database."""
+        transaction.execute("SELECT pg_advisory_xact_lock(?)", (_FILLING_LOCK,))
 
     def tables_by_time(self) -> dict[str, str]:
         """See Database."""

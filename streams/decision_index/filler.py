@@ -29,6 +29,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds, SchemaIds, topic_schema
 from paywarden.schemas.errors import BrokerUnavailable, InvalidEvent, Misconfigured, PaywardenError, TemporaryFailure
 from paywarden.streams.archive.files import read_parts
+from paywarden.streams.decision_index.database import Transaction
 from paywarden.streams.decision_index.index import HOUR_MS, DecisionIndex, SourcePlace, Stored
 from paywarden.streams.decision_index.reviews import ReviewQueue, Verdict
 from paywarden.streams.kafka.admin import watermarks
@@ -74,7 +75,7 @@ class FillState:
 
 
 class IndexFiller:
-    """Follows the topics. One filler writes to an index at a time; on PostgreSQL each console may try."""
+    """Follows the topics. Of several consoles on one PostgreSQL each adds what the others have not, one at a time."""
 
     def __init__(
         self,
@@ -207,15 +208,33 @@ class IndexFiller:
             newest_ms = max(places[place].newest_ms, record.timestamp_ms)
             places[place] = replace(places[place], next_offset=record.offset + 1, newest_ms=newest_ms)
         with self._index.database.transaction() as transaction:
+            self._index.database.fill_alone(transaction)
+            if not self._is_ours(transaction):
+                # Another console has added these records, or others. This one goes on where the database is.
+                self.close()
+                return
             add_all(self._index, self._queue, transaction, decoded)
             for place in {(record.topic, record.partition) for record in records}:
                 self._index.set_source(transaction, places[place])
         self._places = places
         self.state = replace(self.state, undecoded=self.state.undecoded + undecoded)
 
+    def _is_ours(self, transaction: Transaction) -> bool:
+        """Whether the index is where this filler left it."""
+        known = {name: self._index.sources_in(transaction, name) for name in TOPICS}
+        return all(
+            known[place.topic][place.partition].next_offset == place.next_offset
+            if place.partition in known[place.topic]
+            else place.next_offset == 0
+            for place in self._places.values()
+        )
+
 
 def add_all(
-    index: DecisionIndex, queue: ReviewQueue, transaction: Any, decoded: dict[str, list[tuple[dict[str, Any], bytes]]]
+    index: DecisionIndex,
+    queue: ReviewQueue,
+    transaction: Transaction,
+    decoded: dict[str, list[tuple[dict[str, Any], bytes]]],
 ) -> None:
     """Adds decoded records, by topic, each with its bytes."""
     decisions = [Stored(record, body) for record, body in decoded["decisions"] if index.takes(record)]

@@ -169,10 +169,14 @@ class DecisionIndex:
     def sources(self, topic: str) -> dict[int, SourcePlace]:
         """Returns by partition how far a topic is in."""
         with self.database.reading() as transaction:
-            rows = transaction.execute(
-                "SELECT kafka_partition, next_offset, topic_id, missing, newest_ms FROM sources WHERE topic = ?",
-                (topic,),
-            )
+            return self.sources_in(transaction, topic)
+
+    @staticmethod
+    def sources_in(transaction: Transaction, topic: str) -> dict[int, SourcePlace]:
+        """Returns the same as a transaction sees it."""
+        rows = transaction.execute(
+            "SELECT kafka_partition, next_offset, topic_id, missing, newest_ms FROM sources WHERE topic = ?", (topic,)
+        )
         return {row[0]: SourcePlace(topic, *row) for row in rows}
 
     @staticmethod

@@ -173,9 +173,11 @@ class ReviewQueue:
     @staticmethod
     def add_outcomes(transaction: Transaction, outcomes: Iterable[Mapping[str, Any]]) -> None:
         """Takes payments out of the queue whose outcome is known."""
-        for hash_ in {key_hash("payment_id", outcome["payment_id"]) for outcome in outcomes}:
+        hashes = {key_hash("payment_id", outcome["payment_id"]) for outcome in outcomes}
+        if hashes:
             transaction.execute(
-                "UPDATE reviews SET status = 'known' WHERE payment_hash = ? AND status = 'open'", (hash_,)
+                "UPDATE reviews SET status = 'known' WHERE status = 'open' AND payment_hash IN "
+                f"({', '.join(map(str, hashes))})"
             )
 
     def add_verdicts(self, transaction: Transaction, records: Sequence[Mapping[str, Any]]) -> None:
@@ -301,12 +303,14 @@ class ReviewQueue:
 
     def _settle(self, transaction: Transaction, decision_ids: Sequence[str]) -> None:
         """Moves payments on that have verdicts: to their second turn, or out of the queue."""
-        for decision_id in dict.fromkeys(decision_ids):
-            ((count,),) = transaction.execute(
-                "SELECT count(DISTINCT analyst) FROM verdicts WHERE decision_id = ?", (decision_id,)
-            )
-            if count == 0:
-                continue
+        if not decision_ids:
+            return
+        counts = transaction.execute(
+            "SELECT decision_id, count(DISTINCT analyst) FROM verdicts WHERE decision_id IN "
+            f"({', '.join('?' * len(decision_ids))}) GROUP BY decision_id",
+            list(decision_ids),
+        )
+        for decision_id, count in counts:
             rows = transaction.execute("SELECT payment_hash FROM reviews WHERE decision_id = ?", (decision_id,))
             for (payment_hash,) in rows:
                 is_open = count == 1 and self._has_second(payment_hash)

@@ -90,6 +90,19 @@ def test_a_batch_that_fails_halfway_is_read_again_and_counts_once(
     assert index.count() == 21
 
 
+def test_two_consoles_on_one_index_add_each_record_once(database: Database, broker: FakeBroker) -> None:
+    index, _ = parts(database)
+    both = [filler_of(database, broker, 20), filler_of(database, broker, 20)]
+    for number in range(20, 26):
+        for filler in both:
+            filler.step()
+        put(broker, "decisions", made(number))
+    for filler in (*both, *both, *both):
+        filler.step()
+    assert index.count() == 26
+    assert index.sources("decisions")[0].next_offset == 27
+
+
 def test_expired_records_are_counted_for_ever(database: Database, broker: FakeBroker) -> None:
     filler = filler_of(database, broker)
     while filler.step():
