@@ -8,8 +8,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -68,6 +68,51 @@ func lateOr(err error) error {
 	return err
 }
 
+// addresses are those of a host's name, in turn. One that could not be reached is left out for a second.
+type addresses struct {
+	lock   sync.Mutex
+	all    []netip.AddrPort
+	next   int
+	failed map[netip.AddrPort]time.Time
+}
+
+func (a *addresses) set(found []netip.AddrPort) {
+	a.lock.Lock()
+	defer a.lock.Unlock()
+	a.all = found
+	// What failed of other addresses says nothing any more.
+	for one := range a.failed {
+		if !slices.Contains(found, one) {
+			delete(a.failed, one)
+		}
+	}
+}
+
+// take returns the next address; one that failed if all have.
+func (a *addresses) take(now time.Time) netip.AddrPort {
+	a.lock.Lock()
+	defer a.lock.Unlock()
+	first := a.next
+	for place := range a.all {
+		one := a.all[(first+place)%len(a.all)]
+		if failed, has := a.failed[one]; !has || now.Sub(failed) >= avoidFor {
+			a.next = (first + place + 1) % len(a.all)
+			return one
+		}
+	}
+	a.next = (first + 1) % len(a.all)
+	return a.all[first%len(a.all)]
+}
+
+func (a *addresses) noteFailed(one netip.AddrPort, now time.Time) {
+	a.lock.Lock()
+	defer a.lock.Unlock()
+	if a.failed == nil {
+		a.failed = map[netip.AddrPort]time.Time{}
+	}
+	a.failed[one] = now
+}
+
 // hostConnections are the connections to one host, the one used last taken first.
 type hostConnections struct {
 	target         target
@@ -81,8 +126,7 @@ type hostConnections struct {
 	kept     []*connection
 	isClosed bool
 
-	addresses   atomic.Pointer[[]netip.AddrPort]
-	nextAddress atomic.Uint32
+	addresses addresses
 	// resolved is closed once there are addresses.
 	resolved     chan struct{}
 	resolvedOnce sync.Once
@@ -117,11 +161,11 @@ func (h *hostConnections) setAddresses(found []netip.Addr) {
 	if err != nil || len(found) == 0 {
 		return
 	}
-	addresses := make([]netip.AddrPort, len(found))
+	known := make([]netip.AddrPort, len(found))
 	for place, one := range found {
-		addresses[place] = netip.AddrPortFrom(one, uint16(port))
+		known[place] = netip.AddrPortFrom(one, uint16(port))
 	}
-	h.addresses.Store(&addresses)
+	h.addresses.set(known)
 	h.resolvedOnce.Do(func() { close(h.resolved) })
 }
 
@@ -224,24 +268,32 @@ func (h *hostConnections) connect(ctx context.Context, deadline time.Time) (*con
 	case <-ctx.Done():
 		return nil, noConnection(deadline)
 	}
-	addresses := *h.addresses.Load()
-	address := addresses[int(h.nextAddress.Add(1)-1)%len(addresses)]
+	address := h.addresses.take(time.Now())
+	made, err := h.connectTo(ctx, address)
+	if err != nil {
+		h.addresses.noteFailed(address, time.Now())
+		return nil, noConnection(deadline)
+	}
+	return made, nil
+}
+
+func (h *hostConnections) connectTo(ctx context.Context, address netip.AddrPort) (*connection, error) {
 	dialer := net.Dialer{KeepAlive: -1}
 	dialed, err := dialer.DialContext(ctx, "tcp", address.String())
 	if err != nil {
-		return nil, noConnection(deadline)
+		return nil, err
 	}
 	made := &connection{Conn: dialed, received: make([]byte, receiveBytes)}
 	if made.raw, err = dialed.(*net.TCPConn).SyscallConn(); err != nil {
 		dialed.Close()
-		return nil, noConnection(deadline)
+		return nil, err
 	}
 	if h.tls != nil {
 		shaken := tls.Client(dialed, h.tls)
 		made.Conn = shaken
 		if err := shaken.HandshakeContext(ctx); err != nil {
 			dialed.Close()
-			return nil, noConnection(deadline)
+			return nil, err
 		}
 	}
 	return made, nil

@@ -195,8 +195,11 @@ func (r *answerReader) readTrailers(rest []byte) (bool, error) {
 		return false, errNoAnswer
 	}
 	end := bytes.Index(rest, []byte("\r\n\r\n"))
+	if end < 0 {
+		return false, nil
+	}
 	r.keeps = r.keeps && end+4 == len(rest)
-	return end >= 0, nil
+	return true, nil
 }
 
 func isDigits(text string) bool {

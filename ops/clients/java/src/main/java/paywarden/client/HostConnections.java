@@ -12,13 +12,14 @@ import java.nio.channels.SocketChannel;
 import java.util.ArrayDeque;
 import java.util.ArrayList;
 import java.util.Deque;
+import java.util.HashMap;
 import java.util.List;
+import java.util.Map;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.Semaphore;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicBoolean;
-import java.util.concurrent.atomic.AtomicInteger;
 import javax.net.ssl.SSLContext;
 import javax.net.ssl.SSLParameters;
 import javax.net.ssl.SSLSocket;
@@ -128,6 +129,38 @@ final class HostConnections {
         }
     }
 
+    /** The addresses of a host's name, in turn. One that could not be reached is left out for a second. */
+    static final class Addresses {
+        private final Map<InetAddress, Long> failedNs = new HashMap<>();
+        private List<InetAddress> all = List.of();
+        private int next;
+
+        synchronized void set(List<InetAddress> found) {
+            all = found;
+            // What failed of other addresses says nothing any more.
+            failedNs.keySet().retainAll(found);
+        }
+
+        /** Returns the next address; one that failed if all have. */
+        synchronized InetAddress take(long nowNs) {
+            int first = next;
+            for (int place = first; place < first + all.size(); place++) {
+                InetAddress one = all.get(place % all.size());
+                Long failed = failedNs.get(one);
+                if (failed == null || nowNs - failed >= CallPlan.AVOID_NS) {
+                    next = (place + 1) % all.size();
+                    return one;
+                }
+            }
+            next = (first + 1) % all.size();
+            return all.get(first % all.size());
+        }
+
+        synchronized void failed(InetAddress address, long nowNs) {
+            failedNs.put(address, nowNs);
+        }
+    }
+
     final ClientSettings.Target target;
     final boolean isNamed;
     private final SSLContext tls;
@@ -135,8 +168,7 @@ final class HostConnections {
     private final Semaphore places;
     private final Deque<Connection> kept = new ArrayDeque<>();
     private final CountDownLatch resolved = new CountDownLatch(1);
-    private final AtomicInteger nextAddress = new AtomicInteger();
-    private volatile List<InetAddress> addresses = List.of();
+    private final Addresses addresses = new Addresses();
     private boolean isClosed;
 
     HostConnections(ClientSettings.Target target, ClientSettings settings, SSLContext tls) {
@@ -155,7 +187,7 @@ final class HostConnections {
     /** Asks for the addresses of the host's name. It may take long. Without any, the earlier ones stay. */
     void resolve() {
         try {
-            addresses = List.of(InetAddress.getAllByName(target.host()));
+            addresses.set(List.of(InetAddress.getAllByName(target.host())));
             resolved.countDown();
         } catch (IOException error) {
             // It has none now.
@@ -235,13 +267,13 @@ final class HostConnections {
         long untilNs = System.nanoTime() + connectNs;
         untilNs = untilNs - deadlineNs > 0 ? deadlineNs : untilNs;
         SocketChannel channel = null;
+        InetAddress address = null;
         AtomicBoolean isMade = new AtomicBoolean();
         try {
             if (!resolved.await(untilNs - System.nanoTime(), TimeUnit.NANOSECONDS)) {
                 throw new SocketTimeoutException();
             }
-            List<InetAddress> found = addresses;
-            InetAddress address = found.get(Math.floorMod(nextAddress.getAndIncrement(), found.size()));
+            address = addresses.take(System.nanoTime());
             channel = SocketChannel.open();
             channel.setOption(StandardSocketOptions.TCP_NODELAY, true);
             channel.socket().connect(new InetSocketAddress(address, target.port()), millisecondsLeft(untilNs));
@@ -258,6 +290,9 @@ final class HostConnections {
         } catch (IOException error) {
             isMade.set(true);
             closeQuietly(channel);
+            if (address != null) {
+                addresses.failed(address, System.nanoTime());
+            }
             if (deadlineNs - System.nanoTime() <= 0) {
                 throw new DeadlinePassed();
             }

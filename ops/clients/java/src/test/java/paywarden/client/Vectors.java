@@ -1,16 +1,20 @@
 package paywarden.client;
 
 import java.io.IOException;
+import java.net.InetAddress;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.HashMap;
+import java.util.HashSet;
 import java.util.HexFormat;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Objects;
+import java.util.Set;
 
 /** Runs the vectors of all clients: {@code java paywarden.client.Vectors FOLDER}. It ends with 1 if one fails. */
 public final class Vectors {
@@ -57,8 +61,72 @@ public final class Vectors {
                 }
             }
         }
+        for (Map.Entry<String, Boolean> one : ANSWERS.entrySet()) {
+            for (int step = 1; step <= one.getKey().length(); step++) {
+                if (isTheSameInPieces(one.getKey(), step, one.getValue())) {
+                    passed++;
+                } else {
+                    failed++;
+                    System.out.printf("in pieces of %d: %s%n", step, one.getKey());
+                }
+            }
+        }
+        if (leavesFailedAddressesOut()) {
+            passed++;
+        } else {
+            failed++;
+            System.out.println("an address that failed is not left out for a second unless all have");
+        }
         System.out.printf("%d passed, %d failed%n", passed, failed);
         System.exit(failed == 0 && passed > 0 ? 0 : 1);
+    }
+
+    /** Answers with the body "hello", and whether their connection may be used again. */
+    private static final Map<String, Boolean> ANSWERS =
+            Map.of(
+                    "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+                    true,
+                    "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello",
+                    true,
+                    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+                            + "2;a=b\r\nhe\r\n3\r\nllo\r\n0\r\nX: y\r\n\r\n",
+                    true,
+                    "HTTP/1.1 200 OK\r\nConnection: x, Close\r\nContent-Length: 5\r\n\r\nhello",
+                    false);
+
+    /** Returns whether an answer that arrives in pieces of {@code step} bytes is what it is at once. */
+    private static boolean isTheSameInPieces(String raw, int step, boolean keeps) throws IOException {
+        byte[] bytes = raw.getBytes(StandardCharsets.ISO_8859_1);
+        AnswerReader reader = new AnswerReader();
+        boolean isWhole = false;
+        for (int begin = 0; begin < bytes.length; begin += step) {
+            byte[] piece = Arrays.copyOfRange(bytes, begin, Math.min(begin + step, bytes.length));
+            isWhole = reader.feed(piece, piece.length);
+        }
+        String body = new String(reader.body, StandardCharsets.ISO_8859_1);
+        return isWhole && body.equals("hello") && reader.keeps == keeps && reader.status == 200;
+    }
+
+    private static boolean leavesFailedAddressesOut() throws IOException {
+        InetAddress one = InetAddress.getByName("127.0.0.1"), other = InetAddress.getByName("127.0.0.2");
+        HostConnections.Addresses addresses = new HostConnections.Addresses();
+        addresses.set(List.of(one, other));
+        long second = CallPlan.AVOID_NS;
+        boolean isRight = taken(addresses, 0).equals(Set.of(one, other));
+        addresses.failed(one, 10 * second);
+        isRight &= taken(addresses, 10 * second + second / 2).equals(Set.of(other));
+        addresses.failed(other, 10 * second + second / 2);
+        isRight &= taken(addresses, 10 * second + second * 6 / 10).equals(Set.of(one, other));
+        isRight &= taken(addresses, 11 * second).equals(Set.of(one));
+        return isRight && taken(addresses, 12 * second).equals(Set.of(one, other));
+    }
+
+    private static Set<InetAddress> taken(HostConnections.Addresses addresses, long nowNs) {
+        Set<InetAddress> taken = new HashSet<>();
+        for (int count = 0; count < 4; count++) {
+            taken.add(addresses.take(nowNs));
+        }
+        return taken;
     }
 
     // Rules
