@@ -134,6 +134,9 @@ _INTRODUCTION = "\n\n".join(
         "Ask again after a time-out, a broken connection, a 503 or a 504, with the same `payment_id`: the decision "
         "that was made comes back. Keep connections open. Skip fields, reasons and flags that you do not know. The "
         "endpoint checks more than a JSON schema can say; the descriptions say what.",
+        "Through a gateway, send `x-paywarden-route` with each call, also with a retry: the first 32 hexadecimal "
+        "digits of HMAC-SHA-256 of the card under the clients' key. A gateway refuses any other form. A host does not "
+        "look at it.",
         "The same service is at gRPC `paywarden.scoring.v1.Scoring`, with reflection.",
     )
 )
