@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.services.certificates import Authority
@@ -132,6 +133,20 @@ def test_a_connection_that_ends_is_not_used_again_and_costs_no_attempt(driver: D
     assert host.connections == 3
     # Whether the end has arrived before the next call is a matter of moments where nobody has announced it.
     assert word == "then_close" or [decision["attempts"] for decision in decisions] == [1, 1, 1]
+
+
+def test_a_kept_connection_that_its_host_has_closed_costs_no_attempt(driver: Driver) -> None:
+    with ScriptedHost("then_close") as host:
+        make(driver, host, idle_ms=PATIENT_MS)
+        score(driver, "p-1")
+
+        def is_closed() -> bool:
+            # The end of the host's half has arrived, or the client has closed its own.
+            open_to_host = [one for one in psutil.Process(driver.pid).net_connections("tcp") if one.raddr]
+            return not any(one.raddr.port == host.port and one.status == "ESTABLISHED" for one in open_to_host)
+
+        wait_until(is_closed, "the host has closed the connection")
+        assert score(driver, "p-2")["attempts"] == 1
 
 
 def test_an_idle_connection_is_not_used_again(driver: Driver) -> None:
