@@ -150,6 +150,29 @@ _DECISIONS = Section(
             alerts=("PaywardenRulesAlone",),
         ),
         Panel(
+            "Overlay",
+            "Answered payments a second that count before they are in a profile, and those not: no room, too many "
+            "for one profile, of another time, damaged, scored without the overlay.",
+            "short",
+            tuple(
+                Query(_rate("instance", f"paywarden_overlay_{name}_total"), text)
+                for name, text in (
+                    *(("added", "pending"), ("folded", "counted"), ("full", "no room"), ("left_out", "too many")),
+                    *(("untimely", "of another time"), ("broken", "damaged"), ("unsure", "without the overlay")),
+                )
+            ),
+            alerts=("PaywardenOverlayFull", "PaywardenOverlayUnused"),
+        ),
+        Panel(
+            "Payments named by the changelog",
+            "Payments a second that the changelog named as contained in a profile, and changes that named none.",
+            "short",
+            (
+                Query(_rate("instance", "paywarden_companion_payments_named_total"), "named"),
+                Query(_rate("instance", "paywarden_companion_changes_unnamed_total"), "changes without names"),
+            ),
+        ),
+        Panel(
             "Models that fail",
             "Payments a second that a model failed on, and 1 while a model is left out. 0 on a quiet day.",
             "short",

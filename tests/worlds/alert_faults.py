@@ -271,6 +271,12 @@ FAULTS: dict[str, Fault] = {
     "PaywardenMirrorNearlyFull": Fault(
         "the mirror has grown to 95 % of its limit", (Gauge(companion("companion_mirror_bytes"), 5e8, 9.5e8),)
     ),
+    "PaywardenOverlayFull": Fault(
+        "the overlay drops ten payments a second", (Count(serve("overlay_full_total"), 0, 10),)
+    ),
+    "PaywardenOverlayUnused": Fault(
+        "half of the payments are scored without the overlay", (Count(serve("overlay_unsure_total"), 0, 100),)
+    ),
     "PaywardenRegistryBehind": Fault(
         "the topic of the registry is not read",
         (Stamp(companion("companion_model_registry_synced_timestamp_seconds"), 5),),
