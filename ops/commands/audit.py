@@ -26,22 +26,55 @@ def audit() -> None:
     "--key", type=click.Path(dir_okay=False), help="The public key that signed it (default: audit.pub beside the log)."
 )
 @click.option("--head", metavar="LINE:DIGEST", help="A line that somebody has noted: the log must have it still.")
+@click.option("--topic", is_flag=True, help="The log must also have each line that is on the topic console-events.")
 @click.pass_obj
 @needs("console")
-def verify(source: Source, log_file: str | None, key: str | None, head: str | None) -> None:
+def verify(source: Source, log_file: str | None, key: str | None, head: str | None, topic: bool) -> None:
     """Find any edit, removal or reorder in the log.
 
     Each line is signed and names the line before it, and a signed file names the last one. A log that was put back to
-    an earlier state together with that file is found by --head alone: note the line that the page Audit shows.
+    an earlier state together with that file is found by --topic and by --head: a console puts the last line of each
+    hour on the topic, and the page Audit shows it.
     """
+    from paywarden.models.bundle.signature import fingerprint
     from paywarden.ops.console.audit import public_key
     from paywarden.ops.console.audit import verify as verified
     from paywarden.ops.console.settings import ConsoleSettings
 
     path = Path(log_file) if log_file else source.section("console", ConsoleSettings).audit_path
-    remembered = None if head is None else _head(head)
-    entries = verified(path, public_key(Path(key) if key else path.with_name("audit.pub")), remembered)
+    public = public_key(Path(key) if key else path.with_name("audit.pub"))
+    remembered = [] if head is None else [_head(head)]
+    if topic:
+        remembered += _on_topic(source, fingerprint(public))
+    entries = verified(path, public, remembered)
     click.echo(f"{path}: {entries} entries, all signed and in order")
+
+
+def _on_topic(source: Source, name: str) -> list[Head]:
+    """Returns the heads of a log that consoles have put on the topic."""
+    from contextlib import closing
+
+    from paywarden.ops import wiring
+    from paywarden.ops.console.audit_page import published_heads
+    from paywarden.streams.alerts.events import EVENTS_TOPIC, ConsoleEvent
+    from paywarden.streams.alerts.feed import AlertFeed
+    from paywarden.streams.kafka.admin import require_broker
+
+    kafka = wiring.kafka_settings(source)
+    require_broker(kafka)
+    events: list[ConsoleEvent] = []
+    with closing(AlertFeed(kafka, wiring.schema_ids(source))) as feed:
+        feed.start({})
+        is_at_end = False
+        while not is_at_end:
+            batch = feed.read()
+            is_at_end = batch.is_at_end
+            events += [
+                ConsoleEvent.of_record(record.value)
+                for record in batch.records
+                if record.topic == EVENTS_TOPIC and record.value is not None
+            ]
+    return published_heads(events, name)
 
 
 def _head(text: str) -> Head:

@@ -8,7 +8,7 @@
    Ed25519 signature of everything else. An edit, a removal and a reorder in the middle therefore show.
 3. Lines cut off at the end leave a whole log. The file LOG.head has number and digest of the last line, signed. Who
    restores an older log together with its older head is found by a head that somebody remembered: `paywarden audit
-   verify --head`. The console's topic has the head of each hour.
+   verify --head`, or `--topic`, because consoles put the head of each hour on the topic console-events.
 4. A line is synced before the page is shown or the act is done. A process that is killed meanwhile leaves the beginning
    of a line, which the next one cuts off.
 
@@ -24,7 +24,7 @@ import hashlib
 import hmac
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +85,13 @@ class AuditLog:
         self._size, self._head = 0, Head()
         with self._lock, self._file.locked():
             self._catch_up()
+
+    @property
+    def name(self) -> str:
+        """The fingerprint of the key: which log it is, on a topic that several consoles share."""
+        from paywarden.models.bundle.signature import fingerprint
+
+        return fingerprint(self._key.public_key())
 
     @property
     def head(self) -> Head:
@@ -168,13 +175,13 @@ class AuditLog:
             raise Misconfigured(f"cannot write {_head_path(self.path)}: {error.strerror}") from error
 
 
-def verify(path: Path, key: Ed25519PublicKey, remembered: Head | None = None) -> int:
+def verify(path: Path, key: Ed25519PublicKey, remembered: Collection[Head] = ()) -> int:
     """Returns the number of entries of a log that is whole. Raises Misconfigured naming the first line that is not.
 
-    `remembered`: a head that somebody noted; the log must have it.
+    `remembered`: heads that somebody noted, or that the topic has; the log must have each.
     """
     entries, last = 0, Head()
-    is_remembered = remembered is None or remembered.number == 0
+    wanted = {head for head in remembered if head.number}
     for number, line in enumerate(_lines(path), 1):
         where = f"{path}, line {number}"
         try:
@@ -188,10 +195,11 @@ def verify(path: Path, key: Ed25519PublicKey, remembered: Head | None = None) ->
         if not _is_signed(key, _PURPOSE, content):
             raise Misconfigured(f"{where} is damaged: its signature is wrong")
         last = Head(number, hashlib.sha256(line).hexdigest())
-        is_remembered = is_remembered or last == remembered
+        wanted.discard(last)
         entries = number
-    if not is_remembered and remembered is not None:
-        raise Misconfigured(f"{path} has not the line {remembered.number} that was remembered: lines are gone or other")
+    if wanted:
+        first = min(head.number for head in wanted)
+        raise Misconfigured(f"{path} has not the line {first} that was remembered: lines are gone or other")
     head = _read_head(path, key)
     # A process that is killed between the line and the head leaves a head that is one line old.
     if head.number not in (entries, entries - 1) or (head.number == entries and head != last):

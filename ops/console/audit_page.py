@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import threading
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from paywarden.ops.console.audit import AuditEntry, AuditLog
+from paywarden.ops.console.audit import AuditEntry, AuditLog, Head
 from paywarden.ops.console.pages import Field, Page, Section, Shown, Visit
 from paywarden.ops.console.people.people import Role
+from paywarden.ops.times import now_ms
+from paywarden.schemas.errors import Misconfigured, TemporaryFailure
+from paywarden.streams.alerts.events import ConsoleEvent
 
+_log = logging.getLogger(__name__)
+
+AUDIT_SUBJECT, HEAD = "audit", "head"
+_EVERY_S, _RETRY_S = 3600.0, 10.0
 _ROLES = frozenset({Role.AUDITOR})
 _COUNT, _COUNT_MAX = 100, 1000
 
@@ -21,8 +31,8 @@ class AuditView:
     head_digest: str
 
 
-def audit_section(log: AuditLog) -> Section:
-    """Returns the section `Audit`."""
+def audit_section(log: AuditLog, publish: Callable[[ConsoleEvent], None]) -> Section:
+    """Returns the section `Audit`. `publish` puts the log's head on the topic, each hour in which it has changed."""
 
     def show(visit: Visit) -> Shown:
         visit.saw("audit_log")
@@ -36,4 +46,34 @@ def audit_section(log: AuditLog) -> Section:
         Field("count", "How many of the newest entries", kind="whole", low=1, high=_COUNT_MAX),
     )
     page = Page("/audit", show, "The newest entries of the audit log", roles=_ROLES, fields=fields, view=AuditView)
-    return Section("audit", "Audit", "/audit", (page,), _ROLES)
+
+    def run(stop: threading.Event) -> None:
+        published = Head()
+        while not stop.is_set():
+            try:
+                published = publish_head(log, publish, published, now_ms())
+            except (TemporaryFailure, Misconfigured) as error:
+                _log.warning("the head of the audit log is not on the topic: %s", error)
+                stop.wait(_RETRY_S)
+            else:
+                stop.wait(_EVERY_S)
+
+    return Section("audit", "Audit", "/audit", (page,), _ROLES, background=(run,))
+
+
+def publish_head(log: AuditLog, publish: Callable[[ConsoleEvent], None], published: Head, at_ms: int) -> Head:
+    """Publish the head of a log if it is another than `published`; returns it. Raises BrokerUnavailable."""
+    head = log.head
+    if head.number and head != published:
+        what = {"log": log.name, "number": str(head.number), "digest": head.digest}
+        publish(ConsoleEvent(AUDIT_SUBJECT, HEAD, "console", at_ms, what))
+    return head
+
+
+def published_heads(events: Iterable[ConsoleEvent], name: str) -> list[Head]:
+    """Returns the heads of the log of this name among events."""
+    return [
+        Head(int(event.what["number"]), event.what["digest"])
+        for event in events
+        if event.subject == AUDIT_SUBJECT and event.kind == HEAD and event.what.get("log") == name
+    ]

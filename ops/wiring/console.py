@@ -107,7 +107,7 @@ def sections(parts: Parts) -> Sequence[Section]:
         Models(desk).section(),
         Policy(parts.source, desk, lambda: _sampler(parts.source)).section(),
         Health(settings.processes).section(),
-        audit_section(parts.audit),
+        audit_section(parts.audit, lambda event: reader.write([event])),
         *_told(webhooks),
         api_section(lambda: parts.shell.sections, API),
     ]

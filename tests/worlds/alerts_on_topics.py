@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,6 +54,7 @@ class TopicsInMemory:
         self.identity = "made-once"
         self.is_away = False
         self._next: dict[str, int] = {}
+        self._idle = threading.Event()
 
     def put(self, *records: Mapping[str, Any] | None) -> None:
         """Append records of drift-alerts; None for one that cannot be decoded."""
@@ -65,14 +67,18 @@ class TopicsInMemory:
         return anew
 
     def read(self) -> FeedBatch:
+        """Returns what is new; as Kafka's client it waits a moment if nothing is. Others may write meanwhile."""
         self._require()
+        now = {topic: list(values) for topic, values in self.topics.items()}
         records = [
             FeedRecord(topic, offset, value)
-            for topic, values in self.topics.items()
+            for topic, values in now.items()
             for offset, value in enumerate(values)
             if offset >= self._next[topic]
         ]
-        self._next = {topic: len(values) for topic, values in self.topics.items()}
+        if not records:
+            self._idle.wait(0.01)
+        self._next = {topic: len(values) for topic, values in now.items()}
         positions = {topic: Position(self.identity, offset) for topic, offset in self._next.items()}
         return FeedBatch(tuple(records), positions, is_at_end=True)
 

@@ -9,7 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from paywarden.ops.console.audit import AuditLog, Head, audit_log, public_key_of, verify
+from paywarden.ops.console.audit_page import publish_head, published_heads
 from paywarden.schemas.errors import Misconfigured
+from paywarden.streams.alerts.events import ConsoleEvent
 
 COUNT = 8
 
@@ -85,8 +87,8 @@ def test_an_older_log_with_its_older_head_is_found_by_a_remembered_line(tmp_path
     key = public_key_of(tmp_path)
     assert verify(log.path, key) == 1
     with pytest.raises(Misconfigured, match="remembered"):
-        verify(log.path, key, noted)
-    assert verify(log.path, key, Head()) == 1
+        verify(log.path, key, [noted])
+    assert verify(log.path, key, [Head()]) == 1
     with pytest.raises(Misconfigured, match="shorter"):
         log.record("anna", "viewed", "payment:3", {}, 3)
 
@@ -96,3 +98,14 @@ def test_a_log_without_its_key_is_refused(tmp_path: Path) -> None:
     (tmp_path / "audit.pem").unlink()
     with pytest.raises(Misconfigured, match="not its key"):
         audit_log(tmp_path)
+
+
+def test_the_topic_has_the_head_when_it_has_changed(tmp_path: Path) -> None:
+    log = audit_log(tmp_path)
+    sent: list[ConsoleEvent] = []
+    published = publish_head(log, sent.append, Head(), 1)
+    log.record("anna", "viewed", "payment:1", {}, 1)
+    published = publish_head(log, sent.append, published, 2)
+    publish_head(log, sent.append, published, 3)
+    assert published_heads(sent, log.name) == [log.head]
+    assert published_heads(sent, "another") == []
