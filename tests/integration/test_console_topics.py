@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from paywarden.ops.cli import cli
+from paywarden.ops.console.audit import Head, audit_log
+from paywarden.ops.console.audit_page import publish_head
 from paywarden.ops.console.database import Database
 from paywarden.ops.console.inbox.reader import AlertReader
 from paywarden.ops.console.inbox.store import TABLES, AlertStore, Wanted
 from paywarden.ops.times import now_ms
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
+from paywarden.schemas.errors import Misconfigured
 from paywarden.streams.alerts.events import COMMENTED, ConsoleEvent, EventWriter, alert_subject
 from paywarden.streams.alerts.feed import AlertFeed
 from paywarden.streams.alerts.records import ALERTS_TOPIC, Acknowledgement
@@ -87,12 +92,31 @@ def test_console_and_terminal_share_events_and_a_restart_loses_none(kafka: Kafka
     other_thread = threading.Thread(target=other.run, args=(stop,))
     other_thread.start()
     wait_until(lambda: all(_assigned(one) == "ben" for one in (store, other_store)), "both know what the terminal did")
+    _check_audit_on_topic(tmp_path / "audit", lambda event: reader.write([event]), environment)
     rows = store.page(Wanted(), NOW_MS, limit=9), other_store.page(Wanted(), NOW_MS, limit=9)
     assert rows[0] == rows[1]
     stop.set()
     thread.join()
     other_thread.join()
     database.close()
+
+
+def _check_audit_on_topic(
+    folder: Path, publish: Callable[[ConsoleEvent], None], environment: Mapping[str, str]
+) -> None:
+    """A log that was put back with its own head is found by what the topic has of it."""
+    log = audit_log(folder)
+    log.record("anna", "viewed", "payment:1", {}, 1)
+    older = {path: path.read_bytes() for path in folder.glob("audit.jsonl*")}
+    log.record("anna", "viewed", "payment:2", {}, 2)
+    publish_head(log, publish, Head(), NOW_MS)
+    command = ["audit", "verify", "--log", str(log.path), "--topic"]
+    assert CliRunner().invoke(cli, command, env=environment, catch_exceptions=False).exit_code == 0
+    for path, content in older.items():
+        path.write_bytes(content)
+    assert CliRunner().invoke(cli, command[:-1], env=environment, catch_exceptions=False).exit_code == 0
+    with pytest.raises(Misconfigured, match="line 2 that was remembered"):
+        CliRunner().invoke(cli, command, env=environment, catch_exceptions=False)
 
 
 def _assigned(store: AlertStore) -> str:
