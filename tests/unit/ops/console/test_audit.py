@@ -109,3 +109,19 @@ def test_the_topic_has_the_head_when_it_has_changed(tmp_path: Path) -> None:
     publish_head(log, sent.append, published, 3)
     assert published_heads(sent, log.name) == [log.head]
     assert published_heads(sent, "another") == []
+
+
+def test_a_line_of_another_history_with_the_same_key_is_found(tmp_path: Path) -> None:
+    log = audit_log(tmp_path)
+    log.record("anna", "viewed", "payment:1", {}, 1)
+    older = log.path.read_bytes()
+    log.record("anna", "viewed", "payment:2", {}, 2)
+    other = log.path.read_bytes().splitlines(keepends=True)[1]
+    log.path.write_bytes(b"")
+    again = AuditLog(log.path, log._key)
+    again.record("anna", "viewed", "payment:9", {}, 1)
+    assert again.path.read_bytes() != older
+    with again.path.open("ab") as file:
+        file.write(other)
+    with pytest.raises(Misconfigured, match="does not follow"):
+        verify(log.path, public_key_of(tmp_path))

@@ -117,6 +117,15 @@ def test_a_key_without_a_passphrase_is_not_used(world: Registered) -> None:
     assert ben.post("/models/approve", data=form).status_code == 403
 
 
+def test_nobody_signs_with_the_key_of_another_person(world: Registered) -> None:
+    keys = Path(world.desk.keys)
+    (keys / "ben.pem").write_bytes((keys / "anna.pem").read_bytes())
+    ben = world.console.browser([Models(world.desk).section()], "ben")
+    form = {"why": "w", "passphrase": PASSPHRASE, "csrf": csrf_of(ben.get("/models").text)}
+    refused = ben.post("/models/approve", data={**form, "proposal": world.proposal})
+    assert (refused.status_code, "somebody other than ben" in refused.text) == (403, True)
+
+
 def test_without_a_registry_the_page_says_so(tmp_path: Path) -> None:
     console = console_under_test(tmp_path)
     desk = Desk(Source({"rollout": {"log": str(tmp_path / "rollouts.jsonl")}}, {}), "")
