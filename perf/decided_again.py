@@ -121,18 +121,14 @@ def decided(folder: Path, count: int) -> list[dict[str, Any]]:
     return [dict(decision_of(entry)) for entry in outbox.entries]
 
 
-def main() -> None:
-    arguments = arguments_of(
-        __doc__,
-        ("--decisions", {"type": int, "default": 10_000}),
-        ("--break-one", {"action": "store_true", "help": "change one score by its last bit"}),
-    )
+def measured(count: int, *, is_broken: bool = False) -> dict[str, float]:
+    """Returns the figures of `count` decisions; `is_broken` changes one score by its last bit."""
     ids = LocalSchemaIds()
     encoder, decoder = Encoder("decisions", ids.id_of("decisions")), Decoder("decisions", ids)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        decisions = decided(folder, arguments.decisions)
-        if arguments.break_one:
+        decisions = decided(folder, count)
+        if is_broken:
             decisions[0]["score"] = float(np.nextafter(decisions[0]["score"], 1.0))
         config = folder / "paywarden.toml"
         config.write_text(_SETTINGS.format(bundle=small_world.trained_bundle(), folder=folder), encoding="utf-8")
@@ -150,15 +146,22 @@ def main() -> None:
                 actions[told.stored.action] = actions.get(told.stored.action, 0) + 1
         took_s = time.perf_counter() - began
         database.close()
-    assert min(actions.values()) > 0
     assert sum(actions.values()) == len(decisions)
-    figures = {
+    return {
         "decisions": len(decisions),
         "recomputed_equal_share": equal / len(decisions),
         "recomputed_per_second": len(decisions) / took_s,
         **{f"{action}_count": number for action, number in actions.items()},
     }
-    finish(figures, arguments.json)
+
+
+def main() -> None:
+    arguments = arguments_of(
+        __doc__,
+        ("--decisions", {"type": int, "default": 10_000}),
+        ("--break-one", {"action": "store_true", "help": "change one score by its last bit"}),
+    )
+    finish(measured(arguments.decisions, is_broken=arguments.break_one), arguments.json)
 
 
 if __name__ == "__main__":
