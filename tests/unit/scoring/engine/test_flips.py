@@ -15,8 +15,6 @@ from paywarden.models.bundle.explain import read_trees
 from paywarden.models.policy.policy import ConfiguredRule, Policy, PolicySettings
 from paywarden.scoring.engine.flips import Cuts, cuts_of, flips
 from paywarden.scoring.engine.recomputed import decide_again
-from paywarden.streams.companion.shipping import decision_of
-from tests.unit.ops.commands.test_decisions import entry
 from tests.worlds import small_world
 
 RULE = ConfiguredRule("busy", "card_count_1h >= 3", "review")
@@ -37,6 +35,14 @@ def cuts(review_at: float, has_rule: bool) -> Cuts:
     return cuts_of([trees], policy(review_at, has_rule), NAMES)
 
 
+def decision_about(row: int) -> dict[str, Any]:
+    """Returns what a decision about a golden payment keeps."""
+    optional = dict.fromkeys(("device_id", "ip", "mcc", "country", "channel", "utc_offset_minutes"))
+    request = {"payment_id": "p", "card_id": "c", "merchant_id": "m", "event_time_ms": 1_700_000_000_000}
+    money = {"amount_minor": 100, "currency": "EUR"}
+    return {**optional, **request, **money, "flags": [], "reasons": [], "vector": VECTORS[row].tobytes()}
+
+
 def with_value(decision: dict[str, Any], name: str, value: float) -> dict[str, Any]:
     vector = np.frombuffer(decision["vector"], dtype="<f4").copy()
     vector[NAMES.index(name)] = value
@@ -46,7 +52,7 @@ def with_value(decision: dict[str, Any], name: str, value: float) -> dict[str, A
 @settings(max_examples=25, deadline=None)
 @given(row=st.integers(0, len(VECTORS) - 1), review_at=st.sampled_from((0.004, 0.02, 0.1)), has_rule=st.booleans())
 def test_a_flip_is_the_nearest_value_that_changes_the_action(row: int, review_at: float, has_rule: bool) -> None:
-    decision = decision_of(entry("p", row))
+    decision = decision_about(row)
     chosen = policy(review_at, has_rule)
 
     def action(changed: dict[str, Any]) -> str:
@@ -66,7 +72,7 @@ def test_a_flip_is_the_nearest_value_that_changes_the_action(row: int, review_at
 
 def test_a_rule_is_a_cut_as_well() -> None:
     row = int(np.argmin(BUNDLE.score(VECTORS)))
-    decision = with_value(decision_of(entry("p", row)), "card_count_1h", 2.0)
+    decision = with_value(decision_about(row), "card_count_1h", 2.0)
     found = flips(decision, BUNDLE, policy(0.49, True), small_world.rates(), cuts(0.49, True), count=50)
     assert ("card_count_1h", 3.0, "review") in [(flip.feature, flip.then, flip.action) for flip in found]
 
@@ -76,11 +82,11 @@ def test_without_a_way_to_another_action_there_is_none() -> None:
     always = Policy(PolicySettings(rules=(rule,)), review_at=0.5, decline_at=0.5)
     trees = read_trees(small_world.trained_bundle() / MODEL_TEXT, len(NAMES))
     made = cuts_of([trees], always, NAMES)
-    assert flips(decision_of(entry("p", 0)), BUNDLE, always, small_world.rates(), made) == []
+    assert flips(decision_about(0), BUNDLE, always, small_world.rates(), made) == []
 
 
 @pytest.mark.parametrize("row", [0, 7])
 def test_steps_come_in_order_and_each_feature_once(row: int) -> None:
-    found = flips(decision_of(entry("p", row)), BUNDLE, policy(0.02, False), small_world.rates(), cuts(0.02, False))
+    found = flips(decision_about(row), BUNDLE, policy(0.02, False), small_world.rates(), cuts(0.02, False))
     assert [flip.steps for flip in found] == sorted(flip.steps for flip in found)
     assert len({flip.feature for flip in found}) == len(found)
