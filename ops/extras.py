@@ -31,7 +31,6 @@ _CONSOLE = (
     "httpx2",
     "jinja2",
     "joserfc",
-    "multipart",
     "pyarrow",
     "python_multipart",
     "starlette",

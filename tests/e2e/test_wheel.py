@@ -19,8 +19,8 @@ from tests.checkout import CHECKOUT
 
 # The folders at the top of the repository; installed, they are `paywarden.schemas` and so on.
 ROOTS = ("schemas", "features", "models", "scoring", "streams", "ops")
-# Files of operators, who have a checkout.
-NOT_INSTALLED = (CHECKOUT / "ops" / "deploy",)
+# Files of those who have a checkout, and packages of their own.
+NOT_INSTALLED = tuple(CHECKOUT / name for name in ("ops/deploy", "ops/clients", "schemas/proto/released"))
 # Where the code of the checkout is not kept, the demonstration compiles all of it.
 pytestmark = pytest.mark.timeout(1200)
 

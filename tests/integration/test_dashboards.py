@@ -42,6 +42,7 @@ DAYS = "shown once a block or a day of decisions is evaluated"
 CLUSTER = "shown with an Aerospike cluster"
 CHANGE = "shown once a worker has changed what decides"
 REGISTRY = "shown by a companion with [models] topic"
+OVERLAY = "shown with [overlay] enabled"
 EVENT = "has a series for each kind of event, once there was one"
 MADE = {
     "paywarden_drift_score_distance": DAYS,
@@ -65,6 +66,13 @@ MADE = {
     "paywarden_swap_timestamp_seconds": CHANGE,
     "paywarden_companion_model_registry_synced_timestamp_seconds": REGISTRY,
     "paywarden_companion_model_registry_failures_total": REGISTRY,
+    "paywarden_overlay_added_total": OVERLAY,
+    "paywarden_overlay_broken_total": OVERLAY,
+    "paywarden_overlay_folded_total": OVERLAY,
+    "paywarden_overlay_full_total": OVERLAY,
+    "paywarden_overlay_left_out_total": OVERLAY,
+    "paywarden_overlay_unsure_total": OVERLAY,
+    "paywarden_overlay_untimely_total": OVERLAY,
     "paywarden_dead_letters_total": EVENT,
     "paywarden_stream_dead_letters_total": EVENT,
     "paywarden_stream_expired_records_total": EVENT,
@@ -73,8 +81,11 @@ MADE = {
 """Metrics that no process shows within the minute of a test, and why. Their series are made up here; all others are
 those of running processes."""
 
-EMPTY = {"curl -s $COMPANION/metrics | grep paywarden_companion_model_registry"}
-"""Commands of the runbook that find nothing here: the deployment has no registry."""
+EMPTY = {
+    "curl -s $COMPANION/metrics | grep paywarden_companion_model_registry",
+    "curl -s $SERVE/metrics | grep paywarden_overlay",
+}
+"""Commands of the runbook that find nothing here: the deployment has no registry, and no overlay."""
 
 
 class MadePage:

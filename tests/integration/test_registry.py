@@ -106,6 +106,8 @@ def example(topic: str) -> dict[str, Any]:
             return values[schema] if schema in values else value(names[schema])
         if schema["type"] == "record":
             return {field["name"]: value(field["type"]) for field in schema["fields"]}
+        if schema["type"] == "map":
+            return {"text": value(schema["values"])}
         return [value(schema["items"])] * 2 if schema["type"] == "array" else schema["symbols"][-1]
 
     names = topic_schema(topic)["__named_schemas"]

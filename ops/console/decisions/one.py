@@ -14,6 +14,7 @@ from paywarden.ops.console.decisions.usual import PAST_MAX, FeatureView, feature
 from paywarden.ops.console.pages import Shown, Visit, not_found
 from paywarden.ops.deciders import KnownDeciders, Recomputed
 from paywarden.schemas.errors import InvalidEvent, PaywardenError
+from paywarden.scoring.engine.flips import Flip
 from paywarden.streams.decision_index.reviews import Verdict
 from paywarden.streams.decision_index.search import Place, Row
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from paywarden.models.bundle.bundle import Bundle
     from paywarden.models.drift.reference import Reference
     from paywarden.models.policy.policy import Policy
-    from paywarden.scoring.engine.flips import Cuts, Flip
+    from paywarden.scoring.engine.flips import Cuts
     from paywarden.streams.decision_index.index import DecisionIndex, SharedEntity
 
 Decode = Callable[[bytes], Mapping[str, Any]]
