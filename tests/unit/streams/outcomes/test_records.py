@@ -79,7 +79,7 @@ def test_decisions_of_earlier_releases_have_no_variant() -> None:
         for schema in past_schemas()
         if schema["name"] == "paywarden.v1.Decision"
     ]
-    earlier = [(schema, names) for schema, names in fields if "variant" not in names]
+    earlier = [(schema, names) for schema, names in fields if "propensity" not in names]
     assert len(earlier) == 4
     for schema, names in earlier:
         record = {name: value for name, value in decision_of(ENTRY).items() if name in names}
