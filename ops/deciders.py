@@ -100,7 +100,7 @@ class KnownDeciders:
 
     @property
     def lock(self) -> threading.RLock:
-        """Whoever scores with a bundle from here holds it."""
+        """The lock that a caller holds while it scores with a bundle from here."""
         return self._lock
 
     def bundle(self, digest: str, catalogue_digest: str) -> tuple[Bundle, Path]:

@@ -34,7 +34,7 @@ from paywarden.scoring.requests.validation import REQUEST_BYTES_MAX, RequestLimi
 
 Schema = dict[str, Any]
 
-# Of the contract, as in the paths: it changes when an answer or a request means something else.
+# The version of the contract, as in the paths: it changes when an answer or a request means something else.
 _CONTRACT = "v1"
 _EXAMPLES: Mapping[str, Any] = {
     "payment_id": "p-1",

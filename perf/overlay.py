@@ -59,7 +59,7 @@ _SIZE = WorldSize(
     training=TrainingSettings(trees=50, leaves=15, early_stopping_rounds=0, threads=1),
 )
 _LIFETIME_MS = 2000
-# What is timed is as if the stream lagged so far, at the rate at which the scorers answer.
+# The benchmark lets the stream lag so far behind the scorers that it times.
 _LAG_MS = 100
 # More transactions than the mirror will ever have: the marks are complete, since no profile gets a payment.
 _ALL_TRANSACTIONS = 1 << 60

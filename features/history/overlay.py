@@ -31,7 +31,7 @@ class HistoryOverlay:
 
     @classmethod
     def read(cls, text: str, *, lifetime_ms: int, events_max: int) -> HistoryOverlay | None:
-        """Returns the overlay of that many hosts; None for `0`. Raises Misconfigured."""
+        """Returns the overlay of the number of hosts that a text names; None for `0`. Raises Misconfigured."""
         if not re.fullmatch(r"\d{1,5}", text, re.ASCII) or int(text) > HOSTS_MAX:
             raise Misconfigured(f"overlay: wanted how many hosts there are, 0 to {HOSTS_MAX}, got {text!r}")
         return cls(int(text), lifetime_ms, events_max) if int(text) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 
-# More than this many callers at once are forgotten, the one that was seen longest ago first.
+# The limit remembers this many callers. Beyond, it forgets the caller that it has not seen for longest.
 _KEYS_MAX = 10_000
 
 

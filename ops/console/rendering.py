@@ -32,7 +32,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Frame:
-    """What is around each page: navigation, person, the form's token, what is missing, and a message to show once."""
+    """The frame of each page: navigation, person, the form's token, what is missing, and a message to show once."""
 
     title: str
     links: tuple[Link, ...] = ()

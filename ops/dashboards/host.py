@@ -19,6 +19,13 @@ def _quantile(quantile: float, by: str, metric: str, more: str = "") -> str:
     return f"histogram_quantile({quantile:g}, {_rate(f'{by}, le', f'{metric}_bucket', more)})"
 
 
+def _latencies(metric: str, of: str) -> tuple[Query, ...]:
+    return tuple(
+        Query(_quantile(quantile, "instance", metric, of), f"p{name} {{{{instance}}}}")
+        for quantile, name in ((0.5, "50"), (0.99, "99"), (0.999, "99.9"))
+    )
+
+
 _ANSWERS = Section(
     "Answers",
     (
@@ -26,13 +33,7 @@ _ANSWERS = Section(
             "Latency over HTTP",
             "From a request's last byte read to its answer being written: median, p99 and p99.9 of `POST /v1/score`.",
             "s",
-            tuple(
-                Query(
-                    _quantile(quantile, "instance", "paywarden_request_seconds", 'route="score"'),
-                    f"p{name} {{{{instance}}}}",
-                )
-                for quantile, name in ((0.5, "50"), (0.99, "99"), (0.999, "99.9"))
-            ),
+            _latencies("paywarden_request_seconds", 'route="score"'),
             alerts=("PaywardenRequestsSlow",),
             steps=((0.042, "red"),),
         ),
@@ -40,13 +41,7 @@ _ANSWERS = Section(
             "Latency over gRPC",
             "The same for `Score`.",
             "s",
-            tuple(
-                Query(
-                    _quantile(quantile, "instance", "paywarden_grpc_request_seconds", 'method="Score"'),
-                    f"p{name} {{{{instance}}}}",
-                )
-                for quantile, name in ((0.5, "50"), (0.99, "99"), (0.999, "99.9"))
-            ),
+            _latencies("paywarden_grpc_request_seconds", 'method="Score"'),
             alerts=("PaywardenCallsSlow",),
             steps=((0.042, "red"),),
         ),

@@ -93,13 +93,7 @@ def sections(parts: Parts) -> Sequence[Section]:
     webhooks = _webhooks(parts)
     store, reader = _alerts(parts, webhooks)
     stakes = _stakes(parts)
-    page = AlertPage(
-        store,
-        lambda: parts.shell.url,
-        desk.happenings,
-        stakes.samples,
-        lambda: any(section.name == "decisions" for section in parts.shell.sections),
-    )
+    page = AlertPage(store, lambda: parts.shell.url, desk.happenings, stakes.samples)
     return [
         Inbox(store, reader, page, stakes.run).section(),
         *decision_sections(parts.source),

@@ -19,7 +19,7 @@ _AROUND_MS = 3 * 3_600_000
 _MOVED_MAX = 20
 
 ACT_ROLES = frozenset({Role.ANALYST, Role.LEAD, Role.MODEL_OWNER})
-"""Who may acknowledge, snooze, assign and comment."""
+"""The roles that may acknowledge, snooze, assign and comment."""
 
 DURATIONS = ("30m", "1h", "4h", "1d", "3d", "7d")
 """How long an alert may be snoozed from a page."""
@@ -81,11 +81,8 @@ class AlertPage:
         url: Callable[[], str],
         happenings: Happenings | None = None,
         samples: Samples | None = None,
-        has_decisions: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`has_decisions`: whether the console has pages of decisions, to which samples lead."""
         self._store, self._url, self._happenings, self._samples = store, url, happenings, samples
-        self._has_decisions = has_decisions
 
     def page(self) -> Page:
         """Returns the page, for the section of the inbox."""
@@ -154,7 +151,7 @@ class AlertPage:
             timeline=tuple(timeline),
             before=tuple(before),
             after=tuple(after),
-            decisions_link=_decisions_link(record) if self._has_decisions() else "",
+            decisions_link=_decisions_link(record),
             hand_over=self._hand_over(row, sentences, f"{size}; {view_values}; {certainty}", timeline),
             may_act=visit.person.may(ACT_ROLES),
         )

@@ -29,7 +29,7 @@ LIMITS_MAX = 64
 WINDOW_S_MAX = 86_400
 COUNT_MAX = 100
 AMOUNT_MAX = 10**11
-# Payments kept for a card. With so many within the longest window, every limit by card holds.
+# Payments kept for a card. If all of them are within the longest window, every limit by card holds.
 PAYMENTS_OF_CARD_MAX = 128
 
 _NAME = re.compile(r"[a-z0-9_-]{1,40}")
