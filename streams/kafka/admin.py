@@ -60,14 +60,39 @@ def partitions_of(settings: KafkaSettings, topic: str) -> list[int]:
 
 def partitions_in(admin: AdminClient, settings: KafkaSettings, topic: str) -> list[int]:
     """Like `partitions_of`, asked through a client that the caller has already."""
-    try:
-        listing = admin.list_topics(settings.topic(topic), timeout=REACH_TIMEOUT_S)
-    except KafkaException as error:
-        raise BrokerUnavailable(f"no Kafka broker answers at {settings.bootstrap}: {reason_of(error)}") from error
-    metadata = listing.topics.get(settings.topic(topic))
-    if metadata is None or metadata.error is not None or not metadata.partitions:
-        raise Misconfigured(f"topic {settings.topic(topic)} does not exist: run `paywarden topics create`")
-    return sorted(metadata.partitions)
+    full_name = settings.topic(topic)
+
+    def ask() -> list[int]:
+        try:
+            metadata = admin.list_topics(full_name, timeout=REACH_TIMEOUT_S).topics.get(full_name)
+        except KafkaException as error:
+            raise BrokerUnavailable(f"no Kafka broker answers at {settings.bootstrap}: {reason_of(error)}") from error
+        if metadata is not None and metadata.error is not None and metadata.error.code() in _LEADER_ERRORS:
+            raise KafkaException(metadata.error)
+        if metadata is None or metadata.error is not None or not metadata.partitions:
+            raise Misconfigured(f"topic {full_name} does not exist: run `paywarden topics create`")
+        return sorted(metadata.partitions)
+
+    return retry_until_leader(ask, f"which partitions {full_name} has")
+
+
+def wait_until_known(admin: AdminClient, names: Collection[str], timeout_s: float = REACH_TIMEOUT_S) -> None:
+    """Wait until the broker names the partitions of topics that were created a moment ago, for `timeout_s` at most.
+
+    The controller says that it has created a topic. The brokers learn of it a moment later, and until then they answer
+    that there is no such topic. Raises BrokerUnavailable.
+    """
+    deadline = time.monotonic() + timeout_s
+    while names:
+        try:
+            listed = admin.list_topics(timeout=timeout_s).topics
+        except KafkaException as error:
+            raise BrokerUnavailable(f"Kafka does not list its topics: {reason_of(error)}") from error
+        names = [name for name in names if name not in listed or listed[name].error or not listed[name].partitions]
+        if names and time.monotonic() > deadline:
+            raise BrokerUnavailable(f"Kafka has created topic {min(names)}, and does not list it {timeout_s:g} s later")
+        if names:
+            time.sleep(_LEADER_AGAIN_S)
 
 
 def topics_of(settings: KafkaSettings) -> set[str]:

@@ -10,7 +10,7 @@ from confluent_kafka.cimpl import NewPartitions, NewTopic
 
 from paywarden.schemas.avro import TOPICS
 from paywarden.schemas.errors import BrokerUnavailable, Misconfigured, PaywardenError
-from paywarden.streams.kafka.admin import make_admin
+from paywarden.streams.kafka.admin import make_admin, wait_until_known
 from paywarden.streams.kafka.client import MESSAGE_BYTES_MAX, REACH_TIMEOUT_S, KafkaSettings, reason_of
 from paywarden.streams.kafka.remembered_schemas import SCHEMAS_TOPIC
 from paywarden.streams.kafka.topic_identity import embedded_cluster
@@ -79,6 +79,7 @@ def _create(kafka: KafkaSettings, topics: Sequence[NewTopic]) -> list[str]:
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise _refused(kafka, name, error, "cannot be created") from error
+    wait_until_known(admin, created)
     return sorted(created)
 
 

@@ -207,14 +207,21 @@ def test_a_reader_follows_a_writer_of_another_process_through_its_segments(tmp_p
     reader = OutboxReader(where, "w0")
     command = [sys.executable, "-c", APPENDING, where.directory, "never", "0"]
     position, expected = 0, 0
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+    # The writer reports each append into a pipe, which holds some ten thousand reports: a reader that gets no
+    # processor keeps the writer waiting, and has a few hundred segments to list at most.
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
         while expected < 5000:
             for following, payload in reader.read(position, 50):
                 assert int(payload.split()[0]) == expected
                 position, expected = following, expected + 1
+                if expected > 1:
+                    # The newest record may be written and not reported yet.
+                    assert int(process.stdout.readline()) == expected - 2
             reader.release(position)
             assert process.poll() is None
         process.kill()
+        process.stdout.read()
     while records := reader.read(position, 1000):
         position = records[-1][0]
     reader.release(position)
