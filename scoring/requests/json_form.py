@@ -5,9 +5,12 @@
 The outbox keeps requests as protobuf, so a JSON request is serialised, once. The compiled reader reads the bytes of a
 request in ASCII; a request with other characters keeps its values, which are checked as they are (see format.py).
 
-A table of field types is held against what `json`'s C scanner reads. Protobuf's own json_format takes ten times as
+A table of field types is held against what the JSON reader gives. Protobuf's own json_format takes ten times as
 long, and would accept `"12"` and `12.0` as amounts. JSON refuses an unknown field, which protobuf ignores: in JSON it
 is a typing mistake far more often than a newer client. `[limits] unknown_fields = "ignore"` takes such requests.
+
+orjson reads the usual request, in a quarter of the time of `json`. It gives the same values for every body that it
+reads. What it refuses, or reads as another type, `json` reads again: so every error is an error of `json`.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import orjson
 
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
@@ -43,8 +48,6 @@ def _nameable(name: str) -> str:
 
 # Made once, because json.loads with a hook makes a decoder for every call.
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique_object)
-# Without a hook an object takes two thirds of the time, and of a name that is given twice the last value is left.
-_QUICK_DECODER = json.JSONDecoder()
 _ENCODER = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
 _JSON_NAMES: Mapping[type, str] = {
@@ -136,18 +139,23 @@ def _take_json(body: bytes, schema: RequestSchema = PACKAGED) -> TakenRequest:
 def _take_quickly(body: bytes, schema: RequestSchema) -> bytes | None:
     """Returns the request of a plain body with nothing unusual in it; None if a closer look is needed."""
     try:
-        fields = _QUICK_DECODER.decode(body.decode("ascii"))
+        fields = orjson.loads(body)
         kinds = list(map(type, fields.values()))
-        if kinds != list(map(schema.json_types.get, fields)):
-            return None
-        # Without a backslash every quote begins or ends a text: a name, or a value. A name that is given twice leaves
-        # quotes over.
-        if body.count(b'"') != 2 * (len(kinds) + kinds.count(str)):
+        if kinds != list(map(schema.json_types.get, fields)) or body.count(b'"') != _quotes(kinds):
             return None
         return schema.message(**fields).SerializeToString()
-    except (ValueError, AttributeError, RecursionError):
+    except (ValueError, AttributeError):
         # No JSON, no object, or a number out of its range: the closer look says which.
         return None
+
+
+def _quotes(kinds: list[type]) -> int:
+    """Returns the quotes of a plain object with values of these types, each name given once.
+
+    Without a backslash every quote begins or ends a text: a name, or a value. Of a name that is given twice orjson
+    keeps the last value, and the quotes of the others are left over.
+    """
+    return 2 * (len(kinds) + kinds.count(str))
 
 
 def _is_plain(body: bytes) -> bool:
@@ -156,6 +164,9 @@ def _is_plain(body: bytes) -> bool:
 
 
 def _take_json_batch(body: bytes, size_max: int, schema: RequestSchema = PACKAGED) -> Sequence[TakenRequest]:
+    is_plain = _is_plain(body)
+    if is_plain and (taken := _take_batch_quickly(body, size_max, schema)) is not None:
+        return taken
     batch = _load_object(body)
     for name in batch:
         if name != "requests":
@@ -164,8 +175,27 @@ def _take_json_batch(body: bytes, size_max: int, schema: RequestSchema = PACKAGE
     if type(elements) is not list:
         raise InvalidEvent("must be an array", field="requests")
     check_batch_size(len(elements), size_max)
-    is_plain = _is_plain(body)
     return [_element(element, index, is_plain, schema) for index, element in enumerate(elements)]
+
+
+def _take_batch_quickly(body: bytes, size_max: int, schema: RequestSchema) -> list[TakenRequest] | None:
+    """Like `_take_quickly`, for the requests of a batch."""
+    try:
+        batch = orjson.loads(body)
+        elements = batch["requests"]
+        if len(batch) != 1 or not 0 < len(elements) <= size_max:
+            return None
+        # The two quotes of "requests".
+        quotes, taken = 2, list[TakenRequest]()
+        for fields in elements:
+            kinds = list(map(type, fields.values()))
+            if kinds != list(map(schema.json_types.get, fields)):
+                return None
+            quotes += _quotes(kinds)
+            taken.append(schema.message(**fields).SerializeToString())
+    except (ValueError, AttributeError, TypeError, KeyError):
+        return None
+    return taken if body.count(b'"') == quotes else None
 
 
 def _element(element: object, index: int, is_plain: bool, schema: RequestSchema) -> TakenRequest:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import pytest
@@ -21,6 +21,7 @@ from paywarden.features.profiles.plan import Plan, compile_plan
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
 from paywarden.schemas.payment_fields import Form, PaymentField
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
+from paywarden.scoring.requests import json_form
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.json_form import JSON
 from paywarden.scoring.requests.protobuf_form import parse
@@ -388,3 +389,61 @@ def test_the_kept_part_of_a_request_has_no_declared_field() -> None:
     chosen = payments.chosen([1])
     facts = chosen.facts_of(0)
     assert (facts.product, list(chosen.bodies)) == ("é", [payments.bodies[1]])
+
+
+NUMBERS = ["0", "-0", "7", "-0.0", "12.5", "1e400", "-1E+2", "0.1", "4.35", "9007199254740993", "1" * 19, "1" * 40]
+ODD = [
+    "01",
+    "1.",
+    ".5",
+    "+1",
+    "NaN",
+    "-Infinity",
+    "null",
+    "true",
+    "{}",
+    "[]",
+    "[1]",
+    '{"items": 1}',
+    '"',
+    "'p'",
+    '"\t"',
+]
+TEXTS = ['"p"', '""', '"a\x7fb"', '"1"', "\"{'items': 1}\""]
+USUAL = {"items": NUMBERS, "amount_minor": NUMBERS, "weight": NUMBERS, "card_id": TEXTS, "customer_id": TEXTS}
+members = st.sampled_from([*USUAL, *USUAL, "unknown", ""]).flatmap(
+    lambda name: st.tuples(
+        st.just(name),
+        st.sampled_from(["", "", " ", "\n", "\t\r", "\f"]),
+        st.sampled_from(5 * USUAL.get(name, TEXTS) + ODD),
+    )
+)
+objects = st.lists(members, max_size=4).map(
+    lambda chosen: "{" + ",".join(f'"{name}"{space}:{value}{space}' for name, space, value in chosen) + "}"
+)
+
+
+def _read_or_refused(read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except InvalidEvent as error:
+        return error.field, str(error)
+
+
+@settings(max_examples=300)
+@given(st.lists(objects, min_size=1, max_size=3), st.sampled_from(["", " ", "\ufeff", "}", ", "]))
+def test_the_quick_reader_of_json_gives_what_the_other_gives(written: list[str], end: str) -> None:
+    """Numbers of every form, names given twice, and texts that look like something else."""
+    schema = RequestSchema(EVERYTHING.fields)
+    alone, together = (written[0] + end).encode(), ('{"requests":[' + ",".join(written) + "]}" + end).encode()
+    quick = (
+        _read_or_refused(lambda: JSON.take(alone, schema)),
+        _read_or_refused(lambda: JSON.take_batch(together, 3, schema)),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_form, "_take_quickly", lambda *_: None)
+        patch.setattr(json_form, "_take_batch_quickly", lambda *_: None)
+        assert quick == (
+            _read_or_refused(lambda: JSON.take(alone, schema)),
+            _read_or_refused(lambda: JSON.take_batch(together, 3, schema)),
+        )
