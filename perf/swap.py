@@ -12,26 +12,27 @@ on the core of the worker. `--pause` is the time from the end of a swap to the n
 
 `failed` counts calls that got no 200, of all loads; `…_failed_quiet` are those of the loads without swaps. Of the
 failed, `…_shed` were refused at once because the estimated wait was too long, and `…_late` after their deadline.
-`…_lag_p99_ms` is how late the load itself was: it shares the machine with whatever else runs. `p99_ratio` is the larger
-of the two protocols' p99 with swaps to that without, each the median of its loads. `resident_ratio` is the worker's
-anonymous resident memory after the swaps to that before them, when each bundle has been loaded once, and the larger of
-the two protocols'. The mirror and the decision cache, which are mapped, do not count: they fill up with use.
-`swap_ms_p50` and `_max` count from the signal to the worker's count.
+`…_lag_p99_ms` is how late the load itself was: it shares the machine with whatever else runs. A process of its own
+asks for the swaps and reads the worker's counts; it yields to the load. `p99_ratio` is the larger of the two protocols'
+p99 with swaps to that without, each the median of its loads. `resident_ratio` is the worker's anonymous resident memory
+after the swaps to that before them, when each bundle has been loaded once, and the larger of the two protocols'. The
+mirror and the decision cache, which are mapped, do not count: they fill up with use. `swap_ms_p50` and `_max` count
+from the signal to the worker's count.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
 import tempfile
-import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from itertools import cycle
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -46,41 +47,84 @@ from paywarden.schemas.settings import read_source
 from paywarden.scoring.metrics.shared import totals
 from perf.measuring import arguments_of, drive, finish
 from perf.scoring_world import World, built_world
-from perf.servers import Server, pin_load, serving
+from perf.servers import pin_load, serving
 
 _OPTIONS = LoadOptions(connections=8, streams=8)
 _SECONDS = 5.0
 # What a swap takes at most; a worker that has not taken it up by then never will.
 _SWAP_TIMEOUT_S = 30.0
+# The load has the core first.
+_NICENESS = 10
 _SWAPS = "paywarden_swaps_total"
 
 
-@dataclass
 class Swaps:
-    """Turns a link over between two bundles, and counts how long the worker takes to follow."""
+    """A process that turns a link over from bundle to bundle, and measures how long the worker takes to follow.
 
-    link: Path
-    bundles: Iterator[Path]
-    server: Server
-    metrics: Path
-    pause_s: float
-    took_ms: list[float] = field(default_factory=list)
+    It begins when it is told to, and stops when it is told again.
+    """
 
-    def swap(self) -> None:
-        """Swap once; returns when the worker has taken it up. Raises RuntimeError if it does not."""
+    def __init__(self, link: Path, bundles: Sequence[Path], supervisor: int, metrics: Path, pause_s: float) -> None:
+        self._link, self._bundles, self._supervisor = link, cycle(bundles), supervisor
+        self._metrics, self._pause_s = metrics, pause_s
+        self.took_ms = list[float]()
+        fork = multiprocessing.get_context("fork")
+        self._told, told = fork.Pipe()
+        self._process = fork.Process(target=self._serve, args=(told,), daemon=True)
+        self._process.start()
+
+    def run(self, count: int) -> None:
+        """Swap this often. Raises RuntimeError if a swap does not happen."""
+        self._told.send(count)
+        self._take()
+
+    def begin(self) -> None:
+        """Swap again and again, with pauses."""
+        self._told.send(0)
+
+    def stop(self) -> None:
+        """End what `begin` began, and note how long each swap took. Raises RuntimeError if one did not happen."""
+        self._told.send(0)
+        self._take()
+
+    def _take(self) -> None:
+        took, trouble = self._told.recv()
+        if trouble:
+            raise RuntimeError(trouble)
+        self.took_ms += took
+
+    def _serve(self, told: Connection) -> None:
+        os.nice(_NICENESS)
+        while True:
+            count = told.recv()
+            try:
+                took = [self._swap() for _ in range(count)] if count else self._swapped_until(told)
+            except RuntimeError as error:
+                told.send(([], str(error)))
+            else:
+                told.send((took, ""))
+
+    def _swapped_until(self, told: Connection) -> list[float]:
+        took = []
+        while not told.poll(self._pause_s):
+            took.append(self._swap())
+        told.recv()
+        return took
+
+    def _swap(self) -> float:
         before = self._count()
-        _turn_over(self.link, next(self.bundles))
+        _turn_over(self._link, next(self._bundles))
         began = time.monotonic()
-        self.server.process.send_signal(signal.SIGHUP)
+        os.kill(self._supervisor, signal.SIGHUP)
         while self._count() == before:
             if time.monotonic() > began + _SWAP_TIMEOUT_S:
                 raise RuntimeError("the worker does not take up the other bundle")
             time.sleep(0.02)
-        self.took_ms.append(1000 * (time.monotonic() - began))
+        return 1000 * (time.monotonic() - began)
 
     def _count(self) -> int:
         # From the worker's own file: /metrics is rendered once a second.
-        return sum(slots[0] for series, slots in totals(self.metrics).items() if series.name == _SWAPS)
+        return sum(slots[0] for series, slots in totals(self._metrics).items() if series.name == _SWAPS)
 
 
 def main() -> None:
@@ -99,9 +143,8 @@ def main() -> None:
     ):
         assert server.grpc is not None
         metrics = Path(read_source(str(world.config)).section("serve", ServeSettings).metrics)
-        swaps = Swaps(link, cycle(bundles), server, metrics, arguments.pause)
-        for _ in range(3):
-            swaps.swap()
+        swaps = Swaps(link, bundles, server.process.pid, metrics, arguments.pause)
+        swaps.run(3)
         swaps.took_ms.clear()
         (worker,) = server.worker_pids()
         bodies = stamped_bodies(world.requests, id_prefix="swap")
@@ -136,12 +179,9 @@ def _measured(
         quiet.append(load())
         # The load itself takes memory: connections and buffers of a busy worker.
         resident_kb = resident_kb or _resident_kb(worker)
-        over = threading.Event()
-        thread = threading.Thread(target=_swap_until, args=(swaps, over))
-        thread.start()
+        swaps.begin()
         busy.append(load())
-        over.set()
-        thread.join()
+        swaps.stop()
     p99_ms, swapping_p99_ms = (float(np.median([each.p99_ms for each in loads])) for loads in (quiet, busy))
     both = [*quiet, *busy]
     return {
@@ -162,11 +202,6 @@ def _measured(
 
 def _failed(loads: Iterable[LoadReport]) -> int:
     return sum(load.sent - load.ok for load in loads)
-
-
-def _swap_until(swaps: Swaps, over: threading.Event) -> None:
-    while not over.wait(swaps.pause_s):
-        swaps.swap()
 
 
 def _resident_kb(worker: int) -> float:
