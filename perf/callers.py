@@ -8,10 +8,14 @@ caller (an open loop with Poisson arrivals at a twentieth of the capacity), in t
     one_name   beside the same noise under the quiet caller's token: the callers cannot be told apart
 
 The same once more on a worker with a quota of a quarter of the capacity for each caller (`[admission]
-caller_payments_per_second`): `quota_alone` and `quota_shared`.
+caller_payments_per_second`): `quota_alone`, `quota_shared`, and
+
+    quota_kept beside the noisy caller who keeps to his quota, for which the worker has work that nobody may refuse
 
 Used for: whether one token can move the latencies of others. `ratio_shared` is the p99 beside the noise by the p99
 alone; `ratio_one_name` is what it would be without a queue for each caller; `ratio_quota` is with a quota.
+`ratio_excess` is the p99 beside the noise by that beside the caller who keeps to his quota: what it costs the others
+that he sends more than he may.
 
     python -m perf.callers [--entities N] [--times N] [--seconds N] [--json FILE]
 
@@ -44,6 +48,8 @@ from perf.servers import Server, pin_load, serving
 QUIET, NOISY = "quiet-token-0123456789", "noisy-token-0123456789"
 _QUIET_SHARE = 1 / 20
 _QUOTA_SHARE = 1 / 4
+# Of the quota: a caller who keeps to it.
+_KEPT_SHARE = 0.95
 _ROUNDS = 3
 _NOISE_CONNECTIONS = 16
 # Requests that the noise writes at a time. More than a connection may have unanswered, so that some always wait.
@@ -71,14 +77,19 @@ def main() -> None:
                 run_closed(server.http, bodies, seconds=arguments.seconds, options=_CAPACITY)
             ).ok_per_second
             figures = {"capacity_per_second": capacity, "times": arguments.times}
-            load = _Load(world, capacity, arguments.times, arguments.seconds)
-            figures |= _measure(server, load, {"alone": None, "shared": NOISY, "one_name": QUIET})
+            load = _Load(world, capacity, arguments.seconds)
+            noise = capacity * arguments.times
+            figures |= _measure(server, load, {"alone": None, "shared": (NOISY, noise), "one_name": (QUIET, noise)})
         with world.config.open("a", encoding="utf-8") as config:
             config.write(f"[admission]\ncaller_payments_per_second = {int(capacity * _QUOTA_SHARE)}\n")
         with serving(world.config) as server:
-            figures |= _measure(server, load, {"quota_alone": None, "quota_shared": NOISY})
+            kept = capacity * _QUOTA_SHARE * _KEPT_SHARE
+            figures |= _measure(
+                server, load, {"quota_alone": None, "quota_kept": (NOISY, kept), "quota_shared": (NOISY, noise)}
+            )
     figures["ratio_shared"] = figures["shared_p99_ms"] / figures["alone_p99_ms"]
     figures["ratio_one_name"] = figures["one_name_p99_ms"] / figures["alone_p99_ms"]
+    figures["ratio_excess"] = figures["quota_shared_p99_ms"] / figures["quota_kept_p99_ms"]
     figures["ratio_quota"] = figures["quota_shared_p99_ms"] / figures["quota_alone_p99_ms"]
     finish(figures, arguments.json)
 
@@ -92,26 +103,28 @@ def _ask_for_tokens(world: World) -> None:
 
 
 class _Load(NamedTuple):
-    """What is sent: the quiet caller's share of `capacity`, and `times` the capacity of noise, for `seconds` each."""
+    """What is sent: the quiet caller's share of `capacity`, for `seconds` each time."""
 
     world: World
     capacity: float
-    times: float
     seconds: float
 
 
-def _measure(server: Server, load: _Load, noises: dict[str, str | None]) -> dict[str, float]:
-    """Measure the quiet caller's latencies in turns. `noises`: name of a measurement → the noise's token, if any."""
+def _measure(server: Server, load: _Load, noises: dict[str, tuple[str, float] | None]) -> dict[str, float]:
+    """Measure the quiet caller's latencies in turns.
+
+    `noises`: name of a measurement → the noise's token and payments a second, if any.
+    """
     bodies = stamped_bodies(load.world.requests, id_prefix="quiet")
     reports: dict[str, list[LoadReport]] = {name: [] for name in noises}
-    offered: dict[str, list[float]] = {name: [] for name, token in noises.items() if token is not None}
+    offered: dict[str, list[float]] = {name: [] for name, noise in noises.items() if noise is not None}
     rate = load.capacity * _QUIET_SHARE
     for turn in range(_ROUNDS):
-        for name, token in noises.items():
-            if token is None:
+        for name, wanted in noises.items():
+            if wanted is None:
                 reports[name].append(_quiet(server, bodies, rate, load.seconds, turn))
                 continue
-            with _Noise(server, load.world, token, load.capacity * load.times, f"n{turn}{name[0]}") as noise:
+            with _Noise(server, load.world, *wanted, f"n{turn}-{name}") as noise:
                 reports[name].append(_quiet(server, bodies, rate, load.seconds, turn))
             offered[name].append(noise.per_second)
     figures: dict[str, float] = {}
