@@ -13,6 +13,7 @@ import hypothesis
 import pytest
 
 from paywarden.streams.kafka.client import KafkaSettings
+from tests.order import ordered
 from tests.services.deployment import Deployment
 from tests.services.fetch import ServiceMissing
 from tests.services.kafka import KafkaServer
@@ -42,6 +43,12 @@ def pytest_configure(config: pytest.Config) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
         config.add_cleanup(remove)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Spread the files that wait among those that compute. Each process of a run comes to the same order."""
+    items[:] = ordered([(item.nodeid.partition("::")[0], item) for item in items])
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

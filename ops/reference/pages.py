@@ -45,7 +45,7 @@ def _features_page() -> str:
     return listing_of(CATALOGUE, FeatureEngine()).to_markdown() + "\n"
 
 
-_PAGES = {
+PAGES = {
     "commands.md": commands_page,
     "data.md": data_page,
     "errors.md": errors_page,
@@ -60,7 +60,7 @@ _PAGES = {
 
 def pages() -> dict[str, str]:
     """Returns every page by its file name in docs/reference."""
-    return {name: make() for name, make in _PAGES.items()}
+    return {name: make() for name, make in PAGES.items()}
 
 
 @click.command()

@@ -27,8 +27,12 @@ from tests.services.processes import PaywardenProcess, is_ready, post, run_paywa
 from tests.worlds import small_world
 
 PAYMENTS = 60
-NOW_MS = int(small_world.history().event_time_ms[-1]) + 1000
 needs_compiler = pytest.mark.skipif(compiler_name() is None, reason=COMPILER.reason)
+
+
+def now_ms() -> int:
+    """Returns the time a second after the last payment of the small world."""
+    return int(small_world.history().event_time_ms[-1]) + 1000
 
 
 class Clone:
@@ -53,7 +57,7 @@ class Clone:
 
     def fill_mirror(self, profiles: dict[bytes, bytes | None]) -> None:
         writer = MirrorWriter(self.mirror)
-        writer.apply(profiles, {0: 1}, NOW_MS)
+        writer.apply(profiles, {0: 1}, now_ms())
         writer.close()
 
     def serve(self) -> str:
@@ -90,7 +94,7 @@ def profiles() -> dict[bytes, bytes | None]:
 def requests() -> list[ScoreRequest]:
     found = requests_of(small_world.tables()[0].slice(0, PAYMENTS), id_prefix="live-")
     for request in found:
-        request.event_time_ms = NOW_MS
+        request.event_time_ms = now_ms()
     return found
 
 

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from paywarden.models.drift.binning import DIMENSIONS, Binning
 from paywarden.models.drift.counts import Counts
 from paywarden.models.drift.detectors import DAY_MS, HOUR_MS
-from paywarden.models.drift.reference import Reference
+from paywarden.models.drift.reference import Reference, read_reference
 from paywarden.models.drift.reference_builder import PastDecisions, make_reference
 from paywarden.models.drift.table_segments import TableSegments
 from paywarden.models.policy.policy import ACTIONS
 from paywarden.streams.drift.counts import counted, row_of
+from tests.services.made_once import made_once
 from tests.worlds import small_world
 
 FEATURE = "card_amount_mean_30d"
@@ -27,8 +28,13 @@ _PER_HOUR = 120
 def reference() -> Reference:
     """Return the reference of two weeks of these decisions.
 
-    The reference of the bundle's training is unsuitable, because its days differ from each other.
+    The reference of the bundle's training is unsuitable, because its days differ from each other. One process of a run
+    computes it, and all read its file.
     """
+    return read_reference(made_once("reference.npz", lambda path: _computed().save(path)))
+
+
+def _computed() -> Reference:
     manifest = small_world.loaded_bundle().manifest
     decisions, rows, times = SmallDecisions(seed=9), [], []
     for start_ms in range(19_700 * DAY_MS, 19_714 * DAY_MS, HOUR_MS):

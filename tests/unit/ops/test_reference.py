@@ -28,7 +28,7 @@ from paywarden.ops.reference.commands import commands_page
 from paywarden.ops.reference.data import field_docs
 from paywarden.ops.reference.metrics import metrics_page, unit_of
 from paywarden.ops.reference.page import Undocumented
-from paywarden.ops.reference.pages import main, pages
+from paywarden.ops.reference.pages import PAGES, main
 from paywarden.ops.reference.settings import bounds_of, settings_page
 from paywarden.schemas import errors
 from paywarden.schemas.avro import TOPICS, topic_schema
@@ -36,10 +36,10 @@ from tests.worlds import small_world
 from tests.worlds.small_world import FIRST_DAY, LABEL_DELAY_DAYS
 
 
-@pytest.mark.parametrize("name", sorted(pages()))
+@pytest.mark.parametrize("name", sorted(PAGES))
 def test_the_page_in_the_repository_is_what_the_code_gives(name: str) -> None:
     written = (reference.FOLDER / name).read_text(encoding="utf-8")
-    assert written == pages()[name], "run `python -m paywarden.ops.reference`"
+    assert written == PAGES[name](), "run `python -m paywarden.ops.reference`"
 
 
 def test_a_page_that_is_older_than_the_code_is_refused_by_its_name(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_page_that_is_older_than_the_code_is_refused_by_its_name(tmp_path: Pat
 
 @pytest.mark.parametrize("topic", TOPICS)
 def test_every_field_of_a_topic_is_in_the_dictionary(topic: str) -> None:
-    section = pages()["data.md"].split(f"\n### {topic}\n")[1].split("\n### ")[0]
+    section = PAGES["data.md"]().split(f"\n### {topic}\n")[1].split("\n### ")[0]
     for field in topic_schema(topic)["fields"]:
         assert f"| `{field['name']}` |" in section
 
@@ -72,7 +72,7 @@ def test_every_column_and_key_that_a_replay_writes_is_in_the_dictionary(tmp_path
         destination=tmp_path,
         options=ReplayOptions(Days(FIRST_DAY + 22, FIRST_DAY + 24), LABEL_DELAY_DAYS, with_vectors=True),
     )
-    page = pages()["data.md"]
+    page = PAGES["data.md"]()
     for name in ("decisions.parquet", "differences.parquet"):
         section = page.split(f"### {name}\n")[1].split("\n### ")[0]
         assert all(f"| `{column}` |" in section for column in pq.read_schema(tmp_path / name).names)
@@ -173,14 +173,14 @@ def test_a_metric_without_a_unit_is_an_error() -> None:
 
 
 def test_every_topic_is_on_the_page_with_its_retention() -> None:
-    page = pages()["topics.md"]
+    page = PAGES["topics.md"]()
     assert all(f"| `{topic}` |" in page for topic in (*TOPICS, "outbox-cursors", "schemas", "repartition-ENTITY"))
     assert "| `dead-letters-retried` | `PARTITION-OFFSET` of the letter | Avro," in page
     assert "| 1 | compacted, 60 days |" in page
 
 
 def test_every_error_of_the_tree_is_on_the_page() -> None:
-    page = pages()["errors.md"]
+    page = PAGES["errors.md"]()
     tree = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
     assert len(tree) == 8
     assert all(f"`{error.__name__}` |" in page for error in tree)

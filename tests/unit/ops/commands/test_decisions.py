@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paywarden.models.bundle.bundle import golden_payments
+from paywarden.models.bundle.bundle import Manifest, golden_payments
 from paywarden.models.policy.policy import Policy, PolicySettings
 from paywarden.ops.cli import cli
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
@@ -24,9 +25,17 @@ from paywarden.scoring.state.outbox import OutboxSettings, OutboxWriter
 from paywarden.streams.companion.shipping import decision_of
 from tests.worlds import small_world
 
-MANIFEST = small_world.loaded_bundle().manifest
 SETTINGS = PolicySettings(review_at=0.02)
-POLICY = Policy(SETTINGS, review_at=MANIFEST.review_at, decline_at=MANIFEST.decline_at)
+
+
+@cache
+def manifest() -> Manifest:
+    return small_world.loaded_bundle().manifest
+
+
+@cache
+def policy() -> Policy:
+    return Policy(SETTINGS, review_at=manifest().review_at, decline_at=manifest().decline_at)
 
 
 def entry(payment_id: str, row: int = 0, **more: Any) -> OutboxEntry:
@@ -44,15 +53,15 @@ def entry(payment_id: str, row: int = 0, **more: Any) -> OutboxEntry:
         request=request,
         decided_time_ms=1_700_000_000_100,
         vector=vector.tobytes(),
-        catalogue_digest=MANIFEST.catalogue_digest,
-        bundle_digest=bytes.fromhex(MANIFEST.digest),
-        policy_digest=bytes.fromhex(POLICY.digest),
+        catalogue_digest=manifest().catalogue_digest,
+        bundle_digest=bytes.fromhex(manifest().digest),
+        policy_digest=bytes.fromhex(policy().digest),
         response=ScoreResponse(payment_id=payment_id, decision_id=f"d-{payment_id}", action="approve"),
     )
-    again = decide_again(decision_of(made), bundle, POLICY, small_world.rates())
+    again = decide_again(decision_of(made), bundle, policy(), small_world.rates())
     made.response.score, made.response.action = again.score, again.action
     made.response.reasons.extend(again.reasons)
-    made.response.model_version = MANIFEST.model_version
+    made.response.model_version = manifest().model_version
     for name, value in more.items():
         setattr(made, name, value)
     return made
@@ -95,7 +104,7 @@ def test_a_decision_that_is_made_again_is_equal_to_the_bit(folder: Path, payment
     done, told = explained(folder, payment_id)
     assert (done.exit_code, told["equal"], told["why"]) == (0, True, "")
     assert told["stored"] == told["recomputed"]
-    assert (told["bundle_digest"], told["policy_digest"]) == (MANIFEST.digest, POLICY.digest)
+    assert (told["bundle_digest"], told["policy_digest"]) == (manifest().digest, policy().digest)
     assert bool(told["stored"]["reasons"]) == (payment_id == "declined")
 
 
@@ -117,7 +126,7 @@ def test_what_differs_or_is_missing_is_said(folder: Path, payment_id: str, why: 
 def test_another_policy_is_not_taken_for_it_and_one_in_a_folder_is_found(folder: Path, tmp_path: Path) -> None:
     text = (folder / "paywarden.toml").read_text(encoding="utf-8")
     (tmp_path / "paywarden.toml").write_text(text.replace("review_at = 0.02", "review_at = 0.03"), encoding="utf-8")
-    assert explained(tmp_path, "same")[1]["why"].startswith(f"there is no policy of digest {POLICY.digest}")
+    assert explained(tmp_path, "same")[1]["why"].startswith(f"there is no policy of digest {policy().digest}")
     (tmp_path / "one.toml").write_text("[policy]\nreview_at = 0.02\n", encoding="utf-8")
     assert explained(tmp_path, "same", "--policies", str(tmp_path))[1]["equal"]
 
@@ -136,7 +145,7 @@ def test_in_words_it_says_what_decided(folder: Path) -> None:
     assert done.exit_code == 0
     lines = done.stdout.splitlines()
     assert lines[0] == "decision d-declined, 2023-11-14 22:13:20 UTC"
-    assert lines[1] == f"  model    {MANIFEST.model_version}, bundle {MANIFEST.digest}"
+    assert lines[1] == f"  model    {manifest().model_version}, bundle {manifest().digest}"
     assert lines[-1] == "  equal to the bit"
     missing = CliRunner().invoke(cli, ["--config", config, "decisions", "explain", "nobody"])
     assert missing.exit_code == 1
@@ -155,8 +164,8 @@ def test_whatever_was_decided_is_decided_again_the_same(row: int, flags: list[st
     decision = decision_of(entry("p", row % len(rows)))
     decision |= {"flags": flags if scored else [*flags, "model_absent"], "amount_minor": amount}
     bundle = small_world.loaded_bundle() if scored else None
-    first = decide_again(decision, bundle, POLICY, small_world.rates())
+    first = decide_again(decision, bundle, policy(), small_world.rates())
     decision |= {"score": first.score, "action": first.action, "reasons": first.reasons}
-    assert outcome_of(decision).is_equal(decide_again(decision, bundle, POLICY, small_world.rates()))
+    assert outcome_of(decision).is_equal(decide_again(decision, bundle, policy(), small_world.rates()))
     if scored:
         assert first.score == small_world.loaded_bundle().score(rows[row % len(rows)].reshape(1, -1))[0]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from paywarden.models.bundle.bundle import MODEL_TEXT, golden_payments
 from paywarden.models.bundle.explain import read_trees
@@ -18,9 +19,16 @@ from paywarden.scoring.engine.recomputed import decide_again
 from tests.worlds import small_world
 
 RULE = ConfiguredRule("busy", "card_count_1h >= 3", "review")
-BUNDLE = small_world.loaded_bundle()
-VECTORS = golden_payments(small_world.trained_bundle())
-NAMES = BUNDLE.manifest.feature_names
+bundle = small_world.loaded_bundle
+
+
+@cache
+def vectors() -> NDArray[np.float32]:
+    return golden_payments(small_world.trained_bundle())
+
+
+def names() -> list[str]:
+    return bundle().manifest.feature_names
 
 
 @cache
@@ -31,8 +39,8 @@ def policy(review_at: float, has_rule: bool) -> Policy:
 
 @cache
 def cuts(review_at: float, has_rule: bool) -> Cuts:
-    trees = read_trees(small_world.trained_bundle() / MODEL_TEXT, len(NAMES))
-    return cuts_of([trees], policy(review_at, has_rule), NAMES)
+    trees = read_trees(small_world.trained_bundle() / MODEL_TEXT, len(names()))
+    return cuts_of([trees], policy(review_at, has_rule), names())
 
 
 def decision_about(row: int) -> dict[str, Any]:
@@ -40,26 +48,30 @@ def decision_about(row: int) -> dict[str, Any]:
     optional = dict.fromkeys(("device_id", "ip", "mcc", "country", "channel", "utc_offset_minutes"))
     request = {"payment_id": "p", "card_id": "c", "merchant_id": "m", "event_time_ms": 1_700_000_000_000}
     money = {"amount_minor": 100, "currency": "EUR"}
-    return {**optional, **request, **money, "flags": [], "reasons": [], "vector": VECTORS[row].tobytes()}
+    return {**optional, **request, **money, "flags": [], "reasons": [], "vector": vectors()[row].tobytes()}
 
 
 def with_value(decision: dict[str, Any], name: str, value: float) -> dict[str, Any]:
     vector = np.frombuffer(decision["vector"], dtype="<f4").copy()
-    vector[NAMES.index(name)] = value
+    vector[names().index(name)] = value
     return decision | {"vector": vector.tobytes()}
 
 
 @settings(max_examples=25, deadline=None)
-@given(row=st.integers(0, len(VECTORS) - 1), review_at=st.sampled_from((0.004, 0.02, 0.1)), has_rule=st.booleans())
+@given(
+    row=st.deferred(lambda: st.integers(0, len(vectors()) - 1)),
+    review_at=st.sampled_from((0.004, 0.02, 0.1)),
+    has_rule=st.booleans(),
+)
 def test_a_flip_is_the_nearest_value_that_changes_the_action(row: int, review_at: float, has_rule: bool) -> None:
     decision = decision_about(row)
     chosen = policy(review_at, has_rule)
 
     def action(changed: dict[str, Any]) -> str:
-        return decide_again(changed, BUNDLE, chosen, small_world.rates()).action
+        return decide_again(changed, bundle(), chosen, small_world.rates()).action
 
     before = action(decision)
-    for flip in flips(decision, BUNDLE, chosen, small_world.rates(), cuts(review_at, has_rule)):
+    for flip in flips(decision, bundle(), chosen, small_world.rates(), cuts(review_at, has_rule)):
         assert action(with_value(decision, flip.feature, flip.then)) == flip.action != before
         if np.isnan(flip.now):
             continue
@@ -71,22 +83,22 @@ def test_a_flip_is_the_nearest_value_that_changes_the_action(row: int, review_at
 
 
 def test_a_rule_is_a_cut_as_well() -> None:
-    row = int(np.argmin(BUNDLE.score(VECTORS)))
+    row = int(np.argmin(bundle().score(vectors())))
     decision = with_value(decision_about(row), "card_count_1h", 2.0)
-    found = flips(decision, BUNDLE, policy(0.49, True), small_world.rates(), cuts(0.49, True), count=50)
+    found = flips(decision, bundle(), policy(0.49, True), small_world.rates(), cuts(0.49, True), count=50)
     assert ("card_count_1h", 3.0, "review") in [(flip.feature, flip.then, flip.action) for flip in found]
 
 
 def test_without_a_way_to_another_action_there_is_none() -> None:
     rule = ConfiguredRule("all", "amount_minor >= 0", "decline", override=True)
     always = Policy(PolicySettings(rules=(rule,)), review_at=0.5, decline_at=0.5)
-    trees = read_trees(small_world.trained_bundle() / MODEL_TEXT, len(NAMES))
-    made = cuts_of([trees], always, NAMES)
-    assert flips(decision_about(0), BUNDLE, always, small_world.rates(), made) == []
+    trees = read_trees(small_world.trained_bundle() / MODEL_TEXT, len(names()))
+    made = cuts_of([trees], always, names())
+    assert flips(decision_about(0), bundle(), always, small_world.rates(), made) == []
 
 
 @pytest.mark.parametrize("row", [0, 7])
 def test_steps_come_in_order_and_each_feature_once(row: int) -> None:
-    found = flips(decision_about(row), BUNDLE, policy(0.02, False), small_world.rates(), cuts(0.02, False))
+    found = flips(decision_about(row), bundle(), policy(0.02, False), small_world.rates(), cuts(0.02, False))
     assert [flip.steps for flip in found] == sorted(flip.steps for flip in found)
     assert len({flip.feature for flip in found}) == len(found)

@@ -1,0 +1,62 @@
+"""The order of a whole run's test files: files that wait between files that compute.
+
+    collected    integration integration integration │ unit unit unit unit unit unit
+    run          integration unit unit integration unit unit integration unit unit
+
+Tests of processes and services wait for most of their time: for a start, a session, a poll. In the order of their
+folders they would all run first, and the cores would rest for minutes. Spread evenly among the tests that compute,
+they use what the others leave. In either group the longest files come first, and short ones fill the end of the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+_WAITING = ("tests/e2e/", "tests/integration/", "tests/simulation/")
+# Each takes more than 40 seconds when the machine does nothing else. A name that no longer exists does no harm.
+LONGEST = (
+    "tests/integration/test_backup.py",
+    "tests/integration/test_stream_ends.py",
+    "tests/simulation/test_simulation.py",
+    "tests/integration/test_archive.py",
+    "tests/e2e/test_demo_broken.py",
+    "tests/integration/test_chaos.py",
+    "tests/integration/test_dead_letters.py",
+    "tests/integration/test_stream.py",
+    "tests/e2e/test_serving.py",
+    "tests/integration/test_drift_counts.py",
+    "tests/integration/test_rebuild.py",
+    "tests/e2e/test_wheel.py",
+    "tests/integration/test_companion.py",
+    "tests/integration/test_stream_app.py",
+    "tests/integration/test_shipping.py",
+    "tests/e2e/test_commands.py",
+    "tests/e2e/test_demo.py",
+    "tests/unit/models/training/test_training.py",
+    "tests/unit/features/kernel/test_bounds.py",
+    "tests/parity/test_features_against_naive.py",
+    "tests/unit/ops/commands/test_train.py",
+    "tests/unit/models/drift/test_detectors.py",
+)
+
+
+def spread(names: Sequence[str]) -> list[str]:
+    """Returns the names of the files in the order of the run. Each name occurs once in the result."""
+    files = list(dict.fromkeys(names))
+    files.sort(key=lambda name: LONGEST.index(name) if name in LONGEST else len(LONGEST))
+    groups: tuple[list[str], list[str]] = ([], [])
+    for name in files:
+        groups[name.startswith(_WAITING)].append(name)
+    places = [((place + 0.5) / len(group), name) for group in groups for place, name in enumerate(group)]
+    return [name for _, name in sorted(places, key=lambda placed: placed[0])]
+
+
+def ordered(items: Sequence[tuple[str, Item]]) -> list[Item]:
+    """Returns the items of (file, item) pairs file by file, as `spread` orders the files."""
+    by_file: dict[str, list[Item]] = {}
+    for name, item in items:
+        by_file.setdefault(name, []).append(item)
+    return [item for name in spread(list(by_file)) for item in by_file[name]]
