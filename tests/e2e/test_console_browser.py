@@ -33,6 +33,7 @@ from paywarden.ops.wiring.console import all_tables
 from paywarden.schemas.settings import Source
 from paywarden.streams.alerts.alerts import Severity, State
 from paywarden.streams.alerts.records import ACKNOWLEDGEMENTS_TOPIC
+from tests.patience import PATIENCE_S
 from tests.services.console import console_under_test
 from tests.services.missing_tools import CHROMIUM
 from tests.worlds.alerts_on_topics import TopicsInMemory, alert_record, kinds
@@ -113,7 +114,7 @@ def running_console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runnin
         thread.start()
         yield Running(url, topics)
         server.should_exit = True
-        thread.join(10)
+        thread.join(PATIENCE_S)
     listener.close()
     console.database.close()
 

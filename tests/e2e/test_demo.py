@@ -18,6 +18,7 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from paywarden.ops.demo.verdict import FRESH_MS_MAX
+from tests.patience import PATIENCE_S
 from tests.services.processes import ROOT, run_paywarden, wait_until
 
 
@@ -50,7 +51,7 @@ def test_a_demo_that_is_kept_shows_every_address_until_it_is_ended(tmp_path: Pat
             )
         finally:
             demo.send_signal(signal.SIGTERM)
-        assert demo.wait(timeout=120) == 0, log_file.read_text(encoding="utf-8")
+        assert demo.wait(timeout=PATIENCE_S) == 0, log_file.read_text(encoding="utf-8")
     _, alive = psutil.wait_procs(running, timeout=0)
     assert alive == []
     assert list(temporary.iterdir()) == []
@@ -85,14 +86,14 @@ def _first_object(demo: subprocess.Popen[str]) -> dict[str, Any]:
 
 def _ask_every_address(kept: Mapping[str, Any]) -> None:
     for url in (*kept["readyz"].values(), *kept["metrics"].values(), f"{kept['endpoint']}/livez"):
-        with urllib.request.urlopen(url, timeout=60) as answer:
+        with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:
             assert answer.status == 200, url
     if kept["console"]:
-        with urllib.request.urlopen(kept["console"], timeout=60) as answer:
+        with urllib.request.urlopen(kept["console"], timeout=PATIENCE_S) as answer:
             assert answer.status == 200
     for url in (kept["grpc"], f"kafka://{kept['kafka']}"):
         parts = urlsplit(url)
-        socket.create_connection((parts.hostname or "", parts.port or 0), timeout=60).close()
+        socket.create_connection((parts.hostname or "", parts.port or 0), timeout=PATIENCE_S).close()
     targets = {urlsplit(url).netloc for url in kept["metrics"].values()}
     prometheus = Path(kept["prometheus"]).read_text(encoding="utf-8")
     assert {target for target in targets if f'["{target}"]' in prometheus} == targets
@@ -100,7 +101,7 @@ def _ask_every_address(kept: Mapping[str, Any]) -> None:
 
 
 def _metric(url: str, name: str) -> float:
-    with urllib.request.urlopen(url, timeout=60) as answer:
+    with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:
         families = text_string_to_metric_families(answer.read().decode())
         return sum(sample.value for family in families for sample in family.samples if sample.name == name)
 
@@ -117,5 +118,5 @@ def test_a_demo_that_is_stopped_leaves_no_folder_behind(tmp_path: Path) -> None:
         assert "simulating" in demo.stderr.readline()
         assert len(list(tmp_path.iterdir())) == 1
         demo.send_signal(signal.SIGTERM)
-        assert demo.wait(timeout=60) == 130
+        assert demo.wait(timeout=PATIENCE_S) == 130
     assert list(tmp_path.iterdir()) == []

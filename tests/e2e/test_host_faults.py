@@ -20,6 +20,7 @@ from paywarden.schemas.proto.scoring_pb2 import ScoreBatchRequest, ScoreRequest
 from paywarden.scoring.metrics.shared import totals
 from paywarden.scoring.state.mirror import MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader
+from tests.patience import PATIENCE_S
 from tests.services.processes import is_ready, wait_until
 from tests.services.scoring_server import Server
 
@@ -51,7 +52,7 @@ class Host(Server):
         self.tokens.chmod(0o600)
 
     def connect(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection(urllib.parse.urlsplit(self.target).netloc, timeout=60)
+        return http.client.HTTPConnection(urllib.parse.urlsplit(self.target).netloc, timeout=PATIENCE_S)
 
     def call(self, client: http.client.HTTPConnection, body: bytes, path: str = "/v1/score") -> int:
         """Returns the status of a request."""
@@ -145,7 +146,7 @@ def test_1100_slow_callers_keep_out_no_bystander_no_segment_and_no_new_token(
         channel = opened.enter_context(grpc.insecure_channel(host.grpc_target))
         score = channel.unary_unary("/paywarden.scoring.v1.Scoring/Score")
         bearer = [("authorization", f"Bearer {host.token}")]
-        score(host.payments(1)[0].SerializeToString(), metadata=bearer, timeout=60)
+        score(host.payments(1)[0].SerializeToString(), metadata=bearer, timeout=PATIENCE_S)
         # The token is withdrawn. It is refused from now on, also on connections that have used it.
         withdrawn = host.token
         host.allow("other-token-0123456789")
@@ -153,7 +154,7 @@ def test_1100_slow_callers_keep_out_no_bystander_no_segment_and_no_new_token(
         host.token = withdrawn
         assert [host.pay(client) for client in (caller, bystander)] == [401, 401]
         with pytest.raises(grpc.RpcError) as refused:
-            score(host.payments(1)[0].SerializeToString(), metadata=bearer, timeout=60)
+            score(host.payments(1)[0].SerializeToString(), metadata=bearer, timeout=PATIENCE_S)
         assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
         host.token = "other-token-0123456789"
         assert host.pay(caller) == 200
@@ -170,7 +171,7 @@ def test_a_full_disk_refuses_a_batch_whole_and_readiness_says_so_until_it_has_ro
         check = channel.unary_unary("/grpc.health.v1.Health/Check")
 
         def health() -> str:
-            answer = health_pb2.HealthCheckResponse.FromString(check(b"", timeout=60))
+            answer = health_pb2.HealthCheckResponse.FromString(check(b"", timeout=PATIENCE_S))
             return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
 
         # As on a disk that has room for a part of the batch.

@@ -27,6 +27,7 @@ from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings
 from paywarden.streams.kafka.admin import end_offsets, partitions_of
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.reading import make_consumer
+from tests.patience import PATIENCE_S
 from tests.services.deployment import Deployment
 from tests.services.kafka import KafkaServer
 from tests.services.processes import post, wait_until
@@ -99,7 +100,7 @@ class Host:
             yield
         finally:
             stop.set()
-            thread.join(60)
+            thread.join(PATIENCE_S)
 
     def decisions(self) -> list[OutboxEntry]:
         """Returns all decisions of both workers."""
@@ -177,7 +178,7 @@ def test_a_candidate_that_declines_too_much_is_taken_back_and_so_is_one_while_ka
         wait_until(lambda: host.rollout.has_ended, "the rollout ends")
     assert host.rollout.phase is Phase.ROLLED_BACK
     assert host.rollout.cause.startswith("decline is more frequent with the candidate")
-    assert leader.process.wait(60) == 0
+    assert leader.process.wait(PATIENCE_S) == 0
     late_ms = host.late_ms("r-1", host.rollout.time_ms)
     _log.info("the candidate's last decision came %d ms after the verdict", late_ms)
     assert late_ms <= LATE_MS_MAX

@@ -33,6 +33,7 @@ from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import make_producer
 from paywarden.streams.kafka.reading import consume, make_consumer
 from paywarden.streams.maintenance.backfill import backfill
+from tests.patience import PATIENCE_S
 from tests.services.deployment import Deployment
 from tests.services.processes import is_ready, post, run_paywarden, wait_until
 from tests.worlds.packed import sources_of
@@ -116,7 +117,7 @@ class LiveTopics:
 
     def wait_for_mirror(self) -> None:
         """Wait until every profile of the sent events contains them."""
-        assert self._producer.flush(30) == 0
+        assert self._producer.flush(PATIENCE_S) == 0
         wait_until(self._arrived, "the mirror contains what was sent", every_s=0.002)
         self._awaited.clear()
 

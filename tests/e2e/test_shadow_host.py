@@ -24,6 +24,7 @@ from paywarden.ops.wiring.shadow import shadow_tables
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.schemas.settings import read_source
 from paywarden.streams.kafka.client import KafkaSettings
+from tests.patience import PATIENCE_S
 from tests.services.deployment import Deployment
 from tests.services.made_once import made_once
 from tests.services.processes import is_ready, post, samples, wait_for_listener, wait_until
@@ -157,4 +158,4 @@ def test_a_shadow_host_decides_as_a_worker_of_its_own_catalogue_would_beside_the
     assert samples(shadow)[gauge] == 1
     assert deployment.run("rollout", "abort", "--why", "enough").returncode == 0
     wait_until(lambda: gauge not in samples(shadow), "nobody tries r-1 any more")
-    assert leader.process.wait(60) == 0
+    assert leader.process.wait(PATIENCE_S) == 0

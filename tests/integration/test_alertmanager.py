@@ -29,7 +29,6 @@ from tests.services.prometheus import (
 from tests.worlds.alert_faults import QUIET, Gauge, Stamp, companion, serve, stream
 
 pytestmark = [
-    pytest.mark.timeout(300),
     pytest.mark.skipif(shutil.which("prometheus") is None, reason=PROMETHEUS.reason),
     pytest.mark.skipif(alertmanager_program() is None, reason=ALERTMANAGER.reason),
 ]

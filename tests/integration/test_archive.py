@@ -19,6 +19,7 @@ from paywarden.streams.archive.files import read_archive
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import make_producer, make_transactional_producer
 from paywarden.streams.kafka.topic_rows import OFFSET, PARTITION, TIMESTAMP, rows_schema
+from tests.patience import PATIENCE_S
 from tests.services.deployment import Deployment
 from tests.services.kafka import KafkaServer
 from tests.services.processes import PaywardenProcess, run_paywarden, wait_until
@@ -188,22 +189,22 @@ def test_decisions_shipped_in_transactions_are_archived_without_a_gap(
 ) -> None:
     encode = encoder_of("decisions")
     producer = make_transactional_producer(settings, "archive", linger_ms=0, transaction_timeout_ms=20_000)
-    producer.init_transactions(30)
+    producer.init_transactions(PATIENCE_S)
     for number in range(60):
         producer.begin_transaction()
         producer.produce(settings.topic("decisions"), encode(decision(f"p{number}")), key=f"p{number}")
         if number == 30:
             # The transaction is open. Records behind its first one cannot be read yet; the next run archives them.
-            assert producer.flush(30) == 0
+            assert producer.flush(PATIENCE_S) == 0
             paywarden(deployment, "archive", "--topic", "decisions", "--out", str(tmp_path))
             assert f"p{number}" not in {row["payment_id"] for row in archived(tmp_path, "decisions")}
         # No reader has seen the records that are taken back.
         if number % 7 == 3:
             # The broker cannot abort a transaction of which it has seen no record.
-            assert producer.flush(30) == 0
-            producer.abort_transaction(30)
+            assert producer.flush(PATIENCE_S) == 0
+            producer.abort_transaction(PATIENCE_S)
         else:
-            producer.commit_transaction(30)
+            producer.commit_transaction(PATIENCE_S)
     paywarden(deployment, "archive", "--topic", "decisions", "--out", str(tmp_path))
     rows = archived(tmp_path, "decisions")
     assert sorted(row["payment_id"] for row in rows) == sorted(f"p{n}" for n in range(60) if n % 7 != 3)
@@ -220,7 +221,7 @@ def test_followed_topics_are_archived_as_they_grow_until_the_stop(
     producer = make_producer(settings, linger_ms=0)
     value = encoder_of("outcomes")({"payment_id": "later", "outcome_time_ms": 1, "label": "fraud", "source": None})
     producer.produce(settings.topic("outcomes"), value, key="later")
-    producer.flush(30)
+    producer.flush(PATIENCE_S)
     wait_until(lambda: len(archived(tmp_path, "outcomes")) == before + 1, "what came is there")
     assert process.stop() == 0
     assert archived(tmp_path, "outcomes") == on_topic(settings, "outcomes")
@@ -246,7 +247,7 @@ def test_foreign_schemas_are_read_and_one_that_lacks_a_column_is_named(
                 assert set(row) ^ set(payment) == set(changes)
                 value = Encoder("payments", schema_id, schema=parsed(json.dumps(schema))).encode(row)
                 producer.produce(settings.topic("payments"), value, key="k", partition=2)
-        assert producer.flush(30) == 0
+        assert producer.flush(PATIENCE_S) == 0
         said, logged = paywarden(deployed, "archive", "--topic", "payments", "--out", str(tmp_path / "archive"))
     assert "2 payments in 1 files added" in said
     assert "1 records not decoded" in said

@@ -23,6 +23,7 @@ from paywarden.streams.kafka.group_consumer import BatchConsumer
 from paywarden.streams.kafka.producers import make_producer
 from paywarden.streams.kafka.reading import make_consumer
 from paywarden.streams.profiles.pipeline import Pipeline, StreamSettings
+from tests.patience import PATIENCE_S
 from tests.services.deployment import Deployment
 from tests.services.kafka import KafkaServer
 from tests.services.processes import get, is_ready, samples, wait_until
@@ -48,7 +49,7 @@ def test_partitions_lost_during_a_hold_are_read_when_they_come_back(
     producer = make_producer(settings, linger_ms=0)
     for number in range(40):
         producer.produce(topic, b"x", partition=number % 4)
-    assert producer.flush(10) == 0
+    assert producer.flush(PATIENCE_S) == 0
     group = f"{topic_prefix}group"
     first = BatchConsumer(make_consumer(settings, group_id=group, session_timeout_ms=6000))
     first.subscribe([topic])
@@ -113,7 +114,7 @@ def resident_mb(pid: int) -> float:
 def assert_all_is_worked_in(
     settings: KafkaSettings, server: StandIn, group: str, payments: pa.Table, nothing: pa.Table
 ) -> None:
-    wait_until_worked_in(settings, group, timeout_s=120)
+    wait_until_worked_in(settings, group)
     stored = read_aerospike(server.address)
     assert_profiles_equal(stored, batch_profiles(payments, nothing))
     wait_until(lambda: read_changelog(settings) == stored, "the changelog equals the store")

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.patience import PATIENCE_S
 from tests.services.certificates import Authority
 from tests.services.client_drivers import CLIENTS, DRIVERS, Driver, typescript
 from tests.services.fetch import ServiceMissing
@@ -419,7 +420,7 @@ def test_the_typescript_client_passes_all_vectors() -> None:
         env={**os.environ, "PAYWARDEN_VECTORS": str(CLIENTS / "vectors")},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-5000:]

@@ -31,6 +31,7 @@ from paywarden.scoring.state.outbox import OutboxSettings, OutboxWriter
 from paywarden.scoring.state.overlay import MARKS_FILE
 from paywarden.streams.companion.companion import FillSource
 from paywarden.streams.kafka.client import KafkaSettings
+from tests.patience import PATIENCE_S
 from tests.services.deployment import Deployment
 from tests.services.in_process import remembered_clients, running
 from tests.services.kafka import QUICK_RETURN, KafkaServer
@@ -50,7 +51,7 @@ class Companion:
     def problems(self) -> list[str]:
         """Returns the reasons why it is not ready. Asserts that exactly a 503 has reasons."""
         try:
-            with urllib.request.urlopen(f"{self.address}/readyz", timeout=30) as answer:
+            with urllib.request.urlopen(f"{self.address}/readyz", timeout=60) as answer:
                 status, body = answer.status, json.load(answer)
         except urllib.error.HTTPError as error:
             with error:
@@ -71,7 +72,7 @@ class Companion:
 
 def read_metrics(address: str) -> dict[str, float]:
     """Returns samples by name and label, as in `changelog_lag{3}`."""
-    with urllib.request.urlopen(f"{address}/metrics", timeout=30) as answer:
+    with urllib.request.urlopen(f"{address}/metrics", timeout=PATIENCE_S) as answer:
         text = answer.read().decode()
     return {
         sample.name.removeprefix("paywarden_companion_")
@@ -264,7 +265,7 @@ def test_without_kafka_a_companion_lives_and_is_ready_when_it_returns(tmp_path: 
         wait_until(lambda: bool(companion.problems()), "it says that it is not ready", every_s=0.1)
         assert "Kafka has not said where" in companion.problems()[0]
         companion.wait_for("outbox_waiting_bytes{worker-0}", 1)
-        with urllib.request.urlopen(f"{companion.address}/livez", timeout=30) as answer:
+        with urllib.request.urlopen(f"{companion.address}/livez", timeout=PATIENCE_S) as answer:
             assert answer.status == 200
         kafka.restart()
         companion.wait_until_ready()

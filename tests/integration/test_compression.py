@@ -9,6 +9,7 @@ from confluent_kafka.cimpl import NewTopic
 
 from paywarden.streams.kafka.client import COMPRESSIONS, KafkaSettings
 from paywarden.streams.kafka.producers import Sender, make_transactional_producer
+from tests.patience import PATIENCE_S
 from tests.services.kafka import KafkaServer
 from tests.worlds.topics import read_topic
 
@@ -35,7 +36,7 @@ def test_the_default_is_gzip_for_other_readers_and_lz4_for_our_own(kafka: KafkaS
     sender = Sender(settings, linger_ms=0)
     for topic in topics:
         sender.send(topic, bytes(1000), key=b"k")
-    sender.flush(30)
+    sender.flush(PATIENCE_S)
     assert {topic: codec_on_disk(kafka, topic) for topic in topics} == topics
 
 
@@ -45,16 +46,16 @@ def test_both_kinds_of_producers_use_the_configured_compression(
 ) -> None:
     settings = KafkaSettings(settings.bootstrap, topic_prefix=settings.topic_prefix, compression=compression)
     producer = make_transactional_producer(settings, topic, linger_ms=0, transaction_timeout_ms=10_000)
-    producer.init_transactions(30)
+    producer.init_transactions(PATIENCE_S)
     producer.begin_transaction()
     producer.produce(topic, bytes(1000), key=b"k")
-    producer.commit_transaction(30)
+    producer.commit_transaction(PATIENCE_S)
     assert codec_on_disk(kafka, topic) == compression
     other = f"{topic}-2"
     kafka.create_topics(NewTopic(other, num_partitions=1, replication_factor=1))
     sender = Sender(settings, linger_ms=0)
     sender.send(other, bytes(1000), key=b"k")
-    sender.flush(30)
+    sender.flush(PATIENCE_S)
     assert codec_on_disk(kafka, other) == compression
 
 
@@ -65,5 +66,5 @@ def test_a_record_that_fits_only_compressed_is_always_compressed(
     settings = KafkaSettings(settings.bootstrap, topic_prefix=settings.topic_prefix, compression="none")
     sender = Sender(settings, linger_ms=0)
     sender.send(topic, bytes(20_000_000), key=b"k")
-    sender.flush(60)
+    sender.flush(PATIENCE_S)
     assert [record.value for record in read_topic(settings, "compressed")] == [bytes(20_000_000)]

@@ -26,6 +26,7 @@ from paywarden.streams.alerts.samples import DECISIONS_TOPIC, DecisionSampler
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
+from tests.patience import PATIENCE_S
 from tests.services.kafka import KafkaServer
 from tests.services.processes import wait_until
 from tests.worlds.alerts_on_topics import NOW_MS, alert_record
@@ -44,7 +45,7 @@ def test_console_and_terminal_share_events_and_a_restart_loses_none(kafka: Kafka
     for number, country in enumerate(["BR", "BR", "US"]):
         one = decision(f"p{number}", country=country, model_version="model-1")
         sender.send(settings.topic(DECISIONS_TOPIC), decisions.encode(one), key=b"p")
-    sender.flush(30)
+    sender.flush(PATIENCE_S)
     with closing(DecisionSampler(settings, ids)) as sampler:
         brazil, now = alert_record(1), now_ms()
         sampled = sampler.sample(brazil, now - 600_000, now + 600_000)

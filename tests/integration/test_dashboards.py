@@ -26,6 +26,7 @@ from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import make_producer
+from tests.patience import PATIENCE_S
 from tests.services.deployment import Deployment
 from tests.services.missing_tools import PROMETHEUS
 from tests.services.processes import post, wait_for_listener, wait_until
@@ -34,7 +35,6 @@ from tests.services.scoring_server import PATIENT
 from tests.worlds import runbook, small_world
 
 pytestmark = [
-    pytest.mark.timeout(300),
     pytest.mark.skipif(shutil.which("prometheus") is None, reason=PROMETHEUS.reason),
 ]
 
@@ -140,7 +140,7 @@ class Running:
         assert status == 200, answer
         with grpc.insecure_channel(self._grpc) as channel:
             call = channel.unary_unary("/paywarden.scoring.v1.Scoring/Score")
-            call(requests[1].SerializeToString(), timeout=60)
+            call(requests[1].SerializeToString(), timeout=PATIENCE_S)
         for request in requests:
             record = {field.name: getattr(request, field.name) or None for field in request.DESCRIPTOR.fields}
             self._produce("payments", record, request.card_id)
@@ -151,7 +151,7 @@ class Running:
             "outcome_time_ms": now_ms(),
         }
         self._produce("outcomes", outcome, requests[0].payment_id)
-        self._producer.flush(30)
+        self._producer.flush(PATIENCE_S)
 
     def _produce(self, topic: str, record: dict[str, object], key: str) -> None:
         self._producer.produce(self._settings.topic(topic), self._encoders[topic].encode(record), key=key)
@@ -256,7 +256,7 @@ def test_every_query_of_every_panel_is_answered_with_data(prometheus: Prometheus
         return not waiting
 
     try:
-        wait_until(all_answered, "every panel shows something", timeout_s=120)
+        wait_until(all_answered, "every panel shows something")
     except AssertionError:
         pytest.fail(f"no data for {sorted(waiting)}")
     for board in BOARDS:

@@ -23,6 +23,7 @@ from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import Sender, make_producer
 from paywarden.streams.kafka.reading import Record
 from paywarden.streams.profiles.events import record_key
+from tests.patience import PATIENCE_S
 from tests.services.deployment import Deployment
 from tests.services.kafka import KafkaServer
 from tests.services.processes import wait_until
@@ -34,7 +35,7 @@ IDS = LocalSchemaIds()
 def produce(settings: KafkaSettings, name: str, value: bytes | None, **more: Any) -> None:
     producer: Producer = make_producer(settings, linger_ms=0)
     producer.produce(settings.topic(name), value, **more)
-    assert producer.flush(30) == 0
+    assert producer.flush(PATIENCE_S) == 0
 
 
 def send_letters(settings: KafkaSettings, *records: Record) -> None:
@@ -42,7 +43,7 @@ def send_letters(settings: KafkaSettings, *records: Record) -> None:
     letters = DeadLetters(sender, settings, IDS)
     for record in records:
         letters.send(record, "payment_id: is broken", 1_700_000_000_000)
-    sender.flush(30)
+    sender.flush(PATIENCE_S)
 
 
 def run_retry(settings: KafkaSettings, **options: Any) -> Retried:
@@ -202,7 +203,7 @@ def test_a_record_of_the_brokers_largest_size_is_retried_too(
     def is_accepted(value: bytes) -> bool:
         refused: list[object] = []
         sender.send(probe, value, key=b"k", on_refused=refused.append)
-        sender.flush(30)
+        sender.flush(PATIENCE_S)
         return not refused
 
     value = largest_accepted(is_accepted)
@@ -227,7 +228,7 @@ def test_a_record_that_fits_only_when_compressed_is_retried_too(
     )
     value = bytes(40_000_000)
     producer.produce(settings.topic("payments"), value, key=b"k")
-    assert producer.flush(30) == 0
+    assert producer.flush(PATIENCE_S) == 0
     stream = deployment.start("stream")
     wait_until(lambda: len(read_topic(settings, "dead-letters")) == 1, "there is a letter", every_s=0.5)
     assert stream.stop() == 0

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 from click.testing import CliRunner
 
 from paywarden.ops import wiring
@@ -18,7 +17,6 @@ from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from tests.services.kafka import produce
 from tests.unit.streams.decision_index.test_index import made
 
-pytestmark = pytest.mark.timeout(300)
 IDS = LocalSchemaIds()
 
 

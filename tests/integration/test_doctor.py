@@ -19,6 +19,7 @@ from paywarden.ops.doctor.kafka import check_kafka
 from paywarden.schemas.avro import TOPICS
 from paywarden.schemas.settings import Source, read_source
 from paywarden.streams.kafka.client import KafkaSettings
+from tests.patience import PATIENCE_S
 from tests.services.deployment import Deployment
 from tests.services.processes import wait_until
 
@@ -56,7 +57,7 @@ def test_each_setting_that_loses_or_misdates_records_is_told(source: Source, set
 
     def comes_from_the_future() -> bool:
         producer.produce(settings.topic("payments"), b"", timestamp=int(time.time() * 1000) + 3_600_000)
-        assert producer.flush(30) == 0
+        assert producer.flush(PATIENCE_S) == 0
         return len(seen(source)) == 5
 
     wait_until(comes_from_the_future, "a producer's time is in a record", every_s=0.2)

@@ -14,6 +14,7 @@ from paywarden.streams.alerts.watch import DriftWatch
 from paywarden.streams.kafka.admin import partitions_of
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import Sender
+from tests.patience import PATIENCE_S
 from tests.services.deployment import Deployment
 from tests.worlds.drift_world import SIGNALS, World
 
@@ -43,7 +44,7 @@ def test_the_topics_alone_list_explain_and_acknowledge_an_alert(
     for alert in (*told, *told[:2]):
         alerts.send(alert)
     sender.send(settings.topic(ALERTS_TOPIC), b"no record", key=b"00")
-    sender.flush(30)
+    sender.flush(PATIENCE_S)
 
     status = json.loads(deployment.run("drift", "status", "--json").stdout)
     assert (status["open"], status["unreadable"]) == (1, 1)

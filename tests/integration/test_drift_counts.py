@@ -15,6 +15,7 @@ from paywarden.streams.drift.counts import MINUTE_MS, Binnings
 from paywarden.streams.drift.state import FIVE_MS, Adder, merged, read_heads, take_over
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import make_transactional_producer
+from tests.patience import PATIENCE_S
 from tests.services.deployment import Deployment
 from tests.services.kafka import produce
 from tests.services.processes import PaywardenProcess, is_ready, samples, wait_until
@@ -48,7 +49,7 @@ class Decisions:
         self._producer = make_transactional_producer(
             settings, f"{settings.topic_prefix}tx", linger_ms=0, transaction_timeout_ms=10_000
         )
-        self._producer.init_transactions(30)
+        self._producer.init_transactions(PATIENCE_S)
         self.committed = 0
         self.minutes: Counter[int] = Counter()
         self._number = 0
@@ -65,11 +66,11 @@ class Decisions:
                 self.committed += 1
         for _ in range(odd):
             self._producer.produce(self._topic, b"no decision", partition=1)
-        self._producer.flush(30)
+        self._producer.flush(PATIENCE_S)
         if aborted:
-            self._producer.abort_transaction(30)
+            self._producer.abort_transaction(PATIENCE_S)
         else:
-            self._producer.commit_transaction(30)
+            self._producer.commit_transaction(PATIENCE_S)
 
 
 def counted_decisions(store: ProfileStore) -> int:

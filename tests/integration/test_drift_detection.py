@@ -19,6 +19,7 @@ from paywarden.streams.alerts.journal import Journal, JournalReader
 from paywarden.streams.drift.evaluation import read_done
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import make_producer
+from tests.patience import PATIENCE_S
 from tests.services.deployment import Deployment
 from tests.services.processes import wait_until
 from tests.worlds.small_decisions import FEATURE, SmallDecisions, reference
@@ -47,7 +48,7 @@ class Decisions:
             for record in self.made.records(START_MS + self.blocks * FIVE_MS, PAYMENTS):
                 self._producer.produce(self._topic, self._encoder.encode(record), key=record["payment_id"].encode())
             self.blocks += 1
-        assert self._producer.flush(30) == 0
+        assert self._producer.flush(PATIENCE_S) == 0
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import make_producer
 from paywarden.streams.kafka.reading import consume, make_consumer
 from paywarden.streams.maintenance.forget import Forgotten, KafkaChangelog, forget
+from tests.patience import PATIENCE_S
 from tests.services.deployment import Deployment
 from tests.services.kafka import KafkaServer
 from tests.services.processes import wait_until
@@ -130,7 +131,7 @@ def test_the_changelog_shows_which_erased_keys_have_a_state_again(
 
     def write(key: bytes) -> None:
         producer.produce(topic, b"a state", key=key)
-        assert producer.flush(30) == 0
+        assert producer.flush(PATIENCE_S) == 0
 
     write(b"card:before")
     with closing(KafkaChangelog(settings)) as changelog:
@@ -159,7 +160,7 @@ def test_a_tombstone_goes_to_the_partition_of_its_keys_states(deployment: Deploy
     producer: Producer = make_producer(settings, linger_ms=0)
     for key in keys:
         producer.produce(settings.topic("profiles"), b"a state", key=key)
-    assert producer.flush(30) == 0
+    assert producer.flush(PATIENCE_S) == 0
     with closing(KafkaChangelog(settings)) as changelog:
         changelog.erase(keys)
     partitions: dict[bytes, list[tuple[int, bool]]] = {}

@@ -36,8 +36,10 @@ from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.engine.batcher import RESOURCE_EXHAUSTED, UNAVAILABLE, Refusal
 from paywarden.scoring.grpc.settings import GrpcSettings
 from paywarden.scoring.net.tokens import Tokens
+from tests.patience import PATIENCE_S
 from tests.services.certificates import Authority
-from tests.services.gateways import TARGETS, RunningGateway, free_ports, missing_tool, running_gateway
+from tests.services.gateways import TARGETS, RunningGateway, missing_tool, running_gateway
+from tests.services.ports import free_port
 from tests.services.processes import wait_until
 from tests.worlds import grpc_served
 from tests.worlds.grpc_served import GrpcServed
@@ -123,7 +125,7 @@ request_timeout_ms = 2000
 name = "recorder"
 address = "127.0.0.1"
 http = {recorder}
-grpc = {free_ports(1)[0]}
+grpc = {free_port()}
 versions = ["v2"]
 [[clients]]
 name = "checkout"
@@ -259,7 +261,7 @@ def score(world: World, gateway: RunningGateway, payment_id: str, *metadata: tup
         stub: Any = channel.unary_unary(
             SCORE, request_serializer=ScoreRequest.SerializeToString, response_deserializer=ScoreResponse.FromString
         )
-        answer: ScoreResponse = stub(grpc_served.payment(payment_id), timeout=60, metadata=metadata)
+        answer: ScoreResponse = stub(grpc_served.payment(payment_id), timeout=PATIENCE_S, metadata=metadata)
         return answer
 
 

@@ -20,6 +20,7 @@ from paywarden.schemas.proto import health_pb2
 from paywarden.schemas.proto.scoring_pb2 import ScoreBatchRequest, ScoreBatchResponse, ScoreRequest, ScoreResponse
 from paywarden.scoring.grpc.settings import LIBRARIES, GrpcSettings
 from paywarden.scoring.net.tls import Tls, TlsSettings
+from tests.patience import PATIENCE_S
 from tests.services.fetch import tool
 from tests.services.grpc_clients import go_client, java_client
 from tests.services.missing_tools import GO
@@ -55,7 +56,7 @@ def score_stub(channel: grpc.Channel) -> Any:
 
 
 def run_client(*command: str) -> str:
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -64,7 +65,7 @@ def run_client(*command: str) -> str:
 
 
 def test_the_python_client_scores_one_payment_and_many(channel: grpc.Channel) -> None:
-    assert score_stub(channel)(payment("py"), timeout=10).payment_id == "py"
+    assert score_stub(channel)(payment("py"), timeout=PATIENCE_S).payment_id == "py"
     batch = channel.unary_unary(
         BATCH,
         request_serializer=ScoreBatchRequest.SerializeToString,
@@ -112,7 +113,7 @@ def test_the_python_client_may_watch_health(channel: grpc.Channel, served: GrpcS
         request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
         response_deserializer=health_pb2.HealthCheckResponse.FromString,
     )
-    changes = watch(health_pb2.HealthCheckRequest(), timeout=20)
+    changes = watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
     assert next(changes).status == health_pb2.HealthCheckResponse.SERVING
     served.scorer.missing.append("no mirror")
     assert next(changes).status == health_pb2.HealthCheckResponse.NOT_SERVING
@@ -135,7 +136,7 @@ def test_the_python_client_connects_over_a_unix_socket(library: str, tmp_path: P
         GrpcServed(GrpcSettings(library=library), unix_path=tmp_path / "score.sock"),
         grpc.insecure_channel(f"unix:{tmp_path}/score.sock") as channel,
     ):
-        assert score_stub(channel)(payment("u"), timeout=10).payment_id == "u"
+        assert score_stub(channel)(payment("u"), timeout=PATIENCE_S).payment_id == "u"
 
 
 @pytest.fixture(scope="module")
@@ -159,10 +160,10 @@ def test_the_python_client_uses_tls_and_a_client_without_h2_is_cut(
     with GrpcServed(GrpcSettings(library=library), tls=tls) as served:
         credentials = grpc.ssl_channel_credentials(chain.read_bytes())
         with grpc.secure_channel(f"localhost:{served.port}", credentials) as channel:
-            assert score_stub(channel)(payment("t"), timeout=10).payment_id == "t"
+            assert score_stub(channel)(payment("t"), timeout=PATIENCE_S).payment_id == "t"
         client = ssl.create_default_context(cafile=str(chain))
         with (
-            socket.create_connection(("127.0.0.1", served.port), timeout=10) as raw,
+            socket.create_connection(("127.0.0.1", served.port), timeout=PATIENCE_S) as raw,
             client.wrap_socket(raw, server_hostname="localhost") as wrapped,
         ):
             assert read_or_reset(wrapped) == b""
@@ -184,7 +185,7 @@ def hand_over(library: str, calls: Callable[[str], None]) -> int:
     with GrpcServed(GrpcSettings(library=library), shared_port=first.port) as second:
         first.begin_stop()
         first.join()
-        thread.join(30)
+        thread.join(PATIENCE_S)
         return bool(first.scorer.chunks) + bool(second.scorer.chunks)
 
 

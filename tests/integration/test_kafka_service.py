@@ -15,13 +15,14 @@ from confluent_kafka import Message, Producer
 from confluent_kafka.cimpl import NewTopic
 
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
+from tests.patience import PATIENCE_S
 from tests.services import fetch
 from tests.services.fetch import ServiceMissing
-from tests.services.java import JavaProcess, StartFailed, free_port
+from tests.services.java import JavaProcess, StartFailed
 from tests.services.kafka import QUICK_COMPACTION, QUICK_RETURN, KafkaServer, consume, produce
+from tests.services.ports import free_port
 
 IDS = LocalSchemaIds()
-WAIT_S = 30.0
 
 
 def payment(number: int) -> dict[str, object]:
@@ -118,7 +119,7 @@ def test_a_killed_broker_restarts_with_every_acknowledged_record(tmp_path: Path)
             producer.poll(0)
             # Kill the broker while some records are acknowledged and others are on their way.
             if number == 1_000:
-                assert producer.flush(WAIT_S) == 0
+                assert producer.flush(PATIENCE_S) == 0
             if number == 1_500:
                 server.kill()
         assert gone(pid)
@@ -127,7 +128,7 @@ def test_a_killed_broker_restarts_with_every_acknowledged_record(tmp_path: Path)
         assert 1_001 <= before < 2_000
         server.restart()
         assert server.bootstrap == address
-        assert producer.flush(WAIT_S) == 0
+        assert producer.flush(PATIENCE_S) == 0
         assert acknowledged == {str(number).encode() for number in range(2_000)}
         read = [value_of(message) for message in consume(server.bootstrap, "decisions", 2_000)]
         assert sorted(read) == sorted(acknowledged)
@@ -137,7 +138,7 @@ def test_a_compacted_topic_keeps_the_newest_record_of_a_key(tmp_path: Path) -> N
     with KafkaServer(tmp_path, QUICK_COMPACTION) as server:
         compacted = {"cleanup.policy": "compact", "segment.ms": "100", "min.cleanable.dirty.ratio": "0.01"}
         server.create_topics(NewTopic("profiles", num_partitions=1, replication_factor=1, config=compacted))
-        deadline = time.monotonic() + WAIT_S
+        deadline = time.monotonic() + PATIENCE_S
         rounds = 0
         while True:
             rounds += 1
@@ -196,7 +197,7 @@ def test_a_service_ends_with_the_process_that_started_it(how: signal.Signals | N
         else:
             run.send_signal(how)
         run.wait()
-    deadline = time.monotonic() + WAIT_S
+    deadline = time.monotonic() + PATIENCE_S
     while not gone(pid):
         assert time.monotonic() < deadline, "the process outlived its run"
         time.sleep(0.05)

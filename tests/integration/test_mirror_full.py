@@ -20,6 +20,7 @@ from paywarden.scoring.state.outbox import OutboxSettings, OutboxWriter
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.embedded_broker import EmbeddedBroker
 from paywarden.streams.kafka.producers import Sender
+from tests.patience import PATIENCE_S
 from tests.services.deployment import Deployment
 from tests.services.in_process import running
 from tests.services.processes import ROOT, samples, wait_until
@@ -55,7 +56,7 @@ class Changelog:
             value = self._encoder.encode({"entity": "card", "state": state, "written_time_ms": self._number})
             self._sender.send("profiles", value, key=key)
             self.states[key] = state
-        self._sender.flush(30)
+        self._sender.flush(PATIENCE_S)
 
 
 @pytest.fixture

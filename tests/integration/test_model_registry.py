@@ -22,6 +22,7 @@ from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.registry.follower import LogFollower
 from paywarden.streams.registry.shared_log import SharedLog
 from paywarden.streams.registry.topic import REGISTRY_TOPIC, KafkaRegistryTopic
+from tests.patience import PATIENCE_S
 from tests.services.deployment import Deployment
 from tests.worlds.registry import Writer, people_file, people_of
 
@@ -51,7 +52,7 @@ def test_two_hosts_share_a_log_and_the_commands_say_what_is_wrong(
         # Somebody who may write to the topic, and is nobody.
         sender = Sender(settings, linger_ms=0)
         sender.send(settings.topic(REGISTRY_TOPIC), b"no record", key=b"00", partition=0)
-        sender.flush(30)
+        sender.flush(PATIENCE_S)
         done = run("sync")
         assert (done["sent"], done["received"], done["head"]) == (0, 1, entry.digest)
         assert done["refused"] == ["it is no entry in JSON"]

@@ -21,6 +21,7 @@ from paywarden.streams.outcomes.evaluation import read_evaluated, sources_of
 from paywarden.streams.outcomes.payments import DAY_MS, SourcePartition
 from paywarden.streams.outcomes.settings import OutcomeSettings
 from paywarden.streams.outcomes.state import read_cells, read_heads, take_over
+from tests.patience import PATIENCE_S
 from tests.services.deployment import Deployment
 from tests.services.processes import PaywardenProcess, is_ready, run_paywarden, samples, wait_until
 from tests.standin.aerospike_server import StandIn
@@ -73,7 +74,7 @@ class Traffic:
         self._send_all("decisions", [_decision(number) for number in numbers])
         self._send_all("outcomes", [one for number in numbers if number % 3 for one in _outcomes(number)])
         self._send_all("decisions", [_decision(number) for number in numbers if number % 7 == 0])
-        self._sender.flush(30)
+        self._sender.flush(PATIENCE_S)
 
     def _send_all(self, topic: str, records: list[Record]) -> None:
         for one in records:
@@ -133,10 +134,10 @@ def test_tallies_equal_a_recount_after_kills_and_metrics_are_sent(
     traffic = Traffic(settings)
     traffic.send(1600)
     first, _ = started(deployment)
-    wait_until(lambda: worked_in(store) > 600, "the first worker joins", 30)
+    wait_until(lambda: worked_in(store) > 600, "the first worker joins")
     first.kill()
     second, address = started(deployment)
-    wait_until(lambda: worked_in(store) > 1500, "the second worker joins", 30)
+    wait_until(lambda: worked_in(store) > 1500, "the second worker joins")
     third, other = started(deployment)
     wait_until(lambda: is_ready(other), "the third worker is ready")
     for _ in range(10):
@@ -158,7 +159,7 @@ def test_tallies_equal_a_recount_after_kills_and_metrics_are_sent(
     assert worked_in(store) == traffic.sent
     assert_same(read_cells(store, SOURCES, DAYS), recount(traffic.decisions, traffic.outcomes, 60))
 
-    wait_until(lambda: read_evaluated(store, SETTINGS)[0].done.get(2, 0) == LAST_DAY, "the last day is mature", 60)
+    wait_until(lambda: read_evaluated(store, SETTINGS)[0].done.get(2, 0) == LAST_DAY, "the last day is mature")
     newest = {one["variant"]: one for one in metrics_of(settings) if one["day_start_time_ms"] == LAST_DAY * DAY_MS}
     assert set(newest) == {"", "b"}
     week = newest[""]["windows"][0]

@@ -21,7 +21,8 @@ from paywarden.schemas.errors import InvalidEvent, Misconfigured, TemporaryFailu
 from paywarden.schemas.payment_fields import TABLE_ALONE, PaymentFields
 from paywarden.streams.kafka.registry import FingerprintSchemaIds, RegistrySchemaIds, RegistrySettings, schema_ids
 from paywarden.streams.kafka.remembered_schemas import MemoryRememberedSchemas
-from tests.services.java import free_port
+from tests.patience import PATIENCE_S
+from tests.services.ports import free_port
 from tests.services.registry import RegistryServer
 from tests.unit.schemas.test_schema_limits import HOSTILE, payment_with
 from tests.unit.streams.kafka.test_declared_schemas import DECLARED, LATER, OWN
@@ -53,7 +54,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]
 @pytest.fixture
 def client(server: RegistryServer) -> Iterator[SchemaRegistryClient]:
     """Another client of the same registry, which is empty when a test begins."""
-    with SchemaRegistryClient({"url": server.url, "timeout": 10}) as client:
+    with SchemaRegistryClient({"url": server.url, "timeout": PATIENCE_S}) as client:
         # Delete from the end, because a schema that refers to another must go first.
         for name in sorted(client.get_subjects(), reverse=True):
             # Delete twice: a registry deletes a subject for good only if it is already marked as deleted.

@@ -22,6 +22,7 @@ from paywarden.streams.archive.files import read_archive
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.remembered_schemas import SCHEMAS_TOPIC, KafkaRememberedSchemas
 from paywarden.streams.kafka.topic_rows import rows_schema
+from tests.patience import PATIENCE_S
 from tests.services.deployment import Deployment
 from tests.services.processes import is_ready, wait_until
 from tests.services.registry import RegistryServer
@@ -100,7 +101,7 @@ def test_turning_the_registry_on_and_off_leaves_every_record_readable(
     # Another producer has one more field, and gets an id from the registry.
     newer = json.loads(schema_text("payments"))
     newer["fields"].append({"name": "wallet", "type": ["null", "string"], "default": None})
-    with SchemaRegistryClient({"url": registry.url, "timeout": 10}) as client:
+    with SchemaRegistryClient({"url": registry.url, "timeout": PATIENCE_S}) as client:
         serialise = AvroSerializer(client, json.dumps(newer))
         name = settings.topic("payments")
         value = serialise(phases.payments[0] | {"wallet": "w"}, SerializationContext(name, MessageField.VALUE))

@@ -25,6 +25,7 @@ from paywarden.ops.wiring.rollouts import read_rollouts, written_rollouts
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.schemas.settings import read_source
 from paywarden.streams.kafka.client import KafkaSettings
+from tests.patience import PATIENCE_S
 from tests.services.deployment import Deployment
 from tests.services.kafka import KafkaServer
 from tests.services.processes import wait_for_listener, wait_until
@@ -70,7 +71,7 @@ class Host:
         wait_until(lambda: (runtime / "deployment.json").exists(), "the companion has written what the log says")
         address = urllib.parse.urlsplit(self.deployed.start("serve").first_line()).netloc
         wait_for_listener(address)
-        self.connection = http.client.HTTPConnection(address, timeout=60)
+        self.connection = http.client.HTTPConnection(address, timeout=PATIENCE_S)
 
     def run(self, *arguments: str, by: str) -> str:
         key = str(self.deployed.folder.parent / f"{by}.pem")

@@ -29,6 +29,7 @@ from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.end_offsets import EndsWatch
 from paywarden.streams.kafka.producers import make_producer
 from paywarden.streams.rollouts.leader import RolloutLeader
+from tests.patience import PATIENCE_S
 from tests.services.deployment import Deployment as Deployed
 from tests.services.processes import wait_until
 from tests.worlds.decision_records import decision
@@ -108,7 +109,7 @@ class World:
                     "label": "fraud" if is_fraud else "genuine",
                 }
                 self._producer.produce(self.settings.topic("outcomes"), self._outcomes.encode(label))
-        assert self._producer.flush(30) == 0
+        assert self._producer.flush(PATIENCE_S) == 0
 
     def leader(self, deploy: Callable[[Orders], None] = lambda _: None) -> RolloutLeader:
         keeper, rates = self.keeper, load_rates()
@@ -126,7 +127,7 @@ class World:
             yield thread
         finally:
             stop.set()
-            thread.join(30)
+            thread.join(PATIENCE_S)
             assert not thread.is_alive()
 
 
@@ -153,7 +154,7 @@ def test_a_rollout_begins_grows_and_is_rolled_back_for_harm(world: World) -> Non
         wait_until(lambda: world.rollout.phase is Phase.RUNNING, "the rollout runs")
         wait_until(lambda: (world.deployment or loaded).share == 5_000, "half of the cards are the candidate's")
         world.decide(3_000, rollout="r-1", share=5_000, declines=0.3)
-        leader.join(60)
+        leader.join(PATIENCE_S)
         assert not leader.is_alive(), "it ends with the rollout"
     assert world.rollout.phase is Phase.ROLLED_BACK
     assert "decline" in world.rollout.cause
@@ -170,7 +171,7 @@ def test_a_leader_that_starts_again_counts_what_the_first_one_saw(world: World) 
         wait_until(lambda: world.rollout.phase is Phase.RUNNING, "the rollout runs")
     world.decide(3_000, rollout="r-1", share=5_000, declines=0.3)
     with world.led() as leader:
-        leader.join(60)
+        leader.join(PATIENCE_S)
     assert world.rollout.phase is Phase.ROLLED_BACK
 
 
@@ -193,7 +194,7 @@ def test_while_kafka_is_away_there_are_no_looks(world: World, monkeypatch: pytes
         world.decide(3_000, rollout="r-1", share=5_000, declines=0.3)
         assert looks == []
         trouble[0] = ""
-        leader.join(60)
+        leader.join(PATIENCE_S)
     assert world.rollout.phase is Phase.ROLLED_BACK
     assert looks
 
@@ -204,7 +205,7 @@ def test_an_abort_reaches_the_host_and_ends_the_leader(world: World) -> None:
     with world.led() as leader:
         wait_until(lambda: world.deployment is not None, "the candidate is ordered to be loaded")
         world.keeper.take(RolloutEvent(EventKind.ABORTED, now_ms(), "ann", "enough"))
-        leader.join(60)
+        leader.join(PATIENCE_S)
         assert not leader.is_alive()
     content = json.loads((world.runtime / DEPLOYMENT).read_text(encoding="utf-8"))
     assert content["active"]["bundle_digest"] == "a" * 64
@@ -228,7 +229,7 @@ def reach_all_cards(world: World, name: str, *, frauds: float) -> None:
 def test_mature_outcomes_roll_back_a_provisional_rollout_or_let_a_person_promote_it(world: World) -> None:
     reach_all_cards(world, "r-1", frauds=0.4)
     with world.led() as leader:
-        leader.join(60)
+        leader.join(PATIENCE_S)
     assert world.rollout.phase is Phase.ROLLED_BACK
     assert "fraud_approved is more frequent" in world.rollout.cause
     assert world.rollout.outcomes is not None
@@ -241,7 +242,7 @@ def test_mature_outcomes_roll_back_a_provisional_rollout_or_let_a_person_promote
         assert world.rollout.outcomes is not None
         assert world.rollout.outcomes.finding is Finding.WITHIN
         world.keeper.take(replace(promoted, time_ms=now_ms()))
-        leader.join(60)
+        leader.join(PATIENCE_S)
         assert not leader.is_alive()
     deployed = world.deployment
     assert deployed is not None
@@ -253,7 +254,7 @@ def test_a_candidate_that_is_gone_is_rolled_back(world: World) -> None:
     world.start()
     world.gone = "bundle candidate: there is no manifest.json"
     with world.led() as leader:
-        leader.join(60)
+        leader.join(PATIENCE_S)
     assert world.rollout.cause == "the candidate is gone: bundle candidate: there is no manifest.json"
 
 
@@ -315,7 +316,7 @@ def deciding(world: World) -> Iterator[None]:
         yield
     finally:
         stop.set()
-        thread.join(30)
+        thread.join(PATIENCE_S)
 
 
 def _raised(run: Callable[[threading.Event], object]) -> str:

@@ -28,8 +28,6 @@ from tests.services.kafka import KafkaServer
 from tests.services.processes import wait_until
 from tests.unit.streams.shadow.test_evaluation import FakeSource, World
 
-pytestmark = pytest.mark.timeout(300)
-
 
 @pytest.fixture
 def kafka_settings(kafka: KafkaServer, topic_prefix: str) -> KafkaSettings:

@@ -24,13 +24,12 @@ from paywarden.streams.kafka.producers import make_transactional_producer
 from paywarden.streams.kafka.reading import consume, make_consumer
 from paywarden.streams.kafka.topic_names import CURSORS_TOPIC
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
+from tests.patience import PATIENCE_S
 from tests.services.kafka import QUICK_RETURN, KafkaServer
 from tests.services.processes import wait_until
 from tests.unit.scoring.state.outboxes import append_all
 
 _log = logging.getLogger(__name__)
-
-pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture
@@ -143,7 +142,7 @@ def test_uncommitted_decisions_of_a_killed_companion_are_read_once(
     world.decide(200)
     with monkeypatch.context() as patched:
         # Every request but the commit reaches the broker.
-        patched.setattr(Shipper, "_commit", lambda shipper: shipper._producer.flush(10))
+        patched.setattr(Shipper, "_commit", lambda shipper: shipper._producer.flush(PATIENCE_S))
         wait_until(lambda: world.shipper.advance() == 200, "the transaction is open")
     zombie, world.shipper = world.shipper, world.new_shipper()
     world.ship()
@@ -178,7 +177,7 @@ def test_a_fenced_producer_starts_anew_and_goes_on_shipping(world: World) -> Non
         linger_ms=5,
         transaction_timeout_ms=10_000,
     )
-    other.init_transactions(10)
+    other.init_transactions(PATIENCE_S)
     world.decide(100)
     world.ship()
     exactly(world)
@@ -187,11 +186,11 @@ def test_a_fenced_producer_starts_anew_and_goes_on_shipping(world: World) -> Non
 def test_a_cursor_behind_another_hosts_open_transaction_is_read(world: World) -> None:
     """The committed cursor lies behind uncommitted records, where readers of committed records do not see it."""
     producer = make_transactional_producer(world.kafka, "another", linger_ms=5, transaction_timeout_ms=2000)
-    producer.init_transactions(10)
+    producer.init_transactions(PATIENCE_S)
     producer.begin_transaction()
     topic = world.kafka.topic(CURSORS_TOPIC)
     producer.produce(topic, ShippedTo(1, 2, "b").to_bytes(), key=cursor_key("another", "worker-0"))
-    producer.flush(10)
+    producer.flush(PATIENCE_S)
     world.decide(10)
     world.ship()
     cursor = read_cursors(world.clients, world.identity.host)["worker-0"]
@@ -236,7 +235,7 @@ def test_a_broker_away_longer_than_a_transaction_loses_nothing(
         exactly(world)
         world.decide(100)
         with monkeypatch.context() as patched:
-            patched.setattr(Shipper, "_commit", lambda shipper: shipper._producer.flush(10))
+            patched.setattr(Shipper, "_commit", lambda shipper: shipper._producer.flush(PATIENCE_S))
             wait_until(lambda: world.shipper.advance() == 100, "the transaction is open")
         kafka.kill()
         until = time.monotonic() + 13

@@ -34,6 +34,7 @@ from paywarden.streams.kafka.topic_names import repartition_topic
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from paywarden.streams.maintenance.accept_source import SourceReader, accept, states
 from paywarden.streams.profiles.pipeline import Pipeline, StreamSettings, stream_metrics
+from tests.patience import PATIENCE_S
 from tests.services.deployment import Deployment
 from tests.services.in_process import running
 from tests.services.kafka import KafkaServer
@@ -109,9 +110,9 @@ class World:
     def make_anew(self, name: str) -> None:
         admin, topic = AdminClient({"bootstrap.servers": self.settings.bootstrap}), self.settings.topic(name)
         admin.delete_topics([topic])[topic].result()
-        wait_until(lambda: topic not in admin.list_topics(timeout=10).topics, "the topic is deleted", every_s=0.05)
+        wait_until(lambda: topic not in admin.list_topics(timeout=30).topics, "the topic is deleted", every_s=0.05)
         create_topics(self.settings, TopicSettings(partitions=2, repartition_partitions=2), ENTITIES)
-        wait_until(lambda: topic in admin.list_topics(timeout=10).topics, "the topic is known", every_s=0.05)
+        wait_until(lambda: topic in admin.list_topics(timeout=30).topics, "the topic is known", every_s=0.05)
 
     def profiles(self) -> dict[bytes, bytes]:
         return {key: value for entity in ENTITIES for key, value in self.store.scan(entity)}
@@ -237,7 +238,7 @@ def test_the_commands_show_and_accept_changed_topics(tmp_path: Path, settings: K
                 {known["decisions"]: "old-3"}
             )
         stream = deployment.start("stream")
-        assert stream.process.wait(timeout=60) == 1
+        assert stream.process.wait(timeout=PATIENCE_S) == 1
         line = stream.log.read_text(encoding="utf-8").strip().splitlines()[-1]
         assert line.startswith(f"paywarden: topic {known['decisions']}: it was deleted and made anew")
         shown = json.loads(deployment.run("source", "show", "--json").stdout)

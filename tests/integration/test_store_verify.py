@@ -9,6 +9,7 @@ from paywarden.features.stores.lmdb import LmdbSettings, LmdbStore
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import make_producer
+from tests.patience import PATIENCE_S
 from tests.services.deployment import Deployment
 from tests.unit.features.kernel.profiles import payment, profile
 
@@ -28,7 +29,7 @@ def send(settings: KafkaSettings, states: dict[bytes, bytes]) -> None:
     for key, value in states.items():
         fields = {"entity": "card", "state": value, "written_time_ms": START_MS, "complete_to_time_ms": None}
         producer.produce(settings.topic("profiles"), encoder.encode(fields | {"arrived_time_ms": None}), key=key)
-    assert producer.flush(30) == 0
+    assert producer.flush(PATIENCE_S) == 0
 
 
 def test_lost_profiles_are_found_and_written_back(deployment: Deployment, settings: KafkaSettings) -> None:

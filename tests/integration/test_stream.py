@@ -23,6 +23,7 @@ from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.profiles.pipeline import Pipeline, StreamSettings, stream_metrics
+from tests.patience import PATIENCE_S
 from tests.services.deployment import Deployment
 from tests.services.in_process import remembered_clients, running
 from tests.services.kafka import KafkaServer
@@ -196,7 +197,7 @@ def test_a_record_that_the_broker_refuses_ends_the_stream_uncommitted(
         topics.send_bytes("payments", random.Random(1).randbytes(500), b"k")
         topics.flush()
         stream = deployment.start("stream")
-        assert stream.process.wait(timeout=60) == 1
+        assert stream.process.wait(timeout=PATIENCE_S) == 1
         assert stream.log.read_text(encoding="utf-8").strip().splitlines()[-1].startswith("paywarden: Kafka refused")
         assert lag(settings, f"{settings.topic_prefix}stream") == 1
 

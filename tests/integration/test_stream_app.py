@@ -10,6 +10,7 @@ from pathlib import Path
 
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.embedded_broker import EmbeddedBroker
+from tests.patience import PATIENCE_S
 from tests.services.deployment import Deployment
 from tests.services.kafka import QUICK_RETURN, KafkaServer, produce
 from tests.services.processes import ROOT, PaywardenProcess, get, is_ready, samples, wait_until
@@ -103,7 +104,7 @@ def test_one_signal_stops_it_in_order_and_its_folder_stays_clean(deployment: Dep
     for number in (signal.SIGTERM, signal.SIGINT):
         stream, _ = started(deployment, where)
         stream.process.send_signal(number)
-        assert stream.process.wait(timeout=30) == 0
+        assert stream.process.wait(timeout=PATIENCE_S) == 0
         log = stream.log.read_text(encoding="utf-8")
         assert "Traceback" not in log
         assert "rror" not in log
@@ -116,7 +117,7 @@ def test_a_signal_during_the_start_stops_it_too(deployment: Deployment) -> None:
     stream = deployment.start("stream")
     stream.first_line()
     stream.process.send_signal(signal.SIGTERM)
-    assert stream.process.wait(timeout=30) == 0
+    assert stream.process.wait(timeout=PATIENCE_S) == 0
     assert "Traceback" not in stream.log.read_text(encoding="utf-8")
 
 
@@ -185,7 +186,7 @@ def test_a_port_that_is_taken_is_one_line_and_exit_code_1(deployment: Deployment
         port = taken.getsockname()[1]
         deployment.configure("stream", f"http_port = {port}\n")
         stream = deployment.start("stream")
-        assert stream.process.wait(timeout=60) == 1
+        assert stream.process.wait(timeout=PATIENCE_S) == 1
     lines = stream.log.read_text(encoding="utf-8").splitlines()
     assert lines[-1].startswith(f"paywarden: [stream] http_host, http_port: cannot listen on 127.0.0.1:{port}: ")
     assert not [line for line in lines if "Traceback" in line]

@@ -21,6 +21,7 @@ from paywarden.scoring.state.outbox import OutboxSettings, OutboxWriter
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.embedded_broker import EmbeddedBroker
 from paywarden.streams.kafka.producers import Sender, make_transactional_producer
+from tests.patience import PATIENCE_S
 from tests.services.deployment import Deployment
 from tests.services.processes import PaywardenProcess, get, is_ready, samples, wait_until
 
@@ -117,7 +118,7 @@ class Broken:
 
     def ended(self) -> tuple[int, str]:
         """Returns exit status and last line on stderr."""
-        status = self.process.wait(timeout=60)
+        status = self.process.wait(timeout=PATIENCE_S)
         lines = self._process.log.read_text(encoding="utf-8").splitlines()
         return status, lines[-1]
 
@@ -150,11 +151,11 @@ def decide(broker: EmbeddedBroker) -> None:
     """Write a transaction on decisions, as the companion does. These records cannot be decoded."""
     settings, host = KafkaSettings(bootstrap=broker.bootstrap), f"test-{time.monotonic_ns()}"
     producer = make_transactional_producer(settings, host, linger_ms=0, transaction_timeout_ms=10_000)
-    producer.init_transactions(10)
+    producer.init_transactions(PATIENCE_S)
     producer.begin_transaction()
     for number in range(20):
         producer.produce("decisions", b"not avro", key=str(number))
-    producer.commit_transaction(10)
+    producer.commit_transaction(PATIENCE_S)
 
 
 @pytest.mark.parametrize(("step", "error"), list(zip(IN_A_START, ERRORS, strict=True)), ids=names(IN_A_START))
@@ -280,7 +281,7 @@ def send_a_profile(broker: EmbeddedBroker) -> None:
     sender = Sender(KafkaSettings(bootstrap=broker.bootstrap), linger_ms=0)
     value = Encoder("profiles", LocalSchemaIds().id_of("profiles")).encode(record)
     sender.send("profiles", value, key=b"card:c")
-    sender.flush(30)
+    sender.flush(PATIENCE_S)
 
 
 def test_decisions_in_transactions_are_read_from_the_embedded_broker(
@@ -302,7 +303,7 @@ def test_a_record_with_a_wrong_checksum_ends_the_process(deployment: Deployment,
     with deployment:
         stream = deployment.start("stream")
         decide(broker)
-        assert stream.process.wait(timeout=60) == 1
+        assert stream.process.wait(timeout=PATIENCE_S) == 1
         lines = stream.log.read_text(encoding="utf-8").splitlines()
         assert lines[-1].startswith("paywarden: Kafka gave a record with a wrong checksum")
         assert not [line for line in lines if "Traceback" in line]

@@ -27,6 +27,7 @@ from paywarden.streams.kafka.registry import RegistrySchemaIds, RegistrySettings
 from paywarden.streams.kafka.remembered_schemas import KafkaRememberedSchemas
 from paywarden.streams.profiles.decoder import EventDecoder
 from paywarden.streams.profiles.events import PaymentEvent
+from tests.patience import PATIENCE_S
 from tests.services.deployment import Deployment
 from tests.services.fetch import ServiceMissing
 from tests.services.registry import RegistryServer
@@ -50,7 +51,7 @@ def client(program: str, folder: Path) -> Sequence[str]:
 
 
 def run(arguments: Sequence[str]) -> None:
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -92,7 +93,7 @@ def test_the_stream_reads_a_payment_of_another_client(
     # Every client puts a card into the same partition as ours.
     producer = make_producer(settings, linger_ms=0)
     producer.produce(settings.topic("payments"), b"", key=b"card-1")
-    assert producer.flush(30) == 0
+    assert producer.flush(PATIENCE_S) == 0
     theirs, ours = sorted(read_topic(settings, "payments"), key=lambda record: record.offset)
     assert (theirs.key, theirs.partition) == (b"card-1", ours.partition)
     event = payment_in(theirs, LocalSchemaIds())
@@ -121,12 +122,12 @@ def test_another_client_reads_a_decision_and_names_its_features(
     """The companion's own decision lies behind one of an aborted transaction."""
     arguments = client(program, tmp_path)
     producer = make_transactional_producer(settings, "failed", linger_ms=0, transaction_timeout_ms=10_000)
-    producer.init_transactions(30)
+    producer.init_transactions(PATIENCE_S)
     producer.begin_transaction()
     encoder = Encoder("decisions", LocalSchemaIds().id_of("decisions"))
     producer.produce(settings.topic("decisions"), encoder.encode(decision("aborted")), key="p-1")
-    producer.flush(30)
-    producer.abort_transaction(30)
+    producer.flush(PATIENCE_S)
+    producer.abort_transaction(PATIENCE_S)
     deployment.configure("companion", "fill_from_store = false\n")
     companion = deployment.start("companion")
     assert companion.first_line().startswith("http://"), companion.log.read_text(encoding="utf-8")

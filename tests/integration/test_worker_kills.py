@@ -30,6 +30,7 @@ from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
 from paywarden.streams.kafka.admin import partitions_of
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.reading import consume, make_consumer
+from tests.patience import PATIENCE_S
 from tests.services.deployment import Deployment
 from tests.services.kafka import KafkaServer
 from tests.services.processes import PaywardenProcess, wait_until
@@ -50,7 +51,7 @@ AGAIN = (429, 503, 504)
 
 Decided = tuple[str, float, str]
 
-pytestmark = pytest.mark.timeout(120 + 3 * KILLS)
+pytestmark = pytest.mark.timeout(900 + 3 * KILLS)
 
 
 class Client(threading.Thread):
@@ -183,7 +184,7 @@ def deployment(deployment: Deployment) -> Deployment:
 def not_remembered(target: str) -> dict[str, float]:
     """Returns how many decisions found no place in the table, by reason."""
     wait_until(lambda: listens(target), "a worker answers")
-    with urllib.request.urlopen(f"{target}/metrics", timeout=30) as answer:
+    with urllib.request.urlopen(f"{target}/metrics", timeout=PATIENCE_S) as answer:
         text = answer.read().decode()
     counts = {sample.name: sample.value for family in text_string_to_metric_families(text) for sample in family.samples}
     return {reason: counts[f"paywarden_answered_{reason}_total"] for reason in ("full", "collisions")}
@@ -192,7 +193,7 @@ def not_remembered(target: str) -> dict[str, float]:
 def listens(target: str) -> bool:
     """Returns whether the worker listens: the last kill is a moment ago."""
     try:
-        with urllib.request.urlopen(f"{target}/livez", timeout=30) as answer:
+        with urllib.request.urlopen(f"{target}/livez", timeout=PATIENCE_S) as answer:
             return bool(answer.status == 200)
     except OSError:
         return False
@@ -215,7 +216,7 @@ def decisions_on_topic(settings: KafkaSettings, wanted: set[str]) -> dict[str, l
             found.setdefault(row["payment_id"], []).append((row["decision_id"], row["score"], row["action"]))
         return len(records)
 
-    wait_until(lambda: more() >= 0 and wanted <= found.keys(), "every decision is on the topic", timeout_s=120)
+    wait_until(lambda: more() >= 0 and wanted <= found.keys(), "every decision is on the topic")
     quiet_until = time.monotonic() + 3
     while time.monotonic() < quiet_until:
         if more():

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from tests.checkout import CHECKOUT
+from tests.patience import PATIENCE_S
 from tests.services.fetch import ServiceMissing, fetched, tool
 from tests.services.missing_tools import NODE
 
 CLIENTS = CHECKOUT / "ops" / "clients"
-_ANSWER_TIMEOUT_S = 120.0
 _BUILD_TIMEOUT_S = 600.0
 _NODE_MIN = 20
 
@@ -175,7 +175,7 @@ class Driver:
     def pid(self) -> int:
         return self._process.pid
 
-    def ask(self, *, timeout_s: float = _ANSWER_TIMEOUT_S, **line: Any) -> dict[str, Any]:
+    def ask(self, *, timeout_s: float = PATIENCE_S, **line: Any) -> dict[str, Any]:
         """Send a line, and returns the line that answers it."""
         self.tell(**line)
         return self._next(self._answers, timeout_s)
@@ -186,13 +186,13 @@ class Driver:
         self._process.stdin.write(json.dumps(line) + "\n")
         self._process.stdin.flush()
 
-    def answer(self, timeout_s: float = _ANSWER_TIMEOUT_S) -> dict[str, Any]:
+    def answer(self, timeout_s: float = PATIENCE_S) -> dict[str, Any]:
         """Returns the answer to the next line that was told."""
         return self._next(self._answers, timeout_s)
 
     def event(self) -> dict[str, Any]:
         """Returns the next event, which may be there already."""
-        return self._next(self._events, _ANSWER_TIMEOUT_S)
+        return self._next(self._events, PATIENCE_S)
 
     def drop_events(self) -> None:
         """Forget the events so far."""

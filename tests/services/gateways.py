@@ -15,7 +15,9 @@ from pathlib import Path
 from paywarden.ops.gateway.description import GatewayDescription
 from paywarden.ops.gateway.envoy import envoy_configuration
 from paywarden.ops.gateway.nginx import nginx_configuration
+from tests.patience import PATIENCE_S
 from tests.services.missing_tools import ENVOY, NGINX, Tool
+from tests.services.ports import free_ports
 from tests.services.processes import wait_until
 
 TARGETS = ("envoy", "nginx")
@@ -27,13 +29,6 @@ def missing_tool(target: str) -> Tool | None:
     if target == "envoy":
         return None if importlib.util.find_spec("envoy") is not None else ENVOY
     return None if shutil.which("nginx") and _LUA.exists() else NGINX
-
-
-def free_ports(count: int) -> list[int]:
-    """Returns ports that nobody has at this moment."""
-    with contextlib.ExitStack() as stack:
-        held = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [one.getsockname()[1] for one in held]
 
 
 @dataclass(frozen=True)
@@ -54,7 +49,7 @@ class RunningGateway:
         if certificate is not None:
             context.load_cert_chain(*certificate)
         with (
-            socket.create_connection(("127.0.0.1", self.http_port), timeout=60) as raw,
+            socket.create_connection(("127.0.0.1", self.http_port), timeout=PATIENCE_S) as raw,
             context.wrap_socket(raw, server_hostname="127.0.0.1") as secured,
         ):
             yield secured
@@ -83,7 +78,7 @@ def running_gateway(target: str, description: GatewayDescription, folder: Path, 
             yield gateway
         finally:
             process.terminate()
-            process.wait(60)
+            process.wait(PATIENCE_S)
 
 
 def _command(target: str, description: GatewayDescription, folder: Path) -> list[str]:
@@ -102,7 +97,7 @@ def _command(target: str, description: GatewayDescription, folder: Path) -> list
 
 def _listens(port: int) -> bool:
     try:
-        socket.create_connection(("127.0.0.1", port), timeout=10).close()
+        socket.create_connection(("127.0.0.1", port), timeout=30).close()
     except OSError:
         return False
     return True

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import atexit
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from abc import ABC, abstractmethod
@@ -15,38 +13,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.patience import PATIENCE_S
 from tests.services.fetch import tool
 
-# A start takes 2–4 s on an idle machine. This limit is for a busy one.
-START_TIMEOUT_S = 90.0
-_STOP_TIMEOUT_S = 20.0
+_STOP_TIMEOUT_S = 60.0
 # Two runs may choose the same port at the same moment. Three times in a row is another fault.
 _START_ATTEMPTS = 3
 _POLL_S = 0.05
 _LOG_TAIL_LINES = 30
-# Below the range from which systems take the ports of outgoing connections. A service's port must still be free when
-# the service comes back. Otherwise a client that keeps retrying could get that very port as its own and connect to
-# itself.
-_LOWEST_PORT, _HIGHEST_PORT = 15_000, 30_000
-# Not the random generator that tests seed, which is the same in each process of the run.
-_chance = random.SystemRandom()
 
 
 class StartFailed(RuntimeError):
     """A service did not come up. The message ends with the end of its log."""
-
-
-def free_port() -> int:
-    """Returns a TCP port of 127.0.0.1 on which no process listens now. Another process may take it a moment later."""
-    while True:
-        port = _chance.randint(_LOWEST_PORT, _HIGHEST_PORT)
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
 
 
 class JavaProcess:
@@ -83,14 +61,14 @@ class JavaProcess:
 
     def wait_until(self, ready: Callable[[], bool], *, what: str) -> None:
         """Wait until `ready()` is true. If the process ends or never gets ready, stop it and raise StartFailed."""
-        deadline = time.monotonic() + START_TIMEOUT_S
+        deadline = time.monotonic() + PATIENCE_S
         while not ready():
             if not self.running:
                 self.stop()
                 raise StartFailed(f"{what} ended with status {self._process.returncode}\n{self.log_tail()}")
             if time.monotonic() > deadline:
                 self.stop()
-                raise StartFailed(f"{what} did not answer in {START_TIMEOUT_S:.0f} s\n{self.log_tail()}")
+                raise StartFailed(f"{what} did not answer in {PATIENCE_S:.0f} s\n{self.log_tail()}")
             time.sleep(_POLL_S)
 
     def stop(self) -> None:

@@ -15,12 +15,12 @@ from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPa
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
+from tests.patience import PATIENCE_S
 from tests.services.fetch import kafka_dir, tool
-from tests.services.java import JavaProcess, JavaService, StartFailed, free_port
+from tests.services.java import JavaProcess, JavaService, StartFailed
 from tests.services.made_once import made_once
+from tests.services.ports import free_port
 
-_ANSWER_TIMEOUT_S = 30.0
-_TOOL_TIMEOUT_S = 120.0
 # What differs between formatted folders.
 _IDS = ("cluster.id=", "directory.id=")
 # Serial collection and only the first compiler: a small process that starts soon on a shared machine.
@@ -82,11 +82,7 @@ class KafkaServer(JavaService):
         create_topics(self.bootstrap, *topics)
 
     def _prepare(self) -> None:
-        port, controller_port = free_port(), free_port()
-        while controller_port == port:
-            # The first port is free again by then, and may be given out once more.
-            controller_port = free_port()
-        self._format(port, controller_port)
+        self._format(free_port(), free_port())
 
     def _format(self, port: int, controller_port: int) -> None:
         self._port = port
@@ -111,7 +107,7 @@ class KafkaServer(JavaService):
             [tool("java"), *self._arguments("kafka.tools.StorageTool"), *options],
             capture_output=True,
             text=True,
-            timeout=_TOOL_TIMEOUT_S,
+            timeout=PATIENCE_S,
             check=False,
         )
         if done.returncode != 0:
@@ -181,7 +177,7 @@ def _answers(bootstrap: str) -> bool:
     # Without a log callback, librdkafka writes each refused connection to our standard error.
     client = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
     try:
-        return bool(client.list_topics(timeout=1.0).brokers)
+        return bool(client.list_topics(timeout=10.0).brokers)
     except KafkaException:
         return False
 
@@ -189,9 +185,9 @@ def _answers(bootstrap: str) -> bool:
 def create_topics(bootstrap: str, *topics: NewTopic) -> None:
     """Create topics. Returns when each partition has a leader. An existing topic is an error."""
     client = AdminClient({"bootstrap.servers": bootstrap})
-    for done in client.create_topics(list(topics), request_timeout=_ANSWER_TIMEOUT_S).values():
+    for done in client.create_topics(list(topics), request_timeout=PATIENCE_S).values():
         done.result()
-    deadline = time.monotonic() + _ANSWER_TIMEOUT_S
+    deadline = time.monotonic() + PATIENCE_S
     wanted = {topic.topic: topic.num_partitions for topic in topics}
     while not _all_led(client, wanted):
         if time.monotonic() > deadline:
@@ -200,7 +196,7 @@ def create_topics(bootstrap: str, *topics: NewTopic) -> None:
 
 
 def _all_led(client: AdminClient, wanted: Mapping[str, int]) -> bool:
-    known = client.list_topics(timeout=_ANSWER_TIMEOUT_S).topics
+    known = client.list_topics(timeout=PATIENCE_S).topics
     return all(
         name in known
         and len(known[name].partitions) == count
@@ -233,13 +229,13 @@ def produce(bootstrap: str, topic: str, records: Iterable[tuple[str | bytes | No
         )
         producer.poll(0)
         count += 1
-    left = producer.flush(_ANSWER_TIMEOUT_S)
+    left = producer.flush(PATIENCE_S)
     if left or refused:
         raise RuntimeError(f"{left} of {count} records unacknowledged, refused: {refused[:3]}")
     return count
 
 
-def consume(bootstrap: str, topic: str, count: int, *, timeout_s: float = _ANSWER_TIMEOUT_S) -> Sequence[Message]:
+def consume(bootstrap: str, topic: str, count: int, *, timeout_s: float = PATIENCE_S) -> Sequence[Message]:
     """Returns the first `count` records of all partitions, from their beginnings, each partition in its order.
 
     Raises TimeoutError when there are fewer. Joins no group and commits nothing.

@@ -22,7 +22,7 @@ def made_once(name: str, make: Callable[[Path], object]) -> Path:
 
     A `make` that raises leaves nothing behind, and the next caller tries again.
     """
-    home = _home()
+    home = run_folder()
     made = home / name
     with (home / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -52,7 +52,8 @@ def tables_made_once(name: str, make: Callable[[], tuple[pa.Table, pa.Table]]) -
 
 
 @cache
-def _home() -> Path:
+def run_folder() -> Path:
+    """Returns the folder that all processes of a run share. A process outside any run has one of its own."""
     if VARIABLE in os.environ:
         return Path(os.environ[VARIABLE])
     folder = Path(tempfile.mkdtemp(prefix="paywarden-test-"))

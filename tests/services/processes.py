@@ -20,12 +20,13 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.checkout import CHECKOUT
+from tests.patience import PATIENCE_S
 from tests.services import template
 
 ROOT = CHECKOUT
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0, every_s: float = 0.02) -> None:
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = PATIENCE_S, every_s: float = 0.02) -> None:
     """Poll until the condition holds. At the timeout, fail with the name of the condition."""
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -95,7 +96,7 @@ class PaywardenProcess:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
-            code = self.process.wait(timeout=30)
+            code = self.process.wait(timeout=PATIENCE_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise
@@ -126,7 +127,7 @@ def _started(
 
 
 def run_paywarden(
-    *arguments: str, timeout_s: float = 120.0, environment: Mapping[str, str] | None = None, afresh: bool = False
+    *arguments: str, timeout_s: float = PATIENCE_S, environment: Mapping[str, str] | None = None, afresh: bool = False
 ) -> subprocess.CompletedProcess[str]:
     """Run one command of the command line to its end, with extra environment variables."""
     variables = _environment(environment)
@@ -153,7 +154,7 @@ def get(url: str, method: str = "GET") -> tuple[int, dict[str, str], bytes]:
     """Returns (status, headers, body) of a request with any status, as a page of another origin would send it."""
     request = urllib.request.Request(url, method=method, headers={"Origin": "http://elsewhere.example"})
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, dict(answer.headers), answer.read()
     except urllib.error.HTTPError as error:
         with error:
@@ -176,7 +177,7 @@ def samples(address: str) -> dict[tuple[str, ...], float]:
 def is_ready(target: str) -> bool:
     """Returns whether /readyz answers 200."""
     try:
-        with urllib.request.urlopen(f"{target}/readyz", timeout=30) as answer:
+        with urllib.request.urlopen(f"{target}/readyz", timeout=60) as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False
@@ -186,7 +187,7 @@ def post(url: str, body: bytes, content_type: str) -> tuple[int, bytes]:
     """Returns (status, body) of a POST with any status. Raises OSError if there is no answer."""
     request = urllib.request.Request(url, data=body, headers={"Content-Type": content_type}, method="POST")
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         with error:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.checkout import CHECKOUT
-from tests.services.gateways import free_ports
+from tests.patience import PATIENCE_S
+from tests.services.ports import free_port
 from tests.services.processes import wait_until
 
 OPS = CHECKOUT / "ops"
@@ -33,7 +34,7 @@ def alertmanager_program() -> str | None:
 def ask(address: str, path: str, **parameters: str) -> Any:
     """Returns the JSON of an answer."""
     query = f"?{urllib.parse.urlencode(parameters)}" if parameters else ""
-    with urllib.request.urlopen(f"{address}{path}{query}", timeout=30) as answer:
+    with urllib.request.urlopen(f"{address}{path}{query}", timeout=PATIENCE_S) as answer:
         return json.loads(answer.read())
 
 
@@ -81,7 +82,7 @@ def running_prometheus(
         for job, those in targets.items()
     ]
     (folder / "prometheus.yml").write_text(f"{body}scrape_configs: {json.dumps(jobs)}\n", encoding="utf-8")
-    (port,) = free_ports(1)
+    port = free_port()
     command = [
         *("prometheus", f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}"),
         *(f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn"),
@@ -97,7 +98,7 @@ def running_alertmanager(folder: Path, configuration: str) -> Iterator[str]:
     """Run Alertmanager with this configuration; yields its address without the scheme."""
     folder.mkdir(exist_ok=True)
     (folder / "alertmanager.yml").write_text(configuration, encoding="utf-8")
-    (port,) = free_ports(1)
+    port = free_port()
     command = [
         *(str(alertmanager_program()), f"--config.file={folder / 'alertmanager.yml'}"),
         *(f"--storage.path={folder / 'alertmanager'}", f"--web.listen-address=127.0.0.1:{port}"),
@@ -115,7 +116,7 @@ def _running(command: Sequence[str], address: str, log: Path) -> Iterator[subpro
 
         def is_ready() -> bool:
             assert process.poll() is None, log.read_text(encoding="utf-8")
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/-/ready", timeout=10) as answer:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/-/ready", timeout=30) as answer:
                 return bool(answer.status == 200)
             return False
 
@@ -123,7 +124,7 @@ def _running(command: Sequence[str], address: str, log: Path) -> Iterator[subpro
         yield process
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        process.wait(timeout=PATIENCE_S)
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import http.client
 
 from tests.services.fetch import registry_dir
-from tests.services.java import JavaProcess, JavaService, free_port
+from tests.services.java import JavaProcess, JavaService
+from tests.services.ports import free_port
 
 _API = "/apis/ccompat/v7"
 _JVM = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Djava.awt.headless=true")
@@ -50,7 +51,7 @@ class RegistryServer(JavaService):
 
 
 def _answers(port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5.0)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     try:
         connection.request("GET", f"{_API}/subjects")
         return connection.getresponse().status == http.client.OK

@@ -18,7 +18,7 @@ import psutil
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.scoring.state.outbox import OutboxReader, workers
 from tests.services.client_drivers import Driver
-from tests.services.java import free_port
+from tests.services.ports import free_port
 from tests.services.processes import PaywardenProcess, wait_until
 from tests.services.scoring_server import PATIENT, Server
 

@@ -13,7 +13,6 @@ caller makes (statistics of the server, a namespace or a set) meet faults of the
 from __future__ import annotations
 
 import base64
-import random
 import socket
 import struct
 import time
@@ -24,6 +23,7 @@ from functools import cache
 from threading import Event, Lock, Thread
 from types import TracebackType
 
+from tests.services.ports import free_port
 from tests.standin.aerospike_records import OK, PARTITION_COUNT, Copies, Records
 from tests.standin.aerospike_wire import (
     ADMIN_KIND,
@@ -52,9 +52,6 @@ SECURITY_NOT_ENABLED = 52
 _JOIN_SECONDS_MAX = 5.0
 # A scan is answered in frames, so that half an answer can arrive. The real server splits frames by size.
 _SCAN_FRAME_RECORD_COUNT = 4
-# Below the range from which systems take the ports of outgoing connections. Otherwise a client that keeps retrying a
-# stopped stand-in could get that very port as its own, connect to itself, and keep the stand-in from it.
-_LOWEST_PORT, _HIGHEST_PORT = 15_000, 30_000
 _PORT_ATTEMPT_COUNT = 50
 # The server counts milliseconds from 2010-01-01 UTC.
 _EPOCH_S = 1_262_304_000
@@ -227,12 +224,13 @@ class StandIn:
         if self.port:
             return socket.create_server(("127.0.0.1", self.port), backlog=128)
         for _ in range(_PORT_ATTEMPT_COUNT):
-            port = random.randint(_LOWEST_PORT, _HIGHEST_PORT)
+            # Nobody else of the run gets this port while the stand-in is stopped.
+            port = free_port()
             try:
                 return socket.create_server(("127.0.0.1", port), backlog=128)
             except OSError:
                 continue
-        raise RuntimeError(f"no free port found between {_LOWEST_PORT} and {_HIGHEST_PORT}")
+        raise RuntimeError(f"no port stayed free in {_PORT_ATTEMPT_COUNT} attempts")
 
     def _spawn(self, target: Callable[[socket.socket], None], connection: socket.socket) -> None:
         thread = Thread(target=target, args=(connection,), daemon=True)

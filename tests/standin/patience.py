@@ -6,9 +6,7 @@ import time
 from collections.abc import Callable
 
 from paywarden.features.stores.aerospike.store import AerospikeSettings
-
-# A test waits at most this long for the client's own threads to notice something.
-PATIENCE_S = 30.0
+from tests.patience import PATIENCE_S
 
 
 def quick_settings(*hosts: str, timeout_ms: int = 20_000) -> AerospikeSettings:

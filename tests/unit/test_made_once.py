@@ -18,9 +18,9 @@ from tests.services.made_once import tables_made_once
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A run's folder that is empty."""
     monkeypatch.setenv(made_once.VARIABLE, str(tmp_path))
-    made_once._home.cache_clear()
+    made_once.run_folder.cache_clear()
     yield tmp_path
-    made_once._home.cache_clear()
+    made_once.run_folder.cache_clear()
 
 
 def test_the_first_of_several_callers_makes_it_and_all_get_it() -> None:

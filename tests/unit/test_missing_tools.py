@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE_S
 from tests.services.missing_tools import GO, PROMTOOL, missing_line
 from tests.services.processes import ROOT
 
@@ -40,7 +41,7 @@ def test_a_run_ends_with_that_line_in_one_process_and_in_several(tmp_path: Path,
         capture_output=True,
         text=True,
         check=True,
-        timeout=120,
+        timeout=PATIENCE_S,
     )
     *_, line, passed = ran.stdout.splitlines()
     assert line.startswith("skipped for a missing tool: Go 1.26 (2 tests; ")

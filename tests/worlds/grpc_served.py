@@ -21,10 +21,11 @@ from paywarden.scoring.metrics.shared import Registry
 from paywarden.scoring.net.tls import Tls
 from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.requests.validation import RequestLimits
+from tests.patience import PATIENCE_S
 from tests.worlds.payments import euro_intake
 
 NOW_MS = 1_700_000_000_000
-WAIT_S = 20
+WAIT_S = PATIENCE_S
 # A deadline that no test reaches on a busy machine. A test that needs one lowers it.
 PATIENT = AdmissionSettings(deadline_ms=20_000, wait_ms_max=10_000)
 

@@ -27,6 +27,7 @@ from paywarden.scoring.net.tokens import Tokens
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.requests.validation import RequestLimits
+from tests.patience import PATIENCE_S
 from tests.worlds.payments import euro_intake
 
 NOW_MS = 1_700_000_000_000
@@ -34,7 +35,7 @@ NOW_MS = 1_700_000_000_000
 UNHURRIED = AdmissionSettings(deadline_ms=60_000, wait_ms_max=60_000)
 # Timeouts that no test reaches. A test that needs one lowers it.
 PATIENT = HttpSettings(port=0)
-WAIT_SECONDS = 20
+WAIT_SECONDS = PATIENCE_S
 
 
 class FakeScorer:

@@ -25,6 +25,7 @@ from paywarden.streams.kafka.producers import make_producer
 from paywarden.streams.kafka.reading import Record, make_consumer, records_to_end
 from paywarden.streams.kafka.topic_names import repartition_topic
 from paywarden.streams.profiles.watermarks import PREFIX
+from tests.patience import PATIENCE_S
 from tests.services.processes import wait_until
 from tests.worlds.packed import without_sources
 
@@ -165,7 +166,7 @@ def wait_until_worked_in(
     settings: KafkaSettings,
     group: str,
     what: str = "all",
-    timeout_s: float = 60.0,
+    timeout_s: float = PATIENCE_S,
     profile_set: str = "",
     entities: Iterable[str] = ENTITIES,
 ) -> None:
@@ -193,7 +194,7 @@ def _committed(consumer: Consumer, wanted: list[TopicPartition]) -> list[TopicPa
     """Returns the committed offsets. Retries while a young broker still looks for the group's coordinator."""
     for _ in range(50):
         try:
-            return consumer.committed(wanted, timeout=10)
+            return consumer.committed(wanted, timeout=PATIENCE_S)
         except KafkaException:
             time.sleep(0.2)
     raise AssertionError("Kafka does not report the committed offsets")

@@ -37,6 +37,7 @@ from paywarden.streams.registry.follower import FollowerMetrics
 from paywarden.streams.rollouts.metrics import RolloutCollector
 from paywarden.streams.shadow.host import ShadowMetrics
 from tests.checkout import CHECKOUT
+from tests.patience import PATIENCE_S
 from tests.services.missing_tools import PROMTOOL
 
 ALERTS = CHECKOUT / "ops" / "alerts.yml"
@@ -192,4 +193,4 @@ def test_the_label_values_in_alerts_can_occur(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason=PROMTOOL.reason)
 def test_promtool_takes_the_file() -> None:
-    subprocess.run(["promtool", "check", "rules", str(ALERTS)], check=True, capture_output=True, timeout=60)
+    subprocess.run(["promtool", "check", "rules", str(ALERTS)], check=True, capture_output=True, timeout=PATIENCE_S)

@@ -12,6 +12,7 @@ import pytest
 
 from paywarden.ops.reference.metric_uses import rules_in
 from tests.checkout import CHECKOUT
+from tests.patience import PATIENCE_S
 from tests.services.missing_tools import ALERTMANAGER, PROMTOOL
 from tests.worlds import alert_table
 from tests.worlds.alert_faults import FAULTS
@@ -87,7 +88,7 @@ def test_recording_rules_compute_shares_and_quantiles(tmp_path: Path) -> None:
     file = tmp_path / "tests.yml"
     document = {"rule_files": [str(OPS / "recording.yml")], "evaluation_interval": "60s", "tests": [test]}
     file.write_text(json.dumps(document), encoding="utf-8")
-    done = subprocess.run(["promtool", "test", "rules", str(file)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["promtool", "test", "rules", str(file)], capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.checkout import CHECKOUT
+from tests.patience import PATIENCE_S
 from tests.services.missing_tools import BUF
 
 BUF_PATH = Path(sys.executable).with_name("buf")
@@ -22,7 +23,7 @@ def compared(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
     contract = folder / "scoring.proto"
     contract.write_text(text, encoding="utf-8")
     command = ["make", "--silent", "check-contract", f"CONTRACT={contract}", f"BIN={BUF_PATH.parent}"]
-    return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 
 @pytest.mark.parametrize(

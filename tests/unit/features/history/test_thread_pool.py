@@ -9,6 +9,7 @@ import pytest
 
 from paywarden.features.history.thread_pool import ThreadPool
 from paywarden.schemas.errors import Misconfigured
+from tests.patience import PATIENCE_S
 
 THREADS = [1, 2, 3]
 
@@ -21,7 +22,7 @@ def test_results_come_in_the_order_of_the_parts(threads: int) -> None:
 
 
 def test_parts_run_in_parallel() -> None:
-    both = threading.Barrier(2, timeout=10)
+    both = threading.Barrier(2, timeout=PATIENCE_S)
     with ThreadPool(2) as crew:
         assert sorted(crew.each(lambda _: both.wait(), range(2))) == [0, 1]
 

@@ -16,6 +16,7 @@ import pytest
 
 from paywarden.features.kernel import machine_code
 from tests.checkout import CHECKOUT
+from tests.patience import PATIENCE_S
 
 TOP = CHECKOUT
 CALLEE = """\
@@ -70,7 +71,7 @@ def finished(top: Path, argument: object = 10, **environment: str) -> subprocess
         env={**inherited, "PYTHONDONTWRITEBYTECODE": "1", **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -13,6 +13,7 @@ import pytest
 from paywarden.features.stores.lmdb import LmdbSettings, LmdbStore
 from paywarden.features.stores.lmdb_sets import LmdbSets
 from paywarden.schemas.errors import Misconfigured
+from tests.patience import PATIENCE_S
 
 _WRITE = """
 import sys
@@ -61,7 +62,7 @@ def test_a_further_set_lies_beside_it_however_the_path_is_written(path: Path, wr
 
 def test_two_processes_write_two_sets_side_by_side(path: Path, sets: LmdbSets) -> None:
     writers = [subprocess.Popen([sys.executable, "-c", _WRITE, str(path), name]) for name in ("b1", "b2")]
-    assert [writer.wait(60) for writer in writers] == [0, 0]
+    assert [writer.wait(PATIENCE_S) for writer in writers] == [0, 0]
     for name in ("b1", "b2"):
         assert sets.counts(name) == {"card": 200}
         with closing(sets.open(name, readonly=True)) as store:

@@ -12,6 +12,7 @@ import pytest
 
 from paywarden.features.stores.base import StoreConflict
 from paywarden.features.stores.lmdb import LmdbStore
+from tests.patience import PATIENCE_S
 
 _WRITE_FROM_ANOTHER_PROCESS = """
 import sys
@@ -48,7 +49,7 @@ def test_a_write_of_another_process_meanwhile_is_a_conflict(path: Path) -> None:
     store = LmdbStore(path, fsync=False)
     store.write({b"card:1": b"old", b"card:2": b"old"}, ttl_s=0)
     versions = {key: store.read_versioned([key])[0].version for key in (b"card:1", b"card:2")}
-    subprocess.run([sys.executable, "-c", _WRITE_FROM_ANOTHER_PROCESS, str(path)], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", _WRITE_FROM_ANOTHER_PROCESS, str(path)], check=True, timeout=PATIENCE_S)
     with pytest.raises(StoreConflict, match="1 of 2 records"):
         store.write({b"card:1": b"mine", b"card:2": b"mine"}, ttl_s=0, versions=versions)
     # One transaction: the record that nobody else has touched is as it was, too.

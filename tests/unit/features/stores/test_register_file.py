@@ -16,6 +16,7 @@ from paywarden.features.stores.base import ABSENT, StoreConflict
 from paywarden.features.stores.profile_sets import ProfileSets, decode_register
 from paywarden.features.stores.register_file import FileRegister
 from paywarden.schemas.errors import Misconfigured, StoreUnavailable
+from tests.patience import PATIENCE_S
 
 _CREATE = """
 import sys
@@ -38,7 +39,7 @@ def names(folder: Path) -> list[str]:
 
 def test_concurrent_changes_of_several_processes_are_all_kept(tmp_path: Path) -> None:
     processes = [creating(tmp_path / "sets", name, 5) for name in ("a", "b")]
-    assert [process.wait(60) for process in processes] == [0, 0]
+    assert [process.wait(PATIENCE_S) for process in processes] == [0, 0]
     assert sorted(names(tmp_path / "sets")) == sorted(["", *(f"{name}{n}" for name in "ab" for n in range(5))])
 
 

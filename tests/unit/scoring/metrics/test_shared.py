@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.metrics.shared import Registry, render
 from paywarden.scoring.metrics.worker import GarbagePauses, HttpMetrics, ScoringMetrics
+from tests.patience import PATIENCE_S
 
 
 def samples(directory: Path) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -115,7 +116,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_the_counts_of_a_killed_worker_stay_and_its_gauges_go(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-c", CRASHING, str(tmp_path)], check=False, cwd=Path.cwd(), timeout=60)
+    subprocess.run([sys.executable, "-c", CRASHING, str(tmp_path)], check=False, cwd=Path.cwd(), timeout=PATIENCE_S)
     assert samples(tmp_path)[COUNT] == 7
     assert ("age_seconds", ()) not in samples(tmp_path)
     registry = opened(tmp_path, "w0")
@@ -238,7 +239,7 @@ def test_another_process_sees_a_count_at_once(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         env=dict(os.environ),
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     assert 'things_total{kind="a"} 4.0' in shown.stdout
     registry.close()

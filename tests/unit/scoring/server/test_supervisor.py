@@ -20,6 +20,7 @@ from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
 from paywarden.scoring.state.mirror import MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader, OutboxWriter
+from tests.patience import PATIENCE_S
 from tests.services.certificates import Authority
 from tests.services.processes import get, is_ready, post, run_paywarden, samples, wait_until
 from tests.services.scoring_server import PAYMENT, Server
@@ -72,7 +73,7 @@ def test_a_stop_at_any_moment_of_the_start_is_a_clean_stop(server: Server, numbe
     """A stop between the starts of two workers once left the second one running, and its parent waiting for it."""
     parent = server.start("--workers", "3")
     parent.process.send_signal(number)
-    assert parent.process.wait(timeout=30) == 0
+    assert parent.process.wait(timeout=PATIENCE_S) == 0
     parent._close()
 
 
@@ -94,7 +95,7 @@ def test_a_worker_that_cannot_start_says_why_and_does_not_delay_a_stop(server: S
     assert "worker 0: outbox" in server.log()
     assert "Traceback" not in server.log()
     parent.process.send_signal(signal.SIGTERM)
-    assert parent.process.wait(timeout=30) == 0
+    assert parent.process.wait(timeout=PATIENCE_S) == 0
     parent._close()
     taken.close()
 
@@ -107,7 +108,7 @@ def test_a_worker_that_hangs_is_killed_and_the_stop_says_so(tmp_path: Path) -> N
         (worker,) = server.listening()
         worker.suspend()
         parent.process.send_signal(signal.SIGTERM)
-        assert parent.process.wait(timeout=30) == 1
+        assert parent.process.wait(timeout=PATIENCE_S) == 1
         assert server.log().splitlines()[-1] == "paywarden: workers did not stop within 5.1 s and were killed"
         assert not worker.is_running()
         parent._close()
@@ -195,7 +196,7 @@ def test_tls_and_tokens_are_required_and_reloaded_while_serving(tmp_path: Path) 
 
         def asked(token: str) -> tuple[int, str]:
             with (
-                socket.create_connection(("127.0.0.1", address.port or 0), timeout=20) as raw,
+                socket.create_connection(("127.0.0.1", address.port or 0), timeout=PATIENCE_S) as raw,
                 context.wrap_socket(raw, server_hostname="127.0.0.1") as wrapped,
             ):
                 shown = x509.load_der_x509_certificate(wrapped.getpeercert(binary_form=True) or b"")

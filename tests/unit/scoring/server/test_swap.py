@@ -18,6 +18,7 @@ from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.server.deployment import DEPLOYMENT, Deployment, ReleasePaths, write_deployment
 from paywarden.scoring.state.mirror import MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader
+from tests.patience import PATIENCE_S
 from tests.services.processes import samples, wait_until
 from tests.services.scoring_server import PATIENT, PAYMENT, Server
 from tests.worlds import small_world
@@ -40,7 +41,7 @@ class Swapping:
         self.workers = self.server.listening(2)
         address = urllib.parse.urlsplit(self.server.target).netloc
         # The kernel spreads connections: with this many, each worker has one.
-        self.connections = [http.client.HTTPConnection(address, timeout=30) for _ in range(12)]
+        self.connections = [http.client.HTTPConnection(address, timeout=PATIENCE_S) for _ in range(12)]
         self.asked = 0
 
     def serve(self, bundle: Path) -> None:

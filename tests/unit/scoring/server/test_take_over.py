@@ -17,6 +17,7 @@ from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.server.take_over import HTTP_UNIX, take_over
 from paywarden.scoring.state.outbox import OutboxReader, workers
+from tests.patience import PATIENCE_S
 from tests.services.processes import PaywardenProcess, run_paywarden, wait_until
 from tests.services.scoring_server import PATIENT, PAYMENT, Server
 
@@ -52,7 +53,7 @@ class Caller:
         number = 0
         while not self._over.is_set():
             number += 1
-            connection = connection or http.client.HTTPConnection(self._address, timeout=30)
+            connection = connection or http.client.HTTPConnection(self._address, timeout=PATIENCE_S)
             request = ScoreRequest.FromString(PAYMENT)
             request.payment_id = f"{name}-{number}"
             try:
@@ -109,7 +110,7 @@ def test_new_software_takes_the_ports_over_without_a_refused_call(server: Server
             folder.mkdir()
             parents.append(PaywardenProcess(folder, server.config, "serve", "--workers", str(count), "--take-over"))
             assert parents[-1].first_line() == server.target
-            assert parents[-2].process.wait(timeout=60) == 0
+            assert parents[-2].process.wait(timeout=PATIENCE_S) == 0
             parents[-2]._close()
             caller.goes_on(50)
     assert caller.trouble == []
@@ -149,7 +150,7 @@ def test_a_host_that_is_given_up_by_the_new_one_goes_on(server: Server, tmp_path
         # One that dies while it holds the sockets.
         other = PaywardenProcess(tmp_path / "serve", server.config, "serve", "--take-over")
         other.process.send_signal(signal.SIGKILL)
-        other.process.wait(timeout=60)
+        other.process.wait(timeout=PATIENCE_S)
         other._close()
         caller.goes_on(50)
     assert caller.trouble == []

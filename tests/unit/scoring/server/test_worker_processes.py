@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.patience import PATIENCE_S
+
 # Workers tell what they do in lines on stdout. A worker never ends because time has passed.
 RUN = """
 import errno, json, logging, os, signal, sys, time
@@ -73,7 +75,7 @@ def supervised(tmp_path: Any, mode: str) -> tuple[dict[str, Any], list[str]]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads(done.stdout)

@@ -30,6 +30,7 @@ from paywarden.scoring.state.outbox import (
     OutboxWriter,
     framed,
 )
+from tests.patience import PATIENCE_S
 from tests.unit.scoring.state.outboxes import append_all, starts
 
 payloads = st.lists(st.binary(min_size=1, max_size=40), max_size=20)
@@ -793,7 +794,7 @@ def test_a_segment_that_cannot_be_begun_is_tried_again(tmp_path: Path, fsync: st
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
     assert read_all(OutboxSettings(str(tmp_path))) == [b"a" * 60, b"d"]

@@ -27,6 +27,7 @@ from paywarden.streams.health.process_end import ProcessEnd
 from paywarden.streams.health.server import CONNECTIONS_MAX
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.profiles.pipeline import StreamSettings
+from tests.patience import PATIENCE_S
 from tests.services.processes import ROOT, wait_until
 
 
@@ -94,7 +95,7 @@ class World:
 
     def _get(self, path: str) -> tuple[int, str]:
         try:
-            with urllib.request.urlopen(self.addresses[0] + path, timeout=10) as answer:
+            with urllib.request.urlopen(self.addresses[0] + path, timeout=PATIENCE_S) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:
@@ -242,7 +243,7 @@ def test_the_second_signal_ends_the_process_at_once() -> None:
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(timeout=0.5)
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == -signal.SIGINT
+        assert process.wait(timeout=PATIENCE_S) == -signal.SIGINT
     finally:
         process.kill()
         process.communicate()
@@ -262,7 +263,7 @@ def test_hanging_clients_keep_no_probe_out_of_the_stream() -> None:
         host, port = world.addresses[0].removeprefix("http://").rsplit(":", 1)
         with ExitStack() as hanging:
             clients = [
-                hanging.enter_context(socket.create_connection((host, int(port)), timeout=10))
+                hanging.enter_context(socket.create_connection((host, int(port)), timeout=PATIENCE_S))
                 for _ in range(3 * CONNECTIONS_MAX)
             ]
             for client in clients[::2]:

@@ -18,6 +18,7 @@ import pytest
 from paywarden.schemas.errors import TemporaryFailure
 from paywarden.streams.faust import app as app_module
 from paywarden.streams.profiles.pipeline import StreamSettings
+from tests.patience import PATIENCE_S
 from tests.unit.streams.faust.test_app import World
 
 # A step of closing something that was hit leaves it open: the end of the process closes it.
@@ -98,7 +99,7 @@ def life(faults: Faults, act: Callable[[World, asyncio.Event], Coroutine[Any, An
         asyncio.get_running_loop().set_task_factory(cast(Any, faults.task))
         running = asyncio.create_task(world.app.run_until(stop))
         await act(world, stop)
-        _, unfinished = await asyncio.wait([running], timeout=30)
+        _, unfinished = await asyncio.wait([running], timeout=PATIENCE_S)
         faults.armed = False
         assert not unfinished, f"it goes on after {faults.hit}"
         await running

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from tests.patience import PATIENCE_S
 from tests.services.processes import ROOT
 
 # A process that prints "up" inside the block and then runs the inserted code.
@@ -43,7 +44,7 @@ def started(act: str) -> subprocess.Popen[str]:
 def ended(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
     """Returns the exit status and the lines on stderr."""
     try:
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=PATIENCE_S)
     finally:
         process.kill()
     return process.returncode, errors.splitlines()
@@ -118,5 +119,5 @@ def test_a_second_signal_ends_the_process_at_once() -> None:
 def test_the_end_does_not_wait_for_a_reader_of_stderr() -> None:
     process = started(f"import os; [os.write(2, b'x' * 4096) for _ in range(16)]; {SLEEP_ON}")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=30) == 1
+    assert process.wait(timeout=PATIENCE_S) == 1
     process.communicate()

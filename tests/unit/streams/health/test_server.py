@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from paywarden.schemas.errors import Misconfigured
 from paywarden.streams.health.server import CONNECTIONS_MAX, ConnectionLimits, serving_health
+from tests.patience import PATIENCE_S
 from tests.services.processes import wait_until
 
 
@@ -56,7 +57,7 @@ def address(health: FakeHealth, registry: CollectorRegistry, request: pytest.Fix
 
 def get(url: str, method: str = "GET") -> tuple[int, dict[str, str], bytes]:
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=10) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=PATIENCE_S) as answer:
             return answer.status, dict(answer.headers), answer.read()
     except urllib.error.HTTPError as error:
         with error:
@@ -65,7 +66,7 @@ def get(url: str, method: str = "GET") -> tuple[int, dict[str, str], bytes]:
 
 def connected(address: str) -> socket.socket:
     host, port = address.removeprefix("http://").rsplit(":", 1)
-    return socket.create_connection((host, int(port)), timeout=10)
+    return socket.create_connection((host, int(port)), timeout=PATIENCE_S)
 
 
 def serving_threads() -> int:

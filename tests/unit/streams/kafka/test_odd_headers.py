@@ -14,6 +14,7 @@ from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.embedded_broker import EmbeddedBroker
 from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.kafka.reading import Record, make_consumer, records_to_end
+from tests.patience import PATIENCE_S
 from tests.services.odd_headers import produce_odd
 
 
@@ -43,7 +44,7 @@ def test_a_dead_letter_without_its_headers_says_so_and_has_the_rest(settings: Ka
     (record,) = read(settings, "outcomes")
     ids, sender = LocalSchemaIds(), Sender(settings, linger_ms=0)
     DeadLetters(sender, settings, ids).send(record, "label: is not known", 7)
-    sender.flush(30)
+    sender.flush(PATIENCE_S)
     with closing(LetterReader(settings, ids)) as reader:
         (letter,) = reader.all()
     assert isinstance(letter, Letter)

@@ -14,6 +14,7 @@ from paywarden.streams.kafka.embedded_broker import EmbeddedBroker
 from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.kafka.registry import FingerprintSchemaIds
 from paywarden.streams.kafka.remembered_schemas import KafkaRememberedSchemas, MemoryRememberedSchemas
+from tests.patience import PATIENCE_S
 from tests.unit.schemas.test_schema_limits import HOSTILE, payment_with
 
 GOOD = json.dumps(payment_with("string"))
@@ -55,7 +56,7 @@ def test_tombstones_and_keys_that_are_no_ids_are_left_out() -> None:
     ]
     for key, value in records:
         sender.send("schemas", value, key=key, partition=0)
-    sender.flush(30)
+    sender.flush(PATIENCE_S)
     remembered = KafkaRememberedSchemas(kafka)
     assert remembered.read().keys() == {7, 9}
     with pytest.raises(InvalidEvent, match="no JSON"):

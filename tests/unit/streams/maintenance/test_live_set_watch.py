@@ -10,6 +10,7 @@ import pytest
 from paywarden.features.stores.profile_sets import LiveSet
 from paywarden.schemas.errors import Misconfigured, StoreUnavailable
 from paywarden.streams.maintenance.live_set_watch import LiveWorker
+from tests.patience import PATIENCE_S
 from tests.services.processes import wait_until
 
 FIRST, SWAPPING, NEXT = LiveSet("", 0, None), LiveSet("", 0, "b1"), LiveSet("b1", 1, None)
@@ -25,7 +26,7 @@ class FakePipeline:
         self._before()
         if may_begin():
             self._worked.append(self._name)
-            assert stop.wait(30)
+            assert stop.wait(PATIENCE_S)
 
     def problems(self) -> Sequence[str]:
         return []
@@ -53,7 +54,7 @@ class Worker:
 
     def __exit__(self, *_: object) -> None:
         self.stop.set()
-        self._thread.join(30)
+        self._thread.join(PATIENCE_S)
         assert not self._thread.is_alive()
         assert self.open == []
 

@@ -19,6 +19,7 @@ from paywarden.streams.profiles.changelog import Changelog
 from paywarden.streams.profiles.events import EntityEvents
 from paywarden.streams.profiles.repartition import decode_frame
 from paywarden.streams.profiles.set_aside import SetAside, is_set_aside
+from tests.patience import PATIENCE_S
 from tests.unit.streams.profiles.test_set_aside import FUTURE, one_card, parts, update
 from tests.worlds import small_world
 
@@ -94,7 +95,7 @@ def test_the_last_states_and_the_reminders_go_over_kafka() -> None:
     changelog.send("card", {key: b"older", b"card:other": b"another's"}, 1)
     changelog.send("card", {key: last, b"card:erased": b"state"}, 2)
     changelog.erase([b"card:erased"])
-    sender.flush(30)
+    sender.flush(PATIENCE_S)
     kafka_parts = KafkaParts(kafka, ids, [(f"repartition-{name}", 1) for name in entities])
     assert kafka_parts.last_states(frozenset({key, b"card:erased", b"card:none"})) == {key: last}
     retry(store, small_world.engine(), kafka_parts.last_states, kafka_parts.remind)

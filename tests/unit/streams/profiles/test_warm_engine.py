@@ -31,6 +31,7 @@ from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
 from paywarden.streams.profiles import events as batch
 from paywarden.streams.profiles.events import OutcomeEvent, PaymentEvent, Position
 from tests.checkout import CHECKOUT
+from tests.patience import PATIENCE_S
 from tests.unit.features.history.test_point_in_time import RATES, history
 from tests.unit.features.kernel.profiles import apply, payment, row
 from tests.worlds.joined import apply as apply_batch
@@ -132,7 +133,7 @@ def test_nothing_is_left_to_compile_after_warming_up(tmp_path: Path) -> None:
         cwd=CHECKOUT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -12,6 +12,7 @@ from paywarden.streams.kafka.embedded_broker import EmbeddedBroker
 from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.kafka.reading import make_consumer, records_to_end
 from paywarden.streams.rollouts.topic import ROLLOUTS_TOPIC, publish, rollout_records
+from tests.patience import PATIENCE_S
 from tests.unit.models.rollout.test_rollout import event, look, start_of
 
 IDS = LocalSchemaIds()
@@ -35,7 +36,7 @@ def test_an_event_is_published_once_and_what_is_no_record_hinders_nothing() -> N
     kafka = KafkaSettings(bootstrap=broker.bootstrap)
     sender = Sender(kafka, linger_ms=0)
     sender.send(ROLLOUTS_TOPIC, b"nothing", key=b"r-0", partition=0)
-    sender.flush(30)
+    sender.flush(PATIENCE_S)
     assert [publish(kafka, IDS, EVENTS[:count]) for count in (2, 2, 3)] == [2, 0, 1]
     consumer = make_consumer(kafka, group_id="test")
     batches = list(records_to_end(consumer, ROLLOUTS_TOPIC, [0, 1, 2, 3]))

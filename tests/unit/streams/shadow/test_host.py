@@ -13,11 +13,11 @@ from prometheus_client import CollectorRegistry
 
 from paywarden.streams.shadow import host as host_module
 from paywarden.streams.shadow.host import ShadowHealth, ShadowHost, ShadowMetrics
+from tests.patience import PATIENCE_S
 
 _STATUS = {"evaluated": 5, "left_out": {"shed": 2}, "gone_bytes": 0, "waiting_bytes": 9, "lag_s": 1.5, "cpu_s": 0.25}
 _TELL = f"print({json.dumps({**_STATUS, 'trouble': ''})!r}, flush=True)"
 _FOREVER = "import sys; sys.stdin = open('/dev/zero', 'rb'); import signal; signal.pause()"
-_PATIENCE_S = 60.0
 
 
 class Host:
@@ -37,7 +37,7 @@ class Host:
         return self.registry.get_sample_value(f"paywarden_shadow_{metric}", {"challenger": challenger, **labels}) or 0.0
 
     def turn_until(self, is_done: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + _PATIENCE_S
+        deadline = time.monotonic() + PATIENCE_S
         while not is_done():
             assert time.monotonic() < deadline
             self.host.turn(0.05)

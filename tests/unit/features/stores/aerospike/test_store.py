@@ -13,10 +13,11 @@ import pytest
 
 from paywarden.features.stores.aerospike.store import AerospikeSettings, AerospikeStore
 from paywarden.schemas.errors import Misconfigured, PaywardenError, StoreUnavailable
+from tests.patience import PATIENCE_S
 from tests.standin.aerospike_records import NAMESPACE_NOT_FOUND, NOT_FOUND
 from tests.standin.aerospike_server import Fault, StandIn
 from tests.standin.aerospike_wire import VALUE_BLOB
-from tests.standin.patience import PATIENCE_S, quick_settings, wait_until
+from tests.standin.patience import quick_settings, wait_until
 
 OVERLOAD = 18
 WRONG_PASSWORD = 65
