@@ -14,13 +14,14 @@ import pytest
 
 from paywarden.streams.kafka.client import KafkaSettings
 from tests.order import ordered
+from tests.services import template
 from tests.services.deployment import Deployment
 from tests.services.fetch import ServiceMissing
 from tests.services.kafka import KafkaServer
 from tests.services.made_once import VARIABLE
 from tests.services.missing_tools import missing_line
 from tests.services.registry import RegistryServer
-from tests.services.shared import Service, SharedServices, shared
+from tests.services.shared import Service, SharedServices, shared, template_address
 
 # Several processes share the cores. A waiting thread must leave the cores alone, and a thread of OpenMP would spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -43,6 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
         config.add_cleanup(remove)
+    template.find_with(template_address)
 
 
 @pytest.hookimpl(trylast=True)

@@ -7,12 +7,17 @@ import os
 import resource
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
+from tests.checkout import CHECKOUT
+from tests.patience import PATIENCE_S
 from tests.services import template
 from tests.services.processes import PaywardenProcess, run_paywarden
+from tests.services.shared import template_address
 
 STATE = """
 import json, os, resource, sys, threading
@@ -32,6 +37,18 @@ os._exit(int(sys.argv[1]))
 # Ends at a signal alone.
 WAITING = "import threading; print('waits', flush=True); threading.Event().wait()"
 
+# Another process of the run, which starts one and waits.
+CALLER = """
+import os, sys
+from pathlib import Path
+from tests.services import template
+template.find_with(lambda: Path(sys.argv[1]))
+with open(os.devnull, "wb") as nowhere:
+    given = {"cwd": Path.cwd(), "environment": dict(os.environ), "stdout": nowhere, "stderr": nowhere}
+    print(template.start([], program=sys.argv[2], **given).pid, flush=True)
+sys.stdin.read()
+"""
+
 
 def test_a_fork_has_the_callers_folder_variables_limits_and_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -39,7 +56,7 @@ def test_a_fork_has_the_callers_folder_variables_limits_and_files(
     # The template, too, is a process with variables and limits. It starts with the first command.
     other = PaywardenProcess.of_program(tmp_path, STATE, "0")
     assert json.loads(other.first_line())["variable"] is None
-    assert other.process.wait(timeout=60) == other.stop() == 0
+    assert other.process.wait(timeout=PATIENCE_S) == other.stop() == 0
     monkeypatch.setenv("PAYWARDEN_TEST_OF_FORKS", "set")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft - 1, hard))
@@ -58,7 +75,7 @@ def test_a_fork_has_the_callers_folder_variables_limits_and_files(
         "open": 4,
         "threads": 1,
     }
-    assert process.process.wait(timeout=60) == process.stop() == 7
+    assert process.process.wait(timeout=PATIENCE_S) == process.stop() == 7
     assert process.log.read_text(encoding="utf-8") == "to stderr\n"
 
 
@@ -70,8 +87,28 @@ def test_the_end_of_a_fork_by_a_signal_is_seen(tmp_path: Path, number: signal.Si
     with pytest.raises(subprocess.TimeoutExpired):
         process.process.wait(timeout=0)
     process.process.send_signal(number)
-    assert process.process.wait(timeout=60) == -number
+    assert process.process.wait(timeout=PATIENCE_S) == -number
     assert process.process.poll() == -number
+    process.kill()
+
+
+def test_what_a_process_has_started_ends_with_it(tmp_path: Path) -> None:
+    """The template goes on for the other processes of the run."""
+    process = PaywardenProcess.of_program(tmp_path, WAITING, "x")
+    assert process.first_line() == "waits"
+    with subprocess.Popen(
+        [sys.executable, "-c", CALLER, str(template_address()), WAITING],
+        cwd=CHECKOUT,
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as caller:
+        assert caller.stdout is not None
+        started = psutil.Process(int(caller.stdout.readline()))
+        assert started.is_running()
+        caller.kill()
+    started.wait(PATIENCE_S)
+    assert process.process.poll() is None
     process.kill()
 
 

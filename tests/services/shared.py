@@ -1,4 +1,4 @@
-"""One broker and one registry for all processes of a run.
+"""One broker, one registry and one template of processes (template.py) for all processes of a run.
 
 pytest's workers ask the process that leads the run (xdist's controller, or pytest itself) through a socket in the run's
 folder. That process starts each service when the first worker asks, and stops them at its end.
@@ -11,19 +11,20 @@ import os
 import threading
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tests.services.fetch import ServiceMissing
 from tests.services.java import JavaService, StartFailed
 from tests.services.kafka import KafkaServer
 from tests.services.made_once import VARIABLE
 from tests.services.registry import RegistryServer
+from tests.services.template import TemplateServer
 
 Service = TypeVar("Service", bound=JavaService)
 
 _SOCKET = "services"
 _KINDS: dict[str, type[JavaService]] = {kind.__name__: kind for kind in (KafkaServer, RegistryServer)}
-_STOP = ""
+_STOP, _TEMPLATE = "", "template"
 _log = logging.getLogger(__name__)
 
 
@@ -34,6 +35,7 @@ class SharedServices:
         self._folder = folder
         self._listener = Listener(str(folder / _SOCKET), "AF_UNIX", backlog=16)
         self._started: dict[str, JavaService] = {}
+        self._template: TemplateServer | None = None
         self._thread = threading.Thread(target=self._serve, name="shared-services", daemon=True)
         self._thread.start()
 
@@ -43,6 +45,8 @@ class SharedServices:
             connection.send(_STOP)
         self._thread.join()
         self._listener.close()
+        if self._template is not None:
+            self._template.stop()
         for service in self._started.values():
             service.stop()
 
@@ -60,6 +64,11 @@ class SharedServices:
                     _log.warning("a worker left before it had its service", exc_info=True)
 
     def _answer(self, connection: Connection, name: str) -> None:
+        if name == _TEMPLATE:
+            if self._template is None:
+                self._template = TemplateServer(self._folder / _TEMPLATE)
+            connection.send(self._template.address)
+            return
         service = self._started.get(name)
         if service is None:
             service = _KINDS[name](self._folder / name)
@@ -77,9 +86,19 @@ def shared(kind: type[Service]) -> Service:
 
     Raises ServiceMissing if the service cannot be had.
     """
-    with Client(str(Path(os.environ[VARIABLE]) / _SOCKET), "AF_UNIX") as connection:
-        connection.send(kind.__name__)
-        answer = connection.recv()
+    answer = _asked(kind.__name__)
     if isinstance(answer, str):
         raise ServiceMissing(answer)
     return kind.of_another_process(*answer)
+
+
+def template_address() -> Path:
+    """Returns the address of the run's template. The first call starts it."""
+    address: Path = _asked(_TEMPLATE)
+    return address
+
+
+def _asked(name: str) -> Any:
+    with Client(str(Path(os.environ[VARIABLE]) / _SOCKET), "AF_UNIX") as connection:
+        connection.send(name)
+        return connection.recv()

@@ -7,10 +7,11 @@ processes. A fork has all of it in 20 milliseconds:
       ▲                                           │
       └────────────── pid, exit status ───────────┘
 
-1. `start` hands the command to the template, which this process starts at the first call.
+1. `start` hands the command to the template. All processes of a run share one, which starts at the first call.
 2. The template forks. The child takes the folder, the variables, the limits and the files that the caller gave, and
    runs the command line. It is a process like any other: it can be killed, stopped and frozen, and its end is seen.
-3. The template waits for the child and reports how it ended.
+3. The template waits for the child and reports how it ended. If the process of a test ends, the template kills what it
+   started there.
 
 A fork does not show how a process starts: what it imports, and what it reads before its first line. `is_enough` says
 when a fork will not do; tests of starts ask for a process of its own. The demonstration, the wheel and the tests of the
@@ -35,11 +36,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from tests.checkout import CHECKOUT
+from tests.services.made_once import run_folder
 
 # Only the start of a process reads these.
 _READ_AT_THE_START = ("PYTHON", "NUMBA_", "OMP_", "LD_", "MALLOC_")
@@ -60,6 +63,7 @@ _COMPILED = (
 )
 _START_TIMEOUT_S = 240.0
 _MESSAGE_MAX = 1 << 20
+_CALLERS_MAX = 64
 
 
 class ForkedProcess:
@@ -181,47 +185,77 @@ def _exactly(connection: socket.socket, size: int) -> bytes:
     return data
 
 
+# Of the process that leads the run
+
+
+class TemplateServer:
+    """The running template, started with the variables of this process, at whose end it ends.
+
+    Processes connect at the Unix socket `address`.
+    """
+
+    def __init__(self, address: Path) -> None:
+        self.address = address
+        ours, theirs = socket.socketpair()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener, theirs:
+            listener.bind(str(address))
+            listener.listen(_CALLERS_MAX)
+            files = [listener.fileno(), theirs.fileno()]
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.services.template", *map(str, files)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=files,
+                cwd=CHECKOUT,
+                env=_environment_of_template(),
+            )
+        self._lifeline = ours
+
+    def stop(self) -> None:
+        """End the template, and with it every process that still runs."""
+        self._lifeline.close()
+        self._process.wait()
+
+
 # Of the process that runs the tests
 
 
 class _Template:
-    """The running template, started with the variables of this process."""
+    """A connection to the template."""
 
-    def __init__(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        for end in (ours, theirs):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _MESSAGE_MAX)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.services.template", str(theirs.fileno())],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno()],
-            cwd=CHECKOUT,
-            env=_environment_of_template(),
-        )
-        theirs.close()
-        self._control, self._lock = ours, threading.Lock()
-        atexit.register(self.close)
+    def __init__(self, address: Path) -> None:
+        self._control, self._lock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET), threading.Lock()
+        self._control.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _MESSAGE_MAX)
+        self._control.connect(str(address))
 
     def send(self, message: bytes, files: list[int]) -> None:
         with self._lock:
             socket.send_fds(self._control, [message], files)
 
-    def close(self) -> None:
-        """End the template, and with it every process that still runs."""
-        self._control.close()
-        self._process.wait()
+
+def _own_address() -> Path:
+    """Start a template of this process's own. Returns its address."""
+    server = TemplateServer(run_folder() / f"template-{os.getpid()}")
+    atexit.register(server.stop)
+    return server.address
 
 
 _lock = threading.Lock()
-_started: list[_Template] = []
+_connected: list[_Template] = []
+_find: Callable[[], Path] = _own_address
+
+
+def find_with(find: Callable[[], Path]) -> None:
+    """Ask `find` for the address of the template, at the first start. Otherwise this process has one of its own."""
+    global _find
+    _find = find
 
 
 def _template() -> _Template:
     with _lock:
-        if not _started:
-            _started.append(_Template())
-        return _started[0]
+        if not _connected:
+            _connected.append(_Template(_find()))
+        return _connected[0]
 
 
 def _environment_of_template() -> dict[str, str]:
@@ -232,17 +266,17 @@ def _environment_of_template() -> dict[str, str]:
 
 
 class _Ended(Exception):
-    """The process that runs the tests has ended."""
+    """The process that leads the run has ended."""
 
 
 def main() -> str | None:
     """Wait for commands, and fork for each. Returns only in a child: the program to run, or None for a command."""
-    control = socket.socket(fileno=int(sys.argv[1]))
+    listener, lifeline = (socket.socket(fileno=int(argument)) for argument in sys.argv[1:])
     # Ctrl-C is for pytest alone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _load()
     try:
-        return _serve(control)
+        return _serve(listener, lifeline)
     except _Ended:
         os._exit(0)
 
@@ -260,17 +294,18 @@ def _load() -> None:
     assert threading.active_count() == 1, threading.enumerate()
 
 
-def _serve(control: socket.socket) -> str | None:
+def _serve(listener: socket.socket, lifeline: socket.socket) -> str | None:
     """Returns as `main` does. Raises _Ended."""
     woken, wakes = socket.socketpair()
     for end in (woken, wakes):
         end.setblocking(False)
     signal.set_wakeup_fd(wakes.fileno(), warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    children: dict[int, socket.socket] = {}
+    callers: list[socket.socket] = []
+    children: dict[int, _Child] = {}
     with selectors.DefaultSelector() as selector:
-        selector.register(control, selectors.EVENT_READ)
-        selector.register(woken, selectors.EVENT_READ)
+        for heard in (listener, lifeline, woken):
+            selector.register(heard, selectors.EVENT_READ)
         while True:
             for key, _ in selector.select():
                 if key.fileobj is woken:
@@ -278,16 +313,28 @@ def _serve(control: socket.socket) -> str | None:
                         woken.recv(4096)
                     _report_ended(children)
                     continue
-                message, files, _, _ = socket.recv_fds(control, _MESSAGE_MAX, 3)
-                if not message:
-                    for pid in children:
-                        os.kill(pid, signal.SIGKILL)
+                if key.fileobj is lifeline:
+                    _kill(children)
                     raise _Ended
+                if key.fileobj is listener:
+                    callers.append(listener.accept()[0])
+                    selector.register(callers[-1], selectors.EVENT_READ)
+                    continue
+                assert isinstance(key.fileobj, socket.socket)
+                caller = key.fileobj
+                message, files, _, _ = socket.recv_fds(caller, _MESSAGE_MAX, 3)
+                if not message:
+                    _kill({pid: child for pid, child in children.items() if child.caller is caller})
+                    callers.remove(caller)
+                    selector.unregister(caller)
+                    caller.close()
+                    continue
                 notice = socket.socket(fileno=files[0])
                 pid = os.fork()
                 if pid == 0:
                     signal.set_wakeup_fd(-1)
-                    for other in (control, woken, wakes, notice, *children.values()):
+                    notices = [child.notice for child in children.values()]
+                    for other in (listener, lifeline, woken, wakes, notice, *callers, *notices):
                         other.close()
                     selector.close()
                     wanted = json.loads(message)
@@ -295,17 +342,30 @@ def _serve(control: socket.socket) -> str | None:
                     program: str | None = wanted["program"]
                     return program
                 notice.sendall(f"{pid:10}".encode())
-                children[pid] = notice
+                children[pid] = _Child(caller, notice)
                 for file in files[1:]:
                     os.close(file)
 
 
-def _report_ended(children: dict[int, socket.socket]) -> None:
+@dataclass(frozen=True)
+class _Child:
+    """`caller` asked for it and is told of its end by `notice`."""
+
+    caller: socket.socket
+    notice: socket.socket
+
+
+def _kill(children: Mapping[int, _Child]) -> None:
+    for pid in children:
+        os.kill(pid, signal.SIGKILL)
+
+
+def _report_ended(children: dict[int, _Child]) -> None:
     while children:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid == 0:
             return
-        notice = children.pop(pid)
+        notice = children.pop(pid).notice
         with contextlib.suppress(OSError):
             notice.sendall(str(os.waitstatus_to_exitcode(status)).encode())
         notice.close()
