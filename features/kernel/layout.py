@@ -23,6 +23,8 @@ CODE_COUNT, IDENTITY_COUNT = 13, 5
 ATTRIBUTE_COUNT = 18
 # Set in every identity. No public code has it, so that the two are never equal.
 IDENTITY_BIT = 1 << 62
+# The least tag of a payment (features/profiles/payment_tags.py). The weight of an event without a tag is below it.
+TAG_MIN = 2
 # The code of a UTC offset of 0 minutes. Code 0 means that the offset is not known, so all codes are above 0.
 OFFSET_ZERO, UTC_OFFSET_MINUTES_MAX = 1440, 1439
 # A country of two capital letters has a code from 1 to 676. A text that is no country has a larger code.

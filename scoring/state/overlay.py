@@ -48,7 +48,7 @@ from paywarden.scoring.state import overlay_table as tables
 from paywarden.scoring.state.mirror import MirrorReader
 
 # "PWOVER" and the layout's version.
-_MAGIC = int.from_bytes(b"PWOVER01", "little")
+_MAGIC = int.from_bytes(b"PWOVER02", "little")
 MARKS_MAGIC = int.from_bytes(b"PWMARK01", "little")
 MARKS_FILE = "overlay-marks"
 """The file of the marks, in the mirror's folder."""
@@ -184,7 +184,7 @@ def _head(settings: OverlaySettings, plan: Plan) -> tuple[NDArray[np.int64], int
     head[tables.MAGIC_AT], head[tables.DIGEST_AT] = _MAGIC, int(plan.digest[:15], 16)
     head[tables.ENTITIES_AT], head[tables.WIDTH_AT] = plan.entity_count, plan.row_width
     head[tables.ROWS_AT], head[tables.BUCKETS_AT] = shape[tables.SHAPE_ROWS], shape[tables.SHAPE_BUCKETS]
-    row = tables.ROW_HEAD + 2 * plan.entity_count + plan.row_width
+    row = tables.row_size(plan.entity_count, plan.row_width)
     words = tables.HEAD_SIZE + int(shape[tables.SHAPE_BUCKETS]) * tables.BUCKET_SIZE + settings.payments_max * row
     return head, 8 * words
 
@@ -232,10 +232,13 @@ class Overlay:
         self._numbers = np.zeros(tables.NUMBER_COUNT, dtype=np.int64)
         self._numbers[tables.LIFE_MS], self._numbers[tables.EVENTS_MAX] = settings.lifetime_ms, settings.events_max
         self._hash_bytes, self._tag_bytes = self._hashes.data.cast("B"), self._tags.data.cast("B")
+        self._digests = np.zeros(rows_max * (plan.entity_count + 1), dtype=np.int64)
+        self._digest_bytes = self._digests.data.cast("B")
         self._number_view = self._numbers.data.cast("B").cast("q")
         self._folded_view = self._folded.data
         # Packers, indexed by how many numbers.
         self._int64s = [Struct(f"={count}q") for count in range(len(self._hashes) + 1)]
+        self._is_used = False
         # The keys of the last `fill`, whose hashes are in the buffers.
         self._filled: Sequence[bytes] | None = None
         self._table: NDArray[np.int64] | None = None
@@ -286,6 +289,7 @@ class Overlay:
                 "picks": self._picks,
                 "folded": self._folded,
                 "numbers": self._numbers,
+                "digests": self._digests,
             }
             self._frame = Frame(tables.SLOT, self._bound)
 
@@ -305,11 +309,10 @@ class Overlay:
         frame, count = self._frame, len(ids)
         assert frame is not None
         assert count <= self._rows_max
-        self._hash(keys, ids)
-        numbers = self._number_view
-        numbers[tables.NOW_MS], numbers[tables.SNAPSHOT] = self._clock_ms(), snapshot
+        digests = self._payment_tags.digests((*keys, *ids))
+        self._digest_bytes[: len(digests)] = digests
         self._filled = keys
-        status = tables.fill_bound(frame.address, count)
+        status = tables.fill_bound(frame.address, count, self._clock_ms(), snapshot)
         if status != kernel.OK:
             self._fill(status, slice(0, count), None)
         return self._count(count)
@@ -341,19 +344,21 @@ class Overlay:
             return
         earliest_ms, latest_ms = now_ms - self._keeps_ms, now_ms + self._keeps_ms
         if self._frame is not None and keys is self._filled:
-            self._number_view[tables.NOW_MS] = self._clock_ms()
-            tables.add_bound(self._frame.address, len(ids), earliest_ms, latest_ms)
-            self._count_added()
+            missed = tables.add_bound(self._frame.address, len(ids), self._clock_ms(), earliest_ms, latest_ms)
+            if missed:
+                self._count_added()
+            else:
+                self._metrics.added.add(len(ids))
             return
         entities, size = self._entities, self._rows_max
         for first in range(0, len(ids), size):
             last = min(first + size, len(ids))
             self._hash(keys[first * entities : last * entities], ids[first:last])
-            self._number_view[tables.NOW_MS] = self._clock_ms()
             part = np.ascontiguousarray(rows[first:last])
             tables.add_all(
-                self._table, self._shape, part, self._hashes, self._tags, self._numbers, earliest_ms, latest_ms
-            )
+                self._table, self._shape, part, self._hashes, self._tags, self._numbers,
+                self._clock_ms(), earliest_ms, latest_ms, tables.OWN,
+            )  # fmt: skip
             self._count_added()
 
     def _count_added(self) -> None:
@@ -366,6 +371,7 @@ class Overlay:
 
     def note_unused(self, count: int) -> None:
         """Count payments that were scored without the overlay, since there is none that can be used."""
+        self._is_used = False
         self._metrics.unsure.add(count)
         self._metrics.is_used.set(0)
 
@@ -408,7 +414,9 @@ class Overlay:
         if not numbers[tables.IS_SURE]:
             self.note_unused(count)
             return False
-        metrics.is_used.set(1)
+        if not self._is_used:
+            self._is_used = True
+            metrics.is_used.set(1)
         if numbers[tables.FOLDED]:
             metrics.folded.add(numbers[tables.FOLDED])
             if numbers[tables.LEFT_OUT]:
@@ -430,7 +438,7 @@ def warm_up(engine: FeatureEngine) -> None:
     numbers = np.ones(tables.NUMBER_COUNT, dtype=np.int64)
     attributes = np.ones((1, plan.row_width), dtype=np.int64)
     tables.mark_all(marks, shape, ones, ones, ones, 1, 1)
-    tables.add_all(table, shape, attributes, ones, ones, numbers, 0, 2)
+    tables.add_all(table, shape, attributes, ones, ones, numbers, 1, 0, 2, tables.OWN)
     tables.erase(table, shape, 0, 1)
     arrays: dict[str, NDArray[Any]] = {
         "plan": plan.words,
@@ -449,9 +457,11 @@ def warm_up(engine: FeatureEngine) -> None:
         "picks": np.zeros((1, plan.row_width + 1), dtype=np.int64),
         "folded": np.zeros(plan.entity_count, dtype=np.uint8),
         "numbers": numbers,
+        "digests": np.ones(plan.entity_count + 1, dtype=np.int64),
     }
     assert len(head) <= tables.HEAD_SIZE
     frame = Frame(tables.SLOT, arrays)
-    tables.fill_bound(frame.address, 1)
-    tables.add_bound(frame.address, 1, 0, 2)
+    tables.fill_bound(frame.address, 1, 1, 1)
+    tables.add_bound(frame.address, 1, 1, 0, 2)
+    del arrays["digests"]
     tables.fill_with_pending(*arrays.values())

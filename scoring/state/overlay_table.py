@@ -5,9 +5,10 @@ Two arrays of int64 in shared memory:
     table    head │ directory: buckets of 8 slots │ rows, used in turn            workers write it, workers read it
     marks    head │ buckets of 8: 8 tags │ 8 sources and times │ 8 offsets        the companion writes it
 
-A *row* is one payment: 2 * number + 1 │ moment │ tag │ check │ an entity's hash, for each │ the next row, for each │
-attributes. The *tag* is a hash of the payment's id. A *slot* of the directory is one entity: its hash, and the number
-of its newest row. Each row names the entity's row before it:
+A *row* is one payment: 2 * number + 1 │ moment │ tag │ check │ origin │ an entity's hash, for each │ the next row, for
+each │ the cut, for each │ attributes. The *tag* is a hash of the payment's id. A *slot* of the directory is one entity,
+in one word: some bits of its hash, and the number of its newest row. A bucket is one line of the processor's cache: most
+entities have nothing pending, and one look at their two buckets says so. Each row names the entity's row before it:
 
     card C1 ─► row 907 ─► row 311 ─► 0            a payment of C1 reads 907, then 311
 
@@ -17,12 +18,15 @@ of its newest row. Each row names the entity's row before it:
    had no answer yet. The next round through the rows leaves out a row whose first word is even.
 3. A row is used again when it is twice as old as the lifetime. A reader that finds another number in a row than its
    link says is at the end of the entity's rows.
-4. A slot is used again when its newest row is that old: the worker reserves it (a negative number in place of the
-   row's), writes the new hash, and frees it (0).
+4. A slot is used again when its newest row is that old, by compare-and-swap of its one word.
 5. `fill_with_pending` reads a payment's rows, the newest first, and adds those to the profile that it does not contain.
 6. `mark_all` notes where on Kafka a payment stands. A profile says up to which offset of each partition it contains
    payments. So a payment with a mark is in the profile, or not; a payment without a mark is in no profile that the
    mirror holds, since the companion writes marks before profiles.
+7. A reader that finds an entity's oldest rows contained notes the mirror's transaction in the newest of these rows, its
+   *cut* for this entity. Profiles lose no payment, so a reader of this transaction or a later one ends there. The cut
+   of a row that is not cut holds the row's negative number: a reader that slept while the row was used again changes
+   nothing.
 """
 
 from __future__ import annotations
@@ -47,6 +51,7 @@ from paywarden.features.kernel.layout import (
     PAYMENT,
     SOURCES_MAX,
     STATUS_UNIT,
+    TAG_MIN,
     TIME_MS,
     U8,
     UNKNOWN,
@@ -59,10 +64,16 @@ from paywarden.features.kernel.update import mix, update
 # workers change and which has a cache line to itself.
 MAGIC_AT, DIGEST_AT, ENTITIES_AT, WIDTH_AT, ROWS_AT, BUCKETS_AT, NEXT_AT = 0, 1, 2, 3, 4, 5, 8
 HEAD_SIZE = 16
-BUCKET_SLOTS = 8
-BUCKET_SIZE = 2 * BUCKET_SLOTS
-# A row. Hashes, links and attributes follow.
-STATE, MOMENT, TAG, CHECK, ROW_HEAD = range(5)
+# Eight words are a line of the cache.
+BUCKET_SLOTS = BUCKET_SIZE = 8
+# A slot: the low bits of the number of the newest row, and above them bits of the entity's hash, never 0.
+_NUMBER_BITS = 37
+_NUMBER_MASK = (1 << _NUMBER_BITS) - 1
+_PRINT_MASK = (1 << 26) - 1
+# A row. Hashes, links, cuts and attributes follow.
+STATE, MOMENT, TAG, CHECK, ORIGIN, ROW_HEAD = range(6)
+# Who has answered a payment.
+OWN, OTHERS = 0, 1
 # The head of the marks: the mirror's newest transaction whose payments are all marked, and until when nobody knows what
 # profiles contain.
 MARK_MAGIC_AT, MARK_BUCKETS_AT, MARK_SNAPSHOT_AT, MARK_UNSURE_UNTIL_AT = 0, 1, 8, 9
@@ -73,8 +84,6 @@ _MOMENT_MASK = (1 << SOURCE_SHIFT) - 1
 
 # The most rows of one entity that a payment looks at, contained and expired ones too.
 VISITS_MAX = 64
-# How long a slot stays reserved for a worker that may have been killed.
-_RESERVED_MS = 60_000
 # Rows that are being written, or were left so, are passed over.
 _ROWS_TRIED = 8
 _LINKS_TRIED = 64
@@ -108,6 +117,7 @@ class OverlaySlots(NamedTuple):
     picks: int
     folded: int
     numbers: int
+    digests: int
 
 
 SLOT = positions(OverlaySlots)
@@ -115,8 +125,8 @@ SLOT = positions(OverlaySlots)
 
 @inlined
 def row_size(entities: int, width: int) -> int:
-    """Returns the number of words of a row."""
-    return ROW_HEAD + 2 * entities + width
+    """Returns the number of words of a row: whole lines of the cache."""
+    return (ROW_HEAD + 3 * entities + width + 7) // 8 * 8
 
 
 @inlined
@@ -128,9 +138,24 @@ def _row_at(shape: I64, number: int) -> int:
 
 
 @inlined
-def _bucket_at(shape: I64, wanted: int, choice: int) -> int:
-    """Returns where an entity's first or second bucket begins."""
-    return int(HEAD_SIZE + (mix(wanted) + choice) % shape[SHAPE_BUCKETS] * BUCKET_SIZE)
+def _bucket_at(shape: I64, mixed: int, choice: int) -> int:
+    """Returns where an entity's first or second bucket begins. `mixed` is the entity's hash, mixed."""
+    bucket = ((mixed >> 31) * shape[SHAPE_BUCKETS] >> 32) + choice
+    if bucket == shape[SHAPE_BUCKETS]:
+        bucket = 0
+    return int(HEAD_SIZE + bucket * BUCKET_SIZE)
+
+
+@inlined
+def _print_of(mixed: int) -> int:
+    """Returns the bits of an entity's hash that its slot holds."""
+    return int(mixed & _PRINT_MASK | 1)
+
+
+@inlined
+def _number_of(word: int, next_number: int) -> int:
+    """Returns the number of a slot's newest row, from its low bits and a number that is not far from it."""
+    return int(next_number + (((word - next_number) << (64 - _NUMBER_BITS)) >> (64 - _NUMBER_BITS)))
 
 
 @inlined
@@ -141,7 +166,7 @@ def _check_of(table: I64, at: int, shape: I64) -> int:
     for entity in range(entities):
         check = (check ^ table[at + ROW_HEAD + entity]) * 0x1F3D5B79
     for column in range(width):
-        check = (check ^ table[at + ROW_HEAD + 2 * entities + column]) * 0x1F3D5B79
+        check = (check ^ table[at + ROW_HEAD + 3 * entities + column]) * 0x1F3D5B79
         check ^= check >> 29
     return int(check)
 
@@ -171,34 +196,34 @@ def _take_row(table: I64, shape: I64, now_ms: int, life_ms: int) -> int:
 
 
 @inlined
-def _is_unused(table: I64, shape: I64, newest: int, now_ms: int, life_ms: int) -> bool:
-    """Whether a slot of the directory can be used for another entity, by the number of its newest row."""
-    if newest <= 0:
-        return newest == 0 or now_ms + newest > _RESERVED_MS
-    at = _row_at(shape, newest)
-    return bool(load_atomic(table, at + STATE) != 2 * newest + 1 or _is_over(table, at, now_ms, life_ms))
+def _is_free(table: I64, shape: I64, word: int, next_number: int, now_ms: int, life_ms: int) -> bool:
+    """Whether a slot of the directory can be used for another entity."""
+    number = _number_of(word, next_number)
+    # A whole round has passed: whatever the row is now, nobody need look at it.
+    if word == 0 or next_number - number >= shape[SHAPE_ROWS]:
+        return True
+    at = _row_at(shape, number)
+    return bool(load_atomic(table, at + STATE) >> 1 != number or _is_over(table, at, now_ms, life_ms))
 
 
 @compiled()
-def _slot_of(table: I64, shape: I64, wanted: int, now_ms: int, life_ms: int) -> int:
-    """Returns the slot of an entity, a new one if it has none; -1 if both of its buckets are full."""
+def _slot_of(table: I64, shape: I64, mixed: int, next_number: int, now_ms: int, life_ms: int) -> int:
+    """Returns the slot of an entity, one that is free if it has none; -1 if both of its buckets are full."""
     for choice in range(2):
-        bucket = _bucket_at(shape, wanted, choice)
+        bucket = _bucket_at(shape, mixed, choice)
         for slot in range(bucket, bucket + BUCKET_SLOTS):
-            if load_atomic(table, slot) == wanted and load_atomic(table, slot + BUCKET_SLOTS) >= 0:
+            if load_atomic(table, slot) >> _NUMBER_BITS == _print_of(mixed):
                 return slot
-    for choice in range(2):
-        bucket = _bucket_at(shape, wanted, choice)
-        for slot in range(bucket, bucket + BUCKET_SLOTS):
-            if load_atomic(table, slot) == 0 and swap_atomic(table, slot, 0, wanted) == 1:
-                return slot
-            newest = load_atomic(table, slot + BUCKET_SLOTS)
-            if not _is_unused(table, shape, newest, now_ms, life_ms):
-                continue
-            if swap_atomic(table, slot + BUCKET_SLOTS, newest, -now_ms) == 1:
-                store_atomic(table, slot, wanted)
-                swap_atomic(table, slot + BUCKET_SLOTS, -now_ms, 0)
-                return slot
+    # The first one that says so itself; only then one whose row says so, which is elsewhere in memory.
+    for reads_rows in range(2):
+        for choice in range(2):
+            bucket = _bucket_at(shape, mixed, choice)
+            for slot in range(bucket, bucket + BUCKET_SLOTS):
+                word = load_atomic(table, slot)
+                if word == 0 or next_number - _number_of(word, next_number) >= shape[SHAPE_ROWS]:
+                    return slot
+                if reads_rows == 1 and _is_free(table, shape, word, next_number, now_ms, life_ms):
+                    return slot
     return -1
 
 
@@ -206,31 +231,47 @@ def _slot_of(table: I64, shape: I64, wanted: int, now_ms: int, life_ms: int) -> 
 def _link(table: I64, shape: I64, number: int, entity: int, wanted: int, now_ms: int, life_ms: int) -> bool:
     """Make a row the newest one of an entity. Returns False if there is no room."""
     at = _row_at(shape, number) + ROW_HEAD + shape[SHAPE_ENTITIES] + entity
+    mixed = mix(wanted)
     for _ in range(_LINKS_TRIED):
-        slot = _slot_of(table, shape, wanted, now_ms, life_ms)
+        next_number = load_atomic(table, NEXT_AT)
+        slot = _slot_of(table, shape, mixed, next_number, now_ms, life_ms)
         if slot < 0:
             return False
-        newest = load_atomic(table, slot + BUCKET_SLOTS)
-        # In this order: if the slot went to another entity after this, its newest row has changed too.
-        if newest < 0 or load_atomic(table, slot) != wanted:
-            continue
-        store_atomic(table, at, newest)
-        if swap_atomic(table, slot + BUCKET_SLOTS, newest, number) == 1:
+        word = load_atomic(table, slot)
+        newest = _number_of(word, next_number)
+        if word >> _NUMBER_BITS != _print_of(mixed):
+            if not _is_free(table, shape, word, next_number, now_ms, life_ms):
+                # Another worker has taken it since.
+                continue
+            newest = 0
+        table[at] = newest
+        if swap_atomic(table, slot, word, _print_of(mixed) << _NUMBER_BITS | number & _NUMBER_MASK) == 1:
             return True
     return False
 
 
 @compiled()
 def add_all(
-    table: I64, shape: I64, attributes: I64, hashes: I64, tags: I64, numbers: I64, earliest_ms: int, latest_ms: int
+    table: I64,
+    shape: I64,
+    attributes: I64,
+    hashes: I64,
+    tags: I64,
+    numbers: I64,
+    now_ms: int,
+    earliest_ms: int,
+    latest_ms: int,
+    origin: int,
 ) -> None:
     """Add payments that are answered, if their times are from `earliest_ms` to `latest_ms`.
+
+    `now_ms`: by the host's own clock. `origin`: OWN or OTHERS.
 
     `attributes` has shape (payments, row width), `hashes` (payments * entities,), 0 where a payment has no such entity.
     numbers[ADDED], [FULL] and [UNTIMELY] count them.
     """
     entities, width = shape[SHAPE_ENTITIES], shape[SHAPE_WIDTH]
-    now_ms, life_ms = numbers[NOW_MS], numbers[LIFE_MS]
+    life_ms = numbers[LIFE_MS]
     numbers[ADDED] = numbers[FULL] = numbers[UNTIMELY] = 0
     for payment in range(len(attributes)):
         if attributes[payment, TIME_MS] < earliest_ms or attributes[payment, TIME_MS] > latest_ms:
@@ -243,11 +284,13 @@ def add_all(
         at = _row_at(shape, number)
         table[at + MOMENT] = now_ms
         table[at + TAG] = tags[payment]
+        table[at + ORIGIN] = origin
         for entity in range(entities):
             table[at + ROW_HEAD + entity] = hashes[payment * entities + entity]
             table[at + ROW_HEAD + entities + entity] = 0
+            table[at + ROW_HEAD + 2 * entities + entity] = -number
         for column in range(width):
-            table[at + ROW_HEAD + 2 * entities + column] = attributes[payment, column]
+            table[at + ROW_HEAD + 3 * entities + column] = attributes[payment, column]
         table[at + CHECK] = _check_of(table, at, shape)
         store_atomic(table, at + STATE, 2 * number + 1)
         has_room = True
@@ -271,7 +314,7 @@ def erase(table: I64, shape: I64, entity: int, wanted: int) -> int:
             continue
         table[at + TAG] = 0
         for column in range(width):
-            table[at + ROW_HEAD + 2 * entities + column] = 0
+            table[at + ROW_HEAD + 3 * entities + column] = 0
         table[at + CHECK] = _check_of(table, at, shape)
         store_atomic(table, at + STATE, state)
         erased += 1
@@ -335,6 +378,18 @@ def _is_contained(marks: I64, shape: I64, plan: I64, entity: int, words: I64, ta
     return False
 
 
+@inlined
+def _link_of(table: I64, at: int, shape: I64, entity: int, wanted: int) -> int:
+    """Returns the number of the row after this one, in the rows of an entity."""
+    entities, mine = shape[SHAPE_ENTITIES], entity
+    if table[at + ROW_HEAD + entity] != wanted:
+        # Another entity whose slot looks alike, perhaps one of another kind.
+        for other in range(entities):
+            if _print_of(mix(table[at + ROW_HEAD + other])) == _print_of(mix(wanted)):
+                mine = other
+    return int(load_atomic(table, at + ROW_HEAD + entities + mine))
+
+
 @compiled()
 def _pending(
     table: I64,
@@ -352,36 +407,54 @@ def _pending(
 
     `own`: the tag of the payment that asks. A payment with several rows counts once, by its first row.
     """
-    entities, width = shape[SHAPE_ENTITIES], shape[SHAPE_WIDTH]
-    found, visits = 0, 0
+    entities, width, mixed = shape[SHAPE_ENTITIES], shape[SHAPE_WIDTH], mix(wanted)
+    found, visits, next_number = 0, 0, load_atomic(table, NEXT_AT)
     for choice in range(2):
-        bucket = _bucket_at(shape, wanted, choice)
+        bucket = _bucket_at(shape, mixed, choice)
         for slot in range(bucket, bucket + BUCKET_SLOTS):
-            if load_atomic(table, slot) != wanted:
+            word = load_atomic(table, slot)
+            if word >> _NUMBER_BITS != _print_of(mixed):
                 continue
-            number = load_atomic(table, slot + BUCKET_SLOTS)
-            while number > 0:
+            number = _number_of(word, next_number)
+            # The newest of the rows that are contained up to where the loop is.
+            cut_at, cut_number, is_end = 0, 0, False
+            while True:
+                if number <= 0:
+                    is_end = True
+                    break
                 at = _row_at(shape, number)
                 age_ms = numbers[NOW_MS] - load_atomic(table, at + MOMENT)
-                following = load_atomic(table, at + ROW_HEAD + entities + entity)
-                if load_atomic(table, at + STATE) != 2 * number + 1:
+                following = _link_of(table, at, shape, entity, wanted)
+                cut = load_atomic(table, at + ROW_HEAD + 2 * entities + entity)
+                state = load_atomic(table, at + STATE)
+                # A row that is being erased is no end.
+                is_end = state >> 1 != number
+                if state != 2 * number + 1:
                     break
-                if age_ms > numbers[LIFE_MS] or age_ms < -numbers[LIFE_MS]:
+                is_mine = table[at + ROW_HEAD + entity] == wanted
+                is_cut = is_mine and 0 < cut <= numbers[SNAPSHOT]
+                if age_ms > numbers[LIFE_MS] or age_ms < -numbers[LIFE_MS] or is_cut:
+                    is_end = True
                     break
                 if visits == VISITS_MAX or found == numbers[EVENTS_MAX]:
                     numbers[LEFT_OUT] += 1
                     break
                 visits += 1
                 tag = table[at + TAG]
-                is_other = tag != 0 and tag != own and table[at + ROW_HEAD + entity] == wanted
-                if is_other and not _is_contained(marks, shape, plan, entity, words, tag):
+                if is_mine and (tag == 0 or _is_contained(marks, shape, plan, entity, words, tag)):
+                    if cut_at == 0:
+                        cut_at, cut_number = at + ROW_HEAD + 2 * entities + entity, number
+                    number = following
+                    continue
+                cut_at = 0
+                if is_mine and tag != own:
                     place = found
                     for earlier in range(found):
                         if picks[earlier, 0] == tag:
                             place = earlier
                     picks[place, 0] = tag
                     for column in range(width):
-                        picks[place, 1 + column] = table[at + ROW_HEAD + 2 * entities + column]
+                        picks[place, 1 + column] = table[at + ROW_HEAD + 3 * entities + column]
                     is_whole = table[at + CHECK] == _check_of(table, at, shape)
                     if load_atomic(table, at + STATE) != 2 * number + 1:
                         break
@@ -390,7 +463,38 @@ def _pending(
                         break
                     found = max(found, place + 1)
                 number = following
+            if is_end and cut_at != 0 and numbers[SNAPSHOT] > 0:
+                swap_atomic(table, cut_at, -cut_number, numbers[SNAPSHOT])
     return found
+
+
+@inlined
+def _has_slot(table: I64, shape: I64, mixed: int) -> bool:
+    """Whether a slot of the directory may be an entity's."""
+    hits = 0
+    for choice in range(2):
+        bucket = _bucket_at(shape, mixed, choice)
+        for slot in range(bucket, bucket + BUCKET_SLOTS):
+            hits += table[slot] >> _NUMBER_BITS == _print_of(mixed)
+    return hits != 0
+
+
+@inlined
+def _hash_of(digest: int) -> int:
+    """Returns the hash in a digest's eight bytes, as PaymentTags makes it but for its last bits."""
+    found = np.uint64(0)
+    for place in range(8):
+        found |= ((np.uint64(digest) >> np.uint64(8 * place)) & np.uint64(255)) << np.uint64(56 - 8 * place)
+    return int(found >> np.uint64(1))
+
+
+@inlined
+def take_hashes(digests: I64, presence: U8, rows: int, entities: int, hashes: I64, tags: I64) -> None:
+    """Make hashes of entities and tags of payments from PaymentTags.digests: of all entities first, then of ids."""
+    for item in range(rows * entities):
+        hashes[item] = 0 if presence[item] == ABSENT else _hash_of(digests[item]) | 1
+    for row in range(rows):
+        tags[row] = _hash_of(digests[rows * entities + row]) | TAG_MIN
 
 
 @compiled(releases_gil=True)
@@ -427,7 +531,7 @@ def fill_with_pending(
     if is_sure:
         for item in range(len(attributes) * entities):
             for choice in range(2):
-                touched |= table[_bucket_at(shape, hashes[item], choice)]
+                touched |= table[_bucket_at(shape, mix(hashes[item]), choice)]
     numbers[FOLDED] += touched & 0
     for row in range(len(attributes)):
         for entity in range(entities):
@@ -442,7 +546,7 @@ def fill_with_pending(
                 status = unpack(plan, entity, states, bounds[item], bounds[item + 1], words)
                 if status != OK:
                     return int(status * STATUS_UNIT + item)
-            if is_sure and hashes[item] != 0:
+            if is_sure and hashes[item] != 0 and _has_slot(table, shape, mix(hashes[item])):
                 found = _pending(
                     table, marks, shape, plan, entity, hashes[item], tags[row], words, picks, numbers
                 )  # fmt: skip
@@ -457,17 +561,23 @@ def fill_with_pending(
 
 
 @compiled(makes_arrays=True)
-def fill_bound(frame_at: int, rows: int) -> int:
+def fill_bound(frame_at: int, rows: int, now_ms: int, snapshot: int) -> int:
     """Run `fill_with_pending` for the first `rows` payments, with the arrays of a frame."""
     plan = carray(address(frame_at, SLOT.plan), size(frame_at, SLOT.plan), np.int64)
     events_and_row = size(frame_at, SLOT.picks)
-    width = plan[HEAD.row_width] + 1
+    width, entities = plan[HEAD.row_width] + 1, plan[HEAD.entity_count]
     numbers = carray(address(frame_at, SLOT.numbers), size(frame_at, SLOT.numbers), np.int64)
+    numbers[NOW_MS], numbers[SNAPSHOT] = now_ms, snapshot
     numbers[FOLDED] = numbers[LEFT_OUT] = numbers[BROKEN] = 0
+    presence = carray(address(frame_at, SLOT.presence), size(frame_at, SLOT.presence), np.uint8)
+    hashes = carray(address(frame_at, SLOT.hashes), size(frame_at, SLOT.hashes), np.int64)
+    tags = carray(address(frame_at, SLOT.tags), size(frame_at, SLOT.tags), np.int64)
+    digests = carray(address(frame_at, SLOT.digests), size(frame_at, SLOT.digests), np.int64)
+    take_hashes(digests, presence, rows, entities, hashes, tags)
     return fill_with_pending(
         plan,
         carray(address(frame_at, SLOT.attributes), (rows, plan[HEAD.row_width]), np.int64),
-        carray(address(frame_at, SLOT.presence), size(frame_at, SLOT.presence), np.uint8),
+        presence,
         carray(address(frame_at, SLOT.states), size(frame_at, SLOT.states), np.uint8),
         carray(address(frame_at, SLOT.bounds), size(frame_at, SLOT.bounds), np.int64),
         carray(address(frame_at, SLOT.words), size(frame_at, SLOT.words), np.int64),
@@ -476,8 +586,8 @@ def fill_bound(frame_at: int, rows: int) -> int:
         carray(address(frame_at, SLOT.table), size(frame_at, SLOT.table), np.int64),
         carray(address(frame_at, SLOT.marks), size(frame_at, SLOT.marks), np.int64),
         carray(address(frame_at, SLOT.shape), size(frame_at, SLOT.shape), np.int64),
-        carray(address(frame_at, SLOT.hashes), size(frame_at, SLOT.hashes), np.int64),
-        carray(address(frame_at, SLOT.tags), size(frame_at, SLOT.tags), np.int64),
+        hashes,
+        tags,
         carray(address(frame_at, SLOT.picks), (events_and_row // width, width), np.int64),
         carray(address(frame_at, SLOT.folded), size(frame_at, SLOT.folded), np.uint8),
         numbers,
@@ -485,16 +595,23 @@ def fill_bound(frame_at: int, rows: int) -> int:
 
 
 @compiled(makes_arrays=True)
-def add_bound(frame_at: int, rows: int, earliest_ms: int, latest_ms: int) -> None:
-    """Run `add_all` for the first `rows` payments of a frame, those of the last `fill_bound`."""
+def add_bound(frame_at: int, rows: int, now_ms: int, earliest_ms: int, latest_ms: int) -> int:
+    """Run `add_all` for the first `rows` payments of a frame, those of the last `fill_bound`.
+
+    Returns how many were not added.
+    """
     plan = carray(address(frame_at, SLOT.plan), size(frame_at, SLOT.plan), np.int64)
+    numbers = carray(address(frame_at, SLOT.numbers), size(frame_at, SLOT.numbers), np.int64)
     add_all(
         carray(address(frame_at, SLOT.table), size(frame_at, SLOT.table), np.int64),
         carray(address(frame_at, SLOT.shape), size(frame_at, SLOT.shape), np.int64),
         carray(address(frame_at, SLOT.attributes), (rows, plan[HEAD.row_width]), np.int64),
         carray(address(frame_at, SLOT.hashes), size(frame_at, SLOT.hashes), np.int64),
         carray(address(frame_at, SLOT.tags), size(frame_at, SLOT.tags), np.int64),
-        carray(address(frame_at, SLOT.numbers), size(frame_at, SLOT.numbers), np.int64),
+        numbers,
+        now_ms,
         earliest_ms,
         latest_ms,
+        OWN,
     )
+    return rows - numbers[ADDED]

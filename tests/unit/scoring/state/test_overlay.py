@@ -104,13 +104,13 @@ def damage(world: OverlayWorld, change: Callable[[Any, int], None]) -> None:
     assert table is not None
     shape = world.workers[0]._shape
     number = int(table[tables.NEXT_AT])
-    size = tables.ROW_HEAD + 2 * int(shape[0]) + int(shape[1])
+    size = int(tables.row_size(int(shape[0]), int(shape[1])))
     at = tables.HEAD_SIZE + int(shape[tables.SHAPE_BUCKETS]) * tables.BUCKET_SIZE
     change(table, at + (number - 1) % int(shape[tables.SHAPE_ROWS]) * size)
 
 
 def flip(table: Any, at: int) -> None:
-    table[at + tables.ROW_HEAD + 7] ^= 1 << 40
+    table[at + tables.ROW_HEAD + 3 * 3 + 1] ^= 1 << 40
 
 
 def leave_half(table: Any, at: int) -> None:
