@@ -22,6 +22,7 @@ from paywarden.scoring.metrics.worker import ScoringMetrics
 from paywarden.scoring.requests import fast_requests
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.server.context import ServerContext
+from paywarden.scoring.state import mirror
 from paywarden.scoring.state.outbox import OutboxWriter
 
 
@@ -47,6 +48,7 @@ def open_scorer(config: Path, worker: str) -> ScorerInProcess:
     host.engine.warm_up()
     fast_requests.warm_up()
     records.warm_up()
+    mirror.warm_up()
     entities = host.engine.plan.entity_names
     outbox = OutboxWriter(host.outbox, worker)
     scorer = PaymentScorer(

@@ -128,6 +128,27 @@ def _swap_atomic(typing_context: Any, array: Any, position: Any, expected: Any, 
     return types.int64(array, types.int64, types.int64, types.int64), generate
 
 
+@intrinsic
+def _call_c(
+    typing_context: Any,  # noqa: ARG001
+    function: Any,  # noqa: ARG001
+    first: Any,  # noqa: ARG001
+    second: Any,  # noqa: ARG001
+    third: Any,  # noqa: ARG001
+    fourth: Any,  # noqa: ARG001
+) -> Any:
+    """Call the C function at an address. Its arguments are at most four whole numbers or addresses; fill up with 0.
+
+    Returns its result as an int64. Of the result of a function that returns an `int`, only the low 32 bits count.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+        kind = ir.FunctionType(_I64, [_I64] * 4)
+        return builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), arguments[1:])
+
+    return types.int64(*[types.int64] * 5), generate
+
+
 # Compiled code calls these without the typing context, which a type checker cannot know.
 load_word: Any = _load_word
 store_word: Any = _store_word
@@ -139,3 +160,4 @@ pointer: Any = _pointer
 load_atomic: Any = _load_atomic
 store_atomic: Any = _store_atomic
 swap_atomic: Any = _swap_atomic
+call_c: Any = _call_c

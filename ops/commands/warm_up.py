@@ -29,8 +29,9 @@ PARTS = (
     WarmUpPart(
         "scoring",
         "from paywarden.scoring.engine import records; from paywarden.scoring.idempotency import decision_cache; "
-        "from paywarden.scoring.requests import fast_requests; from paywarden.streams.profiles import fast_intake; "
-        "decision_cache.warm_up(); fast_requests.warm_up(); records.warm_up(); fast_intake.warm_up()",
+        "from paywarden.scoring.requests import fast_requests; from paywarden.scoring.state import mirror; "
+        "from paywarden.streams.profiles import fast_intake; decision_cache.warm_up(); fast_requests.warm_up(); "
+        "records.warm_up(); mirror.warm_up(); fast_intake.warm_up()",
     ),
 )
 

@@ -44,7 +44,7 @@ from paywarden.scoring.server.descriptors import secure_descriptors
 from paywarden.scoring.server.heartbeat import LOOK_S, HangDetector, Heartbeats
 from paywarden.scoring.server.take_over import Desk, close_taken, control_pairs, name_after, take_over
 from paywarden.scoring.server.worker import BUG, worker_main
-from paywarden.scoring.state import overlay
+from paywarden.scoring.state import mirror, overlay
 from paywarden.scoring.state.mirror import has_mirror
 
 _log = logging.getLogger(__name__)
@@ -181,6 +181,7 @@ def warm_up(host: ServerContext) -> None:
     answered.warm_up()
     fast_requests.warm_up()
     records.warm_up()
+    mirror.warm_up()
     if host.overlay.enabled:
         overlay.warm_up(host.engine)
     gc.collect()

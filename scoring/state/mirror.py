@@ -18,6 +18,8 @@
 4. Keys that begin with a zero byte belong to the mirror: no entity can have one.
 5. A reader that is killed in a look-up keeps its place in LMDB's table of readers. The writer may then reuse no page
    that it could see, and the file grows with every change. `check_readers` frees the places of dead readers.
+6. A worker's look-up is one compiled call, which calls LMDB itself (scoring/state/mirror_look_up.py). Where the package
+   `lmdb` does not export LMDB's functions, the look-up goes through Python, with the same results.
 """
 
 from __future__ import annotations
@@ -34,8 +36,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.features.kernel import ABSENT, KNOWN, UNKNOWN
+from paywarden.features.kernel.frame import Frame
+from paywarden.features.stores.base import KEY_BYTES_MAX
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.schemas.private_files import make_private_folder, require_not_planted
+from paywarden.scoring.state import lmdb_calls
+from paywarden.scoring.state import mirror_look_up as loop
+from paywarden.scoring.state.lmdb_calls import LmdbError, ReadEnvironment
 
 _COMPLETE_TO = b"\0complete_to"
 _POSITION = b"\0position:"
@@ -237,21 +244,28 @@ class MirrorReader:
         assert item_max <= len(_ALL_KNOWN)
         self._data = _data_file(settings)
         self._profile_bytes_max = profile_bytes_max
+        self._open: ReadEnvironment | None = None
+        self._env: Any = None
         try:
             require_not_planted(self._data)
             self._identity = _identity_of(self._data)
-            self._env = lmdb.open(
-                settings.path,
-                # The default is 10 MB, and a reader cannot read a mirror that grows beyond its map.
-                map_size=settings.size_mb << 20,
-                readonly=True,
-                create=False,
-                max_readers=settings.readers_max,
-                readahead=False,
-            )
+            # The default size is 10 MB, and a reader cannot read a mirror that grows beyond its map.
+            if lmdb_calls.functions() is not None:
+                self._open = ReadEnvironment(
+                    settings.path, size_bytes=settings.size_mb << 20, readers_max=settings.readers_max
+                )
+            else:
+                self._env = lmdb.open(
+                    settings.path,
+                    map_size=settings.size_mb << 20,
+                    readonly=True,
+                    create=False,
+                    max_readers=settings.readers_max,
+                    readahead=False,
+                )
         except Misconfigured as error:
             raise MirrorAbsent(f"the mirror is not this user's: {error}") from error
-        except (OSError, lmdb.Error) as error:
+        except (OSError, lmdb.Error, LmdbError) as error:
             raise MirrorAbsent(f"there is no mirror at {settings.path}") from error
         self.states: NDArray[np.uint8] = np.zeros(item_max * profile_bytes_max, dtype=np.uint8)
         self.bounds: NDArray[np.int64] = np.zeros(item_max + 1, dtype=np.int64)
@@ -266,6 +280,40 @@ class MirrorReader:
         self._presence = self.presence.data
         # Packers, indexed by the number of keys.
         self._int64s = [struct.Struct(f"={count}q") for count in range(item_max + 1)]
+        if self._open is not None:
+            self._keys = LookUpKeys(item_max)
+            self._numbers = _numbers_of(self._open, profile_bytes_max)
+            self._number_view = self._numbers.data
+            self._frame = self.frame_for(self._keys)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether look-ups call LMDB from compiled code, so that `frame_for` and `complete_to_ms` may be used."""
+        return self._open is not None
+
+    def frame_for(self, keys: LookUpKeys) -> Frame:
+        """Returns a frame of `mirror_look_up.look_up_bound` for compiled callers that put their keys into `keys`.
+
+        It fills `states`, `bounds` and `presence`, and holds until `close`.
+        """
+        assert self._open is not None
+        calls = self._open.functions
+        names = ("txn_begin", "txn_renew", "txn_reset", "txn_abort", "get", "txn_id")
+        return Frame(
+            loop.SLOT,
+            {
+                "functions": np.array([calls[name] for name in names], dtype=np.int64),
+                "numbers": self._numbers,
+                "values": np.zeros(loop.VALUE_WORDS, dtype=np.int64),
+                "complete_key": np.frombuffer(bytearray(_COMPLETE_TO), dtype=np.uint8),
+                "keys": keys.texts,
+                "key_starts": keys.starts,
+                "key_sizes": keys.sizes,
+                "states": self.states,
+                "bounds": self.bounds,
+                "presence": self.presence,
+            },
+        )
 
     def look_up(self, keys: Sequence[bytes]) -> int:
         """Fill `states`, `bounds` and `presence` with the profiles of these keys, all of one moment.
@@ -273,6 +321,8 @@ class MirrorReader:
         An empty key stands for an entity that the payment does not have. Returns the moment up to which the mirror is
         complete, in epoch ms; 0 while it is being filled. Raises MirrorAbsent.
         """
+        if self._open is not None:
+            return self._look_up_compiled(self._open, keys)
         try:
             return self._look_up(keys)
         except lmdb.MapResizedError:
@@ -290,6 +340,11 @@ class MirrorReader:
         return self._note(_PROFILE_SET)
 
     def _note(self, key: bytes) -> str:
+        if self._open is not None:
+            try:
+                return self._open.value_of(key).decode()
+            except LmdbError:
+                return ""
         try:
             with self._env.begin() as transaction:
                 return bytes(transaction.get(key, b"")).decode()
@@ -304,7 +359,36 @@ class MirrorReader:
             return False
 
     def close(self) -> None:
-        self._env.close()
+        if self._open is not None:
+            self._end_transaction(self._open)
+            self._open.close()
+            self._open = None
+        else:
+            self._env.close()
+
+    def _look_up_compiled(self, environment: ReadEnvironment, keys: Sequence[bytes]) -> int:
+        count = len(keys)
+        self._keys.put(keys)
+        frame_at = self._frame.address
+        status = loop.look_up_bound(frame_at, count)
+        if status == lmdb_calls.MAP_RESIZED:
+            try:
+                # The companion was restarted with a larger size_mb, and the mirror has grown beyond our map.
+                self._end_transaction(environment)
+                environment.grow()
+                status = loop.look_up_bound(frame_at, count)
+            except LmdbError as error:
+                raise MirrorAbsent("the mirror cannot be read") from error
+        if status != 0:
+            raise MirrorAbsent("the mirror cannot be read") from LmdbError(status)
+        self.found = self._presence[:count].tobytes()
+        self.snapshot = self._number_view[loop.SNAPSHOT]
+        return int(self._number_view[loop.COMPLETE_TO_MS])
+
+    def _end_transaction(self, environment: ReadEnvironment) -> None:
+        """End the transaction that look-ups keep, before the environment changes."""
+        environment.abort(self._number_view[loop.TRANSACTION])
+        self._number_view[loop.TRANSACTION] = 0
 
     def _look_up_resized(self, keys: Sequence[bytes]) -> int:
         try:
@@ -340,6 +424,40 @@ class MirrorReader:
         self._presence[:count] = self.found = presence
         self._int64s[count].pack_into(self._bounds, _INT64.size, *itertools.accumulate(sizes))
         return complete_to_ms
+
+
+class LookUpKeys:
+    """The keys of a look-up, where compiled code reads them: bytes, and where in them each key begins and how long."""
+
+    def __init__(self, item_max: int, texts: NDArray[np.uint8] | None = None) -> None:
+        """`texts`: bytes in which all keys stand; without them `put` has an array of its own."""
+        self.texts = np.zeros(item_max * KEY_BYTES_MAX, dtype=np.uint8) if texts is None else texts
+        self.starts: NDArray[np.int64] = np.zeros(item_max + 1, dtype=np.int64)
+        self.sizes: NDArray[np.int64] = np.zeros(item_max, dtype=np.int64)
+        self._texts = self.texts.data
+        self._starts, self._sizes = self.starts.data.cast("B"), self.sizes.data.cast("B")
+        # Packers, indexed by the number of keys.
+        self._int64s = [struct.Struct(f"={count}q") for count in range(item_max + 2)]
+
+    def put(self, keys: Sequence[bytes]) -> None:
+        """Put these keys, none above KEY_BYTES_MAX; an empty key for an entity that a payment does not have."""
+        joined = b"".join([key or b"" for key in keys])
+        sizes = [len(key) if key else 0 for key in keys]
+        self._texts[: len(joined)] = joined
+        self._int64s[len(sizes)].pack_into(self._sizes, 0, *sizes)
+        self._int64s[len(sizes) + 1].pack_into(self._starts, 0, *itertools.accumulate(sizes, initial=0))
+
+
+def _numbers_of(environment: ReadEnvironment, profile_bytes_max: int) -> NDArray[np.int64]:
+    numbers = np.zeros(loop.NUMBER_COUNT, dtype=np.int64)
+    numbers[loop.ENVIRONMENT], numbers[loop.DATABASE] = environment.address, environment.database
+    numbers[loop.PROFILE_BYTES_MAX] = profile_bytes_max
+    return numbers
+
+
+def warm_up() -> None:
+    """Load or compile the look-up, so that no payment waits for it."""
+    loop.look_up_bound.compile("int64(int64, int64)")  # type: ignore[attr-defined]
 
 
 def has_mirror(settings: MirrorSettings) -> bool:

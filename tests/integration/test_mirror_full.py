@@ -29,10 +29,9 @@ SIZE_MB, CARDS, STATE_BYTES = 4, 500, 500
 # Stands in a look-up, as a worker does for microseconds, until it is killed.
 READER = f"""
 import sys, time
-from paywarden.scoring.state.mirror import MirrorReader, MirrorSettings
+import lmdb
 
-reader = MirrorReader(MirrorSettings(path=sys.argv[1], size_mb={SIZE_MB}), item_max=1, profile_bytes_max=64)
-transaction = reader._env.begin(buffers=True)
+transaction = lmdb.open(sys.argv[1], map_size={SIZE_MB} << 20, readonly=True).begin(buffers=True)
 assert transaction.get(b"card:1") is not None
 print("inside", flush=True)
 time.sleep(600)

@@ -26,7 +26,7 @@ import paywarden.streams.profiles
 from paywarden.scoring.http import front
 from paywarden.scoring.idempotency.decision_cache import DecisionCache
 from paywarden.scoring.server import worker
-from paywarden.scoring.state import outbox
+from paywarden.scoring.state import lmdb_calls, outbox
 from paywarden.streams.kafka import producers
 from paywarden.streams.profiles import events
 from tests.simulation import files
@@ -241,6 +241,8 @@ def patched() -> Iterator[None]:
         # A bound that histories reach.
         put(events, "LABEL_CHANGES_MAX", 30)
     put(outbox, "reserve", files.reserve)
+    # The simulated LMDB has no C functions.
+    put(lmdb_calls, "functions", lambda: None)
     put(producers, "make_producer", _make_producer)
     put(front, "accept", _accept)
     put(worker, "open_listener", lambda *_, **__: None)

@@ -15,6 +15,7 @@ import pytest
 
 from paywarden.features.kernel import ABSENT, KNOWN, UNKNOWN
 from paywarden.schemas.errors import Misconfigured
+from paywarden.scoring.state import lmdb_calls
 from paywarden.scoring.state.mirror import MirrorAbsent, MirrorFull, MirrorReader, MirrorSettings, MirrorWriter
 from tests.services.processes import ROOT
 
@@ -36,10 +37,10 @@ def writer(settings: MirrorSettings) -> Iterator[MirrorWriter]:
 class ReaderProcess:
     """A MirrorReader in a process of its own, as LMDB may be open only once in a process."""
 
-    def __init__(self, settings: MirrorSettings, item_max: int = 4) -> None:
+    def __init__(self, settings: MirrorSettings, item_max: int = 4, *, through_python: bool = False) -> None:
         context = multiprocessing.get_context("spawn")
         self._here, there = context.Pipe()
-        self.process = context.Process(target=_answer, args=(there, settings, item_max), daemon=True)
+        self.process = context.Process(target=_answer, args=(there, settings, item_max, through_python), daemon=True)
         self.process.start()
         # If this end stayed open here, the pipe would never report that the reader has died.
         there.close()
@@ -58,7 +59,11 @@ class ReaderProcess:
         assert self.process.exitcode == 0
 
 
-def _answer(there: multiprocessing.connection.Connection, settings: MirrorSettings, item_max: int) -> None:
+def _answer(
+    there: multiprocessing.connection.Connection, settings: MirrorSettings, item_max: int, through_python: bool
+) -> None:
+    if through_python:
+        lmdb_calls.functions = lambda: None  # type: ignore[assignment]
     reader = MirrorReader(settings, item_max=item_max, profile_bytes_max=PROFILE_BYTES_MAX)
     there.send("open")
     while (keys := there.recv()) is not None:
@@ -110,6 +115,32 @@ def test_known_unknown_and_absent_entities_are_distinguished(writer: MirrorWrite
 def test_a_profile_of_no_bytes_is_known_though_nothing_can_read_it(writer: MirrorWriter, reader: ReaderProcess) -> None:
     writer.apply({b"card:1": b"", b"card:2": b"two"}, {}, 5)
     assert reader.look_up(b"card:1", b"card:2", b"card:3")[1:] == ([KNOWN, KNOWN, UNKNOWN], [b"", b"two", b""])
+
+
+def test_a_look_up_through_python_finds_the_same_as_the_compiled_one(settings: MirrorSettings) -> None:
+    """Where the package lmdb does not export LMDB's functions, the look-up goes through Python."""
+    random_ = random.Random(5)
+    keys = [b"card:%d" % number for number in range(30)]
+    small, large = MirrorSettings(path=settings.path, size_mb=1), settings
+    writer = MirrorWriter(small)
+    writer.apply({keys[0]: b"one"}, {}, 0)
+    readers = [ReaderProcess(small, 40), ReaderProcess(small, 40, through_python=True)]
+    for number in range(40):
+        if number == 30:
+            # Beyond what the readers have mapped.
+            writer.close()
+            writer = MirrorWriter(large)
+            writer.apply({b"merchant:%d" % merchant: bytes(500) for merchant in range(5000)}, {})
+        changes = {
+            key: random_.choice([None, random_.randbytes(random_.randrange(90))]) for key in random_.sample(keys, 9)
+        }
+        writer.apply(changes, {}, number)
+        asked = [random_.choice([None, key]) for key in random_.sample(keys, random_.randrange(30))]
+        compiled, through_python = (reader.look_up(*asked) for reader in readers)
+        assert compiled == through_python
+    for reader in readers:
+        reader.close()
+    writer.close()
 
 
 def test_a_mirror_that_is_being_filled_is_complete_to_zero(writer: MirrorWriter, reader: ReaderProcess) -> None:
@@ -322,10 +353,9 @@ def test_readers_that_were_killed_do_not_use_up_the_readers_table(settings: Mirr
 
 _READER_IN_A_LOOK_UP = """
 import sys, time
-from paywarden.scoring.state.mirror import MirrorReader, MirrorSettings
+import lmdb
 
-reader = MirrorReader(MirrorSettings(path=sys.argv[1], size_mb=4), item_max=1, profile_bytes_max=64)
-transaction = reader._env.begin(buffers=True)
+transaction = lmdb.open(sys.argv[1], map_size=4 << 20, readonly=True).begin(buffers=True)
 assert transaction.get(b"card:1") is not None
 print("inside", flush=True)
 time.sleep(600)

@@ -1,0 +1,145 @@
+"""The compiled half of `MirrorReader`: looks up the profiles of a chunk in one read transaction of LMDB.
+
+    keys ─► begin or renew ─► get, get, get … ─► complete_to ─► reset
+                                │
+                                └─ each value is copied into `states` before the transaction ends
+
+LMDB's functions are called by their addresses (scoring/state/lmdb_calls.py). The transaction is kept from call to call:
+to renew it costs a tenth of a new one.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import carray  # type: ignore[attr-defined]
+
+from paywarden.features.kernel.byte_ranges import copy_bytes
+from paywarden.features.kernel.frame import address, size
+from paywarden.features.kernel.intrinsics import call_c, load_word, pointer, word_at
+from paywarden.features.kernel.jit import compiled, inlined
+from paywarden.features.kernel.layout import ABSENT, I64, KNOWN, UNKNOWN
+from paywarden.features.kernel.plan_schema import positions
+
+# Places in `functions`.
+BEGIN, RENEW, RESET, ABORT, GET, ID = range(6)
+FUNCTION_COUNT = 6
+# Places in `numbers`: what LMDB has given, the largest profile, and what the look-up has found.
+ENVIRONMENT, DATABASE, TRANSACTION, PROFILE_BYTES_MAX, COMPLETE_TO_MS, SNAPSHOT = range(6)
+NUMBER_COUNT = 6
+# An MDB_val is a size and an address. The first one is a key, the second one its value.
+_KEY_SIZE, _KEY_AT, _VALUE_SIZE, _VALUE_AT = range(4)
+VALUE_WORDS = 4
+# The same values as in scoring/state/lmdb_calls.py, which holds no compiled code.
+_READ_ONLY, _NOT_FOUND = 0x20000, -30798
+_WORD_BYTES = 8
+
+
+class LookUpSlots(NamedTuple):
+    """The frame of `look_up_bound`."""
+
+    functions: int
+    """int64: the addresses of LMDB's functions, BEGIN to ID."""
+    numbers: int
+    """int64: ENVIRONMENT to SNAPSHOT."""
+    values: int
+    """Shape (VALUE_WORDS,), int64. Scratch space: a key and its value."""
+    complete_key: int
+    """The key of the mirror's completeness, uint8."""
+    keys: int
+    """uint8. Bytes in which all keys stand."""
+    key_starts: int
+    """Where each key begins in `keys`, int64."""
+    key_sizes: int
+    """The size of each key, int64; 0 stands for an entity that the payment does not have."""
+    states: int
+    """uint8. Filled: the profiles, one after the other."""
+    bounds: int
+    """int64. Filled: where each profile begins, and where the last one ends."""
+    presence: int
+    """uint8. Filled: ABSENT, UNKNOWN or KNOWN for each key."""
+
+
+SLOT = positions(LookUpSlots)
+
+
+@inlined
+def _begin(functions: I64, numbers: I64, numbers_at: int) -> int:
+    """Begin a read transaction. Returns 0 or LMDB's error, after which there is none."""
+    if numbers[TRANSACTION] == 0:
+        kept_at = numbers_at + TRANSACTION * _WORD_BYTES
+        status = int(np.int32(call_c(functions[BEGIN], numbers[ENVIRONMENT], 0, _READ_ONLY, kept_at)))
+        if status != 0:
+            numbers[TRANSACTION] = 0
+        return status
+    status = int(np.int32(call_c(functions[RENEW], numbers[TRANSACTION], 0, 0, 0)))
+    if status != 0:
+        call_c(functions[ABORT], numbers[TRANSACTION], 0, 0, 0)
+        numbers[TRANSACTION] = 0
+    return status
+
+
+@inlined
+def _get(functions: I64, numbers: I64, values: I64, values_at: int, key_at: int, key_size: int) -> int:
+    """Put a key's value into `values`. Returns 0 or LMDB's error."""
+    values[_KEY_SIZE], values[_KEY_AT] = key_size, key_at
+    value_at = values_at + _VALUE_SIZE * _WORD_BYTES
+    return int(np.int32(call_c(functions[GET], numbers[TRANSACTION], numbers[DATABASE], values_at, value_at)))
+
+
+@compiled(makes_arrays=True)
+def look_up_bound(frame_at: int, count: int) -> int:
+    """Look up the frame's first `count` keys. Returns 0 or LMDB's error.
+
+    A profile above PROFILE_BYTES_MAX is cut off there: it is of another catalogue, and the kernel sees that.
+    """
+    functions = carray(address(frame_at, SLOT.functions), FUNCTION_COUNT, np.int64)
+    numbers = carray(address(frame_at, SLOT.numbers), NUMBER_COUNT, np.int64)
+    values = carray(address(frame_at, SLOT.values), VALUE_WORDS, np.int64)
+    starts = carray(address(frame_at, SLOT.key_starts), count, np.int64)
+    sizes = carray(address(frame_at, SLOT.key_sizes), count, np.int64)
+    states = carray(address(frame_at, SLOT.states), size(frame_at, SLOT.states), np.uint8)
+    bounds = carray(address(frame_at, SLOT.bounds), count + 1, np.int64)
+    presence = carray(address(frame_at, SLOT.presence), count, np.uint8)
+    complete_key = carray(address(frame_at, SLOT.complete_key), size(frame_at, SLOT.complete_key), np.uint8)
+    keys_at, values_at, complete_at = (
+        starts_of(frame_at, SLOT.keys),
+        starts_of(frame_at, SLOT.values),
+        starts_of(frame_at, SLOT.complete_key),
+    )
+    status = _begin(functions, numbers, starts_of(frame_at, SLOT.numbers))
+    if status != 0:
+        return status
+    position = 0
+    bounds[0] = 0
+    for item in range(count):
+        if sizes[item] == 0:
+            presence[item] = ABSENT
+        else:
+            status = _get(functions, numbers, values, values_at, keys_at + starts[item], sizes[item])
+            if status == 0:
+                length = min(values[_VALUE_SIZE], numbers[PROFILE_BYTES_MAX])
+                value = carray(pointer(values[_VALUE_AT]), length, np.uint8)
+                position = copy_bytes(value, 0, length, states, position)
+                presence[item] = KNOWN
+            elif status == _NOT_FOUND:
+                presence[item] = UNKNOWN
+            else:
+                call_c(functions[RESET], numbers[TRANSACTION], 0, 0, 0)
+                return status
+        bounds[item + 1] = position
+    numbers[COMPLETE_TO_MS] = 0
+    status = _get(functions, numbers, values, values_at, complete_at, len(complete_key))
+    if status == 0 and values[_VALUE_SIZE] == _WORD_BYTES:
+        numbers[COMPLETE_TO_MS] = load_word(carray(pointer(values[_VALUE_AT]), _WORD_BYTES, np.uint8), 0)
+    numbers[SNAPSHOT] = call_c(functions[ID], numbers[TRANSACTION], 0, 0, 0)
+    call_c(functions[RESET], numbers[TRANSACTION], 0, 0, 0)
+    return 0 if status == _NOT_FOUND else status
+
+
+@inlined
+def starts_of(frame_at: int, slot: int) -> int:
+    """Returns the address of a slot's array as a number."""
+    found: int = word_at(frame_at + slot * 16)
+    return found
