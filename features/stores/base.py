@@ -116,17 +116,19 @@ class ProfileStore(Protocol):
 def split_key(key: bytes) -> tuple[str, bytes]:
     """Returns (entity, id) of a key. Raises InvalidEvent if it is not `entity:id` or is too long."""
     entity, _, identity = key.partition(b":")
-    if not identity or not _is_entity(entity):
+    name = _entity_named(entity)
+    if not identity or not name:
         raise InvalidEvent("a profile's key must be an entity's name, a colon and an id that is not empty")
     if len(key) > KEY_BYTES_MAX:
         raise InvalidEvent(f"a profile's key has at most {KEY_BYTES_MAX} bytes, got {len(key)}")
-    return entity.decode(), identity
+    return name, identity
 
 
 @lru_cache(maxsize=256)
-def _is_entity(name: bytes) -> bool:
+def _entity_named(name: bytes) -> str:
+    """Returns an entity's name as text, empty if none may have this one."""
     # Every key of every call needs this check, for the same few names.
-    return _ENTITY.fullmatch(name) is not None
+    return name.decode() if _ENTITY.fullmatch(name) is not None else ""
 
 
 def join_key(entity: str, identity: bytes) -> bytes:
@@ -153,7 +155,9 @@ def check_write(values: Mapping[bytes, bytes], *, ttl_s: int, record_bytes_max: 
     if not 0 <= ttl_s <= TTL_S_MAX:
         raise Misconfigured(f"ttl_s must be between 0 (never expires) and {TTL_S_MAX} seconds, got {ttl_s}")
     for key, value in values.items():
-        check_record(key, value, record_bytes_max=record_bytes_max)
+        split_key(key)
+        if len(value) > record_bytes_max:
+            check_record(key, value, record_bytes_max=record_bytes_max)
 
 
 def check_versions(

@@ -20,6 +20,8 @@ from paywarden.features.stores.base import (
 )
 from paywarden.features.stores.profile_sets import FIRST, StoredRegister, check_name, erase_records
 
+_NOTHING = Versioned(None, ABSENT)
+
 
 class MemoryStore:
     """A ProfileStore that ends with the process. `clock` gives epoch seconds and decides what has expired."""
@@ -51,8 +53,9 @@ class MemoryStore:
         expires = now + ttl_s if ttl_s else None
         with self._lock:
             check_versions(values, versions or {}, lambda key: self._live(key, now))
+            records, versions_of = self._records, self._next_version
             for key, value in values.items():
-                self._records[key] = (bytes(value), expires, next(self._next_version))
+                records[key] = (bytes(value), expires, next(versions_of))
 
     def delete(self, keys: Sequence[bytes]) -> None:
         """See ProfileStore."""
@@ -94,8 +97,11 @@ class MemoryStore:
         """See ProfileStore."""
 
     def _live(self, key: bytes, now: float) -> Versioned:
-        value, expires, version = self._records.get(key, (None, None, ABSENT))
-        return Versioned(None, ABSENT) if expires is not None and expires <= now else Versioned(value, version)
+        record = self._records.get(key)
+        if record is None:
+            return _NOTHING
+        value, expires, version = record
+        return _NOTHING if expires is not None and expires <= now else Versioned(value, version)
 
 
 class MemorySets:

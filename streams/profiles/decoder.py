@@ -15,8 +15,9 @@ from paywarden.schemas.avro import Decoder, SchemaIds
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.schemas.payment_fields import FIELD, FIELDS, PaymentFields, PaymentRules, TimeBounds
 from paywarden.streams.kafka.reading import Record
-from paywarden.streams.profiles.events import OutcomeEvent, PaymentEvent, Position, payments_source
+from paywarden.streams.profiles.events import OutcomeEvent, payments_source
 from paywarden.streams.profiles.fast_intake import FastIntake
+from paywarden.streams.profiles.payment_columns import PaymentColumns, PaymentEvent, Position
 
 # An operator can retry a dead letter for 30 days ([topics] dead_letters_days), and its payment may have been days old
 # at its first arrival. A payment dated into the future, by more than clocks differ, would push all real tiles out of
@@ -45,17 +46,22 @@ class EventDecoder:
     def _converted(self, amount_minor: int, payment: Mapping[str, Any]) -> int:
         return self._rates.convert(amount_minor, payment["currency"], payment["event_time_ms"])
 
-    def payments(self, records: Sequence[Record], now_ms: int, base: int = 0) -> list[PaymentEvent | InvalidEvent]:
-        """Returns the result of `payment` for each record of topic payments. Most are decoded together.
+    def columns(
+        self, records: Sequence[Record], now_ms: int, base: int = 0
+    ) -> tuple[PaymentColumns, dict[int, InvalidEvent]]:
+        """Returns the payments in these records of topic payments, and by a record's number the error of any other.
 
-        `base` is added to their offsets.
+        Most are decoded together; each is what `payment` returns. `base` is added to their offsets.
         """
+        return self._fast.columns(records, now_ms, lambda record: self._slowly(record, now_ms, base), base)
 
-        def slowly(record: Record) -> PaymentEvent:
-            position = Position(payments_source(record.partition), base + record.offset)
-            return self.payment(record.value, position, record.timestamp_ms, now_ms)
+    def payments(self, records: Sequence[Record], now_ms: int, base: int = 0) -> list[PaymentEvent | InvalidEvent]:
+        """Returns the result of `payment` for each record of topic payments: that of `columns` one by one."""
+        return self._fast.payments(records, now_ms, lambda record: self._slowly(record, now_ms, base), base)
 
-        return self._fast.payments(records, now_ms, slowly, base)
+    def _slowly(self, record: Record, now_ms: int, base: int) -> PaymentEvent:
+        position = Position(payments_source(record.partition), base + record.offset)
+        return self.payment(record.value, position, record.timestamp_ms, now_ms)
 
     def payment(self, value: bytes | None, position: Position, arrived_ms: int, now_ms: int) -> PaymentEvent:
         """Returns the payment in a Kafka value. `arrived_ms` is Kafka's time. Raises InvalidEvent, naming the field."""

@@ -35,6 +35,9 @@ from paywarden.features.profiles.engine import Events, FeatureEngine
 from paywarden.features.profiles.payment_tags import MARK_DTYPE, TAG_MIN
 from paywarden.schemas.payment_fields import DECLARED_MAX, TABLE_ALONE, Form, PaymentFields
 from paywarden.schemas.proto.store_pb2 import LabelChange, PaymentRecord
+from paywarden.streams.profiles.payment_columns import RECORD_PREFIX, PaymentColumns, PaymentEvent, Position
+
+__all__ = ["PaymentColumns", "PaymentEvent", "Position"]
 
 # Columns of an event's row: kind and weight (of a payment its tag, or 1), source and offset, arrival on Kafka,
 # attributes of the payment.
@@ -79,26 +82,6 @@ def source_name(source: int) -> str:
     """Returns the topic and partition of a source number, such as `payments/3`."""
     topic = "outcomes" if source % _KINDS_OF_SOURCES else "payments"
     return f"{topic}/{source // _KINDS_OF_SOURCES}"
-
-
-class Position(NamedTuple):
-    """Where an event came from: `source` is one number for topic and partition."""
-
-    source: int
-    offset: int
-
-
-class PaymentEvent(NamedTuple):
-    """A payment in the form that profiles need. `attributes`: its row (features/catalogue/attributes.py).
-
-    `keys`: the store key for each kind of entity, empty if the payment has none. `arrived_ms`: its arrival on Kafka.
-    """
-
-    position: Position
-    payment_id: str
-    attributes: Sequence[int]
-    keys: tuple[bytes, ...]
-    arrived_ms: int = 0
 
 
 class OutcomeEvent(NamedTuple):
@@ -146,6 +129,15 @@ class RecordLayout:
             number = (number ^ row[column] & _WORD) * _MULTIPLIER & _WORD
         return number
 
+    def besides(self, rows: NDArray[np.int64]) -> NDArray[np.uint64] | None:
+        """Returns `beside` of each row, shape (rows,); None where no field is told apart by it."""
+        if not self.beside_fields:
+            return None
+        numbers, multiplier = np.zeros(len(rows), dtype=np.uint64), np.uint64(_MULTIPLIER)
+        for column in self._beside:
+            numbers = (numbers ^ rows[:, column].astype(np.uint64)) * multiplier
+        return numbers
+
     def codes_of(self, row: Sequence[int]) -> Sequence[int]:
         """Returns the codes that the record of a payment with this row holds."""
         return self._codes_of(row) if self.width > kernel.ATTRIBUTE_COUNT else row[: kernel.CODE_COUNT]
@@ -176,8 +168,6 @@ class Joined:
     `refused`: where events came from that a payment's record does not allow, with the reason.
     `later` counts the later records of payments that were known, by kind: LATER.
 
-    For each event, `rows` has its row and `keys` the store key for each kind of entity, empty for none.
-
     `tag_of` gives the tag of a payment's id, which then stands in place of a payment's weight; None for no tags.
     """
 
@@ -185,29 +175,66 @@ class Joined:
     layout: RecordLayout = field(default_factory=RecordLayout)
     tag_of: Callable[[bytes], int] | None = None
     records: dict[bytes, bytes] = field(default_factory=dict)
-    rows: list[list[int]] = field(default_factory=list)
-    keys: list[Sequence[bytes]] = field(default_factory=list)
     later: Counter[str] = field(default_factory=Counter)
     orphans: list[OutcomeEvent] = field(default_factory=list)
     refused: list[tuple[Position, str]] = field(default_factory=list)
+    # The events in their order: parts with their rows and, for each kind of entity, their keys; then single ones.
+    _parts: list[tuple[NDArray[np.int64], list[list[bytes]]]] = field(default_factory=list)
+    _rows: list[list[int]] = field(default_factory=list)
+    _keys: list[Sequence[bytes]] = field(default_factory=list)
 
     @property
     def duplicates(self) -> int:
         """Returns how many records were dropped, because another one had their payment_id."""
         return self.later[RESENT] + self.later[CHANGED]
 
+    @property
+    def rows(self) -> list[list[int]]:
+        """Returns the row of each event."""
+        rows: list[list[int]] = self._whole()[0].tolist()
+        return rows
+
+    def add(self, row: list[int], keys: Sequence[bytes]) -> None:
+        """Add one event. `keys`: the store key for each kind of entity, empty for none."""
+        self._rows.append(row)
+        self._keys.append(keys)
+
+    def add_part(self, rows: NDArray[np.int64], keys: list[list[bytes]]) -> None:
+        """Add events. `rows`: shape (events, row width). `keys`: for each kind of entity, the key of each event."""
+        self._end_singles()
+        self._parts.append((rows, keys))
+
     def of_entities(self) -> list[EntityEvents]:
-        """Returns the same events by kind of entity."""
-        rows = np.array(self.rows, dtype=np.int64).reshape(-1, ATTRIBUTES_AT + self.layout.width)
+        """Returns the events by kind of entity."""
+        rows, keys = self._whole()
         by_entity = []
-        for entity in range(self.entity_count):
-            column = [keys[entity] for keys in self.keys]
+        for column in keys:
             if all(column):
                 by_entity.append(EntityEvents(column, rows))
             else:
                 present = [number for number, key in enumerate(column) if key]
                 by_entity.append(EntityEvents([column[number] for number in present], rows[present]))
         return by_entity
+
+    def _end_singles(self) -> None:
+        if self._rows:
+            # A record of another catalogue may have more kinds of entities.
+            columns = [[keys[entity] for keys in self._keys] for entity in range(self.entity_count)]
+            self._parts.append((np.array(self._rows, dtype=np.int64), columns))
+            self._rows, self._keys = [], []
+
+    def _whole(self) -> tuple[NDArray[np.int64], list[list[bytes]]]:
+        """Returns the rows of all events and, for each kind of entity, their keys."""
+        self._end_singles()
+        if len(self._parts) != 1:
+            none = np.empty((0, ATTRIBUTES_AT + self.layout.width), dtype=np.int64)
+            rows = np.concatenate([none, *(rows for rows, _ in self._parts)])
+            columns = [
+                list(itertools.chain.from_iterable(keys[entity] for _, keys in self._parts))
+                for entity in range(self.entity_count)
+            ]
+            self._parts = [(rows, columns)]
+        return self._parts[0]
 
 
 @dataclass(frozen=True)
@@ -242,7 +269,7 @@ _TABLE_ALONE = RecordLayout()
 
 def record_key(payment_id: str) -> bytes:
     """Returns the store key of a payment's record."""
-    return b"payment:" + payment_id.encode()
+    return RECORD_PREFIX + payment_id.encode()
 
 
 def join(
@@ -259,8 +286,11 @@ def join(
         records = {key: PaymentRecord.FromString(value) for key, value in known.items()}
     except DecodeError:
         payments, outcomes, records = _without_unreadable(payments, outcomes, known, joined)
-    for payment in payments:
-        _join_payment(payment, records, joined)
+    if isinstance(payments, PaymentColumns):
+        _join_columns(payments, records, joined)
+    else:
+        for payment in payments:
+            _join_payment(payment, records, joined)
     for outcome in outcomes:
         _join_outcome(outcome, records, joined)
     return joined
@@ -289,10 +319,49 @@ def _without_unreadable(
     )
 
 
+def _join_columns(payments: PaymentColumns, records: dict[bytes, PaymentRecord], joined: Joined) -> None:
+    """Join new payments together, a run of them at a time, and every other payment by itself. The order stays."""
+    layout, keys = joined.layout, payments.record_keys
+    encoded = payments.records(layout.columns, layout.besides(payments.rows), layout.beside_fields)
+    rows = _event_rows(payments, joined.tag_of)
+    if len(set(keys)) == len(keys) and records.keys().isdisjoint(keys):
+        joined.records.update(zip(keys, encoded, strict=True))
+        joined.add_part(rows, payments.keys)
+        return
+    begin = 0
+    for number, key in enumerate(keys):
+        if key not in records and key not in joined.records:
+            joined.records[key] = encoded[number]
+            continue
+        joined.add_part(rows[begin:number], [column[begin:number] for column in payments.keys])
+        begin = number + 1
+        _join_payment(payments[number], records, joined)
+    joined.add_part(rows[begin:], [column[begin:] for column in payments.keys])
+
+
+def _event_rows(payments: PaymentColumns, tag_of: Callable[[bytes], int] | None) -> NDArray[np.int64]:
+    """Returns the events' rows of payments that are new, shape (payments, ATTRIBUTES_AT + row width)."""
+    rows = np.empty((len(payments), ATTRIBUTES_AT + payments.rows.shape[1]), dtype=np.int64)
+    rows[:, KIND], rows[:, WEIGHT] = kernel.PAYMENT, 1
+    if tag_of is not None:
+        rows[:, WEIGHT] = [tag_of(key.removeprefix(RECORD_PREFIX)) for key in payments.record_keys]
+    rows[:, SOURCE], rows[:, OFFSET] = payments.sources, payments.offsets
+    rows[:, ARRIVED_MS], rows[:, ATTRIBUTES_AT:] = payments.arrived_ms, payments.rows
+    return rows
+
+
+def _record_of(key: bytes, records: dict[bytes, PaymentRecord], joined: Joined) -> PaymentRecord | None:
+    """Returns the record of a payment, None for one that is not known. It may be new in this batch."""
+    record = records.get(key)
+    if record is None and key in joined.records:
+        record = records[key] = PaymentRecord.FromString(joined.records[key])
+    return record
+
+
 def _join_payment(payment: PaymentEvent, records: dict[bytes, PaymentRecord], joined: Joined) -> None:
     key = record_key(payment.payment_id)
     position = payment.position
-    record = records.get(key)
+    record = _record_of(key, records, joined)
     if record is None:
         record = PaymentRecord(
             source=position.source,
@@ -312,10 +381,8 @@ def _join_payment(payment: PaymentEvent, records: dict[bytes, PaymentRecord], jo
             _join_later(payment, key, record, joined)
         return
     tag = 1 if joined.tag_of is None else joined.tag_of(payment.payment_id.encode())
-    joined.rows.append(
-        [kernel.PAYMENT, tag, position.source, position.offset, payment.arrived_ms, *payment.attributes],
-    )
-    joined.keys.append(payment.keys)
+    row = [kernel.PAYMENT, tag, position.source, position.offset, payment.arrived_ms, *payment.attributes]
+    joined.add(row, payment.keys)
 
 
 def _join_later(payment: PaymentEvent, key: bytes, record: PaymentRecord, joined: Joined) -> None:
@@ -381,15 +448,14 @@ def _attributes(record: PaymentRecord, declined: int, layout: RecordLayout) -> l
 
 def _add(joined: Joined, record: PaymentRecord, row: list[int]) -> None:
     """Add an event of a payment that is in the store."""
-    joined.rows.append(row)
     # A record from an older catalogue has fewer kinds of entities.
     unknown = [b""] * (joined.entity_count - len(record.keys))
-    joined.keys.append([*(entity_key.encode() for entity_key in record.keys), *unknown])
+    joined.add(row, [*(entity_key.encode() for entity_key in record.keys), *unknown])
 
 
 def _join_outcome(outcome: OutcomeEvent, records: dict[bytes, PaymentRecord], joined: Joined) -> None:
     key = record_key(outcome.payment_id)
-    record = records.get(key)
+    record = _record_of(key, records, joined)
     if record is None:
         joined.orphans.append(outcome)
         return

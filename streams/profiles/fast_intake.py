@@ -58,7 +58,9 @@ from paywarden.schemas.payment_fields import (
     TimeBounds,
 )
 from paywarden.streams.kafka.reading import Record
-from paywarden.streams.profiles.events import PaymentEvent, Position, payments_source
+from paywarden.streams.profiles import payment_columns
+from paywarden.streams.profiles.events import payments_source
+from paywarden.streams.profiles.payment_columns import RECORD_PREFIX, PaymentColumns, PaymentEvent
 
 # How a field is stored, and the form of its values. The kinds from _TEXT on are texts.
 _LONG, _FLAG, _OFFSET, _NUMBER, _MONEY, _DECIMAL, _TEXT, _MCC, _COUNTRY, _BIN, _EMAIL, _ADDRESS = range(12)
@@ -109,7 +111,7 @@ assert OFFSET_ZERO > UTC_OFFSET_MINUTES_MAX
 
 
 class FastIntake:
-    """Decodes batches of payments."""
+    """Decodes batches of payments into columns (streams/profiles/payment_columns.py)."""
 
     def __init__(self, plan: Plan, rates: RateTable, ids: SchemaIds, times: TimeBounds) -> None:
         warm_up()
@@ -138,61 +140,70 @@ class FastIntake:
     def payments(
         self, records: Sequence[Record], now_ms: int, slowly: Callable[[Record], PaymentEvent], base: int = 0
     ) -> list[PaymentEvent | InvalidEvent]:
-        """Returns each record's payment, or the error. `slowly` decodes one record and raises InvalidEvent.
+        """Returns each record's payment, or the error: the result of `columns` one by one."""
+        columns, refused = self.columns(records, now_ms, slowly, base)
+        payments = iter(columns)
+        return [refused[number] if number in refused else next(payments) for number in range(len(records))]
 
-        `base` is added to the offsets; `slowly` adds it itself.
+    def columns(
+        self, records: Sequence[Record], now_ms: int, slowly: Callable[[Record], PaymentEvent], base: int = 0
+    ) -> tuple[PaymentColumns, dict[int, InvalidEvent]]:
+        """Returns the payments in these records, and by a record's number the error of one that has none.
+
+        `slowly` decodes one record and raises InvalidEvent. `base` is added to the offsets; `slowly` adds it itself.
         """
-        values = [
-            record.value if record.value is not None and record.value.startswith(self._headers) else b""
-            for record in records
-        ]
-        read = self._read(values, [record.timestamp_ms for record in records], now_ms)
-        events: list[PaymentEvent | InvalidEvent] = []
-        for number, record in enumerate(records):
-            event = read[number]
-            if event is None:
-                try:
-                    events.append(slowly(record))
-                except InvalidEvent as error:
-                    events.append(error)
-            else:
-                payment_id, row, keys = event
-                position = Position(payments_source(record.partition), base + record.offset)
-                events.append(PaymentEvent(position, payment_id, row, keys, record.timestamp_ms))
-        return events
+        payments, is_usual = self._read(records, now_ms, base)
+        refused: dict[int, InvalidEvent] = {}
+        for number in np.flatnonzero(~is_usual).tolist():
+            try:
+                event = slowly(records[number])
+            except InvalidEvent as error:
+                refused[number] = error
+                continue
+            payments.record_keys[number] = RECORD_PREFIX + event.payment_id.encode()
+            payments.rows[number] = event.attributes
+            for column, key in zip(payments.keys, event.keys, strict=True):
+                column[number] = key
+        if not refused:
+            return payments, refused
+        good = np.ones(len(records), dtype=np.bool_)
+        good[list(refused)] = False
+        return payments.chosen(good), refused
 
-    def _read(
-        self, values: Sequence[bytes], arrived_ms: Sequence[int], now_ms: int
-    ) -> list[tuple[str, list[int], tuple[bytes, ...]] | None]:
-        """Returns payment id, row and keys of each value; None if the slow way must decode it."""
-        if self._program is None or not values:
-            return [None] * len(values)
-        count, width = len(values), len(self._program)
+    def _read(self, records: Sequence[Record], now_ms: int, base: int) -> tuple[PaymentColumns, NDArray[np.bool_]]:
+        """Returns the payments, and which of them are usual. The slow way must decode the others."""
+        count, width = len(records), 0 if self._program is None else len(self._program)
+        headers = self._headers
+        values = [
+            record.value if record.value is not None and record.value.startswith(headers) else b"" for record in records
+        ]
+        arrived = np.array([record.timestamp_ms for record in records], dtype=np.int64)
+        sources = np.array([payments_source(record.partition) for record in records], dtype=np.int64)
+        offsets = np.array([record.offset for record in records], dtype=np.int64) + base
+        rows = np.zeros((count, self._row_width), dtype=np.int64)
+        is_usual = np.zeros(count, dtype=np.bool_)
+        if self._program is None or not count:
+            unread: list[list[bytes]] = [[b""] * count for _ in self._entities]
+            return PaymentColumns([b""] * count, sources, offsets, arrived, rows, unread), is_usual
         bounds = np.zeros(count + 1, dtype=np.int64)
         np.cumsum([len(value) for value in values], out=bounds[1:])
-        rows = np.zeros((count, self._row_width), dtype=np.int64)
         starts = np.zeros((count, width), dtype=np.int64)
         lengths = np.full((count, width), _MISSING, dtype=np.int64)
-        is_usual = np.zeros(count, dtype=np.bool_)
         data = b"".join(values)
         buffer = np.frombuffer(bytearray(data), dtype=np.uint8)
         _read_records(
             self._program, self._derived, buffer, bounds, self._key.low, self._key.high, rows, starts, lengths, is_usual
         )
-        times, arrived = rows[:, kernel.TIME_MS], np.array(arrived_ms, dtype=np.int64)
+        times = rows[:, kernel.TIME_MS]
         # A record without a time of arrival goes the slow way. Kafka has set one on every record for many years.
         is_usual &= (arrived > 0) & (times >= arrived - self._times.past_ms_max)
         is_usual &= times <= np.minimum(arrived, now_ms) + self._times.future_ms_max
-        id_bytes = lengths[:, self._payment_id]
         self._convert(data, rows, starts[:, self._currency], lengths[:, self._currency], is_usual)
-        columns = [self._keys(data, prefix, parts, rows, starts, lengths, is_usual) for prefix, parts in self._entities]
-        ids = zip(starts[:, self._payment_id].tolist(), id_bytes.tolist(), strict=True)
-        return [
-            (data[start : start + length].decode(), row, keys) if usual else None
-            for usual, (start, length), row, keys in zip(
-                is_usual.tolist(), ids, rows.tolist(), zip(*columns, strict=True), strict=True
-            )
-        ]
+        keys = [self._keys(data, prefix, parts, rows, starts, lengths, is_usual) for prefix, parts in self._entities]
+        begins, sizes = starts[:, self._payment_id], np.maximum(lengths[:, self._payment_id], 0)
+        ids = zip(begins.tolist(), (begins + sizes).tolist(), strict=True)
+        record_keys = [RECORD_PREFIX + data[begin:end] for begin, end in ids]
+        return PaymentColumns(record_keys, sources, offsets, arrived, rows, keys), is_usual
 
     def _convert(
         self,
@@ -246,8 +257,9 @@ class FastIntake:
         # A digest replaces the ids of a longer combination: the slow way makes it.
         is_usual &= ~is_there | (own.sum(axis=1) <= KEY_BYTES_MAX - len(prefix) - len(fields))
         if len(fields) == 1:
-            places = zip(is_there.tolist(), starts[:, fields[0]].tolist(), own[:, 0].tolist(), strict=True)
-            return [prefix + data[start : start + length] if there else b"" for there, start, length in places]
+            begins = starts[:, fields[0]]
+            places = zip(is_there.tolist(), begins.tolist(), (begins + own[:, 0]).tolist(), strict=True)
+            return [prefix + data[begin:end] if there else b"" for there, begin, end in places]
         separator = SEPARATOR.encode()
         keys = []
         for number, there in enumerate(is_there.tolist()):
@@ -328,7 +340,8 @@ def _derived_program(fields: PaymentFields, names: Sequence[str]) -> NDArray[np.
 
 
 def warm_up() -> None:
-    """Compile or load the loop, so that no payment waits for it."""
+    """Compile or load the loops of a payment's way into the store, so that no payment waits for them."""
+    payment_columns.warm_up()
     none = np.zeros((0, _WIDTH), dtype=np.int64)
     _read_records(none, none, np.zeros(0, np.uint8), none[:, 0].copy(), 0, 0, none, none, none, np.zeros(0, np.bool_))
 

@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -57,18 +57,27 @@ def partition_of(key: bytes, partition_count: int) -> int:
     return zlib.crc32(key) % partition_count
 
 
-def frames_of(events: EntityEvents, partition_count: int) -> Iterator[tuple[int, bytes]]:
-    """Yields (partition, frame) for all events; the events of a partition keep their order."""
-    chosen: dict[int, list[int]] = {}
-    for number, key in enumerate(events.keys):
-        chosen.setdefault(zlib.crc32(key) % partition_count, []).append(number)
+def frames_of(events: EntityEvents, partition_count: int, zeros: Sequence[int] = ()) -> Iterator[tuple[int, bytes]]:
+    """Yields (partition, frame) for all events; the events of a partition keep their order.
+
+    The frames' rows have 0 in the columns `zeros`.
+    """
     event_bytes_max = events.rows.itemsize * events.rows.shape[1] + 2 + KEY_BYTES_MAX
     count_max = min(FRAME_EVENTS_MAX, _FRAME_BYTES_MAX // event_bytes_max)
-    for partition, numbers in chosen.items():
-        for first in range(0, len(numbers), count_max):
-            part = numbers[first : first + count_max]
-            keys = [events.keys[number] for number in part]
-            yield partition, encode_frame(EntityEvents(keys, events.rows[part]), {}, partition_count)
+    crc32 = zlib.crc32
+    partitions = np.array([crc32(key) for key in events.keys], dtype=np.int64) % partition_count
+    order = np.argsort(partitions, kind="stable")
+    rows = events.rows[order]
+    rows[:, zeros] = 0
+    all_keys = events.keys
+    keys = [all_keys[number] for number in order.tolist()]
+    counts = np.bincount(partitions, minlength=partition_count)
+    end = 0
+    for partition in np.flatnonzero(counts).tolist():
+        begin, end = end, end + int(counts[partition])
+        for first in range(begin, end, count_max):
+            last = min(first + count_max, end)
+            yield partition, encode_frame(EntityEvents(keys[first:last], rows[first:last]), {}, partition_count)
 
 
 def encode_frame(events: EntityEvents, complete_to_ms: Mapping[int, int], partition_count: int) -> bytes:

@@ -17,7 +17,7 @@ import numpy as np
 from paywarden.features import kernel
 from paywarden.features.profiles.payment_tags import PaymentTags
 from paywarden.features.profiles.plan import Plan
-from paywarden.features.stores.base import ProfileStore
+from paywarden.features.stores.base import ABSENT, ProfileStore, StoreConflict
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.kafka.reading import Record
@@ -29,10 +29,9 @@ from paywarden.streams.profiles.events import (
     EntityEvents,
     Joined,
     OutcomeEvent,
-    PaymentEvent,
-    Position,
     RecordLayout,
 )
+from paywarden.streams.profiles.payment_columns import PaymentColumns, PaymentEvent, Position
 from paywarden.streams.profiles.repartition import encode_frame, frames_of
 
 _DAY_S = 86_400
@@ -43,7 +42,7 @@ _NO_EVENTS = EntityEvents([], np.empty((0, ROW_WIDTH), dtype=np.int64))
 class Decoded:
     """The events of a batch. `refused`: unusable records with the reason; `origin`: the record of each outcome."""
 
-    payments: list[PaymentEvent] = field(default_factory=list)
+    payments: Sequence[PaymentEvent] = ()
     outcomes: list[OutcomeEvent] = field(default_factory=list)
     origin: dict[Position, Record] = field(default_factory=dict)
     refused: list[tuple[Record, str]] = field(default_factory=list)
@@ -72,6 +71,8 @@ class Router:
         self._entity_count = plan.entity_count
         self._routes = [routes[name] for name in plan.entity_names]
         self._ttl_s = outcome_days * _DAY_S
+        # Whether payments' records are read before they are written: after a batch with a payment that was known.
+        self._reads_first = False
         self.payments_base = self.outcomes_base = 0
         """What is added to the offsets of payments and outcomes that are stored (streams/kafka/source_register.py)."""
         self._layout = RecordLayout(plan.fields)
@@ -93,15 +94,14 @@ class Router:
         `arrived_ms`: by partition and offset, when payments reached Kafka whose timestamp is not their arrival. Whether
         a payment's own time is within bounds still goes by the timestamp, so that each reading has the same result.
         """
-        decoded = Decoded()
-        for record, event in zip(payments, self._intake.payments(payments, now_ms, self.payments_base), strict=True):
-            if isinstance(event, InvalidEvent):
-                decoded.refused.append((record, str(event)))
-            else:
-                if arrived_ms:
-                    arrived = arrived_ms.get((record.partition, record.offset), event.arrived_ms)
-                    event = event._replace(arrived_ms=arrived)
-                decoded.payments.append(event)
+        events, refused = self._intake.columns(payments, now_ms, self.payments_base)
+        decoded = Decoded(events, refused=[(payments[number], str(error)) for number, error in refused.items()])
+        if arrived_ms:
+            good = [record for number, record in enumerate(payments) if number not in refused]
+            for number, record in enumerate(good):
+                arrived = arrived_ms.get((record.partition, record.offset))
+                if arrived is not None:
+                    events.arrived_ms[number] = arrived
         for record in outcomes:
             position = Position(batch.outcomes_source(record.partition), self.outcomes_base + record.offset)
             try:
@@ -112,19 +112,37 @@ class Router:
         return decoded
 
     def keep(self, decoded: Decoded, confirm: Callable[[], object] = lambda: None) -> Joined:
-        """Read the payments' records from the store, join the events to them, and write them back.
+        """Join the events to the payments' records in the store, and write new and changed records.
+
+        Nearly all payments are new, so their records are written without being read, each only if there is none. If
+        there is one, all are read, and the next batch reads first as well.
 
         If outcomes have no payment, `confirm` is called before anything is written. What it raises goes to the caller.
         A record that another worker has changed since the read is not overwritten. Raises StoreUnavailable or
         StoreConflict; the caller may always try again.
         """
-        ids = [event.payment_id for event in decoded.payments] + [event.payment_id for event in decoded.outcomes]
-        known, versions = read_for_update(self._store, [batch.record_key(payment_id) for payment_id in ids])
+        if not self._reads_first:
+            try:
+                return self._keep(decoded, confirm, reads_payments=False)
+            except StoreConflict:
+                # Some payments are known: they came again, or an earlier try of this batch wrote a part.
+                self._reads_first = True
+        return self._keep(decoded, confirm, reads_payments=True)
+
+    def _keep(self, decoded: Decoded, confirm: Callable[[], object], *, reads_payments: bool) -> Joined:
+        """Without `reads_payments`, a payment without an outcome is taken for a new one. The store knows better."""
+        record_keys = _record_keys(decoded.payments)
+        read = [batch.record_key(event.payment_id) for event in decoded.outcomes]
+        known, versions = read_for_update(self._store, [*record_keys, *read] if reads_payments else read)
         joined = batch.join(decoded.payments, decoded.outcomes, known, self._entity_count, self._layout, self._tag_of)
         if joined.orphans:
             confirm()
         if joined.records:
+            if not reads_payments:
+                versions = dict.fromkeys(joined.records, ABSENT) | versions
             self._store.write(joined.records, ttl_s=self._ttl_s, versions=versions)
+        if reads_payments and known.keys().isdisjoint(record_keys):
+            self._reads_first = False
         return joined
 
     def send(self, joined: Joined) -> None:
@@ -133,9 +151,7 @@ class Router:
             self._routes, joined.of_entities(), self._unused, strict=True
         ):
             # Hashes do not compress, and zeros do.
-            rows = events.rows.copy()
-            rows[:, unused] = 0
-            for partition, frame in frames_of(EntityEvents(events.keys, rows), partition_count):
+            for partition, frame in frames_of(events, partition_count, unused):
                 self._sender.send(topic, frame, key=None, partition=partition)
 
     def send_progress(self, complete_to_ms: Mapping[int, int]) -> None:
@@ -144,6 +160,12 @@ class Router:
             frame = encode_frame(_NO_EVENTS, complete_to_ms, partition_count)
             for partition in range(partition_count):
                 self._sender.send(topic, frame, key=None, partition=partition)
+
+
+def _record_keys(payments: Sequence[PaymentEvent]) -> list[bytes]:
+    if isinstance(payments, PaymentColumns):
+        return payments.record_keys
+    return [batch.record_key(payment.payment_id) for payment in payments]
 
 
 def read_for_update(store: ProfileStore, keys: Sequence[bytes]) -> tuple[dict[bytes, bytes], dict[bytes, int]]:

@@ -123,7 +123,9 @@ class AerospikeStore:
     ) -> None:
         check_settings(settings)
         self._settings = settings
-        self._set_prefix = set_prefix
+        self._namespace, self._set_prefix = settings.namespace, set_prefix
+        # By entity. There are few, and every key of every call needs one.
+        self._set_names: dict[str, str] = {}
         self._metrics = AerospikeMetrics() if metrics is None else metrics
         self._clock = clock
         self._sleep = sleep
@@ -253,7 +255,10 @@ class AerospikeStore:
 
     def _place(self, key: bytes) -> Place:
         entity, identity = split_key(key)
-        return self._settings.namespace, set_name_of(self._set_prefix, entity), bytearray(identity)
+        set_name = self._set_names.get(entity)
+        if set_name is None:
+            set_name = self._set_names[entity] = set_name_of(self._set_prefix, entity)
+        return self._namespace, set_name, bytearray(identity)
 
     def _probe(self) -> None:
         """Read a record that need not exist, to test the whole path to a node that owns the namespace."""

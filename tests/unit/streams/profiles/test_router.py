@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +8,7 @@ import pytest
 
 from paywarden.features import kernel
 from paywarden.features.profiles.money import load_rates
-from paywarden.features.stores.base import StoreConflict
+from paywarden.features.stores.base import StoreConflict, Versioned
 from paywarden.features.stores.memory import MemoryStore
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.errors import StoreUnavailable
@@ -48,13 +48,23 @@ class UnwellStore(MemoryStore):
 
     def __init__(self, meanwhile: Any) -> None:
         super().__init__()
-        self._meanwhile = meanwhile
+        self.meanwhile = meanwhile
 
     def write(self, values: Mapping[bytes, bytes], *, ttl_s: int, versions: Mapping[bytes, int] | None = None) -> None:
-        meanwhile, self._meanwhile = self._meanwhile, None
+        meanwhile, self.meanwhile = self.meanwhile, None
         if meanwhile is not None:
             meanwhile(super().write, values)
         super().write(values, ttl_s=ttl_s, versions=versions)
+
+
+class CountingStore(MemoryStore):
+    """A store that counts the keys that are read."""
+
+    keys_read = 0
+
+    def read_versioned(self, keys: Sequence[bytes]) -> list[Versioned]:
+        self.keys_read += len(keys)
+        return super().read_versioned(keys)
 
 
 def router(store: MemoryStore, sender: FakeSender) -> Router:
@@ -93,14 +103,34 @@ def test_a_payment_that_another_worker_stored_is_a_duplicate() -> None:
 
     store, sender = UnwellStore(another), FakeSender()
     built, events = decoded(store, sender)
-    with pytest.raises(StoreConflict):
-        built.keep(events)
     joined = built.keep(events)
     assert (joined.duplicates, len(joined.rows)) == (1, 4)
+    # This batch read its records before it wrote. The next one does so as well, and meets another conflict.
+    later = built.decode(records(6, 40)[5:], [], NOW_MS)
+    store.meanwhile = another
+    with pytest.raises(StoreConflict):
+        built.keep(later)
+    assert built.keep(later).duplicates == 1
     (first, *_) = (record_key(event.payment_id) for event in events.payments)
     kept = store.read([first])[0]
     assert kept is not None
     assert PaymentRecord.FromString(kept).offset == 77
+
+
+def test_new_payments_are_written_unread_until_one_is_known() -> None:
+    store = CountingStore()
+    built = router(store, FakeSender())
+
+    def keep(first: int, last: int) -> tuple[int, int]:
+        store.keys_read = 0
+        joined = built.keep(built.decode(records(last, 100)[first:], [], NOW_MS))
+        return store.keys_read, joined.duplicates
+
+    assert [keep(0, 5), keep(5, 6)] == [(0, 0), (0, 0)]
+    again = built.decode(records(7), [], NOW_MS)
+    assert built.keep(again).duplicates == 6
+    # One batch that reads and finds nothing known: the next is written unread.
+    assert [keep(7, 9), keep(9, 11)] == [(2, 0), (0, 0)]
 
 
 def test_a_repeated_write_after_a_lost_answer_gives_the_same_events() -> None:
