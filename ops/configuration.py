@@ -38,6 +38,7 @@ def settings_types() -> dict[str, type[Any]]:
     from paywarden.scoring.state.mirror import MirrorSettings
     from paywarden.scoring.state.outbox import OutboxSettings
     from paywarden.scoring.state.overlay import OverlaySettings
+    from paywarden.scoring.state.shards import ShardSettings
     from paywarden.streams.alerts.alerts import AlertSettings
     from paywarden.streams.companion.companion import CompanionSettings
     from paywarden.streams.decision_index.settings import DecisionIndexSettings
@@ -81,6 +82,7 @@ def settings_types() -> dict[str, type[Any]]:
         "rollout": RolloutSettings,
         "serve": wiring.ServeSettings,
         "shadow": ShadowSettings,
+        "shards": ShardSettings,
         "store": wiring.StoreSettings,
         "stream": StreamSettings,
         "tls": TlsSettings,

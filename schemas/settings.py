@@ -57,6 +57,7 @@ SECTIONS = (
     "rollout",
     "serve",
     "shadow",
+    "shards",
     "store",
     "stream",
     "tls",

@@ -54,6 +54,8 @@ MIRROR_STALE = "mirror_stale"
 PROFILE_UNREADABLE = "profile_unreadable"
 # The payments of the last seconds that are not in the mirror yet were not seen, though the overlay is on.
 OVERLAY_ABSENT = "overlay_absent"
+# The mirror of this host does not hold the card's profiles, or not all of them yet: they are on other hosts.
+CARD_NOT_HELD = "card_not_held"
 # A model failed on this payment. A model was skipped because it kept failing. No model gave a score.
 MODEL_ERROR = "model_error"
 MODEL_FALLBACK = "model_fallback"
@@ -69,6 +71,7 @@ FLAGS = (
     MODEL_FALLBACK,
     MODEL_ABSENT,
     OVERLAY_ABSENT,
+    CARD_NOT_HELD,
 )
 
 # Each condition takes about a microsecond per payment.
@@ -129,6 +132,8 @@ class PolicySettings:
     on_profile_unreadable: str = "review"
     # The overlay is on, and cannot be used: the payment has not seen those of the last seconds.
     on_overlay_absent: str = "approve"
+    # The card's profiles are on other hosts, with [shards].
+    on_card_not_held: str = "review"
     # The next model of the chain has given the score. If there was none, the flag is `model_absent`.
     on_model_error: str = "approve"
     on_model_fallback: str = "approve"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 
 import click
 
@@ -14,9 +17,14 @@ _AREAS = ("settings", "host", "bundle", "access", "kafka", "registry", "store")
 
 @click.command()
 @click.option("--only", multiple=True, type=click.Choice(_AREAS), help="Check this area; may be given several times.")
+@click.option(
+    "--gateway",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The gateway's description, to compare its [shards] and hosts.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The results as JSON.")
 @click.pass_obj
-def doctor(source: Source, only: tuple[str, ...], as_json: bool) -> None:
+def doctor(source: Source, only: tuple[str, ...], gateway: Path | None, as_json: bool) -> None:
     """Try everything configured, and say how to mend it.
 
     It connects to Kafka, the schema registry and the store; reads catalogue, bundles, policy, tokens and certificates;
@@ -26,11 +34,11 @@ def doctor(source: Source, only: tuple[str, ...], as_json: bool) -> None:
     The exit status is 1 if there is an error. Warnings alone are 0.
     """
     from paywarden.ops.doctor import host, kafka, scoring, store
-    from paywarden.ops.doctor.results import ERROR, results_of
+    from paywarden.ops.doctor.results import ERROR, Check, results_of
 
-    checks = {
+    checks: Mapping[str, Sequence[Check]] = {
         "settings": (scoring.check_settings,),
-        "host": (host.check_files, host.check_paths, host.check_clock),
+        "host": (host.check_files, host.check_paths, partial(host.check_shards, gateway=gateway), host.check_clock),
         "bundle": (scoring.check_bundles,),
         "access": (scoring.check_access,),
         "kafka": (kafka.check_kafka,),

@@ -132,7 +132,7 @@ _DECISIONS = Section(
                     "{{flag}}",
                 ),
             ),
-            alerts=("PaywardenMirrorAbsent", "PaywardenProfilesUnreadable"),
+            alerts=("PaywardenMirrorAbsent", "PaywardenProfilesUnreadable", "PaywardenCardsNotHeld"),
         ),
         Panel(
             "Payments by model",
@@ -165,6 +165,26 @@ _DECISIONS = Section(
             (
                 Query(_rate("instance", "paywarden_companion_payments_named_total"), "named"),
                 Query(_rate("instance", "paywarden_companion_changes_unnamed_total"), "changes without names"),
+            ),
+        ),
+        Panel(
+            "Shards of cards",
+            "With [shards]: shards whose cards are in the mirror, and those that are copied. How many tables of shards "
+            "the hosts have: 1, but for the minutes of a change.",
+            "short",
+            (
+                Query(f"sum by (state) (paywarden_companion_shards{{{_ON}}})", "{{state}}"),
+                Query("count(count by (table) (paywarden_companion_shard_table_info))", "tables of all hosts"),
+            ),
+            alerts=("PaywardenShardTablesDiffer",),
+        ),
+        Panel(
+            "Profiles of other hosts",
+            "Profiles of the changelog that other hosts hold, and those copied for shards that this host is to hold.",
+            "short",
+            (
+                Query(_rate("instance", "paywarden_companion_profiles_skipped_total"), "skipped"),
+                Query(_rate("instance", "paywarden_companion_profiles_copied_total"), "copied"),
             ),
         ),
         Panel(

@@ -21,9 +21,10 @@ from paywarden.scoring.idempotency.decision_cache import DecisionCacheSettings
 from paywarden.scoring.net.tls import TlsSettings
 from paywarden.scoring.server.context import connections_of
 from paywarden.scoring.server.descriptors import FILES_RESERVE
-from paywarden.scoring.state.mirror import MirrorSettings
+from paywarden.scoring.state.mirror import MirrorAbsent, MirrorReader, MirrorSettings
 from paywarden.scoring.state.outbox import OutboxSettings
 from paywarden.scoring.state.overlay import OverlaySettings
+from paywarden.scoring.state.shards import ShardSettings
 
 _IN_MEMORY = ("tmpfs", "ramfs", "hugetlbfs")
 _MIB = 1024 * 1024
@@ -125,6 +126,60 @@ def _file_system(path: Path) -> str:
     # A later mount hides an earlier one; the longest path is the nearest.
     found = [(len(at), number, kind) for number, (at, kind) in enumerate(mounts) if at in above]
     return max(found)[2] if found else ""
+
+
+def check_shards(source: Source, gateway: Path | None = None) -> Iterator[Result]:
+    """Yields whether mirror, settings and the gateway's description agree on the cards of this host."""
+    settings = source.section("shards", ShardSettings)
+    cards = wiring.card_shards(source)
+    if cards is None:
+        return
+    wanted = settings.wanted()
+    yield Result(
+        "host",
+        OK,
+        f"[shards]: {settings.host} holds {len(wanted)} of {settings.count} shards by the table {settings.digest}, "
+        "which each host must name",
+    )
+    if gateway is not None:
+        yield from _gateway_agrees(settings, gateway)
+    try:
+        mirror = MirrorReader(source.section("mirror", MirrorSettings), item_max=1, profile_bytes_max=1)
+    except MirrorAbsent as error:
+        yield Result("host", SKIPPED, f"[shards]: {error}")
+        return
+    try:
+        held = mirror.shards()
+    finally:
+        mirror.close()
+    if held is None or held.digest != cards.digest:
+        yield Result(
+            "host",
+            WARNING,
+            "[shards]: the mirror was not made with this count, these entities and this route key",
+            "restart the companion, which sees to it",
+        )
+    elif missing := wanted - held.complete:
+        yield Result(
+            "host", WARNING, f"[shards]: the mirror lacks {len(missing)} shards", "wait for the companion's copy"
+        )
+    else:
+        yield Result("host", OK, "[shards]: the mirror has all shards of this host")
+
+
+def _gateway_agrees(settings: ShardSettings, gateway: Path) -> Iterator[Result]:
+    from paywarden.ops.gateway.description import read_description
+
+    described = read_description(gateway, looks_for_files=False)
+    names, mend = sorted(host.name for host in described.hosts), "the two files must say the same"
+    if described.shards.count != settings.count:
+        text = f"[shards] count is {settings.count}, and {described.shards.count} in {gateway}"
+        yield Result("host", ERROR, text, mend)
+    elif names not in (sorted(settings.hosts), sorted(settings.next_hosts)):
+        text = f"[shards] hosts are {', '.join(sorted(settings.hosts))}, and in {gateway} {', '.join(names)}"
+        yield Result("host", ERROR, text, mend)
+    else:
+        yield Result("host", OK, f"[shards]: {gateway} sends cards by the same table")
 
 
 def check_clock(source: Source) -> Iterator[Result]:  # noqa: ARG001 - all checks are called alike

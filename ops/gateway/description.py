@@ -8,6 +8,7 @@
     [[clients]]                           who may call, how they prove it, and how often
     [[issuers]]                           who signs JWTs
     [nginx]                               what only nginx needs
+    [shards]                              whether hosts hold a part of the cards each
 
 docs/operate/gateway.md explains each setting. An error names the file, the section, the setting, what was wanted and
 what was got. It repeats no key, no hash and no secret.
@@ -27,6 +28,7 @@ from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.payment_fields import is_address
 from paywarden.schemas.settings import table_of
 from paywarden.scoring.net.caller_names import NAME_BYTES_MAX
+from paywarden.scoring.state.shards import COUNT_MAX, ranked_hosts
 
 DEFAULT_FILE = "gateway.toml"
 
@@ -160,6 +162,14 @@ class NginxSettings:
 
 
 @dataclass(frozen=True)
+class GatewayShards:
+    """Whether hosts hold a part of the cards each (scoring/state/shards.py)."""
+
+    # [shards] count of the hosts, whose [shards] hosts are the names of [[hosts]]. 0: each host holds every card.
+    count: int = 0
+
+
+@dataclass(frozen=True)
 class Host:
     """A scoring host: its address and the ports of `[http]`, `[grpc]` and `[serve] admin_port`."""
 
@@ -217,6 +227,13 @@ class GatewayDescription:
     limits: Limits = Limits()
     issuers: tuple[Issuer, ...] = ()
     nginx: NginxSettings = NginxSettings()
+    shards: GatewayShards = GatewayShards()
+
+    def orders(self, version: str) -> tuple[tuple[Host, ...], ...]:
+        """Returns by shard the hosts of a version, in the order in which they take its cards."""
+        by_name = {host.name: host for host in self.hosts_of(version)}
+        ranked = ranked_hosts(self.shards.count, tuple(sorted(host.name for host in self.hosts)))
+        return tuple(tuple(by_name[name] for name in order if name in by_name) for order in ranked)
 
     def listener(self, kind: str) -> Address | None:
         """Returns the address of "http", "grpc" or "admin"; None if it is off."""
@@ -234,7 +251,14 @@ class GatewayDescription:
 
 
 _LISTS = {"hosts": Host, "clients": Client, "issuers": Issuer}
-_TABLES = {"listen": Listen, "tls": GatewayTls, "to_hosts": ToHosts, "limits": Limits, "nginx": NginxSettings}
+_TABLES = {
+    "listen": Listen,
+    "tls": GatewayTls,
+    "to_hosts": ToHosts,
+    "limits": Limits,
+    "nginx": NginxSettings,
+    "shards": GatewayShards,
+}
 
 
 def read_description(path: Path, *, looks_for_files: bool = True) -> GatewayDescription:
@@ -346,6 +370,8 @@ def _check(description: GatewayDescription) -> None:
     _check_to_hosts(description.to_hosts)
     for field in fields(Limits):
         _require_least(f"[limits] {field.name}", getattr(description.limits, field.name), 1)
+    count = description.shards.count
+    _require(0 <= count <= COUNT_MAX, "[shards] count", f"0 to {COUNT_MAX}", count)
     for host in description.hosts:
         _check_host(host)
     _require_unique("[[hosts]] name", (host.name for host in description.hosts))

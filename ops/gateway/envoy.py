@@ -9,7 +9,8 @@
 4. `local_ratelimit` holds a token bucket for each client. It comes after the body, because Envoy closes a connection of
    HTTP/1.1 if it refuses a request that has not ended.
 5. The router takes the host of the routing header by maglev; that header and the request id stay here. HTTP and gRPC
-   hash the same names of hosts, so a card has one host over both.
+   hash the same names of hosts, so a card has one host over both. With [shards], the Lua filter says in which order
+   hosts take the card (scoring/state/shards.py), and the router takes the first of them that is well.
 
 An answer of a host, 429, 503 and 504 too, is an answer: only broken connections and time-outs take a host out.
 """
@@ -25,6 +26,7 @@ from paywarden.ops.gateway.log_fields import ENVOY_FIELDS
 from paywarden.ops.gateway.refusals import REFUSALS, WRONG_ROUTE, GatewayRefusal
 from paywarden.ops.gateway.routes import GRPC, HTTP, paths_of
 from paywarden.schemas.payment_fields import is_address
+from paywarden.scoring.state.shards import ROUTE_BITS_DIGITS, ranked_hosts
 
 _Json = dict[str, Any]
 
@@ -37,6 +39,8 @@ _HEADER_COUNT_MAX = 64
 _LINGER_CONNECTION_S = 60
 # Retries of a cluster that are always allowed, however few calls there are.
 _RETRIES_MIN = 3
+# The hosts of a shard that are tried in order. If all of them are away, any host gets the call.
+_ORDER_MAX = 4
 # Where the routing header's value is kept for the choice of a host, for retries too.
 _ROUTE_STATE = "paywarden.route"
 # A host remembers the heads that it has read. Headers that differ from call to call would make each head a new one.
@@ -201,7 +205,13 @@ def _http_filters(description: GatewayDescription, kind: str) -> list[_Json]:
     source = (
         environment()
         .get_template("envoy.lua")
-        .render(clients_code=clients_code(description), route_header=ROUTE_HEADER, wrong_route=WRONG_ROUTE, kind=kind)
+        .render(
+            clients_code=clients_code(description),
+            route_header=ROUTE_HEADER,
+            wrong_route=WRONG_ROUTE,
+            kind=kind,
+            **_order_of_shards(description),
+        )
     )
     filters = [_jwt_filter(description)] if description.issuers else []
     return [
@@ -223,6 +233,15 @@ def _http_filters(description: GatewayDescription, kind: str) -> list[_Json]:
         _rate_limit_filter(description),
         _filter("router", "Router", suppress_envoy_headers=True),
     ]
+
+
+def _order_of_shards(description: GatewayDescription) -> _Json:
+    """Returns what the Lua filter knows of shards: the first hosts of each, as numbers of hosts from 1."""
+    names = tuple(sorted(host.name for host in description.hosts))
+    numbers = {name: number for number, name in enumerate(names, start=1)}
+    count = description.shards.count
+    firsts = [[numbers[name] for name in order[:_ORDER_MAX]] for order in ranked_hosts(count, names)]
+    return {"shard_count": count, "host_names": names, "orders": firsts, "route_digits_of_shard": ROUTE_BITS_DIGITS}
 
 
 def _jwt_filter(description: GatewayDescription) -> _Json:
@@ -369,7 +388,7 @@ def _cluster(description: GatewayDescription, version: str, kind: str) -> _Json:
         "outlier_detection": _outlier_detection(description),
         "load_assignment": {
             "cluster_name": name,
-            "endpoints": [{"lb_endpoints": [_endpoint(host, kind) for host in hosts]}],
+            "endpoints": [{"lb_endpoints": [_endpoint(host, kind, description) for host in hosts]}],
         },
         "typed_extension_protocol_options": {
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
@@ -381,6 +400,13 @@ def _cluster(description: GatewayDescription, version: str, kind: str) -> _Json:
     }
     if to_hosts.ca:
         cluster |= _upstream_tls(description)
+    if description.shards.count:
+        # The Lua filter lists hosts by name, and an entry without one where any host will do.
+        cluster["lb_subset_config"] = {
+            "fallback_policy": "ANY_ENDPOINT",
+            "subset_selectors": [{"keys": ["host"], "fallback_policy": "NO_FALLBACK"}],
+            "metadata_fallback_policy": "FALLBACK_LIST",
+        }
     return cluster
 
 
@@ -390,11 +416,12 @@ def _protocol(kind: str) -> _Json:
     return {"http2_protocol_options": {"max_concurrent_streams": _STREAMS_TO_HOST}}
 
 
-def _endpoint(host: Host, kind: str) -> _Json:
+def _endpoint(host: Host, kind: str, description: GatewayDescription) -> _Json:
     endpoint: _Json = {"address": _socket_address(Address(host.address, getattr(host, kind)))}
     endpoint["health_check_config"] = {"port_value": host.health or host.http}
     # The name is hashed, not the address: HTTP and gRPC, and a host that moves, keep their cards.
-    return {"endpoint": endpoint, "metadata": {"filter_metadata": {"envoy.lb": {"hash_key": host.name}}}}
+    names = {"hash_key": host.name, **({"host": host.name} if description.shards.count else {})}
+    return {"endpoint": endpoint, "metadata": {"filter_metadata": {"envoy.lb": names}}}
 
 
 def _health_check(description: GatewayDescription) -> _Json:

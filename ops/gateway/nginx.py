@@ -17,7 +17,9 @@ from paywarden.ops.gateway.log_fields import NGINX_FIELDS
 from paywarden.ops.gateway.refusals import REFUSALS, WRONG_ROUTE
 from paywarden.ops.gateway.routes import GRPC, HTTP, paths_of
 from paywarden.schemas.errors import Misconfigured
+from paywarden.scoring.state.shards import ROUTE_BITS_DIGITS
 
+_NEXT_WEIGHT = 1_000_000
 # Idle connections that a worker keeps to the hosts of one upstream.
 _KEPT_CONNECTIONS = 64
 
@@ -39,7 +41,17 @@ def nginx_configuration(description: GatewayDescription) -> str:
     """
     _refuse_what_it_cannot(description)
     kinds = [kind for kind in (HTTP, GRPC) if description.listener(kind)]
-    lua = environment().get_template("nginx.lua").render(clients_code=clients_code(description))
+    sharded = _sharded(description, kinds)
+    lua = (
+        environment()
+        .get_template("nginx.lua")
+        .render(
+            clients_code=clients_code(description),
+            shard_count=description.shards.count,
+            route_digits_of_shard=ROUTE_BITS_DIGITS,
+            places=sharded.places,
+        )
+    )
     return (
         environment()
         .get_template("nginx.conf")
@@ -53,6 +65,7 @@ def nginx_configuration(description: GatewayDescription) -> str:
             log_format="{" + ",".join(f'"{name}":"{value}"' for name, value in NGINX_FIELDS.items()) + "}",
             shares=_shares(description.clients),
             upstreams=list(_upstreams(description, kinds)),
+            sharded_upstreams=sharded.upstreams,
             servers=[_server(description, kind) for kind in kinds],
             refusals=list(REFUSALS),
             wrong_route=WRONG_ROUTE,
@@ -91,6 +104,37 @@ def _upstreams(description: GatewayDescription, kinds: list[str]) -> Iterator[di
             yield {"name": f"{version}_{kind}", "addresses": addresses, "keepalive": keepalive}
 
 
+@dataclass(frozen=True)
+class _Sharded:
+    """`places`: by version, the number of each shard's upstream. `upstreams`: one for each order of hosts."""
+
+    places: dict[str, list[int]]
+    upstreams: list[dict[str, Any]]
+
+
+def _sharded(description: GatewayDescription, kinds: list[str]) -> _Sharded:
+    """Returns the upstreams of shards: the owner, the host that takes over, and all others behind them.
+
+    nginx takes backup servers in turn, by weight. The weight of the host that takes over leaves the others one call of
+    a million while it is well.
+    """
+    found = _Sharded({}, [])
+    if not description.shards.count:
+        return found
+    for version in description.versions:
+        orders = description.orders(version)
+        numbers = {order: number for number, order in enumerate(dict.fromkeys(order[:2] for order in orders))}
+        found.places[version] = [numbers[order[:2]] for order in orders]
+        for kind in kinds:
+            for order, number in numbers.items():
+                others = [host for host in description.hosts_of(version) if host not in order]
+                servers = [(order[0], ""), *((host, f" backup weight={_NEXT_WEIGHT}") for host in order[1:])]
+                servers += [(host, " backup") for host in others]
+                addresses = [(Address(host.address, getattr(host, kind)).text, extra) for host, extra in servers]
+                found.upstreams.append({"name": f"{version}_{kind}_{number}", "servers": addresses})
+    return found
+
+
 def _server(description: GatewayDescription, kind: str) -> dict[str, Any]:
     address = description.listener(kind)
     assert address is not None
@@ -104,8 +148,9 @@ def _server(description: GatewayDescription, kind: str) -> dict[str, Any]:
         "options": " ".join(options),
         "module": "proxy" if kind == HTTP else "grpc",
         "scheme": ("http" if kind == HTTP else "grpc") + ("s" if is_encrypted else ""),
+        "is_sharded": bool(description.shards.count),
         "routes": [
-            {"name": name, "path": path, "upstream": f"{version}_{kind}"}
+            {"name": name, "path": path, "upstream": f"{version}_{kind}", "version": version}
             for version in description.versions
             for name, path in paths_of(version, kind)
         ],

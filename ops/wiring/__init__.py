@@ -38,6 +38,7 @@ from paywarden.ops.wiring.store_checks import back_up_store, check_store, restor
 from paywarden.ops.wiring.stores import (
     FeatureSettings,
     StoreSettings,
+    card_shards,
     catalogue,
     catalogue_file,
     check_identity_key,
@@ -63,6 +64,7 @@ __all__ = [
     "StreamParts",
     "back_up_store",
     "bundle_facts",
+    "card_shards",
     "catalogue",
     "catalogue_file",
     "check_identity_key",

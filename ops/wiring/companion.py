@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,11 +13,14 @@ from paywarden.ops.wiring.registry import following_registry
 from paywarden.ops.wiring.rollouts import read_rollouts
 from paywarden.schemas.settings import Source
 
+_log = logging.getLogger(__name__)
+
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from paywarden.features.stores.profile_sets import LiveSet
     from paywarden.streams.companion.companion import Companion, FillSource
+    from paywarden.streams.companion.shard_moves import HostShards
     from paywarden.streams.kafka.clients import KafkaClients
 
 
@@ -73,6 +77,7 @@ def companion(
         fill=fill or fill_source(source, registry),
         identity_digest=stores.identity_key(source).digest,
         open_marks=open_marks,
+        shards=host_shards(source),
         registry=registry,
     )
     registry.register(RolloutCollector(read_rollouts(source)))
@@ -82,6 +87,19 @@ def companion(
         announce(address)
         with following:
             yield built
+
+
+def host_shards(source: Source) -> HostShards | None:
+    """Returns which cards this host's mirror holds; None: all. Raises Misconfigured."""
+    from paywarden.scoring.state.shards import ShardSettings
+    from paywarden.streams.companion.shard_moves import HostShards
+
+    cards = stores.card_shards(source)
+    if cards is None:
+        return None
+    shards = HostShards(source.section("shards", ShardSettings), cards)
+    _log.info("%s holds %d of %d shards of cards", shards.settings.host, len(shards.wanted), cards.count)
+    return shards
 
 
 def fill_source(source: Source, registry: CollectorRegistry | None = None) -> FillSource:

@@ -97,6 +97,7 @@ def scoring_host(source: Source, bundle_path: str | None) -> ServerContext:
         outbox=source.section("outbox", OutboxSettings),
         answered=source.section("answered", DecisionCacheSettings),
         overlay=source.section("overlay", OverlaySettings),
+        shards=stores.card_shards(source),
         metrics_directory=Path(settings.metrics),
         busy_poll=BusyPoll(settings.busy_poll_us),
         catalogue=stores.catalogue(source),

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from paywarden.features.stores.profile_sets import LiveSet, SetStores
     from paywarden.schemas.avro import SchemaIds
     from paywarden.schemas.payment_fields import PaymentFields
+    from paywarden.scoring.state.shards import CardShards
     from paywarden.streams.kafka.client import KafkaSettings
 
 _log = logging.getLogger(__name__)
@@ -112,6 +113,15 @@ def _loaded_catalogue(path: Path) -> Catalogue:
 def entity_names(source: Source) -> tuple[str, ...]:
     """Returns the names of the catalogue's entities. Raises Misconfigured."""
     return tuple(entity.name for entity in catalogue(source).entities)
+
+
+def card_shards(source: Source) -> CardShards | None:
+    """Returns what finds the shards of cards; None where each mirror holds every profile. Raises Misconfigured."""
+    from paywarden.scoring.state.shards import ShardSettings
+    from paywarden.scoring.state.shards import card_shards as of_settings
+
+    settings = source.section("shards", ShardSettings)
+    return of_settings(settings, {entity.name: entity.keys for entity in catalogue(source).entities})
 
 
 def feature_engine(source: Source) -> FeatureEngine:

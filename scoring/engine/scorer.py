@@ -67,6 +67,7 @@ from paywarden.scoring.idempotency.decision_cache import (
 from paywarden.scoring.metrics.shared import Registry
 from paywarden.scoring.metrics.worker import ScoringMetrics, StageTimes
 from paywarden.scoring.requests.payments import CheckedPayments
+from paywarden.scoring.state.held_cards import HeldCards
 from paywarden.scoring.state.mirror import MirrorAbsent, MirrorReader, MirrorSettings
 from paywarden.scoring.state.outbox import OutboxUnsynced
 from paywarden.scoring.state.overlay import Overlay
@@ -106,10 +107,12 @@ class PaymentScorer:
         origins: Sequence[Origin] = (),
         exploration: Exploration | None = None,
         overlay: Overlay | None = None,
+        held_cards: HeldCards | None = None,
     ) -> None:
         """Without `answered` (the decision cache), a repeated payment is decided anew.
 
         Without `overlay`, payments see what the mirror has. It must have room for ROWS_MAX payments.
+        Without `held_cards` the mirror is taken to hold every card.
 
         `origins`: what each record says about what decided; see `served`. Empty: records say nothing of it.
         `exploration`: approves a small random share of what would be declined; None: nothing.
@@ -124,7 +127,7 @@ class PaymentScorer:
         self._mirror: MirrorReader | None = None
         self._mirror_is_foreign = False
         self._profile_set = ""
-        self._exploration, self._overlay = exploration, overlay
+        self._exploration, self._overlay, self._held_cards = exploration, overlay, held_cards
         # In a rollout: what decides about the candidate's share of the cards.
         self._candidate: Served | None = None
         self._split: Split | None = None
@@ -245,6 +248,8 @@ class PaymentScorer:
             self._fill_from_mirror = self._engine.bind(
                 self._rows, mirror.presence, mirror.states, mirror.bounds, self._vectors
             )
+        if self._held_cards is not None:
+            self._held_cards.look(self._mirror)
         if self._overlay is not None:
             self._overlay.look(self._mirror, self._mirror_settings.path, self._rows, self._vectors)
         self._note_profile_set()
@@ -394,6 +399,8 @@ class PaymentScorer:
         self._rows[:count] = payments.rows
         stages = self._stages
         flags, complete_to_ms = self._fill_vectors(payments, count)
+        if self._held_cards is not None and self._mirror is not None:
+            flags = self._held_cards.flagged(payments.keys, flags)
         profile_age_ms = None
         if complete_to_ms > 0:
             profile_age_ms = max(0, now_ms - complete_to_ms)

@@ -32,6 +32,7 @@ from paywarden.scoring.server.take_over import GRPC, GRPC_UNIX, HTTP, HTTP_UNIX,
 from paywarden.scoring.state.mirror import MirrorSettings
 from paywarden.scoring.state.outbox import OutboxSettings
 from paywarden.scoring.state.overlay import OverlaySettings
+from paywarden.scoring.state.shards import CardShards
 
 _ADMIN = "admin"
 
@@ -78,6 +79,8 @@ class ServerContext:
     exploration: ExplorationContext | None = None
     # Off unless its settings say otherwise.
     overlay: OverlaySettings = field(default_factory=OverlaySettings)
+    # Finds the shards of cards. None: the mirror holds every profile.
+    shards: CardShards | None = None
     # 0: no worker is taken for hung.
     hang_timeout_s: int = 10
     # Where the admin process serves health and metrics (scoring/server/admin.py). 0 takes a free port.

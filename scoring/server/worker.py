@@ -47,6 +47,7 @@ from paywarden.scoring.server.context import Endpoints, ServerContext
 from paywarden.scoring.server.take_over import GRPC, HTTP, Control
 from paywarden.scoring.server.take_up import ReleaseSwitch
 from paywarden.scoring.server.watch import Watch, WorkerMustEnd, declare_failures
+from paywarden.scoring.state.held_cards import HeldCards
 from paywarden.scoring.state.outbox import OutboxMetrics, OutboxWriter
 from paywarden.scoring.state.overlay import Overlay, OverlayMetrics
 
@@ -110,6 +111,9 @@ async def _work(
     overlay = None
     if overlay_metrics is not None:
         overlay = Overlay(host.overlay, host.engine, rows_max=ROWS_MAX, metrics=overlay_metrics)
+    held_cards = None
+    if host.shards is not None:
+        held_cards = HeldCards(host.shards, host.engine.plan.entity_keys, entities)
     scorer = PaymentScorer(
         engine=host.engine,
         models=ModelChain(host.bundles, metrics=model_metrics, settings=host.chain),
@@ -122,6 +126,7 @@ async def _work(
         origins=host.release.origins,
         exploration=None if host.exploration is None else host.exploration.open(),
         overlay=overlay,
+        held_cards=held_cards,
     )
     info = ReleaseInfo(host.metrics_directory, name)
     switch = ReleaseSwitch(scorer, host, parent, models=model_metrics, metrics=swap_metrics, info=info)

@@ -9,6 +9,7 @@
     \\0changelog          the id of the topic that the positions belong to; a mirror of an earlier release has none
     \\0profile_set        the profile set that the mirror was filled from
     \\0identity           the digest of the key that the profiles are made with (features/catalogue/identity.py)
+    \\0shards             the shards of cards that are complete (scoring/state/shards.py); absent: all
 
 1. LMDB lets one writer and many reader processes share the file without a lock between them. The mirror survives the
    death of any of them.
@@ -43,12 +44,14 @@ from paywarden.schemas.private_files import make_private_folder, require_not_pla
 from paywarden.scoring.state import lmdb_calls
 from paywarden.scoring.state import mirror_look_up as loop
 from paywarden.scoring.state.lmdb_calls import LmdbError, ReadEnvironment
+from paywarden.scoring.state.shards import HeldShards
 
 _COMPLETE_TO = b"\0complete_to"
 _POSITION = b"\0position:"
 _CHANGELOG = b"\0changelog"
 _IDENTITY = b"\0identity"
 _PROFILE_SET = b"\0profile_set"
+_SHARDS = b"\0shards"
 _INT64 = struct.Struct("<q")
 _ALL_KNOWN = bytes([KNOWN]) * 4096
 # Stands for a missing profile. No view into the mirror is ever this object.
@@ -184,7 +187,7 @@ class MirrorWriter:
         """Returns the number of profiles."""
         with self._env.begin() as transaction:
             entries = int(transaction.stat()["entries"])
-            notes = sum(transaction.get(key) is not None for key in (_IDENTITY, _PROFILE_SET))
+            notes = sum(transaction.get(key) is not None for key in (_IDENTITY, _PROFILE_SET, _SHARDS))
         others = len(self.positions()) + (self.complete_to_ms() is not None) + bool(self.changelog_id())
         return entries - others - notes
 
@@ -214,6 +217,28 @@ class MirrorWriter:
                 transaction.put(_PROFILE_SET, name.encode())
         except lmdb.Error as error:
             raise MirrorUnavailable(f"the mirror cannot be written: {error}") from error
+
+    def shards(self) -> HeldShards | None:
+        """Returns which shards of cards the mirror holds; None if it holds every profile."""
+        with self._env.begin() as transaction:
+            value = transaction.get(_SHARDS)
+        return None if value is None else HeldShards.from_bytes(value)
+
+    def note_shards(self, held: HeldShards) -> None:
+        """Note which shards of cards the mirror holds. Workers see it in half a second. Raises MirrorUnavailable."""
+        try:
+            with self._writing() as transaction:
+                transaction.put(_SHARDS, held.to_bytes())
+        except lmdb.Error as error:
+            raise MirrorUnavailable(f"the mirror cannot be written: {error}") from error
+
+    def keys_from(self, begin: bytes, count_max: int) -> list[bytes]:
+        """Returns at most `count_max` keys in order, from the first that is not before `begin`. Empty at the end."""
+        with self._env.begin() as transaction:
+            cursor = transaction.cursor()
+            if not cursor.set_range(begin):
+                return []
+            return list(itertools.islice(cursor.iternext(keys=True, values=False), count_max))
 
     def complete_to_ms(self) -> int | None:
         """Returns the stored completeness in epoch ms, or None for a new mirror."""
@@ -338,6 +363,11 @@ class MirrorReader:
     def profile_set(self) -> str:
         """Returns the profile set that the mirror was filled from; empty if the mirror does not say."""
         return self._note(_PROFILE_SET)
+
+    def shards(self) -> HeldShards | None:
+        """Returns which shards of cards the mirror holds; None if it holds every profile, or cannot be read."""
+        note = self._note(_SHARDS)
+        return HeldShards.from_bytes(note.encode()) if note else None
 
     def _note(self, key: bytes) -> str:
         if self._open is not None:

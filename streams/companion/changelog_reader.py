@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -25,7 +25,7 @@ class Changes:
 
     `progress`: partition, key and moment of each progress record, in order. `claims`: the claims, in order.
     `arrived_ms`: by kind of entity, the time at which a state's newest event reached Kafka, for every record that has
-    an age. `unreadable`: records left out.
+    an age. `unreadable`: records left out. `skipped`: records of profiles that the copy does not hold.
 
     `named`: the payments that changes have added to profiles (streams/profiles/changelog.py). `unnamed`: changes that
     do not say that, and gaps where compaction may have removed such a change.
@@ -37,6 +37,7 @@ class Changes:
     progress: list[tuple[int, bytes, int]] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
     unreadable: int = 0
+    skipped: int = 0
     named: list[bytes] = field(default_factory=list)
     unnamed: int = 0
 
@@ -51,12 +52,13 @@ def read_changes(
     entities: Sequence[str],
     ageless_before: Mapping[int, int],
     read_to: Mapping[int, int] = MappingProxyType({}),
+    skipped: Set[bytes] = frozenset(),
 ) -> Changes:
     """Returns the changes in these records, which are in order within a partition.
 
     `ageless_before` maps partitions to an offset. The age of an earlier record says how long the copy was down, and not
     how long a change takes, so it is left out. A record without an event, or of another kind of entity, has no age.
-    `read_to`: the next offset of each partition before these records.
+    `read_to`: the next offset of each partition before these records. `skipped`: the keys that the copy does not hold.
     """
     changes = Changes({entity: [] for entity in entities})
     profiles, positions, arrived_ms = changes.profiles, changes.positions, changes.arrived_ms
@@ -65,6 +67,9 @@ def read_changes(
         if record.offset > positions.get(partition, read_to.get(partition, record.offset)):
             changes.unnamed += 1
         positions[partition] = record.offset + 1
+        if key in skipped:
+            changes.skipped += 1
+            continue
         if not key or len(key) > KEY_BYTES_MAX:
             _log.error("changelog %d/%d has no key that a mirror can hold", partition, record.offset)
             changes.unreadable += 1

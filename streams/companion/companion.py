@@ -8,6 +8,8 @@
 3. Read every partition to the end it had at the start. The mirror is complete when that is done and the stream's
    progress is known: then the companion is ready.
 4. In every round apply a batch of the changelog. About once a second free the places of dead readers in the mirror.
+5. With [shards], leave out the cards that other hosts hold, and move shards when hosts change
+   (streams/companion/shard_moves.py).
 
 Decisions are shipped from the beginning, in a thread of their own (streams/companion/shipping_thread.py). Neither part
 waits for the other, and neither ends when the other fails.
@@ -31,7 +33,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -49,10 +51,13 @@ from paywarden.schemas.errors import Misconfigured, PaywardenError, StoreUnavail
 from paywarden.scoring.state.mirror import MirrorSettings, MirrorUnavailable, MirrorWriter
 from paywarden.scoring.state.outbox import OutboxSettings
 from paywarden.scoring.state.overlay_marks import OverlayMarks
+from paywarden.scoring.state.shards import HeldShards
 from paywarden.streams.companion.changelog_reader import Changes, read_changes
 from paywarden.streams.companion.cursors import HostIdentity
 from paywarden.streams.companion.health import CompanionHealth
 from paywarden.streams.companion.metrics import CompanionMetrics
+from paywarden.streams.companion.shard_copies import copies_from_changelog, copies_from_store
+from paywarden.streams.companion.shard_moves import HostShards, ShardMoves, States
 from paywarden.streams.companion.shipment import ShippingOptions
 from paywarden.streams.companion.shipping import shipper_of
 from paywarden.streams.companion.shipping_thread import PAUSE_S_MAX, PAUSE_S_MIN, ShippingThread, note_failure
@@ -150,12 +155,14 @@ class Companion:
         fill: FillSource,
         identity_digest: str = "",
         open_marks: Callable[[], OverlayMarks] | None = None,
+        shards: HostShards | None = None,
         registry: CollectorRegistry | None = None,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         """`registry` gets the metrics. `identity_digest` is that of the key of identities; empty claims no mirror.
 
-        `open_marks` opens the overlay's marks beside the mirror; None where there is no overlay.
+        `open_marks` opens the overlay's marks beside the mirror; None where there is no overlay. `shards`: which cards
+        the mirror holds; None: all.
 
         Raises Misconfigured, BrokerUnavailable.
         """
@@ -172,6 +179,11 @@ class Companion:
         self._open_mirror: MirrorWriter | None = None
         self._open_marks = open_marks
         self._marks: OverlayMarks | None = None
+        self._shards = shards
+        self._moves: ShardMoves | None = None
+        self._copied_before = 0
+        if shards is not None:
+            self._metrics.shard_table(shards.settings.digest)
         self._clients = clients
         self._consumer = self._new_consumer()
         self._decoder = Decoder("profiles", ids)
@@ -268,6 +280,9 @@ class Companion:
         self._check_readers()
         self._look_at_changelog()
         self._metrics.mirror(self._mirror.used_bytes(), self._mirror_settings.size_mb << 20)
+        if (moves := self._moves) is not None:
+            copied, self._copied_before = moves.copied_count - self._copied_before, moves.copied_count
+            self._metrics.shards(complete=moves.complete, missing=moves.missing, copied=copied)
 
     def _look_at_changelog(self) -> None:
         """Raises TemporaryFailure if the changelog was made anew: then the companion begins again with step 1."""
@@ -285,9 +300,15 @@ class Companion:
             self._held = consume_when_there(self._consumer, self._settings.batch_max, batch_wait_s, _IDLE_S)
             self._stalls.gave(self._held.is_all)
         self.health.note_round()
-        if self._held.records or self._held.ended:
+        moves = self._moves
+        has_moves = moves is not None and not moves.is_settled
+        if self._held.records or self._held.ended or has_moves:
             try:
                 self._apply(self._held)
+                # Applied once: a failure of what follows must not apply it again.
+                self._held = Consumed([], {}, self._held.is_all)
+                if moves is not None:
+                    moves.advance()
             except MirrorUnavailable as error:
                 self._note_trouble(error)
                 return False
@@ -379,6 +400,9 @@ class Companion:
         changelog = topic_ids(self._clients.admin, [self._topic])[self._topic]
         ends = end_offsets(self._consumer, self._topic, self._partitions)
         positions = self._mirror.positions()
+        if misfit := self._shards_misfit():
+            _log.warning("companion: the mirror is filled anew: %s", misfit)
+            positions = {}
         if misfit := self._misfit(positions, ends, changelog):
             _log.warning("companion: the mirror is filled anew: topic %s %s", self._topic, misfit)
             positions = {}
@@ -394,15 +418,51 @@ class Companion:
                 # A record from the time of the scan may restore an older state for a moment: read past them all.
                 ends = end_offsets(self._consumer, self._topic, self._partitions)
             self._mirror.note_changelog(changelog)
+            if self._shards is not None:
+                self._mirror.note_shards(HeldShards(self._shards.cards.digest, self._shards.wanted, is_clean=True))
             if not self._apply_patiently({}, positions, stop):
                 return False
         self._mirror.note_changelog(changelog)
         self._to_reach = {number: end for number, end in ends.items() if positions[number] < end}
         self._read_to = dict(positions)
+        self._moves = None if self._shards is None else self._moves_of(self._shards)
         self._progress.begin_anew()
         self.health.follow(len(self._to_reach), self._mirror.complete_to_ms() or 0)
         self._follow(positions)
         return True
+
+    def _shards_misfit(self) -> str:
+        """Returns why the mirror's shards of cards are not those of the settings; empty if they are."""
+        note = self._mirror.shards()
+        if note is None:
+            return ""
+        if self._shards is None:
+            return "it holds some shards of cards alone, and [shards] count is 0 now"
+        if note.digest != self._shards.cards.digest:
+            return "its shards of cards were made with another [shards] count, entities or route key"
+        return ""
+
+    def _moves_of(self, shards: HostShards) -> ShardMoves:
+        self._copied_before = 0
+        return ShardMoves(
+            self._mirror,
+            shards,
+            copies=partial(self._copies, shards),
+            put=self._put_copied,
+            read_to=lambda: self._read_to,
+            ends=lambda: end_offsets(self._consumer, self._topic, self._partitions),
+        )
+
+    def _copies(self, shards: HostShards) -> Iterator[States]:
+        if self._settings.fill_from_store:
+            return copies_from_store(self._fill.look, self._fill.open_store, shards.cards.entities)
+        return copies_from_changelog(self._new_consumer(), self._topic, self._read_to, self._decoder)
+
+    def _put_copied(self, profiles: States) -> None:
+        if self._marks is not None:
+            # Nobody says which payments copied profiles contain.
+            self._marks.note_unnamed()
+        self._mirror.apply(profiles, {})
 
     def _misfit(self, positions: Mapping[int, int], ends: Mapping[int, int], changelog: str) -> str:
         """Returns why the mirror's positions do not belong to the changelog as it is now; empty if they do."""
@@ -456,16 +516,20 @@ class Companion:
             for entity in self._entities:
                 with self._fill.watch_scan(f"{entity} profiles into the mirror") as progress:
                     for batch in in_batches(store.scan(entity, progress=progress), _FILL_BATCH):
-                        if not self._apply_patiently(dict(batch), {}, stop) or stop.is_set():
+                        profiles = dict(batch) if self._shards is None else self._shards.kept(batch)
+                        if not self._apply_patiently(profiles, {}, stop) or stop.is_set():
                             return
                         self.health.note_round()
-                        count += len(batch)
+                        count += len(profiles)
         finally:
             store.close()
         _log.info("companion: mirror filled with %d profiles in %.1f s", count, time.monotonic() - started)
 
     def _apply(self, held: Consumed) -> None:
-        changes = read_changes(held.records, self._decoder, self._entities, self._to_reach, self._read_to)
+        moves, skipped = self._moves, frozenset[bytes]()
+        if moves is not None:
+            skipped = moves.skipped([record.key for record in held.records])
+        changes = read_changes(held.records, self._decoder, self._entities, self._to_reach, self._read_to, skipped)
         if any(at <= self._read_to.get(partition, 0) for partition, at in changes.positions.items()):
             raise TemporaryFailure(
                 f"topic {self._topic} goes on before what was read of it: the companion ends, and fills the mirror "
@@ -484,6 +548,8 @@ class Companion:
             if self._marks is not None:
                 self._mark(self._marks, changes)
             self._mirror.apply(changes.profiles, changes.positions, complete_to_ms or None)
+        if moves is not None:
+            moves.applied(changes.profiles)
         self._to_reach, self._read_to = to_reach, read_to
         if complete_to_ms:
             self.health.complete_to_ms = complete_to_ms

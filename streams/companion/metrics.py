@@ -47,6 +47,12 @@ class CompanionMetrics:
             "changes_unnamed", "Changes whose payments the changelog did not name: the overlay waits for a lifetime."
         )
         self.stalls = counter("client_stalls", "Times Kafka's client stalled on a partition and was replaced.")
+        self._skipped = counter(
+            "profiles_skipped", "States of the changelog left out, since other hosts hold their cards."
+        )
+        self._copied = counter("profiles_copied", "Profiles copied into the mirror for shards that it is to hold now.")
+        self._shards = gauge("shards", "Shards of cards, by whether the mirror has all of each yet.", "state")
+        self._table = gauge("shard_table_info", "1. The table that says which host holds which shards.", "table")
         self._lag = gauge("changelog_lag", "Records of the changelog that the mirror does not have yet.", "partition")
         self._shipped = counter("decisions_shipped", "Decisions that the broker has acknowledged.")
         self._under_way = gauge("decisions_under_way", "Decisions sent that the broker has yet to acknowledge.")
@@ -80,6 +86,7 @@ class CompanionMetrics:
         self._applied.inc(len(changes.profiles) - erased)
         self._erased.inc(erased)
         self._unreadable.inc(changes.unreadable)
+        self._skipped.inc(changes.skipped)
         for entity, arrived_ms in changes.arrived_ms.items():
             if arrived_ms:
                 ages_ms = now_ms - np.array(arrived_ms, dtype=np.int64)
@@ -90,6 +97,16 @@ class CompanionMetrics:
         """Count payments that are marked for the overlay, and changes that do not name theirs."""
         self._named.inc(named)
         self._unnamed.inc(unnamed)
+
+    def shard_table(self, digest: str) -> None:
+        """Name the table of shards. It is the same on all hosts."""
+        self._table.labels(digest).set(1)
+
+    def shards(self, *, complete: int, missing: int, copied: int) -> None:
+        """Set how many shards are complete and missing, and count profiles that were copied."""
+        self._shards.labels("complete").set(complete)
+        self._shards.labels("catching_up").set(missing)
+        self._copied.inc(copied)
 
     def lag(self, ends: Mapping[PartitionId, int], positions: Mapping[PartitionId, int]) -> None:
         """Set the lag from where the partitions of the changelog end and how far they are read."""

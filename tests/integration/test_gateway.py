@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
-from paywarden.ops.gateway.description import read_description
+from paywarden.ops.gateway.description import GatewayShards, read_description
 from paywarden.ops.gateway.envoy import envoy_configuration
 from paywarden.ops.gateway.host_tokens import read_secrets, tokens_file
 from paywarden.ops.gateway.nginx import nginx_configuration
@@ -36,6 +36,7 @@ from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.engine.batcher import RESOURCE_EXHAUSTED, UNAVAILABLE, Refusal
 from paywarden.scoring.grpc.settings import GrpcSettings
 from paywarden.scoring.net.tokens import Tokens
+from paywarden.scoring.state.shards import ranked_hosts, shard_of_route
 from tests.patience import PATIENCE_S
 from tests.services.certificates import Authority
 from tests.services.gateways import TARGETS, RunningGateway, missing_tool, running_gateway
@@ -46,6 +47,7 @@ from tests.worlds.grpc_served import GrpcServed
 from tests.worlds.http_world import Client, Reply, Served, payment, post_json
 
 HOSTS = 3
+SHARDS = 16
 CARDS = 300
 CARD = "4111111111111111"
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -93,6 +95,8 @@ class World:
     stranger: tuple[str, str]
     jwt_key: ec.EllipticCurvePrivateKey
     gateways: dict[str, RunningGateway] = field(default_factory=dict)
+    # The same, before hosts that hold a part of the cards each.
+    sharded: dict[str, RunningGateway] = field(default_factory=dict)
 
     def seen(self) -> list[set[str]]:
         """The ids of the payments that each host has scored over HTTP."""
@@ -211,6 +215,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             if missing_tool(target) is None:
                 running = running_gateway(target, description, folder / target, made.trust)
                 made.gateways[target] = stack.enter_context(running)
+                sharded = replace(description, shards=GatewayShards(SHARDS))
+                running = running_gateway(target, sharded, folder / f"{target}-sharded", made.trust)
+                made.sharded[target] = stack.enter_context(running)
         yield made
 
 
@@ -307,6 +314,34 @@ def test_the_payments_of_a_card_meet_one_host(world: World, gateway: RunningGate
     shares = Counter(next(iter(hosts)) for hosts in host_of.values())
     assert len(shares) == HOSTS
     assert max(shares.values()) < len(host_of) / 2
+
+
+def owners(cards: Sequence[str], gone: int = -1) -> list[int]:
+    """Returns by the table of shards which host takes each card. "recorder" serves v2 alone."""
+    ranked = ranked_hosts(SHARDS, (*(f"scoring-{number}" for number in range(HOSTS)), "recorder"))
+    orders = [ranked[shard_of_route(_hash(card)[:32], SHARDS)] for card in cards]
+    return [
+        next(number for name in order if name != "recorder" and (number := int(name[-1])) != gone) for order in orders
+    ]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_sharded_gateway_sends_a_card_to_the_host_that_holds_it(world: World, target: str) -> None:
+    if (tool := missing_tool(target)) is not None:
+        pytest.skip(tool.reason)
+    gateway, cards = world.sharded[target], [f"card-{number}" for number in range(60)]
+
+    def all_answer() -> bool:
+        return {reply.status for reply in ask(gateway, "sharded", cards)} == {200}
+
+    wait_until(lambda: all_answer() and hosts_of(world, gateway, "sharded", 60) == owners(cards), "the hosts are in")
+    # A call without a route goes to any host.
+    assert ask_one(gateway, head()).status == 200
+    # Over gRPC the same host has the card, and the case of the digits does not matter.
+    route = _hash(cards[0])[:32].upper()
+    key = f"Bearer {KEYS[0]}"
+    score(world, gateway, f"g-{target}", ("authorization", key), ("x-paywarden-route", route))
+    assert [f"g-{target}" in host.scorer.scored for host in world.grpc].index(True) == owners(cards)[0]
 
 
 def test_v2_stands_beside_v1_and_a_host_gets_the_clients_token(gateway: RunningGateway) -> None:
@@ -470,6 +505,15 @@ def test_when_a_host_goes_only_its_cards_move(world: World) -> None:
         moved = sum(now != then for now, then in zip(after, before[target], strict=True))
         assert gone not in after
         assert moved <= 1.5 / HOSTS * CARDS
+    for target, gateway in world.sharded.items():
+        # The second host of a shard holds its cards as well.
+        wanted = owners(cards[:60], gone)
+
+        def took_over(gateway: RunningGateway = gateway, wanted: list[int] = wanted) -> bool:
+            ask(gateway, "over", cards[:60])
+            return hosts_of(world, gateway, "over", 60) == wanted
+
+        wait_until(took_over, f"{target} asks the hosts that hold the cards")
 
 
 # The log

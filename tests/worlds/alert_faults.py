@@ -124,7 +124,7 @@ QUIET: tuple[Series, ...] = (
     Count(serve("connections_refused_total", protocol="http"), 0),
     Count(serve("mirror_lookups_total", entity="card", result="hit"), 195),
     Count(serve("mirror_lookups_total", entity="card", result="miss"), 5),
-    *(Count(serve("flags_total", flag=flag), 0) for flag in ("mirror_absent", "profile_unreadable")),
+    *(Count(serve("flags_total", flag=flag), 0) for flag in ("mirror_absent", "profile_unreadable", "card_not_held")),
     Gauge(serve("mirror_age_seconds"), 1),
     Gauge(serve("model_out", model="primary"), 0),
     Count(serve("model_errors_total", model="primary"), 0),
@@ -143,6 +143,7 @@ QUIET: tuple[Series, ...] = (
     Gauge(companion("companion_outbox_set_aside_entries", worker="worker-0"), 0),
     Count(companion("companion_failures_total", part="mirror"), 0),
     Gauge(companion("companion_mirror_refuses"), 0),
+    Gauge(companion("companion_shard_table_info", table="5d3a91c2"), 1),
     Gauge(companion("companion_mirror_bytes"), 5e8),
     Gauge(companion("companion_mirror_limit_bytes"), 1e9),
     Stamp(companion("companion_model_registry_synced_timestamp_seconds"), 5),
@@ -270,6 +271,20 @@ FAULTS: dict[str, Fault] = {
     "PaywardenMirrorFull": Fault("the mirror is full", (Gauge(companion("companion_mirror_refuses"), 0, 1),)),
     "PaywardenMirrorNearlyFull": Fault(
         "the mirror has grown to 95 % of its limit", (Gauge(companion("companion_mirror_bytes"), 5e8, 9.5e8),)
+    ),
+    "PaywardenCardsNotHeld": Fault(
+        "one payment in twenty comes to a host without its card",
+        (Count(serve("flags_total", flag="card_not_held"), 0, 10),),
+    ),
+    "PaywardenShardTablesDiffer": Fault(
+        "a host has another list of hosts",
+        (
+            Gauge(
+                of('instance="10.0.0.9:9101", job="companion"', "paywarden_companion_shard_table_info", table="0c11"),
+                None,
+                1,
+            ),
+        ),
     ),
     "PaywardenOverlayFull": Fault(
         "the overlay drops ten payments a second", (Count(serve("overlay_full_total"), 0, 10),)

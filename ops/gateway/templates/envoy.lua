@@ -1,4 +1,21 @@
 {{ clients_code }}
+{% if shard_count %}
+
+-- The hosts of each shard in the order in which they take its cards; any host, where all of these are away.
+local host_names = { {%- for name in host_names %} "{{ name }}",{% endfor %} }
+local orders = {
+{% for order in orders %}
+  { {%- for number in order %} {{ number }},{% endfor %} },
+{% endfor %}
+}
+local fallbacks = {}
+for shard, order in ipairs(orders) do
+  local list = {}
+  for place, number in ipairs(order) do list[place] = { host = host_names[number] } end
+  list[#list + 1] = { any = "any" }
+  fallbacks[shard] = list
+end
+{% endif %}
 
 function envoy_on_request(handle)
   local headers, metadata = handle:headers(), handle:streamInfo():dynamicMetadata()
@@ -33,5 +50,11 @@ function envoy_on_request(handle)
 {% endif %}
     return
   end
+{% if shard_count %}
+  if route then
+    local shard = tonumber(string.sub(route, 1, {{ route_digits_of_shard }}), 16) % {{ shard_count }}
+    metadata:set("envoy.lb", "fallback_list", fallbacks[shard + 1])
+  end
+{% endif %}
   headers:replace("authorization", "Bearer " .. host_token_of[client])
 end

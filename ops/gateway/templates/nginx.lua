@@ -1,6 +1,15 @@
 {{ clients_code }}
+{% if shard_count %}
 
-function paywarden_check()
+-- By version: the number of each shard's upstream.
+local places = {
+{% for version, numbers in places.items() %}
+  ["{{ version }}"] = { {{ numbers | join(", ") }} },
+{% endfor %}
+}
+{% endif %}
+
+function paywarden_check({{ "version, upstream" if shard_count else "" }})
   local variables = ngx.var
   local traceparent = variables.http_traceparent
   if traceparent and is_traceparent(traceparent) then variables.paywarden_traceparent = traceparent end
@@ -11,5 +20,12 @@ function paywarden_check()
   variables.paywarden_client = client
   local route = variables.http_x_paywarden_route
   if route and not is_route(route) then return ngx.exec("@wrong_route") end
+{% if shard_count %}
+  if route then
+    local shard = tonumber(string.sub(route, 1, {{ route_digits_of_shard }}), 16) % {{ shard_count }}
+    upstream = upstream .. "_" .. places[version][shard + 1]
+  end
+  variables.paywarden_upstream = upstream
+{% endif %}
   variables.paywarden_token = host_token_of[client]
 end

@@ -28,7 +28,10 @@ def shown() -> str:
         for those in families().values()
         for name, kind, _, _ in those
         for ending in _ENDINGS.get(kind, ("",))
-    ) + "".join(f'paywarden_flags_total{{flag="{flag}"}} 0\n' for flag in ("mirror_absent", "profile_unreadable"))
+    ) + "".join(
+        f'paywarden_flags_total{{flag="{flag}"}} 0\n'
+        for flag in ("mirror_absent", "profile_unreadable", "card_not_held")
+    )
 
 
 def check(words: list[str]) -> None:

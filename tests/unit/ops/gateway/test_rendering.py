@@ -51,6 +51,12 @@ def test_envoy_never_takes_a_host_out_for_what_it_answers(tmp_path: Path) -> Non
         assert cluster["lb_policy"] == "MAGLEV"
 
 
+@pytest.mark.parametrize("render", [envoy_configuration, nginx_configuration])
+def test_hosts_have_an_order_only_if_they_hold_a_part_of_the_cards(tmp_path: Path, render: Renderer) -> None:
+    assert "local shard" not in render(described(tmp_path))
+    assert "local shard" in render(described(tmp_path, TEXT + "[shards]\ncount = 4\n"))
+
+
 def test_envoy_sends_a_call_again_only_if_no_host_has_taken_it(tmp_path: Path) -> None:
     configuration = json.loads(envoy_configuration(described(tmp_path)))
     policies = list(values_of(configuration, "retry_policy"))

@@ -1,0 +1,92 @@
+"""A scorer whose mirror holds a part of the cards: what it says about the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from paywarden.models.policy.policy import CARD_NOT_HELD, Policy, PolicySettings
+from paywarden.scoring.engine.model_chain import ModelChain
+from paywarden.scoring.engine.scorer import PaymentScorer
+from paywarden.scoring.metrics.model import ModelMetrics
+from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.state.held_cards import HeldCards
+from paywarden.scoring.state.mirror import MirrorWriter
+from paywarden.scoring.state.shards import CardShards, HeldShards
+from tests.unit.scoring.engine.test_scorer import NOW_MS, PLAN, Host, keys_of, requests, score_many
+from tests.worlds import small_world
+from tests.worlds.small_history import profiles
+
+COUNT = 4
+SHARDS = CardShards(COUNT, b"a route key of the tests", {"card": 1})
+
+
+class ShardedHost(Host):
+    """A host that may hold a part of the cards."""
+
+    def note(self, held: HeldShards) -> None:
+        writer = MirrorWriter(self.mirror)
+        writer.note_shards(held)
+        assert writer.shards() == held
+        writer.close()
+
+    @property
+    def scorer(self) -> PaymentScorer:
+        if self._scorer is None:
+            manifest = self.bundle.manifest
+            self._scorer = PaymentScorer(
+                engine=small_world.engine(),
+                models=ModelChain((self.bundle,), metrics=ModelMetrics.declare(Registry())),
+                policy=Policy(PolicySettings(), review_at=manifest.review_at, decline_at=manifest.decline_at),
+                mirror=self.mirror,
+                outbox=self.outbox,
+                metrics=self.metrics,
+                held_cards=HeldCards(SHARDS, PLAN.entity_keys, PLAN.entity_names),
+            )
+        return self._scorer
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[ShardedHost]:
+    made = ShardedHost(tmp_path)
+    made.fill({})
+    yield made
+    made.close()
+
+
+def flags_by_card(host: ShardedHost) -> dict[str, set[str]]:
+    found = requests()[:60]
+    answers = score_many(host.scorer, found, NOW_MS)
+    flags: dict[str, set[str]] = {}
+    for request, answer in zip(found, answers, strict=True):
+        flags.setdefault(request.card_id, set()).update(answer.flags)  # type: ignore[union-attr]
+    return flags
+
+
+def test_cards_of_other_hosts_are_flagged_whatever_the_mirror_has_of_them(host: ShardedHost) -> None:
+    complete = frozenset({0, 2})
+    # A profile that is left from an earlier table: it may be old.
+    leftover = next(request for request in requests() if SHARDS.of_cards([request.card_id.encode()])[0] not in complete)
+    key = keys_of(leftover)[0]
+    assert key is not None
+    host.fill({key: profiles()[key]})
+    host.note(HeldShards(SHARDS.digest, complete, is_clean=False))
+    flags = flags_by_card(host)
+    shards = dict(zip(flags, SHARDS.of_cards([card.encode() for card in flags]).tolist(), strict=True))
+    assert set(shards.values()) == {0, 1, 2, 3}
+    for card, seen in flags.items():
+        is_held = shards[card] in complete
+        # A card that is not held may be known elsewhere, so nobody calls it unknown.
+        assert ("unknown_card" in seen, CARD_NOT_HELD in seen) == (is_held, not is_held)
+        assert "unknown_merchant" in seen
+    assert host.counted()[CARD_NOT_HELD] > 0
+
+
+def test_a_mirror_of_all_cards_flags_none_and_one_of_another_table_all(host: ShardedHost) -> None:
+    assert not any(CARD_NOT_HELD in flags for flags in flags_by_card(host).values())
+    host.close()
+    host._scorer = None
+    host.note(HeldShards("another table's", frozenset(range(3)), is_clean=True))
+    assert all(CARD_NOT_HELD in flags for flags in flags_by_card(host).values())
