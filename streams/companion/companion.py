@@ -48,6 +48,7 @@ from paywarden.features.stores.base import ProfileStore, ScanProgress, in_batche
 from paywarden.features.stores.profile_sets import LiveSet, spoken
 from paywarden.schemas.avro import Decoder, Encoder, SchemaIds
 from paywarden.schemas.errors import Misconfigured, PaywardenError, StoreUnavailable, TemporaryFailure
+from paywarden.schemas.payment_fields import require_between
 from paywarden.scoring.state.mirror import MirrorSettings, MirrorUnavailable, MirrorWriter
 from paywarden.scoring.state.outbox import OutboxSettings
 from paywarden.scoring.state.overlay_marks import OverlayMarks
@@ -83,6 +84,8 @@ _IDLE_S = 0.1
 _FILL_BATCH = 10_000
 # The pause before it looks again for a missing store, or for the end of a swap of profile sets.
 _LOOK_AGAIN_S = 1.0
+# Counts and outcomes are settled over minutes; ten seconds is a tenth of what they wait for decisions.
+_DECISIONS_EVERY_MS_MAX = 10_000
 _VARIANT = re.compile(r"[A-Za-z0-9._-]{0,64}")
 
 
@@ -93,6 +96,8 @@ class CompanionSettings:
     # The most changelog records in a batch, and the wait for more when it has one: it adds to the age of profiles.
     batch_max: int = 2000
     batch_wait_ms: int = 20
+    # How often decisions are written to their topic, unless a transaction is full before.
+    decisions_every_ms: int = 500
     # True: fill a new mirror by a scan of the store. False: by reading the whole changelog.
     fill_from_store: bool = True
     # How long a stop may take, shipping what is left included.
@@ -113,6 +118,7 @@ class CompanionSettings:
 
     def __post_init__(self) -> None:
         """Raises Misconfigured."""
+        require_between("companion", "decisions_every_ms", self.decisions_every_ms, 0, _DECISIONS_EVERY_MS_MAX)
         if _VARIANT.fullmatch(self.variant) is None:
             raise Misconfigured(
                 f"[companion] variant: wanted at most 64 letters, digits, '.', '_' and '-', got {self.variant!r}"
@@ -199,7 +205,11 @@ class Companion:
         self._identity = HostIdentity(Path(files.outbox.directory))
         # Raises unless the topic is there.
         clients.partitions(CURSORS_TOPIC)
-        options = ShippingOptions(keep_s=files.outbox_keep_s, variant=settings.variant)
+        options = ShippingOptions(
+            keep_s=files.outbox_keep_s,
+            variant=settings.variant,
+            transaction_every_s=settings.decisions_every_ms / 1000,
+        )
         shipper = shipper_of(files.outbox, clients, self._identity, encoder=encoder, options=options)
         self._shipping = ShippingThread(shipper, self._metrics, self.health)
         self._ends = EndsWatch(clients.admin, self._topic, self._positions)

@@ -55,6 +55,9 @@ class ShippingOptions:
     variant: str = ""
     # At most this many decisions go into one transaction: about 5 MB, and a fraction of a second's work.
     transaction_max: int = 5_000
+    # At most one transaction in this time, unless it is full: each costs the broker requests and markers for each
+    # partition that it touches, however many decisions it has.
+    transaction_every_s: float = 0.5
     # The pause after a failed start or a lost producer.
     again_after_s: float = 1.0
     # How long damage must stay as it is before it is set aside.

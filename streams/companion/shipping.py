@@ -11,7 +11,8 @@ records that an earlier companion of this host still has on the way (fencing).
 1. Start: fence earlier companions (`init_transactions`), which also commits or aborts their open transaction. Then read
    the cursors: they say exactly which decisions are on the topic.
 2. Send one transaction: the new decisions of every outbox, at most `transaction_max`, then the cursor of each outbox
-   that has moved. At most one every TRANSACTION_EVERY_S, because each costs the broker a marker in every partition.
+   that has moved. At most one every `transaction_every_s`, because each costs the broker a marker in every
+   partition.
 3. After the commit, move the positions on. At times write them beside the outbox: the writer reads there what is not
    shipped yet, and shipped decisions that are old enough are deleted.
 4. If a transaction fails, abort it and send its decisions again. A producer ends when another one has fenced it, or the
@@ -59,9 +60,6 @@ from paywarden.streams.kafka.topic_names import CURSORS_TOPIC
 
 _log = logging.getLogger(__name__)
 
-# A transaction costs the broker requests and markers for each partition that it touches, however many decisions it has.
-# Readers of decisions count and join them over minutes.
-TRANSACTION_EVERY_S = 0.25
 # How long one round waits for the broker.
 _WAIT_S = 0.05
 # More lost producers than this in a row, without a commit in between, are no accident.
@@ -237,7 +235,8 @@ class Shipper:
         self._carried = [shipment for shipment in self._shipments.values() if shipment.is_moved]
         if not self._carried:
             return 0
-        self._due = now + TRANSACTION_EVERY_S if len(decisions) < self._options.transaction_max else now
+        is_full = len(decisions) >= self._options.transaction_max
+        self._due = now if is_full else now + self._options.transaction_every_s
         self._producer.begin_transaction()
         # The transaction is open from here on, and any failure aborts it.
         self._state, self.under_way = _State.ABORTING, len(decisions)

@@ -78,7 +78,7 @@ from paywarden.streams.profiles.events import (
     outcomes_source,
     payments_source,
 )
-from paywarden.streams.profiles.metrics import GATHER_MS_MAX, StreamMetrics, gather_ms_of, objectives_ms
+from paywarden.streams.profiles.metrics import StreamMetrics, gather_ms_of, objectives_ms
 from paywarden.streams.profiles.outcome_gate import WaitingOutcomes
 from paywarden.streams.profiles.router import Decoded, Router
 from paywarden.streams.profiles.sources import SourceCheck
@@ -88,8 +88,6 @@ from paywarden.streams.profiles.watermarks import RoutedProgress, SourceProgress
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
-# The client's view of a partition's end is at most one fetch old. Doubled for the time inside the client.
-_FETCH_AGE_MS = 2 * max(FETCH_WAIT_MS, GATHER_MS_MAX)
 # A worker without records sleeps so long, and shorter while it waits for an answer of the broker.
 _IDLE_S, _ASKING_S = 0.1, 0.01
 # How often the worker sends progress that travels with the frames. Only companions and workers of earlier releases go
@@ -262,6 +260,8 @@ class Pipeline:
         self._undrained: set[PartitionId] = {(t, p) for t, count in self._repartition.items() for p in range(count)}
         self.metrics = metrics or stream_metrics(settings, entities, CollectorRegistry())
         self._gather_ms = gather_ms_of(freshness_objectives_ms(settings, entities))
+        # The client's view of a partition's end is at most one fetch old. Doubled for the time inside the client.
+        self._fetch_age_ms = 2 * max(FETCH_WAIT_MS, self._gather_ms)
         self._clients, self._group_id = clients, settings.group_of(options.profile_set)
         self._consumer = self._new_consumer()
         self._ends = EndsWatch(
@@ -376,7 +376,7 @@ class Pipeline:
     def step(self, stop: Event) -> None:
         """Process one micro-batch up to its commit, or until it is abandoned."""
         self._turned_at = time.monotonic()
-        asked_ms = self._now_ms() - _FETCH_AGE_MS
+        asked_ms = self._now_ms() - self._fetch_age_ms
         with self._timed("read"):
             consumed = self._take()
         payments = [record for record in consumed.records if record.topic == self._payments]
@@ -501,8 +501,25 @@ class Pipeline:
             if ends is None:
                 return []
             waiting.wait_for(ends)
-        committed = self._consumer.committed(self._payments, self._payments_partitions)
+        committed = self._committed_payments()
         return [] if committed is None else waiting.take_due(committed)
+
+    def _committed_payments(self) -> dict[int, int] | None:
+        """Returns what the group has committed of payments, by partition; None if the broker does not answer now.
+
+        The broker is asked about partitions of other workers alone: this worker knows what it has committed itself.
+        """
+        acknowledged = self._consumer.acknowledged()
+        own = {
+            partition: acknowledged[place]
+            for partition in self._payments_partitions
+            if (place := (self._payments, partition)) in self._consumer.places and place in acknowledged
+        }
+        others = [partition for partition in self._payments_partitions if partition not in own]
+        if not others:
+            return own
+        committed = self._consumer.committed(self._payments, others)
+        return None if committed is None else own | committed
 
     # Events to profiles
 

@@ -39,7 +39,7 @@ class Deployment:
             "progress_every_ms = 50\nsession_timeout_ms = 6000\nfreshness_objective_ms = 100\n"
             # Payments of simulated worlds are of 2024, and are sent today.
             f"past_ms_max = {TIME_BOUND_MS_MAX}\n[limits]\npast_ms_max = {TIME_BOUND_MS_MAX}\n"
-            "[companion]\nbatch_wait_ms = 5\n"
+            "[companion]\nbatch_wait_ms = 5\ndecisions_every_ms = 100\n"
             + (
                 f'[store]\nkind = "lmdb"\n[lmdb]\npath = "{self.store}"\n'
                 if aerospike is None

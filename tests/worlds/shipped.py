@@ -75,7 +75,12 @@ class World:
         self.shipper = self.new_shipper()
 
     def new_shipper(
-        self, *, transaction_max: int = 5_000, keep_s: float = 0.0, damage_confirm_s: float = 0.0
+        self,
+        *,
+        transaction_max: int = 5_000,
+        keep_s: float = 0.0,
+        damage_confirm_s: float = 0.0,
+        transaction_every_s: float = 0.5,
     ) -> Shipper:
         return Shipper(
             self.settings,
@@ -86,7 +91,11 @@ class World:
             cursors_topic="outbox-cursors",
             encoder=Encoder("decisions", LocalSchemaIds().id_of("decisions")),
             options=ShippingOptions(
-                keep_s=keep_s, transaction_max=transaction_max, again_after_s=0.0, damage_confirm_s=damage_confirm_s
+                keep_s=keep_s,
+                transaction_max=transaction_max,
+                again_after_s=0.0,
+                damage_confirm_s=damage_confirm_s,
+                transaction_every_s=transaction_every_s,
             ),
         )
 

@@ -66,6 +66,21 @@ def test_a_full_outbox_does_not_block_the_others(world: World) -> None:
     other.close()
 
 
+def test_decisions_gather_until_their_time_comes_or_a_transaction_is_full(world: World) -> None:
+    world.shipper = world.new_shipper(transaction_max=3, transaction_every_s=3_600)
+    world.decide("p0")
+    world.rounds(1)
+    world.decide("p1", "p2")
+    assert [world.shipper.advance() for _ in range(5)] == [0] * 5
+    assert world.broker.decisions == ["p0"]
+    world.decide(*(f"q{number}" for number in range(8)))
+    world.rounds(1)
+    # The first full one does not hold up those behind it.
+    while world.shipper.advance():
+        pass
+    assert len(world.broker.decisions) == 11
+
+
 def test_a_producer_lost_after_its_commit_sends_nothing_twice(world: World) -> None:
     world.broker.fails["committed"] = [FENCED]
     world.decide("p0")

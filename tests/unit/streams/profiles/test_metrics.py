@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
-from paywarden.streams.profiles.metrics import AGE_BUCKETS_S, AgeHistogram, StreamMetrics, objectives_ms
+from paywarden.streams.profiles.metrics import (
+    AGE_BUCKETS_S,
+    GATHER_MS_MAX,
+    AgeHistogram,
+    StreamMetrics,
+    gather_ms_of,
+    objectives_ms,
+)
 
 
 @given(st.lists(st.lists(st.one_of(st.sampled_from(AGE_BUCKETS_S), st.floats(0, 2000)), max_size=20), max_size=5))
@@ -67,3 +74,11 @@ def test_objectives_have_exceptions_by_entity() -> None:
 def test_a_wrong_objective_is_refused_with_the_wanted_form(wrong: str) -> None:
     with pytest.raises(ValueError, match="wanted ENTITY=MILLISECONDS"):
         objectives_ms(["card"], 1000, [wrong])
+
+
+@given(st.dictionaries(st.sampled_from(["card", "merchant", "device"]), st.integers(1, 100_000), min_size=1))
+def test_waits_for_more_records_leave_most_of_every_objective(objectives: dict[str, int]) -> None:
+    """A payment waits twice on its way to the store, and its profile once more on its way to a mirror."""
+    wait_ms = gather_ms_of(objectives)
+    assert 1 <= wait_ms <= GATHER_MS_MAX
+    assert wait_ms == 1 or 2 * wait_ms <= 0.4 * min(objectives.values())

@@ -34,6 +34,8 @@ FRAMES: tuple[Place, ...] = (("repartition-card", 0), ("repartition-merchant", 0
 TIMING = PipelineTiming(retry_first_s=0.001, ask_committed_every_s=0.0, frames_every_ms=0)
 # The arrival of records on Kafka, and the worker's clock ten minutes later.
 KAFKA_MS, NOW_MS = 1_800_000_000_000, 1_800_000_600_000
+# How old what a worker knows of a partition's end may be, with the usual objective: two answers of the broker.
+FETCH_AGE_MS = 400
 
 
 class FakeSender:
@@ -372,6 +374,22 @@ def test_an_outcome_is_not_committed_before_it_is_processed(worker: Worker) -> N
     assert [topic for topic, *_ in worker.sender.sent if topic == "dead-letters"] == []
 
 
+def test_a_worker_of_all_payments_does_not_ask_what_is_committed(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        pytest.fail("it knows what it has committed itself")
+
+    rows = world()[0][:20]
+    worker.step()
+    monkeypatch.setattr(worker.client, "committed", fail)
+    worker.pay(rows[:10])
+    worker.pay(rows[10:], P1)
+    worker.report(outcomes_of(rows))
+    worker.step(8)
+    assert worker.broker.committed[O0] == len(outcomes_of(rows)) > 0
+
+
 def test_the_end_behind_transaction_markers_is_committed_after_waiting(worker: Worker) -> None:
     """A reader that waits until the group reaches the end would wait for ever without this commit."""
     rows = world()[0][:20]
@@ -426,7 +444,7 @@ def test_outcomes_are_paused_while_too_many_wait() -> None:
 def test_progress_is_sent_behind_the_events_it_speaks_of(worker: Worker) -> None:
     worker.pay(world()[0][:5])
     worker.step()
-    assert worker.sender.frames() == [(5, {}), (0, {0: NOW_MS - 200, 1: NOW_MS - 200})]
+    assert worker.sender.frames() == [(5, {}), (0, {0: NOW_MS - FETCH_AGE_MS, 1: NOW_MS - FETCH_AGE_MS})]
 
 
 def test_an_abandoned_batch_sends_no_progress_of_its_records(worker: Worker) -> None:
@@ -443,7 +461,7 @@ def test_an_abandoned_batch_sends_no_progress_of_its_records(worker: Worker) -> 
     assert all(0 not in claim for claim in worker.sender.claims()[claimed:])
     worker.client._read = read  # type: ignore[method-assign]
     worker.step()
-    assert worker.sender.claims()[-1] == {0: NOW_MS - 200}
+    assert worker.sender.claims()[-1] == {0: NOW_MS - FETCH_AGE_MS}
 
 
 def test_after_a_hold_an_end_counts_only_when_reported_again(worker: Worker) -> None:
@@ -459,7 +477,7 @@ def test_after_a_hold_an_end_counts_only_when_reported_again(worker: Worker) -> 
     worker.client._read = lambda *_: None  # type: ignore[method-assign]
     worker.step()
     # Both are complete to where they were before the hold.
-    assert worker.sender.claims()[-1] == {0: NOW_MS - 200, 1: NOW_MS - 200}
+    assert worker.sender.claims()[-1] == {0: NOW_MS - FETCH_AGE_MS, 1: NOW_MS - FETCH_AGE_MS}
 
 
 def test_after_a_rebalance_an_end_counts_only_when_reported_again(worker: Worker) -> None:
@@ -471,7 +489,7 @@ def test_after_a_rebalance_an_end_counts_only_when_reported_again(worker: Worker
     worker.client._read = lambda *_: None  # type: ignore[method-assign]
     worker.step()
     # What was claimed before the rebalance stays true.
-    assert worker.sender.claims()[claimed:] == [{0: NOW_MS - 200}]
+    assert worker.sender.claims()[claimed:] == [{0: NOW_MS - FETCH_AGE_MS}]
 
 
 def test_a_full_batch_sends_no_progress_by_the_clock() -> None:
@@ -482,7 +500,7 @@ def test_a_full_batch_sends_no_progress_by_the_clock() -> None:
     worker.pay(world()[0][:15])
     worker.pay(world()[0][15:16], P1)
     worker.step()
-    assert worker.sender.claims()[-1] == {0: NOW_MS - 200, 1: NOW_MS - 200}
+    assert worker.sender.claims()[-1] == {0: NOW_MS - FETCH_AGE_MS, 1: NOW_MS - FETCH_AGE_MS}
 
 
 class Restarted:
@@ -621,7 +639,7 @@ def test_the_clock_of_a_producer_decides_no_claim_and_no_age(clock_ms: int) -> N
     # The pause between question and answer is by the real clock, and this one jumps: the bounds are not sharp.
     assert all(asked_ms - HOUR_MS // 6 <= claim < worker.now_ms for claim in claims)
     worker.step(10)
-    assert worker.now_ms - 200 <= worker.sender.claims()[-1][0] < worker.now_ms
+    assert worker.now_ms - FETCH_AGE_MS <= worker.sender.claims()[-1][0] < worker.now_ms
     assert_profiles_are_of(worker, 60)
     arrived = [
         int(row[ARRIVED_MS])
