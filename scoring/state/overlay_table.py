@@ -7,8 +7,8 @@ Two arrays of int64 in shared memory:
 
 A *row* is one payment: 2 * number + 1 │ moment │ tag │ check │ origin │ an entity's hash, for each │ the next row, for
 each │ the cut, for each │ attributes. The *tag* is a hash of the payment's id. A *slot* of the directory is one entity,
-in one word: some bits of its hash, and the number of its newest row. A bucket is one line of the processor's cache: most
-entities have nothing pending, and one look at their two buckets says so. Each row names the entity's row before it:
+in one word: some bits of its hash, and the number of its newest row. A bucket is one line of the processor's cache:
+most entities have nothing pending, and one look at their two buckets says so. Each row names the row before it:
 
     card C1 ─► row 907 ─► row 311 ─► 0            a payment of C1 reads 907, then 311
 
@@ -614,4 +614,4 @@ def add_bound(frame_at: int, rows: int, now_ms: int, earliest_ms: int, latest_ms
         latest_ms,
         OWN,
     )
-    return rows - numbers[ADDED]
+    return int(rows - numbers[ADDED])

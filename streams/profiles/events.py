@@ -31,8 +31,9 @@ from numpy.typing import NDArray
 
 from paywarden.features import kernel
 from paywarden.features.catalogue.attributes import KEYED, declared_column, identity_column, row_width
+from paywarden.features.kernel.layout import TAG_MIN
 from paywarden.features.profiles.engine import Events, FeatureEngine
-from paywarden.features.profiles.payment_tags import MARK_DTYPE, TAG_MIN
+from paywarden.features.profiles.payment_tags import MARK_DTYPE
 from paywarden.schemas.payment_fields import DECLARED_MAX, TABLE_ALONE, Form, PaymentFields
 from paywarden.schemas.proto.store_pb2 import LabelChange, PaymentRecord
 from paywarden.streams.profiles.payment_columns import RECORD_PREFIX, PaymentColumns, PaymentEvent, Position

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from paywarden.features import kernel
-from paywarden.features.profiles.payment_tags import MARK_DTYPE, TAG_MIN, PaymentTags
+from paywarden.features.kernel.layout import TAG_MIN
+from paywarden.features.profiles.payment_tags import MARK_DTYPE, PaymentTags
 from paywarden.features.stores.base import StoreConflict
 from paywarden.features.stores.memory import MemoryStore
 from paywarden.schemas.errors import StoreUnavailable
