@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -19,9 +19,12 @@ from tests.services.deployment import Deployment
 from tests.services.fetch import ServiceMissing
 from tests.services.kafka import KafkaServer
 from tests.services.made_once import VARIABLE
-from tests.services.missing_tools import missing_line
+from tests.services.missing_tools import pytest_terminal_summary
 from tests.services.registry import RegistryServer
 from tests.services.shared import Service, SharedServices, shared, template_address
+
+# pytest calls the hooks that it finds here.
+__all__ = ["pytest_terminal_summary"]
 
 # Several processes share the cores. A waiting thread must leave the cores alone, and a thread of OpenMP would spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -51,19 +54,6 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Spread the files that wait among those that compute. Each process of a run comes to the same order."""
     items[:] = ordered([(item.nodeid.partition("::")[0], item) for item in items])
-
-
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Generator[None, None, None]:
-    """Say at the very end which tests were skipped for a missing tool. With xdist the controller does it."""
-    yield
-    skipped = [
-        (report.nodeid, report.longrepr[2])
-        for report in terminalreporter.stats.get("skipped", ())
-        if isinstance(report.longrepr, tuple)
-    ]
-    if line := missing_line(skipped):
-        terminalreporter.write_line(line, yellow=True)
 
 
 @pytest.fixture(scope="session")

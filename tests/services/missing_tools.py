@@ -7,8 +7,10 @@ of tests that were skipped for it, and how to get it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
+
+import pytest
 
 _PREFIX = "needs "
 
@@ -51,3 +53,16 @@ def missing_line(skipped: Iterable[tuple[str, str]]) -> str:
         name, _, how = text.partition(": ")
         missing.append(f"{name} ({count} test{'s' if count > 1 else ''}; {how})")
     return f"skipped for a missing tool: {', '.join(missing)}" if missing else ""
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Generator[None, None, None]:
+    """Say at the very end which tests were skipped for a missing tool. With xdist the controller does it."""
+    yield
+    skipped = [
+        (report.nodeid, report.longrepr[2])
+        for report in terminalreporter.stats.get("skipped", ())
+        if isinstance(report.longrepr, tuple)
+    ]
+    if line := missing_line(skipped):
+        terminalreporter.write_line(line, yellow=True)

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.patience import PATIENCE_S
-from tests.services.missing_tools import GO, PROMTOOL, missing_line
+from tests.services.missing_tools import GO, PROMTOOL, missing_line, pytest_terminal_summary
 from tests.services.processes import ROOT
+
+# Plugins that take seconds to import.
+WITHOUT = [f"-pno:{name}" for name in ("cacheprovider", "schemathesis", "hypothesispytest", "anyio")]
 
 
 def test_a_line_names_each_missing_tool_with_its_tests_and_where_to_get_it() -> None:
@@ -25,9 +28,16 @@ def test_a_test_skipped_for_another_reason_is_no_missing_tool() -> None:
     assert missing_line([("a", "Skipped: root may write everywhere"), ("b", "it needs care")]) == ""
 
 
+def test_our_own_runs_say_it(pytestconfig: pytest.Config) -> None:
+    hooks = pytestconfig.hook.pytest_terminal_summary.get_hookimpls()
+    assert pytest_terminal_summary in [hook.function for hook in hooks]
+
+
 @pytest.mark.parametrize("processes", ["0", "2"])
 def test_a_run_ends_with_that_line_in_one_process_and_in_several(tmp_path: Path, processes: str) -> None:
-    (tmp_path / "conftest.py").write_text("from tests.conftest import pytest_terminal_summary\n", encoding="utf-8")
+    (tmp_path / "conftest.py").write_text(
+        "from tests.services.missing_tools import pytest_terminal_summary\n", encoding="utf-8"
+    )
     (tmp_path / "test_some.py").write_text(
         "import pytest\nfrom tests.services.missing_tools import GO\n\n"
         "@pytest.mark.skipif(True, reason=GO.reason)\ndef test_a(): ...\n\n"
@@ -35,7 +45,7 @@ def test_a_run_ends_with_that_line_in_one_process_and_in_several(tmp_path: Path,
         encoding="utf-8",
     )
     ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-ra", f"-n{processes}", "-p", "no:cacheprovider", str(tmp_path)],
+        [sys.executable, "-m", "pytest", "-q", "-ra", f"-n{processes}", *WITHOUT, str(tmp_path)],
         cwd=tmp_path,
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
         capture_output=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from tests.unit.schemas.strategies import records
 # A topic, as far as a change can make another schema of it.
 Fields = list[dict[str, Any]]
 ADDED = {"name": "added_later", "type": ["null", "string"], "default": None}
+LAST = 1_000
 
 
 def changed(topic: str, change: Callable[[Fields], object]) -> Schema:
@@ -25,8 +27,40 @@ def changed(topic: str, change: Callable[[Fields], object]) -> Schema:
     return parsed(json.dumps(schema))
 
 
+@cache
 def today(topic: str) -> Schema:
     return parsed(schema_text(topic))
+
+
+@cache
+def records_of_today(topic: str) -> st.SearchStrategy[dict[str, Any]]:
+    return records(today(topic))
+
+
+@cache
+def with_a_field(topic: str, place: int) -> tuple[Schema, st.SearchStrategy[dict[str, Any]]]:
+    """Returns today's schema with ADDED at this place, or at the end, and its records."""
+    newer = changed(topic, lambda fields: fields.insert(place, ADDED))
+    return newer, records(newer)
+
+
+@cache
+def with_fields_sorted(topic: str) -> tuple[Schema, st.SearchStrategy[dict[str, Any]]]:
+    def named_types_stay_first(fields: Fields) -> None:
+        fields.sort(key=lambda field: (isinstance(field["type"], str), field["name"]))
+        if topic == "drift-alerts":  # current_histogram names the type reference_histogram defines
+            names = [field["name"] for field in fields]
+            fields.insert(0, fields.pop(names.index("reference_histogram")))
+
+    reordered = changed(topic, named_types_stay_first)
+    return reordered, records(reordered)
+
+
+@cache
+def without_a_field(topic: str) -> tuple[str, Schema, st.SearchStrategy[dict[str, Any]]]:
+    gone = next(field["name"] for field in json.loads(schema_text(topic))["fields"] if "default" not in field)
+    poorer = changed(topic, lambda fields: fields.pop([field["name"] for field in fields].index(gone)))
+    return gone, poorer, records(poorer)
 
 
 def passed_on(topic: str, record: dict[str, Any], *, writer: Schema, reader: Schema) -> dict[str, Any]:
@@ -38,8 +72,8 @@ def passed_on(topic: str, record: dict[str, Any], *, writer: Schema, reader: Sch
 @settings(max_examples=25)
 @given(data=st.data())
 def test_a_newer_reader_fills_in_the_default_of_an_added_field(topic: str, data: st.DataObject) -> None:
-    record = data.draw(records(today(topic)))
-    newer = changed(topic, lambda fields: fields.append(ADDED))
+    record = data.draw(records_of_today(topic))
+    newer, _ = with_a_field(topic, LAST)
     assert passed_on(topic, record, writer=today(topic), reader=newer) == record | {"added_later": None}
 
 
@@ -47,8 +81,8 @@ def test_a_newer_reader_fills_in_the_default_of_an_added_field(topic: str, data:
 @settings(max_examples=25)
 @given(data=st.data(), place=st.integers(0, 3))
 def test_todays_reader_skips_a_field_added_later(topic: str, data: st.DataObject, place: int) -> None:
-    newer = changed(topic, lambda fields: fields.insert(place, ADDED))
-    record = data.draw(records(newer))
+    newer, its_records = with_a_field(topic, place)
+    record = data.draw(its_records)
     expected = {name: value for name, value in record.items() if name != "added_later"}
     assert passed_on(topic, record, writer=newer, reader=today(topic)) == expected
 
@@ -57,14 +91,8 @@ def test_todays_reader_skips_a_field_added_later(topic: str, data: st.DataObject
 @settings(max_examples=25)
 @given(data=st.data())
 def test_the_order_of_fields_may_change(topic: str, data: st.DataObject) -> None:
-    def named_types_stay_first(fields: Fields) -> None:
-        fields.sort(key=lambda field: (isinstance(field["type"], str), field["name"]))
-        if topic == "drift-alerts":  # current_histogram names the type reference_histogram defines
-            names = [field["name"] for field in fields]
-            fields.insert(0, fields.pop(names.index("reference_histogram")))
-
-    reordered = changed(topic, named_types_stay_first)
-    record = data.draw(records(reordered))
+    reordered, its_records = with_fields_sorted(topic)
+    record = data.draw(its_records)
     assert passed_on(topic, record, writer=reordered, reader=today(topic)) == record
 
 
@@ -72,9 +100,8 @@ def test_the_order_of_fields_may_change(topic: str, data: st.DataObject) -> None
 @settings(max_examples=25)
 @given(data=st.data())
 def test_a_writer_without_a_required_field_is_refused(topic: str, data: st.DataObject) -> None:
-    gone = next(field["name"] for field in json.loads(schema_text(topic))["fields"] if "default" not in field)
-    poorer = changed(topic, lambda fields: fields.pop([field["name"] for field in fields].index(gone)))
-    record = data.draw(records(poorer))
+    gone, poorer, its_records = without_a_field(topic)
+    record = data.draw(its_records)
     with pytest.raises(InvalidEvent, match=f"cannot be read as today's: No default value for field {gone}"):
         passed_on(topic, record, writer=poorer, reader=today(topic))
 
@@ -82,8 +109,8 @@ def test_a_writer_without_a_required_field_is_refused(topic: str, data: st.DataO
 @pytest.mark.parametrize("topic", TOPICS)
 @given(data=st.data(), body=st.binary(max_size=60))
 def test_any_body_of_a_newer_writer_is_a_record_or_refused(topic: str, data: st.DataObject, body: bytes) -> None:
-    newer = changed(topic, lambda fields: fields.insert(1, ADDED))
-    value = Encoder(topic, fingerprint(newer), schema=newer).encode(data.draw(records(newer)))
+    newer, its_records = with_a_field(topic, 1)
+    value = Encoder(topic, fingerprint(newer), schema=newer).encode(data.draw(its_records))
     start = data.draw(st.integers(5, len(value)))
     decoder = Decoder(topic, LocalSchemaIds(past=[newer]))
     try:

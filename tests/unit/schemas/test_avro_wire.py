@@ -16,6 +16,7 @@ from tests.unit.schemas.strategies import records
 IDS = LocalSchemaIds()
 ENCODERS = {topic: Encoder(topic, IDS.id_of(topic)) for topic in TOPICS}
 DECODERS = {topic: Decoder(topic, IDS) for topic in TOPICS}
+RECORDS = {topic: records(topic_schema(topic)) for topic in TOPICS}
 SECRET = "tok-4111111111111111"
 PAYMENT = {
     "payment_id": "p-1",
@@ -69,7 +70,7 @@ def test_a_value_is_the_magic_byte_the_id_and_the_avro_body() -> None:
 @pytest.mark.parametrize("topic", TOPICS)
 @given(data=st.data())
 def test_a_record_is_read_as_it_was_written(topic: str, data: st.DataObject) -> None:
-    record = data.draw(records(topic_schema(topic)))
+    record = data.draw(RECORDS[topic])
     assert DECODERS[topic].decode(ENCODERS[topic].encode(record)) == record
 
 
@@ -112,7 +113,7 @@ _DAMAGE = st.one_of(
 @pytest.mark.parametrize("topic", TOPICS)
 @given(data=st.data(), damage=_DAMAGE)
 def test_a_damaged_record_is_a_record_or_refused(topic: str, data: st.DataObject, damage: bytes) -> None:
-    value = ENCODERS[topic].encode(data.draw(records(topic_schema(topic))))
+    value = ENCODERS[topic].encode(data.draw(RECORDS[topic]))
     start = data.draw(st.integers(5, len(value)))
     end = data.draw(st.integers(start, len(value)))
     try:
@@ -125,7 +126,7 @@ def test_a_damaged_record_is_a_record_or_refused(topic: str, data: st.DataObject
 @pytest.mark.parametrize("topic", TOPICS)
 @given(data=st.data())
 def test_a_record_cut_short_anywhere_is_refused(topic: str, data: st.DataObject) -> None:
-    value = ENCODERS[topic].encode(data.draw(records(topic_schema(topic))))
+    value = ENCODERS[topic].encode(data.draw(RECORDS[topic]))
     length = data.draw(st.integers(0, len(value) - 1))
     assert ("too short" if length < 5 else "truncated body") in refused(topic, value[:length])
 
