@@ -188,7 +188,7 @@ def test_decisions_shipped_in_transactions_are_archived_without_a_gap(
     deployment: Deployment, settings: KafkaSettings, tmp_path: Path
 ) -> None:
     encode = encoder_of("decisions")
-    producer = make_transactional_producer(settings, "archive", linger_ms=0, transaction_timeout_ms=20_000)
+    producer = make_transactional_producer(settings, "archive", linger_ms=0, transaction_timeout_ms=600_000)
     producer.init_transactions(PATIENCE_S)
     for number in range(60):
         producer.begin_transaction()

