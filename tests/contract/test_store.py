@@ -559,7 +559,9 @@ _STEPS = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(steps=_STEPS)
 def test_a_store_behaves_like_a_map(store: ProfileStore, steps: list[tuple[str, object]]) -> None:
     every = [b"contract-card:a", b"contract-card:b", b"contract-card:c", b"contract-card2:a"]

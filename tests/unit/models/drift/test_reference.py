@@ -151,7 +151,7 @@ def test_a_missing_file_a_folder_and_arrays_of_something_else_are_refused(tmp_pa
         assert "cannot be read as a reference" in refusal(wrong)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(share=st.floats(0, 1, exclude_max=True))
 def test_a_truncated_file_is_refused(path: Path, share: float) -> None:
     reference().save(path)
@@ -160,7 +160,7 @@ def test_a_truncated_file_is_refused(path: Path, share: float) -> None:
     refusal(path)
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(place=st.integers(0, 2**32), from_the_end=st.booleans(), bit=st.integers(0, 7))
 def test_a_damaged_file_is_refused_unless_the_damage_is_harmless(
     path: Path, place: int, from_the_end: bool, bit: int

@@ -47,7 +47,7 @@ def test_a_line_of_a_killed_process_is_cut_off(tmp_path: Path) -> None:
     assert verify(log.path, public_key_of(tmp_path)) == 2
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None)
 @given(data=st.data())
 def test_any_edit_removal_or_reorder_is_found(whole: Path, tmp_path: Path, data: st.DataObject) -> None:
     content = (whole / "audit.jsonl").read_bytes()

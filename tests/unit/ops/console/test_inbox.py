@@ -238,7 +238,9 @@ _RECORDS = [
 ]  # fmt: skip
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None, max_examples=40
+)
 @given(data=st.data())
 def test_any_order_of_topics_and_any_restart_gives_the_same_alerts(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -80,7 +80,9 @@ def test_whoever_proposed_cannot_approve_and_another_can(world: Registered) -> N
     assert [entry.by for entry in world.console.audit.newest(20) if entry.act == "approved"] == ["ben"]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None, max_examples=60
+)
 @given(data=st.data())
 def test_no_endpoint_lets_somebody_approve_their_own(world: Registered, data: st.DataObject) -> None:
     """anna tries every POST page there is, by the pages and by the API, with any fields it takes."""

@@ -121,7 +121,9 @@ SEARCHES = st.builds(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(search=SEARCHES, count=st.sampled_from((7, 40, 200)))
 def test_pages_of_a_search_are_what_a_look_at_all_finds(index: DecisionIndex, search: Search, count: int) -> None:
     assert [row.decision_id for row in pages(index, search, count)] == plainly(search)
