@@ -21,6 +21,8 @@ from tests.checkout import CHECKOUT
 ROOTS = ("schemas", "features", "models", "scoring", "streams", "ops")
 # Files of those who have a checkout, and packages of their own.
 NOT_INSTALLED = tuple(CHECKOUT / name for name in ("ops/deploy", "ops/clients", "schemas/proto/released"))
+# The one variable of Python that a run keeps: where the bytecode of all other packages is, which takes long to make.
+KEPT = "PYTHONPYCACHEPREFIX"
 # Where the code of the checkout is not kept, the demonstration compiles all of it.
 pytestmark = pytest.mark.timeout(1200)
 
@@ -66,7 +68,7 @@ def pip(*arguments: str) -> None:
 
 def run(installed: Path, project: Path, *arguments: str) -> str:
     """Run a command of the installed console script in the project's folder. Returns its output."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    environment = {name: value for name, value in os.environ.items() if name == KEPT or not name.startswith("PYTHON")}
     # The wheel has the sources of the checkout, so the code that is compiled from them is the same.
     kept = machine_code.directory()
     if kept is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -44,10 +45,11 @@ def test_a_run_ends_with_that_line_in_one_process_and_in_several(tmp_path: Path,
         "def test_b(): pytest.skip(GO.reason)\n\ndef test_c(): ...\n",
         encoding="utf-8",
     )
+    bytecode = {name: value for name, value in os.environ.items() if name == "PYTHONPYCACHEPREFIX"}
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-ra", f"-n{processes}", *WITHOUT, str(tmp_path)],
         cwd=tmp_path,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", **bytecode},
         capture_output=True,
         text=True,
         check=True,

@@ -25,6 +25,7 @@ from paywarden.features.catalogue.windows import DAY_MS, HOUR_MS, MINUTE_MS
 from paywarden.features.kernel.batches import EventResults, PackedProfiles
 from paywarden.features.profiles.engine import FeatureEngine
 from tests.checkout import CHECKOUT
+from tests.patience import PATIENCE_S
 from tests.unit.features.kernel.profiles import (
     Change,
     apply_groups,
@@ -332,6 +333,6 @@ def run_in_another_process(function: str, environment: dict[str, str]) -> subpro
         cwd=CHECKOUT,
         capture_output=True,
         text=True,
-        timeout=250,
+        timeout=2 * PATIENCE_S,
         check=False,
     )

@@ -58,7 +58,7 @@ def work(number, beat):
             os.kill(os.getppid(), signal.SIGTERM)
 
 
-supervisor = Supervisor(2, work, stop_s=30, hang_timeout_s=2, metrics=metrics, fork=fork)
+supervisor = Supervisor(2, work, stop_s=30, hang_timeout_s=4, metrics=metrics, fork=fork)
 supervisor.heed_signals()
 supervisor.run()
 print(json.dumps({
@@ -88,7 +88,7 @@ def test_a_worker_that_hangs_is_killed_and_replaced(tmp_path: Any, mode: str) ->
     result, log = supervised(tmp_path, mode)
     assert result == {"starts": [2, 1], "restarts": {"hung": 1}, "fork_failures": 0}
     assert log == [
-        "worker 0 has not turned for 2 s: killing it",
+        "worker 0 has not turned for 4 s: killing it",
         "worker 0 ended with -9; starting it again in 0.1 s",
     ]
 
