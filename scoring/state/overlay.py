@@ -238,7 +238,7 @@ class Overlay:
         self._folded_view = self._folded.data
         # Packers, indexed by how many numbers.
         self._int64s = [Struct(f"={count}q") for count in range(len(self._hashes) + 1)]
-        self._is_used = False
+        self._is_used = self._is_quick = False
         # The keys of the last `fill`, whose hashes are in the buffers.
         self._filled: Sequence[bytes] | None = None
         self._table: NDArray[np.int64] | None = None
@@ -256,6 +256,7 @@ class Overlay:
         """
         if self._table is None:
             self._table = open_table(self._settings, self._engine.plan)
+            self._numbers[tables.OVER :] = 0
             self._frame = None
         path = Path(folder) / MARKS_FILE
         try:
@@ -313,6 +314,7 @@ class Overlay:
         self._digest_bytes[: len(digests)] = digests
         self._filled = keys
         status = tables.fill_bound(frame.address, count, self._clock_ms(), snapshot)
+        self._is_quick = status == kernel.OK
         if status != kernel.OK:
             self._fill(status, slice(0, count), None)
         return self._count(count)
@@ -331,9 +333,10 @@ class Overlay:
         if self._number_view[tables.FOLDED] == 0:
             return found
         folded = self._folded_view[: len(found)].tobytes()
-        return bytes(
-            kernel.KNOWN if was_folded else presence for presence, was_folded in zip(found, folded, strict=True)
-        )
+        if self._is_quick:
+            return folded
+        # A profile that cannot be read was filled as if it were unknown; the mirror has it all the same.
+        return bytes(map(max, found, folded))
 
     def add(self, keys: Sequence[bytes], ids: Sequence[bytes], rows: NDArray[np.int64], now_ms: int) -> None:
         """Make payments pending that are answered now. `now_ms`: the time of day that their own times are near.

@@ -7,8 +7,9 @@ Two arrays of int64 in shared memory:
 
 A *row* is one payment: 2 * number + 1 │ moment │ tag │ check │ origin │ an entity's hash, for each │ the next row, for
 each │ the cut, for each │ attributes. The *tag* is a hash of the payment's id. A *slot* of the directory is one entity,
-in one word: some bits of its hash, and the number of its newest row. A bucket is one line of the processor's cache:
-most entities have nothing pending, and one look at their two buckets says so. Each row names the row before it:
+in one word: some bits of its hash, and the number of its newest row. A bucket is one line of the processor's cache.
+Most entities have nothing pending, and one look at their two buckets says so. Each row names the entity's row before
+it:
 
     card C1 ─► row 907 ─► row 311 ─► 0            a payment of C1 reads 907, then 311
 
@@ -46,6 +47,7 @@ from paywarden.features.kernel.layout import (
     F32,
     F64,
     I64,
+    KNOWN,
     LENGTHS_AT,
     OK,
     PAYMENT,
@@ -92,7 +94,11 @@ _LINKS_TRIED = 64
 # added to one profile, and the mirror's transaction that profiles were read in. The others are results.
 NOW_MS, LIFE_MS, EVENTS_MAX, SNAPSHOT = range(4)
 IS_SURE, FOLDED, LEFT_OUT, BROKEN, ADDED, FULL, UNTIMELY = range(4, 11)
-NUMBER_COUNT = 11
+# What a worker keeps from call to call, to know old rows by their numbers: rows up to OVER are older than the lifetime;
+# the newest row as the last call saw it; and, for each sixteenth of a lifetime, a moment before which all rows up to a
+# number were made. A worker begins with zeros.
+OVER, SEEN, SAMPLES_AT, SAMPLES = 11, 12, 13, 32
+NUMBER_COUNT = SAMPLES_AT + 2 * SAMPLES
 # The sizes of a table, as its owner has checked them: compiled code takes none from memory that others may write.
 SHAPE_ENTITIES, SHAPE_WIDTH, SHAPE_ROWS, SHAPE_BUCKETS, SHAPE_MARK_BUCKETS = range(5)
 SHAPE_COUNT = 5
@@ -468,14 +474,33 @@ def _pending(
     return found
 
 
+@compiled()
+def _note_time(table: I64, numbers: I64) -> None:
+    """Raise numbers[OVER] to the number of a row that is older than the lifetime, as all rows before it are.
+
+    A row's moment is read before its number is taken. So rows that the last call saw were made before now.
+    """
+    now_ms, life_ms = numbers[NOW_MS], numbers[LIFE_MS]
+    seen = numbers[SEEN]
+    numbers[SEEN] = load_atomic(table, NEXT_AT)
+    for sample in range(SAMPLES):
+        at = SAMPLES_AT + 2 * sample
+        if now_ms - numbers[at] > life_ms:
+            numbers[OVER] = max(numbers[OVER], numbers[at + 1])
+    at = SAMPLES_AT + 2 * (now_ms * 16 // life_ms % SAMPLES)
+    if now_ms - numbers[at] > life_ms:
+        numbers[at], numbers[at + 1] = now_ms, seen
+
+
 @inlined
-def _has_slot(table: I64, shape: I64, mixed: int) -> bool:
-    """Whether a slot of the directory may be an entity's."""
+def _has_slot(table: I64, shape: I64, mixed: int, next_number: int, over: int) -> bool:
+    """Whether a slot of the directory may be an entity's, with a row that is not known to be over."""
     hits = 0
     for choice in range(2):
         bucket = _bucket_at(shape, mixed, choice)
         for slot in range(bucket, bucket + BUCKET_SLOTS):
-            hits += table[slot] >> _NUMBER_BITS == _print_of(mixed)
+            is_alike = table[slot] >> _NUMBER_BITS == _print_of(mixed)
+            hits += is_alike & (_number_of(table[slot], next_number) > over)
     return hits != 0
 
 
@@ -518,7 +543,7 @@ def fill_with_pending(
 ) -> int:
     """Do as kernel.fill_vectors, and add to each profile the payments of the table that it does not contain.
 
-    folded[i] is 1 if entry i got any, else 0. Without marks of all that the mirror contains, no profile gets any:
+    folded[i] is KNOWN if entry i got any, else presence[i]. Without marks of all that the mirror contains, no profile gets any:
     numbers[IS_SURE] is 0 then.
     """
     entities = plan[HEAD.entity_count]
@@ -528,6 +553,7 @@ def fill_with_pending(
     is_sure = numbers[IS_SURE] == 1
     # Each bucket is elsewhere in memory. Reading all of them first lets the cache misses overlap.
     touched = 0
+    next_number, over = numbers[SEEN], numbers[OVER]
     if is_sure:
         for item in range(len(attributes) * entities):
             for choice in range(2):
@@ -536,7 +562,7 @@ def fill_with_pending(
     for row in range(len(attributes)):
         for entity in range(entities):
             item = row * entities + entity
-            folded[item] = 0
+            folded[item] = presence[item]
             if presence[item] == ABSENT:
                 clear_slots(plan, entity, values)
                 continue
@@ -546,14 +572,14 @@ def fill_with_pending(
                 status = unpack(plan, entity, states, bounds[item], bounds[item + 1], words)
                 if status != OK:
                     return int(status * STATUS_UNIT + item)
-            if is_sure and hashes[item] != 0 and _has_slot(table, shape, mix(hashes[item])):
+            if is_sure and hashes[item] != 0 and _has_slot(table, shape, mix(hashes[item]), next_number, over):
                 found = _pending(
                     table, marks, shape, plan, entity, hashes[item], tags[row], words, picks, numbers
                 )  # fmt: skip
                 for pick in range(found):
                     update(plan, entity, words, PAYMENT, picks[pick, 1:], 1)
                 if found > 0:
-                    folded[item] = 1
+                    folded[item] = KNOWN
                     numbers[FOLDED] += found
             roll_up(plan, entity, words, attributes[row], values)
         assemble(plan, attributes[row], values, out[row])
@@ -569,6 +595,8 @@ def fill_bound(frame_at: int, rows: int, now_ms: int, snapshot: int) -> int:
     numbers = carray(address(frame_at, SLOT.numbers), size(frame_at, SLOT.numbers), np.int64)
     numbers[NOW_MS], numbers[SNAPSHOT] = now_ms, snapshot
     numbers[FOLDED] = numbers[LEFT_OUT] = numbers[BROKEN] = 0
+    table = carray(address(frame_at, SLOT.table), size(frame_at, SLOT.table), np.int64)
+    _note_time(table, numbers)
     presence = carray(address(frame_at, SLOT.presence), size(frame_at, SLOT.presence), np.uint8)
     hashes = carray(address(frame_at, SLOT.hashes), size(frame_at, SLOT.hashes), np.int64)
     tags = carray(address(frame_at, SLOT.tags), size(frame_at, SLOT.tags), np.int64)
@@ -583,7 +611,7 @@ def fill_bound(frame_at: int, rows: int, now_ms: int, snapshot: int) -> int:
         carray(address(frame_at, SLOT.words), size(frame_at, SLOT.words), np.int64),
         carray(address(frame_at, SLOT.values), size(frame_at, SLOT.values), np.float64),
         carray(address(frame_at, SLOT.out), (rows, plan[HEAD.feature_count]), np.float32),
-        carray(address(frame_at, SLOT.table), size(frame_at, SLOT.table), np.int64),
+        table,
         carray(address(frame_at, SLOT.marks), size(frame_at, SLOT.marks), np.int64),
         carray(address(frame_at, SLOT.shape), size(frame_at, SLOT.shape), np.int64),
         hashes,
