@@ -46,7 +46,7 @@ from prometheus_client import CollectorRegistry
 from paywarden.features.profiles.payment_tags import MARK_DTYPE
 from paywarden.features.stores.base import ProfileStore, ScanProgress, in_batches
 from paywarden.features.stores.profile_sets import LiveSet, spoken
-from paywarden.schemas.avro import Decoder, Encoder, SchemaIds
+from paywarden.schemas.avro import Encoder, SchemaIds
 from paywarden.schemas.errors import Misconfigured, PaywardenError, StoreUnavailable, TemporaryFailure
 from paywarden.schemas.payment_fields import require_between
 from paywarden.scoring.state.mirror import MirrorSettings, MirrorUnavailable, MirrorWriter
@@ -72,6 +72,7 @@ from paywarden.streams.kafka.reading import Consumed, consume_when_there
 from paywarden.streams.kafka.stall_detector import StallWatch, named
 from paywarden.streams.kafka.topic_identity import IdentityWatch, topic_ids
 from paywarden.streams.kafka.topic_names import CURSORS_TOPIC, repartition_topic
+from paywarden.streams.profiles.changelog import ChangelogDecoder
 from paywarden.streams.profiles.metrics import gather_ms_of, objectives_ms
 from paywarden.streams.profiles.watermarks import CopyProgress, progress_key
 
@@ -192,7 +193,7 @@ class Companion:
             self._metrics.shard_table(shards.settings.digest)
         self._clients = clients
         self._consumer = self._new_consumer()
-        self._decoder = Decoder("profiles", ids)
+        self._decoder = ChangelogDecoder(ids)
         self._progress = CopyProgress(
             self._partitions,
             (

@@ -139,36 +139,49 @@ def consume(consumer: Consumer, count_max: int, timeout_s: float) -> Consumed:
     """
     messages = consumer.consume(count_max, timeout=timeout_s)
     consumed = Consumed([], {}, is_all=len(messages) < count_max)
+    records, ended = consumed.records, consumed.ended
     for message in messages:
         topic, partition, offset = message.topic(), message.partition(), message.offset()
-        error = message.error()
-        if error is not None:
-            if error.code() == KafkaError._PARTITION_EOF and topic is not None and partition is not None:
-                consumed.ended[topic, partition] = offset or 0
-            elif error.code() in _DISPLACED and topic is not None and partition is not None:
-                consumed.displaced[topic, partition] = error.str()
-            else:
-                _check_passing(error)
+        if message.error() is not None:
+            _note_event(message, topic, partition, offset, consumed)
             continue
         assert topic is not None
         assert partition is not None
         assert offset is not None
-        # A record after an end: the partition has gone on, so that end no longer holds.
-        consumed.ended.pop((topic, partition), None)
+        if ended:
+            # A record after an end: the partition has gone on, so that end no longer holds.
+            ended.pop((topic, partition), None)
         time_kind, timestamp_ms = message.timestamp()
-        consumed.records.append(
+        key, value = message.key(), message.value()
+        records.append(
             Record(
                 topic,
                 partition,
                 offset,
-                _as_bytes(message.key()),
-                _as_bytes(message.value()),
-                max(0, timestamp_ms),
+                key if key.__class__ is bytes else _as_bytes(key),
+                value if value.__class__ is bytes else _as_bytes(value),
+                timestamp_ms if timestamp_ms > 0 else 0,
                 _headers(message),
                 time_kind == TIMESTAMP_LOG_APPEND_TIME,
             )
         )
     return consumed
+
+
+def _note_event(
+    message: Message, topic: str | None, partition: int | None, offset: int | None, consumed: Consumed
+) -> None:
+    """Note in `consumed` what the client says with a message that is no record."""
+    error = message.error()
+    assert error is not None
+    if topic is None or partition is None:
+        _check_passing(error)
+    elif error.code() == KafkaError._PARTITION_EOF:
+        consumed.ended[topic, partition] = offset or 0
+    elif error.code() in _DISPLACED:
+        consumed.displaced[topic, partition] = error.str()
+    else:
+        _check_passing(error)
 
 
 def records_to_end(
@@ -228,9 +241,11 @@ _read_headers = methodcaller("headers")
 
 def _headers(message: Message) -> RecordHeaders | None:
     try:
-        headers = _read_headers(message) or []
+        headers = _read_headers(message)
     except SystemError:
         return None
+    if headers is None:
+        return []
     pairs = headers.items() if isinstance(headers, dict) else headers
     return [(str(pair[0]), _as_bytes(pair[1])) for pair in pairs]
 
