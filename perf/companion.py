@@ -6,13 +6,17 @@ as the stream sends them. `profiles_per_second`: profiles by the companion's CPU
 `applied_per_second` is by the clock: Kafka works on the same cores. Used for: how many payments a second a host can
 follow, since each host applies the whole changelog: every payment changes a profile of each kind of entity.
 
-    python -m perf.companion [--profiles N] [--json FILE]
+With `--skipped` the records are of cards alone, and the host holds one in 64 of them ([shards]):
+`cpu_us_per_skipped_profile` is what a record takes that the companion leaves out.
+
+    python -m perf.companion [--profiles N] [--skipped] [--json FILE]
 
 Needs the services that `make services` fetches.
 """
 
 from __future__ import annotations
 
+import json
 import random
 import tempfile
 import time
@@ -35,14 +39,20 @@ from tests.services.kafka import PRODUCTION_JVM, KafkaServer
 # The start of a process is no part of its rate: what it has applied before is not counted.
 _BEGIN_SHARE = 0.1
 _TIMEOUT_S = 300.0
+# With `--skipped`: this host holds one card in so many.
+_HOSTS = 64
 
 
 def main() -> None:
     arguments = arguments_of(
-        __doc__, ("--profiles", {"type": int, "default": 1_000_000, "help": "records of the changelog"})
+        __doc__,
+        ("--profiles", {"type": int, "default": 1_000_000, "help": "records of the changelog"}),
+        ("--skipped", {"action": "store_true", "help": "measure records of cards that other hosts hold"}),
     )
     past = make_past(WorldSize())
     profiles = profiles_of(past.history, past.engine)
+    if arguments.skipped:
+        profiles = {key: state for key, state in profiles.items() if key.startswith("card:")}
     with (
         tempfile.TemporaryDirectory(prefix="paywarden-perf-") as name,
         tempfile.TemporaryDirectory(prefix="paywarden-perf-", dir="/dev/shm") as memory,
@@ -54,10 +64,27 @@ def main() -> None:
             _produce(settings, profiles, arguments.profiles)
             config = folder / "paywarden.toml"
             text = LOCAL_CONFIG.format(bootstrap=kafka.bootstrap, folder=folder, memory=memory, answered="")
-            config.write_text(f"{text}[companion]\nfill_from_store = false\n", encoding="utf-8")
+            text += "[companion]\nfill_from_store = false\n"
+            if arguments.skipped:
+                text += _shards(folder)
+            config.write_text(text, encoding="utf-8")
             with running_parts(config, folder, ["companion"]) as parts:
-                figures = _measure(parts, arguments.profiles)
+                figures = _measure(parts, arguments.profiles, is_skipping=arguments.skipped)
     finish(figures, arguments.json)
+
+
+def _shards(folder: Path) -> str:
+    """Returns settings by which this host holds a small part of the cards."""
+    (folder / "route-key").write_text("5d" * 32, encoding="ascii")
+    names = [f"scoring-{number}" for number in range(_HOSTS)]
+    return f"""\
+[shards]
+count = 1024
+copies = 1
+host = "{names[0]}"
+hosts = {json.dumps(names)}
+route_key_file = "{folder}/route-key"
+"""
 
 
 def _produce(settings: KafkaSettings, profiles: dict[str, bytes], count: int) -> None:
@@ -89,7 +116,7 @@ def _producer(settings: KafkaSettings) -> Producer:
     return make_producer(settings, linger_ms=20, compression=settings.compression_of(settings.topic("profiles")))
 
 
-def _measure(parts: Parts, count: int) -> dict[str, float]:
+def _measure(parts: Parts, count: int, *, is_skipping: bool) -> dict[str, float]:
     process = psutil.Process(parts.pids["companion"])
     begun: tuple[float, float, float] | None = None
     deadline = time.monotonic() + _TIMEOUT_S
@@ -97,7 +124,10 @@ def _measure(parts: Parts, count: int) -> dict[str, float]:
         assert time.monotonic() < deadline, parts.readings()[0].trouble()
         for part in parts.parts:
             part.read_address()
-        applied = parts.readings()[0].total("paywarden_companion_profiles_applied_total")
+        reading = parts.readings()[0]
+        applied = reading.total("paywarden_companion_profiles_applied_total")
+        if is_skipping:
+            applied += reading.total("paywarden_companion_profiles_skipped_total")
         used = process.cpu_times()
         now = (applied, used.user + used.system, time.monotonic())
         if begun is None and applied >= count * _BEGIN_SHARE:
@@ -110,7 +140,7 @@ def _measure(parts: Parts, count: int) -> dict[str, float]:
         "profiles": profiles,
         "profiles_per_second": profiles / cpu_s,
         "applied_per_second": profiles / took_s,
-        "cpu_us_per_profile": cpu_s / profiles * 1e6,
+        "cpu_us_per_skipped_profile" if is_skipping else "cpu_us_per_profile": cpu_s / profiles * 1e6,
     }
     print(f"{profiles:,.0f} profiles: {profiles / cpu_s:,.0f} a second of CPU, {profiles / took_s:,.0f} by the clock")
     return figures

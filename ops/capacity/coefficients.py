@@ -37,6 +37,8 @@ class Coefficients:
     """By part: (payments a second, busy cores), rates ascending, the first one 0. One payment in ten has an outcome."""
     cpu_us_per_profile: float
     """What of the companion's is the work on one profile of the changelog. A payment changes one of each kind."""
+    cpu_us_per_skipped_profile: float
+    """What of the companion's is the work on a profile of the changelog that other hosts hold."""
     kafka_bytes_in_per_payment: float
     """Kafka's traffic of a payment, by all topics together, compressed, one replica and one host."""
     kafka_bytes_out_per_payment: float
@@ -126,6 +128,7 @@ MEASURED = Coefficients(
         "kafka": ((0, 0.0431), (20, 0.1143), (200, 0.1898), (500, 0.239), (1000, 0.2929), (3000, 0.3341)),
     },
     cpu_us_per_profile=13.4,
+    cpu_us_per_skipped_profile=5.0,
     kafka_bytes_in_per_payment=1443,
     kafka_bytes_out_per_payment=1446,
 )

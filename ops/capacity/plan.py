@@ -5,7 +5,8 @@
 
 1. A scoring host answers its share of the payments, but its companion applies the *whole* changelog: a profile of each
    kind of entity for each payment of all hosts. More hosts do not relieve it, and a companion is one process. The plan
-   says when one core is not enough for that.
+   says when one core is not enough for that. Where hosts hold a part of the cards each ([shards]), a companion applies
+   the cards that it holds, and only skips the others.
 2. Stream workers share partitions. More of them than partitions would idle.
 3. Disks are for the average rate and for as long as settings keep things, everything else for the rate asked for.
 
@@ -24,6 +25,8 @@ from paywarden.schemas.errors import Misconfigured
 UTILISATION = 0.5
 """The share of its cores that a process keeps busy at the planned rate. Queues grow fast above it."""
 PARTITIONS_MAX = 64
+UNEVEN = 1.2
+"""How much more than its share of the shards the fullest host has (python -m perf.shards)."""
 _DAY_S = 86_400
 # A worker of its own for so many partitions at least, so that work spreads evenly.
 _PARTITIONS_PER_WORKER = 2
@@ -34,13 +37,26 @@ class Asked:
     """What the deployment is for.
 
     `rate`: payments a second at the busiest time, all hosts together. `entities`: profiles of all kinds together.
-    `average_share`: the average rate as a share of `rate`.
+    `average_share`: the average rate as a share of `rate`. `sharded_share`: the share of the profiles that hosts hold
+    a part of each (cards, and what belongs to a card), on `copies` hosts each; 0: every host holds all.
     """
 
     rate: float
     entities: float
     hosts: int
     average_share: float = 0.4
+    sharded_share: float = 0.0
+    copies: int = 2
+
+    @property
+    def held_share(self) -> float:
+        """The share of the sharded profiles that the fullest host holds."""
+        return min(1.0, UNEVEN * self.copies / self.hosts) if self.sharded_share else 1.0
+
+    @property
+    def mirror_profiles(self) -> float:
+        """The profiles in the fullest mirror."""
+        return self.entities * (1 - self.sharded_share * (1 - self.held_share))
 
     def __post_init__(self) -> None:
         """Raises Misconfigured naming what cannot be."""
@@ -51,6 +67,10 @@ class Asked:
             raise Misconfigured(f"hosts: wanted 1 to 10000, got {self.hosts}")
         if not 0 < self.average_share <= 1:
             raise Misconfigured(f"average share: wanted above 0, at most 1, got {self.average_share:g}")
+        if not 0 <= self.sharded_share <= 1:
+            raise Misconfigured(f"sharded share: wanted 0 to 1, got {self.sharded_share:g}")
+        if self.copies < 1:
+            raise Misconfigured(f"copies: wanted at least 1, got {self.copies}")
 
 
 @dataclass(frozen=True)
@@ -59,6 +79,8 @@ class Kept:
 
     kinds: int
     """Kinds of entities of the catalogue."""
+    sharded_kinds: int
+    """Those of them that hosts hold a part of each, if anything is sharded."""
     partitions: int
     """Partitions of the topics payments and outcomes."""
     kafka_replication: int
@@ -103,26 +125,30 @@ class Plan:
         return sum(self.needs[part].cores for part in PARTS)
 
 
-def busy_cores(costs: Coefficients, asked: Asked, kinds: int) -> dict[str, float]:
-    """Returns by part the cores that are busy at the rate asked for."""
+def busy_cores(costs: Coefficients, asked: Asked, kinds: int, sharded_kinds: int = 0) -> dict[str, float]:
+    """Returns by part the cores that are busy at the rate asked for. `sharded_kinds` of entities are among `kinds`."""
     busy = {part: costs.busy(part, asked.rate) for part in PARTS}
     fixed = {part: costs.busy(part, 0.0) for part in PARTS}
     # Each host has its share of the payments, and what a process takes without any.
     busy["serve"] = asked.hosts * costs.busy("serve", asked.rate / asked.hosts)
     work = max(0.0, busy["companion"] - fixed["companion"])
     apply = min(costs.cpu_us_per_profile / 1e6 * kinds * asked.rate, work)
-    busy["companion"] = asked.hosts * (fixed["companion"] + apply) + (work - apply)
+    # Of the sharded kinds a companion applies what its host holds, and skips the rest.
+    skipped = (1 - asked.held_share) * sharded_kinds
+    skip = min(costs.cpu_us_per_skipped_profile, costs.cpu_us_per_profile) / 1e6 * skipped * asked.rate
+    own = apply * (kinds - skipped) / kinds + skip
+    busy["companion"] = asked.hosts * (fixed["companion"] + own) + (work - apply)
     return busy
 
 
 def plan(costs: Coefficients, asked: Asked, kept: Kept, sizes: Sizes = SIZES) -> Plan:
     """Returns what a deployment needs. See the module."""
-    busy = busy_cores(costs, asked, kept.kinds)
+    busy = busy_cores(costs, asked, kept.kinds, kept.sharded_kinds)
     stream_workers = max(1, math.ceil(busy["stream"] / UTILISATION))
     partitions = min(PARTITIONS_MAX, max(kept.partitions, _PARTITIONS_PER_WORKER * stream_workers))
     serve_workers = asked.hosts * max(1, math.ceil(busy["serve"] / UTILISATION / asked.hosts))
     average = asked.rate * asked.average_share
-    mirror = int(asked.entities * sizes.mirror_profile)
+    mirror = int(asked.mirror_profiles * sizes.mirror_profile)
     answered = kept.answered_slots * sizes.answered_slot
     decisions = int(asked.rate / asked.hosts * kept.answered_window_s * sizes.outbox_decision)
     host_memory = mirror + answered + sizes.process["companion"] + serve_workers // asked.hosts * sizes.process["serve"]
@@ -169,8 +195,8 @@ def _warnings(asked: Asked, kept: Kept, busy: dict[str, float], stream_workers: 
     if of_one > UTILISATION:
         found.append(
             f"each companion would keep {of_one:.1f} cores busy and is one process: every host applies the whole "
-            "changelog, and more hosts do not change that. Measure with perf.companion, and split the payments over "
-            "clusters of their own"
+            "changelog, but for cards with [shards] (--sharded-share), and more hosts do not change that. Measure with "
+            "perf.companion, and split the payments over clusters of their own"
         )
     if stream_workers > PARTITIONS_MAX:
         found.append(

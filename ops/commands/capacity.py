@@ -30,6 +30,13 @@ _HEADINGS = ("part", "processes", "busy cores", "cores to have", "memory", "disk
     help="The average rate as a share of --rate: disks are for the average.",
 )
 @click.option(
+    "--sharded-share",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="The share of the profiles that are of cards, where [shards] lets each host hold a part of the cards.",
+)
+@click.option(
     "--store-replication", type=click.IntRange(1), default=2, show_default=True, help="Copies that the store keeps."
 )
 @click.option(
@@ -47,6 +54,7 @@ def capacity(
     entities: float,
     hosts: int,
     average_share: float,
+    sharded_share: float,
     store_replication: int,
     measured: tuple[Path, ...],
     as_json: bool,
@@ -59,8 +67,10 @@ def capacity(
     """
     from paywarden.ops.capacity.coefficients import MEASURED, Coefficients
     from paywarden.ops.capacity.plan import Asked, plan
+    from paywarden.scoring.state.shards import ShardSettings
 
-    asked = Asked(rate, entities, hosts, average_share)
+    copies = source.section("shards", ShardSettings).copies
+    asked = Asked(rate, entities, hosts, average_share, sharded_share, copies)
     found = plan(Coefficients.read(measured, MEASURED), asked, _kept(source, store_replication))
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(found) | {"cores": found.cores}, indent=2))
@@ -72,12 +82,14 @@ def _kept(source: Source, store_replication: int) -> Kept:
     from paywarden.ops.capacity.plan import Kept
     from paywarden.scoring.idempotency.decision_cache import DecisionCacheSettings
     from paywarden.scoring.state.outbox import OutboxSettings
+    from paywarden.scoring.state.shards import CARD_FIELD
     from paywarden.streams.kafka.topics import TopicSettings
     from paywarden.streams.profiles.pipeline import StreamSettings
 
     topics, answered = source.section("topics", TopicSettings), source.section("answered", DecisionCacheSettings)
     return Kept(
         kinds=len(wiring.catalogue(source).entities),
+        sharded_kinds=sum(entity.keys[0] == CARD_FIELD for entity in wiring.catalogue(source).entities),
         partitions=topics.partitions,
         kafka_replication=topics.replication,
         kafka_days=max(topics.payments_days, topics.decisions_days),

@@ -30,11 +30,13 @@ COSTS = Coefficients(
         "kafka": line(0.1, 150),
     },
     cpu_us_per_profile=10,
+    cpu_us_per_skipped_profile=3,
     kafka_bytes_in_per_payment=1000,
     kafka_bytes_out_per_payment=1500,
 )
 KEPT = Kept(
     kinds=3,
+    sharded_kinds=1,
     partitions=12,
     kafka_replication=3,
     kafka_days=100,
@@ -61,6 +63,21 @@ def test_every_host_applies_all_profiles_and_ships_its_own_decisions() -> None:
     assert four["companion"] - one["companion"] == pytest.approx(3 * (0.02 + 0.03))
     assert four["serve"] - one["serve"] == pytest.approx(3 * 0.01)
     assert four["stream"] == one["stream"]
+
+
+def test_a_sharded_host_needs_its_cards_and_all_that_is_no_card() -> None:
+    asked = Asked(1000, 1e7, 12, sharded_share=0.8, copies=2)
+    assert asked.held_share == pytest.approx(1.2 * 2 / 12)
+    assert asked.mirror_profiles == pytest.approx(1e7 * (0.2 + 0.8 * 0.2))
+    whole, sharded = (plan(COSTS, each, KEPT) for each in (replace(asked, sharded_share=0.0), asked))
+    assert whole.host_memory_bytes - sharded.host_memory_bytes == pytest.approx(1e7 * 0.64 * 410, abs=1)
+    # 80 % of the cards' profiles cost 3 us in place of 10, on each host.
+    saved = whole.needs["companion"].busy_cores - sharded.needs["companion"].busy_cores
+    assert saved == pytest.approx(12 * 0.8 * 1000 * 7e-6)
+    # Two hosts hold every card.
+    assert Asked(1000, 1e7, 2, sharded_share=0.8).mirror_profiles == 1e7
+    with pytest.raises(Misconfigured, match="sharded share: wanted 0 to 1"):
+        Asked(1000, 1e7, 2, sharded_share=1.5)
 
 
 @given(rates, rates, st.floats(0, 1e9), st.integers(1, 50))

@@ -11,7 +11,11 @@ from click.testing import CliRunner, Result
 
 from paywarden.ops.cli import cli
 from paywarden.ops.doctor import host
+from paywarden.schemas.settings import read_source
+from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
+from paywarden.scoring.state.shards import CardShards, HeldShards, ShardSettings
 from tests.services.certificates import Authority
+from tests.worlds.gateway_described import TEXT, write_description
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +78,46 @@ def test_the_decision_cache_of_a_running_host_is_no_fault(folder: Path) -> None:
         f'[answered]\npath = "{cache}"\n[mirror]\npath = "{folder}/m"\n[serve]\nmetrics = "{folder}/n"\n', "host"
     )
     assert [row["seen"] for row in found if row["state"] == "error" and "answered" in row["seen"]] == []
+
+
+def test_shards_are_compared_with_the_mirror_and_the_gateway(folder: Path) -> None:
+    (folder / "route-key").write_text("5d" * 32, encoding="ascii")
+    text = TEXT + "[shards]\ncount = 16\n"
+    write_description(folder, text)
+    config = (
+        f'[mirror]\npath = "{folder}/m"\n[shards]\ncount = 16\nhost = "scoring-1"\ncopies = 1\n'
+        'hosts = ["scoring-1", "scoring-2"]\nroute_key_file = "route-key"\n'
+    )
+
+    def told() -> list[tuple[str, str]]:
+        done = run(config, "--json", "--only", "host", "--gateway", "gateway.toml")
+        found = json.loads(done.stdout)
+        return [(row["state"], row["seen"]) for row in found if "shards]" in row["seen"]]
+
+    table, gateway, mirror = told()
+    settings = read_source("paywarden.toml").section("shards", ShardSettings)
+    wanted = settings.wanted()
+    assert table == (
+        "ok",
+        f"[shards]: scoring-1 holds {len(wanted)} of 16 shards by the table {settings.digest}, "
+        "which each host must name",
+    )
+    assert gateway == ("ok", "[shards]: gateway.toml sends cards by the same table")
+    assert mirror[0] == "skipped"
+    digest = CardShards(16, bytes.fromhex("5d" * 32), {"card": 1}).digest
+    for note, state in (
+        (HeldShards("another", wanted, is_clean=True), "warning"),
+        (HeldShards(digest, wanted - {min(wanted)}, is_clean=False), "warning"),
+        (HeldShards(digest, wanted, is_clean=True), "ok"),
+    ):
+        writer = MirrorWriter(MirrorSettings(path=f"{folder}/m"))
+        writer.note_shards(note)
+        writer.close()
+        assert told()[2][0] == state
+    write_description(folder, text.replace("count = 16", "count = 8"))
+    assert told()[1] == ("error", "[shards] count is 16, and 8 in gateway.toml")
+    write_description(folder, text.replace("scoring-2", "scoring-9"))
+    assert told()[1][0] == "error"
 
 
 def test_a_bundle_that_is_missing_is_named() -> None:
