@@ -8,6 +8,11 @@ latencies, and the age of profiles. Used for: the capacity a deployment needs, a
     rate      cores: serve companion stream kafka   all │ requests/s │ p50 ms  p99 ms │ age p99 ms
     0               0.00      0.03   0.07  0.21   0.31  │   …
 
+Below each line: the requests by kind, what of Kafka's cores the JVM's compilers take (a broker that has run for an hour
+compiles no more), and how often the threads of each process wake up in a second. Requests and wake-ups are counts: they
+hardly depend on what else the machine does. Last of all the broker is measured alone, without a client: what it costs
+whatever Paywarden does (`cores_kafka_alone`).
+
 The load and the payment system are on the same cores, and not counted. With `fixed` and `marginal` the cores at a rate
 are about `fixed + marginal * rate`. `max_per_second`: the rate at which the slower of endpoint and stream works when
 the load sends as fast as it is answered. `paywarden capacity --measured FILE` plans with these figures. `--held-out`
@@ -20,12 +25,14 @@ Needs the services that `make services` fetches.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,12 +57,13 @@ from paywarden.streams.kafka.producers import make_producer
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from perf.measuring import arguments_of, drive, finish
 from tests.services.fetch import tool
-from tests.services.kafka import PRODUCTION_JVM, KafkaServer
+from tests.services.kafka import PRODUCTION_BROKER, PRODUCTION_JVM, KafkaServer
 from tests.services.ports import free_port
 
 _RATES = "0,20,200,500,1000,3000"
 # The rate at which the run without outcomes is compared.
 _COMPARED_RATE = 500
+_SLEPT = re.compile(r"^voluntary_ctxt_switches:\s*(\d+)", re.MULTILINE)
 _PARTS = ("serve", "companion", "stream", "kafka")
 _PAYMENTS_PER_OUTCOME, _OUTCOME_AFTER_S = 10, 2.0
 _PAYMENTS_PER_FRAUD = 200
@@ -67,10 +75,12 @@ _WARM_S = 6.0
 
 @dataclass(frozen=True)
 class _Reading:
-    """Counters at one moment: CPU seconds by process, and Kafka's counts by name."""
+    """Counters at one moment: CPU seconds and wake-ups by process, and Kafka's counts by name."""
 
     time_s: float
     cpu_s: Mapping[str, float]
+    compiling_s: float
+    wakeups: Mapping[str, int]
     kafka: Mapping[str, int]
 
 
@@ -93,7 +103,8 @@ def main() -> None:
         world = prepare_world(
             folder, CATALOGUE, seconds=1, rate=arguments.cards * 1.5 / 1.2, seed=1, console=Console(stderr=True)
         )
-        with KafkaServer(folder / "kafka", jvm=[*PRODUCTION_JVM, *_jmx(jmx_port)]) as kafka:
+        jvm = [*PRODUCTION_JVM, *_jmx(jmx_port)]
+        with KafkaServer(folder / "kafka", settings=PRODUCTION_BROKER, jvm=jvm) as kafka:
             settings = KafkaSettings(bootstrap=kafka.bootstrap)
             create_topics(settings, TopicSettings(), [entity.name for entity in CATALOGUE.entities])
             config = folder / "paywarden.toml"
@@ -105,7 +116,17 @@ def main() -> None:
                 parts.wait_until_ready()
                 system = _System(parts, kafka.pid, jmx_port, settings, world.requests)
                 figures = _measure(system, rates, held_out, arguments.seconds)
+            figures["cores_kafka_alone"] = _alone(kafka.pid, arguments.seconds)
+            print(f"Kafka without a client: {figures['cores_kafka_alone']:.3f} cores")
     finish(figures, arguments.json)
+
+
+def _alone(pid: int, seconds: float) -> float:
+    """Returns the cores that a warm broker without a client keeps busy."""
+    time.sleep(_WARM_S)
+    before_s = _cpu_seconds(pid)
+    time.sleep(seconds)
+    return (_cpu_seconds(pid) - before_s) / seconds
 
 
 def _jmx(port: int) -> Sequence[str]:
@@ -194,8 +215,12 @@ class _System:
         # Kafka counts each fetch of a consumer twice.
         counts.pop("FetchConsumer", None)
         requests = sum(counts.values())
+        wakeups = {part: (after.wakeups[part] - before.wakeups[part]) / took_s for part in _PARTS}
+        compiling = (after.compiling_s - before.compiling_s) / took_s
         figures = {
             "cores": sum(cores.values()),
+            "cores_{}_kafka_compiling": compiling,
+            **{f"wakeups_{{}}_{part}": count for part, count in wakeups.items()},
             **{f"cores_{{}}_{part}": value for part, value in cores.items()},
             "kafka_requests_per_second": requests,
             **{f"kafka_requests_per_second_{{}}_{kind.lower()}": count for kind, count in counts.items() if count},
@@ -219,7 +244,9 @@ class _System:
         if report is not None:
             line += f" {report.p50_ms:>8.2f} {report.p99_ms:>8.2f} {figures['profile_age_p99_ms']:>8.0f}"
         print(line, flush=True)
-        print(f"{'':>17}{_shares(counts)}", flush=True)
+        print(f"{'':>17}{_shares(counts)}")
+        woken = "  ".join(f"{part} {count:.0f}" for part, count in wakeups.items())
+        print(f"{'':>17}compiling {compiling:.3f}  wake-ups/s: {woken}", flush=True)
         return figures
 
     def most(self, seconds: float) -> float:
@@ -252,7 +279,8 @@ class _System:
         # Kafka is asked first: the Java program that asks takes a second, which nothing may count.
         kafka = self._kafka_counts()
         cpu_s = {part: _cpu_seconds(pid) for part, pid in self._pids.items()}
-        return _Reading(time.monotonic(), cpu_s, kafka)
+        wakeups = {part: _wakeups(pid) for part, pid in self._pids.items()}
+        return _Reading(time.monotonic(), cpu_s, _compiling_seconds(self._pids["kafka"]), wakeups, kafka)
 
     def _kafka_counts(self) -> dict[str, int]:
         program = Path(__file__).with_name("KafkaCounts.java")
@@ -272,6 +300,29 @@ def _cpu_seconds(pid: int) -> float:
     parent = psutil.Process(pid)
     times = [each.cpu_times() for each in (parent, *parent.children(recursive=True))]
     return float(sum(each.user + each.system for each in times))
+
+
+def _compiling_seconds(pid: int) -> float:
+    """Returns the CPU seconds of the threads in which a JVM compiles."""
+    threads = {thread.id: thread for thread in psutil.Process(pid).threads()}
+    spent_s = 0.0
+    for number, thread in threads.items():
+        # A thread may have ended by now.
+        with suppress(OSError):
+            if Path(f"/proc/{pid}/task/{number}/comm").read_text(encoding="utf-8").startswith(("C1 Comp", "C2 Comp")):
+                spent_s += thread.user_time + thread.system_time
+    return spent_s
+
+
+def _wakeups(pid: int) -> int:
+    """Returns how often the threads of a process and its children have gone to sleep, and so been woken."""
+    parent, count = psutil.Process(pid), 0
+    for process in (parent, *parent.children(recursive=True)):
+        for thread in process.threads():
+            with suppress(OSError):
+                status = Path(f"/proc/{process.pid}/task/{thread.id}/status").read_text(encoding="utf-8")
+                count += int(_SLEPT.findall(status)[0])
+    return count
 
 
 class _PaymentSystem:

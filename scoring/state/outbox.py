@@ -92,6 +92,8 @@ _FSYNC_POLICIES = ("never", "interval", "always")
 _ROOM_BYTES = 1024 * 1024
 # A block of a file system. Zeros are no record.
 _PROBE = bytes(4096)
+# A folder's time of change may be so much older than a later change of it that has the same time.
+_STEP_S = 1.0
 # How much room is reserved ahead: some 2,000 decisions.
 _AHEAD_BYTES = 1024 * 1024
 
@@ -476,6 +478,24 @@ class OutboxReader:
 
     def __init__(self, settings: OutboxSettings, worker: str) -> None:
         self._directory = Path(settings.directory) / worker
+        # Where the newest segment begins, and when its folder had last changed before it was listed.
+        self._newest, self._listed_s = 0, -1.0
+
+    def has_after(self, position: int) -> bool:
+        """Returns whether any byte is at `position` or behind it: two looks at the disk, where `end` lists a folder.
+
+        Raises OutboxUnavailable.
+        """
+        try:
+            changed_s = self._directory.stat().st_mtime
+            # A folder's time has steps of some milliseconds: another segment may have come within the step of the list.
+            if changed_s != self._listed_s or time.time() - changed_s < _STEP_S:
+                self._newest, self._listed_s = max(_segments(self._directory), default=0), changed_s
+            return self._newest + _segment_path(self._directory, self._newest).stat().st_size > position
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise OutboxUnavailable(f"outbox: cannot read: {error.strerror}") from error
 
     def read(self, position: int, max_records: int) -> list[tuple[int, bytes]]:
         """Returns up to `max_records` records from `position` on, each with the position after it.

@@ -81,7 +81,7 @@ _log = logging.getLogger(__name__)
 _LOG_EVERY_S = 10.0
 _LOOK_AROUND_EVERY_S = 1.0
 # A companion without records sleeps so long.
-_IDLE_S = 0.1
+_IDLE_S = 0.2
 _FILL_BATCH = 10_000
 # The pause before it looks again for a missing store, or for the end of a swap of profile sets.
 _LOOK_AGAIN_S = 1.0

@@ -103,6 +103,9 @@ class Shipment:
         begun, was_moved = self.read_to, self.is_moved
         decisions: list[Decision] = []
         try:
+            if not self._reader.has_after(self.read_to):
+                self._damage = None
+                return decisions
             try:
                 records = self._reader.read(self.read_to, count_max)
             except OutboxDamaged as damage:

@@ -29,6 +29,17 @@ _log = logging.getLogger(__name__)
 LOOK_EVERY_S = 1.0
 
 
+class _Ended(Event):
+    """Set when a worker must leave its set. It counts as set once `stop` is."""
+
+    def __init__(self, stop: Event) -> None:
+        super().__init__()
+        self._stop = stop
+
+    def is_set(self) -> bool:
+        return super().is_set() or self._stop.is_set()
+
+
 class LiveWorker:
     """Works for the live set. `run` it in one thread; any thread or signal handler may set the event `stop`."""
 
@@ -68,12 +79,12 @@ class LiveWorker:
         return pipeline is None or pipeline.turns()
 
     def _work(self, pipeline: Pipeline, live: LiveSet, stop: Event) -> None:
-        ended = Event()
+        ended = _Ended(stop)
         failures: list[BaseException] = []
 
         def watch_over() -> None:
             try:
-                self._watch(live, stop, ended)
+                self._watch(live, ended)
             except BaseException as error:  # noqa: BLE001  # raised below, in the worker's thread
                 failures.append(error)
                 ended.set()
@@ -90,18 +101,10 @@ class LiveWorker:
         if failures:
             raise failures[0]
 
-    def _watch(self, live: LiveSet, stop: Event, ended: Event) -> None:
-        """Set `ended` when the worker must stop or another set is coming. Raises errors that do not pass."""
-        looked_s = 0.0
-        while not ended.is_set():
-            # A short wait, so that a stop does not take as long as the pause between two looks.
-            if stop.wait(min(0.1, self._look_every_s)):
-                ended.set()
-                return
-            looked_s += 0.1
-            if looked_s < self._look_every_s:
-                continue
-            looked_s = 0.0
+    def _watch(self, live: LiveSet, ended: Event) -> None:
+        """Set `ended` when another set is coming. Raises errors that do not pass."""
+        # It sleeps from one look to the next: a stop needs no wake-up, because the pipeline sees it, too.
+        while not ended.wait(self._look_every_s) and not ended.is_set():
             try:
                 now = self._look()
             except TemporaryFailure as error:
@@ -109,4 +112,5 @@ class LiveWorker:
                 continue
             if now != live:
                 _log.info("another profile set replaces %r: this worker leaves its group", live.name)
-                ended.set()
+                break
+        ended.set()

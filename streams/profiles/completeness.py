@@ -11,8 +11,9 @@ the group has committed to where a topic ended knows that these records are thro
 
     a record on the changelog tells: complete to T, once 510, 733 … are read          (`Claim`)
 
-If nothing was behind when the first question was asked, the first answer is the last one. A whole deployment at rest
-therefore costs one request and one record each half second, however many partitions it has.
+If nothing was behind when the first question was asked, the first answer is the last one. While no payments come,
+rounds begin half as often. A whole deployment at rest therefore costs one request and one record each second, however
+many partitions it has.
 
 A claim says what the broker has told, not what this worker believes of itself. It stays true when the worker has lost
 its partitions since, was frozen, or comes back late; when a client has silently lost a partition, there is none.
@@ -36,6 +37,8 @@ from confluent_kafka import KafkaException
 from paywarden.streams.kafka.client import PartitionId
 from paywarden.streams.profiles.watermarks import Claim
 
+# While no payments come, rounds begin at so many times the distance.
+_REST_FACTOR = 2
 # While the group is behind, at most this many rounds are under way.
 _ROUNDS_MAX = 4
 # While no claim can be made, the last one is repeated this often. Companions then know that it is their workers who are
@@ -53,6 +56,8 @@ class _Round:
     # An answer that is on its way, and what was known to be committed when it was asked for.
     asked: Mapping[PartitionId, Future[Any]] = field(default_factory=dict)
     committed_then: Mapping[PartitionId, int] = field(default_factory=dict)
+    # Where payments ended at the first question.
+    arrived_to: Mapping[PartitionId, int] = field(default_factory=dict)
     # The ends that the group must have committed before the next question.
     to_reach: Mapping[PartitionId, int] = field(default_factory=dict)
 
@@ -77,6 +82,9 @@ class CompletenessRounds:
         self._committed: dict[PartitionId, int] = {}
         self._rounds: deque[_Round] = deque()
         self._begun_ms = 0
+        # Where payments ended at the last round that led to a claim, and whether that was so at the one before, too.
+        self._arrived_to: Mapping[PartitionId, int] = {}
+        self._is_at_rest = False
         self._told, self._told_ms = Claim(0, {}), 0
 
     @property
@@ -118,7 +126,7 @@ class CompletenessRounds:
         return self._told
 
     def _begin(self, now_ms: int) -> None:
-        pause_ms = self._every_ms
+        pause_ms = self._every_ms * (_REST_FACTOR if self._is_at_rest else 1)
         if self._rounds:
             # While the group is behind, a round takes long, and the next ones begin at equal distances.
             pause_ms = max(pause_ms, (now_ms - self._rounds[0].moment_ms) // _ROUNDS_MAX)
@@ -140,7 +148,10 @@ class CompletenessRounds:
                 return None
             ends = {place: int(answer.result().offset) for place, answer in each.asked.items()}
             each.asked = {}
+            if each.stage == 0:
+                each.arrived_to = {place: ends[place] for place in self._stages[0]}
             if self._is_last_answer(each, ends):
+                self._is_at_rest, self._arrived_to = each.arrived_to == self._arrived_to, each.arrived_to
                 return Claim(each.moment_ms, {place[1]: ends[place] for place in self._stages[self._last]})
 
     def _is_last_answer(self, each: _Round, ends: Mapping[PartitionId, int]) -> bool:

@@ -157,7 +157,7 @@ def objectives_ms(entities: Sequence[str], general_ms: int, exceptions: Sequence
 def gather_ms_of(objectives_ms: Mapping[str, int]) -> int:
     """Returns how long the broker may hold records back to hand out more of them together, in milliseconds.
 
-    It is a fifth of the shortest objective. An event is read twice on its way to the store and once more on its way to
-    a mirror, so that waits take at most two fifths of each objective.
+    It is a quarter of the shortest objective. An event is read twice on its way to the store and once more on its way
+    to a mirror, so that waits take at most half of each objective.
     """
-    return max(1, min(GATHER_MS_MAX, min(objectives_ms.values(), default=0) // 5))
+    return max(1, min(GATHER_MS_MAX, min(objectives_ms.values(), default=0) // 4))

@@ -89,7 +89,7 @@ _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
 # A worker without records sleeps so long, and shorter while it waits for an answer of the broker.
-_IDLE_S, _ASKING_S = 0.1, 0.01
+_IDLE_S, _ASKING_S = 0.2, 0.01
 # How often the worker sends progress that travels with the frames. Only companions and workers of earlier releases go
 # by it, and a mirror may be 30 s old.
 _FRAMES_EVERY_MS = 10_000

@@ -149,13 +149,32 @@ def test_at_rest_a_claim_takes_one_question() -> None:
     system = System()
     system.settle()
     asked = system.asked
-    for _ in range(5):
+    for _ in range(10):
         system.now_ms += EVERY_MS
         system.look()
         system.answer()
         system.look()
+    # Without payments every second round is left out.
     assert system.asked - asked == 5
     assert len(system.claims) >= 5
+
+
+def test_rounds_begin_at_the_usual_distance_once_payments_come() -> None:
+    system = System()
+    system.settle()
+    system.settle()
+    claims = len(system.claims)
+    for _ in range(10):
+        system.arrive(1, 1)
+        system.route(1, 1)
+        system.apply(0, 1)
+        system.apply(1, 1)
+        system.now_ms += EVERY_MS
+        system.look()
+        system.answer()
+        system.look()
+    # The first may still be late.
+    assert len(system.claims) - claims >= 9
 
 
 def test_a_worker_that_can_claim_nothing_repeats_its_last_claim() -> None:

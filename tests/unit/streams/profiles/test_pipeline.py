@@ -35,7 +35,7 @@ TIMING = PipelineTiming(retry_first_s=0.001, ask_committed_every_s=0.0, frames_e
 # The arrival of records on Kafka, and the worker's clock ten minutes later.
 KAFKA_MS, NOW_MS = 1_800_000_000_000, 1_800_000_600_000
 # How old what a worker knows of a partition's end may be, with the usual objective: two answers of the broker.
-FETCH_AGE_MS = 400
+FETCH_AGE_MS = 500
 
 
 class FakeSender:
