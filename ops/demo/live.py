@@ -81,6 +81,10 @@ _MORE_CONFIG = """\
 check_crcs = false
 [stream]
 progress_every_ms = 200
+[drift]
+save_every_ms = 2000
+[outcomes]
+save_every_ms = 2000
 [admission]
 deadline_ms = 2000
 wait_ms_max = 1000

@@ -20,7 +20,7 @@ class DriftSettings:
     # Actions, flags and profile ages are learnt from live decisions; they are compared after this many whole days.
     learning_days: int = 7
     # Counts are saved this often, or as soon as `save_decisions` decisions have been read.
-    save_every_ms: int = 2000
+    save_every_ms: int = 5000
     save_decisions: int = 10_000
     # With this many decisions read and not saved, no more are fetched.
     unsaved_max: int = 50_000
