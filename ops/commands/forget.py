@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
+from typing import TYPE_CHECKING
 
 import click
 
 from paywarden.ops import wiring
 from paywarden.ops.progress import scan_bar
+from paywarden.ops.times import now_ms
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
+
+if TYPE_CHECKING:
+    from paywarden.streams.kafka.client import KafkaSettings
 
 
 @click.command()
@@ -22,8 +28,8 @@ def forget(source: Source, entity_id: str) -> None:
 
     The command erases the entity's profile, the profiles of combinations with it, and what is kept about its payments
     for later outcomes: in every profile set of the store and on the changelog. Companions then erase it from their
-    mirrors. The changelog keeps the erasure for a day: a companion that was away for longer must start with a new
-    mirror. A later payment begins a new profile.
+    mirrors, and consoles take its decisions out of their index. The changelog keeps the erasure for a day: a companion
+    that was away for longer must start with a new mirror. A later payment begins a new profile.
 
     These stay:
 
@@ -53,6 +59,8 @@ def forget(source: Source, entity_id: str) -> None:
     kafka = wiring.kafka_settings(source)
     require_broker(kafka)
     stores = wiring.set_stores(source)
+    # Payments of after the erasure may stay.
+    erased_ms = now_ms()
     with ExitStack() as opened:
         changelog = opened.enter_context(closing(KafkaChangelog(kafka)))
         register = opened.enter_context(closing(ProfileSets(stores.open_register()))).register()
@@ -63,6 +71,8 @@ def forget(source: Source, entity_id: str) -> None:
         done = run(key, plan=plan, store=store, others=others, changelog=changelog, progress=progress)
     click.echo(f"profiles         {done.profiles} erased from the store, and from the mirrors by the changelog")
     click.echo(f"payment records  {done.payment_records} erased")
+    told = _tell_indexes(source, kafka, plan.entity_keys[entity], entity_id.partition(":")[2], erased_ms)
+    click.echo(f"decisions        {told}")
     if done.has_begun_anew:
         click.echo(f"payments of this {plan.entity_names[entity]} keep coming: a new profile has begun with them")
     if done.backfill_is_unfinished:
@@ -76,3 +86,23 @@ def forget(source: Source, entity_id: str) -> None:
             "payments that are still on the topic: run this again when it is built",
             err=True,
         )
+
+
+def _tell_indexes(source: Source, kafka: KafkaSettings, fields: Sequence[str], ids: str, time_ms: int) -> str:
+    """Tell all indexes of decisions what to take out; returns a sentence. Raises BrokerUnavailable."""
+    from paywarden.streams.alerts.events import EVENTS_TOPIC, EventWriter
+    from paywarden.streams.decision_index.erasure import Erasure
+    from paywarden.streams.kafka.admin import partitions_of
+
+    values = [ids] if len(fields) == 1 else ids.split(",")
+    erasure = Erasure.of(dict(zip(fields, values, strict=True)), time_ms)
+    if erasure is None:
+        return "name no such entity, so the index of decisions has nothing to erase"
+    try:
+        partitions_of(kafka, EVENTS_TOPIC)
+    except Misconfigured:
+        return (
+            f"there is no topic {EVENTS_TOPIC}, so no index of decisions was told; `paywarden topics create` makes it"
+        )
+    EventWriter(kafka, wiring.schema_ids(source)).write(erasure.event("forget"))
+    return "every index of decisions was told to take them out, and not to take them in again"

@@ -1,5 +1,7 @@
 """Fills an index from the topics `decisions`, `outcomes` and `verdicts`, or from an archive.
 
+From the topic `console-events` it takes what was erased (erasure.py).
+
 1. look      the database says at which offset each partition goes on
 2. read      a batch of records, of any of the topics
 3. add       the records and the new offsets, in one transaction: nothing is lost or twice after a kill
@@ -28,10 +30,13 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds, SchemaIds, topic_schema
 from paywarden.schemas.errors import BrokerUnavailable, InvalidEvent, Misconfigured, PaywardenError, TemporaryFailure
+from paywarden.streams.alerts.events import EVENTS_TOPIC
 from paywarden.streams.archive.files import read_parts
 from paywarden.streams.decision_index.database import Transaction
+from paywarden.streams.decision_index.erasure import Erasure, Erasures, passed_over, read_erasures
 from paywarden.streams.decision_index.index import HOUR_MS, DecisionIndex, SourcePlace, Stored
 from paywarden.streams.decision_index.reviews import ReviewQueue, Verdict
+from paywarden.streams.decision_index.search import key_hash
 from paywarden.streams.kafka.admin import watermarks
 from paywarden.streams.kafka.client import reason_of
 from paywarden.streams.kafka.clients import KafkaClients
@@ -40,7 +45,7 @@ from paywarden.streams.kafka.reading import Consumed, Record, consume_when_there
 from paywarden.streams.kafka.topic_identity import topic_ids
 from paywarden.streams.kafka.topic_rows import OFFSET, PARTITION, TIMESTAMP
 
-TOPICS = ("decisions", "outcomes", "verdicts")
+TOPICS = (EVENTS_TOPIC, "decisions", "outcomes", "verdicts")
 """What an index is filled from."""
 BATCH_RECORDS = 5_000
 # Keys that wait unsorted. A search reads all of them; 2 million take DuckDB some 10 ms.
@@ -236,7 +241,12 @@ def add_all(
     transaction: Transaction,
     decoded: dict[str, list[tuple[dict[str, Any], bytes]]],
 ) -> None:
-    """Adds decoded records, by topic, each with its bytes."""
+    """Adds decoded records, by topic, each with its bytes. What was erased stays out, in whatever order it comes."""
+    for record, _ in decoded[EVENTS_TOPIC]:
+        if (erasure := Erasure.of_event(record)) is not None:
+            index.erase(transaction, erasure)
+    if erasures := read_erasures(transaction):
+        _leave_out(index, transaction, erasures, decoded)
     decisions = [Stored(record, body) for record, body in decoded["decisions"] if index.takes(record)]
     index.add_decisions(transaction, decisions)
     queue.add_decisions(
@@ -246,6 +256,25 @@ def add_all(
     index.add_outcomes(transaction, outcomes)
     queue.add_outcomes(transaction, outcomes)
     queue.add_verdicts(transaction, [record for record, _ in decoded["verdicts"]])
+
+
+def _leave_out(
+    index: DecisionIndex,
+    transaction: Transaction,
+    erasures: Erasures,
+    decoded: dict[str, list[tuple[dict[str, Any], bytes]]],
+) -> None:
+    """Leaves out what was erased, and what is about payments of it."""
+    gone = [record["payment_id"] for record, _ in decoded["decisions"] if erasures.hold(record)]
+    hashes = sorted({key_hash("payment_id", payment_id) for payment_id in gone})
+    if hashes:
+        # Its outcome or verdict may have come before it.
+        index.take_out_payments(transaction, hashes)
+    decoded["decisions"] = [one for one in decoded["decisions"] if not erasures.hold(one[0])]
+    for topic in ("outcomes", "verdicts"):
+        of_payment = [(key_hash("payment_id", one[0]["payment_id"]), one) for one in decoded[topic]]
+        out = passed_over(transaction, (hash_ for hash_, _ in of_payment))
+        decoded[topic] = [one for hash_, one in of_payment if hash_ not in out]
 
 
 class VerdictSender:

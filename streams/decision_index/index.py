@@ -7,6 +7,7 @@
     hours       how many decisions each hour had
     sources     how far each partition of each topic is in
     reviews, verdicts                                                     the review queue (reviews.py)
+    forgotten   hashes of what was erased                                 compared with what comes in (erasure.py)
 
 A search goes one of two ways:
 
@@ -14,6 +15,8 @@ A search goes one of two ways:
    one page are fetched by their places. The cost grows with the decisions of that key, not with all.
 2. Without one, it goes back through all decisions, the newest first, and looks at no more than the database's
    `scan_rows_max`. The page says how far back that was, and the next one goes on there.
+
+Both look at the newest decisions first, and further back only where these are too few for a page (`window_rows`).
 
 Decisions come at least once. Rows that repeat one are dropped when they are read.
 """
@@ -27,6 +30,7 @@ from typing import Any
 
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.streams.decision_index.database import Database, Rows, Transaction
+from paywarden.streams.decision_index.erasure import FIELDS, Erasure, note_erasure, pass_over
 from paywarden.streams.decision_index.search import (
     ACTIONS,
     PAGE_ROWS_MAX,
@@ -51,6 +55,11 @@ _COLUMNS = (
 )  # fmt: skip
 # Decisions whose outcomes are looked up for an entity: a busy merchant has millions.
 SHARED_DECISIONS_MAX = 10_000
+
+RULE_DECISIONS_MAX = 10_000
+"""Of a rule that fires more often, the newest decisions are looked at."""
+_ERASED_AT_ONCE = 500
+_LABELS = ("fraud", "genuine", "")
 
 Worth = Callable[[int, str, int], int | None]
 """Converts an amount in minor units, a currency and a time to the reference currency; None without a rate."""
@@ -89,6 +98,36 @@ class SharedEntity:
     frauds: list[Row]
     fraud_count: int
     is_all: bool
+
+
+@dataclass(frozen=True)
+class RuleCatch:
+    """What a rule has caught: payments that became known as fraud, as genuine, and those that nobody knows yet.
+
+    Money in minor units of the reference currency, without payments that have no rate. `is_all` is False where the rule
+    fired more often than RULE_DECISIONS_MAX; its newest decisions, since `since_ms`, then count.
+    """
+
+    rule: str
+    frauds: int
+    genuine: int
+    unknown: int
+    fraud_minor: int
+    genuine_minor: int
+    unknown_minor: int
+    since_ms: int
+    is_all: bool
+
+    @property
+    def fired(self) -> int:
+        """Decisions that name the rule among their reasons."""
+        return self.frauds + self.genuine + self.unknown
+
+    @property
+    def fraud_share(self) -> float | None:
+        """The share of known payments that were fraud; None without any."""
+        known = self.frauds + self.genuine
+        return self.frauds / known if known else None
 
 
 class DecisionIndex:
@@ -166,6 +205,65 @@ class DecisionIndex:
             },
         )
 
+    def erase(self, transaction: Transaction, erasure: Erasure) -> int:
+        """Takes out the decisions of an erasure with everything about their payments, and remembers it.
+
+        Verdicts that are not on their topic yet stay until they are. Returns how many decisions there were.
+        """
+        note_erasure(transaction, erasure)
+        first = min(erasure.hashes.values())
+        rows = transaction.execute(
+            f"SELECT {', '.join(_COLUMNS)} FROM decisions WHERE (decided_time_ms, payment_hash) IN "
+            "(SELECT decided_time_ms, payment_hash FROM keys WHERE hash = ? AND decided_time_ms <= ?)",
+            (first, erasure.until_ms),
+        )
+        found = [row for row in (_row_of(one, None) for one in rows) if erasure.holds(_fields_of(row))]
+        for start in range(0, len(found), _ERASED_AT_ONCE):
+            self._take_out(transaction, found[start : start + _ERASED_AT_ONCE])
+        return len(found)
+
+    def _take_out(self, transaction: Transaction, rows: Sequence[Row]) -> None:
+        payments = sorted({row.place.payment_hash for row in rows})
+        hashes = {row.place.payment_hash for row in rows}
+        hours: dict[int, int] = {}
+        for row in rows:
+            hashes |= set(decision_keys(_fields_of(row)))
+            hours[row.decided_time_ms // HOUR_MS] = hours.get(row.decided_time_ms // HOUR_MS, 0) + 1
+        times = _listed({row.decided_time_ms for row in rows})
+        of_payments = f"payment_hash IN ({_listed(payments)})"
+        ids = [row.decision_id for row in rows]
+        of_ids = f"decision_id IN ({', '.join('?' * len(ids))})"
+        for table in self.database.tables_by_time():
+            if table.startswith("keys"):
+                where, values = f"hash IN ({_listed(hashes)}) AND decided_time_ms IN ({times}) AND {of_payments}", []
+            elif table in ("decisions", "bodies"):
+                where, values = f"decided_time_ms IN ({times}) AND {of_payments} AND {of_ids}", ids
+            elif table == "reviews":
+                where, values = of_ids, ids
+            else:
+                where, values = of_payments, []
+            transaction.execute(f"DELETE FROM {table} WHERE {where}", values)
+        transaction.execute(f"DELETE FROM verdicts WHERE is_sent AND {of_ids}", ids)
+        for hour, count in hours.items():
+            transaction.execute("UPDATE hours SET decisions = greatest(0, decisions - ?) WHERE hour = ?", (count, hour))
+        pass_over(transaction, payments)
+
+    def take_out_payments(self, transaction: Transaction, payment_hashes: Sequence[int]) -> None:
+        """Takes out outcomes and sent verdicts of erased payments, and remembers these payments."""
+        where = f"payment_hash IN ({_listed(payment_hashes)})"
+        for table in self.database.tables_by_time():
+            if table.startswith("outcomes"):
+                transaction.execute(f"DELETE FROM {table} WHERE {where}")
+        transaction.execute(f"DELETE FROM verdicts WHERE is_sent AND {where}")
+        pass_over(transaction, payment_hashes)
+
+    @staticmethod
+    def forget_sent_verdicts(transaction: Transaction) -> None:
+        """Takes out verdicts about erased payments that have been sent meanwhile."""
+        transaction.execute(
+            "DELETE FROM verdicts WHERE is_sent AND payment_hash IN (SELECT payment_hash FROM forgotten_payments)"
+        )
+
     def sources(self, topic: str) -> dict[int, SourcePlace]:
         """Returns by partition how far a topic is in."""
         with self.database.reading() as transaction:
@@ -198,9 +296,10 @@ class DecisionIndex:
                 transaction.execute(f"DELETE FROM {table} WHERE {column} < ?", (before_ms,))
             transaction.execute("DELETE FROM verdicts WHERE time_ms < ? AND is_sent", (before_ms,))
             transaction.execute("DELETE FROM hours WHERE hour < ?", (before_ms // HOUR_MS,))
+            self.forget_sent_verdicts(transaction)
 
     def empty(self) -> None:
-        """Takes everything out that the topics have. Claims and verdicts stay."""
+        """Takes everything out that the topics have. Claims, verdicts and what was erased stay."""
         with self.database.transaction() as transaction:
             self.database.drop_decisions(transaction)
             transaction.execute("DELETE FROM sources")
@@ -221,38 +320,57 @@ class DecisionIndex:
         if not 1 <= count <= PAGE_ROWS_MAX:
             raise InvalidEvent(f"wanted 1 to {PAGE_ROWS_MAX}", field="count")
         with self.database.reading() as transaction:
-            keys = search.keys()
-            looked_from_ms = None
-            if keys:
-                sql, values = _by_keys(keys)
-            else:
-                sql, values = "SELECT k.decided_time_ms, k.payment_hash FROM decisions k WHERE true", []
-                looked_from_ms = self._scan_from(transaction, search, after)
-            sql += _residual(search, after, looked_from_ms, values)
-            # One place more tells whether there is a next page.
-            places = _distinct_places(transaction, sql, values, count + 1)
+            keys, places = search.keys(), list[Place]()
+            for from_ms in self._windows(transaction, search, after):
+                if keys:
+                    sql, values = _by_keys(keys)
+                else:
+                    sql, values = "SELECT k.decided_time_ms, k.payment_hash FROM decisions k WHERE true", []
+                sql += _residual(search, after, from_ms, values)
+                # One place more tells whether there is a next page.
+                places = _distinct_places(transaction, sql, values, count + 1)
+                if len(places) > count:
+                    break
             rows = self._rows_at(transaction, places[:count])
         # Another decision about the same payment in the same millisecond comes along: it must meet the search, too.
         rows = [row for row in rows if _fits(row, search)]
         if len(places) > count:
             return Page(rows, places[count - 1])
-        if looked_from_ms is not None:
-            return Page(rows, Place(looked_from_ms, _LOWEST_HASH), looked_from_ms)
+        if from_ms is not None:
+            return Page(rows, Place(from_ms, _LOWEST_HASH), from_ms)
         return Page(rows)
 
-    def _scan_from(self, transaction: Transaction, search: Search, after: Place | None) -> int | None:
-        """Returns the time from which on a scan looks at `scan_rows_max` decisions; None: from the beginning."""
+    def _windows(self, transaction: Transaction, search: Search, after: Place | None) -> list[int | None]:
+        """Returns from which time on to look: first at the newest decisions, then further back. None: to the beginning.
+
+        The newest decisions answer most searches, and what is older is not read then: the smallest and largest time of
+        a group of rows are known. A card has few decisions wherever they are, so its keys are all looked up at once.
+        Without a key the last window ends after `scan_rows_max` decisions.
+        """
+        has_keys = bool(search.keys())
+        if has_keys and search.is_of_few:
+            return [None]
         top = min(_FIRST.time_ms if search.last_ms is None else search.last_ms, (after or _FIRST).time_ms)
-        left = self.database.scan_rows_max
         hours = transaction.execute(
             "SELECT hour, decisions FROM hours WHERE hour <= ? ORDER BY hour DESC", (top // HOUR_MS,)
         )
+        sizes = list(self.database.window_rows)
+        if not has_keys:
+            sizes = [*(size for size in sizes if size < self.database.scan_rows_max), self.database.scan_rows_max]
+        windows: list[int | None] = []
+        seen = 0
         for place, (hour, decisions) in enumerate(hours):
-            left -= decisions
-            if left <= 0 and place + 1 < len(hours):
-                bound = int(hour) * HOUR_MS
-                return bound if search.first_ms is None or search.first_ms < bound else None
-        return None
+            seen += decisions
+            start_ms = int(hour) * HOUR_MS
+            if (search.first_ms is not None and search.first_ms >= start_ms) or place + 1 == len(hours):
+                break
+            while sizes and seen >= sizes[0]:
+                sizes.pop(0)
+                if not windows or windows[-1] != start_ms:
+                    windows.append(start_ms)
+            if not sizes and not has_keys:
+                return windows
+        return [*windows, None]
 
     def at(self, place: Place) -> list[Row]:
         """Returns the decisions at a place: one, as a rule."""
@@ -270,6 +388,60 @@ class DecisionIndex:
         with self.database.reading() as transaction:
             sql = self.database.at_places("SELECT decision_id, body FROM bodies", places)
             return {row[0]: bytes(row[1]) for row in transaction.execute(sql)}
+
+    def hours_between(self, first_ms: int, last_ms: int) -> list[tuple[int, int]]:
+        """Returns the hours, since the epoch, that a time touches and that have decisions, with how many came."""
+        with self.database.reading() as transaction:
+            rows = transaction.execute(
+                "SELECT hour, decisions FROM hours WHERE hour >= ? AND hour <= ? AND decisions > 0 ORDER BY hour",
+                (first_ms // HOUR_MS, last_ms // HOUR_MS),
+            )
+        return [(int(hour), int(count)) for hour, count in rows]
+
+    def bodies_between(self, first_ms: int, last_ms: int, count: int) -> list[tuple[Place, bytes]]:
+        """Returns the records of at most `count` decisions of a time, both ends included, each decision once."""
+        with self.database.reading() as transaction:
+            rows = transaction.execute(
+                "SELECT decided_time_ms, payment_hash, decision_id, body FROM bodies WHERE decided_time_ms >= ? "
+                f"AND decided_time_ms <= ? ORDER BY decided_time_ms, payment_hash LIMIT {int(count)}",
+                (first_ms, last_ms),
+            )
+        found = {row[2]: (Place(row[0], row[1]), bytes(row[3])) for row in rows}
+        return list(found.values())
+
+    def outcomes_of(self, payment_hashes: Iterable[int]) -> dict[int, Known]:
+        """Returns the newest outcome of each of these payments that has one."""
+        with self.database.reading() as transaction:
+            return _newest_outcomes(transaction, payment_hashes)
+
+    def rule_catch(self, rule: str, since_ms: int) -> RuleCatch:
+        """Returns what a rule has caught since a time: of its newest RULE_DECISIONS_MAX decisions."""
+        with self.database.reading() as transaction:
+            rows = transaction.execute(
+                "SELECT p.decided_time_ms, p.payment_hash, d.worth_minor, o.label FROM (SELECT DISTINCT "
+                "decided_time_ms, payment_hash FROM keys WHERE hash = ? AND decided_time_ms >= ? ORDER BY "
+                f"decided_time_ms DESC, payment_hash DESC LIMIT {RULE_DECISIONS_MAX}) AS p JOIN decisions d ON "
+                "d.decided_time_ms = p.decided_time_ms AND d.payment_hash = p.payment_hash LEFT JOIN outcomes o ON "
+                "o.payment_hash = p.payment_hash WHERE d.decided_time_ms >= ? ORDER BY o.outcome_time_ms, o.label",
+                (key_hash("rule", rule), since_ms, since_ms),
+            )
+        # The newest outcome of a payment comes last, and counts.
+        newest = {(time_ms, payment_hash): (worth or 0, label) for time_ms, payment_hash, worth, label in rows}
+        counts, money = dict.fromkeys(_LABELS, 0), dict.fromkeys(_LABELS, 0)
+        for worth, label in newest.values():
+            counts[label or ""] += 1
+            money[label or ""] += worth
+        return RuleCatch(
+            rule=rule,
+            frauds=counts["fraud"],
+            genuine=counts["genuine"],
+            unknown=counts[""],
+            fraud_minor=money["fraud"],
+            genuine_minor=money["genuine"],
+            unknown_minor=money[""],
+            since_ms=min((time_ms for time_ms, _ in newest), default=since_ms),
+            is_all=len(newest) < RULE_DECISIONS_MAX,
+        )
 
     def neighbours(self, row: Row, count: int = 5) -> tuple[list[Row], list[Row]]:
         """Returns the same card's last decisions before this one and its next ones after it, the nearest first."""
@@ -317,6 +489,16 @@ class DecisionIndex:
         known = _newest_outcomes(transaction, {row[1] for row in found.values()})
         rows = [_row_of(row, known.get(row[1])) for row in found.values()]
         return sorted(rows, key=lambda row: (row.place, row.decision_id), reverse=True)
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(numbers)))
+
+
+def _fields_of(row: Row) -> dict[str, Any]:
+    """Returns the fields of a decision that its keys come from."""
+    names = (*FIELDS, "decided_time_ms", "reasons", "flags", "action", "score")
+    return {name: getattr(row, name) for name in names}
 
 
 def _distinct_places(transaction: Transaction, sql: str, values: Sequence[Any], count: int) -> list[Place]:

@@ -134,6 +134,11 @@ class Search:
         if self.first_ms is not None and self.last_ms is not None and self.first_ms > self.last_ms:
             raise InvalidEvent("wanted at most last_ms", field="first_ms")
 
+    @property
+    def is_of_few(self) -> bool:
+        """Whether it asks for something that has few decisions, wherever they are: a payment, a card, a device."""
+        return bool(self.payment_id or self.card_id or self.device_id or self.ip)
+
     def keys(self) -> list[tuple[int, ...]]:
         """Returns the keys that a decision must have, the most telling first: one hash of each tuple."""
         asked: list[tuple[int, ...]] = [

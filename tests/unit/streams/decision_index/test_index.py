@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
+from paywarden.streams.decision_index import index as index_module
 from paywarden.streams.decision_index.database import Database, DuckDbDatabase
 from paywarden.streams.decision_index.index import HOUR_MS, DecisionIndex, Stored
 from paywarden.streams.decision_index.search import ACTIONS, Place, Row, Search, key_hash
@@ -56,6 +57,8 @@ def add(index: DecisionIndex, decisions: Iterable[dict[str, Any]]) -> None:
 @pytest.fixture
 def index(database: Database) -> DecisionIndex:
     """300 decisions: 50 of them came twice, and some keys are still unsorted."""
+    # So small that searches need several.
+    database.window_rows = (20, 90)
     index = DecisionIndex(database, worth=lambda amount, _currency, _time: amount)
     add(index, DECISIONS[:200])
     database.tidy(at_least=1)
@@ -141,6 +144,35 @@ def test_a_search_without_a_key_looks_at_a_bounded_number(
     assert [row.decision_id for row in pages(index, search, 25)] == plainly(search)
 
 
+def test_a_search_looks_no_further_back_than_it_must(index: DecisionIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int | None] = []
+    residual = index_module._residual
+
+    def noting(search: Search, after: Place | None, from_ms: int | None, values: list[Any]) -> str:
+        looked.append(from_ms)
+        return residual(search, after, from_ms, values)
+
+    monkeypatch.setattr(index_module, "_residual", noting)
+    newest = max(each["decided_time_ms"] for each in DECISIONS)
+    for search in (Search(), Search(merchant_id="m1"), Search(first_ms=_START_MS)):
+        looked.clear()
+        assert len(index.search(search, count=3).rows) == 3
+        assert len(looked) == 1
+        assert looked[0] is not None
+        assert looked[0] > newest - 4 * HOUR_MS
+    # A card has few: all at once. What is rare is looked for further and further back.
+    looked.clear()
+    index.search(Search(card_id="c1"), count=3)
+    assert looked == [None]
+    looked.clear()
+    index.search(Search(merchant_id="m1", flag="unknown_card"), count=200)
+    assert len(looked) == 3
+    assert looked[0] is not None
+    assert looked[1] is not None
+    assert looked[0] > looked[1]
+    assert looked[2] is None
+
+
 def test_a_decision_of_the_same_hash_is_not_taken_for_the_one_asked_for(index: DecisionIndex) -> None:
     with index.database.transaction() as transaction:
         ((time_ms, hash_),) = transaction.execute(
@@ -201,6 +233,36 @@ def test_emptying_takes_decisions_and_keeps_verdicts(index: DecisionIndex) -> No
     assert index.count() == 0
     add(index, DECISIONS[:3])
     assert len(index.search(Search()).rows) == 3
+
+
+def test_a_time_has_its_records_once_and_a_rule_what_became_of_its_payments(index: DecisionIndex) -> None:
+    first, last = _START_MS + 3 * HOUR_MS, _START_MS + 5 * HOUR_MS
+    within = [each for each in DECISIONS if first <= each["decided_time_ms"] <= last]
+    found = index.bodies_between(first, last, 1000)
+    assert sorted(body.decode() for _, body in found) == sorted(each["decision_id"] for each in within)
+    assert [place for place, _ in found] == sorted(place for place, _ in found)
+    assert len(index.bodies_between(first, last, 7)) <= 7
+    # Repetitions came, too: an hour's count is at least what it has.
+    counts = dict(index.hours_between(first, last))
+    assert list(counts) == list(range(first // HOUR_MS, last // HOUR_MS + 1))
+    of_rule = [each for each in DECISIONS if "rule:r1" in each["reasons"] and each["decided_time_ms"] >= first]
+    frauds, genuine = of_rule[0], of_rule[1:3]
+    told = [(frauds, "fraud", 5), (frauds, "genuine", 4), *((each, "genuine", 1) for each in genuine)]
+    with index.database.transaction() as transaction:
+        index.add_outcomes(
+            transaction,
+            [
+                {"payment_id": each["payment_id"], "outcome_time_ms": time_ms, "label": label, "source": None}
+                for each, label, time_ms in told
+            ],
+        )
+    caught = index.rule_catch("r1", first)
+    assert (caught.frauds, caught.genuine, caught.fired) == (1, 2, len(of_rule))
+    assert (caught.fraud_minor, caught.genuine_minor) == (
+        frauds["amount_minor"],
+        sum(each["amount_minor"] for each in genuine),
+    )
+    assert index.outcomes_of({key_hash("payment_id", frauds["payment_id"])}).popitem()[1].label == "fraud"
 
 
 @given(st.integers(0, 1 << 52), st.integers(-(1 << 63), (1 << 63) - 1), st.text("abcXYZ019-_=/ é", max_size=30))
