@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -30,8 +31,12 @@ def running(sections: Sequence[Section]) -> Iterator[None]:
         yield
     finally:
         stop.set()
+        # All together have this long: what does not end is a daemon, and loses nothing that it confirmed.
+        deadline = time.monotonic() + _END_S
         for thread in threads:
-            thread.join(_END_S)
+            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                _log.warning("background work of the section %s did not end in %.0f s", thread.name, _END_S)
         for section in sections:
             section.close()
 

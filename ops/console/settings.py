@@ -47,7 +47,7 @@ class ConsoleSettings:
     # Health addresses of the processes that the page Health asks, such as http://10.0.0.7:9102. Their name may stand
     # before: stream=http://10.0.0.7:9102.
     processes: tuple[str, ...] = ()
-    # Where new and changed alerts are sent, signed. Empty: nowhere.
+    # Where new and changed alerts and cases are told, signed. Empty: nowhere.
     webhooks: tuple[str, ...] = ()
     # The file of the key that signs webhooks, at least 32 bytes.
     webhook_key_file: str = ""

@@ -1,12 +1,15 @@
-"""Tell other systems of new and changed alerts: signed, at least once, again and again until they answer.
+"""Tell other systems of new and changed alerts and cases: signed, at least once, again and again until they answer.
 
     POST https://hooks.example/fraud
     paywarden-delivery: 41
     paywarden-signature: t=1760000000,v1=5257a869e7…          HMAC-SHA256 of "1760000000.BODY" with the key
     {"kind":"alert","alert_id":"00ffee","state":"raised","severity":"critical",…,"link":"https://console…/inbox/00ffee"}
 
-1. A message is queued in the transaction that takes the alert's record, so that none is lost and a restart repeats none
-   that was answered.
+    {"kind":"case","case_id":"5f0c","change":"closed","by":"anna","verdict":"fraud",…,"link":"https://console…/cases/5f0c"}
+
+1. A message is queued in the transaction that takes the alert's record or the case's event, so that none is lost and a
+   restart repeats none that was answered. An event that breaks a rule of cases changes nothing, and is not told. Notes
+   and files stay in the console.
 2. Any answer of 200 to 299 ends it. After any other, and after none, it is sent again: after a second, two, four, at
    most an hour. After a day it is given up and counted; a page says so.
 3. The receiver checks the signature and that the time is near, and drops a delivery number that it has seen.
@@ -27,10 +30,13 @@ from typing import Any
 
 import httpx2
 
+from paywarden.ops.console.cases.case import cases_of
 from paywarden.ops.console.database import Database
+from paywarden.ops.console.inbox.store import events_in
 from paywarden.ops.console.pages import Missing
 from paywarden.ops.times import now_ms
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
+from paywarden.streams.alerts.events import ConsoleEvent
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +48,7 @@ TABLES = (
     )
     """,
 )
+CASE_PREFIX = "case:"
 _KEY_BYTES_MIN = 32
 _TIMEOUT_S, _EVERY_S = 5.0, 0.5
 _GIVE_UP_MS, _WAIT_MS_MAX = 86_400_000, 3_600_000
@@ -61,6 +68,8 @@ class Webhooks:
     link: Callable[[], str]
     clock: Callable[[], int] = now_ms
     post: Post | None = None
+    # From this money on a case takes two people to close: see cases/case.py.
+    large_case_minor: int = 1_000_000
 
     def queue(self, connection: sqlite3.Connection, record: Mapping[str, Any]) -> None:
         """Queue messages about an alert's record, in the transaction of `connection`."""
@@ -72,6 +81,41 @@ class Webhooks:
             "first_seen_time_ms": record["first_seen_time_ms"],
             "link": f"{self.link()}/inbox/{record['alert_id']}",
         }
+        self._queue(connection, body)
+
+    def queue_event(self, connection: sqlite3.Connection, event: ConsoleEvent) -> None:
+        """Queue messages about what an event did to a case, in the transaction of `connection`."""
+        if not event.subject.startswith(CASE_PREFIX):
+            return
+        case = cases_of(events_in(connection, event.subject), self.large_case_minor).get(
+            event.subject.removeprefix(CASE_PREFIX)
+        )
+        if case is None or case.history[-1].is_refused:
+            return
+        change = case.history[-1]
+        self._queue(
+            connection,
+            {
+                "kind": "case",
+                "case_id": case.case_id,
+                "change": change.kind,
+                "by": change.by,
+                "time_ms": change.time_ms,
+                "field": change.field,
+                "before": change.before,
+                "after": change.after,
+                "title": case.title,
+                "is_open": case.is_open,
+                "assigned_to": case.assigned_to,
+                "money_minor": case.money_minor,
+                "proposed_verdict": case.proposed_verdict,
+                "verdict": case.verdict,
+                "items": len(case.items),
+                "link": f"{self.link()}/cases/{case.case_id}",
+            },
+        )
+
+    def _queue(self, connection: sqlite3.Connection, body: Mapping[str, Any]) -> None:
         text, now = json.dumps(body), self.clock()
         for url in self.urls:
             connection.execute(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,13 +16,15 @@ if TYPE_CHECKING:
 
     from paywarden.ops.console.audit import AuditLog
     from paywarden.ops.console.database import Database
+    from paywarden.ops.console.decisions.opened import OpenedIndex
     from paywarden.ops.console.inbox.reader import AlertReader
     from paywarden.ops.console.inbox.stakes import Stakes
-    from paywarden.ops.console.inbox.store import AlertStore
-    from paywarden.ops.console.inbox.webhooks import Webhooks
+    from paywarden.ops.console.inbox.store import AlertStore, Happened
     from paywarden.ops.console.pages import Section
+    from paywarden.ops.console.policy.decided import IndexedDecisions
     from paywarden.ops.console.settings import ConsoleSettings
     from paywarden.ops.console.shell import Shell
+    from paywarden.ops.console.webhooks import Webhooks
     from paywarden.streams.alerts.samples import DecisionSampler
 
 
@@ -80,6 +83,7 @@ def sections(parts: Parts) -> Sequence[Section]:
     from paywarden.ops.console.audit_page import audit_section
     from paywarden.ops.console.cases.pages import Cases
     from paywarden.ops.console.health.health import Health
+    from paywarden.ops.console.health.watch import HealthWatch
     from paywarden.ops.console.inbox.alert import AlertPage
     from paywarden.ops.console.inbox.pages import Inbox
     from paywarden.ops.console.models.desk import Desk
@@ -93,14 +97,21 @@ def sections(parts: Parts) -> Sequence[Section]:
     webhooks = _webhooks(parts)
     store, reader = _alerts(parts, webhooks)
     stakes = _stakes(parts)
-    page = AlertPage(store, lambda: parts.shell.url, desk.happenings, stakes.samples)
+    health = Health(settings.processes)
+    watch = HealthWatch(parts.database, health.read)
+    opened = opened_index(parts.source)
+
+    def happenings(first_ms: int, last_ms: int) -> Sequence[Happened]:
+        return [*desk.happenings(first_ms, last_ms), *watch.happenings(first_ms, last_ms)]
+
+    page = AlertPage(store, lambda: parts.shell.url, happenings, stakes.samples, stakes.segments)
     return [
         Inbox(store, reader, page, stakes.run).section(),
-        *decision_sections(parts.source),
+        *decision_sections(parts.source, opened),
         Cases(store, reader, Path(settings.folder) / "files", settings.large_case_minor).section(),
         Models(desk).section(),
-        Policy(parts.source, desk, lambda: _sampler(parts.source)).section(),
-        Health(settings.processes).section(),
+        Policy(parts.source, desk, lambda: _sampler(parts.source), indexed_decisions(parts.source, opened)).section(),
+        health.section((watch.run,) if settings.processes else ()),
         audit_section(parts.audit, lambda event: reader.write([event])),
         *_told(webhooks),
         api_section(lambda: parts.shell.sections, API),
@@ -116,7 +127,8 @@ def _alerts(parts: Parts, webhooks: Webhooks | None) -> tuple[AlertStore, AlertR
 
     source = parts.source
     kafka = wiring.kafka_settings(source)
-    store = AlertStore(parts.database, None if webhooks is None else webhooks.queue)
+    told = (None, None) if webhooks is None else (webhooks.queue, webhooks.queue_event)
+    store = AlertStore(parts.database, *told)
     return store, AlertReader(
         store,
         lambda: AlertFeed(kafka, wiring.schema_ids(source)),
@@ -136,20 +148,32 @@ def _stakes(parts: Parts) -> Stakes:
     from paywarden.ops.console.inbox.stakes import Stakes
 
     source = parts.source
-    return Stakes(
-        parts.database,
-        lambda: _sampler(source),
-        wiring.rate_table(source).convert,
-    )
+
+    @cache
+    def places() -> tuple[str, dict[str, int]]:
+        plan = wiring.feature_engine(source).plan
+        return plan.digest, {name: place for place, name in enumerate(plan.names)}
+
+    def place(digest: str, name: str) -> int | None:
+        own, of_name = places()
+        return of_name.get(name) if digest == own else None
+
+    return Stakes(parts.database, lambda: _sampler(source), wiring.rate_table(source).convert, place)
 
 
 def _webhooks(parts: Parts) -> Webhooks | None:
-    from paywarden.ops.console.inbox.webhooks import Webhooks, read_key
+    from paywarden.ops.console.webhooks import Webhooks, read_key
 
     settings = parts.shell.settings
     if not settings.webhooks:
         return None
-    return Webhooks(parts.database, settings.webhooks, read_key(settings.webhook_key_file), lambda: parts.shell.url)
+    return Webhooks(
+        parts.database,
+        settings.webhooks,
+        read_key(settings.webhook_key_file),
+        lambda: parts.shell.url,
+        large_case_minor=settings.large_case_minor,
+    )
 
 
 def _told(webhooks: Webhooks | None) -> Sequence[Section]:
@@ -163,30 +187,47 @@ def _told(webhooks: Webhooks | None) -> Sequence[Section]:
 
 def all_tables() -> tuple[str, ...]:
     """Returns the statements that make the tables of all sections."""
-    from paywarden.ops.console.inbox import stakes, store, webhooks
+    from paywarden.ops.console import webhooks
+    from paywarden.ops.console.health import watch
+    from paywarden.ops.console.inbox import stakes, store
     from paywarden.ops.console.people import sessions
 
-    return (*sessions.TABLES, *store.TABLES, *stakes.TABLES, *webhooks.TABLES)
+    return (*watch.TABLES, *sessions.TABLES, *store.TABLES, *stakes.TABLES, *webhooks.TABLES)
 
 
-def decision_sections(source: Source) -> list[Section]:
-    """Returns `Decisions` and `Review`, over the index of [decision_index]. The console fills it from the topics."""
+def opened_index(source: Source) -> OpenedIndex:
+    """Returns the index of [decision_index], which the console opens when it can, and fills from the topics."""
     import time
 
-    from paywarden.models.metrics.costs import CostSettings
-    from paywarden.ops.console.decisions.one import OnePage
     from paywarden.ops.console.decisions.opened import OpenedIndex
-    from paywarden.ops.console.decisions.pages import DecisionPages
-    from paywarden.ops.console.review.pages import ReviewPages
-    from paywarden.ops.deciders import KnownDeciders
-    from paywarden.ops.wiring import decisions, stores
-    from paywarden.schemas.avro import Decoder
+    from paywarden.ops.wiring import decisions
 
-    opened = OpenedIndex(
+    return OpenedIndex(
         lambda: decisions.decision_index(source),
         lambda index, queue: decisions.index_filler(source, index, queue),
         now_ms=lambda: time.time_ns() // 1_000_000,
     )
+
+
+def indexed_decisions(source: Source, opened: OpenedIndex) -> IndexedDecisions:
+    """Returns the decisions of the index, for the page of the policy."""
+    from paywarden.ops.console.policy.decided import IndexedDecisions
+    from paywarden.ops.wiring import stores
+    from paywarden.schemas.avro import Decoder
+
+    return IndexedDecisions(source, opened, Decoder("decisions", stores.schema_ids(source)).decode)
+
+
+def decision_sections(source: Source, opened: OpenedIndex) -> list[Section]:
+    """Returns `Decisions` and `Review`, over the index. The section `Decisions` follows the topics and closes it."""
+    from paywarden.models.metrics.costs import CostSettings
+    from paywarden.ops.console.decisions.one import OnePage
+    from paywarden.ops.console.decisions.pages import DecisionPages
+    from paywarden.ops.console.review.pages import ReviewPages
+    from paywarden.ops.deciders import KnownDeciders
+    from paywarden.ops.wiring import stores
+    from paywarden.schemas.avro import Decoder
+
     one = OnePage(opened, KnownDeciders(source, None, None), Decoder("decisions", stores.schema_ids(source)).decode)
     return [
         DecisionPages(opened, one).section(),

@@ -46,6 +46,11 @@ def outcome_of(decision: Mapping[str, Any]) -> Outcome:
     return Outcome(decision["score"], decision["action"], list(decision["reasons"]))
 
 
+def decision_fields() -> frozenset[str]:
+    """Returns the fields of a payment that a decision holds."""
+    return frozenset(ScoreRequest.DESCRIPTOR.fields_by_name)
+
+
 def request_of(decision: Mapping[str, Any]) -> ScoreRequest:
     """Returns the request that a decision, in the form of its topic, answered."""
     return ScoreRequest(**{name: decision[name] for name in _FIELDS if decision[name] is not None})
@@ -69,7 +74,7 @@ def decide_again(decision: Mapping[str, Any], bundle: Bundle | None, policy: Pol
     elif MODEL_ABSENT not in flags:
         raise Misconfigured("the decision names no bundle, and has no flag model_absent")
     request = request_of(decision)
-    if unknown := sorted(policy.fields - set(ScoreRequest.DESCRIPTOR.fields_by_name)):
+    if unknown := sorted(policy.fields - decision_fields()):
         raise Misconfigured(f"the policy's conditions read fields that no decision holds: {', '.join(unknown)}")
     amount = rates.convert(request.amount_minor, request.currency, request.event_time_ms)
     action, reasons = policy.decide(Facts(request, amount, np.asarray(vector, dtype=np.float32), score, flags))

@@ -81,15 +81,11 @@ class OnePage:
         self._lock = threading.Lock()
 
     def show(self, visit: Visit) -> Shown:
-        """Show the decision of an address. Raises PageRefused if there is none."""
+        """Show the decision of an address, or the newest one about a payment. Raises PageRefused if there is none."""
         with self._opened.used() as (index, queue):
-            try:
-                place = Place.from_text(visit.path["place"])
-            except InvalidEvent:
-                raise not_found("decision of this address") from None
-            rows = index.at(place)
+            rows = _at(index, visit.path["place"])
             if not rows:
-                raise not_found("decision of this address")
+                raise not_found("decision of this address, and none about a payment of this id")
             row, *others = rows
             visit.saw(f"payment:{row.payment_id}")
             view = self._view(index, row, others, queue.verdicts_for(row.decision_id, visit.person.name), visit)
@@ -170,6 +166,15 @@ _FACTS = (
     "model_version", "bundle_digest", "policy_digest", "catalogue_digest", "profile_set", "rollout", "arm",
     "propensity", "caller", "variant", "latency_us",
 )  # fmt: skip
+
+
+def _at(index: DecisionIndex, text: str) -> list[Row]:
+    """Returns the decisions of a place, or about a payment: links from alerts and cases know the payment's id alone."""
+    try:
+        found = index.at(Place.from_text(text))
+    except InvalidEvent:
+        found = []
+    return found or index.about(text)
 
 
 def _again(again: Recomputed) -> AgainView:

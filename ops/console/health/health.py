@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
 import httpx2
@@ -46,6 +46,8 @@ class ProcessView:
     why: str
     since_ms: int
     readings: tuple[Reading, ...]
+    # How many errors of each kind it has counted since its start.
+    errors: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,10 @@ class Health:
         self._known: tuple[float, tuple[ProcessView, ...]] = (-math.inf, ())
         self._lock = threading.Lock()
 
-    def section(self) -> Section:
-        """Returns the section."""
+    def section(self, background: tuple[Callable[[threading.Event], None], ...] = ()) -> Section:
+        """Returns the section. `background`: further work, such as `HealthWatch.run`."""
         page = Page("/health", self.show, "How the processes are", view=HealthView)
-        return Section("health", "Health", "/health", (page,))
+        return Section("health", "Health", "/health", (page,), background=background)
 
     def show(self, _: Visit) -> Shown:
         """Show how the processes are."""
@@ -104,18 +106,58 @@ class Health:
         except OSError:
             return ProcessView(name, address, False, "it does not answer", now, ())
         why = "" if status == 200 else _reason(text)
-        return ProcessView(name, address, status == 200, why, now, readings_of(metrics))
+        samples = samples_of(metrics)
+        if samples is None:
+            return ProcessView(name, address, status == 200, why, now, (Reading("metrics", "cannot be read", True),))
+        return ProcessView(name, address, status == 200, why, now, readings_of(samples), errors_of(samples))
 
 
-def readings_of(metrics: str) -> tuple[Reading, ...]:
-    """Returns what people look at first, of the metrics that a process has."""
+Samples = Mapping[str, Sequence[tuple[Mapping[str, str], float]]]
+
+
+def samples_of(metrics: str) -> Samples | None:
+    """Returns labels and values of a page of metrics, by name; None for a page that cannot be read."""
     samples: dict[str, list[tuple[Mapping[str, str], float]]] = {}
     try:
         for family in text_string_to_metric_families(metrics):
             for sample in family.samples:
                 samples.setdefault(sample.name, []).append((sample.labels, sample.value))
     except ValueError:
-        return (Reading("metrics", "cannot be read", is_bad=True),)
+        return None
+    return samples
+
+
+def errors_of(samples: Samples) -> dict[str, float]:
+    """Returns the counts of errors that a process has, in words."""
+    found = {
+        words: sum(value for labels, value in samples[name] if is_error(labels))
+        for name, words, is_error in _ERRORS
+        if name in samples
+    }
+    return {words: total for words, total in found.items() if math.isfinite(total)}
+
+
+def _is_any(_: Mapping[str, str]) -> bool:
+    return True
+
+
+def _is_server_error(labels: Mapping[str, str]) -> bool:
+    return labels.get("code", "").startswith("5")
+
+
+_ERRORS: tuple[tuple[str, str, Callable[[Mapping[str, str]], bool]], ...] = (
+    ("paywarden_requests_total", "requests answered with an error of ours", _is_server_error),
+    ("paywarden_model_errors_total", "payments that a model failed on", _is_any),
+    ("paywarden_outbox_refused_total", "decisions that the outbox refused", _is_any),
+    ("paywarden_swap_failures_total", "failed swaps of bundle or policy", _is_any),
+    ("paywarden_stream_dead_letters_total", "records set aside as dead letters", _is_any),
+    ("paywarden_store_failures_total", "failed calls of the store", _is_any),
+    ("paywarden_companion_failures_total", "failures of a part of the companion", _is_any),
+)
+
+
+def readings_of(samples: Samples) -> tuple[Reading, ...]:
+    """Returns what people look at first, of the metrics that a process has."""
     readings: list[Reading] = []
     for name, words, objective in (
         ("paywarden_mirror_age_seconds", "mirror is behind the payments by", 1.0),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from paywarden.ops.commands.drift_explained import LOOK_AT, in_words, size_of, values_of
 from paywarden.ops.console.charts import Histogram, Line, bin_labels, histogram, line, shares
+from paywarden.ops.console.inbox.segments import SegmentCounts
 from paywarden.ops.console.inbox.store import AlertRow, AlertStore, Happened
 from paywarden.ops.console.pages import Page, Shown, Visit, not_found
 from paywarden.ops.console.people.people import Role
@@ -29,6 +30,20 @@ Happenings = Callable[[int, int], Sequence[Happened]]
 
 Samples = Callable[[str], tuple[Sequence[str], Sequence[str]]]
 """Returns ids of payments of an alert's segment from before and after the change, by the alert's id."""
+
+
+Segments = Callable[[str], Sequence[SegmentCounts]]
+"""Returns where the payments of an alert moved most, by the alert's id."""
+
+
+@dataclass(frozen=True)
+class SegmentChart:
+    """Then and now in a segment, by a sample of decisions."""
+
+    segment: str
+    before_count: int
+    now_count: int
+    chart: Histogram
 
 
 @dataclass(frozen=True)
@@ -58,6 +73,7 @@ class AlertView:
     why: str
     was_name: str
     chart: Histogram | None
+    by_segment: tuple[SegmentChart, ...]
     over_time: Line | None
     features: tuple[Moved, ...]
     others: tuple[Moved, ...]
@@ -81,8 +97,10 @@ class AlertPage:
         url: Callable[[], str],
         happenings: Happenings | None = None,
         samples: Samples | None = None,
+        segments: Segments = lambda _: (),
     ) -> None:
         self._store, self._url, self._happenings, self._samples = store, url, happenings, samples
+        self._segments = segments
 
     def page(self) -> Page:
         """Returns the page, for the section of the inbox."""
@@ -143,6 +161,7 @@ class AlertPage:
             why=_why(record, moved),
             was_name="in training" if is_training else "expected",
             chart=_chart(record),
+            by_segment=tuple(_segment_charts(self._segments(row.alert_id))),
             over_time=line(self._store.values(row.alert_id)),
             features=tuple(one for one in moved if one.subject.startswith("feature:")),
             others=tuple(one for one in moved if not one.subject.startswith("feature:")),
@@ -187,6 +206,13 @@ def _chart(record: Mapping[str, Any]) -> Histogram | None:
         return None
     before, after = (shares([*one["counts"], one["missing"]]) for one in (was, now))
     return histogram(bin_labels(was["edges"]), before, after)
+
+
+def _segment_charts(counted: Sequence[SegmentCounts]) -> Iterator[SegmentChart]:
+    for one in counted:
+        chart = histogram(one.labels, shares(one.before), shares(one.now))
+        if chart is not None:
+            yield SegmentChart(one.segment, sum(one.before), sum(one.now), chart)
 
 
 def _certainty(record: Mapping[str, Any]) -> str:

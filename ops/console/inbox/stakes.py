@@ -1,4 +1,4 @@
-"""What is at stake in an alert, and payments from before and after: from some decisions of its time and segment.
+"""What is at stake in an alert, payments from before and after, and where it is: from some decisions of its time.
 
 The money is an estimate: the affected payments of the newest window, times the mean amount of a sample of decisions in
 the segment, in the reference currency. A sample is some hundred decisions of each partition.
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from paywarden.ops.console.database import Database
+from paywarden.ops.console.inbox.segments import FeaturePlace, SegmentCounts, by_segment
 from paywarden.schemas.errors import InvalidEvent, Misconfigured, TemporaryFailure
 
 _log = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ TABLES = (
         alert_id TEXT PRIMARY KEY, time_ms INTEGER NOT NULL, before TEXT NOT NULL, after TEXT NOT NULL
     )
     """,
+    "CREATE TABLE IF NOT EXISTS alert_segments (alert_id TEXT PRIMARY KEY, counts TEXT NOT NULL)",
 )
 _HOUR_MS = 3_600_000
 _SHOWN = 10
@@ -42,11 +44,15 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True)
 class Stakes:
-    """Keeps money and samples of open alerts in the database. `minor` converts an amount of a currency at a time."""
+    """Keeps money and samples of open alerts in the database, and where the change is by these samples.
+
+    `minor` converts an amount of a currency at a time. `place` says where in a vector a feature is.
+    """
 
     database: Database
     sampler: Callable[[], Sampler]
     minor: Callable[[int, str, int], int]
+    place: FeaturePlace
 
     def run(self, stop: threading.Event) -> None:
         """Sample alerts that are new or have changed, until `stop` is set, through any outage."""
@@ -87,6 +93,8 @@ class Stakes:
                     "INSERT OR REPLACE INTO alert_samples VALUES (?, ?, ?, ?)",
                     (row["alert_id"], row["time_ms"], _ids(before), _ids(after)),
                 )
+                counts = json.dumps([one.to_json() for one in by_segment(record, before, after, self.place)])
+                connection.execute("INSERT OR REPLACE INTO alert_segments VALUES (?, ?)", (row["alert_id"], counts))
                 connection.execute("UPDATE counters SET value = value + 1 WHERE name = 'version'")
         return len(rows)
 
@@ -94,6 +102,11 @@ class Stakes:
         """Returns ids of payments from before and after the change began; empty without any."""
         rows = self.database.read("SELECT before, after FROM alert_samples WHERE alert_id = ?", (alert_id,))
         return (json.loads(rows[0]["before"]), json.loads(rows[0]["after"])) if rows else ((), ())
+
+    def segments(self, alert_id: str) -> Sequence[SegmentCounts]:
+        """Returns where the payments moved most; empty before there is a sample."""
+        rows = self.database.read("SELECT counts FROM alert_segments WHERE alert_id = ?", (alert_id,))
+        return [SegmentCounts.of_json(one) for one in json.loads(rows[0]["counts"])] if rows else []
 
     def _money(self, affected: int, decisions: Sequence[Mapping[str, Any]]) -> int | None:
         amounts = []

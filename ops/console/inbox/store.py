@@ -124,13 +124,16 @@ class Wanted:
 Queue = Callable[[sqlite3.Connection, Mapping[str, Any]], None]
 """Takes a record of drift-alerts within a transaction: the webhooks' queue."""
 
+QueueEvent = Callable[[sqlite3.Connection, ConsoleEvent], None]
+"""Takes an event that is new, within the transaction that keeps it."""
+
 
 class AlertStore:
     """The tables. Thread-safe, as the database is."""
 
-    def __init__(self, database: Database, queue: Queue | None = None) -> None:
-        """`queue` gets each new state of an alert within the transaction that takes it."""
-        self._database, self._queue = database, queue
+    def __init__(self, database: Database, queue: Queue | None = None, queue_event: QueueEvent | None = None) -> None:
+        """`queue` gets each new state of an alert within the transaction that takes it, `queue_event` each event."""
+        self._database, self._queue, self._queue_event = database, queue, queue_event
 
     # What the topics say
 
@@ -165,7 +168,11 @@ class AlertStore:
                         self._queue(connection, record.value)
                     touched.add(str(record.value["alert_id"]))
                 else:
-                    touched |= _take_event(connection, record)
+                    event = event_of_record(record)
+                    if _take_event(connection, record.topic, event) and tells and self._queue_event is not None:
+                        self._queue_event(connection, event)
+                    kind, _, name = event.subject.partition(":")
+                    touched |= {name} if kind == "alert" else set()
             for alert_id in touched:
                 _follow_up(connection, alert_id)
             for topic, position in batch.positions.items():
@@ -355,23 +362,19 @@ def _take_alert(connection: sqlite3.Connection, record: FeedRecord) -> bool:
     return True
 
 
-def _take_event(connection: sqlite3.Connection, record: FeedRecord) -> set[str]:
-    """Keep an act; returns the id of its alert, if it is about one."""
-    event = event_of_record(record)
-    connection.execute(
+def _take_event(connection: sqlite3.Connection, topic: str, event: ConsoleEvent) -> bool:
+    """Keep an act; returns whether it is new."""
+    done = connection.execute(
         "INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (
-            event.event_id,
-            record.topic,
-            event.subject,
-            event.time_ms,
-            event.by,
-            event.kind,
-            json.dumps(dict(event.what)),
-        ),
+        (event.event_id, topic, event.subject, event.time_ms, event.by, event.kind, json.dumps(dict(event.what))),
     )
-    kind, _, name = event.subject.partition(":")
-    return {name} if kind == "alert" else set()
+    return done.rowcount > 0
+
+
+def events_in(connection: sqlite3.Connection, subject: str) -> list[ConsoleEvent]:
+    """Returns the events about a subject as a transaction sees them, in the order of the topic."""
+    rows = connection.execute("SELECT * FROM events WHERE subject = ? ORDER BY rowid", (subject,)).fetchall()
+    return [_event(row) for row in rows]
 
 
 def _follow_up(connection: sqlite3.Connection, alert_id: str) -> None:

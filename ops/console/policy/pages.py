@@ -1,40 +1,48 @@
-"""The page of the policy: what it is, how often each rule fires, and a draft that is checked and proposed.
+"""The page of the policy: what it is, what each rule catches, and a draft that is checked, replayed and proposed.
 
-How often a rule fires comes from a sample of the last hour's decisions, which name their rules among their reasons. A
-draft is text of `[policy]` alone. It is checked as `paywarden policy check` does, and proposed to the registry, where
-others approve it as any version (the page of models). A draft names no file: lists have their entries in it.
+How often a rule fires comes from a sample of the last hour's decisions, which name their rules among their reasons.
+What it has caught comes from the index of decisions and outcomes, at most a minute ago. A draft is text of `[policy]`
+alone. It is checked as `paywarden policy check` does, replayed on the last week's decisions (replays.py), and proposed
+to the registry, where others approve it as any version (the page of models).
 """
 
 from __future__ import annotations
 
 import threading
 import time
-import tomllib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Protocol
 
+from paywarden.models.metrics.costs import CostSettings
 from paywarden.models.policy.lists import read_lists
 from paywarden.models.policy.policy import PolicySettings
 from paywarden.models.policy.text import policy_text
 from paywarden.ops.configuration import bundle_thresholds
+from paywarden.ops.console.kept import Kept
 from paywarden.ops.console.models.desk import Desk
-from paywarden.ops.console.pages import Done, Field, Page, PageRefused, Section, Shown, Visit
+from paywarden.ops.console.pages import Done, Field, Page, PageRefused, Section, Shown, Visit, not_found
 from paywarden.ops.console.people.people import Role
+from paywarden.ops.console.policy.drafts import draft_source
+from paywarden.ops.console.policy.replays import DAYS, Decided, Replay, Replays
+from paywarden.ops.times import now_ms
 from paywarden.ops.wiring.registry import policy_facts
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.schemas.settings import Source
+from paywarden.streams.decision_index.index import RuleCatch
 
 PROPOSERS = frozenset({Role.MODEL_OWNER, Role.LEAD})
 DRAFTERS = PROPOSERS | {Role.ANALYST}
 _TEXT_CHARS_MAX = 60_000
 _BYTES_MAX = 512 * 1024
-_HOUR_MS, _KEPT_S = 3_600_000, 60.0
+_HOUR_MS, _DAY_MS, _KEPT_S = 3_600_000, 86_400_000, 60.0
 _OVERLAPS_MAX = 20
 _RULE = "rule:"
+# How long the background work sleeps at most when nobody wants anything.
+_LOOK_S = 2.0
 
 
 class RecentDecisions(Protocol):
@@ -60,6 +68,37 @@ class RuleRow:
 
 
 @dataclass(frozen=True)
+class Caught:
+    """What rules have caught. `counted_ms`: when it was counted, 0 for never. `trouble`: why it is not newer."""
+
+    catches: tuple[RuleCatch, ...]
+    counted_ms: int
+    trouble: str
+
+
+@dataclass(frozen=True)
+class ReplayRow:
+    """A replay in the list."""
+
+    replay_id: str
+    by: str
+    asked_ms: int
+    digest: str
+    state: str
+
+
+@dataclass(frozen=True)
+class ReplayView:
+    """A replay. Its draft is empty for people who may not see the entries of its lists."""
+
+    replay: Replay
+    may_draft: bool
+    may_propose: bool
+    has_registry: bool
+    decisions_link: str
+
+
+@dataclass(frozen=True)
 class Overlap:
     """Two rules that fired for the same payments."""
 
@@ -75,12 +114,15 @@ class PolicyView:
     review_at: float
     decline_at: float
     rules: tuple[RuleRow, ...]
+    caught: Caught
+    caught_days: int
     segments: tuple[tuple[str, str], ...]
     lists: tuple[tuple[str, int], ...]
     sample: int
     sample_trouble: str
     unknown_rules: tuple[tuple[str, int], ...]
     overlaps: tuple[Overlap, ...]
+    replays: tuple[ReplayRow, ...]
     draft: str
     problem: str
     is_checked: bool
@@ -92,30 +134,46 @@ class PolicyView:
 class Policy:
     """The section `Policy`."""
 
-    def __init__(self, source: Source, desk: Desk, decisions: Callable[[], RecentDecisions]) -> None:
+    def __init__(self, source: Source, desk: Desk, decisions: Callable[[], RecentDecisions], decided: Decided) -> None:
+        """`decisions`: a sample of the newest. `decided`: those of the index."""
         self._source, self._desk, self._decisions = source, desk, decisions
         self._lock = threading.Lock()
         self._known: tuple[float, list[frozenset[str]], str] = (float("-inf"), [], "")
+        self._wake = threading.Event()
+        rules = [rule.name for rule in source.section("policy", PolicySettings).rules]
+
+        def caught(now: int) -> tuple[RuleCatch, ...]:
+            index = decided.index()
+            return tuple(index.rule_catch(rule, now - DAYS * _DAY_MS) for rule in rules)
+
+        self.catches: Kept[tuple[RuleCatch, ...]] = Kept(caught, empty=(), old_ms=int(_KEPT_S * 1000))
+        self.replays = Replays(decided, review_cost_minor=source.section("costs", CostSettings).review_cost_minor)
 
     def section(self) -> Section:
         """Returns the section."""
         text = Field("text", "The text of [policy]", kind="lines", chars_max=_TEXT_CHARS_MAX, is_required=True)
         why = Field("why", "Why, for the log", is_required=True)
         passphrase = Field("passphrase", "The passphrase of your key")
+        draft, proposal = (text,), (text, why, passphrase)
+        one = "/policy/replays/{replay_id}"
         pages = (
-            Page("/policy", self.show, "The policy, and how often each rule fires", view=PolicyView),
-            Page("/policy/check", self.check, "Check a draft", "POST", DRAFTERS, (text,), _BYTES_MAX, PolicyView),
-            Page(
-                "/policy/propose",
-                self.propose,
-                "Propose it",
-                "POST",
-                PROPOSERS,
-                (text, why, passphrase),
-                _BYTES_MAX,
-            ),
+            Page("/policy", self.show, "The policy, and what each rule catches", view=PolicyView),
+            Page("/policy/check", self.check, "Check a draft", "POST", DRAFTERS, draft, _BYTES_MAX, PolicyView),
+            Page("/policy/replay", self.replay, "Replay it on the last week", "POST", DRAFTERS, draft, _BYTES_MAX),
+            Page(one, self.show_replay, "A replay of a draft, and what it found", roles=DRAFTERS, view=ReplayView),
+            Page(f"{one}/version", self.show_replay_version, "A number that changes with it", roles=DRAFTERS),
+            Page(f"{one}/cancel", self.cancel_replay, "End a replay", "POST", DRAFTERS),
+            Page("/policy/propose", self.propose, "Propose it", "POST", PROPOSERS, proposal, _BYTES_MAX),
         )
-        return Section("policy", "Policy", "/policy", pages)
+        return Section("policy", "Policy", "/policy", pages, background=(self.work, self.catches.run))
+
+    def work(self, stop: threading.Event) -> None:
+        """Run replays until `stop` is set."""
+        while not stop.is_set():
+            self._wake.wait(_LOOK_S)
+            self._wake.clear()
+            while not stop.is_set() and self.replays.step(now_ms(), stop):
+                pass
 
     def show(self, visit: Visit) -> Shown:
         """Show the policy."""
@@ -143,6 +201,48 @@ class Policy:
         visit.did("proposed", f"policy:{facts.digest[:12]}", why=why)
         return Done("/models", f"{done}.")
 
+    def replay(self, visit: Visit) -> Done:
+        """Begin to replay a draft, once it is right."""
+        facts = self._facts(visit.text("text"))
+        made = self.replays.ask(visit.text("text"), facts.digest, visit.person.name, visit.now_ms)
+        self._wake.set()
+        visit.did("replayed", f"policy:{facts.digest[:12]}", replay=made.replay_id)
+        view = {"replay_id": made.replay_id}
+        return Done(f"/policy/replays/{made.replay_id}", "The replay has begun.", view)
+
+    def show_replay(self, visit: Visit) -> Shown:
+        """Show a replay: how far it is, or what it has found."""
+        found = self._replay(visit)
+        if found.by != visit.person.name and not visit.person.sees_cards:
+            found = replace(found, draft="")
+        view = ReplayView(
+            found,
+            visit.person.may(DRAFTERS),
+            visit.person.may(PROPOSERS) and found.state == "done" and bool(found.draft),
+            self._desk.has_registry,
+            "/decisions",
+        )
+        return Shown("policy/replay.html", view, "Replay of a draft")
+
+    def show_replay_version(self, visit: Visit) -> Shown:
+        """Say whether a replay has come further."""
+        found = self._replay(visit)
+        return Shown("", {"version": f"{found.state} {found.done:.2f}"}, "Version")
+
+    def cancel_replay(self, visit: Visit) -> Done:
+        """End a replay."""
+        found = self._replay(visit)
+        if not self.replays.cancel(found.replay_id):
+            raise PageRefused(409, "The replay is over already.")
+        visit.did("cancelled", f"policy:{found.digest[:12]}", replay=found.replay_id)
+        return Done("/policy", "The replay is cancelled.")
+
+    def _replay(self, visit: Visit) -> Replay:
+        found = self.replays.find(visit.path["replay_id"])
+        if found is None:
+            raise not_found("replay of this address: it was one of an older console, or newer ones took its place")
+        return found
+
     def _facts(self, text: str) -> Any:
         source = draft_source(text)
         return policy_facts(self._source, source, bundle_thresholds(self._source, None))
@@ -163,10 +263,15 @@ class Policy:
             ),
             segments=tuple((one.name, one.when) for one in settings.segments),
             lists=tuple((name, len(entries)) for name, entries in read_lists(settings.lists).items()),
+            caught=Caught(self.catches.known(visit.now_ms), self.catches.found_ms, self.catches.trouble),
+            caught_days=DAYS,
             sample=len(fired),
             sample_trouble=trouble,
             unknown_rules=tuple((name, count) for name, count in counts.most_common() if name not in names),
             overlaps=tuple(Overlap(*pair, count) for pair, count in pairs.most_common(_OVERLAPS_MAX)),
+            replays=tuple(
+                ReplayRow(one.replay_id, one.by, one.asked_ms, one.digest, one.state) for one in self.replays.all()
+            ),
             draft=draft,
             problem=problem,
             is_checked=is_checked,
@@ -194,19 +299,3 @@ class Policy:
 def rules_of(decision: Mapping[str, Any]) -> frozenset[str]:
     """Returns the rules among a decision's reasons."""
     return frozenset(one.removeprefix(_RULE) for one in decision["reasons"] if one.startswith(_RULE))
-
-
-def draft_source(text: str) -> Source:
-    """Returns a draft as settings. Raises Misconfigured, also for other sections and for lists that name files."""
-    try:
-        content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise Misconfigured(f"the draft is not TOML: {error}") from error
-    if set(content) != {"policy"} or not isinstance(content["policy"], dict):
-        raise Misconfigured("the draft: wanted the section [policy] and no other")
-    source = Source(content, {}, "the draft")
-    settings = source.section("policy", PolicySettings)
-    for name, entries in settings.lists.items():
-        if any(entry.startswith("@") for entry in entries):
-            raise PageRefused(400, f"The list {name} names a file: wanted its entries in the draft.")
-    return source

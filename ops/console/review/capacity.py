@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _DAY_MS = 86_400_000
 DAYS = 7
 _DECLINE = 2
+_REPEATED_MAX = 2
 
 
 @dataclass(frozen=True)
@@ -46,18 +47,22 @@ def worth_of_one_more(
     most = (analysts + 1) * reviews_a_day
     with index.database.reading() as transaction:
         rows = transaction.execute(
-            "SELECT day, stake FROM (SELECT day, stake, row_number() OVER (PARTITION BY day ORDER BY stake DESC) "
-            "AS place FROM (SELECT floor((? - decided_time_ms) / CAST(? AS DOUBLE PRECISION)) AS day, "
-            "worth_minor * score AS stake FROM decisions WHERE decided_time_ms > ? AND decided_time_ms <= ? "
-            "AND action < ? AND worth_minor IS NOT NULL) AS each_) AS ranked WHERE place <= ?",
-            (now_ms, _DAY_MS, first_ms, now_ms, _DECLINE, most),
+            "SELECT day, stake, decision_id FROM (SELECT day, stake, decision_id, row_number() OVER "
+            "(PARTITION BY day ORDER BY stake DESC) AS place FROM (SELECT decision_id, "
+            "floor((? - decided_time_ms) / CAST(? AS DOUBLE PRECISION)) AS day, worth_minor * score AS stake "
+            "FROM decisions WHERE decided_time_ms > ? AND decided_time_ms <= ? AND action < ? "
+            "AND worth_minor IS NOT NULL) AS each_) AS ranked WHERE place <= ?",
+            (now_ms, _DAY_MS, first_ms, now_ms, _DECLINE, _REPEATED_MAX * most),
         )
+    # A decision that came twice is in DuckDB twice.
+    found = {decision_id: (int(day), float(stake)) for day, stake, decision_id in rows}
     days: dict[int, list[float]] = {}
-    for day, stake in rows:
-        days.setdefault(int(day), []).append(float(stake))
+    for day, stake in found.values():
+        days.setdefault(day, []).append(stake)
     total, ends, more_ends = 0.0, [], []
     for stakes in days.values():
         stakes.sort(reverse=True)
+        del stakes[most:]
         now, more = stakes[: analysts * reviews_a_day], stakes[analysts * reviews_a_day :]
         total += sum(max(0.0, stake * sure_share - review_cost_minor) for stake in more)
         if len(stakes) == most:

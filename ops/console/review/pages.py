@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from paywarden.ops.console.decisions.opened import OpenedIndex
 from paywarden.ops.console.decisions.rows import RowView, row_view
+from paywarden.ops.console.kept import Kept
 from paywarden.ops.console.pages import Done, Field, Page, PageRefused, Section, Shown, Visit
 from paywarden.ops.console.people.people import Person, Role
 from paywarden.ops.console.review.capacity import DAYS, AnalystWorth, worth_of_one_more
@@ -30,6 +31,7 @@ ROLES = frozenset({Role.ANALYST, Role.LEAD})
 SEE_ROLES = ROLES | {Role.AUDITOR}
 _SHOWN = 50
 _DAY_MS = 86_400_000
+_WORTH_OLD_MS = 600_000
 
 _CLAIM = Field("claim", "The claim, as the queue gave it", is_required=True, chars_max=64)
 DECIDE_FIELDS = (
@@ -87,6 +89,8 @@ class ReviewPages:
 
     def __init__(self, opened: OpenedIndex, costs: CostSettings) -> None:
         self._opened, self._costs = opened, costs
+        # It looks at all decisions of a week.
+        self.worth: Kept[AnalystWorth | None] = Kept(self._worth, empty=None, old_ms=_WORTH_OLD_MS)
 
     def section(self) -> Section:
         """Returns the section."""
@@ -98,12 +102,12 @@ class ReviewPages:
             Page("/review/decide", self.decide, "Give a verdict about what you hold", "POST", ROLES, DECIDE_FIELDS),
             Page("/review/release", self.release, "Give a payment back to the queue", "POST", ROLES, (_CLAIM,)),
         )
-        return Section("review", "Review", "/review", pages, SEE_ROLES, badge=self._badge)
+        return Section("review", "Review", "/review", pages, SEE_ROLES, (self.worth.run,), badge=self._badge)
 
     def show(self, visit: Visit) -> Shown:
         """Show the queue."""
         since_ms = visit.now_ms - DAYS * _DAY_MS
-        with self._opened.used() as (index, queue):
+        with self._opened.used() as (_, queue):
             waiting, total = queue.waiting(visit.now_ms, _SHOWN)
             throughput = queue.throughput(since_ms)
             view = QueueView(
@@ -113,18 +117,24 @@ class ReviewPages:
                 visit.person.may(ROLES),
                 tuple(throughput),
                 queue.agreement(since_ms),
-                worth_of_one_more(
-                    index,
-                    visit.now_ms,
-                    analysts=max(1, len(throughput)),
-                    reviews_a_day=self._reviews_a_day(throughput),
-                    review_cost_minor=self._costs.review_cost_minor,
-                    sure_share=queue.sure_share(since_ms),
-                ),
+                self.worth.known(visit.now_ms),
                 DAYS,
                 "" if self._opened.state is None else self._opened.state.line(),
             )
         return Shown("review/queue.html", view, "Review")
+
+    def _worth(self, now_ms: int) -> AnalystWorth:
+        since_ms = now_ms - DAYS * _DAY_MS
+        with self._opened.used() as (index, queue):
+            throughput = queue.throughput(since_ms)
+            return worth_of_one_more(
+                index,
+                now_ms,
+                analysts=max(1, len(throughput)),
+                reviews_a_day=self._reviews_a_day(throughput),
+                review_cost_minor=self._costs.review_cost_minor,
+                sure_share=queue.sure_share(since_ms),
+            )
 
     def _reviews_a_day(self, throughput: list[Throughput]) -> int:
         """Returns how many reviews an analyst makes a day: as measured, or by [costs] where nobody has reviewed."""

@@ -44,12 +44,14 @@ for (const live of document.querySelectorAll("[data-live]")) {
         const focused = document.activeElement && document.activeElement.getAttribute("href");
         live.replaceChildren(...fresh.childNodes);
         known = fresh.dataset.version;
+        live.toggleAttribute("data-is-over", fresh.hasAttribute("data-is-over"));
         if (focused) {
           const again = live.querySelector(`a[href="${CSS.escape(focused)}"]`);
           if (again) { again.focus(); again.closest("tr")?.classList.add("at"); }
         }
       }
       if (state) state.textContent = "Live";
+      if (live.hasAttribute("data-is-over")) return;
     } catch (error) {
       if (state) state.textContent = "Not live: the console does not answer. Reload the page.";
     }

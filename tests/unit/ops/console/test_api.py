@@ -10,15 +10,19 @@ from typing import Any
 
 import pytest
 
-from paywarden.ops.console.inbox.webhooks import TABLES as WEBHOOK_TABLES
-from paywarden.ops.console.inbox.webhooks import Webhooks, read_key, signature
+from paywarden.ops.console.cases.case import case_subject
+from paywarden.ops.console.inbox.store import AlertStore
 from paywarden.ops.console.openapi import openapi
 from paywarden.ops.console.pages import Section
 from paywarden.ops.console.people.people import Role
 from paywarden.ops.console.shell import API, CONTENT_SECURITY_POLICY
+from paywarden.ops.console.webhooks import TABLES as WEBHOOK_TABLES
+from paywarden.ops.console.webhooks import Webhooks, read_key, signature
 from paywarden.ops.wiring.console import Parts, all_tables, sections
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
+from paywarden.streams.alerts.events import EVENTS_TOPIC, ConsoleEvent
+from paywarden.streams.alerts.feed import FeedBatch, FeedRecord
 from tests.services.console import ConsoleUnderTest, console_under_test, csrf_of
 from tests.unit.ops.console.test_shell import BEARER
 from tests.worlds.alerts_on_topics import alert_record
@@ -140,6 +144,61 @@ def test_a_webhook_is_signed_and_sent_until_it_is_answered(tmp_path: Path) -> No
     console.clock.now_ms += DAY_MS
     assert hooks.send_due()
     assert not console.database.read("SELECT * FROM webhooks")
+    console.database.close()
+
+
+def test_webhooks_are_told_of_what_changed_a_case_and_of_nothing_twice(tmp_path: Path) -> None:
+    console, receiver = console_under_test(tmp_path), Receiver()
+    hooks = Webhooks(
+        console.database,
+        ["https://h.example"],
+        b"k" * 32,
+        lambda: "https://c.example",
+        console.clock,
+        receiver,
+        large_case_minor=100,
+    )
+    with console.database.write() as connection:
+        for table in all_tables():
+            connection.execute(table)
+    store = AlertStore(console.database, hooks.queue, hooks.queue_event)
+    subject, money = case_subject("c1"), {"field": "money_minor", "before": "0", "after": "500"}
+    acts: list[tuple[str, str, dict[str, str]]] = [
+        ("opened", "anna", {"title": "A ring"}),
+        ("noted", "anna", {"note": "card 17 is Ben's"}),
+        ("changed", "anna", money),
+        # It takes two people, and the change that somebody else was faster with: both break a rule.
+        ("closed", "anna", {"verdict": "fraud"}),
+        ("changed", "ben", money),
+        ("proposed", "anna", {"verdict": "fraud"}),
+        ("closed", "ben", {"verdict": "fraud"}),
+    ]
+    events = [
+        ConsoleEvent(subject, kind, by, console.clock.now_ms + number, what)
+        for number, (kind, by, what) in enumerate(acts)
+    ]
+    events.append(ConsoleEvent("alert:a1", "assigned", "anna", 1, {"to": "ben"}))
+    records = [FeedRecord(EVENTS_TOPIC, number, event.to_record()) for number, event in enumerate(events)]
+    store.take(FeedBatch(tuple(records[:4]), {}))
+    store.take(FeedBatch(tuple(records[2:]), {}))
+    while hooks.send_due():
+        pass
+    told = [json.loads(body) for _, body, _ in receiver.got]
+    assert [(one["change"], one["by"]) for one in told] == [
+        ("opened", "anna"),
+        ("noted", "anna"),
+        ("changed", "anna"),
+        ("proposed", "anna"),
+        ("closed", "ben"),
+    ]
+    assert {one["link"] for one in told} == {"https://c.example/cases/c1"}
+    assert (told[2]["field"], told[2]["before"], told[2]["after"]) == ("money_minor", "0", "500")
+    assert (told[-1]["is_open"], told[-1]["verdict"]) == (False, "fraud")
+    assert "Ben's" not in str(told)
+    # A console that begins with an empty database tells nothing old.
+    store.begin_anew([EVENTS_TOPIC])
+    store.take(FeedBatch(tuple(records), {}), tells=False)
+    assert not hooks.send_due()
     console.database.close()
 
 

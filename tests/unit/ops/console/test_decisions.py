@@ -125,6 +125,8 @@ def test_the_page_of_one_decides_again_and_says_what_is_around_it(world: World) 
     for neighbour in ("pay6", "pay8"):
         assert neighbour in page.text
     assert '<strong class="critical">1</strong>' in page.text
+    # Alerts and cases link to payments.
+    assert "Equal to the bit" in world.browser("demo-analyst").get("/decisions/pay7").text
     changed = world.browser("demo-analyst").get(world.address("pay3"))
     assert "Not equal:" in changed.text
     assert world.browser("demo-analyst").get("/decisions/nowhere").status_code == 404

@@ -7,9 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from paywarden.ops.console.health.health import Health, quantile, readings_of
+from paywarden.ops.console.database import Database
+from paywarden.ops.console.health.health import (
+    Health,
+    ProcessView,
+    Reading,
+    Samples,
+    errors_of,
+    quantile,
+    readings_of,
+    samples_of,
+)
+from paywarden.ops.console.health.watch import TABLES, HealthWatch
 from paywarden.schemas.errors import Misconfigured
-from tests.services.console import console_under_test
+from tests.services.console import Clock, console_under_test
 
 METRICS = """\
 # TYPE paywarden_mirror_age_seconds gauge
@@ -26,12 +37,18 @@ paywarden_request_seconds_sum{route="score"} 1
 """
 
 
+def samples(metrics: str) -> Samples:
+    found = samples_of(metrics)
+    assert found is not None
+    return found
+
+
 def test_readings_are_in_words_and_say_what_is_bad() -> None:
-    readings = {reading.name: (reading.text, reading.is_bad) for reading in readings_of(METRICS)}
+    readings = {reading.name: (reading.text, reading.is_bad) for reading in readings_of(samples(METRICS))}
     assert readings["mirror is behind the payments by"] == ("250 ms", False)
     assert readings["records that the stream has not taken"] == ("301,200", True)
     assert readings["latency p99 since its start"] == ("at most 50 ms", True)
-    assert readings_of("nonsense {")[0].is_bad
+    assert samples_of("nonsense {") is None
     assert quantile([({"le": "1"}, 0.0), ({"le": "+Inf"}, 1.0)], 0.99) == math.inf
 
 
@@ -54,3 +71,68 @@ def test_a_process_that_does_not_answer_is_shown_since_when(tmp_path: Path) -> N
 def test_an_address_that_is_none_is_named() -> None:
     with pytest.raises(Misconfigured, match="processes"):
         Health(["stream=10.0.0.7"])
+
+
+def test_errors_are_counted_over_labels_and_refusals_are_none() -> None:
+    metrics = (
+        METRICS
+        + """\
+# TYPE paywarden_requests counter
+paywarden_requests_total{route="score",code="200"} 100
+paywarden_requests_total{route="score",code="429"} 7
+paywarden_requests_total{route="score",code="500"} 2
+paywarden_requests_total{route="batch",code="503"} 1
+# TYPE paywarden_stream_dead_letters counter
+paywarden_stream_dead_letters_total{topic="payments"} 4
+"""
+    )
+    assert errors_of(samples(metrics)) == {
+        "requests answered with an error of ours": 3.0,
+        "records set aside as dead letters": 4.0,
+    }
+
+
+def test_what_happens_to_processes_is_on_the_time_line(tmp_path: Path) -> None:
+    """Each change once, errors in steps, also over a restart of the console and of the process."""
+    clock, looks = Clock(), list[tuple[ProcessView, ...]]()
+
+    def process(text: str, *, is_ready: bool = True, is_bad: bool = False, errors: float = 0.0) -> None:
+        reading = Reading("mirror is behind the payments by", text, is_bad)
+        counts = {"failed calls of the store": errors}
+        looks.append((ProcessView("host", "http://h", is_ready, "" if is_ready else "away", 0, (reading,), counts),))
+
+    database = Database(tmp_path / "console.sqlite", TABLES)
+    watch = HealthWatch(database, lambda: looks[-1], clock)
+
+    def look() -> None:
+        clock.now_ms += 15_000
+        watch.step()
+
+    process("0.2 s", errors=50)
+    look()
+    assert watch.happenings(0, clock.now_ms) == []
+    process("14 s", is_bad=True, errors=53)
+    look()
+    began_ms = clock.now_ms
+    process("15 s", is_bad=True, errors=60)
+    look()
+    process("0.1 s", is_ready=False, errors=60)
+    look()
+    watch = HealthWatch(database, lambda: looks[-1], clock)
+    look()
+    process("0.1 s", errors=1)
+    look()
+    process("0.1 s", errors=3)
+    look()
+    found = [(one.kind, one.text) for one in watch.happenings(0, clock.now_ms) if one.kind != "errors"]
+    assert found == [
+        ("beyond the usual", "mirror is behind the payments by 14 s"),
+        ("not ready", "away"),
+        ("as usual again", "mirror is behind the payments by 0.1 s"),
+        ("ready again", "it is ready"),
+    ]
+    errors = [one.text for one in watch.happenings(0, clock.now_ms) if one.kind == "errors"]
+    # 3 and 7 of before the restart, 1 of a process that began anew, 2 more.
+    assert sum(int(text.split()[0]) for text in errors) == 13
+    assert [one.by for one in watch.happenings(began_ms, began_ms)] == ["host"]
+    database.close()

@@ -9,9 +9,10 @@ import pytest
 
 from paywarden.ops.console.models.desk import Desk
 from paywarden.ops.console.pages import PageRefused
-from paywarden.ops.console.policy.pages import Policy, draft_source
+from paywarden.ops.console.policy.drafts import draft_source
+from paywarden.ops.console.policy.pages import Policy
 from paywarden.ops.console.shell import API
-from paywarden.schemas.errors import BrokerUnavailable, Misconfigured
+from paywarden.schemas.errors import BrokerUnavailable, Misconfigured, TemporaryFailure
 from paywarden.schemas.settings import Source
 from tests.services.console import console_under_test, csrf_of
 from tests.unit.ops.console.test_shell import BEARER
@@ -36,10 +37,26 @@ class _Decisions:
         pass
 
 
+class NoIndex:
+    """An index that cannot be used."""
+
+    def index(self) -> Any:
+        raise TemporaryFailure("the index does not answer")
+
+    rates: Any = None
+    catalogue_digest = ""
+
+    def decoded(self, _: bytes) -> Any:
+        raise AssertionError
+
+    def policies(self, _: str) -> Any:
+        raise AssertionError
+
+
 def test_rules_fire_so_often_and_a_draft_is_checked(tmp_path: Path) -> None:
     console = console_under_test(tmp_path)
     source = Source({"policy": POLICY, "serve": {"bundle": str(tmp_path / "none")}}, {})
-    section = Policy(source, Desk(source, ""), _Decisions).section()
+    section = Policy(source, Desk(source, ""), _Decisions, NoIndex()).section()
     browser = console.browser([section], "demo-lead")
     view = browser.get(f"{API}/policy", headers=BEARER).json()["view"]
     assert [(one["name"], one["fired"], one["alone"]) for one in view["rules"]] == [("large", 2, 1), ("night", 1, 0)]
@@ -76,7 +93,7 @@ def test_entries_of_lists_are_for_those_who_see_cards(tmp_path: Path) -> None:
     console = console_under_test(tmp_path)
     policy = {**POLICY, "lists": {"blocked": ["card-0000-1234"]}}
     source = Source({"policy": policy, "serve": {"bundle": str(tmp_path / "none")}}, {})
-    section = Policy(source, Desk(source, ""), _Decisions).section()
+    section = Policy(source, Desk(source, ""), _Decisions, NoIndex()).section()
     for person, is_seen in (("analyst", True), ("lead", True), ("model-owner", False), ("operator", False)):
         text = console.browser([section], f"demo-{person}").get("/policy").text
         assert ("card-0000-1234" in text) == is_seen, person
@@ -90,7 +107,7 @@ def test_decisions_that_cannot_be_read_are_not_zero(tmp_path: Path) -> None:
 
     console = console_under_test(tmp_path)
     source = Source({"policy": POLICY, "serve": {"bundle": str(tmp_path / "none")}}, {})
-    browser = console.browser([Policy(source, Desk(source, ""), away).section()], "demo-lead")
+    browser = console.browser([Policy(source, Desk(source, ""), away, NoIndex()).section()], "demo-lead")
     text = browser.get("/policy").text
     assert "not known: no Kafka broker answers" in text
     assert "0 %" not in text

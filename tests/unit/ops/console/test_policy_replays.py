@@ -1,0 +1,219 @@
+"""What rules caught, and drafts replayed on the last week: equal to deciding about each decision, one by one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from paywarden.ops.console.models.desk import Desk
+from paywarden.ops.console.policy.decided import IndexedDecisions
+from paywarden.ops.console.policy.pages import Policy
+from paywarden.ops.console.policy.replays import DONE, FAILED, Replays
+from paywarden.ops.console.shell import API
+from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
+from paywarden.schemas.errors import TemporaryFailure
+from paywarden.schemas.settings import read_source
+from paywarden.scoring.engine.recomputed import decide_again
+from paywarden.streams.decision_index.index import Stored
+from tests.services.console import NOW_MS, csrf_of
+from tests.unit.ops.console.test_decisions import HOUR_MS, World
+from tests.unit.ops.console.test_policy import _Decisions
+from tests.unit.ops.console.test_shell import BEARER
+from tests.worlds import small_world
+
+DRAFT = """[policy]
+review_at = 0.02
+decline_at = 0.5
+[[policy.rules]]
+name = "many"
+when = "card_count_1h >= 1 and amount > 1_00"
+action = "decline"
+"""
+_NEVER = threading.Event()
+
+
+class PolicyWorld(World):
+    """A console with the page of the policy over an index of decisions."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.source = read_source(str(folder / "paywarden.toml"), {})
+        ids = LocalSchemaIds()
+        self.decoder, self.encoder = Decoder("decisions", ids), Encoder("decisions", ids.id_of("decisions"))
+        self.decided = IndexedDecisions(self.source, self.opened, self.decoder.decode)
+        self.policy = Policy(self.source, Desk(self.source, ""), _Decisions, self.decided)
+        self.sections = (*self.sections, self.policy.section())
+
+    def add(self, decisions: list[dict[str, Any]]) -> None:
+        with self.database.transaction() as transaction:
+            self.index.add_decisions(transaction, [Stored(each, self.encoder.encode(each)) for each in decisions])
+
+    def stored(self) -> list[Any]:
+        return [self.decoder.decode(body) for _, body in self.index.bodies_between(0, NOW_MS, 10_000)]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[PolicyWorld]:
+    made = PolicyWorld(tmp_path)
+    yield made
+    made.database.close()
+
+
+def replayed(world: PolicyWorld, draft: str = DRAFT, decisions_max: int = 50_000) -> Any:
+    """Returns a replay that is over."""
+    replays = Replays(world.decided, review_cost_minor=500, decisions_max=decisions_max)
+    asked = replays.ask(draft, "d", "anna", NOW_MS)
+    assert replays.step(NOW_MS, _NEVER)
+    return replays.find(asked.replay_id)
+
+
+def test_a_replay_is_what_the_draft_says_about_each_decision(world: PolicyWorld) -> None:
+    bundle = small_world.loaded_bundle()
+    now, draft = world.decided.policies(DRAFT)
+    expected: dict[tuple[str, str], list[int]] = {}
+    for decision in world.stored():
+        # Its own score may differ from the bundle's: the test world changes two of them.
+        actions = [decide_again(decision, bundle, policy, world.decided.rates).action for policy in (now, draft)]
+        if decision["decision_id"] not in ("d-review", "d-other") and actions[0] != actions[1]:
+            change = expected.setdefault((actions[0], actions[1]), [0, 0])
+            change[0] += 1
+            change[1] += world.decided.rates.convert(decision["amount_minor"], decision["currency"], NOW_MS)
+    found = replayed(world)
+    assert (found.state, found.result.week, found.result.sample) == (DONE, 10, 10)
+    odd = {one.place for one in found.result.changed if one.payment_id in ("pay3", "pay4")}
+    assert expected
+    assert sum(one.payments for one in found.result.transitions) == sum(n for n, _ in expected.values()) + len(odd)
+    assert {(one.before, one.after) for one in found.result.changed if one.place not in odd} == set(expected)
+    # pay1 is known as fraud.
+    assert sum(one.frauds for one in found.result.transitions) == sum(
+        one.payment_id == "pay1" for one in found.result.changed
+    )
+    assert sum(one.draft for one in found.result.actions) == 10
+
+
+def test_a_sample_stands_for_the_whole_week(world: PolicyWorld) -> None:
+    first = world.stored()[0]
+    hour = NOW_MS // HOUR_MS * HOUR_MS - 48 * HOUR_MS
+    many = [
+        {
+            **first,
+            **{name: f"{name}{number}" for name in ("payment_id", "decision_id")},
+            "decided_time_ms": hour + number * HOUR_MS // 3000,
+        }
+        for number in range(3000)
+    ]
+    world.add(many)
+    result = replayed(world, decisions_max=1100).result
+    assert result.week == 3010
+    assert 80 <= result.sample <= 220
+    assert sum(one.decided for one in result.actions) == pytest.approx(3010, abs=2)
+    again = replayed(world, decisions_max=1100).result
+    assert again == result
+
+
+def test_a_decision_without_what_conditions_read_is_counted_and_left_out(world: PolicyWorld) -> None:
+    first = world.stored()[0]
+    world.add(
+        [
+            {**first, "payment_id": "old", "decision_id": "old", "catalogue_digest": "another"},
+            {**first, "payment_id": "bare", "decision_id": "bare", "vector": b""},
+            {**first, "payment_id": "odd", "decision_id": "odd", "currency": "XXX"},
+        ]
+    )
+    result = replayed(world).result
+    assert result.left_out == {
+        "it was made with another catalogue": 1,
+        "its vector was not kept": 1,
+        "its currency has no rate": 1,
+    }
+    assert result.sample == 10
+    # Without conditions the score is enough.
+    thresholds = replayed(world, "[policy]\nreview_at = 0.3\ndecline_at = 0.9").result
+    assert thresholds.left_out == {"its currency has no rate": 1}
+
+
+def test_a_replay_ends_when_somebody_cancels_it_and_says_why_it_failed(world: PolicyWorld) -> None:
+    replays = Replays(world.decided, review_cost_minor=500)
+    asked = [replays.ask(DRAFT, "d", "anna", NOW_MS) for _ in range(5)]
+    with pytest.raises(TemporaryFailure, match="wait already"):
+        replays.ask(DRAFT, "d", "anna", NOW_MS)
+    assert replays.cancel(asked[0].replay_id)
+    assert not replays.cancel(asked[0].replay_id)
+    assert replays.step(NOW_MS, _NEVER)
+    states = [one.state for one in reversed(replays.all())]
+    assert states == ["cancelled", DONE, "waiting", "waiting", "waiting"]
+    failing = replayed(world, DRAFT.replace("card_count_1h", "no_such_feature"))
+    assert failing.state == FAILED
+    assert "no_such_feature" in failing.problem
+    # Cancelled in the midst: the next batch is not taken.
+    running = replays.find(asked[2].replay_id)
+    assert running is not None
+
+    class _Cancels(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            del timeout
+            replays.cancel(asked[2].replay_id)
+            return False
+
+    assert replays.step(NOW_MS, _Cancels())
+    found = replays.find(asked[2].replay_id)
+    assert found == replace(running, state="cancelled", done=0.1)
+
+
+def _post(browser: TestClient, path: str, csrf: str, **form: str) -> Any:
+    return browser.post(path, data={"csrf": csrf, **form})
+
+
+def test_a_draft_is_replayed_from_the_page_and_cancelled(world: PolicyWorld) -> None:
+    browser = world.browser("demo-analyst")
+    csrf = csrf_of(browser.get("/policy").text)
+    assert "no_such" in _post(browser, "/policy/replay", csrf, text=DRAFT.replace("card_count_1h", "no_such")).text
+    address = _post(browser, "/policy/replay", csrf, text=DRAFT).headers["location"]
+    assert "It waits" in browser.get(address).text
+    version = browser.get(f"{address}/version").json()
+    world.policy.replays.step(NOW_MS, _NEVER)
+    page = browser.get(address).text
+    assert "What changes" in page
+    assert "It is done." in page
+    assert browser.get(f"{address}/version").json() != version
+    view = browser.get(f"{API}{address}", headers=BEARER).json()["view"]
+    assert view["replay"]["result"]["week"] == 10
+    assert _post(browser, f"{address}/cancel", csrf).status_code == 409
+    other = _post(browser, "/policy/replay", csrf, text=DRAFT).headers["location"]
+    assert _post(browser, f"{other}/cancel", csrf).status_code == 303
+    assert "cancelled" in browser.get(other).text
+    assert browser.get("/policy/replays/nothing").status_code == 404
+    # A draft may list cards: who sees none reads no draft of somebody else.
+    assert "card_count_1h" not in world.browser("demo-model-owner").get(address).text
+    assert world.browser("demo-auditor").get(address).status_code == 403
+
+
+def test_the_page_says_what_each_rule_caught(world: PolicyWorld) -> None:
+    stored = world.stored()
+    outcomes = [(1, "genuine", 10), (1, "fraud", 20), (2, "genuine", 10)]
+    decisions = [
+        {**stored[0], "payment_id": f"r{number}", "decision_id": f"r{number}", "reasons": ["rule:many"]}
+        for number in range(4)
+    ]
+    decisions.append({**decisions[0], "decided_time_ms": NOW_MS - 8 * 24 * HOUR_MS})
+    world.add([*decisions, decisions[2]])
+    with world.database.transaction() as transaction:
+        world.index.add_outcomes(
+            transaction,
+            [
+                {"payment_id": f"r{number}", "outcome_time_ms": time_ms, "label": label, "source": ""}
+                for number, label, time_ms in outcomes
+            ],
+        )
+    caught = world.index.rule_catch("many", NOW_MS - 7 * 24 * HOUR_MS)
+    # The newest outcome counts, a repeated decision once, and one of before the week not at all.
+    assert (caught.frauds, caught.genuine, caught.unknown, caught.is_all) == (1, 1, 2, True)
+    assert caught.fraud_minor == decisions[0]["amount_minor"]
+    assert caught.fraud_share == 0.5
+    assert world.index.rule_catch("none", 0).fraud_share is None
