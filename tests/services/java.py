@@ -46,7 +46,7 @@ class JavaProcess:
                 # Ctrl-C is for pytest alone; the fixtures then stop the service in order.
                 start_new_session=True,
             )
-        self._guard = _guard(self._process.pid)
+        self._guard = guard(self._process.pid)
         atexit.register(self.stop)
 
     @property
@@ -93,11 +93,7 @@ class JavaProcess:
 
     def _ended(self) -> None:
         # A guard that stays would one day kill the process that has this pid by then.
-        if self._guard.poll() is None:
-            self._guard.kill()
-        self._guard.wait()
-        if self._guard.stdin is not None:
-            self._guard.stdin.close()
+        dismiss(self._guard)
         self._process.wait()
         atexit.unregister(self.stop)
 
@@ -178,7 +174,8 @@ class JavaService(ABC):
         """Start the process and wait until it answers. Raises StartFailed."""
 
 
-def _guard(pid: int) -> subprocess.Popen[bytes]:
+def guard(pid: int) -> subprocess.Popen[bytes]:
+    """Start a shell that kills a process as soon as this process has ended, in whatever way."""
     shell = shutil.which("sh") or "/bin/sh"
     script = f"read -r _; kill -{signal.SIGKILL.value} {pid}"
     return subprocess.Popen(
@@ -188,3 +185,12 @@ def _guard(pid: int) -> subprocess.Popen[bytes]:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+
+
+def dismiss(guard: subprocess.Popen[bytes]) -> None:
+    """End a guard whose process has ended."""
+    if guard.poll() is None:
+        guard.kill()
+    guard.wait()
+    if guard.stdin is not None:
+        guard.stdin.close()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from tests.services.java import dismiss, guard
 from tests.services.missing_tools import Tool
 
 POSTGRES = Tool("PostgreSQL", "apt-get install postgresql")
@@ -50,20 +51,27 @@ class PostgresServer:
         options += " -c fsync=off -c shared_buffers=32MB"
         log = str(self._folder / "log")
         self._run("pg_ctl", "-D", str(self._data), "-l", log, "-o", options, "-w", "-t", _START_TIMEOUT_S, "start")
+        # A test process that is killed leaves no server: its other processes end with the first one.
+        self._guard = guard(self._first_pid())
+
+    def _first_pid(self) -> int:
+        lines = (self._data / "postmaster.pid").read_text(encoding="utf-8").splitlines()
+        return int(lines[0])
 
     def kill(self) -> None:
         """Kill -9 all of its processes."""
-        lines = (self._data / "postmaster.pid").read_text(encoding="utf-8").splitlines()
-        postmaster = psutil.Process(int(lines[0]))
+        postmaster = psutil.Process(self._first_pid())
         # The first of the processes first, or it would start others again.
         processes = [postmaster, *postmaster.children(recursive=True)]
         for process in processes:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(processes)
+        dismiss(self._guard)
 
     def stop(self) -> None:
         self._run("pg_ctl", "-D", str(self._data), "-m", "immediate", "-w", "stop")
+        dismiss(self._guard)
 
     def _run(self, program: str, *arguments: str) -> None:
         done = subprocess.run(
