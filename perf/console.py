@@ -6,7 +6,10 @@ of changes, which every open inbox asks for each second. Also how long the datab
 Stubbed: the topics, which are lists in memory, and the socket. Used for: pages p99 under 300 ms. The run checks that a
 page has the alerts that it should.
 
-    python -m perf.console [--alerts N] [--requests N] [--json FILE]
+Then searches of the index of decisions (perf/decisions_index.py, `search_…_ms`) and decisions that are decided again
+(perf/decided_again.py, `recomputed_equal_share`, which has to be 1).
+
+    python -m perf.console [--alerts N] [--requests N] [--rows N] [--searches N] [--decisions N] [--json FILE]
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import json
 import tempfile
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +31,9 @@ from paywarden.ops.console.inbox.store import AlertStore
 from paywarden.ops.wiring.console import all_tables
 from paywarden.streams.alerts.feed import FeedBatch, FeedRecord, Position
 from paywarden.streams.alerts.records import ALERTS_TOPIC
+from paywarden.streams.decision_index.database import DuckDbDatabase
+from paywarden.streams.decision_index.index import DecisionIndex
+from perf import decided_again, decisions_index
 from tests.services.console import console_under_test
 from tests.worlds.alerts_on_topics import TopicsInMemory, alert_record
 
@@ -37,13 +44,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--alerts", type=int, default=10_000)
     parser.add_argument("--requests", type=int, default=400)
+    parser.add_argument("--rows", type=int, default=2_000_000, help="decisions of the index; 0: no searches")
+    parser.add_argument("--searches", type=int, default=360)
+    parser.add_argument("--decisions", type=int, default=10_000, help="to decide again; 0: none")
+    parser.add_argument("--index-folder", help="an index that perf.decisions_index keeps, with the same --rows")
     parser.add_argument("--json")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="paywarden-perf-") as folder:
         result = measure(Path(folder), arguments.alerts, arguments.requests)
+        if arguments.rows:
+            kept = Path(arguments.index_folder or folder) / "decisions.duckdb"
+            result |= measure_searches(kept, arguments.rows, arguments.searches)
+    if arguments.decisions:
+        again = decided_again.measured(arguments.decisions)
+        result |= {name: again[name] for name in ("recomputed_equal_share", "recomputed_per_second")}
     print("\n".join(f"{name:<28}{value:>12,.2f}" for name, value in result.items()))
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def measure_searches(path: Path, rows: int, searches: int) -> dict[str, float]:
+    """Returns the figures of searches, in an index of `rows` decisions that is made where it is not there yet."""
+    with closing(DuckDbDatabase(path, memory_mb=4096)) as database:
+        index = DecisionIndex(database)
+        decisions_index.fill(index, rows)
+        found = decisions_index.measure(index, rows, searches)
+    return {"index_rows": float(rows)} | {name: value for name, value in found.items() if name.startswith("search_")}
 
 
 def measure(folder: Path, alerts: int, requests: int) -> dict[str, float]:
