@@ -44,7 +44,14 @@ def whole(tmp_path: Path) -> Iterator[Whole]:
     with console.database.write() as connection:
         for table in all_tables():
             connection.execute(table)
-    source = Source({"rollout": {"log": str(tmp_path / "rollouts.jsonl")}, "kafka": {"bootstrap": "127.0.0.1:1"}}, {})
+    source = Source(
+        {
+            "rollout": {"log": str(tmp_path / "rollouts.jsonl")},
+            "kafka": {"bootstrap": "127.0.0.1:1"},
+            "decision_index": {"path": str(tmp_path / "decisions.duckdb")},
+        },
+        {},
+    )
     made = tuple(sections(Parts(source, console.shell, console.database, console.audit)))
     yield Whole(console, made)
     for section in made:
