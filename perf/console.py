@@ -9,13 +9,18 @@ page has the alerts that it should.
 Then searches of the index of decisions (perf/decisions_index.py, `search_…_ms`) and decisions that are decided again
 (perf/decided_again.py, `recomputed_equal_share`, which has to be 1).
 
-    python -m perf.console [--alerts N] [--requests N] [--rows N] [--searches N] [--decisions N] [--json FILE]
+`--browser` opens each page in Chromium, of a console with a socket: when it first paints (`first_paint_…_ms`), and
+after how long an act of one person is in the browser of another (`live_…_ms`).
+
+    python -m perf.console [--browser] [--alerts N] [--requests N] [--rows N] [--searches N] [--decisions N]
+                           [--json FILE]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import tempfile
 import threading
 import time
@@ -35,6 +40,7 @@ from paywarden.streams.decision_index.database import DuckDbDatabase
 from paywarden.streams.decision_index.index import DecisionIndex
 from perf import decided_again, decisions_index
 from tests.services.console import console_under_test
+from tests.services.console_browser import served_console
 from tests.worlds.alerts_on_topics import TopicsInMemory, alert_record
 
 _BATCH = 500
@@ -48,6 +54,7 @@ def main() -> None:
     parser.add_argument("--searches", type=int, default=360)
     parser.add_argument("--decisions", type=int, default=10_000, help="to decide again; 0: none")
     parser.add_argument("--index-folder", help="an index that perf.decisions_index keeps, with the same --rows")
+    parser.add_argument("--browser", action="store_true", help="measure in Chromium, too")
     parser.add_argument("--json")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="paywarden-perf-") as folder:
@@ -55,12 +62,63 @@ def main() -> None:
         if arguments.rows:
             kept = Path(arguments.index_folder or folder) / "decisions.duckdb"
             result |= measure_searches(kept, arguments.rows, arguments.searches)
+    if arguments.browser:
+        with tempfile.TemporaryDirectory(prefix="paywarden-perf-") as folder:
+            result |= measure_browser(Path(folder))
     if arguments.decisions:
         again = decided_again.measured(arguments.decisions)
         result |= {name: again[name] for name in ("recomputed_equal_share", "recomputed_per_second")}
     print("\n".join(f"{name:<28}{value:>12,.2f}" for name, value in result.items()))
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def measure_browser(folder: Path, rounds: int = 20) -> dict[str, float]:
+    """Returns when pages first paint in Chromium, and how live another browser is. Raises if there is no Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    paints, lives = list[float](), list[float]()
+    with served_console(folder) as console, sync_playwright() as playwright:
+        path = shutil.which("chromium")
+        assert path is not None, "there is no Chromium"
+        with closing(playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])) as browser:
+            pages = []
+            for person in ("demo-analyst", "demo-lead"):
+                page = browser.new_context(base_url=console.url).new_page()
+                page.goto("/login")
+                page.get_by_role("button", name=person).click()
+                page.wait_for_url("**/inbox")
+                pages.append(page)
+            watching, acting = pages
+            for _ in range(rounds):
+                for address in _PAINTED:
+                    acting.goto(address)
+                    paints.append(float(acting.evaluate(_FIRST_PAINT)))
+            for number in range(rounds):
+                watching.goto("/inbox?state=all")
+                acting.goto("/inbox/alert-00004")
+                acting.get_by_label("To", exact=True).fill(f"person-{number}")
+                acting.get_by_role("button", name="Assign", exact=True).click()
+                began = time.perf_counter()
+                watching.get_by_text(f"person-{number}", exact=True).first.wait_for(timeout=60_000)
+                lives.append((time.perf_counter() - began) * 1000)
+    return {
+        f"{name}_{words}_ms": float(np.quantile(values, share))
+        for name, values in (("first_paint", paints), ("live", lives))
+        for words, share in (("p50", 0.5), ("p99", 0.99), ("max", 1.0))
+    }
+
+
+_PAINTED = ("/inbox", "/inbox/alert-00002", "/decisions", "/decisions/pay-001", "/review", "/cases", "/policy")
+# A page that nobody sees paints nothing: headless Chromium paints all the same.
+_FIRST_PAINT = """async () => {
+  for (let tries = 0; tries < 500; tries++) {
+    const [entry] = performance.getEntriesByName("first-contentful-paint");
+    if (entry) return entry.startTime;
+    await new Promise(resolve => setTimeout(resolve, 10));
+  }
+  return NaN;
+}"""
 
 
 def measure_searches(path: Path, rows: int, searches: int) -> dict[str, float]:

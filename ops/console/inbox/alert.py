@@ -18,6 +18,8 @@ from paywarden.streams.alerts.events import alert_subject
 # What happened this long before and after the change began is on the time line.
 _AROUND_MS = 3 * 3_600_000
 _MOVED_MAX = 20
+# Decimal logarithms of evidence beyond what is enough.
+_VERY_SURE = 2.0
 
 ACT_ROLES = frozenset({Role.ANALYST, Role.LEAD, Role.MODEL_OWNER})
 """The roles that may acknowledge, snooze, assign and comment."""
@@ -220,7 +222,8 @@ def _certainty(record: Mapping[str, Any]) -> str:
     if not enough:
         return "how certain it is, is not said"
     text = "more than any number" if evidence is None else f"10^{evidence:.1f}"
-    return f"the evidence is {text}; 10^{enough:.1f} is enough to tell"
+    how = "very sure" if evidence is None or evidence >= enough + _VERY_SURE else "sure enough to tell"
+    return f"{how}: the evidence is {text} to 1, and 10^{enough:.1f} to 1 is enough"
 
 
 def _why(record: Mapping[str, Any], moved: Sequence[Moved]) -> str:

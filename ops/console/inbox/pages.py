@@ -206,4 +206,6 @@ def _event(visit: Visit, alert_id: str) -> ConsoleEvent | Acknowledgement:
 
 
 def _noted(visit: Visit) -> dict[str, str]:
-    return {name: visit.text(name) for name in ("note", "for", "to") if visit.text(name)}
+    # A browser sends all fields of the form, whichever button was pressed.
+    names = ("note", *({"snooze": ("for",), "assign": ("to",)}.get(visit.text("act"), ())))
+    return {name: visit.text(name) for name in names if visit.text(name)}

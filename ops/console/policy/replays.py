@@ -284,7 +284,7 @@ class _Tally:
             try:
                 decision = self._decided.decoded(body)
             except InvalidEvent:
-                self._leave_out("the record cannot be read")
+                self._leave_out("their records cannot be read")
                 continue
             facts = self._facts(decision)
             if facts is None:
@@ -300,16 +300,16 @@ class _Tally:
         flags = tuple(decision["flags"])
         vector = np.frombuffer(decision["vector"], dtype="<f4").astype(np.float32)
         if self._needs_vector and decision["catalogue_digest"] != self._decided.catalogue_digest:
-            self._leave_out("it was made with another catalogue")
+            self._leave_out("they were made with another catalogue")
             return None
         if self._needs_vector and not len(vector):
-            self._leave_out("its vector was not kept")
+            self._leave_out("their vectors were not kept")
             return None
         request = request_of(decision)
         try:
             amount = self._decided.rates.convert(request.amount_minor, request.currency, request.event_time_ms)
         except InvalidEvent:
-            self._leave_out("its currency has no rate")
+            self._leave_out("their currencies have no rate")
             return None
         return Facts(request, amount, vector, None if MODEL_ABSENT in flags else decision["score"], flags)
 

@@ -128,14 +128,14 @@ def test_a_decision_without_what_conditions_read_is_counted_and_left_out(world: 
     )
     result = replayed(world).result
     assert result.left_out == {
-        "it was made with another catalogue": 1,
-        "its vector was not kept": 1,
-        "its currency has no rate": 1,
+        "they were made with another catalogue": 1,
+        "their vectors were not kept": 1,
+        "their currencies have no rate": 1,
     }
     assert result.sample == 10
     # Without conditions the score is enough.
     thresholds = replayed(world, "[policy]\nreview_at = 0.3\ndecline_at = 0.9").result
-    assert thresholds.left_out == {"its currency has no rate": 1}
+    assert thresholds.left_out == {"their currencies have no rate": 1}
 
 
 def test_a_replay_ends_when_somebody_cancels_it_and_says_why_it_failed(world: PolicyWorld) -> None:

@@ -1,0 +1,190 @@
+"""A console that listens, over topics in memory and an index in a file: for a real browser."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from paywarden.features.profiles.plan import Plan
+from paywarden.models.metrics.costs import CostSettings
+from paywarden.ops import wiring
+from paywarden.ops.console.audit_page import audit_section
+from paywarden.ops.console.background import running
+from paywarden.ops.console.cases.pages import Cases
+from paywarden.ops.console.decisions.one import OnePage
+from paywarden.ops.console.decisions.opened import OpenedIndex
+from paywarden.ops.console.decisions.pages import DecisionPages
+from paywarden.ops.console.health.health import Health
+from paywarden.ops.console.inbox.alert import AlertPage
+from paywarden.ops.console.inbox.pages import Inbox
+from paywarden.ops.console.inbox.reader import AlertReader
+from paywarden.ops.console.inbox.segments import SegmentCounts
+from paywarden.ops.console.inbox.store import AlertStore
+from paywarden.ops.console.models.desk import Desk
+from paywarden.ops.console.models.pages import Models
+from paywarden.ops.console.openapi import api_section
+from paywarden.ops.console.pages import Section
+from paywarden.ops.console.policy.decided import IndexedDecisions
+from paywarden.ops.console.policy.pages import Policy
+from paywarden.ops.console.review.pages import ReviewPages
+from paywarden.ops.console.shell import API
+from paywarden.ops.deciders import KnownDeciders
+from paywarden.ops.times import now_ms
+from paywarden.ops.wiring.console import all_tables
+from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
+from paywarden.schemas.settings import Source
+from paywarden.streams.alerts.alerts import State
+from paywarden.streams.decision_index.database import DuckDbDatabase
+from paywarden.streams.decision_index.index import DecisionIndex, Stored
+from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewSettings
+from tests.services.console import console_under_test
+from tests.worlds.alerts_on_topics import TopicsInMemory, alert_record
+from tests.worlds.decision_records import decision
+
+POLICY = {
+    "review_at": 0.3,
+    "decline_at": 0.8,
+    "rules": [{"name": "large", "when": "amount > 100000", "action": "review"}],
+}
+_HOUR_MS = 3_600_000
+
+
+@dataclass
+class Running:
+    """A console that listens. Its topics are in memory, its index has `decisions`."""
+
+    url: str
+    topics: TopicsInMemory
+    decisions: list[dict[str, Any]]
+
+
+def some_decisions(now: int, plan: Plan) -> list[dict[str, Any]]:
+    """Returns 60 decisions of the last two days about five cards; each ninth is under review."""
+    made = []
+    for number in range(60):
+        score = number * 37 % 60 / 60
+        action = "review" if number % 9 == 0 else "decline" if score > 0.9 else "approve"
+        made.append(
+            decision(
+                f"pay-{number:03d}",
+                decided_time_ms=now - number * 45 * 60_000 - 60_000,
+                event_time_ms=now - number * 45 * 60_000 - 60_050,
+                card_id=f"card-of-customer-{number % 5}",
+                merchant_id=f"shop-{number % 3}",
+                device_id=f"device-of-customer-{number % 7}",
+                ip=None,
+                mcc=None,
+                country="DE",
+                channel="pos" if number % 3 else "ecom",
+                amount_minor=(number * 7919 % 400 + 1) * 1000,
+                score=score,
+                action=action,
+                reasons=["rule:large"] if action == "review" else [],
+                catalogue_digest=plan.digest,
+                vector=bytes(4 * len(plan.names)),
+            )
+        )
+    return made
+
+
+class _Recent:
+    def __init__(self, decisions: list[dict[str, Any]]) -> None:
+        self._decisions = decisions
+
+    def between(self, _: int, __: int) -> list[dict[str, Any]]:
+        return self._decisions
+
+    def close(self) -> None:
+        pass
+
+
+def _segments(_: str) -> list[SegmentCounts]:
+    labels = ("< 10", "10 to 20", "≥ 20", "missing")
+    return [
+        SegmentCounts("channel=ecom", labels, (120, 60, 20, 0), (40, 50, 110, 0), 90.0),
+        SegmentCounts("channel=pos", labels, (150, 90, 60, 0), (140, 95, 65, 0), 5.0),
+    ]
+
+
+@contextmanager
+def served_console(folder: Path) -> Iterator[Running]:
+    """Yields a console with eight alerts and 60 decisions, which ends with the block."""
+    console = console_under_test(folder, requests_per_minute=1_000_000)
+    with console.database.write() as connection:
+        for table in all_tables():
+            connection.execute(table)
+    topics, now = TopicsInMemory(), now_ms()
+    shift: dict[str, Any] = {
+        "first_seen_time_ms": now - 1_500_000,
+        "window_start_time_ms": now - 300_000,
+        "window_end_time_ms": now,
+    }
+    for number in range(8):
+        topics.put(alert_record(number, time_ms=now - 900_000 + number, **shift))
+    topics.put(alert_record(2, state=State.ESCALATED, time_ms=now - 300_000, **{**shift, "value": 0.8}))
+    store = AlertStore(console.database)
+    reader = AlertReader(store, lambda: topics, lambda: topics)
+    console.shell.clock = now_ms
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(64)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    console.shell.url = url
+    settings: dict[str, Any] = {
+        "rollout": {"log": str(folder / "rollouts.jsonl")},
+        "serve": {"bundle": str(folder / "none"), "runtime": str(folder)},
+        "policy": POLICY,
+    }
+    source, ids = Source(settings, {}), LocalSchemaIds()
+    decisions = some_decisions(now, wiring.feature_engine(source).plan)
+    desk = Desk(source, "")
+    database = DuckDbDatabase(folder / "index.duckdb", memory_mb=256, threads=1)
+    index = DecisionIndex(database, worth=lambda amount, _currency, _time: amount)
+    queue = ReviewQueue(database, ReviewSettings(second_share=0.0))
+    encoder, decoder = Encoder("decisions", ids.id_of("decisions")), Decoder("decisions", ids)
+    with database.transaction() as transaction:
+        index.add_decisions(transaction, [Stored(one, encoder.encode(one)) for one in decisions])
+        queue.add_decisions(transaction, decisions, [index.stake(one) for one in decisions])
+        index.add_outcomes(
+            transaction,
+            [
+                {"payment_id": f"pay-{number:03d}", "outcome_time_ms": now, "label": label, "source": "chargeback"}
+                for number, label in ((9, "fraud"), (18, "fraud"), (27, "genuine"), (5, "fraud"))
+            ],
+        )
+    opened = OpenedIndex(lambda: nullcontext((index, queue)), None, now_ms=now_ms)
+    one = OnePage(opened, KnownDeciders(source, None, None), decoder.decode)
+    page = AlertPage(
+        store, lambda: url, desk.happenings, lambda _: (["pay-050", "pay-051"], ["pay-001", "pay-002"]), _segments
+    )
+    sections: list[Section] = [
+        Inbox(store, reader, page).section(),
+        DecisionPages(opened, one).section(),
+        ReviewPages(opened, CostSettings()).section(),
+        Cases(store, reader, folder / "files", 1_000_000).section(),
+        Models(desk).section(),
+        Policy(source, desk, lambda: _Recent(decisions), IndexedDecisions(source, opened, decoder.decode)).section(),
+        Health([]).section(),
+        audit_section(console.audit, lambda event: reader.write([event])),
+    ]
+    sections.append(api_section(lambda: sections, API))
+    app = console.shell.application(sections, console.login.routes)
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", ws="none"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    try:
+        with running(sections):
+            thread.start()
+            yield Running(url, topics, decisions)
+            server.should_exit = True
+            thread.join(10)
+    finally:
+        listener.close()
+        database.close()
+        console.database.close()
