@@ -543,8 +543,8 @@ def fill_with_pending(
 ) -> int:
     """Do as kernel.fill_vectors, and add to each profile the payments of the table that it does not contain.
 
-    folded[i] is KNOWN if entry i got any, else presence[i]. Without marks of all that the mirror contains, no profile gets any:
-    numbers[IS_SURE] is 0 then.
+    folded[i] is KNOWN if entry i got any, else presence[i]. Without marks of all that the mirror contains no
+    profile gets any, and numbers[IS_SURE] is 0.
     """
     entities = plan[HEAD.entity_count]
     numbers[IS_SURE] = 0
