@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ import pytest
 
 from paywarden.streams.kafka.client import KafkaSettings
 from tests.order import ordered
-from tests.services import template
+from tests.services import forked_python, template
 from tests.services.deployment import Deployment
 from tests.services.fetch import ServiceMissing
 from tests.services.kafka import KafkaServer
@@ -53,6 +55,11 @@ def pytest_configure(config: pytest.Config) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
         config.add_cleanup(remove)
+        if config.getoption("tx", None):
+            # Workers of xdist are forks as well.
+            services.template()
+            python = shlex.join([sys.executable, "-S", "-E", forked_python.__file__])
+            config.option.tx = [f"{one}//python={python}" for one in config.option.tx]
     template.find_with(template_address)
 
 

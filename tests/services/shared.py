@@ -50,6 +50,12 @@ class SharedServices:
         for service in self._started.values():
             service.stop()
 
+    def template(self) -> TemplateServer:
+        """Returns the run's template. The first call starts it."""
+        if self._template is None:
+            self._template = TemplateServer(self._folder / _TEMPLATE)
+        return self._template
+
     def _serve(self) -> None:
         # One caller after the other: the second waits until the first one's service has started.
         while True:
@@ -65,9 +71,7 @@ class SharedServices:
 
     def _answer(self, connection: Connection, name: str) -> None:
         if name == _TEMPLATE:
-            if self._template is None:
-                self._template = TemplateServer(self._folder / _TEMPLATE)
-            connection.send(self._template.address)
+            connection.send(self.template().address)
             return
         service = self._started.get(name)
         if service is None:

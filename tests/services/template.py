@@ -36,6 +36,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,9 @@ _MODULES = (
     *("paywarden.features.profiles.engine", "paywarden.features.history.history", "paywarden.scoring.server.worker"),
     *("paywarden.scoring.server.supervisor", "paywarden.streams.archive.archive", "paywarden.streams.faust.app"),
     *("paywarden.streams.maintenance.backfill", "paywarden.streams.maintenance.rebuild"),
-    *("paywarden.models.bundle.bundle", "pyarrow.parquet", "jinja2"),
+    *("paywarden.models.bundle.bundle", "paywarden.models.training.training", "pyarrow.parquet", "jinja2"),
+    # What pytest's workers import besides.
+    *("scipy.stats", "sklearn.metrics", "prometheus_client.parser"),
 )
 # They load compiled code besides the engine's.
 _COMPILED = (
@@ -283,8 +286,11 @@ def main() -> str | None:
 
 
 def _load() -> None:
-    for module in _MODULES:
-        importlib.import_module(module)
+    # Tests themselves run in forks, and there a warning is an error.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for module in _MODULES:
+            importlib.import_module(module)
     importlib.import_module("paywarden.features.profiles.engine").FeatureEngine().warm_up()
     for module in _COMPILED:
         importlib.import_module(module).warm_up()
@@ -323,7 +329,7 @@ def _serve(listener: socket.socket, lifeline: socket.socket) -> str | None:
                     continue
                 assert isinstance(key.fileobj, socket.socket)
                 caller = key.fileobj
-                message, files, _, _ = socket.recv_fds(caller, _MESSAGE_MAX, 3)
+                message, files, _, _ = socket.recv_fds(caller, _MESSAGE_MAX, 4)
                 if not message:
                     _kill({pid: child for pid, child in children.items() if child.caller is caller})
                     callers.remove(caller)
@@ -339,7 +345,7 @@ def _serve(listener: socket.socket, lifeline: socket.socket) -> str | None:
                         other.close()
                     selector.close()
                     wanted = json.loads(message)
-                    _become(wanted, files[1], files[2])
+                    _become(wanted, files[1:])
                     program: str | None = wanted["program"]
                     return program
                 notice.sendall(f"{pid:10}".encode())
@@ -372,14 +378,16 @@ def _report_ended(children: dict[int, _Child]) -> None:
         notice.close()
 
 
-def _become(wanted: dict[str, Any], stdout: int, stderr: int) -> None:
-    """Make this child the process that the caller asked for, up to its command."""
+def _become(wanted: dict[str, Any], files: Sequence[int]) -> None:
+    """Make this child the process that the caller asked for, up to its command.
+
+    `files`: stdout and stderr, and stdin if the caller gives one.
+    """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.dup2(stdout, 1)
-    os.dup2(stderr, 2)
-    os.close(stdout)
-    os.close(stderr)
+    for file, number in zip(files, (1, 2, 0), strict=False):
+        os.dup2(file, number)
+        os.close(file)
     os.umask(wanted["umask"])
     for kind, limits in zip(_LIMITS, wanted["limits"], strict=True):
         resource.setrlimit(kind, limits)
