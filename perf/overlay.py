@@ -5,12 +5,13 @@ Measured:
   millisecond after the first was answered, on another connection. It has seen the first if it lacks the flag
   unknown_card. `other_worker_share` says how many pairs had two workers. The marks are those of a companion whose
   stream has brought nothing yet.
-- `added_us_p50`: two scorers of one process decide about the same payments in turns, one at a time, one of them with an
-  overlay; the difference of the medians. `pending_us_p50` is that of a payment right after another one of its card,
-  merchant and device, `hot_us_p50` of one whose merchant has more pending payments than are added. The first tenth is
-  not counted: it touches the table's memory for the first time.
+- `KIND_N_added_us`: what the overlay adds to the CPU time of a payment in chunks of N, by traffic. Two scorers of one
+  process, one with an overlay, decide in turns; the least of the rounds. The stream lags half a second behind 500
+  payments a second: `none` with nothing pending, `typical` with one payment in 50 of a hot merchant, `hot` with all of
+  it, which adds 16 payments to each profile of the merchant. `added_us_p50` is `typical_1_added_us`.
 - `wrong_bits`: random steps of answers, a stream that lags, late, repeated and lost payments, kills, older streams and
-  companions, and `forget`; each vector is held against an oracle's (tests/worlds/overlay_world.py).
+  companions, and `forget`; every second world has another host that tells of its payments over a bad network. Each
+  vector is held against an oracle's (tests/worlds/overlay_world.py).
 Used for: whether the overlay may be on.
 
     python -m perf.overlay [--pairs N] [--steps N] [--json FILE]
@@ -21,7 +22,6 @@ from __future__ import annotations
 import http.client
 import itertools
 import shutil
-import statistics
 import tempfile
 import time
 from collections.abc import Iterator
@@ -42,13 +42,14 @@ from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.shared import Registry
 from paywarden.scoring.metrics.worker import ScoringMetrics
 from paywarden.scoring.requests.decoder import RequestDecoder
+from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state.overlay import Overlay, OverlaySettings, prepare
 from paywarden.scoring.state.overlay_marks import OverlayMarks
 from perf.measuring import arguments_of, finish
 from perf.scoring_world import World, WorldSize, built_world
 from perf.servers import pin_load, running, server_core
-from tests.worlds.overlay_world import OverlayWorld
+from tests.worlds.overlay_world import OverlayWorld, TwoHosts
 
 # The model takes its time with and without an overlay: a small one is trained in seconds.
 _SIZE = WorldSize(
@@ -59,8 +60,12 @@ _SIZE = WorldSize(
     training=TrainingSettings(trees=50, leaves=15, early_stopping_rounds=0, threads=1),
 )
 _LIFETIME_MS = 2000
-# The benchmark lets the stream lag so far behind the scorers that it times.
-_LAG_MS = 100
+# The stream lags so far behind the scorers that are timed: a pending payment lives as long.
+_LAG_MS = 500
+# Payments a second.
+_RATE = 500
+_CHUNKS = (1, 8, 32)
+_ROUNDS = 9
 # More transactions than the mirror will ever have: the marks are complete, since no profile gets a payment.
 _ALL_TRANSACTIONS = 1 << 60
 _CONNECTIONS = 16
@@ -73,7 +78,10 @@ def main() -> None:
         ("--pairs", {"type": int, "default": 10_000, "help": "of payments"}),
         ("--steps", {"type": int, "default": 1_000_000, "help": "of the oracle's worlds"}),
         ("--entities", {"type": int, "default": 30_000, "help": "in the mirror, at least"}),
-        ("--payments", {"type": int, "default": 20_000, "help": "for the time a payment takes"}),
+        (
+            "--payments",
+            {"type": int, "default": 20_000, "help": "of each kind and chunk, for the time a payment takes"},
+        ),
     )
     figures = _against_oracle(arguments.steps)
     pin_load()
@@ -83,17 +91,29 @@ def main() -> None:
 
 
 def _against_oracle(steps: int) -> dict[str, float]:
-    scores = folded = wrong = unsure = 0
-    for seed in range(max(1, steps // _STEPS_EACH)):
+    scores = folded = wrong = unsure = received = 0
+    rounds = max(1, steps // _STEPS_EACH)
+    for seed in range(rounds):
         with tempfile.TemporaryDirectory(prefix="paywarden-overlay-") as folder:
-            world = OverlayWorld(Path(folder), seed=seed)
+            # Every second world hears of another host's payments.
+            world = TwoHosts(Path(folder), seed=seed) if seed % 2 else OverlayWorld(Path(folder), seed=seed)
             world.run(min(steps, _STEPS_EACH))
         scores, folded = scores + world.scores, folded + world.folded
         wrong, unsure = wrong + world.wrong, unsure + world.unsure
-    print(
-        f"oracle: {scores:,} scores, {folded:,} pending payments added, {unsure:,} without the overlay, {wrong} wrong"
-    )
-    return {"scores": scores, "folded": folded, "unsure_share": unsure / scores, "wrong_bits": wrong}
+        received += world.received if isinstance(world, TwoHosts) else 0
+        if seed % 50 == 49 or seed == rounds - 1:
+            print(
+                f"oracle: {(seed + 1) * min(steps, _STEPS_EACH):,} steps, {scores:,} scores, {folded:,} pending "
+                f"payments added, {received:,} rows of another host, {unsure:,} without the overlay, {wrong} wrong",
+                flush=True,
+            )
+    return {
+        "rows_received": received,
+        "scores": scores,
+        "folded": folded,
+        "unsure_share": unsure / scores,
+        "wrong_bits": wrong,
+    }
 
 
 @contextmanager
@@ -187,39 +207,72 @@ def _times(world: World, count: int) -> dict[str, float]:
                 overlay=overlay,
             )
 
-        overlaid = scorer(Overlay(settings, engine.clone_for_thread(), rows_max=ROWS_MAX))
-        scorers = {"plain": scorer(None), "overlay": overlaid}
-        intake = RequestDecoder(engine.plan, load_rates(), RequestLimits())
-        taken: dict[str, list[float]] = {"plain": [], "overlay": [], "pending": [], "hot": []}
-
-        def score(name: str, request: ScoreRequest, payment_id: str) -> None:
-            now_ms = time.time_ns() // 1_000_000
-            request.payment_id, request.event_time_ms = payment_id, now_ms
-            payments, _ = intake.read([request.SerializeToString()], now_ms)
-            began = time.perf_counter()
-            scorers.get(name, overlaid).score_many(payments, now_ms)
-            taken[name].append(time.perf_counter() - began)
-
-        for number in range(count):
-            request = world.requests[number % len(world.requests)]
-            for name in ("plain", "overlay") if number % 2 else ("overlay", "plain"):
-                score(name, request, f"timed-{number}")
-            score("pending", request, f"pending-{number}")
-        hot = world.requests[0].merchant_id
-        for number in range(count // 4):
-            request = world.requests[number % len(world.requests)]
-            request.merchant_id = hot
-            score("hot", request, f"hot-{number}")
+        clock = _Clock()
+        overlay = Overlay(settings, engine.clone_for_thread(), rows_max=ROWS_MAX, clock_ms=clock.now_ms)
+        scorers = {"plain": scorer(None), "overlay": scorer(overlay)}
+        traffic = _Traffic(world, RequestDecoder(engine.plan, load_rates(), RequestLimits()))
+        figures: dict[str, float] = {}
+        for kind, size in itertools.product(("none", "typical", "hot"), _CHUNKS):
+            chunks = max(20, count // (_ROUNDS * size))
+            taken: dict[str, list[float]] = {name: [] for name in scorers}
+            # The first round touches memory for the first time.
+            for number in range(_ROUNDS + 1):
+                for name in ("plain", "overlay") if number % 2 else ("overlay", "plain"):
+                    clock.pass_ms(10 * _LAG_MS)
+                    taken[name].append(_cpu_us(scorers[name], traffic, clock, kind, size, chunks))
+            plain, added = (min(taken[name][1:]) for name in ("plain", "overlay"))
+            figures |= {f"{kind}_{size}_plain_us": plain, f"{kind}_{size}_added_us": added - plain}
+            print(f"{kind:8} in chunks of {size:2}: {plain:5.1f} µs without an overlay, {added - plain:+.1f} with one")
         for each in scorers.values():
             each.close_mirror()
-    medians = {name: statistics.median(each[len(each) // 10 :]) * 1e6 for name, each in taken.items()}
-    print(", ".join(f"{name} {median:.1f} µs" for name, median in medians.items()))
-    return {
-        "plain_us_p50": medians["plain"],
-        "added_us_p50": medians["overlay"] - medians["plain"],
-        "pending_us_p50": medians["pending"] - medians["plain"],
-        "hot_us_p50": medians["hot"] - medians["plain"],
-    }
+    return figures | {"added_us_p50": figures["typical_1_added_us"]}
+
+
+class _Clock:
+    """The overlay's clock, which the benchmark moves: as much time passes as the traffic takes."""
+
+    def __init__(self) -> None:
+        self._passed_ms = 0.0
+
+    def now_ms(self) -> int:
+        return time.monotonic_ns() // 1_000_000 + int(self._passed_ms)
+
+    def pass_ms(self, duration_ms: float) -> None:
+        self._passed_ms += duration_ms
+
+
+class _Traffic:
+    """Makes chunks of new payments: `none` with long pauses, `hot` all of one merchant, `typical` one in 50 of it."""
+
+    def __init__(self, world: World, intake: RequestDecoder) -> None:
+        self._requests, self._intake, self._made = world.requests, intake, 0
+        self._merchants = [request.merchant_id for request in world.requests]
+
+    def chunk(self, kind: str, size: int, now_ms: int) -> CheckedPayments:
+        bodies = []
+        for _ in range(size):
+            self._made += 1
+            place = self._made * 7 % len(self._requests)
+            request = self._requests[place]
+            is_hot = kind == "hot" or (kind == "typical" and self._made % 50 == 0)
+            request.merchant_id = self._merchants[0 if is_hot else place]
+            request.payment_id, request.event_time_ms = f"timed-{self._made}", now_ms
+            bodies.append(request.SerializeToString())
+        payments, _ = self._intake.read(bodies, now_ms)
+        payments.rows = payments.rows.copy()
+        return payments
+
+
+def _cpu_us(scorer: PaymentScorer, traffic: _Traffic, clock: _Clock, kind: str, size: int, chunks: int) -> float:
+    """Returns the CPU time of a payment in chunks of this size, in µs."""
+    now_ms = time.time_ns() // 1_000_000
+    made = [traffic.chunk(kind, size, now_ms) for _ in range(chunks)]
+    pause_ms = 2 * _LAG_MS if kind == "none" else size * 1000 / _RATE
+    began = time.thread_time_ns()
+    for chunk in made:
+        clock.pass_ms(pause_ms)
+        scorer.score_many(chunk, now_ms)
+    return (time.thread_time_ns() - began) / 1000 / (size * chunks)
 
 
 if __name__ == "__main__":

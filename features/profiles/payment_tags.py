@@ -15,8 +15,9 @@ import numpy as np
 from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
 from paywarden.features.catalogue.identity import IdentityKey
-from paywarden.features.kernel.layout import TAG_MIN
+from paywarden.features.kernel import layout
 
+TAG_MIN = layout.TAG_MIN
 MARK_DTYPE = np.dtype([("tag", "<i8"), ("offset", "<i8"), ("source", "<i4")])
 """A payment that a profile contains: its tag, and the offset and the source number of its Kafka record."""
 _SEED_TEXT = "paywarden payment tags"

@@ -180,6 +180,7 @@ def _companion() -> Iterable[_Family]:
     from paywarden.models.rollout.log import MemoryRolloutLog
     from paywarden.streams.companion.health import CompanionHealth
     from paywarden.streams.companion.metrics import CompanionMetrics
+    from paywarden.streams.companion.overlay_exchange import ExchangeMetrics
     from paywarden.streams.registry.follower import FollowerMetrics
     from paywarden.streams.rollouts.metrics import RolloutCollector
 
@@ -187,6 +188,7 @@ def _companion() -> Iterable[_Family]:
     # The gauges of age and readiness ask the health object as long as the metrics are read.
     health = CompanionHealth(1)
     CompanionMetrics(registry, _objectives(), health)
+    ExchangeMetrics(registry)
     FollowerMetrics(registry)
     registry.register(RolloutCollector(MemoryRolloutLog()))
     AerospikeMetrics(registry)

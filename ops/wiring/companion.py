@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
 from paywarden.ops.wiring import stores
 from paywarden.ops.wiring.registry import following_registry
 from paywarden.ops.wiring.rollouts import read_rollouts
+from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 
 _log = logging.getLogger(__name__)
@@ -18,7 +19,9 @@ _log = logging.getLogger(__name__)
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
+    from paywarden.features.profiles.plan import Plan
     from paywarden.features.stores.profile_sets import LiveSet
+    from paywarden.scoring.state.overlay import OverlaySettings
     from paywarden.streams.companion.companion import Companion, FillSource
     from paywarden.streams.companion.shard_moves import HostShards
     from paywarden.streams.kafka.clients import KafkaClients
@@ -61,13 +64,16 @@ def companion(
     )
     overlay = source.section("overlay", OverlaySettings)
     open_marks = None
+    registry = metrics_registry()
+    exchange: AbstractContextManager[object] = nullcontext()
     if overlay.enabled:
         plan = compile_plan(stores.catalogue(source), stores.identity_key(source))
         open_marks = partial(OverlayMarks, overlay, plan, files.mirror.path)
+        if overlay.exchange:
+            exchange = _overlay_exchange(overlay, plan, registry)
     require_broker(kafka)
     ids = stores.schema_ids(source)
     publish_catalogue(kafka, ids, stores.catalogue(source))
-    registry = metrics_registry()
     built = Companion(
         clients=clients or KafkaClients.of(kafka),
         settings=settings,
@@ -85,7 +91,7 @@ def companion(
     host, port = settings.http_host, settings.http_port
     with serving_health(built.health, registry, host=host, port=port, section="companion") as address:
         announce(address)
-        with following:
+        with following, exchange:
             yield built
 
 
@@ -100,6 +106,21 @@ def host_shards(source: Source) -> HostShards | None:
     shards = HostShards(source.section("shards", ShardSettings), cards)
     _log.info("%s holds %d of %d shards of cards", shards.settings.host, len(shards.wanted), cards.count)
     return shards
+
+
+def _overlay_exchange(
+    overlay: OverlaySettings, plan: Plan, registry: CollectorRegistry
+) -> AbstractContextManager[object]:
+    """Returns the exchange of the overlay's rows with other hosts. Raises Misconfigured."""
+    from paywarden.features.catalogue.identity import LAPTOP_KEY
+    from paywarden.streams.companion.overlay_exchange import ExchangeMetrics, OverlayExchange
+
+    if plan.key == LAPTOP_KEY and not overlay.exchange_address.startswith(("127.", "localhost:", "[::1]:")):
+        raise Misconfigured(
+            "[overlay] exchange: wanted an identity key of this deployment ([features] identity_key_file), got the "
+            "public one: anyone who reaches exchange_address could make payments up"
+        )
+    return OverlayExchange(overlay, plan, ExchangeMetrics(registry))
 
 
 def fill_source(source: Source, registry: CollectorRegistry | None = None) -> FillSource:

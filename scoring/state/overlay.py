@@ -55,6 +55,7 @@ MARKS_FILE = "overlay-marks"
 # A directory is sparsely filled: its slots are at most half in use.
 _SLOTS_PER_ENTITY = 2
 _EVENTS_MAX = 64
+_PORT_MAX = 65_535
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,12 @@ class OverlaySettings:
     events_max: int = 16
     # Payments of all hosts within three lifetimes, 48 bytes each.
     marks_max: int = 1_000_000
+    # True: the companion tells the hosts in `peers` of what this host has answered, over UDP, and hears of theirs.
+    exchange: bool = False
+    # Where the companion hears of other hosts' payments: host:port. One port of every host.
+    exchange_address: str = "127.0.0.1:7946"
+    # The other hosts' addresses, host:port. A name may stand for many hosts, and this one may be among them.
+    peers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises Misconfigured."""
@@ -80,6 +87,10 @@ class OverlaySettings:
         for name, (least, most) in limits.items():
             if not least <= getattr(self, name) <= most:
                 raise Misconfigured(f"[overlay] {name}: wanted {least} to {most}, got {getattr(self, name)}")
+        for name, addresses in (("exchange_address", (self.exchange_address,)), ("peers", self.peers)):
+            for address in addresses:
+                if not is_address(address):
+                    raise Misconfigured(f"[overlay] {name}: wanted host:port, got {address!r}")
 
     @property
     def marks_keep_ms(self) -> int:
@@ -115,6 +126,12 @@ class OverlayMetrics:
             unsure=counter("unsure", "Payments scored without the overlay, flag overlay_absent."),
             is_used=registry.gauge("paywarden_overlay_used", "Whether the last chunk saw pending payments.", scale=1),
         )
+
+
+def is_address(text: str) -> bool:
+    """Whether a text has the form host:port."""
+    host, _, port = text.rpartition(":")
+    return bool(host) and port.isdecimal() and int(port) <= _PORT_MAX
 
 
 def monotonic_ms() -> int:
@@ -194,6 +211,15 @@ def _begin_of(path: Path, size: int) -> bytes:
         return file.read(size)
 
 
+def file_at(path: Path) -> tuple[int, int] | None:
+    """Returns which file is at a path now: another one has other numbers. None if there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 def open_table(settings: OverlaySettings, plan: Plan) -> NDArray[np.int64] | None:
     """Returns the host's table; None if there is none of this catalogue and size."""
     try:
@@ -244,25 +270,29 @@ class Overlay:
         self._table: NDArray[np.int64] | None = None
         self._marks: NDArray[np.int64] | None = None
         self._marks_file: tuple[int, int] | None = None
+        self._table_file: tuple[int, int] | None = None
         self._bound: dict[str, NDArray[Any]] | None = None
         self._frame: Frame | None = None
 
     def look(self, mirror: MirrorReader, folder: str, attributes: NDArray[np.int64], out: NDArray[np.float32]) -> None:
-        """Open the table and the marks beside this mirror, unless they are open. Call it when a mirror is opened or
-        replaced, and every half second.
+        """Open the table and the marks beside this mirror, if they are not open or were replaced.
+
+        Call it when a mirror is opened or replaced, and every half second.
 
         `attributes` and `out` are the arrays that each `fill` reads and writes: (rows_max, row width), (rows_max,
         features).
         """
-        if self._table is None:
-            self._table = open_table(self._settings, self._engine.plan)
-            self._numbers[tables.OVER :] = 0
-            self._frame = None
+        file = file_at(Path(self._settings.path))
+        if self._table is None or file != self._table_file:
+            # A table of another catalogue may have replaced it: then this process goes on with its own.
+            table = open_table(self._settings, self._engine.plan)
+            if table is not None:
+                self._table, self._table_file, self._frame = table, file, None
+                self._numbers[tables.OVER :] = 0
         path = Path(folder) / MARKS_FILE
         try:
-            status = path.stat()
-            file = status.st_dev, status.st_ino
-            if file != self._marks_file or self._marks is None:
+            file = file_at(path)
+            if file is None or file != self._marks_file or self._marks is None:
                 self._marks, self._frame = mapped(path, *marks_head(self._shape)), None
             self._marks_file = file
         except (OSError, Misconfigured):

@@ -643,3 +643,49 @@ def add_bound(frame_at: int, rows: int, now_ms: int, earliest_ms: int, latest_ms
         OWN,
     )
     return int(rows - numbers[ADDED])
+
+
+# What a reader of new rows keeps from call to call: the number it goes on with, a row that was being written when it
+# looked, the moment when it first saw it so, and how many rows it has missed.
+GOES_ON_AT, WRITTEN_AT, WRITTEN_SINCE_AT, MISSED_AT = range(4)
+READING_COUNT = 4
+# A row that is being written for so long belongs to a worker that was killed.
+_WRITING_MS = 1000
+
+
+@compiled()
+def take_new(table: I64, shape: I64, reading: I64, now_ms: int, out: I64) -> int:
+    """Copy the host's own payments that were added since the last call, the oldest first. Returns how many.
+
+    `out` has shape (rows, 1 + entities + row width): tag, hashes, attributes. Who falls behind by more than twice as
+    many rows misses the older ones: reading[MISSED_AT] counts them. A row of another host, or erased, is passed over.
+    """
+    entities, width = shape[SHAPE_ENTITIES], shape[SHAPE_WIDTH]
+    newest = load_atomic(table, NEXT_AT)
+    number, found = reading[GOES_ON_AT], 0
+    if newest - number + 1 > 2 * len(out):
+        reading[MISSED_AT] += newest + 1 - len(out) - number
+        number = newest + 1 - len(out)
+    while number <= newest and found < len(out):
+        at = _row_at(shape, number)
+        state = load_atomic(table, at + STATE)
+        if state <= 2 * number:
+            # Its worker will finish it soon.
+            if reading[WRITTEN_AT] != number:
+                reading[WRITTEN_AT], reading[WRITTEN_SINCE_AT] = number, now_ms
+            if now_ms - reading[WRITTEN_SINCE_AT] <= _WRITING_MS:
+                break
+        elif state == 2 * number + 1 and table[at + ORIGIN] == OWN and table[at + TAG] != 0:
+            out[found, 0] = table[at + TAG]
+            for entity in range(entities):
+                out[found, 1 + entity] = table[at + ROW_HEAD + entity]
+            for column in range(width):
+                out[found, 1 + entities + column] = table[at + ROW_HEAD + 3 * entities + column]
+            is_whole = table[at + CHECK] == _check_of(table, at, shape)
+            if is_whole and load_atomic(table, at + STATE) == state:
+                found += 1
+            else:
+                reading[MISSED_AT] += 1
+        number += 1
+    reading[GOES_ON_AT] = number
+    return found

@@ -418,6 +418,9 @@ class Companion:
             _log.warning("companion: the mirror is filled anew: topic %s %s", self._topic, misfit)
             positions = {}
         if positions.keys() != set(self._partitions):
+            if self._marks is not None:
+                # Profiles begin anew, and readers may have noted that these contained what the new ones lack.
+                self._marks.note_unnamed()
             self._mirror.clear()
             positions = dict.fromkeys(self._partitions, 0)
             if self._settings.fill_from_store:

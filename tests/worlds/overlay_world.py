@@ -12,7 +12,8 @@ marks and tables.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -29,6 +30,7 @@ from paywarden.scoring.state import overlay_table as tables
 from paywarden.scoring.state.mirror import MirrorReader
 from paywarden.scoring.state.overlay import Overlay, OverlaySettings, prepare
 from paywarden.scoring.state.overlay_marks import OverlayMarks
+from paywarden.scoring.state.overlay_rows import Drop, RowDatagrams, SharedRows
 from tests.worlds import small_history
 
 START_MS = 1_767_866_400_000
@@ -120,6 +122,9 @@ class OverlayWorld:
 
     def _worker(self, reader: SimpleNamespace) -> Overlay:
         worker = Overlay(self.settings, self.engine.clone_for_thread(), rows_max=1, clock_ms=lambda: self.now_ms)
+        return self._look(worker, reader)
+
+    def _look(self, worker: Overlay, reader: SimpleNamespace) -> Overlay:
         worker.look(cast(MirrorReader, reader), str(self._folder / "mirror"), reader.attributes, reader.out)
         assert worker.is_open
         return worker
@@ -128,9 +133,14 @@ class OverlayWorld:
 
     def run(self, steps: int) -> None:
         """Take random steps."""
-        kinds = [self.make, self.score, self.publish, self.stream, self.companion, self.wait, self.upset]
+        kinds, weights = self.steps()
         for _ in range(steps):
-            self.random.choices(kinds, (20, 40, 16, 30, 25, 12, 1))[0]()
+            self.random.choices(kinds, weights)[0]()
+
+    def steps(self) -> tuple[list[Callable[[], object]], list[int]]:
+        """Returns the kinds of steps, and how often each is taken."""
+        kinds = [self.make, self.score, self.publish, self.stream, self.companion, self.wait, self.upset]
+        return list(kinds), [20, 40, 16, 30, 25, 12, 1]
 
     def make(self) -> int:
         """Make a payment of now; returns its number."""
@@ -358,3 +368,84 @@ class OverlayWorld:
             [made.row_on_kafka if with_sources and made.row_on_kafka else made.row for made in chosen], dtype=np.int64
         )
         return self.engine.apply(entity, events, rows, [state], self.engine.new_slots(0)).states[0]
+
+
+class TwoHosts(OverlayWorld):
+    """A world whose host hears of what another one answers, over a network that loses, repeats and breaks datagrams."""
+
+    def __init__(self, folder: Path, *, seed: int, **settings: Any) -> None:
+        super().__init__(folder, seed=seed, **settings)
+        self.others_settings = replace(self.settings, path=str(folder / "others"))
+        prepare(self.others_settings, self.plan)
+        self._others_reader = self._reader()
+        self.other = Overlay(
+            self.others_settings, self.engine.clone_for_thread(), rows_max=1, clock_ms=lambda: self.now_ms
+        )
+        self._look(self.other, self._others_reader)
+        self.rows, self.others_rows = (
+            SharedRows(one, self.plan, clock_ms=lambda: self.now_ms) for one in (self.settings, self.others_settings)
+        )
+        assert self.rows.look()
+        assert self.others_rows.look()
+        self.datagrams, self.others_datagrams = RowDatagrams(self.plan), RowDatagrams(self.plan)
+        self.under_way: list[bytes] = []
+        self.own: set[int] = set()
+        self.received = self.dropped = 0
+
+    def steps(self) -> tuple[list[Callable[[], object]], list[int]]:
+        kinds, weights = super().steps()
+        return [*kinds, self.answer_elsewhere, self.exchange], [*weights, 20, 25]
+
+    def answer_elsewhere(self) -> None:
+        """Let the other host answer a payment of now, or one that this host has answered too."""
+        recent = range(max(0, len(self.payments) - 4), len(self.payments))
+        number = self.random.choice(recent) if recent and self.random.random() < 0.2 else self.make()
+        made = self.payments[number]
+        keys = made.keys if self.random.random() < 0.95 else [made.keys[0], *[b""] * (len(made.keys) - 1)]
+        self.other.add(keys, [made.name], np.array([made.row], dtype=np.int64), START_MS + self.now_ms)
+
+    def answer(self, number: int, worker: int, entities: int | None = None) -> None:
+        """Add a payment to the overlay."""
+        super().answer(number, worker, entities)
+        self.own.add(number)
+
+    def exchange(self) -> None:
+        """Let hosts look for new rows, and some datagrams arrive."""
+        told = {int(row[0]) for row in self.rows.take_new()}
+        # What this host was told by the other one goes to nobody again.
+        assert told <= {self.tags.of(self.payments[number].name) for number in self.own}
+        self.under_way += self.others_datagrams.of_rows(self.others_rows.take_new())
+        self.random.shuffle(self.under_way)
+        for _ in range(self.random.choice((0, 1, 1, 4))):
+            if self.under_way:
+                datagram = self.under_way.pop(0) if self.random.random() < 0.9 else self.under_way[0]
+                self.deliver(datagram if self.random.random() < 0.9 else self._damaged(datagram))
+
+    def _damaged(self, datagram: bytes) -> bytes:
+        at = self.random.randrange(len(datagram))
+        return self.random.choice(
+            (datagram[:at], datagram[:at] + bytes([datagram[at] ^ 1]) + datagram[at + 1 :], datagram + b"\0")
+        )
+
+    def deliver(self, datagram: bytes) -> None:
+        """Let a datagram arrive."""
+        rows = self.datagrams.read(datagram)
+        if isinstance(rows, Drop):
+            self.dropped += 1
+            return
+        self.received += len(rows)
+        assert self.rows.add(rows, START_MS + self.now_ms)[1] == 0
+        numbers = {self.tags.of(made.name): number for number, made in enumerate(self.payments)}
+        for row in rows:
+            made = self.payments[number := numbers[int(row[0])]]
+            if abs(made.row[kernel.TIME_MS] - START_MS - self.now_ms) <= self.settings.lifetime_ms:
+                for place, key in enumerate(made.keys):
+                    if row[1 + place]:
+                        self.answered.setdefault(key, []).append(Answered(number, self.now_ms))
+
+    def forget(self, key: bytes) -> None:
+        """Forget an entity on both hosts."""
+        super().forget(key)
+        table, entity = self.other._table, self.plan.entity_names.index(key.split(b":")[0].decode())
+        assert table is not None
+        tables.erase(table, self.other._shape, entity, self.tags.hash_of_key(key))

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.state import overlay_table as tables
 from paywarden.scoring.state.overlay import OverlaySettings, prepare
-from tests.worlds.overlay_world import OverlayWorld
+from tests.worlds.overlay_world import OverlayWorld, TwoHosts
 
 
 @contextmanager
@@ -44,6 +44,15 @@ def counted(world: OverlayWorld, name: str) -> int:
 @settings(max_examples=12, deadline=None)
 def test_profile_with_pending_payments_has_the_oracles_bits(seed: int) -> None:
     with made_world(seed) as world:
+        world.run(250)
+    assert world.wrong == 0
+
+
+@given(st.integers(0, 2**32))
+@settings(max_examples=8, deadline=None)
+def test_rows_of_another_host_count_once_and_have_the_oracles_bits(seed: int) -> None:
+    with TemporaryDirectory() as folder:
+        world = TwoHosts(Path(folder), seed=seed)
         world.run(250)
     assert world.wrong == 0
 
@@ -139,6 +148,69 @@ def test_a_table_of_another_catalogue_or_size_is_not_used(world: OverlayWorld) -
         world._worker(reader)
     prepare(world.settings, world.plan)
     assert world._worker(reader).is_open
+
+
+def score_one_like(world: OverlayWorld, number: int, worker: int) -> int:
+    """Score a payment of the same entities; returns how many pending payments were added."""
+    before, other = counted(world, "folded"), world.make()
+    world.payments[other].keys = world.payments[number].keys
+    world.check(other, worker)
+    return counted(world, "folded") - before
+
+
+def test_a_host_that_is_started_again_sees_what_was_answered_before(world: OverlayWorld) -> None:
+    world.answer(number := world.make(), worker=0)
+    prepare(world.settings, world.plan)
+    for worker in range(2):
+        world._readers[worker] = world._reader()
+        world.workers[worker] = world._worker(world._readers[worker])
+    assert score_one_like(world, number, worker=1) > 0
+    assert world.wrong == 0
+
+
+def test_workers_keep_their_table_while_another_catalogue_serves_and_meet_again_after(world: OverlayWorld) -> None:
+    number = world.make()
+    world.answer(number, worker=0)
+    # A version with another catalogue takes the ports over: its table is of another size.
+    prepare(replace(world.settings, payments_max=128), world.plan)
+    for worker, reader in zip(world.workers, world._readers, strict=True):
+        world._look(worker, reader)
+    assert score_one_like(world, number, worker=1) > 0
+    # It hands them back, and the table of this version is a new one.
+    prepare(world.settings, world.plan)
+    for worker, reader in zip(world.workers, world._readers, strict=True):
+        world._look(worker, reader)
+    world.answered.clear()
+    assert score_one_like(world, number, worker=1) == 0
+    world.answer(number, worker=0)
+    assert score_one_like(world, number, worker=1) > 0
+    assert world.wrong == 0
+
+
+def test_rows_that_a_profile_contains_are_cut_off_for_later_readers(world: OverlayWorld) -> None:
+    first = world.make()
+    for number in (first, *(world.make() for _ in range(9))):
+        made = world.payments[number]
+        made.keys = world.payments[first].keys
+        world.answer(number, worker=0)
+        made.source, made.offset = 0, number
+        world.topics[0].records.append(number)
+    for entity in range(world.plan.entity_count):
+        world.read(entity, world.topics[0], 10)
+    old_mirror, old_transaction = dict(world.mirror), world.transaction
+    world.apply(len(world.changelog))
+    # The first reader finds all rows contained, and says so in the table.
+    assert score_one_like(world, first, worker=0) == 0
+    # Without marks a payment would count again. Readers of this transaction do not get that far.
+    marks = world.marks._marks[tables.MARK_HEAD_SIZE :]
+    kept = marks.copy()
+    marks[:] = 0
+    assert score_one_like(world, first, worker=1) == 0
+    # A reader that looked the profiles up before must count all of them, whatever others have found since.
+    marks[:] = kept
+    world.mirror, world.transaction = old_mirror, old_transaction
+    assert score_one_like(world, first, worker=1) > 0
+    assert world.wrong == 0
 
 
 def test_without_marks_nothing_is_pending(world: OverlayWorld, tmp_path: Path) -> None:

@@ -1,0 +1,190 @@
+"""Exchanges the overlay's rows with other hosts, in a thread of its own (scoring/state/overlay_rows.py has the rows).
+
+    host A   table ─ new rows ─► datagrams over UDP ─► every peer
+    host B   datagrams ─► checked ─► table
+
+A lost datagram is no loss: the stream brings the same payments within a second. So nothing is acknowledged or sent
+again, and no host waits for another.
+
+1. The thread sleeps until a datagram comes, or until it is time to look for new rows: every ROUND_S while there were
+   some, every IDLE_S otherwise. A look at a table without new rows reads one number.
+2. New rows go to every peer, at most ROWS_AT_ONCE a round: bytes are bounded. Rows beyond that are counted as missed.
+3. A peer's name may stand for many addresses (a headless service of Kubernetes). Names are looked up every LOOK_UP_S.
+4. Whatever fails is counted, logged once, and tried again. Neither the mirror nor shipping notices.
+
+Overlays are for catalogues and keys that are the same on all hosts: anything else is dropped and counted by reason.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter
+
+from paywarden.features.profiles.plan import Plan
+from paywarden.schemas.errors import Misconfigured
+from paywarden.scoring.state.overlay import OverlaySettings
+from paywarden.scoring.state.overlay_rows import Drop, RowDatagrams, SharedRows
+
+_log = logging.getLogger(__name__)
+
+ROUND_S, IDLE_S = 0.05, 0.25
+LOOK_UP_S = 10.0
+_RETRY_S = 1.0
+# Datagrams of one round, before the host's own rows have their turn.
+_RECEIVED_AT_ONCE = 256
+_LARGEST = 65_536
+_BUFFER_BYTES = 1 << 20
+
+
+class ExchangeMetrics:
+    """Counts rows that came and went, and what was dropped."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, documentation: str, *labels: str) -> Counter:
+            return Counter(f"paywarden_companion_overlay_{name}", documentation, labels, registry=registry)
+
+        self.sent = counter("rows_sent", "Payments answered by this host that other hosts were told of, once each.")
+        self.received = counter("rows_received", "Payments answered by other hosts that are pending here.")
+        self.missed = counter("rows_missed", "Payments answered by this host that no other host was told of.")
+        self.refused = counter("rows_refused", "Payments of other hosts not added: no room, or another time.")
+        self.dropped = counter("datagrams_dropped", "Datagrams of other hosts that were dropped, by reason.", "reason")
+        self.failures = counter("exchange_failures", "Times the exchange with other hosts failed and began anew.")
+        for reason in Drop:
+            self.dropped.labels(reason.value)
+
+
+class OverlayExchange:
+    """One host's side of the exchange. `with` runs it in a thread; a test calls `turn` by hand."""
+
+    def __init__(
+        self,
+        settings: OverlaySettings,
+        plan: Plan,
+        metrics: ExchangeMetrics,
+        *,
+        rows: SharedRows | None = None,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        """Raises Misconfigured when the address cannot be listened at."""
+        self._settings, self._metrics, self._now_ms = settings, metrics, now_ms
+        self._rows, self._datagrams = rows or SharedRows(settings, plan), RowDatagrams(plan)
+        self._socket = _listening(settings.exchange_address)
+        self.address: tuple[str, int] = self._socket.getsockname()[:2]
+        self._peers: list[tuple[str, int]] = []
+        self._next_look_up = 0.0
+        self._missed = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="overlay-exchange", daemon=True)
+
+    def __enter__(self) -> OverlayExchange:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._socket.close()
+        self._rows.close()
+
+    def _run(self) -> None:
+        wait_s, is_failing = 0.0, False
+        while not self._stop.is_set():
+            try:
+                wait_s = ROUND_S if self.turn(wait_s) else IDLE_S
+                is_failing = False
+            except Exception as error:  # noqa: BLE001 - not even a bug here may end the companion
+                if not is_failing:
+                    _log.exception("the exchange of the overlay's rows failed, and is tried again: %s", error)
+                is_failing = True
+                self._metrics.failures.inc()
+                self._stop.wait(_RETRY_S)
+
+    def turn(self, wait_s: float) -> bool:
+        """Wait at most `wait_s` for a datagram, take what has come, and send what is new. Returns whether any was."""
+        if not self._rows.look():
+            self._stop.wait(_RETRY_S if wait_s else 0)
+            return False
+        if select.select([self._socket], [], [], wait_s)[0]:
+            self._receive()
+        return self._send()
+
+    def _receive(self) -> None:
+        for _ in range(_RECEIVED_AT_ONCE):
+            try:
+                datagram = self._socket.recv(_LARGEST)
+            except BlockingIOError:
+                return
+            except OSError:
+                # A peer's port is closed: the network says so on this socket.
+                continue
+            rows = self._datagrams.read(datagram)
+            if isinstance(rows, Drop):
+                self._metrics.dropped.labels(rows.value).inc()
+                continue
+            added, full, untimely = self._rows.add(rows, self._now_ms())
+            self._metrics.received.inc(added)
+            self._metrics.refused.inc(full + untimely)
+
+    def _send(self) -> bool:
+        rows = self._rows.take_new()
+        if self._rows.missed > self._missed:
+            self._metrics.missed.inc(self._rows.missed - self._missed)
+            self._missed = self._rows.missed
+        if not len(rows):
+            return False
+        if time.monotonic() >= self._next_look_up:
+            self._peers = _addresses_of(self._settings.peers, self._socket.family)
+            self._next_look_up = time.monotonic() + LOOK_UP_S
+        for datagram in self._datagrams.of_rows(rows):
+            for peer in self._peers:
+                try:
+                    self._socket.sendto(datagram, peer)
+                except OSError:
+                    # A host that is away, or a full buffer: the stream brings these payments, too.
+                    continue
+        self._metrics.sent.inc(len(rows))
+        return True
+
+
+def _split(text: str) -> tuple[str, int]:
+    """Returns host and port of "host:port" or "[::1]:port"."""
+    host, _, port = text.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _listening(address: str) -> socket.socket:
+    host, port = _split(address)
+    try:
+        family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+        made = socket.socket(family, kind)
+        try:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
+            made.setblocking(False)
+            made.bind(where)
+        except OSError:
+            made.close()
+            raise
+    except OSError as error:
+        raise Misconfigured(f"[overlay] exchange_address: cannot listen at {address}: {error.strerror}") from error
+    return made
+
+
+def _addresses_of(peers: tuple[str, ...], family: int) -> list[tuple[str, int]]:
+    """Returns the addresses of all peers whose names are known now."""
+    found: dict[tuple[str, int], None] = {}
+    for peer in peers:
+        host, port = _split(peer)
+        try:
+            known = socket.getaddrinfo(host, port, family=family, type=socket.SOCK_DGRAM)
+        except OSError:
+            continue
+        for _, _, _, _, where in known:
+            found[str(where[0]), int(where[1])] = None
+    return list(found)
