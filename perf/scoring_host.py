@@ -12,9 +12,10 @@ from pathlib import Path
 from paywarden.models.policy.policy import flags_of
 from paywarden.ops import wiring
 from paywarden.schemas.settings import read_source
-from paywarden.scoring.engine import records
+from paywarden.scoring.engine import one_call, records
 from paywarden.scoring.engine.batcher import Refusal
 from paywarden.scoring.engine.model_chain import ModelChain
+from paywarden.scoring.engine.one_call import OneCall
 from paywarden.scoring.engine.scorer import PaymentScorer
 from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.shared import Registry
@@ -34,9 +35,15 @@ class ScorerInProcess:
     intake: RequestDecoder
     scorer: PaymentScorer
     outbox: OutboxWriter
+    one_call: OneCall
 
     def score(self, bodies: Sequence[bytes], now_ms: int) -> Sequence[bytes | Refusal]:
         """Does what a worker does with serialised requests, all of which must be valid."""
+        results = self.one_call.score(bodies, now_ms)
+        return self.score_in_steps(bodies, now_ms) if results is None else results
+
+    def score_in_steps(self, bodies: Sequence[bytes], now_ms: int) -> Sequence[bytes | Refusal]:
+        """Does what a worker does with a chunk that is not as usual: it decodes it first, and then scores it."""
         payments, wrong = self.intake.read(bodies, now_ms)
         assert not wrong
         return self.scorer.score_many(payments, now_ms)
@@ -49,6 +56,7 @@ def open_scorer(config: Path, worker: str) -> ScorerInProcess:
     fast_requests.warm_up()
     records.warm_up()
     mirror.warm_up()
+    one_call.warm_up()
     entities = host.engine.plan.entity_names
     outbox = OutboxWriter(host.outbox, worker)
     scorer = PaymentScorer(
@@ -60,4 +68,5 @@ def open_scorer(config: Path, worker: str) -> ScorerInProcess:
         metrics=ScoringMetrics.declare(Registry(), flags=flags_of(entities), entities=entities),
         origins=host.release.origins,
     )
-    return ScorerInProcess(host, RequestDecoder(host.engine.plan, host.rates, host.limits), scorer, outbox)
+    intake = RequestDecoder(host.engine.plan, host.rates, host.limits)
+    return ScorerInProcess(host, intake, scorer, outbox, OneCall(scorer, intake))

@@ -85,6 +85,17 @@ def _word_at(typing_context: Any, address: Any) -> Any:  # noqa: ARG001
 
 
 @intrinsic
+def _put_word_at(typing_context: Any, address: Any, value: Any) -> Any:  # noqa: ARG001
+    """Write the int64 at an address in memory."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+        builder.store(arguments[1], builder.inttoptr(arguments[0], _I64.as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+@intrinsic
 def _pointer(typing_context: Any, address: Any) -> Any:  # noqa: ARG001
     """Returns an address as a pointer, from which `numba.carray` makes an array."""
 
@@ -156,6 +167,7 @@ not_negative: Any = _not_negative
 leading_zeros: Any = _leading_zeros
 bit_count: Any = _bit_count
 word_at: Any = _word_at
+put_word_at: Any = _put_word_at
 pointer: Any = _pointer
 load_atomic: Any = _load_atomic
 store_atomic: Any = _store_atomic

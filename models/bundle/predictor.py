@@ -48,7 +48,9 @@ class NativePredictor:
         """Load a library that models/bundle/compiler.py built. Raises BundleRefused when it does not load."""
         try:
             self._handle = _load(library)
-            self._margins: Any = _MARGINS(_ctypes.dlsym(self._handle, "paywarden_margins"))
+            self.address: int = _ctypes.dlsym(self._handle, "paywarden_margins")
+            """The address of `void paywarden_margins(const float *rows, int64_t row_count, double *margins)`."""
+            self._margins: Any = _MARGINS(self.address)
             built_for = int(_FEATURE_COUNT(_ctypes.dlsym(self._handle, "paywarden_feature_count"))())
         except OSError as error:
             raise BundleRefused(f"the native library {library.name} does not load: {error}") from error

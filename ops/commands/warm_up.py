@@ -28,10 +28,11 @@ PARTS = (
     WarmUpPart("features", "from paywarden.features.profiles.engine import FeatureEngine; FeatureEngine().warm_up()"),
     WarmUpPart(
         "scoring",
-        "from paywarden.scoring.engine import records; from paywarden.scoring.idempotency import decision_cache; "
+        "from paywarden.scoring.engine import one_call, records; "
+        "from paywarden.scoring.idempotency import decision_cache; "
         "from paywarden.scoring.requests import fast_requests; from paywarden.scoring.state import mirror; "
         "from paywarden.streams.profiles import fast_intake; decision_cache.warm_up(); fast_requests.warm_up(); "
-        "records.warm_up(); mirror.warm_up(); fast_intake.warm_up()",
+        "records.warm_up(); mirror.warm_up(); one_call.warm_up(); fast_intake.warm_up()",
     ),
 )
 

@@ -104,6 +104,25 @@ class Scorer(Protocol):
         """Returns one line for each thing that is missing; an empty list when the scorer is ready."""
 
 
+class ChunkScorer(Protocol):
+    """Reads and scores usual chunks faster than decoder and scorer, with the same results."""
+
+    def score(
+        self,
+        requests: Sequence[TakenRequest],
+        now_ms: int,
+        batches: Sequence[range],
+        arrivals: Sequence[float],
+        callers: Sequence[bytes],
+        traces: Sequence[bytes],
+    ) -> Sequence[bytes | Refusal] | None:
+        """Returns what `Scorer.score_many` does. None: nothing was done, so decoder and scorer must do it.
+
+        `callers` is empty if no caller has a name, and `traces` if no request has one. Any exception is a bug; nothing
+        is claimed or recorded then.
+        """
+
+
 class Flushable(Protocol):
     """A connection that collects its answers until `flush`."""
 
@@ -209,10 +228,15 @@ class MicroBatcher:
         settings: AdmissionSettings,
         stages: StageTimes | None = None,
         busy_poll: BusyPoll | None = None,
+        whole: ChunkScorer | None = None,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         now_s: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`intake` must serve this scorer only. `stages` must be the object that the scorer has, too."""
+        """`intake` must serve this scorer only. `stages` must be the object that the scorer has, too.
+
+        `whole` is asked first about each chunk. It must be of this scorer and intake.
+        """
+        self._whole = whole
         self._stages = stages or StageTimes(Registry())
         self.settings, self._intake = settings, intake
         self.scorer = scorer
@@ -387,6 +411,8 @@ class MicroBatcher:
 
     def _results(self, chunk: _Chunk) -> Sequence[bytes | Refusal]:
         """Returns an answer or a refusal for each request of a chunk. A batch is scored whole or not at all."""
+        if self._whole is not None and (whole := self._score_whole(self._whole, chunk)) is not None:
+            return whole
         payments, wrong = self._intake.read(chunk.requests, self._now_ms())
         if self._stages.is_timed:
             self._stages.lap("parse", len(chunk.requests))
@@ -418,6 +444,15 @@ class MicroBatcher:
         for place, answer in zip(places, self._score(payments.chosen(decided), batches), strict=True):
             answers[place] = answer
         return answers
+
+    def _score_whole(self, scorer: ChunkScorer, chunk: _Chunk) -> Sequence[bytes | Refusal] | None:
+        try:
+            return scorer.score(
+                chunk.requests, self._now_ms(), chunk.batches, chunk.arrivals, chunk.callers, chunk.traces
+            )
+        except Exception as error:  # noqa: BLE001 - the scorer tries again, and finds the request that has the bug
+            self._bugs.note(error, "scoring a chunk")
+            return None
 
     def _asks_again(self, call: Call, weight: int) -> bool:
         """Put a call back into the queue after a pause. Returns False when its deadline is nearer than the pause."""

@@ -27,11 +27,11 @@ from numpy.typing import NDArray
 from paywarden.features.stores.circuit_breaker import BreakerState, CircuitBreaker
 from paywarden.models.bundle.bundle import Bundle, sigmoid
 from paywarden.models.bundle.cascade import CascadePredictor
-from paywarden.models.bundle.predictor import bound
+from paywarden.models.bundle.predictor import NativePredictor, bound
 from paywarden.models.policy.policy import MODEL_ABSENT, MODEL_ERROR, MODEL_FALLBACK
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.metrics.model import PLACES, ModelMetrics
-from paywarden.scoring.metrics.shared import Gauge
+from paywarden.scoring.metrics.shared import Counter, Gauge
 
 NO_MODEL = -1
 _NO_FLAGS: tuple[str, ...] = ()
@@ -62,6 +62,18 @@ class Scored(NamedTuple):
     flags: list[tuple[str, ...]]
 
 
+class NativeModel(NamedTuple):
+    """A model's function (models/bundle/predictor.py), its calibration, and the counter of payments that it scored.
+
+    The address holds as long as the bundle is loaded.
+    """
+
+    address: int
+    slope: float
+    intercept: float
+    scored: Counter
+
+
 class ModelChain:
     """Scores vectors even when models fail. Not thread-safe."""
 
@@ -84,6 +96,19 @@ class ModelChain:
         # The last entry is for NO_MODEL, which is -1.
         self.versions = (*(bundle.manifest.model_version for bundle in bundles), "")
         """The version of each model of the chain; empty for NO_MODEL."""
+
+    @property
+    def is_well(self) -> bool:
+        """Whether whole chunks may use the primary model: its last call succeeded."""
+        return self._primary.is_well
+
+    @property
+    def native(self) -> NativeModel | None:
+        """The primary model for compiled code that calls it; None unless it is a native library of one model."""
+        primary = self._primary
+        if not isinstance(primary.predictor, NativePredictor):
+            return None
+        return NativeModel(primary.predictor.address, primary.slope, primary.intercept, primary.scored)
 
     def score(self, vectors: NDArray[np.float32]) -> Scored:
         """Returns calibrated probabilities of fraud. `vectors`: shape (rows, features), C-contiguous. Never raises."""

@@ -7,9 +7,9 @@
 
 1. A protobuf message is a sequence of fields. A field is a tag (eight times its number, plus its wire type), and then a
    varint, eight bytes, or a length and that many bytes.
-2. Two concatenated messages of one type are their merge. Therefore tail (action, reasons, version, flags), age, digest
-   and origin (what decided) come serialised, and the loop writes only the other fields. A tail says which origin its
-   record has.
+2. Two concatenated messages of one type are their merge. Therefore tail (action, reasons, version, flags), digest and
+   origin (what decided) come serialised, and the loop writes only the other fields. A tail says which origin its record
+   has.
 3. It writes the fields in the order of their numbers, so the bytes are those that protobuf itself would write.
 """
 
@@ -31,6 +31,7 @@ from paywarden.features.kernel.varint import varint_size, write_varint
 
 # Tags of the response and of the record.
 _PAYMENT_ID, _DECISION_ID, _SCORE = 0x0A, 0x12, 0x19
+_AGE = 0x40
 _REQUEST, _RESPONSE, _TIME, _VECTOR, _CALLER = 0x0A, 0x12, 0x18, 0x22, 0x32
 _LATENCY = 0x78
 FRAME_BYTES = 8
@@ -38,7 +39,7 @@ FRAME_BYTES = 8
 OVERHEAD_BYTES = 128
 _DASH = 45
 # The pieces of `constants`.
-PREFIX, AGE, DIGEST = range(3)
+PREFIX, DIGEST = range(2)
 # Columns of `bounds`: where each frame begins, and where its response begins and ends.
 FRAME, RESPONSE, END = range(3)
 
@@ -75,9 +76,9 @@ class RecordSlots(NamedTuple):
     origin_ends: int
     """Where each origin ends."""
     constants: int
-    """The prefix of decision ids, the age and the digest, concatenated, uint8."""
+    """The prefix of decision ids and the digest, concatenated, uint8."""
     constant_ends: int
-    """Where PREFIX, AGE and DIGEST end."""
+    """Where PREFIX and DIGEST end."""
     vectors: int
     """A row of bytes for each decision."""
     out: int
@@ -113,11 +114,14 @@ def _write_word32(out: U8, at: int, number: int) -> None:
 
 
 @compiled(makes_arrays=True)
-def write_records(frame_at: int, count: int, vector_bytes: int, decision: int, time_ms: int, decided_s: float) -> int:
+def write_records(
+    frame_at: int, count: int, vector_bytes: int, decision: int, age_ms: int, time_ms: int, decided_s: float
+) -> int:
     """Write the frames of `count` decisions made at `time_ms`; the first has the number `decision`.
 
-    `decided_s`: the same moment by the clock of the arrivals; NaN if these are not known. The frame at `frame_at` holds
-    the arrays of SLOT. Returns the number of bytes written.
+    `age_ms`: the profiles' age; negative if it is not known. `decided_s`: the moment of the decisions by the clock of
+    the arrivals; NaN if these are not known. The frame at `frame_at` holds the arrays of SLOT. Returns the number of
+    bytes written.
     """
     bodies = carray(address(frame_at, SLOT.bodies), size(frame_at, SLOT.bodies), np.uint8)
     body_sizes = carray(address(frame_at, SLOT.body_sizes), count, np.int64)
@@ -137,13 +141,13 @@ def write_records(frame_at: int, count: int, vector_bytes: int, decision: int, t
     origins = carray(address(frame_at, SLOT.origins), size(frame_at, SLOT.origins), np.uint8)
     origin_ends = carray(address(frame_at, SLOT.origin_ends), size(frame_at, SLOT.origin_ends), np.int64)
     constants = carray(address(frame_at, SLOT.constants), size(frame_at, SLOT.constants), np.uint8)
-    constant_ends = carray(address(frame_at, SLOT.constant_ends), 3, np.int64)
+    constant_ends = carray(address(frame_at, SLOT.constant_ends), 2, np.int64)
     vectors = carray(address(frame_at, SLOT.vectors), count * vector_bytes, np.uint8)
     out = carray(address(frame_at, SLOT.out), size(frame_at, SLOT.out), np.uint8)
     bounds = carray(address(frame_at, SLOT.bounds), (count, 3), np.int64)
     prefix_size = constant_ends[PREFIX]
-    age, age_size = prefix_size, constant_ends[AGE] - constant_ends[PREFIX]
-    digest, digest_size = constant_ends[AGE], constant_ends[DIGEST] - constant_ends[AGE]
+    age_size = 1 + varint_size(age_ms) if age_ms >= 0 else 0
+    digest, digest_size = prefix_size, constant_ends[DIGEST] - prefix_size
     at, body, payment_id, caller, trace = 0, 0, 0, 0, 0
     for number in range(count):
         body_size, id_size, tail = body_sizes[number], id_sizes[number], tail_numbers[number]
@@ -173,7 +177,9 @@ def write_records(frame_at: int, count: int, vector_bytes: int, decision: int, t
             store_word(out, at + 1, score_words[number])
             at += 9
         at = copy_bytes(tails, tail_start, tail_size, out, at)
-        at = copy_bytes(constants, age, age_size, out, at)
+        if age_ms >= 0:
+            out[at] = _AGE
+            at = write_varint(out, at + 1, age_ms)
         bounds[number, END] = at
         out[at] = _TIME
         at = write_varint(out, at + 1, time_ms)

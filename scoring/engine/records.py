@@ -13,7 +13,7 @@ serialised once. Each tail names the origin of its records, so an origin costs a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from struct import Struct
 from typing import Any, NamedTuple
@@ -33,8 +33,6 @@ KEPT_TAILS_MAX = 1024
 BODY_BYTES_MAX = PAYLOAD_BYTES_MAX // 2
 # The tag of a record's trace, field 16, and its size.
 _TRACE_HEAD = bytes((0x82, 0x01, TRACE_BYTES))
-# Where each piece of the constants ends.
-_ENDS = Struct("=3q")
 
 
 @dataclass(frozen=True)
@@ -101,11 +99,11 @@ class RecordWriter:
         `origins` by its place.
         """
         assert vectors.flags.c_contiguous
-        self._rows_max, self._vector_bytes = len(vectors), vectors.itemsize * vectors.shape[1]
-        self._prefix = decision_prefix.encode()
-        self._digest = OutboxRecord(catalogue_digest=catalogue_digest).SerializeToString()
-        self._decision = 1
-        self._age: tuple[int | None] | None = None
+        self._rows_max, self.vector_bytes = len(vectors), vectors.itemsize * vectors.shape[1]
+        prefix = decision_prefix.encode()
+        digest = OutboxRecord(catalogue_digest=catalogue_digest).SerializeToString()
+        self.decision = 1
+        """The number of the next decision."""
         self._tails: list[bytes] = []
         self._longest_tail = 0
         self._kept = 0
@@ -126,7 +124,7 @@ class RecordWriter:
             # One byte more, because numba makes no array of nothing.
             "origins": np.frombuffer(b"".join(origin_bytes) + b"\0", dtype=np.uint8).copy(),
             "origin_ends": np.cumsum([len(each) for each in origin_bytes], dtype=np.int64),
-            "constant_ends": np.zeros(3, dtype=np.int64),
+            "constant_ends": np.cumsum([len(prefix), len(digest)], dtype=np.int64),
             "bounds": np.zeros(3 * self._rows_max, dtype=np.int64),
             "vectors": vectors,
             # Large enough for usual chunks; they grow when needed.
@@ -135,7 +133,7 @@ class RecordWriter:
             "callers": np.zeros(4 << 10, dtype=np.uint8),
             "traces": np.zeros(4 << 10, dtype=np.uint8),
             "tails": np.zeros(64 << 10, dtype=np.uint8),
-            "constants": np.zeros(1 << 10, dtype=np.uint8),
+            "constants": np.frombuffer(bytearray(prefix + digest + b"\0"), dtype=np.uint8),
             "out": np.zeros(128 << 10, dtype=np.uint8),
         }
         # The compiled loop gets only the address of this frame.
@@ -145,7 +143,16 @@ class RecordWriter:
         # Packers, indexed by the number of decisions.
         self._int64s = [Struct(f"={count}q") for count in range(self._rows_max + 1)]
         self._doubles = [Struct(f"={count}d") for count in range(self._rows_max + 1)]
-        self._set_age(None)
+
+    @property
+    def frame_at(self) -> int:
+        """The address of the frame of `record_bytes.write_records`."""
+        return self._frame.address
+
+    @property
+    def arrays(self) -> Mapping[str, NDArray[Any]]:
+        """The arrays of that frame, some of which are replaced by larger ones when they must grow."""
+        return self._arrays
 
     def keep_tail(self, tail: bytes, origin: int = 0) -> int | None:
         """Add a tail that stays, between two chunks. Returns its number, or None when KEPT_TAILS_MAX are kept."""
@@ -191,8 +198,8 @@ class RecordWriter:
         arrivals the records have no latency. `traces`: the trace of each request (trace_context.py of requests),
         empty where it has none; no items if none has.
         """
-        count, arrays = len(bodies), self._arrays
-        body_bytes, id_bytes, caller_bytes = b"".join(bodies), b"".join(ids), b"".join(callers)
+        count = len(bodies)
+        body_bytes, id_bytes = b"".join(bodies), b"".join(ids)
         # The outbox's reader would take a larger record for damage.
         assert len(body_bytes) < BODY_BYTES_MAX or max(map(len, bodies)) < BODY_BYTES_MAX, "a request's size"
         self._fill("bodies", body_bytes)
@@ -200,51 +207,61 @@ class RecordWriter:
         views, int64s = self._views, self._int64s[count]
         int64s.pack_into(views["body_sizes"], 0, *map(len, bodies))
         int64s.pack_into(views["id_sizes"], 0, *map(len, ids))
-        # As long as no caller has a name, all sizes are 0.
-        if caller_bytes or self._has_callers:
-            self._has_callers = True
-            self._fill("callers", caller_bytes)
-            int64s.pack_into(views["caller_sizes"], 0, *map(len, callers))
-        trace_bytes = 0
-        if traces or self._has_traces:
-            trace_bytes = self._take_traces(traces or [b""] * count, int64s)
         int64s.pack_into(views["tail_numbers"], 0, *tail_numbers)
         numbers = [math.nan if score is None else score for score in scores] if None in scores else scores
         self._doubles[count].pack_into(views["scores"], 0, *numbers)
-        if arrivals:
-            self._doubles[count].pack_into(views["arrivals"], 0, *arrivals)
-        else:
+        if not arrivals:
             decided_s = math.nan
-        if self._age != (profile_age_ms,):
-            self._set_age(profile_age_ms)
-        rest = self._vector_bytes + self._longest_tail + self._longest_origin
-        rest += len(arrays["constants"]) + loop.OVERHEAD_BYTES
-        self._make_room("out", len(body_bytes) + len(id_bytes) + len(caller_bytes) + trace_bytes + count * rest)
+        self.put_callers(count, arrivals, callers, traces)
+        self.make_room(count, len(body_bytes) + len(id_bytes))
+        age_ms = -1 if profile_age_ms is None else profile_age_ms
         size = loop.write_records(
-            self._frame.address, count, self._vector_bytes, self._decision, decided_time_ms, decided_s
+            self._frame.address, count, self.vector_bytes, self.decision, age_ms, decided_time_ms, decided_s
         )
-        self._decision += count
-        frames = views["out"][:size].tobytes()
+        return self.written(count, size)
+
+    def put_callers(
+        self, count: int, arrivals: Sequence[float], callers: Sequence[bytes], traces: Sequence[bytes]
+    ) -> None:
+        """Put what is known of the callers of a chunk's `count` payments where the loop reads it; see `write`."""
+        # As long as no caller has a name and no request a trace, all sizes are 0.
+        if self._has_callers or any(callers):
+            self._has_callers = True
+            self._fill("callers", b"".join(callers))
+            self._int64s[count].pack_into(self._views["caller_sizes"], 0, *map(len, callers or [b""] * count))
+        if traces or self._has_traces:
+            self._take_traces(traces or [b""] * count, self._int64s[count])
+        if arrivals:
+            self._doubles[count].pack_into(self._views["arrivals"], 0, *arrivals)
+
+    def make_text_room(self, body_bytes: int, id_bytes: int) -> None:
+        """Make room for the bodies and ids of a chunk, for a caller that puts them there itself."""
+        self._make_room("bodies", body_bytes)
+        self._make_room("ids", id_bytes)
+
+    def make_room(self, count: int, text_bytes: int) -> None:
+        """Make room for `count` records with at most `text_bytes` of bodies and ids. Call it last before a write."""
+        arrays = self._arrays
+        rest = self.vector_bytes + self._longest_tail + self._longest_origin
+        rest += len(arrays["constants"]) + loop.OVERHEAD_BYTES
+        names = len(arrays["callers"]) + len(arrays["traces"]) if self._has_callers or self._has_traces else 0
+        if len(arrays["out"]) < (needed := text_bytes + names + count * rest):
+            self._make_room("out", 2 * needed)
+
+    def written(self, count: int, size: int) -> Written:
+        """Returns the `count` decisions that the loop has written in `size` bytes. The next ones get other numbers."""
+        self.decision += count
+        frames = self._views["out"][:size].tobytes()
         bounds = self._bounds[: 3 * count].tolist()
         responses = [frames[start:end] for start, end in zip(bounds[1::3], bounds[2::3], strict=True)]
         return Written(responses, frames, bounds[::3])
 
-    def _take_traces(self, traces: Sequence[bytes], int64s: Struct) -> int:
-        """Put the traces of a chunk where the loop reads them, each with its tag and size. Returns their bytes."""
+    def _take_traces(self, traces: Sequence[bytes], int64s: Struct) -> None:
+        """Put the traces of a chunk where the loop reads them, each with its tag and size."""
         self._has_traces = True
         fields = [_TRACE_HEAD + trace if trace else b"" for trace in traces]
-        joined_fields = b"".join(fields)
-        self._fill("traces", joined_fields)
+        self._fill("traces", b"".join(fields))
         int64s.pack_into(self._views["trace_sizes"], 0, *map(len, fields))
-        return len(joined_fields)
-
-    def _set_age(self, profile_age_ms: int | None) -> None:
-        """Set the last field of all responses. Many chunks share it, as the age is in whole milliseconds."""
-        age = ScoreResponse(profile_age_ms=profile_age_ms).SerializeToString()
-        self._fill("constants", self._prefix + age + self._digest)
-        first, second = len(self._prefix), len(self._prefix) + len(age)
-        _ENDS.pack_into(self._views["constant_ends"], 0, first, second, second + len(self._digest))
-        self._age = (profile_age_ms,)
 
     def _fill(self, name: str, data: bytes) -> None:
         if len(data) > len(self._views[name]):

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
@@ -191,6 +191,27 @@ class PaymentScorer:
             usual += [(*flags, OVERLAY_ABSENT) for flags in usual]
         return usual
 
+    @property
+    def parts(self) -> ScorerParts:
+        """What another way through the same steps works with (scoring/engine/one_call.py)."""
+        return ScorerParts(
+            self._engine, self._outbox, self._metrics, self._answered, self._stages, self._vectors, self._unknown_flags
+        )
+
+    @property
+    def usual_mirror(self) -> MirrorReader | None:
+        """The mirror, if nothing but the serving model decides: no candidate, exploration or overlay. Else None."""
+        if self._split is not None or self._exploration is not None or self._overlay is not None:
+            return None
+        return self._mirror
+
+    def tail_of(self, serving: Served, row: int, score: float, flags: tuple[str, ...], others: list[str]) -> int:
+        """Ask a policy without conditions about one payment, whose vector is in `row`; returns its tail's number.
+
+        The primary model gave the score. `others` gets the action, if it is not "approve".
+        """
+        return self._tail(serving, _NO_PAYMENTS, row, score, 0, flags, others, 0)
+
     def take_up(self, served: Served) -> Served:
         """Decide with this from the next chunk on; returns what decided so far. Call it between two chunks."""
         before, self._serving = self._serving, served
@@ -302,21 +323,44 @@ class PaymentScorer:
         """Decide the payments that are new, and repeat the earlier answer of the others. Raises TemporaryFailure."""
         if self._answered is None:
             return self._decide(payments, (), now_ms)
-        claims: Sequence[Claim | Refusal] = self._answered.claim(payments, now_ms)
+        claims = self._answered.claim(payments, now_ms)
         if self._stages.is_timed:
             self._stages.lap("claim", len(payments))
+        return self._score_claimed(self._answered, payments, claims, now_ms, batches)
+
+    def score_claimed(
+        self, payments: CheckedPayments, now_ms: int, batches: Sequence[range] = ()
+    ) -> Sequence[bytes | Refusal]:
+        """Do as `score_many`, for at most ROWS_MAX payments that the decision cache's loop has just claimed."""
+        try:
+            if self._answered is None:
+                return self._decide(payments, (), now_ms)
+            claims = self._answered.claimed(payments, now_ms)
+            return self._score_claimed(self._answered, payments, claims, now_ms, batches)
+        except TemporaryFailure as error:
+            return [refusal_of(error)] * len(payments)
+
+    def _score_claimed(
+        self,
+        answered: DecisionCache,
+        payments: CheckedPayments,
+        claims: Sequence[Claim | Refusal],
+        now_ms: int,
+        batches: Sequence[range],
+    ) -> Sequence[bytes | Refusal]:
+        """Decide the payments whose claims were won. Raises TemporaryFailure."""
         slots = [claim for claim in claims if isinstance(claim, int)]
         are_new = len(slots) == len(claims)
         if not are_new:
             if batches:
                 claims, given_back = _whole_batches(claims, batches)
-                self._answered.release(given_back)
+                answered.release(given_back)
                 slots = [claim for claim in claims if isinstance(claim, int)]
             payments = payments.chosen([index for index, claim in enumerate(claims) if isinstance(claim, int)])
         try:
             decided = self._decide(payments, slots, now_ms)
         except BaseException:
-            self._answered.release(slots)
+            answered.release(slots)
             raise
         if are_new:
             return decided
@@ -613,6 +657,23 @@ class PaymentScorer:
             for payment_flags in made.flags:
                 for flag in payment_flags:
                     metrics.flags[flag].add(1)
+
+
+class ScorerParts(NamedTuple):
+    """What a scorer is made of, as far as it stays the same."""
+
+    engine: FeatureEngine
+    outbox: Outbox
+    metrics: ScoringMetrics
+    answered: DecisionCache | None
+    stages: StageTimes
+    vectors: NDArray[np.float32]
+    unknown_flags: Mapping[bytes, tuple[str, ...]]
+    """The flags of a payment, by ABSENT, UNKNOWN or KNOWN of each of its entities."""
+
+
+# A policy without conditions reads nothing of a payment.
+_NO_PAYMENTS = CheckedPayments([], [], [], np.zeros((0, 0), dtype=np.int64))
 
 
 class _Made(NamedTuple):

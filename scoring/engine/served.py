@@ -27,7 +27,17 @@ class Served:
     """Decides with one chain of models and one policy. Not thread-safe once it is in use."""
 
     __slots__ = (
-        *("approved", "approved_below", "models", "origins", "policy", "score_vectors", "stale_after_ms", "writer"),
+        *(
+            "approved",
+            "approved_below",
+            "models",
+            "origins",
+            "policy",
+            "score_vectors",
+            "stale_after_ms",
+            "token",
+            "writer",
+        ),
         *("_last_origin", "_propensities"),
     )
 
@@ -50,6 +60,8 @@ class Served:
         self.models, self.policy, self.origins = models, policy, tuple(origins)
         self.score_vectors = models.bind(vectors)
         self.stale_after_ms = policy.stale_after_ms
+        self.token = object()
+        """Says whether it is the same one, to someone who must not keep it."""
         self._last_origin = len(self.origins) - 1
         # Exploration: for each probability of an action, where its copies of the origins begin.
         self._propensities = {1.0: 0}

@@ -219,16 +219,19 @@ class DecisionCache:
     def claim(self, payments: CheckedPayments, now_ms: int) -> Sequence[Claim]:
         """Returns for each payment, in order, the slot that was won, or the result of an earlier claim."""
         count = len(payments)
-        if count >= len(self._int64s):
-            self._grow(2 * count)
+        self.make_room(count)
         now_s = now_ms // 1000
         callers = payments.callers
         keys = map(key_of, callers, payments.ids) if any(callers) else payments.ids
         self._int64s[count].pack_into(self._tags, 0, *map(tag_of, keys))
         won = claims.claim_bound(self._frame_at, count, self._owner | now_s, now_s, self._window_s)
-        slots = self._slots[: 8 * count].cast("q").tolist()
         if won == count:
-            return slots
+            return self.slots_of(count)
+        return self.claimed(payments, now_ms)
+
+    def claimed(self, payments: CheckedPayments, now_ms: int) -> Sequence[Claim]:
+        """Returns what `claim` does, for payments whose tags the frame's loop has just claimed."""
+        now_s, slots = now_ms // 1000, self.slots_of(len(payments))
         results: list[Claim] = []
         try:
             for index, result in enumerate(slots):
@@ -238,6 +241,26 @@ class DecisionCache:
             self.release([result for result in slots if 0 <= result < claims.FOUND])
             raise
         return results
+
+    def slots_of(self, count: int) -> list[int]:
+        """Returns what the frame's loop has found for its first `count` tags: slots, or other results."""
+        slots: list[int] = self._slots[: 8 * count].cast("q").tolist()
+        return slots
+
+    @property
+    def frame_at(self) -> int:
+        """The address of the frame of claim_table.py. It changes when the frame grows."""
+        return self._frame_at
+
+    @property
+    def owner(self) -> int:
+        """The word of a claim of this worker, without state and time."""
+        return self._owner
+
+    @property
+    def window_s(self) -> int:
+        """Seconds for which a claim holds."""
+        return self._window_s
 
     def place(self, slots: Sequence[int], positions: Sequence[int]) -> None:
         """Note in the slots where in this worker's outbox their records will begin. Call it before the append."""
@@ -255,6 +278,11 @@ class DecisionCache:
     def release(self, slots: Sequence[int]) -> None:
         """Give claims back, since nothing was appended for them. The next worker that asks decides."""
         claims.free_all(self._table, np.array(slots, dtype=np.int64), len(slots), self._owner)
+
+    def make_room(self, count: int) -> None:
+        """Make room for the claims of this many payments at a time."""
+        if count >= len(self._int64s):
+            self._grow(2 * count)
 
     def _grow(self, count: int) -> None:
         """Make room for `count` payments at a time."""

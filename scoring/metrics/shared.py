@@ -24,6 +24,7 @@ reader sees a value that was true a moment ago. A histogram may be read between 
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import json
 import mmap
@@ -89,6 +90,11 @@ class Series:
         return cls(str(kind), str(name), str(help_text), pairs, tuple(map(float, bounds)), float(str(scale)))
 
 
+def _address_of(slots: memoryview, index: int) -> int:
+    """Returns the address of a slot. Nothing keeps the slots alive for it."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(slots)) + 8 * index
+
+
 class Counter:
     """A count that only goes up. Not thread-safe."""
 
@@ -101,6 +107,11 @@ class Counter:
     def add(self, count: int) -> None:
         """Add `count`, at least 0."""
         self._slots[self._index] += count
+
+    @property
+    def address(self) -> int:
+        """The address of its slot, for compiled code. It changes when the registry is opened, and ends with it."""
+        return _address_of(self._slots, self._index)
 
     @property
     def value(self) -> int:
@@ -126,6 +137,11 @@ class Gauge:
     def set(self, value: float) -> None:
         """Set the value, in the metric's unit."""
         self._slots[self._index] = round(value * self._per_unit)
+
+    @property
+    def address(self) -> int:
+        """As `Counter.address`. The slot counts the gauge's scale."""
+        return _address_of(self._slots, self._index)
 
     def clear(self) -> None:
         """Show no value, because it is not known."""
@@ -157,15 +173,38 @@ class Histogram:
     def observe_all(self, values: Sequence[float]) -> None:
         """Count each of `values`."""
         slots, index, bounds = self._slots, self._index, self._bounds
+        total = 0.0
         for value in values:
             slots[index + bisect_left(bounds, value)] += 1
-        slots[self._sum_index] += int(sum(values) * self._per_unit)
+            total += value
+        # Not Python's `sum`, which adds floats more exactly in some versions than compiled code does.
+        slots[self._sum_index] += int(total * self._per_unit)
 
     def observe_many(self, value: float, count: int) -> None:
         """Count `value` `count` times."""
         slots = self._slots
         slots[self._index + bisect_left(self._bounds, value)] += count
         slots[self._sum_index] += int(value * count * self._per_unit)
+
+    @property
+    def addresses(self) -> tuple[int, int]:
+        """The addresses of the first bucket and of the sum: as `Counter.address`."""
+        return _address_of(self._slots, self._index), _address_of(self._slots, self._sum_index)
+
+    @property
+    def slots(self) -> memoryview:
+        """Where it counts. Another object when the registry is opened: then all addresses are others."""
+        return self._slots
+
+    @property
+    def bounds(self) -> tuple[float, ...]:
+        """The upper bounds of all buckets but the last."""
+        return self._bounds
+
+    @property
+    def per_unit(self) -> float:
+        """How many units of the sum a value of 1 has."""
+        return self._per_unit
 
     @property
     def count(self) -> int:

@@ -192,9 +192,9 @@ class StageTimes:
         """Note how many seconds a call has waited for its chunk."""
         self.seconds["wait"].observe(max(0.0, seconds))
 
-    def lap(self, stage: str, payments: int) -> None:
-        """Note the end of a stage. It began when the stage before ended, or with the chunk."""
-        now_s = time.perf_counter()
+    def lap(self, stage: str, payments: int, now_s: float | None = None) -> None:
+        """Note the end of a stage, which is `now_s` or now. It began when the stage before ended, or with the chunk."""
+        now_s = time.perf_counter() if now_s is None else now_s
         if payments > 0:
             self.seconds[stage].observe_many((now_s - self._since) / payments, payments)
         self._since = now_s

@@ -64,6 +64,18 @@ class RequestDecoder:
             errors |= {first + index: error for index, error in part_errors.items()}
         return joined(parts), errors
 
+    @property
+    def fast(self) -> FastRequests:
+        """The compiled reader, for a caller that runs its loop as part of another (scoring/engine/one_call.py)."""
+        return self._fast
+
+    def payments_read(self, bodies: Sequence[bytes]) -> CheckedPayments:
+        """Returns the payments of bodies that the compiled reader has just read, and found usual, all of them."""
+        _, keys, ids = self._fast.pieces(len(bodies))
+        kept = self._fast.kept(bodies) if self._has_declared else bodies
+        sent = bodies if self._has_declared else None
+        return CheckedPayments(kept, ids, keys, self._rows.attributes[: len(bodies)], sent, self.schema)
+
     def _read(self, requests: Sequence[TakenRequest], now_ms: int) -> tuple[CheckedPayments, dict[int, InvalidEvent]]:
         """Read at most ROWS_MAX requests."""
         bodies = [request if isinstance(request, bytes) else request.body for request in requests]

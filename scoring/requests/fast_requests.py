@@ -116,7 +116,7 @@ class FastRequests:
         body_bytes = _BODY_BYTES_MAX + sum(field.size_max + _FIELD_BYTES for field in plan.fields.declared)
         # A keyed hash in a key has 16 bytes.
         text_bytes = ROWS_MAX * ((1 + plan.entity_count) * body_bytes + len(prefixes) + 16 * len(entities))
-        arrays: dict[str, NDArray[Any]] = {
+        self.arrays: dict[str, NDArray[Any]] = {
             "program": _program(plan),
             "numbers": _numbers(plan, limits),
             "declared": _declared_program(plan.fields),
@@ -135,6 +135,8 @@ class FastRequests:
             "scratch": new_buffer(),
             "word": np.zeros(1, dtype=np.int64),
         }
+        """The arrays of the loop's frame."""
+        arrays = self.arrays
         # Keep the frame alive: the loop gets only its address.
         self._frame = Frame(loop.SLOT, arrays)
         self._frame_at = self._frame.address
@@ -144,21 +146,38 @@ class FastRequests:
 
     def read(self, bodies: Sequence[bytes], now_ms: int) -> Pieces:
         """Read at most ROWS_MAX bodies, and fill the rows of the usual ones. `now_ms` is in epoch milliseconds."""
-        count, entities = len(bodies), self._entities
+        count = len(bodies)
+        if not self.put(bodies, now_ms):
+            return Pieces(bytes(count), [b""] * (count * self._entities), [b""] * count)
+        loop.read_bodies(self._frame_at, count)
+        return self.pieces(count)
+
+    def put(self, bodies: Sequence[bytes], now_ms: int) -> bool:
+        """Put at most ROWS_MAX bodies where the loop reads them. Returns False if it cannot read them."""
         data = b"".join(bodies)
         size = len(data)
         if not self._can_read or size > len(self._data):
-            return Pieces(bytes(count), [b""] * (count * entities), [b""] * count)
+            return False
         self._data[:size] = data
-        _LENGTHS[count].pack_into(self._lengths, 0, *map(len, bodies))
+        _LENGTHS[len(bodies)].pack_into(self._lengths, 0, *map(len, bodies))
         self._numbers[loop.EARLIEST_MS] = max(now_ms - self._past_ms_max, TIME_MS_MIN)
         self._numbers[loop.LATEST_MS] = min(now_ms + self._future_ms_max, TIME_MS_END - 1)
-        texts = self._texts[: loop.read_bodies(self._frame_at, count)].tobytes()
+        return True
+
+    def pieces(self, count: int) -> Pieces:
+        """Returns what the loop has found in the first `count` bodies."""
+        entities = self._entities
         ends = self._ends[: count * (entities + 1)].tolist()
+        texts = self._texts[: ends[-1] if ends else 0].tobytes()
         pieces = [texts[start:end] for start, end in itertools.pairwise((0, *ends))]
         ids = pieces[entities :: entities + 1]
         del pieces[entities :: entities + 1]
         return Pieces(self._usual[:count].tobytes(), pieces, ids)
+
+    @property
+    def frame_at(self) -> int:
+        """The address of the frame of `request_bytes.read_bodies`."""
+        return self._frame_at
 
     def kept(self, bodies: Sequence[bytes]) -> list[bytes]:
         """Returns the bodies of the last `read` without their declared fields, as far as they are usual."""

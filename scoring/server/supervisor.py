@@ -32,7 +32,7 @@ from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
-from paywarden.scoring.engine import records
+from paywarden.scoring.engine import one_call, records
 from paywarden.scoring.idempotency import decision_cache as answered
 from paywarden.scoring.metrics.release import CHECK, swap_failures
 from paywarden.scoring.metrics.shared import Counter, Registry
@@ -182,6 +182,7 @@ def warm_up(host: ServerContext) -> None:
     fast_requests.warm_up()
     records.warm_up()
     mirror.warm_up()
+    one_call.warm_up()
     if host.overlay.enabled:
         overlay.warm_up(host.engine)
     gc.collect()

@@ -30,6 +30,7 @@ from paywarden.models.policy.policy import flags_of
 from paywarden.schemas.errors import PaywardenError
 from paywarden.scoring.engine.batcher import MicroBatcher
 from paywarden.scoring.engine.model_chain import ModelChain
+from paywarden.scoring.engine.one_call import OneCall
 from paywarden.scoring.engine.scorer import ROWS_MAX, PaymentScorer
 from paywarden.scoring.grpc.front import GrpcServer
 from paywarden.scoring.grpc.metrics import GrpcMetrics
@@ -132,7 +133,14 @@ async def _work(
     switch = ReleaseSwitch(scorer, host, parent, models=model_metrics, metrics=swap_metrics, info=info)
     switch.take_up_at_start()
     intake = RequestDecoder(host.engine.plan, host.rates, host.limits)
-    batcher = MicroBatcher(scorer, intake=intake, settings=host.admission, stages=stages, busy_poll=host.busy_poll)
+    batcher = MicroBatcher(
+        scorer,
+        intake=intake,
+        settings=host.admission,
+        stages=stages,
+        busy_poll=host.busy_poll,
+        whole=OneCall(scorer, intake),
+    )
     http = HttpServer(
         batcher,
         host.http,

@@ -313,7 +313,7 @@ class MirrorReader:
 
     @property
     def is_compiled(self) -> bool:
-        """Whether look-ups call LMDB from compiled code, so that `frame_for` and `complete_to_ms` may be used."""
+        """Whether look-ups call LMDB from compiled code, so that `frame_for` may be called."""
         return self._open is not None
 
     def frame_for(self, keys: LookUpKeys) -> Frame:
@@ -389,12 +389,13 @@ class MirrorReader:
             return False
 
     def close(self) -> None:
-        if self._open is not None:
-            self._end_transaction(self._open)
-            self._open.close()
-            self._open = None
-        else:
+        if self._open is None:
             self._env.close()
+        elif self._number_view[loop.ENVIRONMENT] != 0:
+            self._end_transaction(self._open)
+            # Whoever looks up now gets an error.
+            self._number_view[loop.ENVIRONMENT] = 0
+            self._open.close()
 
     def _look_up_compiled(self, environment: ReadEnvironment, keys: Sequence[bytes]) -> int:
         count = len(keys)

@@ -33,6 +33,8 @@ _KEY_SIZE, _KEY_AT, _VALUE_SIZE, _VALUE_AT = range(4)
 VALUE_WORDS = 4
 # The same values as in scoring/state/lmdb_calls.py, which holds no compiled code.
 _READ_ONLY, _NOT_FOUND = 0x20000, -30798
+# The status of a look-up in an environment that is closed: no error of LMDB is this number.
+_CLOSED = -1
 _WORD_BYTES = 8
 
 
@@ -42,7 +44,7 @@ class LookUpSlots(NamedTuple):
     functions: int
     """int64: the addresses of LMDB's functions, BEGIN to ID."""
     numbers: int
-    """int64: ENVIRONMENT to SNAPSHOT."""
+    """int64: ENVIRONMENT to SNAPSHOT. ENVIRONMENT is 0 when it is closed."""
     values: int
     """Shape (VALUE_WORDS,), int64. Scratch space: a key and its value."""
     complete_key: int
@@ -66,7 +68,9 @@ SLOT = positions(LookUpSlots)
 
 @inlined
 def _begin(functions: I64, numbers: I64, numbers_at: int) -> int:
-    """Begin a read transaction. Returns 0 or LMDB's error, after which there is none."""
+    """Begin a read transaction. Returns 0, LMDB's error or _CLOSED, after which there is none."""
+    if numbers[ENVIRONMENT] == 0:
+        return _CLOSED
     if numbers[TRANSACTION] == 0:
         kept_at = numbers_at + TRANSACTION * _WORD_BYTES
         status = int(np.int32(call_c(functions[BEGIN], numbers[ENVIRONMENT], 0, _READ_ONLY, kept_at)))

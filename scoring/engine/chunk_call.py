@@ -1,0 +1,324 @@
+"""The compiled half of scoring/engine/one_call.py: everything between the bytes of a chunk and its records.
+
+    bodies ─► read ─► claim ─► look up ─► vectors ─► margins ─► tails ─► records, positions of claims
+                │        │         │          │          │         │
+                └────────┴─────────┴──────────┴──────────┘         └─ WANTS_POLICY: Python names the missing tails,
+              UNUSUAL … NO_SCORES: Python goes on from here           and calls `write_chunk`
+
+1. Each step is the compiled function that Python calls elsewhere, with the frame that it has there. This file only
+   hands on what one step has found to the next.
+2. If something is not as usual, the call ends and says which step it was. What was done until then holds, and Python
+   goes on with it. Nothing is written and nothing counted before the scores are known.
+3. `write_chunk` ends with the claims' positions. Python appends the records, and calls `settle_chunk`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numba import carray  # type: ignore[attr-defined]
+
+from paywarden.features.kernel.batches import fill_bound_vectors
+from paywarden.features.kernel.byte_ranges import copy_bytes
+from paywarden.features.kernel.frame import address, size
+from paywarden.features.kernel.intrinsics import call_c, pointer, put_word_at, word_at
+from paywarden.features.kernel.jit import compiled, inlined
+from paywarden.features.kernel.layout import ABSENT, I64, KNOWN, OK
+from paywarden.features.kernel.plan_schema import positions
+from paywarden.scoring.engine import record_bytes as records
+from paywarden.scoring.engine.record_bytes import write_records
+from paywarden.scoring.idempotency import claim_table as claims
+from paywarden.scoring.idempotency.claim_table import claim_bound, place_bound, settle_bound
+from paywarden.scoring.requests import request_bytes as requests
+from paywarden.scoring.requests.request_bytes import read_bodies
+from paywarden.scoring.state import mirror_look_up as mirror
+from paywarden.scoring.state.mirror_look_up import look_up_bound
+
+# What `decide_chunk` returns: DONE, or the step that Python goes on with.
+DONE, UNUSUAL, CLAIMED_BEFORE, NO_PROFILES, UNREADABLE, NO_SCORES, WANTS_POLICY = range(7)
+# Places in `frames`.
+READ, CLAIM, LOOK_UP, FILL, RECORD = range(5)
+FRAME_COUNT = 5
+# Places in `numbers`. First what stays, then what Python sets for each chunk, then what it reads.
+ENTITIES, HASH, CLOCK, HAS_CLAIMS, OWNER, WINDOW_S, MARGINS, STALE_AFTER_MS, VECTOR_BYTES = range(9)
+NOW_MS, DECISION, OUTBOX_POSITION, IS_TIMED, HAS_ARRIVALS, NOT_APPROVED = range(9, 15)
+SIZE, AGE_MS = 15, 16
+NUMBER_COUNT = 17
+# Places in `calibration`: a score is 1 / (1 + exp(-(SLOPE * margin + INTERCEPT))); at or above BELOW, or below it, the
+# kept tails hold.
+SLOPE, INTERCEPT, BELOW = range(3)
+CALIBRATION_SIZE = 3
+# The kept tail of a payment that Python asks the policy about.
+NO_TAIL = -1
+# Places in `laps`: nanoseconds at which each step ended, by the clock of arrivals.
+PARSED, CLAIMED, LOOKED_UP, FILLED, SCORED, DECIDED = range(6)
+LAP_COUNT = 6
+# Places in `counters` behind those of entities, of which each has three: hits, misses, and the flag of unknown ones.
+STALE_FLAG, APPROVED, SCORED_BY_MODEL, AGE_GAUGE, SCORE_BUCKETS, SCORE_SUM = range(6)
+COUNTER_COUNT = 6
+_MONOTONIC = 1
+_SEPARATOR = 0
+
+
+class ChunkSlots(NamedTuple):
+    """The frame of this file's functions. Unless stated otherwise, an array is int64."""
+
+    frames: int
+    """The addresses of the steps' own frames, READ to RECORD."""
+    numbers: int
+    """ENTITIES to AGE_MS."""
+    calibration: int
+    """SLOPE, INTERCEPT and BELOW, float64."""
+    kept_tails: int
+    """Shape (2, 3**entities): the number of an approval's tail for fresh and stale profiles, or NO_TAIL. The second
+    index has a digit for each entity: ABSENT, UNKNOWN or KNOWN."""
+    margins: int
+    """float64, one for each payment."""
+    key: int
+    """A caller's name with a payment's id, uint8. Scratch space."""
+    time: int
+    """Seconds and nanoseconds. Scratch space."""
+    laps: int
+    """PARSED to DECIDED; filled if IS_TIMED."""
+    counters: int
+    """The addresses of the metrics' slots."""
+    score_bounds: int
+    """The bounds of the scores' histogram, float64."""
+    score_unit: int
+    """How many units of its sum a score of 1 has, float64."""
+
+
+SLOT = positions(ChunkSlots)
+
+
+@inlined
+def _now_ns(numbers: I64, time_at: int) -> int:
+    """Returns the time of the clock of arrivals (time.perf_counter) in nanoseconds."""
+    call_c(numbers[CLOCK], _MONOTONIC, time_at, 0, 0)
+    return int(word_at(time_at)) * 1_000_000_000 + int(word_at(time_at + 8))
+
+
+@inlined
+def _array_at(frame_at: int, slot: int) -> int:
+    found: int = word_at(frame_at + slot * 16)
+    return found
+
+
+@inlined
+def _count(counters: I64, place: int, number: int) -> None:
+    if number != 0:
+        put_word_at(counters[place], word_at(counters[place]) + number)
+
+
+@compiled(makes_arrays=True)
+def _claim(frame_at: int, claim_at: int, read_at: int, record_at: int, count: int) -> bool:
+    """Claim the ids that were read. Returns whether all were won."""
+    numbers = carray(address(frame_at, SLOT.numbers), NUMBER_COUNT, np.int64)
+    scratch = carray(address(frame_at, SLOT.key), size(frame_at, SLOT.key), np.uint8)
+    pieces = numbers[ENTITIES] + 1
+    texts = carray(address(read_at, requests.SLOT.texts), size(read_at, requests.SLOT.texts), np.uint8)
+    ends = carray(address(read_at, requests.SLOT.ends), (count, pieces), np.int64)
+    tags = carray(address(claim_at, claims.SLOT.tags), count, np.int64)
+    callers = carray(address(record_at, records.SLOT.callers), size(record_at, records.SLOT.callers), np.uint8)
+    caller_sizes = carray(address(record_at, records.SLOT.caller_sizes), count, np.int64)
+    texts_at, scratch_at, caller = _array_at(read_at, requests.SLOT.texts), _array_at(frame_at, SLOT.key), 0
+    for number in range(count):
+        start, end = ends[number, pieces - 2], ends[number, pieces - 1]
+        if caller_sizes[number] == 0:
+            tag = call_c(numbers[HASH], texts_at + start, end - start, 0, 0)
+        else:
+            at = copy_bytes(callers, caller, caller_sizes[number], scratch, 0)
+            scratch[at] = _SEPARATOR
+            at = copy_bytes(texts, start, end - start, scratch, at + 1)
+            tag = call_c(numbers[HASH], scratch_at, at, 0, 0)
+            caller += caller_sizes[number]
+        tags[number] = tag if tag != 0 else 1
+    now_s = numbers[NOW_MS] // 1000
+    won = claim_bound(claim_at, count, numbers[OWNER] | now_s, now_s, numbers[WINDOW_S])
+    return bool(won == count)
+
+
+@compiled(makes_arrays=True)
+def _look_up(look_up_at: int, read_at: int, count: int, entities: int) -> int:
+    """Look up the keys that were read. Returns 0 or LMDB's error."""
+    ends = carray(address(read_at, requests.SLOT.ends), (count, entities + 1), np.int64)
+    starts = carray(address(look_up_at, mirror.SLOT.key_starts), count * entities, np.int64)
+    sizes = carray(address(look_up_at, mirror.SLOT.key_sizes), count * entities, np.int64)
+    at = 0
+    for number in range(count):
+        for entity in range(entities):
+            starts[number * entities + entity] = at
+            sizes[number * entities + entity] = ends[number, entity] - at
+            at = ends[number, entity]
+        at = ends[number, entities]
+    found: int = look_up_bound(look_up_at, count * entities)
+    return found
+
+
+@compiled(makes_arrays=True)
+def _score(frame_at: int, record_at: int, count: int) -> bool:
+    """Score the vectors. Returns False if the model gives no number for one of them."""
+    numbers = carray(address(frame_at, SLOT.numbers), NUMBER_COUNT, np.int64)
+    calibration = carray(address(frame_at, SLOT.calibration), CALIBRATION_SIZE, np.float64)
+    margins = carray(address(frame_at, SLOT.margins), count, np.float64)
+    scores = carray(address(record_at, records.SLOT.scores), count, np.float64)
+    call_c(numbers[MARGINS], _array_at(record_at, records.SLOT.vectors), count, _array_at(frame_at, SLOT.margins), 0)
+    total = 0.0
+    for number in range(count):
+        total += margins[number]
+    if not math.isfinite(total):
+        return False
+    for number in range(count):
+        value = calibration[SLOPE] * margins[number] + calibration[INTERCEPT]
+        scores[number] = 1.0 / (1.0 + math.exp(-value)) if value > -700.0 else 0.0
+    return True
+
+
+@compiled(makes_arrays=True)
+def _choose_tails(frame_at: int, look_up_at: int, record_at: int, count: int) -> int:
+    """Choose the kept tails, and count what was looked up. Returns how many payments have none."""
+    numbers = carray(address(frame_at, SLOT.numbers), NUMBER_COUNT, np.int64)
+    calibration = carray(address(frame_at, SLOT.calibration), CALIBRATION_SIZE, np.float64)
+    kept = carray(address(frame_at, SLOT.kept_tails), size(frame_at, SLOT.kept_tails), np.int64)
+    counters = carray(address(frame_at, SLOT.counters), size(frame_at, SLOT.counters), np.int64)
+    entities = numbers[ENTITIES]
+    presence = carray(address(look_up_at, mirror.SLOT.presence), (count, entities), np.uint8)
+    scores = carray(address(record_at, records.SLOT.scores), count, np.float64)
+    tails = carray(address(record_at, records.SLOT.tail_numbers), count, np.int64)
+    first = len(kept) // 2 if numbers[AGE_MS] > numbers[STALE_AFTER_MS] else 0
+    missing = 0
+    for number in range(count):
+        pattern = 0
+        for entity in range(entities):
+            pattern = 3 * pattern + presence[number, entity]
+            if presence[number, entity] != ABSENT:
+                _count(counters, 3 * entity + (0 if presence[number, entity] == KNOWN else 1), 1)
+        tails[number] = kept[first + pattern] if scores[number] < calibration[BELOW] else NO_TAIL
+        missing += 1 if tails[number] == NO_TAIL else 0
+    _count(counters, 3 * entities + SCORED_BY_MODEL, count)
+    if numbers[AGE_MS] >= 0:
+        put_word_at(counters[3 * entities + AGE_GAUGE], numbers[AGE_MS])
+    return missing
+
+
+@compiled(makes_arrays=True)
+def _hand_on_texts(read_at: int, record_at: int, count: int, entities: int) -> None:
+    """Copy the bodies, as far as they are kept, and the ids to where the records are made."""
+    data = carray(address(read_at, requests.SLOT.data), size(read_at, requests.SLOT.data), np.uint8)
+    lengths = carray(address(read_at, requests.SLOT.lengths), count, np.int64)
+    kept = carray(address(read_at, requests.SLOT.kept), count, np.int64)
+    texts = carray(address(read_at, requests.SLOT.texts), size(read_at, requests.SLOT.texts), np.uint8)
+    ends = carray(address(read_at, requests.SLOT.ends), (count, entities + 1), np.int64)
+    bodies = carray(address(record_at, records.SLOT.bodies), size(record_at, records.SLOT.bodies), np.uint8)
+    body_sizes = carray(address(record_at, records.SLOT.body_sizes), count, np.int64)
+    ids = carray(address(record_at, records.SLOT.ids), size(record_at, records.SLOT.ids), np.uint8)
+    id_sizes = carray(address(record_at, records.SLOT.id_sizes), count, np.int64)
+    begun, body, identity = 0, 0, 0
+    for number in range(count):
+        body_sizes[number] = kept[number]
+        body = copy_bytes(data, begun, kept[number], bodies, body)
+        begun += lengths[number]
+        start = ends[number, entities - 1]
+        id_sizes[number] = ends[number, entities] - start
+        identity = copy_bytes(texts, start, id_sizes[number], ids, identity)
+
+
+@compiled(makes_arrays=True)
+def decide_chunk(frame_at: int, count: int) -> int:
+    """Decide about the first `count` bodies of the reader's frame. Returns DONE, or why it ended before.
+
+    After DONE the records are written and the claims know where each will begin: see `write_chunk`.
+    """
+    frames = carray(address(frame_at, SLOT.frames), FRAME_COUNT, np.int64)
+    numbers = carray(address(frame_at, SLOT.numbers), NUMBER_COUNT, np.int64)
+    laps = carray(address(frame_at, SLOT.laps), LAP_COUNT, np.int64)
+    time_at, is_timed, entities = _array_at(frame_at, SLOT.time), numbers[IS_TIMED] == 1, numbers[ENTITIES]
+    read_at, record_at, look_up_at = frames[READ], frames[RECORD], frames[LOOK_UP]
+    read_bodies(read_at, count)
+    is_usual = carray(address(read_at, requests.SLOT.is_usual), count, np.uint8)
+    for number in range(count):
+        if is_usual[number] == 0:
+            return UNUSUAL
+    if is_timed:
+        laps[PARSED] = _now_ns(numbers, time_at)
+    if numbers[HAS_CLAIMS] == 1:
+        if not _claim(frame_at, frames[CLAIM], read_at, record_at, count):
+            return CLAIMED_BEFORE
+        if is_timed:
+            laps[CLAIMED] = _now_ns(numbers, time_at)
+    if _look_up(look_up_at, read_at, count, entities) != 0:
+        return NO_PROFILES
+    found = carray(address(look_up_at, mirror.SLOT.numbers), mirror.NUMBER_COUNT, np.int64)
+    complete_to_ms = found[mirror.COMPLETE_TO_MS]
+    numbers[AGE_MS] = max(0, numbers[NOW_MS] - complete_to_ms) if complete_to_ms > 0 else -1
+    if is_timed:
+        laps[LOOKED_UP] = _now_ns(numbers, time_at)
+    if fill_bound_vectors(frames[FILL], count) != OK:
+        return UNREADABLE
+    if is_timed:
+        laps[FILLED] = _now_ns(numbers, time_at)
+    if not _score(frame_at, record_at, count):
+        return NO_SCORES
+    if is_timed:
+        laps[SCORED] = _now_ns(numbers, time_at)
+    missing = _choose_tails(frame_at, look_up_at, record_at, count)
+    _hand_on_texts(read_at, record_at, count, entities)
+    if missing > 0:
+        return WANTS_POLICY
+    write_chunk(frame_at, count)
+    return DONE
+
+
+@compiled(makes_arrays=True)
+def write_chunk(frame_at: int, count: int) -> None:
+    """Write the records, SIZE bytes, and note in the claims where each will begin behind OUTBOX_POSITION."""
+    frames = carray(address(frame_at, SLOT.frames), FRAME_COUNT, np.int64)
+    numbers = carray(address(frame_at, SLOT.numbers), NUMBER_COUNT, np.int64)
+    time_at = _array_at(frame_at, SLOT.time)
+    decided_s = _now_ns(numbers, time_at) * 1e-9 if numbers[HAS_ARRIVALS] == 1 else np.nan
+    numbers[SIZE] = write_records(
+        frames[RECORD], count, numbers[VECTOR_BYTES], numbers[DECISION], numbers[AGE_MS], numbers[NOW_MS], decided_s
+    )
+    if numbers[HAS_CLAIMS] == 1:
+        bounds = carray(address(frames[RECORD], records.SLOT.bounds), (count, 3), np.int64)
+        begins = carray(address(frames[CLAIM], claims.SLOT.positions), count, np.int64)
+        for number in range(count):
+            begins[number] = numbers[OUTBOX_POSITION] + bounds[number, records.FRAME]
+        place_bound(frames[CLAIM], count)
+    if numbers[IS_TIMED] == 1:
+        carray(address(frame_at, SLOT.laps), LAP_COUNT, np.int64)[DECIDED] = _now_ns(numbers, time_at)
+
+
+@compiled(makes_arrays=True)
+def settle_chunk(frame_at: int, count: int) -> None:
+    """Settle the claims of a chunk whose records are appended, and count its decisions.
+
+    Of these, NOT_APPROVED are others than approvals, which Python counts.
+    """
+    frames = carray(address(frame_at, SLOT.frames), FRAME_COUNT, np.int64)
+    numbers = carray(address(frame_at, SLOT.numbers), NUMBER_COUNT, np.int64)
+    if numbers[HAS_CLAIMS] == 1:
+        settle_bound(frames[CLAIM], count, numbers[OWNER])
+    counters = carray(address(frame_at, SLOT.counters), size(frame_at, SLOT.counters), np.int64)
+    bounds = carray(address(frame_at, SLOT.score_bounds), size(frame_at, SLOT.score_bounds), np.float64)
+    unit = carray(address(frame_at, SLOT.score_unit), 1, np.float64)[0]
+    scores = carray(address(frames[RECORD], records.SLOT.scores), count, np.float64)
+    entities = numbers[ENTITIES]
+    presence = carray(address(frames[LOOK_UP], mirror.SLOT.presence), (count, entities), np.uint8)
+    buckets = carray(pointer(counters[3 * entities + SCORE_BUCKETS]), len(bounds) + 1, np.int64)
+    total = 0.0
+    for number in range(count):
+        bucket = 0
+        while bucket < len(bounds) and bounds[bucket] < scores[number]:
+            bucket += 1
+        buckets[bucket] += 1
+        total += scores[number]
+        for entity in range(entities):
+            if presence[number, entity] != ABSENT and presence[number, entity] != KNOWN:
+                _count(counters, 3 * entity + 2, 1)
+    _count(counters, 3 * entities + SCORE_SUM, int(total * unit))
+    _count(counters, 3 * entities + APPROVED, count - numbers[NOT_APPROVED])
+    if numbers[AGE_MS] > numbers[STALE_AFTER_MS]:
+        _count(counters, 3 * entities + STALE_FLAG, count)

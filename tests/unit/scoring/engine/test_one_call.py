@@ -1,0 +1,283 @@
+"""A chunk that one compiled call scores has the answers, records, claims and metrics of decoder and scorer."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from paywarden.models.policy.policy import FLAGS, Policy, PolicySettings
+from paywarden.schemas.errors import TemporaryFailure
+from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
+from paywarden.scoring.engine import batcher as batcher_module
+from paywarden.scoring.engine import chunk_call, one_call, served
+from paywarden.scoring.engine import scorer as scorer_module
+from paywarden.scoring.engine.batcher import AdmissionSettings, MicroBatcher, Refusal
+from paywarden.scoring.engine.model_chain import ModelChain
+from paywarden.scoring.engine.one_call import OneCall
+from paywarden.scoring.engine.records import Origin
+from paywarden.scoring.engine.scorer import PaymentScorer
+from paywarden.scoring.idempotency import decision_cache
+from paywarden.scoring.idempotency.decision_cache import DecisionCache, DecisionCacheMetrics, DecisionCacheSettings
+from paywarden.scoring.metrics.model import ModelMetrics
+from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.metrics.worker import ScoringMetrics, StageTimes
+from paywarden.scoring.requests.decoder import RequestDecoder
+from paywarden.scoring.requests.trace_context import TRACE_BYTES
+from paywarden.scoring.requests.validation import RequestLimits
+from paywarden.scoring.state.mirror import MirrorReader, MirrorSettings, MirrorWriter
+from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxWriter
+from tests.worlds import small_world
+from tests.worlds.requests import requests_of
+from tests.worlds.small_history import profiles
+
+PLAN = small_world.engine().plan
+NOW_MS = int(small_world.history().event_time_ms[-1]) + 1000
+# A profile that nobody can read, and one of a card that no history has.
+DAMAGED, STRANGER = b"card:damaged", "nobody"
+
+
+class Side:
+    """One worker's way from bytes to answers: with `OneCall`, or in steps."""
+
+    def __init__(self, folder: Path, mirror: MirrorSettings, *, in_one_call: bool) -> None:
+        self.where = OutboxSettings(directory=str(folder / "outbox"), fsync="never")
+        self.table = DecisionCacheSettings(path=str(folder / "answered"), payments_max=512)
+        decision_cache.prepare(self.table)
+        self.registry = registry = Registry()
+        self.stages = StageTimes(Registry())
+        self.outbox = OutboxWriter(self.where, "worker-0")
+        self.cache = DecisionCache(self.table, self.where, 0, DecisionCacheMetrics.declare(registry))
+        bundle = small_world.loaded_bundle()
+        assert bundle.predictor.native
+        # Thresholds that a good share of the payments reaches.
+        review_at, decline_at = bundle.manifest.review_at / 4, bundle.manifest.decline_at
+        self.models = ModelChain((bundle,), metrics=ModelMetrics.declare(registry))
+        self.scorer = PaymentScorer(
+            engine=small_world.engine(),
+            models=self.models,
+            policy=Policy(PolicySettings(on_unknown_device="review"), review_at=review_at, decline_at=decline_at),
+            mirror=mirror,
+            outbox=self.outbox,
+            metrics=ScoringMetrics.declare(registry, flags=FLAGS, entities=PLAN.entity_names),
+            answered=self.cache,
+            stages=self.stages,
+            origins=(Origin("ab" * 32, "cd" * 32), Origin("", "cd" * 32)),
+        )
+        self.intake = RequestDecoder(PLAN, small_world.rates(), RequestLimits())
+        self.one_call = OneCall(self.scorer, self.intake) if in_one_call else None
+        self.now_ms = NOW_MS
+        self.batcher = MicroBatcher(
+            self.scorer,
+            intake=self.intake,
+            settings=AdmissionSettings(),
+            stages=self.stages,
+            whole=self.one_call,
+            now_ms=lambda: self.now_ms,
+        )
+
+    def ask(
+        self,
+        requests: Sequence[bytes],
+        batches: Sequence[range] = (),
+        callers: Sequence[bytes] = (),
+        traces: Sequence[bytes] = (),
+        arrivals: Sequence[float] = (),
+    ) -> list[bytes | Refusal]:
+        """Score a chunk. Requests that arrive after they are decided have a latency of 0 in their records."""
+        counts = [len(unit) for unit in batcher_module.units_of(len(requests), batches)]
+        arrivals = arrivals or [1e12] * len(requests)
+        chunk = batcher_module._Chunk([], counts, [*requests], [*batches], [*callers], [*arrivals], [*traces])
+        return [*self.batcher._results(chunk)]
+
+    def records(self) -> bytes:
+        return OutboxReader(self.where, "worker-0").raw(0, self.outbox.position)
+
+    def claims(self) -> bytes:
+        return Path(self.table.path).read_bytes()
+
+    def counts(self) -> dict[Any, list[int]]:
+        return {key: handle._slots.tolist() for key, (_, handle) in self.registry._declared.items()}
+
+    def close(self) -> None:
+        self.cache.close()
+        self.outbox.close()
+
+
+class Pair:
+    """Both ways over one mirror. LMDB may be open only once in a process, so they share its reader."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        mirror = MirrorSettings(path=str(folder / "mirror"), size_mb=64)
+        writer = MirrorWriter(mirror)
+        writer.apply({**profiles(), DAMAGED: b"\x05 no profile"}, {0: 1}, NOW_MS)
+        writer.close()
+        # Decisions count up from the same prefix on both sides.
+        monkeypatch.setattr(served, "os", SimpleNamespace(urandom=bytes))
+        self.steps = Side(folder / "steps", mirror, in_one_call=False)
+        reader = self.steps.scorer._mirror
+        assert isinstance(reader, MirrorReader)
+        monkeypatch.setattr(scorer_module, "MirrorReader", lambda *_, **__: reader)
+        self.quick = Side(folder / "quick", mirror, in_one_call=True)
+        self.reader = reader
+
+    def ask(self, requests: Sequence[bytes], now_ms: int = NOW_MS, **more: Any) -> list[bytes | Refusal]:
+        """Ask both, and compare everything they leave behind."""
+        self.steps.now_ms = self.quick.now_ms = now_ms
+        expected, found = self.steps.ask(requests, **more), self.quick.ask(requests, **more)
+        assert found == expected
+        assert self.quick.claims() == self.steps.claims()
+        assert self.quick.counts() == self.steps.counts()
+        assert self.quick.records() == self.steps.records()
+        return found
+
+    def close(self) -> None:
+        self.steps.close()
+        self.quick.close()
+        self.reader.close()
+
+
+@pytest.fixture
+def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
+    made = Pair(tmp_path, monkeypatch)
+    yield made
+    made.close()
+
+
+KNOWN = requests_of(small_world.tables()[0].slice(0, 200), id_prefix="live-")
+
+
+def body(place: int, **changes: Any) -> bytes:
+    request = ScoreRequest()
+    request.CopyFrom(KNOWN[place])
+    request.event_time_ms = NOW_MS
+    for name, value in changes.items():
+        setattr(request, name, value)
+    return request.SerializeToString()
+
+
+USUAL = st.builds(
+    lambda place, identity, card: body(place, payment_id=identity, **({"card_id": card} if card else {})),
+    st.integers(0, len(KNOWN) - 1),
+    st.integers(0, 400).map("p{}".format),
+    st.sampled_from(["", "", "", "", STRANGER]),
+)
+HOSTILE = st.one_of(
+    st.binary(max_size=40),
+    st.integers(0, 60).map(lambda place: body(place)[:-3]),
+    st.integers(0, 60).map(lambda place: body(place, merchant_id="Bäckerei")),
+    st.integers(0, 60).map(lambda place: body(place, currency="XXX")),
+    st.integers(0, 60).map(lambda place: body(place, card_id="damaged")),
+    st.integers(0, 60).map(lambda place: body(place, payment_id="i" * 65)),
+)
+
+
+@st.composite
+def chunks(draw: st.DrawFn) -> dict[str, Any]:
+    size = draw(st.one_of(st.just(1), st.integers(1, 8), st.integers(1, 64)))
+    is_hostile = draw(st.integers(0, 3)) == 0
+    requests = draw(st.lists(st.one_of(USUAL, HOSTILE) if is_hostile else USUAL, min_size=size, max_size=size))
+    chunk: dict[str, Any] = {"requests": requests, "now_ms": NOW_MS + draw(st.sampled_from([0, 0, 7, 60_000]))}
+    if draw(st.integers(0, 3)) == 0:
+        chunk["callers"] = draw(st.lists(st.sampled_from([b"", b"shop", b"bank"]), min_size=size, max_size=size))
+    if draw(st.integers(0, 3)) == 0:
+        chunk["traces"] = draw(st.lists(st.sampled_from([b"", b"t" * TRACE_BYTES]), min_size=size, max_size=size))
+    if size > 2 and draw(st.integers(0, 3)) == 0:
+        start = draw(st.integers(0, size - 2))
+        chunk["batches"] = [range(start, draw(st.integers(start + 2, size)))]
+    return chunk
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.lists(chunks(), min_size=1, max_size=4))
+def test_one_call_leaves_the_answers_records_claims_and_counts_of_the_steps(
+    pair: Pair, asked: list[dict[str, Any]]
+) -> None:
+    for chunk in asked:
+        pair.ask(**chunk)
+
+
+def test_usual_chunks_do_go_through_the_one_call(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("a usual chunk was scored in steps")
+
+    found = pair.ask([body(place) for place in range(64)])
+    monkeypatch.setattr(pair.quick.scorer, "score_many", never)
+    monkeypatch.setattr(pair.quick.scorer, "score_claimed", never)
+    for first in range(64, 128):
+        found += pair.ask([body(first)])
+    actions = [ScoreResponse.FromString(each).action for each in found if isinstance(each, bytes)]
+    assert len(actions) == 128
+    assert {*actions} >= {"approve", "review"}, "some answers must need the policy"
+
+
+@pytest.mark.parametrize("places", [[0], [*range(20)]])
+def test_what_the_outbox_refuses_is_refused_and_can_be_asked_again(
+    pair: Pair, places: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: bytes) -> int:
+        raise TemporaryFailure("the outbox is full")
+
+    requests = [body(place) for place in places]
+    with monkeypatch.context() as broken:
+        for side in (pair.steps, pair.quick):
+            broken.setattr(side.outbox, "append_frames", refuse)
+            results = side.ask(requests)
+            assert all(isinstance(each, Refusal) for each in results)
+            assert not side.records()
+    assert all(isinstance(each, bytes) for each in pair.quick.ask(requests))
+    assert [each.payment_id for each in map(ScoreResponse.FromString, pair.steps.ask(requests))]  # type: ignore[arg-type]
+
+
+def test_a_model_that_gives_no_number_is_asked_again_in_steps(pair: Pair) -> None:
+    def no_number(_: int, count: int, margins: Any) -> None:
+        margins[count - 1] = math.nan
+
+    assert pair.quick.one_call is not None
+    pair.ask([body(0)])
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.POINTER(ctypes.c_double))
+    function = kind(no_number)
+    pair.quick.one_call._numbers[chunk_call.MARGINS] = ctypes.cast(function, ctypes.c_void_p).value or 0
+    pair.ask([body(place) for place in range(1, 9)])
+
+
+def test_without_a_mirror_both_ways_say_so(pair: Pair) -> None:
+    pair.ask([body(0)])
+    pair.reader.close()
+    (answer,) = pair.ask([body(1)])
+    assert isinstance(answer, bytes)
+    assert [*ScoreResponse.FromString(answer).flags] == ["mirror_absent"]
+
+
+def test_a_model_and_a_policy_that_are_taken_up_decide_from_the_next_chunk_on(pair: Pair) -> None:
+    pair.ask([body(place) for place in range(9)])
+    strict = Policy(PolicySettings(), review_at=1e-9, decline_at=1.0)
+    other = small_world.other_loaded_bundle()
+    for side in (pair.steps, pair.quick):
+        models = ModelChain((other,), metrics=ModelMetrics.declare(Registry()))
+        side.scorer.take_up(side.scorer.served(models, strict))
+    found = pair.ask([body(place) for place in range(9, 20)])
+    assert {ScoreResponse.FromString(each).action for each in found if isinstance(each, bytes)} == {"review"}
+
+
+def test_a_record_has_the_latency_since_its_arrival_and_stages_are_timed(pair: Pair) -> None:
+    side = pair.quick
+    for number in range(16):
+        side.stages.begin(time.perf_counter())
+        (answer,) = side.ask([body(number)], arrivals=[time.perf_counter() - 1.5])
+        assert isinstance(answer, bytes)
+    assert all(side.stages.seconds[stage].count == 1 for stage, _ in one_call._LAPS)
+    assert side.stages.seconds["append"].count == 1
+    payloads = OutboxReader(side.where, "worker-0").read(0, 100)
+    latencies = [OutboxEntry.FromString(payload).latency_us for _, payload in payloads]
+    assert len(latencies) == 16
+    assert min(latencies) >= 1_500_000
