@@ -72,6 +72,7 @@ _FORMAT = 1
 _ZLIB_LEVEL = 1
 
 I64 = NDArray[np.int64]
+_EDGES, _LAG_EDGES = np.array(EDGES, dtype=np.int64), np.array(LAG_EDGES_MS, dtype=np.int64)
 
 
 class OutcomeTally:
@@ -119,6 +120,22 @@ class OutcomeTally:
             row[_SQUARES + label] += times * (score_units * score_units // UNIT)
         if label != UNLABELLED:
             row[_LAGS + label * LAG_BINS + bisect_right(LAG_EDGES_MS, lag_ms)] += times
+
+    def count_columns(
+        self, *, score_units: I64, actions: I64, amount_minor: I64, labels: I64, lag_ms: I64, times: I64
+    ) -> None:
+        """Run `count` for columns, shape (payments,) each."""
+        row = self.row
+        cells, is_scored = labels * ACTION_COUNT + actions, score_units != NO_SCORE
+        score_bins = np.where(is_scored, np.searchsorted(_EDGES, score_units, side="right"), BINS)
+        np.add.at(row, cells * _SCORED + score_bins, times)
+        np.add.at(row, _AMOUNTS + cells, times * amount_minor)
+        scored, units = np.flatnonzero(is_scored), score_units[is_scored]
+        np.add.at(row, _SUMS + labels[scored] * BINS + score_bins[scored], times[scored] * units)
+        np.add.at(row, _SQUARES + labels[scored], times[scored] * (units * units // UNIT))
+        told = np.flatnonzero(labels != UNLABELLED)
+        lag_bins = np.searchsorted(_LAG_EDGES, lag_ms[told], side="right")
+        np.add.at(row, _LAGS + labels[told] * LAG_BINS + lag_bins, times[told])
 
     def to_bytes(self) -> bytes:
         """Returns bytes for `from_bytes`: the format, the number of non-zero entries, and these entries, compressed."""

@@ -234,8 +234,27 @@ _DECIDED = struct.Struct("<qBiqHH")
 _MARK = struct.Struct("<1sHqBB")
 
 
+# A payment's record with one decision and its mark, without the arm's names: these stand between the two.
+_FIRST = struct.Struct(_HEAD.format + (_OUTCOME.format + _DECIDED.format).replace("<", ""))
+_FIRST_MARK = struct.Struct(_MARK.format + 2 * _OUTCOME.format.replace("<", ""))
+_NO_OUTCOME = (-1, 0)
+
+
+def first_record(decided: CountedDecision, source: SourcePartition, offset: int) -> bytes:
+    """Returns the record of a payment of which only this decision is known: what `join` and `to_bytes` make of it."""
+    arm, decided_ms, action, score_units, amount_minor = decided
+    version, variant = arm[0].encode(), arm[1].encode()
+    head = _FIRST.pack(
+        _FORMAT, 1, 0, 1, *_NO_OUTCOME, decided_ms, action, score_units, amount_minor, len(version), len(variant)
+    )
+    mark = _FIRST_MARK.pack(
+        source.topic.encode(), source.partition, offset, RowEffect.DECIDED, 1, *_NO_OUTCOME, *_NO_OUTCOME
+    )
+    return b"".join((head, version, variant, mark))
+
+
 def _packed(outcome: Outcome | None) -> bytes:
-    return _OUTCOME.pack(-1, 0) if outcome is None else _OUTCOME.pack(outcome.label, outcome.time_ms)
+    return _OUTCOME.pack(*_NO_OUTCOME) if outcome is None else _OUTCOME.pack(outcome.label, outcome.time_ms)
 
 
 class _Reading:

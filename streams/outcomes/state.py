@@ -30,6 +30,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
+
 from paywarden.features.profiles.money import RateTable
 from paywarden.features.stores.base import ProfileStore, update_records
 from paywarden.models.metrics.outcome_tally import NO_SCORE, OutcomeTally, total, units_of
@@ -51,6 +53,7 @@ from paywarden.streams.outcomes.payments import (
     SourcePartition,
     TallyCell,
     TallyChange,
+    first_record,
     payment_key,
 )
 from paywarden.streams.outcomes.settings import OutcomeSettings
@@ -139,24 +142,27 @@ class Day:
     next_offset: int = 0
     tallies: dict[Arm, OutcomeTally] = field(default_factory=dict)
 
-    def add(self, results: Iterable[JoinResult], day: int) -> None:
-        """Count the results that are not counted yet and belong to this day."""
-        for result in results:
-            if result.offset < self.next_offset:
-                continue
-            for change in result.changes:
-                if change.decided.cell.day == day:
-                    self._count(change)
+    def add(self, changes: Iterable[tuple[int, TallyChange]]) -> None:
+        """Count changes of this day, each with the offset of its row, that are not counted yet."""
+        of_arms: dict[Arm, list[TallyChange]] = {}
+        for offset, change in changes:
+            if offset >= self.next_offset:
+                of_arm = of_arms.get(change.decided.arm)
+                if of_arm is None:
+                    of_arm = of_arms[change.decided.arm] = []
+                of_arm.append(change)
+        for arm, of_arm in of_arms.items():
+            self._count(self.tallies.setdefault(arm, OutcomeTally()), of_arm)
 
-    def _count(self, change: TallyChange) -> None:
-        decided = change.decided
-        self.tallies.setdefault(decided.arm, OutcomeTally()).count(
-            score_units=decided.score_units,
-            action=decided.action,
-            amount_minor=decided.amount_minor,
-            label=change.label,
-            lag_ms=change.lag_ms,
-            times=change.times,
+    def _count(self, tally: OutcomeTally, changes: Sequence[TallyChange]) -> None:
+        decided = [change.decided for change in changes]
+        tally.count_columns(
+            score_units=np.array([one.score_units for one in decided], dtype=np.int64),
+            actions=np.array([one.action for one in decided], dtype=np.int64),
+            amount_minor=np.array([one.amount_minor for one in decided], dtype=np.int64),
+            labels=np.array([change.label for change in changes], dtype=np.int64),
+            lag_ms=np.array([change.lag_ms for change in changes], dtype=np.int64),
+            times=np.array([change.times for change in changes], dtype=np.int64),
         )
 
     def encode(self) -> bytes:
@@ -211,6 +217,11 @@ class StateReading:
 
     def _counted_as(self, arm: Arm, decided_ms: int, progress: JoinProgress) -> Arm:
         places, newest_of = self._settings.arms_max, progress.newest_of
+        newest_ms = newest_of.get(arm)
+        if newest_ms is not None:
+            if decided_ms > newest_ms:
+                newest_of[arm] = decided_ms
+            return arm
         is_long = max(len(arm.version), len(arm.variant)) > _NAME_LENGTH_MAX
         if is_long or not has_place(newest_of, arm, decided_ms, places=places, idle_ms=_IDLE_MS):
             progress.totals["other_arm"] += 1
@@ -306,6 +317,12 @@ class OutcomeWork:
         results: dict[bytes, list[JoinResult]] = {}
 
         def join(key: bytes, found: bytes | None) -> bytes | None:
+            if found is None and len(wanted[key]) == 1:
+                offset, row = wanted[key][0]
+                if type(row) is CountedDecision:
+                    # Nearly every decision is the first row of its payment.
+                    results[key] = [JoinResult(offset, RowEffect.DECIDED, (TallyChange(row, None, 1),))]
+                    return first_record(row, self.source, offset)
             try:
                 payment = Payment() if found is None else Payment.from_bytes(found)
             except InvalidEvent:
@@ -317,7 +334,8 @@ class OutcomeWork:
         ttl_s = (self._settings.window_days + _MARGIN_DAYS) * DAY_MS // 1000
         update_records(self._store, list(wanted), join, ttl_s=ttl_s)
         found = sorted(result for of_payment in results.values() for result in of_payment)
-        progress.totals.update(result.kind.name.lower() for result in found)
+        for kind, count in Counter([result.kind for result in found]).items():
+            progress.totals[kind.name.lower()] += count
         return found
 
     def _joined(
@@ -343,10 +361,14 @@ class OutcomeWork:
 
     def _write_days(self, results: Sequence[JoinResult], next_offset: int) -> None:
         """Do step 2."""
-        changed: dict[int, list[JoinResult]] = {}
-        for result in results:
-            for day in {change.decided.cell.day for change in result.changes}:
-                changed.setdefault(day, []).append(result)
+        changed: dict[int, list[tuple[int, TallyChange]]] = {}
+        for offset, _, changes in results:
+            for change in changes:
+                day = change.decided.decided_ms // DAY_MS
+                of_day = changed.get(day)
+                if of_day is None:
+                    of_day = changed[day] = []
+                of_day.append((offset, change))
         days = {day_key(self.source, day): day for day in sorted(changed)}
         if not days:
             return
@@ -355,7 +377,7 @@ class OutcomeWork:
             day = Day() if found is None else Day.decode(found)
             if day.next_offset >= next_offset:
                 return None
-            day.add(changed[days[key]], days[key])
+            day.add(changed[days[key]])
             day.next_offset = next_offset
             return day.encode()
 

@@ -137,3 +137,30 @@ def test_bytes_that_are_not_a_tally_are_refused(damage: bytes) -> None:
 def test_a_tally_that_is_cut_off_is_refused() -> None:
     with pytest.raises(InvalidEvent):
         OutcomeTally.from_bytes(Payments(1).tally.to_bytes()[:-20])
+
+
+COUNTED = st.tuples(
+    st.sampled_from([NO_SCORE, 0, EDGES[0], EDGES[0] - 1, EDGES[-1], UNIT]) | st.integers(0, UNIT),
+    st.integers(0, 2),
+    st.integers(0, 10**11),
+    st.sampled_from([GENUINE, FRAUD, UNLABELLED]),
+    st.sampled_from([0, LAG_EDGES_MS[0], LAG_EDGES_MS[0] - 1, LAG_EDGES_MS[-1], 2**40]),
+    st.sampled_from([1, -1]),
+)
+
+
+@given(st.lists(COUNTED, max_size=8))
+def test_payments_counted_by_column_give_the_tally_of_single_ones(payments: list[tuple[int, ...]]) -> None:
+    one_by_one, by_column = OutcomeTally(), OutcomeTally()
+    for units, action, amount, label, lag_ms, times in payments:
+        one_by_one.count(score_units=units, action=action, amount_minor=amount, label=label, lag_ms=lag_ms, times=times)
+    columns = np.array(payments, dtype=np.int64).reshape(-1, 6).T
+    by_column.count_columns(
+        score_units=columns[0],
+        actions=columns[1],
+        amount_minor=columns[2],
+        labels=columns[3],
+        lag_ms=columns[4],
+        times=columns[5],
+    )
+    assert np.array_equal(by_column.row, one_by_one.row)

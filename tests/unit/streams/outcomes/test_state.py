@@ -14,7 +14,18 @@ from paywarden.features.stores.base import StoreConflict, Versioned
 from paywarden.features.stores.memory import MemoryStore
 from paywarden.models.metrics.outcome_tally import OutcomeTally
 from paywarden.schemas.errors import StoreUnavailable
-from paywarden.streams.outcomes.payments import DAY_MS, Arm, RowEffect, SourcePartition, TallyCell, payment_key
+from paywarden.streams.outcomes.payments import (
+    DAY_MS,
+    Arm,
+    CountedDecision,
+    Payment,
+    RowEffect,
+    SourcePartition,
+    TallyCell,
+    TallyChange,
+    first_record,
+    payment_key,
+)
 from paywarden.streams.outcomes.settings import OutcomeSettings
 from paywarden.streams.outcomes.state import (
     DECISIONS,
@@ -287,3 +298,22 @@ def test_a_payment_id_longer_than_a_key_is_stored() -> None:
     name = "p" + "0" * 600
     world = joined([decision(name, NOON_MS)], [outcome(name, NOON_MS + 1, "fraud")])
     assert world.totals()["labelled"] == 1
+
+
+@given(
+    st.builds(
+        CountedDecision,
+        st.builds(Arm, st.text(max_size=5), st.text(max_size=5)),
+        st.integers(-(2**63), 2**63 - 1),
+        st.integers(0, 2),
+        st.integers(-1, 2**30),
+        st.integers(0, 10**11),
+    ),
+    st.integers(0, 2**63 - 1),
+)
+def test_the_short_way_to_a_first_decisions_record_writes_the_same_bytes(decided: CountedDecision, offset: int) -> None:
+    source = SourcePartition(DECISIONS, 77)
+    joined, kind = Payment().join(decided, source, offset, DAY_MS)
+    assert kind is RowEffect.DECIDED
+    assert first_record(decided, source, offset) == joined.to_bytes()
+    assert list(joined.counted(joined.marks[0])) == [TallyChange(decided, None, 1)]
