@@ -187,6 +187,55 @@ class CountingProgress:
         )
 
 
+class _UsualCell(NamedTuple):
+    """The cell that decisions of a version were last put into: its minute, the length of its vectors, and its rows."""
+
+    minute_ms: int
+    vector_bytes: int
+    rows: list[DecisionRow]
+
+
+class _UsualRows:
+    """Takes the decisions of a batch that need no thought: they go where the last one of their version went.
+
+    It does to `progress` and the cells what `PartitionCounts` does with every other decision.
+    """
+
+    def __init__(self, progress: CountingProgress, binnings: Binnings, settings: DriftSettings, now_ms: int) -> None:
+        self._progress, self._binnings = progress, binnings
+        self._newest_max_ms, self._grace_ms = now_ms + settings.future_ms_max, settings.grace_ms
+        self._cells: dict[str, _UsualCell] = {}
+
+    def takes(self, row: DecisionRow) -> bool:
+        """Take a decision, or return False and change nothing."""
+        progress, decided_ms, version = self._progress, row[_DECIDED], row[_VERSION]
+        newest_ms, cell = progress.newest_ms, self._cells.get(version)
+        if (
+            cell is None
+            or not cell.minute_ms <= decided_ms < cell.minute_ms + MINUTE_MS
+            or len(row[_VECTOR]) != cell.vector_bytes
+            or not newest_ms - KEPT_MS <= decided_ms <= self._newest_max_ms
+            or version not in progress.versions
+        ):
+            return False
+        cell.rows.append(row)
+        progress.totals.decisions += 1
+        progress.totals.late += decided_ms < newest_ms - self._grace_ms
+        if decided_ms > newest_ms:
+            progress.newest_ms = decided_ms
+        if decided_ms > progress.versions[version]:
+            progress.versions[version] = decided_ms
+        if decided_ms < progress.first_ms:
+            progress.first_ms = decided_ms
+        return True
+
+    def note(self, row: DecisionRow, cell: CountCell, rows: list[DecisionRow]) -> None:
+        """Note into which cell a decision was put. The next ones of a version with a bundle may follow it."""
+        version = row[_VERSION]
+        if cell.model.version == version and self._binnings.is_known(version):
+            self._cells[version] = _UsualCell(cell.minute_ms, len(row[_VECTOR]), rows)
+
+
 class PartitionCounts(PendingRows[DecisionRow]):
     """The decisions of a partition that are read and not taken yet, and the progress after those that are taken."""
 
@@ -199,7 +248,11 @@ class PartitionCounts(PendingRows[DecisionRow]):
         """Take the oldest decisions that were handed over; return them by cell. `progress` then holds after them."""
         cells: dict[CountCell, list[DecisionRow]] = {}
         taken = 0
+        usual = _UsualRows(self.progress, self._binnings, self._settings, now_ms)
         for row in self.handed_over[:ROWS_MAX]:
+            if usual.takes(row):
+                taken += 1
+                continue
             cell = self._cell_of(row, now_ms)
             if cell is not None:
                 rows = cells.get(cell)
@@ -208,6 +261,7 @@ class PartitionCounts(PendingRows[DecisionRow]):
                         break
                     rows = cells[cell] = []
                 rows.append(row)
+                usual.note(row, cell, rows)
             self._note(row, cell, now_ms)
             taken += 1
         del self.handed_over[:taken]
