@@ -2,7 +2,7 @@
 
     hmac(key, text) = sha256(key ^ 5c… , sha256(key ^ 36… , text))
 
-The two blocks of the key are the same for each text. `key_states` takes them in once, and each text of at most 55 bytes
+The two blocks of the key are the same for each text. `work_of` takes them in once, and each text of at most 55 bytes
 then costs two blocks: some 0.6 µs, where Python's `hmac.digest` takes several. Only the first 32 bits are wanted.
 """
 
@@ -18,6 +18,8 @@ from paywarden.features.kernel.layout import I64, U8
 
 _BLOCK_BYTES = 64
 _WORDS = 8
+# Places in the array of `work_of`.
+_SCHEDULE, _STATE, _WORK_SIZE = 16, 80, 88
 
 
 def _roots(power: float, count: int) -> NDArray[np.uint32]:
@@ -30,15 +32,19 @@ _ROUND_WORDS = _roots(1 / 3, 64)
 _START = _roots(1 / 2, 8)
 
 
-def key_states(key: bytes) -> NDArray[np.uint32]:
-    """Returns what is left of a key after its own two blocks. Shape (16,): eight words inside, eight outside."""
+def work_of(key: bytes) -> NDArray[np.uint32]:
+    """Returns what the functions of this module need of a key, and room to work in: one thread at a time may use it.
+
+    Shape (88,): what is left of the key after its own two blocks, eight words inside and eight outside; room.
+    """
     padded = (hashlib.sha256(key).digest() if len(key) > _BLOCK_BYTES else key).ljust(_BLOCK_BYTES, b"\0")
-    states = np.concatenate((_START, _START))
-    schedule = np.zeros(_BLOCK_BYTES, dtype=np.uint32)
-    for half, mask in ((states[:_WORDS], 0x36), (states[_WORDS:], 0x5C)):
+    work = np.zeros(_WORK_SIZE, dtype=np.uint32)
+    schedule = work[_SCHEDULE:_STATE]
+    for half, mask in ((work[:_WORDS], 0x36), (work[_WORDS : 2 * _WORDS], 0x5C)):
+        half[:] = _START
         schedule[:16] = np.frombuffer(bytes(byte ^ mask for byte in padded), dtype=">u4")
         _mix(half, schedule)
-    return states
+    return work
 
 
 @inlined
@@ -75,46 +81,66 @@ def _mix(state: NDArray[np.uint32], schedule: NDArray[np.uint32]) -> None:
 
 
 @compiled()
-def first_words(
-    data: U8, ends: I64, states: NDArray[np.uint32], work: NDArray[np.uint32], found: NDArray[np.uint32]
-) -> None:
+def _first_word(data: U8, start: int, end: int, work: NDArray[np.uint32]) -> int:
+    """Returns the first 32 bits of the HMAC of data[start:end]. `work` is of `work_of`."""
+    schedule, state = work[_SCHEDULE:_STATE], work[_STATE:_WORK_SIZE]
+    for word in range(_WORDS):
+        state[word] = work[word]
+    length = end - start
+    at = 0
+    while True:
+        for word in range(16):
+            value = np.uint32(0)
+            for _ in range(4):
+                value = np.uint32(value << np.uint32(8))
+                if at < length:
+                    value |= np.uint32(data[start + at])
+                elif at == length:
+                    value |= np.uint32(0x80)
+                at += 1
+            schedule[word] = value
+        # The mark stands in this block or an earlier one, and eight bytes are free for the length.
+        is_last = at - length >= 9
+        if is_last:
+            schedule[15] = np.uint32((length + _BLOCK_BYTES) * 8)
+        _mix(state, schedule)
+        if is_last:
+            break
+    for word in range(_WORDS):
+        schedule[word] = state[word]
+        state[word] = work[_WORDS + word]
+    schedule[_WORDS] = np.uint32(0x80000000)
+    for word in range(_WORDS + 1, 15):
+        schedule[word] = np.uint32(0)
+    schedule[15] = np.uint32((_BLOCK_BYTES + 4 * _WORDS) * 8)
+    _mix(state, schedule)
+    return np.int64(state[0])  # type: ignore[return-value]
+
+
+@compiled()
+def first_words(data: U8, ends: I64, work: NDArray[np.uint32], found: I64) -> None:
     """Fill `found` with the first 32 bits of the HMAC of texts one after the other: text i ends at ends[i] of `data`.
 
-    `states`: of `key_states`. `work`: room for 72 words.
+    `work`: of `work_of`.
     """
-    schedule, state = work[:64], work[64:72]
     start = 0
     for number in range(len(ends)):
-        end = ends[number]
-        for word in range(_WORDS):
-            state[word] = states[word]
-        length = end - start
-        at = 0
-        while True:
-            for word in range(16):
-                value = np.uint32(0)
-                for _ in range(4):
-                    value = np.uint32(value << np.uint32(8))
-                    if at < length:
-                        value |= np.uint32(data[start + at])
-                    elif at == length:
-                        value |= np.uint32(0x80)
-                    at += 1
-                schedule[word] = value
-            # The mark stands in this block or an earlier one, and eight bytes are free for the length.
-            is_last = at - length >= 9
-            if is_last:
-                schedule[15] = np.uint32((length + 64) * 8)
-            _mix(state, schedule)
-            if is_last:
-                break
-        for word in range(_WORDS):
-            schedule[word] = state[word]
-            state[word] = states[_WORDS + word]
-        schedule[_WORDS] = np.uint32(0x80000000)
-        for word in range(9, 15):
-            schedule[word] = np.uint32(0)
-        schedule[15] = np.uint32((64 + 32) * 8)
-        _mix(state, schedule)
-        found[number] = state[0]
-        start = end
+        found[number] = _first_word(data, start, ends[number], work)
+        start = ends[number]
+
+
+@compiled()
+def unmarked_rows(
+    data: U8, ends: I64, count: int, work: NDArray[np.uint32], marks: NDArray[np.bool_], rows: I64
+) -> int:
+    """Fill `rows` with the numbers of the texts whose mark is not set, and return how many these are.
+
+    A text's mark is marks[first 32 bits of its HMAC % len(marks)]. `count`: of the texts; see `first_words`.
+    """
+    start, found = 0, 0
+    for number in range(count):
+        if not marks[_first_word(data, start, ends[number], work) % len(marks)]:
+            rows[found] = number
+            found += 1
+        start = ends[number]
+    return found

@@ -47,12 +47,11 @@ class HeldCards:
         if self._held is None:
             return flags
         prefix = self._prefix
-        shards = self._shards.of_cards([key[prefix:] for key in keys[self._card :: self._entities]])
-        held = self._held[shards]
-        if held.all():
+        rows = self._shards.unheld_rows([key[prefix:] for key in keys[self._card :: self._entities]], self._held)
+        if not rows:
             return flags
         flags = list(flags)
-        for row in np.flatnonzero(~held).tolist():
+        for row in rows:
             # Nobody here knows whether the card is new.
             known = (flag for flag in flags[row] if flag not in self._not_known)
             flags[row] = (*known, CARD_NOT_HELD)

@@ -17,8 +17,10 @@ Nothing of this is used while `[shards] count` is 0: then each mirror holds ever
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
+import struct
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,7 +29,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from paywarden.features.kernel.sha256 import first_words, key_states
+from paywarden.features.kernel.sha256 import first_words, unmarked_rows, work_of
 from paywarden.features.profiles.keys import SEPARATOR
 from paywarden.schemas.errors import Misconfigured
 
@@ -149,20 +151,35 @@ class CardShards:
         self.count = count
         self.entities = tuple(entities)
         self._kinds = [(f"{name}:".encode(), fields == 1) for name, fields in entities.items()]
-        self._states = key_states(route_key)
-        self._work: NDArray[np.uint32] = np.zeros(72, dtype=np.uint32)
+        self._work = work_of(route_key)
+        # For `unheld_rows`: packers by the number of cards, and the places that they fill.
+        self._ends: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        self._rows: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        self._packers: list[struct.Struct] = []
         said = json.dumps([count, sorted(entities)]).encode()
         self.digest = hashlib.sha256(b"paywarden shards" + said + route_key).hexdigest()[:16]
         """16 hex digits. Mirrors with equal ones have put equal cards into a shard. It reveals no key."""
 
     def of_cards(self, cards: Sequence[bytes]) -> NDArray[np.int64]:
         """Returns the shards of cards by their ids. Shape (cards,)."""
-        found = np.empty(len(cards), dtype=np.uint32)
+        found = np.empty(len(cards), dtype=np.int64)
         if cards:
             # A spare byte, since NumPy makes no array of nothing.
             data = np.frombuffer(b"".join((*cards, b"\0")), dtype=np.uint8)
-            first_words(data, np.cumsum(list(map(len, cards)), dtype=np.int64), self._states, self._work, found)
-        return found.astype(np.int64) % self.count
+            first_words(data, np.cumsum(list(map(len, cards)), dtype=np.int64), self._work, found)
+        return found % self.count
+
+    def unheld_rows(self, cards: Sequence[bytes], held: NDArray[np.bool_]) -> list[int]:
+        """Returns the places of the cards whose shard is not held. `held`: of `mask_of`. For few cards."""
+        count = len(cards)
+        if count >= len(self._packers):
+            self._ends = np.zeros(count, dtype=np.int64)
+            self._rows = np.zeros(count, dtype=np.int64)
+            self._packers = [struct.Struct(f"={size}q") for size in range(count + 1)]
+        self._packers[count].pack_into(self._ends.data.cast("B"), 0, *itertools.accumulate(map(len, cards)))
+        data = np.frombuffer(b"".join((*cards, b"\0")), dtype=np.uint8)
+        found = unmarked_rows(data, self._ends, count, self._work, held, self._rows)
+        return self._rows[:found].tolist() if found else []
 
     def of_keys(self, keys: Collection[bytes | None]) -> tuple[list[bytes], NDArray[np.int64]]:
         """Returns the keys of entities that are held by card, and the shard of each. All others are on every host."""

@@ -473,8 +473,8 @@ class Companion:
         return copies_from_changelog(self._new_consumer(), self._topic, self._read_to, self._decoder)
 
     def _put_copied(self, profiles: States) -> None:
-        if self._marks is not None:
-            # Nobody says which payments copied profiles contain.
+        if self._marks is not None and any(profiles.values()):
+            # Nobody says which payments copied profiles contain. To delete one adds none.
             self._marks.note_unnamed()
         self._mirror.apply(profiles, {})
 

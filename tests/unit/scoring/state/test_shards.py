@@ -19,6 +19,7 @@ from paywarden.scoring.state.shards import (
     ShardSettings,
     card_shards,
     held_by,
+    mask_of,
     ranked_hosts,
     shard_of_route,
 )
@@ -56,8 +57,12 @@ def test_shards_spread_evenly_over_hosts() -> None:
 @given(cards=st.lists(st.binary(max_size=200), max_size=20), key=st.binary(min_size=16, max_size=100))
 def test_a_shard_is_that_of_the_route_which_clients_send(cards: list[bytes], key: bytes) -> None:
     routes = [hmac.new(key, card, hashlib.sha256).hexdigest()[:32] for card in cards]
-    found = CardShards(COUNT, key, {"card": 1}).of_cards(cards)
-    assert found.tolist() == [shard_of_route(route, COUNT) for route in routes]
+    shards = CardShards(COUNT, key, {"card": 1})
+    found = shards.of_cards(cards).tolist()
+    assert found == [shard_of_route(route, COUNT) for route in routes]
+    held = mask_of(range(0, COUNT, 3), COUNT)
+    for some in (cards, cards[:3]):
+        assert shards.unheld_rows(some, held) == [row for row, shard in enumerate(found[: len(some)]) if shard % 3]
 
 
 def test_a_combination_is_where_its_card_is() -> None:
