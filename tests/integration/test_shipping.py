@@ -213,12 +213,12 @@ def test_many_decisions_share_a_transaction_and_a_lone_one_is_quick(world: World
     assert world.ship() == 4
     rate = count / (time.monotonic() - began)
     took_ms = []
-    for _ in range(5):
+    for _ in range(3):
         world.decide(1)
         began = time.monotonic()
         assert world.ship() == 1
         took_ms.append(1000 * (time.monotonic() - began))
-    _log.info("%.0f decisions/s; a lone one is committed after %.0f ms (median of 5)", rate, sorted(took_ms)[2])
+    _log.info("%.0f decisions/s; a lone one is committed after %.0f ms (median of 3)", rate, sorted(took_ms)[1])
     exactly(world)
 
 
