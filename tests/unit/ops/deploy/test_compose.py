@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import socket
 import subprocess
+import sys
 import tomllib
 from functools import cache
 from pathlib import Path
@@ -78,6 +81,25 @@ def test_our_processes_have_no_rights_and_a_limit_of_memory() -> None:
         assert not [
             word for word in json.dumps(service["environment"]).split('"') if "PASSWORD" in word or "KEY" in word
         ]
+
+
+@pytest.mark.parametrize(("status", "exit_status"), [(200, 0), (503, 1), (None, 1)])
+def test_a_health_check_says_whether_livez_answers(status: int | None, exit_status: int) -> None:
+    (_, _, *check) = ours()["stream"]["healthcheck"]["test"]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(60)
+        place = f"127.0.0.1:{server.getsockname()[1]}"
+        if status is None:
+            server.close()
+        environment = {**os.environ, "HEALTH_URL": f"http://{place}/livez"}
+        asking = subprocess.Popen([sys.executable, *check], env=environment, stderr=subprocess.DEVNULL)
+        if status is not None:
+            asked, _ = server.accept()
+            with asked:
+                assert asked.makefile("rb").readline() == b"GET /livez HTTP/1.0\r\n"
+                asked.sendall(f"HTTP/1.1 {status} any\r\n\r\n".encode())
+                assert asking.wait(60) == exit_status
+        assert asking.wait(60) == exit_status
 
 
 def test_images_of_others_have_a_version() -> None:
