@@ -8,7 +8,7 @@ DEMO_ARGS ?= --seconds 15
 TEST_ARGS ?=
 # Tests wait for two thirds of their time: three processes a core keep the cores busy. Each needs 1 GB.
 TEST_PROCESSES ?= $(shell $(PYTHON) -c 'import os; print(min(8, 3 * os.cpu_count()))')
-PERF := whole kernels pipeline drift_counts drift scoring companion fields burst swap shadow callers clients rollout cold_start entities faults batches native_model cascade replay staleness soak overlay
+PERF := whole kernels pipeline drift_counts drift scoring companion fields burst swap shadow callers gateway clients rollout cold_start entities faults batches native_model cascade replay staleness soak overlay
 
 # Tests start hundreds of processes. Where PYTHONDONTWRITEBYTECODE is set, each would compile all that it imports.
 export PYTHONDONTWRITEBYTECODE =

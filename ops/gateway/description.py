@@ -133,8 +133,9 @@ class ToHosts:
     health_interval_ms: int = 250
     health_timeout_ms: int = 1_000
     health_failures: int = 2
-    # After this many broken connections or time-outs in a row, a host gets no calls for `out_ms`.
-    failures_max: int = 5
+    # After this many broken connections or time-outs in a row (nginx: within `out_ms`) a host gets no calls for that
+    # time. More than the calls of a worker that crashes: their retries must meet the host that may have decided them.
+    failures_max: int = 50
     out_ms: int = 5_000
 
 

@@ -102,6 +102,9 @@ def _upstreams(description: GatewayDescription, kinds: list[str]) -> Iterator[di
             addresses = [Address(host.address, getattr(host, kind)).text for host in hosts]
             keepalive = _KEPT_CONNECTIONS * len(hosts)
             yield {"name": f"{version}_{kind}", "addresses": addresses, "keepalive": keepalive}
+            if kind == HTTP:
+                # Each of its connections is new, so that none leads to a worker that was killed.
+                yield {"name": f"{version}_{kind}_second_try", "addresses": addresses, "keepalive": 0}
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,10 @@ def _sharded(description: GatewayDescription, kinds: list[str]) -> _Sharded:
                 servers = [(order[0], ""), *((host, f" backup weight={_NEXT_WEIGHT}") for host in order[1:])]
                 servers += [(host, " backup") for host in others]
                 addresses = [(Address(host.address, getattr(host, kind)).text, extra) for host, extra in servers]
-                found.upstreams.append({"name": f"{version}_{kind}_{number}", "servers": addresses})
+                name = f"{version}_{kind}_{number}"
+                found.upstreams.append({"name": name, "servers": addresses, "keepalive": _KEPT_CONNECTIONS})
+                if kind == HTTP:
+                    found.upstreams.append({"name": f"{name}_second_try", "servers": addresses, "keepalive": 0})
     return found
 
 

@@ -1,16 +1,22 @@
-"""The clients of ops/clients with real scoring hosts that restart, hang and lose workers: all clients at once."""
+"""Real scoring hosts that restart, hang and lose workers: all clients of ops/clients at once, and gateways."""
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
+from paywarden.ops.gateway.description import read_description
 from tests.services.client_drivers import DRIVERS, Driver
 from tests.services.fetch import ServiceMissing
+from tests.services.gateway_kills import always_well, killed_under_load
+from tests.services.gateways import TARGETS, missing_tool, running_gateway
 from tests.services.served_clients import Host, load_with_kills, load_with_restarts, running_hosts
 
 PATIENT_MS, SHORT_MS = 60_000, 50
@@ -94,3 +100,37 @@ def test_no_payment_is_decided_twice_when_workers_are_killed(
     load = {"rate": RATE, "seconds": 2.0, "id": "killed", "cards": 50}
     for name, report in load_with_kills(drivers, hosts[0], load, 3).items():
         assert (report["duplicates"], report["failed"]) == (0, 0), (name, report)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_no_payment_is_decided_twice_behind_a_gateway_when_workers_are_killed(
+    target: str, hosts: Sequence[Host], tmp_path: Path
+) -> None:
+    if (tool := missing_tool(target)) is not None:
+        pytest.skip(tool.reason)
+    key = "the-key-of-the-load"
+    (tmp_path / "secret").write_text("s" * 32 + "\n", encoding="ascii")
+    (tmp_path / "secret").chmod(0o600)
+    with always_well() as health:
+        text = f"""
+[listen]
+grpc = ""
+[to_hosts]
+secret_file = "secret"
+connect_timeout_ms = 5000
+timeout_ms = 60000
+health_timeout_ms = 10000
+[[clients]]
+name = "load"
+keys = ["{hashlib.sha256(key.encode()).hexdigest()}"]
+"""
+        for number, host in enumerate(hosts):
+            port = urlsplit(host.url).port
+            text += f'[[hosts]]\nname = "h{number}"\naddress = "127.0.0.1"\nhttp = {port}\nhealth = {health}\n'
+        (tmp_path / "gateway.toml").write_text(text, encoding="utf-8")
+        description = read_description(tmp_path / "gateway.toml")
+        with running_gateway(target, description, tmp_path / target, "") as gateway:
+            url = f"http://127.0.0.1:{gateway.http_port}"
+            killed = killed_under_load(url, hosts, 4, key=key, name=f"{target}-killed")
+    assert killed.double == 0, killed
+    assert killed.payments > 0

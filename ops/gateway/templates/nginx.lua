@@ -26,6 +26,7 @@ function paywarden_check({{ "version, upstream" if shard_count else "" }})
     upstream = upstream .. "_" .. places[version][shard + 1]
   end
   variables.paywarden_upstream = upstream
+  variables.paywarden_second_try = upstream .. "_second_try"
 {% endif %}
   variables.paywarden_token = host_token_of[client]
 end
