@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -439,7 +440,7 @@ def test_a_reader_sees_whether_there_is_more_without_a_list(
     assert not reader.has_after(0)
     writer, position = OutboxWriter(small, "w0"), 0
     step_s = folder.stat().st_mtime
-    monkeypatch.setattr(outbox.time, "time", lambda: step_s + 0.5)
+    monkeypatch.setattr(time, "time", lambda: step_s + 0.5)
     for number in range(20):
         assert not reader.has_after(position)
         end = writer.append(b"%020d" % number)
