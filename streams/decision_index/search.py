@@ -29,7 +29,8 @@ PAGE_ROWS_MAX = 200
 KEYED_SCORE_MIN = 0.02
 """Decisions with this score or a higher one are found by it without a look at the others."""
 _SCORE_BANDS = 100
-_TEXTS = ("payment_id", "card_id", "merchant_id", "device_id", "ip", "rule", "segment", "flag")
+# The most telling first: a card has fewer decisions than a merchant.
+_TEXTS = ("payment_id", "card_id", "device_id", "ip", "merchant_id", "rule", "segment", "flag")
 _TEXT_MAX = 512
 _SEGMENT_REASONS = ("score_at_or_above_review_threshold:", "score_at_or_above_decline_threshold:")
 _RULE = "rule:"

@@ -86,6 +86,10 @@ def test_a_forgotten_card_is_gone_with_all_that_is_about_it_and_a_rebuild_keeps_
 
     is_gone()
     index.empty()
+    # The index itself remembers, before it has read the event again.
+    take(database, [*decisions, *about])
+    is_gone()
+    index.empty()
     # A rebuild reads the topics in any order: outcomes and verdicts before their decisions, too.
     take(database, [*about, *decisions, erased({"card_id": "c1"}), *about])
     is_gone()

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -127,9 +128,12 @@ SEARCHES = st.builds(
 @settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
-@given(search=SEARCHES, count=st.sampled_from((7, 40, 200)))
-def test_pages_of_a_search_are_what_a_look_at_all_finds(index: DecisionIndex, search: Search, count: int) -> None:
-    assert [row.decision_id for row in pages(index, search, count)] == plainly(search)
+@given(search=SEARCHES, count=st.sampled_from((7, 40, 200)), few=st.sampled_from((2, 1000)))
+def test_pages_of_a_search_are_what_a_look_at_all_finds(
+    index: DecisionIndex, search: Search, count: int, few: int
+) -> None:
+    with patch.object(index_module, "_FEW_MAX", few):
+        assert [row.decision_id for row in pages(index, search, count)] == plainly(search)
 
 
 def test_a_search_without_a_key_looks_at_a_bounded_number(
