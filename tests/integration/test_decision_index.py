@@ -39,7 +39,8 @@ def test_the_index_is_filled_lost_and_made_anew_with_its_verdicts(settings: Kafk
     config = tmp_path / "paywarden.toml"
     config.write_text(
         f'[kafka]\nbootstrap = "{settings.bootstrap}"\ntopic_prefix = "{settings.topic_prefix}"\n'
-        f'[decision_index]\npath = "{tmp_path / "index.duckdb"}"\nsecond_review_share = 0.0\nkeep_days = 100000\n',
+        f'[decision_index]\npath = "{tmp_path / "index.duckdb"}"\nsecond_review_share = 0.0\nkeep_days = 100000\n'
+        f'[store]\nkind = "lmdb"\n[lmdb]\npath = "{tmp_path / "store"}"\n',
         encoding="utf-8",
     )
     assert run(config, "index")["decisions"] == 60
@@ -63,3 +64,13 @@ def test_the_index_is_filled_lost_and_made_anew_with_its_verdicts(settings: Kafk
         assert queue.verdicts_of(said.decision_id) == [said]
         assert queue.unsent(10) == []
         assert queue.waiting(now_ms)[1] == before - 1
+
+    # A forgotten card is gone, and a rebuild from the topics keeps it gone.
+    assert run(config, "search", "--card", "c1")["decisions"]
+    forgotten = CliRunner().invoke(cli, ["--config", str(config), "forget", "card:c1"], catch_exceptions=False)
+    assert forgotten.exit_code == 0, forgotten.output
+    assert "every index of decisions was told" in forgotten.output
+    left = 62 - sum(made(number)["card_id"] == "c1" for number in range(62))
+    for arguments in (["index"], ["index", "--rebuild"]):
+        assert run(config, *arguments)["decisions"] == left
+        assert run(config, "search", "--card", "c1")["decisions"] == []
