@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from contextlib import closing
+from copy import deepcopy
+from pathlib import Path
 
 from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.features.stores.aerospike.sets import AerospikeSets
+from paywarden.features.stores.aerospike.store import AerospikeSettings
 from paywarden.features.stores.lmdb import LmdbSettings, LmdbStore
+from paywarden.features.stores.profile_sets import FIRST
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import make_producer
 from tests.patience import PATIENCE_S
 from tests.services.deployment import Deployment
+from tests.standin.aerospike_server import StandIn
 from tests.unit.features.kernel.profiles import payment, profile
 
 DAY_S = 86_400
@@ -49,4 +55,31 @@ def test_lost_profiles_are_found_and_written_back(deployment: Deployment, settin
     assert deployment.run("store", "verify", "--repair").returncode == 0
     assert "lost       none" in deployment.run("store", "verify").stdout
     with closing(LmdbStore.from_settings(lmdb, readonly=True)) as store:
+        assert dict(store.scan("card")) == cards
+
+
+def test_an_aerospike_cluster_restored_from_an_older_copy_is_whole_again(
+    tmp_path: Path, settings: KafkaSettings, standin: StandIn
+) -> None:
+    """The copy and its way back stand for `asbackup` and `asrestore`: all records as they were at one moment."""
+    older, cards = ({b"card:%d" % n: state(*offsets) for n in range(10)} for offsets in ((1,), (1, 2)))
+    cards[b"card:new"] = state(3)
+    sets = AerospikeSets(AerospikeSettings(hosts=(standin.address,), namespace=standin.namespace), ("card",))
+    with (
+        Deployment(tmp_path, settings.bootstrap, settings.topic_prefix, aerospike=standin.address) as deployment,
+        closing(sets.open(FIRST)) as store,
+    ):
+        deployment.create_topics()
+        store.write(older, ttl_s=DAY_S)
+        copy = deepcopy(standin.records.by_digest)
+        store.write(cards, ttl_s=DAY_S)
+        send(settings, cards)
+
+        standin.records.by_digest.clear()
+        assert dict(store.scan("card")) == {}
+        standin.records.by_digest.update(copy)
+        assert dict(store.scan("card")) == older
+
+        assert "lost       11 card" in deployment.run("store", "verify").stdout
+        assert deployment.run("store", "verify", "--repair").returncode == 0
         assert dict(store.scan("card")) == cards

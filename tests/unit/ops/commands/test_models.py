@@ -29,6 +29,7 @@ from paywarden.schemas.settings import read_source
 from paywarden.streams.kafka import admin
 from tests.services.missing_tools import COMPILER
 from tests.worlds import small_world
+from tests.worlds.backup_page import run_copies
 from tests.worlds.registry import Writer, people_file
 
 needs_compiler = pytest.mark.skipif(compiler_name() is None, reason=COMPILER.reason)
@@ -338,3 +339,24 @@ def test_settings_that_cannot_be_right_are_refused_by_name() -> None:
             ModelRegistrySettings(**changed)
     with pytest.raises(Misconfigured, match=r"\[models\] log: wanted the file"):
         ModelRegistrySettings(folder="s3://bucket/models").log_path  # noqa: B018
+
+
+def test_a_registry_that_was_destroyed_goes_on_from_its_copy(desk: Desk, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    first = desk.promoted(small_world.trained_bundle())
+    run_copies("registry", tmp_path, copy, back=False)
+    head, log = desk.told("verify")["head"], desk.log.read_bytes()
+
+    shutil.rmtree(desk.log.parent)
+    run_copies("registry", tmp_path, copy, back=True)
+    assert desk.log.read_bytes() == log
+    assert desk.told("verify", "--head", head)["problems"] == []
+    second = desk.promoted(small_world.other_bundle())
+    assert second["bundle"] != first["bundle"]
+    newer = desk.told("verify")["head"]
+
+    # An old copy is told by the head that was noted.
+    shutil.rmtree(desk.log.parent)
+    run_copies("registry", tmp_path, copy, back=True)
+    assert f"lacks the remembered head {newer}" in desk.run("verify", "--head", newer).stderr

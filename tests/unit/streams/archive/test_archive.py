@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import re
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from threading import Event
@@ -19,6 +20,7 @@ from paywarden.streams.archive.archive import Archived, Archiver
 from paywarden.streams.archive.files import ArchiveFile, missing_ranges, read_archive, read_parts
 from paywarden.streams.kafka.topic_rows import OFFSET, PARTITION, TIMESTAMP, rows_schema
 from tests.fakes.topic_memory import IDS, Killed, MemoryTopic
+from tests.worlds.backup_page import run_copies
 
 DAY_MS = 86_400_000
 MONDAY = 19_723 * DAY_MS  # 2024-01-01
@@ -372,3 +374,22 @@ def test_a_topic_that_ends_before_the_files_is_not_added(tmp_path: Path) -> None
     archive(topic_of(5), tmp_path)
     with pytest.raises(Misconfigured, match=r"partition 0 is archived to offset 5, and the topic ends at 3"):
         archive(topic_of(3), tmp_path)
+
+
+def test_an_archive_that_was_destroyed_goes_on_from_its_copy(tmp_path: Path) -> None:
+    live, copy = tmp_path / "live", tmp_path / "copy"
+    copy.mkdir()
+    topic = topic_of(40, 25)
+    archive(topic, live / "archive")
+    run_copies("archive", live, copy, back=False)
+    for number in range(40, 60):
+        topic.append(0, payment(number), MONDAY + number * 3_600_000)
+    archive(topic, live / "archive")
+    wanted = read_archive(live / "archive", "payments", SCHEMA).table
+    assert wanted.num_rows == 85
+
+    shutil.rmtree(live / "archive")
+    run_copies("archive", live, copy, back=True)
+    assert read_archive(live / "archive", "payments", SCHEMA).table.num_rows == 65
+    archive(topic, live / "archive")
+    assert read_archive(live / "archive", "payments", SCHEMA).table == wanted
