@@ -37,7 +37,7 @@ def test_each_alert_fires_and_clears_within_the_seconds_of_the_page() -> None:
 
 
 @needs_promtool
-def test_nothing_fires_on_a_quiet_day() -> None:
+def test_nothing_fires_on_a_quiet_day_with_an_empty_night() -> None:
     assert alert_table.firing_on_a_quiet_day() == set()
 
 
