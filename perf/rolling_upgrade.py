@@ -5,12 +5,16 @@ processes. Kafka is a real one, the store is shared, one stream worker follows t
 `paywarden gateway render`, stands before them. Then each host is upgraded as docs/operate/upgrade.md says: its `serve`
 is asked to end and drains, its companion ships what is left, and both start anew. The other host goes on meanwhile.
 
+With `--from COMMIT` the hosts and the stream run the release of that commit first. The first host is upgraded, rolled
+back and upgraded again, then the second one follows, then the stream: all on the same store, mirrors, outboxes, topics.
+
     failed_calls       calls that a caller saw fail, in the whole run
     lost_decisions     answered decisions that are not on the topic
     double_decisions   payments with two decisions on the topic
-    clean_ends         processes that ended with status 0: two for each host
+    clean_ends         processes that ended with status 0
+    ends               processes that were asked to end: two for each change of a host, and one for the stream's
 
-    python -m perf.rolling_upgrade [--rate N] [--json FILE]
+    python -m perf.rolling_upgrade [--from COMMIT] [--rate N] [--json FILE]
 
 Used for: whether an upgrade can be made at any time. It needs root (for network namespaces), `ip`, Envoy and the
 services that `make services` fetches.
@@ -55,6 +59,7 @@ from paywarden.streams.kafka.producers import make_producer
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from perf.measuring import arguments_of, drive, finish
 from tests.services.kafka import KafkaServer
+from tests.services.release_before import built_release
 
 _HOSTS = {"scoring-1": "10.213.7.2", "scoring-2": "10.213.7.3"}
 _HUB = "10.213.7.1"
@@ -116,11 +121,15 @@ keys = ["{key}"]
 
 
 def main() -> None:
-    arguments = arguments_of(__doc__, ("--rate", {"type": float, "default": 100.0, "help": "calls a second"}))
+    arguments = arguments_of(
+        __doc__,
+        ("--rate", {"type": float, "default": 100.0, "help": "calls a second"}),
+        ("--from", {"dest": "commit", "default": "", "help": "the commit of the release before"}),
+    )
     missing = missing_here()
     if missing:
         raise SystemExit(f"rolling_upgrade: {missing}")
-    finish(measured(arguments.rate), arguments.json)
+    finish(measured(arguments.rate, arguments.commit), arguments.json)
 
 
 def missing_here() -> str:
@@ -134,11 +143,15 @@ def missing_here() -> str:
     return ""
 
 
-def measured(rate: float) -> dict[str, float]:
-    """Build everything, upgrade both hosts under load, and count."""
+def measured(rate: float, commit: str = "") -> dict[str, float]:
+    """Build everything, upgrade both hosts under load, and count.
+
+    `commit` is of the release before; empty for this one. Raises NoSuchRelease.
+    """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="paywarden-perf-")))
         memory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="paywarden-perf-", dir="/dev/shm")))
+        before = built_release(commit) if commit else None
         world = prepare_world(folder, CATALOGUE, seconds=10, rate=rate, seed=1, console=Console(stderr=True))
         stack.enter_context(namespaces(_HOSTS))
         kafka = stack.enter_context(HubKafka(folder / "kafka"))
@@ -146,16 +159,18 @@ def measured(rate: float) -> dict[str, float]:
         create_topics(settings, TopicSettings(), [entity.name for entity in CATALOGUE.entities])
         url = stack.enter_context(gateway_before(_HOSTS, folder))
         hosts = [Host.made(name, address, folder, memory, kafka.bootstrap, stack) for name, address in _HOSTS.items()]
-        stream = stack.enter_context(running([], folder, hosts[0].config, "stream"))
+        stream = _Stream(folder, hosts[0].config, stack)
+        stream.start(before)
         for host in hosts:
-            host.start()
+            host.start(before)
         for host in hosts:
             host.wait_until_ready()
         wait_for(lambda: status_of(url, "POST", b"") != 0, "the gateway listens")
-        figures = _upgraded(hosts, url, settings, world, rate)
-        if stream.poll() is not None:
-            raise RuntimeError("the stream has ended")
-        return figures
+        # The way of the first host with a release before: there, back, and there again.
+        ways: list[list[Path | None]] = [[None], [None]]
+        if before is not None:
+            ways[0] = [None, before, None]
+        return _upgraded(list(zip(hosts, ways, strict=True)), stream, url, settings, world, rate)
 
 
 class HubKafka(KafkaServer):
@@ -205,11 +220,12 @@ class Host:
         config.write_text(text + more, encoding="utf-8")
         return cls(name, address, own, config, stack)
 
-    def start(self) -> None:
-        """Start companion and serve."""
+    def start(self, release: Path | None = None) -> None:
+        """Start companion and serve of a release; None is this one."""
         prefix = ["ip", "netns", "exec", _namespace(self.name)]
-        self.companion = self.stack.enter_context(running(prefix, self.folder, self.config, "companion"))
-        self.serve = self.stack.enter_context(running(prefix, self.folder, self.config, "serve"))
+        for command in ("companion", "serve"):
+            started = self.stack.enter_context(running(prefix, self.folder, self.config, command, release))
+            setattr(self, command, started)
 
     def wait_until_ready(self) -> None:
         """Wait until the mirror is complete and workers answer."""
@@ -221,14 +237,40 @@ class Host:
         """Returns whether one of its processes has ended."""
         return any(process is not None and process.poll() is not None for process in (self.serve, self.companion))
 
-    def upgrade(self) -> None:
-        """End both in order, and start them anew."""
+    def become(self, release: Path | None) -> None:
+        """End both in order, and start them anew, of a release."""
         for process in (self.serve, self.companion):
             assert process is not None
             process.send_signal(signal.SIGTERM)
             self.ends.append(process.wait(120))
-        self.start()
+        self.start(release)
         self.wait_until_ready()
+
+
+@dataclass
+class _Stream:
+    """The stream worker, of one release or the other."""
+
+    folder: Path
+    config: Path
+    stack: ExitStack
+    process: subprocess.Popen[str] | None = None
+    ends: list[int] = field(default_factory=list)
+
+    def start(self, release: Path | None = None) -> None:
+        """Start it; None is this release."""
+        self.process = self.stack.enter_context(running([], self.folder, self.config, "stream", release))
+
+    def become(self, release: Path | None) -> None:
+        """End it, and start it anew."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        self.ends.append(self.process.wait(120))
+        self.start(release)
+
+    def has_ended(self) -> bool:
+        """Returns whether it runs no more."""
+        return self.process is not None and self.process.poll() is not None
 
 
 @dataclass
@@ -239,7 +281,14 @@ class _Seen:
     failed: Counter[int] = field(default_factory=Counter)
 
 
-def _upgraded(hosts: list[Host], url: str, kafka: KafkaSettings, world: DemoWorld, rate: float) -> dict[str, float]:
+def _upgraded(
+    ways: list[tuple[Host, list[Path | None]]],
+    stream: _Stream,
+    url: str,
+    kafka: KafkaSettings,
+    world: DemoWorld,
+    rate: float,
+) -> dict[str, float]:
     seen, over = _Seen(), threading.Event()
     ids = LocalSchemaIds()
     producer, payments = make_producer(kafka, linger_ms=5), Encoder("payments", ids.id_of("payments"))
@@ -272,15 +321,23 @@ def _upgraded(hosts: list[Host], url: str, kafka: KafkaSettings, world: DemoWorl
     try:
         time.sleep(_QUIET_S)
         began = time.monotonic()
-        for host in hosts:
-            host.upgrade()
+        for host, way in ways:
+            for release in way:
+                host.become(release)
+                time.sleep(_QUIET_S)
+        # The stream follows the hosts, so that no host meets a profile that it cannot read.
+        if len(ways[0][1]) > 1:
+            stream.become(None)
             time.sleep(_QUIET_S)
         took_s = time.monotonic() - began
     finally:
         over.set()
         sender.join()
     producer.flush(30)
+    if stream.has_ended():
+        raise RuntimeError("the stream has ended")
     (report,) = reports
+    ends = [*stream.ends, *(status for host, _ in ways for status in host.ends)]
     on_topic = _decisions(kafka, set(seen.decisions))
     lost = [decision for decision in seen.decisions if decision not in on_topic]
     double = [payment for payment, count in Counter(on_topic.values()).items() if count > 1]
@@ -294,7 +351,8 @@ def _upgraded(hosts: list[Host], url: str, kafka: KafkaSettings, world: DemoWorl
         "p99_ms": report.p99_ms,
         "max_ms": report.max_ms,
         "seconds": took_s,
-        "clean_ends": sum(status == 0 for host in hosts for status in host.ends),
+        "clean_ends": sum(status == 0 for status in ends),
+        "ends": len(ends),
         **{f"failed_{status}": count for status, count in seen.failed.items()},
     }
 
@@ -398,10 +456,13 @@ def gateway_before(hosts: Mapping[str, str], folder: Path, more: str = "") -> It
 
 
 @contextmanager
-def running(prefix: list[str], folder: Path, config: Path, command: str) -> Iterator[subprocess.Popen[str]]:
+def running(
+    prefix: list[str], folder: Path, config: Path, command: str, release: Path | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    environment = dict(os.environ) if release is None else {**os.environ, "PYTHONPATH": str(release)}
     with (folder / f"{command}.log").open("a", encoding="utf-8") as log:
         words = [*prefix, sys.executable, "-P", "-m", "paywarden", "--config", str(config), command]
-        process = subprocess.Popen(words, stdout=log, stderr=log, text=True)
+        process = subprocess.Popen(words, stdout=log, stderr=log, text=True, env=environment)
     try:
         yield process
     finally:
