@@ -72,8 +72,8 @@ def share_errors(target: str, places: Sequence[Place], count: int, seconds: floa
         if one.taken + one.refused != one.calls:
             raise RuntimeError(f"{one.calls - one.taken - one.refused} of {one.calls} calls of a client failed")
         burst = max(1, client.calls_per_second // 10)
-        # The bucket is full at the first call, and fills until the last one. A call is a whole one.
-        allowed = burst + client.calls_per_second * (one.last_s - one.first_s)
+        # A call and the burst may come at once, and the bucket fills until the last call. A call is a whole one.
+        allowed = 1 + burst + client.calls_per_second * (one.last_s - one.first_s)
         errors.append(max(0.0, abs(one.taken - allowed) - 1) / allowed)
     return {
         f"limit_clients_{target}": count,

@@ -68,6 +68,23 @@ def test_envoy_sends_a_call_again_only_if_no_host_has_taken_it(tmp_path: Path) -
     assert {budget["budget_percent"]["value"] for budget in values_of(configuration, "retry_budget")} == {20}
 
 
+@pytest.mark.parametrize("rate", [1, 2, 3, 19, 20, 500])
+@pytest.mark.parametrize("times", [1.1, 1.5, 2.0, 5.0])
+def test_envoys_bucket_gives_a_client_its_share_however_it_sends(tmp_path: Path, rate: int, times: float) -> None:
+    text = TEXT.replace("calls_per_second = 500", f"calls_per_second = {rate}")
+    configuration = json.loads(envoy_configuration(described(tmp_path, text)))
+    ((one,), *_) = values_of(configuration, "descriptors")
+    bucket = one["token_bucket"]
+    assert (bucket["tokens_per_fill"], bucket["fill_interval"]) == (rate, "1s")
+    # Envoy's bucket is full at first and fills all the time, up to its size.
+    tokens, taken, calls = float(bucket["max_tokens"]), 0, 1000
+    for _ in range(calls):
+        if tokens >= 1:
+            tokens, taken = tokens - 1, taken + 1
+        tokens = min(tokens + 1 / times, bucket["max_tokens"])
+    assert taken - bucket["max_tokens"] == pytest.approx(calls / times, rel=0.02)
+
+
 def test_the_same_names_of_hosts_are_hashed_for_http_and_grpc(tmp_path: Path) -> None:
     clusters = json.loads(envoy_configuration(described(tmp_path)))["static_resources"]["clusters"]
     keys = [list(values_of(cluster, "hash_key")) for cluster in clusters]
