@@ -48,7 +48,6 @@ class Host:
         self._deployment, self._kafka = deployment, kafka
         folder = deployment.folder
         self._keeper = RolloutKeeper(FileRolloutLog(folder / "rollouts.jsonl"))
-        deployment.configure("serve", f'runtime = "{folder / "serve"}"\n')
         deployment.configure(
             "rollout", f'log = "{folder / "rollouts.jsonl"}"\nsteps = [10, 100]\nstep_hours = [1]\nsettle_s = 1.0\n'
         )

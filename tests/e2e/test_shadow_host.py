@@ -85,7 +85,6 @@ def test_a_shadow_host_decides_as_a_worker_of_its_own_catalogue_would_beside_the
 ) -> None:
     deployment.bundle.symlink_to(small_world.trained_bundle())
     deployment.configure("companion", "fill_from_store = false\n")
-    deployment.configure("serve", f'runtime = "{deployment.folder / "serve"}"\n')
     deployment.configure("rollout", f'log = "{deployment.folder / "rollouts.jsonl"}"\n')
     deployment.configure(
         "shadow",

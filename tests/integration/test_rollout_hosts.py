@@ -54,7 +54,6 @@ class Host:
         folder.mkdir()
         deployed = Deployment(folder, settings.bootstrap, settings.topic_prefix)
         shared = people.parent
-        deployed.configure("serve", f'runtime = "{folder / "serve"}"\n')
         deployed.configure("companion", "fill_from_store = false\n")
         deployed.configure(
             "models", f'folder = "{shared / "registry"}"\nlog = "{folder / "log"}"\npeople = "{people}"\ntopic = true\n'

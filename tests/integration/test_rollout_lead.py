@@ -135,7 +135,6 @@ class World:
 def world(tmp_path: Path, settings: KafkaSettings) -> Iterator[World]:
     with Deployed(tmp_path, settings.bootstrap, settings.topic_prefix) as deployed:
         deployed.create_topics()
-        deployed.configure("serve", f'runtime = "{tmp_path / "serve"}"\n')
         deployed.configure("rollout", f'log = "{tmp_path / "rollouts.jsonl"}"\n')
         yield World(tmp_path, settings, read_source(str(deployed.config)), deployed)
 

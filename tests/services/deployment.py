@@ -49,6 +49,8 @@ class Deployment:
             f'[outbox]\ndirectory = "{self.outbox}"\n'
             f'[answered]\npath = "{folder / "answered"}"\npayments_max = 100000\n'
             f'[serve]\nbundle = "{self.bundle}"\nmetrics = "{folder / "metrics"}"\n'
+            # The default is a folder of the checkout, in which other tests leave what they deploy.
+            f'runtime = "{folder / "serve"}"\n'
             "[http]\nport = 0\n[grpc]\nport = 0\n",
             encoding="utf-8",
         )

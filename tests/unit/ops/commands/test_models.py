@@ -49,7 +49,9 @@ class Desk:
         people = people_file(folder, ROLES)
         self.config = folder / "paywarden.toml"
         self.config.write_text(
-            f'[models]\nfolder = "{folder / "registry"}"\npeople = "{people}"\napprovals = 2\n{more}', "utf-8"
+            f'[serve]\nruntime = "{folder / "serve"}"\n'
+            f'[models]\nfolder = "{folder / "registry"}"\npeople = "{people}"\napprovals = 2\n{more}',
+            "utf-8",
         )
 
     @property
