@@ -44,7 +44,7 @@ _LAPS = (
     *(("parse", loop.PARSED), ("claim", loop.CLAIMED), ("look_up", loop.LOOKED_UP)),
     *(("vector", loop.FILLED), ("model", loop.SCORED), ("decide", loop.DECIDED)),
 )
-# The longest name of a caller that is hashed with a payment's id.
+# The longest name of a caller that the call hashes with a payment's id. Chunks with a longer one are scored in steps.
 _CALLER_BYTES_MAX = 1024
 
 
@@ -115,6 +115,8 @@ class OneCall:
         if not self._is_usual or not serving.models.is_well or self._mirror_frames is None:
             return None
         bodies = _bodies_of(requests)
+        if callers and max(map(len, callers)) > _CALLER_BYTES_MAX:
+            return None
         if bodies is None or not self._fast.put(bodies, now_ms):
             return None
         writer, numbers, stages, answered = serving.writer, self._numbers, self._stages, self._answered
