@@ -5,7 +5,7 @@
     jit           the decorators; machine_code keeps compiled code from one start to the next
     intrinsics    processor instructions that numba does not offer
     frame         many arrays as one argument
-    varint, crc, siphash, byte_ranges, declared_texts    read and write bytes in compiled code of all packages
+    varint, crc, siphash, sha256, byte_ranges, declared_texts    read and write bytes in compiled code of all packages
 
     codec         `unpack` reads a profile from its stored form, `pack` writes it back
     checksum      finds damage in the stored form
