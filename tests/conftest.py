@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shlex
 import shutil
@@ -67,6 +68,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Spread the files that wait among those that compute. Each process of a run comes to the same order."""
     items[:] = ordered([(item.nodeid.partition("::")[0], item) for item in items])
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was collected out of every garbage collection: a full one took 0.4 s each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
