@@ -54,10 +54,11 @@ class Made:
 
 @dataclass
 class Answered:
-    """A row of the table as the oracle knows it."""
+    """A row of the table as the oracle knows it, for one of its entities. `row` tells rows apart."""
 
     payment: int
     moment_ms: int
+    row: int
 
 
 @dataclass
@@ -99,7 +100,7 @@ class OverlayWorld:
         self.changelog: list[Change] = []
         self.answered: dict[bytes, list[Answered]] = {}
         self.unsure_until_ms, self.is_foreign = self.now_ms + self.settings.lifetime_ms, False
-        self.scores = self.folded = self.wrong = self.unsure = 0
+        self.scores = self.folded = self.wrong = self.unsure = self.rows_made = 0
         self._folder = folder
         self._readers = [self._reader() for _ in range(WORKERS)]
         self.workers = [self._worker(reader) for reader in self._readers]
@@ -269,18 +270,19 @@ class OverlayWorld:
     def forget(self, key: bytes) -> None:
         """Forget an entity: from the store, the mirror and the overlay."""
         entity = self.plan.entity_names.index(key.split(b":")[0].decode())
-        gone = {row.payment for row in self.answered.get(key, ())}
+        # A worker that was killed may have left another row of the same payment, which knows nothing of this entity.
+        gone = {row.row for row in self.answered.get(key, ())}
         self.marks.erase([key])
         for rows in self.answered.values():
-            rows[:] = [Answered(-1 if row.payment in gone else row.payment, row.moment_ms) for row in rows]
+            rows[:] = [replace(row, payment=-1) if row.row in gone else row for row in rows]
         # What is read of the topic is in no profile again: a forgotten entity begins anew.
         self.store.pop(key, None)
         self.changelog = [change for change in self.changelog if change.key != key]
-        self.transaction += 1
-        self.marks.begin(self.transaction)
         if self.is_foreign:
             self.marks.open_mirror(self.transaction)
             self.is_foreign, self.unsure_until_ms = False, self.now_ms + self.settings.lifetime_ms
+        self.transaction += 1
+        self.marks.begin(self.transaction)
         self.mirror.pop(key, None)
         assert entity >= 0
 
@@ -293,8 +295,13 @@ class OverlayWorld:
         assert self.workers[worker]._metrics.full.value == full
         if abs(made.row[kernel.TIME_MS] - START_MS - self.now_ms) > self.settings.lifetime_ms:
             return
+        self.note_row(number, keys)
+
+    def note_row(self, number: int, keys: list[bytes]) -> None:
+        """Let the oracle know of a row of the table."""
+        self.rows_made += 1
         for key in filter(None, keys):
-            self.answered.setdefault(key, []).append(Answered(number, self.now_ms))
+            self.answered.setdefault(key, []).append(Answered(number, self.now_ms, self.rows_made))
 
     def check(self, number: int, worker: int) -> None:
         """Score a payment, and hold its vector against the oracle's."""
@@ -439,9 +446,7 @@ class TwoHosts(OverlayWorld):
         for row in rows:
             made = self.payments[number := numbers[int(row[0])]]
             if abs(made.row[kernel.TIME_MS] - START_MS - self.now_ms) <= self.settings.lifetime_ms:
-                for place, key in enumerate(made.keys):
-                    if row[1 + place]:
-                        self.answered.setdefault(key, []).append(Answered(number, self.now_ms))
+                self.note_row(number, [key if row[1 + place] else b"" for place, key in enumerate(made.keys)])
 
     def forget(self, key: bytes) -> None:
         """Forget an entity on both hosts."""
