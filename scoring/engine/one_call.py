@@ -7,7 +7,8 @@ A payment alone takes as long in Python between the compiled calls of decoder an
 Here one call does all of it (scoring/engine/chunk_call.py). Answers, records and metrics are the same, to the bit.
 
 1. `OneCall.score` does a chunk whose scoring is usual: at most ROWS_MAX payments, a native model that works, a policy
-   without conditions, no candidate, no exploration, no overlay, a mirror whose functions compiled code can call.
+   without conditions, no candidate, no exploration, no overlay, a mirror of all cards whose functions compiled code can
+   call.
 2. Only the policy's part of payments that are not approved is Python, between the two halves of the call.
 3. If a request is unusual, nothing was done, and the answer is None: decoder and scorer begin anew.
 4. If a step after the claims is unusual, `PaymentScorer.score_claimed` goes on with these claims.

@@ -200,10 +200,12 @@ class PaymentScorer:
 
     @property
     def usual_mirror(self) -> MirrorReader | None:
-        """The mirror, if nothing but the serving model decides: no candidate, exploration or overlay. Else None."""
-        if self._split is not None or self._exploration is not None or self._overlay is not None:
-            return None
-        return self._mirror
+        """The mirror, if it has every card and nothing but the serving model decides; else None.
+
+        Nothing else: no candidate, no exploration, no overlay.
+        """
+        others = (self._split, self._exploration, self._overlay, self._held_cards)
+        return self._mirror if all(one is None for one in others) else None
 
     def tail_of(self, serving: Served, row: int, score: float, flags: tuple[str, ...], others: list[str]) -> int:
         """Ask a policy without conditions about one payment, whose vector is in `row`; returns its tail's number.
