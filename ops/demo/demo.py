@@ -37,7 +37,7 @@ from paywarden.models.metrics.evaluation import Days, day_of_time
 from paywarden.models.training.settings import TrainingSettings
 from paywarden.models.training.table import training_table
 from paywarden.models.training.training import train_bundle
-from paywarden.ops.demo.keep import SETTINGS, keep_running, stop_at_a_signal
+from paywarden.ops.demo.keep import DRIFT_SETTINGS, keep_running, stop_at_a_signal
 from paywarden.ops.demo.live import LIVE_PREFIX, DemoWorld, LiveSystem, run_live
 from paywarden.ops.demo.verdict import in_words
 from paywarden.ops.loadgen.traffic import requests_of
@@ -101,7 +101,7 @@ def run_demo(
             seconds=seconds,
             console=console,
             say=say,
-            settings=SETTINGS,
+            drift=DRIFT_SETTINGS,
             afterwards=afterwards,
         )
 

@@ -35,11 +35,8 @@ from paywarden.schemas.errors import TemporaryFailure
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.streams.kafka.producers import make_producer
 
-SETTINGS = """\
-[drift]
-grace_ms = 5000
-"""
-"""Settings for a person who waits: blocks of decisions are evaluated soon."""
+DRIFT_SETTINGS = "grace_ms = 5000\n"
+"""Lines of [drift] for a person who waits: blocks of decisions are evaluated soon."""
 # Demo people may come in: the console listens on a loopback address.
 _CONSOLE_SETTINGS = """\
 [console]

@@ -81,13 +81,13 @@ _MORE_CONFIG = """\
 check_crcs = false
 [stream]
 progress_every_ms = 200
-[drift]
-save_every_ms = 2000
 [outcomes]
 save_every_ms = 2000
 [admission]
 deadline_ms = 2000
 wait_ms_max = 1000
+[drift]
+save_every_ms = 2000
 """
 
 
@@ -127,12 +127,12 @@ def run_live(
     seconds: int,
     console: Console,
     say: Callable[[str], object],
-    settings: str = "",
+    drift: str = "",
     afterwards: Callable[[LiveSystem, dict[str, Any]], object] | None = None,
 ) -> dict[str, Any]:
     """Run the live part on the bundle and the store in `folder`; returns the summary. `memory` is a folder in memory.
 
-    `settings` are further sections of the configuration. `afterwards` is called with the summary while all still runs.
+    `drift` are further lines of the section [drift]. `afterwards` is called with the summary while all still runs.
 
     Raises TemporaryFailure naming the part that did not do its work, with its last log line.
     """
@@ -142,11 +142,11 @@ def run_live(
         text = LOCAL_CONFIG.format(
             bootstrap=broker.bootstrap, folder=folder, memory=memory, answered="payments_max = 1_000_000\n"
         )
-        text += _MORE_CONFIG
+        text += _MORE_CONFIG + drift
         if world.catalogue_file is not None:
             # JSON writes a text as TOML does.
             text += f"[features]\ncatalogue = {json.dumps(str(world.catalogue_file.absolute()))}\n"
-        config.write_text(text + settings, encoding="utf-8")
+        config.write_text(text, encoding="utf-8")
         say("starting the stream, the companion and a scoring worker")
         with running_parts(config, folder) as parts:
             parts.wait_until_ready()

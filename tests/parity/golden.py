@@ -12,7 +12,7 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from paywarden.models.bundle.sigmoid import sigmoids
 from paywarden.models.drift.binning import DIMENSIONS, FEATURE_BINS, Binning
 from paywarden.models.drift.counts import DecisionRows, count_rows
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
+from paywarden.schemas.errors import InvalidEvent
 from paywarden.schemas.payment_fields import TimeBounds
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.scoring.engine.records import RecordWriter, tail
@@ -191,7 +192,7 @@ def _requests(engine: FeatureEngine) -> list[object]:
 
 
 def _stream_payments(engine: FeatureEngine) -> list[object]:
-    """Returns payments of the topic. A payment that only the slow decoder reads is None."""
+    """Returns payments of the topic, and the offsets of those that only the slow decoder reads."""
     chance = random.Random(13)
     ids = LocalSchemaIds()
     encoder = Encoder("payments", ids.id_of("payments"))
@@ -219,8 +220,9 @@ def _stream_payments(engine: FeatureEngine) -> list[object]:
     records = [Record("payments", 3, offset, b"k", value, NOW_MS, ()) for offset, value in enumerate(values)]
     slow: list[int] = []
 
-    def slowly(record: Record) -> Any:
+    def slowly(record: Record) -> NoReturn:
         slow.append(record.offset)
+        raise InvalidEvent("is left to the slow decoder")
 
     events = FastIntake(engine.plan, RATES, ids, TimeBounds(past_ms_max=40 * 86_400_000, future_ms_max=1000)).payments(
         records, NOW_MS, slowly
@@ -228,7 +230,7 @@ def _stream_payments(engine: FeatureEngine) -> list[object]:
     read = [
         [event.payment_id, event.attributes, [key.decode() for key in event.keys]]
         for event in events
-        if event is not None and not isinstance(event, Exception)
+        if not isinstance(event, InvalidEvent)
     ]
     return [slow, json.loads(json.dumps(read[:5])), _hash(json.dumps(read).encode())]
 
