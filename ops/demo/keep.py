@@ -43,6 +43,8 @@ _CONSOLE_SETTINGS = """\
 port = 0
 folder = {folder}
 processes = {processes}
+[decision_index]
+path = {index}
 """
 SHIFTED_SHARE = 0.4
 """The share of the payments that change."""
@@ -177,6 +179,7 @@ def _console(stack: ExitStack, live: LiveSystem, bases: Mapping[str, str], say: 
     more = _CONSOLE_SETTINGS.format(
         folder=json.dumps(str(folder / "console")),
         processes=json.dumps([f"{name}={base}" for name, base in bases.items()]),
+        index=json.dumps(str(folder / "decisions.duckdb")),
     )
     config.write_text(live.config.read_text(encoding="utf-8") + more, encoding="utf-8")
     part: DemoPart = stack.enter_context(running_part("console", config, folder))

@@ -63,6 +63,7 @@ path = "{memory}/answered"
 {answered}[serve]
 bundle = "{folder}/bundle"
 metrics = "{memory}/metrics"
+runtime = "{folder}/serve"
 [http]
 port = 0
 [grpc]

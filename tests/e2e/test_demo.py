@@ -25,8 +25,9 @@ from tests.services.processes import ROOT, run_paywarden, wait_until
 def test_a_demo_that_is_kept_shows_every_address_until_it_is_ended(tmp_path: Path) -> None:
     """The demo fails if a process has not done its work: tests/e2e/test_demo_broken.py."""
     summary_file, log_file = tmp_path / "summary.json", tmp_path / "log"
-    temporary = tmp_path / "temporary"
+    temporary, here = tmp_path / "temporary", tmp_path / "here"
     temporary.mkdir()
+    here.mkdir()
     arguments = ["--keep", "--seconds", "5", "--rate", "100", "--json", str(summary_file)]
     with (
         log_file.open("w", encoding="utf-8") as log,
@@ -35,7 +36,7 @@ def test_a_demo_that_is_kept_shows_every_address_until_it_is_ended(tmp_path: Pat
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            cwd=ROOT,
+            cwd=here,
             env={**os.environ, "TMPDIR": str(temporary)},
         ) as demo,
     ):
@@ -55,6 +56,7 @@ def test_a_demo_that_is_kept_shows_every_address_until_it_is_ended(tmp_path: Pat
     _, alive = psutil.wait_procs(running, timeout=0)
     assert alive == []
     assert list(temporary.iterdir()) == []
+    assert list(here.iterdir()) == [], "the demo writes nothing where it is called"
     summary = json.loads(summary_file.read_text(encoding="utf-8"))
     assert summary == kept["summary"]
     answers = summary["answers"]
