@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
 from paywarden.features import kernel
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.key_files import read_hex_key
 
 KEY_BYTES = 16
 
@@ -61,13 +61,7 @@ LAPTOP_KEY = IdentityKey.of_bytes(b"paywarden-laptop")
 
 def read_key(path: str) -> IdentityKey:
     """Returns the key in a file of 32 hex digits. Raises Misconfigured, without a word of the content."""
-    try:
-        text = Path(path).read_text(encoding="ascii").strip()
-        key = bytes.fromhex(text)
-    except OSError as error:
-        raise Misconfigured(f"identity_key_file: cannot read {path}: {error.strerror}") from error
-    except ValueError:
-        key = b""
+    key = read_hex_key("identity_key_file", path)
     if len(key) != KEY_BYTES:
         raise Misconfigured(f"identity_key_file: {path} must hold {2 * KEY_BYTES} hex digits (openssl rand -hex 16)")
     return IdentityKey.of_bytes(key)

@@ -37,6 +37,7 @@ from typing import NamedTuple, Protocol
 
 from paywarden.models.policy.policy import ACTIONS, APPROVE, DECLINE
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.key_files import read_hex_key
 from paywarden.schemas.private_files import make_parent, open_private
 
 EXPLORED = "exploration"
@@ -94,12 +95,7 @@ def read_exploration_key(path: str) -> bytes:
     """Returns the key in a file of hex digits. Raises Misconfigured, without a word of the content."""
     if not path:
         raise Misconfigured("exploration.key_file: wanted a file with the key of the coin, the same on all hosts")
-    try:
-        key = bytes.fromhex(Path(path).read_text(encoding="ascii").strip())
-    except OSError as error:
-        raise Misconfigured(f"exploration.key_file: cannot read {path}: {error.strerror}") from error
-    except ValueError:
-        key = b""
+    key = read_hex_key("exploration.key_file", path)
     if not KEY_BYTES_MIN <= len(key) <= KEY_BYTES_MAX:
         raise Misconfigured(
             f"exploration.key_file: {path} must hold {2 * KEY_BYTES_MIN} to {2 * KEY_BYTES_MAX} hex digits "

@@ -185,13 +185,9 @@ def _key(path: str | None) -> bytes:
     if path is None:
         return b""
     from paywarden.features.catalogue.identity import KEY_BYTES
+    from paywarden.schemas.key_files import read_hex_key
 
-    try:
-        key = bytes.fromhex(Path(path).read_text(encoding="ascii").strip())
-    except OSError as error:
-        raise Misconfigured(f"--key: cannot read {path}: {error.strerror}") from error
-    except ValueError:
-        key = b""
+    key = read_hex_key("--key", path)
     if len(key) != KEY_BYTES:
         raise Misconfigured(f"--key: {path} must hold {2 * KEY_BYTES} hex digits (openssl rand -hex {KEY_BYTES})")
     return key

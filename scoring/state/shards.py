@@ -24,7 +24,6 @@ import struct
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +31,7 @@ from numpy.typing import NDArray
 from paywarden.features.kernel.sha256 import first_words, unmarked_rows, work_of
 from paywarden.features.profiles.keys import SEPARATOR
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.key_files import read_hex_key
 
 COUNT_MAX = 16_384
 """The most shards. A gateway's configuration and a mirror's note hold a few bytes for each."""
@@ -234,12 +234,7 @@ def read_route_key(path: str) -> bytes:
     """Returns the key in a file of hex digits. Raises Misconfigured, without a word of the content."""
     if not path:
         raise Misconfigured("[shards] route_key_file: wanted a file with the route key of the clients, got none")
-    try:
-        key = bytes.fromhex(Path(path).read_text(encoding="ascii").strip())
-    except OSError as error:
-        raise Misconfigured(f"[shards] route_key_file: cannot read {path}: {error.strerror}") from error
-    except ValueError:
-        key = b""
+    key = read_hex_key("[shards] route_key_file", path)
     if len(key) < _ROUTE_KEY_BYTES_MIN:
         raise Misconfigured(f"[shards] route_key_file: {path} must hold at least {2 * _ROUTE_KEY_BYTES_MIN} hex digits")
     return key
