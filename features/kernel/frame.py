@@ -53,9 +53,16 @@ class Frame:
 
 
 @inlined
+def address_number(frame_at: int, slot: int) -> int:
+    """Returns the address of a slot's array as a number, for C functions."""
+    found: int = word_at(frame_at + slot * _SLOT_BYTES)
+    return found
+
+
+@inlined
 def address(frame_at: int, slot: int) -> Any:
     """Returns the address of a slot's array, for `numba.carray`."""
-    return pointer(word_at(frame_at + slot * _SLOT_BYTES))
+    return pointer(address_number(frame_at, slot))
 
 
 @inlined

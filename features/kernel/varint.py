@@ -79,20 +79,21 @@ def read_varint(data: U8, at: int, end: int) -> tuple[int, int]:
 
 @inlined
 def varint_size(number: int) -> int:
-    """Returns how many bytes a number takes that is not negative."""
-    size = 1
-    while number > 127:
-        number >>= 7
+    """Returns how many bytes a 64-bit number takes. A negative one is written as if it had no sign."""
+    left, size = np.uint64(number), 1
+    while left > np.uint64(127):
+        left >>= np.uint64(7)
         size += 1
     return size
 
 
 @inlined
 def write_varint(out: U8, at: int, number: int) -> int:
-    """Write a number that is not negative; returns the end position."""
-    while number > 127:
-        out[at] = number & 127 | 128
-        number >>= 7
+    """Write a 64-bit number, a negative one as if it had no sign, as protobuf does; returns the end position."""
+    left = np.uint64(number)
+    while left > np.uint64(127):
+        out[at] = left & np.uint64(127) | np.uint64(128)
+        left >>= np.uint64(7)
         at += 1
-    out[at] = number
+    out[at] = left
     return at + 1

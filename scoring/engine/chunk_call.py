@@ -22,7 +22,7 @@ from numba import carray  # type: ignore[attr-defined]
 
 from paywarden.features.kernel.batches import fill_bound_vectors
 from paywarden.features.kernel.byte_ranges import copy_bytes
-from paywarden.features.kernel.frame import address, size
+from paywarden.features.kernel.frame import address, address_number, size
 from paywarden.features.kernel.intrinsics import call_c, pointer, put_word_at, word_at
 from paywarden.features.kernel.jit import compiled, inlined
 from paywarden.features.kernel.layout import ABSENT, I64, KNOWN, OK
@@ -101,12 +101,6 @@ def _now_ns(numbers: I64, time_at: int) -> int:
 
 
 @inlined
-def _array_at(frame_at: int, slot: int) -> int:
-    found: int = word_at(frame_at + slot * 16)
-    return found
-
-
-@inlined
 def _count(counters: I64, place: int, number: int) -> None:
     if number != 0:
         put_word_at(counters[place], word_at(counters[place]) + number)
@@ -123,7 +117,7 @@ def _claim(frame_at: int, claim_at: int, read_at: int, record_at: int, count: in
     tags = carray(address(claim_at, claims.SLOT.tags), count, np.int64)
     callers = carray(address(record_at, records.SLOT.callers), size(record_at, records.SLOT.callers), np.uint8)
     caller_sizes = carray(address(record_at, records.SLOT.caller_sizes), count, np.int64)
-    texts_at, scratch_at, caller = _array_at(read_at, requests.SLOT.texts), _array_at(frame_at, SLOT.key), 0
+    texts_at, scratch_at, caller = address_number(read_at, requests.SLOT.texts), address_number(frame_at, SLOT.key), 0
     for number in range(count):
         start, end = ends[number, pieces - 2], ends[number, pieces - 1]
         if caller_sizes[number] == 0:
@@ -164,7 +158,13 @@ def _score(frame_at: int, record_at: int, count: int) -> bool:
     calibration = carray(address(frame_at, SLOT.calibration), CALIBRATION_SIZE, np.float64)
     margins = carray(address(frame_at, SLOT.margins), count, np.float64)
     scores = carray(address(record_at, records.SLOT.scores), count, np.float64)
-    call_c(numbers[MARGINS], _array_at(record_at, records.SLOT.vectors), count, _array_at(frame_at, SLOT.margins), 0)
+    call_c(
+        numbers[MARGINS],
+        address_number(record_at, records.SLOT.vectors),
+        count,
+        address_number(frame_at, SLOT.margins),
+        0,
+    )
     total = 0.0
     for number in range(count):
         total += margins[number]
@@ -234,7 +234,7 @@ def decide_chunk(frame_at: int, count: int) -> int:
     frames = carray(address(frame_at, SLOT.frames), FRAME_COUNT, np.int64)
     numbers = carray(address(frame_at, SLOT.numbers), NUMBER_COUNT, np.int64)
     laps = carray(address(frame_at, SLOT.laps), LAP_COUNT, np.int64)
-    time_at, is_timed, entities = _array_at(frame_at, SLOT.time), numbers[IS_TIMED] == 1, numbers[ENTITIES]
+    time_at, is_timed, entities = address_number(frame_at, SLOT.time), numbers[IS_TIMED] == 1, numbers[ENTITIES]
     read_at, record_at, look_up_at = frames[READ], frames[RECORD], frames[LOOK_UP]
     read_bodies(read_at, count)
     is_usual = carray(address(read_at, requests.SLOT.is_usual), count, np.uint8)
@@ -276,7 +276,7 @@ def write_chunk(frame_at: int, count: int) -> None:
     """Write the records, SIZE bytes, and note in the claims where each will begin behind OUTBOX_POSITION."""
     frames = carray(address(frame_at, SLOT.frames), FRAME_COUNT, np.int64)
     numbers = carray(address(frame_at, SLOT.numbers), NUMBER_COUNT, np.int64)
-    time_at = _array_at(frame_at, SLOT.time)
+    time_at = address_number(frame_at, SLOT.time)
     decided_s = _now_ns(numbers, time_at) * 1e-9 if numbers[HAS_ARRIVALS] == 1 else np.nan
     numbers[SIZE] = write_records(
         frames[RECORD], count, numbers[VECTOR_BYTES], numbers[DECISION], numbers[AGE_MS], numbers[NOW_MS], decided_s

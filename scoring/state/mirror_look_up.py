@@ -16,8 +16,8 @@ import numpy as np
 from numba import carray  # type: ignore[attr-defined]
 
 from paywarden.features.kernel.byte_ranges import copy_bytes
-from paywarden.features.kernel.frame import address, size
-from paywarden.features.kernel.intrinsics import call_c, load_word, pointer, word_at
+from paywarden.features.kernel.frame import address, address_number, size
+from paywarden.features.kernel.intrinsics import call_c, load_word, pointer
 from paywarden.features.kernel.jit import compiled, inlined
 from paywarden.features.kernel.layout import ABSENT, I64, KNOWN, UNKNOWN
 from paywarden.features.kernel.plan_schema import positions
@@ -108,11 +108,11 @@ def look_up_bound(frame_at: int, count: int) -> int:
     presence = carray(address(frame_at, SLOT.presence), count, np.uint8)
     complete_key = carray(address(frame_at, SLOT.complete_key), size(frame_at, SLOT.complete_key), np.uint8)
     keys_at, values_at, complete_at = (
-        starts_of(frame_at, SLOT.keys),
-        starts_of(frame_at, SLOT.values),
-        starts_of(frame_at, SLOT.complete_key),
+        address_number(frame_at, SLOT.keys),
+        address_number(frame_at, SLOT.values),
+        address_number(frame_at, SLOT.complete_key),
     )
-    status = _begin(functions, numbers, starts_of(frame_at, SLOT.numbers))
+    status = _begin(functions, numbers, address_number(frame_at, SLOT.numbers))
     if status != 0:
         return status
     position = 0
@@ -140,10 +140,3 @@ def look_up_bound(frame_at: int, count: int) -> int:
     numbers[SNAPSHOT] = call_c(functions[ID], numbers[TRANSACTION], 0, 0, 0)
     call_c(functions[RESET], numbers[TRANSACTION], 0, 0, 0)
     return 0 if status == _NOT_FOUND else status
-
-
-@inlined
-def starts_of(frame_at: int, slot: int) -> int:
-    """Returns the address of a slot's array as a number."""
-    found: int = word_at(frame_at + slot * 16)
-    return found

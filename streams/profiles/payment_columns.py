@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from paywarden.features.kernel.jit import compiled, inlined
 from paywarden.features.kernel.layout import I64, U8
+from paywarden.features.kernel.varint import varint_size, write_varint
 
 RECORD_PREFIX = b"payment:"
 """What the store keys of payments' records begin with, before the payment's id."""
@@ -128,28 +129,6 @@ class PaymentColumns(Sequence[PaymentEvent]):
 
 
 @inlined
-def _varint_size(number: int) -> int:
-    """Returns how many bytes a 64-bit number takes. Protobuf writes a negative one as if it had no sign."""
-    left, size = np.uint64(number), 1
-    while left > np.uint64(127):
-        left >>= np.uint64(7)
-        size += 1
-    return size
-
-
-@inlined
-def _write_varint(out: U8, at: int, number: int) -> int:
-    """Write a 64-bit number; returns the end position."""
-    left = np.uint64(number)
-    while left > np.uint64(127):
-        out[at] = left & np.uint64(127) | np.uint64(128)
-        left >>= np.uint64(7)
-        at += 1
-    out[at] = left
-    return at + 1
-
-
-@inlined
 def _write_fixed(out: U8, at: int, number: int, size: int) -> int:
     """Write a number in `size` bytes, the lowest first; returns the end position."""
     for _ in range(size):
@@ -181,25 +160,25 @@ def _encode_records(
     for number in range(len(sources)):
         if sources[number] != 0:
             out[at] = _SOURCE_TAG
-            at = _write_varint(out, at + 1, sources[number])
+            at = write_varint(out, at + 1, sources[number])
         if offsets[number] != 0:
             out[at] = _OFFSET_TAG
-            at = _write_varint(out, at + 1, offsets[number])
+            at = write_varint(out, at + 1, offsets[number])
         for entry in range(number * entities, (number + 1) * entities):
             begin, end = key_bounds[entry], key_bounds[entry + 1]
             out[at] = _KEYS_TAG
-            at = _write_varint(out, at + 1, end - begin)
+            at = write_varint(out, at + 1, end - begin)
             for place in range(begin, end):
                 out[at] = key_data[place]
                 at += 1
         if len(columns) > 0:
             size = 0
             for place in range(len(columns)):
-                size += _varint_size(rows[number, columns[place]])
+                size += varint_size(rows[number, columns[place]])
             out[at] = _ATTRIBUTES_TAG
-            at = _write_varint(out, at + 1, size)
+            at = write_varint(out, at + 1, size)
             for place in range(len(columns)):
-                at = _write_varint(out, at, rows[number, columns[place]])
+                at = write_varint(out, at, rows[number, columns[place]])
         if beside[number] != 0 and beside_fields != 0:
             out[at] = _BESIDE_TAG
             at = _write_fixed(out, at + 1, beside[number], 8)
