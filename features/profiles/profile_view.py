@@ -182,13 +182,13 @@ def typed_key(plan: Plan, text: str) -> tuple[int, bytes]:
 
     Raises Misconfigured, or InvalidEvent for an id that no key can hold. Neither message repeats the text.
     """
-    name, colon, identity = text.partition(":")
+    name, colon, _ = text.partition(":")
     if name not in plan.entity_names or not colon:
         known = ", ".join(plan.entity_names)
         raise Misconfigured(f"wanted ENTITY:ID, the entity one of {known}; got something else")
     entity = plan.entity_names.index(name)
     fields = plan.entity_keys[entity]
-    ids = [identity] if len(fields) == 1 else identity.split(",")
+    ids = ids_in(text, len(fields))
     if len(ids) != len(fields):
         raise Misconfigured(f"wanted {name}:{','.join(fields)}, {len(fields)} ids with commas between; got {len(ids)}")
     if "" in ids:
@@ -201,6 +201,12 @@ def typed_key(plan: Plan, text: str) -> tuple[int, bytes]:
     except UnicodeEncodeError:
         # A shell passes on bytes that are not UTF-8 in this form.
         raise Misconfigured(f"the id of a {name} must be UTF-8 text") from None
+
+
+def ids_in(text: str, fields: int) -> list[str]:
+    """Returns the ids in a text for `typed_key`, of an entity of so many fields: C1 and M1 of `card_merchant:C1,M1`."""
+    identity = text.partition(":")[2]
+    return [identity] if fields == 1 else identity.split(",")
 
 
 def view_profile(

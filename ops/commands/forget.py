@@ -71,7 +71,7 @@ def forget(source: Source, entity_id: str) -> None:
         done = run(key, plan=plan, store=store, others=others, changelog=changelog, progress=progress)
     click.echo(f"profiles         {done.profiles} erased from the store, and from the mirrors by the changelog")
     click.echo(f"payment records  {done.payment_records} erased")
-    told = _tell_indexes(source, kafka, plan.entity_keys[entity], entity_id.partition(":")[2], erased_ms)
+    told = _tell_indexes(source, kafka, plan.entity_keys[entity], entity_id, erased_ms)
     click.echo(f"decisions        {told}")
     if done.has_begun_anew:
         click.echo(f"payments of this {plan.entity_names[entity]} keep coming: a new profile has begun with them")
@@ -88,14 +88,15 @@ def forget(source: Source, entity_id: str) -> None:
         )
 
 
-def _tell_indexes(source: Source, kafka: KafkaSettings, fields: Sequence[str], ids: str, time_ms: int) -> str:
+def _tell_indexes(source: Source, kafka: KafkaSettings, fields: Sequence[str], entity_id: str, time_ms: int) -> str:
     """Tell all indexes of decisions what to take out; returns a sentence. Raises BrokerUnavailable."""
+    from paywarden.features.profiles.profile_view import ids_in
     from paywarden.streams.alerts.events import EVENTS_TOPIC, EventWriter
     from paywarden.streams.decision_index.erasure import Erasure
     from paywarden.streams.kafka.admin import partitions_of
 
-    values = [ids] if len(fields) == 1 else ids.split(",")
-    erasure = Erasure.of(dict(zip(fields, values, strict=True)), time_ms)
+    ids = ids_in(entity_id, len(fields))
+    erasure = Erasure.of(dict(zip(fields, ids, strict=True)), time_ms)
     if erasure is None:
         return "name no such entity, so the index of decisions has nothing to erase"
     try:
