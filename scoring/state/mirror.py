@@ -204,19 +204,11 @@ class MirrorWriter:
         """Note which topic the positions belong to. "" changes nothing. Raises MirrorUnavailable."""
         if not topic_id or topic_id == self.changelog_id():
             return
-        try:
-            with self._writing() as transaction:
-                transaction.put(_CHANGELOG, topic_id.encode())
-        except lmdb.Error as error:
-            raise MirrorUnavailable(f"the mirror cannot be written: {error}") from error
+        self._write_note(_CHANGELOG, topic_id.encode())
 
     def note_profile_set(self, name: str) -> None:
         """Note which profile set the mirror is filled from. Raises MirrorUnavailable."""
-        try:
-            with self._writing() as transaction:
-                transaction.put(_PROFILE_SET, name.encode())
-        except lmdb.Error as error:
-            raise MirrorUnavailable(f"the mirror cannot be written: {error}") from error
+        self._write_note(_PROFILE_SET, name.encode())
 
     def shards(self) -> HeldShards | None:
         """Returns which shards of cards the mirror holds; None if it holds every profile."""
@@ -226,9 +218,12 @@ class MirrorWriter:
 
     def note_shards(self, held: HeldShards) -> None:
         """Note which shards of cards the mirror holds. Workers see it in half a second. Raises MirrorUnavailable."""
+        self._write_note(_SHARDS, held.to_bytes())
+
+    def _write_note(self, key: bytes, value: bytes) -> None:
         try:
             with self._writing() as transaction:
-                transaction.put(_SHARDS, held.to_bytes())
+                transaction.put(key, value)
         except lmdb.Error as error:
             raise MirrorUnavailable(f"the mirror cannot be written: {error}") from error
 
