@@ -27,7 +27,8 @@ from perf.gateway_world import (
 )
 from perf.measuring import drive
 from tests.services import served_clients
-from tests.services.gateway_kills import always_well, killed_under_load
+from tests.services.always_well import always_well
+from tests.services.gateway_kills import killed_under_load
 
 NAMES = tuple(f"scoring-{number}" for number in range(1, 5))
 # Cards may move by the share of a host that goes, and half as much again.

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import threading
 import time
 from collections.abc import Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import uvloop
 
@@ -26,20 +24,7 @@ from paywarden.scoring.net.listeners import open_listener, reserve_port
 from paywarden.scoring.requests import fast_requests
 from paywarden.scoring.requests.payments import CheckedPayments
 from perf.constant_scorer import ConstantScorer, euro_intake
-
-
-class _Health(BaseHTTPRequestHandler):
-    """Always well, like the admin process of a host that is overloaded."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("content-length", "0")
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
+from tests.services.always_well import always_well
 
 
 class NamedScorer(ConstantScorer):
@@ -76,10 +61,9 @@ async def _serve(name: str, takes_us: float) -> None:
     with reserve_port("127.0.0.1", 0) as held:
         port = held.getsockname()[1]
         await server.start(open_listener("127.0.0.1", port, backlog=1024))
-        health = ThreadingHTTPServer(("127.0.0.1", 0), _Health)
-        threading.Thread(target=health.serve_forever, daemon=True).start()
-        print(f"http://127.0.0.1:{port}\nhealth:{health.server_address[1]}", flush=True)
-        await asyncio.get_running_loop().create_future()
+        with always_well() as health:
+            print(f"http://127.0.0.1:{port}\nhealth:{health}", flush=True)
+            await asyncio.get_running_loop().create_future()
 
 
 def main() -> None:

@@ -38,8 +38,6 @@ from paywarden.schemas.payment_fields import DECLARED_MAX, TABLE_ALONE, Form, Pa
 from paywarden.schemas.proto.store_pb2 import LabelChange, PaymentRecord
 from paywarden.streams.profiles.payment_columns import RECORD_PREFIX, PaymentColumns, PaymentEvent, Position
 
-__all__ = ["PaymentColumns", "PaymentEvent", "Position"]
-
 # Columns of an event's row: kind and weight (of a payment its tag, or 1), source and offset, arrival on Kafka,
 # attributes of the payment.
 KIND, WEIGHT, SOURCE, OFFSET, ARRIVED_MS, ATTRIBUTES_AT = range(6)

@@ -73,13 +73,13 @@ from paywarden.streams.profiles.events import (
     KIND,
     EntityEvents,
     Joined,
-    Position,
     ProfileUpdates,
     outcomes_source,
     payments_source,
 )
 from paywarden.streams.profiles.metrics import StreamMetrics, gather_ms_of, objectives_ms
 from paywarden.streams.profiles.outcome_gate import WaitingOutcomes
+from paywarden.streams.profiles.payment_columns import Position
 from paywarden.streams.profiles.router import Decoded, Router
 from paywarden.streams.profiles.sources import SourceCheck
 from paywarden.streams.profiles.updater import Arrived, Updater

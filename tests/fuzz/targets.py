@@ -161,7 +161,7 @@ def avro_payment() -> Target:
     """A record of topic payments: the compiled reader and the other agree."""
     from paywarden.schemas.errors import InvalidEvent
     from paywarden.streams.kafka.reading import Record
-    from paywarden.streams.profiles.events import Position
+    from paywarden.streams.profiles.payment_columns import Position
     from tests.parity.test_payment_readers import ENCODER, NOW_MS, STREAM
 
     header = ENCODER._header
@@ -287,7 +287,8 @@ def profile_set_aside() -> Target:
 def payment_record() -> Target:
     """The stored record of a payment, with an outcome that comes for it."""
     from paywarden.features import kernel
-    from paywarden.streams.profiles.events import OutcomeEvent, PaymentEvent, Position, join, record_key
+    from paywarden.streams.profiles.events import OutcomeEvent, join, record_key
+    from paywarden.streams.profiles.payment_columns import PaymentEvent, Position
 
     payment = PaymentEvent(Position(0, 5), "p", [1] * kernel.ATTRIBUTE_COUNT, (b"card:c", b"", b""), 1)
     outcome = OutcomeEvent(Position(1, 5), "p", is_fraud=True)

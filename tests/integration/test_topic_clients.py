@@ -26,7 +26,7 @@ from paywarden.streams.kafka.reading import Record
 from paywarden.streams.kafka.registry import RegistrySchemaIds, RegistrySettings
 from paywarden.streams.kafka.remembered_schemas import KafkaRememberedSchemas
 from paywarden.streams.profiles.decoder import EventDecoder
-from paywarden.streams.profiles.events import PaymentEvent
+from paywarden.streams.profiles.payment_columns import PaymentEvent
 from tests.patience import PATIENCE_S
 from tests.services.deployment import Deployment
 from tests.services.fetch import ServiceMissing

@@ -46,7 +46,8 @@ from paywarden.streams.kafka.topic_rows import RowBuilder, TopicRows, rows_schem
 from paywarden.streams.maintenance.backfill import backfill
 from paywarden.streams.profiles import events as batch
 from paywarden.streams.profiles.decoder import EventDecoder
-from paywarden.streams.profiles.events import OutcomeEvent, PaymentEvent, Position, RecordLayout
+from paywarden.streams.profiles.events import OutcomeEvent, RecordLayout
+from paywarden.streams.profiles.payment_columns import PaymentEvent, Position
 from paywarden.streams.profiles.repartition import decode_frame, encode_frame
 from tests.worlds.declarations import column_types, maybe_values_of, payment_declarations, wrong_values_of
 

@@ -20,7 +20,8 @@ from paywarden.features.history.point_in_time import PointInTimeReplay
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.keys import entity_key
 from paywarden.streams.profiles import events as batch
-from paywarden.streams.profiles.events import OutcomeEvent, PaymentEvent, Position
+from paywarden.streams.profiles.events import OutcomeEvent
+from paywarden.streams.profiles.payment_columns import PaymentEvent, Position
 from tests.parity import naive_features as naive
 from tests.parity.features_worlds import (
     DECLARED,

@@ -47,7 +47,7 @@ from paywarden.streams.archive.topic_history import history_of_rows
 from paywarden.streams.kafka.reading import Record
 from paywarden.streams.kafka.topic_rows import TopicRows, rows_schema
 from paywarden.streams.profiles.decoder import EventDecoder as Stream
-from paywarden.streams.profiles.events import Position
+from paywarden.streams.profiles.payment_columns import Position
 
 NOW_MS = 1_720_000_000_000
 DAY_MS = 86_400_000

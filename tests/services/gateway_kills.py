@@ -8,10 +8,8 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
@@ -39,35 +37,6 @@ class Killed:
     payments: int
     repeats: int
     double: int
-
-
-class _Well(BaseHTTPRequestHandler):
-    """Always well, like the admin process of a host whose workers are killed."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("content-length", "0")
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-
-@contextmanager
-def always_well() -> Iterator[int]:
-    """Yields the port of a host's health that is always good: the hosts here have no mirror, and say so themselves."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Well)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield server.server_address[1]
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 class _Caller(threading.Thread):

@@ -23,7 +23,8 @@ from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.scoring.state.outbox import records_in
 from paywarden.streams.profiles import events as batch
 from paywarden.streams.profiles.decoder import EventDecoder
-from paywarden.streams.profiles.events import EntityEvents, OutcomeEvent, PaymentEvent, Position
+from paywarden.streams.profiles.events import EntityEvents, OutcomeEvent
+from paywarden.streams.profiles.payment_columns import PaymentEvent, Position
 from paywarden.streams.profiles.watermarks import PREFIX
 from tests.simulation.callers import Told
 from tests.simulation.kafka import Entry

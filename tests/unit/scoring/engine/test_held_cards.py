@@ -7,16 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from paywarden.models.policy.policy import CARD_NOT_HELD, Policy, PolicySettings
-from paywarden.scoring.engine.model_chain import ModelChain
-from paywarden.scoring.engine.scorer import PaymentScorer
-from paywarden.scoring.metrics.model import ModelMetrics
-from paywarden.scoring.metrics.shared import Registry
+from paywarden.models.policy.policy import CARD_NOT_HELD
 from paywarden.scoring.state.held_cards import HeldCards
 from paywarden.scoring.state.mirror import MirrorWriter
 from paywarden.scoring.state.shards import CardShards, HeldShards
 from tests.unit.scoring.engine.test_scorer import NOW_MS, PLAN, Host, keys_of, requests, score_many
-from tests.worlds import small_world
 from tests.worlds.small_history import profiles
 
 COUNT = 4
@@ -26,26 +21,15 @@ SHARDS = CardShards(COUNT, b"a route key of the tests", {"card": 1})
 class ShardedHost(Host):
     """A host that may hold a part of the cards."""
 
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.options["held_cards"] = HeldCards(SHARDS, PLAN.entity_keys, PLAN.entity_names)
+
     def note(self, held: HeldShards) -> None:
         writer = MirrorWriter(self.mirror)
         writer.note_shards(held)
         assert writer.shards() == held
         writer.close()
-
-    @property
-    def scorer(self) -> PaymentScorer:
-        if self._scorer is None:
-            manifest = self.bundle.manifest
-            self._scorer = PaymentScorer(
-                engine=small_world.engine(),
-                models=ModelChain((self.bundle,), metrics=ModelMetrics.declare(Registry())),
-                policy=Policy(PolicySettings(), review_at=manifest.review_at, decline_at=manifest.decline_at),
-                mirror=self.mirror,
-                outbox=self.outbox,
-                metrics=self.metrics,
-                held_cards=HeldCards(SHARDS, PLAN.entity_keys, PLAN.entity_names),
-            )
-        return self._scorer
 
 
 @pytest.fixture

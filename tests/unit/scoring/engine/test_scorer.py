@@ -87,6 +87,8 @@ class Host:
         self.bundle = small_world.loaded_bundle()
         self._policy = policy
         self._scorer: PaymentScorer | None = None
+        self.options: dict[str, Any] = {}
+        """What else the scorer is made with."""
 
     def fill(self, profiles: dict[bytes, bytes | None], complete_to_ms: int | None = NOW_MS) -> None:
         """Write the mirror. Call it before the scorer opens the mirror: LMDB can be open only once in a process."""
@@ -109,6 +111,7 @@ class Host:
                 metrics=self.metrics,
                 answered=self.answered,
                 origins=(Origin("ab" * 32, "cd" * 32), Origin("", "cd" * 32)),
+                **self.options,
             )
         return self._scorer
 

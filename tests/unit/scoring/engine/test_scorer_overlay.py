@@ -8,12 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paywarden.models.policy.policy import OVERLAY_ABSENT, Policy, PolicySettings
+from paywarden.models.policy.policy import OVERLAY_ABSENT
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
-from paywarden.scoring.engine.model_chain import ModelChain
-from paywarden.scoring.engine.scorer import ROWS_MAX, PaymentScorer
-from paywarden.scoring.metrics.model import ModelMetrics
-from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.engine.scorer import ROWS_MAX
 from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
 from paywarden.scoring.state.overlay import Overlay, OverlaySettings, monotonic_ms, prepare
 from paywarden.scoring.state.overlay_marks import OverlayMarks
@@ -34,6 +31,7 @@ class OverlaidHost(Host):
         prepare(self.settings, PLAN)
         self.fill({})
         self.overlay = Overlay(self.settings, small_world.engine(), rows_max=ROWS_MAX, clock_ms=lambda: self.clock_ms)
+        self.options["overlay"] = self.overlay
 
     def open_marks(self) -> OverlayMarks:
         """The companion starts, and a lifetime passes."""
@@ -41,21 +39,6 @@ class OverlaidHost(Host):
         marks.open_mirror(1_000)
         self.clock_ms += self.settings.lifetime_ms + 1
         return marks
-
-    @property
-    def scorer(self) -> PaymentScorer:
-        if self._scorer is None:
-            manifest = self.bundle.manifest
-            self._scorer = PaymentScorer(
-                engine=small_world.engine(),
-                models=ModelChain((self.bundle,), metrics=ModelMetrics.declare(Registry())),
-                policy=Policy(PolicySettings(), review_at=manifest.review_at, decline_at=manifest.decline_at),
-                mirror=self.mirror,
-                outbox=self.outbox,
-                metrics=self.metrics,
-                overlay=self.overlay,
-            )
-        return self._scorer
 
 
 @pytest.fixture

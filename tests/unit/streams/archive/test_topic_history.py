@@ -19,7 +19,7 @@ from paywarden.streams.archive.archive import Archiver
 from paywarden.streams.archive.topic_history import LeftOut, PaymentTimes, archived_rows, history_of_rows
 from paywarden.streams.kafka.topic_rows import RowBuilder, TopicRows, rows_schema
 from paywarden.streams.profiles.decoder import EventDecoder
-from paywarden.streams.profiles.events import Position
+from paywarden.streams.profiles.payment_columns import Position
 from tests.fakes.topic_memory import IDS, MemoryTopic
 from tests.worlds import small_world
 

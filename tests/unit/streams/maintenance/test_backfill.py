@@ -30,7 +30,8 @@ from paywarden.schemas.proto.store_pb2 import LabelChange, PaymentRecord
 from paywarden.streams.maintenance.backfill import BACKFILL_SOURCE, Backfill, backfill
 from paywarden.streams.maintenance.backfill_progress import PROGRESS_KEY, read_progress
 from paywarden.streams.profiles import events as batch
-from paywarden.streams.profiles.events import OutcomeEvent, PaymentEvent, Position, record_key
+from paywarden.streams.profiles.events import OutcomeEvent, record_key
+from paywarden.streams.profiles.payment_columns import PaymentEvent, Position
 from paywarden.streams.profiles.watermarks import PREFIX, progress_key
 from tests.services.processes import ROOT
 from tests.worlds import small_world

@@ -11,7 +11,8 @@ from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.schemas.payment_fields import AMOUNT_MINOR_MAX, FIELD, ID_BYTES_MAX, TIME_MS_MIN
 from paywarden.streams.profiles.decoder import TIMES, EventDecoder
-from paywarden.streams.profiles.events import OutcomeEvent, Position, record_key
+from paywarden.streams.profiles.events import OutcomeEvent, record_key
+from paywarden.streams.profiles.payment_columns import Position
 from tests.worlds import small_world
 
 NOW_MS = 1_720_000_000_000

@@ -13,7 +13,8 @@ from paywarden.features.catalogue.attributes import row_of
 from paywarden.features.profiles.engine import UnreadableProfile
 from paywarden.schemas.proto.store_pb2 import PaymentRecord
 from paywarden.streams.profiles import events as batch
-from paywarden.streams.profiles.events import Joined, OutcomeEvent, PaymentEvent, Position, ProfileUpdates
+from paywarden.streams.profiles.events import Joined, OutcomeEvent, ProfileUpdates
+from paywarden.streams.profiles.payment_columns import PaymentEvent, Position
 from tests.worlds import small_world
 from tests.worlds.joined import apply, touched
 from tests.worlds.packed import sources_of, without_sources

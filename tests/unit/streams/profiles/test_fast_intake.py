@@ -15,7 +15,8 @@ from paywarden.schemas.errors import InvalidEvent
 from paywarden.schemas.payment_fields import AMOUNT_MINOR_MAX, ID_BYTES_MAX, TIME_MS_END, TIME_MS_MIN
 from paywarden.streams.kafka.reading import Record
 from paywarden.streams.profiles.decoder import TIMES, EventDecoder
-from paywarden.streams.profiles.events import PaymentEvent, Position, payments_source
+from paywarden.streams.profiles.events import payments_source
+from paywarden.streams.profiles.payment_columns import PaymentEvent, Position
 from tests.worlds import small_world
 
 NOW_MS = 1_720_000_000_000

@@ -16,7 +16,8 @@ from paywarden.features.catalogue.windows import DAY_MS, HOUR_MS
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.schemas.proto.store_pb2 import PaymentRecord
 from paywarden.streams.profiles import events as batch
-from paywarden.streams.profiles.events import Joined, OutcomeEvent, PaymentEvent, Position, record_key
+from paywarden.streams.profiles.events import Joined, OutcomeEvent, record_key
+from paywarden.streams.profiles.payment_columns import PaymentEvent, Position
 from tests.unit.features.kernel.profiles import Change, label, payment, profile, row
 from tests.worlds.joined import apply
 from tests.worlds.packed import without_sources

@@ -22,9 +22,9 @@ from paywarden.streams.profiles.events import (
     TOO_MANY_CHANGES,
     UNREADABLE,
     OutcomeEvent,
-    Position,
     record_key,
 )
+from paywarden.streams.profiles.payment_columns import Position
 from paywarden.streams.profiles.repartition import decode_frame
 from paywarden.streams.profiles.router import Decoded, Router
 from tests.worlds import small_world

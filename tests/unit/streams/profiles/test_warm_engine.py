@@ -29,7 +29,8 @@ from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
 from paywarden.streams.profiles import events as batch
-from paywarden.streams.profiles.events import OutcomeEvent, PaymentEvent, Position
+from paywarden.streams.profiles.events import OutcomeEvent
+from paywarden.streams.profiles.payment_columns import PaymentEvent, Position
 from tests.checkout import CHECKOUT
 from tests.patience import PATIENCE_S
 from tests.unit.features.history.test_point_in_time import RATES, history
