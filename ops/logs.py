@@ -50,3 +50,5 @@ def set_up_logging(form: str, command: str = "") -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
+    # It writes a line for each request, with the address. That of a webhook may hold a secret.
+    logging.getLogger("httpx2").setLevel(logging.WARNING)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
 import sys
 from typing import Any
 
@@ -61,3 +62,17 @@ def test_the_schema_refuses_what_is_not_documented() -> None:
             VALIDATOR.validate(wrong)
     # Each field has its row.
     assert all(f"| `{name}` |" in logs_page() for name in DOCUMENTED["properties"])
+
+
+def test_addresses_that_are_asked_are_in_no_log() -> None:
+    """The client of webhooks writes a line for each request, with the address, and an address may hold a secret."""
+    program = """
+import httpx2
+from paywarden.ops.logs import set_up_logging
+set_up_logging("text")
+answer = httpx2.MockTransport(lambda request: httpx2.Response(200))
+with httpx2.Client(transport=answer) as client:
+    assert client.post("https://hooks.example/a-secret").status_code == 200
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
