@@ -39,7 +39,7 @@ from tests.services.kafka import PRODUCTION_JVM, KafkaServer
 # The start of a process is no part of its rate: what it has applied before is not counted.
 _BEGIN_SHARE = 0.1
 _TIMEOUT_S = 300.0
-# With `--skipped`: this host holds one card in so many.
+# With `--skipped` this host holds one card in 64.
 _HOSTS = 64
 
 

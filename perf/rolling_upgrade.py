@@ -5,7 +5,7 @@ processes. Kafka is a real one, the store is shared, one stream worker follows t
 `paywarden gateway render`, stands before them. Then each host is upgraded as docs/operate/upgrade.md says: its `serve`
 is asked to end and drains, its companion ships what is left, and both start anew. The other host goes on meanwhile.
 
-With `--from COMMIT` the hosts and the stream run the release of that commit first. The first host is upgraded, rolled
+With `--from COMMIT` hosts and stream begin with the release of that commit. The first host is upgraded, rolled
 back and upgraded again, then the second one follows, then the stream: all on the same store, mirrors, outboxes, topics.
 
     failed_calls       calls that a caller saw fail, in the whole run

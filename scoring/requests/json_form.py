@@ -152,8 +152,8 @@ def _take_quickly(body: bytes, schema: RequestSchema) -> bytes | None:
 def _quotes(kinds: list[type]) -> int:
     """Returns the quotes of a plain object with values of these types, each name given once.
 
-    Without a backslash every quote begins or ends a text: a name, or a value. Of a name that is given twice orjson
-    keeps the last value, and the quotes of the others are left over.
+    Without a backslash every quote begins or ends a text: a name, or a value. If a name is given
+    twice, orjson keeps the last value, and the quotes of the others are left over.
     """
     return 2 * (len(kinds) + kinds.count(str))
 

@@ -75,7 +75,7 @@ _COMMON = (
         verdict_id TEXT PRIMARY KEY, decision_id TEXT NOT NULL, payment_id TEXT NOT NULL, payment_hash BIGINT NOT NULL,
         verdict TEXT NOT NULL, reason TEXT NOT NULL, note TEXT NOT NULL, analyst TEXT NOT NULL, turn SMALLINT NOT NULL,
         claimed_ms BIGINT NOT NULL, time_ms BIGINT NOT NULL, is_sent BOOLEAN NOT NULL)""",
-    # What was erased, by hashes of ids (erasure.py). A rebuild keeps both.
+    # Erasures, as hashes of ids (erasure.py). A rebuild keeps both tables.
     "CREATE TABLE IF NOT EXISTS forgotten (name TEXT PRIMARY KEY, until_ms BIGINT NOT NULL)",
     "CREATE TABLE IF NOT EXISTS forgotten_payments (payment_hash BIGINT PRIMARY KEY)",
 )

@@ -57,7 +57,7 @@ _COLUMNS = (
 SHARED_DECISIONS_MAX = 10_000
 
 RULE_DECISIONS_MAX = 10_000
-"""Of a rule that fires more often, the newest decisions are looked at."""
+"""The most decisions of a rule that are looked at: the newest ones."""
 _ERASED_AT_ONCE = 500
 # Of a card that is looked for together with something else: more of them are joined in the database.
 _FEW_MAX = 1_000

@@ -37,7 +37,7 @@ from confluent_kafka import KafkaException
 from paywarden.streams.kafka.client import PartitionId
 from paywarden.streams.profiles.watermarks import Claim
 
-# While no payments come, rounds begin at so many times the distance.
+# While no payments come, twice as much time is between two rounds.
 _REST_FACTOR = 2
 # While the group is behind, at most this many rounds are under way.
 _ROUNDS_MAX = 4

@@ -66,7 +66,7 @@ class HealthWatch:
                 states = {_READY: (not process.is_ready, process.why or "it is ready")}
                 states |= {one.name: (one.is_bad, f"{one.name} {one.text}") for one in process.readings}
                 for what, (is_bad, text) in states.items():
-                    # What was never bad is not worth a line.
+                    # The first good reading is no event.
                     if is_bad != known.get((process.name, what), False):
                         connection.execute(_ADD, (process.name, what, now, int(is_bad), 0, text))
                 for what, more in self._more_errors(process.name, process.errors):
