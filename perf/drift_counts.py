@@ -67,7 +67,7 @@ _TRANSACTION = 200
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--decisions", type=int, default=100_000, help="in the backlog")
+    parser.add_argument("--decisions", type=int, default=200_000, help="in the backlog")
     parser.add_argument("--json", help="also write the figures there")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -214,11 +214,11 @@ async def _run(
     timed: _Timed,
 ) -> dict[str, float]:
     app = StreamApp(_Idle(), kafka=kafka, settings=settings, registry=registry, announce=lambda _: None)
-    parts = DriftParts(store, binnings, NoDetection(), DriftSettings())
+    parts, outcomes = DriftParts(store, binnings, NoDetection(), DriftSettings()), OutcomeSettings()
     add_agents(
         app, kafka=kafka, ids=LocalSchemaIds(), registry=registry,
         session_timeout_ms=settings.session_timeout_ms, drift=parts,
-        outcomes=OutcomeParts(load_rates(), CostSettings(), OutcomeSettings()),
+        outcomes=OutcomeParts(load_rates(), CostSettings(), outcomes),
     )  # fmt: skip
     partitions = partitions_of(kafka, "decisions")
     sources = [SourcePartition(DECISIONS, partition) for partition in partitions]
@@ -226,6 +226,7 @@ async def _run(
     settle_collection()
     running = asyncio.create_task(app.run_until(stop))
     began: tuple[float, float, float] | None = None
+    ended: tuple[float, float, float] | None = None
     while True:
         await asyncio.sleep(0.02)
         counted = sum(head.progress.totals.decisions for head in read_heads(store, partitions).values())
@@ -234,16 +235,19 @@ async def _run(
         if began is None and count:
             # The clock starts at the first save. Decisions before it belong to the start and do not count.
             began, first, before = _clocks(), count, dict(timed.seconds)
+        if ended is None and min(count, joined) >= wanted - outcomes.save_records:
+            # And it ends before the last ones, which wait for `save_every_ms`.
+            ended, last, after = _clocks(), count, dict(timed.seconds)
         if count >= wanted and joined >= wanted:
             break
-    ended = _clocks()
     stop.set()
     await running
     assert began is not None
+    assert ended is not None
     assert count == wanted
     wall_s, cpu_s, loop_s = (end - start for end, start in zip(ended, began, strict=True))
-    done = wanted - first
-    stages = {stage: seconds - before.get(stage, 0.0) for stage, seconds in timed.seconds.items()}
+    done = last - first
+    stages = {stage: seconds - before.get(stage, 0.0) for stage, seconds in after.items()}
     return {
         "decisions_per_second": done / wall_s,
         "cpu_us_per_decision": cpu_s / done * 1e6,
