@@ -4,7 +4,7 @@
 
 A description is a NamedTuple with a field for each number of a section. It is used in three ways:
 
-    write   features/profiles/plan.py:        words.put(at, PlanTable(hop_ms=60_000, capacity=61, …))
+    write   features/profiles/plan_writer.py: words.put(at, PlanTable(hop_ms=60_000, capacity=61, …))
     read    Python:                  section(plan.words, PlanTable, at).capacity
             compiled code:           plan[table + TABLE.capacity]
 

@@ -48,7 +48,8 @@ from paywarden.features.catalogue.expressions import (
     stored_values,
 )
 from paywarden.features.catalogue.windows import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS, Window
-from paywarden.features.profiles.plan import CONDITIONS_MAX, compile_plan
+from paywarden.features.profiles.plan import compile_plan
+from paywarden.features.profiles.plan_parts import CONDITIONS_MAX
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 

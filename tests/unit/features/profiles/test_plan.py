@@ -16,15 +16,9 @@ from paywarden.features.catalogue.expressions import Feature, Measure, Operation
 from paywarden.features.catalogue.windows import DAY_MS, HOUR_MS
 from paywarden.features.kernel import layout
 from paywarden.features.kernel.plan_schema import HEAD, entity_section
-from paywarden.features.profiles.plan import (
-    OPERATIONS,
-    RECENCIES,
-    RECENCY_REACH_MS,
-    RECOLLECTIONS,
-    REDUCTIONS,
-    Plan,
-    compile_plan,
-)
+from paywarden.features.profiles.plan import OPERATIONS, RECENCY_REACH_MS, Plan, compile_plan
+from paywarden.features.profiles.plan_parts import RECENCIES
+from paywarden.features.profiles.plan_writer import RECOLLECTIONS, REDUCTIONS
 from paywarden.features.profiles.shape import MEASURES
 from tests.parity.features_worlds import DECLARED, every_word
 
