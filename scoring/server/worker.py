@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import itertools
 import logging
 import os
 import signal
@@ -47,7 +48,7 @@ from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.server.context import Endpoints, ServerContext
 from paywarden.scoring.server.take_over import GRPC, HTTP, Control
 from paywarden.scoring.server.take_up import ReleaseSwitch
-from paywarden.scoring.server.watch import Watch, WorkerMustEnd, declare_failures
+from paywarden.scoring.server.watch import InThread, Watch, WorkerMustEnd, declare_failures
 from paywarden.scoring.state.held_cards import HeldCards
 from paywarden.scoring.state.outbox import OutboxMetrics, OutboxWriter
 from paywarden.scoring.state.overlay import Overlay, OverlayMetrics
@@ -56,6 +57,10 @@ _log = logging.getLogger(__name__)
 
 # The exit status of a worker that a bug ended.
 BUG = 70
+# An idle worker tries its disk in one round of so many, every five seconds: the next payment may have to wait for it.
+_DISK_TRIED_EVERY = 10
+# How long a worker that stops waits for a step of its watch in a thread: a disk may hang.
+_THREAD_STOP_S = 1.0
 
 
 class Front(Protocol):
@@ -168,7 +173,9 @@ async def _work(
     gc.freeze()
     pauses.watch()
     _log.info("%s listens on %s", name, " ".join(gate.addresses(host)))
-    watch = asyncio.create_task(Watch(_steps(scorer, switch, outbox, gate, parent, ready), watch_failures, beat).run())
+    unshipped = InThread(outbox.note_unshipped)
+    steps = _steps(scorer, switch, outbox, unshipped, gate, parent, ready)
+    watch = asyncio.create_task(Watch(steps, watch_failures, beat).run())
     watch.add_done_callback(lambda _: stopped.set())
     await stopped.wait()
     # Stop both at once, so that neither takes calls while the other finishes. The heart goes on beating.
@@ -179,6 +186,7 @@ async def _work(
     watch.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await watch
+    unshipped.stop(_THREAD_STOP_S)
     ready.set(0)
     table.close()
     outbox.close()
@@ -235,24 +243,31 @@ def _inherited(gate: Endpoints, place: int) -> dict[str, list[socket.socket]]:
 
 
 def _steps(
-    scorer: PaymentScorer, switch: ReleaseSwitch, outbox: OutboxWriter, gate: Endpoints, parent: int, ready: Gauge
+    scorer: PaymentScorer,
+    switch: ReleaseSwitch,
+    outbox: OutboxWriter,
+    unshipped: InThread,
+    gate: Endpoints,
+    parent: int,
+    ready: Gauge,
 ) -> Mapping[str, Callable[[], object]]:
     """Returns what the watch does in each round. That there is no mirror yet is no failure."""
+    rounds = itertools.count()
     return {
         "mirror": lambda: scorer.open_mirror() or True,
         "release": switch.look,
         "tokens": lambda: gate.tokens is None or gate.tokens.refresh(),
         "certificate": lambda: gate.tls is None or gate.tls.refresh(),
-        "outbox": lambda: _look_after(outbox, parent),
-        "unshipped": outbox.note_unshipped,
+        "outbox": lambda: _look_after(outbox, parent, tries_disk=next(rounds) % _DISK_TRIED_EVERY == 0),
+        "unshipped": unshipped,
         "ready": lambda: ready.set(not scorer.readiness()),
     }
 
 
-def _look_after(outbox: OutboxWriter, parent: int) -> None:
+def _look_after(outbox: OutboxWriter, parent: int, *, tries_disk: bool) -> None:
     """Mend the outbox. Raises WorkerMustEnd if its files are gone, or the parent is gone and cannot say so."""
     if os.getppid() != parent:
         raise WorkerMustEnd("the parent is gone")
     if outbox.is_deleted():
         raise WorkerMustEnd("outbox: its files were deleted")
-    outbox.look()
+    outbox.look(tries_disk=tries_disk)

@@ -21,8 +21,10 @@ Each worker has one directory. A *position* counts bytes since the outbox was fi
 4. The reader deletes segments that are shipped whole and so old that no repeated payment can ask for their decisions.
    The writer's `total_bytes_max` bounds the unshipped bytes; shipped segments that are kept come on top.
 
-Room for the next megabyte is reserved on disk (scoring/state/disk_room.py). On most file systems a full disk therefore
-refuses a write before any of it is there.
+Room for the next megabytes is reserved on disk (scoring/state/disk_room.py). On most file systems a full disk therefore
+refuses a write before any of it is there. To reserve takes microseconds, or as long as the file system writes its
+journal: tens of milliseconds, in which the worker answers nobody. A writer therefore reserves seldom. It begins with a
+megabyte and doubles that each time, up to sixteen.
 
 What a writer does after a failure. Each append tries again, and so does `look`, which the worker calls twice a second:
 
@@ -94,8 +96,9 @@ _ROOM_BYTES = 1024 * 1024
 _PROBE = bytes(4096)
 # A folder's time of change may be so much older than a later change of it that has the same time.
 _STEP_S = 1.0
-# How much room is reserved ahead: some 2,000 decisions.
+# How much room is reserved ahead: some 2,000 decisions at first, a second of a busy worker's at most.
 _AHEAD_BYTES = 1024 * 1024
+_AHEAD_BYTES_MAX = 16 * _AHEAD_BYTES
 
 
 class OutboxFull(TemporaryFailure):
@@ -186,8 +189,8 @@ class OutboxWriter:
         self._torn_at: int | None = None
         # By segment, where its records end if zeros follow them, as far as they are not synced.
         self._record_ends: dict[int, int] = {}
-        # The position up to which room is reserved.
-        self._reserved = self._base
+        # The position up to which room is reserved, and how much is reserved ahead of the next write.
+        self._reserved, self._ahead_bytes = self._base, _AHEAD_BYTES
         # How many zeros to try first after a failed write, so that no part of the next one can be read.
         self._probe_bytes = len(_PROBE)
         # The position up to which records were synced, with fsync "always".
@@ -244,13 +247,14 @@ class OutboxWriter:
             return f"outbox: full: {unshipped} bytes not shipped, the limit is {limit}"
         return ""
 
-    def look(self) -> None:
+    def look(self, *, tries_disk: bool = True) -> None:
         """Mend what has failed. Without an append since the last look, try whether the disk would take one.
 
-        Writes a few kilobytes, so not for every payment. Raises OutboxUnavailable.
+        Writes a few kilobytes, so not for every payment. Without `tries_disk` it writes nothing unless the last append
+        has failed. Raises OutboxUnavailable.
         """
         self._mend()
-        if self._failure or self._end == self._looked_at:
+        if self._failure or (tries_disk and self._end == self._looked_at):
             self._probe()
         self._reserve(len(_PROBE))
         self._looked_at = self._end
@@ -302,9 +306,12 @@ class OutboxWriter:
 
     def _reserve(self, size: int) -> None:
         """Reserve room on disk for the next `size` bytes and, if there is some, for more. Raises OutboxUnavailable."""
-        ahead = max(size, min(_AHEAD_BYTES, self._base + self._settings.segment_bytes - self._end))
+        ahead = max(size, min(self._ahead_bytes, self._base + self._settings.segment_bytes - self._end))
         if self._reserved >= self._end + max(size, ahead // 2):
             return
+        if self._reserved > self._end:
+            # What was reserved last is used up by half.
+            self._ahead_bytes = min(2 * self._ahead_bytes, _AHEAD_BYTES_MAX)
         try:
             try:
                 can_reserve = reserve(self._fd, self._end - self._base, ahead)
@@ -365,7 +372,7 @@ class OutboxWriter:
     def _cut(self, position: int) -> None:
         """Cut off what follows `position`. Zeros, which need no room, stand from there to the end of the outbox."""
         self._torn_at = position
-        self._reserved = self._base
+        self._reserved, self._ahead_bytes = self._base, _AHEAD_BYTES
         try:
             os.ftruncate(self._fd, position - self._base)
             if position < self._end:

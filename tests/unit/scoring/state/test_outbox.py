@@ -509,6 +509,63 @@ def test_a_disk_without_room_refuses_a_batch_before_any_of_it_is_there(
     assert read_all(where) == [b"small"] * is_room_for_one + [bytes(90)] * 2
 
 
+def test_a_busy_writer_reserves_ever_more_at_once_and_writes_only_where_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = OutboxWriter(OutboxSettings(str(tmp_path)), "w0")
+    monkeypatch.setattr(outbox, "_AHEAD_BYTES", 100_000)
+    monkeypatch.setattr(outbox, "_AHEAD_BYTES_MAX", 1_600_000)
+    writer.look()  # a look that finds nothing new begins anew
+    sizes: list[int] = []
+    reserved = 0
+
+    def reserve(_: int, start: int, size: int) -> bool:
+        nonlocal reserved
+        sizes.append(size)
+        reserved = start + size
+        return True
+
+    monkeypatch.setattr(outbox, "reserve", reserve)
+    for number in range(1_000):
+        end = writer.append(bytes(9_000))
+        if number % 5 == 0:
+            writer.look()
+        assert not sizes or end <= reserved
+    assert sizes[:5] == [100_000, 200_000, 400_000, 800_000, 1_600_000]
+    assert set(sizes[4:]) == {1_600_000}
+    assert len(sizes) < 16
+    sizes.clear()
+    writer.look(tries_disk=False)
+    assert not sizes
+    writer.look()
+    assert sizes == [100_000]
+
+
+def test_a_look_that_does_not_try_the_disk_writes_only_after_a_failure(
+    small: OutboxSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = OutboxWriter(small, "w0")
+    write, written = os.write, list[int]()
+
+    def count_and_write(fd: int, data: bytes) -> int:
+        written.append(len(data))
+        return write(fd, data)
+
+    monkeypatch.setattr(os, "write", count_and_write)
+    writer.look(tries_disk=False)
+    assert not written
+    writer.look()
+    assert written == [4096]
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:5]))
+    with pytest.raises(OutboxUnavailable):
+        writer.append(b"half")
+    with pytest.raises(OutboxUnavailable):
+        writer.look(tries_disk=False)
+    monkeypatch.setattr(os, "write", write)
+    writer.look(tries_disk=False)
+    assert writer.trouble() == ""
+
+
 def test_a_reader_that_has_passed_a_part_of_a_refused_write_finds_all_later_records(
     small: OutboxSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
