@@ -44,10 +44,14 @@ class NativePredictor:
 
     native = True
 
-    def __init__(self, library: Path, feature_count: int) -> None:
-        """Load a library that models/bundle/compiler.py built. Raises BundleRefused when it does not load."""
+    def __init__(self, library: Path, feature_count: int, rest: Callable[[], object] = lambda: None) -> None:
+        """Load a library that models/bundle/compiler.py built. Raises BundleRefused when it does not load.
+
+        `rest` is called between two steps.
+        """
         try:
-            self._handle = _load(library)
+            self._handle = _load(library, rest)
+            rest()
             self.address: int = _ctypes.dlsym(self._handle, "paywarden_margins")
             """The address of `void paywarden_margins(const float *rows, int64_t row_count, double *margins)`."""
             self._margins: Any = _MARGINS(self.address)
@@ -112,14 +116,16 @@ def _address(array: NDArray[Any]) -> int:
     return array.ctypes.data
 
 
-def _load(library: Path) -> int:
+def _load(library: Path, rest: Callable[[], object]) -> int:
     """Load the library that this file holds now. For a path it has loaded before, the loader returns the old one."""
     with tempfile.TemporaryDirectory(prefix="paywarden-load-") as folder:
         # The link gives the file a new path. It can be deleted at once, because the loader has opened the file.
         name = Path(folder) / library.name
         name.symlink_to(library.resolve())
+        rest()
         # Without the interpreter's lock, which `_ctypes.dlopen` holds: a worker answers payments meanwhile.
         handle = _dlopen()(str(name).encode(), ctypes.DEFAULT_MODE | os.RTLD_NOW)
+        rest()
         # The second attempt raises the error.
         return int(handle or _ctypes.dlopen(str(name), ctypes.DEFAULT_MODE))
 

@@ -113,7 +113,10 @@ def load_prepared(folder: Path, rest: Callable[[], object] = no_rest) -> Prepare
     `rest` is called between two steps. Raises BundleRefused if it is gone, damaged, or another user may write to it.
     """
     try:
-        content: dict[str, Any] = json.loads((folder / _PREPARED).read_text(encoding="utf-8"))
+        text = (folder / _PREPARED).read_text(encoding="utf-8")
+        rest()
+        content: dict[str, Any] = json.loads(text)
+        rest()
         if content["format"] != _FORMAT:
             raise BundleRefused(f"prepared bundle {folder}: wanted format {_FORMAT}, got {content['format']}")
         manifest = Manifest(**content["manifest"])
@@ -162,28 +165,34 @@ def _part(
             require_unwritable(library)
         except Misconfigured as error:
             raise BundleRefused(f"prepared bundle {folder}: its library is not loaded: {error}") from error
-        predictor = NativePredictor(library, len(manifest.feature_names))
+        rest()
+        predictor = NativePredictor(library, len(manifest.feature_names), rest)
     else:
         predictor = GtilPredictor(copy / part.model_text)
     rest()
-    vectors, margins = (np.load(folder / f"{name}.{kind}.npy", allow_pickle=False) for kind in ("vectors", "margins"))
+    vectors = np.load(folder / f"{name}.vectors.npy", allow_pickle=False)
+    rest()
+    margins = np.load(folder / f"{name}.margins.npy", allow_pickle=False)
     rest()
     if predictor.margins(np.ascontiguousarray(vectors)).tolist() != margins.tolist():
         raise BundleRefused(f"prepared bundle {folder}: golden vectors get another score")
     arrays = {}
     for array in _TREES:
         rest()
-        arrays[array] = _mapped(folder / f"{name}.{array}.npy")
+        arrays[array] = _mapped(folder / f"{name}.{array}.npy", rest)
+    rest()
     explainer = Explainer(Trees(**arrays, base=told["base"]), manifest.feature_names, slope=slope)
+    rest()
     if len(vectors):
         explainer.reasons(np.ascontiguousarray(vectors[0]), 1)
     rest()
     return predictor, explainer
 
 
-def _mapped(path: Path) -> NDArray[Any]:
+def _mapped(path: Path, rest: Callable[[], object]) -> NDArray[Any]:
     """Returns the array of a file. It may be written to, as the compiled walk wants it; the file stays the same."""
     array: NDArray[Any] = np.load(path, mmap_mode="c", allow_pickle=False).view(np.ndarray)
+    rest()
     # Each page once, so that no payment waits for it.
     array.reshape(-1).view(np.uint8)[::_PAGE_BYTES].sum()
     return array

@@ -67,7 +67,9 @@ def load_policy(
     `rest` is called between two steps. Raises Misconfigured if the files are gone or damaged.
     """
     try:
-        content: dict[str, Any] = json.loads((folder / _POLICY).read_text(encoding="utf-8"))
+        text = (folder / _POLICY).read_text(encoding="utf-8")
+        rest()
+        content: dict[str, Any] = json.loads(text)
         thresholds = {name: content[name] for name in ("review_at", "decline_at")}
         if earlier is not None and earlier.digest == content["digest"] and earlier.policy.is_made_with(**thresholds):
             return PreparedPolicy(earlier.policy, content["digest"], content["list_digests"])

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
@@ -168,11 +168,17 @@ class PaymentScorer:
         """What decides now."""
         return self._serving
 
-    def served(self, models: ModelChain, policy: Policy, origins: Sequence[Origin] = ()) -> Served:
+    def served(
+        self,
+        models: ModelChain,
+        policy: Policy,
+        origins: Sequence[Origin] = (),
+        rest: Callable[[], object] = lambda: None,
+    ) -> Served:
         """Returns a model and a policy made ready for `take_up`. Another thread may call it.
 
         `origins`: one for each model of the chain, and the last for decisions without a model. Empty: records do not
-        say what decided.
+        say what decided. `rest` is called between two steps.
         """
         known = [replace(origin, profile_set=self._profile_set) for origin in origins]
         return Served(
@@ -183,6 +189,7 @@ class PaymentScorer:
             catalogue_digest=self._engine.plan.digest,
             usual_flags=self._usual_flags(),
             explored_share=0.0 if self._exploration is None else self._exploration.share,
+            rest=rest,
         )
 
     def _usual_flags(self) -> list[tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,21 +53,30 @@ class ShownRelease(NamedTuple):
 
 
 class ReleaseInfo:
-    """Shows the releases of a worker as `paywarden_bundle_info`, in a file of their own: their labels change."""
+    """Shows the releases of a worker as `paywarden_bundle_info`, in a file of their own: their labels change.
+
+    One thread may show releases while another closes it.
+    """
 
     def __init__(self, directory: Path, worker: str) -> None:
         self._directory, self._name = directory, f"{worker}-release"
         self._registry = Registry()
+        self._lock, self._is_closed = threading.Lock(), False
 
     def show(self, releases: Iterable[ShownRelease]) -> None:
-        """Show these releases and no other. Writes a file. Raises Misconfigured."""
-        self._registry.close()
-        self._registry = Registry()
-        declare_info(self._registry, releases)
-        self._registry.open(self._directory, self._name)
+        """Show these releases and no other, unless it is closed. Writes a file. Raises Misconfigured."""
+        with self._lock:
+            if self._is_closed:
+                return
+            self._registry.close()
+            self._registry = Registry()
+            declare_info(self._registry, releases)
+            self._registry.open(self._directory, self._name)
 
     def close(self) -> None:
-        self._registry.close()
+        with self._lock:
+            self._is_closed = True
+            self._registry.close()
 
 
 def declare_info(registry: Registry, releases: Iterable[ShownRelease]) -> None:

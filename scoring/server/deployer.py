@@ -18,10 +18,13 @@
    would stay where the file no longer is. A bundle that crashes its checker is not tried again.
 6. A file for another feature catalogue is not for this host (scoring/server/standby.py).
 7. Where there is a registry, a file that names what nobody has approved changes nothing, whoever wrote it.
+8. A checker runs in the time that nobody else wants (SCHED_IDLE): a worker that wakes gets its core at once. On a core
+   that is never idle it would not end, so after SPARE_S another one takes its place, which has a tenth of a core.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -63,7 +66,9 @@ _CHECK_TIMEOUT_S = 600.0
 LOOK_S = 0.25
 _FAILED = 1
 KILLS_MAX = 3
-# The checker takes a tenth of a core that a worker needs.
+# How long a checker may run in spare time alone. Beside a worker at half load, on its core, it needs half a second.
+SPARE_S = 2.0
+# The one after it takes a tenth of a core that a worker needs.
 _NICENESS = 10
 
 
@@ -140,6 +145,7 @@ class Deployer:
         fork: Callable[[Callable[[], int]], int],
         tell: Callable[[], object],
         check_timeout_s: float = _CHECK_TIMEOUT_S,
+        spare_s: float = SPARE_S,
     ) -> None:
         """`initial_key`: the release that the workers are forked with. `catalogue`: the digest of the host's.
 
@@ -148,10 +154,12 @@ class Deployer:
         """
         self._source, self._runtime, self._ready = source, runtime, runtime / READY
         self._catalogue, self._failures, self._fork, self._tell = catalogue, failures, fork, tell
-        self._timeout_s = check_timeout_s
+        self._timeout_s, self._spare_s = check_timeout_s, spare_s
         self._path = orders_path(runtime, os.getpid())
         self._orders = Orders(0, initial_key)
         self._pid, self._started, self._is_late = 0, 0.0, False
+        # Whether the checker has a share of a core, and whether the one before it was ended for want of one.
+        self._has_share = self._is_starved = False
         # How many checkers in a row were killed.
         self._kills = 0
         # What checkers have found out: the key of each release, and what the configuration asks for.
@@ -177,8 +185,12 @@ class Deployer:
     def look(self, now: float) -> float:
         """Do what is due; returns when to look again. It never blocks for longer than a fork takes."""
         if self._pid:
-            if now - self._started > self._timeout_s and not self._is_late:
+            took_s = now - self._started
+            if took_s > self._timeout_s and not self._is_late:
                 self._is_late = True
+                os.kill(self._pid, signal.SIGKILL)
+            elif took_s > self._spare_s and not (self._has_share or self._is_starved or self._is_late):
+                self._is_starved = True
                 os.kill(self._pid, signal.SIGKILL)
             return now + LOOK_S
         if now < self._due:
@@ -196,6 +208,12 @@ class Deployer:
             return False
         self._pid, self._due = 0, 0.0
         result = self._result_path(pid)
+        if self._is_starved and code == -signal.SIGKILL:
+            _log.info("the process that checks a release got too little of a core, and is started with a share of one")
+            self._is_asked = True
+            result.unlink(missing_ok=True)
+            return True
+        self._is_starved = False
         was_killed = code == -signal.SIGKILL and not self._is_late
         self._kills = self._kills + 1 if was_killed else 0
         if was_killed and self._kills <= KILLS_MAX:
@@ -238,11 +256,12 @@ class Deployer:
             if known is not None:
                 self._order(*known)
                 return
-            self._pid = self._fork(lambda: self._check(deployment))
+            has_share = self._is_starved
+            self._pid = self._fork(lambda: self._check(deployment, has_share=has_share))
         except (PaywardenError, OSError) as error:
             self._fail(error)
             return
-        self._started, self._is_late = now, False
+        self._started, self._is_late, self._has_share, self._is_starved = now, False, has_share, False
 
     def _all_known(self, deployment: Deployment | None) -> tuple[Deployment, dict[str, str]] | None:
         """Returns what should be served with the keys of its releases; None if one of them must be checked.
@@ -276,9 +295,9 @@ class Deployer:
         key = release_key(paths.bundle_digest, paths.policy_digest)
         return key if key in self._orders.keys or (self._ready / key).is_dir() else ""
 
-    def _check(self, deployment: Deployment | None) -> int:
+    def _check(self, deployment: Deployment | None, *, has_share: bool) -> int:
         """In the child: prepare every release, and write what was found out or was wrong. Returns the exit code."""
-        os.nice(_NICENESS)
+        _yield_cores(has_share=has_share)
         result = self._result_path(os.getpid())
         try:
             found = self._checked(deployment)
@@ -373,6 +392,15 @@ class Deployer:
 def is_served(runtime: Path) -> bool:
     """Returns whether a supervisor with this folder runs."""
     return any(_lives(path) for path in runtime.glob("orders-*.json"))
+
+
+def _yield_cores(*, has_share: bool) -> None:
+    """Let this process work in spare time only; with `has_share`, in a tenth of a core that others want as well."""
+    os.nice(_NICENESS)
+    if not has_share:
+        # Where a sandbox forbids it, it has the share.
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def _name_of(paths: ReleasePaths) -> str:

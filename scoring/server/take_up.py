@@ -5,8 +5,9 @@
                  ▼  one turn of the loop
               scorer.take_up(served)      the next chunk is decided by it
                  │
-                 ▼  when it is ordered no more
-              thread: close the libraries      no call can be in them: calls do not outlive their turn
+                 ▼
+              thread: show it in the metrics; close the libraries of what is ordered no more
+                                               no call can be in them: calls do not outlive their turn
 
 1. Releases that are ordered as previous or candidate stay loaded. A change to one of them happens in the turn that
    reads the orders.
@@ -14,13 +15,15 @@
 3. A worker that starts takes up the orders before it listens.
 4. The thread and the loop share one interpreter, and often one core. To load takes a few milliseconds. Done in one go
    beside a busy loop, it took 30 to 130, and each call in that time waited. So the thread works for some tenths of a
-   millisecond, then rests for several times as long.
+   millisecond, then rests for several times as long. The loop itself reads the orders and changes one reference.
+5. One thread does all of this, one thing after the other: the metrics show the releases of the last orders.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import queue
 import sys
 import threading
 import time
@@ -36,7 +39,7 @@ from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.scorer import PaymentScorer
 from paywarden.scoring.engine.served import Served
 from paywarden.scoring.metrics.model import ModelMetrics
-from paywarden.scoring.metrics.release import ReleaseInfo, SwapMetrics
+from paywarden.scoring.metrics.release import ReleaseInfo, ShownRelease, SwapMetrics
 from paywarden.scoring.server.context import ServerContext
 from paywarden.scoring.server.deployment import READY
 from paywarden.scoring.server.releases import Orders, Release, load_release, orders_path, read_orders
@@ -45,7 +48,7 @@ _log = logging.getLogger(__name__)
 
 # How often a worker tries to load what one order asks for.
 _TRIES_MAX = 5
-# While a release is loaded, the thread gives the interpreter back this often, so that no payment waits for it.
+# While the thread works, it gives the interpreter back this often, so that no payment waits for it.
 _SWITCH_INTERVAL_S = 0.0002
 # How long the thread rests after each step: a multiple of the step, so that it has a fifth of a core at most.
 _REST_SHARE = 4.0
@@ -81,7 +84,8 @@ class ReleaseSwitch:
         self._orders = Orders(0, self._active)
         # The orders that were applied last, and how many of their releases were not in memory then.
         self._applied = (self._orders, 0)
-        self._tries, self._thread = 0, False
+        self._tries, self._is_loading = 0, False
+        self._chores = Chores()
 
     @property
     def active(self) -> Release:
@@ -90,7 +94,7 @@ class ReleaseSwitch:
 
     def look(self) -> None:
         """Take up new orders, or begin to load what they name. Never raises."""
-        if self._thread or not self._has_news():
+        if self._is_loading or not self._has_news():
             return
         missing = [key for key in self._orders.keys if key not in self._hot]
         if self._orders.active not in missing and self._applied != (self._orders, len(missing)):
@@ -101,17 +105,16 @@ class ReleaseSwitch:
         if self._tries >= _TRIES_MAX:
             return
         self._tries += 1
-        self._thread = True
-        loop = asyncio.get_running_loop()
-        rest = Rests().rest
-        _in_thread(lambda: loop.call_soon_threadsafe(self._loaded, self._orders, self._load(missing, rest)))
+        self._is_loading = True
+        loop, orders = asyncio.get_running_loop(), self._orders
+        self._chores.do(lambda rest: loop.call_soon_threadsafe(self._loaded, orders, self._load(missing, rest)))
 
     def take_up_at_start(self) -> None:
         """Take up what is ordered now, before the worker listens. Never raises."""
         if self._has_news():
             self._finish(self._load([key for key in self._orders.keys if key not in self._hot], no_rest))
         else:
-            self._show()
+            self._show(self._shown())
 
     def _has_news(self) -> bool:
         """Read the orders if they were replaced; returns whether they are not taken up yet."""
@@ -133,14 +136,10 @@ class ReleaseSwitch:
 
     def _load(self, keys: list[str], rest: Callable[[], object]) -> list[_Hot] | PaywardenError:
         """Load releases. Only reads what the loop does not change meanwhile."""
-        interval = sys.getswitchinterval()
-        sys.setswitchinterval(_SWITCH_INTERVAL_S)
         try:
             return [self._load_one(key, rest) for key in keys]
         except PaywardenError as error:
             return error
-        finally:
-            sys.setswitchinterval(interval)
 
     def _load_one(self, key: str, rest: Callable[[], object]) -> _Hot:
         host = self._host
@@ -156,13 +155,13 @@ class ReleaseSwitch:
         )
         chain = ModelChain(release.bundles, metrics=self._models, settings=host.chain)
         rest()
-        hot = _Hot(release, self._scorer.served(chain, release.policy.policy, release.origins))
+        hot = _Hot(release, self._scorer.served(chain, release.policy.policy, release.origins, rest))
         # The loop takes it up with an interpreter that nobody else wants.
         rest()
         return hot
 
     def _loaded(self, orders: Orders, result: list[_Hot] | PaywardenError) -> None:
-        self._thread = False
+        self._is_loading = False
         if orders is self._orders or not isinstance(result, PaywardenError):
             self._finish(result)
         # Other orders may have come meanwhile.
@@ -202,9 +201,9 @@ class ReleaseSwitch:
                 origin.bundle_digest[:16],
                 origin.policy_digest[:16],
             )
-        if unused := [self._hot.pop(key) for key in [*self._hot] if key not in orders.keys]:
-            _in_thread(lambda: _unload(unused))
-        self._show()
+        unused = [self._hot.pop(key) for key in [*self._hot] if key not in orders.keys]
+        shown = self._shown()
+        self._chores.do(lambda rest: self._tidy(shown, unused, rest))
 
     def _served(self, hot: _Hot, rollout: str, arm: str, share: int) -> Served:
         """Returns what decides with a release. An arm of a rollout is made anew, in a millisecond."""
@@ -213,10 +212,21 @@ class ReleaseSwitch:
         origins = hot.release.origins_in(rollout, arm, share)
         return self._scorer.served(hot.served.models, hot.served.policy, origins)
 
-    def _show(self) -> None:
-        """Show in the metrics what is in memory. It writes a small file on the metrics' memory file system."""
+    def _shown(self) -> list[ShownRelease]:
+        return [hot.release.shown(self._orders.role_of(key)) for key, hot in self._hot.items()]
+
+    def _tidy(self, shown: list[ShownRelease], unused: list[_Hot], rest: Callable[[], object]) -> None:
+        """In the thread: show what is in memory now, then unload what is not wanted any more."""
+        self._show(shown)
+        while unused:
+            rest()
+            # With the last references to what it holds.
+            unused.pop().release.bundles[0].close()
+
+    def _show(self, shown: list[ShownRelease]) -> None:
+        """Show releases in the metrics. It writes a small file on the metrics' memory file system, in a millisecond."""
         try:
-            self._info.show([hot.release.shown(self._orders.role_of(key)) for key, hot in self._hot.items()])
+            self._info.show(shown)
         except (Misconfigured, OSError) as error:
             _log.error("the metrics cannot show which bundle decides: %s", error)
 
@@ -241,11 +251,30 @@ class Rests:
         self._began = self._now_s()
 
 
-def _unload(unused: list[_Hot]) -> None:
-    """Close the libraries of releases that decide no more, and drop the last references to what they hold."""
-    while unused:
-        unused.pop().release.bundles[0].close()
+class Chores:
+    """Does work in a thread beside the loop, one thing after the other, in steps between which it rests."""
 
+    def __init__(self) -> None:
+        self._queue = queue.SimpleQueue[Callable[[Callable[[], object]], object]]()
+        self._is_started = False
 
-def _in_thread(work: Callable[[], object]) -> None:
-    threading.Thread(target=work, name="release", daemon=True).start()
+    def do(self, work: Callable[[Callable[[], object]], object]) -> None:
+        """Have this done after what was asked for before. It gets what it has to call between two steps."""
+        if not self._is_started:
+            threading.Thread(target=self._run, name="release", daemon=True).start()
+            self._is_started = True
+        self._queue.put(work)
+
+    def _run(self) -> None:
+        while True:
+            self._do(self._queue.get())
+
+    def _do(self, work: Callable[[Callable[[], object]], object]) -> None:
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        try:
+            work(Rests().rest)
+        except Exception:  # noqa: BLE001 - the top of the thread: what comes next is done all the same
+            _log.exception("a bug ended what was done about a release")
+        finally:
+            sys.setswitchinterval(interval)

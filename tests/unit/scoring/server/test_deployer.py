@@ -20,6 +20,7 @@ from paywarden.scoring.metrics.shared import Registry
 from paywarden.scoring.server.deployer import KILLS_MAX, Deployer
 from paywarden.scoring.server.deployment import Deployment, ReleasePaths, release_key, write_deployment
 from paywarden.scoring.server.releases import Orders, Release, orders_path, read_orders
+from tests.services.processes import wait_until
 
 SALT = "00" * 16
 
@@ -57,6 +58,11 @@ class Source:
         self.how(paths.bundle)
         (ready / paths.bundle).mkdir(exist_ok=True)
         return paths.bundle
+
+
+def is_written(path: Path, lines: int) -> bool:
+    """Whether a file has so many lines."""
+    return path.exists() and path.read_text(encoding="utf-8").count("\n") == lines
 
 
 class Host:
@@ -243,6 +249,39 @@ def test_a_check_that_takes_too_long_is_ended(tmp_path: Path, caplog: pytest.Log
     host.end()
     assert "took more than 0 s" in caplog.text
     assert host.orders == Orders(0, "a")
+    host.deployer.close()
+
+
+def test_a_checker_works_in_spare_time_and_with_a_share_when_it_gets_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It would slow down a worker on its core, and on a core that is never idle it would not end."""
+    host, seen = Host(tmp_path / "serve", spare_s=0.0), tmp_path / "policies"
+
+    def check(_: str) -> None:
+        with seen.open("a", encoding="utf-8") as file:
+            print(os.sched_getscheduler(0), file=file)
+        if os.sched_getscheduler(0) == os.SCHED_IDLE:
+            # Its core is wanted by others.
+            signal.pause()
+
+    host.source.how = check
+    with caplog.at_level(logging.INFO):
+        for number, bundle in enumerate(("b", "c"), start=1):
+            host.source.serve(bundle)
+            host.deployer.hang_up()
+            host.begin()
+            wait_until(lambda lines=2 * number - 1: is_written(seen, lines), "it checks")  # type: ignore[misc]
+            # The first one is ended, the second one checks.
+            host.begin()
+            host.end()
+            host.begin()
+            host.begin()
+            host.end()
+            assert host.orders.active == bundle
+    assert seen.read_text(encoding="utf-8").split() == [str(os.SCHED_IDLE), str(os.SCHED_OTHER)] * 2
+    assert caplog.text.count("got too little of a core") == 2
+    assert host.failures.value == 0
     host.deployer.close()
 
 
