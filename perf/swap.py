@@ -1,23 +1,31 @@
 """Swaps of the bundle while a worker answers: does any call fail, do calls get slower, does memory stay?
 
 Measured, on one worker of `paywarden serve`, first over HTTP and then over gRPC: its capacity, in a closed loop; then,
-in turns, an open loop of five seconds at half of that, and the same while `[serve] bundle` is turned over from one to
-the next of three bundles of one size, each time with SIGHUP, until the worker has taken it up. The bundles were checked
-before. Two of them are in memory at a time, so each swap loads one and unloads another.
+in turns, three open loops of five seconds at half of that:
 
-    python -m perf.swap [--swaps N] [--pause S] [--fresh] [--entities N] [--json FILE]
+1. `quiet`: nothing else happens;
+2. `asked`: the supervisor gets a SIGHUP as often as in 3, and finds nothing new;
+3. `swapping`: `[serve] bundle` is turned over from one to the next of three bundles of one size, each time with SIGHUP,
+   until the worker has taken it up. The bundles were checked before. Two of them are in memory at a time, so each swap
+   loads one and unloads another.
+
+    python -m perf.swap [--swaps N] [--pause S] [--rate R] [--fresh] [--entities N] [--json FILE]
 
 With `--fresh` each swap is to a bundle that the host has never seen: another process copies, loads and checks it, here
-on the core of the worker. `--pause` is the time from the end of a swap to the next.
+on the core of the worker. `--pause` is the time from the end of a swap to the next. `--rate` gives a load another rate
+than half of the capacity.
 
-`failed` counts calls that got no 200, of all loads; `…_failed_quiet` are those of the loads without swaps. Of the
-failed, `…_shed` were refused at once because the estimated wait was too long, and `…_late` after their deadline.
-`…_lag_p99_ms` is how late the load itself was: it shares the machine with whatever else runs. A process of its own
-asks for the swaps and reads the worker's counts; it yields to the load. `p99_ratio` is the larger of the two protocols'
-p99 with swaps to that without, each the median of its loads. `resident_ratio` is the worker's anonymous resident memory
-after the swaps to that before them, when each bundle has been loaded once, and the larger of the two protocols'. The
-mirror and the decision cache, which are mapped, do not count: they fill up with use. `swap_ms_p50` and `_max` count
-from the signal to the worker's count.
+`failed` counts calls that got no 200, of all loads; `…_failed_quiet` are those of the quiet ones. Of the failed,
+`…_shed` were refused at once because the estimated wait was too long, and `…_late` after their deadline. `p99_ratio` is
+the larger of the two protocols' p99 with swaps to that of the quiet loads, each the median of its loads; `asked_ratio`
+is the same of the loads with signals alone. Between them is what a swap costs, and not the asking for it.
+`…_lag_p99_ms` and `…_lag_p99_ms_swapping` are how late the load itself was: it shares the machine with whatever else
+runs. A process of its own asks for the swaps. It looks at one number of the worker, in memory that both map, and runs
+only when nothing else wants its core. `…_swap_cpu_ms` is the CPU time of a swap in the worker beside its loop, and
+`…_swap_faults` its page faults more than in a quiet load, both for each swap. `resident_ratio` is the worker's
+anonymous resident memory after the swaps to that before them, when each bundle has been loaded once, and the larger of
+the two protocols'. The mirror and the decision cache, which are mapped, do not count: they fill up with use.
+`swap_ms_p50` and `_max` count from the signal to the worker's count.
 """
 
 from __future__ import annotations
@@ -29,7 +37,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import cycle
 from multiprocessing.connection import Connection
@@ -44,7 +52,8 @@ from paywarden.ops.loadgen.report import LoadReport
 from paywarden.ops.loadgen.target import LoadOptions
 from paywarden.ops.wiring import ServeSettings
 from paywarden.schemas.settings import read_source
-from paywarden.scoring.metrics.shared import totals
+from paywarden.scoring.idempotency.decision_cache import worker_name
+from paywarden.scoring.metrics.shared import count_reader
 from perf.measuring import arguments_of, drive, finish
 from perf.scoring_world import World, built_world
 from perf.servers import pin_load, serving
@@ -53,8 +62,9 @@ _OPTIONS = LoadOptions(connections=8, streams=8)
 _SECONDS = 5.0
 # What a swap takes at most; a worker that has not taken it up by then never will.
 _SWAP_TIMEOUT_S = 30.0
-# The load has the core first.
-_NICENESS = 10
+_LOOK_S = 0.005
+# A signal without a swap is followed by as many looks as one with a swap.
+_ASKED_S = 0.05
 _SWAPS = "paywarden_swaps_total"
 
 
@@ -64,9 +74,12 @@ class Swaps:
     It begins when it is told to, and stops when it is told again.
     """
 
-    def __init__(self, link: Path, bundles: Sequence[Path], supervisor: int, metrics: Path, pause_s: float) -> None:
+    def __init__(
+        self, link: Path, bundles: Sequence[Path], supervisor: int, count: Callable[[], int], pause_s: float
+    ) -> None:
+        """`count`: the swaps that the worker has made."""
         self._link, self._bundles, self._supervisor = link, cycle(bundles), supervisor
-        self._metrics, self._pause_s = metrics, pause_s
+        self._count, self._pause_s = count, pause_s
         self.took_ms = list[float]()
         fork = multiprocessing.get_context("fork")
         self._told, told = fork.Pipe()
@@ -75,16 +88,16 @@ class Swaps:
 
     def run(self, count: int) -> None:
         """Swap this often. Raises RuntimeError if a swap does not happen."""
-        self._told.send(count)
+        self._told.send((count, True))
         self._take()
 
-    def begin(self) -> None:
-        """Swap again and again, with pauses."""
-        self._told.send(0)
+    def begin(self, *, swaps: bool) -> None:
+        """Swap again and again, with pauses; without `swaps` only send signals."""
+        self._told.send((0, swaps))
 
     def stop(self) -> None:
         """End what `begin` began, and note how long each swap took. Raises RuntimeError if one did not happen."""
-        self._told.send(0)
+        self._told.send(None)
         self._take()
 
     def _take(self) -> None:
@@ -94,22 +107,33 @@ class Swaps:
         self.took_ms += took
 
     def _serve(self, told: Connection) -> None:
-        os.nice(_NICENESS)
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
         while True:
-            count = told.recv()
+            count, swaps = told.recv()
             try:
-                took = [self._swap() for _ in range(count)] if count else self._swapped_until(told)
+                took = [self._swap() for _ in range(count)] if count else self._swapped_until(told, swaps=swaps)
             except RuntimeError as error:
                 told.send(([], str(error)))
             else:
                 told.send((took, ""))
 
-    def _swapped_until(self, told: Connection) -> list[float]:
+    def _swapped_until(self, told: Connection, *, swaps: bool) -> list[float]:
         took = []
         while not told.poll(self._pause_s):
-            took.append(self._swap())
+            if swaps:
+                took.append(self._swap())
+            else:
+                self._ask()
         told.recv()
         return took
+
+    def _ask(self) -> None:
+        """Send a signal that changes nothing."""
+        os.kill(self._supervisor, signal.SIGHUP)
+        until = time.monotonic() + _ASKED_S
+        while time.monotonic() < until:
+            self._count()
+            time.sleep(_LOOK_S)
 
     def _swap(self) -> float:
         before = self._count()
@@ -119,12 +143,8 @@ class Swaps:
         while self._count() == before:
             if time.monotonic() > began + _SWAP_TIMEOUT_S:
                 raise RuntimeError("the worker does not take up the other bundle")
-            time.sleep(0.02)
+            time.sleep(_LOOK_S)
         return 1000 * (time.monotonic() - began)
-
-    def _count(self) -> int:
-        # From the worker's own file: /metrics is rendered once a second.
-        return sum(slots[0] for series, slots in totals(self._metrics).items() if series.name == _SWAPS)
 
 
 def main() -> None:
@@ -132,6 +152,7 @@ def main() -> None:
         __doc__,
         ("--swaps", {"type": int, "default": 200, "help": "over both protocols"}),
         ("--pause", {"type": float, "default": 0.3, "help": "seconds between swaps"}),
+        ("--rate", {"type": float, "default": 0.0, "help": "calls a second; 0: half of the capacity"}),
         ("--fresh", {"action": "store_true", "help": "each swap to a bundle that was never checked"}),
         ("--entities", {"type": int, "default": 100_000, "help": "in the mirror, at least"}),
     )
@@ -143,19 +164,23 @@ def main() -> None:
     ):
         assert server.grpc is not None
         metrics = Path(read_source(str(world.config)).section("serve", ServeSettings).metrics)
-        swaps = Swaps(link, bundles, server.process.pid, metrics, arguments.pause)
+        count = count_reader(metrics, worker_name(0), _SWAPS)
+        swaps = Swaps(link, bundles, server.process.pid, count, arguments.pause)
         swaps.run(3)
         swaps.took_ms.clear()
         (worker,) = server.worker_pids()
         bodies = stamped_bodies(world.requests, id_prefix="swap")
         figures: dict[str, float] = {}
         for name, target in (("http", f"{server.http}/v1/score"), ("grpc", server.grpc)):
-            rate = drive(run_closed(target, bodies, seconds=4.0, options=_OPTIONS)).ok_per_second / 2
+            rate = arguments.rate
+            if not rate:
+                rate = drive(run_closed(target, bodies, seconds=4.0, options=_OPTIONS)).ok_per_second / 2
             figures |= _measured(name, target, bodies, rate, swaps, len(swaps.took_ms) + arguments.swaps // 2, worker)
         figures |= {
             "swaps": len(swaps.took_ms),
             "failed": sum(value for name, value in figures.items() if name.endswith("_failed")),
             "p99_ratio": max(figures["http_p99_ratio"], figures["grpc_p99_ratio"]),
+            "asked_ratio": max(figures["http_asked_ratio"], figures["grpc_asked_ratio"]),
             "resident_ratio": max(figures["http_resident_ratio"], figures["grpc_resident_ratio"]),
             "swap_ms_p50": float(np.median(swaps.took_ms)),
             "swap_ms_max": max(swaps.took_ms),
@@ -167,34 +192,50 @@ def main() -> None:
 def _measured(
     name: str, target: str, bodies: Iterator[bytes], rate: float, swaps: Swaps, count: int, worker: int
 ) -> dict[str, float]:
-    """Returns the figures of one protocol: loads without swaps, and as many with `count` of them, in turns."""
+    """Returns the figures of one protocol: quiet loads, with signals, and with `count` swaps in all, in turns."""
     quiet: list[LoadReport] = []
-    busy: list[LoadReport] = []
-    resident_kb = 0.0
+    asked: list[LoadReport] = []
+    swapping: list[LoadReport] = []
+    resident_kb, cpu_ms, faults, before = 0.0, 0.0, 0, len(swaps.took_ms)
 
     def load() -> LoadReport:
         return drive(run_load(target, bodies, rate=rate, seconds=_SECONDS, options=_OPTIONS))
 
     while len(swaps.took_ms) < count:
+        quiet_faults = _faults(worker)
         quiet.append(load())
         # The load itself takes memory: connections and buffers of a busy worker.
         resident_kb = resident_kb or _resident_kb(worker)
-        swaps.begin()
-        busy.append(load())
+        quiet_faults = _faults(worker) - quiet_faults
+        swaps.begin(swaps=False)
+        asked.append(load())
         swaps.stop()
-    p99_ms, swapping_p99_ms = (float(np.median([each.p99_ms for each in loads])) for loads in (quiet, busy))
-    both = [*quiet, *busy]
+        cpu_before, faults_before = _beside_ms(worker), _faults(worker)
+        swaps.begin(swaps=True)
+        swapping.append(load())
+        swaps.stop()
+        cpu_ms += _beside_ms(worker) - cpu_before
+        faults += _faults(worker) - faults_before - quiet_faults
+    p99_ms, asked_p99_ms, swapping_p99_ms = (
+        float(np.median([each.p99_ms for each in loads])) for loads in (quiet, asked, swapping)
+    )
+    loads, swapped = [*quiet, *asked, *swapping], len(swaps.took_ms) - before
     return {
-        f"{name}_calls": sum(load.sent for load in both),
-        f"{name}_failed": _failed(both),
+        f"{name}_calls": sum(load.sent for load in loads),
+        f"{name}_failed": _failed(loads),
         f"{name}_failed_quiet": _failed(quiet),
-        f"{name}_shed": sum(load.shed for load in both),
-        f"{name}_late": sum(load.deadline_exceeded for load in both),
+        f"{name}_shed": sum(load.shed for load in loads),
+        f"{name}_late": sum(load.deadline_exceeded for load in loads),
         f"{name}_rate": rate,
-        f"{name}_lag_p99_ms": float(np.median([load.lag_p99_ms for load in both])),
+        f"{name}_lag_p99_ms": float(np.median([load.lag_p99_ms for load in quiet])),
+        f"{name}_lag_p99_ms_swapping": float(np.median([load.lag_p99_ms for load in swapping])),
         f"{name}_p99_ms": p99_ms,
+        f"{name}_p99_ms_asked": asked_p99_ms,
         f"{name}_p99_ms_swapping": swapping_p99_ms,
+        f"{name}_asked_ratio": asked_p99_ms / p99_ms,
         f"{name}_p99_ratio": swapping_p99_ms / p99_ms,
+        f"{name}_swap_cpu_ms": cpu_ms / swapped,
+        f"{name}_swap_faults": faults / swapped,
         f"{name}_resident_mb": resident_kb / 1024,
         f"{name}_resident_ratio": _resident_kb(worker) / resident_kb,
     }
@@ -202,6 +243,18 @@ def _measured(
 
 def _failed(loads: Iterable[LoadReport]) -> int:
     return sum(load.sent - load.ok for load in loads)
+
+
+def _beside_ms(worker: int) -> float:
+    """Returns the CPU time of all threads of a process but the first."""
+    others = [task for task in Path(f"/proc/{worker}/task").iterdir() if task.name != str(worker)]
+    return sum(int((task / "schedstat").read_text(encoding="ascii").split()[0]) for task in others) / 1e6
+
+
+def _faults(worker: int) -> int:
+    """Returns how many page faults a process had that needed no disk."""
+    # After the name, which ends with the last bracket, it is the eighth field.
+    return int(Path(f"/proc/{worker}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[7])
 
 
 def _resident_kb(worker: int) -> float:

@@ -427,6 +427,24 @@ def totals(directory: Path) -> dict[Series, list[int]]:
     return dict(merged.values())
 
 
+def count_reader(directory: Path, worker: str, name: str) -> Callable[[], int]:
+    """Returns a function that reads the counter `name`, which has no labels, of one worker in less than a microsecond.
+
+    It holds until another process counts as this worker. Raises KeyError if the worker has no such counter, and
+    OSError if it has no file.
+    """
+    path = directory / f"{worker}{_SUFFIX}"
+    with path.open("rb") as file:
+        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    _, counted = _read_file(path)
+    series = [one for one, _ in counted]
+    indexes = {one.name: index for one, index in zip(series, _slot_indexes(series), strict=True) if not one.labels}
+    slots_at = len(mapping) - 8 * sum(one.slot_count for one in series)
+    slot = struct.Struct("q")
+    at = slots_at + 8 * indexes[name]
+    return lambda: int(slot.unpack_from(mapping, at)[0])
+
+
 class _DirectoryCollector(Collector):
     def __init__(self, directory: Path) -> None:
         self._directory = directory
