@@ -5,10 +5,11 @@ Measured:
   millisecond after the first was answered, on another connection. It has seen the first if it lacks the flag
   unknown_card. `other_worker_share` says how many pairs had two workers. The marks are those of a companion whose
   stream has brought nothing yet.
-- `KIND_N_added_us`: what the overlay adds to the CPU time of a payment in chunks of N, by traffic. Two scorers of one
-  process, one with an overlay, decide in turns; the least of the rounds. The stream lags half a second behind 500
-  payments a second: `none` with nothing pending, `typical` with one payment in 50 of a hot merchant, `hot` with all of
-  it, which adds 16 payments to each profile of the merchant. `added_us_p50` is `typical_1_added_us`.
+- `KIND_N_added_us`: what the overlay adds to the CPU time of a payment in chunks of N, by traffic, bytes to record.
+  Two scorers of one process, one with an overlay, decide in turns, both with `OneCall`; the least of the rounds. With
+  `_steps` behind N both decode and score in steps, as chunks that are not as usual. The stream lags half a second
+  behind 500 payments a second: `none` with nothing pending, `typical` with one payment in 50 of a hot merchant, `hot`
+  with all of it, which adds 16 payments to each profile of the merchant. `added_us_p50` is `typical_1_added_us`.
 - `wrong_bits`: random steps of answers, a stream that lags, late, repeated and lost payments, kills, older streams and
   companions, and `forget`; every second world has another host that tells of its payments over a bad network. Each
   vector is held against an oracle's (tests/worlds/overlay_world.py).
@@ -24,9 +25,10 @@ import itertools
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -36,14 +38,17 @@ from paywarden.models.bundle.bundle import load_bundle
 from paywarden.models.policy.policy import Policy, PolicySettings, flags_of
 from paywarden.models.training.settings import TrainingSettings
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
+from paywarden.scoring.engine import one_call, records
 from paywarden.scoring.engine.model_chain import ModelChain
+from paywarden.scoring.engine.one_call import OneCall
 from paywarden.scoring.engine.scorer import ROWS_MAX, PaymentScorer
 from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.shared import Registry
 from paywarden.scoring.metrics.worker import ScoringMetrics
+from paywarden.scoring.requests import fast_requests
 from paywarden.scoring.requests.decoder import RequestDecoder
-from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.requests.validation import RequestLimits
+from paywarden.scoring.state import mirror, overlay
 from paywarden.scoring.state.overlay import Overlay, OverlaySettings, prepare
 from paywarden.scoring.state.overlay_marks import OverlayMarks
 from perf.measuring import arguments_of, finish
@@ -184,9 +189,28 @@ class _Nowhere:
         return ""
 
 
+@dataclass(frozen=True)
+class _Scorer:
+    """A scorer with its decoder, and the compiled call of whole chunks."""
+
+    scorer: PaymentScorer
+    intake: RequestDecoder
+    whole: OneCall
+
+    def in_one_call(self, bodies: Sequence[bytes], now_ms: int) -> None:
+        assert self.whole.score(bodies, now_ms) is not None, "every chunk is as usual"
+
+    def in_steps(self, bodies: Sequence[bytes], now_ms: int) -> None:
+        payments, _ = self.intake.read(bodies, now_ms)
+        self.scorer.score_many(payments, now_ms)
+
+
 def _times(world: World, count: int) -> dict[str, float]:
     engine = FeatureEngine()
     engine.warm_up()
+    for module in (fast_requests, records, mirror, one_call):
+        module.warm_up()
+    overlay.warm_up(engine)
     bundle = load_bundle(world.bundle, catalogue_digest=engine.plan.digest, identity_digest=engine.plan.key.digest)
     with _marked(world, engine, "timed", _LAG_MS) as settings:
         prepare(settings, engine.plan)
@@ -195,36 +219,42 @@ def _times(world: World, count: int) -> dict[str, float]:
         for copy in copies:
             shutil.copytree(world.mirror.path, copy.path)
 
-        def scorer(overlay: Overlay | None) -> PaymentScorer:
-            entities = engine.plan.entity_names
-            return PaymentScorer(
+        def scorer(pending: Overlay | None) -> _Scorer:
+            entities, registry = engine.plan.entity_names, Registry()
+            made = PaymentScorer(
                 engine=engine.clone_for_thread(),
-                models=ModelChain((bundle,), metrics=ModelMetrics.declare(Registry())),
+                models=ModelChain((bundle,), metrics=ModelMetrics.declare(registry)),
                 policy=Policy(PolicySettings(), review_at=1.0, decline_at=1.0),
-                mirror=copies[overlay is not None],
+                mirror=copies[pending is not None],
                 outbox=_Nowhere(),
-                metrics=ScoringMetrics.declare(Registry(), flags=flags_of(entities), entities=entities),
-                overlay=overlay,
+                metrics=ScoringMetrics.declare(registry, flags=flags_of(entities), entities=entities),
+                overlay=pending,
             )
+            intake = RequestDecoder(engine.plan, load_rates(), RequestLimits())
+            return _Scorer(made, intake, OneCall(made, intake))
 
         clock = _Clock()
-        overlay = Overlay(settings, engine.clone_for_thread(), rows_max=ROWS_MAX, clock_ms=clock.now_ms)
-        scorers = {"plain": scorer(None), "overlay": scorer(overlay)}
-        traffic = _Traffic(world, RequestDecoder(engine.plan, load_rates(), RequestLimits()))
+        pending = Overlay(settings, engine.clone_for_thread(), rows_max=ROWS_MAX, clock_ms=clock.now_ms)
+        scorers = {"plain": scorer(None), "overlay": scorer(pending)}
+        traffic = _Traffic(world)
         figures: dict[str, float] = {}
         for kind, size in itertools.product(("none", "typical", "hot"), _CHUNKS):
             chunks = max(20, count // (_ROUNDS * size))
-            taken: dict[str, list[float]] = {name: [] for name in scorers}
+            taken: dict[tuple[str, str], list[float]] = defaultdict(list)
             # The first round touches memory for the first time.
-            for number in range(_ROUNDS + 1):
+            for number, way in itertools.product(range(_ROUNDS + 1), ("", "_steps")):
                 for name in ("plain", "overlay") if number % 2 else ("overlay", "plain"):
                     clock.pass_ms(10 * _LAG_MS)
-                    taken[name].append(_cpu_us(scorers[name], traffic, clock, kind, size, chunks))
-            plain, added = (min(taken[name][1:]) for name in ("plain", "overlay"))
-            figures |= {f"{kind}_{size}_plain_us": plain, f"{kind}_{size}_added_us": added - plain}
-            print(f"{kind:8} in chunks of {size:2}: {plain:5.1f} µs without an overlay, {added - plain:+.1f} with one")
+                    each = scorers[name]
+                    score = each.in_steps if way else each.in_one_call
+                    taken[way, name].append(_cpu_us(score, traffic, clock, kind, size, chunks))
+            for way in ("", "_steps"):
+                plain, added = (min(taken[way, name][1:]) for name in ("plain", "overlay"))
+                case = f"{kind}_{size}{way}"
+                figures |= {f"{case}_plain_us": plain, f"{case}_added_us": added - plain}
+                print(f"{case:16}: {plain:5.1f} µs without an overlay, {added - plain:+.1f} with one")
         for each in scorers.values():
-            each.close_mirror()
+            each.scorer.close_mirror()
     return figures | {"added_us_p50": figures["typical_1_added_us"]}
 
 
@@ -244,11 +274,11 @@ class _Clock:
 class _Traffic:
     """Makes chunks of new payments: `none` with long pauses, `hot` all of one merchant, `typical` one in 50 of it."""
 
-    def __init__(self, world: World, intake: RequestDecoder) -> None:
-        self._requests, self._intake, self._made = world.requests, intake, 0
+    def __init__(self, world: World) -> None:
+        self._requests, self._made = world.requests, 0
         self._merchants = [request.merchant_id for request in world.requests]
 
-    def chunk(self, kind: str, size: int, now_ms: int) -> CheckedPayments:
+    def chunk(self, kind: str, size: int, now_ms: int) -> list[bytes]:
         bodies = []
         for _ in range(size):
             self._made += 1
@@ -258,20 +288,20 @@ class _Traffic:
             request.merchant_id = self._merchants[0 if is_hot else place]
             request.payment_id, request.event_time_ms = f"timed-{self._made}", now_ms
             bodies.append(request.SerializeToString())
-        payments, _ = self._intake.read(bodies, now_ms)
-        payments.rows = payments.rows.copy()
-        return payments
+        return bodies
 
 
-def _cpu_us(scorer: PaymentScorer, traffic: _Traffic, clock: _Clock, kind: str, size: int, chunks: int) -> float:
+def _cpu_us(
+    score: Callable[[Sequence[bytes], int], None], traffic: _Traffic, clock: _Clock, kind: str, size: int, chunks: int
+) -> float:
     """Returns the CPU time of a payment in chunks of this size, in µs."""
     now_ms = time.time_ns() // 1_000_000
     made = [traffic.chunk(kind, size, now_ms) for _ in range(chunks)]
     pause_ms = 2 * _LAG_MS if kind == "none" else size * 1000 / _RATE
     began = time.thread_time_ns()
-    for chunk in made:
+    for bodies in made:
         clock.pass_ms(pause_ms)
-        scorer.score_many(chunk, now_ms)
+        score(bodies, now_ms)
     return (time.thread_time_ns() - began) / 1000 / (size * chunks)
 
 

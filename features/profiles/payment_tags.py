@@ -29,6 +29,11 @@ class PaymentTags:
     def __init__(self, key: IdentityKey) -> None:
         self._seed = key.of(_SEED_TEXT)
 
+    @property
+    def seed(self) -> int:
+        """The seed of the hashes, for compiled code: at least 0, and below 2**63."""
+        return self._seed
+
     def of(self, payment_id: bytes) -> int:
         """Returns the tag of a payment's id in UTF-8: 62 bits, at least TAG_MIN."""
         return xxh3_64_intdigest(payment_id, self._seed) >> 1 | TAG_MIN

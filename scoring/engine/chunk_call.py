@@ -25,7 +25,7 @@ from paywarden.features.kernel.byte_ranges import copy_bytes
 from paywarden.features.kernel.frame import address, address_number, size
 from paywarden.features.kernel.intrinsics import call_c, pointer, put_word_at, word_at
 from paywarden.features.kernel.jit import compiled, inlined
-from paywarden.features.kernel.layout import ABSENT, I64, KNOWN, OK
+from paywarden.features.kernel.layout import ABSENT, I64, KNOWN, OK, TAG_MIN
 from paywarden.features.kernel.plan_schema import positions
 from paywarden.scoring.engine import record_bytes as records
 from paywarden.scoring.engine.record_bytes import write_records
@@ -34,18 +34,22 @@ from paywarden.scoring.idempotency.claim_table import claim_bound, place_bound, 
 from paywarden.scoring.requests import request_bytes as requests
 from paywarden.scoring.requests.request_bytes import read_bodies
 from paywarden.scoring.state import mirror_look_up as mirror
+from paywarden.scoring.state import overlay_table as overlays
 from paywarden.scoring.state.mirror_look_up import look_up_bound
+from paywarden.scoring.state.overlay_table import add_bound, fill_hashed, hash_of_text
 
 # What `decide_chunk` returns: DONE, or the step that Python goes on with.
 DONE, UNUSUAL, CLAIMED_BEFORE, NO_PROFILES, UNREADABLE, NO_SCORES, WANTS_POLICY = range(7)
 # Places in `frames`.
-READ, CLAIM, LOOK_UP, FILL, RECORD = range(5)
-FRAME_COUNT = 5
+READ, CLAIM, LOOK_UP, FILL, RECORD, OVERLAY = range(6)
+FRAME_COUNT = 6
 # Places in `numbers`. First what stays, then what Python sets for each chunk, then what it reads.
 ENTITIES, HASH, CLOCK, HAS_CLAIMS, OWNER, WINDOW_S, MARGINS, STALE_AFTER_MS, VECTOR_BYTES = range(9)
 NOW_MS, DECISION, OUTBOX_POSITION, IS_TIMED, HAS_ARRIVALS, NOT_APPROVED = range(9, 15)
 SIZE, AGE_MS = 15, 16
-NUMBER_COUNT = 17
+# For the overlay: xxHash's seeded function and its seed, which stay, and the host's own clock, set before each call.
+SEEDED_HASH, SEED, OVERLAY_NOW_MS = 17, 18, 19
+NUMBER_COUNT = 20
 # Places in `calibration`: a score is 1 / (1 + exp(-(SLOPE * margin + INTERCEPT))); at or above BELOW, or below it, the
 # kept tails hold.
 SLOPE, INTERCEPT, BELOW = range(3)
@@ -57,7 +61,9 @@ PARSED, CLAIMED, LOOKED_UP, FILLED, SCORED, DECIDED = range(6)
 LAP_COUNT = 6
 # Places in `counters` behind those of entities, of which each has three: hits, misses, and the flag of unknown ones.
 STALE_FLAG, APPROVED, SCORED_BY_MODEL, AGE_GAUGE, SCORE_BUCKETS, SCORE_SUM = range(6)
-COUNTER_COUNT = 6
+# Those of the overlay; addresses of 0 without one.
+ABSENT_FLAG, UNSURE, IS_USED, FOLDED, LEFT_OUT, BROKEN, ADDED, FULL, UNTIMELY = range(6, 15)
+COUNTER_COUNT = 15
 _MONOTONIC = 1
 _SEPARATOR = 0
 
@@ -66,14 +72,16 @@ class ChunkSlots(NamedTuple):
     """The frame of this file's functions. Unless stated otherwise, an array is int64."""
 
     frames: int
-    """The addresses of the steps' own frames, READ to RECORD."""
+    """The addresses of the steps' own frames, READ to OVERLAY. Without an overlay the last is 0; with one, FILL is not
+    used."""
     numbers: int
-    """ENTITIES to AGE_MS."""
+    """ENTITIES to OVERLAY_NOW_MS."""
     calibration: int
     """SLOPE, INTERCEPT and BELOW, float64."""
     kept_tails: int
-    """Shape (2, 3**entities): the number of an approval's tail for fresh and stale profiles, or NO_TAIL. The second
-    index has a digit for each entity: ABSENT, UNKNOWN or KNOWN."""
+    """Shape (2, 2, 3**entities): the number of an approval's tail, or NO_TAIL. The first index is 1 without an overlay
+    that should be there, the second for stale profiles. The last one has a digit for each entity: ABSENT, UNKNOWN or
+    KNOWN."""
     margins: int
     """float64, one for each payment."""
     key: int
@@ -152,6 +160,63 @@ def _look_up(look_up_at: int, read_at: int, count: int, entities: int) -> int:
 
 
 @compiled(makes_arrays=True)
+def fill_seeing_pending(
+    overlay_at: int, look_up_at: int, read_at: int, count: int, now_ms: int, hash_at: int, seed: int
+) -> int:
+    """Fill the vectors of payments that are read and looked up, with what is pending in the overlay.
+
+    `now_ms`: by the host's own clock. `hash_at`, `seed`: see `overlay_table.hash_of_text`. Returns the kernel's status.
+    """
+    item_count = size(overlay_at, overlays.SLOT.hashes)
+    rows_max = size(overlay_at, overlays.SLOT.tags)
+    entities = item_count // rows_max
+    ends = carray(address(read_at, requests.SLOT.ends), (count, entities + 1), np.int64)
+    starts = carray(address(look_up_at, mirror.SLOT.key_starts), count * entities, np.int64)
+    sizes = carray(address(look_up_at, mirror.SLOT.key_sizes), count * entities, np.int64)
+    hashes = carray(address(overlay_at, overlays.SLOT.hashes), item_count, np.int64)
+    tags = carray(address(overlay_at, overlays.SLOT.tags), rows_max, np.int64)
+    texts_at = address_number(read_at, requests.SLOT.texts)
+    for item in range(count * entities):
+        if sizes[item] == 0:
+            hashes[item] = 0
+        else:
+            hashes[item] = hash_of_text(hash_at, seed, texts_at + starts[item], sizes[item], 1)
+    for number in range(count):
+        start, end = ends[number, entities - 1], ends[number, entities]
+        tags[number] = hash_of_text(hash_at, seed, texts_at + start, end - start, TAG_MIN)
+    found = carray(address(look_up_at, mirror.SLOT.numbers), mirror.NUMBER_COUNT, np.int64)
+    filled: int = fill_hashed(overlay_at, count, now_ms, found[mirror.SNAPSHOT])
+    return filled
+
+
+@compiled(makes_arrays=True)
+def _count_filled(overlay_at: int, counters: I64, first: int, count: int) -> bool:
+    """Count what the overlay has added to profiles. Returns whether it was used. `first`: the counters' first place."""
+    seen = carray(address(overlay_at, overlays.SLOT.numbers), overlays.NUMBER_COUNT, np.int64)
+    is_used = seen[overlays.IS_SURE] == 1
+    put_word_at(counters[first + IS_USED], 1 if is_used else 0)
+    if not is_used:
+        _count(counters, first + UNSURE, count)
+        return False
+    if seen[overlays.FOLDED] != 0:
+        _count(counters, first + FOLDED, seen[overlays.FOLDED])
+        _count(counters, first + LEFT_OUT, seen[overlays.LEFT_OUT])
+    _count(counters, first + BROKEN, seen[overlays.BROKEN])
+    return True
+
+
+@compiled(makes_arrays=True)
+def _add_pending(overlay_at: int, counters: I64, first: int, count: int, numbers: I64) -> None:
+    """Make the payments of a chunk pending, whose vectors were filled with the overlay, and count them."""
+    seen = carray(address(overlay_at, overlays.SLOT.numbers), overlays.NUMBER_COUNT, np.int64)
+    now_ms, life_ms = numbers[NOW_MS], seen[overlays.LIFE_MS]
+    add_bound(overlay_at, count, numbers[OVERLAY_NOW_MS], now_ms - life_ms, now_ms + life_ms)
+    _count(counters, first + ADDED, seen[overlays.ADDED])
+    _count(counters, first + FULL, seen[overlays.FULL])
+    _count(counters, first + UNTIMELY, seen[overlays.UNTIMELY])
+
+
+@compiled(makes_arrays=True)
 def _score(frame_at: int, record_at: int, count: int) -> bool:
     """Score the vectors. Returns False if the model gives no number for one of them."""
     numbers = carray(address(frame_at, SLOT.numbers), NUMBER_COUNT, np.int64)
@@ -177,7 +242,7 @@ def _score(frame_at: int, record_at: int, count: int) -> bool:
 
 
 @compiled(makes_arrays=True)
-def _choose_tails(frame_at: int, look_up_at: int, record_at: int, count: int) -> int:
+def _choose_tails(frame_at: int, look_up_at: int, record_at: int, overlay_at: int, count: int) -> int:
     """Choose the kept tails, and count what was looked up. Returns how many payments have none."""
     numbers = carray(address(frame_at, SLOT.numbers), NUMBER_COUNT, np.int64)
     calibration = carray(address(frame_at, SLOT.calibration), CALIBRATION_SIZE, np.float64)
@@ -187,12 +252,18 @@ def _choose_tails(frame_at: int, look_up_at: int, record_at: int, count: int) ->
     presence = carray(address(look_up_at, mirror.SLOT.presence), (count, entities), np.uint8)
     scores = carray(address(record_at, records.SLOT.scores), count, np.float64)
     tails = carray(address(record_at, records.SLOT.tail_numbers), count, np.int64)
-    first = len(kept) // 2 if numbers[AGE_MS] > numbers[STALE_AFTER_MS] else 0
+    first = len(kept) // 4 if numbers[AGE_MS] > numbers[STALE_AFTER_MS] else 0
+    # Whoever has a pending payment is known.
+    known = presence
+    if overlay_at != 0:
+        known = carray(address(overlay_at, overlays.SLOT.folded), (count, entities), np.uint8)
+        if not _count_filled(overlay_at, counters, 3 * entities, count):
+            first += len(kept) // 2
     missing = 0
     for number in range(count):
         pattern = 0
         for entity in range(entities):
-            pattern = 3 * pattern + presence[number, entity]
+            pattern = 3 * pattern + known[number, entity]
             if presence[number, entity] != ABSENT:
                 _count(counters, 3 * entity + (0 if presence[number, entity] == KNOWN else 1), 1)
         tails[number] = kept[first + pattern] if scores[number] < calibration[BELOW] else NO_TAIL
@@ -255,7 +326,14 @@ def decide_chunk(frame_at: int, count: int) -> int:
     numbers[AGE_MS] = max(0, numbers[NOW_MS] - complete_to_ms) if complete_to_ms > 0 else -1
     if is_timed:
         laps[LOOKED_UP] = _now_ns(numbers, time_at)
-    if fill_bound_vectors(frames[FILL], count) != OK:
+    overlay_at = frames[OVERLAY]
+    if overlay_at != 0:
+        status = fill_seeing_pending(
+            overlay_at, look_up_at, read_at, count, numbers[OVERLAY_NOW_MS], numbers[SEEDED_HASH], numbers[SEED]
+        )
+    else:
+        status = fill_bound_vectors(frames[FILL], count)
+    if status != OK:
         return UNREADABLE
     if is_timed:
         laps[FILLED] = _now_ns(numbers, time_at)
@@ -263,7 +341,7 @@ def decide_chunk(frame_at: int, count: int) -> int:
         return NO_SCORES
     if is_timed:
         laps[SCORED] = _now_ns(numbers, time_at)
-    missing = _choose_tails(frame_at, look_up_at, record_at, count)
+    missing = _choose_tails(frame_at, look_up_at, record_at, overlay_at, count)
     _hand_on_texts(read_at, record_at, count, entities)
     if missing > 0:
         return WANTS_POLICY
@@ -293,9 +371,9 @@ def write_chunk(frame_at: int, count: int) -> None:
 
 @compiled(makes_arrays=True)
 def settle_chunk(frame_at: int, count: int) -> None:
-    """Settle the claims of a chunk whose records are appended, and count its decisions.
+    """Settle the claims of a chunk whose records are appended, count its decisions, and make its payments pending.
 
-    Of these, NOT_APPROVED are others than approvals, which Python counts.
+    Of the decisions, NOT_APPROVED are others than approvals, which Python counts.
     """
     frames = carray(address(frame_at, SLOT.frames), FRAME_COUNT, np.int64)
     numbers = carray(address(frame_at, SLOT.numbers), NUMBER_COUNT, np.int64)
@@ -306,7 +384,10 @@ def settle_chunk(frame_at: int, count: int) -> None:
     unit = carray(address(frame_at, SLOT.score_unit), 1, np.float64)[0]
     scores = carray(address(frames[RECORD], records.SLOT.scores), count, np.float64)
     entities = numbers[ENTITIES]
+    overlay_at = frames[OVERLAY]
     presence = carray(address(frames[LOOK_UP], mirror.SLOT.presence), (count, entities), np.uint8)
+    if overlay_at != 0:
+        presence = carray(address(overlay_at, overlays.SLOT.folded), (count, entities), np.uint8)
     buckets = carray(pointer(counters[3 * entities + SCORE_BUCKETS]), len(bounds) + 1, np.int64)
     total = 0.0
     for number in range(count):
@@ -322,3 +403,8 @@ def settle_chunk(frame_at: int, count: int) -> None:
     _count(counters, 3 * entities + APPROVED, count - numbers[NOT_APPROVED])
     if numbers[AGE_MS] > numbers[STALE_AFTER_MS]:
         _count(counters, 3 * entities + STALE_FLAG, count)
+    if overlay_at != 0:
+        seen = carray(address(overlay_at, overlays.SLOT.numbers), overlays.NUMBER_COUNT, np.int64)
+        if seen[overlays.IS_SURE] == 0:
+            _count(counters, 3 * entities + ABSENT_FLAG, count)
+        _add_pending(overlay_at, counters, 3 * entities, count, numbers)

@@ -7,8 +7,9 @@ A payment alone takes as long in Python between the compiled calls of decoder an
 Here one call does all of it (scoring/engine/chunk_call.py). Answers, records and metrics are the same, to the bit.
 
 1. `OneCall.score` does a chunk whose scoring is usual: at most ROWS_MAX payments, a native model that works, a policy
-   without conditions, no candidate, no exploration, no overlay, a mirror of all cards whose functions compiled code can
-   call.
+   without conditions, no candidate, no exploration, a mirror of all cards whose functions compiled code can call. With
+   an overlay the call adds what is pending to the profiles, and makes the chunk's payments pending once their records
+   are appended.
 2. Only the policy's part of payments that are not approved is Python, between the two halves of the call.
 3. If a request is unusual, nothing was done, and the answer is None: decoder and scorer begin anew.
 4. If a step after the claims is unusual, `PaymentScorer.score_claimed` goes on with these claims.
@@ -17,6 +18,7 @@ Here one call does all of it (scoring/engine/chunk_call.py). Answers, records an
 from __future__ import annotations
 
 import ctypes
+import itertools
 from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
@@ -27,7 +29,7 @@ from numpy.typing import NDArray
 
 from paywarden.features.kernel import batches as engine_loop
 from paywarden.features.kernel.frame import Frame
-from paywarden.models.policy.policy import ACTIONS, APPROVE, MIRROR_STALE
+from paywarden.models.policy.policy import ACTIONS, APPROVE, MIRROR_STALE, OVERLAY_ABSENT
 from paywarden.schemas.errors import TemporaryFailure
 from paywarden.scoring.engine import chunk_call as loop
 from paywarden.scoring.engine.batcher import Refusal, refusal_of
@@ -39,6 +41,7 @@ from paywarden.scoring.requests.fast_requests import ROWS_MAX as READ_MAX
 from paywarden.scoring.requests.format import TakenRequest
 from paywarden.scoring.state.mirror import LookUpKeys, MirrorReader
 from paywarden.scoring.state.outbox import OutboxUnsynced
+from paywarden.scoring.state.overlay import Overlay
 
 assert READ_MAX >= ROWS_MAX
 _LAPS = (
@@ -66,7 +69,7 @@ class OneCall:
             "frames": np.zeros(loop.FRAME_COUNT, dtype=np.int64),
             "numbers": np.zeros(loop.NUMBER_COUNT, dtype=np.int64),
             "calibration": np.zeros(loop.CALIBRATION_SIZE),
-            "kept_tails": np.full(2 * 3**entities, loop.NO_TAIL, dtype=np.int64),
+            "kept_tails": np.full(4 * 3**entities, loop.NO_TAIL, dtype=np.int64),
             "margins": np.zeros(ROWS_MAX),
             "key": np.zeros(_CALLER_BYTES_MAX + 1 + intake.limits.id_bytes_max, dtype=np.uint8),
             "time": np.zeros(2, dtype=np.int64),
@@ -87,10 +90,16 @@ class OneCall:
             numbers[loop.HASH] = _hash() or 0
             numbers[loop.OWNER], numbers[loop.WINDOW_S] = self._answered.owner, self._answered.window_s
         self._frames[loop.READ] = self._fast.frame_at
-        self._can_claim = self._answered is None or _hash() is not None
+        self._can_hash = self._answered is None or _hash() is not None
+        self._overlay = parts.overlay
+        if self._overlay is not None:
+            numbers[loop.SEEDED_HASH], numbers[loop.SEED] = seeded_hash() or 0, self._overlay.hash_seed
+            self._can_hash &= seeded_hash() is not None
         # What the frames are made for. Of the model only a token is kept: it must go when it is swapped out.
         self._mirror: MirrorReader | None = None
         self._mirror_frames: tuple[Frame, Frame] | None = None
+        self._overlay_frame: Frame | None = None
+        self._overlay_files: object = None
         self._token: object = None
         self._is_usual = False
         self._counted: memoryview | None = None
@@ -107,7 +116,7 @@ class OneCall:
         """See batcher.ChunkScorer."""
         scorer, count = self._scorer, len(requests)
         mirror, serving = scorer.usual_mirror, scorer.serving
-        if mirror is None or not 0 < count <= ROWS_MAX or not self._can_claim:
+        if mirror is None or not 0 < count <= ROWS_MAX or not self._can_hash:
             return None
         if mirror is not self._mirror:
             self._take_mirror(mirror)
@@ -132,6 +141,11 @@ class OneCall:
         if answered is not None:
             answered.make_room(count)
             self._frames[loop.CLAIM] = answered.frame_at
+        overlay = self._overlay
+        if overlay is not None:
+            if overlay.files is not self._overlay_files:
+                self._take_overlay(overlay, mirror)
+            numbers[loop.OVERLAY_NOW_MS] = overlay.clock_ms()
         status = loop.decide_chunk(self._frame_at, count)
         if status == loop.UNUSUAL:
             return None
@@ -160,6 +174,8 @@ class OneCall:
         except BaseException:
             self._release(count)
             raise
+        if overlay is not None:
+            numbers[loop.OVERLAY_NOW_MS] = overlay.clock_ms()
         loop.settle_chunk(self._frame_at, count)
         for action in others:
             self._metrics.decisions[action].add(1)
@@ -190,12 +206,15 @@ class OneCall:
     def _ask_policy(self, serving: Served, mirror: MirrorReader, count: int) -> list[str]:
         """Give each payment without a kept tail one. Returns the actions other than "approve"."""
         entities, others = len(self._names), list[str]()
-        presence = mirror.presence[: count * entities].tobytes()
+        presence = (mirror if self._overlay is None else self._overlay).presence[: count * entities].tobytes()
         is_stale = self._numbers[loop.AGE_MS] > self._numbers[loop.STALE_AFTER_MS]
+        is_unsure = self._overlay is not None and not self._overlay.is_sure
         tails, scores = serving.writer.arrays["tail_numbers"].data, serving.writer.arrays["scores"].data
         for row in range(count):
             if tails[row] == loop.NO_TAIL:
                 flags = self._unknown_flags[presence[row * entities : (row + 1) * entities]]
+                if is_unsure:
+                    flags = (*flags, OVERLAY_ABSENT)
                 if is_stale:
                     flags = (*flags, MIRROR_STALE)
                 tails[row] = self._scorer.tail_of(serving, row, scores[row], flags, others)
@@ -210,7 +229,7 @@ class OneCall:
 
     def _take_mirror(self, mirror: MirrorReader) -> None:
         """Make the frames of look-up and vectors for a mirror."""
-        self._mirror, self._mirror_frames = mirror, None
+        self._mirror, self._mirror_frames, self._overlay_files = mirror, None, None
         if not mirror.is_compiled:
             return
         keys = LookUpKeys(self._item_count, self._fast.arrays["texts"])
@@ -232,6 +251,12 @@ class OneCall:
         self._mirror_frames = look_up, vectors
         self._frames[loop.LOOK_UP], self._frames[loop.FILL] = look_up.address, vectors.address
 
+    def _take_overlay(self, overlay: Overlay, mirror: MirrorReader) -> None:
+        """Make the frame of an overlay's files, which the call then uses in place of that of vectors."""
+        self._overlay_frame = overlay.frame_for(mirror, self._fast.arrays["rows"], self._vectors)
+        self._overlay_files = overlay.files
+        self._frames[loop.OVERLAY] = self._overlay_frame.address
+
     def _take_serving(self, serving: Served) -> None:
         """Take the model, the thresholds and the kept tails of what decides now."""
         self._token, self._is_usual = serving.token, False
@@ -242,20 +267,19 @@ class OneCall:
         numbers[loop.MARGINS], numbers[loop.STALE_AFTER_MS] = model.address, serving.stale_after_ms
         numbers[loop.VECTOR_BYTES] = writer.vector_bytes
         self._calibration[:] = model.slope, model.intercept, serving.approved_below
-        for number, flags in enumerate(self._unknown_flags.values()):
-            fresh, stale = serving.approved.get(flags), serving.approved.get((*flags, MIRROR_STALE))
-            self._kept_tails[number] = loop.NO_TAIL if fresh is None else fresh
-            self._kept_tails[number + len(self._unknown_flags)] = loop.NO_TAIL if stale is None else stale
+        ends = itertools.product(((), (OVERLAY_ABSENT,)), ((), (MIRROR_STALE,)))
+        usual = [(*flags, *absent, *stale) for absent, stale in ends for flags in self._unknown_flags.values()]
+        self._kept_tails[:] = [serving.approved.get(flags, loop.NO_TAIL) for flags in usual]
         writer.make_text_room(len(self._fast.arrays["data"]), self._id_bytes)
         self._frames[loop.RECORD] = writer.frame_at
         self._is_usual = self._take_counters(serving, model)
 
     def _take_counters(self, serving: Served, model: NativeModel | None = None) -> bool:
         """Take the addresses of the metrics' slots. Returns False if a metric is missing."""
-        metrics = self._metrics
+        metrics, overlay = self._metrics, self._overlay
         model = model or serving.models.native
         flags = [f"unknown_{name}" for name in self._names]
-        if model is None or any(flag not in metrics.flags for flag in (*flags, MIRROR_STALE)):
+        if model is None or any(flag not in metrics.flags for flag in (*flags, MIRROR_STALE, OVERLAY_ABSENT)):
             return False
         addresses: list[int] = []
         for name, flag in zip(self._names, flags, strict=True):
@@ -263,6 +287,12 @@ class OneCall:
             addresses += [hit.address, miss.address, metrics.flags[flag].address]
         addresses += [metrics.flags[MIRROR_STALE].address, metrics.decisions[ACTIONS[APPROVE]].address]
         addresses += [model.scored.address, metrics.mirror_age_seconds.address, *metrics.score.addresses]
+        if overlay is not None:
+            counted = overlay.metrics
+            addresses += [metrics.flags[OVERLAY_ABSENT].address, counted.unsure.address, counted.is_used.address]
+            addresses += [counted.folded.address, counted.left_out.address, counted.broken.address]
+            addresses += [counted.added.address, counted.full.address, counted.untimely.address]
+        addresses += [0] * (len(self._arrays["counters"]) - len(addresses))
         self._arrays["counters"][:] = addresses
         self._counted = metrics.score.slots
         return True
@@ -289,6 +319,16 @@ def _hash() -> int | None:
     """Returns the address of xxHash's own XXH3_64bits, which `tag_of` calls too; None if it is not exported."""
     try:
         return ctypes.cast(ctypes.CDLL(import_module("xxhash._xxhash").__file__).XXH3_64bits, ctypes.c_void_p).value
+    except (ImportError, OSError, AttributeError):
+        return None
+
+
+@cache
+def seeded_hash() -> int | None:
+    """Returns the address of xxHash's own XXH3_64bits_withSeed, which PaymentTags calls too; None if not exported."""
+    try:
+        library = ctypes.CDLL(import_module("xxhash._xxhash").__file__)
+        return ctypes.cast(library.XXH3_64bits_withSeed, ctypes.c_void_p).value
     except (ImportError, OSError, AttributeError):
         return None
 

@@ -202,17 +202,25 @@ class PaymentScorer:
     def parts(self) -> ScorerParts:
         """What another way through the same steps works with (scoring/engine/one_call.py)."""
         return ScorerParts(
-            self._engine, self._outbox, self._metrics, self._answered, self._stages, self._vectors, self._unknown_flags
+            self._engine,
+            self._outbox,
+            self._metrics,
+            self._answered,
+            self._stages,
+            self._vectors,
+            self._unknown_flags,
+            self._overlay,
         )
 
     @property
     def usual_mirror(self) -> MirrorReader | None:
         """The mirror, if it has every card and nothing but the serving model decides; else None.
 
-        Nothing else: no candidate, no exploration, no overlay.
+        Nothing else: no candidate, no exploration. An overlay must have its table; without marks it says so itself.
         """
-        others = (self._split, self._exploration, self._overlay, self._held_cards)
-        return self._mirror if all(one is None for one in others) else None
+        others = (self._split, self._exploration, self._held_cards)
+        has_overlay = self._overlay is None or self._overlay.has_table
+        return self._mirror if has_overlay and all(one is None for one in others) else None
 
     def tail_of(self, serving: Served, row: int, score: float, flags: tuple[str, ...], others: list[str]) -> int:
         """Ask a policy without conditions about one payment, whose vector is in `row`; returns its tail's number.
@@ -679,6 +687,7 @@ class ScorerParts(NamedTuple):
     vectors: NDArray[np.float32]
     unknown_flags: Mapping[bytes, tuple[str, ...]]
     """The flags of a payment, by ABSENT, UNKNOWN or KNOWN of each of its entities."""
+    overlay: Overlay | None
 
 
 # A policy without conditions reads nothing of a payment.

@@ -56,6 +56,8 @@ MARKS_FILE = "overlay-marks"
 _SLOTS_PER_ENTITY = 2
 _EVENTS_MAX = 64
 _PORT_MAX = 65_535
+# Marks that are complete for no transaction: no bucket of them is looked at.
+_NO_MARKS = np.full(tables.MARK_HEAD_SIZE, -1, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -229,7 +231,7 @@ def open_table(settings: OverlaySettings, plan: Plan) -> NDArray[np.int64] | Non
 
 
 class Overlay:
-    """One worker's access to the overlay. Not thread-safe.
+    """One worker's access to the overlay. Not thread-safe. The compiled call of whole chunks has a frame of its own.
 
     It never raises for a table that is missing, broken or of another catalogue: then no payment is pending, `fill`
     returns False, and the answers say so.
@@ -246,8 +248,8 @@ class Overlay:
     ) -> None:
         """`rows_max`: the most payments of one `fill`. Call it after `prepare`, in the worker."""
         plan = engine.plan
-        self._settings, self._engine, self._rows_max, self._clock_ms = settings, engine, rows_max, clock_ms
-        self._metrics = metrics or OverlayMetrics.declare(Registry())
+        self._settings, self._engine, self._rows_max, self.clock_ms = settings, engine, rows_max, clock_ms
+        self.metrics = metrics or OverlayMetrics.declare(Registry())
         self._entities, self._keeps_ms = plan.entity_count, settings.lifetime_ms
         self._payment_tags = PaymentTags(plan.key)
         self._shape = shape_of(settings, plan)
@@ -264,7 +266,7 @@ class Overlay:
         self._folded_view = self._folded.data
         # Packers, indexed by how many numbers.
         self._int64s = [Struct(f"={count}q") for count in range(len(self._hashes) + 1)]
-        self._is_used = self._is_quick = False
+        self._is_quick = False
         # The keys of the last `fill`, whose hashes are in the buffers.
         self._filled: Sequence[bytes] | None = None
         self._table: NDArray[np.int64] | None = None
@@ -273,6 +275,8 @@ class Overlay:
         self._table_file: tuple[int, int] | None = None
         self._bound: dict[str, NDArray[Any]] | None = None
         self._frame: Frame | None = None
+        self.files = object()
+        """Stands for the table and the marks: another object once `look` has opened other ones."""
 
     def look(self, mirror: MirrorReader, folder: str, attributes: NDArray[np.int64], out: NDArray[np.float32]) -> None:
         """Open the table and the marks beside this mirror, if they are not open or were replaced.
@@ -282,52 +286,95 @@ class Overlay:
         `attributes` and `out` are the arrays that each `fill` reads and writes: (rows_max, row width), (rows_max,
         features).
         """
-        file = file_at(Path(self._settings.path))
+        table, marks = self._table, self._marks
+        self._open(Path(self._settings.path), Path(folder) / MARKS_FILE)
+        if self._table is not table or self._marks is not marks:
+            self.files = object()
+        if self._table is None or self._marks is None:
+            self._frame = None
+            return
+        if self._frame is None or self._bound is None or self._bound["states"] is not mirror.states:
+            mirror.notes_snapshot = True
+            self._bound = self._arrays(mirror, attributes, out, self._table, self._marks)
+            self._frame = Frame(tables.SLOT, self._bound)
+
+    def _open(self, path: Path, marks_path: Path) -> None:
+        """Open the files that are there now, unless they are open. A new one needs a new frame."""
+        file = file_at(path)
         if self._table is None or file != self._table_file:
             # A table of another catalogue may have replaced it: then this process goes on with its own.
             table = open_table(self._settings, self._engine.plan)
             if table is not None:
                 self._table, self._table_file, self._frame = table, file, None
                 self._numbers[tables.OVER :] = 0
-        path = Path(folder) / MARKS_FILE
         try:
-            file = file_at(path)
+            file = file_at(marks_path)
             if file is None or file != self._marks_file or self._marks is None:
-                self._marks, self._frame = mapped(path, *marks_head(self._shape)), None
+                self._marks, self._frame = mapped(marks_path, *marks_head(self._shape)), None
             self._marks_file = file
         except (OSError, Misconfigured):
             self._marks = self._marks_file = self._frame = None
-        if self._table is None or self._marks is None:
-            self._frame = None
-            return
-        if self._frame is None or self._bound is None or self._bound["states"] is not mirror.states:
-            mirror.notes_snapshot = True
-            words, values = self._engine.scratch
-            self._bound = {
-                "plan": self._engine.plan.words,
-                "attributes": attributes,
-                "presence": mirror.presence,
-                "states": mirror.states,
-                "bounds": mirror.bounds,
-                "words": words,
-                "values": values,
-                "out": out,
-                "table": self._table,
-                "marks": self._marks,
-                "shape": self._shape,
-                "hashes": self._hashes,
-                "tags": self._tags,
-                "picks": self._picks,
-                "folded": self._folded,
-                "numbers": self._numbers,
-                "digests": self._digests,
-            }
-            self._frame = Frame(tables.SLOT, self._bound)
+
+    def _arrays(
+        self,
+        mirror: MirrorReader,
+        attributes: NDArray[np.int64],
+        out: NDArray[np.float32],
+        table: NDArray[np.int64],
+        marks: NDArray[np.int64],
+    ) -> dict[str, NDArray[Any]]:
+        words, values = self._engine.scratch
+        return {
+            "plan": self._engine.plan.words,
+            "attributes": attributes,
+            "presence": mirror.presence,
+            "states": mirror.states,
+            "bounds": mirror.bounds,
+            "words": words,
+            "values": values,
+            "out": out,
+            "table": table,
+            "marks": marks,
+            "shape": self._shape,
+            "hashes": self._hashes,
+            "tags": self._tags,
+            "picks": self._picks,
+            "folded": self._folded,
+            "numbers": self._numbers,
+            "digests": self._digests,
+        }
 
     @property
     def is_open(self) -> bool:
         """Whether `fill` can be called."""
         return self._frame is not None
+
+    @property
+    def has_table(self) -> bool:
+        """Whether answered payments can become pending, and `frame_for` be called."""
+        return self._table is not None
+
+    @property
+    def hash_seed(self) -> int:
+        """The seed of the hashes of keys and ids."""
+        return self._payment_tags.seed
+
+    def frame_for(self, mirror: MirrorReader, attributes: NDArray[np.int64], out: NDArray[np.float32]) -> Frame:
+        """Returns a frame of `overlay_table.fill_hashed` and `add_bound` for compiled callers.
+
+        `attributes` and `out` as in `look`. It has hashes and tags of its own, which the callers fill, and holds until
+        `files` is another object. Without marks no profile gets a payment, and IS_SURE is 0.
+        """
+        assert self._table is not None
+        marks = _NO_MARKS if self._marks is None else self._marks
+        arrays = self._arrays(mirror, attributes, out, self._table, marks)
+        arrays |= {"hashes": np.zeros_like(self._hashes), "tags": np.zeros_like(self._tags)}
+        return Frame(tables.SLOT, arrays)
+
+    @property
+    def presence(self) -> NDArray[np.uint8]:
+        """For each entity of the payments that a frame has filled: as in the mirror, or KNOWN if it got payments."""
+        return self._folded
 
     def fill(self, keys: Sequence[bytes], ids: Sequence[bytes], snapshot: int) -> bool:
         """Fill the vectors of payments whose profiles were looked up in the mirror's transaction `snapshot`.
@@ -343,7 +390,7 @@ class Overlay:
         digests = self._payment_tags.digests((*keys, *ids))
         self._digest_bytes[: len(digests)] = digests
         self._filled = keys
-        status = tables.fill_bound(frame.address, count, self._clock_ms(), snapshot)
+        status = tables.fill_bound(frame.address, count, self.clock_ms(), snapshot)
         self._is_quick = status == kernel.OK
         if status != kernel.OK:
             self._fill(status, slice(0, count), None)
@@ -377,11 +424,11 @@ class Overlay:
             return
         earliest_ms, latest_ms = now_ms - self._keeps_ms, now_ms + self._keeps_ms
         if self._frame is not None and keys is self._filled:
-            missed = tables.add_bound(self._frame.address, len(ids), self._clock_ms(), earliest_ms, latest_ms)
+            missed = tables.add_bound(self._frame.address, len(ids), self.clock_ms(), earliest_ms, latest_ms)
             if missed:
                 self._count_added()
             else:
-                self._metrics.added.add(len(ids))
+                self.metrics.added.add(len(ids))
             return
         entities, size = self._entities, self._rows_max
         for first in range(0, len(ids), size):
@@ -390,12 +437,12 @@ class Overlay:
             part = np.ascontiguousarray(rows[first:last])
             tables.add_all(
                 self._table, self._shape, part, self._hashes, self._tags, self._numbers,
-                self._clock_ms(), earliest_ms, latest_ms, tables.OWN,
+                self.clock_ms(), earliest_ms, latest_ms, tables.OWN,
             )  # fmt: skip
             self._count_added()
 
     def _count_added(self) -> None:
-        numbers, metrics = self._number_view, self._metrics
+        numbers, metrics = self._number_view, self.metrics
         metrics.added.add(numbers[tables.ADDED])
         if numbers[tables.FULL]:
             metrics.full.add(numbers[tables.FULL])
@@ -404,9 +451,8 @@ class Overlay:
 
     def note_unused(self, count: int) -> None:
         """Count payments that were scored without the overlay, since there is none that can be used."""
-        self._is_used = False
-        self._metrics.unsure.add(count)
-        self._metrics.is_used.set(0)
+        self.metrics.unsure.add(count)
+        self.metrics.is_used.set(0)
 
     def close(self) -> None:
         """Close the table. Its payments stay."""
@@ -443,13 +489,11 @@ class Overlay:
             raise self._engine.unreadable(status)
 
     def _count(self, count: int) -> bool:
-        numbers, metrics = self._number_view, self._metrics
+        numbers, metrics = self._number_view, self.metrics
         if not numbers[tables.IS_SURE]:
             self.note_unused(count)
             return False
-        if not self._is_used:
-            self._is_used = True
-            metrics.is_used.set(1)
+        metrics.is_used.set(1)
         if numbers[tables.FOLDED]:
             metrics.folded.add(numbers[tables.FOLDED])
             if numbers[tables.LEFT_OUT]:

@@ -40,7 +40,7 @@ from numba import carray  # type: ignore[attr-defined]
 from paywarden.features.kernel.assemble import assemble
 from paywarden.features.kernel.codec import clear, unpack
 from paywarden.features.kernel.frame import address, size
-from paywarden.features.kernel.intrinsics import load_atomic, store_atomic, swap_atomic
+from paywarden.features.kernel.intrinsics import call_c, load_atomic, store_atomic, swap_atomic
 from paywarden.features.kernel.jit import compiled, inlined
 from paywarden.features.kernel.layout import (
     ABSENT,
@@ -105,7 +105,7 @@ SHAPE_COUNT = 5
 
 
 class OverlaySlots(NamedTuple):
-    """The frame of one scorer: what `fill_with_pending` takes."""
+    """The frame of `fill_bound`, `fill_hashed` and `add_bound`: what `fill_with_pending` takes, and the digests."""
 
     plan: int
     attributes: int
@@ -588,24 +588,44 @@ def fill_with_pending(
 
 @compiled(makes_arrays=True)
 def fill_bound(frame_at: int, rows: int, now_ms: int, snapshot: int) -> int:
-    """Run `fill_with_pending` for the first `rows` payments, with the arrays of a frame."""
+    """Run `fill_with_pending` for the first `rows` payments of a frame, whose digests are there."""
+    plan = carray(address(frame_at, SLOT.plan), size(frame_at, SLOT.plan), np.int64)
+    take_hashes(
+        carray(address(frame_at, SLOT.digests), size(frame_at, SLOT.digests), np.int64),
+        carray(address(frame_at, SLOT.presence), size(frame_at, SLOT.presence), np.uint8),
+        rows,
+        plan[HEAD.entity_count],
+        carray(address(frame_at, SLOT.hashes), size(frame_at, SLOT.hashes), np.int64),
+        carray(address(frame_at, SLOT.tags), size(frame_at, SLOT.tags), np.int64),
+    )
+    filled: int = fill_hashed(frame_at, rows, now_ms, snapshot)
+    return filled
+
+
+@inlined
+def hash_of_text(hash_at: int, seed: int, text_at: int, length: int, least: int) -> int:
+    """Returns a text's hash as PaymentTags makes it. `least`: 1 for the key of an entity, TAG_MIN for a payment's id.
+
+    `hash_at` is the address of xxHash's own XXH3_64bits_withSeed.
+    """
+    return int((call_c(hash_at, text_at, length, seed, 0) >> 1) & 0x7FFFFFFFFFFFFFFF | least)
+
+
+@compiled(makes_arrays=True)
+def fill_hashed(frame_at: int, rows: int, now_ms: int, snapshot: int) -> int:
+    """Run `fill_with_pending` for the first `rows` payments of a frame, whose hashes and tags are there."""
     plan = carray(address(frame_at, SLOT.plan), size(frame_at, SLOT.plan), np.int64)
     events_and_row = size(frame_at, SLOT.picks)
-    width, entities = plan[HEAD.row_width] + 1, plan[HEAD.entity_count]
+    width = plan[HEAD.row_width] + 1
     numbers = carray(address(frame_at, SLOT.numbers), size(frame_at, SLOT.numbers), np.int64)
     numbers[NOW_MS], numbers[SNAPSHOT] = now_ms, snapshot
     numbers[FOLDED] = numbers[LEFT_OUT] = numbers[BROKEN] = 0
     table = carray(address(frame_at, SLOT.table), size(frame_at, SLOT.table), np.int64)
     _note_time(table, numbers)
-    presence = carray(address(frame_at, SLOT.presence), size(frame_at, SLOT.presence), np.uint8)
-    hashes = carray(address(frame_at, SLOT.hashes), size(frame_at, SLOT.hashes), np.int64)
-    tags = carray(address(frame_at, SLOT.tags), size(frame_at, SLOT.tags), np.int64)
-    digests = carray(address(frame_at, SLOT.digests), size(frame_at, SLOT.digests), np.int64)
-    take_hashes(digests, presence, rows, entities, hashes, tags)
     return fill_with_pending(
         plan,
         carray(address(frame_at, SLOT.attributes), (rows, plan[HEAD.row_width]), np.int64),
-        presence,
+        carray(address(frame_at, SLOT.presence), size(frame_at, SLOT.presence), np.uint8),
         carray(address(frame_at, SLOT.states), size(frame_at, SLOT.states), np.uint8),
         carray(address(frame_at, SLOT.bounds), size(frame_at, SLOT.bounds), np.int64),
         carray(address(frame_at, SLOT.words), size(frame_at, SLOT.words), np.int64),
@@ -614,8 +634,8 @@ def fill_bound(frame_at: int, rows: int, now_ms: int, snapshot: int) -> int:
         table,
         carray(address(frame_at, SLOT.marks), size(frame_at, SLOT.marks), np.int64),
         carray(address(frame_at, SLOT.shape), size(frame_at, SLOT.shape), np.int64),
-        hashes,
-        tags,
+        carray(address(frame_at, SLOT.hashes), size(frame_at, SLOT.hashes), np.int64),
+        carray(address(frame_at, SLOT.tags), size(frame_at, SLOT.tags), np.int64),
         carray(address(frame_at, SLOT.picks), (events_and_row // width, width), np.int64),
         carray(address(frame_at, SLOT.folded), size(frame_at, SLOT.folded), np.uint8),
         numbers,
@@ -624,7 +644,7 @@ def fill_bound(frame_at: int, rows: int, now_ms: int, snapshot: int) -> int:
 
 @compiled(makes_arrays=True)
 def add_bound(frame_at: int, rows: int, now_ms: int, earliest_ms: int, latest_ms: int) -> int:
-    """Run `add_all` for the first `rows` payments of a frame, those of the last `fill_bound`.
+    """Run `add_all` for the first `rows` payments of a frame, those of its last `fill_bound` or `fill_hashed`.
 
     Returns how many were not added.
     """

@@ -4,6 +4,8 @@
     world.run(500)          random steps; each score is held against the oracle, to the bit
     world.scores, world.folded
 
+Worker 0 scores in steps. Worker 1 has the overlay's part of the compiled call of whole chunks.
+
 The oracle knows what is published, in which profile, in the mirror, answered and when. For each score it makes a
 profile of all payments that must count, from nothing, and asks the kernel for the vector. It knows nothing of tags,
 marks and tables.
@@ -14,6 +16,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -23,9 +26,14 @@ from numpy.typing import NDArray
 
 from paywarden.features import kernel
 from paywarden.features.catalogue.attributes import row_of
+from paywarden.features.kernel.frame import Frame
 from paywarden.features.profiles.engine import Events, FeatureEngine
 from paywarden.features.profiles.keys import entity_key
 from paywarden.features.profiles.payment_tags import MARK_DTYPE, PaymentTags
+from paywarden.scoring.engine import chunk_call
+from paywarden.scoring.engine.one_call import seeded_hash
+from paywarden.scoring.requests import request_bytes
+from paywarden.scoring.state import mirror_look_up
 from paywarden.scoring.state import overlay_table as tables
 from paywarden.scoring.state.mirror import MirrorReader
 from paywarden.scoring.state.overlay import Overlay, OverlaySettings, prepare
@@ -79,6 +87,55 @@ class Topic:
     read: dict[int, int] = field(default_factory=dict)
 
 
+class ChunkWorker:
+    """The overlay's part of the compiled call that scores whole chunks, for one payment at a time."""
+
+    def __init__(self, overlay: Overlay, reader: SimpleNamespace) -> None:
+        self._overlay, self._reader = overlay, reader
+        self._files: object = None
+        self._filled: tuple[list[bytes], bytes] | None = None
+        entities = len(reader.presence)
+        none = np.zeros(1, dtype=np.int64)
+        self._texts = np.zeros(1000, dtype=np.uint8)
+        self._ends, self._starts, self._sizes = (np.zeros(entities + 1, dtype=np.int64) for _ in range(3))
+        self._found = np.zeros(mirror_look_up.NUMBER_COUNT, dtype=np.int64)
+        read: dict[str, NDArray[Any]] = dict.fromkeys(request_bytes.RequestSlots._fields, none)
+        self._read = Frame(request_bytes.SLOT, read | {"texts": self._texts, "ends": self._ends})
+        looked_up: dict[str, NDArray[Any]] = dict.fromkeys(mirror_look_up.LookUpSlots._fields, none)
+        looked_up |= {"key_starts": self._starts, "key_sizes": self._sizes, "numbers": self._found}
+        self._look_up = Frame(mirror_look_up.SLOT, looked_up)
+
+    def fill(self, keys: list[bytes], name: bytes, snapshot: int) -> bool:
+        """Do as `Overlay.fill`."""
+        overlay, texts = self._overlay, b"".join((*keys, name))
+        if self._files is not overlay.files:
+            reader = self._reader
+            self._frame = overlay.frame_for(cast(MirrorReader, reader), reader.attributes, reader.out)
+            self._files = overlay.files
+        self._texts[: len(texts)] = np.frombuffer(texts, dtype=np.uint8)
+        self._sizes[:] = list(map(len, (*keys, name)))
+        self._ends[:] = list(accumulate(self._sizes))
+        self._starts[:] = self._ends - self._sizes
+        self._found[mirror_look_up.SNAPSHOT] = snapshot
+        frames = (self._frame.address, self._look_up.address, self._read.address)
+        now_ms, hash_at = overlay.clock_ms(), seeded_hash()
+        status = chunk_call.fill_seeing_pending(*frames, 1, now_ms, hash_at, overlay.hash_seed)  # type: ignore[arg-type]
+        assert status == kernel.OK
+        self._filled = keys, name
+        return overlay._count(1)
+
+    def add(self, keys: list[bytes], name: bytes, row: list[int], now_ms: int) -> None:
+        """Do as `Overlay.add`. Other payments than that of the last `fill` take the scorer's way."""
+        overlay = self._overlay
+        if self._filled != (keys, name) or self._files is not overlay.files:
+            overlay.add(keys, [name], np.array([row], dtype=np.int64), now_ms)
+            return
+        self._reader.attributes[0] = row
+        life_ms = overlay._settings.lifetime_ms
+        tables.add_bound(self._frame.address, 1, overlay.clock_ms(), now_ms - life_ms, now_ms + life_ms)
+        overlay._count_added()
+
+
 class OverlayWorld:
     """See the module. `wrong` counts scores whose bits differ from the oracle's."""
 
@@ -104,6 +161,7 @@ class OverlayWorld:
         self._folder = folder
         self._readers = [self._reader() for _ in range(WORKERS)]
         self.workers = [self._worker(reader) for reader in self._readers]
+        self.chunk_worker = ChunkWorker(self.workers[1], self._readers[1])
 
     def _companion(self, folder: Path) -> OverlayMarks:
         marks = OverlayMarks(self.settings, self.plan, str(folder / "mirror"), clock_ms=lambda: self.now_ms)
@@ -261,11 +319,15 @@ class OverlayWorld:
             tables._take_row(table, self.workers[0]._shape, self.now_ms, self.settings.lifetime_ms)
         elif what == 3:
             # A worker is started again.
-            worker = self.random.randrange(WORKERS)
-            self._readers[worker] = self._reader()
-            self.workers[worker] = self._worker(self._readers[worker])
+            self.restart(self.random.randrange(WORKERS))
         elif what == 4 and self.answered:
             self.forget(self.random.choice(sorted(self.answered)))
+
+    def restart(self, worker: int) -> None:
+        """Let a worker begin anew."""
+        self._readers[worker] = self._reader()
+        self.workers[worker] = self._worker(self._readers[worker])
+        self.chunk_worker = ChunkWorker(self.workers[1], self._readers[1])
 
     def forget(self, key: bytes) -> None:
         """Forget an entity: from the store, the mirror and the overlay."""
@@ -290,9 +352,12 @@ class OverlayWorld:
         """Add a payment to the overlay; to its first `entities` only, if a worker dies in between."""
         made = self.payments[number]
         keys = [key if entities is None or place < entities else b"" for place, key in enumerate(made.keys)]
-        full = self.workers[worker]._metrics.full.value
-        self.workers[worker].add(keys, [made.name], np.array([made.row], dtype=np.int64), START_MS + self.now_ms)
-        assert self.workers[worker]._metrics.full.value == full
+        full = self.workers[worker].metrics.full.value
+        if worker == 1:
+            self.chunk_worker.add(keys, made.name, made.row, START_MS + self.now_ms)
+        else:
+            self.workers[worker].add(keys, [made.name], np.array([made.row], dtype=np.int64), START_MS + self.now_ms)
+        assert self.workers[worker].metrics.full.value == full
         if abs(made.row[kernel.TIME_MS] - START_MS - self.now_ms) > self.settings.lifetime_ms:
             return
         self.note_row(number, keys)
@@ -316,7 +381,10 @@ class OverlayWorld:
         ]
         reader.attributes[0] = made.row
         reader.out[:] = -1
-        is_sure = self.workers[worker].fill(made.keys, [made.name], self.transaction)
+        if worker == 1:
+            is_sure = self.chunk_worker.fill(made.keys, made.name, self.transaction)
+        else:
+            is_sure = self.workers[worker].fill(made.keys, [made.name], self.transaction)
         assert is_sure == (not self.is_foreign and self.now_ms > self.unsure_until_ms)
         counted = [
             contains | (self._pending(number, key, contains) if is_sure else frozenset[int]())

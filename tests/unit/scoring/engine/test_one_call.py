@@ -5,16 +5,21 @@ from __future__ import annotations
 import ctypes
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from paywarden.models.policy.policy import FLAGS, Policy, PolicySettings
+from paywarden.features.profiles.engine import Events
+from paywarden.features.profiles.payment_tags import MARK_DTYPE, PaymentTags
+from paywarden.models.policy.policy import FLAGS, OVERLAY_ABSENT, Policy, PolicySettings
 from paywarden.schemas.errors import TemporaryFailure
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
@@ -25,7 +30,7 @@ from paywarden.scoring.engine.batcher import AdmissionSettings, MicroBatcher, Re
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.one_call import OneCall
 from paywarden.scoring.engine.records import Origin
-from paywarden.scoring.engine.scorer import PaymentScorer
+from paywarden.scoring.engine.scorer import ROWS_MAX, PaymentScorer
 from paywarden.scoring.idempotency import decision_cache
 from paywarden.scoring.idempotency.decision_cache import DecisionCache, DecisionCacheMetrics, DecisionCacheSettings
 from paywarden.scoring.metrics.model import ModelMetrics
@@ -34,8 +39,12 @@ from paywarden.scoring.metrics.worker import ScoringMetrics, StageTimes
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.trace_context import TRACE_BYTES
 from paywarden.scoring.requests.validation import RequestLimits
+from paywarden.scoring.state import overlay as overlays
+from paywarden.scoring.state import overlay_table as tables
 from paywarden.scoring.state.mirror import MirrorReader, MirrorSettings, MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxWriter
+from paywarden.scoring.state.overlay import Overlay, OverlayMetrics, OverlaySettings
+from paywarden.scoring.state.overlay_marks import OverlayMarks
 from tests.worlds import small_world
 from tests.worlds.requests import requests_of
 from tests.worlds.small_history import profiles
@@ -44,12 +53,18 @@ PLAN = small_world.engine().plan
 NOW_MS = int(small_world.history().event_time_ms[-1]) + 1000
 # A profile that nobody can read, and one of a card that no history has.
 DAMAGED, STRANGER = b"card:damaged", "nobody"
+# A table that a few chunks fill.
+OVERLAY = OverlaySettings(enabled=True, lifetime_ms=10_000, payments_max=150, events_max=4, marks_max=512)
+TAGS = PaymentTags(PLAN.key)
 
 
 class Side:
     """One worker's way from bytes to answers: with `OneCall`, or in steps."""
 
-    def __init__(self, folder: Path, mirror: MirrorSettings, *, in_one_call: bool) -> None:
+    def __init__(
+        self, folder: Path, mirror: MirrorSettings, *, in_one_call: bool, overlay_clock_ms: Callable[[], int] | None
+    ) -> None:
+        """With a clock it has an overlay."""
         self.where = OutboxSettings(directory=str(folder / "outbox"), fsync="never")
         self.table = DecisionCacheSettings(path=str(folder / "answered"), payments_max=512)
         decision_cache.prepare(self.table)
@@ -62,8 +77,20 @@ class Side:
         # Thresholds that a good share of the payments reaches.
         review_at, decline_at = bundle.manifest.review_at / 4, bundle.manifest.decline_at
         self.models = ModelChain((bundle,), metrics=ModelMetrics.declare(registry))
+        self.overlay_settings = replace(OVERLAY, path=str(folder / "overlay"))
+        self.overlay: Overlay | None = None
+        if overlay_clock_ms is not None:
+            overlays.prepare(self.overlay_settings, PLAN)
+            self.overlay = Overlay(
+                self.overlay_settings,
+                small_world.engine().clone_for_thread(),
+                rows_max=ROWS_MAX,
+                metrics=OverlayMetrics.declare(registry),
+                clock_ms=overlay_clock_ms,
+            )
         self.scorer = PaymentScorer(
             engine=small_world.engine(),
+            overlay=self.overlay,
             models=self.models,
             policy=Policy(PolicySettings(on_unknown_device="review"), review_at=review_at, decline_at=decline_at),
             mirror=mirror,
@@ -105,6 +132,9 @@ class Side:
     def claims(self) -> bytes:
         return Path(self.table.path).read_bytes()
 
+    def pending(self) -> bytes:
+        return b"" if self.overlay is None else Path(self.overlay_settings.path).read_bytes()
+
     def counts(self) -> dict[Any, list[int]]:
         return {key: handle._slots.tolist() for key, (_, handle) in self.registry._declared.items()}
 
@@ -114,21 +144,71 @@ class Side:
 
 
 class Pair:
-    """Both ways over one mirror. LMDB may be open only once in a process, so they share its reader."""
+    """Both ways over one mirror. LMDB may be open only once in a process, so they share its reader.
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        mirror = MirrorSettings(path=str(folder / "mirror"), size_mb=64)
+    With an overlay each way has a table of its own, and both have the same marks.
+    """
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, *, has_overlay: bool = False) -> None:
+        self.mirror = mirror = MirrorSettings(path=str(folder / "mirror"), size_mb=64)
+        self.clock_ms = 50_000
+        self.marks: OverlayMarks | None = None
+        clock = (lambda: self.clock_ms) if has_overlay else None
         writer = MirrorWriter(mirror)
-        writer.apply({**profiles(), DAMAGED: b"\x05 no profile"}, {0: 1}, NOW_MS)
+        writer.apply({**profiles(), **known_cards(), DAMAGED: b"\x05 no profile"}, {0: 1}, NOW_MS)
+        if has_overlay:
+            self.open_marks(writer.newest_transaction())
         writer.close()
         # Decisions count up from the same prefix on both sides.
         monkeypatch.setattr(served, "os", SimpleNamespace(urandom=bytes))
-        self.steps = Side(folder / "steps", mirror, in_one_call=False)
+        self.steps = Side(folder / "steps", mirror, in_one_call=False, overlay_clock_ms=clock)
         reader = self.steps.scorer._mirror
         assert isinstance(reader, MirrorReader)
         monkeypatch.setattr(scorer_module, "MirrorReader", lambda *_, **__: reader)
-        self.quick = Side(folder / "quick", mirror, in_one_call=True)
+        self.quick = Side(folder / "quick", mirror, in_one_call=True, overlay_clock_ms=clock)
         self.reader = reader
+
+    def open_marks(self, transaction: int) -> None:
+        """Let the companion mark what the mirror contains, and a lifetime pass."""
+        self.marks = marks = OverlayMarks(OVERLAY, PLAN, self.mirror.path, clock_ms=lambda: self.clock_ms)
+        marks.open_mirror(transaction)
+        self.clock_ms += OVERLAY.lifetime_ms + 1
+
+    def on_tables(self, change: Callable[[Any, Any], object]) -> None:
+        """Do something with the tables of both: `change` gets a table and its shape."""
+        for side in (self.steps, self.quick):
+            assert side.overlay is not None
+            change(side.overlay._table, side.overlay._shape)
+
+    def upset(self, event: str, place: int) -> None:
+        """Let something happen to the overlay between two chunks."""
+        assert self.marks is not None
+        if event == "wait":
+            self.clock_ms += (1, 400, 6_000, 11_000)[place % 4]
+        elif event == "arrive":
+            # The payment is in the profile of its card, and in no other one.
+            marks = [(TAGS.of(f"p{number}".encode()), 3, 0) for number in range(place, place + 50)]
+            self.marks.note([np.array(marks, dtype=MARK_DTYPE).tobytes()])
+        elif event == "unnamed":
+            self.marks.note_unnamed()
+        elif event == "forget":
+            key = b"card:" + KNOWN[place % 60].card_id.encode()
+            self.on_tables(lambda table, shape: tables.erase(table, shape, 0, TAGS.hash_of_key(key)))
+        elif event == "killed":
+            self.on_tables(lambda table, shape: tables._take_row(table, shape, self.clock_ms, OVERLAY.lifetime_ms))
+        elif event == "torn":
+            self.on_tables(lambda table, shape: tear(table, shape, place))
+        elif event == "elsewhere":
+            self.on_tables(lambda table, shape: self._add_elsewhere(table, shape, place % 60))
+
+    def _add_elsewhere(self, table: Any, shape: Any, place: int) -> None:
+        payments, _ = self.steps.intake.read([body(place)], NOW_MS)
+        hashes = np.array(TAGS.hashes_of_keys(payments.keys), dtype=np.int64)
+        numbers = np.zeros(tables.NUMBER_COUNT, dtype=np.int64)
+        numbers[tables.LIFE_MS] = OVERLAY.lifetime_ms
+        tags = np.array([TAGS.of(b"elsewhere")], dtype=np.int64)
+        rows = payments.rows.copy()
+        tables.add_all(table, shape, rows, hashes, tags, numbers, self.clock_ms, 0, 2**62, tables.OTHERS)
 
     def ask(self, requests: Sequence[bytes], now_ms: int = NOW_MS, **more: Any) -> list[bytes | Refusal]:
         """Ask both, and compare everything they leave behind."""
@@ -138,6 +218,7 @@ class Pair:
         assert self.quick.claims() == self.steps.claims()
         assert self.quick.counts() == self.steps.counts()
         assert self.quick.records() == self.steps.records()
+        assert self.quick.pending() == self.steps.pending()
         return found
 
     def close(self) -> None:
@@ -146,9 +227,16 @@ class Pair:
         self.reader.close()
 
 
+@pytest.fixture(params=[False, True], ids=["mirror", "overlay"])
+def pair(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
+    made = Pair(tmp_path, monkeypatch, has_overlay=request.param)
+    yield made
+    made.close()
+
+
 @pytest.fixture
-def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
-    made = Pair(tmp_path, monkeypatch)
+def overlaid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
+    made = Pair(tmp_path, monkeypatch, has_overlay=True)
     yield made
     made.close()
 
@@ -163,6 +251,38 @@ def body(place: int, **changes: Any) -> bytes:
     for name, value in changes.items():
         setattr(request, name, value)
     return request.SerializeToString()
+
+
+@cache
+def known_cards() -> dict[bytes, bytes]:
+    """Returns profiles of cards, each of which contains the source partition 0 up to offset 9."""
+    rows, keys = [], []
+    intake = RequestDecoder(PLAN, small_world.rates(), RequestLimits())
+    for place in range(60):
+        payments, _ = intake.read([body(place)], NOW_MS)
+        rows.append(payments.rows[0].copy())
+        keys.append(payments.keys[0])
+    count = len(rows)
+    events = Events(
+        groups=np.arange(count + 1),
+        kind=np.zeros(count, dtype=np.uint8),
+        payment=np.arange(count),
+        weight=np.ones(count, dtype=np.int64),
+        source=np.zeros(count, dtype=np.int64),
+        offset=np.full(count, 9),
+        row=np.full(count, -1),
+    )
+    engine, held = small_world.engine(), [profiles().get(key) for key in keys]
+    states = engine.apply(0, events, np.array(rows), held, engine.new_slots(0)).states
+    return dict(zip(keys, states, strict=True))
+
+
+def tear(table: Any, shape: Any, place: int) -> None:
+    """Flip a bit in one of the newest rows."""
+    number = int(table[tables.NEXT_AT]) - place % 4
+    if number > 0:
+        at = tables._row_at(shape, number) + tables.ROW_HEAD + 3 * PLAN.entity_count
+        table[at + 1] ^= 1 << 40
 
 
 USUAL = st.builds(
@@ -204,6 +324,19 @@ def test_one_call_leaves_the_answers_records_claims_and_counts_of_the_steps(
 ) -> None:
     for chunk in asked:
         pair.ask(**chunk)
+
+
+EVENTS = st.sampled_from(["wait", "wait", "arrive", "arrive", "unnamed", "forget", "killed", "torn", "elsewhere"])
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.lists(st.tuples(chunks(), EVENTS, st.integers(0, 400)), min_size=1, max_size=8))
+def test_one_call_leaves_what_the_steps_leave_whatever_is_pending(
+    overlaid: Pair, steps: list[tuple[dict[str, Any], str, int]]
+) -> None:
+    for chunk, event, place in steps:
+        overlaid.ask(**chunk)
+        overlaid.upset(event, place)
 
 
 def test_usual_chunks_do_go_through_the_one_call(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,3 +421,65 @@ def test_a_record_has_the_latency_since_its_arrival_and_stages_are_timed(pair: P
     latencies = [OutboxEntry.FromString(payload).latency_us for _, payload in payloads]
     assert len(latencies) == 16
     assert min(latencies) >= 1_500_000
+
+
+def test_a_chunk_sees_what_the_one_before_has_answered_in_the_one_call(
+    overlaid: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("a usual chunk was scored in steps")
+
+    monkeypatch.setattr(overlaid.quick.scorer, "score_many", never)
+    monkeypatch.setattr(overlaid.quick.scorer, "score_claimed", never)
+    flags = [
+        [*ScoreResponse.FromString(answer).flags]
+        for name in ("first", "second")
+        for answer in overlaid.ask([body(0, payment_id=name, card_id=STRANGER)])
+        if isinstance(answer, bytes)
+    ]
+    assert ["unknown_card" in found for found in flags] == [True, False]
+
+
+def test_without_marks_the_one_call_says_that_the_last_seconds_were_not_seen(
+    overlaid: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(overlaid.mirror.path) / overlays.MARKS_FILE
+    kept = path.rename(path.with_suffix(".gone"))
+
+    def answer(place: int, now_ms: int = NOW_MS) -> list[str]:
+        for side in (overlaid.steps, overlaid.quick):
+            side.scorer.open_mirror()
+        (found,) = overlaid.ask([body(place)], now_ms=now_ms)
+        assert isinstance(found, bytes)
+        return [*ScoreResponse.FromString(found).flags]
+
+    with monkeypatch.context() as quick:
+        quick.setattr(overlaid.quick.scorer, "score_many", None)
+        assert OVERLAY_ABSENT in answer(0)
+        assert answer(1, NOW_MS + 60_000)[-2:] == [OVERLAY_ABSENT, "mirror_stale"]
+        kept.rename(path)
+        assert OVERLAY_ABSENT not in answer(2)
+    # A table that is not there at all: the scorer says so.
+    for side in (overlaid.steps, overlaid.quick):
+        assert side.overlay is not None
+        side.overlay.close()
+        Path(side.overlay_settings.path).rename(side.overlay_settings.path + ".gone")
+    monkeypatch.setattr(Side, "pending", lambda _: b"")
+    assert OVERLAY_ABSENT in answer(3)
+
+
+def test_a_payment_is_pending_once_its_record_is_appended_and_not_before(
+    overlaid: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    side, append, at_append = overlaid.quick, overlaid.quick.outbox.append_frames, list[int]()
+    assert side.overlay is not None
+    assert side.overlay._table is not None
+    table = side.overlay._table
+
+    def noted(frames: bytes) -> int:
+        at_append.append(int(table[tables.NEXT_AT]))
+        return append(frames)
+
+    monkeypatch.setattr(side.outbox, "append_frames", noted)
+    side.ask([body(place) for place in range(3)])
+    assert (at_append, int(table[tables.NEXT_AT])) == ([0], 3)

@@ -37,7 +37,7 @@ def world(tmp_path: Path) -> OverlayWorld:
 
 
 def counted(world: OverlayWorld, name: str) -> int:
-    return sum(getattr(worker._metrics, name).value for worker in world.workers)
+    return sum(getattr(worker.metrics, name).value for worker in world.workers)
 
 
 @given(st.integers(0, 2**32))
@@ -162,8 +162,7 @@ def test_a_host_that_is_started_again_sees_what_was_answered_before(world: Overl
     world.answer(number := world.make(), worker=0)
     prepare(world.settings, world.plan)
     for worker in range(2):
-        world._readers[worker] = world._reader()
-        world.workers[worker] = world._worker(world._readers[worker])
+        world.restart(worker)
     assert score_one_like(world, number, worker=1) > 0
     assert world.wrong == 0
 
