@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -58,10 +58,21 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(remove)
         if config.getoption("tx", None):
             # Workers of xdist are forks as well.
-            services.template()
+            here = config.invocation_params.dir
+            services.template([str(here / argument.partition("::")[0]) for argument in config.args])
             python = shlex.join([sys.executable, "-S", "-E", forked_python.__file__])
             config.option.tx = [f"{one}//python={python}" for one in config.option.tx]
     template.find_with(template_address)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect no garbage meanwhile: there is none, and each full collection walks over all the tests found so far."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 @pytest.hookimpl(trylast=True)

@@ -1,7 +1,7 @@
-"""A Python for pytest's workers that has imported the product: a fork of the run's template (template.py).
+"""A Python for pytest's workers that has imported the product and the tests: a fork of a template (template.py).
 
-To import the product, its libraries and their compiled code takes each worker 6 seconds of a core. xdist starts this
-program in place of Python, as `forked_python.py -u -c PROGRAM`:
+To import the product, its libraries and their compiled code takes each worker 6 seconds of a core, and the tests take
+ten more. xdist starts this program in place of Python, as `forked_python.py -u -c PROGRAM`:
 
 1. It gives the program and its own stdin, stdout and stderr to the template, which forks.
 2. It waits for the end of the fork and ends with its status. If it is killed, the template kills the fork.
@@ -35,7 +35,7 @@ def main() -> int:
     }
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
         control.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-        control.connect(os.path.join(os.environ["PAYWARDEN_TEST_SHARED"], "template"))
+        control.connect(os.path.join(os.environ["PAYWARDEN_TEST_SHARED"], "workers"))
         socket.send_fds(control, [json.dumps(wanted).encode()], [theirs.fileno(), 1, 2, 0])
         theirs.close()
         # The controller sees the end of a worker's pipes when the worker closes them, and not when this process does.

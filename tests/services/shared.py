@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Sequence
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +25,7 @@ Service = TypeVar("Service", bound=JavaService)
 
 _SOCKET = "services"
 _KINDS: dict[str, type[JavaService]] = {kind.__name__: kind for kind in (KafkaServer, RegistryServer)}
-_STOP, _TEMPLATE = "", "template"
+_STOP, _TEMPLATE, _WORKERS = "", "template", "workers"
 _log = logging.getLogger(__name__)
 
 
@@ -50,10 +51,11 @@ class SharedServices:
         for service in self._started.values():
             service.stop()
 
-    def template(self) -> TemplateServer:
-        """Returns the run's template. The first call starts it."""
+    def template(self, paths: Sequence[str] = ()) -> TemplateServer:
+        """Returns the run's template. The first call starts it; with `paths` of tests, one for workers besides."""
         if self._template is None:
-            self._template = TemplateServer(self._folder / _TEMPLATE)
+            workers = self._folder / _WORKERS if paths else None
+            self._template = TemplateServer(self._folder / _TEMPLATE, workers, paths)
         return self._template
 
     def _serve(self) -> None:

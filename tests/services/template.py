@@ -13,6 +13,9 @@ processes. A fork has all of it in 20 milliseconds:
 3. The template waits for the child and reports how it ended. If the process of a test ends, the template kills what it
    started there.
 
+pytest's workers are forks, too (forked_python.py): of a second template, itself a fork of the first, which has imported
+the tests as well. To rewrite, compile and import the tests takes ten seconds of a core, which each worker spent.
+
 A fork does not show how a process starts: what it imports, and what it reads before its first line. `is_enough` says
 when a fork will not do; tests of starts ask for a process of its own. The demonstration, the wheel and the tests of the
 extras (tests/e2e) start every command as a user does.
@@ -39,6 +42,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -195,18 +199,22 @@ def _exactly(connection: socket.socket, size: int) -> bytes:
 class TemplateServer:
     """The running template, started with the variables of this process, at whose end it ends.
 
-    Processes connect at the Unix socket `address`.
+    Processes connect at the Unix socket `address`. With the address `workers` there is a second template for pytest's
+    workers, which has imported the tests that `paths` (files and folders) name.
     """
 
-    def __init__(self, address: Path) -> None:
+    def __init__(self, address: Path, workers: Path | None = None, paths: Sequence[str] = ()) -> None:
         self.address = address
         ours, theirs = socket.socketpair()
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener, theirs:
-            listener.bind(str(address))
-            listener.listen(_CALLERS_MAX)
-            files = [listener.fileno(), theirs.fileno()]
+        with theirs, contextlib.ExitStack() as listeners:
+            files = [theirs.fileno()]
+            for one in (address, *([workers] if workers else [])):
+                listener = listeners.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+                listener.bind(str(one))
+                listener.listen(_CALLERS_MAX)
+                files.append(listener.fileno())
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.services.template", *map(str, files)],
+                [sys.executable, "-m", "tests.services.template", ",".join(map(str, files)), *paths],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=files,
@@ -275,13 +283,24 @@ class _Ended(Exception):
 
 def main() -> str | None:
     """Wait for commands, and fork for each. Returns only in a child: the program to run, or None for a command."""
-    listener, lifeline = (socket.socket(fileno=int(argument)) for argument in sys.argv[1:])
+    lifeline, listener, *of_workers = (socket.socket(fileno=int(number)) for number in sys.argv[1].split(","))
     # Ctrl-C is for pytest alone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _load()
+    second = os.fork() if of_workers else None
+    if second == 0:
+        listener.close()
+        (listener,) = of_workers
+        _load_tests(sys.argv[2:])
+    else:
+        for other in of_workers:
+            other.close()
     try:
-        return _serve(listener, lifeline)
+        return _serve(listener, lifeline, own={second} if second else set())
     except _Ended:
+        if second:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(second, 0)
         os._exit(0)
 
 
@@ -294,6 +313,10 @@ def _load() -> None:
     importlib.import_module("paywarden.features.profiles.engine").FeatureEngine().warm_up()
     for module in _COMPILED:
         importlib.import_module(module).warm_up()
+    _get_ready_to_fork()
+
+
+def _get_ready_to_fork() -> None:
     # A collection in a child would copy every page that it marks.
     gc.collect()
     gc.freeze()
@@ -301,8 +324,42 @@ def _load() -> None:
     assert threading.active_count() == 1, threading.enumerate()
 
 
-def _serve(listener: socket.socket, lifeline: socket.socket) -> str | None:
-    """Returns as `main` does. Raises _Ended."""
+def _load_tests(paths: Sequence[str]) -> None:
+    """Import the files of tests as pytest does: with its settings, its conftest.py and its rewritten assertions."""
+    import pytest
+
+    files = list(dict.fromkeys(chain.from_iterable(map(_test_files, paths))))
+
+    class Importing:
+        @staticmethod
+        def pytest_collection() -> bool:
+            # The first run of a checkout compiles all of them. A helper begins at the end, and keeps what it compiles.
+            helper = os.fork()
+            gc.disable()
+            for file in files if helper else files[: len(files) // 2 : -1]:
+                # pytest's worker imports what cannot be imported once more, and reports it.
+                with contextlib.suppress(Exception, pytest.skip.Exception):
+                    importlib.import_module(".".join(file.relative_to(CHECKOUT).with_suffix("").parts))
+            if not helper:
+                os._exit(0)
+            gc.enable()
+            os.waitpid(helper, 0)
+            # pytest itself collects nothing here.
+            return True
+
+    without = ("cacheprovider", "faulthandler", "xdist", "xdist.looponfail")
+    # Where no test was collected, pytest's status says so.
+    pytest.main(["--capture=no", *(f"-pno:{plugin}" for plugin in without), *paths], plugins=[Importing()])
+    _get_ready_to_fork()
+
+
+def _test_files(path: str) -> list[Path]:
+    given = Path(path).resolve()
+    return sorted(given.rglob("test_*.py")) if given.is_dir() else [given]
+
+
+def _serve(listener: socket.socket, lifeline: socket.socket, own: set[int]) -> str | None:
+    """Returns as `main` does. Nobody asked for the children `own`. Raises _Ended."""
     woken, wakes = socket.socketpair()
     for end in (woken, wakes):
         end.setblocking(False)
@@ -318,7 +375,7 @@ def _serve(listener: socket.socket, lifeline: socket.socket) -> str | None:
                 if key.fileobj is woken:
                     with contextlib.suppress(BlockingIOError):
                         woken.recv(4096)
-                    _report_ended(children)
+                    _report_ended(children, own)
                     continue
                 if key.fileobj is lifeline:
                     _kill(children)
@@ -367,11 +424,14 @@ def _kill(children: Mapping[int, _Child]) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def _report_ended(children: dict[int, _Child]) -> None:
-    while children:
+def _report_ended(children: dict[int, _Child], own: set[int]) -> None:
+    while children or own:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid == 0:
             return
+        if pid in own:
+            own.remove(pid)
+            continue
         notice = children.pop(pid).notice
         with contextlib.suppress(OSError):
             notice.sendall(str(os.waitstatus_to_exitcode(status)).encode())
