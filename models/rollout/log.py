@@ -19,7 +19,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -66,8 +66,17 @@ class MemoryRolloutLog:
         return True
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """The events of a file up to byte `end`, and which file it is. A read makes a new one: threads may read at once."""
+
+    events: tuple[RolloutEvent, ...] = ()
+    end: int = 0
+    inode: int = -1
+
+
 class FileRolloutLog:
-    """A log in a file, one JSON object a line. Processes of one host may share it.
+    """A log in a file, one JSON object a line. Processes of one host may share it, and threads share this object.
 
     A last line without its end is what a killed writer leaves: it never happened, and the next writer cuts it off. Any
     other line that cannot be read is damage, and nothing is written behind damage.
@@ -75,26 +84,19 @@ class FileRolloutLog:
 
     def __init__(self, path: Path) -> None:
         self._file = LineFile(path)
-        # The events read so far, where they end, and the inode of their file: the next read begins there.
-        self._known: list[RolloutEvent] = []
-        self._end, self._inode = 0, -1
+        # The next read begins where this one ended.
+        self._seen = _Seen()
 
     def events(self) -> list[RolloutEvent]:
-        try:
-            with self._file.path.open("rb") as file:
-                self._read(file)
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise Misconfigured(f"cannot read the rollouts in {self._file.path}: {error.strerror}") from error
-        return list(self._known)
+        return list(self._read().events)
 
     def append(self, event: RolloutEvent, known: int) -> bool:
         line = json.dumps(event_record(event), sort_keys=True, allow_nan=False).encode() + b"\n"
         with self._file.locked():
-            if len(self.events()) != known:
+            seen = self._read()
+            if len(seen.events) != known:
                 return False
-            self._file.append(self._end, line)
+            self._file.append(seen.end, line)
         return True
 
     @contextmanager
@@ -103,24 +105,35 @@ class FileRolloutLog:
         with only_leader(self._file.path):
             yield
 
-    def _read(self, file: BinaryIO) -> None:
-        """Read what has come to the file since, up to the end of its last whole line."""
-        status = os.fstat(file.fileno())
-        if status.st_ino != self._inode or status.st_size < self._end:
-            self._known, self._end, self._inode = [], 0, status.st_ino
-        file.seek(self._end)
+    def _read(self) -> _Seen:
+        """Returns what the file says up to the end of its last whole line. Raises Misconfigured."""
+        try:
+            with self._file.path.open("rb") as file:
+                seen = self._continued(file)
+        except FileNotFoundError:
+            return _Seen()
+        except OSError as error:
+            raise Misconfigured(f"cannot read the rollouts in {self._file.path}: {error.strerror}") from error
+        self._seen = seen
+        return seen
+
+    def _continued(self, file: BinaryIO) -> _Seen:
+        seen, status = self._seen, os.fstat(file.fileno())
+        if status.st_ino != seen.inode or status.st_size < seen.end:
+            seen = _Seen(inode=status.st_ino)
+        file.seek(seen.end)
         content = file.read()
-        lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
-        for line in lines:
+        whole = content[: content.rfind(b"\n") + 1]
+        events = list(seen.events)
+        for line in whole.splitlines(keepends=True):
             try:
-                event = event_of(json.loads(line))
+                events.append(event_of(json.loads(line)))
             except (*NO_EVENT, Misconfigured) as error:
                 raise Misconfigured(
-                    f"{self._file.path}, line {len(self._known) + 1}: wanted an event of a rollout, got something else "
+                    f"{self._file.path}, line {len(events) + 1}: wanted an event of a rollout, got something else "
                     f"({type(error).__name__}): the file is damaged, and nothing is written to it"
                 ) from error
-            self._known.append(event)
-            self._end += len(line)
+        return _Seen(tuple(events), seen.end + len(whole), seen.inode) if whole else seen
 
 
 @contextmanager

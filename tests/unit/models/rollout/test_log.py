@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paywarden.models.rollout import log as log_module
 from paywarden.models.rollout.judgement import Finding
 from paywarden.models.rollout.log import (
     NOTED_EVERY_MS,
@@ -94,6 +98,26 @@ def test_two_keepers_of_one_log_never_write_past_each_other(tmp_path: Path) -> N
         mine.take(event(EventKind.PAUSED, 4))
     assert mine.take(event(EventKind.RESUMED, 5)).phase is Phase.RUNNING
     assert other.refresh() == mine.rollout
+
+
+def test_threads_that_share_a_log_see_each_event_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The companion's metrics read it for each scrape. A second reader comes at each line that the first one reads."""
+    path = tmp_path / "rollouts.jsonl"
+    filled(path)
+    log, seen = FileRolloutLog(path), list[list[RolloutEvent]]()
+
+    def read_by_another_thread(record: Mapping[str, Any]) -> RolloutEvent:
+        monkeypatch.setattr(log_module, "event_of", event_of)
+        other = threading.Thread(target=lambda: seen.append(log.events()))
+        other.start()
+        other.join()
+        monkeypatch.setattr(log_module, "event_of", read_by_another_thread)
+        return event_of(record)
+
+    monkeypatch.setattr(log_module, "event_of", read_by_another_thread)
+    seen.append(log.events())
+    assert seen == [EVENTS] * (len(EVENTS) + 1)
+    assert log.events() == EVENTS
 
 
 def test_of_two_that_start_at_once_one_is_refused() -> None:
