@@ -1,6 +1,7 @@
 """A member of a consumer group that reads batches: each batch is committed or abandoned as a whole.
 
     take ──► work ──► commit                     the usual case
+    take ──► work ──► take_ahead ──► work        … on records that this worker has just written to its own partitions
     take ──► hold ──► wait … ──► release         the work is impossible now: stay in the group, read nothing
                         └─ lost ──► abandon      another worker got a partition of the batch: drop it, read it again
 
@@ -21,6 +22,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
@@ -37,6 +39,7 @@ _COMMITTED_TIMEOUT_S = 5.0
 COMMIT_AGAIN_S = 1.0
 # The client's words for a partition that the group has never read.
 _NEVER_READ = "no previously committed offset"
+_NO_ENDS: Mapping[PartitionId, int] = MappingProxyType({})
 
 
 class PartitionCut(Exception):  # the caller turns it into an error that says what to do
@@ -73,6 +76,8 @@ class BatchConsumer:
         # The offset after everything that the client has delivered, ends included.
         self._heard: dict[PartitionId, int] = {}
         self._commit_again_at = 0.0
+        # By partition: before this offset all records were taken ahead, and the client delivers them once more.
+        self._ahead: dict[PartitionId, int] = {}
         # The partitions that were assigned since `_consume` has cleared this.
         self._just_assigned: set[PartitionId] = set()
         self._paused_topics: set[str] = set()
@@ -101,9 +106,32 @@ class BatchConsumer:
         self._note_displaced(consumed)
         if self._displaced:
             self._find_places()
-        ended = {place: end for place, end in consumed.ended.items() if place in self.places}
+        ended = {
+            place: end
+            for place, end in consumed.ended.items()
+            if place in self.places and end >= self._ahead.get(place, 0)
+        }
         self._heard |= ended
         return Consumed(records, ended, consumed.is_all)
+
+    def take_ahead(self, records: Iterable[Record]) -> list[Record]:
+        """Returns those of `records` that the next calls of `take` would give, so that nobody waits for them.
+
+        The caller has written the records itself, and knows their offsets. One that is the next of a partition of this
+        worker counts as taken: no record that this worker has not read lies before it. `take` leaves it out when the
+        client delivers it. The records of a partition are in their order.
+        """
+        ahead: list[Record] = []
+        if self._early:
+            # These count as heard, and are not given yet.
+            return ahead
+        for record in records:
+            place = (record.topic, record.partition)
+            if place in self.places and self._heard.get(place) == record.offset:
+                self._note_taken([record])
+                self._ahead[place] = record.offset + 1
+                ahead.append(record)
+        return ahead
 
     def _consume(self, count_max: int, timeout_s: float, first_s: float) -> Consumed:
         first = consume(self._consumer, 1, first_s)
@@ -160,7 +188,8 @@ class BatchConsumer:
         epochs = {(place.topic, place.partition): place.leader_epoch for place in positions}
         return [
             TopicPartition(*place, offset, leader_epoch=epochs[place])
-            if epochs.get(place) is not None
+            # A record that was taken ahead may be of a later leader than the last one that the client has delivered.
+            if epochs.get(place) is not None and place not in self._ahead
             else TopicPartition(*place, offset)
             for place, offset in offsets.items()
         ]
@@ -240,6 +269,7 @@ class BatchConsumer:
         for place in again:
             self._seek(place, self._done[place])
             self._heard.pop(place, None)
+            self._ahead.pop(place, None)
         self._taken.clear()
         return again
 
@@ -248,8 +278,23 @@ class BatchConsumer:
         self._consumer.close()
 
     def _of_mine(self, records: Iterable[Record]) -> list[Record]:
-        """Returns the records of partitions that are still ours: a call's rebalance may have revoked some."""
-        return [record for record in records if (record.topic, record.partition) in self.places]
+        """Returns the records of partitions that are still ours: a call's rebalance may have revoked some.
+
+        It leaves out what was taken ahead.
+        """
+        mine = [record for record in records if (record.topic, record.partition) in self.places]
+        return self._not_ahead(mine) if self._ahead else mine
+
+    def _not_ahead(self, records: Iterable[Record]) -> list[Record]:
+        left = []
+        for record in records:
+            place = (record.topic, record.partition)
+            if (to := self._ahead.get(place)) is not None:
+                if record.offset < to:
+                    continue
+                del self._ahead[place]
+            left.append(record)
+        return left
 
     def _note_taken(self, records: Iterable[Record]) -> None:
         for record in records:
@@ -324,6 +369,7 @@ class BatchConsumer:
             taken, done = self._taken.pop(place, 0), self._done.pop(place, 0)
             self._committed.pop(place, None)
             self._heard.pop(place, None)
+            self._ahead.pop(place, None)
             self._displaced.pop(place, None)
             self._has_lost = self._has_lost or done < taken
         self._on_revoked(places)
@@ -336,6 +382,8 @@ def cut_of(partition: int, read_to: int, end: int) -> str:
     return f"partition {partition} was read to offset {read_to} and ends at {end}"
 
 
-def offsets_after(records: Iterable[Record]) -> dict[PartitionId, int]:
-    """Returns by partition the offset after its last record."""
-    return {(record.topic, record.partition): record.offset + 1 for record in records}
+def offsets_after(records: Iterable[Record], ends: Mapping[PartitionId, int] = _NO_ENDS) -> dict[PartitionId, int]:
+    """Returns by partition the offset after its last record, or its end in `ends` if that is further."""
+    offsets = {(record.topic, record.partition): record.offset + 1 for record in records}
+    # A record that was taken ahead lies behind an end that the client has told.
+    return offsets | {place: max(end, offsets.get(place, 0)) for place, end in ends.items()}

@@ -81,9 +81,10 @@ class Sender:
 
     def __init__(self, settings: KafkaSettings, *, linger_ms: int) -> None:
         self._settings, self._linger_ms = settings, linger_ms
-        # Producers by topic and by compression: librdkafka has one compression for a producer. Made at first use.
+        # Producers by topic, and by compression and whether they tell offsets: librdkafka has one compression for a
+        # producer, and calls back for all of its records or for none that it has sent. Made at first use.
         self._of_topics: dict[str, Producer] = {}
-        self._producers: dict[str, Producer] = {}
+        self._producers: dict[tuple[str, bool], Producer] = {}
         self._making = threading.Lock()
         # For records that only fit when compressed. Made when first needed: its buffers grow with the larger limit.
         self._large: Producer | None = None
@@ -98,14 +99,20 @@ class Sender:
         partition: int = -1,
         headers: RecordHeaders = (),
         on_refused: Callable[[KafkaError], object] | None = None,
+        on_sent: Callable[[int], object] | None = None,
     ) -> None:
         """Queue one record; wait while the queue is full. Raises BrokerUnavailable when it cannot be queued.
 
-        With `on_refused`, the sender calls it for a record that Kafka refuses, and the other records go on.
+        With `on_refused`, the sender calls it for a record that Kafka refuses, and the other records go on. With
+        `on_sent`, it calls that with the record's offset once the broker has the record, within `flush` or `poll`. Give
+        it for all records of a topic or for none: the two ways have producers of their own, and keep no common order.
         """
-        on_delivery = self._on_delivery if on_refused is None else _telling(on_refused)
+        if on_sent is not None:
+            on_delivery = self._noting(on_sent)
+        else:
+            on_delivery = self._on_delivery if on_refused is None else _telling(on_refused)
         pairs: list[tuple[str, str | bytes | None]] | None = list(headers) if headers else None
-        producer = self._of_topics.get(topic) or self._producer_of(topic)
+        producer = self._of_topics.get(topic) or self._producer_of(topic, tells_offsets=on_sent is not None)
         while True:
             try:
                 producer.produce(topic, value, key=key, partition=partition, on_delivery=on_delivery, headers=pairs)
@@ -137,14 +144,15 @@ class Sender:
         if left:
             raise BrokerUnavailable(f"Kafka did not take {left} records in {timeout_s:g} s")
 
-    def _producer_of(self, topic: str) -> Producer:
+    def _producer_of(self, topic: str, *, tells_offsets: bool) -> Producer:
         compression = self._settings.compression_of(topic)
+        kind = compression, tells_offsets
         with self._making:
-            if compression not in self._producers:
-                self._producers[compression] = make_producer(
-                    self._settings, linger_ms=self._linger_ms, only_failures=True, compression=compression
+            if kind not in self._producers:
+                self._producers[kind] = make_producer(
+                    self._settings, linger_ms=self._linger_ms, only_failures=not tells_offsets, compression=compression
                 )
-            self._of_topics[topic] = self._producers[compression]
+            self._of_topics[topic] = self._producers[kind]
         return self._of_topics[topic]
 
     def _large_producer(self) -> Producer:
@@ -159,6 +167,15 @@ class Sender:
     def _on_delivery(self, error: KafkaError | None, _: Message) -> None:
         if error is not None and self._failure is None:
             self._failure = error
+
+    def _noting(self, on_sent: Callable[[int], object]) -> Callable[[KafkaError | None, Message], None]:
+        def on_delivery(error: KafkaError | None, message: Message) -> None:
+            if error is not None:
+                self._on_delivery(error, message)
+            elif (offset := message.offset()) is not None:
+                on_sent(offset)
+
+        return on_delivery
 
 
 def _telling(on_refused: Callable[[KafkaError], object]) -> Callable[[KafkaError | None, Message], None]:

@@ -106,9 +106,18 @@ class CompletenessRounds:
         """Give up all rounds: another worker makes the claims now."""
         self._rounds.clear()
 
-    def look(self, now_ms: int) -> Claim | None:
-        """Returns the newest claim to tell since the last call. Call it often: it asks and takes answers."""
-        self._begin(now_ms)
+    def due_ms(self) -> int:
+        """Returns when the next round may begin, in epoch milliseconds."""
+        return self._begun_ms + self._pause_ms()
+
+    def look(self, now_ms: int, *, is_good_moment: bool = True) -> Claim | None:
+        """Returns the newest claim to tell since the last call. Call it often: it asks and takes answers.
+
+        At a good moment the payments that are on Kafka now are about to be read. A round that is due waits for such a
+        moment, at most half of the distance between rounds: one that begins just after a batch was read waits as long
+        for the next one.
+        """
+        self._begin(now_ms, is_good_moment=is_good_moment)
         claim = None
         for each in list(self._rounds):
             try:
@@ -125,8 +134,13 @@ class CompletenessRounds:
         self._told, self._told_ms = claim or self._told, now_ms
         return self._told
 
-    def _begin(self, now_ms: int) -> None:
-        pause_ms = self._every_ms * (_REST_FACTOR if self._is_at_rest else 1)
+    def _pause_ms(self) -> int:
+        return self._every_ms * (_REST_FACTOR if self._is_at_rest else 1)
+
+    def _begin(self, now_ms: int, *, is_good_moment: bool) -> None:
+        pause_ms = self._pause_ms()
+        if not is_good_moment:
+            pause_ms += self._every_ms // 2
         if self._rounds:
             # While the group is behind, a round takes long, and the next ones begin at equal distances.
             pause_ms = max(pause_ms, (now_ms - self._rounds[0].moment_ms) // _ROUNDS_MAX)

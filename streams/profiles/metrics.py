@@ -16,8 +16,8 @@ from paywarden.streams.profiles.events import LATER
 
 # In seconds: from a fetch that does not wait to a pipeline that was down for a quarter of an hour.
 AGE_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0)
-# Each answer of the broker costs both sides work, whatever is in it: at most four a second for each client at rest.
-GATHER_MS_MAX = 250
+# Each answer of the broker costs both sides work, whatever is in it: at most three a second for each client at rest.
+GATHER_MS_MAX = 350
 _STAGE_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
 
@@ -157,7 +157,8 @@ def objectives_ms(entities: Sequence[str], general_ms: int, exceptions: Sequence
 def gather_ms_of(objectives_ms: Mapping[str, int]) -> int:
     """Returns how long the broker may hold records back to hand out more of them together, in milliseconds.
 
-    It is a quarter of the shortest objective. An event is read twice on its way to the store and once more on its way
-    to a mirror, so that waits take at most half of each objective.
+    It is a third of the shortest objective. An event is read twice on its way to the store, unless the worker that
+    sends it has the profile, too, and once more on its way to a mirror. So waits take two thirds of each objective, at
+    most.
     """
-    return max(1, min(GATHER_MS_MAX, min(objectives_ms.values(), default=0) // 4))
+    return max(1, min(GATHER_MS_MAX, min(objectives_ms.values(), default=0) // 3))

@@ -90,6 +90,9 @@ _Result = TypeVar("_Result")
 
 # A worker without records sleeps so long, and shorter while it waits for an answer of the broker.
 _IDLE_S, _ASKING_S = 0.2, 0.01
+# So long before the broker's next answer a round begins that finds out how complete the profiles are: its question must
+# reach the broker before that.
+_BEFORE_ANSWER_S = 0.03
 # How often the worker sends progress that travels with the frames. Only companions and workers of earlier releases go
 # by it, and a mirror may be 30 s old.
 _FRAMES_EVERY_MS = 10_000
@@ -122,7 +125,7 @@ class StreamSettings:
     # (streams/kafka/stall_detector.py).
     stall_timeout_s: int = 60
     # The longest time from a payment's arrival on Kafka to its profiles. Exceptions have the form "merchant=5000".
-    # The broker may hold records back for a tenth of the shortest objective, at most 100 ms, to give more together.
+    # The broker may hold records back for a part of the shortest objective, to give more together (`gather_ms_of`).
     freshness_objective_ms: int = 1000
     freshness_exceptions: tuple[str, ...] = ()
     # The worker stops if more than this share of the last `dead_letter_window` records are dead letters.
@@ -251,6 +254,8 @@ class Pipeline:
                 ask=lambda places: ask_end_offsets(clients.admin, places),
                 every_ms=settings.progress_every_ms,
             )
+        # When the client last gave records, and how much later it gives more, as the broker collects them.
+        self._answered_at = self._answers_every_s = 0.0
         # The owner of this partition makes the claims for the whole group.
         self._claims_place = (routes[entities[0]][0], 0)
         self._ask_others_at = 0.0
@@ -385,11 +390,16 @@ class Pipeline:
         self._waiting.add(record for record in consumed.records if record.topic == self._outcomes)
         self._waiting.reached_ends({p: end for (topic, p), end in consumed.ended.items() if topic == self._outcomes})
         outcomes = self._due_outcomes()
+        if frames or not consumed.is_all:
+            # Those of earlier batches have come from the topic, or will.
+            self._router.sent.clear()
         try:
             if consumed.records and self._sources.is_due:
                 self._retry_while_store_down(self._compare_sources_again, stop)
             if payments or outcomes:
                 self._route(payments, outcomes, arrived_ms, stop)
+                if consumed.is_all:
+                    frames += self._own_frames()
             if frames:
                 self._update(frames, stop)
         except _Abandoned:
@@ -415,14 +425,32 @@ class Pipeline:
 
     def _take(self) -> Consumed:
         try:
-            is_asking = self._rounds is not None and self._rounds.is_asking
-            first_s = _ASKING_S if is_asking else _IDLE_S
+            first_s = self._first_wait_s()
             consumed = self._consumer.take(self._settings.batch_max, self._settings.batch_wait_ms / 1000, first_s)
         except PartitionCut as cut:
             raise self._sources.changed(cut.topic, cut.cut) from cut
         if consumed.displaced:
             self._sources.is_due = True
+        if consumed.records:
+            now = time.monotonic()
+            self._answers_every_s = min(now - self._answered_at, self._gather_ms / 1000)
+            self._answered_at = now
         return consumed
+
+    def _first_wait_s(self) -> float:
+        """Returns how long to wait for a record: until there is something else to do."""
+        if self._rounds is None:
+            return _IDLE_S
+        if self._rounds.is_asking:
+            return _ASKING_S
+        # Wake up for a round that is due before the broker's next answer.
+        begins_s = self._answered_at + self._answers_every_s - _BEFORE_ANSWER_S - time.monotonic()
+        is_due = self._rounds.due_ms() <= self._now_ms() + 1000 * begins_s
+        return min(_IDLE_S, begins_s) if is_due and begins_s > 0 else _IDLE_S
+
+    def _is_before_answer(self) -> bool:
+        """Whether the client is about to get records, or gets none."""
+        return time.monotonic() >= self._answered_at + self._answers_every_s - _BEFORE_ANSWER_S
 
     def _compare_sources(self) -> None:
         bases = self._sources.check()
@@ -521,6 +549,17 @@ class Pipeline:
         committed = self._consumer.committed(self._payments, others)
         return None if committed is None else own | committed
 
+    def _own_frames(self) -> list[Record]:
+        """Returns the frames of this batch that this worker itself would read next; nobody waits for the broker.
+
+        A worker that is behind reads them from the topic: it has enough to do while the broker takes them.
+        """
+        with self._timed("flush"):
+            self._sender.flush(self._settings.flush_timeout_s)
+        own = self._consumer.take_ahead(self._router.sent)
+        self._router.sent.clear()
+        return own
+
     # Events to profiles
 
     def _update(self, frames: Sequence[Record], stop: Event) -> None:
@@ -615,7 +654,7 @@ class Pipeline:
             for topic in {topic for topic, _ in others}:
                 committed = self._consumer.committed(topic, [number for name, number in others if name == topic])
                 rounds.saw_committed({(topic, number): offset for number, offset in (committed or {}).items()})
-        if (claim := rounds.look(self._now_ms())) is not None:
+        if (claim := rounds.look(self._now_ms(), is_good_moment=self._is_before_answer())) is not None:
             self._updater.send_claim(claim, self._now_ms())
 
     # Around a batch
@@ -679,7 +718,7 @@ class Pipeline:
         # wait, its end is not reached.
         ends = {place: end for place, end in consumed.ended.items() if place[0] != self._outcomes}
         ends |= {(self._outcomes, partition): end for partition, end in self._waiting.take_ends().items()}
-        self._consumer.commit({**offsets_after(records), **ends})
+        self._consumer.commit(offsets_after(records, ends))
         self._undrained -= ends.keys()
 
     def _observe_lag(self) -> None:

@@ -75,6 +75,8 @@ class Router:
         self._reads_first = False
         self.payments_base = self.outcomes_base = 0
         """What is added to the offsets of payments and outcomes that are stored (streams/kafka/source_register.py)."""
+        self.sent: list[Record] = []
+        """The frames that the broker has, as their owners read them, in order. The caller removes them."""
         self._layout = RecordLayout(plan.fields)
         declared = range(kernel.ATTRIBUTE_COUNT + 1, plan.row_width, 2)
         identities = (*range(kernel.CODE_COUNT, kernel.ATTRIBUTE_COUNT), *declared)
@@ -152,14 +154,20 @@ class Router:
         ):
             # Hashes do not compress, and zeros do.
             for partition, frame in frames_of(events, partition_count, unused):
-                self._sender.send(topic, frame, key=None, partition=partition)
+                self._send(topic, partition, frame)
+
+    def _send(self, topic: str, partition: int, frame: bytes) -> None:
+        def note(offset: int) -> None:
+            self.sent.append(Record(topic, partition, offset, None, frame, 0, None))
+
+        self._sender.send(topic, frame, key=None, partition=partition, on_sent=note)
 
     def send_progress(self, complete_to_ms: Mapping[int, int]) -> None:
         """Send every owner the progress of partitions of payments. Raises BrokerUnavailable."""
         for topic, partition_count in self._routes:
             frame = encode_frame(_NO_EVENTS, complete_to_ms, partition_count)
             for partition in range(partition_count):
-                self._sender.send(topic, frame, key=None, partition=partition)
+                self._send(topic, partition, frame)
 
 
 def _record_keys(payments: Sequence[PaymentEvent]) -> list[bytes]:

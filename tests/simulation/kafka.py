@@ -618,10 +618,15 @@ class _Queued:
 
 
 class SimulatedProducer:
-    """The methods of `confluent_kafka.Producer` that our senders use. Idempotent: each record once and in order."""
+    """The methods of `confluent_kafka.Producer` that our senders use. Idempotent: each record once and in order.
 
-    def __init__(self, broker: Broker, actor: Actor) -> None:
+    It calls back for what it has sent, within `poll` and `flush` as the client does. One for failures only does not.
+    """
+
+    def __init__(self, broker: Broker, actor: Actor, *, only_failures: bool = True) -> None:
         self._broker, self._actor, self._world = broker, actor, broker.world
+        self._only_failures = only_failures
+        self._reports: list[Callable[[], object]] = []
         self._queue: list[_Queued] = []
         self._is_due = False
         actor.life.at_end.append(self._die)
@@ -668,8 +673,11 @@ class SimulatedProducer:
     def _deliver(self, count: int) -> None:
         sent, self._queue = self._queue[:count], self._queue[count:]
         for queued in sent:
-            offset = self._broker.append((queued.topic, queued.partition), queued.entry)
+            place = queued.topic, queued.partition
+            offset = self._broker.append(place, queued.entry)
             self._delivered(queued)
+            if not self._only_failures and queued.on_delivery is not None:
+                self._reports.append(partial(queued.on_delivery, None, Message(place, offset, queued.entry)))
             self._world.note(f"{queued.topic}/{queued.partition} gets {offset}")
 
     def _delivered(self, queued: _Queued) -> None:
@@ -685,7 +693,13 @@ class SimulatedProducer:
         self._world.seam("poll")
         if timeout:
             self._world.sleep(timeout)
+        self._report()
         return 0
+
+    def _report(self) -> None:
+        reports, self._reports = self._reports, []
+        for report in reports:
+            report()
 
     def flush(self, timeout: float) -> int:
         self._world.seam("flush")
@@ -695,6 +709,7 @@ class SimulatedProducer:
         while self._queue and self._world.now < deadline:
             self._send_soon()
             self._world.sleep(deadline - self._world.now)
+        self._report()
         return len(self._queue)
 
     def __len__(self) -> int:

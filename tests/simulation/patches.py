@@ -287,12 +287,12 @@ class Cluster:
     broker: Broker | None = None
 
 
-def _make_producer(*_: object, **__: object) -> Any:
+def _make_producer(*_: object, only_failures: bool = False, **__: object) -> Any:
     broker = Cluster.broker
     assert broker is not None
     actor = broker.world.current
     assert actor is not None
-    return SimulatedProducer(broker, actor)
+    return SimulatedProducer(broker, actor, only_failures=only_failures)
 
 
 async def _accept(factory: Callable[[], Any], _: object, **__: object) -> Any:

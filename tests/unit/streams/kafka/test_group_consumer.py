@@ -15,7 +15,7 @@ from paywarden.streams.kafka.client import PartitionId
 from paywarden.streams.kafka.group_consumer import BatchConsumer, PartitionCut, offsets_after
 from paywarden.streams.kafka.reading import Record
 from paywarden.streams.kafka.stall_detector import NOTHING_HEARD
-from tests.fakes.kafka import FakeBroker, FakeConsumer
+from tests.fakes.kafka import FakeBroker, FakeConsumer, FakeMessage
 
 A, B, SLOW = ("t", 0), ("t", 1), ("slow", 0)
 WAIT_S = 0.001
@@ -81,6 +81,61 @@ def test_a_commit_carries_the_epoch_of_the_leader() -> None:
     group.client.epochs[A] = 7
     group.consumer.commit({A: 3})
     assert [place.leader_epoch for place in group.client.committed_places] == [7]
+
+
+def test_a_record_that_the_worker_has_written_is_taken_at_once_and_given_once() -> None:
+    group = Group(A, B)
+    group.take()
+    for place in (A, B):
+        group.client.epochs[place] = 7
+    group.broker.append(B)
+    written = [Record(*place, group.broker.append(place), None, b"", 0, None) for place in (A, A, B)]
+    # Another worker's record lies before the one in B.
+    assert group.consumer.take_ahead(written) == written[:2]
+    group.consumer.commit(offsets_after(written[:2], {A: 3, B: 3}))
+    assert group.broker.committed == {A: 5, B: 3}
+    # A later leader than the one that the client knows may have the record.
+    assert {place.partition: place.leader_epoch for place in group.client.committed_places} == {0: None, 1: 7}
+    group.broker.append(A)
+    assert sorted(group.take()) == [(A, 5), (B, 3), (B, 4)]
+
+
+def test_an_abandoned_record_that_the_worker_has_written_is_read_again() -> None:
+    group = Group(A, B)
+    group.take()
+    group.consumer.commit({A: 3, B: 3})
+    written = [Record(*A, group.broker.append(A), None, b"", 0, None)]
+    assert group.consumer.take_ahead(written) == written
+    group.consumer.hold()
+    group.client.will_revoke(B)
+    assert group.consumer.wait(WAIT_S)
+    group.consumer.release()
+    assert group.consumer.abandon() == [A]
+    assert group.take() == [(A, 3)]
+
+
+def test_an_end_that_was_told_before_a_record_was_written_is_left_out() -> None:
+    group = Group(A)
+    group.take(count_max=3)
+    written = [Record(*A, group.broker.append(A), None, b"", 0, None)]
+    assert group.consumer.take_ahead(written) == written
+    # The client had this one to hand out before the record was there.
+    told: list[Any] = [FakeMessage(A, 3, code=KafkaError._PARTITION_EOF)]
+    group.client.consume = lambda *_, **__: told  # type: ignore[method-assign]
+    assert group.consumer.take(10, WAIT_S).ended == {}
+    assert group.consumer.positions() == {A: 4}
+
+
+def test_nothing_is_taken_ahead_of_records_that_came_during_a_hold() -> None:
+    group = Group(A)
+    group.take()
+    group.consumer.hold()
+    group.broker.append(A)
+    group.client.on_its_way.add(A)
+    assert group.consumer.wait(WAIT_S)
+    group.consumer.release()
+    assert group.consumer.take_ahead([Record(*A, group.broker.append(A), None, b"", 0, None)]) == []
+    assert [*group.take(), *group.take()] == [(A, 3), (A, 4)]
 
 
 def test_records_that_expired_unread_are_told_and_reading_goes_on_behind_them() -> None:
@@ -469,8 +524,18 @@ class AnyOrder(RuleBasedStateMachine):
         assert self.batch is not None
         for record in self.batch:
             self.worked[record.topic, record.partition].add(record.offset)
-        self.consumer.commit({**offsets_after(self.batch), **self.ended})
+        self.consumer.commit(offsets_after(self.batch, self.ended))
         self.batch = None
+
+    @precondition(lambda self: self.batch is not None and not self.held)
+    @rule(place=st.sampled_from((A, B)), strangers=st.integers(0, 1), count=st.integers(1, 3))
+    def write_and_take_ahead(self, place: PartitionId, strangers: int, count: int) -> None:
+        """The worker writes to a partition, and perhaps another worker a moment before."""
+        assert self.batch is not None
+        for _ in range(strangers):
+            self.broker.append(place)
+        written = [Record(*place, self.broker.append(place), None, b"", 0, None) for _ in range(count)]
+        self.batch += self.consumer.take_ahead(written)
 
     @precondition(lambda self: self.batch is not None and not self.held)
     @rule()

@@ -177,6 +177,29 @@ def test_rounds_begin_at_the_usual_distance_once_payments_come() -> None:
     assert len(system.claims) - claims >= 9
 
 
+@given(st.lists(st.booleans(), min_size=60, max_size=60))
+def test_a_round_waits_for_a_good_moment_at_most_half_of_the_distance(moments: list[bool]) -> None:
+    system = System()
+    rounds, begun = CompletenessRounds(STAGES, ask=system._ask, every_ms=10), [0]
+    for number, is_good in enumerate(moments):
+        now_ms, asked = 1_000 + number, system.asked
+        system.arrive(0, 1)
+        due_ms = rounds.due_ms()
+        rounds.look(now_ms, is_good_moment=is_good)
+        if system.asked > asked:
+            assert due_ms <= now_ms
+            assert is_good or now_ms - begun[-1] >= 15
+            begun.append(now_ms)
+        else:
+            assert now_ms < due_ms + 5
+            assert now_ms < due_ms or not is_good
+        system.answer()
+        rounds.saw_committed({place: len(log) for place, log in system.logs.items()})
+        rounds.look(now_ms, is_good_moment=False)
+        system.answer()
+        rounds.look(now_ms, is_good_moment=False)
+
+
 def test_a_worker_that_can_claim_nothing_repeats_its_last_claim() -> None:
     system = System()
     system.settle()

@@ -35,7 +35,7 @@ TIMING = PipelineTiming(retry_first_s=0.001, ask_committed_every_s=0.0, frames_e
 # The arrival of records on Kafka, and the worker's clock ten minutes later.
 KAFKA_MS, NOW_MS = 1_800_000_000_000, 1_800_000_600_000
 # How old what a worker knows of a partition's end may be, with the usual objective: two answers of the broker.
-FETCH_AGE_MS = 500
+FETCH_AGE_MS = 666
 
 
 class FakeSender:
@@ -46,9 +46,25 @@ class FakeSender:
         self.queued: list[tuple[str, int, bytes | None, bytes | None]] = []
         self.sent: list[tuple[str, int, bytes | None, bytes | None]] = []
         self.is_broker_away = False
+        # Whether it tells the offsets of frames, as the real one does.
+        self.tells = False
+        # Runs before the next flush.
+        self.meanwhile: Callable[[], object] = lambda: None
+        self._wanting: list[Callable[[int], object]] = []
 
-    def send(self, topic: str, value: bytes | None, *, key: bytes | None, partition: int = -1, **_: object) -> None:
+    def send(
+        self,
+        topic: str,
+        value: bytes | None,
+        *,
+        key: bytes | None,
+        partition: int = -1,
+        on_sent: Callable[[int], object] = lambda _: None,
+        **_: object,
+    ) -> None:
         self.queued.append((topic, max(0, partition), key, value))
+        if topic.startswith("repartition-"):
+            self._wanting.append(on_sent if self.tells else lambda _: None)
 
     def poll(self) -> None:
         pass
@@ -57,9 +73,11 @@ class FakeSender:
         del timeout_s
         if self.is_broker_away:
             raise BrokerUnavailable("away")
+        self.meanwhile()
+        wanting, self._wanting = iter(self._wanting), []
         for topic, partition, _, value in self.queued:
             if topic.startswith("repartition-"):
-                self._broker.append((topic, partition), value, NOW_MS)
+                next(wanting, lambda _: None)(self._broker.append((topic, partition), value, NOW_MS))
         self.sent += self.queued
         self.queued = []
 
@@ -222,6 +240,61 @@ def test_payments_reach_profiles_and_the_changelog_matches_the_store(worker: Wor
     states = worker.profiles()
     assert {key for key in last if key and not key.startswith(PREFIX)} == states.keys()
     assert all(states[key] in (value or b"") for key, value in last.items() if key in states)
+
+
+def test_a_worker_does_not_wait_for_frames_that_it_has_written_to_itself() -> None:
+    worker = Worker(timing=replace(TIMING, frames_every_ms=HOUR_MS))
+    worker.sender.tells = True
+    worker.step()
+    worker.client.commits.clear()
+    worker.pay(world()[0][:30])
+    worker.step()
+    assert_profiles_are_of(worker, 30)
+    # Payments and frames are committed together, and the frames are not worked in again. The first one tells progress.
+    assert worker.client.commits == [{P0: 30, **dict.fromkeys(FRAMES, 2)}]
+    worker.step(3)
+    assert worker.pipeline.metrics._replayed.labels("card")._value.get() == 0
+    worker.pay(world()[0][30:])
+    worker.step()
+    assert_profiles_are_of(worker, 60)
+    assert worker.broker.committed == {P0: 60, P1: 0, O0: 0, **dict.fromkeys(FRAMES, 3)}
+
+
+def test_frames_behind_those_of_another_worker_are_read_from_the_topic() -> None:
+    """Their order in the partition is that of the profile's events."""
+    worker = Worker(timing=replace(TIMING, frames_every_ms=HOUR_MS))
+    worker.sender.tells = True
+    worker.step()
+    worker.pay(world()[0])
+    worker.sender.meanwhile = lambda: [worker.broker.append(place, b"", NOW_MS) for place in FRAMES]
+    worker.step()
+    assert worker.profiles() == {}
+    assert worker.broker.committed == {P0: 60, P1: 0, O0: 0, **dict.fromkeys(FRAMES, 0)}
+    worker.sender.meanwhile = lambda: None
+    worker.step()
+    assert_profiles_are_of(worker, 60)
+    assert worker.broker.committed == {P0: 60, P1: 0, O0: 0, **{place: worker.end(*place) for place in FRAMES}}
+
+
+def test_a_worker_abandons_its_own_frames_as_any_others() -> None:
+    worker = Worker(timing=replace(TIMING, frames_every_ms=HOUR_MS))
+    worker.sender.tells = True
+    worker.step()
+    worker.pay(world()[0])
+
+    def store_goes() -> None:
+        worker.store.is_away = True
+        worker.store.meanwhile = [lambda: worker.client.will_revoke(FRAMES[1])]
+
+    worker.sender.meanwhile = store_goes
+    worker.step()
+    assert worker.pipeline.metrics.abandoned._value.get() == 1
+    worker.sender.meanwhile = lambda: None
+    worker.store.is_away = False
+    worker.client.will_assign(FRAMES[1])
+    worker.step(4)
+    assert_profiles_are_of(worker, 60)
+    assert worker.broker.committed[P0] == 60
 
 
 def test_an_offset_is_committed_only_after_the_broker_has_its_results(worker: Worker) -> None:

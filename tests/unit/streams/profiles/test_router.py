@@ -38,7 +38,7 @@ class FakeSender:
     def __init__(self) -> None:
         self.sent: list[tuple[str, int, bytes]] = []
 
-    def send(self, topic: str, value: bytes, *, key: bytes | None, partition: int) -> None:
+    def send(self, topic: str, value: bytes, *, key: bytes | None, partition: int, **_: object) -> None:
         assert key is None
         self.sent.append((topic, partition, value))
 
