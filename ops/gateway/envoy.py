@@ -2,17 +2,21 @@
 
     caller ──► connection limits ──► JWT ──► who calls (Lua) ──► whole body ──► client's share ──► host by maglev
 
-1. `jwt_authn` checks a JWT, if issuers are described. What is no JWT passes on.
-2. The Lua filter recognises the client by key, certificate or JWT, refuses strangers, and replaces the Authorization
+1. `set_filter_state` keeps the routing header and the request id, which hosts do not get.
+2. `jwt_authn` checks a JWT, if issuers are described. What is no JWT passes on.
+3. The Lua filter recognises the client by key, certificate or JWT, refuses strangers, and replaces the Authorization
    header by the client's token for hosts.
-3. `buffer` waits for the whole body, so a slow one never reaches a host.
-4. `local_ratelimit` holds a token bucket for each client. It comes after the body, because Envoy closes a connection of
+4. `buffer` waits for the whole body, so a slow one never reaches a host.
+5. `local_ratelimit` holds a token bucket for each client. It comes after the body, because Envoy closes a connection of
    HTTP/1.1 if it refuses a request that has not ended.
-5. The router takes the host of the routing header by maglev; that header and the request id stay here. HTTP and gRPC
+6. The router takes the host of the routing header by maglev; that header and the request id stay here. HTTP and gRPC
    hash the same names of hosts, so a card has one host over both. With [shards], the Lua filter says in which order
    hosts take the card (scoring/state/shards.py), and the router takes the first of them that is well.
 
 An answer of a host, 429, 503 and 504 too, is an answer: only broken connections and time-outs take a host out.
+
+What a call costs here is mostly code that is cold in the caches between two calls: what a description does not need is
+left out, and Lua does what no native filter can.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from typing import Any
 
 from paywarden.ops.gateway.clients_code import clients_code, environment
 from paywarden.ops.gateway.description import ROUTE_HEADER, Address, GatewayDescription, Host
-from paywarden.ops.gateway.log_fields import ENVOY_FIELDS
+from paywarden.ops.gateway.log_fields import ENVOY_FIELDS, REQUEST_ID_STATE
 from paywarden.ops.gateway.refusals import REFUSALS, WRONG_ROUTE, GatewayRefusal
 from paywarden.ops.gateway.routes import GRPC, HTTP, paths_of
 from paywarden.schemas.payment_fields import is_address
@@ -41,8 +45,9 @@ _LINGER_CONNECTION_S = 60
 _RETRIES_MIN = 3
 # The hosts of a shard that are tried in order. If all of them are away, any host gets the call.
 _ORDER_MAX = 4
-# Where the routing header's value is kept for the choice of a host, for retries too.
+# Where the routing header's value is kept for the choice of a host, for retries too, and the request id for the log.
 _ROUTE_STATE = "paywarden.route"
+_ID_STATE = f"%FILTER_STATE({REQUEST_ID_STATE}:PLAIN)%"
 # A host remembers the heads that it has read. Headers that differ from call to call would make each head a new one.
 _NOT_FOR_HOSTS = (
     *(ROUTE_HEADER, "x-request-id", "x-forwarded-for", "x-forwarded-proto", "x-envoy-external-address"),
@@ -59,7 +64,11 @@ def envoy_configuration(description: GatewayDescription) -> str:
     configuration: _Json = {"node": {"id": "paywarden", "cluster": "paywarden"}}
     if admin is not None:
         configuration["admin"] = {"address": _socket_address(admin)}
+    else:
+        # Nobody could read the counts, and each call pays for some fifty of them.
+        configuration["stats_config"] = {"stats_matcher": {"reject_all": True}}
     configuration |= {
+        "stats_flush_on_admin": True,
         "static_resources": {
             "listeners": [_listener(description, kind) for kind in kinds],
             "clusters": [_cluster(description, version, kind) for kind in kinds for version in description.versions],
@@ -105,6 +114,8 @@ def _listener(description: GatewayDescription, kind: str) -> _Json:
     return {
         "name": kind,
         "address": _socket_address(address),
+        # A client keeps a few connections open: the kernel could give most of them to one thread.
+        "connection_balance_config": {"exact_balance": {}},
         "per_connection_buffer_limit_bytes": description.limits.body_bytes_max + description.limits.head_bytes_max,
         "filter_chains": [chain],
     }
@@ -133,7 +144,6 @@ def _certificate(certificate: str, key: str) -> _Json:
 
 def _connection_manager(description: GatewayDescription, kind: str) -> _Json:
     limits = description.limits
-    timeout = _seconds(limits.request_timeout_ms)
     return _typed(
         "envoy.filters.network.http_connection_manager",
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
@@ -154,8 +164,8 @@ def _connection_manager(description: GatewayDescription, kind: str) -> _Json:
             "headers_with_underscores_action": "REJECT_REQUEST",
         },
         http2_protocol_options={"max_concurrent_streams": limits.streams_max},
-        request_timeout=timeout,
-        request_headers_timeout=timeout,
+        # From the first byte of the head to the last of the body.
+        request_timeout=_seconds(limits.request_timeout_ms),
         stream_idle_timeout=_seconds(limits.request_timeout_ms + description.to_hosts.timeout_ms),
         access_log=[
             _typed(
@@ -210,29 +220,42 @@ def _http_filters(description: GatewayDescription, kind: str) -> list[_Json]:
             route_header=ROUTE_HEADER,
             wrong_route=WRONG_ROUTE,
             kind=kind,
+            with_certificates=description.tls.client_certificates != "none",
+            with_jwts=bool(description.issuers),
             **_order_of_shards(description),
         )
     )
-    filters = [_jwt_filter(description)] if description.issuers else []
+    jwt = [_jwt_filter(description)] if description.issuers else []
+    shares = [_rate_limit_filter(description)] if any(client.calls_per_second for client in description.clients) else []
     return [
-        *filters,
+        _kept_filter(),
+        *jwt,
         _filter("lua", "Lua", default_source_code={"inline_string": source}),
-        _typed(
-            "envoy.filters.http.set_filter_state",
-            f"{_FILTERS}.set_filter_state.v3.Config",
-            on_request_headers=[
-                {
-                    "object_key": _ROUTE_STATE,
-                    "factory_key": "envoy.hashable_string",
-                    "format_string": {"text_format_source": {"inline_string": f"%REQ({ROUTE_HEADER})%"}},
-                    "skip_if_empty": True,
-                }
-            ],
-        ),
         _filter("buffer", "Buffer", max_request_bytes=description.limits.body_bytes_max),
-        _rate_limit_filter(description),
+        *shares,
         _filter("router", "Router", suppress_envoy_headers=True),
     ]
+
+
+def _kept_filter() -> _Json:
+    """Returns the filter that keeps values of headers that the router takes out."""
+    return _typed(
+        "envoy.filters.http.set_filter_state",
+        f"{_FILTERS}.set_filter_state.v3.Config",
+        on_request_headers=[
+            _kept(_ROUTE_STATE, "envoy.hashable_string", ROUTE_HEADER),
+            _kept(REQUEST_ID_STATE, "envoy.string", "x-request-id"),
+        ],
+    )
+
+
+def _kept(name: str, factory: str, header: str) -> _Json:
+    return {
+        "object_key": name,
+        "factory_key": factory,
+        "format_string": {"text_format_source": {"inline_string": f"%REQ({header})%"}},
+        "skip_if_empty": True,
+    }
 
 
 def _order_of_shards(description: GatewayDescription) -> _Json:
@@ -290,7 +313,7 @@ def _rate_limit_filter(description: GatewayDescription) -> _Json:
                     {
                         "metadata": {
                             "descriptor_key": "client",
-                            "metadata_key": {"key": "paywarden", "path": [{"key": "client"}]},
+                            "metadata_key": {"key": "paywarden", "path": [{"key": "call"}, {"key": "client"}]},
                             "source": "DYNAMIC",
                         }
                     }
@@ -350,7 +373,7 @@ def _routes(description: GatewayDescription, kind: str) -> _Json:
                 "domains": ["*"],
                 "routes": routes,
                 "request_headers_to_remove": list(_NOT_FOR_HOSTS),
-                "response_headers_to_add": [_added("x-request-id", "%DYNAMIC_METADATA(paywarden:request_id)%")],
+                "response_headers_to_add": [_added("x-request-id", _ID_STATE)],
             }
         ],
     }

@@ -9,15 +9,18 @@ form.
 
 from __future__ import annotations
 
+REQUEST_ID_STATE = "paywarden.request_id"
+"""Where Envoy keeps the request id, which hosts do not get."""
+
 ENVOY_FIELDS = {
     "time": "%START_TIME(%Y-%m-%dT%H:%M:%S.%3fZ)%",
-    "client": "%DYNAMIC_METADATA(paywarden:client)%",
+    "client": "%DYNAMIC_METADATA(paywarden:call:client)%",
     "route": "%ROUTE_NAME%",
     "status": "%RESPONSE_CODE%",
     "ms": "%DURATION%",
     "host": "%UPSTREAM_HOST%",
-    "request_id": "%DYNAMIC_METADATA(paywarden:request_id)%",
-    "traceparent": "%DYNAMIC_METADATA(paywarden:traceparent)%",
+    "request_id": f"%FILTER_STATE({REQUEST_ID_STATE}:PLAIN)%",
+    "traceparent": "%DYNAMIC_METADATA(paywarden:call:traceparent)%",
     "request_bytes": "%BYTES_RECEIVED%",
     "answer_bytes": "%BYTES_SENT%",
     "why": "%RESPONSE_FLAGS%",

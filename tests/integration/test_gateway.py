@@ -459,11 +459,14 @@ def test_what_no_host_should_see_is_refused_in_clear_words(world: World, gateway
         reply = ask_one(gateway, headers, path=path, body=body)
         assert (reply.status, reply.error["code"]) == (status, code)
     assert ask_one(gateway, head(), path="/v3/score").status in (401, 404)
-    with gateway.connected() as raw:
-        # A body that does not come. nginx closes without a word.
-        raw.sendall(post_json(payment("slow"), headers=head())[:-10])
-        answer = Client(raw).rest()
-    assert answer.startswith(b"HTTP/1.1 408") or (gateway.target == "nginx" and answer == b"")
+    whole = post_json(payment("slow"), headers=head())
+    with gateway.connected() as half_body, gateway.connected() as half_head:
+        # What does not come. nginx closes without a word.
+        half_body.sendall(whole[:-10])
+        half_head.sendall(whole[:30])
+        answers = [Client(raw).rest() for raw in (half_body, half_head)]
+    for answer in answers:
+        assert answer.startswith(b"HTTP/1.1 408") or (gateway.target == "nginx" and answer == b"")
     assert world.seen() == before
 
 

@@ -80,8 +80,9 @@ local function sha256(text)
     .. bit.tohex(h5) .. bit.tohex(h6) .. bit.tohex(h7) .. bit.tohex(h8)
 end
 
--- Keys that were right, so that each is hashed once. Wrong ones are never kept.
-local seen_keys = {}
+-- Headers whose keys were right, so that each key is hashed once. Wrong ones are never kept, nor other spellings of a
+-- right one: a caller could make thousands.
+local seen_headers = {}
 
 -- Returns the name of the client, or nil. `authorization` and `certificate` (a checked one's subject) may be nil;
 -- `issuer` and `subject` are those of a checked JWT, or nil. All that is shown must be of one client.
@@ -93,12 +94,12 @@ local function client_for(authorization, certificate, issuer, subject)
     return by_jwt
   end
   if authorization and authorization ~= "" then
-    local scheme, key = string.match(authorization, "^(%a+) +([^ ]+)$")
-    if not key or string.lower(scheme) ~= "bearer" or #key > KEY_BYTES_MAX then return nil end
-    local by_key = seen_keys[key]
+    local by_key = seen_headers[authorization]
     if not by_key then
+      local scheme, key = string.match(authorization, "^(%a+) +([^ ]+)$")
+      if not key or string.lower(scheme) ~= "bearer" or #key > KEY_BYTES_MAX then return nil end
       by_key = client_of_key[sha256(key)]
-      seen_keys[key] = by_key
+      if authorization == "Bearer " .. key then seen_headers[authorization] = by_key end
     end
     if by_certificate and by_key ~= by_certificate then return nil end
     return by_key

@@ -18,29 +18,31 @@ end
 {% endif %}
 
 function envoy_on_request(handle)
-  local headers, metadata = handle:headers(), handle:streamInfo():dynamicMetadata()
+  local headers, info = handle:headers(), handle:streamInfo()
   local traceparent = headers:get("traceparent")
-  if traceparent then
-    if is_traceparent(traceparent) then
-      metadata:set("paywarden", "traceparent", traceparent)
-    else
-      headers:remove("traceparent")
-    end
+  if traceparent and not is_traceparent(traceparent) then
+    headers:remove("traceparent")
+    traceparent = nil
   end
-  metadata:set("paywarden", "request_id", headers:get("x-request-id") or "")
-  local certificate
-  local connection = handle:streamInfo():downstreamSslConnection()
+  local certificate, issuer, subject
+{% if with_certificates %}
+  local connection = info:downstreamSslConnection()
   if connection and connection:peerCertificatePresented() and connection:peerCertificateValidated() then
     certificate = connection:subjectPeerCertificate()
   end
-  local jwt = metadata:get("envoy.filters.http.jwt_authn")
+{% endif %}
+{% if with_jwts %}
+  local jwt = info:dynamicMetadata():get("envoy.filters.http.jwt_authn")
   local payload = jwt and jwt["paywarden"]
-  local client = client_for(headers:get("authorization"), certificate, payload and payload["iss"], payload and payload["sub"])
+  if payload then issuer, subject = payload["iss"], payload["sub"] end
+{% endif %}
+  local client = client_for(headers:get("authorization"), certificate, issuer, subject)
+  -- Written once: each write of metadata costs as much as the search for the client.
+  info:dynamicMetadata():set("paywarden", "call", { client = client, traceparent = traceparent })
   if not client then
     handle:respond({[":status"] = "401", ["www-authenticate"] = "Bearer"}, "")
     return
   end
-  metadata:set("paywarden", "client", client)
   local route = headers:get("{{ route_header }}")
   if route and not is_route(route) then
 {% if kind == "grpc" %}
@@ -53,7 +55,7 @@ function envoy_on_request(handle)
 {% if shard_count %}
   if route then
     local shard = tonumber(string.sub(route, 1, {{ route_digits_of_shard }}), 16) % {{ shard_count }}
-    metadata:set("envoy.lb", "fallback_list", fallbacks[shard + 1])
+    info:dynamicMetadata():set("envoy.lb", "fallback_list", fallbacks[shard + 1])
   end
 {% endif %}
   headers:replace("authorization", "Bearer " .. host_token_of[client])

@@ -85,6 +85,32 @@ def test_envoys_bucket_gives_a_client_its_share_however_it_sends(tmp_path: Path,
     assert taken - bucket["max_tokens"] == pytest.approx(calls / times, rel=0.02)
 
 
+def test_envoy_does_only_what_a_description_needs(tmp_path: Path) -> None:
+    """Each filter, count and question of the Lua code costs every call some microseconds."""
+    text = TEXT
+    for line in (
+        'client_ca = "clients.pem"',
+        'client_certificates = "optional"',
+        'certificates = ["CN=checkout,O=Shop"]',
+        "calls_per_second = 500",
+    ):
+        text = text.replace(line, "")
+    bare, whole = (envoy_configuration(described(tmp_path, whole)) for whole in (text, TEXT + ISSUER))
+    filters, more = (
+        [one["name"].rpartition(".")[2] for one in next(values_of(json.loads(one), "http_filters"))]
+        for one in (bare, whole)
+    )
+    assert filters == ["set_filter_state", "lua", "buffer", "router"]
+    assert more == ["set_filter_state", "jwt_authn", "lua", "buffer", "local_ratelimit", "router"]
+    for word in ("peerCertificatePresented", "jwt_authn"):
+        assert word not in bare
+        assert word in whole
+    # Counts are kept for the admin page, and for nobody else.
+    with_page = TEXT.replace("[listen]", '[listen]\nadmin = "127.0.0.1:9901"')
+    assert json.loads(bare)["stats_config"] == {"stats_matcher": {"reject_all": True}}
+    assert "stats_config" not in json.loads(envoy_configuration(described(tmp_path, with_page)))
+
+
 def test_the_same_names_of_hosts_are_hashed_for_http_and_grpc(tmp_path: Path) -> None:
     clusters = json.loads(envoy_configuration(described(tmp_path)))["static_resources"]["clusters"]
     keys = [list(values_of(cluster, "hash_key")) for cluster in clusters]
