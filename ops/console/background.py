@@ -7,38 +7,49 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from paywarden.ops.console.pages import Section
 
 _log = logging.getLogger(__name__)
 
 _RETRY_S = 1.0
-_END_S = 10.0
+_END_S, _CLOSE_S = 5.0, 3.0
 
 
 @contextmanager
-def running(sections: Sequence[Section]) -> Iterator[None]:
-    """Run the background work of sections while the block runs. Work that raises an error begins again."""
-    stop = threading.Event()
+def running(sections: Sequence[Section], stop: threading.Event | None = None) -> Iterator[None]:
+    """Run the background work of sections while the block runs. Work that raises an error begins again.
+
+    `stop` ends the work before the block ends: while the last requests are answered, for instance. What does not end
+    within some seconds of the block's end is left to the end of the process: it loses nothing that it confirmed.
+    """
+    stop = stop or threading.Event()
     threads = [
-        threading.Thread(target=_again, args=(work, stop), name=section.name, daemon=True)
-        for section in sections
-        for work in section.background
+        _started(section.name, partial(_again, work, stop)) for section in sections for work in section.background
     ]
-    for thread in threads:
-        thread.start()
     try:
         yield
     finally:
         stop.set()
-        # All together have this long: what does not end is a daemon, and loses nothing that it confirmed.
-        deadline = time.monotonic() + _END_S
-        for thread in threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
-            if thread.is_alive():
-                _log.warning("background work of the section %s did not end in %.0f s", thread.name, _END_S)
-        for section in sections:
-            section.close()
+        _join(threads, _END_S, "background work")
+        # A database may wait for a query of a request that was cut off.
+        _join([_started(section.name, section.close) for section in sections], _CLOSE_S, "the close")
+
+
+def _started(name: str, work: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=work, name=name, daemon=True)
+    thread.start()
+    return thread
+
+
+def _join(threads: Sequence[threading.Thread], timeout_s: float, what: str) -> None:
+    """Wait until threads end: all together have `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+        if thread.is_alive():
+            _log.warning("%s of the section %s did not end in %g s", what, thread.name, timeout_s)
 
 
 def _again(work: Callable[[threading.Event], None], stop: threading.Event) -> None:

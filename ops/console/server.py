@@ -1,4 +1,9 @@
-"""Run the console's web server in this process."""
+"""Run the console's web server in this process, and end it within a time limit.
+
+    SIGTERM ─► no new connections; background work ends ─► after 3 s requests that still run are cut off ─► the end
+
+A handler that waits for Kafka or for a query goes on in its thread, and the end does not wait for it.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +11,16 @@ import socket
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 import uvicorn
 
 from paywarden.ops.console.settings import ConsoleSettings
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
 
 _BACKLOG = 512
 # A browser that keeps its connection open must not hold up the end.
@@ -26,29 +35,36 @@ def served(source: Source, settings: ConsoleSettings, stop: threading.Event, ann
 
     listener = _listener(settings)
     address = _address(listener)
-    with listener, console(source, settings, address) as made:
-        config = uvicorn.Config(
-            made.app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            date_header=True,
-            ws="none",
-            lifespan="off",
-            timeout_graceful_shutdown=_GRACE_S,
-            timeout_keep_alive=_KEEP_ALIVE_S,
-            limit_concurrency=_CONCURRENCY_MAX,
-            h11_max_incomplete_event_size=32 * 1024,
-        )
-        server = _Server(config)
-
-        def end() -> None:
-            stop.wait()
-            server.should_exit = True
-
-        threading.Thread(target=end, name="console-end", daemon=True).start()
+    with listener, console(source, settings, address, stop) as made:
         announce(made.shell.url)
-        server.run(sockets=[listener])
+        serve(made.app, listener, stop)
+
+
+def serve(app: ASGIApp, listener: socket.socket, stop: threading.Event, *, grace_s: int = _GRACE_S) -> None:
+    """Serve an application until `stop` is set. Requests then have `grace_s` to end; those that do not are cut off."""
+    config = uvicorn.Config(
+        app,
+        # uvloop takes the wake-up pipe of signals for itself: ProcessEnd would never hear of SIGTERM.
+        loop="asyncio",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=True,
+        ws="none",
+        lifespan="off",
+        timeout_graceful_shutdown=grace_s,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        limit_concurrency=_CONCURRENCY_MAX,
+        h11_max_incomplete_event_size=32 * 1024,
+    )
+    server = _Server(config)
+
+    def end() -> None:
+        stop.wait()
+        server.should_exit = True
+
+    threading.Thread(target=end, name="console-end", daemon=True).start()
+    server.run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):

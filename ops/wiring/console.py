@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
+    import threading
+
     from starlette.types import ASGIApp
 
     from paywarden.ops.console.audit import AuditLog
@@ -48,8 +50,10 @@ class Console:
 
 
 @contextmanager
-def console(source: Source, settings: ConsoleSettings, url: str) -> Iterator[Console]:
-    """Yields the console, whose background work ends with the block. `url`: its address where the settings have none.
+def console(source: Source, settings: ConsoleSettings, url: str, stop: threading.Event) -> Iterator[Console]:
+    """Yields the console, whose background work ends with the block, or earlier when `stop` is set.
+
+    `url`: its address where the settings have none.
 
     Raises Misconfigured, DatabaseUnavailable.
     """
@@ -72,7 +76,7 @@ def console(source: Source, settings: ConsoleSettings, url: str) -> Iterator[Con
         shell = Shell(settings, people, limits, audit, (settings.url or url).rstrip("/"))
         made = tuple(sections(Parts(source, shell, database, audit)))
         login = Login(shell, OidcProvider.of(settings))
-        with running(made):
+        with running(made, stop):
             yield Console(shell.application(made, login.routes), shell, made)
     finally:
         database.close()

@@ -144,7 +144,7 @@ def _require(running: PaywardenProcess, confirmed: list[tuple[str, str]]) -> Non
     left = {_REVIEWS - count, _REVIEWS - count - 1}
     wait_until(lambda: _waiting(person) in left, f"{count} verdicts are known", every_s=0.2)
     person.close()
-    running.kill()
+    assert running.stop() == 0
 
 
 def _wait_for(person: _Person, path: str, text: str) -> None:

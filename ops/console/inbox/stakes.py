@@ -61,7 +61,7 @@ class Stakes:
                 sampler = self.sampler()
                 try:
                     while not stop.is_set():
-                        if not self.step(sampler):
+                        if not self.step(sampler, stop):
                             stop.wait(_EVERY_S)
                 finally:
                     sampler.close()
@@ -69,8 +69,11 @@ class Stakes:
                 _log.warning("money and samples of alerts wait: %s", error)
                 stop.wait(_RETRY_S)
 
-    def step(self, sampler: Sampler) -> int:
-        """Sample some alerts, the worst first; returns how many. Raises BrokerUnavailable, DatabaseUnavailable."""
+    def step(self, sampler: Sampler, stop: threading.Event | None = None) -> int:
+        """Sample some alerts until `stop` is set, the worst first; returns how many there were.
+
+        Raises BrokerUnavailable, DatabaseUnavailable.
+        """
         rows = self.database.read(
             """
             SELECT alert_id, alerts.time_ms AS time_ms, affected, first_seen_ms, record FROM alerts
@@ -80,6 +83,8 @@ class Stakes:
             (_BATCH,),
         )
         for row in rows:
+            if stop is not None and stop.is_set():
+                break
             record = json.loads(row["record"])
             first, window = row["first_seen_ms"], (record["window_start_time_ms"], record["window_end_time_ms"])
             after = sampler.sample(record, *window)

@@ -1,0 +1,114 @@
+"""The console ends within its time limit, whatever its requests and its background work are doing."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+from pathlib import Path
+
+import httpx2
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from paywarden.ops.console.background import running
+from paywarden.ops.console.pages import Page, Section, Shown, Visit
+from paywarden.ops.console.server import serve
+from tests.services.console import TOKEN, console_under_test
+
+# Long enough for any machine: a console that waits for its requests would need this long, and fail.
+_PATIENCE_S = 60.0
+
+
+def test_a_request_that_does_not_end_is_cut_off(tmp_path: Path) -> None:
+    began, released, stop = threading.Event(), threading.Event(), threading.Event()
+
+    def slow(_: Visit) -> Shown:
+        began.set()
+        released.wait(2 * _PATIENCE_S)
+        return Shown("", {}, "Slow")
+
+    console = console_under_test(tmp_path)
+    listener = socket.create_server(("127.0.0.1", 0))
+    console.shell.url = url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    app = console.shell.application((Section("slow", "Slow", "/slow", (Page("/slow", slow),)),))
+    errors: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            headers = {"authorization": f"Bearer {TOKEN}"}
+            httpx2.get(f"{url}/api/v1/slow", headers=headers, timeout=2 * _PATIENCE_S).raise_for_status()
+        except httpx2.HTTPError as error:
+            errors.append(error)
+
+    serving = threading.Thread(target=serve, args=(app, listener, stop), kwargs={"grace_s": 0}, daemon=True)
+    asking = threading.Thread(target=ask, daemon=True)
+    try:
+        serving.start()
+        asking.start()
+        assert began.wait(_PATIENCE_S)
+        stop.set()
+        serving.join(_PATIENCE_S)
+        assert not serving.is_alive()
+        asking.join(_PATIENCE_S)
+        # The person is told nothing rather than something that may be wrong.
+        assert errors
+    finally:
+        released.set()
+        listener.close()
+        console.database.close()
+
+
+def test_the_server_leaves_the_wake_up_pipe_of_signals_alone() -> None:
+    """uvloop took it, so SIGTERM did not end a console: whoever had started it killed it half a minute later."""
+    heard, stop, seen = socket.socketpair(), threading.Event(), list[int]()
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        seen.append(signal.set_wakeup_fd(heard[0].fileno()))
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+        stop.set()
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+    heard[0].setblocking(False)
+    before = signal.set_wakeup_fd(heard[0].fileno())
+    asking = threading.Thread(target=httpx2.get, args=(url,), kwargs={"timeout": _PATIENCE_S}, daemon=True)
+    try:
+        asking.start()
+        serve(app, listener, stop)
+        assert seen == [heard[0].fileno()]
+    finally:
+        signal.set_wakeup_fd(before)
+        asking.join(_PATIENCE_S)
+        for one in (*heard, listener):
+            one.close()
+
+
+def test_background_work_and_a_close_that_hang_are_left_behind(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from paywarden.ops.console import background
+
+    monkeypatch.setattr(background, "_END_S", 0.01)
+    monkeypatch.setattr(background, "_CLOSE_S", 0.01)
+    released, stop, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def orderly(stop: threading.Event) -> None:
+        stop.wait()
+        ended.set()
+
+    def hangs(_: threading.Event) -> None:
+        released.wait(_PATIENCE_S)
+
+    sections = (
+        Section("orderly", "", "", (), background=(orderly,)),
+        Section("stuck", "", "", (), background=(hangs,), close=lambda: hangs(stop)),
+    )
+    with running(sections, stop):
+        # Work ends with the process's own event, before the last request is answered.
+        stop.set()
+        assert ended.wait(_PATIENCE_S)
+    released.set()
+    assert "background work of the section stuck did not end" in caplog.text
+    assert "the close of the section stuck did not end" in caplog.text
