@@ -97,7 +97,8 @@ class CompanionSettings:
     # The most changelog records in a batch, and the wait for more when it has one: it adds to the age of profiles.
     batch_max: int = 2000
     batch_wait_ms: int = 20
-    # How often decisions are written to their topic, unless a transaction is full before.
+    # How often decisions are written to their topic, unless a transaction is full before. While fewer than 50 come
+    # together, it is half as often.
     decisions_every_ms: int = 500
     # True: fill a new mirror by a scan of the store. False: by reading the whole changelog.
     fill_from_store: bool = True

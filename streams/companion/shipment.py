@@ -58,6 +58,9 @@ class ShippingOptions:
     # At most one transaction in this time, unless it is full: each costs the broker requests and markers for each
     # partition that it touches, however many decisions it has.
     transaction_every_s: float = 0.5
+    # After a transaction of fewer decisions the next one waits twice as long: at low rates transactions would be a
+    # quarter of what the whole system asks of the broker.
+    few: int = 50
     # The pause after a failed start or a lost producer.
     again_after_s: float = 1.0
     # How long damage must stay as it is before it is set aside.

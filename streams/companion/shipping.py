@@ -12,7 +12,7 @@ records that an earlier companion of this host still has on the way (fencing).
    the cursors: they say exactly which decisions are on the topic.
 2. Send one transaction: the new decisions of every outbox, at most `transaction_max`, then the cursor of each outbox
    that has moved. At most one every `transaction_every_s`, because each costs the broker a marker in every
-   partition.
+   partition, and after one with few decisions the next waits twice as long.
 3. After the commit, move the positions on. At times write them beside the outbox: the writer reads there what is not
    shipped yet, and shipped decisions that are old enough are deleted.
 4. If a transaction fails, abort it and send its decisions again. A producer ends when another one has fenced it, or the
@@ -235,8 +235,7 @@ class Shipper:
         self._carried = [shipment for shipment in self._shipments.values() if shipment.is_moved]
         if not self._carried:
             return 0
-        is_full = len(decisions) >= self._options.transaction_max
-        self._due = now if is_full else now + self._options.transaction_every_s
+        self._due = now + self._pause_s(len(decisions))
         self._producer.begin_transaction()
         # The transaction is open from here on, and any failure aborts it.
         self._state, self.under_way = _State.ABORTING, len(decisions)
@@ -249,6 +248,13 @@ class Shipper:
         self._state = _State.COMMITTING
         self._commit()
         return len(decisions)
+
+    def _pause_s(self, count: int) -> float:
+        """Returns how much later than a transaction of `count` decisions the next one begins, at the earliest."""
+        options = self._options
+        if count >= options.transaction_max:
+            return 0.0
+        return options.transaction_every_s * (2 if count < options.few else 1)
 
     def _read(self, shipment: Shipment, count_max: int) -> list[Decision]:
         """Read one outbox. If it cannot be read, it waits, and the others are shipped."""

@@ -168,6 +168,9 @@ class PipelineTiming:
     retry_first_s: float = 0.1
     # How often the worker asks the broker whether the payments that outcomes wait for are in their profiles.
     ask_committed_every_s: float = 0.2
+    # For so long outcomes wait for a batch of payments to go with. A batch of their own costs as much, and they come
+    # days after their payments.
+    outcomes_alone_after_s: float = 0.5
     # How often the worker asks the broker where its partitions end.
     ask_ends_every_s: float = ASK_EVERY_S
     # How often it sends the progress that travels with the frames.
@@ -260,7 +263,7 @@ class Pipeline:
         self._claims_place = (routes[entities[0]][0], 0)
         self._ask_others_at = 0.0
         self._waiting = WaitingOutcomes()
-        self._ask_at = self._lag_at = 0.0
+        self._ask_at = self._alone_at = self._lag_at = 0.0
         self._repartition = dict(routes.values())
         self._undrained: set[PartitionId] = {(t, p) for t, count in self._repartition.items() for p in range(count)}
         self.metrics = metrics or stream_metrics(settings, entities, CollectorRegistry())
@@ -389,7 +392,7 @@ class Pipeline:
         arrived_ms = self._note_progress(payments, consumed)
         self._waiting.add(record for record in consumed.records if record.topic == self._outcomes)
         self._waiting.reached_ends({p: end for (topic, p), end in consumed.ended.items() if topic == self._outcomes})
-        outcomes = self._due_outcomes()
+        outcomes = self._due_outcomes(has_payments=bool(payments))
         if frames or not consumed.is_all:
             # Those of earlier batches have come from the topic, or will.
             self._router.sent.clear()
@@ -516,14 +519,15 @@ class Pipeline:
         for kind, count in joined.later.items():
             self.metrics.later.labels(kind).inc(count)
 
-    def _due_outcomes(self) -> list[Record]:
+    def _due_outcomes(self, *, has_payments: bool) -> list[Record]:
         """Returns the outcomes that are due. While too many wait, the worker reads no more: memory is bounded."""
-        waiting = self._waiting
+        waiting, now = self._waiting, time.monotonic()
         self.metrics.waiting_outcomes.set(len(waiting))
         self._consumer.pause(self._outcomes, len(waiting) >= self._settings.batch_max)
-        if not len(waiting) or time.monotonic() < self._ask_at:
+        if not len(waiting) or now < self._ask_at or not (has_payments or now >= self._alone_at):
             return []
-        self._ask_at = time.monotonic() + self._timing.ask_committed_every_s
+        self._ask_at = now + self._timing.ask_committed_every_s
+        self._alone_at = now + self._timing.outcomes_alone_after_s
         if waiting.asks_for_ends():
             ends = end_offsets_of(self._clients.admin, self._payments, self._payments_partitions)
             if ends is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.state.outbox import Cursor, OutboxSettings, OutboxWriter
 from paywarden.streams.companion.cursors import HostIdentity, ShippedTo, boot_id
+from paywarden.streams.companion.shipment import ShippingOptions
 from paywarden.streams.companion.shipping import decision_of
 from tests.worlds.shipped import World, entry
 
@@ -79,6 +81,29 @@ def test_decisions_gather_until_their_time_comes_or_a_transaction_is_full(world:
     while world.shipper.advance():
         pass
     assert len(world.broker.decisions) == 11
+
+
+def test_after_few_decisions_the_next_ones_wait_twice_as_long(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    passed_s, clock = 0.0, time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + passed_s)
+    world.shipper = world.new_shipper(transaction_every_s=3_600)
+    few = ShippingOptions().few
+
+    def ship(count: int, first: str) -> int:
+        world.decide(*(f"{first}{number}" for number in range(count)))
+        sent = 0
+        for _ in range(5):
+            sent += world.shipper.advance()
+        return sent
+
+    # After a rest the first one goes at once.
+    assert ship(1, "a") == 1
+    passed_s += 3_700
+    assert ship(few - 1, "b") == 0
+    passed_s += 3_700
+    assert ship(1, "c") == few
+    passed_s += 3_700
+    assert ship(1, "d") == 1
 
 
 def test_a_producer_lost_after_its_commit_sends_nothing_twice(world: World) -> None:

@@ -31,7 +31,7 @@ from tests.worlds.topics import batch_profiles, small_world
 
 P0, P1, O0 = ("payments", 0), ("payments", 1), ("outcomes", 0)
 FRAMES: tuple[Place, ...] = (("repartition-card", 0), ("repartition-merchant", 0), ("repartition-device", 0))
-TIMING = PipelineTiming(retry_first_s=0.001, ask_committed_every_s=0.0, frames_every_ms=0)
+TIMING = PipelineTiming(retry_first_s=0.001, ask_committed_every_s=0.0, outcomes_alone_after_s=0.0, frames_every_ms=0)
 # The arrival of records on Kafka, and the worker's clock ten minutes later.
 KAFKA_MS, NOW_MS = 1_800_000_000_000, 1_800_000_600_000
 # How old what a worker knows of a partition's end may be, with the usual objective: two answers of the broker.
@@ -445,6 +445,34 @@ def test_an_outcome_is_not_committed_before_it_is_processed(worker: Worker) -> N
     worker.step(8)
     assert worker.broker.committed[O0] == len(outcomes_of(rows)) > 0
     assert [topic for topic, *_ in worker.sender.sent if topic == "dead-letters"] == []
+
+
+def test_outcomes_wait_for_a_batch_of_payments_to_go_with() -> None:
+    """A batch of their own would cost as much as one of payments, several times a second."""
+    worker = Worker(timing=replace(TIMING, outcomes_alone_after_s=3_600.0))
+    rows = world()[0][:20]
+    worker.pay(rows)
+    worker.report(outcomes_of(rows))
+    worker.step(4)
+    assert O0 not in worker.broker.committed
+    worker.client.commits.clear()
+    worker.pay(world()[0][20:30])
+    worker.step()
+    (commit,) = worker.client.commits
+    assert (commit[P0], commit[O0]) == (30, len(outcomes_of(rows)))
+
+
+def test_outcomes_go_alone_where_no_payments_come() -> None:
+    worker = Worker(timing=replace(TIMING, outcomes_alone_after_s=0.001))
+    rows = world()[0][:20]
+    worker.pay(rows)
+    worker.report(outcomes_of(rows))
+
+    def are_worked_in() -> bool:
+        worker.step()
+        return O0 in worker.broker.committed
+
+    wait_until(are_worked_in, what="the outcomes are worked in")
 
 
 def test_a_worker_of_all_payments_does_not_ask_what_is_committed(
