@@ -13,7 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from paywarden.schemas.avro import Decoder, Encoder, SchemaIds
-from paywarden.streams.alerts.records import ACKNOWLEDGEMENTS_TOPIC, Acknowledgement, acknowledgement_coder
+from paywarden.streams.alerts.records import (
+    ACKNOWLEDGEMENTS_TOPIC,
+    ONLY_PARTITION,
+    Acknowledgement,
+    acknowledgement_coder,
+)
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import Sender
 
@@ -88,6 +93,6 @@ class EventWriter:
         with self._lock:
             # A sender that has failed once keeps failing.
             sender, self._sender = self._sender or Sender(self._kafka, linger_ms=0), None
-            sender.send(self._kafka.topic(topic), value, key=key.encode())
+            sender.send(self._kafka.topic(topic), value, key=key.encode(), partition=ONLY_PARTITION)
             sender.flush(_FLUSH_TIMEOUT_S)
             self._sender = sender

@@ -18,6 +18,7 @@ from paywarden.streams.alerts.alerts import State
 from paywarden.streams.alerts.records import (
     ACKNOWLEDGEMENTS_TOPIC,
     ALERTS_TOPIC,
+    ONLY_PARTITION,
     Acknowledgement,
     acknowledgement_coder,
 )
@@ -144,7 +145,8 @@ class JournalReader:
         """Return once the acknowledgement is on the topic. Raises BrokerUnavailable."""
         sender = Sender(self._kafka, linger_ms=0)
         value = self._encoder.encode(acknowledgement.to_record())
-        sender.send(self._kafka.topic(ACKNOWLEDGEMENTS_TOPIC), value, key=acknowledgement.alert_id.encode())
+        topic, key = self._kafka.topic(ACKNOWLEDGEMENTS_TOPIC), acknowledgement.alert_id.encode()
+        sender.send(topic, value, key=key, partition=ONLY_PARTITION)
         sender.flush(_FLUSH_TIMEOUT_S)
 
     def close(self) -> None:

@@ -21,6 +21,11 @@ from paywarden.streams.kafka.producers import Sender
 
 ALERTS_TOPIC = "drift-alerts"
 ACKNOWLEDGEMENTS_TOPIC = "drift-acknowledgements"
+ONLY_PARTITION = 0
+"""The topics of alerts and acts have one partition each, and their readers read that one.
+
+A broker that makes topics on first use gives them several: writers therefore name the partition.
+"""
 
 CountArray = NDArray[np.int64]
 
@@ -185,7 +190,8 @@ class AlertSender:
             reference_times_ms=reference_times_ms,
             flags=flags,
         )
-        self._sender.send(self._topic, self._encoder.encode(record), key=alert.alert_id.encode())
+        key = alert.alert_id.encode()
+        self._sender.send(self._topic, self._encoder.encode(record), key=key, partition=ONLY_PARTITION)
 
 
 class AcknowledgementKind(StrEnum):

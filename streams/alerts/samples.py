@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -9,13 +10,16 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from paywarden.schemas.avro import Decoder, SchemaIds
 from paywarden.schemas.errors import BrokerUnavailable, InvalidEvent
-from paywarden.streams.kafka.admin import partitions_of, watermarks
+from paywarden.streams.kafka.admin import make_admin, partitions_of, watermarks
 from paywarden.streams.kafka.client import REACH_TIMEOUT_S, KafkaSettings, reason_of
-from paywarden.streams.kafka.reading import make_consumer, records_between
+from paywarden.streams.kafka.reading import READ_TIMEOUT_S, consume, make_consumer, records_between
+from paywarden.streams.kafka.topic_identity import embedded_cluster
 
 DECISIONS_TOPIC = "decisions"
 # Of each partition: enough for a mean, and some milliseconds to decode.
 _RECORDS_MAX = 400
+# How long one look for a record waits before it asks again.
+_PROBE_S = 0.2
 
 
 class DecisionSampler:
@@ -26,6 +30,8 @@ class DecisionSampler:
         self._topic, self._decoder = kafka.topic(DECISIONS_TOPIC), Decoder(DECISIONS_TOPIC, ids)
         self._partitions = partitions_of(kafka, DECISIONS_TOPIC)
         self._consumer: Consumer = make_consumer(kafka, group_id="paywarden-console-samples")
+        # The embedded broker does not know which record came when.
+        self._knows_times = not embedded_cluster(make_admin(kafka))
 
     def sample(self, record: Mapping[str, Any], first_ms: int, last_ms: int) -> list[dict[str, Any]]:
         """Returns decisions of an alert's model and segment `between` two times. Raises BrokerUnavailable."""
@@ -59,10 +65,39 @@ class DecisionSampler:
 
     def _between(self, partition: int, first_ms: int, last_ms: int) -> range:
         low, end = watermarks(self._consumer, self._topic, partition)
+        if not self._knows_times:
+            start, stop = (self._searched(partition, time_ms, low, end) for time_ms in (first_ms, last_ms))
+            return range(max(start, stop - _RECORDS_MAX), stop)
         start, stop = (self._offset_at(partition, time_ms) for time_ms in (first_ms, last_ms))
         start, stop = (end if offset < 0 else offset for offset in (start, stop))
         # The newest ones: of a long time the end says most about what is.
         return range(max(low, start, stop - _RECORDS_MAX), stop)
+
+    def _searched(self, partition: int, time_ms: int, low: int, end: int) -> int:
+        """Returns the first offset of a record that came then or later, by halves; `end` if there is none."""
+        first, last = low, end
+        middle = low
+        while first < last:
+            came_ms = self._came_ms(partition, range(middle, end))
+            if came_ms is None or came_ms >= time_ms:
+                last = middle
+            else:
+                first = middle + 1
+            middle = (first + last) // 2
+        return first
+
+    def _came_ms(self, partition: int, offsets: range) -> int | None:
+        """Returns when the first record at these offsets came; None if there is no record. Raises BrokerUnavailable."""
+        self._consumer.assign([TopicPartition(self._topic, partition, offsets.start)])
+        deadline = time.monotonic() + READ_TIMEOUT_S
+        while time.monotonic() < deadline:
+            consumed = consume(self._consumer, 1, _PROBE_S)
+            for record in consumed.records:
+                if record.partition == partition and record.offset in offsets:
+                    return record.timestamp_ms
+            if (self._topic, partition) in consumed.ended:
+                return None
+        raise BrokerUnavailable(f"Kafka did not give offset {offsets.start} of {self._topic} in {READ_TIMEOUT_S:g} s")
 
     def _offset_at(self, partition: int, time_ms: int) -> int:
         try:

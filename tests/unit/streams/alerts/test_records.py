@@ -16,6 +16,7 @@ from paywarden.streams.alerts.journal import Journal
 from paywarden.streams.alerts.records import (
     ACKNOWLEDGEMENTS_TOPIC,
     ALERTS_TOPIC,
+    ONLY_PARTITION,
     Acknowledgement,
     AlertSender,
     Histograms,
@@ -195,5 +196,6 @@ class _Sent:
     def __init__(self) -> None:
         self.records: list[tuple[str, bytes, bytes]] = []
 
-    def send(self, topic: str, value: bytes, *, key: bytes) -> None:
+    def send(self, topic: str, value: bytes, *, key: bytes, partition: int) -> None:
+        assert partition == ONLY_PARTITION
         self.records.append((topic, value, key))
