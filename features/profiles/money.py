@@ -37,8 +37,14 @@ _MINOR_DIGITS = ("0", "2", "3", "4")
 class RateTable:
     """Dated exchange rates to the reference currency."""
 
-    def __init__(self, rates: Mapping[str, Sequence[tuple[int, int]]]) -> None:
-        """`rates`: for each currency (valid from, epoch ms; scaled rate) pairs, ascending in time."""
+    def __init__(
+        self, rates: Mapping[str, Sequence[tuple[int, int]]], minor_digits: Mapping[str, int] | None = None
+    ) -> None:
+        """`rates`: for each currency (valid from, epoch ms; scaled rate) pairs, ascending in time.
+
+        `minor_digits`: of each currency whose units have other than 100 minor units, for texts.
+        """
+        self.minor_digits: Mapping[str, int] = minor_digits or {}
         self._times = {currency: [time_ms for time_ms, _ in pairs] for currency, pairs in rates.items()}
         self._rates = {currency: [rate for _, rate in pairs] for currency, pairs in rates.items()}
         self.currencies = frozenset(rates)
@@ -120,6 +126,7 @@ def _parse(lines: Iterable[str], name: str) -> RateTable:
     if reader.fieldnames != _COLUMNS:
         raise Misconfigured(f"{name}: wanted the columns {','.join(_COLUMNS)}, got {reader.fieldnames}")
     rates: dict[str, dict[int, int]] = {}
+    minor_digits: dict[str, int] = {}
     for row in reader:
         try:
             currency, valid_from_ms, rate = _parse_row(row)
@@ -129,9 +136,11 @@ def _parse(lines: Iterable[str], name: str) -> RateTable:
         if valid_from_ms in dated:
             raise Misconfigured(f"{name}, line {reader.line_num}: {currency} already has a rate from that time on")
         dated[valid_from_ms] = rate
+        if (digits := int(row["minor_digits"] or REFERENCE_MINOR_DIGITS)) != REFERENCE_MINOR_DIGITS:
+            minor_digits[currency] = digits
     if not rates:
         raise Misconfigured(f"{name}: it holds no rate")
-    return RateTable({currency: sorted(dated.items()) for currency, dated in rates.items()})
+    return RateTable({currency: sorted(dated.items()) for currency, dated in rates.items()}, minor_digits)
 
 
 def _parse_row(row: Mapping[str | None, str | None]) -> tuple[str, int, int]:

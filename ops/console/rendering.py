@@ -31,6 +31,29 @@ class Link:
 
 
 @dataclass(frozen=True)
+class Currencies:
+    """How money is written. `reference`: the currency of amounts without one; "" if it is not known.
+
+    `digits`: each currency whose units have other than 100 minor units, with the digits of these.
+    """
+
+    reference: str = ""
+    digits: tuple[tuple[str, int], ...] = ()
+
+    def text(self, minor: int | float | None, currency: str = "") -> str:
+        """Returns an amount in minor units as units: `12,345.00 EUR`, `12,345 JPY`; a dash for None."""
+        if minor is None or not math.isfinite(minor):
+            return "–"
+        currency = currency or self.reference
+        digits = dict(self.digits).get(currency, 2)
+        return f"{minor / 10**digits:,.{digits}f} {currency}".rstrip()
+
+
+NO_CURRENCIES = Currencies()
+"""Amounts as they are written where no rates are known: two digits, and no name of the reference currency."""
+
+
+@dataclass(frozen=True)
 class Frame:
     """The frame of each page: navigation, person, the form's token, what is missing, and a message to show once."""
 
@@ -42,11 +65,12 @@ class Frame:
     message: str = ""
     now_ms: int = 0
     is_demo: bool = False
+    currencies: Currencies = NO_CURRENCIES
 
 
 @cache
-def environment() -> Environment:
-    """Returns the templates and their filters."""
+def environment(currencies: Currencies = NO_CURRENCIES) -> Environment:
+    """Returns the templates and their filters. Templates that others import see no frame, but the currencies."""
     made = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -59,7 +83,7 @@ def environment() -> Environment:
         time=time_text,
         ago=ago,
         percent=percent,
-        money=money,
+        money=currencies.text,
         number=number,
         whole=whole,
         path=path_part,
@@ -70,7 +94,7 @@ def environment() -> Environment:
 
 def rendered(template: str, frame: Frame, view: object) -> str:
     """Returns the HTML of a page."""
-    return environment().get_template(template).render(frame=frame, view=view)
+    return environment(frame.currencies).get_template(template).render(frame=frame, view=view)
 
 
 def as_json(value: Any) -> Any:
@@ -113,13 +137,6 @@ def ago(length_ms: int) -> str:
 def percent(share: float | None) -> str:
     """Returns a share with three digits: `12.5 %`; a dash for None."""
     return "–" if share is None or not math.isfinite(share) else f"{100 * share:.3g} %"
-
-
-def money(minor: int | float | None, currency: str = "") -> str:
-    """Returns an amount in minor units as units: `12,345.00 EUR`; a dash for None."""
-    if minor is None or not math.isfinite(minor):
-        return "–"
-    return f"{minor / 100:,.2f} {currency}".rstrip()
 
 
 def number(value: float | None) -> str:

@@ -40,7 +40,7 @@ from paywarden.ops.console.limits import RateLimit
 from paywarden.ops.console.pages import Answer, Done, Missing, Page, PageRefused, Section, Sent, Upload, Visit
 from paywarden.ops.console.people.people import People, Person
 from paywarden.ops.console.people.sessions import Session, Sessions
-from paywarden.ops.console.rendering import Frame, Link, as_json, rendered
+from paywarden.ops.console.rendering import NO_CURRENCIES, Currencies, Frame, Link, as_json, rendered
 from paywarden.ops.console.settings import ConsoleSettings
 from paywarden.ops.times import now_ms
 from paywarden.schemas.errors import InvalidEvent, PaywardenError, TemporaryFailure
@@ -104,6 +104,7 @@ class Shell:
     url: str
     clock: Callable[[], int] = now_ms
     sections: tuple[Section, ...] = ()
+    currencies: Currencies = NO_CURRENCIES
     _said: OrderedDict[str, str] = field(default_factory=OrderedDict)
 
     def __post_init__(self) -> None:
@@ -121,7 +122,9 @@ class Shell:
 
     def session_of(self, request: Request) -> Session | None:
         """Returns the session of a request; None without one, and for a person who has left or has other roles."""
-        session = self.sessions.of_cookie(request.cookies.get(self.cookie, ""), self.clock())
+        session = self.sessions.of_cookie(
+            request.cookies.get(self.cookie, ""), self.clock(), is_person=not _is_by_script(request)
+        )
         if (
             session is not None
             and session.source == LOCAL
@@ -135,8 +138,8 @@ class Shell:
         """Returns what the console cannot reach now."""
         return tuple(missing for section in self.sections for missing in section.missing())
 
-    def frame(self, title: str, session: Session | None, here: str = "") -> Frame:
-        """Returns what is around a page."""
+    def frame(self, title: str, session: Session | None, here: str = "", *, is_by_script: bool = False) -> Frame:
+        """Returns what is around a page. `is_by_script`: nobody reads its message, which waits for the next page."""
         if session is None:
             return Frame(title, now_ms=self.clock(), is_demo=self.people.is_demo)
         links = tuple(
@@ -144,9 +147,17 @@ class Shell:
             for section in self.sections
             if section.title and session.person.may(section.roles)
         )
-        message = self._said.pop(session.digest, "")
+        message = "" if is_by_script else self._said.pop(session.digest, "")
         return Frame(
-            title, links, session.person, session.csrf, self.missing(), message, self.clock(), self.people.is_demo
+            title,
+            links,
+            session.person,
+            session.csrf,
+            self.missing(),
+            message,
+            self.clock(),
+            self.people.is_demo,
+            self.currencies,
         )
 
     def say(self, session: Session, message: str) -> None:
@@ -155,16 +166,22 @@ class Shell:
         while len(self._said) > _MESSAGES_MAX:
             self._said.popitem(last=False)
 
-    def refused(self, status: int, message: str, session: Session | None = None) -> Response:
-        """Returns the page of a refusal."""
+    def refused(
+        self, status: int, message: str, session: Session | None = None, section: Section | None = None
+    ) -> Response:
+        """Returns the page of a refusal, with the way back to the section that it was in."""
         title = _REFUSALS.get(status, "It did not work" if status >= 500 else "Not possible")
+        back = ("/", "the first page")
+        if section is not None and section.title and session is not None and session.person.may(section.roles):
+            back = (section.path, section.title)
         try:
-            frame = self.frame(title, session)
+            frame = self.frame(title, session, "" if section is None else section.name)
         except PaywardenError:
             # The page that says that the database is gone must not need it.
             frame = Frame(title, now_ms=self.clock())
-        content = rendered("refused.html", frame, {"status": status, "message": message})
-        return Response(content, status, media_type="text/html")
+        content = rendered("refused.html", frame, {"message": message, "back": back})
+        headers = {"retry-after": "10"} if status in (429, 503) else None
+        return Response(content, status, media_type="text/html", headers=headers)
 
     def application(self, sections: Sequence[Section], more: Sequence[Route] = ()) -> ASGIApp:
         """Returns the application of these sections. `more`: routes that need no session, such as the login's."""
@@ -194,10 +211,12 @@ class Shell:
                 self.admit(session.person, page)
                 visit = await self._visit(request, page, session)
                 answer = await run_in_threadpool(page.handler, visit)
-                return await run_in_threadpool(self._html, answer, session, section)
+                return await run_in_threadpool(
+                    self._html, answer, session, section, is_by_script=_is_by_script(request)
+                )
             except (PageRefused, PaywardenError) as error:
                 status, message = _said_of(error)
-                return await run_in_threadpool(self.refused, status, message, session)
+                return await run_in_threadpool(self.refused, status, message, session, section)
 
         return endpoint
 
@@ -279,7 +298,7 @@ class Shell:
         path = checked_path({name: str(value) for name, value in request.path_params.items()})
         return Visit(person, self.clock(), self.audit, path, checked(page.fields, pairs), uploads, is_api)
 
-    def _html(self, answer: Answer, session: Session, section: Section) -> Response:
+    def _html(self, answer: Answer, session: Session, section: Section, *, is_by_script: bool) -> Response:
         if isinstance(answer, Done):
             self.say(session, answer.message)
             return RedirectResponse(local_path(answer.location), 303)
@@ -287,7 +306,7 @@ class Shell:
             return _download(answer)
         if not answer.template:
             return JSONResponse(as_json(answer.view), answer.status)
-        frame = self.frame(answer.title, session, section.name)
+        frame = self.frame(answer.title, session, section.name, is_by_script=is_by_script)
         return Response(rendered(answer.template, frame, answer.view), answer.status, media_type="text/html")
 
     def _to_login(self, request: Request, page: Page) -> Response:
@@ -314,14 +333,22 @@ class Shell:
         message = {404: "There is no such page.", 405: "This address does not do that."}.get(status, str(error.detail))
         if request.url.path.startswith(API):
             return JSONResponse({"error": message}, status)
-        return await run_in_threadpool(self.refused, status, message)
+        return await run_in_threadpool(self._refused_somewhere, request, status, message)
+
+    def _refused_somewhere(self, request: Request, status: int, message: str) -> Response:
+        """Returns the page of a refusal outside of any section: with the navigation for somebody who has logged in."""
+        try:
+            session = self.session_of(request)
+        except PaywardenError:
+            session = None
+        return self.refused(status, message, session)
 
     async def _bug(self, request: Request, _: Exception) -> Response:
         # Starlette logs the traceback itself, behind this answer.
         message = "Something went wrong that should not. The operators find the cause in the console's log."
         if request.url.path.startswith(API):
             return JSONResponse({"error": message}, 500)
-        return await run_in_threadpool(self.refused, 500, message)
+        return await run_in_threadpool(self._refused_somewhere, request, 500, message)
 
 
 class _Guard:
@@ -364,6 +391,11 @@ class _Guard:
         except ValueError:
             return False
         return ours.hostname in names and given.hostname in names and port == ours.port
+
+
+def _is_by_script(request: Request) -> bool:
+    """Returns whether a page of ours asks by itself, rather than a person. Browsers say so; pages cannot."""
+    return request.headers.get("sec-fetch-dest", "document") == "empty"
 
 
 async def limited_body(request: Request, bytes_max: int) -> bytes:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from paywarden.ops.console.inbox.store import AlertStore, Happened
     from paywarden.ops.console.pages import Section
     from paywarden.ops.console.policy.decided import IndexedDecisions
+    from paywarden.ops.console.rendering import Currencies
     from paywarden.ops.console.settings import ConsoleSettings
     from paywarden.ops.console.shell import Shell
     from paywarden.ops.console.webhooks import Webhooks
@@ -73,13 +74,23 @@ def console(source: Source, settings: ConsoleSettings, url: str, stop: threading
         limits = sessions.Sessions.of(
             database, idle_minutes=settings.session_idle_minutes, hours=settings.session_hours
         )
-        shell = Shell(settings, people, limits, audit, (settings.url or url).rstrip("/"))
+        shell = Shell(
+            settings, people, limits, audit, (settings.url or url).rstrip("/"), currencies=_currencies(source)
+        )
         made = tuple(sections(Parts(source, shell, database, audit)))
         login = Login(shell, OidcProvider.of(settings))
         with running(made, stop):
             yield Console(shell.application(made, login.routes), shell, made)
     finally:
         database.close()
+
+
+def _currencies(source: Source) -> Currencies:
+    from paywarden.ops import wiring
+    from paywarden.ops.console.rendering import Currencies
+
+    rates = wiring.rate_table(source)
+    return Currencies(rates.reference_currency, tuple(sorted(rates.minor_digits.items())))
 
 
 def sections(parts: Parts) -> Sequence[Section]:

@@ -52,6 +52,8 @@ BATCH_RECORDS = 5_000
 TIDY_KEYS = 2_000_000
 # While an index is filled from the beginning nobody searches much, and longer runs make later searches faster.
 FILL_TIDY_KEYS = 20_000_000
+FRESH_MS = 5_000
+"""An index whose newest records are younger than this is not told to be behind."""
 VERDICTS_TOPIC = "verdicts"
 _SEND_BATCH, _SEND_TIMEOUT_S = 500, 30.0
 _log = logging.getLogger(__name__)
@@ -61,12 +63,14 @@ _log = logging.getLogger(__name__)
 class FillState:
     """How an index is filled at a moment.
 
-    `is_caught_up`: it had read all topics to their ends. `read_ms`: when it last heard from Kafka, 0 if never.
+    `is_caught_up`: it had read all topics to their ends. `is_fresh`: to their ends, or to records of the last seconds.
+    `read_ms`: when it last heard from Kafka, 0 if never.
     `trouble`: what keeps it from reading since `trouble_since_ms`; "" if nothing does. `undecoded`: records since the
     start that do not decode.
     """
 
     is_caught_up: bool = False
+    is_fresh: bool = False
     read_ms: int = 0
     trouble: str = ""
     trouble_since_ms: int = 0
@@ -76,7 +80,7 @@ class FillState:
         """Returns a sentence about what may be missing; "" if nothing is."""
         if self.trouble:
             return f"the index does not follow the topics: {self.trouble}"
-        return "" if self.is_caught_up else "the index is being filled: the newest decisions are not in it yet"
+        return "" if self.is_fresh else "the index is being filled: the newest decisions are not in it yet"
 
 
 class IndexFiller:
@@ -122,8 +126,16 @@ class IndexFiller:
         except KafkaException as error:
             self._fail(BrokerUnavailable(f"Kafka does not answer: {reason_of(error)}"))
             raise BrokerUnavailable(f"Kafka does not answer: {reason_of(error)}") from error
+        now_ms = self._now_ms()
+        # Where payments never pause, a reader is hardly ever at the very end.
+        is_fresh = all(now_ms - self._places[place].newest_ms <= FRESH_MS for place in self._unread)
         self.state = replace(
-            self.state, is_caught_up=not self._unread, read_ms=self._now_ms(), trouble="", trouble_since_ms=0
+            self.state,
+            is_caught_up=not self._unread,
+            is_fresh=is_fresh,
+            read_ms=now_ms,
+            trouble="",
+            trouble_since_ms=0,
         )
         return len(consumed.records)
 
@@ -154,7 +166,9 @@ class IndexFiller:
 
     def _fail(self, error: PaywardenError) -> None:
         since_ms = self.state.trouble_since_ms or self._now_ms()
-        self.state = replace(self.state, trouble=str(error), trouble_since_ms=since_ms, is_caught_up=False)
+        self.state = replace(
+            self.state, trouble=str(error), trouble_since_ms=since_ms, is_caught_up=False, is_fresh=False
+        )
         self.close()
 
     def _start(self) -> None:

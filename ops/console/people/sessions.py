@@ -67,8 +67,11 @@ class Sessions:
             )
         return secret, session
 
-    def of_cookie(self, secret: str, now_ms: int) -> Session | None:
-        """Returns the session of a cookie; None if there is none or it has ended."""
+    def of_cookie(self, secret: str, now_ms: int, *, is_person: bool = True) -> Session | None:
+        """Returns the session of a cookie; None if there is none or it has ended.
+
+        `is_person`: False for what an open page asks by itself, which does not keep a session alive.
+        """
         if not secret:
             return None
         rows = self.database.read("SELECT * FROM sessions WHERE digest = ?", (_digest(secret),))
@@ -77,7 +80,7 @@ class Sessions:
         row = rows[0]
         if row["seen_ms"] < now_ms - self.idle_ms or row["begun_ms"] < now_ms - self.whole_ms:
             return None
-        if now_ms - row["seen_ms"] > _SEEN_EVERY_MS:
+        if is_person and now_ms - row["seen_ms"] > _SEEN_EVERY_MS:
             with self.database.write() as connection:
                 connection.execute("UPDATE sessions SET seen_ms = ? WHERE digest = ?", (now_ms, row["digest"]))
         person = Person(row["name"], frozenset(map(Role, row["roles"].split(","))))

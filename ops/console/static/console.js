@@ -30,6 +30,10 @@ for (const live of document.querySelectorAll("[data-live]")) {
   const state = document.querySelector("[data-live-state]");
   let known = live.dataset.version;
   const look = async () => {
+    if (document.hidden) {
+      document.addEventListener("visibilitychange", look, { once: true });
+      return;
+    }
     try {
       const answer = await fetch(live.dataset.live, { credentials: "same-origin", redirect: "error" });
       if (!answer.ok) throw new Error(answer.status);
@@ -53,7 +57,7 @@ for (const live of document.querySelectorAll("[data-live]")) {
       if (state) state.textContent = "Live";
       if (live.hasAttribute("data-is-over")) return;
     } catch (error) {
-      if (state) state.textContent = "Not live: the console does not answer. Reload the page.";
+      if (state) state.textContent = "Not live: the console does not answer, or your session has ended. Reload the page.";
     }
     setTimeout(look, 1000);
   };

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from hypothesis import given
@@ -24,6 +25,7 @@ BEARER = {"authorization": f"Bearer {TOKEN}"}
 class _View:
     status: str
     message: str
+    back: ClassVar[tuple[str, str]] = ("/", "the first page")
 
 
 def _show(visit: Visit) -> Shown:
@@ -161,6 +163,39 @@ def test_a_session_ends_by_idleness_and_by_age(console: ConsoleUnderTest) -> Non
     assert browser.get("/things").status_code == 303
 
 
+BY_SCRIPT = {"sec-fetch-dest": "empty"}
+
+
+def test_what_an_open_page_asks_by_itself_keeps_no_session_alive(console: ConsoleUnderTest) -> None:
+    browser = console.browser([SECTION], "demo-lead")
+    for _ in range(3):
+        console.clock.now_ms += 9 * 60_000
+        assert browser.get("/things", headers=BY_SCRIPT).status_code == 200
+    console.clock.now_ms += 4 * 60_000
+    assert browser.get("/things").status_code == 303
+
+
+def test_a_message_waits_for_a_page_that_a_person_sees(console: ConsoleUnderTest) -> None:
+    """A second tab that follows the inbox took the message that was meant for the first one."""
+    browser = console.browser([SECTION], "demo-lead")
+    csrf = csrf_of(browser.get("/things").text)
+    assert browser.post("/things/act", data={"csrf": csrf, "word": "hello"}).status_code == 303
+    assert "done: hello" not in browser.get("/things", headers=BY_SCRIPT).text
+    assert "done: hello" in browser.get("/things").text
+    assert "done: hello" not in browser.get("/things").text
+
+
+def test_a_refusal_leads_back_to_its_section_and_keeps_the_navigation(console: ConsoleUnderTest) -> None:
+    browser = console.browser([SECTION], "demo-lead")
+    assert '<a href="/things">Back to Things</a>' in browser.get("/things/gone").text
+    for path in ("/nothing", "/things/bug"):
+        text = browser.get(path).text
+        assert 'aria-label="Sections"' in text
+        assert '<a href="/">Back to the first page</a>' in text
+    browser.cookies.clear()
+    assert 'aria-label="Sections"' not in browser.get("/nothing").text
+
+
 def test_logout_ends_the_session_on_the_server(console: ConsoleUnderTest) -> None:
     browser = console.browser([SECTION], "demo-lead")
     cookie = browser.cookies[console.shell.cookie]
@@ -173,6 +208,7 @@ def test_too_many_requests_of_a_person_are_refused(tmp_path: Path) -> None:
     console = console_under_test(tmp_path, requests_per_minute=3)
     browser = console.browser([SECTION], "demo-lead")
     assert [browser.get("/things").status_code for _ in range(4)] == [200, 200, 200, 429]
+    assert browser.get("/things").headers["retry-after"]
     console.database.close()
 
 

@@ -12,7 +12,7 @@ from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.streams.archive.archive import Archiver
 from paywarden.streams.decision_index.database import Database, Transaction
-from paywarden.streams.decision_index.filler import IndexFiller, fill_from_archive
+from paywarden.streams.decision_index.filler import FRESH_MS, IndexFiller, fill_from_archive
 from paywarden.streams.decision_index.index import DecisionIndex, SourcePlace
 from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewSettings
 from paywarden.streams.decision_index.search import Search
@@ -60,6 +60,21 @@ def test_decisions_outcomes_and_reviews_come_in_and_the_index_says_so(database: 
     assert {each.decision_id for each in queue.waiting(rows[0].decided_time_ms)[0]} == asked
     assert (filler.state.line(), filler.state.undecoded, filler.state.read_ms) == ("", 1, 1_000)
     assert index.sources("decisions")[0] == SourcePlace("decisions", 0, 21, "id-of-decisions", 0, 130)
+
+
+def test_an_index_that_is_seconds_behind_is_not_told_to_be_filled(database: Database) -> None:
+    """Where payments never pause a reader is hardly ever at the end, and pages said so all the time."""
+    broker, now_ms = FakeBroker(), 100_000
+    filler = filler_of(database, broker)
+    filler._now_ms = lambda: now_ms
+    for number, (age_ms, is_told) in enumerate(((FRESH_MS + 1, True), (FRESH_MS, False))):
+        put(broker, "decisions", made(number), now_ms - age_ms)
+        while filler.step():
+            pass
+        # More has come, and is not read yet.
+        filler._unread = {("decisions", 0)}
+        filler.step()
+        assert (filler.state.is_caught_up, bool(filler.state.line())) == (False, is_told)
 
 
 def test_a_batch_that_fails_halfway_is_read_again_and_counts_once(
