@@ -5,6 +5,7 @@ For example, `capital_letters(b"DE", 0, 2)` is 26 * 3 + 4 = 82.
 
 from __future__ import annotations
 
+from paywarden.features.kernel.intrinsics import load_word, store_word
 from paywarden.features.kernel.jit import inlined
 from paywarden.features.kernel.layout import U8
 
@@ -14,9 +15,17 @@ CARD_DIGITS_MIN, CARD_DIGITS_MAX = 13, 19
 
 @inlined
 def copy_bytes(source: U8, start: int, size: int, out: U8, at: int) -> int:
-    """Copy `size` bytes; returns the end position in `out`."""
-    for offset in range(size):
+    """Copy `size` bytes; returns the end position in `out`. The ranges do not overlap.
+
+    Eight at a time: byte by byte, profiles of 600 bytes took longer to copy than to find.
+    """
+    offset = 0
+    while offset + 8 <= size:
+        store_word(out, at + offset, load_word(source, start + offset))
+        offset += 8
+    while offset < size:
         out[at + offset] = source[start + offset]
+        offset += 1
     return at + size
 
 
