@@ -19,14 +19,16 @@
 4. Keys that begin with a zero byte belong to the mirror: no entity can have one.
 5. A reader that is killed in a look-up keeps its place in LMDB's table of readers. The writer may then reuse no page
    that it could see, and the file grows with every change. `check_readers` frees the places of dead readers.
-6. A worker's look-up is one compiled call, which calls LMDB itself (scoring/state/mirror_look_up.py). Where the package
-   `lmdb` does not export LMDB's functions, the look-up goes through Python, with the same results.
+6. A worker's look-up is one compiled call, which calls LMDB itself and reads its pages
+   (scoring/state/mirror_look_up.py). Where the package `lmdb` does not export LMDB's functions, the look-up goes
+   through Python, with the same results.
 """
 
 from __future__ import annotations
 
 import itertools
 import struct
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +43,7 @@ from paywarden.features.kernel.frame import Frame
 from paywarden.features.stores.base import KEY_BYTES_MAX
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.schemas.private_files import make_private_folder, require_not_planted
-from paywarden.scoring.state import lmdb_calls
+from paywarden.scoring.state import lmdb_calls, lmdb_pages
 from paywarden.scoring.state import mirror_look_up as loop
 from paywarden.scoring.state.lmdb_calls import LmdbError, ReadEnvironment
 from paywarden.scoring.state.shards import HeldShards
@@ -302,7 +304,7 @@ class MirrorReader:
         self._int64s = [struct.Struct(f"={count}q") for count in range(item_max + 1)]
         if self._open is not None:
             self._keys = LookUpKeys(item_max)
-            self._numbers = _numbers_of(self._open, profile_bytes_max)
+            self._numbers = _numbers_of(self._open, profile_bytes_max, _page_bytes_of(self._data))
             self._number_view = self._numbers.data
             self._frame = self.frame_for(self._keys)
 
@@ -329,6 +331,7 @@ class MirrorReader:
                 "keys": keys.texts,
                 "key_starts": keys.starts,
                 "key_sizes": keys.sizes,
+                "found": np.zeros((3, len(self.presence)), dtype=np.int64),
                 "states": self.states,
                 "bounds": self.bounds,
                 "presence": self.presence,
@@ -474,11 +477,23 @@ class LookUpKeys:
         self._int64s[len(sizes) + 1].pack_into(self._starts, 0, *itertools.accumulate(sizes, initial=0))
 
 
-def _numbers_of(environment: ReadEnvironment, profile_bytes_max: int) -> NDArray[np.int64]:
+def _numbers_of(environment: ReadEnvironment, profile_bytes_max: int, page_bytes: int) -> NDArray[np.int64]:
     numbers = np.zeros(loop.NUMBER_COUNT, dtype=np.int64)
     numbers[loop.ENVIRONMENT], numbers[loop.DATABASE] = environment.address, environment.database
     numbers[loop.PROFILE_BYTES_MAX] = profile_bytes_max
+    numbers[loop.PAGE_BYTES] = page_bytes
     return numbers
+
+
+def _page_bytes_of(path: Path) -> int:
+    """Returns the size of a mirror's pages; 0 if compiled code must not read them, but ask LMDB."""
+    if sys.byteorder != "little" or sys.maxsize < 2**32:
+        return 0
+    try:
+        with path.open("rb") as file:
+            return lmdb_pages.page_bytes_of(file.read(lmdb_pages.META_BYTES))
+    except OSError:
+        return 0
 
 
 def warm_up() -> None:

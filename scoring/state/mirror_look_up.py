@@ -1,11 +1,12 @@
 """The compiled half of `MirrorReader`: looks up the profiles of a chunk in one read transaction of LMDB.
 
-    keys ─► begin or renew ─► get, get, get … ─► complete_to ─► reset
-                                │
-                                └─ each value is copied into `states` before the transaction ends
+    keys ─► begin or renew ─► complete_to ─► find all ─► reset
+                                               │
+                                               └─ each value is copied into `states` before the transaction ends
 
 LMDB's functions are called by their addresses (scoring/state/lmdb_calls.py). The transaction is kept from call to call:
-to renew it costs a tenth of a new one.
+to renew it costs a tenth of a new one. The keys are found in LMDB's pages (scoring/state/lmdb_pages.py), or one after
+the other by LMDB, if its pages are not as they are known to be.
 """
 
 from __future__ import annotations
@@ -17,17 +18,18 @@ from numba import carray  # type: ignore[attr-defined]
 
 from paywarden.features.kernel.byte_ranges import copy_bytes
 from paywarden.features.kernel.frame import address, address_number, size
-from paywarden.features.kernel.intrinsics import call_c, load_word, pointer
+from paywarden.features.kernel.intrinsics import call_c, loose_word_at, pointer
 from paywarden.features.kernel.jit import compiled, inlined
 from paywarden.features.kernel.layout import ABSENT, I64, KNOWN, UNKNOWN
 from paywarden.features.kernel.plan_schema import positions
+from paywarden.scoring.state.lmdb_pages import find_all, root_of
 
 # Places in `functions`.
 BEGIN, RENEW, RESET, ABORT, GET, ID = range(6)
 FUNCTION_COUNT = 6
 # Places in `numbers`: what LMDB has given, the largest profile, and what the look-up has found.
-ENVIRONMENT, DATABASE, TRANSACTION, PROFILE_BYTES_MAX, COMPLETE_TO_MS, SNAPSHOT = range(6)
-NUMBER_COUNT = 6
+ENVIRONMENT, DATABASE, TRANSACTION, PROFILE_BYTES_MAX, COMPLETE_TO_MS, SNAPSHOT, PAGE_BYTES = range(7)
+NUMBER_COUNT = 7
 # An MDB_val is a size and an address. The first one is a key, the second one its value.
 _KEY_SIZE, _KEY_AT, _VALUE_SIZE, _VALUE_AT = range(4)
 VALUE_WORDS = 4
@@ -44,7 +46,7 @@ class LookUpSlots(NamedTuple):
     functions: int
     """int64: the addresses of LMDB's functions, BEGIN to ID."""
     numbers: int
-    """int64: ENVIRONMENT to SNAPSHOT. ENVIRONMENT is 0 when it is closed."""
+    """int64: ENVIRONMENT to PAGE_BYTES. ENVIRONMENT is 0 when it is closed. With PAGE_BYTES 0 LMDB finds all keys."""
     values: int
     """Shape (VALUE_WORDS,), int64. Scratch space: a key and its value."""
     complete_key: int
@@ -55,6 +57,8 @@ class LookUpSlots(NamedTuple):
     """Where each key begins in `keys`, int64."""
     key_sizes: int
     """The size of each key, int64; 0 stands for an entity that the payment does not have."""
+    found: int
+    """Shape (3, most keys of a look-up), int64. Scratch space."""
     states: int
     """uint8. Filled: the profiles, one after the other."""
     bounds: int
@@ -92,6 +96,32 @@ def _get(functions: I64, numbers: I64, values: I64, values_at: int, key_at: int,
     return int(np.int32(call_c(functions[GET], numbers[TRANSACTION], numbers[DATABASE], values_at, value_at)))
 
 
+@compiled()
+def _get_all(
+    functions: I64,
+    numbers: I64,
+    values: I64,
+    values_at: int,
+    keys_at: int,
+    starts: I64,
+    sizes: I64,
+    count: int,
+    value_starts: I64,
+    value_sizes: I64,
+) -> int:
+    """Find `count` keys one after the other: as `find_all`. Returns 0 or LMDB's error."""
+    for item in range(count):
+        value_starts[item], value_sizes[item] = 0, -1
+        if sizes[item] == 0:
+            continue
+        status = _get(functions, numbers, values, values_at, keys_at + starts[item], sizes[item])
+        if status == 0:
+            value_starts[item], value_sizes[item] = values[_VALUE_AT], values[_VALUE_SIZE]
+        elif status != _NOT_FOUND:
+            return status
+    return 0
+
+
 @compiled(makes_arrays=True)
 def look_up_bound(frame_at: int, count: int) -> int:
     """Look up the frame's first `count` keys. Returns 0 or LMDB's error.
@@ -115,28 +145,41 @@ def look_up_bound(frame_at: int, count: int) -> int:
     status = _begin(functions, numbers, address_number(frame_at, SLOT.numbers))
     if status != 0:
         return status
+    numbers[SNAPSHOT] = call_c(functions[ID], numbers[TRANSACTION], 0, 0, 0)
+    numbers[COMPLETE_TO_MS] = 0
+    first_at, root_at, depth = 0, 0, 0
+    status = _get(functions, numbers, values, values_at, complete_at, len(complete_key))
+    if status == 0 and values[_VALUE_SIZE] == _WORD_BYTES:
+        numbers[COMPLETE_TO_MS] = loose_word_at(values[_VALUE_AT])
+        if numbers[PAGE_BYTES] > 0:
+            first_at, root_at, depth = root_of(values[_VALUE_AT], numbers[PAGE_BYTES], numbers[SNAPSHOT])
+    elif status != 0 and status != _NOT_FOUND:
+        call_c(functions[RESET], numbers[TRANSACTION], 0, 0, 0)
+        return status
+    room = size(frame_at, SLOT.found) // 3
+    found = carray(address(frame_at, SLOT.found), (3, room), np.int64)
+    value_starts, value_sizes = found[0], found[1]
+    if depth == 0 or not find_all(
+        *(keys_at, starts, sizes, count, first_at, root_at, depth, numbers[PAGE_BYTES]),
+        *(value_starts, value_sizes, found[2]),
+    ):
+        status = _get_all(
+            functions, numbers, values, values_at, keys_at, starts, sizes, count, value_starts, value_sizes
+        )
+        if status != 0:
+            call_c(functions[RESET], numbers[TRANSACTION], 0, 0, 0)
+            return status
     position = 0
     bounds[0] = 0
     for item in range(count):
         if sizes[item] == 0:
             presence[item] = ABSENT
+        elif value_sizes[item] < 0:
+            presence[item] = UNKNOWN
         else:
-            status = _get(functions, numbers, values, values_at, keys_at + starts[item], sizes[item])
-            if status == 0:
-                length = min(values[_VALUE_SIZE], numbers[PROFILE_BYTES_MAX])
-                value = carray(pointer(values[_VALUE_AT]), length, np.uint8)
-                position = copy_bytes(value, 0, length, states, position)
-                presence[item] = KNOWN
-            elif status == _NOT_FOUND:
-                presence[item] = UNKNOWN
-            else:
-                call_c(functions[RESET], numbers[TRANSACTION], 0, 0, 0)
-                return status
+            length = min(value_sizes[item], numbers[PROFILE_BYTES_MAX])
+            position = copy_bytes(carray(pointer(value_starts[item]), length, np.uint8), 0, length, states, position)
+            presence[item] = KNOWN
         bounds[item + 1] = position
-    numbers[COMPLETE_TO_MS] = 0
-    status = _get(functions, numbers, values, values_at, complete_at, len(complete_key))
-    if status == 0 and values[_VALUE_SIZE] == _WORD_BYTES:
-        numbers[COMPLETE_TO_MS] = load_word(carray(pointer(values[_VALUE_AT]), _WORD_BYTES, np.uint8), 0)
-    numbers[SNAPSHOT] = call_c(functions[ID], numbers[TRANSACTION], 0, 0, 0)
     call_c(functions[RESET], numbers[TRANSACTION], 0, 0, 0)
-    return 0 if status == _NOT_FOUND else status
+    return 0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import mmap
 import multiprocessing
 import os
 import random
@@ -15,7 +16,7 @@ import pytest
 
 from paywarden.features.kernel import ABSENT, KNOWN, UNKNOWN
 from paywarden.schemas.errors import Misconfigured
-from paywarden.scoring.state import lmdb_calls
+from paywarden.scoring.state import lmdb_calls, lmdb_pages, mirror_look_up
 from paywarden.scoring.state.mirror import MirrorAbsent, MirrorFull, MirrorReader, MirrorSettings, MirrorWriter
 from tests.services.processes import ROOT
 
@@ -141,6 +142,62 @@ def test_a_look_up_through_python_finds_the_same_as_the_compiled_one(settings: M
     for reader in readers:
         reader.close()
     writer.close()
+
+
+@pytest.mark.parametrize("count", [0, 1, 40, 1_000])
+@pytest.mark.parametrize("asks_lmdb", [False, True])
+def test_keys_found_in_the_pages_are_those_that_lmdb_finds(
+    settings: MirrorSettings, count: int, asks_lmdb: bool
+) -> None:
+    random_ = random.Random(count)
+
+    def key() -> bytes:
+        # Common beginnings, keys that begin with others, and bytes above 127.
+        kind = random_.choice([b"card:", b"card:card-0000", b"merchant:\xc3\xa9", b"device:"])
+        return kind + random_.choice([b"%d", b"%012d", b"%d\xff"]) % random_.randrange(2 * count + 9)
+
+    writer = MirrorWriter(settings)
+    kept: dict[bytes, bytes] = {}
+    for _ in range(4):
+        some = {key(): random_.randbytes(random_.choice([0, 1, 7, 8, 63, 500, 3_000, 9_000])) for _ in range(count)}
+        gone = random_.sample([*kept], len(kept) // 5)
+        writer.apply({**some, **dict.fromkeys(gone)}, {}, 7)
+        kept.update(some)
+        for name in gone:
+            kept.pop(name)
+    writer.close()
+    reader = MirrorReader(settings, item_max=90, profile_bytes_max=5_000)
+    assert reader._numbers[mirror_look_up.PAGE_BYTES] == mmap.PAGESIZE
+    if asks_lmdb:
+        reader._numbers[mirror_look_up.PAGE_BYTES] = 0
+    for _ in range(20):
+        asked = [random_.choice([key(), b"", *random_.sample([*kept], min(len(kept), 3))]) for _ in range(90)]
+        assert reader.look_up(asked) == 7
+        bounds = reader.bounds.tolist()
+        found = [reader.states[bounds[at] : bounds[at + 1]].tobytes() for at in range(90)]
+        assert found == [kept.get(name, b"")[:5_000] for name in asked]
+        assert [*reader.found] == [ABSENT if not name else KNOWN if name in kept else UNKNOWN for name in asked]
+    reader.close()
+
+
+def test_the_pages_are_those_of_the_readers_own_transaction(settings: MirrorSettings) -> None:
+    """Two transactions later the writer writes the page anew that says where they are."""
+    writer = MirrorWriter(settings)
+    writer.apply({b"card:1": b"one"}, {}, 5)
+    writer.close()
+    reader = MirrorReader(settings, item_max=4, profile_bytes_max=64)
+    reader.look_up([b"card:1"])
+    value_at, snapshot = int(reader._frame._arrays["values"][3]), reader.snapshot
+    page = mmap.PAGESIZE
+    assert lmdb_pages.root_of(value_at, page, snapshot)[2] == 1
+    head = Path(settings.path, "data.mdb").read_bytes()[: lmdb_pages.META_BYTES]
+    assert lmdb_pages.page_bytes_of(head) == page
+    # Another version, another size, and no file of LMDB.
+    for at in (20, 41, 16):
+        assert lmdb_pages.page_bytes_of(head[:at] + b"\x07" + head[at + 1 :]) == 0
+    for other in (snapshot - 1, snapshot + 1, snapshot + 2):
+        assert lmdb_pages.root_of(value_at, page, other) == (0, 0, 0)
+    reader.close()
 
 
 def test_a_mirror_that_is_being_filled_is_complete_to_zero(writer: MirrorWriter, reader: ReaderProcess) -> None:
