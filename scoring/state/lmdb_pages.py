@@ -35,7 +35,8 @@ _BRANCH, _LEAF, _LEAF_OF_FIXED = 1, 2, 0x20
 _NODE_FLAGS_AT, _KEY_SIZE_AT, _KEY_AT = 4, 6, 8
 _BIG_VALUE, _OTHER_FLAGS = 1, 6
 # A meta page, from the page's beginning.
-_MAGIC_AT, _PAGE_SIZE_AT, _DATABASE_FLAGS_AT, _DEPTH_AT, _ROOT_AT, _TRANSACTION_AT = 16, 40, 92, 94, 128, 144
+_MAGIC_AT, _PAGE_SIZE_AT, _DATABASE_FLAGS_AT, _DEPTH_AT = 16, 40, 92, 94
+_ROOT_AT, _LAST_PAGE_AT, _TRANSACTION_AT = 128, 136, 144
 _MAGIC, _VERSION = 0xBEEFC0DE, 1
 META_BYTES = 152
 _PAGE_BYTES_MIN, _PAGE_BYTES_MAX = 256, 0x8000
@@ -58,8 +59,8 @@ def page_bytes_of(head: bytes) -> int:
 
 
 @inlined
-def root_of(value_at: int, page_bytes: int, transaction: int) -> tuple[int, int, int]:
-    """Returns the address of the first page, that of the root, and the depth; all are 0 if LMDB must be asked.
+def root_of(value_at: int, page_bytes: int, transaction: int) -> tuple[int, int, int, int]:
+    """Returns the first page's address, the root's number, the last page's number, the depth; 0s: LMDB must be asked.
 
     `value_at`: the address of a value that LMDB has found in a read transaction of this number, which is open.
     """
@@ -68,13 +69,13 @@ def root_of(value_at: int, page_bytes: int, transaction: int) -> tuple[int, int,
     meta_at = first_at + (transaction & 1) * page_bytes
     version = loose_word_at(meta_at + _MAGIC_AT)
     if version != (_VERSION << 32 | _MAGIC) or loose_word_at(meta_at + _PAGE_SIZE_AT) & _LOW_HALF != page_bytes:
-        return 0, 0, 0
+        return 0, 0, 0, 0
     depth, flags = half_at(meta_at + _DEPTH_AT), half_at(meta_at + _DATABASE_FLAGS_AT)
-    root = loose_word_at(meta_at + _ROOT_AT)
+    root, last = loose_word_at(meta_at + _ROOT_AT), loose_word_at(meta_at + _LAST_PAGE_AT)
     # The writer writes this page again two transactions later, with its number last.
     if loose_word_at(meta_at + _TRANSACTION_AT) != transaction or flags != 0 or not 0 < depth <= _DEPTH_MAX:
-        return 0, 0, 0
-    return first_at, first_at + root * page_bytes, depth
+        return 0, 0, 0, 0
+    return first_at, root, last, depth
 
 
 @inlined
@@ -125,7 +126,8 @@ def find_all(
     sizes: I64,
     count: int,
     first_at: int,
-    root_at: int,
+    root: int,
+    last: int,
     depth: int,
     page_bytes: int,
     pages: I64,
@@ -134,10 +136,13 @@ def find_all(
 ) -> bool:
     """Find `count` keys below a root: `pages` has the address of each value and `lows` its size, or 0 and -1.
 
-    An empty key is not looked for. `highs` is scratch space. Returns False if LMDB must be asked.
+    An empty key is not looked for. `highs` is scratch space. Returns False if LMDB must be asked. The number of a page
+    behind the last one is damage, of which LMDB has an error to tell.
     """
+    if not 0 < root <= last:
+        return False
     for item in range(count):
-        pages[item] = root_at
+        pages[item] = first_at + root * page_bytes
     for level in range(depth):
         kind = _LEAF if level == depth - 1 else _BRANCH
         for item in range(count):
@@ -167,6 +172,8 @@ def find_all(
                 node_at = _node_at(pages[item], lows[item] if highs[item] == -2 else lows[item] - 1)
                 # The number of a page has 48 bits.
                 child = loose_word_at(node_at) & 0xFFFFFFFFFFFF
+                if child > last:
+                    return False
                 pages[item] = first_at + child * page_bytes
                 prefetch(pages[item])
                 prefetch(pages[item] + _LINE_BYTES)
@@ -177,6 +184,8 @@ def find_all(
                     return False
                 value_at = node_at + _KEY_AT + half_at(node_at + _KEY_SIZE_AT)
                 if flags & _BIG_VALUE:
+                    if not 0 < loose_word_at(value_at) <= last:
+                        return False
                     value_at = first_at + loose_word_at(value_at) * page_bytes + _HEAD_BYTES
                 pages[item], lows[item] = value_at, loose_word_at(node_at) & _LOW_HALF
                 for offset in range(0, min(lows[item], _PREFETCHED_BYTES), _LINE_BYTES):

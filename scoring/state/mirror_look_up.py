@@ -147,12 +147,12 @@ def look_up_bound(frame_at: int, count: int) -> int:
         return status
     numbers[SNAPSHOT] = call_c(functions[ID], numbers[TRANSACTION], 0, 0, 0)
     numbers[COMPLETE_TO_MS] = 0
-    first_at, root_at, depth = 0, 0, 0
+    first_at, root, last, depth = 0, 0, 0, 0
     status = _get(functions, numbers, values, values_at, complete_at, len(complete_key))
     if status == 0 and values[_VALUE_SIZE] == _WORD_BYTES:
         numbers[COMPLETE_TO_MS] = loose_word_at(values[_VALUE_AT])
         if numbers[PAGE_BYTES] > 0:
-            first_at, root_at, depth = root_of(values[_VALUE_AT], numbers[PAGE_BYTES], numbers[SNAPSHOT])
+            first_at, root, last, depth = root_of(values[_VALUE_AT], numbers[PAGE_BYTES], numbers[SNAPSHOT])
     elif status != 0 and status != _NOT_FOUND:
         call_c(functions[RESET], numbers[TRANSACTION], 0, 0, 0)
         return status
@@ -160,7 +160,7 @@ def look_up_bound(frame_at: int, count: int) -> int:
     found = carray(address(frame_at, SLOT.found), (3, room), np.int64)
     value_starts, value_sizes = found[0], found[1]
     if depth == 0 or not find_all(
-        *(keys_at, starts, sizes, count, first_at, root_at, depth, numbers[PAGE_BYTES]),
+        *(keys_at, starts, sizes, count, first_at, root, last, depth, numbers[PAGE_BYTES]),
         *(value_starts, value_sizes, found[2]),
     ):
         status = _get_all(

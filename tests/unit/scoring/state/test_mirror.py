@@ -189,14 +189,34 @@ def test_the_pages_are_those_of_the_readers_own_transaction(settings: MirrorSett
     reader.look_up([b"card:1"])
     value_at, snapshot = int(reader._frame._arrays["values"][3]), reader.snapshot
     page = mmap.PAGESIZE
-    assert lmdb_pages.root_of(value_at, page, snapshot)[2] == 1
+    assert lmdb_pages.root_of(value_at, page, snapshot)[3] == 1
     head = Path(settings.path, "data.mdb").read_bytes()[: lmdb_pages.META_BYTES]
     assert lmdb_pages.page_bytes_of(head) == page
     # Another version, another size, and no file of LMDB.
     for at in (20, 41, 16):
         assert lmdb_pages.page_bytes_of(head[:at] + b"\x07" + head[at + 1 :]) == 0
     for other in (snapshot - 1, snapshot + 1, snapshot + 2):
-        assert lmdb_pages.root_of(value_at, page, other) == (0, 0, 0)
+        assert lmdb_pages.root_of(value_at, page, other) == (0, 0, 0, 0)
+    reader.close()
+
+
+def test_a_page_number_behind_the_last_page_is_damage_and_no_crash(settings: MirrorSettings) -> None:
+    writer = MirrorWriter(settings)
+    writer.apply({b"card:%d" % number: bytes(60) for number in range(300)}, {}, 5)
+    writer.close()
+    reader = MirrorReader(settings, item_max=4, profile_bytes_max=64)
+    reader.look_up([b"card:1"])
+    file = Path(settings.path, "data.mdb")
+    content = bytearray(file.read_bytes())
+    root = int.from_bytes(content[mmap.PAGESIZE * (reader.snapshot & 1) + 128 :][:8], "little") * mmap.PAGESIZE
+    # Each node of the root begins with the number of a page.
+    for at in range(16, int.from_bytes(content[root + 12 : root + 14], "little"), 2):
+        node = root + int.from_bytes(content[root + at : root + at + 2], "little")
+        content[node + 3] = 0x7F
+    with file.open("r+b") as opened:
+        opened.write(content)
+    with pytest.raises(MirrorAbsent):
+        reader.look_up([b"card:1", b"card:200"])
     reader.close()
 
 
