@@ -268,7 +268,7 @@ def _linked(world: World, count: int) -> Iterator[tuple[Path, list[Path]]]:
     """Let the configuration name a link, and give it with the bundles that it leads to in turn."""
     with tempfile.TemporaryDirectory(prefix="paywarden-swap-") as name:
         folder = Path(name)
-        bundles = [_renamed(world.bundle, folder / f"bundle-{number}") for number in range(count)]
+        bundles = [renamed(world.bundle, folder / f"bundle-{number}") for number in range(count)]
         assert len({read_manifest(bundle).digest for bundle in bundles}) == count
         link = folder / "current"
         _turn_over(link, bundles[-1])
@@ -278,7 +278,7 @@ def _linked(world: World, count: int) -> Iterator[tuple[Path, list[Path]]]:
         yield link, bundles
 
 
-def _renamed(bundle: Path, copy: Path) -> Path:
+def renamed(bundle: Path, copy: Path) -> Path:
     """Returns a copy with the same trees and another name: the cost of a swap does not depend on what the trees say."""
     shutil.copytree(bundle, copy)
     content = json.loads((copy / MANIFEST).read_text(encoding="utf-8"))

@@ -46,6 +46,7 @@ _JSON = JSON.content_type
 _SCRAPES_PER_SECOND_MAX = 50
 # How long callers of a host that was taken over have for a request whose answer says that the connection closes.
 _FAREWELL_MS = 1_000
+_FAREWELL_LOOK_S = 0.02
 
 
 class HttpServer:
@@ -131,14 +132,24 @@ class HttpServer:
         """
         self.draining, self._is_taken_over = True, is_taken_over
         if is_taken_over:
-            self._close_listeners()
-        delay_ms = max(self.settings.drain_delay_ms, _FAREWELL_MS if is_taken_over else 0)
-        if delay_ms:
-            await asyncio.sleep(delay_ms / 1000)
+            await self._bid_farewell()
+        elif self.settings.drain_delay_ms:
+            await asyncio.sleep(self.settings.drain_delay_ms / 1000)
         self._close_listeners()
         await self._connections.end(HttpConnection.finish, self.settings.stop_timeout_ms / 1000)
         if self._sweeper is not None:
             self._sweeper.cancel()
+
+    async def _bid_farewell(self) -> None:
+        """Accept nothing more, and wait until no connection is left, for as long as callers have at most.
+
+        If all callers are busy, that takes some milliseconds. Then this host can take over again.
+        """
+        accepted = [*self._servers]
+        self._close_listeners()
+        until = self.loop.time() + max(self.settings.drain_delay_ms, _FAREWELL_MS) / 1000
+        while self.loop.time() < until and (self._connections.count or any(each.is_busy for each in accepted)):
+            await asyncio.sleep(_FAREWELL_LOOK_S)
 
     def _close_listeners(self) -> None:
         for server in self._servers:

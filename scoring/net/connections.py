@@ -44,6 +44,11 @@ class Connections(Generic[_Connection]):
         self._proven_max = max(1, count_max * 3 // 4)
         self._all_closed = asyncio.Event()
 
+    @property
+    def count(self) -> int:
+        """The number of open connections."""
+        return len(self._open)
+
     def __iter__(self) -> Iterator[_Connection]:
         return iter(list(self._open))
 

@@ -81,6 +81,11 @@ class Acceptor:
         self._trouble = ""
         self._listen()
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a connection was accepted that is not made yet: its TLS handshake goes on."""
+        return bool(self._pending)
+
     def close(self) -> None:
         """Accept nothing more. Connections that were accepted go on."""
         if self._pause is not None:

@@ -12,6 +12,7 @@
 3. Both hosts share the decision cache, so a payment that is asked for again gets its decision from either. Each has
    outboxes of its own: the new workers take other numbers than the old ones.
 4. Callers' connections are not handed over. Each is closed after its next answer, or when it was idle for a second.
+   The old host ends with the last of them.
 
 The socket is RUNTIME/take-over.sock, in a folder of this user alone.
 """

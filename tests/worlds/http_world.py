@@ -111,7 +111,7 @@ class Served:
             metrics_need_token=metrics_need_token,
             now_ms=lambda: NOW_MS,
         )
-        self._tls = tls
+        self._tls, self._is_taken_over = tls, False
         self._stop = asyncio.Event()
         self._started: Future[tuple[int, asyncio.AbstractEventLoop]] = Future()
         self._thread = threading.Thread(target=lambda: uvloop.run(self._serve()))
@@ -124,9 +124,10 @@ class Served:
             await self.server.start(open_listener("127.0.0.1", port, backlog=64), self._tls)
             self._started.set_result((port, asyncio.get_running_loop()))
             await self._stop.wait()
-            await self.server.stop()
+            await self.server.stop(is_taken_over=self._is_taken_over)
 
-    def begin_stop(self) -> None:
+    def begin_stop(self, *, is_taken_over: bool = False) -> None:
+        self._is_taken_over = is_taken_over
         self.loop.call_soon_threadsafe(self._stop.set)
 
     def join(self) -> None:

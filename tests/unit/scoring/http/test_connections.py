@@ -252,6 +252,22 @@ def test_while_it_drains_a_server_is_not_ready_and_still_answers() -> None:
     served.join()
 
 
+def test_a_host_that_was_taken_over_ends_with_its_last_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then it can take over again. Its callers would have had ten minutes."""
+    monkeypatch.setattr(front, "_FAREWELL_MS", 600_000)
+    served = Served(PATIENT, b"")
+    with served.connected() as first, served.connected() as second:
+        assert first.ask(get("/livez")).status == second.ask(get("/livez")).status == 200
+        served.begin_stop(is_taken_over=True)
+        while (reply := first.ask(get("/livez"))).headers.get("connection") != "close":
+            assert reply.status == 200
+        assert first.is_closed_by_server()
+        # The other one still has its time.
+        reply = second.ask(post_json(payment()))
+        assert (reply.status, reply.headers["connection"]) == (200, "close")
+    served.join()
+
+
 # Order
 
 
