@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -65,7 +66,7 @@ class PaywardenProcess:
     def of_program(cls, folder: Path, program: str, *arguments: str) -> PaywardenProcess:
         """Start `python -c PROGRAM ARGUMENTS`, in a process that has imported the product."""
         made = cls.__new__(cls)
-        made.log = folder / f"{arguments[0]}-{time.monotonic_ns()}.log"
+        made.log = folder / f"program-{time.monotonic_ns()}.log"
         with made.log.open("wb") as log:
             made.process = template.start(
                 arguments,
@@ -143,6 +144,12 @@ def run_paywarden(
         cwd=ROOT,
         env=variables,
     )
+
+
+def run_program(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `python -c PROGRAM ARGUMENTS` to its end, in a process that has imported the product."""
+    given: dict[str, Any] = {"cwd": ROOT, "environment": _environment(), "timeout_s": PATIENCE_S}
+    return template.run(arguments, program=program, **given)
 
 
 def _environment(more: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -43,8 +43,10 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from tests.checkout import CHECKOUT
 from tests.services.made_once import run_folder
@@ -163,12 +165,42 @@ def start(
     return ForkedProcess(pid, ours, reading)
 
 
+def call(function: Callable[..., object], *arguments: object) -> tuple[ForkedProcess, Connection]:
+    """Run `function(connection, *arguments)` in a fork. Returns it, and the other end of the connection.
+
+    The fork has nothing open that this process has. It imports the module of `function` by its name.
+    """
+    ours, theirs = Pipe()
+    with theirs, open(2, "wb", closefd=False) as stderr:
+        # A pipe of two directions stands where the output of a program goes.
+        written = cast("IO[Any]", theirs)
+        environment = _environment_of_template()
+        process = start([], cwd=CHECKOUT, environment=environment, stdout=written, stderr=stderr, program=_CALL)
+    ours.send((function, arguments))
+    return process, ours
+
+
+_CALL = """
+import os
+from multiprocessing.connection import Connection
+with Connection(os.dup(1)) as connection:
+    function, arguments = connection.recv()
+    function(connection, *arguments)
+"""
+
+
 def run(
-    arguments: Sequence[str], *, cwd: Path, environment: Mapping[str, str], timeout_s: float
+    arguments: Sequence[str],
+    *,
+    cwd: Path,
+    environment: Mapping[str, str],
+    timeout_s: float,
+    program: str | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run `paywarden ARGUMENTS` to its end. Raises subprocess.TimeoutExpired."""
+    """Run `paywarden ARGUMENTS`, or `python -c PROGRAM ARGUMENTS`, to its end. Raises subprocess.TimeoutExpired."""
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
-        process = start(arguments, cwd=cwd, environment=environment, stdout=stdout, stderr=stderr)
+        given: dict[str, Any] = {"cwd": cwd, "environment": environment, "stdout": stdout, "stderr": stderr}
+        process = start(arguments, program=program, **given)
         try:
             status = process.wait(timeout_s)
         except BaseException:

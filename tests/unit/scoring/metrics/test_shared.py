@@ -1,7 +1,5 @@
 import gc
-import os
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.metrics.shared import Registry, count_reader, render
 from paywarden.scoring.metrics.worker import GarbagePauses, HttpMetrics, ScoringMetrics
-from tests.patience import PATIENCE_S
+from tests.services.processes import run_program
 
 
 def samples(directory: Path) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -131,7 +129,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_the_counts_of_a_killed_worker_stay_and_its_gauges_go(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-c", CRASHING, str(tmp_path)], check=False, cwd=Path.cwd(), timeout=PATIENCE_S)
+    assert run_program(CRASHING, str(tmp_path)).returncode == -signal.SIGKILL
     assert samples(tmp_path)[COUNT] == 7
     assert ("age_seconds", ()) not in samples(tmp_path)
     registry = opened(tmp_path, "w0")
@@ -248,13 +246,7 @@ def test_another_process_sees_a_count_at_once(tmp_path: Path) -> None:
     registry.counter("things_total", "Things.", ("kind",), ("a",)).add(4)
     code = "import sys; from pathlib import Path; from paywarden.scoring.metrics.shared import render; "
     code += "sys.stdout.write(render(Path(sys.argv[1])).decode())"
-    shown = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)],
-        check=True,
-        capture_output=True,
-        text=True,
-        env=dict(os.environ),
-        timeout=PATIENCE_S,
-    )
+    shown = run_program(code, str(tmp_path))
+    assert shown.returncode == 0, shown.stderr
     assert 'things_total{kind="a"} 4.0' in shown.stdout
     registry.close()

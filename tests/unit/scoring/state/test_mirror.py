@@ -1,15 +1,11 @@
 from __future__ import annotations
 
 import mmap
-import multiprocessing
-import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -18,7 +14,9 @@ from paywarden.features.kernel import ABSENT, KNOWN, UNKNOWN
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.state import lmdb_calls, lmdb_pages, mirror_look_up
 from paywarden.scoring.state.mirror import MirrorAbsent, MirrorFull, MirrorReader, MirrorSettings, MirrorWriter
-from tests.services.processes import ROOT
+from tests.patience import PATIENCE_S
+from tests.services import template
+from tests.services.processes import PaywardenProcess, run_program
 
 PROFILE_BYTES_MAX = 64
 
@@ -39,12 +37,7 @@ class ReaderProcess:
     """A MirrorReader in a process of its own, as LMDB may be open only once in a process."""
 
     def __init__(self, settings: MirrorSettings, item_max: int = 4, *, through_python: bool = False) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._here, there = context.Pipe()
-        self.process = context.Process(target=_answer, args=(there, settings, item_max, through_python), daemon=True)
-        self.process.start()
-        # If this end stayed open here, the pipe would never report that the reader has died.
-        there.close()
+        self.process, self._here = template.call(_answer, settings, item_max, through_python)
         assert self._here.recv() == "open"
 
     def look_up(self, *keys: bytes | None) -> tuple[int, list[int], list[bytes]]:
@@ -55,14 +48,11 @@ class ReaderProcess:
 
     def close(self) -> None:
         self._here.send(None)
-        self.process.join()
+        assert self.process.wait(PATIENCE_S) == 0
         self._here.close()
-        assert self.process.exitcode == 0
 
 
-def _answer(
-    there: multiprocessing.connection.Connection, settings: MirrorSettings, item_max: int, through_python: bool
-) -> None:
+def _answer(there: Connection, settings: MirrorSettings, item_max: int, through_python: bool) -> None:
     if through_python:
         lmdb_calls.functions = lambda: None  # type: ignore[assignment]
     reader = MirrorReader(settings, item_max=item_max, profile_bytes_max=PROFILE_BYTES_MAX)
@@ -361,19 +351,16 @@ for number in itertools.count(first):
 """
 
 
-def test_positions_never_run_ahead_of_profiles_when_the_writer_is_killed(settings: MirrorSettings) -> None:
+def test_positions_never_run_ahead_of_profiles_when_the_writer_is_killed(
+    settings: MirrorSettings, tmp_path: Path
+) -> None:
     moments = random.Random(5)
     last = 0
     for _ in range(8):
-        child = subprocess.Popen(
-            [sys.executable, "-c", _KILLED_WRITER, settings.path], stdout=subprocess.PIPE, text=True, cwd=ROOT
-        )
-        assert child.stdout is not None
-        assert child.stdout.readline() == "writing\n"
+        child = PaywardenProcess.of_program(tmp_path, _KILLED_WRITER, settings.path)
+        assert child.first_line() == "writing"
         time.sleep(moments.uniform(0.0, 0.05))
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-        child.stdout.close()
+        child.kill()
         writer = MirrorWriter(settings)
         position = writer.positions().get(0, 0)
         states = set(writer.read(b"card:%d" % card for card in range(200)).values())
@@ -384,7 +371,7 @@ def test_positions_never_run_ahead_of_profiles_when_the_writer_is_killed(setting
     assert last > 0
 
 
-def test_a_reader_works_on_while_the_writer_is_killed_and_comes_back(settings: MirrorSettings) -> None:
+def test_a_reader_works_on_while_the_writer_is_killed_and_comes_back(settings: MirrorSettings, tmp_path: Path) -> None:
     writer = MirrorWriter(settings)
     writer.apply({b"card:%d" % card: b"0" for card in range(200)}, {})
     writer.close()
@@ -392,11 +379,8 @@ def test_a_reader_works_on_while_the_writer_is_killed_and_comes_back(settings: M
     keys = [b"card:%d" % card for card in range(200)]
     newest = 0
     for _ in range(3):
-        child = subprocess.Popen(
-            [sys.executable, "-c", _KILLED_WRITER, settings.path], stdout=subprocess.PIPE, text=True, cwd=ROOT
-        )
-        assert child.stdout is not None
-        child.stdout.readline()
+        child = PaywardenProcess.of_program(tmp_path, _KILLED_WRITER, settings.path)
+        assert child.first_line() == "writing"
         for _ in range(100):
             complete_to_ms, presence, states = reader.look_up(*keys)
             # All keys of a look-up are of one moment, never half of a transaction.
@@ -405,8 +389,6 @@ def test_a_reader_works_on_while_the_writer_is_killed_and_comes_back(settings: M
             assert complete_to_ms >= newest
             newest = complete_to_ms
         child.kill()
-        child.wait()
-        child.stdout.close()
         assert reader.look_up(*keys)[1] == [KNOWN] * 200
     assert newest > 0
     reader.close()
@@ -419,9 +401,8 @@ def test_readers_that_were_killed_do_not_use_up_the_readers_table(settings: Mirr
     for _ in range(5):
         reader = ReaderProcess(few)
         assert reader.look_up(b"card:1")[1] == [KNOWN]
-        assert reader.process.pid is not None
-        os.kill(reader.process.pid, signal.SIGKILL)
-        reader.process.join()
+        reader.process.kill()
+        reader.process.wait()
     last = ReaderProcess(few)
     assert last.look_up(b"card:1")[1] == [KNOWN]
     last.close()
@@ -440,15 +421,12 @@ time.sleep(600)
 
 
 @pytest.fixture
-def stuck_reader(settings: MirrorSettings) -> Iterator[subprocess.Popen[str]]:
+def stuck_reader(settings: MirrorSettings, tmp_path: Path) -> Iterator[PaywardenProcess]:
     """A process that stands in a look-up of a mirror of 4 MiB."""
-    with subprocess.Popen(
-        [sys.executable, "-c", _READER_IN_A_LOOK_UP, settings.path], stdout=subprocess.PIPE, text=True, cwd=ROOT
-    ) as child:
-        assert child.stdout is not None
-        assert child.stdout.readline() == "inside\n"
-        yield child
-        child.kill()
+    child = PaywardenProcess.of_program(tmp_path, _READER_IN_A_LOOK_UP, settings.path)
+    assert child.first_line() == "inside"
+    yield child
+    child.kill()
 
 
 @pytest.fixture
@@ -465,10 +443,9 @@ def change(writer: MirrorWriter, number: int) -> None:
 
 
 def test_a_reader_killed_in_a_look_up_lets_the_file_grow_no_further(
-    small_writer: MirrorWriter, stuck_reader: subprocess.Popen[str]
+    small_writer: MirrorWriter, stuck_reader: PaywardenProcess
 ) -> None:
-    stuck_reader.send_signal(signal.SIGKILL)
-    stuck_reader.wait()
+    stuck_reader.kill()
     sizes, freed = [], []
     for number in range(40):
         change(small_writer, number)
@@ -480,7 +457,7 @@ def test_a_reader_killed_in_a_look_up_lets_the_file_grow_no_further(
 
 
 def test_a_mirror_that_a_reader_holds_full_takes_changes_when_the_reader_is_gone(
-    small_writer: MirrorWriter, stuck_reader: subprocess.Popen[str]
+    small_writer: MirrorWriter, stuck_reader: PaywardenProcess
 ) -> None:
     def fill() -> int:
         for number in range(100):
@@ -496,8 +473,7 @@ def test_a_mirror_that_a_reader_holds_full_takes_changes_when_the_reader_is_gone
     with pytest.raises(MirrorFull):
         change(small_writer, last)
     assert small_writer.complete_to_ms() == last - 1
-    stuck_reader.send_signal(signal.SIGKILL)
-    stuck_reader.wait()
+    stuck_reader.kill()
     assert small_writer.check_readers() == 1
     for number in range(last, last + 40):
         change(small_writer, number)
@@ -517,7 +493,7 @@ def test_a_reader_knows_when_another_mirror_has_taken_its_place(settings: Mirror
         "from paywarden.scoring.state.mirror import *; MirrorWriter(MirrorSettings(path=sys.argv[1])).apply({}, {})"
     )
     script = f"import sys; {script}"
-    subprocess.run([sys.executable, "-c", script, settings.path], check=True, cwd=ROOT)
+    assert run_program(script, settings.path).returncode == 0
     assert reader.is_replaced()
     assert reader.look_up([b"card:1"]) == 1
     reader.close()

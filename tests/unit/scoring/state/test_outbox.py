@@ -32,6 +32,7 @@ from paywarden.scoring.state.outbox import (
     framed,
 )
 from tests.patience import PATIENCE_S
+from tests.services.processes import PaywardenProcess
 from tests.unit.scoring.state.outboxes import append_all, starts
 
 payloads = st.lists(st.binary(min_size=1, max_size=40), max_size=20)
@@ -177,15 +178,15 @@ while True:
 """
 
 
-def killed_while_appending(where: OutboxSettings, fsync: str, first: int, count: int) -> int:
+def killed_while_appending(folder: Path, where: OutboxSettings, fsync: str, first: int, count: int) -> int:
     """Run a writer that reports each append, and kill it after `count` reports. Returns the last number reported."""
-    command = [sys.executable, "-c", APPENDING, where.directory, fsync, str(first)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        for _ in range(count):
-            process.stdout.readline()
-        os.kill(process.pid, signal.SIGKILL)
-        rest = process.stdout.read().split(b"\n")
+    running = PaywardenProcess.of_program(folder, APPENDING, where.directory, fsync, str(first))
+    for _ in range(count):
+        running.first_line()
+    assert running.process.stdout is not None
+    os.kill(running.pid, signal.SIGKILL)
+    rest = running.process.stdout.read().split("\n")
+    running.kill()
     # The bytes after the last newline are a report that was cut short.
     reported = [int(line) for line in rest[:-1]]
     return max([first + count - 1, *reported])
@@ -193,10 +194,10 @@ def killed_while_appending(where: OutboxSettings, fsync: str, first: int, count:
 
 @pytest.mark.parametrize("fsync", ["never", "interval", "always"])
 def test_every_append_that_was_reported_before_a_kill_is_read_afterwards(tmp_path: Path, fsync: str) -> None:
-    where = OutboxSettings(str(tmp_path), 4096, 1 << 30)
+    where = OutboxSettings(str(tmp_path / "outbox"), 4096, 1 << 30)
     first = 0
     for round_number in range(3):
-        last = killed_while_appending(where, fsync, first, 200 + 37 * round_number)
+        last = killed_while_appending(tmp_path, where, fsync, first, 200 + 37 * round_number)
         read = [int(payload.split()[0]) for payload in read_all(where, at_once=100)]
         # At most one record more than reported: the kill may fall between an append and its report.
         assert read[: last + 1] == list(range(last + 1))
@@ -205,25 +206,22 @@ def test_every_append_that_was_reported_before_a_kill_is_read_afterwards(tmp_pat
 
 
 def test_a_reader_follows_a_writer_of_another_process_through_its_segments(tmp_path: Path) -> None:
-    where = OutboxSettings(str(tmp_path), 4096, 1 << 30)
+    where = OutboxSettings(str(tmp_path / "outbox"), 4096, 1 << 30)
     reader = OutboxReader(where, "w0")
-    command = [sys.executable, "-c", APPENDING, where.directory, "never", "0"]
     position, expected = 0, 0
     # The writer reports each append into a pipe, which holds some ten thousand reports: a reader that gets no
     # processor keeps the writer waiting, and has a few hundred segments to list at most.
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        while expected < 5000:
-            for following, payload in reader.read(position, 50):
-                assert int(payload.split()[0]) == expected
-                position, expected = following, expected + 1
-                if expected > 1:
-                    # The newest record may be written and not reported yet.
-                    assert int(process.stdout.readline()) == expected - 2
-            reader.release(position)
-            assert process.poll() is None
-        process.kill()
-        process.stdout.read()
+    running = PaywardenProcess.of_program(tmp_path, APPENDING, where.directory, "never", "0")
+    while expected < 5000:
+        for following, payload in reader.read(position, 50):
+            assert int(payload.split()[0]) == expected
+            position, expected = following, expected + 1
+            if expected > 1:
+                # The newest record may be written and not reported yet.
+                assert int(running.first_line()) == expected - 2
+        reader.release(position)
+        assert running.process.poll() is None
+    running.kill()
     while records := reader.read(position, 1000):
         position = records[-1][0]
     reader.release(position)

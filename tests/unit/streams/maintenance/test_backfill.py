@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +31,8 @@ from paywarden.streams.profiles import events as batch
 from paywarden.streams.profiles.events import OutcomeEvent, record_key
 from paywarden.streams.profiles.payment_columns import PaymentEvent, Position
 from paywarden.streams.profiles.watermarks import PREFIX, progress_key
-from tests.services.processes import ROOT
+from tests.patience import PATIENCE_S
+from tests.services.processes import PaywardenProcess
 from tests.worlds import small_world
 from tests.worlds.joined import apply, touched
 from tests.worlds.packed import without_sources
@@ -360,23 +359,22 @@ job.write(lambda _: print(job.left_count, flush=True))
 
 def test_a_backfill_resumes_after_kill_9_with_the_same_result(tmp_path: Path, whole: dict[bytes, bytes]) -> None:
     write_history(tmp_path / "data", *small_world.tables())
-    command = [sys.executable, "-c", CHILD, str(tmp_path / "data"), str(tmp_path / "store")]
     left_count = len(whole)
     for batches in (2, 9, 20, None):
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as child:
-            assert child.stdout is not None
-            first = int(child.stdout.readline())
-            # The count never rises: a run does not repeat batches with a checkpoint.
-            assert first <= left_count
-            if batches is None:
-                left = [int(line) for line in child.stdout]
-                assert left[-1] == 0
-                break
-            for _ in range(batches):
-                left_count = int(child.stdout.readline())
-            child.kill()
+        child = PaywardenProcess.of_program(tmp_path, CHILD, str(tmp_path / "data"), str(tmp_path / "store"))
+        first = int(child.first_line())
+        # The count never rises: a run does not repeat batches with a checkpoint.
+        assert first <= left_count
+        if batches is None:
+            assert child.process.stdout is not None
+            left = [int(line) for line in child.process.stdout]
+            assert left[-1] == 0
+            assert child.process.wait(PATIENCE_S) == child.stop() == 0
+            break
+        for _ in range(batches):
+            left_count = int(child.first_line())
+        child.kill()
         assert 0 < left_count < first
-    assert child.returncode == 0
     store = LmdbStore(tmp_path / "store", readonly=True)
     assert contents(store) == whole
     store.close()
