@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import click
@@ -24,22 +25,27 @@ from paywarden.ops.configuration import settings_types
 from paywarden.ops.reference import data as reference_data
 from paywarden.ops.reference import pages as reference
 from paywarden.ops.reference import settings as reference_settings
-from paywarden.ops.reference.commands import commands_page
 from paywarden.ops.reference.data import field_docs
-from paywarden.ops.reference.metrics import metrics_page, unit_of
+from paywarden.ops.reference.metrics import unit_of
 from paywarden.ops.reference.page import Undocumented
 from paywarden.ops.reference.pages import PAGES, main
-from paywarden.ops.reference.settings import bounds_of, settings_page
+from paywarden.ops.reference.settings import bounds_of
 from paywarden.schemas import errors
 from paywarden.schemas.avro import TOPICS, topic_schema
 from tests.worlds import small_world
 from tests.worlds.small_world import FIRST_DAY, LABEL_DELAY_DAYS
 
 
+@cache
+def page_of(name: str) -> str:
+    """Returns a page as the code gives it now. To make the settings' takes half a second."""
+    return PAGES[name]()
+
+
 @pytest.mark.parametrize("name", sorted(PAGES))
 def test_the_page_in_the_repository_is_what_the_code_gives(name: str) -> None:
     written = (reference.FOLDER / name).read_text(encoding="utf-8")
-    assert written == PAGES[name](), "run `python -m paywarden.ops.reference`"
+    assert written == page_of(name), "run `python -m paywarden.ops.reference`"
 
 
 def test_a_page_that_is_older_than_the_code_is_refused_by_its_name(tmp_path: Path) -> None:
@@ -55,7 +61,7 @@ def test_a_page_that_is_older_than_the_code_is_refused_by_its_name(tmp_path: Pat
 
 @pytest.mark.parametrize("topic", TOPICS)
 def test_every_field_of_a_topic_is_in_the_dictionary(topic: str) -> None:
-    section = PAGES["data.md"]().split(f"\n### {topic}\n")[1].split("\n### ")[0]
+    section = page_of("data.md").split(f"\n### {topic}\n")[1].split("\n### ")[0]
     for field in topic_schema(topic)["fields"]:
         assert f"| `{field['name']}` |" in section
 
@@ -72,7 +78,7 @@ def test_every_column_and_key_that_a_replay_writes_is_in_the_dictionary(tmp_path
         destination=tmp_path,
         options=ReplayOptions(Days(FIRST_DAY + 22, FIRST_DAY + 24), LABEL_DELAY_DAYS, with_vectors=True),
     )
-    page = PAGES["data.md"]()
+    page = page_of("data.md")
     for name in ("decisions.parquet", "differences.parquet"):
         section = page.split(f"### {name}\n")[1].split("\n### ")[0]
         assert all(f"| `{column}` |" in section for column in pq.read_schema(tmp_path / name).names)
@@ -107,7 +113,7 @@ def commands_below(command: click.Command, path: str) -> Iterator[tuple[str, cli
 
 
 def test_every_command_and_option_is_on_the_page() -> None:
-    sections = dict(re.findall(r"^## (paywarden.*)\n((?:(?!^## ).*\n?)*)", commands_page(), re.MULTILINE))
+    sections = dict(re.findall(r"^## (paywarden.*)\n((?:(?!^## ).*\n?)*)", page_of("commands.md"), re.MULTILINE))
     for path, command in commands_below(cli, "paywarden"):
         for option in command.params:
             if isinstance(option, click.Option):
@@ -115,7 +121,7 @@ def test_every_command_and_option_is_on_the_page() -> None:
 
 
 def test_the_page_of_commands_says_which_extra_a_command_needs() -> None:
-    section = commands_page().split("\n## paywarden train\n")[1].split("\n## ")[0]
+    section = page_of("commands.md").split("\n## paywarden train\n")[1].split("\n## ")[0]
     assert "pip install 'paywarden[train]'" in section
 
 
@@ -127,7 +133,7 @@ def test_every_one_line_help_fits_a_narrow_terminal() -> None:
 
 @pytest.mark.parametrize("section", sorted(settings_types()))
 def test_every_setting_is_on_the_page_with_a_meaning(section: str) -> None:
-    rows = settings_page().split(f"\n## [{section}]\n")[1].split("\n## ")[0]
+    rows = page_of("settings.md").split(f"\n## [{section}]\n")[1].split("\n## ")[0]
     for field in dataclasses.fields(settings_types()[section]):
         (row,) = re.findall(rf"^\| `{field.name}` \|.*$", rows, re.MULTILINE)
         assert all(cell.strip() for cell in re.split(r"(?<!\\)\|", row)[5:7]), row
@@ -155,13 +161,13 @@ def test_bounds_are_what_the_code_says_it_wants(section: str, name: str, hint: t
 def test_every_metric_of_the_alerts_is_on_the_page() -> None:
     rules = (reference.FOLDER.parents[1] / "ops" / "alerts.yml").read_text(encoding="utf-8")
     names = {re.sub(r"_(bucket|count|sum)$", "", name) for name in re.findall(r"\bpaywarden_[a-z_]+", rules)}
-    page = metrics_page()
+    page = page_of("metrics.md")
     assert names
     assert [name for name in sorted(names) if f"| `{name}` |" not in page] == []
 
 
 def test_labels_of_a_metric_without_a_series_yet_are_on_the_page() -> None:
-    page = metrics_page()
+    page = page_of("metrics.md")
     assert "| `paywarden_stream_consumer_lag` | gauge | `topic`, `partition` | count |" in page
     assert "| `paywarden_drift_score` | histogram | `version` | 0 to 1 |" in page
     assert "| `paywarden_mirror_age_seconds` | gauge |  | seconds |" in page
@@ -173,14 +179,14 @@ def test_a_metric_without_a_unit_is_an_error() -> None:
 
 
 def test_every_topic_is_on_the_page_with_its_retention() -> None:
-    page = PAGES["topics.md"]()
+    page = page_of("topics.md")
     assert all(f"| `{topic}` |" in page for topic in (*TOPICS, "outbox-cursors", "schemas", "repartition-ENTITY"))
     assert "| `dead-letters-retried` | `PARTITION-OFFSET` of the letter | Avro," in page
     assert "| 1 | compacted, 60 days |" in page
 
 
 def test_every_error_of_the_tree_is_on_the_page() -> None:
-    page = PAGES["errors.md"]()
+    page = page_of("errors.md")
     tree = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
     assert len(tree) == 8
     assert all(f"`{error.__name__}` |" in page for error in tree)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
+from functools import cache
 
 import numpy as np
 import pytest
@@ -29,10 +31,16 @@ def run(watch: DriftWatch, world: World, blocks: int) -> list[Alert]:
     return [alert for _ in range(blocks) for alert in watch.step(world.block())]
 
 
-def after(change: Callable[[World], object], seed: int = 1, blocks: int = CHANGED) -> tuple[DriftWatch, list[Alert]]:
-    """Return the watch, and all alerts reported after a change."""
+@cache
+def _quiet(seed: int) -> tuple[World, DriftWatch]:
     world, watch = World(seed), watch_of()
     assert run(watch, world, QUIET) == []
+    return world, watch
+
+
+def after(change: Callable[[World], object], seed: int = 1, blocks: int = CHANGED) -> tuple[DriftWatch, list[Alert]]:
+    """Return the watch, and all alerts reported after a change. The quiet before it is run once a seed."""
+    world, watch = deepcopy(_quiet(seed))
     change(world)
     return watch, run(watch, world, blocks)
 
