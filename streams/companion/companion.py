@@ -309,7 +309,8 @@ class Companion:
         """
         if self._held is None:
             batch_wait_s = self._settings.batch_wait_ms / 1000
-            self._held = consume_when_there(self._consumer, self._settings.batch_max, batch_wait_s, _IDLE_S)
+            leave_out = None if self._moves is None else self._moves.skipped
+            self._held = consume_when_there(self._consumer, self._settings.batch_max, batch_wait_s, _IDLE_S, leave_out)
             self._stalls.gave(self._held.is_all)
         self.health.note_round()
         moves = self._moves
@@ -541,10 +542,10 @@ class Companion:
         _log.info("companion: mirror filled with %d profiles in %.1f s", count, time.monotonic() - started)
 
     def _apply(self, held: Consumed) -> None:
-        moves, skipped = self._moves, frozenset[bytes]()
-        if moves is not None:
-            skipped = moves.skipped([record.key for record in held.records])
-        changes = read_changes(held.records, self._decoder, self._entities, self._to_reach, self._read_to, skipped)
+        moves = self._moves
+        changes = read_changes(
+            held.records, self._decoder, self._entities, self._to_reach, self._read_to, held.left_out
+        )
         if any(at <= self._read_to.get(partition, 0) for partition, at in changes.positions.items()):
             raise TemporaryFailure(
                 f"topic {self._topic} goes on before what was read of it: the companion ends, and fills the mirror "

@@ -95,6 +95,30 @@ def test_a_record_without_timestamp_or_value_is_read() -> None:
     assert (record.timestamp_ms, record.value, record.headers) == (0, None, [("trace", None)])
 
 
+def test_of_a_record_that_is_left_out_only_place_and_key_are_read() -> None:
+    class Unread(FakeMessage):
+        def key(self) -> bytes:
+            return b"other host's"
+
+        def value(self) -> bytes | None:
+            pytest.fail("it is read")
+
+        def headers(self) -> list[tuple[str, bytes | None]] | None:
+            pytest.fail("it is read")
+
+    asked: list[Any] = []
+
+    def leave_out(keys: Any) -> set[bytes]:
+        asked.append(list(keys))
+        return {b"other host's"}
+
+    client = cast(Consumer, FakeConsumer(FakeMessage(1), Unread(2), FakeMessage(3), FakeMessage(4, END)))
+    result = consume(client, 10, 0.0, leave_out)
+    assert asked == [[b"k", b"other host's", b"k"]]
+    assert [(record.offset, record.value) for record in result.records] == [(1, b"v"), (2, None), (3, b"v")]
+    assert (result.left_out, result.ended) == ({b"other host's"}, {("payments", 3): 4})
+
+
 def test_only_a_permanent_error_is_raised() -> None:
     assert consumed(FakeMessage(0, KafkaError(KafkaError._TRANSPORT))).records == []
     with pytest.raises(BrokerUnavailable, match="refuses"):
