@@ -27,7 +27,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from paywarden.ops.capacity.coefficients import MEASURED, SIZES
+from paywarden.ops.capacity.coefficients import SIZES
+from paywarden.ops.capacity.measured import MEASURED
 from paywarden.scoring.state.shards import CardShards, mask_of, ranked_hosts
 from paywarden.streams.companion.shard_moves import unheld
 from perf.measuring import arguments_of, finish

@@ -41,7 +41,8 @@ import psutil
 from rich.console import Console
 
 from paywarden.features.catalogue.catalogue import CATALOGUE
-from paywarden.ops.capacity.coefficients import FULL_SHARE, MEASURED
+from paywarden.ops.capacity.coefficients import FULL_SHARE
+from paywarden.ops.capacity.measured import MEASURED
 from paywarden.ops.capacity.plan import Asked, busy_cores
 from paywarden.ops.demo.demo import prepare_world
 from paywarden.ops.demo.live import LOCAL_CONFIG

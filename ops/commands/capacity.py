@@ -65,7 +65,8 @@ def capacity(
     takes your own. How long things are kept comes from the settings. The brokers' and the store's own memory is not
     planned.
     """
-    from paywarden.ops.capacity.coefficients import MEASURED, Coefficients
+    from paywarden.ops.capacity.coefficients import Coefficients
+    from paywarden.ops.capacity.measured import MEASURED
     from paywarden.ops.capacity.plan import Asked, plan
     from paywarden.scoring.state.shards import ShardSettings
 

@@ -11,7 +11,8 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paywarden.ops.capacity.coefficients import MEASURED, PARTS, Coefficients
+from paywarden.ops.capacity.coefficients import PARTS, Coefficients
+from paywarden.ops.capacity.measured import MEASURED
 from paywarden.ops.capacity.plan import UTILISATION, Asked, Kept, busy_cores, plan
 from paywarden.ops.commands.capacity import capacity
 from paywarden.schemas.errors import Misconfigured
