@@ -6,14 +6,20 @@ collects every error.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import difflib
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from paywarden.models.policy.policy import PolicySettings
 from paywarden.ops import wiring
 from paywarden.schemas.errors import Misconfigured
-from paywarden.schemas.settings import Source
+from paywarden.schemas.settings import ENVIRONMENT_PREFIX, Source
+
+# PAYWARDEN_PORT_8080_TCP_ADDR, PAYWARDEN_SERVICE_HOST, and variables of our own tools outside the settings.
+_OF_A_SERVICE = re.compile(r"_SERVICE_(HOST|PORT)|_PORT(_\d+_(TCP|UDP).*)?$")
 
 
 def settings_types() -> dict[str, type[Any]]:
@@ -105,6 +111,24 @@ def problems_of(source: Source, bundle: str | None) -> list[str]:
         found += section_problems(source, section, settings_type)
     # The checks of three sections read the catalogue.
     return list(dict.fromkeys(found + _policy_problems(source, bundle)))
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Returns variables that look like settings and are none, each with the setting that may be meant, or "".
+
+    Those that Kubernetes makes of a service's name are left out.
+    """
+    known = [
+        f"{ENVIRONMENT_PREFIX}{section}_{field.name}".upper()
+        for section, settings_type in settings_types().items()
+        for field in dataclasses.fields(settings_type)
+    ]
+    unknown = sorted(
+        name
+        for name in environment
+        if name.startswith(ENVIRONMENT_PREFIX) and name not in known and not _OF_A_SERVICE.search(name)
+    )
+    return [(name, next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.8)), "")) for name in unknown]
 
 
 def section_problems(source: Source, section: str, settings_type: type[Any]) -> list[str]:

@@ -7,8 +7,11 @@ if file_state(path) != before:     replaced, written to, renamed over or removed
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from pathlib import Path
+from typing import BinaryIO
 
 FileState = tuple[int, int, int, int]
 """Inode, size, and the times of the last change to content and to inode in ns: what changes with a file."""
@@ -20,6 +23,18 @@ def file_state(path: str | Path) -> FileState | None:
         return state_of(os.stat(path))
     except OSError:
         return None
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a file for reading. Raises OSError, also for what is no regular file.
+
+    A named pipe that nobody writes to would be waited for without end, and a device read without end.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return open(fd, "rb")
 
 
 def state_of(status: os.stat_result) -> FileState:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.file_state import open_regular
+
+# Far more than any key. A larger file is no key's.
+_BYTES_MAX = 4096
 
 
 def read_hex_key(setting: str, path: str) -> bytes:
@@ -13,7 +15,8 @@ def read_hex_key(setting: str, path: str) -> bytes:
     Raises Misconfigured, naming the setting, if the file cannot be read.
     """
     try:
-        return bytes.fromhex(Path(path).read_text(encoding="ascii").strip())
+        with open_regular(path) as file:
+            return bytes.fromhex(file.read(_BYTES_MAX).decode("ascii").strip())
     except OSError as error:
         raise Misconfigured(f"{setting}: cannot read {path}: {error.strerror}") from error
     except ValueError:

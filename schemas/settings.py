@@ -14,9 +14,10 @@ name, `[policy.lists]`. These come from the file alone.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -87,7 +88,7 @@ class Source:
     def unknown_sections(self) -> list[str]:
         """Returns a line for each section of the file that does not exist or is no table."""
         return [
-            f"{self.name}: there is no section [{section}]; there are {', '.join(SECTIONS)}"
+            f"{self.name}: there is no section [{section}]{_meant(section, SECTIONS)}; there are {', '.join(SECTIONS)}"
             for section, settings in self.file.items()
             if section not in SECTIONS or not isinstance(settings, Mapping)
         ]
@@ -130,7 +131,7 @@ class Source:
         hints = get_type_hints(settings_type)
         given = self._given(section)
         wrong += [
-            Misconfigured(f"{self.name}: [{section}] has no setting {name!r}")
+            Misconfigured(f"{self.name}: [{section}] has no setting {name!r}{_meant(name, hints)}")
             for name in sorted(given.keys() - hints.keys())
         ]
         values = {
@@ -190,6 +191,11 @@ def table_of(name: str, settings_type: type[_Settings], value: object) -> _Setti
         raise wrong[0]
     assert isinstance(table, settings_type)
     return table
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    """Returns the end of a message about an unknown name: the known one that is nearest to it, if one is near."""
+    return "".join(f"; {near!r} may have been meant" for near in difflib.get_close_matches(name, known, n=1))
 
 
 def _typed(name: str, hint: Any, value: Any, wrong: list[Misconfigured]) -> Any:

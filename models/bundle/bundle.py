@@ -38,6 +38,7 @@ from paywarden.models.bundle.signature import BUILD
 from paywarden.models.bundle.signature import MANIFEST as MANIFEST
 from paywarden.models.bundle.stored_arrays import UNREADABLE, read_arrays
 from paywarden.schemas.errors import BundleRefused, Misconfigured
+from paywarden.schemas.file_state import open_regular
 from paywarden.schemas.private_files import require_unwritable
 
 if TYPE_CHECKING:
@@ -185,10 +186,11 @@ def read_manifest(bundle: Path) -> Manifest:
     """Returns the manifest. Raises BundleRefused if it is missing, not JSON, or has other keys or types."""
     path = bundle / MANIFEST
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        with open_regular(path) as file:
+            content = json.loads(file.read().decode("utf-8"))
     except FileNotFoundError as error:
         raise BundleRefused(f"bundle {bundle}: there is no {MANIFEST}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleRefused(f"bundle {bundle}: {MANIFEST} cannot be read: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise BundleRefused(f"bundle {bundle}: wanted a manifest of format {FORMAT}")

@@ -28,8 +28,8 @@ def doctor(source: Source, only: tuple[str, ...], gateway: Path | None, as_json:
     """Try everything configured, and say how to mend it.
 
     It connects to Kafka, the schema registry and the store; reads catalogue, bundles, policy, tokens and certificates;
-    and looks at open files, disks, memory file systems and the clock of this host. It writes nothing. Run it on each
-    host, with the configuration and the user of the processes.
+    and looks at open files, disks, memory file systems, ports and the clock of this host. It writes nothing. Run it on
+    each host, with the configuration and the user of the processes.
 
     The exit status is 1 if there is an error. Warnings alone are 0.
     """
@@ -38,7 +38,13 @@ def doctor(source: Source, only: tuple[str, ...], gateway: Path | None, as_json:
 
     checks: Mapping[str, Sequence[Check]] = {
         "settings": (scoring.check_settings,),
-        "host": (host.check_files, host.check_paths, partial(host.check_shards, gateway=gateway), host.check_clock),
+        "host": (
+            host.check_files,
+            host.check_paths,
+            host.check_ports,
+            partial(host.check_shards, gateway=gateway),
+            host.check_clock,
+        ),
         "bundle": (scoring.check_bundles,),
         "access": (scoring.check_access,),
         "kafka": (kafka.check_kafka,),

@@ -1,12 +1,15 @@
-"""Checks of this host: open files, memory file systems, disks, the owners of paths, the clock."""
+"""Checks of this host: open files, memory file systems, disks, the owners of paths, ports, the clock."""
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import resource
 import shutil
+import socket
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from paywarden.features.stores.lmdb import LmdbSettings
@@ -25,9 +28,12 @@ from paywarden.scoring.state.mirror import MirrorAbsent, MirrorReader, MirrorSet
 from paywarden.scoring.state.outbox import OutboxSettings
 from paywarden.scoring.state.overlay import OverlaySettings
 from paywarden.scoring.state.shards import ShardSettings
+from paywarden.streams.companion.companion import CompanionSettings
 
 _IN_MEMORY = ("tmpfs", "ramfs", "hugetlbfs")
 _MIB = 1024 * 1024
+# The state of a listening socket in /proc/net/tcp, and what the command lines of our processes hold.
+_LISTENS, _OURS = "0A", "paywarden"
 # What adjtimex returns while the clock is not synchronised, and the size of the kernel's struct timex.
 _TIME_ERROR, _TIMEX_BYTES = 5, 256
 
@@ -69,6 +75,8 @@ def check_paths(source: Source) -> Iterator[Result]:
                 f"{setting}: {path} is on {kind}, and a page that is written back can stop a look-up for milliseconds",
                 "use a folder on a memory file system, such as /dev/shm or /run",
             )
+    for setting, path in (("[mirror] path", mirror.path), ("[outbox] directory", outbox.directory)):
+        yield from _folder(setting, Path(path))
     yield from _room("[mirror] size_mb", Path(mirror.path), mirror.size_mb * _MIB)
     yield from _owner("[outbox] directory", Path(outbox.directory))
     yield from _room("[outbox] total_bytes_max", Path(outbox.directory), outbox.total_bytes_max)
@@ -83,6 +91,99 @@ def _owner(setting: str, path: Path) -> Iterator[Result]:
         yield Result("host", ERROR, f"{setting}: {error}")
     else:
         yield from _writable(setting, path)
+
+
+def _folder(setting: str, path: Path) -> Iterator[Result]:
+    """Yields an error if something that is no folder stands in its place."""
+    if path.exists() and not path.is_dir():
+        yield Result("host", ERROR, f"{setting}: wanted a folder, and {path} is a file", "move it, or set another path")
+    elif path.is_symlink() and not path.exists():
+        target = path.readlink()
+        yield Result("host", ERROR, f"{setting}: {path} is a link to {target}, which does not exist", f"make {target}")
+
+
+def check_ports(source: Source) -> Iterator[Result]:
+    """Yields whether the ports of a scoring host differ from each other, and are free or used by a process of ours."""
+    wanted = _ports(source)
+    users: dict[int, list[str]] = {}
+    for setting, (_, port) in wanted.items():
+        users.setdefault(port, []).append(setting)
+    for port, settings in users.items():
+        if len(settings) > 1:
+            yield Result("host", ERROR, f"{' and '.join(settings)} are both {port}", "give each a port of its own")
+    in_use = {setting: where for setting, where in wanted.items() if _is_in_use(*where)}
+    for setting, (host, port) in in_use.items():
+        holder = _holder(port)
+        if not holder.is_ours:
+            yield Result(
+                "host",
+                ERROR,
+                f"{setting}: {host}:{port} is taken by {holder.name}",
+                "stop that process, or set another port",
+            )
+    if wanted and not in_use:
+        yield Result("host", OK, f"the ports {', '.join(map(str, sorted(users)))} are free")
+
+
+def _ports(source: Source) -> dict[str, tuple[str, int]]:
+    """Returns the addresses of a scoring host's processes by setting. A port of 0 is a free one, and left out."""
+    http, grpc = source.section("http", HttpSettings), source.section("grpc", GrpcSettings)
+    serve, companion = source.section("serve", wiring.ServeSettings), source.section("companion", CompanionSettings)
+    ports = {
+        "[http] port": (http.host, http.port),
+        "[grpc] port": (grpc.host, grpc.port if grpc.enabled else 0),
+        "[serve] admin_port": (serve.admin_host, serve.admin_port),
+        "[companion] http_port": (companion.http_host, companion.http_port),
+    }
+    return {setting: where for setting, where in ports.items() if where[1]}
+
+
+def _is_in_use(host: str, port: int) -> bool:
+    """Returns whether a port cannot be bound because somebody has it; another error is not told here."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as tried:
+        # What closed connections left behind is in nobody's way.
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind((host, port))
+        except OSError as error:
+            return error.errno == errno.EADDRINUSE
+    return False
+
+
+@dataclass(frozen=True)
+class _Holder:
+    """Who listens at a port, as the system tells it to this user."""
+
+    name: str
+    is_ours: bool = False
+
+
+def _holder(port: int) -> _Holder:
+    """Returns the process that listens at a port. Another user's processes are not told to everybody."""
+    inodes = {
+        f"socket:[{words[9]}]"
+        for table in ("tcp", "tcp6")
+        for line in _lines(Path("/proc/net") / table)[1:]
+        if (words := line.split())[3] == _LISTENS and int(words[1].rpartition(":")[2], 16) == port
+    }
+    for folder in Path("/proc").glob("[0-9]*/fd"):
+        try:
+            has = any(os.readlink(link) in inodes for link in folder.iterdir())
+            command = (folder.parent / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        except OSError:
+            # It has ended, or is another user's.
+            continue
+        if has:
+            return _Holder(f"{Path(command.partition(' ')[0]).name} (process {folder.parent.name})", _OURS in command)
+    return _Holder("a process that this user may not look at")
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return []
 
 
 def _writable(setting: str, path: Path) -> Iterator[Result]:

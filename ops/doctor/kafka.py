@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -19,6 +21,7 @@ from confluent_kafka.cimpl import NewTopic
 from paywarden.ops import wiring
 from paywarden.ops.doctor.results import ERROR, OK, SKIPPED, WARNING, Result
 from paywarden.schemas.avro import TOPICS, subject
+from paywarden.schemas.errors import BrokerUnavailable
 from paywarden.schemas.settings import Source
 from paywarden.streams.kafka.admin import ask_end_offsets, make_admin, require_broker, retry_until_leader
 from paywarden.streams.kafka.client import REACH_TIMEOUT_S, KafkaSettings
@@ -33,12 +36,20 @@ _CLOCK_MS_MAX = 2_000
 _NEWEST = OffsetSpec.max_timestamp()  # type: ignore[no-untyped-call]
 _RIGHTS = ("DESCRIBE", "READ", "WRITE")
 _SHOWN_MAX = 5
+_CONNECT_TIMEOUT_S = 5.0
 
 
 def check_kafka(source: Source) -> Iterator[Result]:
     """Yields results about the cluster and each topic. Raises BrokerUnavailable, Misconfigured."""
     kafka, settings = wiring.kafka_settings(source), source.section("topics", TopicSettings)
-    require_broker(kafka)
+    if unread := list(_unread_files(kafka)):
+        yield from unread
+        return
+    try:
+        require_broker(kafka)
+    except BrokerUnavailable as error:
+        yield Result("kafka", ERROR, str(error), "; ".join(_why_away(kafka)))
+        return
     admin = make_admin(kafka)
     if embedded_cluster(admin):
         yield Result("kafka", OK, f"the embedded broker answers at {kafka.bootstrap}: it has no settings of topics")
@@ -62,6 +73,41 @@ def check_kafka(source: Source) -> Iterator[Result]:
         yield Result("kafka", OK, f"{len(wanted)} topics have the settings that they need, and all their copies")
     if kafka.topic("payments") in described:
         yield from _clock(admin, kafka, len(described[kafka.topic("payments")].partitions))
+
+
+def _unread_files(kafka: KafkaSettings) -> Iterator[Result]:
+    """Yields an error for each file of certificates and keys that cannot be read; the client names none."""
+    for name in ("ssl_ca_location", "ssl_certificate_location", "ssl_key_location"):
+        path = getattr(kafka, name)
+        # "probe" looks for the system's authorities.
+        if not path or path == "probe" or (name == "ssl_ca_location" and os.path.isdir(path)):
+            continue
+        try:
+            with open(path, "rb"):
+                pass
+        except OSError as error:
+            yield Result("kafka", ERROR, f"[kafka] {name}: cannot read {path}: {error.strerror}", "give the right path")
+
+
+def _why_away(kafka: KafkaSettings) -> Iterator[str]:
+    """Yields what is wrong with each address of `bootstrap`, as far as a plain connection tells."""
+    for address in kafka.bootstrap.split(","):
+        host, _, port = address.strip().rpartition("://")[2].rpartition(":")
+        if not host or not port.isdecimal():
+            yield f"[kafka] bootstrap: {address.strip()!r} is not host:port"
+            continue
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+        except (socket.gaierror, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is no name of a host"
+            yield f"no address is known for {host} ({reason}): correct [kafka] bootstrap, or DNS"
+        except OSError as error:
+            yield f"{host}:{port} takes no connection ({error.strerror or error}): is a broker there?"
+        else:
+            yield (
+                f"{host}:{port} takes connections, and does not speak {kafka.security_protocol} with us: look at "
+                "[kafka] security_protocol, the SASL settings and the broker's log"
+            )
 
 
 def _described(admin: AdminClient, names: Sequence[str]) -> dict[str, Any]:

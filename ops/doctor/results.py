@@ -30,9 +30,19 @@ Check = Callable[[Source], Iterable[Result]]
 
 
 def results_of(area: str, checks: Iterable[Check], source: Source) -> Iterator[Result]:
-    """Yields the results of the checks of an area. A check that raises yields an error, and the next one goes on."""
+    """Yields the results of the checks of an area. A check that raises yields an error, and the next one goes on.
+
+    A folder that this user may not even look into ends a check as well (OSError).
+    """
     for check in checks:
         try:
             yield from check(source)
         except PaywardenError as error:
             yield Result(area, ERROR, str(error))
+        except OSError as error:
+            yield Result(
+                area,
+                ERROR,
+                f"cannot look at {error.filename or 'a file'}: {error.strerror or error}",
+                "run the doctor as the user of the processes, and give that user the right",
+            )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from paywarden.models.bundle.bundle import load_bundle, native_library
 from paywarden.models.bundle.signature import BundleSettings, TrustedKeys
 from paywarden.ops import wiring
-from paywarden.ops.configuration import problems_of
+from paywarden.ops.configuration import problems_of, unknown_variables
 from paywarden.ops.doctor.results import ERROR, OK, SKIPPED, WARNING, Result
 from paywarden.schemas.errors import PaywardenError
 from paywarden.schemas.settings import Source
@@ -28,6 +29,13 @@ def check_settings(source: Source) -> Iterator[Result]:
         yield Result("settings", ERROR, problem)
     if not problems:
         yield Result("settings", OK, f"{source.name}: all settings are right")
+    for variable, meant in unknown_variables(source.environment):
+        yield Result(
+            "settings",
+            WARNING,
+            f"the environment's {variable} is no setting, and nothing reads it",
+            f"{meant} may have been meant" if meant else "take it away, or correct it: PAYWARDEN_SECTION_SETTING",
+        )
 
 
 def check_bundles(source: Source) -> Iterator[Result]:
@@ -45,6 +53,8 @@ def check_bundles(source: Source) -> Iterator[Result]:
             "[features] identity_key_file is not set, and the key of laptops is known to everybody",
             "make a key (`openssl rand -hex 32`) and give it to serve, companion and stream",
         )
+    else:
+        yield from _identity_key(source.section("features", wiring.FeatureSettings).identity_key_file)
     for setting, path in (("bundle", settings.bundle), ("fallback_bundle", settings.fallback_bundle)):
         if not path:
             continue
@@ -68,6 +78,18 @@ def check_bundles(source: Source) -> Iterator[Result]:
             yield Result(
                 "bundle", OK, f"[serve] {setting}: {manifest.model_version} scores its golden vectors to the bit"
             )
+
+
+def _identity_key(path: str) -> Iterator[Result]:
+    mode = stat.S_IMODE(Path(path).stat().st_mode) if path else 0
+    if mode & (stat.S_IROTH | stat.S_IWOTH):
+        yield Result(
+            "bundle",
+            WARNING,
+            f"[features] identity_key_file: {path} is open to every user of the machine (mode {mode:o}), and who has "
+            "the key can make ids that count as one",
+            f"chmod 600 {path}",
+        )
 
 
 def check_access(source: Source) -> Iterator[Result]:

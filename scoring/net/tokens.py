@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paywarden.schemas.errors import Misconfigured
-from paywarden.schemas.file_state import FileState, file_state, state_of
+from paywarden.schemas.file_state import FileState, file_state, open_regular, state_of
 from paywarden.scoring.net.caller_names import NAME_BYTES_MAX, is_name
 
 _log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ _Callers = tuple[tuple[bytes, bytes], ...]
 
 def _read(path: Path) -> tuple[_Callers, FileState]:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             status = os.fstat(file.fileno())
             content = file.read(_FILE_BYTES_MAX + 1)
     except OSError as error:

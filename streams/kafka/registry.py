@@ -399,13 +399,13 @@ def _check(settings: RegistrySettings) -> None:
         try:
             parts = urlsplit(url.strip())
         except ValueError as error:
-            raise Misconfigured("registry.url is not a URL") from error
+            raise Misconfigured("[registry] url is not a URL") from error
         if parts.username is not None or parts.password is not None:
-            raise Misconfigured("registry.url holds credentials: use registry.username and registry.password")
+            raise Misconfigured("[registry] url holds credentials: use [registry] username and password")
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise Misconfigured("registry.url: wanted http://host:port or https://host:port")
+            raise Misconfigured("[registry] url: wanted http://host:port or https://host:port")
     if ":" in settings.username:
-        raise Misconfigured("registry.username must not contain a colon")
+        raise Misconfigured("[registry] username must not contain a colon")
 
 
 def _refusal(error: SchemaRegistryError, name: str, url: str) -> Misconfigured:

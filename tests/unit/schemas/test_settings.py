@@ -97,7 +97,10 @@ def test_sections_do_not_see_each_others_settings(tmp_path: Path) -> None:
 
 
 def test_an_unknown_section_is_refused_with_a_list_of_sections(tmp_path: Path) -> None:
-    with pytest.raises(Misconfigured, match=r"some\.toml: there is no section \[sevre\]; there are admission, .*serve"):
+    with pytest.raises(
+        Misconfigured,
+        match=r"some\.toml: there is no section \[sevre\]; .serve. may have been meant; there are admission, .*serve",
+    ):
         from_file("[sevre]\nport = 1\n", tmp_path)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import resource
+import socket
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from paywarden.ops.cli import cli
 from paywarden.ops.doctor import host
+from paywarden.schemas.errors import BrokerUnavailable
 from paywarden.schemas.settings import read_source
 from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
 from paywarden.scoring.state.shards import CardShards, HeldShards, ShardSettings
@@ -146,6 +150,101 @@ def test_a_certificate_that_expires_soon_is_a_warning(folder: Path, days: int, s
     certificate, key = Authority(folder, days=days).sign("host")
     config = f'[tls]\ncertificate = "{certificate}"\nkey = "{key}"\n'
     assert rows(config, "access")[0]["state"] == state
+
+
+def test_a_variable_that_nothing_reads_is_told_with_what_may_be_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("PAYWARDEN_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PAYWARDEN_KAFKA_BOOTSTRAP", "kafka:9092")
+    # Kubernetes makes such variables of a service's name.
+    monkeypatch.setenv("PAYWARDEN_PORT_8080_TCP_ADDR", "10.0.0.1")
+    assert [row["state"] for row in rows("", "settings")] == ["ok"]
+    monkeypatch.setenv("PAYWARDEN_KAFKA_BOOTSTRP", "kafka:9092")
+    _, row = rows("", "settings")
+    assert (row["state"], row["mend"]) == ("warning", "PAYWARDEN_KAFKA_BOOTSTRAP may have been meant")
+    assert "PAYWARDEN_KAFKA_BOOTSTRP" in row["seen"]
+    assert "'bootstrap' may have been meant" in rows('[kafka]\nbootstrp = "x"\n', "settings")[0]["seen"]
+
+
+def test_a_port_that_is_taken_or_given_twice_is_told_before_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(config: str) -> list[str]:
+        return [row["seen"] for row in rows(config, "host") if row["seen"].startswith(("[http] port", "the ports"))]
+
+    assert "[http] port and [grpc] port are both 18080" in told("[http]\nport = 18080\n[grpc]\nport = 18080\n")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        config = f"[http]\nport = {port}\n[grpc]\nenabled = false\n"
+        monkeypatch.setattr(host, "_OURS", "no command has these words")
+        (seen,) = told(config)
+        assert seen.startswith(f"[http] port: 127.0.0.1:{port} is taken by ")
+        assert seen.endswith(f"(process {os.getpid()})")
+        # A host that runs already is no fault.
+        monkeypatch.setattr(host, "_OURS", "")
+        assert told(config) == []
+    assert told(config) == [f"the ports {port} are free"]
+
+
+def test_a_file_or_a_broken_link_in_place_of_a_folder_is_an_error(folder: Path) -> None:
+    (folder / "file").touch()
+    (folder / "link").symlink_to(folder / "nowhere")
+    config = f'[outbox]\ndirectory = "{folder}/file"\n[mirror]\npath = "{folder}/link"\n'
+    errors = [row["seen"] for row in rows(config, "host") if row["state"] == "error"]
+    assert errors == [
+        f"[mirror] path: {folder}/link is a link to {folder}/nowhere, which does not exist",
+        f"[outbox] directory: wanted a folder, and {folder}/file is a file",
+    ]
+
+
+def test_what_this_user_may_not_look_at_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "/secret/mirror")
+
+    monkeypatch.setattr(host, "require_not_planted", refused)
+    (row,) = (row for row in rows("", "host") if row["state"] == "error")
+    assert row["seen"] == "cannot look at /secret/mirror: Permission denied"
+
+
+@pytest.mark.parametrize("place", ["[features]\nidentity_key_file", "[auth]\ntokens_file", "[serve]\nbundle"])
+def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(folder: Path, place: str) -> None:
+    (folder / "bundle").mkdir()
+    for name in ("pipe", "bundle/manifest.json"):
+        os.mkfifo(folder / name)
+    path = folder / ("bundle" if "bundle" in place else "pipe")
+    area = "access" if "auth" in place else "bundle"
+    (row,) = (row for row in rows(f'{place} = "{path}"\n', area) if row["state"] == "error")
+    assert "it is no regular file" in row["seen"]
+
+
+def test_an_identity_key_that_everybody_may_read_is_told(folder: Path) -> None:
+    key = folder / "identity.key"
+    key.write_text("5d" * 16, encoding="ascii")
+    for mode, states in ((0o644, ["ok", "warning", "error"]), (0o600, ["ok", "error"])):
+        key.chmod(mode)
+        assert [row["state"] for row in rows(f'[features]\nidentity_key_file = "{key}"\n', "bundle")] == states
+
+
+def test_a_broker_that_does_not_answer_is_told_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(_: object) -> None:
+        raise BrokerUnavailable("no Kafka broker answers")
+
+    def told(config: str) -> tuple[str, str]:
+        (row,) = rows(f"[kafka]\n{config}\n", "kafka")
+        return row["seen"], row["mend"]
+
+    monkeypatch.setattr("paywarden.ops.doctor.kafka.require_broker", away)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        _, mend = told(f'bootstrap = "127.0.0.1:{port}"')
+        assert mend.startswith(f"127.0.0.1:{port} takes connections, and does not speak plaintext")
+    _, mend = told('bootstrap = "127.0.0.1:1,no..such.host:9092,kafka"')
+    refused, unknown, wrong = mend.split("; ")
+    assert refused == "127.0.0.1:1 takes no connection (Connection refused): is a broker there?"
+    assert unknown.startswith("no address is known for no..such.host (")
+    assert wrong == "[kafka] bootstrap: 'kafka' is not host:port"
+    assert told('security_protocol = "ssl"\nssl_ca_location = "/no/ca.pem"') == (
+        "[kafka] ssl_ca_location: cannot read /no/ca.pem: No such file or directory",
+        "give the right path",
+    )
 
 
 def test_the_nearest_mount_says_what_a_path_is_on() -> None:
