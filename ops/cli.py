@@ -244,6 +244,9 @@ def serve(source: Source, bundle: str | None, workers: int, take_over: bool, sta
     With --standby two processes with different feature catalogues share [serve] runtime and the ports. The one whose
     catalogue the deployment file names serves, and the other waits for its turn.
     """
+    from paywarden.scoring.server import hang_ups
+
+    hang_ups.hold()
     from paywarden.scoring.server.standby import stand_by
     from paywarden.scoring.server.supervisor import serve as run
 

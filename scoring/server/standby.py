@@ -23,6 +23,7 @@ from dataclasses import replace
 
 from paywarden.schemas.errors import Misconfigured, PaywardenError
 from paywarden.schemas.file_state import FileState, file_state
+from paywarden.scoring.server import hang_ups
 from paywarden.scoring.server.context import ServerContext
 from paywarden.scoring.server.deployer import is_served
 from paywarden.scoring.server.deployment import DEPLOYMENT, Deployment, read_deployment, release_key
@@ -48,7 +49,8 @@ def stand_by(host: ServerContext, worker_count: int, *, announce: Callable[[Sequ
     while (mine := _next_turn(turns)) is not None:
         _log.info("catalogue %s: it is this version's turn", host.catalogue_digest)
         taker = serve(mine, worker_count, announce=announce, takes_over=True)
-        for number in _HEEDED:
+        hang_ups.hold()
+        for number in _STOPS:
             signal.signal(number, signal.SIG_DFL)
         if taker in (None, "", host.catalogue_digest):
             return

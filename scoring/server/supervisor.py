@@ -37,6 +37,7 @@ from paywarden.scoring.idempotency import decision_cache as answered
 from paywarden.scoring.metrics.release import CHECK, swap_failures
 from paywarden.scoring.metrics.shared import Counter, Registry
 from paywarden.scoring.requests import fast_requests
+from paywarden.scoring.server import hang_ups
 from paywarden.scoring.server.admin import ADMIN_NAME, admin_main
 from paywarden.scoring.server.context import Endpoints, ServerContext, open_endpoints
 from paywarden.scoring.server.deployer import Deployer
@@ -311,7 +312,10 @@ class Supervisor:
         self._all_work = call
 
     def heed_signals(self, deployer: Deployer | None = None, desk: Desk | None = None) -> None:
-        """Make SIGTERM and SIGINT a clean stop from now on, and SIGHUP a look at what should be served."""
+        """Make SIGTERM and SIGINT a clean stop from now on, and SIGHUP a look at what should be served.
+
+        A SIGHUP that came while the host started is heeded now.
+        """
         self._desk = desk
         if deployer is not None:
             self._deployer, self._deploy_at = deployer, 0.0
@@ -323,6 +327,8 @@ class Supervisor:
             signal.signal(number, self._stop)
         # Without a handler the signal would not wake the parent.
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        if hang_ups.held():
+            self._hang_up()
 
     def run(self) -> None:
         """Until every worker has ended after a stop. Raises TemporaryFailure when one failed to stop."""

@@ -15,6 +15,7 @@ from tests.patience import PATIENCE_S
 RUN = """
 import errno, json, logging, os, signal, sys, time
 from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.server import hang_ups
 from paywarden.scoring.server.supervisor import Supervisor, SupervisorMetrics
 
 logging.basicConfig(stream=sys.stderr, format="%(message)s")
@@ -59,7 +60,12 @@ def work(number, beat):
 
 
 supervisor = Supervisor(2, work, stop_s=30, hang_timeout_s=4, metrics=metrics, fork=fork)
+# A reload while the process starts, as `serve` holds it.
+hang_ups.hold()
+os.kill(os.getpid(), signal.SIGHUP)
+heeded, supervisor._hang_up = [], lambda *_: heeded.append(1)
 supervisor.heed_signals()
+assert heeded == [1] and not hang_ups.held()
 supervisor.run()
 print(json.dumps({
     "starts": [len(starts(0)), len(starts(1))],
