@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlencode
 
 from paywarden.ops.console.cases import case as cases
 from paywarden.ops.console.cases.case import Case, case_subject, cases_of
+from paywarden.ops.console.cases.known import KnownCases
 from paywarden.ops.console.inbox.alert import ACT_ROLES
 from paywarden.ops.console.inbox.reader import AlertReader
 from paywarden.ops.console.inbox.store import AlertStore
@@ -22,6 +25,12 @@ FILE_BYTES_MAX = 5 * 1024 * 1024
 _BODY_BYTES_MAX = FILE_BYTES_MAX + 64 * 1024
 _ITEM = re.compile(r"(payment|alert):[^\s:]{1,150}")
 _NOTE_CHARS_MAX = 4_000
+PAGE_SIZE = 50
+LIST_FIELDS = (
+    Field("state", "Only open or only closed ones", choices=("open", "closed", "all")),
+    Field("q", "Only cases whose title, id or person has this text"),
+    Field("page", "Which page, from 1", kind="whole", low=1, high=1_000_000),
+)
 _ACTS = ("note", "link", "unlink", "propose", "close", "reopen")
 
 
@@ -41,11 +50,20 @@ class CaseRow:
 
 @dataclass(frozen=True)
 class CasesView:
-    """All cases, open ones first, the newest change first."""
+    """A page of cases, open ones first, the newest change first. `total`: of those that meet the filters."""
 
     cases: tuple[CaseRow, ...]
+    total: int
+    page: int
+    pages: int
+    filters: Mapping[str, str]
     missing: tuple[Missing, ...]
     may_act: bool
+
+    def link(self, **changed: str) -> str:
+        """Returns the address of this page with other filters."""
+        kept = {name: value for name, value in {**self.filters, **changed}.items() if value}
+        return f"/cases?{urlencode(kept)}" if kept else "/cases"
 
 
 @dataclass(frozen=True)
@@ -63,6 +81,7 @@ class Cases:
 
     def __init__(self, store: AlertStore, reader: AlertReader, folder: Path, large_minor: int) -> None:
         self._store, self._reader, self._folder, self._large = store, reader, folder, large_minor
+        self._known = KnownCases(store, large_minor)
 
     def section(self) -> Section:
         """Returns the section."""
@@ -78,7 +97,7 @@ class Cases:
         )
         upload = (Field("file", "A file, at most 5 MB", kind="file", is_required=True),)
         pages = (
-            Page("/cases", self.show_all, "All cases", view=CasesView),
+            Page("/cases", self.show_all, "The cases, open ones first", fields=LIST_FIELDS, view=CasesView),
             Page("/cases/open", self.open, "Open a case", "POST", ACT_ROLES, (title, item)),
             Page("/cases/{case_id}", self.show, "A case and its history", view=CaseView),
             Page("/cases/{case_id}/act", self.act, "Do something", "POST", ACT_ROLES, (act, note, item, verdict)),
@@ -97,7 +116,8 @@ class Cases:
         return Section("cases", "Cases", "/cases", pages)
 
     def show_all(self, visit: Visit) -> Shown:
-        """Show all cases."""
+        """Show a page of cases."""
+        state, text = visit.text("state", "all"), visit.text("q").casefold()
         rows = [
             CaseRow(
                 one.case_id,
@@ -109,10 +129,23 @@ class Cases:
                 one.verdict,
                 one.changed_ms,
             )
-            for one in self._all().values()
+            for one in self._known.all().values()
+            if (state == "all" or one.is_open == (state == "open"))
+            and (not text or any(text in value.casefold() for value in (one.title, one.case_id, one.assigned_to)))
         ]
         rows.sort(key=lambda row: (not row.is_open, -row.changed_ms, row.case_id))
-        view = CasesView(tuple(rows), tuple(self._reader.missing()), visit.person.may(ACT_ROLES))
+        pages = max(1, -(-len(rows) // PAGE_SIZE))
+        page = min(visit.whole("page", 1), pages)
+        filters = {field.name: visit.text(field.name) for field in LIST_FIELDS if visit.text(field.name)}
+        view = CasesView(
+            tuple(rows[(page - 1) * PAGE_SIZE : page * PAGE_SIZE]),
+            len(rows),
+            page,
+            pages,
+            filters,
+            tuple(self._reader.missing()),
+            visit.person.may(ACT_ROLES),
+        )
         return Shown("cases/list.html", view, "Cases")
 
     def show(self, visit: Visit) -> Shown:
@@ -186,17 +219,16 @@ class Cases:
             raise PageRefused(409, f"{problem[0].upper()}{problem[1:]}.")
         self._reader.write([event])
         visit.did(kind, event.subject, **{name: what[name] for name in ("item", "verdict", "field") if name in what})
-        found = self._all().get(case.case_id, case)
+        found = self._case(case.case_id) or case
         if found.history and found.history[-1].is_refused:
             raise PageRefused(409, f"Somebody was faster: {found.history[-1].note}.")
         return Done(f"/cases/{case.case_id}", f"{kind.capitalize()}.")
 
-    def _all(self) -> dict[str, Case]:
-        return cases_of(self._store.events_of_kind("case:"), self._large)
+    def _case(self, case_id: str) -> Case | None:
+        return cases_of(self._store.events(case_subject(case_id)), self._large).get(case_id)
 
     def _find(self, visit: Visit) -> Case:
-        events = self._store.events(case_subject(visit.path["case_id"]))
-        case = cases_of(events, self._large).get(visit.path["case_id"])
+        case = self._case(visit.path["case_id"])
         if case is None:
             raise not_found(f"case {visit.path['case_id']}")
         return case

@@ -35,6 +35,7 @@ TABLES = (
     "CREATE TABLE IF NOT EXISTS alert_records (alert_id TEXT PRIMARY KEY, record TEXT NOT NULL)",
     "CREATE INDEX IF NOT EXISTS alerts_worst ON alerts (is_open, rank DESC, raised_ms, alert_id)",
     "CREATE INDEX IF NOT EXISTS alerts_newest ON alerts (is_open, raised_ms DESC)",
+    "CREATE INDEX IF NOT EXISTS alerts_raised ON alerts (raised_ms)",
     """
     CREATE TABLE IF NOT EXISTS alert_states (
         offset INTEGER PRIMARY KEY, alert_id TEXT NOT NULL, time_ms INTEGER NOT NULL, state TEXT NOT NULL,
@@ -255,13 +256,28 @@ class AlertStore:
         rows = self._database.read("SELECT * FROM events WHERE subject = ? ORDER BY rowid", (subject,))
         return [_event(row) for row in rows]
 
-    def events_of_kind(self, prefix: str) -> Sequence[ConsoleEvent]:
-        """Returns all events about subjects that begin with `prefix`, such as `case:`, the oldest first."""
+    def events_of_kind(self, prefix: str, after: int = 0) -> Sequence[tuple[int, ConsoleEvent]]:
+        """Returns events about subjects that begin with `prefix`, such as `case:`, the oldest first.
+
+        Each has its number in the database; only those with a higher one than `after` come.
+        """
         rows = self._database.read(
-            "SELECT * FROM events WHERE subject >= ? AND subject < ? ORDER BY rowid",
-            (prefix, prefix[:-1] + chr(ord(prefix[-1]) + 1)),
+            "SELECT rowid AS number, * FROM events WHERE subject >= ? AND subject < ? AND rowid > ? ORDER BY rowid",
+            (prefix, _end_of(prefix), after),
         )
-        return [_event(row) for row in rows]
+        return [(row["number"], _event(row)) for row in rows]
+
+    def mark_of_kind(self, prefix: str, number: int) -> tuple[int, str]:
+        """Returns how many events about such subjects there are up to a number, and the id of the one that has it.
+
+        Both are as before unless the topic was read anew.
+        """
+        rows = self._database.read(
+            "SELECT (SELECT count(*) FROM events WHERE subject >= ? AND subject < ? AND rowid <= ?) AS n, "
+            "coalesce((SELECT event_id FROM events WHERE rowid = ?), '') AS id",
+            (prefix, _end_of(prefix), number, number),
+        )
+        return rows[0]["n"], rows[0]["id"]
 
     def has_event(self, event_id: str) -> bool:
         """Returns whether an event has been read from its topic."""
@@ -287,6 +303,11 @@ class AlertStore:
     def _counter(self, name: str) -> int:
         rows = self._database.read("SELECT value FROM counters WHERE name = ?", (name,))
         return int(rows[0]["value"]) if rows else 0
+
+
+def _end_of(prefix: str) -> str:
+    """Returns the first text behind all that begin with a prefix."""
+    return prefix[:-1] + chr(ord(prefix[-1]) + 1)
 
 
 def affected_of(record: Mapping[str, Any]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,14 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paywarden.ops.console.cases import case as cases
-from paywarden.ops.console.cases.case import Case, cases_of
+from paywarden.ops.console.cases.case import Case, case_subject, cases_of
+from paywarden.ops.console.cases.known import KnownCases
 from paywarden.ops.console.cases.pages import Cases
 from paywarden.ops.console.inbox.alert import AlertPage
 from paywarden.ops.console.inbox.pages import Inbox
 from paywarden.ops.console.inbox.reader import AlertReader
 from paywarden.ops.console.inbox.store import TABLES, AlertStore
 from paywarden.ops.console.pages import Section
-from paywarden.streams.alerts.events import ConsoleEvent
+from paywarden.streams.alerts.events import EVENTS_TOPIC, ConsoleEvent
+from paywarden.streams.alerts.feed import FeedBatch, FeedRecord
 from tests.services.console import console_under_test, csrf_of
 from tests.unit.ops.console.test_inbox import World, _Echo
 from tests.worlds.alerts_on_topics import TopicsInMemory
@@ -60,7 +63,8 @@ def test_a_large_case_takes_two_people_to_close(world: tuple[World, Section]) ->
     assert post(lead, "act", act="close", verdict="fraud") == 303
     text = analyst.get(place).text
     assert "closed: fraud" in text
-    assert "250000" in text
+    assert "<dd>2,500.00: it takes two people" in text
+    assert '<td dir="auto">0.00</td><td dir="auto">2,500.00</td>' in text
     assert post(analyst, "act", act="link", item="alert:a1") == 409
     assert post(lead, "act", act="reopen", note="more <i>came</i>") == 303
     assert "<i>came</i>" not in analyst.get(place).text
@@ -114,3 +118,48 @@ def test_no_order_of_acts_lets_one_person_close_a_large_case(acts: list[tuple[st
             assert case.proposed_by not in ("", by)
             assert any(one.kind == cases.PROPOSED and one.by == case.proposed_by for one in after.history)
     assert isinstance(cases_of(events, LARGE)["c"], Case)
+
+
+def _record(number: int, event: ConsoleEvent) -> FeedRecord:
+    return FeedRecord(EVENTS_TOPIC, number, event.to_record())
+
+
+def _events(count: int) -> list[ConsoleEvent]:
+    """Returns cases that are opened, with a note each; some words go to cases that there are not."""
+    made = []
+    for number in range(count):
+        subject = case_subject(f"c{number // 2}")
+        kind, what = (cases.OPENED, {"title": f"Ring {number}"}) if number % 2 == 0 else (cases.NOTED, {"note": "x"})
+        made.append(ConsoleEvent(subject if number % 7 else "case:nothing", kind, "anna", number, what))
+    return made
+
+
+def test_known_cases_are_what_all_events_say_in_any_batches(world: tuple[World, Section]) -> None:
+    store, events = world[0].store, _events(40)
+    known = KnownCases(store, LARGE)
+    assert known.all() == {}
+    for start, stop in ((0, 1), (1, 9), (9, 9), (9, 40)):
+        store.take(FeedBatch(tuple(_record(place, events[place]) for place in range(start, stop))))
+        assert known.all() == cases_of(events[:stop], LARGE)
+    # The topic was made anew, with as many other events.
+    others = [replace(event, by="ben", event_id=f"other-{place}") for place, event in enumerate(events)]
+    store.begin_anew([EVENTS_TOPIC])
+    store.take(FeedBatch(tuple(_record(place, event) for place, event in enumerate(others))))
+    assert known.all() == cases_of(others, LARGE)
+
+
+def test_many_cases_come_in_pages_and_by_filters(world: tuple[World, Section]) -> None:
+    store = world[0].store
+    opened = [
+        ConsoleEvent(case_subject(f"c{number:03d}"), cases.OPENED, "anna", number, {"title": f"Ring {number} שלום"})
+        for number in range(120)
+    ]
+    closed = ConsoleEvent(case_subject("c007"), cases.CLOSED, "anna", 500, {"verdict": "fraud"})
+    store.take(FeedBatch(tuple(_record(place, event) for place, event in enumerate([*opened, closed]))))
+    browser = world[0].console.browser([world[1]], "demo-analyst")
+    text = browser.get("/cases").text
+    assert ("120 cases" in text, text.count('href="/cases/c')) == (True, 50)
+    assert browser.get("/cases?page=3").text.count('href="/cases/c') == 20
+    assert browser.get("/cases?state=closed").text.count('href="/cases/c') == 1
+    assert browser.get("/cases?q=RING+117").text.count('href="/cases/c') == 1
+    assert "No case is like this" in browser.get("/cases?q=nothing").text
