@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from paywarden.ops.console.rendering import number as number_text
+
 WIDTH, HEIGHT = 640, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 8, 10, 46
 # More labels than this below the bars would touch each other.
@@ -109,5 +111,5 @@ def _bin(low: float | None, high: float | None) -> str:
     if low is None and high is None:
         return "any"
     if low is None:
-        return f"< {high:.4g}"
-    return f"≥ {low:.4g}" if high is None else f"{low:.4g} to {high:.4g}"
+        return f"< {number_text(high)}"
+    return f"≥ {number_text(low)}" if high is None else f"{number_text(low)} to {number_text(high)}"

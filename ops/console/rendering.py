@@ -81,6 +81,7 @@ def environment(currencies: Currencies = NO_CURRENCIES) -> Environment:
     )
     made.filters.update(
         time=time_text,
+        second=second_text,
         ago=ago,
         percent=percent,
         money=currencies.text,
@@ -115,12 +116,17 @@ def as_json(value: Any) -> Any:
     return str(value)
 
 
-def time_text(time_ms: int | None) -> str:
-    """Returns a time in UTC to the minute: `2026-10-01 08:30`; a dash for None."""
+def second_text(time_ms: int | None) -> str:
+    """Returns a time in UTC to the second: `2026-10-01 08:30:15`; a dash for None."""
+    return time_text(time_ms, "%Y-%m-%d %H:%M:%S")
+
+
+def time_text(time_ms: int | None, form: str = "%Y-%m-%d %H:%M") -> str:
+    """Returns a time in UTC, to the minute by default: `2026-10-01 08:30`; a dash for None."""
     if time_ms is None:
         return "–"
     try:
-        return datetime.fromtimestamp(time_ms / 1000, tz=UTC).strftime("%Y-%m-%d %H:%M")
+        return datetime.fromtimestamp(time_ms / 1000, tz=UTC).strftime(form)
     except (ValueError, OverflowError, OSError):
         return str(time_ms)
 
@@ -140,8 +146,11 @@ def percent(share: float | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """Returns a number with four digits; a dash for None."""
-    return "–" if value is None or not math.isfinite(value) else f"{value:.4g}"
+    """Returns a number with four digits or all before the point: `0.1267`, `123,456`; a dash for None."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    # 123,456 and not 1.235e+05.
+    return f"{value:,.0f}" if 10_000 <= abs(value) < 1e12 else f"{value:.4g}"
 
 
 def whole(value: int | None) -> str:

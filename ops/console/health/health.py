@@ -185,7 +185,7 @@ def readings_of(samples: Samples) -> tuple[Reading, ...]:
     ):
         value = quantile(samples.get(f"{name}_bucket", ()), 0.99)
         if value is not None:
-            readings.append(Reading(words, f"at most {_seconds(value)}", value > objective))
+            readings.append(Reading(words, _at_most(samples[f"{name}_bucket"], value), value > objective))
     hits = _hit_ratio(samples)
     if hits is not None:
         readings.append(Reading("cards that the mirror knew", f"{100 * hits:.1f} %", hits < 0.5))
@@ -212,9 +212,15 @@ def _hit_ratio(samples: Mapping[str, Sequence[tuple[Mapping[str, str], float]]])
     return 1 - min(unknown, payments) / payments if payments else None
 
 
+def _at_most(buckets: Iterable[tuple[Mapping[str, str], float]], value: float) -> str:
+    """Returns the upper edge of a bucket in words: `at most 25 ms`. The last one has none: `more than 1.0 s`."""
+    if math.isfinite(value):
+        return f"at most {_seconds(value)}"
+    edges = [edge for labels, _ in buckets if math.isfinite(edge := float(labels["le"]))]
+    return f"more than {_seconds(max(edges))}" if edges else "not known"
+
+
 def _seconds(value: float) -> str:
-    if math.isinf(value):
-        return "more than is measured"
     return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.1f} s"
 
 

@@ -67,7 +67,7 @@ class DecidedRow:
 
 @dataclass(frozen=True)
 class RegistryView:
-    """The registry, newest first. `trouble`: why it cannot be read; empty when it can."""
+    """The registry, newest first. `is_set`: whether there is one. `trouble`: why it cannot be read, or empty."""
 
     champion: VersionRow | None = None
     previous: VersionRow | None = None
@@ -76,6 +76,7 @@ class RegistryView:
     ignored: int = 0
     head: str = ""
     trouble: str = ""
+    is_set: bool = True
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ class Desk:
     def registry(self, person: Person, now_ms: int) -> RegistryView:
         """Returns what the registry says now."""
         if not self.has_registry:
-            return RegistryView(trouble="there is no registry: [models] people is not set")
+            return RegistryView(trouble="there is no registry: [models] people is not set", is_set=False)
         try:
             registry = wiring.model_registry(self.source)
             state = registry.state(now_ms)

@@ -109,10 +109,14 @@ class Overlap:
 
 @dataclass(frozen=True)
 class PolicyView:
-    """The policy of this console's configuration, a sample of decisions, and a draft with what is wrong with it."""
+    """The policy of this console's configuration, a sample of decisions, and a draft with what is wrong with it.
+
+    A threshold of 0 is that of the bundle; `bundle_thresholds` are both of these, 0 where they are not known.
+    """
 
     review_at: float
     decline_at: float
+    bundle_thresholds: tuple[float, float]
     rules: tuple[RuleRow, ...]
     caught: Caught
     caught_days: int
@@ -257,6 +261,7 @@ class Policy:
         view = PolicyView(
             review_at=settings.review_at,
             decline_at=settings.decline_at,
+            bundle_thresholds=self._bundle_thresholds(),
             rules=tuple(
                 RuleRow(one.name, one.when, one.action, one.override, counts[one.name], alone[one.name])
                 for one in settings.rules
@@ -280,6 +285,12 @@ class Policy:
             has_registry=self._desk.has_registry,
         )
         return Shown("policy/policy.html", view, "Policy")
+
+    def _bundle_thresholds(self) -> tuple[float, float]:
+        try:
+            return bundle_thresholds(self._source, None)
+        except Misconfigured:
+            return 0.0, 0.0
 
     def _sample(self, now_ms: int) -> tuple[Sequence[frozenset[str]], str]:
         """Returns the rules of each decision of a sample of the last hour, at most a minute old, or why not."""

@@ -162,4 +162,7 @@ def test_many_cases_come_in_pages_and_by_filters(world: tuple[World, Section]) -
     assert browser.get("/cases?page=3").text.count('href="/cases/c') == 20
     assert browser.get("/cases?state=closed").text.count('href="/cases/c') == 1
     assert browser.get("/cases?q=RING+117").text.count('href="/cases/c') == 1
+    # The topics have not been read yet: an empty list says so, and is not taken for peace.
+    assert "No case is known here" in browser.get("/cases?q=nothing").text
+    world[0].reader._heard()
     assert "No case is like this" in browser.get("/cases?q=nothing").text

@@ -136,3 +136,10 @@ def test_what_happens_to_processes_is_on_the_time_line(tmp_path: Path) -> None:
     assert sum(int(text.split()[0]) for text in errors) == 13
     assert [one.by for one in watch.happenings(began_ms, began_ms)] == ["host"]
     database.close()
+
+
+def test_a_quantile_beyond_all_buckets_is_more_than_the_largest() -> None:
+    """It was "at most more than is measured"."""
+    name = "paywarden_request_seconds_bucket"
+    samples = {name: [({"le": "0.5"}, 0.0), ({"le": "1.0"}, 1.0), ({"le": "+Inf"}, 9.0)]}
+    assert readings_of(samples) == (Reading("latency p99 since its start", "more than 1.0 s", True),)

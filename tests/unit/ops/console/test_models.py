@@ -133,7 +133,7 @@ def test_without_a_registry_the_page_says_so(tmp_path: Path) -> None:
     desk = Desk(Source({"rollout": {"log": str(tmp_path / "rollouts.jsonl")}}, {}), "")
     browser = console.browser([Models(desk).section()], "demo-model-owner")
     text = browser.get("/models").text
-    assert "there is no registry" in text
+    assert "There is no registry here" in text
     assert "There has been no rollout" in text
     form = {"act": "pause", "why": "w", "csrf": csrf_of(text)}
     assert browser.post("/rollout/stop", data=form).status_code == 409

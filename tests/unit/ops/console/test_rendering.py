@@ -7,7 +7,8 @@ import math
 import pytest
 
 from paywarden.features.profiles.money import load_rates
-from paywarden.ops.console.rendering import Currencies
+from paywarden.ops.console.charts import bin_labels
+from paywarden.ops.console.rendering import Currencies, number, second_text
 
 
 def test_amounts_have_the_digits_of_their_currency() -> None:
@@ -23,3 +24,17 @@ def test_amounts_have_the_digits_of_their_currency() -> None:
 def test_an_amount_that_is_not_known_is_a_dash(amount: float | None) -> None:
     assert Currencies("EUR").text(amount) == "–"
     assert Currencies(digits=(("KWD", 3),)).text(1_234, "KWD") == "1.234 KWD"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.126_74, "0.1267"), (9_999.4, "9999"), (123_456.0, "123,456"), (-123_456.0, "-123,456"), (None, "–")],
+)
+def test_a_number_has_its_digits_before_the_point(value: float | None, text: str) -> None:
+    """An analyst read 1.235e+05 below a chart of amounts."""
+    assert number(value) == text
+
+
+def test_labels_of_bins_and_times_are_as_people_write_them() -> None:
+    assert bin_labels([None, 50_000.0, 123_456.0, None]) == ["< 50,000", "50,000 to 123,456", "≥ 123,456", "missing"]
+    assert second_text(1_760_000_000_000) == "2025-10-09 08:53:20"
