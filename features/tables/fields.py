@@ -9,6 +9,7 @@ A reason names column and field. It never holds a value.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Decimal, DecimalException, localcontext
@@ -353,7 +354,13 @@ class TableConverter:
         if strip:
             texts = pc.utf8_trim(texts, strip + " ")
         if form.thousands:
-            texts = pc.replace_substring(texts, form.thousands, "")
+            # As read_decimals has it: what stands elsewhere than between thousands makes no number.
+            between = re.escape(form.thousands)
+            grouped = pc.match_substring_regex(
+                texts, rf"^[+-]?[0-9]{{1,3}}({between}[0-9]{{2,3}})*{between}[0-9]{{3}}([^0-9{between}]|$)"
+            )
+            texts = pc.if_else(grouped, pc.replace_substring(texts, form.thousands, ""), texts)
+            texts = pc.if_else(pc.match_substring(texts, form.thousands), "no number", texts)
         if form.decimal != ".":
             texts = pc.replace_substring(texts, form.decimal, ".")
         # Python's and Arrow's readers of numbers differ in what they take beside this.
@@ -558,8 +565,6 @@ def as_texts(column: pa.Array, missing: Sequence[str] = ()) -> pa.Array:
         return _present(pc.if_else(is_whole, whole, column.cast(pa.string())), missing)
     if pa.types.is_boolean(kind):
         return _present(pc.if_else(column, "true", "false"), missing)
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        raise Misconfigured(f"a column of the table holds {kind}; wanted texts, numbers or times")
     texts = column.cast(pa.string())
     return _present(pc.ascii_trim_whitespace(texts) if kind == pa.string() or pa.types.is_large_string(kind) else texts,
                     missing)  # fmt: skip

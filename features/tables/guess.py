@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import csv
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +24,22 @@ import pyarrow.compute as pc
 
 from paywarden.features.tables.fields import as_texts
 from paywarden.features.tables.mapping import InputForm
-from paywarden.features.tables.sources import TableFiles
+from paywarden.features.tables.number_forms import MOST, PLAIN, NumberForm, is_plain_number, number_form_of, stripped_of
+from paywarden.features.tables.sources import TableFiles, files_of, first_bytes, is_csv
 from paywarden.features.tables.texts import RIGHT, read_times, steps_of_format
-from paywarden.schemas.payment_fields import PATTERNS, Form, PaymentFields, is_address, looks_like_card_number
+from paywarden.schemas.payment_fields import (
+    ID_BYTES_MAX,
+    PATTERNS,
+    Form,
+    PaymentFields,
+    is_address,
+    looks_like_card_number,
+)
 
 _ROWS = 20_000
+# Values of a column that tell how it writes numbers.
+_NUMBERS = 2000
 _CATEGORIES_MAX = 30
-# A share of values, below 1: a few may be wrong.
-_MOST = 0.98
 _DELIMITERS = ",;\t|"
 _MISSING = ("NULL", "null", "NA", "N/A", "NaN", "nan", "None", "\\N", "?")
 _TIME_FORMATS = (
@@ -84,6 +93,14 @@ _LABEL_TIME = (
 _PLACES = ((r"(.*_)?lat(itude)?", 90), (r"(.*_)?(lon|long|lng|longitude)", 180))
 
 
+def _is_currency(text: str) -> bool:
+    return re.fullmatch(PATTERNS[Form.CURRENCY], text) is not None
+
+
+def _is_word(text: str) -> bool:
+    return text.isprintable() and len(text.encode()) <= ID_BYTES_MAX
+
+
 def _is_bin(text: str) -> bool:
     return re.fullmatch(PATTERNS[Form.BIN], text) is not None
 
@@ -107,10 +124,16 @@ class _Column:
     texts: list[str]
     rows: int
     kind: pa.DataType
+    numbers: NumberForm = PLAIN
+    plain: str = field(init=False)
 
     def __post_init__(self) -> None:
-        self.plain = re.sub(r"[^a-z0-9]+", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", self.name).lower()).strip("_")
+        name = _without_accents(re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", self.name)).lower()
+        self.plain = re.sub(r"[^a-z0-9]+", "_", name).strip("_")
         self.distinct = Counter(self.texts)
+        if self.numbers != PLAIN and self.share(self.numbers.fits) > MOST:
+            self.texts = [self.numbers.plain(text) for text in self.texts]
+            self.distinct = Counter(self.texts)
 
     def share(self, is_right: Callable[[str], bool]) -> float:
         """Returns which share of the values that are there are right."""
@@ -119,11 +142,11 @@ class _Column:
 
     @property
     def is_number(self) -> bool:
-        return self.share(_is_number) > _MOST
+        return self.share(is_plain_number) > MOST
 
     @property
     def is_whole(self) -> bool:
-        return self.share(lambda text: re.fullmatch(r"[+-]?[0-9]+", text) is not None) > _MOST
+        return self.share(lambda text: re.fullmatch(r"[+-]?[0-9]+", text) is not None) > MOST
 
     @property
     def holds_cards(self) -> bool:
@@ -138,7 +161,7 @@ class _Column:
             # A card number may be a time in microseconds, and is none.
             if self.holds_cards:
                 return ""
-            numbers = [float(text) for text in self.distinct if _is_number(text)]
+            numbers = [float(text) for text in self.distinct if is_plain_number(text)]
             within = [unit for unit, scale in _EPOCHS if all(9.46e8 * scale <= one < 4.1e9 * scale for one in numbers)]
             return within[0] if within else ""
         return next((form for form in _TIME_FORMATS if _reads(form, list(self.distinct)[:2000])), "")
@@ -148,14 +171,30 @@ def guess_mapping(table: str | Path, fields: PaymentFields) -> GuessedMapping:
     """Returns a first mapping of a table's columns. Raises Misconfigured for a file that is no table."""
     form = _form_of(table)
     files = TableFiles(table, form, ())
-    files = TableFiles(table, form, [name for name in files.heads[0] if files.heads[0].count(name) == 1 and name])
-    rows = files.first_rows(_ROWS)
+    unreadable = files.unreadable_columns()
+    wanted = [name for name in files.heads[0] if files.heads[0].count(name) == 1 and name and name not in unreadable]
+    rows = TableFiles(table, form, wanted).first_rows(_ROWS)
     missing = [text for text in _MISSING if any(text in _few(column) for column in rows.columns.values())]
+    texts = {name: as_texts(column, missing).drop_null().to_pylist() for name, column in rows.columns.items()}
+    numbers = number_form_of(set(texts[name][:_NUMBERS]) for name, column in rows.columns.items() if _is_text(column))
+    form = replace(form, decimal=numbers.decimal, thousands=numbers.thousands)
     columns = [
-        _Column(name, as_texts(column, missing).drop_null().to_pylist(), len(column), column.type)
+        _Column(name, texts[name], len(column), column.type, numbers if _is_text(column) else PLAIN)
         for name, column in rows.columns.items()
     ]
-    return _Guess(columns, form, missing, fields).whole(str(table))
+    return _Guess(columns, form, missing, fields, unreadable).whole(str(table))
+
+
+def _is_text(column: pa.Array) -> bool:
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind))
+
+
+def _without_accents(text: str) -> str:
+    """Returns a text with the letters below accents: "Händler" is "Handler"."""
+    return "".join(
+        one for one in unicodedata.normalize("NFKD", text.replace("ß", "ss")) if not unicodedata.combining(one)
+    )
 
 
 def _few(column: pa.Array) -> set[str]:
@@ -163,8 +202,16 @@ def _few(column: pa.Array) -> set[str]:
 
 
 class _Guess:
-    def __init__(self, columns: list[_Column], form: InputForm, missing: Sequence[str], fields: PaymentFields) -> None:
+    def __init__(
+        self,
+        columns: list[_Column],
+        form: InputForm,
+        missing: Sequence[str],
+        fields: PaymentFields,
+        unreadable: Mapping[str, str],
+    ) -> None:
         self._columns, self._form, self._missing, self._fields = columns, form, missing, fields
+        self._unreadable = unreadable
         self._left = {column.name: column for column in columns if column.plain}
         self._found: list[str] = []
 
@@ -182,11 +229,13 @@ class _Guess:
             "",
             *self._label_lines(label, label_time),
         ]
-        ignored = [column.name for column in self._left.values()]
+        ignored = [f"{column.name!r}" for column in self._left.values()]
+        ignored += [f"{name!r}: holds no texts, numbers or times ({kind})" for name, kind in self._unreadable.items()]
         payment, declared = self._payment()
         if ignored:
-            text += ["", "# Columns that are not used:", *(f"#   {name!r}" for name in ignored)]
-        return GuessedMapping("\n".join(text) + "\n", payment, self._found, len(self._columns), declared)
+            text += ["", "# Columns that are not used:", *(f"#   {line}" for line in ignored)]
+        count = len(self._columns) + len(self._unreadable)
+        return GuessedMapping("\n".join(text) + "\n", payment, self._found, count, declared)
 
     def _input(self) -> list[str]:
         lines = []
@@ -194,6 +243,10 @@ class _Guess:
             lines.append(f"delimiter = {_quoted(self._form.delimiter)}")
         if self._form.encoding != "utf-8":
             lines.append(f"encoding = {_quoted(self._form.encoding)}")
+        if self._form.decimal != ".":
+            lines.append(f"decimal = {_quoted(self._form.decimal)}")
+        if self._form.thousands:
+            lines.append(f"thousands = {_quoted(self._form.thousands)}")
         if self._missing:
             lines.append(f"missing = {_list(self._missing)}")
         return ["[input]", *lines, ""] if lines else []
@@ -225,7 +278,10 @@ class _Guess:
         return make(field)
 
     def _payment_id(self, field: str) -> str:
-        column = self._take(_NAMES[field], lambda one: len(one.distinct) == len(one.texts) == one.rows)
+        is_right: Callable[[_Column], bool] = lambda one: len(one.distinct) == len(one.texts) == one.rows > 1  # noqa: E731
+        column = self._take(_NAMES[field], is_right)
+        # A column that tells every row apart names it, unless it is a time or a measure.
+        column = column or self._only(lambda one: is_right(one) and not one.time_format and not self._is_measure(one))
         if column is None:
             note = "# No column is different in every row: ids are made of the rows' positions."
             return f'{note}\npayment_id = {{ made_from = "position" }}'
@@ -276,12 +332,16 @@ class _Guess:
         return self._with(field, column, line, "card numbers, hashed" if is_card else f"{len(column.distinct)} values")
 
     def _amount(self, field: str) -> str:
-        column = self._take(_NAMES[field], lambda one: one.is_number)
+        column = self._take(_NAMES[field], lambda one: one.is_number or self._strip(one) is not None)
+        column = column or self._only(lambda one: not one.time_format and self._holds_prices(one))
         if column is None:
             return '# amount_minor = { column = "?" }    # no column looks like an amount; every payment needs one'
         is_minor = "minor" in column.plain or "cents" in column.plain
-        finest = max((len(text.partition(".")[2].rstrip("0")) for text in column.distinct), default=0)
+        strip = "" if column.is_number else self._strip(column) or ""
+        bare = [self._form_of_numbers.plain(text.strip(strip + " ")) if strip else text for text in column.distinct]
+        finest = max((len(text.partition(".")[2].rstrip("0")) for text in bare), default=0)
         keys = (', unit = "minor"' if is_minor else "") + (", round = true" if finest > 2 else "")
+        keys += f", strip = {_quoted(strip)}" if strip else ""
         line = (
             f"amount_minor = {{ column = {_quoted(column.name)}{keys} }}"
             if keys
@@ -291,9 +351,39 @@ class _Guess:
             line += '    # whole numbers: if these are cents, unit = "minor"'
         return self._with(field, column, line)
 
+    @property
+    def _form_of_numbers(self) -> NumberForm:
+        return NumberForm(self._form.decimal, self._form.thousands)
+
+    def _strip(self, column: _Column) -> str | None:
+        """Returns what stands around a column's numbers; None if it holds none, or holds texts that are right."""
+        if column.is_number:
+            return ""
+        return stripped_of(list(column.distinct)[:_NUMBERS], self._form_of_numbers)
+
+    def _holds_prices(self, column: _Column) -> bool:
+        """Returns whether values look like prices by themselves: most have two decimals, or a currency beside them."""
+        cents = re.compile(r"[^.]*[0-9]+\.[0-9]{2}[^.0-9]*").fullmatch
+        form = self._form_of_numbers
+        return (
+            self._strip(column) is not None
+            and column.share(lambda text: cents(text if column.is_number else form.plain(text)) is not None) > 0.8
+        )
+
+    def _is_measure(self, column: _Column) -> bool:
+        return (column.is_number and not column.is_whole) or self._holds_prices(column)
+
+    def _only(self, is_right: Callable[[_Column], bool]) -> _Column | None:
+        """Returns the one column that is right by its values, whatever its name, and takes it away from those left."""
+        fitting = [column for column in self._left.values() if column.texts and is_right(column)]
+        if len(fitting) != 1:
+            return None
+        del self._left[fitting[0].name]
+        return fitting[0]
+
     def _currency(self, field: str) -> str:
-        right = re.compile(PATTERNS[Form.CURRENCY]).fullmatch
-        column = self._take(_NAMES[field], lambda one: one.share(lambda text: right(text) is not None) > _MOST)
+        is_right: Callable[[_Column], bool] = lambda one: one.share(_is_currency) > MOST  # noqa: E731
+        column = self._take(_NAMES[field], is_right) or self._only(is_right)
         if column is None:
             return 'currency = { constant = "EUR" }    # no column names it: which is it?'
         return self._with(field, column, f"currency = {_quoted(column.name)}")
@@ -307,7 +397,7 @@ class _Guess:
             "declined": lambda text: text.lower() in ("0", "1", "true", "false", "yes", "no"),
         }
         is_few: Callable[[_Column], bool] = lambda one: field != "channel" or len(one.distinct) <= _CATEGORIES_MAX  # noqa: E731
-        column = self._take(_NAMES[field], lambda one: is_few(one) and one.share(rules[field]) > _MOST)
+        column = self._take(_NAMES[field], lambda one: is_few(one) and one.share(rules[field]) > MOST)
         if column is None:
             return ""
         return self._with(field, column, f"{field} = {_quoted(column.name)}")
@@ -375,32 +465,35 @@ class _Guess:
             return "", ""
         for place, most in _PLACES:
             is_place = column.is_number and re.fullmatch(place, name)
-            if is_place and column.share(lambda text, most=most: abs(float(text)) <= most) > _MOST:  # type: ignore[misc]
+            if is_place and column.share(lambda text, most=most: abs(float(text)) <= most) > MOST:  # type: ignore[misc]
                 return "decimal", f', unit="degrees", least=-{most}, most={most}, decimals=6, personal=True'
-        if re.search(r"(^|_)(bin|iin)$", name) and column.share(_is_bin) > _MOST:
+        if re.search(r"(^|_)(bin|iin)$", name) and column.share(_is_bin) > MOST:
             return "bin_number", ""
         if column.holds_cards:
             return "", ""
         if {text.lower() for text in column.distinct} <= {"0", "1", "true", "false", "yes", "no", "y", "n", "t", "f"}:
             return "flag", ""
-        if column.share(lambda text: re.fullmatch(PATTERNS[Form.EMAIL], text) is not None) > _MOST:
+        if column.share(lambda text: re.fullmatch(PATTERNS[Form.EMAIL], text) is not None) > MOST:
             return "email", ""
-        if not column.is_number and column.share(is_address) > _MOST:
+        if not column.is_number and column.share(is_address) > MOST:
             return "address", ""
         if column.time_format and not column.is_number:
             return "time", ""
-        if re.search("country", name) and column.share(lambda text: re.fullmatch("[A-Z]{2}", text) is not None) > _MOST:
+        if re.search("country", name) and column.share(lambda text: re.fullmatch("[A-Z]{2}", text) is not None) > MOST:
             return "country", ""
         if column.is_number:
             return self._number(column, name)
+        # Rows with line breaks or long notes would be refused.
+        if column.share(_is_word) <= MOST:
+            return "", ""
         if len(column.distinct) <= _CATEGORIES_MAX:
-            return "category", f", among={_list(sorted(column.distinct))}"
+            return "category", f", among={_list(sorted(filter(_is_word, column.distinct)))}"
         return "text", ", personal=True"
 
     def _number(self, column: _Column, name: str) -> tuple[str, str]:
         if re.search(r"(^|_)(id|num|no|number|zip|code|acct|account)$", name):
             return "text", ", personal=True"
-        numbers = [float(text) for text in column.distinct if _is_number(text)]
+        numbers = [float(text) for text in column.distinct if is_plain_number(text)]
         least, most = min(0, *(_beyond(one) for one in numbers)), max(1, *(_beyond(one) for one in numbers))
         if column.is_whole:
             return "integer", f', unit="count", least={least}, most={most}'
@@ -412,10 +505,6 @@ def _beyond(number: float) -> int:
     """Returns a round bound ten times further out than a number that was seen."""
     size = min(10**9, int(f"1{'0' * (len(str(int(abs(number)))) + 1)}"))
     return -size if number < 0 else size
-
-
-def _is_number(text: str) -> bool:
-    return re.fullmatch(r"[+-]?([0-9]{1,18}(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,2})?", text) is not None
 
 
 def _swapped(form: str) -> str:
@@ -432,32 +521,31 @@ def _reads(form: str, texts: Sequence[str]) -> bool:
     status = np.ones(len(texts), np.int8)
     read_times(np.frombuffer(content, np.uint8), np.frombuffer(offsets, np.int32)[: len(texts) + 1],
                steps_of_format("" if form == "iso" else form), local, offset, status)  # fmt: skip
-    return bool((status == RIGHT).mean() > _MOST)
+    return bool((status == RIGHT).mean() > MOST)
 
 
 def _form_of(table: str | Path) -> InputForm:
     """Returns delimiter and encoding of a table's first file."""
-    files = _first_file(Path(table))
-    if files is None:
+    path = _first_file(Path(table))
+    if path is None:
         return InputForm()
-    with files.open("rb") as file:
-        data = file.read(1 << 16)
+    data = first_bytes(path, 1 << 16)
     encoding = "utf-8"
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         encoding = "utf-16"
     elif not _is_utf8(data):
         encoding = "latin-1"
     text = data.decode(encoding, errors="ignore").removeprefix("\ufeff")
-    first = text.splitlines()[0] if text.strip() else ""
-    widths = {one: len(next(csv.reader([first], delimiter=one), [])) for one in _DELIMITERS}
+    lines = text.splitlines(keepends=True)
+    widths = {one: len(next((row for row in csv.reader(lines, delimiter=one) if row), [])) for one in _DELIMITERS}
     delimiter = max(widths, key=lambda one: widths[one])
     return InputForm(delimiter=delimiter if widths[delimiter] > 1 else ",", encoding=encoding)
 
 
 def _first_file(table: Path) -> Path | None:
-    """Returns the first file if it is CSV that is not compressed."""
-    names: Iterable[Path] = sorted(table.iterdir()) if table.is_dir() else [table] if table.is_file() else []
-    return next((one for one in names if one.suffix.lower() in (".csv", ".tsv", ".txt")), None)
+    """Returns the first file if it is CSV."""
+    names: Iterable[Path] = files_of(table) if table.exists() else []
+    return next((one for one in names if is_csv(one)), None)
 
 
 def _is_utf8(data: bytes) -> bool:
@@ -473,8 +561,13 @@ def _source(column: _Column, *, hash: bool = False) -> str:  # noqa: A002 - the 
 
 
 def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\t", "\\t")
-    return f'"{escaped}"'
+    """Returns a text as TOML and Python both read it: one line, with no character that a file would not show."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(one if one.isprintable() else _code(ord(one)) for one in escaped) + '"'
+
+
+def _code(character: int) -> str:
+    return f"\\u{character:04x}" if character < 0x10000 else f"\\U{character:08x}"
 
 
 def _list(texts: Iterable[str]) -> str:

@@ -81,7 +81,7 @@ class TableFiles:
 
     def __init__(self, table: str | Path, form: InputForm, wanted: Sequence[str], *, mapping: str = "the mapping"):
         """Raises Misconfigured if a file cannot be read or lacks one of the columns `wanted`."""
-        self.paths = _paths(Path(table))
+        self.paths = files_of(Path(table))
         self._form, self.format = form, form.format or _format_of(self.paths)
         self.names = [str(path) for path in self.paths]
         self.heads = [self._head(path) for path in self.paths]
@@ -112,6 +112,17 @@ class TableFiles:
             return Rows(0, rows.numbers[:count], rows.lines[:count],
                         {name: column[:count] for name, column in rows.columns.items()}, rows.torn)  # fmt: skip
         raise Misconfigured(f"{self.names[0]} holds no row")
+
+    def unreadable_columns(self) -> dict[str, str]:
+        """Returns the types of the first Parquet file's columns whose rows are no text, number or time."""
+        if self.format != "parquet":
+            return {}
+        with pq.ParquetFile(self.paths[0]) as source:
+            kinds = {field.name: field.type for field in source.schema_arrow}
+            binary = [name for name, kind in kinds.items() if _is_binary(kind)]
+            rows = next(source.iter_batches(batch_size=_PART_ROWS, columns=binary), None) if binary else None
+            texts = {name for name in binary if rows is None or _texts_of_binary(rows.column(name)) is not None}
+        return {name: str(kind) for name, kind in kinds.items() if name not in texts and not _is_plain(kind)}
 
     def _head(self, path: Path) -> list[str]:
         try:
@@ -260,17 +271,44 @@ class _ParquetPart:
         places = np.arange(self.count)
         columns = {}
         for field, column in zip(self.batch.schema, self.batch.columns, strict=True):
-            if pa.types.is_nested(field.type) and not pa.types.is_dictionary(field.type):
-                raise Misconfigured(f"{self.path}: column {field.name} is {field.type}; wanted texts, numbers or times")
-            columns[field.name] = column
+            # Some programs write texts without saying that they are texts.
+            texts = _texts_of_binary(column) if _is_binary(field.type) else column if _is_plain(field.type) else None
+            if texts is None:
+                what = f"{field.type} that is no UTF-8 text" if _is_binary(field.type) else field.type
+                raise Misconfigured(f"{self.path}: column {field.name} is {what}; wanted texts, numbers or times")
+            columns[field.name] = texts
         # Rows of Parquet are counted from 1, as lines are.
         return Rows(self.file, self.first + places, self.line + places + 1, columns)
+
+
+def _value_type(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    """Returns whether values of a type are texts, numbers or times."""
+    kind, types = _value_type(kind), pa.types
+    return not (_is_binary(kind) or types.is_nested(kind) or types.is_duration(kind) or types.is_interval(kind)
+                or types.is_fixed_size_binary(kind))  # fmt: skip
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    kind = _value_type(kind)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _texts_of_binary(column: pa.Array) -> pa.Array | None:
+    """Returns bytes as texts; None if they are not UTF-8."""
+    try:
+        return column.cast(_value_type(column.type)).cast(pa.string())
+    except pa.ArrowInvalid:
+        return None
 
 
 class _Utf8File:
     """A file as UTF-8, decompressed. `position` is how far the file itself is read."""
 
-    def __init__(self, path: Path, form: InputForm) -> None:
+    def __init__(self, path: Path, form: InputForm, *, keeps_bom: bool = False) -> None:
         self._path = path
         self._raw = path.open("rb")
         kind = _COMPRESSED.get(path.suffix.lower(), "")
@@ -278,7 +316,7 @@ class _Utf8File:
         is_utf8 = codecs.lookup(form.encoding).name in ("utf-8", "ascii")
         self._decoder = None if is_utf8 else codecs.getincrementaldecoder(form.encoding)()
         self._encoding = form.encoding
-        self._line, self._is_start = 1, True
+        self._line, self._is_start = 1, not keeps_bom
 
     @property
     def position(self) -> int:
@@ -318,7 +356,8 @@ class _Utf8File:
         self._raw.close()
 
 
-def _paths(table: Path) -> list[Path]:
+def files_of(table: Path) -> list[Path]:
+    """Returns the files of a table in order of their names. Raises Misconfigured if there are none."""
     if table.is_dir():
         endings = (*_CSV_ENDINGS, *_PARQUET_ENDINGS)
         found = [
@@ -332,6 +371,17 @@ def _paths(table: Path) -> list[Path]:
     if not table.is_file():
         raise Misconfigured(f"the table {table} is not there")
     return [table]
+
+
+def is_csv(path: Path) -> bool:
+    """Returns whether a file is CSV by its name, compressed or not."""
+    return _ending(path) in _CSV_ENDINGS
+
+
+def first_bytes(path: Path, count: int) -> bytes:
+    """Returns the first bytes of a file, decompressed, in its own encoding. Raises Misconfigured."""
+    with closing(_Utf8File(path, InputForm(encoding="ascii"), keeps_bom=True)) as source:
+        return source.read(count)
 
 
 def _ending(path: Path) -> str:

@@ -62,8 +62,9 @@ def read_decimals(
 ) -> None:
     """Read texts such as -1,234.50 as whole numbers of units of digit `digits` after the point.
 
-    `thousands` is -1 if no byte stands between thousands. Digits beyond are refused unless they are 0, or with `rounds`
-    rounded half to even. An empty text is 0.
+    `thousands` is -1 if no byte stands between thousands. Three digits follow the last of these bytes, and two or three
+    each other (1,00,000 in India): where the point is a comma, 12.50 is no number rather than 1250. Digits beyond are
+    refused unless they are 0, or with `rounds` rounded half to even. An empty text is 0.
     """
     for row in range(len(offsets) - 1):
         at, end = offsets[row], offsets[row + 1]
@@ -75,12 +76,17 @@ def read_decimals(
             at += 1
         value, wanted, seen = np.int64(0), np.int64(digits[row]), 0
         is_fraction, fraction = False, np.int64(0)
+        # Digits behind the last byte between thousands, -1 before the first.
+        group = -1
         # What is cut off: 0 nothing, 1 less than half, 2 half, 3 more.
         cut = 0
         state = RIGHT
         while at < end:
             byte = content[at]
             if byte == point and not is_fraction:
+                if group >= 0 and group != 3:
+                    state = NO_NUMBER
+                    break
                 is_fraction = True
             elif 48 <= byte <= 57:
                 digit = np.int64(byte) - 48
@@ -97,11 +103,14 @@ def read_decimals(
                         break
                     value = 10 * value + digit
                     fraction += is_fraction
-            elif byte != thousands or is_fraction or not seen:
+                    group += group >= 0 and not is_fraction
+            elif byte != thousands or is_fraction or not seen or (seen > 3 if group < 0 else not 2 <= group <= 3):
                 state = NO_NUMBER
                 break
+            else:
+                group = 0
             at += 1
-        if state == RIGHT and not seen:
+        if state == RIGHT and (not seen or (not is_fraction and group >= 0 and group != 3)):
             state = NO_NUMBER
         if state == RIGHT:
             missing = wanted - min(fraction, wanted)

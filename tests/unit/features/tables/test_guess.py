@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from paywarden.features.tables.guess import guess_mapping
 from paywarden.features.tables.mapping import parse_mapping
+from paywarden.features.tables.number_forms import NumberForm, number_form_of
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.payment_fields import TABLE_ALONE
 
@@ -59,3 +63,62 @@ def test_a_table_without_what_a_payment_needs_says_so(tmp_path: Path) -> None:
     assert "# [label]    # no column says what was fraud" in guessed.mapping
     with pytest.raises(Misconfigured, match="must say where event_time_ms, amount_minor comes from"):
         parse_mapping(guessed.mapping, "guess")
+
+
+SHOPS = ("Händler", "Straße", "Größe")
+
+
+@pytest.mark.parametrize("ending", [".csv", ".csv.gz"])
+def test_a_table_of_another_country_is_read_by_its_values(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"belege{ending}"
+    rows = [
+        f"B{n};0{1 + n % 9}.03.2024 12:00:00;{SHOPS[n % 3]};{SHOPS[n % 2]};€ 1.{n:03},50;EUR;"
+        f"{('a', chr(34) + 'b' + chr(10) + 'c' + chr(34))[n % 2]};{('x', 'y')[n % 2]}"
+        for n in range(30)
+    ]
+    text = "\n".join(['"Beleg\nNummer";Zeitpunkt;Händler;Größe;Betrag;Währung;Notiz;Weg', *rows])
+    path.write_bytes(gzip.compress(text.encode("utf-8-sig")) if ending.endswith("gz") else text.encode("utf-8-sig"))
+    guessed = guess_mapping(path, TABLE_ALONE)
+    mapping = parse_mapping(guessed.mapping, "guess")
+    assert (mapping.input.delimiter, mapping.input.decimal, mapping.input.thousands) == (";", ",", ".")
+    assert (mapping.fields["payment_id"].column, mapping.fields["currency"].column) == ("Beleg\nNummer", "Währung")
+    assert (mapping.fields["amount_minor"].column, mapping.fields["amount_minor"].strip) == ("Betrag", "€ ")
+    names: dict[str, Any] = {}
+    exec(compile(guessed.payment, str(tmp_path / "payment.py"), "exec"), names)  # noqa: S102 - what we wrote ourselves
+    assert {field.name for field in names["PAYMENT"].fields.declared} == {"handler", "grosse", "weg"}
+    assert "#   'Notiz'" in guessed.mapping
+
+
+@pytest.mark.parametrize(
+    ("texts", "decimal", "thousands"),
+    [
+        (("12.5", "1000.25"), ".", ""),
+        (("12,50", "0,99"), ",", "."),
+        (("1,234.50", "12.00"), ".", ","),
+        (("1,234", "5,678"), ".", ","),
+        (("1'234.50", "3.00"), ".", "'"),
+        (("1 234,50 kr", "3,00 kr"), ",", " "),
+        (("12:30", "a,b"), ".", ""),
+    ],
+)
+def test_values_tell_how_numbers_are_written(texts: tuple[str, ...], decimal: str, thousands: str) -> None:
+    assert number_form_of([texts, ("x", "y")]) == NumberForm(decimal, thousands)
+
+
+def test_a_column_that_is_no_text_number_or_time_is_left_out_of_a_guess_with_its_type(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "txn_id": [b"a", b"b"],
+            "amount": [1.5, 2.5],
+            "geo": [{"lat": 1.0}] * 2,
+            "raw": [b"\xff", b"x"],
+            "took": pa.array([1, 2], pa.duration("s")),
+        }
+    )
+    pq.write_table(table, tmp_path / "table.parquet")
+    guessed = guess_mapping(tmp_path / "table.parquet", TABLE_ALONE)
+    assert "#   'geo': holds no texts, numbers or times (struct<lat: double>)" in guessed.mapping
+    assert "#   'raw': holds no texts, numbers or times (binary)" in guessed.mapping
+    assert "#   'took': holds no texts, numbers or times (duration[s])" in guessed.mapping
+    assert guessed.column_count == 5
+    assert [line.split() for line in guessed.found] == [["payment_id", "txn_id"], ["amount_minor", "amount"]]

@@ -1,0 +1,81 @@
+"""How a table writes numbers, told by its texts.
+
+    "12,50"  "1.234,00"     decimal = ",", thousands = "."
+    "1,234.56"              thousands = ","
+    "$ 12.50"  "12.50 EUR"  strip = "$ " and strip = "EUR "
+
+A text such as "1,234" may be either; it is taken for thousands, because a price of three decimals is rare.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+# A share of values, below 1: a few may be wrong.
+MOST = 0.98
+# Characters at the ends of a number: signs and codes of a currency. More than this are words.
+_STRIPPED_MAX = 6
+_PLAIN = re.compile(r"[+-]?([0-9]{1,18}(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,2})?")
+_ENDS = re.compile(r"([^0-9+.,'-]*)(.*?)([^0-9]*)", re.DOTALL)
+
+
+def is_plain_number(text: str) -> bool:
+    """Returns whether a text is a number with a point, and without anything between its thousands."""
+    return _PLAIN.fullmatch(text) is not None
+
+
+@dataclass(frozen=True)
+class NumberForm:
+    """What stands before the decimals, and between the thousands, if anything does."""
+
+    decimal: str = "."
+    thousands: str = ""
+
+    def fits(self, text: str) -> bool:
+        """Returns whether a text is a number in this form."""
+        if not self.thousands and self.decimal == ".":
+            return is_plain_number(text)
+        between, point = re.escape(self.thousands), re.escape(self.decimal)
+        return (
+            re.fullmatch(rf"[+-]?([0-9]{{1,3}}({between}[0-9]{{3}})+|[0-9]{{1,18}})({point}[0-9]+)?", text) is not None
+        )
+
+    def plain(self, text: str) -> str:
+        """Returns a number of this form with a point and without anything between its thousands."""
+        text = text.replace(self.thousands, "") if self.thousands else text
+        return text.replace(self.decimal, ".")
+
+
+PLAIN = NumberForm()
+_FORMS = (NumberForm(".", ","), NumberForm(",", "."), NumberForm(",", " "), NumberForm(".", "'"), NumberForm(".", " "))
+
+
+def number_form_of(columns: Iterable[Collection[str]]) -> NumberForm:
+    """Returns the form in which most columns are numbers that are none with a plain point."""
+    gains = dict.fromkeys(_FORMS, 0)
+    for texts in columns:
+        bare = _bare(texts)
+        is_plain = _share(PLAIN, bare) > MOST
+        for form in _FORMS:
+            gains[form] += (_share(form, bare) > MOST) - is_plain
+    best = max(gains, key=lambda form: gains[form])
+    return best if gains[best] > 0 else PLAIN
+
+
+def stripped_of(texts: Collection[str], form: NumberForm) -> str | None:
+    """Returns the characters around numbers, empty if there are none, and None if the texts are no numbers."""
+    if not texts or _share(form, _bare(texts)) <= MOST:
+        return None
+    ends = [match for text in texts if (match := _ENDS.fullmatch(text)) is not None and form.fits(match[2])]
+    around = dict.fromkeys("".join(match[1] + match[3] for match in ends))
+    return "".join(around) if len(around) <= _STRIPPED_MAX else None
+
+
+def _bare(texts: Collection[str]) -> Sequence[str]:
+    return [match[2] if (match := _ENDS.fullmatch(text)) is not None else text for text in texts]
+
+
+def _share(form: NumberForm, texts: Sequence[str]) -> float:
+    return sum(form.fits(text) for text in texts) / len(texts) if texts else 0.0
