@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import hmac
 import json
 import os
 import ssl
@@ -25,6 +26,7 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from paywarden.ops.gateway.description import GatewayShards, read_description
 from paywarden.ops.gateway.envoy import envoy_configuration
@@ -406,10 +408,26 @@ def test_a_jwt_is_its_client_while_it_is_valid(world: World) -> None:
     assert ask(envoy, "jwt", ["c"], _jwt(world.jwt_key))[0].status == 200
     assert [caller for host in world.http for caller in host.scorer.callers] == [b"app"]
     past = int(time.time()) - 3600
-    wrong: tuple[dict[str, object], ...] = ({"exp": past}, {"aud": "other"}, {"iss": "other"}, {"sub": "app-2"})
+    wrong: tuple[dict[str, object], ...] = (
+        {"exp": past},
+        {"exp": None},
+        {"nbf": past + 7200},
+        {"aud": "other"},
+        {"iss": "other"},
+        {"sub": "app-2"},
+    )
     other_claims, signature = _jwt(world.jwt_key, sub="app-2").split(".")[1], _jwt(world.jwt_key).split(".")[2]
     forged = ".".join((_jwt(world.jwt_key).split(".")[0], other_claims, signature))
-    for key in (*(_jwt(world.jwt_key, **claims) for claims in wrong), _jwt(stranger), forged):
+    # Without a signature, signed with the public key as a secret, and by a key that nobody published.
+    rightful = _jwt(world.jwt_key).split(".")[1]
+    public = world.jwt_key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    unsigned, by_hmac, by_path = (
+        _base64(json.dumps(header).encode()) + "." + rightful
+        for header in ({"alg": "none"}, {"alg": "HS256", "kid": "1"}, {"alg": "ES256", "kid": "../../dev/null"})
+    )
+    mac = _base64(hmac.digest(public, by_hmac.encode(), "sha256"))
+    tricks = (f"{unsigned}.", f"{by_hmac}.{mac}", f"{by_path}.{signature}")
+    for key in (*(_jwt(world.jwt_key, **claims) for claims in wrong), _jwt(stranger), forged, *tricks):
         assert ask(envoy, "jwt", ["c"], key)[0].status == 401
 
 
