@@ -338,7 +338,10 @@ def _lock(path: Path) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(lock)
-        raise Misconfigured(f"metrics: another process counts as {path.stem}") from None
+        raise Misconfigured(
+            f"metrics: another process counts as {path.stem} in {path.parent}: wanted a folder for each host "
+            "([serve] metrics), and no other host that runs with it"
+        ) from None
     return lock
 
 

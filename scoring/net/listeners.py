@@ -9,6 +9,7 @@ A Unix domain socket cannot be shared with SO_REUSEPORT, so the parent listens o
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import socket
@@ -249,6 +250,9 @@ def _bound(host: str, port: int, *, reuse_port: bool) -> socket.socket:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         bound = socket.socket(family, kind, protocol)
+    except UnicodeError as error:
+        # "a..b", or a part of more than 63 letters.
+        raise Misconfigured(f"cannot listen on {host}:{port}: {host!r} is no name of a host") from error
     except OSError as error:
         raise Misconfigured(f"cannot listen on {host}:{port}: {error.strerror}") from error
     try:
@@ -258,5 +262,6 @@ def _bound(host: str, port: int, *, reuse_port: bool) -> socket.socket:
         bound.bind(address)
     except OSError as error:
         bound.close()
-        raise Misconfigured(f"cannot listen on {host}:{port}: {error.strerror}") from error
+        who = ": `paywarden doctor --only host` says who has it" if error.errno == errno.EADDRINUSE else ""
+        raise Misconfigured(f"cannot listen on {host}:{port}: {error.strerror}{who}") from error
     return bound

@@ -183,7 +183,8 @@ def _addresses_of(peers: tuple[str, ...], family: int) -> list[tuple[str, int]]:
         host, port = _split(peer)
         try:
             known = socket.getaddrinfo(host, port, family=family, type=socket.SOCK_DGRAM)
-        except OSError:
+        except (OSError, UnicodeError):
+            # No such name, or none that can be one: the other peers are told all the same.
             continue
         for _, _, _, _, where in known:
             found[str(where[0]), int(where[1])] = None

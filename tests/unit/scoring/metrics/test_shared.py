@@ -181,7 +181,7 @@ def test_the_largest_gauge_of_the_live_workers_is_shown(tmp_path: Path) -> None:
 
 def test_two_processes_cannot_count_as_one_worker(tmp_path: Path) -> None:
     registry = opened(tmp_path, "w0")
-    with pytest.raises(Misconfigured, match="another process counts as w0"):
+    with pytest.raises(Misconfigured, match=f"another process counts as w0 in {tmp_path}: "):
         opened(tmp_path, "w0")
     registry.close()
     opened(tmp_path, "w0").close()

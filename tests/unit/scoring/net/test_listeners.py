@@ -36,6 +36,12 @@ def test_workers_share_a_reserved_port_and_another_parent_cannot_have_it() -> No
                 reserve_port("127.0.0.1", port)
 
 
+def test_what_can_be_no_name_of_a_host_is_refused_in_one_line() -> None:
+    for host in ("no..name", "n" * 64 + ".example"):
+        with pytest.raises(Misconfigured, match=f"cannot listen on {host}:0: '{host}' is no name of a host"):
+            reserve_port(host, 0)
+
+
 @pytest.mark.parametrize("reuse_port", [0, 1])
 def test_a_port_that_a_stranger_listens_on_is_refused(reuse_port: int) -> None:
     with socket.socket() as stranger:

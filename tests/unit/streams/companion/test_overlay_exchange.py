@@ -76,7 +76,9 @@ def hosts(tmp_path: Path) -> Iterator[tuple[Host, Host]]:
     first = made_host(tmp_path, "first")
     own, other = (f"127.0.0.1:{host.exchange.address[1]}" for host in (first, second))
     # Nobody listens at port 9, and no name ends with .invalid.
-    first.exchange._settings = replace(first.settings, peers=(other, own, "127.0.0.1:9", "nowhere.invalid:1"))
+    first.exchange._settings = replace(
+        first.settings, peers=(other, own, "127.0.0.1:9", "nowhere.invalid:1", "no..name:1")
+    )
     second.exchange._settings = replace(second.settings, peers=(own,))
     yield first, second
     for host in (first, second):
