@@ -36,6 +36,8 @@ TABLES = (
     "CREATE INDEX IF NOT EXISTS alerts_worst ON alerts (is_open, rank DESC, raised_ms, alert_id)",
     "CREATE INDEX IF NOT EXISTS alerts_newest ON alerts (is_open, raised_ms DESC)",
     "CREATE INDEX IF NOT EXISTS alerts_raised ON alerts (raised_ms)",
+    # Every page counts what is open and not snoozed.
+    "CREATE INDEX IF NOT EXISTS alerts_counted ON alerts (is_open, snoozed_until_ms)",
     """
     CREATE TABLE IF NOT EXISTS alert_states (
         offset INTEGER PRIMARY KEY, alert_id TEXT NOT NULL, time_ms INTEGER NOT NULL, state TEXT NOT NULL,
@@ -218,6 +220,8 @@ class AlertStore:
     def page(self, wanted: Wanted, now_ms: int, *, limit: int, offset: int = 0) -> list[AlertRow]:
         """Returns a page of alerts."""
         where, values = _where(wanted, now_ms)
+        # The index of this column is for counting: a page wants the one that has its order.
+        where = where.replace("snoozed_until_ms", "+snoozed_until_ms")
         columns = ", ".join(AlertRow.__dataclass_fields__)
         rows = self._database.read(
             f"SELECT {columns} FROM alerts WHERE {where} ORDER BY {SORTS[wanted.sort]} LIMIT ? OFFSET ?",
