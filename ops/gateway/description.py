@@ -24,6 +24,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from paywarden.schemas.addresses import host_and_port
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.payment_fields import is_address
 from paywarden.schemas.settings import table_of
@@ -78,11 +79,12 @@ class Address:
 
 def parsed_address(setting: str, text: str) -> Address:
     """Returns a listener's address. Raises Misconfigured naming the setting."""
-    host, _, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    is_right = is_address(host) and port.isascii() and port.isdigit() and 0 < int(port) <= _PORT_MAX
-    _require(is_right, setting, "an IP address and a port, such as 0.0.0.0:8443", text)
-    return Address(host, int(port))
+    parts = host_and_port(text)
+    _require(
+        parts is not None and is_address(parts[0]), setting, "an IP address and a port, such as 0.0.0.0:8443", text
+    )
+    assert parts is not None
+    return Address(*parts)
 
 
 @dataclass(frozen=True)

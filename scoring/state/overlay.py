@@ -41,6 +41,7 @@ from paywarden.features.kernel.frame import Frame
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.payment_tags import PaymentTags
 from paywarden.features.profiles.plan import Plan
+from paywarden.schemas.addresses import host_and_port
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.private_files import make_parent, open_private, require_not_planted
 from paywarden.scoring.metrics.shared import Counter, Gauge, Registry
@@ -132,8 +133,7 @@ class OverlayMetrics:
 
 def is_address(text: str) -> bool:
     """Whether a text has the form host:port."""
-    host, _, port = text.rpartition(":")
-    return bool(host) and port.isdecimal() and int(port) <= _PORT_MAX
+    return host_and_port(text, port_min=0) is not None
 
 
 def monotonic_ms() -> int:

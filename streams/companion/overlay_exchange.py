@@ -27,6 +27,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter
 
 from paywarden.features.profiles.plan import Plan
+from paywarden.schemas.addresses import host_and_port
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.state.overlay import OverlaySettings
 from paywarden.scoring.state.overlay_rows import Drop, RowDatagrams, SharedRows
@@ -154,9 +155,10 @@ class OverlayExchange:
 
 
 def _split(text: str) -> tuple[str, int]:
-    """Returns host and port of "host:port" or "[::1]:port"."""
-    host, _, port = text.rpartition(":")
-    return host.strip("[]"), int(port)
+    """Returns host and port of an address of the settings, which have checked it."""
+    parts = host_and_port(text, port_min=0)
+    assert parts is not None
+    return parts
 
 
 def _listening(address: str) -> socket.socket:

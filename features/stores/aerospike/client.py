@@ -21,6 +21,7 @@ from aerospike import exception as client_errors
 from aerospike_helpers.batch.records import BatchRecords
 
 from paywarden.features.stores.base import RECORD_BYTES_MAX
+from paywarden.schemas.addresses import host_and_port
 from paywarden.schemas.errors import Misconfigured, PaywardenError, StoreUnavailable
 
 OK = 0
@@ -40,7 +41,6 @@ _NO_RESPONSE = -15
 _SOME_FAILED = -16
 _BIN_NAME_CHARS_MAX = 15
 _NAMESPACE_CHARS_MAX = 31
-_PORT_MAX = 65_535
 
 # Codes after which the same call fails again until someone changes a setting, here or on the server.
 _NEVER_BY_RETRYING = {
@@ -292,10 +292,10 @@ def _check_login(settings: AerospikeSettings) -> None:
 
 
 def _split_host(host: str) -> tuple[str, int]:
-    name, _, port = host.rpartition(":")
-    if not name or not port.isdecimal() or not 1 <= int(port) <= _PORT_MAX:
+    parts = host_and_port(host)
+    if parts is None:
         raise Misconfigured(f'hosts must be "host:port" each, got "{host}"')
-    return name.strip("[]"), int(port)
+    return parts
 
 
 def connect(settings: AerospikeSettings) -> aerospike.Client:
