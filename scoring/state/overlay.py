@@ -56,7 +56,6 @@ MARKS_FILE = "overlay-marks"
 # A directory is sparsely filled: its slots are at most half in use.
 _SLOTS_PER_ENTITY = 2
 _EVENTS_MAX = 64
-_PORT_MAX = 65_535
 # Marks that are complete for no transaction: no bucket of them is looked at.
 _NO_MARKS = np.full(tables.MARK_HEAD_SIZE, -1, dtype=np.int64)
 
