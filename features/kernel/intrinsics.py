@@ -9,9 +9,10 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
-_I8, _I64 = ir.IntType(8), ir.IntType(64)
+_I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 
 
 def _element_address(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -197,6 +198,21 @@ def _swap_atomic(typing_context: Any, array: Any, position: Any, expected: Any, 
 
 
 @intrinsic
+def _prefetch(typing_context: Any, array: Any, position: Any) -> Any:  # noqa: ARG001
+    """Ask the processor to fetch the line of memory of one element into its cache, and do not wait for it."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = builder.bitcast(_element_address(context, builder, signature, arguments), _I8.as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), _I32, _I32, _I32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")  # type: ignore[no-untyped-call]
+        # To read, into every level of the cache, as data.
+        builder.call(function, [place, ir.Constant(_I32, 0), ir.Constant(_I32, 3), ir.Constant(_I32, 1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), generate
+
+
+@intrinsic
 def _call_c(
     typing_context: Any,  # noqa: ARG001
     function: Any,  # noqa: ARG001
@@ -234,4 +250,5 @@ pointer: Any = _pointer
 load_atomic: Any = _load_atomic
 store_atomic: Any = _store_atomic
 swap_atomic: Any = _swap_atomic
+prefetch: Any = _prefetch
 call_c: Any = _call_c

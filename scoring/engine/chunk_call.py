@@ -25,7 +25,7 @@ from paywarden.features.kernel.byte_ranges import copy_bytes
 from paywarden.features.kernel.frame import address, address_number, size
 from paywarden.features.kernel.intrinsics import call_c, pointer, put_word_at, word_at
 from paywarden.features.kernel.jit import compiled, inlined
-from paywarden.features.kernel.layout import ABSENT, I64, KNOWN, OK, TAG_MIN
+from paywarden.features.kernel.layout import ABSENT, I64, KNOWN, OK
 from paywarden.features.kernel.plan_schema import positions
 from paywarden.scoring.engine import record_bytes as records
 from paywarden.scoring.engine.record_bytes import write_records
@@ -36,7 +36,7 @@ from paywarden.scoring.requests.request_bytes import read_bodies
 from paywarden.scoring.state import mirror_look_up as mirror
 from paywarden.scoring.state import overlay_table as overlays
 from paywarden.scoring.state.mirror_look_up import look_up_bound
-from paywarden.scoring.state.overlay_table import add_bound, fill_hashed, hash_of_text
+from paywarden.scoring.state.overlay_table import add_bound, fill_hashed, hash_texts
 
 # What `decide_chunk` returns: DONE, or the step that Python goes on with.
 DONE, UNUSUAL, CLAIMED_BEFORE, NO_PROFILES, UNREADABLE, NO_SCORES, WANTS_POLICY = range(7)
@@ -47,9 +47,10 @@ FRAME_COUNT = 6
 ENTITIES, HASH, CLOCK, HAS_CLAIMS, OWNER, WINDOW_S, MARGINS, STALE_AFTER_MS, VECTOR_BYTES = range(9)
 NOW_MS, DECISION, OUTBOX_POSITION, IS_TIMED, HAS_ARRIVALS, NOT_APPROVED = range(9, 15)
 SIZE, AGE_MS = 15, 16
-# For the overlay: xxHash's seeded function and its seed, which stay, and the host's own clock, set before each call.
-SEEDED_HASH, SEED, OVERLAY_NOW_MS = 17, 18, 19
-NUMBER_COUNT = 20
+# For the overlay: xxHash's seeded function and its seed; whether the call reads the host's own clock; and the time of
+# the chunk by that clock in milliseconds, which is given if it does not.
+SEEDED_HASH, SEED, HAS_HOST_CLOCK, OVERLAY_NOW_MS = range(17, 21)
+NUMBER_COUNT = 21
 # Places in `calibration`: a score is 1 / (1 + exp(-(SLOPE * margin + INTERCEPT))); at or above BELOW, or below it, the
 # kept tails hold.
 SLOPE, INTERCEPT, BELOW = range(3)
@@ -160,33 +161,14 @@ def _look_up(look_up_at: int, read_at: int, count: int, entities: int) -> int:
 
 
 @compiled(makes_arrays=True)
-def fill_seeing_pending(
-    overlay_at: int, look_up_at: int, read_at: int, count: int, now_ms: int, hash_at: int, seed: int
-) -> int:
-    """Fill the vectors of payments that are read and looked up, with what is pending in the overlay.
-
-    `now_ms`: by the host's own clock. `hash_at`, `seed`: see `overlay_table.hash_of_text`. Returns the kernel's status.
-    """
-    item_count = size(overlay_at, overlays.SLOT.hashes)
-    rows_max = size(overlay_at, overlays.SLOT.tags)
-    entities = item_count // rows_max
-    ends = carray(address(read_at, requests.SLOT.ends), (count, entities + 1), np.int64)
-    starts = carray(address(look_up_at, mirror.SLOT.key_starts), count * entities, np.int64)
-    sizes = carray(address(look_up_at, mirror.SLOT.key_sizes), count * entities, np.int64)
-    hashes = carray(address(overlay_at, overlays.SLOT.hashes), item_count, np.int64)
-    tags = carray(address(overlay_at, overlays.SLOT.tags), rows_max, np.int64)
+def _hash_for_overlay(frame_at: int, overlay_at: int, read_at: int, count: int) -> None:
+    """Hash what was read, and note the time that the chunk has for the overlay."""
+    numbers = carray(address(frame_at, SLOT.numbers), NUMBER_COUNT, np.int64)
+    ends = carray(address(read_at, requests.SLOT.ends), (count, numbers[ENTITIES] + 1), np.int64)
     texts_at = address_number(read_at, requests.SLOT.texts)
-    for item in range(count * entities):
-        if sizes[item] == 0:
-            hashes[item] = 0
-        else:
-            hashes[item] = hash_of_text(hash_at, seed, texts_at + starts[item], sizes[item], 1)
-    for number in range(count):
-        start, end = ends[number, entities - 1], ends[number, entities]
-        tags[number] = hash_of_text(hash_at, seed, texts_at + start, end - start, TAG_MIN)
-    found = carray(address(look_up_at, mirror.SLOT.numbers), mirror.NUMBER_COUNT, np.int64)
-    filled: int = fill_hashed(overlay_at, count, now_ms, found[mirror.SNAPSHOT])
-    return filled
+    hash_texts(overlay_at, count, texts_at, ends, numbers[SEEDED_HASH], numbers[SEED])
+    if numbers[HAS_HOST_CLOCK] == 1:
+        numbers[OVERLAY_NOW_MS] = _now_ns(numbers, address_number(frame_at, SLOT.time)) // 1_000_000
 
 
 @compiled(makes_arrays=True)
@@ -306,12 +288,14 @@ def decide_chunk(frame_at: int, count: int) -> int:
     numbers = carray(address(frame_at, SLOT.numbers), NUMBER_COUNT, np.int64)
     laps = carray(address(frame_at, SLOT.laps), LAP_COUNT, np.int64)
     time_at, is_timed, entities = address_number(frame_at, SLOT.time), numbers[IS_TIMED] == 1, numbers[ENTITIES]
-    read_at, record_at, look_up_at = frames[READ], frames[RECORD], frames[LOOK_UP]
+    read_at, record_at, look_up_at, overlay_at = frames[READ], frames[RECORD], frames[LOOK_UP], frames[OVERLAY]
     read_bodies(read_at, count)
     is_usual = carray(address(read_at, requests.SLOT.is_usual), count, np.uint8)
     for number in range(count):
         if is_usual[number] == 0:
             return UNUSUAL
+    if overlay_at != 0:
+        _hash_for_overlay(frame_at, overlay_at, read_at, count)
     if is_timed:
         laps[PARSED] = _now_ns(numbers, time_at)
     if numbers[HAS_CLAIMS] == 1:
@@ -326,11 +310,8 @@ def decide_chunk(frame_at: int, count: int) -> int:
     numbers[AGE_MS] = max(0, numbers[NOW_MS] - complete_to_ms) if complete_to_ms > 0 else -1
     if is_timed:
         laps[LOOKED_UP] = _now_ns(numbers, time_at)
-    overlay_at = frames[OVERLAY]
     if overlay_at != 0:
-        status = fill_seeing_pending(
-            overlay_at, look_up_at, read_at, count, numbers[OVERLAY_NOW_MS], numbers[SEEDED_HASH], numbers[SEED]
-        )
+        status = fill_hashed(overlay_at, count, numbers[OVERLAY_NOW_MS], found[mirror.SNAPSHOT])
     else:
         status = fill_bound_vectors(frames[FILL], count)
     if status != OK:

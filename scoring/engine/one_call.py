@@ -91,10 +91,11 @@ class OneCall:
             numbers[loop.OWNER], numbers[loop.WINDOW_S] = self._answered.owner, self._answered.window_s
         self._frames[loop.READ] = self._fast.frame_at
         self._can_hash = self._answered is None or _hash() is not None
-        self._overlay = parts.overlay
+        self._overlay, self._has_host_clock = parts.overlay, False
         if self._overlay is not None:
             numbers[loop.SEEDED_HASH], numbers[loop.SEED] = seeded_hash() or 0, self._overlay.hash_seed
             self._can_hash &= seeded_hash() is not None
+            numbers[loop.HAS_HOST_CLOCK] = self._has_host_clock = self._overlay.has_host_clock
         # What the frames are made for. Of the model only a token is kept: it must go when it is swapped out.
         self._mirror: MirrorReader | None = None
         self._mirror_frames: tuple[Frame, Frame] | None = None
@@ -145,7 +146,8 @@ class OneCall:
         if overlay is not None:
             if overlay.files is not self._overlay_files:
                 self._take_overlay(overlay, mirror)
-            numbers[loop.OVERLAY_NOW_MS] = overlay.clock_ms()
+            if not self._has_host_clock:
+                numbers[loop.OVERLAY_NOW_MS] = overlay.clock_ms()
         status = loop.decide_chunk(self._frame_at, count)
         if status == loop.UNUSUAL:
             return None
@@ -174,8 +176,6 @@ class OneCall:
         except BaseException:
             self._release(count)
             raise
-        if overlay is not None:
-            numbers[loop.OVERLAY_NOW_MS] = overlay.clock_ms()
         loop.settle_chunk(self._frame_at, count)
         for action in others:
             self._metrics.decisions[action].add(1)

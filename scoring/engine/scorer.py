@@ -218,9 +218,10 @@ class PaymentScorer:
 
         Nothing else: no candidate, no exploration. An overlay must have its table; without marks it says so itself.
         """
-        others = (self._split, self._exploration, self._held_cards)
-        has_overlay = self._overlay is None or self._overlay.has_table
-        return self._mirror if has_overlay and all(one is None for one in others) else None
+        # It is asked for each chunk, so it makes nothing.
+        if self._split is not None or self._exploration is not None or self._held_cards is not None:
+            return None
+        return self._mirror if self._overlay is None or self._overlay.has_table else None
 
     def tail_of(self, serving: Served, row: int, score: float, flags: tuple[str, ...], others: list[str]) -> int:
         """Ask a policy without conditions about one payment, whose vector is in `row`; returns its tail's number.

@@ -274,6 +274,8 @@ class Overlay:
         self._table_file: tuple[int, int] | None = None
         self._bound: dict[str, NDArray[Any]] | None = None
         self._frame: Frame | None = None
+        self.has_table = False
+        """Whether answered payments can become pending, and `frame_for` be called."""
         self.files = object()
         """Stands for the table and the marks: another object once `look` has opened other ones."""
 
@@ -288,7 +290,7 @@ class Overlay:
         table, marks = self._table, self._marks
         self._open(Path(self._settings.path), Path(folder) / MARKS_FILE)
         if self._table is not table or self._marks is not marks:
-            self.files = object()
+            self.files, self.has_table = object(), self._table is not None
         if self._table is None or self._marks is None:
             self._frame = None
             return
@@ -349,9 +351,9 @@ class Overlay:
         return self._frame is not None
 
     @property
-    def has_table(self) -> bool:
-        """Whether answered payments can become pending, and `frame_for` be called."""
-        return self._table is not None
+    def has_host_clock(self) -> bool:
+        """Whether its clock is the host's own, which compiled code can read itself."""
+        return self.clock_ms is monotonic_ms
 
     @property
     def hash_seed(self) -> int:
@@ -359,10 +361,10 @@ class Overlay:
         return self._payment_tags.seed
 
     def frame_for(self, mirror: MirrorReader, attributes: NDArray[np.int64], out: NDArray[np.float32]) -> Frame:
-        """Returns a frame of `overlay_table.fill_hashed` and `add_bound` for compiled callers.
+        """Returns a frame of `overlay_table.hash_texts`, `fill_hashed` and `add_bound` for compiled callers.
 
-        `attributes` and `out` as in `look`. It has hashes and tags of its own, which the callers fill, and holds until
-        `files` is another object. Without marks no profile gets a payment, and IS_SURE is 0.
+        `attributes` and `out` as in `look`. It has hashes and tags of its own, and holds until `files` is another
+        object. Without marks no profile gets a payment, and IS_SURE is 0.
         """
         assert self._table is not None
         marks = _NO_MARKS if self._marks is None else self._marks
@@ -456,6 +458,7 @@ class Overlay:
     def close(self) -> None:
         """Close the table. Its payments stay."""
         self._frame = self._bound = self._table = self._marks = None
+        self.has_table = False
 
     def _hash(self, keys: Sequence[bytes], ids: Sequence[bytes]) -> None:
         self._filled = None

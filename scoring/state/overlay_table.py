@@ -40,7 +40,7 @@ from numba import carray  # type: ignore[attr-defined]
 from paywarden.features.kernel.assemble import assemble
 from paywarden.features.kernel.codec import clear, unpack
 from paywarden.features.kernel.frame import address, size
-from paywarden.features.kernel.intrinsics import call_c, load_atomic, store_atomic, swap_atomic
+from paywarden.features.kernel.intrinsics import call_c, load_atomic, prefetch, store_atomic, swap_atomic
 from paywarden.features.kernel.jit import compiled, inlined
 from paywarden.features.kernel.layout import (
     ABSENT,
@@ -89,6 +89,8 @@ VISITS_MAX = 64
 # Rows that are being written, or were left so, are passed over.
 _ROWS_TRIED = 8
 _LINKS_TRIED = 64
+# New rows that the processor fetches while a chunk is scored.
+_ROWS_FETCHED = 8
 
 # The numbers of a call, one int64 array. The first ones are given: the moment, the lifetime, the most payments that are
 # added to one profile, and the mirror's transaction that profiles were read in. The others are results.
@@ -483,13 +485,15 @@ def _note_time(table: I64, numbers: I64) -> None:
     now_ms, life_ms = numbers[NOW_MS], numbers[LIFE_MS]
     seen = numbers[SEEN]
     numbers[SEEN] = load_atomic(table, NEXT_AT)
-    for sample in range(SAMPLES):
-        at = SAMPLES_AT + 2 * sample
-        if now_ms - numbers[at] > life_ms:
-            numbers[OVER] = max(numbers[OVER], numbers[at + 1])
     at = SAMPLES_AT + 2 * (now_ms * 16 // life_ms % SAMPLES)
-    if now_ms - numbers[at] > life_ms:
-        numbers[at], numbers[at + 1] = now_ms, seen
+    if now_ms - numbers[at] <= life_ms:
+        # The others were looked at when this sample was taken, a sixteenth of a lifetime ago at most.
+        return
+    for sample in range(SAMPLES):
+        other = SAMPLES_AT + 2 * sample
+        if now_ms - numbers[other] > life_ms:
+            numbers[OVER] = max(numbers[OVER], numbers[other + 1])
+    numbers[at], numbers[at + 1] = now_ms, seen
 
 
 @inlined
@@ -603,12 +607,44 @@ def fill_bound(frame_at: int, rows: int, now_ms: int, snapshot: int) -> int:
 
 
 @inlined
-def hash_of_text(hash_at: int, seed: int, text_at: int, length: int, least: int) -> int:
-    """Returns a text's hash as PaymentTags makes it. `least`: 1 for the key of an entity, TAG_MIN for a payment's id.
-
-    `hash_at` is the address of xxHash's own XXH3_64bits_withSeed.
-    """
+def _hash_of_text(hash_at: int, seed: int, text_at: int, length: int, least: int) -> int:
+    """Returns a text's hash as PaymentTags makes it. `least`: 1 for an entity's key, TAG_MIN for a payment's id."""
     return int((call_c(hash_at, text_at, length, seed, 0) >> 1) & 0x7FFFFFFFFFFFFFFF | least)
+
+
+@compiled(makes_arrays=True)
+def hash_texts(frame_at: int, rows: int, texts_at: int, ends: I64, hash_at: int, seed: int) -> None:
+    """Hash the keys and ids of a frame's first `rows` payments, and let the processor fetch what is asked for next.
+
+    `texts_at`: the address of the texts, one after the other: for each payment the keys of its entities, and its id.
+    `ends` has shape (payments, entities + 1). `hash_at`: the address of xxHash's own XXH3_64bits_withSeed.
+    """
+    entities = ends.shape[1] - 1
+    shape = carray(address(frame_at, SLOT.shape), SHAPE_COUNT, np.int64)
+    hashes = carray(address(frame_at, SLOT.hashes), size(frame_at, SLOT.hashes), np.int64)
+    tags = carray(address(frame_at, SLOT.tags), size(frame_at, SLOT.tags), np.int64)
+    table = carray(address(frame_at, SLOT.table), size(frame_at, SLOT.table), np.int64)
+    begin = 0
+    for row in range(rows):
+        for entity in range(entities):
+            item, end = row * entities + entity, ends[row, entity]
+            if end == begin:
+                hashes[item] = 0
+            else:
+                hashes[item] = _hash_of_text(hash_at, seed, texts_at + begin, end - begin, 1)
+                for choice in range(2):
+                    prefetch(table, _bucket_at(shape, mix(hashes[item]), choice))
+            begin = end
+        end = ends[row, entities]
+        tags[row] = _hash_of_text(hash_at, seed, texts_at + begin, end - begin, TAG_MIN)
+        begin = end
+    # Most likely the rows that these payments will have.
+    row_words = row_size(shape[SHAPE_ENTITIES], shape[SHAPE_WIDTH])
+    number = load_atomic(table, NEXT_AT) + 1
+    for row in range(min(rows, _ROWS_FETCHED)):
+        at = _row_at(shape, number + row)
+        for word in range(0, row_words, BUCKET_SLOTS):
+            prefetch(table, at + word)
 
 
 @compiled(makes_arrays=True)

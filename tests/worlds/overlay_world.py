@@ -26,14 +26,10 @@ from numpy.typing import NDArray
 
 from paywarden.features import kernel
 from paywarden.features.catalogue.attributes import row_of
-from paywarden.features.kernel.frame import Frame
 from paywarden.features.profiles.engine import Events, FeatureEngine
 from paywarden.features.profiles.keys import entity_key
 from paywarden.features.profiles.payment_tags import MARK_DTYPE, PaymentTags
-from paywarden.scoring.engine import chunk_call
 from paywarden.scoring.engine.one_call import seeded_hash
-from paywarden.scoring.requests import request_bytes
-from paywarden.scoring.state import mirror_look_up
 from paywarden.scoring.state import overlay_table as tables
 from paywarden.scoring.state.mirror import MirrorReader
 from paywarden.scoring.state.overlay import Overlay, OverlaySettings, prepare
@@ -94,16 +90,7 @@ class ChunkWorker:
         self._overlay, self._reader = overlay, reader
         self._files: object = None
         self._filled: tuple[list[bytes], bytes] | None = None
-        entities = len(reader.presence)
-        none = np.zeros(1, dtype=np.int64)
         self._texts = np.zeros(1000, dtype=np.uint8)
-        self._ends, self._starts, self._sizes = (np.zeros(entities + 1, dtype=np.int64) for _ in range(3))
-        self._found = np.zeros(mirror_look_up.NUMBER_COUNT, dtype=np.int64)
-        read: dict[str, NDArray[Any]] = dict.fromkeys(request_bytes.RequestSlots._fields, none)
-        self._read = Frame(request_bytes.SLOT, read | {"texts": self._texts, "ends": self._ends})
-        looked_up: dict[str, NDArray[Any]] = dict.fromkeys(mirror_look_up.LookUpSlots._fields, none)
-        looked_up |= {"key_starts": self._starts, "key_sizes": self._sizes, "numbers": self._found}
-        self._look_up = Frame(mirror_look_up.SLOT, looked_up)
 
     def fill(self, keys: list[bytes], name: bytes, snapshot: int) -> bool:
         """Do as `Overlay.fill`."""
@@ -113,13 +100,11 @@ class ChunkWorker:
             self._frame = overlay.frame_for(cast(MirrorReader, reader), reader.attributes, reader.out)
             self._files = overlay.files
         self._texts[: len(texts)] = np.frombuffer(texts, dtype=np.uint8)
-        self._sizes[:] = list(map(len, (*keys, name)))
-        self._ends[:] = list(accumulate(self._sizes))
-        self._starts[:] = self._ends - self._sizes
-        self._found[mirror_look_up.SNAPSHOT] = snapshot
-        frames = (self._frame.address, self._look_up.address, self._read.address)
-        now_ms, hash_at = overlay.clock_ms(), seeded_hash()
-        status = chunk_call.fill_seeing_pending(*frames, 1, now_ms, hash_at, overlay.hash_seed)  # type: ignore[arg-type]
+        ends = np.array([list(accumulate(map(len, (*keys, name))))])
+        hash_at, now_ms = seeded_hash(), overlay.clock_ms()
+        assert hash_at is not None
+        tables.hash_texts(self._frame.address, 1, self._texts.ctypes.data, ends, hash_at, overlay.hash_seed)
+        status = tables.fill_hashed(self._frame.address, 1, now_ms, snapshot)
         assert status == kernel.OK
         self._filled = keys, name
         return overlay._count(1)

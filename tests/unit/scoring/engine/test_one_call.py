@@ -440,6 +440,22 @@ def test_a_chunk_sees_what_the_one_before_has_answered_in_the_one_call(
     assert ["unknown_card" in found for found in flags] == [True, False]
 
 
+def test_the_policy_hears_of_what_is_pending_and_of_marks_that_nobody_trusts(overlaid: Pair) -> None:
+    assert overlaid.marks is not None
+    strict = Policy(PolicySettings(), review_at=1e-9, decline_at=1.0)
+    for side in (overlaid.steps, overlaid.quick):
+        side.scorer.take_up(side.scorer.served(side.models, strict))
+    told = []
+    for name in ("first", "second", "third"):
+        if name == "third":
+            overlaid.marks.note_unnamed()
+        (answer,) = overlaid.ask([body(0, payment_id=name, card_id=STRANGER)])
+        assert isinstance(answer, bytes)
+        response = ScoreResponse.FromString(answer)
+        told.append((response.action, "unknown_card" in response.flags, OVERLAY_ABSENT in response.flags))
+    assert told == [("review", True, False), ("review", False, False), ("review", True, True)]
+
+
 def test_without_marks_the_one_call_says_that_the_last_seconds_were_not_seen(
     overlaid: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -483,3 +499,14 @@ def test_a_payment_is_pending_once_its_record_is_appended_and_not_before(
     monkeypatch.setattr(side.outbox, "append_frames", noted)
     side.ask([body(place) for place in range(3)])
     assert (at_append, int(table[tables.NEXT_AT])) == ([0], 3)
+
+
+def test_the_one_call_reads_the_hosts_own_clock_for_the_overlay(overlaid: Pair) -> None:
+    side = overlaid.quick
+    assert side.overlay is not None
+    assert side.overlay._table is not None
+    side.overlay.clock_ms = overlays.monotonic_ms
+    whole, before_ms = OneCall(side.scorer, side.intake), overlays.monotonic_ms()
+    assert whole.score([body(0)], NOW_MS) is not None
+    moment_ms = side.overlay._table[tables._row_at(side.overlay._shape, 1) + tables.MOMENT]
+    assert before_ms <= moment_ms <= overlays.monotonic_ms()
