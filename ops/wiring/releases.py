@@ -17,7 +17,7 @@ from paywarden.ops.libraries import build_missing
 from paywarden.ops.wiring import scoring, stores
 from paywarden.schemas.errors import BundleRefused, Misconfigured
 from paywarden.schemas.settings import DEFAULT_FILE, Source, read_source
-from paywarden.scoring.server.deployment import Deployment, ReleasePaths, release_key
+from paywarden.scoring.server.deployment import Deployment, ReleasePaths, release_key, unfinished_prefix
 from paywarden.scoring.server.releases import Release, release_of
 
 
@@ -97,7 +97,7 @@ class HostReleases:
             if trusted is not None:
                 trusted.require(bundle)
             return key
-        unfinished = Path(tempfile.mkdtemp(prefix=".", dir=ready))
+        unfinished = Path(tempfile.mkdtemp(prefix=unfinished_prefix(os.getpid()), dir=ready))
         try:
             copied = prepare_bundle(
                 bundle,

@@ -49,6 +49,7 @@ from paywarden.scoring.server.deployment import (
     deployment_of,
     read_deployment,
     release_key,
+    unfinished_prefix,
 )
 from paywarden.scoring.server.releases import (
     Orders,
@@ -208,6 +209,9 @@ class Deployer:
             return False
         self._pid, self._due = 0, 0.0
         result = self._result_path(pid)
+        for path in self._ready.glob(f"{unfinished_prefix(pid)}*"):
+            # It was killed.
+            shutil.rmtree(path, ignore_errors=True)
         if self._is_starved and code == -signal.SIGKILL:
             _log.info("the process that checks a release got too little of a core, and is started with a share of one")
             self._is_asked = True

@@ -82,6 +82,11 @@ def release_key(bundle_digest: str, policy_digest: str) -> str:
     return f"{bundle_digest[:_KEY_DIGITS]}-{policy_digest[:_KEY_DIGITS]}"
 
 
+def unfinished_prefix(pid: int) -> str:
+    """Returns how the names of the folders in READY begin in which a process prepares releases."""
+    return f".{pid}-"
+
+
 def read_deployment(path: Path) -> Deployment | None:
     """Returns the deployment; None if there is no file. Raises Misconfigured naming the file and the field."""
     try:

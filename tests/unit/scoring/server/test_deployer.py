@@ -18,7 +18,13 @@ from paywarden.schemas.errors import BundleRefused
 from paywarden.scoring.metrics.release import CHECK, swap_failures
 from paywarden.scoring.metrics.shared import Registry
 from paywarden.scoring.server.deployer import KILLS_MAX, Deployer
-from paywarden.scoring.server.deployment import Deployment, ReleasePaths, release_key, write_deployment
+from paywarden.scoring.server.deployment import (
+    Deployment,
+    ReleasePaths,
+    release_key,
+    unfinished_prefix,
+    write_deployment,
+)
 from paywarden.scoring.server.releases import Orders, Release, orders_path, read_orders
 from tests.services.processes import wait_until
 
@@ -258,12 +264,17 @@ def test_a_checker_works_in_spare_time_and_with_a_share_when_it_gets_none(
     """It would slow down a worker on its core, and on a core that is never idle it would not end."""
     host, seen = Host(tmp_path / "serve", spare_s=0.0), tmp_path / "policies"
 
-    def check(_: str) -> None:
+    def note() -> None:
         with seen.open("a", encoding="utf-8") as file:
             print(os.sched_getscheduler(0), file=file)
+
+    def check(_: str) -> None:
         if os.sched_getscheduler(0) == os.SCHED_IDLE:
             # Its core is wanted by others.
+            (host.folder / "ready" / f"{unfinished_prefix(os.getpid())}x").mkdir()
+            note()
             signal.pause()
+        note()
 
     host.source.how = check
     with caplog.at_level(logging.INFO):
@@ -281,6 +292,7 @@ def test_a_checker_works_in_spare_time_and_with_a_share_when_it_gets_none(
             assert host.orders.active == bundle
     assert seen.read_text(encoding="utf-8").split() == [str(os.SCHED_IDLE), str(os.SCHED_OTHER)] * 2
     assert caplog.text.count("got too little of a core") == 2
+    assert sorted(path.name for path in (host.folder / "ready").iterdir()) == ["b", "c"]
     assert host.failures.value == 0
     host.deployer.close()
 
