@@ -61,15 +61,25 @@ def wide_table(**changed: Any) -> TrainingTable:
     return synthetic_table(width=len(small_world.engine().plan.names), **changed)
 
 
-def test_the_same_data_and_settings_give_the_same_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = train(small_world.table(), tmp_path / "a")
+@pytest.fixture(scope="module")
+def quick_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with a reference, of the small world. Do not change it."""
+    folder = tmp_path_factory.mktemp("quick") / "bundle"
+    train(small_world.table(), folder)
+    return folder
+
+
+def test_the_same_data_and_settings_give_the_same_bundle(
+    quick_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = read_manifest(quick_bundle)
     # Train again on another day: no file may contain the time.
     monkeypatch.setattr("time.time", lambda: 2e9)
     second = train(small_world.table(), tmp_path / "b")
     assert first.digest == second.digest
     assert REFERENCE in first.files
     for name in (*first.files, MANIFEST):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+        assert (quick_bundle / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -85,7 +95,7 @@ def test_the_number_of_threads_changes_no_byte_of_a_bundle(tmp_path: Path, threa
     assert (tmp_path / "a" / MODEL_TEXT).read_bytes() == (tmp_path / "b" / MODEL_TEXT).read_bytes()
 
 
-def test_a_correction_that_came_too_late_changes_no_byte_of_a_bundle(tmp_path: Path) -> None:
+def test_a_correction_that_came_too_late_changes_no_byte_of_a_bundle(quick_bundle: Path, tmp_path: Path) -> None:
     payments, outcomes = small_world.tables()
     known_by_ms = (TRAINING_DAYS.last + 1 + small_world.LABEL_DELAY_DAYS) * DAY_MS
     in_time = outcomes.filter(pc.less_equal(outcomes["outcome_time_ms"], known_by_ms))
@@ -104,7 +114,7 @@ def test_a_correction_that_came_too_late_changes_no_byte_of_a_bundle(tmp_path: P
         rates=small_world.rates(),
         label_delay_days=small_world.LABEL_DELAY_DAYS,
     )
-    assert train(corrected, tmp_path / "a").digest == train(small_world.table(), tmp_path / "b").digest
+    assert train(corrected, tmp_path / "a").digest == read_manifest(quick_bundle).digest
 
 
 def test_other_settings_or_data_give_another_version(tmp_path: Path) -> None:
