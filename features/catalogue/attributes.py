@@ -69,7 +69,8 @@ class Condition:
     attribute: str = field(compare=False)
 
     def __bool__(self) -> bool:
-        raise TypeError(f"the condition {self.text} is about a payment: it has no truth value in Python")
+        joined = "and, or, not, if and 1 < x < 3 cannot use it"
+        raise TypeError(f"the condition {self.text} is about a payment and has no truth value in Python: {joined}")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -105,7 +106,7 @@ class Attribute:
 
     def __ne__(self, other: object) -> Condition:  # type: ignore[override]
         if self.is_comparable:
-            raise _wrong(f"{self.name} is {self._what}, and is compared with ==, >= or <")
+            raise self._other_comparison()
         return Condition(self.column, kernel.DIFFERENT, self._code(other), f"{self.name} != {other!r}", self.name)
 
     def __ge__(self, other: float) -> Condition:
@@ -115,11 +116,23 @@ class Attribute:
         operator = kernel.BELOW if self.kind is AttributeKind.AMOUNT else kernel.BELOW_IF_PRESENT
         return Condition(self.column, operator, self._amount(other), f"{self.name} < {other}", self.name)
 
+    # Without these Python says that it cannot compare an int with an Attribute, and not what to write.
+    def __gt__(self, other: float) -> Condition:
+        self._amount(other)
+        raise self._other_comparison()
+
+    def __le__(self, other: float) -> Condition:
+        self._amount(other)
+        raise self._other_comparison()
+
     def __hash__(self) -> int:
         return hash((self.name, self.column))
 
     def __repr__(self) -> str:
         return f"the field {self.name!r}"
+
+    def _other_comparison(self) -> Misconfigured:
+        return _wrong(f"{self.name} is {self._what}, and is compared with ==, >= or <")
 
     @property
     def _what(self) -> str:

@@ -94,6 +94,8 @@ class Analysis:
         with `label_delay_days` those known that many days after the last day. Raises Misconfigured for an unknown name,
         and for days without a payment.
         """
+        if label_delay_days is not None and label_delay_days < 0:
+            raise Misconfigured(f"label_delay_days: wanted 0 or more, got {label_delay_days}")
         window = self._window(first_day, last_day)
         places = self._places(names)
         first, last = self._rows(window)
@@ -204,7 +206,8 @@ def evaluate(label: Any, score: Any, *, event_time_ms: Any = None, card_id: Any 
     probabilities. `event_time_ms` and `card_id` are needed for card precision; with `card_id`, the interval of the
     calibration allows for frauds that come together.
 
-    Raises Misconfigured for columns of different lengths, and for scores that are no probabilities.
+    Raises Misconfigured for columns of different lengths, for scores that are no probabilities, and for labels that are
+    frauds alone: any scores would be perfect.
     """
     labels, scores = _labels(label), _column(score, np.float64)
     if len(labels) != len(scores):
@@ -213,6 +216,10 @@ def evaluate(label: Any, score: Any, *, event_time_ms: Any = None, card_id: Any 
         raise Misconfigured("evaluate: wanted scores from 0 to 1")
     kept = labels != UNKNOWN
     fraud, scores = labels[kept] == 1, scores[kept]
+    if len(fraud) and fraud.all():
+        # Frauds are known sooner than anything else: labels of a short delay are frauds alone.
+        what = "an outcome that is missing is not genuine; a longer label_delay_days, or none, knows more"
+        raise Misconfigured(f"evaluate: all {len(fraud)} known labels are fraud, wanted genuine ones as well: {what}")
     card = np.arange(len(fraud)) if card_id is None else _codes(card_id)[kept]
     auc_roc, precision = areas_under_curves(fraud, scores)
     frauds = int(fraud.sum())

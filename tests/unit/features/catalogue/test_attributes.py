@@ -260,6 +260,10 @@ WRONG: dict[str, tuple[Callable[[], Condition], str]] = {
         lambda: attributes.amount != 5,
         "amount is an amount, and is compared with ==, >= or <",
     ),
+    "an amount above": (lambda: attributes.amount > 5, "amount is an amount, and is compared with ==, >= or <"),
+    "an amount at most": (lambda: attributes.amount <= 5, "amount is an amount, and is compared with ==, >= or <"),
+    "an amount between": (lambda: 3 < attributes.amount < 5, "amount is an amount, and is compared with ==, >= or <"),
+    "a text above": (lambda: attributes.mcc > 5, "mcc " + ORDER),
     "a text and a number": (lambda: attributes.channel == 5, "channel " + TEXT.format(5)),
     "a text and nothing in it": (lambda: attributes.channel == "", "channel " + TEXT.format("")),
     "a text and nothing": (lambda: attributes.channel != None, "channel " + TEXT.format(None)),  # noqa: E711

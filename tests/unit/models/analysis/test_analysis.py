@@ -59,6 +59,12 @@ def test_labels_may_be_texts_numbers_or_missing() -> None:
     assert (texts.payments, texts.frauds, texts.average_precision) == (2, 1, 1.0)
 
 
+def test_frauds_alone_are_not_measured() -> None:
+    # Labels of seven days where "genuine" takes thirty: random scores had an average precision of 1.0.
+    with pytest.raises(Misconfigured, match="all 2 known labels are fraud, wanted genuine ones as well"):
+        evaluate(["fraud", None, "fraud"], [0.1, 0.2, 0.3])
+
+
 def test_wrong_columns_are_refused() -> None:
     with pytest.raises(Misconfigured, match="2 labels, but 1 scores"):
         evaluate([1, 0], [0.5])
