@@ -68,7 +68,7 @@ LOOK_S = 0.25
 _FAILED = 1
 KILLS_MAX = 3
 # How long a checker may run in spare time alone. Beside a worker at half load, on its core, it needs half a second.
-SPARE_S = 2.0
+SPARE_S = 1.0
 # The one after it takes a tenth of a core that a worker needs.
 _NICENESS = 10
 
@@ -401,10 +401,11 @@ def is_served(runtime: Path) -> bool:
 def _yield_cores(*, has_share: bool) -> None:
     """Let this process work in spare time only; with `has_share`, in a tenth of a core that others want as well."""
     os.nice(_NICENESS)
-    if not has_share:
-        # Where a sandbox forbids it, it has the share.
-        with contextlib.suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    # A batch process takes its core from nobody when it wakes, and has no real-time priority that the host may have.
+    policy = os.SCHED_BATCH if has_share else os.SCHED_IDLE
+    # Where a sandbox forbids it, it has the share.
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, policy, os.sched_param(0))
 
 
 def _name_of(paths: ReleasePaths) -> str:

@@ -290,7 +290,7 @@ def test_a_checker_works_in_spare_time_and_with_a_share_when_it_gets_none(
             host.begin()
             host.end()
             assert host.orders.active == bundle
-    assert seen.read_text(encoding="utf-8").split() == [str(os.SCHED_IDLE), str(os.SCHED_OTHER)] * 2
+    assert seen.read_text(encoding="utf-8").split() == [str(os.SCHED_IDLE), str(os.SCHED_BATCH)] * 2
     assert caplog.text.count("got too little of a core") == 2
     assert sorted(path.name for path in (host.folder / "ready").iterdir()) == ["b", "c"]
     assert host.failures.value == 0
