@@ -198,7 +198,7 @@ def _swap_atomic(typing_context: Any, array: Any, position: Any, expected: Any, 
 
 
 @intrinsic
-def _prefetch(typing_context: Any, array: Any, position: Any) -> Any:  # noqa: ARG001
+def _prefetch_element(typing_context: Any, array: Any, position: Any) -> Any:  # noqa: ARG001
     """Ask the processor to fetch the line of memory of one element into its cache, and do not wait for it."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -250,5 +250,5 @@ pointer: Any = _pointer
 load_atomic: Any = _load_atomic
 store_atomic: Any = _store_atomic
 swap_atomic: Any = _swap_atomic
-prefetch: Any = _prefetch
+prefetch_element: Any = _prefetch_element
 call_c: Any = _call_c

@@ -40,7 +40,7 @@ from numba import carray  # type: ignore[attr-defined]
 from paywarden.features.kernel.assemble import assemble
 from paywarden.features.kernel.codec import clear, unpack
 from paywarden.features.kernel.frame import address, size
-from paywarden.features.kernel.intrinsics import call_c, load_atomic, prefetch, store_atomic, swap_atomic
+from paywarden.features.kernel.intrinsics import call_c, load_atomic, prefetch_element, store_atomic, swap_atomic
 from paywarden.features.kernel.jit import compiled, inlined
 from paywarden.features.kernel.layout import (
     ABSENT,
@@ -633,7 +633,7 @@ def hash_texts(frame_at: int, rows: int, texts_at: int, ends: I64, hash_at: int,
             else:
                 hashes[item] = _hash_of_text(hash_at, seed, texts_at + begin, end - begin, 1)
                 for choice in range(2):
-                    prefetch(table, _bucket_at(shape, mix(hashes[item]), choice))
+                    prefetch_element(table, _bucket_at(shape, mix(hashes[item]), choice))
             begin = end
         end = ends[row, entities]
         tags[row] = _hash_of_text(hash_at, seed, texts_at + begin, end - begin, TAG_MIN)
@@ -644,7 +644,7 @@ def hash_texts(frame_at: int, rows: int, texts_at: int, ends: I64, hash_at: int,
     for row in range(min(rows, _ROWS_FETCHED)):
         at = _row_at(shape, number + row)
         for word in range(0, row_words, BUCKET_SLOTS):
-            prefetch(table, at + word)
+            prefetch_element(table, at + word)
 
 
 @compiled(makes_arrays=True)
