@@ -10,7 +10,8 @@ One call of `step` is one batch:
 
 1. Read at most `batch_max` records.
 2. Route payments and due outcomes: write the payments' records to the store, queue frames for the profiles' owners.
-3. Apply frames: write new profiles to the store, queue them for the changelog.
+3. Apply frames, those of this batch that this worker would read itself included (`BatchConsumer.take_ahead`): write
+   new profiles to the store, queue them for the changelog.
 4. Queue progress behind the records it speaks of, for companions and workers of earlier releases.
 5. Flush the sender: the broker has all frames and changelog records.
 6. Commit the offsets.
