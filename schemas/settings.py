@@ -68,6 +68,8 @@ SECTIONS = (
 )
 
 _Settings = TypeVar("_Settings")
+# How alike two names must be to be taken for one another: "prot" and "port" just are.
+_NEAR = 0.75
 # Stands in for a value that is wrong.
 _REFUSED = object()
 
@@ -195,7 +197,9 @@ def table_of(name: str, settings_type: type[_Settings], value: object) -> _Setti
 
 def _meant(name: str, known: Iterable[str]) -> str:
     """Returns the end of a message about an unknown name: the known one that is nearest to it, if one is near."""
-    return "".join(f"; {near!r} may have been meant" for near in difflib.get_close_matches(name, known, n=1))
+    return "".join(
+        f"; {near!r} may have been meant" for near in difflib.get_close_matches(name, known, n=1, cutoff=_NEAR)
+    )
 
 
 def _typed(name: str, hint: Any, value: Any, wrong: list[Misconfigured]) -> Any:

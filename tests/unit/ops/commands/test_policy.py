@@ -98,10 +98,10 @@ def test_a_bundle_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
 # Of every kind of fault one, in many sections; beside each line what is said of it.
 WRONG = """
 colour = 3                                          # there is no section [colour]; there are admission,
-[sevre]                                             # there is no section [sevre]; there are admission,
+[sevre]                                             # there is no section [sevre]; 'serve' may have been meant
 port = 1
 [http]
-prot = 1                                            # [http] has no setting 'prot'
+prot = 1                                            # [http] has no setting 'prot'; 'port' may have been meant
 port = "80"                                         # [http] port: wanted a whole number, got str
 backlog = 0                                         # [http] backlog: wanted at least 1, got 0
 connections_max = 0                                 # [http] connections_max: wanted at least 1, got 0
