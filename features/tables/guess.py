@@ -364,11 +364,10 @@ class _Guess:
     def _holds_prices(self, column: _Column) -> bool:
         """Returns whether values look like prices by themselves: most have two decimals, or a currency beside them."""
         cents = re.compile(r"[^.]*[0-9]+\.[0-9]{2}[^.0-9]*").fullmatch
-        form = self._form_of_numbers
-        return (
-            self._strip(column) is not None
-            and column.share(lambda text: cents(text if column.is_number else form.plain(text)) is not None) > 0.8
-        )
+        form, is_number = self._form_of_numbers, column.is_number
+        if self._strip(column) is None:
+            return False
+        return column.share(lambda text: cents(text if is_number else form.plain(text)) is not None) > 0.8
 
     def _is_measure(self, column: _Column) -> bool:
         return (column.is_number and not column.is_whole) or self._holds_prices(column)
