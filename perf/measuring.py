@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,9 +57,30 @@ class Scenario:
             load = run_load(
                 self.target, self.bodies, rate=self.rate, seconds=self.seconds, seed=seed, options=self.options
             )
-            report = drive(load)
+            with ahead_of_others([os.getpid(), *self.server.worker_pids()]):
+                report = drive(load)
         cpu_us = (self.server.cpu_seconds() - before) / max(1, report.ok) * 1e6
         return Measured(report, cpu_us)
+
+
+@contextmanager
+def ahead_of_others(pids: Iterable[int]) -> Iterator[None]:
+    """Give the threads of these processes real-time priority meanwhile, as far as this user may (root may).
+
+    At 17,000 payments a second, a daemon of the machine that takes a core for 4 ms makes 70 payments late. With
+    real-time priority load and server are measured, not the daemon. A load that needs a whole core must not run so:
+    Linux stops real-time threads for 50 ms of each second that they fill.
+    """
+    threads = [int(thread) for pid in pids for thread in os.listdir(f"/proc/{pid}/task")]
+    for thread in threads:
+        with suppress(PermissionError, ProcessLookupError):
+            os.sched_setscheduler(thread, os.SCHED_RR, os.sched_param(1))
+    try:
+        yield
+    finally:
+        for thread in threads:
+            with suppress(PermissionError, ProcessLookupError):
+                os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
 
 
 def drive(load: Any) -> LoadReport:
