@@ -1,6 +1,6 @@
 """Searches of the index of decisions, claims of its review queue, and decisions that are decided again.
 
-    python -m perf.decisions_index --rows 100000000 --folder DIR      17 GB; goes on where it was when it is run again
+    python -m perf.decisions_index --rows 100000000 --folder DIR      16 GB; goes on where it was when it is run again
 
 `--rows N` synthetic decisions over 100 days, written as the index writes them, without their bodies: a million cards,
 100,000 merchants of which few have most of the payments, 3 % of the scores from 0.02 on. Then `--searches` searches of
