@@ -88,6 +88,7 @@ _LABEL = (
 )
 _LABEL_TIME = (
     r"([a-z]+_)?(fraud|chargeback|label|report|dispute)(ed)?_?(date|time|at|ts|datetime|timestamp|reported_at)"
+    r"|([a-z]+_)?(reported|disputed)(_on)?"
 )
 # What a column may be called that holds a place.
 _PLACES = ((r"(.*_)?lat(itude)?", 90), (r"(.*_)?(lon|long|lng|longitude)", 180))

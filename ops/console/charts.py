@@ -112,4 +112,8 @@ def _bin(low: float | None, high: float | None) -> str:
         return "any"
     if low is None:
         return f"< {number_text(high)}"
-    return f"≥ {number_text(low)}" if high is None else f"{number_text(low)} to {number_text(high)}"
+    if high is None:
+        return f"≥ {number_text(low)}"
+    first, last = number_text(low), number_text(high)
+    # A value that many payments have has a bin of its own.
+    return first if first == last else f"{first} to {last}"

@@ -223,8 +223,8 @@ def _labels(profile: TableProfile) -> list[PageBlock]:
 def _median_delay(counts: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> str:
     number = int(np.searchsorted(np.cumsum(counts), counts.sum() / 2))
     if number + 1 == len(DELAY_EDGES_DAYS):
-        return f"half of them after {DELAY_EDGES_DAYS[-1]} days or more"
-    return f"half of them within {count_of(DELAY_EDGES_DAYS[number + 1], 'day')}"
+        return f"the median delay is {DELAY_EDGES_DAYS[-1]} days or more"
+    return f"the median delay is {DELAY_EDGES_DAYS[number]} to {DELAY_EDGES_DAYS[number + 1]} days"
 
 
 def _amounts(profile: TableProfile) -> PageTable:

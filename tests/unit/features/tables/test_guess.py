@@ -47,6 +47,14 @@ def test_a_guess_is_a_mapping_that_can_be_read(tmp_path: Path) -> None:
     assert not any(card in guessed.mapping + guessed.payment for card in CARDS)
 
 
+def test_a_column_may_say_in_one_word_when_a_fraud_was_reported(tmp_path: Path) -> None:
+    mapping = parse_mapping(
+        guess_mapping(table(tmp_path, head=HEAD.replace("unix_time", "reported")), TABLE_ALONE).mapping, "g"
+    )
+    assert mapping.label is not None
+    assert mapping.label.time_column == "reported"
+
+
 def test_columns_that_no_field_covers_become_declared_fields(tmp_path: Path) -> None:
     guessed = guess_mapping(table(tmp_path), TABLE_ALONE)
     names: dict[str, Any] = {}

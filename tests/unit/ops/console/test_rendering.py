@@ -37,4 +37,6 @@ def test_a_number_has_its_digits_before_the_point(value: float | None, text: str
 
 def test_labels_of_bins_and_times_are_as_people_write_them() -> None:
     assert bin_labels([None, 50_000.0, 123_456.0, None]) == ["< 50,000", "50,000 to 123,456", "≥ 123,456", "missing"]
+    # One value's own bin ends at the next number there is.
+    assert bin_labels([None, 4.0, 4.0000005, None])[1] == "4"
     assert second_text(1_760_000_000_000) == "2025-10-09 08:53:20"
