@@ -60,8 +60,10 @@ from paywarden.streams.kafka.topic_names import CURSORS_TOPIC
 
 _log = logging.getLogger(__name__)
 
-# How long one round waits for the broker.
-_WAIT_S = 0.05
+# How long one round waits for the broker. A call that gives up is made again, which librdkafka 2.16 does not stand if
+# its own thread got no CPU for so long: it takes the end of a commit that nobody waits for as that of an abort, and
+# ends the process (rd_kafka_txn_endtxn_complete asks which call is under way). Calls of 50 ms met that under load.
+_WAIT_S = 2.0
 # More lost producers than this in a row, without a commit in between, are no accident.
 _PRODUCERS_LOST_MAX = 10
 
@@ -121,7 +123,7 @@ class Shipper:
         self._keep_troubles: set[str] = set()
 
     def advance(self) -> int:
-        """Run one round over all workers; returns how many decisions were sent. It waits 50 ms for the broker at most.
+        """Run one round over all workers; returns how many decisions were sent. It waits 2 s for the broker at most.
 
         Raises BrokerUnavailable after more than 10 lost producers in a row. After any error call `start_over`.
         """

@@ -35,7 +35,7 @@ class ShippingThread:
     def __init__(self, shipper: Shipper, metrics: CompanionMetrics, health: CompanionHealth) -> None:
         self._shipper, self._metrics, self._health = shipper, metrics, health
         self._stop = threading.Event()
-        self._drain_s = 0.0
+        self._drain_until = 0.0
         self._thread = threading.Thread(target=self._run, name="shipping", daemon=True)
         self.error: Exception | None = None
         """Why the last decisions could not be shipped at the end; None if they were."""
@@ -45,7 +45,8 @@ class ShippingThread:
 
     def stop(self, drain_s: float) -> None:
         """Ship what is left, for at most `drain_s`, and end the thread."""
-        self._drain_s = drain_s
+        # The round under way may wait for the broker, and its time counts.
+        self._drain_until = time.monotonic() + drain_s
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join()
@@ -69,7 +70,7 @@ class ShippingThread:
                 self._stop.wait(pause_s)
         try:
             self._shipper.find_workers()
-            self._shipper.drain(self._drain_s)
+            self._shipper.drain(self._drain_until - time.monotonic())
         except Exception as error:  # noqa: BLE001 - whoever stops the process raises or logs it
             self.error = error
 

@@ -18,13 +18,17 @@ from paywarden.streams.companion.shipping import Shipper
 
 
 class FakeBroker:
-    """Keeps committed records. `fails` has, by the name of a call, the errors that its next calls raise."""
+    """Keeps committed records, and how long each call was ready to wait, in seconds.
+
+    `fails` has, by the name of a call, the errors that its next calls raise.
+    """
 
     def __init__(self) -> None:
         self.decisions: list[str] = []
         self.cursors: dict[str, ShippedTo] = {}
         self.fails: dict[str, list[KafkaException]] = {}
         self.producers = 0
+        self.waits_s: list[float] = []
 
     def producer(self) -> FakeProducer:
         self.producers += 1
@@ -40,7 +44,8 @@ class FakeProducer:
         self._broker = broker
         self._open: list[tuple[str, bytes, str | bytes]] = []
 
-    def init_transactions(self, timeout: float) -> None:  # noqa: ARG002
+    def init_transactions(self, timeout: float) -> None:
+        self._broker.waits_s.append(timeout)
         self._broker.call("init")
 
     def begin_transaction(self) -> None:
@@ -51,7 +56,8 @@ class FakeProducer:
         self._broker.call("produce")
         self._open.append((topic, value, key))
 
-    def commit_transaction(self, timeout: float) -> None:  # noqa: ARG002
+    def commit_transaction(self, timeout: float) -> None:
+        self._broker.waits_s.append(timeout)
         self._broker.call("commit")
         for topic, value, key in self._open:
             if isinstance(key, str):
@@ -62,7 +68,8 @@ class FakeProducer:
         self._open = []
         self._broker.call("committed")
 
-    def abort_transaction(self, timeout: float) -> None:  # noqa: ARG002
+    def abort_transaction(self, timeout: float) -> None:
+        self._broker.waits_s.append(timeout)
         self._broker.call("abort")
         self._open = []
 

@@ -83,6 +83,16 @@ def test_decisions_gather_until_their_time_comes_or_a_transaction_is_full(world:
     assert len(world.broker.decisions) == 11
 
 
+def test_a_round_gives_the_client_time_to_answer(world: World) -> None:
+    """A call that gives up is made again. If librdkafka's own thread gets no CPU meanwhile, it aborts the process."""
+    world.decide("p0")
+    world.broker.fails["produce"] = [MUST_ABORT]
+    world.rounds(3)
+    assert world.broker.decisions == ["p0"]
+    assert len(world.broker.waits_s) == len(["init", "abort", "commit"])
+    assert min(world.broker.waits_s) >= 1
+
+
 def test_after_few_decisions_the_next_ones_wait_twice_as_long(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     passed_s, clock = 0.0, time.monotonic
     monkeypatch.setattr(time, "monotonic", lambda: clock() + passed_s)
