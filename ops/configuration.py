@@ -7,7 +7,6 @@ collects every error.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 from paywarden.models.policy.policy import PolicySettings
 from paywarden.ops import wiring
 from paywarden.schemas.errors import Misconfigured
-from paywarden.schemas.settings import ENVIRONMENT_PREFIX, Source
+from paywarden.schemas.settings import ENVIRONMENT_PREFIX, Source, nearest
 
 # PAYWARDEN_PORT_8080_TCP_ADDR, PAYWARDEN_SERVICE_HOST, and variables of our own tools outside the settings.
 _OF_A_SERVICE = re.compile(r"_SERVICE_(HOST|PORT)|_PORT(_\d+_(TCP|UDP).*)?$")
@@ -128,7 +127,7 @@ def unknown_variables(environment: Mapping[str, str]) -> list[tuple[str, str]]:
         for name in environment
         if name.startswith(ENVIRONMENT_PREFIX) and name not in known and not _OF_A_SERVICE.search(name)
     )
-    return [(name, next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.8)), "")) for name in unknown]
+    return [(name, nearest(name, known, 0.8)) for name in unknown]
 
 
 def section_problems(source: Source, section: str, settings_type: type[Any]) -> list[str]:

@@ -8,7 +8,7 @@ Measured: nothing. It reads the JSON of `perf.whole`, `perf.companion` and `perf
     python -m perf.companion --skipped --json skipped.json
     python -m perf.coefficients whole.json companion.json skipped.json [--out FILE]
 
-Run it with figures of a quiet machine, the one that docs/benchmarks.md names.
+The figures have to be of a quiet machine, and docs/benchmarks.md names which.
 """
 
 from __future__ import annotations

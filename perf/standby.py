@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -41,7 +41,7 @@ from paywarden.scoring.server.deployment import DEPLOYMENT, Deployment, ReleaseP
 from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
 from perf.measuring import arguments_of, drive, finish
 from perf.scoring_world import World, built_world
-from perf.servers import pin_load, server_core
+from perf.servers import Server, pin_load, server_core, wait_until_ready
 from perf.swap import renamed
 
 # A version takes the digest of its catalogue from its first argument. All else of the two is in their configurations.
@@ -58,7 +58,6 @@ _NAMES = ("blue", "green")
 _OPTIONS = LoadOptions(connections=8, streams=8)
 _LOOK_S = 0.005
 _TIMEOUT_S = 30.0
-_START_TIMEOUT_S = 120.0
 _WAITS = "another version decides, and this one waits"
 
 
@@ -118,9 +117,9 @@ class Versions:
                     )
             stdout = processes[-1].stdout
             assert stdout is not None
-            address = urlsplit(stdout.readline().strip()).netloc
-            _wait_until_answered(address)
-            yield address
+            url = stdout.readline().strip()
+            wait_until_ready(Server({"http": url}, processes[-1]), "/readyz")
+            yield urlsplit(url).netloc
         finally:
             for process in processes:
                 process.terminate()
@@ -128,19 +127,6 @@ class Versions:
                 process.wait(_TIMEOUT_S)
                 assert process.stdout is not None
                 process.stdout.close()
-
-
-def _wait_until_answered(address: str) -> None:
-    until = time.monotonic() + _START_TIMEOUT_S
-    while time.monotonic() < until:
-        connection = http.client.HTTPConnection(address, timeout=5)
-        with suppress(OSError, http.client.HTTPException):
-            connection.request("GET", "/readyz")
-            if connection.getresponse().status == 200:
-                return
-        connection.close()
-        time.sleep(0.05)
-    raise RuntimeError("no version gets ready: its log is in the temporary folder")
 
 
 class Switches:
@@ -188,7 +174,7 @@ class Switches:
     def _switch(self, name: str, *, look_on_s: float) -> tuple[float, float]:
         """Switch to a version. Returns when it first answered, and when another one last did, in milliseconds.
 
-        It looks on for so many seconds after the first answer.
+        The look goes on for `look_on_s` seconds after the first answer.
         """
         model = self._versions.models[name]
         began = time.monotonic()

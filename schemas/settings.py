@@ -195,11 +195,15 @@ def table_of(name: str, settings_type: type[_Settings], value: object) -> _Setti
     return table
 
 
+def nearest(name: str, known: Iterable[str], likeness: float = _NEAR) -> str:
+    """Returns the known name that is nearest to an unknown one; "" if none is as like it as `likeness`, 0 to 1."""
+    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=likeness)), "")
+
+
 def _meant(name: str, known: Iterable[str]) -> str:
-    """Returns the end of a message about an unknown name: the known one that is nearest to it, if one is near."""
-    return "".join(
-        f"; {near!r} may have been meant" for near in difflib.get_close_matches(name, known, n=1, cutoff=_NEAR)
-    )
+    """Returns the end of a message about an unknown name."""
+    near = nearest(name, known)
+    return f"; {near!r} may have been meant" if near else ""
 
 
 def _typed(name: str, hint: Any, value: Any, wrong: list[Misconfigured]) -> Any:

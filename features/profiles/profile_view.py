@@ -204,7 +204,7 @@ def typed_key(plan: Plan, text: str) -> tuple[int, bytes]:
 
 
 def ids_in(text: str, fields: int) -> list[str]:
-    """Returns the ids in a text for `typed_key`, of an entity of so many fields: C1 and M1 of `card_merchant:C1,M1`."""
+    """Returns the ids in a text for `typed_key`: C1 and M1 of `card_merchant:C1,M1`, an entity of two `fields`."""
     identity = text.partition(":")[2]
     return [identity] if fields == 1 else identity.split(",")
 

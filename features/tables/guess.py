@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 from paywarden.features.tables.fields import as_texts
 from paywarden.features.tables.mapping import InputForm
 from paywarden.features.tables.number_forms import MOST, PLAIN, NumberForm, is_plain_number, number_form_of, stripped_of
-from paywarden.features.tables.sources import TableFiles, files_of, first_bytes, is_csv
+from paywarden.features.tables.sources import TableFiles, files_of, first_bytes, is_csv, value_type
 from paywarden.features.tables.texts import RIGHT, read_times, steps_of_format
 from paywarden.schemas.payment_fields import (
     ID_BYTES_MAX,
@@ -187,7 +187,7 @@ def guess_mapping(table: str | Path, fields: PaymentFields) -> GuessedMapping:
 
 
 def _is_text(column: pa.Array) -> bool:
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    kind = value_type(column.type)
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind))
 
 

@@ -281,26 +281,27 @@ class _ParquetPart:
         return Rows(self.file, self.first + places, self.line + places + 1, columns)
 
 
-def _value_type(kind: pa.DataType) -> pa.DataType:
+def value_type(kind: pa.DataType) -> pa.DataType:
+    """Returns the type of a column's values, also where they stand in a dictionary."""
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _is_plain(kind: pa.DataType) -> bool:
     """Returns whether values of a type are texts, numbers or times."""
-    kind, types = _value_type(kind), pa.types
+    kind, types = value_type(kind), pa.types
     return not (_is_binary(kind) or types.is_nested(kind) or types.is_duration(kind) or types.is_interval(kind)
                 or types.is_fixed_size_binary(kind))  # fmt: skip
 
 
 def _is_binary(kind: pa.DataType) -> bool:
-    kind = _value_type(kind)
+    kind = value_type(kind)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _texts_of_binary(column: pa.Array) -> pa.Array | None:
     """Returns bytes as texts; None if they are not UTF-8."""
     try:
-        return column.cast(_value_type(column.type)).cast(pa.string())
+        return column.cast(value_type(column.type)).cast(pa.string())
     except pa.ArrowInvalid:
         return None
 

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlencode
 
 from paywarden.ops.console.people.people import EVERYBODY, Person, Role, masked
 
@@ -192,3 +193,9 @@ class Section:
     close: Callable[[], None] = lambda: None
     # A number in the navigation, such as that of open alerts; None for no number.
     badge: Callable[[Person], int | None] = lambda _: None
+
+
+def filtered(path: str, filters: Mapping[str, str]) -> str:
+    """Returns the address of a list with filters; empty ones are left out."""
+    kept = {name: value for name, value in filters.items() if value}
+    return f"{path}?{urlencode(kept)}" if kept else path

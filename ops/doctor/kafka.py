@@ -20,8 +20,10 @@ from confluent_kafka.cimpl import NewTopic
 
 from paywarden.ops import wiring
 from paywarden.ops.doctor.results import ERROR, OK, SKIPPED, WARNING, Result
+from paywarden.schemas.addresses import host_and_port
 from paywarden.schemas.avro import TOPICS, subject
 from paywarden.schemas.errors import BrokerUnavailable
+from paywarden.schemas.file_state import open_regular
 from paywarden.schemas.settings import Source
 from paywarden.streams.kafka.admin import ask_end_offsets, make_admin, require_broker, retry_until_leader
 from paywarden.streams.kafka.client import REACH_TIMEOUT_S, KafkaSettings
@@ -83,8 +85,7 @@ def _unread_files(kafka: KafkaSettings) -> Iterator[Result]:
         if not path or path == "probe" or (name == "ssl_ca_location" and os.path.isdir(path)):
             continue
         try:
-            with open(path, "rb"):
-                pass
+            open_regular(path).close()
         except OSError as error:
             yield Result("kafka", ERROR, f"[kafka] {name}: cannot read {path}: {error.strerror}", "give the right path")
 
@@ -92,12 +93,13 @@ def _unread_files(kafka: KafkaSettings) -> Iterator[Result]:
 def _why_away(kafka: KafkaSettings) -> Iterator[str]:
     """Yields what is wrong with each address of `bootstrap`, as far as a plain connection tells."""
     for address in kafka.bootstrap.split(","):
-        host, _, port = address.strip().rpartition("://")[2].rpartition(":")
-        if not host or not port.isdecimal():
+        place = host_and_port(address.strip().rpartition("://")[2])
+        if place is None:
             yield f"[kafka] bootstrap: {address.strip()!r} is not host:port"
             continue
+        host, port = place
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+            socket.create_connection(place, timeout=_CONNECT_TIMEOUT_S).close()
         except (socket.gaierror, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or "it is no name of a host"
             yield f"no address is known for {host} ({reason}): correct [kafka] bootstrap, or DNS"

@@ -54,7 +54,7 @@ class InThread:
         self._begins, self._is_stopped = threading.Event(), False
         self._thread: threading.Thread | None = None
         self._rounds = 0
-        # Of the step that has ended last.
+        # How the last step ended.
         self._is_done = True
         self._error: Exception | None = None
 

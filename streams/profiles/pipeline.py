@@ -448,13 +448,17 @@ class Pipeline:
         if self._rounds.is_asking:
             return _ASKING_S
         # Wake up for a round that is due before the broker's next answer.
-        begins_s = self._answered_at + self._answers_every_s - _BEFORE_ANSWER_S - time.monotonic()
+        begins_s = self._good_moment_in_s()
         is_due = self._rounds.due_ms() <= self._now_ms() + 1000 * begins_s
         return min(_IDLE_S, begins_s) if is_due and begins_s > 0 else _IDLE_S
 
     def _is_before_answer(self) -> bool:
         """Whether the client is about to get records, or gets none."""
-        return time.monotonic() >= self._answered_at + self._answers_every_s - _BEFORE_ANSWER_S
+        return self._good_moment_in_s() <= 0
+
+    def _good_moment_in_s(self) -> float:
+        """Returns in how many seconds the client is about to get records, as far as the last ones tell."""
+        return self._answered_at + self._answers_every_s - _BEFORE_ANSWER_S - time.monotonic()
 
     def _compare_sources(self) -> None:
         bases = self._sources.check()

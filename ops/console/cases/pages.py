@@ -8,7 +8,6 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlencode
 
 from paywarden.ops.console.cases import case as cases
 from paywarden.ops.console.cases.case import Case, case_subject, cases_of
@@ -16,7 +15,19 @@ from paywarden.ops.console.cases.known import KnownCases
 from paywarden.ops.console.inbox.alert import ACT_ROLES
 from paywarden.ops.console.inbox.reader import AlertReader
 from paywarden.ops.console.inbox.store import AlertStore
-from paywarden.ops.console.pages import Done, Field, Missing, Page, PageRefused, Section, Sent, Shown, Visit, not_found
+from paywarden.ops.console.pages import (
+    Done,
+    Field,
+    Missing,
+    Page,
+    PageRefused,
+    Section,
+    Sent,
+    Shown,
+    Visit,
+    filtered,
+    not_found,
+)
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.private_files import make_private_folder
 from paywarden.streams.alerts.events import ConsoleEvent
@@ -62,8 +73,7 @@ class CasesView:
 
     def link(self, **changed: str) -> str:
         """Returns the address of this page with other filters."""
-        kept = {name: value for name, value in {**self.filters, **changed}.items() if value}
-        return f"/cases?{urlencode(kept)}" if kept else "/cases"
+        return filtered("/cases", {**self.filters, **changed})
 
 
 @dataclass(frozen=True)

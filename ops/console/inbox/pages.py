@@ -5,12 +5,22 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from urllib.parse import urlencode
 
 from paywarden.ops.console.inbox.alert import ACT_ROLES, DURATIONS, AlertPage
 from paywarden.ops.console.inbox.reader import AlertReader
 from paywarden.ops.console.inbox.store import SEVERITIES, SORTS, AlertRow, AlertStore, Wanted
-from paywarden.ops.console.pages import Done, Field, Missing, Page, PageRefused, Section, Shown, Visit, not_found
+from paywarden.ops.console.pages import (
+    Done,
+    Field,
+    Missing,
+    Page,
+    PageRefused,
+    Section,
+    Shown,
+    Visit,
+    filtered,
+    not_found,
+)
 from paywarden.ops.console.people.people import Person
 from paywarden.schemas.durations import duration_ms_of
 from paywarden.streams.alerts.events import ASSIGNED, COMMENTED, ConsoleEvent, alert_subject
@@ -52,8 +62,7 @@ class InboxView:
 
     def link(self, **changed: str) -> str:
         """Returns the address of this page with other filters."""
-        kept = {name: value for name, value in {**self.filters, **changed}.items() if value}
-        return f"/inbox?{urlencode(kept)}" if kept else "/inbox"
+        return filtered("/inbox", {**self.filters, **changed})
 
 
 @dataclass(frozen=True)

@@ -272,7 +272,7 @@ class AlertStore:
         return [(row["number"], _event(row)) for row in rows]
 
     def mark_of_kind(self, prefix: str, number: int) -> tuple[int, str]:
-        """Returns how many events about such subjects there are up to a number, and the id of the one that has it.
+        """Returns how many events of a kind have at most this number, and the id of the event with this number.
 
         Both are as before unless the topic was read anew.
         """
