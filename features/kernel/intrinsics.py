@@ -9,7 +9,6 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 _I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
@@ -19,6 +18,13 @@ def _element_address(context: Any, builder: Any, signature: Any, arguments: Any)
     """Returns the address of an element: the first argument is the array, the second the index."""
     array = context.make_array(signature.args[0])(context, builder, arguments[0])
     return builder.gep(array.data, [arguments[1]])
+
+
+def _fetch_line(builder: Any, place: Any) -> None:
+    """Let the processor fetch the cache line of a pointer to bytes: to read, into all caches, as data."""
+    kind = ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), _I32, _I32, _I32])
+    function = builder.module.declare_intrinsic("llvm.prefetch", [_I8.as_pointer()], kind)
+    builder.call(function, [place, *[ir.Constant(_I32, number) for number in (0, 3, 1)]])
 
 
 @intrinsic
@@ -143,11 +149,7 @@ def _prefetch(typing_context: Any, address: Any) -> Any:  # noqa: ARG001
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
         place = builder.inttoptr(arguments[0], _I8.as_pointer())
-        word = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), word, word, word])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [_I8.as_pointer()], kind)
-        # To read, into all caches, as data.
-        builder.call(function, [place, *[ir.Constant(word, number) for number in (0, 3, 1)]])
+        _fetch_line(builder, place)
         return context.get_dummy_value()
 
     return types.void(types.int64), generate
@@ -199,14 +201,11 @@ def _swap_atomic(typing_context: Any, array: Any, position: Any, expected: Any, 
 
 @intrinsic
 def _prefetch_element(typing_context: Any, array: Any, position: Any) -> Any:  # noqa: ARG001
-    """Ask the processor to fetch the line of memory of one element into its cache, and do not wait for it."""
+    """Let the processor fetch the cache line of one element."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         place = builder.bitcast(_element_address(context, builder, signature, arguments), _I8.as_pointer())
-        kind = ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), _I32, _I32, _I32])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")  # type: ignore[no-untyped-call]
-        # To read, into every level of the cache, as data.
-        builder.call(function, [place, ir.Constant(_I32, 0), ir.Constant(_I32, 3), ir.Constant(_I32, 1)])
+        _fetch_line(builder, place)
         return context.get_dummy_value()
 
     return types.void(array, types.int64), generate
