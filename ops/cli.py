@@ -9,44 +9,44 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from paywarden.ops import wiring
-from paywarden.ops.commands.archive import archive
-from paywarden.ops.commands.audit import audit
-from paywarden.ops.commands.backfill import backfill
-from paywarden.ops.commands.backtest import backtest
-from paywarden.ops.commands.capacity import capacity
-from paywarden.ops.commands.ceiling import ceiling
-from paywarden.ops.commands.console import console
-from paywarden.ops.commands.convert import convert
-from paywarden.ops.commands.dead_letters import dead_letters
-from paywarden.ops.commands.decisions import decisions
-from paywarden.ops.commands.doctor import doctor
-from paywarden.ops.commands.drift import drift
-from paywarden.ops.commands.features import features
-from paywarden.ops.commands.forget import forget
-from paywarden.ops.commands.gateway import gateway
-from paywarden.ops.commands.init import init
-from paywarden.ops.commands.load import load
-from paywarden.ops.commands.models import models
-from paywarden.ops.commands.outbox import outbox
-from paywarden.ops.commands.policy import policy
-from paywarden.ops.commands.profile_sets import profile_sets
-from paywarden.ops.commands.rebuild import rebuild
-from paywarden.ops.commands.replay import replay
-from paywarden.ops.commands.rollout import rollout
-from paywarden.ops.commands.schemas import schemas
-from paywarden.ops.commands.set_aside import set_aside
-from paywarden.ops.commands.shadow import shadow
-from paywarden.ops.commands.simulate import simulate
-from paywarden.ops.commands.source import source_group
-from paywarden.ops.commands.store import store
-from paywarden.ops.commands.traces import traces
-from paywarden.ops.commands.train import train
+from paywarden.ops import commands, wiring
+from paywarden.ops.commands.data.convert import convert
+from paywarden.ops.commands.data.features import features
+from paywarden.ops.commands.data.init import init
+from paywarden.ops.commands.data.schemas import schemas
+from paywarden.ops.commands.data.simulate import simulate
+from paywarden.ops.commands.model.backtest import backtest
+from paywarden.ops.commands.model.bundles import compile_bundle, sign
+from paywarden.ops.commands.model.ceiling import ceiling
+from paywarden.ops.commands.model.models import models
+from paywarden.ops.commands.model.policy import policy
+from paywarden.ops.commands.model.replay import replay
+from paywarden.ops.commands.model.rollout import rollout
+from paywarden.ops.commands.model.shadow import shadow
+from paywarden.ops.commands.model.train import train
+from paywarden.ops.commands.run.capacity import capacity
+from paywarden.ops.commands.run.console import console
+from paywarden.ops.commands.run.doctor import doctor
+from paywarden.ops.commands.run.gateway import gateway
+from paywarden.ops.commands.run.load import load
+from paywarden.ops.commands.state.backfill import backfill
+from paywarden.ops.commands.state.dead_letters import dead_letters
+from paywarden.ops.commands.state.forget import forget
+from paywarden.ops.commands.state.outbox import outbox
+from paywarden.ops.commands.state.profile_sets import profile_sets
+from paywarden.ops.commands.state.rebuild import rebuild
+from paywarden.ops.commands.state.set_aside import set_aside
+from paywarden.ops.commands.state.source import source_group
+from paywarden.ops.commands.state.store import store
+from paywarden.ops.commands.watch.archive import archive
+from paywarden.ops.commands.watch.audit import audit
+from paywarden.ops.commands.watch.decisions import decisions
+from paywarden.ops.commands.watch.drift import drift
+from paywarden.ops.commands.watch.traces import traces
 from paywarden.ops.extras import needs
 from paywarden.ops.logs import set_up_logging
 from paywarden.ops.reporting import report, write_json
@@ -57,6 +57,15 @@ if TYPE_CHECKING:
     from paywarden.streams.health.process_end import ProcessEnd
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+# The packages of ops/commands, in the order of the help. The processes, which this module has, are in the first.
+_SECTIONS = {
+    "run": "Run and try",
+    "data": "Payments and features",
+    "model": "Models and policy",
+    "watch": "What was decided",
+    "state": "What is stored",
+}
 
 EXIT_STATUSES = {
     0: "The command did its work, or whoever read its output closed the pipe.",
@@ -84,7 +93,27 @@ def main() -> None:
         sys.exit(0)
 
 
-@click.group(context_settings=_CONTEXT)
+class _Sections(click.Group):
+    """A group whose help lists the commands by the package of `ops/commands` that they are in."""
+
+    def format_commands(self, _context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the sections in the order of _SECTIONS, and the commands of each in alphabetical order."""
+        rows: dict[str, list[tuple[str, str]]] = {section: [] for section in _SECTIONS}
+        width = formatter.width - 6 - max(map(len, self.commands))
+        for name, command in sorted(self.commands.items()):
+            rows[_section(command)].append((name, command.get_short_help_str(width)))
+        for section, title in _SECTIONS.items():
+            with formatter.section(title):
+                # One column of names for all sections.
+                formatter.write_dl([(name.ljust(max(map(len, self.commands))), text) for name, text in rows[section]])
+
+
+def _section(command: click.Command) -> str:
+    module = command.callback.__module__.removeprefix(f"{commands.__name__}.")
+    return module.split(".")[0] if "." in module and module.split(".")[0] in _SECTIONS else "run"
+
+
+@click.group(cls=_Sections, context_settings=_CONTEXT)
 @click.option("--config", type=click.Path(dir_okay=False), help="Configuration file (default: paywarden.toml).")
 @click.option("--log", type=click.Choice(["text", "json"]), default="text", help="Form of the log lines on stderr.")
 @click.version_option(package_name="paywarden")
@@ -94,42 +123,6 @@ def cli(context: click.Context, config: str | None, log: str) -> None:
     set_up_logging(log, context.invoked_subcommand or "")
     # `policy check` reports unknown sections together with everything else that is wrong.
     context.obj = read_source(config, check_sections=context.invoked_subcommand != "policy")
-
-
-# Models
-
-
-@cli.command("compile")
-@click.argument("bundle", type=click.Path())
-@needs("compile")
-def compile_bundle(bundle: str) -> None:
-    """Build the native library of BUNDLE for this machine.
-
-    The library is compared with LightGBM on golden vectors, random rows, missing and infinite values, and both sides
-    of every split. If a single score differs, the library is refused.
-    """
-    from paywarden.models.bundle.bundle import build_native, parity_summary
-
-    click.echo(f"built {build_native(Path(bundle))}: {parity_summary(Path(bundle))}")
-
-
-@cli.command("sign")
-@click.argument("bundle", type=click.Path())
-@click.option(
-    "--key", type=click.Path(dir_okay=False), required=True, help="PEM file of the Ed25519 private key, unencrypted."
-)
-def sign(bundle: str, key: str) -> None:
-    """Sign BUNDLE and the native libraries that it has now.
-
-    Where [bundles] trusted_keys is set, `serve` and `replay` take only bundles that are signed with one of those keys.
-    Sign again after each `paywarden compile`.
-    """
-    from paywarden.models.bundle.signature import sign_bundle
-
-    click.echo(f"signed {', '.join(sign_bundle(Path(bundle), Path(key)))}")
-
-
-# Services
 
 
 @cli.group()
@@ -268,7 +261,7 @@ def warm_up() -> None:
 
     Use it when you build an image: the first start is then as quick as later ones.
     """
-    from paywarden.ops.commands.warm_up import warm_up as compile_parts
+    from paywarden.ops.commands.run.warm_up import warm_up as compile_parts
 
     for part in compile_parts():
         click.echo(f"compiled: {part}")
@@ -330,8 +323,8 @@ def _ending(name: str) -> ProcessEnd:
 
 
 for _command in (
-    *(archive, audit, backfill, backtest, capacity, ceiling, console, convert, dead_letters, decisions, doctor, drift),
-    *(features, forget, gateway, init, load, models, outbox, policy, profile_sets, rebuild, replay),
-    *(rollout, schemas, set_aside, shadow, simulate, source_group, store, traces, train),
+    *(archive, audit, backfill, backtest, capacity, ceiling, compile_bundle, console, convert, dead_letters, decisions),
+    *(doctor, drift, features, forget, gateway, init, load, models, outbox, policy, profile_sets, rebuild, replay),
+    *(rollout, schemas, set_aside, shadow, sign, simulate, source_group, store, traces, train),
 ):
     cli.add_command(_command)

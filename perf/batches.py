@@ -23,10 +23,10 @@ from pathlib import Path
 from paywarden.ops.loadgen.bodies import stamped_bodies
 from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
 from paywarden.scoring.engine.batcher import Refusal
-from perf.measuring import arguments_of, finish
-from perf.scoring_host import ScorerInProcess, open_scorer
-from perf.scoring_world import built_world
-from perf.servers import pin_load
+from perf.tools.measuring import arguments_of, finish
+from perf.tools.servers import pin_load
+from perf.worlds.scoring_host import ScorerInProcess, open_scorer
+from perf.worlds.scoring_world import built_world
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 _PAYMENTS = 4096

@@ -32,7 +32,7 @@ from paywarden.scoring.grpc.messages import frame
 from paywarden.scoring.grpc.metrics import GrpcMetrics
 from paywarden.scoring.grpc.settings import LIBRARIES, GrpcSettings
 from paywarden.scoring.metrics.shared import Registry
-from perf.constant_scorer import ConstantScorer, euro_intake
+from perf.worlds.constant_scorer import ConstantScorer, euro_intake
 
 _REQUESTS_PER_ROUND = {"ngh2": 16_000, "h2": 1_600}
 _ROUNDS = 9

@@ -39,7 +39,7 @@ from paywarden.scoring.http.settings import HttpSettings
 from paywarden.scoring.metrics.shared import Registry
 from paywarden.scoring.metrics.worker import HttpMetrics
 from paywarden.scoring.net.listeners import open_listener, reserve_port
-from perf.constant_scorer import ConstantScorer, constant_answer, euro_intake
+from perf.worlds.constant_scorer import ConstantScorer, constant_answer, euro_intake
 
 _REQUESTS_PER_ROUND = 16_000
 _ROUNDS = 7

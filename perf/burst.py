@@ -29,9 +29,9 @@ from paywarden.ops.loadgen.load import arrival_times, run_arrivals, run_closed
 from paywarden.ops.loadgen.report import LoadReport, RequestLog
 from paywarden.ops.loadgen.target import LoadOptions
 from paywarden.schemas.proto.split_pb2 import SplitBatchRequest
-from perf.measuring import arguments_of, drive, finish
-from perf.scoring_world import built_world
-from perf.servers import Server, pin_load, serving
+from perf.tools.measuring import arguments_of, drive, finish
+from perf.tools.servers import Server, pin_load, serving
+from perf.worlds.scoring_world import built_world
 
 _BEFORE_S, _BURST_S, _AFTER_S = 4.0, 10.0, 6.0
 _BATCH = 8

@@ -41,9 +41,9 @@ from paywarden.ops.loadgen.bodies import stamped_bodies
 from paywarden.ops.loadgen.load import run_closed, run_load
 from paywarden.ops.loadgen.report import LoadReport
 from paywarden.ops.loadgen.target import LoadOptions
-from perf.measuring import arguments_of, drive, finish
-from perf.scoring_world import World, built_world
-from perf.servers import Server, pin_load, serving
+from perf.tools.measuring import arguments_of, drive, finish
+from perf.tools.servers import Server, pin_load, serving
+from perf.worlds.scoring_world import World, built_world
 
 QUIET, NOISY = "quiet-token-0123456789", "noisy-token-0123456789"
 _QUIET_SHARE = 1 / 20

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from paywarden.models.bundle.bundle import Bundle, calibrated, load_bundle
 from paywarden.models.bundle.cascade import CascadePredictor
 from paywarden.models.bundle.predictor import Predictor
-from perf.measuring import arguments_of, finish, print_rounds
-from perf.scoring_world import WorldSize, make_past, vectors_of
-from perf.servers import pin_load
+from perf.tools.measuring import arguments_of, finish, print_rounds
+from perf.tools.servers import pin_load
+from perf.worlds.scoring_world import WorldSize, make_past, vectors_of
 
 _ROWS = 10_000
 _SINGLE_ROWS = 2_000

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from perf.measuring import arguments_of, finish
+from perf.tools.measuring import arguments_of, finish
 from tests.services.client_drivers import DRIVERS, Driver
 from tests.services.fetch import ServiceMissing
 from tests.services.served_clients import Host, load_with_kills, load_with_restarts, running_hosts

@@ -19,9 +19,9 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from paywarden.ops.loadgen.bodies import stamped_bodies
-from perf.measuring import arguments_of, finish
-from perf.scoring_world import World, built_world
-from perf.servers import pin_load, serving
+from perf.tools.measuring import arguments_of, finish
+from perf.tools.servers import pin_load, serving
+from perf.worlds.scoring_world import World, built_world
 
 _FIRST, _WARM_UP, _STEADY = 100, 3000, 2000
 _HEADERS = {"Content-Type": "application/x-protobuf"}

@@ -32,8 +32,8 @@ from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import make_producer
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
-from perf.measuring import arguments_of, finish
-from perf.scoring_world import WorldSize, copied, make_past, profiles_of
+from perf.tools.measuring import arguments_of, finish
+from perf.worlds.scoring_world import WorldSize, copied, make_past, profiles_of
 from tests.services.kafka import PRODUCTION_JVM, KafkaServer
 
 # The start of a process is no part of its rate: what it has applied before is not counted.

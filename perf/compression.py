@@ -35,7 +35,7 @@ from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.profiles.events import ARRIVED_MS, ATTRIBUTES_AT, OFFSET, ROW_WIDTH, EntityEvents
 from paywarden.streams.profiles.repartition import encode_frame
-from perf.measuring import arguments_of, finish
+from perf.tools.measuring import arguments_of, finish
 from tests.services.kafka import KafkaServer
 
 # librdkafka's codec and level.

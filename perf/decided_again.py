@@ -35,7 +35,7 @@ from paywarden.streams.companion.shipping import decision_of
 from paywarden.streams.decision_index.database import DuckDbDatabase
 from paywarden.streams.decision_index.index import DecisionIndex, Stored
 from paywarden.streams.decision_index.search import Place, key_hash
-from perf.measuring import arguments_of, finish
+from perf.tools.measuring import arguments_of, finish
 from tests.worlds import payments, small_world
 from tests.worlds.requests import requests_of
 from tests.worlds.small_history import profiles

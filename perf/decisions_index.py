@@ -32,7 +32,7 @@ from paywarden.streams.decision_index.filler import FILL_TIDY_KEYS
 from paywarden.streams.decision_index.index import HOUR_MS, DecisionIndex
 from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewSettings
 from paywarden.streams.decision_index.search import ACTIONS, Search, key_hash, score_key
-from perf.measuring import arguments_of, finish
+from perf.tools.measuring import arguments_of, finish
 
 CARDS, MERCHANTS, RULES = 1_000_000, 100_000, 20
 START_MS, DAYS = 1_704_067_200_000, 100

@@ -1,10 +1,10 @@
 """How rarely drift detection gives a false alarm, how soon it finds a change, and whether it names the cause.
 
-Measured, on a seeded stream of decisions (perf/drift_world.py): without a change the alerts a month, compared with the
-setting; with each of five changes the minutes until the first alert, and whether the alert names the change; with each
-of four slow ones the days until it is told at all, and against the training window. With
-`--tools` the same for the defaults of Evidently and NannyML, on the same decisions in blocks of an hour, each in an
-environment of its own in .perf/. Used for: whether an analyst can trust an alert.
+Measured, on a seeded stream of decisions (perf/worlds/drift_world.py): without a change the alerts a month, compared
+with the setting; with each of five changes the minutes until the first alert, and whether the alert names the change;
+with each of four slow ones the days until it is told at all, and against the training window. With `--tools` the same
+for the defaults of Evidently and NannyML, on the same decisions in blocks of an hour, each in an environment of its own
+in .perf/. Used for: whether an analyst can trust an alert.
 
     python -m perf.drift [--days N] [--cards N] [--tools] [--data DIR] [--json FILE]
 
@@ -32,8 +32,9 @@ from paywarden.models.metrics.evaluation import date_of_day
 from paywarden.streams.alerts.alerts import Alert, AlertSettings, Comparison, State
 from paywarden.streams.drift.backtest import Backtest, PastHours, VirtualDetection, detected
 from paywarden.streams.drift.backtest_files import Injection, PastPart, injected
-from perf.drift_tools import TOOLS, Tool, tool
-from perf.drift_world import (
+from perf.peers.drift_tools import TOOLS, Tool, tool
+from perf.tools.measuring import arguments_of, finish
+from perf.worlds.drift_world import (
     Change,
     Decisions,
     DriftWorld,
@@ -45,7 +46,6 @@ from perf.drift_world import (
     traffic_doubled,
     world_of,
 )
-from perf.measuring import arguments_of, finish
 
 FIVE_MS = LENGTHS_MS[0]
 _MONTH_DAYS = 30.0

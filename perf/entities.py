@@ -17,9 +17,9 @@ from pathlib import Path
 from paywarden.ops.loadgen.bodies import stamped_bodies
 from paywarden.ops.loadgen.target import LoadOptions
 from paywarden.schemas.errors import Misconfigured
-from perf.measuring import LATENCY_OPTIONS, Scenario, arguments_of, finish, in_turns
-from perf.scoring_world import built_world
-from perf.servers import pin_load, serving
+from perf.tools.measuring import LATENCY_OPTIONS, Scenario, arguments_of, finish, in_turns
+from perf.tools.servers import pin_load, serving
+from perf.worlds.scoring_world import built_world
 
 _HTTP = LoadOptions(connections=64, connections_max=64)
 _SECONDS = 3.0

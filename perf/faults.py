@@ -9,8 +9,8 @@ Everything is real but Kafka, which is the embedded broker in a process of its o
     slow_write   every write to a file in the outbox takes a millisecond longer
 
 Each fault ends before the next begins. At the end every answered decision must be on the topic, or the benchmark fails.
-A preloaded library, perf/slow_disk.c, makes the disk slow; this program compiles it. Used for: the promise that none of
-the faults raises the p99.
+A preloaded library, perf/tools/slow_disk.c, makes the disk slow; this program compiles it. Used for: the promise that
+none of the faults raises the p99.
 
     python -m perf.faults [--rate R] [--seconds S] [--json FILE]
 
@@ -44,9 +44,9 @@ from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.reading import consume, make_consumer
 from paywarden.streams.maintenance.backfill import backfill
-from perf.measuring import LATENCY_OPTIONS, arguments_of, drive, finish
-from perf.scoring_world import WorldSize, make_past, requests_over
-from perf.servers import Server, load_core, pin_load, running, serving
+from perf.tools.measuring import LATENCY_OPTIONS, arguments_of, drive, finish
+from perf.tools.servers import Server, load_core, pin_load, running, serving
+from perf.worlds.scoring_world import WorldSize, make_past, requests_over
 
 _SLOW_SYNC_US, _SLOW_WRITE_US = 50_000, 1_000
 _DELIVERY_TIMEOUT_S = 60.0
@@ -179,9 +179,9 @@ def _slow(host: _Host, kind: str) -> Iterator[None]:
 
 
 def slow_disk_library(folder: Path) -> Path:
-    """Compile perf/slow_disk.c. Raises Misconfigured without a compiler."""
+    """Compile perf/tools/slow_disk.c. Raises Misconfigured without a compiler."""
     library = folder / "slow_disk.so"
-    source = Path(__file__).with_suffix("").with_name("slow_disk.c")
+    source = Path(__file__).parent / "tools" / "slow_disk.c"
     try:
         subprocess.run(["gcc", "-O2", "-shared", "-fPIC", str(source), "-o", str(library), "-ldl"], check=True)
     except FileNotFoundError as error:

@@ -27,8 +27,8 @@ from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.format import TakenRequest
 from paywarden.scoring.requests.json_form import JSON
 from paywarden.scoring.requests.validation import RequestLimits
-from perf.measuring import arguments_of, finish
-from perf.servers import pin_load
+from perf.tools.measuring import arguments_of, finish
+from perf.tools.servers import pin_load
 
 FIELDS, CHUNK = 16, 32
 _NOW_MS = 1_720_000_000_000

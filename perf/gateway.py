@@ -35,9 +35,10 @@ from paywarden.ops.loadgen.bodies import stamped_bodies
 from paywarden.ops.loadgen.load import run_load
 from paywarden.ops.loadgen.report import LoadReport
 from paywarden.ops.loadgen.target import LoadOptions
-from perf.gateway_deaths import MOVED_SHARE_MAX, one_host_dies, workers_are_killed
-from perf.gateway_shares import CALLS_OF_CLIENT, SHARE, beside_a_noisy_client, share_errors
-from perf.gateway_world import (
+from perf.parts.gateway_deaths import MOVED_SHARE_MAX, one_host_dies, workers_are_killed
+from perf.parts.gateway_shares import CALLS_OF_CLIENT, SHARE, beside_a_noisy_client, share_errors
+from perf.tools.measuring import arguments_of, drive, finish
+from perf.worlds.gateway_world import (
     HOSTS,
     LOAD,
     LOAD_KEY,
@@ -52,7 +53,6 @@ from perf.gateway_world import (
     running_hosts,
     sticky_share,
 )
-from perf.measuring import arguments_of, drive, finish
 
 PARTS = ("latency", "overload", "clients", "noise", "deaths", "kills")
 _LIMIT = 500

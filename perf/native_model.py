@@ -34,9 +34,9 @@ from numpy.typing import NDArray
 from paywarden.models.bundle.bundle import MODEL_TEXT
 from paywarden.models.bundle.compiler import BIT_VECTORS, COMPILER_OPTIONS, TL2CGEN, Conditions, compile_library
 from paywarden.models.bundle.predictor import GtilPredictor, NativePredictor
-from perf.measuring import arguments_of, finish, print_rounds
-from perf.scoring_world import CACHE, WorldSize, make_past, vectors_of
-from perf.servers import pin_load
+from perf.tools.measuring import arguments_of, finish, print_rounds
+from perf.tools.servers import pin_load
+from perf.worlds.scoring_world import CACHE, WorldSize, make_past, vectors_of
 
 Margins = Callable[[NDArray[np.float32]], NDArray[np.float64]]
 
@@ -161,7 +161,7 @@ def _lleaves(text: Path) -> Iterator[Margins]:
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
         subprocess.run([str(python), "-m", "pip", "install", "--quiet", *_LLEAVES], check=True)
         (folder / "ready").touch()
-    child = Path(__file__).with_name("lleaves_child.py")
+    child = Path(__file__).parent / "peers" / "lleaves_child.py"
     with subprocess.Popen(
         [str(python), str(child), str(text)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:

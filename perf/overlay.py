@@ -51,9 +51,9 @@ from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state import mirror, overlay
 from paywarden.scoring.state.overlay import Overlay, OverlaySettings, prepare
 from paywarden.scoring.state.overlay_marks import OverlayMarks
-from perf.measuring import arguments_of, finish
-from perf.scoring_world import World, WorldSize, built_world
-from perf.servers import pin_load, running, server_core
+from perf.tools.measuring import arguments_of, finish
+from perf.tools.servers import pin_load, running, server_core
+from perf.worlds.scoring_world import World, WorldSize, built_world
 from tests.worlds.overlay_world import OverlayWorld, TwoHosts
 
 # The model takes its time with and without an overlay: a small one is trained in seconds.

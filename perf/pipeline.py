@@ -8,7 +8,7 @@ and noticing when a stage becomes dearer. Throughput comes from a backlog. Fresh
 the required throughput, without its first quarter. Each run checks that every event was applied once.
 
     python -m perf.pipeline [--payments N] [--store memory,aerospike] [--json FILE]
-    python -m perf.pipeline --fields [--json FILE]      what declared fields cost: perf/pipeline_fields.py
+    python -m perf.pipeline --fields [--json FILE]      what declared fields cost: perf/parts/pipeline_fields.py
 
 Needs the services that `make services` fetches. Stages are wall time of the worker's one thread, and as `…_cpu_us…` its
 CPU time, which a busy machine does not stretch; "clients" is the CPU time of the Kafka client's own threads in the same
@@ -48,8 +48,8 @@ from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from paywarden.streams.profiles.pipeline import Pipeline, StreamSettings, stream_metrics
-from perf import pipeline_fields
-from perf.payments_load import PaymentMaker, send_all, send_at_rate
+from perf.parts import pipeline_fields
+from perf.worlds.payments_load import PaymentMaker, send_all, send_at_rate
 from tests.services.kafka import KafkaServer
 from tests.standin.aerospike_server import StandIn
 

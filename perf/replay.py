@@ -2,11 +2,11 @@
 
     python -m perf.replay [--rounds N] [--json FILE]
 
-A simulated history of half a million payments in its two files is replayed on one core with the world's large bundle
-(300 trees of 63 leaves, perf/scoring_world.py) and with one of the default size (200 trees), and then on all cores.
-Nothing is stubbed. A rate is that of metrics.json: payments replayed, over the time until the last decision is written.
-Opening the files and computing measures are separate figures, and so are the stages. With all cores the decisions must
-be the same bytes.
+A simulated history of half a million payments in its two files is replayed on one core with the large bundle of
+perf/worlds/scoring_world.py (300 trees of 63 leaves) and with one of the default size (200 trees), and then on all
+cores. Nothing is stubbed. A rate is that of metrics.json: payments replayed, over the time until the last decision is
+written. Opening the files and computing measures are separate figures, and so are the stages. With all cores the
+decisions must be the same bytes.
 
 Memory has two figures: the most private memory of a process (looked at every 5 ms), and the most resident memory,
 with the pages of mapped files, which the system takes back when it needs them. Both are taken for the same cards over
@@ -49,8 +49,8 @@ from paywarden.models.replay.measures import Contestant
 from paywarden.models.replay.replay import METRICS, ReplayOptions, replay
 from paywarden.models.replay.replayed_policy import ReplayedPolicy
 from paywarden.models.training.settings import TrainingSettings
-from perf.measuring import arguments_of, finish, print_rounds
-from perf.scoring_world import WorldSize, bundle_of
+from perf.tools.measuring import arguments_of, finish, print_rounds
+from perf.worlds.scoring_world import WorldSize, bundle_of
 
 CARDS, DAYS, SEED = 5000, 60, 1
 # The history this many times, one after the other: longer, with the same cards, merchants and devices.

@@ -57,7 +57,7 @@ from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import make_producer
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
-from perf.measuring import arguments_of, drive, finish
+from perf.tools.measuring import arguments_of, drive, finish
 from tests.services.kafka import KafkaServer
 from tests.services.release_before import built_release
 

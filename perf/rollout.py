@@ -32,7 +32,7 @@ from paywarden.models.rollout.plan import RolloutPlan
 from paywarden.models.rollout.power import Traffic, power, power_text
 from paywarden.models.rollout.shares import BASIS_POINTS, CANDIDATE, CHAMPION
 from paywarden.models.rollout.tally import DAY_MS, StepCounts
-from perf.measuring import arguments_of, finish
+from perf.tools.measuring import arguments_of, finish
 
 LOOK_MS, DAYS, HOUR_MS, MINUTE_MS = 10_000, 7, 3_600_000, 60_000
 _LOOKS = DAYS * DAY_MS // LOOK_MS

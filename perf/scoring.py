@@ -28,9 +28,18 @@ from prometheus_client.samples import Sample
 
 from paywarden.ops.loadgen.bodies import stamped_bodies
 from paywarden.ops.loadgen.target import LoadOptions
-from perf.measuring import LATENCY_OPTIONS, Measured, Scenario, arguments_of, finish, in_turns, median_of, print_rounds
-from perf.scoring_world import FASTAPI_FEATURES, World, built_world
-from perf.servers import Server, metrics_text, pin_load, running, serving
+from perf.tools.measuring import (
+    LATENCY_OPTIONS,
+    Measured,
+    Scenario,
+    arguments_of,
+    finish,
+    in_turns,
+    median_of,
+    print_rounds,
+)
+from perf.tools.servers import Server, metrics_text, pin_load, running, serving
+from perf.worlds.scoring_world import FASTAPI_FEATURES, World, built_world
 
 # The other servers refuse nothing, so ours must not either: deadlines are longer than a busy machine needs.
 _PATIENT = {"PAYWARDEN_ADMISSION_DEADLINE_MS": "2000", "PAYWARDEN_ADMISSION_WAIT_MS_MAX": "1000"}
@@ -62,10 +71,10 @@ def main() -> None:
 def _measure(world: World, stack: ExitStack, rounds: int, seconds: float) -> dict[str, float]:
     ours = stack.enter_context(serving(world.config, environment=_PATIENT))
     fastapi = stack.enter_context(
-        running("perf.baseline_fastapi", str(world.fastapi_model.resolve()), ready_path="/readyz")
+        running("perf.peers.baseline_fastapi", str(world.fastapi_model.resolve()), ready_path="/readyz")
     )
-    grpcio = stack.enter_context(running("perf.baseline_grpcio", str(world.config)))
-    echo = stack.enter_context(running("perf.echo"))
+    grpcio = stack.enter_context(running("perf.peers.baseline_grpcio", str(world.config)))
+    echo = stack.enter_context(running("perf.peers.echo"))
     bodies = stamped_bodies(world.requests, id_prefix="perf")
     rows = _fastapi_bodies()
     scenarios = [

@@ -46,7 +46,7 @@ from paywarden.ops.loadgen.target import LoadOptions
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
-from perf.measuring import arguments_of, drive, finish
+from perf.tools.measuring import arguments_of, drive, finish
 from tests.services.kafka import PRODUCTION_JVM, KafkaServer
 
 _CHALLENGER = "copy"

@@ -31,7 +31,7 @@ from paywarden.ops.capacity.coefficients import SIZES
 from paywarden.ops.capacity.measured import MEASURED
 from paywarden.scoring.state.shards import CardShards, mask_of, ranked_hosts
 from paywarden.streams.companion.shard_moves import unheld
-from perf.measuring import arguments_of, finish
+from perf.tools.measuring import arguments_of, finish
 
 COUNT, COPIES = 1024, 2
 SECONDS, DIES_AT, TAKEN_OUT_AT, SECOND_DIES_AT = 60, 10, 30, 40

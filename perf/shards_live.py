@@ -54,7 +54,6 @@ from paywarden.streams.companion.shard_moves import unheld
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import make_producer
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
-from perf.measuring import arguments_of, finish
 from perf.rolling_upgrade import (
     COMPANION,
     KEY,
@@ -67,6 +66,7 @@ from perf.rolling_upgrade import (
     status_of,
     wait_for,
 )
+from perf.tools.measuring import arguments_of, finish
 
 _COUNT, _COPIES = 256, 2
 _ROUTE_KEY = b"the route key of a measurement."

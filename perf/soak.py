@@ -17,9 +17,9 @@ from pathlib import Path
 from paywarden.ops.loadgen.bodies import stamped_bodies
 from paywarden.ops.loadgen.load import run_closed, run_load
 from paywarden.ops.loadgen.target import LoadOptions
-from perf.measuring import LATENCY_OPTIONS, arguments_of, drive, finish
-from perf.scoring_world import built_world
-from perf.servers import Server, metrics_text, pin_load, serving
+from perf.tools.measuring import LATENCY_OPTIONS, arguments_of, drive, finish
+from perf.tools.servers import Server, metrics_text, pin_load, serving
+from perf.worlds.scoring_world import built_world
 
 _CAPACITY = LoadOptions(connections=64, connections_max=64)
 

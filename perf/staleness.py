@@ -24,7 +24,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
-from perf.measuring import arguments_of, finish
+from perf.tools.measuring import arguments_of, finish
 
 # Behind a lag: with an overlay.
 _OVERLAY = "+overlay"

@@ -39,10 +39,10 @@ from paywarden.ops.times import now_ms
 from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
 from paywarden.scoring.server.deployment import DEPLOYMENT, Deployment, ReleasePaths, write_deployment
 from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
-from perf.measuring import arguments_of, drive, finish
-from perf.scoring_world import World, built_world
-from perf.servers import Server, pin_load, server_core, wait_until_ready
 from perf.swap import renamed
+from perf.tools.measuring import arguments_of, drive, finish
+from perf.tools.servers import Server, pin_load, server_core, wait_until_ready
+from perf.worlds.scoring_world import World, built_world
 
 # A version takes the digest of its catalogue from its first argument. All else of the two is in their configurations.
 _PROGRAM = """

@@ -54,9 +54,9 @@ from paywarden.ops.wiring import ServeSettings
 from paywarden.schemas.settings import read_source
 from paywarden.scoring.idempotency.decision_cache import worker_name
 from paywarden.scoring.metrics.shared import count_reader
-from perf.measuring import arguments_of, drive, finish
-from perf.scoring_world import World, built_world
-from perf.servers import pin_load, serving
+from perf.tools.measuring import arguments_of, drive, finish
+from perf.tools.servers import pin_load, serving
+from perf.worlds.scoring_world import World, built_world
 
 _OPTIONS = LoadOptions(connections=8, streams=8)
 # Short loads in many turns: what else the machine does for a moment is in few of them.

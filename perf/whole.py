@@ -56,7 +56,7 @@ from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import make_producer
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
-from perf.measuring import arguments_of, drive, finish
+from perf.tools.measuring import arguments_of, drive, finish
 from tests.services.fetch import tool
 from tests.services.kafka import PRODUCTION_BROKER, PRODUCTION_JVM, KafkaServer
 from tests.services.ports import free_port
@@ -284,7 +284,7 @@ class _System:
         return _Reading(time.monotonic(), cpu_s, _compiling_seconds(self._pids["kafka"]), wakeups, kafka)
 
     def _kafka_counts(self) -> dict[str, int]:
-        program = Path(__file__).with_name("KafkaCounts.java")
+        program = Path(__file__).parent / "tools" / "KafkaCounts.java"
         done = subprocess.run(
             [tool("java"), str(program), str(self._jmx_port)], capture_output=True, text=True, check=True
         )

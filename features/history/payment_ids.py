@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from paywarden.features.kernel.jit import compiled
+from paywarden.features.kernel.toolkit.jit import compiled
 
 # The number of ids in a part: about 50 MB, with the memory for sorting.
 PART_IDS = 1_000_000

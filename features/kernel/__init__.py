@@ -2,15 +2,11 @@
 
     layout        constants that compiled code and Python share
     plan_schema   the sections of the plan; the plan says what a catalogue computes
-    jit           the decorators; machine_code keeps compiled code from one start to the next
-    intrinsics    processor instructions that numba does not offer
-    frame         many arrays as one argument
-    varint, crc, siphash, sha256, byte_ranges, declared_texts    read and write bytes in compiled code of all packages
+    toolkit/      what compiled code of all packages uses: decorators, intrinsics, arguments, bytes, hashes
 
     codec         `unpack` reads a profile from its stored form, `pack` writes it back
-    checksum      finds damage in the stored form
-    columns       reads and writes the columns of numbers in the stored form
     update        adds one event to a profile
+    declared_texts    reads the texts of declared fields
     conditions    answers a catalogue's conditions about one payment
     rollup        computes the slots: what a profile knew at the time of a payment
     recollect     answers questions to a profile's memories of latest values
@@ -28,7 +24,6 @@ Other packages import these names from here.
 
 from paywarden.features.kernel.assemble import assemble_rows
 from paywarden.features.kernel.batches import apply_events, fill_bound_vectors, fill_vectors
-from paywarden.features.kernel.checksum import checksum
 from paywarden.features.kernel.codec import pack, unpack
 from paywarden.features.kernel.layout import (
     ABSENT,
@@ -90,7 +85,8 @@ from paywarden.features.kernel.layout import (
     WRONG_VERSION,
 )
 from paywarden.features.kernel.migrate import decode, migrate
-from paywarden.features.kernel.siphash import identities_of_texts, identity_of_text
+from paywarden.features.kernel.toolkit.checksum import checksum
+from paywarden.features.kernel.toolkit.siphash import identities_of_texts, identity_of_text
 from paywarden.features.kernel.update import advance_source, mix
 
 __all__ = [

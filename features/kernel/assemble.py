@@ -15,7 +15,6 @@ import numpy as np
 
 from paywarden.features.kernel.conditions import holds
 from paywarden.features.kernel.distance import distance_km
-from paywarden.features.kernel.jit import compiled, inlined
 from paywarden.features.kernel.layout import (
     ADD,
     AGE_MS,
@@ -54,6 +53,7 @@ from paywarden.features.kernel.layout import (
     WEEKEND,
 )
 from paywarden.features.kernel.plan_schema import HEAD, OPERATION, OPERATION_SIZE
+from paywarden.features.kernel.toolkit.jit import compiled, inlined
 
 
 @inlined

@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 
 from paywarden.features.kernel.assemble import assemble
 from paywarden.features.kernel.codec import clear, pack, packed_bytes_max, unpack
-from paywarden.features.kernel.frame import address, size
-from paywarden.features.kernel.jit import compiled
 from paywarden.features.kernel.layout import (
     ABSENT,
     F32,
@@ -33,6 +31,8 @@ from paywarden.features.kernel.layout import (
 )
 from paywarden.features.kernel.plan_schema import HEAD, positions
 from paywarden.features.kernel.rollup import clear_slots, roll_up
+from paywarden.features.kernel.toolkit.frame import address, size
+from paywarden.features.kernel.toolkit.jit import compiled
 from paywarden.features.kernel.update import advance_source, update
 
 

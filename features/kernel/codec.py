@@ -24,7 +24,7 @@ bytes as the largest of them needs. Therefore reading one number never depends o
               table the tiles as how many hops they are older than the newest event's, and the measures; for each
               memory the values, and the times relative to the one before, the first to the newest event; sources;
               offsets; the moment until which sketches hold public codes (0: none does)
-    8 bytes   the checksum of all bytes before it (features/kernel/checksum.py)
+    8 bytes   the checksum of all bytes before it (features/kernel/toolkit/checksum.py)
 
 A profile of the version before, 4, ends with the offsets and has no checksum. Its memories and sketches hold public
 codes of texts, all from tiles that begin before its newest event. It is read, and written as version 5.
@@ -49,10 +49,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from paywarden.features.kernel.checksum import checksum
-from paywarden.features.kernel.columns import read_columns, width_of, write_column
-from paywarden.features.kernel.intrinsics import load_word, store_word
-from paywarden.features.kernel.jit import compiled, inlined
 from paywarden.features.kernel.latest import are_in_order
 from paywarden.features.kernel.layout import (
     CHECKSUM_BYTES,
@@ -88,7 +84,11 @@ from paywarden.features.kernel.plan_schema import (
     table_at,
     table_length_at,
 )
-from paywarden.features.kernel.varint import unzigzag, zigzag
+from paywarden.features.kernel.toolkit.checksum import checksum
+from paywarden.features.kernel.toolkit.columns import read_columns, width_of, write_column
+from paywarden.features.kernel.toolkit.intrinsics import load_word, store_word
+from paywarden.features.kernel.toolkit.jit import compiled, inlined
+from paywarden.features.kernel.toolkit.varint import unzigzag, zigzag
 
 # Masks the bytes before the shape, out of the first eight.
 _HEAD_MASK = (1 << 8 * SHAPE_BYTES_AT) - 1

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from paywarden.features.kernel.jit import compiled, inlined
 from paywarden.features.kernel.layout import AT_LEAST, BELOW, DECLINED, DIFFERENT, EQUAL, I64
 from paywarden.features.kernel.plan_schema import CONDITION, CONDITION_SIZE, HEAD
+from paywarden.features.kernel.toolkit.jit import compiled, inlined
 
 
 @compiled()

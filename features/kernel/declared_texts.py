@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from paywarden.features.kernel.jit import compiled, inlined
 from paywarden.features.kernel.layout import U8
-from paywarden.features.kernel.siphash import identity_of_text
+from paywarden.features.kernel.toolkit.jit import compiled, inlined
+from paywarden.features.kernel.toolkit.siphash import identity_of_text
 
 # The most bytes that a function of this module writes to a buffer.
 BUFFER_BYTES = 256

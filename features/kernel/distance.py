@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 
-from paywarden.features.kernel.jit import compiled
 from paywarden.features.kernel.layout import DEGREE, EARTH_RADIUS_KM
+from paywarden.features.kernel.toolkit.jit import compiled
 
 
 @compiled()

@@ -17,7 +17,6 @@ from __future__ import annotations
 import numpy as np
 
 from paywarden.features.kernel.distance import distance_km
-from paywarden.features.kernel.jit import compiled, inlined
 from paywarden.features.kernel.layout import (
     AGO,
     DISTANCE_KM,
@@ -40,6 +39,7 @@ from paywarden.features.kernel.plan_schema import (
     REMEMBERED_SIZE,
     memory_times_at,
 )
+from paywarden.features.kernel.toolkit.jit import compiled, inlined
 
 _BELOW_ALL = -(1 << 62)
 

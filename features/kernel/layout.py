@@ -17,8 +17,8 @@ F32 = NDArray[np.float32]
 # The columns of a payment's row that compiled code names. features/catalogue/attributes.py has all columns.
 TIME_MS, AMOUNT, AMOUNT_MINOR, UTC_OFFSET, DECLINED, COUNTRY = 0, 1, 2, 4, 5, 11
 # The public codes of attributes, which any process of any release makes alike: CODE_COUNT columns. The keyed identities
-# of texts (features/kernel/siphash.py) follow them. Each declared field has two columns more, by its number n: its code
-# in ATTRIBUTE_COUNT + 2 * (n - 1), and next to it the identity of a text, or an amount in its own currency.
+# of texts (features/kernel/toolkit/siphash.py) follow them. Each declared field has two columns more, by its number n:
+# its code in ATTRIBUTE_COUNT + 2 * (n - 1), and next to it the identity of a text, or an amount in its own currency.
 CODE_COUNT, IDENTITY_COUNT = 13, 5
 ATTRIBUTE_COUNT = 18
 # Set in every identity. No public code has it, so that the two are never equal.
@@ -36,7 +36,7 @@ EQUAL, DIFFERENT, AT_LEAST, BELOW, BELOW_IF_PRESENT = range(5)
 
 # Measures, in the order of paywarden.features.catalogue.expressions.Measure. The largest and
 # smallest amounts are stored plus one: 0 means no payment. The largest and smallest numbers of a field are kept zigzag
-# (features/kernel/varint.py), plus one: few bytes for a small number of either sign.
+# (features/kernel/toolkit/varint.py), plus one: few bytes for a small number of either sign.
 (
     COUNT,
     AMOUNT_SUM,

@@ -15,8 +15,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from paywarden.features.kernel.codec import add_up_times, clear
-from paywarden.features.kernel.columns import read_columns
-from paywarden.features.kernel.jit import compiled
 from paywarden.features.kernel.latest import insert
 from paywarden.features.kernel.layout import (
     CRC_UNTIL_MS,
@@ -41,8 +39,10 @@ from paywarden.features.kernel.plan_schema import (
     table_at,
     table_length_at,
 )
+from paywarden.features.kernel.toolkit.columns import read_columns
+from paywarden.features.kernel.toolkit.jit import compiled
+from paywarden.features.kernel.toolkit.varint import unzigzag
 from paywarden.features.kernel.update import advance_source, remember
-from paywarden.features.kernel.varint import unzigzag
 
 
 class TableChange(NamedTuple):

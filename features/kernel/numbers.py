@@ -10,7 +10,6 @@ A moment is read as its age: the moments of later payments are larger, so that a
 
 from __future__ import annotations
 
-from paywarden.features.kernel.jit import compiled, inlined
 from paywarden.features.kernel.layout import (
     I64,
     NUMBER_COUNT,
@@ -24,7 +23,8 @@ from paywarden.features.kernel.layout import (
     TIME_MS,
 )
 from paywarden.features.kernel.plan_schema import COLUMN
-from paywarden.features.kernel.varint import unzigzag, zigzag
+from paywarden.features.kernel.toolkit.jit import compiled, inlined
+from paywarden.features.kernel.toolkit.varint import unzigzag, zigzag
 
 
 @inlined

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from paywarden.features.kernel.batches import EventResults, Events, PackedProfiles
 from paywarden.features.kernel.codec import clear, pack, packed_bytes_max, unpack
-from paywarden.features.kernel.jit import compiled
 from paywarden.features.kernel.layout import DECLINED, F64, I64, LABEL, NO_ROOM, OK, PAYMENT, STATUS_UNIT, TIME_MS
 from paywarden.features.kernel.rollup import roll_up
+from paywarden.features.kernel.toolkit.jit import compiled
 from paywarden.features.kernel.update import update
 
 # Kinds of events besides PAYMENT (it is added) and LABEL: a payment reads, or was pending before these events.

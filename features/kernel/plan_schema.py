@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeVar
 
-from paywarden.features.kernel.intrinsics import not_negative
-from paywarden.features.kernel.jit import inlined
 from paywarden.features.kernel.layout import I64, LENGTHS_AT
+from paywarden.features.kernel.toolkit.intrinsics import not_negative
+from paywarden.features.kernel.toolkit.jit import inlined
 
 
 class Head(NamedTuple):

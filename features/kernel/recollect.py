@@ -13,7 +13,6 @@ import math
 import numpy as np
 
 from paywarden.features.kernel.distance import great_circle_km
-from paywarden.features.kernel.jit import compiled, inlined
 from paywarden.features.kernel.layout import (
     AMOUNT_MINOR,
     COUNTRY_CODES,
@@ -27,6 +26,7 @@ from paywarden.features.kernel.layout import (
     TIME_MS,
 )
 from paywarden.features.kernel.plan_schema import HEAD, MEMORY, RECOLLECTION, RECOLLECTION_SIZE
+from paywarden.features.kernel.toolkit.jit import compiled, inlined
 
 
 @inlined

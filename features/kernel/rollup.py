@@ -21,8 +21,6 @@ import math
 
 import numpy as np
 
-from paywarden.features.kernel.intrinsics import bit_count, not_negative
-from paywarden.features.kernel.jit import compiled, inlined
 from paywarden.features.kernel.latest import recall
 from paywarden.features.kernel.layout import (
     COUNT,
@@ -65,6 +63,8 @@ from paywarden.features.kernel.plan_schema import (
     table_length_at,
 )
 from paywarden.features.kernel.recollect import recollect
+from paywarden.features.kernel.toolkit.intrinsics import bit_count, not_negative
+from paywarden.features.kernel.toolkit.jit import compiled, inlined
 
 
 @inlined

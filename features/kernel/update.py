@@ -20,7 +20,6 @@ from __future__ import annotations
 import numpy as np
 
 from paywarden.features.kernel.conditions import answers, answers_before
-from paywarden.features.kernel.jit import compiled, inlined
 from paywarden.features.kernel.latest import keep_payment
 from paywarden.features.kernel.layout import (
     AMOUNT,
@@ -63,6 +62,7 @@ from paywarden.features.kernel.plan_schema import (
     table_at,
     table_length_at,
 )
+from paywarden.features.kernel.toolkit.jit import compiled, inlined
 
 
 @compiled()

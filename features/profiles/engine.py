@@ -23,9 +23,9 @@ from paywarden.features.catalogue.catalogue import CATALOGUE
 from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.catalogue.identity import LAPTOP_KEY, IdentityKey
 from paywarden.features.kernel.batches import SLOT, EventResults, Events, PackedProfiles
-from paywarden.features.kernel.frame import Frame
 from paywarden.features.kernel.pending import apply_with_pending
 from paywarden.features.kernel.plan_schema import entity_section
+from paywarden.features.kernel.toolkit.frame import Frame
 from paywarden.features.profiles.plan import Plan, compile_plan
 from paywarden.features.profiles.shape import Shape, decode_shape, numbers_of, shape_of, translation
 from paywarden.features.stores.base import RECORD_BYTES_MAX

@@ -31,7 +31,7 @@ from paywarden.features.catalogue.expressions import (
     stored_values,
 )
 from paywarden.features.catalogue.windows import in_units
-from paywarden.features.kernel.varint import decode_zigzag
+from paywarden.features.kernel.toolkit.varint import decode_zigzag
 from paywarden.features.profiles.engine import LAYOUT_VERSIONS, FeatureEngine
 from paywarden.features.profiles.keys import entity_key, field_named, key_text
 from paywarden.features.profiles.money import REFERENCE_MINOR_DIGITS

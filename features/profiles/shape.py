@@ -2,7 +2,7 @@
 
 Every packed profile carries its shape, about forty bytes. After a change of the catalogue the profile can still be
 read: shared measures go over, old ones are dropped, and new ones start empty. A shape consists of varints
-(features/kernel/varint.py):
+(features/kernel/toolkit/varint.py):
 
     table count, and for each: hop in seconds, column count, columns
     column      4 x measure, + 2 if it counts an attribute, + 1 if it has a condition;
@@ -26,7 +26,7 @@ from paywarden.features import kernel
 from paywarden.features.catalogue.expressions import Column, Measure
 from paywarden.features.catalogue.windows import SECOND_MS
 from paywarden.features.kernel.migrate import Move, TableChange
-from paywarden.features.kernel.varint import decode_varints, encode_varint
+from paywarden.features.kernel.toolkit.varint import decode_varints, encode_varint
 from paywarden.features.stores.base import RECORD_BYTES_MAX
 from paywarden.schemas.errors import Misconfigured
 

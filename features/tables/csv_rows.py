@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from paywarden.features.kernel.jit import compiled, inlined
+from paywarden.features.kernel.toolkit.jit import compiled, inlined
 
 _LINE_FEED, _RETURN = 10, 13
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from paywarden.features.kernel.jit import compiled, inlined
+from paywarden.features.kernel.toolkit.jit import compiled, inlined
 
 # These say why a text cannot be read. A missing one has status RIGHT and counts for nothing.
 RIGHT, NO_NUMBER, TOO_FINE, TOO_LARGE, NO_TIME = 0, 1, 2, 3, 4

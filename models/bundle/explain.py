@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from paywarden.features.kernel.jit import compiled
+from paywarden.features.kernel.toolkit.jit import compiled
 from paywarden.schemas.errors import BundleRefused
 
 I32 = NDArray[np.int32]

@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from paywarden.features.kernel.jit import compiled
+from paywarden.features.kernel.toolkit.jit import compiled
 
 
 def sigmoids(values: NDArray[np.float64]) -> NDArray[np.float64]:

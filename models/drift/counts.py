@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from paywarden.features.kernel.jit import compiled
+from paywarden.features.kernel.toolkit.jit import compiled
 from paywarden.models.drift.binning import DIGEST_SIZE, FEATURE_BINS, Binning
 from paywarden.models.metrics.tally import ACTION_COUNT
 from paywarden.schemas.errors import InvalidEvent

@@ -56,7 +56,7 @@ _DRIFT = (
     f"since {{since}} {SHIFTED_SHARE:.0%} of the payments have {SHIFTED_TIMES} times their amount and "
     f"the channel {SHIFTED_CHANNEL}; `drift status` tells of it after about ten minutes"
 )
-_CONSOLE = "paywarden.ops.commands.console"
+_CONSOLE = "paywarden.ops.commands.run.console"
 _CONSOLE_TIMEOUT_S = 60.0
 # Arrival times are drawn and latencies kept for a whole load, so that one is short.
 _LOAD_S = 60.0

@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 
-from paywarden.features.kernel.varint import encode_varint
+from paywarden.features.kernel.toolkit.varint import encode_varint
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 

@@ -21,12 +21,12 @@ import numpy as np
 from numba import carray  # type: ignore[attr-defined]
 
 from paywarden.features.kernel.batches import fill_bound_vectors
-from paywarden.features.kernel.byte_ranges import copy_bytes
-from paywarden.features.kernel.frame import address, address_number, size
-from paywarden.features.kernel.intrinsics import call_c, pointer, put_word_at, word_at
-from paywarden.features.kernel.jit import compiled, inlined
 from paywarden.features.kernel.layout import ABSENT, I64, KNOWN, OK
 from paywarden.features.kernel.plan_schema import positions
+from paywarden.features.kernel.toolkit.byte_ranges import copy_bytes
+from paywarden.features.kernel.toolkit.frame import address, address_number, size
+from paywarden.features.kernel.toolkit.intrinsics import call_c, pointer, put_word_at, word_at
+from paywarden.features.kernel.toolkit.jit import compiled, inlined
 from paywarden.scoring.engine import record_bytes as records
 from paywarden.scoring.engine.record_bytes import write_records
 from paywarden.scoring.idempotency import claim_table as claims

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.features.kernel import batches as engine_loop
-from paywarden.features.kernel.frame import Frame
+from paywarden.features.kernel.toolkit.frame import Frame
 from paywarden.models.policy.policy import ACTIONS, APPROVE, MIRROR_STALE, OVERLAY_ABSENT
 from paywarden.schemas.errors import TemporaryFailure
 from paywarden.scoring.engine import chunk_call as loop

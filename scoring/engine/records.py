@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from paywarden.features.kernel.frame import Frame
+from paywarden.features.kernel.toolkit.frame import Frame
 from paywarden.schemas.proto.outbox_pb2 import OutboxRecord
 from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
 from paywarden.scoring.engine import record_bytes as loop

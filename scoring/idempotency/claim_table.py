@@ -37,11 +37,11 @@ from typing import NamedTuple
 import numpy as np
 from numba import carray  # type: ignore[attr-defined]
 
-from paywarden.features.kernel.frame import address, size
-from paywarden.features.kernel.intrinsics import load_atomic, store_atomic, swap_atomic
-from paywarden.features.kernel.jit import compiled, inlined
 from paywarden.features.kernel.layout import I64
 from paywarden.features.kernel.plan_schema import positions
+from paywarden.features.kernel.toolkit.frame import address, size
+from paywarden.features.kernel.toolkit.intrinsics import load_atomic, store_atomic, swap_atomic
+from paywarden.features.kernel.toolkit.jit import compiled, inlined
 
 WORKERS_MAX = 256
 # The head's first words describe the file: its magic number, and how many buckets it has.

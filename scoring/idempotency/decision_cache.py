@@ -45,7 +45,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from xxhash import xxh3_64_intdigest
 
-from paywarden.features.kernel.frame import Frame
+from paywarden.features.kernel.toolkit.frame import Frame
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
 from paywarden.schemas.private_files import make_parent, open_private, require_not_planted
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from paywarden.features import kernel
 from paywarden.features.catalogue.attributes import CODES, KEYED, declared_column, identity_column
 from paywarden.features.kernel.declared_texts import new_buffer
-from paywarden.features.kernel.frame import Frame
+from paywarden.features.kernel.toolkit.frame import Frame
 from paywarden.features.profiles import money
 from paywarden.features.profiles.keys import SEPARATOR, field_named, has_hashed_key
 from paywarden.features.profiles.money import RateTable, is_currency_code

@@ -24,13 +24,6 @@ from typing import NamedTuple
 import numpy as np
 from numba import carray  # type: ignore[attr-defined]
 
-from paywarden.features.kernel.byte_ranges import (
-    capital_letters,
-    copy_bytes,
-    is_printable,
-    may_be_card_number,
-)
-from paywarden.features.kernel.crc import crc32_of_text
 from paywarden.features.kernel.declared_texts import (
     BUFFER_BYTES,
     UNUSUAL_ADDRESS,
@@ -41,13 +34,20 @@ from paywarden.features.kernel.declared_texts import (
     network_identity,
     sign_of_email,
 )
-from paywarden.features.kernel.frame import address, size
-from paywarden.features.kernel.intrinsics import load_word
-from paywarden.features.kernel.jit import compiled, inlined
 from paywarden.features.kernel.layout import ATTRIBUTE_COUNT, F64, I64, NUMBER_ZERO, OFFSET_ZERO, U8
 from paywarden.features.kernel.plan_schema import positions
-from paywarden.features.kernel.siphash import identity_of_text
-from paywarden.features.kernel.varint import read_varint
+from paywarden.features.kernel.toolkit.byte_ranges import (
+    capital_letters,
+    copy_bytes,
+    is_printable,
+    may_be_card_number,
+)
+from paywarden.features.kernel.toolkit.crc import crc32_of_text
+from paywarden.features.kernel.toolkit.frame import address, size
+from paywarden.features.kernel.toolkit.intrinsics import load_word
+from paywarden.features.kernel.toolkit.jit import compiled, inlined
+from paywarden.features.kernel.toolkit.siphash import identity_of_text
+from paywarden.features.kernel.toolkit.varint import read_varint
 
 # The kinds of fields: an id, a word, three codes of a fixed form, a time, an amount, minutes.
 NONE, ID, WORD, CURRENCY, MCC, COUNTRY, TIME, AMOUNT, OFFSET = range(9)

@@ -24,9 +24,9 @@ from __future__ import annotations
 
 import struct
 
-from paywarden.features.kernel.intrinsics import byte_at, half_at, loose_word_at, prefetch, swapped_word
-from paywarden.features.kernel.jit import compiled, inlined
 from paywarden.features.kernel.layout import I64
+from paywarden.features.kernel.toolkit.intrinsics import byte_at, half_at, loose_word_at, prefetch, swapped_word
+from paywarden.features.kernel.toolkit.jit import compiled, inlined
 
 # A page begins with its number, flags, and where its free room begins; then the positions of its nodes.
 _FLAGS_AT, _LOWER_AT, _HEAD_BYTES = 10, 12, 16

@@ -39,7 +39,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.features.kernel import ABSENT, KNOWN, UNKNOWN
-from paywarden.features.kernel.frame import Frame
+from paywarden.features.kernel.toolkit.frame import Frame
 from paywarden.features.stores.base import KEY_BYTES_MAX
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.schemas.private_files import make_private_folder, require_not_planted

@@ -16,12 +16,12 @@ from typing import NamedTuple
 import numpy as np
 from numba import carray  # type: ignore[attr-defined]
 
-from paywarden.features.kernel.byte_ranges import copy_bytes
-from paywarden.features.kernel.frame import address, address_number, size
-from paywarden.features.kernel.intrinsics import call_c, loose_word_at, pointer
-from paywarden.features.kernel.jit import compiled, inlined
 from paywarden.features.kernel.layout import ABSENT, I64, KNOWN, UNKNOWN
 from paywarden.features.kernel.plan_schema import positions
+from paywarden.features.kernel.toolkit.byte_ranges import copy_bytes
+from paywarden.features.kernel.toolkit.frame import address, address_number, size
+from paywarden.features.kernel.toolkit.intrinsics import call_c, loose_word_at, pointer
+from paywarden.features.kernel.toolkit.jit import compiled, inlined
 from paywarden.scoring.state.lmdb_pages import find_all, root_of
 
 # Places in `functions`.

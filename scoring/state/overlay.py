@@ -37,7 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.features import kernel
-from paywarden.features.kernel.frame import Frame
+from paywarden.features.kernel.toolkit.frame import Frame
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.payment_tags import PaymentTags
 from paywarden.features.profiles.plan import Plan

@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from paywarden.features.kernel.intrinsics import load_atomic, store_atomic
-from paywarden.features.kernel.jit import compiled
 from paywarden.features.kernel.layout import I64
+from paywarden.features.kernel.toolkit.intrinsics import load_atomic, store_atomic
+from paywarden.features.kernel.toolkit.jit import compiled
 from paywarden.features.profiles.payment_tags import MARK_DTYPE, PaymentTags
 from paywarden.features.profiles.plan import Plan
 from paywarden.schemas.errors import Misconfigured

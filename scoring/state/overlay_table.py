@@ -39,9 +39,6 @@ from numba import carray  # type: ignore[attr-defined]
 
 from paywarden.features.kernel.assemble import assemble
 from paywarden.features.kernel.codec import clear, unpack
-from paywarden.features.kernel.frame import address, size
-from paywarden.features.kernel.intrinsics import call_c, load_atomic, prefetch_element, store_atomic, swap_atomic
-from paywarden.features.kernel.jit import compiled, inlined
 from paywarden.features.kernel.layout import (
     ABSENT,
     F32,
@@ -60,6 +57,15 @@ from paywarden.features.kernel.layout import (
 )
 from paywarden.features.kernel.plan_schema import ENTITY, HEAD, entity_at, positions
 from paywarden.features.kernel.rollup import clear_slots, roll_up
+from paywarden.features.kernel.toolkit.frame import address, size
+from paywarden.features.kernel.toolkit.intrinsics import (
+    call_c,
+    load_atomic,
+    prefetch_element,
+    store_atomic,
+    swap_atomic,
+)
+from paywarden.features.kernel.toolkit.jit import compiled, inlined
 from paywarden.features.kernel.update import mix, update
 
 # The head of the table: what file it is, the catalogue's digest, its sizes; and the number of the newest row, which all

@@ -28,7 +28,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from paywarden.features.kernel.sha256 import first_words, unmarked_rows, work_of
+from paywarden.features.kernel.toolkit.sha256 import first_words, unmarked_rows, work_of
 from paywarden.features.profiles.keys import SEPARATOR
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.key_files import read_hex_key

@@ -1,7 +1,7 @@
 """Faust's Kafka consumer, changed where its settings do not reach.
 
 It overrides hooks of Faust 0.15 whose names begin with an underscore, because Faust has no public ones for them, and it
-uses private parts of aiokafka. tests/integration/test_stream_app.py fails if they change.
+uses private parts of aiokafka. tests/integration/profiles/test_stream_app.py fails if they change.
 """
 
 from __future__ import annotations

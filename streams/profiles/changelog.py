@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from paywarden.features.kernel.varint import encode_varint, encode_zigzag
+from paywarden.features.kernel.toolkit.varint import encode_varint, encode_zigzag
 from paywarden.schemas.avro import Decoder, Encoder, SchemaIds, fingerprint
 from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.producers import Sender

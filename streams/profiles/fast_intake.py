@@ -22,8 +22,6 @@ from numpy.typing import NDArray
 
 from paywarden.features import kernel
 from paywarden.features.catalogue import attributes
-from paywarden.features.kernel.byte_ranges import capital_letters, is_printable, may_be_card_number
-from paywarden.features.kernel.crc import crc32_of_text
 from paywarden.features.kernel.declared_texts import (
     BUFFER_BYTES,
     UNUSUAL_ADDRESS,
@@ -34,11 +32,13 @@ from paywarden.features.kernel.declared_texts import (
     network_identity,
     sign_of_email,
 )
-from paywarden.features.kernel.intrinsics import load_word
-from paywarden.features.kernel.jit import compiled
 from paywarden.features.kernel.layout import NUMBER_ZERO, OFFSET_ZERO
-from paywarden.features.kernel.siphash import identity_of_text
-from paywarden.features.kernel.varint import read_varint, unzigzag
+from paywarden.features.kernel.toolkit.byte_ranges import capital_letters, is_printable, may_be_card_number
+from paywarden.features.kernel.toolkit.crc import crc32_of_text
+from paywarden.features.kernel.toolkit.intrinsics import load_word
+from paywarden.features.kernel.toolkit.jit import compiled
+from paywarden.features.kernel.toolkit.siphash import identity_of_text
+from paywarden.features.kernel.toolkit.varint import read_varint, unzigzag
 from paywarden.features.profiles.keys import SEPARATOR, field_named, has_hashed_key, hashed_id
 from paywarden.features.profiles.money import RateTable, is_currency_code
 from paywarden.features.profiles.plan import Plan

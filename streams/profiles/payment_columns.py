@@ -18,9 +18,9 @@ from typing import NamedTuple, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from paywarden.features.kernel.jit import compiled, inlined
 from paywarden.features.kernel.layout import I64, U8
-from paywarden.features.kernel.varint import varint_size, write_varint
+from paywarden.features.kernel.toolkit.jit import compiled, inlined
+from paywarden.features.kernel.toolkit.varint import varint_size, write_varint
 
 RECORD_PREFIX = b"payment:"
 """What the store keys of payments' records begin with, before the payment's id."""

@@ -49,6 +49,13 @@ def test_every_command_has_help() -> None:
         assert "Usage" in done.stdout
 
 
+def test_the_help_lists_every_command_in_one_section() -> None:
+    lines = run_paywarden("--help").stdout.partition("\nRun and try:\n")[2].splitlines()
+    sections = [line for line in lines if line.endswith(":")]
+    assert sections == ["Payments and features:", "Models and policy:", "What was decided:", "What is stored:"]
+    assert sorted(line.split()[0] for line in lines if line.startswith("  ")) == sorted(COMMANDS)
+
+
 def test_simulate_writes_two_files_that_are_equal_for_equal_seeds(history: Path, tmp_path: Path) -> None:
     run_paywarden("simulate", "--cards", "800", "--days", "30", "--seed", "4", "--out", str(tmp_path))
     for name in ("payments.parquet", "outcomes.parquet"):

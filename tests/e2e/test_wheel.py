@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from paywarden.features.kernel import machine_code
+from paywarden.features.kernel.toolkit import machine_code
 from tests.checkout import CHECKOUT
 
 # The folders at the top of the repository; installed, they are `paywarden.schemas` and so on.

@@ -73,7 +73,7 @@ def main() -> None:
 def _compiled_modules() -> list[str]:
     """Return the modules with functions that numba compiles: it cannot compile instrumented ones."""
     paths = [path for room in ("features", "models", "scoring", "streams") for path in (CHECKOUT / room).rglob("*.py")]
-    compiled = [path for path in paths if "kernel.jit import" in path.read_text(encoding="utf-8")]
+    compiled = [path for path in paths if "kernel.toolkit.jit import" in path.read_text(encoding="utf-8")]
     return [".".join(("paywarden", *path.relative_to(CHECKOUT).with_suffix("").parts)) for path in compiled]
 
 

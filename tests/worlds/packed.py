@@ -131,7 +131,7 @@ def as_before(state: bytes) -> bytes:
 
 
 def checksum_of(content: bytes) -> bytes:
-    """Returns the checksum of a profile's bytes as features/kernel/checksum.py describes it, in plain Python."""
+    """Returns the checksum of a profile's bytes, as features/kernel/toolkit/checksum.py describes it."""
     lanes = list(_PRIMES)
     words = [content[at : at + 8] for at in range(0, len(content), 8)]
     whole = len(content) // 32 * 4

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from paywarden.ops.commands.drift_explained import LOOK_AT, in_words, size_of, values_of
+from paywarden.ops.commands.watch.drift_explained import LOOK_AT, in_words, size_of, values_of
 from paywarden.ops.console.charts import Histogram, Line, bin_labels, histogram, line, shares
 from paywarden.ops.console.inbox.segments import SegmentCounts
 from paywarden.ops.console.inbox.store import AlertRow, AlertStore, Happened

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from paywarden.ops.commands.drift_explained import finite
+from paywarden.ops.commands.watch.drift_explained import finite
 from paywarden.ops.console.database import Database
 from paywarden.streams.alerts.events import ASSIGNED, COMMENTED, EVENTS_TOPIC, ConsoleEvent, alert_subject
 from paywarden.streams.alerts.feed import FeedBatch, FeedRecord, Position

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from paywarden.ops.capacity.coefficients import PARTS, Coefficients
 from paywarden.ops.capacity.measured import MEASURED
 from paywarden.ops.capacity.plan import UTILISATION, Asked, Kept, busy_cores, plan
-from paywarden.ops.commands.capacity import capacity
+from paywarden.ops.commands.run.capacity import capacity
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 

@@ -1,6 +1,6 @@
 """The runbook's commands: each is a real command with real options, and asks for metrics that there are.
 
-tests/integration/test_dashboards.py runs those that change nothing against running processes.
+tests/integration/operate/test_dashboards.py runs those that change nothing against running processes.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from paywarden.features.datasets.shop_world import SHOP_COLUMNS
 from paywarden.features.datasets.simulator import DEFAULT_START_MS
 from paywarden.features.history.history import read_history
 from paywarden.ops.cli import cli
-from paywarden.ops.commands.init import make_project
+from paywarden.ops.commands.data.init import make_project
 from paywarden.schemas.errors import Misconfigured
 
 DAY_MS = 86_400_000

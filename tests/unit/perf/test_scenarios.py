@@ -22,12 +22,13 @@ from paywarden.ops.loadgen.load import LoadAnswer, run_closed
 from paywarden.ops.loadgen.report import LoadReport
 from paywarden.ops.loadgen.target import LoadOptions
 from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
-from perf import burst, cascade, scoring_world
+from perf import burst, cascade
 from perf.batches import SIZES
 from perf.faults import slow_disk_environment, slow_disk_library
-from perf.measuring import drive
-from perf.scoring_world import World, WorldSize, built_world
-from perf.servers import running, serving
+from perf.tools.measuring import drive
+from perf.tools.servers import running, serving
+from perf.worlds import scoring_world
+from perf.worlds.scoring_world import World, WorldSize, built_world
 from tests.checkout import CHECKOUT
 from tests.worlds import small_world
 
@@ -72,12 +73,12 @@ def _answers(world: World, count: int) -> list[ScoreResponse]:
 def test_baselines_answer_the_same_load(world: World) -> None:
     rows = iter([json.dumps({"features": [0.5] * scoring_world.FASTAPI_FEATURES}).encode()] * 20)
     json_options = LoadOptions(content_type="application/json")
-    with running("perf.baseline_fastapi", str(world.fastapi_model), ready_path="/readyz") as fastapi:
+    with running("perf.peers.baseline_fastapi", str(world.fastapi_model), ready_path="/readyz") as fastapi:
         assert drive(run_closed(f"{fastapi.http}/score", rows, seconds=5, options=json_options)).ok == 20
-    with running("perf.baseline_grpcio", str(world.config)) as grpcio:
+    with running("perf.peers.baseline_grpcio", str(world.config)) as grpcio:
         assert grpcio.grpc is not None
         assert _closed(grpcio.grpc, world).ok == 20
-    with running("perf.echo") as echo:
+    with running("perf.peers.echo") as echo:
         assert _closed(echo.http, world).ok == 20
 
 

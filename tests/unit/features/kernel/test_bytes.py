@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from paywarden.features.kernel import byte_ranges
-from paywarden.features.kernel.byte_ranges import (
+from paywarden.features.kernel.plan_schema import PlanRecollection, positions, section
+from paywarden.features.kernel.toolkit import byte_ranges
+from paywarden.features.kernel.toolkit.byte_ranges import (
     capital_letters,
     card_digits,
     copy_bytes,
@@ -22,10 +23,9 @@ from paywarden.features.kernel.byte_ranges import (
     may_be_card_number,
     passes_luhn,
 )
-from paywarden.features.kernel.crc import crc32_of_record, crc32_of_text
-from paywarden.features.kernel.frame import Frame
-from paywarden.features.kernel.plan_schema import PlanRecollection, positions, section
-from paywarden.features.kernel.varint import (
+from paywarden.features.kernel.toolkit.crc import crc32_of_record, crc32_of_text
+from paywarden.features.kernel.toolkit.frame import Frame
+from paywarden.features.kernel.toolkit.varint import (
     decode_varints,
     decode_zigzag,
     encode_varint,

@@ -28,7 +28,7 @@ from paywarden.streams.decision_index.index import DecisionIndex, Stored
 from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewSettings
 from paywarden.streams.decision_index.search import Search
 from tests.services.console import NOW_MS, ConsoleUnderTest, console_under_test, csrf_of
-from tests.unit.ops.commands.test_decisions import entry
+from tests.unit.ops.commands.watch.test_decisions import entry
 from tests.worlds import small_world
 
 IDS = LocalSchemaIds()

@@ -1,4 +1,4 @@
-"""Rebuilding without a broker: giving up a swap, and a stalled client. All of it: tests/integration/test_rebuild.py."""
+"""Rebuilding without a broker: a swap given up, a stalled client. All: tests/integration/profiles/test_rebuild.py."""
 
 from __future__ import annotations
 

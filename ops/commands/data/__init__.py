@@ -1,0 +1,1 @@
+"""Get payments, fields and features: convert, simulate, init, features, schemas."""

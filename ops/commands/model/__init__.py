@@ -1,0 +1,1 @@
+"""Train, compare, register and roll out what decides."""

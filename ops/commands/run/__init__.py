@@ -1,0 +1,1 @@
+"""Run or try the processes of a host."""

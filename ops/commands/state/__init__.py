@@ -1,0 +1,1 @@
+"""Keep, repair, rebuild or erase what is stored."""

@@ -1,0 +1,1 @@
+"""See what was decided, and what has changed."""

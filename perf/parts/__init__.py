@@ -1,0 +1,1 @@
+"""Parts of one benchmark that is too long for one file."""

@@ -1,0 +1,188 @@
+"""Shares of clients at a gateway: how exact they are for many clients at once, and what a noisy one does to others."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import numpy as np
+import uvloop
+
+from paywarden.ops.loadgen.bodies import stamped_bodies
+from paywarden.ops.loadgen.load import run_load
+from paywarden.ops.loadgen.target import LoadOptions
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
+from perf.tools.measuring import drive
+from perf.worlds.gateway_world import LOAD, LOAD_KEY, ClientShare, Place, requests, running_gateway
+from tests.services.gateway_kills import route_of
+
+# Calls of a client that would pass within the run, on average: fewer, and one call is more than a percent.
+CALLS_OF_CLIENT = 120
+# Two calls a second of each client, so that a thousand clients are a load that two shared cores carry.
+SHARE = 2
+_OFFERED_TIMES = 1.5
+_CONNECTIONS = 32
+
+NOISY = ClientShare("noisy", "the-key-of-a-noisy-client", 500)
+NOISY_TIMES = 5
+_NOISY_CONNECTIONS = 32
+
+
+def many_clients(count: int) -> list[ClientShare]:
+    """Returns clients, each with a key of its own and the same share."""
+    names = (f"client-{number:04}" for number in range(count))
+    return [ClientShare(name, hashlib.sha256(name.encode()).hexdigest()[:43], SHARE) for name in names]
+
+
+@dataclass
+class _Sent:
+    """What one client sent. Times are of the first and of the last call, in seconds."""
+
+    calls: int = 0
+    taken: int = 0
+    refused: int = 0
+    first_s: float = 0.0
+    last_s: float = 0.0
+
+    def note(self, status: int, at_s: float) -> None:
+        self.first_s = self.first_s or at_s
+        self.last_s = at_s
+        self.calls += 1
+        self.taken += status == 200
+        self.refused += status == 429
+
+
+def share_errors(target: str, places: Sequence[Place], count: int, seconds: float) -> dict[str, float]:
+    """Let all clients send more than their share at once, and compare what each got with its burst and its rate.
+
+    Returns the largest and the mean error as shares. Raises RuntimeError if a call is neither taken nor refused.
+    """
+    clients = many_clients(count)
+    with running_gateway(target, places, [LOAD, *clients]) as gateway:
+        sent = asyncio.run(_all_send(gateway.url, clients, seconds))
+    errors = []
+    for client, one in zip(clients, sent, strict=True):
+        if one.taken + one.refused != one.calls:
+            raise RuntimeError(f"{one.calls - one.taken - one.refused} of {one.calls} calls of a client failed")
+        burst = max(1, client.calls_per_second // 10)
+        # A call and the burst may come at once, and the bucket fills until the last call. A call is a whole one.
+        allowed = 1 + burst + client.calls_per_second * (one.last_s - one.first_s)
+        errors.append(max(0.0, abs(one.taken - allowed) - 1) / allowed)
+    return {
+        f"limit_clients_{target}": count,
+        f"limit_calls_{target}": sum(one.calls for one in sent),
+        f"limit_clients_error_share_{target}": max(errors),
+        f"limit_clients_mean_error_share_{target}": statistics.fmean(errors),
+    }
+
+
+async def _all_send(url: str, clients: Sequence[ClientShare], seconds: float) -> list[_Sent]:
+    """Each connection sends for its clients in turns, a call at a time, so that each client keeps to its rate."""
+    sent = [_Sent() for _ in clients]
+    each = 1 / (SHARE * _OFFERED_TIMES)
+    calls = max(1, int(seconds / each))
+    start = time.monotonic() + 0.2
+
+    async def serve_some(first: int) -> None:
+        address = urlsplit(url)
+        reader, writer = await asyncio.open_connection(address.hostname, address.port)
+        mine = range(first, len(clients), _CONNECTIONS)
+        for turn in range(calls):
+            for place, number in enumerate(mine):
+                due = start + (turn + place / len(mine)) * each
+                if (rest := due - time.monotonic()) > 0:
+                    await asyncio.sleep(rest)
+                writer.write(_request(clients[number], number, turn))
+                at = time.monotonic()
+                sent[number].note(await _status(reader), at)
+        writer.close()
+
+    await asyncio.gather(*(serve_some(first) for first in range(min(_CONNECTIONS, len(clients)))))
+    return sent
+
+
+def _request(client: ClientShare, number: int, turn: int) -> bytes:
+    body = ScoreRequest(
+        payment_id=f"{client.name}-{turn}",
+        event_time_ms=time.time_ns() // 1_000_000,
+        card_id=f"card-{number}",
+        merchant_id="merchant",
+        amount_minor=1,
+        currency="EUR",
+    ).SerializeToString()
+    head = (
+        f"POST /v1/score HTTP/1.1\r\nHost: gateway\r\nContent-Type: application/x-protobuf\r\n"
+        f"Authorization: Bearer {client.key}\r\nx-paywarden-route: {route_of(f'card-{number}')}\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+async def _status(reader: asyncio.StreamReader) -> int:
+    head = (await reader.readuntil(b"\r\n\r\n")).lower()
+    length = head.partition(b"content-length:")[2].partition(b"\r\n")[0]
+    await reader.readexactly(int(length or 0))
+    return int(head.split(b" ", 2)[1])
+
+
+def beside_a_noisy_client(
+    target: str, places: Sequence[Place], rate: float, seconds: float, rounds: int
+) -> dict[str, float]:
+    """Measure a client beside another one that keeps to its share, and beside one that sends five times as much.
+
+    The other client is a process of its own with a low priority. Rounds go in turns; the first warms up.
+    """
+    options = LoadOptions(connections=_NOISY_CONNECTIONS, connections_max=_NOISY_CONNECTIONS, token=LOAD_KEY)
+    p99: dict[str, list[float]] = {"calm": [], "noisy": []}
+    with running_gateway(target, places, [LOAD, NOISY]) as gateway:
+        for turn in range(rounds + 1):
+            for name, times in (("calm", 1), ("noisy", NOISY_TIMES)):
+                other = [
+                    sys.executable,
+                    "-m",
+                    "perf.parts.gateway_shares",
+                    gateway.url,
+                    str(NOISY.calls_per_second * times),
+                ]
+                with subprocess.Popen([*other, str(seconds + 1)], stdout=subprocess.PIPE) as process:
+                    assert process.stdout is not None
+                    process.stdout.readline()
+                    bodies = stamped_bodies(requests(), id_prefix=f"n{turn}{name[0]}")
+                    load = run_load(gateway.url, bodies, rate=rate, seconds=seconds, seed=turn, options=options)
+                    report = drive(load)
+                if process.returncode != 0 or report.ok != report.sent:
+                    raise RuntimeError(
+                        f"{report.sent - report.ok} of {report.sent} calls beside a {name} client failed"
+                    )
+                if turn:
+                    p99[name].append(report.p99_ms)
+    calm, noisy = (statistics.median(p99[name]) for name in ("calm", "noisy"))
+    return {
+        f"calm_p99_ms_{target}": calm,
+        f"noisy_p99_ms_{target}": noisy,
+        f"noisy_p99_ratio_{target}": float(np.divide(noisy, calm)),
+    }
+
+
+def main() -> None:
+    """Be the other client: URL RATE SECONDS. Prints a line when it begins."""
+    import os
+
+    url, rate, seconds = sys.argv[1:]
+    os.nice(10)
+    options = LoadOptions(connections=_NOISY_CONNECTIONS, connections_max=_NOISY_CONNECTIONS, token=NOISY.key)
+    bodies = stamped_bodies(requests(), id_prefix="noise")
+    print("begins", flush=True)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run_load(url, bodies, rate=float(rate), seconds=float(seconds), arrivals="fixed", options=options))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Start servers, put a load on them, print tables."""

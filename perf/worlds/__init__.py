@@ -1,0 +1,1 @@
+"""Seeded payments, hosts and bundles that several benchmarks share."""

@@ -1,0 +1,254 @@
+"""`paywarden train`: what it prints, what it lets be chosen, and what it refuses before it has cost anyone minutes."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+
+from paywarden.features.history.history import OUTCOMES_FILE, PAYMENTS_FILE, write_history
+from paywarden.models.bundle.bundle import load_bundle, read_manifest
+from paywarden.models.bundle.compiler import compiler_name
+from paywarden.ops.commands.model.train import train
+from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.settings import Source
+from tests.worlds import small_world
+
+WINDOW = ("--train-from", "2024-01-03", "--train-to", "2024-01-20")
+QUICK = {"trees": 5, "folds": 2, "max_bin": 255, "early_stopping_rounds": 0}
+# Days enough for twenty known frauds on either side of the gap.
+VALIDATED = QUICK | {"trees": 30, "label_delay_days": 3, "validation_days": 9, "early_stopping_rounds": 5}
+LONG_WINDOW = ("--train-from", "2024-01-03", "--train-to", "2024-01-26")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_history(folder, *small_world.tables())
+    return folder
+
+
+def run(data: Path, out: Path, *arguments: str, settings: dict[str, Any] | None = None) -> Result:
+    source = Source({"training": QUICK if settings is None else settings}, {})
+    window = () if "--train-from" in arguments else WINDOW
+    return CliRunner().invoke(train, ["--data", str(data), *window, "--out", str(out), *arguments], obj=source)
+
+
+def refusal(data: Path, tmp_path: Path, *arguments: str, settings: dict[str, Any] | None = None) -> str:
+    """The one line with which it refuses; nothing is written."""
+    done = run(data, tmp_path / "bundle", *arguments, settings=settings)
+    assert isinstance(done.exception, Misconfigured), done.output
+    assert not (tmp_path / "bundle").exists()
+    line = str(done.exception)
+    assert "\n" not in line
+    return line
+
+
+# What it prints
+
+
+def test_train_prints_how_good_the_scores_are_and_their_features(data: Path, tmp_path: Path) -> None:
+    done = run(data, tmp_path / "bundle")
+    assert done.exit_code == 0, done.output
+    assert done.stderr == "", "no bar where there is no terminal"
+    manifest = read_manifest(tmp_path / "bundle")
+    everything = done.stdout.splitlines()
+    # Where there is a compiler.
+    lines = [line for line in everything if not line.startswith("native library: LightGBM's bits in ")]
+    assert len(everything) - len(lines) == (compiler_name() is not None)
+    assert lines[0].startswith(f"bundle {tmp_path / 'bundle'}: {manifest.model_version}, ")
+    assert lines[1] == f"digest {manifest.digest}"
+    assert lines[2] == "5 trees, not validated: the settings leave nothing to choose"
+    assert re.fullmatch(
+        r"labels: \d+ fraud, \d+ genuine, \d+ without an outcome .* genuine, \d+ not known .*", lines[3]
+    )
+    assert re.fullmatch(
+        r"half of the frauds are known after .* days, 95 % after .*; fraud features wait 7 days.*", lines[4]
+    )
+    scores = lines.index(next(line for line in lines if line.startswith("out of fold: Brier")))
+    told = lines[5:scores]
+    assert all(line.startswith(("drifts out of its training range: ", "and ")) for line in told[:-1])
+    assert re.match(r"not measured on later days: |on days left out, ", told[-1])
+    assert f"Brier score {manifest.metrics['brier']:.6f}" in lines[scores]
+    table = lines.index(next(line for line in lines if line.split()[0] == "feature"))
+    assert lines[scores + 1].split() == ["mean", "score", "frauds", "95", "%", "interval", "payments"]
+    later = lines.index("on days left out:") if "on days left out:" in lines else table
+    assert sum(int(line.split()[-1]) for line in lines[scores + 2 : later]) == manifest.training_payments
+    assert [line.split()[0] for line in lines[table + 1 :]] == [name for name, _, _ in manifest.most_important(10)]
+
+
+def test_train_prints_the_days_held_out_and_the_choice(data: Path, tmp_path: Path) -> None:
+    done = run(data, tmp_path / "bundle", *LONG_WINDOW, "--search-budget", "3", "--seed", "7", settings=VALIDATED)
+    assert done.exit_code == 0, done.output
+    manifest = read_manifest(tmp_path / "bundle")
+    assert "validated 2024-01-18 to 2024-01-26, trained 2024-01-03 to 2024-01-14: " in done.stdout
+    assert "chosen of 3: learning_rate " in done.stdout
+    assert len(manifest.validation["tried"]) == 3
+    assert (manifest.parameters["seed"], manifest.parameters["search_budget"]) == (7, 3)
+    load_bundle(tmp_path / "bundle", catalogue_digest=small_world.engine().plan.digest)
+
+
+def test_train_prints_what_a_cascade_answers_early_and_its_cost(data: Path, tmp_path: Path) -> None:
+    settings = QUICK | {"trees": 20, "cascade_trees": 6, "cascade_disagreement_max": 0.02}
+    done = run(data, tmp_path / "bundle", "--cascade", settings=settings)
+    assert done.exit_code == 0, done.output
+    told = read_manifest(tmp_path / "bundle").cascade
+    first, second = [line for line in done.stdout.splitlines() if line.startswith("cascade: ")]
+    assert f"{told['share_early']:.1%} of the payments answered early" in first
+    assert f"average precision {-told['average_precision_loss']:+.4f}" in first
+    assert re.search(r"\d\.\d\d µs a row instead of \d+\.\d\d", second)
+
+
+def test_there_is_no_cascade_by_default(data: Path, tmp_path: Path) -> None:
+    settings = QUICK | {"cascade": True, "trees": 20, "cascade_trees": 6, "cascade_disagreement_max": 0.01}
+    done = run(data, tmp_path / "bundle", "--no-cascade", settings=settings)
+    assert "cascade: " not in done.stdout
+    assert read_manifest(tmp_path / "bundle").cascade == {}
+
+
+def test_the_same_command_gives_the_same_digest(data: Path, tmp_path: Path) -> None:
+    first, second = (run(data, tmp_path / name, *LONG_WINDOW, settings=VALIDATED) for name in ("a", "b"))
+    assert first.stdout.splitlines()[1] == second.stdout.splitlines()[1]
+    assert read_manifest(tmp_path / "a").digest == read_manifest(tmp_path / "b").digest
+
+
+def test_an_experiment_without_mlflow_is_a_line_and_a_bundle(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    done = run(data, tmp_path / "a", "--experiment", "night")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines()[-1].startswith("experiment night: not recorded, MLflow is not installed")
+    assert "mlflow_experiment" not in read_manifest(tmp_path / "a").parameters
+
+
+def test_a_distilled_model_is_compared_on_the_held_out_days_and_told(data: Path, tmp_path: Path) -> None:
+    done = run(data, tmp_path / "bundle", *LONG_WINDOW, "--seeds", "2", settings=VALIDATED | {"trees": 6})
+    assert done.exit_code == 0, done.output
+    evidence = read_manifest(tmp_path / "bundle").evidence["distilled"]
+    verdict = "taken" if evidence["is_taken"] else "not taken: it is no better"
+    assert f"{evidence['plain_average_precision']:.4f} on the held-out days, {verdict}" in done.stdout
+    load_bundle(tmp_path / "bundle", catalogue_digest=small_world.engine().plan.digest)
+
+
+# What it refuses, before any feature is computed
+
+
+@pytest.fixture
+def without_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unwanted(*_: object, **__: object) -> None:
+        raise AssertionError("the features of a history take minutes")
+
+    monkeypatch.setattr("paywarden.models.training.table.training_table", unwanted)
+
+
+Change = Callable[[pa.Table], pa.Table]
+
+
+def _times(change: Callable[[pa.ChunkedArray], pa.ChunkedArray]) -> Change:
+    """Other times for all outcomes."""
+
+    def changed(table: pa.Table) -> pa.Table:
+        place = table.column_names.index("outcome_time_ms")
+        return table.set_column(place, "outcome_time_ms", change(table["outcome_time_ms"]))
+
+    return changed
+
+
+def _other_ids(table: pa.Table) -> pa.Table:
+    ids = pa.array([f"another-{number}" for number in range(len(table))])
+    return table.set_column(table.column_names.index("payment_id"), "payment_id", ids)
+
+
+BAD_DATA: dict[str, tuple[str, Change, str]] = {
+    "a missing column": (PAYMENTS_FILE, lambda table: table.drop_columns(["merchant_id"]), "merchant_id is missing"),
+    "unsorted payments": (
+        PAYMENTS_FILE,
+        lambda table: table.take(list(reversed(range(len(table))))),
+        "payments.parquet: rows must be sorted by event_time_ms; row 1 breaks that",
+    ),
+    "duplicated payments": (
+        PAYMENTS_FILE,
+        lambda table: pa.concat_tables([table, table.slice(len(table) - 1)]),
+        "payments.parquet: payment_id must be unique; row ",
+    ),
+    "outcomes without payments": (OUTCOMES_FILE, _other_ids, "outcomes are about payments that payments.parquet"),
+    "labels from before their payment": (
+        OUTCOMES_FILE,
+        _times(lambda times: pc.add(pc.multiply(times, 0), 1)),
+        "outcomes.parquet: an outcome cannot be known before its payment is made; row 0 breaks that",
+    ),
+    "labels from the future": (
+        OUTCOMES_FILE,
+        _times(lambda times: pc.multiply(times, 1000)),
+        "outcomes.parquet: outcome_time_ms must not be later than now; row 0 breaks that",
+    ),
+    "no outcome at all": (OUTCOMES_FILE, lambda table: table.slice(0, 0), "the training window has 0 frauds in "),
+}
+
+
+@pytest.mark.usefixtures("without_features")
+@pytest.mark.parametrize("case", list(BAD_DATA))
+def test_data_that_cannot_be_trained_on_is_one_line(data: Path, tmp_path: Path, case: str) -> None:
+    name, change, wanted = BAD_DATA[case]
+    for file in (PAYMENTS_FILE, OUTCOMES_FILE):
+        table = pq.read_table(data / file)
+        pq.write_table(change(table) if file == name else table, tmp_path / file)
+    assert wanted in refusal(tmp_path, tmp_path)
+
+
+@pytest.mark.usefixtures("without_features")
+@pytest.mark.parametrize(
+    ("first", "last", "wanted"),
+    [
+        ("2023-01-01", "2023-02-01", "--train-to 2023-02-01: the data starts on 2024-01-01"),
+        ("2024-02-10", "2024-02-20", "--train-from 2024-02-10: the data ends on 2024-01-30"),
+        ("2024-01-20", "2024-01-03", "must not end before it starts"),
+        ("2024-01-32", "2024-02-01", "--train-from: wanted a date such as 2026-10-01, or -14d for 14 days before"),
+        ("-27d", "10d", "--train-to: wanted a date such as 2026-10-01, or -14d for 14 days before"),
+    ],
+)
+def test_a_window_that_cannot_be_trained_on_is_one_line(
+    data: Path, tmp_path: Path, first: str, last: str, wanted: str
+) -> None:
+    assert wanted in refusal(data, tmp_path, "--train-from", first, "--train-to", last)
+
+
+@pytest.mark.usefixtures("without_features")
+def test_a_window_without_a_mature_day_is_refused(data: Path, tmp_path: Path) -> None:
+    line = refusal(data, tmp_path, settings=QUICK | {"label_delay_days": 300})
+    assert re.match(r"no day of the window is mature: the data ends on 2024-\d\d-\d\d, and labels take 300 days", line)
+
+
+def test_a_window_counted_back_from_the_last_day_is_that_of_its_dates(data: Path, tmp_path: Path) -> None:
+    done = run(data, tmp_path / "bundle", "--train-from", "-27d", "--train-to", "-10d")
+    assert done.exit_code == 0, done.output
+    manifest = read_manifest(tmp_path / "bundle")
+    assert (manifest.train_from, manifest.train_to) == ("2024-01-03", "2024-01-20")
+
+
+@pytest.mark.usefixtures("without_features")
+def test_settings_that_cannot_work_are_one_line(data: Path, tmp_path: Path) -> None:
+    wrong = QUICK | {"monotone": {"card_fraud_share": 1}}
+    assert "there is no feature 'card_fraud_share'; did you mean " in refusal(data, tmp_path, settings=wrong)
+
+
+@pytest.mark.usefixtures("without_features")
+def test_an_output_folder_with_other_files_is_refused_at_once(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work", encoding="utf-8")
+    done = run(data, tmp_path)
+    assert isinstance(done.exception, Misconfigured)
+    assert "holds something that is no bundle" in str(done.exception)
+
+
+def test_a_search_in_a_window_too_short_for_it_is_one_line(data: Path, tmp_path: Path) -> None:
+    line = refusal(data, tmp_path, "--train-from", "2024-01-13", "--train-to", "2024-01-20", "--search-budget", "2")
+    assert line.startswith("parameters cannot be searched: 8 days are too short to hold 1 × 1 out")
