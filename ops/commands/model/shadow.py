@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from paywarden.models.policy.policy import ACTIONS as ACTION_NAMES
 from paywarden.ops import wiring
 from paywarden.ops.extras import needs
 from paywarden.ops.histories import time_ms_option
@@ -113,6 +112,8 @@ def report(source: Source, archive: Path | None, since: str | None, until: str |
 
 
 def _print(pair: ComparedPair) -> None:
+    from paywarden.models.policy.policy import ACTIONS as ACTION_NAMES
+
     found = pair.comparison
     host = ", a shadow host" if pair.is_shadow_host else ""
     click.echo(f"{printable(pair.challenger)}{host}: {spoken(pair.first_time_ms)} to {spoken(pair.last_time_ms)} UTC")
