@@ -1,5 +1,5 @@
 """`python -m paywarden`: the command line without the console script, for processes that start others."""
 
-from paywarden.ops.cli import main
+from paywarden.ops.entry import main
 
 main()
