@@ -230,7 +230,8 @@ def _http_filters(description: GatewayDescription, kind: str) -> list[_Json]:
     return [
         _kept_filter(),
         *jwt,
-        _filter("lua", "Lua", default_source_code={"inline_string": source}),
+        # Routes are chosen by the path, which the Lua code does not change: no second choice for its changed headers.
+        _filter("lua", "Lua", default_source_code={"inline_string": source}, clear_route_cache=False),
         _filter("buffer", "Buffer", max_request_bytes=description.limits.body_bytes_max),
         *shares,
         _filter("router", "Router", suppress_envoy_headers=True),

@@ -105,6 +105,10 @@ def test_envoy_does_only_what_a_description_needs(tmp_path: Path) -> None:
     for word in ("peerCertificatePresented", "jwt_authn"):
         assert word not in bare
         assert word in whole
+    # The Lua code changes headers, but no route depends on them.
+    assert list(values_of(json.loads(whole), "clear_route_cache")) == [False, False]
+    matches = list(values_of(json.loads(whole), "match"))
+    assert {name for match in matches for name in match} <= {"path", "prefix"}
     # Counts are kept for the admin page, and for nobody else.
     with_page = TEXT.replace("[listen]", '[listen]\nadmin = "127.0.0.1:9901"')
     assert json.loads(bare)["stats_config"] == {"stats_matcher": {"reject_all": True}}
