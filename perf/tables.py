@@ -11,11 +11,12 @@ in order of time as exports mostly are, or shuffled. Then, each in a process of 
     polars       the same, with its streaming engine
 
 The two others check nothing and make no outcomes: they are the price of the sort alone. Memory is the largest resident
-set of the process (ru_maxrss), CPU the time of all its threads, which a busy machine hardly changes. The last lines are
-our time, CPU and memory over those of the others. Nothing is stubbed. The number of payments of all three must be that
-of the rows.
+set of the process (ru_maxrss), CPU the time of all its threads, which a busy machine hardly changes. Disk is the most
+that the folder held besides the CSV file and what was there before, looked at once a second. The last lines are our
+time, CPU and memory over those of the others. Nothing is stubbed. The number of payments of all three must be that of
+the rows. A converter that fails is named, and the next one runs.
 
-    100 million rows:  python -m perf.tables --rows 100000000 --shuffled --folder /var/tmp/tables
+    100 million rows:  python -m perf.tables --rows 100e6 --shuffled --with duckdb --folder /var/tmp/tables
 
 need about 9 GB for the CSV file and 14 GB while sorting, and the program says so if the folder has less.
 """
@@ -23,7 +24,9 @@ need about 9 GB for the CSV file and 14 GB while sorting, and the program says s
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -85,6 +88,10 @@ print(json.dumps([used.ru_maxrss, used.ru_utime + used.ru_stime]))
 _BYTES_A_ROW = 90 + 140
 
 
+class ConverterFailed(Exception):
+    """A converter did not end well. The message is its last line."""
+
+
 def write_table(path: Path, rows: int, *, shuffled: bool, seed: int = 1) -> None:
     """Write a CSV file of payments. The same seed gives the same bytes."""
     random = np.random.default_rng(seed)
@@ -130,15 +137,41 @@ def measure(name: str, table: Path, mapping: Path, folder: Path) -> dict[str, fl
     """Returns seconds, CPU seconds, peak megabytes and rows of one converter, in a process of its own."""
     out = folder / name
     program = _RUNS[name].format(table=str(table), mapping=str(mapping), out=str(out)) + _PEAK
-    start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    seconds = time.perf_counter() - start
-    if done.returncode:
-        raise SystemExit(f"{name}: {done.stderr.strip().splitlines()[-1]}")
+    before, disk, start = _bytes_in(folder), 0, time.perf_counter()
+    with (folder / "said").open("w+") as said, (folder / "wrong").open("w+") as wrong:
+        process = subprocess.Popen([sys.executable, "-c", program], stdout=said, stderr=wrong)
+        while process.poll() is None:
+            disk = max(disk, _bytes_in(folder))
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(1.0)
+        seconds = time.perf_counter() - start
+        disk = max(disk, _bytes_in(folder))
+        said.seek(0)
+        wrong.seek(0)
+        if process.returncode:
+            raise ConverterFailed(
+                f"{name}: {(wrong.read().strip().splitlines() or [f'exit {process.returncode}'])[-1]}"
+            )
+        peak_kb, cpu_seconds = json.loads(said.read().strip().splitlines()[-1])
     made = out / "payments.parquet" if name == "paywarden" else folder / f"{name}.parquet"
-    peak_kb, cpu_seconds = json.loads(done.stdout.strip().splitlines()[-1])
     rows = pq.ParquetFile(made).metadata.num_rows
-    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mb": peak_kb / 1024, "rows": rows}
+    return {
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "peak_mb": peak_kb / 1024,
+        "disk_mb": (disk - before) / 1e6,
+        "rows": rows,
+    }
+
+
+def _bytes_in(folder: Path) -> int:
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            # A converter takes its files away while we look.
+            with contextlib.suppress(OSError):
+                total += os.stat(os.path.join(place, name)).st_size
+    return total
 
 
 def ratios(ours: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
@@ -164,7 +197,9 @@ def _coprime(rows: int) -> int:
 def main() -> None:
     """Measure, print a table, and write it as JSON if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument(
+        "--rows", type=lambda text: int(float(text)), default=1_000_000, help="such as 1000000 or 100e6"
+    )
     parser.add_argument("--shuffled", action="store_true")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--with", dest="others", default="duckdb,polars")
@@ -177,17 +212,19 @@ def main() -> None:
         table, mapping = folder / "table.csv", folder / "mapping.toml"
         mapping.write_text(_MAPPING)
         write_table(table, arguments.rows, shuffled=arguments.shuffled)
-        print(f"{arguments.rows:,} rows, {table.stat().st_size / 1e6:,.0f} MB of CSV")
+        print(f"{arguments.rows:,} rows, {table.stat().st_size / 1e6:,.0f} MB of CSV", flush=True)
         for one in ("paywarden", *filter(None, arguments.others.split(","))):
-            results[one] = found = measure(one, table, mapping, folder)
+            try:
+                results[one] = found = measure(one, table, mapping, folder)
+            except ConverterFailed as error:
+                print(error, flush=True)
+                continue
             assert found["rows"] == arguments.rows, f"{one} made {found['rows']} of {arguments.rows} rows"
             rate = arguments.rows / found["seconds"]
             cpu = f"{found['cpu_seconds']:8.1f} s of CPU"
-            print(
-                f"{one:<10} {found['seconds']:8.1f} s {rate:12,.0f} rows/s {cpu} {found['peak_mb']:9,.0f} MB peak",
-                flush=True,
-            )
-    for other in [name for name in results if name != "paywarden"]:
+            room = f"{found['peak_mb']:9,.0f} MB of memory {found['disk_mb']:9,.0f} MB of disk"
+            print(f"{one:<10} {found['seconds']:8.1f} s {rate:12,.0f} rows/s {cpu} {room}", flush=True)
+    for other in [name for name in results if name != "paywarden" and "paywarden" in results]:
         beside = ratios(results["paywarden"], results[other])
         results[other] |= beside
         said = f"{beside['seconds_ratio']:.1f} times the time, {beside['cpu_seconds_ratio']:.1f} times the CPU"
