@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from paywarden.features.kernel.layout import U8
+from paywarden.features.kernel.toolkit.intrinsics import store_word
 from paywarden.features.kernel.toolkit.jit import compiled, inlined
 from paywarden.features.kernel.toolkit.siphash import identity_of_text
 
@@ -24,6 +25,8 @@ NO_ADDRESS, UNUSUAL_ADDRESS = 0, -1
 # The last bytes of a buffer hold the eight groups of an IPv6 address, the larger byte first.
 _GROUPS, _GROUP_DIGITS_MAX = 8, 4
 _GROUPS_AT = BUFFER_BYTES - 2 * _GROUPS
+# The value of a byte that is a hex digit; 16 for another byte.
+_HEX = np.array([int(chr(byte), 16) if chr(byte) in "0123456789abcdefABCDEF" else 16 for byte in range(256)], np.uint8)
 
 
 @compiled()
@@ -89,52 +92,60 @@ def ipv6_address(data: U8, at: int, end: int, buffer: U8) -> int:
 
     Unusual is an address that ends, or is written, with an IPv4 address: ::ffff:192.0.2.7.
     """
-    count, gap, number, digits, place = 0, -1, 0, 0, at
+    count, gap, place = 0, -1, at
     if end - at >= 2 and data[at] == 58 and data[at + 1] == 58:
         gap, place = 0, at + 2
     while place < end:
-        byte = int(np.int64(data[place]))
-        letter = byte | 32
-        if 48 <= byte < 58 or 97 <= letter < 103:
-            if digits == _GROUP_DIGITS_MAX or count == _GROUPS:
-                return NO_ADDRESS
-            number, digits = number << 4 | (byte - 48 if byte < 58 else letter - 87), digits + 1
-        elif byte == 58 and digits > 0 and place + 1 < end:
-            _set_group(buffer, count, number)
-            count, number, digits = count + 1, 0, 0
-            if data[place + 1] == 58:
-                if gap >= 0:
-                    return NO_ADDRESS
-                gap, place = count, place + 1
-        else:
-            return UNUSUAL_ADDRESS if byte == 46 and (count > 0 or gap >= 0) else NO_ADDRESS
-        place += 1
-    if digits > 0:
+        number, start, stop = 0, place, min(end, place + _GROUP_DIGITS_MAX)
+        while place < stop:
+            digit = np.int64(_HEX[data[place]])
+            if digit > 15:
+                break
+            number, place = number << 4 | digit, place + 1
+        if place == start or (place < end and data[place] != 58):
+            has_dot = place < end and data[place] == 46
+            return UNUSUAL_ADDRESS if has_dot and (count > 0 or gap >= 0) else NO_ADDRESS
+        if count == _GROUPS:
+            return NO_ADDRESS
         _set_group(buffer, count, number)
         count += 1
+        if place == end:
+            break
+        place += 1
+        if place == end:
+            return NO_ADDRESS
+        if data[place] == 58:
+            if gap >= 0:
+                return NO_ADDRESS
+            gap, place = count, place + 1
     if gap >= 0 and count < _GROUPS:
-        # The gap stands for the groups of zeros that are missing.
+        # The gap stands for the groups of zeros that are missing. What is behind it moves to the end.
         missing = _GROUPS - count
-        for group in range(_GROUPS - 1, gap - 1, -1):
-            value = _group(buffer, group - missing) if group >= gap + missing else 0
-            _set_group(buffer, group, value)
+        for group in range(count - 1, gap - 1, -1):
+            _set_group(buffer, group + missing, _group(buffer, group))
+        for group in range(gap, gap + missing):
+            _set_group(buffer, group, 0)
     elif gap >= 0 or count < _GROUPS:
         return NO_ADDRESS
-    first = 0
     for group in range(5):
-        first |= _group(buffer, group)
-    return UNUSUAL_ADDRESS if first == 0 and _group(buffer, 5) == 0xFFFF else 1
+        if _group(buffer, group) != 0:
+            return 1
+    return UNUSUAL_ADDRESS if _group(buffer, 5) == 0xFFFF else 1
 
 
 @inlined
 def _write_hex(out: U8, at: int, number: int) -> int:
-    """Write the hex digits of a number below 2**16, without leading zeros; returns the end position."""
-    for shift in range(12, -4, -4):
-        if number >> shift or shift == 0:
-            digit = number >> shift & 15
-            out[at] = 48 + digit if digit < 10 else 87 + digit
-            at += 1
-    return at
+    """Write the hex digits of a number below 2**16, without leading zeros; returns the end position.
+
+    All at once, one in each byte of a word. It overwrites the eight bytes from `at`.
+    """
+    word = np.int64(number >> 12 | (number & 0xF00) | (number & 0xF0) << 12 | (number & 15) << 24)
+    # A digit above 9 plus 6 is above 15: a letter, 39 places behind the character after 9.
+    letters = (word + 0x06060606) >> 4 & 0x01010101
+    word += 0x30303030 + 39 * letters
+    digits = 1 + (number > 0xF) + (number > 0xFF) + (number > 0xFFF)
+    store_word(out, at, word >> 8 * (4 - digits))
+    return at + digits
 
 
 @compiled()

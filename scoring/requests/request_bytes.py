@@ -42,7 +42,7 @@ from paywarden.features.kernel.toolkit.byte_ranges import (
     is_printable,
     may_be_card_number,
 )
-from paywarden.features.kernel.toolkit.crc import crc32_of_text
+from paywarden.features.kernel.toolkit.crc import crc32_of_record, crc32_of_text
 from paywarden.features.kernel.toolkit.frame import address, size
 from paywarden.features.kernel.toolkit.intrinsics import load_word
 from paywarden.features.kernel.toolkit.jit import compiled, inlined
@@ -309,7 +309,7 @@ def read_declared(
             row[column] = 1
             row[column + 1] = identity_in_small_letters(data, at, stop, low, high, scratch)
         else:
-            row[column] = crc32_of_text(data, at, stop) + 1
+            row[column] = crc32_of_record(data, at, stop) + 1
             row[column + 1] = identity_of_text(data, at, stop, low, high)
         at = stop
     return bool(seen & numbers[DECLARED_REQUIRED] == numbers[DECLARED_REQUIRED])
