@@ -98,7 +98,7 @@ def ipv6_address(data: U8, at: int, end: int, buffer: U8) -> int:
     while place < end:
         number, start, stop = 0, place, min(end, place + _GROUP_DIGITS_MAX)
         while place < stop:
-            digit = np.int64(_HEX[data[place]])
+            digit = int(np.int64(_HEX[data[place]]))
             if digit > 15:
                 break
             number, place = number << 4 | digit, place + 1
