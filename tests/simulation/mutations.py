@@ -219,8 +219,9 @@ MUTATIONS = {
         20,
         frozenset({"stuck", "bug"}),
         (
-            Patch("scoring.state.outbox", "is_outbox", _constant(True)),
-            Patch("scoring.state.outbox", "_segments", _any_log_is_a_segment),
+            Patch("scoring.state.outbox.reader", "is_outbox", _constant(True)),
+            Patch("scoring.state.outbox.reader", "segments_in", _any_log_is_a_segment),
+            Patch("scoring.state.outbox.writer", "segments_in", _any_log_is_a_segment),
         ),
     ),
 }

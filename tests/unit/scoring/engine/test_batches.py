@@ -27,9 +27,8 @@ from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.shared import Registry
 from paywarden.scoring.metrics.worker import ScoringMetrics
 from paywarden.scoring.requests.validation import RequestLimits
-from paywarden.scoring.state import outbox as outbox_module
 from paywarden.scoring.state.mirror import MirrorSettings
-from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxWriter
+from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxWriter, writer
 from tests.worlds import small_world
 from tests.worlds.http_world import NOW_MS, Client, Reply, post_protobuf, serving
 from tests.worlds.payments import euro_intake, payments_of
@@ -251,7 +250,7 @@ def test_a_segment_that_cannot_be_begun_refuses_a_whole_batch(tmp_path: Path, mo
         def failing(*_: object) -> int:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-        monkeypatch.setattr(outbox_module, "_open_segment", failing)
+        monkeypatch.setattr(writer, "_open_segment", failing)
         refused = ask(client, [request(f"second-{number}") for number in range(200)])
         assert (refused.status, refused.error["code"]) == (503, "unavailable")
     assert set(world.recorded()) == set(decided)

@@ -449,7 +449,7 @@ def test_a_reader_sees_whether_there_is_more_without_a_list(
     assert len(list(folder.glob("*.log"))) > 5
     os.utime(folder, (1, 1))
     assert not reader.has_after(position)
-    monkeypatch.setattr(outbox, "_segments", lambda _: pytest.fail("the folder has not changed"))
+    monkeypatch.setattr(outbox.reader, "segments_in", lambda _: pytest.fail("the folder has not changed"))
     assert not reader.has_after(position)
     assert reader.has_after(position - 1)
 
@@ -489,7 +489,7 @@ def test_a_disk_without_room_refuses_a_batch_before_any_of_it_is_there(
             raise OSError(errno.ENOSPC, "No space left on device")
         return disk_room.reserve(descriptor, start, size)
 
-    monkeypatch.setattr(outbox, "reserve", almost_full)
+    monkeypatch.setattr(outbox.writer, "reserve", almost_full)
     batch = b"".join(map(framed, [bytes(90), bytes(90)]))
     for _ in range(2):
         with pytest.raises(OutboxUnavailable, match="cannot append: No space left"):
@@ -501,7 +501,7 @@ def test_a_disk_without_room_refuses_a_batch_before_any_of_it_is_there(
     else:
         with pytest.raises(OutboxUnavailable):
             writer.look()
-    monkeypatch.setattr(outbox, "reserve", disk_room.reserve)
+    monkeypatch.setattr(outbox.writer, "reserve", disk_room.reserve)
     writer.append_frames(batch)
     writer.close()
     assert read_all(where) == [b"small"] * is_room_for_one + [bytes(90)] * 2
@@ -511,8 +511,8 @@ def test_a_busy_writer_reserves_ever_more_at_once_and_writes_only_where_it_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = OutboxWriter(OutboxSettings(str(tmp_path)), "w0")
-    monkeypatch.setattr(outbox, "_AHEAD_BYTES", 100_000)
-    monkeypatch.setattr(outbox, "_AHEAD_BYTES_MAX", 1_600_000)
+    monkeypatch.setattr(outbox.writer, "_AHEAD_BYTES", 100_000)
+    monkeypatch.setattr(outbox.writer, "_AHEAD_BYTES_MAX", 1_600_000)
     writer.look()  # a look that finds nothing new begins anew
     sizes: list[int] = []
     reserved = 0
@@ -523,7 +523,7 @@ def test_a_busy_writer_reserves_ever_more_at_once_and_writes_only_where_it_has(
         reserved = start + size
         return True
 
-    monkeypatch.setattr(outbox, "reserve", reserve)
+    monkeypatch.setattr(outbox.writer, "reserve", reserve)
     for number in range(1_000):
         end = writer.append(bytes(9_000))
         if number % 5 == 0:

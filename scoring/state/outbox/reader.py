@@ -1,0 +1,304 @@
+"""Readers of outboxes in other processes than their writers: records, cursors, and which outboxes there are."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import re
+import time
+from pathlib import Path
+
+from paywarden.schemas.durability import sync_folder
+from paywarden.scoring.state.outbox.files import (
+    PAYLOAD_BYTES_MAX,
+    RECORD,
+    find_record,
+    is_damaged,
+    parse,
+    read_at,
+    record_at,
+    segment_path,
+    segments_in,
+)
+from paywarden.scoring.state.outbox.settings import OutboxDamaged, OutboxSettings, OutboxUnavailable
+
+_log = logging.getLogger(__name__)
+
+# The outbox into which `paywarden outbox retry` puts decisions that were set aside. It is shipped like a worker's.
+RETRIED = "retried"
+_WORKER = re.compile(r"worker-(0|[1-9][0-9]{0,3})")
+_POSITION = re.compile(r"[0-9]{1,19}", re.ASCII)
+# The first read for a single record.
+_USUAL_BYTES = 4096
+# A folder's time of change may be so much older than a later change of it that has the same time.
+_STEP_S = 1.0
+
+
+class OutboxReader:
+    """Reads a worker's outbox from another process while the worker writes it."""
+
+    def __init__(self, settings: OutboxSettings, worker: str) -> None:
+        self._directory = Path(settings.directory) / worker
+        # Where the newest segment begins, and when its folder had last changed before it was listed.
+        self._newest, self._listed_s = 0, -1.0
+
+    def has_after(self, position: int) -> bool:
+        """Returns whether any byte is at `position` or behind it: two looks at the disk, where `end` lists a folder.
+
+        Raises OutboxUnavailable.
+        """
+        try:
+            changed_s = self._directory.stat().st_mtime
+            # A folder's time has steps of some milliseconds: another segment may have come within the step of the list.
+            if changed_s != self._listed_s or time.time() - changed_s < _STEP_S:
+                self._newest, self._listed_s = max(segments_in(self._directory), default=0), changed_s
+            return self._newest + segment_path(self._directory, self._newest).stat().st_size > position
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise OutboxUnavailable(f"outbox: cannot read: {error.strerror}") from error
+
+    def read(self, position: int, max_records: int) -> list[tuple[int, bytes]]:
+        """Returns up to `max_records` records from `position` on, each with the position after it.
+
+        Returns fewer when no more are there yet, and an empty list when nothing is new. Raises OutboxDamaged, after
+        all records before the damage were returned, and OutboxUnavailable.
+        """
+        result: list[tuple[int, bytes]] = []
+        while len(result) < max_records:
+            try:
+                records = self._read_once(position, max_records - len(result))
+            except OutboxDamaged:
+                if result:
+                    break
+                raise
+            except OSError as error:
+                raise OutboxUnavailable(f"outbox: cannot read: {error.strerror}") from error
+            if not records:
+                break
+            result += records
+            position = records[-1][0]
+        return result
+
+    def at(self, position: int) -> bytes | None:
+        """Returns the record that begins at `position`, or None. Raises OutboxUnavailable."""
+        try:
+            base = max((base for base in segments_in(self._directory) if base <= position), default=None)
+            if base is None:
+                return None
+            data = read_at(segment_path(self._directory, base), position - base, RECORD.size + _USUAL_BYTES)
+            (size, _) = RECORD.unpack_from(data) if len(data) >= RECORD.size else (0, 0)
+            if _USUAL_BYTES < size <= PAYLOAD_BYTES_MAX:
+                data = read_at(segment_path(self._directory, base), position - base, RECORD.size + size)
+        except FileNotFoundError:
+            # Another process has deleted the segment since the directory was listed.
+            return None
+        except OSError as error:
+            raise OutboxUnavailable(f"outbox: cannot read: {error.strerror}") from error
+        return record_at(data, 0)
+
+    def start(self, cursor: Cursor) -> int:
+        """Returns the position to read from: the stored cursor, or the oldest record if there is no cursor.
+
+        Raises OutboxUnavailable.
+        """
+        stored = cursor.load()
+        return self.oldest() if stored is None else stored
+
+    def oldest(self) -> int:
+        """Returns the position at which the oldest segment begins; 0 if there is none. Raises OutboxUnavailable."""
+        try:
+            return min(segments_in(self._directory), default=0)
+        except OSError as error:
+            raise OutboxUnavailable(f"outbox: cannot read: {error.strerror}") from error
+
+    def newest(self) -> int:
+        """Returns the position at which the newest segment begins; 0 if there is none. Raises OutboxUnavailable."""
+        try:
+            return max(segments_in(self._directory), default=0)
+        except OSError as error:
+            raise OutboxUnavailable(f"outbox: cannot read: {error.strerror}") from error
+
+    def end(self) -> int:
+        """Returns the position after the last byte, half a record included; 0 if new. Raises OutboxUnavailable."""
+        try:
+            segments = segments_in(self._directory)
+            if not segments:
+                return 0
+            return segments[-1] + segment_path(self._directory, segments[-1]).stat().st_size
+        except OSError as error:
+            raise OutboxUnavailable(f"outbox: cannot read: {error.strerror}") from error
+
+    def after_damage(self, position: int) -> int | None:
+        """Returns where the next whole record behind damage at `position` begins, or else the next segment.
+
+        None if there is neither yet: the damage is at the end of the segment that is written to. A whole record has a
+        size that fits and the right checksum. If one begins at `position` by now, there is no damage, and `position` is
+        returned. This reads the rest of the segment, a second for each 20 MiB.
+
+        Raises OutboxUnavailable.
+        """
+        try:
+            segments = segments_in(self._directory)
+            base = max((base for base in segments if base <= position), default=None)
+            following = min((base for base in segments if base > position), default=None)
+            found = None if base is None else find_record(segment_path(self._directory, base), position - base)
+        except OSError as error:
+            raise OutboxUnavailable(f"outbox: cannot read: {error.strerror}") from error
+        if base is None or found is None or (following is not None and base + found > following):
+            return following
+        return base + found
+
+    def behind_zeros(self, position: int) -> int:
+        """Returns where the next segment begins if only zeros are before it, as a failed write leaves them.
+
+        Otherwise returns `position`. Raises OutboxUnavailable.
+        """
+        try:
+            return self._behind_zeros(position)
+        except OSError as error:
+            raise OutboxUnavailable(f"outbox: cannot read: {error.strerror}") from error
+
+    def _behind_zeros(self, position: int) -> int:
+        segments = segments_in(self._directory)
+        base = max((base for base in segments if base <= position), default=position)
+        following = min((base for base in segments if base > position), default=None)
+        # A segment that is all zeros has lost its records.
+        if following is None or base == position:
+            return position
+        reached = position
+        while reached < following:
+            data = read_at(segment_path(self._directory, base), reached - base)
+            if not data or any(data):
+                return position
+            reached += len(data)
+        return following if reached == following else position
+
+    def raw(self, position: int, end: int) -> bytes:
+        """Returns the bytes of one segment from `position` on, at most up to `end`; empty where none are there.
+
+        Raises OutboxUnavailable.
+        """
+        try:
+            base = max((base for base in segments_in(self._directory) if base <= position), default=None)
+            if base is None:
+                return b""
+            return read_at(segment_path(self._directory, base), position - base, end - position)
+        except OSError as error:
+            raise OutboxUnavailable(f"outbox: cannot read: {error.strerror}") from error
+
+    def release(self, position: int, *, keep_s: float = 0.0) -> None:
+        """Delete the segments that lie wholly before `position` and were last written more than `keep_s` seconds ago.
+
+        The active segment always stays. Raises OutboxUnavailable.
+        """
+        # File times are of the wall clock.
+        kept_since = time.time() - keep_s
+        try:
+            segments = segments_in(self._directory)
+        except OSError as error:
+            raise OutboxUnavailable(f"outbox: cannot release: {error.strerror}") from error
+        for base, following in itertools.pairwise(segments):
+            path = segment_path(self._directory, base)
+            try:
+                if following > position or (keep_s > 0 and path.stat().st_mtime > kept_since):
+                    break
+                path.unlink(missing_ok=True)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise OutboxUnavailable(f"outbox: cannot release: {error.strerror}") from error
+
+    def _read_once(self, position: int, max_records: int) -> list[tuple[int, bytes]]:
+        """Read once from the segment that holds `position`. Returns an empty list when nothing is there yet."""
+        # List the segments before reading: if a next one exists now, this one is finished and will not grow.
+        segments = segments_in(self._directory)
+        base = max((base for base in segments if base <= position), default=None)
+        following = min((base for base in segments if base > position), default=None)
+        if base is None:
+            if following is None:
+                return []
+            raise OutboxDamaged(f"outbox: {self._directory} begins at {following}, wanted {position}")
+        data = read_at(segment_path(self._directory, base), position - base)
+        records, _, is_torn = parse(data, max_records)
+        if records:
+            return [(position + end, payload) for end, payload in records]
+        if is_torn and following is not None and (reached := self._behind_zeros(position)) > position:
+            return self._read_once(reached, max_records)
+        if is_torn and (following is not None or is_damaged(data)):
+            raise OutboxDamaged(f"outbox: {self._directory} is damaged at position {position}")
+        if following is not None:
+            # This is the end of a finished segment, and the next segment begins somewhere else.
+            raise OutboxDamaged(f"outbox: {self._directory} lacks positions {position} to {following}")
+        return []
+
+
+class Cursor:
+    """The position up to which a worker's outbox is shipped, or read by another reader, in a file beside it."""
+
+    def __init__(self, settings: OutboxSettings, worker: str, name: str = "cursor") -> None:
+        self._path = Path(settings.directory) / worker / name
+        self._is_told = False
+
+    def load(self) -> int | None:
+        """Returns the stored position, or None if there is none. A damaged file counts as none: a log line says so.
+
+        Kafka has the cursor, too, and the next `store` mends the file. Raises OutboxUnavailable.
+        """
+        try:
+            text = self._path.read_text(encoding="ascii", errors="replace").strip()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise OutboxUnavailable(f"outbox: cannot read the cursor: {error.strerror}") from error
+        if _POSITION.fullmatch(text) is None:
+            if not self._is_told:
+                _log.error("outbox: %s holds no position and counts as missing", self._path)
+            self._is_told = True
+            return None
+        return int(text)
+
+    def store(self, position: int) -> None:
+        """Store `position` on disk. A crash during the call leaves the earlier position.
+
+        Raises OutboxUnavailable.
+        """
+        new = self._path.with_name(self._path.name + ".new")
+        try:
+            with new.open("w", encoding="ascii") as file:
+                file.write(f"{position}\n")
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(self._path)
+            sync_folder(self._path.parent)
+        except OSError as error:
+            raise OutboxUnavailable(f"outbox: cannot store the cursor: {error.strerror}") from error
+
+
+def workers(settings: OutboxSettings) -> list[str]:
+    """Returns the names of all outboxes, of workers alive or not: each may hold decisions to ship.
+
+    Raises OutboxUnavailable.
+    """
+    return sorted(name for name in _folders(settings) if is_outbox(name))
+
+
+def strangers(settings: OutboxSettings) -> list[str]:
+    """Returns the names of folders beside the outboxes that are none. Raises OutboxUnavailable."""
+    return sorted(name for name in _folders(settings) if not is_outbox(name))
+
+
+def is_outbox(name: str) -> bool:
+    """Returns whether a folder of this name is an outbox."""
+    return name == RETRIED or _WORKER.fullmatch(name) is not None
+
+
+def _folders(settings: OutboxSettings) -> list[str]:
+    try:
+        with os.scandir(settings.directory) as entries:
+            return [entry.name for entry in entries if entry.is_dir()]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise OutboxUnavailable(f"outbox: cannot read {settings.directory}: {error.strerror}") from error

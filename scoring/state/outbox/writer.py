@@ -1,0 +1,439 @@
+"""The one writer of a worker's outbox. The package says what it does after a failure."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from paywarden.schemas.durability import sync_folder
+from paywarden.schemas.errors import Misconfigured, TemporaryFailure
+from paywarden.schemas.private_files import make_private_folder
+from paywarden.scoring.metrics.shared import Counter, Gauge, Registry
+from paywarden.scoring.state.disk_room import reserve
+from paywarden.scoring.state.outbox.files import framed, parse, segment_path, segments_in
+from paywarden.scoring.state.outbox.reader import Cursor
+from paywarden.scoring.state.outbox.settings import OutboxFull, OutboxSettings, OutboxUnavailable, OutboxUnsynced
+
+_log = logging.getLogger(__name__)
+
+_FSYNC_POLICIES = ("never", "interval", "always")
+# With less room than this an outbox counts as full: a batch may not fit any more.
+_ROOM_BYTES = 1024 * 1024
+# A block of a file system. Zeros are no record.
+_PROBE = bytes(4096)
+# How much room is reserved ahead: some 2,000 decisions at first, a second of a busy worker's at most.
+_AHEAD_BYTES = 1024 * 1024
+_AHEAD_BYTES_MAX = 16 * _AHEAD_BYTES
+
+
+@dataclass(frozen=True)
+class OutboxMetrics:
+    """A worker's metrics of its outbox. The worker exports them, so they exist without a companion."""
+
+    unshipped_bytes: Gauge
+    refused: Counter
+
+    @classmethod
+    def declare(cls, registry: Registry) -> OutboxMetrics:
+        return cls(
+            registry.gauge(
+                "paywarden_outbox_unshipped_bytes",
+                "Bytes not shipped yet, in the fullest outbox.",
+                scale=1,
+            ),
+            registry.counter(
+                "paywarden_outbox_refused_total", "Appends refused: the outbox is full or its disk fails."
+            ),
+        )
+
+
+class OutboxWriter:
+    """The one writer of a worker's outbox. Not thread-safe.
+
+    Raises Misconfigured when there is another writer, or the directory or the settings cannot be used.
+    """
+
+    def __init__(self, settings: OutboxSettings, worker: str, metrics: OutboxMetrics | None = None) -> None:
+        _check(settings)
+        self._settings = settings
+        self._metrics = metrics or OutboxMetrics.declare(Registry())
+        self._directory = Path(settings.directory) / worker
+        self._cursor = Cursor(settings, worker)
+        try:
+            make_private_folder(self._directory)
+            self._lock = _lock(self._directory / "lock")
+            self._base, self._end = _recover(self._directory, self._cursor.load() or 0)
+            self._fd = _open_segment(self._directory, self._base)
+        except OSError as error:
+            raise Misconfigured(f"outbox: cannot use {self._directory}: {error.strerror}") from error
+        # The companion's cursor when it was last read. Before there is a cursor: the beginning of the oldest segment.
+        self._shipped = self._look_shipped()
+        # Why the last append failed; empty after one that worked. The fields below say what has to be mended.
+        self._failure = ""
+        self._begins_segment = self._is_unsynced = False
+        # The position from which on something stands in the active segment that must be cut off.
+        self._torn_at: int | None = None
+        # By segment, where its records end if zeros follow them, as far as they are not synced.
+        self._record_ends: dict[int, int] = {}
+        # The position up to which room is reserved, and how much is reserved ahead of the next write.
+        self._reserved, self._ahead_bytes = self._base, _AHEAD_BYTES
+        # How many zeros to try first after a failed write, so that no part of the next one can be read.
+        self._probe_bytes = len(_PROBE)
+        # The position up to which records were synced, with fsync "always".
+        self._synced = self._looked_at = self._end
+        self._syncer: _Syncer | None = None
+        if settings.fsync != "never":
+            sync_folder(self._directory)
+        if settings.fsync == "interval":
+            self._syncer = _Syncer(self._directory, self._fd, settings.fsync_interval_ms, lambda: self._end)
+
+    @property
+    def position(self) -> int:
+        """The position at which the next record will begin."""
+        return self._end
+
+    def append(self, payload: bytes) -> int:
+        """Append one record; returns the position after it. Raises OutboxFull or OutboxUnavailable."""
+        return self.append_frames(framed(payload))
+
+    def append_frames(self, frames: bytes) -> int:
+        """Append framed records (see `framed`), concatenated, in one write: all, or none if it raises.
+
+        After a crash the first few may be there. Returns the position after them. Raises OutboxFull or
+        OutboxUnavailable.
+        """
+        try:
+            return self._try_write(frames)
+        except TemporaryFailure:
+            self._metrics.refused.add(1)
+            raise
+
+    def close(self) -> None:
+        """Close the outbox. Records stay; with fsync "interval" or "always" they are on disk afterwards."""
+        if self._syncer is not None:
+            self._syncer.stop()
+        if self._settings.fsync != "never":
+            os.fdatasync(self._fd)
+        os.close(self._fd)
+        os.close(self._lock)
+
+    def note_unshipped(self) -> None:
+        """Update the metric of unshipped bytes. Reads a directory and a file, so not for every payment."""
+        self._shipped = self._look_shipped()
+        self._metrics.unshipped_bytes.set(self._end - self._shipped)
+
+    def trouble(self) -> str:
+        """Returns why no decision can be recorded now; empty if one can. Asks no disk: see `look`."""
+        if self._failure:
+            return self._failure
+        if self._syncer is not None and self._syncer.failure:
+            return self._syncer.failure
+        unshipped, limit = self._end - self._shipped, self._settings.total_bytes_max
+        if limit - unshipped < min(_ROOM_BYTES, limit // 8):
+            return f"outbox: full: {unshipped} bytes not shipped, the limit is {limit}"
+        return ""
+
+    def look(self, *, tries_disk: bool = True) -> None:
+        """Mend what has failed. Without an append since the last look, try whether the disk would take one.
+
+        Writes a few kilobytes, so not for every payment. Without `tries_disk` it writes nothing unless the last append
+        has failed. Raises OutboxUnavailable.
+        """
+        self._mend()
+        if self._failure or (tries_disk and self._end == self._looked_at):
+            self._probe()
+        self._reserve(len(_PROBE))
+        self._looked_at = self._end
+
+    def is_deleted(self) -> bool:
+        """Whether someone has deleted the segment that records are appended to. Nobody would ever read them."""
+        return os.fstat(self._fd).st_nlink == 0
+
+    def _try_write(self, records: bytes) -> int:
+        if self._failure or (self._syncer is not None and self._syncer.failure):
+            self._mend()
+            self._probe()
+        self._make_room(len(records))
+        if self._end + len(records) > self._reserved:
+            self._reserve(len(records))
+        try:
+            written = os.write(self._fd, records)
+        except OSError as error:
+            self._take_back(str(error.strerror))
+        if written != len(records):
+            self._probe_bytes = max(self._probe_bytes, len(records))
+            self._take_back("no space left", parse(records[:written], written)[1])
+        self._end += written
+        if self._settings.fsync == "always":
+            self._sync()
+        self._failure = ""
+        return self._end
+
+    def _sync(self) -> None:
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            self._is_unsynced = True
+            self._failure = f"outbox: sync failed: {error.strerror}"
+            raise OutboxUnsynced(self._failure) from error
+        self._synced = self._end
+        self._record_ends.clear()
+
+    def _make_room(self, size: int) -> None:
+        limit = self._settings.total_bytes_max
+        if self._end + size - self._shipped > limit:
+            # The cursor may be unreadable for a moment; then the last one that was read holds.
+            with suppress(OSError):
+                self._shipped = self._look_shipped()
+            if self._end + size - self._shipped > limit:
+                raise OutboxFull(f"outbox: {self._end - self._shipped} bytes not shipped, the limit is {limit}")
+        if self._end > self._base and self._end + size - self._base > self._settings.segment_bytes:
+            self._rotate()
+
+    def _reserve(self, size: int) -> None:
+        """Reserve room on disk for the next `size` bytes and, if there is some, for more. Raises OutboxUnavailable."""
+        ahead = max(size, min(self._ahead_bytes, self._base + self._settings.segment_bytes - self._end))
+        if self._reserved >= self._end + max(size, ahead // 2):
+            return
+        if self._reserved > self._end:
+            # What was reserved last is used up by half.
+            self._ahead_bytes = min(2 * self._ahead_bytes, _AHEAD_BYTES_MAX)
+        try:
+            try:
+                can_reserve = reserve(self._fd, self._end - self._base, ahead)
+            except OSError:
+                ahead = size
+                can_reserve = reserve(self._fd, self._end - self._base, ahead)
+        except OSError as error:
+            self._failure = f"outbox: cannot append: {error.strerror}"
+            raise OutboxUnavailable(self._failure) from error
+        # A segment is on one file system: asking again would say the same.
+        self._reserved = self._end + ahead if can_reserve else sys.maxsize
+
+    def _look_shipped(self) -> int:
+        """Returns the companion's cursor, as far as it can be true. Raises OutboxUnavailable."""
+        try:
+            oldest = min(segments_in(self._directory), default=self._base)
+        except OSError as error:
+            raise OutboxUnavailable(f"outbox: cannot read {self._directory}: {error.strerror}") from error
+        return max(oldest, min(self._cursor.load() or 0, self._end))
+
+    def _rotate(self) -> None:
+        """Start a new segment; the old one is never written to again."""
+        fd = -1
+        try:
+            fd = _open_segment(self._directory, self._end)
+            if self._settings.fsync == "always":
+                sync_folder(self._directory)
+            if self._syncer is not None:
+                self._syncer.follow(fd)
+        except OSError as error:
+            if fd >= 0:
+                os.close(fd)
+            # The new segment may exist, so the old one must not grow beyond the position where the new one begins.
+            self._begins_segment = True
+            self._failure = f"outbox: cannot begin a segment: {error.strerror}"
+            raise OutboxUnavailable(self._failure) from error
+        finished, self._fd, self._base = self._fd, fd, self._end
+        self._reserved = self._base
+        self._begins_segment = False
+        # Whatever closing reports, the descriptor is closed.
+        with suppress(OSError):
+            os.close(finished)
+
+    def _take_back(self, reason: str, whole: int = 0) -> NoReturn:
+        """Truncate a write that failed or was cut short, so that later records follow the last whole one.
+
+        `whole`: how many of the bytes that were written are whole records. Their positions are not used again.
+        """
+        self._failure = f"outbox: cannot append: {reason}"
+        self._torn_at = self._end
+        if whole:
+            self._record_ends[self._base] = self._end
+            self._end += whole
+            self._begins_segment = True
+        self._cut(self._torn_at)
+        raise OutboxUnavailable(self._failure)
+
+    def _cut(self, position: int) -> None:
+        """Cut off what follows `position`. Zeros, which need no room, stand from there to the end of the outbox."""
+        self._torn_at = position
+        self._reserved, self._ahead_bytes = self._base, _AHEAD_BYTES
+        try:
+            os.ftruncate(self._fd, position - self._base)
+            if position < self._end:
+                os.ftruncate(self._fd, self._end - self._base)
+        except OSError as error:
+            # Nothing may follow half a record.
+            self._failure = f"outbox: a failed write could not be taken back: {error.strerror}"
+            raise OutboxUnavailable(self._failure) from error
+        self._torn_at = None
+
+    def _mend(self) -> None:
+        """Undo what earlier failures left. Raises OutboxUnavailable when that fails."""
+        if self._torn_at is not None:
+            self._cut(self._torn_at)
+        if self._is_unsynced:
+            self._sync_again(self._synced)
+            self._is_unsynced, self._synced = False, self._end
+        if self._syncer is not None and self._syncer.failure:
+            self._sync_again(self._syncer.synced)
+            self._syncer.begin_again(self._end)
+        if self._begins_segment:
+            self._rotate()
+
+    def _sync_again(self, position: int) -> None:
+        """Write all records from `position` on once more, in place, and sync them."""
+        try:
+            for base in segments_in(self._directory):
+                end = self._record_ends.get(base)
+                _rewrite(segment_path(self._directory, base), max(0, position - base), end and end - base)
+            sync_folder(self._directory)
+            self._record_ends.clear()
+        except OSError as error:
+            self._failure = f"outbox: sync failed: {error.strerror}"
+            raise OutboxUnavailable(self._failure) from error
+
+    def _probe(self) -> None:
+        """Append zeros, at least as many as a failed write had bytes, and cut them off.
+
+        To readers they are no record, also if a crash leaves them.
+        """
+        try:
+            written = os.write(self._fd, _PROBE.ljust(self._probe_bytes, b"\0"))
+        except OSError as error:
+            self._take_back(str(error.strerror))
+        if written != self._probe_bytes:
+            self._take_back("no space left")
+        self._cut(self._end)
+        self._failure = ""
+
+
+class _Syncer:
+    """A thread that calls fdatasync on the segments at intervals. It has file descriptors of its own."""
+
+    def __init__(self, directory: Path, fd: int, interval_ms: int, end: Callable[[], int]) -> None:
+        """`end` returns the position up to which records are written now."""
+        self.failure = ""
+        """Why a sync failed. Nothing is synced until `begin_again`."""
+        self.synced = end()
+        """The position up to which records are on disk."""
+        self._directory, self._end = directory, end
+        self._interval_seconds = interval_ms / 1000
+        self._lock = threading.Lock()
+        self._fds = [os.dup(fd)]
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="outbox-sync", daemon=True)
+        self._thread.start()
+
+    def follow(self, fd: int) -> None:
+        """Sync `fd` from now on, and the earlier segments once more, to their end. Raises OSError."""
+        own = os.dup(fd)
+        with self._lock:
+            self._fds.append(own)
+
+    def begin_again(self, synced: int) -> None:
+        """Go on after a failure: the writer has synced everything up to the position `synced` itself."""
+        self.synced, self.failure = synced, ""
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+        for fd in self._fds:
+            os.close(fd)
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._interval_seconds):
+            if not self.failure:
+                self._sync()
+
+    def _sync(self) -> None:
+        with self._lock:
+            reached = self._end()
+            finished, active = self._fds[:-1], self._fds[-1:]
+            self._fds = list(active)
+        try:
+            for fd in finished + active:
+                os.fdatasync(fd)
+            if finished:
+                sync_folder(self._directory)
+            self.synced = reached
+        except OSError as error:
+            # The kernel drops a page it could not write, so from here on it is unknown what is on disk.
+            self.failure = f"outbox: sync failed: {error.strerror}"
+        for fd in finished:
+            with suppress(OSError):
+                os.close(fd)
+
+
+def _check(settings: OutboxSettings) -> None:
+    if settings.fsync not in _FSYNC_POLICIES:
+        raise Misconfigured(f"outbox: fsync must be one of {', '.join(_FSYNC_POLICIES)}, is {settings.fsync}")
+    if settings.total_bytes_max < 2 * settings.segment_bytes:
+        # Before there is a cursor, only whole segments that were deleted count as shipped.
+        raise Misconfigured("outbox: total_bytes_max must be at least twice segment_bytes")
+
+
+def _lock(path: Path) -> int:
+    lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise Misconfigured(f"outbox: {path.parent} has another writer") from None
+    return lock
+
+
+def _open_segment(directory: Path, base: int) -> int:
+    flags = os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
+    return os.open(segment_path(directory, base), flags, 0o600)
+
+
+def _rewrite(path: Path, offset: int, end: int | None = None) -> None:
+    """Write the records from `offset` on once more, and sync them. Raises OSError, also if they are not whole.
+
+    `end`: where the records end, if that is not the file's end.
+    """
+    size = path.stat().st_size if end is None else end
+    if size <= offset:
+        return
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        data = os.pread(fd, size - offset, offset)
+        if parse(data, len(data))[2]:
+            raise OSError(errno.EIO, "records cannot be read back")
+        if os.pwrite(fd, data, offset) != len(data):
+            raise OSError(errno.ENOSPC, "no space left")
+        os.fdatasync(fd)
+    finally:
+        os.close(fd)
+
+
+def _recover(directory: Path, shipped: int) -> tuple[int, int]:
+    """Returns base and end of the segment to append to; they are equal for a new segment.
+
+    `shipped`: the companion's cursor. The last segment is continued only if it ends with a whole record.
+    """
+    segments = segments_in(directory)
+    if not segments:
+        return shipped, shipped
+    base = segments[-1]
+    data = segment_path(directory, base).read_bytes()
+    end = base + len(data)
+    _, whole, is_torn = parse(data, max_records=len(data))
+    if is_torn and any(data[whole:]):
+        _log.error("outbox: %s is damaged at position %d; going on in a new segment", directory, base + whole)
+    if is_torn or shipped > end:
+        # After a loss of power the companion may be ahead of the log, and would never ship a record at a position that
+        # it has passed.
+        base = end = max(end, shipped)
+    return base, end
