@@ -123,6 +123,19 @@ class ChunkScorer(Protocol):
         """
 
 
+class FastRequests(Protocol):
+    """Requests of the usual form that a front holds itself, without a `Call` for each (scoring/http/fast_path.py)."""
+
+    def __len__(self) -> int:
+        """The number of payments that wait."""
+
+    def answer(self, began: float) -> int:
+        """Answer a chunk, or submit its requests as calls. Returns the number of payments that were answered.
+
+        `began` is now, in seconds of `time.perf_counter`. Never raises.
+        """
+
+
 class Flushable(Protocol):
     """A connection that collects its answers until `flush`."""
 
@@ -260,6 +273,45 @@ class MicroBatcher:
         self._wait_s_max, self._payments_max = settings.wait_ms_max / 1000, settings.queue_payments_max
         self._bugs = BugLog()
         self._busy_poll = busy_poll or BusyPoll(0)
+        self._fast: FastRequests | None = None
+        # Whether the last chunk was of fast requests. Then calls that wait have their turn.
+        self._was_fast = False
+
+    @property
+    def whole(self) -> ChunkScorer | None:
+        """The scorer of usual chunks."""
+        return self._whole
+
+    @property
+    def now_ms(self) -> Callable[[], int]:
+        """The clock of decisions, in epoch milliseconds."""
+        return self._now_ms
+
+    @property
+    def stages(self) -> StageTimes:
+        """The times of the stages."""
+        return self._stages
+
+    def take_turns(self, fast: FastRequests) -> None:
+        """Give chunks of these requests their turns with chunks of calls, from now on."""
+        self._fast = fast
+
+    def room(self) -> int:
+        """Returns how many requests that are not submitted may wait, so that none waits longer than calls may.
+
+        None may while callers have names, or a limit of payments a second: only calls have a caller.
+        """
+        if self._has_names or self._has_rates:
+            return 0
+        waiting = self._queue.payments
+        wait_s = min(self._wait_s_max, self.settings.deadline_ms / 2000)
+        room = min(int(wait_s / self._cost_s), self._payments_max) - waiting
+        return max(0, room // 2 if waiting else room)
+
+    def wake(self) -> None:
+        """Answer what waits after this turn of the loop."""
+        if not self._scheduled:
+            self._schedule()
 
     @property
     def queued_payments(self) -> int:
@@ -273,9 +325,12 @@ class MicroBatcher:
             self._change_caller(call)
         queue, turn = self._last_queue, self._turn
         ahead, payments_max = queue.payments, self._payments_max
+        if self._fast:
+            ahead += len(self._fast)
+            payments_max -= len(self._fast)
         # Nearly always there is one caller, or only one who waits.
         if turn and (len(turn) > 1 or turn[0] is not queue):
-            ahead = self._queue.ahead_of(queue)
+            ahead += self._queue.ahead_of(queue) - queue.payments
             payments_max //= self._queue.callers_with(queue)
         wait_s = ahead * self._cost_s
         if wait_s > self._wait_s_max or queue.payments + weight > payments_max:
@@ -317,16 +372,23 @@ class MicroBatcher:
         self._scheduled = False
         began = self._now_s()
         self._stages.begin(began)
-        chunk = self._take(began)
-        if chunk.requests:
-            self._answer(chunk)
+        fast = self._fast
+        self._was_fast = bool(fast) and not (self._was_fast and self._queue)
+        if self._was_fast and fast is not None:
+            count = fast.answer(began)
+        else:
+            chunk = self._take(began)
+            count = len(chunk.requests)
+            if chunk.requests:
+                self.give(chunk.calls, chunk.counts, self._results(chunk))
+        if count:
             ended = self._now_s()
             # Waiting calls also wait for the reading and refusing between two chunks, so that time counts as well.
-            cost_s = (ended - (began if self._busy_since is None else self._busy_since)) / len(chunk.requests)
+            cost_s = (ended - (began if self._busy_since is None else self._busy_since)) / count
             self._cost_s += _COST_WEIGHT * (min(cost_s, _COST_JUMP_MAX * self._cost_s) - self._cost_s)
             self._busy_since = ended
-        if self._queue:
-            self._schedule()
+        if self._queue or fast:
+            self.wake()
         else:
             self._busy_since = None
             self._busy_poll.extend(self._now_s())
@@ -384,12 +446,12 @@ class MicroBatcher:
                 self._stages.wait(now - call.arrived)
         return _Chunk(calls, counts, requests, batches, callers, arrivals, traces)
 
-    def _answer(self, chunk: _Chunk) -> None:
-        results = self._results(chunk)
-        assert len(results) == len(chunk.requests), "the scorer answers every request"
+    def give(self, calls: Sequence[Call], counts: Sequence[int], results: Sequence[bytes | Refusal]) -> None:
+        """Answer calls, each with its part of the results: `counts` says how many requests each call has."""
+        assert len(results) == sum(counts), "the scorer answers every request"
         touched: dict[Flushable, None] = {}
         first = 0
-        for call, count in zip(chunk.calls, chunk.counts, strict=True):
+        for call, count in zip(calls, counts, strict=True):
             result = results[first]
             if call.is_batch:
                 own = results[first : first + count]

@@ -34,6 +34,7 @@ from paywarden.schemas.errors import TemporaryFailure
 from paywarden.scoring.engine import chunk_call as loop
 from paywarden.scoring.engine.batcher import Refusal, refusal_of
 from paywarden.scoring.engine.model_chain import NativeModel
+from paywarden.scoring.engine.records import RecordWriter
 from paywarden.scoring.engine.scorer import ROWS_MAX, PaymentScorer
 from paywarden.scoring.engine.served import Served
 from paywarden.scoring.requests.decoder import RequestDecoder
@@ -48,6 +49,8 @@ _LAPS = (
     *(("parse", loop.PARSED), ("claim", loop.CLAIMED), ("look_up", loop.LOOKED_UP)),
     *(("vector", loop.FILLED), ("model", loop.SCORED), ("decide", loop.DECIDED)),
 )
+# What `OneCall.decide` returns when it has left the responses where they were written.
+IN_RECORDS: Sequence[bytes | Refusal] = ()
 # The longest name of a caller that the call hashes with a payment's id. Chunks with a longer one are scored in steps.
 _CALLER_BYTES_MAX = 1024
 
@@ -105,6 +108,26 @@ class OneCall:
         self._is_usual = False
         self._counted: memoryview | None = None
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether the next chunk goes through the one call if all its requests are usual."""
+        scorer = self._scorer
+        serving = scorer.serving
+        if serving.token is not self._token:
+            self._take_serving(serving)
+        return (
+            self._is_usual
+            and serving.models.is_well
+            and self._can_hash
+            and (mirror := scorer.usual_mirror) is not None
+            and mirror.is_compiled
+        )
+
+    @property
+    def writer(self) -> RecordWriter:
+        """The writer of the last chunk's records."""
+        return self._scorer.serving.writer
+
     def score(
         self,
         requests: Sequence[TakenRequest],
@@ -115,6 +138,22 @@ class OneCall:
         traces: Sequence[bytes] = (),
     ) -> Sequence[bytes | Refusal] | None:
         """See batcher.ChunkScorer."""
+        results = self.decide(requests, now_ms, batches, arrivals, callers, traces)
+        return self.writer.responses(len(requests)) if results is IN_RECORDS else results
+
+    def decide(
+        self,
+        requests: Sequence[TakenRequest],
+        now_ms: int,
+        batches: Sequence[range] = (),
+        arrivals: Sequence[float] = (),
+        callers: Sequence[bytes] = (),
+        traces: Sequence[bytes] = (),
+    ) -> Sequence[bytes | Refusal] | None:
+        """Do what `score` does, but return IN_RECORDS if all responses are in the records of `writer`.
+
+        They are there until the next chunk.
+        """
         scorer, count = self._scorer, len(requests)
         mirror, serving = scorer.usual_mirror, scorer.serving
         if mirror is None or not 0 < count <= ROWS_MAX or not self._can_hash:
@@ -160,11 +199,11 @@ class OneCall:
                 writer.make_room(count, sum(map(len, bodies)) + self._id_bytes)
                 numbers[loop.NOT_APPROVED] = len(others)
                 loop.write_chunk(self._frame_at, count)
-            written = writer.written(count, numbers[loop.SIZE])
+            frames = writer.frames(count, numbers[loop.SIZE])
             if stages.is_timed:
                 self._note_laps(count)
             try:
-                self._outbox.append_frames(written.frames)
+                self._outbox.append_frames(frames)
             except OutboxUnsynced:
                 # The companion ships these records, so a payment that is asked for again must get its decision of now.
                 if answered is not None:
@@ -181,7 +220,7 @@ class OneCall:
             self._metrics.decisions[action].add(1)
         if stages.is_timed:
             stages.lap("append", count)
-        return written.responses
+        return IN_RECORDS
 
     def _go_on(
         self,

@@ -250,11 +250,18 @@ class RecordWriter:
 
     def written(self, count: int, size: int) -> Written:
         """Returns the `count` decisions that the loop has written in `size` bytes. The next ones get other numbers."""
+        frames = self.frames(count, size)
+        return Written(self.responses(count), frames, self._bounds[: 3 * count].tolist()[::3])
+
+    def frames(self, count: int, size: int) -> bytes:
+        """Returns the outbox frames alone of what `written` returns; call one of the two for each chunk."""
         self.decision += count
-        frames = self._views["out"][:size].tobytes()
-        bounds = self._bounds[: 3 * count].tolist()
-        responses = [frames[start:end] for start, end in zip(bounds[1::3], bounds[2::3], strict=True)]
-        return Written(responses, frames, bounds[::3])
+        return self._views["out"][:size].tobytes()
+
+    def responses(self, count: int) -> list[bytes]:
+        """Returns the responses of the last chunk."""
+        out, bounds = self._views["out"], self._bounds[: 3 * count].tolist()
+        return [out[start:end].tobytes() for start, end in zip(bounds[1::3], bounds[2::3], strict=True)]
 
     def _take_traces(self, traces: Sequence[bytes], int64s: Struct) -> None:
         """Put the traces of a chunk where the loop reads them, each with its tag and size."""

@@ -48,6 +48,10 @@ class AnswerHeads:
         headers = STATUS_HEADERS.get(status, b"") + call.headers + connection
         return b"%b%d\r\n%b\r\n%b" % (begun, len(body), headers, b"" if head.is_head else body)
 
+    def begun_ok(self, content_type: str) -> bytes:
+        """Returns the beginning of every answer with status 200, up to the body's length. It changes every second."""
+        return self._begun_ok.get(content_type) or self._begin_ok(content_type)
+
     def _begin_ok(self, content_type: str) -> bytes:
         return self._begun_ok.setdefault(content_type, self._begin(200, content_type))
 

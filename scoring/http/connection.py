@@ -25,9 +25,11 @@ from typing import Protocol, cast
 from paywarden.scoring.engine.batcher import INVALID_ARGUMENT, TOO_LARGE, Call, Flushable, Refusal
 from paywarden.scoring.engine.caller_pauses import CallerPauses
 from paywarden.scoring.http import refusals as refused
+from paywarden.scoring.http.fast_path import FastPath
 from paywarden.scoring.http.heads import Heads, RequestHead
 from paywarden.scoring.http.reader import HeldBytes, RequestReader
 from paywarden.scoring.http.refusals import HttpRefusal, status_of
+from paywarden.scoring.http.send_call import NO_FILE
 from paywarden.scoring.http.settings import HttpSettings
 from paywarden.scoring.net.caller_names import name_of_certificate
 from paywarden.scoring.requests.json_form import JSON, render_error
@@ -88,6 +90,7 @@ class HttpConnectionServer(Protocol):
     arriving: HeldBytes
     pauses: CallerPauses
     draining: bool
+    fast_path: FastPath | None
 
     def admit(self, connection: HttpConnection) -> bool:
         """Register a new connection. Returns False when there are too many."""
@@ -141,6 +144,13 @@ class HttpConnection(asyncio.Protocol):
         self._ended = False  # the caller has ended his half
         self._lingering = False
         self._going_on = False
+        # None: every request goes the ordinary way.
+        self._fast_path: FastPath | None = None
+        # The one request that is in the fast path, with its head; else empty.
+        self._in_fast_path = b""
+        self._file = NO_FILE
+        # Whether the transport may hold bytes that are not sent.
+        self._has_written = False
 
     # The transport's side
 
@@ -148,13 +158,32 @@ class HttpConnection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self._caller = name_of_certificate(transport.get_extra_info("peercert"))
         self._since = self._loop.time()
+        self._find_file(transport)
         if not self._server.admit(self):
             self._arrived = time.perf_counter()
             self._reader.refuse(refused.TOO_MANY)
             self._send()
             self._transport.close()
 
+    def _find_file(self, transport: asyncio.BaseTransport) -> None:
+        """Let the fast path send to this connection if its socket is a file that it can write to as it is."""
+        plain = transport.get_extra_info("socket")
+        if plain is not None and transport.get_extra_info("ssl_object") is None:
+            self._file, self._fast_path = plain.fileno(), self._server.fast_path
+
     def data_received(self, data: bytes) -> None:
+        fast_path = self._fast_path
+        if fast_path is not None:
+            if self._in_fast_path:
+                self._leave_fast_path()
+            elif (
+                self._is_proven
+                and not (self._calls or self._waiting or self._unread or self._last or self._blocked)
+                and self._reader.arriving is None
+                and (arrived := fast_path.take(self, data))
+            ):
+                self._arrived, self._in_fast_path = arrived, data
+                return
         if self._last:
             return
         if self._unread or (self._held_by is not None and self._is_held()):
@@ -219,6 +248,7 @@ class HttpConnection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """Answer the requests so far, as the caller may still read, then close."""
+        self._leave_fast_path()
         if self._unread and not self._last:
             self._reader.feed(self._drop_unread(), 0, wholly=True)
         self._last = self._ended = True
@@ -227,6 +257,9 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._last = True
+        if self._in_fast_path and self._fast_path is not None:
+            self._fast_path.give_back(self)
+            self._in_fast_path = b""
         for call in self._calls:
             call.cancelled = True
         self._calls.clear()
@@ -244,6 +277,41 @@ class HttpConnection(asyncio.Protocol):
         self._blocked = False
         self._since = self._loop.time()
         self.flush()
+
+    # The fast path
+
+    def _leave_fast_path(self) -> None:
+        """Take the ordinary way with the request that waits in the fast path, if there is one."""
+        if self._in_fast_path and self._fast_path is not None:
+            self._fast_path.give_back(self)
+            self.read_again()
+
+    def read_again(self) -> None:
+        """Take the ordinary way with a request that the fast path has given back. It arrived when it did."""
+        data, self._in_fast_path = self._in_fast_path, b""
+        self._read(data, 0)
+
+    def begin_call(self) -> HttpCall:
+        """Returns a call for a request that the fast path has had scored, in its place among the answers."""
+        data, self._in_fast_path = self._in_fast_path, b""
+        end = data.find(b"\r\n\r\n") + 4
+        head = self._server.heads.known()[data[:end]]
+        call = HttpCall(self, head, data[end:], b"", self._arrived, head.deadline_s)
+        self._calls.append(call)
+        return call
+
+    def begin_answer(self, now: float) -> int:
+        """Returns the file to which the fast path may send the answer, or NO_FILE: then it must call `write`."""
+        self._in_fast_path, self._since = b"", now
+        if self._has_written:
+            self._has_written = self._transport.get_write_buffer_size() > 0
+            return NO_FILE if self._has_written else self._file
+        return self._file
+
+    def write(self, data: bytes) -> None:
+        """Send bytes after all that the transport holds."""
+        self._has_written = True
+        self._transport.write(data)
 
     # Requests and answers, in order
 
@@ -300,7 +368,7 @@ class HttpConnection(asyncio.Protocol):
             self._end()
         else:
             if self._reader.arriving is not None and self._reader.takes_continue():
-                self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             if not self._reading:
                 self._resume_reading()
 
@@ -340,7 +408,7 @@ class HttpConnection(asyncio.Protocol):
             server.count(call, now)
         if not self._blocked:
             self._since = self._loop.time()
-        self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+        self.write(out[0] if len(out) == 1 else b"".join(out))
 
     def _has_read_all(self) -> bool:
         """Whether no request is incomplete, unread or not submitted yet."""
@@ -389,11 +457,16 @@ class HttpConnection(asyncio.Protocol):
                 self._arrived = time.perf_counter()
                 self._reader.refuse(refused.TOO_SLOW)
                 self.flush()
-        elif not (self._waiting or self._calls or self._unread) and waited_ms > settings.idle_timeout_ms:
+        elif not self._is_busy() and waited_ms > settings.idle_timeout_ms:
             self._transport.close()
+
+    def _is_busy(self) -> bool:
+        """Whether a request is not answered yet."""
+        return bool(self._waiting or self._calls or self._unread or self._in_fast_path)
 
     def finish(self) -> None:
         """Close now if nothing is in flight; otherwise the connection closes after the last answer."""
+        self._leave_fast_path()
         if self._has_read_all() and not self._calls and not self._lingering:
             self._transport.close()
 

@@ -26,8 +26,10 @@ from paywarden.schemas.errors import PaywardenError
 from paywarden.scoring.engine.batcher import INTERNAL, UNAVAILABLE, MicroBatcher
 from paywarden.scoring.engine.bugs import BugLog
 from paywarden.scoring.engine.caller_pauses import CallerPauses
+from paywarden.scoring.engine.one_call import OneCall
 from paywarden.scoring.http.answers import AnswerHeads
 from paywarden.scoring.http.connection import HttpCall, HttpConnection
+from paywarden.scoring.http.fast_path import FastPath
 from paywarden.scoring.http.heads import Heads, Route, RouteAnswer, RouteAnswerLater
 from paywarden.scoring.http.reader import HeldBytes
 from paywarden.scoring.http.refusals import TOO_MANY_SCRAPES, status_of
@@ -39,6 +41,7 @@ from paywarden.scoring.net.listeners import Acceptor, accept
 from paywarden.scoring.net.tls import HTTP_1_1, Tls
 from paywarden.scoring.net.tokens import Tokens
 from paywarden.scoring.requests.json_form import JSON, render_error
+from paywarden.scoring.requests.protobuf_form import PROTOBUF
 
 _JSON = JSON.content_type
 # Answers to /metrics that one process gives. An answer has some 100 kB: sending them without end would take the time of
@@ -88,9 +91,24 @@ class HttpServer:
         self.admit, self.forget = self._connections.admit, self._connections.forget
         self.prove = self._connections.prove
         self.pauses = CallerPauses() if batcher is None else batcher.pauses
+        self.fast_path = self._open_fast_path(batcher, tokens)
         self._bugs = BugLog()
         self._servers: list[Acceptor] = []
         self._sweeper: asyncio.TimerHandle | None = None
+
+    def _open_fast_path(self, batcher: MicroBatcher | None, tokens: Tokens | None) -> FastPath | None:
+        """Returns the fast path of a server without tokens: only calls have a caller's name."""
+        whole = None if batcher is None else batcher.whole
+        if batcher is None or tokens is not None or not isinstance(whole, OneCall):
+            return None
+        return FastPath(
+            self,
+            batcher,
+            whole,
+            known=self.heads.known(),
+            begun=lambda: self._answers.begun_ok(PROTOBUF.content_type),
+            counted=self._counted["score"],
+        )
 
     def _routes(self, metrics_need_token: bool) -> dict[bytes, Route]:
         scoring = [

@@ -29,6 +29,7 @@ from paywarden.scoring.http.settings import HttpSettings
 from paywarden.scoring.net.tokens import Tokens
 from paywarden.scoring.requests.format import Format
 from paywarden.scoring.requests.json_form import JSON
+from paywarden.scoring.requests.protobuf_form import PROTOBUF
 from paywarden.scoring.requests.validation import REQUEST_BYTES_MAX
 
 RouteAnswer = tuple[int, str, bytes]
@@ -37,6 +38,8 @@ RouteAnswerLater = asyncio.Future[RouteAnswer]
 # Enough for a few hundred callers, each with a few dozen lengths of body.
 _KNOWN_MAX = 8192
 _KNOWN_BYTES_MAX = 4 * 1024 * 1024
+# The longest body of the fast path. A longer one counts as several payments for admission; see the batcher.
+FAST_BODY_BYTES_MAX = 4095
 # The usual spellings of a deadline. Its value may be taken out of the key.
 _DEADLINE_LINE = re.compile(rb"\r\n(?:x-deadline-ms|X-Deadline-Ms): ([1-9][0-9]{0,5})\r\n")
 _DEADLINE_VALUE = re.compile(rb"[0-9]{1,6}")
@@ -88,7 +91,7 @@ class RequestHead:
 
     __slots__ = (
         *("caller", "closes", "content_length", "deadline_s", "form"),
-        *("is_head", "refusal", "route", "says_keep_alive", "trace"),
+        *("is_head", "is_usual", "refusal", "route", "says_keep_alive", "trace"),
     )
 
     def __init__(
@@ -111,6 +114,8 @@ class RequestHead:
         self.content_length, self.deadline_s = content_length, deadline_s
         self.closes = closes or (refusal is not None and refusal.closes)
         self.is_head, self.says_keep_alive = is_head, says_keep_alive
+        self.is_usual = False
+        """Whether the fast path takes requests with this head. Set when the head is learned."""
 
     def refused(self, refusal: HttpRefusal) -> RequestHead:
         """Returns the same head with a refusal."""
@@ -189,6 +194,13 @@ class Heads:
         key, _, trace = self._key_of(head_bytes)
         if head.trace != trace:
             return
+        head.is_usual = (
+            key == head_bytes
+            and head.form is PROTOBUF
+            and not (head.route.is_batch or head.closes or head.says_keep_alive or head.caller or trace)
+            and head.deadline_s == self._deadline_ms / 1000
+            and 0 < head.content_length <= FAST_BODY_BYTES_MAX
+        )
         if len(self._known) >= self._known_max or self._known_bytes + len(head_bytes) > self._known_bytes_max:
             self._forget()
         self._known[key] = head

@@ -34,17 +34,17 @@ ACTIONS = ("approve", "review", "decline")
 class RouteMetrics:
     """Metric handles of one route of the HTTP front."""
 
-    __slots__ = ("_requests", "_seconds")
+    __slots__ = ("requests", "seconds")
 
     def __init__(self, requests: Mapping[int, Counter], seconds: Histogram | None) -> None:
         """`requests` are by status code. Without `seconds` only requests are counted."""
-        self._requests, self._seconds = requests, seconds
+        self.requests, self.seconds = requests, seconds
 
     def count(self, code: int, seconds: float) -> None:
         """Count an answer, `seconds` after the last byte of its request."""
-        self._requests[code].add(1)
-        if self._seconds is not None:
-            self._seconds.observe(seconds)
+        self.requests[code].add(1)
+        if self.seconds is not None:
+            self.seconds.observe(seconds)
 
 
 @dataclass(frozen=True)

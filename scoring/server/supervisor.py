@@ -33,6 +33,7 @@ from typing import NoReturn
 
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.scoring.engine import one_call, records
+from paywarden.scoring.http import send_call
 from paywarden.scoring.idempotency import decision_cache as answered
 from paywarden.scoring.metrics.release import CHECK, swap_failures
 from paywarden.scoring.metrics.shared import Counter, Registry
@@ -184,6 +185,7 @@ def warm_up(host: ServerContext) -> None:
     records.warm_up()
     mirror.warm_up()
     one_call.warm_up()
+    send_call.warm_up()
     if host.overlay.enabled:
         overlay.warm_up(host.engine)
     gc.collect()

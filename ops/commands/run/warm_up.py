@@ -30,9 +30,11 @@ PARTS = (
         "scoring",
         "from paywarden.scoring.engine import one_call, records; "
         "from paywarden.scoring.idempotency import decision_cache; "
+        "from paywarden.scoring.http import send_call; "
         "from paywarden.scoring.requests import fast_requests; from paywarden.scoring.state import mirror; "
         "from paywarden.streams.profiles import fast_intake; decision_cache.warm_up(); fast_requests.warm_up(); "
-        "records.warm_up(); mirror.warm_up(); one_call.warm_up(); fast_intake.warm_up()",
+        "records.warm_up(); mirror.warm_up(); one_call.warm_up(); send_call.warm_up(); "
+        "fast_intake.warm_up()",
     ),
 )
 
