@@ -13,12 +13,15 @@ compiles no more), and how often the threads of each process wake up in a second
 hardly depend on what else the machine does. Last of all the broker is measured alone, without a client: what it costs
 whatever Paywarden does (`cores_kafka_alone`).
 
+Kafka runs with what the Compose file sets for one machine; with `--kafka defaults` it runs with Kafka's own defaults.
+
 The load and the payment system are on the same cores, and not counted. With `fixed` and `marginal` the cores at a rate
 are about `fixed + marginal * rate`. `max_per_second`: the rate at which the slower of endpoint and stream works when
 the load sends as fast as it is answered. `paywarden capacity --measured FILE` plans with these figures. `--held-out`
 measures at further rates, and tells how far off the line is there (`capacity_error_R`, a share).
 
-    python -m perf.whole [--rates 0,20,200,500,1000,3000] [--held-out 350,700] [--seconds 20] [--json FILE]
+    python -m perf.whole [--rates 0,20,200,500,1000,3000] [--held-out 350,700] [--seconds 20] [--kafka defaults]
+                         [--json FILE]
 
 Needs the services that `make services` fetches.
 """
@@ -57,6 +60,7 @@ from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import make_producer
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from perf.tools.measuring import arguments_of, drive, finish
+from perf.tools.shipped_broker import shipped_broker, shipped_jvm
 from tests.services.fetch import tool
 from tests.services.kafka import PRODUCTION_BROKER, PRODUCTION_JVM, KafkaServer
 from tests.services.ports import free_port
@@ -92,6 +96,10 @@ def main() -> None:
         ("--held-out", {"default": "", "help": "rates at which the plan is held against a measurement"}),
         ("--seconds", {"type": float, "default": 20.0, "help": "of each measurement"}),
         ("--cards", {"type": int, "default": 20_000, "help": "that pay"}),
+        (
+            "--kafka",
+            {"choices": ("shipped", "defaults"), "default": "shipped", "help": "whose settings the broker has"},
+        ),
     )
     rates = [int(rate) for rate in arguments.rates.split(",")]
     held_out = [int(rate) for rate in arguments.held_out.split(",") if rate]
@@ -104,8 +112,10 @@ def main() -> None:
         world = prepare_world(
             folder, CATALOGUE, seconds=1, rate=arguments.cards * 1.5 / 1.2, seed=1, console=Console(stderr=True)
         )
-        jvm = [*PRODUCTION_JVM, *_jmx(jmx_port)]
-        with KafkaServer(folder / "kafka", settings=PRODUCTION_BROKER, jvm=jvm) as kafka:
+        is_shipped = arguments.kafka == "shipped"
+        broker = {**PRODUCTION_BROKER, **shipped_broker()} if is_shipped else PRODUCTION_BROKER
+        jvm = [*PRODUCTION_JVM, *(shipped_jvm() if is_shipped else ()), *_jmx(jmx_port)]
+        with KafkaServer(folder / "kafka", settings=broker, jvm=jvm) as kafka:
             settings = KafkaSettings(bootstrap=kafka.bootstrap)
             create_topics(settings, TopicSettings(), [entity.name for entity in CATALOGUE.entities])
             config = folder / "paywarden.toml"
