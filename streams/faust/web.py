@@ -56,5 +56,5 @@ class HealthWeb(Web):
 
     async def stop_server(self) -> None:
         """Stop listening, and cut the connections that are open."""
-        # The server's thread looks for a stop every quarter of a second.
+        # Its thread may be taking a connection, which may wait a second for room.
         await asyncio.to_thread(self._serving.close)

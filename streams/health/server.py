@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import selectors
 import socket
 import socketserver
 import sys
@@ -35,8 +37,6 @@ _log = logging.getLogger(__name__)
 CONNECTIONS_MAX = 8
 # The deadline of a connection, from its acceptance to the last byte of the answer.
 CONNECTION_S_MAX = 5.0
-# How often the server looks for a stop and for overdue connections.
-_POLL_S = 0.25
 # Without a free file descriptor a connection stays in the queue. The server pauses before it tries again.
 _ACCEPT_PAUSE_S = 0.5
 
@@ -67,12 +67,13 @@ def serving_health(
         server = _Server(health, registry, host, port, limits or ConnectionLimits())
     except (OSError, OverflowError) as error:
         raise cannot_listen(section, host, port, error) from error
-    thread = threading.Thread(target=server.serve_forever, args=(_POLL_S,), name="health", daemon=True)
+    thread = threading.Thread(target=server.serve_until_stopped, name="health", daemon=True)
     thread.start()
     try:
         yield address_of(host, server.server_address[1])
     finally:
-        server.shutdown()
+        server.stop()
+        thread.join()
         server.server_close()
 
 
@@ -81,16 +82,43 @@ class _Server(socketserver.ThreadingTCPServer):
     request_queue_size = 16
     daemon_threads = True
     block_on_close = False
+    # `handle_request` is called when there is a connection.
+    timeout = 0
 
     def __init__(
         self, health: HealthReport, registry: CollectorRegistry, host: str, port: int, limits: ConnectionLimits
     ) -> None:
         self.health, self.registry, self._limits = health, registry, limits
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        # The open connections with their deadlines, oldest first.
+        # The open connections with their deadlines, oldest first. One that was cut has no further deadline.
         self._open: dict[Any, float] = {}
         self._changed = threading.Condition()
-        super().__init__((host, port), _Handler)
+        self._stops, self._stop = socket.socketpair()
+        try:
+            super().__init__((host, port), _Handler)
+        except BaseException:
+            self._close_stop()
+            raise
+
+    def serve_until_stopped(self) -> None:
+        """Accept connections, and cut those that are overdue. Without a connection it sleeps: nothing wakes it.
+
+        `serve_forever` of the base class would look for a stop again and again.
+        """
+        with selectors.DefaultSelector() as selector:
+            selector.register(self, selectors.EVENT_READ)
+            selector.register(self._stops, selectors.EVENT_READ)
+            while True:
+                ready = [key.fileobj for key, _ in selector.select(self._overdue_in_s())]
+                if self._stops in ready:
+                    return
+                if ready:
+                    self.handle_request()
+                self._cut_overdue()
+
+    def stop(self) -> None:
+        """End `serve_until_stopped`. Any thread may call it."""
+        self._stop.send(b"s")
 
     def get_request(self) -> tuple[Any, Any]:
         try:
@@ -119,19 +147,31 @@ class _Server(socketserver.ThreadingTCPServer):
             self._changed.notify_all()
         super().shutdown_request(request)
 
-    def service_actions(self) -> None:
-        """Cut overdue connections. The base class calls this between connections and every _POLL_S."""
+    def _overdue_in_s(self) -> float | None:
+        """Returns in how many seconds the next connection is overdue; None without one."""
+        with self._changed:
+            cut_at = min(self._open.values(), default=math.inf)
+        return None if cut_at == math.inf else max(0.0, cut_at - time.monotonic())
+
+    def _cut_overdue(self) -> None:
         now = time.monotonic()
         with self._changed:
             for request, cut_at in self._open.items():
                 if now >= cut_at:
                     _cut(request)
+                    # Its thread may need a while to notice.
+                    self._open[request] = math.inf
 
     def server_close(self) -> None:
         super().server_close()
+        self._close_stop()
         with self._changed:
             for request in self._open:
                 _cut(request)
+
+    def _close_stop(self) -> None:
+        self._stops.close()
+        self._stop.close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
         """Log a bug. The base class calls this inside an exception handler. A client that has gone is not logged."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import socket
 import threading
 import time
@@ -9,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
@@ -128,6 +130,19 @@ def test_a_slow_client_is_cut_at_its_deadline(address: str) -> None:
         client.sendall(b"GET /livez HTTP/1.0\r\nX: ")
         wait_until(lambda: is_cut(client), "the connection is cut", every_s=0.05)
     wait_until(lambda: serving_threads() == 0, "its thread has ended")
+
+
+@pytest.mark.parametrize("address", [ConnectionLimits(connection_s=0.3)], indirect=True, ids=["0.3 s"])
+def test_a_server_without_a_connection_sleeps(address: str) -> None:
+    assert get(f"{address}/livez")[0] == 200
+    wait_until(lambda: serving_threads() == 0, "the connection has ended")
+    (thread,) = (thread for thread in threading.enumerate() if thread.name == "health")
+    status = Path(f"/proc/self/task/{thread.native_id}/status")
+    # It wakes once more, at the deadline that the connection had.
+    time.sleep(1.0)
+    slept_before = re.findall(r"ctxt_switches:\s*(\d+)", status.read_text(encoding="utf-8"))
+    time.sleep(1.0)
+    assert re.findall(r"ctxt_switches:\s*(\d+)", status.read_text(encoding="utf-8")) == slept_before
 
 
 def is_cut(client: socket.socket) -> bool:
