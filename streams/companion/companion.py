@@ -80,8 +80,8 @@ _log = logging.getLogger(__name__)
 
 _LOG_EVERY_S = 10.0
 _LOOK_AROUND_EVERY_S = 1.0
-# A companion without records sleeps so long.
-_IDLE_S = 0.2
+# A companion without records sleeps so long; the next one wakes it up. While it gets or drops cards it has more to do.
+_IDLE_S, _MOVING_S = 0.5, 0.2
 _FILL_BATCH = 10_000
 # The pause before it looks again for a missing store, or for the end of a swap of profile sets.
 _LOOK_AGAIN_S = 1.0
@@ -310,7 +310,8 @@ class Companion:
         if self._held is None:
             batch_wait_s = self._settings.batch_wait_ms / 1000
             leave_out = None if self._moves is None else self._moves.skipped
-            self._held = consume_when_there(self._consumer, self._settings.batch_max, batch_wait_s, _IDLE_S, leave_out)
+            idle_s = _IDLE_S if self._moves is None or self._moves.is_settled else _MOVING_S
+            self._held = consume_when_there(self._consumer, self._settings.batch_max, batch_wait_s, idle_s, leave_out)
             self._stalls.gave(self._held.is_all)
         self.health.note_round()
         moves = self._moves

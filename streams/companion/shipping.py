@@ -133,6 +133,11 @@ class Shipper:
             self._fail(error)
             return 0
 
+    def due_in_s(self) -> float:
+        """Returns in how many seconds there may be something to do; 0: any time."""
+        is_waiting = self._state in (_State.NEW, _State.IDLE)
+        return max(0.0, self._due - time.monotonic()) if is_waiting else 0.0
+
     def start_over(self) -> None:
         """Give up the producer and what it has on the way, and begin with step 1. Nothing is shipped twice by it."""
         self._producer, self._state, self.under_way, self._lost_count = None, _State.NEW, 0, 0

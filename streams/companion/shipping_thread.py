@@ -3,7 +3,8 @@
     main thread        changelog ─► mirror            (streams/companion/companion.py)
     shipping thread    outboxes ─► topic decisions    (streams/companion/shipping.py)
 
-1. In every round let the shipper advance. If it had nothing to send, wait a moment.
+1. In every round let the shipper advance. If it had nothing to send, wait a moment; if no transaction is due yet, wait
+   until then.
 2. Once a second look for new outboxes and set the metrics.
 3. If anything raises, log it, count it, and begin anew after a pause. The pause doubles up to PAUSE_S_MAX, and is short
    again once something was shipped. The process does not end: the outboxes keep the decisions, and alerts tell of it.
@@ -24,8 +25,8 @@ from paywarden.streams.companion.shipping import Shipper
 _log = logging.getLogger(__name__)
 
 PAUSE_S_MIN, PAUSE_S_MAX = 1.0, 30.0
-# The wait of a round without new decisions. A lone decision waits for half of it.
-_IDLE_S = 0.1
+# The wait of a round without new decisions. A lone decision waits for half of it, and each look reads directories.
+_IDLE_S = 0.25
 _LOOK_AROUND_EVERY_S = 1.0
 
 
@@ -82,7 +83,8 @@ class ShippingThread:
                 self._look_around()
                 next_look = time.monotonic() + _LOOK_AROUND_EVERY_S
             if self._shipper.advance() == 0:
-                self._stop.wait(_IDLE_S)
+                wait_s = self._shipper.due_in_s() or _IDLE_S
+                self._stop.wait(min(wait_s, max(0.0, next_look - time.monotonic())))
             self._health.note_shipping_round()
 
     def _look_around(self) -> None:

@@ -30,6 +30,8 @@ _GATHER_MS_MAX = 1_500
 _FETCH_AGE_MS = 2_000
 # An answer of this size is worth its price: some hundred decisions.
 _GATHER_BYTES = 64 * 1024
+# How often the fetcher looks at all its partitions while a fetch is on its way. What it has to do meanwhile wakes it.
+_FETCHER_LOOK_S = 1.0
 # Within this time a thread that works has said that it is done.
 _THREAD_STOP_S = 1.0
 
@@ -52,6 +54,11 @@ def _gather(consumer: aiokafka.AIOKafkaConsumer, gather_ms: int) -> None:
     Otherwise every transaction of every host is an answer of its own, which costs broker and reader a millisecond.
     """
     consumer._fetch_min_bytes, consumer._fetch_max_wait_ms = _GATHER_BYTES, gather_ms
+
+
+def _look_rarely(consumer: aiokafka.AIOKafkaConsumer) -> None:
+    """Let the fetcher sleep while it waits for the broker. Faust has no setting for it, and the default is 0.2 s."""
+    consumer._consumer_timeout = _FETCHER_LOOK_S
 
 
 async def _close_connections(consumer: aiokafka.AIOKafkaConsumer) -> None:
@@ -93,6 +100,7 @@ class _ConsumerThread(AIOKafkaConsumerThread):
         consumer = super()._create_worker_consumer(transport)
         _read_committed_only(consumer)
         _gather(consumer, cast(KafkaTransport, transport).gather_ms)
+        _look_rarely(consumer)
         return consumer
 
     def _start_thread(self) -> None:

@@ -89,8 +89,9 @@ from paywarden.streams.profiles.watermarks import RoutedProgress, SourceProgress
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
-# A worker without records sleeps so long, and shorter while it waits for an answer of the broker.
-_IDLE_S, _ASKING_S = 0.2, 0.01
+# A worker without records sleeps so long: the next one, a rebalance or a round that is due wakes it up. It sleeps less
+# while outcomes wait for their payments or a round for other workers, and while it waits for an answer of the broker.
+_IDLE_S, _WAITING_S, _ASKING_S = 0.5, 0.2, 0.01
 # So long before the broker's next answer a round begins that finds out how complete the profiles are: its question must
 # reach the broker before that.
 _BEFORE_ANSWER_S = 0.03
@@ -443,14 +444,15 @@ class Pipeline:
 
     def _first_wait_s(self) -> float:
         """Returns how long to wait for a record: until there is something else to do."""
-        if self._rounds is None:
-            return _IDLE_S
-        if self._rounds.is_asking:
+        rounds = self._rounds
+        idle_s = _WAITING_S if len(self._waiting) or (rounds is not None and rounds.awaited()) else _IDLE_S
+        if rounds is None:
+            return idle_s
+        if rounds.is_asking:
             return _ASKING_S
-        # Wake up for a round that is due before the broker's next answer.
-        begins_s = self._good_moment_in_s()
-        is_due = self._rounds.due_ms() <= self._now_ms() + 1000 * begins_s
-        return min(_IDLE_S, begins_s) if is_due and begins_s > 0 else _IDLE_S
+        # A round begins when it is due, and just before the broker's next answer.
+        begins_s = max((rounds.due_ms() - self._now_ms()) / 1000, self._good_moment_in_s())
+        return min(idle_s, begins_s) if begins_s > 0 else idle_s
 
     def _is_before_answer(self) -> bool:
         """Whether the client is about to get records, or gets none."""

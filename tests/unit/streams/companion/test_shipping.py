@@ -116,6 +116,24 @@ def test_after_few_decisions_the_next_ones_wait_twice_as_long(world: World, monk
     assert ship(1, "d") == 1
 
 
+def test_a_shipper_says_when_the_next_transaction_is_due(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    passed_s, clock = 0.0, time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + passed_s)
+    world.shipper = world.new_shipper(transaction_every_s=3_600)
+    world.rounds(1)
+    # New decisions may come at any time, and nothing is due.
+    assert world.shipper.due_in_s() == 0.0
+    world.decide("p0")
+    world.broker.fails["commit"] = [TIMED_OUT]
+    world.shipper.advance()
+    # A commit that the broker has not taken yet is tried again soon.
+    assert world.shipper.due_in_s() == 0.0
+    world.shipper.advance()
+    assert 7_100 < world.shipper.due_in_s() <= 7_200
+    passed_s = 7_300
+    assert world.shipper.due_in_s() == 0.0
+
+
 def test_a_producer_lost_after_its_commit_sends_nothing_twice(world: World) -> None:
     world.broker.fails["committed"] = [FENCED]
     world.decide("p0")

@@ -137,7 +137,9 @@ def world() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 class Worker:
     """A pipeline with its broker, clients and store in memory."""
 
-    def __init__(self, *places: Place, batch_max: int = 100, timing: PipelineTiming = TIMING) -> None:
+    def __init__(
+        self, *places: Place, batch_max: int = 100, timing: PipelineTiming = TIMING, progress_every_ms: int = 0
+    ) -> None:
         self.broker = FakeBroker(partition_counts={"payments": 2})
         self.client = FakeConsumer(self.broker)
         self.clients = [self.client, FakeConsumer(self.broker)]
@@ -154,7 +156,7 @@ class Worker:
             settings=StreamSettings(
                 batch_max=batch_max,
                 batch_wait_ms=1,
-                progress_every_ms=0,
+                progress_every_ms=progress_every_ms,
                 stall_timeout_s=20,
                 past_ms_max=TIME_BOUND_MS_MAX,
             ),
@@ -669,6 +671,29 @@ def test_a_worker_claims_completeness_when_all_it_has_read_is_in(worker: Worker)
     worker.sender.flush(1)
     worker.step(6)
     assert claimed_ms(worker)[-1] == NOW_MS
+
+
+def test_a_worker_without_records_sleeps_until_it_has_something_to_do() -> None:
+    worker = Worker(progress_every_ms=300, timing=replace(TIMING, outcomes_alone_after_s=3_600.0))
+    worker.step(4)
+    assert worker.pipeline._first_wait_s() == pytest.approx(0.3)
+    worker.now_ms += 300
+    worker.step(4)
+    assert claimed_ms(worker)[-1] == NOW_MS + 300
+    # No payments have come since the last round: the next one is due after twice 300 ms.
+    assert worker.pipeline._first_wait_s() == pytest.approx(0.5)
+    worker.now_ms += 400
+    assert worker.pipeline._first_wait_s() == pytest.approx(0.2)
+    worker.now_ms += 200
+    worker.step(2)
+    assert claimed_ms(worker)[-1] == NOW_MS + 900
+    # While outcomes wait for their payments it looks more often.
+    rows = world()[0][:20]
+    worker.pay(rows)
+    worker.report(outcomes_of(rows))
+    worker.step(4)
+    assert worker.broker.committed[O0] == 0
+    assert worker.pipeline._first_wait_s() == pytest.approx(0.2)
 
 
 def test_only_the_owner_of_the_first_repartition_partition_claims() -> None:
