@@ -68,9 +68,9 @@ class GrpcServer:
         )
         self._draining = False
         self._connections: Connections[GrpcConnection] = Connections(settings.connections_max, metrics.connections)
-        self.admit, self.forget = self._connections.admit, self._connections.forget
-        self.prove = self._connections.prove
+        self.forget, self.prove = self._connections.forget, self._connections.prove
         self._servers: list[Acceptor] = []
+        # None while no connection is open: then the process sleeps.
         self._sweeper: asyncio.TimerHandle | None = None
 
     async def start(self, listener: socket.socket, tls: Tls | None = None) -> None:
@@ -78,8 +78,6 @@ class GrpcServer:
 
         A TLS connection that does not agree on "h2" is aborted.
         """
-        if self._sweeper is None:
-            self._sweep()
         settings = self.settings
         server = await accept(
             self._accept, listener, backlog=settings.backlog, tls=tls, protocol=HTTP_2, linger_ms=settings.linger_ms
@@ -104,6 +102,13 @@ class GrpcServer:
 
     # For connections
 
+    def admit(self, connection: GrpcConnection) -> bool:
+        """Register a new connection until `forget`. Returns False if there are too many."""
+        is_admitted = self._connections.admit(connection)
+        if self._sweeper is None:
+            self._sweep()
+        return is_admitted
+
     def open_session(self, receiver: Receiver) -> Session:
         """Returns the HTTP/2 session of a new connection."""
         return self._open_session(receiver, self._session_limits)
@@ -119,6 +124,9 @@ class GrpcServer:
         return not self._draining and not self.batcher.scorer.readiness()
 
     def _sweep(self) -> None:
+        if not self._connections.count:
+            self._sweeper = None
+            return
         settings = self.settings
         self._look_at_connections()
         shortest_ms = min(

@@ -88,12 +88,12 @@ class HttpServer:
         self._answers = AnswerHeads(now_ms())
         self.render = self._answers.render
         self._connections: Connections[HttpConnection] = Connections(settings.connections_max, metrics.connections)
-        self.admit, self.forget = self._connections.admit, self._connections.forget
-        self.prove = self._connections.prove
+        self.forget, self.prove = self._connections.forget, self._connections.prove
         self.pauses = CallerPauses() if batcher is None else batcher.pauses
         self.fast_path = self._open_fast_path(batcher, tokens)
         self._bugs = BugLog()
         self._servers: list[Acceptor] = []
+        # None while no connection is open: then the process sleeps.
         self._sweeper: asyncio.TimerHandle | None = None
 
     def _open_fast_path(self, batcher: MicroBatcher | None, tokens: Tokens | None) -> FastPath | None:
@@ -129,8 +129,6 @@ class HttpServer:
     async def start(self, listener: socket.socket, tls: Tls | None = None) -> None:
         """Accept connections from `listener`, which now belongs to this server. Call it once for each listener."""
         self.loop = asyncio.get_running_loop()
-        if self._sweeper is None:
-            self._sweep()
         settings = self.settings
         server = await accept(
             lambda: HttpConnection(self),
@@ -175,6 +173,9 @@ class HttpServer:
         self._servers.clear()
 
     def _sweep(self) -> None:
+        if not self._connections.count:
+            self._sweeper = None
+            return
         settings = self.settings
         now = self.loop.time()
         for connection in self._connections:
@@ -187,6 +188,13 @@ class HttpServer:
         self._sweeper = self.loop.call_later(shortest_ms / 4000, self._sweep)
 
     # For connections
+
+    def admit(self, connection: HttpConnection) -> bool:
+        """Register a new connection until `forget`. Returns False if there are too many."""
+        is_admitted = self._connections.admit(connection)
+        if self._sweeper is None:
+            self._sweep()
+        return is_admitted
 
     def submit(self, call: HttpCall) -> None:
         """Have a call answered, now or later. Never raises: nothing above it could answer the request."""

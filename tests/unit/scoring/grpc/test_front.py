@@ -598,6 +598,14 @@ def test_a_request_that_arrives_too_slowly_is_refused_alone(library: str) -> Non
         assert client.ask(PAYMENT).status == 0
 
 
+def test_a_front_without_a_connection_sleeps_and_watches_over_the_next_one(library: str) -> None:
+    with GrpcServed(GrpcSettings(library=library, idle_timeout_ms=200)) as served:
+        for _ in range(2):
+            with FrameClient(served) as client:
+                client.wait_for(GOAWAY)
+            wait_until(lambda: served.server._sweeper is None, "no timer is left")
+
+
 def test_an_idle_connection_is_closed_without_hurting_a_call(library: str) -> None:
     with GrpcServed(GrpcSettings(library=library, idle_timeout_ms=200)) as served, FrameClient(served) as client:
         client.send(client.call_frames(1, frame(PAYMENT)))

@@ -16,6 +16,7 @@ from paywarden.scoring.engine.batcher import AdmissionSettings, Call, Refusal
 from paywarden.scoring.http import front
 from paywarden.scoring.http.settings import HttpSettings
 from tests.fakes.http_memory import MemoryWorld
+from tests.services.processes import wait_until
 from tests.worlds.http_world import (
     PATIENT,
     WAIT_SECONDS,
@@ -112,6 +113,14 @@ def test_an_unused_connection_is_closed_without_a_word(sent: bytes) -> None:
         if sent.startswith(b"GET"):
             assert client.reply().status == 200
         assert client.is_closed_by_server()
+
+
+def test_a_front_without_a_connection_sleeps_and_watches_over_the_next_one() -> None:
+    with serving(replace(PATIENT, idle_timeout_ms=200)) as served:
+        for _ in range(2):
+            with served.connected() as client:
+                assert client.is_closed_by_server()
+            wait_until(lambda: served.server._sweeper is None, "no timer is left")
 
 
 @pytest.fixture
