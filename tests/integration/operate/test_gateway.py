@@ -10,7 +10,9 @@ import hashlib
 import hmac
 import json
 import os
+import socket
 import ssl
+import struct
 import threading
 import time
 from collections import Counter
@@ -28,7 +30,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from paywarden.ops.gateway.description import GatewayShards, read_description
+from paywarden.ops.gateway.description import GatewayShards, Limits, read_description
 from paywarden.ops.gateway.envoy import envoy_configuration
 from paywarden.ops.gateway.host_tokens import read_secrets, tokens_file
 from paywarden.ops.gateway.nginx import nginx_configuration
@@ -58,6 +60,8 @@ KEYS = tuple("k" * length for length in (43, 16, 55, 56, 64, 119))
 NEXT_KEY = "the-next-key-of-checkout"
 LIMITED_KEY = "the-key-of-a-client-with-a-limit"
 LIMIT, BURST = 50, 20
+# The setting's number in HTTP/2 (RFC 9113, 6.5.2).
+MAX_CONCURRENT_STREAMS = 3
 SCORE = "/paywarden.scoring.v1.Scoring/Score"
 
 
@@ -449,6 +453,23 @@ def test_grpc_calls_are_routed_and_refused_with_its_own_statuses(world: World, g
             score(world, gateway, "refused", *metadata)
         error: Any = caught.value
         assert error.code() == code, error
+
+
+def test_a_connection_of_http2_has_few_calls_at_once(world: World, gateway: RunningGateway) -> None:
+    """A thread works through what one connection sends at once before it looks at the others."""
+    context = ssl.create_default_context(cafile=world.trust)
+    context.set_alpn_protocols(["h2"])
+    with (
+        socket.create_connection(("127.0.0.1", gateway.grpc_port), timeout=PATIENCE_S) as raw,
+        context.wrap_socket(raw, server_hostname="127.0.0.1") as secured,
+    ):
+        secured.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\4" + bytes(5))
+        answer = secured.makefile("rb")
+        frame = answer.read(9)
+        settings = answer.read(int.from_bytes(frame[:3], "big"))
+    assert frame[3] == 4
+    values = dict(struct.iter_unpack("!HI", settings))
+    assert values[MAX_CONCURRENT_STREAMS] == Limits().streams_max == 32
 
 
 # What is refused
