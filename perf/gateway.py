@@ -3,12 +3,21 @@
 Hosts with the real HTTP front and a constant answer stand behind each target, Envoy and nginx, configured by
 `paywarden gateway render`, without TLS and with API keys. All share the machine's cores.
 
+For latencies the load, the gateway and the hosts have real-time priority, as far as this user may (root may), and the
+other client a lower one. Otherwise a gateway would be charged for each time slice of the load generator, of the other
+client's process and of the machine's other processes that a woken thread waits for. `shared_…` has these in it.
+
     added_p99_ms_TARGET                  p99 of an open loop at `--rate` through the gateway, less the p99 without it
+    cpu_us_TARGET                        the gateway's CPU time for each of these calls
     sticky_share                         payments of a card that met the host of most of them; the worse target
     ejected_at_overload                  hosts that lost cards while five times their capacity came; both targets
     limit_error_share_TARGET             how far what one client got is from its share, at twice the share
     limit_clients_error_share_TARGET     the same of the worst of `--clients` clients, who all send at once
     noisy_p99_ratio_TARGET               p99 beside a client at five times its share, to that beside one within it
+    noisy_refused_per_s_TARGET           calls a second of that client that are refused: four of five, if it keeps up
+    refusal_cpu_us_TARGET                the gateway's CPU time for each call of that client that it refuses
+    burst_p99_ratio_TARGET               p99 beside bursts over HTTP/2 that are refused, to that beside single calls
+    shared_…                             the first three, and p50 and p99, without the priorities that are told below
     dead_host_share_TARGET               calls to a host from a second after its death on (kill -9), of all calls
     dead_host_failed_share_TARGET        calls that failed in that whole run: a caller asks again
     moved_share_TARGET                   cards that have another host after one of four died; 1.5/4 may
@@ -17,8 +26,8 @@ Hosts with the real HTTP front and a constant answer stand behind each target, E
 Used for: whether a gateway costs a millisecond at most, whether shedding load is taken for sickness, and what a caller
 may rely on while hosts die.
 
-    python -m perf.gateway [--only latency,overload,clients,noise,deaths,kills] [--rate N] [--seconds N] [--rounds N]
-                           [--clients N] [--kills N] [--json FILE]
+    python -m perf.gateway [--only latency,overload,clients,noise,bursts,deaths,kills] [--rate N] [--seconds N]
+                           [--rounds N] [--clients N] [--kills N] [--json FILE]
 
 The published figures: --kills 1000 (ten minutes a target). A target that is not installed is left out. The answers are
 checked: each has the id of its payment.
@@ -36,17 +45,21 @@ from paywarden.ops.loadgen.load import run_load
 from paywarden.ops.loadgen.report import LoadReport
 from paywarden.ops.loadgen.target import LoadOptions
 from perf.parts.gateway_deaths import MOVED_SHARE_MAX, one_host_dies, workers_are_killed
-from perf.parts.gateway_shares import CALLS_OF_CLIENT, SHARE, beside_a_noisy_client, share_errors
+from perf.parts.gateway_shares import CALLS_OF_CLIENT, SHARE, beside_a_noisy_client, beside_bursts, share_errors
 from perf.tools.measuring import arguments_of, drive, finish
+from perf.tools.servers import Server
 from perf.worlds.gateway_world import (
+    AHEAD,
     HOSTS,
     LOAD,
     LOAD_KEY,
     TARGETS,
+    WAYS,
     ClientShare,
-    Place,
+    Gateway,
     hosts_of_cards,
     is_installed,
+    measured_ahead,
     places_of,
     requests,
     running_gateway,
@@ -54,7 +67,7 @@ from perf.worlds.gateway_world import (
     sticky_share,
 )
 
-PARTS = ("latency", "overload", "clients", "noise", "deaths", "kills")
+PARTS = ("latency", "overload", "clients", "noise", "bursts", "deaths", "kills")
 _LIMIT = 500
 _LIMITED = ClientShare("limited", "the-key-of-a-limited-client", _LIMIT)
 # A payment takes two milliseconds on the hosts of the overload: 500 a second each.
@@ -80,9 +93,9 @@ def main() -> None:
         raise SystemExit(f"gateway: --only: wanted some of {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
     targets = [target for target in TARGETS if is_installed(target)]
     figures: dict[str, float] = {}
-    if {"latency", "clients", "noise"} & set(parts):
+    if {"latency", "clients", "noise", "bursts"} & set(parts):
         with running_hosts(0) as hosts:
-            figures |= _undisturbed(places_of(hosts), hosts[0].http, targets, parts, arguments)
+            figures |= _undisturbed(hosts, targets, parts, arguments)
     if "overload" in parts:
         with running_hosts(_TAKES_US) as hosts:
             figures["ejected_at_overload"] = 0
@@ -103,48 +116,65 @@ def main() -> None:
 
 
 def _undisturbed(
-    places: Sequence[Place], direct: str, targets: Sequence[str], parts: Sequence[str], arguments: Namespace
+    hosts: Sequence[Server], targets: Sequence[str], parts: Sequence[str], arguments: Namespace
 ) -> dict[str, float]:
     """Measure what needs hosts that are well and never late."""
     figures: dict[str, float] = {}
+    places = places_of(hosts)
     if "latency" in parts:
         with ExitStack() as stack:
             clients = [LOAD, _LIMITED]
-            urls = {target: stack.enter_context(running_gateway(target, places, clients)).url for target in targets}
-            figures |= _added(direct, urls, arguments.rate, arguments.seconds, arguments.rounds)
-            seen = {target: hosts_of_cards(url, f"s{target[0]}") for target, url in urls.items()}
+            gateways = {target: stack.enter_context(running_gateway(target, places, clients)) for target in targets}
+            figures |= _added(hosts, gateways, arguments.rate, arguments.seconds, arguments.rounds)
+            seen = {target: hosts_of_cards(gateway.url, f"s{target[0]}") for target, gateway in gateways.items()}
             figures["sticky_share"] = min(map(sticky_share, seen.values()))
-            for target, url in urls.items():
-                figures[f"limit_error_share_{target}"] = _limit_error(url, arguments.seconds)
+            for target, gateway in gateways.items():
+                figures[f"limit_error_share_{target}"] = _limit_error(gateway.url, arguments.seconds)
     for target in targets:
         if "clients" in parts:
             figures |= share_errors(target, places, arguments.clients, _CLIENTS_S)
         if "noise" in parts:
-            figures |= beside_a_noisy_client(target, places, arguments.rate / 4, arguments.seconds, arguments.rounds)
+            figures |= beside_a_noisy_client(target, hosts, arguments.rate / 4, arguments.seconds, arguments.rounds)
+        if "bursts" in parts:
+            figures |= beside_bursts(target, hosts, arguments.rate / 4, arguments.seconds, arguments.rounds)
     return figures
 
 
-def _added(host: str, gateways: dict[str, str], rate: float, seconds: float, rounds: int) -> dict[str, float]:
-    """Returns the latencies with and without each gateway, medians over rounds in turns."""
-    urls = {"direct": host, **gateways}
-    reports: dict[str, list[LoadReport]] = {name: [] for name in urls}
+def _added(
+    hosts: Sequence[Server], gateways: dict[str, Gateway], rate: float, seconds: float, rounds: int
+) -> dict[str, float]:
+    """Returns the latencies with and without each gateway, medians over rounds in turns, and its CPU time a call."""
+    urls = {"direct": hosts[0].http} | {name: gateway.url for name, gateway in gateways.items()}
+    reports: dict[tuple[str, str], list[LoadReport]] = {(way, name): [] for way in WAYS for name in urls}
+    cpu_us: dict[str, list[float]] = {name: [] for name in gateways}
     # Few connections: after a pause of the machine hundreds of new ones would be measured, and not calls.
     options = LoadOptions(connections=32, connections_max=32, token=LOAD_KEY)
     for turn in range(rounds + 1):
-        for name, url in urls.items():
-            bodies = stamped_bodies(requests(), id_prefix=f"a{turn}{name[0]}")
-            report = drive(run_load(url, bodies, rate=rate, seconds=seconds, seed=turn, options=options))
+        for way, name in reports:
+            bodies = stamped_bodies(requests(), id_prefix=f"a{turn}{way[:1]}{name[0]}")
+            gateway = gateways.get(name)
+            before_s = gateway.cpu_seconds() if gateway else 0.0
+            with measured_ahead(way, hosts, gateway):
+                report = drive(run_load(urls[name], bodies, rate=rate, seconds=seconds, seed=turn, options=options))
             if report.ok != report.sent:
                 raise RuntimeError(f"{name}: {report.sent - report.ok} of {report.sent} calls were not answered")
             # The first round warms up.
             if turn:
-                reports[name].append(report)
-    middle = {name: statistics.median(report.p99_ms for report in row) for name, row in reports.items()}
-    figures = {f"p99_ms_{name}": value for name, value in middle.items()}
-    figures |= {f"p50_ms_{name}": statistics.median(one.p50_ms for one in row) for name, row in reports.items()}
-    figures |= {f"added_p99_ms_{name}": middle[name] - middle["direct"] for name in gateways}
-    figures["lag_p99_ms"] = max(statistics.median(one.lag_p99_ms for one in row) for row in reports.values())
-    return figures
+                reports[way, name].append(report)
+                if gateway and way == AHEAD:
+                    cpu_us[name].append((gateway.cpu_seconds() - before_s) / report.sent * 1e6)
+    figures: dict[str, float] = {}
+    for way in WAYS:
+        p99, p50 = (
+            {name: statistics.median(getattr(one, key) for one in reports[way, name]) for name in urls}
+            for key in ("p99_ms", "p50_ms")
+        )
+        figures |= {f"{way}p99_ms_{name}": value for name, value in p99.items()}
+        figures |= {f"{way}p50_ms_{name}": value for name, value in p50.items()}
+        figures |= {f"{way}added_p99_ms_{name}": p99[name] - p99["direct"] for name in gateways}
+        lags = (statistics.median(one.lag_p99_ms for one in reports[way, name]) for name in urls)
+        figures[f"{way}lag_p99_ms"] = max(lags)
+    return figures | {f"cpu_us_{name}": statistics.median(row) for name, row in cpu_us.items()}
 
 
 def _limit_error(url: str, seconds: float) -> float:

@@ -16,11 +16,24 @@ import numpy as np
 import uvloop
 
 from paywarden.ops.loadgen.bodies import stamped_bodies
-from paywarden.ops.loadgen.load import run_load
+from paywarden.ops.loadgen.load import run_arrivals, run_load
 from paywarden.ops.loadgen.target import LoadOptions
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from perf.tools.measuring import drive
-from perf.worlds.gateway_world import LOAD, LOAD_KEY, ClientShare, Place, requests, running_gateway
+from perf.tools.servers import Server
+from perf.worlds.gateway_world import (
+    AHEAD,
+    LOAD,
+    LOAD_KEY,
+    WAYS,
+    ClientShare,
+    Gateway,
+    Place,
+    measured_ahead,
+    places_of,
+    requests,
+    running_gateway,
+)
 from tests.services.gateway_kills import route_of
 
 # Calls of a client that would pass within the run, on average: fewer, and one call is more than a percent.
@@ -33,6 +46,14 @@ _CONNECTIONS = 32
 NOISY = ClientShare("noisy", "the-key-of-a-noisy-client", 500)
 NOISY_TIMES = 5
 _NOISY_CONNECTIONS = 32
+# The other client sends longer than the measured one, so that it is there to the end.
+_LONGER_S = 1
+
+# Its calls are refused, but for one a second.
+BURSTS = ClientShare("bursts", "the-key-of-a-client-with-bursts", 1)
+BURST_CALLS = 240
+BURSTS_PER_SECOND = 10
+_BURST_CONNECTIONS = 2
 
 
 def many_clients(count: int) -> list[ClientShare]:
@@ -133,55 +154,119 @@ async def _status(reader: asyncio.StreamReader) -> int:
 
 
 def beside_a_noisy_client(
-    target: str, places: Sequence[Place], rate: float, seconds: float, rounds: int
+    target: str, hosts: Sequence[Server], rate: float, seconds: float, rounds: int
 ) -> dict[str, float]:
     """Measure a client beside another one that keeps to its share, and beside one that sends five times as much.
 
     The other client is a process of its own with a low priority. Rounds go in turns; the first warms up.
     """
-    options = LoadOptions(connections=_NOISY_CONNECTIONS, connections_max=_NOISY_CONNECTIONS, token=LOAD_KEY)
-    p99: dict[str, list[float]] = {"calm": [], "noisy": []}
-    with running_gateway(target, places, [LOAD, NOISY]) as gateway:
-        for turn in range(rounds + 1):
-            for name, times in (("calm", 1), ("noisy", NOISY_TIMES)):
-                other = [
-                    sys.executable,
-                    "-m",
-                    "perf.parts.gateway_shares",
-                    gateway.url,
-                    str(NOISY.calls_per_second * times),
-                ]
-                with subprocess.Popen([*other, str(seconds + 1)], stdout=subprocess.PIPE) as process:
-                    assert process.stdout is not None
-                    process.stdout.readline()
-                    bodies = stamped_bodies(requests(), id_prefix=f"n{turn}{name[0]}")
-                    load = run_load(gateway.url, bodies, rate=rate, seconds=seconds, seed=turn, options=options)
-                    report = drive(load)
-                if process.returncode != 0 or report.ok != report.sent:
-                    raise RuntimeError(
-                        f"{report.sent - report.ok} of {report.sent} calls beside a {name} client failed"
-                    )
-                if turn:
-                    p99[name].append(report.p99_ms)
-    calm, noisy = (statistics.median(p99[name]) for name in ("calm", "noisy"))
+    figures: dict[str, float] = {}
+    with running_gateway(target, places_of(hosts), [LOAD, NOISY]) as gateway:
+        others = {
+            name: (gateway.url, NOISY.key, str(NOISY.calls_per_second * times), "1")
+            for name, times in (("calm", 1), ("noisy", NOISY_TIMES))
+        }
+        for way in WAYS:
+            beside = _beside(others, gateway, hosts, way, rate, seconds, rounds)
+            calm, noisy = (statistics.median(one.p99_ms for one in beside[name]) for name in ("calm", "noisy"))
+            figures |= {
+                f"{way}calm_p99_ms_{target}": calm,
+                f"{way}noisy_p99_ms_{target}": noisy,
+                f"{way}noisy_p99_ratio_{target}": float(np.divide(noisy, calm)),
+            }
+            if way == AHEAD:
+                refused = statistics.median(one.refused for one in beside["noisy"])
+                figures[f"noisy_refused_per_s_{target}"] = refused / (seconds + _LONGER_S)
+                figures[f"refusal_cpu_us_{target}"] = _refusal_cpu_us(beside["calm"], beside["noisy"])
+    return figures
+
+
+def beside_bursts(target: str, hosts: Sequence[Server], rate: float, seconds: float, rounds: int) -> dict[str, float]:
+    """Measure a client over HTTP/1.1 beside another one whose gRPC calls are refused: single ones, and bursts."""
+    with running_gateway(target, places_of(hosts), [LOAD, BURSTS], with_grpc=True) as gateway:
+        others = {
+            name: (gateway.grpc_url, BURSTS.key, str(burst * BURSTS_PER_SECOND), str(burst))
+            for name, burst in (("single", 1), ("burst", BURST_CALLS))
+        }
+        beside = _beside(others, gateway, hosts, AHEAD, rate, seconds, rounds)
+    single, burst = (statistics.median(one.p99_ms for one in beside[name]) for name in ("single", "burst"))
     return {
-        f"calm_p99_ms_{target}": calm,
-        f"noisy_p99_ms_{target}": noisy,
-        f"noisy_p99_ratio_{target}": float(np.divide(noisy, calm)),
+        f"single_p99_ms_{target}": single,
+        f"burst_p99_ms_{target}": burst,
+        f"burst_p99_ratio_{target}": float(np.divide(burst, single)),
     }
 
 
+@dataclass(frozen=True)
+class _Beside:
+    """One round: the p99 of the client, the gateway's CPU seconds in it, and how many calls of the other it refused."""
+
+    p99_ms: float
+    cpu_s: float
+    refused: int
+
+
+def _beside(
+    others: dict[str, tuple[str, str, str, str]],
+    gateway: Gateway,
+    hosts: Sequence[Server],
+    way: str,
+    rate: float,
+    seconds: float,
+    rounds: int,
+) -> dict[str, list[_Beside]]:
+    """Returns the rounds of a client beside each other one, in turns. The first round warms up and is left out."""
+    options = LoadOptions(connections=_NOISY_CONNECTIONS, connections_max=_NOISY_CONNECTIONS, token=LOAD_KEY)
+    found: dict[str, list[_Beside]] = {name: [] for name in others}
+    for turn in range(rounds + 1):
+        for name, (url, key, calls, burst) in others.items():
+            command = [
+                sys.executable,
+                "-m",
+                "perf.parts.gateway_shares",
+                url,
+                key,
+                calls,
+                burst,
+                str(seconds + _LONGER_S),
+            ]
+            before_s = gateway.cpu_seconds()
+            with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+                assert process.stdout is not None
+                process.stdout.readline()
+                bodies = stamped_bodies(requests(), id_prefix=f"n{turn}{way[:1]}{name[0]}")
+                with measured_ahead(way, hosts, gateway, behind=[process.pid]):
+                    load = run_load(gateway.url, bodies, rate=rate, seconds=seconds, seed=turn, options=options)
+                    report = drive(load)
+                    refused = int(process.stdout.readline() or 0)
+            if process.returncode != 0 or report.ok != report.sent:
+                raise RuntimeError(f"{report.sent - report.ok} of {report.sent} calls beside a {name} client failed")
+            if turn:
+                found[name].append(_Beside(report.p99_ms, gateway.cpu_seconds() - before_s, refused))
+    return found
+
+
+def _refusal_cpu_us(calm: Sequence[_Beside], noisy: Sequence[_Beside]) -> float:
+    """Returns the CPU time of a refused call: what the noisy rounds took more, by the calls that they refused more."""
+    more_s = statistics.median(one.cpu_s for one in noisy) - statistics.median(one.cpu_s for one in calm)
+    more = statistics.median(one.refused for one in noisy) - statistics.median(one.refused for one in calm)
+    return more_s / more * 1e6
+
+
 def main() -> None:
-    """Be the other client: URL RATE SECONDS. Prints a line when it begins."""
+    """Be the other client: URL KEY CALLS_A_SECOND BURST SECONDS. Prints a line at the start, and its refused calls."""
     import os
 
-    url, rate, seconds = sys.argv[1:]
+    url, key, calls, burst, seconds = sys.argv[1:]
     os.nice(10)
-    options = LoadOptions(connections=_NOISY_CONNECTIONS, connections_max=_NOISY_CONNECTIONS, token=NOISY.key)
+    connections = _BURST_CONNECTIONS if url.startswith("grpc") else _NOISY_CONNECTIONS
+    options = LoadOptions(connections=connections, connections_max=connections, token=key)
     bodies = stamped_bodies(requests(), id_prefix="noise")
+    due = np.repeat(np.arange(0.0, float(seconds), int(burst) / float(calls)), int(burst))
     print("begins", flush=True)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(run_load(url, bodies, rate=float(rate), seconds=float(seconds), arrivals="fixed", options=options))
+        report = runner.run(run_arrivals(url, bodies, due, options=options))
+    print(report.shed, flush=True)
 
 
 if __name__ == "__main__":

@@ -18,17 +18,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psutil
+
 from paywarden.ops.gateway.description import read_description
 from paywarden.ops.gateway.envoy import envoy_configuration
 from paywarden.ops.gateway.nginx import nginx_configuration
 from paywarden.ops.times import now_ms
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
+from perf.tools.measuring import ahead_of_others
 from perf.tools.servers import Server, running
 from tests.services.gateway_kills import route_of
 
 TARGETS = ("envoy", "nginx")
 HOSTS = ("scoring-1", "scoring-2")
 LOAD_KEY = "the-key-of-the-load"
+# How latencies are measured, as the beginning of their figures' names: load, gateway and hosts ahead of all others, or
+# at the usual priority.
+AHEAD, SHARED = "", "shared_"
+WAYS = (AHEAD, SHARED)
 CARDS = 400
 _CALLS_OF_CARD = 5
 _START_TIMEOUT_S = 30.0
@@ -68,6 +75,17 @@ class Gateway:
 
     url: str
     access_log: Path
+    # Of gRPC; empty unless it was asked for.
+    grpc_url: str
+    process: subprocess.Popen[bytes]
+
+    def pids(self) -> list[int]:
+        """Returns its processes: nginx has several."""
+        return [self.process.pid, *(each.pid for each in psutil.Process(self.process.pid).children(recursive=True))]
+
+    def cpu_seconds(self) -> float:
+        """Returns the CPU time that its processes have used, in seconds."""
+        return sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in self.pids())
 
 
 def places_of(servers: Sequence[Server], names: Sequence[str] = HOSTS) -> list[Place]:
@@ -103,11 +121,21 @@ def running_hosts(takes_us: int, names: Sequence[str] = HOSTS) -> Iterator[list[
 
 @contextmanager
 def running_gateway(
-    target: str, places: Sequence[Place], clients: Sequence[ClientShare], *, access_log: bool = False
+    target: str,
+    places: Sequence[Place],
+    clients: Sequence[ClientShare],
+    *,
+    access_log: bool = False,
+    with_grpc: bool = False,
 ) -> Iterator[Gateway]:
-    """Start a gateway before these hosts, for clients with keys and shares. With `access_log` it writes one."""
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        port = held.getsockname()[1]
+    """Start a gateway before these hosts, for clients with keys and shares. With `access_log` it writes one.
+
+    With `with_grpc` it takes calls of gRPC. The hosts do not: those that it does not refuse fail.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as held, socket.create_server(("127.0.0.1", 0)) as held_too:
+        port, grpc_port = (
+            one.getsockname()[1] if wanted else 0 for one, wanted in ((held, True), (held_too, with_grpc))
+        )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         # nginx's workers run as another user.
@@ -115,7 +143,9 @@ def running_gateway(
         (folder / "secret").write_text("s" * 32 + "\n", encoding="ascii")
         (folder / "secret").chmod(0o600)
         log = str(folder / "access.log") if access_log else "/dev/null"
-        (folder / "gateway.toml").write_text(_description(folder, port, places, clients, log), encoding="utf-8")
+        (folder / "gateway.toml").write_text(
+            _description(folder, (port, grpc_port), places, clients, log), encoding="utf-8"
+        )
         description = read_description(folder / "gateway.toml")
         file = folder / "configuration.json"
         if target == "envoy":
@@ -137,7 +167,8 @@ def running_gateway(
             command = ["nginx", "-c", str(file), "-g", "daemon off;"]
         process = subprocess.Popen(command)
         try:
-            started = Gateway(f"http://127.0.0.1:{port}", Path(log))
+            grpc_url = f"grpc://127.0.0.1:{grpc_port}" if with_grpc else ""
+            started = Gateway(f"http://127.0.0.1:{port}", Path(log), grpc_url, process)
             _wait_until_ready(started.url, clients[0].key)
             yield started
         finally:
@@ -145,13 +176,28 @@ def running_gateway(
             process.wait()
 
 
+@contextmanager
+def measured_ahead(
+    way: str, hosts: Sequence[Server], gateway: Gateway | None, behind: Sequence[int] = ()
+) -> Iterator[None]:
+    """Put this process, hosts and gateway ahead of all others, if `way` says so. Processes `behind` come next."""
+    if way != AHEAD:
+        yield
+        return
+    first = [os.getpid(), *(host.process.pid for host in hosts), *(gateway.pids() if gateway else ())]
+    with ahead_of_others(behind, 1), ahead_of_others(first, 2):
+        yield
+
+
 def _description(
-    folder: Path, port: int, places: Sequence[Place], clients: Sequence[ClientShare], access_log: str
+    folder: Path, ports: tuple[int, int], places: Sequence[Place], clients: Sequence[ClientShare], access_log: str
 ) -> str:
+    port, grpc_port = ports
+    over_grpc = f"127.0.0.1:{grpc_port}" if grpc_port else ""
     text = f"""
 [listen]
 http = "127.0.0.1:{port}"
-grpc = ""
+grpc = "{over_grpc}"
 access_log = "{access_log}"
 [to_hosts]
 secret_file = "secret"
@@ -164,6 +210,7 @@ folder = "{folder}"
         text += f"calls_per_second = {client.calls_per_second}\nburst = {client.burst}\n"
     for place in places:
         text += f'[[hosts]]\nname = "{place.name}"\naddress = "127.0.0.1"\nhttp = {place.http}\n'
+        text += f"grpc = {place.http}\n"
         text += f"health = {place.health}\n"
     return text
 
