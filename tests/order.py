@@ -18,6 +18,7 @@ Item = TypeVar("Item")
 _WAITING = ("tests/e2e/", "tests/integration/", "tests/simulation/")
 # Each takes more than 40 seconds when the machine does nothing else. A name that no longer exists does no harm.
 LONGEST = (
+    "tests/integration/operate/test_clients_hostile.py",
     "tests/integration/profiles/test_backup.py",
     "tests/integration/profiles/test_stream_ends.py",
     "tests/simulation/test_simulation.py",

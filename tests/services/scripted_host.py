@@ -11,10 +11,13 @@ import contextlib
 import json
 import socket
 import ssl
+import struct
 import threading
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
+
+from tests.services.hostile_answers import HOSTILE, Hostile
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,9 @@ class ScriptedHost:
 
     def __init__(self, *script: str | int, tls: ssl.SSLContext | None = None) -> None:
         """Words: `answer`, a status, `break`, `hang`, `half`, `say_close`, `then_close`, `chunked`, `to_end`, `old`,
-        `continue`, `junk`, `endless`, `other` (about another payment). After `say_close` and `old` the host
-        leaves it to the caller to close.
+        `continue`, `junk`, `endless`, `other` (about another payment), `twice` (answered, then refused, unasked),
+        `large`, `flood` (answered, then bytes without end), and those of hostile_answers.py. After `say_close` and
+        `old` the host leaves it to the caller to close.
         """
         self._script = list(script or ("answer",))
         self._tls = tls
@@ -46,6 +50,8 @@ class ScriptedHost:
         self._open: set[socket.socket] = set()
         self.requests: list[ArrivedRequest] = []
         self.connections = 0
+        # Bytes of answers that the host could send before the caller left.
+        self.sent_bytes = 0
         # Connections that were used again after the host had left a request on them without an answer.
         self.disturbed = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -109,8 +115,29 @@ class ScriptedHost:
                     # Until the caller closes.
                     self.disturbed += bool(connection.recv(1))
                     return
-                if not _play(connection, word, request):
+                if word == "flood":
+                    _play(connection, "answer", request)
+                    self._flood(connection)
+                hostile = HOSTILE.get(str(word))
+                serves_on = self._play(connection, hostile, request) if hostile else _play(connection, word, request)
+                if not serves_on:
                     return
+
+    def _flood(self, connection: socket.socket) -> None:
+        part = b" " * 65_536
+        while True:
+            connection.sendall(part)
+            with self._lock:
+                self.sent_bytes += len(part)
+
+    def _play(self, connection: socket.socket, hostile: Hostile, request: ArrivedRequest) -> bool:
+        for part in hostile.parts(request.payment["payment_id"]):
+            connection.sendall(part)
+            with self._lock:
+                self.sent_bytes += len(part)
+        if hostile.then == "reset":
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        return hostile.then == "serve"
 
 
 def _read_request(connection: socket.socket, data: bytes, number: int) -> tuple[ArrivedRequest | None, bytes]:
@@ -170,5 +197,14 @@ def _play(connection: socket.socket, word: str | int, request: ArrivedRequest) -
         "endless": b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n",
         "other": b"HTTP/1.1 200 OK\r\n" + length + b"\r\n" + body,
     }
+    if word == "large":
+        body = body[:-1] + b', "filler": "%b"}' % (b"y" * 15_000)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        return True
+    if word == "twice":
+        # In two records of TLS, where there are any.
+        connection.sendall(answers["answer"])
+        connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+        return True
     connection.sendall(answers[word])
     return word in ("answer", "chunked", "continue", "other", "say_close", "old")

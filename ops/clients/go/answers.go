@@ -3,6 +3,7 @@ package paywarden
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"unicode/utf8"
 )
 
@@ -26,7 +27,11 @@ const (
 	Closed       = "closed"
 )
 
-const messageMax = 300
+const (
+	messageMax = 300
+	// wholeMax is the largest whole number that all languages read exactly.
+	wholeMax = 1<<53 - 1
+)
 
 // Decision is what was decided about a payment.
 type Decision struct {
@@ -98,7 +103,7 @@ func decisionOf(paymentID string, body []byte) *Decision {
 	}
 	if found["profile_age_ms"] != nil {
 		age, isNumber := numberOr(found, "profile_age_ms", 0)
-		if !isNumber || age != float64(int64(age)) {
+		if !isNumber || math.Abs(age) > wholeMax || age != math.Trunc(age) {
 			return nil
 		}
 		whole := int64(age)

@@ -25,10 +25,28 @@ var (
 // connection is one connection. A call has it to itself while it uses it.
 type connection struct {
 	net.Conn
+	tcp  net.Conn
 	raw  syscall.RawConn
 	used time.Time
 	// received is room for what comes.
 	received []byte
+}
+
+// Close closes the socket. To say so in TLS, too, may wait for five seconds on a host that does not read.
+func (c *connection) Close() error { return c.tcp.Close() }
+
+// isStale returns whether the host has closed an idle connection, or sent what nobody asked for.
+func (c *connection) isStale() bool {
+	if isStale(c.raw) {
+		return true
+	}
+	if c.Conn == c.tcp {
+		return false
+	}
+	// TLS may have read more than the answer. With a deadline in the past it gives what it has, and reads no more.
+	c.SetReadDeadline(time.Unix(1, 0))
+	count, err := c.Read(c.received[:1])
+	return count > 0 || !errors.Is(err, os.ErrDeadlineExceeded)
 }
 
 // exchange sends a request and returns its whole answer. The error is errLate, errNoAnswer, or any other if the
@@ -190,7 +208,7 @@ func (h *hostConnections) take(ctx context.Context, deadline time.Time, isFresh 
 		if kept == nil {
 			break
 		}
-		if time.Since(kept.used) < h.idle && !isStale(kept.raw) {
+		if time.Since(kept.used) < h.idle && !kept.isStale() {
 			return kept, nil
 		}
 		kept.Close()
@@ -283,7 +301,7 @@ func (h *hostConnections) connectTo(ctx context.Context, address netip.AddrPort)
 	if err != nil {
 		return nil, err
 	}
-	made := &connection{Conn: dialed, received: make([]byte, receiveBytes)}
+	made := &connection{Conn: dialed, tcp: dialed, received: make([]byte, receiveBytes)}
 	if made.raw, err = dialed.(*net.TCPConn).SyscallConn(); err != nil {
 		dialed.Close()
 		return nil, err

@@ -8,8 +8,11 @@ import (
 )
 
 const (
-	headBytesMax = 64 * 1024
-	bodyBytesMax = 1024 * 1024
+	// To read the largest answer takes no more than a few milliseconds, since a host may send it just before the deadline.
+	// Our own answers have some 2 KB.
+	headBytesMax = 16 * 1024
+	bodyBytesMax = 64 * 1024
+	chunksMax    = 1000
 	// A chunk's size in hexadecimal digits, and its extensions.
 	chunkLineMax = 1024
 	unknown      = -1
@@ -43,8 +46,10 @@ type answerReader struct {
 	isHeadRead bool
 	isChunked  bool
 	length     int
-	status     int
-	body       []byte
+	// passed counts the bytes of heads that were read, those of interim answers among them.
+	passed, chunkCount int
+	status             int
+	body               []byte
 	// keeps says whether the connection may be used again, saysClose whether the host said that it will not be.
 	keeps, saysClose bool
 }
@@ -54,12 +59,17 @@ func (r *answerReader) feed(received []byte) (bool, error) {
 	r.data = append(r.data, received...)
 	for !r.isHeadRead {
 		end := bytes.Index(r.data, []byte("\r\n\r\n"))
-		if end > headBytesMax || (end < 0 && len(r.data) > headBytesMax) {
+		size := end
+		if end < 0 {
+			size = len(r.data)
+		}
+		if r.passed+size > headBytesMax {
 			return false, errNoAnswer
 		}
 		if end < 0 {
 			return false, nil
 		}
+		r.passed += size + 4
 		head := r.data[:end]
 		r.data = r.data[end+4:]
 		if err := r.readHead(string(head)); err != nil {
@@ -96,6 +106,9 @@ func (r *answerReader) end() bool {
 func (r *answerReader) readHead(head string) error {
 	first, rest, _ := strings.Cut(head, "\r\n")
 	if len(first) < 12 || first[:7] != "HTTP/1." || (first[7:9] != "0 " && first[7:9] != "1 ") || !isDigits(first[9:12]) {
+		return errNoAnswer
+	}
+	if len(first) > 12 && first[12] != ' ' {
 		return errNoAnswer
 	}
 	r.status, _ = strconv.Atoi(first[9:12])
@@ -165,6 +178,9 @@ func (r *answerReader) readChunks() (bool, error) {
 			}
 			return false, nil
 		}
+		if lineEnd > chunkLineMax {
+			return false, errNoAnswer
+		}
 		digits, _, _ := strings.Cut(string(r.data[:lineEnd]), ";")
 		digits = strings.Trim(digits, " \t")
 		size, err := strconv.ParseUint(digits, 16, 32)
@@ -179,6 +195,9 @@ func (r *answerReader) readChunks() (bool, error) {
 			return false, nil
 		}
 		if r.data[end] != '\r' || r.data[end+1] != '\n' {
+			return false, errNoAnswer
+		}
+		if r.chunkCount++; r.chunkCount > chunksMax {
 			return false, errNoAnswer
 		}
 		r.body = append(r.body, r.data[lineEnd+2:end]...)

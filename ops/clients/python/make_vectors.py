@@ -270,6 +270,7 @@ def answers() -> Iterator[Case]:
     yield "without an age", ok({}, "profile_age_ms")
     yield "an age of null", ok({"profile_age_ms": None})
     yield "a negative age", ok({"profile_age_ms": -5})
+    yield "the largest age", ok({"profile_age_ms": 2**53 - 1})
     yield "only what must be there", ok({}, *(name for name in right if name not in ("payment_id", "action")))
     yield "a score of 1", ok({"score": 1})
     yield "names that nobody knows", ok({"later": {"a": [1]}, "more": None})
@@ -290,6 +291,9 @@ def answers() -> Iterator[Case]:
         "a model version of null": {"model_version": None},
         "an age with a fraction": {"profile_age_ms": 1.5},
         "an age as text": {"profile_age_ms": "284"},
+        "a NaN, which is no JSON, under a name that nobody knows": {"later": float("nan")},
+        "an age that not all languages read exactly": {"profile_age_ms": 2**53},
+        "an age beyond any whole number": {"profile_age_ms": 1e300},
     }
     for name, changes in wrong.items():
         yield name, ok(changes)

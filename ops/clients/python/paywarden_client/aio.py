@@ -43,8 +43,8 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._reader is None:
-            # Nobody asked for it.
-            self.is_stale = True
+            # Nobody asked for it, and more of it would keep the loop busy.
+            self.close()
             return
         try:
             if self._reader.feed(data):
@@ -238,7 +238,7 @@ class AsyncClient:
                 return met
             if met.says_close:
                 self._core.avoid(plan.host)
-            if met.keeps and not self._core.is_closed:
+            if met.keeps and not connection.is_stale and not self._core.is_closed:
                 host.keep(connection)
                 connection = None
             return met.status, met.body

@@ -18,6 +18,8 @@ CAUSES = (LATE, BUSY, UNREACHABLE, BROKEN, OVERLOADED, UNAVAILABLE, UNAUTHORIZED
 _CAUSE_OF = {401: UNAUTHORIZED, 403: UNAUTHORIZED, 429: OVERLOADED, 503: UNAVAILABLE, 504: LATE}
 _WRONG_REQUEST = frozenset((400, 409, 413, 415))
 _MESSAGE_MAX = 300
+# The largest whole number that all languages read exactly.
+_WHOLE_MAX = 2**53 - 1
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def _decision_of(payment_id: str, body: bytes) -> Decision | None:
         found.get("payment_id") != payment_id
         or found.get("action") not in ACTIONS
         or not (_is_number(score) and 0 <= score <= 1)
-        or not (age is None or (_is_number(age) and age == age // 1))
+        or not (age is None or (_is_number(age) and abs(age) <= _WHOLE_MAX and age == age // 1))
         or not (isinstance(decision_id, str) and isinstance(version, str))
         or not (_are_texts(reasons) and _are_texts(flags))
     ):
@@ -90,14 +92,19 @@ def _refusal_of(status: int, body: bytes) -> WrongRequest:
 
 def _object_of(body: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(body.decode())
+        found = json.loads(body.decode(), parse_constant=_refuse)
     except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
+def _refuse(_: str) -> None:
+    """Infinity and NaN are no JSON."""
+    raise ValueError
+
+
 def _is_number(value: Any) -> bool:
-    # Not an instance of bool, which is an int. Infinity and NaN are no JSON.
+    # Not an instance of bool, which is an int. A number may be too large for a float.
     return type(value) is int or (type(value) is float and abs(value) < float("inf"))
 
 

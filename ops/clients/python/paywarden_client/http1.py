@@ -10,8 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-HEAD_BYTES_MAX = 64 * 1024
-BODY_BYTES_MAX = 1024 * 1024
+# To read the largest answer takes a few milliseconds, since a host may send it just before the deadline. The service's
+# own answers have some 2 KB.
+HEAD_BYTES_MAX = 16 * 1024
+BODY_BYTES_MAX = 64 * 1024
+CHUNKS_MAX = 1000
 # A chunk's size in hexadecimal digits, and its extensions.
 _CHUNK_LINE_MAX = 1024
 _UNKNOWN = -1
@@ -31,10 +34,14 @@ def request_bytes(path: str, authority: str, headers: Iterable[tuple[str, str]],
 class AnswerReader:
     """Reads one answer."""
 
-    __slots__ = ("_chunked", "_data", "_is_head_read", "_length", "body", "keeps", "says_close", "status")
+    __slots__ = (
+        *("_at", "_chunk_count", "_chunked", "_data", "_is_head_read", "_length", "_passed"),
+        *("body", "keeps", "says_close", "status"),
+    )
 
     def __init__(self) -> None:
-        self._data = b""
+        # What is before `_at` was read. Interim answers had `_passed` bytes.
+        self._data, self._at, self._passed, self._chunk_count = b"", 0, 0, 0
         self._is_head_read = self._chunked = False
         self._length = _UNKNOWN
         self.status, self.body = 0, b""
@@ -43,25 +50,28 @@ class AnswerReader:
 
     def feed(self, data: bytes) -> bool:
         """Take what was received. Returns whether the answer is whole. Raises AnswerError."""
-        self._data = self._data + data if self._data else data
+        self._data, self._at = (self._data[self._at :] + data if self._at < len(self._data) else data), 0
         while not self._is_head_read:
-            end = self._data.find(b"\r\n\r\n")
-            if end > HEAD_BYTES_MAX or (end < 0 and len(self._data) > HEAD_BYTES_MAX):
+            end = self._data.find(b"\r\n\r\n", self._at)
+            size = (len(self._data) if end < 0 else end) - self._at
+            if self._passed + size > HEAD_BYTES_MAX:
                 raise AnswerError("the head is too large")
             if end < 0:
                 return False
-            head, self._data = self._data[:end], self._data[end + 4 :]
+            head, self._at = self._data[self._at : end], end + 4
+            self._passed += size + 4
             self._read_head(head)
         if self._chunked:
             return self._read_chunks()
+        size = len(self._data) - self._at
         if self._length != _UNKNOWN:
-            if len(self._data) < self._length:
+            if size < self._length:
                 return False
-            self.body = self._data[: self._length]
+            self.body = self._data[self._at : self._at + self._length]
             # Bytes that nobody asked for.
-            self.keeps = self.keeps and len(self._data) == self._length
+            self.keeps = self.keeps and size == self._length
             return True
-        if len(self._data) > BODY_BYTES_MAX:
+        if size > BODY_BYTES_MAX:
             raise AnswerError("the body is too large")
         return False
 
@@ -69,12 +79,13 @@ class AnswerReader:
         """Note that the connection has ended. Returns whether that made the answer whole."""
         if not self._is_head_read or self._chunked or self._length != _UNKNOWN:
             return False
-        self.body, self.keeps = self._data, False
+        self.body, self.keeps = self._data[self._at :], False
         return True
 
     def _read_head(self, head: bytes) -> None:
         first, *lines = head.split(b"\r\n")
-        if not (first[:7] == b"HTTP/1." and first[7:9] in (b"0 ", b"1 ") and first[9:12].isdigit()):
+        is_answer = first[:7] == b"HTTP/1." and first[7:9] in (b"0 ", b"1 ") and first[12:13] in (b"", b" ")
+        if not (is_answer and first[9:12].isdigit()):
             raise AnswerError("not an answer in HTTP/1.1")
         self.status = int(first[9:12])
         if 100 <= self.status < 200:
@@ -116,27 +127,31 @@ class AnswerReader:
             raise AnswerError("the body is too large")
 
     def _read_chunks(self) -> bool:
+        data = self._data
         while True:
-            line_end = self._data.find(b"\r\n")
+            line_end = data.find(b"\r\n", self._at)
             if line_end < 0:
-                if len(self._data) > _CHUNK_LINE_MAX:
+                if len(data) - self._at > _CHUNK_LINE_MAX:
                     raise AnswerError("a chunk without a size")
                 return False
-            digits = self._data[:line_end].partition(b";")[0].strip()
+            digits = data[self._at : line_end].partition(b";")[0].strip()
             if not digits or len(digits) > 8 or digits.strip(b"0123456789abcdefABCDEF"):
                 raise AnswerError("a chunk without a size")
             size = int(digits, 16)
-            if len(self.body) + size > BODY_BYTES_MAX:
+            if line_end - self._at > _CHUNK_LINE_MAX or len(self.body) + size > BODY_BYTES_MAX:
                 raise AnswerError("the body is too large")
             if size == 0:
                 return self._read_trailers(line_end + 2)
             end = line_end + 2 + size
-            if len(self._data) < end + 2:
+            if len(data) < end + 2:
                 return False
-            if self._data[end : end + 2] != b"\r\n":
+            if data[end : end + 2] != b"\r\n":
                 raise AnswerError("a chunk longer than its size")
-            self.body += self._data[line_end + 2 : end]
-            self._data = self._data[end + 2 :]
+            self._chunk_count += 1
+            if self._chunk_count > CHUNKS_MAX:
+                raise AnswerError("too many chunks")
+            self.body += data[line_end + 2 : end]
+            self._at = end + 2
 
     def _read_trailers(self, begin: int) -> bool:
         rest = self._data[begin:]
@@ -144,7 +159,7 @@ class AnswerReader:
             self.keeps = self.keeps and len(rest) == 2
             return True
         end = rest.find(b"\r\n\r\n")
-        if len(rest) > HEAD_BYTES_MAX:
+        if (len(rest) if end < 0 else end) > HEAD_BYTES_MAX:
             raise AnswerError("the trailers are too large")
         if end < 0:
             return False

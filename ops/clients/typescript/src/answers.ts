@@ -51,7 +51,7 @@ function decisionOf(paymentId: string, body: Uint8Array): Decision | undefined {
     found["payment_id"] !== paymentId ||
     !isAction(action) ||
     !(typeof score === "number" && score >= 0 && score <= 1) ||
-    !(age === null || (typeof age === "number" && Number.isInteger(age))) ||
+    !(age === null || (typeof age === "number" && Number.isSafeInteger(age))) ||
     typeof decision_id !== "string" ||
     typeof model_version !== "string" ||
     !areTexts(reasons) ||

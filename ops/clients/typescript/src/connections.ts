@@ -23,8 +23,9 @@ export class Connection {
   constructor(private readonly socket: Socket) {
     socket.on("data", (data) => this.received(data));
     socket.on("end", () => this.ended());
-    socket.on("close", () => this.ended());
-    socket.on("error", () => this.ended());
+    // Without an end before it, the answer is not whole, whatever its length was to be.
+    socket.on("close", () => this.broke());
+    socket.on("error", () => this.broke());
   }
 
   /** Send a request. Resolves to its whole answer, or to what was met by the deadline. */
@@ -49,7 +50,8 @@ export class Connection {
 
   private received(data: Buffer): void {
     if (this.reader === undefined) {
-      this.isStale = true;
+      // Nobody asked for it, and more of it would keep the process busy.
+      this.close();
       return;
     }
     try {
@@ -62,6 +64,11 @@ export class Connection {
   private ended(): void {
     this.isStale = true;
     if (this.reader !== undefined) this.give?.(this.reader.end() ? this.reader : "broken");
+  }
+
+  private broke(): void {
+    this.isStale = true;
+    this.give?.("broken");
   }
 }
 

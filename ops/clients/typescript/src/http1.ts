@@ -1,9 +1,12 @@
 // A reader of one answer in HTTP/1.1, without sockets (rule 21).
 
-const HEAD_BYTES_MAX = 64 * 1024;
-const BODY_BYTES_MAX = 1024 * 1024;
+// To read the largest answer takes no more than a few milliseconds, since a host may send it just before the deadline.
+// Our own answers have some 2 KB.
+const HEAD_BYTES_MAX = 16 * 1024;
+const BODY_BYTES_MAX = 64 * 1024;
+const CHUNKS_MAX = 1000;
 const CHUNK_LINE_MAX = 1024;
-const FIRST_LINE = /^HTTP\/1\.([01]) ([0-9]{3})/;
+const FIRST_LINE = /^HTTP\/1\.([01]) ([0-9]{3})(?: |$)/;
 const HEADER_NAME = /^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/;
 const EMPTY = Buffer.alloc(0);
 
@@ -22,16 +25,20 @@ export class AnswerReader {
   private isHeadRead = false;
   private isChunked = false;
   private length = -1;
+  /** Bytes of heads that were read, those of interim answers among them. */
+  private passed = 0;
+  private readonly chunks: Buffer[] = [];
+  private chunkBytes = 0;
 
   /** Take what was received. Returns whether the answer is whole. Throws AnswerError. */
   feed(received: Buffer): boolean {
     this.data = this.data.length > 0 ? Buffer.concat([this.data, received]) : received;
     while (!this.isHeadRead) {
       const end = this.data.indexOf("\r\n\r\n");
-      if (end > HEAD_BYTES_MAX || (end < 0 && this.data.length > HEAD_BYTES_MAX)) {
-        throw new AnswerError("the head is too large");
-      }
+      const size = end < 0 ? this.data.length : end;
+      if (this.passed + size > HEAD_BYTES_MAX) throw new AnswerError("the head is too large");
       if (end < 0) return false;
+      this.passed += size + 4;
       const head = this.data.toString("latin1", 0, end);
       this.data = this.data.subarray(end + 4);
       this.readHead(head);
@@ -110,26 +117,29 @@ export class AnswerReader {
       const digits = (this.data.toString("latin1", 0, lineEnd).split(";", 1)[0] ?? "").trim();
       if (!/^[0-9a-fA-F]{1,8}$/.test(digits)) throw new AnswerError("a chunk without a size");
       const size = Number.parseInt(digits, 16);
-      if (this.body.length + size > BODY_BYTES_MAX) throw new AnswerError("the body is too large");
+      if (lineEnd > CHUNK_LINE_MAX || this.chunkBytes + size > BODY_BYTES_MAX)
+        throw new AnswerError("the body is too large");
       if (size === 0) return this.readTrailers(lineEnd + 2);
       const end = lineEnd + 2 + size;
       if (this.data.length < end + 2) return false;
       if (this.data.toString("latin1", end, end + 2) !== "\r\n") throw new AnswerError("a chunk longer than its size");
-      this.body = Buffer.concat([this.body, this.data.subarray(lineEnd + 2, end)]);
+      if (this.chunks.push(this.data.subarray(lineEnd + 2, end)) > CHUNKS_MAX) throw new AnswerError("too many chunks");
+      this.chunkBytes += size;
       this.data = this.data.subarray(end + 2);
     }
   }
 
   private readTrailers(begin: number): boolean {
     const rest = this.data.subarray(begin);
-    if (rest.length >= 2 && rest.toString("latin1", 0, 2) === "\r\n") {
-      this.keeps &&= rest.length === 2;
-      return true;
+    let size = 2;
+    if (rest.toString("latin1", 0, 2) !== "\r\n") {
+      const end = rest.indexOf("\r\n\r\n");
+      if ((end < 0 ? rest.length : end) > HEAD_BYTES_MAX) throw new AnswerError("the trailers are too large");
+      if (end < 0) return false;
+      size = end + 4;
     }
-    const end = rest.indexOf("\r\n\r\n");
-    if (rest.length > HEAD_BYTES_MAX) throw new AnswerError("the trailers are too large");
-    if (end < 0) return false;
-    this.keeps &&= end + 4 === rest.length;
+    this.keeps &&= size === rest.length;
+    this.body = Buffer.concat(this.chunks);
     return true;
   }
 }

@@ -8,7 +8,12 @@ import java.util.List;
 
 /** Reads one answer in HTTP/1.1, without sockets, and writes requests. */
 final class AnswerReader {
-    static final int HEAD_BYTES_MAX = 64 * 1024, BODY_BYTES_MAX = 1024 * 1024;
+    /**
+     * To read the largest answer takes no more than a few milliseconds, since a host may send it just before the
+     * deadline. Our own answers have some 2 KB.
+     */
+    static final int HEAD_BYTES_MAX = 16 * 1024, BODY_BYTES_MAX = 64 * 1024, CHUNKS_MAX = 1000;
+
     /** A chunk's size in hexadecimal digits, and its extensions. */
     private static final int CHUNK_LINE_MAX = 1024;
 
@@ -30,6 +35,8 @@ final class AnswerReader {
     private boolean isHeadRead, isChunked;
     private int length = UNKNOWN;
     private ByteArrayOutputStream chunks;
+    /** Bytes of heads that were read, those of interim answers among them; and chunks. */
+    private int passed, chunkCount;
 
     int status;
     byte[] body = new byte[0];
@@ -55,12 +62,14 @@ final class AnswerReader {
         append(received, count);
         while (!isHeadRead) {
             int headEnd = find("\r\n\r\n", begin);
-            if ((headEnd < 0 ? end : headEnd) - begin > HEAD_BYTES_MAX) {
+            int size = (headEnd < 0 ? end : headEnd) - begin;
+            if (passed + size > HEAD_BYTES_MAX) {
                 throw new NoAnswer();
             }
             if (headEnd < 0) {
                 return false;
             }
+            passed += size + 4;
             String head = new String(data, begin, headEnd - begin, StandardCharsets.ISO_8859_1);
             begin = headEnd + 4;
             readHead(head);
@@ -121,7 +130,8 @@ final class AnswerReader {
         String first = lines[0];
         if (first.length() < 12
                 || !(first.startsWith("HTTP/1.1 ") || first.startsWith("HTTP/1.0 "))
-                || !isDigits(first.substring(9, 12))) {
+                || !isDigits(first.substring(9, 12))
+                || (first.length() > 12 && first.charAt(12) != ' ')) {
             throw new NoAnswer();
         }
         status = Integer.parseInt(first.substring(9, 12));
@@ -194,7 +204,7 @@ final class AnswerReader {
                 throw new NoAnswer();
             }
             long size = Long.parseLong(digits, 16);
-            if (chunks.size() + size > BODY_BYTES_MAX) {
+            if (lineEnd - begin > CHUNK_LINE_MAX || chunks.size() + size > BODY_BYTES_MAX) {
                 throw new NoAnswer();
             }
             if (size == 0) {
@@ -207,6 +217,9 @@ final class AnswerReader {
             if (data[chunkEnd] != '\r' || data[chunkEnd + 1] != '\n') {
                 throw new NoAnswer();
             }
+            if (++chunkCount > CHUNKS_MAX) {
+                throw new NoAnswer();
+            }
             chunks.write(data, lineEnd + 2, (int) size);
             begin = chunkEnd + 2;
         }
@@ -215,10 +228,10 @@ final class AnswerReader {
     private boolean readTrailers(int from) throws NoAnswer {
         int trailersEnd = end - from >= 2 && data[from] == '\r' && data[from + 1] == '\n' ? from + 2 : -1;
         if (trailersEnd < 0) {
-            if (end - from > HEAD_BYTES_MAX) {
+            int found = find("\r\n\r\n", from);
+            if ((found < 0 ? end : found) - from > HEAD_BYTES_MAX) {
                 throw new NoAnswer();
             }
-            int found = find("\r\n\r\n", from);
             if (found < 0) {
                 return false;
             }

@@ -10,6 +10,8 @@ final class Answers {
     static final String FAILED = "failed", CLOSED = "closed";
 
     private static final int MESSAGE_MAX = 300;
+    /** The largest whole number that all languages read exactly. */
+    private static final long WHOLE_MAX = (1L << 53) - 1;
 
     private Answers() {}
 
@@ -66,7 +68,8 @@ final class Answers {
         }
         Long ageMs = null;
         if (age != null) {
-            if (!Json.isNumber(age) || ((Number) age).doubleValue() != Math.rint(((Number) age).doubleValue())) {
+            double whole = Json.isNumber(age) ? ((Number) age).doubleValue() : Double.NaN;
+            if (!(Math.abs(whole) <= WHOLE_MAX && whole == Math.rint(whole))) {
                 return null;
             }
             ageMs = ((Number) age).longValue();

@@ -15,11 +15,11 @@ import java.util.Deque;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
-import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.CountDownLatch;
+import java.util.concurrent.Future;
+import java.util.concurrent.ScheduledThreadPoolExecutor;
 import java.util.concurrent.Semaphore;
 import java.util.concurrent.TimeUnit;
-import java.util.concurrent.atomic.AtomicBoolean;
 import javax.net.ssl.SSLContext;
 import javax.net.ssl.SSLParameters;
 import javax.net.ssl.SSLSocket;
@@ -29,6 +29,9 @@ final class HostConnections {
     private static final int RECEIVE_BYTES = 16 * 1024;
     /** A larger request may fill the socket of a host that does not read: something must end the wait. */
     private static final int SENT_AT_ONCE_BYTES = 16 * 1024;
+
+    /** Closes connections at their deadlines, for all clients of the process. Its thread starts at the first use. */
+    private static final ScheduledThreadPoolExecutor CLOSER = closer();
 
     /** There is no time left. */
     static final class DeadlinePassed extends Exception {
@@ -62,11 +65,13 @@ final class HostConnections {
         private final SocketChannel channel;
         private final InputStream in;
         private final OutputStream out;
+        private final boolean isTls;
         private final byte[] received = new byte[RECEIVE_BYTES];
         private long usedNs;
 
-        Connection(SocketChannel channel, InputStream in, OutputStream out) {
+        Connection(SocketChannel channel, boolean isTls, InputStream in, OutputStream out) {
             this.channel = channel;
+            this.isTls = isTls;
             this.in = in;
             this.out = out;
         }
@@ -85,21 +90,27 @@ final class HostConnections {
 
         /** Sends a request and returns its whole answer. An IOException is NoAnswer, or says that it broke. */
         AnswerReader exchange(byte[] request, long deadlineNs) throws DeadlinePassed, IOException {
-            AtomicBoolean isSent = new AtomicBoolean();
-            if (request.length > SENT_AT_ONCE_BYTES) {
-                closeAt(channel, deadlineNs, isSent);
-            }
+            // With TLS a read is many reads of the socket, and the time limit of each begins anew.
+            Future<?> closing = isTls || request.length > SENT_AT_ONCE_BYTES ? closeAt(channel, deadlineNs) : null;
             try {
                 out.write(request);
                 out.flush();
+                return answer(deadlineNs);
+            } catch (AnswerReader.NoAnswer error) {
+                throw error;
             } catch (IOException error) {
                 if (deadlineNs - System.nanoTime() <= 0) {
                     throw new DeadlinePassed();
                 }
                 throw error;
             } finally {
-                isSent.set(true);
+                if (closing != null) {
+                    closing.cancel(false);
+                }
             }
+        }
+
+        private AnswerReader answer(long deadlineNs) throws DeadlinePassed, IOException {
             AnswerReader reader = new AnswerReader();
             while (true) {
                 int count = receive(deadlineNs);
@@ -268,7 +279,7 @@ final class HostConnections {
         untilNs = untilNs - deadlineNs > 0 ? deadlineNs : untilNs;
         SocketChannel channel = null;
         InetAddress address = null;
-        AtomicBoolean isMade = new AtomicBoolean();
+        Future<?> closing = null;
         try {
             if (!resolved.await(untilNs - System.nanoTime(), TimeUnit.NANOSECONDS)) {
                 throw new SocketTimeoutException();
@@ -278,17 +289,15 @@ final class HostConnections {
             channel.setOption(StandardSocketOptions.TCP_NODELAY, true);
             channel.socket().connect(new InetSocketAddress(address, target.port()), millisecondsLeft(untilNs));
             if (tls == null) {
-                return new Connection(channel, channel.socket().getInputStream(), channel.socket().getOutputStream());
+                return new Connection(
+                        channel, false, channel.socket().getInputStream(), channel.socket().getOutputStream());
             }
-            closeAt(channel, untilNs, isMade);
-            Connection made = shakeHands(channel, untilNs);
-            isMade.set(true);
-            return made;
+            closing = closeAt(channel, untilNs);
+            return shakeHands(channel, untilNs);
         } catch (InterruptedException error) {
             Thread.currentThread().interrupt();
             throw new NoConnection();
         } catch (IOException error) {
-            isMade.set(true);
             closeQuietly(channel);
             if (address != null) {
                 addresses.failed(address, System.nanoTime());
@@ -297,6 +306,10 @@ final class HostConnections {
                 throw new DeadlinePassed();
             }
             throw new NoConnection();
+        } finally {
+            if (closing != null) {
+                closing.cancel(false);
+            }
         }
     }
 
@@ -309,7 +322,7 @@ final class HostConnections {
         parameters.setApplicationProtocols(new String[] {"http/1.1"});
         socket.setSSLParameters(parameters);
         socket.startHandshake();
-        return new Connection(channel, socket.getInputStream(), socket.getOutputStream());
+        return new Connection(channel, true, socket.getInputStream(), socket.getOutputStream());
     }
 
     /** Returns what is left, rounded up to milliseconds. Raises SocketTimeoutException if nothing is. */
@@ -321,15 +334,23 @@ final class HostConnections {
         return (int) ((leftNs + 999_999) / 1_000_000);
     }
 
-    /** Closes a channel at a time, unless what it is used for has ended by then. */
-    private static void closeAt(SocketChannel channel, long untilNs, AtomicBoolean hasEnded) {
-        CompletableFuture.delayedExecutor(untilNs - System.nanoTime(), TimeUnit.NANOSECONDS, Runnable::run)
-                .execute(
-                        () -> {
-                            if (!hasEnded.get()) {
-                                closeQuietly(channel);
-                            }
+    /** Closes a channel at a time, unless that is cancelled before. */
+    private static Future<?> closeAt(SocketChannel channel, long untilNs) {
+        return CLOSER.schedule(() -> closeQuietly(channel), untilNs - System.nanoTime(), TimeUnit.NANOSECONDS);
+    }
+
+    private static ScheduledThreadPoolExecutor closer() {
+        ScheduledThreadPoolExecutor made =
+                new ScheduledThreadPoolExecutor(
+                        1,
+                        work -> {
+                            Thread thread = new Thread(work, "paywarden-deadlines");
+                            thread.setDaemon(true);
+                            return thread;
                         });
+        // Else each call would hold its connection until its deadline.
+        made.setRemoveOnCancelPolicy(true);
+        return made;
     }
 
     private static void closeQuietly(SocketChannel channel) {
