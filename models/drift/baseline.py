@@ -97,7 +97,26 @@ class Baseline:
 
         `followed`: how far the levels have moved since the past, (signals,).
         """
-        value, count = layout.values(counts)
+        found = self._compared(layout, counts, start_ms, length_ms, followed)
+        effect = _effect(layout, found.value - found.expected, found.expected, found.variance, self.variance)
+        deviation = np.sqrt(found.variance)
+        return Block(
+            start_ms,
+            length_ms,
+            layout.signals,
+            found.value,
+            found.expected,
+            deviation,
+            found.count,
+            effect,
+            found.middle,
+            self.range,
+        )
+
+    def _compared(
+        self, layout: Layout, counts: Counts, start_ms: int, length_ms: int, followed: NDArray[Any] | None
+    ) -> _Compared:
+        value, count, spread = layout.values_and_spread(counts)
         expected, past = self.expected(layout, start_ms, length_ms)
         if followed is not None:
             expected = expected + followed
@@ -105,18 +124,27 @@ class Baseline:
         # Measure from the nearest point of the range in which the signal counts as unchanged.
         expected = expected + np.clip(value - expected, -self.range, self.range)
         # An event that was rare in the past may be frequent in this block: use the mean of both variances if larger.
-        of_one = np.maximum(self.variance, (self.variance + layout.spread(counts)) / 2)
+        of_one = np.maximum(self.variance, (self.variance + spread) / 2)
         place = LENGTHS_MS.index(length_ms)
         sampling = 1 / np.maximum(count, 1) + 1 / np.maximum(past, 1)
         variance = self.dispersion[place] * of_one * sampling + self.wander[place]
-        effect = _effect(layout, value - expected, expected, variance, self.variance)
-        deviation = np.sqrt(variance)
-        return Block(start_ms, length_ms, layout.signals, value, expected, deviation, count, effect, middle, self.range)
+        return _Compared(value, count, middle, expected, variance)
 
     def expected(self, layout: Layout, start_ms: int, length_ms: int) -> tuple[F64, F64]:
         """Returns the expected values of a block, and the number of past payments they rest on. Both (signals,)."""
         season, past = _season_of(layout, self.season, self.payments, start_ms, length_ms)
         return self.level + season, past
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """A block's signals, (signals,). `expected` is the nearest unchanged value to `value`, `middle` the usual one."""
+
+    value: F64
+    count: NDArray[np.int64]
+    middle: F64
+    expected: F64
+    variance: F64
 
 
 def followed(baseline: Baseline, layout: Layout, before: F32, day: Block) -> F32:
@@ -203,9 +231,9 @@ def _widening(layout: Layout, baseline: Baseline, fives: Iterable[TimedCounts], 
 
     furthest, blocks = np.zeros(len(layout.signals)), np.zeros(len(layout.signals))
     for start_ms, counts in fives:
-        block = baseline.block(layout, counts, start_ms, _FIVE_MS, levels[(start_ms - first_ms) // _DAY_MS])
+        block = baseline._compared(layout, counts, start_ms, _FIVE_MS, levels[(start_ms - first_ms) // _DAY_MS])
         is_there = block.count >= PAYMENTS_MIN
-        z = np.abs(block.value - block.expected) / block.sd
+        z = np.abs(block.value - block.expected) / np.sqrt(block.variance)
         furthest = np.fmax(furthest, np.where(is_there, z, 0.0))
         blocks += is_there
     widest = np.zeros(layout.signal_group_count)

@@ -98,21 +98,13 @@ class Counts:
 
     def count(self, rows: DecisionRows) -> None:
         """Add these decisions to the counts."""
-        binning = self.binning
-        segments = binning.segments_of(rows.values)
-        score_bins = binning.bins_of_scores(rows.scores).astype(np.int64)
-        score_bins[np.isnan(rows.scores)] = -1
-        ages = np.searchsorted(AGE_EDGES_MS, rows.ages_ms, side="right")
-        ages[rows.ages_ms < 0] = AGE_UNKNOWN
-        vectors = np.ascontiguousarray(rows.vectors, dtype=np.float32)
-        assert vectors.shape == (len(segments), binning.feature_count)
-        actions = np.asarray(rows.actions, dtype=np.int64)
-        _count_rows(
-            _BinnedRows(segments, score_bins, actions, ages, vectors),
-            binning.feature_edges,
-            _CountArrays(self.payments, self.scores, self.actions, self.features, self.ages),
-        )
-        self._count_flags(segments, rows.flags)
+        self.count_binned(binned_rows(self.binning, rows), rows.flags)
+
+    def count_binned(self, rows: BinnedRows, flags: Sequence[Sequence[str]] = ()) -> None:
+        """Add decisions whose bins are known. `flags`: as in DecisionRows; empty if no decision has any."""
+        results = _CountArrays(self.payments, self.scores, self.actions, self.features, self.ages)
+        _count_rows(rows, self.binning.feature_edges, results)
+        self._count_flags(rows.segments, flags)
 
     def _count_flags(self, segments: NDArray[np.uint16], flags: Sequence[Sequence[str]]) -> None:
         places = {name: place for place, name in enumerate(self.binning.flags)}
@@ -163,6 +155,18 @@ def count_rows(binning: Binning, rows: DecisionRows) -> Counts:
     return counts
 
 
+def binned_rows(binning: Binning, rows: DecisionRows) -> BinnedRows:
+    """Returns the segments and bins of these decisions. The vectors are not copied if they are contiguous."""
+    segments = binning.segments_of(rows.values)
+    score_bins = binning.bins_of_scores(rows.scores).astype(np.int16)
+    score_bins[np.isnan(rows.scores)] = -1
+    ages = np.searchsorted(AGE_EDGES_MS, rows.ages_ms, side="right").astype(np.int8)
+    ages[rows.ages_ms < 0] = AGE_UNKNOWN
+    vectors = np.ascontiguousarray(rows.vectors, dtype=np.float32)
+    assert vectors.shape == (len(segments), binning.feature_count)
+    return BinnedRows(segments, score_bins, np.asarray(rows.actions, dtype=np.int8), ages, vectors)
+
+
 def _shapes(binning: Binning) -> tuple[tuple[int, ...], ...]:
     """The shapes of `Counts.arrays`, in their order."""
     count = len(binning.segments)
@@ -193,17 +197,17 @@ def _inflated(deflated: bytes, size: int) -> bytes:
     return plain
 
 
-class _BinnedRows(NamedTuple):
+class BinnedRows(NamedTuple):
     """Rows to count. A named tuple, because compiled code takes no other kind of object with names.
 
     `segments`: (rows, 1 + dimensions). `score_bin`, below 0 for no score, `action` and `age`: (rows,). `vectors`:
-    (rows, features).
+    (rows, features). A row takes 12 bytes besides its vector.
     """
 
     segments: NDArray[np.uint16]
-    score_bin: NDArray[np.int64]
-    action: NDArray[np.int64]
-    age: NDArray[np.int64]
+    score_bin: NDArray[np.int16]
+    action: NDArray[np.int8]
+    age: NDArray[np.int8]
     vectors: NDArray[np.float32]
 
 
@@ -218,7 +222,7 @@ class _CountArrays(NamedTuple):
 
 
 @compiled()
-def _count_rows(rows: _BinnedRows, edges: NDArray[np.float32], counts: _CountArrays) -> None:
+def _count_rows(rows: BinnedRows, edges: NDArray[np.float32], counts: _CountArrays) -> None:
     """Add rows to counts. `edges` are `Binning.feature_edges`; values are binned as `Binning.bins_of_features` does."""
     places, (feature_count, edge_count) = rows.segments.shape[1], edges.shape
     for row in range(len(rows.segments)):

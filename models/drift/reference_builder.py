@@ -24,13 +24,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.models.drift.baseline import TimedCounts, learn_baseline
 from paywarden.models.drift.binning import FEATURE_BINS, NONE, OTHER, Binning
-from paywarden.models.drift.counts import DecisionRows, count_rows
+from paywarden.models.drift.counts import BinnedRows, Counts, DecisionRows, binned_rows
 from paywarden.models.drift.detectors import DAY_MS, HOUR_MS, LENGTHS_MS
 from paywarden.models.drift.reference import Reference, layout_of
 from paywarden.models.drift.signal_layout import Kinds
@@ -95,13 +96,16 @@ def make_reference(
     )
     kinds = Kinds.SCORE | Kinds.INPUTS | (Kinds(0) if past.live is None else Kinds.QUALITY)
     names, review_at = tuple(feature_names), thresholds[0]
-    total = count_rows(binning, _rows(past, slice(None)))
+    rows = binned_rows(binning, _rows(past))
+    blocks = partial(_Blocks, past, binning, rows)
+    total = Counts.empty(binning)
+    total.count_binned(rows, () if past.live is None else past.live.flags)
     layout = layout_of(total, names, review_at, kinds)
-    hours = DayRows(Subjects(binning, names), _Blocks(past, binning, range(days.start, days.stop, HOUR_MS), HOUR_MS))
+    hours = DayRows(Subjects(binning, names), blocks(range(days.start, days.stop, HOUR_MS), HOUR_MS))
     step_ms = _FIVES_STEP * FIVE_MS
     # Another one of the six blocks in each half hour.
     starts = [start + number * FIVE_MS % step_ms for number, start in enumerate(range(days.start, days.stop, step_ms))]
-    baseline = learn_baseline(layout, total, hours, _Blocks(past, binning, starts, FIVE_MS))
+    baseline = learn_baseline(layout, total, hours, blocks(starts, FIVE_MS))
     natural = hours.natural()
     return Reference(model_version, names, review_at, kinds, total, baseline, layout, natural, days.start, days.stop)
 
@@ -128,6 +132,7 @@ class _Blocks:
 
     past: PastDecisions
     binning: Binning
+    rows: BinnedRows
     starts_ms: Sequence[int]
     length_ms: int
 
@@ -136,18 +141,24 @@ class _Blocks:
         time_ms = self.past.segments.time_ms
         firsts, ends = np.searchsorted(time_ms, starts), np.searchsorted(time_ms, starts + self.length_ms)
         for start_ms, first, end in zip(self.starts_ms, firsts.tolist(), ends.tolist(), strict=True):
-            yield start_ms, count_rows(self.binning, _rows(self.past, slice(first, end)))
+            counts, part, rows = Counts.empty(self.binning), slice(first, end), self.rows
+            flags = () if self.past.live is None else self.past.live.flags[part]
+            vectors, segments = rows.vectors[part], rows.segments[part]
+            counts.count_binned(
+                BinnedRows(segments, rows.score_bin[part], rows.action[part], rows.age[part], vectors), flags
+            )
+            yield start_ms, counts
 
 
-def _rows(past: PastDecisions, rows: slice) -> DecisionRows:
-    scores, live = past.scores[rows], past.live
+def _rows(past: PastDecisions) -> DecisionRows:
+    scores, live = past.scores, past.live
     return DecisionRows(
         scores=scores,
-        actions=np.zeros(len(scores), dtype=np.int64) if live is None else live.actions[rows],
-        vectors=past.vectors[rows],
-        flags=[()] * len(scores) if live is None else live.flags[rows],
-        ages_ms=np.full(len(scores), -1, dtype=np.int64) if live is None else live.ages_ms[rows],
-        values=[column[rows].tolist() for column in past.segments.values],
+        actions=np.zeros(len(scores), dtype=np.int8) if live is None else live.actions,
+        vectors=past.vectors,
+        flags=() if live is None else live.flags,
+        ages_ms=np.full(len(scores), -1, dtype=np.int64) if live is None else live.ages_ms,
+        values=[column.tolist() for column in past.segments.values],
     )
 
 

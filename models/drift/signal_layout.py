@@ -16,8 +16,9 @@ How it works:
 1. A bin's rank is its place in the reference: the share of payments below it plus half of its own share. In the past,
    ranks are uniform over 0 to 1.
 2. `Layout` keeps one number per bin for each statistic (`weights`): the rank, the distance from the middle, or 0 and 1.
-3. `values` multiplies each segment's histogram with the weights and divides by its payments.
-4. `spread` and `moments` take the variance of the same numbers: E[w²] - E[w]².
+3. `values` multiplies each segment's histogram with the weights and divides by its payments. A compiled loop does it,
+   because most bins of a short block are empty.
+4. `values_and_spread` and `moments` take the variance of the same numbers: E[w²] - E[w]².
 
 Example: three score bins hold 50, 30 and 20 payments of the past. Their ranks are 0.25, 0.65 and 0.90. A later block
 with 20, 30 and 50 payments has
@@ -35,6 +36,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from paywarden.features.kernel.jit import compiled
 from paywarden.models.drift.binning import MISSING, OTHER, OVERALL, Binning
 from paywarden.models.drift.counts import AGE_BINS, AGE_UNKNOWN, Counts
 from paywarden.models.drift.signals import FEATURE_PREFIX, FLAG_PREFIX, PROFILE_AGE, TRAFFIC, Signal, is_histogram
@@ -83,7 +85,7 @@ class Ranks:
 class _Family:
     """Subjects with the same statistics, each computed from one histogram per segment.
 
-    `histograms`: takes counts, returns (segments, subjects, bins). `weights`: (subjects, statistics, bins).
+    `histograms`: takes counts, returns (segments, subjects, bins or more). `weights`: (subjects, statistics, bins).
     """
 
     subjects: tuple[str, ...]
@@ -130,32 +132,36 @@ class Layout:
 
     def values(self, counts: Counts) -> tuple[F64, NDArray[np.int64]]:
         """Returns each signal's value, NaN without payments, and the payments it is a mean of. Both (signals,)."""
-        sums, sizes = [], []
-        for family in self._families:
-            histograms = self._histograms(family, counts)
-            sums.append(_weighted(histograms, family.weights))
-            size = histograms.sum(axis=2).T[:, None, :]
-            sizes.append(np.broadcast_to(size, sums[-1].shape))
-        payments = counts.payments[: 1 + len(self._traffic)]
-        sums.append(payments[1:].astype(np.float64))
-        sizes.append(np.full(len(self._traffic), payments[0]))
-        size = _flat(sizes)
+        sums, _, sizes = self._sums(counts)
         with np.errstate(divide="ignore", invalid="ignore"):
-            return _flat(sums) / size, size
+            return sums / sizes, sizes
 
-    def spread(self, counts: Counts) -> F64:
-        """Returns the variance between these payments of the number that each signal averages; 0 without payments.
+    def values_and_spread(self, counts: Counts) -> tuple[F64, NDArray[np.int64], F64]:
+        """Returns what `values` does, and the variance between these payments of the number that each signal averages.
 
-        Shape (signals,).
+        The variance is 0 without payments. All are (signals,).
         """
-        variances = []
+        sums, squares, sizes = self._sums(counts)
+        known = np.maximum(sizes, 1)
+        mean = sums / known
+        return np.where(sizes > 0, mean, np.nan), sizes, squares / known - mean**2
+
+    def _sums(self, counts: Counts) -> tuple[F64, F64, NDArray[np.int64]]:
+        """Returns the sums of each signal's numbers and of their squares, and the number of payments: (signals,)."""
+        sums, squares = np.zeros((2, len(self.signals)))
+        sizes = np.zeros(len(self.signals), dtype=np.int64)
+        start = 0
         for family in self._families:
-            histograms = self._histograms(family, counts)
-            shares = histograms / np.maximum(histograms.sum(axis=2, keepdims=True), 1)
-            variances.append(_weighted(shares, family.weights**2) - _weighted(shares, family.weights) ** 2)
+            shape = (*family.weights.shape[:2], len(self.segments))
+            part = slice(start, start + int(np.prod(shape)))
+            start = part.stop
+            results = (array[part].reshape(shape) for array in (sums, squares, sizes))
+            _weigh(family.histograms(counts)[: len(self.segments)], family.weights, *results)
         payments = counts.payments[: 1 + len(self._traffic)]
-        share = payments[1:] / max(int(payments[0]), 1)
-        return _flat([*variances, share * (1 - share)])
+        # A payment of the segment counts 1, and the square of 1 is 1.
+        sums[start:] = squares[start:] = payments[1:]
+        sizes[start:] = payments[0]
+        return sums, squares, sizes
 
     def moments(self, counts: Counts) -> tuple[F64, F64]:
         """Estimate each signal's mean over payments and the variance between payments. Both (signals,).
@@ -175,7 +181,7 @@ class Layout:
         return _flat(means), np.maximum(_flat(variances), 1e-9)
 
     def _histograms(self, family: _Family, counts: Counts) -> NDArray[np.int64]:
-        return family.histograms(counts)[: len(self.segments)]
+        return family.histograms(counts)[: len(self.segments), :, : family.weights.shape[2]]
 
 
 def _is_input(signal: Signal) -> bool:
@@ -195,7 +201,7 @@ def _families(
     if Kinds.INPUTS in kinds:
         subjects = tuple(f"{FEATURE_PREFIX}{name}" for name in feature_names)
         weights = np.stack([ranks.features, _off_middle(ranks.features)], axis=1)
-        families.append(_Family(subjects, ("location", "spread"), lambda c: c.features[:, :, :MISSING], weights))
+        families.append(_Family(subjects, ("location", "spread"), lambda c: c.features, weights))
         missing = np.tile(np.arange(MISSING + 1) == MISSING, (len(subjects), 1, 1)).astype(np.float64)
         families.append(_Family(subjects, ("missing",), lambda c: c.features, missing))
     if Kinds.QUALITY in kinds:
@@ -204,7 +210,7 @@ def _families(
         flags = tuple(f"{FLAG_PREFIX}{name}" for name in (*binning.flags, OTHER))
         families.append(_Family(flags, ("share",), _flagged, np.tile([1.0, 0.0], (len(flags), 1, 1))))
         places = np.linspace(0, 1, AGE_UNKNOWN)[None, None]
-        families.append(_Family((PROFILE_AGE,), ("location",), lambda c: c.ages[:, None, :AGE_UNKNOWN], places))
+        families.append(_Family((PROFILE_AGE,), ("location",), lambda c: c.ages[:, None], places))
         unknown = (np.arange(AGE_BINS) == AGE_UNKNOWN).astype(np.float64)[None, None]
         families.append(_Family((PROFILE_AGE,), ("missing",), lambda c: c.ages[:, None], unknown))
     return families
@@ -213,6 +219,27 @@ def _families(
 def _flagged(counts: Counts) -> NDArray[np.int64]:
     """Payments with and without each flag, (segments, flags + 1, 2)."""
     return np.stack([counts.flags, counts.payments[:, None] - counts.flags], axis=2)
+
+
+@compiled()
+def _weigh(histograms: NDArray[np.int64], weights: F64, sums: F64, squares: F64, sizes: NDArray[np.int64]) -> None:
+    """Add up what each payment of a histogram weighs, and its square, and the payments themselves.
+
+    `histograms`: (segments, subjects, bins or more); `weights`: (subjects, statistics, bins). The results, which begin
+    as zeros: (subjects, statistics, segments).
+    """
+    subjects, statistics, bins = weights.shape
+    for segment in range(len(histograms)):
+        for subject in range(subjects):
+            for place in range(bins):
+                count = histograms[segment, subject, place]
+                if count == 0:
+                    continue
+                for statistic in range(statistics):
+                    weight = weights[subject, statistic, place]
+                    sums[subject, statistic, segment] += count * weight
+                    squares[subject, statistic, segment] += count * weight * weight
+                    sizes[subject, statistic, segment] += count
 
 
 def _weighted(histograms: NDArray[Any], weights: F64) -> F64:

@@ -90,7 +90,9 @@ def test_a_signal_is_the_mean_over_its_payments_and_spread_their_variance(seed: 
     rows, ranks = rows_of(seed, count), Ranks.of_counts(count_rows(BINNING, rows_of(seed + 1, 50)))
     layout = Layout(BINNING, FEATURES, ranks, high_risk_at=HIGH_RISK_AT, kinds=ALL)
     counts = count_rows(BINNING, rows)
-    (values, sizes), spread = layout.values(counts), layout.spread(counts)
+    values, sizes, spread = layout.values_and_spread(counts)
+    for found, same in zip(layout.values(counts), (values, sizes), strict=True):
+        np.testing.assert_array_equal(found, same)
     for number, signal in enumerate(layout.signals):
         payments = of_payments(rows, signal, ranks)
         assert sizes[number] == len(payments), signal
@@ -194,8 +196,8 @@ def test_without_inputs_there_are_only_signals_of_all_payments(kinds: Kinds) -> 
     whole = layout_of(counts, ALL)
     same = [whole.numbers[signal] for signal in layout.signals]
     for mine, all_of_them in zip(
-        (*layout.values(counts), layout.spread(counts), *layout.moments(counts)),
-        (*whole.values(counts), whole.spread(counts), *whole.moments(counts)),
+        (*layout.values_and_spread(counts), *layout.moments(counts)),
+        (*whole.values_and_spread(counts), *whole.moments(counts)),
         strict=True,
     ):
         np.testing.assert_array_equal(mine, all_of_them[same])
