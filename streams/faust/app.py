@@ -22,6 +22,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 import faust
+import faust.utils.venusian
 from aiokafka.errors import CorruptRecordException, KafkaError
 from faust.app.base import BootStrategy
 from faust.types import ProcessingGuarantee, TopicT
@@ -51,6 +52,16 @@ _REQUEST_TIMEOUT_S: Final = 40.0
 # The event loop notes that it turns this often. One that has not turned for so long hangs.
 _TURN_EVERY_S: Final = 1.0
 _TURN_S_MAX: Final = 60.0
+
+
+def _attach_nothing(*_: object, **__: object) -> None:
+    """Do not note where an agent or a task was defined: only Faust's search for agents, which we do not use, asks.
+
+    To find it out, Python looks up the files of all loaded modules, thousands of calls of the file system at each start.
+    """
+
+
+faust.utils.venusian.attach = _attach_nothing
 
 
 class _BootStrategy(BootStrategy):

@@ -233,6 +233,17 @@ with ProcessEnd("stream") as end:
 """
 
 
+def test_an_agent_is_added_without_a_look_at_the_files_of_all_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python then asks the file system about thousands of files, at each start of a worker."""
+
+    async def read(_: object) -> None: ...
+
+    app = World().app
+    monkeypatch.setattr("inspect.getmodule", lambda *_, **__: pytest.fail("the files of all modules are looked up"))
+    app.add_agent(app.topic("payments"), "payments", read)
+    app.add_task(lambda: read(None))
+
+
 def test_the_second_signal_ends_the_process_at_once() -> None:
     """The first signal waits for a batch that takes too long."""
     process = subprocess.Popen([sys.executable, "-c", SLOW_APP], stdout=subprocess.PIPE, cwd=ROOT)
