@@ -29,6 +29,7 @@ import gc
 import importlib
 import json
 import os
+import pkgutil
 import resource
 import select
 import selectors
@@ -40,7 +41,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from multiprocessing import Pipe
@@ -54,15 +55,13 @@ from tests.services.made_once import run_folder
 # Only the start of a process reads these.
 _READ_AT_THE_START = ("PYTHON", "NUMBA_", "OMP_", "LD_", "MALLOC_")
 _LIMITS = (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE, resource.RLIMIT_CORE, resource.RLIMIT_AS)
-# What commands import when they run.
+# The product is imported whole, since a command imports more when it runs. These are modules of other packages that
+# commands or Faust import at work, and what pytest's workers import besides.
+_ROOMS = ("schemas", "features", "models", "scoring", "streams", "ops")
 _MODULES = (
-    *("paywarden.ops.cli", "paywarden.ops.wiring.companion", "paywarden.ops.wiring.drift", "paywarden.ops.histories"),
-    *("paywarden.ops.wiring.scoring", "paywarden.ops.wiring.stores", "paywarden.ops.wiring.stream"),
-    *("paywarden.features.profiles.engine", "paywarden.features.history.history", "paywarden.scoring.server.worker"),
-    *("paywarden.scoring.server.supervisor", "paywarden.streams.archive.archive", "paywarden.streams.faust.app"),
-    *("paywarden.streams.maintenance.backfill", "paywarden.streams.maintenance.rebuild"),
-    *("paywarden.models.bundle.bundle", "paywarden.models.training.training", "pyarrow.parquet", "jinja2"),
-    # What pytest's workers import besides.
+    *("pyarrow.parquet", "pyarrow.compute", "jinja2", "rich.progress", "rich.table"),
+    *("faust.app.router", "faust.assignor.partition_assignor", "faust.fixups.django", "faust.tables.manager"),
+    *("faust.topics", "faust.worker"),
     *("scipy.stats", "sklearn.metrics", "prometheus_client.parser"),
 )
 # They load compiled code besides the engine's.
@@ -341,12 +340,20 @@ def _load() -> None:
     # Tests themselves run in forks, and there a warning is an error.
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for module in _MODULES:
+        for module in (*_MODULES, *_modules_of_the_product()):
             importlib.import_module(module)
     importlib.import_module("paywarden.features.profiles.engine").FeatureEngine().warm_up()
     for module in _COMPILED:
         importlib.import_module(module).warm_up()
     _get_ready_to_fork()
+
+
+def _modules_of_the_product() -> Iterator[str]:
+    for room in _ROOMS:
+        package = importlib.import_module(f"paywarden.{room}")
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if not module.name.endswith(".__main__"):
+                yield module.name
 
 
 def _get_ready_to_fork() -> None:
