@@ -148,7 +148,7 @@ def _told(plan: Any, outcome: Any, options: argparse.Namespace) -> str:
 
 
 def _known_breaks(options: argparse.Namespace) -> int:
-    """Undo each fix in turn, and run seeds until one fails."""
+    """Undo each fix in turn, and run seeds until one fails, the one first that is known to."""
     from tests.simulation.history import run_plan
     from tests.simulation.mutations import MUTATIONS
     from tests.simulation.plan import plan_of
@@ -158,7 +158,7 @@ def _known_breaks(options: argparse.Namespace) -> int:
         for name, mutation in MUTATIONS.items():
             found[name], text = None, "not found"
             with mutation.undone():
-                for seed in range(mutation.seeds):
+                for seed in mutation.order:
                     failure = run_plan(plan_of(seed, mutation.faults)).failure
                     gc.collect()
                     if failure is not None and failure.kind in mutation.kinds:
