@@ -18,13 +18,12 @@ from confluent_kafka.cimpl import NewTopic
 from tests.patience import PATIENCE_S
 from tests.services.fetch import kafka_dir, tool
 from tests.services.java import JavaProcess, JavaService, StartFailed
+from tests.services.kafka_classes import small_jvm
 from tests.services.made_once import made_once
 from tests.services.ports import free_port
 
 # What differs between formatted folders.
 _IDS = ("cluster.id=", "directory.id=")
-# Serial collection and only the first compiler: a small process that starts soon on a shared machine.
-_JVM = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Djava.awt.headless=true")
 
 # For benchmarks: what Kafka's own scripts set, with a heap for one small broker.
 PRODUCTION_JVM = (
@@ -54,11 +53,12 @@ QUICK_RETURN: Mapping[str, str] = {"broker.session.timeout.ms": "3000"}
 class KafkaServer(JavaService):
     """One broker on 127.0.0.1, its data under `folder`; a context manager.
 
-    `settings` override our lines of server.properties. Using a topic does not create it: a test creates its topics.
+    `settings` override our lines of server.properties; `jvm`: options of Java, by default those of a small process.
+    Using a topic does not create it: a test creates its topics.
     Only one thread at a time may use it. Any process may connect as a client.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, str] | None = None, jvm: Sequence[str] = _JVM) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, str] | None = None, jvm: Sequence[str] = ()) -> None:
         super().__init__(folder)
         self._settings, self._jvm = dict(settings or {}), tuple(jvm)
 
@@ -143,7 +143,7 @@ class KafkaServer(JavaService):
 
     def _arguments(self, main_class: str) -> list[str]:
         logging = "-Dlog4j2.level=INFO"
-        return [*self._jvm, logging, "-cp", f"{kafka_dir()}/*", main_class]
+        return [*(self._jvm or small_jvm()), logging, "-cp", f"{kafka_dir()}/*", main_class]
 
 
 def _new_id() -> str:

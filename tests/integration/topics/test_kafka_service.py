@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from confluent_kafka import Message, Producer
 from confluent_kafka.cimpl import NewTopic
@@ -160,6 +161,13 @@ def test_a_taken_port_is_replaced_by_another(tmp_path: Path, monkeypatch: pytest
             assert not server.bootstrap.endswith(f":{port}")
             assert server.running
         assert not server.running
+
+
+def test_the_broker_of_a_run_maps_the_classes_that_java_kept(kafka: KafkaServer) -> None:
+    """Java goes on without a file that does not fit, and each start takes twice the CPU time."""
+    config = str(kafka.folder / "server.properties")
+    (broker,) = [one for one in psutil.process_iter(["cmdline"]) if config in (one.info["cmdline"] or ())[-1:]]
+    assert any(mapped.path.endswith("/classes.jsa") for mapped in broker.memory_maps())
 
 
 def test_a_broker_that_cannot_start_shows_its_log(tmp_path: Path) -> None:
