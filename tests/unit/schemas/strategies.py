@@ -22,6 +22,9 @@ _PRIMITIVES: dict[str, st.SearchStrategy[Any]] = {
     "string": _TEXT,
 }
 
+EXAMPLES = 25
+"""Examples of one topic. A property of all topics has as many for each, and one writer and reader serve them all."""
+
 
 def records(schema: Schema) -> st.SearchStrategy[dict[str, Any]]:
     """Whole records of a parsed schema, every field given. No NaN, so that equal means equal."""

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from paywarden.schemas.avro import TOPICS, Decoder, Encoder, LocalSchemaIds, Schema, fingerprint, parsed, schema_text
 from paywarden.schemas.errors import InvalidEvent
-from tests.unit.schemas.strategies import records
+from tests.unit.schemas.strategies import EXAMPLES, records
 
 # A topic, as far as a change can make another schema of it.
 Fields = list[dict[str, Any]]
@@ -69,7 +69,7 @@ def passed_on(topic: str, record: dict[str, Any], *, writer: Schema, reader: Sch
 
 
 @pytest.mark.parametrize("topic", TOPICS)
-@settings(max_examples=25)
+@settings(max_examples=EXAMPLES)
 @given(data=st.data())
 def test_a_newer_reader_fills_in_the_default_of_an_added_field(topic: str, data: st.DataObject) -> None:
     record = data.draw(records_of_today(topic))
@@ -78,7 +78,7 @@ def test_a_newer_reader_fills_in_the_default_of_an_added_field(topic: str, data:
 
 
 @pytest.mark.parametrize("topic", TOPICS)
-@settings(max_examples=25)
+@settings(max_examples=EXAMPLES)
 @given(data=st.data(), place=st.integers(0, 3))
 def test_todays_reader_skips_a_field_added_later(topic: str, data: st.DataObject, place: int) -> None:
     newer, its_records = with_a_field(topic, place)
@@ -88,7 +88,7 @@ def test_todays_reader_skips_a_field_added_later(topic: str, data: st.DataObject
 
 
 @pytest.mark.parametrize("topic", TOPICS)
-@settings(max_examples=25)
+@settings(max_examples=EXAMPLES)
 @given(data=st.data())
 def test_the_order_of_fields_may_change(topic: str, data: st.DataObject) -> None:
     reordered, its_records = with_fields_sorted(topic)
@@ -97,7 +97,7 @@ def test_the_order_of_fields_may_change(topic: str, data: st.DataObject) -> None
 
 
 @pytest.mark.parametrize("topic", TOPICS)
-@settings(max_examples=25)
+@settings(max_examples=EXAMPLES)
 @given(data=st.data())
 def test_a_writer_without_a_required_field_is_refused(topic: str, data: st.DataObject) -> None:
     gone, poorer, its_records = without_a_field(topic)
@@ -107,6 +107,7 @@ def test_a_writer_without_a_required_field_is_refused(topic: str, data: st.DataO
 
 
 @pytest.mark.parametrize("topic", TOPICS)
+@settings(max_examples=EXAMPLES)
 @given(data=st.data(), body=st.binary(max_size=60))
 def test_any_body_of_a_newer_writer_is_a_record_or_refused(topic: str, data: st.DataObject, body: bytes) -> None:
     newer, its_records = with_a_field(topic, 1)

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paywarden.schemas.avro import TOPICS, Decoder, Encoder, LocalSchemaIds, Schema, parsed, subject, topic_schema
 from paywarden.schemas.errors import InvalidEvent
-from tests.unit.schemas.strategies import records
+from tests.unit.schemas.strategies import EXAMPLES, records
 
 IDS = LocalSchemaIds()
 ENCODERS = {topic: Encoder(topic, IDS.id_of(topic)) for topic in TOPICS}
@@ -68,6 +68,7 @@ def test_a_value_is_the_magic_byte_the_id_and_the_avro_body() -> None:
 
 
 @pytest.mark.parametrize("topic", TOPICS)
+@settings(max_examples=EXAMPLES)
 @given(data=st.data())
 def test_a_record_is_read_as_it_was_written(topic: str, data: st.DataObject) -> None:
     record = data.draw(RECORDS[topic])
@@ -85,6 +86,7 @@ def test_numpy_numbers_are_numbers() -> None:
 
 
 @pytest.mark.parametrize("topic", TOPICS)
+@settings(max_examples=EXAMPLES)
 @given(body=st.binary(max_size=200))
 def test_any_body_is_a_record_or_refused(topic: str, body: bytes) -> None:
     value = b"\x00" + IDS.id_of(topic).to_bytes(4, "big") + body
@@ -111,6 +113,7 @@ _DAMAGE = st.one_of(
 
 
 @pytest.mark.parametrize("topic", TOPICS)
+@settings(max_examples=EXAMPLES)
 @given(data=st.data(), damage=_DAMAGE)
 def test_a_damaged_record_is_a_record_or_refused(topic: str, data: st.DataObject, damage: bytes) -> None:
     value = ENCODERS[topic].encode(data.draw(RECORDS[topic]))
@@ -124,6 +127,7 @@ def test_a_damaged_record_is_a_record_or_refused(topic: str, data: st.DataObject
 
 
 @pytest.mark.parametrize("topic", TOPICS)
+@settings(max_examples=EXAMPLES)
 @given(data=st.data())
 def test_a_record_cut_short_anywhere_is_refused(topic: str, data: st.DataObject) -> None:
     value = ENCODERS[topic].encode(data.draw(RECORDS[topic]))
