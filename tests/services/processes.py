@@ -25,15 +25,25 @@ from tests.patience import PATIENCE_S
 from tests.services import template
 
 ROOT = CHECKOUT
+# Between two looks at a condition a test waits for as long as this many looks take, within a limit.
+_PAUSES, _PAUSE_S_MAX = 3.0, 0.3
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = PATIENCE_S, every_s: float = 0.02) -> None:
-    """Poll until the condition holds. At the timeout, fail with the name of the condition."""
+    """Poll until the condition holds. At the timeout, fail with the name of the condition.
+
+    A condition that takes long, such as the page of metrics or all records of a topic, is asked for less often: its
+    answers cost the process under test as much as the test.
+    """
     deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
+    while True:
+        asked = time.monotonic()
+        if condition():
+            return
+        now = time.monotonic()
+        if now > deadline:
             raise AssertionError(f"not within {timeout_s:.0f} s: {what}")
-        time.sleep(every_s)
+        time.sleep(max(every_s, min(_PAUSES * (now - asked), _PAUSE_S_MAX)))
 
 
 def wait_for_listener(address: str) -> None:

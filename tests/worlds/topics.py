@@ -151,15 +151,44 @@ def read_topic(settings: KafkaSettings, name: str) -> list[Record]:
         return [record for batch in batches for record in batch]
 
 
+class Lag:
+    """Asks how many payments and outcomes a group has not committed: with one client, however often it is asked.
+
+    It keeps to the partitions that there are when it is made.
+    """
+
+    def __init__(self, settings: KafkaSettings, group: str) -> None:
+        self._consumer: Consumer = make_consumer(settings, group_id=group)
+        self._partitions = {settings.topic(name): partitions_of(settings, name) for name in ("payments", "outcomes")}
+
+    def ask(self) -> int:
+        return sum(
+            _behind(self._consumer, topic, end_offsets(self._consumer, topic, partitions))
+            for topic, partitions in self._partitions.items()
+        )
+
+    def close(self) -> None:
+        self._consumer.close()
+
+
 def lag(settings: KafkaSettings, group: str) -> int:
     """Returns the number of payments and outcomes that the group has not committed."""
-    consumer: Consumer = make_consumer(settings, group_id=group)
-    behind = 0
-    for name in ("payments", "outcomes"):
-        ends = end_offsets(consumer, settings.topic(name), partitions_of(settings, name))
-        behind += _behind(consumer, settings.topic(name), ends)
-    consumer.close()
-    return behind
+    with closing(Lag(settings, group)) as behind:
+        return behind.ask()
+
+
+def wait_until_left(
+    settings: KafkaSettings,
+    group: str,
+    count: int,
+    what: str,
+    *,
+    timeout_s: float = PATIENCE_S,
+    every_s: float = 0.05,
+) -> None:
+    """Wait until the group has not committed at most this many payments and outcomes."""
+    with closing(Lag(settings, group)) as behind:
+        wait_until(lambda: behind.ask() <= count, what, timeout_s=timeout_s, every_s=every_s)
 
 
 def wait_until_worked_in(
@@ -171,7 +200,7 @@ def wait_until_worked_in(
     entities: Iterable[str] = ENTITIES,
 ) -> None:
     """Wait until every record has been read, and every event that it caused is in its profile."""
-    wait_until(lambda: lag(settings, group) == 0, f"{what} worked in", timeout_s=timeout_s, every_s=0.2)
+    wait_until_left(settings, group, 0, f"{what} worked in", timeout_s=timeout_s, every_s=0.1)
     # Frames that only report progress never stop. The frames that are there now are enough.
     consumer: Consumer = make_consumer(settings, group_id=group)
     names = [repartition_topic(entity, profile_set) for entity in entities]
@@ -201,8 +230,7 @@ def _committed(consumer: Consumer, wanted: list[TopicPartition]) -> list[TopicPa
 
 
 def wait_for_commit(settings: KafkaSettings, group: str) -> None:
-    before = lag(settings, group)
-    wait_until(lambda: lag(settings, group) < before, "a batch is committed", every_s=0.05)
+    wait_until_left(settings, group, lag(settings, group) - 1, "a batch is committed")
 
 
 def assert_profiles_equal(got: dict[bytes, bytes], wanted: dict[bytes, bytes]) -> None:

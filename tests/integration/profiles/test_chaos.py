@@ -25,7 +25,7 @@ from paywarden.features.datasets.simulator import simulate
 from paywarden.streams.kafka.client import KafkaSettings
 from tests.services.deployment import Deployment
 from tests.services.kafka import QUICK_RETURN, KafkaServer
-from tests.services.processes import PaywardenProcess, wait_until
+from tests.services.processes import PaywardenProcess
 from tests.standin.aerospike_server import Fault, StandIn
 from tests.worlds.topics import (
     Topics,
@@ -35,6 +35,7 @@ from tests.worlds.topics import (
     read_aerospike,
     read_changelog,
     read_topic,
+    wait_until_left,
     wait_until_worked_in,
 )
 
@@ -156,11 +157,6 @@ def disordered(payments: Sequence[dict[str, Any]], rng: random.Random) -> list[d
     return [row for _, row in sorted(places, key=lambda place: place[0])]
 
 
-def wait_until_left(settings: KafkaSettings, group: str, count: int) -> None:
-    """Wait until at most this many payments and outcomes are not worked in."""
-    wait_until(lambda: lag(settings, group) <= count, f"all but {count} records are worked in", timeout_s=300)
-
-
 def test_every_profile_equals_its_payments_whatever_is_killed(tmp_path: Path, own_kafka: KafkaServer) -> None:
     rng = random.Random(SEED)
     world = simulate(cards=CARDS, days=DAYS, seed=SEED)
@@ -178,18 +174,18 @@ def test_every_profile_equals_its_payments_whatever_is_killed(tmp_path: Path, ow
             with StoreFaults(server, rng) as faults:
                 topics.send_payments(arrivals[:half])
                 for share in (0.75, 0.5, 0.25):
-                    wait_until_left(settings, group, round(share * half))
+                    wait_until_left(settings, group, round(share * half), "some payments are worked in", timeout_s=300)
                     workers.kill_one()
                 # An outcome waits for its payment. The test would lose outcomes whose payments are still to come.
                 topics.send_payments(arrivals[half:])
                 topics.send_outcomes(outcomes)
                 left = lag(settings, group)
-                wait_until_left(settings, group, round(0.9 * left))
+                wait_until_left(settings, group, round(0.9 * left), "some more are worked in", timeout_s=300)
                 own_kafka.kill()
                 time.sleep(1)
                 own_kafka.restart()
                 for share in (0.7, 0.5, 0.3):
-                    wait_until_left(settings, group, round(share * left))
+                    wait_until_left(settings, group, round(share * left), "some more are worked in", timeout_s=300)
                     workers.kill_one()
                 assert lag(settings, group) > 0
             wait_until_worked_in(settings, group, timeout_s=900)

@@ -27,7 +27,6 @@ from tests.patience import PATIENCE_S
 from tests.services.deployment import Deployment
 from tests.services.in_process import remembered_clients, running
 from tests.services.kafka import KafkaServer
-from tests.services.processes import wait_until
 from tests.worlds.packed import sources_of, without_sources
 from tests.worlds.topics import (
     ENTITIES,
@@ -40,6 +39,7 @@ from tests.worlds.topics import (
     read_topic,
     small_world,
     wait_for_commit,
+    wait_until_left,
     wait_until_worked_in,
 )
 
@@ -103,7 +103,7 @@ def test_kill_9_at_any_moment_loses_no_payment_and_counts_none_twice(
     stream = deployment.start("stream")
     wait_until_worked_in(settings, group, "payments")
     topics.send_outcomes(outcomes)
-    wait_until(lambda: lag(settings, group) < len(outcomes), "some outcomes are worked in", every_s=0.02)
+    wait_until_left(settings, group, len(outcomes) - 1, "some outcomes are worked in", every_s=0.02)
     stream.kill()
     stream = deployment.start("stream")
     wait_until_worked_in(settings, group, "outcomes")
