@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paywarden.features.kernel.jit import compiled
+from paywarden.features.kernel.toolkit.jit import compiled
 from paywarden.models.drift.binning import MISSING, OTHER, OVERALL, Binning
 from paywarden.models.drift.counts import AGE_BINS, AGE_UNKNOWN, Counts
 from paywarden.models.drift.signals import FEATURE_PREFIX, FLAG_PREFIX, PROFILE_AGE, TRAFFIC, Signal, is_histogram

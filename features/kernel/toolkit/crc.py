@@ -39,7 +39,7 @@ def crc32_of_text(data: U8, at: int, end: int) -> int:
 
 @inlined
 def crc32_of_record(data: U8, at: int, end: int) -> int:
-    """Returns the CRC-32 of a record or a longer text, eight bytes at a time (Kounavis and Berry, "slicing by 8")."""
+    """Returns the CRC-32 of a longer text, eight bytes at a time (Kounavis and Berry, "slicing by 8", 2005)."""
     crc = np.int64(0xFFFFFFFF)
     while at + 8 <= end:
         word = load_word(data, at)
