@@ -47,6 +47,8 @@ _REASONS_MAX = 50
 # The third decimal of a float in currency units, as in features/datasets/handbook.py.
 _FLOAT_TOLERANCE = 1e-3
 _MINUTE_MS = 60_000
+# One to three digits before the first separator of thousands; not all of them are 0.
+_FIRST_THOUSANDS = "([1-9][0-9]{0,2}|0[1-9][0-9]?|00[1-9])"
 _TRUE, _FALSE = ("true", "1", "yes", "y", "t"), ("false", "0", "no", "n", "f")
 # Digits after the point that are read of a time, and what the result times the first over the second is in ms.
 _TIME_SCALES = {
@@ -357,7 +359,7 @@ class TableConverter:
             # As read_decimals has it: what stands elsewhere than between thousands makes no number.
             between = re.escape(form.thousands)
             grouped = pc.match_substring_regex(
-                texts, rf"^[+-]?[0-9]{{1,3}}({between}[0-9]{{2,3}})*{between}[0-9]{{3}}([^0-9{between}]|$)"
+                texts, rf"^[+-]?{_FIRST_THOUSANDS}({between}[0-9]{{2,3}})*{between}[0-9]{{3}}([^0-9{between}]|$)"
             )
             texts = pc.if_else(grouped, pc.replace_substring(texts, form.thousands, ""), texts)
             texts = pc.if_else(pc.match_substring(texts, form.thousands), "no number", texts)

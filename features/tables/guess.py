@@ -41,6 +41,9 @@ _ROWS = 20_000
 _NUMBERS = 2000
 _CATEGORIES_MAX = 30
 _DELIMITERS = ",;\t|"
+# Letters that Unicode does not take apart.
+_WITHOUT_STROKES = str.maketrans({"ł": "l", "Ł": "L", "ø": "o", "Ø": "O", "đ": "d", "Đ": "D", "ı": "i", "ß": "ss",
+                                  "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE", "þ": "th", "Þ": "Th"})  # fmt: skip
 _MISSING = ("NULL", "null", "NA", "N/A", "NaN", "nan", "None", "\\N", "?")
 _TIME_FORMATS = (
     "iso",
@@ -192,10 +195,9 @@ def _is_text(column: pa.Array) -> bool:
 
 
 def _without_accents(text: str) -> str:
-    """Returns a text with the letters below accents: "Händler" is "Handler"."""
-    return "".join(
-        one for one in unicodedata.normalize("NFKD", text.replace("ß", "ss")) if not unicodedata.combining(one)
-    )
+    """Returns a text with the letters below accents and strokes: "Händler" is "Handler", "Płatność" is "Platnosc"."""
+    plain = unicodedata.normalize("NFKD", text.translate(_WITHOUT_STROKES))
+    return "".join(one for one in plain if not unicodedata.combining(one))
 
 
 def _few(column: pa.Array) -> set[str]:

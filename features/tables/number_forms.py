@@ -39,7 +39,8 @@ class NumberForm:
             return is_plain_number(text)
         between, point = re.escape(self.thousands), re.escape(self.decimal)
         return (
-            re.fullmatch(rf"[+-]?([0-9]{{1,3}}({between}[0-9]{{3}})+|[0-9]{{1,18}})({point}[0-9]+)?", text) is not None
+            re.fullmatch(rf"[+-]?([1-9][0-9]{{0,2}}({between}[0-9]{{3}})+|[0-9]{{1,18}})({point}[0-9]+)?", text)
+            is not None
         )
 
     def plain(self, text: str) -> str:

@@ -63,8 +63,9 @@ def read_decimals(
     """Read texts such as -1,234.50 as whole numbers of units of digit `digits` after the point.
 
     `thousands` is -1 if no byte stands between thousands. Three digits follow the last of these bytes, and two or three
-    each other (1,00,000 in India): where the point is a comma, 12.50 is no number rather than 1250. Digits beyond are
-    refused unless they are 0, or with `rounds` rounded half to even. An empty text is 0.
+    each other (1,00,000 in India): where the point is a comma, 12.50 is no number rather than 1250. No thousands are
+    counted from 0: there, 0.855 is no number rather than 855. Digits beyond are refused unless they are 0, or with
+    `rounds` rounded half to even. An empty text is 0.
     """
     for row in range(len(offsets) - 1):
         at, end = offsets[row], offsets[row + 1]
@@ -104,7 +105,7 @@ def read_decimals(
                     value = 10 * value + digit
                     fraction += is_fraction
                     group += group >= 0 and not is_fraction
-            elif byte != thousands or is_fraction or not seen or (seen > 3 if group < 0 else not 2 <= group <= 3):
+            elif byte != thousands or is_fraction or (not 2 <= group <= 3 if group >= 0 else seen > 3 or value == 0):
                 state = NO_NUMBER
                 break
             else:

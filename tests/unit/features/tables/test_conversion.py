@@ -78,11 +78,11 @@ def test_other_ways_to_write_numbers_are_settings(tmp_path: Path) -> None:
     ("texts", "wanted"),
     [
         (["1.234,50", "1234,50", "1.00.000,00"], [123_450, 123_450, 10_000_000]),
-        (["12,50", "12.50", "1234.5", "1.23.4,00", ".123,00", "1..234", "1.2345,00"], [1250]),
+        (["12,50", "12.50", "1234.5", "1.23.4,00", ".123,00", "1..234", "1.2345,00", "0.855", "00.855"], [1250]),
     ],
 )
 def test_what_separates_thousands_stands_nowhere_else(tmp_path: Path, texts: list[str], wanted: list[int]) -> None:
-    # A price of 12.50 among those with a comma was 1,250.00, without a word.
+    # A price of 12.50 among those with a comma was 1,250.00, without a word; a share of 0.855 was 855.
     number = decimal("weight", 1, unit="kg", least=0, most=10**6, decimals=2)
     form = '[input]\ndelimiter = ";"\ndecimal = ","\nthousands = "."\n'
     rows = "".join(f"p{row};2026-05-01;c;m;{text};0\n" for row, text in enumerate(texts))

@@ -107,10 +107,21 @@ def test_a_table_of_another_country_is_read_by_its_values(tmp_path: Path, ending
         (("1'234.50", "3.00"), ".", "'"),
         (("1 234,50 kr", "3,00 kr"), ",", " "),
         (("12:30", "a,b"), ".", ""),
+        (("0.855", "0.300"), ".", ""),
+        (("0.855", "0,300"), ".", ""),
     ],
 )
 def test_values_tell_how_numbers_are_written(texts: tuple[str, ...], decimal: str, thousands: str) -> None:
     assert number_form_of([texts, ("x", "y")]) == NumberForm(decimal, thousands)
+
+
+def test_a_column_of_another_alphabet_has_a_field_with_a_name_that_can_be_read(tmp_path: Path) -> None:
+    # "Płatność" was p_atnosc.
+    path = tmp_path / "eksport.csv"
+    path.write_text("id;Płatność;Cæsar Ørsted\n" + "".join(f"t{n};a{n};b{n}\n" for n in range(30)), encoding="utf-8")
+    guessed = guess_mapping(path, TABLE_ALONE)
+    assert "\nplatnosc = " in guessed.payment
+    assert "\ncaesar_orsted = " in guessed.payment
 
 
 def test_a_column_that_is_no_text_number_or_time_is_left_out_of_a_guess_with_its_type(tmp_path: Path) -> None:
