@@ -14,12 +14,12 @@ from typing import NamedTuple
 import numpy as np
 from numba import carray  # type: ignore[attr-defined]
 
+from paywarden.features.kernel.layout import U8
+from paywarden.features.kernel.plan_schema import positions
 from paywarden.features.kernel.toolkit.byte_ranges import copy_bytes
 from paywarden.features.kernel.toolkit.frame import address, address_number, size
 from paywarden.features.kernel.toolkit.intrinsics import call_c, put_word_at, word_at
 from paywarden.features.kernel.toolkit.jit import compiled, inlined
-from paywarden.features.kernel.layout import U8
-from paywarden.features.kernel.plan_schema import positions
 from paywarden.scoring.engine import record_bytes as records
 
 # Places in `numbers`: the address of `send` and its flags; the size of `head`; the addresses of the counter of answers,
