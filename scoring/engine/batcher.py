@@ -292,16 +292,25 @@ class MicroBatcher:
         """The times of the stages."""
         return self._stages
 
+    @property
+    def last_caller(self) -> bytes:
+        """The caller of the last call."""
+        return self._last_caller
+
     def take_turns(self, fast: FastRequests) -> None:
         """Give chunks of these requests their turns with chunks of calls, from now on."""
         self._fast = fast
 
     def room(self) -> int:
-        """Returns how many requests that are not submitted may wait, so that none waits longer than calls may.
+        """Returns how many requests of `last_caller` may wait without calls, so that none waits longer than calls may.
 
-        None may while callers have names, or a limit of payments a second: only calls have a caller.
+        None may while there are several callers, who take turns, or a limit of payments a second.
         """
-        if self._has_names or self._has_rates:
+        turn = self._turn
+        if self._has_rates or (
+            self._has_names
+            and (self.pauses.has_company(self._now_s()) or (bool(turn) and turn[0] is not self._last_queue))
+        ):
             return 0
         waiting = self._queue.payments
         wait_s = min(self._wait_s_max, self.settings.deadline_ms / 2000)
@@ -373,7 +382,7 @@ class MicroBatcher:
         began = self._now_s()
         self._stages.begin(began)
         fast = self._fast
-        self._was_fast = bool(fast) and not (self._was_fast and self._queue)
+        self._was_fast = bool(fast) and not (self._was_fast and self._turn)
         if self._was_fast and fast is not None:
             count = fast.answer(began)
         else:
@@ -387,7 +396,7 @@ class MicroBatcher:
             cost_s = (ended - (began if self._busy_since is None else self._busy_since)) / count
             self._cost_s += _COST_WEIGHT * (min(cost_s, _COST_JUMP_MAX * self._cost_s) - self._cost_s)
             self._busy_since = ended
-        if self._queue or fast:
+        if self._turn or fast:
             self.wake()
         else:
             self._busy_since = None

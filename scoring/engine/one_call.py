@@ -138,12 +138,14 @@ class OneCall:
         traces: Sequence[bytes] = (),
     ) -> Sequence[bytes | Refusal] | None:
         """See batcher.ChunkScorer."""
-        results = self.decide(requests, now_ms, batches, arrivals, callers, traces)
+        if (bodies := _bodies_of(requests)) is None:
+            return None
+        results = self.decide(bodies, now_ms, batches, arrivals, callers, traces)
         return self.writer.responses(len(requests)) if results is IN_RECORDS else results
 
     def decide(
         self,
-        requests: Sequence[TakenRequest],
+        bodies: Sequence[bytes],
         now_ms: int,
         batches: Sequence[range] = (),
         arrivals: Sequence[float] = (),
@@ -154,7 +156,7 @@ class OneCall:
 
         They are there until the next chunk.
         """
-        scorer, count = self._scorer, len(requests)
+        scorer, count = self._scorer, len(bodies)
         mirror, serving = scorer.usual_mirror, scorer.serving
         if mirror is None or not 0 < count <= ROWS_MAX or not self._can_hash:
             return None
@@ -164,10 +166,9 @@ class OneCall:
             self._take_serving(serving)
         if not self._is_usual or not serving.models.is_well or self._mirror_frames is None:
             return None
-        bodies = _bodies_of(requests)
         if callers and max(map(len, callers)) > _CALLER_BYTES_MAX:
             return None
-        if bodies is None or not self._fast.put(bodies, now_ms):
+        if not self._fast.put(bodies, now_ms):
             return None
         writer, numbers, stages, answered = serving.writer, self._numbers, self._stages, self._answered
         writer.begin()

@@ -141,6 +141,8 @@ class RecordWriter:
         self._frame = Frame(loop.SLOT, self._arrays)
         self._views = {name: array.data.cast("B") for name, array in self._arrays.items() if name != "vectors"}
         self._bounds = self._arrays["bounds"].data
+        # The most bytes of a record without its texts and its tail.
+        self._rest_bytes = self.vector_bytes + self._longest_origin + len(prefix + digest) + 1 + loop.OVERHEAD_BYTES
         # Packers, indexed by the number of decisions.
         self._int64s, self._doubles = _packers(self._rows_max, "q"), _packers(self._rows_max, "d")
 
@@ -225,7 +227,7 @@ class RecordWriter:
     ) -> None:
         """Put what is known of the callers of a chunk's `count` payments where the loop reads it; see `write`."""
         # As long as no caller has a name and no request a trace, all sizes are 0.
-        if self._has_callers or any(callers):
+        if self._has_callers or (callers and any(callers)):
             self._has_callers = True
             self._fill("callers", b"".join(callers))
             self._int64s[count].pack_into(self._views["caller_sizes"], 0, *map(len, callers or [b""] * count))
@@ -241,11 +243,10 @@ class RecordWriter:
 
     def make_room(self, count: int, text_bytes: int) -> None:
         """Make room for `count` records with at most `text_bytes` of bodies and ids. Call it last before a write."""
-        arrays = self._arrays
-        rest = self.vector_bytes + self._longest_tail + self._longest_origin
-        rest += len(arrays["constants"]) + loop.OVERHEAD_BYTES
-        names = len(arrays["callers"]) + len(arrays["traces"]) if self._has_callers or self._has_traces else 0
-        if len(arrays["out"]) < (needed := text_bytes + names + count * rest):
+        needed = text_bytes + count * (self._rest_bytes + self._longest_tail)
+        if self._has_callers or self._has_traces:
+            needed += len(self._views["callers"]) + len(self._views["traces"])
+        if len(self._views["out"]) < needed:
             self._make_room("out", 2 * needed)
 
     def written(self, count: int, size: int) -> Written:

@@ -146,8 +146,9 @@ class HttpConnection(asyncio.Protocol):
         self._going_on = False
         # None: every request goes the ordinary way.
         self._fast_path: FastPath | None = None
-        # The one request that is in the fast path, with its head; else empty.
+        # The one request that is in the fast path, with its head; else empty. And what its head means.
         self._in_fast_path = b""
+        self._fast_head: RequestHead
         self._file = NO_FILE
         # Whether the transport may hold bytes that are not sent.
         self._has_written = False
@@ -179,10 +180,13 @@ class HttpConnection(asyncio.Protocol):
             elif (
                 self._is_proven
                 and not (self._calls or self._waiting or self._unread or self._last or self._blocked)
+                and not (self._is_waiting or self._held_callers)
                 and self._reader.arriving is None
-                and (arrived := fast_path.take(self, data))
+                and (head := fast_path.take(self, data)) is not None
             ):
-                self._arrived, self._in_fast_path = arrived, data
+                self._arrived, self._in_fast_path, self._fast_head = fast_path.arrived, data, head
+                if head.caller and head.caller != self._held_by:
+                    self._note_caller(head.caller)
                 return
         if self._last:
             return
@@ -294,9 +298,9 @@ class HttpConnection(asyncio.Protocol):
     def begin_call(self) -> HttpCall:
         """Returns a call for a request that the fast path has had scored, in its place among the answers."""
         data, self._in_fast_path = self._in_fast_path, b""
-        end = data.find(b"\r\n\r\n") + 4
-        head = self._server.heads.known()[data[:end]]
-        call = HttpCall(self, head, data[end:], b"", self._arrived, head.deadline_s)
+        head = self._fast_head
+        payload = data[len(data) - head.content_length :]
+        call = HttpCall(self, head, payload, head.caller, self._arrived, head.deadline_s)
         self._calls.append(call)
         return call
 

@@ -7,8 +7,8 @@ Between reading a request and sending its answer a worker made a call, queued it
 head in front of them, and gave the result to the event loop's transport. That took longer than the system calls.
 
 1. `take` accepts the bytes of one read if they are exactly one request: a known head that would be scored, in
-   protobuf, without a token, with the server's own deadline, and its whole body. Nothing of its connection may be
-   waiting: no earlier request, no unsent answer.
+   protobuf, with the server's own deadline, and its whole body. Nothing of its connection may be waiting: no earlier
+   request, no unsent answer. Only one caller may be there, because several take turns in the batcher's queues.
 2. The batcher has the fast path answer a chunk at a time (`MicroBatcher.take_turns`). What waits here counts for
    admission like what waits there.
 3. `OneCall.decide` leaves the responses where the records are. `send_answers` (scoring/http/send_call.py) puts a head
@@ -78,13 +78,13 @@ class FastPath:
         batcher: MicroBatcher,
         whole: OneCall,
         *,
-        known: Mapping[Any, RequestHead],
+        known: Callable[[], Mapping[Any, RequestHead]],
         begun: Callable[[], bytes],
         counted: RouteMetrics,
     ) -> None:
-        """`known` are the heads that are cached, always the same object. `counted` is the route of single payments.
+        """`known` returns the heads that are cached, `begun` the beginning of each answer up to its size.
 
-        `begun` returns the beginning of each answer, up to its size.
+        `counted` is the route of single payments.
         """
         self._server, self._batcher, self._whole = server, batcher, whole
         self._known, self._begun, self._counted = known, begun, counted
@@ -93,6 +93,10 @@ class FastPath:
         self._connections: list[FastConnection] = []
         self._bodies: list[bytes] = []
         self._arrivals: list[float] = []
+        self.arrived = 0.0
+        """When the last request that was taken arrived, in seconds of `time.perf_counter`."""
+        self.caller = b""
+        """The caller of all requests that wait."""
         # How many may wait.
         self._room = 0
         self._bugs = BugLog()
@@ -122,28 +126,30 @@ class FastPath:
     def __len__(self) -> int:
         return len(self._bodies)
 
-    def take(self, connection: FastConnection, data: bytes) -> float:
-        """Take one read of a connection on which nothing waits. Returns when it arrived, or 0: it was not taken."""
+    def take(self, connection: FastConnection, data: bytes) -> RequestHead | None:
+        """Take one read of a connection on which nothing waits. Returns the request's head if it was taken."""
         end = data.find(_HEAD_END) + 4
-        head = self._known.get(data[:end])
+        head = self._known().get(data[:end])
         if head is None or not head.is_usual or len(data) != end + head.content_length:
-            return 0.0
+            return None
         bodies = self._bodies
         if not bodies:
-            self._room = self._find_room()
-            if self._room:
-                self._batcher.wake()
-        if len(bodies) >= self._room:
-            return 0.0
-        arrived = time.perf_counter()
+            self._find_room()
+        if len(bodies) >= self._room or head.caller != self.caller:
+            return None
+        if not bodies:
+            self._batcher.wake()
+        self.arrived = arrived = time.perf_counter()
         self._connections.append(connection)
         bodies.append(data[end:])
         self._arrivals.append(arrived)
-        return arrived
+        return head
 
-    def _find_room(self) -> int:
-        """Returns how many requests may wait; 0 if the next chunk would not be usual."""
-        return self._batcher.room() if self._whole.is_ready and not self._server.draining else 0
+    def _find_room(self) -> None:
+        """Find out how many requests may wait, and whose. None may if the next chunk would not be usual."""
+        self._room = self._batcher.room() if self._whole.is_ready and not self._server.draining else 0
+        if not self._bodies:
+            self.caller = self._batcher.last_caller
 
     def give_back(self, connection: FastConnection) -> None:
         """Forget the request of a connection."""
@@ -153,11 +159,14 @@ class FastPath:
     def answer(self, began: float) -> int:
         """See batcher.FastRequests."""
         count = self._chunk
-        connections, bodies, arrivals = self._connections[:count], self._bodies[:count], self._arrivals[:count]
-        del self._connections[:count], self._bodies[:count], self._arrivals[:count]
-        results = None
+        connections, bodies, arrivals = self._connections, self._bodies, self._arrivals
+        self._connections, self._bodies, self._arrivals = connections[count:], bodies[count:], arrivals[count:]
+        del connections[count:], bodies[count:], arrivals[count:]
+        caller, results = self.caller, None
+        if self._bodies:
+            self._find_room()
         if began - arrivals[0] <= self._deadline_s and not self._server.draining:
-            results = self._decide(bodies, arrivals, began)
+            results = self._decide(bodies, arrivals, [caller] * len(bodies) if caller else (), began)
         if results is None:
             for connection in connections:
                 connection.read_again()
@@ -170,14 +179,14 @@ class FastPath:
         return len(bodies)
 
     def _decide(
-        self, bodies: Sequence[bytes], arrivals: Sequence[float], began: float
+        self, bodies: Sequence[bytes], arrivals: Sequence[float], callers: Sequence[bytes], began: float
     ) -> Sequence[bytes | Refusal] | None:
         stages = self._batcher.stages
         if stages.is_timed:
             for arrived in arrivals:
                 stages.wait(began - arrived)
         try:
-            return self._whole.decide(bodies, self._batcher.now_ms(), (), arrivals)
+            return self._whole.decide(bodies, self._batcher.now_ms(), (), arrivals, callers)
         except Exception as error:  # noqa: BLE001 - the ordinary way tries again, and finds the request that has the bug
             self._bugs.note(error, "scoring a chunk")
             return None

@@ -90,22 +90,21 @@ class HttpServer:
         self._connections: Connections[HttpConnection] = Connections(settings.connections_max, metrics.connections)
         self.forget, self.prove = self._connections.forget, self._connections.prove
         self.pauses = CallerPauses() if batcher is None else batcher.pauses
-        self.fast_path = self._open_fast_path(batcher, tokens)
+        self.fast_path = self._open_fast_path(batcher)
         self._bugs = BugLog()
         self._servers: list[Acceptor] = []
         # None while no connection is open: then the process sleeps.
         self._sweeper: asyncio.TimerHandle | None = None
 
-    def _open_fast_path(self, batcher: MicroBatcher | None, tokens: Tokens | None) -> FastPath | None:
-        """Returns the fast path of a server without tokens: only calls have a caller's name."""
+    def _open_fast_path(self, batcher: MicroBatcher | None) -> FastPath | None:
         whole = None if batcher is None else batcher.whole
-        if batcher is None or tokens is not None or not isinstance(whole, OneCall):
+        if batcher is None or not isinstance(whole, OneCall):
             return None
         return FastPath(
             self,
             batcher,
             whole,
-            known=self.heads.known(),
+            known=self.heads.known,
             begun=lambda: self._answers.begun_ok(PROTOBUF.content_type),
             counted=self._counted["score"],
         )

@@ -197,7 +197,7 @@ class Heads:
         head.is_usual = (
             key == head_bytes
             and head.form is PROTOBUF
-            and not (head.route.is_batch or head.closes or head.says_keep_alive or head.caller or trace)
+            and not (head.route.is_batch or head.closes or head.says_keep_alive or trace)
             and head.deadline_s == self._deadline_ms / 1000
             and 0 < head.content_length <= FAST_BODY_BYTES_MAX
         )

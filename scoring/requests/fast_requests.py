@@ -142,6 +142,8 @@ class FastRequests:
         self._frame_at = self._frame.address
         self._data, self._texts, self._usual = arrays["data"].data, arrays["texts"].data, arrays["is_usual"].data
         self._lengths = arrays["lengths"].data.cast("B")
+        # The time for which the numbers hold the earliest and the latest time of a payment.
+        self._now_ms: int | None = None
         self._numbers, self._ends, self._kept = arrays["numbers"].data, arrays["ends"].data, arrays["kept"].data
 
     def read(self, bodies: Sequence[bytes], now_ms: int) -> Pieces:
@@ -160,8 +162,10 @@ class FastRequests:
             return False
         self._data[:size] = data
         _LENGTHS[len(bodies)].pack_into(self._lengths, 0, *map(len, bodies))
-        self._numbers[loop.EARLIEST_MS] = max(now_ms - self._past_ms_max, TIME_MS_MIN)
-        self._numbers[loop.LATEST_MS] = min(now_ms + self._future_ms_max, TIME_MS_END - 1)
+        if now_ms != self._now_ms:
+            self._now_ms = now_ms
+            self._numbers[loop.EARLIEST_MS] = max(now_ms - self._past_ms_max, TIME_MS_MIN)
+            self._numbers[loop.LATEST_MS] = min(now_ms + self._future_ms_max, TIME_MS_END - 1)
         return True
 
     def pieces(self, count: int) -> Pieces:

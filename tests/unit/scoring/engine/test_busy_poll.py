@@ -19,7 +19,7 @@ class Loop:
         # In microseconds; a turn takes 1 µs.
         self.now = 1000
 
-    def call_soon(self, callback: Callable[[], object]) -> None:
+    def call_soon(self, callback: Callable[[], object], *, context: object = None) -> None:  # noqa: ARG002
         self.due.append(callback)
 
     def turns_until_sleep(self, works: dict[int, Callable[[], object]]) -> int:

@@ -16,6 +16,7 @@ import uvloop
 from paywarden.models.policy.policy import FLAGS, Policy, PolicySettings
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
+from paywarden.scoring.engine import caller_pauses
 from paywarden.scoring.engine.batcher import AdmissionSettings, MicroBatcher
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.one_call import OneCall
@@ -28,6 +29,7 @@ from paywarden.scoring.idempotency.decision_cache import DecisionCache, Decision
 from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.shared import Registry
 from paywarden.scoring.metrics.worker import HttpMetrics, ScoringMetrics
+from paywarden.scoring.net.tokens import Tokens
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
@@ -47,7 +49,7 @@ UNHURRIED = AdmissionSettings(deadline_ms=60_000, wait_ms_max=60_000)
 class Worker:
     """A whole worker's parts and its HTTP front, in the event loop of the test."""
 
-    def __init__(self, folder: Path, admission: AdmissionSettings = UNHURRIED) -> None:
+    def __init__(self, folder: Path, admission: AdmissionSettings = UNHURRIED, tokens: Tokens | None = None) -> None:
         self.where = OutboxSettings(directory=str(folder / "outbox"), fsync="never")
         table = DecisionCacheSettings(path=str(folder / "answered"), payments_max=4096)
         decision_cache.prepare(table)
@@ -80,11 +82,16 @@ class Worker:
         self.metrics = HttpMetrics.declare(registry)
         self.callers: list[Caller] = []
         self.server = HttpServer(
-            self.batcher, PATIENT, metrics=self.metrics, metrics_text=lambda: b"", now_ms=lambda: NOW_MS
+            self.batcher,
+            PATIENT,
+            metrics=self.metrics,
+            metrics_text=lambda: b"",
+            tokens=tokens,
+            now_ms=lambda: NOW_MS,
         )
         self.server.loop = asyncio.get_running_loop()
 
-    async def connect(self, *, send_buffer: int = 0) -> Caller:
+    async def connect(self, *, send_buffer: int = 0, token: str = "") -> Caller:
         """Open a connection on which a payment was answered already."""
         theirs, ours = socket.socketpair()
         ours.setblocking(False)
@@ -95,14 +102,17 @@ class Worker:
         _, connection = await loop.connect_accepted_socket(lambda: HttpConnection(self.server), ours)
         caller = Caller(theirs, connection)
         self.callers.append(caller)
-        assert (await caller.ask(request(len(KNOWN) - 1, f"first-{len(self.callers)}"))).status == 200
+        first = request(len(KNOWN) - 1, f"first-{len(self.callers)}", token=token)
+        assert (await caller.ask(first)).status == 200
         return caller
 
     def payment_ids(self) -> list[str]:
         """Returns the ids of all payments with a record, in order."""
+        return [record.request.payment_id for record in self.records()]
+
+    def records(self) -> list[OutboxEntry]:
         reader = OutboxReader(self.where, "worker-0")
-        records = [OutboxEntry.FromString(payload) for _, payload in reader.read(0, 10_000)]
-        return [record.request.payment_id for record in records]
+        return [OutboxEntry.FromString(payload) for _, payload in reader.read(0, 10_000)]
 
     def close(self) -> None:
         for caller in self.callers:
@@ -143,14 +153,15 @@ class Caller:
         return await self.reply()
 
 
-def request(place: int, payment_id: str, **changes: Any) -> bytes:
+def request(place: int, payment_id: str, *, token: str = "", **changes: Any) -> bytes:
     """Returns a request over HTTP for a payment that the fast path takes."""
     message = ScoreRequest()
     message.CopyFrom(KNOWN[place])
     message.event_time_ms, message.payment_id = NOW_MS, payment_id
     for name, value in changes.items():
         setattr(message, name, value)
-    return post(message.SerializeToString(), content_type="application/x-protobuf")
+    headers = f"Authorization: Bearer {token}\r\n" if token else ""
+    return post(message.SerializeToString(), content_type="application/x-protobuf", headers=headers)
 
 
 def answered(reply: Reply) -> ScoreResponse:
@@ -367,6 +378,73 @@ def test_without_a_mirror_payments_are_answered_in_steps(in_worker: Callable[...
         assert sent.count == before
 
     in_worker(steps)
+
+
+SHOP, BANK = "shop-0123456789abcdef", "bank-0123456789abcdef"
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> Tokens:
+    file = tmp_path / "tokens"
+    file.write_text(f"shop:{SHOP}\nbank:{BANK}\n")
+    file.chmod(0o600)
+    return Tokens(str(file))
+
+
+def test_a_decision_of_the_fast_path_names_its_caller(
+    in_worker: Callable[..., None], sent: Sent, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The first name counts as another caller than the one before it.
+    monkeypatch.setattr(caller_pauses, "_COMPANY_S", -1.0)
+
+    async def steps(worker: Worker) -> None:
+        caller = await worker.connect(token=SHOP)
+        await caller.ask(request(0, "p-0", token=SHOP))
+        before = sent.count
+        assert answered(await caller.ask(request(0, "p-1", token=SHOP))).payment_id == "p-1"
+        assert sent.count == before + 1
+        assert [record.caller for record in worker.records()[-2:]] == ["shop", "shop"]
+
+    in_worker(steps, tokens=tokens)
+
+
+def test_several_callers_take_turns_and_not_the_fast_path(
+    in_worker: Callable[..., None], sent: Sent, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caller_pauses, "_COMPANY_S", 1e9)
+
+    async def steps(worker: Worker) -> None:
+        shop, bank = await worker.connect(token=SHOP), await worker.connect(token=BANK)
+        await shop.ask(request(0, "p-0", token=SHOP))
+        await bank.ask(request(0, "p-1", token=BANK))
+        before = sent.count
+        for number in range(3):
+            # The second of each pair comes after one of the same caller.
+            for caller, token, name in ((shop, SHOP, "s"), (shop, SHOP, "t"), (bank, BANK, "b"), (bank, BANK, "c")):
+                reply = await caller.ask(request(0, f"{name}-{number}", token=token))
+                assert answered(reply).payment_id == f"{name}-{number}"
+        assert sent.count == before
+        assert [record.caller for record in worker.records()[-12:]] == ["shop", "shop", "bank", "bank"] * 3
+        # The other one has not been there for a while. A caller's next request is then one of another caller.
+        monkeypatch.setattr(caller_pauses, "_COMPANY_S", -1.0)
+        await shop.ask(request(0, "s-3", token=SHOP))
+        assert sent.count == before
+        await shop.ask(request(0, "s-4", token=SHOP))
+        assert sent.count == before + 1
+
+    in_worker(steps, tokens=tokens)
+
+
+def test_a_withdrawn_token_takes_no_fast_path(in_worker: Callable[..., None], tokens: Tokens, tmp_path: Path) -> None:
+    async def steps(worker: Worker) -> None:
+        caller = await worker.connect(token=SHOP)
+        await caller.ask(request(0, "p-0", token=SHOP))
+        (tmp_path / "tokens").write_text(f"bank:{BANK}\n")
+        assert tokens.refresh()
+        assert (await caller.ask(request(0, "p-1", token=SHOP))).status == 401
+        assert "p-1" not in worker.payment_ids()
+
+    in_worker(steps, tokens=tokens)
 
 
 async def until(condition: Callable[[], bool]) -> None:
