@@ -116,7 +116,8 @@ class FastPath:
         self._frame = Frame(loop.SLOT, self._arrays)
         self._numbers, self._files = self._arrays["numbers"].data, self._arrays["files"].data
         self._numbers[loop.SEND] = ctypes.cast(ctypes.CDLL(None).send, ctypes.c_void_p).value or 0
-        self._numbers[loop.FLAGS] = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+        # Where there is no MSG_NOSIGNAL, Python ignores the signal.
+        self._numbers[loop.FLAGS] = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
         # What the frame is made for.
         self._head: bytes | None = None
         self._written_bytes = 0
