@@ -107,6 +107,16 @@ def test_images_of_others_have_a_version() -> None:
         assert re.search(r":v?\d[\w.]*\}?$", service["image"]), name
 
 
+def test_those_that_a_customer_waits_for_get_cpu_first() -> None:
+    services = described()["services"]
+    shares = {name: service.get("cpu_shares", 1024) for name, service in services.items()}
+    waited_for = {"gateway", "serve"}
+    assert min(shares[name] for name in waited_for) > max(shares[name] for name in shares.keys() - waited_for)
+    # Threads beyond the CPUs that the container gets would wait for each other.
+    command = services["gateway"]["command"]
+    assert int(command[command.index("--concurrency") + 1]) <= services["gateway"]["cpus"]
+
+
 def test_the_gateways_image_is_the_envoy_that_is_tested() -> None:
     """Envoy 1.36 and 1.37 refuse the rendered configuration, and these files named 1.36."""
     constraints = (CHECKOUT / "constraints.txt").read_text(encoding="utf-8")
