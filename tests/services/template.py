@@ -342,8 +342,8 @@ def _load() -> None:
         warnings.simplefilter("error")
         for module in (*_MODULES, *_modules_of_the_product()):
             importlib.import_module(module)
-    # The product's libraries import anyio, which is a plugin of pytest, too. pytest warns of one that it comes too late to
-    # rewrite, unless its text says that it need not.
+    # The product's libraries import anyio, which is a plugin of pytest, too. pytest warns of a plugin that it comes too
+    # late to rewrite, unless its text says that it need not.
     anyio = sys.modules["anyio"]
     anyio.__doc__ = f"{anyio.__doc__ or ''} PYTEST_DONT_REWRITE"
     importlib.import_module("paywarden.features.profiles.engine").FeatureEngine().warm_up()

@@ -5,22 +5,72 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import subprocess
+from pathlib import Path
+
+from click.testing import CliRunner
 
 from paywarden.ops.cli import cli
+from paywarden.ops.gateway.description import read_description
 from tests.checkout import CHECKOUT
 from tests.services.pasted_page import blocks
 
 PAGE = (CHECKOUT / "docs/operate/deploy.md").read_text(encoding="utf-8")
 HEADING = "Two hosts on one machine"
+ON_MACHINES = "On machines with systemd"
 
 
 def test_every_block_is_shell() -> None:
-    pasted = "\n".join(blocks(PAGE, HEADING))
-    assert pasted.count("start_host") > 3
-    done = subprocess.run(["bash", "-n"], input=pasted, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert "\n".join(blocks(PAGE, HEADING)).count("start_host") > 3
+    assert "\n".join(blocks(PAGE, ON_MACHINES)).count("as_unit ") > 3
+    for heading in (HEADING, ON_MACHINES):
+        pasted = "\n".join(blocks(PAGE, heading))
+        done = subprocess.run(["bash", "-n"], input=pasted, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_nothing_of_what_is_pasted_is_a_comment_of_the_shell() -> None:
+    """A prompt of root is one: `# pip install …` does nothing when it is pasted."""
+    page = PAGE.partition(f"\n## {ON_MACHINES}\n")[2].partition("\n## ")[0]
+    assert not re.findall(r"^# ", page, re.MULTILINE)
+
+
+def test_the_description_of_the_gateway_is_right(tmp_path: Path) -> None:
+    """What the page writes, with a key's digest in the place of the command that prints it."""
+    (written,) = [block for block in blocks(PAGE, ON_MACHINES) if "gateway.toml" in block]
+    text = written.partition("<<END\n")[2].partition("\nEND\n")[0]
+    text = re.sub(r"\$\(.*?\)\"", hashlib.sha256(b"key").hexdigest() + '"', text)
+    text = text.replace("$scoring_1", "10.0.0.1").replace("$scoring_2", "10.0.0.2")
+    (tmp_path / "gateway.toml").write_text(text, encoding="utf-8")
+    (tmp_path / "secret").write_text("s" * 43 + "\n", encoding="ascii")
+    (tmp_path / "secret").chmod(0o600)
+    assert [host.name for host in read_description(tmp_path / "gateway.toml").hosts] == ["scoring-1", "scoring-2"]
+
+
+def test_the_settings_of_all_machines_are_right(tmp_path: Path) -> None:
+    (text,) = [block for block in re.findall(r"^```toml\n(.*?)^```$", PAGE, re.M | re.S) if "kafka-1:9092" in block]
+    (tmp_path / "paywarden.toml").write_text(text, encoding="utf-8")
+    done = CliRunner().invoke(
+        cli, ["--config", str(tmp_path / "paywarden.toml"), "doctor", "--only", "settings", "--json"]
+    )
+    assert done.exit_code == 0, done.output
+
+
+def test_commands_by_hand_run_as_the_units_do() -> None:
+    """Else `doctor` looks at the folders of another place, and `topics create` has no password."""
+    unit = (CHECKOUT / "ops/deploy/systemd/paywarden-serve.service").read_text(encoding="utf-8")
+    (function,) = [block for block in blocks(PAGE, ON_MACHINES) if block.startswith("as_unit()")]
+    for setting in ("User", "WorkingDirectory"):
+        (value,) = re.findall(rf"^{setting}=(\S+)$", unit, re.MULTILINE)
+        assert value in function
+    (cache,) = re.findall(r"NUMBA_CACHE_DIR=(\S+)", unit)
+    assert f"NUMBA_CACHE_DIR={cache}" in function
+    (secrets,) = re.findall(r"^EnvironmentFile=-(\S+)$", unit, re.MULTILINE)
+    assert f". {secrets}" in function
+    by_hand = "\n".join(blocks(PAGE, ON_MACHINES)).replace(function, "")
+    assert not re.findall(r"runuser", by_hand)
 
 
 def test_every_command_of_the_page_exists() -> None:
@@ -28,8 +78,8 @@ def test_every_command_of_the_page_exists() -> None:
     found = set(re.findall(rf"(?<![\w/-])paywarden {options}([a-z][\w-]*)", "\n".join(blocks(PAGE, HEADING))))
     assert found >= {"broker", "backfill", "stream", "gateway", "doctor", "load"}
     assert found <= set(cli.commands)
-    on_machines = set(re.findall(rf"bin/paywarden {options}([a-z][\w-]*)", PAGE))
-    assert on_machines >= {"topics", "backfill", "doctor", "warm-up"}
+    on_machines = set(re.findall(rf"(?:bin/paywarden|^as_unit) {options}([a-z][\w-]*)", PAGE, re.MULTILINE))
+    assert on_machines >= {"topics", "backfill", "doctor", "warm-up", "gateway"}
     assert on_machines <= set(cli.commands)
 
 
