@@ -254,7 +254,8 @@ def _kept(name: str, factory: str, header: str) -> _Json:
     return {
         "object_key": name,
         "factory_key": factory,
-        "format_string": {"text_format_source": {"inline_string": f"%REQ({header})%"}},
+        # Else the text of a missing header is "-", and all calls without one would meet the same host.
+        "format_string": {"text_format_source": {"inline_string": f"%REQ({header})%"}, "omit_empty_values": True},
         "skip_if_empty": True,
     }
 

@@ -322,6 +322,16 @@ def test_the_payments_of_a_card_meet_one_host(world: World, gateway: RunningGate
     assert max(shares.values()) < len(host_of) / 2
 
 
+def test_calls_without_a_route_are_spread_over_the_hosts(world: World, gateway: RunningGateway) -> None:
+    """Envoy wrote "-" for a header that was missing, and all such calls met one host."""
+    with gateway.connected() as raw:
+        client = Client(raw)
+        for number in range(40):
+            body = payment(f"spread-{gateway.target}-{number}")
+            assert client.ask(post_json(body, headers=head())).status == 200
+    assert len(set(hosts_of(world, gateway, "spread", 40)) - {-1}) > 1
+
+
 def owners(cards: Sequence[str], gone: int = -1) -> list[int]:
     """Returns by the table of shards which host takes each card. "recorder" serves v2 alone."""
     ranked = ranked_hosts(SHARDS, (*(f"scoring-{number}" for number in range(HOSTS)), "recorder"))
