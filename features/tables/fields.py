@@ -347,7 +347,7 @@ class TableConverter:
         outside = ~(np.isfinite(values) & (scaled >= field.minimum) & (scaled <= field.maximum))
         wrong = [
             (problem, source.column, f"is no number; wanted {field.wanted}"),
-            (outside & ~problem, source.column, f"is out of bounds; wanted {field.wanted}"),
+            (outside & ~missing & ~problem, source.column, f"is out of bounds; wanted {field.wanted}"),
         ]
         return _Values(pa.array(values, mask=missing | problem), wrong)
 

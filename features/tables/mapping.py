@@ -27,15 +27,17 @@ import codecs
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from paywarden.features.catalogue.fields import decimal
+from paywarden.features.history.history import PROPENSITY
 from paywarden.features.tables.labels import DelayTable, delay_of_quantiles, fixed_delay, lognormal_delay
 from paywarden.features.tables.zones import Zone, is_zone
 from paywarden.schemas.durations import duration_ms_of
 from paywarden.schemas.errors import Misconfigured
-from paywarden.schemas.payment_fields import TABLE_ALONE, Form, PaymentField, PaymentFields
+from paywarden.schemas.payment_fields import DECLARED_MAX, TABLE_ALONE, Form, PaymentField, PaymentFields
 
 FORMATS = ("csv", "parquet")
 UNITS = ("seconds", "milliseconds", "microseconds", "nanoseconds", "minutes", "hours", "days")
@@ -176,7 +178,13 @@ class _Reader:
     """Reads the sections. Each message says where it is about."""
 
     def __init__(self, text: str, name: str, payment: PaymentFields) -> None:
-        self._lines, self._name, self._payment = text.splitlines(), name, payment
+        self._lines, self._name = text.splitlines(), name
+        # A field of this name that the project declares is its own.
+        self._has_propensity = PROPENSITY not in payment.by_name
+        self._payment = (
+            replace(payment, declared=(*payment.declared, _propensity())) if self._has_propensity else payment
+        )
+        self._payment_alone = payment
 
     def mapping(self, content: Mapping[str, Any]) -> TableMapping:
         for section, value in content.items():
@@ -192,7 +200,8 @@ class _Reader:
         if (offset := sources.get("utc_offset_minutes")) is not None and offset.from_zone:
             self._check_from_zone(sources["event_time_ms"])
         label = self._label(content["label"]) if "label" in content else None
-        return TableMapping(self._name, form, sources, label, self._payment)
+        is_kept = self._has_propensity and PROPENSITY in sources
+        return TableMapping(self._name, form, sources, label, self._payment if is_kept else self._payment_alone)
 
     def _input(self, given: Mapping[str, Any]) -> InputForm:
         form = self._filled(InputForm, "input", "", given)
@@ -390,6 +399,13 @@ _ORIGINS = frozenset({"column", "columns", "constant", "made_from", "from_zone"}
 _TYPES: Mapping[str, type] = {
     "values": dict, "round": bool, "hash": bool, "from_zone": bool, "constant": object, "time": object,
 }  # fmt: skip
+
+
+def _propensity() -> PaymentField:
+    """Returns the column of a history that is no field of a payment: no request brings it, and no feature sees it."""
+    field = decimal(PROPENSITY, DECLARED_MAX, unit="share", least=0, most=1, decimals=6).field
+    assert field is not None
+    return replace(field, minimum=1, wanted="a number above 0 and at most 1")
 
 
 def _keys_of(field: PaymentField) -> frozenset[str]:

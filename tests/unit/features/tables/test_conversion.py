@@ -94,6 +94,31 @@ def test_what_separates_thousands_stands_nowhere_else(tmp_path: Path, texts: lis
     assert column(payments, "weight") == [amount / 100 for amount in wanted]
 
 
+def test_a_propensity_of_the_table_is_that_of_the_history(tmp_path: Path) -> None:
+    # No field of a payment: no request brings it.
+    rows = [f"p{n},2026-05-01,c,m,1,0,{text}" for n, text in enumerate(("0.25", "1", "", "0", "1.5", "x"))]
+    payments, report = convert(tmp_path, csv_of(*rows, head=HEAD + ",kept"), mapping_with(propensity='"kept"'))
+    assert column(payments, "propensity") == [0.25, 1.0, None]
+    assert report.reasons == {
+        "column kept, propensity: is no number; wanted a number above 0 and at most 1": 1,
+        "column kept, propensity: is out of bounds; wanted a number above 0 and at most 1": 2,
+    }
+    kept = read_history(tmp_path / "out").propensity
+    assert kept is not None
+    assert kept.tolist() == [0.25, 1.0, 1.0]
+    payments, _ = convert(tmp_path, csv_of(ROW))
+    assert "propensity" not in payments[0]
+
+
+def test_a_decimal_that_is_missing_is_not_out_of_bounds(tmp_path: Path) -> None:
+    # A field from 1 to 9 refused the rows without a value.
+    field = decimal("weight", 1, unit="kg", least=1, most=9)
+    rows = [f"p{n},2026-05-01,c,m,1,0,{text}" for n, text in enumerate(("1", "", "0.99", "9"))]
+    mapping = mapping_with(weight='"weight"')
+    payments, report = convert(tmp_path, csv_of(*rows, head=HEAD + ",weight"), mapping, payment=Payment(field).fields)
+    assert (column(payments, "weight"), report.refused) == ([1.0, None, 9.0], 1)
+
+
 @pytest.mark.parametrize(
     ("source", "text"),
     [
