@@ -61,9 +61,8 @@ class KnownDeciders:
         self._lock = threading.RLock()
         settings = source.section("serve", ServeSettings)
         self._ready = Path(settings.runtime) / READY
-        self._folders = [Path(settings.bundle), *map(Path, filter(None, [settings.fallback_bundle]))]
-        self._folders += [folder / "bundle" for folder in _inside(self._ready)]
-        self._folders += [*_inside(bundles)] if bundles is not None else []
+        self._served = [Path(settings.bundle), *map(Path, filter(None, [settings.fallback_bundle]))]
+        self._more = bundles
 
     @cached_property
     def rates(self) -> RateTable:
@@ -113,7 +112,7 @@ class KnownDeciders:
     def _find_bundle(self, digest: str, catalogue_digest: str) -> tuple[Bundle, Path]:
         from paywarden.models.bundle.bundle import load_bundle, read_manifest
 
-        for folder in self._folders:
+        for folder in self._folders():
             try:
                 if read_manifest(folder).digest != digest:
                     continue
@@ -121,6 +120,11 @@ class KnownDeciders:
                 continue
             return load_bundle(folder, catalogue_digest=catalogue_digest), folder
         raise Misconfigured(f"there is no bundle of digest {digest}: name a folder that holds it with --bundles")
+
+    def _folders(self) -> list[Path]:
+        """Returns where bundles may be now: a host that runs gets new ones."""
+        released = [folder / "bundle" for folder in _inside(self._ready)]
+        return [*self._served, *released, *(_inside(self._more) if self._more is not None else [])]
 
     def policy(self, digest: str, bundle: Path | None) -> Policy:
         """Returns the policy of a digest, with the thresholds of the bundle. Raises Misconfigured."""
@@ -163,7 +167,11 @@ class KnownDeciders:
 
 
 def _inside(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir())
+    except OSError:
+        # There is none, or it was taken away meanwhile.
+        return []
 
 
 def _thresholds(manifest: Any) -> tuple[float, float]:

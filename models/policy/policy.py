@@ -263,9 +263,16 @@ class Policy:
     @property
     def fields(self) -> frozenset[str]:
         """The fields of a payment that rules and segments read."""
+        return frozenset().union(*(condition.fields for condition in self._conditions()))
+
+    @property
+    def features_min(self) -> int:
+        """How many features a vector must have for all rules and segments to read it."""
+        return max((condition.features_min for condition in self._conditions()), default=0)
+
+    def _conditions(self) -> list[RuleCondition]:
         conditions = [segment.condition for segment in self._segments]
-        conditions += [rule.condition for rule in (*self._overrides, *self._rules)]
-        return frozenset().union(*(condition.fields for condition in conditions))
+        return [*conditions, *(rule.condition for rule in (*self._overrides, *self._rules))]
 
     def decide(self, facts: Facts) -> Verdict:
         """Decide about a payment. A missing score asks for nothing; the flag model_absent does. Never raises."""

@@ -83,11 +83,15 @@ _ARGUMENTS = ("payment", "amount", "item", "score", "flags")
 
 @dataclass(frozen=True)
 class RuleCondition:
-    """A checked condition. `applies` never raises. `fields`: the payment's fields that it reads."""
+    """A checked condition. `applies` never raises for a vector that has `features_min` features or more.
+
+    `fields`: the payment's fields that it reads.
+    """
 
     text: str
     applies: Applies
     fields: frozenset[str]
+    features_min: int
 
 
 class _Kind(Enum):
@@ -124,7 +128,9 @@ class Vocabulary:
     ) -> None:
         self.flags, self.lists = tuple(flags), lists
         self.parts: dict[str, _Part] = {}
+        self.places: dict[str, int] = {}
         for number, feature in enumerate(features):
+            self.places[feature.name] = number
             item = ast.Call(_name("item"), [ast.Constant(number)], [])
             self.parts[feature.name] = _Part(
                 _Kind.NUMBER, item, is_money=feature.unit == "minor units", is_feature=True
@@ -159,6 +165,7 @@ class _Translation:
         self._depth = 0
         self._globals: dict[str, Any] = {"__builtins__": {}, **_HELPERS}
         self._fields: set[str] = set()
+        self._features_min = 0
 
     def condition(self) -> RuleCondition:
         body = self._parsed()
@@ -169,7 +176,7 @@ class _Translation:
         tree = ast.fix_missing_locations(ast.Expression(ast.Lambda(arguments, part.node)))
         compiled = compile(tree, f"<{self._where}>", "eval")
         (code,) = (constant for constant in compiled.co_consts if isinstance(constant, CodeType))
-        return RuleCondition(self._text, FunctionType(code, self._globals), frozenset(self._fields))
+        return RuleCondition(self._text, FunctionType(code, self._globals), frozenset(self._fields), self._features_min)
 
     def _parsed(self) -> ast.expr:
         if len(self._text) > TEXT_LENGTH_MAX:
@@ -234,6 +241,8 @@ class _Translation:
             raise self._wrong(node, f"there is no name {node.id!r}{_close(node.id, self._vocabulary.parts)}")
         if isinstance(part.node, ast.Attribute):
             self._fields.add(part.node.attr)
+        if part.is_feature:
+            self._features_min = max(self._features_min, self._vocabulary.places[node.id] + 1)
         return part
 
     def _attribute(self, node: ast.Attribute) -> _Part:

@@ -34,7 +34,7 @@ from paywarden.models.bundle.bundle import Bundle
 from paywarden.models.bundle.explain import CATEGORICAL, DECISION, FEATURE, Trees
 from paywarden.models.policy.policy import Facts, Policy
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
-from paywarden.scoring.engine.recomputed import request_of
+from paywarden.scoring.engine.recomputed import request_of, vector_of
 
 STEPS_MAX = 64
 _STEPS_AT_ONCE = (4, 12, 48)
@@ -106,7 +106,7 @@ def flips(
     `decision`: in the form of its topic, with the vector that `bundle` scores. The exploration's coin does not count:
     what would have been done without it is what changes. Not thread-safe, as the bundle is not.
     """
-    vector = np.frombuffer(decision["vector"], dtype="<f4").astype(np.float32)
+    vector = vector_of(decision)
     names = bundle.manifest.feature_names
     assert len(vector) == len(names)
     request = request_of(decision)

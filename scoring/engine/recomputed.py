@@ -15,15 +15,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from paywarden.features.profiles.money import RateTable
 from paywarden.models.bundle.bundle import Bundle
 from paywarden.models.policy.exploration import EXPLORED
 from paywarden.models.policy.policy import ACTIONS, APPROVE, DECLINE, MODEL_ABSENT, Facts, Policy
-from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.errors import InvalidEvent, Misconfigured
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 
 _OPTIONAL = ("device_id", "ip", "amount_minor", "mcc", "country", "channel", "utc_offset_minutes")
+_FEATURE_BYTES = 4
 _FIELDS = ("payment_id", "event_time_ms", "card_id", "merchant_id", "currency", *_OPTIONAL)
 
 
@@ -56,30 +58,46 @@ def request_of(decision: Mapping[str, Any]) -> ScoreRequest:
     return ScoreRequest(**{name: decision[name] for name in _FIELDS if decision[name] is not None})
 
 
+def vector_of(decision: Mapping[str, Any]) -> NDArray[np.float32]:
+    """Returns the features that a decision, in the form of its topic, holds: (features,), none if they were not kept.
+
+    Raises InvalidEvent if it holds something else.
+    """
+    content = decision["vector"]
+    if len(content) % _FEATURE_BYTES:
+        raise InvalidEvent(f"wanted numbers of {_FEATURE_BYTES} bytes, got {len(content)} bytes", field="vector")
+    return np.frombuffer(content, dtype="<f4").astype(np.float32)
+
+
 def decide_again(decision: Mapping[str, Any], bundle: Bundle | None, policy: Policy, rates: RateTable) -> Outcome:
     """Returns what bundle and policy say today about a decision, in the form of its topic.
 
-    `bundle`: None if no model gave a score. Raises Misconfigured if the decision lacks what they need.
+    `bundle`: None if no model gave a score. Raises Misconfigured if the decision lacks what they need, InvalidEvent if
+    what it holds cannot be read.
     """
     flags = tuple(decision["flags"])
-    vector = np.frombuffer(decision["vector"], dtype="<f4")
+    vector = vector_of(decision)
     score: float | None = None
     if bundle is not None:
         wanted = len(bundle.manifest.feature_names)
         if len(vector) != wanted:
             raise Misconfigured(f"the vector was not kept: wanted {wanted} features, got {len(vector)}")
-        score = float(bundle.score(np.ascontiguousarray(vector.reshape(1, -1), dtype=np.float32))[0])
+        score = float(bundle.score(vector.reshape(1, -1))[0])
         if not math.isfinite(score):
             raise Misconfigured("the bundle gives no finite score for this vector")
     elif MODEL_ABSENT not in flags:
         raise Misconfigured("the decision names no bundle, and has no flag model_absent")
+    if len(vector) < policy.features_min:
+        raise Misconfigured(
+            f"the policy's conditions read {policy.features_min} features, and the decision holds {len(vector)}"
+        )
     request = request_of(decision)
     if unknown := sorted(policy.fields - decision_fields()):
         raise Misconfigured(f"the policy's conditions read fields that no decision holds: {', '.join(unknown)}")
     amount = rates.convert(request.amount_minor, request.currency, request.event_time_ms)
-    action, reasons = policy.decide(Facts(request, amount, np.asarray(vector, dtype=np.float32), score, flags))
+    action, reasons = policy.decide(Facts(request, amount, vector, score, flags))
     if action != ACTIONS[APPROVE] and bundle is not None:
-        reasons += bundle.explainer.reasons(np.ascontiguousarray(vector, dtype=np.float32), policy.reason_features_max)
+        reasons += bundle.explainer.reasons(vector, policy.reason_features_max)
     if action == ACTIONS[DECLINE] and EXPLORED in decision["reasons"]:
         # The coin is not tossed again: its budget was that of then.
         action, reasons = ACTIONS[APPROVE], [EXPLORED, *reasons]

@@ -13,7 +13,7 @@ from paywarden.ops.console.decisions.rows import RowView, row_view
 from paywarden.ops.console.decisions.usual import PAST_MAX, FeatureView, features_of
 from paywarden.ops.console.pages import Shown, Visit, not_found
 from paywarden.ops.deciders import KnownDeciders, Recomputed
-from paywarden.schemas.errors import InvalidEvent, PaywardenError
+from paywarden.schemas.errors import InvalidEvent, Misconfigured, PaywardenError
 from paywarden.scoring.engine.flips import Flip
 from paywarden.streams.decision_index.reviews import Verdict
 from paywarden.streams.decision_index.search import Place, Row
@@ -97,12 +97,18 @@ class OnePage:
         past = [other.place for other in index.neighbours(row, PAST_MAX)[0]]
         before, after = index.neighbours(row, _NEAR)
         bodies = index.bodies([row.place, *past])
-        decision = self._decoded(bodies.pop(row.decision_id, b""))
+        body = bodies.pop(row.decision_id, b"")
+        decision = self._decoded(body)
         rows = tuple(row_view(other, visit) for other in before), tuple(row_view(other, visit) for other in after)
         shared = tuple(_shared(entity, visit) for entity in index.shared_with_frauds(row))
         around = (rows[0], rows[1], shared, tuple(verdicts), tuple(row_view(other, visit) for other in others))
         if decision is None:
-            why = "the index does not hold the record of this decision"
+            why = (
+                "the record of this decision cannot be read now: its schema is of another release, or the registry of "
+                "schemas does not answer"
+                if body
+                else "the index does not hold the record of this decision"
+            )
             again = AgainView(False, False, None, "", (), why)
             return DecisionView(row_view(row, visit), {}, None, (), 0, why, again, (), *around)
         again_ = self._known.recomputed(decision)
@@ -136,19 +142,23 @@ class OnePage:
             return (), (), "no model gave a score"
         try:
             bundle, policy, folder = self._known.of(decision)
+            assert bundle is not None
+            assert folder is not None
+            reference, cuts = self._of_bundle(folder, bundle, policy)
+            features = tuple(features_of(decision, past, bundle.manifest.feature_names, reference))
         except PaywardenError as error:
             return (), (), str(error)
-        assert bundle is not None
-        assert folder is not None
-        reference, cuts = self._of_bundle(folder, bundle, policy)
-        features = tuple(features_of(decision, past, bundle.manifest.feature_names, reference))
         if again.again is None or cuts is None or not features:
             return features, (), "" if features else "the vector was not kept"
         with self._known.lock:
             return features, tuple(flips(decision, bundle, policy, self._known.rates, cuts)), ""
 
     def _of_bundle(self, folder: Path, bundle: Bundle, policy: Policy) -> tuple[Reference | None, Cuts | None]:
-        """Returns the reference of a bundle and the cuts of its models. They are read once."""
+        """Returns the reference of a bundle and the cuts of its models. They are read once.
+
+        Raises BundleRefused, or Misconfigured if the folder holds another bundle by now.
+        """
+        from paywarden.models.bundle.bundle import read_manifest
         from paywarden.models.bundle.explain import read_trees
         from paywarden.models.drift.reference import load_reference
         from paywarden.scoring.engine.flips import cuts_of
@@ -156,6 +166,8 @@ class OnePage:
         key = folder / policy.digest
         with self._lock:
             if key not in self._made:
+                if read_manifest(folder).digest != bundle.manifest.digest:
+                    raise Misconfigured("the files of the bundle that decided were replaced")
                 names = bundle.manifest.feature_names
                 models = [read_trees(folder / part.model_text, len(names)) for part in bundle.manifest.parts]
                 self._made[key] = load_reference(folder), cuts_of(models, policy, names)

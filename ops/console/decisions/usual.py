@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from paywarden.scoring.engine.recomputed import vector_of
+
 if TYPE_CHECKING:
     from paywarden.models.drift.reference import Reference
 
@@ -43,20 +45,21 @@ class FeatureView:
     is_rare: bool
 
 
-def vector_of(decision: Mapping[str, Any]) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-    """Returns the features of a decision, (features,)."""
-    return np.frombuffer(decision["vector"], dtype="<f4").astype(np.float32)
-
-
 def features_of(
     decision: Mapping[str, Any], past: Sequence[Mapping[str, Any]], names: Sequence[str], reference: Reference | None
 ) -> list[FeatureView]:
-    """Returns the features of a decision, the unusual ones first. `past`: decisions about the card's last payments."""
+    """Returns the features of a decision, the unusual ones first; none if it does not hold `names`.
+
+    `past`: decisions about the card's last payments. Raises InvalidEvent if the decision's vector cannot be read.
+    """
     vector = vector_of(decision)
     if len(vector) != len(names):
         return []
-    same = [vector_of(one) for one in past if one["catalogue_digest"] == decision["catalogue_digest"]]
-    same = [one for one in same if len(one) == len(names)]
+    same = [
+        vector_of(one)
+        for one in past
+        if one["catalogue_digest"] == decision["catalogue_digest"] and len(one["vector"]) == len(decision["vector"])
+    ]
     card = np.array(same, dtype=np.float32).reshape(len(same), len(names))
     views = [_view(name, float(vector[place]), card[:, place], reference) for place, name in enumerate(names)]
     return sorted(views, key=lambda view: (not view.is_unusual, not view.is_rare))

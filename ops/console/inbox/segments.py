@@ -21,6 +21,8 @@ import numpy as np
 from paywarden.models.drift.binning import DIMENSIONS, NONE
 from paywarden.models.drift.signals import FEATURE_PREFIX, FLAG_PREFIX
 from paywarden.ops.console.charts import bin_labels
+from paywarden.schemas.errors import InvalidEvent
+from paywarden.scoring.engine.recomputed import vector_of
 
 SEGMENTS_MAX = 6
 _DECISIONS_MIN = 20
@@ -127,7 +129,10 @@ def _value_of(subject: str, place: FeaturePlace) -> Callable[[Mapping[str, Any]]
 
     def feature(one: Mapping[str, Any]) -> float | None:
         at = place(one["catalogue_digest"], name)
-        vector = np.frombuffer(one["vector"], dtype="<f4")
+        try:
+            vector = vector_of(one)
+        except InvalidEvent:
+            return None
         return None if at is None or at >= len(vector) else float(vector[at])
 
     return feature

@@ -25,8 +25,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
 from paywarden.schemas.errors import InvalidEvent, Misconfigured, PaywardenError, TemporaryFailure
 
 if TYPE_CHECKING:
@@ -251,7 +249,7 @@ class _Tally:
 
         self._policies, self._decided = (now, draft), decided
         self._last_ms, self._first_ms = last_ms, last_ms - DAYS * _DAY_MS
-        self._needs_vector = now.has_conditions or draft.has_conditions
+        self._features_min = max(now.features_min, draft.features_min)
         if unknown := sorted((now.fields | draft.fields) - decision_fields()):
             raise Misconfigured(f"conditions read fields that no decision holds: {', '.join(unknown)}")
         self._week, self._sample = 0, 0
@@ -295,15 +293,19 @@ class _Tally:
     def _facts(self, decision: Mapping[str, Any]) -> Facts | None:
         """Returns what the decision was made from; None, and why is counted, where the conditions could not be true."""
         from paywarden.models.policy.policy import MODEL_ABSENT, Facts
-        from paywarden.scoring.engine.recomputed import request_of
+        from paywarden.scoring.engine.recomputed import request_of, vector_of
 
         flags = tuple(decision["flags"])
-        vector = np.frombuffer(decision["vector"], dtype="<f4").astype(np.float32)
-        if self._needs_vector and decision["catalogue_digest"] != self._decided.catalogue_digest:
+        try:
+            vector = vector_of(decision)
+        except InvalidEvent:
+            self._leave_out("their vectors cannot be read")
+            return None
+        if self._features_min and decision["catalogue_digest"] != self._decided.catalogue_digest:
             self._leave_out("they were made with another catalogue")
             return None
-        if self._needs_vector and not len(vector):
-            self._leave_out("their vectors were not kept")
+        if len(vector) < self._features_min:
+            self._leave_out("their vectors lack features" if len(vector) else "their vectors were not kept")
             return None
         request = request_of(decision)
         try:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
 from paywarden.models.metrics.costs import CostSettings
+from paywarden.models.policy.policy import PolicySettings, policy_digest
 from paywarden.ops.console.decisions.one import OnePage
 from paywarden.ops.console.decisions.opened import OpenedIndex
 from paywarden.ops.console.decisions.pages import DecisionPages
@@ -20,14 +23,14 @@ from paywarden.ops.console.pages import Section
 from paywarden.ops.console.review.pages import ReviewPages
 from paywarden.ops.deciders import KnownDeciders
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
-from paywarden.schemas.errors import TemporaryFailure
+from paywarden.schemas.errors import BundleRefused, TemporaryFailure
 from paywarden.schemas.settings import read_source
 from paywarden.streams.companion.shipping import decision_of
 from paywarden.streams.decision_index.database import DuckDbDatabase
 from paywarden.streams.decision_index.index import DecisionIndex, Stored
 from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewSettings
 from paywarden.streams.decision_index.search import Search
-from tests.services.console import NOW_MS, ConsoleUnderTest, console_under_test, csrf_of
+from tests.services.console import NOW_MS, TOKEN, ConsoleUnderTest, console_under_test, csrf_of
 from tests.unit.ops.commands.watch.test_decisions import entry
 from tests.worlds import small_world
 
@@ -51,28 +54,35 @@ def decisions() -> list[dict[str, Any]]:
 class World:
     """A console over an index in a file."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, rules: str = "") -> None:
+        """`rules`: further lines of [policy]."""
         config = folder / "paywarden.toml"
         config.write_text(
-            f'[serve]\nbundle = "{small_world.trained_bundle()}"\nruntime = "{folder}"\n[policy]\nreview_at = 0.02\n',
+            f'[serve]\nbundle = "{small_world.trained_bundle()}"\nruntime = "{folder}"\n'
+            f"[policy]\nreview_at = 0.02\n{rules}",
             encoding="utf-8",
         )
+        self.source = read_source(str(config), {})
         self.database = DuckDbDatabase(folder / "index.duckdb")
         self.index = DecisionIndex(self.database, worth=lambda amount, _currency, _time: amount)
         self.queue = ReviewQueue(self.database, ReviewSettings(second_share=0.0))
         self.is_lost = False
-        encoder, told = Encoder("decisions", IDS.id_of("decisions")), decisions()
+        self.put(decisions())
         with self.database.transaction() as transaction:
-            self.index.add_decisions(transaction, [Stored(each, encoder.encode(each)) for each in told])
-            self.queue.add_decisions(transaction, told, [self.index.stake(each) for each in told])
             fraud = {"payment_id": "pay1", "outcome_time_ms": NOW_MS, "label": "fraud", "source": "chargeback"}
             self.index.add_outcomes(transaction, [fraud])
         opened = OpenedIndex(self._opens, None, now_ms=lambda: NOW_MS)
-        one = OnePage(opened, KnownDeciders(read_source(str(config), {}), None, None), Decoder("decisions", IDS).decode)
+        one = OnePage(opened, KnownDeciders(self.source, None, None), Decoder("decisions", IDS).decode)
         review = ReviewPages(opened, CostSettings())
         self.sections: tuple[Section, ...] = (DecisionPages(opened, one).section(), review.section())
         self.opened = opened
         self.console: ConsoleUnderTest = console_under_test(folder / "console")
+
+    def put(self, told: list[dict[str, Any]]) -> None:
+        encoder = Encoder("decisions", IDS.id_of("decisions"))
+        with self.database.transaction() as transaction:
+            self.index.add_decisions(transaction, [Stored(each, encoder.encode(each)) for each in told])
+            self.queue.add_decisions(transaction, told, [self.index.stake(each) for each in told])
 
     @contextmanager
     def _opens(self) -> Iterator[tuple[DecisionIndex, ReviewQueue]]:
@@ -178,3 +188,97 @@ def test_a_feature_outside_the_range_of_the_card_comes_first() -> None:
     # Vectors of another catalogue do not count.
     other = [one | {"catalogue_digest": "d"} for one in past]
     assert features_of(decision(1.0, 30.0), other, ["still", "moved"], None)[0].low is None
+
+
+def odd_decisions() -> dict[str, dict[str, Any]]:
+    """Returns by name what a decision may hold other than the usual: all of it can be on the topic."""
+    vector = decisions()[0]["vector"]
+    vectors = {
+        "no vector": b"",
+        "a torn vector": vector[:-1],
+        "a vector without its last feature": vector[:-4],
+        "a vector of twice as many features": vector + vector,
+        **{
+            f"a vector of {value}": np.full(len(vector) // 4, value, dtype="<f4").tobytes()
+            for value in (0.0, math.nan, math.inf, -math.inf, 3e38)
+        },
+    }
+    absent = {"bundle_digest": "", "score": 0.0, "flags": ["model_absent"], "action": "review"}
+    return {
+        **{name: {"vector": content} for name, content in vectors.items()},
+        **{f"no model, and {name}": {**absent, "vector": content} for name, content in vectors.items()},
+        "no model, and no flag that says so": {"bundle_digest": "", "flags": []},
+        "an unknown model": {"bundle_digest": "ab" * 32, "model_version": "m-gone"},
+        "a policy that is gone": {"policy_digest": "cd" * 32},
+        "an earlier release's record": {"policy_digest": "", "bundle_digest": "", "catalogue_digest": ""},
+        "another catalogue": {"catalogue_digest": "another"},
+        "no reasons for a decline": {"action": "decline", "reasons": []},
+        "an empty reason": {"action": "review", "reasons": [""]},
+        "a rule that nobody knows": {"action": "review", "reasons": ["rule:<b>gone</b>"]},
+        "an explored payment": {"reasons": ["explored", "score_at_or_above_decline_threshold"], "propensity": 0.01},
+        "a propensity that is no number": {"propensity": math.nan},
+        "a cascade's first model": {"variant": "first"},
+        "a shadow arm": {"rollout": "r1", "arm": "shadow", "caller": "bank/<script>"},
+        "a stand-in's flags": {"flags": ["late", "fallback_model", "of tomorrow"]},
+        "a currency without a rate": {"currency": "XTS"},
+        "no currency": {"currency": ""},
+        "a negative amount": {"amount_minor": -5},
+        "a huge amount": {"amount_minor": 2**62},
+        "a time before 1970": {"event_time_ms": -1},
+        "a time that no calendar has": {"event_time_ms": 2**62},
+        "an offset that no country has": {"utc_offset_minutes": -(2**31)},
+        "profiles from the future": {"profile_age_ms": -1, "latency_us": -1},
+        "empty texts": {"card_id": "", "merchant_id": "", "country": "", "channel": "", "model_version": ""},
+        "no optional field": dict.fromkeys(
+            ("device_id", "ip", "mcc", "country", "channel", "utc_offset_minutes", "latency_us")
+        ),
+    }
+
+
+@pytest.fixture(scope="module")
+def odd_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A console whose policy reads features, with odd decisions. Each has a card of its own, or the card of all."""
+    rule = '[[policy.rules]]\nname = "burst"\nwhen = "card_count_1h > 2"\naction = "review"\n'
+    made = World(tmp_path_factory.mktemp("odd"), rule)
+    digest = policy_digest(made.source.section("policy", PolicySettings), {})
+    told = []
+    for number, (name, odd) in enumerate(odd_decisions().items()):
+        for card in (f"card-of-{number}", CARD):
+            ids = {"payment_id": f"{name} of {card}", "decision_id": f"odd-{number}-{card}", "card_id": card}
+            told.append({**decisions()[0], "policy_digest": digest, **ids, **odd, "decided_time_ms": NOW_MS - number})
+    made.put(told)
+    yield made
+    made.database.close()
+
+
+@pytest.mark.parametrize("name", odd_decisions())
+def test_a_page_shows_any_decision_that_can_be_on_the_topic(odd_world: World, name: str) -> None:
+    number = list(odd_decisions()).index(name)
+    page = odd_world.browser("demo-analyst").get(f"/decisions/{quote(f'{name} of card-of-{number}', safe='')}")
+    assert page.status_code == 200, page.text
+    for markup in ("<b>", "<script>"):
+        assert markup not in page.text
+    # What cannot be said is said to be so.
+    said = ("Equal to the bit", "Not equal:", "cannot be decided again here")
+    assert any(words in page.text for words in said)
+    # Among the others of its card, and as JSON.
+    address = f"/api/v1/decisions/{quote(f'{name} of {CARD}', safe='')}"
+    answer = odd_world.browser("demo-analyst").get(address, headers={"authorization": f"Bearer {TOKEN}"})
+    assert answer.status_code == 200, answer.text
+
+
+def test_an_odd_decision_stops_neither_a_list_nor_the_queue(odd_world: World) -> None:
+    browser = odd_world.browser("demo-analyst")
+    for address in ("/decisions", f"/decisions?card_id={CARD}", "/review"):
+        assert browser.get(address).status_code == 200
+
+
+def test_trees_that_are_gone_take_only_their_part_of_the_page(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_trees(_: Path, __: int) -> None:
+        raise BundleRefused("model.txt is not a LightGBM model whose scores can be explained: no such file")
+
+    monkeypatch.setattr("paywarden.models.bundle.explain.read_trees", read_trees)
+    page = world.browser("demo-analyst").get(world.address("pay7"))
+    assert page.status_code == 200, page.text
+    assert "Equal to the bit" in page.text
+    assert "Not known: model.txt is not a LightGBM model" in page.text
