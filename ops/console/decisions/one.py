@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paywarden.models.policy.policy import MODEL_ABSENT
 from paywarden.ops.console.decisions.opened import OpenedIndex
 from paywarden.ops.console.decisions.rows import RowView, row_view
 from paywarden.ops.console.decisions.usual import PAST_MAX, FeatureView, features_of
@@ -139,7 +140,8 @@ class OnePage:
         from paywarden.scoring.engine.flips import flips
 
         if not decision["bundle_digest"]:
-            return (), (), "no model gave a score"
+            is_absent = MODEL_ABSENT in decision["flags"]
+            return (), (), "no model gave a score" if is_absent else "the decision names no bundle"
         try:
             bundle, policy, folder = self._known.of(decision)
             assert bundle is not None

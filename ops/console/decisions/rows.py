@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from paywarden.models.policy.policy import MODEL_ABSENT
+
 if TYPE_CHECKING:
     from paywarden.ops.console.pages import Visit
     from paywarden.streams.decision_index.search import Row
@@ -12,7 +14,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RowView:
-    """A decision in a table. `place` is its address; ids of cards, devices and addresses may be masked."""
+    """A decision in a table. `place` is its address; ids of cards, devices and addresses may be masked.
+
+    `score`: None if no model gave one.
+    """
 
     place: str
     decision_id: str
@@ -26,7 +31,7 @@ class RowView:
     currency: str
     country: str
     channel: str
-    score: float
+    score: float | None
     action: str
     reasons: tuple[str, ...]
     flags: tuple[str, ...]
@@ -52,7 +57,7 @@ def row_view(row: Row, visit: Visit) -> RowView:
         currency=row.currency,
         country=row.country,
         channel=row.channel,
-        score=row.score,
+        score=None if MODEL_ABSENT in row.flags else row.score,
         action=row.action,
         reasons=row.reasons,
         flags=row.flags,

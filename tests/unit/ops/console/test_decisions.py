@@ -267,6 +267,17 @@ def test_a_page_shows_any_decision_that_can_be_on_the_topic(odd_world: World, na
     assert answer.status_code == 200, answer.text
 
 
+def test_a_payment_that_no_model_scored_has_no_probability(odd_world: World) -> None:
+    """It had one of 0 %, which looked like a safe payment."""
+    browser = odd_world.browser("demo-analyst")
+    name = "no model, and no vector"
+    number = list(odd_decisions()).index(name)
+    text = browser.get(f"/decisions/{quote(f'{name} of card-of-{number}', safe='')}").text
+    assert "without a score" in text
+    assert "probability" not in text
+    assert "0.0000" not in text
+
+
 def test_an_odd_decision_stops_neither_a_list_nor_the_queue(odd_world: World) -> None:
     browser = odd_world.browser("demo-analyst")
     for address in ("/decisions", f"/decisions?card_id={CARD}", "/review"):
