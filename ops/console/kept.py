@@ -17,6 +17,8 @@ from paywarden.schemas.errors import PaywardenError
 
 Value = TypeVar("Value")
 
+FAULT = "the console has made a fault: its log says more"
+"""What is said on a page about a bug in background work."""
 # Well below the 300 ms that a page may take.
 _FIRST_WAIT_S = 0.15
 _LOOK_S = 2.0
@@ -54,4 +56,9 @@ class Kept(Generic[Value]):
             self.value, self.found_ms, self.trouble = self._find(now), now, ""
         except PaywardenError as error:
             self.trouble = str(error)
-        self._found.set()
+        except Exception:
+            # The top of the thread logs it. Without a word here pages would say that it is being found out.
+            self.trouble = FAULT
+            raise
+        finally:
+            self._found.set()

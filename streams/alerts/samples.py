@@ -66,12 +66,18 @@ class DecisionSampler:
     def _between(self, partition: int, first_ms: int, last_ms: int) -> range:
         low, end = watermarks(self._consumer, self._topic, partition)
         if not self._knows_times:
-            start, stop = (self._searched(partition, time_ms, low, end) for time_ms in (first_ms, last_ms))
-            return range(max(start, stop - _RECORDS_MAX), stop)
+            stop = self._searched_from_the_end(partition, last_ms, low, end)
+            # Each look costs a fetch: only the records that would be returned are searched for the beginning.
+            return range(self._searched(partition, first_ms, max(low, stop - _RECORDS_MAX), stop), stop)
         start, stop = (self._offset_at(partition, time_ms) for time_ms in (first_ms, last_ms))
         start, stop = (end if offset < 0 else offset for offset in (start, stop))
         # The newest ones: of a long time the end says most about what is.
         return range(max(low, start, stop - _RECORDS_MAX), stop)
+
+    def _searched_from_the_end(self, partition: int, time_ms: int, low: int, end: int) -> int:
+        """Returns the same as `_searched`, after one look if the time is later than that of the last record."""
+        came_ms = self._came_ms(partition, range(end - 1, end)) if end > low else None
+        return end if came_ms is not None and came_ms < time_ms else self._searched(partition, time_ms, low, end)
 
     def _searched(self, partition: int, time_ms: int, low: int, end: int) -> int:
         """Returns the first offset of a record that came then or later, by halves; `end` if there is none."""

@@ -14,6 +14,7 @@ import uvicorn
 
 from paywarden.features.profiles.plan import Plan
 from paywarden.models.metrics.costs import CostSettings
+from paywarden.models.policy.policy import PolicySettings, policy_digest
 from paywarden.ops import wiring
 from paywarden.ops.console.audit_page import audit_section
 from paywarden.ops.console.background import running
@@ -68,6 +69,7 @@ class Running:
 def some_decisions(now: int, plan: Plan) -> list[dict[str, Any]]:
     """Returns 60 decisions of the last two days about five cards; each ninth is under review."""
     made = []
+    digest = policy_digest(Source({"policy": POLICY}, {}).section("policy", PolicySettings), {})
     for number in range(60):
         score = number * 37 % 60 / 60
         action = "review" if number % 9 == 0 else "decline" if score > 0.9 else "approve"
@@ -88,6 +90,7 @@ def some_decisions(now: int, plan: Plan) -> list[dict[str, Any]]:
                 action=action,
                 reasons=["rule:large"] if action == "review" else [],
                 catalogue_digest=plan.digest,
+                policy_digest=digest,
                 vector=bytes(4 * len(plan.names)),
             )
         )

@@ -9,9 +9,8 @@ to the registry, where others approve it as any version (the page of models).
 from __future__ import annotations
 
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -19,7 +18,7 @@ from typing import Any, Protocol
 
 from paywarden.models.metrics.costs import CostSettings
 from paywarden.models.policy.lists import read_lists
-from paywarden.models.policy.policy import PolicySettings
+from paywarden.models.policy.policy import PolicySettings, policy_digest
 from paywarden.models.policy.text import policy_text
 from paywarden.ops.configuration import bundle_thresholds
 from paywarden.ops.console.kept import Kept
@@ -30,7 +29,7 @@ from paywarden.ops.console.policy.drafts import draft_source
 from paywarden.ops.console.policy.replays import DAYS, Decided, Replay, Replays
 from paywarden.ops.times import now_ms
 from paywarden.ops.wiring.registry import policy_facts
-from paywarden.schemas.errors import Misconfigured, TemporaryFailure
+from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 from paywarden.streams.decision_index.index import RuleCatch
 
@@ -38,7 +37,7 @@ PROPOSERS = frozenset({Role.MODEL_OWNER, Role.LEAD})
 DRAFTERS = PROPOSERS | {Role.ANALYST}
 _TEXT_CHARS_MAX = 60_000
 _BYTES_MAX = 512 * 1024
-_HOUR_MS, _DAY_MS, _KEPT_S = 3_600_000, 86_400_000, 60.0
+_HOUR_MS, _DAY_MS, _KEPT_MS = 3_600_000, 86_400_000, 60_000
 _OVERLAPS_MAX = 20
 _RULE = "rule:"
 # How long the background work sleeps at most when nobody wants anything.
@@ -53,6 +52,14 @@ class RecentDecisions(Protocol):
 
     def close(self) -> None:
         """See DecisionSampler."""
+
+
+@dataclass(frozen=True)
+class Fired:
+    """The rules that fired for a decision, and the policy that they are of."""
+
+    rules: frozenset[str]
+    policy_digest: str
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,8 @@ class Overlap:
 class PolicyView:
     """The policy of this console's configuration, a sample of decisions, and a draft with what is wrong with it.
 
+    `sample`: decisions of the hour before `sampled_ms`, 0 for never; `sample_trouble`: why there is no newer sample.
+    `by_this_policy`: how many of them this policy decided.
     A threshold of 0 is that of the bundle; `bundle_thresholds` are both of these, 0 where they are not known.
     """
 
@@ -123,6 +132,8 @@ class PolicyView:
     segments: tuple[tuple[str, str], ...]
     lists: tuple[tuple[str, int], ...]
     sample: int
+    by_this_policy: int
+    sampled_ms: int
     sample_trouble: str
     unknown_rules: tuple[tuple[str, int], ...]
     overlaps: tuple[Overlap, ...]
@@ -141,8 +152,6 @@ class Policy:
     def __init__(self, source: Source, desk: Desk, decisions: Callable[[], RecentDecisions], decided: Decided) -> None:
         """`decisions`: a sample of the newest. `decided`: those of the index."""
         self._source, self._desk, self._decisions = source, desk, decisions
-        self._lock = threading.Lock()
-        self._known: tuple[float, list[frozenset[str]], str] = (float("-inf"), [], "")
         self._wake = threading.Event()
         rules = [rule.name for rule in source.section("policy", PolicySettings).rules]
 
@@ -150,7 +159,9 @@ class Policy:
             index = decided.index()
             return tuple(index.rule_catch(rule, now - DAYS * _DAY_MS) for rule in rules)
 
-        self.catches: Kept[tuple[RuleCatch, ...]] = Kept(caught, empty=(), old_ms=int(_KEPT_S * 1000))
+        # Kafka may take seconds to give a sample, and a page does not wait for it.
+        self.fired: Kept[list[Fired]] = Kept(self._sampled, empty=[], old_ms=_KEPT_MS)
+        self.catches: Kept[tuple[RuleCatch, ...]] = Kept(caught, empty=(), old_ms=_KEPT_MS)
         self.replays = Replays(decided, review_cost_minor=source.section("costs", CostSettings).review_cost_minor)
 
     def section(self) -> Section:
@@ -169,7 +180,7 @@ class Policy:
             Page(f"{one}/cancel", self.cancel_replay, "End a replay", "POST", DRAFTERS),
             Page("/policy/propose", self.propose, "Propose it", "POST", PROPOSERS, proposal, _BYTES_MAX),
         )
-        return Section("policy", "Policy", "/policy", pages, background=(self.work, self.catches.run))
+        return Section("policy", "Policy", "/policy", pages, background=(self.work, self.fired.run, self.catches.run))
 
     def work(self, stop: threading.Event) -> None:
         """Run replays until `stop` is set."""
@@ -253,7 +264,10 @@ class Policy:
 
     def _shown(self, visit: Visit, draft: str, problem: str, *, is_checked: bool) -> Shown:
         settings = self._source.section("policy", PolicySettings)
-        fired, trouble = self._sample(visit.now_ms)
+        sample = self.fired.known(visit.now_ms)
+        fired = [one.rules for one in sample]
+        lists = read_lists(settings.lists)
+        digest = policy_digest(settings, lists)
         counts = Counter(rule for rules in fired for rule in rules)
         alone = Counter(rule for rules in fired if len(rules) == 1 for rule in rules)
         pairs = Counter(pair for rules in fired for pair in combinations(sorted(rules), 2))
@@ -267,11 +281,13 @@ class Policy:
                 for one in settings.rules
             ),
             segments=tuple((one.name, one.when) for one in settings.segments),
-            lists=tuple((name, len(entries)) for name, entries in read_lists(settings.lists).items()),
+            lists=tuple((name, len(entries)) for name, entries in lists.items()),
             caught=Caught(self.catches.known(visit.now_ms), self.catches.found_ms, self.catches.trouble),
             caught_days=DAYS,
             sample=len(fired),
-            sample_trouble=trouble,
+            by_this_policy=sum(one.policy_digest == digest for one in sample),
+            sampled_ms=self.fired.found_ms,
+            sample_trouble=self.fired.trouble,
             unknown_rules=tuple((name, count) for name, count in counts.most_common() if name not in names),
             overlaps=tuple(Overlap(*pair, count) for pair, count in pairs.most_common(_OVERLAPS_MAX)),
             replays=tuple(
@@ -292,19 +308,10 @@ class Policy:
         except Misconfigured:
             return 0.0, 0.0
 
-    def _sample(self, now_ms: int) -> tuple[Sequence[frozenset[str]], str]:
-        """Returns the rules of each decision of a sample of the last hour, at most a minute old, or why not."""
-        with self._lock:
-            read_s, fired, trouble = self._known
-            if time.monotonic() - read_s < _KEPT_S:
-                return fired, trouble
-            try:
-                with closing(self._decisions()) as decisions:
-                    fired, trouble = [rules_of(one) for one in decisions.between(now_ms - _HOUR_MS, now_ms)], ""
-            except (TemporaryFailure, Misconfigured) as error:
-                fired, trouble = [], str(error)
-            self._known = (time.monotonic(), fired, trouble)
-            return fired, trouble
+    def _sampled(self, now_ms: int) -> list[Fired]:
+        """Returns what fired for each decision of a sample of the last hour. Raises PaywardenError."""
+        with closing(self._decisions()) as decisions:
+            return [Fired(rules_of(one), one["policy_digest"]) for one in decisions.between(now_ms - _HOUR_MS, now_ms)]
 
 
 def rules_of(decision: Mapping[str, Any]) -> frozenset[str]:

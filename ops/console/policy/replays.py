@@ -25,6 +25,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from paywarden.ops.console.kept import FAULT
 from paywarden.schemas.errors import InvalidEvent, Misconfigured, PaywardenError, TemporaryFailure
 
 if TYPE_CHECKING:
@@ -208,6 +209,10 @@ class Replays:
                     return True
         except PaywardenError as error:
             self._change(found.replay_id, state=FAILED, problem=str(error))
+        except Exception:
+            # The top of the thread logs it. A replay that nobody works on must not look as if it ran.
+            self._change(found.replay_id, state=FAILED, problem=FAULT)
+            raise
         else:
             self._change(found.replay_id, state=DONE, done=1.0, result=tally.result(self._review_cost))
         return True

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from paywarden.models.policy.policy import PolicySettings, policy_digest
 from paywarden.ops.console.models.desk import Desk
 from paywarden.ops.console.pages import PageRefused
 from paywarden.ops.console.policy.drafts import draft_source
@@ -31,7 +32,8 @@ class _Decisions:
     def between(self, first_ms: int, last_ms: int) -> list[dict[str, Any]]:
         assert last_ms - first_ms == 3_600_000
         reasons = [["rule:large"], ["rule:large", "rule:night"], ["rule:old"], ["mirror_absent"], []]
-        return [{"reasons": one} for one in reasons]
+        own = policy_digest(Source({"policy": POLICY}, {}).section("policy", PolicySettings), {})
+        return [{"reasons": one, "policy_digest": own} for one in reasons]
 
     def close(self) -> None:
         pass
@@ -56,8 +58,9 @@ class NoIndex:
 def test_rules_fire_so_often_and_a_draft_is_checked(tmp_path: Path) -> None:
     console = console_under_test(tmp_path)
     source = Source({"policy": POLICY, "serve": {"bundle": str(tmp_path / "none")}}, {})
-    section = Policy(source, Desk(source, ""), _Decisions, NoIndex()).section()
-    browser = console.browser([section], "demo-lead")
+    policy = Policy(source, Desk(source, ""), _Decisions, NoIndex())
+    policy.fired.step(console.clock())
+    browser = console.browser([policy.section()], "demo-lead")
     view = browser.get(f"{API}/policy", headers=BEARER).json()["view"]
     assert [(one["name"], one["fired"], one["alone"]) for one in view["rules"]] == [("large", 2, 1), ("night", 1, 0)]
     assert view["overlaps"] == [{"first": "large", "second": "night", "payments": 1}]
@@ -107,8 +110,52 @@ def test_decisions_that_cannot_be_read_are_not_zero(tmp_path: Path) -> None:
 
     console = console_under_test(tmp_path)
     source = Source({"policy": POLICY, "serve": {"bundle": str(tmp_path / "none")}}, {})
-    browser = console.browser([Policy(source, Desk(source, ""), away, NoIndex()).section()], "demo-lead")
+    policy = Policy(source, Desk(source, ""), away, NoIndex())
+    policy.fired.step(console.clock())
+    browser = console.browser([policy.section()], "demo-lead")
     text = browser.get("/policy").text
     assert "not known: no Kafka broker answers" in text
     assert "0 %" not in text
+    console.database.close()
+
+
+def test_a_slow_kafka_does_not_hold_the_page_up(tmp_path: Path) -> None:
+    """A sample took minutes on a busy machine, and the page with it."""
+
+    def away() -> Any:
+        raise AssertionError("a page must not ask Kafka")
+
+    console = console_under_test(tmp_path)
+    source = Source({"policy": POLICY, "serve": {"bundle": str(tmp_path / "none")}}, {})
+    browser = console.browser([Policy(source, Desk(source, ""), away, NoIndex()).section()], "demo-lead")
+    text = browser.get("/policy").text
+    assert "How often they fire is being counted" in text
+    assert "0 %" not in text
+    console.database.close()
+
+
+def test_a_fault_in_the_background_is_told_and_not_taken_for_counting(tmp_path: Path) -> None:
+    def faulty() -> Any:
+        raise RuntimeError("a bug")
+
+    console = console_under_test(tmp_path)
+    source = Source({"policy": POLICY, "serve": {"bundle": str(tmp_path / "none")}}, {})
+    policy = Policy(source, Desk(source, ""), faulty, NoIndex())
+    with pytest.raises(RuntimeError):
+        policy.fired.step(console.clock())
+    text = console.browser([policy.section()], "demo-lead").get("/policy").text
+    assert "the console has made a fault" in text
+    assert "being counted" not in text.partition("What they caught")[0]
+    console.database.close()
+
+
+def test_a_policy_that_decides_nothing_has_no_rule_that_is_quiet(tmp_path: Path) -> None:
+    console = console_under_test(tmp_path)
+    other = {**POLICY, "review_at": 0.6}
+    source = Source({"policy": other, "serve": {"bundle": str(tmp_path / "none")}}, {})
+    policy = Policy(source, Desk(source, ""), _Decisions, NoIndex())
+    policy.fired.step(console.clock())
+    text = console.browser([policy.section()], "demo-lead").get("/policy").text
+    assert "This policy decided none of them" in text
+    assert "40 %" not in text
     console.database.close()

@@ -142,6 +142,19 @@ def test_a_decision_without_what_conditions_read_is_counted_and_left_out(world: 
     assert thresholds.left_out == {"their vectors cannot be read": 1, "their currencies have no rate": 1}
 
 
+def test_a_replay_that_meets_a_bug_has_failed(world: PolicyWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("paywarden.ops.console.policy.replays._Tally._facts", bug)
+    replays = Replays(world.decided, review_cost_minor=500)
+    replays.ask(DRAFT, "d", "anna", NOW_MS)
+    with pytest.raises(RuntimeError):
+        replays.step(NOW_MS, _NEVER)
+    (found,) = replays.all()
+    assert (found.state, found.problem) == ("failed", "the console has made a fault: its log says more")
+
+
 def test_a_replay_ends_when_somebody_cancels_it_and_says_why_it_failed(world: PolicyWorld) -> None:
     replays = Replays(world.decided, review_cost_minor=500)
     asked = [replays.ask(DRAFT, "d", "anna", NOW_MS) for _ in range(5)]

@@ -56,4 +56,18 @@ def test_decisions_between_two_times_are_found(kafka: KafkaSettings) -> None:
     assert producer.flush(PATIENCE_S) == 0
     with closing(DecisionSampler(kafka, IDS)) as sampler:
         found = [one["payment_id"] for one in sampler.between(NOW_MS + 15, NOW_MS + 50)]
+        # The times of the first and the last record, of none, and of all.
+        for first, last, wanted in ((0, 0, 0), (0, 1, 1), (80, 81, 1), (81, 99, 0), (-9, 999, 9), (-9, -1, 0)):
+            assert len(sampler.between(NOW_MS + first, NOW_MS + last)) == wanted, (first, last)
+        looks = []
+        look = sampler._came_ms
+
+        def counted(partition: int, offsets: range) -> int | None:
+            looks.append(offsets)
+            return look(partition, offsets)
+
+        sampler._came_ms = counted  # type: ignore[method-assign]
+        assert len(sampler.between(NOW_MS - 1, NOW_MS + 1_000)) == 9
+        # All that there is takes one look at each end of the partition that has records.
+        assert len(looks) == 2
     assert found == ["p2", "p3", "p4"]
