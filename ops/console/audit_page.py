@@ -31,7 +31,7 @@ class AuditView:
     head_digest: str
 
 
-def audit_section(log: AuditLog, publish: Callable[[ConsoleEvent], None]) -> Section:
+def audit_section(log: AuditLog, publish: Callable[[ConsoleEvent], object]) -> Section:
     """Returns the section `Audit`. `publish` puts the log's head on the topic, each hour in which it has changed."""
 
     def show(visit: Visit) -> Shown:
@@ -61,7 +61,7 @@ def audit_section(log: AuditLog, publish: Callable[[ConsoleEvent], None]) -> Sec
     return Section("audit", "Audit", "/audit", (page,), _ROLES, background=(run,))
 
 
-def publish_head(log: AuditLog, publish: Callable[[ConsoleEvent], None], published: Head, at_ms: int) -> Head:
+def publish_head(log: AuditLog, publish: Callable[[ConsoleEvent], object], published: Head, at_ms: int) -> Head:
     """Publish the head of a log if it is another than `published`; returns it. Raises BrokerUnavailable."""
     head = log.head
     if head.number and head != published:

@@ -164,11 +164,12 @@ class Page:
 
 @dataclass(frozen=True)
 class Missing:
-    """What the console cannot reach, since when and why. Every page says so at its top."""
+    """What the console cannot reach, since when, why, and what that means. Every page says so at its top."""
 
     what: str
     since_ms: int
     why: str
+    effect: str = "What you see is as it was then."
 
 
 def nothing_missing() -> list[Missing]:

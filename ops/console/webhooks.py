@@ -160,7 +160,10 @@ class Webhooks:
         rows = self.database.read(
             "SELECT url, min(queued_ms) AS since_ms, count(*) AS n FROM webhooks WHERE tries >= 3 GROUP BY url"
         )
-        return [Missing(f"The webhook {row['url']}", row["since_ms"], f"{row['n']} messages wait") for row in rows]
+        return [
+            Missing(f"The webhook {row['url']}", row["since_ms"], _waiting(row["n"]), "Its receiver is told later.")
+            for row in rows
+        ]
 
     def _send(self, url: str, delivery: int, body: bytes, now: int) -> bool:
         headers = {
@@ -197,3 +200,7 @@ def _posted(url: str, body: bytes, headers: Mapping[str, str]) -> int:
         return httpx2.post(url, content=body, headers=dict(headers), timeout=_TIMEOUT_S).status_code
     except httpx2.HTTPError as error:
         raise OSError(str(error)) from error
+
+
+def _waiting(count: int) -> str:
+    return "one message waits" if count == 1 else f"{count:,} messages wait"

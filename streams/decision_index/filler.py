@@ -54,6 +54,8 @@ TIDY_KEYS = 2_000_000
 FILL_TIDY_KEYS = 20_000_000
 FRESH_MS = 5_000
 """An index whose newest records are younger than this is not told to be behind."""
+ASK_EVERY_MS = 5_000
+"""Kafka is asked for an end when it has given nothing for this long."""
 VERDICTS_TOPIC = "verdicts"
 _SEND_BATCH, _SEND_TIMEOUT_S = 500, 30.0
 _log = logging.getLogger(__name__)
@@ -103,6 +105,7 @@ class IndexFiller:
         self._places: dict[tuple[str, int], SourcePlace] = {}
         self._unread: set[tuple[str, int]] = set()
         self._consumer: Consumer | None = None
+        self._heard_ms, self._asked = 0, 0
         self.state = FillState()
 
     def step(self, timeout_s: float = 0.5) -> int:
@@ -120,6 +123,7 @@ class IndexFiller:
             self._add(consumed.records)
             self._unread -= set(consumed.ended)
             self._unread |= {(record.topic, record.partition) for record in consumed.records} - set(consumed.ended)
+            self._hear(consumed)
         except PaywardenError as error:
             self._fail(error)
             raise
@@ -133,11 +137,26 @@ class IndexFiller:
             self.state,
             is_caught_up=not self._unread,
             is_fresh=is_fresh,
-            read_ms=now_ms,
+            read_ms=self._heard_ms,
             trouble="",
             trouble_since_ms=0,
         )
         return len(consumed.records)
+
+    def _hear(self, consumed: Consumed) -> None:
+        """Asks Kafka for an end when nothing has come for a while: a client that reads nothing tells of no outage.
+
+        Raises BrokerUnavailable.
+        """
+        now_ms = self._now_ms()
+        if not consumed.records and not consumed.ended:
+            if now_ms - self._heard_ms < ASK_EVERY_MS:
+                return
+            assert self._consumer is not None
+            # Partitions take turns: each may be on another broker.
+            self._asked += 1
+            watermarks(self._consumer, *list(self._places)[self._asked % len(self._places)])
+        self._heard_ms = now_ms
 
     def run(self, stop: threading.Event, *, retry_s: float = 2.0) -> None:
         """Follows the topics until `stop`. What goes wrong is logged, shown in `state`, and tried again."""

@@ -13,7 +13,7 @@ from paywarden.ops.console.cases import case as cases
 from paywarden.ops.console.cases.case import Case, case_subject, cases_of
 from paywarden.ops.console.cases.known import KnownCases
 from paywarden.ops.console.inbox.alert import ACT_ROLES
-from paywarden.ops.console.inbox.reader import AlertReader
+from paywarden.ops.console.inbox.reader import NOT_SEEN, AlertReader
 from paywarden.ops.console.inbox.store import AlertStore
 from paywarden.ops.console.pages import (
     Done,
@@ -172,9 +172,11 @@ class Cases:
         events = [ConsoleEvent(subject, cases.OPENED, by, now, {"title": visit.text("title")})]
         if visit.text("item"):
             events.append(ConsoleEvent(subject, cases.LINKED, by, now, {"item": _item(visit)}))
-        self._reader.write(events)
+        is_seen = self._reader.write(events)
         visit.did("opened", subject)
-        return Done(f"/cases/{case_id}", f"Opened the case {case_id}.", {"case_id": case_id})
+        # The page of a case that nobody has read yet would say that there is none.
+        location, later = (f"/cases/{case_id}", "") if is_seen else ("/cases", NOT_SEEN)
+        return Done(location, f"Opened the case {case_id}.{later}", {"case_id": case_id})
 
     def act(self, visit: Visit) -> Done:
         """Note, link, unlink, propose to close, close or reopen."""
@@ -227,12 +229,12 @@ class Cases:
         event = ConsoleEvent(case_subject(case.case_id), kind, visit.person.name, visit.now_ms, what)
         if problem := cases.problem_of(case, event, self._large):
             raise PageRefused(409, f"{problem[0].upper()}{problem[1:]}.")
-        self._reader.write([event])
+        is_seen = self._reader.write([event])
         visit.did(kind, event.subject, **{name: what[name] for name in ("item", "verdict", "field") if name in what})
         found = self._case(case.case_id) or case
         if found.history and found.history[-1].is_refused:
             raise PageRefused(409, f"Somebody was faster: {found.history[-1].note}.")
-        return Done(f"/cases/{case.case_id}", f"{kind.capitalize()}.")
+        return Done(f"/cases/{case.case_id}", f"{kind.capitalize()}.{'' if is_seen else NOT_SEEN}")
 
     def _case(self, case_id: str) -> Case | None:
         return cases_of(self._store.events(case_subject(case_id)), self._large).get(case_id)

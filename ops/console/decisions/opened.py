@@ -86,7 +86,8 @@ class OpenedIndex:
         if state is not None and state.trouble:
             found.append(Missing("The topics of decisions", state.trouble_since_ms, state.trouble))
         if self._sender is not None and self._sender.trouble:
-            found.append(Missing("The topic of verdicts", self._sender.trouble_since_ms, self._sender.trouble))
+            effect = "Verdicts are kept here, and sent later."
+            found.append(Missing("The topic of verdicts", self._sender.trouble_since_ms, self._sender.trouble, effect))
         return found
 
     def follow(self, stop: threading.Event) -> None:

@@ -30,8 +30,9 @@ DURATIONS = ("30m", "1h", "4h", "1d", "3d", "7d")
 Happenings = Callable[[int, int], Sequence[Happened]]
 """Returns what happened between two times: rollouts, promotions."""
 
-Samples = Callable[[str], tuple[Sequence[str], Sequence[str]]]
-"""Returns ids of payments of an alert's segment from before and after the change, by the alert's id."""
+Samples = Callable[[str], tuple[Sequence[str], Sequence[str]] | None]
+"""Returns ids of payments of an alert's segment from before and after the change, by the alert's id; None until they
+have been looked for."""
 
 
 Segments = Callable[[str], Sequence[SegmentCounts]]
@@ -84,6 +85,7 @@ class AlertView:
     timeline: tuple[Happened, ...]
     before: tuple[str, ...]
     after: tuple[str, ...]
+    is_sampled: bool
     decisions_link: str
     hand_over: str
     may_act: bool
@@ -141,10 +143,8 @@ class AlertPage:
         timeline = sorted(
             [began, *self._store.states(row.alert_id), *events, *around], key=lambda happened: happened.time_ms
         )
-        before: Sequence[str] = ()
-        after: Sequence[str] = ()
-        if self._samples is not None:
-            before, after = self._samples(row.alert_id)
+        sampled = None if self._samples is None else self._samples(row.alert_id)
+        before, after = sampled or ((), ())
         is_training = record["comparison"] == "training"
         view_values = values_of(_numbers(record))
         sentences = tuple(in_words(_numbers(record)))
@@ -172,6 +172,7 @@ class AlertPage:
             timeline=tuple(timeline),
             before=tuple(before),
             after=tuple(after),
+            is_sampled=sampled is not None,
             decisions_link=_decisions_link(record),
             hand_over=self._hand_over(row, sentences, f"{size}; {view_values}; {certainty}", timeline),
             may_act=visit.person.may(ACT_ROLES),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from paywarden.ops.console.inbox.alert import ACT_ROLES, DURATIONS, AlertPage
-from paywarden.ops.console.inbox.reader import AlertReader
+from paywarden.ops.console.inbox.reader import NOT_SEEN, AlertReader
 from paywarden.ops.console.inbox.store import SEVERITIES, SORTS, AlertRow, AlertStore, Wanted
 from paywarden.ops.console.pages import (
     Done,
@@ -150,11 +150,11 @@ class Inbox:
             if not found[0].is_open and visit.text("act") in ("acknowledge", "snooze"):
                 raise PageRefused(409, f"Alert {alert_id} has cleared: there is nothing to {visit.text('act')}.")
         events = [_event(visit, alert_id) for alert_id in alert_ids]
-        self.reader.write(events)
+        later = "" if self.reader.write(events) else NOT_SEEN
         for alert_id in alert_ids:
             visit.did(visit.text("act"), alert_subject(alert_id), **_noted(visit))
         count = f"{len(alert_ids)} alerts" if len(alert_ids) > 1 else f"alert {alert_ids[0]}"
-        return Done(visit.text("back", "/inbox"), f"{_DONE[visit.text('act')]}: {count}.")
+        return Done(visit.text("back", "/inbox"), f"{_DONE[visit.text('act')]}: {count}.{later}")
 
     def _badge(self, person: Person) -> int:
         from paywarden.ops.times import now_ms

@@ -27,6 +27,8 @@ _HEARD_EVERY_MS = 5_000
 # How long a page waits for its own act to come back from the topic.
 _SEE_OWN_S = 2.0
 _SEE_OWN_EVERY_S = 0.02
+NOT_SEEN = " Kafka has it; the pages show it when the console has read it, within seconds as a rule."
+"""What is said about an act that the database does not know yet."""
 
 
 class Feed(Protocol):
@@ -64,7 +66,7 @@ class AlertReader:
         self._writer: Writer | None = None
         self._lock = threading.Lock()
         self._since_ms = store.heard_ms or clock()
-        self._why = "it is being read"
+        self._why, self._is_lost = "it is being read", False
         self._noted_ms = 0
 
     def run(self, stop: threading.Event) -> None:
@@ -77,7 +79,7 @@ class AlertReader:
                 finally:
                     feed.close()
             except (TemporaryFailure, Misconfigured) as error:
-                if not self._why or self._why == "it is being read":
+                if not self._is_lost:
                     _log.warning("the console cannot read the topics of alerts: %s", error)
                 self._lost(str(error))
                 stop.wait(_RETRY_S)
@@ -102,28 +104,39 @@ class AlertReader:
         why = self._why
         return [Missing("The topics of alerts", self._since_ms, why)] if why else []
 
-    def write(self, events: Sequence[ConsoleEvent | Acknowledgement]) -> None:
-        """Write acts, and wait a moment for the database to know them. Raises BrokerUnavailable, Misconfigured."""
+    def write(self, events: Sequence[ConsoleEvent | Acknowledgement]) -> bool:
+        """Write acts, and wait a moment for the database to know them; returns whether it does.
+
+        Raises TemporaryFailure saying whether something may have been done, Misconfigured.
+        """
+        if self._is_lost:
+            raise TemporaryFailure(f"Nothing was done, because the topics cannot be reached: {self._why}")
         with self._lock:
             writer = self._writer or self._make_writer()
             self._writer = None
-            for event in events:
-                writer.write(event)
+            try:
+                for event in events:
+                    writer.write(event)
+            except TemporaryFailure as error:
+                raise TemporaryFailure(
+                    f"Nobody can say whether this was done: {error}. Look at the page again before you repeat it"
+                ) from error
             self._writer = writer
         deadline = time.monotonic() + _SEE_OWN_S
         last = event_id_of(events[-1])
-        while not self._store.has_event(last) and time.monotonic() < deadline and not self._why:
+        while not (is_seen := self._store.has_event(last)) and time.monotonic() < deadline and not self._why:
             time.sleep(_SEE_OWN_EVERY_S)
+        return is_seen
 
     def _heard(self) -> None:
         now = self._clock()
-        self._since_ms, self._why = now, ""
+        self._since_ms, self._why, self._is_lost = now, "", False
         if now - self._noted_ms >= _HEARD_EVERY_MS:
             self._noted_ms = now
             self._store.put_heard(now)
 
     def _lost(self, why: str) -> None:
-        self._why = why
+        self._why, self._is_lost = why, True
 
 
 def event_id_of(event: ConsoleEvent | Acknowledgement) -> str:

@@ -103,10 +103,10 @@ class Stakes:
                 connection.execute("UPDATE counters SET value = value + 1 WHERE name = 'version'")
         return len(rows)
 
-    def samples(self, alert_id: str) -> tuple[Sequence[str], Sequence[str]]:
-        """Returns ids of payments from before and after the change began; empty without any."""
+    def samples(self, alert_id: str) -> tuple[Sequence[str], Sequence[str]] | None:
+        """Returns ids of payments from before and after the change began; None until they have been looked for."""
         rows = self.database.read("SELECT before, after FROM alert_samples WHERE alert_id = ?", (alert_id,))
-        return (json.loads(rows[0]["before"]), json.loads(rows[0]["after"])) if rows else ((), ())
+        return (json.loads(rows[0]["before"]), json.loads(rows[0]["after"])) if rows else None
 
     def segments(self, alert_id: str) -> Sequence[SegmentCounts]:
         """Returns where the payments moved most; empty before there is a sample."""

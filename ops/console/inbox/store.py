@@ -70,6 +70,9 @@ SORTS = {
     "evidence": "evidence DESC, alert_id",
 }
 _VERSION, _UNREADABLE, _HEARD = "version", "unreadable", "heard_ms"
+# The end of a snooze in a condition. A count looks it up in `alerts_counted`. A page wants the index that has its order
+# instead: SQLite looks up no index for an expression, and with a plus a column is one.
+_SNOOZED_BY_INDEX, _SNOOZED_BY_ROW = "snoozed_until_ms", "+snoozed_until_ms"
 # JSON has no infinity: evidence beyond it is as good as this.
 _EVIDENCE_MAX = 1e9
 
@@ -214,14 +217,12 @@ class AlertStore:
 
     def count(self, wanted: Wanted, now_ms: int) -> int:
         """Returns how many alerts there are."""
-        where, values = _where(wanted, now_ms)
+        where, values = _where(wanted, now_ms, snoozed=_SNOOZED_BY_INDEX)
         return int(self._database.read(f"SELECT count(*) AS n FROM alerts WHERE {where}", values)[0]["n"])
 
     def page(self, wanted: Wanted, now_ms: int, *, limit: int, offset: int = 0) -> list[AlertRow]:
         """Returns a page of alerts."""
-        where, values = _where(wanted, now_ms)
-        # The index of this column is for counting: a page wants the one that has its order.
-        where = where.replace("snoozed_until_ms", "+snoozed_until_ms")
+        where, values = _where(wanted, now_ms, snoozed=_SNOOZED_BY_ROW)
         columns = ", ".join(AlertRow.__dataclass_fields__)
         rows = self._database.read(
             f"SELECT {columns} FROM alerts WHERE {where} ORDER BY {SORTS[wanted.sort]} LIMIT ? OFFSET ?",
@@ -420,7 +421,8 @@ def _follow_up(connection: sqlite3.Connection, alert_id: str) -> None:
     )
 
 
-def _where(wanted: Wanted, now_ms: int) -> tuple[str, list[object]]:
+def _where(wanted: Wanted, now_ms: int, *, snoozed: str) -> tuple[str, list[object]]:
+    """Returns the condition and its values. `snoozed`: how the end of a snooze is named, which chooses the index."""
     clauses, values = ["1"], list[object]()
     for column, value in (
         ("is_open = ?", None if wanted.is_open is None else int(wanted.is_open)),
@@ -434,7 +436,7 @@ def _where(wanted: Wanted, now_ms: int) -> tuple[str, list[object]]:
     if wanted.is_acknowledged is not None:
         clauses.append("acknowledged_by <> ''" if wanted.is_acknowledged else "acknowledged_by = ''")
     if wanted.is_snoozed is not None:
-        clauses.append("snoozed_until_ms > ?" if wanted.is_snoozed else "snoozed_until_ms <= ?")
+        clauses.append(f"{snoozed} > ?" if wanted.is_snoozed else f"{snoozed} <= ?")
         values.append(now_ms)
     if wanted.text:
         pattern = "%" + wanted.text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"

@@ -103,7 +103,7 @@ def test_console_and_terminal_share_events_and_a_restart_loses_none(kafka: Kafka
 
 
 def _check_audit_on_topic(
-    folder: Path, publish: Callable[[ConsoleEvent], None], environment: Mapping[str, str]
+    folder: Path, publish: Callable[[ConsoleEvent], object], environment: Mapping[str, str]
 ) -> None:
     """A log that was put back with its own head is found by what the topic has of it."""
     log = audit_log(folder)

@@ -70,6 +70,21 @@ def test_a_large_case_takes_two_people_to_close(world: tuple[World, Section]) ->
     assert "<i>came</i>" not in analyst.get(place).text
 
 
+def test_a_case_that_is_not_read_yet_leads_to_the_list(
+    world: tuple[World, Section], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where Kafka was slow, whoever had opened a case was told that there was no such case."""
+    console, section = world[0].console, world[1]
+    monkeypatch.setattr("paywarden.ops.console.inbox.reader._SEE_OWN_S", 0.0)
+    world[0].reader._make_writer = lambda: world[0].topics
+    browser = console.browser([section], "demo-analyst")
+    opened = browser.post("/cases/open", data={"csrf": csrf_of(browser.get("/cases").text), "title": "A ring"})
+    assert opened.headers["location"] == "/cases"
+    assert "when the console has read it" in browser.get("/cases").text
+    world[0].read()
+    assert "A ring" in browser.get("/cases").text
+
+
 def test_a_file_is_kept_checked_and_never_runs_as_a_page(world: tuple[World, Section], tmp_path: Path) -> None:
     browser = world[0].console.browser([world[1]], "demo-analyst")
     opened = browser.post("/cases/open", data={"csrf": csrf_of(browser.get("/cases").text), "title": "x"})

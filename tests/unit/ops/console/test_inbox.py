@@ -177,7 +177,21 @@ def test_lost_topics_are_never_an_empty_list_that_looks_like_peace(world: World)
     assert "60 min" in text
     assert "alert-00001" in text
     world.reader._make_writer = lambda: world.topics
-    assert world.act(world.browser(), alert="alert-00001", act="take").status_code == 503
+    refused = world.act(world.browser(), alert="alert-00001", act="take")
+    assert refused.status_code == 503
+    assert "Nothing was done" in refused.text
+
+
+def test_an_act_that_kafka_does_not_confirm_may_be_done_or_not(world: World) -> None:
+    """The page said that Kafka had not taken it, but it may have: whoever does it again does it twice."""
+    world.topics.put(alert_record(1))
+    world.read()
+    world.topics.is_away = True
+    world.reader._make_writer = lambda: world.topics
+    refused = world.act(world.browser(), alert="alert-00001", act="take")
+    assert refused.status_code == 503
+    assert "Nobody can say whether this was done" in refused.text
+    assert "Look at the page again before you repeat it" in refused.text
 
 
 def test_an_alert_page_says_what_changed_why_and_what_happened(world: World) -> None:
@@ -202,6 +216,48 @@ def test_an_alert_page_says_what_changed_why_and_what_happened(world: World) -> 
     assert browser.get("/inbox/alert-00003").status_code == 404
     view = browser.get(f"{API}/inbox/alert-00001", headers=BEARER).json()["view"]
     assert view["alert"]["affected"] == affected_of(alert_record(1)) == 400
+
+
+@pytest.mark.parametrize(
+    ("samples", "said", "not_said"),
+    [
+        (None, "They are being looked for", "has no decision"),
+        (((), ("p1",)), "The topic has no decision of this model and segment from that hour", "being looked for"),
+        ((("p0",), ()), "from that window any more", "from that hour"),
+    ],
+)
+def test_an_alert_without_samples_says_why(
+    world: World, samples: tuple[tuple[str, ...], tuple[str, ...]] | None, said: str, not_said: str
+) -> None:
+    world.topics.put(alert_record(1))
+    world.read()
+    inbox = Inbox(world.store, world.reader, AlertPage(world.store, lambda: "", None, lambda _: samples))
+    text = world.console.browser([inbox.section()], "demo-analyst").get("/inbox/alert-00001").text
+    assert said in text
+    assert not_said not in text
+
+
+def test_a_count_and_a_page_each_use_the_index_made_for_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, Any]] = []
+    read = Database.read
+
+    def noted(database: Database, statement: str, values: Any = ()) -> Any:
+        asked.append((statement, values))
+        return read(database, statement, values)
+
+    monkeypatch.setattr(Database, "read", noted)
+    world.store.count(Wanted(is_snoozed=False), NOW_MS)
+    world.store.page(Wanted(is_snoozed=False), NOW_MS, limit=50)
+    world.store.page(Wanted(is_snoozed=False, sort="newest"), NOW_MS, limit=50)
+    monkeypatch.undo()
+    plans = [
+        " ".join(row["detail"] for row in world.console.database.read(f"EXPLAIN QUERY PLAN {statement}", values))
+        for statement, values in asked
+    ]
+    assert len(plans) == 3
+    for plan, index in zip(plans, ("alerts_counted", "alerts_worst", "alerts_newest"), strict=True):
+        assert index in plan, plan
+        assert "TEMP B-TREE FOR ORDER BY" not in plan, plan
 
 
 def test_a_record_that_cannot_be_read_is_counted_and_told(world: World) -> None:

@@ -54,6 +54,7 @@ def test_money_is_affected_payments_times_the_mean_amount(tmp_path: Path) -> Non
     alerts.take(FeedBatch((FeedRecord(ALERTS_TOPIC, 0, alert_record(1)),)))
     made = Stakes(database, _Decisions, _minor, lambda _digest, _name: None)
     version = alerts.version
+    assert made.samples("alert-00001") is None
     assert made.step(_Decisions()) == 1
     assert made.step(_Decisions()) == 0
     found = alerts.find("alert-00001")

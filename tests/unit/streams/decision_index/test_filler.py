@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
-from paywarden.schemas.errors import Misconfigured, TemporaryFailure
+from paywarden.schemas.errors import BrokerUnavailable, Misconfigured, TemporaryFailure
 from paywarden.streams.archive.archive import Archiver
 from paywarden.streams.decision_index.database import Database, Transaction
-from paywarden.streams.decision_index.filler import FRESH_MS, IndexFiller, fill_from_archive
+from paywarden.streams.decision_index.filler import ASK_EVERY_MS, FRESH_MS, IndexFiller, fill_from_archive
 from paywarden.streams.decision_index.index import DecisionIndex, SourcePlace
 from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewSettings
 from paywarden.streams.decision_index.search import Search
+from paywarden.streams.kafka.reading import Consumed
 from tests.fakes.kafka import FakeAdmin, FakeBroker, FakeConsumer, clients_of
 from tests.fakes.topic_memory import MemoryTopic
 from tests.unit.streams.decision_index.test_index import made
@@ -75,6 +76,34 @@ def test_an_index_that_is_seconds_behind_is_not_told_to_be_filled(database: Data
         filler._unread = {("decisions", 0)}
         filler.step()
         assert (filler.state.is_caught_up, bool(filler.state.line())) == (False, is_told)
+
+
+def test_kafka_that_goes_away_behind_the_last_record_is_told(
+    database: Database, broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader at the ends of its topics read nothing more, and pages said for as long that nothing was missing."""
+    filler, now_ms = filler_of(database, broker), 100_000
+    filler._now_ms = lambda: now_ms
+    while filler.step():
+        pass
+    filler.step()
+    assert (filler.state.line(), filler.state.read_ms) == ("", 100_000)
+
+    def gone(*_: object) -> tuple[int, int]:
+        raise BrokerUnavailable("no Kafka broker answers")
+
+    monkeypatch.setattr("paywarden.streams.decision_index.filler.watermarks", gone)
+    monkeypatch.setattr(
+        "paywarden.streams.decision_index.filler.consume_when_there", lambda *_: Consumed([], {}, is_all=True)
+    )
+    now_ms += ASK_EVERY_MS - 1
+    filler.step()
+    assert filler.state.line() == ""
+    now_ms += 1
+    with pytest.raises(BrokerUnavailable):
+        filler.step()
+    assert "no Kafka broker answers" in filler.state.line()
+    assert (filler.state.trouble_since_ms, filler.state.read_ms) == (now_ms, 100_000)
 
 
 def test_a_batch_that_fails_halfway_is_read_again_and_counts_once(
