@@ -222,3 +222,20 @@ def test_pages_work_without_script_and_have_little_of_it(chromium: Any, running_
     script = context.request.get("/static/console.js")
     assert 0 < len(script.body()) < _SCRIPT_BYTES_MAX
     context.close()
+
+
+def test_a_form_that_is_clicked_twice_is_sent_once(page: Any) -> None:
+    page.goto("/cases")
+    refused = page.evaluate(
+        """() => [1, 2].map(() => {
+            const event = new SubmitEvent("submit", { bubbles: true, cancelable: true });
+            document.querySelector("form[action='/cases/open']").dispatchEvent(event);
+            return event.defaultPrevented;
+        })"""
+    )
+    assert refused == [False, True]
+    # Whoever comes back to the page can send it again.
+    page.evaluate("dispatchEvent(new Event('pageshow'))")
+    page.get_by_label("What it is about").fill("Clicked once more")
+    page.get_by_role("button", name="Open a case").click()
+    page.get_by_role("heading", name="Clicked once more").wait_for()

@@ -25,6 +25,13 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 
+// A form is sent once, whoever clicks twice.
+document.addEventListener("submit", (event) => {
+  if ("sent" in event.target.dataset) event.preventDefault();
+  event.target.dataset.sent = "";
+});
+addEventListener("pageshow", () => document.querySelectorAll("form[data-sent]").forEach((form) => delete form.dataset.sent));
+
 // What is live: a part of the page with the address of its number of changes. A new number fetches the page again.
 for (const live of document.querySelectorAll("[data-live]")) {
   const state = document.querySelector("[data-live-state]");

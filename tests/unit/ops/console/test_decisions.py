@@ -267,6 +267,18 @@ def test_a_page_shows_any_decision_that_can_be_on_the_topic(odd_world: World, na
     assert answer.status_code == 200, answer.text
 
 
+def test_what_a_decision_has_leads_to_others_that_have_it(odd_world: World) -> None:
+    odd_world.put(
+        [{**decisions()[0], "payment_id": "linked", "device_id": "a device/1", "ip": "10.0.0.1", "flags": ["late"]}]
+    )
+    text = odd_world.browser("demo-analyst").get("/decisions/linked").text
+    for address in ("device_id=a%20device%2F1", "ip=10.0.0.1", "flag=late", f"card_id={CARD}"):
+        assert f'href="/decisions?{address}"' in text, address
+        assert odd_world.browser("demo-analyst").get(f"/decisions?{address}").status_code == 200
+    # Whoever may not search for a device gets no link to it.
+    assert "device_id=" not in odd_world.browser("demo-auditor").get("/decisions/linked").text
+
+
 def test_a_payment_that_no_model_scored_has_no_probability(odd_world: World) -> None:
     """It had one of 0 %, which looked like a safe payment."""
     browser = odd_world.browser("demo-analyst")
