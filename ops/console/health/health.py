@@ -228,6 +228,9 @@ def _reason(text: str) -> str:
     try:
         content = json.loads(text)
         if isinstance(content, dict):
+            missing = content.get("missing")
+            if isinstance(missing, list) and missing:
+                return "; ".join(map(str, missing))[:300]
             return ", ".join(f"{name}: {value}" for name, value in content.items())[:300]
     except ValueError:
         pass

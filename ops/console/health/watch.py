@@ -92,7 +92,7 @@ class HealthWatch:
             (first_ms, last_ms, _SHOWN_MAX),
         )
         return [
-            Happened(row["time_ms"], "errors", row["process"], f"{row['count']:,} more {row['text']}")
+            Happened(row["time_ms"], "errors", row["process"], f"{row['count']:,} more: {row['text']}")
             if row["count"]
             else Happened(row["time_ms"], _kind(row["what"], row["is_bad"]), row["process"], row["text"])
             for row in rows

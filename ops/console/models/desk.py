@@ -121,6 +121,7 @@ class RolloutView:
     outcomes: JudgementView | None = None
     events: tuple[Happened, ...] = ()
     trouble: str = ""
+    in_shadow: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,10 @@ class Desk:
     def has_registry(self) -> bool:
         """Whether there is a registry at all."""
         return rollouts.has_registry(self.source)
+
+    def may_sign(self, person: Person) -> bool:
+        """Whether the console has a key of the person, or needs none."""
+        return not self.has_registry or (bool(self.keys) and (Path(self.keys) / f"{person.name}.pem").is_file())
 
     def registry(self, person: Person, now_ms: int) -> RegistryView:
         """Returns what the registry says now."""
@@ -312,6 +317,7 @@ def _rollout_view(found: Rollout, events: Sequence[Happened]) -> RolloutView:
         None if found.judgement is None else _judgement(found.judgement),
         None if found.outcomes is None else _judgement(found.outcomes),
         tuple(events[-50:]),
+        in_shadow=found.in_shadow,
     )
 
 

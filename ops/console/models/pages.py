@@ -20,13 +20,14 @@ _ROLLOUT_ACTS = {"pause": "paused", "resume": "resumed", "abort": "aborted", "pr
 
 @dataclass(frozen=True)
 class ModelsView:
-    """The registry and the newest rollout."""
+    """The registry and the newest rollout. `may_sign`: the console has the key that the person's acts need."""
 
     registry: RegistryView
     rollout: RolloutView
     needs_passphrase: bool
     may_own: bool
     may_stop: bool
+    may_sign: bool
 
 
 class Models:
@@ -68,6 +69,7 @@ class Models:
             self._desk.has_registry,
             visit.person.may(OWNERS),
             visit.person.may(STOPPERS),
+            self._desk.may_sign(visit.person),
         )
         return Shown("models/models.html", view, "Models and rollouts")
 

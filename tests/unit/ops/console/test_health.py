@@ -63,8 +63,32 @@ def test_a_process_that_does_not_answer_is_shown_since_when(tmp_path: Path) -> N
     text = console.browser([health.section()], "demo-operator").get("/health").text
     assert "it does not answer, since 2025-10-09" in text
     assert "store: away &lt;b&gt;" in text
+    assert text.count("<dt>Since its start</dt>") == 0
     nothing = console.browser([Health([]).section()], "demo-operator").get("/health").text
     assert "nothing is known" in nothing
+    console.database.close()
+
+
+def test_why_a_process_is_not_ready_is_told_in_its_own_words(tmp_path: Path) -> None:
+    """The page had the form of the answer as well: `ready: False, missing: ['the mirror is …']`."""
+
+    def fetch(url: str) -> tuple[int, str]:
+        if url.endswith("/metrics"):
+            return (
+                200,
+                METRICS + "# TYPE paywarden_stream_dead_letters counter\npaywarden_stream_dead_letters_total 4\n",
+            )
+        return 503, '{"ready": false, "missing": ["the mirror is 32 s old, 30 s are allowed", "no topic"]}'
+
+    console = console_under_test(tmp_path)
+    text = (
+        console.browser([Health(["http://s:1"], fetch, console.clock).section()], "demo-operator").get("/health").text
+    )
+    assert "the mirror is 32 s old, 30 s are allowed; no topic, since" in text
+    for form in ("False", "[", "missing"):
+        assert form not in text.partition("<main")[2], form
+    # What it has counted stands beside.
+    assert '<strong class="warning">4</strong> records set aside as dead letters' in text
     console.database.close()
 
 

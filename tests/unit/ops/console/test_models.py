@@ -128,6 +128,24 @@ def test_nobody_signs_with_the_key_of_another_person(world: Registered) -> None:
     assert (refused.status_code, "somebody other than ben" in refused.text) == (403, True)
 
 
+def test_a_version_is_told_by_model_and_policy(world: Registered) -> None:
+    """Two proposals of one model with two policies looked the same."""
+    browser = world.console.browser([Models(world.desk).section()], "ben")
+    text = browser.get("/models").text
+    assert "model-2" in text
+    assert f'with the policy <span class="mono">{"b" * 12}</span>' in text
+    assert "No version was promoted yet" in text
+
+
+def test_whoever_has_no_key_here_is_told_before_they_type(world: Registered) -> None:
+    (Path(world.desk.keys) / "ben.pem").unlink()
+    text = world.console.browser([Models(world.desk).section()], "ben").get("/models").text
+    assert "The console has no key of ben" in text
+    assert "Passphrase" not in text
+    anna = world.console.browser([Models(world.desk).section()], "anna").get("/models").text
+    assert "has no key" not in anna
+
+
 def test_without_a_registry_the_page_says_so(tmp_path: Path) -> None:
     console = console_under_test(tmp_path)
     desk = Desk(Source({"rollout": {"log": str(tmp_path / "rollouts.jsonl")}}, {}), "")
