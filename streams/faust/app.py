@@ -57,7 +57,7 @@ _TURN_S_MAX: Final = 60.0
 def _attach_nothing(*_: object, **__: object) -> None:
     """Note nowhere where an agent or a task was defined: only Faust's search for agents asks, which we do not use.
 
-    To find it out, Python looks up the files of all loaded modules, thousands of calls of the file system at each start.
+    To find that out, Python looks up the files of all loaded modules, thousands of system calls at each start.
     """
 
 
