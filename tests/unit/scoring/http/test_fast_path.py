@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
 import socket
 import time
@@ -12,6 +13,8 @@ from typing import Any
 
 import pytest
 import uvloop
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from paywarden.models.policy.policy import FLAGS, Policy, PolicySettings
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
@@ -114,10 +117,14 @@ class Worker:
         reader = OutboxReader(self.where, "worker-0")
         return [OutboxEntry.FromString(payload) for _, payload in reader.read(0, 10_000)]
 
-    def close(self) -> None:
+    def hang_up(self) -> None:
         for caller in self.callers:
             caller.connection.abort()
             caller.raw.close()
+        self.callers.clear()
+
+    def close(self) -> None:
+        self.hang_up()
         self.cache.close()
         self.outbox.close()
         self.scorer.close_mirror()
@@ -147,6 +154,15 @@ class Caller:
             data = await asyncio.wait_for(loop.sock_recv(self.raw, 65536), PATIENCE_S)
             assert data, "the server has closed the connection"
             self._data += data
+
+    async def all_replies(self) -> list[Reply]:
+        """Returns all replies until the server ends the connection."""
+        loop, replies = asyncio.get_running_loop(), list[Reply]()
+        while data := await asyncio.wait_for(loop.sock_recv(self.raw, 65536), PATIENCE_S):
+            self._data += data
+        while self._data:
+            replies.append(await self.reply())
+        return replies
 
     async def ask(self, data: bytes) -> Reply:
         self.send(data)
@@ -445,6 +461,99 @@ def test_a_withdrawn_token_takes_no_fast_path(in_worker: Callable[..., None], to
         assert "p-1" not in worker.payment_ids()
 
     in_worker(steps, tokens=tokens)
+
+
+KINDS = [*["usual"] * 8, "wrong", "json", "livez", "deadline", "closes", "broken"]
+# Reads of two connections: whose, what, where its bytes are cut into two reads, and whether the loop turns then.
+SCRIPTS = st.lists(
+    st.tuples(st.integers(0, 1), st.sampled_from(KINDS), st.sampled_from([0, 0, 0, 0, 0, 30, 150]), st.booleans()),
+    max_size=12,
+)
+
+
+def bytes_of(kind: str, payment_id: str) -> bytes:
+    """Returns a request of a kind."""
+    usual = request(0, payment_id)
+    head, _, body = usual.partition(b"\r\n\r\n")
+    match kind:
+        case "wrong":
+            return request(0, payment_id, currency="XXX")
+        case "json":
+            return post(PROTOBUF_AS_JSON % payment_id.encode())
+        case "livez":
+            return get("/livez")
+        case "deadline":
+            return head + b"\r\nX-Deadline-Ms: 50000\r\n\r\n" + body
+        case "closes":
+            return head + b"\r\nConnection: close\r\n\r\n" + body
+        case "broken":
+            return b"hello\r\n\r\n"
+        case _:
+            return usual
+
+
+PROTOBUF_AS_JSON = (
+    b'{"payment_id": "%%s", "event_time_ms": %d, "card_id": "c", "merchant_id": "m", "amount_minor": 1, '
+    b'"currency": "EUR"}' % NOW_MS
+)
+
+
+async def replies_to(
+    worker: Worker, script: list[tuple[int, str, int, bool]], name: str, *, is_fast: bool
+) -> list[list[object]]:
+    """Returns what each of two callers reads until the server ends its connection."""
+    callers = [await worker.connect() for _ in range(2)]
+    for caller in callers:
+        await caller.ask(request(0, f"{name}-first-{len(worker.callers)}-{id(caller)}"))
+        if not is_fast:
+            caller.connection._fast_path = None
+    together = [(0, "usual", 0, False), (1, "usual", 0, True)]
+    ends = [(0, "closes", 0, False), (1, "closes", 0, False)]
+    for number, (whose, kind, cut, turns) in enumerate([*together, *script, *together, *ends]):
+        data = bytes_of(kind, f"{name}-{number:02}")
+        for piece in [piece for piece in (data[:cut], data[cut:]) if piece]:
+            callers[whose].connection.data_received(piece)
+            if turns:
+                await asyncio.sleep(0)
+    return [[told(reply) for reply in await caller.all_replies()] for caller in callers]
+
+
+def told(reply: Reply) -> object:
+    """Returns a reply without what differs each time."""
+    headers = {name: value for name, value in reply.headers.items() if name not in ("date", "content-length")}
+    if headers["content-type"] != "application/x-protobuf":
+        return reply.status, headers, re.sub(rb'"(decision|payment)_id":"[^"]*"', b"", reply.body)
+    response = ScoreResponse.FromString(reply.body)
+    response.decision_id = ""
+    response.payment_id = response.payment_id.rpartition("-")[2]
+    return reply.status, headers, response
+
+
+def test_whatever_is_read_in_whatever_order_the_replies_are_those_of_calls(tmp_path: Path, sent: Sent) -> None:
+    loop, names = uvloop.new_event_loop(), itertools.count()
+
+    async def open_worker() -> Worker:
+        return Worker(tmp_path)
+
+    worker = loop.run_until_complete(open_worker())
+
+    @settings(max_examples=100, deadline=None)
+    @given(SCRIPTS)
+    def replies_are_equal(script: list[tuple[int, str, int, bool]]) -> None:
+        fast, calls = (
+            loop.run_until_complete(replies_to(worker, script, f"{next(names):06}", is_fast=is_fast))
+            for is_fast in (True, False)
+        )
+        assert fast == calls
+        worker.hang_up()
+
+    try:
+        replies_are_equal()
+        assert sent.count > 60
+    finally:
+        worker.close()
+        loop.run_until_complete(asyncio.sleep(0.01))
+        loop.close()
 
 
 async def until(condition: Callable[[], bool]) -> None:
