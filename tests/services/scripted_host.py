@@ -50,6 +50,8 @@ class ScriptedHost:
         self._open: set[socket.socket] = set()
         self.requests: list[ArrivedRequest] = []
         self.connections = 0
+        # Requests whose word has been played to its end.
+        self.played = 0
         # Bytes of answers that the host could send before the caller left.
         self.sent_bytes = 0
         # Connections that were used again after the host had left a request on them without an answer.
@@ -120,6 +122,8 @@ class ScriptedHost:
                     self._flood(connection)
                 hostile = HOSTILE.get(str(word))
                 serves_on = self._play(connection, hostile, request) if hostile else _play(connection, word, request)
+                with self._lock:
+                    self.played += 1
                 if not serves_on:
                     return
 

@@ -16,17 +16,18 @@ from typing import Self
 
 _RECEIVE_BYTES = 65536
 _DRIP_S = 0.01
-# Longer than a host on this machine needs to send the second record.
-_GATHERED_S = 0.3
 
 
 class SlowRelay:
     """Relays to a port of this machine until the block ends.
 
-    While `is_slow` says so, what the host sends goes on byte by byte; with `gathers`, all together after a pause.
+    While `is_slow` says so, what the host sends goes on byte by byte. While `gathers` says so, it waits, and then goes
+    on all together.
     """
 
-    def __init__(self, port: int, is_slow: Callable[[], bool], *, gathers: bool = False) -> None:
+    def __init__(
+        self, port: int, *, is_slow: Callable[[], bool] = lambda: False, gathers: Callable[[], bool] = lambda: False
+    ) -> None:
         self._to, self._is_slow, self._gathers = port, is_slow, gathers
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
@@ -56,14 +57,14 @@ class SlowRelay:
         with caller, socket.create_connection(("127.0.0.1", self._to)) as host, contextlib.suppress(OSError):
             while not self._is_ending.is_set():
                 for ready in select.select([caller, host], [], [], 0.1)[0]:
-                    if ready is host and self._gathers and self._is_slow():
-                        time.sleep(_GATHERED_S)
+                    while ready is host and self._gathers() and not self._is_ending.is_set():
+                        time.sleep(_DRIP_S)
                     data = ready.recv(_RECEIVE_BYTES)
                     if not data:
                         return
                     if ready is caller:
                         host.sendall(data)
-                    elif self._gathers or not self._is_slow():
+                    elif not self._is_slow():
                         caller.sendall(data)
                     else:
                         self._drip(caller, data)

@@ -126,8 +126,8 @@ final class AnswerReader {
     }
 
     private void readHead(String head) throws NoAnswer {
-        String[] lines = head.split("\r\n", -1);
-        String first = lines[0];
+        int firstEnd = head.indexOf("\r\n");
+        String first = firstEnd < 0 ? head : head.substring(0, firstEnd);
         if (first.length() < 12
                 || !(first.startsWith("HTTP/1.1 ") || first.startsWith("HTTP/1.0 "))
                 || !isDigits(first.substring(9, 12))
@@ -142,6 +142,7 @@ final class AnswerReader {
             return;
         }
         isHeadRead = true;
+        String[] lines = head.split("\r\n", -1);
         boolean isKept = false;
         for (int place = 1; place < lines.length; place++) {
             int colon = lines[place].indexOf(':');
@@ -198,12 +199,7 @@ final class AnswerReader {
                 }
                 return false;
             }
-            String line = new String(data, begin, lineEnd - begin, StandardCharsets.ISO_8859_1);
-            String digits = line.split(";", 2)[0].strip();
-            if (!digits.matches("[0-9a-fA-F]{1,8}")) {
-                throw new NoAnswer();
-            }
-            long size = Long.parseLong(digits, 16);
+            long size = sizeOf(new String(data, begin, lineEnd - begin, StandardCharsets.ISO_8859_1));
             if (lineEnd - begin > CHUNK_LINE_MAX || chunks.size() + size > BODY_BYTES_MAX) {
                 throw new NoAnswer();
             }
@@ -223,6 +219,25 @@ final class AnswerReader {
             chunks.write(data, lineEnd + 2, (int) size);
             begin = chunkEnd + 2;
         }
+    }
+
+    /** Returns the size that a chunk's line says. */
+    private static long sizeOf(String line) throws NoAnswer {
+        int extension = line.indexOf(';');
+        String digits = (extension < 0 ? line : line.substring(0, extension)).strip();
+        if (digits.isEmpty() || digits.length() > 8) {
+            throw new NoAnswer();
+        }
+        long size = 0;
+        for (int place = 0; place < digits.length(); place++) {
+            // Other alphabets have digits, too.
+            int digit = digits.charAt(place) < 128 ? Character.digit(digits.charAt(place), 16) : -1;
+            if (digit < 0) {
+                throw new NoAnswer();
+            }
+            size = 16 * size + digit;
+        }
+        return size;
     }
 
     private boolean readTrailers(int from) throws NoAnswer {
