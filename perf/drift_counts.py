@@ -48,6 +48,7 @@ from paywarden.streams.faust.codec import AvroCodec
 from paywarden.streams.faust.gc_tuning import settle_collection
 from paywarden.streams.kafka.admin import partitions_of
 from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.producers import make_transactional_producer
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from paywarden.streams.outcomes import state as outcome_state
@@ -216,7 +217,7 @@ async def _run(
     app = StreamApp(_Idle(), kafka=kafka, settings=settings, registry=registry, announce=lambda _: None)
     parts, outcomes = DriftParts(store, binnings, NoDetection(), DriftSettings()), OutcomeSettings()
     add_agents(
-        app, kafka=kafka, ids=LocalSchemaIds(), registry=registry,
+        app, clients=KafkaClients.of(kafka), ids=LocalSchemaIds(), registry=registry,
         session_timeout_ms=settings.session_timeout_ms, drift=parts,
         outcomes=OutcomeParts(load_rates(), CostSettings(), outcomes),
     )  # fmt: skip

@@ -62,7 +62,7 @@ class OutcomeParts:
 def add_agents(
     app: StreamApp,
     *,
-    kafka: KafkaSettings,
+    clients: KafkaClients,
     ids: SchemaIds,
     registry: CollectorRegistry,
     session_timeout_ms: int,
@@ -70,9 +70,10 @@ def add_agents(
     outcomes: OutcomeParts | None = None,
 ) -> None:
     """Register every agent with the app, before it starts. Without `outcomes`, outcomes are not joined."""
+    kafka = clients.settings
     add_dead_letter_watch(app, kafka, ids, registry)
     topics = ("decisions",) if outcomes is None else ("decisions", "outcomes")
-    sources = SourceWatch(KafkaClients.of(kafka), drift.store, topics)
+    sources = SourceWatch(clients, drift.store, topics)
     sources.start(app)
     takes_over_after_s = session_timeout_ms / 1000
     if outcomes is None:

@@ -84,7 +84,7 @@ def stream_app(source: Source, announce: Callable[[str], object]) -> StreamApp:
     app = StreamApp(worker, kafka=parts.kafka, settings=parts.settings, registry=registry, announce=announce)
     add_agents(
         app,
-        kafka=parts.kafka,
+        clients=parts.clients,
         ids=parts.ids,
         registry=registry,
         session_timeout_ms=parts.settings.session_timeout_ms,
