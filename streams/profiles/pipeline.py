@@ -98,6 +98,9 @@ _BEFORE_ANSWER_S = 0.03
 # How often the worker sends progress that travels with the frames. Only companions and workers of earlier releases go
 # by it, and a mirror may be 30 s old.
 _FRAMES_EVERY_MS = 10_000
+# A request holds records of one partition. The client collects changes for so long, because a batch writes those of one
+# kind of entity after the other. It ends with a flush, which waits for nothing.
+_LINGER_MS = 20
 _RETRY_MOST_S = 5.0
 _LOG_EVERY_S = 10.0
 _LAG_EVERY_S = 1.0
@@ -222,7 +225,7 @@ class Pipeline:
         entities = engine.plan.entity_names
         topics = {name: repartition_topic(name, options.profile_set) for name in entities}
         routes = {name: (clients.topic(topic), len(clients.partitions(topic))) for name, topic in topics.items()}
-        self._sender = clients.sender(linger_ms=2)
+        self._sender = clients.sender(linger_ms=_LINGER_MS)
         self._dead_letters = DeadLetters(self._sender, clients.settings, ids) if options.publish else None
         self._refusals = RefusalLimit(settings.dead_letter_window, settings.dead_letter_share_max)
         self._router = Router(
