@@ -20,6 +20,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -88,6 +89,15 @@ _REFUSALS = {
     413: "Too long",
     429: "Too often",
 }
+
+
+class RoleMissing(PageRefused):
+    """The person has no role that the page wants."""
+
+    def __init__(self, person: Person, message: str) -> None:
+        super().__init__(403, message)
+        self.person = person
+
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -215,6 +225,7 @@ class Shell:
                     self._html, answer, session, section, is_by_script=_is_by_script(request)
                 )
             except (PageRefused, PaywardenError) as error:
+                await self._note_refusal(error, page)
                 status, message = _said_of(error)
                 return await run_in_threadpool(self.refused, status, message, session, section)
 
@@ -229,6 +240,7 @@ class Shell:
                 answer = await run_in_threadpool(page.handler, visit)
                 return await run_in_threadpool(_json, answer, self.missing)
             except (PageRefused, PaywardenError) as error:
+                await self._note_refusal(error, page)
                 status, message = _said_of(error)
                 headers = {"www-authenticate": "Bearer"} if status == 401 else None
                 return JSONResponse({"error": message}, status, headers=headers)
@@ -249,7 +261,15 @@ class Shell:
             raise PageRefused(429, f"Too many requests: try again in {wait_s:.0f} s.")
         if not person.may(page.roles):
             wanted = " or ".join(sorted(role.replace("_", " ") for role in page.roles))
-            raise PageRefused(403, f"This needs the role {wanted}.")
+            raise RoleMissing(person, f"This needs the role {wanted}.")
+
+    async def _note_refusal(self, error: Exception, page: Page) -> None:
+        """Notes in the audit log that somebody wanted a page that their roles do not give them."""
+        if isinstance(error, RoleMissing):
+            # The page is refused in any case, whether that can be written or not.
+            with suppress(PaywardenError):
+                subject = f"page:{page.method} {page.path}"
+                await run_in_threadpool(self.audit.record, error.person.name, "refused", subject, {}, self.clock())
 
     def require_own_form(self, request: Request) -> None:
         """Raise PageRefused if another site sent the form. Browsers say so in two headers that pages cannot set."""

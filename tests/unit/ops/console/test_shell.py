@@ -102,6 +102,31 @@ def test_an_act_takes_role_token_and_own_site(console: ConsoleUnderTest) -> None
     assert (entry.by, entry.subject, entry.what) == ("demo-lead", "thing:1", {"word": "x"})
 
 
+def test_who_wants_what_their_roles_do_not_give_is_in_the_audit_log(console: ConsoleUnderTest) -> None:
+    analyst = console.browser([SECTION], "demo-analyst")
+    form = {"csrf": csrf_of(analyst.get("/things").text), "word": "x"}
+    assert analyst.post("/things/act", data=form).status_code == 403
+    (entry,) = [entry for entry in console.audit.newest(100) if entry.act == "refused"]
+    assert (entry.by, entry.subject, entry.what) == ("demo-analyst", "page:POST /things/act", {})
+    # A form that another site sent is no wish of the person.
+    lead = console.browser([SECTION], "demo-lead")
+    assert lead.post("/things/act", data={"word": "x"}).status_code == 403
+    assert [entry.by for entry in console.audit.newest(100) if entry.act == "refused"] == ["demo-analyst"]
+
+
+def test_a_refusal_that_cannot_be_noted_is_one_nevertheless(
+    console: ConsoleUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    analyst = console.browser([SECTION], "demo-analyst")
+    form = {"csrf": csrf_of(analyst.get("/things").text), "word": "x"}
+
+    def full(*_: object) -> None:
+        raise Misconfigured("cannot write the audit log: no space left")
+
+    monkeypatch.setattr(console.audit, "record", full)
+    assert analyst.post("/things/act", data=form).status_code == 403
+
+
 def test_the_api_takes_a_token_and_no_cookie(console: ConsoleUnderTest) -> None:
     browser = console.browser([SECTION], "demo-lead")
     assert browser.get(f"{API}/things").status_code == 401
