@@ -29,7 +29,7 @@ from paywarden.ops.console.policy.drafts import draft_source
 from paywarden.ops.console.policy.replays import DAYS, Decided, Replay, Replays
 from paywarden.ops.times import now_ms
 from paywarden.ops.wiring.registry import policy_facts
-from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.errors import Misconfigured, PaywardenError, TemporaryFailure
 from paywarden.schemas.settings import Source
 from paywarden.streams.decision_index.index import RuleCatch
 
@@ -119,7 +119,7 @@ class PolicyView:
     """The policy of this console's configuration, a sample of decisions, and a draft with what is wrong with it.
 
     `sample`: decisions of the hour before `sampled_ms`, 0 for never; `sample_trouble`: why there is no newer sample.
-    `by_this_policy`: how many of them this policy decided.
+    `refused`: why what was wanted of the draft was not done. `by_this_policy`: how many of them this policy decided.
     A threshold of 0 is that of the bundle; `bundle_thresholds` are both of these, 0 where they are not known.
     """
 
@@ -140,6 +140,7 @@ class PolicyView:
     replays: tuple[ReplayRow, ...]
     draft: str
     problem: str
+    refused: str
     is_checked: bool
     may_draft: bool
     may_propose: bool
@@ -209,15 +210,21 @@ class Policy:
             problem = str(error)
         return self._shown(visit, draft, problem, is_checked=True)
 
-    def propose(self, visit: Visit) -> Done:
+    def propose(self, visit: Visit) -> Done | Shown:
         """Propose a draft to the registry, with the champion's bundle."""
+        return self._kept(visit, self._proposed)
+
+    def _proposed(self, visit: Visit) -> Done:
         facts, why = self._facts(visit.text("text")), visit.text("why")
         done = self._desk.propose_policy(visit.person, visit.text("passphrase"), facts, why, visit.now_ms)
         visit.did("proposed", f"policy:{facts.digest[:12]}", why=why)
         return Done("/models", f"{done}.")
 
-    def replay(self, visit: Visit) -> Done:
+    def replay(self, visit: Visit) -> Done | Shown:
         """Begin to replay a draft, once it is right."""
+        return self._kept(visit, self._begun)
+
+    def _begun(self, visit: Visit) -> Done:
         facts = self._facts(visit.text("text"))
         made = self.replays.ask(visit.text("text"), facts.digest, visit.person.name, visit.now_ms)
         self._wake.set()
@@ -252,6 +259,18 @@ class Policy:
         visit.did("cancelled", f"policy:{found.digest[:12]}", replay=found.replay_id)
         return Done("/policy", "The replay is cancelled.")
 
+    def _kept(self, visit: Visit, act: Callable[[Visit], Done]) -> Done | Shown:
+        """Returns what an act gives. If it is refused, the draft stays on the page: going back would lose it."""
+        try:
+            return act(visit)
+        except (PageRefused, PaywardenError) as error:
+            if visit.is_api:
+                raise
+            status = 503 if isinstance(error, TemporaryFailure) else 409
+            status = error.status if isinstance(error, PageRefused) else status
+            made = self._shown(visit, visit.text("text"), "", is_checked=True, refused=str(error))
+            return replace(made, status=status)
+
     def _replay(self, visit: Visit) -> Replay:
         found = self.replays.find(visit.path["replay_id"])
         if found is None:
@@ -262,7 +281,7 @@ class Policy:
         source = draft_source(text)
         return policy_facts(self._source, source, bundle_thresholds(self._source, None))
 
-    def _shown(self, visit: Visit, draft: str, problem: str, *, is_checked: bool) -> Shown:
+    def _shown(self, visit: Visit, draft: str, problem: str, *, is_checked: bool, refused: str = "") -> Shown:
         settings = self._source.section("policy", PolicySettings)
         sample = self.fired.known(visit.now_ms)
         fired = [one.rules for one in sample]
@@ -295,6 +314,7 @@ class Policy:
             ),
             draft=draft,
             problem=problem,
+            refused=refused,
             is_checked=is_checked,
             may_draft=visit.person.may(DRAFTERS),
             may_propose=visit.person.may(PROPOSERS),

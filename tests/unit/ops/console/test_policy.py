@@ -74,7 +74,18 @@ def test_rules_fire_so_often_and_a_draft_is_checked(tmp_path: Path) -> None:
     assert "scre" in wrong
     assert "The draft is right" not in wrong
     form = {"csrf": csrf, "text": view["draft"], "why": "w", "passphrase": "p"}
-    assert browser.post("/policy/propose", data=form).status_code == 409
+    # What is refused leaves the draft where it was.
+    draft = view["draft"].replace("0.9", "0.95")
+    for act, text, why in (("propose", draft, "no registry"), ("replay", draft.replace("score", "scre"), "scre")):
+        refused = browser.post(
+            f"/policy/{act}", data={**form, "text": text} if act == "propose" else {"csrf": csrf, "text": text}
+        )
+        assert refused.status_code == 409
+        assert "Not done:" in refused.text
+        assert why in refused.text
+        assert "0.95" in refused.text.partition("<textarea")[2]
+    answer = browser.post(f"{API}/policy/propose", headers=BEARER, json={"text": draft, "why": "w"})
+    assert (answer.status_code, "error" in answer.json()) == (409, True)
     console.database.close()
 
 
