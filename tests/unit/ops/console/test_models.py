@@ -77,6 +77,8 @@ def test_whoever_proposed_cannot_approve_and_another_can(world: Registered) -> N
     assert done.status_code == 303
     text = ben.get("/models").text
     assert "Approved by ben; 1 needed" in text
+    assert "You approved it." in text
+    assert 'action="/models/approve"' not in text
     assert [entry.by for entry in world.console.audit.newest(20) if entry.act == "approved"] == ["ben"]
 
 
