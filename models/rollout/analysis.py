@@ -52,7 +52,10 @@ class EventBounds:
     def of_champion(cls, latency_ms: Floats, scores: Floats) -> EventBounds:
         """Returns the bounds of a champion's decisions before the rollout. Raises Misconfigured without any."""
         if not len(latency_ms) or not len(scores):
-            raise Misconfigured("rollout bounds: wanted decisions of the champion from before the rollout, got none")
+            raise Misconfigured(
+                "rollout bounds: wanted decisions of the champion from before the rollout, got none; "
+                "abort it, and start another one when the champion has decided for an hour"
+            )
         upper, top = (float(np.quantile(scores, share)) for share in (0.9, 0.99))
         return cls(float(np.quantile(latency_ms, 0.99)), upper, top)
 

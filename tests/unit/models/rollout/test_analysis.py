@@ -154,7 +154,7 @@ def test_an_unknown_latency_is_refused_unless_latency_is_left_out() -> None:
 def test_bounds_come_from_the_champion_and_must_make_sense() -> None:
     latency, scores = np.linspace(0, 100, 101), np.linspace(0, 1, 101)
     assert EventBounds.of_champion(latency, scores) == EventBounds(99.0, 0.9, 0.99)
-    with pytest.raises(Misconfigured, match="wanted decisions of the champion from before the rollout, got none"):
+    with pytest.raises(Misconfigured, match="from before the rollout, got none; abort it, and start another one"):
         EventBounds.of_champion(latency[:0], scores)
     with pytest.raises(Misconfigured, match="slow_ms: wanted more than 0, got 0"):
         EventBounds(0.0, 0.1, 0.2)
