@@ -24,7 +24,15 @@ import pyarrow.compute as pc
 
 from paywarden.features.tables.fields import as_texts
 from paywarden.features.tables.mapping import InputForm
-from paywarden.features.tables.number_forms import MOST, PLAIN, NumberForm, is_plain_number, number_form_of, stripped_of
+from paywarden.features.tables.number_forms import (
+    MOST,
+    PLAIN,
+    NumberForm,
+    is_plain_number,
+    number_form_of,
+    other_form_of,
+    stripped_of,
+)
 from paywarden.features.tables.sources import TableFiles, files_of, first_bytes, is_csv, value_type
 from paywarden.features.tables.texts import RIGHT, read_times, steps_of_format
 from paywarden.schemas.payment_fields import (
@@ -186,7 +194,12 @@ def guess_mapping(table: str | Path, fields: PaymentFields) -> GuessedMapping:
         _Column(name, texts[name], len(column), column.type, numbers if _is_text(column) else PLAIN)
         for name, column in rows.columns.items()
     ]
-    return _Guess(columns, form, missing, fields, unreadable).whole(str(table))
+    others = {
+        name: other
+        for name, column in rows.columns.items()
+        if _is_text(column) and (other := other_form_of(set(texts[name][:_NUMBERS]), numbers)) is not None
+    }
+    return _Guess(columns, form, missing, fields, unreadable, others).whole(str(table))
 
 
 def _is_text(column: pa.Array) -> bool:
@@ -212,9 +225,10 @@ class _Guess:
         missing: Sequence[str],
         fields: PaymentFields,
         unreadable: Mapping[str, str],
+        others: Mapping[str, NumberForm],
     ) -> None:
         self._columns, self._form, self._missing, self._fields = columns, form, missing, fields
-        self._unreadable = unreadable
+        self._unreadable, self._others = unreadable, others
         self._left = {column.name: column for column in columns if column.plain}
         self._found: list[str] = []
 
@@ -252,6 +266,12 @@ class _Guess:
             lines.append(f"thousands = {_quoted(self._form.thousands)}")
         if self._missing:
             lines.append(f"missing = {_list(self._missing)}")
+        if self._others:
+            lines.append("# A table writes all its numbers in one way. These columns have another one:")
+            lines += [
+                f"#   {_quoted(name)}: decimal = {_quoted(other.decimal)}, thousands = {_quoted(other.thousands)}"
+                for name, other in self._others.items()
+            ]
         return ["[input]", *lines, ""] if lines else []
 
     def _take(self, names: str, is_right: Callable[[_Column], bool]) -> _Column | None:

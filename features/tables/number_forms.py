@@ -65,6 +65,14 @@ def number_form_of(columns: Iterable[Collection[str]]) -> NumberForm:
     return best if gains[best] > 0 else PLAIN
 
 
+def other_form_of(texts: Collection[str], form: NumberForm) -> NumberForm | None:
+    """Returns the form in which texts are numbers if they are none in `form`; None for others."""
+    bare = _bare(texts)
+    if _share(form, bare) > MOST:
+        return None
+    return next((other for other in (PLAIN, *_FORMS) if _share(other, bare) > MOST), None)
+
+
 def stripped_of(texts: Collection[str], form: NumberForm) -> str | None:
     """Returns the characters around numbers, empty if there are none, and None if the texts are no numbers."""
     if not texts or _share(form, _bare(texts)) <= MOST:

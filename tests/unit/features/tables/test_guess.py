@@ -115,6 +115,17 @@ def test_values_tell_how_numbers_are_written(texts: tuple[str, ...], decimal: st
     assert number_form_of([texts, ("x", "y")]) == NumberForm(decimal, thousands)
 
 
+def test_a_guess_names_columns_whose_numbers_are_written_in_another_way(tmp_path: Path) -> None:
+    # Amounts with a comma and shares with a point: the guess took the amounts for words and said nothing.
+    path = tmp_path / "eksport.csv"
+    path.write_text("id;Kwota;Waga\n" + "".join(f"t{n};1.{n:03},50;0.{n:03}\n" for n in range(30)), encoding="utf-8")
+    guessed = guess_mapping(path, TABLE_ALONE)
+    mapping = parse_mapping(guessed.mapping.replace("# event", "event").replace("# amount", "amount"), "guess")
+    assert (mapping.input.decimal, mapping.input.thousands) == (".", "")
+    assert '#   "Kwota": decimal = ",", thousands = "."' in guessed.mapping
+    assert 'Waga": decimal' not in guessed.mapping
+
+
 def test_a_column_of_another_alphabet_has_a_field_with_a_name_that_can_be_read(tmp_path: Path) -> None:
     # "Płatność" was p_atnosc.
     path = tmp_path / "eksport.csv"
