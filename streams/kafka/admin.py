@@ -32,6 +32,8 @@ _LEADER_ERRORS = frozenset(
     }
 )
 _LEADER_AGAIN_S = 0.1
+# Kafka takes a broker for dead after 9 s (`broker.session.timeout.ms`), and only then elects other leaders.
+_LEADER_TIMEOUT_S = 20.0
 
 
 # The client caches partition leaders for this long; its default is 15 minutes. After a broker restarts, the broker
@@ -76,7 +78,7 @@ def partitions_in(admin: AdminClient, settings: KafkaSettings, topic: str) -> li
     return retry_until_leader(ask, f"which partitions {full_name} has")
 
 
-def wait_until_known(admin: AdminClient, names: Collection[str], timeout_s: float = REACH_TIMEOUT_S) -> None:
+def wait_until_known(admin: AdminClient, names: Collection[str], timeout_s: float = _LEADER_TIMEOUT_S) -> None:
     """Wait until the broker names the partitions of topics that were created a moment ago, for `timeout_s` at most.
 
     The controller says that it has created a topic. The brokers learn of it a moment later, and until then they answer
@@ -85,7 +87,7 @@ def wait_until_known(admin: AdminClient, names: Collection[str], timeout_s: floa
     deadline = time.monotonic() + timeout_s
     while names:
         try:
-            listed = admin.list_topics(timeout=timeout_s).topics
+            listed = admin.list_topics(timeout=REACH_TIMEOUT_S).topics
         except KafkaException as error:
             raise BrokerUnavailable(f"Kafka does not list its topics: {reason_of(error)}") from error
         names = [name for name in names if name not in listed or listed[name].error or not listed[name].partitions]
@@ -106,7 +108,7 @@ def topics_of(settings: KafkaSettings) -> set[str]:
 _Answer = TypeVar("_Answer")
 
 
-def retry_until_leader(ask: Callable[[], _Answer], what: str, timeout_s: float = REACH_TIMEOUT_S) -> _Answer:
+def retry_until_leader(ask: Callable[[], _Answer], what: str, timeout_s: float = _LEADER_TIMEOUT_S) -> _Answer:
     """Returns Kafka's answer. Asks again while a partition has no leader: the topic is new, or an election runs.
 
     `what` names the question in the error, as in "where payments ends". Raises BrokerUnavailable.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
@@ -159,6 +160,16 @@ class Elected:
 
 def test_the_end_of_a_partition_is_asked_until_it_has_a_leader() -> None:
     assert end_offsets(cast("Consumer", Elected(3)), "t", [0, 1]) == {0: 10, 1: 11}
+
+
+def test_a_leader_is_waited_for_until_another_broker_can_be_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kafka takes a broker for dead after 9 s, and then elects another leader."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "sleep", lambda seconds: clock.append(clock.pop() + seconds))
+    elected = Elected(120)
+    assert end_offsets(cast("Consumer", elected), "t", [0]) == {0: 10}
+    assert clock[0] > 11
 
 
 def test_waiting_for_a_leader_ends_and_other_errors_raise_at_once() -> None:
