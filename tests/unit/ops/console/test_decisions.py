@@ -190,9 +190,8 @@ def test_a_feature_outside_the_range_of_the_card_comes_first() -> None:
     assert features_of(decision(1.0, 30.0), other, ["still", "moved"], None)[0].low is None
 
 
-def odd_decisions() -> dict[str, dict[str, Any]]:
-    """Returns by name what a decision may hold other than the usual: all of it can be on the topic."""
-    vector = decisions()[0]["vector"]
+def odd_decisions(vector: bytes) -> dict[str, dict[str, Any]]:
+    """Returns by name what a decision may hold other than the usual `vector`: all of it can be on the topic."""
     vectors = {
         "no vector": b"",
         "a torn vector": vector[:-1],
@@ -235,25 +234,28 @@ def odd_decisions() -> dict[str, dict[str, Any]]:
     }
 
 
+ODD = list(odd_decisions(b""))
+
+
 @pytest.fixture(scope="module")
 def odd_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """A console whose policy reads features, with odd decisions. Each has a card of its own, or the card of all."""
     rule = '[[policy.rules]]\nname = "burst"\nwhen = "card_count_1h > 2"\naction = "review"\n'
     made = World(tmp_path_factory.mktemp("odd"), rule)
     digest = policy_digest(made.source.section("policy", PolicySettings), {})
-    told = []
-    for number, (name, odd) in enumerate(odd_decisions().items()):
+    told, usual = [], decisions()[0]
+    for number, (name, odd) in enumerate(odd_decisions(usual["vector"]).items()):
         for card in (f"card-of-{number}", CARD):
             ids = {"payment_id": f"{name} of {card}", "decision_id": f"odd-{number}-{card}", "card_id": card}
-            told.append({**decisions()[0], "policy_digest": digest, **ids, **odd, "decided_time_ms": NOW_MS - number})
+            told.append({**usual, "policy_digest": digest, **ids, **odd, "decided_time_ms": NOW_MS - number})
     made.put(told)
     yield made
     made.database.close()
 
 
-@pytest.mark.parametrize("name", odd_decisions())
+@pytest.mark.parametrize("name", ODD)
 def test_a_page_shows_any_decision_that_can_be_on_the_topic(odd_world: World, name: str) -> None:
-    number = list(odd_decisions()).index(name)
+    number = ODD.index(name)
     page = odd_world.browser("demo-analyst").get(f"/decisions/{quote(f'{name} of card-of-{number}', safe='')}")
     assert page.status_code == 200, page.text
     for markup in ("<b>", "<script>"):
@@ -283,7 +285,7 @@ def test_a_payment_that_no_model_scored_has_no_probability(odd_world: World) -> 
     """It had one of 0 %, which looked like a safe payment."""
     browser = odd_world.browser("demo-analyst")
     name = "no model, and no vector"
-    number = list(odd_decisions()).index(name)
+    number = ODD.index(name)
     text = browser.get(f"/decisions/{quote(f'{name} of card-of-{number}', safe='')}").text
     assert "without a score" in text
     assert "probability" not in text
