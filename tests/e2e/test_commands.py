@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from paywarden.ops.cli import cli
 from paywarden.streams.kafka.admin import partitions_of
 from paywarden.streams.kafka.client import KafkaSettings
 from tests.services.processes import run_paywarden
@@ -53,7 +54,7 @@ def test_the_help_lists_every_command_in_one_section() -> None:
     lines = run_paywarden("--help").stdout.partition("\nRun and try:\n")[2].splitlines()
     sections = [line for line in lines if line.endswith(":")]
     assert sections == ["Payments and features:", "Models and policy:", "What was decided:", "What is stored:"]
-    assert sorted(line.split()[0] for line in lines if line.startswith("  ")) == sorted(COMMANDS)
+    assert sorted(line.split()[0] for line in lines if line.startswith("  ")) == sorted(cli.commands)
 
 
 def test_simulate_writes_two_files_that_are_equal_for_equal_seeds(history: Path, tmp_path: Path) -> None:

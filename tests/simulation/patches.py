@@ -26,7 +26,8 @@ import paywarden.streams.profiles
 from paywarden.scoring.http import front
 from paywarden.scoring.idempotency.decision_cache import DecisionCache
 from paywarden.scoring.server import worker
-from paywarden.scoring.state import lmdb_calls, outbox
+from paywarden.scoring.state import lmdb_calls
+from paywarden.scoring.state.outbox import writer as outbox_writer
 from paywarden.streams.kafka import producers
 from paywarden.streams.profiles import events
 from tests.simulation import files
@@ -240,7 +241,7 @@ def patched() -> Iterator[None]:
     if hasattr(events, "LABEL_CHANGES_MAX"):
         # A bound that histories reach.
         put(events, "LABEL_CHANGES_MAX", 30)
-    put(outbox, "reserve", files.reserve)
+    put(outbox_writer, "reserve", files.reserve)
     # The simulated LMDB has no C functions.
     put(lmdb_calls, "functions", lambda: None)
     put(producers, "make_producer", _make_producer)

@@ -16,7 +16,7 @@ from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.streams.kafka.client import KafkaSettings
 from tests.services.collector import Collector
 from tests.services.deployment import Deployment
-from tests.services.processes import wait_until
+from tests.services.processes import wait_for_listener, wait_until
 from tests.worlds import small_world
 from tests.worlds.topics import read_topic
 
@@ -58,6 +58,8 @@ def test_a_sampled_request_has_its_spans_at_the_collector_and_no_other_has(
     deployment.start("companion")
     traces = deployment.start("traces")
     target = serve.first_line()
+    # The address is told before the worker listens there.
+    wait_for_listener(target.removeprefix("http://"))
     assert traces.first_line() == f"spans go to {collector.address}"
     flags = {0: SAMPLED, 1: UNSAMPLED, 2: None, 3: SAMPLED}
     decided: dict[int, ScoreResponse] = {}

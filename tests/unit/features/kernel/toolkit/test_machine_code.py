@@ -48,13 +48,13 @@ def product(tmp_path: Path) -> Path:
     """A package `paywarden` of two compiled files and our decorators. Python finds it before the installed one."""
     top = tmp_path / "paywarden"
     files = {"models/callee.py": CALLEE, "scoring/caller.py": CALLER, "run.py": RUN}
-    files |= {"__init__.py": "", "features/kernel/__init__.py": ""}
+    files |= {"__init__.py": "", "features/kernel/__init__.py": "", "features/kernel/toolkit/__init__.py": ""}
     for name, text in files.items():
         path = top / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     for name in ("jit.py", "machine_code.py"):
-        shutil.copy(TOP / "features/kernel" / name, top / "features/kernel" / name)
+        shutil.copy(TOP / "features/kernel/toolkit" / name, top / "features/kernel/toolkit" / name)
     return top
 
 
@@ -196,7 +196,7 @@ def test_files_that_were_cut_short_are_compiled_anew(product: Path) -> None:
 # Prints whether another process could write while this one saves.
 RUN_LOCKED = """\
 import fcntl
-from paywarden.features.kernel import machine_code
+from paywarden.features.kernel.toolkit import machine_code
 from numba.core import caching
 
 save = caching.FunctionCache.save_overload
@@ -315,12 +315,12 @@ def test_every_compiled_function_is_made_by_our_decorators() -> None:
     # One that numba's own `njit` makes would keep machine code by its own file alone.
     for room in ("features", "models", "scoring", "streams"):
         for path in (TOP / room).rglob("*.py"):
-            if path.name != "jit.py" or path.parent.name != "kernel":
+            if path.name != "jit.py" or path.parent.name != "toolkit":
                 assert "njit" not in path.read_text(encoding="utf-8"), path
 
 
 def test_a_file_that_the_digest_misses_cannot_hold_compiled_code() -> None:
     from paywarden.features.kernel.toolkit.jit import inlined
 
-    with pytest.raises(AssertionError, match=r"features\.kernel\.jit"):
+    with pytest.raises(AssertionError, match=r"features\.kernel\.toolkit\.jit"):
         inlined(lambda value: value)
