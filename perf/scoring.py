@@ -10,8 +10,10 @@ Used for: the capacity of a worker, and how it compares.
     python -m perf.scoring [--entities N] [--rounds N] [--seconds S] [--json FILE]
 
 If the load is slower than the server, as for echo, a maximum is that of the load. The server's CPU time a request
-(`…_cpu_us`) does not depend on it, and stands next to each figure. Needs the packages of the extra `perf`. The build of
-Python matters to all but the echo: distributions build it with profile-guided optimisation, others may not.
+(`…_cpu_us`) does not depend on it, and stands next to each figure. Needs the packages of the extra `perf`. As root,
+lift the limit of real-time threads meanwhile (`sysctl kernel.sched_rt_runtime_us=-1`): a worker that polls fills its
+core, and Linux stops it for 50 ms of each second. The build of Python matters to all but the echo: distributions build
+it with profile-guided optimisation, others may not.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from perf.tools.measuring import (
     in_turns,
     median_of,
     print_rounds,
+    warn_of_limit,
 )
 from perf.tools.servers import Server, metrics_text, pin_load, running, serving
 from perf.worlds.scoring_world import FASTAPI_FEATURES, World, built_world
@@ -61,6 +64,7 @@ def main() -> None:
         ("--rounds", {"type": int, "default": 5, "help": "that are counted"}),
         ("--seconds", {"type": float, "default": 3.0, "help": "of each load"}),
     )
+    warn_of_limit()
     pin_load()
     with ExitStack() as stack:
         world = stack.enter_context(built_world(arguments.entities))

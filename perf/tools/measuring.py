@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -23,6 +24,8 @@ from perf.tools.servers import Server
 
 # For latencies: connections before the first request, and the most there may be.
 LATENCY_OPTIONS = LoadOptions(connections=32, connections_max=512)
+# How many microseconds of a second real-time threads may run; -1: all.
+_RT_LIMIT = Path("/proc/sys/kernel/sched_rt_runtime_us")
 
 
 @dataclass(frozen=True)
@@ -67,13 +70,18 @@ class Scenario:
 def ahead_of_others(pids: Iterable[int], priority: int = 1) -> Iterator[None]:
     """Give the threads of these processes real-time priority meanwhile, as far as this user may (root may).
 
+    Of this process only the calling thread gets it: others do a companion's work here, and would stop the load for it.
     A thread with a higher `priority` goes first, too, among those that are ahead.
 
     At 17,000 payments a second, a daemon of the machine that takes a core for 4 ms makes 70 payments late. With
-    real-time priority load and server are measured, not the daemon. A load that needs a whole core must not run so:
-    Linux stops real-time threads for 50 ms of each second that they fill.
+    real-time priority load and server are measured, not the daemon. But Linux stops real-time threads for 50 ms of each
+    second that they fill, and a worker that polls fills its core: see `warn_of_limit`.
     """
-    threads = [int(thread) for pid in pids for thread in os.listdir(f"/proc/{pid}/task")]
+    this = os.getpid()
+    processes = set(pids)
+    threads = [int(thread) for pid in processes - {this} for thread in os.listdir(f"/proc/{pid}/task")]
+    if this in processes:
+        threads.append(threading.get_native_id())
     for thread in threads:
         with suppress(PermissionError, ProcessLookupError):
             os.sched_setscheduler(thread, os.SCHED_RR, os.sched_param(priority))
@@ -83,6 +91,14 @@ def ahead_of_others(pids: Iterable[int], priority: int = 1) -> Iterator[None]:
         for thread in threads:
             with suppress(PermissionError, ProcessLookupError):
                 os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
+
+
+def warn_of_limit() -> None:
+    """Print how to lift Linux's limit of real-time threads, if it is there. It makes one payment in twenty late."""
+    if _RT_LIMIT.exists() and _RT_LIMIT.read_text(encoding="ascii").strip() != "-1":
+        print(
+            "Linux stops the worker for 50 ms a second; as root: sysctl kernel.sched_rt_runtime_us=-1 (usual: 950000)"
+        )
 
 
 def drive(load: Any) -> LoadReport:
