@@ -99,18 +99,18 @@ class _Sections(click.Group):
     def format_commands(self, _context: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the sections in the order of _SECTIONS, and the commands of each in alphabetical order."""
         rows: dict[str, list[tuple[str, str]]] = {section: [] for section in _SECTIONS}
-        width = formatter.width - 6 - max(map(len, self.commands))
+        # One column of names for all sections.
+        names = max(map(len, self.commands))
         for name, command in sorted(self.commands.items()):
-            rows[_section(command)].append((name, command.get_short_help_str(width)))
+            rows[_section(command)].append((name.ljust(names), command.get_short_help_str(formatter.width - 6 - names)))
         for section, title in _SECTIONS.items():
             with formatter.section(title):
-                # One column of names for all sections.
-                formatter.write_dl([(name.ljust(max(map(len, self.commands))), text) for name, text in rows[section]])
+                formatter.write_dl(rows[section])
 
 
 def _section(command: click.Command) -> str:
-    module = command.callback.__module__.removeprefix(f"{commands.__name__}.")
-    return module.split(".")[0] if "." in module and module.split(".")[0] in _SECTIONS else "run"
+    package, _, _ = command.callback.__module__.removeprefix(f"{commands.__name__}.").partition(".")
+    return package if package in _SECTIONS else "run"
 
 
 @click.group(cls=_Sections, context_settings=_CONTEXT)

@@ -49,8 +49,8 @@ _LAPS = (
     *(("parse", loop.PARSED), ("claim", loop.CLAIMED), ("look_up", loop.LOOKED_UP)),
     *(("vector", loop.FILLED), ("model", loop.SCORED), ("decide", loop.DECIDED)),
 )
-# What `OneCall.decide` returns when it has left the responses where they were written.
-IN_RECORDS: Sequence[bytes | Refusal] = ()
+# What `OneCall.decide` returns when it has left the responses where they were written. No other list is this one.
+IN_RECORDS: Sequence[bytes | Refusal] = []
 # The longest name of a caller that the call hashes with a payment's id. Chunks with a longer one are scored in steps.
 _CALLER_BYTES_MAX = 1024
 
@@ -111,17 +111,7 @@ class OneCall:
     @property
     def is_ready(self) -> bool:
         """Whether the next chunk goes through the one call if all its requests are usual."""
-        scorer = self._scorer
-        serving = scorer.serving
-        if serving.token is not self._token:
-            self._take_serving(serving)
-        return (
-            self._is_usual
-            and serving.models.is_well
-            and self._can_hash
-            and (mirror := scorer.usual_mirror) is not None
-            and mirror.is_compiled
-        )
+        return self._readied() is not None
 
     @property
     def writer(self) -> RecordWriter:
@@ -156,16 +146,10 @@ class OneCall:
 
         They are there until the next chunk.
         """
-        scorer, count = self._scorer, len(bodies)
-        mirror, serving = scorer.usual_mirror, scorer.serving
-        if mirror is None or not 0 < count <= ROWS_MAX or not self._can_hash:
+        scorer, count, mirror = self._scorer, len(bodies), self._readied()
+        if mirror is None or not 0 < count <= ROWS_MAX:
             return None
-        if mirror is not self._mirror:
-            self._take_mirror(mirror)
-        if serving.token is not self._token:
-            self._take_serving(serving)
-        if not self._is_usual or not serving.models.is_well or self._mirror_frames is None:
-            return None
+        serving = scorer.serving
         if callers and max(map(len, callers)) > _CALLER_BYTES_MAX:
             return None
         if not self._fast.put(bodies, now_ms):
@@ -222,6 +206,18 @@ class OneCall:
         if stages.is_timed:
             stages.lap("append", count)
         return IN_RECORDS
+
+    def _readied(self) -> MirrorReader | None:
+        """Make the frames for what serves now. Returns the mirror, or None if no chunk can go through the one call."""
+        mirror, serving = self._scorer.usual_mirror, self._scorer.serving
+        if mirror is None or not self._can_hash:
+            return None
+        if mirror is not self._mirror:
+            self._take_mirror(mirror)
+        if serving.token is not self._token:
+            self._take_serving(serving)
+        is_ready = self._is_usual and serving.models.is_well and self._mirror_frames is not None
+        return mirror if is_ready else None
 
     def _go_on(
         self,
