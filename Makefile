@@ -15,7 +15,7 @@ export PYTHONDONTWRITEBYTECODE =
 export PYTHONPYCACHEPREFIX = $(CURDIR)/$(VENV)/pycache
 
 .DEFAULT_GOAL := help
-.PHONY: help install services demo test fuzz check format perf proto clean
+.PHONY: help install services demo test test-again fuzz check format perf proto clean
 .PHONY: check-types check-style check-imports check-pages check-proto check-contract check-clients
 
 help: ## this list
@@ -58,6 +58,12 @@ demo: $(VENV)/.demo-installed ## the whole product on this machine: DEMO_ARGS="-
 
 test: services ## every test, on a real Kafka: TEST_ARGS="-k name"
 	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(TEST_ARGS)
+
+# More than three are no accident.
+test-again: services ## the tests that failed in the last run, one at a time, if they are at most three
+	@$(BIN)/python -c 'import json, sys; failed = list(json.load(open(".pytest_cache/v/cache/lastfailed"))); \
+		print(f"{len(failed)} failed:", *failed[:20], sep="\n  "); sys.exit(not 0 < len(failed) <= 3)'
+	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none
 
 FUZZ_SECONDS ?= 60
 fuzz: install ## run each fuzz target for FUZZ_SECONDS (60), guided by coverage

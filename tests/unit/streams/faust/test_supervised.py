@@ -10,6 +10,7 @@ import pytest
 
 from paywarden.schemas.errors import StoreUnavailable, TemporaryFailure
 from paywarden.streams.faust.supervised import SupervisedThread
+from tests.patience import PATIENCE_S
 
 
 class FakeWorker:
@@ -42,7 +43,9 @@ class Ends:
         self.came.set()
 
 
-def supervised(worker: FakeWorker, on_end: Callable[[BaseException], None], timeout_s: float = 10) -> SupervisedThread:
+def supervised(
+    worker: FakeWorker, on_end: Callable[[BaseException], None], timeout_s: float = PATIENCE_S
+) -> SupervisedThread:
     return SupervisedThread(worker, name="pipeline", stop_timeout_s=timeout_s, on_end=on_end)
 
 
@@ -71,6 +74,8 @@ def test_the_work_runs_in_its_own_thread_until_it_is_stopped() -> None:
         await thread.stop()
         assert not thread.live
         assert threads[0] is not threading.main_thread()
+        # The work has ended when the stop returns; the thread itself needs a moment more.
+        threads[0].join(PATIENCE_S)
         assert not threads[0].is_alive()
         assert ends.errors == []
 
@@ -88,7 +93,7 @@ def test_an_exception_is_reported_and_the_work_is_not_started_again() -> None:
 
         thread = supervised(FakeWorker(work), ends)
         await thread.start()
-        await asyncio.wait_for(ends.came.wait(), 10)
+        await asyncio.wait_for(ends.came.wait(), PATIENCE_S)
         assert [str(error) for error in ends.errors] == ["gone"]
         assert not thread.live
         assert thread.problems() == ["the pipeline is not running"]
@@ -104,7 +109,7 @@ def test_work_that_returns_before_a_stop_is_reported_too() -> None:
         ends = Ends()
         thread = supervised(FakeWorker(lambda _: None), ends)
         await thread.start()
-        await asyncio.wait_for(ends.came.wait(), 10)
+        await asyncio.wait_for(ends.came.wait(), PATIENCE_S)
         assert "ended without being asked" in str(ends.errors[0])
         await thread.stop()
 
