@@ -71,19 +71,20 @@ def main() -> None:
     with built_world(arguments.entities) as world:
         _ask_for_tokens(world)
         with serving(world.config) as server:
-            bodies = stamped_bodies(world.requests, id_prefix="quiet")
+            bodies = stamped_bodies(world.requests, id_prefix="capacity")
             drive(run_closed(server.http, bodies, seconds=1.0, options=_CAPACITY))
             capacity = drive(
                 run_closed(server.http, bodies, seconds=arguments.seconds, options=_CAPACITY)
             ).ok_per_second
             figures = {"capacity_per_second": capacity, "times": arguments.times}
-            load = _Load(world, capacity, arguments.seconds)
+            load = _Load(world, capacity, arguments.seconds, "open")
             noise = capacity * arguments.times
             figures |= _measure(server, load, {"alone": None, "shared": (NOISY, noise), "one_name": (QUIET, noise)})
         with world.config.open("a", encoding="utf-8") as config:
             config.write(f"[admission]\ncaller_payments_per_second = {int(capacity * _QUOTA_SHARE)}\n")
         with serving(world.config) as server:
             kept = capacity * _QUOTA_SHARE * _KEPT_SHARE
+            load = load._replace(ids="quota")
             figures |= _measure(
                 server, load, {"quota_alone": None, "quota_kept": (NOISY, kept), "quota_shared": (NOISY, noise)}
             )
@@ -103,11 +104,15 @@ def _ask_for_tokens(world: World) -> None:
 
 
 class _Load(NamedTuple):
-    """What is sent: the quiet caller's share of `capacity`, for `seconds` each time."""
+    """What is sent: the quiet caller's share of `capacity`, for `seconds` each time.
+
+    `ids` is what the payments' ids begin with. No id is sent twice: a worker answers what it knows from its memory.
+    """
 
     world: World
     capacity: float
     seconds: float
+    ids: str
 
 
 def _measure(server: Server, load: _Load, noises: dict[str, tuple[str, float] | None]) -> dict[str, float]:
@@ -115,16 +120,16 @@ def _measure(server: Server, load: _Load, noises: dict[str, tuple[str, float] | 
 
     `noises`: name of a measurement → the noise's token and payments a second, if any.
     """
-    bodies = stamped_bodies(load.world.requests, id_prefix="quiet")
+    bodies = stamped_bodies(load.world.requests, id_prefix=load.ids)
     reports: dict[str, list[LoadReport]] = {name: [] for name in noises}
     offered: dict[str, list[float]] = {name: [] for name, noise in noises.items() if noise is not None}
     rate = load.capacity * _QUIET_SHARE
     for turn in range(_ROUNDS):
-        for name, wanted in noises.items():
+        for place, (name, wanted) in enumerate(noises.items()):
             if wanted is None:
                 reports[name].append(_quiet(server, bodies, rate, load.seconds, turn))
                 continue
-            with _Noise(server, load.world, *wanted, f"n{turn}-{name}") as noise:
+            with _Noise(server, load.world, *wanted, f"{load.ids}{turn}-{place}") as noise:
                 reports[name].append(_quiet(server, bodies, rate, load.seconds, turn))
             offered[name].append(noise.per_second)
     figures: dict[str, float] = {}
