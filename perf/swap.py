@@ -23,8 +23,8 @@ is the same of the loads with signals alone. Between them is what a swap costs, 
 runs. A process of its own asks for the swaps. It looks at one number of the worker, in memory that both map, and runs
 only when nothing else wants its core. `…_swap_cpu_ms` is the CPU time of a swap in the worker beside its loop, and
 `…_swap_faults` its page faults more than in a quiet load, both for each swap. `resident_ratio` is the worker's
-anonymous resident memory after the swaps to that before them, when each bundle has been loaded once, and the larger of
-the two protocols'. The mirror and the decision cache, which are mapped, do not count: they fill up with use.
+anonymous resident memory after the swaps to that after the first turn of loads, and the larger of the two protocols'.
+The mirror and the decision cache, which are mapped, do not count: they fill up with use.
 `swap_ms_p50` and `_max` count from the signal to the worker's count.
 """
 
@@ -205,8 +205,6 @@ def _measured(
     while len(swaps.took_ms) < count:
         quiet_faults = _faults(worker)
         quiet.append(load())
-        # The load itself takes memory: connections and buffers of a busy worker.
-        resident_kb = resident_kb or _resident_kb(worker)
         quiet_faults = _faults(worker) - quiet_faults
         swaps.begin(swaps=False)
         asked.append(load())
@@ -215,6 +213,8 @@ def _measured(
         swaps.begin(swaps=True)
         swapping.append(load())
         swaps.stop()
+        # The load itself takes memory, and so do the first swaps beside it: what the allocator keeps for the next.
+        resident_kb = resident_kb or _resident_kb(worker)
         cpu_ms += _beside_ms(worker) - cpu_before
         faults += _faults(worker) - faults_before - quiet_faults
     p99_ms, asked_p99_ms, swapping_p99_ms = (
