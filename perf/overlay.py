@@ -41,7 +41,8 @@ from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.engine import one_call, records
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.one_call import OneCall
-from paywarden.scoring.engine.scorer import ROWS_MAX, PaymentScorer
+from paywarden.scoring.engine.scorer import PaymentScorer
+from paywarden.scoring.engine.vectors import ROWS_MAX
 from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.shared import Registry
 from paywarden.scoring.metrics.worker import ScoringMetrics

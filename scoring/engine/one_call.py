@@ -35,8 +35,9 @@ from paywarden.scoring.engine import chunk_call as loop
 from paywarden.scoring.engine.batcher import Refusal, refusal_of
 from paywarden.scoring.engine.model_chain import NativeModel
 from paywarden.scoring.engine.records import RecordWriter
-from paywarden.scoring.engine.scorer import ROWS_MAX, PaymentScorer
+from paywarden.scoring.engine.scorer import PaymentScorer
 from paywarden.scoring.engine.served import Served
+from paywarden.scoring.engine.vectors import ROWS_MAX
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.fast_requests import ROWS_MAX as READ_MAX
 from paywarden.scoring.requests.format import TakenRequest

@@ -25,7 +25,6 @@ nothing waits, logs or looks up a metric's label.
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -34,46 +33,27 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from paywarden.features.kernel import ABSENT, AMOUNT, KNOWN, UNKNOWN
-from paywarden.features.profiles.engine import FeatureEngine, UnreadableProfile
+from paywarden.features.kernel import AMOUNT
+from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.models.policy.exploration import Exploration, Explored
-from paywarden.models.policy.policy import (
-    ACTIONS,
-    APPROVE,
-    DECLINE,
-    MIRROR_ABSENT,
-    MIRROR_STALE,
-    OVERLAY_ABSENT,
-    PROFILE_UNREADABLE,
-    Facts,
-    Policy,
-    unknown_flag,
-)
+from paywarden.models.policy.policy import ACTIONS, APPROVE, DECLINE, MIRROR_STALE, Facts, Policy
 from paywarden.schemas.errors import TemporaryFailure
-from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.scoring.engine.arms import Split
-from paywarden.scoring.engine.batcher import IN_PROGRESS, NOT_DECIDED, Refusal, refusal_of, units_of
+from paywarden.scoring.engine.batch_claims import known_answer, whole_batches
+from paywarden.scoring.engine.batcher import Refusal, refusal_of, units_of
 from paywarden.scoring.engine.model_chain import ModelChain, Scored
 from paywarden.scoring.engine.records import Origin, Written, joined, tail
 from paywarden.scoring.engine.served import Served
-from paywarden.scoring.idempotency.decision_cache import (
-    Claim,
-    ClaimConflict,
-    DecisionCache,
-    PaymentIdReused,
-    Repeat,
-)
+from paywarden.scoring.engine.vectors import ROWS_MAX, Vectors
+from paywarden.scoring.idempotency.decision_cache import Claim, DecisionCache, Repeat
 from paywarden.scoring.metrics.shared import Registry
 from paywarden.scoring.metrics.worker import ScoringMetrics, StageTimes
 from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.state.held_cards import HeldCards
-from paywarden.scoring.state.mirror import MirrorAbsent, MirrorReader, MirrorSettings
+from paywarden.scoring.state.mirror import MirrorReader, MirrorSettings
 from paywarden.scoring.state.outbox import OutboxUnsynced
 from paywarden.scoring.state.overlay import Overlay
-
-# The most payments in one call of the kernel. The profiles of 64 payments still fit into the L2 cache.
-ROWS_MAX = 64
 
 
 class Outbox(Protocol):
@@ -122,44 +102,17 @@ class PaymentScorer:
         # One object for all payments; each payment overwrites it.
         self._facts = Facts(ScoreRequest(), 0, np.zeros(0, dtype=np.float32), None, ())
         self._answered = answered
-        self._engine = engine
-        self._mirror_settings, self._outbox, self._metrics = mirror, outbox, metrics
-        self._mirror: MirrorReader | None = None
-        self._mirror_is_foreign = False
+        self._engine, self._outbox, self._metrics = engine, outbox, metrics
         self._profile_set = ""
-        self._exploration, self._overlay, self._held_cards = exploration, overlay, held_cards
+        self._exploration, self._overlay, self._holds_every_card = exploration, overlay, held_cards is None
         # In a rollout: what decides about the candidate's share of the cards.
         self._candidate: Served | None = None
         self._split: Split | None = None
-        self._entities = entities = plan.entity_count
-        self._names = plan.entity_names
-        self._rows: NDArray[np.int64] = np.zeros((ROWS_MAX, plan.row_width), dtype=np.int64)
-        self._vectors: NDArray[np.float32] = np.empty((ROWS_MAX, plan.feature_count), dtype=np.float32)
-        self._no_presence = np.zeros(ROWS_MAX * entities, dtype=np.uint8)
-        self._fill_from_nothing = engine.bind(
-            self._rows,
-            self._no_presence,
-            np.zeros(0, dtype=np.uint8),
-            np.zeros(ROWS_MAX * entities + 1, dtype=np.int64),
-            self._vectors,
+        self._entities, self._names = plan.entity_count, plan.entity_names
+        self._features = Vectors(
+            engine, mirror, metrics=metrics, stages=self._stages, overlay=overlay, held_cards=held_cards
         )
-        self._fill_from_mirror = self._fill_from_nothing
-        # For every combination of entities that are absent, unknown or known: the flags it gives.
-        self._unknown_flags = {
-            bytes(pattern): tuple(
-                unknown_flag(name) for name, presence in zip(self._names, pattern, strict=True) if presence == UNKNOWN
-            )
-            for pattern in itertools.product((ABSENT, UNKNOWN, KNOWN), repeat=entities)
-        }
-        # For each combination: the hit and miss counters it increments.
-        self._lookup_counters = {
-            pattern: [
-                metrics.mirror_lookups[name, "hit" if presence == KNOWN else "miss"]
-                for name, presence in zip(self._names, pattern, strict=True)
-                if presence != ABSENT
-            ]
-            for pattern in self._unknown_flags
-        }
+        self._rows, self._vectors = self._features.rows, self._features.vectors
         self._serving = self.served(models, policy, origins)
         self.open_mirror()
 
@@ -187,16 +140,10 @@ class PaymentScorer:
             known or [Origin()] * len(models.versions),
             vectors=self._vectors,
             catalogue_digest=self._engine.plan.digest,
-            usual_flags=self._usual_flags(),
+            usual_flags=self._features.usual_flags,
             explored_share=0.0 if self._exploration is None else self._exploration.share,
             rest=rest,
         )
-
-    def _usual_flags(self) -> list[tuple[str, ...]]:
-        usual = list(self._unknown_flags.values())
-        if self._overlay is not None:
-            usual += [(*flags, OVERLAY_ABSENT) for flags in usual]
-        return usual
 
     @property
     def parts(self) -> ScorerParts:
@@ -208,7 +155,7 @@ class PaymentScorer:
             self._answered,
             self._stages,
             self._vectors,
-            self._unknown_flags,
+            self._features.unknown_flags,
             self._overlay,
         )
 
@@ -219,9 +166,9 @@ class PaymentScorer:
         Nothing else: no candidate, no exploration. An overlay must have its table; without marks it says so itself.
         """
         # It is asked for each chunk, so it makes nothing.
-        if self._split is not None or self._exploration is not None or self._held_cards is not None:
+        if self._split is not None or self._exploration is not None or not self._holds_every_card:
             return None
-        return self._mirror if self._overlay is None or self._overlay.has_table else None
+        return self._features.mirror if self._overlay is None or self._overlay.has_table else None
 
     def tail_of(self, serving: Served, row: int, score: float, flags: tuple[str, ...], others: list[str]) -> int:
         """Ask a policy without conditions about one payment, whose vector is in `row`; returns its tail's number.
@@ -248,16 +195,10 @@ class PaymentScorer:
     def readiness(self) -> list[str]:
         """Returns one line for each thing that is missing before payments should come here; empty when ready."""
         missing = [trouble] if (trouble := self._outbox.trouble()) else []
-        if self._mirror is None and not self.open_mirror():
-            if self._mirror_is_foreign:
-                missing.append(
-                    f"the mirror at {self._mirror_settings.path} was filled for another identity key: set the same "
-                    "[features] identity_key_file for serve, companion and stream"
-                )
-            else:
-                missing.append(f"there is no mirror at {self._mirror_settings.path}: is the companion running?")
-        elif self._look_up_nothing() == 0:
-            missing.append("the mirror is not complete yet")
+        if self._features.mirror is None:
+            self.open_mirror()
+        if absent := self._features.missing():
+            missing.append(absent)
         return missing
 
     def open_mirror(self) -> bool:
@@ -265,45 +206,19 @@ class PaymentScorer:
 
         The worker calls it every half second, never per payment.
         """
-        if self._mirror is not None and self._mirror.is_replaced():
-            self._mirror.close()
-            self._mirror = None
-        if self._mirror is None:
-            try:
-                self._mirror = MirrorReader(
-                    self._mirror_settings,
-                    item_max=ROWS_MAX * self._entities,
-                    profile_bytes_max=self._engine.profile_bytes_max,
-                )
-            except MirrorAbsent:
-                return False
-            mirror = self._mirror
-            # Its profiles would remember nothing of what this process asks them.
-            self._mirror_is_foreign = mirror.identity_digest() not in ("", self._engine.plan.key.digest)
-            if self._mirror_is_foreign:
-                mirror.close()
-                self._mirror = None
-                return False
-            self._fill_from_mirror = self._engine.bind(
-                self._rows, mirror.presence, mirror.states, mirror.bounds, self._vectors
-            )
-        if self._held_cards is not None:
-            self._held_cards.look(self._mirror)
-        if self._overlay is not None:
-            self._overlay.look(self._mirror, self._mirror_settings.path, self._rows, self._vectors)
+        if not self._features.open():
+            return False
         self._note_profile_set()
         return True
 
     def close_mirror(self) -> None:
         """Close the mirror. Payments get the flag mirror_absent until `open_mirror` is called."""
-        if self._mirror is not None:
-            self._mirror.close()
-            self._mirror = None
+        self._features.close()
 
     def _note_profile_set(self) -> None:
         """Let records name the profile set that the mirror was filled from."""
-        if self._mirror is not None:
-            self._profile_set = self._mirror.profile_set()
+        if (mirror := self._features.mirror) is not None:
+            self._profile_set = mirror.profile_set()
         self._serving = self._renamed(self._serving)
         if self._candidate is not None:
             self._candidate = self._renamed(self._candidate)
@@ -371,7 +286,7 @@ class PaymentScorer:
         are_new = len(slots) == len(claims)
         if not are_new:
             if batches:
-                claims, given_back = _whole_batches(claims, batches)
+                claims, given_back = whole_batches(claims, batches)
                 answered.release(given_back)
                 slots = [claim for claim in claims if isinstance(claim, int)]
             payments = payments.chosen([index for index, claim in enumerate(claims) if isinstance(claim, int)])
@@ -388,7 +303,7 @@ class PaymentScorer:
             if isinstance(claim, int):
                 results.append(next(following))
             else:
-                results.append(results[claim.index] if isinstance(claim, Repeat) else _known(claim))
+                results.append(results[claim.index] if isinstance(claim, Repeat) else known_answer(claim))
         return results
 
     def _decide(self, payments: CheckedPayments, slots: Sequence[int], now_ms: int) -> list[bytes]:
@@ -458,11 +373,8 @@ class PaymentScorer:
         """
         count, serving = len(payments), serving or self._serving
         others_s = 0.0 if begun_s is None else time.perf_counter() - begun_s
-        self._rows[:count] = payments.rows
         stages = self._stages
-        flags, complete_to_ms = self._fill_vectors(payments, count)
-        if self._held_cards is not None and self._mirror is not None:
-            flags = self._held_cards.flagged(payments.keys, flags)
+        flags, complete_to_ms = self._features.fill(payments)
         profile_age_ms = None
         if complete_to_ms > 0:
             profile_age_ms = max(0, now_ms - complete_to_ms)
@@ -561,109 +473,6 @@ class PaymentScorer:
             raise
         self._answered.settle(slots)
 
-    def _fill_vectors(self, payments: CheckedPayments, count: int) -> tuple[list[tuple[str, ...]], int]:
-        """Fill `_vectors` with the payments' features; returns the payments' flags and the mirror's complete_to_ms."""
-        mirror, keys = self._mirror, payments.keys
-        if mirror is None:
-            return self._fill_without_mirror(keys, count)
-        try:
-            complete_to_ms = mirror.look_up(keys)
-        except MirrorAbsent:
-            return self._fill_without_mirror(keys, count)
-        if self._stages.is_timed:
-            self._stages.lap("look_up", count)
-        entities = self._entities
-        presence = mirror.found
-        patterns = [presence[at : at + entities] for at in range(0, len(keys), entities)]
-        self._count_lookups(patterns)
-        if self._overlay is not None:
-            flags = self._fill_with_overlay(self._overlay, mirror, payments, patterns)
-        else:
-            flags = [self._unknown_flags[pattern] for pattern in patterns]
-            try:
-                self._fill_from_mirror(count)
-            except UnreadableProfile:
-                flags = self._fill_one_by_one(mirror, flags, count)
-        if self._stages.is_timed:
-            self._stages.lap("vector", count)
-        return flags, complete_to_ms
-
-    def _fill_with_overlay(
-        self, overlay: Overlay, mirror: MirrorReader, payments: CheckedPayments, patterns: list[bytes]
-    ) -> list[tuple[str, ...]]:
-        """Fill vectors from profiles and pending payments; returns the flags. `patterns`: who is in the mirror."""
-        count, entities, known = len(payments), self._entities, self._unknown_flags
-        if not overlay.is_open:
-            overlay.note_unused(count)
-            flags = [known[pattern] for pattern in patterns]
-            try:
-                self._fill_from_mirror(count)
-            except UnreadableProfile:
-                flags = self._fill_one_by_one(mirror, flags, count)
-            return [(*payment_flags, OVERLAY_ABSENT) for payment_flags in flags]
-        unreadable: list[int] = []
-        try:
-            is_sure = overlay.fill(payments.keys, payments.ids, mirror.snapshot)
-        except UnreadableProfile:
-            is_sure, unreadable = self._fill_one_by_one_with_overlay(overlay, mirror, count)
-        presence = overlay.folded(mirror.found)
-        if presence is not mirror.found:
-            patterns = [presence[at : at + entities] for at in range(0, len(presence), entities)]
-        flags = [known[pattern] for pattern in patterns]
-        for row in unreadable:
-            flags[row] = (*flags[row], PROFILE_UNREADABLE)
-        return flags if is_sure else [(*payment_flags, OVERLAY_ABSENT) for payment_flags in flags]
-
-    def _fill_one_by_one_with_overlay(
-        self, overlay: Overlay, mirror: MirrorReader, count: int
-    ) -> tuple[bool, list[int]]:
-        """Do as `_fill_one_by_one`. Returns whether pending payments were seen, and the payments that are flagged."""
-        entities, unreadable = self._entities, []
-        for row in range(count):
-            presence = mirror.presence[row * entities : (row + 1) * entities]
-            try:
-                overlay.fill_one(row, presence)
-            except UnreadableProfile:
-                unreadable.append(row)
-                presence[presence == KNOWN] = UNKNOWN
-                overlay.fill_one(row, presence)
-        return overlay.is_sure, unreadable
-
-    def _fill_one_by_one(self, mirror: MirrorReader, flags: list[tuple[str, ...]], count: int) -> list[tuple[str, ...]]:
-        """Fill vectors one at a time, as a profile cannot be read. That payment is scored as if it had no profiles."""
-        entities = self._entities
-        for row in range(count):
-            items = slice(row * entities, (row + 1) * entities)
-            presence = mirror.presence[items]
-            bounds = mirror.bounds[items.start : items.stop + 1]
-            attributes, vector = self._rows[row : row + 1], self._vectors[row : row + 1]
-            try:
-                self._engine.fill_vectors(attributes, presence, mirror.states, bounds, vector)
-            except UnreadableProfile:
-                flags[row] = (*flags[row], PROFILE_UNREADABLE)
-                presence[presence == KNOWN] = UNKNOWN
-                self._engine.fill_vectors(attributes, presence, mirror.states, bounds, vector)
-        return flags
-
-    def _fill_without_mirror(self, keys: Sequence[bytes], count: int) -> tuple[list[tuple[str, ...]], int]:
-        self._no_presence[: len(keys)] = [UNKNOWN if key else ABSENT for key in keys]
-        self._fill_from_nothing(count)
-        return [(MIRROR_ABSENT,)] * count, 0
-
-    def _look_up_nothing(self) -> int:
-        assert self._mirror is not None
-        try:
-            return self._mirror.look_up(())
-        except MirrorAbsent:
-            return 0
-
-    def _count_lookups(self, patterns: Sequence[bytes]) -> None:
-        # A chunk has only a few different patterns.
-        for pattern in set(patterns):
-            count = patterns.count(pattern)
-            for counter in self._lookup_counters[pattern]:
-                counter.add(count)
-
     def _count(self, made: _Made) -> None:
         """Count decisions that are appended."""
         metrics = self._metrics
@@ -712,43 +521,3 @@ def _parts(count: int, batches: Sequence[range]) -> Iterator[range]:
             yield range(begun, unit.start)
             begun = unit.start
     yield range(begun, count)
-
-
-def _whole_batches(
-    claims: Sequence[Claim | Refusal], batches: Sequence[range]
-) -> tuple[list[Claim | Refusal], list[int]]:
-    """Put refusals in place of the claims of every batch that holds a conflict. Returns these claims besides.
-
-    A payment that repeats one of such a batch is in progress: that batch may come again in a moment.
-    """
-    kept = [*claims]
-    given_back: list[int] = []
-
-    def refusal_at(place: int) -> Refusal | None:
-        claim = kept[place]
-        if isinstance(claim, Repeat):
-            return IN_PROGRESS if isinstance(kept[claim.index], Refusal) else None
-        return _conflict(claim) if isinstance(claim, ClaimConflict) else None
-
-    for batch in batches:
-        refusals = [(place, refusal) for place in batch if (refusal := refusal_at(place)) is not None]
-        if refusals:
-            # An id of another payment stays one: this caller need not wait for what is in progress.
-            named, why = next((each for each in refusals if each[1] is not IN_PROGRESS), refusals[0])
-            given_back += [claim for claim in (kept[place] for place in batch) if isinstance(claim, int)]
-            kept[batch.start : batch.stop] = [why if place == named else NOT_DECIDED for place in batch]
-    for place, claim in enumerate(kept):
-        if isinstance(claim, Repeat):
-            kept[place] = refusal_at(place) or claim
-    return kept, given_back
-
-
-def _known(claim: OutboxEntry | ClaimConflict | Refusal) -> bytes | Refusal:
-    """Returns the earlier response of a payment, or the refusal for a claim that conflicts."""
-    if isinstance(claim, OutboxEntry):
-        return claim.response.SerializeToString()
-    return _conflict(claim) if isinstance(claim, ClaimConflict) else claim
-
-
-def _conflict(conflict: ClaimConflict) -> Refusal:
-    return refusal_of(PaymentIdReused()) if conflict is ClaimConflict.OTHER_PAYMENT else IN_PROGRESS

@@ -37,7 +37,7 @@ from paywarden.features.kernel.toolkit.frame import Frame
 from paywarden.scoring.engine.batcher import Call, MicroBatcher, Refusal
 from paywarden.scoring.engine.bugs import BugLog
 from paywarden.scoring.engine.one_call import IN_RECORDS, OneCall
-from paywarden.scoring.engine.scorer import ROWS_MAX
+from paywarden.scoring.engine.vectors import ROWS_MAX
 from paywarden.scoring.http import send_call as loop
 from paywarden.scoring.http.heads import RequestHead
 from paywarden.scoring.metrics.worker import RouteMetrics

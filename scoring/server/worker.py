@@ -32,7 +32,8 @@ from paywarden.schemas.errors import PaywardenError
 from paywarden.scoring.engine.batcher import MicroBatcher
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.one_call import OneCall
-from paywarden.scoring.engine.scorer import ROWS_MAX, PaymentScorer
+from paywarden.scoring.engine.scorer import PaymentScorer
+from paywarden.scoring.engine.vectors import ROWS_MAX
 from paywarden.scoring.grpc.front import GrpcServer
 from paywarden.scoring.grpc.metrics import GrpcMetrics
 from paywarden.scoring.http.front import HttpServer

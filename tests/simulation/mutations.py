@@ -195,7 +195,7 @@ MUTATIONS = {
         ("hostile_batch",),
         10,
         frozenset({"refused_and_decided"}),
-        (Patch("scoring.engine.scorer", "_whole_batches", _claims_stay),),
+        (Patch("scoring.engine.scorer", "whole_batches", _claims_stay),),
     ),
     # Item 9
     "quarantine_outbox": Mutation(

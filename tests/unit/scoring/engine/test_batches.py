@@ -20,7 +20,8 @@ from paywarden.schemas.proto.scoring_pb2 import ScoreBatchRequest, ScoreBatchRes
 from paywarden.scoring.engine import scorer as scorer_module
 from paywarden.scoring.engine.batcher import IN_PROGRESS, NOT_DECIDED, Refusal, units_of
 from paywarden.scoring.engine.model_chain import ModelChain
-from paywarden.scoring.engine.scorer import ROWS_MAX, PaymentScorer, _parts
+from paywarden.scoring.engine.scorer import PaymentScorer, _parts
+from paywarden.scoring.engine.vectors import ROWS_MAX
 from paywarden.scoring.idempotency import decision_cache
 from paywarden.scoring.idempotency.decision_cache import DecisionCache, DecisionCacheSettings
 from paywarden.scoring.metrics.model import ModelMetrics

@@ -25,12 +25,13 @@ from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.engine import batcher as batcher_module
 from paywarden.scoring.engine import chunk_call, one_call, served
-from paywarden.scoring.engine import scorer as scorer_module
+from paywarden.scoring.engine import vectors as vectors_module
 from paywarden.scoring.engine.batcher import AdmissionSettings, MicroBatcher, Refusal
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.one_call import OneCall
 from paywarden.scoring.engine.records import Origin
-from paywarden.scoring.engine.scorer import ROWS_MAX, PaymentScorer
+from paywarden.scoring.engine.scorer import PaymentScorer
+from paywarden.scoring.engine.vectors import ROWS_MAX
 from paywarden.scoring.idempotency import decision_cache
 from paywarden.scoring.idempotency.decision_cache import DecisionCache, DecisionCacheMetrics, DecisionCacheSettings
 from paywarden.scoring.metrics.model import ModelMetrics
@@ -162,9 +163,9 @@ class Pair:
         # Decisions count up from the same prefix on both sides.
         monkeypatch.setattr(served, "os", SimpleNamespace(urandom=bytes))
         self.steps = Side(folder / "steps", mirror, in_one_call=False, overlay_clock_ms=clock)
-        reader = self.steps.scorer._mirror
+        reader = self.steps.scorer._features.mirror
         assert isinstance(reader, MirrorReader)
-        monkeypatch.setattr(scorer_module, "MirrorReader", lambda *_, **__: reader)
+        monkeypatch.setattr(vectors_module, "MirrorReader", lambda *_, **__: reader)
         self.quick = Side(folder / "quick", mirror, in_one_call=True, overlay_clock_ms=clock)
         self.reader = reader
 

@@ -29,7 +29,8 @@ from paywarden.scoring.engine.arms import Split
 from paywarden.scoring.engine.batcher import IN_PROGRESS, Refusal
 from paywarden.scoring.engine.model_chain import ModelChain, Scored
 from paywarden.scoring.engine.records import Origin
-from paywarden.scoring.engine.scorer import ROWS_MAX, PaymentScorer
+from paywarden.scoring.engine.scorer import PaymentScorer
+from paywarden.scoring.engine.vectors import ROWS_MAX
 from paywarden.scoring.idempotency import decision_cache as answered_payments
 from paywarden.scoring.idempotency.decision_cache import DecisionCache, DecisionCacheSettings
 from paywarden.scoring.metrics.model import ModelMetrics
@@ -132,8 +133,8 @@ class Host:
         return {name: count for name, count in counts.items() if count}
 
     def close(self) -> None:
-        if self._scorer is not None and self._scorer._mirror is not None:
-            self._scorer._mirror.close()
+        if self._scorer is not None:
+            self._scorer.close_mirror()
 
 
 def score_many(
@@ -509,8 +510,8 @@ def test_without_a_mirror_the_answer_is_flagged_and_the_policy_decides(tmp_path:
 def test_an_unreadable_mirror_counts_as_absent_and_its_age_is_cleared(host: Host) -> None:
     host.fill(profiles())
     assert host.score(requests()[0]).HasField("profile_age_ms")
-    assert host.scorer._mirror is not None
-    host.scorer._mirror.close()
+    assert host.scorer._features.mirror is not None
+    host.scorer._features.mirror.close()
     response = host.score(requests()[0])
     assert list(response.flags) == ["mirror_absent"]
     assert not response.HasField("profile_age_ms")

@@ -10,7 +10,7 @@ import pytest
 
 from paywarden.models.policy.policy import OVERLAY_ABSENT
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
-from paywarden.scoring.engine.scorer import ROWS_MAX
+from paywarden.scoring.engine.vectors import ROWS_MAX
 from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
 from paywarden.scoring.state.overlay import Overlay, OverlaySettings, monotonic_ms, prepare
 from paywarden.scoring.state.overlay_marks import OverlayMarks
@@ -140,6 +140,6 @@ def test_without_an_overlay_nothing_is_opened_or_flagged(tmp_path: Path) -> None
     host.fill({})
     response: ScoreResponse = host.score(payment("first"))
     assert list(response.flags) == ["unknown_card", "unknown_merchant"]
-    assert host.scorer._mirror is not None
-    assert not host.scorer._mirror.notes_snapshot
+    assert host.scorer._features.mirror is not None
+    assert not host.scorer._features.mirror.notes_snapshot
     host.close()
