@@ -174,7 +174,7 @@ def repartition(source: Source, partitions: int) -> None:
     """
     from paywarden.streams.kafka.admin import require_broker
     from paywarden.streams.maintenance.add_partitions import add_partitions
-    from paywarden.streams.profiles.pipeline import StreamSettings
+    from paywarden.streams.profiles.settings import StreamSettings
 
     kafka = wiring.kafka_settings(source)
     require_broker(kafka)

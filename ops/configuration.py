@@ -52,7 +52,7 @@ def settings_types() -> dict[str, type[Any]]:
     from paywarden.streams.kafka.registry import RegistrySettings
     from paywarden.streams.kafka.topics import TopicSettings
     from paywarden.streams.outcomes.settings import OutcomeSettings
-    from paywarden.streams.profiles.pipeline import StreamSettings
+    from paywarden.streams.profiles.settings import StreamSettings
     from paywarden.streams.shadow.settings import ShadowSettings
     from paywarden.streams.traces.settings import TracingSettings
 
@@ -236,7 +236,7 @@ def _check_busy_poll(source: Source) -> None:
 def _check_stream(source: Source) -> None:
     from prometheus_client import CollectorRegistry
 
-    from paywarden.streams.profiles.pipeline import StreamSettings, stream_metrics
+    from paywarden.streams.profiles.settings import StreamSettings, stream_metrics
 
     stream_metrics(source.section("stream", StreamSettings), wiring.entity_names(source), CollectorRegistry())
 

@@ -55,7 +55,7 @@ from paywarden.streams.outcomes import state as outcome_state
 from paywarden.streams.outcomes.payments import SourcePartition
 from paywarden.streams.outcomes.settings import OutcomeSettings
 from paywarden.streams.outcomes.state import DECISIONS, OutcomeWork
-from paywarden.streams.profiles.pipeline import StreamSettings
+from paywarden.streams.profiles.settings import StreamSettings
 from tests.services.kafka import KafkaServer
 
 _FEATURES = 60

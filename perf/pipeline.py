@@ -47,7 +47,8 @@ from paywarden.streams.faust.gc_tuning import settle_collection
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
-from paywarden.streams.profiles.pipeline import Pipeline, StreamSettings, stream_metrics
+from paywarden.streams.profiles.pipeline import Pipeline
+from paywarden.streams.profiles.settings import StreamSettings, stream_metrics
 from perf.parts import pipeline_fields
 from perf.worlds.payments_load import PaymentMaker, send_all, send_at_rate
 from tests.services.kafka import KafkaServer

@@ -27,7 +27,7 @@ class StreamParts:
         from paywarden.scoring.state.overlay import OverlaySettings
         from paywarden.streams.kafka.admin import require_broker
         from paywarden.streams.kafka.clients import KafkaClients
-        from paywarden.streams.profiles.pipeline import StreamSettings, stream_metrics
+        from paywarden.streams.profiles.settings import StreamSettings, stream_metrics
 
         self._source, self.kafka = source, stores.kafka_settings(source)
         self.settings = source.section("stream", StreamSettings)
@@ -45,7 +45,8 @@ class StreamParts:
     @contextmanager
     def open_pipeline(self, profile_set: str, *, publish: bool = True, drain: bool = False) -> Iterator[Pipeline]:
         """Give the worker of a profile set, ready to run; close its store afterwards. Raises StoreUnavailable."""
-        from paywarden.streams.profiles.pipeline import Pipeline, PipelineOptions
+        from paywarden.streams.profiles.pipeline import Pipeline
+        from paywarden.streams.profiles.settings import PipelineOptions
 
         stores.check_identity_key(self._source, claims=True)
         opened = stores.open_store(self._source, profile_set=profile_set, registry=self._registry)
@@ -96,6 +97,6 @@ def stream_app(source: Source, announce: Callable[[str], object]) -> StreamApp:
 
 def stream_stop_timeout_s(source: Source) -> float:
     """Returns how many seconds a stop of the stream may take."""
-    from paywarden.streams.profiles.pipeline import StreamSettings
+    from paywarden.streams.profiles.settings import StreamSettings
 
     return source.section("stream", StreamSettings).stop_timeout_s

@@ -38,7 +38,7 @@ from paywarden.streams.faust.supervised import Supervised, SupervisedThread
 from paywarden.streams.faust.web import HealthWeb
 from paywarden.streams.health.process_end import TIDY_UP_S, ProcessEnd
 from paywarden.streams.kafka.client import MESSAGE_BYTES_MAX, KafkaSettings, broker_urls
-from paywarden.streams.profiles.pipeline import StreamSettings
+from paywarden.streams.profiles.settings import StreamSettings
 
 _log = logging.getLogger(__name__)
 

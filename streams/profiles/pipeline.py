@@ -41,7 +41,6 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from threading import Event
 from typing import TypeVar
 
@@ -51,15 +50,14 @@ from prometheus_client import CollectorRegistry
 from paywarden.features.kernel import PAYMENT, SOURCES_MAX
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import RateTable
-from paywarden.features.stores.base import ProfileStore, StoreConflict
+from paywarden.features.stores.base import ProfileStore
 from paywarden.schemas.avro import SchemaIds
 from paywarden.schemas.errors import BrokerUnavailable, Misconfigured, StoreUnavailable
-from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX, TimeBounds, require_between
 from paywarden.streams.dead_letters.writer import DeadLetters
 from paywarden.streams.kafka.admin import ask_end_offsets, end_offsets_of
 from paywarden.streams.kafka.client import PartitionId
 from paywarden.streams.kafka.clients import KafkaClients
-from paywarden.streams.kafka.end_offsets import ASK_EVERY_S, EndsWatch
+from paywarden.streams.kafka.end_offsets import EndsWatch
 from paywarden.streams.kafka.group_consumer import BatchConsumer, PartitionCut, offsets_after
 from paywarden.streams.kafka.reading import FETCH_WAIT_MS, Consumed, Record
 from paywarden.streams.kafka.stall_detector import StallWatch, named
@@ -68,7 +66,7 @@ from paywarden.streams.profiles.arrivals import Arrivals
 from paywarden.streams.profiles.changelog import Changelog
 from paywarden.streams.profiles.completeness import CompletenessRounds
 from paywarden.streams.profiles.dead_letter_budget import RefusalLimit
-from paywarden.streams.profiles.decoder import TIMES, EventDecoder
+from paywarden.streams.profiles.decoder import EventDecoder
 from paywarden.streams.profiles.events import (
     ARRIVED_MS,
     KIND,
@@ -78,11 +76,18 @@ from paywarden.streams.profiles.events import (
     outcomes_source,
     payments_source,
 )
-from paywarden.streams.profiles.metrics import StreamMetrics, gather_ms_of, objectives_ms
+from paywarden.streams.profiles.metrics import StreamMetrics, gather_ms_of
 from paywarden.streams.profiles.outcome_gate import WaitingOutcomes
 from paywarden.streams.profiles.payment_columns import Position
 from paywarden.streams.profiles.router import Decoded, Router
+from paywarden.streams.profiles.settings import (
+    PipelineOptions,
+    StreamSettings,
+    freshness_objectives_ms,
+    stream_metrics,
+)
 from paywarden.streams.profiles.sources import SourceCheck
+from paywarden.streams.profiles.store_retry import Abandoned, StoreRetry
 from paywarden.streams.profiles.updater import Arrived, Updater
 from paywarden.streams.profiles.watermarks import RoutedProgress, SourceProgress
 
@@ -95,110 +100,15 @@ _IDLE_S, _WAITING_S, _ASKING_S = 0.5, 0.2, 0.01
 # So long before the broker's next answer a round begins that finds out how complete the profiles are: its question must
 # reach the broker before that.
 _BEFORE_ANSWER_S = 0.03
-# How often the worker sends progress that travels with the frames. Only companions and workers of earlier releases go
-# by it, and a mirror may be 30 s old.
-_FRAMES_EVERY_MS = 10_000
 # A request holds records of one partition. The client collects changes for so long, because a batch writes those of one
 # kind of entity after the other. It ends with a flush, which waits for nothing.
 _LINGER_MS = 20
-_RETRY_MOST_S = 5.0
 _LOG_EVERY_S = 10.0
 _LAG_EVERY_S = 1.0
-_ASK_STORE_EVERY_S = 1.0
 _JOIN_LOOK_S = 0.1
 # A round takes milliseconds, and seconds with a slow store. One of this length, besides the wait for Kafka, has hung.
 _ROUND_S_MAX = 120.0
 NO_ROOM = "too many events wait for a profile that cannot be read"
-
-
-@dataclass(frozen=True)
-class StreamSettings:
-    """The settings `[stream]`."""
-
-    group_id: str = "paywarden-stream"
-    # A batch has at most this many records. Once the worker has the first, it waits at most this long for more.
-    batch_max: int = 2000
-    batch_wait_ms: int = 10
-    # How often it is found out how complete the profiles are.
-    progress_every_ms: int = 500
-    # The group notices a dead worker after this long and gives its partitions to others. Kafka allows 6 s and more.
-    session_timeout_ms: int = 10_000
-    # How late an outcome may come. After that the record of its payment expires from the store.
-    outcome_days: int = 120
-    flush_timeout_s: int = 60
-    # The worker replaces a client that delivers nothing for this long although the broker has more records
-    # (streams/kafka/stall_detector.py).
-    stall_timeout_s: int = 60
-    # The longest time from a payment's arrival on Kafka to its profiles. Exceptions have the form "merchant=5000".
-    # The broker may hold records back for a part of the shortest objective, to give more together (`gather_ms_of`).
-    freshness_objective_ms: int = 1000
-    freshness_exceptions: tuple[str, ...] = ()
-    # The worker stops if more than this share of the last `dead_letter_window` records are dead letters.
-    dead_letter_window: int = 1000
-    dead_letter_share_max: float = 0.2
-    # The address of /livez, /readyz and /metrics. Port 0 takes a free port; the first line on stdout tells it.
-    http_host: str = "127.0.0.1"
-    http_port: int = 0
-    # The longest time a stop may take, the batch in flight included. It is less than the 30 s that Kubernetes grants.
-    stop_timeout_s: int = 20
-    # How far a payment's own time may lie before and after its arrival on Kafka (streams/profiles/decoder.py).
-    past_ms_max: int = TIMES.past_ms_max
-    future_ms_max: int = TIMES.future_ms_max
-
-    def __post_init__(self) -> None:
-        for name in ("past_ms_max", "future_ms_max"):
-            require_between("stream", name, getattr(self, name), 0, TIME_BOUND_MS_MAX)
-
-    @property
-    def times(self) -> TimeBounds:
-        """Returns the bounds for a payment's own time."""
-        return TimeBounds(self.past_ms_max, self.future_ms_max)
-
-    @property
-    def agents_group(self) -> str:
-        """Returns the consumer group of the Faust agents."""
-        return f"{self.group_id}-faust"
-
-    def group_of(self, profile_set: str) -> str:
-        """Returns the consumer group of a profile set's workers: its committed offsets are part of the set."""
-        return f"{self.group_id}-{profile_set}" if profile_set else self.group_id
-
-
-@dataclass(frozen=True)
-class PipelineTiming:
-    """The worker's clock and its pauses. Tests hand in shorter ones."""
-
-    now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
-    # The pause before the first retry of a store that is down; each further pause is twice as long, up to 5 s.
-    retry_first_s: float = 0.1
-    # How often the worker asks the broker whether the payments that outcomes wait for are in their profiles.
-    ask_committed_every_s: float = 0.2
-    # For so long outcomes wait for a batch of payments to go with. A batch of their own costs as much, and they come
-    # days after their payments.
-    outcomes_alone_after_s: float = 0.5
-    # How often the worker asks the broker where its partitions end.
-    ask_ends_every_s: float = ASK_EVERY_S
-    # How often it sends the progress that travels with the frames.
-    frames_every_ms: int = _FRAMES_EVERY_MS
-
-
-@dataclass(frozen=True)
-class PipelineOptions:
-    """What a worker works for. The default is a worker of the first profile set, which is live."""
-
-    # The profile set that `store` is. Each has repartition topics and a consumer group of its own.
-    profile_set: str = ""
-    # False for a set that is not live: nothing goes to the changelog and the dead letters.
-    publish: bool = True
-    # True: read no payments and outcomes, only events on their way to profiles, and end when all are in.
-    drain: bool = False
-    # True: the changelog says which payments a change adds to a profile, for the overlays of scoring hosts.
-    names_payments: bool = False
-    timing: PipelineTiming = field(default_factory=PipelineTiming)
-
-
-class _Abandoned(Exception):  # no error: it ends a batch that this worker does not own any more
-    """Another worker got a partition of the batch, or the worker must stop."""
 
 
 class Pipeline:
@@ -289,10 +199,10 @@ class Pipeline:
         self._known_ends: dict[PartitionId, int] = {}
         self.stalled: list[PartitionId] = []
         """Partitions on which the client has stalled. `run` replaces the client; other callers of `step` must."""
-        self._store = store
+        self._store_retry = StoreRetry(
+            store, self.metrics, first_pause_s=self._timing.retry_first_s, on_try=self._note_turn
+        )
         self._sources = SourceCheck(clients, store, self._names_of(clients, topics.values()))
-        self._store_trouble = ""
-        self._ask_store_at = 0.0
         self._has_joined = False
         self._turned_at = time.monotonic()
 
@@ -346,7 +256,7 @@ class Pipeline:
         """Returns False if `stop` was set first."""
         self._consumer.hold()
         while not self._has_joined and not stop.is_set():
-            self._turned_at = time.monotonic()
+            self._note_turn()
             self._consumer.wait(_JOIN_LOOK_S)
         return self._has_joined
 
@@ -377,7 +287,8 @@ class Pipeline:
     def problems(self) -> Sequence[str]:
         """Returns why this worker is not ready; empty if it is. Any thread may call it."""
         problems = [] if self._has_joined else ["it has not joined its consumer group yet"]
-        return [*problems, self._store_trouble] if self._store_trouble else problems
+        trouble = self._store_retry.trouble
+        return [*problems, trouble] if trouble else problems
 
     def turns(self) -> bool:
         """Returns whether the worker makes rounds. A round may wait `flush_timeout_s` for Kafka.
@@ -388,7 +299,7 @@ class Pipeline:
 
     def step(self, stop: Event) -> None:
         """Process one micro-batch up to its commit, or until it is abandoned."""
-        self._turned_at = time.monotonic()
+        self._note_turn()
         asked_ms = self._now_ms() - self._fetch_age_ms
         with self._timed("read"):
             consumed = self._take()
@@ -403,14 +314,14 @@ class Pipeline:
             self._router.sent.clear()
         try:
             if consumed.records and self._sources.is_due:
-                self._retry_while_store_down(self._compare_sources_again, stop)
+                self._patiently(self._compare_sources_again, stop)
             if payments or outcomes:
                 self._route(payments, outcomes, arrived_ms, stop)
                 if consumed.is_all:
                     frames += self._own_frames()
             if frames:
                 self._update(frames, stop)
-        except _Abandoned:
+        except Abandoned:
             self.metrics.abandoned.inc()
             self._waiting.clear()
             again = self._consumer.abandon()
@@ -424,7 +335,7 @@ class Pipeline:
             self.metrics.batches.inc()
         else:
             self._sender.poll()
-            self._ask_store()
+            self._store_retry.ask()
         with self._timed("commit"):
             self._commit(records, consumed)
         self._claim_completeness()
@@ -471,12 +382,12 @@ class Pipeline:
         self._router.outcomes_base = bases.get(self._outcomes, 0)
 
     def _compare_sources_again(self) -> None:
-        """Compare the topics of records that were just taken. Raises _Abandoned while Kafka does not answer."""
+        """Compare the topics of records that were just taken. Raises Abandoned while Kafka does not answer."""
         try:
             self._compare_sources()
         except BrokerUnavailable as error:
             _log.warning("the records taken are read again: %s", error)
-            raise _Abandoned from error
+            raise Abandoned from error
 
     def _confirm_sources(self) -> None:
         """Compare before outcomes without a payment become dead letters. Raises as the above.
@@ -487,7 +398,7 @@ class Pipeline:
         self._compare_sources_again()
         if (self._router.payments_base, self._router.outcomes_base) != bases:
             # An operator has accepted the topics while this batch was under way.
-            raise _Abandoned
+            raise Abandoned
 
     # Payments and outcomes to events
 
@@ -502,7 +413,7 @@ class Pipeline:
             decoded = self._router.decode(payments, outcomes, self._now_ms(), arrived_ms)
         self._refusals.note(len(payments) + len(outcomes), len(decoded.refused))
         with self._timed("keep"):
-            joined = self._retry_while_store_down(lambda: self._router.keep(decoded, self._confirm_sources), stop)
+            joined = self._patiently(lambda: self._router.keep(decoded, self._confirm_sources), stop)
         with self._timed("route"):
             orphans = [decoded.origin[orphan.position] for orphan in joined.orphans]
             reason = "payment_id: outcome of a payment that is not known"
@@ -592,7 +503,7 @@ class Pipeline:
         self._note_routed(arrived)
 
     def _update_patiently(self, entity: int, events: EntityEvents, stop: Event) -> ProfileUpdates:
-        return self._retry_while_store_down(lambda: self._updater.update(entity, events), stop)
+        return self._patiently(lambda: self._updater.update(entity, events), stop)
 
     def _count_applied(self, entity: int, events: EntityEvents, applied: ProfileUpdates) -> None:
         arrived_ms = events.rows[:, ARRIVED_MS]
@@ -679,53 +590,12 @@ class Pipeline:
                 self._dead_letters.send(record, reason, self._now_ms())
             self.metrics.dead_letters.labels(record.topic).inc()
 
-    def _retry_while_store_down(self, action: Callable[[], _Result], stop: Event) -> _Result:
-        """Returns the action's result; retries it while the store is down or in conflict. Raises _Abandoned."""
-        pause_s = self._timing.retry_first_s
-        is_held = False
-        try:
-            while True:
-                self._turned_at = time.monotonic()
-                try:
-                    result = action()
-                except StoreConflict as error:
-                    self.metrics.conflicts.inc()
-                    _log.warning("another worker has written the same records, reading them again: %s", error)
-                except StoreUnavailable as error:
-                    self.metrics.retries.inc()
-                    self._note_store_trouble(str(error))
-                    _log.warning("the store cannot take the batch, trying again in %.1f s: %s", pause_s, error)
-                else:
-                    self._note_store_trouble("")
-                    return result
-                if not is_held:
-                    self._consumer.hold()
-                    self._progress.stood_still()
-                    is_held = True
-                if not self._wait(pause_s, stop):
-                    raise _Abandoned
-                pause_s = min(2 * pause_s, _RETRY_MOST_S)
-        finally:
-            if is_held:
-                self._consumer.release()
+    def _patiently(self, action: Callable[[], _Result], stop: Event) -> _Result:
+        """Returns the action's result; tries it again while the store is down or in conflict. Raises Abandoned."""
+        return self._store_retry.run(action, self._consumer, stop, self._progress.stood_still)
 
-    def _wait(self, seconds: float, stop: Event) -> bool:
-        """Wait, at most 0.1 s past a stop. Returns False if the batch must be abandoned."""
-        deadline = time.monotonic() + seconds
-        while (left_s := deadline - time.monotonic()) > 0:
-            if stop.is_set() or not self._consumer.wait(min(left_s, 0.1)):
-                return False
-        return True
-
-    def _ask_store(self) -> None:
-        """Ask the store after an abandoned batch: without a new batch nothing else shows that it is back."""
-        if self._store_trouble and time.monotonic() >= self._ask_store_at:
-            self._ask_store_at = time.monotonic() + _ASK_STORE_EVERY_S
-            self._note_store_trouble(self._store.health().reason)
-
-    def _note_store_trouble(self, trouble: str) -> None:
-        self._store_trouble = trouble and f"the store does not take batches: {trouble}"
-        self.metrics.store_up.set(0 if trouble else 1)
+    def _note_turn(self) -> None:
+        self._turned_at = time.monotonic()
 
     def _commit(self, records: Sequence[Record], consumed: Consumed) -> None:
         # The end of a partition may lie behind transaction markers, which no reader sees. While outcomes of a partition
@@ -793,16 +663,3 @@ def _source_partitions(clients: KafkaClients) -> list[int]:
                 f"topic {name} has {len(partitions[name])} partitions, a profile can note {SOURCES_MAX // 2}"
             )
     return partitions["payments"]
-
-
-def freshness_objectives_ms(settings: StreamSettings, entities: Sequence[str]) -> dict[str, int]:
-    """Returns the freshness objective of each kind of entity, in milliseconds. Raises Misconfigured."""
-    try:
-        return objectives_ms(entities, settings.freshness_objective_ms, settings.freshness_exceptions)
-    except ValueError as error:
-        raise Misconfigured(f"[stream] freshness_exceptions: {error}") from error
-
-
-def stream_metrics(settings: StreamSettings, entities: Sequence[str], registry: CollectorRegistry) -> StreamMetrics:
-    """Returns the metrics of a process, shared by all pipelines it runs in turn. Raises Misconfigured."""
-    return StreamMetrics(registry, freshness_objectives_ms(settings, entities))

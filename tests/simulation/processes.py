@@ -51,13 +51,8 @@ from paywarden.scoring.state.mirror import MirrorSettings
 from paywarden.scoring.state.outbox import OutboxSettings
 from paywarden.streams.companion.companion import Companion, CompanionSettings, FillSource, HostFiles
 from paywarden.streams.kafka.client import KafkaSettings
-from paywarden.streams.profiles.pipeline import (
-    Pipeline,
-    PipelineOptions,
-    PipelineTiming,
-    StreamSettings,
-    stream_metrics,
-)
+from paywarden.streams.profiles.pipeline import Pipeline
+from paywarden.streams.profiles.settings import PipelineOptions, PipelineTiming, StreamSettings, stream_metrics
 from tests.simulation.files import Files
 from tests.simulation.kafka import Broker, clients_of
 from tests.simulation.store import SimulatedStore, StoreState

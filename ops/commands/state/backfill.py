@@ -30,7 +30,7 @@ def backfill(source: Source, data: str, overwrite: bool) -> None:
     from paywarden.features.history.history import read_history
     from paywarden.streams.maintenance.backfill import Backfill
     from paywarden.streams.maintenance.backfill_progress import PAYMENT_PHASE
-    from paywarden.streams.profiles.pipeline import StreamSettings
+    from paywarden.streams.profiles.settings import StreamSettings
 
     if source.section("store", wiring.StoreSettings).kind == "memory":
         raise Misconfigured("[store] kind is memory, which keeps nothing: a backfill needs lmdb or aerospike")

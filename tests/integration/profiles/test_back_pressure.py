@@ -22,7 +22,8 @@ from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.group_consumer import BatchConsumer
 from paywarden.streams.kafka.producers import make_producer
 from paywarden.streams.kafka.reading import make_consumer
-from paywarden.streams.profiles.pipeline import Pipeline, StreamSettings
+from paywarden.streams.profiles.pipeline import Pipeline
+from paywarden.streams.profiles.settings import StreamSettings
 from tests.patience import PATIENCE_S
 from tests.services.deployment import Deployment
 from tests.services.kafka import KafkaServer

@@ -39,7 +39,8 @@ from paywarden.streams.kafka.remembered_schemas import KafkaRememberedSchemas
 from paywarden.streams.kafka.topic_names import repartition_topic
 from paywarden.streams.kafka.topic_rows import KafkaTopic
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
-from paywarden.streams.profiles.pipeline import Pipeline, StreamSettings, stream_metrics
+from paywarden.streams.profiles.pipeline import Pipeline
+from paywarden.streams.profiles.settings import StreamSettings, stream_metrics
 from tests.services.in_process import running
 from tests.services.registry import RegistryServer
 from tests.worlds.declarations import column_types

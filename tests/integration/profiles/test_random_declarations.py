@@ -57,7 +57,8 @@ from paywarden.streams.kafka.producers import make_producer
 from paywarden.streams.kafka.registry import RegistrySchemaIds, RegistrySettings
 from paywarden.streams.kafka.remembered_schemas import KafkaRememberedSchemas
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
-from paywarden.streams.profiles.pipeline import Pipeline, StreamSettings, stream_metrics
+from paywarden.streams.profiles.pipeline import Pipeline
+from paywarden.streams.profiles.settings import StreamSettings, stream_metrics
 from tests.parity import naive_features as naive
 from tests.parity.features_worlds import RATES
 from tests.parity.naive_features import Heard

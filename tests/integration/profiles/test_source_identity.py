@@ -33,7 +33,8 @@ from paywarden.streams.kafka.source_register import BESIDE_SOURCES_KEY, SOURCES_
 from paywarden.streams.kafka.topic_names import repartition_topic
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from paywarden.streams.maintenance.accept_source import SourceReader, accept, states
-from paywarden.streams.profiles.pipeline import Pipeline, StreamSettings, stream_metrics
+from paywarden.streams.profiles.pipeline import Pipeline
+from paywarden.streams.profiles.settings import StreamSettings, stream_metrics
 from tests.patience import PATIENCE_S
 from tests.services.deployment import Deployment
 from tests.services.in_process import running

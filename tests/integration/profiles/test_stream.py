@@ -22,7 +22,8 @@ from paywarden.schemas.avro import Decoder, LocalSchemaIds
 from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.clients import KafkaClients
-from paywarden.streams.profiles.pipeline import Pipeline, StreamSettings, stream_metrics
+from paywarden.streams.profiles.pipeline import Pipeline
+from paywarden.streams.profiles.settings import StreamSettings, stream_metrics
 from tests.patience import PATIENCE_S
 from tests.services.deployment import Deployment
 from tests.services.in_process import remembered_clients, running

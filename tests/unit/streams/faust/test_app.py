@@ -26,7 +26,7 @@ from paywarden.streams.health.health import metrics_registry
 from paywarden.streams.health.process_end import ProcessEnd
 from paywarden.streams.health.server import CONNECTIONS_MAX
 from paywarden.streams.kafka.client import KafkaSettings
-from paywarden.streams.profiles.pipeline import StreamSettings
+from paywarden.streams.profiles.settings import StreamSettings
 from tests.patience import PATIENCE_S
 from tests.services.processes import ROOT, wait_until
 

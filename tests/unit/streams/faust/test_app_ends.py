@@ -17,7 +17,7 @@ import pytest
 
 from paywarden.schemas.errors import TemporaryFailure
 from paywarden.streams.faust import app as app_module
-from paywarden.streams.profiles.pipeline import StreamSettings
+from paywarden.streams.profiles.settings import StreamSettings
 from tests.patience import PATIENCE_S
 from tests.unit.streams.faust.test_app import World
 

@@ -21,8 +21,9 @@ from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX
 from paywarden.streams.kafka.source_register import SOURCES_KEY, SourceChanged, SourceRegister, split_offset
 from paywarden.streams.profiles import set_aside
 from paywarden.streams.profiles.events import ARRIVED_MS, record_key
-from paywarden.streams.profiles.pipeline import Pipeline, PipelineOptions, PipelineTiming, StreamSettings
+from paywarden.streams.profiles.pipeline import Pipeline
 from paywarden.streams.profiles.repartition import decode_frame
+from paywarden.streams.profiles.settings import PipelineOptions, PipelineTiming, StreamSettings
 from paywarden.streams.profiles.watermarks import CLAIM_KEY, PREFIX
 from tests.fakes.kafka import FakeBroker, FakeConsumer, Place, clients_of
 from tests.services.processes import wait_until
@@ -394,7 +395,7 @@ def test_a_worker_is_ready_again_only_when_the_store_is_healthy(worker: Worker) 
     worker.step()
     assert worker.pipeline.problems() == ["the store does not take batches: away"]
     worker.store.is_away = False
-    worker.pipeline._ask_store_at = 0.0
+    worker.pipeline._store_retry.ask_at = 0.0
     worker.step()
     assert worker.pipeline.problems() == []
 
