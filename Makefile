@@ -107,7 +107,7 @@ check-clients:
 	$(BIN)/python ops/clients/python/make_vectors.py --check
 	MYPYPATH=ops/clients/python $(BIN)/mypy --python-version 3.10 --config-file= --strict \
 		--package paywarden_client --module driver --module make_vectors
-	$(BIN)/python -m tests.services.client_drivers
+	$(BIN)/python -m tests.services.clients.client_drivers
 
 format: install ## put the code in form
 	$(BIN)/ruff check --fix .

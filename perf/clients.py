@@ -28,9 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from perf.tools.measuring import arguments_of, finish
-from tests.services.client_drivers import DRIVERS, Driver
+from tests.services.clients.client_drivers import DRIVERS, Driver
+from tests.services.clients.served_clients import Host, load_with_kills, load_with_restarts, running_hosts
 from tests.services.fetch import ServiceMissing
-from tests.services.served_clients import Host, load_with_kills, load_with_restarts, running_hosts
 
 _DEADLINE_MS = 40
 # Where answers are counted and not their time.

@@ -34,7 +34,7 @@ from paywarden.streams.kafka.producers import make_producer
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from perf.tools.measuring import arguments_of, finish
 from perf.worlds.scoring_world import WorldSize, copied, make_past, profiles_of
-from tests.services.kafka import PRODUCTION_JVM, KafkaServer
+from tests.services.servers.kafka import PRODUCTION_JVM, KafkaServer
 
 # The start of a process is no part of its rate: what it has applied before is not counted.
 _BEGIN_SHARE = 0.1

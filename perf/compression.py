@@ -36,7 +36,7 @@ from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.profiles.events import ARRIVED_MS, ATTRIBUTES_AT, OFFSET, ROW_WIDTH, EntityEvents
 from paywarden.streams.profiles.repartition import encode_frame
 from perf.tools.measuring import arguments_of, finish
-from tests.services.kafka import KafkaServer
+from tests.services.servers.kafka import KafkaServer
 
 # librdkafka's codec and level.
 _CODECS = {"none": ("none", -1), "gzip": ("gzip", -1), "gzip_1": ("gzip", 1), "lz4": ("lz4", -1), "zstd": ("zstd", -1),

@@ -39,8 +39,8 @@ from paywarden.streams.alerts.records import ALERTS_TOPIC
 from paywarden.streams.decision_index.database import DuckDbDatabase
 from paywarden.streams.decision_index.index import DecisionIndex
 from perf import decided_again, decisions_index
-from tests.services.console import console_under_test
-from tests.services.console_browser import served_console
+from tests.services.product.console import console_under_test
+from tests.services.product.console_browser import served_console
 from tests.worlds.alerts_on_topics import TopicsInMemory, alert_record
 
 _BATCH = 500

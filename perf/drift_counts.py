@@ -56,7 +56,7 @@ from paywarden.streams.outcomes.payments import SourcePartition
 from paywarden.streams.outcomes.settings import OutcomeSettings
 from paywarden.streams.outcomes.state import DECISIONS, OutcomeWork
 from paywarden.streams.profiles.settings import StreamSettings
-from tests.services.kafka import KafkaServer
+from tests.services.servers.kafka import KafkaServer
 
 _FEATURES = 60
 _VERSION = "m1"

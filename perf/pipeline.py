@@ -51,7 +51,7 @@ from paywarden.streams.profiles.pipeline import Pipeline
 from paywarden.streams.profiles.settings import StreamSettings, stream_metrics
 from perf.parts import pipeline_fields
 from perf.worlds.payments_load import PaymentMaker, send_all, send_at_rate
-from tests.services.kafka import KafkaServer
+from tests.services.servers.kafka import KafkaServer
 from tests.standin.aerospike_server import StandIn
 
 _ENTITIES = ("card", "merchant", "device")

@@ -58,8 +58,8 @@ from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import make_producer
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from perf.tools.measuring import arguments_of, drive, finish
-from tests.services.kafka import KafkaServer
-from tests.services.release_before import built_release
+from tests.services.product.release_before import built_release
+from tests.services.servers.kafka import KafkaServer
 
 _HOSTS = {"scoring-1": "10.213.7.2", "scoring-2": "10.213.7.3"}
 _HUB = "10.213.7.1"

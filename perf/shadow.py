@@ -50,7 +50,7 @@ from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from perf.tools.measuring import arguments_of, drive, finish
-from tests.services.kafka import PRODUCTION_JVM, KafkaServer
+from tests.services.servers.kafka import PRODUCTION_JVM, KafkaServer
 
 _CHALLENGER = "copy"
 _HOST = ("serve", "companion")

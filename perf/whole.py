@@ -62,8 +62,8 @@ from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from perf.tools.measuring import arguments_of, drive, finish
 from perf.tools.shipped_broker import shipped_broker, shipped_jvm
 from tests.services.fetch import tool
-from tests.services.kafka import PRODUCTION_BROKER, PRODUCTION_JVM, KafkaServer
 from tests.services.ports import free_port
+from tests.services.servers.kafka import PRODUCTION_BROKER, PRODUCTION_JVM, KafkaServer
 
 _RATES = "0,20,200,500,1000,3000"
 # The rate at which the run without outcomes is compared.

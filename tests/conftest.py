@@ -17,13 +17,13 @@ import pytest
 
 from paywarden.streams.kafka.client import KafkaSettings
 from tests.order import ordered
-from tests.services import forked_python, template
-from tests.services.deployment import Deployment
 from tests.services.fetch import ServiceMissing
-from tests.services.kafka import KafkaServer
 from tests.services.made_once import VARIABLE
 from tests.services.missing_tools import pytest_terminal_summary
-from tests.services.registry import RegistryServer
+from tests.services.product import forked_python, template
+from tests.services.product.deployment import Deployment
+from tests.services.servers.kafka import KafkaServer
+from tests.services.servers.registry import RegistryServer
 from tests.services.shared import Service, SharedServices, shared, template_address
 
 # pytest calls the hooks that it finds here.

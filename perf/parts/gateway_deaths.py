@@ -26,9 +26,9 @@ from perf.worlds.gateway_world import (
     running_gateway,
     running_hosts,
 )
-from tests.services import served_clients
-from tests.services.always_well import always_well
-from tests.services.gateway_kills import killed_under_load
+from tests.services.clients import served_clients
+from tests.services.clients.gateway_kills import killed_under_load
+from tests.services.hosts.always_well import always_well
 
 NAMES = tuple(f"scoring-{number}" for number in range(1, 5))
 # Cards may move by the share of a host that goes, and half as much again.

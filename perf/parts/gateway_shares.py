@@ -34,7 +34,7 @@ from perf.worlds.gateway_world import (
     requests,
     running_gateway,
 )
-from tests.services.gateway_kills import route_of
+from tests.services.clients.gateway_kills import route_of
 
 # Calls of a client that would pass within the run, on average: fewer, and one call is more than a percent.
 CALLS_OF_CLIENT = 120

@@ -24,7 +24,7 @@ from paywarden.scoring.net.listeners import open_listener, reserve_port
 from paywarden.scoring.requests import fast_requests
 from paywarden.scoring.requests.payments import CheckedPayments
 from perf.worlds.constant_scorer import ConstantScorer, euro_intake
-from tests.services.always_well import always_well
+from tests.services.hosts.always_well import always_well
 
 
 class NamedScorer(ConstantScorer):

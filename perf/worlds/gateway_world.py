@@ -27,7 +27,7 @@ from paywarden.ops.times import now_ms
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from perf.tools.measuring import ahead_of_others
 from perf.tools.servers import Server, running
-from tests.services.gateway_kills import route_of
+from tests.services.clients.gateway_kills import route_of
 
 TARGETS = ("envoy", "nginx")
 HOSTS = ("scoring-1", "scoring-2")

@@ -28,9 +28,9 @@ from paywarden.schemas.proto import outbox_pb2, scoring_pb2, store_pb2
 from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, workers
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.topic_names import CURSORS_TOPIC, repartition_topic
-from tests.services.deployment import Deployment
-from tests.services.kafka import KafkaServer
-from tests.services.processes import run_paywarden, samples, wait_until
+from tests.services.product.deployment import Deployment
+from tests.services.product.processes import run_paywarden, samples, wait_until
+from tests.services.servers.kafka import KafkaServer
 from tests.unit.ops.test_example_configuration import SETTINGS
 from tests.worlds.topics import read_store, read_topic
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.services.made_once import made_once
-from tests.services.processes import run_paywarden
+from tests.services.product.processes import run_paywarden
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import pytest
 from paywarden.ops.cli import cli
 from paywarden.streams.kafka.admin import partitions_of
 from paywarden.streams.kafka.client import KafkaSettings
-from tests.services.processes import run_paywarden
+from tests.services.product.processes import run_paywarden
 
 COMMANDS = (
     *("backfill", "backtest", "broker", "companion", "compile", "convert", "demo", "features", "forget", "load"),

@@ -16,8 +16,8 @@ import pytest
 from paywarden.ops.times import now_ms
 from paywarden.streams.alerts.alerts import Severity
 from paywarden.streams.alerts.records import ACKNOWLEDGEMENTS_TOPIC
-from tests.services.console_browser import Running, served_console
 from tests.services.missing_tools import CHROMIUM
+from tests.services.product.console_browser import Running, served_console
 from tests.worlds.alerts_on_topics import alert_record, kinds
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason=CHROMIUM.reason)

@@ -23,7 +23,7 @@ from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings
 from paywarden.streams.maintenance.backfill import backfill
 from tests.services.missing_tools import COMPILER
-from tests.services.processes import PaywardenProcess, is_ready, post, run_paywarden, wait_until
+from tests.services.product.processes import PaywardenProcess, is_ready, post, run_paywarden, wait_until
 from tests.worlds import small_world
 
 PAYMENTS = 60

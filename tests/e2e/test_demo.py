@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from paywarden.ops.demo.verdict import FRESH_MS_MAX
 from tests.patience import PATIENCE_S
-from tests.services.processes import ROOT, run_paywarden, wait_until
+from tests.services.product.processes import ROOT, run_paywarden, wait_until
 
 
 def test_a_demo_that_is_kept_shows_every_address_until_it_is_ended(tmp_path: Path) -> None:

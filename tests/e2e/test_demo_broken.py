@@ -1,7 +1,7 @@
 """Break one part of the live demonstration on purpose: the demonstration fails, and its one line names that part.
 
 The tests use a small past, because the demonstration's own takes long to make. Parts that are broken are forks, which
-start soon (tests/services/template.py); the whole demonstration starts its parts itself.
+start soon (tests/services/product/template.py); the whole demonstration starts its parts itself.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from paywarden.ops.loadgen.traffic import requests_of
 from paywarden.schemas.errors import TemporaryFailure
 from paywarden.streams.maintenance.backfill import backfill
 from tests.checkout import CHECKOUT
-from tests.services import template
+from tests.services.product import template
 from tests.worlds import small_world
 
 SECONDS, RATE = 3, 100

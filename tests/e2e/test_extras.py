@@ -23,9 +23,9 @@ from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.reading import consume, make_consumer
 from tests.checkout import CHECKOUT
-from tests.services.deployment import Deployment
-from tests.services.installed import OWN, extras, installed_by, only, owners
-from tests.services.processes import is_ready, post, run_paywarden, wait_until
+from tests.services.product.deployment import Deployment
+from tests.services.product.installed import OWN, extras, installed_by, only, owners
+from tests.services.product.processes import is_ready, post, run_paywarden, wait_until
 from tests.worlds import small_world
 
 Only = Callable[[str], dict[str, str]]

@@ -15,9 +15,9 @@ from paywarden.features.stores.lmdb_sets import LmdbSets
 from paywarden.features.stores.profile_sets import ProfileSets
 from paywarden.schemas.errors import PaywardenError
 from paywarden.streams.maintenance.backfill_progress import read_progress
-from tests.services.deployment import Deployment
-from tests.services.kafka import KafkaServer
-from tests.services.processes import run_paywarden, wait_until
+from tests.services.product.deployment import Deployment
+from tests.services.product.processes import run_paywarden, wait_until
+from tests.services.servers.kafka import KafkaServer
 
 _PROGRESS = re.compile(r": [\d,]+( of [\d,]+ \(\d+%\)| done in )")
 

@@ -21,8 +21,8 @@ from paywarden.scoring.metrics.shared import totals
 from paywarden.scoring.state.mirror import MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader
 from tests.patience import PATIENCE_S
-from tests.services.processes import is_ready, wait_until
-from tests.services.scoring_server import Server
+from tests.services.product.processes import is_ready, wait_until
+from tests.services.product.scoring_server import Server
 
 PROTOBUF = "application/x-protobuf"
 SLOW_CALLERS = 1100

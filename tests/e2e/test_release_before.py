@@ -22,9 +22,9 @@ import pytest
 from paywarden.schemas.avro import Decoder, LocalSchemaIds
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.streams.kafka.client import KafkaSettings
-from tests.services.deployment import Deployment
-from tests.services.processes import PaywardenProcess, wait_until
-from tests.services.release_before import NoSuchRelease, built_release
+from tests.services.product.deployment import Deployment
+from tests.services.product.processes import PaywardenProcess, wait_until
+from tests.services.product.release_before import NoSuchRelease, built_release
 from tests.worlds import small_world as trained
 from tests.worlds.topics import (
     Topics,

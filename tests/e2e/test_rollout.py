@@ -28,10 +28,10 @@ from paywarden.streams.kafka.admin import end_offsets, partitions_of
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.reading import make_consumer
 from tests.patience import PATIENCE_S
-from tests.services.deployment import Deployment
-from tests.services.kafka import KafkaServer
-from tests.services.processes import post, wait_until
-from tests.services.scoring_server import PATIENT, PAYMENT
+from tests.services.product.deployment import Deployment
+from tests.services.product.processes import post, wait_until
+from tests.services.product.scoring_server import PATIENT, PAYMENT
+from tests.services.servers.kafka import KafkaServer
 from tests.worlds import small_world
 
 _log = logging.getLogger(__name__)

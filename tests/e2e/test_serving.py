@@ -34,8 +34,8 @@ from paywarden.streams.kafka.producers import make_producer
 from paywarden.streams.kafka.reading import consume, make_consumer
 from paywarden.streams.maintenance.backfill import backfill
 from tests.patience import PATIENCE_S
-from tests.services.deployment import Deployment
-from tests.services.processes import is_ready, post, run_paywarden, wait_until
+from tests.services.product.deployment import Deployment
+from tests.services.product.processes import is_ready, post, run_paywarden, wait_until
 from tests.worlds.packed import sources_of
 
 DAY_MS = 86_400_000

@@ -25,9 +25,9 @@ from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.schemas.settings import read_source
 from paywarden.streams.kafka.client import KafkaSettings
 from tests.patience import PATIENCE_S
-from tests.services.deployment import Deployment
 from tests.services.made_once import made_once
-from tests.services.processes import is_ready, post, samples, wait_for_listener, wait_until
+from tests.services.product.deployment import Deployment
+from tests.services.product.processes import is_ready, post, samples, wait_for_listener, wait_until
 from tests.worlds import small_world
 from tests.worlds.topics import Topics
 

@@ -440,7 +440,7 @@ def kafka_batch() -> Target:
     The structure of the batch is good: a broker checks it, and aiokafka's own reader trusts that.
     """
     from paywarden.streams.faust.record_batches import TolerantRecords
-    from tests.services.odd_headers import batch_with
+    from tests.services.servers.odd_headers import batch_with
 
     def target(data: bytes) -> None:
         pieces = data.split(b"\0")[:90]

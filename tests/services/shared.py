@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tests.services.fetch import ServiceMissing
-from tests.services.java import JavaService, StartFailed
-from tests.services.kafka import KafkaServer
 from tests.services.made_once import VARIABLE
-from tests.services.registry import RegistryServer
-from tests.services.template import TemplateServer
+from tests.services.product.template import TemplateServer
+from tests.services.servers.java import JavaService, StartFailed
+from tests.services.servers.kafka import KafkaServer
+from tests.services.servers.registry import RegistryServer
 
 Service = TypeVar("Service", bound=JavaService)
 

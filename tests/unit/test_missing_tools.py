@@ -11,7 +11,7 @@ import pytest
 
 from tests.patience import PATIENCE_S
 from tests.services.missing_tools import GO, PROMTOOL, missing_line, pytest_terminal_summary
-from tests.services.processes import ROOT
+from tests.services.product.processes import ROOT
 
 # Plugins that take seconds to import.
 WITHOUT = [f"-pno:{name}" for name in ("cacheprovider", "schemathesis", "hypothesispytest", "anyio")]

@@ -15,9 +15,9 @@ from paywarden.streams.alerts.records import ALERTS_TOPIC
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
-from tests.services.console import csrf_of
-from tests.services.kafka import KafkaServer
-from tests.services.processes import PaywardenProcess, wait_until
+from tests.services.product.console import csrf_of
+from tests.services.product.processes import PaywardenProcess, wait_until
+from tests.services.servers.kafka import KafkaServer
 from tests.worlds.alerts_on_topics import alert_record
 from tests.worlds.decision_records import decision
 

@@ -27,8 +27,8 @@ from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from tests.patience import PATIENCE_S
-from tests.services.kafka import KafkaServer
-from tests.services.processes import wait_until
+from tests.services.product.processes import wait_until
+from tests.services.servers.kafka import KafkaServer
 from tests.worlds.alerts_on_topics import NOW_MS, alert_record
 from tests.worlds.decision_records import decision
 

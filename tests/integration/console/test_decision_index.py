@@ -14,7 +14,7 @@ from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.settings import read_source
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
-from tests.services.kafka import produce
+from tests.services.servers.kafka import produce
 from tests.unit.streams.decision_index.test_index import made
 
 IDS = LocalSchemaIds()

@@ -16,9 +16,9 @@ from paywarden.streams.drift.state import FIVE_MS, Adder, merged, read_heads, ta
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import make_transactional_producer
 from tests.patience import PATIENCE_S
-from tests.services.deployment import Deployment
-from tests.services.kafka import produce
-from tests.services.processes import PaywardenProcess, is_ready, samples, wait_until
+from tests.services.product.deployment import Deployment
+from tests.services.product.processes import PaywardenProcess, is_ready, samples, wait_until
+from tests.services.servers.kafka import produce
 from tests.standin.aerospike_server import Fault, StandIn
 from tests.worlds.drifting import decision
 from tests.worlds.topics import Topics, letter, small_world, wait_until_worked_in

@@ -20,8 +20,8 @@ from paywarden.streams.drift.evaluation import read_done
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import make_producer
 from tests.patience import PATIENCE_S
-from tests.services.deployment import Deployment
-from tests.services.processes import wait_until
+from tests.services.product.deployment import Deployment
+from tests.services.product.processes import wait_until
 from tests.worlds.small_decisions import FEATURE, SmallDecisions, reference
 
 FIVE_MS = LENGTHS_MS[0]

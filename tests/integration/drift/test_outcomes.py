@@ -22,8 +22,8 @@ from paywarden.streams.outcomes.payments import DAY_MS, SourcePartition
 from paywarden.streams.outcomes.settings import OutcomeSettings
 from paywarden.streams.outcomes.state import read_cells, read_heads, take_over
 from tests.patience import PATIENCE_S
-from tests.services.deployment import Deployment
-from tests.services.processes import PaywardenProcess, is_ready, run_paywarden, samples, wait_until
+from tests.services.product.deployment import Deployment
+from tests.services.product.processes import PaywardenProcess, is_ready, run_paywarden, samples, wait_until
 from tests.standin.aerospike_server import StandIn
 from tests.worlds.drifting import decision as full_decision
 from tests.worlds.outcome_world import HOUR_MS, Record, assert_same, outcome, recount

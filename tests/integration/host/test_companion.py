@@ -34,10 +34,10 @@ from paywarden.streams.kafka.admin import end_offsets
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.reading import make_consumer
 from tests.patience import PATIENCE_S
-from tests.services.deployment import Deployment
-from tests.services.in_process import remembered_clients, running
-from tests.services.kafka import QUICK_RETURN, KafkaServer
-from tests.services.processes import PaywardenProcess, get, is_ready, wait_until
+from tests.services.product.deployment import Deployment
+from tests.services.product.in_process import remembered_clients, running
+from tests.services.product.processes import PaywardenProcess, get, is_ready, wait_until
+from tests.services.servers.kafka import QUICK_RETURN, KafkaServer
 from tests.standin.aerospike_server import StandIn
 from tests.worlds.topics import ENTITIES, Topics, read_store, read_topic, small_world, wait_until_worked_in
 

@@ -20,10 +20,10 @@ from paywarden.schemas.proto.scoring_pb2 import ScoreBatchRequest, ScoreBatchRes
 from paywarden.scoring.grpc.settings import LIBRARIES, GrpcSettings
 from paywarden.scoring.net.tls import Tls, TlsSettings
 from tests.patience import PATIENCE_S
+from tests.services.clients.grpc_clients import go_client, java_client
 from tests.services.fetch import tool
-from tests.services.grpc_clients import go_client, java_client
 from tests.services.missing_tools import GO
-from tests.services.processes import ROOT, wait_until
+from tests.services.product.processes import ROOT, wait_until
 from tests.worlds.grpc_served import GrpcServed, payment
 
 SCORE = "/paywarden.scoring.v1.Scoring/Score"

@@ -21,9 +21,9 @@ from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.embedded_broker import EmbeddedBroker
 from paywarden.streams.kafka.producers import Sender
 from tests.patience import PATIENCE_S
-from tests.services.deployment import Deployment
-from tests.services.in_process import running
-from tests.services.processes import ROOT, samples, wait_until
+from tests.services.product.deployment import Deployment
+from tests.services.product.in_process import running
+from tests.services.product.processes import ROOT, samples, wait_until
 
 SIZE_MB, CARDS, STATE_BYTES = 4, 500, 500
 # Stands in a look-up, as a worker does for microseconds, until it is killed.

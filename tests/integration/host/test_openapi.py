@@ -16,8 +16,8 @@ import pytest
 
 from paywarden.scoring.state.mirror import MirrorWriter
 from tests.services.missing_tools import SCHEMATHESIS
-from tests.services.processes import is_ready, run_paywarden, samples, wait_until
-from tests.services.scoring_server import PATIENT, Server
+from tests.services.product.processes import is_ready, run_paywarden, samples, wait_until
+from tests.services.product.scoring_server import PATIENT, Server
 
 TESTER = Path(sys.executable).with_name("schemathesis")
 pytestmark = pytest.mark.skipif(not TESTER.exists(), reason=SCHEMATHESIS.reason)

@@ -24,8 +24,8 @@ from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from paywarden.streams.shadow.evaluation import SHADOW_TOPIC, ShadowEvaluator
 from paywarden.streams.shadow.report import shadow_report
 from paywarden.streams.shadow.settings import ShadowSettings
-from tests.services.kafka import KafkaServer
-from tests.services.processes import wait_until
+from tests.services.product.processes import wait_until
+from tests.services.servers.kafka import KafkaServer
 from tests.unit.streams.shadow.test_evaluation import FakeSource, World
 
 

@@ -25,8 +25,8 @@ from paywarden.streams.kafka.reading import consume, make_consumer
 from paywarden.streams.kafka.topic_names import CURSORS_TOPIC
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from tests.patience import PATIENCE_S
-from tests.services.kafka import QUICK_RETURN, KafkaServer
-from tests.services.processes import wait_until
+from tests.services.product.processes import wait_until
+from tests.services.servers.kafka import QUICK_RETURN, KafkaServer
 from tests.unit.scoring.state.outboxes import append_all
 
 _log = logging.getLogger(__name__)

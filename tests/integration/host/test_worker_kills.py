@@ -31,9 +31,9 @@ from paywarden.streams.kafka.admin import partitions_of
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.reading import consume, make_consumer
 from tests.patience import PATIENCE_S
-from tests.services.deployment import Deployment
-from tests.services.kafka import KafkaServer
-from tests.services.processes import PaywardenProcess, wait_until
+from tests.services.product.deployment import Deployment
+from tests.services.product.processes import PaywardenProcess, wait_until
+from tests.services.servers.kafka import KafkaServer
 from tests.worlds import small_world
 from tests.worlds.topics import Topics, read_store, wait_until_worked_in
 from tests.worlds.topics import small_world as simulated

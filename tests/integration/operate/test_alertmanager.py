@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from tests.services.missing_tools import ALERTMANAGER, PROMETHEUS
-from tests.services.processes import wait_until
-from tests.services.prometheus import (
+from tests.services.product.processes import wait_until
+from tests.services.servers.prometheus import (
     OPS,
     Prometheus,
     alertmanager_program,

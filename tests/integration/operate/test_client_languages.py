@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from tests.services.client_drivers import CLIENTS, java_classes
+from tests.services.clients.client_drivers import CLIENTS, java_classes
 from tests.services.fetch import ServiceMissing, tool
 from tests.services.missing_tools import GO
 

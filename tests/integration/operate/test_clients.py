@@ -18,10 +18,10 @@ import pytest
 
 from tests.patience import PATIENCE_S
 from tests.services.certificates import Authority
-from tests.services.client_drivers import CLIENTS, DRIVERS, Driver, typescript
+from tests.services.clients.client_drivers import CLIENTS, DRIVERS, Driver, typescript
 from tests.services.fetch import ServiceMissing
-from tests.services.processes import wait_until
-from tests.services.scripted_host import ScriptedHost
+from tests.services.hosts.scripted_host import ScriptedHost
+from tests.services.product.processes import wait_until
 
 # An answer is due whatever the machine; what nobody answers is given up soon.
 PATIENT_MS, SHORT_MS = 30_000, 60

@@ -17,12 +17,12 @@ import pytest
 
 from tests.integration.operate.test_clients import PATIENT_MS, SHORT_MS, event, make, payment, score
 from tests.services.certificates import Authority
-from tests.services.client_drivers import DRIVERS, Driver
+from tests.services.clients.client_drivers import DRIVERS, Driver
 from tests.services.fetch import ServiceMissing
-from tests.services.hostile_answers import HOSTILE
-from tests.services.processes import wait_until
-from tests.services.scripted_host import ScriptedHost
-from tests.services.slow_relay import SlowRelay
+from tests.services.hosts.hostile_answers import HOSTILE
+from tests.services.hosts.scripted_host import ScriptedHost
+from tests.services.hosts.slow_relay import SlowRelay
+from tests.services.product.processes import wait_until
 
 # What sockets on both sides hold, and far below what a host would send that nobody stops.
 SENT_BYTES_MAX = 64 * 1024 * 1024

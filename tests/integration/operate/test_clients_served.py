@@ -13,12 +13,12 @@ from urllib.parse import urlsplit
 import pytest
 
 from paywarden.ops.gateway.description import read_description
-from tests.services.always_well import always_well
-from tests.services.client_drivers import DRIVERS, Driver
+from tests.services.clients.client_drivers import DRIVERS, Driver
+from tests.services.clients.gateway_kills import killed_under_load
+from tests.services.clients.served_clients import Host, load_with_kills, load_with_restarts, running_hosts
 from tests.services.fetch import ServiceMissing
-from tests.services.gateway_kills import killed_under_load
-from tests.services.gateways import TARGETS, missing_tool, running_gateway
-from tests.services.served_clients import Host, load_with_kills, load_with_restarts, running_hosts
+from tests.services.hosts.always_well import always_well
+from tests.services.servers.gateways import TARGETS, missing_tool, running_gateway
 
 PATIENT_MS, SHORT_MS = 60_000, 50
 RATE = 20

@@ -27,11 +27,11 @@ from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import make_producer
 from tests.patience import PATIENCE_S
-from tests.services.deployment import Deployment
 from tests.services.missing_tools import PROMETHEUS
-from tests.services.processes import post, wait_for_listener, wait_until
-from tests.services.prometheus import OPS, Prometheus, ask, running_prometheus, served
-from tests.services.scoring_server import PATIENT
+from tests.services.product.deployment import Deployment
+from tests.services.product.processes import post, wait_for_listener, wait_until
+from tests.services.product.scoring_server import PATIENT
+from tests.services.servers.prometheus import OPS, Prometheus, ask, running_prometheus, served
 from tests.worlds import runbook, small_world
 
 pytestmark = [

@@ -20,8 +20,8 @@ from paywarden.schemas.avro import TOPICS
 from paywarden.schemas.settings import Source, read_source
 from paywarden.streams.kafka.client import KafkaSettings
 from tests.patience import PATIENCE_S
-from tests.services.deployment import Deployment
-from tests.services.processes import wait_until
+from tests.services.product.deployment import Deployment
+from tests.services.product.processes import wait_until
 
 
 @pytest.fixture

@@ -43,9 +43,9 @@ from paywarden.scoring.net.tokens import Tokens
 from paywarden.scoring.state.shards import ranked_hosts, shard_of_route
 from tests.patience import PATIENCE_S
 from tests.services.certificates import Authority
-from tests.services.gateways import TARGETS, RunningGateway, missing_tool, running_gateway
 from tests.services.ports import free_port
-from tests.services.processes import wait_until
+from tests.services.product.processes import wait_until
+from tests.services.servers.gateways import TARGETS, RunningGateway, missing_tool, running_gateway
 from tests.worlds import grpc_served
 from tests.worlds.grpc_served import GrpcServed
 from tests.worlds.http_world import Client, Reply, Served, payment, post_json

@@ -15,8 +15,8 @@ import pytest
 
 from tests.checkout import CHECKOUT
 from tests.patience import PATIENCE_S
-from tests.services import template
-from tests.services.processes import PaywardenProcess, run_paywarden
+from tests.services.product import template
+from tests.services.product.processes import PaywardenProcess, run_paywarden
 from tests.services.shared import template_address
 
 STATE = """

@@ -14,9 +14,9 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from paywarden.schemas.avro import Decoder, LocalSchemaIds
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.streams.kafka.client import KafkaSettings
-from tests.services.collector import Collector
-from tests.services.deployment import Deployment
-from tests.services.processes import wait_for_listener, wait_until
+from tests.services.product.deployment import Deployment
+from tests.services.product.processes import wait_for_listener, wait_until
+from tests.services.servers.collector import Collector
 from tests.worlds import small_world
 from tests.worlds.topics import read_topic
 

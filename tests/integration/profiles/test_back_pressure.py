@@ -25,9 +25,9 @@ from paywarden.streams.kafka.reading import make_consumer
 from paywarden.streams.profiles.pipeline import Pipeline
 from paywarden.streams.profiles.settings import StreamSettings
 from tests.patience import PATIENCE_S
-from tests.services.deployment import Deployment
-from tests.services.kafka import KafkaServer
-from tests.services.processes import get, is_ready, samples, wait_until
+from tests.services.product.deployment import Deployment
+from tests.services.product.processes import get, is_ready, samples, wait_until
+from tests.services.servers.kafka import KafkaServer
 from tests.standin.aerospike_server import Fault, StandIn
 from tests.worlds.topics import (
     Topics,

@@ -12,8 +12,8 @@ from confluent_kafka import OFFSET_END, TopicPartition
 from paywarden.streams.kafka.admin import make_admin
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.maintenance.backup import MANIFEST
-from tests.services.deployment import Deployment
-from tests.services.processes import wait_until
+from tests.services.product.deployment import Deployment
+from tests.services.product.processes import wait_until
 from tests.worlds.topics import (
     Topics,
     assert_profiles_equal,

@@ -23,9 +23,9 @@ import pytest
 
 from paywarden.features.datasets.simulator import simulate
 from paywarden.streams.kafka.client import KafkaSettings
-from tests.services.deployment import Deployment
-from tests.services.kafka import QUICK_RETURN, KafkaServer
-from tests.services.processes import PaywardenProcess
+from tests.services.product.deployment import Deployment
+from tests.services.product.processes import PaywardenProcess
+from tests.services.servers.kafka import QUICK_RETURN, KafkaServer
 from tests.standin.aerospike_server import Fault, StandIn
 from tests.worlds.topics import (
     Topics,

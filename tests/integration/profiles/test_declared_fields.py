@@ -41,8 +41,8 @@ from paywarden.streams.kafka.topic_rows import KafkaTopic
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from paywarden.streams.profiles.pipeline import Pipeline
 from paywarden.streams.profiles.settings import StreamSettings, stream_metrics
-from tests.services.in_process import running
-from tests.services.registry import RegistryServer
+from tests.services.product.in_process import running
+from tests.services.servers.registry import RegistryServer
 from tests.worlds.declarations import column_types
 from tests.worlds.packed import without_sources
 from tests.worlds.topics import read_topic, wait_until_worked_in

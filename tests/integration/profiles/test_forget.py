@@ -20,9 +20,9 @@ from paywarden.streams.kafka.producers import make_producer
 from paywarden.streams.kafka.reading import consume, make_consumer
 from paywarden.streams.maintenance.forget import Forgotten, KafkaChangelog, forget
 from tests.patience import PATIENCE_S
-from tests.services.deployment import Deployment
-from tests.services.kafka import KafkaServer
-from tests.services.processes import wait_until
+from tests.services.product.deployment import Deployment
+from tests.services.product.processes import wait_until
+from tests.services.servers.kafka import KafkaServer
 from tests.worlds.topics import Topics, read_last, wait_until_worked_in
 
 PLAN = FeatureEngine().plan

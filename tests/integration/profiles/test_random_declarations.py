@@ -62,10 +62,10 @@ from paywarden.streams.profiles.settings import StreamSettings, stream_metrics
 from tests.parity import naive_features as naive
 from tests.parity.features_worlds import RATES
 from tests.parity.naive_features import Heard
-from tests.services.in_process import running
-from tests.services.kafka import KafkaServer
-from tests.services.processes import wait_until
-from tests.services.registry import RegistryServer
+from tests.services.product.in_process import running
+from tests.services.product.processes import wait_until
+from tests.services.servers.kafka import KafkaServer
+from tests.services.servers.registry import RegistryServer
 from tests.worlds.declarations import (
     Declaration,
     DeclaredPayment,

@@ -19,8 +19,8 @@ from paywarden.streams.kafka.admin import partitions_of, topics_of
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.topic_names import repartition_topic
 from paywarden.streams.kafka.topics import create_repartition_topics, delete_repartition_topics
-from tests.services.deployment import Deployment
-from tests.services.processes import wait_until
+from tests.services.product.deployment import Deployment
+from tests.services.product.processes import wait_until
 from tests.worlds.topics import (
     ENTITIES,
     Topics,

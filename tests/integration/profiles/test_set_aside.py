@@ -6,8 +6,8 @@ from contextlib import closing
 
 from paywarden.features.stores.lmdb import LmdbSettings, LmdbStore
 from paywarden.streams.kafka.client import KafkaSettings
-from tests.services.deployment import Deployment
-from tests.services.processes import PaywardenProcess, is_ready, samples, wait_until
+from tests.services.product.deployment import Deployment
+from tests.services.product.processes import PaywardenProcess, is_ready, samples, wait_until
 from tests.worlds.packed import without_sources
 from tests.worlds.topics import Topics, small_world
 

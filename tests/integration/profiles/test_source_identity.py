@@ -36,10 +36,10 @@ from paywarden.streams.maintenance.accept_source import SourceReader, accept, st
 from paywarden.streams.profiles.pipeline import Pipeline
 from paywarden.streams.profiles.settings import StreamSettings, stream_metrics
 from tests.patience import PATIENCE_S
-from tests.services.deployment import Deployment
-from tests.services.in_process import running
-from tests.services.kafka import KafkaServer
-from tests.services.processes import is_ready, wait_until
+from tests.services.product.deployment import Deployment
+from tests.services.product.in_process import running
+from tests.services.product.processes import is_ready, wait_until
+from tests.services.servers.kafka import KafkaServer
 from tests.worlds.topics import (
     ENTITIES,
     Topics,

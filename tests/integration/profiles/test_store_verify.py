@@ -15,7 +15,7 @@ from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import make_producer
 from tests.patience import PATIENCE_S
-from tests.services.deployment import Deployment
+from tests.services.product.deployment import Deployment
 from tests.standin.aerospike_server import StandIn
 from tests.unit.features.kernel.profiles import payment, profile
 

@@ -25,9 +25,9 @@ from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.profiles.pipeline import Pipeline
 from paywarden.streams.profiles.settings import StreamSettings, stream_metrics
 from tests.patience import PATIENCE_S
-from tests.services.deployment import Deployment
-from tests.services.in_process import remembered_clients, running
-from tests.services.kafka import KafkaServer
+from tests.services.product.deployment import Deployment
+from tests.services.product.in_process import remembered_clients, running
+from tests.services.servers.kafka import KafkaServer
 from tests.worlds.packed import sources_of, without_sources
 from tests.worlds.topics import (
     ENTITIES,

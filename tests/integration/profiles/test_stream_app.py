@@ -11,9 +11,9 @@ from pathlib import Path
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.embedded_broker import EmbeddedBroker
 from tests.patience import PATIENCE_S
-from tests.services.deployment import Deployment
-from tests.services.kafka import QUICK_RETURN, KafkaServer, produce
-from tests.services.processes import ROOT, PaywardenProcess, get, is_ready, samples, wait_until
+from tests.services.product.deployment import Deployment
+from tests.services.product.processes import ROOT, PaywardenProcess, get, is_ready, samples, wait_until
+from tests.services.servers.kafka import QUICK_RETURN, KafkaServer, produce
 from tests.worlds.topics import letter
 
 AWAY_S = 10

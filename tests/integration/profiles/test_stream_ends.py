@@ -22,8 +22,8 @@ from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.embedded_broker import EmbeddedBroker
 from paywarden.streams.kafka.producers import Sender, make_transactional_producer
 from tests.patience import PATIENCE_S
-from tests.services.deployment import Deployment
-from tests.services.processes import PaywardenProcess, get, is_ready, samples, wait_until
+from tests.services.product.deployment import Deployment
+from tests.services.product.processes import PaywardenProcess, get, is_ready, samples, wait_until
 
 STOP_TIMEOUT_S = 6
 # Runs a command in which a step raises, or never ends, once a file exists.

@@ -23,7 +23,7 @@ from paywarden.streams.registry.follower import LogFollower
 from paywarden.streams.registry.shared_log import SharedLog
 from paywarden.streams.registry.topic import REGISTRY_TOPIC, KafkaRegistryTopic
 from tests.patience import PATIENCE_S
-from tests.services.deployment import Deployment
+from tests.services.product.deployment import Deployment
 from tests.worlds.registry import Writer, people_file, people_of
 
 

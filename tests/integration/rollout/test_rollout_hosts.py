@@ -26,10 +26,10 @@ from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.schemas.settings import read_source
 from paywarden.streams.kafka.client import KafkaSettings
 from tests.patience import PATIENCE_S
-from tests.services.deployment import Deployment
-from tests.services.kafka import KafkaServer
-from tests.services.processes import wait_for_listener, wait_until
-from tests.services.scoring_server import PATIENT, PAYMENT
+from tests.services.product.deployment import Deployment
+from tests.services.product.processes import wait_for_listener, wait_until
+from tests.services.product.scoring_server import PATIENT, PAYMENT
+from tests.services.servers.kafka import KafkaServer
 from tests.unit.models.rollout.test_rollout import judgement
 from tests.worlds import small_world
 from tests.worlds.registry import people_file

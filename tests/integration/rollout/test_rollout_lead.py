@@ -30,8 +30,8 @@ from paywarden.streams.kafka.end_offsets import EndsWatch
 from paywarden.streams.kafka.producers import make_producer
 from paywarden.streams.rollouts.leader import RolloutLeader
 from tests.patience import PATIENCE_S
-from tests.services.deployment import Deployment as Deployed
-from tests.services.processes import wait_until
+from tests.services.product.deployment import Deployment as Deployed
+from tests.services.product.processes import wait_until
 from tests.worlds.decision_records import decision
 from tests.worlds.manifests import manifest_in
 

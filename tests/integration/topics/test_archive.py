@@ -20,10 +20,10 @@ from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import make_producer, make_transactional_producer
 from paywarden.streams.kafka.topic_rows import OFFSET, PARTITION, TIMESTAMP, rows_schema
 from tests.patience import PATIENCE_S
-from tests.services.deployment import Deployment
-from tests.services.kafka import KafkaServer
-from tests.services.processes import PaywardenProcess, run_paywarden, wait_until
-from tests.services.registry import RegistryServer
+from tests.services.product.deployment import Deployment
+from tests.services.product.processes import PaywardenProcess, run_paywarden, wait_until
+from tests.services.servers.kafka import KafkaServer
+from tests.services.servers.registry import RegistryServer
 from tests.worlds import small_world
 from tests.worlds.decision_records import decision
 from tests.worlds.small_world import FIRST_DAY

@@ -24,9 +24,9 @@ from paywarden.streams.kafka.producers import Sender, make_producer
 from paywarden.streams.kafka.reading import Record
 from paywarden.streams.profiles.events import record_key
 from tests.patience import PATIENCE_S
-from tests.services.deployment import Deployment
-from tests.services.kafka import KafkaServer
-from tests.services.processes import wait_until
+from tests.services.product.deployment import Deployment
+from tests.services.product.processes import wait_until
+from tests.services.servers.kafka import KafkaServer
 from tests.worlds.topics import read_topic
 
 IDS = LocalSchemaIds()

@@ -19,9 +19,9 @@ from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
 from tests.patience import PATIENCE_S
 from tests.services import fetch
 from tests.services.fetch import ServiceMissing
-from tests.services.java import JavaProcess, StartFailed
-from tests.services.kafka import QUICK_COMPACTION, QUICK_RETURN, KafkaServer, consume, produce
 from tests.services.ports import free_port
+from tests.services.servers.java import JavaProcess, StartFailed
+from tests.services.servers.kafka import QUICK_COMPACTION, QUICK_RETURN, KafkaServer, consume, produce
 
 IDS = LocalSchemaIds()
 
@@ -156,7 +156,7 @@ def test_a_taken_port_is_replaced_by_another(tmp_path: Path, monkeypatch: pytest
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         ports = iter([port, free_port(), free_port(), free_port()])
-        monkeypatch.setattr("tests.services.kafka.free_port", lambda: next(ports))
+        monkeypatch.setattr("tests.services.servers.kafka.free_port", lambda: next(ports))
         with KafkaServer(tmp_path) as server:
             assert not server.bootstrap.endswith(f":{port}")
             assert server.running
@@ -182,7 +182,7 @@ def test_a_service_ends_with_the_process_that_started_it(how: signal.Signals | N
     script = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from tests.services.java import JavaProcess\n"
+        "from tests.services.servers.java import JavaProcess\n"
         f"process = JavaProcess(['Sleep.java'], log=Path({str(tmp_path / 'log')!r}), cwd=Path({str(tmp_path)!r}))\n"
         "print(process.pid, flush=True)\n"
         "sys.stdin.readline()\n"

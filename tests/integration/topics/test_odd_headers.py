@@ -11,9 +11,9 @@ from paywarden.streams.dead_letters.writer import NO_HEADERS, Letter, LetterRead
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.topic_rows import read_topic as topic_rows
 from paywarden.streams.profiles.events import record_key
-from tests.services.deployment import Deployment
-from tests.services.odd_headers import produce_odd
-from tests.services.processes import is_ready, samples, wait_until
+from tests.services.product.deployment import Deployment
+from tests.services.product.processes import is_ready, samples, wait_until
+from tests.services.servers.odd_headers import produce_odd
 from tests.worlds.topics import letter, read_topic, small_world
 
 

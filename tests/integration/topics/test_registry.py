@@ -23,7 +23,7 @@ from paywarden.streams.kafka.registry import FingerprintSchemaIds, RegistrySchem
 from paywarden.streams.kafka.remembered_schemas import MemoryRememberedSchemas
 from tests.patience import PATIENCE_S
 from tests.services.ports import free_port
-from tests.services.registry import RegistryServer
+from tests.services.servers.registry import RegistryServer
 from tests.unit.schemas.test_schema_limits import HOSTILE, payment_with
 from tests.unit.streams.kafka.test_declared_schemas import DECLARED, LATER, OWN
 

@@ -23,9 +23,9 @@ from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.remembered_schemas import SCHEMAS_TOPIC, KafkaRememberedSchemas
 from paywarden.streams.kafka.topic_rows import rows_schema
 from tests.patience import PATIENCE_S
-from tests.services.deployment import Deployment
-from tests.services.processes import is_ready, wait_until
-from tests.services.registry import RegistryServer
+from tests.services.product.deployment import Deployment
+from tests.services.product.processes import is_ready, wait_until
+from tests.services.servers.registry import RegistryServer
 from tests.worlds.topics import (
     Topics,
     assert_profiles_equal,

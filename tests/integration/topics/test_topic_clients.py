@@ -28,10 +28,10 @@ from paywarden.streams.kafka.remembered_schemas import KafkaRememberedSchemas
 from paywarden.streams.profiles.decoder import EventDecoder
 from paywarden.streams.profiles.payment_columns import PaymentEvent
 from tests.patience import PATIENCE_S
-from tests.services.deployment import Deployment
+from tests.services.clients.topic_clients import command
 from tests.services.fetch import ServiceMissing
-from tests.services.registry import RegistryServer
-from tests.services.topic_clients import command
+from tests.services.product.deployment import Deployment
+from tests.services.servers.registry import RegistryServer
 from tests.worlds.decision_records import decision
 from tests.worlds.topics import read_topic
 

@@ -21,7 +21,7 @@ from paywarden.ops.console.inbox.store import TABLES, AlertStore
 from paywarden.ops.console.pages import Section
 from paywarden.streams.alerts.events import EVENTS_TOPIC, ConsoleEvent
 from paywarden.streams.alerts.feed import FeedBatch, FeedRecord
-from tests.services.console import console_under_test, csrf_of
+from tests.services.product.console import console_under_test, csrf_of
 from tests.unit.ops.console.test_inbox import World, _Echo
 from tests.worlds.alerts_on_topics import TopicsInMemory
 

@@ -30,7 +30,7 @@ from paywarden.streams.decision_index.database import DuckDbDatabase
 from paywarden.streams.decision_index.index import DecisionIndex, Stored
 from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewSettings
 from paywarden.streams.decision_index.search import Search
-from tests.services.console import NOW_MS, TOKEN, ConsoleUnderTest, console_under_test, csrf_of
+from tests.services.product.console import NOW_MS, TOKEN, ConsoleUnderTest, console_under_test, csrf_of
 from tests.unit.ops.commands.watch.test_decisions import entry
 from tests.worlds import small_world
 

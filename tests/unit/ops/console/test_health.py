@@ -20,7 +20,7 @@ from paywarden.ops.console.health.health import (
 )
 from paywarden.ops.console.health.watch import TABLES, HealthWatch
 from paywarden.schemas.errors import Misconfigured
-from tests.services.console import Clock, console_under_test
+from tests.services.product.console import Clock, console_under_test
 
 METRICS = """\
 # TYPE paywarden_mirror_age_seconds gauge

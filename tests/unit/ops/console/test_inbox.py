@@ -23,7 +23,7 @@ from paywarden.streams.alerts.alerts import State
 from paywarden.streams.alerts.events import EVENTS_TOPIC
 from paywarden.streams.alerts.feed import FEED_TOPICS, FeedBatch, FeedRecord, Position
 from paywarden.streams.alerts.records import ACKNOWLEDGEMENTS_TOPIC, ALERTS_TOPIC
-from tests.services.console import ConsoleUnderTest, console_under_test, csrf_of
+from tests.services.product.console import ConsoleUnderTest, console_under_test, csrf_of
 from tests.unit.ops.console.test_shell import BEARER
 from tests.worlds.alerts_on_topics import NOW_MS, TopicsInMemory, alert_record, kinds
 

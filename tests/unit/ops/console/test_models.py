@@ -20,7 +20,7 @@ from paywarden.ops.console.people.people import People, Person, Role, token_dige
 from paywarden.ops.console.shell import API
 from paywarden.ops.wiring.registry import model_registry
 from paywarden.schemas.settings import Source
-from tests.services.console import NOW_MS, ConsoleUnderTest, console_under_test, csrf_of
+from tests.services.product.console import NOW_MS, ConsoleUnderTest, console_under_test, csrf_of
 
 PASSPHRASE = "a passphrase"
 NAMES = ("anna", "ben")

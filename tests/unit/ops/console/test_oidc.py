@@ -20,7 +20,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from paywarden.ops.console.login.oidc import OidcProvider
-from tests.services.console import ConsoleUnderTest, console_under_test
+from tests.services.product.console import ConsoleUnderTest, console_under_test
 from tests.unit.ops.console.test_shell import SECTION
 
 ISSUER = "https://login.example"

@@ -10,7 +10,7 @@ from paywarden.ops.console.limits import RateLimit
 from paywarden.ops.console.people.people import People, Person, Role, hashed_password, masked, new_token, token_digest
 from paywarden.ops.console.settings import ConsoleSettings
 from paywarden.schemas.errors import Misconfigured
-from tests.services.console import console_under_test, csrf_of
+from tests.services.product.console import console_under_test, csrf_of
 
 PASSWORD = "correct horse battery"
 

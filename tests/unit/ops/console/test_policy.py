@@ -15,7 +15,7 @@ from paywarden.ops.console.policy.pages import Policy
 from paywarden.ops.console.shell import API
 from paywarden.schemas.errors import BrokerUnavailable, Misconfigured, TemporaryFailure
 from paywarden.schemas.settings import Source
-from tests.services.console import console_under_test, csrf_of
+from tests.services.product.console import console_under_test, csrf_of
 from tests.unit.ops.console.test_shell import BEARER
 
 POLICY = {

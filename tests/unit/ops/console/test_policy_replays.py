@@ -21,7 +21,7 @@ from paywarden.schemas.errors import TemporaryFailure
 from paywarden.schemas.settings import read_source
 from paywarden.scoring.engine.recomputed import decide_again
 from paywarden.streams.decision_index.index import Stored
-from tests.services.console import NOW_MS, csrf_of
+from tests.services.product.console import NOW_MS, csrf_of
 from tests.unit.ops.console.test_decisions import HOUR_MS, World
 from tests.unit.ops.console.test_policy import _Decisions
 from tests.unit.ops.console.test_shell import BEARER

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from paywarden.ops.console.background import running
 from paywarden.ops.console.pages import Page, Section, Shown, Visit
 from paywarden.ops.console.server import serve
-from tests.services.console import TOKEN, console_under_test
+from tests.services.product.console import TOKEN, console_under_test
 
 # Long enough for any machine: a console that waits for its requests would need this long, and fail.
 _PATIENCE_S = 60.0

@@ -16,7 +16,7 @@ from paywarden.ops.console.pages import Done, Field, Missing, Page, PageRefused,
 from paywarden.ops.console.people.people import Role
 from paywarden.ops.console.shell import API, local_path
 from paywarden.schemas.errors import BrokerUnavailable, Misconfigured
-from tests.services.console import NOW_MS, TOKEN, URL, ConsoleUnderTest, console_under_test, csrf_of
+from tests.services.product.console import NOW_MS, TOKEN, URL, ConsoleUnderTest, console_under_test, csrf_of
 
 BEARER = {"authorization": f"Bearer {TOKEN}"}
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from paywarden.schemas.proto.split_pb2 import SplitBatchRequest
 from paywarden.scoring.grpc.messages import frame
 from paywarden.scoring.grpc.settings import LIBRARIES, GrpcSettings
-from tests.services.grpc_raw import (
+from tests.services.clients.grpc_raw import (
     ACK,
     BATCH,
     CONTINUATION,

@@ -21,8 +21,18 @@ from paywarden.scoring.grpc.messages import frame
 from paywarden.scoring.grpc.settings import LIBRARIES, GrpcSettings
 from paywarden.scoring.requests.trace_context import packed_trace
 from tests.patience import PATIENCE_S
-from tests.services.grpc_raw import ACK, BATCH, GOAWAY, PING, Answer, FrameClient, RawClient, call_headers, raw_frame
-from tests.services.processes import wait_until
+from tests.services.clients.grpc_raw import (
+    ACK,
+    BATCH,
+    GOAWAY,
+    PING,
+    Answer,
+    FrameClient,
+    RawClient,
+    call_headers,
+    raw_frame,
+)
+from tests.services.product.processes import wait_until
 from tests.worlds.grpc_served import PATIENT, GrpcServed, payment
 
 HEALTH_CHECK = b"/grpc.health.v1.Health/Check"

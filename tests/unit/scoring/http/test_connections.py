@@ -16,7 +16,7 @@ from paywarden.scoring.engine.batcher import AdmissionSettings, Call, Refusal
 from paywarden.scoring.http import front
 from paywarden.scoring.http.settings import HttpSettings
 from tests.fakes.http_memory import MemoryWorld
-from tests.services.processes import wait_until
+from tests.services.product.processes import wait_until
 from tests.worlds.http_world import (
     PATIENT,
     WAIT_SECONDS,

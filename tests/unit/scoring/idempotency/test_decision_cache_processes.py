@@ -17,7 +17,7 @@ import psutil
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.scoring.state.outbox import OutboxReader, workers
 from tests.patience import PATIENCE_S
-from tests.services.processes import ROOT, wait_until
+from tests.services.product.processes import ROOT, wait_until
 from tests.unit.scoring.idempotency.claimant import outboxes_of
 
 WORKERS = 4

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.metrics.shared import Registry, count_reader, render
 from paywarden.scoring.metrics.worker import GarbagePauses, HttpMetrics, ScoringMetrics
-from tests.services.processes import run_program
+from tests.services.product.processes import run_program
 
 
 def samples(directory: Path) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:

@@ -18,7 +18,7 @@ from paywarden.scoring.net import listeners
 from paywarden.scoring.net.listeners import accept, open_listener, reserve_port, unix_listener
 from paywarden.scoring.net.tls import HTTP_1_1, Tls, TlsSettings
 from tests.services.certificates import Authority
-from tests.services.processes import wait_until
+from tests.services.product.processes import wait_until
 from tests.worlds.http_world import WAIT_SECONDS, Client, get, serving
 
 

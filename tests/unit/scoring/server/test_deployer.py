@@ -26,7 +26,7 @@ from paywarden.scoring.server.deployment import (
     write_deployment,
 )
 from paywarden.scoring.server.releases import Orders, Release, orders_path, read_orders
-from tests.services.processes import wait_until
+from tests.services.product.processes import wait_until
 
 SALT = "00" * 16
 

@@ -14,8 +14,8 @@ from paywarden.models.bundle.bundle import read_manifest
 from paywarden.models.policy.policy import PolicySettings, policy_digest
 from paywarden.scoring.server.deployment import DEPLOYMENT, Deployment, ReleasePaths, write_deployment
 from paywarden.scoring.state.mirror import MirrorWriter
-from tests.services.processes import PaywardenProcess, wait_for_listener, wait_until
-from tests.services.scoring_server import PATIENT, Server
+from tests.services.product.processes import PaywardenProcess, wait_for_listener, wait_until
+from tests.services.product.scoring_server import PATIENT, Server
 from tests.unit.scoring.server.test_take_over import Caller
 from tests.worlds import small_world
 

@@ -22,8 +22,8 @@ from paywarden.scoring.state.mirror import MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader, OutboxWriter
 from tests.patience import PATIENCE_S
 from tests.services.certificates import Authority
-from tests.services.processes import get, is_ready, post, run_paywarden, samples, wait_until
-from tests.services.scoring_server import PAYMENT, Server
+from tests.services.product.processes import get, is_ready, post, run_paywarden, samples, wait_until
+from tests.services.product.scoring_server import PAYMENT, Server
 from tests.worlds import small_world
 
 

@@ -19,8 +19,8 @@ from paywarden.scoring.server.deployment import DEPLOYMENT, Deployment, ReleaseP
 from paywarden.scoring.state.mirror import MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader
 from tests.patience import PATIENCE_S
-from tests.services.processes import samples, wait_until
-from tests.services.scoring_server import PATIENT, PAYMENT, Server
+from tests.services.product.processes import samples, wait_until
+from tests.services.product.scoring_server import PATIENT, PAYMENT, Server
 from tests.worlds import small_world
 
 STRICT = "\n[policy]\nreview_at = 1e-9\n"

@@ -18,8 +18,8 @@ from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.server.take_over import HTTP_UNIX, take_over
 from paywarden.scoring.state.outbox import OutboxReader, workers
 from tests.patience import PATIENCE_S
-from tests.services.processes import PaywardenProcess, run_paywarden, wait_until
-from tests.services.scoring_server import PATIENT, PAYMENT, Server
+from tests.services.product.processes import PaywardenProcess, run_paywarden, wait_until
+from tests.services.product.scoring_server import PATIENT, PAYMENT, Server
 
 
 class Caller:

@@ -15,8 +15,8 @@ from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.state import lmdb_calls, lmdb_pages, mirror_look_up
 from paywarden.scoring.state.mirror import MirrorAbsent, MirrorFull, MirrorReader, MirrorSettings, MirrorWriter
 from tests.patience import PATIENCE_S
-from tests.services import template
-from tests.services.processes import PaywardenProcess, run_program
+from tests.services.product import template
+from tests.services.product.processes import PaywardenProcess, run_program
 
 PROFILE_BYTES_MAX = 64
 

@@ -32,7 +32,7 @@ from paywarden.scoring.state.outbox import (
     framed,
 )
 from tests.patience import PATIENCE_S
-from tests.services.processes import PaywardenProcess
+from tests.services.product.processes import PaywardenProcess
 from tests.unit.scoring.state.outboxes import append_all, starts
 
 payloads = st.lists(st.binary(min_size=1, max_size=40), max_size=20)

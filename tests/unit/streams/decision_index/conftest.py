@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from paywarden.streams.decision_index.database import Database, DuckDbDatabase, PostgresDatabase
-from tests.services.postgres import POSTGRES, PostgresServer, postgres_server, programs
+from tests.services.servers.postgres import POSTGRES, PostgresServer, postgres_server, programs
 
 Opened = Callable[[], Database]
 _numbers = count()

@@ -27,7 +27,7 @@ from paywarden.streams.decision_index.reviews import (
 )
 from tests.checkout import CHECKOUT
 from tests.fakes.kafka import FakeBroker, clients_of
-from tests.services.postgres import PostgresServer
+from tests.services.servers.postgres import PostgresServer
 from tests.unit.streams.decision_index.test_index import made
 
 NOW_MS = 1_704_200_000_000

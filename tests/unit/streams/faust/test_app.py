@@ -28,7 +28,7 @@ from paywarden.streams.health.server import CONNECTIONS_MAX
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.profiles.settings import StreamSettings
 from tests.patience import PATIENCE_S
-from tests.services.processes import ROOT, wait_until
+from tests.services.product.processes import ROOT, wait_until
 
 
 class FakePipeline:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from tests.services.processes import ROOT
+from tests.services.product.processes import ROOT
 
 # This runs in a process of its own, because objects that are set aside stay so.
 _PROGRAM = """

@@ -7,7 +7,7 @@ import pytest
 from aiokafka.errors import CorruptRecordException
 
 from paywarden.streams.faust.record_batches import TolerantRecords, ignore_headers
-from tests.services.odd_headers import batch_of
+from tests.services.servers.odd_headers import batch_of
 
 RECORDS: list[tuple[bytes | None, bytes | None, bool]] = [
     (b"a", b"first", False),

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.patience import PATIENCE_S
-from tests.services.processes import ROOT
+from tests.services.product.processes import ROOT
 
 # A process that prints "up" inside the block and then runs the inserted code.
 PROGRAM = """

@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, Gauge
 from paywarden.schemas.errors import Misconfigured
 from paywarden.streams.health.server import CONNECTIONS_MAX, ConnectionLimits, serving_health
 from tests.patience import PATIENCE_S
-from tests.services.processes import wait_until
+from tests.services.product.processes import wait_until
 
 
 class FakeHealth:

@@ -15,7 +15,7 @@ from paywarden.streams.kafka.embedded_broker import EmbeddedBroker
 from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.kafka.reading import Record, make_consumer, records_to_end
 from tests.patience import PATIENCE_S
-from tests.services.odd_headers import produce_odd
+from tests.services.servers.odd_headers import produce_odd
 
 
 @pytest.fixture(scope="module")

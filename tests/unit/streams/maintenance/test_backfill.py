@@ -32,7 +32,7 @@ from paywarden.streams.profiles.events import OutcomeEvent, record_key
 from paywarden.streams.profiles.payment_columns import PaymentEvent, Position
 from paywarden.streams.profiles.watermarks import PREFIX, progress_key
 from tests.patience import PATIENCE_S
-from tests.services.processes import PaywardenProcess
+from tests.services.product.processes import PaywardenProcess
 from tests.worlds import small_world
 from tests.worlds.joined import apply, touched
 from tests.worlds.packed import without_sources

@@ -11,7 +11,7 @@ from paywarden.features.stores.profile_sets import LiveSet
 from paywarden.schemas.errors import Misconfigured, StoreUnavailable
 from paywarden.streams.maintenance.live_set_watch import LiveWorker
 from tests.patience import PATIENCE_S
-from tests.services.processes import wait_until
+from tests.services.product.processes import wait_until
 
 FIRST, SWAPPING, NEXT = LiveSet("", 0, None), LiveSet("", 0, "b1"), LiveSet("b1", 1, None)
 

@@ -26,7 +26,7 @@ from paywarden.streams.profiles.repartition import decode_frame
 from paywarden.streams.profiles.settings import PipelineOptions, PipelineTiming, StreamSettings
 from paywarden.streams.profiles.watermarks import CLAIM_KEY, PREFIX
 from tests.fakes.kafka import FakeBroker, FakeConsumer, Place, clients_of
-from tests.services.processes import wait_until
+from tests.services.product.processes import wait_until
 from tests.worlds.packed import sources_of, without_sources
 from tests.worlds.topics import batch_profiles, small_world
 

@@ -18,7 +18,7 @@ from paywarden.streams.kafka.reading import Record
 from paywarden.streams.traces.exporter import TraceExporter
 from paywarden.streams.traces.settings import TracingSettings
 from paywarden.streams.traces.spans import spans_of
-from tests.services.collector import Collector
+from tests.services.servers.collector import Collector
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 DECIDED_MS, SHIPPED_MS = 1_700_000_000_000, 1_700_000_000_250

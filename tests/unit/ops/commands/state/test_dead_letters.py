@@ -8,7 +8,7 @@ from paywarden.ops.commands.state.dead_letters import _since_ms
 from paywarden.ops.reporting import printable
 from paywarden.ops.times import spoken
 from paywarden.schemas.errors import Misconfigured
-from tests.services.processes import run_paywarden
+from tests.services.product.processes import run_paywarden
 
 NOW_MS = 1_714_564_800_000  # 2024-05-01T12:00:00Z
 

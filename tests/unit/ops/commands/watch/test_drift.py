@@ -17,7 +17,7 @@ from paywarden.streams.alerts.alerts import Alert, Moved, Severity, State
 from paywarden.streams.alerts.journal import Journal, KnownAlert
 from paywarden.streams.alerts.records import Acknowledgement, Histograms, record_of
 from paywarden.streams.drift.models import SeenModel
-from tests.services.processes import run_paywarden
+from tests.services.product.processes import run_paywarden
 from tests.unit.streams.drift.test_training_watch import Watched, changed
 from tests.worlds.made_decisions import ramp
 

@@ -246,7 +246,7 @@ class TemplateServer:
                 listener.listen(_CALLERS_MAX)
                 files.append(listener.fileno())
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.services.template", ",".join(map(str, files)), *paths],
+                [sys.executable, "-m", "tests.services.product.template", ",".join(map(str, files)), *paths],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=files,

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from tests.services.hostile_answers import HOSTILE, Hostile
+from tests.services.hosts.hostile_answers import HOSTILE, Hostile
 
 
 @dataclass(frozen=True)

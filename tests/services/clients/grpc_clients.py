@@ -12,9 +12,10 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.checkout import CHECKOUT
 from tests.services.fetch import ServiceMissing, fetched, maven, tool
 
-_SOURCES = Path(__file__).resolve().parent.parent / "clients"
+_SOURCES = CHECKOUT / "tests" / "clients"
 # A first build downloads and compiles all of gRPC.
 _BUILD_TIMEOUT_S = 600.0
 

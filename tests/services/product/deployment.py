@@ -11,7 +11,7 @@ from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX
 from paywarden.schemas.settings import read_source
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
-from tests.services.processes import ROOT, PaywardenProcess, run_paywarden
+from tests.services.product.processes import ROOT, PaywardenProcess, run_paywarden
 
 
 class Deployment:

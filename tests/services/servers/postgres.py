@@ -13,8 +13,8 @@ from pathlib import Path
 
 import psutil
 
-from tests.services.java import dismiss, guard
 from tests.services.missing_tools import Tool
+from tests.services.servers.java import dismiss, guard
 
 POSTGRES = Tool("PostgreSQL", "apt-get install postgresql")
 _START_TIMEOUT_S = "60"

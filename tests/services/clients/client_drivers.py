@@ -1,8 +1,8 @@
 """The drivers of our clients (ops/clients), ready to run: the programs that tests and benchmarks talk to.
 
 ops/clients/SPECIFICATION.md says what a driver reads and prints. What a build needs and gives is kept beside the
-services, in folders named after a digest of the sources. `python -m tests.services.client_drivers` checks types and
-form of each client whose tools are there (`make check`).
+services, in folders named after a digest of the sources. `python -m tests.services.clients.client_drivers` checks types
+and form of each client whose tools are there (`make check`).
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ from paywarden.streams.alerts.alerts import State
 from paywarden.streams.decision_index.database import DuckDbDatabase
 from paywarden.streams.decision_index.index import DecisionIndex, Stored
 from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewSettings
-from tests.services.console import console_under_test
+from tests.services.product.console import console_under_test
 from tests.worlds.alerts_on_topics import TopicsInMemory, alert_record
 from tests.worlds.decision_records import decision
 

@@ -17,10 +17,10 @@ import psutil
 
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.scoring.state.outbox import OutboxDamaged, OutboxReader, workers
-from tests.services.client_drivers import Driver
+from tests.services.clients.client_drivers import Driver
 from tests.services.ports import free_port
-from tests.services.processes import PaywardenProcess, wait_until
-from tests.services.scoring_server import PATIENT, Server
+from tests.services.product.processes import PaywardenProcess, wait_until
+from tests.services.product.scoring_server import PATIENT, Server
 
 WORKERS = 2
 # A host says for a second that it stops; clients close connections that they have not used for less than that.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import http.client
 
 from tests.services.fetch import registry_dir
-from tests.services.java import JavaProcess, JavaService
 from tests.services.ports import free_port
+from tests.services.servers.java import JavaProcess, JavaService
 
 _API = "/apis/ccompat/v7"
 _JVM = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Djava.awt.headless=true")

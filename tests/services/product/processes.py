@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.checkout import CHECKOUT
 from tests.patience import PATIENCE_S
-from tests.services import template
+from tests.services.product import template
 
 ROOT = CHECKOUT
 # Between two looks at a condition a test waits for as long as this many looks take, within a limit.

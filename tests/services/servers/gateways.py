@@ -18,7 +18,7 @@ from paywarden.ops.gateway.nginx import nginx_configuration
 from tests.patience import PATIENCE_S
 from tests.services.missing_tools import ENVOY, NGINX, Tool
 from tests.services.ports import free_ports
-from tests.services.processes import wait_until
+from tests.services.product.processes import wait_until
 
 TARGETS = ("envoy", "nginx")
 _LUA = Path("/usr/lib/nginx/modules/ngx_http_lua_module.so")

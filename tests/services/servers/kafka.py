@@ -17,10 +17,10 @@ from confluent_kafka.cimpl import NewTopic
 
 from tests.patience import PATIENCE_S
 from tests.services.fetch import kafka_dir, tool
-from tests.services.java import JavaProcess, JavaService, StartFailed
 from tests.services.kafka_classes import small_jvm
 from tests.services.made_once import made_once
 from tests.services.ports import free_port
+from tests.services.servers.java import JavaProcess, JavaService, StartFailed
 
 # What differs between formatted folders.
 _IDS = ("cluster.id=", "directory.id=")

@@ -19,7 +19,7 @@ from typing import Any
 from tests.checkout import CHECKOUT
 from tests.patience import PATIENCE_S
 from tests.services.ports import free_port
-from tests.services.processes import wait_until
+from tests.services.product.processes import wait_until
 
 OPS = CHECKOUT / "ops"
 ALERTMANAGER_NAMES = ("alertmanager", "prometheus-alertmanager")

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
-from tests.services.processes import wait_until
-from tests.services.served_clients import Host
+from tests.services.clients.served_clients import Host
+from tests.services.product.processes import wait_until
 
 # A caller gets these while a worker is away, another one decides the payment, or the host is overloaded: it asks again.
 _AGAIN = (429, 503, 504)

@@ -14,9 +14,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.checkout import CHECKOUT
 from tests.services.fetch import ServiceMissing, fetched, maven, tool
 
-PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "integrate" / "topics.md"
+PAGE = CHECKOUT / "docs" / "integrate" / "topics.md"
 _BLOCK = re.compile(r"^```\w+ (\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _BUILD_TIMEOUT_S = 600.0
 

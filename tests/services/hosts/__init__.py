@@ -1,0 +1,1 @@
+"""Hosts that a test makes break, hang or lie to the clients."""

@@ -1,0 +1,1 @@
+"""Processes and servers of Paywarden itself."""
