@@ -41,7 +41,7 @@ from paywarden.streams.decision_index.index import DecisionIndex
 from perf import decided_again, decisions_index
 from tests.services.product.console import console_under_test
 from tests.services.product.console_browser import served_console
-from tests.worlds.alerts_on_topics import TopicsInMemory, alert_record
+from tests.worlds.drift.alerts_on_topics import TopicsInMemory, alert_record
 
 _BATCH = 500
 

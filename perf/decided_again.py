@@ -36,9 +36,10 @@ from paywarden.streams.decision_index.database import DuckDbDatabase
 from paywarden.streams.decision_index.index import DecisionIndex, Stored
 from paywarden.streams.decision_index.search import Place, key_hash
 from perf.tools.measuring import arguments_of, finish
-from tests.worlds import payments, small_world
-from tests.worlds.requests import requests_of
-from tests.worlds.small_history import profiles
+from tests.worlds.endpoint import payments
+from tests.worlds.endpoint.requests import requests_of
+from tests.worlds.small import small_world
+from tests.worlds.small.small_history import profiles
 
 PLAN = small_world.engine().plan
 NOW_MS = int(small_world.history().event_time_ms[-1]) + 1000

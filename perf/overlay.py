@@ -12,7 +12,7 @@ Measured:
   with all of it, which adds 16 payments to each profile of the merchant. `added_us_p50` is `typical_1_added_us`.
 - `wrong_bits`: random steps of answers, a stream that lags, late, repeated and lost payments, kills, older streams and
   companions, and `forget`; every second world has another host that tells of its payments over a bad network. Each
-  vector is held against an oracle's (tests/worlds/overlay_world.py).
+  vector is held against an oracle's (tests/worlds/stream/overlay_world.py).
 Used for: whether the overlay may be on.
 
     python -m perf.overlay [--pairs N] [--steps N] [--json FILE]
@@ -55,7 +55,7 @@ from paywarden.scoring.state.overlay_marks import OverlayMarks
 from perf.tools.measuring import arguments_of, finish
 from perf.tools.servers import pin_load, running, server_core
 from perf.worlds.scoring_world import World, WorldSize, built_world
-from tests.worlds.overlay_world import OverlayWorld, TwoHosts
+from tests.worlds.stream.overlay_world import OverlayWorld, TwoHosts
 
 # The model takes its time with and without an overlay: a small one is trained in seconds.
 _SIZE = WorldSize(

@@ -32,7 +32,7 @@ from tests.services.product.deployment import Deployment
 from tests.services.product.processes import run_paywarden, samples, wait_until
 from tests.services.servers.kafka import KafkaServer
 from tests.unit.ops.test_example_configuration import SETTINGS
-from tests.worlds.topics import read_store, read_topic
+from tests.worlds.stream.topics import read_store, read_topic
 
 FILES = Path(__file__).with_name("earlier_release")
 LISTS: dict[str, Any] = json.loads((FILES / "lists.json").read_text(encoding="utf-8"))

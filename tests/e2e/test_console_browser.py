@@ -18,7 +18,7 @@ from paywarden.streams.alerts.alerts import Severity
 from paywarden.streams.alerts.records import ACKNOWLEDGEMENTS_TOPIC
 from tests.services.missing_tools import CHROMIUM
 from tests.services.product.console_browser import Running, served_console
-from tests.worlds.alerts_on_topics import alert_record, kinds
+from tests.worlds.drift.alerts_on_topics import alert_record, kinds
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason=CHROMIUM.reason)
 axe_api = pytest.importorskip("axe_playwright_python.sync_playwright", reason=CHROMIUM.reason)

@@ -24,7 +24,7 @@ from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings
 from paywarden.streams.maintenance.backfill import backfill
 from tests.services.missing_tools import COMPILER
 from tests.services.product.processes import PaywardenProcess, is_ready, post, run_paywarden, wait_until
-from tests.worlds import small_world
+from tests.worlds.small import small_world
 
 PAYMENTS = 60
 needs_compiler = pytest.mark.skipif(compiler_name() is None, reason=COMPILER.reason)

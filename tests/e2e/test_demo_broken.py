@@ -30,7 +30,7 @@ from paywarden.schemas.errors import TemporaryFailure
 from paywarden.streams.maintenance.backfill import backfill
 from tests.checkout import CHECKOUT
 from tests.services.product import template
-from tests.worlds import small_world
+from tests.worlds.small import small_world
 
 SECONDS, RATE = 3, 100
 

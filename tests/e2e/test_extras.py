@@ -26,7 +26,7 @@ from tests.checkout import CHECKOUT
 from tests.services.product.deployment import Deployment
 from tests.services.product.installed import OWN, extras, installed_by, only, owners
 from tests.services.product.processes import is_ready, post, run_paywarden, wait_until
-from tests.worlds import small_world
+from tests.worlds.small import small_world
 
 Only = Callable[[str], dict[str, str]]
 Ended = tuple[int, str, str]

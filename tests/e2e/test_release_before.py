@@ -25,8 +25,8 @@ from paywarden.streams.kafka.client import KafkaSettings
 from tests.services.product.deployment import Deployment
 from tests.services.product.processes import PaywardenProcess, wait_until
 from tests.services.product.release_before import NoSuchRelease, built_release
-from tests.worlds import small_world as trained
-from tests.worlds.topics import (
+from tests.worlds.small import small_world as trained
+from tests.worlds.stream.topics import (
     Topics,
     assert_profiles_equal,
     batch_profiles,

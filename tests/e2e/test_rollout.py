@@ -32,7 +32,7 @@ from tests.services.product.deployment import Deployment
 from tests.services.product.processes import post, wait_until
 from tests.services.product.scoring_server import PATIENT, PAYMENT
 from tests.services.servers.kafka import KafkaServer
-from tests.worlds import small_world
+from tests.worlds.small import small_world
 
 _log = logging.getLogger(__name__)
 

@@ -36,7 +36,7 @@ from paywarden.streams.maintenance.backfill import backfill
 from tests.patience import PATIENCE_S
 from tests.services.product.deployment import Deployment
 from tests.services.product.processes import is_ready, post, run_paywarden, wait_until
-from tests.worlds.packed import sources_of
+from tests.worlds.stream.packed import sources_of
 
 DAY_MS = 86_400_000
 HISTORY_DAYS, LIVE_DAYS, CARDS = 30, 4, 500

@@ -28,8 +28,8 @@ from tests.patience import PATIENCE_S
 from tests.services.made_once import made_once
 from tests.services.product.deployment import Deployment
 from tests.services.product.processes import is_ready, post, samples, wait_for_listener, wait_until
-from tests.worlds import small_world
-from tests.worlds.topics import Topics
+from tests.worlds.small import small_world
+from tests.worlds.stream.topics import Topics
 
 # The packaged features, and two that it has not.
 WIDE = """\

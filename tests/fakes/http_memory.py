@@ -11,8 +11,8 @@ from paywarden.scoring.http.front import HttpServer
 from paywarden.scoring.http.settings import HttpSettings
 from paywarden.scoring.metrics.shared import Registry
 from paywarden.scoring.metrics.worker import HttpMetrics
-from tests.worlds.http_world import NOW_MS, UNHURRIED, FakeScorer
-from tests.worlds.payments import euro_intake
+from tests.worlds.endpoint.http_world import NOW_MS, UNHURRIED, FakeScorer
+from tests.worlds.endpoint.payments import euro_intake
 
 
 class FakeTransport(asyncio.Transport):

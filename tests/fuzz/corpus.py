@@ -53,7 +53,7 @@ def seeds(name: str) -> Iterator[bytes]:
 
 
 def _http() -> Iterator[bytes]:
-    from tests.worlds.http_world import get, payment, post, post_json
+    from tests.worlds.endpoint.http_world import get, payment, post, post_json
 
     whole = post_json(payment())
     yield b"\0" + whole
@@ -76,7 +76,7 @@ def _http2() -> Iterator[bytes]:
 
 
 def _request_protobuf() -> Iterator[bytes]:
-    from tests.worlds.grpc_served import payment
+    from tests.worlds.endpoint.grpc_served import payment
 
     yield payment().SerializeToString()
     yield payment("é", country="NO", mcc="5411", utc_offset_minutes=-60).SerializeToString()
@@ -87,7 +87,7 @@ def _request_protobuf() -> Iterator[bytes]:
 
 
 def _request_json() -> Iterator[bytes]:
-    from tests.worlds.http_world import payment
+    from tests.worlds.endpoint.http_world import payment
 
     yield json.dumps(payment()).encode()
     yield json.dumps({"requests": [payment(), payment("\ud800")]}).encode()
@@ -119,7 +119,7 @@ def _avro_schema() -> Iterator[bytes]:
 
 def _dead_letter() -> Iterator[bytes]:
     from paywarden.streams.kafka.client import KafkaSettings
-    from tests.worlds.topics import letter
+    from tests.worlds.stream.topics import letter
 
     yield letter(KafkaSettings(), "payments", "currency: no", 1)[5:]
     yield b"\x10payments\0\0\0\0\0\x04\x0e" + b"paywarden-retry-count"[:7] + b"\x02\x02" + b"9\0\0\0"
@@ -185,7 +185,7 @@ def _outbox() -> Iterator[bytes]:
 
     from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
     from paywarden.scoring.state.outbox import OutboxSettings, OutboxWriter
-    from tests.worlds.grpc_served import payment
+    from tests.worlds.endpoint.grpc_served import payment
 
     entry = OutboxEntry(decided_time_ms=5, request=payment()).SerializeToString()
     with tempfile.TemporaryDirectory() as folder:

@@ -55,7 +55,7 @@ def _chunks(data: bytes) -> Iterator[bytes]:
 def http() -> Target:
     """The HTTP/1.1 front: one connection."""
     from tests.fakes.http_memory import MemoryWorld
-    from tests.worlds.http_world import PATIENT
+    from tests.worlds.endpoint.http_world import PATIENT
 
     worlds: list[MemoryWorld] = []
 
@@ -79,8 +79,8 @@ def _http2(library: str) -> Target:
     from paywarden.scoring.grpc.settings import GrpcSettings
     from paywarden.scoring.metrics.shared import Registry
     from tests.fakes.http_memory import FakeTransport
-    from tests.worlds.grpc_served import NOW_MS, PATIENT, FakeScorer
-    from tests.worlds.payments import euro_intake
+    from tests.worlds.endpoint.grpc_served import NOW_MS, PATIENT, FakeScorer
+    from tests.worlds.endpoint.payments import euro_intake
 
     class Transport(FakeTransport):
         def abort(self) -> None:

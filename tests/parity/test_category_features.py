@@ -42,9 +42,9 @@ from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxWriter
 from paywarden.streams.maintenance.backfill import backfill
-from tests.worlds import small_world
-from tests.worlds.payments import score_many
-from tests.worlds.small_world import DAY_MS
+from tests.worlds.endpoint.payments import score_many
+from tests.worlds.small import small_world
+from tests.worlds.small.small_world import DAY_MS
 
 CHANNELS = ("pos", "ecom", "contactless")
 MCCS = ("5999", "5732", "5411", "4814")

@@ -10,7 +10,7 @@ from paywarden.features import kernel
 from tests.parity import naive_features as naive
 from tests.parity.naive_features import Heard
 from tests.unit.features.kernel.profiles import Change, bound_vector, profile, vectors
-from tests.worlds.declarations import declarations, heard_histories
+from tests.worlds.stream.declarations import declarations, heard_histories
 
 
 @settings(max_examples=60)

@@ -4,7 +4,7 @@
     history    Parquet whole, Parquet in parts, rows of the topic with keyed hashes in place of e-mail addresses
     stream     events through records in the store and frames, against the point-in-time pass through a history
 
-Declarations are random (tests/worlds/declarations.py). Tests of one form take theirs from FORMS.
+Declarations are random (tests/worlds/stream/declarations.py). Tests of one form take theirs from FORMS.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from paywarden.streams.profiles.decoder import EventDecoder
 from paywarden.streams.profiles.events import OutcomeEvent, RecordLayout
 from paywarden.streams.profiles.payment_columns import PaymentEvent, Position
 from paywarden.streams.profiles.repartition import decode_frame, encode_frame
-from tests.worlds.declarations import column_types, maybe_values_of, payment_declarations, wrong_values_of
+from tests.worlds.stream.declarations import column_types, maybe_values_of, payment_declarations, wrong_values_of
 
 NOW_MS = 1_720_000_000_000
 RATES = RateTable({"EUR": [(0, RATE_SCALE)], "JPY": [(0, 6_123), (NOW_MS - 500, 6_321)]})

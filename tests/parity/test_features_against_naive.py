@@ -43,8 +43,8 @@ from tests.parity.features_worlds import (
 )
 from tests.parity.naive_features import FIELDS, Heard, Payment
 from tests.unit.features.kernel.profiles import apply, bound_vector, profile, row, vector, vectors
-from tests.worlds import joined as together
-from tests.worlds.packed import sources_of, without_sources
+from tests.worlds.stream import joined as together
+from tests.worlds.stream.packed import sources_of, without_sources
 
 Vectors = NDArray[np.float32]
 

@@ -25,7 +25,7 @@ from paywarden.models.bundle.compiler import BIT_VECTORS, TL2CGEN, compile_libra
 from paywarden.models.bundle.predictor import GtilPredictor, NativePredictor, Predictor, bound
 from paywarden.schemas.errors import BundleRefused
 from tests.services.missing_tools import COMPILER
-from tests.worlds import small_world
+from tests.worlds.small import small_world
 
 F32 = NDArray[np.float32]
 FEATURES = len(small_world.engine().plan.names)

@@ -15,8 +15,8 @@ from paywarden.features.history.history import History, history_of_tables
 from paywarden.features.history.overlay import HistoryOverlay
 from paywarden.features.history.point_in_time import PointInTimeReplay
 from paywarden.features.history.staleness import Staleness
-from tests.worlds import small_history
-from tests.worlds.overlay_world import START_MS, Made, OverlayWorld
+from tests.worlds.small import small_history
+from tests.worlds.stream.overlay_world import START_MS, Made, OverlayWorld
 
 COUNT = 60
 LIFETIME_MS, EVENTS_MAX = 3000, 4

@@ -30,7 +30,7 @@ from tests.simulation.callers import Told
 from tests.simulation.kafka import Entry
 from tests.simulation.processes import ENTITIES, parts
 from tests.simulation.world import Failed
-from tests.worlds.packed import sources_of, without_sources
+from tests.worlds.stream.packed import sources_of, without_sources
 
 if TYPE_CHECKING:
     from tests.simulation.history import History

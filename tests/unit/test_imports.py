@@ -3,7 +3,7 @@
 The packages import in one direction, and tests/unit/<root> follows the same order:
 
     tests/unit/models/replay/test_replay.py
-      -> tests/worlds/small_world.py
+      -> tests/worlds/small/small_world.py
            -> paywarden.models.training      allowed: the root of the test
            -> paywarden.features.history     allowed: below it
            -> paywarden.streams.archive      refused: above it

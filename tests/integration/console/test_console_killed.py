@@ -18,8 +18,8 @@ from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from tests.services.product.console import csrf_of
 from tests.services.product.processes import PaywardenProcess, wait_until
 from tests.services.servers.kafka import KafkaServer
-from tests.worlds.alerts_on_topics import alert_record
-from tests.worlds.decision_records import decision
+from tests.worlds.drift.alerts_on_topics import alert_record
+from tests.worlds.stream.decision_records import decision
 
 _ALERTS, _REVIEWS = 12, 12
 # The console is killed after this many confirmations, while more are under way.

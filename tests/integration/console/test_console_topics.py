@@ -29,8 +29,8 @@ from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from tests.patience import PATIENCE_S
 from tests.services.product.processes import wait_until
 from tests.services.servers.kafka import KafkaServer
-from tests.worlds.alerts_on_topics import NOW_MS, alert_record
-from tests.worlds.decision_records import decision
+from tests.worlds.drift.alerts_on_topics import NOW_MS, alert_record
+from tests.worlds.stream.decision_records import decision
 
 
 def test_console_and_terminal_share_events_and_a_restart_loses_none(kafka: KafkaServer, tmp_path: Path) -> None:

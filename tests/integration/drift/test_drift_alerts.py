@@ -16,7 +16,7 @@ from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import Sender
 from tests.patience import PATIENCE_S
 from tests.services.product.deployment import Deployment
-from tests.worlds.drift_world import SIGNALS, World
+from tests.worlds.drift.drift_world import SIGNALS, World
 
 IDS = LocalSchemaIds()
 

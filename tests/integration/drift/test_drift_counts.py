@@ -20,8 +20,8 @@ from tests.services.product.deployment import Deployment
 from tests.services.product.processes import PaywardenProcess, is_ready, samples, wait_until
 from tests.services.servers.kafka import produce
 from tests.standin.aerospike_server import Fault, StandIn
-from tests.worlds.drifting import decision
-from tests.worlds.topics import Topics, letter, small_world, wait_until_worked_in
+from tests.worlds.drift.drifting import decision
+from tests.worlds.stream.topics import Topics, letter, small_world, wait_until_worked_in
 
 PARTITIONS = 4
 ADDER = Adder(Binnings({}))

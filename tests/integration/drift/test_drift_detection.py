@@ -22,7 +22,7 @@ from paywarden.streams.kafka.producers import make_producer
 from tests.patience import PATIENCE_S
 from tests.services.product.deployment import Deployment
 from tests.services.product.processes import wait_until
-from tests.worlds.small_decisions import FEATURE, SmallDecisions, reference
+from tests.worlds.small.small_decisions import FEATURE, SmallDecisions, reference
 
 FIVE_MS = LENGTHS_MS[0]
 BLOCKS, PAYMENTS = 60, 160

@@ -25,8 +25,8 @@ from tests.patience import PATIENCE_S
 from tests.services.product.deployment import Deployment
 from tests.services.product.processes import PaywardenProcess, is_ready, run_paywarden, samples, wait_until
 from tests.standin.aerospike_server import StandIn
-from tests.worlds.drifting import decision as full_decision
-from tests.worlds.outcome_world import HOUR_MS, Record, assert_same, outcome, recount
+from tests.worlds.drift.drifting import decision as full_decision
+from tests.worlds.drift.outcome_world import HOUR_MS, Record, assert_same, outcome, recount
 
 PARTITIONS = 4
 SOURCES = sources_of(range(PARTITIONS), range(PARTITIONS))

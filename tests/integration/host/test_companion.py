@@ -39,7 +39,7 @@ from tests.services.product.in_process import remembered_clients, running
 from tests.services.product.processes import PaywardenProcess, get, is_ready, wait_until
 from tests.services.servers.kafka import QUICK_RETURN, KafkaServer
 from tests.standin.aerospike_server import StandIn
-from tests.worlds.topics import ENTITIES, Topics, read_store, read_topic, small_world, wait_until_worked_in
+from tests.worlds.stream.topics import ENTITIES, Topics, read_store, read_topic, small_world, wait_until_worked_in
 
 
 class Companion:

@@ -24,7 +24,7 @@ from tests.services.clients.grpc_clients import go_client, java_client
 from tests.services.fetch import tool
 from tests.services.missing_tools import GO
 from tests.services.product.processes import ROOT, wait_until
-from tests.worlds.grpc_served import GrpcServed, payment
+from tests.worlds.endpoint.grpc_served import GrpcServed, payment
 
 SCORE = "/paywarden.scoring.v1.Scoring/Score"
 BATCH = "/paywarden.scoring.v1.Scoring/ScoreBatch"

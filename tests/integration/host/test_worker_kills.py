@@ -34,9 +34,9 @@ from tests.patience import PATIENCE_S
 from tests.services.product.deployment import Deployment
 from tests.services.product.processes import PaywardenProcess, wait_until
 from tests.services.servers.kafka import KafkaServer
-from tests.worlds import small_world
-from tests.worlds.topics import Topics, read_store, wait_until_worked_in
-from tests.worlds.topics import small_world as simulated
+from tests.worlds.small import small_world
+from tests.worlds.stream.topics import Topics, read_store, wait_until_worked_in
+from tests.worlds.stream.topics import small_world as simulated
 
 _log = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from tests.services.servers.prometheus import (
     running_prometheus,
     served,
 )
-from tests.worlds.alert_faults import QUIET, Gauge, Stamp, companion, serve, stream
+from tests.worlds.operate.alert_faults import QUIET, Gauge, Stamp, companion, serve, stream
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("prometheus") is None, reason=PROMETHEUS.reason),

@@ -32,7 +32,8 @@ from tests.services.product.deployment import Deployment
 from tests.services.product.processes import post, wait_for_listener, wait_until
 from tests.services.product.scoring_server import PATIENT
 from tests.services.servers.prometheus import OPS, Prometheus, ask, running_prometheus, served
-from tests.worlds import runbook, small_world
+from tests.worlds.operate import runbook
+from tests.worlds.small import small_world
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("prometheus") is None, reason=PROMETHEUS.reason),

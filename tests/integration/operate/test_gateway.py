@@ -46,9 +46,9 @@ from tests.services.certificates import Authority
 from tests.services.ports import free_port
 from tests.services.product.processes import wait_until
 from tests.services.servers.gateways import TARGETS, RunningGateway, missing_tool, running_gateway
-from tests.worlds import grpc_served
-from tests.worlds.grpc_served import GrpcServed
-from tests.worlds.http_world import Client, Reply, Served, payment, post_json
+from tests.worlds.endpoint import grpc_served
+from tests.worlds.endpoint.grpc_served import GrpcServed
+from tests.worlds.endpoint.http_world import Client, Reply, Served, payment, post_json
 
 HOSTS = 3
 SHARDS = 16

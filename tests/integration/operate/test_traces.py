@@ -17,8 +17,8 @@ from paywarden.streams.kafka.client import KafkaSettings
 from tests.services.product.deployment import Deployment
 from tests.services.product.processes import wait_for_listener, wait_until
 from tests.services.servers.collector import Collector
-from tests.worlds import small_world
-from tests.worlds.topics import read_topic
+from tests.worlds.small import small_world
+from tests.worlds.stream.topics import read_topic
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e47"
 PARENT = "00f067aa0ba902b7"

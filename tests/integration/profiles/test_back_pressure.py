@@ -29,7 +29,7 @@ from tests.services.product.deployment import Deployment
 from tests.services.product.processes import get, is_ready, samples, wait_until
 from tests.services.servers.kafka import KafkaServer
 from tests.standin.aerospike_server import Fault, StandIn
-from tests.worlds.topics import (
+from tests.worlds.stream.topics import (
     Topics,
     assert_profiles_equal,
     batch_profiles,

@@ -14,7 +14,7 @@ from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.maintenance.backup import MANIFEST
 from tests.services.product.deployment import Deployment
 from tests.services.product.processes import wait_until
-from tests.worlds.topics import (
+from tests.worlds.stream.topics import (
     Topics,
     assert_profiles_equal,
     batch_profiles,

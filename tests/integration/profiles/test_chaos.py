@@ -27,7 +27,7 @@ from tests.services.product.deployment import Deployment
 from tests.services.product.processes import PaywardenProcess
 from tests.services.servers.kafka import QUICK_RETURN, KafkaServer
 from tests.standin.aerospike_server import Fault, StandIn
-from tests.worlds.topics import (
+from tests.worlds.stream.topics import (
     Topics,
     assert_profiles_equal,
     batch_profiles,

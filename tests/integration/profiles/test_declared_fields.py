@@ -43,9 +43,9 @@ from paywarden.streams.profiles.pipeline import Pipeline
 from paywarden.streams.profiles.settings import StreamSettings, stream_metrics
 from tests.services.product.in_process import running
 from tests.services.servers.registry import RegistryServer
-from tests.worlds.declarations import column_types
-from tests.worlds.packed import without_sources
-from tests.worlds.topics import read_topic, wait_until_worked_in
+from tests.worlds.stream.declarations import column_types
+from tests.worlds.stream.packed import without_sources
+from tests.worlds.stream.topics import read_topic, wait_until_worked_in
 
 KEY = IdentityKey.of_bytes(b"of this test's  ")
 MAIL, DELIVERY = words.email("mail", 5), words.address("delivery", 4)

@@ -23,7 +23,7 @@ from tests.patience import PATIENCE_S
 from tests.services.product.deployment import Deployment
 from tests.services.product.processes import wait_until
 from tests.services.servers.kafka import KafkaServer
-from tests.worlds.topics import Topics, read_last, wait_until_worked_in
+from tests.worlds.stream.topics import Topics, read_last, wait_until_worked_in
 
 PLAN = FeatureEngine().plan
 

@@ -4,8 +4,8 @@
             └──────────────► files ─► point-in-time pass, as training and replay make it: profiles, vectors
             └──────────────► naive features, from the list of events: vectors
 
-Each declaration has fields, entities and features of its own (tests/worlds/declarations.py). Then two payments come
-that nobody has seen. The endpoint scores each of them on top of the same past, in JSON and in protobuf.
+Each declaration has fields, entities and features of its own (tests/worlds/stream/declarations.py). Then two payments
+come that nobody has seen. The endpoint scores each of them on top of the same past, in JSON and in protobuf.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ from tests.services.product.in_process import running
 from tests.services.product.processes import wait_until
 from tests.services.servers.kafka import KafkaServer
 from tests.services.servers.registry import RegistryServer
-from tests.worlds.declarations import (
+from tests.worlds.endpoint.http_world import Served
+from tests.worlds.stream.declarations import (
     Declaration,
     DeclaredPayment,
     column_types,
@@ -74,9 +75,8 @@ from tests.worlds.declarations import (
     declared_payments,
     heard_histories,
 )
-from tests.worlds.http_world import Served
-from tests.worlds.packed import without_sources
-from tests.worlds.topics import wait_until_worked_in
+from tests.worlds.stream.packed import without_sources
+from tests.worlds.stream.topics import wait_until_worked_in
 
 DECLARATIONS = 11
 """The first one that is drawn is always the smallest there is."""

@@ -21,7 +21,7 @@ from paywarden.streams.kafka.topic_names import repartition_topic
 from paywarden.streams.kafka.topics import create_repartition_topics, delete_repartition_topics
 from tests.services.product.deployment import Deployment
 from tests.services.product.processes import wait_until
-from tests.worlds.topics import (
+from tests.worlds.stream.topics import (
     ENTITIES,
     Topics,
     assert_profiles_equal,

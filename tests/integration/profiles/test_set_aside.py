@@ -8,8 +8,8 @@ from paywarden.features.stores.lmdb import LmdbSettings, LmdbStore
 from paywarden.streams.kafka.client import KafkaSettings
 from tests.services.product.deployment import Deployment
 from tests.services.product.processes import PaywardenProcess, is_ready, samples, wait_until
-from tests.worlds.packed import without_sources
-from tests.worlds.topics import Topics, small_world
+from tests.worlds.stream.packed import without_sources
+from tests.worlds.stream.topics import Topics, small_world
 
 
 def started(deployment: Deployment) -> tuple[PaywardenProcess, str]:

@@ -40,7 +40,7 @@ from tests.services.product.deployment import Deployment
 from tests.services.product.in_process import running
 from tests.services.product.processes import is_ready, wait_until
 from tests.services.servers.kafka import KafkaServer
-from tests.worlds.topics import (
+from tests.worlds.stream.topics import (
     ENTITIES,
     Topics,
     assert_profiles_equal,

@@ -28,8 +28,8 @@ from tests.patience import PATIENCE_S
 from tests.services.product.deployment import Deployment
 from tests.services.product.in_process import remembered_clients, running
 from tests.services.servers.kafka import KafkaServer
-from tests.worlds.packed import sources_of, without_sources
-from tests.worlds.topics import (
+from tests.worlds.stream.packed import sources_of, without_sources
+from tests.worlds.stream.topics import (
     ENTITIES,
     Topics,
     assert_profiles_equal,

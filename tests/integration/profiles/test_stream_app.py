@@ -14,7 +14,7 @@ from tests.patience import PATIENCE_S
 from tests.services.product.deployment import Deployment
 from tests.services.product.processes import ROOT, PaywardenProcess, get, is_ready, samples, wait_until
 from tests.services.servers.kafka import QUICK_RETURN, KafkaServer, produce
-from tests.worlds.topics import letter
+from tests.worlds.stream.topics import letter
 
 AWAY_S = 10
 

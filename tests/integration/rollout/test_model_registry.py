@@ -24,7 +24,7 @@ from paywarden.streams.registry.shared_log import SharedLog
 from paywarden.streams.registry.topic import REGISTRY_TOPIC, KafkaRegistryTopic
 from tests.patience import PATIENCE_S
 from tests.services.product.deployment import Deployment
-from tests.worlds.registry import Writer, people_file, people_of
+from tests.worlds.rollout.registry import Writer, people_file, people_of
 
 
 def test_two_hosts_share_a_log_and_the_commands_say_what_is_wrong(

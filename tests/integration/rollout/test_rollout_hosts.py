@@ -31,8 +31,8 @@ from tests.services.product.processes import wait_for_listener, wait_until
 from tests.services.product.scoring_server import PATIENT, PAYMENT
 from tests.services.servers.kafka import KafkaServer
 from tests.unit.models.rollout.test_rollout import judgement
-from tests.worlds import small_world
-from tests.worlds.registry import people_file
+from tests.worlds.rollout.registry import people_file
+from tests.worlds.small import small_world
 
 _log = logging.getLogger(__name__)
 

@@ -32,8 +32,8 @@ from paywarden.streams.rollouts.leader import RolloutLeader
 from tests.patience import PATIENCE_S
 from tests.services.product.deployment import Deployment as Deployed
 from tests.services.product.processes import wait_until
-from tests.worlds.decision_records import decision
-from tests.worlds.manifests import manifest_in
+from tests.worlds.rollout.manifests import manifest_in
+from tests.worlds.stream.decision_records import decision
 
 PLAN = plan_of([50, 100], step_hours=(0.01,), settle_s=0.0)
 SALT = "00" * 16

@@ -24,10 +24,10 @@ from tests.services.product.deployment import Deployment
 from tests.services.product.processes import PaywardenProcess, run_paywarden, wait_until
 from tests.services.servers.kafka import KafkaServer
 from tests.services.servers.registry import RegistryServer
-from tests.worlds import small_world
-from tests.worlds.decision_records import decision
-from tests.worlds.small_world import FIRST_DAY
-from tests.worlds.topics import Topics, read_topic
+from tests.worlds.small import small_world
+from tests.worlds.small.small_world import FIRST_DAY
+from tests.worlds.stream.decision_records import decision
+from tests.worlds.stream.topics import Topics, read_topic
 
 IDS = LocalSchemaIds()
 FROM, TO = date_of_day(FIRST_DAY + 22), date_of_day(FIRST_DAY + 26)

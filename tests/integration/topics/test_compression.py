@@ -11,7 +11,7 @@ from paywarden.streams.kafka.client import COMPRESSIONS, KafkaSettings
 from paywarden.streams.kafka.producers import Sender, make_transactional_producer
 from tests.patience import PATIENCE_S
 from tests.services.servers.kafka import KafkaServer
-from tests.worlds.topics import read_topic
+from tests.worlds.stream.topics import read_topic
 
 # A batch of records begins with 21 bytes. The codec is in the lowest three bits of the next two.
 _CODEC_AT = 22

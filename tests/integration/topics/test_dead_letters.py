@@ -27,7 +27,7 @@ from tests.patience import PATIENCE_S
 from tests.services.product.deployment import Deployment
 from tests.services.product.processes import wait_until
 from tests.services.servers.kafka import KafkaServer
-from tests.worlds.topics import read_topic
+from tests.worlds.stream.topics import read_topic
 
 IDS = LocalSchemaIds()
 

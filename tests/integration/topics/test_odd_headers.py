@@ -14,7 +14,7 @@ from paywarden.streams.profiles.events import record_key
 from tests.services.product.deployment import Deployment
 from tests.services.product.processes import is_ready, samples, wait_until
 from tests.services.servers.odd_headers import produce_odd
-from tests.worlds.topics import letter, read_topic, small_world
+from tests.worlds.stream.topics import letter, read_topic, small_world
 
 
 def test_every_reader_of_a_topic_goes_on_past_odd_headers(deployment: Deployment, settings: KafkaSettings) -> None:

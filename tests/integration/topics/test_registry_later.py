@@ -26,7 +26,7 @@ from tests.patience import PATIENCE_S
 from tests.services.product.deployment import Deployment
 from tests.services.product.processes import is_ready, wait_until
 from tests.services.servers.registry import RegistryServer
-from tests.worlds.topics import (
+from tests.worlds.stream.topics import (
     Topics,
     assert_profiles_equal,
     batch_profiles,

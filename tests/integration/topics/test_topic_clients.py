@@ -32,8 +32,8 @@ from tests.services.clients.topic_clients import command
 from tests.services.fetch import ServiceMissing
 from tests.services.product.deployment import Deployment
 from tests.services.servers.registry import RegistryServer
-from tests.worlds.decision_records import decision
-from tests.worlds.topics import read_topic
+from tests.worlds.stream.decision_records import decision
+from tests.worlds.stream.topics import read_topic
 
 PRODUCERS = ("produce.py", "produce.js", "Produce.java")
 CONSUMERS = ("consume.py", "consume.js", "Consume.java")

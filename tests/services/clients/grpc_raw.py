@@ -12,7 +12,7 @@ from typing import Self
 import ngh2
 
 from paywarden.scoring.grpc.messages import frame
-from tests.worlds.grpc_served import WAIT_S, GrpcServed
+from tests.worlds.endpoint.grpc_served import WAIT_S, GrpcServed
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 SCORE = b"/paywarden.scoring.v1.Scoring/Score"

@@ -46,8 +46,8 @@ from paywarden.streams.decision_index.database import DuckDbDatabase
 from paywarden.streams.decision_index.index import DecisionIndex, Stored
 from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewSettings
 from tests.services.product.console import console_under_test
-from tests.worlds.alerts_on_topics import TopicsInMemory, alert_record
-from tests.worlds.decision_records import decision
+from tests.worlds.drift.alerts_on_topics import TopicsInMemory, alert_record
+from tests.worlds.stream.decision_records import decision
 
 POLICY = {
     "review_at": 0.3,

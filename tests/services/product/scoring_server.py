@@ -13,7 +13,7 @@ from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.scoring.state.mirror import MirrorSettings
 from paywarden.scoring.state.outbox import OutboxSettings
 from tests.services.product.processes import PaywardenProcess, wait_until
-from tests.worlds import small_world
+from tests.worlds.small import small_world
 
 # The current time, because the endpoint refuses old payments.
 PAYMENT = ScoreRequest(

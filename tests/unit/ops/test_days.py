@@ -12,8 +12,8 @@ from paywarden.ops.days import day_option
 from paywarden.ops.histories import HistoryAsked
 from paywarden.ops.times import now_ms
 from paywarden.schemas.errors import Misconfigured
-from tests.worlds import small_world
-from tests.worlds.small_world import DAY_MS, DAYS, FIRST_DAY
+from tests.worlds.small import small_world
+from tests.worlds.small.small_world import DAY_MS, DAYS, FIRST_DAY
 
 
 def asked(data: Path | None) -> HistoryAsked:

@@ -23,9 +23,9 @@ from paywarden.ops.cli import cli
 from paywarden.schemas.errors import Misconfigured
 from paywarden.streams.archive.archive import Archiver
 from tests.fakes.topic_memory import IDS, MemoryTopic
-from tests.worlds import small_world
-from tests.worlds.decision_records import decision
-from tests.worlds.small_world import FIRST_DAY
+from tests.worlds.small import small_world
+from tests.worlds.small.small_world import FIRST_DAY
+from tests.worlds.stream.decision_records import decision
 
 FROM, TO = date_of_day(FIRST_DAY + 22), date_of_day(FIRST_DAY + 25)
 

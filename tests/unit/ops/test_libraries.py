@@ -13,7 +13,7 @@ from paywarden.models.bundle.compiler import compiler_name
 from paywarden.models.bundle.signature import TrustedKeys, fingerprint, sign_bundle
 from paywarden.ops.libraries import build_missing
 from tests.services.missing_tools import COMPILER
-from tests.worlds import small_world
+from tests.worlds.small import small_world
 
 needs_compiler = pytest.mark.skipif(compiler_name() is None, reason=COMPILER.reason)
 

@@ -22,7 +22,7 @@ from paywarden.scoring.http.settings import HttpSettings
 from paywarden.scoring.metrics.worker import ROUTES
 from paywarden.scoring.requests.json_form import JSON
 from paywarden.scoring.requests.validation import RequestLimits
-from tests.worlds.declarations import declarations, declared_payments
+from tests.worlds.stream.declarations import declarations, declared_payments
 
 
 def request_schema(document: dict[str, Any]) -> Any:

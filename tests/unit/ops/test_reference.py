@@ -32,8 +32,8 @@ from paywarden.ops.reference.pages import PAGES, main
 from paywarden.ops.reference.settings import bounds_of
 from paywarden.schemas import errors
 from paywarden.schemas.avro import TOPICS, topic_schema
-from tests.worlds import small_world
-from tests.worlds.small_world import FIRST_DAY, LABEL_DELAY_DAYS
+from tests.worlds.small import small_world
+from tests.worlds.small.small_world import FIRST_DAY, LABEL_DELAY_DAYS
 
 
 @cache

@@ -14,8 +14,8 @@ from paywarden.ops.reference.metric_uses import rules_in
 from tests.checkout import CHECKOUT
 from tests.patience import PATIENCE_S
 from tests.services.missing_tools import ALERTMANAGER, PROMTOOL
-from tests.worlds import alert_table
-from tests.worlds.alert_faults import FAULTS
+from tests.worlds.operate import alert_table
+from tests.worlds.operate.alert_faults import FAULTS
 
 OPS = CHECKOUT / "ops"
 needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason=PROMTOOL.reason)
@@ -31,7 +31,7 @@ def test_every_alert_has_a_fault_and_a_row() -> None:
 
 @needs_promtool
 def test_each_alert_fires_and_clears_within_the_seconds_of_the_page() -> None:
-    """Where a time changed: `python -m tests.worlds.alert_table` writes the page."""
+    """Where a time changed: `python -m tests.worlds.operate.alert_table` writes the page."""
     assert alert_table.page() == alert_table.PAGE.read_text(encoding="utf-8")
     assert "never" not in "".join(alert_table.table_of(alert_table.PAGE.read_text(encoding="utf-8")))
 

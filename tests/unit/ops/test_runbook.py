@@ -13,7 +13,7 @@ import pytest
 
 from paywarden.ops.cli import cli
 from paywarden.ops.reference.metrics import families
-from tests.worlds.runbook import Command, commands
+from tests.worlds.operate.runbook import Command, commands
 
 COMMANDS = list(commands())
 # Of the machine, not of ours.
@@ -88,7 +88,7 @@ def test_each_curl_asks_a_path_that_there_is_and_greps_for_metrics_that_there_ar
 
 def test_pages_in_prose_name_commands_that_exist() -> None:
     """Commands between backticks, outside of the blocks: `paywarden store verify`."""
-    from tests.worlds.runbook import PAGES
+    from tests.worlds.operate.runbook import PAGES
 
     for page in PAGES.glob("*.md"):
         for text in re.findall(r"`paywarden ([a-z][^`…]*)`", page.read_text(encoding="utf-8")):

@@ -30,7 +30,7 @@ from perf.tools.servers import running, serving
 from perf.worlds import scoring_world
 from perf.worlds.scoring_world import World, WorldSize, built_world
 from tests.checkout import CHECKOUT
-from tests.worlds import small_world
+from tests.worlds.small import small_world
 
 TINY = WorldSize(
     cards=300, days=20, training_cards=300, training_days=18, training=small_world.SETTINGS, requests=300, seed=2

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.worlds.http_world import Client, Served, serving
+from tests.worlds.endpoint.http_world import Client, Served, serving
 
 
 @pytest.fixture

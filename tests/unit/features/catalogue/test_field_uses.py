@@ -8,7 +8,7 @@ from paywarden.features.catalogue import fields
 from paywarden.features.catalogue.attributes import ip
 from paywarden.features.catalogue.entity import Catalogue, Entity, ratio, request
 from paywarden.features.catalogue.field_uses import FieldUses, field_uses
-from tests.worlds.declarations import Declaration, declarations
+from tests.worlds.stream.declarations import Declaration, declarations
 
 MAIL, ITEMS = fields.email("mail", 1), fields.integer("items", 2, unit="pieces", least=0, most=9)
 DOMAIN, NETWORK = fields.email_domain("domain", 3, of=MAIL), fields.network("network", 4, of=ip)

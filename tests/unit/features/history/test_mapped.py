@@ -25,7 +25,7 @@ from paywarden.features.history.history import (
 from paywarden.features.history.mapped import open_history
 from paywarden.schemas.errors import Misconfigured
 from tests.unit.features.history.test_history import WRONG_OUTCOMES, WRONG_PAYMENTS, outcomes_table, payments_table
-from tests.worlds import small_history
+from tests.worlds.small import small_history
 
 
 def put(folder: Path, payments: pa.Table, outcomes: pa.Table) -> None:

@@ -22,7 +22,7 @@ from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import RateTable
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
 from tests.unit.features.kernel.profiles import USUAL, card
-from tests.worlds import small_history
+from tests.worlds.small import small_history
 
 SUNDAY_MS = 1_530_403_200_000
 RATES = RateTable({"EUR": [(0, 1_000_000)], "USD": [(0, 500_000)]})

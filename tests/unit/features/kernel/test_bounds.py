@@ -53,7 +53,7 @@ from tests.unit.features.kernel.test_stored_form import (
     status_of,
     stored,
 )
-from tests.worlds.packed import read_packed, resealed
+from tests.worlds.stream.packed import read_packed, resealed
 
 # Guards: what stands around the kernel's arrays is neither written nor does it show.
 

@@ -19,7 +19,7 @@ from paywarden.features.catalogue.identity import IdentityKey
 from paywarden.features.catalogue.windows import DAY_MS, HOUR_MS
 from paywarden.features.profiles.engine import FeatureEngine
 from tests.unit.features.kernel.profiles import Change, card, of_card, payment, profile, row, vector, vectors
-from tests.worlds.packed import as_before, read_packed
+from tests.worlds.stream.packed import as_before, read_packed
 
 # A Sunday at noon.
 NOON_MS = 1_530_446_400_000

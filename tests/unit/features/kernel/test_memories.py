@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from paywarden.features.catalogue import attributes
 from paywarden.features.catalogue.windows import HOUR_MS, MINUTE_MS
 from tests.unit.features.kernel.profiles import card, of_card, one, payment, profile
-from tests.worlds.packed import read_packed
+from tests.worlds.stream.packed import read_packed
 
 # A Sunday at noon: the beginning of a tile of every hop but a day.
 NOON_MS = 1_530_446_400_000

@@ -30,7 +30,7 @@ from tests.unit.features.kernel.profiles import (
     row,
     vectors,
 )
-from tests.worlds.packed import read_packed, resealed, sources_of, write_packed
+from tests.worlds.stream.packed import read_packed, resealed, sources_of, write_packed
 
 NOON_MS = 1_530_446_400_000
 LATER_MS = NOON_MS + 40 * DAY_MS

@@ -35,7 +35,7 @@ from tests.unit.features.kernel.profiles import (
     profile,
     vector,
 )
-from tests.worlds.packed import (
+from tests.worlds.stream.packed import (
     WITHOUT_CHECKSUM,
     Packed,
     as_before,

@@ -35,7 +35,7 @@ from tests.unit.features.kernel.profiles import (
     vector,
     vectors,
 )
-from tests.worlds.packed import read_packed, with_sources, write_packed
+from tests.worlds.stream.packed import read_packed, with_sources, write_packed
 
 NOON_MS = 1_530_446_400_000
 

@@ -28,7 +28,7 @@ from paywarden.features.profiles.profile_view import (
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
 from tests.unit.features.kernel.profiles import USUAL, Change, label, payment, profile
 from tests.unit.features.kernel.profiles import features as features_of
-from tests.worlds import small_history
+from tests.worlds.small import small_history
 
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 NOON_MS = 19_844 * DAY_MS + 12 * HOUR_MS  # 2024-05-01T12:00:00Z

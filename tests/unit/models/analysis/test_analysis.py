@@ -12,8 +12,8 @@ from paywarden.features.history.history import write_history
 from paywarden.models.analysis.analysis import Analysis, evaluate
 from paywarden.models.metrics.evaluation import date_of_day
 from paywarden.schemas.errors import Misconfigured
-from tests.worlds import small_world
-from tests.worlds.small_world import FIRST_DAY, TRAINING_DAYS
+from tests.worlds.small import small_world
+from tests.worlds.small.small_world import FIRST_DAY, TRAINING_DAYS
 
 FROM, TO = date_of_day(TRAINING_DAYS.first), date_of_day(TRAINING_DAYS.last)
 

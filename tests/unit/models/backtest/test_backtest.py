@@ -43,7 +43,7 @@ from paywarden.models.training.candidates import CandidatePath, Parameters, Scor
 from paywarden.models.training.search_space import boosted_paths
 from paywarden.models.training.settings import TrainingSettings
 from paywarden.schemas.errors import Misconfigured
-from tests.worlds import small_world
+from tests.worlds.small import small_world
 
 # Two folds to choose by, two to test on.
 VALIDATION = (Split(Days(0, 3), Days(6, 8), 2), Split(Days(1, 4), Days(7, 9), 2))

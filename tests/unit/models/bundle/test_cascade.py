@@ -35,8 +35,8 @@ from paywarden.models.training.cascade_choice import Large, OutOfFold, choose_ca
 from paywarden.models.training.training import train_bundle
 from paywarden.schemas.errors import BundleRefused, Misconfigured
 from tests.services.missing_tools import COMPILER
-from tests.worlds import small_world
-from tests.worlds.small_cascade import CASCADE, DIGEST, Column, loaded, payments, predictor
+from tests.worlds.small import small_world
+from tests.worlds.small.small_cascade import CASCADE, DIGEST, Column, loaded, payments, predictor
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from paywarden.models.bundle.bundle import GOLDEN, MODEL_TEXT, load_bundle, read_manifest, sha256_of
 from paywarden.models.bundle.explain import Explainer, add_contributions, read_trees
 from paywarden.schemas.errors import BundleRefused
-from tests.worlds import small_world
+from tests.worlds.small import small_world
 
 FEATURE_COUNT = 8
 NAMES = [f"f{number}" for number in range(FEATURE_COUNT)]

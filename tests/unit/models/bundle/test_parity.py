@@ -19,7 +19,7 @@ from paywarden.models.bundle.explain import CATEGORICAL, DECISION, FEATURE, LEFT
 from paywarden.models.bundle.parity import ParityGate, edge_rows, special_rows
 from paywarden.models.bundle.predictor import GtilPredictor, NativePredictor
 from paywarden.schemas.errors import BundleRefused
-from tests.worlds import small_world
+from tests.worlds.small import small_world
 
 F32 = NDArray[np.float32]
 FEATURES = len(small_world.engine().plan.names)

@@ -11,7 +11,7 @@ from paywarden.models.bundle.compiler import compiler_name
 from paywarden.models.bundle.predictor import GtilPredictor, NativePredictor
 from paywarden.schemas.errors import BundleRefused
 from tests.services.missing_tools import COMPILER
-from tests.worlds import small_world
+from tests.worlds.small import small_world
 
 FEATURES = len(small_world.engine().plan.names)
 needs_compiler = pytest.mark.skipif(compiler_name() is None, reason=COMPILER.reason)

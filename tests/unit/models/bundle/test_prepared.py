@@ -18,7 +18,7 @@ from paywarden.models.policy.policy import ConfiguredRule, ConfiguredSegment, Fa
 from paywarden.models.policy.prepared import PreparedPolicy, load_policy, prepare_policy
 from paywarden.schemas.errors import BundleRefused, Misconfigured
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
-from tests.worlds import small_cascade, small_world
+from tests.worlds.small import small_cascade, small_world
 
 DIGEST = small_world.engine().plan.digest
 

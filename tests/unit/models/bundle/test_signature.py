@@ -21,7 +21,7 @@ from paywarden.models.bundle.compiler import compiler_name
 from paywarden.models.bundle.signature import SIGNATURE, BundleSettings, TrustedKeys, sign_bundle
 from paywarden.schemas.errors import BundleRefused, Misconfigured
 from tests.services.missing_tools import COMPILER
-from tests.worlds import small_world
+from tests.worlds.small import small_world
 
 needs_compiler = pytest.mark.skipif(compiler_name() is None, reason=COMPILER.reason)
 DIGEST = small_world.engine().plan.digest

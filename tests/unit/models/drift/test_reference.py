@@ -23,7 +23,7 @@ from paywarden.models.drift.reference_builder import Live, PastDecisions, make_r
 from paywarden.models.drift.signals import Block
 from paywarden.models.drift.table_segments import TableSegments
 from paywarden.schemas.errors import BundleRefused
-from tests.worlds import small_world
+from tests.worlds.small import small_world
 
 FIRST_MS = 20_000 * DAY_MS
 FLAGS = ("unknown_card",)

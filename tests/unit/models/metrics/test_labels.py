@@ -14,7 +14,7 @@ from paywarden.models.metrics.labels import (
     require_setting,
 )
 from paywarden.schemas.errors import Misconfigured
-from tests.worlds import small_history
+from tests.worlds.small import small_history
 
 PAYMENTS = st.lists(st.tuples(st.sampled_from([-1, 0, 1]), st.booleans(), st.booleans()), max_size=40)
 Payments = list[tuple[int, bool, bool]]

@@ -23,8 +23,8 @@ from paywarden.models.registry.artefacts import (
     processors_of,
 )
 from paywarden.schemas.errors import BundleRefused, Misconfigured, RegistryRefused
-from tests.worlds import small_world
-from tests.worlds.registry import digest
+from tests.worlds.rollout.registry import digest
+from tests.worlds.small import small_world
 
 FILES = {"manifest.json": b"{}", "native/x86_64/model.so": b"code", "native/x86_64/build.json": b"{}"}
 CHECKSUMS = checksums_of(FILES)

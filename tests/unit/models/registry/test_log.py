@@ -19,7 +19,7 @@ from paywarden.models.registry.entries import Entry, entry_of, signed_entry
 from paywarden.models.registry.log import LogFile, RegistryLog, log_of
 from paywarden.models.registry.verification import problems_of
 from paywarden.schemas.errors import Misconfigured, RegistryRefused
-from tests.worlds.registry import Writer, key_of, people_of
+from tests.worlds.rollout.registry import Writer, key_of, people_of
 
 PEOPLE = people_of()
 FIELDS = ("by", "key", "kind", "previous", "registry", "signature", "time_ms", "what", "why")

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from paywarden.models.bundle.signature import fingerprint
 from paywarden.models.registry.people import People, make_signing_key, public_text, read_signing_key
 from paywarden.schemas.errors import Misconfigured
-from tests.worlds.registry import key_of, people_file
+from tests.worlds.rollout.registry import key_of, people_file
 
 ANNA = public_text(key_of("anna").public_key())
 

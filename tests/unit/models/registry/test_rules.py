@@ -16,7 +16,7 @@ from paywarden.models.registry.log import RegistryLog
 from paywarden.models.registry.people import ADMIN, APPROVE, PROMOTE, PROPOSE, ROLL_BACK, People
 from paywarden.models.registry.rules import Rules, State, Version, refusal_of, state_of
 from paywarden.schemas.errors import RegistryRefused
-from tests.worlds.registry import CATALOGUE, NAMES, START_MS, Writer, digest, key_of, people_of
+from tests.worlds.rollout.registry import CATALOGUE, NAMES, START_MS, Writer, digest, key_of, people_of
 
 EVERYBODY = people_of()
 TWO = Rules(approvals=2)

@@ -11,7 +11,7 @@ import pytest
 
 from paywarden.models.replay.earlier_decisions import EarlierDecisions, time_range_ms
 from paywarden.schemas.errors import Misconfigured
-from tests.worlds import small_world
+from tests.worlds.small import small_world
 
 FIRST, LAST, FEATURES = 500, 2300, 3
 RANDOM = np.random.default_rng(1)

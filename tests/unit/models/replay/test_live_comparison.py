@@ -9,7 +9,7 @@ import pytest
 
 from paywarden.models.metrics.evaluation import DAY_MS
 from paywarden.models.replay.live_comparison import FIELDS, LiveDecisions, compare_with_live
-from tests.worlds.decision_records import decision
+from tests.worlds.stream.decision_records import decision
 
 MONDAY = 19_723
 LIVE_SCHEMA = pa.schema(

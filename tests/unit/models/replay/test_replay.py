@@ -27,9 +27,9 @@ from paywarden.models.replay.measures import HANDBOOK, Contestant, ReplayResults
 from paywarden.models.replay.replay import ReplayOptions, replay
 from paywarden.models.replay.replayed_policy import ActionReasons, Decisions
 from paywarden.schemas.errors import Misconfigured
-from tests.worlds import small_world
-from tests.worlds.requests import requests_of
-from tests.worlds.small_world import DAY_MS, FIRST_DAY, LABEL_DELAY_DAYS, TRAINING_DAYS
+from tests.worlds.endpoint.requests import requests_of
+from tests.worlds.small import small_world
+from tests.worlds.small.small_world import DAY_MS, FIRST_DAY, LABEL_DELAY_DAYS, TRAINING_DAYS
 
 # After the training days, and before the end of the history.
 WINDOW = Days(FIRST_DAY + 22, FIRST_DAY + 27)

@@ -24,7 +24,7 @@ from paywarden.models.rollout.registry_log import RegistryRolloutLog, kind_of
 from paywarden.models.rollout.rollout import EventKind, Phase, RolloutEvent, Start, Version
 from paywarden.schemas.errors import Misconfigured, RegistryRefused
 from tests.unit.models.rollout.test_rollout import DAY_MS, MINUTE_MS, PLAN, look, outcomes
-from tests.worlds.registry import START_MS, Writer, digest, key_of, people_of
+from tests.worlds.rollout.registry import START_MS, Writer, digest, key_of, people_of
 
 PEOPLE = people_of(
     {

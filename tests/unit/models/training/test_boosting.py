@@ -13,7 +13,7 @@ from paywarden.models.training.boosting import HeldOut, binned, grow, grow_until
 from paywarden.models.training.calibration import log_loss, true_probabilities
 from paywarden.models.training.settings import TrainingSettings
 from paywarden.schemas.errors import Misconfigured
-from tests.worlds.synthetic_rows import synthetic_table
+from tests.worlds.small.synthetic_rows import synthetic_table
 
 NAMES = ("steep", "gentle", "noise_a", "noise_b")
 SETTINGS = TrainingSettings(trees=30, learning_rate=0.2, max_bin=255)

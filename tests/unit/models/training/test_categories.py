@@ -22,8 +22,8 @@ from paywarden.models.training.table import TrainingTable
 from paywarden.models.training.training import train_bundle
 from paywarden.schemas.errors import Misconfigured
 from tests.services.missing_tools import COMPILER
-from tests.worlds import small_world
-from tests.worlds.synthetic_rows import WINDOW, synthetic_table
+from tests.worlds.small import small_world
+from tests.worlds.small.synthetic_rows import WINDOW, synthetic_table
 
 NAMES = small_world.engine().plan.names
 HOUR = NAMES.index("hour")

@@ -16,7 +16,7 @@ from paywarden.models.bundle.bundle import Manifest, read_manifest
 from paywarden.models.training.experiments import record_training
 from paywarden.schemas.errors import TemporaryFailure
 from tests.services.missing_tools import MLFLOW
-from tests.worlds import small_world
+from tests.worlds.small import small_world
 
 
 class FakeMlflow:

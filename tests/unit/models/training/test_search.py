@@ -17,7 +17,7 @@ from paywarden.models.training.search import Choice, FoldResult, candidate_param
 from paywarden.models.training.settings import TrainingSettings
 from paywarden.models.training.table import TableOutcomes, TrainingTable
 from paywarden.schemas.errors import Misconfigured
-from tests.worlds.synthetic_rows import WINDOW, synthetic_table
+from tests.worlds.small.synthetic_rows import WINDOW, synthetic_table
 
 NAMES = ("steep", "gentle", "noise_a", "noise_b")
 SETTINGS = TrainingSettings(trees=40, learning_rate=0.2, max_bin=255, early_stopping_rounds=10)

@@ -15,8 +15,8 @@ from paywarden.models.metrics.labels import LabelCounts
 from paywarden.models.training.settings import TrainingSettings
 from paywarden.models.training.table import TrainingTable, require_both_kinds, training_table, window_labels
 from paywarden.schemas.errors import Misconfigured
-from tests.worlds import small_world
-from tests.worlds.small_world import DAY_MS, TRAINING_DAYS
+from tests.worlds.small import small_world
+from tests.worlds.small.small_world import DAY_MS, TRAINING_DAYS
 
 # 2024-01-01; days are counted from it.
 FIRST_DAY = 19_723

@@ -25,9 +25,9 @@ from paywarden.models.training.settings import TrainingSettings
 from paywarden.models.training.table import TrainingTable, training_table
 from paywarden.models.training.training import train_bundle
 from paywarden.schemas.errors import BundleRefused, Misconfigured
-from tests.worlds import small_world
-from tests.worlds.small_world import DAY_MS, SETTINGS, TRAINING_DAYS
-from tests.worlds.synthetic_rows import WINDOW, synthetic_table
+from tests.worlds.small import small_world
+from tests.worlds.small.small_world import DAY_MS, SETTINGS, TRAINING_DAYS
+from tests.worlds.small.synthetic_rows import WINDOW, synthetic_table
 
 QUICK = replace(SETTINGS, trees=3, folds=2)
 

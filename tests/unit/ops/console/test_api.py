@@ -25,7 +25,7 @@ from paywarden.streams.alerts.events import EVENTS_TOPIC, ConsoleEvent
 from paywarden.streams.alerts.feed import FeedBatch, FeedRecord
 from tests.services.product.console import ConsoleUnderTest, console_under_test, csrf_of
 from tests.unit.ops.console.test_shell import BEARER
-from tests.worlds.alerts_on_topics import alert_record
+from tests.worlds.drift.alerts_on_topics import alert_record
 
 DAY_MS = 86_400_000
 

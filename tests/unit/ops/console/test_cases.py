@@ -23,7 +23,7 @@ from paywarden.streams.alerts.events import EVENTS_TOPIC, ConsoleEvent
 from paywarden.streams.alerts.feed import FeedBatch, FeedRecord
 from tests.services.product.console import console_under_test, csrf_of
 from tests.unit.ops.console.test_inbox import World, _Echo
-from tests.worlds.alerts_on_topics import TopicsInMemory
+from tests.worlds.drift.alerts_on_topics import TopicsInMemory
 
 LARGE = 100_000
 

@@ -32,7 +32,7 @@ from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewSettings
 from paywarden.streams.decision_index.search import Search
 from tests.services.product.console import NOW_MS, TOKEN, ConsoleUnderTest, console_under_test, csrf_of
 from tests.unit.ops.commands.watch.test_decisions import entry
-from tests.worlds import small_world
+from tests.worlds.small import small_world
 
 IDS = LocalSchemaIds()
 CARD = "card-of-17-characters"

@@ -25,7 +25,7 @@ from paywarden.streams.alerts.feed import FEED_TOPICS, FeedBatch, FeedRecord, Po
 from paywarden.streams.alerts.records import ACKNOWLEDGEMENTS_TOPIC, ALERTS_TOPIC
 from tests.services.product.console import ConsoleUnderTest, console_under_test, csrf_of
 from tests.unit.ops.console.test_shell import BEARER
-from tests.worlds.alerts_on_topics import NOW_MS, TopicsInMemory, alert_record, kinds
+from tests.worlds.drift.alerts_on_topics import NOW_MS, TopicsInMemory, alert_record, kinds
 
 
 @dataclass

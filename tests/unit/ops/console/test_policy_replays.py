@@ -25,7 +25,7 @@ from tests.services.product.console import NOW_MS, csrf_of
 from tests.unit.ops.console.test_decisions import HOUR_MS, World
 from tests.unit.ops.console.test_policy import _Decisions
 from tests.unit.ops.console.test_shell import BEARER
-from tests.worlds import small_world
+from tests.worlds.small import small_world
 
 DRAFT = """[policy]
 review_at = 0.02

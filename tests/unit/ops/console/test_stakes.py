@@ -17,7 +17,7 @@ from paywarden.schemas.errors import InvalidEvent
 from paywarden.streams.alerts.feed import FeedBatch, FeedRecord
 from paywarden.streams.alerts.records import ALERTS_TOPIC
 from paywarden.streams.alerts.samples import is_of
-from tests.worlds.alerts_on_topics import NOW_MS, alert_record
+from tests.worlds.drift.alerts_on_topics import NOW_MS, alert_record
 
 
 class _Decisions:

@@ -8,7 +8,7 @@ import pytest
 
 from paywarden.ops.gateway.description import read_description
 from paywarden.schemas.errors import Misconfigured
-from tests.worlds.gateway_described import ISSUER, KEY, TEXT, described, write_description
+from tests.worlds.operate.gateway_described import ISSUER, KEY, TEXT, described, write_description
 
 WHOLE = TEXT + ISSUER
 

@@ -15,7 +15,7 @@ from paywarden.ops.gateway.description import GatewayDescription
 from paywarden.ops.gateway.envoy import envoy_configuration
 from paywarden.ops.gateway.nginx import nginx_configuration
 from paywarden.schemas.errors import Misconfigured
-from tests.worlds.gateway_described import ISSUER, KEY, SECRET, TEXT, described, write_description
+from tests.worlds.operate.gateway_described import ISSUER, KEY, SECRET, TEXT, described, write_description
 
 Renderer = Callable[[GatewayDescription], str]
 

@@ -13,8 +13,8 @@ from paywarden.ops.wiring import drift_references
 from paywarden.schemas.settings import Source
 from paywarden.streams.drift.settings import DriftSettings
 from tests.services.product.processes import run_paywarden
-from tests.worlds import small_world
-from tests.worlds.decision_archive import DAYS, FIRST_DAY, PER_HOUR, manifest, write_decision_archive
+from tests.worlds.small import small_world
+from tests.worlds.small.decision_archive import DAYS, FIRST_DAY, PER_HOUR, manifest, write_decision_archive
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from paywarden.streams.drift.counts import OTHER_VERSION, Binnings
 from paywarden.streams.drift.learning import counted_binning
 from paywarden.streams.drift.search import PAUSES_S, VERSIONS_MAX, ReferenceSearch
 from paywarden.streams.drift.settings import DriftSettings
-from tests.worlds import small_world
+from tests.worlds.small import small_world
 
 
 def reference() -> Reference:

@@ -16,8 +16,8 @@ from paywarden.ops.wiring import scoring_host
 from paywarden.schemas.errors import BundleRefused, Misconfigured
 from paywarden.schemas.settings import Source
 from paywarden.scoring.server.deployment import DEPLOYMENT, Deployment, ReleasePaths, write_deployment
-from tests.worlds import small_world
-from tests.worlds.registry import Writer, digest, people_file
+from tests.worlds.rollout.registry import Writer, digest, people_file
+from tests.worlds.small import small_world
 
 
 def source(**serve: Any) -> Source:

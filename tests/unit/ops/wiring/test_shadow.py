@@ -16,7 +16,7 @@ from paywarden.scoring.engine.challenger import VectorChallenger
 from paywarden.scoring.engine.mirror_challenger import MirrorChallenger
 from paywarden.scoring.server.deployment import DEPLOYMENT, Deployment, ReleasePaths, write_deployment
 from paywarden.streams.shadow.settings import ConfiguredChallenger
-from tests.worlds import small_world
+from tests.worlds.small import small_world
 
 
 class World:

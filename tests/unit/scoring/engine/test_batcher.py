@@ -21,7 +21,7 @@ from paywarden.scoring.engine.batcher import (
 from paywarden.scoring.engine.caller_queues import SHARED_CHUNK
 from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.requests.protobuf_form import PROTOBUF
-from tests.worlds.payments import euro_intake
+from tests.worlds.endpoint.payments import euro_intake
 
 NOW_MS = 1_700_000_000_000
 

@@ -30,9 +30,9 @@ from paywarden.scoring.metrics.worker import ScoringMetrics
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state.mirror import MirrorSettings
 from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxWriter, writer
-from tests.worlds import small_world
-from tests.worlds.http_world import NOW_MS, Client, Reply, post_protobuf, serving
-from tests.worlds.payments import euro_intake, payments_of
+from tests.worlds.endpoint.http_world import NOW_MS, Client, Reply, post_protobuf, serving
+from tests.worlds.endpoint.payments import euro_intake, payments_of
+from tests.worlds.small import small_world
 
 
 class World:

@@ -12,8 +12,8 @@ from paywarden.models.bundle.cascade import CascadePredictor
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.shared import Registry
-from tests.worlds import small_world
-from tests.worlds.small_cascade import CASCADE, F32, F64, Column, loaded, payments, predictor
+from tests.worlds.small import small_world
+from tests.worlds.small.small_cascade import CASCADE, F32, F64, Column, loaded, payments, predictor
 
 
 def test_the_chain_of_a_worker_scores_as_the_bundle_does() -> None:

@@ -27,8 +27,8 @@ from paywarden.scoring.engine.records import Origin
 from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.shared import Registry
 from tests.unit.scoring.engine.test_scorer import NOW_MS, PLAN, STRANGER, Host, requests, score_many
-from tests.worlds import small_world
-from tests.worlds.small_history import profiles
+from tests.worlds.small import small_world
+from tests.worlds.small.small_history import profiles
 
 CHAMPION_POLICY = Policy(PolicySettings(), review_at=0.5, decline_at=0.9)
 STRICT = PolicySettings(

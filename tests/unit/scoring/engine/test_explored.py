@@ -15,8 +15,8 @@ from paywarden.scoring.engine.records import Origin
 from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.shared import Registry
 from tests.unit.scoring.engine.test_scorer import Host, requests, score_many
-from tests.worlds import small_world
-from tests.worlds.small_history import profiles
+from tests.worlds.small import small_world
+from tests.worlds.small.small_history import profiles
 
 KEY, SHARE = bytes(range(16)), 0.25
 DECLINING = PolicySettings(review_at=1e-9, decline_at=1e-9)

@@ -16,7 +16,7 @@ from paywarden.models.bundle.explain import read_trees
 from paywarden.models.policy.policy import ConfiguredRule, Policy, PolicySettings
 from paywarden.scoring.engine.flips import Cuts, cuts_of, flips
 from paywarden.scoring.engine.recomputed import decide_again
-from tests.worlds import small_world
+from tests.worlds.small import small_world
 
 RULE = ConfiguredRule("busy", "card_count_1h >= 3", "review")
 bundle = small_world.loaded_bundle

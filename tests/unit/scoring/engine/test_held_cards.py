@@ -12,7 +12,7 @@ from paywarden.scoring.state.held_cards import HeldCards
 from paywarden.scoring.state.mirror import MirrorWriter
 from paywarden.scoring.state.shards import CardShards, HeldShards
 from tests.unit.scoring.engine.test_scorer import NOW_MS, PLAN, Host, keys_of, requests, score_many
-from tests.worlds.small_history import profiles
+from tests.worlds.small.small_history import profiles
 
 COUNT = 4
 SHARDS = CardShards(COUNT, b"a route key of the tests", {"card": 1})

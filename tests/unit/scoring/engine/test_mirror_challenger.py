@@ -17,8 +17,8 @@ from paywarden.scoring.engine.mirror_challenger import LATE_MS, MirrorChallenger
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state.mirror import MirrorSettings
 from tests.unit.scoring.engine.test_scorer import NOW_MS, Host, requests, score_many
-from tests.worlds import small_world
-from tests.worlds.small_history import profiles
+from tests.worlds.small import small_world
+from tests.worlds.small.small_history import profiles
 
 SETTINGS: dict[str, Any] = {"review_at": 0.01, "decline_at": 0.05}
 # Half of the profiles: what another catalogue would make of the same payments.

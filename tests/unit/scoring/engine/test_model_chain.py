@@ -19,7 +19,7 @@ from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.engine.model_chain import NO_MODEL, ChainSettings, ModelChain
 from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.shared import Registry
-from tests.worlds import small_world
+from tests.worlds.small import small_world
 
 Vectors = NDArray[np.float32]
 SETTINGS = ChainSettings(failure_count_max=3, cooldown_ms=1000)

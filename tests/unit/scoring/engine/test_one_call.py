@@ -46,9 +46,9 @@ from paywarden.scoring.state.mirror import MirrorReader, MirrorSettings, MirrorW
 from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxWriter
 from paywarden.scoring.state.overlay import Overlay, OverlayMetrics, OverlaySettings
 from paywarden.scoring.state.overlay_marks import OverlayMarks
-from tests.worlds import small_world
-from tests.worlds.requests import requests_of
-from tests.worlds.small_history import profiles
+from tests.worlds.endpoint.requests import requests_of
+from tests.worlds.small import small_world
+from tests.worlds.small.small_history import profiles
 
 PLAN = small_world.engine().plan
 NOW_MS = int(small_world.history().event_time_ms[-1]) + 1000

@@ -40,10 +40,11 @@ from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
 from paywarden.scoring.state.outbox import OutboxSettings, OutboxUnsynced, OutboxWriter, framed
-from tests.worlds import payments, small_world
-from tests.worlds.certain_bundle import CertainBundle
-from tests.worlds.requests import requests_of
-from tests.worlds.small_history import profiles
+from tests.worlds.endpoint import payments
+from tests.worlds.endpoint.requests import requests_of
+from tests.worlds.small import small_world
+from tests.worlds.small.certain_bundle import CertainBundle
+from tests.worlds.small.small_history import profiles
 
 PLAN = small_world.engine().plan
 NOW_MS = int(small_world.history().event_time_ms[-1]) + 1000

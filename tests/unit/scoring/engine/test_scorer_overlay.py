@@ -15,8 +15,8 @@ from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
 from paywarden.scoring.state.overlay import Overlay, OverlaySettings, monotonic_ms, prepare
 from paywarden.scoring.state.overlay_marks import OverlayMarks
 from tests.unit.scoring.engine.test_scorer import NOW_MS, PLAN, STRANGER, Host, answered, default_intake
-from tests.worlds import small_world
-from tests.worlds.payments import payments_of
+from tests.worlds.endpoint.payments import payments_of
+from tests.worlds.small import small_world
 
 
 class OverlaidHost(Host):

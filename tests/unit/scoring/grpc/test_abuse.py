@@ -37,7 +37,7 @@ from tests.services.clients.grpc_raw import (
     pack_headers,
     raw_frame,
 )
-from tests.worlds.grpc_served import GrpcServed, payment
+from tests.worlds.endpoint.grpc_served import GrpcServed, payment
 
 PAYMENT = payment().SerializeToString()
 BLOCK = pack_headers(call_headers())

@@ -33,7 +33,7 @@ from tests.services.clients.grpc_raw import (
     raw_frame,
 )
 from tests.services.product.processes import wait_until
-from tests.worlds.grpc_served import PATIENT, GrpcServed, payment
+from tests.worlds.endpoint.grpc_served import PATIENT, GrpcServed, payment
 
 HEALTH_CHECK = b"/grpc.health.v1.Health/Check"
 HEALTH_WATCH = b"/grpc.health.v1.Health/Watch"

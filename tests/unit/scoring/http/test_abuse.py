@@ -12,7 +12,7 @@ from random import Random
 import pytest
 
 from paywarden.schemas.proto.split_pb2 import SplitBatchRequest
-from tests.worlds.http_world import (
+from tests.worlds.endpoint.http_world import (
     PATIENT,
     WAIT_SECONDS,
     Client,

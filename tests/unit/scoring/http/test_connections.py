@@ -17,7 +17,7 @@ from paywarden.scoring.http import front
 from paywarden.scoring.http.settings import HttpSettings
 from tests.fakes.http_memory import MemoryWorld
 from tests.services.product.processes import wait_until
-from tests.worlds.http_world import (
+from tests.worlds.endpoint.http_world import (
     PATIENT,
     WAIT_SECONDS,
     Client,

@@ -18,7 +18,7 @@ from paywarden.schemas.proto.split_pb2 import SplitBatchRequest
 from paywarden.scoring.grpc.services import Reflection
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.validation import RequestLimits
-from tests.worlds.http_world import Client, Served, payment, post_json, post_protobuf, serving
+from tests.worlds.endpoint.http_world import Client, Served, payment, post_json, post_protobuf, serving
 
 customer = Entity("customer", "customer_id")
 PAYMENT = Payment(

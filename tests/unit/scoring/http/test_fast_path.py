@@ -38,10 +38,10 @@ from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxWriter
 from tests.patience import PATIENCE_S
-from tests.worlds import small_world
-from tests.worlds.http_world import PATIENT, Reply, get, post
-from tests.worlds.requests import requests_of
-from tests.worlds.small_history import profiles
+from tests.worlds.endpoint.http_world import PATIENT, Reply, get, post
+from tests.worlds.endpoint.requests import requests_of
+from tests.worlds.small import small_world
+from tests.worlds.small.small_history import profiles
 
 PLAN = small_world.engine().plan
 NOW_MS = int(small_world.history().event_time_ms[-1]) + 1000

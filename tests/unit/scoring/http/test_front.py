@@ -7,7 +7,7 @@ import pytest
 from paywarden.schemas.errors import StoreUnavailable
 from paywarden.schemas.proto.scoring_pb2 import ScoreBatchRequest, ScoreBatchResponse, ScoreRequest, ScoreResponse
 from paywarden.scoring.engine.batcher import DeadlineExceeded, Overloaded
-from tests.worlds.http_world import Client, Served, get, payment, post, post_json, post_protobuf
+from tests.worlds.endpoint.http_world import Client, Served, get, payment, post, post_json, post_protobuf
 
 
 def test_a_payment_is_scored_in_the_format_it_came_in(client: Client) -> None:

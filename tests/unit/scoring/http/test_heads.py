@@ -19,7 +19,7 @@ from paywarden.scoring.http.reader import RequestReader
 from paywarden.scoring.http.settings import HttpSettings
 from paywarden.scoring.requests.trace_context import packed_trace
 from tests.fakes.http_memory import MemoryWorld
-from tests.worlds.http_world import PATIENT, Served, get, payment, post, post_json, post_protobuf, serving
+from tests.worlds.endpoint.http_world import PATIENT, Served, get, payment, post, post_json, post_protobuf, serving
 
 # Small limits, so that the tests reach them.
 SETTINGS = HttpSettings(pipelined_max=3, body_bytes_max=400, head_bytes_max=600, header_count_max=12)

@@ -19,7 +19,7 @@ from paywarden.scoring.net.listeners import accept, open_listener, reserve_port,
 from paywarden.scoring.net.tls import HTTP_1_1, Tls, TlsSettings
 from tests.services.certificates import Authority
 from tests.services.product.processes import wait_until
-from tests.worlds.http_world import WAIT_SECONDS, Client, get, serving
+from tests.worlds.endpoint.http_world import WAIT_SECONDS, Client, get, serving
 
 
 def test_workers_share_a_reserved_port_and_another_parent_cannot_have_it() -> None:

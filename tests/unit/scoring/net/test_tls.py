@@ -18,7 +18,7 @@ from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.net.tls import HTTP_1_1, HTTP_2, Tls, TlsSettings
 from tests.fakes.descriptors import no_descriptors
 from tests.services.certificates import Authority
-from tests.worlds.http_world import PATIENT, WAIT_SECONDS, Client, Served, get, payment, post_json, serving
+from tests.worlds.endpoint.http_world import PATIENT, WAIT_SECONDS, Client, Served, get, payment, post_json, serving
 
 
 @pytest.fixture

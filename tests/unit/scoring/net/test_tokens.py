@@ -14,7 +14,7 @@ from paywarden.scoring.engine import caller_pauses
 from paywarden.scoring.net.tokens import Tokens
 from tests.fakes.descriptors import no_descriptors
 from tests.services.product.processes import wait_until
-from tests.worlds.http_world import PATIENT, UNHURRIED, get, payment, post_json, serving
+from tests.worlds.endpoint.http_world import PATIENT, UNHURRIED, get, payment, post_json, serving
 
 FIRST, SECOND = "first-token-0123456789", "second.token~0123456789=="
 

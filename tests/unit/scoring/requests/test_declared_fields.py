@@ -27,7 +27,7 @@ from paywarden.scoring.requests.json_form import JSON
 from paywarden.scoring.requests.protobuf_form import parse
 from paywarden.scoring.requests.schema import RequestSchema
 from paywarden.scoring.requests.validation import RequestLimits, RequestRules
-from tests.worlds.declarations import declarations
+from tests.worlds.stream.declarations import declarations
 
 NOW_MS = 1_700_000_000_000
 LIMITS = RequestLimits(past_ms_max=5_000, future_ms_max=500)

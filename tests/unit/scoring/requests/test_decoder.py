@@ -25,7 +25,7 @@ from paywarden.scoring.requests.fast_requests import ROWS_MAX
 from paywarden.scoring.requests.json_form import JSON
 from paywarden.scoring.requests.protobuf_form import parse
 from paywarden.scoring.requests.validation import RequestLimits, RequestRules
-from tests.worlds.hostile_requests import groups, hostile_bodies, varint
+from tests.worlds.endpoint.hostile_requests import groups, hostile_bodies, varint
 
 NOW_MS = 1_700_000_000_000
 LIMITS = RequestLimits(

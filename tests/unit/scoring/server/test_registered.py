@@ -35,7 +35,7 @@ from paywarden.scoring.server.deployment import (
 )
 from paywarden.scoring.server.registered import RegisteredDeployment
 from tests.unit.models.rollout.test_rollout import PLAN
-from tests.worlds.registry import CATALOGUE, START_MS, Writer, digest, key_of, people_of
+from tests.worlds.rollout.registry import CATALOGUE, START_MS, Writer, digest, key_of, people_of
 
 PEOPLE = people_of()
 FORK = multiprocessing.get_context("fork")

@@ -24,7 +24,7 @@ from tests.patience import PATIENCE_S
 from tests.services.certificates import Authority
 from tests.services.product.processes import get, is_ready, post, run_paywarden, samples, wait_until
 from tests.services.product.scoring_server import PAYMENT, Server
-from tests.worlds import small_world
+from tests.worlds.small import small_world
 
 
 @pytest.fixture

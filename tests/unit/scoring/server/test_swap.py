@@ -21,7 +21,7 @@ from paywarden.scoring.state.outbox import OutboxReader
 from tests.patience import PATIENCE_S
 from tests.services.product.processes import samples, wait_until
 from tests.services.product.scoring_server import PATIENT, PAYMENT, Server
-from tests.worlds import small_world
+from tests.worlds.small import small_world
 
 STRICT = "\n[policy]\nreview_at = 1e-9\n"
 

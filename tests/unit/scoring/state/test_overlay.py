@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.state import overlay_table as tables
 from paywarden.scoring.state.overlay import OverlaySettings, prepare
-from tests.worlds.overlay_world import OverlayWorld, TwoHosts
+from tests.worlds.stream.overlay_world import OverlayWorld, TwoHosts
 
 
 @contextmanager

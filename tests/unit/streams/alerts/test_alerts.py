@@ -17,7 +17,7 @@ from paywarden.streams.alerts.alerts import Alert, AlertSettings, Severity, Stat
 from paywarden.streams.alerts.book import ATTACHED_MAX
 from paywarden.streams.alerts.causes import Cause, cause_of
 from paywarden.streams.alerts.watch import DriftWatch
-from tests.worlds.drift_world import SIGNALS, World
+from tests.worlds.drift.drift_world import SIGNALS, World
 
 FIVE_MS, HOUR_MS, DAY_MS = LENGTHS_MS
 QUIET, CHANGED = 30, 40

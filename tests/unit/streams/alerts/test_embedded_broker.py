@@ -16,8 +16,8 @@ from paywarden.streams.alerts.samples import DECISIONS_TOPIC, DecisionSampler
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.embedded_broker import EmbeddedBroker
 from tests.patience import PATIENCE_S
-from tests.worlds.alerts_on_topics import NOW_MS
-from tests.worlds.decision_records import decision
+from tests.worlds.drift.alerts_on_topics import NOW_MS
+from tests.worlds.stream.decision_records import decision
 
 IDS = LocalSchemaIds()
 

@@ -26,7 +26,7 @@ from paywarden.streams.alerts.records import (
 from paywarden.streams.alerts.watch import DriftWatch
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.topics import TopicSettings, _config, _partition_count
-from tests.worlds.drift_world import SIGNALS, World
+from tests.worlds.drift.drift_world import SIGNALS, World
 
 IDS = LocalSchemaIds()
 EDGES = np.full((2, FEATURE_BINS - 1), np.inf, dtype=np.float32)

@@ -20,7 +20,7 @@ from paywarden.streams.archive.archive import Archived, Archiver
 from paywarden.streams.archive.files import ArchiveFile, missing_ranges, read_archive, read_parts
 from paywarden.streams.kafka.topic_rows import OFFSET, PARTITION, TIMESTAMP, rows_schema
 from tests.fakes.topic_memory import IDS, Killed, MemoryTopic
-from tests.worlds.backup_page import run_copies
+from tests.worlds.operate.backup_page import run_copies
 
 DAY_MS = 86_400_000
 MONDAY = 19_723 * DAY_MS  # 2024-01-01

@@ -18,8 +18,8 @@ from paywarden.streams.archive.propensities import COLUMNS, with_propensities
 from paywarden.streams.companion.shipping import decision_of
 from paywarden.streams.kafka.topic_rows import OFFSET, PARTITION, TIMESTAMP, TopicRows, rows_schema
 from tests.unit.scoring.engine.test_scorer import Host, requests, score_many
-from tests.worlds import small_world
-from tests.worlds.small_history import profiles
+from tests.worlds.small import small_world
+from tests.worlds.small.small_history import profiles
 
 SHARE = 0.25
 

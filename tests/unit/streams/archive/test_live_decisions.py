@@ -15,7 +15,7 @@ from paywarden.schemas.errors import Misconfigured
 from paywarden.streams.archive.archive import Archiver
 from paywarden.streams.archive.live_decisions import archived_decisions
 from tests.fakes.topic_memory import IDS, MemoryTopic
-from tests.worlds.decision_records import decision
+from tests.worlds.stream.decision_records import decision
 
 MONDAY = 19_723
 WINDOW = Days(MONDAY, MONDAY)

@@ -26,8 +26,8 @@ from paywarden.streams.archive.topic_history import archived_rows, history_of_ro
 from paywarden.streams.companion.shipping import decision_of
 from paywarden.streams.kafka.topic_rows import RowBuilder, TopicRows
 from tests.fakes.topic_memory import IDS, MemoryTopic
-from tests.worlds import small_world
-from tests.worlds.small_world import DAY_MS, FIRST_DAY
+from tests.worlds.small import small_world
+from tests.worlds.small.small_world import DAY_MS, FIRST_DAY
 
 SHARE, WEIGHT_MAX = 0.1, 8.0
 # The payments of the first days, and days that they reach to.

@@ -21,7 +21,7 @@ from paywarden.streams.kafka.topic_rows import RowBuilder, TopicRows, rows_schem
 from paywarden.streams.profiles.decoder import EventDecoder
 from paywarden.streams.profiles.payment_columns import Position
 from tests.fakes.topic_memory import IDS, MemoryTopic
-from tests.worlds import small_world
+from tests.worlds.small import small_world
 
 NOW = 1_704_067_200_000
 PAYMENT = {

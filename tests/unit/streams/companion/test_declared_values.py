@@ -35,7 +35,7 @@ from paywarden.scoring.state.mirror import MirrorSettings
 from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxWriter
 from paywarden.streams.companion.shipment import read_entry
 from paywarden.streams.companion.shipping import decision_of
-from tests.worlds.certain_bundle import CertainBundle
+from tests.worlds.small.certain_bundle import CertainBundle
 
 NOW_MS = 1_720_000_000_000
 CUSTOMER = fields.text("customer_id", 1, personal=True)

@@ -19,7 +19,7 @@ from paywarden.scoring.state import overlay_table as tables
 from paywarden.scoring.state.overlay import OverlaySettings, prepare
 from paywarden.scoring.state.overlay_rows import ROWS_AT_ONCE, Drop, RowDatagrams, SharedRows
 from paywarden.streams.companion.overlay_exchange import ExchangeMetrics, OverlayExchange
-from tests.worlds import small_history
+from tests.worlds.small import small_history
 
 NOW_MS = 1_767_866_400_000
 PLAN = small_history.engine().plan

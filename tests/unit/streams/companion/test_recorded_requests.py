@@ -20,9 +20,9 @@ from paywarden.scoring.state.outbox import OutboxReader
 from paywarden.streams.companion.shipment import read_entry
 from paywarden.streams.companion.shipping import decision_of
 from tests.unit.scoring.engine.test_batches import World
-from tests.worlds.hostile_requests import groups, hostile_bodies
-from tests.worlds.http_world import NOW_MS
-from tests.worlds.payments import euro_intake
+from tests.worlds.endpoint.hostile_requests import groups, hostile_bodies
+from tests.worlds.endpoint.http_world import NOW_MS
+from tests.worlds.endpoint.payments import euro_intake
 
 ids = st.text("abcXYZ019-é€", min_size=1, max_size=20)
 sent_requests = st.builds(

@@ -26,8 +26,8 @@ from paywarden.streams.companion.cursors import ShippedTo
 from paywarden.streams.companion.retry_set_aside import entries_of, mended, retry, why_not
 from paywarden.streams.companion.set_aside import Entry, SetAside, Unreadable
 from paywarden.streams.companion.shipment import read_entry
-from tests.worlds.hostile_requests import fields_of, groups, varint, written
-from tests.worlds.shipped import World, entry
+from tests.worlds.endpoint.hostile_requests import fields_of, groups, varint, written
+from tests.worlds.stream.shipped import World, entry
 
 MUST_ABORT = KafkaException(KafkaError(KafkaError._TIMED_OUT, "records timed out", txn_requires_abort=True))
 REQUEST = ScoreRequest(

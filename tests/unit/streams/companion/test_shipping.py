@@ -16,7 +16,7 @@ from paywarden.scoring.state.outbox import Cursor, OutboxSettings, OutboxWriter
 from paywarden.streams.companion.cursors import HostIdentity, ShippedTo, boot_id
 from paywarden.streams.companion.shipment import ShippingOptions
 from paywarden.streams.companion.shipping import decision_of
-from tests.worlds.shipped import World, entry
+from tests.worlds.stream.shipped import World, entry
 
 TIMED_OUT = KafkaException(KafkaError(KafkaError._TIMED_OUT, "not yet", retriable=True))
 MUST_ABORT = KafkaException(KafkaError(KafkaError._TIMED_OUT, "records timed out", txn_requires_abort=True))

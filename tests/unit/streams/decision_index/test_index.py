@@ -17,7 +17,7 @@ from paywarden.streams.decision_index import index as index_module
 from paywarden.streams.decision_index.database import Database, DuckDbDatabase
 from paywarden.streams.decision_index.index import HOUR_MS, DecisionIndex, Stored
 from paywarden.streams.decision_index.search import ACTIONS, Place, Row, Search, key_hash
-from tests.worlds.decision_records import decision
+from tests.worlds.stream.decision_records import decision
 
 _START_MS = 1_704_067_200_000
 OPTIONAL = {"device_id": None, "ip": None, "mcc": None, "country": None, "channel": None}

@@ -21,7 +21,7 @@ from paywarden.streams.drift.counts import (
     counted,
 )
 from paywarden.streams.drift.settings import DriftSettings
-from tests.worlds.drifting import NOON_MS, decision, small_binning
+from tests.worlds.drift.drifting import NOON_MS, decision, small_binning
 
 SETTINGS = DriftSettings(versions_max=2)
 BINNINGS = Binnings({"m1": small_binning(), "m2": small_binning(6)})

@@ -20,7 +20,7 @@ from paywarden.streams.drift.detection import DriftDetection
 from paywarden.streams.drift.evaluation import of_overall
 from paywarden.streams.drift.learning import LiveReferences, counted_binning
 from paywarden.streams.drift.metrics import DetectionMetrics
-from tests.worlds.small_decisions import FEATURE, SmallDecisions, reference
+from tests.worlds.small.small_decisions import FEATURE, SmallDecisions, reference
 
 FIVE_MS = LENGTHS_MS[0]
 # A Monday's noon.

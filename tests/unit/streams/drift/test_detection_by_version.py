@@ -13,7 +13,7 @@ from paywarden.schemas.errors import InvalidEvent
 from paywarden.streams.alerts.alerts import Alert, AlertSettings, State
 from paywarden.streams.alerts.records import Acknowledgement
 from paywarden.streams.drift.detection import DriftWatches
-from tests.worlds.drift_world import SIGNALS, World
+from tests.worlds.drift.drift_world import SIGNALS, World
 
 FIVE_MS = LENGTHS_MS[0]
 BOTH = {"model-1": SIGNALS, "model-2": SIGNALS}

@@ -15,7 +15,7 @@ from paywarden.streams.drift.evaluation import DAY_MS, HOUR_MS, WEEK_MS, Evaluat
 from paywarden.streams.drift.metrics import DriftMetrics
 from paywarden.streams.drift.settings import DriftSettings
 from paywarden.streams.drift.state import FIVE_MS, Adder, DriftCounting, PartitionState, read_heads
-from tests.worlds.drifting import NOON_MS, decision, small_binning
+from tests.worlds.drift.drifting import NOON_MS, decision, small_binning
 
 BINNINGS = Binnings({"m1": small_binning()})
 ADDER = Adder(BINNINGS)

@@ -15,7 +15,7 @@ from paywarden.models.drift.signal_layout import Kinds
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.streams.drift.counts import Binnings, Model
 from paywarden.streams.drift.learning import FollowedLevels, LiveReferences, counted_binning
-from tests.worlds.small_decisions import SmallDecisions, reference
+from tests.worlds.small.small_decisions import SmallDecisions, reference
 
 TODAY_MS = 19_730 * DAY_MS
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from paywarden.streams.alerts.alerts import Alert, Severity, State
-from tests.worlds.made_decisions import MadeWorld, Shares, day_of, quiet_reference, ramp, run, told
+from tests.worlds.drift.made_decisions import MadeWorld, Shares, day_of, quiet_reference, ramp, run, told
 
 # Few payments a day: the worlds are run by the hour, and the hour's work is what a test costs.
 PAYMENTS = 1_500

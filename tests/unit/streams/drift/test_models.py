@@ -14,7 +14,7 @@ from paywarden.streams.drift.metrics import DriftMetrics
 from paywarden.streams.drift.models import SeenModel, models_seen
 from paywarden.streams.drift.settings import DriftSettings
 from paywarden.streams.drift.state import DriftCounting
-from tests.worlds.drifting import FEATURES, NOON_MS, decision, small_binning
+from tests.worlds.drift.drifting import FEATURES, NOON_MS, decision, small_binning
 
 BINNINGS = Binnings({"m1": small_binning()})
 

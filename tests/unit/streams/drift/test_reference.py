@@ -13,7 +13,7 @@ from paywarden.models.metrics.evaluation import Days
 from paywarden.schemas.errors import Misconfigured
 from paywarden.streams.drift.backtest_files import archived
 from paywarden.streams.drift.reference import live_reference
-from tests.worlds.decision_archive import DAYS, FIRST_DAY, PER_HOUR, manifest, write_decision_archive
+from tests.worlds.small.decision_archive import DAYS, FIRST_DAY, PER_HOUR, manifest, write_decision_archive
 
 
 @pytest.fixture(scope="module")

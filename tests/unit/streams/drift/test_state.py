@@ -39,7 +39,7 @@ from paywarden.streams.drift.state import (
     take_over,
     tile_key,
 )
-from tests.worlds.drifting import NOON_MS, decision, small_binning
+from tests.worlds.drift.drifting import NOON_MS, decision, small_binning
 
 BINNINGS = Binnings({"m1": small_binning()})
 ADDER = Adder(BINNINGS)

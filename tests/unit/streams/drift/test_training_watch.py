@@ -21,7 +21,7 @@ from paywarden.streams.drift.learning import LiveReferences, counted_binning
 from paywarden.streams.drift.metrics import DetectionMetrics
 from paywarden.streams.drift.settings import TrainingComparisonSettings
 from paywarden.streams.drift.training_watch import TrainingWatch, TrainingWatches
-from tests.worlds.made_decisions import SMALL, VERSION, MadeWorld, Shares, ms_of, quiet_reference, ramp
+from tests.worlds.drift.made_decisions import SMALL, VERSION, MadeWorld, Shares, ms_of, quiet_reference, ramp
 
 SETTINGS = TrainingComparisonSettings()
 

@@ -33,9 +33,9 @@ from paywarden.streams.profiles.payment_columns import PaymentEvent, Position
 from paywarden.streams.profiles.watermarks import PREFIX, progress_key
 from tests.patience import PATIENCE_S
 from tests.services.product.processes import PaywardenProcess
-from tests.worlds import small_world
-from tests.worlds.joined import apply, touched
-from tests.worlds.packed import without_sources
+from tests.worlds.small import small_world
+from tests.worlds.stream.joined import apply, touched
+from tests.worlds.stream.packed import without_sources
 
 DAY_MS = 86_400_000
 PLAN = small_world.engine().plan

@@ -19,7 +19,7 @@ from paywarden.streams.maintenance.backfill import Backfill
 from paywarden.streams.maintenance.forget import ROUNDS_MAX, SETTLE_S, Forgotten, forget
 from paywarden.streams.profiles.events import record_key
 from tests.unit.features.kernel.profiles import label, payment, profile
-from tests.worlds import small_world
+from tests.worlds.small import small_world
 
 card = Entity("card", key="card_id")
 merchant = Entity("merchant", key="merchant_id")

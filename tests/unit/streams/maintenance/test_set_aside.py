@@ -21,7 +21,7 @@ from paywarden.streams.profiles.repartition import decode_frame
 from paywarden.streams.profiles.set_aside import SetAside, is_set_aside
 from tests.patience import PATIENCE_S
 from tests.unit.streams.profiles.test_set_aside import FUTURE, one_card, parts, update
-from tests.worlds import small_world
+from tests.worlds.small import small_world
 
 
 class Owner:

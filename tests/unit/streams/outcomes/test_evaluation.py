@@ -19,7 +19,7 @@ from paywarden.streams.outcomes.payments import DAY_MS, Arm, SourcePartition
 from paywarden.streams.outcomes.records import METRICS_TOPIC, MetricsRecord
 from paywarden.streams.outcomes.settings import OutcomeSettings
 from paywarden.streams.outcomes.state import Day, JoinProgress, OutcomeHead, day_key, head_key
-from tests.worlds.outcome_days import Days
+from tests.worlds.drift.outcome_days import Days
 
 SOURCES = sources_of(range(2), range(3))
 SETTINGS = OutcomeSettings(label_delay_days=7, window_days=30)

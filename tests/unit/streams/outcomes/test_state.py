@@ -37,7 +37,7 @@ from paywarden.streams.outcomes.state import (
     read_heads,
     take_over,
 )
-from tests.worlds.outcome_world import (
+from tests.worlds.drift.outcome_world import (
     FIRST_DAY,
     Record,
     assert_same,

@@ -13,7 +13,7 @@ from paywarden.streams.alerts.records import record_of
 from paywarden.streams.outcomes.payments import DAY_MS, Arm
 from paywarden.streams.outcomes.settings import OutcomeSettings
 from paywarden.streams.outcomes.watch import OutcomeWatch
-from tests.worlds.outcome_days import Days
+from tests.worlds.drift.outcome_days import Days
 
 ARM = Arm("m1", "")
 SETTINGS = OutcomeSettings()

@@ -13,7 +13,7 @@ from paywarden.schemas.payment_fields import AMOUNT_MINOR_MAX, FIELD, ID_BYTES_M
 from paywarden.streams.profiles.decoder import TIMES, EventDecoder
 from paywarden.streams.profiles.events import OutcomeEvent, record_key
 from paywarden.streams.profiles.payment_columns import Position
-from tests.worlds import small_world
+from tests.worlds.small import small_world
 
 NOW_MS = 1_720_000_000_000
 ARRIVED_MS = NOW_MS - 877

@@ -15,9 +15,9 @@ from paywarden.schemas.proto.store_pb2 import PaymentRecord
 from paywarden.streams.profiles import events as batch
 from paywarden.streams.profiles.events import Joined, OutcomeEvent, ProfileUpdates
 from paywarden.streams.profiles.payment_columns import PaymentEvent, Position
-from tests.worlds import small_world
-from tests.worlds.joined import apply, touched
-from tests.worlds.packed import sources_of, without_sources
+from tests.worlds.small import small_world
+from tests.worlds.stream.joined import apply, touched
+from tests.worlds.stream.packed import sources_of, without_sources
 
 Event = PaymentEvent | OutcomeEvent
 ENTITIES = small_world.engine().plan.entity_count

@@ -17,7 +17,7 @@ from paywarden.streams.kafka.reading import Record
 from paywarden.streams.profiles.decoder import TIMES, EventDecoder
 from paywarden.streams.profiles.events import payments_source
 from paywarden.streams.profiles.payment_columns import PaymentEvent, Position
-from tests.worlds import small_world
+from tests.worlds.small import small_world
 
 NOW_MS = 1_720_000_000_000
 IDS = LocalSchemaIds()

@@ -19,8 +19,8 @@ from paywarden.streams.profiles import events as batch
 from paywarden.streams.profiles.events import Joined, OutcomeEvent, record_key
 from paywarden.streams.profiles.payment_columns import PaymentEvent, Position
 from tests.unit.features.kernel.profiles import Change, label, payment, profile, row
-from tests.worlds.joined import apply
-from tests.worlds.packed import without_sources
+from tests.worlds.stream.joined import apply
+from tests.worlds.stream.packed import without_sources
 
 NOON_MS = 1_530_446_400_000
 KEYS = (b"card:c", b"merchant:m")

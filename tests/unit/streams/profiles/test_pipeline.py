@@ -27,8 +27,8 @@ from paywarden.streams.profiles.settings import PipelineOptions, PipelineTiming,
 from paywarden.streams.profiles.watermarks import CLAIM_KEY, PREFIX
 from tests.fakes.kafka import FakeBroker, FakeConsumer, Place, clients_of
 from tests.services.product.processes import wait_until
-from tests.worlds.packed import sources_of, without_sources
-from tests.worlds.topics import batch_profiles, small_world
+from tests.worlds.stream.packed import sources_of, without_sources
+from tests.worlds.stream.topics import batch_profiles, small_world
 
 P0, P1, O0 = ("payments", 0), ("payments", 1), ("outcomes", 0)
 FRAMES: tuple[Place, ...] = (("repartition-card", 0), ("repartition-merchant", 0), ("repartition-device", 0))

@@ -27,8 +27,8 @@ from paywarden.streams.profiles.events import (
 from paywarden.streams.profiles.payment_columns import Position
 from paywarden.streams.profiles.repartition import decode_frame
 from paywarden.streams.profiles.router import Decoded, Router
-from tests.worlds import small_world
-from tests.worlds.topics import small_world as simulated
+from tests.worlds.small import small_world
+from tests.worlds.stream.topics import small_world as simulated
 
 NOW_MS = 1_800_000_000_000
 ROUTES = {name: (f"repartition-{name}", 2) for name in small_world.engine().plan.entity_names}

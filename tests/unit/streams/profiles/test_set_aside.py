@@ -19,7 +19,7 @@ from paywarden.streams.profiles.repartition import decode_frame
 from paywarden.streams.profiles.set_aside import EVENTS_MAX, SetAside, is_set_aside
 from paywarden.streams.profiles.updater import Updater
 from tests.unit.streams.profiles.test_updater import ROUTES, card_events
-from tests.worlds import small_world
+from tests.worlds.small import small_world
 
 # No release wrote a layout of this version.
 FUTURE = b"\x63 of a later release"

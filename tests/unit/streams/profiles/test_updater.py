@@ -17,8 +17,8 @@ from paywarden.streams.profiles.repartition import encode_frame
 from paywarden.streams.profiles.router import Decoded
 from paywarden.streams.profiles.updater import Updater
 from tests.unit.streams.profiles.test_router import FakeSender, UnwellStore, decoded
-from tests.worlds import small_world
-from tests.worlds.packed import sources_of
+from tests.worlds.small import small_world
+from tests.worlds.stream.packed import sources_of
 
 ROUTES = {name: (f"repartition-{name}", 1) for name in small_world.engine().plan.entity_names}
 

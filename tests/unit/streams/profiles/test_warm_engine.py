@@ -35,9 +35,9 @@ from tests.checkout import CHECKOUT
 from tests.patience import PATIENCE_S
 from tests.unit.features.history.test_point_in_time import RATES, history
 from tests.unit.features.kernel.profiles import apply, payment, row
-from tests.worlds.joined import apply as apply_batch
-from tests.worlds.packed import resealed
-from tests.worlds.payments import score_many
+from tests.worlds.endpoint.payments import score_many
+from tests.worlds.stream.joined import apply as apply_batch
+from tests.worlds.stream.packed import resealed
 
 NOON_MS = 1_530_446_400_000
 # The functions that Python calls. The rest of the kernel is compiled into these.

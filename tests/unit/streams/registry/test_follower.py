@@ -14,8 +14,8 @@ from paywarden.models.registry import entries as kinds
 from paywarden.schemas.errors import RegistryRefused
 from paywarden.streams.registry.follower import FollowerMetrics, LogFollower
 from paywarden.streams.registry.shared_log import SharedLog
-from tests.worlds.registry import Writer
-from tests.worlds.registry_hosts import PEOPLE, Host, MemoryTopic
+from tests.worlds.rollout.registry import Writer
+from tests.worlds.rollout.registry_hosts import PEOPLE, Host, MemoryTopic
 
 
 class Following:

@@ -13,8 +13,8 @@ from paywarden.models.registry.copies import TopicReader
 from paywarden.models.registry.rules import state_of
 from paywarden.schemas.errors import BrokerUnavailable, RegistryRefused
 from paywarden.streams.registry.shared_log import SharedLog
-from tests.worlds.registry import Writer
-from tests.worlds.registry_hosts import PEOPLE, RULES, Host, MemoryTopic
+from tests.worlds.rollout.registry import Writer
+from tests.worlds.rollout.registry_hosts import PEOPLE, RULES, Host, MemoryTopic
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.reading import Record
 from paywarden.streams.rollouts.leader import RolloutLeader, decision_columns
-from tests.worlds.decision_records import decision
+from tests.worlds.stream.decision_records import decision
 
 SALT = "00" * 16
 

@@ -23,8 +23,8 @@ from paywarden.models.replay.replay import ReplayOptions, replay
 from paywarden.models.replay.report.page import PageTable, amount, fixed_percent, money, percent, short_amount
 from paywarden.models.replay.report.renderer import render_block
 from paywarden.models.replay.report.report import report_html
-from tests.worlds import small_world
-from tests.worlds.small_world import FIRST_DAY, LABEL_DELAY_DAYS
+from tests.worlds.small import small_world
+from tests.worlds.small.small_world import FIRST_DAY, LABEL_DELAY_DAYS
 
 WINDOW = Days(FIRST_DAY + 20, FIRST_DAY + 28)
 VOID = {"meta", "br", "hr", "img", "link", "input"}

@@ -21,7 +21,7 @@ from paywarden.models.training.search_space import boosted_paths
 from paywarden.ops.commands.model.backtest import MODEL_NAMES, backtest
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
-from tests.worlds import small_world
+from tests.worlds.small import small_world
 
 
 def run(*arguments: str) -> Result:

@@ -28,9 +28,9 @@ from paywarden.schemas.errors import Misconfigured, PaywardenError, RegistryRefu
 from paywarden.schemas.settings import read_source
 from paywarden.streams.kafka import admin
 from tests.services.missing_tools import COMPILER
-from tests.worlds import small_world
-from tests.worlds.backup_page import run_copies
-from tests.worlds.registry import Writer, people_file
+from tests.worlds.operate.backup_page import run_copies
+from tests.worlds.rollout.registry import Writer, people_file
+from tests.worlds.small import small_world
 
 needs_compiler = pytest.mark.skipif(compiler_name() is None, reason=COMPILER.reason)
 ROLES = {

@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from paywarden.ops.cli import cli
 from tests.checkout import CHECKOUT
-from tests.worlds import small_world
+from tests.worlds.small import small_world
 
 EXAMPLE = CHECKOUT / "ops" / "paywarden.toml"
 

@@ -19,8 +19,8 @@ from paywarden.features.history.history import write_history
 from paywarden.models.metrics.evaluation import date_of_day
 from paywarden.ops.cli import cli
 from paywarden.schemas.errors import BundleRefused, Misconfigured, PaywardenError
-from tests.worlds import small_world
-from tests.worlds.small_world import FIRST_DAY
+from tests.worlds.small import small_world
+from tests.worlds.small.small_world import FIRST_DAY
 
 FROM = date_of_day(FIRST_DAY + 22)
 RULE = """

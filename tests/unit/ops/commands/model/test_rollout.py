@@ -27,7 +27,7 @@ from paywarden.scoring.server.deployment import (
 )
 from paywarden.streams.kafka import admin
 from paywarden.streams.rollouts import topic
-from tests.worlds.registry import Writer, digest, people_file
+from tests.worlds.rollout.registry import Writer, digest, people_file
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import read_source
 from paywarden.streams.archive.archive import Archiver
 from tests.fakes.topic_memory import IDS, MemoryTopic
-from tests.worlds.decision_records import decision
+from tests.worlds.stream.decision_records import decision
 
 MS = 1_704_067_200_050
 

@@ -21,7 +21,7 @@ from paywarden.models.bundle.compiler import compiler_name
 from paywarden.ops.commands.model.train import train
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
-from tests.worlds import small_world
+from tests.worlds.small import small_world
 
 WINDOW = ("--train-from", "2024-01-03", "--train-to", "2024-01-20")
 QUICK = {"trees": 5, "folds": 2, "max_bin": 255, "early_stopping_rounds": 0}

@@ -19,7 +19,7 @@ from paywarden.schemas.settings import read_source
 from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
 from paywarden.scoring.state.shards import CardShards, HeldShards, ShardSettings
 from tests.services.certificates import Authority
-from tests.worlds.gateway_described import TEXT, write_description
+from tests.worlds.operate.gateway_described import TEXT, write_description
 
 
 @pytest.fixture(autouse=True)

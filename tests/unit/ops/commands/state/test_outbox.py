@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from paywarden.ops.cli import cli
 from paywarden.scoring.state.outbox import OutboxWriter
 from tests.unit.streams.companion.test_set_aside import MANY_LEVELS
-from tests.worlds.shipped import World
+from tests.worlds.stream.shipped import World
 
 
 @pytest.fixture

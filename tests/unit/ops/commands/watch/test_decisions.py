@@ -23,7 +23,7 @@ from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.engine.recomputed import decide_again, outcome_of
 from paywarden.scoring.state.outbox import OutboxSettings, OutboxWriter
 from paywarden.streams.companion.shipping import decision_of
-from tests.worlds import small_world
+from tests.worlds.small import small_world
 
 SETTINGS = PolicySettings(review_at=0.02)
 

@@ -19,7 +19,7 @@ from paywarden.streams.alerts.records import Acknowledgement, Histograms, record
 from paywarden.streams.drift.models import SeenModel
 from tests.services.product.processes import run_paywarden
 from tests.unit.streams.drift.test_training_watch import Watched, changed
-from tests.worlds.made_decisions import ramp
+from tests.worlds.drift.made_decisions import ramp
 
 NOW_MS = 1_714_564_800_000  # 2024-05-01T12:00:00Z
 ALERT = Alert(

@@ -24,7 +24,7 @@ from paywarden.schemas.settings import Source
 from paywarden.streams.alerts.alerts import Alert, AlertSettings
 from paywarden.streams.drift.backtest import Backtest, VirtualDetection
 from paywarden.streams.drift.backtest_files import Injection, PastPart, replayed
-from tests.worlds.made_decisions import (
+from tests.worlds.drift.made_decisions import (
     FEATURES,
     SMALL,
     TRAINING_DAYS,
@@ -34,7 +34,7 @@ from tests.worlds.made_decisions import (
     ms_of,
     quiet_reference,
 )
-from tests.worlds.made_decisions import FIRST_DAY as MADE_DAY
+from tests.worlds.drift.made_decisions import FIRST_DAY as MADE_DAY
 
 LIVE_DAYS = 6
 

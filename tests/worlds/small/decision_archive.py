@@ -9,8 +9,8 @@ from paywarden.models.bundle.bundle import Manifest
 from paywarden.models.drift.detectors import DAY_MS, HOUR_MS
 from paywarden.streams.archive.archive import Archiver
 from tests.fakes.topic_memory import IDS, MemoryTopic
-from tests.worlds import small_world
-from tests.worlds.small_decisions import SmallDecisions
+from tests.worlds.small import small_world
+from tests.worlds.small.small_decisions import SmallDecisions
 
 FIRST_DAY = 19_730
 DAYS, PER_HOUR = 3, 20

@@ -28,7 +28,7 @@ from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.requests.validation import RequestLimits
 from tests.patience import PATIENCE_S
-from tests.worlds.payments import euro_intake
+from tests.worlds.endpoint.payments import euro_intake
 
 NOW_MS = 1_700_000_000_000
 # Limits that no test reaches, however busy the machine is.

@@ -35,7 +35,7 @@ from paywarden.scoring.state.mirror import MirrorReader
 from paywarden.scoring.state.overlay import Overlay, OverlaySettings, prepare
 from paywarden.scoring.state.overlay_marks import OverlayMarks
 from paywarden.scoring.state.overlay_rows import Drop, RowDatagrams, SharedRows
-from tests.worlds import small_history
+from tests.worlds.small import small_history
 
 START_MS = 1_767_866_400_000
 CARDS, MERCHANTS, DEVICES, PARTITIONS = 4, 2, 3, 2

@@ -1,4 +1,6 @@
-"""How long each alert takes to fire and to clear: `python -m tests.worlds.alert_table` writes docs/operate/alerts.md.
+"""How long each alert takes to fire and to clear.
+
+`python -m tests.worlds.operate.alert_table` writes docs/operate/alerts.md.
 
 promtool evaluates ops/alerts.yml on the series of a quiet day with one fault in it, in simulated time, and each alert's
 own `for` counts in full. It only compares, so this module asks for what cannot be and reads what promtool got instead.
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.checkout import CHECKOUT
-from tests.worlds.alert_faults import DAY_S, FAULTS, QUIET, Count, Fault, Series
+from tests.worlds.operate.alert_faults import DAY_S, FAULTS, QUIET, Count, Fault, Series
 
 PAGE = CHECKOUT / "docs" / "operate" / "alerts.md"
 ALERTS = CHECKOUT / "ops" / "alerts.yml"

@@ -18,7 +18,7 @@ from paywarden.models.drift.table_segments import TableSegments
 from paywarden.models.policy.policy import ACTIONS
 from paywarden.streams.drift.counts import counted, row_of
 from tests.services.made_once import made_once
-from tests.worlds import small_world
+from tests.worlds.small import small_world
 
 FEATURE = "card_amount_mean_30d"
 _PER_HOUR = 120

@@ -19,7 +19,7 @@ from paywarden.models.training.settings import TrainingSettings
 from paywarden.models.training.table import TrainingTable, training_table
 from paywarden.models.training.training import train_bundle
 from tests.services.made_once import made_once
-from tests.worlds.small_history import CARDS, DAY_MS, DAYS, FIRST_DAY, SEED, engine, history, rates, tables
+from tests.worlds.small.small_history import CARDS, DAY_MS, DAYS, FIRST_DAY, SEED, engine, history, rates, tables
 
 __all__ = [
     "CARDS",

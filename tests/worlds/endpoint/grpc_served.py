@@ -22,7 +22,7 @@ from paywarden.scoring.net.tls import Tls
 from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.requests.validation import RequestLimits
 from tests.patience import PATIENCE_S
-from tests.worlds.payments import euro_intake
+from tests.worlds.endpoint.payments import euro_intake
 
 NOW_MS = 1_700_000_000_000
 WAIT_S = PATIENCE_S

@@ -27,7 +27,7 @@ from paywarden.streams.kafka.topic_names import repartition_topic
 from paywarden.streams.profiles.watermarks import PREFIX
 from tests.patience import PATIENCE_S
 from tests.services.product.processes import wait_until
-from tests.worlds.packed import without_sources
+from tests.worlds.stream.packed import without_sources
 
 ENTITIES = ("card", "merchant", "device")
 

@@ -4,8 +4,8 @@
     engine()          an engine that is warm
     profiles()        the packed profile of each entity after the whole history, by its key in the store
 
-Each is made once per process and shared; the payments are made once per run. tests/worlds/small_world.py has a model
-trained on this history.
+Each is made once per process and shared; the payments are made once per run. tests/worlds/small/small_world.py has a
+model trained on this history.
 """
 
 from __future__ import annotations

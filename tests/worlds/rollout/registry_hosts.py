@@ -11,7 +11,7 @@ from paywarden.models.registry.log import LogFile, RegistryLog
 from paywarden.models.registry.rules import Rules, state_of
 from paywarden.schemas.errors import BrokerUnavailable
 from paywarden.streams.registry.shared_log import SharedLog
-from tests.worlds.registry import Writer, people_of
+from tests.worlds.rollout.registry import Writer, people_of
 
 PEOPLE = people_of()
 RULES = Rules()

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from paywarden.models.bundle.bundle import Bundle, load_bundle
 from paywarden.models.bundle.cascade import Cascade, CascadePredictor
-from tests.worlds import small_world
+from tests.worlds.small import small_world
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]

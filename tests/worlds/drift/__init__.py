@@ -1,0 +1,1 @@
+"""Decisions, outcomes and alerts of worlds that change."""

@@ -1,0 +1,1 @@
+"""Requests and payments at the endpoint, and fronts that run in a thread."""

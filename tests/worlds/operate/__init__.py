@@ -1,0 +1,1 @@
+"""What an operator reads and writes: alerts and their faults, the runbook, pages, a gateway's description."""
