@@ -32,7 +32,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from paywarden.features.catalogue.arguments import (
+from paywarden.features.catalogue.attributes import Attribute, Condition, amount
+from paywarden.features.catalogue.checks import BESIDE_PROFILES, check_declared, check_entities, check_features
+from paywarden.features.catalogue.entity_words.arguments import (
     at_most,
     attribute_value,
     check_including,
@@ -41,8 +43,10 @@ from paywarden.features.catalogue.arguments import (
     quotient,
     spoken_most,
 )
-from paywarden.features.catalogue.attributes import Attribute, Condition, amount
-from paywarden.features.catalogue.checks import BESIDE_PROFILES, check_declared, check_entities, check_features
+from paywarden.features.catalogue.entity_words.frauds import FraudWords
+from paywarden.features.catalogue.entity_words.latest import LATEST_MAX, MEMORY_MAX, LatestWords
+from paywarden.features.catalogue.entity_words.numbers import NumberWords
+from paywarden.features.catalogue.entity_words.words import spoken, spoken_half_life, spoken_including, spoken_where
 from paywarden.features.catalogue.expressions import (
     Column,
     Derived,
@@ -56,12 +60,8 @@ from paywarden.features.catalogue.expressions import (
     stored_values,
 )
 from paywarden.features.catalogue.fields import NO_FIELDS, Payment
-from paywarden.features.catalogue.frauds import FraudWords
-from paywarden.features.catalogue.latest import LATEST_MAX, MEMORY_MAX, LatestWords
-from paywarden.features.catalogue.numbers import NumberWords
 from paywarden.features.catalogue.request import CATEGORIES_MAX, ratio, request
 from paywarden.features.catalogue.windows import HOUR_MS, line_of_caller, window_of, wrong, wrong_at
-from paywarden.features.catalogue.words import spoken, spoken_half_life, spoken_including, spoken_where
 from paywarden.schemas.errors import Misconfigured
 
 __all__ = [

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from paywarden.features.catalogue.arguments import (
+from paywarden.features.catalogue.attributes import AMOUNT_MAX, Attribute, Condition, amount
+from paywarden.features.catalogue.entity_words.arguments import (
     at_most,
     attribute_value,
     compared_columns,
@@ -22,7 +23,6 @@ from paywarden.features.catalogue.arguments import (
     spoken_most,
     unit_of,
 )
-from paywarden.features.catalogue.attributes import AMOUNT_MAX, Attribute, Condition, amount
 from paywarden.features.catalogue.expressions import Derived, Expression, Feature, Operation
 from paywarden.features.catalogue.fields import Coordinates
 from paywarden.features.catalogue.windows import line_of_caller, wrong

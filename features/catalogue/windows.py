@@ -31,16 +31,16 @@ _UNITS_MS = {"s": SECOND_MS, "m": MINUTE_MS, "h": HOUR_MS, "d": DAY_MS}
 # The files of the language, where no catalogue is written. A dataclass's own __init__ has the file "<string>".
 _FOLDER = PurePath(__file__).parent
 _LANGUAGE = (
-    "arguments",
     "attributes",
     "entity",
+    "entity_words/arguments",
+    "entity_words/frauds",
+    "entity_words/latest",
+    "entity_words/numbers",
+    "entity_words/words",
     "fields",
-    "frauds",
-    "latest",
-    "numbers",
     "request",
     "windows",
-    "words",
 )
 _OWN_FILES = {str(_FOLDER / f"{name}.py") for name in _LANGUAGE}
 _OWN_FILES.add("<string>")

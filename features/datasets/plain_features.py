@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from paywarden.features import kernel
 from paywarden.features.catalogue.attributes import Condition, identity_column
-from paywarden.features.catalogue.countries import load_places
+from paywarden.features.catalogue.codes.countries import load_places
 from paywarden.features.catalogue.expressions import (
     Column,
     Derived,

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from paywarden.features import kernel
-from paywarden.features.catalogue.arguments import is_moment
 from paywarden.features.catalogue.attributes import AttributeKind, number_code
 from paywarden.features.catalogue.entity import Catalogue
+from paywarden.features.catalogue.entity_words.arguments import is_moment
 from paywarden.features.catalogue.expressions import Feature, WindowedMeasure, stored_values
 from paywarden.features.catalogue.windows import DAY_MS, in_units
 from paywarden.features.profiles.engine import Events, FeatureEngine

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from paywarden.features import kernel
 from paywarden.features.catalogue.attributes import row_width
 from paywarden.features.catalogue.checks import FIELD_COUNTS
-from paywarden.features.catalogue.countries import load_places
+from paywarden.features.catalogue.codes.countries import load_places
 from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.catalogue.expressions import (
     NUMBER_MEASURES,

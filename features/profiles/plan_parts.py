@@ -108,7 +108,10 @@ def latest_of(wanted: Sequence[Latest]) -> list[StoredLatest]:
 
 
 def reading_of(attribute: int) -> tuple[int, int]:
-    """Returns the column of the code of a number, and how it is read. features/catalogue/arguments.py names it."""
+    """Returns the column of the code of a number, and how it is read.
+
+    features/catalogue/entity_words/arguments.py names the code.
+    """
     if attribute < kernel.ATTRIBUTE_COUNT:
         return attribute, kernel.READ_AMOUNT
     is_age = is_second_column(attribute)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from paywarden.features import kernel
 from paywarden.features.catalogue import attributes
-from paywarden.features.catalogue.arguments import is_moment
 from paywarden.features.catalogue.entity import Catalogue
+from paywarden.features.catalogue.entity_words.arguments import is_moment
 from paywarden.features.catalogue.expressions import (
     NUMBER_MEASURES,
     Derived,

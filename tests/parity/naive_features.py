@@ -1120,7 +1120,7 @@ def _latest(rows: pd.DataFrame, name: str, among: int, now_ms: int) -> dict[obje
 def _places() -> dict[str, tuple[float, float]]:
     """Returns latitude and longitude by country, in radians, rounded to tenths of a degree."""
     unit = math.pi / 1800.0
-    with (ROOT / "countries.csv").open(encoding="ascii", newline="") as file:
+    with (ROOT / "codes" / "countries.csv").open(encoding="ascii", newline="") as file:
         return {
             row["country"]: (round(10 * float(row["latitude"])) * unit, round(10 * float(row["longitude"])) * unit)
             for row in csv.DictReader(file)

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import isnan
 
-from paywarden.features.catalogue.merchant_categories import category_text
+from paywarden.features.catalogue.codes.merchant_categories import category_text
 from paywarden.models.metrics.costs import Money
 from paywarden.models.metrics.curves import MeanCalibration
 from paywarden.models.metrics.intervals import FRAUDS_FEW, Interval

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from paywarden.features.catalogue.merchant_categories import MERCHANT_CATEGORIES, category_text
+from paywarden.features.catalogue.codes.merchant_categories import MERCHANT_CATEGORIES, category_text
 from paywarden.features.datasets.simulator import CATEGORIES
 from paywarden.models.metrics.costs import CostSettings
 from paywarden.models.metrics.evaluation import Days

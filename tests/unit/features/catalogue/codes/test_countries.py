@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from paywarden.features.catalogue.attributes import country_code, is_country
-from paywarden.features.catalogue.countries import load_places
+from paywarden.features.catalogue.codes.countries import load_places
 
-LINES = (
-    resources.files("paywarden.features.catalogue").joinpath("countries.csv").read_text(encoding="ascii").splitlines()
-)
+FILE = resources.files("paywarden.features.catalogue.codes").joinpath("countries.csv")
+LINES = FILE.read_text(encoding="ascii").splitlines()
 CODES = [row["country"] for row in csv.DictReader(LINES)]
 
 

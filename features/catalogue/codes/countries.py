@@ -24,8 +24,8 @@ def load_places() -> NDArray[np.int64]:
     A code that is no country has 0 and 0.
     """
     places = np.zeros((_CODE_COUNT, 2), dtype=np.int64)
-    text = resources.files("paywarden.features.catalogue").joinpath("countries.csv").read_text(encoding="ascii")
-    for row in csv.DictReader(text.splitlines()):
+    file = resources.files("paywarden.features.catalogue.codes").joinpath("countries.csv")
+    for row in csv.DictReader(file.read_text(encoding="ascii").splitlines()):
         degrees = (float(row["latitude"]), float(row["longitude"]))
         places[country_code(row["country"])] = [round(10 * degree) + _ZERO for degree in degrees]
     return places

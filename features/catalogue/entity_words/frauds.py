@@ -10,8 +10,9 @@ no folds.
 
 from __future__ import annotations
 
-from paywarden.features.catalogue.arguments import condition_of, quotient, waits_for_label_delay
 from paywarden.features.catalogue.attributes import Attribute, Condition
+from paywarden.features.catalogue.entity_words.arguments import condition_of, quotient, waits_for_label_delay
+from paywarden.features.catalogue.entity_words.words import EntityWords, spoken, spoken_half_life, spoken_where
 from paywarden.features.catalogue.expressions import (
     Column,
     Derived,
@@ -22,7 +23,6 @@ from paywarden.features.catalogue.expressions import (
     WindowedMeasure,
 )
 from paywarden.features.catalogue.windows import window_of, wrong
-from paywarden.features.catalogue.words import EntityWords, spoken, spoken_half_life, spoken_where
 
 # A prior counts in millionths of a payment.
 _PRIOR_SCALE = 1_000_000

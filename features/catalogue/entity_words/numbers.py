@@ -9,7 +9,8 @@ A payment that lacks the number does not count. Values are in the field's own un
 
 from __future__ import annotations
 
-from paywarden.features.catalogue.arguments import (
+from paywarden.features.catalogue.attributes import Attribute, AttributeKind, Condition
+from paywarden.features.catalogue.entity_words.arguments import (
     condition_of,
     in_unit,
     number_column,
@@ -19,7 +20,7 @@ from paywarden.features.catalogue.arguments import (
     summed_column,
     unit_of,
 )
-from paywarden.features.catalogue.attributes import Attribute, AttributeKind, Condition
+from paywarden.features.catalogue.entity_words.words import EntityWords, spoken, spoken_half_life, spoken_where
 from paywarden.features.catalogue.expressions import (
     Column,
     Derived,
@@ -30,7 +31,6 @@ from paywarden.features.catalogue.expressions import (
     Reduction,
     WindowedMeasure,
 )
-from paywarden.features.catalogue.words import EntityWords, spoken, spoken_half_life, spoken_where
 
 Where = Condition | Attribute | None
 

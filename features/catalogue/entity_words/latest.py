@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from paywarden.features.catalogue.arguments import (
+from paywarden.features.catalogue.attributes import Attribute, AttributeKind, amount, country
+from paywarden.features.catalogue.entity_words.arguments import (
     at_most,
     counted_column,
     in_unit,
@@ -23,7 +24,7 @@ from paywarden.features.catalogue.arguments import (
     spoken_number,
     unit_of,
 )
-from paywarden.features.catalogue.attributes import Attribute, AttributeKind, amount, country
+from paywarden.features.catalogue.entity_words.words import EntityWords
 from paywarden.features.catalogue.expressions import (
     Derived,
     EntityRecency,
@@ -37,7 +38,6 @@ from paywarden.features.catalogue.expressions import (
 )
 from paywarden.features.catalogue.fields import Coordinates
 from paywarden.features.catalogue.windows import wrong
-from paywarden.features.catalogue.words import EntityWords
 
 # A card's last few dozen merchants or devices tell enough. Every further value adds six bytes to each profile.
 MEMORY_MAX = 64
