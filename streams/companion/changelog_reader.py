@@ -14,7 +14,7 @@ from paywarden.schemas.avro import Decoder
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.streams.kafka.reading import Record
 from paywarden.streams.profiles.changelog import PAYMENTS_HEADER
-from paywarden.streams.profiles.watermarks import CLAIM_KEY, PREFIX, Claim, claim_of
+from paywarden.streams.profiles.progress.watermarks import CLAIM_KEY, PREFIX, Claim, claim_of
 
 _log = logging.getLogger(__name__)
 

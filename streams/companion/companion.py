@@ -74,7 +74,7 @@ from paywarden.streams.kafka.topic_identity import IdentityWatch, topic_ids
 from paywarden.streams.kafka.topic_names import CURSORS_TOPIC, repartition_topic
 from paywarden.streams.profiles.changelog import ChangelogDecoder
 from paywarden.streams.profiles.metrics import gather_ms_of, objectives_ms
-from paywarden.streams.profiles.watermarks import CopyProgress, progress_key
+from paywarden.streams.profiles.progress.watermarks import CopyProgress, progress_key
 
 _log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from paywarden.features.stores.base import ProfileStore, entity_of
 from paywarden.streams.profiles.events import record_key
-from paywarden.streams.profiles.watermarks import PREFIX
+from paywarden.streams.profiles.progress.watermarks import PREFIX
 
 # Progress keys on the changelog have the same prefix, but they end in a partition's number and are in no store.
 PROGRESS_KEY = PREFIX + b"backfill"

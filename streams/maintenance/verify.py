@@ -30,7 +30,7 @@ from paywarden.schemas.avro import Decoder
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.streams.kafka.admin import end_offsets
 from paywarden.streams.kafka.reading import Record, records_between
-from paywarden.streams.profiles.watermarks import PREFIX
+from paywarden.streams.profiles.progress.watermarks import PREFIX
 
 _log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from paywarden.features.kernel.toolkit.varint import encode_varint, encode_zigza
 from paywarden.schemas.avro import Decoder, Encoder, SchemaIds, fingerprint
 from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.producers import Sender
-from paywarden.streams.profiles.watermarks import CLAIM_KEY, Claim
+from paywarden.streams.profiles.progress.watermarks import CLAIM_KEY, Claim
 
 PAYMENTS_HEADER = "paywarden-payments"
 _HEADER_BYTES = 5

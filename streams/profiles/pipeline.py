@@ -16,7 +16,7 @@ One call of `step` is one batch:
 5. Flush the sender: the broker has all frames and changelog records.
 6. Commit the offsets.
 7. One worker of the group asks the broker how complete the profiles are, and tells it on the changelog
-   (streams/profiles/completeness.py).
+   (streams/profiles/progress/completeness.py).
 
 This order is the guarantee: the worker commits an offset only after the store and the broker have acknowledged all its
 results. After a crash the next owner reads the same batch and sends its records again. The offsets inside profiles make
@@ -31,7 +31,7 @@ What can go wrong:
   store, and it reads the profile again.
 - The client stalls. `run` replaces it (streams/kafka/stall_detector.py).
 - A topic was deleted and made anew, or ends before what was read of it. The worker stops and says what to do
-  (streams/profiles/sources.py).
+  (streams/profiles/guards/sources.py).
 - A profile cannot be read. It is set aside with its events, and the others go on (streams/profiles/set_aside.py).
 """
 
@@ -62,10 +62,7 @@ from paywarden.streams.kafka.group_consumer import BatchConsumer, PartitionCut, 
 from paywarden.streams.kafka.reading import FETCH_WAIT_MS, Consumed, Record
 from paywarden.streams.kafka.stall_detector import StallWatch, named
 from paywarden.streams.kafka.topic_names import repartition_topic
-from paywarden.streams.profiles.arrivals import Arrivals
 from paywarden.streams.profiles.changelog import Changelog
-from paywarden.streams.profiles.completeness import CompletenessRounds
-from paywarden.streams.profiles.dead_letter_budget import RefusalLimit
 from paywarden.streams.profiles.decoder import EventDecoder
 from paywarden.streams.profiles.events import (
     ARRIVED_MS,
@@ -76,9 +73,15 @@ from paywarden.streams.profiles.events import (
     outcomes_source,
     payments_source,
 )
+from paywarden.streams.profiles.guards.dead_letter_budget import RefusalLimit
+from paywarden.streams.profiles.guards.sources import SourceCheck
+from paywarden.streams.profiles.guards.store_retry import Abandoned, StoreRetry
 from paywarden.streams.profiles.metrics import StreamMetrics, gather_ms_of
 from paywarden.streams.profiles.outcome_gate import WaitingOutcomes
 from paywarden.streams.profiles.payment_columns import Position
+from paywarden.streams.profiles.progress.arrivals import Arrivals
+from paywarden.streams.profiles.progress.completeness import CompletenessRounds
+from paywarden.streams.profiles.progress.watermarks import RoutedProgress, SourceProgress
 from paywarden.streams.profiles.router import Decoded, Router
 from paywarden.streams.profiles.settings import (
     PipelineOptions,
@@ -86,10 +89,7 @@ from paywarden.streams.profiles.settings import (
     freshness_objectives_ms,
     stream_metrics,
 )
-from paywarden.streams.profiles.sources import SourceCheck
-from paywarden.streams.profiles.store_retry import Abandoned, StoreRetry
 from paywarden.streams.profiles.updater import Arrived, Updater
-from paywarden.streams.profiles.watermarks import RoutedProgress, SourceProgress
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")

@@ -21,13 +21,13 @@ from paywarden.schemas.errors import InvalidEvent
 from paywarden.streams.kafka.reading import Record
 from paywarden.streams.profiles import events as batch
 from paywarden.streams.profiles.changelog import Changelog
-from paywarden.streams.profiles.dead_letter_budget import RefusalLimit
 from paywarden.streams.profiles.events import EntityEvents, ProfileUpdates
+from paywarden.streams.profiles.guards.dead_letter_budget import RefusalLimit
+from paywarden.streams.profiles.progress.watermarks import Claim
 from paywarden.streams.profiles.repartition import decode_frame, frames_of
 from paywarden.streams.profiles.router import read_for_update
 from paywarden.streams.profiles.set_aside import SetAside, is_set_aside, rows_of, set_aside
 from paywarden.streams.profiles.set_aside import decode as decode_set_aside
-from paywarden.streams.profiles.watermarks import Claim
 
 _log = logging.getLogger(__name__)
 

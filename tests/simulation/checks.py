@@ -25,7 +25,7 @@ from paywarden.streams.profiles import events as batch
 from paywarden.streams.profiles.decoder import EventDecoder
 from paywarden.streams.profiles.events import EntityEvents, OutcomeEvent
 from paywarden.streams.profiles.payment_columns import PaymentEvent, Position
-from paywarden.streams.profiles.watermarks import PREFIX
+from paywarden.streams.profiles.progress.watermarks import PREFIX
 from tests.simulation.callers import Told
 from tests.simulation.kafka import Entry
 from tests.simulation.processes import ENTITIES, parts

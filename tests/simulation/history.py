@@ -24,7 +24,7 @@ from typing import Any
 
 from paywarden.schemas.avro import Encoder
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
-from paywarden.streams.profiles.watermarks import PREFIX
+from paywarden.streams.profiles.progress.watermarks import PREFIX
 from tests.simulation import patches
 from tests.simulation.callers import Callers, Exchange, Request, request_of
 from tests.simulation.checks import check_all, check_watermark

@@ -186,7 +186,7 @@ MUTATIONS = {
         frozenset({"profiles", "stuck"}),
         (
             Patch("streams.kafka.source_register", "require_same", _constant(None)),
-            Patch("streams.profiles.sources", "require_same", _constant(None)),
+            Patch("streams.profiles.guards.sources", "require_same", _constant(None)),
         ),
     ),
     # Item 7
@@ -224,7 +224,7 @@ MUTATIONS = {
         ("slow", "partition_stall", "commit_doubt", "store_away", "store_flaky", "rebalance"),
         100,
         frozenset({"watermark"}),
-        (Patch("streams.profiles.completeness", "CompletenessRounds.saw_committed", _later_commits_count),),
+        (Patch("streams.profiles.progress.completeness", "CompletenessRounds.saw_committed", _later_commits_count),),
         known=4,
     ),
     "foreign_directory": Mutation(

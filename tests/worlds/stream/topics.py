@@ -24,7 +24,7 @@ from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import make_producer
 from paywarden.streams.kafka.reading import Record, make_consumer, records_to_end
 from paywarden.streams.kafka.topic_names import repartition_topic
-from paywarden.streams.profiles.watermarks import PREFIX
+from paywarden.streams.profiles.progress.watermarks import PREFIX
 from tests.patience import PATIENCE_S
 from tests.services.product.processes import wait_until
 from tests.worlds.stream.packed import without_sources

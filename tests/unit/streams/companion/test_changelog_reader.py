@@ -8,7 +8,7 @@ from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
 from paywarden.streams.companion.changelog_reader import Changes, read_changes
 from paywarden.streams.kafka.reading import Record
 from paywarden.streams.profiles.changelog import PAYMENTS_HEADER
-from paywarden.streams.profiles.watermarks import CLAIM_KEY, Claim, progress_key
+from paywarden.streams.profiles.progress.watermarks import CLAIM_KEY, Claim, progress_key
 
 IDS = LocalSchemaIds()
 ENCODER = Encoder("profiles", IDS.id_of("profiles"))

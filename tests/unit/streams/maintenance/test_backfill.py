@@ -30,7 +30,7 @@ from paywarden.streams.maintenance.backfill_progress import PROGRESS_KEY, read_p
 from paywarden.streams.profiles import events as batch
 from paywarden.streams.profiles.events import OutcomeEvent, record_key
 from paywarden.streams.profiles.payment_columns import PaymentEvent, Position
-from paywarden.streams.profiles.watermarks import PREFIX, progress_key
+from paywarden.streams.profiles.progress.watermarks import PREFIX, progress_key
 from tests.patience import PATIENCE_S
 from tests.services.product.processes import PaywardenProcess
 from tests.worlds.small import small_world

@@ -22,9 +22,9 @@ from paywarden.streams.kafka.source_register import SOURCES_KEY, SourceChanged, 
 from paywarden.streams.profiles import set_aside
 from paywarden.streams.profiles.events import ARRIVED_MS, record_key
 from paywarden.streams.profiles.pipeline import Pipeline
+from paywarden.streams.profiles.progress.watermarks import CLAIM_KEY, PREFIX
 from paywarden.streams.profiles.repartition import decode_frame
 from paywarden.streams.profiles.settings import PipelineOptions, PipelineTiming, StreamSettings
-from paywarden.streams.profiles.watermarks import CLAIM_KEY, PREFIX
 from tests.fakes.kafka import FakeBroker, FakeConsumer, Place, clients_of
 from tests.services.product.processes import wait_until
 from tests.worlds.stream.packed import sources_of, without_sources

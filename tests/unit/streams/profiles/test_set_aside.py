@@ -13,8 +13,8 @@ from paywarden.features.stores.base import check_record
 from paywarden.features.stores.memory import MemoryStore
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
 from paywarden.streams.profiles import set_aside
-from paywarden.streams.profiles.dead_letter_budget import COUNT_MIN, RefusalLimit
 from paywarden.streams.profiles.events import OFFSET, ROW_WIDTH, SOURCE, EntityEvents, ProfileUpdates
+from paywarden.streams.profiles.guards.dead_letter_budget import COUNT_MIN, RefusalLimit
 from paywarden.streams.profiles.repartition import decode_frame
 from paywarden.streams.profiles.set_aside import EVENTS_MAX, SetAside, is_set_aside
 from paywarden.streams.profiles.updater import Updater

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from paywarden.schemas.errors import Misconfigured
-from paywarden.streams.profiles.dead_letter_budget import COUNT_MIN, RefusalLimit
+from paywarden.streams.profiles.guards.dead_letter_budget import COUNT_MIN, RefusalLimit
 
 
 def test_single_bad_records_never_stop_the_stream() -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from paywarden.streams.kafka.reading import Record
-from paywarden.streams.profiles.arrivals import Arrivals
+from paywarden.streams.profiles.progress.arrivals import Arrivals
 
 PLACE = ("payments", 0)
 HOUR_MS = 3_600_000

@@ -35,14 +35,14 @@ from typing import Any
 from confluent_kafka import KafkaException
 
 from paywarden.streams.kafka.client import PartitionId
-from paywarden.streams.profiles.watermarks import Claim
+from paywarden.streams.profiles.progress.watermarks import Claim
 
 # While no payments come, twice as much time is between two rounds.
 _REST_FACTOR = 2
 # While the group is behind, at most this many rounds are under way.
 _ROUNDS_MAX = 4
 # While no claim can be made, the last one is repeated this often. Companions then know that it is their workers who are
-# behind, and that the workers are of a release that makes claims (streams/profiles/watermarks.py).
+# behind, and that the workers are of a release that makes claims (streams/profiles/progress/watermarks.py).
 REPEAT_EVERY_MS = 5_000
 
 

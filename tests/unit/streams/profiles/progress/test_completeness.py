@@ -9,8 +9,8 @@ from confluent_kafka import KafkaError, KafkaException
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from paywarden.streams.profiles.completeness import REPEAT_EVERY_MS, CompletenessRounds
-from paywarden.streams.profiles.watermarks import Claim, CopyProgress, claim_of, progress_key
+from paywarden.streams.profiles.progress.completeness import REPEAT_EVERY_MS, CompletenessRounds
+from paywarden.streams.profiles.progress.watermarks import Claim, CopyProgress, claim_of, progress_key
 
 Place = tuple[str, int]
 PAYMENTS: list[Place] = [("payments", 0), ("payments", 1)]

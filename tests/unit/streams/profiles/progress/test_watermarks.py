@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paywarden.streams.profiles.watermarks import CopyProgress, RoutedProgress, SourceProgress, progress_key
+from paywarden.streams.profiles.progress.watermarks import CopyProgress, RoutedProgress, SourceProgress, progress_key
 
 
 class Source(SourceProgress):

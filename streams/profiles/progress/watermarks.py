@@ -1,8 +1,8 @@
 """The watermark of profiles: the moment T such that every payment that reached Kafka before T is in its profiles.
 
-Mirrors know it by claims (streams/profiles/completeness.py). `CopyProgress` is their side. Workers and companions of
-earlier releases know no claims. For them, and for a group that has such workers, the rest of this module goes on: every
-ten seconds the watermark travels behind the records that it speaks of, in three steps:
+Mirrors know it by claims (streams/profiles/progress/completeness.py). `CopyProgress` is their side. Workers and
+companions of earlier releases know no claims. For them, and for a group that has such workers, the rest of this module
+goes on: every ten seconds the watermark travels behind the records that it speaks of, in three steps:
 
     payments     `SourceProgress`: how far each partition of payments has been sent on. Every partition of every
                  repartition topic gets: "payments that reached partition 3 before T are in the frames before this one"
