@@ -49,7 +49,7 @@ def settings_types() -> dict[str, type[Any]]:
     from paywarden.streams.decision_index.settings import DecisionIndexSettings
     from paywarden.streams.drift.settings import DriftSettings, TrainingComparisonSettings
     from paywarden.streams.kafka.client import KafkaSettings
-    from paywarden.streams.kafka.registry import RegistrySettings
+    from paywarden.streams.kafka.schemas.registry import RegistrySettings
     from paywarden.streams.kafka.topics import TopicSettings
     from paywarden.streams.outcomes.settings import OutcomeSettings
     from paywarden.streams.profiles.settings import StreamSettings

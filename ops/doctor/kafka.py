@@ -27,7 +27,7 @@ from paywarden.schemas.file_state import open_regular
 from paywarden.schemas.settings import Source
 from paywarden.streams.kafka.admin import ask_end_offsets, make_admin, require_broker, retry_until_leader
 from paywarden.streams.kafka.client import REACH_TIMEOUT_S, KafkaSettings
-from paywarden.streams.kafka.registry import RegistrySettings, registered_subjects
+from paywarden.streams.kafka.schemas.registry import RegistrySettings, registered_subjects
 from paywarden.streams.kafka.topic_identity import embedded_cluster
 from paywarden.streams.kafka.topics import TopicSettings, in_sync_replicas, wanted_topics
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from paywarden.ops.reference.page import MADE_FROM_CODE, Undocumented, code, prose, table
 from paywarden.schemas.avro import TOPICS
 from paywarden.streams.kafka import topics
-from paywarden.streams.kafka.remembered_schemas import SCHEMAS_TOPIC
+from paywarden.streams.kafka.schemas.remembered_schemas import SCHEMAS_TOPIC
 from paywarden.streams.kafka.topic_names import CURSORS_TOPIC, repartition_topic
 
 _DAY_MS = 86_400_000

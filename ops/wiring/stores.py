@@ -71,9 +71,9 @@ def payment_fields(source: Source) -> PaymentFields:
 
 def schema_ids(source: Source) -> SchemaIds:
     """Returns the ids of the schema registry if one is configured, else fingerprints of the schemas."""
-    from paywarden.streams.kafka.registry import RegistrySettings
-    from paywarden.streams.kafka.registry import schema_ids as from_settings
-    from paywarden.streams.kafka.remembered_schemas import KafkaRememberedSchemas
+    from paywarden.streams.kafka.schemas.registry import RegistrySettings
+    from paywarden.streams.kafka.schemas.registry import schema_ids as from_settings
+    from paywarden.streams.kafka.schemas.remembered_schemas import KafkaRememberedSchemas
 
     kafka = kafka_settings(source)
     registry = source.section("registry", RegistrySettings)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from confluent_kafka import Producer
 
 from paywarden.schemas.avro import TOPICS
-from paywarden.streams.kafka.remembered_schemas import SCHEMAS_TOPIC
+from paywarden.streams.kafka.schemas.remembered_schemas import SCHEMAS_TOPIC
 from paywarden.streams.kafka.topic_names import CURSORS_TOPIC
 
 

@@ -12,7 +12,7 @@ from paywarden.schemas.avro import TOPICS
 from paywarden.schemas.errors import BrokerUnavailable, Misconfigured, PaywardenError
 from paywarden.streams.kafka.admin import make_admin, wait_until_known
 from paywarden.streams.kafka.client import MESSAGE_BYTES_MAX, REACH_TIMEOUT_S, KafkaSettings, reason_of
-from paywarden.streams.kafka.remembered_schemas import SCHEMAS_TOPIC
+from paywarden.streams.kafka.schemas.remembered_schemas import SCHEMAS_TOPIC
 from paywarden.streams.kafka.topic_identity import embedded_cluster
 from paywarden.streams.kafka.topic_names import CURSORS_TOPIC, repartition_topic
 

@@ -13,7 +13,7 @@ from paywarden.schemas.errors import BrokerUnavailable
 from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
-    from paywarden.streams.kafka.schema_listing import ListedSchema
+    from paywarden.streams.kafka.schemas.schema_listing import ListedSchema
 
 _COLUMNS = ("topic", "version", "fingerprint", "registry id", "subject")
 
@@ -55,7 +55,7 @@ def export(source: Source, folder: Path) -> None:
     DIR/payments.avsc and so on are the current schemas, with your declared fields. DIR/history holds earlier ones,
     DIR/others those of other producers. DIR/schemas.json says which id belongs to which file.
     """
-    from paywarden.streams.kafka.schema_listing import INDEX, export_schemas
+    from paywarden.streams.kafka.schemas.schema_listing import INDEX, export_schemas
 
     found = _found(source)
     export_schemas(found, folder)
@@ -98,8 +98,8 @@ def openapi(source: Source) -> None:
 
 
 def _found(source: Source) -> list[ListedSchema]:
-    from paywarden.streams.kafka.remembered_schemas import KafkaRememberedSchemas
-    from paywarden.streams.kafka.schema_listing import listed_schemas
+    from paywarden.streams.kafka.schemas.remembered_schemas import KafkaRememberedSchemas
+    from paywarden.streams.kafka.schemas.schema_listing import listed_schemas
 
     kafka = wiring.kafka_settings(source)
     try:

@@ -34,8 +34,8 @@ from paywarden.streams.archive.topic_history import archived_rows, history_of_ro
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.producers import make_producer
-from paywarden.streams.kafka.registry import RegistrySchemaIds, RegistrySettings
-from paywarden.streams.kafka.remembered_schemas import KafkaRememberedSchemas
+from paywarden.streams.kafka.schemas.registry import RegistrySchemaIds, RegistrySettings
+from paywarden.streams.kafka.schemas.remembered_schemas import KafkaRememberedSchemas
 from paywarden.streams.kafka.topic_names import repartition_topic
 from paywarden.streams.kafka.topic_rows import KafkaTopic
 from paywarden.streams.kafka.topics import TopicSettings, create_topics

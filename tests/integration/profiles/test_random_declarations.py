@@ -54,8 +54,8 @@ from paywarden.streams.kafka.admin import topics_of
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.producers import make_producer
-from paywarden.streams.kafka.registry import RegistrySchemaIds, RegistrySettings
-from paywarden.streams.kafka.remembered_schemas import KafkaRememberedSchemas
+from paywarden.streams.kafka.schemas.registry import RegistrySchemaIds, RegistrySettings
+from paywarden.streams.kafka.schemas.remembered_schemas import KafkaRememberedSchemas
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from paywarden.streams.profiles.pipeline import Pipeline
 from paywarden.streams.profiles.settings import StreamSettings, stream_metrics

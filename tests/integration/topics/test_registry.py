@@ -19,13 +19,18 @@ from confluent_kafka.serialization import MessageField, SerializationContext
 from paywarden.schemas.avro import TOPICS, Decoder, Encoder, LocalSchemaIds, schema_text, topic_schema
 from paywarden.schemas.errors import InvalidEvent, Misconfigured, TemporaryFailure
 from paywarden.schemas.payment_fields import TABLE_ALONE, PaymentFields
-from paywarden.streams.kafka.registry import FingerprintSchemaIds, RegistrySchemaIds, RegistrySettings, schema_ids
-from paywarden.streams.kafka.remembered_schemas import MemoryRememberedSchemas
+from paywarden.streams.kafka.schemas.registry import (
+    FingerprintSchemaIds,
+    RegistrySchemaIds,
+    RegistrySettings,
+    schema_ids,
+)
+from paywarden.streams.kafka.schemas.remembered_schemas import MemoryRememberedSchemas
 from tests.patience import PATIENCE_S
 from tests.services.ports import free_port
 from tests.services.servers.registry import RegistryServer
 from tests.unit.schemas.test_schema_limits import HOSTILE, payment_with
-from tests.unit.streams.kafka.test_declared_schemas import DECLARED, LATER, OWN
+from tests.unit.streams.kafka.schemas.test_declared_schemas import DECLARED, LATER, OWN
 
 PAYMENT = {
     "payment_id": "p-1",

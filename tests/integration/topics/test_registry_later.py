@@ -20,7 +20,7 @@ from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
 from paywarden.scoring.state.outbox import OutboxSettings, OutboxWriter
 from paywarden.streams.archive.files import read_archive
 from paywarden.streams.kafka.client import KafkaSettings
-from paywarden.streams.kafka.remembered_schemas import SCHEMAS_TOPIC, KafkaRememberedSchemas
+from paywarden.streams.kafka.schemas.remembered_schemas import SCHEMAS_TOPIC, KafkaRememberedSchemas
 from paywarden.streams.kafka.topic_rows import rows_schema
 from tests.patience import PATIENCE_S
 from tests.services.product.deployment import Deployment

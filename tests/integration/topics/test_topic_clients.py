@@ -23,8 +23,8 @@ from paywarden.scoring.state.outbox import OutboxSettings, OutboxWriter
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import make_producer, make_transactional_producer
 from paywarden.streams.kafka.reading import Record
-from paywarden.streams.kafka.registry import RegistrySchemaIds, RegistrySettings
-from paywarden.streams.kafka.remembered_schemas import KafkaRememberedSchemas
+from paywarden.streams.kafka.schemas.registry import RegistrySchemaIds, RegistrySettings
+from paywarden.streams.kafka.schemas.remembered_schemas import KafkaRememberedSchemas
 from paywarden.streams.profiles.decoder import EventDecoder
 from paywarden.streams.profiles.payment_columns import PaymentEvent
 from tests.patience import PATIENCE_S

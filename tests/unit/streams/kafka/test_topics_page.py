@@ -7,7 +7,7 @@ import re
 
 from paywarden.schemas.avro import fingerprint, topic_schema
 from paywarden.streams.kafka.client import KafkaSettings
-from paywarden.streams.kafka.schema_listing import listed_schemas
+from paywarden.streams.kafka.schemas.schema_listing import listed_schemas
 from tests.services.clients.topic_clients import PAGE, programs
 
 TEXT = PAGE.read_text(encoding="utf-8")

@@ -12,9 +12,9 @@ from paywarden.schemas.avro import TOPICS, Decoder, Encoder, LocalSchemaIds, par
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
 from paywarden.schemas.payment_fields import FIELDS, PaymentFields
 from paywarden.streams.kafka.client import KafkaSettings
-from paywarden.streams.kafka.registry import FingerprintSchemaIds
-from paywarden.streams.kafka.remembered_schemas import MemoryRememberedSchemas
-from paywarden.streams.kafka.schema_listing import listed_schemas
+from paywarden.streams.kafka.schemas.registry import FingerprintSchemaIds
+from paywarden.streams.kafka.schemas.remembered_schemas import MemoryRememberedSchemas
+from paywarden.streams.kafka.schemas.schema_listing import listed_schemas
 
 WEIGHT = words.decimal("weight", 7, unit="kg", least=0, most=500)
 CUSTOMER = words.text("customer", 2, required=True, personal=True)

@@ -8,12 +8,12 @@ import pytest
 
 from paywarden.schemas.avro import writer_schema
 from paywarden.schemas.errors import InvalidEvent
-from paywarden.streams.kafka import registry
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.embedded_broker import EmbeddedBroker
 from paywarden.streams.kafka.producers import Sender
-from paywarden.streams.kafka.registry import FingerprintSchemaIds
-from paywarden.streams.kafka.remembered_schemas import KafkaRememberedSchemas, MemoryRememberedSchemas
+from paywarden.streams.kafka.schemas import registry
+from paywarden.streams.kafka.schemas.registry import FingerprintSchemaIds
+from paywarden.streams.kafka.schemas.remembered_schemas import KafkaRememberedSchemas, MemoryRememberedSchemas
 from tests.patience import PATIENCE_S
 from tests.unit.schemas.test_schema_limits import HOSTILE, payment_with
 

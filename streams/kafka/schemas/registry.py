@@ -46,7 +46,7 @@ from paywarden.schemas.avro import (
 )
 from paywarden.schemas.errors import InvalidEvent, Misconfigured, TemporaryFailure
 from paywarden.schemas.payment_fields import TABLE_ALONE, PaymentFields
-from paywarden.streams.kafka.remembered_schemas import RememberedSchemas
+from paywarden.streams.kafka.schemas.remembered_schemas import RememberedSchemas
 
 # The client speaks HTTP through httpx2 where it is installed and through its predecessor elsewhere.
 try:

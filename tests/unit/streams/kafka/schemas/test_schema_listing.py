@@ -8,7 +8,7 @@ import pytest
 from paywarden.schemas.avro import TOPICS, LocalSchemaIds, fingerprint, parsed, schema_text, schema_versions
 from paywarden.schemas.errors import Misconfigured
 from paywarden.streams.kafka.client import KafkaSettings
-from paywarden.streams.kafka.schema_listing import export_schemas, listed_schemas
+from paywarden.streams.kafka.schemas.schema_listing import export_schemas, listed_schemas
 
 KAFKA = KafkaSettings(topic_prefix="eu-")
 
