@@ -33,7 +33,7 @@ def settings_types() -> dict[str, type[Any]]:
     from paywarden.models.rollout.settings import RolloutSettings
     from paywarden.models.training.settings import TrainingSettings
     from paywarden.ops.console.settings import ConsoleSettings
-    from paywarden.scoring.engine.batcher import AdmissionSettings
+    from paywarden.scoring.engine.batching.batcher import AdmissionSettings
     from paywarden.scoring.grpc.settings import GrpcSettings
     from paywarden.scoring.http.settings import HttpSettings
     from paywarden.scoring.idempotency.decision_cache import DecisionCacheSettings
@@ -228,7 +228,7 @@ def _check_model_chain(source: Source) -> None:
 
 
 def _check_busy_poll(source: Source) -> None:
-    from paywarden.scoring.engine.busy_poll import BusyPoll
+    from paywarden.scoring.engine.batching.busy_poll import BusyPoll
 
     BusyPoll(source.section("serve", wiring.ServeSettings).busy_poll_us)
 

@@ -22,8 +22,8 @@ from typing import Any
 from paywarden.schemas.payment_fields import PATTERNS, TABLE_ALONE, Form, PaymentField, PaymentFields
 from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
 from paywarden.schemas.request_proto import described
-from paywarden.scoring.engine import batcher
-from paywarden.scoring.engine.batcher import AdmissionSettings
+from paywarden.scoring.engine.batching import batcher
+from paywarden.scoring.engine.batching.batcher import AdmissionSettings
 from paywarden.scoring.http import refusals
 from paywarden.scoring.http.refusals import DEADLINE_MS_MAX, STATUS_HEADERS, HttpRefusal, status_of
 from paywarden.scoring.http.settings import HttpSettings

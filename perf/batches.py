@@ -22,7 +22,7 @@ from pathlib import Path
 
 from paywarden.ops.loadgen.bodies import stamped_bodies
 from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
-from paywarden.scoring.engine.batcher import Refusal
+from paywarden.scoring.engine.batching.batcher import Refusal
 from perf.tools.measuring import arguments_of, finish
 from perf.tools.servers import pin_load
 from perf.worlds.scoring_host import ScorerInProcess, open_scorer

@@ -26,7 +26,7 @@ import ngh2
 import uvloop
 
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
-from paywarden.scoring.engine.batcher import AdmissionSettings, MicroBatcher
+from paywarden.scoring.engine.batching.batcher import AdmissionSettings, MicroBatcher
 from paywarden.scoring.grpc.front import GrpcServer
 from paywarden.scoring.grpc.messages import frame
 from paywarden.scoring.grpc.metrics import GrpcMetrics

@@ -36,7 +36,7 @@ from pathlib import Path
 import uvloop
 
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
-from paywarden.scoring.engine.batcher import AdmissionSettings, Call, MicroBatcher
+from paywarden.scoring.engine.batching.batcher import AdmissionSettings, Call, MicroBatcher
 from paywarden.scoring.http.front import HttpServer
 from paywarden.scoring.http.settings import HttpSettings
 from paywarden.scoring.metrics.shared import Registry

@@ -14,8 +14,8 @@ from typing import TypeVar
 from paywarden.ops.cli import EXIT_STATUSES
 from paywarden.ops.reference.page import MADE_FROM_CODE, Undocumented, code, prose, table
 from paywarden.schemas import errors
-from paywarden.scoring.engine import batcher
-from paywarden.scoring.engine.batcher import Refusal
+from paywarden.scoring.engine.batching import batcher
+from paywarden.scoring.engine.batching.batcher import Refusal
 from paywarden.scoring.grpc import calls, connection, messages, services
 from paywarden.scoring.http import refusals
 from paywarden.scoring.http.refusals import HttpRefusal

@@ -34,7 +34,7 @@ class ServeSettings:
     # A model that fails this many times in a row is left out for the cool-down, then tried again.
     model_failure_count_max: int = 5
     model_cooldown_ms: int = 5000
-    # How long a worker looks for the next request before it sleeps: scoring/engine/busy_poll.py. 0: not at all.
+    # How long a worker looks for the next request before it sleeps (scoring/engine/batching/busy_poll.py). 0: no time.
     busy_poll_us: int = 50
     # A worker whose event loop stands still for this long is killed and replaced. 0: never.
     hang_timeout_s: int = 10
@@ -62,8 +62,8 @@ def scoring_host(source: Source, bundle_path: str | None) -> ServerContext:
     """
     from paywarden.ops.wiring.releases import HostReleases
     from paywarden.schemas.request_proto import request_class
-    from paywarden.scoring.engine.batcher import AdmissionSettings
-    from paywarden.scoring.engine.busy_poll import BusyPoll
+    from paywarden.scoring.engine.batching.batcher import AdmissionSettings
+    from paywarden.scoring.engine.batching.busy_poll import BusyPoll
     from paywarden.scoring.engine.model_chain import ChainSettings
     from paywarden.scoring.grpc.settings import GrpcSettings
     from paywarden.scoring.http.settings import HttpSettings

@@ -30,7 +30,7 @@ def euro_intake() -> RequestDecoder:
 
 
 class ConstantScorer:
-    """See paywarden.scoring.engine.batcher.Scorer."""
+    """See paywarden.scoring.engine.batching.batcher.Scorer."""
 
     def score_many(
         self,

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import uvloop
 
 from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
-from paywarden.scoring.engine.batcher import AdmissionSettings, MicroBatcher
+from paywarden.scoring.engine.batching.batcher import AdmissionSettings, MicroBatcher
 from paywarden.scoring.http.front import HttpServer
 from paywarden.scoring.http.settings import HttpSettings
 from paywarden.scoring.metrics.shared import Registry

@@ -13,7 +13,7 @@ from paywarden.models.policy.policy import flags_of
 from paywarden.ops import wiring
 from paywarden.schemas.settings import read_source
 from paywarden.scoring.engine import one_call, records
-from paywarden.scoring.engine.batcher import Refusal
+from paywarden.scoring.engine.batching.batcher import Refusal
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.one_call import OneCall
 from paywarden.scoring.engine.scorer import PaymentScorer

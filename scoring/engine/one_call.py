@@ -32,7 +32,7 @@ from paywarden.features.kernel.toolkit.frame import Frame
 from paywarden.models.policy.policy import ACTIONS, APPROVE, MIRROR_STALE, OVERLAY_ABSENT
 from paywarden.schemas.errors import TemporaryFailure
 from paywarden.scoring.engine import chunk_call as loop
-from paywarden.scoring.engine.batcher import Refusal, refusal_of
+from paywarden.scoring.engine.batching.batcher import Refusal, refusal_of
 from paywarden.scoring.engine.model_chain import NativeModel
 from paywarden.scoring.engine.records import RecordWriter
 from paywarden.scoring.engine.scorer import PaymentScorer

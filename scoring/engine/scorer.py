@@ -40,8 +40,8 @@ from paywarden.models.policy.policy import ACTIONS, APPROVE, DECLINE, MIRROR_STA
 from paywarden.schemas.errors import TemporaryFailure
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.scoring.engine.arms import Split
-from paywarden.scoring.engine.batch_claims import known_answer, whole_batches
-from paywarden.scoring.engine.batcher import Refusal, refusal_of, units_of
+from paywarden.scoring.engine.batching.batch_claims import known_answer, whole_batches
+from paywarden.scoring.engine.batching.batcher import Refusal, refusal_of, units_of
 from paywarden.scoring.engine.model_chain import ModelChain, Scored
 from paywarden.scoring.engine.records import Origin, Written, joined, tail
 from paywarden.scoring.engine.served import Served

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
 
-from paywarden.scoring.engine.batcher import (
+from paywarden.scoring.engine.batching.batcher import (
     DEADLINE_EXCEEDED,
     RESOURCE_EXHAUSTED,
     TOO_LARGE,

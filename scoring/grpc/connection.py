@@ -20,7 +20,7 @@ from collections.abc import Callable
 from ssl import SSLObject
 from typing import Protocol, cast
 
-from paywarden.scoring.engine.batcher import INVALID_ARGUMENT, RESOURCE_EXHAUSTED, UNAUTHENTICATED, Refusal
+from paywarden.scoring.engine.batching.batcher import INVALID_ARGUMENT, RESOURCE_EXHAUSTED, UNAUTHENTICATED, Refusal
 from paywarden.scoring.grpc import http2
 from paywarden.scoring.grpc import messages as grpc_messages
 from paywarden.scoring.grpc.calls import TOO_SLOW, Arriving, CallKind, CallServer, Method, ScoreCall, ServiceCall, Watch

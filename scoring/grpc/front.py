@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 
 from paywarden.schemas.payment_fields import TABLE_ALONE, PaymentFields
-from paywarden.scoring.engine.batcher import MicroBatcher, Refusal
+from paywarden.scoring.engine.batching.batcher import MicroBatcher, Refusal
 from paywarden.scoring.grpc.calls import CallKind, Method
 from paywarden.scoring.grpc.connection import GrpcConnection
 from paywarden.scoring.grpc.http2 import Receiver, Session, SessionBounds

@@ -10,7 +10,7 @@ from __future__ import annotations
 import zlib
 from functools import lru_cache
 
-from paywarden.scoring.engine.batcher import INTERNAL, INVALID_ARGUMENT, RESOURCE_EXHAUSTED, Refusal
+from paywarden.scoring.engine.batching.batcher import INTERNAL, INVALID_ARGUMENT, RESOURCE_EXHAUSTED, Refusal
 from paywarden.scoring.grpc.http2 import Http2Headers
 
 UNIMPLEMENTED = "unimplemented"

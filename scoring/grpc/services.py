@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from paywarden.schemas.payment_fields import TABLE_ALONE, PaymentFields
 from paywarden.schemas.proto import health_pb2, reflection_pb2, reflection_v1alpha_pb2
 from paywarden.schemas.request_proto import request_file
-from paywarden.scoring.engine.batcher import INVALID_ARGUMENT, Refusal
+from paywarden.scoring.engine.batching.batcher import INVALID_ARGUMENT, Refusal
 from paywarden.scoring.grpc.messages import CODES
 
 NOT_FOUND = "not_found"

@@ -22,8 +22,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol, cast
 
-from paywarden.scoring.engine.batcher import INVALID_ARGUMENT, TOO_LARGE, Call, Flushable, Refusal
-from paywarden.scoring.engine.caller_pauses import CallerPauses
+from paywarden.scoring.engine.batching.batcher import INVALID_ARGUMENT, TOO_LARGE, Call, Flushable, Refusal
+from paywarden.scoring.engine.batching.caller_pauses import CallerPauses
 from paywarden.scoring.http import refusals as refused
 from paywarden.scoring.http.fast_path import FastPath
 from paywarden.scoring.http.heads import Heads, RequestHead

@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.features.kernel.toolkit.frame import Frame
-from paywarden.scoring.engine.batcher import Call, MicroBatcher, Refusal
+from paywarden.scoring.engine.batching.batcher import Call, MicroBatcher, Refusal
 from paywarden.scoring.engine.bugs import BugLog
 from paywarden.scoring.engine.one_call import IN_RECORDS, OneCall
 from paywarden.scoring.engine.vectors import ROWS_MAX

@@ -23,9 +23,9 @@ import time
 from collections.abc import Callable
 
 from paywarden.schemas.errors import PaywardenError
-from paywarden.scoring.engine.batcher import INTERNAL, UNAVAILABLE, MicroBatcher
+from paywarden.scoring.engine.batching.batcher import INTERNAL, UNAVAILABLE, MicroBatcher
+from paywarden.scoring.engine.batching.caller_pauses import CallerPauses
 from paywarden.scoring.engine.bugs import BugLog
-from paywarden.scoring.engine.caller_pauses import CallerPauses
 from paywarden.scoring.engine.one_call import OneCall
 from paywarden.scoring.http.answers import AnswerHeads
 from paywarden.scoring.http.connection import HttpCall, HttpConnection

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from paywarden.scoring.engine.batcher import (
+from paywarden.scoring.engine.batching.batcher import (
     ALREADY_EXISTS,
     DEADLINE_EXCEEDED,
     INTERNAL,

@@ -17,8 +17,8 @@ from paywarden.models.bundle.bundle import Bundle
 from paywarden.models.policy.exploration import Exploration, ExplorationSettings, MappedLedger
 from paywarden.models.policy.policy import Policy
 from paywarden.schemas.errors import Misconfigured
-from paywarden.scoring.engine.batcher import AdmissionSettings
-from paywarden.scoring.engine.busy_poll import BusyPoll
+from paywarden.scoring.engine.batching.batcher import AdmissionSettings
+from paywarden.scoring.engine.batching.busy_poll import BusyPoll
 from paywarden.scoring.engine.model_chain import ChainSettings
 from paywarden.scoring.grpc.settings import GrpcSettings
 from paywarden.scoring.http.settings import HttpSettings

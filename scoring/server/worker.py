@@ -29,7 +29,7 @@ import uvloop
 
 from paywarden.models.policy.policy import flags_of
 from paywarden.schemas.errors import PaywardenError
-from paywarden.scoring.engine.batcher import MicroBatcher
+from paywarden.scoring.engine.batching.batcher import MicroBatcher
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.one_call import OneCall
 from paywarden.scoring.engine.scorer import PaymentScorer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from paywarden.scoring.engine.batcher import MicroBatcher
+from paywarden.scoring.engine.batching.batcher import MicroBatcher
 from paywarden.scoring.http.connection import HttpConnection
 from paywarden.scoring.http.front import HttpServer
 from paywarden.scoring.http.settings import HttpSettings

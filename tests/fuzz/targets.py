@@ -72,7 +72,7 @@ def http() -> Target:
 
 
 def _http2(library: str) -> Target:
-    from paywarden.scoring.engine.batcher import MicroBatcher
+    from paywarden.scoring.engine.batching.batcher import MicroBatcher
     from paywarden.scoring.grpc.connection import GrpcConnection
     from paywarden.scoring.grpc.front import GrpcServer
     from paywarden.scoring.grpc.metrics import GrpcMetrics

@@ -33,8 +33,8 @@ from paywarden.models.policy.policy import Policy, PolicySettings
 from paywarden.models.policy.prepared import PreparedPolicy
 from paywarden.schemas.avro import LocalSchemaIds
 from paywarden.scoring.engine import records
-from paywarden.scoring.engine.batcher import AdmissionSettings
-from paywarden.scoring.engine.busy_poll import BusyPoll
+from paywarden.scoring.engine.batching.batcher import AdmissionSettings
+from paywarden.scoring.engine.batching.busy_poll import BusyPoll
 from paywarden.scoring.engine.model_chain import ChainSettings
 from paywarden.scoring.grpc.settings import GrpcSettings
 from paywarden.scoring.http.settings import HttpSettings

@@ -84,7 +84,7 @@ def openapi(source: Source) -> None:
     limits, the port and the deadline of the configuration.
     """
     from paywarden.ops.openapi import openapi_text
-    from paywarden.scoring.engine.batcher import AdmissionSettings
+    from paywarden.scoring.engine.batching.batcher import AdmissionSettings
     from paywarden.scoring.http.settings import HttpSettings
     from paywarden.scoring.requests.validation import RequestLimits
 

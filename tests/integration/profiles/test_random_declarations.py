@@ -39,7 +39,7 @@ from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.request_proto import request_class
 from paywarden.scoring.engine import records
-from paywarden.scoring.engine.batcher import AdmissionSettings
+from paywarden.scoring.engine.batching.batcher import AdmissionSettings
 from paywarden.scoring.engine.model_chain import ModelChain, Scored
 from paywarden.scoring.engine.scorer import PaymentScorer
 from paywarden.scoring.metrics.shared import Registry

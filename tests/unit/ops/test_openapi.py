@@ -14,8 +14,8 @@ from paywarden.ops.openapi import openapi_document
 from paywarden.schemas.payment_fields import PaymentFields
 from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
 from paywarden.schemas.request_proto import field_rows
-from paywarden.scoring.engine import batcher
-from paywarden.scoring.engine.batcher import AdmissionSettings
+from paywarden.scoring.engine.batching import batcher
+from paywarden.scoring.engine.batching.batcher import AdmissionSettings
 from paywarden.scoring.http import refusals
 from paywarden.scoring.http.refusals import HttpRefusal
 from paywarden.scoring.http.settings import HttpSettings

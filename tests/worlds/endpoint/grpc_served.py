@@ -13,7 +13,7 @@ from typing import Self
 import uvloop
 
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
-from paywarden.scoring.engine.batcher import AdmissionSettings, MicroBatcher, Refusal
+from paywarden.scoring.engine.batching.batcher import AdmissionSettings, MicroBatcher, Refusal
 from paywarden.scoring.grpc.front import GrpcServer
 from paywarden.scoring.grpc.metrics import GrpcMetrics
 from paywarden.scoring.grpc.settings import GrpcSettings

@@ -16,7 +16,7 @@ import uvloop
 from google.protobuf.message import Message
 
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
-from paywarden.scoring.engine.batcher import AdmissionSettings, MicroBatcher, Refusal, Scorer
+from paywarden.scoring.engine.batching.batcher import AdmissionSettings, MicroBatcher, Refusal, Scorer
 from paywarden.scoring.http.front import HttpServer
 from paywarden.scoring.http.settings import HttpSettings
 from paywarden.scoring.metrics.shared import Registry

@@ -9,7 +9,7 @@ from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import RATE_SCALE, RateTable
 from paywarden.features.profiles.plan import Plan
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
-from paywarden.scoring.engine.batcher import Refusal, Scorer, refusal_of
+from paywarden.scoring.engine.batching.batcher import Refusal, Scorer, refusal_of
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.requests.validation import RequestLimits

@@ -18,7 +18,7 @@ from paywarden.schemas.errors import TemporaryFailure
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreBatchRequest, ScoreBatchResponse, ScoreRequest, ScoreResponse
 from paywarden.scoring.engine import scorer as scorer_module
-from paywarden.scoring.engine.batcher import IN_PROGRESS, NOT_DECIDED, Refusal, units_of
+from paywarden.scoring.engine.batching.batcher import IN_PROGRESS, NOT_DECIDED, Refusal, units_of
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.scorer import PaymentScorer, _parts
 from paywarden.scoring.engine.vectors import ROWS_MAX

@@ -23,10 +23,10 @@ from paywarden.models.policy.policy import FLAGS, OVERLAY_ABSENT, Policy, Policy
 from paywarden.schemas.errors import TemporaryFailure
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
-from paywarden.scoring.engine import batcher as batcher_module
 from paywarden.scoring.engine import chunk_call, one_call, served
 from paywarden.scoring.engine import vectors as vectors_module
-from paywarden.scoring.engine.batcher import AdmissionSettings, MicroBatcher, Refusal
+from paywarden.scoring.engine.batching import batcher as batcher_module
+from paywarden.scoring.engine.batching.batcher import AdmissionSettings, MicroBatcher, Refusal
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.one_call import OneCall
 from paywarden.scoring.engine.records import Origin

@@ -26,7 +26,7 @@ from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.engine import scorer as scorer_module
 from paywarden.scoring.engine.arms import Split
-from paywarden.scoring.engine.batcher import IN_PROGRESS, Refusal
+from paywarden.scoring.engine.batching.batcher import IN_PROGRESS, Refusal
 from paywarden.scoring.engine.model_chain import ModelChain, Scored
 from paywarden.scoring.engine.records import Origin
 from paywarden.scoring.engine.scorer import PaymentScorer

@@ -12,8 +12,8 @@ import pytest
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.proto import health_pb2, reflection_pb2
 from paywarden.schemas.proto.scoring_pb2 import ScoreBatchRequest, ScoreBatchResponse, ScoreResponse
-from paywarden.scoring.engine import caller_pauses
-from paywarden.scoring.engine.batcher import AdmissionSettings, Refusal
+from paywarden.scoring.engine.batching import caller_pauses
+from paywarden.scoring.engine.batching.batcher import AdmissionSettings, Refusal
 from paywarden.scoring.grpc import connection
 from paywarden.scoring.grpc.front import GrpcServer
 from paywarden.scoring.grpc.http2 import Receiver, Session

@@ -5,7 +5,7 @@ import zlib
 
 import pytest
 
-from paywarden.scoring.engine.batcher import Refusal
+from paywarden.scoring.engine.batching.batcher import Refusal
 from paywarden.scoring.grpc import messages as grpc_messages
 from paywarden.scoring.grpc.messages import frame, parse_timeout_s, percent_encode, read_only_message
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from paywarden.scoring.engine.batcher import AdmissionSettings, Call, Refusal
+from paywarden.scoring.engine.batching.batcher import AdmissionSettings, Call, Refusal
 from paywarden.scoring.http import front
 from paywarden.scoring.http.settings import HttpSettings
 from tests.fakes.http_memory import MemoryWorld

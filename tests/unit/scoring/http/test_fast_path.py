@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from paywarden.models.policy.policy import FLAGS, Policy, PolicySettings
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
-from paywarden.scoring.engine import caller_pauses
-from paywarden.scoring.engine.batcher import AdmissionSettings, MicroBatcher
+from paywarden.scoring.engine.batching import caller_pauses
+from paywarden.scoring.engine.batching.batcher import AdmissionSettings, MicroBatcher
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.one_call import OneCall
 from paywarden.scoring.engine.scorer import PaymentScorer

@@ -6,7 +6,7 @@ import pytest
 
 from paywarden.schemas.errors import StoreUnavailable
 from paywarden.schemas.proto.scoring_pb2 import ScoreBatchRequest, ScoreBatchResponse, ScoreRequest, ScoreResponse
-from paywarden.scoring.engine.batcher import DeadlineExceeded, Overloaded
+from paywarden.scoring.engine.batching.batcher import DeadlineExceeded, Overloaded
 from tests.worlds.endpoint.http_world import Client, Served, get, payment, post, post_json, post_protobuf
 
 

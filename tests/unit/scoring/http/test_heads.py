@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
-from paywarden.scoring.engine.batcher import AdmissionSettings
+from paywarden.scoring.engine.batching.batcher import AdmissionSettings
 from paywarden.scoring.http.heads import Heads
 from paywarden.scoring.http.reader import RequestReader
 from paywarden.scoring.http.settings import HttpSettings

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from paywarden.schemas.errors import Misconfigured
-from paywarden.scoring.engine import caller_pauses
+from paywarden.scoring.engine.batching import caller_pauses
 from paywarden.scoring.net.tokens import Tokens
 from tests.fakes.descriptors import no_descriptors
 from tests.services.product.processes import wait_until

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from paywarden.schemas.errors import Misconfigured
-from paywarden.scoring.engine.busy_poll import BusyPoll
+from paywarden.scoring.engine.batching.busy_poll import BusyPoll
 
 
 class Loop:

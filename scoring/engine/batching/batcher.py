@@ -5,7 +5,7 @@
 1. A front submits every request as a `Call` when its last byte has arrived. Admission control runs at once, before
    anything is parsed. It estimates the wait from the payments in the queue and the recent time per payment. A call
    that would wait too long, or pass its deadline, is refused (load shedding). Callers share the worker: each has a
-   queue of his own, and a share of every limit (scoring/engine/caller_queues.py).
+   queue of his own, and a share of every limit (scoring/engine/batching/caller_queues.py).
 2. When the loop has read all its sockets, the batcher takes at most `chunk_payments` payments from the queue and
    scores them together. Then the loop reads again, so that under overload refusals leave between two chunks. The
    batcher never waits for more requests: a lone request is a chunk of one.
@@ -33,10 +33,10 @@ from dataclasses import dataclass, fields
 from typing import NamedTuple, Protocol
 
 from paywarden.schemas.errors import InvalidEvent, Misconfigured, TemporaryFailure
+from paywarden.scoring.engine.batching.busy_poll import BusyPoll
+from paywarden.scoring.engine.batching.caller_pauses import CallerPauses
+from paywarden.scoring.engine.batching.caller_queues import SHARED_CHUNK, CallerQueues, CallerRates
 from paywarden.scoring.engine.bugs import BugLog
-from paywarden.scoring.engine.busy_poll import BusyPoll
-from paywarden.scoring.engine.caller_pauses import CallerPauses
-from paywarden.scoring.engine.caller_queues import SHARED_CHUNK, CallerQueues, CallerRates
 from paywarden.scoring.idempotency.decision_cache import PaymentIdReused
 from paywarden.scoring.metrics.shared import Registry
 from paywarden.scoring.metrics.worker import StageTimes

@@ -9,7 +9,7 @@ import pytest
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.schemas.proto.scoring_pb2 import ScoreBatchRequest, ScoreBatchResponse, ScoreRequest, ScoreResponse
 from paywarden.schemas.proto.split_pb2 import SplitBatchRequest
-from paywarden.scoring.engine.batcher import (
+from paywarden.scoring.engine.batching.batcher import (
     IN_PROGRESS,
     AdmissionSettings,
     Call,
@@ -18,7 +18,7 @@ from paywarden.scoring.engine.batcher import (
     Overloaded,
     Refusal,
 )
-from paywarden.scoring.engine.caller_queues import SHARED_CHUNK
+from paywarden.scoring.engine.batching.caller_queues import SHARED_CHUNK
 from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.requests.protobuf_form import PROTOBUF
 from tests.worlds.endpoint.payments import euro_intake

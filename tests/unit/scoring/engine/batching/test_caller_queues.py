@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paywarden.scoring.engine.caller_queues import QUANTUM, CallerQueues, CallerRates
+from paywarden.scoring.engine.batching.caller_queues import QUANTUM, CallerQueues, CallerRates
 
 
 @dataclass

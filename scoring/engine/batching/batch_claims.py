@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
-from paywarden.scoring.engine.batcher import IN_PROGRESS, NOT_DECIDED, Refusal, refusal_of
+from paywarden.scoring.engine.batching.batcher import IN_PROGRESS, NOT_DECIDED, Refusal, refusal_of
 from paywarden.scoring.idempotency.decision_cache import Claim, ClaimConflict, PaymentIdReused, Repeat
 
 

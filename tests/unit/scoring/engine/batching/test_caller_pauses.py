@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from paywarden.scoring.engine import caller_pauses
-from paywarden.scoring.engine.caller_pauses import REFUSALS_MAX, CallerPauses
+from paywarden.scoring.engine.batching import caller_pauses
+from paywarden.scoring.engine.batching.caller_pauses import REFUSALS_MAX, CallerPauses
 
 
 class Connection:

@@ -1,0 +1,1 @@
+"""Which calls are scored together: the requests of one turn, queues and pauses of callers, claims of batches."""
