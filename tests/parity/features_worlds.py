@@ -20,8 +20,9 @@ from paywarden.features.catalogue.windows import DAY_MS, HOUR_MS, MINUTE_MS, SEC
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import RateTable
 from paywarden.schemas.payment_fields import AMOUNT_MINOR_MAX, PaymentFields
-from tests.parity import naive_features as naive
-from tests.parity.naive_features import Heard, Payment
+from tests.parity.naive import naive_features as naive
+from tests.parity.naive.attributes import ATTRIBUTES, OPERATORS, PLACES_DECLARED, Attribute, Condition, Coordinates
+from tests.parity.naive.events import REFERENCE, Heard, Payment
 from tests.unit.features.kernel.profiles import Change, label, payment
 
 # A Sunday at midnight, so that the times below lie on the edges of every hop.
@@ -29,7 +30,7 @@ START_MS = 1_530_403_200_000
 # Small amounts of several currencies: halves that must be rounded, and a currency above the reference.
 RATES = RateTable({"EUR": [(0, 1_000_000)], "USD": [(0, 500_000)], "JPY": [(0, 610_000)], "KWD": [(0, 3_000_000)]})
 
-# Fields that a project declares. naive_features.py has their decimals once more.
+# Fields that a project declares. naive/events.py has their decimals once more.
 OWN_FIELDS: dict[str, attributes.Attribute] = {
     one.name: one
     for one in (
@@ -270,7 +271,7 @@ def declared_row(fields: PaymentFields) -> DeclaredRow | None:
 
     def convert(_: int, payment: Mapping[str, Any]) -> int:
         # A world says its amounts of money in the reference currency.
-        return int(payment[naive.REFERENCE["tip"]])
+        return int(payment[REFERENCE["tip"]])
 
     return DeclaredRow(fields, convert)
 
@@ -357,7 +358,7 @@ def _payment(time_ms: int, amount_minor: int, fields: dict[str, Any]) -> Payment
     amount = RATES.convert(amount_minor, fields["currency"], time_ms)
     tip = fields.get("tip")
     if tip is not None:
-        fields = {**fields, naive.REFERENCE["tip"]: RATES.convert(tip, fields["currency"], time_ms)}
+        fields = {**fields, REFERENCE["tip"]: RATES.convert(tip, fields["currency"], time_ms)}
     return Payment(time_ms, amount, amount_minor, fields)
 
 
@@ -444,12 +445,12 @@ class Said:
 def _read(words: Any, argument: object) -> Any:
     if isinstance(argument, tuple):
         return tuple(_read(words, one) for one in argument)
-    if isinstance(argument, naive.Coordinates):
+    if isinstance(argument, Coordinates):
         return getattr(words, argument.name)
-    if isinstance(argument, naive.Attribute):
+    if isinstance(argument, Attribute):
         return getattr(words, argument.name)
-    if isinstance(argument, naive.Condition):
-        return naive.OPERATORS[argument.operator](getattr(words, argument.field), argument.value)
+    if isinstance(argument, Condition):
+        return OPERATORS[argument.operator](getattr(words, argument.field), argument.value)
     return argument
 
 
@@ -466,24 +467,22 @@ def catalogue_of(words: Any, said: Sequence[Said], *, is_own: bool = False) -> A
 
 
 _CONDITIONS = st.one_of(
-    st.builds(
-        naive.Condition, st.sampled_from(["amount", "amount_minor"]), st.sampled_from([">=", "<", "=="]), AMOUNTS
-    ),
-    st.builds(naive.Condition, st.just("country"), st.sampled_from(["==", "!="]), st.sampled_from(["DE", "NZ"])),
-    st.builds(naive.Condition, st.just("channel"), st.sampled_from(["==", "!="]), st.sampled_from(["ecom", "pos"])),
-    st.builds(naive.Condition, st.just("declined"), st.sampled_from(["==", "!="]), st.booleans()),
-    st.just(naive.ATTRIBUTES["declined"]),
+    st.builds(Condition, st.sampled_from(["amount", "amount_minor"]), st.sampled_from([">=", "<", "=="]), AMOUNTS),
+    st.builds(Condition, st.just("country"), st.sampled_from(["==", "!="]), st.sampled_from(["DE", "NZ"])),
+    st.builds(Condition, st.just("channel"), st.sampled_from(["==", "!="]), st.sampled_from(["ecom", "pos"])),
+    st.builds(Condition, st.just("declined"), st.sampled_from(["==", "!="]), st.booleans()),
+    st.just(ATTRIBUTES["declined"]),
 )
-_COUNTED = st.sampled_from([naive.ATTRIBUTES[name] for name in ("merchant_id", "card_id", "mcc", "country", "ip")])
+_COUNTED = st.sampled_from([ATTRIBUTES[name] for name in ("merchant_id", "card_id", "mcc", "country", "ip")])
 _OWN_CONDITIONS = st.one_of(
     _CONDITIONS,
-    st.builds(naive.Condition, st.just("basket_kg"), st.sampled_from([">=", "<", "=="]), st.sampled_from([0, 2.5, 5])),
-    st.builds(naive.Condition, st.just("product"), st.sampled_from(["==", "!="]), st.just("book")),
+    st.builds(Condition, st.just("basket_kg"), st.sampled_from([">=", "<", "=="]), st.sampled_from([0, 2.5, 5])),
+    st.builds(Condition, st.just("product"), st.sampled_from(["==", "!="]), st.just("book")),
 )
-_OWN_COUNTED = st.sampled_from([naive.ATTRIBUTES[name] for name in ("product", "shipped_to", "ship_country", "mcc")])
-_NUMBERS = st.just(naive.ATTRIBUTES["amount"])
-_OWN_NUMBERS = st.sampled_from([naive.ATTRIBUTES[name] for name in ("amount", "basket_kg", "items", "opened", "tip")])
-_PLACES = st.sampled_from(list(naive.PLACES_DECLARED.values()))
+_OWN_COUNTED = st.sampled_from([ATTRIBUTES[name] for name in ("product", "shipped_to", "ship_country", "mcc")])
+_NUMBERS = st.just(ATTRIBUTES["amount"])
+_OWN_NUMBERS = st.sampled_from([ATTRIBUTES[name] for name in ("amount", "basket_kg", "items", "opened", "tip")])
+_PLACES = st.sampled_from(list(PLACES_DECLARED.values()))
 # Hops that a window may have, as number and unit. Some windows are long.
 _CHOSEN_HOPS = st.sampled_from([(15, "s"), (5, "m"), (1, "h"), (6, "h"), (1, "d")])
 _LABEL_WORDS = (

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paywarden.features import kernel
-from tests.parity import naive_features as naive
-from tests.parity.naive_features import Heard
+from tests.parity.naive.comparison import differing, same_bits
+from tests.parity.naive.events import Heard
 from tests.unit.features.kernel.profiles import Change, bound_vector, profile, vectors
 from tests.worlds.stream.declarations import declarations, heard_histories
 
@@ -26,9 +26,9 @@ def test_random_declarations_give_the_naive_bits(data: st.DataObject) -> None:
         if weight is None:
             states = {entity: profiles.get(key) for entity, key in keys.items()}
             found.append(vectors(engine, [row], [states])[0])
-            assert naive.same_bits(bound_vector(engine, row, states), found[-1])
+            assert same_bits(bound_vector(engine, row, states), found[-1])
         kind = kernel.PAYMENT if weight is None else kernel.LABEL
         for entity, key in keys.items():
             profiles[key] = profile(engine, entity, [Change(kind, row, weight or 1)], profiles.get(key))
     wanted = declaration.oracle.vectors([Heard(declaration.naive_of(one), weight) for one, weight in history])
-    assert list(naive.differing(engine.plan.names, np.array(found), wanted)) == []
+    assert list(differing(engine.plan.names, np.array(found), wanted)) == []

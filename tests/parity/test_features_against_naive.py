@@ -22,7 +22,6 @@ from paywarden.features.profiles.keys import entity_key
 from paywarden.streams.profiles import events as batch
 from paywarden.streams.profiles.events import OutcomeEvent
 from paywarden.streams.profiles.payment_columns import PaymentEvent, Position
-from tests.parity import naive_features as naive
 from tests.parity.features_worlds import (
     DECLARED,
     RATES,
@@ -41,7 +40,9 @@ from tests.parity.features_worlds import (
     payment_of,
     worlds,
 )
-from tests.parity.naive_features import FIELDS, Heard, Payment
+from tests.parity.naive import naive_features as naive
+from tests.parity.naive.comparison import differing, same_bits
+from tests.parity.naive.events import FIELDS, Heard, Payment, tables_of
 from tests.unit.features.kernel.profiles import apply, bound_vector, profile, row, vector, vectors
 from tests.worlds.stream import joined as together
 from tests.worlds.stream.packed import sources_of, without_sources
@@ -113,7 +114,7 @@ def streamed(heard: Sequence[Heard], of: FeatureEngine) -> tuple[Vectors, dict[b
         if event.weight is None:
             states = {entity: profiles.get(key) for entity, key in keys.items()}
             rows.append(vectors(of, [row_of(event.payment)], [states])[0])
-            assert naive.same_bits(bound_vector(of, row_of(event.payment), states), rows[-1])
+            assert same_bits(bound_vector(of, row_of(event.payment), states), rows[-1])
         for entity, key in keys.items():
             profiles[key] = profile(of, entity, [change_of(event)], profiles.get(key))
     return np.array(rows, dtype=np.float32).reshape(len(rows), of.plan.feature_count), profiles
@@ -121,13 +122,13 @@ def streamed(heard: Sequence[Heard], of: FeatureEngine) -> tuple[Vectors, dict[b
 
 def assert_same(got: Vectors, wanted: Vectors, of: FeatureEngine | None = None) -> None:
     assert got.shape == wanted.shape
-    assert list(naive.differing((of or engine()).plan.names, got, wanted)) == []
+    assert list(differing((of or engine()).plan.names, got, wanted)) == []
 
 
 def naive_row(catalogue: naive.Catalogue, heard: Sequence[Heard], number: int) -> Vectors:
     """Returns the vector of the `number`-th payment as the only row."""
     place = [place for place, event in enumerate(heard) if event.weight is None][number]
-    payments, labels = naive.tables_of(heard[:place])
+    payments, labels = tables_of(heard[:place])
     return catalogue.vector(heard[place].payment, payments, labels)[None]
 
 
@@ -300,7 +301,7 @@ def test_after_events_in_any_order_profiles_give_the_naive_vector(
             shuffled = data.draw(st.permutations(own))
             states[entity] = profile(engine(), entity, [change_of(event) for event in shuffled])
     found = vector(engine(), now.time_ms, now.amount, states, **now.fields, amount_minor=now.amount_minor)
-    assert_same(found[None], oracle().vector(now, *naive.tables_of(heard))[None])
+    assert_same(found[None], oracle().vector(now, *tables_of(heard))[None])
 
 
 @settings(max_examples=60)

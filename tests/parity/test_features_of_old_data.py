@@ -32,7 +32,7 @@ from tests.parity.features_worlds import (
     payment_of,
     payments_in,
 )
-from tests.parity.naive_features import Heard, Payment
+from tests.parity.naive.events import Heard, Payment
 from tests.parity.test_own_fields_against_naive import keys_of
 from tests.unit.features.kernel.profiles import events_of
 

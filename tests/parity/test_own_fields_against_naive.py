@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from paywarden.features import kernel
 from paywarden.features.profiles.engine import Events, FeatureEngine
 from paywarden.features.profiles.keys import entity_key
-from tests.parity import naive_features as naive
 from tests.parity.features_worlds import (
     DECLARED,
     FIELDS,
@@ -27,7 +26,9 @@ from tests.parity.features_worlds import (
     own_fields_words,
     worlds,
 )
-from tests.parity.naive_features import Heard, Payment
+from tests.parity.naive import naive_features as naive
+from tests.parity.naive.comparison import differing, same_bits
+from tests.parity.naive.events import Heard, Payment, tables_of
 from tests.unit.features.kernel.profiles import Change, bound_vector, profile, vectors
 
 Vectors = NDArray[np.float32]
@@ -67,7 +68,7 @@ def streamed(heard: Sequence[Heard], of: FeatureEngine) -> tuple[Vectors, dict[b
         if event.weight is None:
             states = {entity: profiles.get(key) for entity, key in keys.items()}
             found.append(vectors(of, [change.row], [states])[0])
-            assert naive.same_bits(bound_vector(of, change.row, states), found[-1])
+            assert same_bits(bound_vector(of, change.row, states), found[-1])
         for entity, key in keys.items():
             profiles[key] = profile(of, entity, [change], profiles.get(key))
     return np.array(found, dtype=np.float32).reshape(len(found), of.plan.feature_count), profiles
@@ -103,7 +104,7 @@ def at_once(heard: Sequence[Heard], of: FeatureEngine) -> tuple[Vectors, dict[by
 
 def assert_same(got: Vectors, wanted: Vectors, of: FeatureEngine) -> None:
     assert got.shape == wanted.shape
-    assert list(naive.differing(of.plan.names, got, wanted)) == []
+    assert list(differing(of.plan.names, got, wanted)) == []
 
 
 def test_the_naive_catalogue_has_the_same_features() -> None:
@@ -121,7 +122,7 @@ def test_features_of_own_fields_have_the_naive_bits_in_any_order(world: World, d
     assert same_profiles == profiles
     asked = [place for place, event in enumerate(heard) if event.weight is None]
     for number in {len(asked) - 1, data.draw(st.integers(0, len(asked) - 1))}:
-        before = naive.tables_of(heard[: asked[number]])
+        before = tables_of(heard[: asked[number]])
         wanted = oracle().vector(heard[asked[number]].payment, *before)[None]
         assert_same(one_by_one[number : number + 1], wanted, engine())
 

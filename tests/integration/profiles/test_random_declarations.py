@@ -59,9 +59,9 @@ from paywarden.streams.kafka.schemas.remembered_schemas import KafkaRememberedSc
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from paywarden.streams.profiles.pipeline import Pipeline
 from paywarden.streams.profiles.settings import StreamSettings, stream_metrics
-from tests.parity import naive_features as naive
 from tests.parity.features_worlds import RATES
-from tests.parity.naive_features import Heard
+from tests.parity.naive.comparison import differing
+from tests.parity.naive.events import Heard
 from tests.services.product.in_process import running
 from tests.services.product.processes import wait_until
 from tests.services.servers.kafka import KafkaServer
@@ -168,7 +168,7 @@ def test_random_declarations_give_the_same_bits_through_every_process(
             wanted = declaration.oracle.vectors([Heard(declaration.naive_of(one), weight) for one, weight in heard])
             trained, _ = point_in_time(declaration, [*world.past, probe], world.outcomes, folder / "with")
             for found in (trained[-1:], *scored):
-                assert list(naive.differing(declaration.engine.plan.names, found, wanted[-1:])) == [], declaration
+                assert list(differing(declaration.engine.plan.names, found, wanted[-1:])) == [], declaration
 
 
 def point_in_time(

@@ -37,8 +37,11 @@ from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.keys import key_maker
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.payment_fields import AMOUNT_MINOR_MAX, DerivedField, Form, PaymentField, PaymentFields
-from tests.parity import naive_features as naive
 from tests.parity.features_worlds import AMOUNTS, DECLARED, FIELDS, RATES, SPANS_MS, Said, catalogues, moments
+from tests.parity.naive import attributes as naive_attributes
+from tests.parity.naive import naive_features as naive
+from tests.parity.naive.attributes import Condition
+from tests.parity.naive.events import CountryText, HashedText, Payment
 
 NUMBERS = range(1, 65)
 FIELDS_MAX = 8
@@ -89,7 +92,7 @@ class Declaration:
 
     @cached_property
     def oracle(self) -> naive.Catalogue:
-        more = {one.name: naive.Attribute(one.name) for one in self.payment.attributes}
+        more = {one.name: naive_attributes.Attribute(one.name) for one in self.payment.attributes}
         return naive.Catalogue(*self._read(types.SimpleNamespace(**{**vars(naive.WORDS), **more})))
 
     @cached_property
@@ -113,14 +116,14 @@ class Declaration:
         keys = {name: make(payment.values) for name, make in self._key_makers.items()}
         return {name: key for name, key in keys.items() if key}
 
-    def naive_of(self, payment: DeclaredPayment) -> naive.Payment:
+    def naive_of(self, payment: DeclaredPayment) -> Payment:
         """Returns the payment as the oracle takes it: texts that tell their kind, and numbers as features see them."""
         values = payment.values
         said: dict[str, object] = dict.fromkeys(one.name for one in self.payment.attributes)
         said |= {field.name: _naive_value(field, values) for field in self.fields.declared if field.name in values}
         said |= {one.name: _naive_derived(one, values) for one in self.fields.derived if values.get(one.of)}
         amount = _converted(values["amount_minor"], values)
-        return naive.Payment(payment.time_ms, amount, values["amount_minor"], {**values, **said})
+        return Payment(payment.time_ms, amount, values["amount_minor"], {**values, **said})
 
     @cached_property
     def _key_makers(self) -> dict[str, Callable[[Mapping[str, Any]], bytes]]:
@@ -144,9 +147,9 @@ def _converted(amount_minor: int, values: Mapping[str, Any]) -> int:
 def _naive_value(field: PaymentField, values: Mapping[str, Any]) -> object:
     value = values[field.name]
     if field.form is Form.COUNTRY:
-        return naive.CountryText(value)
+        return CountryText(value)
     if field.is_text:
-        return naive.HashedText(value.lower() if field.form is Form.EMAIL else value)
+        return HashedText(value.lower() if field.form is Form.EMAIL else value)
     if field.form is Form.MONEY:
         return _converted(value, values)
     # A number as it is kept: to the field's digits after the point.
@@ -156,12 +159,12 @@ def _naive_value(field: PaymentField, values: Mapping[str, Any]) -> object:
 def _naive_derived(field: DerivedField, values: Mapping[str, Any]) -> object:
     source = values[field.of]
     if "@" in source:
-        return naive.HashedText(source.split("@")[-1].lower())
+        return HashedText(source.split("@")[-1].lower())
     address = ipaddress.ip_address(source)
     bits = field.bits if address.version == 4 else field.bits_v6  # type: ignore[union-attr]
     width = 32 if address.version == 4 else 128
     first = int(address) >> width - bits << width - bits
-    return naive.HashedText(f"{type(address)(first)}/{bits}")
+    return HashedText(f"{type(address)(first)}/{bits}")
 
 
 # Fields.
@@ -252,10 +255,10 @@ def _with_fields(
     texts = [one.name for one in payment.attributes if one.kind in (AttributeKind.TEXT, AttributeKind.COUNTRY)]
 
     def changed(argument: object) -> object:
-        is_text = isinstance(argument, naive.Attribute) and argument.name not in ("declined", "amount")
+        is_text = isinstance(argument, naive_attributes.Attribute) and argument.name not in ("declined", "amount")
         if is_text and texts and draw(st.booleans()):
-            return naive.Attribute(draw(st.sampled_from(texts)))
-        is_condition = isinstance(argument, naive.Condition) or getattr(argument, "name", "") == "declined"
+            return naive_attributes.Attribute(draw(st.sampled_from(texts)))
+        is_condition = isinstance(argument, Condition) or getattr(argument, "name", "") == "declined"
         return draw(_conditions(payment)) if is_condition and draw(st.booleans()) else argument
 
     arguments = tuple(map(changed, said.arguments))
@@ -267,15 +270,15 @@ def _with_fields(
 def _conditions(payment: declare.Payment) -> st.SearchStrategy[object]:
     """Draws conditions about declared fields; about the channel where none can be asked."""
     asked = [_conditions_on(one) for one in payment.attributes if one.has_public_code]
-    return st.one_of(st.builds(naive.Condition, st.just("channel"), st.just("=="), st.just("ecom")), *asked)
+    return st.one_of(st.builds(Condition, st.just("channel"), st.just("=="), st.just("ecom")), *asked)
 
 
 def _conditions_on(one: Attribute) -> st.SearchStrategy[object]:
     assert one.field is not None
     if one.kind is AttributeKind.NUMBER:
-        return st.builds(naive.Condition, st.just(one.name), st.sampled_from([">=", "<", "=="]), _kept(one.field))
+        return st.builds(Condition, st.just(one.name), st.sampled_from([">=", "<", "=="]), _kept(one.field))
     values = st.booleans() if one.kind is AttributeKind.FLAG else st.sampled_from(_TEXTS[one.field.form])
-    return st.builds(naive.Condition, st.just(one.name), st.sampled_from(["==", "!="]), values)
+    return st.builds(Condition, st.just(one.name), st.sampled_from(["==", "!="]), values)
 
 
 # Payments.

@@ -1,0 +1,120 @@
+"""What a payment holds, as a condition or a feature names it: attributes, conditions, places."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from tests.parity.naive.codes import code_of
+from tests.parity.naive.events import DECLARED_NAMES, DECLARED_NUMBERS, FIELDS, REFERENCE
+
+OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    ">=": operator.ge,
+    "<": operator.lt,
+}
+MILLIONTH = math.pi / 180_000_000.0
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Compares an attribute with a value. `operator` is how Python writes the comparison."""
+
+    field: str
+    operator: str
+    value: object
+
+    def of(self, rows: pd.DataFrame) -> pd.Series:
+        """Returns which rows meet the condition. A row that lacks the attribute does not."""
+        return rows[self.field].map(self.holds).astype(bool)
+
+    def holds(self, value: Any) -> bool:
+        return value is not None and bool(OPERATORS[self.operator](value, self.value))
+
+
+class Attribute:
+    """An attribute in a condition."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __eq__(self, other: object) -> Condition:  # type: ignore[override]
+        return Condition(self.name, "==", other)
+
+    def __ne__(self, other: object) -> Condition:  # type: ignore[override]
+        return Condition(self.name, "!=", other)
+
+    def __ge__(self, other: object) -> Condition:
+        return Condition(self.name, ">=", other)
+
+    def __lt__(self, other: object) -> Condition:
+        return Condition(self.name, "<", other)
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    @property
+    def is_number(self) -> bool:
+        return self.name == "amount" or self.name in DECLARED_NUMBERS
+
+    @property
+    def parts(self) -> int:
+        """Returns how many of its last digits make one of its unit; a moment is an age in ms, and its unit a second."""
+        digits = DECLARED_NUMBERS.get(self.name, 0)
+        return 1000 if digits is None else 10**digits
+
+    def number(self, of: Mapping[str, Any]) -> int | None:
+        """Returns the number of a payment, in units of its last digit."""
+        value = of.get(REFERENCE.get(self.name, self.name))
+        if value is None:
+            return None
+        if self.name != "amount" and DECLARED_NUMBERS[self.name] is None:
+            return int(of["time_ms"]) - int(value)
+        last_digits: int = round(value * self.parts)
+        return last_digits
+
+    def numbers(self, rows: pd.DataFrame) -> list[int]:
+        """Returns the numbers of those payments that have one."""
+        found = (self.number(row) for row in rows.to_dict("records"))
+        return [number for number in found if number is not None]
+
+    def rank(self, of: Mapping[str, Any]) -> float:
+        """Returns what decides between two payments of one moment."""
+        value = self.number(of) if self.is_number else of.get(self.name)
+        if value is None:
+            return -math.inf
+        return int(value) if self.is_number else code_of(self.name, value)
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """A place: two fields in degrees."""
+
+    name: str
+
+    @property
+    def latitude(self) -> Attribute:
+        return ATTRIBUTES[f"{self.name}_latitude"]
+
+    @property
+    def attributes(self) -> tuple[Attribute, Attribute]:
+        return ATTRIBUTES[f"{self.name}_latitude"], ATTRIBUTES[f"{self.name}_longitude"]
+
+    def radians(self, of: Mapping[str, Any]) -> tuple[float, float] | None:
+        latitude, longitude = (attribute.number(of) for attribute in self.attributes)
+        return None if latitude is None or longitude is None else (latitude * MILLIONTH, longitude * MILLIONTH)
+
+
+Where = Condition | Attribute | None
+ATTRIBUTES = {name: Attribute(name) for name in ("amount", "amount_minor", *FIELDS, *DECLARED_NAMES)}
+PLACES_DECLARED = {name: Coordinates(name) for name in ("home", "shop")}
+
+
+def condition_of(where: Where) -> Condition | None:
+    return Condition(where.name, "==", True) if isinstance(where, Attribute) else where
