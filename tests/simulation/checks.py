@@ -27,7 +27,7 @@ from paywarden.streams.profiles.events import EntityEvents, OutcomeEvent
 from paywarden.streams.profiles.payment_columns import PaymentEvent, Position
 from paywarden.streams.profiles.progress.watermarks import PREFIX
 from tests.simulation.callers import Told
-from tests.simulation.kafka import Entry
+from tests.simulation.cluster.logs import Entry
 from tests.simulation.processes import ENTITIES, parts
 from tests.simulation.world import Failed
 from tests.worlds.stream.packed import sources_of, without_sources

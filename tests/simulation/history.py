@@ -28,8 +28,10 @@ from paywarden.streams.profiles.progress.watermarks import PREFIX
 from tests.simulation import patches
 from tests.simulation.callers import Callers, Exchange, Request, request_of
 from tests.simulation.checks import check_all, check_watermark
+from tests.simulation.cluster.broker import Broker
+from tests.simulation.cluster.consumer import GroupConsumer
+from tests.simulation.cluster.logs import Entry, Log
 from tests.simulation.files import FileFault
-from tests.simulation.kafka import Broker, Entry, Log
 from tests.simulation.plan import DURATION_S, Item, Plan
 from tests.simulation.processes import SESSION_S, WORKERS, Deployment, group_lag, parts
 from tests.simulation.world import START_S, Died, Failed, World
@@ -269,7 +271,8 @@ class History:
 
     def _partition_stall(self, arguments: dict[str, Any], chance: random.Random) -> None:
         actor = self._actor(arguments["process"])
-        readers = [consumer for consumer in self.broker.consumers if consumer.actor is actor]
+        consumers = [one for one in self.broker.consumers if isinstance(one, GroupConsumer)]
+        readers = [consumer for consumer in consumers if consumer.actor is actor]
         if readers and (places := sorted(readers[0]._position)):
             readers[0].stalled.add(chance.choice(places))
             self.left_alone.add("stalled")

@@ -31,7 +31,8 @@ from paywarden.scoring.state.outbox import writer as outbox_writer
 from paywarden.streams.kafka import producers
 from paywarden.streams.profiles import events
 from tests.simulation import files
-from tests.simulation.kafka import Broker, SimulatedProducer
+from tests.simulation.cluster.broker import Broker
+from tests.simulation.cluster.producers import SimulatedProducer
 from tests.simulation.world import Actor, World
 
 # Packages whose files and clock are simulated.

@@ -53,8 +53,9 @@ from paywarden.streams.companion.companion import Companion, CompanionSettings, 
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.profiles.pipeline import Pipeline
 from paywarden.streams.profiles.settings import PipelineOptions, PipelineTiming, StreamSettings, stream_metrics
+from tests.simulation.cluster.broker import Broker
+from tests.simulation.cluster.clients import clients_of
 from tests.simulation.files import Files
-from tests.simulation.kafka import Broker, clients_of
 from tests.simulation.store import SimulatedStore, StoreState
 from tests.simulation.world import Actor, Died, World
 

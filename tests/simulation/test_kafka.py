@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaException, TopicPartition
 
-from tests.simulation.kafka import Broker, Entry, GroupConsumer, TransactionalProducer
+from tests.simulation.cluster.broker import Broker
+from tests.simulation.cluster.consumer import GroupConsumer
+from tests.simulation.cluster.logs import Entry
+from tests.simulation.cluster.producers import TransactionalProducer
 from tests.simulation.world import Actor, World
 
 
