@@ -63,6 +63,8 @@ def pytest_configure(config: pytest.Config) -> None:
             python = shlex.join([sys.executable, "-S", "-E", forked_python.__file__])
             config.option.tx = [f"{one}//python={python}" for one in config.option.tx]
     template.find_with(template_address)
+    # Cleanups run last to first: the connection is closed before the template ends.
+    config.add_cleanup(template.disconnect)
 
 
 @pytest.hookimpl(wrapper=True)

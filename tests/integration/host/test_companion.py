@@ -266,8 +266,8 @@ def test_a_companion_waits_for_a_store_that_the_stream_will_make(
             topics.send_payments(small_world()[0].to_pylist()[:50])
             wait_until_worked_in(settings, group)
             stored = read_store(deployment.store)
-            wait_until(lambda: companion.profiles_applied >= len(stored), "the mirror has all profiles", every_s=0.05)
-        assert read_mirror(deployment, stored) == stored
+            # A profile that two payments changed is applied twice: a count would not tell that the last ones are there.
+            wait_until(lambda: read_mirror(deployment, stored) == stored, "the mirror has all profiles")
     assert [record.getMessage() for record in caplog.records].count(f"companion: {problem}") == 1
 
 
@@ -303,8 +303,8 @@ def test_without_kafka_a_companion_lives_and_is_ready_when_it_returns(tmp_path: 
         wait_until(lambda: "changelog_lag{0}" in companion.metrics(), "Kafka has said where the changelog ends")
         kafka.stop()
         decide(deployment, 3)
-        wait_until(lambda: bool(companion.problems()), "it says that it is not ready", every_s=0.1)
-        assert "Kafka has not said where" in companion.problems()[0]
+        # On a busy machine its mirror grows too old before it misses Kafka's answer.
+        wait_until(lambda: "Kafka has not said where" in " ".join(companion.problems()[:1]), "it lacks Kafka", every_s=0.1)
         companion.wait_for("outbox_waiting_bytes{worker-0}", 1)
         with urllib.request.urlopen(f"{companion.address}/livez", timeout=PATIENCE_S) as answer:
             assert answer.status == 200

@@ -276,6 +276,9 @@ class _Template:
         with self._lock:
             socket.send_fds(self._control, [message], files)
 
+    def close(self) -> None:
+        self._control.close()
+
 
 def _own_address() -> Path:
     """Start a template of this process's own. Returns its address."""
@@ -293,6 +296,13 @@ def find_with(find: Callable[[], Path]) -> None:
     """Ask `find` for the address of the template, at the first start. Otherwise this process has one of its own."""
     global _find
     _find = find
+
+
+def disconnect() -> None:
+    """Close the connection to the template, which kills what this process started there and still runs."""
+    with _lock:
+        while _connected:
+            _connected.pop().close()
 
 
 def _template() -> _Template:

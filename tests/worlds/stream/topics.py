@@ -229,10 +229,6 @@ def _committed(consumer: Consumer, wanted: list[TopicPartition]) -> list[TopicPa
     raise AssertionError("Kafka does not report the committed offsets")
 
 
-def wait_for_commit(settings: KafkaSettings, group: str) -> None:
-    wait_until_left(settings, group, lag(settings, group) - 1, "a batch is committed")
-
-
 def assert_profiles_equal(got: dict[bytes, bytes], wanted: dict[bytes, bytes]) -> None:
     assert got.keys() == wanted.keys()
     differing = [key for key in wanted if without_sources(got[key]) != without_sources(wanted[key])]

@@ -6,7 +6,6 @@ import ast
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ import pytest
 from paywarden.features.kernel.toolkit import machine_code
 from tests.checkout import CHECKOUT
 from tests.patience import PATIENCE_S
+from tests.services import template
 
 TOP = CHECKOUT
 CALLEE = """\
@@ -34,6 +34,17 @@ from paywarden.models.callee import scaled
 @compiled()
 def answer(value):
     return scaled(value) + 1
+"""
+# Runs `python -m paywarden.run` in a fork (template.py). The fork has loaded numba, which takes a second of a core, and
+# forgets what it has loaded of the product and what numba has read of the environment.
+AFRESH = """\
+import runpy, sys
+from numba.core import config
+for name in [name for name in sys.modules if name.partition(".")[0] == "paywarden"]:
+    del sys.modules[name]
+sys.dont_write_bytecode = True
+config.reload_config()
+runpy.run_module("paywarden.run", run_name="__main__", alter_sys=True)
 """
 # Prints the result, and whether the machine code was kept from an earlier run.
 RUN = """\
@@ -65,14 +76,9 @@ def run(top: Path, argument: object = 10, **environment: str) -> str:
 def finished(top: Path, argument: object = 10, **environment: str) -> subprocess.CompletedProcess[str]:
     # The suite may run with a cache directory of its own, which these tests must not use.
     inherited = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
-    done = subprocess.run(
-        [sys.executable, "-m", "paywarden.run", repr(argument)],
-        cwd=top.parent,
-        env={**inherited, "PYTHONDONTWRITEBYTECODE": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
+    variables = {**inherited, **environment}
+    done = template.run(
+        [repr(argument)], cwd=top.parent, environment=variables, timeout_s=PATIENCE_S, program=AFRESH
     )
     assert done.returncode == 0, done.stderr
     return done
