@@ -56,6 +56,8 @@ MARKS_FILE = "overlay-marks"
 # A directory is sparsely filled: its slots are at most half in use.
 _SLOTS_PER_ENTITY = 2
 _EVENTS_MAX = 64
+# More rows than a host ever adds: 36 years of a million payments a second.
+_NUMBERS_MAX = 1 << 50
 # Marks that are complete for no transaction: no bucket of them is looked at.
 _NO_MARKS = np.full(tables.MARK_HEAD_SIZE, -1, dtype=np.int64)
 
@@ -308,6 +310,8 @@ class Overlay:
             if table is not None:
                 self._table, self._table_file, self._frame = table, file, None
                 self._numbers[tables.OVER :] = 0
+        if self._table is not None:
+            self._mend_numbers(self._table)
         try:
             file = file_at(marks_path)
             if file is None or file != self._marks_file or self._marks is None:
@@ -315,6 +319,15 @@ class Overlay:
             self._marks_file = file
         except (OSError, Misconfigured):
             self._marks = self._marks_file = self._frame = None
+
+    def _mend_numbers(self, table: NDArray[np.int64]) -> None:
+        """Let rows count from 1 again if the number of the newest one cannot be: then no reader would find any."""
+        if not 0 <= table[tables.NEXT_AT] < _NUMBERS_MAX:
+            table[tables.NEXT_AT] = 0
+            self.metrics.broken.add(1)
+        if self._numbers[tables.SEEN] > table[tables.NEXT_AT]:
+            # What this worker knows of old rows is of the numbers before.
+            self._numbers[tables.OVER :] = 0
 
     def _arrays(
         self,

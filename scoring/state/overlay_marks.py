@@ -76,9 +76,11 @@ class OverlayMarks:
             self.note_unnamed()
         # A new mirror counts its transactions from 1.
         self._marks[tables.MARK_SNAPSHOT_AT] = newest_transaction
+        self._forget_other_clock()
 
     def begin(self, transaction: int) -> None:
         """Note a transaction of the mirror. Call it after `note` and before the commit."""
+        self._forget_other_clock()
         _raise_to(self._marks, tables.MARK_SNAPSHOT_AT, transaction)
 
     def note(self, named: Iterable[bytes]) -> None:
@@ -103,6 +105,15 @@ class OverlayMarks:
         """Say that profiles may contain payments that are not marked: nobody trusts the marks for a lifetime."""
         self.unsure += 1
         _raise_to(self._marks, tables.MARK_UNSURE_UNTIL_AT, self._clock_ms() + self._settings.lifetime_ms)
+
+    def _forget_other_clock(self) -> None:
+        """End a doubt that would last longer than a lifetime: it is of a clock before the host's start, or damaged.
+
+        A mirror on a disk outlives its host. Its clock begins anew, and may take months to reach that moment.
+        """
+        latest_ms = self._clock_ms() + self._settings.lifetime_ms
+        if self._marks[tables.MARK_UNSURE_UNTIL_AT] > latest_ms:
+            self._marks[tables.MARK_UNSURE_UNTIL_AT] = latest_ms
 
     @property
     def is_unsure(self) -> bool:

@@ -132,6 +132,10 @@ class SharedRows:
             self._table, self._file = open_table(self._settings, self._plan), file
             if self._table is not None:
                 self._reading[tables.GOES_ON_AT] = self._table[tables.NEXT_AT] + 1
+        if self._table is not None:
+            # The numbers go back when the newest one was damaged.
+            following = self._table[tables.NEXT_AT] + 1
+            self._reading[tables.GOES_ON_AT] = min(self._reading[tables.GOES_ON_AT], following)
         return self._table is not None
 
     @property

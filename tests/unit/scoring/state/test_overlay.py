@@ -138,6 +138,25 @@ def test_a_torn_row_is_seen_and_left_out(world: OverlayWorld, change: Callable[[
     assert (world.wrong, counted(world, "folded"), counted(world, "broken") > 0) == (0, 0, broken)
 
 
+@pytest.mark.parametrize("number", [-(1 << 63), 1 << 62, 1 << 51, 0], ids=["sign", "bit 62", "bit 51", "none"])
+def test_a_damaged_number_of_the_newest_row_is_mended_within_two_lifetimes(world: OverlayWorld, number: int) -> None:
+    for _ in range(20):
+        world.answer(world.make(), worker=0)
+        world.check(world.make(), worker=1)
+    table = world.workers[0]._table
+    assert table is not None
+    table[tables.NEXT_AT] = number
+    for worker, reader in zip(world.workers, world._readers, strict=True):
+        world._look(worker, reader)
+    world.now_ms += 2 * world.settings.lifetime_ms + 1
+    world.answered.clear()
+    world.answer(again := world.make(), worker=0)
+    for worker in range(2):
+        assert score_one_like(world, again, worker) > 0
+    assert world.wrong == 0
+    assert counted(world, "broken") == (number != 0)
+
+
 def test_a_table_of_another_catalogue_or_size_is_not_used(world: OverlayWorld) -> None:
     path = Path(world.settings.path)
     content = bytearray(path.read_bytes())
@@ -165,6 +184,28 @@ def test_a_host_that_is_started_again_sees_what_was_answered_before(world: Overl
         world.restart(worker)
     assert score_one_like(world, number, worker=1) > 0
     assert world.wrong == 0
+
+
+def test_a_host_whose_clock_begins_anew_trusts_its_marks_after_a_lifetime(world: OverlayWorld, tmp_path: Path) -> None:
+    # The host has been up for 100 days, and a profile changed without a name of its payments.
+    world.now_ms += 100 * 86_400_000
+    world.marks.note_unnamed()
+    # It starts again. The mirror and its marks are on a disk.
+    world.now_ms = 5_000
+    world.marks = world._companion(tmp_path)
+    assert world.marks.is_unsure
+    world.now_ms += world.settings.lifetime_ms + 1
+    assert not world.marks.is_unsure
+    world.answered.clear()
+    world.answer(number := world.make(), worker=0)
+    assert score_one_like(world, number, worker=1) > 0
+
+
+def test_a_damaged_moment_of_the_marks_ends_with_the_next_transaction(world: OverlayWorld) -> None:
+    world.marks._marks[tables.MARK_UNSURE_UNTIL_AT] = 1 << 55
+    world.marks.begin(world.transaction)
+    world.now_ms += world.settings.lifetime_ms + 1
+    assert not world.marks.is_unsure
 
 
 def test_workers_keep_their_table_while_another_catalogue_serves_and_meet_again_after(world: OverlayWorld) -> None:

@@ -107,6 +107,21 @@ def test_a_host_with_a_wrong_clock_adds_nothing_and_says_so(hosts: tuple[Host, H
     assert (second.counted("rows_received"), second.counted("rows_refused")) == (0, 1)
 
 
+def test_a_host_whose_rows_count_from_one_again_goes_on_telling(hosts: tuple[Host, Host]) -> None:
+    first, second = hosts
+    first.answer(*(b"%d" % number for number in range(20)))
+    first.exchange.turn(0)
+    # The number of the newest row was damaged, and a worker has mended it.
+    table = first.rows._table
+    assert table is not None
+    table[tables.NEXT_AT] = 0
+    table[tables.HEAD_SIZE :] = 0
+    first.exchange.turn(0)
+    first.answer(b"later")
+    first.exchange.turn(0)
+    assert first.counted("rows_sent") == 21
+
+
 def test_bytes_are_bounded_and_what_is_not_told_is_counted(hosts: tuple[Host, Host]) -> None:
     first, _ = hosts
     first.answer(*(b"%d" % number for number in range(2 * ROWS_AT_ONCE + 5)))
