@@ -4,7 +4,7 @@ Each worker has one directory. A *position* counts bytes since the outbox was fi
 
     <outbox>/<worker>/00000000000000000000.log     records from position 0 on           finished, shipped or not
                       00000000000067108839.log     records from that position on        active: the worker appends here
-                      cursor                       the position up to which the companion has shipped
+                      cursor                       the position up to which the companion has shipped, and its CRC-32
                       lock                         held by the one writer
 
     record = u32 payload size │ u32 crc32 of the payload │ payload          little endian, size 1 … 256 KiB

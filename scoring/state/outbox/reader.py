@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import time
+import zlib
 from pathlib import Path
 
 from paywarden.schemas.durability import sync_folder
@@ -28,7 +29,9 @@ _log = logging.getLogger(__name__)
 # The outbox into which `paywarden outbox retry` puts decisions that were set aside. It is shipped like a worker's.
 RETRIED = "retried"
 _WORKER = re.compile(r"worker-(0|[1-9][0-9]{0,3})")
-_POSITION = re.compile(r"[0-9]{1,19}", re.ASCII)
+# A cursor: the position and the CRC-32 of its digits. Earlier releases wrote the position alone. No flipped bit makes
+# the comma a digit, so a damaged cursor with a checksum is not taken for one without.
+_POSITION = re.compile(r"([0-9]{1,19})(?:,([0-9a-f]{8}))?", re.ASCII)
 # The first read for a single record.
 _USUAL_BYTES = 4096
 # A folder's time of change may be so much older than a later change of it that has the same time.
@@ -252,12 +255,13 @@ class Cursor:
             return None
         except OSError as error:
             raise OutboxUnavailable(f"outbox: cannot read the cursor: {error.strerror}") from error
-        if _POSITION.fullmatch(text) is None:
+        match = _POSITION.fullmatch(text)
+        if match is None or (match[2] is not None and match[2] != _checksum_of(match[1])):
             if not self._is_told:
                 _log.error("outbox: %s holds no position and counts as missing", self._path)
             self._is_told = True
             return None
-        return int(text)
+        return int(match[1])
 
     def store(self, position: int) -> None:
         """Store `position` on disk. A crash during the call leaves the earlier position.
@@ -267,13 +271,17 @@ class Cursor:
         new = self._path.with_name(self._path.name + ".new")
         try:
             with new.open("w", encoding="ascii") as file:
-                file.write(f"{position}\n")
+                file.write(f"{position},{_checksum_of(str(position))}\n")
                 file.flush()
                 os.fsync(file.fileno())
             new.replace(self._path)
             sync_folder(self._path.parent)
         except OSError as error:
             raise OutboxUnavailable(f"outbox: cannot store the cursor: {error.strerror}") from error
+
+
+def _checksum_of(digits: str) -> str:
+    return f"{zlib.crc32(digits.encode()):08x}"
 
 
 def workers(settings: OutboxSettings) -> list[str]:

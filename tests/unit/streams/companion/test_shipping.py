@@ -164,6 +164,20 @@ def test_a_companion_killed_right_after_a_commit_sends_nothing_twice(world: Worl
     assert world.broker.decisions == ["p0", "p1", "p2"]
 
 
+def test_a_damaged_digit_of_the_cursor_skips_no_decision(world: World) -> None:
+    world.decide("p0", "p1")
+    world.rounds()
+    world.shipper.drain(1.0)
+    path = Path(world.settings.directory) / "worker-0" / "cursor"
+    content = path.read_bytes()
+    world.decide("p2", "p3")
+    # The first digit is a 9 now: the position is behind everything.
+    path.write_bytes(b"9" + content[1:])
+    world.shipper = world.new_shipper()
+    world.rounds()
+    assert world.broker.decisions == ["p0", "p1", "p2", "p3"]
+
+
 def test_shipping_begins_at_the_cursor_of_an_earlier_version(world: World) -> None:
     ends = world.decide("p0", "p1")
     Cursor(world.settings, "worker-0").store(ends[0])

@@ -16,7 +16,7 @@ import pytest
 from paywarden.features.kernel.toolkit import machine_code
 from tests.checkout import CHECKOUT
 from tests.patience import PATIENCE_S
-from tests.services import template
+from tests.services.product import template
 
 TOP = CHECKOUT
 CALLEE = """\
@@ -77,9 +77,7 @@ def finished(top: Path, argument: object = 10, **environment: str) -> subprocess
     # The suite may run with a cache directory of its own, which these tests must not use.
     inherited = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
     variables = {**inherited, **environment}
-    done = template.run(
-        [repr(argument)], cwd=top.parent, environment=variables, timeout_s=PATIENCE_S, program=AFRESH
-    )
+    done = template.run([repr(argument)], cwd=top.parent, environment=variables, timeout_s=PATIENCE_S, program=AFRESH)
     assert done.returncode == 0, done.stderr
     return done
 
