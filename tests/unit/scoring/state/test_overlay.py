@@ -151,8 +151,8 @@ def test_a_damaged_number_of_the_newest_row_is_mended_within_two_lifetimes(world
     world.now_ms += 2 * world.settings.lifetime_ms + 1
     world.answered.clear()
     world.answer(again := world.make(), worker=0)
-    for worker in range(2):
-        assert score_one_like(world, again, worker) > 0
+    for place in range(2):
+        assert score_one_like(world, again, place) > 0
     assert world.wrong == 0
     assert counted(world, "broken") == (number != 0)
 
@@ -193,9 +193,9 @@ def test_a_host_whose_clock_begins_anew_trusts_its_marks_after_a_lifetime(world:
     # It starts again. The mirror and its marks are on a disk.
     world.now_ms = 5_000
     world.marks = world._companion(tmp_path)
-    assert world.marks.is_unsure
+    doubts = [world.marks.is_unsure]
     world.now_ms += world.settings.lifetime_ms + 1
-    assert not world.marks.is_unsure
+    assert [*doubts, world.marks.is_unsure] == [True, False]
     world.answered.clear()
     world.answer(number := world.make(), worker=0)
     assert score_one_like(world, number, worker=1) > 0

@@ -108,7 +108,7 @@ def test_a_host_with_a_wrong_clock_adds_nothing_and_says_so(hosts: tuple[Host, H
 
 
 def test_a_host_whose_rows_count_from_one_again_goes_on_telling(hosts: tuple[Host, Host]) -> None:
-    first, second = hosts
+    first, _ = hosts
     first.answer(*(b"%d" % number for number in range(20)))
     first.exchange.turn(0)
     # The number of the newest row was damaged, and a worker has mended it.
