@@ -38,7 +38,7 @@ from paywarden.models.metrics.evaluation import DAY_MS, Days, card_precision_at_
 from paywarden.models.metrics.intervals import Interval, auc_interval, average_precision_interval
 from paywarden.models.metrics.labels import AUTO
 from paywarden.models.policy.policy import Policy, PolicySettings
-from paywarden.models.replay.files import DECISIONS
+from paywarden.models.replay.files import DECISIONS, results_folder
 from paywarden.models.replay.measures import ALL_PAYMENTS, Contestant, ReplayResults
 from paywarden.models.replay.replay import ReplayOptions
 from paywarden.models.replay.replay import replay as run
@@ -145,8 +145,7 @@ class Analysis:
         options = ReplayOptions(
             window, label_delay_days, protocol=protocol, unknown_labels=unknown_labels, with_features=True
         )
-        with TemporaryDirectory() as folder:
-            target = Path(folder if destination is None else destination)
+        with TemporaryDirectory() as folder, results_folder(target := Path(destination or folder)):
             results = run(
                 self.history,
                 engine=self.engine,

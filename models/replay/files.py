@@ -14,7 +14,10 @@ differences.parquet 120.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -197,6 +200,38 @@ class ReplayFiles:
             "label": _label_names(self._labels[rows]),
         }
         return pa.table(columns, schema=self._schemas[DIFFERENCES])
+
+
+@contextmanager
+def results_folder(folder: Path) -> Iterator[None]:
+    """Make a folder for results if it is missing, and be the only replay that writes there.
+
+    The lock is on the folder itself: it leaves no file, and ends with the process. A folder that was made for nothing
+    is removed. Raises Misconfigured if another replay writes there, or the folder cannot be made.
+    """
+    is_new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            raise
+    except BlockingIOError:
+        raise Misconfigured(
+            f"another replay is writing to {folder}: wait until it has ended, or choose another folder"
+        ) from None
+    except OSError as error:
+        raise Misconfigured(f"cannot write results to {folder}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        if is_new:
+            # It fails if there are results, as it should.
+            with suppress(OSError):
+                folder.rmdir()
+        os.close(descriptor)
 
 
 def require_free_names(feature_names: Sequence[str], *, with_vectors: bool) -> None:

@@ -148,6 +148,7 @@ def replay(
     from paywarden.models.bundle.bundle import load_bundle
     from paywarden.models.bundle.signature import BundleSettings, TrustedKeys
     from paywarden.models.metrics.evaluation import day_of_date
+    from paywarden.models.replay.files import results_folder
     from paywarden.models.replay.replay import REPORT, ReplayOptions
     from paywarden.models.replay.replay import replay as run
     from paywarden.models.training.settings import TrainingSettings
@@ -173,6 +174,7 @@ def replay(
     rates = wiring.rate_table(source)
     first_day, last_day = day_option("--from", from_day, asked), day_option("--to", to_day, asked)
     training = source.section("training", TrainingSettings)
+    click.get_current_context().with_resource(results_folder(Path(out)))
     # Arrays that may be larger than memory are files next to the results.
     room = MmapAllocator(Path(out))
     history = read_asked(

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 from paywarden.features.history.history import write_history
 from paywarden.models.metrics.evaluation import date_of_day
+from paywarden.models.replay.files import results_folder
 from paywarden.ops.cli import cli
 from paywarden.schemas.errors import BundleRefused, Misconfigured, PaywardenError
 from tests.worlds.small import small_world
@@ -74,6 +75,22 @@ def told(
 def policy_file(folder: Path, text: str = RULE) -> str:
     (folder / "strict.toml").write_text(text, encoding="utf-8")
     return str(folder / "strict.toml")
+
+
+def test_a_second_replay_into_the_folder_of_one_that_runs_is_refused(tmp_path: Path) -> None:
+    # Once both wrote decisions.unfinished, and the second one to end found it gone: a traceback.
+    run(tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with results_folder(tmp_path / "out"), pytest.raises(Misconfigured, match=r"another replay is writing to .*/out"):
+        run(tmp_path / "out", "--policy", policy_file(tmp_path))
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    run(tmp_path / "out", "--policy", policy_file(tmp_path))
+
+
+def test_a_refused_replay_leaves_no_folder_behind(tmp_path: Path) -> None:
+    with pytest.raises(Misconfigured, match="nowhere/decisions is not there"):
+        run(tmp_path / "out", "--archived-decisions", str(tmp_path / "nowhere"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_policy_file_decides_in_place_of_the_configuration(tmp_path: Path) -> None:
