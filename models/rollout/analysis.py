@@ -6,7 +6,7 @@
 log says that the step began, and `settle_s` later: until then hosts may still act on the share of before. A process
 that starts again is fed the decisions since `counts_from_ms` again; then it is where it was.
 
-The bounds of slow answers and of high scores come from the champion's time before the rollout, and never change in it.
+The bounds of slow answers and of high scores come from the champion's time before the first cards, and never change.
 A measure that nothing is known about must be left out of the plan (RolloutPlan.leave_out). An unknown value is refused:
 taken for "no event", it would pass for a good one.
 """
@@ -54,7 +54,8 @@ class EventBounds:
         if not len(latency_ms) or not len(scores):
             raise Misconfigured(
                 "rollout bounds: wanted decisions of the champion from before the rollout, got none; "
-                "abort it, and start another one when the champion has decided for an hour"
+                "abort it, and start another one when the champion has decided for an hour, or with --shadow now: "
+                "then the hour before it is resumed counts"
             )
         upper, top = (float(np.quantile(scores, share)) for share in (0.9, 0.99))
         return cls(float(np.quantile(latency_ms, 0.99)), upper, top)

@@ -171,6 +171,8 @@ class RolloutKeeper:
         self._noted_ms = 0
         self.started_ms = 0
         """When the newest rollout was started."""
+        self.offered_ms = 0
+        """When the newest rollout could get its first cards: at its start, or when it left the shadow."""
         self.steps_ms: list[int] = []
         """When each step of the newest rollout began that has begun."""
         self.rollout: Rollout | None = None
@@ -197,7 +199,9 @@ class RolloutKeeper:
         """Note an event that is in the log, and the rollout after it."""
         self.rollout, self._noted_ms = rollout, event.time_ms
         if event.kind is EventKind.STARTED:
-            self.started_ms, self.steps_ms = event.time_ms, []
+            self.started_ms, self.offered_ms, self.steps_ms = event.time_ms, event.time_ms, []
+        elif event.kind is EventKind.RESUMED and rollout.phase is Phase.PENDING:
+            self.offered_ms = event.time_ms
         elif rollout.phase in (Phase.RUNNING, Phase.PROVISIONAL) and len(self.steps_ms) == rollout.step:
             self.steps_ms.append(rollout.since_ms)
 

@@ -5,8 +5,8 @@
     decisions and outcomes, when labels are mature ──► OutcomeReader ──► a look every minute ──► log of rollouts
 
 1. A pending rollout begins when decisions come from hosts that have the candidate loaded: their records name it.
-2. Bounds of high scores come from the champion's decisions in the hour before the rollout. They stay the same after a
-   restart, because the same decisions are read again.
+2. Bounds of high scores come from the champion's decisions in the hour before the rollout, or before it left the
+   shadow. They stay the same after a restart, because the same decisions are read again.
 3. A leader that starts again reads the decisions since the running step began, and is where it was.
 4. While Kafka is away there are no looks, so no step goes on. `paywarden rollout abort` works: it changes the
    deployment file of its host by itself.
@@ -209,10 +209,10 @@ class RolloutLeader:
                 yield self._decoder.decode(record.value or b"")
 
     def _bounds(self, consumer: Consumer, topic: str, ends: Mapping[int, int], rollout: Rollout) -> EventBounds:
-        """Returns the bounds of the champion's decisions in the hour before the rollout."""
-        started_ms = self._keeper.started_ms
-        first = offsets_at(consumer, topic, ends, started_ms - _BOUNDS_MS)
-        last = offsets_at(consumer, topic, ends, started_ms)
+        """Returns the bounds of the champion's decisions in the hour before the candidate could get cards."""
+        until_ms = self._keeper.offered_ms
+        first = offsets_at(consumer, topic, ends, until_ms - _BOUNDS_MS)
+        last = offsets_at(consumer, topic, ends, until_ms)
         scores: list[float] = []
         latencies: list[float] = []
         for partition, begin in first.items():
@@ -220,7 +220,8 @@ class RolloutLeader:
             offsets = range(max(begin, last[partition] - most), last[partition])
             for records in records_between(consumer, topic, partition, offsets) if offsets else ():
                 for one in self._decisions(records):
-                    if not one["rollout"] and one["model_version"]:
+                    # In the shadow hosts name the rollout already, and the champion decides about all cards.
+                    if one["rollout"] in ("", rollout.start.name) and one["model_version"]:
                         scores.append(one["score"])
                         if one["latency_us"] is not None:
                             latencies.append(max(1, one["latency_us"]) / _US_A_MS)

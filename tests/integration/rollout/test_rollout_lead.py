@@ -330,3 +330,21 @@ def test_without_decisions_of_the_champion_nothing_begins(world: World) -> None:
     world.start()
     leader = world.leader()
     assert "wanted decisions of the champion from before the rollout" in _raised(leader.run)
+
+
+def test_a_rollout_that_leaves_the_shadow_is_held_against_the_hour_before_that(world: World) -> None:
+    """The champion may have no history at the start: its time beside the shadow is one, and a newer one."""
+    begun = Start("r-1", SALT, *VERSIONS, PLAN, shadow=True)
+    world.keeper.take(RolloutEvent(EventKind.STARTED, now_ms(), "ann", "a test", begun))
+    # Hosts that have the candidate loaded name the rollout, and the champion decides about all cards.
+    world.decide(2_000, rollout="r-1")
+    time.sleep(0.05)
+    world.keeper.take(RolloutEvent(EventKind.RESUMED, now_ms(), "ann", "they agree"))
+    with world.led() as leader:
+        world.decide(10, rollout="r-1")
+        wait_until(lambda: world.rollout.phase is Phase.RUNNING, "the rollout runs")
+        world.decide(3_000, rollout="r-1", share=5_000, declines=0.3)
+        leader.join(PATIENCE_S)
+        assert not leader.is_alive()
+    assert world.rollout.phase is Phase.ROLLED_BACK
+    assert "decline" in world.rollout.cause
