@@ -77,6 +77,8 @@ class Visit:
     values: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     uploads: Mapping[str, Upload] = field(default_factory=dict)
     is_api: bool = False
+    # The same for a form that is sent twice (sent_forms.py); "" for a program, and for what makes nothing.
+    sending: str = ""
 
     def text(self, name: str, default: str = "") -> str:
         """Returns a field's text, the last one if there are several."""

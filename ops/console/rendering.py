@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from paywarden.ops.console.pages import Missing
 from paywarden.ops.console.people.people import Person
+from paywarden.ops.console.sent_forms import ONCE_FIELD, new_token
 
 TEMPLATES = Path(__file__).with_name("templates")
 _MINUTE_MS, _HOUR_MS, _DAY_MS = 60_000, 3_600_000, 86_400_000
@@ -90,6 +91,7 @@ def environment(currencies: Currencies = NO_CURRENCIES) -> Environment:
         path=path_part,
         title_of=title,
     )
+    made.globals[ONCE_FIELD] = new_token
     return made
 
 

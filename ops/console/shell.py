@@ -7,7 +7,8 @@ For a browser, each request to a page goes through these steps; the first that f
 3. The person has a role that the page wants, and has not asked too often.
 4. The body is not too long. A form brings the session's CSRF token, and no other site sent it.
 5. Each field is one that the page declared, and its value is right.
-6. The page's handler runs in a thread, and its answer is rendered.
+6. A form that was sent before gets the answer that it had.
+7. The page's handler runs in a thread, and its answer is rendered.
 
 For a program, the same pages are below /api/v1: a token in place of the cookie, JSON in place of forms and HTML. A
 cookie counts nothing there, and a token nothing on the pages.
@@ -42,6 +43,7 @@ from paywarden.ops.console.pages import Answer, Done, Missing, Page, PageRefused
 from paywarden.ops.console.people.people import People, Person
 from paywarden.ops.console.people.sessions import Session, Sessions
 from paywarden.ops.console.rendering import NO_CURRENCIES, Currencies, Frame, Link, as_json, rendered
+from paywarden.ops.console.sent_forms import ONCE_FIELD, SentForms, digest_of
 from paywarden.ops.console.settings import ConsoleSettings
 from paywarden.ops.times import now_ms
 from paywarden.schemas.errors import InvalidEvent, PaywardenError, TemporaryFailure
@@ -119,6 +121,7 @@ class Shell:
 
     def __post_init__(self) -> None:
         self._requests = RateLimit(self.settings.requests_per_minute, 60.0)
+        self._sent_forms = SentForms(self.sessions.database, self.sessions.whole_ms)
 
     @property
     def is_https(self) -> bool:
@@ -220,7 +223,7 @@ class Shell:
                     return self._to_login(request, page)
                 self.admit(session.person, page)
                 visit = await self._visit(request, page, session)
-                answer = await run_in_threadpool(page.handler, visit)
+                answer = await run_in_threadpool(self._answer, page, visit)
                 return await run_in_threadpool(
                     self._html, answer, session, section, is_by_script=_is_by_script(request)
                 )
@@ -230,6 +233,11 @@ class Shell:
                 return await run_in_threadpool(self.refused, status, message, session, section)
 
         return endpoint
+
+    def _answer(self, page: Page, visit: Visit) -> Answer:
+        if not visit.sending:
+            return page.handler(visit)
+        return self._sent_forms.answer(visit.sending, lambda: page.handler(visit), visit.now_ms)
 
     def _api_endpoint(self, page: Page) -> Endpoint:
         async def endpoint(request: Request) -> Response:
@@ -280,6 +288,7 @@ class Shell:
     async def _visit(self, request: Request, page: Page, session: Session) -> Visit:
         pairs = pairs_of(request.scope["query_string"])
         uploads: dict[str, Upload] = {}
+        sending = ""
         if page.method == "POST":
             self.require_own_form(request)
             pairs, uploads = await _form(request, page)
@@ -287,7 +296,10 @@ class Shell:
             if len(tokens) != 1 or not session.is_of_form(tokens[0]):
                 raise PageRefused(403, "The form has expired. Open the page again, and do it again.")
             pairs = [pair for pair in pairs if pair[0] != CSRF_FIELD]
-        return self._checked_visit(request, page, session.person, pairs, uploads)
+            if any(name == ONCE_FIELD for name, _ in pairs):
+                sending = digest_of(session.digest, request.url.path, pairs, uploads)
+                pairs = [pair for pair in pairs if pair[0] != ONCE_FIELD]
+        return self._checked_visit(request, page, session.person, pairs, uploads, sending=sending)
 
     async def _api_visit(self, request: Request, page: Page, person: Person) -> Visit:
         pairs = pairs_of(request.scope["query_string"])
@@ -314,9 +326,10 @@ class Shell:
         uploads: dict[str, Upload],
         *,
         is_api: bool = False,
+        sending: str = "",
     ) -> Visit:
         path = checked_path({name: str(value) for name, value in request.path_params.items()})
-        return Visit(person, self.clock(), self.audit, path, checked(page.fields, pairs), uploads, is_api)
+        return Visit(person, self.clock(), self.audit, path, checked(page.fields, pairs), uploads, is_api, sending)
 
     def _html(self, answer: Answer, session: Session, section: Section, *, is_by_script: bool) -> Response:
         if isinstance(answer, Done):

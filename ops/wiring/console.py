@@ -202,12 +202,19 @@ def _told(webhooks: Webhooks | None) -> Sequence[Section]:
 
 def all_tables() -> tuple[str, ...]:
     """Returns the statements that make the tables of all sections."""
-    from paywarden.ops.console import webhooks
+    from paywarden.ops.console import sent_forms, webhooks
     from paywarden.ops.console.health import watch
     from paywarden.ops.console.inbox import stakes, store
     from paywarden.ops.console.people import sessions
 
-    return (*watch.TABLES, *sessions.TABLES, *store.TABLES, *stakes.TABLES, *webhooks.TABLES)
+    return (
+        *watch.TABLES,
+        *sessions.TABLES,
+        *sent_forms.TABLES,
+        *store.TABLES,
+        *stakes.TABLES,
+        *webhooks.TABLES,
+    )
 
 
 def opened_index(source: Source) -> OpenedIndex:

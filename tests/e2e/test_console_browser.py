@@ -224,6 +224,38 @@ def test_pages_work_without_script_and_have_little_of_it(chromium: Any, running_
     context.close()
 
 
+def test_without_script_a_second_click_opens_no_second_case(chromium: Any, running_console: Running) -> None:
+    context = chromium.new_context(base_url=running_console.url, java_script_enabled=False)
+    page = context.new_page()
+    page.goto("/cases")
+    page.get_by_role("button", name="demo-analyst").click()
+    answers = list[int]()
+
+    def lose_the_first_answer(route: Any) -> None:
+        if answers:
+            answers.append(0)
+            route.continue_()
+        else:
+            # The console acts, and the browser waits for ever: the person clicks again.
+            answers.append(route.fetch(max_redirects=0).status)
+
+    page.route("**/cases/open", lose_the_first_answer)
+    page.get_by_label("What it is about").fill("Clicked twice without script")
+    # By the mouse itself: Playwright's own click waits for the page that the first one asked for.
+    box = page.get_by_role("button", name="Open a case").bounding_box()
+    at = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.click(*at)
+    while not answers:
+        page.wait_for_timeout(50)
+    page.mouse.click(*at)
+    page.get_by_role("heading", name="Clicked twice without script").wait_for()
+    assert "The form was sent twice, and counts once." in page.content()
+    assert answers == [303, 0]
+    page.goto("/cases?q=clicked+twice")
+    assert page.get_by_role("link", name="Clicked twice without script").count() == 1
+    context.close()
+
+
 def test_a_form_that_is_clicked_twice_is_sent_once(page: Any) -> None:
     page.goto("/cases")
     refused = page.evaluate(

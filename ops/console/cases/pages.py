@@ -167,7 +167,10 @@ class Cases:
 
     def open(self, visit: Visit) -> Done:
         """Open a case, with a first payment or alert if one is named."""
-        case_id = secrets.token_hex(6)
+        # A form that is sent again, because nobody could say whether it was done, names the same case again.
+        case_id = visit.sending[:12] or secrets.token_hex(6)
+        if self._case(case_id) is not None:
+            return Done(f"/cases/{case_id}", f"Opened the case {case_id}.", {"case_id": case_id})
         subject, by, now = case_subject(case_id), visit.person.name, visit.now_ms
         events = [ConsoleEvent(subject, cases.OPENED, by, now, {"title": visit.text("title")})]
         if visit.text("item"):

@@ -15,6 +15,7 @@ from paywarden.ops.console.login.pages import Login, Provider
 from paywarden.ops.console.pages import Section
 from paywarden.ops.console.people.people import People, Person, Role, token_digest
 from paywarden.ops.console.people.sessions import TABLES, Sessions
+from paywarden.ops.console.sent_forms import TABLES as SENT_FORMS
 from paywarden.ops.console.settings import ConsoleSettings
 from paywarden.ops.console.shell import Shell
 
@@ -71,7 +72,7 @@ def console_under_test(folder: Path, provider: Provider | None = None, **setting
     people = People.demo()
     program = Person("program", ALL_ROLES)
     people = replace(people, tokens={token_digest(TOKEN): program})
-    database = Database(made.database_path, TABLES)
+    database = Database(made.database_path, (*TABLES, *SENT_FORMS))
     audit = audit_log(folder)
     sessions = Sessions.of(database, idle_minutes=made.session_idle_minutes, hours=made.session_hours)
     clock = Clock()

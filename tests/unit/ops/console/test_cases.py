@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +41,22 @@ def world(tmp_path: Path) -> Iterator[tuple[World, Section]]:
     reader._make_writer = lambda: _Echo(made)
     yield made, Cases(store, reader, tmp_path / "files", LARGE).section()
     console.database.close()
+
+
+def test_a_second_submit_of_the_form_opens_no_second_case(world: tuple[World, Section]) -> None:
+    analyst = world[0].console.browser([world[1]], "demo-analyst")
+    page = analyst.get("/cases").text
+    once = re.search(r'name="once" value="([^"]+)"', page)
+    assert once is not None
+    form = {"csrf": csrf_of(page), "once": once[1], "title": "A ring", "item": "payment:p1"}
+    places = {analyst.post("/cases/open", data=form).headers["location"] for _ in range(2)}
+    assert len(places) == 1
+    assert once[1] not in analyst.get("/cases").text
+    # Nobody knows whether the first one was done: the result is lost, and the form names the same case again.
+    with world[0].console.database.write() as connection:
+        connection.execute("DELETE FROM sent_forms")
+    assert analyst.post("/cases/open", data=form).headers["location"] in places
+    assert len(KnownCases(world[0].store, LARGE).all()) == 1
 
 
 def test_a_large_case_takes_two_people_to_close(world: tuple[World, Section]) -> None:
