@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paywarden.ops.console.cases import case as cases
-from paywarden.ops.console.cases.case import Case, case_subject, cases_of
+from paywarden.ops.console.cases.case import Case, Change, case_subject, cases_of
 from paywarden.ops.console.cases.known import KnownCases
 from paywarden.ops.console.inbox.alert import ACT_ROLES
 from paywarden.ops.console.inbox.reader import NOT_SEEN, AlertReader
@@ -234,9 +234,9 @@ class Cases:
             raise PageRefused(409, f"{problem[0].upper()}{problem[1:]}.")
         is_seen = self._reader.write([event])
         visit.did(kind, event.subject, **{name: what[name] for name in ("item", "verdict", "field") if name in what})
-        found = self._case(case.case_id) or case
-        if found.history and found.history[-1].is_refused:
-            raise PageRefused(409, f"Somebody was faster: {found.history[-1].note}.")
+        line = _line_of(self._case(case.case_id) or case, event)
+        if line is not None and line.is_refused:
+            raise PageRefused(409, f"Somebody was faster: {line.note}.")
         return Done(f"/cases/{case.case_id}", f"{kind.capitalize()}.{'' if is_seen else NOT_SEEN}")
 
     def _case(self, case_id: str) -> Case | None:
@@ -257,6 +257,15 @@ class Cases:
             new.replace(self._folder / digest)
         except OSError as error:
             raise Misconfigured(f"the file cannot be kept in {self._folder}: {error.strerror}") from error
+
+
+def _line_of(case: Case, event: ConsoleEvent) -> Change | None:
+    """Returns what an event became in the history of its case; others' events may stand behind it. None: not read yet.
+
+    The last one of several: who sends an act twice is told how the second one ended.
+    """
+    of_event = (event.time_ms, event.by, event.kind)
+    return next((one for one in reversed(case.history) if (one.time_ms, one.by, one.kind) == of_event), None)
 
 
 def _item(visit: Visit) -> str:

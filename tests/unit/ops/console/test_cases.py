@@ -87,6 +87,32 @@ def test_a_large_case_takes_two_people_to_close(world: tuple[World, Section]) ->
     assert "<i>came</i>" not in analyst.get(place).text
 
 
+def test_whoever_was_faster_is_told_that_it_is_done(world: tuple[World, Section]) -> None:
+    """One person closes a case while another edits it: the edit that came too late was told to both."""
+    made, section = world
+    analyst, lead = (made.console.browser([section], f"demo-{name}") for name in ("analyst", "lead"))
+    opened = analyst.post("/cases/open", data={"csrf": csrf_of(analyst.get("/cases").text), "title": "A ring"})
+    place = opened.headers["location"]
+    close = {"csrf": csrf_of(lead.get(place).text), "act": "close", "verdict": "fraud"}
+    edit = {"csrf": csrf_of(analyst.get(place).text), "field": "title", "before": "A ring", "after": "Two rings"}
+    subject = case_subject(place.rpartition("/")[2])
+    too_late = ConsoleEvent(subject, cases.CHANGED, "demo-analyst", made.console.clock.now_ms, dict(edit, csrf=""))
+
+    class EchoOfTwo(_Echo):
+        def write(self, event: ConsoleEvent) -> None:
+            made.topics.write(event)
+            made.topics.write(too_late)
+            made.read()
+
+    made.reader._make_writer, made.reader._writer = lambda: EchoOfTwo(made), None
+    assert lead.post(f"{place}/act", data=close).headers["location"] == place
+    text = lead.get(place).text
+    assert "closed: fraud" in text
+    assert "the case is closed" in text, "the history has the edit that came too late"
+    answer = analyst.post(f"{place}/change", data=edit)
+    assert (answer.status_code, "The case is closed." in answer.text) == (409, True)
+
+
 def test_a_case_that_is_not_read_yet_leads_to_the_list(
     world: tuple[World, Section], monkeypatch: pytest.MonkeyPatch
 ) -> None:
