@@ -29,6 +29,8 @@ from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.datasets.declared_columns import with_declared_columns
 from paywarden.features.datasets.simulator import simulate, split_at
 from paywarden.features.history.history import History, history_of_tables
+from paywarden.features.history.overlay import HistoryOverlay
+from paywarden.features.history.staleness import Staleness
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import load_rates
 from paywarden.features.stores.lmdb import LmdbSettings, LmdbStore
@@ -50,7 +52,16 @@ HISTORY_DAYS = 45
 # precision is 0.65 instead of 0.69. A choice of the number of trees would cost another training. One thread: with other
 # work on the machine LightGBM's threads wait for each other, and keep a core busy each.
 TRAINING_DAYS = 14
-TRAINING = TrainingSettings(label_delay_days=7, trees=60, learning_rate=0.1, early_stopping_rounds=0, threads=1)
+TRAINING = TrainingSettings(
+    label_delay_days=7,
+    trees=60,
+    learning_rate=0.1,
+    early_stopping_rounds=0,
+    threads=1,
+    # Serving sees what its host has answered.
+    profile_lag="1s",
+    overlay_hosts=1,
+)
 CARDS_MIN = 3_000
 # The simulator's average. The live part must not run out of payments.
 _PAYMENTS_PER_CARD_DAY = 1.5
@@ -149,7 +160,13 @@ def _train(history: History, bundle: Path, engine: FeatureEngine) -> Manifest:
     last_day = int(day_of_time(history.event_time_ms[-1:])[0]) - TRAINING.label_delay_days
     window = Days(last_day - TRAINING_DAYS + 1, last_day)
     table = training_table(
-        history, window, engine=engine, rates=load_rates(), label_delay_days=TRAINING.label_delay_days
+        history,
+        window,
+        engine=engine,
+        rates=load_rates(),
+        label_delay_days=TRAINING.label_delay_days,
+        staleness=Staleness.read(TRAINING.profile_lag),
+        overlay=HistoryOverlay(TRAINING.overlay_hosts),
     )
     return train_bundle(table, window, bundle, engine=engine, settings=TRAINING, progress=progress_bar)
 

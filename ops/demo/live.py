@@ -76,6 +76,8 @@ bootstrap = "{bootstrap}"
 `folder` holds a bundle and a store, `memory` is in memory. `answered` are lines of that section.
 """
 
+# The overlay has room for the payments of two of its lifetimes, and a quarter more. A container has 64 MB of /dev/shm.
+_PENDING_S, _PENDING_MIN = 25.0, 10_000
 # All processes share the cores of one machine. The long deadlines keep payments from being refused while others use the
 # cores. The stream reports its progress more often than usual, because that interval is most of a profile's age.
 _MORE_CONFIG = """\
@@ -84,6 +86,11 @@ check_crcs = false
 progress_every_ms = 200
 [outcomes]
 save_every_ms = 2000
+[overlay]
+enabled = true
+path = "{memory}/overlay"
+payments_max = {payments_max}
+marks_max = {marks_max}
 [admission]
 deadline_ms = 2000
 wait_ms_max = 1000
@@ -143,7 +150,8 @@ def run_live(
         text = LOCAL_CONFIG.format(
             bootstrap=broker.bootstrap, folder=folder, memory=memory, answered="payments_max = 1_000_000\n"
         )
-        text += _MORE_CONFIG + drift
+        payments_max = max(_PENDING_MIN, int(_PENDING_S * rate))
+        text += _MORE_CONFIG.format(memory=memory, payments_max=payments_max, marks_max=2 * payments_max) + drift
         if world.catalogue_file is not None:
             # JSON writes a text as TOML does.
             text += f"[features]\ncatalogue = {json.dumps(str(world.catalogue_file.absolute()))}\n"

@@ -45,6 +45,7 @@ from paywarden.schemas.addresses import host_and_port
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.private_files import make_parent, open_private, require_not_planted
 from paywarden.scoring.metrics.shared import Counter, Gauge, Registry
+from paywarden.scoring.state import overlay_pending
 from paywarden.scoring.state import overlay_table as tables
 from paywarden.scoring.state.mirror import MirrorReader
 
@@ -160,7 +161,7 @@ def prepare(settings: OverlaySettings, plan: Plan) -> None:
     A process that still has a table of another catalogue open keeps that one. Raises Misconfigured when the path
     cannot be used, or there is no room.
     """
-    head, size = _head(settings, plan)
+    head, size = table_head(settings, plan)
     prepare_file(Path(settings.path), head, size, f"overlay: cannot use {settings.path}")
 
 
@@ -169,7 +170,7 @@ def prepare_file(path: Path, head: NDArray[np.int64], size: int, what: str) -> N
     try:
         make_parent(path)
         require_not_planted(path)
-        if path.exists() and path.stat().st_size == size and _begin_of(path, head.nbytes) == head.tobytes():
+        if has_form(path, head, size):
             return
         new = path.with_name(path.name + ".new")
         with os.fdopen(open_private(new, os.O_CREAT | os.O_TRUNC | os.O_WRONLY), "wb") as file:
@@ -179,6 +180,11 @@ def prepare_file(path: Path, head: NDArray[np.int64], size: int, what: str) -> N
         new.replace(path)
     except OSError as error:
         raise Misconfigured(f"{what}: {error.strerror} (it needs {size >> 20} MiB)") from error
+
+
+def has_form(path: Path, head: NDArray[np.int64], size: int) -> bool:
+    """Whether there is a file of `size` bytes that begins with `head`. Raises OSError."""
+    return path.exists() and path.stat().st_size == size and _begin_of(path, head.nbytes) == head.tobytes()
 
 
 def mapped(path: Path, head: NDArray[np.int64], size: int) -> NDArray[np.int64] | None:
@@ -197,7 +203,7 @@ def marks_head(shape: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
     return head, 8 * int(tables.MARK_HEAD_SIZE + shape[tables.SHAPE_MARK_BUCKETS] * tables.MARK_BUCKET_SIZE)
 
 
-def _head(settings: OverlaySettings, plan: Plan) -> tuple[NDArray[np.int64], int]:
+def table_head(settings: OverlaySettings, plan: Plan) -> tuple[NDArray[np.int64], int]:
     """Returns how a table of this catalogue begins, and its size in bytes."""
     shape = shape_of(settings, plan)
     head = np.zeros(tables.BUCKETS_AT + 1, dtype=np.int64)
@@ -226,7 +232,7 @@ def file_at(path: Path) -> tuple[int, int] | None:
 def open_table(settings: OverlaySettings, plan: Plan) -> NDArray[np.int64] | None:
     """Returns the host's table; None if there is none of this catalogue and size."""
     try:
-        return mapped(Path(settings.path), *_head(settings, plan))
+        return mapped(Path(settings.path), *table_head(settings, plan))
     except (OSError, Misconfigured):
         return None
 
@@ -404,7 +410,7 @@ class Overlay:
         digests = self._payment_tags.digests((*keys, *ids))
         self._digest_bytes[: len(digests)] = digests
         self._filled = keys
-        status = tables.fill_bound(frame.address, count, self.clock_ms(), snapshot)
+        status = overlay_pending.fill_bound(frame.address, count, self.clock_ms(), snapshot)
         self._is_quick = status == kernel.OK
         if status != kernel.OK:
             self._fill(status, slice(0, count), None)
@@ -489,7 +495,7 @@ class Overlay:
 
         def filled(states: NDArray[np.uint8], bounds: NDArray[np.int64]) -> int:
             return int(
-                tables.fill_with_pending(
+                overlay_pending.fill_with_pending(
                     bound["plan"], bound["attributes"][rows], presence, states, bounds, bound["words"],
                     bound["values"], bound["out"][rows], bound["table"], bound["marks"], self._shape,
                     self._hashes[items], self._tags[rows], self._picks, self._folded[items], self._numbers,
@@ -524,7 +530,7 @@ def warm_up(engine: FeatureEngine) -> None:
     settings = OverlaySettings(payments_max=64, marks_max=64)
     shape = shape_of(settings, plan)
     words, values = engine.scratch
-    head, size = _head(settings, plan)
+    head, size = table_head(settings, plan)
     table, marks = np.zeros(size // 8, dtype=np.int64), np.zeros(marks_head(shape)[1] // 8, dtype=np.int64)
     ones = np.ones(plan.entity_count, dtype=np.int64)
     numbers = np.ones(tables.NUMBER_COUNT, dtype=np.int64)
@@ -553,7 +559,7 @@ def warm_up(engine: FeatureEngine) -> None:
     }
     assert len(head) <= tables.HEAD_SIZE
     frame = Frame(tables.SLOT, arrays)
-    tables.fill_bound(frame.address, 1, 1, 1)
+    overlay_pending.fill_bound(frame.address, 1, 1, 1)
     tables.add_bound(frame.address, 1, 1, 0, 2)
     del arrays["digests"]
-    tables.fill_with_pending(*arrays.values())
+    overlay_pending.fill_with_pending(*arrays.values())

@@ -80,16 +80,14 @@ if TYPE_CHECKING:
 @click.option(
     "--lag",
     metavar="TIME|FILE",
-    default="0",
-    show_default=True,
-    help="How far profiles lag behind: 150ms, 1s, 1h, or a CSV file with time_ms and lag_ms as measured.",
+    help="How far profiles lag behind: 0, 150ms, 1s, 1h, or a CSV file with time_ms and lag_ms as measured (default: "
+    "[training] profile_lag; with --decisions 0).",
 )
 @click.option(
     "--overlay",
     metavar="HOSTS",
-    default="0",
-    show_default=True,
-    help="With --lag: a payment sees what its scoring host has answered in the last seconds. How many hosts there are.",
+    help="With a lag: a payment sees what its scoring host has answered in the last seconds. How many hosts there are "
+    "(default: [training] overlay_hosts).",
 )
 @click.option("--vectors", is_flag=True, help="Keep each payment's feature vector in decisions.parquet, as bytes.")
 @click.option("--features", is_flag=True, help="Keep each feature in decisions.parquet, as a column with its name.")
@@ -126,8 +124,8 @@ def replay(
     label_delay_days: int,
     unknown_labels: str | None,
     costs_text: str,
-    lag: str,
-    overlay: str,
+    lag: str | None,
+    overlay: str | None,
     vectors: bool,
     features: bool,
     decisions_file: str | None,
@@ -155,9 +153,14 @@ def replay(
     from paywarden.scoring.state.overlay import OverlaySettings
 
     asked = HistoryAsked(data, from_topic, since, until, warm_up_days)
+    training = source.section("training", TrainingSettings)
+    if lag is None:
+        # Decisions of an earlier replay have the vectors of its lag already.
+        lag = "0" if decisions_file else training.profile_lag
     costs, staleness = _costs(source, costs_text), Staleness.read(lag)
     of_hosts = source.section("overlay", OverlaySettings)
-    pending = HistoryOverlay.read(overlay, lifetime_ms=of_hosts.lifetime_ms, events_max=of_hosts.events_max)
+    hosts = str(training.overlay_hosts) if overlay is None else overlay
+    pending = HistoryOverlay.read(hosts, lifetime_ms=of_hosts.lifetime_ms, events_max=of_hosts.events_max)
     engine = wiring.feature_engine(source)
     load = partial(
         load_bundle,
@@ -173,7 +176,6 @@ def replay(
         other = _contestant(source, challengers, challenger_policy_file or policy_file)
     rates = wiring.rate_table(source)
     first_day, last_day = day_option("--from", from_day, asked), day_option("--to", to_day, asked)
-    training = source.section("training", TrainingSettings)
     click.get_current_context().with_resource(results_folder(Path(out)))
     # Arrays that may be larger than memory are files next to the results.
     room = MmapAllocator(Path(out))

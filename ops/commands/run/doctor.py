@@ -28,12 +28,13 @@ def doctor(source: Source, only: tuple[str, ...], gateway: Path | None, as_json:
     """Try everything configured, and say how to mend it.
 
     It connects to Kafka, the schema registry and the store; reads catalogue, bundles, policy, tokens and certificates;
-    and looks at open files, disks, memory file systems, ports and the clock of this host. It writes nothing. Run it on
-    each host, with the configuration and the user of the processes.
+    and looks at open files, disks, memory file systems, ports and the clock of this host. With the overlay on it says
+    whether serve, companion and stream agree on it. It writes nothing. Run it on each host, with the configuration and
+    the user of the processes.
 
     The exit status is 1 if there is an error. Warnings alone are 0.
     """
-    from paywarden.ops.doctor import host, kafka, scoring, store
+    from paywarden.ops.doctor import host, kafka, overlay, scoring, store
     from paywarden.ops.doctor.results import ERROR, Check, results_of
 
     checks: Mapping[str, Sequence[Check]] = {
@@ -42,12 +43,13 @@ def doctor(source: Source, only: tuple[str, ...], gateway: Path | None, as_json:
             host.check_files,
             host.check_paths,
             host.check_ports,
+            overlay.check_overlay,
             partial(host.check_shards, gateway=gateway),
             host.check_clock,
         ),
         "bundle": (scoring.check_bundles,),
         "access": (scoring.check_access,),
-        "kafka": (kafka.check_kafka,),
+        "kafka": (kafka.check_kafka, overlay.check_stream),
         "registry": (kafka.check_registry,),
         "store": (store.check_store,),
     }

@@ -109,6 +109,22 @@ def test_the_environment_changes_the_configuration_but_no_policy_file(tmp_path: 
     assert metrics["challenger"]["review_at"] == 0.011
 
 
+def test_a_replay_has_the_lag_of_the_training_unless_told_otherwise(tmp_path: Path) -> None:
+    config = '[training]\nprofile_lag = "1h"\noverlay_hosts = 2\n'
+
+    def lag(*options: str) -> tuple[str, int]:
+        metrics = run(tmp_path / "a", *options, config=config)
+        return metrics["profile_lag"], metrics.get("overlay_hosts", 0)
+
+    assert lag("--vectors") == ("1h", 2)
+    assert lag("--lag", "1s", "--overlay", "3") == ("1s", 3)
+    assert lag("--overlay", "0") == ("1h", 0)
+    assert lag("--lag", "0")[0] == "0"
+    # Earlier decisions have their lag already.
+    run(tmp_path / "earlier", "--vectors", config=config)
+    assert lag("--decisions", str(tmp_path / "earlier/decisions.parquet"))[0] == "0"
+
+
 def test_two_policies_of_one_bundle_are_compared(tmp_path: Path) -> None:
     metrics = run(tmp_path / "a", "--challenger-policy", policy_file(tmp_path))
     assert metrics["challenger"]["model_version"] == metrics["model_version"]

@@ -6,17 +6,22 @@ import errno
 import json
 import os
 import resource
+import shutil
 import socket
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
+from paywarden.features.catalogue.catalogue import CATALOGUE
+from paywarden.features.profiles.plan import compile_plan
 from paywarden.ops.cli import cli
 from paywarden.ops.doctor import host
 from paywarden.schemas.errors import BrokerUnavailable
 from paywarden.schemas.settings import read_source
 from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
+from paywarden.scoring.state.overlay import OverlaySettings, prepare
+from paywarden.scoring.state.overlay_marks import OverlayMarks
 from paywarden.scoring.state.shards import CardShards, HeldShards, ShardSettings
 from tests.services.certificates import Authority
 from tests.worlds.operate.gateway_described import TEXT, write_description
@@ -82,6 +87,43 @@ def test_the_decision_cache_of_a_running_host_is_no_fault(folder: Path) -> None:
         f'[answered]\npath = "{cache}"\n[mirror]\npath = "{folder}/m"\n[serve]\nmetrics = "{folder}/n"\n', "host"
     )
     assert [row["seen"] for row in found if row["state"] == "error" and "answered" in row["seen"]] == []
+
+
+def test_the_overlay_has_room_and_was_made_with_the_same_settings(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = (
+        f'[mirror]\npath = "{folder}/m"\n'
+        f'[overlay]\nenabled = true\npath = "{folder}/overlay"\npayments_max = 64\nmarks_max = 64\n'
+    )
+
+    def told(config: str) -> list[tuple[str, str]]:
+        return [(row["state"], row["seen"]) for row in rows(config, "host") if "[overlay]" in row["seen"]]
+
+    room, serve, companion = [line for line in told(config) if "is on" not in line[1]]
+    assert room == ("ok", f"[overlay]: {folder} has room for 1 MiB more")
+    assert serve == ("skipped", f"[overlay]: serve has not made {folder}/overlay yet")
+    assert companion == ("skipped", f"[overlay]: companion has not made {folder}/m/overlay-marks yet")
+    (folder / "m").mkdir(mode=0o700)
+    settings, plan = read_source("paywarden.toml").section("overlay", OverlaySettings), compile_plan(CATALOGUE)
+    prepare(settings, plan)
+    OverlayMarks(settings, plan, f"{folder}/m").close()
+    assert [line for line in told(config) if "is on" not in line[1]] == [
+        ("ok", f"[overlay]: {folder}/overlay is that of these settings"),
+        ("ok", f"[overlay]: {folder}/m/overlay-marks is that of these settings"),
+    ]
+    # Each of the two processes may have been started with something else.
+    for was, changed, file in (
+        ("payments_max = 64", "payments_max = 65", "overlay"),
+        ("marks_max = 64", "marks_max = 1000", "m/overlay-marks"),
+    ):
+        seen = f"[overlay]: {folder}/{file} was made with other settings, or for another catalogue"
+        assert ("warning", seen) in told(config.replace(was, changed))
+    usage = shutil.disk_usage(folder)._replace(free=1000)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    full = told(config.replace("payments_max = 64", "payments_max = 100_000"))
+    assert ("error", f"[overlay] takes 29 MiB from the start, and {folder} has 0 MiB") in full
+    assert told(config.replace("enabled = true", "enabled = false")) == []
 
 
 def test_shards_are_compared_with_the_mirror_and_the_gateway(folder: Path) -> None:
