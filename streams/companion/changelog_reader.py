@@ -70,7 +70,8 @@ def read_changes(
         if key in skipped:
             changes.skipped += 1
             continue
-        if not key or len(key) > KEY_BYTES_MAX:
+        # A key that begins with a zero byte would be one of the mirror's own notes.
+        if not key or key[0] == 0 or len(key) > KEY_BYTES_MAX:
             _log.error("changelog %d/%d has no key that a mirror can hold", partition, record.offset)
             changes.unreadable += 1
             changes.unnamed += 1

@@ -66,7 +66,7 @@ def test_claims_are_read_and_those_of_another_format_left_out() -> None:
     assert (got.claims, got.progress, got.profiles) == (claims, [], {})
 
 
-@pytest.mark.parametrize("key", [None, b"", b"c" * (KEY_BYTES_MAX + 1)])
+@pytest.mark.parametrize("key", [None, b"", b"c" * (KEY_BYTES_MAX + 1), b"\0shards"])
 def test_a_record_without_a_usable_key_is_counted_and_skipped(key: bytes | None) -> None:
     got = changes(record(key, None, 4))
     assert (got.unreadable, got.profiles, got.positions) == (1, {}, {0: 5})
