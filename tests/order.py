@@ -32,6 +32,7 @@ LONGEST = (
     "tests/integration/profiles/test_rebuild.py",
     "tests/e2e/test_wheel.py",
     "tests/integration/host/test_companion.py",
+    "tests/integration/host/test_sharded_companion.py",
     "tests/integration/profiles/test_stream_app.py",
     "tests/integration/host/test_shipping.py",
     "tests/e2e/test_commands.py",

@@ -1,0 +1,414 @@
+"""Companions of two hosts that share the cards between them, on a real Kafka, while profiles change all the time.
+
+The oracle is the changelog itself: a mirror says how far it is applied, and which shards of cards are complete in it.
+It must then hold the newest state before that place of each profile of these shards, and of everything but cards.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from paywarden.features.profiles.payment_tags import MARK_DTYPE
+from paywarden.features.stores.base import KEY_BYTES_MAX
+from paywarden.schemas.avro import Decoder, LocalSchemaIds
+from paywarden.schemas.errors import InvalidEvent
+from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
+from paywarden.scoring.state.shards import CardShards, HeldShards, held_by
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.clients import KafkaClients
+from paywarden.streams.kafka.producers import Sender
+from paywarden.streams.kafka.reading import Record
+from paywarden.streams.profiles.changelog import PAYMENTS_HEADER, Changelog
+from paywarden.streams.profiles.watermarks import progress_key
+from tests.patience import PATIENCE_S
+from tests.services.deployment import Deployment
+from tests.services.processes import PaywardenProcess, is_ready, wait_until
+from tests.worlds.topics import ENTITIES, read_topic
+
+COUNT = 16
+ROUTE_KEY = "5d" * 32
+CARDS = CardShards(COUNT, bytes.fromhex(ROUTE_KEY), {"card": 1})
+_REPARTITION_PARTITIONS = 3
+_MIRROR_MB = 256
+# A copy from the changelog then takes longer than the test needs to see that it has begun.
+_CARDS, _MERCHANTS, _DEVICES = 20_000, 300, 100
+
+
+class Stream:
+    """Writes the changelog as a stream does: new states of random profiles, some erased, and its progress."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings, self._random = settings, random.Random(1)
+        self._sender = Sender(settings, linger_ms=5)
+        self._changelog = Changelog(self._sender, KafkaClients.of(settings), LocalSchemaIds(), ENTITIES)
+        self._keys = {
+            "card": [b"card:c%d" % number for number in range(_CARDS)],
+            "merchant": [b"merchant:m%d" % number for number in range(_MERCHANTS)],
+            "device": [b"device:d%d" % number for number in range(_DEVICES)],
+        }
+        self._version = 0
+
+    def write_all(self) -> None:
+        """Write a state of every profile."""
+        for entity, keys in self._keys.items():
+            self._write(entity, keys)
+        self.flush()
+
+    def write_some(self) -> None:
+        """Change some profiles, and say that all is written."""
+        for entity, keys in self._keys.items():
+            self._write(entity, self._random.choices(keys, k=20))
+        self._changelog.erase(self._random.choices(self._keys["card"], k=2))
+        self.say_progress()
+
+    def say_progress(self) -> None:
+        """Say that everything up to now is written."""
+        now_ms = time.time_ns() // 1_000_000
+        for entity in ENTITIES:
+            for partition in range(_REPARTITION_PARTITIONS):
+                self._changelog.send_progress({progress_key(entity, partition): now_ms}, now_ms)
+
+    def write(self, entity: str, states: Mapping[bytes, bytes], named: Mapping[bytes, bytes]) -> None:
+        """Write these states, which name these payments."""
+        self._changelog.send(entity, states, time.time_ns() // 1_000_000, named=named)
+
+    def send(self, key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes | None]]) -> None:
+        """Write anything."""
+        self._sender.send(self._settings.topic("profiles"), value, key=key, partition=0, headers=headers)
+
+    def flush(self) -> None:
+        self._sender.flush(PATIENCE_S)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Go on changing profiles until the block ends."""
+        stop = threading.Event()
+
+        def work() -> None:
+            while not stop.wait(0.02):
+                self.write_some()
+                self.flush()
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+    def _write(self, entity: str, keys: Iterable[bytes]) -> None:
+        states = {}
+        for key in keys:
+            self._version += 1
+            states[key] = b"%d of %b " % (self._version, key) + bytes(self._random.randrange(200))
+        self._changelog.send(entity, states, time.time_ns() // 1_000_000)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a mirror held at a moment: profiles, how far it was applied, and what it said of its shards."""
+
+    when: str
+    profiles: dict[bytes, bytes | None]
+    positions: dict[int, int]
+    note: HeldShards
+
+
+class Host:
+    """A scoring host's companion, and the mirror that it leaves behind."""
+
+    def __init__(self, deployment: Deployment, name: str) -> None:
+        self.name, self._deployment = name, deployment
+        self._folder = deployment.folder / name
+        self._folder.mkdir()
+        self.process: PaywardenProcess | None = None
+        self.address = ""
+        self.mirror = MirrorWriter(MirrorSettings(path=str(self._folder / "mirror"), size_mb=_MIRROR_MB))
+
+    def start(self, *, hosts: str, next_hosts: str = "", **settings: str) -> None:
+        """Start the companion with these hosts."""
+        named = {
+            "SHARDS_COUNT": str(COUNT),
+            "SHARDS_COPIES": "1",
+            "SHARDS_HOST": self.name,
+            "SHARDS_HOSTS": hosts,
+            "SHARDS_NEXT_HOSTS": next_hosts,
+            "SHARDS_ROUTE_KEY_FILE": str(self._deployment.folder / "route-key"),
+            "MIRROR_PATH": str(self._folder / "mirror"),
+            "OUTBOX_DIRECTORY": str(self._folder / "outbox"),
+            "COMPANION_FILL_FROM_STORE": "false",
+            **settings,
+        }
+        wanted = [held_by(self.name, COUNT, names.split(","), 1) for names in (hosts, next_hosts) if names]
+        self.wanted = frozenset[int]().union(*wanted)
+        environment = {f"PAYWARDEN_{name}": value for name, value in named.items()}
+        self.process = self._deployment.start("companion", environment=environment)
+        self.address = self.process.first_line()
+
+    def kill(self) -> None:
+        """Kill the companion, as a crash would end it."""
+        assert self.process is not None
+        self.process.kill()
+
+    def stop(self) -> None:
+        assert self.process is not None
+        assert self.process.stop() == 0
+
+    def kill_when(self, has_begun: Callable[[], bool]) -> None:
+        """Kill the companion once it has begun to move shards, or has done it already."""
+        wait_until(lambda: has_begun() or self.is_settled(), f"{self.name} moves shards", every_s=0.001)
+        self.kill()
+
+    def is_moving(self) -> bool:
+        """Whether the mirror says that shards are on the move."""
+        note = self.mirror.shards()
+        return note is not None and not note.is_clean
+
+    def is_settled(self) -> bool:
+        return self.mirror.shards() == HeldShards(CARDS.digest, self.wanted, is_clean=True)
+
+    def wait_until_settled(self) -> None:
+        """Wait until the mirror holds what it is to hold, and the companion tells its operator so."""
+        wait_until(self.is_settled, f"{self.name} holds its shards")
+        catching_up = "paywarden_companion_shards", "catching_up"
+        wait_until(lambda: self.metrics().get(catching_up) == 0, "nothing is catching up", every_s=0.1)
+        wait_until(lambda: is_ready(self.address), f"{self.name} is ready")
+
+    def metrics(self) -> dict[tuple[str, ...], float]:
+        """Returns samples by name and labels."""
+        with urllib.request.urlopen(f"{self.address}/metrics", timeout=PATIENCE_S) as answer:
+            families = text_string_to_metric_families(answer.read().decode())
+            return {(one.name, *one.labels.values()): one.value for family in families for one in family.samples}
+
+    def wait_until_applied(self, ends: Mapping[int, int]) -> None:
+        def is_applied() -> bool:
+            positions = self.mirror.positions()
+            return all(positions.get(partition, 0) >= end for partition, end in ends.items())
+
+        wait_until(is_applied, f"{self.name} has applied the changelog")
+
+    def snapshot(self, when: str) -> Snapshot:
+        """Returns what the mirror holds. Only while no companion writes it, or none changes it."""
+        keys = [key for key in self.mirror.keys_from(b"", 1_000_000) if not key.startswith(b"\0")]
+        note = self.mirror.shards()
+        assert note is not None
+        return Snapshot(f"{self.name}, {when}", self.mirror.read(keys), self.mirror.positions(), note)
+
+    def close(self) -> None:
+        self.mirror.close()
+
+
+@pytest.fixture
+def hosts(deployment: Deployment) -> Iterator[tuple[Host, Host]]:
+    (deployment.folder / "route-key").write_text(ROUTE_KEY, encoding="ascii")
+    both = Host(deployment, "a"), Host(deployment, "b")
+    yield both
+    for host in both:
+        host.close()
+
+
+def ends_of(records: Iterable[Record]) -> dict[int, int]:
+    ends: dict[int, int] = {}
+    for record in records:
+        ends[record.partition] = max(ends.get(record.partition, 0), record.offset + 1)
+    return ends
+
+
+def whole_mirror(records: Iterable[Record], positions: Mapping[int, int]) -> dict[bytes, bytes]:
+    """Returns what a mirror of everything holds once it is applied up to these places."""
+    decoder = Decoder("profiles", LocalSchemaIds())
+    states: dict[bytes, bytes] = {}
+    for record in records:
+        if record.offset >= positions[record.partition] or not record.key or record.key.startswith(b"progress:"):
+            continue
+        if record.key.startswith(b"\0") or len(record.key) > KEY_BYTES_MAX:
+            continue
+        if record.value is None:
+            states.pop(record.key, None)
+            continue
+        try:
+            states[record.key] = decoder.decode(record.value)["state"]
+        except InvalidEvent:
+            continue
+    return states
+
+
+def check(snapshot: Snapshot, records: list[Record]) -> None:
+    """Hold a mirror against the changelog."""
+    whole = whole_mirror(records, snapshot.positions)
+    keys = sorted(whole.keys() | snapshot.profiles.keys())
+    own, shards = CARDS.of_keys(keys)
+    shard_of = dict(zip(own, shards.tolist(), strict=True))
+    complete = snapshot.note.complete
+    told = [key for key in keys if key not in shard_of or shard_of[key] in complete]
+    wrong = [key for key in told if snapshot.profiles.get(key) != whole.get(key)]
+    assert wrong == [], (snapshot.when, len(wrong))
+    if snapshot.note.is_clean:
+        foreign = [key for key in snapshot.profiles if key in shard_of and shard_of[key] not in complete]
+        assert foreign == [], (snapshot.when, len(foreign))
+
+
+def test_a_host_takes_the_cards_of_one_that_goes_and_gives_them_back(
+    hosts: tuple[Host, Host], settings: KafkaSettings
+) -> None:
+    """The changes of hosts of docs/operate/shards.md, with companions killed in the middle of each."""
+    a, b = hosts
+    stream, snapshots = Stream(settings), []
+    stream.write_all()
+    stream.write_all()
+    with stream.writing():
+        for host in hosts:
+            host.start(hosts="a,b")
+        for host in hosts:
+            host.wait_until_settled()
+        assert a.wanted | b.wanted == set(range(COUNT))
+        assert not a.wanted & b.wanted
+        a.kill()
+        b.kill()
+        snapshots += [a.snapshot("filled"), b.snapshot("filled")]
+
+        # b is to go: first a gains what b has, then b leaves both lists. It is killed twice on its way.
+        has = a.mirror.profile_count()
+        for when, has_begun in (
+            ("killed before it copies", a.is_moving),
+            ("killed while it copies", lambda: a.mirror.profile_count() > has + 1000),
+        ):
+            a.start(hosts="a,b", next_hosts="a")
+            a.kill_when(has_begun)
+            snapshots.append(a.snapshot(when))
+        a.start(hosts="a,b", next_hosts="a")
+        b.start(hosts="a,b", next_hosts="a")
+        a.wait_until_settled()
+        assert a.wanted == set(range(COUNT))
+        b.kill()
+        a.stop()
+        snapshots += [a.snapshot("has taken over"), b.snapshot("was killed")]
+        a.start(hosts="a")
+        a.wait_until_settled()
+
+        # b comes back with the mirror that it left, and catches up. Then a sweeps, and is killed meanwhile.
+        b.start(hosts="a", next_hosts="a,b")
+        b.wait_until_settled()
+        a.stop()
+        has = a.mirror.profile_count()
+        for when, has_begun in (
+            ("killed before it sweeps", a.is_moving),
+            ("killed while it sweeps", lambda: a.mirror.profile_count() < has - 1000),
+        ):
+            a.start(hosts="a,b")
+            a.kill_when(has_begun)
+            snapshots.append(a.snapshot(when))
+        a.start(hosts="a,b")
+        a.wait_until_settled()
+    stream.say_progress()
+    stream.flush()
+    records = read_topic(settings, "profiles")
+    for host in hosts:
+        host.wait_until_applied(ends_of(records))
+        host.stop()
+        snapshots.append(host.snapshot("at the end"))
+    for snapshot in snapshots:
+        check(snapshot, records)
+    # Nothing is on no host, and no card on both.
+    ours, theirs = snapshots[-2].profiles.keys(), snapshots[-1].profiles.keys()
+    assert ours | theirs == whole_mirror(records, ends_of(records)).keys()
+    assert {key.partition(b":")[0] for key in ours & theirs} == {b"merchant", b"device"}
+
+
+def test_odd_records_of_other_shards_are_passed_over_and_own_ones_counted(
+    hosts: tuple[Host, Host], settings: KafkaSettings, deployment: Deployment
+) -> None:
+    a, _ = hosts
+    stream, mark = Stream(settings), bytes(MARK_DTYPE.itemsize)
+    overlay = {
+        "OVERLAY_ENABLED": "true",
+        "OVERLAY_PATH": str(deployment.folder / "overlay"),
+        "OVERLAY_PAYMENTS_MAX": "64",
+        "OVERLAY_MARKS_MAX": "1000",
+    }
+    own, other = keys_by_holder([b"card:odd%d" % number for number in range(200)])
+    (long_key, *_), (other_long_key, *_) = keys_by_holder([b"card:%d" % n + b"x" * KEY_BYTES_MAX for n in range(20)])
+    # No shard has a combination that names no merchant, and each host has merchants.
+    elsewhere = [b"merchant:m", b"card_merchant:c"]
+
+    def write(state: bytes) -> None:
+        states = dict.fromkeys([*own, *other, *elsewhere], state)
+        stream.write("card", states, dict.fromkeys(states, mark))
+        stream.say_progress()
+        stream.flush()
+
+    def counts() -> tuple[float, float]:
+        """What is unreadable and unnamed, once everything is applied."""
+        a.wait_until_applied(ends_of(read_topic(settings, "profiles")))
+        metrics = a.metrics()
+        unreadable, unnamed = (
+            "paywarden_companion_unreadable_records_total",
+            "paywarden_companion_changes_unnamed_total",
+        )
+        return metrics[(unreadable,)], metrics[(unnamed,)]
+
+    write(b"as it was")
+    a.start(hosts="a,b", **overlay)
+    a.wait_until_settled()
+    encoded = next(one.value for one in read_topic(settings, "profiles") if one.key == own[0])
+    unreadable, unnamed = counts()
+    assert unreadable == 0
+
+    # Of cards that another host holds, nothing is looked at but the key.
+    odd: list[tuple[bytes | None, list[tuple[str, bytes | None]]]] = [
+        (b"no profile", []),
+        (b"", []),
+        (None, []),
+        (encoded, []),
+        (encoded, [(PAYMENTS_HEADER, b"too short")]),
+        (encoded, [("another", None)]),
+    ]
+    for key, (value, headers) in zip([*other[:5], other_long_key], odd, strict=True):
+        stream.send(key, value, headers)
+    stream.flush()
+    assert counts() == (0, unnamed)
+
+    # Own cards: two that cannot be read, an erased one, three that do not say which payments they have.
+    for key, (value, headers) in zip(own, odd, strict=False):
+        stream.send(key, value, headers)
+    stream.flush()
+    assert counts() == (2, unnamed + 5)
+    # Keys that no profile has, and keys of the mirror's own notes.
+    for key in (b"", long_key, b"\0shards", b"\0complete_to", b"\0position:1", b"\0"):
+        stream.send(key, encoded, [])
+        if key:
+            stream.send(key, None, [])
+    stream.send(elsewhere[0], b"no profile", [])
+    stream.flush()
+    assert counts() == (2 + 11 + 1, unnamed + 5 + 11 + 1)
+    assert a.is_settled()
+    write(b"as it is")
+    assert counts() == (14, unnamed + 17)
+    a.stop()
+    held = a.snapshot("after odd records")
+    # Then it gains the other cards, whose odd records it now has to read.
+    a.start(hosts="a,b", next_hosts="a", **overlay)
+    a.wait_until_settled()
+    a.stop()
+    records = read_topic(settings, "profiles")
+    for snapshot in (held, a.snapshot("after it has gained the rest")):
+        check(snapshot, records)
+    assert set(a.mirror.read([*own, *other, *elsewhere]).values()) == {b"as it is"}
+
+
+def keys_by_holder(keys: list[bytes]) -> tuple[list[bytes], list[bytes]]:
+    """Returns the keys of cards that host a holds while there is host b, and those that b holds."""
+    held = held_by("a", COUNT, ("a", "b"), 1)
+    shards = CARDS.of_keys(keys)[1].tolist()
+    own = [key for key, shard in zip(keys, shards, strict=True) if shard in held]
+    return own, sorted({*keys} - {*own})
