@@ -28,11 +28,11 @@ from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.kafka.reading import Record
 from paywarden.streams.profiles.changelog import PAYMENTS_HEADER, Changelog
-from paywarden.streams.profiles.watermarks import progress_key
+from paywarden.streams.profiles.progress.watermarks import progress_key
 from tests.patience import PATIENCE_S
-from tests.services.deployment import Deployment
-from tests.services.processes import PaywardenProcess, is_ready, wait_until
-from tests.worlds.topics import ENTITIES, read_topic
+from tests.services.product.deployment import Deployment
+from tests.services.product.processes import PaywardenProcess, is_ready, wait_until
+from tests.worlds.stream.topics import ENTITIES, read_topic
 
 COUNT = 16
 ROUTE_KEY = "5d" * 32
