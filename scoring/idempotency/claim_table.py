@@ -44,7 +44,8 @@ from paywarden.features.kernel.toolkit.intrinsics import load_atomic, store_atom
 from paywarden.features.kernel.toolkit.jit import compiled, inlined
 
 WORKERS_MAX = 256
-# The head's first words describe the file: its magic number, and how many buckets it has.
+# The head's first words describe the file: its magic number, and how many buckets it has. Compiled code counts these by
+# the size of the array: what other processes write into the file is no bound.
 MAGIC_AT, BUCKET_COUNT_AT, WORKERS_AT = 0, 1, 8
 INCARNATION, PID, STARTED = range(3)
 WORKER_SIZE = 4
@@ -103,6 +104,11 @@ def swap(table: I64, position: int, expected: int, value: int) -> int:
     """Compare-and-swap: write one word if it is `expected`. Returns 1 if it was, else 0."""
     swapped: int = swap_atomic(table, position, expected, value)
     return swapped
+
+
+@inlined
+def _bucket_count(table: I64) -> int:
+    return (len(table) - BUCKETS_AT) // BUCKET_SIZE
 
 
 @inlined
@@ -186,7 +192,7 @@ def _free_slot(table: I64, first: int, second: int, now_s: int, window_s: int) -
 @compiled()
 def _contest(table: I64, mine: int, tag: int, owner: int, now_s: int, window_s: int) -> int:
     """Steps 3 and 4 for our TENTATIVE slot. Returns the slot, FOUND with another slot, BUSY, or _LOST: begin again."""
-    bucket_count = table[BUCKET_COUNT_AT]
+    bucket_count = _bucket_count(table)
     first, second = _bucket(tag, bucket_count, 0), _bucket(tag, bucket_count, 1)
     tentative = owner | (TENTATIVE << STATE_SHIFT)
     while True:
@@ -212,7 +218,7 @@ def _contest(table: I64, mine: int, tag: int, owner: int, now_s: int, window_s: 
 @compiled()
 def _claim(table: I64, tag: int, owner: int, now_s: int, window_s: int) -> int:
     """Returns the slot that was won, FOUND with the slot of another claim, FULL or BUSY."""
-    bucket_count = table[BUCKET_COUNT_AT]
+    bucket_count = _bucket_count(table)
     first, second = _bucket(tag, bucket_count, 0), _bucket(tag, bucket_count, 1)
     for _ in range(_TRIES):
         other = _look(table, first, second, tag, -1, now_s, window_s)
@@ -243,10 +249,10 @@ def claim_all(table: I64, tags: I64, count: int, owner: int, now_s: int, window_
     `results` gets for each tag the slot, FOUND with the slot of a live claim, FULL or BUSY. Slots index `table`.
     """
     # Each bucket is elsewhere in memory. Reading all of them first lets the cache misses overlap.
-    touched = 0
+    touched, bucket_count = 0, _bucket_count(table)
     for index in range(count):
         for choice in range(2):
-            bucket = _bucket(tags[index], table[BUCKET_COUNT_AT], choice)
+            bucket = _bucket(tags[index], bucket_count, choice)
             touched += table[bucket] + table[bucket + WORDS] + table[bucket + POSITIONS]
         results[index] = touched
     won = 0

@@ -146,6 +146,14 @@ def test_a_payment_that_comes_again_gets_its_decision_from_any_worker(host: Host
     assert another.metrics.repeated.value == 1
 
 
+@pytest.mark.parametrize("count", [1, 1 << 40, -1])
+def test_a_damaged_head_neither_ends_a_worker_nor_decides_a_payment_twice(host: Host, count: int) -> None:
+    worker = host.start(0)
+    decided = [worker.ask(payment(f"p{number}")) for number in range(50)]
+    worker.answered._table[claims.BUCKET_COUNT_AT] = count
+    assert [worker.ask(payment(f"p{number}")) for number in range(50)] == decided
+
+
 def test_within_the_window_it_is_the_same_decision_and_after_it_a_new_one(host: Host) -> None:
     worker = host.start(0)
     decided = worker.ask(payment("p"))
