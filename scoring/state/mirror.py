@@ -22,14 +22,18 @@
 6. A worker's look-up is one compiled call, which calls LMDB itself and reads its pages
    (scoring/state/mirror_look_up.py). Where the package `lmdb` does not export LMDB's functions, the look-up goes
    through Python, with the same results.
+7. The mirror is a copy. The companion discards one that is damaged, and fills a new one. Nothing is synced before it is
+   closed, so a mirror on a disk that was not closed before the machine started again is discarded, too.
 """
 
 from __future__ import annotations
 
 import itertools
+import logging
 import struct
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,12 +45,15 @@ from numpy.typing import NDArray
 from paywarden.features.kernel import ABSENT, KNOWN, UNKNOWN
 from paywarden.features.kernel.toolkit.frame import Frame
 from paywarden.features.stores.base import KEY_BYTES_MAX
+from paywarden.schemas.durability import boot_id, write_synced
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.schemas.private_files import make_private_folder, require_not_planted
 from paywarden.scoring.state import lmdb_calls, lmdb_pages
 from paywarden.scoring.state import mirror_look_up as loop
 from paywarden.scoring.state.lmdb_calls import LmdbError, ReadEnvironment
 from paywarden.scoring.state.shards import HeldShards
+
+_log = logging.getLogger(__name__)
 
 _COMPLETE_TO = b"\0complete_to"
 _POSITION = b"\0position:"
@@ -83,11 +90,30 @@ class MirrorFull(MirrorUnavailable):
     """The mirror has no room: too many profiles, or a reader that stands in a look-up."""
 
 
+class MirrorDamaged(TemporaryFailure):
+    """The mirror's file cannot be used any more. It is a copy: `discard` it, and fill a new one."""
+
+
+# What LMDB says of a file that is none, or whose pages are wrong, and after a write that it could not finish.
+_DAMAGE = (
+    *(lmdb.CorruptedError, lmdb.InvalidError, lmdb.PageFullError),
+    *(lmdb.PageNotFoundError, lmdb.PanicError, lmdb.VersionMismatchError),
+)
+# The file beside the mirror that says in which boot of the machine it is written, and whether it was closed since.
+_BOOT_FILE, _CLOSED = "boot", "closed"
+
+
+def discard(settings: MirrorSettings) -> None:
+    """Delete a mirror. Its readers open the next one when it is there. Raises OSError."""
+    for name in ("data.mdb", "lock.mdb"):
+        (Path(settings.path) / name).unlink(missing_ok=True)
+
+
 class MirrorWriter:
     """The companion's side of the mirror. Only one process at a time may have it."""
 
     def __init__(self, settings: MirrorSettings, before_commit: Callable[[int], object] = lambda _: None) -> None:
-        """Open or create the mirror. Raises Misconfigured when the path cannot be used.
+        """Open or create the mirror. Raises Misconfigured when the path cannot be used, and MirrorDamaged.
 
         `before_commit` gets the number of each transaction that writes, when it begins.
         """
@@ -96,6 +122,7 @@ class MirrorWriter:
         self._settings = settings
         try:
             make_private_folder(path)
+            self._discard_half_written(path / _BOOT_FILE)
             # No sync: a memory file system has no disk to wait for, and its pages outlive the process.
             self._env = lmdb.open(
                 str(path),
@@ -109,17 +136,44 @@ class MirrorWriter:
             )
             # A companion that is killed leaves dead readers, too, and the first read may find no place.
             self._env.reader_check()
+        except _DAMAGE as error:
+            raise _damaged(error) from error
         except (OSError, lmdb.Error) as error:
             raise Misconfigured(f"mirror.path: cannot use {path}: {error}") from error
+
+    def _discard_half_written(self, note: Path) -> None:
+        """Discard a mirror on a disk that an earlier boot has not closed.
+
+        Without syncs a loss of power leaves newer pages beside older ones, and LMDB cannot tell. Raises OSError.
+        """
+        said, now = note.read_text(encoding="ascii", errors="replace").split() if note.exists() else [], boot_id()
+        if said and now and said[0] != now and _CLOSED not in said:
+            _log.warning(
+                "mirror: %s was not closed before the machine started again: it is filled anew", self._settings.path
+            )
+            discard(self._settings)
+        write_synced(note, f"{now}\n")
 
     def newest_transaction(self) -> int:
         """Returns the number of the newest transaction that changed the mirror."""
         return int(self._env.info()["last_txnid"])
 
-    def _writing(self) -> lmdb.Transaction:
-        transaction = self._env.begin(write=True)
-        self._before_commit(transaction.id())
-        return transaction
+    @contextmanager
+    def _writing(self) -> Iterator[lmdb.Transaction]:
+        try:
+            with self._env.begin(write=True) as transaction:
+                self._before_commit(transaction.id())
+                yield transaction
+        except _DAMAGE as error:
+            raise _damaged(error) from error
+
+    @contextmanager
+    def _reading(self) -> Iterator[Any]:
+        try:
+            with self._env.begin() as transaction:
+                yield transaction
+        except _DAMAGE as error:
+            raise _damaged(error) from error
 
     def claim_identity(self, digest: str) -> None:
         """Note the digest of the key that the profiles are made with. Raises Misconfigured if it was another one."""
@@ -141,7 +195,7 @@ class MirrorWriter:
     ) -> None:
         """Write profiles (None erases one), changelog positions and completeness in one transaction, all or nothing.
 
-        Raises MirrorFull, MirrorUnavailable.
+        Raises MirrorFull, MirrorUnavailable, MirrorDamaged.
         """
         try:
             with self._writing() as transaction:
@@ -171,12 +225,12 @@ class MirrorWriter:
 
     def read(self, keys: Iterable[bytes]) -> dict[bytes, bytes | None]:
         """Returns the current profiles of these keys, for inspection. Workers use MirrorReader."""
-        with self._env.begin() as transaction:
+        with self._reading() as transaction:
             return {key: transaction.get(key) for key in keys}
 
     def positions(self) -> dict[int, int]:
         """Returns the next offset of each changelog partition; empty for a new mirror."""
-        with self._env.begin() as transaction:
+        with self._reading() as transaction:
             cursor = transaction.cursor()
             offsets: dict[int, int] = {}
             more = cursor.set_range(_POSITION)
@@ -187,7 +241,7 @@ class MirrorWriter:
 
     def profile_count(self) -> int:
         """Returns the number of profiles."""
-        with self._env.begin() as transaction:
+        with self._reading() as transaction:
             entries = int(transaction.stat()["entries"])
             notes = sum(transaction.get(key) is not None for key in (_IDENTITY, _PROFILE_SET, _SHARDS))
         others = len(self.positions()) + (self.complete_to_ms() is not None) + bool(self.changelog_id())
@@ -199,7 +253,7 @@ class MirrorWriter:
 
     def changelog_id(self) -> str:
         """Returns the id of the topic that the positions belong to; "" if it is not known."""
-        with self._env.begin() as transaction:
+        with self._reading() as transaction:
             return (transaction.get(_CHANGELOG) or b"").decode()
 
     def note_changelog(self, topic_id: str) -> None:
@@ -214,7 +268,7 @@ class MirrorWriter:
 
     def shards(self) -> HeldShards | None:
         """Returns which shards of cards the mirror holds; None if it holds every profile."""
-        with self._env.begin() as transaction:
+        with self._reading() as transaction:
             value = transaction.get(_SHARDS)
         return None if value is None else HeldShards.from_bytes(value)
 
@@ -231,7 +285,7 @@ class MirrorWriter:
 
     def keys_from(self, begin: bytes, count_max: int) -> list[bytes]:
         """Returns at most `count_max` keys in order, from the first that is not before `begin`. Empty at the end."""
-        with self._env.begin() as transaction:
+        with self._reading() as transaction:
             cursor = transaction.cursor()
             if not cursor.set_range(begin):
                 return []
@@ -239,7 +293,7 @@ class MirrorWriter:
 
     def complete_to_ms(self) -> int | None:
         """Returns the stored completeness in epoch ms, or None for a new mirror."""
-        with self._env.begin() as transaction:
+        with self._reading() as transaction:
             value = transaction.get(_COMPLETE_TO)
         return None if value is None else int(_INT64.unpack(value)[0])
 
@@ -252,7 +306,15 @@ class MirrorWriter:
                 transaction.put(_IDENTITY, digest)
 
     def close(self) -> None:
+        """Close the mirror. It stays, and survives a loss of power from now on."""
+        with suppress(OSError, lmdb.Error):
+            self._env.sync(True)
+            write_synced(Path(self._settings.path) / _BOOT_FILE, f"{boot_id()} {_CLOSED}\n")
         self._env.close()
+
+
+def _damaged(error: lmdb.Error) -> MirrorDamaged:
+    return MirrorDamaged(f"the mirror is damaged: {error}")
 
 
 class MirrorReader:

@@ -21,6 +21,7 @@ What can go wrong:
 - A rebuild swaps another profile set in. The companion waits until the swap has ended.
 - The changelog was deleted and made anew, or has lost its end. The companion fills the mirror anew.
 - Kafka's client stalls. The companion replaces it (streams/kafka/stall_detector.py).
+- The mirror is damaged. The companion deletes it and fills a new one.
 - The mirror is full. The companion is not ready, holds the batch, and tries it again every second.
 - Anything else fails while it fills or follows the mirror. The companion says so, is not ready, and begins with step 1
   after a pause.
@@ -49,7 +50,7 @@ from paywarden.features.stores.profile_sets import LiveSet, spoken
 from paywarden.schemas.avro import Encoder, SchemaIds
 from paywarden.schemas.errors import Misconfigured, PaywardenError, StoreUnavailable, TemporaryFailure
 from paywarden.schemas.payment_fields import require_between
-from paywarden.scoring.state.mirror import MirrorSettings, MirrorUnavailable, MirrorWriter
+from paywarden.scoring.state.mirror import MirrorDamaged, MirrorSettings, MirrorUnavailable, MirrorWriter, discard
 from paywarden.scoring.state.outbox import OutboxSettings
 from paywarden.scoring.state.overlay_marks import OverlayMarks
 from paywarden.scoring.state.shards import HeldShards
@@ -248,6 +249,8 @@ class Companion:
                 self._metrics.failures.labels("mirror").inc()
                 why = str(error) if isinstance(error, PaywardenError) else f"a bug, {type(error).__name__}"
                 self.health.obstacle = f"the mirror has failed and is tried again: {why}"
+                if isinstance(error, MirrorDamaged):
+                    self._discard_mirror()
                 pause_s = PAUSE_S_MIN if time.monotonic() - began > PAUSE_S_MAX else min(2 * pause_s, PAUSE_S_MAX)
                 has_failed = True
                 stop.wait(pause_s)
@@ -347,6 +350,20 @@ class Companion:
                 raise
             self._open_mirror = mirror
         return self._open_mirror
+
+    def _discard_mirror(self) -> None:
+        """Delete a mirror that is damaged: it is a copy, and a new one is filled."""
+        if self._open_mirror is not None:
+            self._open_mirror.close()
+        if self._marks is not None:
+            self._marks.close()
+        self._open_mirror = self._marks = None
+        try:
+            discard(self._mirror_settings)
+        except OSError as error:
+            _log.error("companion: the damaged mirror cannot be deleted: %s", error.strerror)
+        else:
+            _log.error("companion: the damaged mirror is deleted, and a new one is filled")
 
     def _note_transaction(self, transaction: int) -> None:
         if self._marks is not None:

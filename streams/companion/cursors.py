@@ -22,6 +22,7 @@ from pathlib import Path
 
 from confluent_kafka import TopicPartition
 
+from paywarden.schemas.durability import write_synced
 from paywarden.schemas.errors import BrokerUnavailable, Misconfigured
 from paywarden.schemas.private_files import make_private_folder
 from paywarden.streams.kafka.admin import written_end_offsets
@@ -34,7 +35,6 @@ from paywarden.streams.kafka.topic_names import CURSORS_TOPIC
 TRANSACTION_TIMEOUT_MS = 10_000
 _READ_TIMEOUT_S = TRANSACTION_TIMEOUT_MS / 1000 + REACH_TIMEOUT_S
 _READ_BATCH = 10_000
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,6 @@ class ShippedTo:
         if len(fields) != 3 or not (fields[0].isdecimal() and fields[1].isdecimal()):
             raise Misconfigured(f"topic {CURSORS_TOPIC} holds a record that is no cursor")
         return cls(int(fields[0]), int(fields[1]), fields[2])
-
-
-def boot_id() -> str:
-    """Returns the id of this boot of the machine; empty if the system has none."""
-    return _BOOT_ID.read_text(encoding="ascii").strip() if _BOOT_ID.exists() else ""
 
 
 class HostIdentity:
@@ -85,18 +80,13 @@ class HostIdentity:
 
 def _host_id(path: Path) -> str:
     if not path.exists():
-        new = path.with_suffix(".new")
-        with new.open("w", encoding="ascii") as file:
-            file.write(secrets.token_hex(8) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        os.fsync(directory)
-        os.close(directory)
-    host = path.read_text(encoding="ascii").strip()
+        write_synced(path, secrets.token_hex(8) + "\n")
+    host = path.read_text(encoding="ascii", errors="replace").strip()
     if not host.isalnum():
-        raise Misconfigured(f"outbox: {path} holds no host id")
+        raise Misconfigured(
+            f"outbox: {path} holds no host id: delete it, and the companion makes a new one and goes on from the file "
+            "`cursor` of each outbox"
+        )
     return host
 
 

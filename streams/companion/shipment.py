@@ -24,10 +24,11 @@ from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
+from paywarden.schemas.durability import boot_id
 from paywarden.schemas.errors import InvalidEvent, PaywardenError
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.scoring.state.outbox import Cursor, OutboxDamaged, OutboxReader, OutboxSettings, OutboxUnavailable
-from paywarden.streams.companion.cursors import ShippedTo, boot_id
+from paywarden.streams.companion.cursors import ShippedTo
 from paywarden.streams.companion.set_aside import DAMAGE, GAP, RECORD, SetAside, Unreadable
 
 _log = logging.getLogger(__name__)

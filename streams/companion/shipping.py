@@ -41,6 +41,7 @@ from typing import Any, Protocol, TypeVar
 from confluent_kafka import KafkaException
 
 from paywarden.schemas.avro import Encoder
+from paywarden.schemas.durability import boot_id
 from paywarden.schemas.errors import BrokerUnavailable, PaywardenError
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.scoring.requests.trace_context import traceparent_of
@@ -49,7 +50,6 @@ from paywarden.streams.companion.cursors import (
     TRANSACTION_TIMEOUT_MS,
     HostIdentity,
     ShippedTo,
-    boot_id,
     cursor_key,
     read_cursors,
 )

@@ -237,8 +237,8 @@ def patched() -> Iterator[None]:
         if name.startswith(_CLOCK_ROOMS):
             for function in _functions_of(module):
                 _patch_defaults(function, put)
-    cursors = sys.modules["paywarden.streams.companion.cursors"]
-    put(cursors, "_BOOT_ID", files.SimulatedPath("/proc/sys/kernel/random/boot_id"))
+    durability = sys.modules["paywarden.schemas.durability"]
+    put(durability, "_BOOT_ID", files.SimulatedPath("/proc/sys/kernel/random/boot_id"))
     if hasattr(events, "LABEL_CHANGES_MAX"):
         # A bound that histories reach.
         put(events, "LABEL_CHANGES_MAX", 30)

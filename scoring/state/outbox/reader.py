@@ -10,7 +10,7 @@ import time
 import zlib
 from pathlib import Path
 
-from paywarden.schemas.durability import sync_folder
+from paywarden.schemas.durability import write_synced
 from paywarden.scoring.state.outbox.files import (
     PAYLOAD_BYTES_MAX,
     RECORD,
@@ -268,14 +268,8 @@ class Cursor:
 
         Raises OutboxUnavailable.
         """
-        new = self._path.with_name(self._path.name + ".new")
         try:
-            with new.open("w", encoding="ascii") as file:
-                file.write(f"{position},{_checksum_of(str(position))}\n")
-                file.flush()
-                os.fsync(file.fileno())
-            new.replace(self._path)
-            sync_folder(self._path.parent)
+            write_synced(self._path, f"{position},{_checksum_of(str(position))}\n")
         except OSError as error:
             raise OutboxUnavailable(f"outbox: cannot store the cursor: {error.strerror}") from error
 

@@ -161,6 +161,30 @@ def test_ready_means_a_complete_mirror_and_ages_count_from_the_start(
     assert companion.process.stop() == 0
 
 
+def test_a_damaged_mirror_is_made_anew_and_decisions_are_shipped(
+    deployment: Deployment, settings: KafkaSettings
+) -> None:
+    payments, topics = small_world()[0].to_pylist()[:100], Topics(settings)
+    stream = deployment.start("stream")
+    topics.send_payments(payments)
+    wait_until_worked_in(settings, f"{settings.topic_prefix}stream")
+    companion = Companion(deployment)
+    companion.wait_until_ready()
+    assert companion.process.stop() == 0
+    file = deployment.mirror / "data.mdb"
+    file.write_bytes(b"?" * file.stat().st_size)
+    companion = Companion(deployment)
+    decide(deployment, 3)
+    companion.wait_for("decisions_shipped_total", 3)
+    companion.wait_until_ready()
+    assert companion.metrics()["failures_total{mirror}"] == 1
+    assert companion.process.log.read_text(encoding="utf-8").count("the damaged mirror is deleted") == 1
+    assert companion.process.stop() == 0
+    keys = [f"card:{payment['card_id']}".encode() for payment in payments]
+    assert None not in read_mirror(deployment, keys).values()
+    assert stream.stop() == 0
+
+
 def test_a_client_that_silently_stops_reading_a_partition_is_replaced(tmp_path: Path, settings: KafkaSettings) -> None:
     """The test imitates such a client: it pauses partitions, and the companion does not know."""
     kafka, consumers = remembered_clients(settings)

@@ -11,10 +11,11 @@ import pytest
 from confluent_kafka import TopicPartition
 
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
+from paywarden.schemas.durability import boot_id
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.state.outbox import OutboxSettings, OutboxWriter
-from paywarden.streams.companion.cursors import HostIdentity, ShippedTo, boot_id, cursor_key, read_cursors
+from paywarden.streams.companion.cursors import HostIdentity, ShippedTo, cursor_key, read_cursors
 from paywarden.streams.companion.shipment import ShippingOptions
 from paywarden.streams.companion.shipping import Shipper, shipper_of
 from paywarden.streams.kafka.admin import make_admin, partitions_of, stable_end_offsets, written_end_offsets

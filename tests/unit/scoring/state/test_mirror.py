@@ -5,6 +5,7 @@ import random
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -13,7 +14,16 @@ import pytest
 from paywarden.features.kernel import ABSENT, KNOWN, UNKNOWN
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.state import lmdb_calls, lmdb_pages, mirror_look_up
-from paywarden.scoring.state.mirror import MirrorAbsent, MirrorFull, MirrorReader, MirrorSettings, MirrorWriter
+from paywarden.scoring.state import mirror as mirrors
+from paywarden.scoring.state.mirror import (
+    MirrorAbsent,
+    MirrorDamaged,
+    MirrorFull,
+    MirrorReader,
+    MirrorSettings,
+    MirrorWriter,
+    discard,
+)
 from tests.patience import PATIENCE_S
 from tests.services.product import template
 from tests.services.product.processes import PaywardenProcess, run_program
@@ -316,6 +326,67 @@ def test_there_is_no_mirror_before_a_companion_makes_one(settings: MirrorSetting
     (Path(settings.path) / "data.mdb").write_bytes(b"something else")
     with pytest.raises(MirrorAbsent):
         MirrorReader(settings, item_max=1, profile_bytes_max=10)
+
+
+def filled(settings: MirrorSettings) -> None:
+    """Make a mirror with pages on several levels, and close it."""
+    writer = MirrorWriter(settings)
+    writer.apply({b"card:%04d" % number: bytes(300) for number in range(500)}, {0: 1}, 1)
+    writer.close()
+
+
+def write_all(settings: MirrorSettings) -> None:
+    """Write each profile of a mirror that was filled."""
+    with closing(MirrorWriter(settings)) as writer:
+        writer.apply({b"card:%04d" % number: bytes(200) for number in range(500)}, {0: 2})
+
+
+def in_new_boot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirrors, "boot_id", lambda: "the boot after")
+
+
+@pytest.mark.parametrize("what", ["no file of LMDB", "pages of zeros"])
+def test_a_damaged_mirror_is_told_from_a_failure_and_can_be_made_anew(settings: MirrorSettings, what: str) -> None:
+    filled(settings)
+    path = Path(settings.path) / "data.mdb"
+    content = bytearray(path.read_bytes())
+    if what == "pages of zeros":
+        content[2 * 4096 :] = bytes(len(content) - 2 * 4096)
+    else:
+        content[16] ^= 0x04
+        content[4096 + 16] ^= 0x04
+    path.write_bytes(content)
+    with pytest.raises(MirrorDamaged, match="the mirror is damaged"):
+        write_all(settings)
+    discard(settings)
+    writer = MirrorWriter(settings)
+    assert (writer.positions(), writer.profile_count()) == ({}, 0)
+    writer.close()
+
+
+def test_a_mirror_on_a_disk_that_lost_its_power_is_made_anew(
+    settings: MirrorSettings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    filled(settings)
+    # This companion was killed: nothing says that the file was closed.
+    MirrorWriter(settings)._env.close()
+    again = MirrorWriter(settings)
+    assert again.profile_count() == 500
+    again._env.close()
+    in_new_boot(monkeypatch)
+    anew = MirrorWriter(settings)
+    assert (anew.profile_count(), "is filled anew" in caplog.text) == (0, True)
+    anew.close()
+
+
+def test_a_mirror_that_was_closed_is_kept_over_a_new_start_of_the_machine(
+    settings: MirrorSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(settings)
+    in_new_boot(monkeypatch)
+    writer = MirrorWriter(settings)
+    assert writer.profile_count() == 500
+    writer.close()
 
 
 def test_a_full_mirror_names_the_setting_and_keeps_its_profiles(tmp_path: Path) -> None:

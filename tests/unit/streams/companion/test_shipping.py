@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
+from paywarden.schemas.durability import boot_id
 from paywarden.schemas.errors import BrokerUnavailable, Misconfigured
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.state.outbox import Cursor, OutboxSettings, OutboxWriter
-from paywarden.streams.companion.cursors import HostIdentity, ShippedTo, boot_id
+from paywarden.streams.companion.cursors import HostIdentity, ShippedTo
 from paywarden.streams.companion.shipment import ShippingOptions
 from paywarden.streams.companion.shipping import decision_of
 from tests.worlds.stream.shipped import World, entry
@@ -245,6 +246,13 @@ def test_only_one_process_ships_and_the_host_keeps_its_id(tmp_path: Path) -> Non
     again = HostIdentity(tmp_path)
     assert again.host == identity.host
     again.close()
+
+
+@pytest.mark.parametrize("content", [b"", b"\xe5b", b"4 2"])
+def test_a_damaged_id_of_the_host_is_refused_with_what_to_do(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "host").write_bytes(content)
+    with pytest.raises(Misconfigured, match="holds no host id: delete it"):
+        HostIdentity(tmp_path)
 
 
 @pytest.mark.parametrize("value", [b"", b"7", b"-1 2 x", b"a b c", b"1 2 3 4"])
