@@ -11,8 +11,9 @@
    restart repeats none that was answered. An event that breaks a rule of cases changes nothing, and is not told. Notes
    and files stay in the console.
 2. Any answer of 200 to 299 ends it. After any other, and after none, it is sent again: after a second, two, four, at
-   most an hour. After a day it is given up and counted; a page says so.
-3. The receiver checks the signature and that the time is near, and drops a delivery number that it has seen.
+   most an hour. After a day it is given up. From the third try on, every page says what the receiver last answered.
+3. A receiver that does not answer at all is asked once in a turn, so that the others wait for it at most once.
+4. The receiver checks the signature and that the time is near, and drops a delivery number that it has seen.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import logging
 import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,8 @@ class Webhooks:
     post: Post | None = None
     # From this money on a case takes two people to close: see cases/case.py.
     large_case_minor: int = 1_000_000
+    # What went wrong last at each address that has not answered well since.
+    _why: dict[str, str] = field(default_factory=dict)
 
     def queue(self, connection: sqlite3.Connection, record: Mapping[str, Any]) -> None:
         """Queue messages about an alert's record, in the transaction of `connection`."""
@@ -136,14 +139,23 @@ class Webhooks:
     def send_due(self) -> bool:
         """Send what is due; returns whether there was anything. Raises DatabaseUnavailable."""
         now = self.clock()
+        urls = self.database.read("SELECT DISTINCT url FROM webhooks WHERE next_ms <= ?", (now,))
+        for row in urls:
+            self._send_due_to(row["url"], now)
+        return bool(urls)
+
+    def _send_due_to(self, url: str, now: int) -> None:
+        """Send what is due at one address, until it does not answer at all."""
         rows = self.database.read(
-            "SELECT * FROM webhooks WHERE next_ms <= ? ORDER BY next_ms, delivery LIMIT ?", (now, _BATCH)
+            "SELECT * FROM webhooks WHERE url = ? AND next_ms <= ? ORDER BY next_ms, delivery LIMIT ?",
+            (url, now, _BATCH),
         )
         for row in rows:
-            is_done = self._send(row["url"], row["delivery"], row["body"].encode(), now)
+            status, why = self._send(url, row["delivery"], row["body"].encode(), now)
+            is_done = not why
             is_over = now - row["queued_ms"] >= _GIVE_UP_MS
             if is_over and not is_done:
-                _log.error("webhook %d is given up after a day without an answer", row["delivery"])
+                _log.error("webhook %d is given up after a day: %s %s", row["delivery"], url, why)
             with self.database.write() as connection:
                 if is_done or is_over:
                     connection.execute("DELETE FROM webhooks WHERE delivery = ?", (row["delivery"],))
@@ -153,7 +165,21 @@ class Webhooks:
                         "UPDATE webhooks SET tries = tries + 1, next_ms = ? WHERE delivery = ?",
                         (now + wait_ms, row["delivery"]),
                     )
-        return bool(rows)
+            self._note(url, why)
+            if status is None:
+                break
+
+    def _note(self, url: str, why: str) -> None:
+        """Remember and log what is wrong with an address, when that has changed."""
+        before = self._why.get(url, "")
+        if why == before:
+            return
+        if why:
+            self._why[url] = why
+            _log.warning("webhook %s %s: it is sent again", url, why)
+        else:
+            del self._why[url]
+            _log.info("webhook %s answers again", url)
 
     def missing(self) -> list[Missing]:
         """Returns the receivers that have not answered for several tries."""
@@ -161,20 +187,27 @@ class Webhooks:
             "SELECT url, min(queued_ms) AS since_ms, count(*) AS n FROM webhooks WHERE tries >= 3 GROUP BY url"
         )
         return [
-            Missing(f"The webhook {row['url']}", row["since_ms"], _waiting(row["n"]), "Its receiver is told later.")
+            Missing(
+                f"The webhook {row['url']}",
+                row["since_ms"],
+                f"it {self._why.get(row['url'], 'did not take them')}; {_waiting(row['n'])}",
+                "Its receiver is told later.",
+            )
             for row in rows
         ]
 
-    def _send(self, url: str, delivery: int, body: bytes, now: int) -> bool:
+    def _send(self, url: str, delivery: int, body: bytes, now: int) -> tuple[int | None, str]:
+        """Returns the status, None without an answer, and what is wrong with it; empty for nothing."""
         headers = {
             "content-type": "application/json",
             "paywarden-delivery": str(delivery),
             "paywarden-signature": signature(self.key, body, now // 1000),
         }
         try:
-            return 200 <= (self.post or _posted)(url, body, headers) < 300
-        except OSError:
-            return False
+            status = (self.post or _posted)(url, body, headers)
+        except OSError as error:
+            return None, f"did not answer ({error})"
+        return status, "" if 200 <= status < 300 else f"answered {status}"
 
 
 def signature(key: bytes, body: bytes, time_s: int) -> str:
@@ -199,7 +232,7 @@ def _posted(url: str, body: bytes, headers: Mapping[str, str]) -> int:
         # Redirects are not followed: the message goes where the settings say.
         return httpx2.post(url, content=body, headers=dict(headers), timeout=_TIMEOUT_S).status_code
     except httpx2.HTTPError as error:
-        raise OSError(str(error)) from error
+        raise OSError(str(error) or type(error).__name__) from error
 
 
 def _waiting(count: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,6 +152,56 @@ def test_a_webhook_is_signed_and_sent_until_it_is_answered(tmp_path: Path) -> No
     console.clock.now_ms += DAY_MS
     assert hooks.send_due()
     assert not console.database.read("SELECT * FROM webhooks")
+    console.database.close()
+
+
+def test_a_receiver_that_hangs_is_named_and_holds_up_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Each of its messages took the whole timeout in turn, and nothing said what was wrong."""
+    console = console_under_test(tmp_path)
+    status: dict[str, int] = {"https://good.example": 204, "https://hangs.example": 0}
+    got: list[str] = []
+
+    def post(url: str, _: bytes, __: Any) -> int:
+        got.append(url)
+        if status[url] == 0:
+            raise OSError("timed out")
+        return status[url]
+
+    hooks = Webhooks(console.database, [*reversed(status)], b"k" * 32, lambda: "", console.clock, post)
+    with console.database.write() as connection:
+        for table in WEBHOOK_TABLES:
+            connection.execute(table)
+        for number in range(30):
+            hooks.queue(connection, alert_record(number))
+    caplog.set_level(logging.INFO)
+    for _ in range(2):
+        assert hooks.send_due()
+    assert (got.count("https://hangs.example"), got.count("https://good.example")) == (2, 30)
+    for _ in range(3):
+        console.clock.now_ms += 60_000
+        while hooks.send_due():
+            pass
+    (missing,) = hooks.missing()
+    assert (missing.what, missing.why) == (
+        "The webhook https://hangs.example",
+        "it did not answer (timed out); 30 messages wait",
+    )
+    status["https://hangs.example"] = 500
+    console.clock.now_ms += DAY_MS // 2
+    while hooks.send_due():
+        pass
+    assert hooks.missing()[0].why == "it answered 500; 30 messages wait"
+    status["https://hangs.example"] = 204
+    console.clock.now_ms += DAY_MS // 4
+    while hooks.send_due():
+        pass
+    assert not hooks.missing()
+    said = [record.getMessage() for record in caplog.records if record.name.endswith("webhooks")]
+    assert said == [
+        "webhook https://hangs.example did not answer (timed out): it is sent again",
+        "webhook https://hangs.example answered 500: it is sent again",
+        "webhook https://hangs.example answers again",
+    ]
     console.database.close()
 
 
