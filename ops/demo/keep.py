@@ -3,8 +3,8 @@
 1. The usual demonstration comes first, with its summary.
 2. Further processes are started that only a person looks at: the console, where its command is installed.
 3. One JSON object on stdout names every address.
-4. The same payments are sent again, with new ids, for as long as the demonstration runs. Since then a share of them is
-   shifted: drift in progress.
+4. The same payments are sent again, with new ids, for as long as the demonstration runs. From the next block of drift
+   detection on a share of them is shifted: drift in progress, with usual payments of the time before to compare with.
 5. SIGTERM, Ctrl-C or the end of a process ends everything.
 
     {"endpoint": "http://127.0.0.1:36017", …, "stop": "kill 4711"}
@@ -26,10 +26,12 @@ from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
 
+from paywarden.models.drift.detectors import LENGTHS_MS
 from paywarden.ops.demo.live import AGAIN, LiveSystem, Publisher
 from paywarden.ops.demo.processes import DemoPart, running_part
 from paywarden.ops.loadgen.load import LoadAnswer
 from paywarden.ops.loadgen.traffic import run, stamped
+from paywarden.ops.times import now_ms
 from paywarden.schemas.avro import LocalSchemaIds
 from paywarden.schemas.errors import TemporaryFailure
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
@@ -53,9 +55,11 @@ SHIFTED_TIMES = 6
 SHIFTED_CHANNEL = "moto"
 """Their channel: telephone, which the simulator does not know."""
 _DRIFT = (
-    f"since {{since}} {SHIFTED_SHARE:.0%} of the payments have {SHIFTED_TIMES} times their amount and "
-    f"the channel {SHIFTED_CHANNEL}; `drift status` tells of it after about ten minutes"
+    f"from {{since}} on {SHIFTED_SHARE:.0%} of the payments have {SHIFTED_TIMES} times their amount and "
+    f"the channel {SHIFTED_CHANNEL}; `drift status` tells of it about ten minutes after that"
 )
+# Before the shift comes this much of usual payments, or more: the page of an alert compares with them.
+_USUAL_MS = 30_000
 _CONSOLE = "paywarden.ops.commands.run.console"
 _CONSOLE_TIMEOUT_S = 60.0
 # Arrival times are drawn and latencies kept for a whole load, so that one is short.
@@ -90,16 +94,27 @@ def keep_running(
         # Health and metrics of `serve` are at a port of their own.
         bases = {part.name: part.address for part in live.parts.parts} | {"serve": admin.removeprefix("admin ")}
         console = _console(stack, live, bases, say) if find_spec(_CONSOLE) is not None else None
-        found = {**addresses(live, bases, command), "grpc": grpc, "console": console, "summary": summary}
+        shift_ms = shift_time_ms(now_ms())
+        found = {**addresses(live, bases, command, shift_ms), "grpc": grpc, "console": console, "summary": summary}
         announce(json.dumps(found, indent=2))
         say(f"running until Ctrl-C or `kill {os.getpid()}`")
-        _send_until(stop, live, rate)
+        _send_until(stop, live, rate, shift_ms)
     if not stop.is_set():
         trouble = next(filter(None, (reading.trouble() for reading in live.parts.readings())), "a process has ended")
         raise TemporaryFailure(f"demo: {trouble}")
 
 
-def addresses(live: LiveSystem, bases: Mapping[str, str], command: Sequence[str] = ()) -> dict[str, Any]:
+def shift_time_ms(time_ms: int) -> int:
+    """Returns when payments begin to be shifted: with a block of drift detection, some time after `time_ms`.
+
+    Detection says of a change in which block it began. A change in the middle of the first block seems to have begun
+    before the demonstration, in an hour without any payment.
+    """
+    block_ms = LENGTHS_MS[0]
+    return -(-(time_ms + _USUAL_MS) // block_ms) * block_ms
+
+
+def addresses(live: LiveSystem, bases: Mapping[str, str], command: Sequence[str], shift_ms: int) -> dict[str, Any]:
     """Returns where everything is. Writes a configuration for Prometheus beside that of the processes.
 
     `bases` has the address of health and metrics of each process.
@@ -119,7 +134,7 @@ def addresses(live: LiveSystem, bases: Mapping[str, str], command: Sequence[str]
         "prometheus": str(prometheus),
         "config": str(live.config),
         "logs": {part.name: str(live.config.with_name(f"{part.name}.log")) for part in live.parts.parts},
-        "drift": _DRIFT.format(since=time.strftime("%H:%M:%S")),
+        "drift": _DRIFT.format(since=time.strftime("%H:%M:%S", time.localtime(shift_ms / 1000))),
         "drift_status": f"{paywarden} drift status",
         "pids": {"demo": os.getpid(), **live.parts.pids},
         "stop": f"kill {os.getpid()}",
@@ -140,8 +155,10 @@ def stop_at_a_signal() -> Iterator[threading.Event]:
     yield stop
 
 
-def repeated(requests: Sequence[ScoreRequest], *, is_over: Callable[[], bool]) -> Iterator[ScoreRequest]:
-    """Yields the requests round after round with new payment ids, a share of them shifted, until `is_over`."""
+def repeated(
+    requests: Sequence[ScoreRequest], *, is_over: Callable[[], bool], is_shifted: Callable[[], bool]
+) -> Iterator[ScoreRequest]:
+    """Yields the requests round after round with new payment ids until `is_over`; while `is_shifted`, some are."""
     for number in count(2):
         for place, request in enumerate(requests):
             if is_over():
@@ -149,13 +166,13 @@ def repeated(requests: Sequence[ScoreRequest], *, is_over: Callable[[], bool]) -
             again = type(request)()
             again.CopyFrom(request)
             again.payment_id = f"{request.payment_id}{AGAIN}{number}"
-            if place % 10 < SHIFTED_SHARE * 10:
+            if place % 10 < SHIFTED_SHARE * 10 and is_shifted():
                 again.amount_minor *= SHIFTED_TIMES
                 again.channel = SHIFTED_CHANNEL
             yield again
 
 
-def _send_until(stop: threading.Event, live: LiveSystem, rate: float) -> None:
+def _send_until(stop: threading.Event, live: LiveSystem, rate: float, shift_ms: int) -> None:
     world = live.world
     publisher = Publisher(make_producer(live.kafka, linger_ms=5), LocalSchemaIds(fields=world.fields), world)
 
@@ -166,7 +183,10 @@ def _send_until(stop: threading.Event, live: LiveSystem, rate: float) -> None:
         if answer.status == 200:
             publisher.publish(answer.request)
 
-    bodies = stamped(repeated(world.requests, is_over=is_over))
+    def is_shifted() -> bool:
+        return now_ms() >= shift_ms
+
+    bodies = stamped(repeated(world.requests, is_over=is_over, is_shifted=is_shifted))
     while not is_over():
         run(live.parts.target, bodies, rate=rate, seconds=_LOAD_S, on_answer=on_answer)
     publisher.finish()

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -99,7 +100,7 @@ def test_whoever_was_faster_is_told_that_it_is_done(world: tuple[World, Section]
     too_late = ConsoleEvent(subject, cases.CHANGED, "demo-analyst", made.console.clock.now_ms, dict(edit, csrf=""))
 
     class EchoOfTwo(_Echo):
-        def write(self, event: ConsoleEvent) -> None:
+        def write(self, event: Any) -> None:
             made.topics.write(event)
             made.topics.write(too_late)
             made.read()
