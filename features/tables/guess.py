@@ -92,6 +92,9 @@ _NAMES: dict[str, str] = {
     "country": r"((merchant|card|issuer|billing|transaction)_)?country(_?code)?",
     "channel": r"channel|entry_?mode|use_chip|pos_entry_mode|payment_method|product_?cd|type",
     "declined": r"(is_?)?declined",
+    # Of a payment that was kept with its label by chance.
+    "propensity": r"propensity(_?score)?|(p|prob|probability|chance)_?(of_?)?(kept|keep|sampled|labell?ed)"
+    r"|(sampling|inclusion|labell?ing)_?(p|prob|probability|rate|propensity)",
 }
 _STEPS = r"step|hour|time|seconds|elapsed.*"
 _LABEL = (
@@ -417,6 +420,7 @@ class _Guess:
             "country": lambda text: re.fullmatch("[A-Z]{2}", text) is not None,
             "channel": lambda _: True,
             "declined": lambda text: text.lower() in ("0", "1", "true", "false", "yes", "no"),
+            "propensity": lambda text: re.fullmatch("0?[.,][0-9]*[1-9][0-9]*|1([.,]0*)?", text) is not None,
         }
         is_few: Callable[[_Column], bool] = lambda one: field != "channel" or len(one.distinct) <= _CATEGORIES_MAX  # noqa: E731
         column = self._take(_NAMES[field], lambda one: is_few(one) and one.share(rules[field]) > MOST)

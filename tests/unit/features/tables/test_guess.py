@@ -55,6 +55,19 @@ def test_a_column_may_say_in_one_word_when_a_fraud_was_reported(tmp_path: Path) 
     assert mapping.label.time_column == "reported"
 
 
+@pytest.mark.parametrize(("name", "value"), [("propensity", "0,1"), ("p_kept", "0.05"), ("Sampling_Rate", "1")])
+def test_a_column_may_say_how_likely_a_payment_was_kept(tmp_path: Path, name: str, value: str) -> None:
+    # It was left unused, and a model that should have weighed its rows did not.
+    lines = [
+        f"t{n};2024-01-14 12:00:{n:02};c{n % 3};m1;{n}.50;{value if n % 3 else ''};{int(n == 3)}" for n in range(30)
+    ]
+    path = tmp_path / "table.csv"
+    path.write_text("\n".join([f"id;time;card;merchant;amount;{name};is_fraud", *lines]), encoding="utf-8")
+    assert parse_mapping(guess_mapping(path, TABLE_ALONE).mapping, "g").fields["propensity"].column == name
+    path.write_text(path.read_text(encoding="utf-8").replace(f";{value};", ";17.5;"), encoding="utf-8")
+    assert "propensity = " not in guess_mapping(path, TABLE_ALONE).mapping
+
+
 def test_columns_that_no_field_covers_become_declared_fields(tmp_path: Path) -> None:
     guessed = guess_mapping(table(tmp_path), TABLE_ALONE)
     names: dict[str, Any] = {}
