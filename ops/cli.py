@@ -93,8 +93,18 @@ def main() -> None:
         sys.exit(0)
 
 
+_WANTS_HELP = "wants_help"
+
+
 class _Sections(click.Group):
     """A group whose help lists the commands by the package of `ops/commands` that they are in."""
+
+    def resolve_command(
+        self, context: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Note whether somebody asks a command for its help: then no configuration is needed."""
+        context.meta[_WANTS_HELP] = any(name in args for name in context.help_option_names)
+        return super().resolve_command(context, args)
 
     def format_commands(self, _context: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the sections in the order of _SECTIONS, and the commands of each in alphabetical order."""
@@ -121,8 +131,23 @@ def _section(command: click.Command) -> str:
 def cli(context: click.Context, config: str | None, log: str) -> None:
     """Real-time fraud scoring for payments."""
     set_up_logging(log, context.invoked_subcommand or "")
-    # `policy check` reports unknown sections together with everything else that is wrong.
-    context.obj = read_source(config, check_sections=context.invoked_subcommand != "policy")
+    try:
+        # `policy check` reports unknown sections together with everything else that is wrong.
+        context.obj = read_source(config, check_sections=context.invoked_subcommand != "policy")
+    except Misconfigured as error:
+        if not context.meta.get(_WANTS_HELP):
+            raise
+        context.obj = _Unread(error)
+
+
+class _Unread:
+    """Stands for a configuration that cannot be read, where a command is asked for its help. Any use of it raises."""
+
+    def __init__(self, error: Misconfigured) -> None:
+        self._error = error
+
+    def __getattr__(self, _: str) -> object:
+        raise self._error
 
 
 @cli.group()

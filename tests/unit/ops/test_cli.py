@@ -1,9 +1,15 @@
-"""The command line as a whole: what its start costs."""
+"""The command line as a whole: what its start costs, and what it says of a wrong configuration."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from paywarden.ops.cli import cli
+from paywarden.schemas.errors import Misconfigured
 
 _HEAVY = ("confluent_kafka", "faust", "google.protobuf", "jinja2", "lmdb", "numba", "numpy", "pyarrow", "scipy", "ssl")
 
@@ -13,3 +19,15 @@ def test_the_command_line_imports_no_heavy_package_by_itself() -> None:
     program = f"import sys, paywarden.ops.cli; print([name for name in {_HEAVY} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_command_tells_its_options_where_the_configuration_is_wrong(tmp_path: Path) -> None:
+    """Whoever made a mistake in paywarden.toml could not read any command's help to mend it."""
+    config = tmp_path / "paywarden.toml"
+    config.write_text("[serve]\n[serve]\n", encoding="utf-8")
+    for asked in (["rollout", "start", "--help"], ["load", "-h"], ["models", "--help"]):
+        told = CliRunner().invoke(cli, ["--config", str(config), *asked])
+        assert (told.exit_code, told.stdout[:7]) == (0, "Usage: ")
+    for asked in (["models", "list"], ["models", "rollback", "--why", "--help"]):
+        told = CliRunner().invoke(cli, ["--config", str(config), *asked], standalone_mode=False)
+        assert isinstance(told.exception, Misconfigured), told.output
