@@ -130,8 +130,8 @@ def _evidence(history: Sequence[tuple[RolloutEvent, Rollout]]) -> list[PageBlock
         return [Heading("Evidence over time"), Paragraph("Nobody has looked yet.", "soft")]
     points = [(hour, min(max(found.evidence, _EVIDENCE_MIN), _EVIDENCE_MAX)) for hour, found, _ in looks]
     hints = [f"{hour:.1f} hours: {found.measure}, {found.evidence:.1f}" for hour, found, _ in looks]
-    shares = [(hour, rollout.share / 10_000) for hour, _, rollout in looks]
-    hours = linear_axis("hours since the start", 0, max(hour for hour, _ in points), lambda hour: f"{hour:g}")
+    shares = _shares(history)
+    hours = linear_axis("hours since the start", 0, max(hour for hour, _ in shares), lambda hour: f"{hour:g}")
     highest = max(1.0, *(evidence for _, evidence in points))
     evidence = Plot(
         "Evidence of harm over time",
@@ -144,7 +144,7 @@ def _evidence(history: Sequence[tuple[RolloutEvent, Rollout]]) -> list[PageBlock
         "The candidate's share of the cards over time",
         hours,
         linear_axis("share of the cards", 0, max(share for _, share in shares), lambda value: percent(value, 0)),
-        [PlotLine(shares, "challenger", with_dots=len(shares) <= 62)],
+        [PlotLine(shares, "challenger")],
     )
     return [
         Heading("Evidence over time"),
@@ -160,6 +160,17 @@ def _evidence(history: Sequence[tuple[RolloutEvent, Rollout]]) -> list[PageBlock
             ]
         ),
     ]
+
+
+def _shares(history: Sequence[tuple[RolloutEvent, Rollout]]) -> list[tuple[float, float]]:
+    """Returns the corners of the share over time: it changes at once, for a step and for the way back."""
+    corners = [(0.0, 0.0)]
+    for event, rollout in history:
+        hour, share = (event.time_ms - history[0][0].time_ms) / _HOUR_MS, rollout.share / 10_000
+        if share != corners[-1][1]:
+            corners.append((hour, corners[-1][1]))
+        corners.append((hour, share))
+    return corners
 
 
 def _steps(history: Sequence[tuple[RolloutEvent, Rollout]]) -> list[PageBlock]:

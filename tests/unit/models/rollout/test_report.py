@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from paywarden.models.rollout.judgement import MoneyInterval, OutcomeCounts, judge, judge_outcomes
 from paywarden.models.rollout.log import event_of, event_record
-from paywarden.models.rollout.report import rollout_html
-from paywarden.models.rollout.rollout import EventKind, RolloutEvent
+from paywarden.models.rollout.report import _shares, rollout_html
+from paywarden.models.rollout.rollout import EventKind, Rollout, RolloutEvent, after
 from paywarden.schemas.errors import Misconfigured
 from tests.unit.models.rollout.test_judgement import counts_of
 from tests.unit.models.rollout.test_rollout import PLAN, event, start_of
@@ -54,6 +55,20 @@ def test_the_same_events_give_the_same_bytes_and_the_whole_story() -> None:
         "a test",
     ):
         assert words in page, words
+
+
+def test_the_share_changes_at_once_also_where_nobody_looked() -> None:
+    """It sank slowly from the last look on, and an abort was not drawn at all."""
+    aborted = [*EVENTS[:7], event(EventKind.ABORTED, int(0.9 * HOUR_MS))]
+    rollout: Rollout | None = None
+    history: list[tuple[RolloutEvent, Rollout]] = []
+    for each in aborted:
+        rollout = after(rollout, each)
+        history.append((each, rollout))
+    corners = _shares(history)
+    assert corners[-2][0] == corners[-1][0] == 0.9
+    assert corners[-2][1] > corners[-1][1] == 0
+    assert all(here == there or hour == at for (hour, here), (at, there) in pairwise(corners))
 
 
 def test_a_rollout_that_has_just_started_has_a_report() -> None:
