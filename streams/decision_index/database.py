@@ -81,6 +81,10 @@ _COMMON = (
 )
 
 
+class IndexUnavailable(TemporaryFailure):
+    """The database of the index does not answer."""
+
+
 class Transaction(Protocol):
     """A transaction under way."""
 
@@ -95,7 +99,7 @@ class Transaction(Protocol):
 
 
 class Database(Protocol):
-    """Where an index lives. Thread-safe. Raises TemporaryFailure when it does not answer."""
+    """Where an index lives. Thread-safe. Raises IndexUnavailable when it does not answer."""
 
     name: str
     scan_rows_max: int
@@ -183,12 +187,12 @@ class DuckDbDatabase:
             cursor = self._connection.cursor()
             cursor.begin()
         except self._errors as error:
-            raise TemporaryFailure(f"the index {self._path} does not answer: {_first_line(error)}") from error
+            raise IndexUnavailable(f"the index {self._path} does not answer: {_first_line(error)}") from error
         try:
             yield _DuckDbTransaction(cursor)
             cursor.commit()
         except self._errors as error:
-            raise TemporaryFailure(f"the index {self._path} does not answer: {_first_line(error)}") from error
+            raise IndexUnavailable(f"the index {self._path} does not answer: {_first_line(error)}") from error
         finally:
             # A transaction that was not committed is taken back.
             cursor.close()
@@ -321,7 +325,7 @@ class PostgresDatabase:
     def __init__(
         self, address: str, *, schema: str = "paywarden", timeout_ms: int = 5_000, connections: int = 8
     ) -> None:
-        """`address`: `postgresql://…`. Raises Misconfigured if it is none, TemporaryFailure if nobody answers."""
+        """`address`: `postgresql://…`. Raises Misconfigured if it is none, IndexUnavailable if nobody answers."""
         import psycopg
 
         self._errors, self._schema, self._timeout_ms = psycopg.Error, schema, timeout_ms
@@ -349,7 +353,7 @@ class PostgresDatabase:
             with connection.transaction():
                 yield _PostgresTransaction(connection)
         except self._errors as error:
-            raise TemporaryFailure(f"PostgreSQL does not answer: {_first_line(error)}") from error
+            raise IndexUnavailable(f"PostgreSQL does not answer: {_first_line(error)}") from error
         finally:
             self._give_back(connection)
 
@@ -369,7 +373,7 @@ class PostgresDatabase:
         try:
             return psycopg.connect(self._address, autocommit=True, connect_timeout=5, options=options)
         except self._errors as error:
-            raise TemporaryFailure(f"PostgreSQL does not answer: {_first_line(error)}") from error
+            raise IndexUnavailable(f"PostgreSQL does not answer: {_first_line(error)}") from error
 
     def _give_back(self, connection: psycopg.Connection[Any]) -> None:
         with self._lock:

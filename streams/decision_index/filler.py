@@ -32,7 +32,7 @@ from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds, SchemaIds, 
 from paywarden.schemas.errors import BrokerUnavailable, InvalidEvent, Misconfigured, PaywardenError, TemporaryFailure
 from paywarden.streams.alerts.events import EVENTS_TOPIC
 from paywarden.streams.archive.files import read_parts
-from paywarden.streams.decision_index.database import Transaction
+from paywarden.streams.decision_index.database import IndexUnavailable, Transaction
 from paywarden.streams.decision_index.erasure import Erasure, Erasures, passed_over, read_erasures
 from paywarden.streams.decision_index.index import HOUR_MS, DecisionIndex, SourcePlace, Stored
 from paywarden.streams.decision_index.reviews import ReviewQueue, Verdict
@@ -328,6 +328,8 @@ class VerdictSender:
         self.trouble = ""
         """What keeps verdicts from the topic since `trouble_since_ms`; "" if nothing does."""
         self.trouble_since_ms = 0
+        self.is_index_away = False
+        """Whether that is the database that they wait in, and not the topic."""
 
     def step(self) -> int:
         """Sends what waits; returns how many verdicts. Raises TemporaryFailure; the next call sends them again."""
@@ -353,7 +355,7 @@ class VerdictSender:
                 self.trouble = ""
             except TemporaryFailure as error:
                 self.trouble_since_ms = self.trouble_since_ms if self.trouble else self._now_ms()
-                self.trouble = str(error)
+                self.trouble, self.is_index_away = str(error), isinstance(error, IndexUnavailable)
                 _log.warning("verdicts: %s", error)
             stop.wait(wait_s)
 

@@ -81,11 +81,15 @@ class OpenedIndex:
 
     def missing(self) -> list[Missing]:
         """Returns what keeps the index from being whole."""
-        found = [] if self._trouble is None else [Missing("The index of decisions", *self._trouble)]
+        trouble = self._trouble
+        if trouble is None and self._sender is not None and self._sender.trouble and self._sender.is_index_away:
+            # No page has asked the database meanwhile.
+            trouble = self._sender.trouble_since_ms, self._sender.trouble
+        found = [] if trouble is None else [Missing("The index of decisions", *trouble)]
         state = self.state
         if state is not None and state.trouble:
             found.append(Missing("The topics of decisions", state.trouble_since_ms, state.trouble))
-        if self._sender is not None and self._sender.trouble:
+        if self._sender is not None and self._sender.trouble and not self._sender.is_index_away:
             effect = "Verdicts are kept here, and sent later."
             found.append(Missing("The topic of verdicts", self._sender.trouble_since_ms, self._sender.trouble, effect))
         return found

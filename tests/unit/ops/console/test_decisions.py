@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -23,13 +24,15 @@ from paywarden.ops.console.pages import Section
 from paywarden.ops.console.review.pages import ReviewPages
 from paywarden.ops.deciders import KnownDeciders
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
-from paywarden.schemas.errors import BundleRefused, TemporaryFailure
+from paywarden.schemas.errors import BrokerUnavailable, BundleRefused, TemporaryFailure
 from paywarden.schemas.settings import read_source
 from paywarden.streams.companion.shipping import decision_of
-from paywarden.streams.decision_index.database import DuckDbDatabase
+from paywarden.streams.decision_index.database import DuckDbDatabase, IndexUnavailable
+from paywarden.streams.decision_index.filler import VerdictSender
 from paywarden.streams.decision_index.index import DecisionIndex, Stored
-from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewSettings
+from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewSettings, Verdict
 from paywarden.streams.decision_index.search import Search
+from tests.fakes.kafka import FakeBroker, clients_of
 from tests.services.product.console import NOW_MS, TOKEN, ConsoleUnderTest, console_under_test, csrf_of
 from tests.unit.ops.commands.watch.test_decisions import entry
 from tests.worlds.small import small_world
@@ -307,3 +310,29 @@ def test_trees_that_are_gone_take_only_their_part_of_the_page(world: World, monk
     assert page.status_code == 200, page.text
     assert "Equal to the bit" in page.text
     assert "Not known: model.txt is not a LightGBM model" in page.text
+
+
+@pytest.mark.parametrize(
+    ("error", "what"),
+    [
+        (IndexUnavailable("PostgreSQL does not answer: refused"), "The index of decisions"),
+        (BrokerUnavailable("Kafka does not answer"), "The topic of verdicts"),
+    ],
+)
+def test_what_keeps_verdicts_from_their_topic_is_told_by_its_name(error: TemporaryFailure, what: str) -> None:
+    """Where PostgreSQL was away, pages said that the topic of verdicts could not be reached."""
+    stop = threading.Event()
+
+    class Waiting:
+        def unsent(self, _: int) -> list[Verdict]:
+            stop.set()
+            raise error
+
+    sender = VerdictSender(Waiting(), clients_of(FakeBroker()), IDS, now_ms=lambda: NOW_MS)  # type: ignore[arg-type]
+    opened = OpenedIndex(
+        lambda: nullcontext((None, None)),  # type: ignore[arg-type]
+        lambda *_: (None, sender),  # type: ignore[arg-type]
+        now_ms=lambda: NOW_MS,
+    )
+    opened.send(stop)
+    assert [(one.what, one.why) for one in opened.missing()] == [(what, str(error))]
