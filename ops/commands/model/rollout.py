@@ -391,7 +391,8 @@ def _show(found: Rollout, *, as_json: bool) -> None:
     click.echo(found.line)
     click.echo(f"  champion   {found.start.champion.bundle}  {found.start.champion.bundle_digest[:16]}")
     click.echo(f"  candidate  {found.start.candidate.bundle}  {found.start.candidate.bundle_digest[:16]}")
-    click.echo(f"  since      {spoken(found.since_ms)} UTC")
+    # After its end another version may decide: `models list` says which.
+    click.echo(f"  {'ended     ' if found.has_ended else 'since     '} {spoken(found.since_ms)} UTC")
     for title, judgement in (("newest look", found.judgement), ("outcomes", found.outcomes)):
         if judgement is not None:
             click.echo(f"  {title}: {judgement.line}")

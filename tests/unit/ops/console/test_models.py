@@ -14,6 +14,9 @@ from hypothesis import strategies as st
 
 from paywarden.models.registry.people import public_text
 from paywarden.models.registry.registry import BundleFacts, PolicyFacts, Signer
+from paywarden.models.rollout.log import FileRolloutLog, RolloutKeeper
+from paywarden.models.rollout.plan import plan_of
+from paywarden.models.rollout.rollout import EventKind, RolloutEvent, Start, Version
 from paywarden.ops.console.models.desk import Desk
 from paywarden.ops.console.models.pages import Models
 from paywarden.ops.console.people.people import People, Person, Role, token_digest
@@ -158,4 +161,24 @@ def test_without_a_registry_the_page_says_so(tmp_path: Path) -> None:
     form = {"act": "pause", "why": "w", "csrf": csrf_of(text)}
     assert browser.post("/rollout/stop", data=form).status_code == 409
     assert browser.post("/models/rollback", data={"why": "w", "csrf": csrf_of(text)}).status_code in (403, 409)
+    console.database.close()
+
+
+def test_a_rollout_that_has_ended_says_nothing_about_who_decides_now(tmp_path: Path) -> None:
+    """After a promotion and a rollback the page said that the candidate had 100 % of the cards."""
+    log = tmp_path / "rollouts.jsonl"
+    keeper = RolloutKeeper(FileRolloutLog(log))
+    start = Start("r-1", "00" * 16, Version("a" * 64), Version("b" * 64), plan_of([50, 100]))
+    keeper.take(RolloutEvent(EventKind.STARTED, NOW_MS, "anna", "a test", start))
+    keeper.take(RolloutEvent(EventKind.READY, NOW_MS + 1, "lead"))
+    console = console_under_test(tmp_path)
+    desk = Desk(Source({"rollout": {"log": str(log)}}, {}), "")
+    browser = console.browser([Models(desk).section()], "demo-model-owner")
+    assert "has 50 % of the cards" in browser.get("/models").text
+    keeper.take(RolloutEvent(EventKind.ABORTED, NOW_MS + 2, "anna", "enough"))
+    text = browser.get("/models").text
+    assert "of the cards, the champion is" not in text
+    assert (
+        "The rollout has ended. It compared the candidate <code>bbbbbbbbbbbb</code> with the champion of then" in text
+    )
     console.database.close()
