@@ -35,13 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if os.environ.get(_HASH_SEED) != "0":
         environment = os.environ | {_HASH_SEED: "0"}
         os.execve(sys.executable, [sys.executable, "-m", "tests.simulation", *options.given], environment)
-    if options.known_breaks:
-        return _known_breaks(options)
     if options.part is not None:
         return _run_part(options)
     if options.seed is not None:
         return _one(options)
-    return _many(options)
+    status = _known_breaks(options) if options.known_breaks else _many(options)
+    if options.digests_of is not None:
+        _print_digests(options.digests_of)
+    return status
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -69,6 +70,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--known-breaks", action="store_true", help="undo each fix in turn; fails unless each is found in time"
     )
     parser.add_argument("--digests", action="store_true", help="print the trace's digest of each history, no times")
+    parser.add_argument(
+        "--digests-of", metavar="N,N-N", help="then run these seeds with all faults, and print their traces' digests"
+    )
     parser.add_argument("--part", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     options.given = sys.argv[1:] if arguments is None else list(arguments)
@@ -254,7 +258,7 @@ def _many(options: argparse.Namespace) -> int:
         faults.update(result.faults)
     steps = sum(result.steps for result in results)
     if options.digests:
-        print("\n".join(f"seed {result.seed}: trace {result.digest}, {result.steps} steps" for result in results))
+        print("\n".join(_digest_line(result.seed, result.digest, result.steps) for result in results))
         return 1 if failures else 0
     elapsed_s = time.monotonic() - started
     print(f"{len(results)} seeds from {options.first}, {steps} steps, {len(failures)} failures, {elapsed_s:.0f} s")
@@ -273,6 +277,21 @@ def _many(options: argparse.Namespace) -> int:
     if failures and not options.no_shrink:
         _shrink_first(options, failures[0].seed)
     return 1 if failures else 0
+
+
+def _digest_line(seed: int, digest: str, steps: int) -> str:
+    return f"seed {seed}: trace {digest}, {steps} steps"
+
+
+def _print_digests(seeds: str) -> None:
+    from tests.simulation.history import run_plan
+    from tests.simulation.plan import FAULTS, plan_of
+    from tests.simulation.shrink import numbers_of
+
+    with ready(None):
+        for seed in numbers_of(seeds):
+            outcome = run_plan(plan_of(seed, FAULTS))
+            print(_digest_line(seed, outcome.digest, outcome.steps))
 
 
 def _shrink_first(options: argparse.Namespace, seed: int) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,38 +29,67 @@ ONCE_FAILED = (3, 49, 58, 83, 234, 366, 562, 2096, 4477, 4581, 7853)
 pytestmark = pytest.mark.timeout(1200)
 
 
-def simulate(*arguments: str) -> tuple[int, str]:
-    """Returns the exit status and what was printed."""
-    command = [sys.executable, "-m", "tests.simulation", *arguments]
-    environment = os.environ | {"PYTHONHASHSEED": "0"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode in (0, 1), done.stderr
-    return done.returncode, done.stdout
+@dataclass(frozen=True)
+class Simulated:
+    """What a process of the simulator has printed and written, and the digests of three histories that it ran then."""
+
+    status: int
+    text: str
+    result: dict[str, Any]
+
+    @classmethod
+    def by(cls, folder: Path, *arguments: str) -> Simulated:
+        file = folder / "result.json"
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.simulation", *arguments, "--json", str(file), "--digests-of", "20-22"],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"PYTHONHASHSEED": "0"},
+        )
+        assert done.returncode in (0, 1), done.stderr
+        return cls(done.returncode, done.stdout, json.loads(file.read_text()))
+
+    @property
+    def digests(self) -> list[str]:
+        return self.text.splitlines()[-3:]
 
 
-def test_no_history_breaks_a_promise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One process runs new histories and those that failed once: its start takes as long as ten histories."""
-    file = tmp_path / "result.json"
-    seeds = sorted({*range(FIRST, FIRST + SEEDS), *ONCE_FAILED})
-    status, text = simulate("--these", ranges(seeds), "--json", str(file))
+# The start of a process takes as long as ten histories. Two processes are enough for all tests.
+CHOSEN = sorted({*range(FIRST, FIRST + SEEDS), *ONCE_FAILED})
+
+
+@pytest.fixture(scope="module")
+def histories(tmp_path_factory: pytest.TempPathFactory) -> Simulated:
+    """New histories, and those that failed once."""
+    return Simulated.by(tmp_path_factory.mktemp("histories"), "--these", ranges(CHOSEN))
+
+
+@pytest.fixture(scope="module")
+def undone_fixes(tmp_path_factory: pytest.TempPathFactory) -> Simulated:
+    return Simulated.by(tmp_path_factory.mktemp("undone"), "--known-breaks")
+
+
+def test_no_history_breaks_a_promise(histories: Simulated, capsys: pytest.CaptureFixture[str]) -> None:
     with capsys.disabled():
-        sys.stdout.write("\nsimulation: " + "\n            ".join(text.splitlines()[:2]) + "\n")
-    assert status == 0, text
-    result: dict[str, Any] = json.loads(file.read_text())
-    assert result["seeds"] == len(seeds)
-    assert sum(count for name, count in result.items() if name.startswith("faults_")) > SEEDS
+        sys.stdout.write("\nsimulation: " + "\n            ".join(histories.text.splitlines()[:2]) + "\n")
+    assert histories.status == 0, histories.text
+    assert histories.result["seeds"] == len(CHOSEN)
+    assert sum(count for name, count in histories.result.items() if name.startswith("faults_")) > SEEDS
 
 
-def test_a_seed_gives_the_same_history_twice() -> None:
-    arguments = ("--seeds", "3", "--first", "20", "--faults", "all", "--no-shrink")
-    assert simulate(*arguments, "--digests") == simulate(*arguments, "--digests")
+def test_each_undone_fix_is_found_within_its_number_of_seeds(undone_fixes: Simulated) -> None:
+    assert undone_fixes.status == 0, undone_fixes.text
+    assert undone_fixes.result.keys() == MUTATIONS.keys()
 
 
-def test_each_undone_fix_is_found_within_its_number_of_seeds(tmp_path: Path) -> None:
-    file = tmp_path / "result.json"
-    status, text = simulate("--known-breaks", "--json", str(file))
-    assert status == 0, text
-    assert json.loads(file.read_text()).keys() == MUTATIONS.keys()
+def test_a_seed_gives_the_same_history_in_two_processes_whatever_they_ran_before(
+    histories: Simulated, undone_fixes: Simulated
+) -> None:
+    assert all(
+        line.startswith(f"seed {seed}: trace ") for seed, line in zip((20, 21, 22), histories.digests, strict=True)
+    )
+    assert histories.digests == undone_fixes.digests
 
 
 def test_a_failure_is_shrunk_to_what_it_needs() -> None:

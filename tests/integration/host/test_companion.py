@@ -328,9 +328,7 @@ def test_without_kafka_a_companion_lives_and_is_ready_when_it_returns(tmp_path: 
         kafka.stop()
         decide(deployment, 3)
         # On a busy machine its mirror grows too old before it misses Kafka's answer.
-        wait_until(
-            lambda: "Kafka has not said where" in " ".join(companion.problems()[:1]), "it lacks Kafka", every_s=0.1
-        )
+        wait_until(lambda: "Kafka has not said where" in " ".join(companion.problems()[:1]), "it misses Kafka")
         companion.wait_for("outbox_waiting_bytes{worker-0}", 1)
         with urllib.request.urlopen(f"{companion.address}/livez", timeout=PATIENCE_S) as answer:
             assert answer.status == 200

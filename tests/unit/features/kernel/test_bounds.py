@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import mmap
 import os
 import random
@@ -11,7 +12,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from paywarden.features.kernel.batches import EventResults, PackedProfiles
 from paywarden.features.profiles.engine import FeatureEngine
 from tests.checkout import CHECKOUT
 from tests.patience import PATIENCE_S
+from tests.services.product.processes import run_program
 from tests.unit.features.kernel.profiles import (
     Change,
     apply_groups,
@@ -300,39 +301,47 @@ def run_before_the_end_of_memory() -> None:
 
 
 def test_the_kernel_reads_nothing_after_the_last_byte() -> None:
-    done = run_in_another_process("run_before_the_end_of_memory", {})
+    done = run_program(f"from {__name__} import run_before_the_end_of_memory as run; run()")
     assert done.returncode == 0, done.stderr
+
+
+# Runs each function, and prints the traceback of each that fails.
+CHECKED = """\
+import json, sys, traceback
+from tests.unit.features.kernel import test_bounds
+failed = {}
+for name in sys.argv[1:]:
+    try:
+        getattr(test_bounds, name)()
+    except BaseException:
+        failed[name] = traceback.format_exc()
+print(json.dumps(failed))
+"""
+CHECKS = (run_with_bounds_checked, run_lengths_that_overflow)
 
 
 @pytest.fixture(scope="module")
-def checked_code(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where compiled code goes that checks its bounds: what checks none must not be found in its place."""
-    return tmp_path_factory.mktemp("checked")
-
-
-def test_no_path_of_the_kernel_goes_out_of_bounds(checked_code: Path) -> None:
-    run_in_a_checked_process("run_with_bounds_checked", checked_code)
-
-
-def test_no_length_leads_a_migration_out_of_bounds(checked_code: Path) -> None:
-    run_in_a_checked_process("run_lengths_that_overflow", checked_code)
-
-
-def run_in_a_checked_process(function: str, folder: Path) -> None:
-    # Optimised less, which takes most of the time to compile.
-    checked = {"NUMBA_BOUNDSCHECK": "1", "NUMBA_OPT": "1", "NUMBA_CACHE_DIR": str(folder)}
-    done = run_in_another_process(function, checked)
-    assert done.returncode == 0, done.stderr
-
-
-def run_in_another_process(function: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    code = f"from tests.unit.features.kernel import test_bounds; test_bounds.{function}()"
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, **environment},
+def failed_checks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The checks that fail in a process whose compiled code checks its bounds, by name. It compiles the code once."""
+    # Optimised less, which takes most of the time to compile. It is kept apart from code that checks no bounds.
+    checked = {"NUMBA_BOUNDSCHECK": "1", "NUMBA_OPT": "1", "NUMBA_CACHE_DIR": str(tmp_path_factory.mktemp("checked"))}
+    done = subprocess.run(
+        [sys.executable, "-c", CHECKED, *(check.__name__ for check in CHECKS)],
+        env={**os.environ, **checked},
         cwd=CHECKOUT,
         capture_output=True,
         text=True,
         timeout=2 * PATIENCE_S,
         check=False,
     )
+    assert done.returncode == 0, done.stderr
+    failed: dict[str, str] = json.loads(done.stdout)
+    return failed
+
+
+def test_no_path_of_the_kernel_goes_out_of_bounds(failed_checks: dict[str, str]) -> None:
+    assert failed_checks.get(run_with_bounds_checked.__name__, "") == ""
+
+
+def test_no_length_leads_a_migration_out_of_bounds(failed_checks: dict[str, str]) -> None:
+    assert failed_checks.get(run_lengths_that_overflow.__name__, "") == ""
