@@ -29,6 +29,7 @@ def seeds(name: str) -> Iterator[bytes]:
     """Yield good inputs of a target, and some that are nearly so."""
     make = {
         "http": _http,
+        "http_fast_path": _http_fast_path,
         "http2_ngh2": _http2,
         "http2_hyper": _http2,
         "request_protobuf": _request_protobuf,
@@ -64,6 +65,28 @@ def _http() -> Iterator[bytes]:
     head = b"POST /v1/score HTTP/1.1\r\nHost: t\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
     yield b"\2" + head + b"2\r\n{}\r\n0\r\nTrailer: x\r\n\r\n"
     yield b"\1GET / HTTP/1.0\r\nConnection: keep-alive, Upgrade\r\nUpgrade: h2c\r\n\r\n"
+
+
+def _http_fast_path() -> Iterator[bytes]:
+    from tests.fuzz.two_fronts import READ_END, usual
+    from tests.worlds.http_world import get, post
+
+    first, second, third = (usual(number) for number in range(3))
+    head, _, body = second.partition(b"\r\n\r\n")
+    yield b"\xff" + READ_END.join([first, second, usual(2, place=1), usual(3, place=1), second])
+    # A request, and the beginning of the next one before the answer; then its rest.
+    yield b"\x09" + READ_END.join([first, second, third[:60], third[60:] + get("/livez")])
+    # No deadline: it would pass on one of the two sides alone.
+    for line in (b"Content-Length: 3", b"Transfer-Encoding: chunked", b"Connection: close"):
+        yield b"\xff" + READ_END.join([first, head + b"\r\n" + line + b"\r\n\r\n" + body, third])
+    yield b"\xff" + READ_END.join([first, second + third, usual(3) + get("/livez") + usual(4)])
+    currencies = (body.replace(b"EUR", currency) for currency in (b"EU\0", b"eur", b"XXX"))
+    for changed in (body[:-1] + b"\xff", *currencies, body[1:] + body[:1]):
+        yield b"\xff" + READ_END.join([first, head + b"\r\n\r\n" + changed, third])
+    # The length of the first text in ten bytes, an unknown field, a field that comes twice.
+    for wrong in (body[:1] + bytes([body[1] | 0x80]) + b"\x80" * 8 + b"\0" + body[2:], body + b"\x68\x01", body + body):
+        sent = post(wrong, content_type="application/x-protobuf")
+        yield b"\xff" + READ_END.join([sent, sent, third])
 
 
 def _http2() -> Iterator[bytes]:

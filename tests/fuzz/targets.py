@@ -71,6 +71,16 @@ def http() -> Target:
     return _in_loop(handle)
 
 
+def http_fast_path() -> Target:
+    """The HTTP/1.1 front with the fast path and without: replies and records are equal."""
+    from tests.fuzz.two_fronts import READ_END, TwoFronts, usual
+
+    fronts = TwoFronts()
+    fronts.compare(b"\xff" + READ_END.join([usual(0), usual(1)]))
+    assert fronts.fast_answers == 3, "the first request of a length makes its head known, the others are fast"
+    return fronts.compare
+
+
 def _http2(library: str) -> Target:
     from paywarden.scoring.engine.batching.batcher import MicroBatcher
     from paywarden.scoring.grpc.connection import GrpcConnection
@@ -478,6 +488,7 @@ TARGETS: dict[str, Callable[[], Target]] = {
     make.__name__: make
     for make in (
         http,
+        http_fast_path,
         http2_ngh2,
         http2_hyper,
         request_protobuf,
