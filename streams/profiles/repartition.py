@@ -23,8 +23,12 @@ Replays are harmless because of the order: a profile contains all events of a so
 sender commits after the broker has its frames, and after a crash it starts again at its last commit. A partition may
 therefore hold an event twice, but the first copies stand in the order of their source.
 
-What can go wrong: a frame made for another number of partitions would give a profile two owners. `decode_frame` then
-raises Misconfigured, and the worker stops before it commits.
+What can go wrong:
+
+- A frame made for another number of partitions would give a profile two owners. `decode_frame` then raises Misconfigured,
+  and the worker stops before it commits. The same holds for a frame of a later release.
+- A record is no frame at all. It is refused, and the next one is read. Bytes at random must not stop every worker, so a
+  number of partitions counts only in a frame that is whole, and a later version only with the right number.
 """
 
 from __future__ import annotations
@@ -108,13 +112,10 @@ def decode_frame(value: bytes | None, partition_count: int) -> tuple[EntityEvent
         raise InvalidEvent("not a frame: it is too short")
     version, attribute_count, spread_over, progress_count, event_count = _HEADER.unpack_from(value)
     if version not in _VERSIONS:
+        if version < FRAME_WITH_DECLARED or spread_over != partition_count:
+            raise InvalidEvent(f"not a frame: it is of version {version}, for {spread_over} partitions")
         known = FRAME_WITH_DECLARED
         raise Misconfigured(f"a repartition topic has frames of version {version}, this release reads {known}")
-    if spread_over != partition_count:
-        raise Misconfigured(
-            f"a repartition topic has frames for {spread_over} partitions, and it has {partition_count}: "
-            "see docs/operate/upgrade.md, More partitions"
-        )
     width = ATTRIBUTES_AT + attribute_count
     rows_at = _HEADER.size + 16 * progress_count
     lengths_at = rows_at + 8 * width * event_count
@@ -128,6 +129,11 @@ def decode_frame(value: bytes | None, partition_count: int) -> tuple[EntityEvent
     ends = np.cumsum(np.frombuffer(value, "<u2", event_count, lengths_at), dtype=np.int64) + keys_at
     if (int(ends[-1]) if event_count else keys_at) != len(value):
         raise InvalidEvent("not a frame: its keys are not as long as it says")
+    if spread_over != partition_count:
+        raise Misconfigured(
+            f"a repartition topic has frames for {spread_over} partitions, and it has {partition_count}: "
+            "see docs/operate/upgrade.md, More partitions"
+        )
     keys, start = [], keys_at
     for end in ends.tolist():
         keys.append(value[start:end])

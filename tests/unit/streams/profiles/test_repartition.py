@@ -81,6 +81,12 @@ def test_a_frame_for_another_number_of_partitions_stops_the_worker() -> None:
         decode_frame(encode_frame(some_events(1), {}, 4), 6)
 
 
+@pytest.mark.parametrize("value", [b"\xff" * 20, bytes(20), b"\1\0\xc9\xbc" + bytes(9), b"no frame at all"])
+def test_a_record_that_is_no_frame_is_refused(value: bytes) -> None:
+    with pytest.raises(InvalidEvent, match="not a frame"):
+        decode_frame(value, 4)
+
+
 def test_a_frame_of_another_release_stops_the_worker() -> None:
     frame = encode_frame(some_events(1), {}, 4)
     with pytest.raises(Misconfigured, match="version 9"):
