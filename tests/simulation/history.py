@@ -171,6 +171,8 @@ class History:
         value: bytes | None = b"\x00" + chance.randbytes(20)
         if form == "null":
             value = None
+        elif form == "bytes" and chance.random() < 0.5:
+            topic, value = "repartition-card", bytes([chance.randrange(4)]) + chance.randbytes(40)
         elif form == "schema_id":
             value = b"\x00\x7f\xff\xff\x01" + chance.randbytes(10)
         elif form == "currency":

@@ -103,6 +103,17 @@ def _unreadable_ends_it(_: Any) -> Any:
     return refuse
 
 
+def _no_frame_ends_it(decode: Any) -> Any:
+    def decoded(value: Any, partition_count: int) -> Any:
+        errors = importlib.import_module("paywarden.schemas.errors")
+        try:
+            return decode(value, partition_count)
+        except errors.InvalidEvent as error:
+            raise errors.Misconfigured(str(error)) from error
+
+    return decoded
+
+
 def _claims_stay(_: Any) -> Any:
     return lambda claims, _batches: ([*claims], [])
 
@@ -144,6 +155,14 @@ MUTATIONS = {
         10,
         frozenset({"bug", "stuck"}),
         (Patch("streams.kafka.reading", "_headers", _headers_as_they_come),),
+    ),
+    "poisoned_frames": Mutation(
+        "a record of a repartition topic that is no frame ends every stream worker",
+        ("poisoned_record",),
+        40,
+        frozenset({"bug", "stuck"}),
+        (Patch("streams.profiles.updater", "decode_frame", _no_frame_ends_it),),
+        known=1,
     ),
     # Item 2
     "segment_never_begun": Mutation(
