@@ -9,8 +9,8 @@ nobody. A process beside the workers does that once (`prepare_bundle`). A worker
 arrays (`load_prepared`). The copy matters: what was checked is what is loaded, whatever happens to the bundle later.
 
 A worker answers payments while a thread of it loads. So the loading is many steps of some tenths of a millisecond, and
-the thread rests between them. The arrays are mapped, not read: their pages are those of the file, and a bundle that is
-dropped leaves no holes in the heap.
+the thread rests between them. The arrays are mapped, not read, and the explainer's records have pages of their own: a
+bundle that is dropped leaves no holes in the heap.
 """
 
 from __future__ import annotations

@@ -143,7 +143,7 @@ class ModelChain:
     def reasons(self, vector: NDArray[np.float32], model: int, count_max: int) -> list[str]:
         """Returns the features that raised this model's score most; see `Explainer.reasons`.
 
-        `vector`: shape (features,). Empty for NO_MODEL. Takes about 20 µs, so ask only for payments not approved.
+        `vector`: shape (features,). Empty for NO_MODEL. Takes some 15 µs, so ask only for payments not approved.
         """
         if model == NO_MODEL or count_max == 0:
             return []

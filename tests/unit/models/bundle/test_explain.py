@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,18 @@ import pytest
 from numpy.typing import NDArray
 
 from paywarden.models.bundle.bundle import GOLDEN, MODEL_TEXT, load_bundle, read_manifest, sha256_of
-from paywarden.models.bundle.explain import Explainer, add_contributions, read_trees
+from paywarden.models.bundle.explain import (
+    CATEGORICAL,
+    DECISION,
+    FEATURE,
+    LEFT,
+    SIDE_BY_SIDE,
+    ZERO,
+    Explainer,
+    Trees,
+    explain,
+    read_trees,
+)
 from paywarden.schemas.errors import BundleRefused
 from tests.worlds.small import small_world
 
@@ -48,13 +60,13 @@ def random_rows(count: int, seed: int) -> NDArray[np.float32]:
 
 
 def trained(
-    folder: Path, rows: NDArray[np.float32], categories: list[int] | None = None, **parameters: Any
+    folder: Path, rows: NDArray[np.float32], categories: list[int] | None = None, rounds: int = 40, **parameters: Any
 ) -> tuple[lightgbm.Booster, Path]:
     finite = np.nan_to_num(rows, posinf=3, neginf=-3)
     labels = (finite[:, 0] * finite[:, 1] + np.isnan(rows[:, 2]) + (finite[:, 3] % 3 == 0) > 0.8).astype(np.float64)
     settings = {"objective": "binary", "verbose": -1, "num_threads": 1, "seed": 1, "num_leaves": 31, **parameters}
     data = lightgbm.Dataset(rows.astype(np.float64), labels, categorical_feature=categories or [])
-    model = lightgbm.train(settings, data, 40)
+    model = lightgbm.train(settings, data, rounds)
     path = folder / "model.txt"
     model.save_model(path)
     return model, path
@@ -92,6 +104,52 @@ def test_categories_go_where_lightgbm_sends_them(tmp_path: Path) -> None:
     assert_adds_up(Explainer(trees, NAMES, slope=1.0), model, rows)
 
 
+def goes_left(trees: Trees, node: int, value: float) -> bool:
+    """Tree::NumericalDecision and Tree::CategoricalDecision of LightGBM, as they are written there."""
+    decision, threshold = int(trees.nodes[node, DECISION]), float(trees.thresholds[node])
+    if decision & CATEGORICAL:
+        return -1.0 < value <= 2147483647.0 and int(value) in trees.categories(node)
+    missing, is_left = decision >> 2 & 3, bool(decision & 2)
+    if math.isnan(value):
+        if missing == 2:
+            return is_left
+        value = 0.0
+    if missing == 1 and -ZERO <= value <= ZERO:
+        return is_left
+    return (0.0 if -ZERO <= value <= ZERO else value) <= threshold
+
+
+def added_one_by_one(trees: Trees, row: NDArray[np.float32]) -> list[float]:
+    """Returns the contributions of a row, added tree by tree from the root to the leaf."""
+    sums = [0.0] * FEATURE_COUNT
+    for root in trees.roots.tolist():
+        node = root
+        while node >= 0:
+            feature = int(trees.nodes[node, FEATURE])
+            side = 0 if goes_left(trees, node, float(row[feature])) else 1
+            sums[feature] += float(trees.changes[node, side])
+            node = int(trees.nodes[node, LEFT + side])
+    return sums
+
+
+@pytest.mark.parametrize(
+    "parameters", [{}, {"zero_as_missing": True}, {"use_missing": False}, {"max_depth": 2}, {"categories": [3, 4]}]
+)
+@pytest.mark.parametrize("rounds", [3, SIDE_BY_SIDE, 3 * SIDE_BY_SIDE + 5])
+def test_contributions_have_the_bits_of_a_walk_tree_by_tree(
+    tmp_path: Path, rounds: int, parameters: dict[str, Any]
+) -> None:
+    rows = random_rows(3000, seed=1)
+    if "categories" in parameters:
+        rows[:, 3:5] = np.random.default_rng(4).integers(-1, 40, (len(rows), 2))
+    _, path = trained(tmp_path, rows, rounds=rounds, **parameters)
+    trees = read_trees(path, FEATURE_COUNT)
+    assert 0 < len(trees.roots) <= rounds
+    explainer = Explainer(trees, NAMES, slope=1.0)
+    for row in (*rows[:100], *random_rows(100, seed=5)):
+        assert explainer.contributions(row).tolist() == added_one_by_one(trees, row)
+
+
 def test_a_model_of_leaves_alone_explains_nothing(tmp_path: Path) -> None:
     model, path = trained(tmp_path, random_rows(100, seed=1), min_data_in_leaf=1000)
     explainer = Explainer(read_trees(path, FEATURE_COUNT), NAMES, slope=1.0)
@@ -122,7 +180,7 @@ def test_reasons_are_the_features_that_moved_the_score_most_towards_fraud(tmp_pa
 def test_nothing_is_left_to_compile_when_a_bundle_is_loaded() -> None:
     """Compiling during the first declined payment would delay it by a second."""
     explainer = small_world.loaded_bundle().explainer
-    dispatcher: Any = add_contributions
+    dispatcher: Any = explain
     compiled = len(dispatcher.signatures)
     buffer = np.zeros((4, len(small_world.engine().plan.names)), dtype=np.float32)
     explainer.reasons(buffer[2], 4)
