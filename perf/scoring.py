@@ -12,8 +12,9 @@ Used for: the capacity of a worker, and how it compares.
 If the load is slower than the server, as for echo, a maximum is that of the load. The server's CPU time a request
 (`…_cpu_us`) does not depend on it, and stands next to each figure. Needs the packages of the extra `perf`. As root,
 lift the limit of real-time threads meanwhile (`sysctl kernel.sched_rt_runtime_us=-1`): a worker that polls fills its
-core, and Linux stops it for 50 ms of each second. The build of Python matters to all but the echo: distributions build
-it with profile-guided optimisation, others may not.
+core, and Linux stops it for 50 ms of each second. Since Linux 6.12 ordinary threads still get a part of that core:
+`core_wait_ms` says how long the worker waited for it in a load of twice `--seconds`. The build of Python matters to all
+but the echo: distributions build it with profile-guided optimisation, others may not.
 """
 
 from __future__ import annotations
@@ -151,7 +152,7 @@ def _latencies(measured: Sequence[Measured]) -> dict[str, list[float]]:
     return {
         name: [getattr(one.report, name) for one in measured]
         for name in ("p50_ms", "p90_ms", "p95_ms", "p99_ms", "p999_ms", "max_ms", "lag_p99_ms")
-    }
+    } | {"core_wait_ms": [one.core_wait_ms for one in measured]}
 
 
 def _latency_figures(latency: Mapping[str, Sequence[Measured]]) -> dict[str, float]:

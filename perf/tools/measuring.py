@@ -6,7 +6,9 @@ import argparse
 import asyncio
 import json
 import os
+import re
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,10 +32,14 @@ _RT_LIMIT = Path("/proc/sys/kernel/sched_rt_runtime_us")
 
 @dataclass(frozen=True)
 class Measured:
-    """A load's report, with the server's CPU time."""
+    """A load's report, with the server's CPU time, and how long its workers were ready to run and had no core.
+
+    A tail of latencies that is not longer than that wait is the machine's: other processes had the worker's core.
+    """
 
     report: LoadReport
     server_cpu_us: float
+    core_wait_ms: float
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class Scenario:
 
     def run(self, seed: int) -> Measured:
         """Measure once. More than a few refusals raise an error in a closed loop, and so does any failure."""
-        before = self.server.cpu_seconds()
+        before, waited_before_s = self.server.cpu_seconds(), self.server.core_wait_seconds()
         if self.rate is None:
             report = drive(run_closed(self.target, self.bodies, seconds=self.seconds, options=self.options))
             assert report.ok + report.shed == report.sent, f"{self.name}: {report}"
@@ -63,7 +69,7 @@ class Scenario:
             with ahead_of_others([os.getpid(), *self.server.worker_pids()]):
                 report = drive(load)
         cpu_us = (self.server.cpu_seconds() - before) / max(1, report.ok) * 1e6
-        return Measured(report, cpu_us)
+        return Measured(report, cpu_us, (self.server.core_wait_seconds() - waited_before_s) * 1000)
 
 
 @contextmanager
@@ -94,11 +100,24 @@ def ahead_of_others(pids: Iterable[int], priority: int = 1) -> Iterator[None]:
 
 
 def warn_of_limit() -> None:
-    """Print how to lift Linux's limit of real-time threads, if it is there. It makes one payment in twenty late."""
+    """Print how to lift Linux's limit of real-time threads, if it is there. It makes one payment in twenty late.
+
+    Since 6.12 Linux has a second one, the server of fair tasks: ordinary threads that have waited for a core get 50 ms
+    of each second on it, before real-time ones. The first limit does not govern it. A worker that fills its core is
+    stopped for as long as they have work, at most 50 ms; `Measured.core_wait_ms` contains it.
+    """
     if _RT_LIMIT.exists() and _RT_LIMIT.read_text(encoding="ascii").strip() != "-1":
         print(
             "Linux stops the worker for 50 ms a second; as root: sysctl kernel.sched_rt_runtime_us=-1 (usual: 950000)"
         )
+    if has_fair_server(os.uname().release):
+        print("Linux also gives its core to ordinary threads for up to 50 ms a second: see core_wait_ms of each load")
+
+
+def has_fair_server(release: str) -> bool:
+    """Whether this release of Linux lets ordinary threads run before real-time ones that fill a core."""
+    found = re.match(r"(\d+)\.(\d+)", release)
+    return sys.platform == "linux" and found is not None and (int(found[1]), int(found[2])) >= (6, 12)
 
 
 def drive(load: Any) -> LoadReport:

@@ -67,6 +67,16 @@ class Server:
         times = [each.cpu_times() for each in (parent, *parent.children(recursive=True))]
         return float(sum(each.user + each.system for each in times))
 
+    def core_wait_seconds(self) -> float:
+        """Returns how long the workers' threads have been ready to run without a core; 0 if the system does not say."""
+        waited_ns = 0
+        for pid in self.worker_pids():
+            with suppress(OSError):
+                for thread in os.listdir(f"/proc/{pid}/task"):
+                    told = Path(f"/proc/{pid}/task/{thread}/schedstat").read_text(encoding="ascii")
+                    waited_ns += int(told.split()[1])
+        return waited_ns / 1e9
+
     def worker_pids(self) -> list[int]:
         """Returns the processes it has forked that listen at its address, else itself."""
         port = urlsplit(self.http).port
