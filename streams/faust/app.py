@@ -25,6 +25,7 @@ import faust
 import faust.utils.venusian
 from aiokafka.errors import CorruptRecordException, KafkaError
 from faust.app.base import BootStrategy
+from faust.tables.manager import TableManager
 from faust.types import ProcessingGuarantee, TopicT
 from mode import ServiceT
 from prometheus_client import CollectorRegistry
@@ -81,6 +82,14 @@ class _BootStrategy(BootStrategy):
             *self.kafka_conductor(),
             *self.tables(),
         ]
+
+
+class _NoTables(TableManager):
+    """The app has no tables. Faust would give them a second to register before the app joins its consumer group."""
+
+    async def on_start(self) -> None:
+        await self._update_channels()
+        await self.recovery.start()
 
 
 class StreamApp(faust.App):
@@ -317,6 +326,7 @@ def _options(kafka: KafkaSettings, settings: StreamSettings) -> dict[str, Any]:
         "topic_allow_declare": False,
         "topic_disable_leader": True,
         "store": "memory://",
+        "TableManager": _NoTables,
         "autodiscover": False,
         # Without this, environment variables would override all of the above, by names as common as DEBUG.
         "env": {},

@@ -14,10 +14,13 @@ import urllib.request
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from aiokafka.errors import KafkaConnectionError
 from faust.types import ProcessingGuarantee
+from mode import Service
 from prometheus_client import Counter
 
 from paywarden.schemas.errors import BrokerUnavailable, Misconfigured, StoreUnavailable, TemporaryFailure
@@ -113,6 +116,32 @@ def test_a_stop_lets_the_pipeline_finish_and_closes_the_server() -> None:
     assert len(world.addresses) == 1
     with pytest.raises(urllib.error.URLError):
         world._get("/livez")
+
+
+def test_a_start_does_not_wait_for_tables_that_the_app_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Faust gives tables a second to register, and joins the group only then."""
+    world, recovered = World(), list[str]()
+    consumer: Any = world.app.consumer
+
+    async def unwanted(*_: object) -> None:
+        raise AssertionError("the start sleeps")
+
+    async def start(recovery: Service) -> None:
+        recovered.append(type(recovery).__name__)
+
+    async def check() -> None:
+        tables: Any = world.app.tables
+        monkeypatch.setattr(type(tables), "sleep", unwanted)
+        monkeypatch.setattr(type(tables.recovery), "start", start)
+        monkeypatch.setattr(world.app, "consumer", SimpleNamespace(assignment=set, pause_partitions=lambda _: None))
+        await tables.on_start()
+        await asyncio.wait_for(tables.wait_until_tables_registered(), PATIENCE_S)
+
+    try:
+        asyncio.run(check())
+    finally:
+        consumer._thread.thread_loop.close()
+    assert recovered == ["Recovery"]
 
 
 def test_while_it_stops_it_is_live_but_not_ready() -> None:
