@@ -29,6 +29,7 @@ from paywarden.scoring.state import overlay_table as tables
 from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
 from paywarden.scoring.state.outbox import OutboxSettings, OutboxWriter
 from paywarden.scoring.state.overlay import MARKS_FILE
+from paywarden.streams.companion import companion as companions
 from paywarden.streams.companion.companion import FillSource
 from paywarden.streams.kafka.admin import end_offsets
 from paywarden.streams.kafka.client import KafkaSettings
@@ -45,8 +46,8 @@ from tests.worlds.stream.topics import ENTITIES, Topics, read_store, read_topic,
 class Companion:
     """A running companion that reads the changelog from its beginning, seen from outside as its operator sees it."""
 
-    def __init__(self, deployment: Deployment) -> None:
-        self.process: PaywardenProcess = deployment.start("companion")
+    def __init__(self, deployment: Deployment, *, afresh: bool = False) -> None:
+        self.process: PaywardenProcess = deployment.start("companion", afresh=afresh)
         self.address = self.process.first_line()
         assert self.address.startswith("http://127.0.0.1:"), self.process.log.read_text(encoding="utf-8")
 
@@ -87,6 +88,13 @@ def read_metrics(address: str) -> dict[str, float]:
 def read_mirror(deployment: Deployment, keys: Iterable[bytes]) -> dict[bytes, bytes | None]:
     with closing(MirrorWriter(MirrorSettings(path=str(deployment.mirror), size_mb=256))) as mirror:
         return dict(mirror.read(set(keys)))
+
+
+def wait_until_followed(companion: companions.Companion, settings: KafkaSettings) -> None:
+    """Wait until a companion of this process has worked in what the changelog holds now."""
+    with closing(make_consumer(settings, group_id="ends")) as consumer:
+        ends = end_offsets(consumer, settings.topic("profiles"), range(4))
+    wait_until(lambda: all(companion._read_to[n] >= end for n, end in ends.items()), "it has followed")
 
 
 def decide(deployment: Deployment, count: int) -> None:
@@ -153,7 +161,8 @@ def test_ready_means_a_complete_mirror_and_ages_count_from_the_start(
     # Records from before the start would show how long the companion was away, and not how fresh mirrors are.
     topics.send_payments(payments[200:])
     wait_until_worked_in(settings, group)
-    companion = Companion(deployment)
+    # A process of its own, which shows the very end of Python, too.
+    companion = Companion(deployment, afresh=True)
     companion.wait_until_ready()
     seen = companion.metrics()
     assert seen["profiles_applied_total"] > 0
@@ -238,9 +247,7 @@ def test_shards_move_from_store_and_changelog_while_the_stream_goes_on(tmp_path:
                 moves = companion._moves
                 assert moves is not None
                 wait_until(lambda: moves.is_settled, f"it holds the shards of {hosts}", every_s=0.05)
-                with closing(make_consumer(settings, group_id="ends")) as consumer:
-                    ends = end_offsets(consumer, settings.topic("profiles"), range(4))
-                wait_until(lambda: all(companion._read_to[n] >= end for n, end in ends.items()), "it has followed")
+                wait_until_followed(companion, settings)
                 stored = read_store(deployment.store)
             found = read_mirror(deployment, stored)
             assert all(found[key] in (None, state) for key, state in stored.items())
@@ -289,9 +296,10 @@ def test_a_companion_waits_for_a_store_that_the_stream_will_make(
             wait_until(lambda: not companion.health.problems(), "it is ready", every_s=0.05)
             topics.send_payments(small_world()[0].to_pylist()[:50])
             wait_until_worked_in(settings, group)
-            stored = read_store(deployment.store)
             # A profile that two payments changed is applied twice: a count would not tell that the last ones are there.
-            wait_until(lambda: read_mirror(deployment, stored) == stored, "the mirror has all profiles")
+            wait_until_followed(companion, settings)
+            stored = read_store(deployment.store)
+        assert read_mirror(deployment, stored) == stored
     assert [record.getMessage() for record in caplog.records].count(f"companion: {problem}") == 1
 
 

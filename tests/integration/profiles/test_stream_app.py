@@ -19,9 +19,9 @@ from tests.worlds.stream.topics import letter
 AWAY_S = 10
 
 
-def started(deployment: Deployment, cwd: Path = ROOT) -> tuple[PaywardenProcess, str]:
+def started(deployment: Deployment, cwd: Path = ROOT, *, afresh: bool = False) -> tuple[PaywardenProcess, str]:
     """Returns a ready stream and its address."""
-    stream = deployment.start("stream", cwd=cwd)
+    stream = deployment.start("stream", cwd=cwd, afresh=afresh)
     address = stream.first_line()
     assert address.startswith("http://127.0.0.1:"), stream.log.read_text(encoding="utf-8")
     wait_until(lambda: is_ready(address), "the stream is ready", every_s=0.05)
@@ -102,7 +102,8 @@ def test_one_signal_stops_it_in_order_and_its_folder_stays_clean(deployment: Dep
     where = deployment.folder / "where"
     where.mkdir()
     for number in (signal.SIGTERM, signal.SIGINT):
-        stream, _ = started(deployment, where)
+        # Processes of their own, which show the very end of Python, too.
+        stream, _ = started(deployment, where, afresh=True)
         stream.process.send_signal(number)
         assert stream.process.wait(timeout=PATIENCE_S) == 0
         log = stream.log.read_text(encoding="utf-8")

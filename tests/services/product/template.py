@@ -16,9 +16,10 @@ processes. A fork has all of it in 20 milliseconds:
 pytest's workers are forks, too (forked_python.py): of a second template, itself a fork of the first, which has imported
 the tests as well. To rewrite, compile and import the tests takes ten seconds of a core, which each worker spent.
 
-A fork does not show how a process starts: what it imports, and what it reads before its first line. `is_enough` says
-when a fork will not do; tests of starts ask for a process of its own. The demonstration, the wheel and the tests of the
-extras (tests/e2e) start every command as a user does.
+A fork does not show how a process starts: what it imports, and what it reads before its first line. Nor does it show
+how Python takes itself apart after the last line. `is_enough` says when a fork will not do; tests of starts and ends
+ask for a process of its own. The demonstration, the wheel and the tests of the extras (tests/e2e) start every command
+as a user does.
 """
 
 from __future__ import annotations
@@ -516,9 +517,28 @@ def _become(wanted: dict[str, Any], files: Sequence[int]) -> None:
     sys.argv[:] = ["paywarden", *wanted["arguments"]]
 
 
+def _run(program: str | None) -> None:
+    """Run a child's program, and end the child as Python ends: threads, exit handlers, output, status."""
+    status: object = None
+    try:
+        if program is None:
+            importlib.import_module("paywarden.ops.cli").main()
+        else:
+            exec(program, {"__name__": "__main__"})  # noqa: S102  # as `python -c` does
+    except SystemExit as end:
+        status = end.code
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    if status is None or isinstance(status, int):
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            # Python would take all modules apart, and touch every page of memory that the child shares with the
+            # template: a quarter of a second of a core.
+            os._exit(status or 0)
+    # It writes the reason, or says that nobody reads its output.
+    sys.exit(status)  # type: ignore[arg-type]
+
+
 if __name__ == "__main__":
-    _program = main()
-    if _program is None:
-        importlib.import_module("paywarden.ops.cli").main()
-    else:
-        exec(_program, {"__name__": "__main__"})  # noqa: S102  # as `python -c` does
+    _run(main())
