@@ -55,6 +55,7 @@ from paywarden.models.replay.report.summary import (
     interval_text,
     measured_text,
     ratio_text,
+    weighted_text,
 )
 
 GROUPS_SHOWN = 12
@@ -144,6 +145,11 @@ def _notices(results: ReplayResults) -> list[PageBlock]:
     if facts.has_outcomes and not facts.frauds:
         texts.append("None of these payments is known to be fraud. Numbers that need a fraud are left empty.")
     for style, measures in charts.scorers(results):
+        if weighted := weighted_text(measures):
+            whose = "" if results.is_of_one_model else f", by the {style}'s scores"
+            texts.append(
+                f"Weighted figures{whose}: {weighted}. All other figures of this page count each payment once."
+            )
         whose = "The scores" if results.is_of_one_model else f"The {style}'s scores"
         texts.append(calibration_warning(facts, measures, whose=whose))
     for style, measures in charts.contestants(results):

@@ -84,6 +84,20 @@ def bursts_text(measures: ContestantMeasures) -> str:
     )
 
 
+def weighted_text(measures: ContestantMeasures) -> str:
+    """Returns what the figures are if each payment stands for 1 / propensity; an empty text where all weigh alike."""
+    found = measures.weighted
+    if found is None or found.effective_payments >= found.payments:
+        return ""
+    interval = interval_text(found.average_precision_interval, lambda value: decimal(value, 4))
+    return (
+        f"each payment stands for 1 / propensity payments: {percent(found.fraud_share)} fraud, "
+        f"AUC ROC {decimal(found.auc_roc, 4)}, average precision {decimal(found.average_precision, 4)}{interval}; as "
+        f"certain as {whole(round(found.effective_payments))} payments with "
+        f"{count_of(round(found.effective_frauds), 'fraud')} of one weight"
+    )
+
+
 def measured_lines(results: ReplayResults) -> list[str]:
     """Returns the lines that a replay prints about what its numbers rest on."""
     facts, group = results.facts, results.champion.whole
@@ -92,6 +106,9 @@ def measured_lines(results: ReplayResults) -> list[str]:
         lines.append(f"left out: {whole(facts.left_out_unknown)} payments without an outcome, whose label is not known")
     if facts.has_outcomes and facts.without_outcome:
         lines.append(f"{whole(facts.without_outcome)} payments without an outcome were taken for genuine")
+    for whose, measures in (("", results.champion), ("the challenger's: ", results.challenger)):
+        if measures is not None and (weighted := weighted_text(measures)):
+            lines.append(f"weighted: {whose}{weighted}")
     if bursts := bursts_text(results.champion):
         lines.append(bursts)
     if facts.has_outcomes and 0 < facts.frauds < FRAUDS_FEW:

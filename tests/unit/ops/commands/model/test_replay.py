@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click import ClickException
@@ -75,6 +76,25 @@ def told(
 def policy_file(folder: Path, text: str = RULE) -> str:
     (folder / "strict.toml").write_text(text, encoding="utf-8")
     return str(folder / "strict.toml")
+
+
+def test_weighted_figures_are_told_beside_the_plain_ones(tmp_path: Path) -> None:
+    """They stood in metrics.json alone: whoever read the page or the output took the plain ones for the whole."""
+    payments, outcomes = small_world.tables()
+    propensity = pa.array([0.1 if row % 30 == 0 else None for row in range(len(payments))])
+    write_history(tmp_path / "data", payments.append_column("propensity", propensity), outcomes)
+    metrics, said = told(tmp_path / "out", "--data", str(tmp_path / "data"))
+    weighted = metrics["weighted"]
+    line = next(
+        line for line in said.splitlines() if line.startswith("weighted: each payment stands for 1 / propensity")
+    )
+    assert f"average precision {weighted['average_precision']:.4f}, 95% interval" in line
+    assert f"as certain as {round(weighted['effective_payments']):,} payments with" in line
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert f"average precision {weighted['average_precision']:.4f}" in page
+    _, said = told(tmp_path / "plain")
+    assert "weighted: " not in said
+    assert "Weighted figures" not in (tmp_path / "plain" / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_second_replay_into_the_folder_of_one_that_runs_is_refused(tmp_path: Path) -> None:
