@@ -206,11 +206,11 @@ def proposed_versions(state: State, text: str) -> tuple[Version, Version]:
     """Returns the champion, and the candidate that a text names among the open proposals. Raises RegistryRefused."""
     proposal = proposal_named(state, text)
     if state.champion is None:
-        raise Misconfigured("rollout started: nothing was promoted yet: wanted a champion to compare with")
+        raise Misconfigured("rollout not started: nothing was promoted yet: wanted a champion to compare with")
     if proposal.version.catalogue != state.champion.catalogue:
         raise Misconfigured(
-            f"rollout started: the candidate is for the feature catalogue {proposal.version.catalogue}, the champion's "
-            f"is {state.champion.catalogue}: no host has both; `paywarden models promote` changes all cards at once"
+            f"rollout not started: the candidate is for the feature catalogue {proposal.version.catalogue}, the "
+            f"champion's is {state.champion.catalogue}: no host has both; `paywarden models promote` changes all cards at once"
         )
     champion, candidate = (
         Version(version.bundle, version.policy, model_version(state, version))

@@ -219,20 +219,21 @@ def after(rollout: Rollout | None, event: RolloutEvent) -> Rollout:
     `rollout`: the newest one, or None if there has been none. It is ClockBehind if the event is older than the log.
     """
     if event.kind in BY_A_PERSON and not (event.by and event.why):
-        raise Misconfigured(f"rollout {event.kind.value}: wanted who and why, got by {event.by!r}, why {event.why!r}")
+        given = f"by {event.by!r}, why {event.why!r}"
+        raise Misconfigured(f"rollout not {event.kind.value}: wanted who and why, got {given}")
     if event.kind is EventKind.STARTED:
         return _started(rollout, event)
     if rollout is None:
-        raise Misconfigured(f"rollout {event.kind.value}: there is no rollout")
+        raise Misconfigured(f"rollout not {event.kind.value}: there is no rollout")
     if rollout.has_ended:
-        raise Misconfigured(f"rollout {event.kind.value}: {rollout.start.name} has ended ({rollout.phase.value})")
+        raise Misconfigured(f"rollout not {event.kind.value}: {rollout.start.name} has ended ({rollout.phase.value})")
     if _stops(event):
         # A wrong clock must not keep anybody from stopping.
         return _stopped(rollout, event, max(event.time_ms, rollout.time_ms))
     if event.time_ms < rollout.time_ms:
         raise ClockBehind(
-            f"rollout {event.kind.value}: the clock is {rollout.time_ms - event.time_ms} ms behind the newest event of "
-            f"{rollout.start.name}; it goes on when the clock is right"
+            f"rollout not {event.kind.value}: the clock is {rollout.time_ms - event.time_ms} ms behind the newest "
+            f"event of {rollout.start.name}; it goes on when the clock is right"
         )
     return _STEPS[event.kind](rollout, event)
 
@@ -250,13 +251,14 @@ def _started(rollout: Rollout | None, event: RolloutEvent) -> Rollout:
     assert start is not None, "an event STARTED has a start"
     if rollout is not None and not rollout.has_ended:
         raise Misconfigured(
-            f"rollout started: {rollout.start.name} runs already ({rollout.line}): wanted one at a time"
+            f"rollout not started: {rollout.start.name} runs already ({rollout.line}): wanted one at a time"
         )
     if rollout is not None and rollout.start.name == start.name:
-        raise Misconfigured(f"rollout started: there was one with the name {start.name}: wanted another name")
+        raise Misconfigured(f"rollout not started: there was one with the name {start.name}: wanted another name")
     if start.candidate.is_same(start.champion):
         raise Misconfigured(
-            f"rollout started: candidate and champion are the same, with digest {start.candidate.bundle_digest[:12]}"
+            "rollout not started: candidate and champion are the same, with digest "
+            f"{start.candidate.bundle_digest[:12]}"
         )
     time_ms = event.time_ms
     cause = f"started by {event.by}: {event.why}"
@@ -278,7 +280,7 @@ def _stopped(rollout: Rollout, event: RolloutEvent, time_ms: int) -> Rollout:
         return replace(ended, phase=Phase.ROLLED_BACK, cause=f"the candidate is gone: {event.why}")
     if event.kind is EventKind.PAUSED:
         if rollout.phase is not Phase.RUNNING:
-            raise Misconfigured(f"rollout paused: {rollout.start.name} is {rollout.phase.value}, not running")
+            raise Misconfigured(f"rollout not paused: {rollout.start.name} is {rollout.phase.value}, not running")
         cause = f"paused by {event.by}: {event.why}"
         return replace(rollout, phase=Phase.PAUSED, time_ms=time_ms, cause=cause)
     judgement = event.judgement
@@ -295,9 +297,9 @@ def _stopped(rollout: Rollout, event: RolloutEvent, time_ms: int) -> Rollout:
 
 def _ready(rollout: Rollout, event: RolloutEvent) -> Rollout:
     if rollout.phase is not Phase.PENDING:
-        raise Misconfigured(f"rollout ready: {rollout.start.name} is {rollout.phase.value}, not pending")
+        raise Misconfigured(f"rollout not ready: {rollout.start.name} is {rollout.phase.value}, not pending")
     if rollout.in_shadow:
-        raise Misconfigured(f"rollout ready: {rollout.start.name} is in the shadow until somebody resumes it")
+        raise Misconfigured(f"rollout not ready: {rollout.start.name} is in the shadow until somebody resumes it")
     return replace(
         rollout, phase=Phase.RUNNING, since_ms=event.time_ms, looked_ms=event.time_ms, time_ms=event.time_ms, cause=""
     )
@@ -308,7 +310,7 @@ def _resumed(rollout: Rollout, event: RolloutEvent) -> Rollout:
         cause = f"out of the shadow by {event.by}: {event.why}"
         return replace(rollout, in_shadow=False, since_ms=event.time_ms, time_ms=event.time_ms, cause=cause)
     if rollout.phase is not Phase.PAUSED:
-        raise Misconfigured(f"rollout resumed: {rollout.start.name} is {rollout.phase.value}, not paused")
+        raise Misconfigured(f"rollout not resumed: {rollout.start.name} is {rollout.phase.value}, not paused")
     return replace(rollout, phase=Phase.RUNNING, looked_ms=event.time_ms, time_ms=event.time_ms, cause="")
 
 
@@ -338,10 +340,10 @@ def _outcomes(rollout: Rollout, event: RolloutEvent) -> Rollout:
 
 def _promoted(rollout: Rollout, event: RolloutEvent) -> Rollout:
     if rollout.phase is not Phase.PROVISIONAL:
-        raise Misconfigured(f"rollout promoted: {rollout.line}: wanted one that has reached all cards")
+        raise Misconfigured(f"rollout not promoted: {rollout.line}: wanted one that has reached all cards")
     asked = replace(rollout, time_ms=event.time_ms)
     if not asked.may_be_promoted:
-        raise Misconfigured(f"rollout promoted: {_why_not(asked)}")
+        raise Misconfigured(f"rollout not promoted: {_why_not(asked)}")
     return replace(asked, phase=Phase.PROMOTED, since_ms=event.time_ms, cause=f"promoted by {event.by}: {event.why}")
 
 

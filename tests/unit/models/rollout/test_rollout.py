@@ -266,4 +266,4 @@ def test_an_event_that_must_not_happen_is_refused_in_one_line(
 ) -> None:
     with pytest.raises(Misconfigured) as refused:
         after(state, wrong)
-    assert str(refused.value) == f"rollout {wrong.kind.value}: {message}"
+    assert str(refused.value) == f"rollout not {wrong.kind.value}: {message}"

@@ -78,7 +78,7 @@ def test_a_rollout_from_start_to_abort(tmp_path: Path, bundles: Path) -> None:
     assert run(tmp_path, "pause", "--why", "a look at it").output.startswith("r-1: paused at 1 %, paused by ")
     assert run(tmp_path, "resume", "--why", "go on").exit_code == 0
     early = refused(run(tmp_path, "promote", "--why", "now"))
-    assert early == "rollout promoted: r-1: running at 1 %: wanted one that has reached all cards"
+    assert early == "rollout not promoted: r-1: running at 1 %: wanted one that has reached all cards"
     assert "r-1: aborted, aborted by ben: enough" in run(tmp_path, "abort", "--why", "enough", "--by", "ben").output
     page = tmp_path / "report.html"
     assert run(tmp_path, "report", "--out", str(page)).exit_code == 0
@@ -129,7 +129,7 @@ def test_a_dry_run_checks_and_writes_nothing(tmp_path: Path, bundles: Path) -> N
 @pytest.mark.parametrize(
     ("candidate", "settings", "more", "message"),
     [
-        ("old", "", (), "rollout started: candidate and champion are the same, with digest"),
+        ("old", "", (), "rollout not started: candidate and champion are the same, with digest"),
         ("gone", "", (), "gone: there is no manifest.json"),
         ("other", "", (), "other is for the feature catalogue 0000000000000000; the champion's is"),
         ("new", "steps = [5, 1, 100]", (), "steps: wanted each above the one before, got 1 % after 5 %"),
@@ -141,7 +141,7 @@ def test_a_dry_run_checks_and_writes_nothing(tmp_path: Path, bundles: Path) -> N
         ("new", "", ("--cards-a-day", "9", "--event-share", "decline=x"), "--event-share decline: wanted a number"),
         ("new", "", ("--cards-a-day", "9"), "--cards-a-day: wanted --event-share too, such as decline=0.02"),
         ("new", "", ("--cards-a-day", "-1", "--event-share", "decline=0.1"), "cards a day: wanted more than 0, got -1"),
-        ("old", "", ("--champion-policy", "a" * 64), "rollout started: candidate and champion are the same"),
+        ("old", "", ("--champion-policy", "a" * 64), "rollout not started: candidate and champion are the same"),
         ("old", "", ("--candidate-policy", "A1"), "--candidate-policy: wanted the digest of a policy, 64 hex digits"),
         ("new", "", ("--name", "Über"), "--name: wanted at most 64 of a to z"),
         ("new", "", ("--why", " "), "--why: wanted 1 to 500 bytes of printable text"),
