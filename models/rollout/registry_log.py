@@ -210,7 +210,8 @@ def proposed_versions(state: State, text: str) -> tuple[Version, Version]:
     if proposal.version.catalogue != state.champion.catalogue:
         raise Misconfigured(
             f"rollout not started: the candidate is for the feature catalogue {proposal.version.catalogue}, the "
-            f"champion's is {state.champion.catalogue}: no host has both; `paywarden models promote` changes all cards at once"
+            f"champion's is {state.champion.catalogue}: no host has both; "
+            "`paywarden models promote` changes all cards at once"
         )
     champion, candidate = (
         Version(version.bundle, version.policy, model_version(state, version))

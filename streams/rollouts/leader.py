@@ -220,8 +220,7 @@ class RolloutLeader:
             offsets = range(max(begin, last[partition] - most), last[partition])
             for records in records_between(consumer, topic, partition, offsets) if offsets else ():
                 for one in self._decisions(records):
-                    # In the shadow hosts name the rollout already, and the champion decides about all cards.
-                    if one["rollout"] in ("", rollout.start.name) and one["model_version"]:
+                    if one["model_version"] and is_by_champion(one, rollout):
                         scores.append(one["score"])
                         if one["latency_us"] is not None:
                             latencies.append(max(1, one["latency_us"]) / _US_A_MS)
@@ -235,6 +234,18 @@ class RolloutLeader:
                 'upgrade serve, or start with [rollout] leave_out = ["slow"]'
             )
         return EventBounds.of_champion(np.array(latencies), np.array(scores))
+
+
+def is_by_champion(decision: Mapping[str, Any], rollout: Rollout) -> bool:
+    """Returns whether a decision of before a rollout's first cards is its champion's, by the bundle that scored it.
+
+    The champion may have been an arm of an earlier rollout then, or have been promoted a moment ago. Decisions of
+    before release 0.1.0 name no bundle: those of no other rollout count.
+    """
+    digest = decision["bundle_digest"]
+    if digest:
+        return bool(digest == rollout.start.champion.bundle_digest)
+    return decision["rollout"] in ("", rollout.start.name)
 
 
 def _is_timed(rollout: Rollout) -> bool:

@@ -19,7 +19,7 @@ from paywarden.models.rollout.shares import CANDIDATE, CardSplit
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.reading import Record
-from paywarden.streams.rollouts.leader import RolloutLeader, decision_columns
+from paywarden.streams.rollouts.leader import RolloutLeader, decision_columns, is_by_champion
 from tests.worlds.stream.decision_records import decision
 
 SALT = "00" * 16
@@ -90,3 +90,22 @@ def test_decisions_without_a_latency_count_only_where_none_is_measured(caplog: p
         with caplog.at_level(logging.WARNING):
             assert [one["payment_id"] for one in leader._decided(records, rollout)] == kept
         assert ("1 decisions have no latency and do not count" in caplog.text) == (leave_out == ())
+
+
+@pytest.mark.parametrize(
+    ("changes", "counts"),
+    [
+        ({"bundle_digest": "a"}, True),
+        ({"bundle_digest": "a", "rollout": "r-0", "arm": "champion"}, True),
+        ({"bundle_digest": "c", "rollout": "r-0", "arm": "candidate"}, False),
+        # It was the champion until a moment ago.
+        ({"bundle_digest": "c"}, False),
+        ({"bundle_digest": "", "rollout": "r-0", "arm": "champion"}, False),
+        ({"bundle_digest": "", "rollout": "r-1", "arm": "champion"}, True),
+        ({"bundle_digest": "", "rollout": ""}, True),
+    ],
+)
+def test_the_hour_before_has_the_champions_decisions_alone(changes: dict[str, Any], counts: bool) -> None:
+    """After an aborted rollout of more than an hour the next one found no decision of the champion."""
+    _, rollout = led(plan_of([50, 100]))
+    assert is_by_champion(decision("p1", **changes), rollout) is counts
