@@ -7,6 +7,10 @@
 
 A worker that sees transaction 5091 sees the mark, too. A worker that sees 5090 adds the payment to the profile still.
 
+On a new host nothing is pending, and a profile whose newest payment was made long ago contains none that ever will be
+(`begin_anew`, `note_filled`). So the first payments already see each other, if the store is as quiet as that of a new
+project.
+
 What can go wrong: the payments of a change are not named, so that profiles contain payments without a mark. The marks
 then say `unsure` for a lifetime, and no worker trusts them until the payments of that time are over.
 """
@@ -22,6 +26,7 @@ from numpy.typing import NDArray
 from paywarden.features.kernel.layout import I64
 from paywarden.features.kernel.toolkit.intrinsics import load_atomic, store_atomic
 from paywarden.features.kernel.toolkit.jit import compiled
+from paywarden.features.profiles.newest_payment import newest_payment_ms
 from paywarden.features.profiles.payment_tags import MARK_DTYPE, PaymentTags
 from paywarden.features.profiles.plan import Plan
 from paywarden.schemas.errors import Misconfigured
@@ -36,6 +41,9 @@ from paywarden.scoring.state.overlay import (
     prepare_file,
     shape_of,
 )
+
+# A payment that was made so many lifetimes ago will not be pending any more.
+_OVER_LIFETIMES = 2
 
 
 @compiled()
@@ -114,6 +122,35 @@ class OverlayMarks:
         latest_ms = self._clock_ms() + self._settings.lifetime_ms
         if self._marks[tables.MARK_UNSURE_UNTIL_AT] > latest_ms:
             self._marks[tables.MARK_UNSURE_UNTIL_AT] = latest_ms
+
+    def begin_anew(self, *, mirror_is_empty: bool) -> None:
+        """Say that the mirror is emptied now, to be filled anew.
+
+        Readers may have noted that its profiles contain payments which the new ones lack: the *cut* of a row. But no
+        reader can have noted that of an empty mirror, or has a row to note it in.
+        """
+        if not mirror_is_empty or self._has_had_rows():
+            self.note_unnamed()
+
+    def note_filled(self, states: Iterable[bytes], now_ms: int) -> None:
+        """Note profiles that fill the mirror after `begin_anew`, whose payments nobody has named.
+
+        Call it before their transaction. `now_ms`: the time of day. A payment becomes pending within a lifetime of its
+        own time, so one that was made longer ago will never be: `begin_anew` has seen to what was pending by then. The
+        second lifetime is for clocks that differ, and for records that tell a payment's time a little differently.
+        """
+        for state in states:
+            newest_ms = newest_payment_ms(state)
+            if newest_ms is None or newest_ms > now_ms - _OVER_LIFETIMES * self._settings.lifetime_ms:
+                self.note_unnamed()
+                return
+
+    def _has_had_rows(self) -> bool:
+        """Whether the table has ever had a row, as far as this process can see."""
+        table = open_table(self._settings, self._plan)
+        if table is None:
+            return Path(self._settings.path).exists()
+        return bool(table[tables.NEXT_AT] != 0)
 
     @property
     def is_unsure(self) -> bool:

@@ -388,7 +388,7 @@ class Companion:
             self._check_readers()
             if self._marks is not None and profiles:
                 # The store does not say which payments its profiles contain.
-                self._marks.note_unnamed()
+                self._marks.note_filled(filter(None, profiles.values()), self._now_ms())
             try:
                 self._mirror.apply(profiles, positions)
             except MirrorUnavailable as error:
@@ -438,10 +438,7 @@ class Companion:
             _log.warning("companion: the mirror is filled anew: topic %s %s", self._topic, misfit)
             positions = {}
         if positions.keys() != set(self._partitions):
-            if self._marks is not None:
-                # Profiles begin anew, and readers may have noted that these contained what the new ones lack.
-                self._marks.note_unnamed()
-            self._mirror.clear()
+            self._empty_mirror()
             positions = dict.fromkeys(self._partitions, 0)
             if self._settings.fill_from_store:
                 filled_from = self._fill_from_store(stop)
@@ -464,6 +461,11 @@ class Companion:
         self.health.follow(len(self._to_reach), self._mirror.complete_to_ms() or 0)
         self._follow(positions)
         return True
+
+    def _empty_mirror(self) -> None:
+        if self._marks is not None:
+            self._marks.begin_anew(mirror_is_empty=self._mirror.profile_count() == 0)
+        self._mirror.clear()
 
     def _shards_misfit(self) -> str:
         """Returns why the mirror's shards of cards are not those of the settings; empty if they are."""
@@ -526,9 +528,9 @@ class Companion:
                 if not stop.is_set() and self._fill.look() == live:
                     self._mirror.note_profile_set(spoken(live.name))
                     return ends
-                self._mirror.clear()
+                self._empty_mirror()
             except StoreUnavailable as error:
-                self._mirror.clear()
+                self._empty_mirror()
                 self._wait_because(f"the mirror waits for the profile store: {error}", stop)
         return None
 

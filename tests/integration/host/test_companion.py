@@ -130,7 +130,10 @@ def test_ready_means_a_complete_mirror_and_ages_count_from_the_start(
     # The stream names each payment for each of its entities, once.
     named = sum(1 for payment in payments[:200] for entity in ENTITIES if payment[f"{entity}_id"])
     companion.wait_for("payments_named_total", named)
-    marks = np.fromfile(deployment.mirror / MARKS_FILE, dtype=np.int64)[tables.MARK_HEAD_SIZE :]
+    marks = np.fromfile(deployment.mirror / MARKS_FILE, dtype=np.int64)
+    # A new host without a past: its marks were never in doubt.
+    assert marks[tables.MARK_UNSURE_UNTIL_AT] == 0
+    marks = marks[tables.MARK_HEAD_SIZE :]
     tags = set(marks.reshape(-1, 3, tables.BUCKET_SLOTS)[:, 0].ravel().tolist()) - {0}
     assert tags == set(PaymentTags(LAPTOP_KEY).of_all([payment["payment_id"].encode() for payment in payments[:200]]))
     assert (companion.metrics()["payments_named_total"], companion.metrics()["changes_unnamed_total"]) == (named, 0)

@@ -30,6 +30,7 @@ from paywarden.features.profiles.engine import Events, FeatureEngine
 from paywarden.features.profiles.keys import entity_key
 from paywarden.features.profiles.payment_tags import MARK_DTYPE, PaymentTags
 from paywarden.scoring.engine.one_call import seeded_hash
+from paywarden.scoring.state import overlay_pending
 from paywarden.scoring.state import overlay_table as tables
 from paywarden.scoring.state.mirror import MirrorReader
 from paywarden.scoring.state.overlay import Overlay, OverlaySettings, prepare
@@ -103,8 +104,8 @@ class ChunkWorker:
         ends = np.array([list(accumulate(map(len, (*keys, name))))])
         hash_at, now_ms = seeded_hash(), overlay.clock_ms()
         assert hash_at is not None
-        tables.hash_texts(self._frame.address, 1, self._texts.ctypes.data, ends, hash_at, overlay.hash_seed)
-        status = tables.fill_hashed(self._frame.address, 1, now_ms, snapshot)
+        overlay_pending.hash_texts(self._frame.address, 1, self._texts.ctypes.data, ends, hash_at, overlay.hash_seed)
+        status = overlay_pending.fill_hashed(self._frame.address, 1, now_ms, snapshot)
         assert status == kernel.OK
         self._filled = keys, name
         return overlay._count(1)
@@ -207,7 +208,7 @@ class OverlayWorld:
 
     def score(self) -> None:
         """Score a new payment or a recent one again, by any worker, and answer it more often than not."""
-        recent = range(max(0, len(self.payments) - 8), len(self.payments))
+        recent = self.recent()
         number = self.random.choice(recent) if recent and self.random.random() < 0.5 else self.make()
         worker = self.random.randrange(WORKERS)
         self.check(number, worker)
@@ -217,6 +218,10 @@ class OverlayWorld:
         elif chance < 0.95:
             # A worker is killed after it has linked the row to the first entity.
             self.answer(number, worker, entities=1)
+
+    def recent(self) -> range:
+        """Returns the payments that may be scored again."""
+        return range(max(0, len(self.payments) - 8), len(self.payments))
 
     def publish(self) -> None:
         """Put a payment on Kafka, answered or not; once."""
@@ -388,7 +393,7 @@ class OverlayWorld:
         for visits, row in enumerate(reversed(self.answered.get(key, ()) if key else ())):
             if self.now_ms - row.moment_ms > self.settings.lifetime_ms:
                 break
-            if visits == tables.VISITS_MAX or len(found) == self.settings.events_max:
+            if visits == overlay_pending.VISITS_MAX or len(found) == self.settings.events_max:
                 break
             if row.payment >= 0 and row.payment != number and row.payment not in contains and row.payment not in found:
                 found.append(row.payment)
@@ -428,6 +433,70 @@ class OverlayWorld:
             [made.row_on_kafka if with_sources and made.row_on_kafka else made.row for made in chosen], dtype=np.int64
         )
         return self.engine.apply(entity, events, rows, [state], self.engine.new_slots(0)).states[0]
+
+
+class NewHost(OverlayWorld):
+    """A world whose mirror is filled from a store with a past, while payments are answered, published and streamed.
+
+    The oracle knows whether the past is over: whether each of its payments was made two lifetimes ago. Such payments
+    may come again. Of a past that is not over none does, since a lifetime without the overlay does not cover that.
+    """
+
+    def __init__(self, folder: Path, *, seed: int, **settings: Any) -> None:
+        super().__init__(folder, seed=seed, **settings)
+        life_ms = self.settings.lifetime_ms
+        for _ in range(self.random.choice((0, 12, 40))):
+            self.make()
+            self.publish()
+            self.wait()
+            self.stream()
+        for entity in range(self.plan.entity_count):
+            for topic in self.topics:
+                self.read(entity, topic, len(topic.records))
+        self.now_ms += self.random.choice((0, life_ms, 2 * life_ms, 4 * life_ms))
+        oldest_ms = START_MS + self.now_ms - 2 * life_ms
+        past_is_over = all(made.row[kernel.TIME_MS] <= oldest_ms for made in self.payments)
+        self.again_from = 0 if past_is_over else len(self.payments)
+        # The companion follows the changelog from where it ends now.
+        self.changelog = []
+        self.unsure_until_ms = -1
+        self.marks.begin_anew(mirror_is_empty=True)
+        self._commit()
+        keys = sorted(self.store)
+        self.random.shuffle(keys)
+        while keys:
+            size = self.random.randrange(1, 6)
+            batch, keys = keys[:size], keys[size:]
+            self.fill(batch)
+            for _ in range(self.random.randrange(4)):
+                self.random.choice((self.score, self.score, self.publish, self.stream, self.wait))()
+
+    def _companion(self, folder: Path) -> OverlayMarks:
+        marks = OverlayMarks(self.settings, self.plan, str(folder / "mirror"), clock_ms=lambda: self.now_ms)
+        # A new mirror has no transaction yet.
+        marks.open_mirror(0)
+        return marks
+
+    def fill(self, keys: list[bytes]) -> None:
+        """Bring profiles of the store to the mirror."""
+        found = {key: self.store[key] for key in keys}
+        self.marks.note_filled([state for state, _ in found.values()], START_MS + self.now_ms)
+        times = [self._time_of(number) for _, contains in found.values() for number in contains]
+        if times and max(times) > START_MS + self.now_ms - 2 * self.settings.lifetime_ms:
+            self.unsure_until_ms = self.now_ms + self.settings.lifetime_ms
+        self._commit()
+        self.mirror.update(found)
+
+    def _commit(self) -> None:
+        self.transaction += 1
+        self.marks.begin(self.transaction)
+
+    def _time_of(self, number: int) -> int:
+        return self.payments[number].row[kernel.TIME_MS]
+
+    def recent(self) -> range:
+        """Returns the payments that may be scored again."""
+        return range(max(self.again_from, len(self.payments) - 8), len(self.payments))
 
 
 class TwoHosts(OverlayWorld):

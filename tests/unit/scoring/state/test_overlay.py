@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.state import overlay_table as tables
 from paywarden.scoring.state.overlay import OverlaySettings, prepare
-from tests.worlds.stream.overlay_world import OverlayWorld, TwoHosts
+from paywarden.scoring.state.overlay_marks import OverlayMarks
+from tests.worlds.stream.overlay_world import START_MS, NewHost, OverlayWorld, TwoHosts
 
 
 @contextmanager
@@ -55,6 +56,69 @@ def test_rows_of_another_host_count_once_and_have_the_oracles_bits(seed: int) ->
         world = TwoHosts(Path(folder), seed=seed)
         world.run(250)
     assert world.wrong == 0
+
+
+@given(st.integers(0, 2**32))
+@settings(max_examples=12, deadline=None)
+def test_a_new_host_has_the_oracles_bits_from_its_first_payment(seed: int) -> None:
+    with TemporaryDirectory() as folder:
+        world = NewHost(Path(folder), seed=seed)
+        world.run(120)
+    assert world.wrong == 0
+
+
+def test_the_oracle_sees_profiles_that_are_trusted_too_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Payments that were answered before the companion looks, and are in the profiles of the store by then."""
+    monkeypatch.setattr(OverlayMarks, "note_unnamed", lambda _: None)
+    with made_world() as world:
+        first = world.make()
+        world.answer(first, worker=0)
+        world.publish()
+        for entity in range(world.plan.entity_count):
+            for topic in world.topics:
+                world.read(entity, topic, len(topic.records))
+        world.marks.begin_anew(mirror_is_empty=True)
+        world.marks.note_filled([state for state, _ in world.store.values()], START_MS + world.now_ms)
+        world.marks.begin(world.transaction)
+        world.mirror, world.unsure_until_ms = world.store, -1
+        world.now_ms += 1
+        again = world.make()
+        world.payments[again].keys = world.payments[first].keys
+        world.check(again, worker=0)
+    assert world.wrong > 0
+
+
+def test_a_quiet_store_on_a_new_host_is_trusted_at_once_and_no_other(tmp_path: Path) -> None:
+    world = OverlayWorld(tmp_path, seed=1)
+    life_ms = world.settings.lifetime_ms
+    world.now_ms += 2 * life_ms
+    number = world.make()
+    world.publish()
+    for topic in world.topics:
+        world.read(0, topic, len(topic.records))
+    ((state, _),) = world.store.values()
+    made_ms = world.payments[number].row[0]
+    assert not world.marks.is_unsure
+    world.marks.note_filled([state], made_ms + 2 * life_ms + 1)
+    world.marks.begin_anew(mirror_is_empty=True)
+    assert not world.marks.is_unsure
+    for other, now_ms in (
+        (state, made_ms + 2 * life_ms - 1),
+        (state[:9], made_ms * 2),
+        (b"", made_ms * 2),
+        (b"\xff", made_ms),
+    ):
+        world.now_ms += 2 * life_ms
+        assert not world.marks.is_unsure
+        world.marks.note_filled([state, other], now_ms)
+        assert world.marks.is_unsure
+    # A mirror that had profiles, or a table that had rows: what they told may be lost.
+    for is_empty, answers in ((False, False), (True, True)):
+        world.now_ms += 2 * life_ms
+        if answers:
+            world.answer(world.make(), worker=0)
+        world.marks.begin_anew(mirror_is_empty=is_empty)
+        assert world.marks.is_unsure
 
 
 def test_the_oracle_sees_payments_that_count_twice(monkeypatch: pytest.MonkeyPatch) -> None:
