@@ -36,7 +36,8 @@ from paywarden.scoring.requests.request_bytes import read_bodies
 from paywarden.scoring.state import mirror_look_up as mirror
 from paywarden.scoring.state import overlay_table as overlays
 from paywarden.scoring.state.mirror_look_up import look_up_bound
-from paywarden.scoring.state.overlay_table import add_bound, fill_hashed, hash_texts
+from paywarden.scoring.state.overlay_pending import fill_hashed, hash_texts
+from paywarden.scoring.state.overlay_table import add_bound
 
 # What `decide_chunk` returns: DONE, or the step that Python goes on with.
 DONE, UNUSUAL, CLAIMED_BEFORE, NO_PROFILES, UNREADABLE, NO_SCORES, WANTS_POLICY = range(7)

@@ -19,7 +19,8 @@
 5. What we answered is not what the issuer will: `declined` of a pending payment is not known, also if we declined it.
 6. The payments of one chunk, or of one batch call, do not see each other: none was answered before the others came.
 
-scoring/state/overlay_table.py has the layout, and what happens when a worker is killed at any instruction.
+scoring/state/overlay_table.py has the layout, and what happens when a worker is killed at any instruction;
+scoring/state/overlay_pending.py reads it.
 """
 
 from __future__ import annotations
@@ -380,7 +381,7 @@ class Overlay:
         return self._payment_tags.seed
 
     def frame_for(self, mirror: MirrorReader, attributes: NDArray[np.int64], out: NDArray[np.float32]) -> Frame:
-        """Returns a frame of `overlay_table.hash_texts`, `fill_hashed` and `add_bound` for compiled callers.
+        """Returns a frame of `hash_texts`, `fill_hashed` and `add_bound` for compiled callers.
 
         `attributes` and `out` as in `look`. It has hashes and tags of its own, and holds until `files` is another
         object. Without marks no profile gets a payment, and IS_SURE is 0.

@@ -282,7 +282,7 @@ def tear(table: Any, shape: Any, place: int) -> None:
     """Flip a bit in one of the newest rows."""
     number = int(table[tables.NEXT_AT]) - place % 4
     if number > 0:
-        at = tables._row_at(shape, number) + tables.ROW_HEAD + 3 * PLAN.entity_count
+        at = tables.row_at(shape, number) + tables.ROW_HEAD + 3 * PLAN.entity_count
         table[at + 1] ^= 1 << 40
 
 
@@ -509,5 +509,5 @@ def test_the_one_call_reads_the_hosts_own_clock_for_the_overlay(overlaid: Pair) 
     side.overlay.clock_ms = overlays.monotonic_ms
     whole, before_ms = OneCall(side.scorer, side.intake), overlays.monotonic_ms()
     assert whole.score([body(0)], NOW_MS) is not None
-    moment_ms = side.overlay._table[tables._row_at(side.overlay._shape, 1) + tables.MOMENT]
+    moment_ms = side.overlay._table[tables.row_at(side.overlay._shape, 1) + tables.MOMENT]
     assert before_ms <= moment_ms <= overlays.monotonic_ms()
