@@ -3,9 +3,11 @@
 mapping     which column of the table is which field, in a TOML file
 csv_rows    finds rows and cells in the bytes of a CSV file: compiled
 sources     opens the files of a table and yields their rows in parts
+columns/    a column's texts, numbers and times, of whatever type it is
 texts       numbers and times in columns of text: compiled
 zones       local times to UTC
-fields      a part's columns become the columns of a history; a row that cannot is refused, with its reason
+fields      a part's columns become the columns of a history
+refusals    a row that cannot become a payment is refused, with its reason
 labels      what a row says about fraud, and when that was known
 duplicates  payment ids that are used twice
 sorting     rows in order of time, out of core

@@ -27,10 +27,11 @@ import pyarrow.parquet as pq
 
 from paywarden.features.history.history import LABELS, OUTCOMES_FILE, PAYMENTS_FILE
 from paywarden.features.tables.duplicates import IdFiles, IdRecords, Repeated, RowSet, id_records
-from paywarden.features.tables.fields import KNOWN_MS, LABEL, ROW, Converted, Reason, Refused, TableConverter
+from paywarden.features.tables.fields import KNOWN_MS, LABEL, ROW, Converted, TableConverter
 from paywarden.features.tables.labels import FRAUD, UNKNOWN
 from paywarden.features.tables.mapping import TableMapping
 from paywarden.features.tables.profile import TableProfile
+from paywarden.features.tables.refusals import Reason, Refused
 from paywarden.features.tables.sorting import DEFAULT_SIZES, Sorter, SortSizes, in_order
 from paywarden.features.tables.sources import Part, TableFiles
 from paywarden.schemas.errors import Misconfigured

@@ -9,11 +9,9 @@ A reason names column and field. It never holds a value.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import ROUND_HALF_EVEN, Decimal, DecimalException, localcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,44 +20,22 @@ from numpy.typing import NDArray
 
 from paywarden.features.history.history import numbered_ids
 from paywarden.features.history.payment_columns import wrong_numbers, wrong_texts
+from paywarden.features.tables.columns.arrow_columns import Flags, Int64Array, Wrong, arrow_type, as_texts, flags_of
+from paywarden.features.tables.columns.number_reader import NumberReader
+from paywarden.features.tables.columns.time_reader import TimeReader
 from paywarden.features.tables.labels import FRAUD, GENUINE, UNKNOWN, DelayTable, hashes_of, shares_of
 from paywarden.features.tables.mapping import FieldSource, LabelSource, TableMapping, TimeSource
+from paywarden.features.tables.refusals import Reason, Refused, RowReasons
 from paywarden.features.tables.sources import Rows
-from paywarden.features.tables.texts import (
-    NO_NUMBER,
-    NO_OFFSET,
-    NO_TIME,
-    RIGHT,
-    TOO_FINE,
-    TOO_LARGE,
-    read_decimals,
-    read_times,
-    steps_of_format,
-)
-from paywarden.features.tables.zones import Zone, zone_of
+from paywarden.features.tables.texts import NO_NUMBER, RIGHT, TOO_FINE, TOO_LARGE
 from paywarden.schemas.errors import Misconfigured
-from paywarden.schemas.payment_fields import WHOLE_MAX, Form, PaymentField
+from paywarden.schemas.payment_fields import Form, PaymentField
 
 # Columns of a converted part besides the fields.
 ROW, LABEL, KNOWN_MS = "@row", "@label", "@known_ms"
 # A part of a bad column may hold as many reasons as rows.
 _REASONS_MAX = 50
-# The third decimal of a float in currency units, as in features/datasets/handbook.py.
-_FLOAT_TOLERANCE = 1e-3
-_MINUTE_MS = 60_000
-# One to three digits before the first separator of thousands; not all of them are 0.
-_FIRST_THOUSANDS = "([1-9][0-9]{0,2}|0[1-9][0-9]?|00[1-9])"
 _TRUE, _FALSE = ("true", "1", "yes", "y", "t"), ("false", "0", "no", "n", "f")
-# Digits after the point that are read of a time, and what the result times the first over the second is in ms.
-_TIME_SCALES = {
-    "seconds": (6, 1, 1000),
-    "milliseconds": (3, 1, 1000),
-    "microseconds": (0, 1, 1000),
-    "nanoseconds": (0, 1, 1_000_000),
-    "minutes": (6, 60_000, 10**6),
-    "hours": (6, 3_600_000, 10**6),
-    "days": (6, 86_400_000, 10**6),
-}
 # ISO 4217: currencies that have another number of minor digits than 2.
 _MINOR_DIGITS = {
     **dict.fromkeys(("BIF", "CLP", "DJF", "GNF", "ISK", "JPY", "KMF", "KRW", "PYG", "RWF", "UGX"), 0),
@@ -67,31 +43,6 @@ _MINOR_DIGITS = {
     **dict.fromkeys(("BHD", "IQD", "JOD", "KWD", "LYD", "OMN", "TND"), 3),
     **dict.fromkeys(("CLF", "UYW"), 4),
 }
-
-Flags = NDArray[np.bool_]
-Int64Array = NDArray[np.int64]
-_Wrong = tuple[Flags, str, str]
-"""Which rows are wrong, the column to blame, and why."""
-
-
-class Reason(NamedTuple):
-    """Why a row is refused."""
-
-    column: str
-    field: str
-    text: str
-
-    def __str__(self) -> str:
-        where = f"column {self.column}, " if self.column and self.column != self.field else ""
-        return f"{where}{self.field}: {self.text}" if self.field else self.text
-
-
-class Refused(NamedTuple):
-    """A refused row: its file, its line there, and why."""
-
-    file: int
-    line: int
-    reason: Reason
 
 
 @dataclass(frozen=True)
@@ -110,7 +61,7 @@ class _Values:
     """A column of values, null where there is none, and what is wrong where. Wrong values are never used."""
 
     values: pa.Array
-    wrong: Sequence[_Wrong] = ()
+    wrong: Sequence[Wrong] = ()
     offset_minutes: Int64Array | None = None
 
 
@@ -126,6 +77,8 @@ class TableConverter:
             hashed = ", ".join(name for name, source in mapping.fields.items() if source.hash)
             raise Misconfigured(f"{mapping.name}: {hashed} is hashed, which needs a key (openssl rand -hex 16)")
         self._mapping, self._key, self._now_ms = mapping, key, now_ms
+        self._numbers = NumberReader(mapping.input)
+        self._time_reader = TimeReader(mapping.input, self._numbers)
         self._currencies = frozenset(currencies)
         self._fields = [field for field in mapping.payment.all if field.name in mapping.fields]
         # Amounts need the currency, and an offset may need the time.
@@ -149,7 +102,7 @@ class TableConverter:
         values: dict[str, _Values] = {}
         for field in self._order:
             values[field.name] = self._required(field, self._read(field, rows, values))
-        reasons = _Reasons(len(rows))
+        reasons = RowReasons(len(rows))
         for field in self._fields:
             for wrong, column, text in values[field.name].wrong:
                 reasons.add(wrong, Reason(column, field.name, text))
@@ -170,7 +123,7 @@ class TableConverter:
             return found
         column = self._mapping.fields[field.name].column
         # After the others: a wrong value is no missing one.
-        missing = (_flags(pc.is_null(found.values)), column, field.problem_of(None))
+        missing = (flags_of(pc.is_null(found.values)), column, field.problem_of(None))
         return _Values(found.values, [*found.wrong, missing], found.offset_minutes)
 
     def _read(self, field: PaymentField, rows: Rows, before: Mapping[str, _Values]) -> _Values:
@@ -211,7 +164,7 @@ class TableConverter:
         encoded = self._as_texts(column).dictionary_encode()
         codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
         names = encoded.dictionary
-        wrong: list[_Wrong] = []
+        wrong: list[Wrong] = []
         if source.values is not None:
             names, unknown = _mapped(names, source)
             wrong += _where(unknown, codes, source.column, "is none of the values that the mapping lists")
@@ -245,9 +198,9 @@ class TableConverter:
 
     def _wrong_texts(
         self, field: PaymentField, source: FieldSource, names: pa.Array, codes: NDArray[Any]
-    ) -> list[_Wrong]:
+    ) -> list[Wrong]:
         is_wrong = wrong_texts(field, names.fill_null("x" if field.form is not Form.ADDRESS else "::"))
-        is_wrong &= ~_flags(pc.is_null(names))
+        is_wrong &= ~flags_of(pc.is_null(names))
         problems: dict[str, Flags] = {}
         for place in np.flatnonzero(is_wrong).tolist():
             problem = field.problem_of(names[place].as_py())
@@ -286,7 +239,7 @@ class TableConverter:
         return found
 
     def _whole(self, field: PaymentField, source: FieldSource, column: pa.Array, digits: NDArray[np.int8]) -> _Values:
-        numbers, status, missing = self._scaled(column, digits, source.strip, rounds=source.round)
+        numbers, status, missing = self._numbers.scaled(column, digits, source.strip, rounds=source.round)
         finest = "minor unit of its currency" if field.form in (Form.AMOUNT, Form.MONEY) else "whole number"
         said = f"is finer than the {finest}; `round = true` rounds"
         if finest == "whole number":
@@ -299,7 +252,7 @@ class TableConverter:
         return self._bounded(field, source.column, numbers, missing | (status != RIGHT), wrong)
 
     def _bounded(
-        self, field: PaymentField, column: str, numbers: Int64Array, missing: Flags, wrong: list[_Wrong]
+        self, field: PaymentField, column: str, numbers: Int64Array, missing: Flags, wrong: list[Wrong]
     ) -> _Values:
         """Returns numbers after a check of the field's bounds; null where `missing`."""
         outside = wrong_numbers(field, numbers) & ~missing
@@ -312,36 +265,14 @@ class TableConverter:
             wrong = [*wrong, *((where, column, text) for text, where in problems.items())]
         return _Values(pa.array(numbers, mask=missing), wrong)
 
-    def _scaled(
-        self, column: pa.Array, digits: NDArray[np.int8], strip: str = "", *, rounds: bool = False
-    ) -> tuple[Int64Array, NDArray[np.int8], Flags]:
-        """Returns numbers in units of their last digit, the status of each, and which are missing."""
-        if pa.types.is_floating(column.type):
-            return _of_floats(column, digits, rounds=rounds)
-        texts = self._as_texts(column)
-        if strip:
-            texts = pc.utf8_trim(texts, strip + " ")
-        missing = _flags(pc.is_null(texts))
-        content, offsets = _buffers(texts)
-        numbers, status = np.empty(len(texts), dtype=np.int64), np.empty(len(texts), dtype=np.int8)
-        form = self._mapping.input
-        thousands = ord(form.thousands) if form.thousands else -1
-        read_decimals(content, offsets, digits, ord(form.decimal), thousands, rounds, numbers, status)
-        # An empty text that is not missing is what `strip` left of one.
-        status[(np.diff(offsets) == 0) & ~missing] = NO_NUMBER
-        for row in np.flatnonzero(status == NO_NUMBER).tolist():
-            text = texts[row].as_py().replace(form.decimal, ".") if "e" in texts[row].as_py().lower() else ""
-            numbers[row], status[row] = _of_exponent(text, int(digits[row]), rounds=rounds)
-        return numbers, status, missing
-
     def _decimals(self, field: PaymentField, source: FieldSource, column: pa.Array) -> _Values:
         if pa.types.is_floating(column.type) or pa.types.is_integer(column.type):
             numbers, problem = column.cast(pa.float64()), np.zeros(len(column), dtype=np.bool_)
-            missing = _flags(pc.or_(pc.is_null(numbers), pc.fill_null(pc.is_nan(numbers), True)))
+            missing = flags_of(pc.or_(pc.is_null(numbers), pc.fill_null(pc.is_nan(numbers), True)))
         else:
             texts = self._as_texts(column)
-            missing = _flags(pc.is_null(texts))
-            numbers, problem = self._floats(texts, source.strip)
+            missing = flags_of(pc.is_null(texts))
+            numbers, problem = self._numbers.floats(texts, source.strip)
         values = np.where(missing | problem, 0.0, numbers.fill_null(0).to_numpy(zero_copy_only=False))
         scaled = np.rint(values * 10.0**field.decimals)
         outside = ~(np.isfinite(values) & (scaled >= field.minimum) & (scaled <= field.maximum))
@@ -351,31 +282,12 @@ class TableConverter:
         ]
         return _Values(pa.array(values, mask=missing | problem), wrong)
 
-    def _floats(self, texts: pa.Array, strip: str) -> tuple[pa.Array, Flags]:
-        form = self._mapping.input
-        if strip:
-            texts = pc.utf8_trim(texts, strip + " ")
-        if form.thousands:
-            # As read_decimals has it: what stands elsewhere than between thousands makes no number.
-            between = re.escape(form.thousands)
-            grouped = pc.match_substring_regex(
-                texts, rf"^[+-]?{_FIRST_THOUSANDS}({between}[0-9]{{2,3}})*{between}[0-9]{{3}}([^0-9{between}]|$)"
-            )
-            texts = pc.if_else(grouped, pc.replace_substring(texts, form.thousands, ""), texts)
-            texts = pc.if_else(pc.match_substring(texts, form.thousands), "no number", texts)
-        if form.decimal != ".":
-            texts = pc.replace_substring(texts, form.decimal, ".")
-        # Python's and Arrow's readers of numbers differ in what they take beside this.
-        is_number = pc.match_substring_regex(texts, r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?$")
-        plain = pc.if_else(is_number, pc.utf8_ltrim(texts, "+"), pa.scalar(None, pa.string()))
-        return plain.cast(pa.float64()), _flags(pc.invert(is_number.fill_null(True)))
-
     def _flags(self, field: PaymentField, source: FieldSource, column: pa.Array) -> _Values:
         if pa.types.is_boolean(column.type) and source.values is None:
             return _Values(column)
         encoded = self._as_texts(column).dictionary_encode()
         codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-        names, wrong = encoded.dictionary, list[_Wrong]()
+        names, wrong = encoded.dictionary, list[Wrong]()
         if source.values is not None:
             names, unknown = _mapped(names, source)
             wrong += _where(unknown, codes, source.column, "is none of the values that the mapping lists")
@@ -387,95 +299,15 @@ class TableConverter:
     # Times
 
     def _times(self, field: PaymentField, name: str, source: TimeSource, column: pa.Array, rows: Rows) -> _Values:
-        time_ms, missing, offset, wrong = self._moments(name, source, column, rows)
+        time_ms, missing, offset, wrong = self._time_reader.moments(name, source, column, rows)
         for where, _, _ in wrong:
             missing = missing | where
         found = self._bounded(field, name, time_ms, missing, wrong)
         return _Values(found.values, found.wrong, offset)
 
-    def _moments(
-        self, name: str, source: TimeSource, column: pa.Array, rows: Rows
-    ) -> tuple[Int64Array, Flags, Int64Array, list[_Wrong]]:
-        """Returns (epoch milliseconds, which are missing, UTC offsets in minutes, what is wrong)."""
-        kind = column.type
-        if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-            whole = column.cast(pa.timestamp("ms", tz=getattr(kind, "tz", None)), safe=False).cast(pa.int64())
-            missing = _flags(pc.is_null(whole))
-            local = np.asarray(whole.fill_null(0).to_numpy(zero_copy_only=False), dtype=np.int64)
-            if getattr(kind, "tz", None):
-                return local, missing, np.zeros(len(local), dtype=np.int64), []
-            named = np.full(len(local), NO_OFFSET, dtype=np.int64)
-            return self._utc(name, source, local, named, missing, rows, [])
-        if source.is_number:
-            digits, times, over = _TIME_SCALES[source.format]
-            numbers, status, missing = self._scaled(column, np.full(len(column), digits, dtype=np.int8), rounds=True)
-            origin = Zone.moment_ms(source.origin) if source.origin else 0
-            bad = [
-                (status == NO_NUMBER, name, f"is no number of {source.format}"),
-                ((status == TOO_LARGE) | (np.abs(numbers) > 4 * 10**18 // times), name, "is too large for a time"),
-            ]
-            safe = np.where(bad[1][0] | (status != RIGHT), 0, numbers)
-            assert origin is not None
-            return safe * times // over + origin, missing, np.zeros(len(numbers), dtype=np.int64), bad
-        texts = self._as_texts(column)
-        missing = _flags(pc.is_null(texts))
-        content, offsets = _buffers(texts)
-        steps = steps_of_format("" if source.format == "iso" else source.format)
-        local, named = np.empty(len(texts), dtype=np.int64), np.empty(len(texts), dtype=np.int64)
-        status = np.empty(len(texts), dtype=np.int8)
-        read_times(content, offsets, steps, local, named, status)
-        wanted = "a time such as 2026-05-01T12:00:00Z" if source.format == "iso" else f"the format {source.format}"
-        strange = (status == NO_TIME, name, f"is no time of its format; wanted {wanted}")
-        return self._utc(name, source, local, named, missing | strange[0], rows, [strange])
-
-    def _utc(
-        self,
-        name: str,
-        source: TimeSource,
-        local: Int64Array,
-        named: Int64Array,
-        skip: Flags,
-        rows: Rows,
-        wrong: list[_Wrong],
-    ) -> tuple[Int64Array, Flags, Int64Array, list[_Wrong]]:
-        """Returns local times in UTC: by the offset that a text names, by the zone of the column, or of the mapping."""
-        count = len(local)
-        time_ms, offset = local - named * _MINUTE_MS, named.copy()
-        missing = skip & ~(wrong[0][0] if wrong else np.zeros(count, dtype=np.bool_))
-        for zone_name, where in self._zones(source, rows, count):
-            chosen = np.flatnonzero(where & (named == NO_OFFSET) & ~skip)
-            if len(chosen) == 0:
-                continue
-            zone = zone_of(zone_name) if zone_name else None
-            if zone is None:
-                flags = _flags_at(chosen, count)
-                wrong = [
-                    *wrong,
-                    (flags, source.zone_column, "is no zone; wanted a name such as Europe/Berlin or +02:00"),
-                ]
-                continue
-            found = zone.utc(local[chosen], second=source.ambiguous == "second")
-            time_ms[chosen], offset[chosen] = found.time_ms, found.offset_minutes
-            gap = f"is in the hour that the clocks of {zone_name} leave out in spring"
-            twice = f"is in the hour that the clocks of {zone_name} have twice; `ambiguous` says which"
-            wrong = [*wrong, (_flags_at(chosen[found.is_in_gap], count), name, gap)]
-            if source.ambiguous == "refuse":
-                wrong = [*wrong, (_flags_at(chosen[found.is_ambiguous], count), name, twice)]
-        offset[offset == NO_OFFSET] = 0
-        time_ms[skip] = 0
-        return time_ms, missing, offset, wrong
-
-    def _zones(self, source: TimeSource, rows: Rows, count: int) -> Iterable[tuple[str, Flags]]:
-        if not source.zone_column:
-            return [(source.zone, np.ones(count, dtype=np.bool_))]
-        encoded = self._as_texts(rows.columns[source.zone_column]).dictionary_encode()
-        codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-        names = [*encoded.dictionary.to_pylist(), ""]
-        return [(name, codes == (code if name else -1)) for code, name in enumerate(names)]
-
     # Labels
 
-    def _label(self, rows: Rows, values: Mapping[str, _Values], reasons: _Reasons) -> tuple[pa.Array, pa.Array]:
+    def _label(self, rows: Rows, values: Mapping[str, _Values], reasons: RowReasons) -> tuple[pa.Array, pa.Array]:
         source, count = self._mapping.label, len(rows)
         if source is None:
             return pa.array(np.full(count, UNKNOWN, dtype=np.int8)), pa.nulls(count, pa.int64())
@@ -486,7 +318,7 @@ class TableConverter:
         untold = np.ones(count, dtype=np.bool_)
         if source.time_column:
             column = rows.columns[source.time_column]
-            told_ms, missing, _, wrong = self._moments(source.time_column, source.time, column, rows)
+            told_ms, missing, _, wrong = self._time_reader.moments(source.time_column, source.time, column, rows)
             for where, name, text in wrong:
                 reasons.add(where, Reason(name, "label time", text))
                 missing = missing | where
@@ -519,66 +351,6 @@ class TableConverter:
         return delay.delays_ms(shares_of(values["payment_id"].values, seed))
 
 
-class _Reasons:
-    """The first reason of each row."""
-
-    def __init__(self, count: int) -> None:
-        self.code = np.zeros(count, dtype=np.int32)
-        self._reasons: list[Reason] = []
-
-    @property
-    def is_any(self) -> bool:
-        return bool(self._reasons)
-
-    def add(self, wrong: Flags, reason: Reason) -> None:
-        fresh = wrong & (self.code == 0)
-        if fresh.any():
-            self._reasons.append(reason)
-            self.code[fresh] = len(self._reasons)
-
-    def refused(self, rows: Rows) -> list[Refused]:
-        places = np.flatnonzero(self.code)
-        codes, lines = self.code[places].tolist(), rows.lines[places].tolist()
-        return [Refused(rows.file, line, self._reasons[code - 1]) for code, line in zip(codes, lines, strict=True)]
-
-
-def arrow_type(field: PaymentField) -> pa.DataType:
-    """Returns the type of a field's column in a history."""
-    if field.is_text:
-        return pa.string()
-    if field.is_decimal:
-        return pa.float64()
-    return pa.bool_() if field.form is Form.FLAG else pa.int64()
-
-
-def as_texts(column: pa.Array, missing: Sequence[str] = ()) -> pa.Array:
-    """Returns a column of any type as texts, without the blanks at their ends, null where there is no value.
-
-    Whole numbers have no point, as 4111.0 would: ids are often kept as floats.
-    """
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        return as_texts(column.cast(kind.value_type), missing)
-    if pa.types.is_floating(kind):
-        column = column.cast(pa.float64())
-        is_whole = pc.fill_null(pc.and_(pc.equal(pc.floor(column), column), pc.less(pc.abs(column), WHOLE_MAX)), False)
-        whole = pc.if_else(is_whole, column, 0.0).cast(pa.int64()).cast(pa.string())
-        column = pc.if_else(pc.is_nan(column), None, column)
-        return _present(pc.if_else(is_whole, whole, column.cast(pa.string())), missing)
-    if pa.types.is_boolean(kind):
-        return _present(pc.if_else(column, "true", "false"), missing)
-    texts = column.cast(pa.string())
-    return _present(pc.ascii_trim_whitespace(texts) if kind == pa.string() or pa.types.is_large_string(kind) else texts,
-                    missing)  # fmt: skip
-
-
-def _present(texts: pa.Array, missing: Sequence[str]) -> pa.Array:
-    absent = pc.is_in(texts, value_set=pa.array(["", *missing], pa.string()))
-    if not pc.any(absent, min_count=0).as_py():
-        return texts
-    return pc.if_else(absent, pa.scalar(None, pa.string()), texts)
-
-
 def _text_of(constant: str | int | float | bool) -> str:
     return str(constant).lower() if isinstance(constant, bool) else str(constant)
 
@@ -594,7 +366,7 @@ def _mapped(names: pa.Array, source: FieldSource) -> tuple[pa.Array, Flags]:
     return pa.array(found, pa.string()), np.array(unknown, dtype=np.bool_)
 
 
-def _where(of_names: Flags, codes: NDArray[Any], column: str, text: str) -> list[_Wrong]:
+def _where(of_names: Flags, codes: NDArray[Any], column: str, text: str) -> list[Wrong]:
     """Returns the rows whose name is marked. Code -1 is no name."""
     return [(np.append(of_names, False)[codes], column, text)] if of_names.any() else []
 
@@ -602,56 +374,3 @@ def _where(of_names: Flags, codes: NDArray[Any], column: str, text: str) -> list
 def _flag_of(name: str) -> bool | None:
     word = name.lower()
     return True if word in _TRUE else False if word in _FALSE else None
-
-
-def _of_floats(
-    column: pa.Array, digits: NDArray[np.int8], *, rounds: bool
-) -> tuple[Int64Array, NDArray[np.int8], Flags]:
-    values = np.asarray(column.cast(pa.float64()).fill_null(np.nan).to_numpy(zero_copy_only=False))
-    missing = np.isnan(values)
-    exact = np.where(missing, 0.0, values) * 10.0 ** digits.astype(np.float64)
-    status = np.zeros(len(values), dtype=np.int8)
-    large = ~(np.abs(exact) <= WHOLE_MAX)
-    exact = np.where(large, 0.0, exact)
-    near = np.rint(exact)
-    if not rounds:
-        status[np.abs(exact - near) > _FLOAT_TOLERANCE] = TOO_FINE
-    status[large] = TOO_LARGE
-    return near.astype(np.int64), status, missing
-
-
-def _of_exponent(text: str, digits: int, *, rounds: bool) -> tuple[int, int]:
-    """Returns (number, status) of a text such as 1.5e3."""
-    try:
-        value = Decimal(text)
-        if not value.is_finite():
-            return 0, NO_NUMBER
-        # A number of more digits than this is too large whatever it is.
-        if value.adjusted() > 18:
-            return 0, TOO_LARGE
-        with localcontext(prec=60):
-            exact = value.scaleb(digits)
-            near = exact.quantize(Decimal(1), rounding=ROUND_HALF_EVEN)
-    except DecimalException:
-        return 0, NO_NUMBER
-    if abs(near) > 10**18:
-        return 0, TOO_LARGE
-    return (0, TOO_FINE) if near != exact and not rounds else (int(near), RIGHT)
-
-
-def _buffers(texts: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-    """Returns the bytes of texts and where each begins. A null has no bytes."""
-    filled = texts.fill_null("") if texts.null_count else texts
-    _, offsets, content = filled.buffers()
-    bounds = np.frombuffer(offsets, dtype=np.int32)[filled.offset : filled.offset + len(filled) + 1]
-    return (np.frombuffer(content, dtype=np.uint8) if content is not None else np.zeros(1, dtype=np.uint8)), bounds
-
-
-def _flags(column: pa.Array) -> Flags:
-    return np.asarray(column.to_numpy(zero_copy_only=False), dtype=np.bool_)
-
-
-def _flags_at(places: NDArray[Any], count: int) -> Flags:
-    flags = np.zeros(count, dtype=np.bool_)
-    flags[places] = True
-    return flags

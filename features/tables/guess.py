@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from paywarden.features.tables.fields import as_texts
+from paywarden.features.tables.columns.arrow_columns import as_texts
 from paywarden.features.tables.mapping import InputForm
 from paywarden.features.tables.number_forms import (
     MOST,
