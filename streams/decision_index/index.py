@@ -29,8 +29,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from paywarden.schemas.errors import InvalidEvent
-from paywarden.streams.decision_index.database import Database, Rows, Transaction
-from paywarden.streams.decision_index.erasure import FIELDS, Erasure, note_erasure, pass_over
+from paywarden.streams.decision_index.database import Database, Transaction
+from paywarden.streams.decision_index.erasure import Erasure, note_erasure, pass_over
+from paywarden.streams.decision_index.queries import by_keys, conditions_of, distinct_places, fits, places_of_few
+from paywarden.streams.decision_index.rows import COLUMNS, fields_of, listed, newest_outcomes, row_of
+from paywarden.streams.decision_index.rule_catches import RuleCatch, rule_catch
 from paywarden.streams.decision_index.search import (
     ACTIONS,
     PAGE_ROWS_MAX,
@@ -48,20 +51,9 @@ from paywarden.streams.decision_index.search import (
 HOUR_MS = 3_600_000
 _FIRST = Place(1 << 62, (1 << 63) - 1)
 _LOWEST_HASH = -(1 << 63)
-_COLUMNS = (
-    "decided_time_ms", "payment_hash", "decision_id", "payment_id", "event_time_ms", "card_id", "merchant_id",
-    "device_id", "ip", "amount_minor", "currency", "worth_minor", "country", "channel", "score", "action", "reasons",
-    "flags", "model_version",
-)  # fmt: skip
 # Decisions whose outcomes are looked up for an entity: a busy merchant has millions.
 SHARED_DECISIONS_MAX = 10_000
-
-RULE_DECISIONS_MAX = 10_000
-"""The most decisions of a rule that are looked at: the newest ones."""
 _ERASED_AT_ONCE = 500
-# Of a card that is looked for together with something else: more of them are joined in the database.
-_FEW_MAX = 1_000
-_LABELS = ("fraud", "genuine", "")
 
 Worth = Callable[[int, str, int], int | None]
 """Converts an amount in minor units, a currency and a time to the reference currency; None without a rate."""
@@ -102,36 +94,6 @@ class SharedEntity:
     is_all: bool
 
 
-@dataclass(frozen=True)
-class RuleCatch:
-    """What a rule has caught: payments that became known as fraud, as genuine, and those that nobody knows yet.
-
-    Money in minor units of the reference currency, without payments that have no rate. `is_all` is False where the rule
-    fired more often than RULE_DECISIONS_MAX; its newest decisions, since `since_ms`, then count.
-    """
-
-    rule: str
-    frauds: int
-    genuine: int
-    unknown: int
-    fraud_minor: int
-    genuine_minor: int
-    unknown_minor: int
-    since_ms: int
-    is_all: bool
-
-    @property
-    def fired(self) -> int:
-        """Decisions that name the rule among their reasons."""
-        return self.frauds + self.genuine + self.unknown
-
-    @property
-    def fraud_share(self) -> float | None:
-        """The share of known payments that were fraud; None without any."""
-        known = self.frauds + self.genuine
-        return self.frauds / known if known else None
-
-
 class DecisionIndex:
     """Reads and writes an index. Thread-safe, as its database is."""
 
@@ -142,12 +104,12 @@ class DecisionIndex:
 
     def add_decisions(self, transaction: Transaction, stored: Sequence[Stored]) -> None:
         """Adds decisions in the form of their topic. Their order does not matter."""
-        rows = {name: list[Any]() for name in _COLUMNS}
+        rows = {name: list[Any]() for name in COLUMNS}
         keys = {name: list[Any]() for name in ("hash", "decided_time_ms", "payment_hash", "score", "action")}
         hours: dict[int, int] = {}
         for each in stored:
             row = self._row(each.decision)
-            for name in _COLUMNS:
+            for name in COLUMNS:
                 rows[name].append(row[name])
             hours[row["decided_time_ms"] // HOUR_MS] = hours.get(row["decided_time_ms"] // HOUR_MS, 0) + 1
             for hash_ in distinct((row["payment_hash"], *decision_keys(each.decision))):
@@ -166,7 +128,7 @@ class DecisionIndex:
         self._count_hours(transaction, hours)
 
     def _row(self, decision: Mapping[str, Any]) -> dict[str, Any]:
-        row = {name: decision.get(name) for name in _COLUMNS}
+        row = {name: decision.get(name) for name in COLUMNS}
         for name in ("device_id", "ip", "country", "channel"):
             row[name] = row[name] or ""
         row["payment_hash"] = key_hash("payment_id", decision["payment_id"])
@@ -215,11 +177,11 @@ class DecisionIndex:
         note_erasure(transaction, erasure)
         first = min(erasure.hashes.values())
         rows = transaction.execute(
-            f"SELECT {', '.join(_COLUMNS)} FROM decisions WHERE (decided_time_ms, payment_hash) IN "
+            f"SELECT {', '.join(COLUMNS)} FROM decisions WHERE (decided_time_ms, payment_hash) IN "
             "(SELECT decided_time_ms, payment_hash FROM keys WHERE hash = ? AND decided_time_ms <= ?)",
             (first, erasure.until_ms),
         )
-        found = [row for row in (_row_of(one, None) for one in rows) if erasure.holds(_fields_of(row))]
+        found = [row for row in (row_of(one, None) for one in rows) if erasure.holds(fields_of(row))]
         for start in range(0, len(found), _ERASED_AT_ONCE):
             self._take_out(transaction, found[start : start + _ERASED_AT_ONCE])
         return len(found)
@@ -229,15 +191,15 @@ class DecisionIndex:
         hashes = {row.place.payment_hash for row in rows}
         hours: dict[int, int] = {}
         for row in rows:
-            hashes |= set(decision_keys(_fields_of(row)))
+            hashes |= set(decision_keys(fields_of(row)))
             hours[row.decided_time_ms // HOUR_MS] = hours.get(row.decided_time_ms // HOUR_MS, 0) + 1
-        times = _listed({row.decided_time_ms for row in rows})
-        of_payments = f"payment_hash IN ({_listed(payments)})"
+        times = listed({row.decided_time_ms for row in rows})
+        of_payments = f"payment_hash IN ({listed(payments)})"
         ids = [row.decision_id for row in rows]
         of_ids = f"decision_id IN ({', '.join('?' * len(ids))})"
         for table in self.database.tables_by_time():
             if table.startswith("keys"):
-                where, values = f"hash IN ({_listed(hashes)}) AND decided_time_ms IN ({times}) AND {of_payments}", []
+                where, values = f"hash IN ({listed(hashes)}) AND decided_time_ms IN ({times}) AND {of_payments}", []
             elif table in ("decisions", "bodies"):
                 where, values = f"decided_time_ms IN ({times}) AND {of_payments} AND {of_ids}", ids
             elif table == "reviews":
@@ -252,7 +214,7 @@ class DecisionIndex:
 
     def take_out_payments(self, transaction: Transaction, payment_hashes: Sequence[int]) -> None:
         """Takes out outcomes and sent verdicts of erased payments, and remembers these payments."""
-        where = f"payment_hash IN ({_listed(payment_hashes)})"
+        where = f"payment_hash IN ({listed(payment_hashes)})"
         for table in self.database.tables_by_time():
             if table.startswith("outcomes"):
                 transaction.execute(f"DELETE FROM {table} WHERE {where}")
@@ -324,23 +286,23 @@ class DecisionIndex:
         with self.database.reading() as transaction:
             keys, places = search.keys(), list[Place]()
             if len(keys) > 1 and search.is_of_few:
-                few = _places_of_few(transaction, search, after, keys)
+                few = places_of_few(transaction, search, after, keys)
                 if few is not None:
-                    rows = [row for row in self._rows_at(transaction, few[:count]) if _fits(row, search)]
+                    rows = [row for row in self._rows_at(transaction, few[:count]) if fits(row, search)]
                     return Page(rows, few[count - 1] if len(few) > count else None)
             for from_ms in self._windows(transaction, search, after):
                 if keys:
-                    sql, values = _by_keys(keys)
+                    sql, values = by_keys(keys)
                 else:
                     sql, values = "SELECT k.decided_time_ms, k.payment_hash FROM decisions k WHERE true", []
-                sql += _residual(search, after, from_ms, values)
+                sql += conditions_of(search, after, from_ms, values)
                 # One place more tells whether there is a next page.
-                places = _distinct_places(transaction, sql, values, count + 1)
+                places = distinct_places(transaction, sql, values, count + 1)
                 if len(places) > count:
                     break
             rows = self._rows_at(transaction, places[:count])
         # Another decision about the same payment in the same millisecond comes along: it must meet the search, too.
-        rows = [row for row in rows if _fits(row, search)]
+        rows = [row for row in rows if fits(row, search)]
         if len(places) > count:
             return Page(rows, places[count - 1])
         if from_ms is not None:
@@ -419,36 +381,12 @@ class DecisionIndex:
     def outcomes_of(self, payment_hashes: Iterable[int]) -> dict[int, Known]:
         """Returns the newest outcome of each of these payments that has one."""
         with self.database.reading() as transaction:
-            return _newest_outcomes(transaction, payment_hashes)
+            return newest_outcomes(transaction, payment_hashes)
 
     def rule_catch(self, rule: str, since_ms: int) -> RuleCatch:
         """Returns what a rule has caught since a time: of its newest RULE_DECISIONS_MAX decisions."""
         with self.database.reading() as transaction:
-            rows = transaction.execute(
-                "SELECT p.decided_time_ms, p.payment_hash, d.worth_minor, o.label FROM (SELECT DISTINCT "
-                "decided_time_ms, payment_hash FROM keys WHERE hash = ? AND decided_time_ms >= ? ORDER BY "
-                f"decided_time_ms DESC, payment_hash DESC LIMIT {RULE_DECISIONS_MAX}) AS p JOIN decisions d ON "
-                "d.decided_time_ms = p.decided_time_ms AND d.payment_hash = p.payment_hash LEFT JOIN outcomes o ON "
-                "o.payment_hash = p.payment_hash WHERE d.decided_time_ms >= ? ORDER BY o.outcome_time_ms, o.label",
-                (key_hash("rule", rule), since_ms, since_ms),
-            )
-        # The newest outcome of a payment comes last, and counts.
-        newest = {(time_ms, payment_hash): (worth or 0, label) for time_ms, payment_hash, worth, label in rows}
-        counts, money = dict.fromkeys(_LABELS, 0), dict.fromkeys(_LABELS, 0)
-        for worth, label in newest.values():
-            counts[label or ""] += 1
-            money[label or ""] += worth
-        return RuleCatch(
-            rule=rule,
-            frauds=counts["fraud"],
-            genuine=counts["genuine"],
-            unknown=counts[""],
-            fraud_minor=money["fraud"],
-            genuine_minor=money["genuine"],
-            unknown_minor=money[""],
-            since_ms=min((time_ms for time_ms, _ in newest), default=since_ms),
-            is_all=len(newest) < RULE_DECISIONS_MAX,
-        )
+            return rule_catch(transaction, rule, since_ms)
 
     def neighbours(self, row: Row, count: int = 5) -> tuple[list[Row], list[Row]]:
         """Returns the same card's last decisions before this one and its next ones after it, the nearest first."""
@@ -487,147 +425,12 @@ class DecisionIndex:
     def _rows_at(self, transaction: Transaction, places: Sequence[Place]) -> list[Row]:
         if not places:
             return []
-        sql = self.database.at_places(f"SELECT {', '.join(_COLUMNS)} FROM decisions", places)
+        sql = self.database.at_places(f"SELECT {', '.join(COLUMNS)} FROM decisions", places)
         found: dict[str, tuple[Any, ...]] = {}
         wanted = set(places)
         for row in transaction.execute(sql):
             if Place(row[0], row[1]) in wanted:
                 found.setdefault(row[2], row)
-        known = _newest_outcomes(transaction, {row[1] for row in found.values()})
-        rows = [_row_of(row, known.get(row[1])) for row in found.values()]
+        known = newest_outcomes(transaction, {row[1] for row in found.values()})
+        rows = [row_of(row, known.get(row[1])) for row in found.values()]
         return sorted(rows, key=lambda row: (row.place, row.decision_id), reverse=True)
-
-
-def _listed(numbers: Iterable[int]) -> str:
-    return ", ".join(map(str, sorted(numbers)))
-
-
-def _fields_of(row: Row) -> dict[str, Any]:
-    """Returns the fields of a decision that its keys come from."""
-    names = (*FIELDS, "decided_time_ms", "reasons", "flags", "action", "score")
-    return {name: getattr(row, name) for name in names}
-
-
-def _distinct_places(transaction: Transaction, sql: str, values: Sequence[Any], count: int) -> list[Place]:
-    """Returns the first `count` places of a query, the newest first.
-
-    A repeated decision has the place of the first. DISTINCT would read all of them, and not only the newest.
-    """
-    limit = count
-    while True:
-        limited = f"{sql} ORDER BY k.decided_time_ms DESC, k.payment_hash DESC LIMIT {limit}"
-        rows = transaction.execute(limited, values)
-        places = [Place(*row) for row in dict.fromkeys(rows)]
-        if len(places) >= count or len(rows) < limit:
-            return places[:count]
-        limit *= 2
-
-
-def _places_of_few(
-    transaction: Transaction, search: Search, after: Place | None, keys: Sequence[tuple[int, ...]]
-) -> list[Place] | None:
-    """Returns the places that have all keys, looked up from those of the first; None if that one has too many.
-
-    A join would read all decisions of the other keys: those of the busiest merchant, for a card that was there once.
-    """
-    sql, values = _by_keys(keys[:1])
-    sql += _residual(search, after, None, values)
-    places = _distinct_places(transaction, sql, values, _FEW_MAX + 1)
-    if len(places) > _FEW_MAX:
-        return None
-    for hashes in keys[1:]:
-        if not places:
-            break
-        times = _listed({place.time_ms for place in places})
-        payments = _listed({place.payment_hash for place in places})
-        rows = transaction.execute(
-            f"SELECT k.decided_time_ms, k.payment_hash FROM keys k WHERE {_hash_in('k', hashes)} "
-            f"AND k.decided_time_ms IN ({times}) AND k.payment_hash IN ({payments})",
-            hashes,
-        )
-        there = {Place(*row) for row in rows}
-        places = [place for place in places if place in there]
-    return places
-
-
-def _by_keys(keys: Sequence[tuple[int, ...]]) -> tuple[str, list[Any]]:
-    """Returns the SQL for the places that have a hash of each tuple, and its values."""
-    first, *others = keys
-    sql = f"SELECT k.decided_time_ms, k.payment_hash FROM keys k WHERE {_hash_in('k', first)}"
-    values: list[Any] = list(first)
-    for number, hashes in enumerate(others):
-        other = f"k{number}"
-        sql += (
-            f" AND EXISTS (SELECT 1 FROM keys {other} WHERE {_hash_in(other, hashes)} AND "
-            f"{other}.decided_time_ms = k.decided_time_ms AND {other}.payment_hash = k.payment_hash)"
-        )
-        values += hashes
-    return sql, values
-
-
-def _hash_in(table: str, hashes: Sequence[int]) -> str:
-    if len(hashes) == 1:
-        return f"{table}.hash = ?"
-    return f"{table}.hash IN ({', '.join('?' * len(hashes))})"
-
-
-def _residual(search: Search, after: Place | None, from_ms: int | None, values: list[Any]) -> str:
-    """Returns conditions on time, score and action; appends their values."""
-    conditions: list[tuple[str, Any]] = []
-    if after is not None:
-        conditions += [("k.decided_time_ms <= ?", after.time_ms)]
-    if search.last_ms is not None:
-        conditions += [("k.decided_time_ms <= ?", search.last_ms)]
-    lowest = [time_ms for time_ms in (search.first_ms, from_ms) if time_ms is not None]
-    if lowest:
-        conditions += [("k.decided_time_ms >= ?", max(lowest))]
-    if search.score_min > 0.0:
-        conditions += [("k.score >= ?", search.score_min)]
-    if search.score_max < 1.0:
-        conditions += [("k.score <= ?", search.score_max)]
-    if search.action:
-        conditions += [("k.action = ?", ACTIONS.index(search.action))]
-    values += [value for _, value in conditions]
-    sql = "".join(f" AND {condition}" for condition, _ in conditions)
-    if after is not None:
-        sql += " AND (k.decided_time_ms < ? OR k.payment_hash < ?)"
-        values += [after.time_ms, after.payment_hash]
-    return sql
-
-
-def _fits(row: Row, search: Search) -> bool:
-    """Whether a decision meets a search: also where two texts have the same hash."""
-    texts = all(
-        getattr(row, name) == wanted
-        for name in ("payment_id", "card_id", "merchant_id", "device_id", "ip")
-        if (wanted := getattr(search, name))
-    )
-    return (
-        texts
-        and search.action in ("", row.action)
-        and search.score_min <= row.score <= search.score_max
-        and (not search.rule or f"rule:{search.rule}" in row.reasons)
-        and (not search.flag or search.flag in row.flags)
-        and (not search.segment or any(reason.endswith(f":{search.segment}") for reason in row.reasons))
-    )
-
-
-def _newest_outcomes(transaction: Transaction, payment_hashes: Iterable[int]) -> dict[int, Known]:
-    hashes = list(payment_hashes)
-    if not hashes:
-        return {}
-    rows: Rows = transaction.execute(
-        "SELECT payment_hash, label, outcome_time_ms, source FROM outcomes WHERE payment_hash IN "
-        f"({', '.join(map(str, hashes))})"
-    )
-    newest = sorted(rows, key=lambda row: (row[2], row[1]))
-    return {row[0]: Known(row[1], row[2], row[3]) for row in newest}
-
-
-def _row_of(row: tuple[Any, ...], known: Known | None) -> Row:
-    values = dict(zip(_COLUMNS, row, strict=True))
-    place = Place(values.pop("decided_time_ms"), values.pop("payment_hash"))
-    values["action"] = ACTIONS[values["action"]]
-    for name in ("reasons", "flags"):
-        values[name] = tuple(json.loads(values[name]))
-    return Row(place=place, outcome=known, **values)

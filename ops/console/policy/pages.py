@@ -31,7 +31,7 @@ from paywarden.ops.times import now_ms
 from paywarden.ops.wiring.registry import policy_facts
 from paywarden.schemas.errors import Misconfigured, PaywardenError, TemporaryFailure
 from paywarden.schemas.settings import Source
-from paywarden.streams.decision_index.index import RuleCatch
+from paywarden.streams.decision_index.rule_catches import RuleCatch
 
 PROPOSERS = frozenset({Role.MODEL_OWNER, Role.LEAD})
 DRAFTERS = PROPOSERS | {Role.ANALYST}

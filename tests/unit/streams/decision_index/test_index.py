@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
 from paywarden.streams.decision_index import index as index_module
+from paywarden.streams.decision_index import queries
 from paywarden.streams.decision_index.database import Database, DuckDbDatabase
 from paywarden.streams.decision_index.index import HOUR_MS, DecisionIndex, Stored
 from paywarden.streams.decision_index.search import ACTIONS, Place, Row, Search, key_hash
@@ -132,7 +133,7 @@ SEARCHES = st.builds(
 def test_pages_of_a_search_are_what_a_look_at_all_finds(
     index: DecisionIndex, search: Search, count: int, few: int
 ) -> None:
-    with patch.object(index_module, "_FEW_MAX", few):
+    with patch.object(queries, "_FEW_MAX", few):
         assert [row.decision_id for row in pages(index, search, count)] == plainly(search)
 
 
@@ -150,13 +151,13 @@ def test_a_search_without_a_key_looks_at_a_bounded_number(
 
 def test_a_search_looks_no_further_back_than_it_must(index: DecisionIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[int | None] = []
-    residual = index_module._residual
+    conditions = queries.conditions_of
 
     def noting(search: Search, after: Place | None, from_ms: int | None, values: list[Any]) -> str:
         looked.append(from_ms)
-        return residual(search, after, from_ms, values)
+        return conditions(search, after, from_ms, values)
 
-    monkeypatch.setattr(index_module, "_residual", noting)
+    monkeypatch.setattr(index_module, "conditions_of", noting)
     newest = max(each["decided_time_ms"] for each in DECISIONS)
     for search in (Search(), Search(merchant_id="m1"), Search(first_ms=_START_MS)):
         looked.clear()
