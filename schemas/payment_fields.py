@@ -1,11 +1,11 @@
 """The table of a payment's fields. Every reader of payments takes its rules from here.
 
     reader                         module                                      payment comes from
-    JSON, protobuf                 scoring/requests/wire.py                             the endpoint
-    protobuf, compiled             scoring/requests/fast_requests.py                    the endpoint
-    Avro                           streams/profiles/decoder.py                           the topic `payments`
-    Avro, compiled                 streams/profiles/fast_intake.py                      the topic `payments`
-    Parquet, rows of topics        features/history/payment_columns.py                 a history, an archive
+    JSON, protobuf                 scoring/requests/{json,protobuf}_form.py    the endpoint
+    protobuf, compiled             scoring/requests/fast_requests.py           the endpoint
+    Avro                           streams/profiles/decoder.py                 the topic `payments`
+    Avro, compiled                 streams/profiles/fast_intake.py             the topic `payments`
+    Parquet, rows of topics        features/history/payment_columns.py         a history, an archive
 
 A reader refuses a payment with the first wrong field in the order of the table. It says what it got and what it
 wanted, as in `country: is text of 7 characters; wanted two capital letters, A to Z (ISO 3166-1 alpha-2)`.

@@ -9,7 +9,7 @@
 1. The kernel adds a pending payment to a profile exactly as the stream does, and events commute. A profile with its
    pending payments therefore has the bits of the profile that will contain them.
 2. Nothing counts twice. With each new profile the stream says which payments it has added, and at which Kafka offsets
-   they stand (streams/profiles/payment_marks.py). The companion notes that in the *marks* before it writes the profile.
+   they stand (streams/profiles/changelog.py). The companion notes that in the *marks* before it writes the profile.
    The profile itself says up to which offsets it contains payments.
 3. Nobody trusts marks that may be incomplete. Each of the mirror's transactions is noted in the marks before it is
    committed. A reader whose transaction is not noted, since an older companion wrote it, adds nothing. The same holds

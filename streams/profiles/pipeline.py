@@ -314,7 +314,7 @@ class Pipeline:
             self._router.sent.clear()
         try:
             if consumed.records and self._sources.is_due:
-                self._patiently(self._compare_sources_again, stop)
+                self._retry_while_store_down(self._compare_sources_again, stop)
             if payments or outcomes:
                 self._route(payments, outcomes, arrived_ms, stop)
                 if consumed.is_all:
@@ -413,7 +413,7 @@ class Pipeline:
             decoded = self._router.decode(payments, outcomes, self._now_ms(), arrived_ms)
         self._refusals.note(len(payments) + len(outcomes), len(decoded.refused))
         with self._timed("keep"):
-            joined = self._patiently(lambda: self._router.keep(decoded, self._confirm_sources), stop)
+            joined = self._retry_while_store_down(lambda: self._router.keep(decoded, self._confirm_sources), stop)
         with self._timed("route"):
             orphans = [decoded.origin[orphan.position] for orphan in joined.orphans]
             reason = "payment_id: outcome of a payment that is not known"
@@ -494,7 +494,7 @@ class Pipeline:
         self._refuse(arrived.refused)
         for entity, events in arrived.events.items():
             with self._timed("update"):
-                applied = self._update_patiently(entity, events, stop)
+                applied = self._update_profiles(entity, events, stop)
             with self._timed("changelog"):
                 self._updater.send(entity, applied, self._now_ms())
             if applied.no_room is not None:
@@ -502,8 +502,8 @@ class Pipeline:
             self._count_applied(entity, events, applied)
         self._note_routed(arrived)
 
-    def _update_patiently(self, entity: int, events: EntityEvents, stop: Event) -> ProfileUpdates:
-        return self._patiently(lambda: self._updater.update(entity, events), stop)
+    def _update_profiles(self, entity: int, events: EntityEvents, stop: Event) -> ProfileUpdates:
+        return self._retry_while_store_down(lambda: self._updater.update(entity, events), stop)
 
     def _count_applied(self, entity: int, events: EntityEvents, applied: ProfileUpdates) -> None:
         arrived_ms = events.rows[:, ARRIVED_MS]
@@ -590,7 +590,7 @@ class Pipeline:
                 self._dead_letters.send(record, reason, self._now_ms())
             self.metrics.dead_letters.labels(record.topic).inc()
 
-    def _patiently(self, action: Callable[[], _Result], stop: Event) -> _Result:
+    def _retry_while_store_down(self, action: Callable[[], _Result], stop: Event) -> _Result:
         """Returns the action's result; tries it again while the store is down or in conflict. Raises Abandoned."""
         return self._store_retry.run(action, self._consumer, stop, self._progress.stood_still)
 
