@@ -69,7 +69,7 @@ def _http() -> Iterator[bytes]:
 
 def _http_fast_path() -> Iterator[bytes]:
     from tests.fuzz.two_fronts import READ_END, usual
-    from tests.worlds.http_world import get, post
+    from tests.worlds.endpoint.http_world import get, post
 
     first, second, third = (usual(number) for number in range(3))
     head, _, body = second.partition(b"\r\n\r\n")
