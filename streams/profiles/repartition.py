@@ -25,8 +25,8 @@ therefore hold an event twice, but the first copies stand in the order of their 
 
 What can go wrong:
 
-- A frame made for another number of partitions would give a profile two owners. `decode_frame` then raises Misconfigured,
-  and the worker stops before it commits. The same holds for a frame of a later release.
+- A frame made for another number of partitions would give a profile two owners. `decode_frame` then raises
+  Misconfigured, and the worker stops before it commits. The same holds for a frame of a later release.
 - A record is no frame at all. It is refused, and the next one is read. Bytes at random must not stop every worker, so a
   number of partitions counts only in a frame that is whole, and a later version only with the right number.
 """
