@@ -222,6 +222,11 @@ class RolloutPlan:
         return self.alpha * _PART_SHARES[part] / total / counts[part] / steps
 
     @cached_property
+    def with_margin(self) -> frozenset[str]:
+        """The names of measures that must be within their margin before a step goes on."""
+        return frozenset(one.name for one in (*self.measures, *OUTCOME_MEASURES) if one.has_margin)
+
+    @cached_property
     def _directions(self) -> Mapping[Part, int]:
         counts = {Part.SPLIT: 1, Part.PAYMENTS: 0, Part.SEGMENTS: 0, Part.OUTCOMES: 0}
         for measure in (*self.measures, *OUTCOME_MEASURES):

@@ -198,11 +198,11 @@ def _steps(history: Sequence[tuple[RolloutEvent, Rollout]]) -> list[PageBlock]:
 def _measures_table(
     found: Sequence[MeasureEvidence], measures: Sequence[Measure], champion: int, candidate: int
 ) -> PageTable:
-    margins = {measure.name: measure.has_margin for measure in measures}
+    with_margin = {measure.name for measure in measures if measure.has_margin}
     rows = []
     for one in found:
         theirs, ours = one.events
-        within = NO_NUMBER if not margins.get(one.name, False) else "yes" if one.is_within else "not yet"
+        within = NO_NUMBER if one.name not in with_margin else "yes" if one.is_within else "not yet"
         rows.append(
             [
                 one.name,

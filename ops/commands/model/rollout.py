@@ -6,7 +6,7 @@ import getpass
 import json
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -396,14 +396,16 @@ def _show(found: Rollout, *, as_json: bool) -> None:
     for title, judgement in (("newest look", found.judgement), ("outcomes", found.outcomes)):
         if judgement is not None:
             click.echo(f"  {title}: {judgement.line}")
-            print_table(_HEADINGS, _rows(judgement), text_columns=2)
+            print_table(_HEADINGS, _rows(judgement, found.start.plan.with_margin), text_columns=2)
 
 
-def _rows(judgement: Judgement) -> list[list[str]]:
-    return [
-        [one.name, "yes" if one.is_within else "not yet", f"{one.low:.2f}", f"{one.high:.2f}", f"{one.evidence:.1f}"]
-        for one in judgement.measures
-    ]
+def _rows(judgement: Judgement, with_margin: Collection[str]) -> list[list[str]]:
+    """Returns a row for each measure; one that no step waits for is neither within a margin nor beyond it."""
+    rows = []
+    for one in judgement.measures:
+        within = "–" if one.name not in with_margin else "yes" if one.is_within else "not yet"
+        rows.append([one.name, within, f"{one.low:.2f}", f"{one.high:.2f}", f"{one.evidence:.1f}"])
+    return rows
 
 
 def _record(found: Rollout) -> dict[str, Any]:

@@ -8,7 +8,7 @@ passphrase for each act: without it the console can sign nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -90,6 +90,8 @@ class MeasureRow:
     evidence: float
     champion_events: int
     candidate_events: int
+    # Whether a step waits until it is within.
+    has_margin: bool = True
 
 
 @dataclass(frozen=True)
@@ -314,17 +316,17 @@ def _rollout_view(found: Rollout, events: Sequence[Happened]) -> RolloutView:
         found.may_be_promoted,
         found.start.champion.bundle_digest,
         found.start.candidate.bundle_digest,
-        None if found.judgement is None else _judgement(found.judgement),
-        None if found.outcomes is None else _judgement(found.outcomes),
+        None if found.judgement is None else _judgement(found.judgement, found.start.plan.with_margin),
+        None if found.outcomes is None else _judgement(found.outcomes, found.start.plan.with_margin),
         tuple(events[-50:]),
         in_shadow=found.in_shadow,
     )
 
 
-def _judgement(judgement: Judgement) -> JudgementView:
+def _judgement(judgement: Judgement, with_margin: Collection[str]) -> JudgementView:
     money = judgement.money
     measures = tuple(
-        MeasureRow(one.name, one.is_within, one.low, one.high, one.evidence, one.events[0], one.events[1])
+        MeasureRow(one.name, one.is_within, one.low, one.high, one.evidence, *one.events, one.name in with_margin)
         for one in judgement.measures
     )
     if money is None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
 from hypothesis import HealthCheck, given, settings
@@ -14,9 +16,11 @@ from hypothesis import strategies as st
 
 from paywarden.models.registry.people import public_text
 from paywarden.models.registry.registry import BundleFacts, PolicyFacts, Signer
+from paywarden.models.rollout.judgement import judge
 from paywarden.models.rollout.log import FileRolloutLog, RolloutKeeper
 from paywarden.models.rollout.plan import plan_of
 from paywarden.models.rollout.rollout import EventKind, RolloutEvent, Start, Version
+from paywarden.ops.cli import cli
 from paywarden.ops.console.models.desk import Desk
 from paywarden.ops.console.models.pages import Models
 from paywarden.ops.console.people.people import People, Person, Role, token_digest
@@ -24,6 +28,7 @@ from paywarden.ops.console.shell import API
 from paywarden.ops.wiring.registry import model_registry
 from paywarden.schemas.settings import Source
 from tests.services.product.console import NOW_MS, ConsoleUnderTest, console_under_test, csrf_of
+from tests.unit.models.rollout.test_judgement import counts_of
 
 PASSPHRASE = "a passphrase"
 NAMES = ("anna", "ben")
@@ -171,11 +176,20 @@ def test_a_rollout_that_has_ended_says_nothing_about_who_decides_now(tmp_path: P
     start = Start("r-1", "00" * 16, Version("a" * 64), Version("b" * 64), plan_of([50, 100]))
     keeper.take(RolloutEvent(EventKind.STARTED, NOW_MS, "anna", "a test", start))
     keeper.take(RolloutEvent(EventKind.READY, NOW_MS + 1, "lead"))
+    seen = judge(start.plan, 0, counts_of(80_000, step=0, plan=start.plan))
+    keeper.take(RolloutEvent(EventKind.LOOKED, NOW_MS + 2, "lead", step=0, judgement=seen))
     console = console_under_test(tmp_path)
     desk = Desk(Source({"rollout": {"log": str(log)}}, {}), "")
     browser = console.browser([Models(desk).section()], "demo-model-owner")
-    assert "has 50 % of the cards" in browser.get("/models").text
-    keeper.take(RolloutEvent(EventKind.ABORTED, NOW_MS + 2, "anna", "enough"))
+    text = browser.get("/models").text
+    assert "has 50 % of the cards" in text
+    # No step waits for the highest one in a hundred, so it is neither within a margin nor beyond it.
+    within = dict(re.findall(r"<tr><td>([a-z ]+)</td>.*?<td>([^<]*)</td></tr>", text))
+    assert (within["score upper"], within["score top"]) == ("yes", "–")
+    told = CliRunner().invoke(cli, ["rollout", "status"], env={"PAYWARDEN_ROLLOUT_LOG": str(log)}).stdout
+    assert re.search(r"score_upper +yes ", told)
+    assert re.search(r"score_top +– ", told)
+    keeper.take(RolloutEvent(EventKind.ABORTED, NOW_MS + 3, "anna", "enough"))
     text = browser.get("/models").text
     assert "of the cards, the champion is" not in text
     assert (
