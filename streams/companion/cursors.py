@@ -8,12 +8,16 @@
 A host makes its id once and keeps it in its outbox directory. A new directory makes a new host, which has shipped
 nothing.
 
-What can go wrong: another host has died in a transaction. `read_cursors` waits until that transaction has timed out.
+What can go wrong:
+
+- Another host has died in a transaction. `read_cursors` waits until that transaction has timed out.
+- Somebody else has written to the topic. Records that are no cursors are left out.
 """
 
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import secrets
 import time
@@ -30,6 +34,8 @@ from paywarden.streams.kafka.client import REACH_TIMEOUT_S
 from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.reading import consume
 from paywarden.streams.kafka.topic_names import CURSORS_TOPIC
+
+_log = logging.getLogger(__name__)
 
 # A read waits for open transactions of other hosts. The transaction of a dead host times out before the read does.
 TRANSACTION_TIMEOUT_MS = 10_000
@@ -99,7 +105,7 @@ def read_cursors(clients: KafkaClients, host: str) -> dict[str, ShippedTo]:
     """Returns by worker how far a host's outboxes are shipped.
 
     It reads every cursor that is committed when it is called, also those behind an open transaction of another host.
-    Raises BrokerUnavailable, Misconfigured.
+    It leaves out records that are no cursors, and says so. Raises BrokerUnavailable, Misconfigured.
     """
     topic = clients.topic(CURSORS_TOPIC)
     ends = written_end_offsets(clients.admin, topic, clients.partitions(CURSORS_TOPIC))
@@ -113,8 +119,14 @@ def read_cursors(clients: KafkaClients, host: str) -> dict[str, ShippedTo]:
         while unread:
             consumed = consume(consumer, _READ_BATCH, 0.1)
             for record in consumed.records:
-                if record.key is not None and record.value is not None and record.key.startswith(prefix):
-                    cursors[record.key[len(prefix) :].decode()] = ShippedTo.from_bytes(record.value)
+                if record.key is None or record.value is None or not record.key.startswith(prefix):
+                    continue
+                worker = record.key[len(prefix) :].decode(errors="replace")
+                try:
+                    cursors[worker] = ShippedTo.from_bytes(record.value)
+                except Misconfigured as error:
+                    # The cursor before it holds, or the one beside the outbox. The next transaction brings another.
+                    _log.error("companion: %s, for %s of this host: it is left out", error, worker)
             unread -= {partition for (_, partition), end in consumed.ended.items() if end >= ends[partition]}
             if unread and time.monotonic() > deadline:
                 raise BrokerUnavailable(f"Kafka did not give all of {topic} in {_READ_TIMEOUT_S:g} s")

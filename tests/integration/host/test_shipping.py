@@ -21,7 +21,7 @@ from paywarden.streams.companion.shipping import Shipper, shipper_of
 from paywarden.streams.kafka.admin import make_admin, partitions_of, stable_end_offsets, written_end_offsets
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.clients import KafkaClients
-from paywarden.streams.kafka.producers import make_transactional_producer
+from paywarden.streams.kafka.producers import make_producer, make_transactional_producer
 from paywarden.streams.kafka.reading import consume, make_consumer
 from paywarden.streams.kafka.topic_names import CURSORS_TOPIC
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
@@ -138,6 +138,22 @@ def test_a_companion_killed_before_noting_its_cursor_resends_nothing(world: Worl
     world.decide(10)
     world.ship()
     exactly(world)
+
+
+def test_a_record_that_is_no_cursor_is_left_out_and_told(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world.decide(50)
+    world.ship()
+    key = cursor_key(world.identity.host, "worker-0")
+    producer = make_producer(world.kafka, linger_ms=0)
+    for value in (b"no cursor", b"\xff\xfe"):
+        producer.produce(world.kafka.topic(CURSORS_TOPIC), value, key=key)
+    assert producer.flush(PATIENCE_S) == 0
+    (Path(world.settings.directory) / "worker-0" / "cursor").unlink()
+    world.shipper = world.new_shipper()
+    world.decide(10)
+    world.ship()
+    exactly(world)
+    assert caplog.text.count("holds a record that is no cursor, for worker-0") == 2
 
 
 def test_uncommitted_decisions_of_a_killed_companion_are_read_once(
