@@ -46,6 +46,8 @@ ROW_WIDTH = ATTRIBUTES_AT + kernel.ATTRIBUTE_COUNT
 ROW_WIDTH_MAX = ROW_WIDTH + 2 * DECLARED_MAX
 # The most codes of a payment's record: those of every payment, then one for each number of a declared field.
 _CODES_MAX = kernel.CODE_COUNT + DECLARED_MAX
+# The codes of `declined`: not known, no, yes.
+_DECLINED_CODES = frozenset({0, 1, 2})
 
 # A label changes once or twice. Without a bound the record of one payment could outgrow a store.
 LABEL_CHANGES_MAX = 1_000
@@ -283,7 +285,10 @@ def join(
     joined = Joined(entity_count, layout, tag_of)
     try:
         records = {key: PaymentRecord.FromString(value) for key, value in known.items()}
+        is_readable = all(map(_can_be, records.values()))
     except DecodeError:
+        is_readable = False
+    if not is_readable:
         payments, outcomes, records = _without_unreadable(payments, outcomes, known, joined)
     if isinstance(payments, PaymentColumns):
         _join_columns(payments, records, joined)
@@ -306,8 +311,13 @@ def _without_unreadable(
     unreadable = set()
     for key, value in known.items():
         try:
-            records[key] = PaymentRecord.FromString(value)
+            record = PaymentRecord.FromString(value)
         except DecodeError:
+            unreadable.add(key)
+            continue
+        if _can_be(record):
+            records[key] = record
+        else:
             unreadable.add(key)
     events: list[PaymentEvent | OutcomeEvent] = [*payments, *outcomes]
     joined.refused += [(event.position, UNREADABLE) for event in events if record_key(event.payment_id) in unreadable]
@@ -316,6 +326,12 @@ def _without_unreadable(
         [outcome for outcome in outcomes if record_key(outcome.payment_id) not in unreadable],
         records,
     )
+
+
+def _can_be(record: PaymentRecord) -> bool:
+    """Whether we can have written a record's codes of `declined`, and its labels: fraud or not, after all changes."""
+    codes = {_declined_code(record, number) for number in range(len(record.declined_changes) + 1)}
+    return codes <= _DECLINED_CODES and sum(change.weight for change in record.label_changes) in (0, 1)
 
 
 def _join_columns(payments: PaymentColumns, records: dict[bytes, PaymentRecord], joined: Joined) -> None:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -221,6 +221,34 @@ def test_a_damaged_record_of_a_payment_refuses_its_events_alone() -> None:
     assert joined.refused == [(events.payments[2].position, UNREADABLE), (Position(1, 7), UNREADABLE)]
     assert len(joined.rows) == 4
     assert store.read([record_key(bad)]) == [b"\xff\xff damaged"]
+
+
+def break_declined(record: PaymentRecord) -> None:
+    record.attributes[kernel.DECLINED] = -1
+
+
+def break_changes(record: PaymentRecord) -> None:
+    record.declined_changes.add(source=1, offset=1, before=0, after=7, label=0)
+
+
+def break_labels(record: PaymentRecord) -> None:
+    record.label_changes.add(source=1, offset=1, weight=-(2**31))
+
+
+@pytest.mark.parametrize("change", [break_declined, break_changes, break_labels])
+def test_a_record_with_numbers_that_cannot_be_refuses_its_events_alone(change: Callable[[PaymentRecord], None]) -> None:
+    store, sender = MemoryStore(), FakeSender()
+    built, events = decoded(store, sender)
+    built.keep(events)
+    bad = events.payments[2].payment_id
+    record = PaymentRecord.FromString(store.read([record_key(bad)])[0] or b"")
+    record.offset += 100
+    change(record)
+    store.write({record_key(bad): record.SerializeToString()}, ttl_s=0)
+    # The payments come again, one of them with an outcome.
+    joined = built.keep(built.decode(records(5), [outcome_record(bad, 7)], NOW_MS))
+    assert joined.refused == [(events.payments[2].position, UNREADABLE), (Position(1, 7), UNREADABLE)]
+    assert len(joined.rows) == 4
 
 
 def test_a_record_with_more_codes_than_any_declaration_is_refused() -> None:
