@@ -82,8 +82,8 @@ class Stream:
         self._changelog.send(entity, states, time.time_ns() // 1_000_000, named=named)
 
     def send(self, key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes | None]]) -> None:
-        """Write anything."""
-        self._sender.send(self._settings.topic("profiles"), value, key=key, partition=0, headers=headers)
+        """Write anything, to the partition of its key: what a key gets has one order."""
+        self._sender.send(self._settings.topic("profiles"), value, key=key, headers=headers)
 
     def flush(self) -> None:
         self._sender.flush(PATIENCE_S)
