@@ -13,8 +13,9 @@
    The profile itself says up to which offsets it contains payments.
 3. Nobody trusts marks that may be incomplete. Each of the mirror's transactions is noted in the marks before it is
    committed. A reader whose transaction is not noted, since an older companion wrote it, adds nothing. The same holds
-   for a lifetime after a change whose payments the stream has not named: a rebuilt profile, a replay after a crash, an
-   older stream, a gap in the changelog. The payments then get the flag overlay_absent, and are scored from the mirror.
+   for two lifetimes after a change whose payments the stream has not named: a rebuilt profile, a replay after a crash,
+   an older stream, a gap in the changelog. The payments then get the flag overlay_absent, and are scored from the
+   mirror.
 4. A payment is pending for `lifetime_ms` at most. Then it is gone, whether it has arrived or not.
 5. What we answered is not what the issuer will: `declined` of a pending payment is not known, also if we declined it.
 6. The payments of one chunk, or of one batch call, do not see each other: none was answered before the others came.
@@ -102,6 +103,14 @@ class OverlaySettings:
     def marks_keep_ms(self) -> int:
         """How long a mark stays. A payment may be on Kafka before it is answered, and clocks differ."""
         return 3 * self.lifetime_ms
+
+    @property
+    def doubt_ms(self) -> int:
+        """How long nobody trusts the marks after a change whose payments nobody has named.
+
+        A payment of that change may be answered up to a lifetime later, and is then pending for a lifetime.
+        """
+        return 2 * self.lifetime_ms
 
 
 @dataclass(frozen=True)

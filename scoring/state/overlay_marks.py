@@ -12,7 +12,8 @@ On a new host nothing is pending, and a profile whose newest payment was made lo
 project.
 
 What can go wrong: the payments of a change are not named, so that profiles contain payments without a mark. The marks
-then say `unsure` for a lifetime, and no worker trusts them until the payments of that time are over.
+then say `unsure` for two lifetimes, and no worker trusts them until the payments of that time are over: one may be
+answered a lifetime after it came to Kafka, and is then pending for a lifetime.
 """
 
 from __future__ import annotations
@@ -110,16 +111,16 @@ class OverlayMarks:
             self.note_unnamed()
 
     def note_unnamed(self) -> None:
-        """Say that profiles may contain payments that are not marked: nobody trusts the marks for a lifetime."""
+        """Say that profiles may contain payments that are not marked: nobody trusts the marks for two lifetimes."""
         self.unsure += 1
-        _raise_to(self._marks, tables.MARK_UNSURE_UNTIL_AT, self._clock_ms() + self._settings.lifetime_ms)
+        _raise_to(self._marks, tables.MARK_UNSURE_UNTIL_AT, self._clock_ms() + self._settings.doubt_ms)
 
     def _forget_other_clock(self) -> None:
-        """End a doubt that would last longer than a lifetime: it is of a clock before the host's start, or damaged.
+        """End a doubt that would last longer than any: it is of a clock before the host's start, or damaged.
 
         A mirror on a disk outlives its host. Its clock begins anew, and may take months to reach that moment.
         """
-        latest_ms = self._clock_ms() + self._settings.lifetime_ms
+        latest_ms = self._clock_ms() + self._settings.doubt_ms
         if self._marks[tables.MARK_UNSURE_UNTIL_AT] > latest_ms:
             self._marks[tables.MARK_UNSURE_UNTIL_AT] = latest_ms
 

@@ -44,7 +44,7 @@ class CompanionMetrics:
         self._unreadable = counter("unreadable_records", "Unreadable records of the changelog.")
         self._named = counter("payments_named", "Payments that the changelog named as contained in a profile.")
         self._unnamed = counter(
-            "changes_unnamed", "Changes whose payments the changelog did not name: the overlay waits for a lifetime."
+            "changes_unnamed", "Changes whose payments the changelog did not name: the overlay waits for two lifetimes."
         )
         self.stalls = counter("client_stalls", "Times Kafka's client stalled on a partition and was replaced.")
         self._skipped = counter(

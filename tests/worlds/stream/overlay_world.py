@@ -142,7 +142,7 @@ class OverlayWorld:
         self.mirror: dict[bytes, tuple[bytes, frozenset[int]]] = {}
         self.changelog: list[Change] = []
         self.answered: dict[bytes, list[Answered]] = {}
-        self.unsure_until_ms, self.is_foreign = self.now_ms + self.settings.lifetime_ms, False
+        self.unsure_until_ms, self.is_foreign = self.now_ms + self.settings.doubt_ms, False
         self.scores = self.folded = self.wrong = self.unsure = self.rows_made = 0
         self._folder = folder
         self._readers = [self._reader() for _ in range(WORKERS)]
@@ -275,11 +275,11 @@ class OverlayWorld:
             return
         if self.is_foreign:
             self.marks.open_mirror(self.transaction)
-            self.is_foreign, self.unsure_until_ms = False, self.now_ms + self.settings.lifetime_ms
+            self.is_foreign, self.unsure_until_ms = False, self.now_ms + self.settings.doubt_ms
         self.marks.note([change.named for change in changes if change.named is not None])
         if any(change.named is None for change in changes):
             self.marks.note_unnamed()
-            self.unsure_until_ms = self.now_ms + self.settings.lifetime_ms
+            self.unsure_until_ms = self.now_ms + self.settings.doubt_ms
         self.transaction += 1
         self.marks.begin(self.transaction)
         for change in changes:
@@ -332,7 +332,7 @@ class OverlayWorld:
         self.changelog = [change for change in self.changelog if change.key != key]
         if self.is_foreign:
             self.marks.open_mirror(self.transaction)
-            self.is_foreign, self.unsure_until_ms = False, self.now_ms + self.settings.lifetime_ms
+            self.is_foreign, self.unsure_until_ms = False, self.now_ms + self.settings.doubt_ms
         self.transaction += 1
         self.marks.begin(self.transaction)
         self.mirror.pop(key, None)
@@ -438,8 +438,7 @@ class OverlayWorld:
 class NewHost(OverlayWorld):
     """A world whose mirror is filled from a store with a past, while payments are answered, published and streamed.
 
-    The oracle knows whether the past is over: whether each of its payments was made two lifetimes ago. Such payments
-    may come again. Of a past that is not over none does, since a lifetime without the overlay does not cover that.
+    The payments of the past may come again.
     """
 
     def __init__(self, folder: Path, *, seed: int, **settings: Any) -> None:
@@ -454,9 +453,6 @@ class NewHost(OverlayWorld):
             for topic in self.topics:
                 self.read(entity, topic, len(topic.records))
         self.now_ms += self.random.choice((0, life_ms, 2 * life_ms, 4 * life_ms))
-        oldest_ms = START_MS + self.now_ms - 2 * life_ms
-        past_is_over = all(made.row[kernel.TIME_MS] <= oldest_ms for made in self.payments)
-        self.again_from = 0 if past_is_over else len(self.payments)
         # The companion follows the changelog from where it ends now.
         self.changelog = []
         self.unsure_until_ms = -1
@@ -483,7 +479,7 @@ class NewHost(OverlayWorld):
         self.marks.note_filled([state for state, _ in found.values()], START_MS + self.now_ms)
         times = [self._time_of(number) for _, contains in found.values() for number in contains]
         if times and max(times) > START_MS + self.now_ms - 2 * self.settings.lifetime_ms:
-            self.unsure_until_ms = self.now_ms + self.settings.lifetime_ms
+            self.unsure_until_ms = self.now_ms + self.settings.doubt_ms
         self._commit()
         self.mirror.update(found)
 
@@ -493,10 +489,6 @@ class NewHost(OverlayWorld):
 
     def _time_of(self, number: int) -> int:
         return self.payments[number].row[kernel.TIME_MS]
-
-    def recent(self) -> range:
-        """Returns the payments that may be scored again."""
-        return range(max(self.again_from, len(self.payments) - 8), len(self.payments))
 
 
 class TwoHosts(OverlayWorld):

@@ -173,7 +173,7 @@ class Pair:
         """Let the companion mark what the mirror contains, and a lifetime pass."""
         self.marks = marks = OverlayMarks(OVERLAY, PLAN, self.mirror.path, clock_ms=lambda: self.clock_ms)
         marks.open_mirror(transaction)
-        self.clock_ms += OVERLAY.lifetime_ms + 1
+        self.clock_ms += OVERLAY.doubt_ms + 1
 
     def on_tables(self, change: Callable[[Any, Any], object]) -> None:
         """Do something with the tables of both: `change` gets a table and its shape."""

@@ -37,7 +37,7 @@ class OverlaidHost(Host):
         """The companion starts, and a lifetime passes."""
         marks = OverlayMarks(self.settings, PLAN, self.mirror.path, clock_ms=lambda: self.clock_ms)
         marks.open_mirror(1_000)
-        self.clock_ms += self.settings.lifetime_ms + 1
+        self.clock_ms += self.settings.doubt_ms + 1
         return marks
 
 
@@ -114,7 +114,7 @@ def test_a_mirror_that_somebody_else_wrote_is_not_trusted(tmp_path: Path) -> Non
     writer = MirrorWriter(MirrorSettings(path=host.mirror.path, size_mb=64))
     marks = OverlayMarks(host.settings, PLAN, host.mirror.path, clock_ms=lambda: host.clock_ms)
     marks.open_mirror(writer.newest_transaction())
-    host.clock_ms += host.settings.lifetime_ms + 1
+    host.clock_ms += host.settings.doubt_ms + 1
     # An older companion knows nothing of marks.
     writer.apply({}, {0: 2}, NOW_MS)
     newest = writer.newest_transaction()

@@ -31,9 +31,9 @@ def made_world(seed: int = 1, **chosen: Any) -> Iterator[OverlayWorld]:
 
 @pytest.fixture
 def world(tmp_path: Path) -> OverlayWorld:
-    """A world whose marks are trusted: the first lifetime is over."""
+    """A world whose marks are trusted: the first doubt is over."""
     made = OverlayWorld(tmp_path, seed=1)
-    made.now_ms += 2 * made.settings.lifetime_ms
+    made.now_ms += made.settings.doubt_ms + 1
     return made
 
 
@@ -91,7 +91,7 @@ def test_the_oracle_sees_profiles_that_are_trusted_too_soon(monkeypatch: pytest.
 def test_a_quiet_store_on_a_new_host_is_trusted_at_once_and_no_other(tmp_path: Path) -> None:
     world = OverlayWorld(tmp_path, seed=1)
     life_ms = world.settings.lifetime_ms
-    world.now_ms += 2 * life_ms
+    world.now_ms += world.settings.doubt_ms + 1
     number = world.make()
     world.publish()
     for topic in world.topics:
@@ -108,13 +108,13 @@ def test_a_quiet_store_on_a_new_host_is_trusted_at_once_and_no_other(tmp_path: P
         (b"", made_ms * 2),
         (b"\xff", made_ms),
     ):
-        world.now_ms += 2 * life_ms
+        world.now_ms += world.settings.doubt_ms + 1
         assert not world.marks.is_unsure
         world.marks.note_filled([state, other], now_ms)
         assert world.marks.is_unsure
     # A mirror that had profiles, or a table that had rows: what they told may be lost.
     for is_empty, answers in ((False, False), (True, True)):
-        world.now_ms += 2 * life_ms
+        world.now_ms += world.settings.doubt_ms + 1
         if answers:
             world.answer(world.make(), worker=0)
         world.marks.begin_anew(mirror_is_empty=is_empty)
@@ -250,7 +250,7 @@ def test_a_host_that_is_started_again_sees_what_was_answered_before(world: Overl
     assert world.wrong == 0
 
 
-def test_a_host_whose_clock_begins_anew_trusts_its_marks_after_a_lifetime(world: OverlayWorld, tmp_path: Path) -> None:
+def test_a_host_whose_clock_begins_anew_trusts_its_marks_after_the_doubt(world: OverlayWorld, tmp_path: Path) -> None:
     # The host has been up for 100 days, and a profile changed without a name of its payments.
     world.now_ms += 100 * 86_400_000
     world.marks.note_unnamed()
@@ -258,17 +258,37 @@ def test_a_host_whose_clock_begins_anew_trusts_its_marks_after_a_lifetime(world:
     world.now_ms = 5_000
     world.marks = world._companion(tmp_path)
     doubts = [world.marks.is_unsure]
-    world.now_ms += world.settings.lifetime_ms + 1
+    world.now_ms += world.settings.doubt_ms + 1
     assert [*doubts, world.marks.is_unsure] == [True, False]
     world.answered.clear()
     world.answer(number := world.make(), worker=0)
     assert score_one_like(world, number, worker=1) > 0
 
 
+def test_a_payment_of_an_unnamed_change_that_is_answered_late_counts_once(world: OverlayWorld) -> None:
+    life_ms = world.settings.lifetime_ms
+    number = world.make()
+    world.publish()
+    for entity in range(world.plan.entity_count):
+        for topic in world.topics:
+            world.read(entity, topic, len(topic.records))
+    for change in world.changelog:
+        change.named = None
+    world.apply(len(world.changelog))
+    assert world.marks.is_unsure
+    # It was on Kafka first; the host answers it nearly a lifetime after.
+    world.now_ms += life_ms - 100
+    world.answer(number, worker=0)
+    # The doubt would be over if it lasted one lifetime, and the payment is pending.
+    world.now_ms += 200
+    assert score_one_like(world, number, worker=1) == 0
+    assert world.wrong == 0
+
+
 def test_a_damaged_moment_of_the_marks_ends_with_the_next_transaction(world: OverlayWorld) -> None:
     world.marks._marks[tables.MARK_UNSURE_UNTIL_AT] = 1 << 55
     world.marks.begin(world.transaction)
-    world.now_ms += world.settings.lifetime_ms + 1
+    world.now_ms += world.settings.doubt_ms + 1
     assert not world.marks.is_unsure
 
 
