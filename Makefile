@@ -19,7 +19,7 @@ export PYTHONPYCACHEPREFIX = $(CURDIR)/$(VENV)/pycache
 .PHONY: check-types check-style check-imports check-pages check-proto check-contract check-clients
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # Python compiles what it imports: to compile every file of every package takes longer than the whole download.
 # setuptools warns of every editable install that it is one.
