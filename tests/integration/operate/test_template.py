@@ -41,7 +41,7 @@ WAITING = "import threading; print('waits', flush=True); threading.Event().wait(
 CALLER = """
 import os, sys
 from pathlib import Path
-from tests.services import template
+from tests.services.product import template
 template.find_with(lambda: Path(sys.argv[1]))
 with open(os.devnull, "wb") as nowhere:
     given = {"cwd": Path.cwd(), "environment": dict(os.environ), "stdout": nowhere, "stderr": nowhere}
