@@ -79,7 +79,8 @@ class Server:
 
     def worker_pids(self) -> list[int]:
         """Returns the processes it has forked that listen at its address, else itself."""
-        port = urlsplit(self.http).port
+        address = self.addresses.get("http") or self.addresses["grpc"]
+        port = urlsplit(address if "//" in address else f"//{address}").port
         children = psutil.Process(self.process.pid).children()
         workers = [child.pid for child in children if port in {c.laddr.port for c in child.net_connections("tcp")}]
         return workers or [self.process.pid]
