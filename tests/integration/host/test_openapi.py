@@ -73,7 +73,8 @@ def printed(server: Server) -> dict[str, Any]:
 def narrowed(printed: dict[str, Any]) -> dict[str, Any]:
     """Returns the description with what the endpoint asks for in words alone: every payment it allows can be scored.
 
-    Times are near now, currencies have a rate, and no text is a card number.
+    Times are near now, currencies have a rate, no text is a card number, and no deadline is shorter than a busy machine
+    needs.
     """
     document = copy.deepcopy(printed)
     now_ms = time.time_ns() // 1_000_000
@@ -87,6 +88,9 @@ def narrowed(printed: dict[str, Any]) -> dict[str, Any]:
         example = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["example"]
         for payment in example.get("requests", [example]):
             payment["event_time_ms"] = now_ms - HOUR_MS
+        for parameter in document["paths"][path]["post"]["parameters"]:
+            if parameter["name"] == "x-deadline-ms":
+                parameter["schema"]["minimum"] = parameter["example"] = 60_000
     return document
 
 
