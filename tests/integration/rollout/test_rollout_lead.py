@@ -75,6 +75,8 @@ class World:
 
     def start(self, name: str = "r-1", plan: RolloutPlan = PLAN, versions: tuple[Version, Version] = VERSIONS) -> None:
         begun = Start(name, SALT, *versions, plan)
+        # A decision that the broker has got in the same millisecond is none of before the rollout.
+        time.sleep(0.02)
         self.keeper.take(RolloutEvent(EventKind.STARTED, now_ms(), "ann", "a test", begun))
 
     def decide(
