@@ -1,4 +1,4 @@
-"""What makes a file survive a loss of power, besides its own sync."""
+"""Files that survive a loss of power, and which boot of the machine this is."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ def boot_id() -> str:
     return _BOOT_ID.read_text(encoding="ascii").strip() if _BOOT_ID.exists() else ""
 
 
-def write_synced(path: Path, text: str) -> None:
+def write_synced(path: Path, content: bytes) -> None:
     """Write a small file that survives a loss of power. A crash leaves it as before, or whole. Raises OSError."""
     new = path.with_name(path.name + ".new")
-    with new.open("w", encoding="ascii") as file:
-        file.write(text)
+    with new.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     new.replace(path)

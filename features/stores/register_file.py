@@ -21,11 +21,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from paywarden.features.stores.base import ABSENT, StoreConflict, Versioned
-from paywarden.schemas.durability import sync_folder
+from paywarden.schemas.durability import sync_folder, write_synced
 from paywarden.schemas.errors import Misconfigured, PaywardenError, StoreUnavailable
 from paywarden.schemas.private_files import make_private_folder
 
-_FILE, _NEW_FILE, _LOCK_FILE = "live.json", "live.json.new", "live.lock"
+_FILE, _LOCK_FILE = "live.json", "live.lock"
 # A change takes milliseconds, mostly for syncing.
 _LOCK_TIMEOUT_S = 10.0
 _LOCK_RETRY_S = 0.005
@@ -91,13 +91,7 @@ class FileRegister:
 
     def _write(self, value: bytes) -> None:
         # Only the holder of the lock writes this file. It overwrites what a killed process may have left.
-        new = self._folder / _NEW_FILE
-        with new.open("wb") as file:
-            file.write(value)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(self._folder / _FILE)
-        sync_folder(self._folder)
+        write_synced(self._folder / _FILE, value)
 
     def _error(self, action: str, error: OSError) -> PaywardenError:
         line = f"cannot {action} the register of profile sets in {self._folder}: {error.strerror}"

@@ -152,7 +152,7 @@ class MirrorWriter:
                 "mirror: %s was not closed before the machine started again: it is filled anew", self._settings.path
             )
             discard(self._settings)
-        write_synced(note, f"{now}\n")
+        write_synced(note, f"{now}\n".encode())
 
     def newest_transaction(self) -> int:
         """Returns the number of the newest transaction that changed the mirror."""
@@ -309,7 +309,7 @@ class MirrorWriter:
         """Close the mirror. It stays, and survives a loss of power from now on."""
         with suppress(OSError, lmdb.Error):
             self._env.sync(True)
-            write_synced(Path(self._settings.path) / _BOOT_FILE, f"{boot_id()} {_CLOSED}\n")
+            write_synced(Path(self._settings.path) / _BOOT_FILE, f"{boot_id()} {_CLOSED}\n".encode())
         self._env.close()
 
 

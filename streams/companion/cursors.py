@@ -86,7 +86,7 @@ class HostIdentity:
 
 def _host_id(path: Path) -> str:
     if not path.exists():
-        write_synced(path, secrets.token_hex(8) + "\n")
+        write_synced(path, f"{secrets.token_hex(8)}\n".encode())
     host = path.read_text(encoding="ascii", errors="replace").strip()
     if not host.isalnum():
         raise Misconfigured(

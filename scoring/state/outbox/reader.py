@@ -269,7 +269,7 @@ class Cursor:
         Raises OutboxUnavailable.
         """
         try:
-            write_synced(self._path, f"{position},{_checksum_of(str(position))}\n")
+            write_synced(self._path, f"{position},{_checksum_of(str(position))}\n".encode())
         except OSError as error:
             raise OutboxUnavailable(f"outbox: cannot store the cursor: {error.strerror}") from error
 
