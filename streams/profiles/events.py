@@ -284,11 +284,8 @@ def join(
     """Returns what each event changes. `known`: the stored records of these payments, by `record_key`."""
     joined = Joined(entity_count, layout, tag_of)
     try:
-        records = {key: PaymentRecord.FromString(value) for key, value in known.items()}
-        is_readable = all(map(_can_be, records.values()))
+        records = {key: _stored_record(value) for key, value in known.items()}
     except DecodeError:
-        is_readable = False
-    if not is_readable:
         payments, outcomes, records = _without_unreadable(payments, outcomes, known, joined)
     if isinstance(payments, PaymentColumns):
         _join_columns(payments, records, joined)
@@ -311,13 +308,8 @@ def _without_unreadable(
     unreadable = set()
     for key, value in known.items():
         try:
-            record = PaymentRecord.FromString(value)
+            records[key] = _stored_record(value)
         except DecodeError:
-            unreadable.add(key)
-            continue
-        if _can_be(record):
-            records[key] = record
-        else:
             unreadable.add(key)
     events: list[PaymentEvent | OutcomeEvent] = [*payments, *outcomes]
     joined.refused += [(event.position, UNREADABLE) for event in events if record_key(event.payment_id) in unreadable]
@@ -328,10 +320,16 @@ def _without_unreadable(
     )
 
 
-def _can_be(record: PaymentRecord) -> bool:
-    """Whether we can have written a record's codes of `declined`, and its labels: fraud or not, after all changes."""
+def _stored_record(value: bytes) -> PaymentRecord:
+    """Returns a stored record. Raises DecodeError for what is none, or what we cannot have written.
+
+    We write codes of `declined` that there are, and labels that say fraud or not after all changes.
+    """
+    record = PaymentRecord.FromString(value)
     codes = {_declined_code(record, number) for number in range(len(record.declined_changes) + 1)}
-    return codes <= _DECLINED_CODES and sum(change.weight for change in record.label_changes) in (0, 1)
+    if not codes <= _DECLINED_CODES or sum(change.weight for change in record.label_changes) not in (0, 1):
+        raise DecodeError(UNREADABLE)
+    return record
 
 
 def _join_columns(payments: PaymentColumns, records: dict[bytes, PaymentRecord], joined: Joined) -> None:
