@@ -108,7 +108,8 @@ class OverlaySettings:
     def doubt_ms(self) -> int:
         """How long nobody trusts the marks after a change whose payments nobody has named.
 
-        A payment of that change may be answered up to a lifetime later, and is then pending for a lifetime.
+        A payment of that change may be answered up to a lifetime later, and is then pending for a lifetime. So one that
+        was made this long ago will not be pending any more.
         """
         return 2 * self.lifetime_ms
 

@@ -43,9 +43,6 @@ from paywarden.scoring.state.overlay import (
     shape_of,
 )
 
-# A payment that was made so many lifetimes ago will not be pending any more.
-_OVER_LIFETIMES = 2
-
 
 @compiled()
 def _raise_to(marks: I64, position: int, value: int) -> None:
@@ -142,7 +139,7 @@ class OverlayMarks:
         """
         for state in states:
             newest_ms = newest_payment_ms(state)
-            if newest_ms is None or newest_ms > now_ms - _OVER_LIFETIMES * self._settings.lifetime_ms:
+            if newest_ms is None or newest_ms > now_ms - self._settings.doubt_ms:
                 self.note_unnamed()
                 return
 
