@@ -8,7 +8,7 @@ bytes. It names no card, no payment and no machine.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 
 from paywarden.models.replay.report.page import (
@@ -31,7 +31,7 @@ from paywarden.models.replay.report.page import (
 from paywarden.models.replay.report.plots import Plot, PlotLine, drawing_of, linear_axis
 from paywarden.models.replay.report.renderer import render_page
 from paywarden.models.rollout.judgement import Judgement, MeasureEvidence
-from paywarden.models.rollout.plan import OUTCOME_MEASURES, Measure, RolloutPlan
+from paywarden.models.rollout.plan import OUTCOME_MEASURES, RolloutPlan
 from paywarden.models.rollout.rollout import Agreed, EventKind, Phase, Rollout, RolloutEvent, Version, after
 from paywarden.models.rollout.shares import percent_text
 from paywarden.schemas.errors import Misconfigured
@@ -190,15 +190,14 @@ def _steps(history: Sequence[tuple[RolloutEvent, Rollout]]) -> list[PageBlock]:
                 f"{judgement.line[0].upper()}{judgement.line[1:]}. To go on to {percent_text(plan.steps[step + 1])}, "
                 f"ratios must lie between {low:.2f} and {high:.2f}."
             ),
-            _measures_table(judgement.measures, plan.measures, champion, candidate),
+            _measures_table(judgement.measures, plan.with_margin, champion, candidate),
         ]
     return blocks if newest else []
 
 
 def _measures_table(
-    found: Sequence[MeasureEvidence], measures: Sequence[Measure], champion: int, candidate: int
+    found: Sequence[MeasureEvidence], with_margin: Collection[str], champion: int, candidate: int
 ) -> PageTable:
-    with_margin = {measure.name for measure in measures if measure.has_margin}
     rows = []
     for one in found:
         theirs, ours = one.events
@@ -226,7 +225,7 @@ def _outcomes(rollout: Rollout, currency: str) -> list[PageBlock]:
     champion, candidate = found.cards
     blocks += [
         Paragraph(f"{found.line[0].upper()}{found.line[1:]}. Payments are at least {days:g} days old."),
-        _measures_table(found.measures, OUTCOME_MEASURES, champion, candidate),
+        _measures_table(found.measures, rollout.start.plan.with_margin, champion, candidate),
     ]
     if found.money is not None:
         theirs, ours, low, high = (

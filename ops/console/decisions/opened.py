@@ -82,16 +82,17 @@ class OpenedIndex:
     def missing(self) -> list[Missing]:
         """Returns what keeps the index from being whole."""
         trouble = self._trouble
-        if trouble is None and self._sender is not None and self._sender.trouble and self._sender.is_index_away:
+        stuck = self._sender if self._sender is not None and self._sender.trouble else None
+        if trouble is None and stuck is not None and stuck.is_index_away:
             # No page has asked the database meanwhile.
-            trouble = self._sender.trouble_since_ms, self._sender.trouble
+            trouble = stuck.trouble_since_ms, stuck.trouble
         found = [] if trouble is None else [Missing("The index of decisions", *trouble)]
         state = self.state
         if state is not None and state.trouble:
             found.append(Missing("The topics of decisions", state.trouble_since_ms, state.trouble))
-        if self._sender is not None and self._sender.trouble and not self._sender.is_index_away:
+        if stuck is not None and not stuck.is_index_away:
             effect = "Verdicts are kept here, and sent later."
-            found.append(Missing("The topic of verdicts", self._sender.trouble_since_ms, self._sender.trouble, effect))
+            found.append(Missing("The topic of verdicts", stuck.trouble_since_ms, stuck.trouble, effect))
         return found
 
     def follow(self, stop: threading.Event) -> None:
