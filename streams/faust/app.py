@@ -33,10 +33,10 @@ from prometheus_client import CollectorRegistry
 from paywarden.schemas.errors import BrokerUnavailable
 from paywarden.streams.faust.consumer import KafkaTransport
 from paywarden.streams.faust.credentials import credentials
-from paywarden.streams.faust.gc_tuning import settle_collection
 from paywarden.streams.faust.logs import calm_logs
 from paywarden.streams.faust.supervised import Supervised, SupervisedThread
 from paywarden.streams.faust.web import HealthWeb
+from paywarden.streams.health.gc_tuning import settle_collection
 from paywarden.streams.health.process_end import TIDY_UP_S, ProcessEnd
 from paywarden.streams.kafka.client import MESSAGE_BYTES_MAX, KafkaSettings, broker_urls
 from paywarden.streams.profiles.settings import StreamSettings
@@ -86,6 +86,9 @@ class _BootStrategy(BootStrategy):
 
 class _NoTables(TableManager):
     """The app has no tables. Faust would give them a second to register before the app joins its consumer group."""
+
+    # As Faust's own services, which log warnings only (streams/faust/logs.py).
+    logger = logging.getLogger("faust.services")
 
     async def on_start(self) -> None:
         await self._update_channels()
