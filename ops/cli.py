@@ -238,7 +238,7 @@ def companion(source: Source) -> None:
     It copies profiles from the changelog to the mirror, and ships decisions from the outboxes to Kafka. The address of
     its health and metrics is the first line on stdout.
     """
-    from paywarden.streams.faust.gc_tuning import settle_collection
+    from paywarden.streams.health.gc_tuning import settle_collection
 
     with _ending("companion") as end:
         end.timeout_s = wiring.companion_stop_timeout_s(source)

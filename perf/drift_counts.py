@@ -45,7 +45,7 @@ from paywarden.streams.drift.settings import DriftSettings
 from paywarden.streams.drift.state import FIVE_MS, Adder, PartitionState, merged, read_heads
 from paywarden.streams.faust.app import StreamApp
 from paywarden.streams.faust.codec import AvroCodec
-from paywarden.streams.faust.gc_tuning import settle_collection
+from paywarden.streams.health.gc_tuning import settle_collection
 from paywarden.streams.kafka.admin import partitions_of
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.clients import KafkaClients

@@ -43,7 +43,7 @@ from paywarden.features.stores.aerospike.store import AerospikeSettings, Aerospi
 from paywarden.features.stores.base import ProfileStore
 from paywarden.features.stores.memory import MemoryStore
 from paywarden.schemas.avro import LocalSchemaIds
-from paywarden.streams.faust.gc_tuning import settle_collection
+from paywarden.streams.health.gc_tuning import settle_collection
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.topics import TopicSettings, create_topics

@@ -31,7 +31,7 @@ def rebuild(source: Source, from_beginning: bool, from_time: str | None, resume:
     `paywarden profile-sets drop` erases it. Profiles that `backfill` made from older history are not in the new set.
     """
     from paywarden.features.stores.profile_sets import ProfileSets, spoken
-    from paywarden.streams.faust.gc_tuning import settle_collection
+    from paywarden.streams.health.gc_tuning import settle_collection
     from paywarden.streams.kafka.topics import TopicSettings
     from paywarden.streams.maintenance.rebuild import Rebuild, RebuildOptions, RebuildParts
     from paywarden.streams.profiles.changelog import Changelog

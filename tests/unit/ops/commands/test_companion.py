@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from paywarden.ops import cli, wiring
-from paywarden.streams.faust import gc_tuning
+from paywarden.streams.health import gc_tuning
 
 
 def test_a_companion_sets_its_first_objects_aside_before_it_works(monkeypatch: pytest.MonkeyPatch) -> None:

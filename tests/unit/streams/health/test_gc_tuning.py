@@ -8,7 +8,7 @@ from tests.services.product.processes import ROOT
 # This runs in a process of its own, because objects that are set aside stay so.
 _PROGRAM = """
 import gc, weakref
-from paywarden.streams.faust.gc_tuning import settle_collection
+from paywarden.streams.health.gc_tuning import settle_collection
 
 class Node:
     pass
