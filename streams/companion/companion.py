@@ -413,7 +413,7 @@ class Companion:
         """Replace the consumer. What it has delivered and the mirror has not is read again."""
         self._stalls.clear()
         self._held = None
-        self._progress.begin_anew()
+        self._progress.begin_anew(self._now_ms())
         self._consumer.close()
         self._consumer = self._new_consumer()
 
@@ -457,7 +457,7 @@ class Companion:
         self._to_reach = {number: end for number, end in ends.items() if positions[number] < end}
         self._read_to = dict(positions)
         self._moves = None if self._shards is None else self._moves_of(self._shards)
-        self._progress.begin_anew()
+        self._progress.begin_anew(self._now_ms())
         self.health.follow(len(self._to_reach), self._mirror.complete_to_ms() or 0)
         self._follow(positions)
         return True

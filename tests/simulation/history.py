@@ -99,8 +99,8 @@ class History:
         if self.deleted_logs:
             world.run_until(lambda: False, 20.0)
             self._accept_source()
-        # Everything that is restarted has a chance to come up.
-        world.run_until(lambda: self.callers.open == 0 and self.pending == 0, 30.0)
+        # Everything that is restarted has a chance to come up, and a full outbox to be shipped.
+        world.run_until(lambda: not (self.callers.open or self.pending or self._unshipped()), 30.0)
         self._send_probes()
         world.run_until(lambda: not self.unsettled(), SETTLE_S)
         if self.files.stale:

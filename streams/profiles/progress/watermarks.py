@@ -156,7 +156,8 @@ class CopyProgress:
     """The companion's side: how complete a copy of the profiles is.
 
     Claims decide. Without any for `_CLAIMS_SILENT_MS`, the group's workers are of an earlier release, and the minimum
-    over all partitions of the changelog and all progress keys decides.
+    over all partitions of the changelog and all progress keys decides. A copy that begins has heard nothing yet, and
+    waits as long: progress says too much of a partition that a worker's client has silently lost.
     """
 
     def __init__(self, changelog_partitions: Iterable[int], keys: Iterable[bytes]) -> None:
@@ -164,17 +165,19 @@ class CopyProgress:
         self._seen: dict[bytes, dict[int, int]] = {key: dict.fromkeys(changelog_partitions, 0) for key in keys}
         # Claims whose ends are not reached yet, the oldest first.
         self._claims: deque[Claim] = deque()
-        self._claimed_ms = self._heard_claim_ms = 0
+        self._claimed_ms = 0
+        # Since when it waits for a claim.
+        self._silent_since_ms = 0
 
-    def begin_anew(self) -> None:
+    def begin_anew(self, now_ms: int) -> None:
         """Forget everything: the copy goes back to where it was written, and reads the records behind that again."""
         self._claims.clear()
-        self._claimed_ms = self._heard_claim_ms = 0
+        self._claimed_ms, self._silent_since_ms = 0, now_ms
         self._seen = {key: dict.fromkeys(seen, 0) for key, seen in self._seen.items()}
 
     def claimed(self, claim: Claim, now_ms: int) -> None:
         """Note a claim that was read at `now_ms`, and counts up to then: its worker's clock may be ahead."""
-        self._heard_claim_ms = now_ms
+        self._silent_since_ms = now_ms
         self._claims.append(replace(claim, complete_to_ms=min(claim.complete_to_ms, now_ms)))
         if len(self._claims) > _CLAIMS_MAX:
             # The copy is behind. If it kept only the newest ones, it would never reach one.
@@ -194,6 +197,6 @@ class CopyProgress:
                 while self._claims.popleft() is not claim:
                     pass
                 break
-        if now_ms - self._heard_claim_ms < _CLAIMS_SILENT_MS:
+        if now_ms - self._silent_since_ms < _CLAIMS_SILENT_MS:
             return self._claimed_ms
         return min((time_ms for seen in self._seen.values() for time_ms in seen.values()), default=0)

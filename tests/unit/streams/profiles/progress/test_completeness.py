@@ -320,5 +320,17 @@ def test_a_copy_that_begins_anew_forgets_what_it_has_read() -> None:
     copy, key = copy_with_key()
     copy.saw(0, key, 500)
     copy.claimed(Claim(900, {0: 5}), 20_000)
-    copy.begin_anew()
+    copy.begin_anew(20_000)
     assert copy.complete_to_ms({0: 5}, 20_000) == 0
+
+
+def test_a_copy_that_begins_anew_waits_for_a_claim_before_it_goes_by_progress() -> None:
+    """Progress says too much of a partition that a worker's client has silently lost; claims do not."""
+    copy, key = copy_with_key()
+    copy.claimed(Claim(900, {0: 5}), 20_000)
+    copy.begin_anew(21_000)
+    copy.saw(0, key, 20_500)
+    assert copy.complete_to_ms({0: 5}, 35_999) == 0
+    copy.claimed(Claim(950, {0: 5}), 25_000)
+    assert copy.complete_to_ms({0: 5}, 25_000) == 950
+    assert copy.complete_to_ms({0: 5}, 40_000) == 20_500
