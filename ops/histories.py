@@ -72,22 +72,32 @@ class HistoryAsked:
         return self.data is not None and _is_archive(Path(self.data))
 
 
+@dataclass(frozen=True)
+class DaysAsked:
+    """The days of a command, counted from 1970; None is no bound.
+
+    Topics and archives are read up to `last`, and from `first` less the warm-up or from `needed_from`, whichever is
+    earlier.
+    """
+
+    first: int | None
+    last: int | None
+    needed_from: int | None = None
+
+
 def read_asked(
     source: Source,
     asked: HistoryAsked,
     *,
     engine: FeatureEngine,
     rates: RateTable,
-    first_day: int | None,
-    last_day: int | None,
-    needed_from_day: int | None = None,
+    days: DaysAsked,
     open_files: Callable[[str, PaymentFields], History] | None = None,
     with_propensities: bool = False,
 ) -> History:
     """Returns the history. Prints on stderr which records of topics or an archive are not in it.
 
-    Topics and archives are read up to `last_day`, and from `first_day` less the warm-up or from `needed_from_day`,
-    whichever is earlier. Days are counted from 1970; None is no bound. `open_files` opens the two files if they are
+    `open_files` opens the two files if they are
     not to be read into memory. `with_propensities` also reads decisions of the topics or the archive, for the payments
     that exploration let through. Raises Misconfigured, BrokerUnavailable.
     """
@@ -100,9 +110,9 @@ def read_asked(
                 raise Misconfigured(f"{option} is for topics and archives, and {asked.data} is neither")
         return (open_files or read_history)(asked.data, engine.plan.fields)
     since_ms, until_ms = time_ms_option("--since", asked.since), time_ms_option("--until", asked.until)
-    days = _days(asked, engine, first_day, last_day, needed_from_day)
-    history = _of_rows(source, asked, engine.plan, rates, since_ms, until_ms, days)
-    return _with_propensities(source, asked, history, since_ms, until_ms, days) if with_propensities else history
+    times = _times(asked, engine, days)
+    history = _of_rows(source, asked, engine.plan, rates, since_ms, until_ms, times)
+    return _with_propensities(source, asked, history, since_ms, until_ms, times) if with_propensities else history
 
 
 def _of_rows(
@@ -173,13 +183,12 @@ def _extent(asked: HistoryAsked, payments: TopicRows) -> str:
 
 
 def _topic_rows(source: Source, plan: Plan, topic: str, since_ms: int | None, until_ms: int | None) -> TopicRows:
-    from paywarden.streams.kafka.topic_rows import read_topic
+    from paywarden.streams.kafka.topic_rows import RowBuilder, read_topic
 
     kafka, ids = wiring.kafka_settings(source), wiring.schema_ids(source)
     with scan_bar(topic) as bar:
-        return read_topic(
-            kafka, topic, ids, since_ms=since_ms, until_ms=until_ms, progress=bar, fields=plan.fields, key=plan.key
-        )
+        builder = RowBuilder(topic, ids, plan.fields, plan.key)
+        return read_topic(kafka, builder, since_ms=since_ms, until_ms=until_ms, progress=bar)
 
 
 def _is_archive(folder: Path) -> bool:
@@ -192,25 +201,19 @@ def _is_archive(folder: Path) -> bool:
     return has_folder
 
 
-def _days(
-    asked: HistoryAsked,
-    engine: FeatureEngine,
-    first_day: int | None,
-    last_day: int | None,
-    needed_from_day: int | None,
-) -> PaymentTimes:
+def _times(asked: HistoryAsked, engine: FeatureEngine, days: DaysAsked) -> PaymentTimes:
     from paywarden.models.metrics.evaluation import date_of_day
     from paywarden.streams.archive.topic_history import PaymentTimes
 
-    last_ms = None if last_day is None else (last_day + 1) * _DAY_MS - 1
-    if first_day is None:
+    last_ms = None if days.last is None else (days.last + 1) * _DAY_MS - 1
+    if days.first is None:
         if asked.warm_up_days is not None:
             raise Misconfigured("--warm-up-days needs a first day, as of --from")
         return PaymentTimes(None, last_ms)
     reach = -(-max(engine.plan.retention_ms) // _DAY_MS)
-    read_from = max(0, first_day - (reach if asked.warm_up_days is None else asked.warm_up_days))
-    if needed_from_day is not None:
-        read_from = min(read_from, needed_from_day)
+    read_from = max(0, days.first - (reach if asked.warm_up_days is None else asked.warm_up_days))
+    if days.needed_from is not None:
+        read_from = min(read_from, days.needed_from)
     click.echo(f"payments from {date_of_day(read_from)} on are read; features reach back {reach} days", err=True)
     return PaymentTimes(read_from * _DAY_MS, last_ms)
 

@@ -111,7 +111,6 @@ def decided(folder: Path, count: int) -> list[dict[str, Any]]:
         mirror=mirror,
         outbox=outbox,
         metrics=ScoringMetrics.declare(Registry(), flags=FLAGS, entities=PLAN.entity_names),
-        answered=None,
         origins=(Origin(manifest.digest, policy.digest), Origin("", policy.digest)),
     )
     decoder = RequestDecoder(PLAN, small_world.rates(), RequestLimits())

@@ -41,7 +41,7 @@ from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.engine import one_call, records
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.one_call import OneCall
-from paywarden.scoring.engine.scorer import PaymentScorer
+from paywarden.scoring.engine.scorer import PaymentScorer, ScorerOptions
 from paywarden.scoring.engine.vectors import ROWS_MAX
 from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.shared import Registry
@@ -229,7 +229,7 @@ def _times(world: World, count: int) -> dict[str, float]:
                 mirror=copies[pending is not None],
                 outbox=_Nowhere(),
                 metrics=ScoringMetrics.declare(registry, flags=flags_of(entities), entities=entities),
-                overlay=pending,
+                options=ScorerOptions(overlay=pending),
             )
             intake = RequestDecoder(engine.plan, load_rates(), RequestLimits())
             return _Scorer(made, intake, OneCall(made, intake))

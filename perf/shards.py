@@ -101,7 +101,9 @@ def measured(hosts: int, cards: int, rate: float) -> dict[str, float]:
     for copies in (1, COPIES):
         worst = {"one": 0.0, "two": 0.0}
         for at in range(SECONDS):
-            failed, not_held = _second(fleet, cards_of, rate, at, dead, second, copies, figures["copy_seconds"], random)
+            failed, not_held = _second(
+                fleet, cards_of, rate, at, (dead, second), copies, figures["copy_seconds"], random
+            )
             case = "two" if at >= SECOND_DIES_AT else "one"
             worst[case] = max(worst[case], not_held)
             if copies == COPIES and at in (0, DIES_AT, DIES_AT + 1, TAKEN_OUT_AT, SECOND_DIES_AT, SECONDS - 1):
@@ -146,13 +148,13 @@ def _second(
     cards_of: NDArray[np.int64],
     rate: float,
     at: int,
-    dead: int,
-    second: int,
+    lost: tuple[int, int],
     copies: int,
     copy_s: float,
     random: np.random.Generator,
 ) -> tuple[float, float]:
     """Returns the shares of a second's payments that failed, and that a host scored without their card's profiles."""
+    dead, second = lost
     payments = random.multinomial(int(rate), cards_of / cards_of.sum())
     away = {host for host, since in ((dead, DIES_AT), (second, SECOND_DIES_AT)) if at >= since}
     just_died = {host for host, since in ((dead, DIES_AT), (second, SECOND_DIES_AT)) if at == since}

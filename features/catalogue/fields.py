@@ -24,6 +24,7 @@ import keyword
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from paywarden.features import kernel
 from paywarden.features.catalogue.attributes import RESERVED_NAMES, Attribute, AttributeKind, declared_column
@@ -124,7 +125,7 @@ def integer(
     """Returns a field for a whole number from `least` to `most`. `unit` says what it counts, as in "days"."""
     _check_bounds(name, least, most)
     wanted = f"a whole number from {least} to {most}"
-    return _number(name, number, Form.INTEGER, wanted, required, personal, unit, least, most)
+    return _number(name, number, Form.INTEGER, wanted, _Range(unit, least, most), required, personal)
 
 
 def decimal(
@@ -147,19 +148,20 @@ def decimal(
     else:
         _check_bounds(name, least, most)
     wanted = f"a number from {least} to {most}"
-    return _number(name, number, Form.DECIMAL, wanted, required, personal, unit, least * scale, most * scale, decimals)
+    scaled = _Range(unit, least * scale, most * scale, decimals)
+    return _number(name, number, Form.DECIMAL, wanted, scaled, required, personal)
 
 
 def money(name: str, number: int, *, required: bool = False, personal: bool = False) -> Attribute:
     """Returns a field for an amount in minor units of the payment's currency. Features see the reference currency."""
     wanted = f"a whole number of minor units from 0 to {AMOUNT_MINOR_MAX}"
-    return _number(name, number, Form.MONEY, wanted, required, personal, "minor units", 0, AMOUNT_MINOR_MAX)
+    return _number(name, number, Form.MONEY, wanted, _Range("minor units", 0, AMOUNT_MINOR_MAX), required, personal)
 
 
 def time(name: str, number: int, *, required: bool = False, personal: bool = False) -> Attribute:
     """Returns a field for a moment, such as when an account was opened, in epoch milliseconds UTC."""
     wanted = "milliseconds since 1970 UTC"
-    return _number(name, number, Form.INSTANT, wanted, required, personal, "ms", TIME_MS_MIN, TIME_MS_END - 1)
+    return _number(name, number, Form.INSTANT, wanted, _Range("ms", TIME_MS_MIN, TIME_MS_END - 1), required, personal)
 
 
 def flag(name: str, number: int, *, required: bool = False, personal: bool = False) -> Attribute:
@@ -271,18 +273,15 @@ def _text(
     return _attribute(field, AttributeKind.COUNTRY if form is Form.COUNTRY else AttributeKind.TEXT)
 
 
-def _number(
-    name: str,
-    number: int,
-    form: Form,
-    wanted: str,
-    required: bool,
-    personal: bool,
-    unit: str,
-    least: int,
-    most: int,
-    decimals: int = 0,
-) -> Attribute:
+class _Range(NamedTuple):
+    unit: str
+    least: int
+    most: int
+    decimals: int = 0
+
+
+def _number(name: str, number: int, form: Form, wanted: str, kept: _Range, required: bool, personal: bool) -> Attribute:
+    unit = kept.unit
     if type(unit) is not str or not 0 < len(unit) <= _UNIT_MAX or not unit.isprintable():
         raise wrong(name, f"unit must say what the number counts, as in 'days', got {_told(unit)}")
     field = PaymentField(
@@ -290,10 +289,10 @@ def _number(
         form,
         wanted,
         required,
-        minimum=least,
-        maximum=most,
+        minimum=kept.least,
+        maximum=kept.most,
         number=number,
-        decimals=decimals,
+        decimals=kept.decimals,
         unit=unit,
         is_personal=personal,
         column_may_lack=not required,

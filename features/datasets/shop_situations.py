@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -70,6 +71,14 @@ _SECURE_USUALLY = (0.2, 0.6, 0.19, 0.01)
 _SECURE_TESTED = (0.9, 0.05, 0.0, 0.05)
 _SECURE_STOLEN = (0.35, 0.25, 0.1, 0.3)
 _DECLINED_USUALLY, _DECLINED_TESTED, _DECLINED_STOLEN = 0.02, 0.6, 0.15
+# The types of the columns of ShopPayments that hold whole numbers.
+_TYPES = (
+    {"time_ms": np.int64}
+    | dict.fromkeys(
+        ("card", "card_bin", "payer", "shop", "device", "network", "host", "items", "recipient", "mailbox"), np.int32
+    )
+    | dict.fromkeys(("product", "billing_country", "domain", "secure", "situation"), np.int8)
+)
 
 
 @dataclass(frozen=True)
@@ -433,58 +442,14 @@ def _compromise_shops(
     return replace(payments, log_odds=log_odds, situation=situation)
 
 
-def _payments(
-    *,
-    time_ms: AnyInts,
-    card: AnyInts,
-    card_bin: AnyInts,
-    payer: AnyInts,
-    is_guest: npt.NDArray[np.bool_],
-    shop: AnyInts,
-    device: AnyInts,
-    network: AnyInts,
-    host: AnyInts,
-    eur_cents: FloatArray,
-    product: AnyInts,
-    items: AnyInts | FloatArray,
-    is_gift: npt.NDArray[np.bool_],
-    billing_country: AnyInts,
-    recipient: AnyInts,
-    latitude: FloatArray,
-    longitude: FloatArray,
-    mailbox: AnyInts,
-    domain: AnyInts,
-    secure: AnyInts,
-    declined_share: FloatArray,
-    log_odds: FloatArray,
-) -> ShopPayments:
-    """Returns these columns in their types. Tickets and vouchers are delivered nowhere."""
-    nothing = np.isin(product, (TICKET, VOUCHER))
-    return ShopPayments(
-        time_ms=time_ms.astype(np.int64),
-        card=card.astype(np.int32),
-        card_bin=card_bin.astype(np.int32),
-        payer=payer.astype(np.int32),
-        is_guest=is_guest,
-        shop=shop.astype(np.int32),
-        device=device.astype(np.int32),
-        network=network.astype(np.int32),
-        host=host.astype(np.int32),
-        eur_cents=eur_cents,
-        product=product.astype(np.int8),
-        items=items.astype(np.int32),
-        is_gift=is_gift,
-        billing_country=billing_country.astype(np.int8),
-        recipient=np.where(nothing, NONE, recipient).astype(np.int32),
-        latitude=np.where(nothing, np.nan, latitude),
-        longitude=np.where(nothing, np.nan, longitude),
-        mailbox=mailbox.astype(np.int32),
-        domain=domain.astype(np.int8),
-        secure=secure.astype(np.int8),
-        declined_share=declined_share,
-        log_odds=log_odds,
-        situation=np.zeros(len(time_ms), dtype=np.int8),
-    )
+def _payments(**columns: npt.NDArray[Any]) -> ShopPayments:
+    """Returns the columns of ShopPayments but the situation, in their types. Tickets go nowhere, vouchers neither."""
+    nothing = np.isin(columns["product"], (TICKET, VOUCHER))
+    columns["recipient"] = np.where(nothing, NONE, columns["recipient"])
+    for name in ("latitude", "longitude"):
+        columns[name] = np.where(nothing, np.nan, columns[name])
+    columns["situation"] = np.zeros(len(nothing))
+    return ShopPayments(**{name: column.astype(_TYPES.get(name, column.dtype)) for name, column in columns.items()})
 
 
 def _products(rng: np.random.Generator, world: ShopWorld, shop: AnyInts) -> Int8s:

@@ -102,9 +102,18 @@ def convert_table(
         folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as room:
             work = Path(room.enter_context(TemporaryDirectory(dir=folder, prefix=".converting-")))
-            return _Conversion(files, converter, mapping, folder, work, limits, profile, progress, room).run()
+            place = _Place(folder, work, room)
+            return _Conversion(files, converter, mapping, place, limits, profile, progress).run()
     except OSError as error:
         raise Misconfigured(f"cannot write a history to {folder}: {error.strerror or error}") from error
+
+
+class _Place(NamedTuple):
+    """Where a history goes, a folder for the way there, and what is closed at the end."""
+
+    folder: Path
+    work: Path
+    room: ExitStack
 
 
 class _Made(NamedTuple):
@@ -120,13 +129,12 @@ class _Conversion:
         files: TableFiles,
         converter: TableConverter,
         mapping: TableMapping,
-        folder: Path,
-        work: Path,
+        place: _Place,
         limits: ConversionBounds,
         profile: TableProfile | None,
         progress: Callable[[int], object],
-        room: ExitStack,
     ) -> None:
+        folder, work, room = place
         self._files, self._converter, self._folder, self._limits = files, converter, folder, limits
         self._profile, self._progress = profile, progress
         self._report = ConversionReport()

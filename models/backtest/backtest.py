@@ -40,7 +40,7 @@ from paywarden.models.metrics.evaluation import (
 from paywarden.models.metrics.labels import GENUINE, LabelCounts
 from paywarden.models.training.candidates import TREES, CandidatePath, Parameters, Scores
 from paywarden.models.training.progress import TrainingProgress, no_progress
-from paywarden.models.training.table import training_table
+from paywarden.models.training.table import LabelRules, training_table
 from paywarden.schemas.errors import Misconfigured
 
 
@@ -188,8 +188,7 @@ def rows_of(
         days,
         engine=engine,
         rates=rates,
-        label_delay_days=label_delay_days,
-        unknown_labels=unknown_labels,
+        labels=LabelRules(label_delay_days, unknown_labels),
         progress=progress,
     )
     assert table.row is not None

@@ -77,53 +77,62 @@ class TrainingTable:
         return label
 
 
+@dataclass(frozen=True)
+class LabelRules:
+    """What counts as a payment's label."""
+
+    # The last outcome known so many days after the window's last day.
+    delay_days: int
+    # What a payment without an outcome is, as in the setting `unknown_labels` of [training].
+    unknown: str = GENUINE
+    # The largest weight that a propensity gives; 0 ignores propensities.
+    propensity_weight_max: float = 0.0
+
+
 def training_table(
     history: History,
     window: Days,
     *,
     engine: FeatureEngine,
     rates: RateTable,
-    label_delay_days: int,
-    unknown_labels: str = GENUINE,
-    propensity_weight_max: float = 0.0,
+    labels: LabelRules,
     staleness: Staleness | None = None,
     overlay: HistoryOverlay | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> TrainingTable:
     """Returns the rows of a window that have a label. Raises Misconfigured as `window_labels` does.
 
-    `propensity_weight_max`: the largest weight that a propensity gives; 0 ignores propensities.
     `staleness`: how far profiles lag behind; None for not at all. `overlay`: what scoring hosts see of what lags.
     """
-    labels = window_labels(history, window, label_delay_days, unknown_labels)
+    found = window_labels(history, window, labels.delay_days, labels.unknown)
     first, last = _rows_of(history, window)
-    vectors = np.empty((len(labels.row), engine.plan.feature_count), dtype=np.float32)
+    vectors = np.empty((len(found.row), engine.plan.feature_count), dtype=np.float32)
     filled = 0
     point_in_time = PointInTimeReplay(history, engine, rates, staleness=staleness, overlay=overlay)
     for chunk in point_in_time.chunks(first=first, last=last, progress=progress):
-        start, end = np.searchsorted(labels.row, (chunk.first, chunk.last)).tolist()
-        rows = labels.row[start:end] - chunk.first
+        start, end = np.searchsorted(found.row, (chunk.first, chunk.last)).tolist()
+        rows = found.row[start:end] - chunk.first
         vectors[filled : filled + len(rows)] = chunk.vectors if len(rows) == len(chunk.vectors) else chunk.vectors[rows]
         filled += len(rows)
-    known_by_ms = _known_by_ms(window, label_delay_days)
+    known_by_ms = _known_by_ms(window, labels.delay_days)
     weight = counts = None
-    if history.propensity is not None and propensity_weight_max:
-        propensity = history.propensity[labels.row]
-        counts = weight_counts(propensity, labels.label == 1, propensity_weight_max)
-        weight = inverse_weights(propensity, propensity_weight_max)
+    if history.propensity is not None and labels.propensity_weight_max:
+        propensity = history.propensity[found.row]
+        counts = weight_counts(propensity, found.label == 1, labels.propensity_weight_max)
+        weight = inverse_weights(propensity, labels.propensity_weight_max)
         # On average 1, so that the settings of growth mean the same.
         weight /= weight.mean()
     return TrainingTable(
         vectors,
-        labels.label,
-        day_of_time(history.event_time_ms[labels.row]),
-        _outcomes(history, labels.row, known_by_ms),
+        found.label,
+        day_of_time(history.event_time_ms[found.row]),
+        _outcomes(history, found.row, known_by_ms),
         TableSegments(
-            history.event_time_ms[labels.row],
-            tuple(history.texts(dimension, labels.row) for dimension in DIMENSIONS),
+            history.event_time_ms[found.row],
+            tuple(history.texts(dimension, found.row) for dimension in DIMENSIONS),
         ),
-        labels.row,
-        labels.counts,
+        found.row,
+        found.counts,
         fraud_delays(history, first, last, known_by_ms),
         weight,
         counts,

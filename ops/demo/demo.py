@@ -37,10 +37,10 @@ from paywarden.features.stores.lmdb import LmdbSettings, LmdbStore
 from paywarden.models.bundle.bundle import Manifest, load_bundle
 from paywarden.models.metrics.evaluation import Days, day_of_time
 from paywarden.models.training.settings import TrainingSettings
-from paywarden.models.training.table import training_table
+from paywarden.models.training.table import LabelRules, training_table
 from paywarden.models.training.training import train_bundle
 from paywarden.ops.demo.keep import DRIFT_SETTINGS, keep_running, stop_at_a_signal
-from paywarden.ops.demo.live import LIVE_PREFIX, DemoWorld, LiveSystem, run_live
+from paywarden.ops.demo.live import LIVE_PREFIX, DemoWorld, LiveLoad, LiveSystem, run_live
 from paywarden.ops.demo.verdict import in_words
 from paywarden.ops.loadgen.traffic import requests_of
 from paywarden.ops.progress import progress_bar
@@ -94,7 +94,7 @@ def run_demo(
             _say(console, line)
 
         if keep is None:
-            return run_live(world, folder, memory, rate=rate, seconds=seconds, console=console, say=say)
+            return run_live(world, folder, memory, load=LiveLoad(rate, seconds), console=console, say=say)
         announce = keep
 
         def afterwards(live: LiveSystem, summary: dict[str, Any]) -> None:
@@ -108,8 +108,7 @@ def run_demo(
             world,
             folder,
             memory,
-            rate=rate,
-            seconds=seconds,
+            load=LiveLoad(rate, seconds),
             console=console,
             say=say,
             drift=DRIFT_SETTINGS,
@@ -164,7 +163,7 @@ def _train(history: History, bundle: Path, engine: FeatureEngine) -> Manifest:
         window,
         engine=engine,
         rates=load_rates(),
-        label_delay_days=TRAINING.label_delay_days,
+        labels=LabelRules(TRAINING.label_delay_days),
         staleness=Staleness.read(TRAINING.profile_lag),
         overlay=HistoryOverlay(TRAINING.overlay_hosts),
     )

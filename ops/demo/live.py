@@ -126,13 +126,20 @@ class LiveSystem:
     config: Path
 
 
+@dataclass(frozen=True)
+class LiveLoad:
+    """How many payments a second are sent, and for how many seconds."""
+
+    rate: float
+    seconds: int
+
+
 def run_live(
     world: DemoWorld,
     folder: Path,
     memory: Path,
     *,
-    rate: float,
-    seconds: int,
+    load: LiveLoad,
     console: Console,
     say: Callable[[str], object],
     drift: str = "",
@@ -150,7 +157,7 @@ def run_live(
         text = LOCAL_CONFIG.format(
             bootstrap=broker.bootstrap, folder=folder, memory=memory, answered="payments_max = 1_000_000\n"
         )
-        payments_max = max(_PENDING_MIN, int(_PENDING_S * rate))
+        payments_max = max(_PENDING_MIN, int(_PENDING_S * load.rate))
         text += _MORE_CONFIG.format(memory=memory, payments_max=payments_max, marks_max=2 * payments_max) + drift
         if world.catalogue_file is not None:
             # JSON writes a text as TOML does.
@@ -159,9 +166,9 @@ def run_live(
         say("starting the stream, the companion and a scoring worker")
         with running_parts(config, folder) as parts:
             parts.wait_until_ready()
-            say(f"sending {rate:g} payments a second for {seconds} s to {parts.target}")
+            say(f"sending {load.rate:g} payments a second for {load.seconds} s to {parts.target}")
             kafka = KafkaSettings(bootstrap=broker.bootstrap)
-            summary = _send_live(world, kafka, parts, rate, seconds, console)
+            summary = _send_live(world, kafka, parts, load, console)
             if afterwards is not None:
                 afterwards(LiveSystem(world, kafka, parts, config), summary)
             return summary
@@ -181,7 +188,7 @@ class _Tally:
 
 
 def _send_live(
-    world: DemoWorld, kafka: KafkaSettings, parts: Parts, rate: float, seconds: int, console: Console
+    world: DemoWorld, kafka: KafkaSettings, parts: Parts, load: LiveLoad, console: Console
 ) -> dict[str, Any]:
     tally = _Tally()
     ids = LocalSchemaIds(fields=world.fields)
@@ -206,7 +213,7 @@ def _send_live(
     try:
         # The load ends when a process ends.
         bodies = takewhile(lambda _: parts.all_run(), stamped(iter(world.requests)))
-        report = run(parts.target, bodies, rate=rate, seconds=seconds, on_answer=on_answer)
+        report = run(parts.target, bodies, rate=load.rate, seconds=load.seconds, on_answer=on_answer)
         publisher.finish()
         sent, readings = _settled(tally, publisher, parts, report.sent)
     finally:

@@ -24,7 +24,7 @@ from paywarden.streams.drift.state import DriftCounting
 from paywarden.streams.faust.app import StreamApp
 from paywarden.streams.faust.codec import AvroCodec
 from paywarden.streams.faust.dead_letter_watch import add_dead_letter_watch
-from paywarden.streams.faust.partition_agent import AcquirePartition, Pace, PartitionAgent
+from paywarden.streams.faust.partition_agent import AcquirePartition, AgentSource, Pace, PartitionAgent
 from paywarden.streams.faust.source_watch import SourceWatch
 from paywarden.streams.kafka.admin import partitions_of
 from paywarden.streams.kafka.client import KafkaSettings
@@ -84,13 +84,11 @@ def add_agents(
     decisions = _add_decisions(app, kafka, ids, registry, takes_over_after_s, drift, sources, joining.taker(DECISIONS))
     labels = PartitionAgent(
         app,
-        kafka.topic("outcomes"),
-        name="outcomes",
+        AgentSource(kafka.topic("outcomes"), "outcomes", sources.bases["outcomes"]),
         codec=AvroCodec("outcomes", ids),
         takers=[joining.taker(OUTCOMES)],
         pace=Pace(settings.save_every_ms, settings.save_records, settings.unsaved_max, takes_over_after_s),
         metrics=metrics,
-        base=sources.bases["outcomes"],
     )
     labels.register()
     sources.follow("outcomes", labels.positions)
@@ -120,13 +118,11 @@ def _add_decisions(
     counting = DriftCounting(drift.store, drift.binnings, settings, metrics)
     agent = PartitionAgent(
         app,
-        kafka.topic("decisions"),
-        name="decisions",
+        AgentSource(kafka.topic("decisions"), "decisions", sources.bases["decisions"]),
         codec=AvroCodec("decisions", ids),
         takers=[counting.take_over, *more],
         pace=Pace(settings.save_every_ms, settings.save_decisions, settings.unsaved_max, takes_over_after_s),
         metrics=metrics,
-        base=sources.bases["decisions"],
     )
     agent.register()
     sources.follow("decisions", agent.positions)

@@ -57,18 +57,15 @@ def companion(
 
     kafka = stores.kafka_settings(source)
     settings = source.section("companion", CompanionSettings)
-    files = HostFiles(
-        mirror=source.section("mirror", MirrorSettings),
-        outbox=source.section("outbox", OutboxSettings),
-        outbox_keep_s=source.section("answered", DecisionCacheSettings).keep_s,
-    )
+    mirror = source.section("mirror", MirrorSettings)
+    outbox = source.section("outbox", OutboxSettings)
     overlay = source.section("overlay", OverlaySettings)
     open_marks = None
     registry = metrics_registry()
     exchange: AbstractContextManager[object] = nullcontext()
     if overlay.enabled:
         plan = compile_plan(stores.catalogue(source), stores.identity_key(source))
-        open_marks = partial(OverlayMarks, overlay, plan, files.mirror.path)
+        open_marks = partial(OverlayMarks, overlay, plan, mirror.path)
         if overlay.exchange:
             exchange = _overlay_exchange(overlay, plan, registry)
     require_broker(kafka)
@@ -77,13 +74,17 @@ def companion(
     built = Companion(
         clients=clients or KafkaClients.of(kafka),
         settings=settings,
-        files=files,
+        files=HostFiles(
+            mirror=mirror,
+            outbox=outbox,
+            outbox_keep_s=source.section("answered", DecisionCacheSettings).keep_s,
+            identity_digest=stores.identity_key(source).digest,
+            open_marks=open_marks,
+            shards=host_shards(source),
+        ),
         ids=ids,
         entities=stores.entity_names(source),
         fill=fill or fill_source(source, registry),
-        identity_digest=stores.identity_key(source).digest,
-        open_marks=open_marks,
-        shards=host_shards(source),
         registry=registry,
     )
     registry.register(RolloutCollector(read_rollouts(source)))

@@ -187,6 +187,7 @@ class ChallengerFiles:
 
     def _of_own_mirror(self, release: Release) -> MirrorChallenger:
         from paywarden.scoring.engine.mirror_challenger import MirrorChallenger
+        from paywarden.scoring.requests.decoder import RequestDecoder
         from paywarden.scoring.requests.validation import RequestLimits
         from paywarden.scoring.state.mirror import MirrorSettings
 
@@ -200,8 +201,9 @@ class ChallengerFiles:
             release.policy.policy,
             engine=self._engine,
             mirror=self._source.section("mirror", MirrorSettings),
-            rates=stores.rate_table(self._source),
-            limits=self._source.section("limits", RequestLimits),
+            decoder=RequestDecoder(
+                self._engine.plan, stores.rate_table(self._source), self._source.section("limits", RequestLimits)
+            ),
         )
         return self._open
 
@@ -238,7 +240,7 @@ def shadow_tables(
     """
     from paywarden.ops.progress import scan_bar
     from paywarden.streams.archive.files import read_archive, topic_folder
-    from paywarden.streams.kafka.topic_rows import OFFSET, read_topic, rows_schema
+    from paywarden.streams.kafka.topic_rows import OFFSET, RowBuilder, read_topic, rows_schema
     from paywarden.streams.shadow import report
 
     def read(topic: str, columns: Sequence[str], until_ms: int | None) -> pa.Table:
@@ -249,7 +251,8 @@ def shadow_tables(
             return read_archive(archive, topic, schema, since_ms=since_ms, until_ms=until_ms).table
         kafka, ids = stores.kafka_settings(source), stores.schema_ids(source)
         with scan_bar(topic) as bar:
-            rows = read_topic(kafka, topic, ids, since_ms=since_ms, until_ms=until_ms, progress=bar, columns=columns)
+            builder = RowBuilder(topic, ids, columns=columns)
+            rows = read_topic(kafka, builder, since_ms=since_ms, until_ms=until_ms, progress=bar)
         return rows.table
 
     return (

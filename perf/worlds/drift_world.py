@@ -27,7 +27,7 @@ from paywarden.models.bundle.bundle import Bundle, load_bundle
 from paywarden.models.drift.binning import DIMENSIONS
 from paywarden.models.metrics.evaluation import DAY_MS, Days
 from paywarden.models.training.settings import TrainingSettings
-from paywarden.models.training.table import training_table
+from paywarden.models.training.table import LabelRules, training_table
 from paywarden.models.training.training import train_bundle
 
 HOUR_MS = 3_600_000
@@ -117,7 +117,7 @@ def world_of(history: History, folder: Path, *, training_days: int, seed: int = 
         genuine_sample_share=0.25,
     )
     table = training_table(
-        history, window, engine=engine, rates=load_rates(), label_delay_days=settings.label_delay_days
+        history, window, engine=engine, rates=load_rates(), labels=LabelRules(settings.label_delay_days)
     )
     _stop_ageing(engine, table.vectors)
     train_bundle(table, window, folder, engine=engine, settings=settings)

@@ -34,7 +34,7 @@ from paywarden.features.profiles.money import load_rates
 from paywarden.models.bundle.bundle import build_native
 from paywarden.models.metrics.evaluation import DAY_MS, Days
 from paywarden.models.training.settings import TrainingSettings
-from paywarden.models.training.table import TrainingTable, training_table
+from paywarden.models.training.table import LabelRules, TrainingTable, training_table
 from paywarden.models.training.training import train_bundle
 from paywarden.ops.loadgen.traffic import requests_of
 from paywarden.ops.times import now_ms
@@ -201,7 +201,7 @@ def bundle_of(engine: FeatureEngine, size: WorldSize) -> Path:
     first = DEFAULT_START_MS // DAY_MS + _WARM_DAYS
     window = Days(first, first + size.training_days - 1)
     table = training_table(
-        history, window, engine=engine, rates=load_rates(), label_delay_days=training.label_delay_days
+        history, window, engine=engine, rates=load_rates(), labels=LabelRules(training.label_delay_days)
     )
     folder.mkdir(parents=True, exist_ok=True)
     train_bundle(table, window, folder / "bundle", engine=engine, settings=training)

@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Sequence
 
 from paywarden.features.profiles.engine import FeatureEngine
-from paywarden.features.profiles.money import RateTable
 from paywarden.models.bundle.bundle import Bundle
 from paywarden.models.policy.policy import MIRROR_ABSENT, MODEL_ABSENT, Policy, flags_of
 from paywarden.models.rollout.shadow import ShadowRecord, ShadowSide
@@ -32,7 +31,6 @@ from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.shared import Registry
 from paywarden.scoring.metrics.worker import ScoringMetrics
 from paywarden.scoring.requests.decoder import RequestDecoder
-from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state.mirror import MirrorSettings
 
 LATE_MS = 1000
@@ -74,8 +72,7 @@ class MirrorChallenger:
         *,
         engine: FeatureEngine,
         mirror: MirrorSettings,
-        rates: RateTable,
-        limits: RequestLimits,
+        decoder: RequestDecoder,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -86,7 +83,7 @@ class MirrorChallenger:
             raise Misconfigured(f"challenger {name}: its catalogue declares fields that no decision holds: {names}")
         self.name = name
         self._policy_digest, self._bundle_digest = policy.digest, bundle.manifest.digest
-        self._decoder, self._kept = RequestDecoder(plan, rates, limits), _Kept()
+        self._decoder, self._kept = decoder, _Kept()
         self._scorer = PaymentScorer(
             engine=engine,
             models=ModelChain((bundle,), metrics=ModelMetrics.declare(Registry())),

@@ -84,6 +84,18 @@ def joined(parts: Iterable[Written]) -> Written:
     return whole
 
 
+class RequestTexts(NamedTuple):
+    """What a record keeps of the requests of a chunk. Texts are in UTF-8."""
+
+    bodies: Sequence[bytes]
+    ids: Sequence[bytes]
+    callers: Sequence[bytes]
+    arrivals: Sequence[float] = ()
+    """When each request arrived, in seconds of one clock. Without arrivals the records have no latency."""
+    traces: Sequence[bytes] = ()
+    """The trace of each (trace_context.py of requests), empty where it has none; no items if none has."""
+
+
 class RecordWriter:
     """Writes the decisions about chunks. Not thread-safe."""
 
@@ -183,23 +195,18 @@ class RecordWriter:
 
     def write(
         self,
-        bodies: Sequence[bytes],
-        ids: Sequence[bytes],
-        callers: Sequence[bytes],
+        requests: RequestTexts,
         scores: Sequence[float | None],
         tail_numbers: Sequence[int],
         profile_age_ms: int | None,
         decided_time_ms: int,
-        arrivals: Sequence[float] = (),
         decided_s: float = math.nan,
-        traces: Sequence[bytes] = (),
     ) -> Written:
-        """Write the decisions about at most `rows_max` payments. Texts are in UTF-8; times are epoch milliseconds.
+        """Write the decisions about at most `rows_max` payments. Times are epoch milliseconds.
 
-        `arrivals`: when each request arrived, and `decided_s` when it was decided, in seconds of one clock. Without
-        arrivals the records have no latency. `traces`: the trace of each request (trace_context.py of requests),
-        empty where it has none; no items if none has.
+        `decided_s`: when they were decided, by the clock of their arrivals.
         """
+        bodies, ids, arrivals = requests.bodies, requests.ids, requests.arrivals
         count = len(bodies)
         body_bytes, id_bytes = b"".join(bodies), b"".join(ids)
         # The outbox's reader would take a larger record for damage.
@@ -214,7 +221,7 @@ class RecordWriter:
         self._doubles[count].pack_into(views["scores"], 0, *numbers)
         if not arrivals:
             decided_s = math.nan
-        self.put_callers(count, arrivals, callers, traces)
+        self.put_callers(count, arrivals, requests.callers, requests.traces)
         self.make_room(count, len(body_bytes) + len(id_bytes))
         age_ms = -1 if profile_age_ms is None else profile_age_ms
         size = loop.write_records(
@@ -302,4 +309,4 @@ def warm_up() -> None:
     """Load or compile the loop, so that no payment waits for it."""
     writer = RecordWriter(np.zeros((1, 1), dtype=np.float32), "", "")
     writer.keep_tail(b"")
-    writer.write([b"a"], [b"b"], [b"c"], [0.5], [0], None, 1)
+    writer.write(RequestTexts([b"a"], [b"b"], [b"c"]), [0.5], [0], None, 1)

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -43,7 +43,7 @@ from paywarden.scoring.engine.arms import Split
 from paywarden.scoring.engine.batching.batch_claims import known_answer, whole_batches
 from paywarden.scoring.engine.batching.batcher import Refusal, refusal_of, units_of
 from paywarden.scoring.engine.model_chain import ModelChain, Scored
-from paywarden.scoring.engine.records import Origin, Written, joined, tail
+from paywarden.scoring.engine.records import Origin, RequestTexts, Written, joined, tail
 from paywarden.scoring.engine.served import Served
 from paywarden.scoring.engine.vectors import ROWS_MAX, Vectors
 from paywarden.scoring.idempotency.decision_cache import Claim, DecisionCache, Repeat
@@ -70,6 +70,24 @@ class Outbox(Protocol):
         """Returns why no decision can be recorded now; empty if one can. Asks no disk."""
 
 
+@dataclass(frozen=True)
+class ScorerOptions:
+    """What a scorer can do without."""
+
+    # The decision cache. Without it a repeated payment is decided anew.
+    answered: DecisionCache | None = None
+    stages: StageTimes | None = None
+    # Approves a small random share of what would be declined; None: nothing.
+    exploration: Exploration | None = None
+    # Without it, payments see what the mirror has. It must have room for ROWS_MAX payments.
+    overlay: Overlay | None = None
+    # Without it, the mirror is taken to hold every card.
+    held_cards: HeldCards | None = None
+
+
+NO_OPTIONS = ScorerOptions()
+
+
 class PaymentScorer:
     """Scores payments. A process has one; it is not thread-safe. See the module for the steps."""
 
@@ -82,29 +100,19 @@ class PaymentScorer:
         mirror: MirrorSettings,
         outbox: Outbox,
         metrics: ScoringMetrics,
-        answered: DecisionCache | None = None,
-        stages: StageTimes | None = None,
         origins: Sequence[Origin] = (),
-        exploration: Exploration | None = None,
-        overlay: Overlay | None = None,
-        held_cards: HeldCards | None = None,
+        options: ScorerOptions = NO_OPTIONS,
     ) -> None:
-        """Without `answered` (the decision cache), a repeated payment is decided anew.
-
-        Without `overlay`, payments see what the mirror has. It must have room for ROWS_MAX payments.
-        Without `held_cards` the mirror is taken to hold every card.
-
-        `origins`: what each record says about what decided; see `served`. Empty: records say nothing of it.
-        `exploration`: approves a small random share of what would be declined; None: nothing.
-        """
+        """`origins`: what each record says about what decided; see `served`. Empty: records say nothing of it."""
         plan = engine.plan
-        self._stages = stages or StageTimes(Registry())
+        answered, overlay, held_cards = options.answered, options.overlay, options.held_cards
+        self._stages = options.stages or StageTimes(Registry())
         # One object for all payments; each payment overwrites it.
         self._facts = Facts(ScoreRequest(), 0, np.zeros(0, dtype=np.float32), None, ())
         self._answered = answered
         self._engine, self._outbox, self._metrics = engine, outbox, metrics
         self._profile_set = ""
-        self._exploration, self._overlay, self._holds_every_card = exploration, overlay, held_cards is None
+        self._exploration, self._overlay, self._holds_every_card = options.exploration, overlay, held_cards is None
         # In a rollout: what decides about the candidate's share of the cards.
         self._candidate: Served | None = None
         self._split: Split | None = None
@@ -389,10 +397,9 @@ class PaymentScorer:
                 (*payment_flags, *model_flags) for payment_flags, model_flags in zip(flags, scored.flags, strict=True)
             ]
         tails, others = self._tails(serving, payments, scored, flags, now_ms)
-        written = serving.writer.write(
-            payments.bodies, payments.ids, payments.callers, scored.scores, tails, profile_age_ms, now_ms,
-            payments.arrivals, time.perf_counter() - others_s, payments.traces,
-        )  # fmt: skip
+        texts = RequestTexts(payments.bodies, payments.ids, payments.callers, payments.arrivals, payments.traces)
+        decided_s = time.perf_counter() - others_s
+        written = serving.writer.write(texts, scored.scores, tails, profile_age_ms, now_ms, decided_s)
         if stages.is_timed:
             stages.lap("decide", count)
         return _Made(written, scored, flags, others)

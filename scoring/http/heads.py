@@ -86,36 +86,26 @@ class HeadFields:
     headers: dict[bytes, bytes] = field(default_factory=dict)
 
 
+@dataclass(slots=True, eq=False)
 class RequestHead:
     """What a head means. `form` is JSON for a request without a body. `caller` is the name of its token's caller."""
 
-    __slots__ = (
-        *("caller", "closes", "content_length", "deadline_s", "form"),
-        *("is_head", "is_usual", "refusal", "route", "says_keep_alive", "trace"),
-    )
+    route: Route | None
+    form: Format = JSON
+    refusal: HttpRefusal | None = None
+    content_length: int = 0
+    deadline_s: float = 0.0
+    closes: bool = False
+    is_head: bool = False
+    says_keep_alive: bool = False
+    caller: bytes = b""
+    trace: bytes = b""
+    """The value of `traceparent` in the request that was parsed. A cached head stands for others, too."""
+    is_usual: bool = False
+    """Whether the fast path takes requests with this head. Set when the head is learned."""
 
-    def __init__(
-        self,
-        route: Route | None,
-        *,
-        form: Format = JSON,
-        refusal: HttpRefusal | None = None,
-        content_length: int = 0,
-        deadline_s: float = 0.0,
-        closes: bool = False,
-        is_head: bool = False,
-        says_keep_alive: bool = False,
-        caller: bytes = b"",
-        trace: bytes = b"",
-    ) -> None:
-        """`trace`: the value of `traceparent` in the request that was parsed. A cached head stands for others, too."""
-        self.trace = trace
-        self.route, self.form, self.refusal, self.caller = route, form, refusal, caller
-        self.content_length, self.deadline_s = content_length, deadline_s
-        self.closes = closes or (refusal is not None and refusal.closes)
-        self.is_head, self.says_keep_alive = is_head, says_keep_alive
-        self.is_usual = False
-        """Whether the fast path takes requests with this head. Set when the head is learned."""
+    def __post_init__(self) -> None:
+        self.closes = self.closes or (self.refusal is not None and self.refusal.closes)
 
     def refused(self, refusal: HttpRefusal) -> RequestHead:
         """Returns the same head with a refusal."""

@@ -132,6 +132,15 @@ def _state_of(value: Any) -> _State:
     return inode, size, content_ns, inode_ns
 
 
+class HostProcesses(NamedTuple):
+    """How the deployer reaches other processes of its host."""
+
+    fork: Callable[[Callable[[], int]], int]
+    """Runs a function in a child, with its result as the exit code. Returns the child's id."""
+    tell: Callable[[], object]
+    """Lets the workers look at their orders."""
+
+
 class Deployer:
     """Turns what should be served into orders for the workers. Use it in the supervisor's loop."""
 
@@ -143,18 +152,17 @@ class Deployer:
         *,
         catalogue: str,
         failures: Counter,
-        fork: Callable[[Callable[[], int]], int],
-        tell: Callable[[], object],
+        processes: HostProcesses,
         check_timeout_s: float = _CHECK_TIMEOUT_S,
         spare_s: float = SPARE_S,
     ) -> None:
         """`initial_key`: the release that the workers are forked with. `catalogue`: the digest of the host's.
 
-        `fork` runs a function in a child, with its result as the exit code. `tell` lets the workers look at their
-        orders. Raises Misconfigured if `runtime` cannot be used.
+        Raises Misconfigured if `runtime` cannot be used.
         """
         self._source, self._runtime, self._ready = source, runtime, runtime / READY
-        self._catalogue, self._failures, self._fork, self._tell = catalogue, failures, fork, tell
+        self._catalogue, self._failures = catalogue, failures
+        self._fork, self._tell = processes.fork, processes.tell
         self._timeout_s, self._spare_s = check_timeout_s, spare_s
         self._path = orders_path(runtime, os.getpid())
         self._orders = Orders(0, initial_key)

@@ -41,7 +41,7 @@ from paywarden.scoring.requests import fast_requests
 from paywarden.scoring.server import hang_ups
 from paywarden.scoring.server.admin import ADMIN_NAME, admin_main
 from paywarden.scoring.server.context import Endpoints, ServerContext, open_endpoints
-from paywarden.scoring.server.deployer import Deployer
+from paywarden.scoring.server.deployer import Deployer, HostProcesses
 from paywarden.scoring.server.descriptors import secure_descriptors
 from paywarden.scoring.server.heartbeat import LOOK_S, HangDetector, Heartbeats
 from paywarden.scoring.server.take_over import Desk, close_taken, control_pairs, name_after, take_over
@@ -234,8 +234,7 @@ def _deployer(host: ServerContext, supervisor: Supervisor, metrics: SupervisorMe
             host.release.key,
             catalogue=host.catalogue_digest,
             failures=metrics.swap_failures,
-            fork=supervisor.fork_apart,
-            tell=lambda: supervisor.signal_all(signal.SIGHUP),
+            processes=HostProcesses(supervisor.fork_apart, lambda: supervisor.signal_all(signal.SIGHUP)),
         )
     except Misconfigured as error:
         _log.warning("bundle and policy cannot be changed without a restart: %s", error)

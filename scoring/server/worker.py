@@ -32,7 +32,7 @@ from paywarden.schemas.errors import PaywardenError
 from paywarden.scoring.engine.batching.batcher import MicroBatcher
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.one_call import OneCall
-from paywarden.scoring.engine.scorer import PaymentScorer
+from paywarden.scoring.engine.scorer import PaymentScorer, ScorerOptions
 from paywarden.scoring.engine.vectors import ROWS_MAX
 from paywarden.scoring.grpc.front import GrpcServer
 from paywarden.scoring.grpc.metrics import GrpcMetrics
@@ -128,12 +128,14 @@ async def _work(
         mirror=host.mirror,
         outbox=outbox,
         metrics=scoring_metrics,
-        answered=table,
-        stages=stages,
         origins=host.release.origins,
-        exploration=None if host.exploration is None else host.exploration.open(),
-        overlay=overlay,
-        held_cards=held_cards,
+        options=ScorerOptions(
+            answered=table,
+            stages=stages,
+            exploration=None if host.exploration is None else host.exploration.open(),
+            overlay=overlay,
+            held_cards=held_cards,
+        ),
     )
     info = ReleaseInfo(host.metrics_directory, name)
     switch = ReleaseSwitch(scorer, host, parent, models=model_metrics, metrics=swap_metrics, info=info)

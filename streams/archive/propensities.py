@@ -31,7 +31,15 @@ from paywarden.schemas.avro import SchemaIds
 from paywarden.streams.archive.files import read_archive, topic_folder
 from paywarden.streams.kafka.admin import topics_of
 from paywarden.streams.kafka.client import KafkaSettings
-from paywarden.streams.kafka.topic_rows import OFFSET, PARTITION, TIMESTAMP, TopicRows, read_topic, rows_schema
+from paywarden.streams.kafka.topic_rows import (
+    OFFSET,
+    PARTITION,
+    TIMESTAMP,
+    RowBuilder,
+    TopicRows,
+    read_topic,
+    rows_schema,
+)
 
 COLUMNS = ("decided_time_ms", "payment_id", "action", "reasons", "propensity", PARTITION, OFFSET, TIMESTAMP)
 """The columns of decisions that are read."""
@@ -69,12 +77,10 @@ def topic_decisions(
         return None
     return read_topic(
         kafka,
-        "decisions",
-        ids,
+        RowBuilder("decisions", ids, columns=COLUMNS),
         since_ms=None if since_ms is None else since_ms - _APART_MS,
         until_ms=None if until_ms is None else until_ms + _APART_MS,
         progress=progress,
-        columns=COLUMNS,
     )
 
 

@@ -136,6 +136,12 @@ class HostFiles:
     outbox: OutboxSettings
     # How long the outbox keeps a decision after it is shipped.
     outbox_keep_s: float = 0.0
+    # The digest of the key of identities; empty claims no mirror.
+    identity_digest: str = ""
+    # Opens the overlay's marks beside the mirror; None where there is no overlay.
+    open_marks: Callable[[], OverlayMarks] | None = None
+    # Which cards the mirror holds; None: all.
+    shards: HostShards | None = None
 
 
 @dataclass(frozen=True)
@@ -162,19 +168,11 @@ class Companion:
         ids: SchemaIds,
         entities: tuple[str, ...],
         fill: FillSource,
-        identity_digest: str = "",
-        open_marks: Callable[[], OverlayMarks] | None = None,
-        shards: HostShards | None = None,
         registry: CollectorRegistry | None = None,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
-        """`registry` gets the metrics. `identity_digest` is that of the key of identities; empty claims no mirror.
-
-        `open_marks` opens the overlay's marks beside the mirror; None where there is no overlay. `shards`: which cards
-        the mirror holds; None: all.
-
-        Raises Misconfigured, BrokerUnavailable.
-        """
+        """`registry` gets the metrics. Raises Misconfigured, BrokerUnavailable."""
+        shards = files.shards
         self._settings, self._entities, self._now_ms = settings, entities, now_ms
         self.health = CompanionHealth(settings.mirror_age_ms_max, now_ms=now_ms)
         objectives_ms = freshness_objectives_ms(settings, entities)
@@ -184,9 +182,9 @@ class Companion:
         self._topic = clients.topic("profiles")
         self._partitions = clients.partitions("profiles")
         self._mirror_settings = files.mirror
-        self._identity_digest = identity_digest
+        self._identity_digest = files.identity_digest
         self._open_mirror: MirrorWriter | None = None
-        self._open_marks = open_marks
+        self._open_marks = files.open_marks
         self._marks: OverlayMarks | None = None
         self._shards = shards
         self._moves: ShardMoves | None = None

@@ -177,26 +177,33 @@ class _Partition:
             work.skip(offset)
 
 
+class AgentSource(NamedTuple):
+    """The topic that an agent reads, with its name on the cluster and in ours."""
+
+    topic: str
+    name: str
+    base: int = 0
+    """Added to offsets before they are stored (streams/kafka/source_register.py)."""
+
+
 class PartitionAgent:
     """See the module's docstring. Made before the app starts, used in its event loop."""
 
     def __init__(
         self,
         app: StreamApp,
-        topic: str,
+        source: AgentSource,
         *,
-        name: str,
         codec: AvroCodec,
         takers: Sequence[AcquirePartition],
         pace: Pace,
         metrics: AgentMetrics,
-        base: int = 0,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
-        """`base` is added to offsets before they are stored (streams/kafka/source_register.py)."""
-        self._app, self._topic, self._name, self._codec = app, topic, name, codec
+        self._app, self._codec = app, codec
+        self._topic, self._name, self._base = source
         self._takers, self._pace, self._metrics = takers, pace, metrics
-        self._now_ms, self._base = now_ms, base
+        self._now_ms = now_ms
         self._partitions: dict[int, _Partition] = {}
         self._sights: dict[int, _CaughtUpMark] = {}
         # Partitions of which records came before they were taken over.

@@ -120,6 +120,7 @@ class RowBuilder:
 
         `columns` are the only ones that rows have; None for all.
         """
+        self.topic = topic
         self._schema, self._decoder = rows_schema(topic, fields, columns), Decoder(topic, ids)
         self._fields, self._key = fields, key
         self._hashed = hashed_fields(fields) if topic == "payments" else {}
@@ -239,25 +240,18 @@ class KafkaTopic:
 
 def read_topic(
     kafka: KafkaSettings,
-    topic: str,
-    ids: SchemaIds,
+    builder: RowBuilder,
     *,
     since_ms: int | None,
     until_ms: int | None,
     progress: Callable[[int, int], object] = lambda _count, _total: None,
-    fields: PaymentFields = TABLE_ALONE,
-    key: IdentityKey = LAPTOP_KEY,
-    columns: Sequence[str] | None = None,
 ) -> TopicRows:
-    """Returns the records that reached a topic in a range of Kafka's own times, up to the present end of the topic.
-
-    `fields` are those of a payment, and `key` makes the hashes of e-mail addresses. `columns`: see RowBuilder.
+    """Returns the records that reached the builder's topic in a range of Kafka's own times, up to its present end.
 
     The rows come partition by partition, each in the order of offsets. `progress` gets the number of records read and
     of all records. Raises BrokerUnavailable, Misconfigured, TemporaryFailure.
     """
-    builder = RowBuilder(topic, ids, fields, key, columns)
-    with closing(KafkaTopic(kafka, topic)) as source:
+    with closing(KafkaTopic(kafka, builder.topic)) as source:
         ranges = source.ranges(since_ms, until_ms)
         total = sum(map(len, ranges.values()))
         for partition, offsets in sorted(ranges.items()):

@@ -23,7 +23,7 @@ from rich.console import Console
 from paywarden.features.stores.lmdb import LmdbSettings, LmdbStore
 from paywarden.ops.demo import live as demo_live
 from paywarden.ops.demo import processes as demo_processes
-from paywarden.ops.demo.live import LIVE_PREFIX, DemoWorld, run_live
+from paywarden.ops.demo.live import LIVE_PREFIX, DemoWorld, LiveLoad, run_live
 from paywarden.ops.demo.verdict import MetricsReading, Sent, unfinished
 from paywarden.ops.loadgen.traffic import requests_of
 from paywarden.schemas.errors import TemporaryFailure
@@ -63,7 +63,7 @@ def demonstrate(past: Path, folder: Path, *, when_sending: Callable[[], object] 
     (folder / "memory").mkdir()
     console = Console(stderr=True)
     arguments = world(), folder / "demo", folder / "memory"
-    return run_live(*arguments, rate=RATE, seconds=SECONDS, console=console, say=say)
+    return run_live(*arguments, load=LiveLoad(RATE, SECONDS), console=console, say=say)
 
 
 @pytest.fixture

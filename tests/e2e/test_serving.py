@@ -22,7 +22,7 @@ from paywarden.features.profiles.money import load_rates
 from paywarden.features.stores.lmdb import LmdbSettings, LmdbStore
 from paywarden.models.metrics.evaluation import Days
 from paywarden.models.training.settings import TrainingSettings
-from paywarden.models.training.table import training_table
+from paywarden.models.training.table import LabelRules, training_table
 from paywarden.models.training.training import train_bundle
 from paywarden.ops.loadgen.traffic import requests_of
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
@@ -58,7 +58,7 @@ class World:
         history = history_of_tables(*past)
         first_day = DEFAULT_START_MS // DAY_MS
         window = Days(first_day + 7, first_day + HISTORY_DAYS - 8)
-        table = training_table(history, window, engine=engine, rates=rates, label_delay_days=7)
+        table = training_table(history, window, engine=engine, rates=rates, labels=LabelRules(7))
         settings = TrainingSettings(trees=30, early_stopping_rounds=0, threads=1)
         train_bundle(table, window, self.bundle, engine=engine, settings=settings)
         store = LmdbStore.from_settings(LmdbSettings(path=str(self.store)))

@@ -18,7 +18,7 @@ import pytest
 from paywarden.features.catalogue.loading import load_catalogue
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.models.bundle.bundle import read_manifest
-from paywarden.models.training.table import training_table
+from paywarden.models.training.table import LabelRules, training_table
 from paywarden.models.training.training import train_bundle
 from paywarden.ops.wiring.shadow import shadow_tables
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
@@ -54,7 +54,7 @@ def wide_bundle(catalogue: Path) -> Path:
             days,
             engine=engine,
             rates=small_world.rates(),
-            label_delay_days=small_world.LABEL_DELAY_DAYS,
+            labels=LabelRules(small_world.LABEL_DELAY_DAYS),
         )
         train_bundle(rows, days, folder, engine=engine, settings=small_world.SETTINGS)
 

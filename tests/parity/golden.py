@@ -27,7 +27,7 @@ from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.schemas.payment_fields import TimeBounds
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
-from paywarden.scoring.engine.records import RecordWriter, tail
+from paywarden.scoring.engine.records import RecordWriter, RequestTexts, tail
 from paywarden.scoring.idempotency import claim_table as claims
 from paywarden.scoring.requests.fast_requests import ROWS_MAX, FastRequests
 from paywarden.scoring.requests.validation import RequestLimits
@@ -152,7 +152,8 @@ def _outbox_frames() -> list[str]:
         bodies = [bytes(place % 251 for place in range(size)) for size in sizes]
         ids = [f"payment-{'x' * (size % 140)}".encode() for size in sizes]
         numbers = [kept, own, kept][: len(sizes)]
-        written = writer.write(bodies, ids, [b""] * len(ids), [0.25, None, 0.0][: len(sizes)], numbers, age_ms, NOW_MS)
+        texts = RequestTexts(bodies, ids, [b""] * len(ids))
+        written = writer.write(texts, [0.25, None, 0.0][: len(sizes)], numbers, age_ms, NOW_MS)
         small = len(written.frames) < 2000
         found += [written.frames.hex() if small else _hash(written.frames), _hash(b"".join(written.responses))]
     return found

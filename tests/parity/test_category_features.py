@@ -27,7 +27,7 @@ from paywarden.models.policy.policy import FLAGS, Policy, PolicySettings
 from paywarden.models.replay.measures import Contestant
 from paywarden.models.replay.replay import ReplayOptions, replay
 from paywarden.models.training.settings import CATEGORY_MAX
-from paywarden.models.training.table import training_table
+from paywarden.models.training.table import LabelRules, training_table
 from paywarden.models.training.training import train_bundle
 from paywarden.ops.loadgen.traffic import requests_of
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
@@ -95,7 +95,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         small_world.TRAINING_DAYS,
         engine=engine(),
         rates=small_world.rates(),
-        label_delay_days=small_world.LABEL_DELAY_DAYS,
+        labels=LabelRules(small_world.LABEL_DELAY_DAYS),
     )
     settings = replace(small_world.SETTINGS, categorical=CATEGORIES)
     train_bundle(table, small_world.TRAINING_DAYS, folder, engine=engine(), settings=settings)

@@ -15,7 +15,7 @@ import click
 from paywarden.ops import wiring
 from paywarden.ops.days import day_option, require_within
 from paywarden.ops.extras import needs
-from paywarden.ops.histories import HistoryAsked, history_options, read_asked
+from paywarden.ops.histories import DaysAsked, HistoryAsked, history_options, read_asked
 from paywarden.ops.progress import progress_bar
 from paywarden.ops.reporting import print_table
 from paywarden.schemas.settings import Source, read_source
@@ -185,10 +185,8 @@ def replay(
         engine=engine,
         open_files=lambda folder, fields: open_history(folder, room, fields),
         rates=rates,
-        first_day=first_day,
-        last_day=last_day,
-        # Which cards are known to be compromised follows from these.
-        needed_from_day=day_of_date(champions.manifest.train_from),
+        # Which cards are known to be compromised follows from the days of training.
+        days=DaysAsked(first_day, last_day, needed_from=day_of_date(champions.manifest.train_from)),
         with_propensities=training.propensity_weight_max > 0,
     )
     if len(history) == 0:

@@ -12,7 +12,7 @@ import click
 from paywarden.ops import wiring
 from paywarden.ops.days import day_option, require_within
 from paywarden.ops.extras import needs
-from paywarden.ops.histories import HistoryAsked, history_options, read_asked
+from paywarden.ops.histories import DaysAsked, HistoryAsked, history_options, read_asked
 from paywarden.ops.progress import progress_bar
 from paywarden.ops.reporting import print_table
 from paywarden.schemas.errors import Misconfigured
@@ -131,7 +131,7 @@ def _trained(
     from paywarden.features.history.staleness import Staleness
     from paywarden.models.metrics.evaluation import DAY_MS, Days
     from paywarden.models.training.settings import require_usable
-    from paywarden.models.training.table import require_both_kinds, training_table, window_labels
+    from paywarden.models.training.table import LabelRules, require_both_kinds, training_table, window_labels
     from paywarden.models.training.training import checked_destination, train_bundle
     from paywarden.ops.times import now_ms
     from paywarden.scoring.state.overlay import OverlaySettings
@@ -154,8 +154,7 @@ def _trained(
         asked,
         engine=engine,
         rates=rates,
-        first_day=window.first,
-        last_day=window.last,
+        days=DaysAsked(window.first, window.last),
         with_propensities=settings.propensity_weight_max > 0,
     )
     require_past(history, now_ms())
@@ -171,9 +170,7 @@ def _trained(
             window,
             engine=engine,
             rates=rates,
-            label_delay_days=settings.label_delay_days,
-            unknown_labels=settings.unknown_labels,
-            propensity_weight_max=settings.propensity_weight_max,
+            labels=LabelRules(settings.label_delay_days, settings.unknown_labels, settings.propensity_weight_max),
             staleness=staleness,
             overlay=overlay,
             progress=advance,

@@ -9,6 +9,7 @@ from paywarden.features.stores.lmdb import LmdbSettings, LmdbStore
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.streams.dead_letters.writer import NO_HEADERS, Letter, LetterReader
 from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.topic_rows import RowBuilder
 from paywarden.streams.kafka.topic_rows import read_topic as topic_rows
 from paywarden.streams.profiles.events import record_key
 from tests.services.product.deployment import Deployment
@@ -50,5 +51,5 @@ def test_every_reader_of_a_topic_goes_on_past_odd_headers(deployment: Deployment
     assert sorted(found.record.topic for found in letters) == wanted
     assert {found.record.value for found in letters} >= {b"no payment", b"none"}
     # Archive and histories read topics by this way.
-    rows = topic_rows(settings, "payments", ids, since_ms=None, until_ms=None)
+    rows = topic_rows(settings, RowBuilder("payments", ids), since_ms=None, until_ms=None)
     assert (len(rows.table), len(rows.undecoded)) == (1, 1)

@@ -16,7 +16,7 @@ from pathlib import Path
 from paywarden.models.bundle.bundle import Bundle, load_bundle
 from paywarden.models.metrics.evaluation import Days
 from paywarden.models.training.settings import TrainingSettings
-from paywarden.models.training.table import TrainingTable, training_table
+from paywarden.models.training.table import LabelRules, TrainingTable, training_table
 from paywarden.models.training.training import train_bundle
 from tests.services.made_once import made_once
 from tests.worlds.small.small_history import CARDS, DAY_MS, DAYS, FIRST_DAY, SEED, engine, history, rates, tables
@@ -65,7 +65,7 @@ CASCADE_SETTINGS = replace(SETTINGS, cascade=True, cascade_trees=6, cascade_leav
 @cache
 def table() -> TrainingTable:
     """Returns the rows that the bundle is trained on."""
-    return training_table(history(), TRAINING_DAYS, engine=engine(), rates=rates(), label_delay_days=LABEL_DELAY_DAYS)
+    return training_table(history(), TRAINING_DAYS, engine=engine(), rates=rates(), labels=LabelRules(LABEL_DELAY_DAYS))
 
 
 @cache

@@ -13,7 +13,7 @@ from paywarden.features.history.staleness import Staleness
 from paywarden.models.metrics.evaluation import Days
 from paywarden.models.metrics.labels import LabelCounts
 from paywarden.models.training.settings import TrainingSettings
-from paywarden.models.training.table import TrainingTable, require_both_kinds, training_table, window_labels
+from paywarden.models.training.table import LabelRules, TrainingTable, require_both_kinds, training_table, window_labels
 from paywarden.schemas.errors import Misconfigured
 from tests.worlds.small import small_world
 from tests.worlds.small.small_world import DAY_MS, TRAINING_DAYS
@@ -30,9 +30,7 @@ def table_of(
         window,
         engine=small_world.engine(),
         rates=small_world.rates(),
-        label_delay_days=delay,
-        unknown_labels=unknown_labels,
-        propensity_weight_max=weight_max,
+        labels=LabelRules(delay, unknown_labels, weight_max),
     )
 
 
@@ -55,7 +53,7 @@ def test_rows_of_stale_profiles_lack_what_came_last() -> None:
             window,
             engine=small_world.engine(),
             rates=small_world.rates(),
-            label_delay_days=7,
+            labels=LabelRules(7),
             staleness=Staleness.read(lag),
         )
         counts[lag] = table.vectors[:, column].tolist()

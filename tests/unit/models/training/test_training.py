@@ -22,7 +22,7 @@ from paywarden.models.metrics.evaluation import Days
 from paywarden.models.policy.policy import Policy, PolicySettings
 from paywarden.models.training import training
 from paywarden.models.training.settings import TrainingSettings
-from paywarden.models.training.table import TrainingTable, training_table
+from paywarden.models.training.table import LabelRules, TrainingTable, training_table
 from paywarden.models.training.training import train_bundle
 from paywarden.schemas.errors import BundleRefused, Misconfigured
 from tests.worlds.small import small_world
@@ -39,7 +39,7 @@ def days_after(count: int = 10) -> TrainingTable:
         Days(TRAINING_DAYS.last + 1, TRAINING_DAYS.last + count),
         engine=small_world.engine(),
         rates=small_world.rates(),
-        label_delay_days=60,
+        labels=LabelRules(60),
     )
 
 
@@ -112,7 +112,7 @@ def test_a_correction_that_came_too_late_changes_no_byte_of_a_bundle(quick_bundl
         TRAINING_DAYS,
         engine=small_world.engine(),
         rates=small_world.rates(),
-        label_delay_days=small_world.LABEL_DELAY_DAYS,
+        labels=LabelRules(small_world.LABEL_DELAY_DAYS),
     )
     assert train(corrected, tmp_path / "a").digest == read_manifest(quick_bundle).digest
 

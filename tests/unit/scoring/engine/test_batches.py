@@ -20,7 +20,7 @@ from paywarden.schemas.proto.scoring_pb2 import ScoreBatchRequest, ScoreBatchRes
 from paywarden.scoring.engine import scorer as scorer_module
 from paywarden.scoring.engine.batching.batcher import IN_PROGRESS, NOT_DECIDED, Refusal, units_of
 from paywarden.scoring.engine.model_chain import ModelChain
-from paywarden.scoring.engine.scorer import PaymentScorer, _parts
+from paywarden.scoring.engine.scorer import PaymentScorer, ScorerOptions, _parts
 from paywarden.scoring.engine.vectors import ROWS_MAX
 from paywarden.scoring.idempotency import decision_cache
 from paywarden.scoring.idempotency.decision_cache import DecisionCache, DecisionCacheSettings
@@ -52,7 +52,7 @@ class World:
             mirror=MirrorSettings(path=str(folder / "mirror")),
             outbox=self.outbox,
             metrics=ScoringMetrics.declare(Registry(), flags=FLAGS, entities=engine.plan.entity_names),
-            answered=self.cache,
+            options=ScorerOptions(answered=self.cache),
         )
 
     def recorded(self) -> dict[str, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ class ShardedHost(Host):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.options["held_cards"] = HeldCards(SHARDS, PLAN.entity_keys, PLAN.entity_names)
+        self.options = replace(self.options, held_cards=HeldCards(SHARDS, PLAN.entity_keys, PLAN.entity_names))
 
     def note(self, held: HeldShards) -> None:
         writer = MirrorWriter(self.mirror)

@@ -14,6 +14,7 @@ from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.scoring.engine.challenger import FAILED, LATE, NO_PROFILES
 from paywarden.scoring.engine.mirror_challenger import LATE_MS, MirrorChallenger
+from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state.mirror import MirrorSettings
 from tests.unit.scoring.engine.test_scorer import NOW_MS, Host, requests, score_many
@@ -47,8 +48,7 @@ def challenger(mirror: MirrorSettings, now_ms: int) -> MirrorChallenger:
         Policy(PolicySettings(**SETTINGS), review_at=0.5, decline_at=0.9),
         engine=small_world.engine(),
         mirror=mirror,
-        rates=small_world.rates(),
-        limits=RequestLimits(),
+        decoder=RequestDecoder(small_world.engine().plan, small_world.rates(), RequestLimits()),
         now_ms=lambda: now_ms,
     )
 
@@ -116,6 +116,5 @@ def test_a_catalogue_with_fields_that_no_decision_holds_is_refused() -> None:
             Policy(PolicySettings(), review_at=0.5, decline_at=0.9),
             engine=cast(FeatureEngine, engine),
             mirror=MirrorSettings(),
-            rates=small_world.rates(),
-            limits=RequestLimits(),
+            decoder=RequestDecoder(small_world.engine().plan, small_world.rates(), RequestLimits()),
         )

@@ -30,7 +30,7 @@ from paywarden.scoring.engine.batching.batcher import AdmissionSettings, MicroBa
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.one_call import OneCall
 from paywarden.scoring.engine.records import Origin
-from paywarden.scoring.engine.scorer import PaymentScorer
+from paywarden.scoring.engine.scorer import PaymentScorer, ScorerOptions
 from paywarden.scoring.engine.vectors import ROWS_MAX
 from paywarden.scoring.idempotency import decision_cache
 from paywarden.scoring.idempotency.decision_cache import DecisionCache, DecisionCacheMetrics, DecisionCacheSettings
@@ -91,15 +91,13 @@ class Side:
             )
         self.scorer = PaymentScorer(
             engine=small_world.engine(),
-            overlay=self.overlay,
             models=self.models,
             policy=Policy(PolicySettings(on_unknown_device="review"), review_at=review_at, decline_at=decline_at),
             mirror=mirror,
             outbox=self.outbox,
             metrics=ScoringMetrics.declare(registry, flags=FLAGS, entities=PLAN.entity_names),
-            answered=self.cache,
-            stages=self.stages,
             origins=(Origin("ab" * 32, "cd" * 32), Origin("", "cd" * 32)),
+            options=ScorerOptions(answered=self.cache, stages=self.stages, overlay=self.overlay),
         )
         self.intake = RequestDecoder(PLAN, small_world.rates(), RequestLimits())
         self.one_call = OneCall(self.scorer, self.intake) if in_one_call else None

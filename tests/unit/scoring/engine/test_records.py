@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from paywarden.schemas.proto.outbox_pb2 import OutboxRecord
 from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
-from paywarden.scoring.engine.records import BODY_BYTES_MAX, KEPT_TAILS_MAX, Origin, RecordWriter, tail
+from paywarden.scoring.engine.records import BODY_BYTES_MAX, KEPT_TAILS_MAX, Origin, RecordWriter, RequestTexts, tail
 from paywarden.scoring.state.outbox import framed
 
 ROWS_MAX, FEATURES = 8, 5
@@ -123,20 +123,17 @@ def test_every_record_of_every_chunk_is_as_protobuf_writes_it(
             for place, one in enumerate(chunk)
         ]
         assert None not in tails
-        written = writer.write(
+        texts = RequestTexts(
             [one["body"] for one in chunk],
             [one["payment_id"].encode() for one in chunk],
             [one["caller"].encode() for one in chunk],
-            [one["score"] for one in chunk],
-            [each for each in tails if each is not None],
-            age_ms,
-            time_ms,
             # Half a microsecond more: the loop rounds down.
             [-(one["latency_us"] + 0.5) / 1e6 for one in chunk] if is_timed else (),
-            0.0,
             # As the batcher gives them: no items if no request of the chunk has one.
             [one["trace"] for one in chunk] if any(one["trace"] for one in chunk) else (),
         )
+        numbers = [each for each in tails if each is not None]
+        written = writer.write(texts, [one["score"] for one in chunk], numbers, age_ms, time_ms, 0.0)
         frames = []
         for row, one in enumerate(chunk):
             number += 1
@@ -154,7 +151,8 @@ def test_no_more_tails_are_kept_than_there_is_room_for() -> None:
     assert kept == [*range(KEPT_TAILS_MAX), None]
     # A chunk still has room for its own tails.
     own = [writer.add_tail(tail("review", ("x" * 5000,), "m", ())) for _ in range(ROWS_MAX)]
-    written = writer.write([b"b"] * ROWS_MAX, [b"i"] * ROWS_MAX, [b""] * ROWS_MAX, [0.5] * ROWS_MAX, own, 1, TIME_MS)
+    texts = RequestTexts([b"b"] * ROWS_MAX, [b"i"] * ROWS_MAX, [b""] * ROWS_MAX)
+    written = writer.write(texts, [0.5] * ROWS_MAX, own, 1, TIME_MS)
     assert {tuple(ScoreResponse.FromString(each).reasons) for each in written.responses} == {("x" * 5000,)}
 
 
@@ -163,4 +161,4 @@ def test_a_request_that_no_record_has_room_for_is_our_mistake() -> None:
     kept = writer.keep_tail(b"")
     assert kept is not None
     with pytest.raises(AssertionError, match="size"):
-        writer.write([b"x" * BODY_BYTES_MAX], [b"i"], [b""], [0.5], [kept], None, TIME_MS)
+        writer.write(RequestTexts([b"x" * BODY_BYTES_MAX], [b"i"], [b""]), [0.5], [kept], None, TIME_MS)

@@ -29,7 +29,7 @@ from paywarden.scoring.engine.arms import Split
 from paywarden.scoring.engine.batching.batcher import IN_PROGRESS, Refusal
 from paywarden.scoring.engine.model_chain import ModelChain, Scored
 from paywarden.scoring.engine.records import Origin
-from paywarden.scoring.engine.scorer import PaymentScorer
+from paywarden.scoring.engine.scorer import NO_OPTIONS, PaymentScorer
 from paywarden.scoring.engine.vectors import ROWS_MAX
 from paywarden.scoring.idempotency import decision_cache as answered_payments
 from paywarden.scoring.idempotency.decision_cache import DecisionCache, DecisionCacheSettings
@@ -89,8 +89,7 @@ class Host:
         self.bundle = small_world.loaded_bundle()
         self._policy = policy
         self._scorer: PaymentScorer | None = None
-        self.options: dict[str, Any] = {}
-        """What else the scorer is made with."""
+        self.options = NO_OPTIONS
 
     def fill(self, profiles: dict[bytes, bytes | None], complete_to_ms: int | None = NOW_MS) -> None:
         """Write the mirror. Call it before the scorer opens the mirror: LMDB can be open only once in a process."""
@@ -111,9 +110,8 @@ class Host:
                 mirror=self.mirror,
                 outbox=self.outbox,
                 metrics=self.metrics,
-                answered=self.answered,
                 origins=(Origin("ab" * 32, "cd" * 32), Origin("", "cd" * 32)),
-                **self.options,
+                options=replace(self.options, answered=self.answered),
             )
         return self._scorer
 

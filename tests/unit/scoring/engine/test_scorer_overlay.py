@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ class OverlaidHost(Host):
         prepare(self.settings, PLAN)
         self.fill({})
         self.overlay = Overlay(self.settings, small_world.engine(), rows_max=ROWS_MAX, clock_ms=lambda: self.clock_ms)
-        self.options["overlay"] = self.overlay
+        self.options = replace(self.options, overlay=self.overlay)
 
     def open_marks(self) -> OverlayMarks:
         """The companion starts, and a lifetime passes."""

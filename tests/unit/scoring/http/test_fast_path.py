@@ -23,7 +23,7 @@ from paywarden.scoring.engine.batching import caller_pauses
 from paywarden.scoring.engine.batching.batcher import AdmissionSettings, MicroBatcher
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.one_call import OneCall
-from paywarden.scoring.engine.scorer import PaymentScorer
+from paywarden.scoring.engine.scorer import PaymentScorer, ScorerOptions
 from paywarden.scoring.http import send_call
 from paywarden.scoring.http.connection import HttpConnection
 from paywarden.scoring.http.front import HttpServer
@@ -72,7 +72,7 @@ class Worker:
             mirror=mirror,
             outbox=self.outbox,
             metrics=ScoringMetrics.declare(registry, flags=FLAGS, entities=PLAN.entity_names),
-            answered=self.cache,
+            options=ScorerOptions(answered=self.cache),
         )
         intake = RequestDecoder(PLAN, small_world.rates(), RequestLimits())
         self.batcher = MicroBatcher(

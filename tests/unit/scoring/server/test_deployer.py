@@ -17,7 +17,7 @@ import pytest
 from paywarden.schemas.errors import BundleRefused
 from paywarden.scoring.metrics.release import CHECK, swap_failures
 from paywarden.scoring.metrics.shared import Registry
-from paywarden.scoring.server.deployer import KILLS_MAX, Deployer
+from paywarden.scoring.server.deployer import KILLS_MAX, Deployer, HostProcesses
 from paywarden.scoring.server.deployment import (
     Deployment,
     ReleasePaths,
@@ -86,8 +86,7 @@ class Host:
             "a",
             catalogue="c0ffee",
             failures=self.failures,
-            fork=lambda work: self.fork(work),
-            tell=self._tell,
+            processes=HostProcesses(lambda work: self.fork(work), self._tell),
             **more,
         )
 

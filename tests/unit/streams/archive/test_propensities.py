@@ -17,7 +17,7 @@ from paywarden.features.history.history import History
 from paywarden.models.metrics.evaluation import Days
 from paywarden.models.metrics.propensity import inverse_weights
 from paywarden.models.policy.exploration import Exploration, ExplorationSettings, MemoryLedger
-from paywarden.models.training.table import training_table
+from paywarden.models.training.table import LabelRules, training_table
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.streams.archive.archive import Archiver
@@ -104,8 +104,7 @@ def test_a_table_of_topics_or_of_their_archive_is_weighed_by_the_decisions(tmp_p
         WINDOW,
         engine=small_world.engine(),
         rates=small_world.rates(),
-        label_delay_days=7,
-        propensity_weight_max=WEIGHT_MAX,
+        labels=LabelRules(7, propensity_weight_max=WEIGHT_MAX),
     )
     assert table.weight is not None
     weight = inverse_weights(np.array(wanted)[table.row], WEIGHT_MAX)

@@ -22,7 +22,7 @@ from paywarden.models.policy.policy import ConfiguredRule, Policy, PolicySetting
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
 from paywarden.scoring.engine.model_chain import ModelChain
-from paywarden.scoring.engine.scorer import PaymentScorer
+from paywarden.scoring.engine.scorer import PaymentScorer, ScorerOptions
 from paywarden.scoring.idempotency import decision_cache
 from paywarden.scoring.idempotency.decision_cache import DecisionCache, DecisionCacheSettings
 from paywarden.scoring.metrics.model import ModelMetrics
@@ -117,7 +117,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Host:
         mirror=MirrorSettings(path=str(folder / "mirror"), size_mb=16),
         outbox=OutboxWriter(settings, "worker-0"),
         metrics=ScoringMetrics.declare(Registry(), flags=flags_of(names), entities=names),
-        answered=DecisionCache(cache, settings, 0),
+        options=ScorerOptions(answered=DecisionCache(cache, settings, 0)),
     )
     rates = RateTable({"EUR": [(0, RATE_SCALE)]})
     return Host(RequestDecoder(ENGINE.plan, rates, RequestLimits()), scorer, settings)

@@ -12,7 +12,7 @@ from faust.types import TP
 
 from paywarden.streams.faust.codec import Undecodable
 from paywarden.streams.faust.consumer import HoldingConsumer, RecordBatch
-from paywarden.streams.faust.partition_agent import Pace, PartitionAgent, _Partition
+from paywarden.streams.faust.partition_agent import AgentSource, Pace, PartitionAgent, _Partition
 
 
 class Work:
@@ -55,7 +55,7 @@ class Agent(PartitionAgent):
         self.undecodable = 0
         metrics: Any = SimpleNamespace(undecodable=SimpleNamespace(inc=self._count))
         pace = Pace(1000, 500, unsaved_max, 1.0)
-        super().__init__(app, "decisions", name="d", codec=codec, takers=(), pace=pace, metrics=metrics)
+        super().__init__(app, AgentSource("decisions", "d"), codec=codec, takers=(), pace=pace, metrics=metrics)
         self.work: Any = Work()
         works: list[Any] = [self.work]
         self._partitions = {0: _Partition(works)}

@@ -10,7 +10,7 @@ import pytest
 from faust.types import TP
 
 from paywarden.features.stores.memory import MemoryStore
-from paywarden.streams.faust.partition_agent import Pace, PartitionAgent, _Partition
+from paywarden.streams.faust.partition_agent import AgentSource, Pace, PartitionAgent, _Partition
 from paywarden.streams.faust.source_watch import SourceWatch
 from paywarden.streams.kafka.source_register import BESIDE_SOURCES_KEY, SourceChanged, SourceRegister, base_of
 from tests.fakes.kafka import FakeBroker, clients_of
@@ -79,13 +79,11 @@ def test_an_agent_stores_offsets_with_the_base_and_commits_kafkas_own() -> None:
     nothing: Any = None
     agent = PartitionAgent(
         app,
-        "decisions",
-        name="decisions",
+        AgentSource("decisions", "decisions", base_of(1)),
         codec=nothing,
         takers=(),
         pace=Pace(1000, 1, 1, 1.0),
         metrics=nothing,
-        base=base_of(1),
     )
     works: list[Any] = [SimpleNamespace(next_offset=offset) for offset in (base_of(1) + 7, 980)]
     agent._partitions = {number: _Partition([work]) for number, work in enumerate(works)}
