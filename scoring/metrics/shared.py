@@ -8,7 +8,7 @@
    `handle.add(1)` is one addition to one int64 slot.
 2. `Registry.open(directory, worker)` moves the slots into a file mapped into memory, one per worker:
 
-       magic (8) │ u32 header size │ header: JSON, pid and series │ padding to 8 │ int64 slots
+       magic (8) │ u32 header size │ header: JSON: pid, series, CRC-32 │ padding to 8 │ int64 slots
 
    The kernel keeps the file's pages when the process dies, so its counts stay. A worker that starts again under the
    same name continues from them. Series that its new version no longer declares are kept too, so no counter ever goes
@@ -17,6 +17,7 @@
 3. `render(directory)`, in any process, reads the files of all workers. It adds counters and histograms, and takes the
    largest gauge of the live workers. The files describe their series, so the reader need not know them. If two
    versions of Paywarden give one name different meanings, `render` leaves one of them out.
+4. A damaged file ends no worker. The worker renames it to `worker-0.damaged` and counts from 0. `render` leaves it out.
 
 A lock ensures one writer per file. Writers and readers share no lock: a slot is aligned and written in one store, so a
 reader sees a value that was true a moment ago. A histogram may be read between its bucket and its sum.
@@ -27,6 +28,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import json
+import logging
 import mmap
 import os
 import struct
@@ -34,6 +36,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from zlib import crc32
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
@@ -43,11 +46,13 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.private_files import make_private_folder
 
+_log = logging.getLogger(__name__)
+
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
 _MAGIC = b"PWMETR01"
 _HEADER_SIZE = struct.Struct("<I")
-_SUFFIX = ".metrics"
+_SUFFIX, _DAMAGED_SUFFIX = ".metrics", ".damaged"
 # No gauge is ever this small, so it can mean "not set".
 _UNSET = -(2**63)
 
@@ -83,9 +88,10 @@ class Series:
 
     @classmethod
     def from_json(cls, values: Sequence[object]) -> Series:
+        """Raises ValueError or TypeError for anything but what `as_json` has made."""
         kind, name, help_text, labels, bounds, scale = values
-        assert isinstance(labels, list)
-        assert isinstance(bounds, list)
+        if not isinstance(labels, list) or not isinstance(bounds, list):
+            raise TypeError("labels and bounds: wanted lists")
         pairs = tuple((str(label), str(value)) for label, value in labels)
         return cls(str(kind), str(name), str(help_text), pairs, tuple(map(float, bounds)), float(str(scale)))
 
@@ -315,7 +321,7 @@ class _SlotFile:
         try:
             make_private_folder(path.parent)
             lock = _lock(path)
-            kept = _read_file(path)[1] if path.exists() else []
+            kept = _kept(path)
             series = declared + _undeclared(kept, declared)
             _write_file(path, series, {one.key: slots for one, slots in kept})
             with path.open("r+b") as file:
@@ -360,9 +366,14 @@ def _undeclared(kept: Iterable[tuple[Series, list[int]]], declared: Iterable[Ser
 
 
 def _header(pid: int, series: Iterable[Series]) -> bytes:
-    described = json.dumps({"pid": pid, "series": [one.as_json() for one in series]}).encode()
+    listed = [one.as_json() for one in series]
+    described = json.dumps({"pid": pid, "series": listed, "crc": _checksum(pid, listed)}).encode()
     head = _MAGIC + _HEADER_SIZE.pack(len(described)) + described
     return head + bytes(-len(head) % 8)
+
+
+def _checksum(pid: int, series: object) -> int:
+    return crc32(json.dumps([pid, series]).encode())
 
 
 def _slot_indexes(series: Iterable[Series]) -> list[int]:
@@ -384,21 +395,53 @@ def _write_file(path: Path, series: Sequence[Series], kept: Mapping[tuple[object
     new.replace(path)
 
 
+class _DamagedFile(Exception):
+    """What a file holds is no counts."""
+
+
+def _kept(path: Path) -> list[tuple[Series, list[int]]]:
+    """Returns what an earlier process has counted. A damaged file is put out of the way. Raises OSError."""
+    try:
+        return _read_file(path)[1]
+    except FileNotFoundError:
+        return []
+    except _DamagedFile:
+        aside = path.with_suffix(_DAMAGED_SUFFIX)
+        path.replace(aside)
+        _log.error("metrics: %s is damaged: it is renamed to %s, and the counts begin at 0", path, aside.name)
+        return []
+
+
 def _read_file(path: Path) -> tuple[int, list[tuple[Series, list[int]]]]:
-    """Returns the pid of the last process that used the file, and every series with its slots."""
+    """Returns the pid of the last process that used the file, and every series with its slots.
+
+    Raises OSError, _DamagedFile.
+    """
     content = path.read_bytes()
+    try:
+        pid, series, first_slot = _parsed_header(content)
+        slots = memoryview(content)[first_slot:].cast("q").tolist()
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, struct.error) as error:
+        raise _DamagedFile from error
+    indexes = _slot_indexes(series)
+    if len(slots) != sum(one.slot_count for one in series):
+        raise _DamagedFile
+    return pid, [(one, slots[index : index + one.slot_count]) for one, index in zip(series, indexes, strict=True)]
+
+
+def _parsed_header(content: bytes) -> tuple[int, list[Series], int]:
+    """Returns the pid, the series, and where the slots begin. Raises much if the header is damaged."""
     start = len(_MAGIC) + _HEADER_SIZE.size
     if content[: len(_MAGIC)] != _MAGIC:
-        raise Misconfigured(f"metrics: {path} is not a file of counts")
+        raise ValueError("the magic is missing")
     (size,) = _HEADER_SIZE.unpack_from(content, len(_MAGIC))
     header = json.loads(content[start : start + size])
-    series = [Series.from_json(values) for values in header["series"]]
-    first_slot = start + size + (-(start + size) % 8)
-    slots = memoryview(content)[first_slot:].cast("q").tolist()
-    indexes = _slot_indexes(series)
-    return header["pid"], [
-        (one, slots[index : index + one.slot_count]) for one, index in zip(series, indexes, strict=True)
-    ]
+    pid, listed = header["pid"], header["series"]
+    # A file of the release before has no checksum.
+    if header.get("crc", checksum := _checksum(pid, listed)) != checksum:
+        raise ValueError("the checksum is wrong")
+    series = [Series.from_json(values) for values in listed]
+    return int(pid), series, start + size + (-(start + size) % 8)
 
 
 def _lives(pid: int) -> bool:
@@ -416,7 +459,11 @@ def totals(directory: Path) -> dict[Series, list[int]]:
     merged: dict[tuple[object, ...], tuple[Series, list[int]]] = {}
     shapes: dict[str, tuple[object, ...]] = {}
     for path in sorted(directory.glob(f"*{_SUFFIX}")):
-        pid, counted = _read_file(path)
+        try:
+            pid, counted = _read_file(path)
+        except _DamagedFile:
+            # Its worker says so when it is started again.
+            continue
         alive = _lives(pid)
         for series, slots in counted:
             is_gauge = series.kind == "gauge"

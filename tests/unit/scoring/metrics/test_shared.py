@@ -1,5 +1,8 @@
 import gc
+import json
 import signal
+import struct
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -8,7 +11,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from paywarden.schemas.errors import Misconfigured
-from paywarden.scoring.metrics.shared import Registry, count_reader, render
+from paywarden.scoring.metrics.shared import Counter, Registry, count_reader, render
 from paywarden.scoring.metrics.worker import GarbagePauses, HttpMetrics, ScoringMetrics
 from tests.services.product.processes import run_program
 
@@ -31,7 +34,7 @@ def opened(directory: Path, worker: str) -> Registry:
     return registry
 
 
-def things(registry: Registry) -> object:
+def things(registry: Registry) -> Counter:
     return registry.counter("things_total", "Things.", ("kind",), ("a",))
 
 
@@ -193,10 +196,54 @@ def test_a_directory_that_cannot_be_used_is_one_clear_error(tmp_path: Path) -> N
         opened(tmp_path / "file", "w0")
 
 
-def test_a_file_that_holds_no_counts_is_refused(tmp_path: Path) -> None:
+@given(st.data())
+def test_a_file_damaged_before_its_counts_keeps_no_worker_and_no_reader(data: st.DataObject) -> None:
+    """Such a file ended its worker at each start, and with it all metrics of the host."""
+    with tempfile.TemporaryDirectory() as folder:
+        directory = Path(folder)
+        for worker in ("w0", "w1"):
+            registry = opened(directory, worker)
+            things(registry).add(5)
+            registry.close()
+        path = directory / "w0.metrics"
+        content = bytearray(path.read_bytes())
+        # Six slots follow the header.
+        at = data.draw(st.integers(0, len(content) - 8 * 6 - 1))
+        if data.draw(st.booleans()):
+            del content[at:]
+        else:
+            content[at] ^= 1 << data.draw(st.integers(0, 7))
+        path.write_bytes(content)
+        assert samples(directory)[COUNT] in (5, 10)
+        registry = opened(directory, "w0")
+        things(registry).add(1)
+        assert samples(directory)[COUNT] in (6, 11)
+        registry.close()
+
+
+def test_a_file_that_holds_no_counts_is_put_aside_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "w0.metrics").write_bytes(b"something else")
-    with pytest.raises(Misconfigured, match="not a file of counts"):
-        render(tmp_path)
+    assert render(tmp_path) == b""
+    opened(tmp_path, "w0").close()
+    assert (tmp_path / "w0.damaged").read_bytes() == b"something else"
+    assert "w0.metrics is damaged: it is renamed to w0.damaged" in caplog.text
+    assert samples(tmp_path)[COUNT] == 0
+
+
+def test_a_file_of_the_release_before_without_checksum_is_gone_on_from(tmp_path: Path) -> None:
+    registry = opened(tmp_path, "w0")
+    things(registry).add(5)
+    registry.close()
+    path = tmp_path / "w0.metrics"
+    content = path.read_bytes()
+    (size,) = struct.unpack_from("<I", content, 8)
+    header = json.loads(content[12 : 12 + size])
+    del header["crc"]
+    described = json.dumps(header).encode()
+    head = content[:8] + struct.pack("<I", len(described)) + described
+    path.write_bytes(head + bytes(-len(head) % 8) + content[-8 * 6 :])
+    opened(tmp_path, "w0").close()
+    assert samples(tmp_path)[COUNT] == 5
 
 
 def test_an_empty_directory_shows_nothing(tmp_path: Path) -> None:
