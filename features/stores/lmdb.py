@@ -17,7 +17,7 @@ import os
 import struct
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from paywarden.features.stores.base import (
     check_write,
     entity_of,
 )
+from paywarden.features.stores.lmdb_file import fill_up, missing_bytes
 from paywarden.schemas.errors import Misconfigured, StoreUnavailable
 from paywarden.schemas.private_files import make_private_folder
 
@@ -238,6 +239,8 @@ class LmdbStore:
         try:
             with self._environment.begin(write=write, buffers=True) as transaction:
                 yield transaction
+            if write:
+                self._fill_up()
         except lmdb.MapFullError as error:
             raise StoreUnavailable(
                 f"the LMDB store at {settings.path} has reached its {settings.map_size_bytes} bytes: "
@@ -255,6 +258,12 @@ class LmdbStore:
         except lmdb.Error as error:
             raise StoreUnavailable(f"the LMDB store at {settings.path} failed: {error}") from error
 
+    def _fill_up(self) -> None:
+        """Leave a file that is as long as its pages, so that one that was cut short can be told."""
+        pages = int(self._environment.info()["last_pgno"]) + 1
+        with suppress(OSError):
+            fill_up(Path(self._settings.path) / DATA_FILE, pages * int(self._environment.stat()["psize"]))
+
 
 def _open(settings: LmdbSettings, *, readonly: bool) -> lmdb.Environment:
     if readonly and not _has_data(settings.path):
@@ -265,6 +274,7 @@ def _open(settings: LmdbSettings, *, readonly: bool) -> lmdb.Environment:
     try:
         if not readonly:
             make_private_folder(Path(settings.path))
+        _require_whole(settings)
         return lmdb.open(
             settings.path,
             map_size=settings.map_size_bytes,
@@ -287,6 +297,15 @@ def _open(settings: LmdbSettings, *, readonly: bool) -> lmdb.Environment:
         raise StoreUnavailable(_readers_full(settings)) from error
     except (lmdb.Error, OSError) as error:
         raise Misconfigured(f"cannot open the LMDB store at {settings.path}: {error}") from error
+
+
+def _require_whole(settings: LmdbSettings) -> None:
+    """Raises Misconfigured for a file whose end is missing: a read there would kill the process. Raises OSError."""
+    if _has_data(settings.path) and (missing := missing_bytes(Path(settings.path) / DATA_FILE)):
+        raise Misconfigured(
+            f"the LMDB store at {settings.path} lacks the last {missing} bytes of its file {DATA_FILE}, which was cut "
+            "short or copied in part: restore a backup (`paywarden store restore`), or delete the store and rebuild it"
+        )
 
 
 def _has_data(path: str) -> bool:

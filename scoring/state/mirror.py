@@ -24,6 +24,8 @@
    through Python, with the same results.
 7. The mirror is a copy. The companion discards one that is damaged, and fills a new one. Nothing is synced before it is
    closed, so a mirror on a disk that was not closed before the machine started again is discarded, too.
+8. Whoever reads behind the end of a mapped file is killed. Writer and readers refuse a mirror that was cut short when
+   they open it, and look at its length while they use it (features/stores/lmdb_file.py).
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ from numpy.typing import NDArray
 from paywarden.features.kernel import ABSENT, KNOWN, UNKNOWN
 from paywarden.features.kernel.toolkit.frame import Frame
 from paywarden.features.stores.base import KEY_BYTES_MAX
+from paywarden.features.stores.lmdb_file import fill_up, missing_bytes
 from paywarden.schemas.durability import boot_id, write_synced
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.schemas.private_files import make_private_folder, require_not_planted
@@ -119,10 +122,14 @@ class MirrorWriter:
         """
         self._before_commit = before_commit
         path = Path(settings.path)
-        self._settings = settings
+        self._settings, self._data = settings, _data_file(settings)
+        # The length of the file after the last commit.
+        self._file_bytes = 0
         try:
             make_private_folder(path)
             self._discard_half_written(path / _BOOT_FILE)
+            if self._data.exists():
+                _require_whole(self._data)
             # No sync: a memory file system has no disk to wait for, and its pages outlive the process.
             self._env = lmdb.open(
                 str(path),
@@ -136,6 +143,7 @@ class MirrorWriter:
             )
             # A companion that is killed leaves dead readers, too, and the first read may find no place.
             self._env.reader_check()
+            self._note_length()
         except _DAMAGE as error:
             raise _damaged(error) from error
         except (OSError, lmdb.Error) as error:
@@ -158,14 +166,33 @@ class MirrorWriter:
         """Returns the number of the newest transaction that changed the mirror."""
         return int(self._env.info()["last_txnid"])
 
+    def _note_length(self) -> None:
+        """Make the file as long as its pages, and note how long it is. Raises OSError."""
+        self._file_bytes = fill_up(self._data, self.used_bytes())
+
+    def _require_length(self) -> None:
+        """Raises MirrorDamaged if the file is shorter than this writer has left it, or gone."""
+        try:
+            size = self._data.stat().st_size
+        except FileNotFoundError:
+            size = 0
+        except OSError as error:
+            raise MirrorUnavailable(f"the mirror's file cannot be looked at: {error.strerror}") from error
+        if size < self._file_bytes:
+            raise _cut_short(self._file_bytes - size)
+
     @contextmanager
     def _writing(self) -> Iterator[lmdb.Transaction]:
+        self._require_length()
         try:
             with self._env.begin(write=True) as transaction:
                 self._before_commit(transaction.id())
                 yield transaction
         except _DAMAGE as error:
             raise _damaged(error) from error
+        # The transaction is written, and holds. Where the file cannot be looked at, the next one looks again.
+        with suppress(OSError):
+            self._note_length()
 
     @contextmanager
     def _reading(self) -> Iterator[Any]:
@@ -216,8 +243,9 @@ class MirrorWriter:
     def check_readers(self) -> int:
         """Free the places of readers that died in a look-up; returns how many. Call it about once a second.
 
-        It looks at `readers_max` places and takes microseconds. Raises MirrorUnavailable.
+        It looks at `readers_max` places and takes microseconds. Raises MirrorUnavailable, MirrorDamaged.
         """
+        self._require_length()
         try:
             return int(self._env.reader_check())
         except lmdb.Error as error:
@@ -317,6 +345,19 @@ def _damaged(error: lmdb.Error) -> MirrorDamaged:
     return MirrorDamaged(f"the mirror is damaged: {error}")
 
 
+def _require_whole(path: Path) -> None:
+    """Raises MirrorDamaged for a file without pages, or with fewer than it says; OSError."""
+    if missing := missing_bytes(path):
+        raise _cut_short(missing)
+    if path.stat().st_size == 0:
+        # Readers may still have the file open that it was.
+        raise MirrorDamaged("the mirror is damaged: its file is empty")
+
+
+def _cut_short(missing: int) -> MirrorDamaged:
+    return MirrorDamaged(f"the mirror is damaged: its file was cut short, and lacks {missing} bytes")
+
+
 class MirrorReader:
     """A worker's side of the mirror: looks up profiles into buffers allocated at start. Not thread-safe."""
 
@@ -333,6 +374,9 @@ class MirrorReader:
         try:
             require_not_planted(self._data)
             self._identity = _identity_of(self._data)
+            if missing := missing_bytes(self._data):
+                raise MirrorAbsent(f"the mirror at {settings.path} was cut short, and lacks {missing} bytes")
+            self._file_bytes = self._data.stat().st_size
             # The default size is 10 MB, and a reader cannot read a mirror that grows beyond its map.
             if lmdb_calls.functions() is not None:
                 self._open = ReadEnvironment(
@@ -442,11 +486,13 @@ class MirrorReader:
             return ""
 
     def is_replaced(self) -> bool:
-        """Whether another mirror is at the path now. Then nothing is written to this one any more."""
+        """Whether another mirror is at the path now, or this one was cut short. Then this one must not be read."""
         try:
-            return _identity_of(self._data) != self._identity
+            status = self._data.stat()
         except OSError:
             return False
+        before, self._file_bytes = self._file_bytes, status.st_size
+        return (status.st_dev, status.st_ino) != self._identity or status.st_size < before
 
     def close(self) -> None:
         if self._open is None:

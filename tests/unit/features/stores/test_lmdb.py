@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 import signal
 import struct
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import lmdb
 import pytest
 
 from paywarden.features.stores.lmdb import LmdbSettings, LmdbStore
+from paywarden.features.stores.lmdb_file import missing_bytes
 from paywarden.schemas.errors import Misconfigured, StoreUnavailable
 
 MAP_SIZE_BYTES = 16 << 20
@@ -202,6 +204,34 @@ def test_another_file_in_the_stores_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data.mdb").write_bytes(b"no LMDB file at all" * 1_000)
     with pytest.raises(Misconfigured, match="cannot open"):
         LmdbStore(tmp_path)
+
+
+@pytest.mark.parametrize("readonly", [False, True])
+@pytest.mark.parametrize("size", [8192, 20_000])
+def test_a_store_that_was_cut_short_is_refused_with_what_to_do(tmp_path: Path, size: int, readonly: bool) -> None:
+    """A read behind the end of a mapped file killed the stream, at each start again."""
+    store = LmdbStore(tmp_path, map_size_bytes=MAP_SIZE_BYTES)
+    store.write({b"card:%04d" % number: bytes(200) for number in range(500)}, ttl_s=0)
+    store.close()
+    os.truncate(tmp_path / "data.mdb", size)
+    with pytest.raises(Misconfigured, match=r"lacks the last \d+ bytes of its file data.mdb.*paywarden store restore"):
+        LmdbStore(tmp_path, map_size_bytes=MAP_SIZE_BYTES, readonly=readonly)
+
+
+def test_a_write_leaves_a_file_as_long_as_its_pages(tmp_path: Path) -> None:
+    """LMDB does not write pages that a transaction has taken and given back: the last ones were missing here."""
+    drawn = random.Random(3)
+    store = LmdbStore(tmp_path, map_size_bytes=MAP_SIZE_BYTES)
+    for _ in range(40):
+        with store._begin(write=True) as transaction:
+            for _ in range(drawn.choice((1, 10, 200))):
+                key = b"%04d" % drawn.randrange(300)
+                if drawn.random() < 0.45:
+                    transaction.delete(key)
+                else:
+                    transaction.put(key, bytes(drawn.choice((50, 300, 1500, 3000, 9000))))
+        assert missing_bytes(tmp_path / "data.mdb") == 0
+    store.close()
 
 
 def test_a_store_that_no_writer_has_made_is_unavailable_to_a_reader(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import random
 import shutil
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from paywarden.features.kernel import ABSENT, KNOWN, UNKNOWN
+from paywarden.features.stores.lmdb_file import missing_bytes
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.state import lmdb_calls, lmdb_pages, mirror_look_up
 from paywarden.scoring.state import mirror as mirrors
@@ -362,6 +364,65 @@ def test_a_damaged_mirror_is_told_from_a_failure_and_can_be_made_anew(settings: 
     writer = MirrorWriter(settings)
     assert (writer.positions(), writer.profile_count()) == ({}, 0)
     writer.close()
+
+
+# Bytes that stay of a file of 70 pages: none, half a meta page, one, both, and a part of the others.
+CUTS = (0, 2000, 4096, 8192, 100_000)
+
+
+@pytest.mark.parametrize("size", CUTS)
+def test_a_mirror_that_was_cut_short_is_refused_and_can_be_made_anew(settings: MirrorSettings, size: int) -> None:
+    """A read behind the end of a mapped file killed companion and workers, at each start again."""
+    filled(settings)
+    os.truncate(Path(settings.path) / "data.mdb", size)
+    with pytest.raises(MirrorAbsent):
+        MirrorReader(settings, item_max=1, profile_bytes_max=PROFILE_BYTES_MAX)
+    with pytest.raises(MirrorDamaged, match="the mirror is damaged"):
+        write_all(settings)
+    discard(settings)
+    with closing(MirrorWriter(settings)) as writer:
+        assert (writer.positions(), writer.profile_count()) == ({}, 0)
+
+
+@pytest.mark.parametrize("size", [*CUTS, None])
+def test_a_writer_sees_that_its_file_was_cut_short_or_deleted(settings: MirrorSettings, size: int | None) -> None:
+    filled(settings)
+    writer = MirrorWriter(settings)
+    path = Path(settings.path) / "data.mdb"
+    if size is None:
+        path.unlink()
+    else:
+        os.truncate(path, size)
+    with pytest.raises(MirrorDamaged, match="its file was cut short"):
+        writer.check_readers()
+    with pytest.raises(MirrorDamaged, match="its file was cut short"):
+        writer.apply({b"card:c": b"state"}, {})
+    writer.close()
+    discard(settings)
+    filled(settings)
+
+
+@pytest.mark.parametrize("size", CUTS)
+def test_a_reader_sees_that_its_file_was_cut_short(settings: MirrorSettings, size: int) -> None:
+    filled(settings)
+    reader = MirrorReader(settings, item_max=1, profile_bytes_max=PROFILE_BYTES_MAX)
+    assert not reader.is_replaced()
+    os.truncate(Path(settings.path) / "data.mdb", size)
+    assert reader.is_replaced()
+    reader.close()
+
+
+def test_no_transaction_leaves_a_file_shorter_than_its_pages(settings: MirrorSettings) -> None:
+    """LMDB writes no pages that a transaction takes and gives back. Here the twelfth did that with the last page."""
+    drawn = random.Random(270)
+    with closing(MirrorWriter(settings)) as writer:
+        for position in range(12):
+            changes: dict[bytes, bytes | None] = {}
+            for _ in range(drawn.choice((1, 10, 200))):
+                size = drawn.choice((0, 0, 0, 300, 1500, 1900))
+                changes[b"card:%04d" % drawn.randrange(400)] = bytes(size) if size else None
+            writer.apply(changes, {0: position})
+            assert missing_bytes(Path(settings.path) / "data.mdb") == 0
 
 
 def test_a_mirror_on_a_disk_that_lost_its_power_is_made_anew(
