@@ -203,6 +203,8 @@ class DecisionCache:
         self._metrics = metrics or DecisionCacheMetrics.declare(Registry())
         try:
             with os.fdopen(open_private(Path(settings.path), os.O_RDWR), "r+b") as file:
+                if os.fstat(file.fileno()).st_size < 8 * (claims.BUCKETS_AT + claims.BUCKET_SIZE):
+                    raise Misconfigured(f"answered: {settings.path} was cut short")
                 self._mapping = mmap.mmap(file.fileno(), 0)
             self._table = np.frombuffer(self._mapping, dtype=np.int64)
             self._owner = _owner(worker, self._begin())

@@ -12,7 +12,8 @@
 4. A worker whose heart does not beat for `[serve] hang_timeout_s` is killed, and started again (heartbeat.py).
 5. SIGTERM or SIGINT stops all workers, and the parent ends after the last one.
 6. SIGHUP, or another deployment file, changes what decides without a new worker (scoring/server/deployer.py).
-7. Another parent may take the ports over, for new software (scoring/server/take_over.py).
+7. A file that workers map and that is gone or cut short is made anew (mapped_files.py).
+8. Another parent may take the ports over, for new software (scoring/server/take_over.py).
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from paywarden.scoring.server.context import Endpoints, ServerContext, open_endp
 from paywarden.scoring.server.deployer import Deployer, HostProcesses
 from paywarden.scoring.server.descriptors import secure_descriptors
 from paywarden.scoring.server.heartbeat import LOOK_S, HangDetector, Heartbeats
+from paywarden.scoring.server.mapped_files import MappedFile
 from paywarden.scoring.server.take_over import Desk, close_taken, control_pairs, name_after, take_over
 from paywarden.scoring.server.worker import BUG, worker_main
 from paywarden.scoring.state import mirror, overlay
@@ -124,9 +126,7 @@ def serve(
         _log.info("there is no host to take over: this one starts as usual")
     first = 0 if taken is None else taken.first_worker(worker_count)
     with open_endpoints(host, taken) as opened, _counting(host, first) as metrics:
-        answered.prepare(host.answered)
-        if host.overlay.enabled:
-            overlay.prepare(host.overlay, host.engine.plan)
+        claims, pending = _mapped_files(host)
         parent = os.getpid()
         pairs = control_pairs(worker_count)
         endpoints = replace(opened, controls=[pair[1] for pair in pairs])
@@ -145,6 +145,8 @@ def serve(
             stop_s=_stop_s(host),
             hang_timeout_s=host.hang_timeout_s,
             metrics=metrics,
+            mend_own=pending,
+            mend_shared=claims,
         )
         deployer = _deployer(host, supervisor, metrics)
         takers: list[str] = []
@@ -241,6 +243,23 @@ def _deployer(host: ServerContext, supervisor: Supervisor, metrics: SupervisorMe
         return None
 
 
+def _mapped_files(host: ServerContext) -> tuple[Callable[[], bool], Callable[[], bool]]:
+    """Prepare the files that workers map; returns what mends the claims of payments, and the pending payments."""
+    claims = MappedFile(
+        host.answered.path,
+        lambda: answered.prepare(host.answered),
+        "payments that were answered before may be decided again",
+    )
+    if not host.overlay.enabled:
+        return claims.mend, lambda: False
+    pending = MappedFile(
+        host.overlay.path,
+        lambda: overlay.prepare(host.overlay, host.engine.plan),
+        "payments of the last seconds are missing in it",
+    )
+    return claims.mend, pending.mend
+
+
 @contextlib.contextmanager
 def _counting(host: ServerContext, first: int) -> Iterator[SupervisorMetrics]:
     registry = Registry()
@@ -283,8 +302,16 @@ class Supervisor:
         metrics: SupervisorMetrics,
         fork: Callable[[], int] = os.fork,
         name_of: Callable[[int], str] = "worker {}".format,
+        mend_own: Callable[[], bool] = lambda: False,
+        mend_shared: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`stop_s` is what all workers together have for a stop. `hang_timeout_s` 0: no worker is taken for hung."""
+        """`stop_s` is what all workers together have for a stop. `hang_timeout_s` 0: no worker is taken for hung.
+
+        `mend_own` and `mend_shared` are called before each start and twice a second: they mend files of the workers.
+        Workers notice by themselves what `mend_own` has made anew. If `mend_shared` returns True, all are started
+        again: one that still had the old file would not see what the others write.
+        """
+        self._mend_own, self._mend_shared = mend_own, mend_shared
         self._work, self._stop_s, self._metrics, self._fork = work, stop_s, metrics, fork
         self._name_of = name_of
         self._hang_timeout_s = hang_timeout_s
@@ -335,6 +362,9 @@ class Supervisor:
         """Until every worker has ended after a stop. Raises TemporaryFailure when one failed to stop."""
         while not self._stopping:
             now = time.monotonic()
+            self._mend_own()
+            if self._mend_shared():
+                self.signal_all(signal.SIGTERM)
             for worker in self._workers:
                 if not worker.pid and worker.due <= now:
                     self._start(worker)

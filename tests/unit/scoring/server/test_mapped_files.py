@@ -1,0 +1,167 @@
+"""Files that the supervisor makes anew when they are gone or cut short, alone and under a running host."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import time
+import urllib.parse
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+
+from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
+from paywarden.scoring.server.mapped_files import MappedFile
+from paywarden.scoring.state.mirror import MirrorWriter
+from tests.patience import PATIENCE_S
+from tests.services.product.processes import wait_until
+from tests.services.product.scoring_server import Server
+
+SIZE = 10_000
+
+
+class Prepared:
+    """A file of SIZE zeros that is made as the claims of payments are; `error` is raised in place of that."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.error = path, ""
+        self.file = MappedFile(str(path), self.prepare, "all is lost")
+
+    def prepare(self) -> None:
+        if self.error:
+            raise Misconfigured(self.error)
+        if self.path.exists() and self.path.stat().st_size == SIZE:
+            return
+        new = self.path.with_suffix(".new")
+        new.write_bytes(bytes(SIZE))
+        new.replace(self.path)
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Prepared:
+    return Prepared(tmp_path / "claims")
+
+
+def test_a_file_that_is_as_it_was_made_is_left_alone(prepared: Prepared) -> None:
+    before = prepared.path.stat()
+    assert not prepared.file.mend()
+    os.truncate(prepared.path, SIZE + 1)
+    assert not prepared.file.mend()
+    assert prepared.path.stat().st_ino == before.st_ino
+
+
+@pytest.mark.parametrize("size", [0, 1, SIZE - 1, None])
+def test_a_file_that_is_gone_or_cut_short_is_made_anew_and_told(
+    prepared: Prepared, size: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    if size is None:
+        prepared.path.unlink()
+    else:
+        os.truncate(prepared.path, size)
+    assert prepared.file.mend()
+    assert prepared.path.stat().st_size == SIZE
+    assert caplog.text.count("was deleted or cut short: it is made anew, and all is lost") == 1
+    assert not prepared.file.mend()
+
+
+def test_a_file_of_another_host_in_its_place_is_left_alone(prepared: Prepared) -> None:
+    """A host that takes over with other settings has put it there."""
+    other = prepared.path.with_suffix(".other")
+    other.write_bytes(bytes(10))
+    other.replace(prepared.path)
+    assert not prepared.file.mend()
+
+
+def test_a_file_that_cannot_be_made_is_told_once_and_tried_again(
+    prepared: Prepared, caplog: pytest.LogCaptureFixture
+) -> None:
+    prepared.path.unlink()
+    prepared.error = "no space left"
+    assert [prepared.file.mend() for _ in range(3)] == [False] * 3
+    assert caplog.text.count("cannot be made anew yet: no space left") == 1
+    prepared.error = ""
+    assert prepared.file.mend()
+
+
+class Host(Server):
+    """A server with two workers and the overlay."""
+
+    sent = 0
+
+    def has_mapped(self, path: Path, *, alone: bool) -> bool:
+        """Whether both workers have the file that is at a path now; `alone`: and none that was there before."""
+        found = []
+        for process in psutil.Process(self.parent.pid).children():
+            with contextlib.suppress(OSError):
+                lines = Path(f"/proc/{process.pid}/maps").read_text(encoding="utf-8").splitlines()
+                found.append({int(line.split()[4]) for line in lines if str(path) in line.split()})
+        now = file_of(path)
+        return sum(now in files and (files == {now} or not alone) for files in found) == 2
+
+    def pay_next(self) -> list[str] | str:
+        """Returns the flags of an answer to a new payment, or why there is none."""
+        self.sent += 1
+        payment = ScoreRequest(
+            payment_id=f"p-{self.sent}",
+            event_time_ms=time.time_ns() // 1_000_000,
+            card_id="c",
+            merchant_id="m",
+            amount_minor=1,
+            currency="EUR",
+        )
+        address = urllib.parse.urlsplit(self.target).netloc
+        with closing(http.client.HTTPConnection(address, timeout=PATIENCE_S)) as client:
+            try:
+                client.request(
+                    "POST", "/v1/score", payment.SerializeToString(), {"Content-Type": "application/x-protobuf"}
+                )
+                answer = client.getresponse()
+                body = answer.read()
+            except (OSError, http.client.HTTPException) as error:
+                return type(error).__name__
+        return list(ScoreResponse.FromString(body).flags) if answer.status == 200 else str(answer.status)
+
+
+def file_of(path: Path) -> int:
+    """Returns which file is at a path: its inode, or 0."""
+    return path.stat().st_ino if path.exists() else 0
+
+
+def is_another(path: Path, before: int) -> bool:
+    return file_of(path) not in (0, before)
+
+
+@pytest.mark.parametrize("name", ["answered", "overlay"])
+def test_a_host_whose_mapped_file_is_cut_short_goes_on_with_a_new_one(tmp_path: Path, name: str) -> None:
+    """Workers died of the missing pages, and so did those that were started in their place, until a new start."""
+    overlay = tmp_path / "overlay"
+    with Host(tmp_path, more=f'[overlay]\nenabled = true\npath = "{overlay}"\npayments_max = 4096\n') as host:
+        writer = MirrorWriter(host.mirror)
+        writer.apply({}, {0: 1}, time.time_ns() // 1_000_000)
+        writer.close()
+        host.start("--workers", "2")
+        host.listening(2)
+        path = tmp_path / name
+        whole = path.stat().st_size
+        for size in (0, 5000, whole // 2, None):
+            wait_until(lambda: isinstance(host.pay_next(), list), "a payment is answered")
+            before = path.stat().st_ino
+            if size is None:
+                path.unlink()
+            else:
+                os.truncate(path, size)
+            # The kernel gives each connection to one of the workers.
+            for _ in range(20):
+                host.pay_next()
+            wait_until(partial(is_another, path, before), "the file is made anew", every_s=0.05)
+            assert path.stat().st_size == whole
+            # A worker that goes on may keep pages of an old overlay; it reads the new one.
+            wait_until(lambda: host.has_mapped(path, alone=name == "answered"), "all workers have it", every_s=0.05)
+            wait_until(lambda: all(isinstance(host.pay_next(), list) for _ in range(20)), "both workers answer")
+        assert host.log().count(f"{path} was deleted or cut short: it is made anew") == 4
+        assert "bug" not in host.log()
