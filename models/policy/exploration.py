@@ -157,6 +157,8 @@ class MappedLedger:
             try:
                 if os.fstat(self._file).st_size != _LEDGER.size:
                     os.ftruncate(self._file, _LEDGER.size)
+                # Reserve the room now. A later write through the mapping to a full disk would kill the worker.
+                os.posix_fallocate(self._file, 0, _LEDGER.size)
                 self._map = mmap.mmap(self._file, _LEDGER.size)
             except (OSError, ValueError):
                 os.close(self._file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +143,18 @@ def test_a_mapped_ledger_outlives_its_process_and_is_private(tmp_path: Path) -> 
     assert path.stat().st_mode & 0o777 == 0o600
     with pytest.raises(Misconfigured, match="exploration: cannot keep the spent budget in"):
         MappedLedger(tmp_path)
+
+
+def test_a_ledger_has_its_room_on_disk_before_anything_is_spent(tmp_path: Path) -> None:
+    """A disk that was full killed the worker (SIGBUS) at the first payment that it explored."""
+    path = tmp_path / "spent"
+    MappedLedger(path).close()
+    assert path.stat().st_blocks > 0
+    # As an earlier release has left it.
+    os.truncate(path, 0)
+    os.truncate(path, 16)
+    MappedLedger(path).close()
+    assert path.stat().st_blocks > 0
 
 
 @pytest.mark.parametrize(
