@@ -41,7 +41,7 @@ from functools import partial
 from pathlib import Path
 from threading import Event
 
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, IsolationLevel, TopicPartition
 from prometheus_client import CollectorRegistry
 
 from paywarden.features.profiles.payment_tags import MARK_DTYPE
@@ -70,7 +70,7 @@ from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.end_offsets import EndsWatch
 from paywarden.streams.kafka.group_consumer import cut_of
 from paywarden.streams.kafka.reading import Consumed, consume_when_there
-from paywarden.streams.kafka.stall_detector import StallWatch, named
+from paywarden.streams.kafka.stall_detector import StallWatch, named, without_held
 from paywarden.streams.kafka.topic_identity import IdentityWatch, topic_ids
 from paywarden.streams.kafka.topic_names import CURSORS_TOPIC, repartition_topic
 from paywarden.streams.profiles.changelog import ChangelogDecoder
@@ -213,7 +213,7 @@ class Companion:
         )
         shipper = shipper_of(files.outbox, clients, self._identity, encoder=encoder, options=options)
         self._shipping = ShippingThread(shipper, self._metrics, self.health)
-        self._ends = EndsWatch(clients.admin, self._topic, self._positions)
+        self._ends = EndsWatch(clients.admin, self._topic, self._positions, isolation=IsolationLevel.READ_UNCOMMITTED)
         self._identity_watch = IdentityWatch(clients.admin, [self._topic])
         self._stalls = StallWatch(settings.stall_timeout_s)
         self._to_reach: dict[int, int] = {}
@@ -287,7 +287,10 @@ class Companion:
         """Do what need not happen in every round: check the client and the mirror's readers, set the metrics."""
         if (ends := self._ends.look()) is not None:
             self._metrics.lag(ends, self._positions())
-            if stalled := self._stalls.look(ends, self._positions()):
+            positions = self._positions()
+            if stalled := self._stalls.look(ends, positions):
+                stalled = without_held(self._clients.admin, self._stalls, stalled, ends, positions)
+            if stalled:
                 self._replace_client(stalled)
         self.health.kafka_trouble = self._ends.trouble()
         self._check_readers()

@@ -156,10 +156,15 @@ def ask_end_offsets(
     return {(place.topic, place.partition): answer for place, answer in answers.items()}
 
 
-def end_offsets_of(admin: AdminClient, topic: str, partitions: Iterable[int]) -> dict[int, int] | None:
+def end_offsets_of(
+    admin: AdminClient,
+    topic: str,
+    partitions: Iterable[int],
+    isolation: IsolationLevel = IsolationLevel.READ_COMMITTED,
+) -> dict[int, int] | None:
     """Like `ask_end_offsets`, but waits for the answers; None if the broker does not answer now."""
     try:
-        return _answered_ends(admin, topic, partitions, IsolationLevel.READ_COMMITTED)
+        return _answered_ends(admin, topic, partitions, isolation)
     except KafkaException as error:
         _log.warning("Kafka does not say where %s ends: %s", topic, reason_of(error))
         return None

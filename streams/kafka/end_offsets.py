@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Any
 
-from confluent_kafka import KafkaException
+from confluent_kafka import IsolationLevel, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from paywarden.streams.kafka.admin import ask_end_offsets
@@ -33,8 +33,13 @@ class EndsWatch:
         places: Callable[[], Iterable[PartitionId]],
         clock: Callable[[], float] = time.monotonic,
         ask_every_s: float = ASK_EVERY_S,
+        isolation: IsolationLevel = IsolationLevel.READ_COMMITTED,
     ) -> None:
-        """`places` returns the partitions to ask about now; `what` names them in messages."""
+        """`places` returns the partitions to ask about now; `what` names them in messages.
+
+        By default a partition ends where an open transaction begins, as far as readers can come.
+        """
+        self._isolation = isolation
         self._admin, self._what, self._places, self._clock = admin, what, places, clock
         self._ask_every_s = ask_every_s
         self._asked: dict[PartitionId, Future[Any]] = {}
@@ -55,7 +60,7 @@ class EndsWatch:
             ends = self._take(now)
         if not self._asked and now >= self._ask_at:
             if places := list(self._places()):
-                self._asked, self._asked_at = ask_end_offsets(self._admin, places), now
+                self._asked, self._asked_at = ask_end_offsets(self._admin, places, self._isolation), now
             self._ask_at = now + self._ask_every_s
         return ends
 

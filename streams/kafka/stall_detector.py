@@ -11,14 +11,24 @@ then delivers neither records nor ends, and its own idea of the end stands still
     look        1     2     3     4            timeout_s = 6, a look every 2 s: 3 looks are allowed
     end       500   510   520   530
     position  480   480   480   480            stalled at look 4
+
+A transaction that another producer leaves open looks like a stall: readers of committed records come to its first
+record and no further, whoever wrote what stands behind it. No new client helps. `without_held` tells the two apart. It
+ends when that producer goes on, or when the broker gives it up (`transaction.timeout.ms`, 60 s by default).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Collection, Mapping
 
+from confluent_kafka.admin import AdminClient
+
+from paywarden.streams.kafka.admin import end_offsets_of
 from paywarden.streams.kafka.client import PartitionId
 from paywarden.streams.kafka.end_offsets import ASK_EVERY_S
+
+_log = logging.getLogger(__name__)
 
 # The position of a partition that has delivered nothing, not even its end. It is behind every end.
 NOTHING_HEARD = -1
@@ -58,9 +68,35 @@ class StallWatch:
         self._stood = stood
         return sorted(place for place, (_, looks) in stood.items() if looks > self._looks_max)
 
+    def forget(self, places: Collection[PartitionId]) -> None:
+        """Begin to count anew for these partitions."""
+        self._stood = {place: stood for place, stood in self._stood.items() if place not in places}
+
     def clear(self) -> None:
         """Forget everything, for a new client."""
         self._stood.clear()
+
+
+def without_held(
+    admin: AdminClient,
+    watch: StallWatch,
+    stalled: Collection[PartitionId],
+    ends: Mapping[PartitionId, int],
+    positions: Mapping[PartitionId, int],
+) -> list[PartitionId]:
+    """Returns the stalled partitions but those that an open transaction holds up, which are told and forgotten.
+
+    Waits for the broker's answer.
+    """
+    held = []
+    for topic in sorted({topic for topic, _ in stalled}):
+        stable = end_offsets_of(admin, topic, [number for name, number in stalled if name == topic]) or {}
+        held += [(topic, number) for number, end in sorted(stable.items()) if end <= positions[topic, number]]
+    if held:
+        watch.forget(held)
+        waiting = sum(ends[place] - positions[place] for place in held)
+        _log.warning("an open transaction of a producer holds up %s: %d records wait for its end", named(held), waiting)
+    return [place for place in stalled if place not in held]
 
 
 def named(places: list[PartitionId]) -> str:

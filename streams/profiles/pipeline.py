@@ -45,6 +45,7 @@ from threading import Event
 from typing import TypeVar
 
 import numpy as np
+from confluent_kafka import IsolationLevel
 from prometheus_client import CollectorRegistry
 
 from paywarden.features.kernel import PAYMENT, SOURCES_MAX
@@ -60,7 +61,7 @@ from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.end_offsets import EndsWatch
 from paywarden.streams.kafka.group_consumer import BatchConsumer, PartitionCut, offsets_after
 from paywarden.streams.kafka.reading import FETCH_WAIT_MS, Consumed, Record
-from paywarden.streams.kafka.stall_detector import StallWatch, named
+from paywarden.streams.kafka.stall_detector import StallWatch, named, without_held
 from paywarden.streams.kafka.topic_names import repartition_topic
 from paywarden.streams.profiles.changelog import Changelog
 from paywarden.streams.profiles.decoder import EventDecoder
@@ -169,7 +170,8 @@ class Pipeline:
                     [(topic, partition) for topic, count in routes.values() for partition in range(count)],
                     changelog.places,
                 ],
-                ask=lambda places: ask_end_offsets(clients.admin, places),
+                # Payments behind an open transaction have reached Kafka, too.
+                ask=lambda places: ask_end_offsets(clients.admin, places, IsolationLevel.READ_UNCOMMITTED),
                 every_ms=settings.progress_every_ms,
             )
         # When the client last gave records, and how much later it gives more, as the broker collects them.
@@ -192,6 +194,7 @@ class Pipeline:
             "what is read",
             lambda: self._consumer.positions(),
             ask_every_s=self._timing.ask_ends_every_s,
+            isolation=IsolationLevel.READ_UNCOMMITTED,
         )
         self._stalls = StallWatch(settings.stall_timeout_s)
         for topic in (self._payments, self._outcomes, *self._repartition):
@@ -450,7 +453,9 @@ class Pipeline:
         self._ask_at = now + self._timing.ask_committed_every_s
         self._alone_at = now + self._timing.outcomes_alone_after_s
         if waiting.asks_for_ends():
-            ends = end_offsets_of(self._clients.admin, self._payments, self._payments_partitions)
+            ends = end_offsets_of(
+                self._clients.admin, self._payments, self._payments_partitions, IsolationLevel.READ_UNCOMMITTED
+            )
             if ends is None:
                 return []
             waiting.wait_for(ends)
@@ -618,7 +623,9 @@ class Pipeline:
             now_ms = self._now_ms()
             of_payments = {place: end for place, end in ends.items() if place[0] == self._payments}
             self._arrivals.ended(of_payments, asked_ms=now_ms - round(1000 * self._ends.age_s) - 1, answered_ms=now_ms)
-            self.stalled = self._stalls.look(ends, self._consumer.positions())
+            positions = self._consumer.positions()
+            stalled = self._stalls.look(ends, positions)
+            self.stalled = without_held(self._clients.admin, self._stalls, stalled, ends, positions) if stalled else []
 
     def _standing(self) -> tuple[int, int]:
         return len(self._consumer.places), sum(self._consumer.lag(self._known_ends).values())

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from confluent_kafka import Producer
 from confluent_kafka.cimpl import NewTopic
 from prometheus_client import CollectorRegistry
 
@@ -20,13 +21,16 @@ from paywarden.features.profiles.money import load_rates
 from paywarden.features.stores.memory import MemoryStore
 from paywarden.schemas.avro import Decoder, LocalSchemaIds
 from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX
+from paywarden.streams.kafka.admin import partitions_of
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.profiles.pipeline import Pipeline
+from paywarden.streams.profiles.progress.watermarks import CLAIM_KEY
 from paywarden.streams.profiles.settings import StreamSettings, stream_metrics
 from tests.patience import PATIENCE_S
 from tests.services.product.deployment import Deployment
 from tests.services.product.in_process import remembered_clients, running
+from tests.services.product.processes import wait_until
 from tests.services.servers.kafka import KafkaServer
 from tests.worlds.stream.packed import sources_of, without_sources
 from tests.worlds.stream.topics import (
@@ -82,6 +86,48 @@ def test_an_outcome_read_together_with_its_payment_waits_for_it(
     assert stream.stop() == 0
     assert_profiles_equal(read_store(deployment.store), batch_profiles(*world))
     assert values(settings, "dead-letters") == []
+
+
+def claims(settings: KafkaSettings) -> list[int]:
+    """Returns the moments up to which the stream has told profiles to be complete."""
+    decoder = Decoder("profiles", LocalSchemaIds())
+    told = [record.value for record in read_topic(settings, "profiles") if record.key == CLAIM_KEY and record.value]
+    return [decoder.decode(value)["complete_to_time_ms"] for value in told]
+
+
+def test_what_stands_behind_a_strangers_open_transaction_is_waited_for(
+    deployment: Deployment, settings: KafkaSettings
+) -> None:
+    """Its outcomes became dead letters, and mirrors were told to be complete without its payments."""
+    world = small_world()
+    deployment.configure("stream", "stall_timeout_s = 4\n")
+    topics, payments_topic = Topics(settings), settings.topic("payments")
+    stranger = Producer(
+        {
+            "bootstrap.servers": settings.bootstrap,
+            "transactional.id": f"{settings.topic_prefix}stranger",
+            "transaction.timeout.ms": 900_000,
+        }
+    )
+    stranger.init_transactions(PATIENCE_S)
+    stranger.begin_transaction()
+    for partition in partitions_of(settings, "payments"):
+        stranger.produce(payments_topic, b"never committed", partition=partition)
+    assert stranger.flush(PATIENCE_S) == 0
+    began_ms = time.time_ns() // 1_000_000
+    topics.send_payments(world[0].to_pylist())
+    topics.send_outcomes(world[1].to_pylist())
+    stream = deployment.start("stream")
+    wait_until(lambda: "open transaction" in stream.log.read_text(encoding="utf-8"), "it says what holds it up")
+    assert values(settings, "dead-letters") == []
+    assert [moment for moment in claims(settings) if moment > began_ms] == []
+    stranger.abort_transaction(PATIENCE_S)
+    wait_until_worked_in(settings, f"{settings.topic_prefix}stream")
+    wait_until(lambda: any(moment > began_ms for moment in claims(settings)), "profiles are complete", every_s=0.5)
+    assert stream.stop() == 0
+    assert_profiles_equal(read_store(deployment.store), batch_profiles(*world))
+    assert values(settings, "dead-letters") == []
+    assert "has stalled" not in stream.log.read_text(encoding="utf-8")
 
 
 def test_kill_9_at_any_moment_loses_no_payment_and_counts_none_twice(

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+from concurrent.futures import Future
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from confluent_kafka import IsolationLevel, TopicPartition
 from hypothesis import given
 from hypothesis import strategies as st
 
 from paywarden.streams.kafka.client import PartitionId
 from paywarden.streams.kafka.end_offsets import ASK_EVERY_S
-from paywarden.streams.kafka.stall_detector import NOTHING_HEARD, StallWatch, named
+from paywarden.streams.kafka.stall_detector import NOTHING_HEARD, StallWatch, named, without_held
 
 A, B = ("t", 0), ("t", 1)
 
@@ -82,3 +88,36 @@ def test_a_log_line_names_the_first_few() -> None:
     places = [("t", number) for number in range(5)]
     assert named(places[:2]) == "t/0, t/1"
     assert named(places) == "t/0, t/1, t/2 and 2 more"
+
+
+class StableEnds:
+    """An admin client for which readers of committed records come to these offsets."""
+
+    def __init__(self, ends: dict[PartitionId, int]) -> None:
+        self._ends = ends
+
+    def list_offsets(
+        self, wanted: dict[TopicPartition, Any], isolation_level: IsolationLevel, **_: object
+    ) -> dict[TopicPartition, Future[Any]]:
+        assert isolation_level == IsolationLevel.READ_COMMITTED
+        answers: dict[TopicPartition, Future[Any]] = {place: Future() for place in wanted}
+        for place, answer in answers.items():
+            answer.set_result(SimpleNamespace(offset=self._ends[place.topic, place.partition]))
+        return answers
+
+
+def test_a_partition_held_up_by_an_open_transaction_has_not_stalled(caplog: pytest.LogCaptureFixture) -> None:
+    watch = StallWatch(2 * ASK_EVERY_S)
+    ends, positions = {A: 9, B: 9}, {A: 5, B: 6}
+    assert looks(watch, ends, *[positions] * 3)[-1] == [A, B]
+    admin: Any = StableEnds({A: 5, B: 8})
+    assert without_held(admin, watch, [A, B], ends, positions) == [B]
+    assert "an open transaction of a producer holds up t/0: 4 records wait for its end" in caplog.text
+    # Its time begins anew, and that of the stalled one goes on.
+    assert looks(watch, ends, *[positions] * 3) == [[B], [B], [A, B]]
+
+
+def test_a_partition_of_which_nothing_was_heard_is_not_held_up() -> None:
+    watch = StallWatch(ASK_EVERY_S)
+    admin: Any = StableEnds({A: 0})
+    assert without_held(admin, watch, [A], {A: 9}, {A: NOTHING_HEARD}) == [A]
