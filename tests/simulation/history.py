@@ -30,7 +30,7 @@ from tests.simulation.callers import Callers, Exchange, Request, request_of
 from tests.simulation.checks import check_all, check_watermark
 from tests.simulation.cluster.broker import Broker
 from tests.simulation.cluster.consumer import GroupConsumer
-from tests.simulation.cluster.logs import Entry, Log
+from tests.simulation.cluster.logs import Entry, Log, Transaction
 from tests.simulation.files import FileFault
 from tests.simulation.plan import DURATION_S, Item, Plan
 from tests.simulation.processes import SESSION_S, WORKERS, Deployment, group_lag, parts
@@ -289,6 +289,14 @@ class History:
     def _transaction_abort(self, arguments: dict[str, Any], _: random.Random) -> None:
         self.broker.abort_share = arguments["share"]
         self.world.after(arguments["seconds"], lambda: setattr(self.broker, "abort_share", 0.0))
+
+    def _open_transaction(self, arguments: dict[str, Any], chance: random.Random) -> None:
+        """A stranger begins a transaction and does not end it: the broker gives it up."""
+        topic = arguments["topic"]
+        place = (topic, chance.randrange(len(self.broker.topics[topic].logs)))
+        transaction = Transaction("stranger", places={place})
+        self.broker.append(place, Entry(b"stranger", b"\x00", self._now_ms(), (), transaction))
+        self.world.after(arguments["seconds"], lambda: self.broker.end_transaction(transaction, "aborted"))
 
     def _store_away(self, arguments: dict[str, Any], _: random.Random) -> None:
         self.deployment.store_state.away_until = self.world.now + arguments["seconds"]

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from confluent_kafka import IsolationLevel
+
 
 @dataclass(frozen=True)
 class Patch:
@@ -125,6 +127,10 @@ def _later_commits_count(saw_committed: Any) -> Any:
             each.committed_then = dict(self._committed)
 
     return saw
+
+
+def _stable_ends(ask: Any) -> Any:
+    return lambda admin, *where, **_: ask(admin, *(each for each in where if not isinstance(each, IsolationLevel)))
 
 
 def _any_log_is_a_segment(_: Any) -> Any:
@@ -245,6 +251,20 @@ MUTATIONS = {
         frozenset({"watermark"}),
         (Patch("streams.profiles.progress.completeness", "CompletenessRounds.saw_committed", _later_commits_count),),
         known=4,
+    ),
+    "outcomes_of_held_payments": Mutation(
+        "an outcome does not wait for payments behind an open transaction",
+        ("open_transaction",),
+        40,
+        frozenset({"dead_letters", "profiles"}),
+        (Patch("streams.profiles.pipeline", "end_offsets_of", _stable_ends),),
+    ),
+    "claims_of_held_payments": Mutation(
+        "profiles are told to be complete without payments behind an open transaction",
+        ("open_transaction",),
+        40,
+        frozenset({"watermark"}),
+        (Patch("streams.profiles.pipeline", "ask_end_offsets", _stable_ends),),
     ),
     "foreign_directory": Mutation(
         "a directory that is no worker's is taken for an outbox",

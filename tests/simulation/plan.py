@@ -53,7 +53,10 @@ DEFAULT = (
     "hostile_batch",
     "header_name",
     *HEAVY,
+    "open_transaction",
 )
+# A fault that came later is drawn apart, in one history of so many: the histories of all other seeds stay as they were.
+_DRAWN_APART = {"open_transaction": 8}
 # A host's clock that jumps by an hour: the decision cache and the bounds of a payment's time go by it (docs/limits.md).
 FAULTS = (*DEFAULT, "clock_leap")
 PROCESSES = ("worker-0", "worker-1", "companion", "stream-0", "stream-1")
@@ -101,7 +104,7 @@ def plan_of(seed: int, kinds: Sequence[str]) -> Plan:
     chance = random.Random(f"plan {seed}")
     plan = Plan(seed)
     _operations(plan, chance, kinds)
-    usual = [kind for kind in kinds if kind not in FORMS]
+    usual = [kind for kind in kinds if kind not in FORMS and kind not in _DRAWN_APART]
     chosen = chance.sample(usual, min(len(usual), chance.choice((0, 1, 2, 2, 3, 3, 4, 5))))
     if len(usual) == 1:
         chosen = usual
@@ -110,6 +113,12 @@ def plan_of(seed: int, kinds: Sequence[str]) -> Plan:
         for _ in range(chance.choice((1, 1, 2, 3)) if kind not in (*HEAVY, "clock_leap") else 1):
             plan.faults.append(_fault(number, kind, chance))
             number += 1
+    for kind, one_of in _DRAWN_APART.items():
+        apart = random.Random(f"{kind} {seed}")
+        # Alone, a kind is in every history.
+        if kind in kinds and (len(kinds) == 1 or apart.randrange(one_of) == 0):
+            plan.faults += [_fault(number + more, kind, apart) for more in range(apart.choice((1, 2)))]
+            number = len(plan.faults)
     plan.faults.sort(key=lambda item: item.at)
     return plan
 
@@ -207,6 +216,9 @@ def _fault(number: int, kind: str, chance: random.Random) -> Item:
         arguments |= {"seconds": 10.0, "share": chance.choice((0.2, 0.8))}
     elif kind == "connections":
         arguments |= {"worker": chance.randrange(2), "count": chance.choice((5, 40)), "seconds": 10.0}
+    elif kind == "open_transaction":
+        topic = chance.choice(("payments", "payments", "outcomes", "profiles", "repartition-card"))
+        arguments |= {"topic": topic, "seconds": chance.choice((0.5, 5.0, 15.0))}
     elif kind == "partition_stall":
         arguments["process"] = chance.choice(("companion", "stream-0", "stream-1"))
     elif kind == "topic_recreated":
