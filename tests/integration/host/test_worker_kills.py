@@ -46,6 +46,9 @@ WORKERS, CLIENTS = 2, 4
 COMPANION_EVERY = 20
 MIRROR_MB = 16
 PROTOBUF = "application/x-protobuf"
+# Callers pay without a pause around each kill, so that it cuts off calls in all their stages. Between kills they pause:
+# two cores of calls would prove no more.
+AROUND_A_KILL_S, PAUSE_S = 0.1, 0.05
 # A caller gets these while another worker decides the payment or the server is overloaded. The caller asks again.
 AGAIN = (429, 503, 504)
 
@@ -55,11 +58,14 @@ pytestmark = pytest.mark.timeout(900 + 3 * KILLS)
 
 
 class Client(threading.Thread):
-    """Pays, and repeats a request with the same id until it is answered; sometimes once more after that."""
+    """Pays, and repeats a request with the same id until it is answered; sometimes once more after that.
 
-    def __init__(self, target: str, number: int) -> None:
+    It pauses before each payment, unless `hurry` is set.
+    """
+
+    def __init__(self, target: str, number: int, hurry: threading.Event) -> None:
         super().__init__()
-        self._address, self._number = urlsplit(target).netloc, number
+        self._address, self._number, self._hurry = urlsplit(target).netloc, number, hurry
         self._rng = random.Random(number)
         self._connection: http.client.HTTPConnection | None = None
         self._stopped = threading.Event()
@@ -70,6 +76,7 @@ class Client(threading.Thread):
         count = 0
         while not self._stopped.is_set():
             count += 1
+            self._hurry.wait(PAUSE_S)
             self._pay(f"client-{self._number}-{count}")
             if self._rng.random() < 0.2:
                 self._pay(f"client-{self._number}-{max(1, count - self._rng.randrange(50))}")
@@ -147,10 +154,12 @@ class Payments(threading.Thread):
 
 
 class Killer:
-    """Waits until all workers are there, then kills one of them, sometimes the companion."""
+    """Waits until all workers are there, then kills one of them, sometimes the companion. Callers hurry meanwhile."""
 
-    def __init__(self, deployment: Deployment, serve: PaywardenProcess, companion: PaywardenProcess) -> None:
-        self._deployment, self._companion = deployment, companion
+    def __init__(
+        self, deployment: Deployment, serve: PaywardenProcess, companion: PaywardenProcess, hurry: threading.Event
+    ) -> None:
+        self._deployment, self._companion, self._hurry = deployment, companion, hurry
         self._parent = psutil.Process(serve.pid)
         self._rng = random.Random(7)
         self.kills = 0
@@ -158,7 +167,14 @@ class Killer:
     def kill_one(self) -> None:
         # The admin process is killed at times, too.
         wait_until(lambda: len(self._parent.children()) == WORKERS + 1, "the workers are there")
-        time.sleep(self._rng.uniform(0.2, 1.4))
+        time.sleep(self._rng.uniform(0.1, 1.2))
+        self._hurry.set()
+        time.sleep(AROUND_A_KILL_S)
+        self._kill()
+        time.sleep(AROUND_A_KILL_S)
+        self._hurry.clear()
+
+    def _kill(self) -> None:
         self.kills += 1
         if self.kills % COMPANION_EVERY == 0:
             self._companion.kill()
@@ -233,11 +249,12 @@ def test_every_answered_payment_has_exactly_one_decision_after_kills(
     companion = deployment.start("companion")
     serve = deployment.start("serve", "--workers", str(WORKERS))
     target = serve.first_line()
-    clients, payments = [Client(target, number) for number in range(CLIENTS)], Payments(settings)
+    hurry = threading.Event()
+    clients, payments = [Client(target, number, hurry) for number in range(CLIENTS)], Payments(settings)
     threads: tuple[Client | Payments, ...] = (*clients, payments)
     for thread in threads:
         thread.start()
-    killer = Killer(deployment, serve, companion)
+    killer = Killer(deployment, serve, companion, hurry)
     began = time.monotonic()
     try:
         while killer.kills < KILLS:

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import logging
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -13,6 +16,7 @@ from paywarden.models.bundle.compiler import compiler_name
 from paywarden.models.bundle.signature import TrustedKeys, fingerprint, sign_bundle
 from paywarden.ops.libraries import build_missing
 from tests.services.missing_tools import COMPILER
+from tests.services.product.processes import run_paywarden
 from tests.worlds.small import small_world
 
 needs_compiler = pytest.mark.skipif(compiler_name() is None, reason=COMPILER.reason)
@@ -26,6 +30,19 @@ def foreign(tmp_path: Path) -> Path:
     return bundle
 
 
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs the command that builds as a fork. A process of its own imports LightGBM first, which takes two seconds."""
+
+    def run(command: list[str], timeout: float, **_: bool) -> subprocess.CompletedProcess[str]:
+        assert command[:4] == [sys.executable, "-P", "-m", "paywarden"]
+        return run_paywarden(*command[4:], timeout_s=timeout)
+
+    # The compiler is a process of its own, and stays one.
+    only_here = SimpleNamespace(run=run, TimeoutExpired=subprocess.TimeoutExpired)
+    monkeypatch.setattr("paywarden.ops.libraries.subprocess", only_here)
+
+
 @needs_compiler
 def test_another_process_builds_a_missing_library_that_passes_parity(foreign: Path) -> None:
     build_missing(foreign)
@@ -36,6 +53,7 @@ def test_another_process_builds_a_missing_library_that_passes_parity(foreign: Pa
 
 
 @needs_compiler
+@pytest.mark.usefixtures("forked")
 def test_the_missing_library_of_a_cascades_first_model_is_built(tmp_path: Path) -> None:
     """Only the large model's was looked for, and the first one would have been scored by the interpreter."""
     bundle = small_world.copied_bundle(tmp_path, small_world.cascade_bundle())
@@ -45,6 +63,7 @@ def test_the_missing_library_of_a_cascades_first_model_is_built(tmp_path: Path) 
 
 
 @needs_compiler
+@pytest.mark.usefixtures("forked")
 def test_a_library_that_is_there_is_left_alone(foreign: Path) -> None:
     build_missing(foreign)
     before = native_library(foreign).stat().st_mtime_ns
@@ -53,6 +72,7 @@ def test_a_library_that_is_there_is_left_alone(foreign: Path) -> None:
 
 
 @needs_compiler
+@pytest.mark.usefixtures("forked")
 def test_a_library_that_no_signature_covers_is_built_again(foreign: Path, tmp_path: Path) -> None:
     """Whoever can put files into the bundle could have put it there."""
     key = Ed25519PrivateKey.generate()
@@ -79,6 +99,7 @@ def test_without_a_compiler_a_warning_comes_and_the_bundle_stays(
 
 
 @needs_compiler
+@pytest.mark.usefixtures("forked")
 def test_a_bundle_that_cannot_be_compiled_is_one_line_with_the_reason(
     foreign: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
