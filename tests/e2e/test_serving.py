@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections import deque
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -155,25 +153,28 @@ def read_decisions(settings: KafkaSettings, wanted: set[str]) -> list[dict[str, 
     return found
 
 
-def waves(world: World) -> Iterator[tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
-    """Returns (outcomes, payments) in order of time. Within a wave, no two payments share an entity."""
-    outcomes = deque(world.live_outcomes)
-    due: list[dict[str, Any]] = []
-    wave: list[dict[str, Any]] = []
-    seen: set[bytes] = set()
-    for row in world.live_payments.to_pylist():
-        known = []
-        # At the same millisecond, a replay also puts the payment first.
-        while outcomes and outcomes[0]["outcome_time_ms"] < row["event_time_ms"]:
-            known.append(outcomes.popleft())
-        keys = set(entity_keys(row))
-        if wave and (keys & seen or known or len(wave) == 200):
-            yield due, wave
-            due, wave, seen = [], [], set()
-        due += known
-        wave.append(row)
-        seen |= keys
-    yield due, wave
+def waves(world: World) -> list[tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
+    """Returns (outcomes, payments) of each wave: all that can be sent at once if each entity's events keep their order.
+
+    A payment comes in a later wave than the payments before it that share an entity with it, and not before their
+    outcomes. An outcome is known to the payments of its own wave.
+    """
+    payments = world.live_payments.to_pylist()
+    keys_of = {row["payment_id"]: entity_keys(row) for row in world.tables[0].to_pylist()}
+    # At the same millisecond, a replay also puts the payment first.
+    events = [(row["event_time_ms"], 0, row) for row in payments]
+    events += [(row["outcome_time_ms"], 1, row) for row in world.live_outcomes]
+    found: dict[int, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {}
+    # The first wave that an entity's next event may be in.
+    free: dict[bytes, int] = {}
+    for _, kind, row in sorted(events, key=lambda event: event[:2]):
+        keys = keys_of[row["payment_id"]]
+        wave = max(free.get(key, 0) for key in keys)
+        outcomes, scored = found.setdefault(wave, ([], []))
+        (scored, outcomes)[kind].append(row)
+        free.update(dict.fromkeys(keys, wave + (kind == 0)))
+    # Outcomes after the last payment of their entities are in no vector.
+    return [found[wave] for wave in range(1 + max(wave for wave, (_, scored) in found.items() if scored))]
 
 
 def test_the_endpoints_vectors_equal_those_of_replay_to_the_last_bit(
