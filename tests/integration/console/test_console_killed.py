@@ -15,6 +15,7 @@ from paywarden.streams.alerts.records import ALERTS_TOPIC
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
+from tests.patience import PATIENCE_S
 from tests.services.product.console import csrf_of
 from tests.services.product.processes import PaywardenProcess, wait_until
 from tests.services.servers.kafka import KafkaServer
@@ -116,10 +117,10 @@ def test_kill_9_of_the_console_loses_nothing_that_it_confirmed(kafka: KafkaServe
 
     with ThreadPoolExecutor(3) as pool:
         works = [pool.submit(work) for work in (alerts, cases, reviews)]
-        assert enough.wait(120), [work.exception(1) for work in works if work.done()]
+        assert enough.wait(PATIENCE_S), [work.exception(1) for work in works if work.done()]
         running.kill()
         # What was under way ends with an error of the connection.
-        assert any(work.exception(60) is not None for work in works)
+        assert any(work.exception(PATIENCE_S) is not None for work in works)
     counted = list(confirmed)
     assert {kind for kind, _ in counted} >= {"acknowledged", "case"}
 

@@ -19,6 +19,7 @@ from paywarden.scoring.state import overlay_table as tables
 from paywarden.scoring.state.overlay import OverlaySettings, prepare
 from paywarden.scoring.state.overlay_rows import ROWS_AT_ONCE, Drop, RowDatagrams, SharedRows
 from paywarden.streams.companion.overlay_exchange import ExchangeMetrics, OverlayExchange
+from tests.patience import PATIENCE_S
 from tests.worlds.small import small_history
 
 NOW_MS = 1_767_866_400_000
@@ -196,7 +197,7 @@ def test_a_failure_is_counted_and_the_thread_ends_when_it_is_told(
 
     monkeypatch.setattr(first.rows, "take_new", fails)
     with first.exchange:
-        assert has_failed.wait(60)
+        assert has_failed.wait(PATIENCE_S)
     assert first.counted("exchange_failures") >= 1
     assert not first.exchange._thread.is_alive()
     assert first.exchange._socket.fileno() == -1

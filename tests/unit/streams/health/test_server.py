@@ -139,11 +139,19 @@ def test_a_server_without_a_connection_sleeps(address: str) -> None:
     # Another file's test may have left one: this test's is the newest.
     server = [thread for thread in threading.enumerate() if thread.name == "health"][-1]
     status = Path(f"/proc/self/task/{server.native_id}/status")
-    # It wakes once more, at the deadline that the connection had.
-    time.sleep(1.0)
-    slept_before = re.findall(r"ctxt_switches:\s*(\d+)", status.read_text(encoding="utf-8"))
-    time.sleep(1.0)
-    assert re.findall(r"ctxt_switches:\s*(\d+)", status.read_text(encoding="utf-8")) == slept_before
+
+    def slept() -> bool:
+        """Whether nothing woke it in a second. It wakes once more, at the deadline that the connection had."""
+        before = status.read_text(encoding="utf-8")
+        time.sleep(1.0)
+        after = status.read_text(encoding="utf-8")
+        return _switches(after) == _switches(before)
+
+    wait_until(slept, "it sleeps for a second")
+
+
+def _switches(status: str) -> list[str]:
+    return re.findall(r"ctxt_switches:\s*(\d+)", status)
 
 
 def is_cut(client: socket.socket) -> bool:
@@ -163,7 +171,8 @@ def test_hanging_clients_keep_no_probe_out_and_threads_stay_bounded(address: str
         hanging = [stack.enter_context(connected(address)) for _ in range(3 * CONNECTIONS_MAX)]
         for _ in range(5):
             assert get(f"{address}/livez")[0] == 200
-        assert serving_threads() <= CONNECTIONS_MAX
+        # A thread ends a moment after the connection whose place it gives up.
+        wait_until(lambda: serving_threads() <= CONNECTIONS_MAX, "threads are as few as connections")
         # The newest connections are still open.
         hanging[-1].sendall(b"GET /livez HTTP/1.0\r\n\r\n")
         assert hanging[-1].recv(100).startswith(b"HTTP/1.0 200")
@@ -177,7 +186,7 @@ def test_new_connections_are_refused_while_all_threads_are_busy(address: str, he
         for client in clients:
             client.sendall(b"GET /livez HTTP/1.0\r\n\r\n")
         assert client_reads(clients[-1]) == b""
-        assert serving_threads() == CONNECTIONS_MAX
+        wait_until(lambda: serving_threads() == CONNECTIONS_MAX, "only busy threads are left")
         health.answers.set()
     assert get(f"{address}/livez")[0] == 200
 

@@ -21,6 +21,7 @@ from paywarden.scoring.engine.batching.batcher import (
 from paywarden.scoring.engine.batching.caller_queues import SHARED_CHUNK
 from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.requests.protobuf_form import PROTOBUF
+from tests.patience import PATIENCE_S
 from tests.worlds.endpoint.payments import euro_intake
 
 NOW_MS = 1_700_000_000_000
@@ -250,16 +251,28 @@ def test_a_call_that_arrives_past_its_deadline_is_refused_at_once() -> None:
     assert world.connections[0].collected == ["deadline_exceeded"]
 
 
-def test_a_payment_that_another_worker_decides_is_tried_again() -> None:
+async def all_are_answered(world: World) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not all(connection.sent for connection in world.connections):
+            await asyncio.sleep(0.001)
+
+
+def test_a_payment_that_another_worker_decides_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World()
     world.scorer.bad["b"] = IN_PROGRESS
+    score_many = world.scorer.score_many
+
+    def decided_meanwhile(*chunk: Any) -> list[bytes | Refusal]:
+        results = score_many(*chunk)
+        world.scorer.bad.clear()
+        return results
+
+    monkeypatch.setattr(world.scorer, "score_many", decided_meanwhile)
 
     async def main() -> None:
         world.ask("a")
         world.ask("b", "c")
-        await asyncio.sleep(0.0005)
-        world.scorer.bad.clear()
-        await asyncio.sleep(0.01)
+        await all_are_answered(world)
 
     asyncio.run(main())
     assert world.scorer.asked == [["a", "b", "c"], ["b", "c"]]
@@ -274,7 +287,7 @@ def test_a_payment_still_in_progress_at_the_deadline_is_unavailable() -> None:
 
     async def main() -> None:
         world.ask("a")
-        await asyncio.sleep(0.01)
+        await all_are_answered(world)
 
     asyncio.run(main())
     assert world.scorer.asked == [["a"], ["a"]]
