@@ -33,6 +33,7 @@ from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import RateTable, load_rates
 from paywarden.models.bundle.bundle import load_bundle
 from paywarden.models.metrics.auc import areas_under_curves
+from paywarden.models.metrics.auc_variance import auc_variance
 from paywarden.models.metrics.curves import MeanCalibration, mean_calibration
 from paywarden.models.metrics.evaluation import DAY_MS, Days, card_precision_at_k, date_of_day, day_of_date
 from paywarden.models.metrics.intervals import Interval, auc_interval, average_precision_interval
@@ -230,7 +231,7 @@ def evaluate(label: Any, score: Any, *, event_time_ms: Any = None, card_id: Any 
         payments=len(fraud),
         frauds=frauds,
         auc_roc=auc_roc,
-        auc_roc_interval=auc_interval(auc_roc, frauds, len(fraud) - frauds),
+        auc_roc_interval=auc_interval(auc_roc, frauds, len(fraud) - frauds, auc_variance(fraud, scores)),
         average_precision=precision,
         average_precision_interval=average_precision_interval(precision, frauds),
         card_precision_at_100=by_card,

@@ -288,6 +288,8 @@ def _best(grid: Sequence[Tried], metric: str) -> int:
 def _by_metric(summaries: Mapping[str, Summary]) -> Summary:
     """Combine one summary per metric into one: each metric comes from its own summary."""
     columns = [[getattr(fold, metric) for fold in summaries[metric].folds] for metric in METRICS]
+    # The variance is that of the area, and belongs to the summary which the area comes from.
+    columns.append([fold.auc_roc_variance for fold in summaries["auc_roc"].folds])
     return Summary(tuple(HandbookMetrics(*values) for values in zip(*columns, strict=True)))
 
 

@@ -21,13 +21,14 @@ scikit-learn and SciPy are imported by the functions that need them. A replay ne
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from datetime import date, timedelta
 from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
+from paywarden.models.metrics.auc_variance import auc_variance
 from paywarden.schemas.errors import Misconfigured
 
 DAY_MS = 86_400_000
@@ -98,9 +99,15 @@ class HandbookMetrics:
     auc_roc: float
     average_precision: float
     card_precision_at_100: float
+    auc_roc_variance: float = field(default=float("nan"), compare=False)
+    """The variance of `auc_roc` (models/metrics/auc_variance.py). NaN for published figures and for means of folds."""
+
+    def of_the_book(self) -> dict[str, float]:
+        """Returns the three metrics by name."""
+        return {name: getattr(self, name) for name in METRICS}
 
 
-METRICS = tuple(field.name for field in fields(HandbookMetrics))
+METRICS = ("auc_roc", "average_precision", "card_precision_at_100")
 
 
 def day_of_date(text: str) -> int:
@@ -185,6 +192,7 @@ def measure(day: AnyInts, card_code: AnyInts, label: AnyInts, score: AnyFloats) 
         auc_roc=auc_roc(label, score),
         average_precision=average_precision(label, score),
         card_precision_at_100=card_precision_at_k(day, card_code, label, score, CARDS_A_DAY).mean,
+        auc_roc_variance=auc_variance(label == 1, score),
     )
 
 

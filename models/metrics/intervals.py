@@ -7,10 +7,18 @@ come together, so the true intervals are a little wider.
 
 from __future__ import annotations
 
-from math import exp, isnan, log, sqrt
+from math import exp, isnan, log, nan, sqrt
 
 FRAUDS_FEW = 20
 """Figures of fewer frauds are marked, or given with their interval."""
+
+DELONG_PAYMENTS_MIN = 100
+"""From so many payments of each class on, the spread of scores is known well enough to go by it alone.
+
+With scores of normal distributions and a true area of 0.99, intervals by DeLong hold it in 80 % of draws with 20
+frauds, in 90 % with 50, in 92 % with 100 and in 94 % with 300. Those by Hanley and McNeil do in more than 99 %, and are
+twice as wide with 300 frauds.
+"""
 
 Z_95 = 1.959963984540054
 """The quantile of the normal distribution that leaves 2.5 % on each side."""
@@ -43,21 +51,33 @@ def average_precision_interval(average_precision: float, frauds: int) -> Interva
     return share_interval(average_precision, frauds)
 
 
-def auc_interval(auc_roc: float, frauds: float, genuine: float) -> Interval:
+def auc_interval(auc_roc: float, frauds: float, genuine: float, variance: float = nan) -> Interval:
     """Returns the 95 % interval of an area under the ROC curve, on the scale of log-odds. NaN twice for one class.
 
-    Source: J. Hanley, B. McNeil, "The meaning and use of the area under a ROC curve" (1982). An area of exactly 0 or 1
-    has no spread there; it gets the interval of a share of the rarer class.
+    `variance` is that of models/metrics/auc_variance.py (DeLong). Without it, or if it is smaller and a class has fewer
+    than DELONG_PAYMENTS_MIN payments, the variance is that of areas of this size in general. Source: J. Hanley,
+    B. McNeil, "The meaning and use of the area under a ROC curve" (1982).
+
+    An area of exactly 0 or 1 has no spread; it gets the interval of a share of the rarer class.
     """
     if isnan(auc_roc):
         return _NOTHING
     if auc_roc in (0.0, 1.0):
         return wilson_interval(auc_roc, min(frauds, genuine))
-    square = auc_roc**2
-    of_frauds, of_genuine = auc_roc / (2 - auc_roc) - square, 2 * square / (1 + auc_roc) - square
-    variance = auc_roc * (1 - auc_roc) + (frauds - 1) * of_frauds + (genuine - 1) * of_genuine
-    spread = Z_95 * sqrt(variance / (frauds * genuine)) / (auc_roc * (1 - auc_roc))
+    if isnan(variance):
+        variance = _usual_variance(auc_roc, frauds, genuine)
+    elif min(frauds, genuine) < DELONG_PAYMENTS_MIN:
+        variance = max(variance, _usual_variance(auc_roc, frauds, genuine))
+    spread = Z_95 * sqrt(variance) / (auc_roc * (1 - auc_roc))
     log_odds = log(auc_roc / (1 - auc_roc))
     # exp overflows above 709; the probability is 0 or 1 there in any case.
     low, high = (1 / (1 + exp(-min(max(end, -700.0), 700.0))) for end in (log_odds - spread, log_odds + spread))
     return low, high
+
+
+def _usual_variance(auc_roc: float, frauds: float, genuine: float) -> float:
+    """Returns the variance of an area whose scores have exponential distributions."""
+    square = auc_roc**2
+    of_frauds, of_genuine = auc_roc / (2 - auc_roc) - square, 2 * square / (1 + auc_roc) - square
+    terms = auc_roc * (1 - auc_roc) + (frauds - 1) * of_frauds + (genuine - 1) * of_genuine
+    return terms / (frauds * genuine)

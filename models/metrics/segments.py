@@ -13,6 +13,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from paywarden.models.metrics.auc_variance import variance_of_sums
 from paywarden.models.metrics.costs import CostSettings, Money, money_of
 from paywarden.models.metrics.intervals import FRAUDS_FEW, auc_interval, average_precision_interval, share_interval
 from paywarden.models.metrics.tally import DECLINED, FRAUD, REVIEWED, tally
@@ -121,7 +122,7 @@ def _measures(
     costs: CostSettings,
 ) -> GroupMeasures:
     score = decided.score[rows]
-    auc_roc, average_precision = _areas(decided.fraud[rows], score)
+    auc_roc, average_precision, variance = _areas(decided.fraud[rows], score)
     frauds, stopped = int(count[:, FRAUD].sum()), int(count[REVIEWED:].sum())
     found = int(count[REVIEWED:, FRAUD].sum())
     known = decided.has_outcomes
@@ -142,7 +143,7 @@ def _measures(
         average_precision=average_precision,
         precision_interval=share_interval(precision, stopped),
         recall_interval=share_interval(recall, frauds),
-        auc_roc_interval=auc_interval(auc_roc, frauds, len(rows) - frauds),
+        auc_roc_interval=auc_interval(auc_roc, frauds, len(rows) - frauds, variance),
         average_precision_interval=average_precision_interval(average_precision, frauds),
         amount_minor=int(amount_minor.sum()),
         fraud_minor=int(amount_minor[:, FRAUD].sum()),
@@ -150,19 +151,23 @@ def _measures(
     )
 
 
-def _areas(fraud: npt.NDArray[np.bool_], score: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """Returns (area under the ROC curve, average precision), as defined in models/metrics/evaluation.py.
+def _areas(fraud: npt.NDArray[np.bool_], score: npt.NDArray[np.float64]) -> tuple[float, float, float]:
+    """Returns (area under the ROC curve, average precision, variance of the area).
+
+    The first two are defined in models/metrics/evaluation.py, the third in models/metrics/auc_variance.py.
 
     Rows must be in order of falling score.
     """
     rows, frauds = len(score), float(np.count_nonzero(fraud))
     if not frauds:
-        return float("nan"), float("nan")
+        return float("nan"), float("nan"), float("nan")
     genuine = rows - frauds
     # Terms are summed at the end in one call, because a sum of floats depends on its order. The area is a sum of
     # multiples of one half, and exact.
     terms, count = np.empty(rows), 0
     area, before, false_before = 0.0, 0.0, 0.0
+    # What models/metrics/auc_variance.py makes the variance of.
+    fraud_sum, genuine_sum = 0.0, 0.0
     total = 0
     for first in range(0, rows, _ROWS):
         last = min(first + _ROWS, rows)
@@ -180,7 +185,13 @@ def _areas(fraud: npt.NDArray[np.bool_], score: npt.NDArray[np.float64]) -> tupl
         count += len(ends)
         # For each genuine payment, count the frauds above it, and half of the frauds with the same score.
         false_positives = flagged - found
-        area += float(np.sum(np.diff(false_positives, prepend=false_before) * (found - step / 2)))
+        false_step = np.diff(false_positives, prepend=false_before)
+        area += float(np.sum(false_step * (found - step / 2)))
+        fraud_sum += float(np.sum(step * (false_positives - false_step / 2) ** 2))
+        genuine_sum += float(np.sum(false_step * (frauds - found + step / 2) ** 2))
         before, false_before = float(found[-1]), float(false_positives[-1])
     average_precision = float(np.sum(terms[:count]))
-    return (area / (frauds * genuine) if genuine else float("nan")), average_precision
+    if not genuine:
+        return float("nan"), average_precision, float("nan")
+    auc_roc = area / (frauds * genuine)
+    return auc_roc, average_precision, variance_of_sums(auc_roc, frauds, genuine, fraud_sum, genuine_sum)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from paywarden.models.metrics.auc_variance import auc_variance
 from paywarden.models.metrics.curves import MeanCalibration, mean_calibration
 from paywarden.models.metrics.evaluation import auc_roc, average_precision
 from paywarden.models.metrics.intervals import auc_interval, share_interval
@@ -64,7 +65,9 @@ def weighted_measures(
         effective_frauds=counts.effective_frauds,
         fraud_share=float(weight[fraud].sum() / weight.sum()),
         auc_roc=auc,
-        auc_roc_interval=auc_interval(auc, counts.effective_frauds, effective_size(weight[~fraud])),
+        auc_roc_interval=auc_interval(
+            auc, counts.effective_frauds, effective_size(weight[~fraud]), auc_variance(fraud, score, weight)
+        ),
         average_precision=precision,
         average_precision_interval=share_interval(precision, counts.effective_frauds),
         calibration=mean_calibration(fraud, score, card, weight),

@@ -6,6 +6,8 @@
     later      how far the scores are off on days left out (models/training/later_days.py)
     features   which features were dropped, and what each was worth (models/training/feature_choice.py)
     distilled  whether a distilled model is better (models/training/distillation.py)
+    auc_roc_interval
+               the 95 % interval of the area under the ROC curve, out of fold
 
 A manifest stores it as `evidence`. It describes the training; it changes no score.
 """
@@ -19,8 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paywarden.models.metrics.evaluation import DAY_MS
+from paywarden.models.metrics.auc_variance import auc_variance
+from paywarden.models.metrics.evaluation import DAY_MS, auc_roc
+from paywarden.models.metrics.intervals import Interval, auc_interval
 from paywarden.models.metrics.labels import LabelCounts
+from paywarden.models.metrics.propensity import effective_size
 
 _DELAY_QUANTILES = (0.5, 0.95)
 
@@ -53,6 +58,18 @@ def label_delay(fraud_delay_ms: NDArray[np.int64] | None) -> LabelDelay | None:
         return None
     half, most = (float(value) / DAY_MS for value in np.quantile(fraud_delay_ms, _DELAY_QUANTILES))
     return LabelDelay(len(fraud_delay_ms), half, most)
+
+
+def area_interval(
+    fraud: NDArray[np.bool_], score: NDArray[np.float64], weight: NDArray[np.float64] | None
+) -> Interval | None:
+    """Returns the 95 % interval of the area under the ROC curve; None for payments of one class."""
+    if not 0 < np.count_nonzero(fraud) < len(fraud):
+        return None
+    weights = np.ones(len(fraud)) if weight is None else weight
+    area = auc_roc(fraud.astype(np.int8), score, weight)
+    sizes = effective_size(weights[fraud]), effective_size(weights[~fraud])
+    return auc_interval(area, *sizes, auc_variance(fraud, score, weight))
 
 
 def labels_record(

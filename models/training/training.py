@@ -56,7 +56,7 @@ from paywarden.models.training.boosting import OnTree, binned, grow, grown_on, m
 from paywarden.models.training.calibration import reliability
 from paywarden.models.training.cascade_choice import Large, OutOfFold, choose_cascade
 from paywarden.models.training.distillation import grow_student, soft_labels
-from paywarden.models.training.evidence import label_delay, labels_record
+from paywarden.models.training.evidence import area_interval, label_delay, labels_record
 from paywarden.models.training.feature_ranges import clocks, drifting_features
 from paywarden.models.training.later_days import calibrate
 from paywarden.models.training.progress import TrainingProgress, no_progress
@@ -170,6 +170,7 @@ def train_bundle(
             "distilled": None if choice.distilled is None else choice.distilled.record(),
             "propensity": None if table.weight_counts is None else table.weight_counts.record(),
             "features": None if choice.features is None else choice.features.record(),
+            "auc_roc_interval": area_interval(table.label == 1, scores, table.weight),
         },
     )
     (unfinished / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")

@@ -222,11 +222,11 @@ def _run(source: Source, data: str, protocol_name: str, catalogue: str, choice: 
     labels = _Labels(LABEL_DELAY_DAYS, GENUINE)
     measured = _measured(history, protocol, choice, engine=engine, rates=rates, labels=labels, published=published)
     return {
-        "ceiling": [asdict(metrics) for metrics in ceiling(history, protocol.test)],
+        "ceiling": [metrics.of_the_book() for metrics in ceiling(history, protocol.test)],
         "protocol": protocol.name,
         "measured": "handbook",
         "catalogue": catalogue,
-        "best_published": None if best is None else asdict(best),
+        "best_published": None if best is None else best.of_the_book(),
         **measured,
     }
 
@@ -308,8 +308,8 @@ def _model(result: ModelResult, folds: dict[str, list[FoldFacts]], published: Pu
         "grid": [
             {
                 "parameters": dict(tried.parameters),
-                "mean": asdict(tried.validation.mean),
-                "std": asdict(tried.validation.std),
+                "mean": tried.validation.mean.of_the_book(),
+                "std": tried.validation.std.of_the_book(),
             }
             for tried in result.grid
         ],
@@ -325,8 +325,8 @@ def _model(result: ModelResult, folds: dict[str, list[FoldFacts]], published: Pu
 
 def _summary(summary: Summary, folds: Sequence[FoldFacts]) -> dict[str, Any]:
     return {
-        "mean": asdict(summary.mean),
-        "std": asdict(summary.std),
+        "mean": summary.mean.of_the_book(),
+        "std": summary.std.of_the_book(),
         "folds": [_fold(facts, measured) for facts, measured in zip(folds, summary.folds, strict=True)],
     }
 
@@ -337,9 +337,9 @@ def _fold(facts: FoldFacts, measured: HandbookMetrics) -> dict[str, Any]:
     genuine = facts.test_payments - facts.test_frauds
     return {
         **_days(facts.split),
-        **asdict(measured),
+        **measured.of_the_book(),
         "test_frauds": facts.test_frauds,
-        "auc_roc_interval": auc_interval(measured.auc_roc, facts.test_frauds, genuine),
+        "auc_roc_interval": auc_interval(measured.auc_roc, facts.test_frauds, genuine, measured.auc_roc_variance),
         "average_precision_interval": average_precision_interval(measured.average_precision, facts.test_frauds),
     }
 
@@ -349,8 +349,8 @@ def _published(row: Published) -> dict[str, Any]:
     return {
         "model": row.model,
         "parameters": parameters,
-        "validation": None if row.validation is None else {"mean": asdict(row.validation)},
-        "test": {"mean": asdict(row.test), "std": None if row.test_std is None else asdict(row.test_std)},
+        "validation": None if row.validation is None else {"mean": row.validation.of_the_book()},
+        "test": {"mean": row.test.of_the_book(), "std": None if row.test_std is None else row.test_std.of_the_book()},
     }
 
 

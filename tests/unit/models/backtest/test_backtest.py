@@ -206,8 +206,8 @@ def test_every_step_that_was_announced_is_reported() -> None:
 
 def test_mean_and_spread_are_over_the_folds() -> None:
     summary = Summary((HandbookMetrics(0.5, 0.2, 0.1), HandbookMetrics(0.7, 0.4, 0.1)))
-    assert [round(value, 12) for value in vars(summary.mean).values()] == [0.6, 0.3, 0.1]
-    assert [round(value, 12) for value in vars(summary.std).values()] == [0.1, 0.1, 0.0]
+    assert [round(value, 12) for value in summary.mean.of_the_book().values()] == [0.6, 0.3, 0.1]
+    assert [round(value, 12) for value in summary.std.of_the_book().values()] == [0.1, 0.1, 0.0]
 
 
 def test_known_compromised_cards_are_trained_on_and_not_tested_on() -> None:

@@ -322,7 +322,9 @@ def test_the_paper_of_a_model_says_who_agreed_and_what_overrides_it(desk: Desk) 
     assert paper.count("| ben | approved | a test |") == 1
     manifest = read_manifest(small_world.trained_bundle())
     assert f"| frauds | {manifest.training_frauds} (" in paper
-    assert re.search(r"\| auc roc \| 0\.[0-9]+ \| 0\.[0-9]+ to 0\.[0-9]+ \|", paper)
+    low, high = manifest.evidence["auc_roc_interval"]
+    assert low < manifest.metrics["auc_roc"] < high
+    assert re.search(rf"\| auc roc \| 0\.[0-9]+ \| {low:.4f} to {high:.4f} \|", paper)
     # What is written is what is printed, and the same each time; the champion is what nobody names.
     told = desk.told("document", second["policy"], "--out", str(desk.folder / "paper.md"))
     assert (desk.folder / "paper.md").read_text("utf-8") == paper
