@@ -172,7 +172,9 @@ class TableConverter:
         wrong += self._wrong_texts(field, source, names, codes)
         if field.form is Form.CURRENCY:
             unknown = np.array([name is not None and name not in self._currencies for name in names.to_pylist()], bool)
-            wrong += _where(unknown, codes, source.column, "is no currency that there is an exchange rate for")
+            wrong += _where(
+                unknown, codes, source.column, "is no currency that [features] rates has an exchange rate for"
+            )
         return _Values(names.take(encoded.indices), wrong)
 
     def _spelled(self, field: PaymentField, source: FieldSource, texts: pa.Array) -> pa.Array:

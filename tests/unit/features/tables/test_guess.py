@@ -47,6 +47,25 @@ def test_a_guess_is_a_mapping_that_can_be_read(tmp_path: Path) -> None:
     assert not any(card in guessed.mapping + guessed.payment for card in CARDS)
 
 
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [
+        ("{day:02}.03.2025 17.05.09", "%d.%m.%Y %H.%M.%S"),
+        ("{day:02}.03.2025 17.05", "%d.%m.%Y %H.%M"),
+        ("2025-03-{day:02} 17.05.09", "%Y-%m-%d %H.%M.%S"),
+        ("{day:02}-03-2025 17:05:09", "%d-%m-%Y %H:%M:%S"),
+        ("{day:02}-03-2025 17:05", "%d-%m-%Y %H:%M"),
+    ],
+)
+def test_times_may_be_written_with_dots_or_hyphens(tmp_path: Path, text: str, form: str) -> None:
+    """A Swedish export was said to have no column of times: 17.05.09 is how people write there."""
+    path = tmp_path / "table.csv"
+    rows = [f"o{day};{text.format(day=day)};{day},50" for day in range(1, 29)]
+    path.write_text("\n".join(["order_id;Tidpunkt;amount", *rows]), encoding="utf-8")
+    mapping = parse_mapping(guess_mapping(path, TABLE_ALONE).mapping, "guess")
+    assert (mapping.fields["event_time_ms"].column, mapping.fields["event_time_ms"].time.format) == ("Tidpunkt", form)
+
+
 def test_a_column_may_say_in_one_word_when_a_fraud_was_reported(tmp_path: Path) -> None:
     mapping = parse_mapping(
         guess_mapping(table(tmp_path, head=HEAD.replace("unix_time", "reported")), TABLE_ALONE).mapping, "g"
