@@ -307,11 +307,11 @@ def test_a_call_that_its_caller_gave_up_is_not_scored() -> None:
 
 
 def test_a_call_that_would_wait_too_long_is_refused_at_once() -> None:
-    """Before any payment was scored, the batcher assumes 100 µs per payment, so 10 of them take a millisecond."""
+    """Before any payment was scored, the batcher assumes 100 µs per payment, so 20 of them take two milliseconds."""
     world = World(wait_ms_max=1)
-    world.run(lambda: [world.ask(f"{n}") for n in range(15)])
-    assert [len(asked) for asked in world.scorer.asked] == [11]
-    assert [c.collected for c in world.connections[11:]] == [["resource_exhausted"]] * 4
+    world.run(lambda: [world.ask(f"{n}") for n in range(25)])
+    assert [len(asked) for asked in world.scorer.asked] == [21]
+    assert [c.collected for c in world.connections[21:]] == [["resource_exhausted"]] * 4
 
 
 def test_the_time_per_payment_is_learned() -> None:
@@ -321,7 +321,8 @@ def test_the_time_per_payment_is_learned() -> None:
     before = len(world.scorer.asked)
     world.run(lambda: [world.ask(f"{n}", deadline=200.0) for n in range(30)], turns=100)
     assert before == 30
-    assert len(world.scorer.asked) - before == 3
+    # At 4 ms each, 6 payments take more than 20 ms, which is what may gather in a moment.
+    assert len(world.scorer.asked) - before == 6
 
 
 def test_a_worker_that_stood_still_once_refuses_nothing_of_what_has_gathered() -> None:
@@ -352,7 +353,105 @@ def test_reading_between_chunks_counts_in_the_time_per_payment() -> None:
     asyncio.run(flood())
     assert len(world.scorer.asked) == 40
     world.run(lambda: [world.ask(f"{n}", deadline=200.0) for n in range(30)], turns=100)
-    assert len(world.scorer.asked) - 40 == 3
+    # Each takes 5 ms; without what comes between them 21 would be admitted.
+    assert len(world.scorer.asked) - 40 == 5
+
+
+class Stream:
+    """Payments from many callers against a worker whose time per chunk has a fixed part. It notes each payment's wait.
+
+    A chunk takes 36 µs and each payment in it 13, so that one costs 49 µs alone and 14 in a chunk of 32.
+    """
+
+    def __init__(self, due: Sequence[float], *, stop_at: float = 0.0, stop_s: float = 0.0) -> None:
+        """`due`: when payments arrive. At `stop_at` the worker has no core for `stop_s`."""
+        self.world = World()
+        self.waits: list[tuple[float, float]] = []
+        self.refused: list[tuple[float, str]] = []
+        self._due, self._stop_at, self._stop_s = due, stop_at, stop_s
+        self._score = self.world.scorer.score_many
+        self.world.scorer.score_many = self._scored  # type: ignore[method-assign]
+
+    def run(self) -> None:
+        asyncio.run(self._run())
+
+    async def _run(self) -> None:
+        clock, number = self.world.clock, 0
+        while number < len(self._due) or self.world.batcher.queued_payments:
+            if not self.world.batcher.queued_payments:
+                clock.now = max(clock.now, self._due[number])
+            now = clock.now
+            while number < len(self._due) and self._due[number] <= now:
+                clock.now += 2e-6
+                self._ask(self._due[number])
+                number += 1
+            await asyncio.sleep(0)
+
+    def _ask(self, due: float) -> None:
+        self.world.batcher.submit(StreamCall(self, due, self.world.clock.now))
+
+    def _scored(self, payments: CheckedPayments, now_ms: int, batches: Sequence[range] = ()) -> list[bytes | Refusal]:
+        clock = self.world.clock
+        clock.now += 36e-6 + 13e-6 * len(payments)
+        if self._stop_s and clock.now >= self._stop_at:
+            clock.now += self._stop_s
+            self._stop_s = 0.0
+        return self._score(payments, now_ms, batches)
+
+
+class StreamCall(AskedCall):
+    def __init__(self, stream: Stream, due: float, arrived: float) -> None:
+        super().__init__(Connection(), request("payment").SerializeToString(), arrived + 0.04, is_batch=False)
+        self._stream, self._due, self.arrived = stream, due, arrived
+
+    def answer(self, body: bytes) -> None:  # noqa: ARG002
+        self._stream.waits.append((self._due, self._stream.world.clock.now - self.arrived))
+
+    def refuse(self, refusal: Refusal) -> None:
+        self._stream.refused.append((self._due, refusal.code))
+
+
+def evenly(begin: float, end: float, each_second: float) -> list[float]:
+    return [begin + number / each_second for number in range(round((end - begin) * each_second))]
+
+
+# A few full chunks, from which a batcher learns what a payment costs in them.
+LEARNED = [100.0 + 0.04 * (number // 64) for number in range(20 * 64)]
+
+
+@pytest.mark.parametrize("stop_ms", [10, 20, 40])
+def test_calls_that_gather_while_the_worker_stops_are_not_refused(stop_ms: int) -> None:
+    """At half load a chunk has one or two payments, each of which costs three times as much as in a full one."""
+    stream = Stream(LEARNED + evenly(101.0, 101.25, 20_000), stop_at=101.1, stop_s=stop_ms / 1000)
+    stream.run()
+    assert stream.refused == []
+    assert len(stream.waits) == len(LEARNED) + 5_000
+
+
+def test_after_a_long_stop_what_cannot_be_answered_in_time_is_refused() -> None:
+    stream = Stream(LEARNED + evenly(101.0, 101.4, 20_000), stop_at=101.1, stop_s=0.15)
+    stream.run()
+    assert {code for _, code in stream.refused} == {"resource_exhausted"}
+    # 3,000 gather. A worker that answered a payment in 15 µs would answer 2,000 of them in 30 ms.
+    assert 1_000 < len(stream.refused) < 2_500
+    # All but the chunk that the stop has interrupted.
+    assert max(wait for due, wait in stream.waits if due > 101.1) < 0.04
+
+
+def test_a_queue_that_stands_is_held_to_the_usual_wait() -> None:
+    """At three times the capacity only the first moment's calls wait for longer than `wait_ms_max`."""
+    stream = Stream(evenly(100.0, 100.4, 200_000))
+    stream.run()
+    assert {code for _, code in stream.refused} == {"resource_exhausted"}
+    assert 0.015 < max(wait for due, wait in stream.waits if due < 100.05) < 0.04
+    assert 0.01 < max(wait for due, wait in stream.waits if due > 100.1) < 0.018
+
+
+def test_when_an_overload_is_over_a_stop_is_no_reason_to_refuse() -> None:
+    stream = Stream([*evenly(100.0, 100.1, 200_000), *evenly(100.2, 100.4, 20_000)], stop_at=100.3, stop_s=0.04)
+    stream.run()
+    assert stream.refused
+    assert max(due for due, _ in stream.refused) < 100.1
 
 
 def test_a_pause_between_calls_is_no_cost_of_a_payment() -> None:
