@@ -248,7 +248,8 @@ class Encoder:
 
     def __init__(self, topic: str, schema_id: int, *, schema: Schema | None = None) -> None:
         self._schema = topic_schema(topic) if schema is None else schema
-        self._header = _HEADER.pack(_MAGIC, schema_id)
+        self.header = _HEADER.pack(_MAGIC, schema_id)
+        """What stands before each record: it says by which schema it was written."""
         fields = self._schema["fields"]
         self._whole = [
             (field["name"], *_WHOLE_RANGES[field["type"]], field.get("default", _ABSENT))
@@ -265,7 +266,7 @@ class Encoder:
         Raises InvalidEvent that names the first field that is missing, unknown or of another type.
         """
         stream = BytesIO()
-        stream.write(self._header)
+        stream.write(self.header)
         try:
             self._check_numbers(record)
             fastavro.schemaless_writer(

@@ -93,7 +93,8 @@ def shadow_evaluator(source: Source, name: str) -> ShadowEvaluator:
     from paywarden.schemas.avro import Encoder
     from paywarden.scoring.state.outbox import OutboxSettings
     from paywarden.streams.kafka.clients import KafkaClients
-    from paywarden.streams.shadow.evaluation import SHADOW_TOPIC, ShadowEvaluator
+    from paywarden.streams.shadow.evaluation import ShadowEvaluator
+    from paywarden.streams.shadow.record_writer import SHADOW_TOPIC
     from paywarden.streams.shadow.settings import ShadowSettings
 
     settings = source.section("shadow", ShadowSettings)

@@ -36,11 +36,11 @@ from paywarden.scoring.engine.challenger import LEFT_OUT, Evaluated
 from paywarden.scoring.state.outbox import OutboxSettings, workers
 from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.shadow.outbox_tail import OutboxTail
+from paywarden.streams.shadow.record_writer import ShadowRecordWriter
 from paywarden.streams.shadow.settings import ShadowSettings
 
 _log = logging.getLogger(__name__)
 
-SHADOW_TOPIC = "shadow-decisions"
 SHED, UNREADABLE, REFUSED = "shed", "unreadable", "refused"
 REASONS = (SHED, UNREADABLE, REFUSED, *LEFT_OUT)
 """Why a decision of the champion has no partner. `shed`: the challenger was too slow, and skipped forward."""
@@ -85,7 +85,7 @@ class ShadowEvaluator:
         """`topic`: the name on the cluster. Raises Misconfigured, BundleRefused if the challenger cannot be loaded."""
         self._name, self._source, self._now_ms = name, source, now_ms
         self._outbox, self._settings = outbox, settings
-        self._sender, self._topic, self._encoder = sender, topic, encoder
+        self._sender, self._topic, self._writer = sender, topic, ShadowRecordWriter(encoder)
         self._challenger = source.load()
         self._tails: dict[str, OutboxTail] = {}
         self._has_looked = False
@@ -165,7 +165,7 @@ class ShadowEvaluator:
         for record in found.records:
             self._sender.send(
                 self._topic,
-                self._encoder.encode(record.value()),
+                self._writer.write(record),
                 key=record.payment_id.encode(),
                 on_refused=self._count_refused,
             )

@@ -174,7 +174,7 @@ def avro_payment() -> Target:
     from paywarden.streams.profiles.payment_columns import Position
     from tests.parity.test_payment_readers import ENCODER, NOW_MS, STREAM
 
-    header = ENCODER._header
+    header = ENCODER.header
 
     def target(data: bytes) -> None:
         value = header + data
@@ -225,7 +225,7 @@ def dead_letter() -> Target:
     from paywarden.streams.kafka.reading import Record
 
     ids = LocalSchemaIds()
-    headers = {topic: Encoder(topic, ids.id_of(topic))._header for topic in TOPICS}
+    headers = {topic: Encoder(topic, ids.id_of(topic)).header for topic in TOPICS}
     decoders = {topic: Decoder(topic, ids) for topic in TOPICS}
     letters = LetterDecoder(ids)
 
@@ -375,7 +375,7 @@ def changelog() -> Target:
 
     ids = LocalSchemaIds()
     decoder = Decoder("profiles", ids)
-    header = Encoder("profiles", ids.id_of("profiles"))._header
+    header = Encoder("profiles", ids.id_of("profiles")).header
 
     def target(data: bytes) -> None:
         length = data[0] if data else 0

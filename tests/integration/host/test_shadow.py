@@ -21,7 +21,8 @@ from paywarden.streams.companion.shipping import shipper_of
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
-from paywarden.streams.shadow.evaluation import SHADOW_TOPIC, ShadowEvaluator
+from paywarden.streams.shadow.evaluation import ShadowEvaluator
+from paywarden.streams.shadow.record_writer import SHADOW_TOPIC
 from paywarden.streams.shadow.report import shadow_report
 from paywarden.streams.shadow.settings import ShadowSettings
 from tests.services.product.processes import wait_until

@@ -20,7 +20,8 @@ from paywarden.scoring.engine.challenger import FAILED, Evaluated
 from paywarden.scoring.state.outbox import OutboxSettings, OutboxWriter
 from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.shadow import evaluation
-from paywarden.streams.shadow.evaluation import REFUSED, SHADOW_TOPIC, SHED, UNREADABLE, ShadowEvaluator
+from paywarden.streams.shadow.evaluation import REFUSED, SHED, UNREADABLE, ShadowEvaluator
+from paywarden.streams.shadow.record_writer import SHADOW_TOPIC
 from paywarden.streams.shadow.settings import ShadowSettings
 
 DECIDED_MS = 1_700_000_000_000
