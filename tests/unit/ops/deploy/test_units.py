@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import shutil
+import stat
+import string
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
+import click
 import pytest
 
 from paywarden.ops.cli import cli
@@ -47,13 +52,106 @@ def _systemd() -> Iterator[str]:
             yield program
 
 
+def _started(name: str) -> list[str]:
+    """Returns the words of what a unit starts, with the values of its variables."""
+    (start,) = unit(name)["ExecStart"]
+    pairs = dict(word.split("=", 1) for line in unit(name)["Environment"] for word in line.split())
+    return shlex.split(string.Template(start).substitute(pairs))
+
+
+def _parsed(words: Sequence[str]) -> list[str]:
+    """Parse a command line as `paywarden` does, without running it; returns the names of the commands in it.
+
+    Raises click.UsageError for a command, an option or a value that does not exist.
+    """
+    command: click.Command = cli
+    context = cli.make_context("paywarden", list(words))
+    names: list[str] = []
+    while isinstance(command, click.Group) and (rest := [*context._protected_args, *context.args]):
+        name, found, rest = command.resolve_command(context, rest)
+        assert found is not None
+        names.append(name or "")
+        command, context = found, found.make_context(name, rest, parent=context)
+    return names
+
+
 def test_there_is_a_unit_for_every_process() -> None:
     assert {path.stem for path in FOLDER.glob("*.service")} == {f"paywarden-{name}" for name in NAMES}
+
+
+@pytest.mark.parametrize(
+    ("name", "commands"),
+    [
+        ("serve", ["serve"]),
+        ("companion", ["companion"]),
+        ("stream", ["stream"]),
+        ("shadow", ["shadow", "run"]),
+        ("lead", ["rollout", "lead"]),
+        ("console", ["console"]),
+    ],
+)
+def test_a_unit_starts_a_command_with_options_that_exist(name: str, commands: Sequence[str]) -> None:
+    program, *words = _started(name)
+    assert program == "/opt/paywarden/bin/paywarden"
+    assert _parsed(words) == commands
+
+
+@pytest.mark.parametrize(
+    "words", ["serve --worker-count 2", "serve --workers two", "shadow runs", "rollout lead --keys k", "streams"]
+)
+def test_a_command_or_option_that_does_not_exist_is_found(words: str) -> None:
+    with pytest.raises(click.UsageError):
+        _parsed(words.split())
+
+
+def test_the_page_of_deploying_makes_every_file_that_a_unit_names() -> None:
+    page = (CHECKOUT / "docs/operate/deploy.md").read_text(encoding="utf-8")
+    _, _, section = page.partition("\n## On machines with systemd\n")
+    section = section.partition("\n## ")[0]
     for name in NAMES:
-        (start,) = unit(name)["ExecStart"]
-        words = start.split("--log json ")[1].split()
-        if name != "console":
-            assert words[0] in cli.commands
+        named = [word for word in _started(name) if word.startswith("/")]
+        named += [value.removeprefix("-") for value in unit(name)["EnvironmentFile"]]
+        missing = [path for path in named if not path.startswith("/opt/paywarden/") and path not in section]
+        assert missing == [], name
+    assert "python3 -m venv /opt/paywarden" in section
+
+
+def test_sysusers_makes_the_user_of_the_units_with_the_folder_of_their_state(tmp_path: Path) -> None:
+    program = shutil.which("systemd-sysusers")
+    if program is None:
+        pytest.skip(SYSTEMD.reason)
+    file = FOLDER / "paywarden.sysusers.conf"
+    (tmp_path / "etc").mkdir()
+    made = subprocess.run([program, f"--root={tmp_path}", str(file)], capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+    users = [line.split(":") for line in (tmp_path / "etc/passwd").read_text(encoding="utf-8").splitlines()]
+    groups = [line.split(":")[0] for line in (tmp_path / "etc/group").read_text(encoding="utf-8").splitlines()]
+    (paywarden,) = [user for user in users if user[0] == "paywarden"]
+    # Of the system (below 1000), and nobody can log in as it.
+    assert (int(paywarden[2]) < 1000, paywarden[5]) == (True, "/var/lib/paywarden")
+    assert paywarden[6].endswith("nologin")
+    for name in NAMES:
+        assert unit(name)["User"] == unit(name)["Group"] == ["paywarden"]
+        assert "paywarden" in groups
+        assert f"/var/lib/{unit(name)['StateDirectory'][0]}" == unit(name)["WorkingDirectory"][0] == paywarden[5]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may give a folder to another user")
+def test_tmpfiles_gives_the_memory_folder_to_the_user_of_the_units(tmp_path: Path) -> None:
+    program = shutil.which("systemd-tmpfiles")
+    if program is None:
+        pytest.skip(SYSTEMD.reason)
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/passwd").write_text("paywarden:x:4711:4712::/var/lib/paywarden:/usr/sbin/nologin\n", "ascii")
+    (tmp_path / "etc/group").write_text("paywarden:x:4712:\n", "ascii")
+    (tmp_path / "dev/shm").mkdir(parents=True)
+    command = [program, f"--root={tmp_path}", "--create", str(FOLDER / "paywarden.tmpfiles.conf")]
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+    for name in NAMES:
+        (path,) = unit(name)["ReadWritePaths"]
+        status = (tmp_path / path.removeprefix("/")).stat()
+        assert (stat.filemode(status.st_mode), status.st_uid, status.st_gid) == ("drwx------", 4711, 4712)
 
 
 def test_systemd_finds_no_fault_and_few_rights(tmp_path: Path) -> None:
