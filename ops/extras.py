@@ -23,7 +23,7 @@ _Result = TypeVar("_Result")
 _SERVE = ("h2", "httptools", "ngh2", "uvloop")
 _STREAM = ("aiokafka", "faust", "scipy")
 _HISTORY = ("jinja2", "pyarrow")
-_GATEWAY = ("jinja2",)
+_GATEWAY = ("cryptography", "jinja2")
 _CONSOLE = (
     "authlib",
     "cryptography",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 
 import click
 
 from paywarden.ops.extras import needs
+from paywarden.schemas.errors import Misconfigured
 
 _DESCRIPTION = click.option(
     "--description",
@@ -37,12 +39,18 @@ def render(target: str, description: Path, validate: bool, elsewhere: bool) -> N
 
     It holds the tokens by which hosts know the gateway's clients. Write it to a file that no other user may read.
     """
+    from paywarden.ops.gateway.credentials import check_credentials
     from paywarden.ops.gateway.description import read_description
     from paywarden.ops.gateway.envoy import envoy_configuration
     from paywarden.ops.gateway.nginx import nginx_configuration
     from paywarden.ops.gateway.validation import validate as validate_with
 
     described = read_description(description, looks_for_files=not elsewhere)
+    if not elsewhere:
+        try:
+            check_credentials(described, datetime.datetime.now(datetime.UTC))
+        except Misconfigured as error:
+            raise Misconfigured(f"{description}: {error}") from error
     configuration = envoy_configuration(described) if target == "envoy" else nginx_configuration(described)
     if validate:
         validate_with(target, configuration)

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 from paywarden.ops.gateway.description import GatewayDescription, read_description
+from tests.services.certificates import Authority
 
 SECRET = "a secret of the gateway and the hosts"
 KEY = "the-key-of-checkout"
@@ -66,6 +67,13 @@ def write_description(folder: Path, text: str = TEXT) -> Path:
     path = folder / "gateway.toml"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def write_credentials(folder: Path, *, days: int = 1) -> None:
+    """Write real certificates and keys in place of the empty files; `days` as in Authority."""
+    authority = Authority(folder, "clients", days=days)
+    authority.sign("server")
+    (folder / "keys.json").write_text('{"keys": [{"kty": "EC"}]}', encoding="utf-8")
 
 
 def described(folder: Path, text: str = TEXT) -> GatewayDescription:

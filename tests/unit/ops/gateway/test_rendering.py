@@ -15,7 +15,15 @@ from paywarden.ops.gateway.description import GatewayDescription
 from paywarden.ops.gateway.envoy import envoy_configuration
 from paywarden.ops.gateway.nginx import nginx_configuration
 from paywarden.schemas.errors import Misconfigured
-from tests.worlds.operate.gateway_described import ISSUER, KEY, SECRET, TEXT, described, write_description
+from tests.worlds.operate.gateway_described import (
+    ISSUER,
+    KEY,
+    SECRET,
+    TEXT,
+    described,
+    write_credentials,
+    write_description,
+)
 
 Renderer = Callable[[GatewayDescription], str]
 
@@ -149,6 +157,7 @@ def run(*arguments: str) -> tuple[int, str]:
 
 def test_the_command_prints_configuration_tokens_and_keys(tmp_path: Path) -> None:
     path = str(write_description(tmp_path))
+    write_credentials(tmp_path)
     assert run("render", "--target", "nginx", "--description", path)[1].startswith("# Made by `paywarden gateway")
     status, printed = run("tokens", "--description", path)
     assert (status, printed.splitlines()[1][:9]) == (0, "checkout:")
@@ -156,3 +165,14 @@ def test_the_command_prints_configuration_tokens_and_keys(tmp_path: Path) -> Non
     (tmp_path / "server.key").unlink()
     assert "[tls] key: cannot read" in run("render", "--target", "envoy", "--description", path)[1]
     assert run("render", "--target", "envoy", "--elsewhere", "--description", path)[0] == 0
+
+
+@pytest.mark.parametrize("target", ["envoy", "nginx"])
+def test_the_command_renders_nothing_for_an_expired_certificate(tmp_path: Path, target: str) -> None:
+    path = write_description(tmp_path)
+    write_credentials(tmp_path, days=-1)
+    status, message = run("render", "--target", target, "--description", str(path))
+    assert status != 0
+    assert message.startswith(f"{path}: [tls] certificate: {tmp_path}/server.pem has expired on ")
+    # Their machine may have other ones.
+    assert run("render", "--target", target, "--elsewhere", "--description", str(path))[0] == 0
