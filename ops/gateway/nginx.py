@@ -14,7 +14,7 @@ from typing import Any
 from paywarden.ops.gateway.clients_code import clients_code, environment
 from paywarden.ops.gateway.description import Address, Client, GatewayDescription
 from paywarden.ops.gateway.log_fields import NGINX_FIELDS
-from paywarden.ops.gateway.refusals import REFUSALS, WRONG_ROUTE
+from paywarden.ops.gateway.refusals import HEAD_TOO_LARGE, MALFORMED, REFUSALS, WANTS_TLS, WRONG_ROUTE, GatewayRefusal
 from paywarden.ops.gateway.routes import GRPC, HTTP, paths_of
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.state.shards import ROUTE_BITS_DIGITS
@@ -32,6 +32,23 @@ class _Share:
     rate: int
     burst: int
     clients: list[str]
+
+
+@dataclass(frozen=True)
+class _Unreadable:
+    """What nginx refuses before it has read a path, by its own statuses."""
+
+    name: str
+    statuses: str
+    refusal: GatewayRefusal
+
+
+_UNREADABLES = (
+    # 405: TRACE. 411, 501: a body without a length, or in an unknown encoding. 505: an unknown version.
+    _Unreadable("malformed", "400 405 411 501 505", MALFORMED),
+    _Unreadable("wants_tls", "497", WANTS_TLS),
+    _Unreadable("long_path", "414", HEAD_TOO_LARGE),
+)
 
 
 def nginx_configuration(description: GatewayDescription) -> str:
@@ -69,6 +86,7 @@ def nginx_configuration(description: GatewayDescription) -> str:
             servers=[_server(description, kind) for kind in kinds],
             refusals=list(REFUSALS),
             wrong_route=WRONG_ROUTE,
+            unreadables=_UNREADABLES,
             lua=lua,
         )
     )

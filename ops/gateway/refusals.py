@@ -33,6 +33,9 @@ WRONG_ROUTE = GatewayRefusal(
     f"wanted {ROUTE_DIGITS} hexadecimal digits of a keyed hash of the card",
     field=ROUTE_HEADER,
 )
+MALFORMED = GatewayRefusal(400, "invalid_argument", 3, "no HTTP request that can be read")
+WANTS_TLS = GatewayRefusal(400, "invalid_argument", 3, "this port wants TLS")
+HEAD_TOO_LARGE = GatewayRefusal(431, "invalid_argument", 8, "the head is too large")
 NO_CLIENT = GatewayRefusal(401, "unauthenticated", 16, "no known key, certificate or token of a client")
 
 REFUSALS = (
@@ -41,7 +44,7 @@ REFUSALS = (
     GatewayRefusal(408, "deadline_exceeded", 4, "the request took too long to arrive"),
     GatewayRefusal(413, "invalid_argument", 8, "the body is too large"),
     GatewayRefusal(429, "resource_exhausted", 8, "more calls than this client may send", retry_after=True),
-    GatewayRefusal(431, "invalid_argument", 8, "the head is too large"),
+    HEAD_TOO_LARGE,
     GatewayRefusal(503, "unavailable", 14, "no scoring host can be reached", retry_after=True),
     GatewayRefusal(504, "deadline_exceeded", 4, "no answer in time"),
 )

@@ -519,6 +519,44 @@ def test_what_no_host_should_see_is_refused_in_clear_words(world: World, gateway
     assert world.seen() == before
 
 
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x00\x01 garbage\r\n\r\n",
+        b"POST /v1/score HTTP/1.1\r\ncontent-length: 2\r\ncontent-length: 3\r\nhost: g\r\n\r\n{}}",
+        b"POST /v1/score HTTP/1.1\r\ncontent-length: 4\r\ntransfer-encoding: chunked\r\nhost: g\r\n\r\n0\r\n\r\n",
+        b"POST /v1/score HTTP/1.1\r\ntransfer-encoding: odd\r\nhost: g\r\n\r\n",
+        b"POST /" + b"a" * 20_000 + b" HTTP/1.1\r\nhost: g\r\n\r\n",
+    ],
+    ids=["garbage", "two lengths", "two ways of length", "odd encoding", "long path"],
+)
+def test_what_is_no_http_is_refused_in_one_line_and_no_page(world: World, gateway: RunningGateway, sent: bytes) -> None:
+    before = world.seen()
+    with gateway.connected() as raw:
+        raw.sendall(sent)
+        status, _, rest = Client(raw).rest().partition(b"\r\n")
+    assert int(status.split()[1]) in (400, 414, 431, 501)
+    body = rest.partition(b"\r\n\r\n")[2]
+    # Envoy's codec has words of its own for what it cannot read.
+    if gateway.target == "nginx":
+        assert json.loads(body)["error"]["code"] == "invalid_argument"
+    assert b"\n" not in body
+    assert world.seen() == before
+
+
+def test_a_caller_without_tls_gets_nothing_but_what_the_port_wants(world: World, gateway: RunningGateway) -> None:
+    before = world.seen()
+    with socket.create_connection(("127.0.0.1", gateway.http_port), timeout=PATIENCE_S) as raw:
+        raw.sendall(post_json(payment("clear"), headers=head()))
+        answer = Client(raw).rest()
+    if gateway.target == "nginx":
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["message"] == "this port wants TLS"
+    else:
+        # Envoy closes a connection whose first bytes are no TLS.
+        assert answer == b""
+    assert world.seen() == before
+
+
 # Hosts in trouble
 
 
