@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from paywarden.ops.console.keyed_acts import KEPT_MS
 from paywarden.ops.console.pages import Field, Page, Section, Sent, Shown, Visit
 
 _JSON_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean"}
@@ -103,6 +104,8 @@ def _operation(section: Section, page: Page, schemas: dict[str, Any]) -> dict[st
             for field in page.fields
         ]
         return operation
+    operation["parameters"].append(_KEY)
+    operation["responses"] |= {status: {"description": text} for status, text in _KEY_REFUSALS.items()}
     is_upload = any(field.kind == "file" for field in page.fields)
     body = {
         "type": "object",
@@ -115,6 +118,19 @@ def _operation(section: Section, page: Page, schemas: dict[str, Any]) -> dict[st
     return operation
 
 
+_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "A random text of 16 to 200 characters, such as a UUID, new for each act. The same request with "
+    f"the same key acts once in {KEPT_MS // 3_600_000} hours, on every console: a repetition gets the first answer, "
+    "with the header Idempotency-Replayed. A refusal frees the key.",
+    "schema": {"type": "string", "minLength": 16, "maxLength": 200},
+}
+_KEY_REFUSALS = {
+    "409": "A rule does not allow it now. Or the request with this key is in progress, or nobody knows its end.",
+    "422": "This Idempotency-Key came with another request before.",
+}
 _REFUSALS = {
     "400": "A field is wrong: `error` names it.",
     "401": "The token is missing or unknown.",

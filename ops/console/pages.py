@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlencode
 
 from paywarden.ops.console.people.people import EVERYBODY, Person, Role, masked
+from paywarden.schemas.errors import TemporaryFailure
 
 if TYPE_CHECKING:
     from paywarden.ops.console.audit import Audit
@@ -32,6 +33,10 @@ class PageRefused(Exception):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status, self.message = status, message
+
+
+class NothingDone(TemporaryFailure):
+    """A system outside does not answer, and it is certain that nothing was done."""
 
 
 def not_found(what: str) -> PageRefused:

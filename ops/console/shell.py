@@ -10,8 +10,9 @@ For a browser, each request to a page goes through these steps; the first that f
 6. A form that was sent before gets the answer that it had.
 7. The page's handler runs in a thread, and its answer is rendered.
 
-For a program, the same pages are below /api/v1: a token in place of the cookie, JSON in place of forms and HTML. A
-cookie counts nothing there, and a token nothing on the pages.
+For a program, the same pages are below /api/v1: a token in place of the cookie, JSON in place of forms and HTML, and
+the header Idempotency-Key in place of step 6 (keyed_acts.py). A cookie counts nothing there, and a token nothing on
+the pages.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from paywarden.ops.console.audit import Audit
 from paywarden.ops.console.fields import checked, checked_path, json_pairs, pairs_of
+from paywarden.ops.console.keyed_acts import KEY_HEADER, REPLAYED_HEADER, Body, Keyed, KeyedActs, key_of, keyed
 from paywarden.ops.console.limits import RateLimit
 from paywarden.ops.console.pages import Answer, Done, Missing, Page, PageRefused, Section, Sent, Upload, Visit
 from paywarden.ops.console.people.people import People, Person
@@ -117,6 +119,8 @@ class Shell:
     clock: Callable[[], int] = now_ms
     sections: tuple[Section, ...] = ()
     currencies: Currencies = NO_CURRENCIES
+    # What programs have done with an Idempotency-Key; None for a console without topics.
+    keyed_acts: KeyedActs | None = None
     _said: OrderedDict[str, str] = field(default_factory=OrderedDict)
 
     def __post_init__(self) -> None:
@@ -244,7 +248,9 @@ class Shell:
             try:
                 person = self.token_owner(request)
                 self.admit(person, page)
-                visit = await self._api_visit(request, page, person)
+                visit, sent = await self._api_visit(request, page, person)
+                if sent is not None:
+                    return await run_in_threadpool(self._keyed_answer, page, visit, sent)
                 answer = await run_in_threadpool(page.handler, visit)
                 return await run_in_threadpool(_json, answer, self.missing)
             except (PageRefused, PaywardenError) as error:
@@ -254,6 +260,17 @@ class Shell:
                 return JSONResponse({"error": message}, status, headers=headers)
 
         return endpoint
+
+    def _keyed_answer(self, page: Page, visit: Visit, sent: Keyed) -> Response:
+        """Returns the answer of an act that counts once. Raises PageRefused, PaywardenError."""
+        if self.keyed_acts is None:
+            raise PageRefused(501, "Idempotency-Key: this console keeps no keys.")
+        body = self.keyed_acts.answer(sent, visit.person.name, lambda: _body(page.handler(visit)), visit.now_ms)
+        if body.is_replayed:
+            # What the answer shows is shown again.
+            visit.did("answered_again", f"page:{page.method} {page.path}")
+        headers = {REPLAYED_HEADER: "true"} if body.is_replayed else None
+        return JSONResponse({**body.content, "missing": as_json(self.missing())}, body.status, headers=headers)
 
     def token_owner(self, request: Request) -> Person:
         """Returns who calls the API. Raises PageRefused."""
@@ -301,10 +318,13 @@ class Shell:
                 pairs = [pair for pair in pairs if pair[0] != ONCE_FIELD]
         return self._checked_visit(request, page, session.person, pairs, uploads, sending=sending)
 
-    async def _api_visit(self, request: Request, page: Page, person: Person) -> Visit:
+    async def _api_visit(self, request: Request, page: Page, person: Person) -> tuple[Visit, Keyed | None]:
+        """Returns the visit, and the key that came with an act."""
         pairs = pairs_of(request.scope["query_string"])
         uploads: dict[str, Upload] = {}
+        key = ""
         if page.method == "POST":
+            key = key_of(request.headers.getlist(KEY_HEADER))
             kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
             if kind == _MULTIPART:
                 pairs, uploads = await _form(request, page)
@@ -315,7 +335,12 @@ class Shell:
                     raise PageRefused(400, "The body is not JSON.") from error
             else:
                 raise PageRefused(415, "Wanted the content type application/json.")
-        return self._checked_visit(request, page, person, pairs, uploads, is_api=True)
+        visit = self._checked_visit(request, page, person, pairs, uploads, is_api=True)
+        if not key:
+            return visit, None
+        # Somebody whose roles have changed would see another answer.
+        roles = ",".join(sorted(person.roles))
+        return visit, keyed(person.name, key, digest_of(f"{roles} {key}", request.url.path, pairs, uploads))
 
     def _checked_visit(
         self,
@@ -502,10 +527,16 @@ def _said_of(error: PageRefused | PaywardenError) -> tuple[int, str]:
 def _json(answer: Answer, missing: Callable[[], tuple[Missing, ...]]) -> Response:
     if isinstance(answer, Sent):
         return _download(answer)
-    gone = as_json(missing())
+    body = _body(answer)
+    return JSONResponse({**body.content, "missing": as_json(missing())}, body.status)
+
+
+def _body(answer: Answer) -> Body:
+    """Returns status and JSON of an answer, without what is missing now."""
+    assert not isinstance(answer, Sent), "a page that acts sends no file"
     if isinstance(answer, Done):
-        return JSONResponse({"message": answer.message, "view": as_json(answer.view), "missing": gone})
-    return JSONResponse({"view": as_json(answer.view), "missing": gone}, answer.status)
+        return Body(200, {"message": answer.message, "view": as_json(answer.view)})
+    return Body(answer.status, {"view": as_json(answer.view)})
 
 
 def _download(sent: Sent) -> Response:

@@ -101,6 +101,7 @@ def sections(parts: Parts) -> Sequence[Section]:
     from paywarden.ops.console.health.watch import HealthWatch
     from paywarden.ops.console.inbox.alert import AlertPage
     from paywarden.ops.console.inbox.pages import Inbox
+    from paywarden.ops.console.keyed_acts import KeyedActs
     from paywarden.ops.console.models.desk import Desk
     from paywarden.ops.console.models.pages import Models
     from paywarden.ops.console.openapi import api_section
@@ -111,6 +112,7 @@ def sections(parts: Parts) -> Sequence[Section]:
     desk = Desk(parts.source, settings.keys)
     webhooks = _webhooks(parts)
     store, reader = _alerts(parts, webhooks)
+    parts.shell.keyed_acts = KeyedActs(store, reader)
     stakes = _stakes(parts)
     health = Health(settings.processes)
     watch = HealthWatch(parts.database, health.read)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from paywarden.ops.console.pages import Missing
+from paywarden.ops.console.pages import Missing, NothingDone
 from paywarden.schemas.errors import PaywardenError, TemporaryFailure
 
 if TYPE_CHECKING:
@@ -40,14 +40,14 @@ class OpenedIndex:
         self._counted = (0, 0)
 
     def parts(self) -> tuple[DecisionIndex, ReviewQueue]:
-        """Returns the index and the queue. Raises TemporaryFailure if the database cannot be used now."""
+        """Returns the index and the queue. Raises NothingDone if the database cannot be used now."""
         with self._lock:
             if self._opened is None:
                 try:
                     self._opened = self._stack.enter_context(self._opens())
                 except PaywardenError as error:
                     self._note(error)
-                    raise TemporaryFailure(str(error)) from error
+                    raise NothingDone(str(error)) from error
                 self._trouble = None
             return self._opened
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from paywarden.ops.console.inbox.store import AlertStore, event_of_record
-from paywarden.ops.console.pages import Missing
+from paywarden.ops.console.pages import Missing, NothingDone
 from paywarden.ops.times import now_ms
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.streams.alerts.events import ConsoleEvent
@@ -107,10 +107,10 @@ class AlertReader:
     def write(self, events: Sequence[ConsoleEvent | Acknowledgement]) -> bool:
         """Write acts, and wait a moment for the database to know them; returns whether it does.
 
-        Raises TemporaryFailure saying whether something may have been done, Misconfigured.
+        Raises NothingDone, TemporaryFailure where nobody can say whether something was done, Misconfigured.
         """
         if self._is_lost:
-            raise TemporaryFailure(f"Nothing was done, because the topics cannot be reached: {self._why}")
+            raise NothingDone(f"Nothing was done, because the topics cannot be reached: {self._why}")
         with self._lock:
             writer = self._writer or self._make_writer()
             self._writer = None

@@ -288,6 +288,14 @@ class AlertStore:
         """Returns whether an event has been read from its topic."""
         return bool(self._database.read("SELECT 1 FROM events WHERE event_id = ?", (event_id,)))
 
+    def drop_older(self, prefix: str, time_ms: int) -> None:
+        """Drop events about subjects that begin with `prefix` and are from before a time."""
+        with self._database.write() as connection:
+            connection.execute(
+                "DELETE FROM events WHERE subject >= ? AND subject < ? AND time_ms < ?",
+                (prefix, _end_of(prefix), time_ms),
+            )
+
     def near(self, first_ms: int, last_ms: int, *, but: str) -> list[AlertRow]:
         """Returns other alerts that were raised in this time, at most 20."""
         columns = ", ".join(AlertRow.__dataclass_fields__)
