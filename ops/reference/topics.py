@@ -64,8 +64,8 @@ _USES = {
     ),
     "console-events": TopicUse(
         "`subject`",
-        "What people did about alerts, cases and drafts of the policy: assigned, commented, opened, closed, …; and what "
-        "became of each Idempotency-Key.",
+        "What people did about alerts, cases and drafts of the policy: assigned, commented, opened, closed, …; and "
+        "what became of each Idempotency-Key.",
         "`console`, `drift assign`, `drift comment`",
         "`console`, `drift`",
     ),
