@@ -166,5 +166,5 @@ def path_part(text: str) -> str:
 
 
 def title(text: str) -> str:
-    """Returns a name of the code in words: `model_owner` is `model owner`."""
-    return text.replace("_", " ")
+    """Returns a name of the code in words: `model_owner` is `model owner`, `rule:large` is `rule: large`."""
+    return text.replace("_", " ").replace(":", ": ")

@@ -42,6 +42,7 @@ LIST_FIELDS = (
     Field("q", "Only cases whose title, id or person has this text"),
     Field("page", "Which page, from 1", kind="whole", low=1, high=1_000_000),
 )
+_ITEM_FIELD = Field("item", "What a new case begins with: payment:ID or alert:ID")
 _ACTS = ("note", "link", "unlink", "propose", "close", "reopen")
 
 
@@ -61,7 +62,10 @@ class CaseRow:
 
 @dataclass(frozen=True)
 class CasesView:
-    """A page of cases, open ones first, the newest change first. `total`: of those that meet the filters."""
+    """A page of cases, open ones first, the newest change first. `total`: of those that meet the filters.
+
+    `item`: what the form for a new case has in it.
+    """
 
     cases: tuple[CaseRow, ...]
     total: int
@@ -70,6 +74,7 @@ class CasesView:
     filters: Mapping[str, str]
     missing: tuple[Missing, ...]
     may_act: bool
+    item: str
 
     def link(self, **changed: str) -> str:
         """Returns the address of this page with other filters."""
@@ -107,7 +112,13 @@ class Cases:
         )
         upload = (Field("file", "A file, at most 5 MB", kind="file", is_required=True),)
         pages = (
-            Page("/cases", self.show_all, "The cases, open ones first", fields=LIST_FIELDS, view=CasesView),
+            Page(
+                "/cases",
+                self.show_all,
+                "The cases, open ones first",
+                fields=(*LIST_FIELDS, _ITEM_FIELD),
+                view=CasesView,
+            ),
             Page("/cases/open", self.open, "Open a case", "POST", ACT_ROLES, (title, item)),
             Page("/cases/{case_id}", self.show, "A case and its history", view=CaseView),
             Page("/cases/{case_id}/act", self.act, "Do something", "POST", ACT_ROLES, (act, note, item, verdict)),
@@ -155,6 +166,7 @@ class Cases:
             filters,
             tuple(self._reader.missing()),
             visit.person.may(ACT_ROLES),
+            visit.text("item"),
         )
         return Shown("cases/list.html", view, "Cases")
 

@@ -230,7 +230,7 @@ class Policy:
         self._wake.set()
         visit.did("replayed", f"policy:{facts.digest[:12]}", replay=made.replay_id)
         view = {"replay_id": made.replay_id}
-        return Done(f"/policy/replays/{made.replay_id}", "The replay has begun.", view)
+        return Done(f"/policy/replays/{made.replay_id}", "You have asked for a replay of your draft.", view)
 
     def show_replay(self, visit: Visit) -> Shown:
         """Show a replay: how far it is, or what it has found."""

@@ -60,6 +60,21 @@ def test_a_second_submit_of_the_form_opens_no_second_case(world: tuple[World, Se
     assert len(KnownCases(world[0].store, LARGE).all()) == 1
 
 
+def test_a_case_begins_where_somebody_looks_and_closes_with_a_verdict_that_is_chosen(
+    world: tuple[World, Section],
+) -> None:
+    analyst = world[0].console.browser([world[1]], "demo-analyst")
+    page = analyst.get("/cases?item=payment:p%221").text
+    assert 'name="item" value="payment:p&#34;1"' in page
+    assert "There is no case yet" in page or "No case is known here" in page
+    form = {"csrf": csrf_of(page), "title": "A ring", "item": "payment:p1"}
+    place = analyst.post("/cases/open", data=form).headers["location"]
+    assert '<option value="">choose</option>' in analyst.get(place).text
+    refused = analyst.post(f"{place}/act", data={"csrf": form["csrf"], "act": "close", "verdict": ""})
+    assert (refused.status_code, "wanted one of fraud" in refused.text) == (409, True)
+    assert analyst.post(f"{place}/act", data={**form, "title": ""}).status_code == 400
+
+
 def test_a_large_case_takes_two_people_to_close(world: tuple[World, Section]) -> None:
     console, section = world[0].console, world[1]
     analyst, lead = (console.browser([section], f"demo-{name}") for name in ("analyst", "lead"))
@@ -82,7 +97,7 @@ def test_a_large_case_takes_two_people_to_close(world: tuple[World, Section]) ->
     text = analyst.get(place).text
     assert "closed: fraud" in text
     assert "<dd>2,500.00: it takes two people" in text
-    assert '<td dir="auto">0.00</td><td dir="auto">2,500.00</td>' in text
+    assert '"Before"><span dir="auto">0.00</span></td><td data-name="After"><span dir="auto">2,500.00<' in text
     assert post(analyst, "act", act="link", item="alert:a1") == 409
     assert post(lead, "act", act="reopen", note="more <i>came</i>") == 303
     assert "<i>came</i>" not in analyst.get(place).text
