@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from paywarden.streams.decision_index.reviews import ReviewQueue
 
 _log = logging.getLogger(__name__)
+_EFFECT = "Decisions, reviews and what rules caught cannot be shown until then."
 _RETRY_S = 2.0
 _COUNT_EVERY_MS = 5_000
 Open = Callable[[], AbstractContextManager[tuple["DecisionIndex", "ReviewQueue"]]]
@@ -86,7 +87,7 @@ class OpenedIndex:
         if trouble is None and stuck is not None and stuck.is_index_away:
             # No page has asked the database meanwhile.
             trouble = stuck.trouble_since_ms, stuck.trouble
-        found = [] if trouble is None else [Missing("The index of decisions", *trouble)]
+        found = [] if trouble is None else [Missing("The index of decisions", *trouble, _EFFECT)]
         state = self.state
         if state is not None and state.trouble:
             found.append(Missing("The topics of decisions", state.trouble_since_ms, state.trouble))

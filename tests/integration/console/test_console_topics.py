@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from paywarden.ops.console.audit_page import publish_head
 from paywarden.ops.console.database import Database
 from paywarden.ops.console.inbox.reader import AlertReader
 from paywarden.ops.console.inbox.store import TABLES, AlertStore, Wanted
+from paywarden.ops.console.keyed_acts import Body, KeyedActs, keyed
+from paywarden.ops.console.pages import PageRefused
 from paywarden.ops.times import now_ms
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.errors import Misconfigured
@@ -100,6 +103,49 @@ def test_console_and_terminal_share_events_and_a_restart_loses_none(kafka: Kafka
     thread.join()
     other_thread.join()
     database.close()
+
+
+def test_one_of_two_consoles_acts_for_a_key_and_a_new_one_knows_the_answer(kafka: KafkaServer, tmp_path: Path) -> None:
+    settings, ids = KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix="keyed."), LocalSchemaIds()
+    create_topics(settings, TopicSettings(partitions=1, repartition_partitions=1), ["card"])
+    acted: list[str] = []
+
+    def act(key: str) -> Body:
+        acted.append(key)
+        return Body(200, {"message": f"did {key}"})
+
+    with ExitStack() as stack:
+
+        def console(name: str) -> KeyedActs:
+            store = AlertStore(stack.enter_context(closing(Database(tmp_path / name, TABLES))))
+            reader = AlertReader(store, lambda: AlertFeed(settings, ids), lambda: EventWriter(settings, ids))
+            stop = threading.Event()
+            thread = threading.Thread(target=reader.run, args=(stop,))
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(stop.set)
+            wait_until(lambda: not reader.missing(), "the console has read the topics")
+            return KeyedActs(store, reader)
+
+        def answer(one: KeyedActs, key: str, request: str = "r") -> Body | int:
+            try:
+                return one.answer(keyed("program", key, request), "program", lambda: act(key), now_ms())
+            except PageRefused as error:
+                return error.status
+
+        both = (console("one.sqlite"), console("other.sqlite"))
+        keys = [f"key-{number:02d}-0123456789ab" for number in range(10)]
+        with ThreadPoolExecutor(2) as pool:
+            for key in keys:
+                answers = list(pool.map(answer, both, [key, key]))
+                assert any(isinstance(one, Body) for one in answers)
+                assert all(one == 409 or isinstance(one, Body) for one in answers)
+        assert acted == keys
+        new = console("new.sqlite")
+        for key in keys:
+            assert answer(new, key) == Body(200, {"message": f"did {key}"}, is_replayed=True)
+            assert answer(new, key, "another request") == 422
+        assert acted == keys
 
 
 def _check_audit_on_topic(
