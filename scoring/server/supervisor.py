@@ -30,7 +30,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.scoring.engine import one_call, records
@@ -145,8 +145,7 @@ def serve(
             stop_s=_stop_s(host),
             hang_timeout_s=host.hang_timeout_s,
             metrics=metrics,
-            mend_own=pending,
-            mend_shared=claims,
+            mending=Mending(own=pending, shared=claims),
         )
         deployer = _deployer(host, supervisor, metrics)
         takers: list[str] = []
@@ -289,6 +288,18 @@ class _Worker:
     fork_trouble: str = field(default="")
 
 
+class Mending(NamedTuple):
+    """Mends files of the workers. Both are called before each start and twice a second; True: a file was made anew."""
+
+    own: Callable[[], bool]
+    """Workers notice by themselves what this has made anew."""
+    shared: Callable[[], bool]
+    """After this all workers are started again: one that still had the old file would not see what others write."""
+
+
+NOTHING_TO_MEND = Mending(lambda: False, lambda: False)
+
+
 class Supervisor:
     """Starts workers, restarts those that die or hang, and stops all of them at the end."""
 
@@ -302,16 +313,10 @@ class Supervisor:
         metrics: SupervisorMetrics,
         fork: Callable[[], int] = os.fork,
         name_of: Callable[[int], str] = "worker {}".format,
-        mend_own: Callable[[], bool] = lambda: False,
-        mend_shared: Callable[[], bool] = lambda: False,
+        mending: Mending = NOTHING_TO_MEND,
     ) -> None:
-        """`stop_s` is what all workers together have for a stop. `hang_timeout_s` 0: no worker is taken for hung.
-
-        `mend_own` and `mend_shared` are called before each start and twice a second: they mend files of the workers.
-        Workers notice by themselves what `mend_own` has made anew. If `mend_shared` returns True, all are started
-        again: one that still had the old file would not see what the others write.
-        """
-        self._mend_own, self._mend_shared = mend_own, mend_shared
+        """`stop_s` is what all workers together have for a stop. `hang_timeout_s` 0: no worker is taken for hung."""
+        self._mending = mending
         self._work, self._stop_s, self._metrics, self._fork = work, stop_s, metrics, fork
         self._name_of = name_of
         self._hang_timeout_s = hang_timeout_s
@@ -362,8 +367,8 @@ class Supervisor:
         """Until every worker has ended after a stop. Raises TemporaryFailure when one failed to stop."""
         while not self._stopping:
             now = time.monotonic()
-            self._mend_own()
-            if self._mend_shared():
+            self._mending.own()
+            if self._mending.shared():
                 self.signal_all(signal.SIGTERM)
             for worker in self._workers:
                 if not worker.pid and worker.due <= now:

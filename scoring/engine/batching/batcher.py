@@ -5,8 +5,8 @@
 1. A front submits every request as a `Call` when its last byte has arrived. Admission control runs at once, before
    anything is parsed. It estimates the wait from the payments in the queue and the recent time per payment. A call
    that would wait too long, or pass its deadline, is refused (load shedding). A queue that has been empty lately may
-   be twice as long as one that stands: see `_Limit`. Callers share the worker: each has a queue of his own, and a
-   share of every limit (scoring/engine/batching/caller_queues.py).
+   be twice as long as one that stands (scoring/engine/batching/queue_limit.py). Callers share the worker: each has a
+   queue of his own, and a share of every limit (scoring/engine/batching/caller_queues.py).
 2. When the loop has read all its sockets, the batcher takes at most `chunk_payments` payments from the queue and
    scores them together. Then the loop reads again, so that under overload refusals leave between two chunks. The
    batcher never waits for more requests: a lone request is a chunk of one.
@@ -37,6 +37,7 @@ from paywarden.schemas.errors import InvalidEvent, Misconfigured, TemporaryFailu
 from paywarden.scoring.engine.batching.busy_poll import BusyPoll
 from paywarden.scoring.engine.batching.caller_pauses import CallerPauses
 from paywarden.scoring.engine.batching.caller_queues import SHARED_CHUNK, CallerQueues, CallerRates
+from paywarden.scoring.engine.batching.queue_limit import QueueLimit
 from paywarden.scoring.engine.bugs import BugLog
 from paywarden.scoring.idempotency.decision_cache import PaymentIdReused
 from paywarden.scoring.metrics.shared import Registry
@@ -216,83 +217,12 @@ def refusal_of(error: InvalidEvent | TemporaryFailure) -> Refusal:
     return Refusal(UNAVAILABLE, str(error))
 
 
-# The assumed time per payment, in seconds, until the first chunk has been measured.
-_FIRST_COST_S = 100e-6
-# The weight of the last chunk in the moving average of the time per payment.
-_COST_WEIGHT = 0.1
-# A chunk counts at most as this many times the average. A worker that has lost its core for 20 ms has not become slow:
-# taken for the cost of a payment, one such moment had the calls refused that had gathered meanwhile. If payments have
-# become ten times as dear, five chunks tell.
-_COST_JUMP_MAX = 8.0
-# A payment of a small chunk costs at most this many times what it costs in a large one, whose fixed part more payments
-# share. (perf.batches: 52 µs alone, 16 µs in a chunk of 32.)
-_SMALL_CHUNK_FACTOR_MAX = 4.0
-# Calls that gather in a moment may wait this many times `wait_ms_max`, but at most this share of the deadline.
-_BURST_FACTOR, _BURST_DEADLINE_SHARE = 2.0, 0.75
-# A queue stands when the worker has worked for this long without having emptied it. At half load what gathers in a
-# stop of 100 ms is answered in about as much work.
-_STANDING_S = 0.05
 # The pause before the batcher asks again about a payment that another worker is deciding. Most decisions take less.
 _RETRY_PAUSE_S = 0.001
 # A batch is not parsed before it is admitted. Its payments are estimated: a request is rarely shorter than this.
 _REQUEST_BYTES = 80
 # A single request counts as one more payment for each of these many bytes: what waits is limited in bytes, too.
 _PAYMENT_BYTES = 4096
-
-
-class _Limit:
-    """Learns what a payment costs, and says how many may wait.
-
-        half load   1 2 1 1 · stop of 40 ms · 800 gather       ─► all are answered within 30 ms: none is refused
-        overload    32 32 32 32 32 32 … never empty for 50 ms  ─► a queue that stands: 15 ms at most
-
-    1. *The cost of a payment* is an average over chunks, and one of large chunks alone. At half load most chunks have
-       one to three payments, and each payment costs two to three times as much as in a chunk of 32. A long queue is
-       answered in large chunks, so their cost tells how long it takes. Before the first large chunk the cost of small
-       ones counts.
-    2. *A queue that stands* has not been empty while the worker worked for `_STANDING_S`. Then more is asked than can
-       be answered, waiting helps nobody, and the limit is `wait_ms_max`. A queue that was empty a moment ago is what
-       gathered in a stop, or a burst: it will be empty again soon, and the limit is what can be answered in time. The
-       time in which the worker had no core is not work: a stop does not make a queue stand.
-    """
-
-    __slots__ = ("_burst_s", "_full_s", "_large", "_payment_s", "_stand_s", "_working_s", "wait_s_max")
-
-    def __init__(self, settings: AdmissionSettings) -> None:
-        self._payment_s = self._full_s = _FIRST_COST_S
-        self._large = (settings.chunk_payments + 1) // 2
-        self._stand_s = settings.wait_ms_max / 1000
-        burst_s = min(_BURST_FACTOR * self._stand_s, _BURST_DEADLINE_SHARE * settings.deadline_ms / 1000)
-        self._burst_s = max(self._stand_s, burst_s)
-        self._working_s = 0.0
-        self.wait_s_max = self._burst_s
-        """The longest wait that is allowed now."""
-
-    def cost_s(self, payments: int) -> float:
-        """Returns the time per payment of this many payments that wait."""
-        return self._full_s if payments >= self._large else self._payment_s
-
-    def note_chunk(self, payments: int, seconds: float) -> None:
-        """Note that the worker took this long from chunk to chunk, without a pause before it."""
-        seconds_each, average_s = seconds / payments, self._payment_s
-        self._payment_s += _COST_WEIGHT * (min(seconds_each, _COST_JUMP_MAX * average_s) - average_s)
-        full_s = self._full_s
-        if payments >= self._large:
-            worked_each = min(seconds_each, _COST_JUMP_MAX * full_s)
-            full_s += _COST_WEIGHT * (worked_each - full_s)
-        else:
-            worked_each = min(seconds_each, _COST_JUMP_MAX * average_s)
-            # All payments have become cheaper or dearer, and no large chunk has told.
-            full_s = min(full_s, self._payment_s)
-        self._full_s = max(full_s, self._payment_s / _SMALL_CHUNK_FACTOR_MAX)
-        self._working_s += worked_each * payments
-        if self._working_s > _STANDING_S:
-            self.wait_s_max = self._stand_s
-
-    def note_empty(self) -> None:
-        """Note that nothing waits."""
-        self._working_s = 0.0
-        self.wait_s_max = self._burst_s
 
 
 class MicroBatcher:
@@ -332,7 +262,11 @@ class MicroBatcher:
         # Whether any request has had a trace.
         self._has_traces = False
         self._scheduled = False
-        self._limit = _Limit(settings)
+        self._limit = QueueLimit(
+            wait_s_max=settings.wait_ms_max / 1000,
+            deadline_s=settings.deadline_ms / 1000,
+            chunk_payments=settings.chunk_payments,
+        )
         # When the last chunk ended, if calls have been waiting ever since; None if the queue was empty then.
         self._busy_since: float | None = None
         self._payments_max = settings.queue_payments_max
