@@ -84,13 +84,20 @@ def _log_path(source: Source) -> Path:
 def registered_versions(source: Source, candidate: str) -> tuple[Version, Version]:
     """Returns the champion of the registry, and the open proposal that a text names, or that is of a bundle's folder.
 
-    Raises RegistryRefused.
+    The candidate's files are checked. Raises RegistryRefused.
     """
     from paywarden.models.bundle.bundle import read_manifest
+    from paywarden.models.registry.artefacts import BUNDLES, POLICIES
     from paywarden.models.rollout.registry_log import proposed_versions
 
     named = read_manifest(Path(candidate)).digest if Path(candidate).is_dir() else candidate
-    return proposed_versions(registry.model_registry(source).state(), named)
+    found = registry.model_registry(source)
+    state = found.state()
+    champion, proposed = proposed_versions(state, named)
+    # A rollout of files that no host has stays pending, and keeps all others from starting.
+    found.store.folder(BUNDLES, proposed.bundle_digest, state.bundles[proposed.bundle_digest].files)
+    found.store.folder(POLICIES, proposed.policy_digest, state.policies[proposed.policy_digest].files)
+    return champion, proposed
 
 
 @contextmanager

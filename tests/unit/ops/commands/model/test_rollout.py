@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from paywarden.models.bundle.bundle import FORMAT, MANIFEST, Manifest
 from paywarden.models.registry import entries as kinds
+from paywarden.models.registry.artefacts import BUNDLES, POLICIES
 from paywarden.models.registry.log import LogFile
 from paywarden.models.rollout.log import FileRolloutLog, RolloutKeeper
 from paywarden.models.rollout.rollout import EventKind, RolloutEvent
@@ -177,10 +178,22 @@ def test_with_a_registry_the_people_sign_and_the_candidate_is_a_proposal(tmp_pat
     candidate = writer.proposal("new")
     writer.add(kinds.APPROVED, "ben", proposal=candidate.digest)
     file.append(lambda _: writer.log.entries)
-    settings = f'[models]\nlog = "{file.path}"\npeople = "{people}"\nkey_file = "{tmp_path}/mine.pem"\n'
+    settings = f'[models]\nfolder = "{tmp_path}"\npeople = "{people}"\nkey_file = "{tmp_path}/mine.pem"\n'
+    bundle, policy = (
+        tmp_path / kind / digest(f"{one} new") for kind, one in ((BUNDLES, "bundle"), (POLICIES, "policy"))
+    )
     named = ("start", "--candidate", candidate.digest[:12], "--name", "r-1", "--why", "a test")
     told = refused(run(tmp_path, *named, "--champion", str(bundles / "old"), settings=settings))
     assert told == "--champion, --champion-policy, --candidate-policy: the log of the registry has them"
+    for folder in (bundle, policy):
+        gone = refused(run(tmp_path, *named, settings=settings))
+        assert gone == f"{folder}: manifest.json was registered and cannot be read: No such file or directory"
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text("new", encoding="utf-8")
+    (bundle / "manifest.json").write_text("another", encoding="utf-8")
+    assert "manifest.json was changed after it was registered" in refused(run(tmp_path, *named, settings=settings))
+    (bundle / "manifest.json").write_text("new", encoding="utf-8")
+    assert len(file.read().entries) == len(writer.log.entries)
     assert "--by: the key is that of anna, got 'eve'" in refused(
         run(tmp_path, *named, "--by", "eve", settings=settings)
     )
