@@ -11,9 +11,13 @@ The endpoint alone answers more, and what it answers is then shipped later.
 
 `paired_share`: of the decisions of the open loops, those that got a partner, counted once the challenger has no more to
 read. `p99_ratio`: the callers' p99 with the challenger to that without, medians of the rounds. `cpu_ratio`: CPU time of
-the host's processes, likewise: serve, companion and challenger to serve and companion. At overload `overload_ok_ratio`
-is the payments answered with the challenger to those without, and `overload_paired_share` what the challenger kept up
-with: it should fall before the payments do.
+the host's processes, likewise: serve, companion and challenger to serve and companion. At overload
+`overload_ok_ratio` is the payments answered with the challenger to those without, and `overload_paired_share` what
+the challenger kept up with: it should fall before the payments do.
+
+`shadow_us` is the challenger's CPU time a decision, and `shadow_cores_wanted` what all decisions of the load would
+take of it. `shadow_cores_got` is what it got while the load ran, and `idle_cores` what nobody used then. A challenger
+runs in SCHED_IDLE: if it got less than it wanted and nothing was idle, others filled the cores.
 
 Needs the services that `make services` fetches.
 """
@@ -67,6 +71,10 @@ class _Round:
     # Decisions with a partner, and those that were shed.
     paired: float = 0.0
     shed: float = 0.0
+    # CPU time of the challenger, until it had read all, and while the load ran; and cores that were idle then.
+    shadow_cpu_s: float = 0.0
+    shadow_cores: float = 0.0
+    idle_cores: float = 0.0
 
 
 def main() -> None:
@@ -140,13 +148,20 @@ class _System:
             for title, one in (("without", quiet[-1]), ("with", shadowed[-1])):
                 print(
                     f"round {number} {title:<8} p50 {one.report.p50_ms:6.2f} ms  p99 {one.report.p99_ms:6.2f} ms  "
-                    f"cpu {one.cpu_s / one.report.ok * 1e6:6.1f} us  paired {one.paired:.0f} of {one.report.ok}",
+                    f"cpu {one.cpu_s / one.report.ok * 1e6:6.1f} us  paired {one.paired:.0f} of {one.report.ok}  "
+                    f"challenger's cores {one.shadow_cores:.2f}",
                     flush=True,
                 )
+        paired = sum(one.paired for one in shadowed)
+        shadow_us = sum(one.shadow_cpu_s for one in shadowed) / max(1.0, paired) * 1e6
         return {
             "capacity_per_second": capacity,
             "rate": rate,
-            "paired_share": sum(one.paired for one in shadowed) / sum(one.report.ok for one in shadowed),
+            "paired_share": paired / sum(one.report.ok for one in shadowed),
+            "shadow_us": shadow_us,
+            "shadow_cores_wanted": shadow_us * rate / 1e6,
+            "shadow_cores_got": statistics.median(one.shadow_cores for one in shadowed),
+            "idle_cores": statistics.median(one.idle_cores for one in shadowed),
             "shed": sum(one.shed for one in shadowed),
             "p99_ratio": _median(shadowed, "p99_ms") / _median(quiet, "p99_ms"),
             "p50_ratio": _median(shadowed, "p50_ms") / _median(quiet, "p50_ms"),
@@ -177,15 +192,19 @@ class _System:
         self._open(rate, _WARM_S)
         before = {} if shadow is None else shadow.drained()
         host_cpu_s, shadow_cpu_s = self._cpu_s(), 0.0 if shadow is None else _cpu_seconds(shadow.process.pid)
+        idle_s, began = psutil.cpu_times().idle, time.monotonic()
         report = self._open(rate, seconds)
         host_cpu_s = self._cpu_s() - host_cpu_s
         if shadow is None:
             return _Round(report, host_cpu_s)
+        took_s = time.monotonic() - began
+        shadow_cores = (_cpu_seconds(shadow.process.pid) - shadow_cpu_s) / took_s
+        idle_cores = (psutil.cpu_times().idle - idle_s) / took_s
         # The challenger evaluates its last batches after the load has ended, and their CPU time counts.
         after = shadow.drained()
         shadow_cpu_s = _cpu_seconds(shadow.process.pid) - shadow_cpu_s
         paired, shed = (after[name] - before[name] for name in ("evaluated", "shed"))
-        return _Round(report, host_cpu_s + shadow_cpu_s, paired, shed)
+        return _Round(report, host_cpu_s + shadow_cpu_s, paired, shed, shadow_cpu_s, shadow_cores, idle_cores)
 
     def _open(self, rate: float, seconds: float) -> LoadReport:
         return drive(run_load(self._parts.target, self._bodies(), rate=rate, seconds=seconds))
