@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterable
@@ -176,6 +177,7 @@ def test_ready_means_a_complete_mirror_and_ages_count_from_the_start(
 def test_a_damaged_mirror_is_made_anew_and_decisions_are_shipped(
     deployment: Deployment, settings: KafkaSettings
 ) -> None:
+    """Before its start, and, cut short, under a companion that has nothing to write."""
     payments, topics = small_world()[0].to_pylist()[:100], Topics(settings)
     stream = deployment.start("stream")
     topics.send_payments(payments)
@@ -191,6 +193,10 @@ def test_a_damaged_mirror_is_made_anew_and_decisions_are_shipped(
     companion.wait_until_ready()
     assert companion.metrics()["failures_total{mirror}"] == 1
     assert companion.process.log.read_text(encoding="utf-8").count("the damaged mirror is deleted") == 1
+    os.truncate(file, 8192)
+    companion.wait_for("failures_total{mirror}", 2)
+    companion.wait_until_ready()
+    assert companion.process.log.read_text(encoding="utf-8").count("its file was cut short") == 1
     assert companion.process.stop() == 0
     keys = [f"card:{payment['card_id']}".encode() for payment in payments]
     assert None not in read_mirror(deployment, keys).values()
