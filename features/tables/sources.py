@@ -33,6 +33,8 @@ from paywarden.schemas.errors import Misconfigured
 LINE_BYTES_MAX = 1 << 20
 _BLOCK_BYTES = 1 << 23
 _PART_ROWS = 1 << 17
+# Texts of a column in so many rows. Arrow's texts end at twice as much.
+_TEXT_BYTES_MAX = 1 << 30
 # A file's first bytes tell its head, its encoding and what else may be wrong with it.
 _HEAD_BYTES = LINE_BYTES_MAX
 _CSV_ENDINGS, _PARQUET_ENDINGS = (".csv", ".tsv", ".txt"), (".parquet", ".pq")
@@ -121,6 +123,8 @@ class TableFiles:
             kinds = {field.name: field.type for field in source.schema_arrow}
             binary = [name for name, kind in kinds.items() if _is_binary(kind)]
             rows = next(source.iter_batches(batch_size=_PART_ROWS, columns=binary), None) if binary else None
+            for name in binary if rows is not None else ():
+                _require_short(str(self.paths[0]), name, rows.column(name))
             texts = {name for name in binary if rows is None or _texts_of_binary(rows.column(name)) is not None}
         return {name: str(kind) for name, kind in kinds.items() if name not in texts and not _is_plain(kind)}
 
@@ -271,6 +275,7 @@ class _ParquetPart:
         places = np.arange(self.count)
         columns = {}
         for field, column in zip(self.batch.schema, self.batch.columns, strict=True):
+            _require_short(self.path, field.name, column)
             # Some programs write texts without saying that they are texts.
             texts = _texts_of_binary(column) if _is_binary(field.type) else column if _is_plain(field.type) else None
             if texts is None:
@@ -296,6 +301,26 @@ def _is_plain(kind: pa.DataType) -> bool:
 def _is_binary(kind: pa.DataType) -> bool:
     kind = value_type(kind)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _require_short(path: str, name: str, column: pa.Array) -> None:
+    """Raises Misconfigured for texts that no table of payments has, before a dictionary of them is written out.
+
+    A file of a kilobyte can hold one text of megabytes, and name it in every row.
+    """
+    kind = value_type(column.type)
+    if not (_is_binary(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        return
+    is_dictionary = pa.types.is_dictionary(column.type)
+    sizes = pc.binary_length(column.dictionary if is_dictionary else column)
+    if (longest := pc.max(sizes).as_py() or 0) > LINE_BYTES_MAX:
+        raise Misconfigured(
+            f"{path}: column {name} holds a text of {longest} bytes; wanted texts of at most {LINE_BYTES_MAX} bytes"
+        )
+    if is_dictionary and (total := pc.sum(sizes.take(column.indices)).as_py() or 0) > _TEXT_BYTES_MAX:
+        raise Misconfigured(
+            f"{path}: column {name} holds {total} bytes of text in {len(column)} rows; wanted at most {_TEXT_BYTES_MAX}"
+        )
 
 
 def _texts_of_binary(column: pa.Array) -> pa.Array | None:

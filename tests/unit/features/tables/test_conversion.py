@@ -274,6 +274,29 @@ def test_parquet_gives_what_csv_gives(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.binary(), pa.large_string()])
+@pytest.mark.parametrize(
+    ("size", "rows", "message"),
+    [
+        (2 << 20, 2, "column card holds a text of 2097152 bytes; wanted texts of at most 1048576 bytes"),
+        (1 << 20, 1100, "column card holds 1153433600 bytes of text in 1100 rows; wanted at most 1073741824"),
+    ],
+)
+def test_a_small_file_of_huge_texts_is_refused_before_they_are_written_out(
+    tmp_path: Path, kind: pa.DataType, size: int, rows: int, message: str
+) -> None:
+    """One text, named in each row of a file of a kilobyte, took as many gigabytes as there are rows."""
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([b"z" * size]).cast(kind))
+    others = {"id": [f"p{row}" for row in range(rows)], "shop": ["m"] * rows, "amount": [1.5] * rows}
+    when = pa.array([datetime(2026, 5, 1, 12, tzinfo=UTC)] * rows, pa.timestamp("ms", tz="UTC"))
+    path = tmp_path / "bomb.parquet"
+    table = pa.table({**others, "card": texts, "when": when, "fraud": ["0"] * rows})
+    pq.write_table(table, path, compression="zstd")
+    assert path.stat().st_size < 40_000
+    with pytest.raises(Misconfigured, match=message):
+        convert(tmp_path, path)
+
+
 def test_declared_fields_get_typed_columns(tmp_path: Path) -> None:
     declared = (
         category("product", 1, ["a", "b"]), integer("age", 2, unit="days", least=0, most=9), money("fee", 3),
