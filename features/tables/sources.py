@@ -123,9 +123,12 @@ class TableFiles:
             kinds = {field.name: field.type for field in source.schema_arrow}
             binary = [name for name, kind in kinds.items() if _is_binary(kind)]
             rows = next(source.iter_batches(batch_size=_PART_ROWS, columns=binary), None) if binary else None
-            for name in binary if rows is not None else ():
-                _require_short(str(self.paths[0]), name, rows.column(name))
-            texts = {name for name in binary if rows is None or _texts_of_binary(rows.column(name)) is not None}
+            texts = set()
+            for name in binary:
+                if rows is not None:
+                    _require_short(str(self.paths[0]), name, rows.column(name))
+                if rows is None or _texts_of_binary(rows.column(name)) is not None:
+                    texts.add(name)
         return {name: str(kind) for name, kind in kinds.items() if name not in texts and not _is_plain(kind)}
 
     def _head(self, path: Path) -> list[str]:
