@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import itertools
 import logging
@@ -60,6 +61,8 @@ _log = logging.getLogger(__name__)
 BUG = 70
 # An idle worker tries its disk in one round of so many, every five seconds: the next payment may have to wait for it.
 _DISK_TRIED_EVERY = 10
+# The host has no descriptor, memory or disk left: that is no bug, and ends when there is room.
+_WANT_OF_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT})
 # How long a worker that stops waits for a step of its watch in a thread: a disk may hang.
 _THREAD_STOP_S = 1.0
 
@@ -91,6 +94,12 @@ def worker_main(
             runner.run(_work(host, worker, gate, parent, beat, place))
     except PaywardenError as error:
         _log.error("worker %d: %s", worker, error)
+        return 1
+    except OSError as error:
+        if error.errno not in _WANT_OF_ROOM:
+            _log.exception("worker %d: a bug ended it", worker)
+            return BUG
+        _log.error("worker %d: %s", worker, error.strerror)
         return 1
     except Exception:  # noqa: BLE001 - the top of the process: a bug is logged whole, then the parent restarts it
         _log.exception("worker %d: a bug ended it", worker)
