@@ -69,9 +69,14 @@ class Attribute:
         digits = DECLARED_NUMBERS.get(self.name, 0)
         return 1000 if digits is None else 10**digits
 
+    @property
+    def told_as(self) -> str:
+        """Returns the column that has its number."""
+        return REFERENCE.get(self.name, self.name)
+
     def number(self, of: Mapping[str, Any]) -> int | None:
         """Returns the number of a payment, in units of its last digit."""
-        value = of.get(REFERENCE.get(self.name, self.name))
+        value = of.get(self.told_as)
         if value is None:
             return None
         if self.name != "amount" and DECLARED_NUMBERS[self.name] is None:

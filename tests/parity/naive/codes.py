@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from functools import lru_cache
 
 import pandas as pd
 
@@ -46,6 +47,8 @@ def _siphash(text: bytes) -> int:
     return v[0] ^ v[1] ^ v[2] ^ v[3]
 
 
+# Worlds have few texts, and each is asked for again and again. A text that tells its kind is another than its letters.
+@lru_cache(maxsize=10_000, typed=True)
 def code_of(name: str, value: object) -> int:
     """Returns the number that stands for a text in hashes and decides between two values of one moment."""
     text = str(value)
