@@ -16,7 +16,7 @@ import pytest
 from tests.checkout import CHECKOUT
 from tests.patience import PATIENCE_S
 from tests.services.product import template
-from tests.services.product.processes import PaywardenProcess, run_paywarden
+from tests.services.product.processes import PaywardenProcess, run_paywarden, run_program
 from tests.services.shared import template_address
 
 STATE = """
@@ -110,6 +110,18 @@ def test_what_a_process_has_started_ends_with_it(tmp_path: Path) -> None:
     started.wait(PATIENCE_S)
     assert process.process.poll() is None
     process.kill()
+
+
+def test_a_fork_of_a_test_does_not_hold_its_connection_to_the_template() -> None:
+    """The template would go on with what a process has started as long as any fork of it lives."""
+    run_program("pass")
+    (connection,) = template._connected
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if not template._connected and connection._control.fileno() == -1 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert template._connected == [connection]
+    assert run_program("pass").returncode == 0
 
 
 def test_a_command_gives_its_output_and_status_as_one_of_its_own_does() -> None:

@@ -88,8 +88,9 @@ def test_reading_more_records_than_there_are_is_an_error(kafka: KafkaServer, top
     topic = f"{topic_prefix}few"
     kafka.create_topics(NewTopic(topic, num_partitions=1, replication_factor=1))
     produce(kafka.bootstrap, topic, [(None, b"one")])
-    with pytest.raises(TimeoutError, match="1 of 2 records"):
-        consume(kafka.bootstrap, topic, 2, timeout_s=1.0)
+    # On a busy machine the first one may be late, too.
+    with pytest.raises(TimeoutError, match=r"[01] of 2 records"):
+        consume(kafka.bootstrap, topic, 2, timeout_s=5.0)
 
 
 def test_a_topic_is_not_created_by_using_it(kafka: KafkaServer, topic_prefix: str) -> None:

@@ -306,6 +306,21 @@ def disconnect() -> None:
             _connected.pop().close()
 
 
+def _leave_to_parent() -> None:
+    """Close a fork's copy of the connection, at whose end the template kills what the parent started.
+
+    A fork that outlived the tests would hold it open, and Python would complain of it at the fork's end.
+    """
+    global _lock
+    # A thread of the parent may have held it.
+    _lock = threading.Lock()
+    while _connected:
+        _connected.pop().close()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
+
+
 def _template() -> _Template:
     with _lock:
         if not _connected:
