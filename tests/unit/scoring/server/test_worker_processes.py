@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 
-from tests.patience import PATIENCE_S
+from tests.services.product.processes import run_program
 
 # Workers tell what they do in lines on stdout. A worker never ends because time has passed.
 RUN = """
@@ -77,13 +75,7 @@ print(json.dumps({
 
 
 def supervised(tmp_path: Any, mode: str) -> tuple[dict[str, Any], list[str]]:
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, mode, str(tmp_path / "starts")],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=PATIENCE_S,
-    )
+    done = run_program(RUN, mode, str(tmp_path / "starts"))
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads(done.stdout)
     return result, done.stderr.splitlines()
