@@ -1,6 +1,7 @@
 """Any table in: rows of CSV converted a second, and the memory that takes, beside the same sort in DuckDB and polars.
 
-    python -m perf.tables [--rows N] [--shuffled] [--folder DIR] [--with duckdb,polars] [--json FILE]
+    python -m perf.tables [--rows N] [--shuffled] [--folder DIR] [--with duckdb,polars] [--memory 2GB] [--keep DIR]
+                          [--json FILE]
 
 A generator writes a CSV file of payments (70 bytes a row: ids, local times, decimal amounts, a channel, a label),
 in order of time as exports mostly are, or shuffled. Then, each in a process of its own:
@@ -10,13 +11,18 @@ in order of time as exports mostly are, or shuffled. Then, each in a process of 
     duckdb       reads the same columns with its CSV reader, sorts by time, writes one Parquet file (zstd)
     polars       the same, with its streaming engine
 
-The two others check nothing and make no outcomes: they are the price of the sort alone. Memory is the largest resident
-set of the process (ru_maxrss), CPU the time of all its threads, which a busy machine hardly changes. Disk is the most
-that the folder held besides the CSV file and what was there before, looked at once a second. The last lines are our
-time, CPU and memory over those of the others. Nothing is stubbed. The number of payments of all three must be that of
-the rows. A converter that fails is named, and the next one runs.
+The two others check nothing and make no outcomes: they are the price of the sort alone. DuckDB may take `--memory` for
+its buffers; the other two have no limit. Memory is the largest resident set of the process (VmHWM), CPU the time of all
+its threads, which a busy machine hardly changes. Disk is the most that the folder held besides the CSV file and what
+was there before, looked at once a second. The last lines are our time, CPU and memory over those of the others. Nothing
+is stubbed. The number of payments of all three must be that of the rows. A converter that fails is named, and the next
+one runs.
 
-    100 million rows:  python -m perf.tables --rows 100e6 --shuffled --with duckdb --folder /var/tmp/tables
+With `--keep` the CSV file and the figures of each converter stay in a folder. The same command, interrupted or with
+more in `--with`, goes on there: it writes no table and runs no converter a second time. Remove the folder when you are
+done.
+
+    100 million rows:  python -m perf.tables --rows 100e6 --shuffled --with duckdb --keep /var/tmp/tables
 
 need about 9 GB for the CSV file and 14 GB while sorting, and the program says so if the folder has less.
 """
@@ -69,7 +75,8 @@ cli.main(["convert", "table", "--input", {table!r}, "--map", {mapping!r}, "--out
     "duckdb": """
 import duckdb
 connection = duckdb.connect()
-connection.execute("SET memory_limit = '2GB'; SET temp_directory = '{out}.spill'; SET preserve_insertion_order = false")
+connection.execute("SET memory_limit = '{memory}'; SET temp_directory = '{out}.spill'")
+connection.execute("SET preserve_insertion_order = false")
 connection.execute(\"\"\"COPY (SELECT * EXCLUDE note FROM read_csv({table!r}, header = true) ORDER BY local_time)
     TO '{out}.parquet' (FORMAT parquet, COMPRESSION zstd)\"\"\")
 """,
@@ -82,10 +89,15 @@ frame.sink_parquet("{out}.parquet", compression="zstd")
 _PEAK = """
 import resource, json
 used = resource.getrusage(resource.RUSAGE_SELF)
-print(json.dumps([used.ru_maxrss, used.ru_utime + used.ru_stime]))
+# Not ru_maxrss, which begins with the memory of the process that started this one.
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(json.dumps([int(peak.split()[1]), used.ru_utime + used.ru_stime]))
 """
 # The CSV file, and what the most room-taking of the three has on disk at once.
 _BYTES_A_ROW = 90 + 140
+
+
+_TABLE, _RESULTS = "table.csv", "results.json"
 
 
 class ConverterFailed(Exception):
@@ -133,10 +145,39 @@ def write_table(path: Path, rows: int, *, shuffled: bool, seed: int = 1) -> None
             pa_csv.write_csv(table, file, options)
 
 
-def measure(name: str, table: Path, mapping: Path, folder: Path) -> dict[str, float]:
-    """Returns seconds, CPU seconds, peak megabytes and rows of one converter, in a process of its own."""
+def kept_table(folder: Path, rows: int, *, shuffled: bool) -> tuple[Path, dict[str, dict[str, float]]]:
+    """Returns the CSV file in a folder, which is written if it is not there, and the figures of earlier runs.
+
+    Raises SystemExit for a folder of another table.
+    """
+    table, results, wanted = folder / _TABLE, folder / _RESULTS, {"rows": rows, "shuffled": shuffled}
+    if results.exists():
+        kept = json.loads(results.read_text())
+        if kept["table"] != wanted:
+            raise SystemExit(f"{folder}: holds the table {kept['table']}, wanted {wanted}: name another --keep")
+        return table, kept["converters"]
+    require_room(folder, rows)
+    write_table(table, rows, shuffled=shuffled)
+    keep_results(folder, rows, shuffled=shuffled, converters={})
+    return table, {}
+
+
+def keep_results(folder: Path, rows: int, *, shuffled: bool, converters: Mapping[str, Mapping[str, float]]) -> None:
+    """Write the figures, whole or not at all. The file says that the table is whole, too."""
+    unfinished = folder / f"{_RESULTS}.unfinished"
+    kept = {"table": {"rows": rows, "shuffled": shuffled}, "converters": converters}
+    unfinished.write_text(json.dumps(kept, indent=2) + "\n")
+    unfinished.replace(folder / _RESULTS)
+
+
+def measure(name: str, table: Path, mapping: Path, folder: Path, memory: str = "2GB") -> dict[str, float]:
+    """Returns seconds, CPU seconds, peak megabytes and rows of one converter, in a process of its own.
+
+    What the converter wrote is removed, and so is what one that was killed has left.
+    """
     out = folder / name
-    program = _RUNS[name].format(table=str(table), mapping=str(mapping), out=str(out)) + _PEAK
+    _remove_outputs(folder, name)
+    program = _RUNS[name].format(table=str(table), mapping=str(mapping), out=str(out), memory=memory) + _PEAK
     before, disk, start = _bytes_in(folder), 0, time.perf_counter()
     with (folder / "said").open("w+") as said, (folder / "wrong").open("w+") as wrong:
         process = subprocess.Popen([sys.executable, "-c", program], stdout=said, stderr=wrong)
@@ -155,6 +196,7 @@ def measure(name: str, table: Path, mapping: Path, folder: Path) -> dict[str, fl
         peak_kb, cpu_seconds = json.loads(said.read().strip().splitlines()[-1])
     made = out / "payments.parquet" if name == "paywarden" else folder / f"{name}.parquet"
     rows = pq.ParquetFile(made).metadata.num_rows
+    _remove_outputs(folder, name)
     return {
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
@@ -162,6 +204,12 @@ def measure(name: str, table: Path, mapping: Path, folder: Path) -> dict[str, fl
         "disk_mb": (disk - before) / 1e6,
         "rows": rows,
     }
+
+
+def _remove_outputs(folder: Path, name: str) -> None:
+    for path in (folder / name, folder / f"{name}.spill"):
+        shutil.rmtree(path, ignore_errors=True)
+    (folder / f"{name}.parquet").unlink(missing_ok=True)
 
 
 def _bytes_in(folder: Path) -> int:
@@ -203,23 +251,27 @@ def main() -> None:
     parser.add_argument("--shuffled", action="store_true")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--with", dest="others", default="duckdb,polars")
+    parser.add_argument("--memory", default="2GB", help="DuckDB's limit for its buffers (default: 2GB)")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep table and figures there, and go on with them")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    results: dict[str, dict[str, float]] = {}
-    require_room(arguments.folder or Path(tempfile.gettempdir()), arguments.rows)
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
-        folder = Path(name)
-        table, mapping = folder / "table.csv", folder / "mapping.toml"
+    with contextlib.ExitStack() as stack:
+        folder = arguments.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(dir=arguments.folder)))
+        folder.mkdir(parents=True, exist_ok=True)
+        mapping = folder / "mapping.toml"
         mapping.write_text(_MAPPING)
-        write_table(table, arguments.rows, shuffled=arguments.shuffled)
+        table, kept = kept_table(folder, arguments.rows, shuffled=arguments.shuffled)
+        results: dict[str, dict[str, float]] = {}
         print(f"{arguments.rows:,} rows, {table.stat().st_size / 1e6:,.0f} MB of CSV", flush=True)
         for one in ("paywarden", *filter(None, arguments.others.split(","))):
             try:
-                results[one] = found = measure(one, table, mapping, folder)
+                results[one] = found = kept.get(one) or measure(one, table, mapping, folder, arguments.memory)
             except ConverterFailed as error:
                 print(error, flush=True)
                 continue
             assert found["rows"] == arguments.rows, f"{one} made {found['rows']} of {arguments.rows} rows"
+            kept[one] = found
+            keep_results(folder, arguments.rows, shuffled=arguments.shuffled, converters=kept)
             rate = arguments.rows / found["seconds"]
             cpu = f"{found['cpu_seconds']:8.1f} s of CPU"
             room = f"{found['peak_mb']:9,.0f} MB of memory {found['disk_mb']:9,.0f} MB of disk"
