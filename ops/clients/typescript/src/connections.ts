@@ -189,7 +189,10 @@ export class HostConnections {
               ...(target.isAddress ? {} : { servername: target.host }),
             })
           : connectTcp(to);
+      let isOver = false;
       const give = (made: Connection | undefined): void => {
+        if (isOver) return;
+        isOver = true;
         clearTimeout(timer);
         socket.off("error", failed);
         if (made === undefined) {
@@ -199,7 +202,9 @@ export class HostConnections {
         resolve(made);
       };
       const failed = (): void => give(undefined);
-      const timer = setTimeout(failed, Math.max(untilMs - performance.now(), 0));
+      // After a time in which the loop stood still, timers come before the news of sockets: a connection that was made
+      // long ago would count as one that could not be made. So look at the sockets once more.
+      const timer = setTimeout(() => setImmediate(failed), Math.max(untilMs - performance.now(), 0));
       socket.on("error", failed);
       socket.once(target.isTls ? "secureConnect" : "connect", () => give(new Connection(socket)));
     });
