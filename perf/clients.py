@@ -4,18 +4,26 @@ Each client's driver puts an open load on `paywarden serve` with two workers and
 
     NAME_cpu_us                      processor time of the client's process by calls, at `--rate`
     NAME_bare_cpu_us                 the same by the language's own HTTP client, without any of the rules
-    NAME_p99_9_over_deadline_ms      return less deadline, at the 99.9th percentile, while the host is stopped (SIGSTOP)
+    NAME_p99_9_over_deadline_ms      return less deadline, 99.9th percentile, while the host is stopped (SIGSTOP):
+                                     the client's threads with real-time priority, as far as this user may (root may)
+    NAME_shared_p99_9_over_…         the same at the usual priority, with the waits for a core that other processes have
+    NAME_max_over_…, NAME_core_wait_ms   the latest return, and how long the client's threads waited for a core in all
     NAME_errors_at_restarts          calls without the service's own decision while two hosts restart in turns
     NAME_restarts                    how many restarts that were, half of them by SIGTERM and half by `--take-over`
+    NAME_restarted_calls             under how many calls
     NAME_duplicates                  payments with two decisions after kills of workers (kill -9), with all retries
     NAME_kills, NAME_killed_calls    how many kills, under how many calls
+    errors_at_restarts, restarts, restarted_calls, duplicates, kills, killed_calls    of all clients together
 
 Used for: whether a payment service may rely on its deadline, and what a client costs beside a bare call.
 
-    python -m perf.clients [--clients python,typescript] [--rate N] [--seconds N] [--restarts N] [--kills N] [--json F]
+    python -m perf.clients [--only cost,deadline,restarts,kills] [--clients python,typescript] [--rate N] [--seconds N]
+                           [--restarts N] [--kills N] [--kill-seconds N] [--append FILE] [--minutes N] [--json FILE]
 
-The published figures: --restarts 50, and --kills 1000 --kill-seconds 2000 --rate 500 for a million calls. A driver that
-begins calls late (NAME_late_share) was short of processors itself. Clients whose tools are missing are left out.
+The published figures: --restarts 50, and --kills 1000 --kill-seconds 2000 --rate 500 for a million calls of each client
+(three hours for all). In pieces: `--only restarts,kills … --append counts.json --minutes 8`, again until the file has
+all. A driver that begins calls late (NAME_late_share) was short of processors itself. Clients whose tools are missing
+are left out.
 """
 
 from __future__ import annotations
@@ -23,11 +31,15 @@ from __future__ import annotations
 import sys
 import tempfile
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from perf.tools.measuring import arguments_of, finish
+from perf.tools.measuring import ahead_of_others, arguments_of, finish
+from perf.tools.pieces import Pieces
+from perf.tools.servers import core_wait_seconds
+from perf.worlds.gateway_world import AHEAD, SHARED
 from tests.services.clients.client_drivers import DRIVERS, Driver
 from tests.services.clients.served_clients import Host, load_with_kills, load_with_restarts, running_hosts
 from tests.services.fetch import ServiceMissing
@@ -38,68 +50,125 @@ _PATIENT_MS = 5_000
 # Of one restart, with the second in which a host says that it stops.
 _RESTART_S = 6.0
 _CARDS = 1000
+PARTS = ("cost", "deadline", "restarts", "kills")
+# What is counted, and how the sums are called.
+_RESTART_COUNTS = ("errors_at_restarts", "restarts", "restarted_calls")
+_KILL_COUNTS = ("duplicates", "kills", "killed_calls")
+# About a minute each, with new hosts.
+_RESTARTS_OF_PIECE = 10
+_KILLS_OF_PIECE = 25
 
 
 def main() -> None:
     arguments = arguments_of(
         __doc__,
+        ("--only", {"default": ",".join(PARTS), "help": "parts, with commas between them"}),
         ("--clients", {"default": ",".join(DRIVERS), "help": "names, with commas between them"}),
         ("--rate", {"type": float, "default": 200.0, "help": "calls a second"}),
         ("--seconds", {"type": float, "default": 5.0, "help": "of each measurement"}),
         ("--restarts", {"type": int, "default": 4, "help": "of two hosts"}),
         ("--kills", {"type": int, "default": 10, "help": "of workers"}),
         ("--kill-seconds", {"type": float, "default": 10.0, "help": "of the load with kills"}),
+        ("--append", {"type": Path, "help": "keep the counts there, and go on after those it holds"}),
+        ("--minutes", {"type": float, "help": "begin no restarts or kills after so long"}),
     )
+    parts = arguments.only.split(",")
+    if unknown := set(parts) - set(PARTS):
+        raise SystemExit(f"clients: --only: wanted some of {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
+    pieces = Pieces(arguments.append, arguments.minutes)
     figures: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="paywarden-clients-") as folder, running_hosts(Path(folder), 2) as hosts:
-        for name in arguments.clients.split(","):
-            try:
-                command = DRIVERS[name]()
-            except ServiceMissing as error:
-                print(f"{name} is left out: {error}", file=sys.stderr)
-                continue
-            with Driver(command) as driver:
-                measured = _measure(driver, hosts, name, arguments)
-            figures |= {f"{name.replace('-', '_')}_{key}": value for key, value in measured.items()}
+    for name in arguments.clients.split(","):
+        try:
+            command = DRIVERS[name]()
+        except ServiceMissing as error:
+            print(f"{name} is left out: {error}", file=sys.stderr)
+            continue
+        measured: dict[str, float] = {}
+        if {"cost", "deadline"} & set(parts):
+            measured |= _timed(name, command, parts, arguments)
+        if "restarts" in parts:
+            measured |= _restarted(name, command, pieces, arguments)
+        if "kills" in parts:
+            measured |= _killed(name, command, pieces, arguments)
+        for key in (*_RESTART_COUNTS, *_KILL_COUNTS):
+            if key in measured:
+                figures[key] = figures.get(key, 0) + measured[key]
+        figures |= {f"{name.replace('-', '_')}_{key}": value for key, value in measured.items()}
     finish(figures, arguments.json)
 
 
-def _measure(driver: Driver, hosts: Sequence[Host], name: str, arguments: Namespace) -> dict[str, float]:
+@contextmanager
+def _served(command: Sequence[str]) -> Iterator[tuple[Driver, list[Host]]]:
+    """Yields a client's driver that has met both of two new hosts."""
+    with (
+        tempfile.TemporaryDirectory(prefix="paywarden-clients-") as folder,
+        running_hosts(Path(folder), 2) as hosts,
+        Driver(command) as driver,
+    ):
+        # The first calls compile, connect and fill caches.
+        driver.ask(settings={"urls": [host.url for host in hosts], "deadline_ms": _PATIENT_MS})
+        driver.ask(load={"rate": 200.0, "seconds": 1.0, "id": "warm", "cards": _CARDS})
+        yield driver, hosts
+        driver.ask(close=True)
+
+
+def _timed(name: str, command: Sequence[str], parts: Sequence[str], arguments: Namespace) -> dict[str, float]:
+    """Measure what a call costs, and how late it returns while its host is stopped."""
     figures: dict[str, float] = {}
-    one, both = [hosts[0].url], [host.url for host in hosts]
 
     def load(kind: str, seconds: float = arguments.seconds) -> dict[str, Any]:
         return {"rate": arguments.rate, "seconds": seconds, "id": f"{name}-{kind}", "cards": _CARDS}
 
-    # The first calls compile, connect and fill caches.
-    driver.ask(settings={"urls": one, "deadline_ms": _PATIENT_MS})
-    driver.ask(load=load("warm", 1.0))
-    calm = driver.ask(load=load("calm"), timeout_s=arguments.seconds + 60)["load"]
-    assert calm["answered"] == calm["calls"], calm
-    bare = driver.ask(bare=load("bare"), timeout_s=arguments.seconds + 60)["load"]
-    assert bare["failed"] == 0, bare
-    figures |= {"cpu_us": calm["cpu_us"], "bare_cpu_us": bare["cpu_us"], "p50_ms": calm["p50_ms"]}
-    figures |= {"p99_ms": calm["p99_ms"], "late_share": calm["late_calls"] / calm["calls"]}
-
-    driver.ask(settings={"urls": one, "deadline_ms": _DEADLINE_MS, "queue_max": 0})
-    driver.ask(load=load("before", 1.0))
-    with hosts[0].stopped():
-        stopped = driver.ask(load=load("stopped"), timeout_s=arguments.seconds + 60)["load"]
-    assert stopped["answered"] == stopped["failed"] == 0, stopped
-    figures |= {"p99_9_over_deadline_ms": stopped["over_p99_9_ms"], "max_over_deadline_ms": stopped["over_max_ms"]}
-
-    driver.ask(settings={"urls": both, "deadline_ms": _PATIENT_MS})
-    seconds = arguments.restarts * _RESTART_S
-    restarted = load_with_restarts({name: driver}, hosts, load("restarted", seconds), arguments.restarts)[name]
-    print(f"{name}: {restarted}")
-    figures |= {"errors_at_restarts": restarted["calls"] - restarted["answered"], "restarts": restarted["restarts"]}
-
-    driver.ask(settings={"urls": one, "deadline_ms": _PATIENT_MS})
-    killed = load_with_kills({name: driver}, hosts[0], load("killed", arguments.kill_seconds), arguments.kills)[name]
-    print(f"{name}: {killed}")
-    figures |= {"duplicates": killed["duplicates"], "kills": killed["kills"], "killed_calls": killed["calls"]}
-    driver.ask(close=True)
+    with _served(command) as (driver, hosts):
+        one = [hosts[0].url]
+        if "cost" in parts:
+            driver.ask(settings={"urls": one, "deadline_ms": _PATIENT_MS})
+            calm = driver.ask(load=load("calm"), timeout_s=arguments.seconds + 60)["load"]
+            assert calm["answered"] == calm["calls"], calm
+            bare = driver.ask(bare=load("bare"), timeout_s=arguments.seconds + 60)["load"]
+            assert bare["failed"] == 0, bare
+            figures |= {"cpu_us": calm["cpu_us"], "bare_cpu_us": bare["cpu_us"], "p50_ms": calm["p50_ms"]}
+            figures |= {"p99_ms": calm["p99_ms"], "late_share": calm["late_calls"] / calm["calls"]}
+        if "deadline" in parts:
+            driver.ask(settings={"urls": one, "deadline_ms": _DEADLINE_MS, "queue_max": 0})
+            driver.ask(load=load("before", 1.0))
+            # The usual priority first: threads that begin with real-time priority keep it.
+            for way, before in ((SHARED, nullcontext()), (AHEAD, ahead_of_others([driver.pid]))):
+                with hosts[0].stopped(), before:
+                    waited_ms = -core_wait_seconds(driver.pid) * 1000
+                    stopped = driver.ask(load=load(f"{way}stopped"), timeout_s=arguments.seconds + 60)["load"]
+                    waited_ms += core_wait_seconds(driver.pid) * 1000
+                assert stopped["answered"] == stopped["failed"] == 0, stopped
+                figures |= {f"{way}p99_9_over_deadline_ms": stopped["over_p99_9_ms"]}
+                figures |= {f"{way}max_over_deadline_ms": stopped["over_max_ms"], f"{way}core_wait_ms": waited_ms}
     return figures
+
+
+def _restarted(name: str, command: Sequence[str], pieces: Pieces, arguments: Namespace) -> dict[str, float]:
+    def measure_piece(seed: int, restarts: int) -> dict[str, int]:
+        load = {"rate": arguments.rate, "seconds": restarts * _RESTART_S, "id": f"restarted-{seed}", "cards": _CARDS}
+        with _served(command) as (driver, hosts):
+            report = load_with_restarts({name: driver}, hosts, load, restarts)[name]
+        print(f"{name}: {report}")
+        errors, calls = report["calls"] - report["answered"], report["calls"]
+        return dict(zip(_RESTART_COUNTS, (errors, report["restarts"], calls), strict=True))
+
+    counts = pieces.measure(f"restarts_{name}", "restarts", arguments.restarts, _RESTARTS_OF_PIECE, measure_piece)
+    return {key: counts.get(key, 0) for key in _RESTART_COUNTS}
+
+
+def _killed(name: str, command: Sequence[str], pieces: Pieces, arguments: Namespace) -> dict[str, float]:
+    def measure_piece(seed: int, kills: int) -> dict[str, int]:
+        seconds = arguments.kill_seconds * kills / arguments.kills
+        load = {"rate": arguments.rate, "seconds": seconds, "id": f"killed-{seed}", "cards": _CARDS}
+        with _served(command) as (driver, hosts):
+            driver.ask(settings={"urls": [hosts[0].url], "deadline_ms": _PATIENT_MS})
+            report = load_with_kills({name: driver}, hosts[0], load, kills, seed=seed)[name]
+        print(f"{name}: {report}")
+        return dict(zip(_KILL_COUNTS, (report["duplicates"], report["kills"], report["calls"]), strict=True))
+
+    counts = pieces.measure(f"kills_{name}", "kills", arguments.kills, _KILLS_OF_PIECE, measure_piece)
+    return {key: counts.get(key, 0) for key in _KILL_COUNTS}
 
 
 if __name__ == "__main__":

@@ -27,10 +27,11 @@ Used for: whether a gateway costs a millisecond at most, whether shedding load i
 may rely on while hosts die.
 
     python -m perf.gateway [--only latency,overload,clients,noise,bursts,deaths,kills] [--rate N] [--seconds N]
-                           [--rounds N] [--clients N] [--kills N] [--json FILE]
+                           [--rounds N] [--clients N] [--kills N] [--append FILE] [--minutes N] [--json FILE]
 
-The published figures: --kills 1000 (ten minutes a target). A target that is not installed is left out. The answers are
-checked: each has the id of its payment.
+The published figures: --kills 1000 (ten minutes a target on a quiet machine). In pieces: `--only kills --kills 1000
+--append counts.json --minutes 8`, again until both targets have all. A target that is not installed is left out. The
+answers are checked: each has the id of its payment.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ import statistics
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
 
 from paywarden.ops.loadgen.bodies import stamped_bodies
 from paywarden.ops.loadgen.load import run_load
@@ -47,6 +50,7 @@ from paywarden.ops.loadgen.target import LoadOptions
 from perf.parts.gateway_deaths import MOVED_SHARE_MAX, one_host_dies, workers_are_killed
 from perf.parts.gateway_shares import CALLS_OF_CLIENT, SHARE, beside_a_noisy_client, beside_bursts, share_errors
 from perf.tools.measuring import arguments_of, drive, finish
+from perf.tools.pieces import Pieces
 from perf.tools.servers import Server
 from perf.worlds.gateway_world import (
     AHEAD,
@@ -74,6 +78,8 @@ _LIMITED = ClientShare("limited", "the-key-of-a-limited-client", _LIMIT)
 _TAKES_US = 2_000
 _OVERLOAD_TIMES = 5
 _CLIENTS_S = CALLS_OF_CLIENT / SHARE
+# A minute or two.
+_KILLS_OF_PIECE = 50
 # Long enough for a second look at a host that was taken out (`out_ms`).
 _DEATH_S = 12.0
 
@@ -87,7 +93,10 @@ def main() -> None:
         ("--rounds", {"type": int, "default": 3, "help": "of latencies, in turns"}),
         ("--clients", {"type": int, "default": 1_000, "help": "with keys and shares of their own"}),
         ("--kills", {"type": int, "default": 20, "help": "of workers of real hosts, for each target"}),
+        ("--append", {"type": Path, "help": "keep the counts of the kills there, and go on after those it holds"}),
+        ("--minutes", {"type": float, "help": "begin no kills after so long"}),
     )
+    pieces = Pieces(arguments.append, arguments.minutes)
     parts = arguments.only.split(",")
     if unknown := set(parts) - set(PARTS):
         raise SystemExit(f"gateway: --only: wanted some of {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
@@ -110,7 +119,11 @@ def main() -> None:
         figures["moved_share_max"] = MOVED_SHARE_MAX
     if "kills" in parts:
         for target in targets:
-            figures |= workers_are_killed(target, arguments.kills)
+            measure_piece = partial(workers_are_killed, target)
+            counts = pieces.measure(f"kills_{target}", "kills", arguments.kills, _KILLS_OF_PIECE, measure_piece)
+            figures[f"kills_{target}"] = counts["kills"]
+            figures |= {f"killed_{key}_{target}": counts.get(key, 0) for key in ("payments", "repeats")}
+            figures[f"double_decisions_{target}"] = counts.get("double", 0)
         figures["double_decisions"] = sum(figures[f"double_decisions_{target}"] for target in targets)
     finish(figures, arguments.json)
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -110,8 +111,11 @@ def _lines_from(log: Path, size: int) -> list[dict[str, str]]:
     return [json.loads(line) for line in whole]
 
 
-def workers_are_killed(target: str, kills: int) -> dict[str, float]:
-    """Kill workers of two real hosts while callers pay through the gateway and ask again until they are answered."""
+def workers_are_killed(target: str, seed: int, kills: int) -> dict[str, int]:
+    """Kill workers of two real hosts while callers pay through the gateway and ask again until they are answered.
+
+    Returns one piece's counts: `kills`, `payments`, `repeats` and the payments with a `double` decision.
+    """
     with (
         tempfile.TemporaryDirectory(prefix="paywarden-gateway-") as folder,
         served_clients.running_hosts(Path(folder), 2) as hosts,
@@ -121,10 +125,5 @@ def workers_are_killed(target: str, kills: int) -> dict[str, float]:
             Place(f"scoring-{number}", urlsplit(host.url).port or 0, health) for number, host in enumerate(hosts, 1)
         ]
         with running_gateway(target, places, [LOAD]) as gateway:
-            killed = killed_under_load(gateway.url, hosts, kills, key=LOAD_KEY, name=target)
-    return {
-        f"kills_{target}": killed.kills,
-        f"killed_payments_{target}": killed.payments,
-        f"killed_repeats_{target}": killed.repeats,
-        f"double_decisions_{target}": killed.double,
-    }
+            killed = killed_under_load(gateway.url, hosts, kills, key=LOAD_KEY, name=f"{target}-{seed}")
+    return asdict(killed)

@@ -69,13 +69,7 @@ class Server:
 
     def core_wait_seconds(self) -> float:
         """Returns how long the workers' threads have been ready to run without a core; 0 if the system does not say."""
-        waited_ns = 0
-        for pid in self.worker_pids():
-            with suppress(OSError):
-                for thread in os.listdir(f"/proc/{pid}/task"):
-                    told = Path(f"/proc/{pid}/task/{thread}/schedstat").read_text(encoding="ascii")
-                    waited_ns += int(told.split()[1])
-        return waited_ns / 1e9
+        return sum(map(core_wait_seconds, self.worker_pids()))
 
     def worker_pids(self) -> list[int]:
         """Returns the processes it has forked that listen at its address, else itself."""
@@ -84,6 +78,16 @@ class Server:
         children = psutil.Process(self.process.pid).children()
         workers = [child.pid for child in children if port in {c.laddr.port for c in child.net_connections("tcp")}]
         return workers or [self.process.pid]
+
+
+def core_wait_seconds(pid: int) -> float:
+    """Returns how long a process's threads have been ready to run without a core; 0 if the system does not say."""
+    waited_ns = 0
+    with suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            told = Path(f"/proc/{pid}/task/{thread}/schedstat").read_text(encoding="ascii")
+            waited_ns += int(told.split()[1])
+    return waited_ns / 1e9
 
 
 @contextmanager

@@ -138,13 +138,13 @@ def load_with_restarts(
 
 
 def load_with_kills(
-    drivers: Mapping[str, Driver], host: Host, load: Mapping[str, Any], kills: int
+    drivers: Mapping[str, Driver], host: Host, load: Mapping[str, Any], kills: int, *, seed: int = 1
 ) -> dict[str, dict[str, Any]]:
     """Run a load of each driver while workers of a host are killed.
 
     Returns the reports once every payment has a decision, with `kills` and `duplicates`.
     """
-    rng = random.Random(1)
+    rng = random.Random(seed)
     _begin(drivers, load)
     every_s = load["seconds"] / (kills + 1)
     begin = time.monotonic()
