@@ -406,7 +406,13 @@ class Shell:
         message = "Something went wrong that should not. The operators find the cause in the console's log."
         if request.url.path.startswith(API):
             return JSONResponse({"error": message}, 500)
-        return await run_in_threadpool(self._refused_somewhere, request, 500, message)
+        try:
+            return await run_in_threadpool(self._refused_somewhere, request, 500, message)
+        except Exception:  # noqa: BLE001 - the top: what every page has around it has a bug, too
+            _log.exception("the page of a bug could not be made")
+            frame = Frame("It did not work", now_ms=self.clock())
+            content = rendered("refused.html", frame, {"message": message, "back": ("/", "the first page")})
+            return Response(content, 500, media_type="text/html")
 
 
 class _Guard:

@@ -154,7 +154,10 @@ class DuckDbDatabase:
         """Raises Misconfigured if the file cannot be used, or another process has it open."""
         import duckdb
 
-        make_parent(path)
+        try:
+            make_parent(path)
+        except OSError as error:
+            raise Misconfigured(f"the index {path} cannot be opened: {error.strerror}") from error
         try:
             self._connection: duckdb.DuckDBPyConnection = duckdb.connect(
                 str(path), config={"memory_limit": f"{memory_mb}MB", "threads": threads}

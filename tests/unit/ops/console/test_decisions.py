@@ -16,11 +16,12 @@ from starlette.testclient import TestClient
 
 from paywarden.models.metrics.costs import CostSettings
 from paywarden.models.policy.policy import PolicySettings, policy_digest
+from paywarden.ops.console.audit_page import AuditView
 from paywarden.ops.console.decisions.one import OnePage
 from paywarden.ops.console.decisions.opened import OpenedIndex
 from paywarden.ops.console.decisions.pages import DecisionPages
 from paywarden.ops.console.decisions.usual import features_of
-from paywarden.ops.console.pages import Section
+from paywarden.ops.console.pages import Page, Section, Shown
 from paywarden.ops.console.review.pages import ReviewPages
 from paywarden.ops.deciders import KnownDeciders
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
@@ -181,6 +182,26 @@ def test_a_lost_database_is_named_with_its_time_and_is_no_empty_list(world: Worl
     world.is_lost = False
     assert browser.get("/decisions").status_code == 200
     assert world.opened.missing() == []
+
+
+def test_an_index_whose_folder_cannot_be_made_takes_no_other_page_with_it(tmp_path: Path) -> None:
+    """Every page was an Internal Server Error, since each counts what waits for a review."""
+    (tmp_path / "file").touch()
+    opened = OpenedIndex(
+        lambda: nullcontext((DecisionIndex(DuckDbDatabase(tmp_path / "file/deep/index.duckdb")), None)),  # type: ignore[arg-type]
+        None,
+        now_ms=lambda: NOW_MS,
+    )
+    console = console_under_test(tmp_path)
+    shown = Shown("audit.html", AuditView((), 0, ""), "Other")
+    other = Section("other", "Other", "/other", (Page("/other", lambda _: shown),))
+    browser = console.browser([ReviewPages(opened, CostSettings()).section(), other], "demo-analyst")
+    assert browser.get("/other").status_code == 200
+    page = browser.get("/review")
+    assert page.status_code == 503
+    assert "index.duckdb cannot be opened: Not a directory" in page.text
+    assert opened.missing()
+    console.database.close()
 
 
 def test_a_feature_outside_the_range_of_the_card_comes_first() -> None:

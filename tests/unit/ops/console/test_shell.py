@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from paywarden.ops.console.fields import checked
 from paywarden.ops.console.pages import Done, Field, Missing, Page, PageRefused, Section, Shown, Visit, not_found
-from paywarden.ops.console.people.people import Role
+from paywarden.ops.console.people.people import Person, Role
 from paywarden.ops.console.shell import API, local_path
 from paywarden.schemas.errors import BrokerUnavailable, Misconfigured
 from tests.services.product.console import NOW_MS, TOKEN, URL, ConsoleUnderTest, console_under_test, csrf_of
@@ -112,6 +112,19 @@ def test_who_wants_what_their_roles_do_not_give_is_in_the_audit_log(console: Con
     lead = console.browser([SECTION], "demo-lead")
     assert lead.post("/things/act", data={"word": "x"}).status_code == 403
     assert [entry.by for entry in console.audit.newest(100) if entry.act == "refused"] == ["demo-analyst"]
+
+
+def test_a_bug_in_the_navigation_is_told_on_a_page_of_ours(console: ConsoleUnderTest) -> None:
+    """The page that tells of a bug has the same navigation: the browser had three words without a style."""
+
+    def badge(_: Person) -> int:
+        raise KeyError("secret")
+
+    answer = console.browser([replace(SECTION, badge=badge)], "demo-lead").get("/things")
+    assert answer.status_code == 500
+    assert "Something went wrong that should not." in answer.text
+    assert "<nav" not in answer.text
+    assert "secret" not in answer.text
 
 
 def test_a_refusal_that_cannot_be_noted_is_one_nevertheless(
