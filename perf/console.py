@@ -13,8 +13,8 @@ Then searches of the index of decisions (perf/decisions_index.py, `search_…_ms
 `--browser` opens each page in Chromium, of a console with a socket: when it first paints (`first_paint_…_ms`), and
 after how long an act of one person is in the browser of another (`live_…_ms`).
 
-    python -m perf.console [--browser] [--alerts N] [--requests N] [--rows N] [--searches N] [--decisions N]
-                           [--json FILE]
+    python -m perf.console [--browser] [--rounds N] [--alerts N] [--requests N] [--rows N] [--searches N]
+                           [--decisions N] [--json FILE]
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--decisions", type=int, default=10_000, help="to decide again; 0: none")
     parser.add_argument("--index-folder", help="an index that perf.decisions_index keeps, with the same --rows")
     parser.add_argument("--browser", action="store_true", help="measure in Chromium, too")
+    parser.add_argument("--rounds", type=int, default=20, help="how often Chromium opens each page")
     parser.add_argument("--json")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="paywarden-perf-") as folder:
@@ -65,7 +66,7 @@ def main() -> None:
             result |= measure_searches(kept, arguments.rows, arguments.searches)
     if arguments.browser:
         with tempfile.TemporaryDirectory(prefix="paywarden-perf-") as folder:
-            result |= measure_browser(Path(folder))
+            result |= measure_browser(Path(folder), arguments.rounds)
     if arguments.decisions:
         again = decided_again.measured(arguments.decisions)
         result |= {name: again[name] for name in ("recomputed_equal_share", "recomputed_per_second")}
@@ -74,7 +75,7 @@ def main() -> None:
         Path(arguments.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def measure_browser(folder: Path, rounds: int = 20) -> dict[str, float]:
+def measure_browser(folder: Path, rounds: int) -> dict[str, float]:
     """Returns when pages first paint in Chromium, and how live another browser is. Raises if there is no Chromium."""
     from playwright.sync_api import sync_playwright
 
