@@ -78,6 +78,7 @@ class TableConverter:
             raise Misconfigured(f"{mapping.name}: {hashed} is hashed, which needs a key (openssl rand -hex 16)")
         self._mapping, self._key, self._now_ms = mapping, key, now_ms
         self._numbers = NumberReader(mapping.input)
+        self._decimal = mapping.input.decimal
         self._time_reader = TimeReader(mapping.input, self._numbers)
         self._currencies = frozenset(currencies)
         self._fields = [field for field in mapping.payment.all if field.name in mapping.fields]
@@ -246,8 +247,12 @@ class TableConverter:
         said = f"is finer than the {finest}; `round = true` rounds"
         if finest == "whole number":
             said = "has a fraction; `round = true` rounds"
+        wanted = field.wanted
+        if field.form in (Form.AMOUNT, Form.MONEY) and source.unit == "major":
+            # The field counts minor units, and the table does not.
+            wanted = "an amount of its currency, such as 1999" + self._decimal + "50"
         wrong = [
-            (status == NO_NUMBER, source.column, f"is no number; wanted {field.wanted}"),
+            (status == NO_NUMBER, source.column, f"is no number; wanted {wanted}"),
             (status == TOO_FINE, source.column, said),
             (status == TOO_LARGE, source.column, f"is too large; wanted {field.wanted}"),
         ]

@@ -94,6 +94,20 @@ def test_what_separates_thousands_stands_nowhere_else(tmp_path: Path, texts: lis
     assert column(payments, "weight") == [amount / 100 for amount in wanted]
 
 
+@pytest.mark.parametrize(
+    ("form", "unit", "wanted"),
+    [
+        ('[input]\ndecimal = ","\n', "major", "an amount of its currency, such as 1999,50"),
+        ("", "minor", "a whole number of minor units from 0 to 100000000000"),
+    ],
+)
+def test_a_refused_amount_is_told_in_the_unit_of_the_table(tmp_path: Path, form: str, unit: str, wanted: str) -> None:
+    """A table with 12,43 was told to have whole numbers of minor units."""
+    mapping = form + mapping_with(amount_minor=f'{{ column = "amount", unit = "{unit}" }}')
+    _, report = convert(tmp_path, csv_of("p1,2026-05-01,c,m,many,0", "p2,2026-05-01,c,m,5,0"), mapping)
+    assert report.reasons == {f"column amount, amount_minor: is no number; wanted {wanted}": 1}
+
+
 def test_a_propensity_of_the_table_is_that_of_the_history(tmp_path: Path) -> None:
     # No field of a payment: no request brings it.
     rows = [f"p{n},2026-05-01,c,m,1,0,{text}" for n, text in enumerate(("0.25", "1", "", "0", "1.5", "x"))]
