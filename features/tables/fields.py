@@ -68,9 +68,18 @@ class _Values:
 class TableConverter:
     """Makes payments of rows. It may be used in several threads."""
 
-    def __init__(self, mapping: TableMapping, currencies: Iterable[str], key: bytes = b"", *, now_ms: int) -> None:
+    def __init__(
+        self,
+        mapping: TableMapping,
+        currencies: Iterable[str],
+        key: bytes = b"",
+        *,
+        now_ms: int,
+        minor_digits: Mapping[str, int] | None = None,
+    ) -> None:
         """`currencies` have a rate, `key` makes tokens of hashed ids, and labels known after `now_ms` are left out.
 
+        `minor_digits` of the currencies that have other than 2, as the rates count them; by default those of ISO 4217.
         Raises Misconfigured for a constant that its field may not hold, and if a key is needed and missing.
         """
         if mapping.needs_key and not key:
@@ -81,6 +90,7 @@ class TableConverter:
         self._decimal = mapping.input.decimal
         self._time_reader = TimeReader(mapping.input, self._numbers)
         self._currencies = frozenset(currencies)
+        self._minor_digits = _MINOR_DIGITS if minor_digits is None else minor_digits
         self._fields = [field for field in mapping.payment.all if field.name in mapping.fields]
         # Amounts need the currency, and an offset may need the time.
         late = (Form.AMOUNT, Form.MONEY, Form.OFFSET)
@@ -235,7 +245,7 @@ class TableConverter:
         if field.form not in (Form.AMOUNT, Form.MONEY) or source.unit == "minor":
             return np.zeros(count, dtype=np.int8)
         encoded = before["currency"].values.dictionary_encode()
-        digits = [_MINOR_DIGITS.get(name, 2) for name in encoded.dictionary.to_pylist()]
+        digits = [self._minor_digits.get(name, 2) for name in encoded.dictionary.to_pylist()]
         found: NDArray[np.int8] = np.array([*digits, 2], dtype=np.int8)[
             encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
         ]

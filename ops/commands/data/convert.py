@@ -126,8 +126,10 @@ def _convert(
     from paywarden.features.tables.sources import TableFiles
 
     files = TableFiles(table, mapping.input, mapping.columns, mapping=mapping.name)
-    currencies = wiring.stores.rate_table(source).currencies
-    converter = TableConverter(mapping, currencies, _key(key_file), now_ms=now_ms())
+    rates = wiring.stores.rate_table(source)
+    converter = TableConverter(
+        mapping, rates.currencies, _key(key_file), now_ms=now_ms(), minor_digits=rates.minor_digits
+    )
     profile = TableProfile(mapping.payment) if page is not None else None
     with progress_bar("bytes", files.size) as progress:
         done = convert_table(
