@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from paywarden.models.metrics.auc_variance import auc_variance
 from paywarden.models.metrics.evaluation import DAY_MS, auc_roc
-from paywarden.models.metrics.intervals import Interval, auc_interval
+from paywarden.models.metrics.intervals import auc_interval
 from paywarden.models.metrics.labels import LabelCounts
 from paywarden.models.metrics.propensity import effective_size
 
@@ -62,14 +62,14 @@ def label_delay(fraud_delay_ms: NDArray[np.int64] | None) -> LabelDelay | None:
 
 def area_interval(
     fraud: NDArray[np.bool_], score: NDArray[np.float64], weight: NDArray[np.float64] | None
-) -> Interval | None:
-    """Returns the 95 % interval of the area under the ROC curve; None for payments of one class."""
+) -> list[float] | None:
+    """Returns the 95 % interval of the area under the ROC curve, as a manifest stores it; None for one class."""
     if not 0 < np.count_nonzero(fraud) < len(fraud):
         return None
     weights = np.ones(len(fraud)) if weight is None else weight
     area = auc_roc(fraud.astype(np.int8), score, weight)
     sizes = effective_size(weights[fraud]), effective_size(weights[~fraud])
-    return auc_interval(area, *sizes, auc_variance(fraud, score, weight))
+    return list(auc_interval(area, *sizes, auc_variance(fraud, score, weight)))
 
 
 def labels_record(
