@@ -20,6 +20,8 @@ from .reconciling import APART_S, DEADLINE_MS
 from .settings import ClientSettings, Hooks, Target
 
 Own = TypeVar("Own")
+# Turns of the loop in which the news of a socket becomes a connection. Without TLS one was enough; more cost nothing.
+_TURNS_OF_CONNECTING = 10
 # The loop's timers are up to a millisecond late.
 _EARLY_S = 0.001
 
@@ -272,6 +274,11 @@ class AsyncClient:
         connecting = asyncio.get_running_loop().create_task(self._make(host))
         try:
             await asyncio.wait((connecting,), timeout=max(until_s - time.monotonic(), 0.0))
+            # After a time in which the loop stood still, a connection that was made long ago has not been heard of yet.
+            for _ in range(_TURNS_OF_CONNECTING):
+                if connecting.done():
+                    break
+                await asyncio.sleep(0)
         finally:
             if not connecting.done():
                 connecting.cancel()
