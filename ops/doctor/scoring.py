@@ -116,13 +116,19 @@ def _certificate(setting: str, path: str) -> Iterator[Result]:
     from cryptography.x509 import load_pem_x509_certificates
 
     try:
-        ends = min(one.not_valid_after_utc for one in load_pem_x509_certificates(Path(path).read_bytes()))
+        certificates = load_pem_x509_certificates(Path(path).read_bytes())
+        begins = max(one.not_valid_before_utc for one in certificates)
+        ends = min(one.not_valid_after_utc for one in certificates)
     except (OSError, ValueError):
         yield Result("access", SKIPPED, f"[tls] {setting}: {path} does not say when it expires")
         return
-    days = (ends - datetime.datetime.now(datetime.UTC)).days
-    if days < _CERTIFICATE_DAYS_MIN:
-        level = ERROR if days < 0 else WARNING
-        yield Result("access", level, f"[tls] {setting}: {path} expires on {ends:%Y-%m-%d}", "renew it")
+    now = datetime.datetime.now(datetime.UTC)
+    if now >= ends:
+        yield Result("access", ERROR, f"[tls] {setting}: {path} has expired on {ends:%Y-%m-%d}", "renew it")
+    elif now < begins:
+        told = f"[tls] {setting}: {path} is not valid before {begins:%Y-%m-%d %H:%M} UTC"
+        yield Result("access", ERROR, told, "look at the clock, or wait")
+    elif (ends - now).days < _CERTIFICATE_DAYS_MIN:
+        yield Result("access", WARNING, f"[tls] {setting}: {path} expires on {ends:%Y-%m-%d}", "renew it")
     else:
         yield Result("access", OK, f"[tls] {setting}: {path} is valid until {ends:%Y-%m-%d}")

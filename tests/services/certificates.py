@@ -17,9 +17,9 @@ _DAY = datetime.timedelta(days=1)
 class Authority:
     """Signs certificates for 127.0.0.1. `path` is its own certificate."""
 
-    def __init__(self, folder: Path, name: str = "authority", *, days: int = 1) -> None:
+    def __init__(self, folder: Path, name: str = "authority", *, days: int = 1, begins_in_days: int = -1) -> None:
         """`days`: how long certificates are valid from now; below 0 they have expired, after one day."""
-        self._folder, self._days = folder, days
+        self._folder, self._days, self._begins_in_days = folder, days, begins_in_days
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         builder = self._builder(name, self._key).add_extension(x509.BasicConstraints(True, None), critical=True)
@@ -48,7 +48,7 @@ class Authority:
             .issuer_name(self._name)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now + min(0, self._days) * _DAY - _DAY)
+            .not_valid_before(now + (min(0, self._days) + self._begins_in_days) * _DAY)
             .not_valid_after(now + self._days * _DAY)
         )
 

@@ -194,6 +194,13 @@ def test_a_certificate_that_expires_soon_is_a_warning(folder: Path, days: int, s
     assert rows(config, "access")[0]["state"] == state
 
 
+def test_a_certificate_that_is_not_valid_yet_is_an_error(folder: Path) -> None:
+    certificate, key = Authority(folder, days=30, begins_in_days=2).sign("host")
+    row = rows(f'[tls]\ncertificate = "{certificate}"\nkey = "{key}"\n', "access")[0]
+    assert row["state"] == "error"
+    assert f"{certificate} is not valid before " in str(row)
+
+
 def test_a_variable_that_nothing_reads_is_told_with_what_may_be_meant(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("PAYWARDEN_")]:
         monkeypatch.delenv(name)
