@@ -11,7 +11,7 @@ Used for: the capacity of a worker, and how it compares.
 
 If the load is slower than the server, as for echo, a maximum is that of the load. The server's CPU time a request
 (`…_cpu_us`) does not depend on it, and stands next to each figure. Needs the packages of the extra `perf`. As root,
-lift the limit of real-time threads meanwhile (`sysctl kernel.sched_rt_runtime_us=-1`): a worker that polls fills its
+lift the limit of real-time threads meanwhile (`sysctl kernel.sched_rt_runtime_us=-1`): a worker at full load fills its
 core, and Linux stops it for 50 ms of each second. Since Linux 6.12 ordinary threads still get a part of that core:
 `core_wait_ms` says how long the worker waited for it in a load of twice `--seconds`. The build of Python matters to all
 but the echo: distributions build it with profile-guided optimisation, others may not.

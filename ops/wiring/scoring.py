@@ -35,7 +35,7 @@ class ServeSettings:
     model_failure_count_max: int = 5
     model_cooldown_ms: int = 5000
     # How long a worker looks for the next request before it sleeps (scoring/engine/batching/busy_poll.py). 0: no time.
-    busy_poll_us: int = 50
+    busy_poll_us: int = 0
     # A worker whose event loop stands still for this long is killed and replaced. 0: never.
     hang_timeout_s: int = 10
     # Where health and metrics are served apart from payments. The address is on stdout after the others.

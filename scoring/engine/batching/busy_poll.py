@@ -5,8 +5,10 @@
 
 An idle loop sleeps in the kernel, and its core sleeps too. Under load the next request is some microseconds away, and
 waking up takes as long as answering it: an interrupt to another core, a context switch, on a virtual machine an exit to
-the host, and cold caches. A callback that is always due makes the loop poll its sockets instead of sleeping. A worker
-has its core to itself, so polling takes only time in which the core would be idle, at most the setting per chunk.
+the host, and cold caches. A callback that is always due makes the loop poll its sockets instead of sleeping.
+
+It is off by default. A worker that polls fills its core from half load on, and other threads of the machine need some
+of it: Linux gives it to them for up to 50 ms at once, even if the worker has a real-time priority.
 """
 
 from __future__ import annotations
