@@ -65,6 +65,14 @@ def written_rollouts(
         yield RegistryRolloutLog(shared, signer), signer.name
 
 
+def log_in_words(source: Source) -> str:
+    """Returns where the log of rollouts is, for a page that shows none."""
+    if has_registry(source):
+        return "the registry's log"
+    path = _log_path(source)
+    return str(path) if path.exists() else f"{path}, which is not there"
+
+
 def _own_log(source: Source) -> RolloutLog:
     from paywarden.models.rollout.log import FileRolloutLog
 

@@ -120,6 +120,10 @@ def _claims_stay(_: Any) -> Any:
     return lambda claims, _batches: ([*claims], [])
 
 
+def _has_waited(begin_anew: Any) -> Any:
+    return lambda copy, _now_ms: begin_anew(copy, 0)
+
+
 def _later_commits_count(saw_committed: Any) -> Any:
     def saw(self: Any, offsets: Any) -> None:
         saw_committed(self, offsets)
@@ -146,7 +150,6 @@ def _positions_again(take_back: Any) -> Any:
 
 
 MUTATIONS = {
-    # Item 1
     "poisoned_outbox": Mutation(
         "the outbox keeps bytes of a request that its reader cannot parse",
         ("poisoned_request",),
@@ -170,7 +173,6 @@ MUTATIONS = {
         (Patch("streams.profiles.updater", "decode_frame", _no_frame_ends_it),),
         known=1,
     ),
-    # Item 2
     "segment_never_begun": Mutation(
         "a segment that could not be begun is never tried again",
         ("emfile", "enospc"),
@@ -195,7 +197,6 @@ MUTATIONS = {
         (Patch("scoring.state.outbox", "OutboxWriter._take_back", _positions_again),),
         known=14,
     ),
-    # Item 3
     "reader_check": Mutation(
         "slots of dead readers are never freed",
         ("stale_reader",),
@@ -203,7 +204,6 @@ MUTATIONS = {
         frozenset({"stuck"}),
         (Patch("scoring.state.mirror", "MirrorWriter.check_readers", _constant(0)),),
     ),
-    # Item 5
     "source_identity": Mutation(
         "payments of a topic made anew are taken for replays",
         ("topic_recreated",),
@@ -214,7 +214,6 @@ MUTATIONS = {
             Patch("streams.profiles.guards.sources", "require_same", _constant(None)),
         ),
     ),
-    # Item 7
     "batches": Mutation(
         "a refused batch leaves decisions",
         ("hostile_batch",),
@@ -222,7 +221,6 @@ MUTATIONS = {
         frozenset({"refused_and_decided"}),
         (Patch("scoring.engine.scorer", "whole_batches", _claims_stay),),
     ),
-    # Item 9
     "quarantine_outbox": Mutation(
         "damage in an outbox holds up all decisions behind it",
         ("damaged_outbox",),
@@ -251,6 +249,13 @@ MUTATIONS = {
         frozenset({"watermark"}),
         (Patch("streams.profiles.progress.completeness", "CompletenessRounds.saw_committed", _later_commits_count),),
         known=4,
+    ),
+    "claims_not_waited_for": Mutation(
+        "a companion that begins goes by the progress of earlier releases until it hears a claim",
+        ("partition_stall",),
+        400,
+        frozenset({"watermark"}),
+        (Patch("streams.profiles.progress.watermarks", "CopyProgress.begin_anew", _has_waited),),
     ),
     "outcomes_of_held_payments": Mutation(
         "an outcome does not wait for payments behind an open transaction",

@@ -124,6 +124,8 @@ class RolloutView:
     events: tuple[Happened, ...] = ()
     trouble: str = ""
     in_shadow: bool = False
+    # Where the log is, if it has no rollout.
+    log: str = ""
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,9 @@ class Desk:
             found, events = keeper.rollout, keeper.events
         except PaywardenError as error:
             return RolloutView(trouble=str(error))
-        return RolloutView() if found is None else _rollout_view(found, _happened(events))
+        if found is None:
+            return RolloutView(log=rollouts.log_in_words(self.source))
+        return _rollout_view(found, _happened(events))
 
     def happenings(self, first_ms: int, last_ms: int) -> Sequence[Happened]:
         """Returns what happened to models and rollouts between two times, for the time line of an alert."""

@@ -28,7 +28,7 @@ from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.kafka.reading import Record
 from paywarden.streams.profiles.changelog import PAYMENTS_HEADER, Changelog
-from paywarden.streams.profiles.progress.watermarks import progress_key
+from paywarden.streams.profiles.progress.watermarks import Claim
 from tests.patience import PATIENCE_S
 from tests.services.product.deployment import Deployment
 from tests.services.product.processes import PaywardenProcess, is_ready, wait_until
@@ -37,7 +37,6 @@ from tests.worlds.stream.topics import ENTITIES, read_topic
 COUNT = 16
 ROUTE_KEY = "5d" * 32
 CARDS = CardShards(COUNT, bytes.fromhex(ROUTE_KEY), {"card": 1})
-_REPARTITION_PARTITIONS = 3
 _MIRROR_MB = 256
 # A copy from the changelog then takes longer than the test needs to see that it has begun.
 _CARDS, _MERCHANTS, _DEVICES = 20_000, 300, 100
@@ -73,9 +72,7 @@ class Stream:
     def say_progress(self) -> None:
         """Say that everything up to now is written."""
         now_ms = time.time_ns() // 1_000_000
-        for entity in ENTITIES:
-            for partition in range(_REPARTITION_PARTITIONS):
-                self._changelog.send_progress({progress_key(entity, partition): now_ms}, now_ms)
+        self._changelog.send_claim(Claim(now_ms, {}), now_ms)
 
     def write(self, entity: str, states: Mapping[bytes, bytes], named: Mapping[bytes, bytes]) -> None:
         """Write these states, which name these payments."""
