@@ -120,10 +120,6 @@ def _claims_stay(_: Any) -> Any:
     return lambda claims, _batches: ([*claims], [])
 
 
-def _has_waited(begin_anew: Any) -> Any:
-    return lambda copy, _now_ms: begin_anew(copy, 0)
-
-
 def _later_commits_count(saw_committed: Any) -> Any:
     def saw(self: Any, offsets: Any) -> None:
         saw_committed(self, offsets)
@@ -249,13 +245,6 @@ MUTATIONS = {
         frozenset({"watermark"}),
         (Patch("streams.profiles.progress.completeness", "CompletenessRounds.saw_committed", _later_commits_count),),
         known=4,
-    ),
-    "claims_not_waited_for": Mutation(
-        "a companion that begins goes by the progress of earlier releases until it hears a claim",
-        ("partition_stall",),
-        400,
-        frozenset({"watermark"}),
-        (Patch("streams.profiles.progress.watermarks", "CopyProgress.begin_anew", _has_waited),),
     ),
     "outcomes_of_held_payments": Mutation(
         "an outcome does not wait for payments behind an open transaction",
