@@ -33,7 +33,7 @@ from paywarden.features.stores.base import (
     check_write,
     entity_of,
 )
-from paywarden.features.stores.lmdb_file import fill_up, missing_bytes
+from paywarden.features.stores.lmdb_file import fill_up, missing_bytes, used_bytes
 from paywarden.schemas.errors import Misconfigured, StoreUnavailable
 from paywarden.schemas.private_files import make_private_folder
 
@@ -260,9 +260,8 @@ class LmdbStore:
 
     def _fill_up(self) -> None:
         """Leave a file that is as long as its pages, so that one that was cut short can be told."""
-        pages = int(self._environment.info()["last_pgno"]) + 1
         with suppress(OSError):
-            fill_up(Path(self._settings.path) / DATA_FILE, pages * int(self._environment.stat()["psize"]))
+            fill_up(Path(self._settings.path) / DATA_FILE, used_bytes(self._environment))
 
 
 def _open(settings: LmdbSettings, *, readonly: bool) -> lmdb.Environment:

@@ -15,6 +15,8 @@ import os
 import struct
 from pathlib import Path
 
+import lmdb
+
 # A meta page: magic, version, the size of a page, the number of the last page, the number of the transaction.
 _META = struct.Struct("<16xII16xI92xQQ")
 _MAGIC, _VERSION = 0xBEEFC0DE, 1
@@ -36,6 +38,11 @@ def missing_bytes(path: Path) -> int:
             last = second[1]
         # After the pages: a writer makes the file longer before it counts them.
         return max(0, (last + 1) * page_bytes - os.fstat(file.fileno()).st_size)
+
+
+def used_bytes(environment: lmdb.Environment) -> int:
+    """Returns how many bytes the pages take. Free pages count as used; LMDB reuses them first. Raises lmdb.Error."""
+    return (int(environment.info()["last_pgno"]) + 1) * int(environment.stat()["psize"])
 
 
 def fill_up(path: Path, size: int) -> int:

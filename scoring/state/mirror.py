@@ -47,7 +47,7 @@ from numpy.typing import NDArray
 from paywarden.features.kernel import ABSENT, KNOWN, UNKNOWN
 from paywarden.features.kernel.toolkit.frame import Frame
 from paywarden.features.stores.base import KEY_BYTES_MAX
-from paywarden.features.stores.lmdb_file import fill_up, missing_bytes
+from paywarden.features.stores.lmdb_file import fill_up, missing_bytes, used_bytes
 from paywarden.schemas.durability import boot_id, write_synced
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.schemas.private_files import make_private_folder, require_not_planted
@@ -277,7 +277,7 @@ class MirrorWriter:
 
     def used_bytes(self) -> int:
         """Returns how many bytes of `size_mb` are in use. Free pages count as used; LMDB reuses them first."""
-        return (int(self._env.info()["last_pgno"]) + 1) * int(self._env.stat()["psize"])
+        return used_bytes(self._env)
 
     def changelog_id(self) -> str:
         """Returns the id of the topic that the positions belong to; "" if it is not known."""
