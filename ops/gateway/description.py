@@ -135,10 +135,11 @@ class ToHosts:
     health_interval_ms: int = 250
     health_timeout_ms: int = 1_000
     health_failures: int = 2
-    # After this many broken connections or time-outs in a row (nginx: within `out_ms`) a host gets no calls for that
-    # time. More than the calls of a worker that crashes: their retries must meet the host that may have decided them.
-    failures_max: int = 50
-    out_ms: int = 5_000
+    # After this many broken connections or time-outs in a row a host gets no calls for `out_ms`. nginx counts on while
+    # they come less than `out_ms` apart, whatever is answered between them. More than the calls of a worker that
+    # crashes again and again: their retries must meet the host that may have decided them.
+    failures_max: int = 100
+    out_ms: int = 2_000
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ class Limits:
     body_bytes_max: int = 512 * 1024
     head_bytes_max: int = 16 * 1024
     # From a request's first byte to its last.
-    request_timeout_ms: int = 5_000
+    request_timeout_ms: int = 2_000
     idle_timeout_ms: int = 60_000
     connections_max: int = 4_096
     # Of one connection over HTTP/2. A thread of the gateway works through what came at once before it looks at other

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -12,13 +11,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from paywarden.ops.gateway.description import read_description
 from tests.services.clients.client_drivers import DRIVERS, Driver
 from tests.services.clients.gateway_kills import killed_under_load
 from tests.services.clients.served_clients import Host, load_with_kills, load_with_restarts, running_hosts
 from tests.services.fetch import ServiceMissing
 from tests.services.hosts.always_well import always_well
-from tests.services.servers.gateways import TARGETS, missing_tool, running_gateway
+from tests.services.servers.gateways import TARGETS, missing_tool, patient_description, running_gateway
 
 PATIENT_MS, SHORT_MS = 60_000, 50
 RATE = 20
@@ -110,26 +108,9 @@ def test_no_payment_is_decided_twice_behind_a_gateway_when_workers_are_killed(
     if (tool := missing_tool(target)) is not None:
         pytest.skip(tool.reason)
     key = "the-key-of-the-load"
-    (tmp_path / "secret").write_text("s" * 32 + "\n", encoding="ascii")
-    (tmp_path / "secret").chmod(0o600)
     with always_well() as health:
-        text = f"""
-[listen]
-grpc = ""
-[to_hosts]
-secret_file = "secret"
-connect_timeout_ms = 5000
-timeout_ms = 60000
-health_timeout_ms = 10000
-[[clients]]
-name = "load"
-keys = ["{hashlib.sha256(key.encode()).hexdigest()}"]
-"""
-        for number, host in enumerate(hosts):
-            port = urlsplit(host.url).port
-            text += f'[[hosts]]\nname = "h{number}"\naddress = "127.0.0.1"\nhttp = {port}\nhealth = {health}\n'
-        (tmp_path / "gateway.toml").write_text(text, encoding="utf-8")
-        description = read_description(tmp_path / "gateway.toml")
+        ports = [port for host in hosts if (port := urlsplit(host.url).port)]
+        description = patient_description(tmp_path, key, ports, health)
         with running_gateway(target, description, tmp_path / target, "") as gateway:
             url = f"http://127.0.0.1:{gateway.http_port}"
             killed = killed_under_load(url, hosts, 4, key=key, name=f"{target}-killed")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
 import shutil
 import socket
 import ssl
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from paywarden.ops.gateway.description import GatewayDescription
+from paywarden.ops.gateway.description import GatewayDescription, read_description
 from paywarden.ops.gateway.envoy import envoy_configuration
 from paywarden.ops.gateway.nginx import nginx_configuration
 from tests.patience import PATIENCE_S
@@ -22,6 +23,28 @@ from tests.services.product.processes import wait_until
 
 TARGETS = ("envoy", "nginx")
 _LUA = Path("/usr/lib/nginx/modules/ngx_http_lua_module.so")
+
+
+def patient_description(folder: Path, key: str, ports: Sequence[int], health: int) -> GatewayDescription:
+    """Returns hosts at these ports behind a gateway without TLS, for one client with a key; it waits for them long."""
+    (folder / "secret").write_text("s" * 32 + "\n", encoding="ascii")
+    (folder / "secret").chmod(0o600)
+    text = f"""
+[listen]
+grpc = ""
+[to_hosts]
+secret_file = "secret"
+connect_timeout_ms = 5000
+timeout_ms = 60000
+health_timeout_ms = 10000
+[[clients]]
+name = "load"
+keys = ["{hashlib.sha256(key.encode()).hexdigest()}"]
+"""
+    for number, port in enumerate(ports):
+        text += f'[[hosts]]\nname = "h{number}"\naddress = "127.0.0.1"\nhttp = {port}\nhealth = {health}\n'
+    (folder / "gateway.toml").write_text(text, encoding="utf-8")
+    return read_description(folder / "gateway.toml")
 
 
 def missing_tool(target: str) -> Tool | None:
