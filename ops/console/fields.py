@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from unicodedata import category
 from urllib.parse import parse_qsl
 
 from paywarden.ops.console.pages import Field, PageRefused
@@ -11,6 +12,8 @@ from paywarden.ops.times import time_ms_of
 
 # More parameters than any page has, the many boxes of a list included.
 _COUNT_MAX = 1_000
+# They join or part the letters of some scripts, and the parts of one emoji.
+_JOINERS = "\u200c\u200d"
 
 
 def pairs_of(text: bytes) -> list[tuple[str, str]]:
@@ -77,7 +80,7 @@ def _problem(field: Field, value: str) -> str:
     if len(value) > field.chars_max:
         return f"at most {field.chars_max} characters, got {len(value)}"
     printable = value.replace("\n", "").replace("\t", "") if field.kind == "lines" else value
-    if not printable.isprintable():
+    if not _is_readable(printable):
         return "printable text"
     if field.choices and value not in field.choices:
         return f"one of {', '.join(field.choices)}"
@@ -89,6 +92,11 @@ def _problem(field: Field, value: str) -> str:
         except (ValueError, OverflowError):
             return "a time in UTC such as 2026-10-01T08:30"
     return ""
+
+
+def _is_readable(text: str) -> bool:
+    """Returns whether a text has nothing that nobody sees. Spaces of any width are of every second text in French."""
+    return text.isprintable() or all(one.isprintable() or one in _JOINERS or category(one) == "Zs" for one in text)
 
 
 def _number_problem(field: Field, value: str) -> str:

@@ -84,6 +84,8 @@ class Visit:
     is_api: bool = False
     # The same for a form that is sent twice (sent_forms.py); "" for a program, and for what makes nothing.
     sending: str = ""
+    # The digest of the session; "" for a program.
+    session: str = ""
 
     def text(self, name: str, default: str = "") -> str:
         """Returns a field's text, the last one if there are several."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime
 from enum import Enum
@@ -12,12 +13,19 @@ from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from paywarden.ops.console.pages import Missing
 from paywarden.ops.console.people.people import Person
 from paywarden.ops.console.sent_forms import ONCE_FIELD, new_token
 
 TEMPLATES = Path(__file__).with_name("templates")
+# Characters without a sign or a width, and those that turn the direction. Line ends, tabs, and the two that join parts
+# of one letter or sign are none of them.
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
+    "\u3164\ufeff\uffa0\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e0fff]"
+)
 _MINUTE_MS, _HOUR_MS, _DAY_MS = 60_000, 3_600_000, 86_400_000
 
 
@@ -76,6 +84,7 @@ def environment(currencies: Currencies = NO_CURRENCIES) -> Environment:
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=visible,
         trim_blocks=True,
         lstrip_blocks=True,
         auto_reload=False,
@@ -93,6 +102,18 @@ def environment(currencies: Currencies = NO_CURRENCIES) -> Environment:
     )
     made.globals[ONCE_FIELD] = new_token
     return made
+
+
+def visible(value: Any) -> Any:
+    """Returns what a template is about to write, with characters that nobody can see written out: `[U+202E]`.
+
+    Ids, names and notes come from topics that others write. A character that turns the direction of a text, or that has
+    no width, would make one merchant look like another.
+    """
+    # What a macro made has been through this already.
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return _UNSEEN.sub(lambda found: f"[U+{ord(found[0]):04X}]", value)
 
 
 def rendered(template: str, frame: Frame, view: object) -> str:

@@ -7,6 +7,7 @@ A handler that waits for Kafka or for a query goes on in its thread, and the end
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from paywarden.ops.console.settings import ConsoleSettings
 from paywarden.schemas.errors import Misconfigured
@@ -27,6 +29,9 @@ _BACKLOG = 512
 _GRACE_S = 3
 _KEEP_ALIVE_S = 15
 _CONCURRENCY_MAX = 200
+_HEAD_BYTES_MAX = 32 * 1024
+# Whoever opens connections and says nothing must not keep others out.
+_HEAD_S = 15.0
 
 
 def served(source: Source, settings: ConsoleSettings, stop: threading.Event, announce: Callable[[str], object]) -> None:
@@ -50,12 +55,14 @@ def serve(app: ASGIApp, listener: socket.socket, stop: threading.Event, *, grace
         access_log=False,
         server_header=False,
         date_header=True,
+        # It bounds the head of a request; that of httptools grows until the memory is full.
+        http=_Connection,
         ws="none",
         lifespan="off",
         timeout_graceful_shutdown=grace_s,
         timeout_keep_alive=_KEEP_ALIVE_S,
         limit_concurrency=_CONCURRENCY_MAX,
-        h11_max_incomplete_event_size=32 * 1024,
+        h11_max_incomplete_event_size=_HEAD_BYTES_MAX,
     )
     server = _Server(config)
 
@@ -65,6 +72,44 @@ def serve(app: ASGIApp, listener: socket.socket, stop: threading.Event, *, grace
 
     threading.Thread(target=end, name="console-end", daemon=True).start()
     server.run(sockets=[listener])
+
+
+class _Connection(H11Protocol):
+    """A connection that ends if the head of its first request does not come in time.
+
+    uvicorn itself waits for ever, and counts the connection towards `limit_concurrency`. Between requests it has a
+    limit of its own, `timeout_keep_alive`, which the first byte of the next head ends: the same clock runs from there.
+    """
+
+    _head: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait_for_head()
+
+    def data_received(self, data: bytes) -> None:
+        if self._head is None and (self.cycle is None or self.cycle.response_complete):
+            self._wait_for_head()
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_waiting()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _wait_for_head(self) -> None:
+        self._head = self.loop.call_later(_HEAD_S, self._give_up)
+
+    def _stop_waiting(self) -> None:
+        if self._head is not None:
+            self._head.cancel()
+            self._head = None
+
+    def _give_up(self) -> None:
+        self._head = None
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
 
 
 class _Server(uvicorn.Server):

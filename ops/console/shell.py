@@ -17,13 +17,14 @@ the pages.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -40,7 +41,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from paywarden.ops.console.audit import Audit
 from paywarden.ops.console.fields import checked, checked_path, json_pairs, pairs_of
 from paywarden.ops.console.keyed_acts import KEY_HEADER, REPLAYED_HEADER, Body, Keyed, KeyedActs, key_of, keyed
-from paywarden.ops.console.limits import RateLimit
+from paywarden.ops.console.limits import RateLimit, network_of
 from paywarden.ops.console.pages import Answer, Done, Missing, Page, PageRefused, Section, Sent, Upload, Visit
 from paywarden.ops.console.people.people import People, Person
 from paywarden.ops.console.people.sessions import Session, Sessions
@@ -81,8 +82,11 @@ _HEADERS = {
 }
 _STATIC = Path(__file__).with_name("static")
 _STATIC_TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
+_FAILED_LOGINS_S = 300.0
 # Messages that nobody has fetched yet, at most.
 _MESSAGES_MAX = 10_000
+# Five megabytes by a slow line; a body that comes byte by byte holds a connection no longer.
+_BODY_S = 120.0
 _FORM = "application/x-www-form-urlencoded"
 _MULTIPART = "multipart/form-data"
 _REFUSALS = {
@@ -90,6 +94,7 @@ _REFUSALS = {
     403: "Not allowed",
     404: "Not found",
     405: "Not allowed",
+    408: "Too slow",
     413: "Too long",
     429: "Too often",
 }
@@ -125,6 +130,8 @@ class Shell:
 
     def __post_init__(self) -> None:
         self._requests = RateLimit(self.settings.requests_per_minute, 60.0)
+        # Passwords that somebody has typed, by name and by network.
+        self.failed_logins = RateLimit(self.settings.failed_logins_max, _FAILED_LOGINS_S)
         self._sent_forms = SentForms(self.sessions.database, self.sessions.whole_ms)
 
     @property
@@ -214,7 +221,12 @@ class Shell:
                 (API + page.path, self._api_endpoint(page)),
             )
         ]
-        handlers = {HTTPException: self._http_error, Exception: self._bug}
+        handlers = {
+            HTTPException: self._http_error,
+            PageRefused: self._refused_outside,
+            PaywardenError: self._refused_outside,
+            Exception: self._bug,
+        }
         app = Starlette(routes=routes, exception_handlers=handlers)  # type: ignore[arg-type]
         return _Guard(app, self)
 
@@ -246,7 +258,7 @@ class Shell:
     def _api_endpoint(self, page: Page) -> Endpoint:
         async def endpoint(request: Request) -> Response:
             try:
-                person = self.token_owner(request)
+                person = await run_in_threadpool(self.token_owner, request)
                 self.admit(person, page)
                 visit, sent = await self._api_visit(request, page, person)
                 if sent is not None:
@@ -277,8 +289,20 @@ class Shell:
         kind, _, token = request.headers.get("authorization", "").partition(" ")
         person = self.people.with_token(token.strip()) if kind.lower() == "bearer" else None
         if person is None:
+            self._note_wrong_token(request)
             raise PageRefused(401, "Wanted a token of this console: Authorization: Bearer pwc_…")
         return person
+
+    def _note_wrong_token(self, request: Request) -> None:
+        """Notes in the audit log that somebody came with a wrong token, not more often than they may fail to log in."""
+        address = address_of(request)
+        if "authorization" not in request.headers:
+            return
+        if self.failed_logins.take(f"token {network_of(address)}", time.monotonic()):
+            return
+        # The call is refused in any case, whether that can be written or not.
+        with suppress(PaywardenError):
+            self.audit.record("nobody", "token_refused", "console", {"address": address}, self.clock())
 
     def admit(self, person: Person, page: Page) -> None:
         """Raise PageRefused if the person may not see a page, or asks too often."""
@@ -316,7 +340,8 @@ class Shell:
             if any(name == ONCE_FIELD for name, _ in pairs):
                 sending = digest_of(session.digest, request.url.path, pairs, uploads)
                 pairs = [pair for pair in pairs if pair[0] != ONCE_FIELD]
-        return self._checked_visit(request, page, session.person, pairs, uploads, sending=sending)
+        visit = self._checked_visit(request, page, session.person, pairs, uploads)
+        return replace(visit, sending=sending, session=session.digest)
 
     async def _api_visit(self, request: Request, page: Page, person: Person) -> tuple[Visit, Keyed | None]:
         """Returns the visit, and the key that came with an act."""
@@ -335,7 +360,7 @@ class Shell:
                     raise PageRefused(400, "The body is not JSON.") from error
             else:
                 raise PageRefused(415, "Wanted the content type application/json.")
-        visit = self._checked_visit(request, page, person, pairs, uploads, is_api=True)
+        visit = replace(self._checked_visit(request, page, person, pairs, uploads), is_api=True)
         if not key:
             return visit, None
         # Somebody whose roles have changed would see another answer.
@@ -349,12 +374,9 @@ class Shell:
         person: Person,
         pairs: list[tuple[str, str]],
         uploads: dict[str, Upload],
-        *,
-        is_api: bool = False,
-        sending: str = "",
     ) -> Visit:
         path = checked_path({name: str(value) for name, value in request.path_params.items()})
-        return Visit(person, self.clock(), self.audit, path, checked(page.fields, pairs), uploads, is_api, sending)
+        return Visit(person, self.clock(), self.audit, path, checked(page.fields, pairs), uploads)
 
     def _html(self, answer: Answer, session: Session, section: Section, *, is_by_script: bool) -> Response:
         if isinstance(answer, Done):
@@ -392,6 +414,11 @@ class Shell:
         if request.url.path.startswith(API):
             return JSONResponse({"error": message}, status)
         return await run_in_threadpool(self._refused_somewhere, request, status, message)
+
+    async def _refused_outside(self, request: Request, error: Exception) -> Response:
+        """Answers for routes outside of any section, such as the login's: a database that is away is no bug."""
+        assert isinstance(error, PageRefused | PaywardenError)
+        return await run_in_threadpool(self._refused_somewhere, request, *_said_of(error))
 
     def _refused_somewhere(self, request: Request, status: int, message: str) -> Response:
         """Returns the page of a refusal outside of any section: with the navigation for somebody who has logged in."""
@@ -457,22 +484,30 @@ class _Guard:
         return ours.hostname in names and given.hostname in names and port == ours.port
 
 
+def address_of(request: Request) -> str:
+    """Returns the address that a request came from; empty if it is not known."""
+    return "" if request.client is None else request.client.host
+
+
 def _is_by_script(request: Request) -> bool:
     """Returns whether a page of ours asks by itself, rather than a person. Browsers say so; pages cannot."""
     return request.headers.get("sec-fetch-dest", "document") == "empty"
 
 
 async def limited_body(request: Request, bytes_max: int) -> bytes:
-    """Returns the body of a request. Raises PageRefused if it is longer."""
-    content = b""
+    """Returns the body of a request. Raises PageRefused if it is longer, or does not come in time."""
+    content = bytearray()
     try:
-        async for part in request.stream():
-            content += part
-            if len(content) > bytes_max:
-                raise PageRefused(413, f"That is too long: wanted at most {bytes_max // 1024} kB.")
+        async with asyncio.timeout(_BODY_S):
+            async for part in request.stream():
+                content += part
+                if len(content) > bytes_max:
+                    raise PageRefused(413, f"That is too long: wanted at most {bytes_max // 1024} kB.")
     except ClientDisconnect as error:
         raise PageRefused(400, "The browser ended the connection.") from error
-    return content
+    except TimeoutError as error:
+        raise PageRefused(408, f"The form did not come within {_BODY_S:.0f} s, and nothing was done.") from error
+    return bytes(content)
 
 
 async def form_pairs(request: Request, bytes_max: int) -> list[tuple[str, str]]:

@@ -102,6 +102,7 @@ def sections(parts: Parts) -> Sequence[Section]:
     from paywarden.ops.console.inbox.alert import AlertPage
     from paywarden.ops.console.inbox.pages import Inbox
     from paywarden.ops.console.keyed_acts import KeyedActs
+    from paywarden.ops.console.login.own_sessions import OwnSessions
     from paywarden.ops.console.models.desk import Desk
     from paywarden.ops.console.models.pages import Models
     from paywarden.ops.console.openapi import api_section
@@ -130,6 +131,7 @@ def sections(parts: Parts) -> Sequence[Section]:
         Policy(parts.source, desk, lambda: _sampler(parts.source), indexed_decisions(parts.source, opened)).section(),
         health.section((watch.run,) if settings.processes else ()),
         audit_section(parts.audit, lambda event: reader.write([event])),
+        OwnSessions(parts.shell).section(),
         *_told(webhooks),
         api_section(lambda: parts.shell.sections, API),
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from paywarden.ops.console.cases.known import KnownCases
 from paywarden.ops.console.inbox.alert import ACT_ROLES
 from paywarden.ops.console.inbox.reader import NOT_SEEN, AlertReader
 from paywarden.ops.console.inbox.store import AlertStore
+from paywarden.ops.console.limits import RateLimit
 from paywarden.ops.console.pages import (
     Done,
     Field,
@@ -34,6 +36,8 @@ from paywarden.streams.alerts.events import ConsoleEvent
 
 FILE_BYTES_MAX = 5 * 1024 * 1024
 _BODY_BYTES_MAX = FILE_BYTES_MAX + 64 * 1024
+# One person alone must not fill the disk that the audit log needs.
+_FILES_A_DAY, _DAY_S = 200, 86_400.0
 _ITEM = re.compile(r"(payment|alert):[^\s:]{1,150}")
 _NOTE_CHARS_MAX = 4_000
 PAGE_SIZE = 50
@@ -97,6 +101,7 @@ class Cases:
     def __init__(self, store: AlertStore, reader: AlertReader, folder: Path, large_minor: int) -> None:
         self._store, self._reader, self._folder, self._large = store, reader, folder, large_minor
         self._known = KnownCases(store, large_minor)
+        self._uploads = RateLimit(_FILES_A_DAY, _DAY_S)
 
     def section(self) -> Section:
         """Returns the section."""
@@ -220,6 +225,10 @@ class Cases:
         name = Path(upload.name.replace("\\", "/")).name
         if len(upload.content) > FILE_BYTES_MAX or not name.isprintable() or not 0 < len(name) <= 120:
             raise PageRefused(400, "file: wanted at most 5 MB, and a printable name of at most 120 characters.")
+        if wait_s := self._uploads.take(visit.person.name, time.monotonic()):
+            raise PageRefused(
+                429, f"You have attached {_FILES_A_DAY} files in a day. Try again in {wait_s / 60:.0f} min."
+            )
         digest = hashlib.sha256(upload.content).hexdigest()
         self._keep(digest, upload.content)
         return self._write(visit, cases.ATTACHED, {"file": digest, "name": name, "size": str(len(upload.content))})

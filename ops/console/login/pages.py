@@ -16,16 +16,15 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from paywarden.ops.console.fields import checked, pairs_of
-from paywarden.ops.console.limits import RateLimit
+from paywarden.ops.console.limits import network_of
 from paywarden.ops.console.pages import Field, PageRefused
 from paywarden.ops.console.people.people import PASSWORD_CHARS_MAX, Person
 from paywarden.ops.console.rendering import rendered
-from paywarden.ops.console.shell import CSRF_FIELD, LOCAL, Shell, form_pairs, local_path
+from paywarden.ops.console.shell import CSRF_FIELD, LOCAL, Shell, address_of, form_pairs, local_path
 from paywarden.schemas.errors import PaywardenError
 
 _COOKIE = "paywarden-login"
 _BODY_BYTES_MAX = 4096
-_LIMIT_S = 300.0
 _NEXT = Field("next", "The page to go to", chars_max=2000)
 _FIELDS = (
     Field("name", "The name"),
@@ -70,9 +69,6 @@ class Login:
     provider: Provider | None = None
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
 
-    def __post_init__(self) -> None:
-        self._failures = RateLimit(self.shell.settings.failed_logins_max, _LIMIT_S)
-
     @property
     def routes(self) -> list[Route]:
         """The routes, none of which needs a session."""
@@ -107,19 +103,23 @@ class Login:
 
     def _tried(self, request: Request, given: dict[str, str], after: str) -> Response:
         name = given.get("name", "")
-        if not hmac.compare_digest(given.get(CSRF_FIELD, ""), self._token(request.cookies.get(_COOKIE, ""))):
+        token = given.get(CSRF_FIELD, "").encode()
+        if not hmac.compare_digest(token, self._token(request.cookies.get(_COOKIE, "")).encode()):
             return self._page(request, after, error="The form had expired. Please try again.", status=403)
-        keys = [f"name {name}", f"address {request.client.host if request.client else ''}"]
-        now_s = time.monotonic()
-        if wait_s := max(self._failures.wait_s(key, now_s) for key in keys):
+        address = address_of(request)
+        keys = [f"name {name}", f"address {network_of(address)}"]
+        # A try counts as failed until it is right: otherwise many at once would all be tried before one counts.
+        if wait_s := self.shell.failed_logins.take_all(keys, time.monotonic()):
             message = f"Too many failed logins. Try again in {max(1, round(wait_s / 60))} min."
             return self._page(request, after, error=message, status=429)
         person = self._known(name, given.get("password", ""))
         if person is None:
-            for key in keys:
-                self._failures.take(key, now_s)
-            self.shell.audit.record("nobody", "login_failed", "console", {"name": name}, self.shell.clock())
+            # Some people type their password where the name belongs.
+            known = name if name in self.shell.people.people else f"unknown {self.shell.audit.blinded(name)}"
+            what = {"name": known, "address": address}
+            self.shell.audit.record("nobody", "login_failed", "console", what, self.shell.clock())
             return self._page(request, after, name=name, error="The name or the password is wrong.", status=403)
+        self.shell.failed_logins.give_back(keys)
         return self.logged_in(request, person, LOCAL, after)
 
     def _known(self, name: str, password: str) -> Person | None:
@@ -133,7 +133,8 @@ class Login:
         if old is not None:
             shell.sessions.end(old)
         secret, _ = shell.sessions.begin(person, source, shell.clock())
-        shell.audit.record(person.name, "logged_in", "console", {"by": source}, shell.clock())
+        what = {"by": source, "address": address_of(request)}
+        shell.audit.record(person.name, "logged_in", "console", what, shell.clock())
         response = RedirectResponse(local_path(after), 303)
         response.set_cookie(shell.cookie, secret, path="/", secure=shell.is_https, httponly=True, samesite="lax")
         response.delete_cookie(_COOKIE, path="/login", secure=shell.is_https, httponly=True, samesite="lax")
@@ -185,7 +186,12 @@ class Login:
             person, after = await self.provider.end(query, cookie, self._redirect_uri, self.shell.clock())
         except PageRefused as error:
             await run_in_threadpool(
-                self.shell.audit.record, "nobody", "login_failed", "console", {"by": "oidc"}, self.shell.clock()
+                self.shell.audit.record,
+                "nobody",
+                "login_failed",
+                "console",
+                {"by": "oidc", "address": address_of(request)},
+                self.shell.clock(),
             )
             return await run_in_threadpool(self.shell.refused, error.status, error.message)
         except PaywardenError as error:

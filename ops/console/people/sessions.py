@@ -86,6 +86,21 @@ class Sessions:
         person = Person(row["name"], frozenset(map(Role, row["roles"].split(","))))
         return Session(row["digest"], person, row["source"], row["begun_ms"], row["csrf"])
 
+    def of_person(self, name: str, now_ms: int) -> list[tuple[str, int, int, str]]:
+        """Returns digest, begin, last page and source of a person's sessions that have not ended, the newest first."""
+        rows = self.database.read(
+            "SELECT digest, begun_ms, seen_ms, source FROM sessions WHERE name = ? AND seen_ms >= ? AND begun_ms >= ? "
+            "ORDER BY begun_ms DESC, digest",
+            (name, now_ms - self.idle_ms, now_ms - self.whole_ms),
+        )
+        return [(row["digest"], row["begun_ms"], row["seen_ms"], row["source"]) for row in rows]
+
+    def end_all(self, name: str, *, but: str = "") -> int:
+        """End the sessions of a person, except the one with the digest `but`; returns how many there were."""
+        with self.database.write() as connection:
+            done = connection.execute("DELETE FROM sessions WHERE name = ? AND digest != ?", (name, but))
+            return done.rowcount
+
     def end(self, session: Session) -> None:
         """End a session."""
         with self.database.write() as connection:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,12 @@ from paywarden.ops.console.inbox.pages import Inbox
 from paywarden.ops.console.inbox.reader import AlertReader
 from paywarden.ops.console.inbox.segments import SegmentCounts
 from paywarden.ops.console.inbox.store import AlertStore
+from paywarden.ops.console.login.own_sessions import OwnSessions
 from paywarden.ops.console.models.desk import Desk
 from paywarden.ops.console.models.pages import Models
 from paywarden.ops.console.openapi import api_section
 from paywarden.ops.console.pages import Section
+from paywarden.ops.console.people.people import Person
 from paywarden.ops.console.policy.decided import IndexedDecisions
 from paywarden.ops.console.policy.pages import Policy
 from paywarden.ops.console.review.pages import ReviewPages
@@ -117,8 +119,13 @@ def _segments(_: str) -> list[SegmentCounts]:
 
 
 @contextmanager
-def served_console(folder: Path) -> Iterator[Running]:
-    """Yields a console with eight alerts and 60 decisions, which ends with the block."""
+def served_console(
+    folder: Path, models: Mapping[str, Any] | None = None, keys: str = "", people: Sequence[Person] = ()
+) -> Iterator[Running]:
+    """Yields a console with eight alerts and 60 decisions, which ends with the block.
+
+    `models`: settings of a registry; `keys`: the folder of its people's keys. `people` come to the demo people.
+    """
     console = console_under_test(folder, requests_per_minute=1_000_000)
     with console.database.write() as connection:
         for table in all_tables():
@@ -135,6 +142,8 @@ def served_console(folder: Path) -> Iterator[Running]:
     store = AlertStore(console.database)
     reader = AlertReader(store, lambda: topics, lambda: topics)
     console.shell.clock = now_ms
+    known = console.shell.people
+    console.shell.people = replace(known, people={**known.people, **{one.name: one for one in people}})
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen(64)
@@ -144,10 +153,11 @@ def served_console(folder: Path) -> Iterator[Running]:
         "rollout": {"log": str(folder / "rollouts.jsonl")},
         "serve": {"bundle": str(folder / "none"), "runtime": str(folder)},
         "policy": POLICY,
+        **({} if models is None else {"models": models}),
     }
     source, ids = Source(settings, {}), LocalSchemaIds()
     decisions = some_decisions(now, wiring.feature_engine(source).plan)
-    desk = Desk(source, "")
+    desk = Desk(source, keys)
     database = DuckDbDatabase(folder / "index.duckdb", memory_mb=256, threads=1)
     index = DecisionIndex(database, worth=lambda amount, _currency, _time: amount)
     queue = ReviewQueue(database, ReviewSettings(second_share=0.0))
@@ -176,6 +186,7 @@ def served_console(folder: Path) -> Iterator[Running]:
         Policy(source, desk, lambda: _Recent(decisions), IndexedDecisions(source, opened, decoder.decode)).section(),
         Health([]).section(),
         audit_section(console.audit, lambda event: reader.write([event])),
+        OwnSessions(console.shell).section(),
     ]
     sections.append(api_section(lambda: sections, API))
     app = console.shell.application(sections, console.login.routes)

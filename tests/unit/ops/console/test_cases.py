@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.testclient import TestClient
 
 from paywarden.ops.console.cases import case as cases
 from paywarden.ops.console.cases.case import Case, case_subject, cases_of
@@ -164,6 +165,24 @@ def test_a_file_is_kept_checked_and_never_runs_as_a_page(world: tuple[World, Sec
     assert (
         browser.post(f"{place}/attach", data={"csrf": csrf}, files={"file": ("a", b"x" * 6_000_000)}).status_code == 413
     )
+
+
+def test_one_person_alone_cannot_fill_the_disk(
+    world: tuple[World, Section], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paywarden.ops.console.cases.pages._FILES_A_DAY", 2)
+    section = Cases(world[0].store, world[0].reader, tmp_path / "files", LARGE).section()
+    analyst, lead = (world[0].console.browser([section], name) for name in ("demo-analyst", "demo-lead"))
+    form = {"csrf": csrf_of(analyst.get("/cases").text), "title": "x"}
+    place = analyst.post("/cases/open", data=form).headers["location"]
+
+    def attach(browser: TestClient, content: bytes) -> int:
+        data = {"csrf": csrf_of(browser.get(place).text)}
+        return browser.post(f"{place}/attach", data=data, files={"file": ("a.txt", content)}).status_code
+
+    assert [attach(analyst, bytes([number])) for number in range(4)] == [303, 303, 429, 429]
+    assert attach(lead, b"another") == 303
+    assert len(list((tmp_path / "files").iterdir())) == 3
 
 
 @given(

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from paywarden.ops.console.limits import RateLimit
+from paywarden.ops.console.database import Database, DatabaseUnavailable
+from paywarden.ops.console.limits import RateLimit, network_of
+from paywarden.ops.console.login.own_sessions import OwnSessions
 from paywarden.ops.console.people.people import People, Person, Role, hashed_password, masked, new_token, token_digest
 from paywarden.ops.console.settings import ConsoleSettings
 from paywarden.schemas.errors import Misconfigured
+from tests.patience import PATIENCE_S
 from tests.services.product.console import console_under_test, csrf_of
 
 PASSWORD = "correct horse battery"
@@ -111,3 +116,142 @@ def test_a_bucket_fills_with_time() -> None:
     assert limit.take("a", 0.0) == pytest.approx(5.0)
     assert limit.take("b", 0.0) == 0.0
     assert limit.take("a", 5.0) == 0.0
+
+
+def test_many_tries_at_once_are_as_limited_as_one_after_the_other(
+    people_file: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit was looked at before the password was tried, and counted after: a burst had forty tries for ten."""
+    console = console_under_test(tmp_path, failed_logins_max=3)
+    console.shell.people = People.read(people_file[0])
+    tried, may_go_on = list[tuple[str, str]](), threading.Event()
+
+    def slow(_: People, name: str, password: str) -> None:
+        tried.append((name, password))
+        assert may_go_on.wait(PATIENCE_S)
+
+    monkeypatch.setattr(People, "with_password", slow)
+    browser = console.browser()
+    csrf = csrf_of(browser.get("/login").text)
+
+    def guess(number: int) -> int:
+        status = browser.post("/login", data={"csrf": csrf, "name": "anna", "password": f"guess {number}"}).status_code
+        if status == 429:
+            may_go_on.set()
+        return status
+
+    with ThreadPoolExecutor(8) as pool:
+        statuses = sorted(pool.map(guess, range(8)))
+    assert statuses == [403] * 3 + [429] * 5
+    assert len(tried) == 3
+    console.database.close()
+
+
+def test_a_right_password_counts_as_no_failure(people_file: tuple[Path, str], tmp_path: Path) -> None:
+    console = console_under_test(tmp_path, failed_logins_max=2)
+    console.shell.people = People.read(people_file[0])
+    for _ in range(4):
+        browser = console.browser()
+        form = {"csrf": csrf_of(browser.get("/login").text), "name": "anna", "password": PASSWORD}
+        assert browser.post("/login", data=form).status_code == 303
+    console.database.close()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "is_same"),
+    [
+        ("10.0.0.7", "10.0.0.8", False),
+        ("2001:db8:1:2::1", "2001:db8:1:2:ffff::9", True),
+        ("2001:db8:1:2::1", "2001:db8:1:3::1", False),
+        ("::ffff:10.0.0.7", "10.0.0.7", True),
+        ("testclient", "other", False),
+    ],
+)
+def test_whoever_has_a_network_of_ipv6_has_one_limit(one: str, other: str, is_same: bool) -> None:
+    assert (network_of(one) == network_of(other)) == is_same
+
+
+def test_a_password_that_was_typed_as_a_name_is_in_no_log(people_file: tuple[Path, str], tmp_path: Path) -> None:
+    console = console_under_test(tmp_path)
+    console.shell.people = People.read(people_file[0])
+    browser = console.browser()
+    csrf = csrf_of(browser.get("/login").text)
+    for name in (PASSWORD, "anna"):
+        assert browser.post("/login", data={"csrf": csrf, "name": name, "password": "x" * 12}).status_code == 403
+    by_name, by_password = console.audit.newest(2)
+    assert by_name.what == {"name": "anna", "address": "testclient"}
+    assert by_password.what["name"].startswith("unknown ")
+    assert PASSWORD not in console.audit.path.read_text()
+    console.database.close()
+
+
+def test_a_form_of_other_characters_is_refused_and_is_no_bug(tmp_path: Path) -> None:
+    console = console_under_test(tmp_path)
+    browser = console.browser()
+    browser.get("/login")
+    answer = browser.post("/login", data={"csrf": "ü", "name": "demo-lead"})
+    assert (answer.status_code, "The form had expired" in answer.text) == (403, True)
+    console.database.close()
+
+
+def test_a_person_sees_their_sessions_and_ends_them_with_the_password(
+    people_file: tuple[Path, str], tmp_path: Path
+) -> None:
+    console = console_under_test(tmp_path)
+    console.shell.people = People.read(people_file[0])
+    section = OwnSessions(console.shell).section()
+    browsers = [console.browser([section]) for _ in range(3)]
+    for browser in browsers:
+        form = {"csrf": csrf_of(browser.get("/login").text), "name": "anna", "password": PASSWORD}
+        assert browser.post("/login", data=form).status_code == 303
+    mine, stolen, phone = browsers
+    text = mine.get("/sessions").text
+    assert text.count('data-name="By">this console') == 3
+    assert text.count("this one") == 2, "the tag, and the button"
+    form = {"csrf": csrf_of(text), "which": "others", "password": "wrong password"}
+    assert mine.post("/sessions/end", data=form).status_code == 403
+    assert stolen.get("/sessions").status_code == 200
+    assert mine.post("/sessions/end", data={**form, "password": PASSWORD}).status_code == 303
+    assert stolen.get("/sessions").headers["location"].startswith("/login")
+    assert phone.get("/sessions").headers["location"].startswith("/login")
+    assert "Ended 2 sessions." in mine.get("/sessions").text
+    assert mine.post("/sessions/end", data={**form, "which": "all", "password": PASSWORD}).status_code == 303
+    assert mine.get("/sessions").headers["location"].startswith("/login")
+    acts = [entry.act for entry in console.audit.newest(20)]
+    assert (acts.count("ended_sessions"), acts.count("login_failed")) == (2, 1)
+    program = mine.get("/api/v1/sessions", headers={"authorization": f"Bearer {people_file[1]}"})
+    assert program.json()["view"]["sessions"] == []
+    console.database.close()
+
+
+def test_a_lost_database_is_told_wherever_somebody_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first page, the login and the logout answered 500, as for a bug."""
+    console = console_under_test(tmp_path)
+    browser = console.browser([OwnSessions(console.shell).section()], "demo-lead")
+    csrf = csrf_of(browser.get("/sessions").text)
+
+    def is_away(*_: object) -> None:
+        raise DatabaseUnavailable("the console's database console.sqlite does not answer: disk I/O error")
+
+    for name in ("read", "write"):
+        monkeypatch.setattr(Database, name, is_away)
+    answers = [browser.get(path) for path in ("/", "/sessions", "/nothing")]
+    answers += [browser.post(path, data={"csrf": csrf}) for path in ("/logout", "/sessions/end")]
+    for answer in (answers[0], answers[1], *answers[3:]):
+        assert (answer.status_code, "does not answer: disk I/O error" in answer.text) == (503, True)
+    assert answers[2].status_code == 404
+    console.database.close()
+
+
+def test_wrong_tokens_are_noted_as_often_as_somebody_may_fail(tmp_path: Path) -> None:
+    console = console_under_test(tmp_path, failed_logins_max=3)
+    browser = console.browser([OwnSessions(console.shell).section()])
+    for token in ("pwc_guess", "", "x"):
+        for _ in range(3):
+            answer = browser.get("/api/v1/sessions", headers={"authorization": f"Bearer {token}"})
+            assert answer.status_code == 401
+    assert browser.get("/api/v1/sessions").status_code == 401
+    acts = [entry.act for entry in console.audit.newest(20)]
+    assert acts == ["token_refused"] * 3
+    assert "pwc_guess" not in console.audit.path.read_text()
+    console.database.close()

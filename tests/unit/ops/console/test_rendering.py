@@ -1,4 +1,4 @@
-"""Amounts are written as people write them."""
+"""Amounts are written as people write them, and texts of others so that all of them is seen."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from paywarden.features.profiles.money import load_rates
 from paywarden.ops.console.charts import bin_labels
-from paywarden.ops.console.rendering import Currencies, number, second_text
+from paywarden.ops.console.rendering import Currencies, environment, number, second_text
 
 
 def test_amounts_have_the_digits_of_their_currency() -> None:
@@ -40,3 +40,21 @@ def test_labels_of_bins_and_times_are_as_people_write_them() -> None:
     # One value's own bin ends at the next number there is.
     assert bin_labels([None, 4.0, 4.0000005, None])[1] == "4"
     assert second_text(1_760_000_000_000) == "2025-10-09 08:53:20"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("shop-7\u202efdp.exe", "shop-7[U+202E]fdp.exe"),
+        ("shop\u200b-7", "shop[U+200B]-7"),
+        ("\u2066admin\u2069", "[U+2066]admin[U+2069]"),
+        ("a\u0000\u0085b", "a[U+0000][U+0085]b"),
+        ("<b>\u202e", "&lt;b&gt;[U+202E]"),
+        ("à l’usage de « chaque » jour\u00a0; 支付 · مرحبا · 👩\u200d💻\nnext\tline", None),
+    ],
+)
+def test_what_nobody_can_see_is_written_out(text: str, shown: str | None) -> None:
+    """A merchant could choose an id that reads as another one's."""
+    template = "{% macro again(one) %}{{ one }}{% endmacro %}{{ text }}|{{ again(text) }}"
+    made = environment().from_string(template).render(text=text)
+    assert made == f"{shown or text}|{shown or text}"

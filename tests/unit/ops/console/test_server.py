@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import socket
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
@@ -57,6 +59,61 @@ def test_a_request_that_does_not_end_is_cut_off(tmp_path: Path) -> None:
         released.set()
         listener.close()
         console.database.close()
+
+
+@contextmanager
+def _served() -> Iterator[tuple[str, int]]:
+    """Yields the address of a server that answers 204."""
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    stop, listener = threading.Event(), socket.create_server(("127.0.0.1", 0))
+    serving = threading.Thread(target=serve, args=(app, listener, stop), daemon=True)
+    serving.start()
+    try:
+        yield listener.getsockname()
+    finally:
+        stop.set()
+        serving.join(_PATIENCE_S)
+        listener.close()
+
+
+def test_whoever_opens_connections_and_says_nothing_keeps_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two hundred silent connections were as many as the console takes: everybody got 503, for ever."""
+    from paywarden.ops.console import server
+
+    monkeypatch.setattr(server, "_HEAD_S", 0.2)
+    with _served() as address:
+        silent = [socket.create_connection(address, _PATIENCE_S) for _ in range(server._CONCURRENCY_MAX)]
+        for number, one in enumerate(silent):
+            # Some begin a request, and some have had an answer before.
+            one.sendall((b"", b"GET / HTTP/1.1\r\nhost: a\r\nx: ")[number % 2])
+        for one in silent:
+            assert one.recv(1) == b"", "the server ends the connection"
+            one.close()
+        with socket.create_connection(address, _PATIENCE_S) as slow:
+            request = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
+            for _ in range(3):
+                slow.sendall(request)
+                assert slow.recv(1000).startswith(b"HTTP/1.1 204")
+            slow.sendall(request[:20])
+            assert slow.recv(1) == b""
+
+
+def test_a_head_without_an_end_is_refused_before_it_fills_the_memory() -> None:
+    with _served() as address, socket.create_connection(address, _PATIENCE_S) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nhost: a\r\ncookie: ")
+        got = b""
+        try:
+            for _ in range(100):
+                client.sendall(b"x" * 10_000)
+            got = client.recv(1000)
+        except OSError:
+            pass
+        # Whatever of the answer came through: a server that read all of it would wait for more.
+        assert got.startswith(b"HTTP/1.1 400") or not got
 
 
 def test_the_server_leaves_the_wake_up_pipe_of_signals_alone() -> None:

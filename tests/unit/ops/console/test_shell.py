@@ -277,3 +277,15 @@ def test_a_whole_number_is_checked_before_it_is_used(text: str) -> None:
     except PageRefused:
         return
     assert not values or 1 <= int(values["count"][-1]) <= 100
+
+
+@pytest.mark.parametrize("text", ["« Carte\u00a0volée »", "نمی\u200cخواهم", "👩\u200d💻", "1\u202f234"])
+def test_a_note_may_be_in_any_language(text: str) -> None:
+    """Spaces that a French keyboard writes were refused as not printable."""
+    assert checked((Field("note", "A note"),), [("note", text)]) == {"note": (text,)}
+
+
+@pytest.mark.parametrize("text", ["a\u202eb", "a\u200bb", "a\u0000b", "a\ud800b", "a\u2028b"])
+def test_a_note_has_nothing_that_nobody_sees(text: str) -> None:
+    with pytest.raises(PageRefused, match="wanted printable text"):
+        checked((Field("note", "A note"),), [("note", text)])
