@@ -96,6 +96,54 @@ def line(values: Sequence[tuple[int, float]]) -> Line | None:
     return Line(" ".join(f"{x},{y}" for x, y, _, _ in dots), dots, first, last, low, high)
 
 
+@dataclass(frozen=True)
+class Interval:
+    """The interval of a ratio: a bar from `x` on. `is_cut_low`, `is_cut_high`: it goes on beyond the chart."""
+
+    label: str
+    y: float
+    x: float
+    width: float
+    is_cut_low: bool
+    is_cut_high: bool
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Intervals of ratios, below each other, on a scale of doublings. `same_x`: where both are the same."""
+
+    rows: tuple[Interval, ...]
+    ticks: tuple[tuple[float, str], ...]
+    same_x: float
+    height: int
+    base: int
+
+
+_RATIOS = ((0.25, "a quarter"), (0.5, "half"), (1.0, "the same"), (2.0, "twice"), (4.0, "4 times"))
+_RATIO_LEFT, _ROW_HEIGHT = 150, 26
+
+
+def intervals(ratios: Sequence[tuple[str, float, float]]) -> Intervals | None:
+    """Returns a bar for each label with the low and the high end of a ratio; None without any."""
+    if not ratios:
+        return None
+    rows = []
+    for number, (label, low, high) in enumerate(ratios):
+        left, right = _ratio_x(low), _ratio_x(high)
+        is_cut_low, is_cut_high = low < _RATIOS[0][0], high > _RATIOS[-1][0]
+        width = max(2.0, round(right - left, 1))
+        rows.append(Interval(label, _TOP + number * _ROW_HEIGHT, left, width, is_cut_low, is_cut_high))
+    base = _TOP + len(rows) * _ROW_HEIGHT
+    ticks = tuple((_ratio_x(ratio), words) for ratio, words in _RATIOS)
+    return Intervals(tuple(rows), ticks, _ratio_x(1.0), base + 26, base)
+
+
+def _ratio_x(ratio: float) -> float:
+    low, high = (math.log2(_RATIOS[end][0]) for end in (0, -1))
+    place = low if ratio <= 0 else min(max(math.log2(ratio), low), high) if math.isfinite(ratio) else high
+    return round(_RATIO_LEFT + (WIDTH - _RATIO_LEFT - _LEFT) * (place - low) / (high - low), 1)
+
+
 def bin_labels(edges: Sequence[float | None]) -> list[str]:
     """Returns the label of each bin between edges (None: without end), and that of missing values."""
     return [*(_bin(low, high) for low, high in pairwise(edges)), "missing"]

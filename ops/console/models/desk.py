@@ -8,15 +8,17 @@ passphrase for each act: without it the console can sign nothing.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from paywarden.ops.console.charts import Intervals, intervals
 from paywarden.ops.console.inbox.store import Happened
 from paywarden.ops.console.pages import PageRefused
 from paywarden.ops.console.people.people import Person
+from paywarden.ops.console.rendering import percent
 from paywarden.ops.wiring import registry as wiring
 from paywarden.ops.wiring import rollouts
 from paywarden.schemas.errors import Misconfigured, PaywardenError
@@ -26,7 +28,11 @@ if TYPE_CHECKING:
     from paywarden.models.registry.registry import PolicyFacts, Registry, Signer
     from paywarden.models.registry.rules import State, Version
     from paywarden.models.rollout.judgement import Judgement
-    from paywarden.models.rollout.rollout import Rollout
+    from paywarden.models.rollout.rollout import Rollout, RolloutEvent
+
+StepState = Literal["done", "now", "stopped", "ahead"]
+_BASIS_POINTS = 10_000
+_EARLIER_MAX, _EVENTS_MAX = 10, 50
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,7 @@ class RegistryView:
 
 @dataclass(frozen=True)
 class MeasureRow:
-    """A measure of the candidate, as a ratio to the champion."""
+    """A measure of the candidate, as a ratio to the champion. `meaning`: what it counts. `is_harm`: it rolls back."""
 
     name: str
     is_within: bool
@@ -92,14 +98,22 @@ class MeasureRow:
     candidate_events: int
     # Whether a step waits until it is within.
     has_margin: bool = True
+    meaning: str = ""
+    is_harm: bool = False
 
 
 @dataclass(frozen=True)
 class JudgementView:
-    """What a look has found. Money: losses by approved fraud, minor units for 1,000 payments."""
+    """What a look has found. Money: losses by approved fraud, minor units for 1,000 payments.
+
+    `champion_cards`, `candidate_cards`: the cards that were compared. `chart`: the intervals of the measures.
+    """
 
     line: str
+    champion_cards: int
+    candidate_cards: int
     measures: tuple[MeasureRow, ...]
+    chart: Intervals | None = None
     money_champion: float | None = None
     money_candidate: float | None = None
     money_low: float | None = None
@@ -107,12 +121,39 @@ class JudgementView:
 
 
 @dataclass(frozen=True)
+class StepRow:
+    """A step of a rollout: the candidate's share of the cards, and how long it takes at least; None for the last."""
+
+    share: float
+    hours: float | None
+    state: StepState
+
+
+@dataclass(frozen=True)
+class EndedRow:
+    """An earlier rollout: how it ended, and why."""
+
+    name: str
+    phase: str
+    cause: str
+    time_ms: int
+
+
+@dataclass(frozen=True)
 class RolloutView:
-    """The newest rollout. `trouble`: why it cannot be read."""
+    """The newest rollout. `trouble`: why it cannot be read. `cause`: why the phase is what it is.
+
+    `is_by_itself`: the evidence has ended it, and no person. `events`: what changed it. `earlier`: those before it.
+    """
 
     name: str = ""
     line: str = ""
     phase: str = ""
+    cause: str = ""
+    is_by_itself: bool = False
+    steps: tuple[StepRow, ...] = ()
+    earlier: tuple[EndedRow, ...] = ()
+    version: str = ""
     share: float = 0.0
     since_ms: int = 0
     has_ended: bool = True
@@ -187,12 +228,12 @@ class Desk:
 
         try:
             keeper = RolloutKeeper(rollouts.read_rollouts(self.source))
-            found, events = keeper.rollout, keeper.events
+            history = _history(keeper.events)
         except PaywardenError as error:
-            return RolloutView(trouble=str(error))
-        if found is None:
-            return RolloutView(log=rollouts.log_in_words(self.source))
-        return _rollout_view(found, _happened(events))
+            return RolloutView(trouble=str(error), version=f"not known: {error}")
+        if not history:
+            return RolloutView(log=rollouts.log_in_words(self.source), version="none")
+        return _rollout_view(history)
 
     def happenings(self, first_ms: int, last_ms: int) -> Sequence[Happened]:
         """Returns what happened to models and rollouts between two times, for the time line of an alert."""
@@ -200,7 +241,8 @@ class Desk:
 
         found: list[Happened] = []
         try:
-            found += _happened(RolloutKeeper(rollouts.read_rollouts(self.source)).events)
+            history = _history(RolloutKeeper(rollouts.read_rollouts(self.source)).events)
+            found += _happened(history)
             if self.has_registry:
                 found += [
                     Happened(one.time_ms, one.entry.kind, one.entry.by, one.entry.why)
@@ -299,40 +341,117 @@ def _version(state: State, version: Version) -> VersionRow:
     return VersionRow(model_version(state, version), version.digest, version.bundle, version.policy)
 
 
-def _happened(events: Sequence[object]) -> list[Happened]:
-    from paywarden.models.rollout.rollout import RolloutEvent
+def _history(events: Sequence[RolloutEvent]) -> list[tuple[RolloutEvent, Rollout]]:
+    """Returns the events of a log, each with the state after it."""
+    from paywarden.models.rollout.rollout import after
 
-    return [
-        Happened(one.time_ms, f"rollout {one.kind.value}", one.by, one.why)
-        for one in events
-        if isinstance(one, RolloutEvent)
-    ]
+    history: list[tuple[RolloutEvent, Rollout]] = []
+    rollout: Rollout | None = None
+    for event in events:
+        rollout = after(rollout, event)
+        history.append((event, rollout))
+    return history
 
 
-def _rollout_view(found: Rollout, events: Sequence[Happened]) -> RolloutView:
+def _happened(history: Sequence[tuple[RolloutEvent, Rollout]]) -> list[Happened]:
+    """Returns what has changed a rollout. A look that changes nothing comes every few minutes, and tells nobody."""
+    from paywarden.models.rollout.rollout import EventKind
+
+    found: list[Happened] = []
+    before: tuple[str, object, int] | None = None
+    for event, rollout in history:
+        state = rollout.start.name, rollout.phase, rollout.step
+        if event.kind in (EventKind.LOOKED, EventKind.OUTCOMES):
+            if state != before:
+                kind = "rollout rolled back" if rollout.has_ended else "rollout goes on"
+                text = rollout.cause if rollout.has_ended else _goes_on(rollout)
+                found.append(Happened(event.time_ms, kind, event.by, text))
+        else:
+            found.append(Happened(event.time_ms, f"rollout {event.kind.value}", event.by, event.why))
+        before = state
+    return found
+
+
+def _goes_on(rollout: Rollout) -> str:
+    return f"{rollout.start.name}: the candidate gets {percent(rollout.share / _BASIS_POINTS)} of the cards"
+
+
+def _rollout_view(history: Sequence[tuple[RolloutEvent, Rollout]]) -> RolloutView:
+    from paywarden.models.rollout.rollout import BY_A_PERSON
+
+    last, found = history[-1]
+    own = [(event, state) for event, state in history if state.start.name == found.start.name]
+    ends = {state.start.name: state for _, state in history if state.start.name != found.start.name}
+    earlier = tuple(
+        EndedRow(name, one.phase.value, one.cause, one.since_ms)
+        for name, one in list(ends.items())[::-1][:_EARLIER_MAX]
+    )
     return RolloutView(
         found.start.name,
         found.line,
         found.phase.value,
-        found.share / 10_000,
+        found.cause,
+        found.has_ended and last.kind not in BY_A_PERSON,
+        _steps(found),
+        earlier,
+        f"{found.start.name} {len(history)} {found.time_ms}",
+        found.share / _BASIS_POINTS,
         found.since_ms,
         found.has_ended,
         found.may_be_promoted,
         found.start.champion.bundle_digest,
         found.start.candidate.bundle_digest,
-        None if found.judgement is None else _judgement(found.judgement, found.start.plan.with_margin),
-        None if found.outcomes is None else _judgement(found.outcomes, found.start.plan.with_margin),
-        tuple(events[-50:]),
+        None if found.judgement is None else _judgement(found, found.judgement),
+        None if found.outcomes is None else _judgement(found, found.outcomes),
+        tuple(_happened(own)[-_EVENTS_MAX:][::-1]),
         in_shadow=found.in_shadow,
     )
 
 
-def _judgement(judgement: Judgement, with_margin: Collection[str]) -> JudgementView:
-    money = judgement.money
+def _steps(rollout: Rollout) -> tuple[StepRow, ...]:
+    plan = rollout.start.plan
+    hours = (*plan.step_hours, None)
+    return tuple(
+        StepRow(share / _BASIS_POINTS, hours[number], _step_state(rollout, number))
+        for number, share in enumerate(plan.steps)
+    )
+
+
+def _step_state(rollout: Rollout, number: int) -> StepState:
+    if rollout.phase.value == "promoted" or number < rollout.step:
+        return "done"
+    if number > rollout.step or rollout.phase.value == "pending":
+        return "ahead"
+    return "stopped" if rollout.has_ended else "now"
+
+
+def _judgement(rollout: Rollout, judgement: Judgement) -> JudgementView:
+    from paywarden.models.rollout.plan import OUTCOME_MEASURES
+
+    money, plan = judgement.money, rollout.start.plan
+    meanings = {one.name: one.meaning for one in (*plan.measures, *OUTCOME_MEASURES)}
     measures = tuple(
-        MeasureRow(one.name, one.is_within, one.low, one.high, one.evidence, *one.events, one.name in with_margin)
+        MeasureRow(
+            one.name,
+            one.is_within,
+            one.low,
+            one.high,
+            one.evidence,
+            *one.events,
+            one.name in plan.with_margin,
+            meanings.get(one.name, ""),
+            one.evidence >= 0,
+        )
         for one in judgement.measures
     )
+    chart = intervals([(one.name, one.low, one.high) for one in measures])
+    view = JudgementView(judgement.line, *judgement.cards, measures, chart)
     if money is None:
-        return JudgementView(judgement.line, measures)
-    return JudgementView(judgement.line, measures, money.champion, money.candidate, money.low, money.high)
+        return view
+    return replace(
+        view,
+        money_champion=money.champion,
+        money_candidate=money.candidate,
+        money_low=money.low,
+        money_high=money.high,
+    )

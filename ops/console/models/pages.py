@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import dataclass
 
 from paywarden.ops.console.models.desk import Desk, RegistryView, RolloutView
@@ -15,6 +17,7 @@ STOPPERS = frozenset({Role.MODEL_OWNER, Role.LEAD})
 _WHY = Field("why", "Why, for the log", is_required=True)
 _PASSPHRASE = Field("passphrase", "The passphrase of your key, where there is a registry")
 _PROPOSAL = Field("proposal", "The digest of the proposal", is_required=True)
+_VERSION_S = 1.0
 _ROLLOUT_ACTS = {"pause": "paused", "resume": "resumed", "abort": "aborted", "promote": "promoted"}
 
 
@@ -35,6 +38,8 @@ class Models:
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
+        # Each open page asks every second.
+        self._version = (-math.inf, "")
 
     def section(self) -> Section:
         """Returns the section."""
@@ -44,6 +49,7 @@ class Models:
         go_on = Field("act", "What to do", is_required=True, choices=("resume", "promote"))
         pages = (
             Page("/models", self.show, "Versions, approvals and the newest rollout", view=ModelsView),
+            Page("/models/version", self.show_version, "A text that changes with the rollout"),
             Page("/models/approve", self.approve, "Approve a proposal", "POST", OWNERS, proposal),
             Page("/models/promote", self.promote, "Let a proposal decide", "POST", OWNERS, proposal),
             Page(
@@ -72,6 +78,14 @@ class Models:
             self._desk.may_sign(visit.person),
         )
         return Shown("models/models.html", view, "Models and rollouts")
+
+    def show_version(self, _: Visit) -> Shown:
+        """Say whether the rollout has changed."""
+        read_s, version = self._version
+        if time.monotonic() - read_s >= _VERSION_S:
+            version = self._desk.rollout().version
+            self._version = time.monotonic(), version
+        return Shown("", {"version": version}, "Version")
 
     def approve(self, visit: Visit) -> Done:
         """Approve a proposal."""

@@ -34,7 +34,8 @@ addEventListener("pageshow", () => document.querySelectorAll("form[data-sent]").
 
 // What is live: a part of the page with the address of its number of changes. A new number fetches the page again.
 for (const live of document.querySelectorAll("[data-live]")) {
-  const state = document.querySelector("[data-live-state]");
+  // The part that is fetched anew has it, too.
+  const tell = (text) => document.querySelectorAll("[data-live-state]").forEach((state) => (state.textContent = text));
   let known = live.dataset.version;
   const look = async () => {
     if (document.hidden) {
@@ -46,8 +47,10 @@ for (const live of document.querySelectorAll("[data-live]")) {
       if (!answer.ok) throw new Error(answer.status);
       const { version } = await answer.json();
       const busy = live.contains(document.activeElement) && document.activeElement.matches("input, select, textarea");
+      // What somebody has typed is not taken away.
+      const typed = [...live.querySelectorAll("input, textarea")].some((field) => field.value !== field.defaultValue);
       const ticked = live.querySelector("input[type=checkbox]:checked");
-      if (String(version) !== known && !busy && !ticked) {
+      if (String(version) !== known && !busy && !typed && !ticked) {
         const page = await fetch(location.href, { credentials: "same-origin", redirect: "error" });
         if (!page.ok) throw new Error(page.status);
         const text = new DOMParser().parseFromString(await page.text(), "text/html");
@@ -61,10 +64,10 @@ for (const live of document.querySelectorAll("[data-live]")) {
           if (again) { again.focus(); again.closest("tr")?.classList.add("at"); }
         }
       }
-      if (state) state.textContent = "Live";
+      tell("Live");
       if (live.hasAttribute("data-is-over")) return;
     } catch (error) {
-      if (state) state.textContent = "Not live: the console does not answer, or your session has ended. Reload the page.";
+      tell("Not live: the console does not answer, or your session has ended. Reload the page.");
     }
     setTimeout(look, 1000);
   };

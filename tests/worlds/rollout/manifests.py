@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from paywarden.models.bundle.bundle import FORMAT, MANIFEST, Manifest
+from paywarden.models.policy.policy import PolicySettings, policy_digest
+from paywarden.models.policy.text import policy_text
+from paywarden.models.registry.registry import BundleFacts, PolicyFacts
 from paywarden.models.rollout.rollout import Version
 
 
@@ -19,3 +22,16 @@ def manifest_in(folder: Path) -> Version:
     folder.mkdir()
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return Version(manifest.digest, "", str(folder))
+
+
+def bundle_to_register(folder: Path) -> BundleFacts:
+    """Make such a bundle, and return what a registry takes of it: a host would refuse it, but it may be promoted."""
+    version = manifest_in(folder)
+    files = {MANIFEST: (folder / MANIFEST).read_bytes()}
+    return BundleFacts(version.bundle_digest, folder.name, "1" * 16, "", files)
+
+
+def policy_to_register(decline_at: float) -> PolicyFacts:
+    """Returns a policy with this threshold, for a registry."""
+    settings = PolicySettings(review_at=0.1, decline_at=decline_at)
+    return PolicyFacts(policy_digest(settings, {}), policy_text(settings, {}))

@@ -32,6 +32,7 @@ from paywarden.ops.wiring.registry import model_registry
 from paywarden.schemas.settings import Source
 from tests.services.product.console import NOW_MS, ConsoleUnderTest, console_under_test, csrf_of
 from tests.unit.models.rollout.test_judgement import counts_of
+from tests.worlds.rollout.manifests import bundle_to_register, policy_to_register
 
 PASSPHRASE = "a passphrase"
 NAMES = ("anna", "ben")
@@ -44,6 +45,7 @@ class Registered:
     console: ConsoleUnderTest
     desk: Desk
     proposal: str
+    keys: dict[str, Ed25519PrivateKey]
 
 
 @pytest.fixture
@@ -71,7 +73,7 @@ def world(tmp_path: Path) -> Iterator[Registered]:
     tokens = {token_digest(f"pwc_{name}"): person for name, person in owners.items()}
     # Demo people, so that a test logs in without a password.
     console.shell.people = replace(People.demo(), people={**People.demo().people, **owners}, tokens=tokens)
-    yield Registered(console, Desk(source, str(folder)), entry.digest)
+    yield Registered(console, Desk(source, str(folder)), entry.digest, keys)
     console.database.close()
 
 
@@ -91,6 +93,59 @@ def test_whoever_proposed_cannot_approve_and_another_can(world: Registered) -> N
     assert "You approved it." in text
     assert 'action="/models/approve"' not in text
     assert [entry.by for entry in world.console.audit.newest(20) if entry.act == "approved"] == ["ben"]
+
+
+def test_a_rollback_that_is_sent_twice_goes_back_once(world: Registered, tmp_path: Path) -> None:
+    """Without a script a second click went back to the version before the one before."""
+    sections = [Models(world.desk).section()]
+    registry = model_registry(world.desk.source)
+    anna = Signer("anna", world.keys["anna"])
+    ben = Signer("ben", world.keys["ben"])
+    first = bundle_to_register(tmp_path / "model-3")
+    for number in range(3):
+        policy = policy_to_register(0.5 + number / 10)
+        *_, entry = registry.register(anna, None if number else first, policy, why="w", now_ms=NOW_MS)
+        registry.approve(ben, entry.digest, why="w", now_ms=NOW_MS)
+        registry.promote(anna, entry.digest, why="w", now_ms=NOW_MS)
+    browser = world.console.browser(sections, "ben")
+    text = browser.get("/models").text
+    form = re.search(r'<form method="post" action="/models/rollback".*?</form>', text, re.S)
+    assert form is not None
+    once = re.search(r'name="once" value="([^"]+)"', form[0])
+    assert once is not None
+    data = {"why": "w", "passphrase": PASSPHRASE, "csrf": csrf_of(text), "once": once[1]}
+    assert [browser.post("/models/rollback", data=data).status_code for _ in range(2)] == [303, 303]
+    assert "The form was sent twice, and counts once." in browser.get("/models").text
+    champion = registry.state().champion
+    assert champion is not None
+    assert champion.policy == policy_to_register(0.6).digest
+
+
+def test_the_page_tells_of_this_rollout_alone_and_of_what_changed_it(tmp_path: Path) -> None:
+    """Looks that changed nothing, and events of earlier rollouts, stood between."""
+    log = tmp_path / "rollouts.jsonl"
+    keeper = RolloutKeeper(FileRolloutLog(log))
+    for number, name in enumerate(("r-1", "r-2")):
+        start = Start(name, "00" * 16, Version("a" * 64), Version("b" * 64), plan_of([50, 100]))
+        now = NOW_MS + number * 3_600_000
+        keeper.take(RolloutEvent(EventKind.STARTED, now, "anna", f"why {name}", start))
+        keeper.take(RolloutEvent(EventKind.READY, now + 1, "host-1"))
+        for look in range(3):
+            seen = judge(start.plan, 0, counts_of(1_000, step=0, plan=start.plan))
+            keeper.take(RolloutEvent(EventKind.LOOKED, now + 2 + look * 600_000, "lead", step=0, judgement=seen))
+        if number == 0:
+            keeper.take(RolloutEvent(EventKind.ABORTED, now + 1_800_000, "ben", "a bug"))
+    desk = Desk(Source({"rollout": {"log": str(log)}}, {}), "")
+    view = desk.rollout()
+    assert [one.kind for one in view.events] == ["rollout ready", "rollout started"]
+    assert [(one.name, one.phase, one.cause) for one in view.earlier] == [("r-1", "aborted", "aborted by ben: a bug")]
+    assert [one.state for one in view.steps] == ["now", "ahead"]
+    kinds = [one.kind for one in desk.happenings(NOW_MS, NOW_MS + 86_400_000)]
+    assert kinds == ["rollout started", "rollout ready", "rollout aborted", "rollout started", "rollout ready"]
+    console = console_under_test(tmp_path)
+    version = console.browser([Models(desk).section()], "demo-analyst").get("/models/version").json()
+    assert version == {"version": view.version}
+    console.database.close()
 
 
 def _kafka_is_away(*_: object) -> bool:
@@ -217,15 +272,14 @@ def test_a_rollout_that_has_ended_says_nothing_about_who_decides_now(tmp_path: P
     text = browser.get("/models").text
     assert "has 50 % of the cards" in text
     # No step waits for the highest one in a hundred, so it is neither within a margin nor beyond it.
-    within = dict(re.findall(r"<tr><td>([a-z ]+)</td>.*?<td>([^<]*)</td></tr>", text))
-    assert (within["score upper"], within["score top"]) == ("yes", "–")
+    rows = re.findall(r'<span>(score \w+)<br>.*?data-name="Means"><span class="\w+">([^<]*)', text)
+    assert dict(rows) == {"score upper": "within the margin", "score top": "watched for harm alone"}
     told = CliRunner().invoke(cli, ["rollout", "status"], env={"PAYWARDEN_ROLLOUT_LOG": str(log)}).stdout
     assert re.search(r"score_upper +yes ", told)
     assert re.search(r"score_top +– ", told)
     keeper.take(RolloutEvent(EventKind.ABORTED, NOW_MS + 3, "anna", "enough"))
     text = browser.get("/models").text
-    assert "of the cards, the champion is" not in text
-    assert (
-        "The rollout has ended. It compared the candidate <code>bbbbbbbbbbbb</code> with the champion of then" in text
-    )
+    assert "Aborted by anna: enough." in text
+    assert "has 50 % of the cards" not in text
+    assert "It compared the candidate <code>bbbbbbbbbbbb</code> with the champion of then" in text
     console.database.close()

@@ -1,0 +1,271 @@
+"""Models and rollouts in a real browser: each act by keys, two people, and a rollout that is stopped by itself."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
+
+from paywarden.models.registry.people import public_text
+from paywarden.models.registry.registry import Registry, Signer
+from paywarden.models.rollout.judgement import judge
+from paywarden.models.rollout.log import FileRolloutLog, RolloutKeeper
+from paywarden.models.rollout.plan import plan_of
+from paywarden.models.rollout.rollout import EventKind, Phase, RolloutEvent, Start, Version
+from paywarden.ops.console.people.people import Person, Role
+from paywarden.ops.times import now_ms
+from paywarden.ops.wiring.registry import model_registry
+from paywarden.schemas.settings import Source
+from tests.services.missing_tools import CHROMIUM
+from tests.services.product.console_browser import Running, served_console
+from tests.unit.models.rollout.test_judgement import counts_of
+from tests.worlds.rollout.manifests import bundle_to_register, policy_to_register
+
+playwright_api = pytest.importorskip("playwright.sync_api", reason=CHROMIUM.reason)
+axe_api = pytest.importorskip("axe_playwright_python.sync_playwright", reason=CHROMIUM.reason)
+_CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(_CHROMIUM is None, reason=CHROMIUM.reason)
+
+PASSPHRASE = "a passphrase of hers"
+NAMES = ("anna", "ben", "cleo")
+_PICTURES = os.environ.get("PAYWARDEN_PICTURES", "")
+_WIDE, _PHONE = {"width": 1280, "height": 960}, {"width": 390, "height": 844}
+_PATIENCE_MS = 60_000
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with (
+        playwright_api.sync_playwright() as playwright,
+        closing(playwright.chromium.launch(executable_path=_CHROMIUM, args=["--no-sandbox"])) as browser,
+    ):
+        yield browser
+
+
+@dataclass
+class Desk:
+    """A console with a registry: cleo's model decides, and anna proposes another policy for it."""
+
+    running: Running
+    registry: Registry
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    keys = {name: Ed25519PrivateKey.generate() for name in NAMES}
+    folder = tmp_path / "keys"
+    folder.mkdir()
+    lines = []
+    for name, key in keys.items():
+        sealed = BestAvailableEncryption(PASSPHRASE.encode())
+        (folder / f"{name}.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, sealed))
+        roles = '["propose", "approve", "promote", "roll_back", "rollout"]'
+        lines.append(f'[[person]]\nname = "{name}"\nroles = {roles}\nkeys = ["{public_text(key.public_key())}"]\n')
+    people = tmp_path / "registry-people.toml"
+    people.write_text("".join(lines))
+    people.chmod(0o600)
+    models = {"people": str(people), "folder": str(tmp_path / "registry"), "approvals": 1}
+    registry = model_registry(Source({"models": models, "serve": {"runtime": str(tmp_path)}}, {}))
+    anna, ben, cleo = (Signer(name, keys[name]) for name in NAMES)
+    now = now_ms() - 600_000
+    bundle = bundle_to_register(tmp_path / "model-2")
+    *_, first = registry.register(cleo, bundle, policy_to_register(0.5), why="the first", now_ms=now)
+    registry.approve(ben, first.digest, why="measured well", now_ms=now + 1)
+    registry.promote(anna, first.digest, why="we begin", now_ms=now + 2)
+    registry.register(anna, None, policy_to_register(0.6), why="fewer declined customers", now_ms=now + 3)
+    owners = [Person(name, frozenset({Role.MODEL_OWNER, Role.LEAD})) for name in NAMES]
+    with served_console(tmp_path / "console", models, str(folder), owners) as running:
+        yield Desk(running, registry)
+
+
+def _logged_in(chromium: Any, running: Running, person: str) -> Any:
+    context = chromium.new_context(viewport=_WIDE, base_url=running.url)
+    context.set_default_timeout(_PATIENCE_MS)
+    page = context.new_page()
+    page.goto("/login?next=/models")
+    _tab_to(page, f"button[value={person}]")
+    page.keyboard.press("Enter")
+    page.get_by_role("heading", name="Models and rollouts").wait_for()
+    return page
+
+
+def _tab_to(page: Any, selector: str) -> None:
+    for _ in range(120):
+        page.keyboard.press("Tab")
+        if page.evaluate("selector => document.activeElement.matches(selector)", selector):
+            return
+    raise AssertionError(f"{selector} cannot be reached by Tab on {page.url}")
+
+
+def _act(page: Any, form: str, button: str, why: str, passphrase: str = "") -> None:
+    """Fill in a form and press its button, by keys alone."""
+    _tab_to(page, f"form[action='{form}'] input[name=why]")
+    page.keyboard.type(why)
+    if passphrase:
+        _tab_to(page, f"form[action='{form}'] input[name=passphrase]")
+        page.keyboard.type(passphrase)
+    _tab_to(page, f"form[action='{form}'] {button}")
+    page.keyboard.press("Enter")
+
+
+def _look(page: Any, name: str) -> None:
+    """A page has no serious finding and fits a phone."""
+    found = axe_api.Axe().run(page).response["violations"]
+    serious = [(one["id"], one["nodes"][0]["html"][:200]) for one in found if one["impact"] in ("serious", "critical")]
+    assert not serious, (name, serious)
+    for kind, size in (("wide", _WIDE), ("phone", _PHONE)):
+        page.set_viewport_size(size)
+        width = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert width <= 0, (name, kind)
+        if _PICTURES:
+            page.screenshot(path=str(Path(_PICTURES) / f"models-{name}-{kind}.png"), full_page=True)
+    page.set_viewport_size(_WIDE)
+
+
+def test_two_people_let_a_version_decide_and_go_back_by_keys(desk: Desk, chromium: Any) -> None:
+    anna, ben = (_logged_in(chromium, desk.running, name) for name in NAMES[:2])
+    anna.get_by_text("You proposed it or registered a part of it: others approve it.").wait_for()
+    assert anna.locator("form[action='/models/approve']").count() == 0
+    _look(ben, "proposed")
+    _act(ben, "/models/approve", "button", "fewer reviews, same fraud", "another passphrase")
+    ben.get_by_text("The passphrase is wrong").wait_for()
+    assert not desk.registry.state().history[1:]
+    ben.goto("/models")
+    _act(ben, "/models/approve", "button", "fewer reviews, same fraud", PASSPHRASE)
+    ben.get_by_text("You approved it.").wait_for()
+    anna.reload()
+    _act(anna, "/models/promote", "button", "approved", PASSPHRASE)
+    anna.get_by_text("Promoted the version").wait_for()
+    champion = desk.registry.state().champion
+    assert champion is not None
+    assert champion.policy == policy_to_register(0.6).digest
+    ben.reload()
+    _act(ben, "/models/rollback", "button", "reviews came too late", PASSPHRASE)
+    ben.get_by_text("Rolled back to the version").wait_for()
+    champion = desk.registry.state().champion
+    assert champion is not None
+    assert champion.policy == policy_to_register(0.5).digest
+    ben.get_by_role("cell", name="reviews came too late").wait_for()
+    _look(ben, "rolled-back-champion")
+    for page in (anna, ben):
+        page.context.close()
+
+
+def test_a_policy_is_drafted_replayed_proposed_and_approved_by_keys(desk: Desk, chromium: Any) -> None:
+    anna, ben = (_logged_in(chromium, desk.running, name) for name in NAMES[:2])
+    ben.goto("/policy")
+    _tab_to(ben, "textarea[name=text]")
+    draft = ben.locator("textarea[name=text]").input_value()
+    ben.keyboard.press("Control+a")
+    ben.keyboard.insert_text(draft.replace("decline_at = 0.8", "decline_at = 0.6"))
+    _tab_to(ben, "button[formaction='/policy/replay']")
+    ben.keyboard.press("Enter")
+    ben.wait_for_url("**/policy/replays/*")
+    ben.get_by_text("It is done.").wait_for()
+    ben.reload()
+    _look(ben, "policy-replayed")
+    _act(ben, "/policy/propose", "button", "declines more of the worst", PASSPHRASE)
+    ben.wait_for_url("**/models")
+    ben.get_by_text("Proposed the policy").wait_for()
+    anna.reload()
+    _act(anna, "/models/approve", "button", "the replay looks right", PASSPHRASE)
+    anna.get_by_text("You approved it.").wait_for()
+    for page in (anna, ben):
+        page.context.close()
+
+
+@dataclass
+class Canary:
+    """A console without a registry, and a rollout at one in ten of the cards."""
+
+    running: Running
+    keeper: RolloutKeeper
+
+    def look(self, cards: int, **more: float) -> None:
+        """Look at the step: so many cards, and how much more often the candidate's have an event."""
+        found = self.keeper.refresh()
+        assert found is not None
+        plan = found.start.plan
+        seen = judge(plan, found.step, counts_of(cards, ratios=more, step=found.step, plan=plan))
+        self.keeper.take(
+            RolloutEvent(EventKind.LOOKED, max(now_ms(), found.time_ms), "lead", step=found.step, judgement=seen)
+        )
+
+
+@pytest.fixture
+def canary(tmp_path: Path) -> Iterator[Canary]:
+    with served_console(tmp_path) as running:
+        keeper = RolloutKeeper(FileRolloutLog(tmp_path / "rollouts.jsonl"))
+        start = Start("r-7", "00" * 16, Version("a" * 64), Version("b" * 64), plan_of([10, 50, 100]))
+        keeper.take(RolloutEvent(EventKind.STARTED, now_ms() - 60_000, "anna", "finds more of the new pattern", start))
+        yield Canary(running, keeper)
+
+
+def test_a_rollout_is_watched_paused_resumed_and_aborted_by_keys(canary: Canary, chromium: Any) -> None:
+    lead, owner = (_logged_in(chromium, canary.running, name) for name in ("demo-lead", "demo-model-owner"))
+    lead.get_by_text("It waits until a host has loaded the candidate.").wait_for()
+    canary.keeper.take(RolloutEvent(EventKind.READY, now_ms(), "host-1"))
+    # Nobody reloads the page.
+    lead.get_by_text("The candidate has 10 % of the cards").wait_for()
+    canary.look(6_000)
+    lead.get_by_text("Not known yet").first.wait_for()
+    _look(lead, "rollout-runs")
+    _act(lead, "/rollout/stop", "button[value=pause]", "the shop has a sale")
+    lead.get_by_text("The candidate keeps 10 % of the cards, and gets no more.").wait_for()
+    owner.get_by_text("Paused by demo-lead: the shop has a sale.").wait_for()
+    _act(owner, "/rollout/go-on", "button[value=resume]", "the sale is over")
+    owner.get_by_text("The candidate has 10 % of the cards").wait_for()
+    # A lead stops what may do harm, and lets nothing go on.
+    lead.get_by_text("The candidate has 10 % of the cards").wait_for()
+    assert lead.locator("form[action='/rollout/go-on']").count() == 0
+    _act(lead, "/rollout/stop", "button[value=abort]", "a bug in the candidate")
+    lead.get_by_text("It ended at").wait_for()
+    assert "Aborted by demo-lead: a bug in the candidate." in lead.locator("main").inner_text()
+    found = canary.keeper.refresh()
+    assert found is not None
+    assert found.phase is Phase.ABORTED
+    _look(lead, "rollout-aborted")
+    for page in (lead, owner):
+        page.context.close()
+
+
+def test_a_page_says_why_a_rollout_was_rolled_back_by_itself(canary: Canary, chromium: Any) -> None:
+    analyst = _logged_in(chromium, canary.running, "demo-analyst")
+    canary.keeper.take(RolloutEvent(EventKind.READY, now_ms(), "host-1"))
+    canary.look(6_000)
+    analyst.get_by_text("Not known yet").first.wait_for()
+    canary.look(60_000, decline=1.6)
+    analyst.get_by_text("It was rolled back by itself").wait_for()
+    text = analyst.locator("main").inner_text()
+    assert "Decline is more frequent with the candidate" in text
+    assert "harm: stops the rollout" in text
+    assert "Since then the champion decides about all cards" in text
+    assert "10 % stopped here" in " ".join(text.split())
+    assert analyst.locator("main form").count() == 0
+    _look(analyst, "rollout-harmful")
+    analyst.context.close()
+
+
+def test_a_page_that_is_live_no_more_says_so(canary: Canary, chromium: Any) -> None:
+    """After the first change the words "not live" went to a part of the page that nobody saw any more."""
+    page = _logged_in(chromium, canary.running, "demo-lead")
+    canary.keeper.take(RolloutEvent(EventKind.READY, now_ms(), "host-1"))
+    page.get_by_text("The candidate has 10 % of the cards").wait_for()
+    _tab_to(page, "form[action='/rollout/stop'] input[name=why]")
+    page.keyboard.type("half a sentence")
+    page.keyboard.press("Tab")
+    canary.look(6_000)
+    page.wait_for_timeout(2_500)
+    # What somebody types stays.
+    assert page.locator("form[action='/rollout/stop'] input[name=why]").input_value() == "half a sentence"
+    page.route("**/models/version", lambda route: route.abort())
+    page.get_by_text("Not live: the console does not answer").wait_for()
+    page.context.close()
