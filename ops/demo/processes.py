@@ -24,7 +24,8 @@ from paywarden.schemas.errors import TemporaryFailure
 
 PARTS = ("stream", "companion", "serve")
 """Commands, in the order of their start."""
-START_TIMEOUT_S = 120.0
+# A part that ends is told at once. One that is only slow may have a machine with twenty others.
+START_TIMEOUT_S = 300.0
 _ANSWER_TIMEOUT_S = 5.0
 _STOP_TIMEOUT_S = 25.0
 _LOOK_EVERY_S = 0.1

@@ -134,6 +134,9 @@ def test_two_people_let_a_version_decide_and_go_back_by_keys(desk: Desk, chromiu
     anna, ben = (_logged_in(chromium, desk.running, name) for name in NAMES[:2])
     anna.get_by_text("You proposed it or registered a part of it: others approve it.").wait_for()
     assert anna.locator("form[action='/models/approve']").count() == 0
+    text = ben.locator(".diff").inner_text()
+    assert "− decline_at = 0.5" in text
+    assert "+ decline_at = 0.6" in text
     _look(ben, "proposed")
     _act(ben, "/models/approve", "button", "fewer reviews, same fraud", "another passphrase")
     ben.get_by_text("The passphrase is wrong").wait_for()

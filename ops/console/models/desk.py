@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from paywarden.ops.console.charts import Intervals, intervals
 from paywarden.ops.console.inbox.store import Happened
+from paywarden.ops.console.models.changes import Changes, changes_of
 from paywarden.ops.console.pages import PageRefused
 from paywarden.ops.console.people.people import Person
 from paywarden.ops.console.rendering import percent
@@ -58,6 +59,7 @@ class ProposalRow:
     needed: int
     is_approved: bool
     is_own: bool
+    changes: Changes
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,7 @@ class Desk:
                 needed,
                 state.is_approved(one, registry.rules, now_ms),
                 person.name in one.not_approvers,
+                changes_of(registry, state, one.version),
             )
             for one in state.proposals.values()
         ]

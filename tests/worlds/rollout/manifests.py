@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from paywarden.models.bundle.bundle import FORMAT, MANIFEST, Manifest
@@ -31,7 +32,9 @@ def bundle_to_register(folder: Path) -> BundleFacts:
     return BundleFacts(version.bundle_digest, folder.name, "1" * 16, "", files)
 
 
-def policy_to_register(decline_at: float) -> PolicyFacts:
-    """Returns a policy with this threshold, for a registry."""
-    settings = PolicySettings(review_at=0.1, decline_at=decline_at)
-    return PolicyFacts(policy_digest(settings, {}), policy_text(settings, {}))
+def policy_to_register(decline_at: float, lists: Mapping[str, frozenset[str]] | None = None) -> PolicyFacts:
+    """Returns a policy with this threshold and these lists, for a registry."""
+    entries = lists or {}
+    named = {name: tuple(sorted(of_list)) for name, of_list in entries.items()}
+    settings = PolicySettings(review_at=0.1, decline_at=decline_at, lists=named)
+    return PolicyFacts(policy_digest(settings, entries), policy_text(settings, entries))

@@ -121,6 +121,29 @@ def test_a_rollback_that_is_sent_twice_goes_back_once(world: Registered, tmp_pat
     assert champion.policy == policy_to_register(0.6).digest
 
 
+def test_an_approver_sees_what_a_version_changes(world: Registered, tmp_path: Path) -> None:
+    registry = model_registry(world.desk.source)
+    anna, ben = (Signer(name, world.keys[name]) for name in NAMES)
+    first = bundle_to_register(tmp_path / "model-3")
+    *_, entry = registry.register(anna, first, policy_to_register(0.5), why="w", now_ms=NOW_MS)
+    registry.approve(ben, entry.digest, why="w", now_ms=NOW_MS)
+    registry.promote(anna, entry.digest, why="w", now_ms=NOW_MS)
+    policy = policy_to_register(0.7, {"stolen": frozenset({"card-1", "card-2"})})
+    registry.register(anna, bundle_to_register(tmp_path / "model-4"), policy, why="w", now_ms=NOW_MS)
+    view = world.desk.registry(Person("ben", frozenset(Role)), NOW_MS)
+    changes, damaged = (one.changes for one in view.proposals)
+    told = [(line.kind, line.text) for line in changes.policy if line.kind != "same"]
+    assert told == [("gone", "decline_at = 0.5"), ("new", "decline_at = 0.7"), ("new", "list stolen: 2 entries")]
+    assert changes.model is not None
+    assert changes.model_now is not None
+    assert (changes.model_now.name, changes.model.name) == ("model-3", "model-4")
+    text = world.console.browser([Models(world.desk).section()], "ben").get("/models").text
+    assert "card-1" not in text
+    # Whoever registered this one named a manifest that is none: the page says so, and shows the rest.
+    assert "wanted a manifest" in damaged.trouble
+    assert "What it changes cannot be shown" in text
+
+
 def test_the_page_tells_of_this_rollout_alone_and_of_what_changed_it(tmp_path: Path) -> None:
     """Looks that changed nothing, and events of earlier rollouts, stood between."""
     log = tmp_path / "rollouts.jsonl"

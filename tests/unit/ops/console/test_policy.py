@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -170,3 +171,30 @@ def test_a_policy_that_decides_nothing_has_no_rule_that_is_quiet(tmp_path: Path)
     assert "This policy decided none of them" in text
     assert "40 %" not in text
     console.database.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("review_at = " + "9" * 5_000, "is not TOML"),
+        ("x = " + "[" * 10_000 + "]" * 10_000, "is not TOML"),
+        ("x = " + "{a=" * 5_000 + "1" + "}" * 5_000, "is not TOML"),
+        ("a." * 20_000 + "b = 1", "keys of at most 8 parts"),
+        ('"a" . ' * 9_000 + "b = 1", "keys of at most 8 parts"),
+        ("a" * 59_000, "is not TOML"),
+        ('"' * 59_000, "is not TOML"),
+        ("'a" * 29_000, "is not TOML"),
+        ("x\n" * 29_000, "is not TOML"),
+        ('lists = {ips = ["' + '", "'.join(["10.0.0.1"] * 4_000) + '"]}', ""),
+    ],
+)
+def test_no_draft_is_a_bug_or_takes_the_console_long(text: str, words: str) -> None:
+    """Numbers of 5,000 digits and deep brackets were answered 500, and a key of 20,000 parts took eight seconds."""
+    began = time.process_time()
+    if words:
+        with pytest.raises(Misconfigured, match=words):
+            draft_source(f"[policy]\n{text}\n")
+    else:
+        assert len(draft_source(f"[policy]\n{text}\n").file["policy"]["lists"]["ips"]) == 4_000
+    # Quadratic ways take some ten seconds and more; this takes milliseconds.
+    assert time.process_time() - began < 3
