@@ -181,6 +181,10 @@ class Missing:
     effect: str = "What you see is as it was then."
 
 
+HELD_EFFECT = "What stands behind it is shown when it ends."
+"""What it means that an open transaction holds a topic up."""
+
+
 def nothing_missing() -> list[Missing]:
     """Returns what a section without outside parts misses."""
     return []

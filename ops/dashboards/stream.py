@@ -154,6 +154,13 @@ _TROUBLE = Section(
             alerts=("PaywardenRecordsExpired",),
         ),
         Panel(
+            "Open transactions",
+            "For how long readers have stood behind a transaction that a producer leaves open. 0 on a quiet day.",
+            "s",
+            (Query("max by (topic) (paywarden_open_transaction_seconds)", "{{topic}}"),),
+            alerts=("PaywardenTransactionOpen",),
+        ),
+        Panel(
             "Profiles set aside",
             "Profiles in an hour that could not be read, events that wait for them, and profiles that came back. "
             "0 on a quiet day.",

@@ -160,6 +160,7 @@ def _stream() -> Iterable[_Family]:
     from paywarden.streams.dead_letters.counts import DeadLetterCounts
     from paywarden.streams.drift.metrics import DetectionMetrics, DriftMetrics
     from paywarden.streams.faust.checked_state import SetAsideState
+    from paywarden.streams.kafka.open_transactions import transaction_gauge
     from paywarden.streams.outcomes.metrics import OutcomeMetrics
     from paywarden.streams.profiles.metrics import StreamMetrics
 
@@ -170,6 +171,7 @@ def _stream() -> Iterable[_Family]:
     DriftMetrics(registry).counted("", [0.5], {})
     DetectionMetrics(registry)
     OutcomeMetrics(registry)
+    transaction_gauge(registry)
     SetAsideState(registry)
     AerospikeMetrics(registry)
     return registry.families()
@@ -181,6 +183,7 @@ def _companion() -> Iterable[_Family]:
     from paywarden.streams.companion.health import CompanionHealth
     from paywarden.streams.companion.metrics import CompanionMetrics
     from paywarden.streams.companion.overlay_exchange import ExchangeMetrics
+    from paywarden.streams.kafka.open_transactions import transaction_gauge
     from paywarden.streams.registry.follower import FollowerMetrics
     from paywarden.streams.rollouts.metrics import RolloutCollector
 
@@ -188,6 +191,7 @@ def _companion() -> Iterable[_Family]:
     # The gauges of age and readiness ask the health object as long as the metrics are read.
     health = CompanionHealth(1)
     CompanionMetrics(registry, _objectives(), health)
+    transaction_gauge(registry)
     ExchangeMetrics(registry)
     FollowerMetrics(registry)
     registry.register(RolloutCollector(MemoryRolloutLog()))

@@ -42,6 +42,7 @@ def companion(
     Raises Misconfigured, BrokerUnavailable.
     """
     from paywarden.features.profiles.plan import compile_plan
+    from paywarden.models.registry.settings import ModelRegistrySettings
     from paywarden.scoring.idempotency.decision_cache import DecisionCacheSettings
     from paywarden.scoring.state.mirror import MirrorSettings
     from paywarden.scoring.state.outbox import OutboxSettings
@@ -53,6 +54,9 @@ def companion(
     from paywarden.streams.health.server import serving_health
     from paywarden.streams.kafka.admin import require_broker
     from paywarden.streams.kafka.clients import KafkaClients
+    from paywarden.streams.kafka.open_transactions import TransactionWatch
+    from paywarden.streams.kafka.topic_names import CURSORS_TOPIC
+    from paywarden.streams.registry.topic import REGISTRY_TOPIC
     from paywarden.streams.rollouts.metrics import RolloutCollector
 
     kafka = stores.kafka_settings(source)
@@ -69,10 +73,11 @@ def companion(
         if overlay.exchange:
             exchange = _overlay_exchange(overlay, plan, registry)
     require_broker(kafka)
+    clients = clients or KafkaClients.of(kafka)
     ids = stores.schema_ids(source)
     publish_catalogue(kafka, ids, stores.catalogue(source))
     built = Companion(
-        clients=clients or KafkaClients.of(kafka),
+        clients=clients,
         settings=settings,
         files=HostFiles(
             mirror=mirror,
@@ -88,11 +93,13 @@ def companion(
         registry=registry,
     )
     registry.register(RolloutCollector(read_rollouts(source)))
+    followed = (REGISTRY_TOPIC,) if source.section("models", ModelRegistrySettings).topic else ()
+    transactions = TransactionWatch(clients, ("profiles", CURSORS_TOPIC, *followed), registry)
     following = following_registry(source, registry)
     host, port = settings.http_host, settings.http_port
     with serving_health(built.health, registry, host=host, port=port, section="companion") as address:
         announce(address)
-        with following, exchange:
+        with following, exchange, transactions.looking():
             yield built
 
 

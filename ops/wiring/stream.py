@@ -72,8 +72,10 @@ def stream_app(source: Source, announce: Callable[[str], object]) -> StreamApp:
     """
     from paywarden.ops.wiring.agents import add_agents
     from paywarden.streams.faust.app import StreamApp
+    from paywarden.streams.faust.transaction_watch import add_transaction_watch
     from paywarden.streams.health.health import metrics_registry
     from paywarden.streams.kafka.admin import partitions_of
+    from paywarden.streams.kafka.topic_names import repartition_topic
     from paywarden.streams.maintenance.live_set_watch import LiveWorker
 
     registry = metrics_registry()
@@ -92,6 +94,10 @@ def stream_app(source: Source, announce: Callable[[str], object]) -> StreamApp:
         drift=drift_parts(source, parts.kafka, parts.ids, registry),
         outcomes=outcome_parts(source),
     )
+    live = stores.live_set(source)
+    repartition = [repartition_topic(entity, live.name) for entity in parts.entities]
+    read = ("payments", "outcomes", "decisions", "dead-letters", *repartition)
+    add_transaction_watch(app, parts.clients, registry, read)
     return app
 
 

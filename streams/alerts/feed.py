@@ -18,6 +18,7 @@ from paywarden.streams.alerts.events import EVENTS_TOPIC, event_decoder
 from paywarden.streams.alerts.records import ACKNOWLEDGEMENTS_TOPIC, ALERTS_TOPIC
 from paywarden.streams.kafka.admin import make_admin, require_broker, watermarks
 from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.open_transactions import OpenTransactions
 from paywarden.streams.kafka.reading import consume_when_there, make_consumer
 from paywarden.streams.kafka.topic_identity import topic_ids
 
@@ -47,11 +48,16 @@ class FeedRecord:
 
 @dataclass(frozen=True)
 class FeedBatch:
-    """What one read brought. `positions`: where each topic goes on. `is_at_end`: whether all has been read."""
+    """What one read brought. `positions`: where each topic goes on. `is_at_end`: whether all has been read.
+
+    `held`: the open transaction behind which records wait since `held_since_ms`; "" for none.
+    """
 
     records: tuple[FeedRecord, ...] = ()
     positions: Mapping[str, Position] = field(default_factory=dict)
     is_at_end: bool = False
+    held: str = ""
+    held_since_ms: int = 0
 
 
 class AlertFeed:
@@ -72,6 +78,7 @@ class AlertFeed:
         self._positions: dict[str, Position] = {}
         self._ended: set[str] = set()
         self._silent_reads = 0
+        self._transactions: OpenTransactions | None = None
 
     def start(self, known: Mapping[str, Position]) -> set[str]:
         """Begin where `known` says. Returns the topics that begin anew: they are others, or lack what comes next.
@@ -79,7 +86,9 @@ class AlertFeed:
         Raises BrokerUnavailable, or Misconfigured for a topic that does not exist.
         """
         self.close()
-        ids = topic_ids(make_admin(self._kafka), self._topics)
+        admin = make_admin(self._kafka)
+        ids = topic_ids(admin, self._topics)
+        self._transactions = OpenTransactions(admin, lambda: [(topic, 0) for topic in self._topics])
         consumer = make_consumer(self._kafka, group_id="paywarden-console")
         self._consumer = consumer
         anew: set[str] = set()
@@ -99,6 +108,7 @@ class AlertFeed:
     def read(self) -> FeedBatch:
         """Returns what is new, after at most half a second. Raises BrokerUnavailable, TemporaryFailure."""
         assert self._consumer is not None, "start comes first"
+        assert self._transactions is not None
         consumed = consume_when_there(self._consumer, _BATCH, _MORE_S, _FIRST_S)
         records = []
         for record in consumed.records:
@@ -113,7 +123,14 @@ class AlertFeed:
             )
             self._ended.add(topic)
         self._listen(is_silent=not consumed.records and not consumed.ended)
-        return FeedBatch(tuple(records), dict(self._positions), self._ended == set(FEED_TOPICS))
+        self._transactions.look()
+        return FeedBatch(
+            tuple(records),
+            dict(self._positions),
+            self._ended == set(FEED_TOPICS),
+            self._transactions.line(),
+            self._transactions.since_ms(),
+        )
 
     def close(self) -> None:
         """Close the client."""

@@ -32,7 +32,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from paywarden.schemas.durability import sync_folder
-from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.streams.kafka.topic_rows import OFFSET, TIMESTAMP, TopicRows, Undecoded
 
 TOPICS = ("payments", "outcomes", "decisions", "shadow-decisions")
@@ -49,6 +49,10 @@ _FOOTER = b"paywarden.archive"
 _NAME = re.compile(r"part-([0-9]+)-([0-9]+)\.parquet")
 _LOCK_FILE = ".lock"
 _UNFINISHED = ".unfinished"
+
+
+class ArchiveUnwritable(TemporaryFailure):
+    """The folder of an archive takes no files now: its disk is full, for example."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ def topic_folder(archive: Path, topic: str) -> Path:
 def locked(archive: Path, topic: str) -> Iterator[None]:
     """Lock a topic's files for one writer. Removes the unfinished files of a killed writer.
 
-    Raises Misconfigured when another process writes them, or the folder cannot be made.
+    Raises Misconfigured when another process writes them, ArchiveUnwritable when they cannot be written.
     """
     folder = topic_folder(archive, topic)
     try:
@@ -91,7 +95,7 @@ def locked(archive: Path, topic: str) -> Iterator[None]:
     except BlockingIOError:
         raise Misconfigured(f"another process is writing to {folder}") from None
     except OSError as error:
-        raise Misconfigured(f"cannot write an archive to {folder}: {error.strerror or error}") from error
+        raise ArchiveUnwritable(f"cannot write an archive to {folder}: {error.strerror or error}") from error
 
 
 def write_part(
@@ -105,7 +109,10 @@ def write_part(
     topic_id: str = "",
     key_digest: str = "",
 ) -> Path:
-    """Write a file whose date is the day of `day_ms`. On return it is on disk, whole."""
+    """Write a file whose date is the day of `day_ms`. On return it is on disk, whole.
+
+    After an OSError it is not there.
+    """
     date = datetime.fromtimestamp(day_ms / 1000, UTC).date().isoformat()
     path = topic_folder(archive, topic) / f"date={date}" / f"part-{partition}-{offsets.start}.parquet"
     path.parent.mkdir(exist_ok=True)
@@ -114,11 +121,16 @@ def write_part(
     if key_digest:
         content["key_digest"] = key_digest
     footer = {_FOOTER: json.dumps(content).encode()}
-    with unfinished.open("wb") as file:
-        pq.write_table(rows.table.replace_schema_metadata(footer), file, compression="zstd")
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    try:
+        with unfinished.open("wb") as file:
+            pq.write_table(rows.table.replace_schema_metadata(footer), file, compression="zstd")
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError:
+        # A part of a file would keep a full disk full.
+        unfinished.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
     return path
 

@@ -40,6 +40,7 @@ from paywarden.streams.decision_index.search import key_hash
 from paywarden.streams.kafka.admin import watermarks
 from paywarden.streams.kafka.client import reason_of
 from paywarden.streams.kafka.clients import KafkaClients
+from paywarden.streams.kafka.open_transactions import OpenTransactions
 from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.kafka.reading import Consumed, Record, consume_when_there
 from paywarden.streams.kafka.topic_identity import topic_ids
@@ -68,7 +69,7 @@ class FillState:
     `is_caught_up`: it had read all topics to their ends. `is_fresh`: to their ends, or to records of the last seconds.
     `read_ms`: when it last heard from Kafka, 0 if never.
     `trouble`: what keeps it from reading since `trouble_since_ms`; "" if nothing does. `undecoded`: records since the
-    start that do not decode.
+    start that do not decode. `held`: the open transaction behind which records wait since `held_since_ms`; "" for none.
     """
 
     is_caught_up: bool = False
@@ -77,11 +78,15 @@ class FillState:
     trouble: str = ""
     trouble_since_ms: int = 0
     undecoded: int = 0
+    held: str = ""
+    held_since_ms: int = 0
 
     def line(self) -> str:
         """Returns a sentence about what may be missing; "" if nothing is."""
         if self.trouble:
             return f"the index does not follow the topics: {self.trouble}"
+        if self.held:
+            return f"the index lacks what its topics hold back: {self.held}"
         return "" if self.is_fresh else "the index is being filled: the newest decisions are not in it yet"
 
 
@@ -106,6 +111,7 @@ class IndexFiller:
         self._unread: set[tuple[str, int]] = set()
         self._consumer: Consumer | None = None
         self._heard_ms, self._asked = 0, 0
+        self._transactions = OpenTransactions(clients.admin, lambda: self._places, now_ms=now_ms)
         self.state = FillState()
 
     def step(self, timeout_s: float = 0.5) -> int:
@@ -124,6 +130,7 @@ class IndexFiller:
             self._unread -= set(consumed.ended)
             self._unread |= {(record.topic, record.partition) for record in consumed.records} - set(consumed.ended)
             self._hear(consumed)
+            self._transactions.look()
         except PaywardenError as error:
             self._fail(error)
             raise
@@ -136,10 +143,12 @@ class IndexFiller:
         self.state = replace(
             self.state,
             is_caught_up=not self._unread,
-            is_fresh=is_fresh,
+            is_fresh=is_fresh and not self._transactions.held,
             read_ms=self._heard_ms,
             trouble="",
             trouble_since_ms=0,
+            held=self._transactions.line(),
+            held_since_ms=self._transactions.since_ms(),
         )
         return len(consumed.records)
 

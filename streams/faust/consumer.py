@@ -66,17 +66,47 @@ async def _close_connections(consumer: aiokafka.AIOKafkaConsumer) -> None:
     await consumer._client.close()
 
 
-def _end_seen_ms(consumer: aiokafka.AIOKafkaConsumer, partition: TP) -> int:
-    """When the broker last answered that nothing is behind what was fetched, in epoch milliseconds; else 0.
+def _fetched_of(consumer: aiokafka.AIOKafkaConsumer, partition: TP) -> tuple[int, int, int] | None:
+    """What is next of a partition, where it ended by the broker's last answer, and when that came, in epoch ms.
 
-    The stable offset and the time are public, but the position only as a coroutine of the consumer's own event loop.
-    The caller must see all three at one moment.
+    The end includes records of open transactions. None before the first answer. The end and the time are public, but
+    the position only as a coroutine of the consumer's own event loop. The caller must see all three at one moment.
     """
     assignment = consumer._subscription.subscription.assignment
     state = assignment and assignment.state_value(ensure_aiokafka_TP(partition))
-    if not state or state.lso is None or not state.has_valid_position or state.position < state.lso:
-        return 0
-    return int(state.timestamp)
+    if not state or state.highwater is None or not state.has_valid_position:
+        return None
+    return state.position, state.highwater, state.timestamp
+
+
+class EndMarks:
+    """Where partitions ended, and when: whoever has read to a mark has read all that was there at that time.
+
+        10:00:00   the broker says: the partition ends at 980. Read to 500      a mark: 980 at 10:00:00
+        10:00:07   read to 990                                                  all of 10:00:00 is read
+
+    The end counts the records of open transactions. Readers see none of those, nor what others wrote behind them. If
+    the end were where readers stop, they would be at it, and what waits there would count as read.
+    """
+
+    def __init__(self) -> None:
+        self._marks: dict[TP, tuple[int, int]] = {}
+
+    def note(self, partition: TP, position: int, end: int, at_ms: int) -> int:
+        """Note where a partition ended at a time; returns up to when all of it has been read, 0 for nothing new."""
+        read_ms = 0
+        mark = self._marks.get(partition)
+        if mark is not None and position >= mark[0]:
+            read_ms = mark[1]
+            del self._marks[partition]
+        if position >= end:
+            return max(read_ms, at_ms)
+        self._marks.setdefault(partition, (end, at_ms))
+        return read_ms
+
+    def clear(self) -> None:
+        """Forget everything, for another assignment."""
+        self._marks.clear()
 
 
 class _DaemonThread(WorkerThread):
@@ -171,6 +201,7 @@ class HoldingConsumer(Consumer):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._held: set[TP] = set()
+        self._ends = EndMarks()
         # The number of fetches begun. The records of all but the last have been handed out.
         self.fetches = 0
 
@@ -187,13 +218,16 @@ class HoldingConsumer(Consumer):
         return await self._commit(offsets)
 
     def end_seen_ms(self, partition: TP) -> int:
-        """Return when the broker last said that nothing is behind what was fetched, epoch ms; 0 if there is more."""
+        """Return up to when all that was on the partition has been fetched, epoch ms; 0 if that is not known anew."""
+        fetched = _fetched_of(self._thread._ensure_consumer(), partition)
+        read_ms = 0 if fetched is None else self._ends.note(partition, *fetched)
         # The broker's answer may have been on its way for a while; a record committed meanwhile is not in it.
-        return max(0, _end_seen_ms(self._thread._ensure_consumer(), partition) - _FETCH_AGE_MS)
+        return max(0, read_ms - _FETCH_AGE_MS)
 
     async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
         """Hold partitions of `hold_first` topics before anything is read from them."""
         first = cast(KafkaTransport, self.transport).hold_first
+        self._ends.clear()
         self._held = {partition for partition in assigned if partition.topic in first}
         await super().on_partitions_assigned(assigned, generation_id)
 

@@ -12,7 +12,7 @@ An archive holds such tables (streams/archive/files.py). A direct read of a topi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
@@ -25,7 +25,14 @@ from paywarden.features.catalogue.identity import LAPTOP_KEY, IdentityKey
 from paywarden.schemas.avro import Decoder, SchemaIds, topic_schema
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.schemas.payment_fields import TABLE_ALONE, EmailDomain, Form, PaymentFields
-from paywarden.streams.kafka.admin import make_admin, offsets_at, partitions_of, stable_end_offsets, watermarks
+from paywarden.streams.kafka.admin import (
+    make_admin,
+    offsets_at,
+    partitions_of,
+    stable_end_offsets,
+    watermarks,
+    written_end_offsets,
+)
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.reading import Record, make_consumer, records_between
 from paywarden.streams.kafka.topic_identity import topic_ids
@@ -201,6 +208,7 @@ class KafkaTopic:
     def __init__(self, kafka: KafkaSettings, name: str) -> None:
         """`name` has no deployment prefix. Raises BrokerUnavailable, or Misconfigured if the topic does not exist."""
         self._kafka, self._name, self._topic = kafka, name, kafka.topic(name)
+        self.name = self._topic
         partitions_of(kafka, name)
         self._admin = make_admin(kafka)
         self._consumer: Consumer = make_consumer(kafka, group_id="paywarden-archive")
@@ -233,6 +241,16 @@ class KafkaTopic:
     def records(self, partition: int, offsets: range) -> Iterator[list[Record]]:
         """See TopicSource. Raises BrokerUnavailable."""
         return records_between(self._consumer, self._topic, partition, offsets)
+
+    def held(self, before: Mapping[int, int]) -> int:
+        """Returns how many offsets wait for the end of transactions that are left open. Raises BrokerUnavailable.
+
+        `before`: where each partition could be read to a while ago. One that can be read no further than that, and has
+        more, is held up.
+        """
+        written = written_end_offsets(self._admin, self._topic, list(before))
+        readable = stable_end_offsets(self._admin, self._topic, list(before))
+        return sum(max(0, written[number] - end) for number, end in readable.items() if end == before[number])
 
     def close(self) -> None:
         self._consumer.close()

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
 from confluent_kafka import Consumer
+from confluent_kafka.admin import AdminClient
 
 from paywarden.models.registry.entries import Entry
 from paywarden.schemas.avro import Decoder, Encoder, SchemaIds
-from paywarden.schemas.errors import InvalidEvent, Misconfigured
-from paywarden.streams.kafka.admin import partitions_of, watermarks
+from paywarden.schemas.errors import BrokerUnavailable, InvalidEvent, Misconfigured
+from paywarden.streams.kafka.admin import make_admin, partitions_of, watermarks, written_end_offsets
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.kafka.reading import make_consumer, records_between
@@ -39,17 +40,26 @@ class KafkaRegistryTopic:
         self._encoder = Encoder(REGISTRY_TOPIC, ids.id_of(REGISTRY_TOPIC))
         self._decoder = Decoder(REGISTRY_TOPIC, ids)
         self._consumer: Consumer | None = None
+        self._admin: AdminClient | None = None
         self._next_offset = 0
 
     def read(self) -> list[bytes]:
         """See RegistryTopic. A record that cannot be decoded is returned as it is: nobody can take it for an entry."""
-        if self._consumer is None:
+        if self._consumer is None or self._admin is None:
             # Says which topic is missing.
             partitions_of(self._kafka, REGISTRY_TOPIC)
             self._consumer = make_consumer(self._kafka, group_id="paywarden-models")
+            self._admin = make_admin(self._kafka)
+        written = written_end_offsets(self._admin, self._topic, [0])[0]
         low, end = watermarks(self._consumer, self._topic, 0)
         if end < self._next_offset:
             raise Misconfigured(f"topic {self._topic} is shorter than it was: it was made anew, start again")
+        if end < written:
+            # What was sent behind it has been sent, and is not to be read yet: nobody may take it for lost.
+            raise BrokerUnavailable(
+                f"an open transaction of a producer holds up topic {self._topic}: {written - end} records wait for its "
+                "end, and what was sent counts then"
+            )
         offsets = range(max(low, self._next_offset), end)
         lines = []
         if offsets:

@@ -18,7 +18,8 @@ from paywarden.schemas.errors import TemporaryFailure
 from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
-    from paywarden.streams.archive.archive import Archived, Archiver
+    from paywarden.streams.archive.archive import Archived
+    from paywarden.streams.kafka.topic_rows import KafkaTopic
 
 _NAMED_MAX = 10
 
@@ -68,6 +69,9 @@ def archive(
     An archive holds no e-mail addresses: the column of a declared e-mail field has their keyed hashes, and that of its
     domain the hashes of the domains.
 
+    With --follow the command says what keeps it from going on, such as a full disk or Kafka that is away, and tries
+    again. It says as well when a producer's open transaction holds the topic up.
+
     The command joins no consumer group and commits nothing. Records that do not decode are named on stderr, are noted
     in the footers of the files, and stay on the topic.
     """
@@ -92,25 +96,35 @@ def archive(
             fields=wiring.payment_fields(source),
             key=wiring.identity_key(source),
         )
+        before: dict[int, range] = {}
         while True:
-            wanted = archiver.wanted(since_ms, until_ms)
-            if not any(wanted.values()) and not follow:
-                holds = "is empty" if since_ms is None and until_ms is None else "holds nothing of that time"
-                raise click.ClickException(f"topic {kafka.topic(topic)} {holds}")
-            done = _run(archiver, wanted, stop)
-            _say(topic, out, done, is_quiet=follow and done.files == 0)
+            try:
+                wanted = archiver.wanted(since_ms, until_ms)
+                if not any(wanted.values()) and not follow:
+                    holds = "is empty" if since_ms is None and until_ms is None else "holds nothing of that time"
+                    raise click.ClickException(f"topic {kafka.topic(topic)} {holds}")
+                with progress_bar("records", sum(map(len, wanted.values()))) as advance:
+                    done = archiver.run(wanted, stop, advance)
+                _say(topic, out, done, is_quiet=follow and done.files == 0)
+                if until_ms is None:
+                    _say_held(reader, before if follow else wanted)
+                before = wanted
+            except TemporaryFailure as error:
+                if not follow:
+                    raise click.ClickException(f"{error}; the same command goes on where this ended") from error
+                click.echo(f"{error}; tried again in {every_s:g} s", err=True)
             if not follow or stop.wait(every_s):
                 break
     if not follow and not done.is_whole:
         raise click.ClickException("stopped: the same command goes on where this ended")
 
 
-def _run(archiver: Archiver, wanted: dict[int, range], stop: threading.Event) -> Archived:
-    try:
-        with progress_bar("records", sum(map(len, wanted.values()))) as advance:
-            return archiver.run(wanted, stop, advance)
-    except TemporaryFailure as error:
-        raise click.ClickException(f"{error}; the same command goes on where this ended") from error
+def _say_held(reader: KafkaTopic, before: dict[int, range]) -> None:
+    if held := reader.held({partition: offsets.stop for partition, offsets in before.items()}):
+        click.echo(
+            f"an open transaction of a producer holds up {reader.name}: {held} offsets are added when it has ended",
+            err=True,
+        )
 
 
 def _say(topic: str, out: Path, done: Archived, *, is_quiet: bool) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from paywarden.ops.console.pages import Missing, NothingDone
+from paywarden.ops.console.pages import HELD_EFFECT, Missing, NothingDone
 from paywarden.schemas.errors import PaywardenError, TemporaryFailure
 
 if TYPE_CHECKING:
@@ -91,6 +91,8 @@ class OpenedIndex:
         state = self.state
         if state is not None and state.trouble:
             found.append(Missing("The topics of decisions", state.trouble_since_ms, state.trouble))
+        elif state is not None and state.held:
+            found.append(Missing("A part of the decisions", state.held_since_ms, state.held, HELD_EFFECT))
         if stuck is not None and not stuck.is_index_away:
             effect = "Verdicts are kept here, and sent later."
             found.append(Missing("The topic of verdicts", stuck.trouble_since_ms, stuck.trouble, effect))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from paywarden.ops.console.inbox.store import AlertStore, event_of_record
-from paywarden.ops.console.pages import Missing, NothingDone
+from paywarden.ops.console.pages import HELD_EFFECT, Missing, NothingDone
 from paywarden.ops.times import now_ms
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.streams.alerts.events import ConsoleEvent
@@ -68,6 +68,8 @@ class AlertReader:
         self._since_ms = store.heard_ms or clock()
         self._why, self._is_lost = "it is being read", False
         self._noted_ms = 0
+        # The open transaction that holds a topic up, and since when.
+        self._held = ("", 0)
 
     def run(self, stop: threading.Event) -> None:
         """Read until `stop` is set, through any outage."""
@@ -95,14 +97,17 @@ class AlertReader:
                 # What was raised while nobody read is told as well; an empty database tells nothing old.
                 self._store.take(batch, tells=not anew)
             is_first = False
+            self._held = batch.held, batch.held_since_ms
             if batch.is_at_end:
                 anew = set()
                 self._heard()
 
     def missing(self) -> list[Missing]:
-        """Returns that the topics cannot be read, while they cannot."""
-        why = self._why
-        return [Missing("The topics of alerts", self._since_ms, why)] if why else []
+        """Returns that the topics cannot be read, or not to their ends, while they cannot."""
+        why, (held, held_since_ms) = self._why, self._held
+        if why:
+            return [Missing("The topics of alerts", self._since_ms, why)]
+        return [Missing("A part of the alerts or acts", held_since_ms, held, HELD_EFFECT)] if held else []
 
     def write(self, events: Sequence[ConsoleEvent | Acknowledgement]) -> bool:
         """Write acts, and wait a moment for the database to know them; returns whether it does.

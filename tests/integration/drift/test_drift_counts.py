@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ class Decisions:
     """Sends decisions in transactions, as companions do, and keeps those that it has committed."""
 
     def __init__(self, settings: KafkaSettings) -> None:
-        self._topic = settings.topic("decisions")
+        self._settings, self._topic = settings, settings.topic("decisions")
         ids = LocalSchemaIds()
         self._encoder = Encoder("decisions", ids.id_of("decisions"))
         self._producer = make_transactional_producer(
@@ -53,6 +54,20 @@ class Decisions:
         self.committed = 0
         self.minutes: Counter[int] = Counter()
         self._number = 0
+
+    @contextmanager
+    def left_open(self) -> Iterator[None]:
+        """A stranger's transaction on each partition, which is aborted when the block ends."""
+        stranger = make_transactional_producer(
+            self._settings, f"{self._topic}-stranger", linger_ms=0, transaction_timeout_ms=600_000
+        )
+        stranger.init_transactions(PATIENCE_S)
+        stranger.begin_transaction()
+        for partition in range(PARTITIONS):
+            stranger.produce(self._topic, b"never committed", partition=partition)
+        assert stranger.flush(PATIENCE_S) == 0
+        yield
+        stranger.abort_transaction(PATIENCE_S)
 
     def send(self, count: int, *, aborted: bool = False, odd: int = 0, version: str = "m1") -> None:
         self._producer.begin_transaction()
@@ -96,6 +111,30 @@ def total(store: ProfileStore) -> tuple[int, int]:
 def started(deployment: Deployment) -> tuple[PaywardenProcess, str]:
     stream = deployment.start("stream")
     return stream, stream.first_line()
+
+
+def test_decisions_behind_an_open_transaction_hold_blocks_up_and_say_so(
+    deployment: Deployment, settings: KafkaSettings, store: ProfileStore
+) -> None:
+    """A reader stands where the transaction begins, and took that for the end: blocks were evaluated without them."""
+    decisions = Decisions(settings)
+    decisions.send(400)
+    stream, address = started(deployment)
+    wait_until(lambda: counted_decisions(store) == 400, "the first decisions are counted")
+    gauge = ("paywarden_open_transaction_seconds", settings.topic("decisions"))
+    with decisions.left_open():
+        held_ms = time.time_ns() // 1_000_000
+        decisions.send(400)
+        # Heads say every 15 s up to when all is read.
+        wait_until(lambda: samples(address).get(gauge, 0) > 20, "the metric says that the topic is held up", every_s=1)
+        assert counted_decisions(store) == 400
+        assert all(head.quiet_ms < held_ms for head in read_heads(store, range(PARTITIONS)).values())
+    wait_until(lambda: counted_decisions(store) == 800, "those behind it are counted")
+    wait_until(lambda: gauge not in samples(address), "the metric says that it has ended", every_s=1)
+    assert stream.stop() == 0
+    log = stream.log.read_text(encoding="utf-8")
+    assert f"an open transaction of a producer holds up {settings.topic('decisions')}/0" in log
+    assert "the open transaction has ended" in log
 
 
 def test_counts_equal_the_topic_after_a_kill_and_a_rebalance(

@@ -163,6 +163,7 @@ QUIET: tuple[Series, ...] = (
     Gauge(stream("stream_consumer_lag", topic="payments", partition="0"), 40),
     Gauge(stream("stream_store_up"), 1),
     Gauge(stream("stream_expired_records_total", topic="payments"), 0),
+    Gauge(stream("open_transaction_seconds", topic="payments"), 0),
     Count(stream("stream_over_objective_total", entity="card"), 0.5),
     Count(stream("stream_event_to_store_seconds_count", entity="card"), 200),
     *(
@@ -312,6 +313,9 @@ FAULTS: dict[str, Fault] = {
     "PaywardenStreamDown": Fault("the only stream worker is killed", (Gauge(stream("stream_store_up"), 1, None),)),
     "PaywardenRecordsExpired": Fault(
         "records expire unread", (Gauge(stream("stream_expired_records_total", topic="payments"), 0, 12),)
+    ),
+    "PaywardenTransactionOpen": Fault(
+        "a producer hangs in its transaction", (Gauge(stream("open_transaction_seconds", topic="payments"), 0, 90),)
     ),
     "PaywardenStreamLate": Fault(
         "5 % of the payments reach their card profiles late",
