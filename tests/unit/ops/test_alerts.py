@@ -107,6 +107,7 @@ def declared(folder: Path) -> dict[str, set[str]]:
     SetAsideState(prometheus)
     DetectionMetrics(prometheus)
     OutcomeMetrics(prometheus)
+    transaction_gauge(prometheus)
     FollowerMetrics(prometheus)
     prometheus.register(RolloutCollector(MemoryRolloutLog()))
     AerospikeMetrics(prometheus)
