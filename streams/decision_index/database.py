@@ -15,6 +15,7 @@ do nothing.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -28,6 +29,8 @@ from paywarden.streams.decision_index.search import Place
 if TYPE_CHECKING:
     import duckdb
     import psycopg
+
+_log = logging.getLogger(__name__)
 
 Rows = list[tuple[Any, ...]]
 # DuckDB looks up decisions together that are at most this far apart: as a rule they are in one group of rows.
@@ -154,17 +157,18 @@ class DuckDbDatabase:
         """Raises Misconfigured if the file cannot be used, or another process has it open."""
         import duckdb
 
+        self._config: dict[str, str | int] = {"memory_limit": f"{memory_mb}MB", "threads": threads}
+        self._path, self._errors, self._fatal = path, duckdb.Error, duckdb.FatalException
         try:
             make_parent(path)
         except OSError as error:
             raise Misconfigured(f"the index {path} cannot be opened: {error.strerror}") from error
         try:
-            self._connection: duckdb.DuckDBPyConnection = duckdb.connect(
-                str(path), config={"memory_limit": f"{memory_mb}MB", "threads": threads}
-            )
+            self._connection = self._connected()
         except duckdb.Error as error:
             raise Misconfigured(f"the index {path} cannot be opened: {_first_line(error)}") from error
-        self._path, self._errors = path, duckdb.Error
+        # How many transactions are open, and whether DuckDB has given the file up.
+        self._using, self._open_count, self._is_given_up = threading.Lock(), 0, False
         # Writers take turns: DuckDB refuses a transaction that changes a row which another one has changed.
         self._writing = threading.RLock()
         with self.transaction() as transaction:
@@ -187,18 +191,44 @@ class DuckDbDatabase:
     @contextmanager
     def _run(self) -> Iterator[Transaction]:
         try:
+            with self._cursor() as cursor:
+                cursor.begin()
+                yield _DuckDbTransaction(cursor)
+                cursor.commit()
+        except self._errors as error:
+            # A checkpoint that fails, on a full disk for example, makes DuckDB refuse everything from then on.
+            self._is_given_up = self._is_given_up or isinstance(error, self._fatal)
+            raise IndexUnavailable(f"the index {self._path} does not answer: {_first_line(error)}") from error
+
+    @contextmanager
+    def _cursor(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A connection for one transaction. If that is not committed, it is taken back."""
+        with self._using:
+            if self._is_given_up:
+                self._open_anew()
             cursor = self._connection.cursor()
-            cursor.begin()
-        except self._errors as error:
-            raise IndexUnavailable(f"the index {self._path} does not answer: {_first_line(error)}") from error
+            self._open_count += 1
         try:
-            yield _DuckDbTransaction(cursor)
-            cursor.commit()
-        except self._errors as error:
-            raise IndexUnavailable(f"the index {self._path} does not answer: {_first_line(error)}") from error
+            yield cursor
         finally:
-            # A transaction that was not committed is taken back.
             cursor.close()
+            with self._using:
+                self._open_count -= 1
+
+    def _open_anew(self) -> None:
+        """Open the file again that DuckDB has given up: it reads what was committed from its log."""
+        if self._open_count:
+            # DuckDB lets the file go with the last of them. They fail within moments.
+            raise IndexUnavailable(f"the index {self._path} is being opened again")
+        self._connection.close()
+        self._connection = self._connected()
+        self._is_given_up = False
+        _log.warning("the index %s is open again: DuckDB had given it up", self._path)
+
+    def _connected(self) -> duckdb.DuckDBPyConnection:
+        import duckdb
+
+        return duckdb.connect(str(self._path), config=self._config)
 
     def at_places(self, select: str, places: Sequence[Place]) -> str:
         """See Database. Places near each other are looked up together, and only their groups of rows are read.
