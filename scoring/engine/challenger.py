@@ -85,12 +85,12 @@ class VectorChallenger:
             )
         self.name = name
         self._bundle, self._policy, self._rates = bundle, policy, rates
-        self._catalogue_digest, self._is_policy_alone = catalogue_digest, is_policy_alone
+        self.catalogue_digest, self.is_policy_alone = catalogue_digest, is_policy_alone
         # `digest` computes a checksum at every call.
         self.digests = (bundle.manifest.digest, policy.digest)
         """The digests of its bundle and its policy."""
         self._bundle_digest, self._policy_digest = map(bytes.fromhex, self.digests)
-        self._vector_bytes = 4 * len(bundle.manifest.feature_names)
+        self.vector_bytes = 4 * len(bundle.manifest.feature_names)
         self._facts = Facts(ScoreRequest(), 0, np.zeros(0, dtype=np.float32), None, ())
 
     def evaluate(self, entries: Sequence[OutboxEntry]) -> Evaluated:
@@ -98,7 +98,7 @@ class VectorChallenger:
         found = Evaluated()
         usable = []
         for entry in entries:
-            if reason := self._unusable(entry):
+            if reason := self.unusable(entry):
                 found.leave_out(reason)
             else:
                 usable.append(entry)
@@ -113,19 +113,45 @@ class VectorChallenger:
                 found.records.append(record)
         return found
 
-    def _unusable(self, entry: OutboxEntry) -> str:
+    @property
+    def approves_below(self) -> float | None:
+        """The score below which the policy approves, if no flag asks for an action; None if it has conditions."""
+        return None if self._policy.has_conditions else self._policy.thresholds[0]
+
+    @property
+    def asks_above_age_ms(self) -> int | None:
+        """The age of profiles above which the policy asks for an action; None if stale profiles ask for nothing."""
+        return None if self._approves(MIRROR_STALE) else self._policy.stale_after_ms
+
+    def asks_for_nothing(self, flag: str) -> bool:
+        """Whether a decision with this flag gets the same action, score and digests as one without."""
+        if flag == MIRROR_STALE or (flag in _OF_MODELS and not self.is_policy_alone):
+            # It is dropped.
+            return True
+        return flag != MODEL_ABSENT and self._approves(flag)
+
+    def _approves(self, flag: str) -> bool:
+        facts = Facts(ScoreRequest(), 0, np.zeros(0, dtype=np.float32), None, (flag,))
+        return not self._policy.has_conditions and self._policy.decide(facts).action == ACTIONS[APPROVE]
+
+    def unusable(self, entry: OutboxEntry) -> str:
         """Returns why an entry cannot be compared; empty if it can."""
-        if entry.catalogue_digest != self._catalogue_digest or len(entry.vector) != self._vector_bytes:
+        if entry.catalogue_digest != self.catalogue_digest or len(entry.vector) != self.vector_bytes:
             return OTHER_CATALOGUE
-        if self._is_policy_alone and entry.bundle_digest not in (b"", self._bundle_digest):
+        if self.is_policy_alone and entry.bundle_digest not in (b"", self._bundle_digest):
             return OTHER_BUNDLE
-        is_same_bundle = self._is_policy_alone or entry.bundle_digest == self._bundle_digest
+        is_same_bundle = self.is_policy_alone or entry.bundle_digest == self._bundle_digest
         return CHAMPION if is_same_bundle and entry.policy_digest == self._policy_digest else ""
 
     def _scores(self, entries: Sequence[OutboxEntry], vectors: NDArray[np.float32]) -> list[float]:
         """Returns a score for each entry: NaN where the model fails; 0 without a model, as in decisions."""
-        if self._is_policy_alone:
+        if self.is_policy_alone:
             return [entry.response.score for entry in entries]
+        finite: list[float] = self.scores(vectors).tolist()
+        return finite
+
+    def scores(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Returns the scores of the challenger's model: NaN where it fails. Never raises."""
         manifest = self._bundle.manifest
         try:
             margins = self._bundle.predictor.margins(vectors)
@@ -133,8 +159,7 @@ class VectorChallenger:
             margins = np.array([self._margin(vectors[row : row + 1]) for row in range(len(vectors))])
         scores = calibrated(margins, manifest.calibration_slope, manifest.calibration_intercept)
         # Not before: the calibration gives 0 for NaN.
-        finite: list[float] = np.where(np.isfinite(margins), scores, math.nan).tolist()
-        return finite
+        return np.where(np.isfinite(margins), scores, math.nan)
 
     def _margin(self, vector: NDArray[np.float32]) -> float:
         try:
@@ -179,6 +204,6 @@ class VectorChallenger:
         flags = [flag for flag in response.flags if flag != MIRROR_STALE and flag not in _OF_MODELS]
         if is_stale:
             flags.append(MIRROR_STALE)
-        if self._is_policy_alone:
+        if self.is_policy_alone:
             flags += [flag for flag in response.flags if flag in _OF_MODELS]
         return tuple(flags)

@@ -129,6 +129,23 @@ class Sender:
             else:
                 return
 
+    def send_many(
+        self,
+        topic: str,
+        values: Sequence[bytes],
+        *,
+        keys: Sequence[bytes],
+        on_refused: Callable[[KafkaError], object],
+    ) -> None:
+        """Like `send` of each value with its key, in order, at less CPU time for each."""
+        on_delivery = _telling(on_refused)
+        produce = (self._of_topics.get(topic) or self._producer_of(topic, tells_offsets=False)).produce
+        for value, key in zip(values, keys, strict=True):
+            try:
+                produce(topic, value, key, -1, on_delivery)
+            except (BufferError, KafkaException):
+                self.send(topic, value, key=key, on_refused=on_refused)
+
     def poll(self) -> None:
         """Let the client process the broker's answers."""
         for producer in tuple(self._producers.values()):

@@ -3,7 +3,8 @@
     outbox of each worker ──read──► VectorChallenger ──► topic shadow-decisions
 
 1. Take a batch from each outbox (streams/shadow/outbox_tail.py), evaluate it, send the records, and wait until Kafka
-   has them. Then the cursors may move.
+   has them. Then the cursors may move. Two compiled calls do the usual decisions of a batch, if the challenger is of
+   the served catalogue and its policy has no conditions (streams/shadow/fast_records.py).
 2. Rest until the next batch. Rest longer if the challenger has used more of a core than `cpu_share_max`.
 3. Once a second tell the parent what was counted, look for outboxes of new workers, and load the challenger anew if its
    files have changed. If they cannot be loaded, the challenger that is there goes on.
@@ -32,9 +33,10 @@ from google.protobuf.message import DecodeError
 from paywarden.schemas.avro import Encoder
 from paywarden.schemas.errors import BrokerUnavailable, PaywardenError, TemporaryFailure
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
-from paywarden.scoring.engine.challenger import LEFT_OUT, Evaluated
-from paywarden.scoring.state.outbox import OutboxSettings, workers
+from paywarden.scoring.engine.challenger import LEFT_OUT, Evaluated, VectorChallenger
+from paywarden.scoring.state.outbox import Frames, OutboxSettings, workers
 from paywarden.streams.kafka.producers import Sender
+from paywarden.streams.shadow.fast_records import FastRecordWriter
 from paywarden.streams.shadow.outbox_tail import OutboxTail
 from paywarden.streams.shadow.record_writer import ShadowRecordWriter
 from paywarden.streams.shadow.settings import ShadowSettings
@@ -86,7 +88,8 @@ class ShadowEvaluator:
         self._name, self._source, self._now_ms = name, source, now_ms
         self._outbox, self._settings = outbox, settings
         self._sender, self._topic, self._writer = sender, topic, ShadowRecordWriter(encoder)
-        self._challenger = source.load()
+        self._fast: FastRecordWriter | None = None
+        self._challenger = self._loaded()
         self._tails: dict[str, OutboxTail] = {}
         self._has_looked = False
         self._evaluated = 0
@@ -135,7 +138,7 @@ class ShadowEvaluator:
             self._note(str(error))
         if self._source.has_changed():
             try:
-                self._challenger = self._source.load()
+                self._challenger = self._loaded()
                 _log.info("shadow %s: loaded anew, its files have changed", self._name)
             except PaywardenError as error:
                 _log.error("shadow %s: its new files cannot be loaded, the old ones go on: %s", self._name, error)
@@ -147,30 +150,49 @@ class ShadowEvaluator:
         """
         count = 0
         for tail in self._tails.values():
-            payloads = tail.read(self._settings.batch_max)
-            count += len(payloads)
-            entries = []
-            for payload in payloads:
-                try:
-                    entries.append(OutboxEntry.FromString(payload))
-                except DecodeError:
-                    self._left_out[UNREADABLE] += 1
-            if entries:
-                self._newest_ms = entries[-1].decided_time_ms
-                self._evaluate(entries)
+            frames = tail.read(self._settings.batch_max)
+            count += len(frames)
+            self._evaluate(frames)
         return count
 
-    def _evaluate(self, entries: Sequence[OutboxEntry]) -> None:
+    def _loaded(self) -> Challenger:
+        challenger = self._source.load()
+        self._fast = None
+        if isinstance(challenger, VectorChallenger) and challenger.approves_below is not None:
+            self._fast = FastRecordWriter(challenger, self._writer)
+        return challenger
+
+    def _evaluate(self, frames: Frames) -> None:
+        fast = self._fast
+        if fast is not None:
+            written = fast.write(frames)
+            self._send(written.keys, written.values)
+            self._left_out.update(written.left_out)
+            self._newest_ms = max(self._newest_ms, written.newest_ms)
+        entries = self._entries(frames.payloads if fast is None else written.rest)
+        if not entries:
+            return
+        if fast is not None:
+            fast.learn(entries)
+        self._newest_ms = max(self._newest_ms, entries[-1].decided_time_ms)
         found = self._challenger.evaluate(entries)
-        for record in found.records:
-            self._sender.send(
-                self._topic,
-                self._writer.write(record),
-                key=record.payment_id.encode(),
-                on_refused=self._count_refused,
-            )
-        self._evaluated += len(found.records)
+        self._send(
+            [record.payment_id.encode() for record in found.records], list(map(self._writer.write, found.records))
+        )
         self._left_out.update(found.left_out)
+
+    def _entries(self, payloads: Sequence[bytes]) -> list[OutboxEntry]:
+        entries = []
+        for payload in payloads:
+            try:
+                entries.append(OutboxEntry.FromString(payload))
+            except DecodeError:
+                self._left_out[UNREADABLE] += 1
+        return entries
+
+    def _send(self, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
+        self._sender.send_many(self._topic, values, keys=keys, on_refused=self._count_refused)
+        self._evaluated += len(values)
 
     def _count_refused(self, error: KafkaError) -> None:
         if not self._left_out[REFUSED]:

@@ -19,7 +19,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from paywarden.scoring.state.outbox import Cursor, OutboxDamaged, OutboxReader, OutboxSettings
+import numpy as np
+
+from paywarden.scoring.state.outbox import Cursor, Frames, OutboxDamaged, OutboxReader, OutboxSettings
 
 # How long damage must stay as it is before it is passed. A writer may just be taking back a write.
 _CONFIRM_S = 1.0
@@ -72,7 +74,7 @@ class OutboxTail:
         """Returns how many bytes wait for the challenger."""
         return max(0, self._reader.end() - self.read_to)
 
-    def read(self, count_max: int) -> list[bytes]:
+    def read(self, count_max: int) -> Frames:
         """Returns up to `count_max` records, oldest first; skips forward before that if too many wait."""
         end = self._reader.end()
         if end < self.read_to:
@@ -80,10 +82,10 @@ class OutboxTail:
             self.read_to = self._reader.oldest()
         if end - self.read_to > self._waiting_bytes_max:
             self._skip_to(end - self._waiting_bytes_max // 2)
-        records = self._records(count_max)
-        if records:
-            self.read_to = records[-1][0]
-        return [payload for _, payload in records]
+        frames = self._frames(count_max)
+        if frames:
+            self.read_to = frames.position
+        return frames
 
     def keep(self, *, at_once: bool = False) -> None:
         """Store the cursor, if the last time is a while ago. Everything that was read must be on the topic by now."""
@@ -95,26 +97,26 @@ class OutboxTail:
     def _skip_to(self, position: int) -> None:
         """Pass whole records until `position` is reached."""
         while self.read_to < position:
-            records = self._records(_SKIPPED_AT_ONCE)
-            if not records:
+            frames = self._frames(_SKIPPED_AT_ONCE)
+            if not frames:
                 return
-            for end, _ in records:
-                self.read_to = end
-                self.passed.shed += 1
-                if end >= position:
-                    break
+            ends = frames.position - len(frames.data) + frames.ends
+            # Whole records, up to the one that reaches it.
+            count = min(len(ends), int(np.searchsorted(ends, position)) + 1)
+            self.read_to = int(ends[count - 1])
+            self.passed.shed += count
 
-    def _records(self, count_max: int) -> list[tuple[int, bytes]]:
+    def _frames(self, count_max: int) -> Frames:
         """Returns records from `read_to` on. Passes what is gone or damaged; then there may be none this time."""
         try:
-            records = self._reader.read(self.read_to, count_max)
+            frames = self._reader.frames(self.read_to, count_max)
         except OutboxDamaged:
-            records = []
-        if records:
+            frames = Frames(b"", np.zeros(0, dtype=np.int64), self.read_to)
+        if frames:
             self._trouble = None
         elif self._reader.end() > self.read_to:
             self._pass_damage()
-        return records
+        return frames
 
     def _pass_damage(self) -> None:
         """Go to the next whole record, if no record has begun at `read_to` for a while."""

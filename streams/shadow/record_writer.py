@@ -39,7 +39,8 @@ class ShadowRecordWriter:
         """`encoder`: that of the topic. Its header says under which id the schema is known."""
         types = {field["name"]: field["type"] for field in topic_schema(SHADOW_TOPIC)["fields"]}
         assert tuple(types) == FIELDS, "the writer follows the schema"
-        self._header = encoder.header
+        self.header = encoder.header
+        """The bytes that each value begins with."""
         self._actions = {action: _SIZES[place] for place, action in enumerate(types["champion_action"]["symbols"])}
         self._names: dict[tuple[str | bool, ...], bytes] = {}
         # Neighbours are often of the same millisecond.
@@ -60,22 +61,23 @@ class ShadowRecordWriter:
         of_challenger = challenger.bundle_digest, challenger.policy_digest
         return b"".join(
             (
-                self._header,
+                self.header,
                 _text(record.decision_id),
                 _text(record.payment_id),
                 _text(record.card_id),
                 self._time,
-                names.get(of_champion) or self._keep(of_champion),
+                names.get(of_champion) or self.names_of(of_champion),
                 _SCORE(champion.score),
                 actions[champion.action],
-                names.get(of_challenger) or self._keep(of_challenger),
+                names.get(of_challenger) or self.names_of(of_challenger),
                 _SCORE(challenger.score),
                 actions[challenger.action],
                 _list(record.challenger_reasons) if record.challenger_reasons else _EMPTY_LIST,
             )
         )
 
-    def _keep(self, values: tuple[str | bool, ...]) -> bytes:
+    def names_of(self, values: tuple[str | bool, ...]) -> bytes:
+        """Returns the bytes of neighbouring fields that many records share, and keeps them."""
         if len(self._names) >= _KEPT_MAX:
             self._names.clear()
         written = b"".join(bytes([value]) if isinstance(value, bool) else _text(value) for value in values)

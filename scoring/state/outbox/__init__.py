@@ -48,7 +48,7 @@ copy such as `worker-0.bak` must not be shipped.
 """
 
 from paywarden.scoring.state.outbox.files import PAYLOAD_BYTES_MAX, framed, records_in
-from paywarden.scoring.state.outbox.reader import RETRIED, Cursor, OutboxReader, is_outbox, strangers, workers
+from paywarden.scoring.state.outbox.reader import RETRIED, Cursor, Frames, OutboxReader, is_outbox, strangers, workers
 from paywarden.scoring.state.outbox.settings import (
     OutboxDamaged,
     OutboxFull,
@@ -62,6 +62,7 @@ __all__ = [
     "PAYLOAD_BYTES_MAX",
     "RETRIED",
     "Cursor",
+    "Frames",
     "OutboxDamaged",
     "OutboxFull",
     "OutboxMetrics",

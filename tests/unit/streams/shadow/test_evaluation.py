@@ -72,12 +72,20 @@ class FakeSender:
         self.taken: list[tuple[bytes, bytes]] = []
         self.away, self.refused = 0, set[bytes]()
 
-    def send(self, topic: str, value: bytes, *, key: bytes, on_refused: Callable[[KafkaError], object]) -> None:
+    def send_many(
+        self,
+        topic: str,
+        values: Sequence[bytes],
+        *,
+        keys: Sequence[bytes],
+        on_refused: Callable[[KafkaError], object],
+    ) -> None:
         assert topic == "t.shadow-decisions"
-        if key in self.refused:
-            on_refused(KafkaError(KafkaError.MSG_SIZE_TOO_LARGE))
-        else:
-            self.queued.append((key, value))
+        for key, value in zip(keys, values, strict=True):
+            if key in self.refused:
+                on_refused(KafkaError(KafkaError.MSG_SIZE_TOO_LARGE))
+            else:
+                self.queued.append((key, value))
 
     def flush(self, timeout_s: float) -> None:
         assert timeout_s > 0

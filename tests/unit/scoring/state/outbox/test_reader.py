@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from paywarden.scoring.idempotency.claim_table import WORKERS_MAX
 from paywarden.scoring.idempotency.decision_cache import worker_name
 from paywarden.scoring.state import outbox
-from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxWriter
+from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxWriter, framed
 from tests.services.product.processes import PaywardenProcess
 from tests.unit.scoring.state.outboxes import APPENDING, append_all, fill, numbered, read_all, segments, starts
 
@@ -169,3 +169,33 @@ def test_at_reads_only_a_record_that_begins_at_the_position(small: OutboxSetting
     reader.release(writer.position)
     assert reader.at(0) is None
     writer.close()
+
+
+
+@given(payloads, st.integers(16, 200), st.integers(1, 30), st.data())
+def test_frames_are_the_records_of_a_read_with_their_heads(
+    records: list[bytes], segment_bytes: int, count: int, data: st.DataObject
+) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        where = OutboxSettings(directory, segment_bytes, total_bytes_max=100_000)
+        position = data.draw(st.sampled_from([0, *fill(where, records)]))
+        reader = OutboxReader(where, "w0")
+        read, frames = reader.read(position, count), reader.frames(position, count)
+        assert [(position + end, payload) for end, payload in zip(frames.ends, frames.payloads, strict=True)] == read
+        assert frames.data == b"".join(map(framed, frames.payloads))
+        assert frames.position == (read[-1][0] if read else position)
+
+
+def test_frames_end_before_zeros_that_a_read_passes(small: OutboxSettings) -> None:
+    """The positions of frames are counted from one of them, so nothing may lie between them."""
+    end = fill(small, [b"a" * 30, b"b" * 30])[-1]
+    (segment,) = segments(small)
+    with segment.open("ab") as file:
+        file.write(bytes(24))
+    segment.with_name(f"{end + 24:020d}.log").write_bytes(framed(b"behind"))
+    reader = OutboxReader(small, "w0")
+    assert [payload for _, payload in reader.read(0, 10)] == [b"a" * 30, b"b" * 30, b"behind"]
+    frames = reader.frames(0, 10)
+    assert (frames.payloads, frames.position) == ([b"a" * 30, b"b" * 30], end)
+    behind = reader.frames(end, 10)
+    assert (behind.payloads, behind.position) == ([b"behind"], end + 24 + 8 + len(b"behind"))
