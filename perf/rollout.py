@@ -7,6 +7,9 @@ the declines of payments, looked at as often, that stops at |z| > 1.96.
 `--harm`: candidates that decline 0.5 points more, give scores x 1.2, have twice the p99, or are broken in one segment,
 by traffic and by the share of the candidate; with the power that `rollout start` computes beforehand.
 
+A thousand rollouts take six minutes of two quiet cores. In pieces: `--aa 1000 --cards 50000 --append counts.json
+--minutes 2`, again until the file has them all. Remove the file when the analysis changes.
+
 The payments are made by a small model here: cards with heavy-tailed activity (the busiest of 20,000 pays some hundred
 times as often as most), scores that belong to the card as much as to the payment, days and nights. The counts are
 those of `StepTally` (a test holds them against it), and the evidence is the product's own code.
@@ -17,12 +20,13 @@ from __future__ import annotations
 import math
 import os
 import resource
-import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import repeat
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +37,7 @@ from paywarden.models.rollout.power import Traffic, power, power_text
 from paywarden.models.rollout.shares import BASIS_POINTS, CANDIDATE, CHAMPION
 from paywarden.models.rollout.tally import DAY_MS, StepCounts
 from perf.tools.measuring import arguments_of, finish
+from perf.tools.pieces import Counts, Pieces
 
 LOOK_MS, DAYS, HOUR_MS, MINUTE_MS = 10_000, 7, 3_600_000, 60_000
 _LOOKS = DAYS * DAY_MS // LOOK_MS
@@ -43,6 +48,8 @@ _PAYMENTS_A_DAY = 1.5
 # Shares of the champion's payments above each threshold of scores: of review, decline, `score_upper`, `score_top`.
 _REVIEW_SHARE, _DECLINE_SHARE, _UPPER_SHARE, _TOP_SHARE = 0.05, 0.02, 0.1, 0.01
 _SLOW_SHARE, _ERROR_SHARE, _FLAG_SHARE = 0.01, 0.0005, 0.01
+# Some half a minute of two cores.
+_ROLLOUTS_OF_PIECE = 50
 # Spread of the logarithm of scores, among cards and among a card's payments, and of the logarithm of latencies.
 _CARD_SPREAD, _PAYMENT_SPREAD, _LATENCY_SPREAD = 0.9, 1.0, 0.5
 _Z_PEEKED = 1.96
@@ -287,29 +294,33 @@ def _aa_ended(seed: int, cards: int) -> Ended:
     return rolled_out(simulated(seed, cards, DAYS), RolloutPlan(segments=SEGMENTS))
 
 
-def aa_figures(rollouts: int, cards: int, processes: Executor) -> dict[str, float]:
-    """Returns the shares of rollouts that were stopped although nothing differs; prints a line for each of ours."""
-    stopped = peeked = 0
-    reached: list[int] = []
-    began = time.perf_counter()
-    for seed, ended in enumerate(processes.map(_aa_ended, range(rollouts), repeat(cards))):
-        stopped += ended.stopped_ms is not None
-        peeked += ended.is_peeked
-        reached.append(ended.share)
+def aa_piece(seed: int, count: int, *, cards: int, processes: Executor) -> Counts:
+    """Returns the counts of some rollouts in which nothing differs; prints a line for each that is stopped."""
+    counts: Counter[str] = Counter(rollouts=count, stopped=0, peeked=0, reached_100_percent=0, reached_basis_points=0)
+    first = seed * _ROLLOUTS_OF_PIECE
+    for number, ended in enumerate(processes.map(_aa_ended, range(first, first + count), repeat(cards)), first):
+        counts["peeked"] += ended.is_peeked
+        counts["reached_100_percent"] += ended.share == BASIS_POINTS
+        counts["reached_basis_points"] += ended.share
         if ended.stopped_ms is not None:
-            print(f"  rollout {seed}: stopped by {ended.by} after {ended.stopped_ms / HOUR_MS:.1f} h", flush=True)
-        if (seed + 1) % 50 == 0:
-            print(
-                f"  {seed + 1} rollouts, {stopped} stopped, {peeked} by the z-test, {time.perf_counter() - began:.0f} s"
-            )
+            counts["stopped"] += 1
+            print(f"  rollout {number}: stopped by {ended.by} after {ended.stopped_ms / HOUR_MS:.1f} h", flush=True)
+    return counts
+
+
+def aa_figures(rollouts: int, cards: int, processes: Executor, pieces: Pieces) -> dict[str, float]:
+    """Returns the shares of rollouts that were stopped although nothing differs."""
+    piece = partial(aa_piece, cards=cards, processes=processes)
+    counts = pieces.measure(f"aa_{cards}_cards", "rollouts", rollouts, _ROLLOUTS_OF_PIECE, piece)
+    done = max(1, counts["rollouts"])
     return {
-        "rollouts": float(rollouts),
+        "rollouts": float(counts["rollouts"]),
         "looks": float(_LOOKS),
         "cards": float(cards),
-        "false_rollback_share": stopped / rollouts,
-        "peeked_z_test_share": peeked / rollouts,
-        "reached_100_percent_share": sum(share == BASIS_POINTS for share in reached) / rollouts,
-        "reached_share_mean": sum(reached) / rollouts / BASIS_POINTS,
+        "false_rollback_share": counts.get("stopped", 0) / done,
+        "peeked_z_test_share": counts.get("peeked", 0) / done,
+        "reached_100_percent_share": counts.get("reached_100_percent", 0) / done,
+        "reached_share_mean": counts.get("reached_basis_points", 0) / done / BASIS_POINTS,
     }
 
 
@@ -370,13 +381,16 @@ def main() -> None:
         ("--harm", {"action": "store_true", "help": "minutes until a harmful candidate is rolled back"}),
         ("--cards", {"type": int, "default": 20_000, "help": "cards of the rollouts in which nothing differs"}),
         ("--rounds", {"type": int, "default": 5, "help": "simulations of each harm; their median counts"}),
+        ("--append", {"type": Path, "help": "keep the counts of --aa there, and go on after those it holds"}),
+        ("--minutes", {"type": float, "help": "begin no piece of --aa after so long"}),
         ("--jobs", {"type": int, "default": os.cpu_count(), "help": "simulations at once (default: the cores)"}),
         ("--days", {"type": int, "default": 2, "help": "days after which a harm counts as not found"}),
     )
     figures: dict[str, float] = {}
     with ProcessPoolExecutor(arguments.jobs) as processes:
         if arguments.aa or not arguments.harm:
-            figures |= aa_figures(arguments.aa or 100, arguments.cards, processes)
+            pieces = Pieces(arguments.append, arguments.minutes)
+            figures |= aa_figures(arguments.aa or 100, arguments.cards, processes, pieces)
         if arguments.harm:
             figures |= harm_figures(arguments.rounds, arguments.days, processes)
     figures["cpu_s"] = sum(resource.getrusage(who).ru_utime for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
