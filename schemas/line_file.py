@@ -27,6 +27,10 @@ LOCK_TIMEOUT_S = 10.0
 _LOCK_POLL_S = 0.02
 
 
+class FileUnwritable(Misconfigured):
+    """The file cannot be written now: its disk is full, for example. Nothing was written."""
+
+
 @dataclass(frozen=True)
 class LineFile:
     """The file at `path`, for its user alone. It need not exist."""
@@ -35,13 +39,13 @@ class LineFile:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Be the only writer. Raises Misconfigured if the lock cannot be had within LOCK_TIMEOUT_S."""
+        """Be the only writer. Raises Misconfigured if the lock cannot be had within LOCK_TIMEOUT_S, FileUnwritable."""
         lock = self.path.with_name(f"{self.path.name}.lock")
         try:
             make_parent(self.path)
             descriptor = open_private(lock, os.O_RDWR | os.O_CREAT)
         except OSError as error:
-            raise Misconfigured(f"cannot write {lock}: {error.strerror}") from error
+            raise FileUnwritable(f"cannot write {lock}: {error.strerror}") from error
         try:
             deadline = time.monotonic() + LOCK_TIMEOUT_S
             while True:
@@ -59,7 +63,7 @@ class LineFile:
             os.close(descriptor)
 
     def append(self, whole: int, lines: bytes) -> None:
-        """Put lines behind the first `whole` bytes, durably, under the lock. Raises Misconfigured.
+        """Put lines behind the first `whole` bytes, durably, under the lock. Raises FileUnwritable.
 
         After an error the file holds the first `whole` bytes and no more.
         """
@@ -69,7 +73,9 @@ class LineFile:
         except OSError as error:
             raise self._unwritable(error) from error
         try:
-            os.ftruncate(descriptor, whole)
+            if os.fstat(descriptor).st_size != whole:
+                # Only then: it gives up what is reserved behind the end.
+                os.ftruncate(descriptor, whole)
             try:
                 _write_all(descriptor, lines)
                 os.fsync(descriptor)
@@ -85,7 +91,7 @@ class LineFile:
             os.close(descriptor)
 
     def replace(self, lines: bytes) -> None:
-        """Put lines in the place of all others, whole or not at all, under the lock. Raises Misconfigured."""
+        """Put lines in the place of all others, whole or not at all, under the lock. Raises FileUnwritable."""
         new = self.path.with_name(f"{self.path.name}.new")
         try:
             new.unlink(missing_ok=True)
@@ -99,8 +105,8 @@ class LineFile:
         except OSError as error:
             raise self._unwritable(error) from error
 
-    def _unwritable(self, error: OSError) -> Misconfigured:
-        return Misconfigured(f"cannot write {self.path}: {error.strerror}")
+    def _unwritable(self, error: OSError) -> FileUnwritable:
+        return FileUnwritable(f"cannot write {self.path}: {error.strerror}")
 
 
 def _write_all(descriptor: int, content: bytes) -> None:

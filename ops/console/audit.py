@@ -9,8 +9,9 @@
 3. Lines cut off at the end leave a whole log. The file LOG.head has number and digest of the last line, signed. Who
    restores an older log together with its older head is found by a head that somebody remembered: `paywarden audit
    verify --head`, or `--topic`, because consoles put the head of each hour on the topic console-events.
-4. A line is synced before the page is shown or the act is done. A process that is killed meanwhile leaves the beginning
-   of a line, which the next one cuts off.
+4. A line is synced before a page is shown, and before anybody is told that an act is done. An act is not begun unless
+   there is room for its line. A process that is killed meanwhile leaves the beginning of a line, which the next one
+   cuts off.
 
 The log has no card, device or address: an act names payments, alerts and cases, and searches by their *blinded* value,
 which only the console's key can make.
@@ -20,9 +21,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import errno
 import hashlib
 import hmac
 import json
+import logging
+import os
 import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
@@ -30,24 +34,41 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from paywarden.schemas.errors import Misconfigured
-from paywarden.schemas.line_file import LineFile
+from paywarden.ops.times import now_ms
+from paywarden.schemas.errors import Misconfigured, TemporaryFailure
+from paywarden.schemas.line_file import FileUnwritable, LineFile
+from paywarden.schemas.private_files import open_private
+from paywarden.scoring.state.disk_room import reserve
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+_log = logging.getLogger(__name__)
+
 FIRST: Final = "0" * 64
 LINE_BYTES_MAX: Final = 16_384
 TEXT_CHARS_MAX: Final = 1_000
+# What is reserved on the disk before an act: many lines, of acts that are under way at once.
+_ROOM_BYTES: Final = 8 * LINE_BYTES_MAX
 _PURPOSE, _HEAD_PURPOSE = b"paywarden console audit\n", b"paywarden console audit head\n"
 _KEYS = {"act", "at_ms", "by", "number", "previous", "signature", "subject", "what"}
+
+
+class AuditUnavailable(TemporaryFailure):
+    """The log cannot be written now: nothing may be shown or done."""
 
 
 class Audit(Protocol):
     """Where views and acts are noted."""
 
+    def require_room(self) -> None:
+        """Make sure that lines about an act can be written when it is done.
+
+        Raises AuditUnavailable: then nothing may be done.
+        """
+
     def record(self, by: str, act: str, subject: str, what: Mapping[str, str], at_ms: int) -> None:
-        """Note one act, durably. Raises Misconfigured if it cannot be written: then nothing may be shown or done."""
+        """Note one act, durably. Raises AuditUnavailable, Misconfigured for a log that is damaged."""
 
     def blinded(self, value: str) -> str:
         """Returns what stands in the log for a sensitive value: 16 hex digits, the same for the same value."""
@@ -83,6 +104,7 @@ class AuditLog:
         self._lock = threading.Lock()
         self._secret = hashlib.sha256(b"paywarden console blinding\n" + key.private_bytes_raw()).digest()
         self._size, self._head = 0, Head()
+        self._trouble: tuple[int, str] | None = None
         with self._lock, self._file.locked():
             self._catch_up()
 
@@ -98,8 +120,38 @@ class AuditLog:
         """The last line that this process knows."""
         return self._head
 
+    def require_room(self) -> None:
+        """See Audit. Where the file system reserves nothing, a full disk is met when the act is done."""
+        try:
+            descriptor = open_private(self.path, os.O_WRONLY | os.O_CREAT)
+            try:
+                reserve(descriptor, os.fstat(descriptor).st_size, _ROOM_BYTES)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise self._note(f"cannot write {self.path}: {error.strerror}") from error
+        self._trouble = None
+
+    @property
+    def trouble(self) -> tuple[int, str] | None:
+        """Since when the log cannot be written, in epoch ms, and why; None if it can."""
+        return self._trouble
+
     def record(self, by: str, act: str, subject: str, what: Mapping[str, str], at_ms: int) -> None:
         """See Audit."""
+        try:
+            self._record(by, act, subject, what, at_ms)
+        except FileUnwritable as error:
+            raise self._note(str(error)) from error
+        self._trouble = None
+
+    def _note(self, why: str) -> AuditUnavailable:
+        if self._trouble is None:
+            _log.error("the audit log cannot be written, and nothing is shown or done without it: %s", why)
+            self._trouble = now_ms(), why
+        return AuditUnavailable(f"nothing is shown or done without the audit log: {why}")
+
+    def _record(self, by: str, act: str, subject: str, what: Mapping[str, str], at_ms: int) -> None:
         with self._lock, self._file.locked():
             self._catch_up()
             content: dict[str, Any] = {
@@ -166,13 +218,22 @@ class AuditLog:
     def _write_head(self) -> None:
         content = {"digest": self._head.digest, "number": self._head.number}
         signature = base64.b64encode(self._key.sign(_HEAD_PURPOSE + _canonical(content))).decode()
-        new = _head_path(self.path).with_suffix(".new")
+        head, line = _head_path(self.path), _canonical({**content, "signature": signature}) + b"\n"
+        new = head.with_suffix(".new")
         try:
-            new.write_bytes(_canonical({**content, "signature": signature}) + b"\n")
-            new.chmod(0o600)
-            new.replace(_head_path(self.path))
+            try:
+                new.write_bytes(line)
+                new.chmod(0o600)
+                new.replace(head)
+            except OSError as error:
+                new.unlink(missing_ok=True)
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                # A full disk has room for what is there already.
+                with head.open("r+b") as file:
+                    file.write(line)
         except OSError as error:
-            raise Misconfigured(f"cannot write {_head_path(self.path)}: {error.strerror}") from error
+            raise FileUnwritable(f"cannot write {head}: {error.strerror}") from error
 
 
 def verify(path: Path, key: Ed25519PublicKey, remembered: Collection[Head] = ()) -> int:

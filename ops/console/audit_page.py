@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from paywarden.ops.console.audit import AuditEntry, AuditLog, Head
-from paywarden.ops.console.pages import Field, Page, Section, Shown, Visit
+from paywarden.ops.console.pages import Field, Missing, Page, Section, Shown, Visit
 from paywarden.ops.console.people.people import Role
 from paywarden.ops.times import now_ms
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
@@ -20,6 +20,7 @@ AUDIT_SUBJECT, HEAD = "audit", "head"
 _EVERY_S, _RETRY_S = 3600.0, 10.0
 _ROLES = frozenset({Role.AUDITOR})
 _COUNT, _COUNT_MAX = 100, 1000
+_EFFECT = "Nothing can be done, and no sensitive field be shown, until it can be written."
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,11 @@ def audit_section(log: AuditLog, publish: Callable[[ConsoleEvent], object]) -> S
             else:
                 stop.wait(_EVERY_S)
 
-    return Section("audit", "Audit", "/audit", (page,), _ROLES, background=(run,))
+    def missing() -> list[Missing]:
+        trouble = log.trouble
+        return [] if trouble is None else [Missing("The audit log", *trouble, _EFFECT)]
+
+    return Section("audit", "Audit", "/audit", (page,), _ROLES, background=(run,), missing=missing)
 
 
 def publish_head(log: AuditLog, publish: Callable[[ConsoleEvent], object], published: Head, at_ms: int) -> Head:

@@ -8,7 +8,8 @@ For a browser, each request to a page goes through these steps; the first that f
 4. The body is not too long. A form brings the session's CSRF token, and no other site sent it.
 5. Each field is one that the page declared, and its value is right.
 6. A form that was sent before gets the answer that it had.
-7. The page's handler runs in a thread, and its answer is rendered.
+7. The audit log has room for what the act will note.
+8. The page's handler runs in a thread, and its answer is rendered.
 
 For a program, the same pages are below /api/v1: a token in place of the cookie, JSON in place of forms and HTML, and
 the header Idempotency-Key in place of step 6 (keyed_acts.py). A cookie counts nothing there, and a token nothing on
@@ -239,6 +240,7 @@ class Shell:
                     return self._to_login(request, page)
                 self.admit(session.person, page)
                 visit = await self._visit(request, page, session)
+                await self._require_audit(page)
                 answer = await run_in_threadpool(self._answer, page, visit)
                 return await run_in_threadpool(
                     self._html, answer, session, section, is_by_script=_is_by_script(request)
@@ -249,6 +251,11 @@ class Shell:
                 return await run_in_threadpool(self.refused, status, message, session, section)
 
         return endpoint
+
+    async def _require_audit(self, page: Page) -> None:
+        """Raise AuditUnavailable if an act could not be noted once it is done."""
+        if page.method == "POST":
+            await run_in_threadpool(self.audit.require_room)
 
     def _answer(self, page: Page, visit: Visit) -> Answer:
         if not visit.sending:
@@ -261,6 +268,7 @@ class Shell:
                 person = await run_in_threadpool(self.token_owner, request)
                 self.admit(person, page)
                 visit, sent = await self._api_visit(request, page, person)
+                await self._require_audit(page)
                 if sent is not None:
                     return await run_in_threadpool(self._keyed_answer, page, visit, sent)
                 answer = await run_in_threadpool(page.handler, visit)

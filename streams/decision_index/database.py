@@ -157,7 +157,7 @@ class DuckDbDatabase:
         """Raises Misconfigured if the file cannot be used, or another process has it open."""
         import duckdb
 
-        self._config: dict[str, str | int] = {"memory_limit": f"{memory_mb}MB", "threads": threads}
+        self._memory_mb, self._threads = memory_mb, threads
         self._path, self._errors, self._fatal = path, duckdb.Error, duckdb.FatalException
         try:
             make_parent(path)
@@ -228,7 +228,9 @@ class DuckDbDatabase:
     def _connected(self) -> duckdb.DuckDBPyConnection:
         import duckdb
 
-        return duckdb.connect(str(self._path), config=self._config)
+        return duckdb.connect(
+            str(self._path), config={"memory_limit": f"{self._memory_mb}MB", "threads": self._threads}
+        )
 
     def at_places(self, select: str, places: Sequence[Place]) -> str:
         """See Database. Places near each other are looked up together, and only their groups of rows are read.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from paywarden.ops.console.audit import AuditLog, Head, audit_log, public_key_of, verify
-from paywarden.ops.console.audit_page import publish_head, published_heads
+from paywarden.ops.console.audit import AuditLog, AuditUnavailable, Head, audit_log, public_key_of, verify
+from paywarden.ops.console.audit_page import audit_section, publish_head, published_heads
 from paywarden.schemas.errors import Misconfigured
 from paywarden.streams.alerts.events import ConsoleEvent
 
@@ -125,3 +126,49 @@ def test_a_line_of_another_history_with_the_same_key_is_found(tmp_path: Path) ->
         file.write(other)
     with pytest.raises(Misconfigured, match="does not follow"):
         verify(log.path, public_key_of(tmp_path))
+
+
+def no_room(*_: object) -> bool:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_is_known_before_an_act_and_forgotten_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = audit_log(tmp_path)
+    log.require_room()
+    log.record("anna", "viewed", "payment:1", {}, 1)
+    monkeypatch.setattr("paywarden.ops.console.audit.reserve", no_room)
+    for _ in range(2):
+        with pytest.raises(AuditUnavailable, match=r"nothing is shown or done without the audit log: .*No space left"):
+            log.require_room()
+    (missing,) = audit_section(log, print).missing()
+    assert "No space left" in missing.why
+    assert len([line for line in caplog.messages if "the audit log cannot be written" in line]) == 1
+    monkeypatch.undo()
+    log.require_room()
+    assert audit_section(log, print).missing() == []
+    log.record("anna", "acknowledged", "alert:3", {}, 3)
+    assert verify(log.path, public_key_of(tmp_path)) == 2
+
+
+def test_what_is_reserved_is_there_for_the_lines_of_an_act(tmp_path: Path) -> None:
+    """An append that cut the file to its own length would give the room back."""
+    log = audit_log(tmp_path)
+    log.record("anna", "viewed", "payment:1", {}, 1)
+    log.require_room()
+    reserved = log.path.stat().st_blocks
+    if reserved * 512 < 100_000:
+        pytest.skip("this file system reserves nothing")
+    log.record("anna", "acknowledged", "alert:3", {}, 3)
+    assert log.path.stat().st_blocks == reserved
+
+
+def test_a_full_disk_leaves_no_head_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line was in the log and the head was not: `audit verify` then told of lines that somebody removed."""
+    log = audit_log(tmp_path)
+    log.record("anna", "viewed", "payment:1", {}, 1)
+    monkeypatch.setattr(Path, "write_bytes", no_room)
+    for number in range(2, 12):
+        log.record("anna", "viewed", f"payment:{number}", {}, number)
+        assert verify(log.path, public_key_of(tmp_path)) == number

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -138,6 +139,34 @@ def test_a_refusal_that_cannot_be_noted_is_one_nevertheless(
 
     monkeypatch.setattr(console.audit, "record", full)
     assert analyst.post("/things/act", data=form).status_code == 403
+
+
+def test_an_act_that_could_not_be_noted_is_not_done(console: ConsoleUnderTest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was done, its line was not written, and its person was told that it was not possible."""
+    done: list[str] = []
+
+    def act(visit: Visit) -> Done:
+        done.append(visit.person.name)
+        return _act(visit)
+
+    pages = tuple(replace(page, handler=act) if page.method == "POST" else page for page in SECTION.pages)
+    lead = console.browser([replace(SECTION, pages=pages)], "demo-lead")
+    form = {"csrf": csrf_of(lead.get("/things").text), "word": "x"}
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("paywarden.ops.console.audit.reserve", full)
+    for answer in (
+        lead.post("/things/act", data=form),
+        lead.post(f"{API}/things/act", json={"word": "x"}, headers=BEARER),
+    ):
+        assert answer.status_code == 503
+        assert "nothing is shown or done without the audit log" in answer.text
+    assert done == []
+    monkeypatch.undo()
+    assert lead.post("/things/act", data=form).status_code == 303
+    assert done == ["demo-lead"]
 
 
 def test_the_api_takes_a_token_and_no_cookie(console: ConsoleUnderTest) -> None:
