@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
 from paywarden.ops.console.pages import Missing
@@ -78,10 +78,16 @@ class Frame:
 
 
 @cache
+def templates() -> dict[str, str]:
+    """Returns all templates by name. A console reads them at its start: without descriptors it can still show pages."""
+    return {path.relative_to(TEMPLATES).as_posix(): path.read_text("utf-8") for path in TEMPLATES.rglob("*.html")}
+
+
+@cache
 def environment(currencies: Currencies = NO_CURRENCIES) -> Environment:
     """Returns the templates and their filters. Templates that others import see no frame, but the currencies."""
     made = Environment(
-        loader=FileSystemLoader(TEMPLATES),
+        loader=DictLoader(templates()),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=visible,

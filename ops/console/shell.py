@@ -46,7 +46,15 @@ from paywarden.ops.console.limits import RateLimit, network_of
 from paywarden.ops.console.pages import Answer, Done, Missing, Page, PageRefused, Section, Sent, Upload, Visit
 from paywarden.ops.console.people.people import People, Person
 from paywarden.ops.console.people.sessions import Session, Sessions
-from paywarden.ops.console.rendering import NO_CURRENCIES, Currencies, Frame, Link, as_json, rendered
+from paywarden.ops.console.rendering import (
+    NO_CURRENCIES,
+    Currencies,
+    Frame,
+    Link,
+    as_json,
+    rendered,
+    templates,
+)
 from paywarden.ops.console.sent_forms import ONCE_FIELD, SentForms, digest_of
 from paywarden.ops.console.settings import ConsoleSettings
 from paywarden.ops.times import now_ms
@@ -134,6 +142,7 @@ class Shell:
         # Passwords that somebody has typed, by name and by network.
         self.failed_logins = RateLimit(self.settings.failed_logins_max, _FAILED_LOGINS_S)
         self._sent_forms = SentForms(self.sessions.database, self.sessions.whole_ms)
+        templates()
 
     @property
     def is_https(self) -> bool:

@@ -12,11 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paywarden.ops.console import rendering
 from paywarden.ops.console.fields import checked
 from paywarden.ops.console.pages import Done, Field, Missing, Page, PageRefused, Section, Shown, Visit, not_found
 from paywarden.ops.console.people.people import Person, Role
 from paywarden.ops.console.shell import API, local_path
 from paywarden.schemas.errors import BrokerUnavailable, Misconfigured
+from tests.fakes.descriptors import no_descriptors
 from tests.services.product.console import NOW_MS, TOKEN, URL, ConsoleUnderTest, console_under_test, csrf_of
 
 BEARER = {"authorization": f"Bearer {TOKEN}"}
@@ -167,6 +169,18 @@ def test_an_act_that_could_not_be_noted_is_not_done(console: ConsoleUnderTest, m
     monkeypatch.undo()
     assert lead.post("/things/act", data=form).status_code == 303
     assert done == ["demo-lead"]
+
+
+def test_without_descriptors_a_page_says_so_and_the_next_one_works(console: ConsoleUnderTest) -> None:
+    """Templates were read when they were first used, and the page of an error could not be made either."""
+    # As at the start of a console.
+    rendering.environment.cache_clear()
+    rendering.templates.cache_clear()
+    console.shell.__post_init__()
+    with no_descriptors():
+        answer = console.shell.refused(503, "no descriptors")
+    assert b"no descriptors" in bytes(answer.body)
+    assert console.browser([SECTION], "demo-lead").get("/things").status_code == 200
 
 
 def test_the_api_takes_a_token_and_no_cookie(console: ConsoleUnderTest) -> None:
