@@ -91,8 +91,11 @@ class LoadReport:
     p99_ms: float
     p999_ms: float
     max_ms: float
-    # Errors with 504 or DEADLINE_EXCEEDED.
+    # Errors with 504 or DEADLINE_EXCEEDED; with 503 or UNAVAILABLE; and those without any answer, because none came in
+    # time or the connection broke. The other errors are of other statuses.
     deadline_exceeded: int
+    unavailable: int
+    unanswered: int
     # Latency of refusals: of requests shed and of those past their deadline.
     shed_p50_ms: float
     shed_p99_ms: float
@@ -121,7 +124,8 @@ class LoadTally:
     """Counts a load's answers while it runs."""
 
     def __init__(self, record: RequestLog | None) -> None:
-        self.sent = self.ok = self.shed = self.errors = self.deadline_exceeded = 0
+        self.sent = self.ok = self.shed = self.errors = 0
+        self.deadline_exceeded = self.unavailable = self.unanswered = 0
         self.lag = LatencyHistogram()
         self._ok_latency, self._shed_latency = LatencyHistogram(), LatencyHistogram()
         self._record = record
@@ -147,6 +151,10 @@ class LoadTally:
             if status == 504:
                 self.deadline_exceeded += 1
                 self._shed_latency.add(latency_s)
+            elif status == 503:
+                self.unavailable += 1
+            elif status == 0:
+                self.unanswered += 1
         if self._record is not None:
             self._record.status[index] = status
             self._record.latency_ms[index] = latency_s * 1000
@@ -171,6 +179,8 @@ class LoadTally:
             p999_ms=ok(0.999),
             max_ms=ok(1.0),
             deadline_exceeded=self.deadline_exceeded,
+            unavailable=self.unavailable,
+            unanswered=self.unanswered,
             shed_p50_ms=shed(0.5),
             shed_p99_ms=shed(0.99),
             shed_max_ms=shed(1.0),

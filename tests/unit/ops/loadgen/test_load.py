@@ -197,7 +197,7 @@ def test_requests_without_an_answer_end_as_errors() -> None:
         return b""
 
     report, _ = loaded(silent, timeout_ms=200, connections_max=3)
-    assert (report.sent, report.ok, report.errors) == (50, 0, 50)
+    assert (report.sent, report.ok, report.errors, report.unanswered) == (50, 0, 50, 50)
 
 
 def test_a_server_that_closes_unanswered_makes_errors_not_a_standstill() -> None:
@@ -301,7 +301,7 @@ def test_a_missed_deadline_is_an_error_of_its_own_and_a_refusal() -> None:
 
     report, _ = loaded(by_turns, rate=800)
     assert (report.sent, report.ok, report.shed) == (80, 20, 20)
-    assert (report.errors, report.deadline_exceeded) == (40, 20)
+    assert (report.errors, report.deadline_exceeded, report.unavailable, report.unanswered) == (40, 20, 20, 0)
     assert 0 < report.shed_p50_ms <= report.shed_p99_ms <= report.shed_max_ms
 
 

@@ -122,6 +122,7 @@ def test_shed_late_and_failed_calls_are_counted_apart() -> None:
     with serving(by_turns) as (address, _):
         report = loaded(address, on_answer=answers.append)
     assert (report.sent, report.ok, report.shed, report.errors, report.deadline_exceeded) == (50, 10, 10, 30, 10)
+    assert (report.unavailable, report.unanswered) == (0, 0)
     assert sorted(answer.status for answer in answers) == sorted([200, 429, 504, 400, 500] * 10)
 
 
