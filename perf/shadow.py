@@ -104,7 +104,7 @@ def main() -> None:
             challenger = f'[[shadow.challengers]]\nname = "{_CHALLENGER}"\nbundle = "{_copied(folder)}"\n'
             config.write_text(text + challenger, encoding="utf-8")
             with running_parts(config, folder) as parts:
-                parts.wait_until_ready()
+                parts.wait_until_ready(print)
                 system = _System(parts, config, world.requests)
                 figures = system.measure(arguments.load, arguments.seconds, arguments.rounds)
     finish(figures, arguments.json)

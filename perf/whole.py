@@ -124,7 +124,7 @@ def main() -> None:
                 encoding="utf-8",
             )
             with running_parts(config, folder) as parts:
-                parts.wait_until_ready()
+                parts.wait_until_ready(print)
                 system = _System(parts, kafka.pid, jmx_port, settings, world.requests)
                 figures = _measure(system, rates, held_out, arguments.seconds)
             figures["cores_kafka_alone"] = _alone(kafka.pid, arguments.seconds)

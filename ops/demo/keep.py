@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 
 from paywarden.models.drift.detectors import LENGTHS_MS
 from paywarden.ops.demo.live import AGAIN, LiveSystem, Publisher
-from paywarden.ops.demo.processes import DemoPart, running_part
+from paywarden.ops.demo.processes import START_TIMEOUT_S, DemoPart, Patience, running_part
 from paywarden.ops.loadgen.load import LoadAnswer
 from paywarden.ops.loadgen.traffic import run, stamped
 from paywarden.ops.times import now_ms
@@ -61,7 +61,6 @@ _DRIFT = (
 # Before the shift comes this much of usual payments, or more: the page of an alert compares with them.
 _USUAL_MS = 30_000
 _CONSOLE = "paywarden.ops.commands.run.console"
-_CONSOLE_TIMEOUT_S = 60.0
 # Arrival times are drawn and latencies kept for a whole load, so that one is short.
 _LOAD_S = 60.0
 _LOOK_EVERY_S = 0.1
@@ -203,8 +202,8 @@ def _console(stack: ExitStack, live: LiveSystem, bases: Mapping[str, str], say: 
     )
     config.write_text(live.config.read_text(encoding="utf-8") + more, encoding="utf-8")
     part: DemoPart = stack.enter_context(running_part("console", config, folder))
-    deadline = time.monotonic() + _CONSOLE_TIMEOUT_S
-    while not part.address and not part.has_ended() and time.monotonic() < deadline:
+    patience = Patience(START_TIMEOUT_S, say)
+    while not part.address and not part.has_ended() and patience.goes_on("the console has not said its address"):
         part.read_address()
         time.sleep(_LOOK_EVERY_S)
     if not part.address:

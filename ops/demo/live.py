@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from paywarden.ops.demo.processes import Parts, running_parts
-from paywarden.ops.demo.verdict import MetricsReading, Sent, require_all_done, unfinished
+from paywarden.ops.demo.processes import Parts, Patience, running_parts
+from paywarden.ops.demo.verdict import MetricsReading, Sent, WorkDone, require_all_done, unfinished
 from paywarden.ops.loadgen.load import LoadAnswer
 from paywarden.ops.loadgen.traffic import run, stamped
 from paywarden.ops.times import now_ms
@@ -45,8 +45,9 @@ _OUTCOME_AFTER_S = 2.0
 # One payment in this many has its outcome sent, together with one outcome of the history: in reality, too, there are
 # fewer outcomes than payments. The outcomes of frauds are all sent.
 _PAYMENTS_PER_OUTCOME = 10
-# Counts are saved every two seconds; a busy machine takes longer.
-_SETTLE_TIMEOUT_S = 30.0
+# Counts are saved every two seconds. A busy machine takes longer, so this is how long nothing more was done.
+_SETTLE_TIMEOUT_S = 60.0
+_FLUSH_TIMEOUT_S = 300.0
 _LOOK_EVERY_S = 0.25
 
 LOCAL_CONFIG = """\
@@ -165,10 +166,10 @@ def run_live(
         config.write_text(text, encoding="utf-8")
         say("starting the stream, the companion and a scoring worker")
         with running_parts(config, folder) as parts:
-            parts.wait_until_ready()
+            parts.wait_until_ready(say)
             say(f"sending {load.rate:g} payments a second for {load.seconds} s to {parts.target}")
             kafka = KafkaSettings(bootstrap=broker.bootstrap)
-            summary = _send_live(world, kafka, parts, load, console)
+            summary = _send_live(world, kafka, parts, load, console, say)
             if afterwards is not None:
                 afterwards(LiveSystem(world, kafka, parts, config), summary)
             return summary
@@ -188,7 +189,12 @@ class _Tally:
 
 
 def _send_live(
-    world: DemoWorld, kafka: KafkaSettings, parts: Parts, load: LiveLoad, console: Console
+    world: DemoWorld,
+    kafka: KafkaSettings,
+    parts: Parts,
+    load: LiveLoad,
+    console: Console,
+    say: Callable[[str], object],
 ) -> dict[str, Any]:
     tally = _Tally()
     ids = LocalSchemaIds(fields=world.fields)
@@ -215,7 +221,7 @@ def _send_live(
         bodies = takewhile(lambda _: parts.all_run(), stamped(iter(world.requests)))
         report = run(parts.target, bodies, rate=load.rate, seconds=load.seconds, on_answer=on_answer)
         publisher.finish()
-        sent, readings = _settled(tally, publisher, parts, report.sent)
+        sent, readings = _settled(tally, publisher, parts, report.sent, load.seconds, say)
     finally:
         stop.set()
         reader.join()
@@ -241,12 +247,20 @@ def _send_live(
     }
 
 
-def _settled(tally: _Tally, publisher: Publisher, parts: Parts, payments: int) -> tuple[Sent, list[MetricsReading]]:
-    """Returns what was sent and what the processes report, once they have done all of it or the time is over."""
-    deadline = time.monotonic() + _SETTLE_TIMEOUT_S
+def _settled(
+    tally: _Tally,
+    publisher: Publisher,
+    parts: Parts,
+    payments: int,
+    seconds: float,
+    say: Callable[[str], object],
+) -> tuple[Sent, list[MetricsReading]]:
+    """Returns what was sent and what the processes report, once they have done all of it or no more of it is done."""
+    patience = Patience(_SETTLE_TIMEOUT_S, say)
     while True:
         readings = parts.readings()
         sent = Sent(
+            seconds=seconds,
             payments=payments,
             answered=len(tally.answered),
             published=publisher.payments_sent,
@@ -254,7 +268,8 @@ def _settled(tally: _Tally, publisher: Publisher, parts: Parts, payments: int) -
             lost=len(tally.answered - tally.decided),
             profile_age_p99_ms=float(np.percentile(tally.ages_ms, 99)) if tally.ages_ms else None,
         )
-        if not unfinished(sent, readings) or not parts.all_run() or time.monotonic() > deadline:
+        left = unfinished(sent, readings)
+        if not left or not parts.all_run() or not patience.goes_on(left, (sent, WorkDone.of(readings))):
             return sent, readings
         time.sleep(_LOOK_EVERY_S)
 
@@ -302,7 +317,7 @@ class Publisher:
     def finish(self) -> None:
         """Send the outcomes that are not due yet, and wait until the broker has everything."""
         self._send_due(math.inf)
-        self._producer.flush(10)
+        self._producer.flush(_FLUSH_TIMEOUT_S)
 
     def _label_of(self, payment_id: str) -> str | None:
         """Returns the label of a payment. One that is sent again has that of the payment it repeats."""

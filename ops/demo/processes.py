@@ -13,7 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,10 +24,11 @@ from paywarden.schemas.errors import TemporaryFailure
 
 PARTS = ("stream", "companion", "serve")
 """Commands, in the order of their start."""
-# A part that ends is told at once. One that is only slow may have a machine with twenty others.
-START_TIMEOUT_S = 300.0
+# A start takes seconds on a quiet machine, and minutes where ten processes want each core.
+START_TIMEOUT_S = 900.0
+_TELL_EVERY_S = 15.0
 _ANSWER_TIMEOUT_S = 5.0
-_STOP_TIMEOUT_S = 25.0
+_STOP_TIMEOUT_S = 60.0
 _LOOK_EVERY_S = 0.1
 
 
@@ -148,9 +149,12 @@ class Parts:
         """Returns the current health and metrics of all."""
         return [part.reading() for part in self._parts]
 
-    def wait_until_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
-        """Wait until all are ready. Raises TemporaryFailure naming a part that has ended or is not ready in time."""
-        deadline = time.monotonic() + timeout_s
+    def wait_until_ready(self, say: Callable[[str], object], timeout_s: float = START_TIMEOUT_S) -> None:
+        """Wait until all are ready, and `say` now and then what is not.
+
+        Raises TemporaryFailure naming a part that has ended or is not ready in time.
+        """
+        patience = Patience(timeout_s, say)
         while True:
             for part in self._parts:
                 part.read_address()
@@ -159,9 +163,31 @@ class Parts:
             unready = [reading for reading in readings if reading.trouble()]
             if not unready:
                 return
-            if ended or time.monotonic() > deadline:
-                raise TemporaryFailure(f"demo: {(ended or unready)[0].trouble()}")
+            trouble = (ended or unready)[0].trouble()
+            if ended or not patience.goes_on(trouble):
+                raise TemporaryFailure(f"demo: {trouble}")
             time.sleep(_LOOK_EVERY_S)
+
+
+class Patience:
+    """How long to wait for what may still come, with a line now and then about what that is."""
+
+    def __init__(
+        self, timeout_s: float, say: Callable[[str], object], now_s: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._timeout_s, self._say, self._now_s = timeout_s, say, now_s
+        self._began_s = self._since_s = self._told_s = now_s()
+        self._done: object = None
+
+    def goes_on(self, missing: str, done: object = None) -> bool:
+        """Note what is missing, and what is done. Returns False after `timeout_s` in which no more was done."""
+        now_s = self._now_s()
+        if done != self._done:
+            self._since_s, self._done = now_s, done
+        if now_s - self._told_s >= _TELL_EVERY_S:
+            self._told_s = now_s
+            self._say(f"waiting for {now_s - self._began_s:.0f} s: {missing}")
+        return now_s - self._since_s < self._timeout_s
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from paywarden.ops.demo.verdict import (
 )
 from paywarden.schemas.errors import TemporaryFailure
 
-SENT = Sent(payments=400, answered=398, published=398, live_outcomes=12, lost=0, profile_age_p99_ms=812.0)
+SENT = Sent(seconds=2.0, payments=400, answered=398, published=398, live_outcomes=12, lost=0, profile_age_p99_ms=812.0)
 STREAM: dict[str, dict[tuple[str, ...], float]] = {
     "paywarden_stream_payments_total": {(): 398.0},
     "paywarden_drift_decisions_total": {(): 398.0},
@@ -110,6 +110,13 @@ def test_work_that_was_not_done_is_named_with_its_part(part: str, metric: str, w
 )
 def test_a_demonstration_with_work_undone_is_in_trouble(sent: Sent, wanted: str) -> None:
     assert trouble_of(sent, GOOD).startswith(wanted)
+
+
+def test_profiles_of_a_busy_machine_are_old_and_those_that_nothing_follows_older() -> None:
+    """`demo --keep` did not come up beside fifteen other processes, although all was done."""
+    busy = replace(SENT, seconds=30.0, profile_age_p99_ms=9_000.0)
+    assert trouble_of(busy, GOOD) == ""
+    assert trouble_of(replace(busy, profile_age_p99_ms=29_000.0), GOOD).startswith("profiles were 29000 ms old")
 
 
 def test_the_summary_says_what_each_part_has_done() -> None:
