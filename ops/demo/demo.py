@@ -146,7 +146,7 @@ def prepare_world(
     _say(console, f"{len(history)} payments of history are {profiles} profiles in the store")
     return DemoWorld(
         requests_of(live[0].slice(0, wanted), id_prefix=LIVE_PREFIX, fields=fields),
-        _outcomes(live[1], now),
+        past_outcomes(live[1], past[0], now),
         _labels(live[1]),
         bundle.predictor.native,
         profiles,
@@ -176,10 +176,14 @@ def _fill_store(history: History, path: Path, catalogue: Catalogue) -> int:
         return backfill(history, store, engine=FeatureEngine(catalogue), rates=load_rates(), outcome_days=30)
 
 
-def _outcomes(outcomes: pa.Table, start_ms: int) -> list[dict[str, Any]]:
-    """Returns the outcomes of past payments that become known in the next simulated day, in order."""
+def past_outcomes(outcomes: pa.Table, payments: pa.Table, start_ms: int) -> list[dict[str, Any]]:
+    """Returns the outcomes of past payments that become known in the next simulated day, in order.
+
+    `outcomes` are all that become known from `start_ms` on. Some are of payments that are sent live, with other ids:
+    nobody would know those payments.
+    """
     soon = outcomes.filter(pc.less(outcomes["outcome_time_ms"], start_ms + _DAY_MS))
-    rows: list[dict[str, Any]] = soon.to_pylist()
+    rows: list[dict[str, Any]] = soon.filter(pc.is_in(soon["payment_id"], payments["payment_id"])).to_pylist()
     return rows
 
 

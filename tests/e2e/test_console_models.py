@@ -214,7 +214,7 @@ def canary(tmp_path: Path) -> Iterator[Canary]:
 
 def test_a_rollout_is_watched_paused_resumed_and_aborted_by_keys(canary: Canary, chromium: Any) -> None:
     lead, owner = (_logged_in(chromium, canary.running, name) for name in ("demo-lead", "demo-model-owner"))
-    lead.get_by_text("It waits until a host has loaded the candidate.").wait_for()
+    lead.get_by_text("It waits until a host has loaded the candidate").wait_for()
     canary.keeper.take(RolloutEvent(EventKind.READY, now_ms(), "host-1"))
     # Nobody reloads the page.
     lead.get_by_text("The candidate has 10 % of the cards").wait_for()

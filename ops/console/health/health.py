@@ -48,6 +48,8 @@ class ProcessView:
     readings: tuple[Reading, ...]
     # How many errors of each kind it has counted since its start.
     errors: Mapping[str, float] = field(default_factory=dict)
+    # What it is for, in a sentence; empty if its metrics do not tell.
+    purpose: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,12 +91,7 @@ class Health:
             with ThreadPoolExecutor(min(16, len(self._processes))) as pool:
                 found = list(pool.map(lambda named: self._look(*named), self._processes))
             kept = {one.name: one for one in before}
-            views = tuple(
-                replace(one, since_ms=kept[one.name].since_ms)
-                if one.name in kept and kept[one.name].is_ready == one.is_ready
-                else one
-                for one in found
-            )
+            views = tuple(_continued(one, kept.get(one.name)) for one in found)
             self._known = (time.monotonic(), views)
             return views
 
@@ -109,7 +106,16 @@ class Health:
         samples = samples_of(metrics)
         if samples is None:
             return ProcessView(name, address, status == 200, why, now, (Reading("metrics", "cannot be read", True),))
-        return ProcessView(name, address, status == 200, why, now, readings_of(samples), errors_of(samples))
+        found = readings_of(samples), errors_of(samples), purpose_of(samples)
+        return ProcessView(name, address, status == 200, why, now, *found)
+
+
+def _continued(view: ProcessView, before: ProcessView | None) -> ProcessView:
+    """Returns how a process is, and since when; one that does not answer is still what it was."""
+    if before is None:
+        return view
+    since_ms = before.since_ms if before.is_ready == view.is_ready else view.since_ms
+    return replace(view, since_ms=since_ms, purpose=view.purpose or before.purpose)
 
 
 Samples = Mapping[str, Sequence[tuple[Mapping[str, str], float]]]
@@ -125,6 +131,19 @@ def samples_of(metrics: str) -> Samples | None:
     except ValueError:
         return None
     return samples
+
+
+def purpose_of(samples: Samples) -> str:
+    """Returns what a process is for, by the metrics that it alone has."""
+    return next((words for name, words in _PURPOSES if name in samples), "")
+
+
+_PURPOSES = (
+    ("paywarden_stream_consumer_lag", "It works payments and outcomes into the profiles, and watches for drift."),
+    ("paywarden_companion_changelog_lag", "It copies profiles to a scoring host, and sends its decisions to Kafka."),
+    ("paywarden_request_seconds_bucket", "It decides about payments while customers wait."),
+    ("paywarden_shadow_lag_seconds", "It lets challengers decide about the same payments, unheard."),
+)
 
 
 def errors_of(samples: Samples) -> dict[str, float]:
@@ -171,17 +190,17 @@ def readings_of(samples: Samples) -> tuple[Reading, ...]:
             text = "not known" if math.isinf(worst) else _seconds(worst)
             readings.append(Reading(words, text, worst > objective))
     for name, words in (
-        ("paywarden_stream_consumer_lag", "records that the stream has not taken"),
+        ("paywarden_stream_consumer_lag", "payments and outcomes that wait"),
         ("paywarden_companion_changelog_lag", "records that the mirror lacks"),
-        ("paywarden_outbox_unshipped_bytes", "bytes of decisions that are not shipped"),
+        ("paywarden_outbox_unshipped_bytes", "bytes of decisions that wait for Kafka"),
     ):
         if name in samples:
             total = sum(value for _, value in samples[name])
             readings.append(Reading(words, f"{total:,.0f}", total > 100_000))
     for name, words, objective in (
-        ("paywarden_request_seconds", "latency p99 since its start", 0.042),
-        ("paywarden_stream_event_to_store_seconds", "payment to store p99 since its start", 1.0),
-        ("paywarden_companion_event_to_mirror_seconds", "payment to mirror p99 since its start", 1.0),
+        ("paywarden_request_seconds", "99 of 100 answers since its start", 0.042),
+        ("paywarden_stream_event_to_store_seconds", "99 of 100 payments in the profiles after", 1.0),
+        ("paywarden_companion_event_to_mirror_seconds", "99 of 100 payments in the mirror after", 1.0),
     ):
         value = quantile(samples.get(f"{name}_bucket", ()), 0.99)
         if value is not None:

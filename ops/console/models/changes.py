@@ -18,6 +18,7 @@ from paywarden.schemas.errors import PaywardenError
 from paywarden.schemas.settings import read_source
 
 if TYPE_CHECKING:
+    from paywarden.models.bundle.bundle import Manifest
     from paywarden.models.registry.registry import Registry
     from paywarden.models.registry.rules import State, Version
 
@@ -122,12 +123,16 @@ def _model(registry: Registry, state: State, digest: str) -> ModelFacts:
 def _read_model(folder: Path) -> ModelFacts:
     from paywarden.models.bundle.bundle import read_manifest
 
-    found = read_manifest(folder)
+    return facts_of(read_manifest(folder))
+
+
+def facts_of(manifest: Manifest) -> ModelFacts:
+    """Returns what people ask first about a model."""
     return ModelFacts(
-        found.model_version,
-        found.train_from,
-        found.train_to,
-        found.training_payments,
-        found.training_frauds,
-        found.metrics.get("average_precision"),
+        manifest.model_version,
+        manifest.train_from,
+        manifest.train_to,
+        manifest.training_payments,
+        manifest.training_frauds,
+        manifest.metrics.get("average_precision"),
     )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from paywarden.ops.console.charts import Intervals, intervals
 from paywarden.ops.console.inbox.store import Happened
-from paywarden.ops.console.models.changes import Changes, changes_of
+from paywarden.ops.console.models.changes import Changes, ModelFacts, changes_of, facts_of
 from paywarden.ops.console.pages import PageRefused
 from paywarden.ops.console.people.people import Person
 from paywarden.ops.console.rendering import percent
@@ -224,6 +224,16 @@ class Desk:
             len(state.ignored),
             state.head,
         )
+
+    def configured(self) -> ModelFacts | None:
+        """Returns what the bundle of the console's configuration is; None if there is none that can be read."""
+        from paywarden.models.bundle.bundle import read_manifest
+        from paywarden.ops.wiring import ServeSettings
+
+        try:
+            return facts_of(read_manifest(Path(self.source.section("serve", ServeSettings).bundle)))
+        except PaywardenError:
+            return None
 
     def rollout(self) -> RolloutView:
         """Returns what the log of rollouts says now."""

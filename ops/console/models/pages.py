@@ -6,6 +6,7 @@ import math
 import time
 from dataclasses import dataclass
 
+from paywarden.ops.console.models.changes import ModelFacts
 from paywarden.ops.console.models.desk import Desk, RegistryView, RolloutView
 from paywarden.ops.console.pages import Done, Field, Page, Section, Shown, Visit
 from paywarden.ops.console.people.people import Role
@@ -23,7 +24,10 @@ _ROLLOUT_ACTS = {"pause": "paused", "resume": "resumed", "abort": "aborted", "pr
 
 @dataclass(frozen=True)
 class ModelsView:
-    """The registry and the newest rollout. `may_sign`: the console has the key that the person's acts need."""
+    """The registry and the newest rollout. `may_sign`: the console has the key that the person's acts need.
+
+    `configured`: the model of the console's configuration, where there is no registry; None if it cannot be read.
+    """
 
     registry: RegistryView
     rollout: RolloutView
@@ -31,6 +35,7 @@ class ModelsView:
     may_own: bool
     may_stop: bool
     may_sign: bool
+    configured: ModelFacts | None
 
 
 class Models:
@@ -76,6 +81,7 @@ class Models:
             visit.person.may(OWNERS),
             visit.person.may(STOPPERS),
             self._desk.may_sign(visit.person),
+            None if self._desk.has_registry else self._desk.configured(),
         )
         return Shown("models/models.html", view, "Models and rollouts")
 

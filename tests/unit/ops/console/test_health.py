@@ -46,8 +46,8 @@ def samples(metrics: str) -> Samples:
 def test_readings_are_in_words_and_say_what_is_bad() -> None:
     readings = {reading.name: (reading.text, reading.is_bad) for reading in readings_of(samples(METRICS))}
     assert readings["mirror is behind the payments by"] == ("250 ms", False)
-    assert readings["records that the stream has not taken"] == ("301,200", True)
-    assert readings["latency p99 since its start"] == ("at most 50 ms", True)
+    assert readings["payments and outcomes that wait"] == ("301,200", True)
+    assert readings["99 of 100 answers since its start"] == ("at most 50 ms", True)
     assert samples_of("nonsense {") is None
     assert quantile([({"le": "1"}, 0.0), ({"le": "+Inf"}, 1.0)], 0.99) == math.inf
 
@@ -61,8 +61,8 @@ def test_a_process_that_does_not_answer_is_shown_since_when(tmp_path: Path) -> N
     console = console_under_test(tmp_path)
     health = Health(["stream=http://s:1", "http://gone:2"], fetch, console.clock)
     text = console.browser([health.section()], "demo-operator").get("/health").text
-    assert "it does not answer, since 2025-10-09" in text
-    assert "store: away &lt;b&gt;" in text
+    assert "It does not answer, since 2025-10-09" in text
+    assert "Store: away &lt;b&gt;" in text
     assert text.count("<dt>Since its start</dt>") == 0
     nothing = console.browser([Health([]).section()], "demo-operator").get("/health").text
     assert "nothing is known" in nothing
@@ -84,7 +84,7 @@ def test_why_a_process_is_not_ready_is_told_in_its_own_words(tmp_path: Path) -> 
     text = (
         console.browser([Health(["http://s:1"], fetch, console.clock).section()], "demo-operator").get("/health").text
     )
-    assert "the mirror is 32 s old, 30 s are allowed; no topic, since" in text
+    assert "The mirror is 32 s old, 30 s are allowed; no topic, since" in text
     for form in ("False", "[", "missing"):
         assert form not in text.partition("<main")[2], form
     # What it has counted stands beside.
@@ -166,4 +166,36 @@ def test_a_quantile_beyond_all_buckets_is_more_than_the_largest() -> None:
     """It was "at most more than is measured"."""
     name = "paywarden_request_seconds_bucket"
     samples = {name: [({"le": "0.5"}, 0.0), ({"le": "1.0"}, 1.0), ({"le": "+Inf"}, 9.0)]}
-    assert readings_of(samples) == (Reading("latency p99 since its start", "more than 1.0 s", True),)
+    assert readings_of(samples) == (Reading("99 of 100 answers since its start", "more than 1.0 s", True),)
+
+
+def test_the_page_says_first_which_processes_are_not_ready_and_what_each_is_for(tmp_path: Path) -> None:
+    pages = {
+        "http://s:1/readyz": (200, "{}"),
+        "http://s:1/metrics": (200, "paywarden_stream_consumer_lag 3\n"),
+        "http://c:2/readyz": (503, "{}"),
+        "http://c:2/metrics": (200, "paywarden_companion_changelog_lag 3\n"),
+    }
+    away = set[str]()
+
+    def fetch(address: str) -> tuple[int, str]:
+        if address in away:
+            raise OSError
+        return pages[address]
+
+    console = console_under_test(tmp_path)
+    health = Health(["stream=http://s:1", "host=http://c:2"], fetch)
+    browser = console.browser([health.section()], "demo-analyst")
+    text = browser.get("/health").text
+    assert "host is not ready." in text
+    assert "It works payments and outcomes into the profiles" in text
+    pages["http://c:2/readyz"] = 200, "{}"
+    health._known = (-math.inf, health._known[1])
+    assert "All 2 processes are ready." in browser.get("/health").text
+    away.update(pages)
+    health._known = (-math.inf, health._known[1])
+    text = browser.get("/health").text
+    assert "stream, host are not ready." in text
+    # One that does not answer is still what it was.
+    assert "It works payments and outcomes into the profiles" in text
+    console.database.close()
