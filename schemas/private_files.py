@@ -18,6 +18,7 @@ import os
 import pwd
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from paywarden.schemas.errors import Misconfigured
@@ -49,6 +50,27 @@ def make_private_folder(folder: Path) -> None:
             # Another process may have removed the file since the folder was listed.
             with contextlib.suppress(FileNotFoundError):
                 _take_from_others(entry)
+
+
+@contextmanager
+def private_new_files() -> Iterator[None]:
+    """Make what a library of others creates in the block, in any thread, this user's alone.
+
+    DuckDB makes a file beside its database at any time, with the mode that the process gives.
+    """
+    before = os.umask(_OF_OTHERS)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def take_from_others(path: Path) -> None:
+    """Take the permissions of others away from a file that belongs to this user, if it is there. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError):
+        status = path.stat()
+        if status.st_mode & _OF_OTHERS and status.st_uid == os.geteuid():
+            path.chmod(_FILE_MODE)
 
 
 def make_parent(path: Path) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paywarden.ops.extras import require
 from paywarden.ops.wiring import stores
 from paywarden.schemas.errors import InvalidEvent
+from paywarden.schemas.private_files import private_new_files
 from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
@@ -32,13 +33,13 @@ def decision_index(source: Source) -> Iterator[tuple[DecisionIndex, ReviewQueue]
 
     settings = source.section("decision_index", DecisionIndexSettings)
     rates = stores.rate_table(source)
-    database: Database
-    if settings.address:
-        require("[decision_index] address", ("postgres",))
-        database = PostgresDatabase(settings.address, schema=settings.schema, timeout_ms=settings.timeout_ms)
-    else:
+
+    def opened() -> Database:
+        if settings.address:
+            require("[decision_index] address", ("postgres",))
+            return PostgresDatabase(settings.address, schema=settings.schema, timeout_ms=settings.timeout_ms)
         require("[decision_index] path", ("index",))
-        database = DuckDbDatabase(Path(settings.path), memory_mb=settings.memory_mb, threads=settings.threads)
+        return DuckDbDatabase(Path(settings.path), memory_mb=settings.memory_mb, threads=settings.threads)
 
     def worth(amount_minor: int, currency: str, time_ms: int) -> int | None:
         try:
@@ -46,10 +47,8 @@ def decision_index(source: Source) -> Iterator[tuple[DecisionIndex, ReviewQueue]
         except InvalidEvent:
             return None
 
-    try:
+    with private_new_files() if not settings.address else nullcontext(), closing(opened()) as database:
         yield DecisionIndex(database, worth=worth), ReviewQueue(database, settings.reviews)
-    finally:
-        database.close()
 
 
 def index_filler(source: Source, index: DecisionIndex, queue: ReviewQueue) -> tuple[IndexFiller, VerdictSender]:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
-from paywarden.schemas.private_files import make_parent
+from paywarden.schemas.private_files import make_parent, take_from_others
 from paywarden.streams.decision_index.search import Place
 
 if TYPE_CHECKING:
@@ -161,6 +161,9 @@ class DuckDbDatabase:
         self._path, self._errors, self._fatal = path, duckdb.Error, duckdb.FatalException
         try:
             make_parent(path)
+            # They have ids of cards. Earlier releases made them readable for everybody.
+            for file in (path, path.with_name(f"{path.name}.wal")):
+                take_from_others(file)
         except OSError as error:
             raise Misconfigured(f"the index {path} cannot be opened: {error.strerror}") from error
         try:
