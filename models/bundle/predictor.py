@@ -117,17 +117,44 @@ def _address(array: NDArray[Any]) -> int:
 
 
 def _load(library: Path, rest: Callable[[], object]) -> int:
-    """Load the library that this file holds now. For a path it has loaded before, the loader returns the old one."""
+    """Load the library that this file holds now. For a path it has loaded before, the loader returns the old one.
+
+    The loader maps what it loads. If somebody writes over that file, or cuts it short, the code of a running process
+    changes, or touching it kills the process (SIGBUS); and so it does in each process that is forked from this one.
+    What is loaded is therefore a copy in memory that nobody else has.
+    """
     with tempfile.TemporaryDirectory(prefix="paywarden-load-") as folder:
         # The link gives the file a new path. It can be deleted at once, because the loader has opened the file.
         name = Path(folder) / library.name
-        name.symlink_to(library.resolve())
-        rest()
-        # Without the interpreter's lock, which `_ctypes.dlopen` holds: a worker answers payments meanwhile.
-        handle = _dlopen()(str(name).encode(), ctypes.DEFAULT_MODE | os.RTLD_NOW)
-        rest()
-        # The second attempt raises the error.
-        return int(handle or _ctypes.dlopen(str(name), ctypes.DEFAULT_MODE))
+        copy = _copied(library)
+        try:
+            name.symlink_to(library.resolve() if copy is None else f"/proc/self/fd/{copy}")
+            rest()
+            # Without the interpreter's lock, which `_ctypes.dlopen` holds: a worker answers payments meanwhile.
+            handle = _dlopen()(str(name).encode(), ctypes.DEFAULT_MODE | os.RTLD_NOW)
+            rest()
+            # The second attempt raises the error.
+            return int(handle or _ctypes.dlopen(str(name), ctypes.DEFAULT_MODE))
+        finally:
+            if copy is not None:
+                os.close(copy)
+
+
+def _copied(library: Path) -> int | None:
+    """Returns the descriptor of a file in memory with the library's content; None where there are no such files."""
+    # Raises OSError if it cannot be read: there is nothing to load then.
+    content = library.read_bytes()
+    try:
+        descriptor = os.memfd_create(library.name)
+    except OSError:
+        return None
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(content)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 @cache

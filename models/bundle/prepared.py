@@ -5,22 +5,25 @@
     FOLDER/LARGE.*.npy    the trees of the explainer, as arrays, and some golden vectors with their margins
 
 `load_bundle` parses the model's text and computes checksums: some 100 ms of Python, in which a worker would answer
-nobody. A process beside the workers does that once (`prepare_bundle`). A worker then maps the library and reads the
+nobody. A process beside the workers does that once (`prepare_bundle`). A worker then reads the library and the
 arrays (`load_prepared`). The copy matters: what was checked is what is loaded, whatever happens to the bundle later.
 
 A worker answers payments while a thread of it loads. So the loading is many steps of some tenths of a millisecond, and
-the thread rests between them. The arrays are mapped, not read, and the explainer's records have pages of their own: a
-bundle that is dropped leaves no holes in the heap.
+the thread rests between them. The arrays and the explainer's records have pages of their own: a bundle that is dropped
+leaves no holes in the heap. Nothing of a file is mapped: one that is cut short, or written over, harms no process that
+has loaded it.
 """
 
 from __future__ import annotations
 
 import json
+import mmap
 import shutil
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +52,6 @@ _PREPARED, _COPY = "prepared.json", "bundle"
 _TREES = ("nodes", "thresholds", "changes", "roots", "sets", "set_bounds")
 # Golden vectors that the loading process tries: enough to touch the pages of the library.
 _TRIED_ROWS = 64
-_PAGE_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,10 @@ def prepare_bundle(
         vectors, margins = golden_margins(copy, part)
         np.save(folder / f"{name}.vectors.npy", vectors[:_TRIED_ROWS], allow_pickle=False)
         np.save(folder / f"{name}.margins.npy", margins[:_TRIED_ROWS], allow_pickle=False)
-        parts[name] = {"base": trees.base, "native": native_library(copy, part).exists()}
+        library = native_library(copy, part)
+        parts[name] = {"base": trees.base, "native": library.exists()}
+        if library.exists():
+            parts[name]["crc32"] = zlib.crc32(library.read_bytes())
     content = {"format": _FORMAT, "digest": manifest.digest, "manifest": asdict(manifest), "parts": parts}
     (folder / _PREPARED).write_text(json.dumps(content), encoding="utf-8")
     return manifest
@@ -166,6 +171,11 @@ def _part(
         except Misconfigured as error:
             raise BundleRefused(f"prepared bundle {folder}: its library is not loaded: {error}") from error
         rest()
+        # To load a part of a library kills the process. One that an earlier release prepared has no checksum.
+        wanted = told.get("crc32")
+        if wanted is not None and zlib.crc32(library.read_bytes()) != wanted:
+            raise BundleRefused(f"prepared bundle {folder}: its library {library.name} is damaged")
+        rest()
         predictor = NativePredictor(library, len(manifest.feature_names), rest)
     else:
         predictor = GtilPredictor(copy / part.model_text)
@@ -179,7 +189,7 @@ def _part(
     arrays = {}
     for array in _TREES:
         rest()
-        arrays[array] = _mapped(folder / f"{name}.{array}.npy", rest)
+        arrays[array] = _paged(folder / f"{name}.{array}.npy", rest)
     rest()
     explainer = Explainer(Trees(**arrays, base=told["base"]), manifest.feature_names, slope=slope)
     rest()
@@ -189,10 +199,15 @@ def _part(
     return predictor, explainer
 
 
-def _mapped(path: Path, rest: Callable[[], object]) -> NDArray[Any]:
-    """Returns the array of a file. It may be written to, as the compiled walk wants it; the file stays the same."""
-    array: NDArray[Any] = np.load(path, mmap_mode="c", allow_pickle=False).view(np.ndarray)
+def _paged(path: Path, rest: Callable[[], object]) -> NDArray[Any]:
+    """Returns the array of a file, in pages of its own: a file that is cut short later does not kill the process."""
+    described: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    assert isinstance(described, np.memmap)
     rest()
-    # Each page once, so that no payment waits for it.
-    array.reshape(-1).view(np.uint8)[::_PAGE_BYTES].sum()
-    return array
+    pages = mmap.mmap(-1, max(1, described.nbytes))
+    with path.open("rb") as file:
+        file.seek(described.offset)
+        if file.readinto(memoryview(pages)[: described.nbytes]) != described.nbytes:
+            raise ValueError(f"{path.name} is shorter than it says")
+    order: Literal["C", "F"] = "C" if described.flags.c_contiguous else "F"
+    return np.frombuffer(pages, described.dtype, described.size).reshape(described.shape, order=order)
