@@ -46,6 +46,8 @@ def write_mapped_list(path: Path, entries: Iterable[str]) -> None:
             content += b"\0" + b"\0".join(bucket) + b"\0"
         starts.append(len(content))
     path.write_bytes(_HEAD.pack(_MAGIC, len(encoded), len(buckets)) + starts.tobytes() + content)
+    # Whoever has it mapped would be killed if somebody wrote over it.
+    path.chmod(0o400)
 
 
 class MappedList(Set[str]):

@@ -18,7 +18,9 @@
    would stay where the file no longer is. A bundle that crashes its checker is not tried again.
 6. A file for another feature catalogue is not for this host (scoring/server/standby.py).
 7. Where there is a registry, a file that names what nobody has approved changes nothing, whoever wrote it.
-8. A checker runs in the time that nobody else wants (SCHED_IDLE): a worker that wakes gets its core at once. On a core
+8. Orders and releases that somebody changes or deletes are made again. A worker that starts would decide by what
+   `serve` was started with, and hear of nothing newer.
+9. A checker runs in the time that nobody else wants (SCHED_IDLE): a worker that wakes gets its core at once. On a core
    that is never idle it would not end, so after SPARE_S another one takes its place, which has a tenth of a core.
 """
 
@@ -65,6 +67,10 @@ _log = logging.getLogger(__name__)
 _CHECK_TIMEOUT_S = 600.0
 # How often the supervisor looks whether the deployment file was replaced.
 LOOK_S = 0.25
+# How often it looks whether what it has written is still as it was.
+MEND_S = 1.0
+# How long it waits before it tries again to write orders that could not be written.
+_AGAIN_S = 5.0
 _FAILED = 1
 KILLS_MAX = 3
 # How long a checker may run in spare time alone. Beside a worker at half load, on its core, it needs half a second.
@@ -74,6 +80,7 @@ _NICENESS = 10
 
 
 _State = FileState | None
+_FolderState = tuple[tuple[str, _State], ...]
 # Stands in for the state of a configuration file that does not exist.
 _NO_FILE: FileState = (0, 0, 0, 0)
 
@@ -177,12 +184,15 @@ class Deployer:
         self._seen = file_state(self._runtime / DEPLOYMENT)
         # A file that was there at the start may name more than what was loaded then.
         self._is_asked = self._seen is not None
-        self._due = 0.0
+        self._due = self._mend_due = 0.0
+        # The ordered releases as they were prepared, by key, and those that somebody has changed since.
+        self._prepared: dict[str, _FolderState] = {}
+        self._changed: set[str] = set()
         try:
             make_private_folder(runtime)
             make_private_folder(self._ready)
             self._remove_left_over()
-            write_orders(self._path, self._orders)
+            self._write(self._orders)
         except OSError as error:
             raise Misconfigured(f"[serve] runtime: cannot use {runtime}: {error.strerror}") from error
 
@@ -205,6 +215,9 @@ class Deployer:
         if now < self._due:
             return self._due
         self._due = now + LOOK_S
+        if now >= self._mend_due:
+            self._mend_due = now + MEND_S
+            self._mend()
         seen = file_state(self._runtime / DEPLOYMENT)
         if self._is_asked or seen != self._seen:
             self._seen, self._is_asked = seen, False
@@ -305,7 +318,8 @@ class Deployer:
         if not (paths.bundle_digest and paths.policy_digest):
             return ""
         key = release_key(paths.bundle_digest, paths.policy_digest)
-        return key if key in self._orders.keys or (self._ready / key).is_dir() else ""
+        is_ordered = key in self._orders.keys and key not in self._changed
+        return key if is_ordered or (self._ready / key).is_dir() else ""
 
     def _check(self, deployment: Deployment | None, *, has_share: bool) -> int:
         """In the child: prepare every release, and write what was found out or was wrong. Returns the exit code."""
@@ -366,13 +380,44 @@ class Deployer:
         if not orders.candidate:
             # It could not be prepared: the champion decides about its cards.
             orders = replace(orders, share=0)
-        if orders == now:
+        self._prepared = {key: state for key in orders.keys if (state := _state_below(self._ready / key)) is not None}
+        again = self._changed & self._prepared.keys()
+        self._changed -= again
+        if orders == now and not again:
             _log.info("what is served is what should be: nothing changes")
             return
-        self._orders = replace(orders, generation=now.generation + 1)
-        write_orders(self._path, self._orders)
+        try:
+            self._write(replace(orders, generation=now.generation + 1))
+        except OSError:
+            # Nothing is ordered while the disk is full.
+            self._is_asked, self._due = True, time.monotonic() + _AGAIN_S
+            raise
         _log.info("checked: release %s is to decide; the workers take it up", active)
         self._tell()
+
+    def _write(self, orders: Orders) -> None:
+        """Write orders. Raises OSError."""
+        write_orders(self._path, orders)
+        self._orders, self._written = orders, file_state(self._path)
+
+    def _mend(self) -> None:
+        """Make again what somebody has changed or deleted of the orders and the releases."""
+        for key, state in [*self._prepared.items()]:
+            if _state_below(self._ready / key) != state:
+                _log.error("release %s below %s was changed or deleted: it is prepared again", key, self._ready)
+                shutil.rmtree(self._ready / key, ignore_errors=True)
+                del self._prepared[key]
+                self._changed.add(key)
+                self._is_asked = True
+        if file_state(self._path) != self._written:
+            try:
+                self._write(self._orders)
+            except OSError as error:
+                # The next look finds them as they are.
+                _log.debug("the orders cannot be written again yet: %s", _told(error))
+                return
+            _log.error("%s was changed or deleted: it is written again", self._path)
+            self._tell()
 
     def _fail(self, error: Exception) -> None:
         self._failures.add(1)
@@ -395,10 +440,21 @@ class Deployer:
         """Remove releases that no supervisor orders any more."""
         for path in self._runtime.glob("orders-*.json"):
             if _lives(path):
-                keys |= {*read_orders(path).keys}
+                try:
+                    keys |= {*read_orders(path).keys}
+                except Misconfigured:
+                    # Somebody has damaged them. Until they are mended nobody knows what is in use.
+                    return
         for path in self._ready.iterdir():
             if path.name not in keys and not path.name.startswith("."):
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _state_below(folder: Path) -> _FolderState | None:
+    """Returns what changes if somebody changes a file below a folder; None if the folder is gone."""
+    if not folder.is_dir():
+        return None
+    return tuple(sorted((str(path), file_state(path)) for path in folder.rglob("*") if not path.is_dir()))
 
 
 def is_served(runtime: Path) -> bool:

@@ -6,6 +6,7 @@ import errno
 import faulthandler
 import logging
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -367,3 +368,74 @@ def test_left_over_files_of_dead_processes_are_removed(tmp_path: Path) -> None:
         (folder / name).touch()
     Host(folder).deployer.close()
     assert [path.name for path in folder.iterdir()] == ["ready"]
+
+
+def looks(host: Host) -> None:
+    """Look as often as it takes to mend something, with a checker in between."""
+    for _ in range(3):
+        host.deployer._mend_due = host.deployer._due = 0.0
+        host.begin()
+        host.end()
+
+
+@pytest.mark.parametrize("damage", ["emptied", "deleted"])
+def test_orders_that_somebody_damages_are_written_again(
+    host: Host, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker that started decided by what `serve` was started with, and no swap was possible any more."""
+    host.source.serve("b")
+    wanted, path, told = host.swap(), orders_path(host.folder, os.getpid()), host.told
+    if damage == "emptied":
+        os.truncate(path, 0)
+    else:
+        path.unlink()
+    looks(host)
+    assert (host.orders, host.told) == (wanted, told + 1)
+    assert "orders-" in caplog.text
+    looks(host)
+    assert host.told == told + 1
+    os.truncate(path, 0)
+    host.source.serve("c")
+    assert host.swap() == Orders(2, "c", "b")
+
+
+@pytest.mark.parametrize("damage", ["cut", "deleted"])
+def test_a_release_that_somebody_damages_is_prepared_again_and_ordered_again(host: Host, damage: str) -> None:
+    """Workers that are started again refuse what is damaged, and go back to what `serve` was started with."""
+
+    def prepare(name: str) -> None:
+        folder = host.folder / "ready" / name
+        folder.mkdir(exist_ok=True)
+        (folder / "cards.list").write_text("whole")
+
+    host.source.how = prepare
+    host.source.serve("b")
+    host.swap()
+    prepared, told, forks = host.folder / "ready" / "b", host.told, host.forks
+    if damage == "cut":
+        os.truncate(prepared / "cards.list", 2)
+    else:
+        shutil.rmtree(prepared)
+    looks(host)
+    assert (prepared / "cards.list").read_text() == "whole"
+    assert (host.orders, host.told, host.forks) == (Orders(2, "b", "a"), told + 1, forks + 1)
+    looks(host)
+    assert (host.told, host.forks) == (told + 1, forks + 1)
+
+
+def test_a_disk_without_room_for_the_orders_puts_the_swap_off(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The supervisor believed that it had ordered the release, and told nobody when it was asked again."""
+
+    def no_room(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    host.source.serve("b")
+    monkeypatch.setattr("paywarden.scoring.server.deployer.write_orders", no_room)
+    assert host.swap() == Orders(0, "a")
+    assert host.failures.value == 1
+    looks(host)
+    assert host.orders == Orders(0, "a")
+    monkeypatch.undo()
+    # Nobody asks again.
+    looks(host)
+    assert host.orders == Orders(1, "b", "a")
