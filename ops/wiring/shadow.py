@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,7 +102,7 @@ def shadow_evaluator(source: Source, name: str) -> ShadowEvaluator:
     configured = settings.challenger(name)
     take_priority(settings.priority)
     files = _candidate_files(source, name) if configured is None else _challenger_files(source, configured)
-    clients = KafkaClients.of(stores.kafka_settings(source))
+    clients = KafkaClients.of(replace(stores.kafka_settings(source), compression=settings.compression))
     # Raises unless the topic is there.
     clients.partitions(SHADOW_TOPIC)
     return ShadowEvaluator(

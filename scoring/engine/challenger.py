@@ -168,7 +168,7 @@ class VectorChallenger:
             return math.nan
 
     def _record(self, entry: OutboxEntry, vector: NDArray[np.float32], score: float) -> ShadowRecord | None:
-        """Ask the policy about one payment. None if its currency has no rate any more."""
+        """Ask the policy about one payment. None if its currency has no rate any more, or the champion has no action."""
         request, response, facts, policy = entry.request, entry.response, self._facts, self._policy
         flags = self._flags(entry)
         has_score = MODEL_ABSENT not in flags
@@ -183,17 +183,21 @@ class VectorChallenger:
         if action != ACTIONS[APPROVE] and has_score:
             reasons += self._bundle.explainer.reasons(vector, policy.reason_features_max)
         bundle_digest, policy_digest = self.digests
-        return ShadowRecord(
-            decision_id=response.decision_id,
-            payment_id=request.payment_id,
-            card_id=request.card_id,
-            decided_time_ms=entry.decided_time_ms,
-            challenger_name=self.name,
-            catalogue_digest=entry.catalogue_digest,
-            champion=ShadowSide(response.score, response.action, entry.bundle_digest.hex(), entry.policy_digest.hex()),
-            challenger=ShadowSide(score, action, bundle_digest if has_score else "", policy_digest),
-            challenger_reasons=tuple(reasons),
-        )
+        champion = ShadowSide(response.score, response.action, entry.bundle_digest.hex(), entry.policy_digest.hex())
+        try:
+            return ShadowRecord(
+                decision_id=response.decision_id,
+                payment_id=request.payment_id,
+                card_id=request.card_id,
+                decided_time_ms=entry.decided_time_ms,
+                challenger_name=self.name,
+                catalogue_digest=entry.catalogue_digest,
+                champion=champion,
+                challenger=ShadowSide(score, action, bundle_digest if has_score else "", policy_digest),
+                challenger_reasons=tuple(reasons),
+            )
+        except InvalidEvent:
+            return None
 
     def _flags(self, entry: OutboxEntry) -> tuple[str, ...]:
         """Returns the payment's flags in the order in which the scorer gives them."""

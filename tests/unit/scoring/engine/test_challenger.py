@@ -129,6 +129,15 @@ def test_a_decision_without_a_score_is_decided_by_the_policy_alone(host: Host) -
     assert (own.challenger.score, own.challenger.action) == (requests_score(entry), "approve")
 
 
+def test_a_decision_without_an_action_fails_alone(host: Host) -> None:
+    """No worker writes one. It would have ended the challenger's process again and again."""
+    bundle, other = small_world.loaded_bundle(), small_world.other_loaded_bundle()
+    first, second = decide(host, bundle, CHAMPION_POLICY)[:2]
+    first.response.action = ""
+    found = challenger(other, CHAMPION_POLICY).evaluate([first, second])
+    assert (len(found.records), found.left_out) == (1, {FAILED: 1})
+
+
 def requests_score(entry: OutboxEntry) -> float:
     vector = np.frombuffer(entry.vector, dtype=np.float32).reshape(1, -1)
     return float(small_world.loaded_bundle().score(vector)[0])

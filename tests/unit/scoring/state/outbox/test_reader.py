@@ -171,7 +171,6 @@ def test_at_reads_only_a_record_that_begins_at_the_position(small: OutboxSetting
     writer.close()
 
 
-
 @given(payloads, st.integers(16, 200), st.integers(1, 30), st.data())
 def test_frames_are_the_records_of_a_read_with_their_heads(
     records: list[bytes], segment_bytes: int, count: int, data: st.DataObject
