@@ -39,6 +39,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import cycle
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -238,8 +239,21 @@ def _measured(
         f"{name}_swap_cpu_ms": cpu_ms / swapped,
         f"{name}_swap_faults": faults / swapped,
         f"{name}_resident_mb": resident_kb / 1024,
-        f"{name}_resident_ratio": _resident_kb(worker) / resident_kb,
+        f"{name}_resident_ratio_loads": _resident_kb(worker) / resident_kb,
+        f"{name}_resident_ratio": _resident_ratio(target, bodies, rate / 4, swaps, worker, swapped),
     }
+
+
+def _resident_ratio(target: str, bodies: Iterator[bytes], rate: float, swaps: Swaps, worker: int, count: int) -> float:
+    """Returns the worker's memory after `count` swaps to that after the first of them, over the same connections."""
+    options = replace(_OPTIONS, connections_max=_OPTIONS.connections)
+    resident_kb, wanted = 0.0, len(swaps.took_ms) + count
+    while not resident_kb or len(swaps.took_ms) < wanted:
+        swaps.begin(swaps=True)
+        drive(run_load(target, bodies, rate=rate, seconds=_SECONDS, options=options))
+        swaps.stop()
+        resident_kb = resident_kb or _resident_kb(worker)
+    return _resident_kb(worker) / resident_kb
 
 
 def _failed(loads: Iterable[LoadReport]) -> int:
