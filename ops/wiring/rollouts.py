@@ -14,6 +14,8 @@ from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
+    from paywarden.models.registry.registry import Registry
+    from paywarden.models.registry.rules import State
     from paywarden.models.rollout.log import RolloutLog
     from paywarden.models.rollout.rollout import Agreed, Orders, Rollout, Version
     from paywarden.scoring.server.deployment import ReleasePaths
@@ -95,7 +97,6 @@ def registered_versions(source: Source, candidate: str) -> tuple[Version, Versio
     The candidate's files are checked. Raises RegistryRefused.
     """
     from paywarden.models.bundle.bundle import read_manifest
-    from paywarden.models.registry.artefacts import BUNDLES, POLICIES
     from paywarden.models.rollout.registry_log import proposed_versions
 
     named = read_manifest(Path(candidate)).digest if Path(candidate).is_dir() else candidate
@@ -103,9 +104,24 @@ def registered_versions(source: Source, candidate: str) -> tuple[Version, Versio
     state = found.state()
     champion, proposed = proposed_versions(state, named)
     # A rollout of files that no host has stays pending, and keeps all others from starting.
-    found.store.folder(BUNDLES, proposed.bundle_digest, state.bundles[proposed.bundle_digest].files)
-    found.store.folder(POLICIES, proposed.policy_digest, state.policies[proposed.policy_digest].files)
+    _require_files(found, state, proposed)
     return champion, proposed
+
+
+def require_candidate(source: Source, candidate: Version) -> None:
+    """Raise Misconfigured if the files of a rollout's candidate are gone, or are not what they were."""
+    if has_registry(source):
+        found = registry.model_registry(source)
+        _require_files(found, found.state(), candidate)
+    elif trouble := bundle_trouble(candidate):
+        raise Misconfigured(trouble)
+
+
+def _require_files(found: Registry, state: State, version: Version) -> None:
+    from paywarden.models.registry.artefacts import BUNDLES, POLICIES
+
+    found.store.folder(BUNDLES, version.bundle_digest, state.bundles[version.bundle_digest].files)
+    found.store.folder(POLICIES, version.policy_digest, state.policies[version.policy_digest].files)
 
 
 @contextmanager

@@ -168,7 +168,7 @@ class VectorChallenger:
             return math.nan
 
     def _record(self, entry: OutboxEntry, vector: NDArray[np.float32], score: float) -> ShadowRecord | None:
-        """Ask the policy about one payment. None if its currency has no rate any more, or the champion has no action."""
+        """Ask the policy about one payment. None if its currency has no rate any more, or it has no action."""
         request, response, facts, policy = entry.request, entry.response, self._facts, self._policy
         flags = self._flags(entry)
         has_score = MODEL_ABSENT not in flags

@@ -302,7 +302,12 @@ def _done(source: Source, kind: str, by: str, key: str | None, why: str, *, as_j
 
     event = RolloutEvent(EventKind(kind), now_ms(), "nobody", _text("--why", why))
     with rollouts.written_rollouts(source, _warn, key) as (log, signer):
-        found = RolloutKeeper(log).take(replace(event, by=_who(by, signer)))
+        keeper = RolloutKeeper(log)
+        newest = keeper.rollout
+        if event.kind in (EventKind.RESUMED, EventKind.PROMOTED) and newest is not None and not newest.has_ended:
+            # No host could load it: nothing would happen, and nobody would know why.
+            rollouts.require_candidate(source, newest.start.candidate)
+        found = keeper.take(replace(event, by=_who(by, signer)))
     _show(found, as_json=as_json)
     try:
         rollouts.deploy_here(source, found)

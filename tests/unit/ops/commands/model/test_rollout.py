@@ -200,6 +200,11 @@ def test_with_a_registry_the_people_sign_and_the_candidate_is_a_proposal(tmp_pat
     assert run(tmp_path, *named, "--dry-run", settings=settings).exit_code == 0
     assert len(file.read().entries) == len(writer.log.entries)
     assert "r-1: pending, started by anna: a test" in run(tmp_path, *named, settings=settings).output
+    (bundle / "manifest.json").rename(tmp_path / "away")
+    resumed = refused(run(tmp_path, "resume", "--why", "a test", settings=settings))
+    assert resumed == gone.replace(str(policy), str(bundle))
+    (tmp_path / "away").rename(bundle / "manifest.json")
+    assert "r-1 is pending" in refused(run(tmp_path, "resume", "--why", "a test", settings=settings))
     keys = ("--key", str(tmp_path / "ben.pem"))
     assert "ben has not the role rollout" in refused(run(tmp_path, "abort", "--why", "x", *keys, settings=settings))
     assert "aborted by anna: enough" in run(tmp_path, "abort", "--why", "enough", settings=settings).output
