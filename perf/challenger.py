@@ -7,8 +7,9 @@ the process of `paywarden shadow run` does. CPU time is that of all threads, so 
     python -m perf.challenger [--decisions N] [--turns N] [--batch N] [--rule] [--compression KIND] [--json FILE]
 
 `cpu_us` is the median of the turns, `cpu_us_least` the least of them, which other work on the machine disturbs least.
-`asked_share` is that of decisions about which the policy was asked: not approved, or with a flag that asks for an
-action. With `--rule` the policy has a condition, and is asked about all.
+`read_us` and `round_us` are without the client's threads mostly, `flush_us` is the wait for Kafka with them.
+`asked_share` is that of decisions about which the policy was asked in the last turn: not approved, or with a flag that
+asks for an action. With `--rule` the policy has a condition, and is asked about all.
 
 Needs the services that `make services` fetches.
 """
@@ -18,7 +19,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -27,7 +28,8 @@ from typing import Any
 from paywarden.models.bundle.bundle import Bundle, load_bundle
 from paywarden.models.policy.policy import FLAGS, ConfiguredRule, Policy, PolicySettings
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
-from paywarden.scoring.engine.challenger import VectorChallenger
+from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
+from paywarden.scoring.engine.challenger import Evaluated, VectorChallenger
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.records import Origin
 from paywarden.scoring.engine.scorer import PaymentScorer
@@ -101,11 +103,23 @@ class _Workers:
 
 
 class _Source:
+    """Gives one challenger, and counts the decisions that are given to it one by one."""
+
     def __init__(self, make: Callable[[], VectorChallenger]) -> None:
-        self.load = make
+        self._challenger = make()
+        self._evaluate = self._challenger.evaluate
+        self._challenger.evaluate = self._counted  # type: ignore[method-assign]
+        self.asked = 0
+
+    def load(self) -> VectorChallenger:
+        return self._challenger
 
     def has_changed(self) -> bool:
         return False
+
+    def _counted(self, entries: Sequence[OutboxEntry]) -> Evaluated:
+        self.asked += len(entries)
+        return self._evaluate(entries)
 
 
 class _Timed:
@@ -129,7 +143,7 @@ def main() -> None:
         ("--turns", {"type": int, "default": 5, "help": "behind one that does not count"}),
         ("--batch", {"type": int, "default": 2_000, "help": "decisions at a time"}),
         ("--rule", {"action": "store_true", "help": "let the challenger's policy have a condition"}),
-        ("--compression", {"default": KafkaSettings().compression, "help": "of the records"}),
+        ("--compression", {"default": ShadowSettings().compression, "help": "of the records"}),
     )
     with tempfile.TemporaryDirectory(prefix="paywarden-perf-") as name, tempfile.TemporaryDirectory() as kafka_folder:
         folder = Path(name)
@@ -174,6 +188,7 @@ def _measured(
         workers.decide(arguments.decisions)
         (tail,) = evaluator._tails.values()
         tail.read = read = _Timed(type(tail).read.__get__(tail))  # type: ignore[method-assign]
+        asked = source.asked
         before, began, round_s = evaluator.status()["evaluated"], time.process_time(), 0.0
         while tail.waiting_bytes():
             round_began = time.process_time()
@@ -184,9 +199,15 @@ def _measured(
         assert evaluator.status()["evaluated"] - before == arguments.decisions, evaluator.status()
         if turn:
             turns.append({"cpu_us": whole_s, "read_us": read.cpu_s, "round_us": round_s, "flush_us": whole_s - round_s})
+        asked = source.asked - asked
     figures = {name: statistics.median(turn[name] for turn in turns) / arguments.decisions * 1e6 for name in turns[0]}
     least = min(turn["cpu_us"] for turn in turns) / arguments.decisions * 1e6
-    return figures | {"cpu_us_least": least, "decisions": arguments.decisions, "turns": arguments.turns}
+    return figures | {
+        "cpu_us_least": least,
+        "asked_share": asked / arguments.decisions,
+        "decisions": arguments.decisions,
+        "turns": arguments.turns,
+    }
 
 
 if __name__ == "__main__":
