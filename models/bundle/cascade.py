@@ -87,6 +87,14 @@ class Cascade:
         """Returns factor and shift from the first model's margins to those of a model with this calibration."""
         return self.calibration_slope / slope, (self.calibration_intercept - intercept) / slope
 
+    def margins_of(self, first: F64, large: F64, *, slope: float, intercept: float) -> F64:
+        """Returns the margins of both models together, on the scale of the large one with this calibration.
+
+        `first`, `large`: each model's margins of the same rows, and the result: any one shape.
+        """
+        factor, shift = self.scale(slope=slope, intercept=intercept)
+        return np.where(self.is_clear(first), first * factor + shift, large)
+
 
 class CascadePredictor:
     """A predictor that uses both models. All margins are on the large model's scale. Not thread-safe."""

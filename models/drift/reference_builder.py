@@ -15,8 +15,8 @@ Example: a feature is 0 in 60 % of the payments and spread evenly over 1 to 1000
 1/15, 2/15, … 14/15 of the payments; nine of them fall on 0. Zero therefore gets a bin of its own, and the other five
 cuts divide 1 to 1000 into six bins with 1/15 of the payments each.
 
-For a training window, the scores are out of fold, as a bundle's metrics are. A model scores the payments it was trained
-on too well to be compared with. Only live decisions have actions, flags and ages of profiles.
+For a training window, the scores are those that the bundle's model would give to payments it has not seen
+(models/drift/unseen_margins.py). Only live decisions have actions, flags and ages of profiles.
 """
 
 from __future__ import annotations
@@ -108,22 +108,6 @@ def make_reference(
     baseline = learn_baseline(layout, total, hours, blocks(starts, FIVE_MS))
     natural = hours.natural()
     return Reference(model_version, names, review_at, kinds, total, baseline, layout, natural, days.start, days.stop)
-
-
-def as_of_one_model(scores: NDArray[np.float64], fold: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Map each fold's scores by rank onto the distribution of all scores. Both arrays and the result: (rows,).
-
-    Each fold is a run of days and was scored by a model of its own. Without this, differences between those models
-    would look like differences between days.
-    """
-    ordered, mapped = np.sort(scores), np.empty_like(scores)
-    places = np.arange(len(ordered))
-    for number in np.unique(fold):
-        rows = fold == number
-        rank = (np.argsort(np.argsort(scores[rows], kind="stable"), kind="stable") + 0.5) / rows.sum()
-        # np.quantile would take minutes for as many quantiles as rows.
-        mapped[rows] = np.interp(rank * (len(ordered) - 1), places, ordered)
-    return mapped
 
 
 @dataclass(frozen=True)

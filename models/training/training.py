@@ -10,7 +10,8 @@ How it works:
    (models/training/later_days.py). All rows are scored, whatever share of the genuine ones the trees are grown on.
 3. With a cascade, a small model gets out-of-fold margins the same way, and its thresholds are chosen
    (models/training/cascade_choice.py).
-4. A model trained on all rows goes into the bundle, and its native library is compiled.
+4. A model trained on all rows goes into the bundle, and its native library is compiled. The reference for drift says
+   how this model would score unseen payments (models/drift/unseen_margins.py).
 5. The library and GTIL must give LightGBM's own margins, to the bit, in every training row and in all rows of the
    parity gate (models/bundle/parity.py).
 
@@ -50,7 +51,8 @@ from paywarden.models.bundle.compiler import compiler_name
 from paywarden.models.bundle.parity import RANDOM_ROWS, GateRows, margins_of, random_rows, require_same_bits
 from paywarden.models.bundle.predictor import GtilPredictor, NativePredictor, Predictor
 from paywarden.models.drift.reference import REFERENCE
-from paywarden.models.drift.reference_builder import PastDecisions, as_of_one_model, make_reference
+from paywarden.models.drift.reference_builder import PastDecisions, make_reference
+from paywarden.models.drift.unseen_margins import FoldMargins, as_of_one_model, unseen_margins
 from paywarden.models.metrics.evaluation import Days, auc_roc, average_precision, date_of_day
 from paywarden.models.training.boosting import OnTree, binned, grow, grown_on, model_text
 from paywarden.models.training.calibration import reliability
@@ -67,6 +69,8 @@ from paywarden.schemas.errors import Misconfigured
 
 SCORE_BINS = 50
 GOLDEN_ROWS = 512
+# At most about this many rows, evenly spaced, say how each model scores what it has seen.
+_SEEN_ROWS_MAX = 200_000
 
 
 def train_bundle(
@@ -107,13 +111,14 @@ def train_bundle(
         large.margins, table.label, table.day, newest, follow=settings.follow_newest_days, weight=table.weight
     )
     slope, intercept = calibration.slope, calibration.intercept
-    margins, cascade = large.margins, None
+    margins, of_each, cascade = large.margins, large.of_each, None
     scores = calibrated(margins, slope, intercept)
     review_at, decline_at = (float(np.quantile(scores, 1 - s)) for s in (settings.review_share, settings.decline_share))
     if first is not None:
         rows = OutOfFold(first.margins, large.margins, fold, table.label, table.weight)
         of_the_large = Large(slope, intercept, review_at, decline_at)
         cascade, margins = choose_cascade(rows, of_the_large, settings.cascade_disagreement_max)
+        of_each = cascade.margins_of(first.of_each, large.of_each, slope=slope, intercept=intercept)
         scores = calibrated(margins, slope, intercept)
     trust = reliability(table.label, scores, table.weight)
     unfinished = _made_anew(destination.with_name(f"{destination.name}.unfinished"))
@@ -124,8 +129,9 @@ def train_bundle(
     files = {name: sha256_of(unfinished / name) for part in models for name in (part.model_text, part.golden)}
     version = _version(files, engine.plan.digest, slope, intercept, cascade)
     if table.segments is not None:
+        unseen = as_of_one_model(margins, fold, _unseen(of_each, fold))
         reference = make_reference(
-            PastDecisions(as_of_one_model(scores, fold), table.vectors, table.segments),
+            PastDecisions(calibrated(unseen, slope, intercept), table.vectors, table.segments),
             model_version=version,
             feature_names=names,
             thresholds=(review_at, decline_at),
@@ -233,10 +239,14 @@ def _require_larger(settings: TrainingSettings) -> None:
 
 @dataclass(frozen=True)
 class _Grown:
-    """A model trained on all rows, and the out-of-fold margins, (rows,)."""
+    """A model trained on all rows, and the out-of-fold margins, (rows,).
+
+    `of_each`: the margins that each fold's model and, last, `model` give to every n-th row, (folds + 1, thinned rows).
+    """
 
     model: Any
     margins: NDArray[np.float64]
+    of_each: NDArray[np.float64]
 
 
 def _grown(
@@ -249,12 +259,30 @@ def _grown(
     distilled: bool = False,
 ) -> _Grown:
     sample = grown_on(table.label, settings)
-    margins = np.empty(len(table.label))
+    margins, some = np.empty(len(table.label)), table.vectors[_thinned(len(fold))]
+    of_each = []
     for number in np.unique(fold):
         held_out = fold == number
         model = _fit(table, fold, sample & ~held_out, settings, names, on_tree, distilled=distilled)
         margins[held_out] = model.predict(table.vectors[held_out], raw_score=True)
-    return _Grown(_fit(table, fold, sample, settings, names, on_tree, distilled=distilled), margins)
+        of_each.append(model.predict(some, raw_score=True))
+    model = _fit(table, fold, sample, settings, names, on_tree, distilled=distilled)
+    return _Grown(model, margins, np.array([*of_each, model.predict(some, raw_score=True)]))
+
+
+def _thinned(row_count: int) -> slice:
+    return slice(None, None, max(1, -(-row_count // _SEEN_ROWS_MAX)))
+
+
+def _unseen(of_each: NDArray[np.float64], fold: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Returns how the bundle's model would score unseen payments, as `unseen_margins` does. `of_each`: see _Grown."""
+    *of_folds, own = of_each
+    some = fold[_thinned(len(fold))]
+    folds = [
+        FoldMargins(margins[some == number], margins[some != number])
+        for number, margins in zip(np.unique(fold), of_folds, strict=True)
+    ]
+    return unseen_margins(own, folds)
 
 
 def _version(

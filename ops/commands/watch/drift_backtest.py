@@ -177,6 +177,7 @@ def summary_of(
         "to_time_ms": run.newest_ms,
         "decisions": dict(sorted(run.decisions.items())),
         "without_reference": sorted(version for version in run.decisions if base_version(version) not in references),
+        "trained_on": _trained_on(run, references),
         "alerts": len(raised),
         "alerts_by_severity": _counted(str(alert.severity) for alert in detection.told.alerts),
         "alerts_by_comparison": _counted(str(alert.comparison) for alert in raised),
@@ -193,6 +194,23 @@ def summary_of(
             for one in found
         ],
     }
+
+
+def _trained_on(run: Backtest, references: Mapping[str, Reference]) -> dict[str, list[int]]:
+    """Returns, by version, the first and the last millisecond of its decisions that its model was trained on."""
+    from paywarden.models.drift.signal_layout import Kinds
+    from paywarden.streams.drift.counts import base_version
+
+    found = {}
+    for version in sorted(run.decisions):
+        reference = references.get(base_version(version))
+        # A reference of live decisions is of days that the model had not seen.
+        if reference is None or Kinds.QUALITY in reference.kinds:
+            continue
+        first_ms, end_ms = max(run.first_ms, reference.start_ms), min(run.newest_ms + 1, reference.end_ms)
+        if first_ms < end_ms:
+            found[version] = [first_ms, end_ms - 1]
+    return found
 
 
 def _counted(names: Any) -> dict[str, int]:
@@ -230,6 +248,11 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
                 f"{one['severity']}, at worst {one['worst_severity']}"
             )
         lines.append(f"{one['change']}: {told}")
+    lines += [
+        f"{printable(version)} was trained on the days from {spoken(first_ms)[:10]} to {spoken(last_ms)[:10]}: it is "
+        "surer of these payments than of new ones, so high scores there are no drift"
+        for version, (first_ms, last_ms) in summary["trained_on"].items()
+    ]
     return lines + [
         f"{printable(version)} has no reference here: only its scores and actions were watched"
         for version in summary["without_reference"]

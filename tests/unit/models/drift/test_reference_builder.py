@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from paywarden.models.drift.binning import DIMENSIONS, FEATURE_BINS, MISSING, NONE, OTHER
 from paywarden.models.drift.detectors import DAY_MS, HOUR_MS
 from paywarden.models.drift.reference import Reference
-from paywarden.models.drift.reference_builder import Live, PastDecisions, as_of_one_model, make_reference
+from paywarden.models.drift.reference_builder import Live, PastDecisions, make_reference
 from paywarden.models.drift.signal_layout import Kinds
 from paywarden.models.drift.signals import Signal
 from paywarden.models.drift.table_segments import TableSegments
@@ -229,36 +229,3 @@ def test_a_reference_is_of_the_model_and_counts_every_payment() -> None:
     first = FIRST_MS // HOUR_MS % 168
     np.testing.assert_allclose(np.roll(of_hours, -first)[:60], 50, atol=1)
     assert (of_hours > 0).all()
-
-
-folds = st.integers(0, 2**32).map(np.random.default_rng)
-
-
-@given(folds, st.integers(1, 60), st.integers(1, 4))
-def test_mapping_folds_to_one_model_keeps_the_order_of_scores(
-    random: np.random.Generator, count: int, fold_count: int
-) -> None:
-    scores, fold = random.integers(0, 20, count) / 20, random.integers(0, fold_count, count)
-    found = as_of_one_model(scores, fold)
-    for number in range(fold_count):
-        order = np.argsort(scores[fold == number], kind="stable")
-        assert (np.diff(found[fold == number][order]) >= 0).all()
-    assert ((found >= scores.min()) & (found <= scores.max())).all()
-
-
-@given(folds)
-def test_mapping_folds_to_one_model_gives_each_all_scores(random: np.random.Generator) -> None:
-    fold = random.permutation(np.repeat([0, 1, 2], [600, 600, 300]))
-    # Models whose scores differ in level and in spread.
-    scores = random.random(1500) * np.array([0.2, 0.5, 0.9])[fold] + np.array([0, 0.3, 0.05])[fold]
-    found = as_of_one_model(scores, fold)
-    shares = [0.01, 0.1, 0.5, 0.9, 0.99]
-    for number in range(3):
-        below = np.searchsorted(np.sort(scores), np.quantile(found[fold == number], shares)) / len(scores)
-        assert below == pytest.approx(shares, abs=0.01)
-    np.testing.assert_array_equal(np.sort(found[fold == 0]), np.sort(found[fold == 1]))
-
-
-def test_mapping_a_single_fold_to_one_model_changes_nothing() -> None:
-    scores = np.random.default_rng(5).random(500)
-    assert as_of_one_model(scores, np.zeros(500, dtype=np.int64)) == pytest.approx(scores, abs=0.01)

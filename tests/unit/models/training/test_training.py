@@ -14,10 +14,21 @@ import pytest
 from numpy.typing import NDArray
 
 from paywarden.features.history.history import history_of_tables
-from paywarden.models.bundle.bundle import GOLDEN, MANIFEST, MODEL_TEXT, Manifest, load_bundle, read_manifest
+from paywarden.models.bundle.bundle import (
+    GOLDEN,
+    MANIFEST,
+    MODEL_TEXT,
+    Manifest,
+    calibrated,
+    load_bundle,
+    read_manifest,
+)
 from paywarden.models.bundle.compiler import compiler_name
 from paywarden.models.bundle.predictor import GtilPredictor
-from paywarden.models.drift.reference import REFERENCE
+from paywarden.models.drift.reference import REFERENCE, read_reference
+from paywarden.models.drift.table_segments import TableSegments
+from paywarden.models.drift.training_distance import outside
+from paywarden.models.metrics.distances import psi
 from paywarden.models.metrics.evaluation import Days
 from paywarden.models.policy.policy import Policy, PolicySettings
 from paywarden.models.training import training
@@ -86,6 +97,37 @@ def test_the_same_data_and_settings_give_the_same_bundle(
     assert REFERENCE in first.files
     for name in (*first.files, MANIFEST):
         assert (quick_bundle / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def harmless_table(seed: int, rows: int = 6000) -> TrainingTable:
+    """Rows of which a hundredth is fraud and easily told: a model gives most of the others one of few margins."""
+    random = np.random.default_rng(seed)
+    vectors = random.normal(size=(rows, len(small_world.engine().plan.names))).astype(np.float32)
+    is_fraud = ((vectors[:, 0] > 2.2) & (vectors[:, 1] > -1)) ^ (random.random(rows) < 0.001)
+    plain = synthetic_table(rows=rows)
+    time_ms = WINDOW.first * DAY_MS + np.arange(rows) * ((WINDOW.last - WINDOW.first + 1) * DAY_MS // rows)
+    nothing = np.full(rows, None, dtype=object)
+    segments = TableSegments(time_ms, (nothing, nothing, nothing))
+    return replace(plain, vectors=vectors, label=is_fraud.astype(np.int64), segments=segments)
+
+
+@pytest.mark.usefixtures("without_library")
+@pytest.mark.parametrize("cascade", [False, True])
+def test_scores_of_later_days_lie_where_the_reference_expects_them(tmp_path: Path, cascade: bool) -> None:
+    settings = replace(QUICK, trees=60, folds=3, early_stopping_rounds=0, cascade=cascade, cascade_trees=20)
+    settings = replace(settings, cascade_disagreement_max=0.05)
+    bundle = tmp_path / "bundle"
+    train_bundle(harmless_table(1), WINDOW, bundle, engine=small_world.engine(), settings=settings)
+    reference = read_reference(bundle / REFERENCE)
+    loaded = load_bundle(bundle, catalogue_digest=small_world.engine().plan.digest)
+    for seed in (1, 2):
+        # Also in its own window, where out-of-fold scores lay in other bins: those of models of fewer days.
+        margins = loaded.predictor.margins(harmless_table(seed).vectors)
+        scores = calibrated(margins, loaded.manifest.calibration_slope, loaded.manifest.calibration_intercept)
+        places = np.searchsorted(reference.binning.score_edges, scores, side="right")
+        now, then = np.bincount(places, minlength=reference.binning.score_bins), reference.counts.scores[0]
+        assert psi(then, now) < 0.1
+        assert outside(then, now) < 0.05
 
 
 @pytest.mark.usefixtures("without_library")

@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from paywarden.models.drift.binning import DIMENSIONS
 from paywarden.models.drift.counts import count_rows
 from paywarden.models.drift.detectors import HOUR_MS, DetectorSettings
+from paywarden.models.drift.signal_layout import Kinds
 from paywarden.models.metrics.evaluation import date_of_day
 from paywarden.models.policy.policy import ACTIONS
 from paywarden.ops.commands.watch.drift_backtest import backtest
@@ -143,6 +144,21 @@ def test_the_command_prints_each_alert_and_writes_the_same_as_json(replay: Path,
     assert 0 < first["time_ms"] - ms_of(3.5) <= 12 * HOUR_MS
     assert len(result.output.splitlines()) >= len(alerts)
     assert "traffic share channel=app" in result.output
+
+
+def test_days_that_the_model_was_trained_on_are_named(replay: Path, tmp_path: Path) -> None:
+    assert "was trained on" not in run(replay).output
+    own = replace(quiet_reference(), start_ms=ms_of(-TRAINING_DAYS), end_ms=ms_of(2))
+    own.save(tmp_path / "reference.npz")
+    source = Source({"drift": {"references": [str(tmp_path / "reference.npz")]}}, {})
+    result = CliRunner().invoke(backtest, ["--decisions", str(replay), "--hours"], obj=source)
+    first, last = (date_of_day(MADE_DAY + TRAINING_DAYS + day) for day in (0, 1))
+    assert f"{VERSION} was trained on the days from {first} to {last}: it is surer of these payments" in result.output
+    # A reference of live decisions says nothing about what the model was trained on.
+    replace(own, kinds=own.kinds | Kinds.QUALITY).save(tmp_path / "reference.npz")
+    assert (
+        "was trained on" not in CliRunner().invoke(backtest, ["--decisions", str(replay), "--hours"], obj=source).output
+    )
 
 
 def test_settings_can_be_tried(replay: Path) -> None:
