@@ -1,0 +1,1 @@
+"""Units of systemd, run without systemd."""
