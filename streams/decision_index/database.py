@@ -172,6 +172,7 @@ class DuckDbDatabase:
             raise Misconfigured(f"the index {path} cannot be opened: {_first_line(error)}") from error
         # How many transactions are open, and whether DuckDB has given the file up.
         self._using, self._open_count, self._is_given_up = threading.Lock(), 0, False
+        self._file = _file_at(path)
         # Writers take turns: DuckDB refuses a transaction that changes a row which another one has changed.
         self._writing = threading.RLock()
         with self.transaction() as transaction:
@@ -182,14 +183,25 @@ class DuckDbDatabase:
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
         """See Database."""
-        with self._writing, self._run() as transaction:
-            yield transaction
+        with self._writing:
+            self._require_file()
+            with self._run() as transaction:
+                yield transaction
 
     @contextmanager
     def reading(self) -> Iterator[Transaction]:
         """See Database."""
         with self._run() as transaction:
             yield transaction
+
+    def _require_file(self) -> None:
+        """Raise IndexUnavailable if the open file is no longer the one of this name."""
+        if _file_at(self._path) != self._file:
+            # DuckDB would go on in a file without a name, and everything in it would be gone with the process.
+            raise IndexUnavailable(
+                f"the index {self._path} was removed or replaced while it was open: put it back, or restart this "
+                "process, which makes it anew from the topics"
+            )
 
     @contextmanager
     def _run(self) -> Iterator[Transaction]:
@@ -223,6 +235,7 @@ class DuckDbDatabase:
         if self._open_count:
             # DuckDB lets the file go with the last of them. They fail within moments.
             raise IndexUnavailable(f"the index {self._path} is being opened again")
+        self._require_file()
         self._connection.close()
         self._connection = self._connected()
         self._is_given_up = False
@@ -297,6 +310,15 @@ class DuckDbDatabase:
         """See Database."""
         with self._writing:
             self._connection.close()
+
+
+def _file_at(path: Path) -> tuple[int, int] | None:
+    """Returns which file has this path; None for no file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 class _DuckDbTransaction:

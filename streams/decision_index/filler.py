@@ -334,6 +334,8 @@ class VerdictSender:
         self._queue, self._topic = queue, clients.topic(VERDICTS_TOPIC)
         self._clients, self._encoder = clients, Encoder(VERDICTS_TOPIC, ids.id_of(VERDICTS_TOPIC))
         self._sender: Sender | None = None
+        # Verdicts that Kafka has, and that the database still shows as unsent.
+        self._on_topic: set[str] = set()
         self.trouble = ""
         """What keeps verdicts from the topic since `trouble_since_ms`; "" if nothing does."""
         self.trouble_since_ms = 0
@@ -343,15 +345,19 @@ class VerdictSender:
     def step(self) -> int:
         """Sends what waits; returns how many verdicts. Raises TemporaryFailure; the next call sends them again."""
         waiting: list[Verdict] = self._queue.unsent(_SEND_BATCH)
+        self._on_topic &= {said.verdict_id for said in waiting}
         if not waiting:
             return 0
         # A sender remembers a failure: each try after one has its own.
         sender = self._sender or self._clients.sender(linger_ms=5)
         self._sender = None
         for said in waiting:
-            sender.send(self._topic, self._encoder.encode(said.record()), key=said.payment_id.encode())
+            # One that could not be marked is not sent again and again.
+            if said.verdict_id not in self._on_topic:
+                sender.send(self._topic, self._encoder.encode(said.record()), key=said.payment_id.encode())
         sender.flush(_SEND_TIMEOUT_S)
         self._sender = sender
+        self._on_topic |= {said.verdict_id for said in waiting}
         self._queue.mark_sent(waiting)
         return len(waiting)
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from paywarden.schemas.avro import Decoder, LocalSchemaIds
 from paywarden.schemas.errors import BrokerUnavailable, InvalidEvent
-from paywarden.streams.decision_index.database import Database, DuckDbDatabase, PostgresDatabase
+from paywarden.streams.decision_index.database import Database, DuckDbDatabase, IndexUnavailable, PostgresDatabase
 from paywarden.streams.decision_index.filler import VerdictSender
 from paywarden.streams.decision_index.index import DecisionIndex, Stored
 from paywarden.streams.decision_index.reviews import (
@@ -279,3 +279,29 @@ def test_kill_9_of_console_and_database_loses_no_verdict(
     database.close()
     assert {line.decode().strip() for line in told} <= {said.verdict_id for said in unsent}
     assert len(unsent) <= len(told) + 1
+
+
+def test_an_index_whose_file_is_gone_takes_no_verdict_and_sends_what_it_has_once(tmp_path: Path) -> None:
+    """DuckDB went on in the file without a name: verdicts that analysts saw kept were gone with the process."""
+    path = tmp_path / "index.duckdb"
+    database = DuckDbDatabase(path)
+    queue = queue_of(database, {"p1": 900, "p2": 800})
+    first, second = queue.claim("ann", NOW_MS), queue.claim("ben", NOW_MS)
+    assert first is not None
+    assert second is not None
+    queue.decide("ann", first.token, "fraud", "known_pattern", "", NOW_MS)
+    moved = path.rename(tmp_path / "elsewhere.duckdb")
+    with pytest.raises(IndexUnavailable, match="was removed or replaced while it was open"):
+        queue.decide("ben", second.token, "fraud", "known_pattern", "", NOW_MS)
+    fake = FakeSender()
+    sender = VerdictSender(queue, clients_of(FakeBroker(), sender=fake), LocalSchemaIds())
+    for _ in range(3):
+        with pytest.raises(IndexUnavailable):
+            sender.step()
+    assert len(fake.sent) == 1
+    moved.rename(path)
+    queue.decide("ben", second.token, "fraud", "known_pattern", "", NOW_MS)
+    sender.step()
+    assert len(fake.sent) == 2
+    assert queue.unsent(10) == []
+    database.close()
