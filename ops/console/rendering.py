@@ -57,6 +57,20 @@ class Currencies:
         digits = dict(self.digits).get(currency, 2)
         return f"{minor / 10**digits:,.{digits}f} {currency}".rstrip()
 
+    def units(self, minor: int) -> str:
+        """Returns an amount of the reference currency as somebody would write it: `12345.00`. The way back: `minor`."""
+        digits = dict(self.digits).get(self.reference, 2)
+        whole, part = divmod(minor, 10**digits)
+        return f"{whole}.{part:0{digits}}" if digits else str(whole)
+
+    def minor(self, text: str) -> int | None:
+        """Returns an amount that somebody wrote in the reference currency, `12,345.50`; None for another text."""
+        digits = dict(self.digits).get(self.reference, 2)
+        found = re.fullmatch(r"([0-9]{1,3}(?:,?[0-9]{3})*|[0-9]+)(?:\.([0-9]*))?", text, re.ASCII)
+        if found is None or len(found[2] or "") > digits:
+            return None
+        return int(found[1].replace(",", "") + (found[2] or "").ljust(digits, "0"))
+
 
 NO_CURRENCIES = Currencies()
 """Amounts as they are written where no rates are known: two digits, and no name of the reference currency."""
@@ -101,6 +115,7 @@ def environment(currencies: Currencies = NO_CURRENCIES) -> Environment:
         ago=ago,
         percent=percent,
         money=currencies.text,
+        units=currencies.units,
         number=number,
         whole=whole,
         path=path_part,

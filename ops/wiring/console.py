@@ -126,7 +126,9 @@ def sections(parts: Parts) -> Sequence[Section]:
     return [
         Inbox(store, reader, page, stakes.run).section(),
         *decision_sections(parts.source, opened),
-        Cases(store, reader, Path(settings.folder) / "files", settings.large_case_minor).section(),
+        Cases(
+            store, reader, Path(settings.folder) / "files", settings.large_case_minor, parts.shell.currencies
+        ).section(),
         Models(desk).section(),
         Policy(parts.source, desk, lambda: _sampler(parts.source), indexed_decisions(parts.source, opened)).section(),
         health.section((watch.run,) if settings.processes else ()),

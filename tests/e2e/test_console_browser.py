@@ -166,9 +166,9 @@ def test_two_people_close_a_large_case_without_a_mouse(page: Any, chromium: Any,
     page.keyboard.press("Enter")
     page.get_by_role("heading", name="Closed by two").wait_for()
     page.get_by_role("link", name="payment:pay-002").wait_for()
-    _tab_to(page, "input[inputmode=numeric]")
+    _tab_to(page, "input[inputmode=decimal]")
     page.keyboard.press("Control+a")
-    page.keyboard.type("2000000")
+    page.keyboard.type("20,000.50")
     page.keyboard.press("Enter")
     page.get_by_text("it takes two people to close it").wait_for()
     _tab_to(page, "select[name=verdict]")
@@ -213,7 +213,7 @@ def test_pages_fit_a_phone_and_have_no_serious_finding(page: Any, chromium: Any,
     pages = [
         *((page, address) for address in ("/inbox", "/inbox/alert-00002", "/decisions", decision, "/review")),
         *((page, address) for address in ("/review/mine", "/cases", case, "/models", "/policy", replay)),
-        *((page, address) for address in ("/health", "/api", "/inbox/nothing")),
+        *((page, address) for address in ("/health", "/api", "/sessions", "/inbox/nothing")),
         *((auditor, address) for address in ("/audit", "/decisions", "/review")),
         (stranger, "/login"),
     ]

@@ -30,6 +30,7 @@ from paywarden.ops.console.pages import (
     filtered,
     not_found,
 )
+from paywarden.ops.console.rendering import NO_CURRENCIES, Currencies
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.private_files import make_private_folder
 from paywarden.streams.alerts.events import ConsoleEvent
@@ -98,7 +99,15 @@ class CaseView:
 class Cases:
     """The section `Cases`. Files are in `folder`, by their sha256; the topic has their digests."""
 
-    def __init__(self, store: AlertStore, reader: AlertReader, folder: Path, large_minor: int) -> None:
+    def __init__(
+        self,
+        store: AlertStore,
+        reader: AlertReader,
+        folder: Path,
+        large_minor: int,
+        currencies: Currencies = NO_CURRENCIES,
+    ) -> None:
+        self._currencies = currencies
         self._store, self._reader, self._folder, self._large = store, reader, folder, large_minor
         self._known = KnownCases(store, large_minor)
         self._uploads = RateLimit(_FILES_A_DAY, _DAY_S)
@@ -114,6 +123,7 @@ class Cases:
             Field("field", "What to change", is_required=True, choices=cases.FIELDS),
             Field("before", "What it is now"),
             Field("after", "What it is to be"),
+            Field("amount", "For money_minor, in place of `after`: in units, such as 1234.50", chars_max=24),
         )
         upload = (Field("file", "A file, at most 5 MB", kind="file", is_required=True),)
         pages = (
@@ -215,7 +225,13 @@ class Cases:
         """Change a field, if it is still what the person saw."""
         field = visit.text("field")
         before = visit.text("before", "0" if field == "money_minor" else "")
-        return self._write(visit, cases.CHANGED, {"field": field, "before": before, "after": visit.text("after")})
+        after = visit.text("after")
+        if visit.text("amount"):
+            minor = self._currencies.minor(visit.text("amount")) if field == "money_minor" else None
+            if minor is None:
+                raise PageRefused(400, "amount: wanted money in units, such as 1234.50.")
+            after = str(minor)
+        return self._write(visit, cases.CHANGED, {"field": field, "before": before, "after": after})
 
     def attach(self, visit: Visit) -> Done:
         """Attach a file."""

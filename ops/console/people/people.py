@@ -26,6 +26,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -143,12 +144,23 @@ class People:
 
 
 def hashed_password(password: str) -> str:
-    """Returns the line for the file of people. Raises Misconfigured for a password that is too short or too long."""
+    """Returns the line for the file of people.
+
+    Raises Misconfigured for a password that is too short or too long, or among those that everybody tries first.
+    """
     if not PASSWORD_CHARS_MIN <= len(password) <= PASSWORD_CHARS_MAX:
         raise Misconfigured(f"password: wanted {PASSWORD_CHARS_MIN} to {PASSWORD_CHARS_MAX} characters")
+    if password.strip().casefold() in _common_passwords():
+        raise Misconfigured("password: wanted another one: this is among the most used, which are tried first")
     salt = secrets.token_bytes(_SALT_BYTES)
     digest = _scrypt(password, salt, _COST, _BLOCK, _PARALLEL)
     return f"scrypt:{_COST}:{_BLOCK}:{_PARALLEL}:{_base64(salt)}:{_base64(digest)}"
+
+
+@cache
+def _common_passwords() -> frozenset[str]:
+    lines = Path(__file__).with_name("common_passwords.txt").read_text(encoding="utf-8").splitlines()
+    return frozenset(line for line in lines if not line.startswith("#"))
 
 
 def new_token() -> str:

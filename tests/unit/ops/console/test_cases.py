@@ -90,6 +90,10 @@ def test_a_large_case_takes_two_people_to_close(world: tuple[World, Section]) ->
 
     assert post(analyst, "change", field="money_minor", before="0", after="250000") == 303
     assert post(analyst, "change", field="money_minor", before="0", after="1") == 409
+    assert post(analyst, "change", field="money_minor", before="250000", amount="2.500,00") == 400
+    assert post(analyst, "change", field="money_minor", before="250000", amount="2,600.50") == 303
+    assert post(analyst, "change", field="money_minor", before="260050", amount="2500") == 303
+    assert post(analyst, "change", field="title", before="A ring", amount="1") == 400
     assert post(analyst, "act", act="close", verdict="fraud") == 409
     assert post(analyst, "act", act="propose", verdict="fraud") == 303
     assert post(analyst, "act", act="close", verdict="fraud") == 409

@@ -118,6 +118,13 @@ def test_a_bucket_fills_with_time() -> None:
     assert limit.take("a", 5.0) == 0.0
 
 
+@pytest.mark.parametrize("password", ["1qaz2wsx3edc", "Q1W2E3R4T5Y6", " 1qaz2wsx3edc "])
+def test_a_password_that_everybody_tries_first_is_refused(password: str) -> None:
+    with pytest.raises(Misconfigured, match="among the most used"):
+        hashed_password(password)
+    assert hashed_password(f"{password} and more").startswith("scrypt:")
+
+
 def test_many_tries_at_once_are_as_limited_as_one_after_the_other(
     people_file: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

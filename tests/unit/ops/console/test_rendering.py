@@ -20,6 +20,22 @@ def test_amounts_have_the_digits_of_their_currency() -> None:
     assert currencies.text(-165_600) == "-1,656.00 EUR"
 
 
+@pytest.mark.parametrize(
+    ("text", "minor"),
+    [
+        ("1234.5", 123_450), ("1,234.50", 123_450), ("0", 0), ("0.07", 7), ("12345678901234.99", 1_234_567_890_123_499),
+        ("1.234,50", None), ("12,34", None), ("-1", None), ("1.005", None), ("", None), ("1e3", None), ("١٢", None),
+    ],
+)  # fmt: skip
+def test_an_amount_is_read_as_it_is_written(text: str, minor: int | None) -> None:
+    """People had to type minor units: 1234 for 12.34."""
+    euro = Currencies("EUR")
+    assert euro.minor(text) == minor
+    assert minor is None or euro.minor(euro.units(minor)) == minor
+    yen = Currencies("JPY", (("JPY", 0),))
+    assert (yen.minor("1,656"), yen.minor("1.5"), yen.units(1_656)) == (1_656, None, "1656")
+
+
 @pytest.mark.parametrize("amount", [None, math.nan, math.inf])
 def test_an_amount_that_is_not_known_is_a_dash(amount: float | None) -> None:
     assert Currencies("EUR").text(amount) == "–"
