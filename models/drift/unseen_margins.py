@@ -49,8 +49,10 @@ class FoldMargins:
 def unseen_margins(own: F64, folds: Sequence[FoldMargins]) -> F64:
     """Returns margins of the bundle's model, as many of each as unseen payments would have, ascending: (shares,).
 
-    `own`: what it gives to the rows of its own window, (rows,). No array may be empty.
+    `own`: what it gives to the rows of its own window, (rows,). No array may be empty. Without folds they are its own.
     """
+    if not folds:
+        return np.sort(own)
     shares = (np.arange(_SHARES) + 0.5) / _SHARES
     moved = _certain_part(np.array([_held_out_below(fold, shares) - shares for fold in folds]))
     # What lies below a higher margin is never less.

@@ -278,9 +278,11 @@ def _unseen(of_each: NDArray[np.float64], fold: NDArray[np.int64]) -> NDArray[np
     """Returns how the bundle's model would score unseen payments, as `unseen_margins` does. `of_each`: see _Grown."""
     *of_folds, own = of_each
     some = fold[_thinned(len(fold))]
+    # A block of days with a handful of payments may have none among every n-th row: it tells nothing.
     folds = [
         FoldMargins(margins[some == number], margins[some != number])
         for number, margins in zip(np.unique(fold), of_folds, strict=True)
+        if (some == number).any() and (some != number).any()
     ]
     return unseen_margins(own, folds)
 

@@ -28,6 +28,10 @@ def test_other_models_levels_do_not_move_the_models_own() -> None:
     np.testing.assert_allclose(np.quantile(found, SHARES), np.quantile(drawn(100, middle=-9.0), SHARES), atol=0.1)
 
 
+def test_without_folds_they_are_the_models_own() -> None:
+    np.testing.assert_array_equal(unseen_margins(drawn(1), []), np.sort(drawn(1)))
+
+
 def test_a_margin_of_many_payments_stays_where_it_is() -> None:
     # Harmless payments have one margin, which each model has put elsewhere. A tenth of the seen ones has a higher one.
     def model(seed: int, low: float, higher: float) -> NDArray[np.float64]:

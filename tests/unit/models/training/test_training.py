@@ -325,6 +325,18 @@ def test_progress_counts_trees_while_they_grow(tmp_path: Path) -> None:
     assert sum(done) == 9 + checks
 
 
+@pytest.mark.usefixtures("without_library")
+def test_a_block_of_days_with_a_handful_of_payments_is_no_bug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Every 600th row says how a model scores what it has seen. The middle block has 8.
+    monkeypatch.setattr(training, "_SEEN_ROWS_MAX", 10)
+    table = harmless_table(1)
+    day = np.full(len(table.day), WINDOW.first)
+    day[3001:3009], day[3009:] = WINDOW.first + 1, WINDOW.last
+    settings = replace(QUICK, folds=3, early_stopping_rounds=0)
+    train_bundle(replace(table, day=day), WINDOW, tmp_path / "b", engine=small_world.engine(), settings=settings)
+    assert read_reference(tmp_path / "b" / REFERENCE).counts.scores[0].sum() == len(table.day)
+
+
 def test_a_window_without_fraud_is_refused(tmp_path: Path) -> None:
     table = small_world.table()
     none = TrainingTable(table.vectors, np.zeros_like(table.label), table.day)
