@@ -14,7 +14,6 @@ copy, where this host's readers see it at once, and is sent after that. If Kafka
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from paywarden.models.registry.log import LogFile, RegistryLog
 from paywarden.models.registry.people import People
 from paywarden.schemas.errors import Misconfigured, RegistryRefused, TemporaryFailure
 from paywarden.schemas.file_state import FileState, file_state
-from paywarden.schemas.private_files import open_private
+from paywarden.schemas.line_file import LineFile
 from paywarden.streams.registry.topic import RegistryTopic
 
 # Another host may send between our reading and our sending. It does so a few times a day.
@@ -168,16 +167,14 @@ class SharedLog:
         return is_same
 
     def _keep(self, lost: Sequence[Entry]) -> None:
+        """Put entries into the file of those that were set aside. Raises FileUnwritable: then none of them is there."""
         if not lost:
             return
-        try:
-            descriptor = open_private(self.set_aside_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            with os.fdopen(descriptor, "ab") as file:
-                file.write(b"".join(entry.line + b"\n" for entry in lost))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise Misconfigured(f"cannot write {self.set_aside_path}: {error.strerror}") from error
+        file = LineFile(self.set_aside_path)
+        with file.locked():
+            state = file_state(self.set_aside_path)
+            size = 0 if state is None else state[1]
+            file.append(size, b"".join(entry.line + b"\n" for entry in lost))
 
 
 def _is_same(log: RegistryLog, other: RegistryLog) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from paywarden.models.registry import entries as kinds
 from paywarden.models.registry.copies import TopicReader
 from paywarden.models.registry.rules import state_of
-from paywarden.schemas.errors import BrokerUnavailable, RegistryRefused
+from paywarden.schemas.errors import BrokerUnavailable, Misconfigured, RegistryRefused
 from paywarden.streams.registry.shared_log import SharedLog
 from tests.worlds.rollout.registry import Writer
 from tests.worlds.rollout.registry_hosts import PEOPLE, RULES, Host, MemoryTopic
@@ -94,6 +96,34 @@ def test_a_fork_is_named_and_set_aside_only_when_asked(tmp_path: Path, topic: Me
     assert len(log.sync(set_aside=True).set_aside) == 4
     assert one.file.path.read_bytes() == two.file.path.read_bytes()
     assert log.set_aside_path.read_bytes() == b"".join(before.splitlines(keepends=True)[-4:])
+
+
+def test_what_is_set_aside_on_a_full_disk_is_there_whole_or_not_at_all(
+    tmp_path: Path, topic: MemoryTopic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part of a line stayed in the file, and the next try wrote its lines behind it."""
+    one, two = (Host(tmp_path, topic, name) for name in ("one", "two"))
+    one.promote("a")
+    alone = Host(tmp_path, MemoryTopic(), "one")
+    alone.topic.lines = list(topic.lines)
+    alone.promote("alone")
+    two.promote("c")
+    before, log, write = one.file.path.read_bytes(), one.opened(), os.write
+
+    def half(descriptor: int, content: bytes) -> int:
+        if len(content) < 10:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, bytes(content)[: len(content) // 2])
+
+    monkeypatch.setattr("paywarden.schemas.line_file.os.write", half)
+    for _ in range(2):
+        with pytest.raises(Misconfigured, match="No space left on device"):
+            log.sync(set_aside=True)
+    assert (log.set_aside_path.read_bytes(), one.file.path.read_bytes()) == (b"", before)
+    monkeypatch.undo()
+    log.sync(set_aside=True)
+    assert log.set_aside_path.read_bytes() == b"".join(before.splitlines(keepends=True)[-4:])
+    assert one.file.path.read_bytes() == two.file.path.read_bytes()
 
 
 def test_records_that_nobody_known_has_signed_count_for_nothing(tmp_path: Path, topic: MemoryTopic) -> None:
