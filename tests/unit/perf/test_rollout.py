@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+import pytest
 
 from paywarden.models.rollout.judgement import Finding, judge
 from paywarden.models.rollout.plan import RolloutPlan
 from paywarden.models.rollout.shares import CIRCLE, arm_edges, arms_at
 from paywarden.models.rollout.tally import DAY_MS, StepCounts, StepTally
-from perf.rollout import HARMS, LOOK_MS, counts_at, events_of, no_harm, rolled_out, simulated
+from perf import rollout
+from perf.rollout import (
+    HARMS,
+    LOOK_MS,
+    Ended,
+    aa_figures,
+    counts_at,
+    events_of,
+    no_harm,
+    rolled_out,
+    simulated,
+)
+from perf.tools.pieces import Pieces
 
 PLAN = RolloutPlan(segments=("country=FR", "country=DE"))
 
@@ -54,3 +72,31 @@ def test_a_rollout_of_the_same_model_takes_its_steps() -> None:
     ended = rolled_out(simulated(3, 60_000, 1), PLAN, days=1)
     assert ended.stopped_ms is None
     assert ended.share > PLAN.steps[0]
+
+
+class _Here(Executor):
+    """Runs everything in this process."""
+
+    def map(self, fn: Any, *iterables: Any, **_: Any) -> Iterator[Any]:
+        return map(fn, *iterables)
+
+
+def test_rollouts_in_pieces_are_those_of_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+
+    def ended(seed: int, cards: int) -> Ended:
+        seeds.append(seed)
+        assert cards == 70
+        return Ended(3_600_000 if seed % 3 == 0 else None, "decline", 10_000 if seed % 2 else 500, seed % 5 == 0)
+
+    monkeypatch.setattr(rollout, "_aa_ended", ended)
+    whole = aa_figures(120, 70, _Here(), Pieces())
+    assert seeds == list(range(120))
+    seeds.clear()
+    file = tmp_path / "counts.json"
+    for wanted in (50, 100, 120):
+        figures = aa_figures(wanted, 70, _Here(), Pieces(file))
+    assert (figures, seeds) == (whole, list(range(120)))
+    assert whole["false_rollback_share"] == 40 / 120
+    assert whole["reached_100_percent_share"] == 60 / 120
+    assert aa_figures(120, 70, _Here(), Pieces(tmp_path / "new.json", minutes=-1.0))["rollouts"] == 0
