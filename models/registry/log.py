@@ -16,13 +16,15 @@ may go on apart while Kafka is away; the log of one then holds a rollback that n
 is accepted behind any entry, as a *late* one. All other entries must name the line before them.
 
 A log whose last entries were cut off is whole. Only a head that somebody remembers, or the copy on the topic, shows
-that they are gone.
+that they are gone. Each writer therefore notes the head beside the log, in LOG.head. Whoever can cut the log can change
+that file as well, but not a head that somebody keeps elsewhere.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -152,6 +154,9 @@ class LogFile:
             lines = b"".join(entry.line + b"\n" for entry in made)
             if lines or log.torn_bytes or not log.is_ended:
                 file.append(len(content) - log.torn_bytes, lines if log.is_ended else b"\n" + lines)
+                # A head that is gone stays noted, for `verify`: a cut must not be forgotten with the next entry.
+                if self._noted_head() in ("", FIRST, *(entry.digest for entry in longer.entries)):
+                    self._remember(longer.head)
         return made
 
     def append_now(self, make: Callable[[RegistryLog], Sequence[Entry]]) -> list[Entry]:
@@ -163,8 +168,37 @@ class LogFile:
         file = LineFile(self.path)
         with file.locked():
             lines = b"".join(entry.line + b"\n" for entry in make(self.read()))
-            log_of(lines)
+            log = log_of(lines)
+            # Entries may be taken out. If the writer is killed meanwhile, no head is better than one that is gone.
+            self._head_path.unlink(missing_ok=True)
             file.replace(lines)
+            self._remember(log.head)
+
+    def remembered_head(self) -> str:
+        """Returns the head that the last writer on this host noted; empty if it could not. Raises Misconfigured."""
+        try:
+            return self._head_path.read_text(encoding="ascii", errors="replace").strip()
+        except FileNotFoundError:
+            return ""
+        except OSError as error:
+            raise Misconfigured(f"cannot read {self._head_path}: {error.strerror}") from error
+
+    def _noted_head(self) -> str:
+        try:
+            return self.remembered_head()
+        except Misconfigured:
+            return ""
+
+    @property
+    def _head_path(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.head")
+
+    def _remember(self, head: str) -> None:
+        """Note the head. It is not synced: a rollback must not wait, and an older head is in the log as well."""
+        new = self._head_path.with_name(f"{self._head_path.name}.new")
+        with suppress(OSError):
+            new.write_text(head + "\n", encoding="ascii")
+            new.replace(self._head_path)
 
     def _content(self) -> bytes:
         try:

@@ -11,11 +11,16 @@ from paywarden.schemas.errors import RegistryRefused
 
 
 def problems_of(
-    content: bytes, people: People, *, head: str = "", elsewhere: Sequence[Entry] = (), where: str = "the log"
+    content: bytes,
+    people: People,
+    *,
+    heads: Sequence[str] = (),
+    elsewhere: Sequence[Entry] = (),
+    where: str = "the log",
 ) -> list[str]:
     """Returns everything that is wrong with the bytes of a log; empty if every byte is as it was written.
 
-    `head`: a head that somebody remembers; it must be in the log. `elsewhere`: the entries of another copy, which
+    `heads`: heads that somebody remembers; they must be in the log. `elsewhere`: the entries of another copy, which
     must all be in the log. Without both nobody can tell whether entries were cut off at the end. An entry that breaks
     a rule is no damage: `state_of` ignores it and says why.
     """
@@ -36,14 +41,16 @@ def problems_of(
         )
     if not log.is_ended:
         found.append(f"{where} lacks the end of its last line: its writer was killed, or the file was cut")
-    return found + _missing(log, head, elsewhere, where)
+    return found + _missing(log, heads, elsewhere, where)
 
 
-def _missing(log: RegistryLog, head: str, elsewhere: Sequence[Entry], where: str) -> list[str]:
+def _missing(log: RegistryLog, heads: Sequence[str], elsewhere: Sequence[Entry], where: str) -> list[str]:
     known = {FIRST, *(entry.digest for entry in log.entries)}
-    found = []
-    if head and head not in known:
-        found.append(f"{where} lacks the remembered head {head}: entries were cut off, or it is another log")
+    found = [
+        f"{where} lacks the remembered head {head}: entries were cut off, or it is another log"
+        for head in dict.fromkeys(heads)
+        if head not in known
+    ]
     absent = [entry for entry in elsewhere if entry.digest not in known]
     if absent:
         found.append(

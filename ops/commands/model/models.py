@@ -287,9 +287,11 @@ def verify(source: Source, head: str, topic: bool, files: bool, as_json: bool) -
     """Look for damage in the log and the files.
 
     Anything that was changed, removed or moved in the log is found, and any changed file. Entries that are cut off at
-    the end leave a log that is whole: note the head that this command prints, and give it the next time. Ends with
+    the end leave a log that is whole, without the head that its last writer noted in LOG.head. Whoever can cut the log
+    can change that file, too: note the head that this command prints elsewhere, and give it the next time. Ends with
     status 1 if anything is wrong. Entries that break a rule are named: they count for nothing.
     """
+    from paywarden.models.registry.log import LogFile
     from paywarden.models.registry.verification import problems_of
     from paywarden.schemas.errors import RegistryRefused
 
@@ -302,7 +304,8 @@ def verify(source: Source, head: str, topic: bool, files: bool, as_json: bool) -
     except OSError as error:
         raise Misconfigured(f"cannot read the log {path}: {error.strerror}") from error
     elsewhere = _entries_on_topic(source, registry) if topic else ()
-    problems = problems_of(content, registry.people, head=head, elsewhere=elsewhere, where=str(path))
+    heads = [each for each in (head, LogFile(path).remembered_head()) if each]
+    problems = problems_of(content, registry.people, heads=heads, elsewhere=elsewhere, where=str(path))
     state = None
     try:
         state = registry.state()

@@ -83,10 +83,10 @@ def test_entries_cut_off_at_the_end_are_found_by_a_head_or_by_another_copy() -> 
         cut = b"".join(entry.line + b"\n" for entry in whole.entries[:count])
         # Nothing in the bytes that are left can say so.
         assert problems_of(cut, PEOPLE) == []
-        assert "lacks the remembered head" in problems_of(cut, PEOPLE, head=whole.head)[0]
+        assert "lacks the remembered head" in problems_of(cut, PEOPLE, heads=[whole.head])[0]
         (told,) = problems_of(cut, PEOPLE, elsewhere=whole.entries)
         assert f"lacks {len(whole.entries) - count} entries of the other copy" in told
-    assert problems_of(small_log(), PEOPLE, head=whole.entries[1].digest, elsewhere=whole.entries[:2]) == []
+    assert problems_of(small_log(), PEOPLE, heads=[whole.entries[1].digest], elsewhere=whole.entries[:2]) == []
 
 
 def test_an_entry_of_another_key_under_a_known_name_is_found() -> None:
@@ -180,6 +180,25 @@ def test_an_unfinished_last_line_is_left_out_and_cut_off_by_the_next_writer(tmp_
         assert (len(log.entries), log.torn_bytes) == ((4, 0) if is_whole else (3, length))
         (entry,) = file.append(lambda log: [note(log)])
         assert file.path.read_bytes() == small_log() + (line if is_whole else b"") + entry.line + b"\n"
+
+
+def test_a_cut_is_remembered_beside_the_log_whatever_is_written_next(tmp_path: Path) -> None:
+    file = LogFile(tmp_path / "log")
+    assert file.remembered_head() == ""
+    file.append(lambda _: log_of(small_log()).entries)
+    head = file.read().head
+    assert file.remembered_head() == head
+    whole = file.path.read_bytes()
+    file.path.write_bytes(b"".join(whole.splitlines(keepends=True)[:-1]))
+    (told,) = problems_of(file.path.read_bytes(), PEOPLE, heads=[file.remembered_head()])
+    assert f"lacks the remembered head {head}" in told
+    file.append(partial(noted, number=1))
+    assert file.remembered_head() == head, "the next entry does not hide it"
+    # Whoever takes entries out on purpose says so.
+    file.replace(lambda log: log.entries[:1])
+    assert file.remembered_head() == file.read().head
+    file.append(partial(noted, number=2))
+    assert file.remembered_head() == file.read().head
 
 
 def test_a_damaged_log_is_neither_read_nor_written(tmp_path: Path) -> None:
