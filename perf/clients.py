@@ -8,6 +8,8 @@ Each client's driver puts an open load on `paywarden serve` with two workers and
                                      the client's threads with real-time priority, as far as this user may (root may)
     NAME_shared_p99_9_over_…         the same at the usual priority, with the waits for a core that other processes have
     NAME_max_over_…, NAME_core_wait_ms   the latest return, and how long the client's threads waited for a core in all
+    NAME_machine_stall_ms            how late threads woke meanwhile that do nothing but sleep, with real-time priority:
+                                     a client that returns no later is kept waiting by the machine
     NAME_errors_at_restarts          calls without the service's own decision while two hosts restart in turns
     NAME_restarts                    how many restarts that were, half of them by SIGTERM and half by `--take-over`
     NAME_restarted_calls             under how many calls
@@ -36,7 +38,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from perf.tools.measuring import ahead_of_others, arguments_of, finish
+from perf.tools.measuring import Witness, ahead_of_others, arguments_of, finish
 from perf.tools.pieces import Pieces
 from perf.tools.servers import core_wait_seconds
 from perf.worlds.gateway_world import AHEAD, SHARED
@@ -134,13 +136,14 @@ def _timed(name: str, command: Sequence[str], parts: Sequence[str], arguments: N
             driver.ask(load=load("before", 1.0))
             # The usual priority first: threads that begin with real-time priority keep it.
             for way, before in ((SHARED, nullcontext()), (AHEAD, ahead_of_others([driver.pid]))):
-                with hosts[0].stopped(), before:
+                with hosts[0].stopped(), before, Witness() as witness:
                     waited_ms = -core_wait_seconds(driver.pid) * 1000
                     stopped = driver.ask(load=load(f"{way}stopped"), timeout_s=arguments.seconds + 60)["load"]
                     waited_ms += core_wait_seconds(driver.pid) * 1000
                 assert stopped["answered"] == stopped["failed"] == 0, stopped
                 figures |= {f"{way}p99_9_over_deadline_ms": stopped["over_p99_9_ms"]}
                 figures |= {f"{way}max_over_deadline_ms": stopped["over_max_ms"], f"{way}core_wait_ms": waited_ms}
+                figures[f"{way}machine_stall_ms"] = witness.longest_ms
     return figures
 
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from perf.tools.measuring import has_fair_server
+from perf.tools.measuring import Witness, has_fair_server
 from perf.tools.servers import Server
 from tests.patience import PATIENCE_S
 
@@ -48,3 +48,21 @@ def test_a_worker_whose_core_others_have_waits_for_it() -> None:
         for process in (other, worker):
             process.kill()
             process.wait()
+
+
+def test_a_witness_tells_how_late_the_machine_has_woken_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real machine cannot be made to stall: a sleep that takes longer stands for one that does."""
+    sleep, count = time.sleep, iter(range(10**9))
+
+    def sleep_late(seconds: float) -> None:
+        sleep(seconds + (0.03 if next(count) == 5 else 0.0))
+
+    monkeypatch.setattr("perf.tools.measuring.time.sleep", sleep_late)
+    with Witness() as witness:
+        until = time.monotonic() + PATIENCE_S
+        while witness.longest_ms < 30 and time.monotonic() < until:
+            sleep(0.01)
+    assert witness.longest_ms >= 30
+    sleeps = next(count)
+    sleep(0.05)
+    assert next(count) == sleeps + 1, "its threads have ended"
