@@ -128,16 +128,22 @@ def _load(library: Path, rest: Callable[[], object]) -> int:
         name = Path(folder) / library.name
         copy = _copied(library)
         try:
-            name.symlink_to(library.resolve() if copy is None else f"/proc/self/fd/{copy}")
-            rest()
-            # Without the interpreter's lock, which `_ctypes.dlopen` holds: a worker answers payments meanwhile.
-            handle = _dlopen()(str(name).encode(), ctypes.DEFAULT_MODE | os.RTLD_NOW)
-            rest()
-            # The second attempt raises the error.
-            return int(handle or _ctypes.dlopen(str(name), ctypes.DEFAULT_MODE))
+            if copy is not None:
+                name.symlink_to(f"/proc/self/fd/{copy}")
+                rest()
+                # Without the interpreter's lock, which `_ctypes.dlopen` holds: a worker answers payments meanwhile.
+                handle = _dlopen()(str(name).encode(), ctypes.DEFAULT_MODE | os.RTLD_NOW)
+                rest()
+                if handle:
+                    return int(handle)
+                # A hardened system may allow no code from such files.
+                name.unlink()
         finally:
             if copy is not None:
                 os.close(copy)
+        name.symlink_to(library.resolve())
+        # It raises the error, if there is one.
+        return int(_ctypes.dlopen(str(name), ctypes.DEFAULT_MODE))
 
 
 def _copied(library: Path) -> int | None:
