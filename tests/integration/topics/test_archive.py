@@ -227,6 +227,30 @@ def test_followed_topics_are_archived_as_they_grow_until_the_stop(
     assert archived(tmp_path, "outcomes") == on_topic(settings, "outcomes")
 
 
+def test_an_archive_that_follows_says_what_is_in_its_way_and_goes_on(
+    deployment: Deployment, settings: KafkaSettings, tmp_path: Path
+) -> None:
+    """It ended: on a full disk, and while Kafka was away."""
+    in_the_way = tmp_path / "outcomes"
+    in_the_way.write_text("no folder", encoding="utf-8")
+    process = deployment.start("archive", "--topic", "outcomes", "--out", str(tmp_path), "--follow", "--every", "0.2")
+    told = f"cannot write an archive to {in_the_way}"
+    wait_until(
+        lambda: process.log.read_text(encoding="utf-8").count(told) > 1 or process.process.poll() is not None,
+        "it says what is in its way, and tries again",
+    )
+    in_the_way.unlink()
+    wanted = on_topic(settings, "outcomes")
+    wait_until(
+        lambda: (
+            process.process.poll() is not None or (in_the_way.is_dir() and archived(tmp_path, "outcomes") == wanted)
+        ),
+        "it goes on",
+    )
+    assert process.stop() == 0
+    assert archived(tmp_path, "outcomes") == wanted
+
+
 def test_foreign_schemas_are_read_and_one_that_lacks_a_column_is_named(
     kafka: KafkaServer, registry: RegistryServer, topic_prefix: str, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import re
 import shutil
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from paywarden.schemas.errors import Misconfigured
 from paywarden.streams.archive.archive import Archived, Archiver
-from paywarden.streams.archive.files import ArchiveFile, missing_ranges, read_archive, read_parts
+from paywarden.streams.archive.files import ArchiveFile, ArchiveUnwritable, missing_ranges, read_archive, read_parts
 from paywarden.streams.kafka.topic_rows import OFFSET, PARTITION, TIMESTAMP, rows_schema
 from tests.fakes.topic_memory import IDS, Killed, MemoryTopic
 from tests.worlds.operate.backup_page import run_copies
@@ -261,6 +262,25 @@ def test_a_second_writer_of_a_topic_is_refused(tmp_path: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(Misconfigured, match="another process is writing to"):
             archive(topic_of(3), tmp_path)
+
+
+def test_a_full_disk_leaves_no_part_of_a_file_and_the_next_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = topic_of(10)
+    write_table = pq.write_table
+
+    def no_room(table: Any, file: Any, **options: Any) -> None:
+        write_table(table, file, **options)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("paywarden.streams.archive.files.pq.write_table", no_room)
+    with pytest.raises(ArchiveUnwritable, match=r"cannot write an archive to .*: No space left on device"):
+        archive(topic, tmp_path)
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"] == []
+    monkeypatch.undo()
+    archive(topic, tmp_path)
+    assert places(tmp_path) == all_places(topic)
 
 
 def test_a_gap_is_named_by_its_partition_and_offsets(tmp_path: Path) -> None:
