@@ -123,27 +123,30 @@ def _load(library: Path, rest: Callable[[], object]) -> int:
     changes, or touching it kills the process (SIGBUS); and so it does in each process that is forked from this one.
     What is loaded is therefore a copy in memory that nobody else has.
     """
-    with tempfile.TemporaryDirectory(prefix="paywarden-load-") as folder:
-        # The link gives the file a new path. It can be deleted at once, because the loader has opened the file.
-        name = Path(folder) / library.name
-        copy = _copied(library)
+    copy = _copied(library)
+    if copy is not None:
         try:
-            if copy is not None:
-                name.symlink_to(f"/proc/self/fd/{copy}")
-                rest()
-                # Without the interpreter's lock, which `_ctypes.dlopen` holds: a worker answers payments meanwhile.
-                handle = _dlopen()(str(name).encode(), ctypes.DEFAULT_MODE | os.RTLD_NOW)
-                rest()
-                if handle:
-                    return int(handle)
-                # A hardened system may allow no code from such files.
-                name.unlink()
+            if handle := _opened(f"/proc/self/fd/{copy}", library.name, rest):
+                return handle
         finally:
-            if copy is not None:
-                os.close(copy)
-        name.symlink_to(library.resolve())
-        # It raises the error, if there is one.
-        return int(_ctypes.dlopen(str(name), ctypes.DEFAULT_MODE))
+            os.close(copy)
+    # Some systems load nothing from there.
+    handle = _opened(library.resolve(), library.name, rest)
+    # The second attempt raises the error.
+    return handle or int(_ctypes.dlopen(str(library.resolve()), ctypes.DEFAULT_MODE))
+
+
+def _opened(file: Path | str, name: str, rest: Callable[[], object]) -> int:
+    """Returns the loader's handle of a library, under a path that it has not seen yet; 0 if it does not load."""
+    with tempfile.TemporaryDirectory(prefix="paywarden-load-") as folder:
+        # The link can be deleted at once, because the loader has opened the file.
+        link = Path(folder) / name
+        link.symlink_to(file)
+        rest()
+        # Without the interpreter's lock, which `_ctypes.dlopen` holds: a worker answers payments meanwhile.
+        handle = _dlopen()(str(link).encode(), ctypes.DEFAULT_MODE | os.RTLD_NOW)
+        rest()
+        return int(handle or 0)
 
 
 def _copied(library: Path) -> int | None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 import tempfile
 from pathlib import Path
 
@@ -36,6 +38,21 @@ def test_loading_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Monke
     predictor = NativePredictor(native_library(small_world.trained_bundle()), FEATURES)
     assert list(tmp_path.iterdir()) == []
     assert predictor.margins(np.zeros((1, FEATURES), dtype=np.float32)).shape == (1,)
+
+
+@needs_compiler
+def test_where_there_are_no_files_in_memory_the_library_itself_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_here(_: str) -> int:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(os, "memfd_create", none_here)
+    predictor = NativePredictor(native_library(small_world.trained_bundle()), FEATURES)
+    assert predictor.margins(np.zeros((1, FEATURES), dtype=np.float32)).shape == (1,)
+    # Nothing that is mapped from there can be run, as in some sandboxes.
+    empty = os.open(os.devnull, os.O_RDWR)
+    monkeypatch.setattr(os, "memfd_create", lambda _: os.dup(empty))
+    NativePredictor(native_library(small_world.trained_bundle()), FEATURES)
+    os.close(empty)
 
 
 @needs_compiler

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from paywarden.features.catalogue.catalogue import CATALOGUE
-from paywarden.models.bundle import predictor
 from paywarden.models.bundle.bundle import Bundle, golden_payments
 from paywarden.models.bundle.prepared import _paged, load_prepared, prepare_bundle
 from paywarden.models.policy import mapped_list
@@ -110,16 +109,6 @@ print("well")
     folder = prepared(small_world.trained_bundle(), tmp_path / "ready")
     done = run_program(program, str(folder))
     assert (done.returncode, done.stdout.strip()) == (0, "well"), done.stderr
-
-
-def test_where_files_in_memory_may_hold_no_code_the_file_itself_is_loaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = prepared(small_world.trained_bundle(), tmp_path / "ready")
-    rows = golden_payments(folder / "bundle")
-    wanted = load_prepared(folder).bundle.score(rows).tolist()
-    monkeypatch.setattr(predictor, "_dlopen", lambda: lambda *_: None)
-    assert load_prepared(folder).bundle.score(rows).tolist() == wanted
 
 
 @pytest.mark.parametrize(
