@@ -129,7 +129,10 @@ def read_cursors(clients: KafkaClients, host: str) -> dict[str, ShippedTo]:
                     _log.error("companion: %s, for %s of this host: it is left out", error, worker)
             unread -= {partition for (_, partition), end in consumed.ended.items() if end >= ends[partition]}
             if unread and time.monotonic() > deadline:
-                raise BrokerUnavailable(f"Kafka did not give all of {topic} in {_READ_TIMEOUT_S:g} s")
+                raise BrokerUnavailable(
+                    f"Kafka did not give all of {topic} in {_READ_TIMEOUT_S:g} s: has a producer left a transaction "
+                    "open there?"
+                )
     finally:
         consumer.close()
     return cursors
