@@ -8,8 +8,8 @@ the process of `paywarden shadow run` does. CPU time is that of all threads, so 
 
 `cpu_us` is the median of the turns, `cpu_us_least` the least of them, which other work on the machine disturbs least.
 `read_us` and `round_us` are without the client's threads mostly, `flush_us` is the wait for Kafka with them.
-`asked_share` is that of decisions about which the policy was asked in the last turn: not approved, or with a flag that
-asks for an action. With `--rule` the policy has a condition, and is asked about all.
+`single_share` is that of decisions that went one by one in the last turn: not approved, or with a flag that asks for an
+action. With `--rule` the policy has a condition, and is asked about all.
 
 Needs the services that `make services` fetches.
 """
@@ -204,7 +204,7 @@ def _measured(
     least = min(turn["cpu_us"] for turn in turns) / arguments.decisions * 1e6
     return figures | {
         "cpu_us_least": least,
-        "asked_share": asked / arguments.decisions,
+        "single_share": asked / arguments.decisions,
         "decisions": arguments.decisions,
         "turns": arguments.turns,
     }

@@ -37,6 +37,7 @@ from paywarden.models.policy.policy import (
     MODEL_FALLBACK,
     Facts,
     Policy,
+    Verdict,
 )
 from paywarden.models.rollout.shadow import ShadowRecord, ShadowSide
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
@@ -114,17 +115,30 @@ class VectorChallenger:
         return found
 
     @property
-    def approves_below(self) -> float | None:
-        """The score below which the policy approves, if no flag asks for an action; None if it has conditions."""
-        return None if self._policy.has_conditions else self._policy.thresholds[0]
+    def has_conditions(self) -> bool:
+        """Whether its policy has rules or segments: then `approves` says what it makes of a payment."""
+        return self._policy.has_conditions
+
+    def approves(self, entry: OutboxEntry, vector: NDArray[np.float32], score: float) -> bool:
+        """Whether the policy approves a payment, and gives no reason for it."""
+        verdict = self._verdict(entry, vector, score, self._flags(entry))
+        return verdict is not None and verdict.action == ACTIONS[APPROVE] and not verdict.reasons
+
+    @property
+    def approves_below(self) -> float:
+        """The score below which a policy without conditions approves, if no flag asks for an action."""
+        return math.inf if self._policy.has_conditions else self._policy.thresholds[0]
 
     @property
     def asks_above_age_ms(self) -> int | None:
-        """The age of profiles above which the policy asks for an action; None if stale profiles ask for nothing."""
+        """The age of profiles above which flags ask for an action; None if stale profiles ask for nothing."""
         return None if self._approves(MIRROR_STALE) else self._policy.stale_after_ms
 
     def asks_for_nothing(self, flag: str) -> bool:
-        """Whether a decision with this flag gets the same action, score and digests as one without."""
+        """Whether a decision with this flag gets the same score and digests as one without, and the same action.
+
+        With conditions, `approves` says whether it gets the same action.
+        """
         if flag == MIRROR_STALE or (flag in _OF_MODELS and not self.is_policy_alone):
             # It is dropped.
             return True
@@ -132,7 +146,7 @@ class VectorChallenger:
 
     def _approves(self, flag: str) -> bool:
         facts = Facts(ScoreRequest(), 0, np.zeros(0, dtype=np.float32), None, (flag,))
-        return not self._policy.has_conditions and self._policy.decide(facts).action == ACTIONS[APPROVE]
+        return self._policy.has_conditions or self._policy.decide(facts).action == ACTIONS[APPROVE]
 
     def unusable(self, entry: OutboxEntry) -> str:
         """Returns why an entry cannot be compared; empty if it can."""
@@ -169,17 +183,13 @@ class VectorChallenger:
 
     def _record(self, entry: OutboxEntry, vector: NDArray[np.float32], score: float) -> ShadowRecord | None:
         """Ask the policy about one payment. None if its currency has no rate any more, or it has no action."""
-        request, response, facts, policy = entry.request, entry.response, self._facts, self._policy
+        request, response, policy = entry.request, entry.response, self._policy
         flags = self._flags(entry)
         has_score = MODEL_ABSENT not in flags
-        if policy.has_conditions:
-            try:
-                facts.amount = self._rates.convert(request.amount_minor, request.currency, request.event_time_ms)
-            except InvalidEvent:
-                return None
-            facts.payment, facts.vector = request, vector
-        facts.score, facts.flags = score if has_score else None, flags
-        action, reasons = policy.decide(facts)
+        verdict = self._verdict(entry, vector, score, flags)
+        if verdict is None:
+            return None
+        action, reasons = verdict
         if action != ACTIONS[APPROVE] and has_score:
             reasons += self._bundle.explainer.reasons(vector, policy.reason_features_max)
         bundle_digest, policy_digest = self.digests
@@ -198,6 +208,20 @@ class VectorChallenger:
             )
         except InvalidEvent:
             return None
+
+    def _verdict(
+        self, entry: OutboxEntry, vector: NDArray[np.float32], score: float, flags: tuple[str, ...]
+    ) -> Verdict | None:
+        """Returns what the policy says. None if the currency has no rate any more."""
+        request, facts = entry.request, self._facts
+        if self._policy.has_conditions:
+            try:
+                facts.amount = self._rates.convert(request.amount_minor, request.currency, request.event_time_ms)
+            except InvalidEvent:
+                return None
+            facts.payment, facts.vector = request, vector
+        facts.score, facts.flags = None if MODEL_ABSENT in flags else score, flags
+        return self._policy.decide(facts)
 
     def _flags(self, entry: OutboxEntry) -> tuple[str, ...]:
         """Returns the payment's flags in the order in which the scorer gives them."""

@@ -4,7 +4,7 @@
 
 1. Take a batch from each outbox (streams/shadow/outbox_tail.py), evaluate it, send the records, and wait until Kafka
    has them. Then the cursors may move. Two compiled calls do the usual decisions of a batch, if the challenger is of
-   the served catalogue and its policy has no conditions (streams/shadow/fast_records.py).
+   the served catalogue (streams/shadow/fast_records.py).
 2. Rest until the next batch. Rest longer if the challenger has used more of a core than `cpu_share_max`.
 3. Once a second tell the parent what was counted, look for outboxes of new workers, and load the challenger anew if its
    files have changed. If they cannot be loaded, the challenger that is there goes on.
@@ -158,7 +158,7 @@ class ShadowEvaluator:
     def _loaded(self) -> Challenger:
         challenger = self._source.load()
         self._fast = None
-        if isinstance(challenger, VectorChallenger) and challenger.approves_below is not None:
+        if isinstance(challenger, VectorChallenger):
             self._fast = FastRecordWriter(challenger, self._writer)
         return challenger
 

@@ -14,7 +14,15 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paywarden.models.policy.policy import ACTIONS, FLAGS, MODEL_ABSENT, Policy, PolicySettings
+from paywarden.models.policy.policy import (
+    ACTIONS,
+    FLAGS,
+    MODEL_ABSENT,
+    ConfiguredRule,
+    ConfiguredSegment,
+    Policy,
+    PolicySettings,
+)
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
@@ -30,6 +38,17 @@ SETTINGS = PolicySettings(
     on_unknown_card="review", on_mirror_stale="decline", stale_after_ms=100, on_model_error="review"
 )
 NEUTRAL = PolicySettings()
+RULES = PolicySettings(
+    on_unknown_card="review",
+    on_mirror_stale="review",
+    stale_after_ms=100,
+    rules=(
+        ConfiguredRule("large", "amount > 100_00", "review"),
+        ConfiguredRule("flagged", '"unknown_merchant" in flags', "decline"),
+        ConfiguredRule("known", 'merchant_id == "m"', "approve", override=True),
+    ),
+    segments=(ConfiguredSegment("stale", '"mirror_stale" in flags', review_at=0.001),),
+)
 # Ids around 64 bytes, where a size takes a second byte, and letters of several bytes.
 TEXTS = st.one_of(
     st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=70),
@@ -48,7 +67,11 @@ def vectors() -> np.ndarray[Any, Any]:
 @st.composite
 def entries(draw: st.DrawFn) -> OutboxEntry:
     request = ScoreRequest(
-        payment_id=draw(TEXTS), card_id=draw(TEXTS), merchant_id=draw(TEXTS), event_time_ms=draw(WHOLE), currency="EUR"
+        payment_id=draw(TEXTS),
+        card_id=draw(TEXTS),
+        merchant_id=draw(st.one_of(TEXTS, st.just("m"))),
+        event_time_ms=draw(WHOLE),
+        currency=draw(st.sampled_from(["EUR"] * 5 + ["XXX"])),
     )
     if draw(st.booleans()):
         request.device_id, request.amount_minor, request.utc_offset_minutes = draw(TEXTS), draw(WHOLE), -60
@@ -119,7 +142,7 @@ def check(own: VectorChallenger, fast: FastRecordWriter, payloads: Sequence[byte
     return written
 
 
-@pytest.mark.parametrize("settings", [SETTINGS, NEUTRAL])
+@pytest.mark.parametrize("settings", [SETTINGS, NEUTRAL, RULES])
 @pytest.mark.parametrize("is_policy_alone", [False, True])
 @given(st.lists(entries(), min_size=1, max_size=6), st.integers(0, 2**32))
 def test_usual_records_are_those_of_the_obvious_way_to_the_bit(
@@ -167,6 +190,17 @@ def plain(**changes: Any) -> OutboxEntry:
 @cache
 def approved_row() -> int:
     return int(np.argmin(small_world.loaded_bundle().score(vectors())))
+
+
+def test_with_rules_a_payment_that_is_simply_approved_is_written_in_compiled_code() -> None:
+    own = challenger(RULES, is_policy_alone=False)
+    approved, large = plain(), plain()
+    for entry, amount in ((approved, 1), (large, 1_000_00)):
+        entry.request.amount_minor, entry.request.currency = amount, "EUR"
+    fast = FastRecordWriter(own, ShadowRecordWriter(ENCODER))
+    fast.learn([approved])
+    written = check(own, fast, [one.SerializeToString() for one in (approved, large, approved)])
+    assert (len(written.values), written.rest) == (2, [large.SerializeToString()])
 
 
 @pytest.mark.parametrize("is_policy_alone", [False, True])
