@@ -53,6 +53,7 @@ from paywarden.streams.companion.cursors import (
     cursor_key,
     read_cursors,
 )
+from paywarden.streams.companion.decision_writer import DecisionWriter
 from paywarden.streams.companion.shipment import Decision, Shipment, ShippingOptions
 from paywarden.streams.kafka.client import reason_of
 from paywarden.streams.kafka.clients import KafkaClients
@@ -104,7 +105,10 @@ class Shipper:
     ) -> None:
         self._settings, self._host, self._options = settings, host, options
         self._make_producer, self._read_cursors = make_producer, read_cursors
-        self._topic, self._cursors_topic, self._encoder = topic, cursors_topic, encoder
+        self._topic, self._cursors_topic = topic, cursors_topic
+        self._writer = DecisionWriter(
+            encoder, options.variant, lambda entry: encoder.encode(decision_of(entry, options.variant))
+        )
         self._producer: TransactionalProducer | None = None
         self._state = _State.NEW
         self._cursors: Mapping[str, ShippedTo] = {}
@@ -219,7 +223,7 @@ class Shipper:
         """Begin to ship a worker's outbox. If it cannot be read, the next look for workers tries again."""
         remote = self._cursors.get(worker)
         try:
-            shipment = Shipment(self._settings, worker, remote, options=self._options, encode=self._encode)
+            shipment = Shipment(self._settings, worker, remote, options=self._options, encode=self._writer.write)
         except (PaywardenError, OSError) as error:
             if worker not in self._ignored:
                 _log.error("companion: the outbox of %s waits, the others do not: %s", worker, error)
@@ -228,9 +232,6 @@ class Shipper:
         _log.info("companion: shipping the outbox of %s", worker)
         self._ignored.discard(worker)
         self._shipments[worker] = shipment
-
-    def _encode(self, entry: OutboxEntry) -> bytes:
-        return self._encoder.encode(decision_of(entry, self._options.variant))
 
     def _send(self, now: float) -> int:
         """Send a transaction with the new decisions and begin its commit; returns how many there are."""

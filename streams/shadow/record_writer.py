@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import struct
 
-from paywarden.features.kernel.toolkit.varint import encode_varint, encode_zigzag
 from paywarden.models.rollout.shadow import ShadowRecord
 from paywarden.schemas.avro import Encoder, topic_schema
+from paywarden.streams.kafka.avro_bytes import enum_bytes, text_bytes, texts_bytes, whole_bytes
 
 SHADOW_TOPIC = "shadow-decisions"
 FIELDS = (
@@ -26,10 +26,7 @@ FIELDS = (
 """The fields in the order in which they are written, which is the schema's."""
 # The names of champions and challengers that are kept. A host has a handful.
 _KEPT_MAX = 256
-# In Avro, a text begins with its size, and a list with its length, as zigzag varints: one byte up to 63.
-_SIZES = [bytes([2 * size]) for size in range(64)]
 _SCORE = struct.Struct("<d").pack
-_EMPTY_LIST = b"\0"
 
 
 class ShadowRecordWriter:
@@ -41,16 +38,16 @@ class ShadowRecordWriter:
         assert tuple(types) == FIELDS, "the writer follows the schema"
         self.header = encoder.header
         """The bytes that each value begins with."""
-        self._actions = {action: _SIZES[place] for place, action in enumerate(types["champion_action"]["symbols"])}
+        self._actions = {action: enum_bytes(place) for place, action in enumerate(types["champion_action"]["symbols"])}
         self._names: dict[tuple[str | bool, ...], bytes] = {}
         # Neighbours are often of the same millisecond.
-        self._time_ms, self._time = 0, _whole(0)
+        self._time_ms, self._time = 0, whole_bytes(0)
 
     def write(self, record: ShadowRecord) -> bytes:
         """Returns the value to send."""
         champion, challenger, names, actions = record.champion, record.challenger, self._names, self._actions
         if record.decided_time_ms != self._time_ms:
-            self._time_ms, self._time = record.decided_time_ms, _whole(record.decided_time_ms)
+            self._time_ms, self._time = record.decided_time_ms, whole_bytes(record.decided_time_ms)
         of_champion = (
             record.challenger_name,
             record.is_shadow_host,
@@ -62,9 +59,9 @@ class ShadowRecordWriter:
         return b"".join(
             (
                 self.header,
-                _text(record.decision_id),
-                _text(record.payment_id),
-                _text(record.card_id),
+                text_bytes(record.decision_id),
+                text_bytes(record.payment_id),
+                text_bytes(record.card_id),
                 self._time,
                 names.get(of_champion) or self.names_of(of_champion),
                 _SCORE(champion.score),
@@ -72,7 +69,7 @@ class ShadowRecordWriter:
                 names.get(of_challenger) or self.names_of(of_challenger),
                 _SCORE(challenger.score),
                 actions[challenger.action],
-                _list(record.challenger_reasons) if record.challenger_reasons else _EMPTY_LIST,
+                texts_bytes(record.challenger_reasons),
             )
         )
 
@@ -80,19 +77,6 @@ class ShadowRecordWriter:
         """Returns the bytes of neighbouring fields that many records share, and keeps them."""
         if len(self._names) >= _KEPT_MAX:
             self._names.clear()
-        written = b"".join(bytes([value]) if isinstance(value, bool) else _text(value) for value in values)
+        written = b"".join(bytes([value]) if isinstance(value, bool) else text_bytes(value) for value in values)
         self._names[values] = written
         return written
-
-
-def _whole(number: int) -> bytes:
-    return encode_varint(encode_zigzag(number))
-
-
-def _text(text: str) -> bytes:
-    data = text.encode()
-    return (_SIZES[len(data)] if len(data) < len(_SIZES) else _whole(len(data))) + data
-
-
-def _list(texts: tuple[str, ...]) -> bytes:
-    return _whole(len(texts)) + b"".join(map(_text, texts)) + _EMPTY_LIST
