@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +25,7 @@ from paywarden.models.rollout.shares import (
 )
 from paywarden.schemas.errors import Misconfigured
 from tests.checkout import CHECKOUT
+from tests.services.missing_tools import NODE
 
 SALT = bytes(range(16))
 VECTORS = json.loads((CHECKOUT / "tests" / "clients" / "card_arms.json").read_text(encoding="utf-8"))
@@ -45,6 +49,25 @@ def test_the_committed_vectors_for_other_languages_hold() -> None:
         key = vector["card_key"].encode()
         assert f"{CardSplit(salt).position(key):016x}" == vector["position"]
         assert [arm_of(key, salt, shares) for shares in VECTORS["shares"]] == vector["arms"]
+
+
+def test_another_language_computes_the_committed_arms(tmp_path: Path) -> None:
+    """JavaScript, by the words of the module alone. A vector that says something else is found."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip(NODE.reason)
+    folder = CHECKOUT / "tests" / "clients"
+    command = [node, str(folder / "card_arms.mjs")]
+    agreed = subprocess.run([*command, str(folder / "card_arms.json")], capture_output=True, text=True, check=False)
+    assert (agreed.stdout, agreed.returncode) == (
+        f"{len(VECTORS['cards'])} of {len(VECTORS['cards'])} cards agree\n",
+        0,
+    )
+    first, *others = VECTORS["cards"]
+    wrong = VECTORS | {"cards": [first | {"arms": [1, *first["arms"][1:]]}, *others]}
+    (tmp_path / "wrong.json").write_text(json.dumps(wrong), encoding="utf-8")
+    told = subprocess.run([*command, str(tmp_path / "wrong.json")], capture_output=True, text=True, check=False)
+    assert (told.stderr, told.returncode) == (f"{first['card_key']}: another position or arm\n", 1)
 
 
 @given(
