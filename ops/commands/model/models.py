@@ -230,13 +230,15 @@ def list_models(source: Source, whole: bool, as_json: bool) -> None:
     """List what decides and what is proposed.
 
     It shows the way back and the approvals of each proposal. It also names entries that break a rule and therefore
-    count for nothing.
+    count for nothing, and those of a clock that was ahead: they count from their time on.
     """
-    registry = wiring.model_registry(source)
-    log, state = registry.log.read(), registry.state(now_ms())
+    registry, at_ms = wiring.model_registry(source), now_ms()
+    log, state = registry.log.read(), registry.state(at_ms)
+    ahead = [entry for entry in log.entries if entry.time_ms > at_ms]
     if as_json:
         entries = {"entries": [_entry_json(entry) for entry in log.entries]} if whole else {}
-        click.echo(json.dumps({**_state_json(registry, state), **entries}, indent=2))
+        content = {**_state_json(registry, state), "ahead": [_entry_json(entry) for entry in ahead], **entries}
+        click.echo(json.dumps(content, indent=2))
         return
     if whole:
         ignored = {one.number: one.reason for one in state.ignored}
@@ -246,6 +248,9 @@ def list_models(source: Source, whole: bool, as_json: bool) -> None:
             click.echo(printable(f"{spoken(entry.time_ms)}  {entry.by:<12} {subject}: {entry.why}{told}"))
         return
     _print_state(registry, state)
+    for entry in ahead:
+        subject = f"{entry.kind.replace('_', ' ')} {_subject(entry)}"
+        click.echo(printable(f"ahead     {subject} by {entry.by} is of {spoken(entry.time_ms)} UTC: a clock jumped"))
 
 
 @models.command()

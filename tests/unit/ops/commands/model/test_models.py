@@ -23,7 +23,7 @@ from paywarden.models.registry.log import LogFile
 from paywarden.models.registry.settings import ModelRegistrySettings
 from paywarden.ops import wiring
 from paywarden.ops.cli import cli
-from paywarden.ops.times import now_ms
+from paywarden.ops.times import now_ms, spoken
 from paywarden.schemas.errors import Misconfigured, PaywardenError, RegistryRefused
 from paywarden.schemas.settings import read_source
 from paywarden.streams.kafka import admin
@@ -237,6 +237,8 @@ def test_a_clock_that_was_ahead_is_set_by_an_admin(desk: Desk) -> None:
     ahead = now_ms() + 86_400_000
     LogFile(desk.log).append(lambda log: [Writer(log).entry(CLOCK_SET, "dora", time_ms=ahead)])
     bundle = str(small_world.trained_bundle())
+    assert f"by dora is of {spoken(ahead)} UTC: a clock jumped" in desk.run("list").stdout
+    assert [entry["by"] for entry in desk.told("list")["ahead"]] == ["dora"]
     assert "older than an entry before it" in desk.refusal("register", bundle, by="anna")
     assert "anna has not the role admin" in desk.refusal("set-clock", by="anna")
     desk.told("set-clock", by="dora")
