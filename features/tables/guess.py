@@ -85,10 +85,12 @@ _NAMES: dict[str, str] = {
     r"|reference|id",
     "event_time_ms": r"(event|transaction|trans|tx|trx|txn|payment|auth|created)?_?(date|datetime|time|timestamp|ts|at)"
     r"(_?(time|ms|utc))*|(trans|transaction|tx|txn)_date_(trans|transaction|tx|txn)_time|unix_time|when",
-    "card_id": r"(card|cc|pan|customer|client|account|user|cust|acct|entity)_?(id|num|no|number|token|hash|key)?"
+    "card_id": r"(card|cc|pan|customer|client|account|user|cust|acct|entity|rider|passenger|traveller|traveler|guest"
+    r"|buyer|shopper|payer|member|subscriber)_?(id|num|no|number|token|hash|key|uuid)?"
     r"|name_?orig|(sender|payer|source)(_?(id|account))?",
-    "merchant_id": r"(merchant|terminal|shop|store|seller|payee|vendor|beneficiary|recipient|receiver|dest)"
-    r"_?(id|no|num|number|name|key|account)?|name_?dest",
+    "merchant_id": r"(merchant|terminal|shop|store|seller|payee|vendor|beneficiary|recipient|receiver|dest|driver"
+    r"|courier|restaurant|hotel|airline|carrier|agency|supplier|provider|outlet|venue)"
+    r"_?(id|no|num|number|name|key|account|uuid|code)?|name_?dest",
     "device_id": r"device_?(id|fingerprint|hash|key)?|fingerprint|device_fp",
     "ip": r"ip_?(address|addr)?|(client|remote|source)_ip",
     "amount_minor": r"([a-z]+_)?(amount|amt|price|total|value|sum)(_?(minor|cents|eur|usd|gbp))*",
@@ -105,8 +107,10 @@ _STEPS = r"step|hour|time|seconds|elapsed.*"
 _LABEL = (
     r"([a-z]+_)?(fraud|fraudulent|chargeback|label)(_?(flag|label|ind|indicator|bool|risk))?|class|target|is_?fraud"
 )
+# A label where no column is named after fraud: what a payer takes back is fraud or is disputed.
+_DISPUTE = r"(is_?|was_?)?(disputed?|charged_?back|stolen)(_?(flag|ind|indicator|bool))?"
 _LABEL_TIME = (
-    r"([a-z]+_)?(fraud|chargeback|label|report|dispute)(ed)?_?(date|time|at|ts|datetime|timestamp|reported_at)"
+    r"([a-z]+_)?(fraud|chargeback|label|report|dispute)(e?d)?_?(date|time|at|ts|datetime|timestamp|reported_at)(_?(ms|utc))*"
     r"|([a-z]+_)?(reported|disputed)(_on)?"
 )
 # What a column may be called that holds a place.
@@ -442,7 +446,9 @@ class _Guess:
         return self._with(name, column, f"{name} = {_source(column, hash=is_email)}")
 
     def _label(self) -> _Column | None:
-        return self._take(_LABEL, lambda one: 1 <= len(one.distinct) <= 6)
+        column = self._take(_LABEL, lambda one: 1 <= len(one.distinct) <= 6)
+        is_said: Callable[[str], bool] = lambda text: text.lower() in _FRAUD_WORDS + _GENUINE_WORDS  # noqa: E731
+        return column or self._take(_DISPUTE, lambda one: one.share(is_said) > MOST)
 
     def _label_lines(self, label: _Column | None, label_time: _Column | None) -> list[str]:
         if label is None:

@@ -74,6 +74,25 @@ def test_a_column_may_say_in_one_word_when_a_fraud_was_reported(tmp_path: Path) 
     assert mapping.label.time_column == "reported"
 
 
+def test_who_rides_pays_who_drives_is_paid_and_a_dispute_is_fraud(tmp_path: Path) -> None:
+    """A ride company's export had one card named "unknown", and its label was suggested as a field of a payment."""
+    path = tmp_path / "rides.csv.gz"
+    rows = [
+        f"r-{n};{1_735_689_680_725 + n};u{n % 7};drv{n % 5};{8 + n},02;PLN;{'yes' if n == 3 else 'no'};"
+        f"{1_735_989_680_725 + n if n == 3 else ''}"
+        for n in range(30)
+    ]
+    head = "ride_uuid;requested_at_ms;rider;driver;fare_total;currency_code;disputed;disputed_at_ms"
+    path.write_bytes(gzip.compress("\n".join([head, *rows]).encode()))
+    guessed = guess_mapping(path, TABLE_ALONE)
+    mapping = parse_mapping(guessed.mapping, "guess")
+    assert (mapping.fields["card_id"].column, mapping.fields["merchant_id"].column) == ("rider", "driver")
+    assert mapping.label is not None
+    assert (mapping.label.column, mapping.label.fraud, mapping.label.genuine) == ("disputed", ("yes",), ("no",))
+    assert mapping.label.time_column == "disputed_at_ms"
+    assert guessed.payment == ""
+
+
 @pytest.mark.parametrize(("name", "value"), [("propensity", "0,1"), ("p_kept", "0.05"), ("Sampling_Rate", "1")])
 def test_a_column_may_say_how_likely_a_payment_was_kept(tmp_path: Path, name: str, value: str) -> None:
     # It was left unused, and a model that should have weighed its rows did not.
