@@ -80,7 +80,8 @@ def category(
     """Returns a field with few values. `among` lists those that are known; any other value is taken as well."""
     # A set has another order in every process, and the digest of a catalogue depends on the order.
     if type(among) not in (list, tuple) or not 0 < len(among) <= AMONG_MAX:
-        raise wrong(name, f"`among` must be a list of 1 to {AMONG_MAX} texts, got {_told(among)}")
+        got = f"{len(among)} of them" if type(among) in (list, tuple) else _told(among)
+        raise wrong(name, f"`among` must be a list of 1 to {AMONG_MAX} texts, got {got}")
     wanted = f"printable text of 1 to {ID_BYTES_MAX} bytes"
     declared = _text(name, number, Form.ID, wanted, required, personal, ID_BYTES_MAX, tuple(among))
     assert declared.field is not None

@@ -136,7 +136,15 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "a number over the limit": (lambda: fields.text("a", 65), "a field's number is 1 to 64, got 65"),
     "coordinates at the end": (lambda: fields.coordinates("a", 64), "a field's number is 1 to 64, got 65"),
     "a list with a value twice": (lambda: fields.category("a", 1, ["x", "x"]), "`among` lists 'x' twice"),
-    "a list that is a text": (lambda: fields.category("a", 1, "xy"), "`among` must be a list of 1 to 4095 texts"),
+    "a list that is a text": (
+        lambda: fields.category("a", 1, "xy"),
+        "`among` must be a list of 1 to 4095 texts, got 'xy'",
+    ),
+    "a list too long": (
+        lambda: fields.category("a", 1, [f"p{place}" for place in range(5000)]),
+        "`among` must be a list of 1 to 4095 texts, got 5000 of them",
+    ),
+    "an empty list": (lambda: fields.category("a", 1, []), "`among` must be a list of 1 to 4095 texts, got 0 of them"),
     "bounds the wrong way": (
         lambda: fields.integer("a", 1, unit="days", least=5, most=1),
         "least and most must be whole numbers, the first one smaller, got 5 and 1",
