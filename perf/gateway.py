@@ -80,7 +80,7 @@ _OVERLOAD_TIMES = 5
 _CLIENTS_S = CALLS_OF_CLIENT / SHARE
 # A minute or two.
 _KILLS_OF_PIECE = 50
-# Long enough for a second look at a host that was taken out (`out_ms`).
+# Long enough for a second look at a host that was taken out (`out_ms` of [to_hosts] and [nginx]).
 _DEATH_S = 12.0
 
 

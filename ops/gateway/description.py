@@ -131,15 +131,17 @@ class ToHosts:
     connections_max: int = 512
     # Share of the calls under way that may be retries, in percent.
     retry_budget_percent: int = 20
-    # Health checks of each host, by Envoy.
+    # Health checks of each host, by Envoy. A check that is refused or answered with 503 says that the host is away. One
+    # that takes long says that a core was: it is waited for. A host that has vanished is out by then for its calls
+    # (`failures_max`), and these checks keep it out: they end within `out_ms`, and a little.
     health_interval_ms: int = 250
-    health_timeout_ms: int = 1_000
+    health_timeout_ms: int = 2_500
     health_failures: int = 2
-    # After this many broken connections or time-outs in a row a host gets no calls for `out_ms`. nginx counts on while
-    # they come less than `out_ms` apart, whatever is answered between them. More than the calls of a worker that
-    # crashes again and again: their retries must meet the host that may have decided them.
+    # After this many broken connections or time-outs in a row a host gets no calls for `out_ms` (nginx: [nginx] out_ms).
+    # More than the calls of a worker that crashes again and again: their retries must meet the host that may have
+    # decided them.
     failures_max: int = 100
-    out_ms: int = 2_000
+    out_ms: int = 5_000
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,9 @@ class NginxSettings:
 
     # Where its modules are; empty for an nginx with Lua built in, such as OpenResty.
     modules: str = "/usr/lib/nginx/modules"
+    # In place of [to_hosts] out_ms. nginx adds up failures that come less than this apart, whatever is answered between
+    # them: with a longer time those of a worker that crashes now and then take its host out.
+    out_ms: int = 2_000
     # For its process id and its temporary files.
     folder: str = "/run/paywarden-gateway"
 

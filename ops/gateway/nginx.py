@@ -79,6 +79,8 @@ def nginx_configuration(description: GatewayDescription) -> str:
             limits=description.limits,
             tls=description.tls,
             to_hosts=description.to_hosts,
+            # nginx counts in whole seconds.
+            out_s=-(-description.nginx.out_ms // 1000),
             log_format="{" + ",".join(f'"{name}":"{value}"' for name, value in NGINX_FIELDS.items()) + "}",
             shares=_shares(description.clients),
             upstreams=list(_upstreams(description, kinds)),

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from paywarden.ops.cli import cli
-from paywarden.ops.gateway.description import GatewayDescription
+from paywarden.ops.gateway.description import GatewayDescription, ToHosts
 from paywarden.ops.gateway.envoy import envoy_configuration
 from paywarden.ops.gateway.nginx import nginx_configuration
 from paywarden.schemas.errors import Misconfigured
@@ -57,6 +57,15 @@ def test_envoy_never_takes_a_host_out_for_what_it_answers(tmp_path: Path) -> Non
         enforced = {name for name, value in outlier.items() if name.startswith("enforcing_") and value}
         assert enforced == {"enforcing_consecutive_local_origin_failure"}
         assert cluster["lb_policy"] == "MAGLEV"
+
+
+def test_a_slow_health_check_is_waited_for_and_a_vanished_host_stays_out() -> None:
+    """While one of two hosts was replaced on a busy machine, two checks of a second took out the other one."""
+    to_hosts = ToHosts("secret")
+    silent_ms = to_hosts.health_failures * to_hosts.health_timeout_ms + to_hosts.health_interval_ms
+    assert silent_ms >= 5 * to_hosts.timeout_ms
+    # Calls have taken it out after `timeout_ms`, for `out_ms`.
+    assert silent_ms <= to_hosts.timeout_ms + to_hosts.out_ms
 
 
 @pytest.mark.parametrize("render", [envoy_configuration, nginx_configuration])
