@@ -137,9 +137,9 @@ class ToHosts:
     health_interval_ms: int = 250
     health_timeout_ms: int = 2_500
     health_failures: int = 2
-    # After this many broken connections or time-outs in a row a host gets no calls for `out_ms` (nginx: [nginx] out_ms).
-    # More than the calls of a worker that crashes again and again: their retries must meet the host that may have
-    # decided them.
+    # After this many broken connections or time-outs in a row a host gets no calls for `out_ms` (nginx: that of
+    # [nginx]). More than the calls of a worker that crashes again and again: their retries must meet the host that may
+    # have decided them.
     failures_max: int = 100
     out_ms: int = 5_000
 
