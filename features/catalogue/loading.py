@@ -18,6 +18,7 @@ from __future__ import annotations
 import builtins
 import difflib
 import importlib.machinery
+import inspect
 import itertools
 import re
 import sys
@@ -37,6 +38,7 @@ NAME = "CATALOGUE"
 """The variable that holds the catalogue."""
 # A catalogue of a thousand features has 200 KB.
 _BYTES_MAX = 4_000_000
+_CALLED = re.compile(r"([\w.]+)\(\) (takes|got|missing) ")
 _IMPORTED_NAME = re.compile(r"cannot import name '([^']*)' from (?:partially initialized module )?'([^']*)'")
 
 
@@ -217,7 +219,22 @@ def _in_words(error: BaseException) -> str:
         return f"{module.rpartition('.')[2]} has no {name!r}{_did_you_mean(name, known)}"
     if isinstance(error, ModuleNotFoundError):
         return f"there is no module {error.name!r}, neither installed nor in the catalogue's folder"
-    return f"{type(error).__name__}: {_first_line(str(error))}"
+    return f"{type(error).__name__}: {_first_line(str(error))}{_wanted_arguments(error)}"
+
+
+def _wanted_arguments(error: BaseException) -> str:
+    """Returns how a function of the catalogue's file is called; empty for other errors. Python counts `self`, too."""
+    called = _CALLED.match(str(error)) if isinstance(error, TypeError) else None
+    if called is None:
+        return ""
+    method = called[1].rpartition(".")[2]
+    for value in _values_at(error):
+        for function in (value, getattr(value, method, None)):
+            if getattr(function, "__qualname__", "") == called[1] and callable(function):
+                parameters = inspect.signature(function).parameters.values()
+                plain = [one.replace(annotation=one.empty) for one in parameters if one.name != "self"]
+                return f"; wanted {method}{inspect.Signature(plain)}"
+    return ""
 
 
 def _is_running(error: BaseException, module: str) -> bool:
@@ -232,10 +249,19 @@ def _is_running(error: BaseException, module: str) -> bool:
 
 def _variables_at(error: BaseException) -> list[str]:
     """Returns the names that can be used where an error was raised."""
+    return [*_frame_at(error)]
+
+
+def _values_at(error: BaseException) -> list[Any]:
+    """Returns what these names stand for."""
+    return [*_frame_at(error).values()]
+
+
+def _frame_at(error: BaseException) -> dict[str, Any]:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return [] if trace is None else [*trace.tb_frame.f_locals, *trace.tb_frame.f_globals]
+    return {} if trace is None else {**trace.tb_frame.f_globals, **trace.tb_frame.f_locals}
 
 
 def _did_you_mean(name: str, known: Any) -> str:

@@ -111,7 +111,14 @@ MISTAKES = {
     ),
     "an argument that is missing": (
         ("payment.py", 'unit="items", ', ""),
-        "feature catalogue, payment.py:4:9: TypeError: integer() missing 1 required keyword-only argument: 'unit'",
+        "feature catalogue, payment.py:4:9: TypeError: integer() missing 1 required keyword-only argument: 'unit'; "
+        "wanted integer(name, number, *, unit, least=-9007199254740992, most=9007199254740992, required=False, "
+        "personal=False)",
+    ),
+    "an argument too many": (
+        ("catalogue.py", 'customer.count(f"count_{w}", w)', 'customer.mean(f"count_{w}", w, items)'),
+        "feature catalogue, catalogue.py:17:8: TypeError: NumberWords.mean() takes 3 positional arguments but 4 were "
+        "given; wanted mean(name, window, *, of, where=None, hop='')",
     ),
     "an end of the program": (
         ("payment.py", "PAYMENT = ", "raise SystemExit\nPAYMENT = "),
