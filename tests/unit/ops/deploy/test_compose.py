@@ -102,6 +102,13 @@ def test_a_health_check_says_whether_livez_answers(status: int | None, exit_stat
         assert asking.wait(60) == exit_status
 
 
+def test_a_process_that_is_short_of_cpu_is_not_called_sick() -> None:
+    """A check starts Python, which takes seconds where others want every core."""
+    checks = [service["healthcheck"] for service in ours().values() if "test" in service.get("healthcheck", {})]
+    assert len(checks) > 3
+    assert {(check["timeout"], check["retries"]) for check in checks} == {("15s", 3)}
+
+
 def test_images_of_others_have_a_version() -> None:
     for name, service in described()["services"].items():
         assert re.search(r":v?\d[\w.]*\}?$", service["image"]), name

@@ -78,6 +78,10 @@ def test_the_image_runs_as_a_user_without_rights() -> None:
     assert not [step for step in after if step.word in ("RUN", "COPY", "ADD")]
 
 
+def test_a_container_that_is_short_of_cpu_is_not_called_unhealthy() -> None:
+    assert re.findall(r"^HEALTHCHECK .*--timeout=(\d+)s .*--retries=(\d+) ", DOCKERFILE, re.MULTILINE) == [("15", "3")]
+
+
 def test_debian_packages_are_components_in_one_order() -> None:
     lines = "zlib1g\t1:1.2.13.dfsg-1\tamd64\nbase-files\t12.4+deb12u1\tamd64\n"
     components = script("sbom").debian_components(lines)
