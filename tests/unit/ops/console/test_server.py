@@ -6,7 +6,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx2
@@ -106,13 +106,11 @@ def test_a_head_without_an_end_is_refused_before_it_fills_the_memory() -> None:
     with _served() as address, socket.create_connection(address, _PATIENCE_S) as client:
         client.sendall(b"GET / HTTP/1.1\r\nhost: a\r\ncookie: ")
         got = b""
-        try:
+        # A server that reads on for ever is a timeout, and fails the test.
+        with suppress(ConnectionError):
             for _ in range(100):
                 client.sendall(b"x" * 10_000)
             got = client.recv(1000)
-        except OSError:
-            pass
-        # Whatever of the answer came through: a server that read all of it would wait for more.
         assert got.startswith(b"HTTP/1.1 400") or not got
 
 
