@@ -63,6 +63,7 @@ def test_labels_of_bins_and_times_are_as_people_write_them() -> None:
     [
         ("shop-7\u202efdp.exe", "shop-7[U+202E]fdp.exe"),
         ("shop\u200b-7", "shop[U+200B]-7"),
+        ("shop\u3164", "shop[U+3164]"),
         ("\u2066admin\u2069", "[U+2066]admin[U+2069]"),
         ("a\u0000\u0085b", "a[U+0000][U+0085]b"),
         ("<b>\u202e", "&lt;b&gt;[U+202E]"),
