@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import closing
 from threading import Event
 from typing import Any
 
@@ -17,9 +18,13 @@ from paywarden.models.rollout.plan import RolloutPlan, plan_of
 from paywarden.models.rollout.rollout import EventKind, Phase, Rollout, RolloutEvent, Start, Version
 from paywarden.models.rollout.shares import CANDIDATE, CardSplit
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
+from paywarden.streams.kafka.admin import watermarks
 from paywarden.streams.kafka.client import KafkaSettings
-from paywarden.streams.kafka.reading import Record
+from paywarden.streams.kafka.embedded_broker import EmbeddedBroker
+from paywarden.streams.kafka.producers import Sender
+from paywarden.streams.kafka.reading import Record, make_consumer
 from paywarden.streams.rollouts.leader import RolloutLeader, decision_columns, is_by_champion
+from tests.patience import PATIENCE_S
 from tests.worlds.stream.decision_records import decision
 
 SALT = "00" * 16
@@ -109,3 +114,30 @@ def test_the_hour_before_has_the_champions_decisions_alone(changes: dict[str, An
     """After an aborted rollout of more than an hour the next one found no decision of the champion."""
     _, rollout = led(plan_of([50, 100]))
     assert is_by_champion(decision("p1", **changes), rollout) is counts
+
+
+def test_bounds_come_from_the_hour_before_on_the_broker_of_demonstrations_too(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """That broker finds no record by its time: a rollout in `demo --keep` had no bounds, and could not be led."""
+    broker = EmbeddedBroker()
+    kafka, ids = KafkaSettings(bootstrap=broker.bootstrap), LocalSchemaIds()
+    encoder, started_ms = Encoder("decisions", ids.id_of("decisions")), 1_700_000_000_000
+    sender = Sender(kafka, linger_ms=0)
+    for number in range(60):
+        # Twenty are too old, twenty of the hour before, and twenty came after the start.
+        decided_ms = started_ms + (number // 20 - 2) * 3_600_000 + 3_590_000 * (number < 40) + number % 20
+        one = decision(f"p{number}", decided_time_ms=decided_ms, bundle_digest="a" * 64, latency_us=900)
+        sender.send("decisions", encoder.encode(one), key=b"k", partition=number % 2)
+    sender.flush(PATIENCE_S)
+    keeper = RolloutKeeper(MemoryRolloutLog())
+    start = Start("r-1", SALT, Version("a" * 64), Version("b" * 64), plan_of([50, 100]))
+    rollout = keeper.take(RolloutEvent(EventKind.STARTED, started_ms, "ann", "a test", start))
+    ignored: Callable[[object], None] = lambda _: None  # noqa: E731
+    leader = RolloutLeader(kafka, ids, keeper, ignored, rates=load_rates())
+    with closing(make_consumer(kafka, group_id="test")) as consumer, caplog.at_level(logging.INFO):
+        ends = {partition: watermarks(consumer, "decisions", partition)[1] for partition in range(2)}
+        leader._bounds(consumer, "decisions", ends, rollout)
+    assert sum(ends.values()) == 60
+    assert "r-1: bounds from 20 decisions of the hour before" in caplog.text
+    broker.close()
