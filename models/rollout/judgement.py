@@ -115,8 +115,9 @@ class Judgement:
 
 
 def _interval_text(evidence: MeasureEvidence) -> str:
-    high = "any number" if math.isinf(evidence.high) else f"{evidence.high:.2f}"
-    return f"{evidence.low:.2f} to {high} times"
+    if math.isinf(evidence.high):
+        return f"at least {evidence.low:.2f} times"
+    return f"{evidence.low:.2f} to {evidence.high:.2f} times"
 
 
 def judge(plan: RolloutPlan, step: int, counts: StepCounts) -> Judgement:
