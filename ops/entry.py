@@ -3,12 +3,19 @@
 To import the command line takes up to a second. A KeyboardInterrupt in the middle of it would print a traceback, or be
 taken for a failure of the module that was about to be imported. This module therefore imports nothing of Paywarden at
 its top, and what it starts has done nothing yet that would have to be undone.
+
+Its last act is to leave without Python's own end where Kafka's client was loaded: the client's thread may still hand
+over an answer that nobody waits for any more, and to an interpreter that is being torn down. That was a segmentation
+fault of a companion which had ended in order.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
 import signal
+import sys
 
 INTERRUPTED = 130
 """The exit status after Ctrl-C, as shells have it."""
@@ -16,6 +23,8 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Import the command line and run it."""
+    # The first to be registered is the last to be called: threads are joined and files are written by then.
+    atexit.register(_leave)
     # A shell starts what runs in the background with Ctrl-C ignored: that stays.
     heeds_ctrl_c = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if heeds_ctrl_c:
@@ -24,7 +33,28 @@ def main() -> None:
 
     if heeds_ctrl_c:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    run()
+    try:
+        run()
+    except SystemExit as end:
+        _statuses.append(0 if end.code is None else end.code)
+        raise
+    _statuses.append(0)
+
+
+# How the command has ended, once it has.
+_statuses: list[object] = []
+
+
+def _leave() -> None:
+    """End the process at once if Kafka's client is loaded, and the command has ended with a status."""
+    status = _statuses[-1] if _statuses else None
+    if "confluent_kafka" not in sys.modules or not isinstance(status, int):
+        return
+    for stream in (sys.stdout, sys.stderr):
+        # Its reader may be gone.
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
 
 
 def _end_at_once(*_: object) -> None:
