@@ -140,7 +140,7 @@ def test_a_null_with_the_assumed_tails_gives_some_false_alarms() -> None:
 
 @pytest.mark.parametrize(("shift", "blocks_max"), [(0.5, 160), (1.0, 45), (2.0, 15), (4.0, 6), (8.0, 3), (20.0, 2)])
 def test_a_change_is_seen_in_so_many_blocks(shift: float, blocks_max: int) -> None:
-    # The score overall of a service with 12,000 signals: the medians are in a table of docs/benchmarks.md.
+    # The score overall of a service with 12,000 signals: the medians are in a table of docs/benchmarks/drift.md.
     rng, repeats = np.random.default_rng(4), 100
     delays = [_delay(rng, shift) for _ in range(repeats)]
     assert np.median(delays) <= blocks_max
