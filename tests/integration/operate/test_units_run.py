@@ -25,6 +25,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from paywarden.features.kernel.toolkit import machine_code
 from paywarden.features.stores.lmdb import LmdbSettings, LmdbStore
 from paywarden.streams.kafka.embedded_broker import EmbeddedBroker
 from paywarden.streams.maintenance.backfill import backfill
@@ -141,8 +142,9 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
             backfill(
                 small_world.history(), store, engine=small_world.engine(), rates=small_world.rates(), outcome_days=30
             )
-        if compiled := os.environ.get("NUMBA_CACHE_DIR"):
-            shutil.copytree(compiled, state / "compiled")
+        # Three processes that compile everything for themselves would take minutes of both cores.
+        if (compiled := machine_code.directory()) is not None:
+            shutil.copytree(compiled, state / "compiled" / compiled.name)
         subprocess.run(["chmod", "-R", "a+rX,go-w", str(folder / "srv"), str(folder / "etc")], check=True)
         subprocess.run(["chown", "-R", f"{UID}:{UID}", str(state), str(memory)], check=True)
         made = Machine(folder, memory, ports)
