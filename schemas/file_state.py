@@ -25,6 +25,15 @@ def file_state(path: str | Path) -> FileState | None:
         return None
 
 
+def file_at(path: Path) -> tuple[int, int] | None:
+    """Returns which file is at a path now, whatever is written to it: another one has other numbers. None for none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 def open_regular(path: str | Path) -> BinaryIO:
     """Open a file for reading. Raises OSError, also for what is no regular file.
 

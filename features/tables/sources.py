@@ -33,7 +33,7 @@ from paywarden.schemas.errors import Misconfigured
 LINE_BYTES_MAX = 1 << 20
 _BLOCK_BYTES = 1 << 23
 _PART_ROWS = 1 << 17
-# A column has at most so many bytes of text in `_PART_ROWS` rows. Arrow takes twice as many.
+# A column may have this many bytes of text in `_PART_ROWS` rows. Arrow takes twice as many.
 _TEXT_BYTES_MAX = 1 << 30
 # A file's first bytes tell its head, its encoding and what else may be wrong with it.
 _HEAD_BYTES = LINE_BYTES_MAX

@@ -44,13 +44,20 @@ class NativePredictor:
 
     native = True
 
-    def __init__(self, library: Path, feature_count: int, rest: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self,
+        library: Path,
+        feature_count: int,
+        rest: Callable[[], object] = lambda: None,
+        *,
+        content: bytes | None = None,
+    ) -> None:
         """Load a library that models/bundle/compiler.py built. Raises BundleRefused when it does not load.
 
-        `rest` is called between two steps.
+        `rest` is called between two steps. `content`: what the file holds, for a caller that has read it.
         """
         try:
-            self._handle = _load(library, rest)
+            self._handle = _load(library, rest, library.read_bytes() if content is None else content)
             rest()
             self.address: int = _ctypes.dlsym(self._handle, "paywarden_margins")
             """The address of `void paywarden_margins(const float *rows, int64_t row_count, double *margins)`."""
@@ -116,14 +123,14 @@ def _address(array: NDArray[Any]) -> int:
     return array.ctypes.data
 
 
-def _load(library: Path, rest: Callable[[], object]) -> int:
-    """Load the library that this file holds now. For a path it has loaded before, the loader returns the old one.
+def _load(library: Path, rest: Callable[[], object], content: bytes) -> int:
+    """Load a library, whose file holds `content`. For a path it has loaded before, the loader returns the old one.
 
     The loader maps what it loads. If somebody writes over that file, or cuts it short, the code of a running process
     changes, or touching it kills the process (SIGBUS); and so it does in each process that is forked from this one.
     What is loaded is therefore a copy in memory that nobody else has.
     """
-    copy = _copied(library)
+    copy = _copied(library.name, content)
     if copy is not None:
         try:
             if handle := _opened(f"/proc/self/fd/{copy}", library.name, rest):
@@ -149,12 +156,10 @@ def _opened(file: Path | str, name: str, rest: Callable[[], object]) -> int:
         return int(handle or 0)
 
 
-def _copied(library: Path) -> int | None:
-    """Returns the descriptor of a file in memory with the library's content; None where there are no such files."""
-    # Raises OSError if it cannot be read: there is nothing to load then.
-    content = library.read_bytes()
+def _copied(name: str, content: bytes) -> int | None:
+    """Returns the descriptor of a file in memory with this content; None where there are no such files."""
     try:
-        descriptor = os.memfd_create(library.name)
+        descriptor = os.memfd_create(name)
     except OSError:
         return None
     try:

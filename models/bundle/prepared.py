@@ -172,11 +172,11 @@ def _part(
             raise BundleRefused(f"prepared bundle {folder}: its library is not loaded: {error}") from error
         rest()
         # To load a part of a library kills the process. One that an earlier release prepared has no checksum.
-        wanted = told.get("crc32")
-        if wanted is not None and zlib.crc32(library.read_bytes()) != wanted:
+        wanted, code = told.get("crc32"), library.read_bytes()
+        if wanted is not None and zlib.crc32(code) != wanted:
             raise BundleRefused(f"prepared bundle {folder}: its library {library.name} is damaged")
         rest()
-        predictor = NativePredictor(library, len(manifest.feature_names), rest)
+        predictor = NativePredictor(library, len(manifest.feature_names), rest, content=code)
     else:
         predictor = GtilPredictor(copy / part.model_text)
     rest()

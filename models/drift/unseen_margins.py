@@ -17,8 +17,8 @@ How it works:
 3. Where the folds do not agree, their mean is chance. It is shrunk towards the seen share by max(0, 1 - variance /
    mean²), after W. James and C. Stein, "Estimation with quadratic loss" (1961).
 
-Example: the bundle's model gives 1 % of its window at least 5.2. Of three folds' held-out days, 0.70 %, 0.80 % and
-0.75 % reach the margin that 1 % of the seen days reach. The mean, 0.75 %, is 0.25 points below, with a variance of
+Example: the bundle's model gives 1 % of its window at least 5.2. The margin that 1 % of the seen days reach is reached
+by 0.70 %, 0.80 % and 0.75 % of three folds' held-out days. The mean, 0.75 %, is 0.25 points below, with a variance of
 0.0008: 99 % of it is kept. So 0.75 % of unseen payments are expected at 5.2 or above. In the middle the held-out shares
 are 0.502, 0.499 and 0.500: chance, and the middle stays at -10.6. Out of fold it was at -10.2, and by that 22 of 100
 payments lay in other bins though nothing had moved.

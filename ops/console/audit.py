@@ -48,7 +48,7 @@ _log = logging.getLogger(__name__)
 FIRST: Final = "0" * 64
 LINE_BYTES_MAX: Final = 16_384
 TEXT_CHARS_MAX: Final = 1_000
-# What is reserved on the disk before an act: many lines, of acts that are under way at once.
+# An act reserves this much of the disk before it begins: the lines of many acts that run at once.
 _ROOM_BYTES: Final = 8 * LINE_BYTES_MAX
 _PURPOSE, _HEAD_PURPOSE = b"paywarden console audit\n", b"paywarden console audit head\n"
 _KEYS = {"act", "at_ms", "by", "number", "previous", "signature", "subject", "what"}

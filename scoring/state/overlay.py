@@ -45,6 +45,7 @@ from paywarden.features.profiles.payment_tags import PaymentTags
 from paywarden.features.profiles.plan import Plan
 from paywarden.schemas.addresses import host_and_port
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.file_state import file_at
 from paywarden.schemas.private_files import make_parent, open_private, require_not_planted
 from paywarden.scoring.metrics.shared import Counter, Gauge, Registry
 from paywarden.scoring.state import overlay_pending
@@ -229,15 +230,6 @@ def table_head(settings: OverlaySettings, plan: Plan) -> tuple[NDArray[np.int64]
 def _begin_of(path: Path, size: int) -> bytes:
     with path.open("rb") as file:
         return file.read(size)
-
-
-def file_at(path: Path) -> tuple[int, int] | None:
-    """Returns which file is at a path now: another one has other numbers. None if there is none."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
 
 
 def open_table(settings: OverlaySettings, plan: Plan) -> NDArray[np.int64] | None:

@@ -29,8 +29,9 @@ from paywarden.features import kernel
 from paywarden.features.catalogue.identity import IdentityKey
 from paywarden.features.kernel.layout import TAG_MIN
 from paywarden.features.profiles.plan import Plan
+from paywarden.schemas.file_state import file_at
 from paywarden.scoring.state import overlay_table as tables
-from paywarden.scoring.state.overlay import OverlaySettings, file_at, monotonic_ms, open_table, shape_of
+from paywarden.scoring.state.overlay import OverlaySettings, monotonic_ms, open_table, shape_of
 
 # Fits one packet on every usual network.
 DATAGRAM_BYTES = 1400

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
+from paywarden.schemas.file_state import file_at
 from paywarden.schemas.private_files import make_parent, take_from_others
 from paywarden.streams.decision_index.search import Place
 
@@ -172,7 +173,7 @@ class DuckDbDatabase:
             raise Misconfigured(f"the index {path} cannot be opened: {_first_line(error)}") from error
         # How many transactions are open, and whether DuckDB has given the file up.
         self._using, self._open_count, self._is_given_up = threading.Lock(), 0, False
-        self._file = _file_at(path)
+        self._file = file_at(path)
         # Writers take turns: DuckDB refuses a transaction that changes a row which another one has changed.
         self._writing = threading.RLock()
         with self.transaction() as transaction:
@@ -196,7 +197,7 @@ class DuckDbDatabase:
 
     def _require_file(self) -> None:
         """Raise IndexUnavailable if the open file is no longer the one of this name."""
-        if _file_at(self._path) != self._file:
+        if file_at(self._path) != self._file:
             # DuckDB would go on in a file without a name, and everything in it would be gone with the process.
             raise IndexUnavailable(
                 f"the index {self._path} was removed or replaced while it was open: put it back, or restart this "
@@ -310,15 +311,6 @@ class DuckDbDatabase:
         """See Database."""
         with self._writing:
             self._connection.close()
-
-
-def _file_at(path: Path) -> tuple[int, int] | None:
-    """Returns which file has this path; None for no file."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
 
 
 class _DuckDbTransaction:

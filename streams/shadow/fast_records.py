@@ -28,6 +28,7 @@ from paywarden.models.policy.policy import ACTIONS, FLAGS
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.scoring.engine.challenger import LEFT_OUT, VectorChallenger
 from paywarden.scoring.state.outbox import Frames
+from paywarden.scoring.state.outbox.frame_loop import HEAD_BYTES
 from paywarden.streams.shadow import record_loop as loop
 from paywarden.streams.shadow.record_writer import ShadowRecordWriter
 
@@ -210,7 +211,7 @@ class FastRecordWriter:
 
 def _payload(frames: Frames, row: int) -> bytes:
     begin = int(frames.ends[row - 1]) if row else 0
-    return frames.data[begin + loop.HEAD_BYTES : int(frames.ends[row])]
+    return frames.data[begin + HEAD_BYTES : int(frames.ends[row])]
 
 
 def _texts(name: str, ends: str, texts: Sequence[bytes]) -> dict[str, NDArray[Any]]:

@@ -24,13 +24,13 @@ from paywarden.features.kernel.toolkit.frame import address, size
 from paywarden.features.kernel.toolkit.intrinsics import load_word, store_word
 from paywarden.features.kernel.toolkit.jit import compiled, inlined
 from paywarden.features.kernel.toolkit.varint import read_varint, write_varint, zigzag
+from paywarden.scoring.state.outbox.frame_loop import HEAD_BYTES
 
 # Places in `numbers`. An age above ASKED_ABOVE_MS is a question for the policy.
 VECTOR_BYTES, ASKED_ABOVE_MS, ORIGIN_COUNT, NUMBER_COUNT = range(4)
 ACTION_COUNT = 3
 # What becomes of an entry. A larger number says why an entry of its origin is left out.
 UNUSUAL, USUAL, LEFT_OUT = range(3)
-HEAD_BYTES = 8
 DIGEST_BYTES = 32
 # The most bytes of a shadow record beside header, names and ids: sizes of three ids, time, scores, actions, reasons.
 OVERHEAD_BYTES = 64

@@ -7,7 +7,6 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,9 @@ from tests.services.missing_tools import CHROMIUM
 from tests.services.product.console_browser import Running, served_console
 from tests.worlds.drift.alerts_on_topics import alert_record, kinds
 
-playwright_api = pytest.importorskip("playwright.sync_api", reason=CHROMIUM.reason)
+pytest.importorskip("playwright.sync_api", reason=CHROMIUM.reason)
 axe_api = pytest.importorskip("axe_playwright_python.sync_playwright", reason=CHROMIUM.reason)
-_CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(_CHROMIUM is None, reason=CHROMIUM.reason)
+pytestmark = pytest.mark.skipif(shutil.which("chromium") is None, reason=CHROMIUM.reason)
 
 # Where to put pictures for the documents; nowhere without it.
 _PICTURES = os.environ.get("PAYWARDEN_PICTURES", "")
@@ -38,15 +36,6 @@ _log = logging.getLogger(__name__)
 def running_console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     with served_console(tmp_path_factory.mktemp("console")) as console:
         yield console
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with (
-        playwright_api.sync_playwright() as playwright,
-        closing(playwright.chromium.launch(executable_path=_CHROMIUM, args=["--no-sandbox"])) as browser,
-    ):
-        yield browser
 
 
 def _logged_in(chromium: Any, running_console: Running, person: str) -> tuple[Any, list[str]]:

@@ -5,16 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 
-from paywarden.models.registry.people import public_text
 from paywarden.models.registry.registry import Registry, Signer
 from paywarden.models.rollout.judgement import judge
 from paywarden.models.rollout.log import FileRolloutLog, RolloutKeeper
@@ -28,26 +24,17 @@ from tests.services.missing_tools import CHROMIUM
 from tests.services.product.console_browser import Running, served_console
 from tests.unit.models.rollout.test_judgement import counts_of
 from tests.worlds.rollout.manifests import bundle_to_register, policy_to_register
+from tests.worlds.rollout.people_with_keys import people_with_keys
 
-playwright_api = pytest.importorskip("playwright.sync_api", reason=CHROMIUM.reason)
+pytest.importorskip("playwright.sync_api", reason=CHROMIUM.reason)
 axe_api = pytest.importorskip("axe_playwright_python.sync_playwright", reason=CHROMIUM.reason)
-_CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(_CHROMIUM is None, reason=CHROMIUM.reason)
+pytestmark = pytest.mark.skipif(shutil.which("chromium") is None, reason=CHROMIUM.reason)
 
 PASSPHRASE = "a passphrase of hers"
 NAMES = ("anna", "ben", "cleo")
 _PICTURES = os.environ.get("PAYWARDEN_PICTURES", "")
 _WIDE, _PHONE = {"width": 1280, "height": 960}, {"width": 390, "height": 844}
 _PATIENCE_MS = 60_000
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with (
-        playwright_api.sync_playwright() as playwright,
-        closing(playwright.chromium.launch(executable_path=_CHROMIUM, args=["--no-sandbox"])) as browser,
-    ):
-        yield browser
 
 
 @dataclass
@@ -60,19 +47,8 @@ class Desk:
 
 @pytest.fixture
 def desk(tmp_path: Path) -> Iterator[Desk]:
-    keys = {name: Ed25519PrivateKey.generate() for name in NAMES}
-    folder = tmp_path / "keys"
-    folder.mkdir()
-    lines = []
-    for name, key in keys.items():
-        sealed = BestAvailableEncryption(PASSPHRASE.encode())
-        (folder / f"{name}.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, sealed))
-        roles = '["propose", "approve", "promote", "roll_back", "rollout"]'
-        lines.append(f'[[person]]\nname = "{name}"\nroles = {roles}\nkeys = ["{public_text(key.public_key())}"]\n')
-    people = tmp_path / "registry-people.toml"
-    people.write_text("".join(lines))
-    people.chmod(0o600)
-    models = {"people": str(people), "folder": str(tmp_path / "registry"), "approvals": 1}
+    made = people_with_keys(tmp_path, NAMES, PASSPHRASE)
+    keys, folder, models = made.keys, made.folder, made.models
     registry = model_registry(Source({"models": models, "serve": {"runtime": str(tmp_path)}}, {}))
     anna, ben, cleo = (Signer(name, keys[name]) for name in NAMES)
     now = now_ms() - 600_000

@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from paywarden.models.registry.people import public_text
 from paywarden.models.registry.registry import BundleFacts, PolicyFacts, Signer
 from paywarden.models.rollout.judgement import judge
 from paywarden.models.rollout.log import FileRolloutLog, RolloutKeeper
@@ -33,6 +32,7 @@ from paywarden.schemas.settings import Source
 from tests.services.product.console import NOW_MS, ConsoleUnderTest, console_under_test, csrf_of
 from tests.unit.models.rollout.test_judgement import counts_of
 from tests.worlds.rollout.manifests import bundle_to_register, policy_to_register
+from tests.worlds.rollout.people_with_keys import people_with_keys
 
 PASSPHRASE = "a passphrase"
 NAMES = ("anna", "ben")
@@ -50,19 +50,8 @@ class Registered:
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[Registered]:
-    keys = {name: Ed25519PrivateKey.generate() for name in NAMES}
-    folder = tmp_path / "keys"
-    folder.mkdir()
-    lines = []
-    for name, key in keys.items():
-        encryption = BestAvailableEncryption(PASSPHRASE.encode())
-        (folder / f"{name}.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption))
-        roles = '["propose", "approve", "promote", "roll_back", "rollout"]'
-        lines.append(f'[[person]]\nname = "{name}"\nroles = {roles}\nkeys = ["{public_text(key.public_key())}"]\n')
-    people = tmp_path / "registry-people.toml"
-    people.write_text("".join(lines))
-    people.chmod(0o600)
-    models = {"people": str(people), "folder": str(tmp_path / "registry"), "approvals": 1}
+    made = people_with_keys(tmp_path, NAMES, PASSPHRASE)
+    keys, folder, models = made.keys, made.folder, made.models
     source = Source({"models": models, "serve": {"runtime": str(tmp_path / "none")}}, {})
     registry = model_registry(source)
     bundle = BundleFacts("a" * 64, "model-2", "c" * 64, "", {"manifest.json": b"{}"})
