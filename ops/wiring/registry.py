@@ -71,9 +71,18 @@ def shared_log(source: Source, registry: Registry, tell: Callable[[str], object]
     from paywarden.streams.registry.shared_log import SharedLog
     from paywarden.streams.registry.topic import LazyRegistryTopic
 
-    with closing(LazyRegistryTopic(lambda: registry_topic(source))) as topic:
+    def opened() -> closing[LazyRegistryTopic]:
+        return closing(LazyRegistryTopic(lambda: registry_topic(source)))
+
+    with opened() as topic:
         yield SharedLog(
-            LogFile(registry.log.path), topic, registry.people, tell, wrote=lambda: deploy_here(source, tell)
+            LogFile(registry.log.path),
+            topic,
+            registry.people,
+            tell,
+            wrote=lambda: deploy_here(source, tell),
+            # Elsewhere no companion would send what is left, and no host would have changed.
+            apart=opened if _is_scoring_host(source) else None,
         )
 
 
@@ -125,14 +134,18 @@ def deploy_here(source: Source, tell: Callable[[str], object]) -> None:
 
     A machine without the folder `[serve] runtime` is no scoring host. `tell` gets a line if it cannot be done.
     """
-    from paywarden.ops.wiring.scoring import ServeSettings
-
-    if not Path(source.section("serve", ServeSettings).runtime).is_dir():
+    if not _is_scoring_host(source):
         return
     try:
         registered_deployment(source).update()
     except Misconfigured as error:
         tell(f"the deployment file of this host is not changed yet: {error}")
+
+
+def _is_scoring_host(source: Source) -> bool:
+    from paywarden.ops.wiring.scoring import ServeSettings
+
+    return Path(source.section("serve", ServeSettings).runtime).is_dir()
 
 
 def registry_topic(source: Source) -> KafkaRegistryTopic:

@@ -9,14 +9,19 @@ An entry in four steps:
    says so.
 
 What takes something back (a rollback, the verdict or abort of a rollout) does not wait for Kafka: it goes into the
-copy, where this host's readers see it at once, and is sent after that. If Kafka is away, the next `sync` sends it.
+copy, where this host's readers see it at once, and is sent after that. On a scoring host a thread sends it, and whoever
+took it back waits SEND_WAIT_S at most. If Kafka is away, the next `sync` sends it: the companion's, for one.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from paywarden.models.registry.copies import Refused, TopicReader, forked, merge
 from paywarden.models.registry.entries import Entry
@@ -29,6 +34,8 @@ from paywarden.streams.registry.topic import RegistryTopic
 
 # Another host may send between our reading and our sending. It does so a few times a day.
 _ROUNDS_MAX = 10
+# A broker that is well has an entry in a tenth of it. A person who takes something back waits no longer.
+SEND_WAIT_S: Final = 0.6
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,8 @@ class SharedLog:
     """The log in a file and on the topic.
 
     `tell` gets a line when a rollback could not be sent. `wrote` is called when a rollback is in the copy, before it is
-    sent: this host need not wait for Kafka.
+    sent: this host need not wait for Kafka. `apart` opens the topic a second time, for a thread that sends a rollback:
+    give it where somebody else sends what is left. Without it the caller waits for Kafka as long as any command does.
     """
 
     def __init__(
@@ -59,8 +67,10 @@ class SharedLog:
         people: People,
         tell: Callable[[str], object],
         wrote: Callable[[], object] = lambda: None,
+        apart: Callable[[], AbstractContextManager[RegistryTopic]] | None = None,
     ) -> None:
         self._file, self._topic, self._tell, self._wrote = file, topic, tell, wrote
+        self._people, self._apart = people, apart
         self._reader = TopicReader(people)
         # The copy as it was read last, and what its file looked like: a follower looks every second.
         self._copy = RegistryLog()
@@ -99,10 +109,37 @@ class SharedLog:
         made = self._file.append(make)
         self._wrote()
         try:
-            self.sync()
+            if self._apart is None:
+                self.sync()
+            else:
+                self._send_apart(self._apart)
+        except TimeoutError:
+            self._tell(
+                f"this host goes by it already; Kafka has not confirmed it within {SEND_WAIT_S:g} s, so other hosts "
+                "may not know: the companion sends it, or `paywarden models sync`"
+            )
         except (TemporaryFailure, Misconfigured) as error:
             self._tell(f"only this host knows it until `paywarden models sync` has sent it: {error}")
         return made
+
+    def _send_apart(self, apart: Callable[[], AbstractContextManager[RegistryTopic]]) -> None:
+        """Make copy and topic equal in a thread. Raises TimeoutError after SEND_WAIT_S; the thread goes on then.
+
+        The thread shares the file alone, which has a lock: it is like another process.
+        """
+        done: Future[None] = Future()
+
+        def send() -> None:
+            try:
+                with apart() as topic:
+                    SharedLog(self._file, topic, self._people, self._tell).sync()
+            except BaseException as error:  # noqa: BLE001 - it is raised in the caller's thread
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+        threading.Thread(target=send, name="model-registry-send", daemon=True).start()
+        done.result(SEND_WAIT_S)
 
     def sync(self, *, set_aside: bool = False) -> Synced:
         """Make copy and topic equal. Raises BrokerUnavailable, Misconfigured without the topic.

@@ -176,7 +176,7 @@ def test_an_abort_without_kafka_works_on_its_host_at_once_and_on_the_others_late
         seconds = world.seconds_to_the_end(
             card, [world.one], lambda: told.append(world.one.run("rollout", "abort", by="anna"))
         )
-    assert "only this host knows it until `paywarden models sync` has sent it" in told[0]
+    assert "this host goes by it already; Kafka has not confirmed it" in told[0]
     assert "aborted by anna" in told[0]
     record_property("seconds_after_an_abort", seconds)
     # The companion of the host can reach Kafka.

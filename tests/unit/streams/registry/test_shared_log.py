@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,9 +17,12 @@ from paywarden.models.registry import entries as kinds
 from paywarden.models.registry.copies import TopicReader
 from paywarden.models.registry.rules import state_of
 from paywarden.schemas.errors import BrokerUnavailable, Misconfigured, RegistryRefused
+from paywarden.streams.registry import shared_log
 from paywarden.streams.registry.shared_log import SharedLog
+from tests.patience import PATIENCE_S
+from tests.services.product.processes import wait_until
 from tests.worlds.rollout.registry import Writer
-from tests.worlds.rollout.registry_hosts import PEOPLE, RULES, Host, MemoryTopic
+from tests.worlds.rollout.registry_hosts import PEOPLE, RULES, Host, HostTopic, MemoryTopic
 
 
 @pytest.fixture
@@ -64,6 +70,61 @@ def test_without_kafka_only_a_rollback_is_written_and_it_is_sent_later(tmp_path:
     log = two.file.read()
     assert log.late == {len(log.entries) - 1}
     assert len(state_of(log, PEOPLE, RULES).way_back) == 2
+
+
+def sending_apart(host: Host, opened: Callable[[], AbstractContextManager[HostTopic]]) -> Host:
+    """A scoring host, whose rollbacks a thread sends."""
+    topic = host.topic.of(host.name)
+    host.log = SharedLog(
+        host.file, topic, PEOPLE, host.told.append, wrote=lambda: host.told.append("wrote"), apart=opened
+    )
+    return host
+
+
+def test_a_rollback_returns_while_kafka_still_hangs_and_is_sent_after(tmp_path: Path, topic: MemoryTopic) -> None:
+    """`models rollback` took 5.6 s with Kafka away, though its host had switched at once."""
+    host = Host(tmp_path, topic, "one")
+    for name in ("a", "b"):
+        host.promote(name)
+    answers = threading.Event()
+
+    @contextmanager
+    def hanging() -> Iterator[HostTopic]:
+        assert answers.wait(PATIENCE_S), "the rollback waits for Kafka"
+        yield topic.of("one")
+
+    entry = sending_apart(host, hanging).roll_back()
+    assert entry is not None
+    assert state_of(host.file.read(), PEOPLE, RULES).previous is None
+    wrote, line = host.told
+    assert wrote == "wrote"
+    assert line.startswith("this host goes by it already; Kafka has not confirmed it within 0.6 s")
+    assert entry.line not in topic.lines
+    answers.set()
+    wait_until(lambda: topic.lines[-1] == entry.line, "the thread has sent it")
+    assert host.log.sync().sent == ()
+
+
+def test_a_rollback_that_kafka_takes_or_refuses_at_once_is_told_as_that(
+    tmp_path: Path, topic: MemoryTopic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_log, "SEND_WAIT_S", PATIENCE_S)
+    host = Host(tmp_path, topic, "one")
+    for name in ("a", "b", "c"):
+        host.promote(name)
+
+    @contextmanager
+    def opened() -> Iterator[HostTopic]:
+        yield topic.of("one")
+
+    entry = sending_apart(host, opened).roll_back()
+    assert entry is not None
+    assert (host.told, topic.lines[-1]) == (["wrote"], entry.line)
+    topic.away = {"one"}
+    assert host.roll_back() is not None
+    assert host.told[-1] == (
+        "only this host knows it until `paywarden models sync` has sent it: no Kafka broker answers"
+    )
 
 
 def test_of_two_hosts_at_once_the_second_is_told_to_try_again(tmp_path: Path, topic: MemoryTopic) -> None:

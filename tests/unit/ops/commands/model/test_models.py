@@ -7,6 +7,8 @@ import json
 import platform
 import re
 import shutil
+import socket
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,12 +28,15 @@ from paywarden.ops.cli import cli
 from paywarden.ops.times import now_ms, spoken
 from paywarden.schemas.errors import Misconfigured, PaywardenError, RegistryRefused
 from paywarden.schemas.settings import read_source
+from paywarden.scoring.server.deployment import DEPLOYMENT, read_deployment
 from paywarden.streams.kafka import admin
 from tests.services.missing_tools import COMPILER
 from tests.worlds.operate.backup_page import run_copies
 from tests.worlds.rollout.registry import Writer, people_file
 from tests.worlds.small import small_world
 
+# How long a command that needs Kafka waits for it here, longer than any busy machine takes for one that does not.
+REACH_S = 60.0
 needs_compiler = pytest.mark.skipif(compiler_name() is None, reason=COMPILER.reason)
 ROLES = {
     "anna": ("propose",),
@@ -303,6 +308,30 @@ def test_a_rollback_does_not_wait_for_kafka(desk: Desk, monkeypatch: pytest.Monk
     assert "again" in result.stdout
     assert "only this host knows it until `paywarden models sync` has sent it: no Kafka broker" in result.stderr
     assert desk.told("list")["champion"] == first
+
+
+def test_a_rollback_on_a_scoring_host_has_switched_it_and_returns_while_kafka_hangs(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = desk.promoted(small_world.trained_bundle())
+    desk.promoted(small_world.other_bundle())
+    runtime = desk.folder / "serve"
+    runtime.mkdir()
+    monkeypatch.setattr(admin, "REACH_TIMEOUT_S", REACH_S)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        bootstrap = f"127.0.0.1:{mute.getsockname()[1]}"
+        desk.config.write_text(
+            desk.config.read_text("utf-8") + f'topic = true\n[kafka]\nbootstrap = "{bootstrap}"\n', "utf-8"
+        )
+        began = time.monotonic()
+        result = desk.run("rollback", "--key", str(desk.folder / "dora.pem"), "--why", "declines doubled")
+        assert time.monotonic() - began < REACH_S, "it has waited for Kafka"
+    assert result.exit_code == 0
+    assert "again" in result.stdout
+    assert "this host goes by it already; Kafka has not confirmed it" in result.stderr
+    deployed = read_deployment(runtime / DEPLOYMENT)
+    assert deployed is not None
+    assert deployed.active.bundle_digest == first["bundle"]
 
 
 def test_the_paper_of_a_model_says_who_agreed_and_what_overrides_it(desk: Desk) -> None:
