@@ -40,7 +40,8 @@ def api_section(sections: Callable[[], Sequence[Section]], base: str) -> Section
         addresses = tuple(
             Address(page.method, base + page.path, page.meaning, tuple(sorted(page.roles)), page.fields)
             for section in sections()
-            for page in section.pages
+            for declared in section.pages
+            for page in declared.by_methods()
         )
         return Shown("api.html", ApiView(addresses), "API")
 
@@ -60,7 +61,7 @@ def openapi(sections: Sequence[Section], base: str) -> dict[str, Any]:
     schemas: dict[str, Any] = {}
     paths: dict[str, Any] = {}
     for section in sections:
-        for page in section.pages:
+        for page in (each for declared in section.pages for each in declared.by_methods()):
             paths.setdefault(base + page.path, {})[page.method.lower()] = _operation(section, page, schemas)
     return {
         "openapi": "3.1.0",
@@ -104,8 +105,9 @@ def _operation(section: Section, page: Page, schemas: dict[str, Any]) -> dict[st
             for field in page.fields
         ]
         return operation
-    operation["parameters"].append(_KEY)
-    operation["responses"] |= {status: {"description": text} for status, text in _KEY_REFUSALS.items()}
+    if page.is_act:
+        operation["parameters"].append(_KEY)
+        operation["responses"] |= {status: {"description": text} for status, text in _KEY_REFUSALS.items()}
     is_upload = any(field.kind == "file" for field in page.fields)
     body = {
         "type": "object",

@@ -12,13 +12,15 @@ it wants, a form without its CSRF token, or a field that it did not declare.
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlencode
 
 from paywarden.ops.console.people.people import EVERYBODY, Person, Role, masked
+from paywarden.ops.console.sealed import SEALED_FIELD, Seal
 from paywarden.schemas.errors import TemporaryFailure
 
 if TYPE_CHECKING:
@@ -49,7 +51,8 @@ class Field:
     """A parameter of a page's address or form.
 
     `kind`: text (one line), lines, whole (number), number, time (UTC, such as 2026-10-01T08:30), or file. With
-    `choices` the value is one of them. `is_many`: it may come more than once.
+    `choices` the value is one of them. `is_many`: it may come more than once. `is_personal`: it comes in forms alone,
+    and stands in no address but sealed (sealed.py).
     """
 
     name: str
@@ -61,6 +64,7 @@ class Field:
     choices: tuple[str, ...] = ()
     low: float | None = None
     high: float | None = None
+    is_personal: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,8 @@ class Visit:
     sending: str = ""
     # The digest of the session; "" for a program.
     session: str = ""
+    # What keeps personal fields out of the addresses of this browser or program.
+    seal: Seal = field(default_factory=lambda: Seal(secrets.token_urlsafe(32), 0, 0))
 
     def text(self, name: str, default: str = "") -> str:
         """Returns a field's text, the last one if there are several."""
@@ -156,6 +162,9 @@ class Sent:
 Answer = Shown | Done | Sent
 
 
+_SEALED = Field(SEALED_FIELD, "Personal fields, as the address of a next page has them", chars_max=8_000)
+
+
 @dataclass(frozen=True)
 class Page:
     """One address. `roles`: one of them is needed. `meaning`: one line for the documents of the API."""
@@ -169,6 +178,25 @@ class Page:
     body_bytes_max: int = 64 * 1024
     # The dataclass of what it shows, for the documents of the API.
     view: type | None = None
+    # It has its fields by POST, and only shows something.
+    is_search: bool = False
+
+    @property
+    def personal(self) -> tuple[str, ...]:
+        """The names of the fields that may stand in no address."""
+        return tuple(one.name for one in self.fields if one.is_personal)
+
+    @property
+    def is_act(self) -> bool:
+        """Whether it changes something."""
+        return self.method == "POST" and not self.is_search
+
+    def by_methods(self) -> tuple[Page, ...]:
+        """Returns the page by each method that it has. One with personal fields has them by POST, and sealed by GET."""
+        if self.method == "POST" or not self.personal:
+            return (self,)
+        plain = tuple(one for one in self.fields if not one.is_personal)
+        return replace(self, fields=(*plain, _SEALED)), replace(self, method="POST", is_search=True)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ For a browser, each request to a page goes through these steps; the first that f
 2. The cookie is that of a session; otherwise the browser goes to the login.
 3. The person has a role that the page wants, and has not asked too often.
 4. The body is not too long. A form brings the session's CSRF token, and no other site sent it.
-5. Each field is one that the page declared, and its value is right.
+5. Each field is one that the page declared, and its value is right. Personal ones stand in no address (sealed.py).
 6. A form that was sent before gets the answer that it had.
 7. The audit log has room for what the act will note.
 8. The page's handler runs in a thread, and its answer is rendered.
@@ -27,7 +27,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -55,6 +55,7 @@ from paywarden.ops.console.rendering import (
     rendered,
     templates,
 )
+from paywarden.ops.console.sealed import SEALED_FIELD, Seal, SealBroken
 from paywarden.ops.console.sent_forms import ONCE_FIELD, SentForms, digest_of
 from paywarden.ops.console.settings import ConsoleSettings
 from paywarden.ops.times import now_ms
@@ -98,6 +99,11 @@ _MESSAGES_MAX = 10_000
 _BODY_S = 120.0
 _FORM = "application/x-www-form-urlencoded"
 _MULTIPART = "multipart/form-data"
+_NOT_IN_ADDRESSES = (
+    "it is not taken from an address, because addresses stay in histories and logs. Search with the form of the page, "
+    "or by POST."
+)
+_SEAL_BROKEN = "This search has ended: it belongs to another session, or is too old. Search again."
 _REFUSALS = {
     401: "Please log in",
     403: "Not allowed",
@@ -225,10 +231,11 @@ class Shell:
         routes += [
             Route(path, endpoint, methods=[page.method])
             for section in sections
-            for page in section.pages
+            for declared in section.pages
+            for page in declared.by_methods()
             for path, endpoint in (
-                (page.path, self._browser_endpoint(section, page)),
-                (API + page.path, self._api_endpoint(page)),
+                (page.path, self._browser_endpoint(section, page, declared)),
+                (API + page.path, self._api_endpoint(page, declared)),
             )
         ]
         handlers = {
@@ -240,15 +247,20 @@ class Shell:
         app = Starlette(routes=routes, exception_handlers=handlers)  # type: ignore[arg-type]
         return _Guard(app, self)
 
-    def _browser_endpoint(self, section: Section, page: Page) -> Endpoint:
+    def _browser_endpoint(self, section: Section, page: Page, declared: Page) -> Endpoint:
+        """Answers a page by one of its methods. `declared`: the page with all of its fields."""
+
         async def endpoint(request: Request) -> Response:
             session: Session | None = None
             try:
                 session = await run_in_threadpool(self.session_of, request)
                 if session is None:
-                    return self._to_login(request, page)
+                    return self._to_login(request, page, declared)
                 self.admit(session.person, page)
-                visit = await self._visit(request, page, session)
+                visit = await self._visit(request, page, declared, session)
+                if page.is_search:
+                    asked = {name: values[-1] for name, values in visit.values.items()}
+                    return RedirectResponse(visit.seal.address(request.url.path, asked, page.personal), 303)
                 await self._require_audit(page)
                 answer = await run_in_threadpool(self._answer, page, visit)
                 return await run_in_threadpool(
@@ -263,7 +275,7 @@ class Shell:
 
     async def _require_audit(self, page: Page) -> None:
         """Raise AuditUnavailable if an act could not be noted once it is done."""
-        if page.method == "POST":
+        if page.is_act:
             await run_in_threadpool(self.audit.require_room)
 
     def _answer(self, page: Page, visit: Visit) -> Answer:
@@ -271,12 +283,12 @@ class Shell:
             return page.handler(visit)
         return self._sent_forms.answer(visit.sending, lambda: page.handler(visit), visit.now_ms)
 
-    def _api_endpoint(self, page: Page) -> Endpoint:
+    def _api_endpoint(self, page: Page, declared: Page) -> Endpoint:
         async def endpoint(request: Request) -> Response:
             try:
                 person = await run_in_threadpool(self.token_owner, request)
                 self.admit(person, page)
-                visit, sent = await self._api_visit(request, page, person)
+                visit, sent = await self._api_visit(request, page, declared, person)
                 await self._require_audit(page)
                 if sent is not None:
                     return await run_in_threadpool(self._keyed_answer, page, visit, sent)
@@ -303,8 +315,8 @@ class Shell:
 
     def token_owner(self, request: Request) -> Person:
         """Returns who calls the API. Raises PageRefused."""
-        kind, _, token = request.headers.get("authorization", "").partition(" ")
-        person = self.people.with_token(token.strip()) if kind.lower() == "bearer" else None
+        token = _token(request)
+        person = None if token is None else self.people.with_token(token)
         if person is None:
             self._note_wrong_token(request)
             raise PageRefused(401, "Wanted a token of this console: Authorization: Bearer pwc_…")
@@ -343,7 +355,7 @@ class Shell:
         if site not in ("same-origin", "none") or urlsplit(origin).netloc != request.headers.get("host", ""):
             raise PageRefused(403, "Another site sent this form. Open the page here, and do it again.")
 
-    async def _visit(self, request: Request, page: Page, session: Session) -> Visit:
+    async def _visit(self, request: Request, page: Page, declared: Page, session: Session) -> Visit:
         pairs = pairs_of(request.scope["query_string"])
         uploads: dict[str, Upload] = {}
         sending = ""
@@ -357,10 +369,13 @@ class Shell:
             if any(name == ONCE_FIELD for name, _ in pairs):
                 sending = digest_of(session.digest, request.url.path, pairs, uploads)
                 pairs = [pair for pair in pairs if pair[0] != ONCE_FIELD]
-        visit = self._checked_visit(request, page, session.person, pairs, uploads)
+        seal = self._seal(request.cookies.get(self.cookie, ""))
+        visit = self._checked_visit(request, page, declared, seal, session.person, pairs, uploads)
         return replace(visit, sending=sending, session=session.digest)
 
-    async def _api_visit(self, request: Request, page: Page, person: Person) -> tuple[Visit, Keyed | None]:
+    async def _api_visit(
+        self, request: Request, page: Page, declared: Page, person: Person
+    ) -> tuple[Visit, Keyed | None]:
         """Returns the visit, and the key that came with an act."""
         pairs = pairs_of(request.scope["query_string"])
         uploads: dict[str, Upload] = {}
@@ -377,8 +392,9 @@ class Shell:
                     raise PageRefused(400, "The body is not JSON.") from error
             else:
                 raise PageRefused(415, "Wanted the content type application/json.")
-        visit = replace(self._checked_visit(request, page, person, pairs, uploads), is_api=True)
-        if not key:
+        seal = self._seal(_token(request) or "")
+        visit = replace(self._checked_visit(request, page, declared, seal, person, pairs, uploads), is_api=True)
+        if not key or page.is_search:
             return visit, None
         # Somebody whose roles have changed would see another answer.
         roles = ",".join(sorted(person.roles))
@@ -388,12 +404,28 @@ class Shell:
         self,
         request: Request,
         page: Page,
+        declared: Page,
+        seal: Seal,
         person: Person,
         pairs: list[tuple[str, str]],
         uploads: dict[str, Upload],
     ) -> Visit:
         path = checked_path({name: str(value) for name, value in request.path_params.items()})
-        return Visit(person, self.clock(), self.audit, path, checked(page.fields, pairs), uploads)
+        if page.method == "GET":
+            for name, _ in pairs:
+                if name in declared.personal:
+                    raise PageRefused(400, f"{name}: {_NOT_IN_ADDRESSES}")
+        values = checked(page.fields, pairs)
+        if sealed := values.pop(SEALED_FIELD, ()):
+            try:
+                opened = seal.opened(request.url.path.removeprefix(API), sealed[-1])
+            except SealBroken as error:
+                raise PageRefused(400, _SEAL_BROKEN) from error
+            values |= checked([one for one in declared.fields if one.is_personal], opened.items())
+        return Visit(person, self.clock(), self.audit, path, values, uploads, seal=seal)
+
+    def _seal(self, secret: str) -> Seal:
+        return Seal(secret, self.clock(), self.sessions.whole_ms)
 
     def _html(self, answer: Answer, session: Session, section: Section, *, is_by_script: bool) -> Response:
         if isinstance(answer, Done):
@@ -406,10 +438,14 @@ class Shell:
         frame = self.frame(answer.title, session, section.name, is_by_script=is_by_script)
         return Response(rendered(answer.template, frame, answer.view), answer.status, media_type="text/html")
 
-    def _to_login(self, request: Request, page: Page) -> Response:
+    def _to_login(self, request: Request, page: Page, declared: Page) -> Response:
         if page.method != "GET":
             return self.refused(401, "Your session has ended, and nothing was done. Log in and do it again.")
         query = request.url.query
+        if declared.personal:
+            # What must not stand in this address must not stand in the next one either.
+            pairs = pairs_of(request.scope["query_string"])
+            query = urlencode([pair for pair in pairs if pair[0] not in declared.personal])
         return RedirectResponse(f"/login?next={quote(request.url.path + (f'?{query}' if query else ''), safe='')}", 303)
 
     async def _home(self, request: Request) -> Response:
@@ -504,6 +540,12 @@ class _Guard:
 def address_of(request: Request) -> str:
     """Returns the address that a request came from; empty if it is not known."""
     return "" if request.client is None else request.client.host
+
+
+def _token(request: Request) -> str | None:
+    """Returns the token that a program sent; None without one."""
+    kind, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() if kind.lower() == "bearer" else None
 
 
 def _is_by_script(request: Request) -> bool:

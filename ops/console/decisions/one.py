@@ -56,7 +56,10 @@ class SharedView:
 
 @dataclass(frozen=True)
 class DecisionView:
-    """Everything about one decision. `facts`: who decided, by name. `vector_why`: why no features are shown."""
+    """Everything about one decision. `facts`: who decided, by name. `vector_why`: why no features are shown.
+
+    `searches`: the addresses of searches for its card, device and IP address, for who may see these.
+    """
 
     row: RowView
     facts: Mapping[str, str]
@@ -71,6 +74,7 @@ class DecisionView:
     shared: tuple[SharedView, ...]
     verdicts: tuple[Verdict, ...]
     others: tuple[RowView, ...]
+    searches: Mapping[str, str]
 
 
 class OnePage:
@@ -102,7 +106,8 @@ class OnePage:
         decision = self._decoded(body)
         rows = tuple(row_view(other, visit) for other in before), tuple(row_view(other, visit) for other in after)
         shared = tuple(_shared(entity, visit) for entity in index.shared_with_frauds(row))
-        around = (rows[0], rows[1], shared, tuple(verdicts), tuple(row_view(other, visit) for other in others))
+        other_rows = tuple(row_view(other, visit) for other in others)
+        around = (rows[0], rows[1], shared, tuple(verdicts), other_rows, _searches(row, visit))
         if decision is None:
             why = (
                 "the record of this decision cannot be read now: its schema is of another release, or the registry of "
@@ -189,6 +194,14 @@ def _at(index: DecisionIndex, text: str) -> list[Row]:
     except InvalidEvent:
         found = []
     return found or index.about(text)
+
+
+def _searches(row: Row, visit: Visit) -> dict[str, str]:
+    """Returns the addresses of searches for what is personal; they open in this session alone."""
+    if not visit.person.sees_cards:
+        return {}
+    values = {"card_id": row.card_id, "device_id": row.device_id, "ip": row.ip}
+    return {name: visit.seal.address("/decisions", {name: value}, (name,)) for name, value in values.items() if value}
 
 
 def _again(again: Recomputed) -> AgainView:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import urlencode
 
 from paywarden.ops.console.decisions.one import DecisionView, OnePage
 from paywarden.ops.console.decisions.opened import OpenedIndex
@@ -12,16 +11,16 @@ from paywarden.ops.console.decisions.rows import RowView, row_view
 from paywarden.ops.console.pages import Field, Page, PageRefused, Section, Shown, Visit
 from paywarden.streams.decision_index.search import ACTIONS, Place, Search
 
-_MASKED = ("card_id", "device_id", "ip")
 _TEXTS = ("payment_id", "card_id", "merchant_id", "device_id", "ip", "rule", "segment", "flag")
 PAGE_ROWS = 25
+PATH = "/decisions"
 
 SEARCH_FIELDS = (
     Field("payment_id", "About this payment"),
-    Field("card_id", "Of this card"),
+    Field("card_id", "Of this card", is_personal=True),
     Field("merchant_id", "To this merchant"),
-    Field("device_id", "From this device"),
-    Field("ip", "From this address"),
+    Field("device_id", "From this device", is_personal=True),
+    Field("ip", "From this IP address", is_personal=True),
     Field("from", "Decided at this time (UTC) or later", kind="time"),
     Field("to", "Decided before this time (UTC)", kind="time"),
     Field("action", "With this action", choices=ACTIONS),
@@ -32,6 +31,7 @@ SEARCH_FIELDS = (
     Field("score_max", "With this score or a lower one", kind="number", low=0, high=1),
     Field("after", "The place that the last page gave"),
 )
+PERSONAL = tuple(one.name for one in SEARCH_FIELDS if one.is_personal)
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,13 @@ class DecisionPages:
     def section(self) -> Section:
         """Returns the section, with the threads that follow the topics."""
         pages = (
-            Page("/decisions", self.search, "Decisions, the newest first", fields=SEARCH_FIELDS, view=SearchView),
+            Page(PATH, self.search, "Decisions, the newest first", fields=SEARCH_FIELDS, view=SearchView),
             Page("/decisions/{place}", self._one.show, "Everything about one decision", view=DecisionView),
         )
         return Section(
             "decisions",
             "Decisions",
-            "/decisions",
+            PATH,
             pages,
             background=(self._opened.follow, self._opened.send),
             missing=self._opened.missing,
@@ -77,7 +77,7 @@ class DecisionPages:
         """Show a page of a search."""
         asked = {field.name: visit.text(field.name) for field in SEARCH_FIELDS if visit.text(field.name)}
         after = asked.pop("after", "")
-        if not visit.person.sees_cards and (hidden := [name for name in _MASKED if name in asked]):
+        if not visit.person.sees_cards and (hidden := [name for name in PERSONAL if name in asked]):
             # Whoever does not see a card must not find out by guesses whose payments are whose.
             raise PageRefused(403, f"{hidden[0]}: this needs the role analyst or lead.")
         last_ms = visit.time_ms("to")
@@ -93,14 +93,14 @@ class DecisionPages:
             page = index.search(search, after=Place.from_text(after) if after else None, count=PAGE_ROWS)
             count = index.count()
             expired = sum(place.missing for place in index.sources("decisions").values())
-        if any(name in asked for name in _MASKED):
-            told = {name: visit.audit.blinded(asked[name]) for name in _MASKED if name in asked}
+        if any(name in asked for name in PERSONAL):
+            told = {name: visit.audit.blinded(asked[name]) for name in PERSONAL if name in asked}
             visit.saw("decisions", **told)
         state = self._opened.state
         view = SearchView(
             tuple(row_view(row, visit) for row in page.rows),
             asked,
-            "" if page.next is None else f"/decisions?{urlencode({**asked, 'after': page.next.to_text()})}",
+            "" if page.next is None else visit.seal.address(PATH, {**asked, "after": page.next.to_text()}, PERSONAL),
             page.looked_from_ms,
             count,
             "" if state is None else state.line(),

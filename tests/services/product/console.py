@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from httpx2 import Response
 from starlette.testclient import TestClient
 
 from paywarden.ops.console.audit import AuditLog, audit_log
@@ -64,6 +65,12 @@ def csrf_of(html: str) -> str:
     found = re.search(r'name="csrf" value="([^"]+)"', html)
     assert found is not None, html
     return found[1]
+
+
+def searched(browser: TestClient, path: str = "/decisions", **fields: str) -> Response:
+    """Returns the page that a form of this page leads to, as a browser without JavaScript sends it."""
+    sent = browser.post(path, data={"csrf": csrf_of(browser.get(path).text), **fields})
+    return browser.get(sent.headers["location"]) if sent.status_code == 303 else sent
 
 
 def console_under_test(folder: Path, provider: Provider | None = None, **settings: object) -> ConsoleUnderTest:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 import threading
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from html import unescape
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import numpy as np
 import pytest
@@ -23,6 +26,7 @@ from paywarden.ops.console.decisions.pages import DecisionPages
 from paywarden.ops.console.decisions.usual import features_of
 from paywarden.ops.console.pages import Page, Section, Shown
 from paywarden.ops.console.review.pages import ReviewPages
+from paywarden.ops.console.sealed import Seal
 from paywarden.ops.deciders import KnownDeciders
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
 from paywarden.schemas.errors import BrokerUnavailable, BundleRefused, TemporaryFailure
@@ -34,7 +38,7 @@ from paywarden.streams.decision_index.index import DecisionIndex, Stored
 from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewSettings, Verdict
 from paywarden.streams.decision_index.search import Search
 from tests.fakes.kafka import FakeBroker, clients_of
-from tests.services.product.console import NOW_MS, TOKEN, ConsoleUnderTest, console_under_test, csrf_of
+from tests.services.product.console import NOW_MS, TOKEN, ConsoleUnderTest, console_under_test, csrf_of, searched
 from tests.unit.ops.commands.watch.test_decisions import entry
 from tests.worlds.small import small_world
 
@@ -111,7 +115,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 def test_an_analyst_finds_a_card_and_the_audit_log_knows(world: World) -> None:
     browser = world.browser("demo-analyst")
-    page = browser.get(f"/decisions?card_id={CARD}&action=review")
+    page = searched(browser, card_id=CARD, action="review")
     assert page.status_code == 200
     assert "pay3" in page.text
     assert "pay5" not in page.text
@@ -121,13 +125,100 @@ def test_an_analyst_finds_a_card_and_the_audit_log_knows(world: World) -> None:
     assert CARD not in str(entries)
 
 
+PERSONAL = {"card_id": CARD, "device_id": "device-9", "ip": "10.0.0.9"}
+
+
+def more(count: int) -> list[dict[str, Any]]:
+    """Returns further decisions with everything that is personal."""
+    return [
+        {**decisions()[0], **PERSONAL, "payment_id": f"more{number}", "decision_id": f"d-more-{number}"}
+        for number in range(count)
+    ]
+
+
+@pytest.mark.parametrize("name", PERSONAL)
+def test_what_is_personal_stands_in_no_address(world: World, name: str) -> None:
+    world.put(more(60))
+    browser = world.browser("demo-analyst")
+    sent = browser.post("/decisions", data={"csrf": csrf_of(browser.get("/decisions").text), name: PERSONAL[name]})
+    addresses = [sent.headers["location"]]
+    found = set[str]()
+    for _ in range(3):
+        page = browser.get(addresses[-1])
+        assert page.status_code == 200, page.text
+        # Reload, and Back to it, give the same decisions.
+        again = browser.get(addresses[-1]).text
+        assert re.findall("more[0-9]+", again) == re.findall("more[0-9]+", page.text)
+        found |= set(re.findall("more[0-9]+", page.text))
+        # The form has it still, for another search.
+        assert f'value="{PERSONAL[name]}"' in page.text
+        addresses += [unescape(one) for one in re.findall(r'href="(/decisions\?[^"]*after=[^"]+)"', page.text)]
+    assert len(found) == 60
+    for address in addresses:
+        for value in PERSONAL.values():
+            assert value not in unquote(address)
+            assert b64encode(value.encode()).decode().rstrip("=")[:-1] not in address
+
+
+def test_an_address_with_a_card_is_refused_and_not_passed_on(world: World) -> None:
+    browser = world.browser("demo-analyst")
+    answer = browser.get(f"/decisions?card_id={CARD}&action=review")
+    assert answer.status_code == 400
+    assert "Search with the form of the page" in answer.text
+    assert CARD not in answer.text
+    # The login comes back to what may stand there.
+    stranger = world.console.browser(world.sections)
+    to_login = stranger.get(f"/decisions?card_id={CARD}&action=review").headers["location"]
+    assert CARD not in to_login
+    assert unquote(to_login) == "/login?next=/decisions?action=review"
+    # What holds nothing personal is as before.
+    assert "pay3" in browser.get("/decisions?action=review&score_min=0.1").text
+
+
+def test_a_sealed_search_opens_in_its_own_session_and_time_alone(world: World) -> None:
+    browser = world.browser("demo-analyst")
+    sent = browser.post("/decisions", data={"csrf": csrf_of(browser.get("/decisions").text), "card_id": CARD})
+    address = sent.headers["location"]
+    assert CARD in browser.get(address).text
+    other = world.browser("demo-lead")
+    for seen, where in ((other, address), (browser, address[:-2] + "AA"), (browser, "/decisions?sealed=AAAA")):
+        answer = seen.get(where)
+        assert answer.status_code == 400, where
+        assert "This search has ended" in answer.text
+    # A session that lasts goes on; the search in its address does not.
+    limit_ms = world.console.shell.sessions.whole_ms
+    seal = Seal(browser.cookies["paywarden"], NOW_MS - limit_ms - 1, limit_ms)
+    old = seal.address("/decisions", {"card_id": CARD}, ["card_id"])
+    assert browser.get(old).status_code == 400
+
+
+def test_programs_search_for_cards_by_post_alone(world: World) -> None:
+    program = world.browser("")
+    program.headers["authorization"] = f"Bearer {TOKEN}"
+    world.put(more(60))
+    assert program.get(f"/api/v1/decisions?card_id={CARD}").status_code == 400
+    answer = program.post("/api/v1/decisions", json={"card_id": CARD})
+    found = set[str]()
+    while True:
+        view = answer.json()["view"]
+        found |= {row["payment_id"] for row in view["rows"]}
+        if not view["next_path"]:
+            break
+        assert CARD not in view["next_path"]
+        answer = program.get("/api/v1" + view["next_path"])
+    assert len(found) == 70
+    # A key of an act is no matter for a search: nothing of it is kept on a topic.
+    headers = {"Idempotency-Key": "a-random-text-of-some-length"}
+    assert program.post("/api/v1/decisions", json={"card_id": CARD}, headers=headers).status_code == 200
+
+
 def test_an_auditor_sees_no_card_and_cannot_ask_for_one(world: World) -> None:
     browser = world.browser("demo-auditor")
     for address in ("/decisions", world.address("pay3"), "/review"):
         page = browser.get(address)
         assert page.status_code == 200, page.text
         assert CARD not in page.text
-    assert browser.get(f"/decisions?card_id={CARD}").status_code == 403
+    assert searched(browser, card_id=CARD).status_code == 403
     assert browser.post("/review/claim", data={"csrf": csrf_of(page.text)}).status_code == 403
 
 
@@ -300,12 +391,20 @@ def test_what_a_decision_has_leads_to_others_that_have_it(odd_world: World) -> N
     odd_world.put(
         [{**decisions()[0], "payment_id": "linked", "device_id": "a device/1", "ip": "10.0.0.1", "flags": ["late"]}]
     )
-    text = odd_world.browser("demo-analyst").get("/decisions/linked").text
-    for address in ("device_id=a%20device%2F1", "ip=10.0.0.1", "flag=late", f"card_id={CARD}"):
-        assert f'href="/decisions?{address}"' in text, address
-        assert odd_world.browser("demo-analyst").get(f"/decisions?{address}").status_code == 200
+    browser = odd_world.browser("demo-analyst")
+    text = browser.get("/decisions/linked").text
+    for shown, wanted in (
+        ("a device/1", "linked"),
+        ("10.0.0.1", "linked"),
+        (CARD, f'value="{CARD}"'),
+        ("late", "linked"),
+    ):
+        (address,) = re.findall(rf'href="(/decisions\?[^"]+)">{re.escape(shown)}<', text)
+        page = browser.get(unescape(address))
+        assert page.status_code == 200, shown
+        assert wanted in page.text, shown
     # Whoever may not search for a device gets no link to it.
-    assert "device_id=" not in odd_world.browser("demo-auditor").get("/decisions/linked").text
+    assert "sealed=" not in odd_world.browser("demo-auditor").get("/decisions/linked").text
 
 
 def test_a_payment_that_no_model_scored_has_no_probability(odd_world: World) -> None:
@@ -321,8 +420,9 @@ def test_a_payment_that_no_model_scored_has_no_probability(odd_world: World) -> 
 
 def test_an_odd_decision_stops_neither_a_list_nor_the_queue(odd_world: World) -> None:
     browser = odd_world.browser("demo-analyst")
-    for address in ("/decisions", f"/decisions?card_id={CARD}", "/review"):
+    for address in ("/decisions", "/review"):
         assert browser.get(address).status_code == 200
+    assert searched(browser, card_id=CARD).status_code == 200
 
 
 def test_trees_that_are_gone_take_only_their_part_of_the_page(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
