@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from paywarden.ops.console.inbox.reader import AlertReader
     from paywarden.ops.console.inbox.stakes import Stakes
     from paywarden.ops.console.inbox.store import AlertStore, Happened
+    from paywarden.ops.console.models.traffic import IndexTraffic
     from paywarden.ops.console.pages import Section
     from paywarden.ops.console.policy.decided import IndexedDecisions
     from paywarden.ops.console.rendering import Currencies
@@ -129,7 +130,7 @@ def sections(parts: Parts) -> Sequence[Section]:
         Cases(
             store, reader, Path(settings.folder) / "files", settings.large_case_minor, parts.shell.currencies
         ).section(),
-        Models(desk).section(),
+        Models(desk, index_traffic(parts.source, opened)).section(),
         Policy(parts.source, desk, lambda: _sampler(parts.source), indexed_decisions(parts.source, opened)).section(),
         health.section((watch.run,) if settings.processes else ()),
         audit_section(parts.audit, lambda event: reader.write([event])),
@@ -235,6 +236,15 @@ def opened_index(source: Source) -> OpenedIndex:
         lambda index, queue: decisions.index_filler(source, index, queue),
         now_ms=lambda: time.time_ns() // 1_000_000,
     )
+
+
+def index_traffic(source: Source, opened: OpenedIndex) -> IndexTraffic:
+    """Returns what says how much traffic the index has, for the plan of a rollout."""
+    from paywarden.ops.console.models.traffic import IndexTraffic
+    from paywarden.ops.wiring import stores
+    from paywarden.schemas.avro import Decoder
+
+    return IndexTraffic(opened, Decoder("decisions", stores.schema_ids(source)).decode)
 
 
 def indexed_decisions(source: Source, opened: OpenedIndex) -> IndexedDecisions:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+import secrets
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from paywarden.models.registry.registry import Registry
     from paywarden.models.registry.rules import State
     from paywarden.models.rollout.log import RolloutLog
-    from paywarden.models.rollout.rollout import Agreed, Orders, Rollout, Version
+    from paywarden.models.rollout.plan import RolloutPlan
+    from paywarden.models.rollout.rollout import Agreed, Orders, Rollout, Start, Version
     from paywarden.scoring.server.deployment import ReleasePaths
     from paywarden.streams.rollouts.leader import RolloutLeader
 
@@ -97,15 +99,46 @@ def registered_versions(source: Source, candidate: str) -> tuple[Version, Versio
     The candidate's files are checked. Raises RegistryRefused.
     """
     from paywarden.models.bundle.bundle import read_manifest
+
+    return proposed(source, read_manifest(Path(candidate)).digest if Path(candidate).is_dir() else candidate)
+
+
+def proposed(source: Source, named: str) -> tuple[Version, Version]:
+    """Returns the champion of the registry, and the open proposal that a text names. See `registered_versions`."""
     from paywarden.models.rollout.registry_log import proposed_versions
 
-    named = read_manifest(Path(candidate)).digest if Path(candidate).is_dir() else candidate
     found = registry.model_registry(source)
     state = found.state()
-    champion, proposed = proposed_versions(state, named)
+    champion, candidate = proposed_versions(state, named)
     # A rollout of files that no host has stays pending, and keeps all others from starting.
-    _require_files(found, state, proposed)
-    return champion, proposed
+    _require_files(found, state, candidate)
+    return champion, candidate
+
+
+def bundle_versions(bundles: Sequence[str], policies: Sequence[str] = ("", "")) -> tuple[Version, Version]:
+    """Returns champion and candidate of two folders. Raises BundleRefused; Misconfigured if their catalogues differ."""
+    from paywarden.models.bundle.bundle import read_manifest
+    from paywarden.models.rollout.rollout import Version
+
+    manifests = [read_manifest(Path(bundle)) for bundle in bundles]
+    theirs, ours = (manifest.catalogue_digest for manifest in manifests)
+    if ours != theirs:
+        raise Misconfigured(
+            f"--candidate: bundle {bundles[1]} is for the feature catalogue {ours}; the champion's is {theirs}"
+        )
+    first, second = (
+        Version(manifest.digest, policy, str(Path(bundle).absolute()))
+        for manifest, policy, bundle in zip(manifests, policies, bundles, strict=True)
+    )
+    return first, second
+
+
+def start_of(name: str, versions: tuple[Version, Version], plan: RolloutPlan, *, shadow: bool, time_ms: int) -> Start:
+    """Returns what a rollout is about, with a salt of its own. Without a name it gets one by the time."""
+    from paywarden.models.rollout.rollout import Start
+    from paywarden.models.rollout.shares import SALT_BYTES
+
+    return Start(name or f"r-{time_ms // 1000}", secrets.token_hex(SALT_BYTES), *versions, plan, shadow)
 
 
 def require_candidate(source: Source, candidate: Version) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from paywarden.models.registry.entries import ROLLOUT_STARTED
 from paywarden.models.registry.registry import Registry, Signer
 from paywarden.models.rollout.judgement import judge
 from paywarden.models.rollout.log import FileRolloutLog, RolloutKeeper
@@ -159,6 +161,54 @@ def test_a_policy_is_drafted_replayed_proposed_and_approved_by_keys(desk: Desk, 
     anna.get_by_text("You approved it.").wait_for()
     for page in (anna, ben):
         page.context.close()
+
+
+def test_a_rollout_is_planned_and_started_by_keys(desk: Desk, chromium: Any) -> None:
+    anna, ben = (_logged_in(chromium, desk.running, name) for name in NAMES[:2])
+    _tab_to(anna, "a[href^='/rollout/plan?candidate=']")
+    anna.keyboard.press("Enter")
+    anna.get_by_role("heading", name="Plan a rollout").wait_for()
+    anna.get_by_text(re.compile("The index has [0-9]+ payments of the last 24 hours")).wait_for()
+    for name, text in (
+        ("steps", "10, 50, 100"),
+        ("hours", "6, 24"),
+        ("cards_a_day", "200000"),
+        ("review", "5"),
+        ("decline", "2"),
+    ):
+        _tab_to(anna, f"input[name={name}]")
+        anna.keyboard.press("Control+a")
+        anna.keyboard.type(text)
+    anna.keyboard.press("Enter")
+    anna.get_by_role("heading", name="What each step could find").wait_for()
+    anna.get_by_text("has not the approvals that it needs").wait_for()
+    assert anna.locator("form[action='/rollout/start']").count() == 0
+    _act(ben, "/models/approve", "button", "fewer reviews, same fraud", PASSPHRASE)
+    ben.get_by_text("You approved it.").wait_for()
+    anna.reload()
+    _look(anna, "plan")
+    anna.set_viewport_size(_PHONE)
+    _act(anna, "/rollout/start", "button", "try it on a few cards", PASSPHRASE)
+    anna.get_by_text("It waits until a host has loaded the candidate").wait_for()
+    anna.get_by_text("try it on a few cards").first.wait_for()
+    assert "10 %" in anna.locator(".steps").inner_text()
+    started = [one for one in desk.registry.log.read().entries if one.kind == ROLLOUT_STARTED]
+    assert [(one.by, one.why) for one in started] == [("anna", "try it on a few cards")]
+    for page in (anna, ben):
+        page.context.close()
+
+
+def test_a_rollout_is_planned_without_javascript(desk: Desk, chromium: Any) -> None:
+    context = chromium.new_context(viewport=_PHONE, base_url=desk.running.url, java_script_enabled=False)
+    context.set_default_timeout(_PATIENCE_MS)
+    page = context.new_page()
+    page.goto("/login?next=/rollout/plan")
+    page.locator("button[value=anna]").click()
+    page.locator("select[name=candidate]").select_option(index=1)
+    page.locator("input[name=cards_a_day]").fill("200000")
+    page.get_by_role("button", name="Show the plan").click()
+    page.get_by_role("heading", name="What each step could find").wait_for()
+    context.close()
 
 
 @dataclass

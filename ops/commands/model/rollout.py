@@ -5,8 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import re
-import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,24 +105,22 @@ def start(
     """
     from paywarden.models.rollout.log import RolloutKeeper
     from paywarden.models.rollout.power import Traffic, power, power_text
-    from paywarden.models.rollout.rollout import EventKind, RolloutEvent, Start, after
+    from paywarden.models.rollout.rollout import EventKind, RolloutEvent, after
     from paywarden.models.rollout.settings import RolloutSettings
-    from paywarden.models.rollout.shares import SALT_BYTES
     from paywarden.ops.wiring import rollouts
 
     settings = source.section("rollout", RolloutSettings)
     plan = settings.plan()
     time_ms = now_ms()
-    called = name or f"r-{time_ms // 1000}"
-    if not _NAME.fullmatch(called):
-        raise Misconfigured(f"--name: wanted at most 64 of a to z, 0 to 9, dot, dash and _, got {called!r}")
+    if name and not _NAME.fullmatch(name):
+        raise Misconfigured(f"--name: wanted at most 64 of a to z, 0 to 9, dot, dash and _, got {name!r}")
     if rollouts.has_registry(source):
         if champion or champion_policy or candidate_policy:
             raise Misconfigured("--champion, --champion-policy, --candidate-policy: the log of the registry has them")
         versions = rollouts.registered_versions(source, candidate)
     else:
         versions = _named_versions(source, candidate, champion, champion_policy, candidate_policy)
-    begun = Start(called, secrets.token_hex(SALT_BYTES), *versions, plan, shadow)
+    begun = rollouts.start_of(name, versions, plan, shadow=shadow, time_ms=time_ms)
     if cards_a_day is not None:
         if not event_share:
             raise Misconfigured("--cards-a-day: wanted --event-share too, such as decline=0.02")
@@ -325,31 +322,13 @@ def _named_versions(
     source: Source, candidate: str, champion: str | None, champion_policy: str, candidate_policy: str
 ) -> tuple[Version, Version]:
     """Returns champion and candidate where there is no registry."""
-    from paywarden.ops.wiring import ServeSettings
+    from paywarden.ops.wiring import ServeSettings, rollouts
 
     policies = [
         _policy("--champion-policy", champion_policy),
         _policy("--candidate-policy", candidate_policy or champion_policy),
     ]
-    return _versions([champion or source.section("serve", ServeSettings).bundle, candidate], policies)
-
-
-def _versions(bundles: Sequence[str], policies: Sequence[str]) -> tuple[Version, Version]:
-    """Returns champion and candidate. Raises BundleRefused; Misconfigured if their feature catalogues differ."""
-    from paywarden.models.bundle.bundle import read_manifest
-    from paywarden.models.rollout.rollout import Version
-
-    manifests = [read_manifest(Path(bundle)) for bundle in bundles]
-    theirs, ours = (manifest.catalogue_digest for manifest in manifests)
-    if ours != theirs:
-        raise Misconfigured(
-            f"--candidate: bundle {bundles[1]} is for the feature catalogue {ours}; the champion's is {theirs}"
-        )
-    first, second = (
-        Version(manifest.digest, policy, str(Path(bundle).absolute()))
-        for manifest, policy, bundle in zip(manifests, policies, bundles, strict=True)
-    )
-    return first, second
+    return rollouts.bundle_versions([champion or source.section("serve", ServeSettings).bundle, candidate], policies)
 
 
 def _shares(texts: tuple[str, ...], measures: list[str]) -> Mapping[str, float]:

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from paywarden.models.registry.registry import PolicyFacts, Registry, Signer
     from paywarden.models.registry.rules import State, Version
     from paywarden.models.rollout.judgement import Judgement
+    from paywarden.models.rollout.plan import RolloutPlan
     from paywarden.models.rollout.rollout import Rollout, RolloutEvent
+    from paywarden.models.rollout.rollout import Version as Compared
 
 StepState = Literal["done", "now", "stopped", "ahead"]
 _BASIS_POINTS = 10_000
@@ -234,6 +236,30 @@ class Desk:
             return facts_of(read_manifest(Path(self.source.section("serve", ServeSettings).bundle)))
         except PaywardenError:
             return None
+
+    def start_rollout(
+        self,
+        person: Person,
+        passphrase: str,
+        versions: tuple[Compared, Compared],
+        plan: RolloutPlan,
+        why: str,
+        now_ms: int,
+        *,
+        shadow: bool,
+    ) -> str:
+        """Start a rollout, as `paywarden rollout start` does; returns its state. Raises Misconfigured, PageRefused."""
+        from paywarden.models.rollout.log import RolloutKeeper
+        from paywarden.models.rollout.registry_log import RegistryRolloutLog
+        from paywarden.models.rollout.rollout import EventKind, RolloutEvent
+
+        start = rollouts.start_of("", versions, plan, shadow=shadow, time_ms=now_ms)
+        event = RolloutEvent(EventKind.STARTED, now_ms, person.name, why, start)
+        if self.has_registry:
+            with self._opened(person, passphrase) as (registry, signer):
+                return RolloutKeeper(RegistryRolloutLog(registry, signer)).take(replace(event, by=signer.name)).line
+        with rollouts.written_rollouts(self.source, _nobody, None) as (log, _):
+            return RolloutKeeper(log).take(event).line
 
     def rollout(self) -> RolloutView:
         """Returns what the log of rollouts says now."""

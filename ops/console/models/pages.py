@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from paywarden.ops.console.models.changes import ModelFacts
 from paywarden.ops.console.models.desk import Desk, RegistryView, RolloutView
+from paywarden.ops.console.models.starting import Seen, Starting
 from paywarden.ops.console.pages import Done, Field, Page, Section, Shown, Visit
 from paywarden.ops.console.people.people import Role
 
@@ -41,8 +42,9 @@ class ModelsView:
 class Models:
     """The section `Models`."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, desk: Desk, seen: Seen = lambda _: None) -> None:
+        """`seen`: what the index of decisions has of the last day, for the plan of a rollout."""
+        self._desk, self._starting = desk, Starting(desk, seen)
         # Each open page asks every second.
         self._version = (-math.inf, "")
 
@@ -69,6 +71,7 @@ class Models:
                 "/rollout/stop", self.rollout, "Pause or abort the rollout", "POST", STOPPERS, (act, _WHY, _PASSPHRASE)
             ),
             Page("/rollout/go-on", self.rollout, "Resume or promote it", "POST", OWNERS, (go_on, _WHY, _PASSPHRASE)),
+            *self._starting.pages(),
         )
         return Section("models", "Models", "/models", pages)
 

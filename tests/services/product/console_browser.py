@@ -31,6 +31,7 @@ from paywarden.ops.console.inbox.store import AlertStore
 from paywarden.ops.console.login.own_sessions import OwnSessions
 from paywarden.ops.console.models.desk import Desk
 from paywarden.ops.console.models.pages import Models
+from paywarden.ops.console.models.traffic import IndexTraffic
 from paywarden.ops.console.openapi import api_section
 from paywarden.ops.console.pages import Section
 from paywarden.ops.console.people.people import Person
@@ -182,7 +183,7 @@ def served_console(
         DecisionPages(opened, one).section(),
         ReviewPages(opened, CostSettings()).section(),
         Cases(store, reader, folder / "files", 1_000_000).section(),
-        Models(desk).section(),
+        Models(desk, IndexTraffic(opened, decoder.decode)).section(),
         Policy(source, desk, lambda: _Recent(decisions), IndexedDecisions(source, opened, decoder.decode)).section(),
         Health([]).section(),
         audit_section(console.audit, lambda event: reader.write([event])),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from html import unescape
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -13,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from starlette.testclient import TestClient
 
 from paywarden.models.registry.registry import BundleFacts, PolicyFacts, Signer
 from paywarden.models.rollout.judgement import judge
@@ -28,10 +31,11 @@ from paywarden.ops.console.people.people import People, Person, Role, token_dige
 from paywarden.ops.console.shell import API
 from paywarden.ops.wiring.console import Parts, all_tables, sections
 from paywarden.ops.wiring.registry import model_registry
+from paywarden.ops.wiring.rollouts import read_rollouts
 from paywarden.schemas.settings import Source
 from tests.services.product.console import NOW_MS, ConsoleUnderTest, console_under_test, csrf_of
 from tests.unit.models.rollout.test_judgement import counts_of
-from tests.worlds.rollout.manifests import bundle_to_register, policy_to_register
+from tests.worlds.rollout.manifests import bundle_to_register, manifest_in, policy_to_register
 from tests.worlds.rollout.people_with_keys import people_with_keys
 
 PASSPHRASE = "a passphrase"
@@ -186,38 +190,191 @@ def every_section(world: Registered, tmp_path: Path, monkeypatch: pytest.MonkeyP
         section.close()
 
 
+@pytest.fixture
+def proposed(world: Registered, tmp_path: Path) -> str:
+    """Make a version the champion, and return the digest of a policy for it that anna proposes."""
+    registry = model_registry(world.desk.source)
+    anna, ben = (Signer(name, world.keys[name]) for name in NAMES)
+    bundle = bundle_to_register(tmp_path / "model-3")
+    *_, first = registry.register(anna, bundle, policy_to_register(0.5), why="the first", now_ms=NOW_MS - 900)
+    registry.approve(ben, first.digest, why="w", now_ms=NOW_MS - 800)
+    registry.promote(ben, first.digest, why="w", now_ms=NOW_MS - 700)
+    *_, entry = registry.register(anna, None, policy_to_register(0.6), why="fewer reviews", now_ms=NOW_MS - 600)
+    return entry.digest
+
+
+PLAN = {"steps": "10,50,100", "hours": "2, 24", "margin": "0.3", "cards_a_day": "200000", "review": "5", "decline": "2"}
+
+
+def planned(browser: TestClient, candidate: str, **more: str) -> dict[str, str]:
+    """Returns the fields of the form that starts the plan which a page shows."""
+    page = browser.get("/rollout/plan", params={**PLAN, "candidate": candidate, **more})
+    assert page.status_code == 200, page.text
+    form = re.search(r'<form method="post" action="/rollout/start".*?</form>', page.text, re.S)
+    assert form is not None, page.text
+    return dict(re.findall(r'name="(\w+)" value="([^"]*)"', form[0]))
+
+
+def plan_view(browser: TestClient, person: str, **fields: str) -> dict[str, Any]:
+    """Returns the plan that a program gets."""
+    answer = browser.get(f"{API}/rollout/plan", params=fields, headers={"authorization": f"Bearer pwc_{person}"})
+    assert answer.status_code == 200, answer.text
+    view: dict[str, Any] = answer.json()["view"]
+    return view
+
+
 @settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None, max_examples=100
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None, max_examples=120
 )
 @given(data=st.data())
 def test_no_endpoint_lets_somebody_approve_their_own(
-    world: Registered, every_section: tuple[Section, ...], data: st.DataObject
+    world: Registered, every_section: tuple[Section, ...], proposed: str, data: st.DataObject
 ) -> None:
-    """anna tries every POST page of the console, by the pages and by the API, with any fields it takes."""
-    page = data.draw(st.sampled_from([page for one in every_section for page in one.pages if page.method == "POST"]))
-    own = st.sampled_from([world.proposal, world.proposal[:12], "model-2", "a" * 64, "x"])
+    """anna tries every POST page of the console, by the pages and by the API, with any fields it takes.
+
+    She has proposed two versions, and has the plan of a rollout of one: she neither approves, promotes nor tries it.
+    """
+    acts = [page for one in every_section for page in one.pages if page.method == "POST"]
+    signed = [page for page in acts if any(field.name == "passphrase" for field in page.fields)]
+    page = data.draw(st.sampled_from(signed) | st.sampled_from(acts))
+    own = st.sampled_from([world.proposal, world.proposal[:12], proposed, "model-2", "a" * 64, "x"])
+    browser = world.console.browser(every_section, "anna")
+    plan = plan_view(browser, "anna", **PLAN, candidate=proposed)["digest"]
+    assert plan
+    # Half of the tries have everything right but who does it.
+    right = {"proposal": proposed, "candidate": proposed, "plan": plan, "passphrase": PASSPHRASE, **PLAN}
     values = {
-        "proposal": own,
         "passphrase": st.sampled_from([PASSPHRASE, "x"]),
+        "plan": st.sampled_from([plan, "x"]),
         "text": st.just("[policy]\nreview_at = 0.2\ndecline_at = 0.9\n"),
         "back": st.just("/models"),
+        "shadow": st.just(""),
+        **{name: st.sampled_from(["", PLAN.get(name, "0.05")]) for name in ("steps", "hours", "margin", "tolerance")},
     }
-    fields = {
-        field.name: data.draw(st.sampled_from(field.choices) if field.choices else values.get(field.name, own))
-        for field in page.fields
-        if field.kind != "file"
-    }
-    if data.draw(st.booleans()):
+    is_right = data.draw(st.booleans())
+    fields = {}
+    for field in page.fields:
+        if is_right and field.name in ("tolerance", "alpha", *right):
+            fields[field.name] = right.get(field.name, "")
+        elif field.kind != "file":
+            fields[field.name] = data.draw(
+                values.get(field.name, st.sampled_from(field.choices) if field.choices else own)
+            )
+    if not is_right and data.draw(st.booleans()):
         fields["by"] = "ben"
     path = re.sub(r"{\w+}", data.draw(own), page.path)
-    browser = world.console.browser(every_section, "anna")
-    if data.draw(st.booleans()):
-        browser.post(path, data={**fields, "csrf": csrf_of(browser.get("/models").text)})
-    else:
-        browser.post(API + path, json=fields, headers={"authorization": "Bearer pwc_anna"})
+    # A rollback of the first champion is no approval, and would leave nothing to try.
+    if path != "/models/rollback":
+        if data.draw(st.booleans()):
+            browser.post(path, data={**fields, "csrf": csrf_of(browser.get("/models").text)})
+        else:
+            browser.post(API + path, json=fields, headers={"authorization": "Bearer pwc_anna"})
     state = model_registry(world.desk.source).state()
-    assert state.champion is None
+    assert [one.entry.by for one in state.history] == ["ben"]
     assert not any(one.approvals for one in state.proposals.values())
+    assert read_rollouts(world.desk.source).events() == []
+
+
+def test_a_rollout_is_planned_and_started_like_from_the_terminal(world: Registered, proposed: str) -> None:
+    sections = [Models(world.desk).section()]
+    anna, ben = (world.console.browser(sections, name) for name in NAMES)
+    # Before it is approved the plan is there to be read, and has no button.
+    page = anna.get("/rollout/plan", params={**PLAN, "candidate": proposed})
+    assert "What each step could find" in page.text
+    assert "this proposal has not the approvals that it needs" in page.text
+    assert 'action="/rollout/start"' not in page.text
+    view = plan_view(anna, "anna", **PLAN, candidate=proposed)
+    forced = {**PLAN, "candidate": proposed, "plan": view["digest"], "why": "now", "passphrase": PASSPHRASE}
+    forced = {name: value for name, value in forced.items() if name not in ("cards_a_day", "review", "decline")}
+    answer = anna.post(f"{API}/rollout/start", json=forced, headers={"authorization": "Bearer pwc_anna"})
+    assert answer.status_code == 409, answer.text
+    assert "approv" in answer.json()["error"]
+    form = {"proposal": proposed, "why": "w", "passphrase": PASSPHRASE, "csrf": csrf_of(page.text)}
+    assert ben.post("/models/approve", data={**form, "csrf": csrf_of(ben.get("/models").text)}).status_code == 303
+    sent = planned(anna, proposed)
+    wrong = anna.post("/rollout/start", data={**sent, "why": "w", "passphrase": "x"})
+    assert wrong.status_code == 403
+    sent = planned(anna, proposed)
+    done = anna.post("/rollout/start", data={**sent, "why": "a new pattern", "passphrase": PASSPHRASE})
+    assert done.status_code == 303, done.text
+    (event,) = read_rollouts(world.desk.source).events()
+    assert (event.kind, event.by, event.why) == (EventKind.STARTED, "anna", "a new pattern")
+    assert event.start is not None
+    assert event.start.plan == plan_of([10, 50, 100], step_hours=(2.0, 24.0), margin=0.3)
+    assert [entry.by for entry in world.console.audit.newest(20) if entry.act == "rollout_started"] == ["anna"]
+    # Sent twice it is one rollout; and while it runs nobody plans another one.
+    assert (
+        anna.post("/rollout/start", data={**sent, "why": "a new pattern", "passphrase": PASSPHRASE}).status_code == 303
+    )
+    assert len(read_rollouts(world.desk.source).events()) == 1
+    assert "has not ended: one runs at a time" in anna.get("/rollout/plan", params={"candidate": proposed}).text
+    text = anna.get("/models").text
+    assert f"Rollout {event.start.name}" in text
+
+
+def test_a_plan_that_was_not_shown_starts_nothing(world: Registered, proposed: str) -> None:
+    registry = model_registry(world.desk.source)
+    owner, ben = (Signer(name, world.keys[name]) for name in NAMES)
+    registry.approve(ben, proposed, why="w", now_ms=NOW_MS - 500)
+    anna = world.console.browser([Models(world.desk).section()], "anna")
+    rest = {"why": "w", "passphrase": PASSPHRASE}
+    for changed in ({"margin": "5"}, {"shadow": "yes"}, {"steps": "50,100", "hours": "1"}, {"plan": "0" * 64}):
+        sent = planned(anna, proposed) | changed
+        refused = anna.post("/rollout/start", data={**sent, **rest})
+        assert refused.status_code == 409, changed
+        assert "not the plan that was shown" in refused.text
+    # Another champion than the one on the page.
+    sent = planned(anna, proposed)
+    *_, other = registry.register(owner, None, policy_to_register(0.7), why="w", now_ms=NOW_MS - 400)
+    registry.approve(ben, other.digest, why="w", now_ms=NOW_MS - 300)
+    registry.promote(ben, other.digest, why="w", now_ms=NOW_MS - 200)
+    assert anna.post("/rollout/start", data={**sent, **rest}).status_code == 409
+    assert read_rollouts(world.desk.source).events() == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"steps": "10, 50"}, "wanted 100 as the last one"),
+        ({"steps": "10; 50"}, "wanted numbers with commas"),
+        ({"hours": "1"}, "one for each step but the last"),
+        ({"hours": "nan, 1"}, "wanted more than 0"),
+        ({"margin": "0"}, "wanted above 0"),
+        ({"tolerance": "0.9"}, "ollout tolerance: wanted 0 to below"),
+        ({"alpha": "0.9"}, "ollout alpha: wanted above 0"),
+    ],
+)
+def test_a_plan_that_cannot_be_says_why(world: Registered, proposed: str, changed: dict[str, str], words: str) -> None:
+    anna = world.console.browser([Models(world.desk).section()], "anna")
+    page = anna.get("/rollout/plan", params={**PLAN, "candidate": proposed, **changed})
+    assert page.status_code == 200
+    assert words in unescape(page.text)
+    assert "What each step could find" not in page.text
+    # What was typed is still there.
+    for name, value in changed.items():
+        assert re.search(rf'name="{name}"[^>]* value="{re.escape(value)}"', page.text)
+
+
+def test_without_a_registry_bundles_beside_the_champion_are_tried(tmp_path: Path) -> None:
+    champion, candidate = (manifest_in(tmp_path / name) for name in ("model-1", "model-2"))
+    source = Source({"rollout": {"log": str(tmp_path / "rollouts.jsonl")}, "serve": {"bundle": champion.bundle}}, {})
+    console = console_under_test(tmp_path / "console")
+    browser = console.browser([Models(Desk(source, "")).section()], "demo-model-owner")
+    sent = planned(browser, candidate.bundle_digest, shadow="yes")
+    # No folder is named in a form, and so none can be looked for.
+    outside = browser.post("/rollout/start", data={**sent, "candidate": candidate.bundle, "why": "w"})
+    assert outside.status_code == 409
+    sent = planned(browser, candidate.bundle_digest, shadow="yes")
+    assert browser.post("/rollout/start", data={**sent, "why": "w"}).status_code == 303
+    (event,) = read_rollouts(source).events()
+    assert event.start is not None
+    assert (event.start.champion, event.start.candidate, event.start.shadow) == (champion, candidate, True)
+    env = {"PAYWARDEN_ROLLOUT_LOG": str(tmp_path / "rollouts.jsonl")}
+    told = CliRunner().invoke(cli, ["rollout", "status"], env=env).stdout
+    assert event.start.name in told
+    lead = console.browser([Models(Desk(source, "")).section()], "demo-lead")
+    assert lead.get("/rollout/plan").status_code == 403
+    console.database.close()
 
 
 def test_a_key_without_a_passphrase_is_not_used(world: Registered) -> None:
