@@ -1,4 +1,4 @@
-"""A long list of a policy as a file that is mapped: loaded in no time, and in memory once for all workers of a host.
+"""A long list of a policy as bytes that are searched as they are: loaded in no time, in memory once for all workers.
 
     magic, entries, buckets │ where each bucket begins, and the last one ends │ buckets
                                                                                  └─ \\0 c-17 \\0 c-4711 \\0
@@ -8,24 +8,35 @@
    of the list. A set of the same million entries would take a fifth of a second to read and 100 MB in each worker,
    and to free it again would take as long as 50 ms, in which a worker would answer nobody.
 3. No entry has the byte 0 (`can_be_mapped`). A text that has one is in no list.
+4. The file itself is never mapped. If somebody cut it short, each process that had it mapped would be killed (SIGBUS);
+   if somebody wrote over it, cards would leave a list or come to it. The supervisor of a host copies it into memory
+   that nobody can change (`sealed_copy`), which the workers map. Anybody else has a copy of its own.
 """
 
 from __future__ import annotations
 
+import fcntl
 import mmap
+import os
 import struct
 from array import array
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from pathlib import Path
 from zlib import crc32
 
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.file_state import open_regular
 
 MAPPED_FROM = 10_000
 """Shorter lists are quicker as sets, and read within a millisecond."""
 _MAGIC = b"PWLIST\x01\n"
 _HEAD = struct.Struct("=8sQQ")
 _ENTRIES_A_BUCKET = 4
+# A step of copying: some tenths of a millisecond.
+_STEP_BYTES = 1 << 18
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+# The memory holds no code. Python has no name for it yet.
+_MFD_NOEXEC_SEAL = 0x0008
 
 
 def can_be_mapped(entries: Set[str]) -> bool:
@@ -33,8 +44,8 @@ def can_be_mapped(entries: Set[str]) -> bool:
     return len(entries) >= MAPPED_FROM and not any("\0" in entry for entry in entries)
 
 
-def write_mapped_list(path: Path, entries: Iterable[str]) -> None:
-    """Write a list, in the same bytes whatever the order of its entries. Raises OSError."""
+def write_mapped_list(path: Path, entries: Iterable[str]) -> int:
+    """Write a list, in the same bytes whatever the order of its entries. Returns their CRC-32. Raises OSError."""
     encoded = sorted(entry.encode("utf-8", "surrogatepass") for entry in entries)
     mask = (1 << max(1, len(encoded) // _ENTRIES_A_BUCKET).bit_length()) - 1
     buckets: list[list[bytes]] = [[] for _ in range(mask + 1)]
@@ -45,31 +56,108 @@ def write_mapped_list(path: Path, entries: Iterable[str]) -> None:
         if bucket:
             content += b"\0" + b"\0".join(bucket) + b"\0"
         starts.append(len(content))
-    path.write_bytes(_HEAD.pack(_MAGIC, len(encoded), len(buckets)) + starts.tobytes() + content)
-    # Whoever has it mapped would be killed if somebody wrote over it.
+    whole = _HEAD.pack(_MAGIC, len(encoded), len(buckets)) + starts.tobytes() + content
+    path.write_bytes(whole)
+    # Workers of an earlier release have it mapped, and would be killed if somebody wrote over it.
     path.chmod(0o400)
+    return crc32(whole)
+
+
+def sealed_copy(path: Path, checksum: int | None, name: str) -> int:
+    """Copy the file of a list into memory that nobody can change; returns its descriptor.
+
+    `checksum`: the CRC-32 of the file. `name` tells this memory from other (`MappedList.sealed`). Raises OSError, and
+    Misconfigured if the file is damaged.
+    """
+    with open_regular(path) as file:
+        descriptor = _memory(name)
+        try:
+            found = 0
+            with open(descriptor, "wb", closefd=False) as copy:
+                while step := file.read(_STEP_BYTES):
+                    found = crc32(step, found)
+                    copy.write(step)
+            _require_checksum(path, found, checksum)
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
+        except BaseException:
+            os.close(descriptor)
+            raise
+    return descriptor
+
+
+def _memory(name: str) -> int:
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        return os.memfd_create(name, flags | _MFD_NOEXEC_SEAL)
+    except OSError:
+        # A kernel before 6.3 does not know the flag.
+        return os.memfd_create(name, flags)
+
+
+def _require_checksum(path: Path, found: int, wanted: int | None) -> None:
+    if wanted is not None and found != wanted:
+        raise Misconfigured(f"{path}: the list is damaged: wanted the checksum {wanted:08x}, got {found:08x}")
 
 
 class MappedList(Set[str]):
-    """The entries of a list in a file, as a set of texts. It never raises when it is asked for a text."""
+    """The entries of a list as a set of texts. It never raises when it is asked for a text."""
 
     __slots__ = ("_buckets", "_count", "_map", "_mask", "_starts")
 
-    def __init__(self, path: Path) -> None:
-        """Map a file that `write_mapped_list` wrote. Raises OSError, and Misconfigured if it is something else."""
-        with path.open("rb") as file:
-            try:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-                magic, count, buckets = _HEAD.unpack_from(self._map)
-            except (ValueError, struct.error) as error:
-                raise Misconfigured(f"{path}: wanted a mapped list: {error}") from error
+    def __init__(self, path: Path, checksum: int | None = None, rest: Callable[[], object] = lambda: None) -> None:
+        """Copy a file that `write_mapped_list` wrote into memory of this process.
+
+        `checksum`: its CRC-32, if that is known. `rest` is called between two steps. Raises OSError, and Misconfigured
+        if it is damaged or something else.
+        """
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            pages = mmap.mmap(-1, max(1, size))
+            place, found = 0, 0
+            while step := file.read(min(_STEP_BYTES, size - place)):
+                pages[place : place + len(step)] = step
+                found = crc32(step, found)
+                place += len(step)
+                rest()
+        _require_checksum(path, found, checksum)
+        self._take(pages, place, str(path))
+
+    @classmethod
+    def sealed(cls, path: str, name: str) -> MappedList | None:
+        """Map memory that `sealed_copy` made, by the path of its descriptor; None if something else is there."""
+        try:
+            # Nothing that may be there instead can hold this up.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            if os.readlink(f"/proc/self/fd/{descriptor}") != f"/memfd:{name} (deleted)":
+                return None
+            if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
+                return None
+            found: MappedList = cls.__new__(cls)
+            found._take(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ), None, name)
+        except (OSError, ValueError, Misconfigured):
+            return None
+        finally:
+            os.close(descriptor)
+        return found
+
+    def _take(self, pages: mmap.mmap, size: int | None, name: str) -> None:
+        """Read from these pages. `size`: how many bytes of them are the list; None for all."""
+        size = len(pages) if size is None else size
+        self._map = pages
+        try:
+            magic, count, buckets = _HEAD.unpack(pages[: min(size, _HEAD.size)])
+        except struct.error as error:
+            raise Misconfigured(f"{name}: wanted a mapped list: {error}") from error
         self._count = int(count)
         self._mask, self._buckets = buckets - 1, _HEAD.size + 8 * (buckets + 1)
-        if magic != _MAGIC or buckets & self._mask or self._buckets > len(self._map):
-            raise Misconfigured(f"{path}: wanted a mapped list, got something else or a part of one")
-        self._starts = memoryview(self._map)[_HEAD.size : self._buckets].cast("Q")
-        if self._buckets + self._starts[buckets] != len(self._map):
-            raise Misconfigured(f"{path}: wanted a mapped list of {self._buckets + self._starts[buckets]} bytes")
+        if magic != _MAGIC or buckets & self._mask or self._buckets > size:
+            raise Misconfigured(f"{name}: wanted a mapped list, got something else or a part of one")
+        self._starts = memoryview(pages)[_HEAD.size : self._buckets].cast("Q")
+        if self._buckets + self._starts[buckets] != size:
+            raise Misconfigured(f"{name}: wanted a mapped list of {self._buckets + self._starts[buckets]} bytes")
 
     def __contains__(self, text: object) -> bool:
         assert isinstance(text, str)

@@ -2,7 +2,7 @@
 
     FOLDER/policy.json    settings, the thresholds of its bundle, and digests
     FOLDER/lists.json     the entries of its short lists, read from wherever they stood
-    FOLDER/NAME.list      a long list, which is mapped (models/policy/mapped_list.py)
+    FOLDER/NAME.list      a long list (models/policy/mapped_list.py)
 
 A process that serves a policy with the same lists already keeps them.
 """
@@ -21,6 +21,19 @@ from paywarden.models.policy.policy import ConfiguredRule, ConfiguredSegment, Po
 from paywarden.schemas.errors import Misconfigured
 
 _POLICY, _LISTS = "policy.json", "lists.json"
+
+
+SharedList = Callable[[str], MappedList | None]
+"""Returns the list of a digest from memory that processes share; None if there is none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LongList:
+    """A long list of a prepared policy: its digest, its file, and the file's CRC-32, if that is known."""
+
+    digest: str
+    path: Path
+    checksum: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,14 +59,36 @@ def prepare_policy(policy: Policy, folder: Path, *, review_at: float, decline_at
         "digest": policy.digest,
         "list_digests": policy.list_digests,
     }
-    lists = {}
+    lists, checksums = {}, {}
     for name, entries in policy.lists.items():
         if can_be_mapped(entries):
-            write_mapped_list(folder / f"{name}.list", entries)
+            checksums[name] = write_mapped_list(folder / f"{name}.list", entries)
         else:
             lists[name] = sorted(entries)
     (folder / _LISTS).write_text(json.dumps(lists), encoding="utf-8")
-    (folder / _POLICY).write_text(json.dumps(content), encoding="utf-8")
+    (folder / _POLICY).write_text(json.dumps(content | {"list_checksums": checksums}), encoding="utf-8")
+
+
+def long_lists(folder: Path) -> list[LongList]:
+    """Returns the long lists of a policy that `prepare_policy` wrote, none if it is gone.
+
+    Raises Misconfigured if it is damaged.
+    """
+    try:
+        content = json.loads((folder / _POLICY).read_text(encoding="utf-8"))
+        return [
+            LongList(digest, path, content.get("list_checksums", {}).get(name))
+            for name, digest in content["list_digests"].items()
+            if (path := folder / f"{name}.list").exists()
+        ]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(folder, error) from error
+
+
+def _damaged(folder: Path, error: Exception) -> Misconfigured:
+    return Misconfigured(f"prepared policy {folder}: it is gone or damaged: {error}")
 
 
 def load_policy(
@@ -61,10 +96,12 @@ def load_policy(
     catalogue: Catalogue,
     earlier: PreparedPolicy | None = None,
     rest: Callable[[], object] = lambda: None,
+    shared: SharedList = lambda _: None,
 ) -> PreparedPolicy:
     """Read what `prepare_policy` wrote. If `earlier` is the same policy, or has the same lists, they are taken from it.
 
-    `rest` is called between two steps. Raises Misconfigured if the files are gone or damaged.
+    A long list that is not `shared` is copied into memory of this process. `rest` is called between two steps. Raises
+    Misconfigured if the files are gone or damaged.
     """
     try:
         text = (folder / _POLICY).read_text(encoding="utf-8")
@@ -77,16 +114,22 @@ def load_policy(
         settings = dict(content["settings"])
         settings["rules"] = tuple(ConfiguredRule(**rule) for rule in settings["rules"])
         settings["segments"] = tuple(ConfiguredSegment(**segment) for segment in settings["segments"])
+        lists: dict[str, Set[str]]
         if earlier is not None and earlier.list_digests == content["list_digests"]:
-            lists: Mapping[str, Set[str]] = earlier.policy.lists
+            lists = dict(earlier.policy.lists)
         else:
             read = json.loads((folder / _LISTS).read_text(encoding="utf-8"))
-            lists = {
-                name: frozenset(read[name]) if name in read else MappedList(folder / f"{name}.list")
-                for name in content["list_digests"]
-            }
+            checksums = content.get("list_checksums", {})
+            lists = {}
+            for name, digest in content["list_digests"].items():
+                if name in read:
+                    lists[name] = frozenset(read[name])
+                elif (found := shared(digest)) is not None:
+                    lists[name] = found
+                else:
+                    lists[name] = MappedList(folder / f"{name}.list", checksums.get(name), rest)
         made = Policy(PolicySettings(**settings), **thresholds, lists=lists, catalogue=catalogue, rest=rest)
         rest()
         return PreparedPolicy(made, content["digest"], content["list_digests"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Misconfigured(f"prepared policy {folder}: it is gone or damaged: {error}") from error
+        raise _damaged(folder, error) from error

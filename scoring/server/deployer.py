@@ -38,6 +38,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from paywarden.models.policy.prepared import long_lists
 from paywarden.schemas.errors import Misconfigured, PaywardenError
 from paywarden.schemas.file_state import FileState, file_state
 from paywarden.schemas.private_files import make_private_folder
@@ -60,6 +61,7 @@ from paywarden.scoring.server.releases import (
     read_orders,
     write_orders,
 )
+from paywarden.scoring.server.shared_lists import SharedLists
 
 _log = logging.getLogger(__name__)
 
@@ -188,6 +190,7 @@ class Deployer:
         # The ordered releases as they were prepared, by key, and those that somebody has changed since.
         self._prepared: dict[str, _FolderState] = {}
         self._changed: set[str] = set()
+        self._lists = SharedLists()
         try:
             make_private_folder(runtime)
             make_private_folder(self._ready)
@@ -262,6 +265,10 @@ class Deployer:
         finally:
             result.unlink(missing_ok=True)
         return True
+
+    def leave_to_parent(self) -> None:
+        """In a process that was forked: give up what the supervisor alone keeps."""
+        self._lists.keep(())
 
     def close(self) -> None:
         """End the checker, and remove the orders."""
@@ -383,6 +390,7 @@ class Deployer:
         self._prepared = {key: state for key in orders.keys if (state := _state_below(self._ready / key)) is not None}
         again = self._changed & self._prepared.keys()
         self._changed -= again
+        orders = replace(orders, lists=self._held_lists(orders))
         if orders == now and not again:
             _log.info("what is served is what should be: nothing changes")
             return
@@ -392,8 +400,27 @@ class Deployer:
             # Nothing is ordered while the disk is full.
             self._is_asked, self._due = True, time.monotonic() + _AGAIN_S
             raise
+        self._lists.keep(orders.lists)
         _log.info("checked: release %s is to decide; the workers take it up", active)
         self._tell()
+
+    def _held_lists(self, orders: Orders) -> dict[str, int]:
+        """Returns where workers find the long lists of the ordered releases. Raises Misconfigured if one is damaged.
+
+        Nobody has watched a release that another supervisor has prepared. If it is damaged, it is prepared again.
+        """
+        lists = {}
+        for key in orders.keys:
+            folder = self._ready / key
+            try:
+                lists.update(self._lists.hold(long_lists(folder)))
+            except Misconfigured:
+                shutil.rmtree(folder, ignore_errors=True)
+                self._prepared.pop(key, None)
+                self._changed.add(key)
+                self._is_asked, self._due = True, time.monotonic() + _AGAIN_S
+                raise
+        return lists
 
     def _write(self, orders: Orders) -> None:
         """Write orders. Raises OSError."""

@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from paywarden.features.catalogue.entity import Catalogue
 from paywarden.models.bundle.bundle import Bundle
 from paywarden.models.bundle.prepared import load_prepared, no_rest
-from paywarden.models.policy.prepared import PreparedPolicy, load_policy
+from paywarden.models.policy.prepared import PreparedPolicy, SharedList, load_policy
 from paywarden.models.rollout.shares import BASIS_POINTS
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.engine.records import Origin
@@ -60,7 +60,10 @@ class ReleaseSource(Protocol):
 
 @dataclass(frozen=True)
 class Orders:
-    """What workers take up: the keys of releases. A higher generation replaces a lower one."""
+    """What workers take up: the keys of releases. A higher generation replaces a lower one.
+
+    `lists`: where the long lists of their policies are, by digest (scoring/server/shared_lists.py).
+    """
 
     generation: int
     active: str
@@ -69,6 +72,7 @@ class Orders:
     rollout: str = ""
     share: int = 0
     salt: str = ""
+    lists: Mapping[str, int] = field(default_factory=dict, compare=False)
 
     @property
     def keys(self) -> list[str]:
@@ -122,13 +126,14 @@ def load_release(
     fallback_digests: Sequence[str],
     earlier: PreparedPolicy,
     rest: Callable[[], object] = no_rest,
+    shared: SharedList = lambda _: None,
 ) -> Release:
     """Load a prepared release: a few milliseconds, in steps of some tenths of one. `rest` is called between two steps.
 
-    Raises BundleRefused, Misconfigured.
+    `shared` gives the long lists that processes of this host share. Raises BundleRefused, Misconfigured.
     """
     prepared = load_prepared(ready / key, rest)
-    policy = load_policy(ready / key, catalogue, earlier, rest)
+    policy = load_policy(ready / key, catalogue, earlier, rest, shared)
     return release_of((prepared.bundle, *fallbacks), (prepared.digest, *fallback_digests), policy)
 
 

@@ -428,6 +428,8 @@ class Supervisor:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
             os.close(self._awake)
             os.close(self._wake)
+            if self._deployer is not None:
+                self._deployer.leave_to_parent()
             code = work()
         finally:
             os._exit(code)

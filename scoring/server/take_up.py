@@ -43,6 +43,7 @@ from paywarden.scoring.metrics.release import ReleaseInfo, ShownRelease, SwapMet
 from paywarden.scoring.server.context import ServerContext
 from paywarden.scoring.server.deployment import READY
 from paywarden.scoring.server.releases import Orders, Release, load_release, orders_path, read_orders
+from paywarden.scoring.server.shared_lists import shared_list
 
 _log = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ class ReleaseSwitch:
     ) -> None:
         """`scorer` decides with the host's own release."""
         self._scorer, self._host, self._models, self._metrics, self._info = scorer, host, models, metrics, info
+        self._supervisor = supervisor
         self._path, self._ready = orders_path(host.runtime, supervisor), host.runtime / READY
         self._hot = {host.release.key: _Hot(host.release, scorer.serving)}
         self._active = host.release.key
@@ -107,12 +109,13 @@ class ReleaseSwitch:
         self._tries += 1
         self._is_loading = True
         loop, orders = asyncio.get_running_loop(), self._orders
-        self._chores.do(lambda rest: loop.call_soon_threadsafe(self._loaded, orders, self._load(missing, rest)))
+        self._chores.do(lambda rest: loop.call_soon_threadsafe(self._loaded, orders, self._load(orders, missing, rest)))
 
     def take_up_at_start(self) -> None:
         """Take up what is ordered now, before the worker listens. Never raises."""
         if self._has_news():
-            self._finish(self._load([key for key in self._orders.keys if key not in self._hot], no_rest))
+            missing = [key for key in self._orders.keys if key not in self._hot]
+            self._finish(self._load(self._orders, missing, no_rest))
         else:
             self._show(self._shown())
 
@@ -134,14 +137,14 @@ class ReleaseSwitch:
             return True
         return set(self._orders.keys) != self._hot.keys() or self._applied != (self._orders, 0)
 
-    def _load(self, keys: list[str], rest: Callable[[], object]) -> list[_Hot] | PaywardenError:
+    def _load(self, orders: Orders, keys: list[str], rest: Callable[[], object]) -> list[_Hot] | PaywardenError:
         """Load releases. Only reads what the loop does not change meanwhile."""
         try:
-            return [self._load_one(key, rest) for key in keys]
+            return [self._load_one(orders, key, rest) for key in keys]
         except PaywardenError as error:
             return error
 
-    def _load_one(self, key: str, rest: Callable[[], object]) -> _Hot:
+    def _load_one(self, orders: Orders, key: str, rest: Callable[[], object]) -> _Hot:
         host = self._host
         own = host.release
         release = load_release(
@@ -152,6 +155,7 @@ class ReleaseSwitch:
             fallback_digests=[origin.bundle_digest for origin in own.origins[1:-1]],
             earlier=self.active.policy,
             rest=rest,
+            shared=lambda digest: shared_list(orders.lists, self._supervisor, digest),
         )
         chain = ModelChain(release.bundles, metrics=self._models, settings=host.chain)
         rest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import faulthandler
+import json
 import logging
 import os
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from paywarden.models.policy.mapped_list import MappedList, write_mapped_list
 from paywarden.schemas.errors import BundleRefused
 from paywarden.scoring.metrics.release import CHECK, swap_failures
 from paywarden.scoring.metrics.shared import Registry
@@ -421,6 +423,42 @@ def test_a_release_that_somebody_damages_is_prepared_again_and_ordered_again(hos
     assert (host.orders, host.told, host.forks) == (Orders(2, "b", "a"), told + 1, forks + 1)
     looks(host)
     assert (host.told, host.forks) == (told + 1, forks + 1)
+
+
+def test_a_list_that_was_damaged_while_nobody_watched_is_refused_in_one_line_and_prepared_again(
+    host: Host, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def prepare(name: str) -> None:
+        folder = host.folder / "ready" / name
+        if name == "b" and not folder.exists():
+            folder.mkdir()
+            checksum = write_mapped_list(folder / "cards.list", {f"c-{number}" for number in range(100)})
+            policy = {"list_digests": {"cards": "c0ffee"}, "list_checksums": {"cards": checksum}}
+            (folder / "policy.json").write_text(json.dumps(policy), encoding="utf-8")
+
+    monkeypatch.setattr("paywarden.scoring.server.deployer._AGAIN_S", 0.0)
+    host.source.how = prepare
+    prepare("b")
+    path = host.folder / "ready" / "b" / "cards.list"
+    os.truncate(path, path.stat().st_size // 2)
+    host.source.serve("b")
+    assert host.swap() == Orders(0, "a")
+    assert host.failures.value == 1
+    assert [line for line in caplog.messages if "the swap is not made" in line and "the list is damaged" in line]
+    looks(host)
+    assert (host.orders, host.failures.value) == (Orders(1, "b", "a"), 1)
+    (held,) = host.orders.lists.values()
+    assert set(MappedList.sealed(f"/proc/{os.getpid()}/fd/{held}", "paywarden-list-c0ffee") or ()) == {
+        f"c-{number}" for number in range(100)
+    }
+    host.source.serve("c")
+    host.swap()
+    host.source.serve("d")
+    host.swap()
+    # No release that is ordered has the list.
+    assert host.orders.lists == {}
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(held)
 
 
 def test_a_disk_without_room_for_the_orders_puts_the_swap_off(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import urllib.parse
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from tests.services.product.processes import samples, wait_until
 from tests.services.product.scoring_server import PATIENT, PAYMENT, Server
 from tests.worlds.small import small_world
 
+RESTARTS = "paywarden_worker_restarts_total"
 STRICT = "\n[policy]\nreview_at = 1e-9\n"
 
 
@@ -88,6 +90,9 @@ class Swapping:
         """Returns role, digest of the bundle and version of each release that the metrics show."""
         found = [key for key in samples(self.server.target) if key[0] == "paywarden_bundle_info"]
         return {(role, digest, version) for _, version, role, _, digest in found}
+
+    def restarts(self) -> float:
+        return sum(value for key, value in samples(self.server.target).items() if key[0] == RESTARTS)
 
     def metric(self, name: str, *labels: str) -> float:
         return samples(self.server.target).get((name, *labels), 0.0)
@@ -189,6 +194,55 @@ def test_a_policy_alone_is_changed_and_a_deleted_bundle_decides_on(host: Swappin
     host.server.config.write_text(config, encoding="utf-8")
     host.serve(FIRST())
     wait_until(lambda: "review" not in {answer.action for answer in host.answers()}, "the way back is taken")
+
+
+def test_a_long_list_that_is_cut_in_place_ends_no_worker_and_is_in_memory_once(host: Swapping, tmp_path: Path) -> None:
+    """Each worker was killed (SIGBUS) by the next payment that it looked up."""
+    cards = tmp_path / "cards.txt"
+    cards.write_text("".join(f"blocked-{number}\n" for number in range(50_000)), encoding="utf-8")
+    config = host.server.config.read_text(encoding="utf-8")
+    host.server.config.write_text(
+        f'{config}\n[policy.lists]\ncards = ["@{cards}"]\n'
+        '[[policy.rules]]\nname = "blocked"\nwhen = "card_id in lists.cards"\naction = "decline"\n',
+        encoding="utf-8",
+    )
+
+    def actions(card: str) -> set[str]:
+        return {answer.action for answer in host.answers(card)}
+
+    host.hang_up()
+    wait_until(lambda: actions("blocked-49999") == {"decline"}, "the list is taken up")
+    assert actions("blocked-50000") == {"approve"}
+    # The same memory: it has one inode.
+    maps = [Path(f"/proc/{worker.pid}/maps").read_text(encoding="utf-8").splitlines() for worker in host.workers]
+    inodes = [{line.split()[4] for line in lines if "paywarden-list" in line} for lines in maps]
+    assert len(inodes[0]) == 1
+    assert inodes[0] == inodes[1]
+    (found,) = (host.server.folder / "serve" / "ready").glob("*/cards.list")
+    restarts = host.restarts()
+
+    def told(line: str) -> int:
+        return host.server.log().count(line)
+
+    for number, size in enumerate((4096, 0), start=1):
+        damaged, checked = told("was changed or deleted"), told("checked: release")
+        os.truncate(found, size)
+        for card in range(number, 50_000, 2_500):
+            assert actions(f"blocked-{card}") == {"decline"}
+        wait_until(partial(lambda count: told("checked: release") > count, checked), "it is prepared again")
+        assert told("was changed or deleted") == damaged + 1
+    assert host.server.listening(2) == host.workers
+    assert host.restarts() == restarts
+    # One that starts has it from the supervisor, whatever is on the disk.
+    host.workers[0].kill()
+    wait_until(lambda: not host.workers[0].is_running(), "the worker is gone")
+    host.workers = host.server.listening(2)
+    for connection in host.connections:
+        connection.close()
+    assert actions("blocked-7") == {"decline"}
+    host.server.config.write_text(config, encoding="utf-8")
+    host.hang_up()
+    wait_until(lambda: actions("blocked-7") == {"approve"}, "the list is gone")
 
 
 def test_two_complete_versions_are_switched_by_the_deployment_file(host: Swapping, tmp_path: Path) -> None:
