@@ -50,8 +50,9 @@ $(VENV)/.demo-installed: pyproject.toml constraints.txt
 	@$(BIN)/paywarden warm-up & compiling=$$!; $(PIP) --editable '.[demo]' && wait $$compiling
 	@touch $@
 
-services: install ## fetch Kafka and the schema registry for tests (needs a Java 17 JDK and Maven)
+services: install ## fetch Kafka, the schema registry (with a Java 17 JDK and Maven) and helm for tests
 	$(BIN)/python -m tests.services.fetch
+	$(BIN)/python -m tests.services.deploy_tools
 
 demo: $(VENV)/.demo-installed ## the whole product on this machine: DEMO_ARGS="--seconds 20 --json FILE"
 	$(BIN)/paywarden demo $(DEMO_ARGS)

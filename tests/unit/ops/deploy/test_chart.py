@@ -1,8 +1,8 @@
-"""The Helm chart, rendered by helm itself and held against the schemas of three versions of Kubernetes.
+"""The Helm chart, rendered by Helm 3 and Helm 4 and held against the schemas of three versions of Kubernetes.
 
-    PAYWARDEN_CHART_COMBINATIONS=all python -m pytest tests/unit/ops/deploy/test_chart.py
-
-renders every combination of what can be turned on and off. By default each pair of two switches has all four values.
+Helm 4 renders every combination of what can be turned on and off. Both render choices in which each pair of values of
+all settings occurs. A start of helm costs more than a rendering. A chart that depends on this one once for each
+combination therefore renders all of them in one start (`rendered_at_once`).
 
 `ops/deploy/helm/everything.yaml` is what helm makes with everything turned on. It is checked without helm, too, and
 `python -m tests.unit.ops.deploy.test_chart` writes it anew.
@@ -13,9 +13,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import random
 import re
+import shutil
 import subprocess
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +31,7 @@ import yaml
 from paywarden.ops.configuration import section_problems, settings_types
 from paywarden.schemas.settings import read_source
 from tests.checkout import CHECKOUT
-from tests.services.deploy_tools import HELM, helm
+from tests.services.deploy_tools import HELM, HELM_RELEASES, helm
 
 CHART = CHECKOUT / "ops/deploy/helm/paywarden"
 KUBERNETES = ("1.33", "1.35", "1.37")
@@ -96,9 +96,18 @@ def documents_of(text: str) -> list[dict[str, Any]]:
     return [document for document in yaml.load_all(text, Loader=loader) if document]
 
 
-@pytest.fixture(scope="module")
-def program() -> Path:
-    found = helm()
+@cache
+def validated(text: str) -> tuple[str, str]:
+    """Returns kind and name of a resource that every version of Kubernetes takes. Raises what `validate` raises."""
+    (document,) = documents_of(text)
+    for version in KUBERNETES if document["kind"] not in CUSTOM else ():
+        validate(document, version)
+    return document["kind"], document["metadata"]["name"]
+
+
+@pytest.fixture(scope="module", params=HELM_RELEASES, ids=lambda release: f"helm-{release}")
+def program(request: pytest.FixtureRequest) -> Path:
+    found = helm(request.param)
     if found is None:
         pytest.skip(HELM.reason)
     return found
@@ -134,11 +143,10 @@ def _is_in(pair: tuple[tuple[str, str], int, int], draw: Mapping[str, int]) -> b
     return draw[one] == first and draw[other] == second
 
 
-def combinations() -> Iterator[dict[str, Any]]:
-    yield from pairwise()
-    if os.environ.get("PAYWARDEN_CHART_COMBINATIONS") == "all":
-        for chosen in itertools.product((False, True), repeat=len(SWITCHES)):
-            yield dict(zip(SWITCHES, chosen, strict=True))
+def combinations() -> list[dict[str, Any]]:
+    """Returns every combination of the switches."""
+    switched = itertools.product((False, True), repeat=len(SWITCHES))
+    return [dict(zip(SWITCHES, chosen, strict=True)) for chosen in switched]
 
 
 def run(program: Path, *arguments: str, values: Mapping[str, Any]) -> subprocess.CompletedProcess[str]:
@@ -158,6 +166,24 @@ def rendered(program: Path, choice: Mapping[str, Any], version: str = KUBERNETES
     return documents_of(done.stdout)
 
 
+def rendered_at_once(program: Path, choices: Sequence[Mapping[str, Any]], folder: Path) -> list[list[str]]:
+    """Returns the resources of each choice as texts, with one start of helm. `rendered` reads the same resources."""
+    names = [f"choice{number:04}x" for number in range(len(choices))]
+    shutil.copytree(CHART, folder / "charts/paywarden")
+    described = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))
+    needed = [{"name": "paywarden", "version": described["version"], "alias": name} for name in names]
+    chart = {"apiVersion": "v2", "name": "many", "version": "1.0.0", "dependencies": needed}
+    (folder / "Chart.yaml").write_text(json.dumps(chart), encoding="utf-8")
+    values = {name: values_of(choice) for name, choice in zip(names, choices, strict=True)}
+    done = run(program, "template", "pw", str(folder), "--kube-version", KUBERNETES[-1], values=values)
+    assert done.returncode == 0, done.stderr
+    made: dict[str, list[str]] = {name: [] for name in names}
+    for text in re.split(r"^---$", done.stdout, flags=re.MULTILINE)[1:]:
+        (name,) = re.findall(r"^# Source: many/charts/(\w+)/", text, re.MULTILINE)
+        made[name].append(text.replace(f"many/charts/{name}/", "paywarden/").replace(name, "paywarden").strip() + "\n")
+    return list(made.values())
+
+
 def of_kind(documents: Sequence[dict[str, Any]], kind: str, name: str = "") -> dict[str, Any]:
     (found,) = [one for one in documents if one["kind"] == kind and one["metadata"]["name"].endswith(name)]
     return found
@@ -175,21 +201,20 @@ def test_the_chart_has_no_fault_that_helm_knows(program: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.timeout(1800)
-def test_every_combination_is_right_for_every_version_of_kubernetes(program: Path) -> None:
-    seen: set[str] = set()
-    for choice in combinations():
-        documents = rendered(program, choice)
-        names = [(document["kind"], document["metadata"]["name"]) for document in documents]
+def test_every_combination_is_right_for_every_version_of_kubernetes(program: Path, tmp_path: Path) -> None:
+    choices = [*pairwise(), *(combinations() if program == helm(HELM_RELEASES[-1]) else ())]
+    made = rendered_at_once(program, choices, tmp_path)
+    for texts in made:
+        names = [validated(text) for text in texts]
         assert len(set(names)) == len(names)
-        for document in documents:
-            text = json.dumps(document, sort_keys=True)
-            if text in seen or document["kind"] in CUSTOM:
-                continue
-            seen.add(text)
-            for version in KUBERNETES:
-                validate(document, version)
-    assert len(seen) > 50
+    assert len({text for texts in made for text in texts}) > 50
+
+
+def test_what_is_rendered_at_once_is_what_helm_renders_alone(program: Path, tmp_path: Path) -> None:
+    choices = [{}, dict.fromkeys(SWITCHES, True), *itertools.islice(pairwise(), 2)]
+    for choice, texts in zip(choices, rendered_at_once(program, choices, tmp_path), strict=True):
+        together = [document for text in texts for document in documents_of(text)]
+        assert sorted(map(json.dumps, together)) == sorted(map(json.dumps, rendered(program, choice)))
 
 
 def test_the_schemas_refuse_what_kubernetes_does_not_know(program: Path) -> None:
@@ -295,11 +320,11 @@ def digest() -> str:
 
 
 def everything(program: Path) -> str:
-    """Returns the content of `everything.yaml`."""
+    """Returns the content of `everything.yaml`. Releases of helm differ in empty lines."""
     values = values_of(dict.fromkeys(SWITCHES, True))
     done = run(program, "template", "pw", ".", "--kube-version", KUBERNETES[0], values=values)
     assert done.returncode == 0, done.stderr
-    return _HEAD.format(digest=digest()) + done.stdout
+    return _HEAD.format(digest=digest()) + re.sub(r"\n+---\n", "\n---\n", done.stdout).strip() + "\n"
 
 
 def test_what_was_rendered_is_of_this_chart_and_right_for_every_version() -> None:
@@ -327,7 +352,7 @@ def test_the_defaults_fit_their_schema() -> None:
 
 
 if __name__ == "__main__":
-    found = helm()
+    found = helm(HELM_RELEASES[-1])
     if found is None:
         raise SystemExit(HELM.reason)
     EVERYTHING.write_text(everything(found), encoding="utf-8")
