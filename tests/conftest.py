@@ -29,8 +29,10 @@ from tests.services.shared import Service, SharedServices, shared, template_addr
 # pytest calls the hooks that it finds here.
 __all__ = ["pytest_terminal_summary"]
 
-# Several processes share the cores. A waiting thread must leave the cores alone, and a thread of OpenMP would spin.
+# Several processes share the cores. A waiting thread must leave the cores alone, and threads of OpenMP and of OpenBLAS
+# would spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # An example that is slow on a busy machine is not a failure. Every run draws the same examples of a property, so that
 # no run fails for a rare one that has nothing to do with a change; the variable looks for new ones.

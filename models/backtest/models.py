@@ -17,6 +17,7 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier
+from threadpoolctl import threadpool_limits
 
 from paywarden.models.backtest.backtest import Family, Fit, Fold
 from paywarden.models.training.candidates import CandidatePath, Parameters, Scores
@@ -70,7 +71,10 @@ def _logistic_regression(fold: Fold, seed: int) -> Fit:
 
     def fit(path: CandidatePath) -> list[Scores]:
         model = LogisticRegression(max_iter=_SOLVER_STEPS_MAX, random_state=seed, **path.parameters)
-        return [_fraud_probability(model.fit(train, fold.train.label), test)]
+        # A step multiplies a vector. Threads of OpenBLAS spin between such products: two of them took ten times the
+        # CPU of one, and longer by the clock.
+        with threadpool_limits(limits=1, user_api="blas"):
+            return [_fraud_probability(model.fit(train, fold.train.label), test)]
 
     return fit
 
