@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -97,6 +96,7 @@ def shadow_evaluator(source: Source, name: str) -> ShadowEvaluator:
     from paywarden.streams.shadow.evaluation import ShadowEvaluator
     from paywarden.streams.shadow.record_writer import SHADOW_TOPIC
     from paywarden.streams.shadow.settings import ShadowSettings
+    from paywarden.streams.shadow.spare_time import SpareTime
 
     settings = source.section("shadow", ShadowSettings)
     configured = settings.challenger(name)
@@ -105,7 +105,7 @@ def shadow_evaluator(source: Source, name: str) -> ShadowEvaluator:
     clients = KafkaClients.of(replace(stores.kafka_settings(source), compression=settings.compression))
     # Raises unless the topic is there.
     clients.partitions(SHADOW_TOPIC)
-    return ShadowEvaluator(
+    evaluator = ShadowEvaluator(
         name,
         files,
         outbox=source.section("outbox", OutboxSettings),
@@ -114,6 +114,10 @@ def shadow_evaluator(source: Source, name: str) -> ShadowEvaluator:
         topic=clients.topic(SHADOW_TOPIC),
         encoder=Encoder(SHADOW_TOPIC, stores.schema_ids(source).id_of(SHADOW_TOPIC)),
     )
+    if settings.priority == "idle":
+        # A client makes its threads when it sends for the first time, and they have the priority of who does that.
+        evaluator.use_spare_time(SpareTime(), clients.sender(linger_ms=5))
+    return evaluator
 
 
 def _challenger_files(source: Source, challenger: ConfiguredChallenger) -> ChallengerFiles:
@@ -265,10 +269,13 @@ def shadow_tables(
 
 
 def take_priority(priority: str) -> None:
-    """Let the kernel run this process and its later threads after others: see `[shadow] priority`."""
-    if priority == "idle" and hasattr(os, "SCHED_IDLE"):
-        with suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-            return
-    if priority != "normal":
-        os.nice(19 if priority == "idle" else 10)
+    """Let the kernel run this process and its later threads after others: see `[shadow] priority`.
+
+    A challenger of the priority "idle" loads and compiles its files with a share of the cores.
+    """
+    from paywarden.streams.shadow.spare_time import take_low_priority, take_share
+
+    if priority == "idle":
+        take_share()
+    elif priority == "low":
+        take_low_priority()

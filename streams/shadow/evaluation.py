@@ -6,7 +6,11 @@
    has them. Then the cursors may move. Two compiled calls do the usual decisions of a batch, if the challenger is of
    the served catalogue (streams/shadow/fast_records.py).
 2. Rest until the next batch. Rest longer if the challenger has used more of a core than `cpu_share_max`.
-3. Once a second tell the parent what was counted, look for outboxes of new workers, and load the challenger anew if its
+   With the priority "idle" a batch is evaluated in the time that all others leave. If half of `waiting_bytes_max` waits
+   for the challenger, it takes a small share of the cores, until it has caught up to a quarter. If that is not enough,
+   it skips forward, and then the host has more payments than it can take: no share for a minute.
+3. The outboxes are looked for before the challenger is loaded, which may take long: decisions wait meanwhile.
+4. Once a second tell the parent what was counted, look for outboxes of new workers, and load the challenger anew if its
    files have changed. If they cannot be loaded, the challenger that is there goes on.
 
 What can go wrong:
@@ -20,9 +24,11 @@ What can go wrong:
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import wait
 from contextlib import suppress
 from threading import Event
 from typing import Any, Protocol
@@ -40,6 +46,7 @@ from paywarden.streams.shadow.fast_records import FastRecordWriter
 from paywarden.streams.shadow.outbox_tail import OutboxTail
 from paywarden.streams.shadow.record_writer import ShadowRecordWriter
 from paywarden.streams.shadow.settings import ShadowSettings
+from paywarden.streams.shadow.spare_time import SpareTime
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +57,11 @@ _LOOK_EVERY_S = 1.0
 _FLUSH_S = 3.0
 # The longest rest at a time: the parent hears of the process meanwhile.
 _REST_S_MAX = 1.0
+# A challenger takes a share of the cores while more than this part of `waiting_bytes_max` waits, and gives it back
+# below the second one.
+_SHARE_FROM, _SHARE_TO = 0.5, 0.25
+# A challenger that had to skip forward has no share for this long.
+_NO_SHARE_S = 60.0
 
 
 class Challenger(Protocol):
@@ -88,14 +100,27 @@ class ShadowEvaluator:
         self._name, self._source, self._now_ms = name, source, now_ms
         self._outbox, self._settings = outbox, settings
         self._sender, self._topic, self._writer = sender, topic, ShadowRecordWriter(encoder)
-        self._fast: FastRecordWriter | None = None
-        self._challenger = self._loaded()
+        self._spare_time: SpareTime | None = None
+        # What sends records in spare time, and what sends them with a share.
+        self._senders = sender, sender
         self._tails: dict[str, OutboxTail] = {}
         self._has_looked = False
         self._evaluated = 0
         self._left_out: Counter[str] = Counter()
         self._newest_ms = 0
         self._trouble = ""
+        self._has_share = False
+        self._shed, self._no_share_until = 0, -math.inf
+        self._look_for_outboxes()
+        self._fast: FastRecordWriter | None = None
+        self._challenger = self._loaded()
+
+    def use_spare_time(self, spare_time: SpareTime, sender: Sender) -> None:
+        """Evaluate batches in spare time from now on, while that is enough. `sender` sends those, and no others.
+
+        Without this they are evaluated in the calling thread.
+        """
+        self._spare_time, self._senders = spare_time, (sender, self._senders[1])
 
     def run(self, stop: Event, tell: Callable[[dict[str, Any]], object]) -> None:
         """Work until `stop` is set, or `tell` raises. `tell` gets the status once a second, and is called at once."""
@@ -107,7 +132,7 @@ class ShadowEvaluator:
                 tell(self.status())
                 look_at = began + _LOOK_EVERY_S
             try:
-                count = self.round()
+                count = self._round_by_priority(tell)
                 if not self._wait_for_kafka(stop, tell):
                     break
                 self._keep()
@@ -123,6 +148,15 @@ class ShadowEvaluator:
 
     def look_around(self) -> None:
         """Look for outboxes of new workers, and for another version of the challenger."""
+        self._look_for_outboxes()
+        if self._source.has_changed():
+            try:
+                self._challenger = self._loaded()
+                _log.info("shadow %s: loaded anew, its files have changed", self._name)
+            except PaywardenError as error:
+                _log.error("shadow %s: its new files cannot be loaded, the old ones go on: %s", self._name, error)
+
+    def _look_for_outboxes(self) -> None:
         try:
             for worker in workers(self._outbox):
                 if worker not in self._tails:
@@ -136,12 +170,34 @@ class ShadowEvaluator:
             self._has_looked = True
         except TemporaryFailure as error:
             self._note(str(error))
-        if self._source.has_changed():
-            try:
-                self._challenger = self._loaded()
-                _log.info("shadow %s: loaded anew, its files have changed", self._name)
-            except PaywardenError as error:
-                _log.error("shadow %s: its new files cannot be loaded, the old ones go on: %s", self._name, error)
+
+    def _round_by_priority(self, tell: Callable[[dict[str, Any]], object]) -> int:
+        """Run a round in spare time, or in this thread with its share. `tell` gets the status while it waits."""
+        self._choose_share()
+        self._sender = self._senders[self._has_share]
+        if self._spare_time is None or self._has_share:
+            return self.round()
+        running = self._spare_time.start(self.round)
+        while not wait([running], _LOOK_EVERY_S).done:
+            tell(self.status())
+        return running.result()
+
+    def _choose_share(self) -> None:
+        """Take a share of the cores if too much waits, and give it back later: see the top of this file."""
+        shed = sum(tail.passed.shed for tail in self._tails.values())
+        if shed > self._shed:
+            self._shed, self._no_share_until = shed, time.monotonic() + _NO_SHARE_S
+        left = max((tail.left_bytes for tail in self._tails.values()), default=0) / self._settings.waiting_bytes_max
+        wants = left > (_SHARE_TO if self._has_share else _SHARE_FROM)
+        has_share = wants and time.monotonic() >= self._no_share_until
+        if has_share != self._has_share and self._spare_time is not None:
+            _log.info(
+                "shadow %s: %.0f %% of waiting_bytes_max wait: it %s",
+                self._name,
+                100 * left,
+                "takes a small share of the cores" if has_share else "has what others leave",
+            )
+        self._has_share = has_share
 
     def round(self) -> int:
         """Evaluate a batch of each outbox and queue the records for Kafka. Returns how many decisions were read.

@@ -41,6 +41,17 @@ _ACTIONS = tuple(action.encode() for action in ACTIONS)
 assert len(_ACTIONS) == loop.ACTION_COUNT
 
 
+def warm_up() -> None:
+    """Compile what a FastRecordWriter calls."""
+    _compile(Frame(loop.SLOT, {name: np.zeros(loop.NUMBER_COUNT, dtype=np.int64) for name in loop.LoopSlots._fields}))
+
+
+def _compile(frame: Frame) -> None:
+    """Call both loops with no entries: the first call compiles them."""
+    loop.read_entries(frame.address, 0)
+    loop.write_records(frame.address, 0)
+
+
 @dataclass(frozen=True)
 class FastRecords:
     """What was written of some frames.
@@ -89,6 +100,8 @@ class FastRecordWriter:
         self._names: list[bytes] = []
         self._flags: list[bytes] = []
         self._learn_flags(FLAGS)
+        # On a machine where nobody has done it: now, and not in the middle of a batch.
+        _compile(self._frame)
 
     def write(self, frames: Frames) -> FastRecords:
         """Returns the records of the usual entries, and the payloads of the others."""

@@ -57,6 +57,8 @@ class OutboxTail:
     ) -> None:
         """`is_new`: the worker has begun after the challenger did, so its first decision counts as well."""
         self.worker, self.passed = worker, Passed()
+        self.left_bytes = 0
+        """How many bytes the last `read` left."""
         self._reader = OutboxReader(settings, worker)
         self._cursor = Cursor(settings, worker, cursor_name(challenger))
         self._waiting_bytes_max, self._clock = waiting_bytes_max, clock
@@ -85,6 +87,7 @@ class OutboxTail:
         frames = self._frames(count_max)
         if frames:
             self.read_to = frames.position
+        self.left_bytes = max(0, end - self.read_to)
         return frames
 
     def keep(self, *, at_once: bool = False) -> None:

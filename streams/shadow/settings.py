@@ -36,11 +36,12 @@ class ShadowSettings:
     challengers: tuple[ConfiguredChallenger, ...] = ()
     # A rollout that began in the shadow has its candidate as one more challenger, until it gets cards.
     follow_rollout: bool = True
-    # Decisions of one worker that may wait for a challenger: about 20,000. It leaves out the older half of more.
-    waiting_bytes_max: int = 16 * 1024 * 1024
+    # Decisions of one worker that may wait for a challenger: about 300,000. It leaves out the older half of more.
+    waiting_bytes_max: int = 256 * 1024 * 1024
     # The most of one core that a challenger may use.
     cpu_share_max: float = 0.5
-    # "idle": only what all others leave, by the kernel's class SCHED_IDLE; "low": nice 10; "normal".
+    # "idle": what all others leave, by the kernel's class SCHED_IDLE, and a small share of a core while more than half
+    # of `waiting_bytes_max` waits; "low": nice 10; "normal".
     priority: str = "idle"
     # Decisions are evaluated together, this far apart: fewer, larger batches cost less.
     batch_wait_ms: int = 100

@@ -1,6 +1,6 @@
 """Compile all numba code, part by part in parallel: processes that start afterwards only load it.
 
-On one core the features take half a minute, the scoring code eight seconds. Each part is a process of its own. A part
+On one core the features take half a minute, the scoring code twelve seconds. Each part is a process of its own. A part
 that was compiled before is only loaded, and its process ends at once.
 """
 
@@ -32,7 +32,8 @@ PARTS = (
         "from paywarden.scoring.idempotency import decision_cache; "
         "from paywarden.scoring.http import send_call; "
         "from paywarden.scoring.requests import fast_requests; from paywarden.scoring.state import mirror; "
-        "from paywarden.streams.profiles import fast_intake; decision_cache.warm_up(); fast_requests.warm_up(); "
+        "from paywarden.streams.profiles import fast_intake; from paywarden.streams.shadow import fast_records; "
+        "decision_cache.warm_up(); fast_requests.warm_up(); fast_records.warm_up(); "
         "records.warm_up(); mirror.warm_up(); one_call.warm_up(); send_call.warm_up(); "
         "fast_intake.warm_up()",
     ),

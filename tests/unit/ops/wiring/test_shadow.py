@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from paywarden.ops.wiring.shadow import ChallengerFiles, _candidate_files, _challenger_files, take_priority
+from paywarden.ops.wiring.shadow import ChallengerFiles, _candidate_files, _challenger_files
 from paywarden.schemas.errors import BundleRefused, Misconfigured
 from paywarden.schemas.settings import read_source
 from paywarden.scoring.engine.challenger import VectorChallenger
@@ -100,11 +100,3 @@ def test_a_rollouts_candidate_is_a_challenger_with_the_digests_that_the_deployme
         _candidate_files(source, "r-7").load()
     with pytest.raises(Misconfigured, match="no rollout of this name in the shadow"):
         _candidate_files(source, "r-8")
-
-
-def test_an_idle_challenger_runs_after_all_others() -> None:
-    pid = os.fork()
-    if pid == 0:
-        take_priority("idle")
-        os._exit(0 if os.sched_getscheduler(0) == os.SCHED_IDLE or os.nice(0) == 19 else 1)
-    assert os.waitpid(pid, 0)[1] == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +25,10 @@ from paywarden.streams.shadow import evaluation
 from paywarden.streams.shadow.evaluation import REFUSED, SHED, UNREADABLE, ShadowEvaluator
 from paywarden.streams.shadow.record_writer import SHADOW_TOPIC
 from paywarden.streams.shadow.settings import ShadowSettings
+from paywarden.streams.shadow.spare_time import SpareTime
 
 DECIDED_MS = 1_700_000_000_000
+MEBIBYTE = 1024 * 1024
 
 
 class FakeChallenger:
@@ -32,8 +36,10 @@ class FakeChallenger:
 
     def __init__(self, version: str) -> None:
         self.version = version
+        self.threads: list[str] = []
 
     def evaluate(self, entries: Sequence[OutboxEntry]) -> Evaluated:
+        self.threads.append(threading.current_thread().name)
         found = Evaluated()
         for entry in entries:
             if entry.request.card_id == "bad":
@@ -53,8 +59,10 @@ class FakeChallenger:
 @dataclass
 class FakeSource:
     versions: list[str] = field(default_factory=lambda: ["b1"])
+    while_loading: Callable[[], object] = lambda: None
 
     def load(self) -> FakeChallenger:
+        self.while_loading()
         version = self.versions.pop(0)
         if version == "damaged":
             raise BundleRefused("bundle b-42: damaged")
@@ -135,6 +143,24 @@ class World:
         made.look_around()
         return made
 
+    def evaluator_in_spare_time(self, **settings: Any) -> tuple[ShadowEvaluator, FakeSender, SpareTime]:
+        """An evaluator with what sends and works in spare time. A mebibyte may wait for it."""
+        evaluator, sender, spare_time = (
+            self.evaluator(waiting_bytes_max=MEBIBYTE, **settings),
+            FakeSender(),
+            SpareTime(),
+        )
+        evaluator.use_spare_time(spare_time, cast(Sender, sender))
+        return evaluator, sender, spare_time
+
+    def wait_for(self, evaluator: ShadowEvaluator, waiting_bytes: float) -> int:
+        """Decide until so many bytes wait for the challenger. Returns how many decisions that were."""
+        count = 0
+        while evaluator.status()["waiting_bytes"] < waiting_bytes:
+            self.decide(*(f"w{count + number}" for number in range(500)))
+            count += 500
+        return count
+
     def run(self, evaluator: ShadowEvaluator, until: Callable[[dict[str, Any]], bool]) -> None:
         """Run until a status is as wanted."""
         stop = Event()
@@ -169,6 +195,71 @@ def test_every_live_decision_gets_a_partner_with_the_champion_beside_it(world: W
     assert (record["champion_action"], record["challenger_action"]) == ("approve", "decline")
     status = evaluator.status()
     assert (status["evaluated"], status["left_out"][SHED], status["waiting_bytes"]) == (3, 0, 0)
+
+
+def test_decisions_that_come_while_the_challenger_is_loaded_get_a_partner(world: World) -> None:
+    """The first start compiles for seconds, and it began where the outbox ended after that."""
+
+    def decide() -> None:
+        world.decide("p1", "p2")
+        world.decide("q1", worker="worker-1")
+
+    world.source.while_loading = decide
+    evaluator = world.evaluator()
+    assert evaluator.round() == 3
+    world.sender.flush(1)
+    assert world.sender.keys == ["p1", "p2", "q1"]
+
+
+def test_far_behind_it_takes_a_share_of_the_cores_until_it_has_caught_up(world: World) -> None:
+    evaluator, idle, _ = world.evaluator_in_spare_time(batch_max=1000)
+    count = world.wait_for(evaluator, 0.8 * MEBIBYTE)
+    world.run(evaluator, lambda status: bool(status["evaluated"] == count))
+    threads = cast(FakeChallenger, evaluator._challenger).threads
+    own = threading.current_thread().name
+    # The first look at the outbox is in spare time, and so is what is left in the end.
+    assert threads[0].startswith("spare-time")
+    assert threads[-1].startswith("spare-time")
+    shared = [number for number, name in enumerate(threads) if name == own]
+    assert shared == list(range(1, len(shared) + 1))
+    assert 0 < len(shared) < len(threads) - 1
+    # Each way has a client of its own, whose threads have its priority.
+    assert len(world.sender.taken) == 1000 * len(shared)
+    assert len(idle.taken) == count - len(world.sender.taken)
+    assert evaluator.status()["left_out"][SHED] == 0
+
+
+def test_once_it_has_skipped_decisions_it_has_no_share_for_a_minute(world: World) -> None:
+    """Then the host has more payments than it can take, and they go first."""
+    evaluator, _, _ = world.evaluator_in_spare_time(batch_max=100)
+    world.wait_for(evaluator, 1.2 * MEBIBYTE)
+
+    def worked_in_spare_time() -> bool:
+        evaluator._round_by_priority(world.told.append)
+        return cast(FakeChallenger, evaluator._challenger).threads[-1].startswith("spare-time")
+
+    assert worked_in_spare_time()
+    assert evaluator.status()["left_out"][SHED] > 0
+    world.wait_for(evaluator, 0.8 * MEBIBYTE)
+    assert [worked_in_spare_time() for _ in range(3)] == [True, True, True]
+    evaluator._no_share_until = time.monotonic()
+    assert not worked_in_spare_time()
+
+
+def test_it_tells_how_it_is_while_it_waits_for_spare_time(world: World) -> None:
+    """A host that leaves nothing for a minute must not take it for one that hangs."""
+    evaluator, _, spare_time = world.evaluator_in_spare_time()
+    busy = threading.Event()
+    spare_time.start(busy.wait)
+    world.decide("p1")
+
+    def tell(status: dict[str, Any]) -> None:
+        world.told.append(status)
+        if len(world.told) == 3:
+            busy.set()
+
+    assert evaluator._round_by_priority(tell) == 1
+    assert len(world.told) >= 3
 
 
 def test_what_gets_no_partner_is_counted_by_reason(world: World) -> None:
