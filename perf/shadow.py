@@ -7,7 +7,7 @@ capacity, in a closed loop. Then an open loop at a share of it, and a closed loo
 The capacity is that of the whole machine: the payments of the closed loop, by the time until Kafka has their decisions.
 The endpoint alone answers more, and what it answers is then shipped later.
 
-    python -m perf.shadow [--load 0.75] [--seconds 15] [--rounds 3] [--cards 5000] [--json FILE]
+    python -m perf.shadow [--load 0.75] [--seconds 15] [--rounds 3] [--cards 5000] [--waiting-bytes N] [--json FILE]
 
 `paired_share`: of the decisions of the open loops, those that got a partner, counted once the challenger has no more to
 read. `p99_ratio`: the callers' p99 with the challenger to that without, medians of the rounds. `cpu_ratio`: CPU time of
@@ -17,7 +17,8 @@ the challenger kept up with: it should fall before the payments do.
 
 `shadow_us` is the challenger's CPU time a decision, and `shadow_cores_wanted` what all decisions of the load would
 take of it. `shadow_cores_got` is what it got while the load ran, and `idle_cores` what nobody used then. A challenger
-runs in SCHED_IDLE: if it got less than it wanted and nothing was idle, others filled the cores.
+runs in SCHED_IDLE: if it got less than it wanted and nothing was idle, others filled the cores, and it caught up
+later. With a small `--waiting-bytes` ([shadow] waiting_bytes_max) it takes its share of the cores within these loads.
 
 Needs the services that `make services` fetches.
 """
@@ -84,6 +85,7 @@ def main() -> None:
         ("--seconds", {"type": float, "default": 15.0, "help": "of each load"}),
         ("--rounds", {"type": int, "default": 3, "help": "without and with the challenger"}),
         ("--cards", {"type": int, "default": 5_000, "help": "that pay"}),
+        ("--waiting-bytes", {"type": int, "help": "that may wait for the challenger (default: the setting's)"}),
     )
     with (
         tempfile.TemporaryDirectory(prefix="paywarden-perf-") as name,
@@ -101,8 +103,9 @@ def main() -> None:
             )
             config = folder / "paywarden.toml"
             text = LOCAL_CONFIG.format(bootstrap=kafka.bootstrap, folder=folder, memory=memory, answered="")
+            waiting = arguments.waiting_bytes and f"[shadow]\nwaiting_bytes_max = {arguments.waiting_bytes}\n"
             challenger = f'[[shadow.challengers]]\nname = "{_CHALLENGER}"\nbundle = "{_copied(folder)}"\n'
-            config.write_text(text + challenger, encoding="utf-8")
+            config.write_text(text + (waiting or "") + challenger, encoding="utf-8")
             with running_parts(config, folder) as parts:
                 parts.wait_until_ready(print)
                 system = _System(parts, config, world.requests)
