@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -26,6 +27,7 @@ from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.schemas.file_state import file_at
 from paywarden.schemas.private_files import make_parent, take_from_others
 from paywarden.streams.decision_index.search import Place
+from paywarden.streams.decision_index.silence import SilenceWatch, Silent
 
 if TYPE_CHECKING:
     import duckdb
@@ -40,6 +42,8 @@ _NEAR_MS = 3_600_000
 _RUNS_MAX = 32
 # Advisory locks of PostgreSQL, by numbers that nobody else in the database should use.
 _MAKING_LOCK, _FILLING_LOCK = 7_164_033, 7_164_034
+# How much longer than `timeout_ms` a client waits for the server's own word about it.
+_GRACE_S = 2.0
 FORMAT = "1"
 """Of the tables. Another format is rebuilt from the topics."""
 
@@ -87,6 +91,10 @@ _COMMON = (
 
 class IndexUnavailable(TemporaryFailure):
     """The database of the index does not answer."""
+
+
+class IndexSilent(IndexUnavailable):
+    """The database's server takes calls, and says nothing: each one costs its time-out."""
 
 
 class Transaction(Protocol):
@@ -383,16 +391,25 @@ class PostgresDatabase:
         self._errors, self._schema, self._timeout_ms = psycopg.Error, schema, timeout_ms
         self._address, self._free, self._lock = address, list[Any](), threading.Lock()
         self._connections_max = connections
+        # The server ends a statement in time, if it is there to do so.
+        self._silence = SilenceWatch(timeout_ms / 1000 + _GRACE_S)
         if not schema.isidentifier():
             raise Misconfigured(f"the schema of the index: wanted a plain name, got {schema!r}")
         try:
             psycopg.conninfo.conninfo_to_dict(address)
         except psycopg.ProgrammingError:
             raise Misconfigured("the address of the index is no address of PostgreSQL: postgresql://…") from None
+        try:
+            self._make_tables()
+        except BaseException:
+            self.close()
+            raise
+
+    def _make_tables(self) -> None:
         with self.transaction() as transaction:
             # Consoles that start together make the tables one after the other.
             transaction.execute("SELECT pg_advisory_xact_lock(?)", (_MAKING_LOCK,))
-            transaction.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
+            transaction.execute(f"CREATE SCHEMA IF NOT EXISTS {self._schema}")
             for statement in (*_COMMON, *_postgres_tables()):
                 transaction.execute(statement)
             _check_format(transaction, "the database")
@@ -401,11 +418,24 @@ class PostgresDatabase:
     def transaction(self) -> Iterator[Transaction]:
         """See Database."""
         connection = self._take()
+        waiting = partial(self._silence.waiting, connection.fileno())
+        whole = connection.transaction()
         try:
-            with connection.transaction():
-                yield _PostgresTransaction(connection)
-        except self._errors as error:
-            raise IndexUnavailable(f"PostgreSQL does not answer: {_first_line(error)}") from error
+            with waiting():
+                whole.__enter__()
+            try:
+                yield _PostgresTransaction(connection, waiting)
+            except BaseException as error:
+                with waiting():
+                    whole.__exit__(type(error), error, error.__traceback__)
+                raise
+            with waiting():
+                whole.__exit__(None, None, None)
+        except (self._errors, Silent) as error:
+            if connection.broken or connection.closed:
+                # The others are as dead: each would cost somebody a page when the server is back.
+                self._close_free()
+            raise self._unavailable(error) from error
         finally:
             self._give_back(connection)
 
@@ -425,7 +455,15 @@ class PostgresDatabase:
         try:
             return psycopg.connect(self._address, autocommit=True, connect_timeout=5, options=options)
         except self._errors as error:
-            raise IndexUnavailable(f"PostgreSQL does not answer: {_first_line(error)}") from error
+            raise self._unavailable(error) from error
+
+    @staticmethod
+    def _unavailable(error: Exception) -> IndexUnavailable:
+        from psycopg.errors import ConnectionTimeout
+
+        is_silent = isinstance(error, Silent | ConnectionTimeout)
+        kind = IndexSilent if is_silent else IndexUnavailable
+        return kind(f"PostgreSQL does not answer: {_first_line(error)}")
 
     def _give_back(self, connection: psycopg.Connection[Any]) -> None:
         with self._lock:
@@ -459,6 +497,10 @@ class PostgresDatabase:
 
     def close(self) -> None:
         """See Database."""
+        self._silence.close()
+        self._close_free()
+
+    def _close_free(self) -> None:
         with self._lock:
             for connection in self._free:
                 connection.close()
@@ -466,12 +508,16 @@ class PostgresDatabase:
 
 
 class _PostgresTransaction:
-    def __init__(self, connection: psycopg.Connection[Any]) -> None:
-        self._connection = connection
+    def __init__(
+        self, connection: psycopg.Connection[Any], waiting: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        """`waiting`: around each wait for the server, which ends it in time."""
+        self._connection, self._waiting = connection, waiting
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> Rows:
         values = [value.replace("\0", "") if isinstance(value, str) else value for value in parameters]
-        cursor = self._connection.execute(sql.replace("%", "%%").replace("?", "%s"), values)
+        with self._waiting():
+            cursor = self._connection.execute(sql.replace("%", "%%").replace("?", "%s"), values)
         return cursor.fetchall() if cursor.description else []
 
     def append(self, table: str, columns: Mapping[str, Any]) -> None:
@@ -479,12 +525,19 @@ class _PostgresTransaction:
             return
         names = ", ".join(columns)
         with self._connection.cursor() as cursor:
-            cursor.execute(f"CREATE TEMPORARY TABLE IF NOT EXISTS added_{table} (LIKE {table}) ON COMMIT DELETE ROWS")
-            cursor.execute(f"DELETE FROM added_{table}")
-            with cursor.copy(f"COPY added_{table} ({names}) FROM STDIN") as copy:
-                for row in zip(*(_listed(values) for values in columns.values()), strict=True):
+            with self._waiting():
+                cursor.execute(
+                    f"CREATE TEMPORARY TABLE IF NOT EXISTS added_{table} (LIKE {table}) ON COMMIT DELETE ROWS"
+                )
+                cursor.execute(f"DELETE FROM added_{table}")
+            rows = list(zip(*(_listed(values) for values in columns.values()), strict=True))
+            with self._waiting(), cursor.copy(f"COPY added_{table} ({names}) FROM STDIN") as copy:
+                for row in rows:
                     copy.write_row(row)
-            cursor.execute(f"INSERT INTO {table} ({names}) SELECT {names} FROM added_{table} ON CONFLICT DO NOTHING")
+            with self._waiting():
+                cursor.execute(
+                    f"INSERT INTO {table} ({names}) SELECT {names} FROM added_{table} ON CONFLICT DO NOTHING"
+                )
 
 
 def _listed(values: Any) -> list[Any]:

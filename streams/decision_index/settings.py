@@ -24,7 +24,7 @@ class DecisionIndexSettings:
     # What DuckDB may use.
     memory_mb: int = 1024
     threads: int = 2
-    # PostgreSQL ends a statement that takes longer.
+    # PostgreSQL ends a statement that takes longer; a server that says nothing is given up 2 s later.
     timeout_ms: int = 5_000
     # An analyst holds a payment for so long.
     claim_minutes: int = 15

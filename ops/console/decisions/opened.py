@@ -1,6 +1,9 @@
 """The index as the console has it: opened when its database answers, followed by threads, and what is missing told.
 
 A console starts although its index cannot be opened. Its pages then say what is missing and since when.
+
+A database that refuses is asked again by each page. One that says nothing costs each page the time-out, and soon all
+threads wait: after the first such failure pages are refused at once, and one thread asks until it is back.
 """
 
 from __future__ import annotations
@@ -8,11 +11,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from paywarden.ops.console.pages import HELD_EFFECT, Missing, NothingDone
 from paywarden.schemas.errors import PaywardenError, TemporaryFailure
+from paywarden.streams.decision_index.database import IndexSilent
 
 if TYPE_CHECKING:
     from paywarden.streams.decision_index.filler import FillState, IndexFiller, VerdictSender
@@ -39,33 +43,59 @@ class OpenedIndex:
         self._sender: VerdictSender | None = None
         self._trouble: tuple[int, str] | None = None
         self._counted = (0, 0)
+        # Whether the database says nothing, and who may ask although it does not.
+        self._is_silent, self._prober = False, threading.local()
 
     def parts(self) -> tuple[DecisionIndex, ReviewQueue]:
         """Returns the index and the queue. Raises NothingDone if the database cannot be used now."""
+        if self._opened is not None:
+            return self._opened
+        self._require_word()
         with self._lock:
             if self._opened is None:
+                # Another one has waited meanwhile, and in vain.
+                self._require_word()
                 try:
                     self._opened = self._stack.enter_context(self._opens())
                 except PaywardenError as error:
                     self._note(error)
                     raise NothingDone(str(error)) from error
-                self._trouble = None
+                self._is_well()
             return self._opened
 
     @contextmanager
     def used(self) -> Iterator[tuple[DecisionIndex, ReviewQueue]]:
         """Gives the index and the queue to a page, and remembers if the database does not answer meanwhile."""
         parts = self.parts()
+        self._require_word()
         try:
             yield parts
         except TemporaryFailure as error:
             self._note(error)
             raise
-        self._trouble = None
+        self._is_well()
+
+    def _require_word(self) -> None:
+        """Raise NothingDone if the database says nothing, unless this thread is the one that asks."""
+        trouble = self._trouble
+        if self._is_silent and trouble is not None and not getattr(self._prober, "may", False):
+            raise NothingDone(trouble[1])
+
+    def _is_well(self) -> None:
+        self._trouble, self._is_silent = None, False
 
     def _note(self, error: PaywardenError) -> None:
         since_ms = self._trouble[0] if self._trouble is not None else self._now_ms()
         self._trouble = since_ms, str(error)
+        self._is_silent = self._is_silent or isinstance(error, IndexSilent)
+
+    def ask(self, stop: threading.Event) -> None:
+        """While the database does not answer, asks until it does: nobody has to open a page for that."""
+        self._prober.may = True
+        while not stop.wait(_RETRY_S):
+            if self._trouble is not None:
+                with suppress(PaywardenError), self.used() as (index, _):
+                    index.count()
 
     def waiting_count(self) -> int:
         """Returns how many payments wait for a review. It is counted every few seconds, since every page asks."""

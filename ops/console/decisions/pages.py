@@ -68,7 +68,7 @@ class DecisionPages:
             "Decisions",
             PATH,
             pages,
-            background=(self._opened.follow, self._opened.send),
+            background=(self._opened.follow, self._opened.send, self._opened.ask),
             missing=self._opened.missing,
             close=self._opened.close,
         )

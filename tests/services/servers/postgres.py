@@ -58,11 +58,27 @@ class PostgresServer:
         lines = (self._data / "postmaster.pid").read_text(encoding="utf-8").splitlines()
         return int(lines[0])
 
+    def _processes(self) -> list[psutil.Process]:
+        """Returns all of its processes. The first one starts the others."""
+        postmaster = psutil.Process(self._first_pid())
+        return [postmaster, *postmaster.children(recursive=True)]
+
+    def freeze(self) -> None:
+        """Stop all of its processes as they are: connections stay, and nobody answers."""
+        for process in self._processes():
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
+
+    def thaw(self) -> None:
+        """Let them go on."""
+        for process in self._processes():
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
+
     def kill(self) -> None:
         """Kill -9 all of its processes."""
-        postmaster = psutil.Process(self._first_pid())
+        processes = self._processes()
         # The first of the processes first, or it would start others again.
-        processes = [postmaster, *postmaster.children(recursive=True)]
         for process in processes:
             with suppress(psutil.NoSuchProcess):
                 process.kill()

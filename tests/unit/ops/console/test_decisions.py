@@ -6,7 +6,7 @@ import math
 import re
 import threading
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from html import unescape
 from pathlib import Path
@@ -32,13 +32,14 @@ from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
 from paywarden.schemas.errors import BrokerUnavailable, BundleRefused, TemporaryFailure
 from paywarden.schemas.settings import read_source
 from paywarden.streams.companion.shipping import decision_of
-from paywarden.streams.decision_index.database import DuckDbDatabase, IndexUnavailable
+from paywarden.streams.decision_index.database import DuckDbDatabase, IndexSilent, IndexUnavailable
 from paywarden.streams.decision_index.filler import VerdictSender
 from paywarden.streams.decision_index.index import DecisionIndex, Stored
 from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewSettings, Verdict
 from paywarden.streams.decision_index.search import Search
 from tests.fakes.kafka import FakeBroker, clients_of
 from tests.services.product.console import NOW_MS, TOKEN, ConsoleUnderTest, console_under_test, csrf_of, searched
+from tests.services.product.processes import wait_until
 from tests.unit.ops.commands.watch.test_decisions import entry
 from tests.worlds.small import small_world
 
@@ -75,6 +76,7 @@ class World:
         self.index = DecisionIndex(self.database, worth=lambda amount, _currency, _time: amount)
         self.queue = ReviewQueue(self.database, ReviewSettings(second_share=0.0))
         self.is_lost = False
+        self.silent: Callable[[], None] = lambda: None
         self.put(decisions())
         with self.database.transaction() as transaction:
             fraud = {"payment_id": "pay1", "outcome_time_ms": NOW_MS, "label": "fraud", "source": "chargeback"}
@@ -96,6 +98,7 @@ class World:
     def _opens(self) -> Iterator[tuple[DecisionIndex, ReviewQueue]]:
         if self.is_lost:
             raise TemporaryFailure("PostgreSQL does not answer: connection refused")
+        self.silent()
         yield self.index, self.queue
 
     def browser(self, person: str) -> TestClient:
@@ -273,6 +276,33 @@ def test_a_lost_database_is_named_with_its_time_and_is_no_empty_list(world: Worl
     world.is_lost = False
     assert browser.get("/decisions").status_code == 200
     assert world.opened.missing() == []
+
+
+def test_a_database_that_says_nothing_is_asked_by_one_for_all(world: World) -> None:
+    """Each page waited for the time-out, and soon no thread was left for any."""
+    asked = list[str]()
+
+    def silent() -> None:
+        asked.append(threading.current_thread().name)
+        raise IndexSilent("PostgreSQL does not answer: it said nothing for 7 s")
+
+    world.silent = silent
+    browser = world.browser("demo-analyst")
+    for address in ("/decisions", "/review", "/decisions", world.address("pay1")):
+        page = browser.get(address)
+        assert page.status_code == 503
+        assert "it said nothing for 7 s" in page.text
+    assert len(asked) == 1
+    stop = threading.Event()
+    asker = threading.Thread(target=world.opened.ask, args=(stop,), name="asker")
+    asker.start()
+    wait_until(lambda: "asker" in asked, "the thread asks")
+    world.silent = lambda: None
+    wait_until(lambda: not world.opened.missing(), "it is whole again without anybody's page")
+    assert browser.get("/decisions").status_code == 200
+    assert set(asked[1:]) == {"asker"}
+    stop.set()
+    asker.join()
 
 
 def test_an_index_whose_folder_cannot_be_made_takes_no_other_page_with_it(tmp_path: Path) -> None:
