@@ -226,6 +226,22 @@ def test_rules_and_segments_decide_as_they_do_about_requests(tmp_path: Path) -> 
     assert any(reason.endswith(":online") for reason in reasons)
 
 
+def test_only_texts_that_repeat_are_written_with_a_dictionary(tmp_path: Path) -> None:
+    """Dictionaries of numbers and ids made the file a quarter larger, and took half of the time of writing it."""
+    challenger = contestant(small_world.loaded_bundle(), PolicySettings(review_at=0.05))
+    run(tmp_path, challenger=challenger, with_vectors=True, with_features=True)
+    encodings: dict[str, tuple[str, ...]] = {}
+    for name in ("differences.parquet", "decisions.parquet"):
+        group = pq.ParquetFile(tmp_path / name).metadata.row_group(0)
+        encodings |= {group.column(at).path_in_schema: group.column(at).encodings for at in range(group.num_columns)}
+    with_dictionary = {name for name, used in encodings.items() if "RLE_DICTIONARY" in used}
+    names = ("card_id", "merchant_id", "currency", "action", "reasons.list.element", "model_version", "label")
+    of_both = ("champion_action", "challenger_action")
+    assert with_dictionary == {*names, *of_both, *DIMENSIONS}
+    as_differences = {name for name, used in encodings.items() if "DELTA_BINARY_PACKED" in used}
+    assert as_differences == {"event_time_ms", "amount_minor", "amount_reference_minor"}
+
+
 def test_the_vector_column_equals_the_computed_vectors(tmp_path: Path) -> None:
     run(tmp_path, with_vectors=True)
     decisions = pq.read_table(tmp_path / "decisions.parquet")
