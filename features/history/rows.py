@@ -82,13 +82,18 @@ class HistoryRows:
     def of(self, payments: NDArray[np.int64] | slice) -> NDArray[np.int64]:
         """Returns the rows of these payments, shape (count, width), C-contiguous."""
         times = self._plain[kernel.TIME_MS][payments]
-        rows = np.zeros((len(times), self.width), dtype=np.int64)
+        rows = np.empty((len(times), self.width), dtype=np.int64)
+        self.fill(payments, rows)
+        return rows
+
+    def fill(self, payments: NDArray[np.int64] | slice, rows: NDArray[np.int64]) -> None:
+        """Write the rows of these payments into `rows`, shape (count, width). All of it is overwritten."""
+        rows[:] = 0
         for column, values in self._plain.items():
             rows[:, column] = values[payments]
         for column, codes, values in self._coded:
             # Code -1, a missing text, takes the last entry.
             rows[:, column] = values[codes[payments]]
-        return rows
 
 
 def _ones_of(coded: Coded) -> NDArray[np.int64]:

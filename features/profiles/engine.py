@@ -177,9 +177,15 @@ class FeatureEngine:
         buffer = out[: ends[-1]].tobytes()
         return status, AppliedEvents([buffer[a:b] for a, b in itertools.pairwise(ends)], applied, int(late[0]))
 
-    def vectors_of_slots(self, attributes: NDArray[np.int64], slots: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Returns vectors, shape (rows, features), from filled slots. `attributes`: shape (rows, plan.row_width)."""
-        out = np.empty((len(attributes), self.plan.feature_count), dtype=np.float32)
+    def vectors_of_slots(
+        self, attributes: NDArray[np.int64], slots: NDArray[np.float64], out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Returns vectors, shape (rows, features), from filled slots. `attributes`: shape (rows, plan.row_width).
+
+        With `out`, a C-contiguous array of this shape, they are written there.
+        """
+        if out is None:
+            out = np.empty((len(attributes), self.plan.feature_count), dtype=np.float32)
         kernel.assemble_rows(self.plan.words, attributes, slots, self._values, out)
         return out
 

@@ -322,8 +322,10 @@ def _measured(
     frauds = np.concatenate([np.flatnonzero(labels[part] == 1) + part.start for part in parts_of(len(labels))])
     row, count = room.new(window_rows.stop - window_rows.start, np.int64), 0
     for part in parts_of(window_rows.stop, first=window_rows.start):
-        kept = _not_known(history, frauds, part, split) + part.start
-        kept = kept[has_label[kept - window_rows.start]]
+        is_kept = has_label[part.start - window_rows.start : part.stop - window_rows.start]
+        if split is not None:
+            is_kept = is_kept & _not_known(history, frauds, part, split)
+        kept = np.flatnonzero(is_kept) + part.start
         row[count : count + len(kept)] = kept
         count += len(kept)
     if count == 0:
@@ -331,9 +333,10 @@ def _measured(
     day, fraud, amount_minor = (room.new(count, kind) for kind in (np.int64, np.bool_, np.int64))
     has_outcomes, row = False, row[:count]
     for part in parts_of(count):
-        label = labels[row[part]]
-        day[part], fraud[part] = day_of_time(history.event_time_ms[row[part]]), label == 1
-        amount_minor[part] = amounts[row[part]]
+        rows = row[part]
+        label = labels[rows]
+        day[part], fraud[part] = day_of_time(history.event_time_ms[rows]), label == 1
+        amount_minor[part] = amounts[rows]
         has_outcomes |= bool((label != UNKNOWN).any())
     room.release()
     measured = MeasuredPayments(
@@ -348,18 +351,13 @@ def _measured(
     return measured, counts
 
 
-def _not_known(history: History, frauds: NDArray[np.int64], part: slice, split: Split | None) -> NDArray[np.int64]:
-    """Places, within a part of the history, of payments whose cards are not known to be compromised."""
-    rows = np.arange(part.start, part.stop)
-    if split is None:
-        return np.arange(len(rows))
+def _not_known(history: History, frauds: NDArray[np.int64], part: slice, split: Split) -> NDArray[np.bool_]:
+    """Returns which payments of a part of the history have cards that are not known to be compromised."""
     # Only frauds make a card known: a part needs all frauds of the history, but no other payment outside itself.
-    both = np.concatenate((frauds, rows))
+    both = np.concatenate((frauds, np.arange(part.start, part.stop)))
     is_fraud = np.arange(len(both)) < len(frauds)
     days = day_of_time(history.event_time_ms[both])
-    is_kept = exclude_known_compromised(days, history.card.codes[both], is_fraud.astype(np.int64), split)
-    places: NDArray[np.int64] = np.flatnonzero(is_kept[len(frauds) :])
-    return places
+    return exclude_known_compromised(days, history.card.codes[both], is_fraud.astype(np.int64), split)[len(frauds) :]
 
 
 def _facts(

@@ -16,7 +16,7 @@ from paywarden.features.catalogue.entity import Catalogue, Entity, request
 from paywarden.features.catalogue.windows import DAY_MS, HOUR_MS
 from paywarden.features.history.columns import MmapAllocator
 from paywarden.features.history.history import History, history_of_tables
-from paywarden.features.history.point_in_time import Chunk, PointInTimeReplay, label_changes
+from paywarden.features.history.point_in_time import Chunk, PointInTimeReplay, label_changes, order_by_code
 from paywarden.features.history.thread_pool import ThreadPool
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import RateTable
@@ -263,6 +263,27 @@ def test_threads_change_no_bit_of_vectors_and_profiles(threads: int, tmp_path: P
     assert [chunk.late for chunk in made] == [chunk.late for chunk in wanted]
     assert shared.profiles == alone.profiles
     assert np.array_equal(shared.amounts, alone.amounts)
+
+
+@pytest.mark.parametrize("highest", [0, 1, 40, 0xFFFE, 0xFFFF, 0x10000, 2**31 - 1])
+def test_events_are_ordered_by_entity_and_time(highest: int) -> None:
+    """In digits of 16 bits: the same as a sort that compares."""
+    rng = np.random.default_rng(highest)
+    code = np.minimum(rng.integers(-1, highest, 3000, endpoint=True), rng.integers(-1, highest, 3000, endpoint=True))
+    code[:2] = -1, highest
+    place = np.concatenate((np.arange(1, 5001, 2), np.sort(2 * rng.integers(0, 2500, 500))))
+    assert np.array_equal(order_by_code(code.astype(np.int32), place), np.lexsort((place, code)))
+    assert order_by_code(code[:0], place[:0]).tolist() == []
+
+
+def test_chunks_may_be_kept_while_the_next_ones_are_made() -> None:
+    """Rows and slots use the memory of the chunk before, vectors do not. What one chunk lacks is missing in it."""
+    hours = [SUNDAY_MS + hour * HOUR_MS for hour in range(6)]
+    of = history(hours, merchant_id=pa.array(["m", "m", "n", "o", "m", "p"]), device_id=pa.array([*"dd", None, *"dxy"]))
+    (whole,) = chunks(of)
+    for rows in (1, 2, 4, 5):
+        kept = list(PointInTimeReplay(of, engine(), RATES).chunks(rows=rows))
+        assert np.array_equal(np.concatenate([chunk.vectors for chunk in kept]), whole.vectors, equal_nan=True)
 
 
 def test_progress_gets_the_rows_of_each_chunk() -> None:
