@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.models.policy.policy import DECLINE, REVIEW
-from paywarden.models.rollout.judgement import judge
+from paywarden.models.rollout.judgement import Finding, judge
 from paywarden.models.rollout.log import RolloutKeeper
 from paywarden.models.rollout.plan import RolloutPlan
 from paywarden.models.rollout.rollout import EventKind, Phase, Rollout, RolloutEvent
@@ -131,15 +131,18 @@ class RolloutAnalysis:
             bits = event_bits(running.start.plan, self._bounds, decisions)
             self._tally_of(running).add(decisions.position, decisions.arm, bits, decisions.decided_ms)
 
-    def look(self, now_ms: int) -> Rollout | None:
+    def look(self, now_ms: int, *, is_whole: bool = True) -> Rollout | None:
         """Judge the running step and return the rollout after that; None if there has been none.
 
-        Raises Misconfigured while the clock is behind the log; harm is taken even then.
+        `is_whole`: whether all decisions so far have been added. If not, nothing but harm counts. Raises Misconfigured
+        while the clock is behind the log; harm is taken even then.
         """
         running = self._running()
         if running is None:
             return self._keeper.rollout
         judgement = judge(running.start.plan, running.step, self._tally_of(running).counts(now_ms))
+        if not is_whole and judgement.finding is not Finding.HARM:
+            return running
         return self._keeper.take(
             RolloutEvent(EventKind.LOOKED, now_ms, self._by, step=running.step, judgement=judgement)
         )

@@ -21,7 +21,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,7 +30,7 @@ from confluent_kafka import IsolationLevel, KafkaException
 from confluent_kafka.admin import AdminClient
 from prometheus_client import CollectorRegistry, Gauge
 
-from paywarden.streams.kafka.admin import ask_end_offsets
+from paywarden.streams.kafka.admin import ask_end_offsets, stable_end_offsets, written_end_offsets
 from paywarden.streams.kafka.client import PartitionId, reason_of
 from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.stall_detector import named
@@ -134,6 +134,20 @@ def told(held: Mapping[PartitionId, OpenTransaction]) -> str:
         f"an open transaction of a producer holds up {named(sorted(held))} since {since:%Y-%m-%d %H:%M:%S} UTC: "
         f"{waiting} records wait for its end"
     )
+
+
+def waiting_now(admin: AdminClient, topic: str, partitions: Collection[int]) -> str:
+    """Returns a sentence about records that cannot be read now because a transaction is open; "" without one.
+
+    It looks once, and so takes a transaction that ends in a moment for one. For a command, which does not come back.
+    Raises BrokerUnavailable.
+    """
+    written = written_end_offsets(admin, topic, partitions)
+    readable = stable_end_offsets(admin, topic, partitions)
+    waiting = {(topic, number): written[number] - end for number, end in readable.items() if end < written[number]}
+    if not waiting:
+        return ""
+    return f"an open transaction of a producer holds up {named(sorted(waiting))}: {sum(waiting.values())} records wait"
 
 
 def transaction_gauge(registry: CollectorRegistry) -> Gauge:

@@ -12,7 +12,9 @@
    deployment file of its host by itself.
 5. Mature outcomes are judged in every step and while the rollout is provisional (streams/rollouts/outcomes.py).
 6. While the clock is behind the log, steps wait. If the candidate's bundle is gone, the rollout is rolled back.
-7. Decisions without a latency (from workers of an earlier release) do not count if the plan measures it.
+7. While a producer leaves a transaction open on `decisions` or `outcomes`, no step goes on and outcomes are not judged:
+   what stands behind it cannot be read. Harm that is seen meanwhile rolls back. The log says what is held up.
+8. Decisions without a latency (from workers of an earlier release) do not count if the plan measures it.
 """
 
 from __future__ import annotations
@@ -46,8 +48,9 @@ from paywarden.models.rollout.shares import CardSplit
 from paywarden.schemas.avro import Decoder, SchemaIds
 from paywarden.schemas.errors import BrokerUnavailable, InvalidEvent, Misconfigured
 from paywarden.streams.kafka.admin import end_offsets, make_admin, offsets_at, partitions_of, watermarks
-from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.client import KafkaSettings, PartitionId
 from paywarden.streams.kafka.end_offsets import EndsWatch
+from paywarden.streams.kafka.open_transactions import OpenTransactions
 from paywarden.streams.kafka.reading import RANGE_BATCH, Record, consume, make_consumer, records_between
 from paywarden.streams.kafka.topic_identity import embedded_cluster
 from paywarden.streams.rollouts.outcomes import ARMS, OutcomeReader
@@ -140,7 +143,9 @@ class RolloutLeader:
             self._kafka, self._ids, self._keeper, self._rates, judge_every_s=self._look_every_s * _LOOKS_AN_OUTCOME
         )
         with closing(outcomes), closing(make_consumer(self._kafka, group_id=_GROUP)) as consumer:
-            watch = EndsWatch(make_admin(self._kafka), topic, lambda: [(topic, partition) for partition in partitions])
+            admin = make_admin(self._kafka)
+            watch = EndsWatch(admin, topic, lambda: [(topic, partition) for partition in partitions])
+            transactions = OpenTransactions(admin, self._places)
             ends = end_offsets(consumer, topic, partitions)
             analysis: RolloutAnalysis | None = None
             if rollout.phase is not Phase.PROVISIONAL:
@@ -159,20 +164,27 @@ class RolloutLeader:
                     analysis.add(decision_columns(records, split, rollout.start.plan.segments))
                 watch.look()
                 if not watch.trouble():
-                    if judgement := outcomes.turn(rollout, self._now_ms()):
+                    transactions.look()
+                    is_whole = not transactions.held
+                    if is_whole and (judgement := outcomes.turn(rollout, self._now_ms())):
                         self._take(RolloutEvent(EventKind.OUTCOMES, self._now_ms(), _BY, judgement=judgement))
                     if time.monotonic() >= look_at:
-                        self._look(analysis, rollout)
+                        self._look(analysis, rollout, is_whole=is_whole)
                         look_at = time.monotonic() + self._look_every_s
                 rollout = self._follow() or rollout
 
-    def _look(self, analysis: RolloutAnalysis | None, rollout: Rollout) -> None:
+    def _places(self) -> list[PartitionId]:
+        """Returns the partitions of all topics that a rollout is judged by."""
+        topics = {name: partitions_of(self._kafka, name) for name in ("decisions", "outcomes")}
+        return [(self._kafka.topic(name), number) for name, numbers in topics.items() for number in numbers]
+
+    def _look(self, analysis: RolloutAnalysis | None, rollout: Rollout, *, is_whole: bool = True) -> None:
         """Look whether the candidate is still there, and at what its decisions show."""
         if why := self._gone(rollout.start.candidate):
             self._take(RolloutEvent(EventKind.GONE, self._now_ms(), _BY, why))
         elif analysis is not None:
             with self._waiting_for_the_clock():
-                analysis.look(self._now_ms())
+                analysis.look(self._now_ms(), is_whole=is_whole)
 
     def _take(self, event: RolloutEvent) -> None:
         """Put an event into the log, unless the rollout has ended meanwhile."""

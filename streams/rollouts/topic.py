@@ -8,7 +8,7 @@ The salt stays in the log: whoever has it can choose cards for an arm.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -17,8 +17,9 @@ from paywarden.models.rollout.rollout import Rollout, RolloutEvent, after
 from paywarden.models.rollout.shares import BASIS_POINTS
 from paywarden.schemas.avro import Decoder, Encoder, SchemaIds
 from paywarden.schemas.errors import InvalidEvent
-from paywarden.streams.kafka.admin import partitions_of
+from paywarden.streams.kafka.admin import make_admin, partitions_of
 from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.open_transactions import waiting_now
 from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.kafka.reading import make_consumer, records_to_end
 
@@ -60,11 +61,15 @@ def _text(event: RolloutEvent) -> str:
     return json.dumps(record, sort_keys=True, allow_nan=False)
 
 
-def publish(kafka: KafkaSettings, ids: SchemaIds, events: Sequence[RolloutEvent]) -> int:
+def publish(kafka: KafkaSettings, ids: SchemaIds, events: Sequence[RolloutEvent], tell: Callable[[str], object]) -> int:
     """Publish the events that the topic has not, and return how many there were.
 
+    `tell` gets a line if an open transaction keeps records of the topic from being read: their events may come again.
     Raises BrokerUnavailable; Misconfigured if the topic is missing.
     """
+    held = waiting_now(make_admin(kafka), kafka.topic(ROLLOUTS_TOPIC), partitions_of(kafka, ROLLOUTS_TOPIC))
+    if held:
+        tell(f"{held} for its end, and events among them are published again")
     known = _newest_number(kafka, ids)
     encoder, sender = Encoder(ROLLOUTS_TOPIC, ids.id_of(ROLLOUTS_TOPIC)), Sender(kafka, linger_ms=0)
     new = [record for record in rollout_records(events) if record["number"] > known]

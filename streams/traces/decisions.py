@@ -1,4 +1,4 @@
-"""The topic decisions, read in a consumer group."""
+"""The topic decisions, read in a consumer group. While an open transaction holds it up, the log says so."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 from confluent_kafka import KafkaException, TopicPartition
 
+from paywarden.streams.kafka.admin import make_admin
 from paywarden.streams.kafka.client import KafkaSettings, PartitionId, reason_of
+from paywarden.streams.kafka.open_transactions import OpenTransactions
 from paywarden.streams.kafka.reading import Record, consume, make_consumer
 
 _log = logging.getLogger(__name__)
@@ -21,12 +23,17 @@ class DecisionRecords:
         self._consumer, self._count_max = make_consumer(kafka, group_id=group_id), count_max
         self._consumer.subscribe([kafka.topic("decisions")])
         self._read: dict[PartitionId, int] = {}
+        self._transactions = OpenTransactions(make_admin(kafka), self._assigned)
 
     def read(self) -> Sequence[Record]:
         """Returns the next records, at most `count_max`; none after half a second without one."""
         records = consume(self._consumer, self._count_max, _WAIT_S).records
         self._read.update({(record.topic, record.partition): record.offset + 1 for record in records})
+        self._transactions.look()
         return records
+
+    def _assigned(self) -> list[PartitionId]:
+        return [(place.topic, place.partition) for place in self._consumer.assignment()]
 
     def commit(self) -> None:
         """Commit all records that were read. What a rebalance has taken away comes again elsewhere."""

@@ -281,7 +281,7 @@ def publish(source: Source) -> None:
     events = rollouts.read_rollouts(source).events()
     kafka = wiring.kafka_settings(source)
     require_broker(kafka)
-    click.echo(f"published {send(kafka, wiring.schema_ids(source), events)} of {len(events)} events")
+    click.echo(f"published {send(kafka, wiring.schema_ids(source), events, _warn)} of {len(events)} events")
 
 
 def _keeper(source: Source) -> RolloutKeeper:

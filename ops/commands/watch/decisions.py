@@ -65,6 +65,8 @@ def explain(
         place, found = "the outboxes of this host", _in_outboxes(source, payment_id)
     by_id = {decision["decision_id"]: decision for decision in found}
     if not by_id:
+        held = _held_up(source) if topic else ""
+        place += f" ({held})" if held else ""
         raise click.ClickException(f"there is no decision about payment {printable(payment_id)} in {place}")
     known = KnownDeciders(source, bundles, policies)
     told = [known.recomputed(decision).to_json() for decision in by_id.values()]
@@ -253,6 +255,15 @@ def _on_topic(source: Source, payment_id: str) -> Iterator[dict[str, Any]]:
                     yield decoder.decode(record.value)
                 except InvalidEvent:
                     continue
+
+
+def _held_up(source: Source) -> str:
+    """Returns what keeps decisions on the topic from being read now; "" for nothing."""
+    from paywarden.streams.kafka.clients import KafkaClients
+    from paywarden.streams.kafka.open_transactions import waiting_now
+
+    clients = KafkaClients.of(wiring.kafka_settings(source))
+    return waiting_now(clients.admin, clients.topic("decisions"), clients.partitions("decisions"))
 
 
 def _archived(archive: Path, payment_id: str) -> Iterator[dict[str, Any]]:

@@ -34,6 +34,7 @@ from tests.services.product.deployment import Deployment as Deployed
 from tests.services.product.processes import wait_until
 from tests.worlds.rollout.manifests import manifest_in
 from tests.worlds.stream.decision_records import decision
+from tests.worlds.stream.transactions import left_open, look_quickly
 
 PLAN = plan_of([50, 100], step_hours=(0.01,), settle_s=0.0)
 SALT = "00" * 16
@@ -119,6 +120,11 @@ class World:
             self.settings, LocalSchemaIds(), keeper, deploy, rates=rates, gone=lambda _: self.gone, look_every_s=0.1
         )
 
+    def phase_after(self, count: int) -> Phase:
+        """Send decisions of the rollout before any card is the candidate's, and return where it is."""
+        self.decide(count, rollout="r-1")
+        return self.rollout.phase
+
     @contextmanager
     def led(self) -> Iterator[threading.Thread]:
         leader = self.leader(deployment_writer(self.source))
@@ -181,9 +187,9 @@ def test_while_kafka_is_away_there_are_no_looks(world: World, monkeypatch: pytes
     looks, trouble = list[int](), ["away"]
     look = RolloutAnalysis.look
 
-    def noted(analysis: RolloutAnalysis, time_ms: int) -> Rollout | None:
+    def noted(analysis: RolloutAnalysis, time_ms: int, *, is_whole: bool) -> Rollout | None:
         looks.append(time_ms)
-        return look(analysis, time_ms)
+        return look(analysis, time_ms, is_whole=is_whole)
 
     monkeypatch.setattr(RolloutAnalysis, "look", noted)
     monkeypatch.setattr(EndsWatch, "trouble", lambda _: trouble[0])
@@ -198,6 +204,41 @@ def test_while_kafka_is_away_there_are_no_looks(world: World, monkeypatch: pytes
         leader.join(PATIENCE_S)
     assert world.rollout.phase is Phase.ROLLED_BACK
     assert looks
+
+
+def test_behind_an_open_transaction_no_step_goes_on_and_it_is_told(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Steps went on in silence, without what stood behind it."""
+    look_quickly(monkeypatch)
+    world.decide(500)
+    world.start(plan=PLAN_OF_MANY_STEPS)
+    with world.led():
+        with left_open(world.settings, "decisions"):
+            wait_until(lambda: "holds up" in caplog.text, "the leader says what is held up")
+            wait_until(lambda: world.phase_after(20) is Phase.RUNNING, "the other partitions have decisions")
+            # Enough for a step, were it whole.
+            world.decide(500, rollout="r-1", share=2_000)
+            time.sleep(1.0)
+            world.decide(500, rollout="r-1", share=2_000)
+            time.sleep(1.0)
+            assert (world.rollout.phase, world.rollout.step) == (Phase.RUNNING, 0)
+        wait_until(lambda: world.phase_after(20) and world.rollout.step > 0, "the step goes on")
+    assert f"holds up {world.settings.topic('decisions')}/0 since" in caplog.text
+
+
+def test_harm_that_is_seen_beside_an_open_transaction_rolls_back(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    look_quickly(monkeypatch)
+    world.decide(2_000)
+    world.start()
+    with world.led() as leader, left_open(world.settings, "decisions"):
+        wait_until(lambda: "holds up" in caplog.text, "the leader says what is held up")
+        wait_until(lambda: world.phase_after(20) is Phase.RUNNING, "the other partitions have decisions")
+        world.decide(4_000, rollout="r-1", share=5_000, declines=0.4)
+        leader.join(PATIENCE_S)
+    assert world.rollout.phase is Phase.ROLLED_BACK
 
 
 def test_an_abort_reaches_the_host_and_ends_the_leader(world: World) -> None:

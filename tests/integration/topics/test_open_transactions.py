@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from confluent_kafka import Producer
 
 from paywarden.models.registry import entries as kinds
 from paywarden.models.registry.log import LogFile
@@ -28,47 +27,28 @@ from paywarden.streams.decision_index.filler import IndexFiller
 from paywarden.streams.decision_index.index import DecisionIndex
 from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewSettings
 from paywarden.streams.decision_index.search import Search
-from paywarden.streams.kafka import open_transactions
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.clients import KafkaClients
+from paywarden.streams.kafka.reading import Record
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from paywarden.streams.registry.shared_log import SharedLog
 from paywarden.streams.registry.topic import REGISTRY_TOPIC, KafkaRegistryTopic
-from tests.patience import PATIENCE_S
+from paywarden.streams.rollouts.topic import ROLLOUTS_TOPIC, publish
+from paywarden.streams.traces.decisions import DecisionRecords
 from tests.services.product.processes import wait_until
 from tests.services.servers.kafka import produce
 from tests.unit.streams.decision_index.test_index import made
+from tests.unit.streams.rollouts.test_topic import EVENTS
 from tests.worlds.drift.alerts_on_topics import NOW_MS, alert_record
 from tests.worlds.rollout.registry import Writer, people_of
+from tests.worlds.stream.transactions import left_open, look_quickly
 
 IDS = LocalSchemaIds()
 
 
 @pytest.fixture(autouse=True)
 def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A transaction counts as left open after 200 ms."""
-    defaults = open_transactions.OpenTransactions.__init__.__kwdefaults__
-    assert defaults is not None
-    monkeypatch.setitem(defaults, "ask_every_s", 0.1)
-    monkeypatch.setitem(defaults, "told_after_ms", 200)
-
-
-@contextmanager
-def left_open(settings: KafkaSettings, topic: str) -> Iterator[None]:
-    """A transaction with one record on the topic, which is aborted when the block ends."""
-    stranger = Producer(
-        {
-            "bootstrap.servers": settings.bootstrap,
-            "transactional.id": f"{settings.topic_prefix}stranger",
-            "transaction.timeout.ms": 900_000,
-        }
-    )
-    stranger.init_transactions(PATIENCE_S)
-    stranger.begin_transaction()
-    stranger.produce(settings.topic(topic), b"never committed", partition=0)
-    assert stranger.flush(PATIENCE_S) == 0
-    yield
-    stranger.abort_transaction(PATIENCE_S)
+    look_quickly(monkeypatch)
 
 
 def send(settings: KafkaSettings, topic: str, *records: dict[str, object]) -> None:
@@ -145,6 +125,59 @@ def test_an_archive_names_what_it_lacks_and_gets_it_later(topics: KafkaSettings,
         assert "3 offsets are added when it has ended" in told
     added, told = archived()
     assert (added, "open transaction" in told) == ("2 decisions", False)
+
+
+def test_events_of_rollouts_behind_it_are_published_again_and_it_is_told(topics: KafkaSettings) -> None:
+    """The command published them again in silence, at each call."""
+    told: list[str] = []
+    assert publish(topics, IDS, EVENTS[:1], told.append) == 1
+    with left_open(topics, ROLLOUTS_TOPIC):
+        assert publish(topics, IDS, EVENTS[:2], told.append) == 1
+        assert publish(topics, IDS, EVENTS[:2], told.append) == 1
+    assert told[0].startswith(f"an open transaction of a producer holds up {topics.topic(ROLLOUTS_TOPIC)}/0: 1 records")
+    assert told[1].endswith("2 records wait for its end, and events among them are published again")
+    assert len(told) == 2
+    assert publish(topics, IDS, EVENTS, told.append) == 1
+    assert len(told) == 2
+
+
+def test_spans_of_decisions_behind_it_wait_and_it_is_told(
+    topics: KafkaSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    with closing(DecisionRecords(topics, f"{topics.topic_prefix}traces", 100)) as records:
+        send(topics, "decisions", made(0))
+        found: list[Record] = []
+
+        def read(count: int) -> bool:
+            found.extend(records.read())
+            records.commit()
+            return len(found) == count
+
+        wait_until(lambda: read(1), "one decision is read")
+        with left_open(topics, "decisions"), caplog.at_level(logging.INFO):
+            send(topics, "decisions", made(1))
+            wait_until(lambda: read(1) and "holds up" in caplog.text, "it is told")
+            assert f"holds up {topics.topic('decisions')}/0 since" in caplog.text
+        with caplog.at_level(logging.INFO):
+            wait_until(lambda: read(2), "the other decision is read")
+            wait_until(lambda: read(2) and "has ended" in caplog.text, "its end is told")
+
+
+def test_a_decision_that_is_not_found_may_be_behind_it(topics: KafkaSettings, tmp_path: Path) -> None:
+    config = tmp_path / "paywarden.toml"
+    config.write_text(f'[kafka]\nbootstrap = "{topics.bootstrap}"\ntopic_prefix = "{topics.topic_prefix}"\n')
+
+    def refused() -> str:
+        done = CliRunner().invoke(cli, ["--config", str(config), "decisions", "explain", "--topic", "p-none"])
+        assert done.exit_code == 1
+        return done.stderr
+
+    with left_open(topics, "decisions"):
+        assert (
+            f"in the topic decisions (an open transaction of a producer holds up {topics.topic('decisions')}/0: 1 "
+            in (refused())
+        )
+    assert "in the topic decisions\n" in refused()
 
 
 def test_an_entry_of_the_registry_behind_it_is_neither_lost_nor_sent_twice(

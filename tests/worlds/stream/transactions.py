@@ -1,0 +1,39 @@
+"""A stranger who leaves a transaction open on a topic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from confluent_kafka import Producer
+
+from paywarden.streams.kafka import open_transactions
+from paywarden.streams.kafka.client import KafkaSettings
+from tests.patience import PATIENCE_S
+
+
+@contextmanager
+def left_open(settings: KafkaSettings, topic: str) -> Iterator[None]:
+    """A transaction with one record on the topic, which is aborted when the block ends."""
+    stranger = Producer(
+        {
+            "bootstrap.servers": settings.bootstrap,
+            "transactional.id": f"{settings.topic_prefix}stranger",
+            "transaction.timeout.ms": 900_000,
+        }
+    )
+    stranger.init_transactions(PATIENCE_S)
+    stranger.begin_transaction()
+    stranger.produce(settings.topic(topic), b"never committed", partition=0)
+    assert stranger.flush(PATIENCE_S) == 0
+    yield
+    stranger.abort_transaction(PATIENCE_S)
+
+
+def look_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a transaction count as left open after 200 ms."""
+    defaults = open_transactions.OpenTransactions.__init__.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "ask_every_s", 0.1)
+    monkeypatch.setitem(defaults, "told_after_ms", 200)
