@@ -120,7 +120,7 @@ class _Host:
         loop = asyncio.get_running_loop()
         place: asyncio.Future[bool] = loop.create_future()
         self._waiting.append(place)
-        timer = loop.call_later(max(deadline_s - time.monotonic(), 0.0), _set, place, False)
+        timer = loop.call_later(max(deadline_s - time.monotonic() - _EARLY_S, 0.0), _set, place, False)
         try:
             return await place
         except asyncio.CancelledError:
@@ -266,7 +266,7 @@ class AsyncClient:
 
     async def _connect(self, host: _Host, deadline_s: float) -> _Connection | str:
         """Returns a new connection, or REFUSED or LATE."""
-        until_s = min(time.monotonic() + self._core.settings.connect_timeout_ms / 1000.0, deadline_s)
+        until_s = min(time.monotonic() + self._core.settings.connect_timeout_ms / 1000.0, deadline_s - _EARLY_S)
         if host.is_named and self._resolver is None:
             for each in self._hosts:
                 each.resolved = asyncio.get_running_loop().create_future()
@@ -275,7 +275,9 @@ class AsyncClient:
         try:
             await asyncio.wait((connecting,), timeout=max(until_s - time.monotonic(), 0.0))
             # After a time in which the loop stood still, a connection that was made long ago has not been heard of yet.
-            for _ in range(_TURNS_OF_CONNECTING):
+            # A loop that did not would only be kept from other calls, whose deadlines pass, too.
+            turns = _TURNS_OF_CONNECTING if time.monotonic() - until_s > _EARLY_S else 1
+            for _ in range(turns):
                 if connecting.done():
                     break
                 await asyncio.sleep(0)
@@ -284,7 +286,7 @@ class AsyncClient:
                 connecting.cancel()
                 connecting.add_done_callback(_close_late)
         if not connecting.done() or connecting.cancelled():
-            return REFUSED if time.monotonic() < deadline_s else LATE
+            return REFUSED if time.monotonic() < deadline_s - _EARLY_S else LATE
         error = connecting.exception()
         if error is None:
             return connecting.result()
