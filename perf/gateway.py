@@ -14,6 +14,7 @@ client's process and of the machine's other processes that a woken thread waits 
     limit_error_share_TARGET             how far what one client got is from its share, at twice the share
     limit_clients_error_share_TARGET     the same of the worst of `--clients` clients, who all send at once
     noisy_p99_ratio_TARGET               p99 beside a client at five times its share, to that beside one within it
+    elsewhere_p99_ratio_TARGET           the same while another gateway refuses that client: what its process does
     noisy_refused_per_s_TARGET           calls a second of that client that are refused: four of five, if it keeps up
     refusal_cpu_us_TARGET                the gateway's CPU time for each call of that client that it refuses
     burst_p99_ratio_TARGET               p99 beside bursts over HTTP/2 that are refused, to that beside single calls

@@ -158,22 +158,27 @@ def beside_a_noisy_client(
 ) -> dict[str, float]:
     """Measure a client beside another one that keeps to its share, and beside one that sends five times as much.
 
-    The other client is a process of its own with a low priority. Rounds go in turns; the first warms up.
+    The other client is a process of its own with a low priority. What it takes of the cores is no fault of the gateway:
+    the client is measured, too, while that process sends as much to a second gateway, which refuses it. Rounds go in
+    turns; the first warms up.
     """
     figures: dict[str, float] = {}
-    with running_gateway(target, places_of(hosts), [LOAD, NOISY]) as gateway:
+    with (
+        running_gateway(target, places_of(hosts), [LOAD, NOISY]) as gateway,
+        running_gateway(target, places_of(hosts), [LOAD, NOISY]) as second,
+    ):
+        within, over = (str(NOISY.calls_per_second * times) for times in (1, NOISY_TIMES))
         others = {
-            name: (gateway.url, NOISY.key, str(NOISY.calls_per_second * times), "1")
-            for name, times in (("calm", 1), ("noisy", NOISY_TIMES))
+            "calm": (gateway.url, NOISY.key, within, "1"),
+            "noisy": (gateway.url, NOISY.key, over, "1"),
+            "elsewhere": (second.url, NOISY.key, over, "1"),
         }
         for way in WAYS:
             beside = _beside(others, gateway, hosts, way, rate, seconds, rounds)
-            calm, noisy = (statistics.median(one.p99_ms for one in beside[name]) for name in ("calm", "noisy"))
-            figures |= {
-                f"{way}calm_p99_ms_{target}": calm,
-                f"{way}noisy_p99_ms_{target}": noisy,
-                f"{way}noisy_p99_ratio_{target}": float(np.divide(noisy, calm)),
-            }
+            p99 = {name: statistics.median(one.p99_ms for one in beside[name]) for name in others}
+            figures |= {f"{way}{name}_p99_ms_{target}": value for name, value in p99.items()}
+            for name in ("noisy", "elsewhere"):
+                figures[f"{way}{name}_p99_ratio_{target}"] = float(np.divide(p99[name], p99["calm"]))
             if way == AHEAD:
                 refused = statistics.median(one.refused for one in beside["noisy"])
                 figures[f"noisy_refused_per_s_{target}"] = refused / (seconds + _LONGER_S)
