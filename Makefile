@@ -15,8 +15,9 @@ export PYTHONDONTWRITEBYTECODE =
 export PYTHONPYCACHEPREFIX = $(CURDIR)/$(VENV)/pycache
 
 .DEFAULT_GOAL := help
-.PHONY: help install services demo test test-again fuzz check format perf proto clean
-.PHONY: check-types check-style check-imports check-pages check-proto check-contract check-clients
+# The one that takes longest first.
+CHECKS := check-types check-clients check-style check-imports check-pages check-proto check-contract
+.PHONY: help install services demo test test-again fuzz check ready format perf proto generated clean $(CHECKS)
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,32 +30,54 @@ PIP := PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --no-compile --disable-p
 COMPILE_OVERLAY := from paywarden.features.profiles.engine import FeatureEngine; \
 	from paywarden.scoring.state import overlay; overlay.warm_up(FeatureEngine())
 
-install: $(VENV)/.installed ## an environment in .venv with everything in it
+# What runs beside what: packages come while numba compiles. `make ready` checks meanwhile, too.
+BESIDE := @$(MAKE) --no-print-directory --jobs
 
-$(VENV)/.installed: $(VENV)/.demo-installed
-	@echo "installing what tests and benchmarks need besides, compiling the overlay meanwhile"
-	@$(BIN)/python -c '$(COMPILE_OVERLAY)' & compiling=$$!; $(PIP) --editable '.[dev,perf]' && wait $$compiling
-	@# The checkout under its installed name, for mypy and protoc.
-	@mkdir -p $(VENV)/checkout && ln -sfn ../.. $(VENV)/checkout/paywarden
+install: ## an environment in .venv with everything in it
+	$(BESIDE) 2 $(VENV)/.installed
+
+$(VENV)/.installed: $(VENV)/.packages $(VENV)/.compiled
+	@touch $(VENV)/.demo-packages $(VENV)/.demo-installed $@
+
+# The demo needs fewer packages, and no overlay.
+$(VENV)/.demo-installed: $(VENV)/.demo-packages $(VENV)/.demo-compiled
 	@touch $@
 
-# What the demo needs. The packages that all the others come with are enough to compile the feature kernel.
-$(VENV)/.demo-installed: pyproject.toml constraints.txt
+$(VENV)/.base: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Paywarden needs Python 3.11 or newer; set PYTHON=…" >&2; exit 1; }
 	@echo "1 of 3: making an environment in $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
 	@echo "2 of 3: installing what every process needs (100 MB to fetch)"
 	@$(PIP) --editable .
-	@echo "3 of 3: installing the rest (150 MB to fetch), compiling the feature kernel meanwhile (half a minute)"
-	@$(BIN)/paywarden warm-up & compiling=$$!; $(PIP) --editable '.[demo]' && wait $$compiling
+	@echo "3 of 3: installing the rest (150 MB to fetch or more), compiling meanwhile (half a minute or more)"
+	@touch $@
+
+$(VENV)/.demo-packages: $(VENV)/.base
+	@$(PIP) --editable '.[demo]'
+	@touch $@
+
+# What tests and benchmarks need besides; and the checkout under its installed name, for mypy and protoc.
+$(VENV)/.packages: $(VENV)/.base
+	@$(PIP) --editable '.[demo,dev,perf]'
+	@mkdir -p $(VENV)/checkout && ln -sfn ../.. $(VENV)/checkout/paywarden
+	@touch $@
+
+# The packages that all the others come with are enough to compile the feature kernel.
+$(VENV)/.demo-compiled: $(VENV)/.base
+	@$(BIN)/paywarden warm-up
+	@touch $@
+
+$(VENV)/.compiled: $(VENV)/.demo-compiled
+	@$(BIN)/python -c '$(COMPILE_OVERLAY)'
 	@touch $@
 
 services: install ## fetch Kafka, the schema registry (with a Java 17 JDK and Maven) and helm for tests
 	$(BIN)/python -m tests.services.fetch
 	$(BIN)/python -m tests.services.deploy_tools
 
-demo: $(VENV)/.demo-installed ## the whole product on this machine: DEMO_ARGS="--seconds 20 --json FILE"
+demo: ## the whole product on this machine: DEMO_ARGS="--seconds 20 --json FILE"
+	$(BESIDE) 2 $(VENV)/.demo-installed
 	$(BIN)/paywarden demo $(DEMO_ARGS)
 
 test: services ## every test, on a real Kafka: TEST_ARGS="-k name"
@@ -74,7 +97,16 @@ fuzz: install ## run each fuzz target for FUZZ_SECONDS (60), guided by coverage
 
 # Types take as long as all other checks together: two at once.
 check: install ## lint, types, import layers, generated code and pages
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target check-types check-style check-imports check-pages check-proto check-contract check-clients
+	$(BESIDE) 2 --output-sync=target $(CHECKS)
+
+# The checks begin when the packages are there, and run while the last code is compiled.
+ready: ## what CI does first: install and check, side by side
+	$(BESIDE) 3 --output-sync=target $(VENV)/.installed $(CHECKS)
+
+$(CHECKS): $(VENV)/.packages
+
+# The pages call compiled code, which would be compiled twice.
+check-pages: $(VENV)/.compiled
 
 check-types:
 	$(BIN)/mypy
@@ -90,7 +122,7 @@ check-pages:
 	$(BIN)/python -m paywarden.ops.reference --check
 
 check-proto:
-	@$(MAKE) --no-print-directory proto OUT=$(VENV)/proto
+	@$(MAKE) --no-print-directory generated OUT=$(VENV)/proto
 	@for file in schemas/proto/*_pb2.py schemas/proto/*_pb2.pyi; do \
 		cmp -s $$file $(VENV)/proto/$$file || { echo "$$file is not what its .proto gives: make proto" >&2; exit 1; }; done
 
@@ -118,7 +150,9 @@ perf: install ## the benchmarks, one after the other
 	@for name in $(PERF); do $(BIN)/python -m perf.$$name || exit 1; done
 
 OUT := .
-proto: install ## generate schemas/proto/*_pb2.py from the .proto files
+proto: install generated ## generate schemas/proto/*_pb2.py from the .proto files
+
+generated:
 	@rm -rf $(VENV)/generated && mkdir -p $(VENV)/generated $(OUT)/schemas/proto
 	$(BIN)/python -m grpc_tools.protoc -I$(VENV)/checkout --python_out=$(VENV)/generated --pyi_out=$(VENV)/generated \
 		$(VENV)/checkout/paywarden/schemas/proto/*.proto
