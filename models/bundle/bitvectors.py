@@ -64,8 +64,9 @@ _TREES_MAX = 1 << 14
 # Rows scored together, and the instruction set that makes them fast. Every processor can take two rows.
 LANES = {8: "avx512f", 4: "avx2", 2: ""}
 
-# Words of 16 trees that are walked side by side: while one waits for its nodes, the others go on.
-GROUPS = 4
+# Words of 16 trees that are walked side by side: while one waits for its nodes, the others go on. With more, the
+# registers do not suffice.
+GROUPS = 5
 # More rows than these are faster by bit vectors.
 WALKED_ROWS = 3
 # Each rank stands in two places: one for nodes that send a missing value right, and one for the others.
@@ -176,7 +177,54 @@ static int can_walk(void) {{
          __builtin_cpu_supports("avx512vbmi");
 }}
 
-__attribute__((target("avx512f,avx512bw,avx512vbmi,popcnt")))
+#define WALKS target("avx512f,avx512bw,avx512vbmi,popcnt")
+
+/* Walks the trees of some groups, a number that the compiler knows: then their words stay in registers. */
+__attribute__((WALKS, always_inline))
+static inline void walk_groups(const int groups, const int first, const uint8_t* ranks, double* found) {{
+  const __m512i ranks_0 = _mm512_load_si512(ranks), ranks_1 = _mm512_load_si512(ranks + 64);
+#if {tables} > 1
+  const __m512i ranks_2 = _mm512_load_si512(ranks + 128), ranks_3 = _mm512_load_si512(ranks + 192);
+#endif
+  const __m512i byte = _mm512_set1_epi32(0xFF), one = _mm512_set1_epi32(1);
+  const __m512i lanes = _mm512_mullo_epi32(
+      _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi32(STRIDE));
+  const uint32_t* trees = walked + first * STRIDE;
+  __m512i at[GROUPS], nodes[GROUPS];
+#pragma GCC unroll {groups}
+  for (int group = 0; group < groups; ++group) at[group] = _mm512_setzero_si512();
+  unsigned moved;
+  do {{
+    moved = 0;
+#pragma GCC unroll {groups}
+    for (int group = 0; group < groups; ++group) {{
+      const uint32_t* of_group = trees + 16 * group * STRIDE;
+      const __m512i node = _mm512_i32gather_epi32(_mm512_add_epi32(lanes, at[group]), of_group, 4);
+      __m512i rank = _mm512_permutex2var_epi8(ranks_0, node, ranks_1);
+#if {tables} > 1
+      const __m512i others = _mm512_permutex2var_epi8(ranks_2, node, ranks_3);
+      rank = _mm512_mask_blend_epi8(_mm512_movepi8_mask(node), rank, others);
+#endif
+      const __m512i bound = _mm512_and_si512(_mm512_srli_epi32(node, 8), byte);
+      const __mmask16 right = _mm512_cmpgt_epu32_mask(_mm512_and_si512(rank, byte), bound);
+      const __m512i left_child = _mm512_srli_epi32(node, 16);
+      const __m512i next = _mm512_mask_add_epi32(left_child, right, left_child, one);
+      moved |= _mm512_cmpneq_epu32_mask(next, at[group]);
+      at[group] = next;
+      nodes[group] = node;
+    }}
+  }} while (moved);
+#pragma GCC unroll {groups}
+  for (int group = 0; group < groups; ++group) {{
+    uint32_t reached[16];
+    _mm512_storeu_si512(reached, nodes[group]);
+    /* The tables of the last group are filled up with leaves. */
+    for (int lane = 0, place = first + 16 * group; lane < 16 && place < TREES; ++lane, ++place)
+      found[order[place]] = leaves[order[place] * LEAVES + (int)(reached[lane] & 0xFF)];
+  }}
+}}
+
+__attribute__((WALKS))
 static void walk_one(const float* row, double* margin) {{
   uint8_t ranks[{tables} * 128] __attribute__((aligned(64)));
   for (int place = 0; place < RANKS; ++place) {{
@@ -195,49 +243,10 @@ static void walk_one(const float* row, double* margin) {{
     }}
     ranks[place] = ranks[RANKS + place] = (uint8_t)rank;
   }}
-  const __m512i ranks_0 = _mm512_load_si512(ranks), ranks_1 = _mm512_load_si512(ranks + 64);
-#if {tables} > 1
-  const __m512i ranks_2 = _mm512_load_si512(ranks + 128), ranks_3 = _mm512_load_si512(ranks + 192);
-#endif
-  const __m512i byte = _mm512_set1_epi32(0xFF), one = _mm512_set1_epi32(1);
-  const __m512i lanes = _mm512_mullo_epi32(
-      _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi32(STRIDE));
   double found[TREES];
-  for (int first = 0; first < TREES; first += 16 * GROUPS) {{
-    /* The last group may be repeated. Its tables are filled up with leaves. */
-    const int left = (TREES - first + 15) / 16, groups = left < GROUPS ? left : GROUPS;
-    const uint32_t* trees[GROUPS];
-    __m512i at[GROUPS], nodes[GROUPS];
-    for (int group = 0; group < GROUPS; ++group) {{
-      trees[group] = walked + (first + 16 * (group < groups ? group : 0)) * STRIDE;
-      at[group] = _mm512_setzero_si512();
-    }}
-    unsigned moved;
-    do {{
-      moved = 0;
-      for (int group = 0; group < GROUPS; ++group) {{
-        const __m512i node = _mm512_i32gather_epi32(_mm512_add_epi32(lanes, at[group]), trees[group], 4);
-        __m512i rank = _mm512_permutex2var_epi8(ranks_0, node, ranks_1);
-#if {tables} > 1
-        const __m512i others = _mm512_permutex2var_epi8(ranks_2, node, ranks_3);
-        rank = _mm512_mask_blend_epi8(_mm512_movepi8_mask(node), rank, others);
-#endif
-        const __m512i bound = _mm512_and_si512(_mm512_srli_epi32(node, 8), byte);
-        const __mmask16 right = _mm512_cmpgt_epu32_mask(_mm512_and_si512(rank, byte), bound);
-        const __m512i left_child = _mm512_srli_epi32(node, 16);
-        const __m512i next = _mm512_mask_add_epi32(left_child, right, left_child, one);
-        moved |= _mm512_cmpneq_epu32_mask(next, at[group]);
-        at[group] = next;
-        nodes[group] = node;
-      }}
-    }} while (moved);
-    for (int group = 0; group < groups; ++group) {{
-      uint32_t reached[16];
-      _mm512_storeu_si512(reached, nodes[group]);
-      for (int lane = 0, place = first + 16 * group; lane < 16 && place < TREES; ++lane, ++place)
-        found[order[place]] = leaves[order[place] * LEAVES + (int)(reached[lane] & 0xFF)];
-    }}
-  }}
+  int first = 0;
+  for (; first + 16 * GROUPS <= TREES; first += 16 * GROUPS) walk_groups(GROUPS, first, ranks, found);
+  if (first < TREES) walk_groups({last_groups}, first, ranks, found);
   double sum = 0.0;
   for (int tree = 0; tree < TREES; ++tree) sum += found[tree];
   *margin = sum;
@@ -420,6 +429,7 @@ def _walk_code(trees: Sequence[tuple[list[_Step], int]]) -> str:
     return _WALK.format(
         stride=stride,
         groups=GROUPS,
+        last_groups=-(-(len(trees) % (16 * GROUPS)) // 16) or GROUPS,
         missing=MISSING,
         ranks=len(runs),
         tables=1 if 2 * len(runs) <= 128 else 2,

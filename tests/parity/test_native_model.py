@@ -290,6 +290,25 @@ def test_a_model_whose_trees_are_averaged_is_not_summed(tmp_path: Path) -> None:
     assert compile_library(text, 3, tmp_path / "model.so") == TL2CGEN
 
 
+@pytest.mark.parametrize("trees", [1, 16, 17, 79, 80, 81, 95, 160])
+def test_models_of_any_number_of_trees_agree(tmp_path: Path, trees: int) -> None:
+    """Trees are walked 80 at a time. The last ones are fewer, and their number is known to the compiler."""
+    assert 16 * bitvectors.GROUPS == 80
+    random = np.random.default_rng(trees)
+    data = random.normal(size=(300, 5)).astype(np.float32)
+    data[random.random(data.shape) < 0.1] = np.nan
+    label = (np.nan_to_num(data).sum(axis=1) + random.normal(size=300) > 0).astype(int)
+    parameters = {"objective": "binary", "verbosity": -1, "num_leaves": 7, "min_data_in_leaf": 2, "num_threads": 1}
+    booster = lightgbm.train(parameters, lightgbm.Dataset(data, label), num_boost_round=trees)
+    text, library = tmp_path / MODEL_TEXT, tmp_path / "model.so"
+    booster.save_model(text)
+    assert booster.num_trees() == trees
+    assert compile_library(text, 5, library) == BIT_VECTORS
+    wanted = booster.predict(data, raw_score=True)
+    for lanes in (0, 1):
+        assert np.array_equal(LanesPredictor(library, lanes).margins(data), wanted)
+
+
 def test_a_model_of_a_single_leaf_compiles_and_agrees(tmp_path: Path) -> None:
     label = np.array([0, 1] * 50)
     parameters = {"objective": "binary", "verbosity": -1, "min_data_in_leaf": 1000}
