@@ -116,7 +116,7 @@ def sections(parts: Parts) -> Sequence[Section]:
     store, reader = _alerts(parts, webhooks)
     parts.shell.keyed_acts = KeyedActs(store, reader)
     stakes = _stakes(parts)
-    health = Health(settings.processes)
+    health = Health(settings.processes, missing=parts.shell.missing)
     watch = HealthWatch(parts.database, health.read)
     opened = opened_index(parts.source)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -114,6 +115,32 @@ def test_what_one_person_does_appears_in_the_browser_of_another(
     _log.info("the other browser had it after %.0f ms", (time.monotonic() - began) * 1000)
     assert errors == []
     other.context.close()
+
+
+def test_health_is_live_and_says_what_is_old(chromium: Any, running_console: Running) -> None:
+    page, errors = _logged_in(chromium, running_console, "demo-operator")
+    processes = running_console.processes
+    page.goto("/health")
+    page.get_by_text("All 2 processes are ready.").wait_for()
+    page.get_by_text(re.compile("^Live, as of ")).wait_for()
+    processes.lag = 345_678
+    began = time.monotonic()
+    page.get_by_text("345,678 (beyond what is usual)").wait_for()
+    _log.info("the page had it after %.0f ms", (time.monotonic() - began) * 1000)
+    # A process that is gone is told with the age of its numbers, and one that is back without it.
+    processes.away.add("stream")
+    page.get_by_text("stream is not ready.").wait_for()
+    page.get_by_text("The numbers are those of").wait_for()
+    processes.away.clear()
+    page.get_by_text("All 2 processes are ready.").wait_for()
+    assert page.get_by_text("The numbers are those of").count() == 0
+    assert errors == []
+    # A page that is live no more says of when it is.
+    page.route("**/health/version", lambda route: route.abort())
+    page.get_by_text(re.compile(r"Not live: .* What you see is of [0-9:]{8} UTC\.")).wait_for()
+    page.unroute("**/health/version")
+    page.get_by_text(re.compile("^Live, as of ")).wait_for()
+    page.context.close()
 
 
 def test_decisions_reviews_and_drafts_need_no_mouse(page: Any) -> None:

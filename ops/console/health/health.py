@@ -1,29 +1,40 @@
 """The page Health: asks each process of `[console] processes` for /readyz and /metrics, all at once, when it is looked
 at.
 
-An answer is kept for some seconds, so that many who look do not become a load. A process that does not answer is shown
-as such, and since when.
+    page, or an open page each second ──► asked less than a second ago?  ──yes──► what is known
+                                          └─no─► each process is asked in a thread of its own; the page waits a moment
+
+1. An answer counts for a second, so that many who look do not become a load.
+2. A process that is slow to answer holds up neither the page nor the others: it is shown as it was, with when that was.
+3. A process that does not answer is shown as such, and since when, beside its last numbers and how old these are.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
 import httpx2
 from prometheus_client.parser import text_string_to_metric_families
 
-from paywarden.ops.console.pages import Page, Section, Shown, Visit
+from paywarden.ops.console.pages import Missing, Page, Section, Shown, Visit
+from paywarden.ops.console.rendering import as_json, second_text
 from paywarden.ops.times import now_ms
 from paywarden.schemas.errors import Misconfigured
 
-_KEPT_S, _TIMEOUT_S = 2.0, 2.0
+_KEPT_S, _TIMEOUT_S = 1.0, 2.0
+# An open page asks each second and has to be right within two.
+_WAIT_S = 0.6
+# The first look has nothing to show: it waits for every process, ready and metrics.
+_FIRST_WAIT_S = 2 * _TIMEOUT_S + 1.0
+# Numbers are told to be old from here on.
+_OLD_MS = 3_000
 _BODY_BYTES_MAX = 4 * 1024 * 1024
 
 
@@ -38,7 +49,10 @@ class Reading:
 
 @dataclass(frozen=True)
 class ProcessView:
-    """A process. `since_ms`: since when it is as it is, as far as this console has seen."""
+    """A process. `since_ms`: since when it is as it is, as far as this console has seen.
+
+    `asked_ms`: when it was asked for this. `read_ms`: when it gave its readings; 0 for never.
+    """
 
     name: str
     address: str
@@ -50,50 +64,126 @@ class ProcessView:
     errors: Mapping[str, float] = field(default_factory=dict)
     # What it is for, in a sentence; empty if its metrics do not tell.
     purpose: str = ""
+    asked_ms: int = 0
+    read_ms: int = 0
 
 
 @dataclass(frozen=True)
 class HealthView:
-    """All processes. Without any nothing is set, and nothing is known."""
+    """All processes. Without any nothing is set, and nothing is known.
+
+    `old`: the names of those whose readings are older than they should be. `version` changes with what is shown.
+    `as_of_ms`: when the processes were asked; of several times the oldest.
+    """
 
     processes: tuple[ProcessView, ...]
+    old: tuple[str, ...] = ()
+    version: str = ""
+    as_of_ms: int | None = None
+
+
+@dataclass(frozen=True)
+class VersionView:
+    """A text that changes with the page, and what an open page says about itself."""
+
+    version: str
+    said: str
 
 
 Fetch = Callable[[str], tuple[int, str]]
 """Returns status and text of an address. Raises OSError."""
 
 
+@dataclass
+class _Asked:
+    """A process of the settings. `view`: what it said last; None before."""
+
+    name: str
+    address: str
+    view: ProcessView | None = None
+    asked_s: float = -math.inf
+    is_asking: bool = False
+
+
 class Health:
     """The section `Health`."""
 
-    def __init__(self, processes: Sequence[str], fetch: Fetch | None = None, clock: Callable[[], int] = now_ms) -> None:
-        """Raises Misconfigured for an address that is none."""
-        self._processes = [_named(text) for text in processes]
-        self._fetch, self._clock = fetch or _fetched, clock
-        self._known: tuple[float, tuple[ProcessView, ...]] = (-math.inf, ())
-        self._lock = threading.Lock()
+    def __init__(
+        self,
+        processes: Sequence[str],
+        fetch: Fetch | None = None,
+        clock: Callable[[], int] = now_ms,
+        *,
+        kept_s: float = _KEPT_S,
+        wait_s: float = _WAIT_S,
+        missing: Callable[[], Sequence[Missing]] = list,
+    ) -> None:
+        """`kept_s`: how long an answer counts; `wait_s`: how long a page waits for one that is newer.
+
+        `missing`: what the console itself cannot reach. Raises Misconfigured for an address that is none.
+        """
+        self._processes = [_Asked(*_named(text)) for text in processes]
+        self._fetch, self._clock, self._missing = fetch or _fetched, clock, missing
+        self._kept_s, self._wait_s = kept_s, wait_s
+        self._answered = threading.Condition()
 
     def section(self, background: tuple[Callable[[threading.Event], None], ...] = ()) -> Section:
         """Returns the section. `background`: further work, such as `HealthWatch.run`."""
-        page = Page("/health", self.show, "How the processes are", view=HealthView)
-        return Section("health", "Health", "/health", (page,), background=background)
+        pages = (
+            Page("/health", self.show, "How the processes are", view=HealthView),
+            Page("/health/version", self.show_version, "A text that changes with the health", view=VersionView),
+        )
+        return Section("health", "Health", "/health", pages, background=background)
 
     def show(self, _: Visit) -> Shown:
         """Show how the processes are."""
-        return Shown("health/health.html", HealthView(self.read()), "Health")
+        return Shown("health/health.html", self._view(), "Health")
+
+    def show_version(self, _: Visit) -> Shown:
+        """Say whether anything has changed."""
+        view = self._view()
+        as_of = "" if view.as_of_ms is None else f", as of {second_text(view.as_of_ms)} UTC"
+        old = f". Older than that: {', '.join(view.old)}" if view.old else ""
+        return Shown("", VersionView(view.version, f"Live{as_of}{old}."), "Version")
+
+    def _view(self) -> HealthView:
+        processes, now = self.read(), self._clock()
+        old = tuple(one.name for one in processes if now - (one.read_ms or one.asked_ms) > _OLD_MS)
+        shown = [replace(one, asked_ms=0, read_ms=one.read_ms if one.name in old else 0) for one in processes]
+        content = json.dumps([as_json(shown), old, [(one.what, one.why) for one in self._missing()]])
+        version = hashlib.sha256(content.encode()).hexdigest()[:16]
+        as_of = [one.asked_ms for one in processes if one.name not in old]
+        return HealthView(processes, old, version, min(as_of, default=None))
 
     def read(self) -> tuple[ProcessView, ...]:
-        """Returns how the processes are, at most two seconds ago."""
-        with self._lock:
-            read_s, before = self._known
-            if time.monotonic() - read_s < _KEPT_S or not self._processes:
-                return before
-            with ThreadPoolExecutor(min(16, len(self._processes))) as pool:
-                found = list(pool.map(lambda named: self._look(*named), self._processes))
-            kept = {one.name: one for one in before}
-            views = tuple(_continued(one, kept.get(one.name)) for one in found)
-            self._known = (time.monotonic(), views)
-            return views
+        """Returns how the processes are: as they said within about a second, or as each said last."""
+        with self._answered:
+            began = time.monotonic()
+            for one in self._processes:
+                if not one.is_asking and began - one.asked_s >= self._kept_s:
+                    one.is_asking, one.asked_s = True, began
+                    threading.Thread(target=self._ask, args=(one,), name="console-health", daemon=True).start()
+            is_first = any(one.view is None for one in self._processes)
+            self._answered.wait_for(
+                lambda: not any(one.is_asking for one in self._processes), _FIRST_WAIT_S if is_first else self._wait_s
+            )
+            now = self._clock()
+            return tuple(
+                one.view or ProcessView(one.name, one.address, False, "it was asked, and has not answered yet", now, ())
+                for one in self._processes
+            )
+
+    def _ask(self, asked: _Asked) -> None:
+        """Asks a process, and keeps what it says. A bug is the thread's, and holds up no page."""
+        view: ProcessView | None = None
+        try:
+            view = self._look(asked.name, asked.address)
+        finally:
+            with self._answered:
+                asked.is_asking = False
+                if view is not None:
+                    asked.view = _continued(view, asked.view)
+                self._answered.notify_all()
 
     def _look(self, name: str, address: str) -> ProcessView:
         now = self._clock()
@@ -101,21 +191,25 @@ class Health:
             status, text = self._fetch(f"{address}/readyz")
             _, metrics = self._fetch(f"{address}/metrics")
         except OSError:
-            return ProcessView(name, address, False, "it does not answer", now, ())
+            return ProcessView(name, address, False, "it does not answer", now, (), asked_ms=now)
         why = "" if status == 200 else _reason(text)
         samples = samples_of(metrics)
         if samples is None:
-            return ProcessView(name, address, status == 200, why, now, (Reading("metrics", "cannot be read", True),))
+            unread = (Reading("metrics", "cannot be read", True),)
+            return ProcessView(name, address, status == 200, why, now, unread, asked_ms=now, read_ms=now)
         found = readings_of(samples), errors_of(samples), purpose_of(samples)
-        return ProcessView(name, address, status == 200, why, now, *found)
+        return ProcessView(name, address, status == 200, why, now, *found, now, now)
 
 
 def _continued(view: ProcessView, before: ProcessView | None) -> ProcessView:
-    """Returns how a process is, and since when; one that does not answer is still what it was."""
+    """Returns how a process is, and since when. One that does not answer has its last numbers."""
     if before is None:
         return view
     since_ms = before.since_ms if before.is_ready == view.is_ready else view.since_ms
-    return replace(view, since_ms=since_ms, purpose=view.purpose or before.purpose)
+    view = replace(view, since_ms=since_ms, purpose=view.purpose or before.purpose)
+    if view.read_ms:
+        return view
+    return replace(view, readings=before.readings, errors=before.errors, read_ms=before.read_ms)
 
 
 Samples = Mapping[str, Sequence[tuple[Mapping[str, str], float]]]

@@ -37,6 +37,7 @@ for (const live of document.querySelectorAll("[data-live]")) {
   // The part that is fetched anew has it, too.
   const tell = (text) => document.querySelectorAll("[data-live-state]").forEach((state) => (state.textContent = text));
   let known = live.dataset.version;
+  let seen = new Date();
   const look = async () => {
     if (document.hidden) {
       document.addEventListener("visibilitychange", look, { once: true });
@@ -45,7 +46,7 @@ for (const live of document.querySelectorAll("[data-live]")) {
     try {
       const answer = await fetch(live.dataset.live, { credentials: "same-origin", redirect: "error" });
       if (!answer.ok) throw new Error(answer.status);
-      const { version } = await answer.json();
+      const { version, said } = await answer.json();
       const busy = live.contains(document.activeElement) && document.activeElement.matches("input, select, textarea");
       // What somebody has typed is not taken away.
       const typed = [...live.querySelectorAll("input, textarea")].some((field) => field.value !== field.defaultValue);
@@ -57,6 +58,7 @@ for (const live of document.querySelectorAll("[data-live]")) {
         const fresh = text.querySelector("[data-live]");
         const focused = document.activeElement && document.activeElement.getAttribute("href");
         live.replaceChildren(...fresh.childNodes);
+        document.querySelector("[data-live-too]").replaceChildren(...text.querySelector("[data-live-too]").childNodes);
         known = fresh.dataset.version;
         live.toggleAttribute("data-is-over", fresh.hasAttribute("data-is-over"));
         if (focused) {
@@ -64,10 +66,12 @@ for (const live of document.querySelectorAll("[data-live]")) {
           if (again) { again.focus(); again.closest("tr")?.classList.add("at"); }
         }
       }
-      tell("Live");
+      seen = new Date();
+      tell(said || "Live");
       if (live.hasAttribute("data-is-over")) return;
     } catch (error) {
-      tell("Not live: the console does not answer, or your session has ended. Reload the page.");
+      const at = seen.toISOString().slice(11, 19);
+      tell(`Not live: the console does not answer, or your session has ended. What you see is of ${at} UTC. Reload the page.`);
     }
     setTimeout(look, 1000);
   };

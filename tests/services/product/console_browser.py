@@ -6,7 +6,7 @@ import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,29 @@ class Running:
     url: str
     topics: TopicsInMemory
     decisions: list[dict[str, Any]]
+    processes: Processes
+
+
+@dataclass
+class Processes:
+    """What a stream and a scoring host say about themselves. `away`: those that do not answer."""
+
+    lag: int = 12
+    away: set[str] = field(default_factory=set)
+
+    def __call__(self, address: str) -> tuple[int, str]:
+        name, what = address.removeprefix("http://").split(":")[0], address.rpartition("/")[2]
+        if name in self.away:
+            raise OSError
+        if what == "readyz":
+            return 200, "{}"
+        if name == "stream":
+            return 200, f"paywarden_stream_consumer_lag {self.lag}\npaywarden_drift_partition_behind_seconds 0.4\n"
+        buckets = "".join(
+            f'paywarden_request_seconds_bucket{{le="{edge}"}} {count}\n'
+            for edge, count in (("0.001", 900), ("0.0025", 995), ("+Inf", 1000))
+        )
+        return 200, f"paywarden_mirror_age_seconds 0.3\npaywarden_decisions_total 1000\n{buckets}"
 
 
 def some_decisions(now: int, plan: Plan) -> list[dict[str, Any]]:
@@ -131,7 +154,7 @@ def served_console(
     with console.database.write() as connection:
         for table in all_tables():
             connection.execute(table)
-    topics, now = TopicsInMemory(), now_ms()
+    topics, now, processes = TopicsInMemory(), now_ms(), Processes()
     shift: dict[str, Any] = {
         "first_seen_time_ms": now - 1_500_000,
         "window_start_time_ms": now - 300_000,
@@ -185,7 +208,9 @@ def served_console(
         Cases(store, reader, folder / "files", 1_000_000).section(),
         Models(desk, IndexTraffic(opened, decoder.decode)).section(),
         Policy(source, desk, lambda: _Recent(decisions), IndexedDecisions(source, opened, decoder.decode)).section(),
-        Health([]).section(),
+        Health(
+            ["stream=http://stream:9102", "host-1=http://host-1:8081"], processes, missing=console.shell.missing
+        ).section(),
         audit_section(console.audit, lambda event: reader.write([event])),
         OwnSessions(console.shell).section(),
     ]
@@ -196,7 +221,7 @@ def served_console(
     try:
         with running(sections):
             thread.start()
-            yield Running(url, topics, decisions)
+            yield Running(url, topics, decisions, processes)
             server.should_exit = True
             thread.join(10)
     finally:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -19,8 +21,11 @@ from paywarden.ops.console.health.health import (
     samples_of,
 )
 from paywarden.ops.console.health.watch import TABLES, HealthWatch
+from paywarden.ops.console.pages import Missing
 from paywarden.schemas.errors import Misconfigured
-from tests.services.product.console import Clock, console_under_test
+from tests.patience import PATIENCE_S
+from tests.services.product.console import NOW_MS, Clock, console_under_test
+from tests.services.product.processes import wait_until
 
 METRICS = """\
 # TYPE paywarden_mirror_age_seconds gauge
@@ -162,6 +167,87 @@ def test_what_happens_to_processes_is_on_the_time_line(tmp_path: Path) -> None:
     database.close()
 
 
+@dataclass
+class Processes:
+    """Two processes, whose pages a test changes; what is in `hang` does not answer before it is released."""
+
+    lag: int = 3
+    held: int = 0
+    away: set[str] = field(default_factory=set)
+    hang: dict[str, threading.Event] = field(default_factory=dict)
+
+    def __call__(self, address: str) -> tuple[int, str]:
+        if (held := self.hang.get(address[:10])) is not None:
+            self.held += 1
+            held.wait(PATIENCE_S)
+            raise OSError
+        if address[:10] in self.away:
+            raise OSError
+        return (200, f"paywarden_stream_consumer_lag {self.lag}\n") if "metrics" in address else (200, "{}")
+
+
+def test_an_open_page_is_told_what_changes_and_how_old_it_is(tmp_path: Path) -> None:
+    console, processes = console_under_test(tmp_path), Processes()
+    missing = list[Missing]()
+    health = Health(
+        ["one=http://a:1", "two=http://b:2"],
+        processes,
+        console.clock,
+        kept_s=0,
+        wait_s=PATIENCE_S,
+        missing=lambda: missing,
+    )
+    browser = console.browser([health.section()], "demo-operator")
+
+    def version() -> tuple[str, str]:
+        view = browser.get("/health/version").json()
+        return view["version"], view["said"]
+
+    page = browser.get("/health").text
+    first, said = version()
+    assert f'data-live="/health/version" data-version="{first}"' in page
+    assert said == "Live, as of 2025-10-09 08:53:20 UTC."
+    console.clock.now_ms += 1_000
+    assert version() == (first, "Live, as of 2025-10-09 08:53:21 UTC.")
+    processes.lag = 400_000
+    second, _ = version()
+    assert second != first
+    missing.append(Missing("Kafka", NOW_MS, "no broker answers"))
+    third, _ = version()
+    assert third != second
+    # One that is gone is shown with its last numbers, and of when they are.
+    processes.away.add("http://b:2")
+    console.clock.now_ms += 10_000
+    fourth, said = version()
+    assert fourth != third
+    assert said == "Live, as of 2025-10-09 08:53:31 UTC. Older than that: two."
+    text = browser.get("/health").text
+    assert "two is not ready." in text
+    assert text.count("400,000 (beyond what is usual)") == 2
+    assert text.count("The numbers are those of 2025-10-09 08:53:21 UTC.") == 1
+    console.database.close()
+
+
+def test_a_process_that_hangs_holds_up_neither_page_nor_others(tmp_path: Path) -> None:
+    """It was asked while everybody waited, four seconds long, and its neighbours were as old as that."""
+    console, processes = console_under_test(tmp_path), Processes()
+    health = Health(["one=http://a:1", "two=http://b:2"], processes, console.clock, kept_s=0)
+    browser = console.browser([health.section()], "demo-operator")
+    assert "All 2 processes are ready." in browser.get("/health").text
+    processes.hang["http://b:2"] = threading.Event()
+    processes.lag = 77
+    # The other one is new, and this one is as it was.
+    wait_until(lambda: "<dd>77</dd>" in browser.get("/health").text, "the other one is new")
+    assert browser.get("/health").text.count("<dd>3</dd>") == 1
+    for _ in range(3):
+        browser.get("/health/version")
+    # It is asked once, however many look.
+    assert processes.held == 1
+    processes.hang["http://b:2"].set()
+    wait_until(lambda: "two is not ready." in browser.get("/health").text, "it is told")
+    console.database.close()
+
+
 def test_a_quantile_beyond_all_buckets_is_more_than_the_largest() -> None:
     """It was "at most more than is measured"."""
     name = "paywarden_request_seconds_bucket"
@@ -184,16 +270,14 @@ def test_the_page_says_first_which_processes_are_not_ready_and_what_each_is_for(
         return pages[address]
 
     console = console_under_test(tmp_path)
-    health = Health(["stream=http://s:1", "host=http://c:2"], fetch)
+    health = Health(["stream=http://s:1", "host=http://c:2"], fetch, kept_s=0, wait_s=PATIENCE_S)
     browser = console.browser([health.section()], "demo-analyst")
     text = browser.get("/health").text
     assert "host is not ready." in text
     assert "It works payments and outcomes into the profiles" in text
     pages["http://c:2/readyz"] = 200, "{}"
-    health._known = (-math.inf, health._known[1])
     assert "All 2 processes are ready." in browser.get("/health").text
     away.update(pages)
-    health._known = (-math.inf, health._known[1])
     text = browser.get("/health").text
     assert "stream, host are not ready." in text
     # One that does not answer is still what it was.
