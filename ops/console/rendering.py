@@ -15,6 +15,7 @@ from urllib.parse import quote
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
+from paywarden.ops.console.inbox.words import what_moved, where
 from paywarden.ops.console.pages import Missing
 from paywarden.ops.console.people.people import Person
 from paywarden.ops.console.sent_forms import ONCE_FIELD, new_token
@@ -120,6 +121,8 @@ def environment(currencies: Currencies = NO_CURRENCIES) -> Environment:
         whole=whole,
         path=path_part,
         title_of=title,
+        moved=what_moved,
+        where=where,
     )
     made.globals[ONCE_FIELD] = new_token
     return made

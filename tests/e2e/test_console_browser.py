@@ -96,7 +96,7 @@ def test_an_alert_is_found_and_acknowledged_by_keys_and_the_list_is_live(page: A
     assert kinds(topics.topics[ACKNOWLEDGEMENTS_TOPIC]) == ["acknowledged"]
     # Somebody else's alert appears without a reload: the test waits for it as long as a slow machine may take.
     topics.put(alert_record(77, severity=Severity.CRITICAL, time_ms=now_ms(), subject="feature:brand_new"))
-    page.get_by_role("link", name="brand_new").wait_for()
+    page.get_by_role("link", name="brand new").wait_for()
     page.keyboard.press("j")
     page.keyboard.press("Enter")
     page.get_by_role("heading", name="Then and now").wait_for()

@@ -10,6 +10,7 @@ from paywarden.ops.commands.watch.drift_explained import LOOK_AT, in_words, size
 from paywarden.ops.console.charts import Histogram, Line, bin_labels, histogram, line, shares
 from paywarden.ops.console.inbox.segments import SegmentCounts
 from paywarden.ops.console.inbox.store import AlertRow, AlertStore, Happened
+from paywarden.ops.console.inbox.words import what_moved, where
 from paywarden.ops.console.pages import Page, Shown, Visit, not_found
 from paywarden.ops.console.people.people import Role
 from paywarden.ops.console.rendering import time_text
@@ -122,7 +123,7 @@ class AlertPage:
             assert found is not None
         row, record = found
         view = self._view(row, record, visit)
-        return Shown("inbox/alert.html", view, f"{row.subject} in {row.segment}")
+        return Shown("inbox/alert.html", view, _moved(row.subject, row.signal, row.segment))
 
     def _view(self, row: AlertRow, record: Mapping[str, Any], visit: Visit) -> AlertView:
         moved = [
@@ -137,7 +138,8 @@ class AlertPage:
         ]
         around = list(self._happenings(first, last)) if self._happenings is not None else []
         around += [
-            Happened(one.raised_ms, "another alert", "stream", f"{one.subject} in {one.segment}") for one in near
+            Happened(one.raised_ms, "another alert", "stream", _moved(one.subject, one.signal, one.segment))
+            for one in near
         ]
         began = Happened(row.first_seen_ms, "began", "", "the change began about then")
         timeline = sorted(
@@ -182,7 +184,7 @@ class AlertPage:
         """Returns a text that says it all to somebody who takes over."""
         lines = [
             f"Alert {row.alert_id}: {row.severity}, {row.state}. {self._url()}/inbox/{row.alert_id}",
-            f"What moved: {row.subject} {row.signal}, in {row.segment}. {' '.join(sentences)}".rstrip(),
+            f"What moved: {_moved(row.subject, row.signal, row.segment)}. {' '.join(sentences)}".rstrip(),
             f"Since about {time_text(row.first_seen_ms)} UTC. Cause: {row.cause or 'not known'}.",
             f"{numbers}.",
             f"{row.affected:,} of {row.payments:,} payments of the newest window are affected.",
@@ -195,6 +197,10 @@ class AlertPage:
             for one in timeline
         ]
         return "\n".join(lines)
+
+
+def _moved(subject: str, signal: str, segment: str) -> str:
+    return f"{what_moved(subject, signal)} in {where(segment)}"
 
 
 def _numbers(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,7 +245,7 @@ def _why(record: Mapping[str, Any], moved: Sequence[Moved]) -> str:
     }.get(record["cause"], "No cause is known.")
     if not explained:
         return known
-    names = ", ".join(dict.fromkeys(one.subject.removeprefix("feature:") for one in explained[:3]))
+    names = ", ".join(dict.fromkeys(what_moved(one.subject) for one in explained[:3]))
     more = f" and {len(explained) - 3} more" if len(explained) > 3 else ""
     return f"{known} It explains what moved with it since then: {names}{more}."
 

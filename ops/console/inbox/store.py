@@ -15,6 +15,7 @@ from typing import Any
 
 from paywarden.ops.commands.watch.drift_explained import finite
 from paywarden.ops.console.database import Database
+from paywarden.ops.console.inbox.words import what_moved
 from paywarden.streams.alerts.events import ASSIGNED, COMMENTED, EVENTS_TOPIC, ConsoleEvent, alert_subject
 from paywarden.streams.alerts.feed import FeedBatch, FeedRecord, Position
 from paywarden.streams.alerts.records import ALERTS_TOPIC, Acknowledgement
@@ -245,7 +246,8 @@ class AlertStore:
         """Returns the states that an alert was in, the oldest first."""
         rows = self._database.read("SELECT * FROM alert_states WHERE alert_id = ? ORDER BY offset", (alert_id,))
         return [
-            Happened(row["time_ms"], row["state"], "stream", f"{row['severity']}: {row['subject']}") for row in rows
+            Happened(row["time_ms"], row["state"], "stream", f"{row['severity']}: {what_moved(row['subject'])}")
+            for row in rows
         ]
 
     def values(self, alert_id: str) -> Sequence[tuple[int, float]]:

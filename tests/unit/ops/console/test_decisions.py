@@ -258,7 +258,7 @@ def test_a_review_is_claimed_once_and_its_verdict_is_kept(world: World) -> None:
     assert first.post("/review/decide", data=form).status_code == 303
     assert [(said.verdict, said.note) for said in world.queue.verdicts_of("d-review")] == [("fraud", "called")]
     assert first.get("/review/mine").status_code == 404
-    assert "1 verdict is on disk" in first.get("/review").text
+    assert "1 verdict is kept here, and not yet on the topic" in first.get("/review").text
 
 
 def test_a_lost_database_is_named_with_its_time_and_is_no_empty_list(world: World) -> None:

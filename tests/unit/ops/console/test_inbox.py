@@ -206,7 +206,7 @@ def test_an_alert_page_says_what_changed_why_and_what_happened(world: World) -> 
         "Then and now",
         "Over time",
         "Probable cause: input",
-        "amount_to_mean",
+        "amount to mean",
         "another alert",
         "To hand over",
     ):

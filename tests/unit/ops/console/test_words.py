@@ -1,0 +1,29 @@
+"""What moved is told in an analyst's words."""
+
+from __future__ import annotations
+
+import pytest
+
+from paywarden.ops.console.inbox.words import what_moved, where
+from paywarden.streams.alerts.causes import OUTCOME_PREFIX
+
+
+@pytest.mark.parametrize(
+    ("subject", "signal", "words"),
+    [
+        ("feature:amount_to_mean", "location", "amount to mean · level"),
+        # A catalogue may name a feature like anything.
+        ("feature:score", "spread", "score · spread"),
+        ("feature:card_age", "missing", "card age · missing values"),
+        ("flag:unknown_merchant", "share", "flag unknown merchant"),
+        ("traffic", "share", "traffic (who pays where)"),
+        (f"{OUTCOME_PREFIX}recall", "share", "frauds that were caught (recall)"),
+        (f"{OUTCOME_PREFIX}something_new", "", "something new"),
+    ],
+)
+def test_a_subject_is_told_in_words(subject: str, signal: str, words: str) -> None:
+    assert what_moved(subject, signal) == words
+
+
+def test_a_segment_is_told_as_its_payments() -> None:
+    assert [where("overall"), where("country=BR"), where("note=a=b")] == ["all payments", "country BR", "note a=b"]
