@@ -70,8 +70,11 @@ class _Sender:
     def __init__(self) -> None:
         self.records: list[Record] = []
 
-    def send(self, topic: str, value: bytes, *, key: bytes | None, partition: int) -> None:
+    def send(
+        self, topic: str, value: bytes, *, key: bytes | None, partition: int, on_sent: Callable[[int], object]
+    ) -> None:
         del key
+        on_sent(len(self.records))
         self.records.append(Record(topic, partition, len(self.records), None, value, NOW_MS, ()))
 
 
