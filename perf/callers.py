@@ -10,17 +10,22 @@ caller (an open loop with Poisson arrivals at a twentieth of the capacity), in t
 The same once more on a worker with a quota of a quarter of the capacity for each caller (`[admission]
 caller_payments_per_second`): `quota_alone`, `quota_shared`, and
 
+    quota_elsewhere beside the same noise sent to another process, which reads and answers as much as the quota lets
+               through, on the load's core: what sending the noise costs the measurement
     quota_kept beside the noisy caller who keeps to his quota, for which the worker has work that nobody may refuse
 
 Used for: whether one token can move the latencies of others. `ratio_shared` is the p99 beside the noise by the p99
-alone; `ratio_one_name` is what it would be without a queue for each caller; `ratio_quota` is with a quota.
+alone; `ratio_one_name` is what it would be without a queue for each caller; `ratio_quota` is with a quota, and
+`ratio_elsewhere` is with a quota, too, by the p99 beside the noise that goes elsewhere.
 `ratio_excess` is the p99 beside the noise by that beside the caller who keeps to his quota: what it costs the others
 that he sends more than he may.
 
     python -m perf.callers [--entities N] [--times N] [--seconds N] [--json FILE]
 
 The noise comes from a process of its own, which shares the load's core at the lowest priority and counts no latencies.
+Load and worker go ahead of it and of all others, if this user may do that (perf/tools/measuring.py).
 `offered` is what its sockets have taken: a worker that leaves them unread slows it down, and that is the point.
+`admitted` is what was answered with 200 of it.
 """
 
 from __future__ import annotations
@@ -30,7 +35,7 @@ import os
 import selectors
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
@@ -41,7 +46,7 @@ from paywarden.ops.loadgen.bodies import stamped_bodies
 from paywarden.ops.loadgen.load import run_closed, run_load
 from paywarden.ops.loadgen.report import LoadReport
 from paywarden.ops.loadgen.target import LoadOptions
-from perf.tools.measuring import arguments_of, drive, finish
+from perf.tools.measuring import ahead_of_others, arguments_of, drive, finish
 from perf.tools.servers import Server, pin_load, serving
 from perf.worlds.scoring_world import World, built_world
 
@@ -56,6 +61,8 @@ _NOISE_CONNECTIONS = 16
 _PIPELINED = 64
 # Payments of the noise before their ids come again. A payment that comes again is answered more cheaply.
 _NOISE_PAYMENTS = 200_000
+# How the process elsewhere takes noise: a part at a time, and about these bytes of requests and answers.
+_PART_S, _REQUEST_BYTES, _ANSWER_BYTES = 0.002, 260, 260
 _CAPACITY = LoadOptions(connections=16, connections_max=16, token=QUIET)
 _OPTIONS = LoadOptions(connections=16, connections_max=256, token=QUIET)
 
@@ -79,18 +86,25 @@ def main() -> None:
             figures = {"capacity_per_second": capacity, "times": arguments.times}
             load = _Load(world, capacity, arguments.seconds, "open")
             noise = capacity * arguments.times
-            figures |= _measure(server, load, {"alone": None, "shared": (NOISY, noise), "one_name": (QUIET, noise)})
+            noises = {"alone": None, "shared": _Sent(NOISY, noise), "one_name": _Sent(QUIET, noise)}
+            figures |= _measure(server, load, noises)
         with world.config.open("a", encoding="utf-8") as config:
             config.write(f"[admission]\ncaller_payments_per_second = {int(capacity * _QUOTA_SHARE)}\n")
         with serving(world.config) as server:
             kept = capacity * _QUOTA_SHARE * _KEPT_SHARE
-            load = load._replace(ids="quota")
-            figures |= _measure(
-                server, load, {"quota_alone": None, "quota_kept": (NOISY, kept), "quota_shared": (NOISY, noise)}
-            )
+            load = load._replace(ids="quota", has_quotas=True)
+            with _Elsewhere(kept) as elsewhere:
+                noises = {
+                    "quota_alone": None,
+                    "quota_elsewhere": _Sent(NOISY, noise, elsewhere.http),
+                    "quota_kept": _Sent(NOISY, kept),
+                    "quota_shared": _Sent(NOISY, noise),
+                }
+                figures |= _measure(server, load, noises)
     figures["ratio_shared"] = figures["shared_p99_ms"] / figures["alone_p99_ms"]
     figures["ratio_one_name"] = figures["one_name_p99_ms"] / figures["alone_p99_ms"]
     figures["ratio_excess"] = figures["quota_shared_p99_ms"] / figures["quota_kept_p99_ms"]
+    figures["ratio_elsewhere"] = figures["quota_shared_p99_ms"] / figures["quota_elsewhere_p99_ms"]
     figures["ratio_quota"] = figures["quota_shared_p99_ms"] / figures["quota_alone_p99_ms"]
     finish(figures, arguments.json)
 
@@ -113,25 +127,32 @@ class _Load(NamedTuple):
     capacity: float
     seconds: float
     ids: str
+    has_quotas: bool = False
 
 
-def _measure(server: Server, load: _Load, noises: dict[str, tuple[str, float] | None]) -> dict[str, float]:
-    """Measure the quiet caller's latencies in turns.
+class _Sent(NamedTuple):
+    """A noise: its token, its payments a second, and the address it goes to if that is not the worker's."""
 
-    `noises`: name of a measurement → the noise's token and payments a second, if any.
-    """
+    token: str
+    per_second: float
+    url: str = ""
+
+
+def _measure(server: Server, load: _Load, noises: Mapping[str, _Sent | None]) -> dict[str, float]:
+    """Measure the quiet caller's latencies in turns. `noises`: name of a measurement → its noise, if any."""
     bodies = stamped_bodies(load.world.requests, id_prefix=load.ids)
     reports: dict[str, list[LoadReport]] = {name: [] for name in noises}
     offered: dict[str, list[float]] = {name: [] for name, noise in noises.items() if noise is not None}
-    rate = load.capacity * _QUIET_SHARE
+    admitted: dict[str, list[float]] = {name: [] for name in offered}
     for turn in range(_ROUNDS):
         for place, (name, wanted) in enumerate(noises.items()):
             if wanted is None:
-                reports[name].append(_quiet(server, bodies, rate, load.seconds, turn))
+                reports[name].append(_quiet(server, bodies, load, turn))
                 continue
-            with _Noise(server, load.world, *wanted, f"{load.ids}{turn}-{place}") as noise:
-                reports[name].append(_quiet(server, bodies, rate, load.seconds, turn))
+            with _Noise(server, load.world, wanted, f"{load.ids}{turn}-{place}") as noise:
+                reports[name].append(_quiet(server, bodies, load, turn))
             offered[name].append(noise.per_second)
+            admitted[name].append(noise.admitted_per_second)
     figures: dict[str, float] = {}
     for name, found in reports.items():
         figures[f"{name}_p50_ms"] = _middle([report.p50_ms for report in found])
@@ -140,11 +161,16 @@ def _measure(server: Server, load: _Load, noises: dict[str, tuple[str, float] | 
         figures[f"{name}_refused_share"] = _middle([1 - report.ok / report.sent for report in found])
     for name, rates in offered.items():
         figures[f"{name}_offered_per_second"] = _middle(rates)
+        figures[f"{name}_admitted_per_second"] = _middle(admitted[name])
     return figures
 
 
-def _quiet(server: Server, bodies: Iterator[bytes], rate: float, seconds: float, seed: int) -> LoadReport:
-    return drive(run_load(server.http, bodies, rate=rate, seconds=seconds, seed=seed, options=_OPTIONS))
+def _quiet(server: Server, bodies: Iterator[bytes], load: _Load, seed: int) -> LoadReport:
+    # A worker without quotas is full, and Linux stops a full real-time thread now and then.
+    ahead = [os.getpid(), *(server.worker_pids() if load.has_quotas else ())]
+    rate = load.capacity * _QUIET_SHARE
+    with ahead_of_others(ahead):
+        return drive(run_load(server.http, bodies, rate=rate, seconds=load.seconds, seed=seed, options=_OPTIONS))
 
 
 def _middle(values: Sequence[float]) -> float:
@@ -154,15 +180,16 @@ def _middle(values: Sequence[float]) -> float:
 class _Noise:
     """A process that sends payments without waiting for answers, until the block ends."""
 
-    def __init__(self, server: Server, world: World, token: str, per_second: float, id_prefix: str) -> None:
+    def __init__(self, server: Server, world: World, sent: _Sent, id_prefix: str) -> None:
         bodies = islice(stamped_bodies(world.requests, id_prefix=id_prefix), _NOISE_PAYMENTS)
         context = multiprocessing.get_context("fork")
         self._sent: SimpleQueue[float] = context.SimpleQueue()
         self._stop = context.Event()
         self._process = context.Process(
-            target=_blast, args=(server.http, token, list(bodies), per_second, self._stop, self._sent)
+            target=_blast,
+            args=(sent.url or server.http, sent.token, list(bodies), sent.per_second, self._stop, self._sent),
         )
-        self.per_second = 0.0
+        self.per_second = self.admitted_per_second = 0.0
 
     def __enter__(self) -> _Noise:
         self._process.start()
@@ -172,8 +199,65 @@ class _Noise:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self.per_second = self._sent.get()
+        self.per_second, self.admitted_per_second = self._sent.get(), self._sent.get()
         self._process.join()
+
+
+class _Elsewhere:
+    """A process on the load's core that takes noise as a worker with a quota does, until the block ends."""
+
+    def __init__(self, per_second: float) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.http = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._process = multiprocessing.get_context("fork").Process(
+            target=_take_noise, args=(self._listener, per_second), daemon=True
+        )
+
+    def __enter__(self) -> _Elsewhere:
+        self._process.start()
+        self._listener.close()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.join()
+
+
+def _take_noise(listener: socket.socket, per_second: float) -> None:
+    """Read so many requests a second, a part every 2 ms, and write about what their answers have."""
+    os.nice(19)
+    selector = selectors.DefaultSelector()
+    selector.register(listener, selectors.EVENT_READ)
+    began, taken = time.monotonic(), 0
+    while True:
+        time.sleep(_PART_S)
+        due = int((time.monotonic() - began) * per_second)
+        for key, _ in selector.select(0):
+            count = 0
+            raw: socket.socket = key.fileobj  # type: ignore[assignment]
+            if raw is listener:
+                accepted, _ = listener.accept()
+                accepted.setblocking(False)
+                selector.register(accepted, selectors.EVENT_READ)
+                continue
+            if taken >= due:
+                break
+            try:
+                size = len(raw.recv((due - taken) * _REQUEST_BYTES))
+                count = -(-size // _REQUEST_BYTES)
+                if size:
+                    raw.send(bytes(count * _ANSWER_BYTES))
+            except BlockingIOError:
+                # Answers that nobody reads are not written.
+                pass
+            except ConnectionError:
+                size = 0
+            if not size:
+                selector.unregister(raw)
+                raw.close()
+            taken += count
+        # What nobody has sent is not taken later.
+        taken = max(taken, due - int(per_second * _PART_S))
 
 
 def _blast(
@@ -193,7 +277,7 @@ def _blast(
         raw.setblocking(False)
         rests[raw] = memoryview(b"")
         selector.register(raw, selectors.EVENT_READ | selectors.EVENT_WRITE)
-    began, count, place = time.monotonic(), 0, 0
+    began, count, place, admitted = time.monotonic(), 0, 0, 0
     sent.put(0.0)
     while not stop.is_set():  # type: ignore[attr-defined]
         due = (time.monotonic() - began) * per_second
@@ -202,13 +286,16 @@ def _blast(
         for key, events in selector.select(0.01):
             raw = key.fileobj  # type: ignore[assignment]
             if events & selectors.EVENT_READ:
-                raw.recv(1 << 18)
+                # An answer that is cut in two is not seen.
+                admitted += raw.recv(1 << 18).count(b" 200 OK")
             if events & selectors.EVENT_WRITE and count <= due:
                 if not rests[raw]:
                     rests[raw] = memoryview(parts[place % len(parts)])
                     place, count = place + 1, count + _PIPELINED
                 rests[raw] = rests[raw][raw.send(rests[raw]) :]
-    sent.put(count / (time.monotonic() - began))
+    took_s = time.monotonic() - began
+    sent.put(count / took_s)
+    sent.put(admitted / took_s)
     for raw in rests:
         raw.close()
 

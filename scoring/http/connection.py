@@ -133,6 +133,8 @@ class HttpConnection(asyncio.Protocol):
         self._held_callers = server.pauses.held
         self._is_shared = False
         self._is_waiting = False
+        # Whether the next request need not ask whether its caller is held.
+        self._may_go_on = False
         # What was received and not looked at from `_unread_at` on: the caller is held, or too much came at once.
         self._unread = b""
         self._unread_at = 0
@@ -238,7 +240,11 @@ class HttpConnection(asyncio.Protocol):
     def is_full(self) -> bool:
         """Whether the reader must leave further requests unread for now."""
         return bool(
-            self._waiting or self._blocked or self._is_waiting or len(self._calls) >= self._settings.pipelined_max
+            self._waiting
+            or self._blocked
+            or self._is_waiting
+            or len(self._calls) >= self._settings.pipelined_max
+            or (self._held_callers and self._held_by is not None and self._is_held())
         )
 
     def _is_held(self) -> bool:
@@ -246,6 +252,7 @@ class HttpConnection(asyncio.Protocol):
         if not self._is_waiting:
             assert self._held_by is not None, "only a caller with a name is held"
             self._is_waiting = self._server.pauses.holds(self._held_by, self)
+            self._may_go_on = not self._is_waiting
             if self._is_waiting:
                 self._pause_reading()
         return self._is_waiting
@@ -331,11 +338,12 @@ class HttpConnection(asyncio.Protocol):
         call = HttpCall(self, head, body, caller, self._arrived, deadline_s, trace and packed_trace(trace))
         if caller and caller != self._held_by:
             self._note_caller(caller)
+        may_go_on, self._may_go_on = self._may_go_on, False
         if (
             self._waiting
             or self._blocked
             or len(self._calls) >= self._settings.pipelined_max
-            or (self._held_callers and self._held_by is not None and self._is_held())
+            or (self._held_callers and not may_go_on and self._held_by is not None and self._is_held())
         ):
             self._wait(call)
         else:

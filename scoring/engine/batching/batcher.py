@@ -36,7 +36,7 @@ from typing import NamedTuple, Protocol
 from paywarden.schemas.errors import InvalidEvent, Misconfigured, TemporaryFailure
 from paywarden.scoring.engine.batching.busy_poll import BusyPoll
 from paywarden.scoring.engine.batching.caller_pauses import CallerPauses
-from paywarden.scoring.engine.batching.caller_queues import SHARED_CHUNK, CallerQueues, CallerRates
+from paywarden.scoring.engine.batching.caller_queues import QUANTUM, SHARED_CHUNK, CallerQueues, CallerRates
 from paywarden.scoring.engine.batching.queue_limit import QueueLimit
 from paywarden.scoring.engine.bugs import BugLog
 from paywarden.scoring.idempotency.decision_cache import PaymentIdReused
@@ -191,7 +191,7 @@ class AdmissionSettings:
     queue_payments_max: int = 4096
     # Payments scored in one go. A larger chunk makes no payment cheaper, and the next read waits for it.
     chunk_payments: int = 32
-    # Payments that a worker takes from one caller in a second. 0: no limit.
+    # Payments that a worker takes from one caller in a second; what comes at once: caller_queues.py. 0: no limit.
     caller_payments_per_second: int = 0
 
     def __post_init__(self) -> None:
@@ -409,11 +409,13 @@ class MicroBatcher:
         requests: list[TakenRequest] = []
         batches: list[range] = []
         refused: dict[Flushable, None] = {}
-        turn, count_max = self._turn, self.settings.chunk_payments
+        turn, count_max, fills = self._turn, self.settings.chunk_payments, True
         if self._has_names and (len(turn) > 1 or self.pauses.has_company(now)):
-            count_max = min(count_max, SHARED_CHUNK)
-        while turn and len(requests) < count_max:
-            for call in self._queue.take(count_max - len(requests)):
+            # With time to spare, chunks are what makes others wait least.
+            fills = self._limit.stands
+            count_max = min(count_max, SHARED_CHUNK if fills else QUANTUM)
+        while turn and len(requests) < count_max and (fills or not requests):
+            for call in self._queue.take(count_max - len(requests), fills=fills):
                 if call.cancelled:
                     continue
                 if now > call.deadline:

@@ -1,28 +1,38 @@
 """Leaves the requests of a caller unread for a moment when many of them have just been refused.
 
-A refusal costs a worker some microseconds, and a caller can send faster than a worker can refuse. So after REFUSALS_MAX
+A refusal costs a worker some microseconds, and a caller can send faster than a worker can refuse. After REFUSALS_MAX
 refusals within PAUSE_S, the fronts read no more from that caller's connections for PAUSE_S: his requests wait in the
-sockets, and TCP slows him down. That bounds what the noisiest caller takes from the others, whatever the number of his
-connections.
+sockets, and TCP slows him down.
 
-    noisy   8 refused ─► held: 2 ms, connections 1, 2, … unread ─► read on ─► 8 refused ─► …
+After the pause his connections stand in line, and a slice of some payments is read in each turn of the loop. What the
+others wait for is the slice and its scoring, so it is a small one, although small chunks are dear. The next refusal
+begins the next pause. If none comes he may send more than small slices hold, and they grow. When nobody stands in line
+any more, all is as before.
+
+    noisy   8 refused ─► held 2 ms ─► in line: 2 read ─► turn ─► 2 read ─► turn ─► … 1 refused ─► held 2 ms ─► …
     quiet   not held
 
-It happens only while another caller is there, too. A caller alone is refused at once, however fast he sends.
+That bounds what the noisiest caller takes from the others, whatever the number of his connections. It happens only
+while another caller is there, too. A caller alone is refused at once, however fast he sends.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections.abc import Callable
 from typing import Protocol
 
 _log = logging.getLogger(__name__)
 
-# After a pause come all payments at once that the caller may send by then, and the next ones that are refused. Short
-# pauses keep that small (`python -m perf.callers`).
+# Event loops count whole milliseconds, and a longer pause has more payments come after it.
 PAUSE_S = 0.002
 REFUSALS_MAX = 8
+# Payments in a slice, and after how long in line it doubles, up to how many. With two payments a chunk a worker does
+# some 25,000 a second.
+SLICE, SLICE_MAX = 2, 16
+_SLICE_GROWS_S = 0.004
 # For how long a caller counts as being there after his last request.
 _COMPANY_S = 1.0
 # How often a line about one caller may be logged.
@@ -41,9 +51,16 @@ class Held(Protocol):
 class CallerPauses:
     """Knows which callers are held, and their connections. For one event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, now_s: Callable[[], float] = time.perf_counter) -> None:
         self.held: dict[bytes, list[Held]] = {}
-        """The callers that are held, with their connections. Always the same object."""
+        """The callers that are held or in line, with the connections that wait. Always the same object."""
+        self._now_s = now_s
+        # Those in a pause, and since when the others of `held` are in line.
+        self._paused: set[bytes] = set()
+        self._in_line_since: dict[bytes, float] = {}
+        # The connection in line that is being read, and how many more of its requests may be.
+        self._going: Held | None = None
+        self._left = 0
         # Refusals of each caller, and since when they are counted.
         self._refused: dict[bytes, tuple[int, float]] = {}
         # When a line about a caller was logged, and how often he was held since.
@@ -61,24 +78,34 @@ class CallerPauses:
 
     def note_refused(self, caller: bytes, now: float) -> None:
         """Note that a request was refused for what its caller has sent already; hold him when that is too often."""
-        if not self.has_company(now) or caller in self.held:
+        if not self.has_company(now) or caller in self._paused:
             return
-        count, since = self._refused.get(caller, (0, now))
-        if now - since > PAUSE_S:
-            count, since = 0, now
-        if len(self._refused) >= _COUNTED_MAX:
-            self._refused.clear()
-        self._refused[caller] = count + 1, since
-        if count + 1 >= REFUSALS_MAX:
+        if caller not in self.held:
+            count, since = self._refused.get(caller, (0, now))
+            if now - since > PAUSE_S:
+                count, since = 0, now
+            if len(self._refused) >= _COUNTED_MAX:
+                self._refused.clear()
+            self._refused[caller] = count + 1, since
+            if count + 1 < REFUSALS_MAX:
+                return
             del self._refused[caller]
             self.held[caller] = []
-            self._tell(caller, now)
-            asyncio.get_running_loop().call_later(PAUSE_S, self._end, caller)
+        # Who stands in line was refused too often a moment ago: once is enough.
+        self._paused.add(caller)
+        self._tell(caller, now)
+        asyncio.get_running_loop().call_later(PAUSE_S, self._end, caller)
 
     def holds(self, caller: bytes, connection: Held) -> bool:
-        """Whether a caller is held now. If so, `connection.read_on` follows. Call it again only after that."""
+        """Whether a connection must leave its next request unread. If so, `connection.read_on` follows.
+
+        Ask for each request, and not again between that answer and `read_on`.
+        """
         held = self.held.get(caller) if self.held else None
         if held is None:
+            return False
+        if connection is self._going and self._left > 0 and caller not in self._paused:
+            self._left -= 1
             return False
         held.append(connection)
         return True
@@ -99,13 +126,29 @@ class CallerPauses:
         )
 
     def _end(self, caller: bytes) -> None:
-        self._let_go(caller, self.held.pop(caller))
+        """End a pause: the connections stand in line."""
+        self._paused.discard(caller)
+        self._in_line_since[caller] = self._now_s()
+        self._go(caller)
 
-    def _let_go(self, caller: bytes, connections: list[Held]) -> None:
-        """Let connections go on, one in each turn of the loop: all at once would keep others waiting."""
-        if caller in self.held:
-            # Those that went on have used up all that the caller may send. The others go before them next time.
-            self.held[caller][:0] = connections
-        elif connections:
-            connections[0].read_on()
-            asyncio.get_running_loop().call_soon(self._let_go, caller, connections[1:])
+    def _go(self, caller: bytes) -> None:
+        """Read a slice from the first connections in line; the next ones follow in the loop's next turn."""
+        connections, now = self.held[caller], self._now_s()
+        if not connections or not self.has_company(now):
+            # Nothing waits, or nobody is there who could be kept waiting.
+            del self.held[caller], self._in_line_since[caller]
+            for connection in connections:
+                connection.read_on()
+            return
+        doublings = int((now - self._in_line_since[caller]) / _SLICE_GROWS_S)
+        self._left = slice_payments = min(SLICE_MAX, SLICE << min(doublings, SLICE_MAX))
+        try:
+            for _ in range(slice_payments):
+                if not connections or self._left <= 0 or caller in self._paused:
+                    break
+                self._going = connections.pop(0)
+                self._going.read_on()
+        finally:
+            self._going = None
+            if caller not in self._paused:
+                asyncio.get_running_loop().call_soon(self._go, caller)

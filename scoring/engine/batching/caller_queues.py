@@ -1,15 +1,19 @@
-"""The calls that wait in a worker, in a queue for each caller. The queues take turns: a noisy caller delays himself.
+"""The calls that wait in a worker, in a queue for each caller: who was served least is taken first.
 
     checkout   ■■■■■■■■■■■■■■■■■■■■■■■■■■■■■■■■   offered ten times what the worker can take
-    wallet     ■                                  one payment: taken after at most QUANTUM of checkout's
+    wallet     ■                                  one payment: the next chunk is its own
     kiosk      ■■■
 
-1. `take` goes around the callers that have calls waiting. Each gets QUANTUM payments a round (deficit round robin). A
-   batch that is larger than what its caller has left is taken whole, and its caller then sits out the rounds he is in
-   debt for.
-2. A caller has a share of each limit: the whole if he is alone, half of it if there are two. A caller who fills his
+1. Each queue has a *due*: the payments of its caller that were taken, as a time. The queue with the earliest due is
+   next; it gives at most QUANTUM payments, and its due moves on by as many. A queue that was empty begins at the time
+   at which the others are, so nobody saves up while he is away (start-time fair queueing; Goyal, Vin, Cheng 1996). A
+   large batch moves the due far: its caller then sits out what he has had too much.
+2. A chunk ends before a caller who has more waiting than the chunk has: he would more than double what the others in
+   it wait for. So one payment beside a heap is a chunk of one. This costs a chunk's fixed part, so `take` can also be
+   told to fill chunks: that is for a worker that has more to do than it can.
+3. A caller has a share of each limit: the whole if he is alone, half of it if there are two. A caller who fills his
    share is refused; the others do not notice.
-3. With a single caller this is one queue with the whole of every limit. That is also the case without tokens and
+4. With a single caller this is one queue with the whole of every limit. That is also the case without tokens and
    certificates: all callers then have the same, empty name.
 
 Not thread-safe: everything happens in the event loop.
@@ -18,13 +22,18 @@ Not thread-safe: everything happens in the event loop.
 from __future__ import annotations
 
 from collections import deque
+from heapq import heappop, heappush, heapreplace
 from typing import Generic, Protocol, TypeVar
 
-# Payments of one caller in a round: a quarter of a chunk, so that four callers share a chunk.
+# Payments of one caller in a row: a quarter of a chunk. While there are several callers and time to spare, a chunk has
+# no more. Everyone's payment waits for the chunk that is being scored: the smaller it is, the shorter.
 QUANTUM = 8
-# The most payments in a chunk while there are several callers. Everyone's payment waits for the chunk that is being
-# scored and for the rest of its own: half a chunk halves both. It costs a full worker a few per cent.
+# The most payments in a chunk of several callers if the worker cannot answer all that is asked. Half a chunk halves
+# that wait, and costs a full worker a few per cent.
 SHARED_CHUNK = 2 * QUANTUM
+# What a caller may send at once who has a limit of payments a second: those of a second divided by this, but at least
+# as many as a batch may have.
+_BUCKETS_PER_SECOND, _BUCKET_MIN = 20, 256
 # The most callers whose queues and rates are kept while they are empty or unused.
 _KEPT_MAX = 4096
 
@@ -41,13 +50,17 @@ _Call = TypeVar("_Call", bound=Waiting)
 class CallerQueue(Generic[_Call]):
     """The waiting calls of one caller, each with its payments."""
 
-    __slots__ = ("calls", "credit", "payments")
+    __slots__ = ("calls", "due", "payments")
 
     def __init__(self) -> None:
         self.calls: deque[tuple[_Call, int]] = deque()
         self.payments = 0
-        # Payments that may still be taken in this round; below 0 after a large batch.
-        self.credit = QUANTUM
+        # When its next call is due. The time is that of CallerQueues, which counts payments.
+        self.due = 0
+
+    def __lt__(self, other: CallerQueue[_Call]) -> bool:
+        """Whether this queue is before another one."""
+        return self.due < other.due
 
 
 class CallerQueues(Generic[_Call]):
@@ -56,8 +69,10 @@ class CallerQueues(Generic[_Call]):
     def __init__(self) -> None:
         self.known: dict[bytes, CallerQueue[_Call]] = {}
         """Queues by caller, empty ones too. `of` makes those that are missing."""
-        self.turn: deque[CallerQueue[_Call]] = deque()
-        """The queues that are not empty; the first one is at its turn."""
+        self.turn: list[CallerQueue[_Call]] = []
+        """The queues that are not empty, as a heap: the first one is next."""
+        # When the call was due that was taken last.
+        self._now = 0
 
     def __bool__(self) -> bool:
         return bool(self.turn)
@@ -82,16 +97,15 @@ class CallerQueues(Generic[_Call]):
         return len(self.turn) if queue.calls else len(self.turn) + 1
 
     def ahead_of(self, queue: CallerQueue[_Call]) -> int:
-        """Returns how many payments would be taken before the next call of this queue."""
-        others = self.callers_with(queue) - 1
-        if others == 0:
-            return queue.payments
-        return min(self.payments, queue.payments + others * (queue.payments + QUANTUM))
+        """Returns how many payments would be taken before the next call of this queue, give or take a QUANTUM."""
+        due = (queue.due if queue.calls else max(queue.due, self._now)) + queue.payments
+        others = (other for other in self.turn if other is not queue)
+        return queue.payments + sum(max(0, min(other.payments, due - other.due)) for other in others)
 
     def begin(self, queue: CallerQueue[_Call]) -> None:
         """Give a queue its turns. Call it before a call is added to an empty one."""
-        queue.credit = QUANTUM
-        self.turn.append(queue)
+        queue.due = max(queue.due, self._now)
+        heappush(self.turn, queue)
 
     def append(self, queue: CallerQueue[_Call], call: _Call, payments: int) -> None:
         """Let a call wait in the queue of its caller."""
@@ -100,55 +114,61 @@ class CallerQueues(Generic[_Call]):
         queue.calls.append((call, payments))
         queue.payments += payments
 
-    def take(self, payments: int) -> list[_Call]:
-        """Returns the next calls, of about this many payments, and removes them. There must be one."""
-        turn, taken = self.turn, []
-        if len(turn) == 1:
-            queue = turn[0]
-            calls, left = queue.calls, payments
-            while calls and left > 0:
-                call, weight = calls.popleft()
-                left -= weight
-                taken.append(call)
-            queue.payments += left - payments
-            if not calls:
-                turn.popleft()
-            return taken
-        while turn and payments > 0:
-            queue = turn[0]
-            if queue.credit <= 0 and len(turn) > 1:
-                queue.credit += QUANTUM
-                turn.rotate(-1)
-                continue
-            call, weight = queue.calls.popleft()
-            taken.append(call)
-            queue.payments -= weight
-            queue.credit -= weight
-            payments -= weight
-            if not queue.calls:
-                turn.popleft()
+    def take(self, payments: int, *, fills: bool = True) -> list[_Call]:
+        """Returns the next calls, of about this many payments, and removes them. There must be one.
+
+        Without `fills` there may be fewer of several callers, if that makes those wait less who have little.
+        """
+        turn, taken, count = self.turn, list[_Call](), 0
+        while turn and count < payments:
+            queue, is_alone = turn[0], len(turn) == 1
+            if not fills and count and queue.payments > count:
+                break
+            left = payments - count
+            count += self._take_of(queue, left if is_alone else min(left, QUANTUM), taken)
+            if queue.calls:
+                heapreplace(turn, queue)
+            else:
+                heappop(turn)
         return taken
+
+    def _take_of(self, queue: CallerQueue[_Call], payments: int, taken: list[_Call]) -> int:
+        """Take calls of about this many payments from a queue. Returns of how many they are."""
+        calls, given, weight = queue.calls, 0, 0
+        while calls and given < payments:
+            call, weight = calls.popleft()
+            given += weight
+            taken.append(call)
+        queue.payments -= given
+        queue.due += given
+        self._now = max(self._now, queue.due - weight)
+        return given
 
 
 class CallerRates:
-    """A limit of payments a second for each caller: a token bucket that holds one second's payments."""
+    """A limit of payments a second for each caller: a token bucket that holds those of a twentieth of a second.
+
+    It holds a full batch at least, and never more than a second's. A bucket that held a second's payments let a caller
+    of a quarter of the capacity fill the worker for a third of a second whenever he came back.
+    """
 
     def __init__(self, per_second: int) -> None:
         """0 is no limit."""
         self._per_second = per_second
+        self._size = float(min(per_second, max(_BUCKET_MIN, per_second // _BUCKETS_PER_SECOND)))
         # What each caller may still send, and as of when.
         self._buckets: dict[bytes, tuple[float, float]] = {}
 
     def spend(self, caller: bytes, payments: int, now: float) -> bool:
         """Take the payments of a call from its caller's bucket. Returns False when it holds too few.
 
-        A batch of more payments than a second allows is taken from a full bucket, and leaves a debt.
+        A batch of more payments than a bucket holds is taken from a full one, and leaves a debt.
         """
         if self._per_second == 0:
             return True
-        left, since = self._buckets.get(caller, (float(self._per_second), now))
-        left = min(left + (now - since) * self._per_second, float(self._per_second))
-        may = left >= min(payments, self._per_second)
+        left, since = self._buckets.get(caller, (self._size, now))
+        left = min(left + (now - since) * self._per_second, self._size)
+        may = left >= min(payments, self._size)
         if caller not in self._buckets and len(self._buckets) >= _KEPT_MAX:
             self._buckets.clear()
         self._buckets[caller] = left - payments if may else left, now

@@ -36,7 +36,7 @@ class QueueLimit:
        time in which the worker had no core is not work: a stop does not make a queue stand.
     """
 
-    __slots__ = ("_burst_s", "_full_s", "_large", "_payment_s", "_stand_s", "_working_s", "wait_s_max")
+    __slots__ = ("_burst_s", "_full_s", "_large", "_payment_s", "_stand_s", "_working_s", "stands", "wait_s_max")
 
     def __init__(self, *, wait_s_max: float, deadline_s: float, chunk_payments: int) -> None:
         """`wait_s_max`: the longest wait in a queue that stands. A chunk has at most `chunk_payments`."""
@@ -48,6 +48,8 @@ class QueueLimit:
         self._working_s = 0.0
         self.wait_s_max = self._burst_s
         """The longest wait that is allowed now."""
+        self.stands = False
+        """Whether the queue stands: more is asked than can be answered."""
 
     def cost_s(self, payments: int) -> float:
         """Returns the time per payment of this many payments that wait."""
@@ -68,9 +70,9 @@ class QueueLimit:
         self._full_s = max(full_s, self._payment_s / _SMALL_CHUNK_FACTOR_MAX)
         self._working_s += worked_each * payments
         if self._working_s > _STANDING_S:
-            self.wait_s_max = self._stand_s
+            self.wait_s_max, self.stands = self._stand_s, True
 
     def note_empty(self) -> None:
         """Note that nothing waits."""
         self._working_s = 0.0
-        self.wait_s_max = self._burst_s
+        self.wait_s_max, self.stands = self._burst_s, False

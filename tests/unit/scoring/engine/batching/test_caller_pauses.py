@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
 from paywarden.scoring.engine.batching import caller_pauses
 from paywarden.scoring.engine.batching.caller_pauses import REFUSALS_MAX, CallerPauses
+from tests.patience import PATIENCE_S
 
 
 class Connection:
@@ -14,6 +16,51 @@ class Connection:
 
     def read_on(self) -> None:
         self.went_on.set()
+
+
+class Pipelining(Connection):
+    """A connection of `noisy` with requests, which asks before each whether it may go on, as fronts do."""
+
+    def __init__(self, pauses: CallerPauses, requests: int, turns: Turns) -> None:
+        super().__init__()
+        self._pauses, self._requests, self._turns = pauses, requests, turns
+
+    def read_on(self) -> None:
+        super().read_on()
+        while self._requests and not self._pauses.holds(b"noisy", self):
+            self._requests -= 1
+            self._turns.note(self)
+
+
+class Turns:
+    """Knows what was read in each turn of the loop. A turn takes `turn_s` of the clock."""
+
+    def __init__(self, clock: Clock, turn_s: float = 0.0) -> None:
+        self.reads: list[list[Connection]] = [[]]
+        self._clock, self._turn_s = clock, turn_s
+
+    def note(self, connection: Connection) -> None:
+        self.reads[-1].append(connection)
+
+    async def until(self, holds: Callable[[], bool]) -> list[list[Connection]]:
+        """Returns what was read in the turns in which anything was."""
+
+        async def pass_by() -> None:
+            while not holds():
+                self.reads.append([])
+                self._clock.now += self._turn_s
+                await asyncio.sleep(0)
+
+        await asyncio.wait_for(pass_by(), PATIENCE_S)
+        return [read for read in self.reads if read]
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 10.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 def refuse(pauses: CallerPauses, caller: bytes, count: int, now: float = 10.0) -> None:
@@ -86,28 +133,91 @@ def test_what_is_counted_stays_bounded() -> None:
     asyncio.run(main())
 
 
-def test_held_connections_go_on_one_by_one_and_wait_again_if_the_caller_is_held(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Otherwise all connections of a noisy caller would be read in one turn of the loop."""
+def test_after_a_pause_a_slice_is_read_in_each_turn_from_the_connections_in_turn() -> None:
+    """Otherwise what all connections of a noisy caller have sent would be read, and scored, before the others' next."""
 
-    class Noisy(Connection):
+    async def main() -> None:
+        clock = Clock()
+        pauses, turns = CallerPauses(clock), Turns(clock)
+        pauses.note(10.0)
+        refuse(pauses, b"noisy", REFUSALS_MAX)
+        first, second = (Pipelining(pauses, 3, turns) for _ in range(2))
+        assert pauses.holds(b"noisy", first)
+        assert pauses.holds(b"noisy", second)
+        # When nobody waits any more, all is as before.
+        assert await turns.until(lambda: not pauses.held) == [[first] * 2, [second] * 2, [first, second]]
+        assert not pauses.holds(b"noisy", first)
+
+    asyncio.run(main())
+
+
+def test_connections_with_a_request_each_share_a_slice() -> None:
+    async def main() -> None:
+        clock = Clock()
+        pauses, turns = CallerPauses(clock), Turns(clock)
+        pauses.note(10.0)
+        refuse(pauses, b"noisy", REFUSALS_MAX)
+        connections = [Pipelining(pauses, 1, turns) for _ in range(5)]
+        assert all(pauses.holds(b"noisy", connection) for connection in connections)
+        assert [len(turn) for turn in await turns.until(lambda: not pauses.held)] == [2, 2, 1]
+
+    asyncio.run(main())
+
+
+def test_who_stands_in_line_is_held_by_his_next_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refused(Connection):
         def read_on(self) -> None:
             # The second pause is longer than the test.
             monkeypatch.setattr(caller_pauses, "PAUSE_S", 1000.0)
-            refuse(pauses, b"noisy", REFUSALS_MAX)
+            refuse(pauses, b"noisy", 1)
+            assert pauses.holds(b"noisy", self)
             super().read_on()
-
-    pauses, connections = CallerPauses(), [Noisy(), Connection(), Connection()]
 
     async def main() -> None:
         pauses.note(10.0)
         refuse(pauses, b"noisy", REFUSALS_MAX)
         assert all(pauses.holds(b"noisy", connection) for connection in connections)
-        await asyncio.wait_for(connections[0].went_on.wait(), 20)
+        await asyncio.wait_for(connections[0].went_on.wait(), PATIENCE_S)
         for _ in range(3):
             await asyncio.sleep(0)
-        assert pauses.held[b"noisy"] == connections[1:]
-        assert not any(connection.went_on.is_set() for connection in connections[1:])
+        # The other one goes before the one that has had the refusal.
+        assert pauses.held[b"noisy"] == connections[::-1]
+        assert not connections[1].went_on.is_set()
+
+    pauses = CallerPauses(Clock())
+    connections = [Refused(), Connection()]
+    asyncio.run(main())
+
+
+def test_slices_grow_for_a_caller_who_is_not_refused() -> None:
+    async def main() -> None:
+        clock = Clock()
+        pauses, turns = CallerPauses(clock), Turns(clock, turn_s=0.001)
+        pauses.note(10.0)
+        refuse(pauses, b"noisy", REFUSALS_MAX)
+        assert pauses.holds(b"noisy", Pipelining(pauses, 1000, turns))
+
+        def is_largest() -> bool:
+            pauses.note(clock.now)
+            return len(turns.reads[-1]) == caller_pauses.SLICE_MAX
+
+        found = await turns.until(is_largest)
+        sizes = [len(turn) for turn in found]
+        assert sizes == sorted(sizes)
+        assert sizes[0] == caller_pauses.SLICE
+
+    asyncio.run(main())
+
+
+def test_when_nobody_else_is_there_any_more_a_line_goes_on_at_once() -> None:
+    async def main() -> None:
+        clock = Clock()
+        pauses, turns = CallerPauses(clock), Turns(clock)
+        pauses.note(10.0)
+        refuse(pauses, b"noisy", REFUSALS_MAX)
+        connections = [Pipelining(pauses, 50, turns) for _ in range(2)]
+        assert all(pauses.holds(b"noisy", connection) for connection in connections)
+        clock.now += 2.0
+        assert [len(turn) for turn in await turns.until(lambda: not pauses.held)] == [100]
 
     asyncio.run(main())
