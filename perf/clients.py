@@ -10,22 +10,23 @@ Each client's driver puts an open load on `paywarden serve` with two workers and
     NAME_max_over_…, NAME_core_wait_ms   the latest return, and how long the client's threads waited for a core in all
     NAME_machine_stall_ms            how late threads woke meanwhile that do nothing but sleep, with real-time priority:
                                      a client that returns no later is kept waiting by the machine
-    NAME_errors_at_restarts          calls without the service's own decision while two hosts restart in turns
+    NAME_errors_at_restarts          calls without the service's own decision while two hosts restart in turns, all
+                                     clients at once
     NAME_restarts                    how many restarts that were, half of them by SIGTERM and half by `--take-over`
     NAME_restarted_calls             under how many calls
     NAME_duplicates                  payments with two decisions after kills of workers (kill -9), with all retries
     NAME_kills, NAME_killed_calls    how many kills, under how many calls
-    errors_at_restarts, restarts, restarted_calls, duplicates, kills, killed_calls    of all clients together
+    errors_at_restarts, restarted_calls, duplicates, kills, killed_calls    of all clients together
 
 Used for: whether a payment service may rely on its deadline, and what a client costs beside a bare call.
 
     python -m perf.clients [--only cost,deadline,restarts,kills] [--clients python,typescript] [--rate N] [--seconds N]
                            [--restarts N] [--kills N] [--kill-seconds N] [--append FILE] [--minutes N] [--json FILE]
 
-The published figures: --restarts 50, and --kills 1000 --kill-seconds 2000 --rate 500 for a million calls of each client
-(three hours for all). In pieces: `--only restarts,kills … --append counts.json --minutes 8`, again until the file has
-all. A driver that begins calls late (NAME_late_share) was short of processors itself. Clients whose tools are missing
-are left out.
+The published figures: --restarts 50 --rate 100 (three minutes for all clients), and --kills 1000 --kill-seconds 2000
+--rate 500 for a million calls of each client (three hours for all). In pieces: `--only restarts,kills … --append
+counts.json --minutes 8`, again until the file has all. A driver that begins calls late (NAME_late_share) was short of
+processors itself. Clients whose tools are missing are left out.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from __future__ import annotations
 import sys
 import tempfile
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +50,14 @@ from tests.services.fetch import ServiceMissing
 _DEADLINE_MS = 40
 # Where answers are counted and not their time.
 _PATIENT_MS = 5_000
-# Of one restart, with the second in which a host says that it stops.
-_RESTART_S = 6.0
 _CARDS = 1000
 PARTS = ("cost", "deadline", "restarts", "kills")
 # What is counted, and how the sums are called.
 _RESTART_COUNTS = ("errors_at_restarts", "restarts", "restarted_calls")
 _KILL_COUNTS = ("duplicates", "kills", "killed_calls")
-# About a minute each, with new hosts.
-_RESTARTS_OF_PIECE = 10
+# About a minute each, with new hosts. A restart takes two seconds, one of which a host says that it stops.
+_RESTARTS_OF_PIECE = 25
+_RESTARTED_S = 52.0
 _KILLS_OF_PIECE = 25
 
 
@@ -78,40 +78,49 @@ def main() -> None:
     if unknown := set(parts) - set(PARTS):
         raise SystemExit(f"clients: --only: wanted some of {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
     pieces = Pieces(arguments.append, arguments.minutes)
-    figures: dict[str, Any] = {}
-    for name in arguments.clients.split(","):
-        try:
-            command = DRIVERS[name]()
-        except ServiceMissing as error:
-            print(f"{name} is left out: {error}", file=sys.stderr)
-            continue
-        measured: dict[str, float] = {}
+    commands = dict(_commands(arguments.clients.split(",")))
+    found: dict[str, dict[str, float]] = {name: {} for name in commands}
+    for name, command in commands.items():
         if {"cost", "deadline"} & set(parts):
-            measured |= _timed(name, command, parts, arguments)
-        if "restarts" in parts:
-            measured |= _restarted(name, command, pieces, arguments)
+            found[name] |= _timed(name, command, parts, arguments)
         if "kills" in parts:
-            measured |= _killed(name, command, pieces, arguments)
+            found[name] |= _killed(name, command, pieces, arguments)
+    if "restarts" in parts and commands:
+        for name, counts in _restarted(commands, pieces, arguments).items():
+            found[name] |= counts
+    figures: dict[str, Any] = {}
+    for name, measured in found.items():
         for key in (*_RESTART_COUNTS, *_KILL_COUNTS):
-            if key in measured:
+            # All clients meet the same restarts.
+            if key in measured and key != "restarts":
                 figures[key] = figures.get(key, 0) + measured[key]
         figures |= {f"{name.replace('-', '_')}_{key}": value for key, value in measured.items()}
     finish(figures, arguments.json)
 
 
+def _commands(names: Sequence[str]) -> Iterator[tuple[str, Sequence[str]]]:
+    """Yields the clients whose tools are there, with what starts their drivers."""
+    for name in names:
+        try:
+            yield name, DRIVERS[name]()
+        except ServiceMissing as error:
+            print(f"{name} is left out: {error}", file=sys.stderr)
+
+
 @contextmanager
-def _served(command: Sequence[str]) -> Iterator[tuple[Driver, list[Host]]]:
-    """Yields a client's driver that has met both of two new hosts."""
-    with (
-        tempfile.TemporaryDirectory(prefix="paywarden-clients-") as folder,
-        running_hosts(Path(folder), 2) as hosts,
-        Driver(command) as driver,
-    ):
-        # The first calls compile, connect and fill caches.
-        driver.ask(settings={"urls": [host.url for host in hosts], "deadline_ms": _PATIENT_MS})
-        driver.ask(load={"rate": 200.0, "seconds": 1.0, "id": "warm", "cards": _CARDS})
-        yield driver, hosts
-        driver.ask(close=True)
+def _served(commands: Mapping[str, Sequence[str]]) -> Iterator[tuple[dict[str, Driver], list[Host]]]:
+    """Yields the drivers of clients that have met both of two new hosts."""
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="paywarden-clients-"))
+        hosts = stack.enter_context(running_hosts(Path(folder), 2))
+        drivers = {name: stack.enter_context(Driver(command)) for name, command in commands.items()}
+        for name, driver in drivers.items():
+            # The first calls compile, connect and fill caches.
+            driver.ask(settings={"urls": [host.url for host in hosts], "deadline_ms": _PATIENT_MS})
+            driver.ask(load={"rate": 200.0, "seconds": 1.0, "id": f"warm-{name}", "cards": _CARDS})
+        yield drivers, hosts
+        for driver in drivers.values():
+            driver.ask(close=True)
 
 
 def _timed(name: str, command: Sequence[str], parts: Sequence[str], arguments: Namespace) -> dict[str, float]:
@@ -121,8 +130,8 @@ def _timed(name: str, command: Sequence[str], parts: Sequence[str], arguments: N
     def load(kind: str, seconds: float = arguments.seconds) -> dict[str, Any]:
         return {"rate": arguments.rate, "seconds": seconds, "id": f"{name}-{kind}", "cards": _CARDS}
 
-    with _served(command) as (driver, hosts):
-        one = [hosts[0].url]
+    with _served({name: command}) as (drivers, hosts):
+        one, driver = [hosts[0].url], drivers[name]
         if "cost" in parts:
             driver.ask(settings={"urls": one, "deadline_ms": _PATIENT_MS})
             calm = driver.ask(load=load("calm"), timeout_s=arguments.seconds + 60)["load"]
@@ -147,26 +156,39 @@ def _timed(name: str, command: Sequence[str], parts: Sequence[str], arguments: N
     return figures
 
 
-def _restarted(name: str, command: Sequence[str], pieces: Pieces, arguments: Namespace) -> dict[str, float]:
-    def measure_piece(seed: int, restarts: int) -> dict[str, int]:
-        load = {"rate": arguments.rate, "seconds": restarts * _RESTART_S, "id": f"restarted-{seed}", "cards": _CARDS}
-        with _served(command) as (driver, hosts):
-            report = load_with_restarts({name: driver}, hosts, load, restarts)[name]
-        print(f"{name}: {report}")
-        errors, calls = report["calls"] - report["answered"], report["calls"]
-        return dict(zip(_RESTART_COUNTS, (errors, report["restarts"], calls), strict=True))
+def _restarted(
+    commands: Mapping[str, Sequence[str]], pieces: Pieces, arguments: Namespace
+) -> dict[str, dict[str, int]]:
+    """Restart hosts under the loads of all clients at once; returns the counts of each client."""
 
-    counts = pieces.measure(f"restarts_{name}", "restarts", arguments.restarts, _RESTARTS_OF_PIECE, measure_piece)
-    return {key: counts.get(key, 0) for key in _RESTART_COUNTS}
+    def measure_piece(seed: int, restarts: int) -> dict[str, int]:
+        seconds = _RESTARTED_S * restarts / _RESTARTS_OF_PIECE
+        load = {"rate": arguments.rate, "seconds": seconds, "id": f"restarted-{seed}", "cards": _CARDS}
+        with _served(commands) as (drivers, hosts):
+            reports = load_with_restarts(drivers, hosts, load, restarts)
+        counts = {}
+        for name, report in reports.items():
+            print(f"{name}: {report}")
+            counts["restarts"] = report["restarts"]
+            counts[f"{name} errors"] = report["calls"] - report["answered"]
+            counts[f"{name} calls"] = report["calls"]
+        return counts
+
+    name = "_".join(["restarts", *commands])
+    counts = pieces.measure(name, "restarts", arguments.restarts, _RESTARTS_OF_PIECE, measure_piece)
+    values = {
+        name: (counts.get(f"{name} errors", 0), counts["restarts"], counts.get(f"{name} calls", 0)) for name in commands
+    }
+    return {name: dict(zip(_RESTART_COUNTS, value, strict=True)) for name, value in values.items()}
 
 
 def _killed(name: str, command: Sequence[str], pieces: Pieces, arguments: Namespace) -> dict[str, float]:
     def measure_piece(seed: int, kills: int) -> dict[str, int]:
         seconds = arguments.kill_seconds * kills / arguments.kills
         load = {"rate": arguments.rate, "seconds": seconds, "id": f"killed-{seed}", "cards": _CARDS}
-        with _served(command) as (driver, hosts):
-            driver.ask(settings={"urls": [hosts[0].url], "deadline_ms": _PATIENT_MS})
-            report = load_with_kills({name: driver}, hosts[0], load, kills, seed=seed)[name]
+        with _served({name: command}) as (drivers, hosts):
+            drivers[name].ask(settings={"urls": [hosts[0].url], "deadline_ms": _PATIENT_MS})
+            report = load_with_kills(drivers, hosts[0], load, kills, seed=seed)[name]
         print(f"{name}: {report}")
         return dict(zip(_KILL_COUNTS, (report["duplicates"], report["kills"], report["calls"]), strict=True))
 
