@@ -62,6 +62,10 @@ _REST_S_MAX = 1.0
 _SHARE_FROM, _SHARE_TO = 0.5, 0.25
 # A challenger that had to skip forward has no share for this long.
 _NO_SHARE_S = 60.0
+# A batch that takes longer in spare time is followed by smaller ones. Nobody can take it over: not before its end does
+# the challenger see how far behind it is.
+_SLOW_S = 1.0
+_BATCH_MIN = 100
 
 
 class Challenger(Protocol):
@@ -110,6 +114,8 @@ class ShadowEvaluator:
         self._newest_ms = 0
         self._trouble = ""
         self._has_share = False
+        # The most decisions in the next batch of an outbox.
+        self._batch = settings.batch_max
         self._shed, self._no_share_until = 0, -math.inf
         self._look_for_outboxes()
         self._fast: FastRecordWriter | None = None
@@ -175,11 +181,16 @@ class ShadowEvaluator:
         """Run a round in spare time, or in this thread with its share. `tell` gets the status while it waits."""
         self._choose_share()
         self._sender = self._senders[self._has_share]
+        batch_max = self._settings.batch_max
         if self._spare_time is None or self._has_share:
+            self._batch = batch_max
             return self.round()
+        began = time.monotonic()
         running = self._spare_time.start(self.round)
         while not wait([running], _LOOK_EVERY_S).done:
             tell(self.status())
+        is_slow = time.monotonic() - began > _SLOW_S
+        self._batch = max(min(_BATCH_MIN, batch_max), self._batch // 4) if is_slow else min(2 * self._batch, batch_max)
         return running.result()
 
     def _choose_share(self) -> None:
@@ -206,7 +217,7 @@ class ShadowEvaluator:
         """
         count = 0
         for tail in self._tails.values():
-            frames = tail.read(self._settings.batch_max)
+            frames = tail.read(self._batch)
             count += len(frames)
             self._evaluate(frames)
         return count
@@ -295,7 +306,8 @@ class ShadowEvaluator:
 
     def _rest(self, stop: Event, count: int, wall_s: float, cpu_s: float) -> None:
         """Wait for the next batch, and until the CPU time used is a small enough share of the time."""
-        usual_s = 0.0 if count >= self._settings.batch_max else self._settings.batch_wait_ms / 1000 - wall_s
+        has_more = count > 0 and any(tail.left_bytes for tail in self._tails.values())
+        usual_s = 0.0 if has_more else self._settings.batch_wait_ms / 1000 - wall_s
         allowed_s = cpu_s / self._settings.cpu_share_max - wall_s
         stop.wait(min(_REST_S_MAX, max(usual_s, allowed_s, 0.0)))
 

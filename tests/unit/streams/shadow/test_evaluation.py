@@ -26,6 +26,7 @@ from paywarden.streams.shadow.evaluation import REFUSED, SHED, UNREADABLE, Shado
 from paywarden.streams.shadow.record_writer import SHADOW_TOPIC
 from paywarden.streams.shadow.settings import ShadowSettings
 from paywarden.streams.shadow.spare_time import SpareTime
+from tests.patience import PATIENCE_S
 
 DECIDED_MS = 1_700_000_000_000
 MEBIBYTE = 1024 * 1024
@@ -37,9 +38,11 @@ class FakeChallenger:
     def __init__(self, version: str) -> None:
         self.version = version
         self.threads: list[str] = []
+        self.sizes: list[int] = []
 
     def evaluate(self, entries: Sequence[OutboxEntry]) -> Evaluated:
         self.threads.append(threading.current_thread().name)
+        self.sizes.append(len(entries))
         found = Evaluated()
         for entry in entries:
             if entry.request.card_id == "bad":
@@ -244,6 +247,22 @@ def test_once_it_has_skipped_decisions_it_has_no_share_for_a_minute(world: World
     assert [worked_in_spare_time() for _ in range(3)] == [True, True, True]
     evaluator._no_share_until = time.monotonic()
     assert not worked_in_spare_time()
+
+
+def test_batches_are_smaller_while_spare_time_is_scarce(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not before the end of a batch can the challenger take its share."""
+    evaluator, _, _ = world.evaluator_in_spare_time(batch_max=1000)
+    world.decide(*(f"p{number}" for number in range(3_000)))
+
+    def sizes(slow_s: float) -> list[int]:
+        monkeypatch.setattr(evaluation, "_SLOW_S", slow_s)
+        before = len(cast(FakeChallenger, evaluator._challenger).sizes)
+        for _ in range(4):
+            evaluator._round_by_priority(world.told.append)
+        return cast(FakeChallenger, evaluator._challenger).sizes[before:]
+
+    assert sizes(0.0) == [1000, 250, 100, 100]
+    assert sizes(PATIENCE_S) == [100, 200, 400, 800]
 
 
 def test_it_tells_how_it_is_while_it_waits_for_spare_time(world: World) -> None:
