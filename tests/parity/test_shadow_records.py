@@ -28,7 +28,8 @@ from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.engine.challenger import CHAMPION, OTHER_BUNDLE, VectorChallenger
 from paywarden.scoring.state.outbox import Frames, framed
-from paywarden.streams.shadow.fast_records import FastRecords, FastRecordWriter
+from paywarden.streams.shadow import record_loop
+from paywarden.streams.shadow.fast_records import FastRecords, FastRecordWriter, warm_up
 from paywarden.streams.shadow.record_writer import SHADOW_TOPIC, ShadowRecordWriter
 from tests.worlds.small import small_world
 
@@ -246,3 +247,13 @@ def test_a_decision_without_a_score_is_left_to_the_policy() -> None:
     fast = FastRecordWriter(own, ShadowRecordWriter(ENCODER))
     fast.learn([entry])
     assert len(check(own, fast, [entry.SerializeToString()]).rest) == 1
+
+
+def test_nothing_is_compiled_in_the_middle_of_a_batch() -> None:
+    """Beside full cores that took the first minute of a challenger, which paired 30 of 100 decisions in it."""
+    loops: list[Any] = [record_loop.read_entries, record_loop.write_records]
+    warm_up()
+    compiled = [list(loop.signatures) for loop in loops]
+    assert all(compiled)
+    FastRecordWriter(challenger(NEUTRAL, is_policy_alone=True), ShadowRecordWriter(ENCODER)).write(frames_of([b"x"]))
+    assert [list(loop.signatures) for loop in loops] == compiled
