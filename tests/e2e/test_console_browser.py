@@ -88,7 +88,7 @@ def _picture(page: Any, name: str, height: int = 960) -> None:
 def test_an_alert_is_found_and_acknowledged_by_keys_and_the_list_is_live(page: Any, running_console: Running) -> None:
     topics = running_console.topics
     page.wait_for_selector("[data-rows] tr")
-    _picture(page, "console-inbox")
+    _picture(page, "console-inbox", height=1000)
     page.keyboard.press("j")
     page.keyboard.press("x")
     page.keyboard.press("a")
