@@ -64,7 +64,7 @@ class Seal:
         return {str(name): str(value) for name, value in json.loads(packed[_TIME_BYTES:]).items()}
 
     def _sealed(self, path: str, values: Mapping[str, str]) -> str:
-        packed = self.now_ms.to_bytes(_TIME_BYTES, "big") + json.dumps(values).encode()
+        packed = self.now_ms.to_bytes(_TIME_BYTES, "big") + json.dumps(values, ensure_ascii=False).encode()
         packed += b" " * (-len(packed) % _PADDED_TO)
         nonce = secrets.token_bytes(_NONCE_BYTES)
         content = nonce + self._cipher().encrypt(nonce, packed, path.encode())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp
 
+    from paywarden.features.profiles.feature_docs import ListedFeature
     from paywarden.ops.console.audit import AuditLog
     from paywarden.ops.console.database import Database
     from paywarden.ops.console.decisions.opened import OpenedIndex
@@ -247,6 +248,19 @@ def index_traffic(source: Source, opened: OpenedIndex) -> IndexTraffic:
     return IndexTraffic(opened, Decoder("decisions", stores.schema_ids(source)).decode)
 
 
+def listed_catalogue(source: Source) -> Callable[[], tuple[str, Mapping[str, ListedFeature]]]:
+    """Returns what gives the digest of the settings' catalogue, and what each of its features means."""
+    from paywarden.features.profiles.feature_docs import listed_features
+    from paywarden.ops.wiring import stores
+
+    @cache
+    def listed() -> tuple[str, Mapping[str, ListedFeature]]:
+        features = listed_features(stores.catalogue(source))
+        return stores.feature_engine(source).plan.digest, {one.name: one for one in features}
+
+    return listed
+
+
 def indexed_decisions(source: Source, opened: OpenedIndex) -> IndexedDecisions:
     """Returns the decisions of the index, for the page of the policy."""
     from paywarden.ops.console.policy.decided import IndexedDecisions
@@ -266,7 +280,8 @@ def decision_sections(source: Source, opened: OpenedIndex) -> list[Section]:
     from paywarden.ops.wiring import stores
     from paywarden.schemas.avro import Decoder
 
-    one = OnePage(opened, KnownDeciders(source, None, None), Decoder("decisions", stores.schema_ids(source)).decode)
+    decode = Decoder("decisions", stores.schema_ids(source)).decode
+    one = OnePage(opened, KnownDeciders(source, None, None), decode, listed_catalogue(source))
     return [
         DecisionPages(opened, one).section(),
         ReviewPages(opened, source.section("costs", CostSettings)).section(),

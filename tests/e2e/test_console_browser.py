@@ -274,6 +274,17 @@ def test_pages_work_without_script_and_have_little_of_it(chromium: Any, running_
     page.get_by_label("Note", exact=True).fill("seen without script")
     page.get_by_role("button", name="Note it").click()
     assert "seen without script" in page.content()
+    page.goto("/decisions")
+    page.locator("input[name=card_id]").fill("card-of-customer-3")
+    page.get_by_role("button", name="Search").click()
+    page.wait_for_url("**/decisions?sealed=*")
+    found = page.locator("[data-rows] tr").count()
+    assert found == sum(one["card_id"] == "card-of-customer-3" for one in running_console.decisions)
+    page.goto("/health")
+    page.go_back()
+    page.reload()
+    assert page.locator("[data-rows] tr").count() == found
+    assert "card-of-customer-3" not in page.url
     script = context.request.get("/static/console.js")
     assert 0 < len(script.body()) < _SCRIPT_BYTES_MAX
     context.close()

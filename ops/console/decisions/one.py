@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from paywarden.streams.decision_index.reviews import Verdict
 from paywarden.streams.decision_index.search import Place, Row
 
 if TYPE_CHECKING:
+    from paywarden.features.profiles.feature_docs import ListedFeature
     from paywarden.models.bundle.bundle import Bundle
     from paywarden.models.drift.reference import Reference
     from paywarden.models.policy.policy import Policy
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from paywarden.streams.decision_index.index import DecisionIndex, SharedEntity
 
 Decode = Callable[[bytes], Mapping[str, Any]]
+Listed = Callable[[], tuple[str, Mapping[str, "ListedFeature"]]]
 _NEAR = 5
 
 
@@ -80,8 +82,11 @@ class DecisionView:
 class OnePage:
     """Builds the page of one decision."""
 
-    def __init__(self, opened: OpenedIndex, known: KnownDeciders, decode: Decode) -> None:
-        self._opened, self._known, self._decode = opened, known, decode
+    def __init__(
+        self, opened: OpenedIndex, known: KnownDeciders, decode: Decode, listed: Listed = lambda: ("", {})
+    ) -> None:
+        """`listed`: the digest of the settings' catalogue, and what each of its features means."""
+        self._opened, self._known, self._decode, self._listed = opened, known, decode, listed
         self._made: dict[Path, tuple[Reference | None, Cuts | None]] = {}
         self._lock = threading.Lock()
 
@@ -152,13 +157,25 @@ class OnePage:
             assert bundle is not None
             assert folder is not None
             reference, cuts = self._of_bundle(folder, bundle, policy)
-            features = tuple(features_of(decision, past, bundle.manifest.feature_names, reference))
+            features = self._in_words(decision, features_of(decision, past, bundle.manifest.feature_names, reference))
         except PaywardenError as error:
             return (), (), str(error)
         if again.again is None or cuts is None or not features:
             return features, (), "" if features else "the vector was not kept"
         with self._known.lock:
             return features, tuple(flips(decision, bundle, policy, self._known.rates, cuts)), ""
+
+    def _in_words(self, decision: Mapping[str, Any], features: list[FeatureView]) -> tuple[FeatureView, ...]:
+        """Returns features with whose profile each is from, and what it means. Raises Misconfigured."""
+        digest, listed = self._listed()
+        if decision["catalogue_digest"] != digest:
+            return tuple(features)
+        return tuple(
+            replace(one, entity=said.entity or "payment", meaning=said.meaning, unit=said.unit)
+            if (said := listed.get(one.name)) is not None
+            else one
+            for one in features
+        )
 
     def _of_bundle(self, folder: Path, bundle: Bundle, policy: Policy) -> tuple[Reference | None, Cuts | None]:
         """Returns the reference of a bundle and the cuts of its models. They are read once.

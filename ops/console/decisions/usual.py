@@ -33,6 +33,8 @@ class FeatureView:
 
     `low`, `middle`, `high`: of the card's last payments, nine of ten lie between low and high. `is_unusual`: outside.
     `share_below`: of the payments of training. `is_rare`: fewer than one in a hundred are as high or as low.
+    `entity`: whose profile it is from, such as card; "payment" for none. `meaning`, `unit`: in the catalogue's words.
+    These three are empty if the decision is of another catalogue.
     """
 
     name: str
@@ -43,6 +45,9 @@ class FeatureView:
     is_unusual: bool
     share_below: float | None
     is_rare: bool
+    entity: str = ""
+    meaning: str = ""
+    unit: str = ""
 
 
 def features_of(

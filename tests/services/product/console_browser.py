@@ -41,7 +41,7 @@ from paywarden.ops.console.review.pages import ReviewPages
 from paywarden.ops.console.shell import API
 from paywarden.ops.deciders import KnownDeciders
 from paywarden.ops.times import now_ms
-from paywarden.ops.wiring.console import all_tables
+from paywarden.ops.wiring.console import all_tables, listed_catalogue
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
 from paywarden.schemas.settings import Source
 from paywarden.streams.alerts.alerts import State
@@ -197,7 +197,7 @@ def served_console(
             ],
         )
     opened = OpenedIndex(lambda: nullcontext((index, queue)), None, now_ms=now_ms)
-    one = OnePage(opened, KnownDeciders(source, None, None), decoder.decode)
+    one = OnePage(opened, KnownDeciders(source, None, None), decoder.decode, listed_catalogue(source))
     page = AlertPage(
         store, lambda: url, desk.happenings, lambda _: (["pay-050", "pay-051"], ["pay-001", "pay-002"]), _segments
     )

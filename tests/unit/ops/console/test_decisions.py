@@ -28,6 +28,7 @@ from paywarden.ops.console.pages import Page, Section, Shown
 from paywarden.ops.console.review.pages import ReviewPages
 from paywarden.ops.console.sealed import Seal
 from paywarden.ops.deciders import KnownDeciders
+from paywarden.ops.wiring.console import listed_catalogue
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
 from paywarden.schemas.errors import BrokerUnavailable, BundleRefused, TemporaryFailure
 from paywarden.schemas.settings import read_source
@@ -82,7 +83,8 @@ class World:
             fraud = {"payment_id": "pay1", "outcome_time_ms": NOW_MS, "label": "fraud", "source": "chargeback"}
             self.index.add_outcomes(transaction, [fraud])
         opened = OpenedIndex(self._opens, None, now_ms=lambda: NOW_MS)
-        one = OnePage(opened, KnownDeciders(self.source, None, None), Decoder("decisions", IDS).decode)
+        decode = Decoder("decisions", IDS).decode
+        one = OnePage(opened, KnownDeciders(self.source, None, None), decode, listed_catalogue(self.source))
         review = ReviewPages(opened, CostSettings())
         self.sections: tuple[Section, ...] = (DecisionPages(opened, one).section(), review.section())
         self.opened = opened
@@ -195,6 +197,13 @@ def test_a_sealed_search_opens_in_its_own_session_and_time_alone(world: World) -
     assert browser.get(old).status_code == 400
 
 
+def test_the_longest_names_in_any_script_can_be_searched_for(world: World) -> None:
+    names = dict.fromkeys(PERSONAL, "💳" * 200)
+    page = searched(world.browser("demo-analyst"), **names)
+    assert page.status_code == 200, page.text
+    assert page.text.count(names["ip"]) == 3
+
+
 def test_programs_search_for_cards_by_post_alone(world: World) -> None:
     program = world.browser("")
     program.headers["authorization"] = f"Bearer {TOKEN}"
@@ -230,6 +239,11 @@ def test_the_page_of_one_decides_again_and_says_what_is_around_it(world: World) 
     assert page.status_code == 200, page.text
     assert "Equal to the bit" in page.text
     assert "What would have changed it" in page.text
+    # What the profiles said then, in the catalogue's words.
+    text = unescape(page.text)
+    assert re.search(r"number of the card's payments in the last .*?</td><td>card</td>", text, re.I)
+    assert re.search(r"</td><td>merchant</td>", text)
+    assert re.search(r"</td><td>payment</td>", text)
     for neighbour in ("pay6", "pay8"):
         assert neighbour in page.text
     assert '<strong class="critical">1</strong>' in page.text
