@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from paywarden.features.profiles.money import load_rates
 from paywarden.features.tables.columns.arrow_columns import as_texts
 from paywarden.features.tables.mapping import InputForm
 from paywarden.features.tables.number_forms import (
@@ -375,16 +376,25 @@ class _Guess:
         strip = "" if column.is_number else self._strip(column) or ""
         bare = [self._form_of_numbers.plain(text.strip(strip + " ")) if strip else text for text in column.distinct]
         finest = max((len(text.partition(".")[2].rstrip("0")) for text in bare), default=0)
-        keys = (', unit = "minor"' if is_minor else "") + (", round = true" if finest > 2 else "")
+        keys = (', unit = "minor"' if is_minor else "") + (", round = true" if finest > self._finest_digits() else "")
         keys += f", strip = {_quoted(strip)}" if strip else ""
         line = (
             f"amount_minor = {{ column = {_quoted(column.name)}{keys} }}"
             if keys
             else f"amount_minor = {_quoted(column.name)}"
         )
+        what = ""
         if column.is_whole and not is_minor:
             line += '    # whole numbers: if these are cents, unit = "minor"'
-        return self._with(field, column, line)
+            what = 'whole numbers: if these are cents, unit = "minor"'
+        return self._with(field, column, line, what)
+
+    def _finest_digits(self) -> int:
+        """Returns the most digits after the point that an amount in one of the table's currencies has, at least 2."""
+        matches = re.compile(_NAMES["currency"])
+        columns = [column for column in self._left.values() if matches.fullmatch(column.plain)]
+        digits = load_rates().minor_digits
+        return max([2, *(digits.get(text, 2) for column in columns for text in column.distinct)])
 
     @property
     def _form_of_numbers(self) -> NumberForm:

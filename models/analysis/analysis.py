@@ -13,8 +13,10 @@ Features are point in time: a payment's row holds what was known just before it,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, date, datetime, time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -44,6 +46,9 @@ from paywarden.models.replay.measures import ALL_PAYMENTS, Contestant, ReplayRes
 from paywarden.models.replay.replay import ReplayOptions
 from paywarden.models.replay.replay import replay as run
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.payment_fields import TABLE_ALONE
+
+_EVENT_TIME = TABLE_ALONE.by_name["event_time_ms"]
 
 
 @dataclass(frozen=True)
@@ -82,8 +87,8 @@ class Analysis:
 
     def features(
         self,
-        first_day: str | None = None,
-        last_day: str | None = None,
+        first_day: str | date | None = None,
+        last_day: str | date | None = None,
         *,
         names: Sequence[str] | None = None,
         label_delay_days: int | None = None,
@@ -95,8 +100,8 @@ class Analysis:
         with `label_delay_days` those known that many days after the last day. Raises Misconfigured for an unknown name,
         and for days without a payment.
         """
-        if label_delay_days is not None and label_delay_days < 0:
-            raise Misconfigured(f"label_delay_days: wanted 0 or more, got {label_delay_days}")
+        if label_delay_days is not None and (label_delay_days < 0 or label_delay_days != int(label_delay_days)):
+            raise Misconfigured(f"label_delay_days: wanted whole days, 0 or more, got {label_delay_days}")
         window = self._window(first_day, last_day)
         places = self._places(names)
         first, last = self._rows(window)
@@ -123,8 +128,8 @@ class Analysis:
     def replay(
         self,
         bundle: str | Path,
-        first_day: str | None = None,
-        last_day: str | None = None,
+        first_day: str | date | None = None,
+        last_day: str | date | None = None,
         *,
         policy: PolicySettings | None = None,
         destination: str | Path | None = None,
@@ -157,13 +162,13 @@ class Analysis:
             )
             return Replayed(pq.read_table(target / DECISIONS), results)
 
-    def _window(self, first_day: str | None, last_day: str | None) -> Days:
+    def _window(self, first_day: str | date | None, last_day: str | date | None) -> Days:
         if len(self.history) == 0:
             raise Misconfigured("the data holds no payment")
         first_ms, last_ms = self.history.event_time_ms[[0, -1]].tolist()
         return Days(
-            first_ms // DAY_MS if first_day is None else day_of_date(first_day),
-            last_ms // DAY_MS if last_day is None else day_of_date(last_day),
+            first_ms // DAY_MS if first_day is None else _day(first_day),
+            last_ms // DAY_MS if last_day is None else _day(last_day),
         )
 
     def _rows(self, window: Days) -> tuple[int, int]:
@@ -174,11 +179,18 @@ class Analysis:
         return first, last
 
     def _places(self, names: Sequence[str] | None) -> dict[str, int]:
+        if isinstance(names, str):
+            raise Misconfigured(f"names: wanted a list of features, got {names!r}")
         of_all = {name: place for place, name in enumerate(self.engine.plan.names)}
         unknown = [name for name in names or () if name not in of_all]
         if unknown:
             raise Misconfigured(f"there is no feature {unknown[0]!r}")
         return of_all if names is None else {name: of_all[name] for name in names}
+
+
+def _day(day: str | date) -> int:
+    """Returns the number of a day that is a text such as 2026-10-01, a date, or a time on that day."""
+    return day_of_date(day.isoformat()[:10] if isinstance(day, date) else day)
 
 
 @dataclass(frozen=True)
@@ -201,32 +213,34 @@ class Evaluation:
 def evaluate(label: Any, score: Any, *, event_time_ms: Any = None, card_id: Any = None) -> Evaluation:
     """Measure scores as a replay does.
 
-    All are columns of one length: NumPy arrays, Arrow columns, pandas series or lists. `label`: "fraud", "genuine" or
-    missing (as `Analysis.features` returns it), or 1, 0 and missing; payments without a label are left out. `score`:
-    probabilities. `event_time_ms` and `card_id` are needed for card precision; with `card_id`, the interval of the
-    calibration allows for frauds that come together.
+    All are columns of one length: NumPy arrays, Arrow columns, pandas or polars series, or lists. Rows belong together
+    by their place. `label`: "fraud", "genuine" or missing (as `Analysis.features` returns it), or 1, 0 and missing;
+    payments without a label are left out. `score`: probabilities. `event_time_ms` (or dates with times; without a zone
+    they are UTC) and `card_id` are needed for card precision; with `card_id`, the interval of the calibration allows
+    for frauds that come together.
 
-    Raises Misconfigured for columns of different lengths, for scores that are no probabilities, and for labels that are
-    frauds alone: any scores would be perfect.
+    Raises Misconfigured, with the row if it is one, for a column of another length or kind, scores that are no
+    probabilities, times in another unit, and for labels that are frauds alone: any scores would be perfect.
     """
-    labels, scores = _labels(label), _column(score, np.float64)
-    if len(labels) != len(scores):
-        raise Misconfigured(f"evaluate: {len(labels)} labels, but {len(scores)} scores")
-    if not ((scores >= 0.0) & (scores <= 1.0)).all():
-        raise Misconfigured("evaluate: wanted scores from 0 to 1")
+    _require_one_order(label=label, score=score, event_time_ms=event_time_ms, card_id=card_id)
+    labels, scores = _labels(label), _scores(score)
+    times_ms = None if event_time_ms is None else _times_ms(event_time_ms)
+    cards = None if card_id is None else _codes(card_id)
+    for name, column in (("scores", scores), ("times", times_ms), ("cards", cards)):
+        if column is not None and len(column) != len(labels):
+            raise Misconfigured(f"evaluate: {len(labels)} labels, but {len(column)} {name}")
     kept = labels != UNKNOWN
     fraud, scores = labels[kept] == 1, scores[kept]
     if len(fraud) and fraud.all():
         # Frauds are known sooner than anything else: labels of a short delay are frauds alone.
         what = "an outcome that is missing is not genuine; a longer label_delay_days, or none, knows more"
         raise Misconfigured(f"evaluate: all {len(fraud)} known labels are fraud, wanted genuine ones as well: {what}")
-    card = np.arange(len(fraud)) if card_id is None else _codes(card_id)[kept]
+    card = np.arange(len(fraud)) if cards is None else cards[kept]
     auc_roc, precision = areas_under_curves(fraud, scores)
     frauds = int(fraud.sum())
     by_card = float("nan")
-    if event_time_ms is not None and card_id is not None:
-        day = _column(event_time_ms, np.int64)[kept] // DAY_MS
-        by_card = card_precision_at_k(day, card, fraud.astype(np.int64), scores).mean
+    if times_ms is not None and cards is not None:
+        by_card = card_precision_at_k(times_ms[kept] // DAY_MS, card, fraud.astype(np.int64), scores).mean
     return Evaluation(
         payments=len(fraud),
         frauds=frauds,
@@ -239,26 +253,109 @@ def evaluate(label: Any, score: Any, *, event_time_ms: Any = None, card_id: Any 
     )
 
 
+def _require_one_order(**columns: Any) -> None:
+    """Refuse pandas columns whose rows have the same names in another order: rows belong together by their place."""
+    indexes: dict[str, Any] = {name: getattr(column, "index", None) for name, column in columns.items()}
+    indexed = [(name, index) for name, index in indexes.items() if hasattr(index, "equals")]
+    for name, index in indexed[1:]:
+        first_name, first = indexed[0]
+        if len(index) == len(first) and not index.equals(first) and index.sort_values().equals(first.sort_values()):
+            raise Misconfigured(f"evaluate: {name} has the rows of {first_name} in another order: bring both into one")
+
+
+def _values(name: str, column: Any) -> list[Any]:
+    """Returns a column's values, with None for those that are missing."""
+    if isinstance(column, pa.Array | pa.ChunkedArray):
+        values = column.to_pylist()
+    else:
+        shape = getattr(column, "shape", None)
+        if shape is not None and len(shape) != 1:
+            hint = "; of predict_proba, take the column [:, 1]" if name == "score" and len(shape) == 2 else ""
+            raise Misconfigured(f"evaluate: {name} has the shape {tuple(shape)}, wanted one column{hint}")
+        try:
+            values = list(column)
+        except TypeError as error:
+            raise Misconfigured(f"evaluate: {name} is {type(column).__name__}, wanted a column") from error
+    return [None if _is_missing(value) else value for value in values]
+
+
+def _is_missing(value: Any) -> bool:
+    try:
+        return value is None or bool(value != value)  # NaN and NaT differ from themselves
+    except TypeError:
+        return True  # pandas.NA does not say whether it differs
+    except ValueError:
+        return False  # an array says it for each of its values
+
+
 def _labels(label: Any) -> NDArray[np.int64]:
     """Returns 1 fraud, 0 genuine, -1 not known."""
-    numbers = {LABELS[1]: 1, LABELS[0]: 0, 1: 1, 0: 0}
-    values = label.to_pylist() if isinstance(label, pa.Array | pa.ChunkedArray) else list(label)
+    numbers = {LABELS[1]: 1, LABELS[0]: 0, 1: 1, 0: 0, None: UNKNOWN}
+    values = _values("label", label)
     found = np.empty(len(values), dtype=np.int64)
     for row, value in enumerate(values):
-        is_missing = value is None or value != value  # NaN differs from itself
-        number = UNKNOWN if is_missing else numbers.get(value)
+        number = numbers.get(value) if isinstance(value, Hashable) else None
         if number is None:
-            raise Misconfigured(f"evaluate: row {row}: wanted fraud, genuine, 1, 0 or nothing as a label")
+            # A column of a CSV file may have been read as texts.
+            hint = f", got the text {value!r}" if value in ("0", "1") else ""
+            raise Misconfigured(f"evaluate: row {row}: wanted fraud, genuine, 1, 0 or nothing as a label{hint}")
         found[row] = number
     return found
 
 
-def _column(values: Any, kind: type[np.generic]) -> NDArray[Any]:
-    if isinstance(values, pa.Array | pa.ChunkedArray):
-        values = values.to_numpy() if isinstance(values, pa.ChunkedArray) else values.to_numpy(zero_copy_only=False)
-    return np.asarray(values).astype(kind)
+def _scores(score: Any) -> NDArray[np.float64]:
+    values = _values("score", score)
+    try:
+        found = np.array(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        row = next(row for row, value in enumerate(values) if not isinstance(value, int | float))
+        raise Misconfigured(f"evaluate: row {row}: wanted scores from 0 to 1, got {_kind(values[row])}") from error
+    if found.ndim != 1:
+        raise Misconfigured(f"evaluate: row 0: wanted scores from 0 to 1, got {_kind(values[0])}")
+    wrong = np.flatnonzero(~((found >= 0.0) & (found <= 1.0)))
+    if len(wrong):
+        row = int(wrong[0])
+        what = _kind(values[row]) if values[row] is None else f"{found[row]:g}"
+        raise Misconfigured(
+            f"evaluate: row {row}: wanted scores from 0 to 1, got {what}; margins, percents and amounts are no "
+            "probabilities"
+        )
+    return found
+
+
+def _times_ms(times: Any) -> NDArray[np.int64]:
+    """Returns milliseconds since 1970, UTC, of such numbers or of dates with times."""
+    values = _values("event_time_ms", times)
+    found = np.empty(len(values), dtype=np.int64)
+    for row, value in enumerate(values):
+        number = _time_ms(value)
+        if number is None:
+            wanted = "milliseconds since 1970, or dates with times,"
+            raise Misconfigured(f"evaluate: row {row}: wanted {wanted} as event_time_ms, got {_kind(value)}")
+        problem = _EVENT_TIME.problem_of(number)
+        if problem:
+            raise Misconfigured(f"evaluate: row {row}: event_time_ms {problem}")
+        found[row] = number
+    return found
+
+
+def _time_ms(value: Any) -> int | None:
+    if isinstance(value, np.datetime64):
+        return int(value.astype("datetime64[ms]").astype(np.int64))
+    if isinstance(value, date):
+        moment = value if isinstance(value, datetime) else datetime.combine(value, time.min)
+        return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+    # A whole number may be a float where a column once had a gap.
+    is_number = isinstance(value, int | float | np.integer | np.floating) and math.isfinite(value)
+    return int(value) if is_number and value == int(value) else None
+
+
+def _kind(value: Any) -> str:
+    return "nothing" if value is None else type(value).__name__
 
 
 def _codes(card_id: Any) -> NDArray[np.int64]:
-    values = card_id.to_pylist() if isinstance(card_id, pa.Array | pa.ChunkedArray) else list(card_id)
+    values = _values("card_id", card_id)
+    if None in values:
+        raise Misconfigured(f"evaluate: row {values.index(None)}: card_id is missing")
     return np.unique(np.asarray(values, dtype=object).astype(str), return_inverse=True)[1].astype(np.int64)

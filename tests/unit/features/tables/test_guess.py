@@ -48,6 +48,33 @@ def test_a_guess_is_a_mapping_that_can_be_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("amounts", "line"),
+    [
+        ({"EUR": "12.50", "KWD": "3.125", "JPY": "900"}, 'amount_minor = "amount"'),
+        ({"EUR": "12.50", "USD": "3.125"}, 'amount_minor = { column = "amount", round = true }'),
+        ({"EUR": "12.5000", "KWD": "3.12512"}, 'amount_minor = { column = "amount", round = true }'),
+        (
+            {"EUR": "1250", "JPY": "900"},
+            'amount_minor = "amount"    # whole numbers: if these are cents, unit = "minor"',
+        ),
+    ],
+)
+def test_amounts_are_rounded_only_if_finer_than_all_currencies(
+    tmp_path: Path, amounts: dict[str, str], line: str
+) -> None:
+    """With dinars, which have three digits, in the table, euros of three digits were rounded without a word."""
+    path, told = tmp_path / "table.csv", list(amounts.items())
+    rows = []
+    for n in range(30):
+        currency, amount = told[n % len(told)]
+        rows.append(f"t{n},2024-01-14 12:00:{n:02},c{n % 3},m{n % 5},{amount},{currency},{int(n == 3)}")
+    path.write_text("\n".join(["id,when,card,shop,amount,currency,fraud", *rows]), encoding="utf-8")
+    guessed = guess_mapping(path, TABLE_ALONE)
+    assert line in guessed.mapping.splitlines()
+    assert ("whole numbers" in " ".join(guessed.found)) is ("whole" in line)
+
+
+@pytest.mark.parametrize(
     ("text", "form"),
     [
         ("{day:02}.03.2025 17.05.09", "%d.%m.%Y %H.%M.%S"),

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from paywarden.features.history.history import write_history
@@ -13,7 +17,7 @@ from paywarden.models.analysis.analysis import Analysis, evaluate
 from paywarden.models.metrics.evaluation import date_of_day
 from paywarden.schemas.errors import Misconfigured
 from tests.worlds.small import small_world
-from tests.worlds.small.small_world import FIRST_DAY, TRAINING_DAYS
+from tests.worlds.small.small_world import DAY_MS, FIRST_DAY, TRAINING_DAYS
 
 FROM, TO = date_of_day(TRAINING_DAYS.first), date_of_day(TRAINING_DAYS.last)
 
@@ -72,6 +76,113 @@ def test_wrong_columns_are_refused() -> None:
         evaluate([1], [1.5])
     with pytest.raises(Misconfigured, match="row 1: wanted fraud, genuine, 1, 0 or nothing"):
         evaluate([1, "maybe"], [0.5, 0.5])
+
+
+class _Series(list[Any]):
+    """A column with names of its rows, as pandas has."""
+
+    def __init__(self, values: Sequence[Any], names: Sequence[int]) -> None:
+        super().__init__(values)
+        self.index = _Index(names)  # type: ignore[method-assign, assignment]
+
+
+class _Index(list[int]):
+    def equals(self, other: object) -> bool:
+        return self == other
+
+    def sort_values(self) -> _Index:
+        return _Index(sorted(self))
+
+
+class _NotAvailable:
+    """As pandas.NA: it does not say whether it differs from itself."""
+
+    def __ne__(self, other: object) -> Any:
+        return self
+
+    def __hash__(self) -> int:
+        return 1
+
+    def __bool__(self) -> bool:
+        raise TypeError("boolean value of NA is ambiguous")
+
+
+NOON_MS = 1_790_078_400_000
+CARDS = ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "line"),
+    [
+        ({"score": [0.5, None]}, "row 1: wanted scores from 0 to 1, got nothing"),
+        ({"score": [0.5, math.nan]}, "row 1: wanted scores from 0 to 1, got nothing"),
+        ({"score": [16.26, 0.5]}, "row 0: wanted scores from 0 to 1, got 16.26; margins, percents and amounts"),
+        ({"score": [0.5, "high"]}, "row 1: wanted scores from 0 to 1, got str"),
+        ({"score": [[0.5], [0.5]]}, "row 0: wanted scores from 0 to 1, got list"),
+        ({"score": np.zeros((2, 2))}, r"score has the shape \(2, 2\), wanted one column; of predict_proba, take the"),
+        ({"score": 0.5}, "score is float, wanted a column"),
+        ({"label": ["1", "0"]}, "row 0: wanted fraud, genuine, 1, 0 or nothing as a label, got the text '1'"),
+        ({"label": [[1], [0]]}, "row 0: wanted fraud, genuine, 1, 0 or nothing as a label"),
+        (
+            {"event_time_ms": [NOON_MS // 1000] * 2},
+            f"row 0: event_time_ms {NOON_MS // 1000} looks like seconds; wanted",
+        ),
+        ({"event_time_ms": [NOON_MS * 1_000_000] * 2}, "row 0: event_time_ms looks like nanoseconds"),
+        (
+            {"event_time_ms": [NOON_MS, "2026-10-01"]},
+            "row 1: wanted milliseconds since 1970, or dates with times, .* str",
+        ),
+        ({"event_time_ms": [NOON_MS, math.inf]}, "row 1: wanted milliseconds since 1970, .* got float"),
+        ({"event_time_ms": [NOON_MS]}, "2 labels, but 1 times"),
+        ({"card_id": ["a"]}, "2 labels, but 1 cards"),
+        ({"card_id": ["a", None]}, "row 1: card_id is missing"),
+        (
+            {"label": _Series([1, 0], [4, 7]), "score": _Series([0.5, 0.5], [7, 4])},
+            "score has the rows of label in another",
+        ),
+    ],
+)
+def test_each_mistake_in_a_notebook_has_its_line(asked: dict[str, Any], line: str) -> None:
+    """Seconds in place of milliseconds made another card precision of the same scores, and no one was told."""
+    usual: dict[str, Any] = {"label": [1, 0], "score": [0.5, 0.5], "event_time_ms": [NOON_MS] * 2, "card_id": CARDS}
+    with pytest.raises(Misconfigured, match=f"^evaluate: {line}"):
+        evaluate(**(usual | asked))
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        np.array([NOON_MS, NOON_MS + DAY_MS], dtype="datetime64[ms]").astype("datetime64[ns]"),
+        pa.array([NOON_MS, NOON_MS + DAY_MS], pa.timestamp("ms")),
+        pa.chunked_array([pa.array([NOON_MS, NOON_MS + DAY_MS], pa.timestamp("ms", "Europe/Berlin"))]),
+        [datetime.fromtimestamp(NOON_MS / 1000 + day * 86_400, UTC) for day in (0, 1)],
+        [datetime.fromtimestamp(NOON_MS / 1000 + day * 86_400, UTC).date() for day in (0, 1)],
+        np.array([NOON_MS, NOON_MS + DAY_MS], dtype=np.float64),
+    ],
+    ids=("numpy", "arrow", "with a zone", "datetime", "date", "float"),
+)
+def test_times_may_be_dates(times: Any) -> None:
+    wanted = evaluate([1, 0], [0.9, 0.1], event_time_ms=[NOON_MS, NOON_MS + DAY_MS], card_id=CARDS)
+    assert repr(evaluate([1, 0], [0.9, 0.1], event_time_ms=times, card_id=CARDS)) == repr(wanted)
+    assert wanted.card_precision_at_100 == pytest.approx(0.005)
+
+
+def test_rows_belong_together_by_their_place() -> None:
+    whole = repr(evaluate([1, 0], [0.9, 0.1]))
+    # As after a split into training and test rows: the scores of a model have names of their own.
+    assert repr(evaluate(_Series([1, 0], [4, 7]), _Series([0.9, 0.1], [0, 1]))) == whole
+    assert repr(evaluate([1, 0, _NotAvailable()], [0.9, 0.1, 0.2])) == whole
+
+
+def test_days_may_be_dates(analysis: Analysis) -> None:
+    first, last = date_of_day(FIRST_DAY + 20), date_of_day(FIRST_DAY + 21)
+    wanted = analysis.features(first, last, names=["amount"])
+    noon = datetime.fromisoformat(f"{last}T12:00:00")
+    assert analysis.features(date.fromisoformat(first), noon, names=["amount"]).equals(wanted)
+    with pytest.raises(Misconfigured, match="names: wanted a list of features, got 'amount'"):
+        analysis.features(first, names="amount")
+    with pytest.raises(Misconfigured, match=r"label_delay_days: wanted whole days, 0 or more, got 7\.5"):
+        analysis.features(first, label_delay_days=7.5)  # type: ignore[arg-type]
 
 
 def test_a_folder_is_opened_and_an_unknown_feature_refused(tmp_path: Path) -> None:
