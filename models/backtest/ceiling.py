@@ -13,9 +13,10 @@ How it works:
    customer does not explain. Bayes' theorem gives the probability that the terminal is compromised now.
 2. A customer has the same, for 14 days. Here amounts tell as well, also those without a label: a customer's amounts are
    normal with a mean of his own and half of it as deviation.
-3. A payment's score is the probability that it is fraud by any of the three. No model can rank better on average: it
-   knows the same past, and neither the generator nor the customers' true means. What it lacks of 1 is chance. On a few
-   weeks of payments, chance may also lift a model above the ceiling by some thousandths.
+3. A payment's score is the probability that it is fraud by any of the three. A model knows the same past, and neither
+   the generator nor the customers' true means, so no model has a better AUC ROC on average. For average precision of
+   payments that are fraud together, and for the precision of cards, that is no proof. What the score lacks of 1 is
+   chance. On a few weeks of payments, chance may also lift a model above the ceiling by some thousandths.
 4. Terminals and customers are looked at one after the other, not together. A terminal's known fraud may be explained by
    a customer who was known to be compromised; here only its amount explains it. That costs little: of 100 frauds, 62
    are at terminals and 32 of customers, hardly ever both.
