@@ -14,9 +14,12 @@ _COST_JUMP_MAX = 8.0
 # share. (perf.batches: 52 µs alone, 16 µs in a chunk of 32.)
 _SMALL_CHUNK_FACTOR_MAX = 4.0
 # Calls that gather in a moment may wait this many times `wait_ms_max`, but at most this share of the deadline.
-_BURST_FACTOR, _BURST_DEADLINE_SHARE = 2.0, 0.75
-# A queue stands when the worker has worked for this long without having emptied it. At half load what gathers in a
-# stop of 100 ms is answered in about as much work.
+_BURST_FACTOR, _BURST_DEADLINE_SHARE = 3.0, 0.75
+# A queue stands when it has become no shorter in so many of these times of work, one after the other. In the first one
+# it has become longer in any case: that is how it came to be.
+_LOOK_S, _LOOKS = 0.01, 2
+# It also stands when the worker has worked for this long without having emptied it. At half load what gathers in a stop
+# of 100 ms is answered in about as much work.
 _STANDING_S = 0.05
 
 
@@ -24,19 +27,23 @@ class QueueLimit:
     """Learns what a payment costs, and says how many may wait.
 
         half load   1 2 1 1 · stop of 40 ms · 800 gather       ─► all are answered within 30 ms: none is refused
-        overload    32 32 32 32 32 32 … never empty for 50 ms  ─► a queue that stands: 15 ms at most
+        overload    32 32 32 32 32 32 … no shorter after 20 ms ─► a queue that stands: 10 ms at most
 
     1. *The cost of a payment* is an average over chunks, and one of large chunks alone. At half load most chunks have
        one to three payments, and each payment costs two to three times as much as in a chunk of 32. A long queue is
        answered in large chunks, so their cost tells how long it takes. Before the first large chunk the cost of small
        ones counts.
-    2. *A queue that stands* has not been empty while the worker worked for `_STANDING_S`. Then more is asked than can
-       be answered, waiting helps nobody, and the limit is `wait_ms_max`. A queue that was empty a moment ago is what
-       gathered in a stop, or a burst: it will be empty again soon, and the limit is what can be answered in time. The
-       time in which the worker had no core is not work: a stop does not make a queue stand.
+    2. *A queue that stands* has become no shorter, or calls were refused, in `_LOOKS` times of `_LOOK_S` of work; or it
+       has not been empty in `_STANDING_S` of work. Then more is asked than can be answered, waiting helps nobody, and
+       the limit is `wait_ms_max`. Any other queue is what gathered in a stop, or a burst: it will be empty soon, and
+       the limit is what can be answered in time. The time in which the worker had no core is not work: a stop does not
+       make a queue stand.
     """
 
-    __slots__ = ("_burst_s", "_full_s", "_large", "_payment_s", "_stand_s", "_working_s", "stands", "wait_s_max")
+    __slots__ = (
+        *("_burst_s", "_full_s", "_has_refused", "_large", "_looked_at_s", "_longer", "_payment_s", "_stand_s"),
+        *("_waited", "_working_s", "stands", "wait_s_max"),
+    )
 
     def __init__(self, *, wait_s_max: float, deadline_s: float, chunk_payments: int) -> None:
         """`wait_s_max`: the longest wait in a queue that stands. A chunk has at most `chunk_payments`."""
@@ -45,7 +52,11 @@ class QueueLimit:
         self._stand_s = wait_s_max
         burst_s = min(_BURST_FACTOR * wait_s_max, _BURST_DEADLINE_SHARE * deadline_s)
         self._burst_s = max(self._stand_s, burst_s)
-        self._working_s = 0.0
+        # Work since the queue was empty, and up to the last look; what waited then, and in how many looks in a row it
+        # had become no shorter; and whether a call was refused since.
+        self._working_s = self._looked_at_s = 0.0
+        self._waited = self._longer = 0
+        self._has_refused = False
         self.wait_s_max = self._burst_s
         """The longest wait that is allowed now."""
         self.stands = False
@@ -55,8 +66,12 @@ class QueueLimit:
         """Returns the time per payment of this many payments that wait."""
         return self._full_s if payments >= self._large else self._payment_s
 
-    def note_chunk(self, payments: int, seconds: float) -> None:
-        """Note that the worker took this long from chunk to chunk, without a pause before it."""
+    def note_refused(self) -> None:
+        """Note that a call was refused because of those that wait."""
+        self._has_refused = True
+
+    def note_chunk(self, payments: int, seconds: float, waiting: int) -> None:
+        """Note that the worker took this long from chunk to chunk, without a pause before it. `waiting`: payments."""
         seconds_each, average_s = seconds / payments, self._payment_s
         self._payment_s += _COST_WEIGHT * (min(seconds_each, _COST_JUMP_MAX * average_s) - average_s)
         full_s = self._full_s
@@ -69,10 +84,14 @@ class QueueLimit:
             full_s = min(full_s, self._payment_s)
         self._full_s = max(full_s, self._payment_s / _SMALL_CHUNK_FACTOR_MAX)
         self._working_s += worked_each * payments
-        if self._working_s > _STANDING_S:
+        if self._working_s - self._looked_at_s > _LOOK_S:
+            self._longer = self._longer + 1 if self._has_refused or waiting >= self._waited else 0
+            self._looked_at_s, self._waited, self._has_refused = self._working_s, waiting, False
+        if self._longer >= _LOOKS or self._working_s > _STANDING_S:
             self.wait_s_max, self.stands = self._stand_s, True
 
     def note_empty(self) -> None:
         """Note that nothing waits."""
-        self._working_s = 0.0
+        self._working_s = self._looked_at_s = 0.0
+        self._waited, self._longer, self._has_refused = 0, 0, False
         self.wait_s_max, self.stands = self._burst_s, False
