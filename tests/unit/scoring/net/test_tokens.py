@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import pytest
 
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.engine.batching import caller_pauses
+from paywarden.scoring.engine.batching.batcher import Refusal
 from paywarden.scoring.net.tokens import Tokens
+from paywarden.scoring.requests.payments import CheckedPayments
 from tests.fakes.descriptors import no_descriptors
 from tests.services.product.processes import wait_until
 from tests.worlds.endpoint.http_world import PATIENT, UNHURRIED, get, payment, post_json, serving
@@ -266,6 +269,31 @@ def test_after_pauses_every_request_is_answered_in_order(file: Path) -> None:
         shared = noisy[0]
         shared.send(asked_as(FIRST, "mine") + asked_as(SECOND, "p") * 300 + asked_as(FIRST, "mine-2"))
         assert [shared.reply() for _ in range(302)][-1].json["payment_id"] == "mine-2"
+
+
+def test_what_a_refused_caller_has_sent_is_read_in_slices(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a turn of the loop reads and scores of him is what all others wait for. It was up to 32 of a connection."""
+    monkeypatch.setattr(caller_pauses, "_SLICE_GROWS_S", 1000.0)
+    monkeypatch.setattr(caller_pauses, "_COMPANY_S", 1000.0)
+    admission = replace(UNHURRIED, caller_payments_per_second=1000)
+    with serving(tokens=Tokens(str(file)), admission=admission) as served, contextlib.ExitStack() as stack:
+        scorer, sizes = served.scorer, list[int]()
+        score = scorer.score_many
+
+        def noted(payments: CheckedPayments, now_ms: int, batches: Sequence[range] = ()) -> list[bytes | Refusal]:
+            sizes.append(len(payments))
+            return score(payments, now_ms, batches)
+
+        monkeypatch.setattr(scorer, "score_many", noted)
+        quiet, *noisy = (stack.enter_context(served.connected()) for _ in range(3))
+        assert quiet.ask(asked_as(FIRST, "q")).status == 200
+        for client in noisy:
+            client.send(b"".join(asked_as(SECOND, f"p-{number}") for number in range(400)))
+        statuses = [client.reply().status for client in noisy for _ in range(400)]
+        assert 256 <= statuses.count(200) < 800
+        assert served.counted("score", 200) == statuses.count(200) + 1
+        assert max(sizes) > caller_pauses.SLICE
+        assert max(sizes[-20:]) <= caller_pauses.SLICE
 
 
 def test_a_caller_with_many_connections_keeps_no_other_caller_out(file: Path) -> None:
