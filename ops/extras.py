@@ -41,7 +41,7 @@ _INDEX = ("duckdb", "pyarrow")
 _POSTGRES = ("psycopg",)
 _REGISTRY = ("fsspec",)
 _OTEL = ("opentelemetry.proto",)
-_TRAIN = (*_HISTORY, *_COMPILE, "scipy", "sklearn")
+_TRAIN = (*_HISTORY, *_COMPILE, "scipy", "sklearn", "threadpoolctl")
 
 # The attribute of a command's function that holds its extras.
 _EXTRAS = "paywarden_extras"

@@ -41,7 +41,7 @@ class SharedServices:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop every service that was started."""
+        """End every service that was started. Their files are thrown away, so they need not end in order."""
         with Client(str(self._folder / _SOCKET), "AF_UNIX") as connection:
             connection.send(_STOP)
         self._thread.join()
@@ -49,7 +49,7 @@ class SharedServices:
         if self._template is not None:
             self._template.stop()
         for service in self._started.values():
-            service.stop()
+            service.kill()
 
     def template(self, paths: Sequence[str] = ()) -> TemplateServer:
         """Returns the run's template. The first call starts it; with `paths` of tests, one for workers besides."""

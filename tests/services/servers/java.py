@@ -99,9 +99,10 @@ class JavaProcess:
 
 
 class JavaService(ABC):
-    """A server for the tests on free ports of 127.0.0.1, with its files under a folder. A context manager.
+    """A server for the tests on free ports of 127.0.0.1, with its files under a folder.
 
-    Only one thread at a time may use it. Any process may connect as a client.
+    A context manager, which starts it and kills it in the end. Only one thread at a time may use it. Any process may
+    connect as a client.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -134,7 +135,8 @@ class JavaService(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop()
+        # Nobody needs its files any more. A broker takes seconds to end in order.
+        self.kill()
 
     def start(self) -> None:
         """Start with fresh files on free ports. Returns when the server answers."""
