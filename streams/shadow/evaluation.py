@@ -6,9 +6,9 @@
    has them. Then the cursors may move. Two compiled calls do the usual decisions of a batch, if the challenger is of
    the served catalogue (streams/shadow/fast_records.py).
 2. Rest until the next batch. Rest longer if the challenger has used more of a core than `cpu_share_max`.
-   With the priority "idle" a batch is evaluated in the time that all others leave. If half of `waiting_bytes_max` waits
-   for the challenger, it takes a small share of the cores, until it has caught up to a quarter. If that is not enough,
-   it skips forward, and then the host has more payments than it can take: no share for a minute.
+   With the priority "idle" a batch is evaluated in the time that all others leave. If a sixteenth of
+   `waiting_bytes_max` waits for the challenger, it takes a small share of the cores until it has caught up. If that is
+   not enough, it skips forward in the end. Then the host has more payments than it can take: no share for a minute.
 3. The outboxes are looked for before the challenger is loaded, which may take long: decisions wait meanwhile.
 4. Once a second tell the parent what was counted, look for outboxes of new workers, and load the challenger anew if its
    files have changed. If they cannot be loaded, the challenger that is there goes on.
@@ -59,7 +59,7 @@ _FLUSH_S = 3.0
 _REST_S_MAX = 1.0
 # A challenger takes a share of the cores while more than this part of `waiting_bytes_max` waits, and gives it back
 # below the second one.
-_SHARE_FROM, _SHARE_TO = 0.5, 0.25
+_SHARE_FROM, _SHARE_TO = 1 / 16, 1 / 64
 # A challenger that had to skip forward has no share for this long.
 _NO_SHARE_S = 60.0
 # A batch that takes longer in spare time is followed by smaller ones. Nobody can take it over: not before its end does
