@@ -10,8 +10,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
+
+CONFIGURED_BYTES_MAX = 64 << 20
+"""The largest file of settings, rates or keys. A larger one is no such file, and would fill the memory."""
 
 FileState = tuple[int, int, int, int]
 """Inode, size, and the times of the last change to content and to inode in ns: what changes with a file."""
@@ -34,16 +37,31 @@ def file_at(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def open_regular(path: str | Path) -> BinaryIO:
+def open_regular(path: str | Path) -> BufferedReader:
     """Open a file for reading. Raises OSError, also for what is no regular file.
 
     A named pipe that nobody writes to would be waited for without end, and a device read without end.
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise OSError(errno.EINVAL, "it is no regular file", str(path))
-    return open(fd, "rb")
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISREG(mode):
+        return open(fd, "rb")
+    os.close(fd)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.EINVAL, "it is no regular file", str(path))
+
+
+def read_regular(path: str | Path, bytes_max: int | None = CONFIGURED_BYTES_MAX) -> bytes:
+    """Returns what a file holds. Raises OSError, also for what is no regular file or has more than `bytes_max` bytes.
+
+    None: whatever its size.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if bytes_max is not None and size > bytes_max:
+            raise OSError(errno.EFBIG, f"it has {size} bytes, wanted at most {bytes_max}", str(path))
+        return file.read()
 
 
 def state_of(status: os.stat_result) -> FileState:

@@ -13,6 +13,7 @@ read decisions, or lead us to a file of theirs.
 from __future__ import annotations
 
 import contextlib
+import errno
 import grp
 import os
 import pwd
@@ -86,8 +87,12 @@ def open_private(path: Path, flags: int) -> int:
     Raises Misconfigured if a user who is not trusted made the file or a folder on the way, or if it is a link; OSError.
     """
     require_not_planted(path)
-    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, _FILE_MODE)
+    # A named pipe that nobody reads or writes would be waited for without end.
+    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, _FILE_MODE)
     status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
     if not _is_trusted(status.st_uid):
         os.close(fd)
         raise Misconfigured(f"{path} belongs to {_name(status.st_uid)}; wanted a file of {_name(os.geteuid())}")

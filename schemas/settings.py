@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.file_state import read_regular
 
 DEFAULT_FILE = "paywarden.toml"
 ENVIRONMENT_PREFIX = "PAYWARDEN_"
@@ -171,7 +172,7 @@ def read_source(
     if path is None and not chosen.exists():
         return Source({}, environment)
     try:
-        content = tomllib.loads(chosen.read_text(encoding="utf-8"))
+        content = tomllib.loads(read_regular(chosen).decode("utf-8"))
     except OSError as error:
         raise Misconfigured(f"cannot read the configuration {chosen}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -15,12 +15,12 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import ROUND_HALF_UP, Decimal, DecimalException
 from importlib import resources
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
+from paywarden.schemas.file_state import read_regular
 from paywarden.schemas.payment_fields import AMOUNT_MINOR_MAX, PATTERNS, Form
 
 REFERENCE_MINOR_DIGITS = 2
@@ -113,7 +113,7 @@ def load_rates(path: str = "") -> RateTable:
         text = resources.files("paywarden.features.profiles").joinpath("rates.csv").read_text(encoding="utf-8")
         return _parse(text.splitlines(), "rates.csv")
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_regular(path).decode("utf-8")
     except OSError as error:
         raise Misconfigured(f"rates: cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:

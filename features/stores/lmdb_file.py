@@ -17,6 +17,8 @@ from pathlib import Path
 
 import lmdb
 
+from paywarden.schemas.file_state import open_regular
+
 # A meta page: magic, version, the size of a page, the number of the last page, the number of the transaction.
 _META = struct.Struct("<16xII16xI92xQQ")
 _MAGIC, _VERSION = 0xBEEFC0DE, 1
@@ -27,7 +29,7 @@ def missing_bytes(path: Path) -> int:
 
     Raises OSError.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         first = _meta(file.read(_META.size))
         if first is None:
             return 0

@@ -23,6 +23,7 @@ from pathlib import Path
 from paywarden.features.stores.base import ABSENT, StoreConflict, Versioned
 from paywarden.schemas.durability import sync_folder, write_synced
 from paywarden.schemas.errors import Misconfigured, PaywardenError, StoreUnavailable
+from paywarden.schemas.file_state import read_regular
 from paywarden.schemas.private_files import make_private_folder
 
 _FILE, _LOCK_FILE = "live.json", "live.lock"
@@ -42,7 +43,7 @@ class FileRegister:
     def read(self) -> Versioned:
         """See RegisterStore. Opens and reads one small file."""
         try:
-            value = (self._folder / _FILE).read_bytes()
+            value = read_regular(self._folder / _FILE)
         except FileNotFoundError:
             return Versioned(None, ABSENT)
         except OSError as error:

@@ -38,7 +38,7 @@ from paywarden.models.bundle.signature import BUILD
 from paywarden.models.bundle.signature import MANIFEST as MANIFEST
 from paywarden.models.bundle.stored_arrays import UNREADABLE, read_arrays
 from paywarden.schemas.errors import BundleRefused, Misconfigured
-from paywarden.schemas.file_state import open_regular
+from paywarden.schemas.file_state import open_regular, read_regular
 from paywarden.schemas.private_files import require_unwritable
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def native_library(bundle: Path, part: ModelPart = LARGE) -> Path:
 
 
 def sha256_of(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashlib.sha256(read_regular(path, None)).hexdigest()
 
 
 def read_manifest(bundle: Path) -> Manifest:
@@ -290,7 +290,7 @@ def parity_summary(bundle: Path) -> str:
     """Returns a line about the rows that this machine's libraries passed. Raises BundleRefused without a record."""
     try:
         folders = [native_library(bundle, part).parent for part in read_manifest(bundle).parts]
-        passed = [json.loads((folder / BUILD).read_text(encoding="utf-8"))["gate"] for folder in folders]
+        passed = [json.loads(read_regular(folder / BUILD))["gate"] for folder in folders]
         rows, splits, left_out = (sum(gate[name] for gate in passed) for name in ("rows", "splits", "splits_left_out"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleRefused(f"bundle {bundle}: build.json beside the native library cannot be read") from error
@@ -372,7 +372,7 @@ def _predictor(bundle: Path, manifest: Manifest, part: ModelPart) -> Predictor:
     if not library.exists():
         return GtilPredictor(bundle / part.model_text)
     try:
-        build = json.loads((library.parent / BUILD).read_text(encoding="utf-8"))
+        build = json.loads(read_regular(library.parent / BUILD))
     except (OSError, ValueError) as error:
         raise BundleRefused(f"bundle {bundle}: build.json beside the native library cannot be read") from error
     # Check the library before loading it: loading runs its code.

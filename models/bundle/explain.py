@@ -42,6 +42,7 @@ from paywarden.features.kernel.toolkit.frame import Frame, address, size
 from paywarden.features.kernel.toolkit.intrinsics import not_negative
 from paywarden.features.kernel.toolkit.jit import compiled, inlined
 from paywarden.schemas.errors import BundleRefused
+from paywarden.schemas.file_state import read_regular
 
 I32 = NDArray[np.int32]
 F64 = NDArray[np.float64]
@@ -348,7 +349,7 @@ def _records_of(trees: Trees) -> I64:
 def read_trees(model_text: Path, feature_count: int) -> Trees:
     """Returns the trees of a LightGBM text model. Raises BundleRefused for a model that cannot be explained."""
     try:
-        return _parse(model_text.read_text(encoding="utf-8"), feature_count)
+        return _parse(read_regular(model_text, None).decode("utf-8").replace("\r\n", "\n"), feature_count)
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise BundleRefused(
             f"{model_text.name} is not a LightGBM model whose scores can be explained: {error}"

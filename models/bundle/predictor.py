@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from paywarden.models.bundle.explain import ZERO
 from paywarden.schemas.errors import BundleRefused
+from paywarden.schemas.file_state import read_regular
 
 # A `ctypes.CDLL` would make a class for each library, which stays until the next garbage collection, and never unloads.
 _MARGINS = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)
@@ -57,7 +58,7 @@ class NativePredictor:
         `rest` is called between two steps. `content`: what the file holds, for a caller that has read it.
         """
         try:
-            self._handle = _load(library, rest, library.read_bytes() if content is None else content)
+            self._handle = _load(library, rest, read_regular(library, None) if content is None else content)
             rest()
             self.address: int = _ctypes.dlsym(self._handle, "paywarden_margins")
             """The address of `void paywarden_margins(const float *rows, int64_t row_count, double *margins)`."""

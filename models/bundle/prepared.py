@@ -45,6 +45,7 @@ from paywarden.models.bundle.explain import Explainer, Trees, read_trees
 from paywarden.models.bundle.predictor import GtilPredictor, NativePredictor, Predictor
 from paywarden.models.bundle.signature import BUILD, SIGNATURE, TrustedKeys
 from paywarden.schemas.errors import BundleRefused, Misconfigured
+from paywarden.schemas.file_state import open_regular, read_regular
 from paywarden.schemas.private_files import require_unwritable
 
 _FORMAT = 1
@@ -118,7 +119,7 @@ def load_prepared(folder: Path, rest: Callable[[], object] = no_rest) -> Prepare
     `rest` is called between two steps. Raises BundleRefused if it is gone, damaged, or another user may write to it.
     """
     try:
-        text = (folder / _PREPARED).read_text(encoding="utf-8")
+        text = read_regular(folder / _PREPARED).decode("utf-8")
         rest()
         content: dict[str, Any] = json.loads(text)
         rest()
@@ -172,7 +173,7 @@ def _part(
             raise BundleRefused(f"prepared bundle {folder}: its library is not loaded: {error}") from error
         rest()
         # To load a part of a library kills the process. One that an earlier release prepared has no checksum.
-        wanted, code = told.get("crc32"), library.read_bytes()
+        wanted, code = told.get("crc32"), read_regular(library, None)
         if wanted is not None and zlib.crc32(code) != wanted:
             raise BundleRefused(f"prepared bundle {folder}: its library {library.name} is damaged")
         rest()
@@ -180,9 +181,11 @@ def _part(
     else:
         predictor = GtilPredictor(copy / part.model_text)
     rest()
-    vectors = np.load(folder / f"{name}.vectors.npy", allow_pickle=False)
+    with open_regular(folder / f"{name}.vectors.npy") as file:
+        vectors = np.load(file, allow_pickle=False)
     rest()
-    margins = np.load(folder / f"{name}.margins.npy", allow_pickle=False)
+    with open_regular(folder / f"{name}.margins.npy") as file:
+        margins = np.load(file, allow_pickle=False)
     rest()
     if predictor.margins(np.ascontiguousarray(vectors)).tolist() != margins.tolist():
         raise BundleRefused(f"prepared bundle {folder}: golden vectors get another score")
@@ -201,11 +204,12 @@ def _part(
 
 def _paged(path: Path, rest: Callable[[], object]) -> NDArray[Any]:
     """Returns the array of a file, in pages of its own: a file that is cut short later does not kill the process."""
+    open_regular(path).close()
     described: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     assert isinstance(described, np.memmap)
     rest()
     pages = mmap.mmap(-1, max(1, described.nbytes))
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         file.seek(described.offset)
         if file.readinto(memoryview(pages)[: described.nbytes]) != described.nbytes:
             raise ValueError(f"{path.name} is shorter than it says")

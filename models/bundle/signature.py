@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paywarden.schemas.errors import BundleRefused, Misconfigured
+from paywarden.schemas.file_state import open_regular, read_regular
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -84,7 +85,7 @@ def sign_bundle(bundle: Path, key_file: Path) -> list[str]:
     if not (bundle / MANIFEST).is_file():
         raise BundleRefused(f"bundle {bundle}: there is no {MANIFEST}")
     try:
-        content = key_file.read_bytes()
+        content = read_regular(key_file)
     except OSError as error:
         raise Misconfigured(f"cannot read the key {key_file}: {error.strerror}") from error
     key = private_key_of(content, key_file)
@@ -129,7 +130,7 @@ def _public_key(path: Path) -> Ed25519PublicKey:
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     try:
-        key = load_pem_public_key(path.read_bytes())
+        key = load_pem_public_key(read_regular(path))
     except OSError as error:
         raise Misconfigured(f"[bundles] trusted_keys: cannot read {path}: {error.strerror}") from error
     except ValueError as error:
@@ -143,7 +144,7 @@ def _read(bundle: Path) -> tuple[dict[str, str], str, bytes]:
     """Returns the files with their checksums, the key's name and the signature, none of them checked yet."""
     path = bundle / SIGNATURE
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             content: Any = json.loads(file.read(_BYTES_MAX))
         files, name = content["files"], content["key"]
         signature = base64.b64decode(content["signature"], validate=True)
@@ -181,6 +182,6 @@ def _signed(files: dict[str, str]) -> bytes:
 
 def _checksum(bundle: Path, name: str) -> str:
     try:
-        return hashlib.sha256((bundle / name).read_bytes()).hexdigest()
+        return hashlib.sha256(read_regular(bundle / name, None)).hexdigest()
     except OSError:
         return ""

@@ -25,10 +25,11 @@ decides holds it for that moment. A worker that finds it held declines as before
 from __future__ import annotations
 
 import fcntl
+import logging
 import math
-import mmap
 import os
 import struct
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -37,8 +38,11 @@ from typing import NamedTuple, Protocol
 
 from paywarden.models.policy.policy import ACTIONS, APPROVE, DECLINE
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.file_state import file_at
 from paywarden.schemas.key_files import read_hex_key
 from paywarden.schemas.private_files import make_parent, open_private
+
+_log = logging.getLogger(__name__)
 
 EXPLORED = "exploration"
 """The reason of a payment that was approved by the coin. The reasons why it would have been declined follow it."""
@@ -51,6 +55,9 @@ _AMOUNT_MAX = 1 << 53
 _RULE = "rule:"
 _DECLINE = ACTIONS[DECLINE]
 _LEDGER = struct.Struct("<qq")
+# More than any budget: nothing is left of the day.
+_ALL = 1 << 62
+_LOCKED_OUT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -116,8 +123,8 @@ class SpentLedger(Protocol):
     def spent(self, day: int) -> int:
         """Returns what is spent on `day`, in minor units. On a day before the newest it is that of the newest."""
 
-    def spend(self, day: int, amount: int) -> None:
-        """Add an amount to the newest day, which is `day` if that is later."""
+    def spend(self, day: int, amount: int) -> bool:
+        """Add an amount to the newest day, which is `day` if that is later. Returns False if it cannot be noted."""
 
 
 class MemoryLedger:
@@ -135,63 +142,140 @@ class MemoryLedger:
     def spent(self, day: int) -> int:
         return 0 if day > self._day else self._spent
 
-    def spend(self, day: int, amount: int) -> None:
+    def spend(self, day: int, amount: int) -> bool:
         if day > self._day:
             self._day, self._spent = day, 0
         self._spent += amount
+        return True
 
 
-class MappedLedger:
-    """A ledger in 16 bytes of a mapped file, which all workers of a host open, each after its fork.
+class FileLedger:
+    """A ledger in 16 bytes of a file, which all workers of a host open, each after its fork.
 
-    What is written outlives `kill -9` of the process at any moment, and a dead process holds nothing. A new day is
-    written before its sum. A process that dies between the two has spent the earlier day's sum, which is more than it
-    has. After a loss of power the file may lack what was spent in the last half minute: that can be spent again.
+    What is written outlives `kill -9` of the process at any moment, and a dead process holds nothing. After a loss of
+    power the file may lack what was spent in the last half minute: that can be spent again.
+
+    The file is read and written, not mapped: one that is cut short kills no worker. Nobody knows what a damaged one
+    had, so the budget of that day counts as spent, and the next day begins with a new one. While the file cannot be
+    used, nothing is explored. The log says so.
     """
 
     def __init__(self, path: Path) -> None:
-        """Opens the file, or makes it for this user alone. Raises Misconfigured."""
+        """Opens the file, or makes it for this user alone. If it cannot, `hold` tries again."""
+        self._path, self._file = path, -1
+        # Which file is open, and the newest that this process knows of it.
+        self._at: tuple[int, int] | None = None
+        self._known = (0, 0)
+        self._trouble, self._held_since = "", 0.0
         try:
-            make_parent(path)
-            self._file = open_private(path, os.O_RDWR | os.O_CREAT)
-            try:
-                if os.fstat(self._file).st_size != _LEDGER.size:
-                    os.ftruncate(self._file, _LEDGER.size)
-                # Reserve the room now. A later write through the mapping to a full disk would kill the worker.
-                os.posix_fallocate(self._file, 0, _LEDGER.size)
-                self._map = mmap.mmap(self._file, _LEDGER.size)
-            except (OSError, ValueError):
-                os.close(self._file)
-                raise
-        except (OSError, ValueError) as error:
-            raise Misconfigured(f"exploration: cannot keep the spent budget in {path}: {error}") from error
-        self._words = memoryview(self._map).cast("q")
+            self._open()
+        except (OSError, Misconfigured) as error:
+            self._say_unusable(error)
+
+    @classmethod
+    def require(cls, path: Path) -> None:
+        """Raise Misconfigured if the ledger cannot be kept in this file."""
+        try:
+            ledger = cls.__new__(cls)
+            ledger._path, ledger._file = path, -1
+            ledger._open()
+            ledger.close()
+        except OSError as error:
+            raise Misconfigured(f"exploration: cannot keep the spent budget in {path}: {error.strerror}") from error
+
+    def _open(self) -> None:
+        """Raises OSError, Misconfigured."""
+        make_parent(self._path)
+        opened = open_private(self._path, os.O_RDWR | os.O_CREAT)
+        try:
+            if os.fstat(opened).st_size == 0:
+                # Reserve the room now: what was approved must be noted on a full disk as well.
+                os.posix_fallocate(opened, 0, _LEDGER.size)
+            else:
+                os.pwrite(opened, os.pread(opened, _LEDGER.size, 0), 0)
+            status = os.fstat(opened)
+        except OSError:
+            os.close(opened)
+            raise
+        self.close()
+        self._file, self._at = opened, (status.st_dev, status.st_ino)
 
     def hold(self) -> bool:
         try:
+            if is_other := self._file < 0 or file_at(self._path) != self._at:
+                self._open()
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            if is_other:
+                # Somebody has deleted or replaced it. What this process knows is spent stays spent.
+                self._say("was deleted or replaced, and is used anew")
+                self._take_over()
+        except BlockingIOError:
+            return self._is_locked_out()
+        except (OSError, Misconfigured) as error:
+            self._say_unusable(error)
             return False
+        self._held_since = 0.0
         return True
 
     def release(self) -> None:
         fcntl.flock(self._file, fcntl.LOCK_UN)
 
     def spent(self, day: int) -> int:
-        return 0 if day > self._words[0] else int(self._words[1])
+        try:
+            content = os.pread(self._file, _LEDGER.size, 0)
+        except OSError as error:
+            self._say(f"cannot be read, and nothing is explored: {error.strerror}")
+            return _ALL
+        newest, spent = _LEDGER.unpack(content) if len(content) == _LEDGER.size else (0, -1)
+        if spent < 0 or newest < 0:
+            self._say("is damaged: the budget of this day counts as spent")
+            self._write(max(day, self._known[0]), _ALL)
+            return _ALL
+        if newest > day + 1:
+            self._say(f"is damaged, or the clock was ahead: until its day {newest} it has no new budget. Delete it")
+        self._known = newest, spent
+        return 0 if day > newest else spent
 
-    def spend(self, day: int, amount: int) -> None:
-        words = self._words
-        if day > words[0]:
-            words[0] = day
-            words[1] = amount
-        else:
-            words[1] += amount
+    def spend(self, day: int, amount: int) -> bool:
+        spent, (newest, _) = self.spent(day), self._known
+        return spent < _ALL and self._write(max(day, newest), spent + amount)
 
     def close(self) -> None:
-        self._words.release()
-        self._map.close()
-        os.close(self._file)
+        if self._file >= 0:
+            os.close(self._file)
+            self._file, self._at = -1, None
+
+    def _write(self, day: int, spent: int) -> bool:
+        try:
+            whole = os.pwrite(self._file, _LEDGER.pack(day, spent), 0) == _LEDGER.size
+        except OSError as error:
+            self._say(f"cannot be written, and nothing is explored: {error.strerror}")
+            return False
+        if whole:
+            self._known = day, spent
+        return whole
+
+    def _take_over(self) -> None:
+        day, spent = self._known
+        content = os.pread(self._file, _LEDGER.size, 0)
+        if len(content) == _LEDGER.size and _LEDGER.unpack(content) < (day, spent):
+            os.pwrite(self._file, _LEDGER.pack(day, spent), 0)
+
+    def _is_locked_out(self) -> bool:
+        """Returns False. Workers hold it for some microseconds each, a stranger for longer."""
+        now = time.monotonic()
+        self._held_since = self._held_since or now
+        if now - self._held_since > _LOCKED_OUT_S:
+            self._say("is locked by another process, and nothing is explored meanwhile")
+        return False
+
+    def _say_unusable(self, error: Exception) -> None:
+        self._say(f"cannot be used, and nothing is explored: {getattr(error, 'strerror', None) or error}")
+
+    def _say(self, trouble: str) -> None:
+        if trouble != self._trouble:
+            _log.error("exploration: %s %s", self._path, trouble)
+        self._trouble = trouble
 
 
 class Exploration:
@@ -230,7 +314,9 @@ class Exploration:
                 return Explored(action, list(reasons), 1.0)
             if self.coin(payment_id) >= self._below:
                 return Explored(action, list(reasons), 1.0 - self.share)
-            self._ledger.spend(day, amount)
+            if not self._ledger.spend(day, amount):
+                # What cannot be noted is not spent.
+                return Explored(action, list(reasons), 1.0)
         finally:
             self._ledger.release()
         return Explored(ACTIONS[APPROVE], [EXPLORED, *reasons], self.share)

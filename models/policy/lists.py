@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.file_state import open_regular
 
 # A list of this size takes about 100 MB, shared by the workers of a host.
 ENTRIES_MAX = 1_000_000
 # The longest id that a payment may have.
 ENTRY_BYTES_MAX = 256
+# All entries with the ends of their lines.
+FILE_BYTES_MAX = ENTRIES_MAX * (ENTRY_BYTES_MAX + 2)
 _PLAIN_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
@@ -63,7 +68,10 @@ def _entries_of(where: str, entries: Iterable[str]) -> Iterator[tuple[str, str]]
 def _lines_of(where: str, path: Path) -> Iterator[tuple[str, str]]:
     """Yields the stripped lines of a file, except empty ones and those that begin with #."""
     try:
-        with path.open(encoding="utf-8") as file:
+        with open_regular(path) as content, io.TextIOWrapper(content, encoding="utf-8") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > FILE_BYTES_MAX:
+                raise Misconfigured(f"{where}: {path} has {size} bytes, wanted at most {FILE_BYTES_MAX}")
             for number, line in enumerate(file):
                 if (entry := line.strip()) and not entry.startswith("#"):
                     yield f"{where}: {path}, line {number + 1}", entry

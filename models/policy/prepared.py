@@ -19,6 +19,7 @@ from paywarden.features.catalogue.entity import Catalogue
 from paywarden.models.policy.mapped_list import MappedList, can_be_mapped, write_mapped_list
 from paywarden.models.policy.policy import ConfiguredRule, ConfiguredSegment, Policy, PolicySettings
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.file_state import read_regular
 
 _POLICY, _LISTS = "policy.json", "lists.json"
 
@@ -75,7 +76,7 @@ def long_lists(folder: Path) -> list[LongList]:
     Raises Misconfigured if it is damaged.
     """
     try:
-        content = json.loads((folder / _POLICY).read_text(encoding="utf-8"))
+        content = json.loads(read_regular(folder / _POLICY))
         return [
             LongList(digest, path, content.get("list_checksums", {}).get(name))
             for name, digest in content["list_digests"].items()
@@ -104,7 +105,7 @@ def load_policy(
     Misconfigured if the files are gone or damaged.
     """
     try:
-        text = (folder / _POLICY).read_text(encoding="utf-8")
+        text = read_regular(folder / _POLICY).decode("utf-8")
         rest()
         content: dict[str, Any] = json.loads(text)
         thresholds = {name: content[name] for name in ("review_at", "decline_at")}
@@ -118,7 +119,7 @@ def load_policy(
         if earlier is not None and earlier.list_digests == content["list_digests"]:
             lists = dict(earlier.policy.lists)
         else:
-            read = json.loads((folder / _LISTS).read_text(encoding="utf-8"))
+            read = json.loads(read_regular(folder / _LISTS))
             checksums = content.get("list_checksums", {})
             lists = {}
             for name, digest in content["list_digests"].items():

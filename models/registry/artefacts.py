@@ -24,6 +24,7 @@ from typing import Any, Final, Protocol
 from paywarden.models.bundle.signature import BUILD, MANIFEST, SIGNATURE
 from paywarden.schemas.durability import sync_folder
 from paywarden.schemas.errors import BundleRefused, Misconfigured, RegistryRefused
+from paywarden.schemas.file_state import read_regular
 
 BUNDLES: Final = "bundles"
 POLICIES: Final = "policies"
@@ -146,7 +147,7 @@ def bundle_files(bundle: Path) -> dict[str, bytes]:
     if (bundle / SIGNATURE).exists():
         names.append(SIGNATURE)
     try:
-        return {name: (bundle / name).read_bytes() for name in names}
+        return {name: read_regular(bundle / name, None) for name in names}
     except OSError as error:
         raise Misconfigured(f"cannot read {error.filename}: {error.strerror}") from error
 
@@ -160,7 +161,7 @@ def check_files(folder: Path, checksums: Mapping[str, str]) -> None:
     """Raise RegistryRefused if a file below a folder is missing or is not what was registered."""
     for name, checksum in checksums.items():
         try:
-            content = (folder / name).read_bytes()
+            content = read_regular(folder / name, None)
         except OSError as error:
             raise RegistryRefused(f"{folder}: {name} was registered and cannot be read: {error.strerror}") from error
         if hashlib.sha256(content).hexdigest() != checksum:

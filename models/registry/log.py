@@ -32,6 +32,7 @@ from typing import Protocol
 from paywarden.models.registry.entries import FIRST, LATE_KINDS, LINE_BYTES_MAX, Entry, entry_of
 from paywarden.models.registry.people import People
 from paywarden.schemas.errors import Misconfigured, RegistryRefused
+from paywarden.schemas.file_state import open_regular, read_regular
 from paywarden.schemas.line_file import LineFile
 from paywarden.schemas.private_files import require_unwritable
 
@@ -177,7 +178,7 @@ class LogFile:
     def remembered_head(self) -> str:
         """Returns the head that the last writer on this host noted; empty if it could not. Raises Misconfigured."""
         try:
-            return self._head_path.read_text(encoding="ascii", errors="replace").strip()
+            return read_regular(self._head_path).decode("ascii", errors="replace").strip()
         except FileNotFoundError:
             return ""
         except OSError as error:
@@ -202,7 +203,7 @@ class LogFile:
 
     def _content(self) -> bytes:
         try:
-            with self.path.open("rb") as file:
+            with open_regular(self.path) as file:
                 require_unwritable(self.path)
                 content = file.read(LOG_BYTES_MAX + 1)
         except FileNotFoundError:

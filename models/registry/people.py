@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Final
 from paywarden.models.bundle.signature import fingerprint, private_key_of
 from paywarden.models.registry.entries import is_name
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.file_state import open_regular, read_regular
 from paywarden.schemas.private_files import require_unwritable
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ ROLES: Final = (PROPOSE, APPROVE, PROMOTE, ROLL_BACK, ROLLOUT, LEAD, ADMIN)
 """What a person may be allowed to do. The program that leads rollouts has a key of its own, with the role `lead`."""
 
 _SETTINGS = {"name", "roles", "keys", "until"}
+# A key in PEM has some hundred.
+_KEY_BYTES_MAX = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class People:
         """Returns the people of a file. Raises Misconfigured naming the file, the person and the setting."""
         require_unwritable(path)
         try:
-            content = tomllib.loads(path.read_text(encoding="utf-8"))
+            content = tomllib.loads(read_regular(path).decode("utf-8"))
         except OSError as error:
             raise Misconfigured(f"cannot read the people {path}: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -114,9 +117,9 @@ class People:
 def read_signing_key(path: Path) -> Ed25519PrivateKey:
     """Returns the private key of a PEM file. Raises Misconfigured, also if others may read the file."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            content = file.read()
+            content = file.read(_KEY_BYTES_MAX)
     except OSError as error:
         raise Misconfigured(f"cannot read the key {path}: {error.strerror}") from error
     if mode & (stat.S_IRWXG | stat.S_IRWXO):

@@ -27,6 +27,7 @@ from paywarden.models.rollout.judgement import judgement_of, judgement_record
 from paywarden.models.rollout.plan import RolloutPlan
 from paywarden.models.rollout.rollout import EventKind, Phase, Rollout, RolloutEvent, Start, Version, after
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.file_state import open_regular
 from paywarden.schemas.line_file import LineFile
 from paywarden.schemas.private_files import make_parent, open_private
 
@@ -108,7 +109,7 @@ class FileRolloutLog:
     def _read(self) -> _Seen:
         """Returns what the file says up to the end of its last whole line. Raises Misconfigured."""
         try:
-            with self._file.path.open("rb") as file:
+            with open_regular(self._file.path) as file:
                 seen = self._continued(file)
         except FileNotFoundError:
             return _Seen()

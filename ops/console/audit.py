@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from paywarden.ops.times import now_ms
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
+from paywarden.schemas.file_state import open_regular, read_regular
 from paywarden.schemas.line_file import FileUnwritable, LineFile
 from paywarden.schemas.private_files import open_private
 from paywarden.scoring.state.disk_room import reserve
@@ -187,7 +188,7 @@ class AuditLog:
     def _catch_up(self) -> None:
         """Take in what another process has written; cut off what a killed one left."""
         try:
-            with self.path.open("rb") as file:
+            with open_regular(self.path) as file:
                 file.seek(0, 2)
                 size = file.tell()
                 if size == self._size:
@@ -301,7 +302,7 @@ def public_key(path: Path) -> Ed25519PublicKey:
     from cryptography.hazmat.primitives.serialization import load_der_public_key
 
     try:
-        key = load_der_public_key(base64.b64decode(path.read_text(encoding="utf-8").strip(), validate=True))
+        key = load_der_public_key(base64.b64decode(read_regular(path).strip(), validate=True))
     except OSError as error:
         raise Misconfigured(f"cannot read the public key {path}: {error.strerror}") from error
     except (ValueError, binascii.Error) as error:
@@ -314,7 +315,7 @@ def public_key(path: Path) -> Ed25519PublicKey:
 def _lines(path: Path) -> Iterator[bytes]:
     """Yield the lines of the log without their ends. A last line without an end is none."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             while line := file.readline(LINE_BYTES_MAX + 1):
                 if not line.endswith(b"\n"):
                     if file.read(1):
@@ -329,7 +330,7 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 def _last_lines(path: Path, count: int) -> list[bytes]:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             file.seek(0, 2)
             size, block, content = file.tell(), 0, b""
             while content.count(b"\n") <= count and block < size:
@@ -347,7 +348,7 @@ def _last_lines(path: Path, count: int) -> list[bytes]:
 def _read_head(path: Path, key: Ed25519PublicKey) -> Head:
     head_path = _head_path(path)
     try:
-        content = json.loads(head_path.read_bytes())
+        content = json.loads(read_regular(head_path))
         if set(content) != {"digest", "number", "signature"} or not _is_signed(key, _HEAD_PURPOSE, content):
             raise Misconfigured(f"{head_path} is damaged: its signature is wrong")
         return Head(content["number"], content["digest"])

@@ -26,7 +26,6 @@ import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -37,6 +36,7 @@ from paywarden.ops.console.inbox.store import events_in
 from paywarden.ops.console.pages import Missing
 from paywarden.ops.times import now_ms
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
+from paywarden.schemas.file_state import read_regular
 from paywarden.streams.alerts.events import ConsoleEvent
 
 _log = logging.getLogger(__name__)
@@ -219,7 +219,7 @@ def signature(key: bytes, body: bytes, time_s: int) -> str:
 def read_key(path: str) -> bytes:
     """Returns the key in a file. Raises Misconfigured if it is too short or cannot be read."""
     try:
-        key = Path(path).read_bytes().strip()
+        key = read_regular(path).strip()
     except OSError as error:
         raise Misconfigured(f"[console] webhook_key_file: cannot read {path}: {error.strerror}") from error
     if len(key) < _KEY_BYTES_MIN:

@@ -47,6 +47,7 @@ from xxhash import xxh3_64_intdigest
 
 from paywarden.features.kernel.toolkit.frame import Frame
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
+from paywarden.schemas.file_state import open_regular
 from paywarden.schemas.private_files import make_parent, open_private, require_not_planted
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
@@ -163,7 +164,7 @@ def prepare(settings: DecisionCacheSettings) -> None:
 
 
 def _begin_of(path: Path, size: int) -> bytes:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return file.read(size)
 
 

@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from paywarden.schemas.errors import TemporaryFailure
+from paywarden.schemas.file_state import read_regular
 from paywarden.scoring.metrics.shared import render
 
 # The text is made anew when it is older than this.
@@ -111,7 +112,7 @@ class SharedRendering:
             status = self._path.stat()
             state = status.st_ino, status.st_mtime_ns
             if state != self._state:
-                self._text, self._state = self._path.read_bytes(), state
+                self._text, self._state = read_regular(self._path), state
         except OSError:
             return False
         # After the clock was set back, a text seems to come from the future. It is not fresh for ever.

@@ -44,6 +44,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.file_state import open_regular, read_regular
 from paywarden.schemas.private_files import make_private_folder
 
 _log = logging.getLogger(__name__)
@@ -417,7 +418,7 @@ def _read_file(path: Path) -> tuple[int, list[tuple[Series, list[int]]]]:
 
     Raises OSError, _DamagedFile.
     """
-    content = path.read_bytes()
+    content = read_regular(path)
     try:
         pid, series, first_slot = _parsed_header(content)
         slots = memoryview(content)[first_slot:].cast("q").tolist()
@@ -484,7 +485,7 @@ def count_reader(directory: Path, worker: str, name: str) -> Callable[[], int]:
     OSError if it has no file.
     """
     path = directory / f"{worker}{_SUFFIX}"
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     _, counted = _read_file(path)
     series = [one for one, _ in counted]

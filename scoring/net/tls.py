@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from paywarden.schemas.errors import Misconfigured
-from paywarden.schemas.file_state import file_state
+from paywarden.schemas.file_state import file_state, open_regular
 
 _log = logging.getLogger(__name__)
 
@@ -126,8 +126,7 @@ def _require_readable(name: str, path: str) -> None:
     if not path:
         return
     try:
-        with open(path, "rb"):
-            pass
+        open_regular(path).close()
     except OSError as error:
         raise Misconfigured(f"[tls] {name}: cannot read {path}: {error.strerror}") from error
 

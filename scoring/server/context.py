@@ -14,7 +14,7 @@ from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import RateTable
 from paywarden.models.bundle.bundle import Bundle
-from paywarden.models.policy.exploration import Exploration, ExplorationSettings, MappedLedger
+from paywarden.models.policy.exploration import Exploration, ExplorationSettings, FileLedger
 from paywarden.models.policy.policy import Policy
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.engine.batching.batcher import AdmissionSettings
@@ -45,9 +45,13 @@ class ExplorationContext:
     key: bytes = field(repr=False)
     ledger: Path
 
+    def require(self) -> None:
+        """Raise Misconfigured if the ledger cannot be kept."""
+        FileLedger.require(self.ledger)
+
     def open(self) -> Exploration:
-        """Returns the exploration of one worker. Call it after the fork. Raises Misconfigured."""
-        return Exploration(self.settings, key=self.key, ledger=MappedLedger(self.ledger))
+        """Returns the exploration of one worker. Call it after the fork."""
+        return Exploration(self.settings, key=self.key, ledger=FileLedger(self.ledger))
 
 
 @dataclass(frozen=True)

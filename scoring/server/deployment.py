@@ -31,6 +31,7 @@ from typing import Any
 from paywarden.models.rollout.shares import BASIS_POINTS, SALT_BYTES
 from paywarden.schemas.durability import sync_folder
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.file_state import open_regular
 
 VERSION = 1
 DEPLOYMENT = "deployment.json"
@@ -90,7 +91,7 @@ def unfinished_prefix(pid: int) -> str:
 def read_deployment(path: Path) -> Deployment | None:
     """Returns the deployment; None if there is no file. Raises Misconfigured naming the file and the field."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             content: Any = json.loads(file.read(_BYTES_MAX))
     except FileNotFoundError:
         return None

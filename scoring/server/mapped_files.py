@@ -7,6 +7,7 @@ place: nobody but the supervisor can end that.
 from __future__ import annotations
 
 import logging
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,9 +47,12 @@ class MappedFile:
         return True
 
     def _look(self) -> tuple[int, int] | None:
-        """Returns which file it is and how long; None if there is none. Raises OSError."""
+        """Returns which file it is and how long; None if there is none, or something else. Raises OSError."""
         try:
             status = self._path.stat()
         except FileNotFoundError:
+            return None
+        if not stat.S_ISREG(status.st_mode):
+            # Workers that start cannot map it: it is replaced.
             return None
         return status.st_ino, status.st_size

@@ -24,6 +24,7 @@ from paywarden.models.bundle.prepared import load_prepared, no_rest
 from paywarden.models.policy.prepared import PreparedPolicy, SharedList, load_policy
 from paywarden.models.rollout.shares import BASIS_POINTS
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.file_state import read_regular
 from paywarden.scoring.engine.records import Origin
 from paywarden.scoring.metrics.release import ShownRelease
 from paywarden.scoring.server.deployment import Deployment, ReleasePaths, release_key
@@ -145,7 +146,7 @@ def orders_path(runtime: Path, supervisor: int) -> Path:
 def read_orders(path: Path) -> Orders:
     """Returns the orders. Raises Misconfigured if the file is gone or damaged."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(read_regular(path))
         return Orders(**content)
     except (OSError, ValueError, TypeError) as error:
         raise Misconfigured(f"{path} cannot be read: {error}") from error

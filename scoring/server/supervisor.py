@@ -119,6 +119,8 @@ def serve(
     if worker_count < 1:
         raise Misconfigured(f"--workers: wanted at least 1, got {worker_count}")
     secure_descriptors(host.connections())
+    if host.exploration is not None:
+        host.exploration.require()
     # Before anything is taken: afterwards it must go fast.
     warm_up(host)
     taken = take_over(host.runtime) if takes_over else None

@@ -50,6 +50,7 @@ from paywarden.features.stores.base import KEY_BYTES_MAX
 from paywarden.features.stores.lmdb_file import fill_up, missing_bytes, used_bytes
 from paywarden.schemas.durability import boot_id, write_synced
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
+from paywarden.schemas.file_state import open_regular, read_regular
 from paywarden.schemas.private_files import make_private_folder, require_not_planted
 from paywarden.scoring.state import lmdb_calls, lmdb_pages
 from paywarden.scoring.state import mirror_look_up as loop
@@ -154,7 +155,7 @@ class MirrorWriter:
 
         Without syncs a loss of power leaves newer pages beside older ones, and LMDB cannot tell. Raises OSError.
         """
-        said, now = note.read_text(encoding="ascii", errors="replace").split() if note.exists() else [], boot_id()
+        said, now = read_regular(note).decode("ascii", errors="replace").split() if note.exists() else [], boot_id()
         if said and now and said[0] != now and _CLOSED not in said:
             _log.warning(
                 "mirror: %s was not closed before the machine started again: it is filled anew", self._settings.path
@@ -598,7 +599,7 @@ def _page_bytes_of(path: Path) -> int:
     if sys.byteorder != "little" or sys.maxsize < 2**32:
         return 0
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return lmdb_pages.page_bytes_of(file.read(lmdb_pages.META_BYTES))
     except OSError:
         return 0

@@ -45,7 +45,7 @@ from paywarden.features.profiles.payment_tags import PaymentTags
 from paywarden.features.profiles.plan import Plan
 from paywarden.schemas.addresses import host_and_port
 from paywarden.schemas.errors import Misconfigured
-from paywarden.schemas.file_state import file_at
+from paywarden.schemas.file_state import file_at, open_regular
 from paywarden.schemas.private_files import make_parent, open_private, require_not_planted
 from paywarden.scoring.metrics.shared import Counter, Gauge, Registry
 from paywarden.scoring.state import overlay_pending
@@ -228,7 +228,7 @@ def table_head(settings: OverlaySettings, plan: Plan) -> tuple[NDArray[np.int64]
 
 
 def _begin_of(path: Path, size: int) -> bytes:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return file.read(size)
 
 

@@ -28,6 +28,7 @@ from confluent_kafka import TopicPartition
 
 from paywarden.schemas.durability import write_synced
 from paywarden.schemas.errors import BrokerUnavailable, Misconfigured
+from paywarden.schemas.file_state import read_regular
 from paywarden.schemas.private_files import make_private_folder
 from paywarden.streams.kafka.admin import written_end_offsets
 from paywarden.streams.kafka.client import REACH_TIMEOUT_S
@@ -87,7 +88,7 @@ class HostIdentity:
 def _host_id(path: Path) -> str:
     if not path.exists():
         write_synced(path, f"{secrets.token_hex(8)}\n".encode())
-    host = path.read_text(encoding="ascii", errors="replace").strip()
+    host = read_regular(path).decode("ascii", errors="replace").strip()
     if not host.isalnum():
         raise Misconfigured(
             f"outbox: {path} holds no host id: delete it, and the companion makes a new one and goes on from the file "

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from paywarden.schemas.durability import sync_folder
 from paywarden.schemas.errors import InvalidEvent, TemporaryFailure
+from paywarden.schemas.file_state import read_regular
 from paywarden.scoring.state.outbox import OutboxSettings
 
 RECORD, DAMAGE, GAP = "record", "damage", "gap"
@@ -57,7 +58,7 @@ class Entry:
     def read(self) -> bytes:
         """Returns the bytes. Raises Unreadable when the file cannot be read."""
         try:
-            return self.path.read_bytes()
+            return read_regular(self.path, None)
         except OSError as error:
             raise Unreadable(f"its file cannot be read: {error.strerror}") from error
 

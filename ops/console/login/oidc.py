@@ -18,7 +18,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 import httpx2
@@ -31,6 +30,7 @@ from paywarden.ops.console.pages import PageRefused
 from paywarden.ops.console.people.people import Person, Role, is_person_name, role_of
 from paywarden.ops.console.settings import ConsoleSettings
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
+from paywarden.schemas.file_state import read_regular
 
 # Asymmetric ones alone: with HS256 whoever knows the client's secret could sign.
 _ALGORITHMS: Final = ["RS256", "PS256", "ES256", "EdDSA", "Ed25519"]
@@ -76,7 +76,7 @@ class OidcProvider:
         if not settings.oidc_issuer:
             return None
         try:
-            secret = Path(settings.oidc_secret_file).read_text(encoding="utf-8").strip()
+            secret = read_regular(settings.oidc_secret_file).decode("utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise Misconfigured(f"[console] oidc_secret_file: cannot read {settings.oidc_secret_file}") from error
         return cls(settings.oidc_issuer.rstrip("/"), settings.oidc_client_id, secret, settings.oidc_roles_claim)

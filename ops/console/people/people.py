@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.file_state import read_regular
 from paywarden.schemas.private_files import require_unwritable
 
 
@@ -104,7 +105,7 @@ class People:
         """Returns the people of a file. Raises Misconfigured naming the file, the table and the setting."""
         require_unwritable(path)
         try:
-            content = tomllib.loads(path.read_text(encoding="utf-8"))
+            content = tomllib.loads(read_regular(path).decode("utf-8"))
         except OSError as error:
             raise Misconfigured(f"cannot read the people {path}: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

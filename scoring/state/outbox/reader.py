@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.schemas.durability import write_synced
+from paywarden.schemas.file_state import read_regular
 from paywarden.scoring.state.outbox.files import (
     PAYLOAD_BYTES_MAX,
     RECORD,
@@ -303,7 +304,7 @@ class Cursor:
         Kafka has the cursor, too, and the next `store` mends the file. Raises OutboxUnavailable.
         """
         try:
-            text = self._path.read_text(encoding="ascii", errors="replace").strip()
+            text = read_regular(self._path).decode("ascii", errors="replace").strip()
         except FileNotFoundError:
             return None
         except OSError as error:

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from paywarden.schemas.durability import sync_folder
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
+from paywarden.schemas.file_state import read_regular
 from paywarden.schemas.private_files import make_private_folder
 from paywarden.scoring.metrics.shared import Counter, Gauge, Registry
 from paywarden.scoring.state.disk_room import reserve
@@ -394,7 +395,7 @@ def _lock(path: Path) -> int:
 
 
 def _open_segment(directory: Path, base: int) -> int:
-    flags = os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
+    flags = os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC
     return os.open(segment_path(directory, base), flags, 0o600)
 
 
@@ -427,7 +428,7 @@ def _recover(directory: Path, shipped: int) -> tuple[int, int]:
     if not segments:
         return shipped, shipped
     base = segments[-1]
-    data = segment_path(directory, base).read_bytes()
+    data = read_regular(segment_path(directory, base), None)
     end = base + len(data)
     _, whole, is_torn = parse(data, max_records=len(data))
     if is_torn and any(data[whole:]):

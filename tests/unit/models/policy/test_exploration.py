@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from paywarden.models.policy.exploration import (
     EXPLORED,
     Exploration,
     ExplorationSettings,
-    MappedLedger,
+    FileLedger,
     MemoryLedger,
     SpentLedger,
     read_exploration_key,
@@ -131,30 +133,122 @@ def test_it_is_off_by_default() -> None:
     assert {declined(off, number, 0) for number in range(100)} == {("decline", 1.0)}
 
 
-def test_a_mapped_ledger_outlives_its_process_and_is_private(tmp_path: Path) -> None:
+def test_a_ledger_in_a_file_outlives_its_process_and_is_private(tmp_path: Path) -> None:
     path = tmp_path / "run" / "exploration"
-    ledger, memory = MappedLedger(path), MemoryLedger()
+    ledger, memory = FileLedger(path), MemoryLedger()
     for day, amount in ((3, 10), (3, 5), (2, 1), (5, 7)):
         for each in (ledger, memory):
             each.spend(day, amount)
         # No close: as after kill -9.
-        again = MappedLedger(path)
+        again = FileLedger(path)
         assert [again.spent(other) for other in range(7)] == [memory.spent(other) for other in range(7)]
     assert path.stat().st_mode & 0o777 == 0o600
     with pytest.raises(Misconfigured, match="exploration: cannot keep the spent budget in"):
-        MappedLedger(tmp_path)
+        FileLedger.require(tmp_path)
 
 
 def test_a_ledger_has_its_room_on_disk_before_anything_is_spent(tmp_path: Path) -> None:
     """A disk that was full killed the worker (SIGBUS) at the first payment that it explored."""
     path = tmp_path / "spent"
-    MappedLedger(path).close()
+    FileLedger(path).close()
     assert path.stat().st_blocks > 0
     # As an earlier release has left it.
     os.truncate(path, 0)
     os.truncate(path, 16)
-    MappedLedger(path).close()
+    FileLedger(path).close()
     assert path.stat().st_blocks > 0
+
+
+HALF = ExplorationSettings(share=0.5, budget_minor_a_day=90_000, payment_minor_max=900)
+
+
+def approved(explored: Exploration, day: int) -> int:
+    """How many of 1,000 payments of 9.00 are approved: at most the budget's 100."""
+    return [declined(explored, number, 900, day * DAY_MS)[0] for number in range(1_000)].count("approve")
+
+
+@pytest.mark.parametrize("size", [0, 7, 15])
+def test_a_ledger_that_is_cut_short_kills_no_worker_and_its_day_counts_as_spent(
+    tmp_path: Path, size: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each worker was killed (SIGBUS) by the next payment that it could have explored."""
+    path = tmp_path / "spent"
+    workers = [exploration(HALF, ledger=FileLedger(path)) for _ in range(2)]
+    assert declined(workers[0], 0, 900)[1] < 1
+    os.truncate(path, size)
+    assert [approved(worker, 1) for worker in workers] == [0, 0]
+    assert caplog.messages == [f"exploration: {path} is damaged: the budget of this day counts as spent"]
+    assert approved(workers[1], 2) == 100
+
+
+def test_a_ledger_whose_bytes_were_changed_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "spent"
+    worker = exploration(HALF, ledger=FileLedger(path))
+    path.write_bytes(struct.pack("<qq", 1, -5))
+    assert approved(worker, 1) == 0
+    path.write_bytes(struct.pack("<qq", 90_000, 0))
+    # A clock that was ahead does the same.
+    assert (approved(worker, 2), approved(worker, 3)) == (100, 0)
+    assert [line.partition(":")[2].partition(":")[0].removeprefix(f" {path} ") for line in caplog.messages] == [
+        "is damaged",
+        "is damaged, or the clock was ahead",
+    ]
+    path.unlink()
+
+
+@pytest.mark.parametrize("kind", ["deleted", "a folder", "a named pipe", "a link"])
+def test_a_ledger_that_something_else_replaces_stops_exploration_alone_until_it_is_back(
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker that started ended at once, and so did the one in its place: nobody was answered."""
+    path, known = tmp_path / "spent", exploration(HALF, ledger=FileLedger(tmp_path / "spent"))
+    assert approved(known, 1) == 100
+    path.unlink()
+    if kind != "deleted":
+        if kind == "a folder":
+            path.mkdir()
+        elif kind == "a named pipe":
+            os.mkfifo(path)
+        else:
+            path.symlink_to("elsewhere")
+        for worker in (known, exploration(HALF, ledger=FileLedger(path))):
+            caplog.clear()
+            assert approved(worker, 2) == 0
+            assert len(caplog.messages) <= 1
+        path.rmdir() if kind == "a folder" else path.unlink()
+    # What this process knows of the day is spent.
+    assert approved(known, 1) == 0
+    assert approved(exploration(HALF, ledger=FileLedger(path)), 1) == 0
+    assert approved(known, 2) == 100
+    assert all("\n" not in line for line in caplog.messages)
+
+
+def test_a_ledger_that_a_stranger_has_locked_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("paywarden.models.policy.exploration._LOCKED_OUT_S", 0.0)
+    path = tmp_path / "spent"
+    worker, stranger = exploration(HALF, ledger=FileLedger(path)), FileLedger(path)
+    assert stranger.hold()
+    assert approved(worker, 1) == 0
+    assert caplog.messages == [f"exploration: {path} is locked by another process, and nothing is explored meanwhile"]
+    stranger.close()
+    assert approved(worker, 1) == 100
+
+
+def test_a_disk_without_room_for_what_is_spent_stops_exploration_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = exploration(HALF, ledger=FileLedger(tmp_path / "spent"))
+
+    def no_room(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", no_room)
+    assert approved(worker, 1) == 0
+    monkeypatch.undo()
+    assert approved(worker, 1) == 100
+    assert len([line for line in caplog.messages if "cannot be written, and nothing is explored" in line]) == 1
 
 
 @pytest.mark.parametrize(
@@ -178,7 +272,7 @@ def test_settings_that_cannot_be_are_refused_by_name(values: dict[str, float], m
 
 def test_workers_that_share_a_ledger_spend_one_budget_and_a_dead_one_holds_nothing(tmp_path: Path) -> None:
     settings = ExplorationSettings(share=0.5, budget_minor_a_day=30_000, payment_minor_max=900)
-    ledgers = [MappedLedger(tmp_path / "spent") for _ in range(3)]
+    ledgers = [FileLedger(tmp_path / "spent") for _ in range(3)]
     workers = [exploration(settings, ledger=ledger) for ledger in ledgers]
     approved = [declined(workers[number % 3], number, 900)[0] for number in range(300)].count("approve")
     assert approved == 30_000 // 900

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from paywarden.models.policy.exploration import EXPLORED, Exploration, ExplorationSettings, MappedLedger, SpentLedger
+from paywarden.models.policy.exploration import EXPLORED, Exploration, ExplorationSettings, FileLedger, SpentLedger
 from paywarden.models.policy.policy import ConfiguredRule, Policy, PolicySettings, threshold_reason
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.scoring.engine.model_chain import ModelChain
@@ -54,7 +54,7 @@ def amount_of(entry: OutboxEntry) -> int:
 
 
 def test_what_the_coin_approves_says_so_with_its_chance_and_the_rest_with_theirs(host: Host, tmp_path: Path) -> None:
-    explored, plain = exploration(MappedLedger(tmp_path / "spent")), decided(host, None)
+    explored, plain = exploration(FileLedger(tmp_path / "spent")), decided(host, None)
     before = host.counted()
     entries = decided(host, explored)
     approved = 0
@@ -81,13 +81,13 @@ def test_what_the_coin_approves_says_so_with_its_chance_and_the_rest_with_theirs
 def test_a_large_payment_and_what_a_rule_declines_are_declined_as_before(host: Host, tmp_path: Path) -> None:
     ceiling = sorted(map(amount_of, decided(host, None)))[len(requests()) // 2]
     seen = set()
-    for entry in decided(host, exploration(MappedLedger(tmp_path / "spent"), payment_max=ceiling)):
+    for entry in decided(host, exploration(FileLedger(tmp_path / "spent"), payment_max=ceiling)):
         is_small = amount_of(entry) <= ceiling
         assert entry.HasField("propensity") == is_small
         seen.add((is_small, entry.response.action))
     assert seen == {(True, "approve"), (True, "decline"), (False, "decline")}
     policy = PolicySettings(rules=(ConfiguredRule("all", "amount >= 0", "decline"),))
-    for entry in decided(host, exploration(MappedLedger(tmp_path / "other")), policy):
+    for entry in decided(host, exploration(FileLedger(tmp_path / "other")), policy):
         assert (entry.response.action, entry.HasField("propensity")) == ("decline", False)
 
 
@@ -96,7 +96,7 @@ def test_workers_of_a_host_share_its_budget_also_when_one_begins_again(host: Hos
     budget, approved, rounds = amounts // 8, 0, []
     for _ in range(4):
         # A new worker on the same day; the one before it was killed without a word.
-        entries = decided(host, exploration(MappedLedger(tmp_path / "spent"), budget=budget, payment_max=budget))
+        entries = decided(host, exploration(FileLedger(tmp_path / "spent"), budget=budget, payment_max=budget))
         spent = sum(amount_of(entry) for entry in entries if entry.response.action == "approve")
         approved += spent
         rounds.append(spent)
@@ -106,19 +106,19 @@ def test_workers_of_a_host_share_its_budget_also_when_one_begins_again(host: Hos
 
 
 def test_a_worker_never_waits_for_another_that_has_the_ledger(host: Host, tmp_path: Path) -> None:
-    first = MappedLedger(tmp_path / "spent")
+    first = FileLedger(tmp_path / "spent")
     assert first.hold()
-    for entry in decided(host, exploration(MappedLedger(tmp_path / "spent"))):
+    for entry in decided(host, exploration(FileLedger(tmp_path / "spent"))):
         assert (entry.response.action, entry.HasField("propensity")) == ("decline", False)
     first.close()
-    again = decided(host, exploration(MappedLedger(tmp_path / "spent")))
+    again = decided(host, exploration(FileLedger(tmp_path / "spent")))
     assert {entry.response.action for entry in again} == {"approve", "decline"}
 
 
 def test_in_an_arm_of_a_rollout_the_chance_is_that_of_the_coin_where_it_was_tossed(host: Host, tmp_path: Path) -> None:
     arm = Origin("ef" * 32, "01" * 32, "r-7", "candidate", 0.05)
-    entries = decided(host, exploration(MappedLedger(tmp_path / "spent")), origins=(arm, arm))
+    entries = decided(host, exploration(FileLedger(tmp_path / "spent")), origins=(arm, arm))
     assert {entry.propensity for entry in entries} == {SHARE, 1 - SHARE}
     assert {(entry.rollout, entry.arm) for entry in entries} == {("r-7", "candidate")}
-    none = decided(host, exploration(MappedLedger(tmp_path / "spent"), budget=1, payment_max=1), origins=(arm, arm))
+    none = decided(host, exploration(FileLedger(tmp_path / "spent"), budget=1, payment_max=1), origins=(arm, arm))
     assert {entry.propensity for entry in none} == {0.05}

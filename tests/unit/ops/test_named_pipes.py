@@ -1,0 +1,199 @@
+"""No process of ours waits for a named pipe, or reads a file without end, that somebody put in the place of its own.
+
+Whoever opens a named pipe waits until somebody writes to it. A supervisor that waits starts no worker any more, and a
+worker that waits answers nobody.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from paywarden.features.catalogue.catalogue import CATALOGUE
+from paywarden.features.profiles.money import load_rates
+from paywarden.features.stores.lmdb_file import missing_bytes
+from paywarden.features.stores.register_file import FileRegister
+from paywarden.models.bundle.bundle import load_bundle, sha256_of
+from paywarden.models.bundle.explain import read_trees
+from paywarden.models.bundle.predictor import NativePredictor
+from paywarden.models.bundle.prepared import load_prepared
+from paywarden.models.bundle.signature import BundleSettings, TrustedKeys, sign_bundle
+from paywarden.models.bundle.stored_arrays import read_arrays
+from paywarden.models.policy.lists import read_lists
+from paywarden.models.policy.mapped_list import MappedList
+from paywarden.models.policy.prepared import load_policy, long_lists
+from paywarden.models.registry.artefacts import check_files
+from paywarden.models.registry.log import LogFile
+from paywarden.models.registry.people import People, read_signing_key
+from paywarden.models.rollout.log import FileRolloutLog
+from paywarden.ops.console.audit import AuditLog
+from paywarden.ops.console.people.people import People as ConsolePeople
+from paywarden.ops.console.webhooks import read_key
+from paywarden.schemas.errors import PaywardenError
+from paywarden.schemas.key_files import read_hex_key
+from paywarden.schemas.private_files import open_private
+from paywarden.schemas.settings import read_source
+from paywarden.scoring.metrics import shared
+from paywarden.scoring.net.tls import Tls, TlsSettings
+from paywarden.scoring.net.tokens import Tokens
+from paywarden.scoring.server.deployment import read_deployment
+from paywarden.scoring.server.releases import read_orders
+from paywarden.scoring.state.mirror import MirrorReader, MirrorSettings, MirrorWriter
+from paywarden.scoring.state.outbox import Cursor, OutboxReader, OutboxSettings, OutboxWriter
+from paywarden.streams.companion.cursors import HostIdentity
+from tests.patience import PATIENCE_S
+from tests.worlds.small import small_world
+
+Read = Callable[[Path], object]
+
+
+def _prepared(path: Path, name: str) -> Path:
+    return path.rename(path.with_name(name)).parent
+
+
+def _outbox(path: Path) -> OutboxSettings:
+    """An outbox whose only segment, whose cursor and whose host's name are pipes."""
+    folder = path.parent / "outbox" / "w"
+    folder.mkdir(parents=True)
+    for name in (f"{0:020d}.log", "cursor"):
+        os.mkfifo(folder / name)
+    path.rename(folder.parent / "host")
+    return OutboxSettings(directory=str(folder.parent))
+
+
+def _mirror(path: Path) -> MirrorSettings:
+    (path.parent / "mirror").mkdir(mode=0o700)
+    path.rename(path.parent / "mirror" / "data.mdb")
+    return MirrorSettings(path=str(path.parent / "mirror"), size_mb=16)
+
+
+def _bundle(path: Path, name: str) -> Path:
+    bundle = small_world.copied_bundle(path.parent)
+    place = next(found for found in sorted(bundle.rglob(name)) if found.is_file())
+    place.unlink()
+    path.rename(place)
+    return bundle
+
+
+def _signed(path: Path) -> object:
+    bundle = small_world.copied_bundle(path.parent)
+    path.rename(bundle / "signature.json")
+    return TrustedKeys({}).require(bundle)
+
+
+def _nothing() -> object:
+    raise PaywardenError("it holds no key")
+
+
+DIGEST = "0" * 64
+READERS: dict[str, Read] = {
+    "the configuration": lambda path: read_source(str(path)),
+    "rates": lambda path: load_rates(str(path)),
+    "a policy's list": lambda path: read_lists({"cards": [f"@{path}"]}),
+    "a long list": MappedList,
+    "a prepared policy": lambda path: load_policy(_prepared(path, "policy.json"), CATALOGUE),
+    "a prepared policy's lists": lambda path: long_lists(_prepared(path, "policy.json")),
+    "a prepared bundle": lambda path: load_prepared(_prepared(path, "prepared.json")),
+    "a bundle's manifest": lambda path: load_bundle(_bundle(path, "manifest.json"), catalogue_digest=DIGEST),
+    "a bundle's model": lambda path: load_bundle(_bundle(path, "model.txt"), catalogue_digest=DIGEST),
+    "a bundle's golden vectors": lambda path: load_bundle(_bundle(path, "golden.npz"), catalogue_digest=DIGEST),
+    "a bundle's signature": _signed,
+    "a model's text": lambda path: read_trees(path, 3),
+    "a native library": lambda path: NativePredictor(path, 3),
+    "arrays": read_arrays,
+    "a file with a checksum": sha256_of,
+    "a file that was registered": lambda path: check_files(path.parent, {path.name: DIGEST}),
+    "a signing key": lambda path: sign_bundle(small_world.copied_bundle(path.parent), path),
+    "a trusted key": lambda path: TrustedKeys.read(BundleSettings(trusted_keys=(str(path),))),
+    "a person's key": read_signing_key,
+    "people": People.read,
+    "people of the console": ConsolePeople.read,
+    "a webhook's key": lambda path: read_key(str(path)),
+    "a key of hex digits": lambda path: read_hex_key("key", str(path)) or _nothing(),
+    "the registry's log": lambda path: LogFile(path).read(),
+    "the log of rollouts": lambda path: FileRolloutLog(path).events(),
+    "an audit log": lambda path: AuditLog(path, Ed25519PrivateKey.generate()),
+    "a deployment file": read_deployment,
+    "orders": read_orders,
+    "tokens": lambda path: Tokens(str(path)),
+    "a certificate": lambda path: Tls(TlsSettings(certificate=str(path), key=str(path))),
+    "counts of a worker": shared._read_file,
+    "a register of profile sets": lambda path: FileRegister(_prepared(path, "live.json")).read(),
+    "a database of LMDB": missing_bytes,
+    "a mirror that is read": lambda path: MirrorReader(_mirror(path), item_max=8, profile_bytes_max=4096),
+    "a mirror that is written": lambda path: MirrorWriter(_mirror(path)),
+    "an outbox that is read": lambda path: OutboxReader(_outbox(path), "w").read(0, 5),
+    "an outbox that is written": lambda path: OutboxWriter(_outbox(path), "w"),
+    "a cursor": lambda path: Cursor(_outbox(path), "w").load(),
+    "a host's name": lambda path: HostIdentity(Path(_outbox(path).directory)),
+    "a private file that is written": lambda path: open_private(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT),
+}
+
+
+@pytest.fixture(scope="module")
+def bundle() -> None:
+    """To train it takes longer than anything below."""
+    small_world.trained_bundle()
+
+
+@pytest.fixture
+def alarm(bundle: None) -> Iterator[None]:  # noqa: ARG001
+    """End a wait in the kernel."""
+
+    def waited(*_: Any) -> None:
+        raise AssertionError("it waits for the named pipe")
+
+    before = signal.signal(signal.SIGALRM, waited)
+    signal.setitimer(signal.ITIMER_REAL, PATIENCE_S / 2)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.usefixtures("alarm")
+@pytest.mark.parametrize("name", READERS)
+def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "own" / "file"
+    path.parent.mkdir(mode=0o700)
+    os.mkfifo(path, 0o600)
+    with pytest.raises((PaywardenError, OSError, shared._DamagedFile)) as refused:
+        READERS[name](path)
+    assert "\n" not in str(refused.value)
+
+
+HUGE: dict[str, Read] = {
+    name: READERS[name]
+    for name in (
+        "the configuration",
+        "rates",
+        "a policy's list",
+        "people",
+        "people of the console",
+        "a person's key",
+        "the registry's log",
+        "a deployment file",
+        "orders",
+        "tokens",
+        "counts of a worker",
+        "a webhook's key",
+        "a trusted key",
+        "a key of hex digits",
+    )
+}
+
+
+@pytest.mark.usefixtures("alarm")
+@pytest.mark.parametrize("name", HUGE)
+def test_a_file_larger_than_the_memory_is_refused_unread(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "own" / "file"
+    path.parent.mkdir(mode=0o700)
+    path.touch(mode=0o600)
+    os.truncate(path, 1 << 40)
+    with pytest.raises((PaywardenError, OSError, shared._DamagedFile)):
+        HUGE[name](path)
