@@ -43,6 +43,7 @@ def seeds(name: str) -> Iterator[bytes]:
         "payment_record": _payment_record,
         "drift_and_outcome_state": _state,
         "outbox": _outbox,
+        "outbox_records": _outbox_records,
         "changelog": _changelog,
         "register": _register,
         "policy_rule": _policy_rule,
@@ -220,6 +221,49 @@ def _outbox() -> Iterator[bytes]:
         yield segment.read_bytes()
         yield segment.read_bytes()[:-3]
     yield entry
+
+
+def with_checksums(segment: bytes) -> bytes:
+    """Returns the bytes of a segment with the right checksum in each head, as far as records follow each other."""
+    from paywarden.scoring.state.outbox.files import RECORD
+
+    mended, at = bytearray(segment), 0
+    while at + RECORD.size <= len(mended):
+        size, _ = RECORD.unpack_from(mended, at)
+        payload = mended[at + RECORD.size : at + RECORD.size + size]
+        if not size or len(payload) < size:
+            break
+        RECORD.pack_into(mended, at, size, zlib.crc32(payload))
+        at += RECORD.size + size
+    return bytes(mended)
+
+
+def _outbox_records() -> Iterator[bytes]:
+    from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
+    from paywarden.scoring.state.outbox import framed
+    from tests.parity.test_shadow_records import plain
+
+    usual = plain()
+    flagged, long, other = plain(), plain(), plain(bundle_digest=b"\3" * 32, caller="a", profile_set="main")
+    flagged.response.flags.append("unknown_card")
+    flagged.response.reasons.append("rule:a")
+    long.request.payment_id, long.request.card_id = "p" * 70, "é" * 40
+    other.trace, other.propensity, other.latency_us = b"\xff" * 25, 0.5, 1 << 40
+    other.response.profile_age_ms, other.request.amount_minor = 1 << 40, -1
+    records = [framed(one.SerializeToString()) for one in (usual, flagged, long, other)]
+    for record in records:
+        yield b"\1" + record
+    yield b"\1" + b"".join(records)
+    # Cut in the second record, zeros as a failed write leaves them, a size that no record has.
+    yield b"\0" + b"".join(records)[: len(records[0]) + 40]
+    yield b"\0" + records[0] + bytes(64) + records[1]
+    yield b"\1" + records[0] + b"\xff\xff\xff\x7f" + records[1][4:]
+    whole = usual.SerializeToString()
+    # A payment's id of 2^63 bytes, a vector longer than the record, and a field that comes twice.
+    request = ScoreRequest(payment_id="p-1").SerializeToString()
+    yield b"\1" + framed(whole.replace(request, request[:1] + b"\xff" * 9 + b"\1" + request[11:], 1))
+    yield b"\1" + framed(b"\x22\xff\xff\xff\xff\x07" + whole)
+    yield b"\1" + framed(whole + ScoreResponse(score=2.0).SerializeToString()) + records[0]
 
 
 def _changelog() -> Iterator[bytes]:

@@ -17,6 +17,8 @@ Target = Callable[[bytes], object]
 # Each record of ours on a topic begins with a zero and the id of a schema.
 _AVRO_HEADER = b"\0\0\0\0\7"
 _CHUNKS = 4
+# Of a segment.
+_RECORDS_MAX = 64
 
 
 def _in_loop(handle: Callable[[bytes], Any]) -> Target:
@@ -367,6 +369,65 @@ def outbox() -> Target:
     return target
 
 
+def outbox_records() -> Target:
+    """The records of a segment as compiled code reads them: heads, entries, and what is written of each.
+
+    The first byte says whether the checksums behind it are mended first: without that, damage ends at the head.
+    Python's readers and writers say what is right.
+    """
+    import numpy as np
+
+    from paywarden.schemas.errors import InvalidEvent
+    from paywarden.scoring.state.outbox import Frames
+    from paywarden.scoring.state.outbox.files import PAYLOAD_BYTES_MAX, parse
+    from paywarden.scoring.state.outbox.frame_loop import HEAD_BYTES, fill_ends
+    from paywarden.streams.companion.shipment import read_entry
+    from paywarden.streams.companion.shipping import decision_of
+    from paywarden.streams.shadow.fast_records import FastRecordWriter
+    from paywarden.streams.shadow.record_writer import ShadowRecordWriter
+    from tests.fuzz.corpus import with_checksums
+    from tests.parity.test_shadow_records import ENCODER, RULES, SETTINGS, challenger, check, plain
+    from tests.unit.streams.companion.test_decision_writer import ENCODER as DECISIONS
+    from tests.unit.streams.companion.test_decision_writer import writer
+
+    decisions, pairs = writer(), []
+    for settings, is_alone in ((SETTINGS, False), (RULES, False), (SETTINGS, True)):
+        own = challenger(settings, is_policy_alone=is_alone)
+        fast = FastRecordWriter(own, ShadowRecordWriter(ENCODER))
+        fast.learn([plain(), plain(bundle_digest=bytes.fromhex(own.digests[0]))])
+        pairs.append((own, fast))
+
+    def general(entry: Any) -> bytes:
+        return DECISIONS.encode(decision_of(entry, ""))
+
+    def written(write: Callable[[Any], bytes], entry: Any) -> bytes | str:
+        try:
+            return write(entry)
+        except InvalidEvent as error:
+            return str(error)
+
+    def target(data: bytes) -> None:
+        segment = with_checksums(data[1:]) if data[:1] and data[0] & 1 else data[1:]
+        records, end, _ = parse(segment, _RECORDS_MAX)
+        ends = np.empty(min(_RECORDS_MAX, len(segment) // (HEAD_BYTES + 1)), dtype=np.int64)
+        count = fill_ends(np.frombuffer(segment, dtype=np.uint8), ends, PAYLOAD_BYTES_MAX) if len(ends) else 0
+        assert ends[:count].tolist() == [after for after, _ in records]
+        frames = Frames(segment[:end], ends[:count], end)
+        assert frames.payloads == [payload for _, payload in records]
+        entries = []
+        for payload in frames.payloads:
+            with suppress(InvalidEvent):
+                entries.append(read_entry(payload))
+        for entry in entries:
+            assert written(decisions.write, entry) == written(general, entry)
+        if records:
+            for own, fast in pairs:
+                check(own, fast, frames.payloads)
+                fast.learn(entries)
+
+    return target
+
+
 def changelog() -> Target:
     """A record of topic profiles as a companion reads it: a byte for the key's length, the key, the value."""
     from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
@@ -502,6 +563,7 @@ TARGETS: dict[str, Callable[[], Target]] = {
         payment_record,
         drift_and_outcome_state,
         outbox,
+        outbox_records,
         changelog,
         register,
         policy_rule,
