@@ -35,6 +35,8 @@ _METHOD_NOT_ALLOWED = grpc_messages.http_error(405)
 _WRONG_CONTENT_TYPE = grpc_messages.http_error(415)
 # What is read at a time while there are other callers: some 20 calls. A read may bring 256 KiB, a thousand calls.
 _READ_BYTES = 4096
+# What is read for each payment of a slice of a caller in line (scoring/engine/batching/caller_pauses.py): about a call.
+_SLICE_BYTES = 256
 
 
 class _Allowance:
@@ -143,8 +145,11 @@ class GrpcConnection(asyncio.Protocol):
             self._held_data += data
             return
         self.read_at = self.server.now_s()
-        if len(data) > _READ_BYTES and self.server.batcher.pauses.has_company(self.read_at):
-            data, self._held_data = data[:_READ_BYTES], data[_READ_BYTES:]
+        pauses, most = self.server.batcher.pauses, _READ_BYTES
+        if pauses.held and self._held_by in pauses.held:
+            most = min(most, pauses.slice_payments * _SLICE_BYTES)
+        if len(data) > most and pauses.has_company(self.read_at):
+            data, self._held_data = data[:most], data[most:]
             self._go_on_later()
         self._pinged = None
         self.submitted = self.write_now = False

@@ -54,10 +54,14 @@ class CallerPauses:
     def __init__(self, now_s: Callable[[], float] = time.perf_counter) -> None:
         self.held: dict[bytes, list[Held]] = {}
         """The callers that are held or in line, with the connections that wait. Always the same object."""
+        self.slice_payments = SLICE
+        """The payments of the slice that is being read, or of the last one."""
         self._now_s = now_s
         # Those in a pause, and since when the others of `held` are in line.
         self._paused: set[bytes] = set()
         self._in_line_since: dict[bytes, float] = {}
+        # Those in line for whom `_go` is due.
+        self._scheduled: set[bytes] = set()
         # The connection in line that is being read, and how many more of its requests may be.
         self._going: Held | None = None
         self._left = 0
@@ -129,10 +133,19 @@ class CallerPauses:
         """End a pause: the connections stand in line."""
         self._paused.discard(caller)
         self._in_line_since[caller] = self._now_s()
-        self._go(caller)
+        # After what the loop has to do already: connections that go on by themselves stand in line, too.
+        self._go_soon(caller)
+
+    def _go_soon(self, caller: bytes) -> None:
+        if caller not in self._scheduled:
+            self._scheduled.add(caller)
+            asyncio.get_running_loop().call_soon(self._go, caller)
 
     def _go(self, caller: bytes) -> None:
         """Read a slice from the first connections in line; the next ones follow in the loop's next turn."""
+        self._scheduled.discard(caller)
+        if caller in self._paused:
+            return
         connections, now = self.held[caller], self._now_s()
         if not connections or not self.has_company(now):
             # Nothing waits, or nobody is there who could be kept waiting.
@@ -141,9 +154,9 @@ class CallerPauses:
                 connection.read_on()
             return
         doublings = int((now - self._in_line_since[caller]) / _SLICE_GROWS_S)
-        self._left = slice_payments = min(SLICE_MAX, SLICE << min(doublings, SLICE_MAX))
+        self._left = self.slice_payments = min(SLICE_MAX, SLICE << min(doublings, SLICE_MAX))
         try:
-            for _ in range(slice_payments):
+            for _ in range(self.slice_payments):
                 if not connections or self._left <= 0 or caller in self._paused:
                     break
                 self._going = connections.pop(0)
@@ -151,4 +164,4 @@ class CallerPauses:
         finally:
             self._going = None
             if caller not in self._paused:
-                asyncio.get_running_loop().call_soon(self._go, caller)
+                self._go_soon(caller)

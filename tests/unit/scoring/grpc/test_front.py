@@ -702,6 +702,41 @@ def test_a_noisy_caller_is_left_unread_and_the_other_one_is_answered(
         assert shared.ask(PAYMENT, as_quiet).status in (0, 8)
 
 
+def test_what_a_refused_caller_has_sent_is_read_in_slices(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a turn of the loop reads and scores of him is what all others wait for. It was some 20 calls."""
+    monkeypatch.setattr(caller_pauses, "_SLICE_GROWS_S", 1000.0)
+    monkeypatch.setattr(caller_pauses, "_COMPANY_S", 1000.0)
+    pieces: list[int] = []
+    open_session = GrpcServer.open_session
+
+    def opened(server: GrpcServer, receiver: Receiver) -> Session:
+        session = open_session(server, receiver)
+        receive = session.receive
+
+        def note(data: bytes) -> None:
+            if receiver._held_by in server.batcher.pauses.held:  # type: ignore[attr-defined]
+                pieces.append(len(data))
+            receive(data)
+
+        session.receive = note  # type: ignore[method-assign]
+        return session
+
+    monkeypatch.setattr(GrpcServer, "open_session", opened)
+    admission = replace(PATIENT, caller_payments_per_second=20)
+    with (
+        GrpcServed(GrpcSettings(library=library), admission=admission, caller_of=lambda value: value) as served,
+        RawClient(served) as quiet,
+        RawClient(served) as noisy,
+    ):
+        as_quiet, as_noisy = ([*call_headers(), (b"authorization", name)] for name in (b"quiet", b"noisy"))
+        assert quiet.ask(PAYMENT, as_quiet).status == 0
+        calls = [noisy.call(PAYMENT, as_noisy) for _ in range(100)]
+        noisy.push()
+        assert {noisy.answer(call).status for call in calls} == {0, 8}
+        assert pieces
+        assert max(pieces) <= caller_pauses.SLICE * connection._SLICE_BYTES
+
+
 def test_after_pauses_every_call_is_answered(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A large read is taken piece by piece, wherever that cuts a frame: others come in between."""
     pieces: list[int] = []

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import time
 from collections.abc import Callable
 
 import pytest
+import uvloop
 
 from paywarden.scoring.engine.batching import caller_pauses
 from paywarden.scoring.engine.batching.caller_pauses import REFUSALS_MAX, CallerPauses
@@ -187,6 +190,40 @@ def test_who_stands_in_line_is_held_by_his_next_refusal(monkeypatch: pytest.Monk
     pauses = CallerPauses(Clock())
     connections = [Refused(), Connection()]
     asyncio.run(main())
+
+
+def test_a_pause_that_ends_in_a_slow_turn_leaves_one_line() -> None:
+    """A refusal may come after the line has gone on, and its pause may be over before the loop turns."""
+
+    class Noted(Pipelining):
+        def read_on(self) -> None:
+            super().read_on()
+            there.send(b"1")
+
+    def refuse_slowly() -> None:
+        here.recv(1)
+        if len(read) == 0:
+            refuse(pauses, b"noisy", 1)
+            time.sleep(3 * caller_pauses.PAUSE_S)
+        read.append(len(turns.reads[-1]))
+        turns.reads.append([])
+
+    async def main() -> None:
+        pauses.note(10.0)
+        refuse(pauses, b"noisy", REFUSALS_MAX)
+        assert all(pauses.holds(b"noisy", Noted(pauses, 4, turns)) for _ in range(2))
+        # uvloop runs timers, then what is due soon, then what sockets have: the pause ends before the line goes on.
+        asyncio.get_running_loop().add_reader(here, refuse_slowly)
+        while pauses.held or sum(read) < 8:
+            await asyncio.sleep(0.001)
+        asyncio.get_running_loop().remove_reader(here)
+        assert read == [2, 2, 2, 2]
+
+    clock, read = Clock(), list[int]()
+    pauses, turns = CallerPauses(clock), Turns(clock)
+    here, there = socket.socketpair()
+    with here, there:
+        uvloop.run(main())
 
 
 def test_slices_grow_for_a_caller_who_is_not_refused() -> None:
