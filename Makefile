@@ -105,6 +105,9 @@ ready: ## what CI does first: install and check, side by side
 
 $(CHECKS): $(VENV)/.packages
 
+# Types and compilation take longest. The other checks have what these leave of the cores.
+LATER := nice -n 10
+
 # The pages call compiled code, which would be compiled twice.
 check-pages: $(VENV)/.compiled
 
@@ -116,7 +119,7 @@ check-style:
 	$(BIN)/ruff format --check .
 
 check-imports:
-	$(BIN)/lint-imports
+	$(LATER) $(BIN)/lint-imports
 
 check-pages:
 	$(BIN)/python -m paywarden.ops.reference --check
@@ -137,10 +140,10 @@ check-contract:
 
 # The Python client runs on older versions of Python than the rest.
 check-clients:
-	$(BIN)/python ops/clients/python/make_vectors.py --check
-	MYPYPATH=ops/clients/python $(BIN)/mypy --python-version 3.10 --config-file= --strict \
+	$(LATER) $(BIN)/python ops/clients/python/make_vectors.py --check
+	MYPYPATH=ops/clients/python $(LATER) $(BIN)/mypy --python-version 3.10 --config-file= --strict \
 		--package paywarden_client --module driver --module make_vectors
-	$(BIN)/python -m tests.services.clients.client_drivers
+	$(LATER) $(BIN)/python -m tests.services.clients.client_drivers
 
 format: install ## put the code in form
 	$(BIN)/ruff check --fix .
