@@ -16,7 +16,8 @@ caller_payments_per_second`): `quota_alone`, `quota_shared`, and
 
 Used for: whether one token can move the latencies of others. `ratio_shared` is the p99 beside the noise by the p99
 alone; `ratio_one_name` is what it would be without a queue for each caller; `ratio_quota` is with a quota, and
-`ratio_elsewhere` is with a quota, too, by the p99 beside the noise that goes elsewhere.
+`ratio_elsewhere` is with a quota, too, by the p99 beside the noise that goes elsewhere. `ratio_quota_tenths` is with a
+quota by the median of the p99 of all tenths of a second, which a stop of the machine does not move.
 `ratio_excess` is the p99 beside the noise by that beside the caller who keeps to his quota: what it costs the others
 that he sends more than he may.
 
@@ -42,9 +43,11 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+import numpy as np
+
 from paywarden.ops.loadgen.bodies import stamped_bodies
-from paywarden.ops.loadgen.load import run_closed, run_load
-from paywarden.ops.loadgen.report import LoadReport
+from paywarden.ops.loadgen.load import arrival_times, run_arrivals, run_closed
+from paywarden.ops.loadgen.report import LoadReport, RequestLog
 from paywarden.ops.loadgen.target import LoadOptions
 from perf.tools.measuring import ahead_of_others, arguments_of, drive, finish
 from perf.tools.servers import Server, pin_load, serving
@@ -104,6 +107,7 @@ def main() -> None:
     figures["ratio_shared"] = figures["shared_p99_ms"] / figures["alone_p99_ms"]
     figures["ratio_one_name"] = figures["one_name_p99_ms"] / figures["alone_p99_ms"]
     figures["ratio_excess"] = figures["quota_shared_p99_ms"] / figures["quota_kept_p99_ms"]
+    figures["ratio_quota_tenths"] = figures["quota_shared_tenths_p99_ms"] / figures["quota_alone_tenths_p99_ms"]
     figures["ratio_elsewhere"] = figures["quota_shared_p99_ms"] / figures["quota_elsewhere_p99_ms"]
     figures["ratio_quota"] = figures["quota_shared_p99_ms"] / figures["quota_alone_p99_ms"]
     finish(figures, arguments.json)
@@ -141,7 +145,7 @@ class _Sent(NamedTuple):
 def _measure(server: Server, load: _Load, noises: Mapping[str, _Sent | None]) -> dict[str, float]:
     """Measure the quiet caller's latencies in turns. `noises`: name of a measurement → its noise, if any."""
     bodies = stamped_bodies(load.world.requests, id_prefix=load.ids)
-    reports: dict[str, list[LoadReport]] = {name: [] for name in noises}
+    reports: dict[str, list[_Quiet]] = {name: [] for name in noises}
     offered: dict[str, list[float]] = {name: [] for name, noise in noises.items() if noise is not None}
     admitted: dict[str, list[float]] = {name: [] for name in offered}
     for turn in range(_ROUNDS):
@@ -154,7 +158,9 @@ def _measure(server: Server, load: _Load, noises: Mapping[str, _Sent | None]) ->
             offered[name].append(noise.per_second)
             admitted[name].append(noise.admitted_per_second)
     figures: dict[str, float] = {}
-    for name, found in reports.items():
+    for name, measured in reports.items():
+        found = [each.report for each in measured]
+        figures[f"{name}_tenths_p99_ms"] = _middle([tenth for each in measured for tenth in each.tenths_ms])
         figures[f"{name}_p50_ms"] = _middle([report.p50_ms for report in found])
         figures[f"{name}_p99_ms"] = _middle([report.p99_ms for report in found])
         figures[f"{name}_lag_p99_ms"] = _middle([report.lag_p99_ms for report in found])
@@ -165,12 +171,22 @@ def _measure(server: Server, load: _Load, noises: Mapping[str, _Sent | None]) ->
     return figures
 
 
-def _quiet(server: Server, bodies: Iterator[bytes], load: _Load, seed: int) -> LoadReport:
+class _Quiet(NamedTuple):
+    """A load of the quiet caller: its report, and the p99 of each tenth of a second in milliseconds."""
+
+    report: LoadReport
+    tenths_ms: list[float]
+
+
+def _quiet(server: Server, bodies: Iterator[bytes], load: _Load, seed: int) -> _Quiet:
     # A worker without quotas is full, and Linux stops a full real-time thread now and then.
     ahead = [os.getpid(), *(server.worker_pids() if load.has_quotas else ())]
-    rate = load.capacity * _QUIET_SHARE
+    due = arrival_times(load.capacity * _QUIET_SHARE, load.seconds, "poisson", seed)
+    record = RequestLog()
     with ahead_of_others(ahead):
-        return drive(run_load(server.http, bodies, rate=rate, seconds=load.seconds, seed=seed, options=_OPTIONS))
+        report = drive(run_arrivals(server.http, bodies, due, options=_OPTIONS, record=record))
+    tenth, latency_ms = (np.array(record.due_s) * 10).astype(int), np.array(record.latency_ms)
+    return _Quiet(report, [float(np.percentile(latency_ms[tenth == each], 99)) for each in np.unique(tenth)])
 
 
 def _middle(values: Sequence[float]) -> float:
