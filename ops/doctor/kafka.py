@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from confluent_kafka import KafkaException, TopicCollection
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AclOperation,
     AdminClient,
@@ -22,16 +24,21 @@ from paywarden.ops import wiring
 from paywarden.ops.doctor.results import ERROR, OK, SKIPPED, WARNING, Result
 from paywarden.schemas.addresses import host_and_port
 from paywarden.schemas.avro import TOPICS, subject
-from paywarden.schemas.errors import BrokerUnavailable
+from paywarden.schemas.errors import BrokerUnavailable, Misconfigured, PaywardenError
 from paywarden.schemas.file_state import open_regular
 from paywarden.schemas.settings import Source
 from paywarden.streams.kafka.admin import ask_end_offsets, make_admin, require_broker, retry_until_leader
-from paywarden.streams.kafka.client import REACH_TIMEOUT_S, KafkaSettings
+from paywarden.streams.kafka.client import REACH_TIMEOUT_S, KafkaSettings, reason_of
 from paywarden.streams.kafka.schemas.registry import RegistrySettings, registered_subjects
 from paywarden.streams.kafka.topic_identity import embedded_cluster
 from paywarden.streams.kafka.topics import TopicSettings, in_sync_replicas, wanted_topics
 
 _CREATE = "run `paywarden topics create`"
+_NOT_TOLD = "look at the brokers, and give this user the right to describe its topics"
+_ADD_PARTITIONS = (
+    "before the first record, delete it and run `paywarden topics create`; later, see *More partitions* in "
+    "docs/operate/upgrade.md"
+)
 # Clocks of a cluster are rarely nearer to each other than this.
 _CLOCK_MS_MAX = 2_000
 # The rights that our processes need, between them, on each topic.
@@ -39,6 +46,9 @@ _NEWEST = OffsetSpec.max_timestamp()  # type: ignore[no-untyped-call]
 _RIGHTS = ("DESCRIBE", "READ", "WRITE")
 _SHOWN_MAX = 5
 _CONNECT_TIMEOUT_S = 5.0
+# Connections that are tried at once.
+_AT_ONCE = 16
+_REGISTRY_TRIES = 3
 
 
 def check_kafka(source: Source) -> Iterator[Result]:
@@ -56,13 +66,21 @@ def check_kafka(source: Source) -> Iterator[Result]:
     if embedded_cluster(admin):
         yield Result("kafka", OK, f"the embedded broker answers at {kafka.bootstrap}: it has no settings of topics")
         return
-    brokers = len(admin.list_topics(timeout=REACH_TIMEOUT_S).brokers)
+    cluster = list(admin.list_topics(timeout=REACH_TIMEOUT_S).brokers.values())
+    brokers = len(cluster)
     yield Result("kafka", OK, f"{brokers} broker{'s' if brokers > 1 else ''} at {kafka.bootstrap}")
+    if away := list(_brokers_away([(str(broker.host), int(broker.port)) for broker in cluster])):
+        yield from away
+        if len(away) == brokers:
+            return
     wanted = wanted_topics(kafka, settings, wiring.entity_names(source))
-    described = _described(admin, [topic.topic for topic in wanted])
-    missing = [topic.topic for topic in wanted if topic.topic not in described]
+    described, refused = _described(admin, [topic.topic for topic in wanted])
+    missing = [topic.topic for topic in wanted if topic.topic not in described and topic.topic not in refused]
     if missing:
         yield Result("kafka", ERROR, f"topics do not exist: {_listed(missing)}", _CREATE)
+    for reason in dict.fromkeys(refused.values()):
+        names = [name for name, its_reason in refused.items() if its_reason == reason]
+        yield Result("kafka", ERROR, f"Kafka does not tell us of {_listed(names)} ({reason})", _NOT_TOLD)
     configs = _configs(admin, list(described))
     found = [
         result
@@ -71,7 +89,7 @@ def check_kafka(source: Source) -> Iterator[Result]:
         for result in _topic_results(topic, described[topic.topic], configs.get(topic.topic, {}), brokers)
     ]
     yield from found
-    if not missing and not found:
+    if not missing and not refused and not found:
         yield Result("kafka", OK, f"{len(wanted)} topics have the settings that they need, and all their copies")
     if kafka.topic("payments") in described:
         yield from _clock(admin, kafka, len(described[kafka.topic("payments")].partitions))
@@ -112,18 +130,41 @@ def _why_away(kafka: KafkaSettings) -> Iterator[str]:
             )
 
 
-def _described(admin: AdminClient, names: Sequence[str]) -> dict[str, Any]:
-    """Returns descriptions of the topics that exist, by name."""
-    described = {}
+def _brokers_away(places: Sequence[tuple[str, int]]) -> Iterator[Result]:
+    """Yields an error for each broker that cannot be reached where it says that it is: clients go there."""
+    with ThreadPoolExecutor(min(len(places), _AT_ONCE) or 1) as threads:
+        for (host, port), reason in zip(places, threads.map(_unreachable, places), strict=True):
+            if reason:
+                yield Result(
+                    "kafka",
+                    ERROR,
+                    f"a broker says that it is at {host}:{port}, where this host does not reach it ({reason})",
+                    "correct advertised.listeners of that broker, or DNS and the way to it",
+                )
+
+
+def _unreachable(place: tuple[str, int]) -> str:
+    """Returns why no connection can be made; empty if one can."""
+    try:
+        socket.create_connection(place, timeout=_CONNECT_TIMEOUT_S).close()
+    except (OSError, UnicodeError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    return ""
+
+
+def _described(admin: AdminClient, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Returns descriptions of the topics that exist, and why others are not told, both by name."""
+    described, refused = {}, {}
     answers = admin.describe_topics(
         TopicCollection(list(names)), include_authorized_operations=True, request_timeout=REACH_TIMEOUT_S
     )
     for name, answer in answers.items():
         try:
             described[name] = answer.result()
-        except KafkaException:
-            continue
-    return described
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                refused[name] = reason_of(error)
+    return described, refused
 
 
 def _configs(admin: AdminClient, names: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -164,6 +205,14 @@ def _topic_results(topic: NewTopic, described: Any, config: Mapping[str, str], b
             ERROR,
             f"{name} has {len(described.partitions)} partitions, and its readers need one order over all records",
             "make it anew with one partition",
+        )
+    if (has := len(described.partitions)) < topic.num_partitions:
+        yield Result(
+            "kafka",
+            WARNING,
+            f"{name} has {has} partition{'s' if has > 1 else ''} where [topics] asks for {topic.num_partitions}, so "
+            "fewer workers share its records",
+            _ADD_PARTITIONS,
         )
     yield from _rights(name, described.authorized_operations)
     yield from _config_results(
@@ -247,7 +296,7 @@ def check_registry(source: Source) -> Iterator[Result]:
     if not settings.url:
         yield Result("registry", SKIPPED, "[registry] url is empty: ids are fingerprints of the schemas")
         return
-    known = registered_subjects(settings)
+    known = _subjects_in_time(settings)
     missing = [name for topic in TOPICS if (name := subject(kafka.topic(topic))) not in known]
     if not missing:
         yield Result("registry", OK, f"{settings.url} has the schemas of all {len(TOPICS)} topics")
@@ -262,3 +311,28 @@ def check_registry(source: Source) -> Iterator[Result]:
             f"{settings.url} lacks {_listed(missing)}",
             "register the schemas that `paywarden schemas` prints, or set [registry] auto_register = true",
         )
+
+
+def _subjects_in_time(settings: RegistrySettings) -> frozenset[str]:
+    """Like `registered_subjects`, which waits for ever for an answer that comes a byte at a time."""
+    met: list[frozenset[str] | PaywardenError] = []
+
+    def ask() -> None:
+        try:
+            met.append(registered_subjects(settings))
+        except PaywardenError as error:
+            met.append(error)
+
+    # The client asks three times, each of its addresses.
+    limit_s = (_REGISTRY_TRIES * settings.timeout_ms / 1000 + _CONNECT_TIMEOUT_S) * (settings.url.count(",") + 1)
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(limit_s)
+    if not met:
+        raise Misconfigured(
+            f"schema registry {settings.url} has not answered in full within {limit_s:.0f} s: look at the registry, "
+            "and at what stands before it"
+        )
+    if isinstance(met[0], PaywardenError):
+        raise met[0]
+    return met[0]

@@ -66,6 +66,9 @@ _UNKNOWN_FOR_S: Final = 30.0
 _NOT_FOUND: Final = 404
 _INCOMPATIBLE: Final = 409
 _REFUSED: Final = (401, 403)
+_SERVER_ERROR: Final = 500
+# How the client begins its words for an answer that is no JSON.
+_NO_ERROR_OF_A_REGISTRY: Final = "Unknown Schema Registry Error"
 # Confluent's codes for "no such subject", "no such version" and "no such schema".
 _NO_SUCH: Final = (40401, 40402, 40403)
 # The client raises these if the server is no schema registry: its answer is no JSON, or JSON of another form.
@@ -354,18 +357,32 @@ def _one_layout(topic: str, fields: PaymentFields) -> str:
 
 
 def registered_subjects(settings: RegistrySettings) -> frozenset[str]:
-    """Returns the names of all schemas of the registry. Raises Misconfigured naming what does not answer."""
+    """Returns the names of all schemas of the registry. Raises Misconfigured with what is wrong and how to mend it."""
     client = _client(settings)
+    url, base = settings.url, "give [registry] url the address of its API, such as http://registry:8081"
     try:
-        return frozenset(client.get_subjects())
+        subjects = client.get_subjects()
     except SchemaRegistryError as error:
-        raise _refusal(error, "its schemas", settings.url) from error
+        status = error.http_status_code
+        if status in _REFUSED:
+            mend = "correct [registry] username and password, and the rights of that user"
+            raise Misconfigured(f"schema registry {url} refused us with status {status}: {mend}") from error
+        said = _line(error)
+        # Of an answer that is no error of a registry the client quotes the bytes.
+        why = "" if said.startswith(_NO_ERROR_OF_A_REGISTRY) else f" ({said})"
+        mend = "look at the registry and its log" if status >= _SERVER_ERROR else base
+        raise Misconfigured(f"{_status(error, url)}{why}: {mend}") from error
     except (HTTPError, OSError) as error:
-        raise Misconfigured(f"schema registry {settings.url} does not answer ({type(error).__name__})") from error
+        reason = str(error) or type(error).__name__
+        mend = "is it running, and are [registry] url and its TLS files right?"
+        raise Misconfigured(f"schema registry {url} does not answer ({reason}): {mend}") from error
     except _NO_REGISTRY_ERRORS as error:
-        raise Misconfigured(f"{settings.url} is no schema registry") from error
+        raise Misconfigured(f"{url} is no schema registry: {base}") from error
     finally:
         client.close()
+    if not isinstance(subjects, list) or not all(isinstance(name, str) for name in subjects):
+        raise Misconfigured(f"{url} is no schema registry: {base}")
+    return frozenset(subjects)
 
 
 def _client(settings: RegistrySettings) -> SchemaRegistryClient:

@@ -95,6 +95,16 @@ def test_a_stream_that_does_not_name_its_payments_is_told(source: Source, settin
     assert told() == ["ok"]
 
 
+def test_topics_with_too_few_partitions_are_named_and_more_are_right(source: Source, settings: KafkaSettings) -> None:
+    def with_partitions(count: int) -> list[str]:
+        return seen(read_source(source.name, {"PAYWARDEN_TOPICS_PARTITIONS": str(count)}))[1:]
+
+    assert [line.split()[0] for line in with_partitions(3)] == ["ok"]
+    short = with_partitions(5)
+    assert len(short) == 5
+    assert short[0].startswith(f"warning {settings.topic('payments')} has 4 partitions where [topics] asks for 5, so ")
+
+
 def test_topics_that_are_missing_are_named(tmp_path: Path, settings: KafkaSettings) -> None:
     with Deployment(tmp_path, settings.bootstrap, settings.topic_prefix) as deployment:
         _, missing = seen(read_source(str(deployment.config)))
