@@ -32,6 +32,8 @@ from paywarden.streams.companion.companion import CompanionSettings
 
 _IN_MEMORY = ("tmpfs", "ramfs", "hugetlbfs")
 _MIB = 1024 * 1024
+# With less than that on its file system a process stops sooner or later, whatever it may use.
+_FULL_BYTES = 16 * _MIB
 # The state of a listening socket in /proc/net/tcp, and what the command lines of our processes hold.
 _LISTENS, _OURS = "0A", "paywarden"
 # What adjtimex returns while the clock is not synchronised, and the size of the kernel's struct timex.
@@ -81,7 +83,10 @@ def check_paths(source: Source) -> Iterator[Result]:
     yield from _owner("[outbox] directory", Path(outbox.directory))
     yield from _room("[outbox] total_bytes_max", Path(outbox.directory), outbox.total_bytes_max)
     if wiring.store_kind(source) == "lmdb":
-        yield from _writable("[lmdb] path", Path(source.section("lmdb", LmdbSettings).path))
+        store = Path(source.section("lmdb", LmdbSettings).path)
+        yield from _writable("[lmdb] path", store)
+        if (left := shutil.disk_usage(_existing(store)).free) < _FULL_BYTES:
+            yield _full("[lmdb] path", _existing(store), left)
 
 
 def _owner(setting: str, path: Path) -> Iterator[Result]:
@@ -198,8 +203,11 @@ def _room(setting: str, path: Path, needed: int) -> Iterator[Result]:
     """Yields a warning if the file system has less room than the setting allows; what is used already counts."""
     folder = _existing(path)
     used = sum(file.stat().st_blocks * 512 for file in path.rglob("*") if file.is_file()) if path.is_dir() else 0
-    free = shutil.disk_usage(folder).free + used
-    if free < needed:
+    left = shutil.disk_usage(folder).free
+    free = left + used
+    if free < needed and left < _FULL_BYTES:
+        yield _full(setting, folder, left)
+    elif free < needed:
         yield Result(
             "host",
             WARNING,
@@ -208,6 +216,15 @@ def _room(setting: str, path: Path, needed: int) -> Iterator[Result]:
         )
     else:
         yield Result("host", OK, f"{setting}: {folder} has room for {needed // _MIB} MiB")
+
+
+def _full(setting: str, folder: Path, left: int) -> Result:
+    return Result(
+        "host",
+        ERROR,
+        f"{setting}: the file system of {folder} is full, with {left // _MIB} MiB left",
+        f"make room on it (`df {folder}`), or set another path",
+    )
 
 
 def _existing(path: Path) -> Path:

@@ -79,6 +79,17 @@ def test_a_mirror_on_a_disk_and_without_room_is_a_warning(folder: Path, monkeypa
     assert any(seen.startswith("[mirror] size_mb allows 100000000 MiB") for seen in warned)
 
 
+def test_a_full_disk_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was a warning like a disk that might get full, and none for the store."""
+    real = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: real(path)._replace(free=2 * 1024 * 1024))
+    config = f'[mirror]\npath = "{folder}/m"\n[store]\nkind = "lmdb"\n[lmdb]\npath = "{folder}/s"\n'
+    errors = [row["seen"] for row in rows(config, "host") if row["state"] == "error"]
+    where = f"the file system of {folder} is full, with 2 MiB left"
+    for setting in ("[mirror] size_mb", "[outbox] total_bytes_max", "[lmdb] path"):
+        assert f"{setting}: {where}" in errors
+
+
 def test_the_decision_cache_of_a_running_host_is_no_fault(folder: Path) -> None:
     """It is a file that nobody can execute, which used to count as one that nobody can write."""
     cache = folder / "answered"
