@@ -78,6 +78,7 @@ SECONDS = {
     "tests/integration/profiles/test_forget.py": 20,
     "tests/parity/test_overlay_in_replay.py": 20,
     "tests/parity/test_table_conversion.py": 20,
+    "tests/contract/test_store.py": 20,
     "tests/unit/ops/test_histories.py": 20,
     "tests/unit/ops/test_libraries.py": 20,
     "tests/unit/perf/test_scenarios.py": 20,
