@@ -298,6 +298,38 @@ class History:
         self.broker.append(place, Entry(b"stranger", b"\x00", self._now_ms(), (), transaction))
         self.world.after(arguments["seconds"], lambda: self.broker.end_transaction(transaction, "aborted"))
 
+    def _poisoned_cursor(self, arguments: dict[str, Any], _: random.Random) -> None:
+        """Somebody writes a record that is no cursor of a worker's outbox, and the companion starts again."""
+        host = Path(self.deployment.outbox.directory) / "host"
+        if host.exists():
+            key = f"{host.read_text(encoding='ascii').strip()}/{arguments['process']}".encode()
+            self.broker.append(("outbox-cursors", 0), Entry(key, b"no cursor", self._now_ms(), ()))
+            self._kill("companion")
+
+    def _damaged_cursor(self, arguments: dict[str, Any], chance: random.Random) -> None:
+        """A digit of a cursor's file is another one when the processes of the host start again."""
+        path = Path(self.deployment.outbox.directory) / arguments["process"] / "cursor"
+        if path.exists():
+            digits, comma, checksum = path.read_text(encoding="ascii").partition(",")
+            at = chance.randrange(len(digits))
+            digits = f"{digits[:at]}{(int(digits[at]) + chance.randint(1, 9)) % 10}{digits[at + 1 :]}"
+            self._kill("companion")
+            self._kill(arguments["process"])
+            path.write_text(f"{digits}{comma}{checksum}", encoding="ascii")
+
+    def _damaged_counts(self, arguments: dict[str, Any], chance: random.Random) -> None:
+        """A worker that starts again finds something else in the place of its counts."""
+        path = self.deployment.root / "metrics" / f"{arguments['process']}.metrics"
+        if path.exists():
+            self._kill(arguments["process"])
+            # Another file: the one before may be mapped.
+            path.unlink()
+            path.write_bytes(chance.randbytes(chance.choice((0, 7, 500))))
+
+    def _kill(self, name: str) -> None:
+        if (actor := self._actor(name)) is not None:
+            self.world.kill(actor.life)
+
     def _store_away(self, arguments: dict[str, Any], _: random.Random) -> None:
         self.deployment.store_state.away_until = self.world.now + arguments["seconds"]
 
@@ -504,8 +536,9 @@ class History:
         """Returns by worker up to where its outbox is shipped, as Kafka knows it."""
         cursors: dict[str, int] = {}
         for _, _, entry in self.broker.records("outbox-cursors"):
-            worker = (entry.key or b"").decode().partition("/")[2]
-            cursors[worker] = int((entry.value or b"0").split(b" ")[0])
+            worker, told = (entry.key or b"").decode().partition("/")[2], (entry.value or b"0").split(b" ")[0]
+            if told.isdigit():
+                cursors[worker] = int(told)
         return cursors
 
     def _unshipped(self) -> int:

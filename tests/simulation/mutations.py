@@ -145,6 +145,39 @@ def _positions_again(take_back: Any) -> Any:
     return lambda writer, reason, _whole=0: take_back(writer, reason)
 
 
+def _no_cursor_ends_it(read: Any) -> Any:
+    def cursor(value: bytes) -> Any:
+        errors = importlib.import_module("paywarden.schemas.errors")
+        try:
+            return read(value)
+        except errors.Misconfigured as error:
+            raise errors.StoreUnavailable(str(error)) from error
+
+    return cursor
+
+
+def _any_cursor_counts(_: Any) -> Any:
+    def load(self: Any) -> int | None:
+        digits = self._path.read_text(encoding="ascii").partition(",")[0] if self._path.exists() else ""
+        return int(digits) if digits.isdecimal() else None
+
+    return load
+
+
+def _damaged_counts_end_it(_: Any) -> Any:
+    def kept(path: Any) -> Any:
+        shared = importlib.import_module("paywarden.scoring.metrics.shared")
+        errors = importlib.import_module("paywarden.schemas.errors")
+        try:
+            return shared._read_file(path)[1]
+        except FileNotFoundError:
+            return []
+        except shared._DamagedFile as error:
+            raise errors.Misconfigured(f"metrics: {path} is damaged") from error
+
+    return kept
+
+
 MUTATIONS = {
     "poisoned_outbox": Mutation(
         "the outbox keeps bytes of a request that its reader cannot parse",
@@ -259,6 +292,28 @@ MUTATIONS = {
         40,
         frozenset({"watermark"}),
         (Patch("streams.profiles.pipeline", "ask_end_offsets", _stable_ends),),
+    ),
+    "poisoned_cursor": Mutation(
+        "a record of outbox-cursors that is no cursor ends the companion at each start",
+        ("poisoned_cursor",),
+        20,
+        frozenset({"stuck", "bug"}),
+        (Patch("streams.companion.cursors", "ShippedTo.from_bytes", _no_cursor_ends_it),),
+    ),
+    "damaged_cursor": Mutation(
+        "a damaged file of a cursor is taken for one",
+        ("damaged_cursor",),
+        40,
+        frozenset({"stuck", "bug", "decision_lost", "decision_twice"}),
+        (Patch("scoring.state.outbox.reader", "Cursor.load", _any_cursor_counts),),
+        known=18,
+    ),
+    "damaged_counts": Mutation(
+        "a damaged file of counts ends its worker at each start",
+        ("damaged_counts",),
+        20,
+        frozenset({"stuck", "bug"}),
+        (Patch("scoring.metrics.shared", "_kept", _damaged_counts_end_it),),
     ),
     "foreign_directory": Mutation(
         "a directory that is no worker's is taken for an outbox",

@@ -54,9 +54,12 @@ DEFAULT = (
     "header_name",
     *HEAVY,
     "open_transaction",
+    "poisoned_cursor",
+    "damaged_cursor",
+    "damaged_counts",
 )
 # A fault that came later is drawn apart, in one history of so many: the histories of all other seeds stay as they were.
-_DRAWN_APART = {"open_transaction": 8}
+_DRAWN_APART = {"open_transaction": 8, "poisoned_cursor": 12, "damaged_cursor": 12, "damaged_counts": 12}
 # A host's clock that jumps by an hour: the decision cache and the bounds of a payment's time go by it (docs/limits.md).
 FAULTS = (*DEFAULT, "clock_leap")
 PROCESSES = ("worker-0", "worker-1", "companion", "stream-0", "stream-1")
@@ -219,6 +222,8 @@ def _fault(number: int, kind: str, chance: random.Random) -> Item:
     elif kind == "open_transaction":
         topic = chance.choice(("payments", "payments", "outcomes", "profiles", "repartition-card"))
         arguments |= {"topic": topic, "seconds": chance.choice((0.5, 5.0, 15.0))}
+    elif kind in ("poisoned_cursor", "damaged_cursor", "damaged_counts"):
+        arguments["process"] = chance.choice(PROCESSES[:2])
     elif kind == "partition_stall":
         arguments["process"] = chance.choice(("companion", "stream-0", "stream-1"))
     elif kind == "topic_recreated":
