@@ -6,8 +6,8 @@ sockets, and TCP slows him down.
 
 After the pause his connections stand in line, and a slice of some payments is read in each turn of the loop. What the
 others wait for is the slice and its scoring, so it is a small one, although small chunks are dear. The next refusal
-begins the next pause. If none comes he may send more than small slices hold, and they grow. When nobody stands in line
-any more, all is as before.
+begins the next pause. If none comes he may send more than small slices hold: they grow, and after 30 ms the line ends,
+as it does when nobody stands in it any more. Then all is as before.
 
     noisy   8 refused ─► held 2 ms ─► in line: 2 read ─► turn ─► 2 read ─► turn ─► … 1 refused ─► held 2 ms ─► …
     quiet   not held
@@ -33,6 +33,8 @@ REFUSALS_MAX = 8
 # some 25,000 a second.
 SLICE, SLICE_MAX = 2, 16
 _SLICE_GROWS_S = 0.004
+# For how long a line lasts without a refusal. To stand in line costs a request some microseconds.
+_LINE_S_MAX = 0.03
 # For how long a caller counts as being there after his last request.
 _COMPANY_S = 1.0
 # How often a line about one caller may be logged.
@@ -153,7 +155,12 @@ class CallerPauses:
             for connection in connections:
                 connection.read_on()
             return
-        doublings = int((now - self._in_line_since[caller]) / _SLICE_GROWS_S)
+        in_line_s = now - self._in_line_since[caller]
+        if in_line_s > _LINE_S_MAX:
+            del self.held[caller], self._in_line_since[caller]
+            self._let_go(caller, connections)
+            return
+        doublings = int(in_line_s / _SLICE_GROWS_S)
         self._left = self.slice_payments = min(SLICE_MAX, SLICE << min(doublings, SLICE_MAX))
         try:
             for _ in range(self.slice_payments):
@@ -165,3 +172,11 @@ class CallerPauses:
             self._going = None
             if caller not in self._paused:
                 self._go_soon(caller)
+
+    def _let_go(self, caller: bytes, connections: list[Held]) -> None:
+        """End a line: its connections go on, one in each turn of the loop, as others are there."""
+        if caller in self.held:
+            self.held[caller][:0] = connections
+        elif connections:
+            connections[0].read_on()
+            asyncio.get_running_loop().call_soon(self._let_go, caller, connections[1:])

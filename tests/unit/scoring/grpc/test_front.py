@@ -705,6 +705,7 @@ def test_a_noisy_caller_is_left_unread_and_the_other_one_is_answered(
 def test_what_a_refused_caller_has_sent_is_read_in_slices(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a turn of the loop reads and scores of him is what all others wait for. It was some 20 calls."""
     monkeypatch.setattr(caller_pauses, "_SLICE_GROWS_S", 1000.0)
+    monkeypatch.setattr(caller_pauses, "_LINE_S_MAX", 1000.0)
     monkeypatch.setattr(caller_pauses, "_COMPANY_S", 1000.0)
     pieces: list[int] = []
     open_session = GrpcServer.open_session

@@ -274,6 +274,7 @@ def test_after_pauses_every_request_is_answered_in_order(file: Path) -> None:
 def test_what_a_refused_caller_has_sent_is_read_in_slices(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a turn of the loop reads and scores of him is what all others wait for. It was up to 32 of a connection."""
     monkeypatch.setattr(caller_pauses, "_SLICE_GROWS_S", 1000.0)
+    monkeypatch.setattr(caller_pauses, "_LINE_S_MAX", 1000.0)
     monkeypatch.setattr(caller_pauses, "_COMPANY_S", 1000.0)
     admission = replace(UNHURRIED, caller_payments_per_second=1000)
     with serving(tokens=Tokens(str(file)), admission=admission) as served, contextlib.ExitStack() as stack:

@@ -246,6 +246,26 @@ def test_slices_grow_for_a_caller_who_is_not_refused() -> None:
     asyncio.run(main())
 
 
+def test_a_line_ends_for_a_caller_who_is_not_refused_and_its_connections_go_on_one_by_one() -> None:
+    async def main() -> None:
+        clock = Clock()
+        pauses, turns = CallerPauses(clock), Turns(clock, turn_s=0.001)
+        pauses.note(10.0)
+        refuse(pauses, b"noisy", REFUSALS_MAX)
+        connections = [Pipelining(pauses, 1000, turns) for _ in range(3)]
+        assert all(pauses.holds(b"noisy", connection) for connection in connections)
+
+        def have_read_all() -> bool:
+            pauses.note(clock.now)
+            return sum(map(len, turns.reads)) == 3000
+
+        found = await turns.until(have_read_all)
+        assert [len(turn) > 500 for turn in found[-4:]] == [False, True, True, True]
+        assert not pauses.held
+
+    asyncio.run(main())
+
+
 def test_when_nobody_else_is_there_any_more_a_line_goes_on_at_once() -> None:
     async def main() -> None:
         clock = Clock()
