@@ -28,7 +28,8 @@ def check_settings(source: Source) -> Iterator[Result]:
     for problem in problems:
         yield Result("settings", ERROR, problem)
     if not problems:
-        yield Result("settings", OK, f"{source.name}: all settings are right")
+        nothing = f"there is no {source.name} in {Path.cwd()}: defaults and variables PAYWARDEN_… hold, which are right"
+        yield Result("settings", OK, f"{source.name}: all settings are right" if source.file else nothing)
     for variable, meant in unknown_variables(source.environment):
         yield Result(
             "settings",

@@ -53,6 +53,13 @@ def test_every_wrong_setting_is_an_error_of_its_own() -> None:
     assert "'size'" in done.output
 
 
+def test_a_folder_without_a_configuration_is_told(folder: Path) -> None:
+    """It was said of paywarden.toml that all of its settings are right, also where there was none."""
+    done = CliRunner().invoke(cli, ["doctor", "--only", "settings"])
+    assert done.exit_code == 0
+    assert f"there is no paywarden.toml in {folder}: defaults" in done.output
+
+
 def test_an_area_that_cannot_be_reached_does_not_end_the_others() -> None:
     found = rows('[kafka]\nbootstrap = "127.0.0.1:1"\n[store]\nkind = "memory"\n', "kafka", "registry", "store")
     assert [(row["area"], row["state"]) for row in found] == [
