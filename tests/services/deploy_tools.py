@@ -121,7 +121,8 @@ def _build_compose(target: Path) -> None:
 
 
 def _run(*command: str, cwd: Path) -> None:
-    environment = {**os.environ, "GOFLAGS": "-buildvcs=false"}
+    # Go asks no version control: the checkout may be of another owner.
+    environment = {**os.environ, "GOFLAGS": f"{os.environ.get('GOFLAGS', '')} -buildvcs=false".strip()}
     try:
         done = subprocess.run(
             command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=_FETCH_TIMEOUT_S, check=False
