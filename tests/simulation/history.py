@@ -297,6 +297,9 @@ class History:
         transaction = Transaction("stranger", places={place})
         self.broker.append(place, Entry(b"stranger", b"\x00", self._now_ms(), (), transaction))
         self.world.after(arguments["seconds"], lambda: self.broker.end_transaction(transaction, "aborted"))
+        if topic == "outbox-cursors":
+            # Only a companion that starts reads it.
+            self.world.after(arguments["seconds"] / 2, lambda: self._kill("companion"))
 
     def _poisoned_cursor(self, arguments: dict[str, Any], _: random.Random) -> None:
         """Somebody writes a record that is no cursor of a worker's outbox, and the companion starts again."""

@@ -156,6 +156,11 @@ def _no_cursor_ends_it(read: Any) -> Any:
     return cursor
 
 
+def _readable_ends(_: Any) -> Any:
+    admin = importlib.import_module("paywarden.streams.kafka.admin")
+    return admin.stable_end_offsets
+
+
 def _any_cursor_counts(_: Any) -> Any:
     def load(self: Any) -> int | None:
         digits = self._path.read_text(encoding="ascii").partition(",")[0] if self._path.exists() else ""
@@ -314,6 +319,14 @@ MUTATIONS = {
         20,
         frozenset({"stuck", "bug"}),
         (Patch("scoring.metrics.shared", "_kept", _damaged_counts_end_it),),
+    ),
+    "cursors_of_held_topic": Mutation(
+        "cursors behind an open transaction of another are taken for those that are not there",
+        ("open_transaction",),
+        60,
+        frozenset({"decision_twice", "stuck"}),
+        (Patch("streams.companion.cursors", "written_end_offsets", _readable_ends),),
+        known=15,
     ),
     "foreign_directory": Mutation(
         "a directory that is no worker's is taken for an outbox",

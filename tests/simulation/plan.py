@@ -58,6 +58,8 @@ DEFAULT = (
     "damaged_cursor",
     "damaged_counts",
 )
+# Topics on which a stranger leaves a transaction open.
+_HELD_UP = ("payments", "outcomes", "profiles", "repartition-card", "outbox-cursors", "decisions")
 # A fault that came later is drawn apart, in one history of so many: the histories of all other seeds stay as they were.
 _DRAWN_APART = {"open_transaction": 8, "poisoned_cursor": 12, "damaged_cursor": 12, "damaged_counts": 12}
 # A host's clock that jumps by an hour: the decision cache and the bounds of a payment's time go by it (docs/limits.md).
@@ -220,7 +222,7 @@ def _fault(number: int, kind: str, chance: random.Random) -> Item:
     elif kind == "connections":
         arguments |= {"worker": chance.randrange(2), "count": chance.choice((5, 40)), "seconds": 10.0}
     elif kind == "open_transaction":
-        topic = chance.choice(("payments", "payments", "outcomes", "profiles", "repartition-card"))
+        topic = chance.choice((*_HELD_UP, "payments"))
         arguments |= {"topic": topic, "seconds": chance.choice((0.5, 5.0, 15.0))}
     elif kind in ("poisoned_cursor", "damaged_cursor", "damaged_counts"):
         arguments["process"] = chance.choice(PROCESSES[:2])
