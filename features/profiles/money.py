@@ -12,7 +12,7 @@ import csv
 import datetime
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import ROUND_HALF_UP, Decimal, DecimalException
 from importlib import resources
 
@@ -28,6 +28,8 @@ REFERENCE_MINOR_DIGITS = 2
 RATE_SCALE = 1_000_000
 _RATE_MAX = 50 * RATE_SCALE
 
+# Of a cell that is refused.
+_TOLD_CHARACTERS = 40
 _COLUMNS = ["currency", "minor_digits", "valid_from", "reference_per_unit"]
 _CURRENCY = re.compile(PATTERNS[Form.CURRENCY])
 # ISO 4217 has no others.
@@ -127,7 +129,7 @@ def _parse(lines: Iterable[str], name: str) -> RateTable:
         raise Misconfigured(f"{name}: wanted the columns {','.join(_COLUMNS)}, got {reader.fieldnames}")
     rates: dict[str, dict[int, int]] = {}
     minor_digits: dict[str, int] = {}
-    for row in reader:
+    for row in _rows(reader, name):
         try:
             currency, valid_from_ms, rate = _parse_row(row)
         except ValueError as error:
@@ -143,6 +145,14 @@ def _parse(lines: Iterable[str], name: str) -> RateTable:
     return RateTable({currency: sorted(dated.items()) for currency, dated in rates.items()}, minor_digits)
 
 
+def _rows(reader: csv.DictReader[str], name: str) -> Iterator[Mapping[str | None, str | None]]:
+    try:
+        yield from reader
+    except csv.Error as error:
+        # A quotation mark without its second one takes the rest of the file for one cell.
+        raise Misconfigured(f"{name}, line {reader.line_num}: {error}") from error
+
+
 def _parse_row(row: Mapping[str | None, str | None]) -> tuple[str, int, int]:
     """Returns (currency, valid from, scaled rate). Raises ValueError that says what is wrong."""
     cells = [row[column] for column in _COLUMNS]
@@ -151,9 +161,11 @@ def _parse_row(row: Mapping[str | None, str | None]) -> tuple[str, int, int]:
         raise ValueError(f"wanted {len(_COLUMNS)} columns")
     currency, minor_digits, valid_from, per_unit = (cell or "" for cell in cells)
     if not is_currency_code(currency):
-        raise ValueError(f"{currency!r} is not a currency's code of three capital letters")
+        raise ValueError(f"{currency[:_TOLD_CHARACTERS]!r} is not a currency's code of three capital letters")
     if minor_digits not in _MINOR_DIGITS:
-        raise ValueError(f"minor_digits must be one of {', '.join(_MINOR_DIGITS)}, got {minor_digits!r}")
+        raise ValueError(
+            f"minor_digits must be one of {', '.join(_MINOR_DIGITS)}, got {minor_digits[:_TOLD_CHARACTERS]!r}"
+        )
     start = datetime.datetime.fromisoformat(valid_from)
     if start.tzinfo is None:
         start = start.replace(tzinfo=datetime.UTC)
@@ -168,4 +180,6 @@ def _scaled_rate(reference_per_unit: str, minor_digits: int) -> int:
         scaled = Decimal(reference_per_unit) * Decimal(10) ** (REFERENCE_MINOR_DIGITS - minor_digits) * RATE_SCALE
         return int(scaled.to_integral_value(rounding=ROUND_HALF_UP))
     except (DecimalException, OverflowError, ValueError) as error:
-        raise ValueError(f"reference_per_unit must be a number, got {reference_per_unit!r}") from error
+        raise ValueError(
+            f"reference_per_unit must be a number, got {reference_per_unit[:_TOLD_CHARACTERS]!r}"
+        ) from error

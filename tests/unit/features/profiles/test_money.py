@@ -198,3 +198,14 @@ def test_a_file_that_is_not_text_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "rates.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(Misconfigured, match="is not UTF-8 text"):
         load_rates(str(tmp_path / "rates.csv"))
+
+
+@pytest.mark.parametrize("cell", ["9" * 200_000, '"1\n' + "x" * 200_000, "n" * 100_000])
+def test_a_cell_without_end_is_refused_in_one_short_line(tmp_path: Path, cell: str) -> None:
+    """A quotation mark too many ended every process with a traceback."""
+    path = tmp_path / "rates.csv"
+    path.write_text(f"currency,minor_digits,valid_from,reference_per_unit\nEUR,2,2020-01-01,{cell}\n", encoding="utf-8")
+    with pytest.raises(Misconfigured, match=r"rates\.csv, line \d+: ") as refused:
+        load_rates(str(path))
+    assert len(str(refused.value)) < 300
+    assert "\n" not in str(refused.value)
