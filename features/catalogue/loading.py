@@ -11,6 +11,7 @@
 3. Its modules are in `sys.modules` only while they run, under names that nobody else uses. `sys.path` stays as it is,
    and no bytecode is written.
 4. Whatever the project raises becomes Misconfigured with file, line and column.
+5. A file that never ends cannot be ended from here. The log says where it is after a few seconds.
 """
 
 from __future__ import annotations
@@ -20,10 +21,13 @@ import difflib
 import importlib.machinery
 import inspect
 import itertools
+import logging
 import re
 import sys
+import threading
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +38,12 @@ from paywarden.features.catalogue.windows import wrong_at
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.private_files import require_unwritable
 
+_log = logging.getLogger(__name__)
+
 NAME = "CATALOGUE"
 """The variable that holds the catalogue."""
+SLOW_S = 10.0
+"""A catalogue runs for some milliseconds."""
 # A catalogue of a thousand features has 200 KB.
 _BYTES_MAX = 4_000_000
 _CALLED = re.compile(r"([\w.]+)\(\) (takes|got|missing) ")
@@ -61,7 +69,8 @@ class _Project:
     def catalogue(self) -> Catalogue:
         """Returns the catalogue."""
         try:
-            module = self._run(self._path.stem, self._path)
+            with self._told_when_slow():
+                module = self._run(self._path.stem, self._path)
         except Misconfigured as error:
             raise self._placed(error) from None
         except KeyboardInterrupt:
@@ -73,6 +82,27 @@ class _Project:
             for name in self._modules:
                 sys.modules.pop(self._module_name(name), None)
         return self._checked(module)
+
+    @contextmanager
+    def _told_when_slow(self) -> Iterator[None]:
+        thread = threading.get_ident()
+
+        def tell() -> None:
+            frame = sys._current_frames().get(thread)
+            while frame is not None and frame.f_code.co_filename not in self._files:
+                frame = frame.f_back
+            place = self._path.name if frame is None else f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+            _log.warning("feature catalogue: %s has run for %g s: is there a loop without an end?", place, SLOW_S)
+
+        timer = threading.Timer(SLOW_S, tell)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            # Whoever forks next has no thread of this.
+            timer.join()
 
     def _checked(self, module: types.ModuleType) -> Catalogue:
         found = vars(module).get(NAME)

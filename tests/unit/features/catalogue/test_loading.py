@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -289,3 +290,17 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     )
     os.mkfifo(tmp_path / "pipe.py")
     assert "is no file" in refused(tmp_path / "pipe.py")
+
+
+def test_a_file_that_does_not_end_is_told_with_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A process that started said nothing for ever."""
+    monkeypatch.setattr("paywarden.features.catalogue.loading.SLOW_S", 0.05)
+    path = project(tmp_path)
+    (tmp_path / "payment.py").write_text("import go_on\nwhile not go_on.now():\n    pass\nraise ValueError\n")
+    found = types.ModuleType("go_on")
+    found.__dict__["now"] = lambda: "has run for" in caplog.text
+    monkeypatch.setitem(sys.modules, "go_on", found)
+    assert "payment.py:4" in refused(path)
+    assert "feature catalogue: payment.py:2 has run for 0.05 s: is there a loop without an end?" in caplog.text
