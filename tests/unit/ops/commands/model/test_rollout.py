@@ -160,7 +160,7 @@ def test_publishing_sends_the_events_of_the_log(tmp_path: Path, bundles: Path, m
     sent: list[int] = []
     monkeypatch.setattr(admin, "require_broker", lambda _: None)
 
-    def send(_: object, __: object, events: list[RolloutEvent]) -> int:
+    def send(_: object, __: object, events: list[RolloutEvent], ___: object) -> int:
         sent.append(len(events))
         return 1
 
