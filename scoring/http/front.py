@@ -47,8 +47,9 @@ _JSON = JSON.content_type
 # Answers to /metrics that one process gives. An answer has some 100 kB: sending them without end would take the time of
 # payments.
 _SCRAPES_PER_SECOND_MAX = 50
-# How long callers of a host that was taken over have for a request whose answer says that the connection closes.
-_FAREWELL_MS = 1_000
+# How long callers of a host that was taken over have for a request whose answer says that the connection closes. A way
+# back between two versions may have to wait for that, and is to take less than a second in all.
+_FAREWELL_MS = 600
 _FAREWELL_LOOK_S = 0.02
 
 
@@ -143,7 +144,7 @@ class HttpServer:
         """Answer the requests in flight, then close. Connections still open after `stop_timeout_ms` are aborted.
 
         `is_taken_over`: another process accepts from the same listeners. This one accepts nothing from now on, and its
-        connections have a second for one more request, whose answer says that they close.
+        connections have 0.6 s for one more request, whose answer says that they close.
         """
         self.draining, self._is_taken_over = True, is_taken_over
         if is_taken_over:

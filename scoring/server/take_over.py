@@ -11,7 +11,7 @@
 2. Until "ready" nothing has changed for the old host. If the new one dies before, the old one goes on.
 3. Both hosts share the decision cache, so a payment that is asked for again gets its decision from either. Each has
    outboxes of its own: the new workers take other numbers than the old ones.
-4. Callers' connections are not handed over. Each is closed after its next answer, or when it was idle for a second.
+4. Callers' connections are not handed over. Each is closed after its next answer, or when it was idle for 0.6 s.
    The old host ends with the last of them.
 
 The socket is RUNTIME/take-over.sock, in a folder of this user alone.
