@@ -174,7 +174,7 @@ def _holder(port: int) -> _Holder:
     }
     for folder in Path("/proc").glob("[0-9]*/fd"):
         try:
-            has = any(os.readlink(link) in inodes for link in folder.iterdir())
+            has = any(_target(link) in inodes for link in folder.iterdir())
             command = (folder.parent / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
         except OSError:
             # It has ended, or is another user's.
@@ -182,6 +182,14 @@ def _holder(port: int) -> _Holder:
         if has:
             return _Holder(f"{Path(command.partition(' ')[0]).name} (process {folder.parent.name})", _OURS in command)
     return _Holder("a process that this user may not look at")
+
+
+def _target(link: Path) -> str:
+    """Returns what an open file of a process is; "" if it was closed in this moment, as the list of them itself is."""
+    try:
+        return os.readlink(link)
+    except FileNotFoundError:
+        return ""
 
 
 def _lines(path: Path) -> list[str]:
