@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from paywarden.features.catalogue.catalogue import CATALOGUE
+from paywarden.schemas.errors import BrokerUnavailable
 from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX
 from paywarden.schemas.settings import read_source
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
-from tests.services.product.processes import ROOT, PaywardenProcess, run_paywarden
+from tests.services.product.processes import ROOT, PaywardenProcess, run_paywarden, wait_until
 
 
 class Deployment:
@@ -76,10 +77,22 @@ class Deployment:
         self.config.write_text(text, encoding="utf-8")
 
     def create_topics(self) -> None:
-        """Create the topics as `paywarden topics create` does, without the second that a process takes."""
+        """Create the topics as `paywarden topics create` does, without the second that a process takes.
+
+        A broker on a busy machine may not answer for longer than the command waits.
+        """
         source = read_source(str(self.config))
+        kafka, topics = source.section("kafka", KafkaSettings), source.section("topics", TopicSettings)
         entities = [entity.name for entity in CATALOGUE.entities]
-        create_topics(source.section("kafka", KafkaSettings), source.section("topics", TopicSettings), entities)
+
+        def created() -> bool:
+            try:
+                create_topics(kafka, topics, entities)
+            except BrokerUnavailable:
+                return False
+            return True
+
+        wait_until(created, "the topics are created")
 
     def __enter__(self) -> Deployment:
         return self
