@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from confluent_kafka import Producer
 from confluent_kafka.cimpl import NewTopic
 from prometheus_client import CollectorRegistry
 
@@ -46,6 +45,7 @@ from tests.worlds.stream.topics import (
     wait_until_left,
     wait_until_worked_in,
 )
+from tests.worlds.stream.transactions import left_open
 
 
 @pytest.fixture
@@ -101,27 +101,15 @@ def test_what_stands_behind_a_strangers_open_transaction_is_waited_for(
     """Its outcomes became dead letters, and mirrors were told to be complete without its payments."""
     world = small_world()
     deployment.configure("stream", "stall_timeout_s = 4\n")
-    topics, payments_topic = Topics(settings), settings.topic("payments")
-    stranger = Producer(
-        {
-            "bootstrap.servers": settings.bootstrap,
-            "transactional.id": f"{settings.topic_prefix}stranger",
-            "transaction.timeout.ms": 900_000,
-        }
-    )
-    stranger.init_transactions(PATIENCE_S)
-    stranger.begin_transaction()
-    for partition in partitions_of(settings, "payments"):
-        stranger.produce(payments_topic, b"never committed", partition=partition)
-    assert stranger.flush(PATIENCE_S) == 0
-    began_ms = time.time_ns() // 1_000_000
-    topics.send_payments(world[0].to_pylist())
-    topics.send_outcomes(world[1].to_pylist())
-    stream = deployment.start("stream")
-    wait_until(lambda: "open transaction" in stream.log.read_text(encoding="utf-8"), "it says what holds it up")
-    assert values(settings, "dead-letters") == []
-    assert [moment for moment in claims(settings) if moment > began_ms] == []
-    stranger.abort_transaction(PATIENCE_S)
+    topics = Topics(settings)
+    with left_open(settings, "payments", partitions_of(settings, "payments")):
+        began_ms = time.time_ns() // 1_000_000
+        topics.send_payments(world[0].to_pylist())
+        topics.send_outcomes(world[1].to_pylist())
+        stream = deployment.start("stream")
+        wait_until(lambda: "open transaction" in stream.log.read_text(encoding="utf-8"), "it says what holds it up")
+        assert values(settings, "dead-letters") == []
+        assert [moment for moment in claims(settings) if moment > began_ms] == []
     wait_until_worked_in(settings, f"{settings.topic_prefix}stream")
     wait_until(lambda: any(moment > began_ms for moment in claims(settings)), "profiles are complete", every_s=0.5)
     assert stream.stop() == 0

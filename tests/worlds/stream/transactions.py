@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -14,8 +14,8 @@ from tests.patience import PATIENCE_S
 
 
 @contextmanager
-def left_open(settings: KafkaSettings, topic: str) -> Iterator[None]:
-    """A transaction with one record on the topic, which is aborted when the block ends."""
+def left_open(settings: KafkaSettings, topic: str, partitions: Iterable[int] = (0,)) -> Iterator[None]:
+    """A transaction with a record on these partitions of the topic, which is aborted when the block ends."""
     stranger = Producer(
         {
             "bootstrap.servers": settings.bootstrap,
@@ -25,7 +25,8 @@ def left_open(settings: KafkaSettings, topic: str) -> Iterator[None]:
     )
     stranger.init_transactions(PATIENCE_S)
     stranger.begin_transaction()
-    stranger.produce(settings.topic(topic), b"never committed", partition=0)
+    for partition in partitions:
+        stranger.produce(settings.topic(topic), b"never committed", partition=partition)
     assert stranger.flush(PATIENCE_S) == 0
     yield
     stranger.abort_transaction(PATIENCE_S)

@@ -702,11 +702,8 @@ def test_a_noisy_caller_is_left_unread_and_the_other_one_is_answered(
         assert shared.ask(PAYMENT, as_quiet).status in (0, 8)
 
 
-def test_what_a_refused_caller_has_sent_is_read_in_slices(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a turn of the loop reads and scores of him is what all others wait for. It was some 20 calls."""
-    monkeypatch.setattr(caller_pauses, "_SLICE_GROWS_S", 1000.0)
-    monkeypatch.setattr(caller_pauses, "_LINE_S_MAX", 1000.0)
-    monkeypatch.setattr(caller_pauses, "_COMPANY_S", 1000.0)
+def pieces_read(monkeypatch: pytest.MonkeyPatch, *, of_held: bool = False) -> list[int]:
+    """Returns how many bytes sessions receive at once from now on; with `of_held`, those of held callers alone."""
     pieces: list[int] = []
     open_session = GrpcServer.open_session
 
@@ -715,7 +712,7 @@ def test_what_a_refused_caller_has_sent_is_read_in_slices(library: str, monkeypa
         receive = session.receive
 
         def note(data: bytes) -> None:
-            if receiver._held_by in server.batcher.pauses.held:  # type: ignore[attr-defined]
+            if not of_held or receiver._held_by in server.batcher.pauses.held:  # type: ignore[attr-defined]
                 pieces.append(len(data))
             receive(data)
 
@@ -723,6 +720,15 @@ def test_what_a_refused_caller_has_sent_is_read_in_slices(library: str, monkeypa
         return session
 
     monkeypatch.setattr(GrpcServer, "open_session", opened)
+    return pieces
+
+
+def test_what_a_refused_caller_has_sent_is_read_in_slices(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a turn of the loop reads and scores of him is what all others wait for. It was some 20 calls."""
+    monkeypatch.setattr(caller_pauses, "_SLICE_GROWS_S", 1000.0)
+    monkeypatch.setattr(caller_pauses, "_LINE_S_MAX", 1000.0)
+    monkeypatch.setattr(caller_pauses, "_COMPANY_S", 1000.0)
+    pieces = pieces_read(monkeypatch, of_held=True)
     admission = replace(PATIENT, caller_payments_per_second=20)
     with (
         GrpcServed(GrpcSettings(library=library), admission=admission, caller_of=lambda value: value) as served,
@@ -740,21 +746,7 @@ def test_what_a_refused_caller_has_sent_is_read_in_slices(library: str, monkeypa
 
 def test_after_pauses_every_call_is_answered(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A large read is taken piece by piece, wherever that cuts a frame: others come in between."""
-    pieces: list[int] = []
-    open_session = GrpcServer.open_session
-
-    def opened(server: GrpcServer, receiver: Receiver) -> Session:
-        session = open_session(server, receiver)
-        receive = session.receive
-
-        def note(data: bytes) -> None:
-            pieces.append(len(data))
-            receive(data)
-
-        session.receive = note  # type: ignore[method-assign]
-        return session
-
-    monkeypatch.setattr(GrpcServer, "open_session", opened)
+    pieces = pieces_read(monkeypatch)
     monkeypatch.setattr(connection, "_READ_BYTES", 50)
     monkeypatch.setattr(caller_pauses, "_COMPANY_S", 1000.0)
     admission = replace(PATIENT, caller_payments_per_second=20)

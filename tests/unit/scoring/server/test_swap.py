@@ -55,6 +55,15 @@ class Swapping:
     def hang_up(self) -> None:
         os.kill(self.parent.pid, signal.SIGHUP)
 
+    def kill_a_worker(self) -> None:
+        """Kill a worker, wait until another one listens in its place, and let the caller connect anew."""
+        killed = self.workers[0]
+        killed.kill()
+        wait_until(lambda: not killed.is_running(), "the worker is gone")
+        self.workers = self.server.listening(2)
+        for connection in self.connections:
+            connection.close()
+
     def answers(self, card: str = "c") -> list[ScoreResponse]:
         """Send one payment over each connection. The worker refuses no payment and closes no connection."""
         found = []
@@ -136,12 +145,7 @@ def test_a_hangup_changes_the_bundle_of_all_workers_and_back_without_a_refused_c
 def test_a_worker_that_is_started_again_takes_up_what_the_others_serve(host: Swapping) -> None:
     host.serve(OTHER())
     host.wait_for(OTHER())
-    killed = host.workers[0]
-    killed.kill()
-    wait_until(lambda: not killed.is_running(), "the worker is gone")
-    host.workers = host.server.listening(2)
-    for connection in host.connections:
-        connection.close()
+    host.kill_a_worker()
     assert host.versions() == {version(OTHER())}
 
 
@@ -248,12 +252,7 @@ def test_a_named_pipe_in_the_place_of_the_deployment_file_holds_nothing_up(host:
     os.mkfifo(path, 0o600)
     try:
         wait_until(lambda: f"cannot read {path}: it is no regular file" in host.server.log(), "it is told")
-        killed = host.workers[0]
-        killed.kill()
-        wait_until(lambda: not killed.is_running(), "the worker is gone")
-        host.workers = host.server.listening(2)
-        for connection in host.connections:
-            connection.close()
+        host.kill_a_worker()
         assert host.versions() == {serving}
     finally:
         path.unlink()
