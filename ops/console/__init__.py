@@ -1,9 +1,11 @@
 """The analysts' pages: what a page is, who may see it, how it looks, and what was done.
 
-settings   the section [console]
-people/    who somebody is: names, roles, passwords, tokens, OpenID Connect, sessions
-pages      what a page declares: its path, fields, roles and what it shows
-shell      makes the application of all pages: login, roles, CSRF, headers, errors, the same as JSON
-audit      the signed log of views and acts
-database   the SQLite file, which topics can rebuild
+settings       the section [console]
+people/        who somebody is: names, roles, passwords, tokens, OpenID Connect, sessions
+pages          what a page declares: its path, fields, roles and what it shows
+shell          makes the application of all pages: login, roles, CSRF, headers, errors, the same as JSON
+rendering/     how a page looks: HTML, charts, an analyst's words for signals
+idempotency/   what is sent twice acts once: forms, and requests with a key
+audit          the signed log of views and acts
+database       the SQLite file, which topics can rebuild
 """

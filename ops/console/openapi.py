@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from paywarden.ops.console.keyed_acts import KEPT_MS
+from paywarden.ops.console.idempotency.keyed_acts import KEPT_MS
 from paywarden.ops.console.pages import Field, Page, Section, Sent, Shown, Visit
 
 _JSON_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean"}

@@ -41,12 +41,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from paywarden.ops.console.audit import Audit
 from paywarden.ops.console.fields import checked, checked_path, json_pairs, pairs_of
-from paywarden.ops.console.keyed_acts import KEY_HEADER, REPLAYED_HEADER, Body, Keyed, KeyedActs, key_of, keyed
+from paywarden.ops.console.idempotency.keyed_acts import (
+    KEY_HEADER,
+    REPLAYED_HEADER,
+    Body,
+    Keyed,
+    KeyedActs,
+    key_of,
+    keyed,
+)
+from paywarden.ops.console.idempotency.sent_forms import ONCE_FIELD, SentForms, digest_of
 from paywarden.ops.console.limits import RateLimit, network_of
 from paywarden.ops.console.pages import Answer, Done, Missing, Page, PageRefused, Section, Sent, Upload, Visit
 from paywarden.ops.console.people.people import People, Person
 from paywarden.ops.console.people.sessions import Session, Sessions
-from paywarden.ops.console.rendering import (
+from paywarden.ops.console.rendering.templates import (
     NO_CURRENCIES,
     Currencies,
     Frame,
@@ -56,7 +65,6 @@ from paywarden.ops.console.rendering import (
     templates,
 )
 from paywarden.ops.console.sealed import SEALED_FIELD, Seal, SealBroken
-from paywarden.ops.console.sent_forms import ONCE_FIELD, SentForms, digest_of
 from paywarden.ops.console.settings import ConsoleSettings
 from paywarden.ops.times import now_ms
 from paywarden.schemas.errors import InvalidEvent, PaywardenError, TemporaryFailure

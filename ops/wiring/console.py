@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from paywarden.ops.console.models.traffic import IndexTraffic
     from paywarden.ops.console.pages import Section
     from paywarden.ops.console.policy.decided import IndexedDecisions
-    from paywarden.ops.console.rendering import Currencies
+    from paywarden.ops.console.rendering.templates import Currencies
     from paywarden.ops.console.settings import ConsoleSettings
     from paywarden.ops.console.shell import Shell
     from paywarden.ops.console.webhooks import Webhooks
@@ -89,7 +89,7 @@ def console(source: Source, settings: ConsoleSettings, url: str, stop: threading
 
 def _currencies(source: Source) -> Currencies:
     from paywarden.ops import wiring
-    from paywarden.ops.console.rendering import Currencies
+    from paywarden.ops.console.rendering.templates import Currencies
 
     rates = wiring.rate_table(source)
     return Currencies(rates.reference_currency, tuple(sorted(rates.minor_digits.items())))
@@ -101,9 +101,9 @@ def sections(parts: Parts) -> Sequence[Section]:
     from paywarden.ops.console.cases.pages import Cases
     from paywarden.ops.console.health.health import Health
     from paywarden.ops.console.health.watch import HealthWatch
+    from paywarden.ops.console.idempotency.keyed_acts import KeyedActs
     from paywarden.ops.console.inbox.alert import AlertPage
     from paywarden.ops.console.inbox.pages import Inbox
-    from paywarden.ops.console.keyed_acts import KeyedActs
     from paywarden.ops.console.login.own_sessions import OwnSessions
     from paywarden.ops.console.models.desk import Desk
     from paywarden.ops.console.models.pages import Models
@@ -210,8 +210,9 @@ def _told(webhooks: Webhooks | None) -> Sequence[Section]:
 
 def all_tables() -> tuple[str, ...]:
     """Returns the statements that make the tables of all sections."""
-    from paywarden.ops.console import sent_forms, webhooks
+    from paywarden.ops.console import webhooks
     from paywarden.ops.console.health import watch
+    from paywarden.ops.console.idempotency import sent_forms
     from paywarden.ops.console.inbox import stakes, store
     from paywarden.ops.console.people import sessions
 

@@ -30,7 +30,7 @@ from paywarden.ops.console.pages import (
     filtered,
     not_found,
 )
-from paywarden.ops.console.rendering import NO_CURRENCIES, Currencies
+from paywarden.ops.console.rendering.templates import NO_CURRENCIES, Currencies
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.private_files import make_private_folder
 from paywarden.streams.alerts.events import ConsoleEvent

@@ -24,7 +24,7 @@ import httpx2
 from prometheus_client.parser import text_string_to_metric_families
 
 from paywarden.ops.console.pages import Missing, Page, Section, Shown, Visit
-from paywarden.ops.console.rendering import as_json, second_text
+from paywarden.ops.console.rendering.templates import as_json, second_text
 from paywarden.ops.times import now_ms
 from paywarden.schemas.errors import Misconfigured
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from paywarden.ops.commands.watch.drift_explained import LOOK_AT, in_words, size_of, values_of
-from paywarden.ops.console.charts import Histogram, Line, bin_labels, histogram, line, shares
 from paywarden.ops.console.inbox.segments import SegmentCounts
 from paywarden.ops.console.inbox.store import AlertRow, AlertStore, Happened
 from paywarden.ops.console.pages import Page, Shown, Visit, not_found
 from paywarden.ops.console.people.people import Role
-from paywarden.ops.console.rendering import time_text
-from paywarden.ops.console.words import what_moved, where
+from paywarden.ops.console.rendering.charts import Histogram, Line, bin_labels, histogram, line, shares
+from paywarden.ops.console.rendering.templates import time_text
+from paywarden.ops.console.rendering.words import what_moved, where
 from paywarden.streams.alerts.events import alert_subject
 
 # What happened this long before and after the change began is on the time line.

@@ -20,7 +20,7 @@ import numpy as np
 
 from paywarden.models.drift.binning import DIMENSIONS, NONE
 from paywarden.models.drift.signals import FEATURE_PREFIX, FLAG_PREFIX
-from paywarden.ops.console.charts import bin_labels
+from paywarden.ops.console.rendering.charts import bin_labels
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.scoring.engine.recomputed import vector_of
 

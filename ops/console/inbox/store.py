@@ -15,7 +15,7 @@ from typing import Any
 
 from paywarden.ops.commands.watch.drift_explained import finite
 from paywarden.ops.console.database import Database
-from paywarden.ops.console.words import what_moved
+from paywarden.ops.console.rendering.words import what_moved
 from paywarden.streams.alerts.events import ASSIGNED, COMMENTED, EVENTS_TOPIC, ConsoleEvent, alert_subject
 from paywarden.streams.alerts.feed import FeedBatch, FeedRecord, Position
 from paywarden.streams.alerts.records import ALERTS_TOPIC, Acknowledgement

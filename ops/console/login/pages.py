@@ -19,7 +19,7 @@ from paywarden.ops.console.fields import checked, pairs_of
 from paywarden.ops.console.limits import network_of
 from paywarden.ops.console.pages import Field, PageRefused
 from paywarden.ops.console.people.people import PASSWORD_CHARS_MAX, Person
-from paywarden.ops.console.rendering import rendered
+from paywarden.ops.console.rendering.templates import rendered
 from paywarden.ops.console.shell import CSRF_FIELD, LOCAL, Shell, address_of, form_pairs, local_path
 from paywarden.schemas.errors import PaywardenError
 

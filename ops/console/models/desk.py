@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from paywarden.ops.console.charts import Intervals, intervals
 from paywarden.ops.console.inbox.store import Happened
 from paywarden.ops.console.models.changes import Changes, ModelFacts, changes_of, facts_of
 from paywarden.ops.console.pages import PageRefused
 from paywarden.ops.console.people.people import Person
-from paywarden.ops.console.rendering import percent
+from paywarden.ops.console.rendering.charts import Intervals, intervals
+from paywarden.ops.console.rendering.templates import percent
 from paywarden.ops.wiring import registry as wiring
 from paywarden.ops.wiring import rollouts
 from paywarden.schemas.errors import Misconfigured, PaywardenError

@@ -15,9 +15,9 @@ from paywarden.ops.cli import cli
 from paywarden.ops.console.audit import Head, audit_log
 from paywarden.ops.console.audit_page import publish_head
 from paywarden.ops.console.database import Database
+from paywarden.ops.console.idempotency.keyed_acts import Body, KeyedActs, keyed
 from paywarden.ops.console.inbox.reader import AlertReader
 from paywarden.ops.console.inbox.store import TABLES, AlertStore, Wanted
-from paywarden.ops.console.keyed_acts import Body, KeyedActs, keyed
 from paywarden.ops.console.pages import PageRefused
 from paywarden.ops.times import now_ms
 from paywarden.schemas.avro import Encoder, LocalSchemaIds

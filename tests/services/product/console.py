@@ -12,11 +12,11 @@ from starlette.testclient import TestClient
 
 from paywarden.ops.console.audit import AuditLog, audit_log
 from paywarden.ops.console.database import Database
+from paywarden.ops.console.idempotency.sent_forms import TABLES as SENT_FORMS
 from paywarden.ops.console.login.pages import Login, Provider
 from paywarden.ops.console.pages import Section
 from paywarden.ops.console.people.people import People, Person, Role, token_digest
 from paywarden.ops.console.people.sessions import TABLES, Sessions
-from paywarden.ops.console.sent_forms import TABLES as SENT_FORMS
 from paywarden.ops.console.settings import ConsoleSettings
 from paywarden.ops.console.shell import Shell
 

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paywarden.ops.console import rendering
 from paywarden.ops.console.fields import checked
 from paywarden.ops.console.pages import Done, Field, Missing, Page, PageRefused, Section, Shown, Visit, not_found
 from paywarden.ops.console.people.people import Person, Role
+from paywarden.ops.console.rendering import templates
 from paywarden.ops.console.shell import API, local_path
 from paywarden.schemas.errors import BrokerUnavailable, Misconfigured
 from tests.fakes.descriptors import no_descriptors
@@ -174,8 +174,8 @@ def test_an_act_that_could_not_be_noted_is_not_done(console: ConsoleUnderTest, m
 def test_without_descriptors_a_page_says_so_and_the_next_one_works(console: ConsoleUnderTest) -> None:
     """Templates were read when they were first used, and the page of an error could not be made either."""
     # As at the start of a console.
-    rendering.environment.cache_clear()
-    rendering.templates.cache_clear()
+    templates.environment.cache_clear()
+    templates.templates.cache_clear()
     console.shell.__post_init__()
     with no_descriptors():
         answer = console.shell.refused(503, "no descriptors")

@@ -7,8 +7,8 @@ import math
 import pytest
 
 from paywarden.features.profiles.money import load_rates
-from paywarden.ops.console.charts import bin_labels
-from paywarden.ops.console.rendering import Currencies, environment, number, second_text
+from paywarden.ops.console.rendering.charts import bin_labels
+from paywarden.ops.console.rendering.templates import Currencies, environment, number, second_text
 
 
 def test_amounts_have_the_digits_of_their_currency() -> None:

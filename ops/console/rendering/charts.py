@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from paywarden.ops.console.rendering import number as number_text
+from paywarden.ops.console.rendering.templates import number as number_text
 
 WIDTH, HEIGHT = 640, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 8, 10, 46

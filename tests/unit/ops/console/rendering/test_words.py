@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from paywarden.ops.console.words import what_moved, where
+from paywarden.ops.console.rendering.words import what_moved, where
 from paywarden.streams.alerts.causes import OUTCOME_PREFIX
 
 

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from paywarden.ops.console.cases.pages import Cases
+from paywarden.ops.console.idempotency.keyed_acts import ANSWERED, BEGAN, FREED, KEPT_MS, PREFIX, Body, KeyedActs, keyed
 from paywarden.ops.console.inbox.alert import AlertPage
 from paywarden.ops.console.inbox.pages import Inbox
 from paywarden.ops.console.inbox.reader import AlertReader
 from paywarden.ops.console.inbox.store import AlertStore
-from paywarden.ops.console.keyed_acts import ANSWERED, BEGAN, FREED, KEPT_MS, PREFIX, Body, KeyedActs, keyed
 from paywarden.ops.console.openapi import openapi
 from paywarden.ops.console.pages import Answer, Done, Field, Page, PageRefused, Section, Visit
 from paywarden.ops.console.people.people import Person, Role, token_digest

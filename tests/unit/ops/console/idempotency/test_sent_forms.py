@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+from paywarden.ops.console.idempotency.sent_forms import SentForms, digest_of
 from paywarden.ops.console.pages import Answer, Done, Field, Page, PageRefused, Section, Visit
-from paywarden.ops.console.rendering import TEMPLATES
-from paywarden.ops.console.sent_forms import SentForms, digest_of
+from paywarden.ops.console.rendering.templates import TEMPLATES
 from tests.patience import PATIENCE_S
 from tests.services.product.console import NOW_MS, ConsoleUnderTest, console_under_test, csrf_of
 

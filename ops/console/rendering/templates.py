@@ -15,12 +15,12 @@ from urllib.parse import quote
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
+from paywarden.ops.console.idempotency.sent_forms import ONCE_FIELD, new_token
 from paywarden.ops.console.pages import Missing
 from paywarden.ops.console.people.people import Person
-from paywarden.ops.console.sent_forms import ONCE_FIELD, new_token
-from paywarden.ops.console.words import what_moved, where
+from paywarden.ops.console.rendering.words import what_moved, where
 
-TEMPLATES = Path(__file__).with_name("templates")
+TEMPLATES = Path(__file__).parent.parent / "templates"
 # Characters without a sign or a width, and those that turn the direction. Line ends, tabs, and the two that join parts
 # of one letter or sign are none of them.
 _UNSEEN = re.compile(
