@@ -10,11 +10,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from io import BufferedReader
+from io import BufferedReader, BufferedWriter
 from pathlib import Path
 
 CONFIGURED_BYTES_MAX = 64 << 20
 """The largest file of settings, rates or keys. A larger one is no such file, and would fill the memory."""
+
+# As `open` makes a file: the process's mask takes away what it has to.
+_NEW_MODE = 0o666
 
 FileState = tuple[int, int, int, int]
 """Inode, size, and the times of the last change to content and to inode in ns: what changes with a file."""
@@ -24,7 +27,8 @@ def file_state(path: str | Path) -> FileState | None:
     """Returns the state of a file; None if there is none, or it cannot be looked at."""
     try:
         return state_of(os.stat(path))
-    except OSError:
+    except (OSError, ValueError):
+        # ValueError: no file can have this name, which holds a zero byte.
         return None
 
 
@@ -42,14 +46,12 @@ def open_regular(path: str | Path) -> BufferedReader:
 
     A named pipe that nobody writes to would be waited for without end, and a device read without end.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    mode = os.fstat(fd).st_mode
-    if stat.S_ISREG(mode):
-        return open(fd, "rb")
-    os.close(fd)
-    if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return open(_regular(path, os.O_RDONLY), "rb")
+
+
+def open_lock(path: str | Path) -> BufferedWriter:
+    """Open the file that a lock is on, made if it is missing. Raises OSError, also for what is no regular file."""
+    return open(_regular(path, os.O_RDWR | os.O_APPEND | os.O_CREAT), "ab")
 
 
 def read_regular(path: str | Path, bytes_max: int | None = CONFIGURED_BYTES_MAX) -> bytes:
@@ -67,3 +69,14 @@ def read_regular(path: str | Path, bytes_max: int | None = CONFIGURED_BYTES_MAX)
 def state_of(status: os.stat_result) -> FileState:
     """Returns the state of a file from its status."""
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _regular(path: str | Path, flags: int) -> int:
+    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, _NEW_MODE)
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISREG(mode):
+        return fd
+    os.close(fd)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.EINVAL, "it is no regular file", str(path))

@@ -56,6 +56,10 @@ class StoreConflict(TemporaryFailure):
     """Records changed after they were read, so nothing based on them was written. Read them again."""
 
 
+class RegisterUnreadable(Misconfigured):
+    """The register of profile sets is damaged or gone. Nobody can change it meanwhile: whoever knows it may go on."""
+
+
 class Versioned(NamedTuple):
     """The value of a key and its version. A missing record has None and ABSENT; any other version is opaque."""
 

@@ -25,7 +25,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from paywarden.features.stores.base import ProfileStore, ScanProgress, StoreConflict, Versioned, in_batches
+from paywarden.features.stores.base import (
+    ProfileStore,
+    RegisterUnreadable,
+    ScanProgress,
+    StoreConflict,
+    Versioned,
+    in_batches,
+)
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 
 FIRST = ""
@@ -102,7 +109,9 @@ def decode_register(value: bytes | None) -> Register:
         sets = tuple(ProfileSet(**one) for one in fields["sets"])
         return Register(LiveSet(**fields["live"]), sets, fields.get("identity", ""))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise Misconfigured("the register of profile sets cannot be read: it is damaged") from error
+        raise RegisterUnreadable(
+            "the register of profile sets cannot be read: it is damaged; put it back from a backup"
+        ) from error
 
 
 class RegisterStore(Protocol):

@@ -17,13 +17,13 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from paywarden.features.stores.base import ABSENT, StoreConflict, Versioned
+from paywarden.features.stores.base import ABSENT, RegisterUnreadable, StoreConflict, Versioned
 from paywarden.schemas.durability import sync_folder, write_synced
 from paywarden.schemas.errors import Misconfigured, PaywardenError, StoreUnavailable
-from paywarden.schemas.file_state import read_regular
+from paywarden.schemas.file_state import open_lock, read_regular
 from paywarden.schemas.private_files import make_private_folder
 
 _FILE, _LOCK_FILE = "live.json", "live.lock"
@@ -45,6 +45,7 @@ class FileRegister:
         try:
             value = read_regular(self._folder / _FILE)
         except FileNotFoundError:
+            self._require_new()
             return Versioned(None, ABSENT)
         except OSError as error:
             raise self._error("read", error) from error
@@ -67,6 +68,19 @@ class FileRegister:
     def close(self) -> None:
         """See RegisterStore. There is nothing to close."""
 
+    def _require_new(self) -> None:
+        """Raise RegisterUnreadable if there was a register: a set is entered before its folder is made.
+
+        Without this the first set would be live again, whichever was.
+        """
+        with suppress(FileNotFoundError):
+            sets = sorted(path.name for path in self._folder.iterdir() if path.is_dir() and path.name[0] not in "._")
+            if sets:
+                raise RegisterUnreadable(
+                    f"the register of profile sets in {self._folder} is gone, and the sets {', '.join(sets)} are "
+                    "there: put it back from a backup"
+                )
+
     def _make_folder(self) -> None:
         if not self._folder.is_dir():
             make_private_folder(self._folder)
@@ -75,7 +89,7 @@ class FileRegister:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         deadline = time.monotonic() + self._lock_timeout_s
-        with (self._folder / _LOCK_FILE).open("ab") as lock:
+        with open_lock(self._folder / _LOCK_FILE) as lock:
             while True:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -96,6 +110,8 @@ class FileRegister:
 
     def _error(self, action: str, error: OSError) -> PaywardenError:
         line = f"cannot {action} the register of profile sets in {self._folder}: {error.strerror}"
-        if isinstance(error, PermissionError | NotADirectoryError | FileExistsError | IsADirectoryError):
+        if isinstance(error, IsADirectoryError):
+            return RegisterUnreadable(line)
+        if isinstance(error, PermissionError | NotADirectoryError | FileExistsError):
             return Misconfigured(line)
         return StoreUnavailable(line)

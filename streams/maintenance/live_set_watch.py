@@ -10,6 +10,8 @@ second:
 
 What can go wrong: a swap begins just before the worker joins its group. The rebuild may then have found the group
 empty. The worker therefore looks at the register once more when it is a member, before it reads.
+
+A register that is damaged, gone or away ends no worker that runs: a swap would have to read it, too.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from threading import Event, Thread
 
+from paywarden.features.stores.base import RegisterUnreadable
 from paywarden.features.stores.profile_sets import LiveSet
 from paywarden.schemas.errors import TemporaryFailure
 from paywarden.streams.profiles.pipeline import Pipeline
@@ -102,14 +105,23 @@ class LiveWorker:
             raise failures[0]
 
     def _watch(self, live: LiveSet, ended: Event) -> None:
-        """Set `ended` when another set is coming. Raises errors that do not pass."""
+        """Set `ended` when another set is coming. Raises errors that do not pass.
+
+        A register that cannot be read cannot be changed, either: the worker goes on with its set.
+        """
+        told = ""
         # It sleeps from one look to the next: a stop needs no wake-up, because the pipeline sees it, too.
         while not ended.wait(self._look_every_s) and not ended.is_set():
             try:
                 now = self._look()
-            except TemporaryFailure as error:
-                _log.warning("the register of profile sets does not answer: %s", error)
+            except (TemporaryFailure, RegisterUnreadable) as error:
+                if str(error) != told:
+                    _log.warning("the register of profile sets does not answer, and this worker goes on: %s", error)
+                told = str(error)
                 continue
+            if told:
+                _log.info("the register of profile sets answers again")
+                told = ""
             if now != live:
                 _log.info("another profile set replaces %r: this worker leaves its group", live.name)
                 break

@@ -8,11 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from paywarden.features.stores.base import ABSENT, StoreConflict
+from paywarden.features.stores.base import ABSENT, RegisterUnreadable, StoreConflict
+from paywarden.features.stores.lmdb import LmdbSettings
+from paywarden.features.stores.lmdb_sets import LmdbSets
 from paywarden.features.stores.profile_sets import ProfileSets, decode_register
 from paywarden.features.stores.register_file import FileRegister
 from paywarden.schemas.errors import Misconfigured, StoreUnavailable
@@ -114,3 +117,23 @@ def test_a_folder_without_write_permission_is_refused(tmp_path: Path) -> None:
 
 def test_without_a_record_the_first_set_is_live() -> None:
     assert decode_register(None).live.name == ""
+
+
+def test_a_register_that_is_gone_beside_sets_is_refused_and_no_other_set_goes_live(tmp_path: Path) -> None:
+    """The first set was live again, whatever a rebuild had made of it, and all workers changed to it."""
+    settings = LmdbSettings(path=str(tmp_path / "store"), map_size_bytes=16 << 20, fsync=False)
+    stores = LmdbSets(settings)
+    with closing(ProfileSets(stores.open_register())) as sets:
+        assert sets.read().name == ""
+        sets.create("b1", now_ms=0)
+        stores.open("b1").close()
+        sets.finish_swap(sets.begin_swap(sets.read(), "b1"))
+        register = tmp_path / "store.sets" / "live.json"
+        kept = register.rename(register.with_name("kept"))
+        for _ in range(2):
+            with pytest.raises(RegisterUnreadable, match="is gone, and the sets b1 are there: put it back"):
+                sets.read()
+            with pytest.raises(RegisterUnreadable, match="is gone"):
+                sets.create("b2", now_ms=0)
+        kept.rename(register)
+        assert sets.read().name == "b1"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Event, Thread
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from paywarden.features.stores.base import RegisterUnreadable
 from paywarden.features.stores.profile_sets import LiveSet
 from paywarden.schemas.errors import Misconfigured, StoreUnavailable
 from paywarden.streams.maintenance.live_set_watch import LiveWorker
@@ -117,18 +119,25 @@ def test_a_swap_that_began_before_a_worker_joined_keeps_it_waiting() -> None:
         wait_until(lambda: worker.worked == ["b1"], "it works for the next")
 
 
-def test_a_register_that_is_down_for_a_while_changes_nothing() -> None:
+@pytest.mark.parametrize("failure", [StoreUnavailable("away"), RegisterUnreadable("damaged")])
+def test_a_register_that_cannot_be_read_changes_nothing(failure: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    """A damaged file ended every stream worker within a second."""
+    caplog.set_level(logging.INFO)
     with Worker() as worker:
         wait_until(lambda: worker.worked == [""], "it works")
-        worker.failure = StoreUnavailable("away")
+        worker.failure = failure
         looks = worker.looks
-        wait_until(lambda: worker.looks > looks + 1, "it looks on")
+        wait_until(lambda: worker.looks > looks + 3, "it looks on")
         worker.failure = None
+        wait_until(lambda: "answers again" in caplog.text, "it says so")
         assert worker.open == [""]
+        worker.live = NEXT
+        wait_until(lambda: worker.worked == ["", "b1"], "it works for the next")
     assert worker.error is None
+    assert caplog.text.count("does not answer") == 1
 
 
-def test_an_unreadable_register_ends_the_worker() -> None:
+def test_a_register_of_another_release_ends_the_worker() -> None:
     """The error must not end the watch alone: the worker would then notice no swap and no stop."""
     with Worker() as worker:
         wait_until(lambda: worker.worked == [""], "it works")
