@@ -175,7 +175,7 @@ def read_source(
         content = tomllib.loads(read_regular(chosen).decode("utf-8"))
     except OSError as error:
         raise Misconfigured(f"cannot read the configuration {chosen}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise Misconfigured(f"{chosen} is not TOML: {error}") from error
     source = Source(content, environment, str(chosen))
     if check_sections and (wrong := source.unknown_sections()):
@@ -229,6 +229,10 @@ def _typed(name: str, hint: Any, value: Any, wrong: list[Misconfigured]) -> Any:
         return float(value)
     if type(value) is not hint:
         wrong.append(Misconfigured(f"{name}: wanted {_spoken(hint)}, got {type(value).__name__}"))
+        return _REFUSED
+    if hint is str and "\0" in value:
+        # No path and no argument of the system may hold one.
+        wrong.append(Misconfigured(f"{name}: wanted a text without a zero byte"))
         return _REFUSED
     return value
 

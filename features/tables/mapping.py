@@ -37,6 +37,7 @@ from paywarden.features.tables.labels import DelayTable, delay_of_quantiles, fix
 from paywarden.features.tables.zones import Zone, is_zone
 from paywarden.schemas.durations import duration_ms_of
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.file_state import read_regular
 from paywarden.schemas.payment_fields import DECLARED_MAX, TABLE_ALONE, Form, PaymentField, PaymentFields
 
 FORMATS = ("csv", "parquet")
@@ -157,7 +158,7 @@ class TableMapping:
 def read_mapping(path: str | Path, payment: PaymentFields = TABLE_ALONE) -> TableMapping:
     """Returns the mapping of a file. Raises Misconfigured that names the file, the line and the key."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_regular(path).decode("utf-8")
     except OSError as error:
         raise Misconfigured(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -169,7 +170,7 @@ def parse_mapping(text: str, name: str, payment: PaymentFields = TABLE_ALONE) ->
     """Returns the mapping of a text; `name` is that of its file."""
     try:
         content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise Misconfigured(f"{name}: {error}") from error
     return _Reader(text, name, payment).mapping(content)
 

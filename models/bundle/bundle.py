@@ -292,7 +292,7 @@ def parity_summary(bundle: Path) -> str:
         folders = [native_library(bundle, part).parent for part in read_manifest(bundle).parts]
         passed = [json.loads(read_regular(folder / BUILD))["gate"] for folder in folders]
         rows, splits, left_out = (sum(gate[name] for gate in passed) for name in ("rows", "splits", "splits_left_out"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleRefused(f"bundle {bundle}: build.json beside the native library cannot be read") from error
     more = f", {left_out} left out" if left_out else ""
     return f"LightGBM's bits in {rows} rows, at the edges of {splits} splits{more}"
@@ -373,7 +373,7 @@ def _predictor(bundle: Path, manifest: Manifest, part: ModelPart) -> Predictor:
         return GtilPredictor(bundle / part.model_text)
     try:
         build = json.loads(read_regular(library.parent / BUILD))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleRefused(f"bundle {bundle}: build.json beside the native library cannot be read") from error
     # Check the library before loading it: loading runs its code.
     try:

@@ -132,7 +132,7 @@ def load_prepared(folder: Path, rest: Callable[[], object] = no_rest) -> Prepare
             return PreparedBundle(Bundle(manifest, predictor, explainer), content["digest"])
         cascade = Cascade.of_record(manifest.cascade)
         first, first_explainer = _part(folder, manifest, FIRST, content, rest, slope=cascade.calibration_slope)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BundleRefused(f"prepared bundle {folder}: it is gone or damaged: {error}") from error
     both = CascadePredictor(
         first, predictor, cascade, slope=manifest.calibration_slope, intercept=manifest.calibration_intercept

@@ -84,7 +84,7 @@ def long_lists(folder: Path) -> list[LongList]:
         ]
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(folder, error) from error
 
 
@@ -132,5 +132,5 @@ def load_policy(
         made = Policy(PolicySettings(**settings), **thresholds, lists=lists, catalogue=catalogue, rest=rest)
         rest()
         return PreparedPolicy(made, content["digest"], content["list_digests"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(folder, error) from error

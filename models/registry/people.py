@@ -75,7 +75,7 @@ class People:
             content = tomllib.loads(read_regular(path).decode("utf-8"))
         except OSError as error:
             raise Misconfigured(f"cannot read the people {path}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise Misconfigured(f"{path} is not TOML: {error}") from error
         entries = content.pop("person", [])
         if content or not isinstance(entries, list) or not entries:

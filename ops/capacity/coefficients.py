@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.file_state import read_regular
 
 PARTS = ("serve", "companion", "stream", "kafka")
 _CORES = re.compile(rf"cores_(\d+)_({'|'.join(PARTS)})")
@@ -89,10 +90,10 @@ def _curves(
 
 def _figures_in(file: Path) -> Mapping[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(read_regular(file))
     except OSError as error:
         raise Misconfigured(f"cannot read {file}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Misconfigured(f"{file}: it is no JSON of a benchmark: {error}") from error
     if not isinstance(found, dict):
         raise Misconfigured(f"{file}: it is no JSON object of a benchmark")

@@ -356,7 +356,7 @@ def _read_head(path: Path, key: Ed25519PublicKey) -> Head:
         return Head()
     except OSError as error:
         raise Misconfigured(f"cannot read {head_path}: {error.strerror}") from error
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise Misconfigured(f"{head_path} is damaged: it is no head in JSON") from error
 
 

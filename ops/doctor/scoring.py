@@ -13,6 +13,7 @@ from paywarden.ops import wiring
 from paywarden.ops.configuration import problems_of, unknown_variables
 from paywarden.ops.doctor.results import ERROR, OK, SKIPPED, WARNING, Result
 from paywarden.schemas.errors import PaywardenError
+from paywarden.schemas.file_state import read_regular
 from paywarden.schemas.settings import Source
 from paywarden.scoring.net.tls import Tls, TlsSettings
 from paywarden.scoring.net.tokens import AuthSettings, Tokens
@@ -117,7 +118,7 @@ def _certificate(setting: str, path: str) -> Iterator[Result]:
     from cryptography.x509 import load_pem_x509_certificates
 
     try:
-        certificates = load_pem_x509_certificates(Path(path).read_bytes())
+        certificates = load_pem_x509_certificates(read_regular(path))
         begins = max(one.not_valid_before_utc for one in certificates)
         ends = min(one.not_valid_after_utc for one in certificates)
     except (OSError, ValueError):

@@ -10,12 +10,12 @@ import datetime
 import json
 import ssl
 from collections.abc import Sequence
-from pathlib import Path
 
 from cryptography.x509 import Certificate, load_pem_x509_certificates
 
 from paywarden.ops.gateway.description import GatewayDescription
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.file_state import read_regular
 
 
 def check_credentials(description: GatewayDescription, now: datetime.datetime) -> None:
@@ -49,7 +49,7 @@ def _check_pair(section: str, certificate: str, key: str) -> None:
 
 def _certificates(setting: str, file: str) -> Sequence[Certificate]:
     try:
-        found = load_pem_x509_certificates(Path(file).read_bytes())
+        found = load_pem_x509_certificates(read_regular(file))
     except OSError as error:
         raise Misconfigured(f"{setting}: cannot read {file}: {error.strerror}") from error
     except ValueError as error:
@@ -82,10 +82,10 @@ def _check_authorities(setting: str, file: str, now: datetime.datetime) -> None:
 def _check_keys(setting: str, file: str) -> None:
     wanted = 'wanted a JSON Web Key Set, {"keys": [{"kty": …}, …]}'
     try:
-        content = json.loads(Path(file).read_text(encoding="utf-8"))
+        content = json.loads(read_regular(file))
     except OSError as error:
         raise Misconfigured(f"{setting}: cannot read {file}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Misconfigured(f"{setting}: {wanted}, got no JSON in {file}") from error
     keys = content.get("keys") if isinstance(content, dict) else None
     if not isinstance(keys, list) or not keys:

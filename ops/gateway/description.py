@@ -26,6 +26,7 @@ from typing import Any
 
 from paywarden.schemas.addresses import host_and_port
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.file_state import read_regular
 from paywarden.schemas.payment_fields import is_address
 from paywarden.schemas.settings import table_of
 from paywarden.scoring.net.caller_names import NAME_BYTES_MAX
@@ -279,10 +280,10 @@ def read_description(path: Path, *, looks_for_files: bool = True) -> GatewayDesc
     Raises Misconfigured for the first thing that is wrong.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(read_regular(path).decode("utf-8"))
     except OSError as error:
         raise Misconfigured(f"cannot read the gateway's description {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise Misconfigured(f"{path} is not TOML: {error}") from error
     try:
         description = _absolute(_parsed(content), path.parent.absolute())

@@ -17,9 +17,9 @@ import hmac
 import os
 import stat
 from collections.abc import Iterable
-from pathlib import Path
 
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.file_state import open_regular
 
 # Nobody can guess 32 random characters.
 _SECRET_CHARACTERS_MIN = 32
@@ -31,7 +31,7 @@ def read_secrets(path: str) -> tuple[bytes, ...]:
     """Returns the secret in use and, if there is one, that before it. Raises Misconfigured naming the file."""
     setting = "[to_hosts] secret_file"
     try:
-        with Path(path).open("rb") as file:
+        with open_regular(path) as file:
             mode = os.fstat(file.fileno()).st_mode
             content = file.read(_FILE_BYTES_MAX)
     except OSError as error:

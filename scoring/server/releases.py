@@ -29,6 +29,8 @@ from paywarden.scoring.engine.records import Origin
 from paywarden.scoring.metrics.release import ShownRelease
 from paywarden.scoring.server.deployment import Deployment, ReleasePaths, release_key
 
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+
 
 class ReleaseSource(Protocol):
     """Finds and checks what should be served. Every method reads the configuration anew."""
@@ -148,12 +150,16 @@ def read_orders(path: Path) -> Orders:
     try:
         content: dict[str, Any] = json.loads(read_regular(path))
         return Orders(**content)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise Misconfigured(f"{path} cannot be read: {error}") from error
 
 
 def write_orders(path: Path, orders: Orders) -> None:
     """Replace the file in one step. Raises OSError."""
     unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(asdict(orders)), encoding="utf-8")
+    # What an earlier write has left may be anything.
+    unfinished.unlink(missing_ok=True)
+    # Private from the start. Whoever takes permissions away later changes the file, as if somebody had damaged it.
+    with open(os.open(unfinished, _NEW, 0o600), "w", encoding="utf-8") as file:
+        json.dump(asdict(orders), file)
     os.replace(unfinished, path)

@@ -33,6 +33,7 @@ import pyarrow.parquet as pq
 
 from paywarden.schemas.durability import sync_folder
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
+from paywarden.schemas.file_state import open_lock
 from paywarden.streams.kafka.topic_rows import OFFSET, TIMESTAMP, TopicRows, Undecoded
 
 TOPICS = ("payments", "outcomes", "decisions", "shadow-decisions")
@@ -87,7 +88,7 @@ def locked(archive: Path, topic: str) -> Iterator[None]:
     folder = topic_folder(archive, topic)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / _LOCK_FILE).open("ab") as lock:
+        with open_lock(folder / _LOCK_FILE) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for path in folder.glob(f"date=*/*{_UNFINISHED}"):
                 path.unlink()
@@ -187,7 +188,7 @@ def _part(path: Path, topic: str) -> ArchiveFile:
             topic_id=content.get("topic_id", ""),
             key_digest=content.get("key_digest", ""),
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise Misconfigured(f"{path} is no file of an archive: its footer does not say what it covers") from error
 
 

@@ -118,4 +118,5 @@ class SetAside:
 
 
 def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+    # A named pipe in its place is an error: without O_NONBLOCK it would be waited for.
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)

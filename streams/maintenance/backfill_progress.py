@@ -50,6 +50,6 @@ def read_progress(store: ProfileStore) -> BackfillProgress | None:
     try:
         fields = json.loads(value)
         return BackfillProgress(Origin(**fields["origin"]), fields["phase"], fields["position"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         # Another release wrote it: this one must assume a backfill of another history.
         return None

@@ -25,6 +25,7 @@ from confluent_kafka import KafkaException, TopicPartition
 
 from paywarden.features.stores.lmdb import DATA_FILE
 from paywarden.schemas.errors import BrokerUnavailable, Misconfigured, StoreUnavailable
+from paywarden.schemas.file_state import read_regular
 from paywarden.schemas.private_files import make_private_folder
 from paywarden.streams.kafka.admin import make_admin, partitions_in, watermarks
 from paywarden.streams.kafka.client import REACH_TIMEOUT_S, KafkaSettings, reason_of
@@ -109,7 +110,7 @@ def restore(what: BackedUp, folder: Path) -> Backup:
 def read_backup(folder: Path) -> Backup:
     """Returns what a backup is of. Raises Misconfigured where it is not complete."""
     try:
-        fields = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        fields = json.loads(read_regular(folder / MANIFEST))
         if fields["format"] != _FORMAT:
             raise Misconfigured(f"{folder / MANIFEST}: format: wanted {_FORMAT}, got {fields['format']!r}")
         offsets = {
@@ -117,7 +118,7 @@ def read_backup(folder: Path) -> Backup:
             for topic, rows in fields["offsets"].items()
         }
         return Backup(str(fields["profile_set"]), str(fields["group"]), int(fields["taken_time_ms"]), offsets)
-    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise Misconfigured(f"{folder} is not a complete backup: {MANIFEST} cannot be read") from error
 
 

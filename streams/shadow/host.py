@@ -247,7 +247,7 @@ class _Child:
         for line in lines:
             try:
                 self._take(json.loads(line))
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 _log.error("shadow %s: its process wrote something else than its status to stdout", self.name)
 
     def _take(self, status: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ from paywarden.ops import wiring
 from paywarden.ops.reporting import print_table, printable
 from paywarden.ops.times import now_ms, spoken, time_ms_of
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.file_state import read_regular
 from paywarden.schemas.settings import Source, read_source
 
 if TYPE_CHECKING:
@@ -303,7 +304,7 @@ def verify(source: Source, head: str, topic: bool, files: bool, as_json: bool) -
     registry = wiring.model_registry(source)
     path = registry.log.path
     try:
-        content = path.read_bytes()
+        content = read_regular(path, None)
     except FileNotFoundError:
         content = b""
     except OSError as error:

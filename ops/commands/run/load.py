@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from paywarden.ops import wiring
 from paywarden.ops.extras import needs
 from paywarden.ops.reporting import report
+from paywarden.schemas.file_state import read_regular
 from paywarden.schemas.settings import Source
 
 
@@ -144,7 +143,7 @@ def _token(token_file: str | None) -> str:
     if token_file is None:
         return ""
     try:
-        token = Path(token_file).read_text(encoding="ascii").strip()
+        token = read_regular(token_file).decode("ascii").strip()
     except (OSError, ValueError) as error:
         raise click.ClickException(f"--token-file: cannot read {token_file}") from error
     if not token or not token.isprintable():

@@ -32,6 +32,7 @@ from paywarden.ops.console.pages import (
 )
 from paywarden.ops.console.rendering.templates import NO_CURRENCIES, Currencies
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.file_state import read_regular
 from paywarden.schemas.private_files import make_private_folder
 from paywarden.streams.alerts.events import ConsoleEvent
 
@@ -256,7 +257,7 @@ class Cases:
         if not names:
             raise not_found("file with this digest in the case")
         try:
-            content = (self._folder / digest).read_bytes()
+            content = read_regular(self._folder / digest, FILE_BYTES_MAX)
         except OSError as error:
             raise not_found("such file on this console: it was attached on another one, or it is lost") from error
         if hashlib.sha256(content).hexdigest() != digest:

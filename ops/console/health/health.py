@@ -345,7 +345,7 @@ def _reason(text: str) -> str:
             if isinstance(missing, list) and missing:
                 return "; ".join(map(str, missing))[:300]
             return ", ".join(f"{name}: {value}" for name, value in content.items())[:300]
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     return " ".join(text.split())[:300] or "it is not ready"
 

@@ -108,7 +108,7 @@ class People:
             content = tomllib.loads(read_regular(path).decode("utf-8"))
         except OSError as error:
             raise Misconfigured(f"cannot read the people {path}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise Misconfigured(f"{path} is not TOML: {error}") from error
         if odd := sorted(content.keys() - {"person", "token"}):
             raise Misconfigured(f"{path}: wanted tables [[person]] and [[token]], got {odd[0]!r}")

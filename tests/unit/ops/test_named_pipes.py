@@ -1,7 +1,8 @@
 """No process of ours waits for a named pipe, or reads a file without end, that somebody put in the place of its own.
 
 Whoever opens a named pipe waits until somebody writes to it. A supervisor that waits starts no worker any more, and a
-worker that waits answers nobody.
+worker that waits answers nobody. What the file holds instead of what it should is refused in one line, too: a bracket
+in a bracket without end raises another error than JSON that is merely wrong, and ended processes.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -19,12 +21,13 @@ from paywarden.features.catalogue.catalogue import CATALOGUE
 from paywarden.features.profiles.money import load_rates
 from paywarden.features.stores.lmdb_file import missing_bytes
 from paywarden.features.stores.register_file import FileRegister
+from paywarden.features.tables.mapping import read_mapping
 from paywarden.models.bundle.bundle import load_bundle, sha256_of
 from paywarden.models.bundle.explain import read_trees
 from paywarden.models.bundle.predictor import NativePredictor
 from paywarden.models.bundle.prepared import load_prepared
 from paywarden.models.bundle.signature import BundleSettings, TrustedKeys, sign_bundle
-from paywarden.models.bundle.stored_arrays import read_arrays
+from paywarden.models.bundle.stored_arrays import UNREADABLE, read_arrays
 from paywarden.models.policy.lists import read_lists
 from paywarden.models.policy.mapped_list import MappedList
 from paywarden.models.policy.prepared import load_policy, long_lists
@@ -32,9 +35,15 @@ from paywarden.models.registry.artefacts import check_files
 from paywarden.models.registry.log import LogFile
 from paywarden.models.registry.people import People, read_signing_key
 from paywarden.models.rollout.log import FileRolloutLog
+from paywarden.ops.capacity.coefficients import _figures_in
+from paywarden.ops.commands.run.load import _token
 from paywarden.ops.console.audit import AuditLog
 from paywarden.ops.console.people.people import People as ConsolePeople
 from paywarden.ops.console.webhooks import read_key
+from paywarden.ops.gateway.credentials import _certificates, _check_keys
+from paywarden.ops.gateway.description import read_description
+from paywarden.ops.gateway.host_tokens import read_secrets
+from paywarden.schemas.durability import write_synced
 from paywarden.schemas.errors import PaywardenError
 from paywarden.schemas.key_files import read_hex_key
 from paywarden.schemas.private_files import open_private
@@ -46,7 +55,10 @@ from paywarden.scoring.server.deployment import read_deployment
 from paywarden.scoring.server.releases import read_orders
 from paywarden.scoring.state.mirror import MirrorReader, MirrorSettings, MirrorWriter
 from paywarden.scoring.state.outbox import Cursor, OutboxReader, OutboxSettings, OutboxWriter
+from paywarden.streams.archive.files import locked
 from paywarden.streams.companion.cursors import HostIdentity
+from paywarden.streams.companion.set_aside import RECORD, SetAside
+from paywarden.streams.maintenance.backup import read_backup
 from tests.patience import PATIENCE_S
 from tests.worlds.small import small_world
 
@@ -87,11 +99,24 @@ def _signed(path: Path) -> object:
     return TrustedKeys({}).require(bundle)
 
 
+def _archive(path: Path) -> None:
+    with locked(_prepared(path, ".lock").parent, path.parent.name):
+        pass
+
+
+def _set_aside(path: Path) -> object:
+    folder = path.parent / "w" / "set-aside"
+    folder.mkdir(mode=0o700, parents=True)
+    path.rename(folder / f"{0:020d}-{9:020d}.new")
+    return SetAside(OutboxSettings(directory=str(path.parent)), "w").put(0, 9, RECORD, b"bytes")
+
+
 def _nothing() -> object:
     raise PaywardenError("it holds no key")
 
 
 DIGEST = "0" * 64
+REFUSALS = (PaywardenError, OSError, shared._DamagedFile, click.ClickException)
 READERS: dict[str, Read] = {
     "the configuration": lambda path: read_source(str(path)),
     "rates": lambda path: load_rates(str(path)),
@@ -132,6 +157,18 @@ READERS: dict[str, Read] = {
     "an outbox that is written": lambda path: OutboxWriter(_outbox(path), "w"),
     "a cursor": lambda path: Cursor(_outbox(path), "w").load(),
     "a host's name": lambda path: HostIdentity(Path(_outbox(path).directory)),
+    "a backup's manifest": lambda path: read_backup(_prepared(path, "backup.json")),
+    "the lock of a register of profile sets": lambda path: FileRegister(_prepared(path, "live.lock")).replace(b"", 0),
+    "the lock of an archive": _archive,
+    "a file that is written whole": lambda path: write_synced(_prepared(path, "f.new") / "f", b""),
+    "what is set aside": _set_aside,
+    "a bearer token": lambda path: _token(str(path)),
+    "a mapping of a table": read_mapping,
+    "a gateway's description": read_description,
+    "a gateway's secret": lambda path: read_secrets(str(path)),
+    "keys of a gateway": lambda path: _check_keys("jwks", str(path)),
+    "certificates of a gateway": lambda path: _certificates("ca", str(path)),
+    "figures of a benchmark": _figures_in,
     "a private file that is written": lambda path: open_private(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT),
 }
 
@@ -162,7 +199,7 @@ def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path: Path, name: str) -
     path = tmp_path / "own" / "file"
     path.parent.mkdir(mode=0o700)
     os.mkfifo(path, 0o600)
-    with pytest.raises((PaywardenError, OSError, shared._DamagedFile)) as refused:
+    with pytest.raises(REFUSALS) as refused:
         READERS[name](path)
     assert "\n" not in str(refused.value)
 
@@ -195,5 +232,38 @@ def test_a_file_larger_than_the_memory_is_refused_unread(tmp_path: Path, name: s
     path.parent.mkdir(mode=0o700)
     path.touch(mode=0o600)
     os.truncate(path, 1 << 40)
-    with pytest.raises((PaywardenError, OSError, shared._DamagedFile)):
+    with pytest.raises(REFUSALS):
         HUGE[name](path)
+
+
+HOSTILE: dict[str, bytes] = {
+    "brackets without end": b"[" * 60_000,
+    "objects without end": b'{"a":' * 10_000,
+    "brackets after a key": b"a = " + b"[" * 30_000,
+    "no UTF-8": b"\xff\xfe\x80abc",
+    "nothing": b"",
+    "half of it": b'{"version": 1, "active": {"bundle": "/x',
+    "zero bytes": bytes(5_000),
+    "digits without end": b"9" * 50_000,
+    "another value": b"[]",
+    "no path": b'{"version": 1, "active": {"bundle": "/x\\u0000y"}}',
+    "no bytes": b'{"version": 1, "active": {"bundle": "/x\\ud800y"}}',
+}
+
+
+@pytest.mark.usefixtures("bundle")
+@pytest.mark.parametrize("name", READERS)
+def test_whatever_a_file_holds_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    expected = UNREADABLE if name == "arrays" else REFUSALS
+    for number, (what, content) in enumerate(HOSTILE.items()):
+        path = tmp_path / str(number) / "own" / "file"
+        path.parent.mkdir(mode=0o700, parents=True)
+        path.touch(mode=0o600)
+        path.write_bytes(content)
+        told = ""
+        try:
+            # Some of it is a value of some of them.
+            READERS[name](path)
+        except expected as refused:
+            told = str(refused)
+        assert "\n" not in told, what

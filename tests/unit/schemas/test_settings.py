@@ -161,7 +161,7 @@ def test_a_folder_is_no_configuration(tmp_path: Path) -> None:
         read_source(str(tmp_path), {})
 
 
-@pytest.mark.parametrize("content", [b"[serve", b"port = ", b"\xff\xfe\x00"])
+@pytest.mark.parametrize("content", [b"[serve", b"port = ", b"\xff\xfe\x00", b"port = " + b"[" * 30_000])
 def test_a_file_that_is_no_toml_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "some.toml"
     path.write_bytes(content)
