@@ -85,6 +85,8 @@ _State = FileState | None
 _FolderState = tuple[tuple[str, _State], ...]
 # Stands in for the state of a configuration file that does not exist.
 _NO_FILE: FileState = (0, 0, 0, 0)
+# What a file of an operator may lead to, or one of a checker, which has run a bundle's code.
+_WRONG = (PaywardenError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 class _Known(NamedTuple):
@@ -260,7 +262,7 @@ class Deployer:
                 self._failures.add(1)
                 _log.error("a release cannot be kept ready: %s", trouble)
             self._order(found.deployment, found.keys)
-        except (PaywardenError, OSError, ValueError, KeyError, TypeError) as error:
+        except _WRONG as error:
             self._fail(error)
         finally:
             result.unlink(missing_ok=True)
@@ -290,7 +292,7 @@ class Deployer:
                 return
             has_share = self._is_starved
             self._pid = self._fork(lambda: self._check(deployment, has_share=has_share))
-        except (PaywardenError, OSError) as error:
+        except _WRONG as error:
             self._fail(error)
             return
         self._started, self._is_late, self._has_share, self._is_starved = now, False, has_share, False

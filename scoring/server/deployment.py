@@ -41,6 +41,7 @@ READY = "ready"
 _BYTES_MAX = 65_536
 _SALT = re.compile(f"[0-9a-f]{{{2 * SALT_BYTES}}}")
 _KEY_DIGITS = 32
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _ROLES = ("active", "previous", "candidate")
 _TEXTS = ("bundle", "policy", "bundle_digest", "policy_digest")
 
@@ -139,7 +140,8 @@ def write_deployment(path: Path, deployment: Deployment) -> None:
     content = content_of(deployment)
     unfinished = path.with_suffix(f".{os.getpid()}")
     try:
-        with unfinished.open("w", encoding="utf-8") as file:
+        unfinished.unlink(missing_ok=True)
+        with open(os.open(unfinished, _NEW, 0o600), "w", encoding="utf-8") as file:
             json.dump(content, file, indent=2)
             file.flush()
             os.fsync(file.fileno())
@@ -158,6 +160,16 @@ def _paths(path: Path, role: str, value: Any) -> ReleasePaths:
     for name in _TEXTS:
         if not isinstance(text := value.get(name, ""), str):
             raise Misconfigured(f"{path}: {role} {name}: wanted a text, got {type(text).__name__}")
+        if not _can_be_a_path(text):
+            raise Misconfigured(f"{path}: {role} {name}: no file can have this name: {text[:100]!r}")
     if not value.get("bundle"):
         raise Misconfigured(f"{path}: {role} bundle is missing")
     return ReleasePaths(**value)
+
+
+def _can_be_a_path(text: str) -> bool:
+    """Whether the system takes this for a path: no zero byte, and nothing that has no bytes."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False

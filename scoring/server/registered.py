@@ -48,7 +48,7 @@ class RegisteredDeployment:
         self._open, self._runtime, self._inputs = open_registry, runtime, inputs
         self._file = runtime / DEPLOYMENT
         self._seen: list[FileState | None] = []
-        self._told = ""
+        self._told = self._told_damage = ""
 
     def update(self) -> bool:
         """Write what the log says, unless the file says so already; returns whether it was written.
@@ -89,10 +89,15 @@ class RegisteredDeployment:
     def _now(self) -> Deployment | None:
         """Returns what the file says; None if it is missing or damaged: it is written anew then."""
         try:
-            return read_deployment(self._file)
+            now = read_deployment(self._file)
         except Misconfigured as error:
-            _log.warning("%s: it is replaced", error)
+            # What cannot be replaced, such as a folder, is read again each time.
+            if str(error) != self._told_damage:
+                _log.warning("%s: it is replaced", error)
+            self._told_damage = str(error)
             return None
+        self._told_damage = ""
+        return now
 
     def _deployment(
         self, registry: Registry, state: State, champion: Version, rollout: Rollout | None, now: Deployment | None

@@ -143,6 +143,9 @@ class ReleaseSwitch:
             return [self._load_one(orders, key, rest) for key in keys]
         except PaywardenError as error:
             return error
+        except Exception as error:  # noqa: BLE001 - without an answer the worker would never take up anything again
+            _log.exception("a bug ended the loading of a release")
+            return Misconfigured(f"release {orders.active}: {type(error).__name__}")
 
     def _load_one(self, orders: Orders, key: str, rest: Callable[[], object]) -> _Hot:
         host = self._host

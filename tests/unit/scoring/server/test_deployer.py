@@ -18,6 +18,7 @@ import pytest
 
 from paywarden.models.policy.mapped_list import MappedList, write_mapped_list
 from paywarden.schemas.errors import BundleRefused
+from paywarden.schemas.private_files import make_private_folder
 from paywarden.scoring.metrics.release import CHECK, swap_failures
 from paywarden.scoring.metrics.shared import Registry
 from paywarden.scoring.server.deployer import KILLS_MAX, Deployer, HostProcesses
@@ -378,6 +379,25 @@ def looks(host: Host) -> None:
         host.deployer._mend_due = host.deployer._due = 0.0
         host.begin()
         host.end()
+
+
+def test_orders_are_private_from_the_start(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+    """The companion makes the folder private with all that is in it. Open ones looked as if somebody changed them."""
+    host.source.serve("b")
+    wanted = host.swap()
+    make_private_folder(host.folder)
+    looks(host)
+    assert host.orders == wanted
+    assert "was changed" not in caplog.text
+
+
+def test_a_deployment_file_with_a_name_that_no_file_can_have_changes_nothing(host: Host) -> None:
+    """A zero byte in a path raises ValueError, which ended the supervisor, and with it the host."""
+    path = host.folder / "deployment.json"
+    for bundle in ("/b\\u0000", "/b\\ud800"):
+        path.write_text(f'{{"version": 1, "active": {{"bundle": "{bundle}"}}}}', encoding="utf-8")
+        assert host.swap().active == "a"
+    assert host.failures.value == 2
 
 
 @pytest.mark.parametrize("damage", ["emptied", "deleted"])

@@ -43,6 +43,8 @@ def test_a_deployment_is_read_as_it_was_written(tmp_path: Path) -> None:
         ({"version": 1, "active": "/b"}, "active: wanted an object, got str"),
         ({"version": 1, "active": {"policy": "/p"}}, "active bundle is missing"),
         ({"version": 1, "active": ACTIVE, "candidate": {"bundle": 3}}, "candidate bundle: wanted a text, got int"),
+        ({"version": 1, "active": {"bundle": "/b\0"}}, "active bundle: no file can have this name: '/b\\x00'"),
+        ({"version": 1, "active": {"bundle": "/b\ud800"}}, "active bundle: no file can have this name"),
         ({"version": 1, "active": ACTIVE | {"digest": ""}}, "active has no field 'digest'"),
         ({"version": 1, "active": ACTIVE, "shares": 1}, "there is no field 'shares'"),
         ({"version": 1, "active": ACTIVE, "share": 0.5}, "share: wanted a whole number of basis points, 0 to 10000"),

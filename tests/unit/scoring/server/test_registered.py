@@ -24,7 +24,7 @@ from paywarden.models.rollout.log import RolloutKeeper
 from paywarden.models.rollout.registry_log import RegistryRolloutLog
 from paywarden.models.rollout.rollout import EventKind, RolloutEvent, Start
 from paywarden.models.rollout.rollout import Version as Arm
-from paywarden.schemas.errors import RegistryRefused
+from paywarden.schemas.errors import Misconfigured, RegistryRefused
 from paywarden.scoring.server.deployment import (
     DEPLOYMENT,
     READY,
@@ -210,6 +210,22 @@ def test_a_file_that_somebody_changed_or_damaged_is_written_anew(host: Host) -> 
     host.promote("one")
     host.deployment.update()
     (host.runtime / DEPLOYMENT).write_text("{")
+    assert host.deployment.update()
+    assert host.says == served(paths("one"))
+
+
+def test_a_folder_in_the_place_of_the_file_is_told_once_and_replaced_when_it_is_gone(
+    host: Host, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The companion looks every second."""
+    host.promote("one")
+    place = host.runtime / DEPLOYMENT
+    place.mkdir(mode=0o700, parents=True)
+    for _ in range(3):
+        with pytest.raises(Misconfigured, match="Is a directory"):
+            host.deployment.update()
+    assert caplog.text.count("it is replaced") == 1
+    place.rmdir()
     assert host.deployment.update()
     assert host.says == served(paths("one"))
 
