@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from paywarden.ops.wiring import stores
 from paywarden.schemas.errors import Misconfigured
-from paywarden.schemas.file_state import state_of
+from paywarden.schemas.file_state import file_state
 from paywarden.schemas.settings import Source, read_source
 
 if TYPE_CHECKING:
@@ -107,7 +106,8 @@ def following_registry(source: Source, metrics: CollectorRegistry) -> AbstractCo
             yield log
 
     def stamp() -> object:
-        return state_of(os.stat(settings.people))
+        # To open the log says what is wrong with a file that is gone.
+        return file_state(settings.people)
 
     return LogFollower(
         opened if settings.topic else None,

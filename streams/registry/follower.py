@@ -132,11 +132,12 @@ class LogFollower:
 
     def _note(self, part: tuple[str, str], error: Exception) -> None:
         self._metrics.failures.inc()
-        if not isinstance(error, PaywardenError):
-            _log.error("model registry: a bug ended a round of the follower", exc_info=error)
-        elif str(error) != self._told[part]:
-            _log.error("model registry: %s: %s", part[0], error)
-        self._told[part] = str(error)
+        told = str(error) or type(error).__name__
+        if told != self._told[part]:
+            # Anything else than a PaywardenError is a bug.
+            bug = None if isinstance(error, PaywardenError) else error
+            _log.error("model registry: %s: %s", part[0], told, exc_info=bug)
+        self._told[part] = told
 
     def _mended(self, part: tuple[str, str]) -> None:
         if self._told[part]:

@@ -93,6 +93,22 @@ def test_a_failure_is_told_once_and_the_topic_is_opened_anew(
     assert following.opened == following.closed + 1
 
 
+def test_a_bug_is_told_once_and_ends_no_thread(following: Following, caplog: pytest.LogCaptureFixture) -> None:
+    """A file of people that was deleted filled the log with a traceback a second."""
+
+    def fails() -> object:
+        raise ZeroDivisionError
+
+    following.follower._stamp = fails
+    for _ in range(3):
+        following.follower.step()
+    assert [(record.levelname, bool(record.exc_info)) for record in caplog.records] == [("ERROR", True)]
+    following.follower._stamp = lambda: 1
+    following.one.promote("a")
+    following.follower.step()
+    assert following.equal()
+
+
 def test_the_deployment_file_follows_without_kafka_and_its_failure_stops_nothing(
     following: Following, caplog: pytest.LogCaptureFixture
 ) -> None:
