@@ -14,7 +14,7 @@ taken for "no event", it would pass for a good one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,17 +134,18 @@ class RolloutAnalysis:
     def look(self, now_ms: int, *, is_whole: bool = True) -> Rollout | None:
         """Judge the running step and return the rollout after that; None if there has been none.
 
-        `is_whole`: whether all decisions so far have been added. If not, nothing but harm counts. Raises Misconfigured
-        while the clock is behind the log; harm is taken even then.
+        `is_whole`: whether all decisions so far have been added. If not, the look finds harm or no data: the log shows
+        that somebody looks. Raises Misconfigured while the clock is behind the log; harm is taken even then.
         """
         running = self._running()
         if running is None:
             return self._keeper.rollout
         judgement = judge(running.start.plan, running.step, self._tally_of(running).counts(now_ms))
+        why = ""
         if not is_whole and judgement.finding is not Finding.HARM:
-            return running
+            judgement, why = replace(judgement, finding=Finding.NO_DATA), "not all decisions can be read"
         return self._keeper.take(
-            RolloutEvent(EventKind.LOOKED, now_ms, self._by, step=running.step, judgement=judgement)
+            RolloutEvent(EventKind.LOOKED, now_ms, self._by, why, step=running.step, judgement=judgement)
         )
 
     def _running(self) -> Rollout | None:

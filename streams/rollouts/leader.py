@@ -13,7 +13,8 @@
 5. Mature outcomes are judged in every step and while the rollout is provisional (streams/rollouts/outcomes.py).
 6. While the clock is behind the log, steps wait. If the candidate's bundle is gone, the rollout is rolled back.
 7. While a producer leaves a transaction open on `decisions` or `outcomes`, no step goes on and outcomes are not judged:
-   what stands behind it cannot be read. Harm that is seen meanwhile rolls back. The log says what is held up.
+   what stands behind it cannot be read. Harm that is seen meanwhile rolls back, and other looks find no data: the log
+   of rollouts shows that somebody leads. This process's log says what is held up.
 8. Decisions without a latency (from workers of an earlier release) do not count if the plan measures it.
 """
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from paywarden.models.policy.policy import APPROVE, DECLINE, REVIEW
 from paywarden.models.rollout.analysis import EventBounds, RolloutAnalysis, RolloutDecisions, event_bits
+from paywarden.models.rollout.judgement import Finding
 from paywarden.models.rollout.log import MemoryRolloutLog, RolloutKeeper
 from paywarden.models.rollout.plan import plan_of
 from paywarden.models.rollout.rollout import EventKind, Phase, Rollout, RolloutEvent, Start, Version
@@ -78,6 +79,30 @@ def test_a_candidate_that_is_the_same_takes_every_step_and_no_step_early() -> No
     rollout, minute = rolled_out(100)
     assert rollout.phase is Phase.PROVISIONAL
     assert minute >= 59
+
+
+def test_while_not_all_can_be_read_no_step_is_taken_and_the_log_shows_that_somebody_looks() -> None:
+    """Nothing came into the log, and whoever is on duty was paged: nobody leads."""
+    keeper = keeper_of()
+    analysis = RolloutAnalysis(keeper, BOUNDS)
+    looks = []
+    for minute in range(60):
+        analysis.add(decisions_at(minute, 1_000))
+        looked = analysis.look((minute + 1) * MINUTE_MS, is_whole=False)
+        assert looked is not None
+        assert (looked.phase, looked.step) == (Phase.RUNNING, 0)
+        looks.append(looked.time_ms)
+    assert [event.time_ms for event in keeper.events[2:]] == [MINUTE_MS * (1 + 5 * number) for number in range(12)]
+    assert {event.judgement.finding for event in keeper.events[2:] if event.judgement} == {Finding.NO_DATA}
+    rollout = analysis.look(61 * MINUTE_MS)
+    assert rollout is not None
+    assert rollout.step == 1
+    # Harm counts all the same.
+    for minute in range(61, 90):
+        analysis.add(decisions_at(minute, 5_000, declines=0.09))
+    rollout = analysis.look(90 * MINUTE_MS, is_whole=False)
+    assert rollout is not None
+    assert rollout.phase is Phase.ROLLED_BACK
 
 
 @pytest.mark.parametrize(("declines", "slow", "measure"), [(0.06, 0.01, "decline"), (0.03, 0.05, "slow")])
