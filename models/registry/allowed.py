@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from paywarden.models.registry import entries as kinds
 from paywarden.models.registry.log import RegistryLog
-from paywarden.models.registry.rules import SHADOW, State
+from paywarden.models.registry.rules import State
 
 
 def refusal_of_deployment(log: RegistryLog, state: State, versions: Mapping[str, tuple[str, str]]) -> str:
@@ -44,6 +44,6 @@ def _tried(log: RegistryLog, state: State) -> set[tuple[str, str]]:
             continue
         if entry.kind == kinds.PROPOSED:
             proposed[entry.digest] = entry.text("bundle"), entry.text("policy")
-        elif entry.kind == kinds.ROLLOUT_STARTED and entry.text("mode") != SHADOW:
+        elif entry.kind == kinds.ROLLOUT_STARTED:
             tried.add(proposed[entry.text("proposal")])
     return tried

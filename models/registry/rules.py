@@ -8,7 +8,7 @@ wrote the log: an entry that breaks a rule is in the log and counts for nothing.
     approved                               somebody else agrees; needs the role `approve`
     promoted                               the version decides from now on; needs `promote`, and enough approvals
     rolled_back                            the version before it decides again; needs `roll_back` and nobody else
-    rollout_started                        a proposed version is tried on some cards; needs `rollout`, and the approvals
+    rollout_started                        a proposed version is tried on cards; needs `rollout`, and the approvals
     rollout_step, rollout_verdict          what its evidence says; only the program that leads it, with the role `lead`
     rollout_paused, _resumed, _aborted     by a person with the role `rollout`; `roll_back` may abort as well
 
@@ -23,6 +23,9 @@ Rules that hold for every kind: the key belongs to a known person of that name, 
 whose key is not revoked; and the entry is not older than the newest before it by more than `clock_back_ms`. A
 rollback, a verdict and an abort are accepted whatever their time: a wrong clock must not keep a bad model in place.
 
+A clock that was ahead ends with a `clock_set`. Approvals that are dated later count no longer: nobody knows when they
+were given, so nobody knows when they expire.
+
 While a rollout of a version decides about cards, its promotion names the rollout. A rollback of the champion ends it.
 
 The way back is a stack. A promotion puts a version on top, a rollback takes the top off. To return to a version that
@@ -32,13 +35,14 @@ was taken off, propose it again.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Final
 
 from paywarden.models.registry import entries as kinds
-from paywarden.models.registry.entries import Entry, Value, is_digest
+from paywarden.models.registry.entries import Entry, Value, is_digest, is_name
 from paywarden.models.registry.log import RegistryLog
 from paywarden.models.registry.people import (
     ADMIN,
@@ -52,9 +56,9 @@ from paywarden.models.registry.people import (
     Person,
 )
 
-SHADOW: Final = "shadow"
-MODES: Final = (SHADOW, "canary", "blue_green")
-"""How a rollout lets a candidate in. A shadow decides nothing, and needs no approval."""
+MODES: Final = ("shadow", "canary", "blue_green")
+"""How a rollout lets a candidate in. All of them need the approvals: one that begins in the shadow gets cards by a
+`resume`, which one person writes."""
 
 _DAY_MS = 86_400_000
 # The roles that may write an entry: any of them.
@@ -156,7 +160,7 @@ class Proposal:
 class Rollout:
     """A rollout that is under way. `events`: its entries so far, the first is that of the start.
 
-    `champion`: the digest of the version that it is compared with; empty for a shadow.
+    `champion`: the digest of the version that it is compared with.
     """
 
     name: str
@@ -240,17 +244,21 @@ def refusal_of(log: RegistryLog, entry: Entry, people: People, rules: Rules) -> 
 
 
 def _state(log: RegistryLog, people: People, rules: Rules, at_ms: int | None) -> State:
-    whole = _Fold(people, rules)
-    for position, entry in enumerate(log.entries):
-        whole.take(entry, position + 1, 0, is_late=position in log.late)
-    ignored = {ignored.number - 1 for ignored in whole.state().ignored}
-    times_ms = _effect_times_ms(log, ignored)
+    fold = _folded(log, people, rules, len(log.entries))
+    times_ms = _effect_times_ms(log, fold.ignored_positions())
+    # They never fall.
+    length = len(times_ms) if at_ms is None else bisect_right(times_ms, at_ms)
+    if length < len(times_ms):
+        fold = _folded(log, people, rules, length)
+    return fold.state(times_ms)
+
+
+def _folded(log: RegistryLog, people: People, rules: Rules, length: int) -> _Fold:
+    """Returns what holds after the first `length` entries."""
     fold = _Fold(people, rules)
-    for position, entry in enumerate(log.entries):
-        if at_ms is not None and times_ms[position] > at_ms:
-            break
-        fold.take(entry, position + 1, times_ms[position], is_late=position in log.late)
-    return fold.state()
+    for position, entry in enumerate(log.entries[:length]):
+        fold.take(entry, position + 1, is_late=position in log.late)
+    return fold
 
 
 def _effect_times_ms(log: RegistryLog, ignored: Collection[int]) -> list[int]:
@@ -284,7 +292,8 @@ class _Fold:
         self._proposals: dict[str, Proposal] = {}
         self._rollout: Rollout | None = None
         self._revoked: set[str] = set()
-        self._history: list[Decided] = []
+        # What became champion, by which entry, and its number.
+        self._decided: list[tuple[Version, Entry, int]] = []
         self._ignored: list[Ignored] = []
         self._notes: list[str] = []
         self._newest_ms = 0
@@ -303,13 +312,13 @@ class _Fold:
             kinds.ROLLOUT_RESUMED: self._rollout_went_on,
             kinds.ROLLOUT_ABORTED: self._rollout_went_on,
             kinds.KEY_REVOKED: self._key_revoked,
-            kinds.CLOCK_SET: lambda _: "",
+            kinds.CLOCK_SET: self._clock_set,
         }
         self._is_late = False
         self._number = 0
 
-    def take(self, entry: Entry, number: int, effect_ms: int, *, is_late: bool) -> None:
-        """Take the next entry: `number` is its line, `effect_ms` when it takes effect."""
+    def take(self, entry: Entry, number: int, *, is_late: bool) -> None:
+        """Take the next entry: `number` is its line."""
         self._is_late, self._number = is_late, number
         before = self._stack[-1] if self._stack else None
         reason = self._refusal(entry) or self._takes[entry.kind](entry)
@@ -323,17 +332,21 @@ class _Fold:
             self._newest_ms = max(self._newest_ms, entry.time_ms)
         after = self._stack[-1] if self._stack else None
         if after is not None and after != before:
-            self._history.append(Decided(after, entry, effect_ms))
+            self._decided.append((after, entry, number))
 
-    def state(self) -> State:
-        """Returns what holds now."""
+    def ignored_positions(self) -> set[int]:
+        """Returns the positions of the entries that break a rule, from 0."""
+        return {ignored.number - 1 for ignored in self._ignored}
+
+    def state(self, times_ms: Sequence[int]) -> State:
+        """Returns what holds now. `times_ms`: when each entry takes effect."""
         return State(
             way_back=tuple(self._stack),
             bundles=dict(self._bundles),
             policies=dict(self._policies),
             proposals=dict(self._proposals),
             rollout=self._rollout,
-            history=tuple(self._history),
+            history=tuple(Decided(version, entry, times_ms[number - 1]) for version, entry, number in self._decided),
             ignored=tuple(self._ignored),
             notes=tuple(self._notes),
             newest_ms=self._newest_ms,
@@ -415,7 +428,7 @@ class _Fold:
         if rollout is not None and rollout.version != proposal.version:
             return f"the rollout {rollout.name} of another version is under way: abort it first"
         named = entry.text("rollout")
-        if rollout is not None and rollout.mode != SHADOW and named != rollout.name:
+        if rollout is not None and named != rollout.name:
             return (
                 f"the rollout {rollout.name} of it is under way: `paywarden rollout promote` ends it, or abort it first"
             )
@@ -461,16 +474,16 @@ class _Fold:
     def _rollout_started(self, entry: Entry) -> str:
         proposal = self._proposals.get(entry.text("proposal"))
         mode, name = entry.text("mode"), entry.text("rollout")
-        if mode not in MODES or not name:
-            return f"rollout, mode: wanted a name and one of {', '.join(MODES)}"
+        if mode not in MODES or not is_name(name):
+            return f"rollout, mode: wanted a name of letters, digits and . _ @ -, and one of {', '.join(MODES)}"
         if self._rollout is not None:
             return f"the rollout {self._rollout.name} is under way"
         if proposal is None:
             return f"there is no open proposal {_short(entry.text('proposal'))}"
-        if mode != SHADOW and (problem := self._approval_problem(proposal, entry.time_ms)):
+        if problem := self._approval_problem(proposal, entry.time_ms):
             return problem
-        champion = "" if mode == SHADOW else entry.text("champion")
-        if mode != SHADOW and (not self._stack or champion != self._stack[-1].digest):
+        champion = entry.text("champion")
+        if not self._stack or champion != self._stack[-1].digest:
             return f"champion: wanted the digest of the version that decides, got {_short(champion)}"
         self._rollout = Rollout(name, mode, proposal.version, champion, is_paused=False, events=(entry,))
         return ""
@@ -492,11 +505,27 @@ class _Fold:
         if self._people.owner(key) is None:
             return f"the key {key or '(none)'} belongs to nobody in the file of people"
         self._revoked.add(key)
-        # What the key agreed to and nobody has promoted yet is open again.
-        for proposal in self._proposals.values():
-            kept = tuple(approval for approval in proposal.approvals if approval.key != key)
-            self._proposals[proposal.digest] = replace(proposal, approvals=kept)
+        self._withdraw(lambda approval: approval.key == key)
         return ""
+
+    def _clock_set(self, entry: Entry) -> str:
+        # Two machines never have the same time.
+        latest_ms = entry.time_ms + self._rules.clock_back_ms
+        for approval in self._withdraw(lambda approval: approval.time_ms > latest_ms):
+            self._notes.append(
+                f"line {self._number}: the approval of {approval.by} counts no longer, its clock was "
+                f"{(approval.time_ms - entry.time_ms) // 1000} s ahead: approve again"
+            )
+        return ""
+
+    def _withdraw(self, is_open_again: Callable[[Approval], bool]) -> list[Approval]:
+        """Take approvals away that no promotion has used yet, and return them."""
+        gone = []
+        for proposal in self._proposals.values():
+            gone += filter(is_open_again, proposal.approvals)
+            kept = tuple(approval for approval in proposal.approvals if not is_open_again(approval))
+            self._proposals[proposal.digest] = replace(proposal, approvals=kept)
+        return gone
 
     def _approval_problem(self, proposal: Proposal, at_ms: int) -> str:
         agreed, wanted = proposal.approvers(at_ms), self._rules.approvals

@@ -9,7 +9,8 @@ registry, which hosts share. `FileRolloutLog` is a file of JSON lines for a host
 
 `RolloutKeeper.take` is how events get in: it refuses what must not happen, and writes nothing then. Looks come every
 few seconds. The keeper writes those that change the phase, the step or the finding, and otherwise one every
-NOTED_EVERY_MS. After kill -9 at any moment the next process reads the log and is where it says.
+NOTED_EVERY_MS; of outcomes one every OUTCOMES_NOTED_EVERY_MS. After kill -9 at any moment the next process reads the
+log and is where it says.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any, BinaryIO, Protocol
 from paywarden.models.rollout.judgement import judgement_of, judgement_record
 from paywarden.models.rollout.plan import RolloutPlan
 from paywarden.models.rollout.rollout import EventKind, Phase, Rollout, RolloutEvent, Start, Version, after
+from paywarden.models.rollout.shares import CardSplit
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.file_state import open_regular
 from paywarden.schemas.line_file import LineFile
@@ -33,6 +35,8 @@ from paywarden.schemas.private_files import make_parent, open_private
 
 NOTED_EVERY_MS = 300_000
 """At most half of LOOK_GAP_MAX_MS, so that no step loses time by what is not written."""
+OUTCOMES_NOTED_EVERY_MS = 21_600_000
+"""Labels come by the day, for weeks: four thousand lines that say the same would slow down every reader of the log."""
 # Everything that reading a record of something else may raise.
 NO_EVENT = (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError)
 _FIELDS = ("kind", "time_ms", "by", "why", "start", "step", "judgement")
@@ -169,7 +173,8 @@ class RolloutKeeper:
         """Raises Misconfigured for a log that cannot be read."""
         self._log = log
         self._events: list[RolloutEvent] = []
-        self._noted_ms = 0
+        # The newest looks, and what was noted of outcomes, by kind.
+        self._noted_ms: dict[EventKind, int] = {}
         self.started_ms = 0
         """When the newest rollout was started."""
         self.offered_ms = 0
@@ -198,7 +203,8 @@ class RolloutKeeper:
 
     def _note(self, rollout: Rollout, event: RolloutEvent) -> None:
         """Note an event that is in the log, and the rollout after it."""
-        self.rollout, self._noted_ms = rollout, event.time_ms
+        self.rollout = rollout
+        self._noted_ms[event.kind] = event.time_ms
         if event.kind is EventKind.STARTED:
             self.started_ms, self.offered_ms, self.steps_ms = event.time_ms, event.time_ms, []
         elif event.kind is EventKind.RESUMED and rollout.phase is Phase.PENDING:
@@ -223,7 +229,8 @@ class RolloutKeeper:
     def _is_notable(self, before: Rollout | None, rollout: Rollout, event: RolloutEvent) -> bool:
         if before is None or event.kind not in (EventKind.LOOKED, EventKind.OUTCOMES):
             return True
-        if event.time_ms - self._noted_ms >= NOTED_EVERY_MS:
+        every_ms = NOTED_EVERY_MS if event.kind is EventKind.LOOKED else OUTCOMES_NOTED_EVERY_MS
+        if event.time_ms - self._noted_ms.get(event.kind, 0) >= every_ms:
             return True
         return _shown(before) != _shown(rollout)
 
@@ -284,7 +291,11 @@ def _start_of(record: Mapping[str, Any]) -> Start:
     shadow = record.get("shadow", False)
     if type(shadow) is not bool:
         raise TypeError("wanted true or false")
-    return Start(_text(record["name"]), _text(record["salt"]), champion, candidate, RolloutPlan(**plan), shadow)
+    salt = _text(record["salt"])
+    # Every host makes its split of it, and knows one form.
+    if CardSplit(bytes.fromhex(salt)).salt.hex() != salt:
+        raise ValueError("wanted a salt in small hex digits")
+    return Start(_text(record["name"]), salt, champion, candidate, RolloutPlan(**plan), shadow)
 
 
 def _text(value: object) -> str:

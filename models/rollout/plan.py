@@ -28,6 +28,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
+from itertools import pairwise
 
 from paywarden.models.rollout.shares import BASIS_POINTS, checked_steps
 from paywarden.schemas.errors import Misconfigured
@@ -146,6 +147,11 @@ class RolloutPlan:
         """Raises Misconfigured naming what is out of range."""
         if len(self.steps) < 2:
             raise Misconfigured("rollout steps: wanted at least one below 100 %, since at 100 % nothing is compared")
+        # A plan that somebody signed into the log was in nobody's settings.
+        if not all(type(step) is int and step > before for before, step in pairwise((0, *self.steps))):
+            raise Misconfigured(f"rollout steps: wanted rising whole basis points, got {self.steps!r}")
+        if self.steps[-1] != BASIS_POINTS:
+            raise Misconfigured(f"rollout steps: wanted 100 % as the last one, got {self.steps[-1] / 100:g} %")
         if len(self.step_hours) != len(self.steps) - 1:
             wanted = f"{len(self.steps) - 1}, one for each step but the last"
             raise Misconfigured(f"rollout hours: wanted {wanted}, got {len(self.step_hours)}")

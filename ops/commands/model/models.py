@@ -482,7 +482,7 @@ def _ignored_lines(state: State) -> list[str]:
     return [
         printable(f"line {one.number} counts for nothing: {one.entry.kind} by {one.entry.by}: {one.reason}")
         for one in state.ignored
-    ] + list(state.notes)
+    ] + list(map(printable, state.notes))
 
 
 def _entry_json(entry: Entry) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from paywarden.models.registry import entries as kinds
 from paywarden.models.registry.entries import Entry, Value
 from paywarden.models.registry.log import RegistryLog
 from paywarden.models.registry.people import ADMIN, APPROVE, PROMOTE, PROPOSE, ROLL_BACK, People
-from paywarden.models.registry.rules import Rules, State, Version, refusal_of, state_of
+from paywarden.models.registry.rules import MODES, Rules, State, Version, refusal_of, state_of
 from paywarden.schemas.errors import RegistryRefused
 from tests.worlds.rollout.registry import CATALOGUE, NAMES, START_MS, Writer, digest, key_of, people_of
 
@@ -294,11 +294,41 @@ def test_a_clock_that_jumps_is_refused_until_an_admin_sets_it() -> None:
     assert state_of(writer.log, EVERYBODY, TWO).champion == version("one")
     writer.add(kinds.CLOCK_SET, "dora")
     writer.add(kinds.APPROVED, "cleo", proposal=proposal.digest)
-    state = state_of(writer.log, EVERYBODY, TWO, at_ms=writer.now_ms)
-    assert [one.approvers(writer.now_ms) for one in state.proposals.values()] == [["ben", "cleo"]]
+    assert refusal_of(writer.log, writer.entry(kinds.CLOCK_SET, "dora"), EVERYBODY, TWO) == ""
     # A little older is usual: two machines never have the same time.
     near = writer.entry(kinds.CLOCK_SET, "dora", time_ms=writer.now_ms - 299_000)
     assert refusal_of(writer.log, near, EVERYBODY, TWO) == ""
+
+
+def test_an_approval_dated_ahead_counts_no_longer_once_the_clock_is_set() -> None:
+    """It counted for as long as the clock was ahead and a month more: approved once, promoted a year later."""
+    writer = Writer()
+    proposal = writer.proposal("one")
+    ahead_ms = writer.now_ms + 365 * DAY_MS
+    near = writer.add(kinds.APPROVED, "cleo", time_ms=writer.now_ms + 200_000, proposal=proposal.digest)
+    writer.add(kinds.APPROVED, "ben", time_ms=ahead_ms, proposal=proposal.digest)
+    writer.add(kinds.CLOCK_SET, "dora")
+    state = state_of(writer.log, EVERYBODY, TWO)
+    # A machine that is a little ahead is usual, and its approval stays.
+    assert [[approval.by for approval in one.approvals] for one in state.proposals.values()] == [["cleo"]]
+    assert state.proposals[proposal.digest].approvals[0].time_ms == near.time_ms
+    assert state.notes == (
+        f"line {len(writer.log.entries)}: the approval of ben counts no longer, its clock was "
+        f"{(ahead_ms - writer.now_ms) // 1000} s ahead: approve again",
+    )
+    writer.now_ms += 29 * DAY_MS
+    writer.add(kinds.PROMOTED, "dora", proposal=proposal.digest)
+    assert reasons(writer) == ["it needs the approval of 2, cleo approved it"]
+    writer.add(kinds.APPROVED, "ben", proposal=proposal.digest)
+    writer.add(kinds.PROMOTED, "dora", proposal=proposal.digest)
+    assert state_of(writer.log, EVERYBODY, TWO).champion == version("one")
+    # What was promoted while the clock was ahead has been decided: it stays.
+    later = Writer()
+    other = later.proposal("one")
+    for by, kind in (("ben", kinds.APPROVED), ("cleo", kinds.APPROVED), ("dora", kinds.PROMOTED)):
+        later.add(kind, by, time_ms=later.now_ms + 365 * DAY_MS, proposal=other.digest)
+    later.add(kinds.CLOCK_SET, "dora")
+    assert state_of(later.log, EVERYBODY, TWO).champion == version("one")
 
 
 def test_an_ignored_entry_of_another_time_moves_no_other() -> None:
@@ -372,8 +402,9 @@ def test_one_rollout_at_a_time_and_only_an_approved_version_decides_in_it() -> N
         what = {"rollout": name, "mode": mode, "proposal": of.digest, "champion": version("one").digest}
         return writer.entry(kinds.ROLLOUT_STARTED, "anna", what)
 
-    assert "needs the approval of 2" in refusal_of(writer.log, start("r1", proposal, "canary"), EVERYBODY, TWO)
-    assert refusal_of(writer.log, start("r1", proposal, "shadow"), EVERYBODY, TWO) == ""
+    # One that begins in the shadow, too: the person who starts it could give it cards alone.
+    for mode in MODES:
+        assert "needs the approval of 2" in refusal_of(writer.log, start("r1", proposal, mode), EVERYBODY, TWO)
     for approver in ("ben", "cleo"):
         writer.add(kinds.APPROVED, approver, proposal=proposal.digest)
         writer.add(kinds.APPROVED, approver, proposal=other.digest)

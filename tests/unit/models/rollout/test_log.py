@@ -167,6 +167,20 @@ def test_outcomes_are_noted_when_their_finding_changes() -> None:
     assert [each.time_ms for each in log.events()] == [0, 1, 3, 5]
 
 
+def test_two_weeks_of_outcomes_that_say_the_same_are_a_few_lines() -> None:
+    """They are judged every minute, and a signed log is read whole by each command."""
+    log = MemoryRolloutLog()
+    keeper = RolloutKeeper(log)
+    for each in EVENTS[:2]:
+        keeper.take(each)
+    days, minutes = 14, 30
+    for number in range(days * 24 * 60 // minutes):
+        keeper.take(outcomes(Finding.INCONCLUSIVE, 10 + number * minutes * 60_000))
+    assert len(log.events()) <= 2 + 4 * days + 1
+    assert keeper.rollout is not None
+    assert keeper.rollout.outcomes is not None
+
+
 def test_a_log_that_cannot_be_read_or_written_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(Misconfigured, match=r"cannot read the rollouts in .*: Is a directory"):
         RolloutKeeper(FileRolloutLog(tmp_path))

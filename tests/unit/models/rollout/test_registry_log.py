@@ -13,13 +13,13 @@ import pytest
 from paywarden.models.registry import entries as kinds
 from paywarden.models.registry.artefacts import FolderStore
 from paywarden.models.registry.copies import merge
-from paywarden.models.registry.entries import Entry
+from paywarden.models.registry.entries import Entry, Value
 from paywarden.models.registry.log import LogFile, RegistryLog
 from paywarden.models.registry.people import APPROVE, LEAD, PROMOTE, PROPOSE, ROLL_BACK, ROLLOUT
 from paywarden.models.registry.registry import Registry, Signer
-from paywarden.models.registry.rules import Rules
+from paywarden.models.registry.rules import MODES, Rules
 from paywarden.models.rollout.judgement import Finding
-from paywarden.models.rollout.log import MemoryRolloutLog, RolloutKeeper, RolloutLog
+from paywarden.models.rollout.log import MemoryRolloutLog, RolloutKeeper, RolloutLog, event_record
 from paywarden.models.rollout.registry_log import RegistryRolloutLog, kind_of
 from paywarden.models.rollout.rollout import EventKind, Phase, RolloutEvent, Start, Version
 from paywarden.schemas.errors import Misconfigured, RegistryRefused
@@ -157,6 +157,58 @@ def test_what_nobody_approved_cannot_be_tried_on_cards(tmp_path: Path) -> None:
         hosts.start()
     with pytest.raises(Misconfigured, match="there is no open proposal of the bundle"):
         hosts.start(replace(START, candidate=version_of("unknown")))
+
+
+def started_by_hand(hosts: Hosts, **what: Value) -> None:
+    """Append a start whose rules nobody has checked, with the event START in it."""
+    state = hosts.registry().state()
+    assert state.champion is not None
+    (proposal,) = state.proposals.values()
+    record = event_record(event(EventKind.STARTED, 0, start=START))
+    text = json.dumps({name: record[name] for name in ("kind", "start", "step", "judgement")})
+    whole = {"rollout": "r-1", "event": text, "mode": "canary", "champion": state.champion.digest} | what
+    hosts.add(partial(Writer.entry, kind=kinds.ROLLOUT_STARTED, by="anna", what=whole, proposal=proposal.digest))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_kind_of_start_gets_around_the_approvals(tmp_path: Path, mode: str) -> None:
+    """A shadow needed none: an entry of one, with the event of a canary, gave cards to what nobody had approved."""
+    hosts = Hosts.at(tmp_path, approved=False)
+    started_by_hand(hosts, mode=mode)
+    assert hosts.of("lead").rollout is None
+    assert [one.reason for one in hosts.registry().state().ignored] == [
+        "it needs the approval of 1, nobody approved it"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("plan", "rest"),
+    [
+        ({"steps": [10_000, 10_000]}, {}),
+        ({"steps": [1_000, 20_000]}, {}),
+        ({"steps": [0, 10_000]}, {}),
+        ({"steps": [100.5, 10_000]}, {}),
+        ({"steps": [100, 5_000]}, {}),
+        ({"steps": ["<b>", 10_000]}, {}),
+        ({}, {"salt": "AB" * 16}),
+        ({}, {"salt": "00"}),
+    ],
+)
+def test_a_signed_start_with_steps_or_a_salt_that_no_host_can_use_counts_for_nothing(
+    tmp_path: Path, plan: dict[str, object], rest: dict[str, object]
+) -> None:
+    hosts = Hosts.at(tmp_path)
+    record = event_record(event(EventKind.STARTED, 0, start=START))
+    start = {**record["start"], **rest, "plan": {**record["start"]["plan"], "step_hours": [1.0], **plan}}
+    started_by_hand(hosts, event=json.dumps({"kind": "started", "start": start, "step": -1, "judgement": None}))
+    assert hosts.of("lead").rollout is None
+
+
+def test_a_name_that_is_markup_starts_no_rollout(tmp_path: Path) -> None:
+    hosts = Hosts.at(tmp_path)
+    started_by_hand(hosts, rollout="<script>alert(1)</script>")
+    assert hosts.registry().state().ignored[0].reason.startswith("rollout, mode: wanted a name of letters")
+    assert hosts.registry().state().rollout is None
 
 
 def test_a_start_of_another_candidate_than_the_approved_one_counts_for_nothing(tmp_path: Path) -> None:
