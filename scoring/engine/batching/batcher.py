@@ -4,8 +4,8 @@
 
 1. A front submits every request as a `Call` when its last byte has arrived. Admission control runs at once, before
    anything is parsed. It estimates the wait from the payments in the queue and the recent time per payment. A call
-   that would wait too long, or pass its deadline, is refused (load shedding). A queue that has been empty lately may
-   be twice as long as one that stands (scoring/engine/batching/queue_limit.py). Callers share the worker: each has a
+   that would wait too long, or pass its deadline, is refused (load shedding). A queue that gathered in a moment may be
+   three times as long as one that stands (scoring/engine/batching/queue_limit.py). Callers share the worker: each has a
    queue of his own, and a share of every limit (scoring/engine/batching/caller_queues.py).
 2. When the loop has read all its sockets, the batcher takes at most `chunk_payments` payments from the queue and
    scores them together. Then the loop reads again, so that under overload refusals leave between two chunks. The
@@ -376,6 +376,8 @@ class MicroBatcher:
 
     def _schedule(self) -> None:
         self._scheduled = True
+        if self._busy_since is None and self._limit.stands:
+            self._limit.note_begun(self._now_s())
         asyncio.get_running_loop().call_soon(self._run)
 
     def _run(self) -> None:
@@ -396,7 +398,8 @@ class MicroBatcher:
             ended = self._now_s()
             # Waiting calls also wait for the reading and refusing between two chunks, so that time counts as well.
             waiting = self._queue.payments + (len(fast) if fast else 0)
-            self._limit.note_chunk(count, ended - (began if self._busy_since is None else self._busy_since), waiting)
+            worked_s = ended - (began if self._busy_since is None else self._busy_since)
+            self._limit.note_chunk(count, worked_s, waiting, ended)
             self._busy_since = ended
         if self._turn or fast:
             self.wake()

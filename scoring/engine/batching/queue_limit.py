@@ -21,6 +21,9 @@ _LOOK_S, _LOOKS = 0.01, 2
 # It also stands when the worker has worked for this long without having emptied it. At half load what gathers in a stop
 # of 100 ms is answered in about as much work.
 _STANDING_S = 0.05
+# A queue counts as standing for so long after it stood last. Callers who send too much pause, too: a queue of 10 ms is
+# empty after a pause of 10 ms, and what comes then is no burst.
+_CALM_S = 0.1
 
 
 class QueueLimit:
@@ -35,14 +38,14 @@ class QueueLimit:
        ones counts.
     2. *A queue that stands* has become no shorter, or calls were refused, in `_LOOKS` times of `_LOOK_S` of work; or it
        has not been empty in `_STANDING_S` of work. Then more is asked than can be answered, waiting helps nobody, and
-       the limit is `wait_ms_max`. Any other queue is what gathered in a stop, or a burst: it will be empty soon, and
-       the limit is what can be answered in time. The time in which the worker had no core is not work: a stop does not
-       make a queue stand.
+       the limit is `wait_ms_max`. That is not over because the queue is empty once, but when one begins `_CALM_S`
+       later. Any other queue is what gathered in a stop, or a burst: it will be empty soon, and the limit is what can
+       be answered in time. The time in which the worker had no core is not work: a stop does not make a queue stand.
     """
 
     __slots__ = (
         *("_burst_s", "_full_s", "_has_refused", "_large", "_looked_at_s", "_longer", "_payment_s", "_stand_s"),
-        *("_waited", "_working_s", "stands", "wait_s_max"),
+        *("_stood_at", "_waited", "_working_s", "stands", "wait_s_max"),
     )
 
     def __init__(self, *, wait_s_max: float, deadline_s: float, chunk_payments: int) -> None:
@@ -57,6 +60,8 @@ class QueueLimit:
         self._working_s = self._looked_at_s = 0.0
         self._waited = self._longer = 0
         self._has_refused = False
+        # When the queue stood last, by the clock of `note_chunk`.
+        self._stood_at = 0.0
         self.wait_s_max = self._burst_s
         """The longest wait that is allowed now."""
         self.stands = False
@@ -70,8 +75,11 @@ class QueueLimit:
         """Note that a call was refused because of those that wait."""
         self._has_refused = True
 
-    def note_chunk(self, payments: int, seconds: float, waiting: int) -> None:
-        """Note that the worker took this long from chunk to chunk, without a pause before it. `waiting`: payments."""
+    def note_chunk(self, payments: int, seconds: float, waiting: int, now: float) -> None:
+        """Note that the worker took this long from chunk to chunk, without a pause before it, until `now`.
+
+        `waiting`: payments.
+        """
         seconds_each, average_s = seconds / payments, self._payment_s
         self._payment_s += _COST_WEIGHT * (min(seconds_each, _COST_JUMP_MAX * average_s) - average_s)
         full_s = self._full_s
@@ -87,11 +95,15 @@ class QueueLimit:
         if self._working_s - self._looked_at_s > _LOOK_S:
             self._longer = self._longer + 1 if self._has_refused or waiting >= self._waited else 0
             self._looked_at_s, self._waited, self._has_refused = self._working_s, waiting, False
-        if self._longer >= _LOOKS or self._working_s > _STANDING_S:
-            self.wait_s_max, self.stands = self._stand_s, True
+        if self._longer >= _LOOKS or self._working_s > _STANDING_S or (self.stands and self._has_refused):
+            self.wait_s_max, self.stands, self._stood_at = self._stand_s, True, now
 
     def note_empty(self) -> None:
         """Note that nothing waits."""
         self._working_s = self._looked_at_s = 0.0
         self._waited, self._longer, self._has_refused = 0, 0, False
-        self.wait_s_max, self.stands = self._burst_s, False
+
+    def note_begun(self, now: float) -> None:
+        """Note that something waits again after `note_empty`."""
+        if now - self._stood_at >= _CALM_S:
+            self.wait_s_max, self.stands = self._burst_s, False

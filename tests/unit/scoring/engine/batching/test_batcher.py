@@ -319,6 +319,8 @@ def test_the_time_per_payment_is_learned() -> None:
     world.scorer.payment_s = 0.004
     world.run(lambda: [world.ask(f"{n}", deadline=200.0) for n in range(30)], turns=100)
     before = len(world.scorer.asked)
+    # That queue stood. What comes a while later may be a burst.
+    world.clock.now += 0.2
     world.run(lambda: [world.ask(f"{n}", deadline=200.0) for n in range(30)], turns=100)
     assert before == 30
     # At 4 ms each, 8 payments take more than 30 ms, which is what may gather in a moment.
@@ -352,6 +354,7 @@ def test_reading_between_chunks_counts_in_the_time_per_payment() -> None:
 
     asyncio.run(flood())
     assert len(world.scorer.asked) == 40
+    world.clock.now += 0.2
     world.run(lambda: [world.ask(f"{n}", deadline=200.0) for n in range(30)], turns=100)
     # Each takes 5 ms; without what comes between them all 30 would be admitted.
     assert len(world.scorer.asked) - 40 == 7
@@ -445,6 +448,14 @@ def test_a_queue_that_stands_is_held_to_the_usual_wait() -> None:
     assert {code for _, code in stream.refused} == {"resource_exhausted"}
     assert 0.015 < max(wait for due, wait in stream.waits if 101.0 < due < 101.025) < 0.04
     assert 0.007 < max(wait for due, wait in stream.waits if due > 101.025) < 0.012
+
+
+def test_an_overload_is_not_over_because_callers_paused_for_a_moment() -> None:
+    """What they held back comes at once. It is no burst that may wait three times as long: more comes behind it."""
+    held_back = [101.225] * 1_000
+    stream = Stream(LEARNED + evenly(101.0, 101.2, 200_000) + held_back + evenly(101.225, 101.4, 200_000))
+    stream.run()
+    assert max(wait for due, wait in stream.waits if due > 101.025) < 0.02
 
 
 def test_a_queue_that_gets_shorter_does_not_stand() -> None:
