@@ -151,7 +151,7 @@ class Limits:
 
     body_bytes_max: int = 512 * 1024
     head_bytes_max: int = 16 * 1024
-    # From a request's first byte to its last.
+    # From a request's first byte to its last, and for the handshake of TLS.
     request_timeout_ms: int = 2_000
     idle_timeout_ms: int = 60_000
     connections_max: int = 4_096

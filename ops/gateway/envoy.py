@@ -111,6 +111,8 @@ def _listener(description: GatewayDescription, kind: str) -> _Json:
     chain: _Json = {"filters": [_connection_manager(description, kind)]}
     if description.tls.certificate:
         chain["transport_socket"] = _downstream_tls(description, kind)
+        # Else a connection that never says a word of TLS stays as long as one of a client.
+        chain["transport_socket_connect_timeout"] = _seconds(description.limits.request_timeout_ms)
     return {
         "name": kind,
         "address": _socket_address(address),

@@ -20,6 +20,8 @@ from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.state.shards import ROUTE_BITS_DIGITS
 
 _NEXT_WEIGHT = 1_000_000
+# nginx takes 128 bytes for each client that calls: half of a megabyte, at most.
+_CLIENTS_OF_ZONE_MB = 4_000
 # Idle connections that a worker keeps to the hosts of one upstream.
 _KEPT_CONNECTIONS = 64
 
@@ -32,6 +34,11 @@ class _Share:
     rate: int
     burst: int
     clients: list[str]
+
+    @property
+    def zone_mb(self) -> int:
+        """The memory of the zone. If it were full, nginx would forget what a client has called."""
+        return 1 + len(self.clients) // _CLIENTS_OF_ZONE_MB
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ def nginx_configuration(description: GatewayDescription) -> str:
     """
     _refuse_what_it_cannot(description)
     kinds = [kind for kind in (HTTP, GRPC) if description.listener(kind)]
-    sharded = _sharded(description, kinds)
+    sharded, shares = _sharded(description, kinds), _shares(description.clients)
     lua = (
         environment()
         .get_template("nginx.lua")
@@ -67,6 +74,7 @@ def nginx_configuration(description: GatewayDescription) -> str:
             shard_count=description.shards.count,
             route_digits_of_shard=ROUTE_BITS_DIGITS,
             places=sharded.places,
+            shares=[(client, share.name) for share in shares for client in share.clients],
         )
     )
     return (
@@ -82,7 +90,7 @@ def nginx_configuration(description: GatewayDescription) -> str:
             # nginx counts in whole seconds.
             out_s=-(-description.nginx.out_ms // 1000),
             log_format="{" + ",".join(f'"{name}":"{value}"' for name, value in NGINX_FIELDS.items()) + "}",
-            shares=_shares(description.clients),
+            shares=shares,
             upstreams=list(_upstreams(description, kinds)),
             sharded_upstreams=sharded.upstreams,
             servers=[_server(description, kind) for kind in kinds],

@@ -1,4 +1,11 @@
 {{ clients_code }}
+
+-- The variable by which nginx counts the calls of a client with a limit.
+local share_of_client = {
+{% for client, share in shares %}
+  ["{{ client }}"] = "{{ share }}",
+{% endfor %}
+}
 {% if shard_count %}
 
 -- By version: the number of each shard's upstream.
@@ -18,6 +25,8 @@ function paywarden_check({{ "version, upstream" if shard_count else "" }})
   local client = client_for(variables.http_authorization, certificate)
   if not client then return ngx.exit(401) end
   variables.paywarden_client = client
+  local share = share_of_client[client]
+  if share then variables[share] = client end
   local route = variables.http_x_paywarden_route
   if route and not is_route(route) then return ngx.exec("@wrong_route") end
 {% if shard_count %}

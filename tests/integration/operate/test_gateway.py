@@ -60,6 +60,8 @@ KEYS = tuple("k" * length for length in (43, 16, 55, 56, 64, 119))
 NEXT_KEY = "the-next-key-of-checkout"
 LIMITED_KEY = "the-key-of-a-client-with-a-limit"
 LIMIT, BURST = 50, 20
+# Words of nginx's own, and a name that differs from another one by its case alone.
+ODD_NAMES = ("default", "include", "LIMITED")
 # The setting's number in HTTP/2 (RFC 9113, 6.5.2).
 MAX_CONCURRENT_STREAMS = 3
 SCORE = "/paywarden.scoring.v1.Scoring/Score"
@@ -115,6 +117,10 @@ def _description(world: World, recorder: int) -> str:
         for number, (http, over_grpc) in enumerate(zip(world.http, world.grpc, strict=True))
     ]
     keys = [f'[[clients]]\nname = "client-{len(key)}"\nkeys = ["{_hash(key)}"]\n' for key in KEYS[1:]]
+    odd = [
+        f'[[clients]]\nname = "{name}"\nkeys = ["{_hash(name)}"]\ncalls_per_second = 100000\nburst = 100000\n'
+        for name in ODD_NAMES
+    ]
     return f"""
 [tls]
 certificate = "gateway.pem"
@@ -147,6 +153,7 @@ name = "limited"
 keys = ["{_hash(LIMITED_KEY)}"]
 calls_per_second = {LIMIT}
 burst = {BURST}
+{"".join(odd)}
 [[clients]]
 name = "app"
 jwt_issuer = "https://id.shop.example"
@@ -189,7 +196,8 @@ def stop(host: Served) -> None:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    folder = tmp_path_factory.mktemp("gateway")
+    # What a path may hold, and a target could take for an end of its words.
+    folder = tmp_path_factory.mktemp("a gateway; {1} #")
     (folder / "secret").write_text("s" * 32 + "\n", encoding="ascii")
     (folder / "secret").chmod(0o600)
     authority, old, other = Authority(folder), Authority(folder, "old", days=-1), Authority(folder, "other")
@@ -199,7 +207,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     (folder / "client_ca.pem").write_text(trusted, encoding="ascii")
     jwt_key = ec.generate_private_key(ec.SECP256R1())
     (folder / "keys.json").write_text(_key_set(jwt_key), encoding="ascii")
-    names = ["checkout", *(f"client-{len(key)}" for key in KEYS[1:]), "limited", "app"]
+    names = ["checkout", *(f"client-{len(key)}" for key in KEYS[1:]), "limited", *ODD_NAMES, "app"]
     (folder / "tokens").write_text(tokens_file(read_secrets(str(folder / "secret")), names), encoding="ascii")
     (folder / "tokens").chmod(0o600)
     tokens = Tokens(str(folder / "tokens"))
@@ -375,6 +383,18 @@ def test_v2_stands_beside_v1_and_a_host_gets_the_clients_token(gateway: RunningG
     assert "traceparent" not in reply.json["headers"]  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("path", ["/v2/./score", "/v2/x/../score", "/v2/%2e%2e/v2/score", "/v2/%73core?a=b"])
+def test_a_host_gets_the_path_of_the_route_however_it_was_written(gateway: RunningGateway, path: str) -> None:
+    reply = ask_one(gateway, head(card="c"), path=path)
+    assert (reply.status, reply.json["path"]) == (200, "/v2/score" + "?a=b" * path.endswith("?a=b"))
+
+
+@pytest.mark.parametrize("path", ["//v2/score", "/v2//score", "/V2/score", "/v2/score/", "/v2/score;a", "/metrics"])
+def test_a_path_that_only_looks_like_a_route_reaches_no_host(gateway: RunningGateway, path: str) -> None:
+    reply = ask_one(gateway, head(card="c"), path=path)
+    assert (reply.status, reply.error["code"]) == (404, "not_found")
+
+
 # Who calls
 
 
@@ -498,6 +518,13 @@ def test_a_share_bounds_one_client_and_no_other(world: World, gateway: RunningGa
     assert len(world.seen()) == HOSTS
 
 
+def test_a_client_may_have_any_name_and_keeps_its_own_share(gateway: RunningGateway) -> None:
+    """nginx's `map` took `default` and `include` for words of its own, and LIMITED for limited."""
+    for name in ODD_NAMES:
+        replies = ask(gateway, f"name-{name}", ["c"] * (3 * BURST), name)
+        assert {reply.status for reply in replies} == {200}
+
+
 def test_what_no_host_should_see_is_refused_in_clear_words(world: World, gateway: RunningGateway) -> None:
     before = world.seen()
     for headers, path, body, status, code in (
@@ -555,6 +582,14 @@ def test_a_caller_without_tls_gets_nothing_but_what_the_port_wants(world: World,
         # Envoy closes a connection whose first bytes are no TLS.
         assert answer == b""
     assert world.seen() == before
+
+
+def test_a_connection_that_says_nothing_is_closed_before_an_idle_one(gateway: RunningGateway) -> None:
+    """Envoy kept it for a minute, so that anybody could take all connections."""
+    began = time.monotonic()
+    with socket.create_connection(("127.0.0.1", gateway.http_port), timeout=PATIENCE_S) as silent:
+        assert silent.recv(1) == b""
+    assert time.monotonic() - began < Limits().idle_timeout_ms / 1000 - 10
 
 
 # Hosts in trouble
