@@ -9,7 +9,6 @@ import ssl
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -32,7 +31,15 @@ from paywarden.schemas.avro import TOPICS, subject
 from paywarden.schemas.errors import BrokerUnavailable, Misconfigured, PaywardenError
 from paywarden.schemas.file_state import open_regular
 from paywarden.schemas.settings import Source
-from paywarden.streams.kafka.admin import ask_end_offsets, make_admin, require_broker, retry_until_leader
+from paywarden.streams.kafka.admin import (
+    CONNECT_TIMEOUT_S,
+    CORRECT_ADDRESS,
+    ask_end_offsets,
+    make_admin,
+    require_broker,
+    retry_until_leader,
+    unreached_brokers,
+)
 from paywarden.streams.kafka.client import REACH_TIMEOUT_S, KafkaSettings, reason_of
 from paywarden.streams.kafka.schemas.registry import RegistrySettings, registered_subjects
 from paywarden.streams.kafka.topic_identity import embedded_cluster
@@ -50,9 +57,6 @@ _CLOCK_MS_MAX = 2_000
 _NEWEST = OffsetSpec.max_timestamp()  # type: ignore[no-untyped-call]
 _RIGHTS = ("DESCRIBE", "READ", "WRITE")
 _SHOWN_MAX = 5
-_CONNECT_TIMEOUT_S = 5.0
-# Connections that are tried at once.
-_AT_ONCE = 16
 _REGISTRY_TRIES = 3
 # It says whole seconds, and its answer takes a moment.
 _CLOCK_S_OF_REGISTRY_MAX = 10.0
@@ -73,11 +77,10 @@ def check_kafka(source: Source) -> Iterator[Result]:
     if embedded_cluster(admin):
         yield Result("kafka", OK, f"the embedded broker answers at {kafka.bootstrap}: it has no settings of topics")
         return
-    cluster = list(admin.list_topics(timeout=REACH_TIMEOUT_S).brokers.values())
-    brokers = len(cluster)
+    away, brokers = unreached_brokers(admin)
     yield Result("kafka", OK, f"{brokers} broker{'s' if brokers > 1 else ''} at {kafka.bootstrap}")
-    if away := list(_brokers_away([(str(broker.host), int(broker.port)) for broker in cluster])):
-        yield from away
+    if away:
+        yield from (Result("kafka", ERROR, seen, CORRECT_ADDRESS) for seen in away)
         if len(away) == brokers:
             return
     wanted = wanted_topics(kafka, settings, wiring.entity_names(source))
@@ -124,7 +127,7 @@ def _why_away(kafka: KafkaSettings) -> Iterator[str]:
             continue
         host, port = place
         try:
-            socket.create_connection(place, timeout=_CONNECT_TIMEOUT_S).close()
+            socket.create_connection(place, timeout=CONNECT_TIMEOUT_S).close()
         except (socket.gaierror, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or "it is no name of a host"
             yield f"no address is known for {host} ({reason}): correct [kafka] bootstrap, or DNS"
@@ -135,28 +138,6 @@ def _why_away(kafka: KafkaSettings) -> Iterator[str]:
                 f"{host}:{port} takes connections, and does not speak {kafka.security_protocol} with us: look at "
                 "[kafka] security_protocol, the SASL settings and the broker's log"
             )
-
-
-def _brokers_away(places: Sequence[tuple[str, int]]) -> Iterator[Result]:
-    """Yields an error for each broker that cannot be reached where it says that it is: clients go there."""
-    with ThreadPoolExecutor(min(len(places), _AT_ONCE) or 1) as threads:
-        for (host, port), reason in zip(places, threads.map(_unreachable, places), strict=True):
-            if reason:
-                yield Result(
-                    "kafka",
-                    ERROR,
-                    f"a broker says that it is at {host}:{port}, where this host does not reach it ({reason})",
-                    "correct advertised.listeners of that broker, or DNS and the way to it",
-                )
-
-
-def _unreachable(place: tuple[str, int]) -> str:
-    """Returns why no connection can be made; empty if one can."""
-    try:
-        socket.create_connection(place, timeout=_CONNECT_TIMEOUT_S).close()
-    except (OSError, UnicodeError) as error:
-        return getattr(error, "strerror", None) or str(error)
-    return ""
 
 
 def _described(admin: AdminClient, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -332,7 +313,7 @@ def _subjects_in_time(settings: RegistrySettings) -> frozenset[str]:
             met.append(error)
 
     # The client asks three times, each of its addresses.
-    limit_s = (_REGISTRY_TRIES * settings.timeout_ms / 1000 + _CONNECT_TIMEOUT_S) * (settings.url.count(",") + 1)
+    limit_s = (_REGISTRY_TRIES * settings.timeout_ms / 1000 + CONNECT_TIMEOUT_S) * (settings.url.count(",") + 1)
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(limit_s)
@@ -357,9 +338,9 @@ def _registry_clock(settings: RegistrySettings) -> Iterator[Result]:
             if settings.certificate_file:
                 key = settings.key_file or None
                 context.load_cert_chain(settings.certificate_file, key, settings.key_password or None)
-            connection = http.client.HTTPSConnection(host, port, timeout=_CONNECT_TIMEOUT_S, context=context)
+            connection = http.client.HTTPSConnection(host, port, timeout=CONNECT_TIMEOUT_S, context=context)
         else:
-            connection = http.client.HTTPConnection(host, port, timeout=_CONNECT_TIMEOUT_S)
+            connection = http.client.HTTPConnection(host, port, timeout=CONNECT_TIMEOUT_S)
         with closing(connection):
             connection.request("HEAD", parts.path or "/")
             said_s = parsedate_to_datetime(connection.getresponse().headers["Date"]).timestamp()

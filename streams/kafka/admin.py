@@ -6,9 +6,10 @@ payments/0    offsets 120 … 979    `watermarks` returns (120, 980): the first 
 from __future__ import annotations
 
 import logging
+import socket
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
-from concurrent.futures import Future
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
@@ -36,6 +37,10 @@ _LEADER_AGAIN_S = 0.1
 _LEADER_TIMEOUT_S = 20.0
 
 
+# Of a plain connection to a broker, and how many are tried at once.
+CONNECT_TIMEOUT_S = 5.0
+_CONNECTIONS_AT_ONCE = 16
+
 # The client caches partition leaders for this long; its default is 15 minutes. After a broker restarts, the broker
 # refuses questions about the ends of its partitions until the cache has expired: they name an old leader epoch.
 _LEADERS_AGE_MS_MAX = 5000
@@ -53,6 +58,40 @@ def require_broker(settings: KafkaSettings) -> None:
         make_admin(settings).list_topics(timeout=REACH_TIMEOUT_S)
     except KafkaException as error:
         raise BrokerUnavailable(f"no Kafka broker answers at {settings.bootstrap}: {reason_of(error)}") from error
+
+
+# What to do about a broker that says a wrong address.
+CORRECT_ADDRESS = "correct advertised.listeners of that broker, or DNS and the way to it"
+
+
+def unreached_brokers(admin: AdminClient) -> tuple[list[str], int]:
+    """Returns what is wrong with each broker that nobody reaches where it says that it is, and the number of brokers.
+
+    Clients find a cluster at `bootstrap`, and then go where its brokers say that they are (`advertised.listeners`).
+    Raises BrokerUnavailable.
+    """
+    try:
+        cluster = admin.list_topics(timeout=REACH_TIMEOUT_S).brokers.values()
+    except KafkaException as error:
+        raise BrokerUnavailable(f"no Kafka broker answers: {reason_of(error)}") from error
+    places = [(str(broker.host), int(broker.port)) for broker in cluster]
+    return list(_unreached(places)), len(places)
+
+
+def _unreached(places: Collection[tuple[str, int]]) -> Iterator[str]:
+    with ThreadPoolExecutor(min(len(places), _CONNECTIONS_AT_ONCE) or 1) as threads:
+        for (host, port), reason in zip(places, threads.map(_unreachable, places), strict=True):
+            if reason:
+                yield f"a broker says that it is at {host}:{port}, where this host does not reach it ({reason})"
+
+
+def _unreachable(place: tuple[str, int]) -> str:
+    """Returns why no connection can be made; empty if one can."""
+    try:
+        socket.create_connection(place, timeout=CONNECT_TIMEOUT_S).close()
+    except (OSError, UnicodeError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    return ""
 
 
 def partitions_of(settings: KafkaSettings, topic: str) -> list[int]:

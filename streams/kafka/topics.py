@@ -10,13 +10,14 @@ from confluent_kafka.cimpl import NewPartitions, NewTopic
 
 from paywarden.schemas.avro import TOPICS
 from paywarden.schemas.errors import BrokerUnavailable, Misconfigured, PaywardenError
-from paywarden.streams.kafka.admin import make_admin, wait_until_known
+from paywarden.streams.kafka.admin import CORRECT_ADDRESS, make_admin, unreached_brokers, wait_until_known
 from paywarden.streams.kafka.client import MESSAGE_BYTES_MAX, REACH_TIMEOUT_S, KafkaSettings, reason_of
 from paywarden.streams.kafka.schemas.remembered_schemas import SCHEMAS_TOPIC
 from paywarden.streams.kafka.topic_identity import embedded_cluster
 from paywarden.streams.kafka.topic_names import CURSORS_TOPIC, repartition_topic
 
 _DAY_MS = 86_400_000
+_NO_ANSWER = (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError.REQUEST_TIMED_OUT)
 # Kafka keeps a dead letter past its days until its segment is closed and every letter in it is old. The note that a
 # letter was retried must outlive the letter, so it is kept this much longer.
 _RETRIED_DAYS_MORE = 30
@@ -72,15 +73,25 @@ def _create(kafka: KafkaSettings, topics: Sequence[NewTopic]) -> list[str]:
             f"the broker at {kafka.bootstrap} is an embedded broker (`paywarden broker`), which cannot create topics "
             "for clients. It makes a topic when it is first used: nothing needs to be created there"
         )
+    away, brokers = unreached_brokers(admin)
+    if away and len(away) == brokers:
+        raise _not_reached(kafka, away)
     for name, future in admin.create_topics(list(topics), operation_timeout=30, request_timeout=15).items():
         try:
             future.result()
             created.append(name)
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                if away and error.args[0].code() in _NO_ANSWER:
+                    raise _not_reached(kafka, away) from error
                 raise _refused(kafka, name, error, "cannot be created") from error
     wait_until_known(admin, created)
     return sorted(created)
+
+
+def _not_reached(kafka: KafkaSettings, away: Sequence[str]) -> BrokerUnavailable:
+    """Returns the error for a cluster that answers at `bootstrap` and has brokers elsewhere."""
+    return BrokerUnavailable(f"Kafka answers at {kafka.bootstrap}, but {'; '.join(away)}: {CORRECT_ADDRESS}")
 
 
 def _refused(kafka: KafkaSettings, name: str, error: KafkaException, what: str) -> PaywardenError:
@@ -88,7 +99,7 @@ def _refused(kafka: KafkaSettings, name: str, error: KafkaException, what: str) 
         return Misconfigured(
             f"the broker at {kafka.bootstrap} answers, but it cannot create or change topics for clients"
         )
-    if error.args[0].code() in (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError.REQUEST_TIMED_OUT):
+    if error.args[0].code() in _NO_ANSWER:
         return BrokerUnavailable(f"no Kafka broker answers at {kafka.bootstrap}: {reason_of(error)}")
     return Misconfigured(f"topic {name} {what}: {reason_of(error)}")
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import socket
+from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from confluent_kafka import KafkaError
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 from paywarden.schemas.errors import BrokerUnavailable, Misconfigured
+from paywarden.streams.kafka import topics
 from paywarden.streams.kafka.admin import partitions_in, wait_until_known
 from paywarden.streams.kafka.client import KafkaSettings
 
@@ -49,3 +53,38 @@ def test_a_topic_between_two_leaders_exists() -> None:
 def test_a_topic_that_does_not_exist_is_said_at_once(answer: dict[str, Any]) -> None:
     with pytest.raises(Misconfigured, match="topic a does not exist"):
         partitions_in(answering(answer), KafkaSettings(), "a")
+
+
+def cluster(*places: tuple[str, int]) -> AdminClient:
+    """A client of brokers that say that they are at these places, and which creates no topic in time."""
+    brokers = {number: SimpleNamespace(host=host, port=port) for number, (host, port) in enumerate(places)}
+
+    def create(new: list[NewTopic], **_: object) -> dict[str, Future[None]]:
+        answers = {topic.topic: Future[None]() for topic in new}
+        for answer in answers.values():
+            answer.set_exception(KafkaException(KafkaError(KafkaError._TIMED_OUT)))
+        return answers
+
+    def listed(**_: object) -> SimpleNamespace:
+        return SimpleNamespace(brokers=brokers, cluster_id="c")
+
+    return cast(AdminClient, SimpleNamespace(list_topics=listed, create_topics=create))
+
+
+def test_a_broker_that_says_a_wrong_address_is_named_when_topics_are_created(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients go there. After a quarter of a minute it was told that no broker answers at `bootstrap`."""
+    with socket.create_server(("127.0.0.1", 0)) as broker:
+        well, away = ("127.0.0.1", broker.getsockname()[1]), ("no..such.broker", 9092)
+        for places in ((away,), (well, away)):
+            monkeypatch.setattr(topics, "make_admin", lambda _, places=places: cluster(*places))
+            with pytest.raises(BrokerUnavailable) as caught:
+                topics.create_topics(KafkaSettings(bootstrap="kafka-1:9092"), topics.TopicSettings(), [])
+            line = str(caught.value)
+            assert line.startswith(
+                "Kafka answers at kafka-1:9092, but a broker says that it is at no..such.broker:9092,"
+            )
+            assert line.endswith("correct advertised.listeners of that broker, or DNS and the way to it")
+            assert str(well[1]) not in line
+        monkeypatch.setattr(topics, "make_admin", lambda _: cluster(well))
+        with pytest.raises(BrokerUnavailable, match="no Kafka broker answers at kafka-1:9092"):
+            topics.create_topics(KafkaSettings(bootstrap="kafka-1:9092"), topics.TopicSettings(), [])

@@ -105,7 +105,7 @@ def test_an_answer_that_never_ends_is_not_waited_for(monkeypatch: pytest.MonkeyP
         return frozenset()
 
     monkeypatch.setattr(kafka, "registered_subjects", asks)
-    monkeypatch.setattr(kafka, "_CONNECT_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(kafka, "CONNECT_TIMEOUT_S", 0.01)
     monkeypatch.setattr(kafka, "_REGISTRY_TRIES", 0)
     state, seen = told("http://127.0.0.1:1")
     never.set()
