@@ -1,4 +1,4 @@
-"""Keep what a person searches for out of addresses: card ids, devices, IP addresses.
+"""Keep what a person searches for out of addresses: card ids, devices, IP addresses, and any free text.
 
     form ──POST card_id=…──► 303 ──► GET /decisions?action=review&sealed=4kQ…
                                      paging, Back and reload use this address
@@ -42,11 +42,16 @@ class Seal:
 
     def address(self, path: str, values: Mapping[str, str], personal: Collection[str]) -> str:
         """Returns the address of a page with these values. Those in `personal` are sealed, empty ones left out."""
+        given = self.parameters(path, values, personal)
+        return f"{path}?{urlencode(given)}" if given else path
+
+    def parameters(self, path: str, values: Mapping[str, str], personal: Collection[str]) -> dict[str, str]:
+        """Returns the parameters of that address."""
         given = {name: value for name, value in values.items() if value}
         hidden = {name: given.pop(name) for name in personal if name in given}
         if hidden:
             given[SEALED_FIELD] = self._sealed(path, hidden)
-        return f"{path}?{urlencode(given)}" if given else path
+        return given
 
     def opened(self, path: str, text: str) -> dict[str, str]:
         """Returns what `address` sealed for this path. Raises SealBroken."""

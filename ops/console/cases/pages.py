@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from paywarden.ops.console.cases import case as cases
 from paywarden.ops.console.cases.case import Case, Change, case_subject, cases_of
@@ -43,12 +44,15 @@ _FILES_A_DAY, _DAY_S = 200, 86_400.0
 _ITEM = re.compile(r"(payment|alert):[^\s:]{1,150}")
 _NOTE_CHARS_MAX = 4_000
 PAGE_SIZE = 50
+PATH = "/cases"
 LIST_FIELDS = (
     Field("state", "Only open or only closed ones", choices=("open", "closed", "all")),
-    Field("q", "Only cases whose title, id or person has this text"),
+    # A text may be anything: a title often names a card or a customer.
+    Field("q", "Only cases whose title, id or person has this text", is_personal=True),
     Field("page", "Which page, from 1", kind="whole", low=1, high=1_000_000),
 )
-_ITEM_FIELD = Field("item", "What a new case begins with: payment:ID or alert:ID")
+PERSONAL = tuple(one.name for one in LIST_FIELDS if one.is_personal)
+_ITEM_FIELD = Field("item", "What the form of a case begins with: payment:ID or alert:ID")
 _ACTS = ("note", "link", "unlink", "propose", "close", "reopen")
 
 
@@ -70,7 +74,7 @@ class CaseRow:
 class CasesView:
     """A page of cases, open ones first, the newest change first. `total`: of those that meet the filters.
 
-    `item`: what the form for a new case has in it.
+    `parameters`: the filters as addresses have them. `item`: what the form for a new case has in it.
     """
 
     cases: tuple[CaseRow, ...]
@@ -78,22 +82,28 @@ class CasesView:
     page: int
     pages: int
     filters: Mapping[str, str]
+    parameters: Mapping[str, str]
     missing: tuple[Missing, ...]
     may_act: bool
     item: str
 
     def link(self, **changed: str) -> str:
         """Returns the address of this page with other filters."""
-        return filtered("/cases", {**self.filters, **changed})
+        return filtered(PATH, {**self.parameters, "item": self.item, **changed})
+
+    def link_to(self, case_id: str) -> str:
+        """Returns the address of a case, where the item waits in a form."""
+        return filtered(f"{PATH}/{quote(case_id, safe='')}", {"item": self.item})
 
 
 @dataclass(frozen=True)
 class CaseView:
-    """One case. `needs_two`: it takes two people to close it."""
+    """One case. `needs_two`: it takes two people to close it. `item`: what the form of one more item has in it."""
 
     case: Case
     needs_two: bool
     may_act: bool
+    item: str
     verdicts: tuple[str, ...] = cases.VERDICTS
 
 
@@ -129,14 +139,14 @@ class Cases:
         upload = (Field("file", "A file, at most 5 MB", kind="file", is_required=True),)
         pages = (
             Page(
-                "/cases",
+                PATH,
                 self.show_all,
                 "The cases, open ones first",
                 fields=(*LIST_FIELDS, _ITEM_FIELD),
                 view=CasesView,
             ),
             Page("/cases/open", self.open, "Open a case", "POST", ACT_ROLES, (title, item)),
-            Page("/cases/{case_id}", self.show, "A case and its history", view=CaseView),
+            Page("/cases/{case_id}", self.show, "A case and its history", fields=(_ITEM_FIELD,), view=CaseView),
             Page("/cases/{case_id}/act", self.act, "Do something", "POST", ACT_ROLES, (act, note, item, verdict)),
             Page("/cases/{case_id}/change", self.change, "Change a field", "POST", ACT_ROLES, change),
             Page(
@@ -150,7 +160,7 @@ class Cases:
             ),
             Page("/cases/{case_id}/files/{digest}", self.download, "A file of a case", roles=ACT_ROLES),
         )
-        return Section("cases", "Cases", "/cases", pages)
+        return Section("cases", "Cases", PATH, pages)
 
     def show_all(self, visit: Visit) -> Shown:
         """Show a page of cases."""
@@ -180,6 +190,7 @@ class Cases:
             page,
             pages,
             filters,
+            visit.seal.parameters(PATH, filters, PERSONAL),
             tuple(self._reader.missing()),
             visit.person.may(ACT_ROLES),
             visit.text("item"),
@@ -190,7 +201,7 @@ class Cases:
         """Show a case."""
         case = self._find(visit)
         visit.saw(case_subject(case.case_id))
-        view = CaseView(case, case.needs_two(self._large), visit.person.may(ACT_ROLES))
+        view = CaseView(case, case.needs_two(self._large), visit.person.may(ACT_ROLES), visit.text("item"))
         return Shown("cases/case.html", view, case.title)
 
     def open(self, visit: Visit) -> Done:
@@ -206,7 +217,7 @@ class Cases:
         is_seen = self._reader.write(events)
         visit.did("opened", subject)
         # The page of a case that nobody has read yet would say that there is none.
-        location, later = (f"/cases/{case_id}", "") if is_seen else ("/cases", NOT_SEEN)
+        location, later = (f"/cases/{case_id}", "") if is_seen else (PATH, NOT_SEEN)
         return Done(location, f"Opened the case {case_id}.{later}", {"case_id": case_id})
 
     def act(self, visit: Visit) -> Done:

@@ -27,6 +27,7 @@ from paywarden.streams.alerts.events import ASSIGNED, COMMENTED, ConsoleEvent, a
 from paywarden.streams.alerts.records import Acknowledgement
 
 PAGE_SIZE = 50
+PATH = "/inbox"
 CAUSES = ("profiles", "input", "traffic", "score", "outcome")
 _STATES = ("open", "snoozed", "cleared", "all")
 _ACTS = ("acknowledge", "snooze", "assign", "take", "comment")
@@ -39,15 +40,20 @@ LIST_FIELDS = (
     Field("cause", "Only this cause", choices=CAUSES),
     Field("assigned", "Only what is assigned to this person; nobody, or me"),
     Field("seen", "Only what somebody has acknowledged (yes), or nobody (no)", choices=("yes", "no")),
-    Field("q", "Only alerts whose subject, segment, id, model or person has this text"),
+    # A text may be anything: somebody looks for a card, or for a colleague.
+    Field("q", "Only alerts whose subject, segment, id, model or person has this text", is_personal=True),
     Field("sort", "The order", choices=tuple(SORTS)),
     Field("page", "Which page, from 1", kind="whole", low=1, high=1_000_000),
 )
+PERSONAL = tuple(one.name for one in LIST_FIELDS if one.is_personal)
 
 
 @dataclass(frozen=True)
 class InboxView:
-    """A page of the inbox. `version` changes when anything in it may have changed; `filters` are those that are set."""
+    """A page of the inbox. `version` changes when anything in it may have changed; `filters` are those that are set.
+
+    `parameters` are the filters as addresses have them.
+    """
 
     alerts: tuple[AlertRow, ...]
     total: int
@@ -55,6 +61,7 @@ class InboxView:
     page: int
     pages: int
     filters: Mapping[str, str]
+    parameters: Mapping[str, str]
     version: int
     unreadable: int
     missing: tuple[Missing, ...]
@@ -62,7 +69,7 @@ class InboxView:
 
     def link(self, **changed: str) -> str:
         """Returns the address of this page with other filters."""
-        return filtered("/inbox", {**self.filters, **changed})
+        return filtered(PATH, {**self.parameters, **changed})
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,7 @@ class Inbox:
             Field("back", "The page to go back to", chars_max=2000),
         )
         pages = (
-            Page("/inbox", self.show, "The alerts, the worst first", fields=LIST_FIELDS, view=InboxView),
+            Page(PATH, self.show, "The alerts, the worst first", fields=LIST_FIELDS, view=InboxView),
             Page("/inbox/version", self.show_version, "A number that changes with the inbox", view=VersionView),
             Page("/inbox/act", self.act, "Do something about alerts", "POST", ACT_ROLES, act_fields),
             self._alert.page(),
@@ -104,7 +111,7 @@ class Inbox:
         return Section(
             "inbox",
             "Inbox",
-            "/inbox",
+            PATH,
             pages,
             background=(self.reader.run, *self._more),
             missing=self.reader.missing,
@@ -127,6 +134,7 @@ class Inbox:
             page,
             pages,
             filters,
+            visit.seal.parameters(PATH, filters, PERSONAL),
             version,
             self.store.unreadable,
             tuple(self.reader.missing()),
@@ -154,7 +162,7 @@ class Inbox:
         for alert_id in alert_ids:
             visit.did(visit.text("act"), alert_subject(alert_id), **_noted(visit))
         count = f"{len(alert_ids)} alerts" if len(alert_ids) > 1 else f"alert {alert_ids[0]}"
-        return Done(visit.text("back", "/inbox"), f"{_DONE[visit.text('act')]}: {count}.{later}")
+        return Done(visit.text("back", PATH), f"{_DONE[visit.text('act')]}: {count}.{later}")
 
     def _badge(self, person: Person) -> int:
         from paywarden.ops.times import now_ms

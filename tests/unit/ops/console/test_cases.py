@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,7 +25,7 @@ from paywarden.ops.console.inbox.store import TABLES, AlertStore
 from paywarden.ops.console.pages import Section
 from paywarden.streams.alerts.events import EVENTS_TOPIC, ConsoleEvent
 from paywarden.streams.alerts.feed import FeedBatch, FeedRecord
-from tests.services.product.console import console_under_test, csrf_of
+from tests.services.product.console import console_under_test, csrf_of, searched
 from tests.unit.ops.console.test_inbox import World, _Echo
 from tests.worlds.drift.alerts_on_topics import TopicsInMemory
 
@@ -258,8 +259,19 @@ def test_many_cases_come_in_pages_and_by_filters(world: tuple[World, Section]) -
     assert ("120 cases" in text, text.count('href="/cases/c')) == (True, 50)
     assert browser.get("/cases?page=3").text.count('href="/cases/c') == 20
     assert browser.get("/cases?state=closed").text.count('href="/cases/c') == 1
-    assert browser.get("/cases?q=RING+117").text.count('href="/cases/c') == 1
+    assert searched(browser, "/cases", q="RING 117").text.count('href="/cases/c') == 1
+    assert browser.get("/cases?q=RING+117").status_code == 400
     # The topics have not been read yet: an empty list says so, and is not taken for peace.
-    assert "No case is known here" in browser.get("/cases?q=nothing").text
+    assert "No case is known here" in searched(browser, "/cases", q="nothing").text
     world[0].reader._heard()
-    assert "No case is like this" in browser.get("/cases?q=nothing").text
+    assert "No case is like this" in searched(browser, "/cases", q="nothing").text
+    # The item of a new case stays, whichever case is looked for, and is in the form of the one that is chosen.
+    item = "payment:pay-1"
+    found = browser.post("/cases", data={"csrf": csrf_of(browser.get("/cases").text), "q": "RING", "item": item})
+    first = browser.get(found.headers["location"]).text
+    (following,) = re.findall('href="([^"]+)" rel="next"', first)
+    second = browser.get(html.unescape(following)).text
+    for text in (first, second):
+        assert ("put payment:pay-1 into it" in text, "RING" in found.headers["location"]) == (True, False)
+    chosen = html.unescape(re.findall('href="(/cases/c[^"]+)"', second)[0])
+    assert 'name="item" value="payment:pay-1"' in browser.get(chosen).text

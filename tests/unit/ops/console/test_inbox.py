@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -111,10 +113,36 @@ def test_filters_orders_and_pages(world: World) -> None:
     assert view["total"] == 40
     assert view["alerts"][0]["evidence"] >= view["alerts"][1]["evidence"]
     assert browser.get(f"{API}/inbox?page=3", headers=BEARER).json()["view"]["page"] == 3
-    assert browser.get(f"{API}/inbox?q=alert-00007", headers=BEARER).json()["view"]["total"] == 1
-    assert browser.get(f"{API}/inbox?q=%25", headers=BEARER).json()["view"]["total"] == 0
+    assert browser.post(f"{API}/inbox", json={"q": "alert-00007"}, headers=BEARER).json()["view"]["total"] == 1
+    assert browser.post(f"{API}/inbox", json={"q": "%"}, headers=BEARER).json()["view"]["total"] == 0
     assert browser.get(f"{API}/inbox?page=999", headers=BEARER).json()["view"]["page"] == 3
     assert browser.get("/inbox?sort=; DROP TABLE alerts").status_code == 400
+
+
+def test_a_text_that_is_searched_for_is_in_no_address(world: World) -> None:
+    """Somebody looks for a card or a colleague: browsers' histories and proxies' logs keep addresses."""
+    world.topics.put(*(alert_record(number) for number in range(120)))
+    world.read()
+    browser = world.browser()
+    for path in ("/inbox?q=card-17", f"{API}/inbox?q=card-17"):
+        refused = browser.get(path, headers=BEARER)
+        assert (refused.status_code, "not taken from an address" in refused.text) == (400, True)
+    form = {"csrf": csrf_of(browser.get("/inbox").text), "q": "alert-000", "sort": "oldest"}
+    address = browser.post("/inbox", data=form).headers["location"]
+    text = browser.get(address).text
+    assert ("100 alerts shown here" in text, "alert-000" in address) == (True, False)
+    assert 'name="q" value="alert-000"' in text
+    # The next page, and the way back from an act, are pages of the same search.
+    (following,) = re.findall('href="([^"]+)" rel="next"', text)
+    (back,) = re.findall('name="back" value="([^"]+)"', text)
+    for path in (html.unescape(following), html.unescape(back)):
+        assert ("alert-000" in path, "100 alerts shown here" in browser.get(path).text) == (False, True)
+    assert "Page 2 of 2" in browser.get(html.unescape(following)).text
+    acted = world.act(browser, alert="alert-00007", act="take", back=html.unescape(back))
+    assert "Assigned to you: alert alert-00007." in browser.get(acted.headers["location"]).text
+    # What was sealed for another page, or in another session, says nothing.
+    assert browser.get(address.replace("/inbox?", "/decisions?")).status_code == 404
+    assert "This search has ended" in world.browser("demo-lead").get(address).text
 
 
 @pytest.mark.parametrize(
