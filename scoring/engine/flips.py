@@ -38,6 +38,7 @@ from paywarden.scoring.engine.recomputed import request_of, vector_of
 
 STEPS_MAX = 64
 _STEPS_AT_ONCE = (4, 12, 48)
+_F32_MAX = float(np.finfo(np.float32).max)
 F32 = NDArray[np.float32]
 
 
@@ -72,7 +73,9 @@ def cuts_of(models: Iterable[Trees], policy: Policy, feature_names: Sequence[str
         for node, threshold in zip(trees.nodes, trees.thresholds.tolist(), strict=True):
             if node[DECISION] & CATEGORICAL:
                 continue
-            cuts[node[FEATURE]].add(threshold)
+            # Beyond them is no number: LightGBM writes `inf` where a split sets missing values apart from all others.
+            if abs(threshold) < _F32_MAX:
+                cuts[node[FEATURE]].add(threshold)
         for number in np.flatnonzero(trees.nodes[:, DECISION] & CATEGORICAL).tolist():
             categories.setdefault(int(trees.nodes[number, FEATURE]), set()).update(trees.categories(number))
     places = {name: place for place, name in enumerate(feature_names)}

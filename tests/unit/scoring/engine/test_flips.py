@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from paywarden.models.bundle.bundle import MODEL_TEXT, golden_payments
-from paywarden.models.bundle.explain import read_trees
+from paywarden.models.bundle.explain import FEATURE, read_trees
 from paywarden.models.policy.policy import ConfiguredRule, Policy, PolicySettings
 from paywarden.scoring.engine.flips import Cuts, cuts_of, flips
 from paywarden.scoring.engine.recomputed import decide_again
@@ -95,6 +95,22 @@ def test_without_a_way_to_another_action_there_is_none() -> None:
     trees = read_trees(small_world.trained_bundle() / MODEL_TEXT, len(names()))
     made = cuts_of([trees], always, names())
     assert flips(decision_about(0), bundle(), always, small_world.rates(), made) == []
+
+
+@pytest.mark.parametrize(
+    ("edge", "value"), [(np.inf, 3.0), (-np.inf, 3.0), (1e300, 2.5), (np.inf, np.nan), (1.0, np.inf)]
+)
+def test_a_split_beyond_all_numbers_is_no_cut(edge: float, value: float) -> None:
+    """LightGBM writes `inf` for a split of missing values from all others: the page of each decision answered 500."""
+    trees = read_trees(small_world.trained_bundle() / MODEL_TEXT, len(names()))
+    feature = int(trees.nodes[0, FEATURE])
+    trees.thresholds[trees.nodes[:, FEATURE] == feature] = edge
+    chosen = policy(0.02, False)
+    made = cuts_of([trees], chosen, names())
+    assert all(np.isfinite(np.float32(each)).all() for each in made.of_feature)
+    decision = with_value(decision_about(0), names()[feature], value)
+    for flip in flips(decision, bundle(), chosen, small_world.rates(), made, count=50):
+        assert np.isfinite(flip.then)
 
 
 @pytest.mark.parametrize("row", [0, 7])
