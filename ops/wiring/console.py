@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from paywarden.ops.console.shell import Shell
     from paywarden.ops.console.webhooks import Webhooks
     from paywarden.streams.alerts.samples import DecisionSampler
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,8 @@ def sections(parts: Parts) -> Sequence[Section]:
     def happenings(first_ms: int, last_ms: int) -> Sequence[Happened]:
         return [*desk.happenings(first_ms, last_ms), *watch.happenings(first_ms, last_ms)]
 
-    page = AlertPage(store, lambda: parts.shell.url, happenings, stakes.samples, stakes.segments)
+    meanings = feature_meanings(parts.source)
+    page = AlertPage(store, lambda: parts.shell.url, happenings, stakes.samples, stakes.segments, meanings)
     return [
         Inbox(store, reader, page, stakes.run).section(),
         *decision_sections(parts.source, opened),
@@ -247,6 +252,23 @@ def index_traffic(source: Source, opened: OpenedIndex) -> IndexTraffic:
     from paywarden.schemas.avro import Decoder
 
     return IndexTraffic(opened, Decoder("decisions", stores.schema_ids(source)).decode)
+
+
+def feature_meanings(source: Source) -> Callable[[str], str]:
+    """Returns what gives the meaning of a feature of the settings' catalogue; empty for a feature that it has not."""
+    from paywarden.features.profiles.feature_docs import listed_features
+    from paywarden.ops.wiring import stores
+
+    @cache
+    def meanings() -> Mapping[str, str]:
+        try:
+            return {one.name: one.meaning for one in listed_features(stores.catalogue(source))}
+        except Misconfigured as error:
+            # An alert is told without it. The other parts of the console say what is wrong with the catalogue.
+            _log.warning("alerts do not say what features mean: %s", error)
+            return {}
+
+    return lambda name: meanings().get(name, "")
 
 
 def listed_catalogue(source: Source) -> Callable[[], tuple[str, Mapping[str, ListedFeature]]]:

@@ -40,11 +40,12 @@ _BODY_BYTES_MAX = 4 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Reading:
-    """One number, in words: `mirror age 0.4 s`. `is_bad`: it is beyond what is usual."""
+    """One number, in words: `mirror age 0.4 s`. `is_bad`: it is beyond what is usual, which `usual` says."""
 
     name: str
     text: str
     is_bad: bool = False
+    usual: str = ""
 
 
 @dataclass(frozen=True)
@@ -282,26 +283,28 @@ def readings_of(samples: Samples) -> tuple[Reading, ...]:
         if values:
             worst = math.inf if any(map(math.isnan, values)) else max(values)
             text = "not known" if math.isinf(worst) else _seconds(worst)
-            readings.append(Reading(words, text, worst > objective))
-    for name, words in (
-        ("paywarden_stream_consumer_lag", "payments and outcomes that wait"),
-        ("paywarden_companion_changelog_lag", "records that the mirror lacks"),
-        ("paywarden_outbox_unshipped_bytes", "bytes of decisions that wait for Kafka"),
+            readings.append(Reading(words, text, worst > objective, f"at most {_seconds(objective)}"))
+    for name, words, most in (
+        ("paywarden_stream_consumer_lag", "payments and outcomes that wait", 100_000),
+        ("paywarden_companion_changelog_lag", "records that the mirror lacks", 100_000),
+        # What a thousand decisions a second come to in ten seconds.
+        ("paywarden_outbox_unshipped_bytes", "bytes of decisions that wait for Kafka", 10_000_000),
     ):
         if name in samples:
             total = sum(value for _, value in samples[name])
-            readings.append(Reading(words, f"{total:,.0f}", total > 100_000))
+            readings.append(Reading(words, f"{total:,.0f}", total > most, f"at most {most:,}"))
     for name, words, objective in (
-        ("paywarden_request_seconds", "99 of 100 answers since its start", 0.042),
-        ("paywarden_stream_event_to_store_seconds", "99 of 100 payments in the profiles after", 1.0),
-        ("paywarden_companion_event_to_mirror_seconds", "99 of 100 payments in the mirror after", 1.0),
+        ("paywarden_request_seconds", "99th percentile of answers since its start", 0.042),
+        ("paywarden_stream_event_to_store_seconds", "99th percentile from payment to profile", 1.0),
+        ("paywarden_companion_event_to_mirror_seconds", "99th percentile from payment to mirror", 1.0),
     ):
         value = quantile(samples.get(f"{name}_bucket", ()), 0.99)
         if value is not None:
-            readings.append(Reading(words, _at_most(samples[f"{name}_bucket"], value), value > objective))
+            text = _at_most(samples[f"{name}_bucket"], value)
+            readings.append(Reading(words, text, value > objective, f"at most {_seconds(objective)}"))
     hits = _hit_ratio(samples)
     if hits is not None:
-        readings.append(Reading("cards that the mirror knew", f"{100 * hits:.1f} %", hits < 0.5))
+        readings.append(Reading("cards that the mirror knew", f"{100 * hits:.1f} %", hits < 0.5, "at least 50 %"))
     return tuple(readings)
 
 

@@ -5,7 +5,7 @@ changed since the last time becomes a line in the database:
 
     stream   ready          08:31:15  bad   it does not answer
     host-1   mirror age     08:31:30  bad   mirror is behind the payments by 14.0 s
-    host-1   mirror age     08:36:00  good  mirror is behind the payments by 0.3 s
+    host-1   mirror age     08:36:00  good  mirror is behind the payments by 0.3 s     good for a minute by then
     stream   dead letters   08:30:00        212 more dead letters        counted in steps of five minutes
 """
 
@@ -37,6 +37,8 @@ _EVERY_S = 15.0
 _STEP_MS = 300_000
 _KEPT_MS = 90 * 86_400_000
 _READY = "ready"
+# A number that swings about its limit would fill the time line: it is as usual again after so many good looks.
+_GOOD_LOOKS = 4
 _SHOWN_MAX = 100
 
 
@@ -48,6 +50,8 @@ class HealthWatch:
     read: Callable[[], Sequence[ProcessView]]
     clock: Callable[[], int] = now_ms
     _errors: dict[tuple[str, str], float] = field(default_factory=dict)
+    # How many good looks in turn each number has that was bad.
+    _good: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def run(self, stop: threading.Event) -> None:
         """Look until `stop` is set."""
@@ -62,16 +66,24 @@ class HealthWatch:
         now, processes = self.clock(), self.read()
         known = {(row["process"], row["what"]): bool(row["is_bad"]) for row in self.database.read(_NEWEST)}
         with self.database.write() as connection:
-            for process in processes:
+            # One that has not answered this console yet, which may have begun a moment ago, says nothing.
+            for process in (one for one in processes if one.asked_ms):
                 states = {_READY: (not process.is_ready, process.why or "it is ready")}
                 states |= {one.name: (one.is_bad, f"{one.name} {one.text}") for one in process.readings}
                 for what, (is_bad, text) in states.items():
                     # The first good reading is no event.
-                    if is_bad != known.get((process.name, what), False):
+                    if self._is_event((process.name, what), is_bad, known.get((process.name, what), False)):
                         connection.execute(_ADD, (process.name, what, now, int(is_bad), 0, text))
                 for what, more in self._more_errors(process.name, process.errors):
                     connection.execute(_ADD, (process.name, what, now // _STEP_MS * _STEP_MS, 1, more, what))
             connection.execute("DELETE FROM health_events WHERE time_ms < ?", (now - _KEPT_MS,))
+
+    def _is_event(self, of: tuple[str, str], is_bad: bool, was_bad: bool) -> bool:
+        """Returns whether a state has changed. A number has to be good for a while to be as usual again."""
+        self._good[of] = 0 if is_bad else self._good.get(of, 0) + 1
+        if is_bad or of[1] == _READY:
+            return is_bad != was_bad
+        return was_bad and self._good[of] >= _GOOD_LOOKS
 
     def _more_errors(self, process: str, errors: Mapping[str, float]) -> list[tuple[str, int]]:
         """Returns by how much each count of errors has grown since the last look."""
@@ -92,9 +104,9 @@ class HealthWatch:
             (first_ms, last_ms, _SHOWN_MAX),
         )
         return [
-            Happened(row["time_ms"], "errors", row["process"], f"{row['count']:,} more: {row['text']}")
+            Happened(row["time_ms"], f"{row['process']} errors", "", f"{row['count']:,} more: {row['text']}")
             if row["count"]
-            else Happened(row["time_ms"], _kind(row["what"], row["is_bad"]), row["process"], row["text"])
+            else Happened(row["time_ms"], f"{row['process']} {_kind(row['what'], row['is_bad'])}", "", row["text"])
             for row in rows
         ]
 

@@ -21,6 +21,11 @@ _AROUND_MS = 3 * 3_600_000
 _MOVED_MAX = 20
 # Decimal logarithms of evidence beyond what is enough.
 _VERY_SURE = 2.0
+# What the numbers of a score or a feature are: models/drift/signal_layout.py.
+_VALUES = {
+    "location": "the mean place of these payments among usual ones, from 0, the lowest, to 1",
+    "spread": "their mean distance from the middle of usual ones, from 0 to 1",
+}
 
 ACT_ROLES = frozenset({Role.ANALYST, Role.LEAD, Role.MODEL_OWNER})
 """The roles that may acknowledge, snooze, assign and comment."""
@@ -38,6 +43,9 @@ have been looked for."""
 
 Segments = Callable[[str], Sequence[SegmentCounts]]
 """Returns where the payments of an alert moved most, by the alert's id."""
+
+Meanings = Callable[[str], str]
+"""Returns what a feature means, in the catalogue's words; empty for one that it does not have."""
 
 
 @dataclass(frozen=True)
@@ -63,16 +71,19 @@ class Moved:
 
 @dataclass(frozen=True)
 class AlertView:
-    """Everything known about an alert."""
+    """Everything known about an alert. `meaning`: of the feature that moved. `value_means`: what its numbers are."""
 
     alert: AlertRow
+    meaning: str
     sentences: tuple[str, ...]
     size: str
     values: str
+    value_means: str
     certainty: str
     window_start_ms: int
     window_end_ms: int
     reference_count: int
+    compared_with: str
     look_at: str
     why: str
     was_name: str
@@ -94,7 +105,7 @@ class AlertView:
 
 
 class AlertPage:
-    """The page. `happenings` and `samples` come from other parts of the console, where they are there."""
+    """The page. `happenings`, `samples` and the others come from other parts of the console, where they are there."""
 
     def __init__(
         self,
@@ -103,9 +114,10 @@ class AlertPage:
         happenings: Happenings | None = None,
         samples: Samples | None = None,
         segments: Segments = lambda _: (),
+        meanings: Meanings = lambda _: "",
     ) -> None:
         self._store, self._url, self._happenings, self._samples = store, url, happenings, samples
-        self._segments = segments
+        self._segments, self._meanings = segments, meanings
 
     def page(self) -> Page:
         """Returns the page, for the section of the inbox."""
@@ -148,19 +160,24 @@ class AlertPage:
         sampled = None if self._samples is None else self._samples(row.alert_id)
         before, after = sampled or ((), ())
         is_training = record["comparison"] == "training"
+        kind, _, name = row.subject.partition(":")
+        has_places = kind in ("feature", "score") and not is_training
         view_values = values_of(_numbers(record))
         sentences = tuple(in_words(_numbers(record)))
         size = size_of(_numbers(record))
         certainty = _certainty(record)
         return AlertView(
             alert=row,
+            meaning=self._meanings(name) if kind == "feature" else "",
             sentences=sentences,
             size=size,
             values=view_values,
+            value_means=_VALUES.get(row.signal, "") if has_places else "",
             certainty=certainty,
             window_start_ms=record["window_start_time_ms"],
             window_end_ms=record["window_end_time_ms"],
             reference_count=record["reference_count"],
+            compared_with=_compared_with(record, is_training=is_training),
             look_at=LOOK_AT.get(row.cause, ""),
             why=_why(record, moved),
             was_name="in training" if is_training else "expected",
@@ -222,6 +239,14 @@ def _segment_charts(counted: Sequence[SegmentCounts]) -> Iterator[SegmentChart]:
         chart = histogram(one.labels, shares(one.before), shares(one.now))
         if chart is not None:
             yield SegmentChart(one.segment, sum(one.before), sum(one.now), chart)
+
+
+def _compared_with(record: Mapping[str, Any], *, is_training: bool) -> str:
+    """Returns what the newest window is compared with: how many payments, and of which time."""
+    of_what = "of the model's training" if is_training else "that say what is usual"
+    first, last = record["reference_start_time_ms"], record["reference_end_time_ms"]
+    when = f", {time_text(first)} to {time_text(last)} UTC" if first and last else ""
+    return f"{record['reference_count']:,} payments {of_what}{when}"
 
 
 def _certainty(record: Mapping[str, Any]) -> str:

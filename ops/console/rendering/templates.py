@@ -192,12 +192,12 @@ def percent(share: float | None) -> str:
     return "–" if share is None or not math.isfinite(share) else f"{100 * share:.3g} %"
 
 
-def number(value: float | None) -> str:
+def number(value: float | None, digits: int = 4) -> str:
     """Returns a number with four digits or all before the point: `0.1267`, `123,456`; a dash for None."""
     if value is None or not math.isfinite(value):
         return "–"
     # 123,456 and not 1.235e+05.
-    return f"{value:,.0f}" if 10_000 <= abs(value) < 1e12 else f"{value:.4g}"
+    return f"{value:,.0f}" if 10_000 <= abs(value) < 1e12 else f"{value:.{digits}g}"
 
 
 def whole(value: int | None) -> str:

@@ -246,6 +246,31 @@ def test_an_alert_page_says_what_changed_why_and_what_happened(world: World) -> 
     assert view["alert"]["affected"] == affected_of(alert_record(1)) == 400
 
 
+def test_an_alert_page_says_what_its_numbers_are(world: World) -> None:
+    """A value of 0.4, "1,000 payments, expected" and a distance without a unit meant nothing to an analyst."""
+    times = {"reference_start_time_ms": NOW_MS - 86_400_000, "reference_end_time_ms": NOW_MS, "reference_count": 9000}
+    moved = [
+        {"subject": "feature:b", "signal": "location", "segment": "overall", "value": 7.316, "deviation": 7.2},
+        {"subject": "feature:c", "signal": "missing", "segment": "overall", "value": 0.9976, "deviation": -4.9},
+    ]
+    world.topics.put(alert_record(0, subject="feature:amount", moved=moved, **times), alert_record(4))
+    world.read()
+    meanings = {"amount": "amount in the reference currency"}.get
+    page = AlertPage(world.store, lambda: "", meanings=lambda name: meanings(name, ""))
+    browser = world.console.browser([Inbox(world.store, world.reader, page).section()], "demo-analyst")
+    text = browser.get("/inbox/alert-00000").text
+    for words in (
+        "<p>Amount in the reference currency.</p>",
+        "the mean place of these payments among usual ones",
+        "9,000 payments that say what is usual, 2025-10-08 08:53 to 2025-10-09 08:53 UTC",
+        "PSI 7.316",
+        "99.8 %",
+    ):
+        assert words in text, words
+    # The age of profiles has no place among usual ones.
+    assert "the mean place" not in browser.get("/inbox/alert-00004").text
+
+
 @pytest.mark.parametrize(
     ("samples", "said", "not_said"),
     [
