@@ -3,7 +3,9 @@
 Each client's driver puts an open load on `paywarden serve` with two workers and a small model. All share the machine.
 
     NAME_cpu_us                      processor time of the client's process by calls, at `--rate`
-    NAME_bare_cpu_us                 the same by the language's own HTTP client, without any of the rules
+    NAME_bare_cpu_us                 the same by the language's own HTTP client, without any of the rules: the same
+                                     requests and threads, a round of each in turns, medians
+    NAME_cpu_ratio                   the one by the other. Both hold what the driver's load costs
     NAME_p99_9_over_deadline_ms      return less deadline, 99.9th percentile, while the host is stopped (SIGSTOP):
                                      the client's threads with real-time priority, as far as this user may (root may)
     NAME_shared_p99_9_over_…         the same at the usual priority, with the waits for a core that other processes have
@@ -21,16 +23,25 @@ Each client's driver puts an open load on `paywarden serve` with two workers and
 Used for: whether a payment service may rely on its deadline, and what a client costs beside a bare call.
 
     python -m perf.clients [--only cost,deadline,restarts,kills] [--clients python,typescript] [--rate N] [--seconds N]
-                           [--restarts N] [--kills N] [--kill-seconds N] [--append FILE] [--minutes N] [--json FILE]
+                           [--rounds N] [--restarts N] [--kills N] [--kill-seconds N] [--piece N] [--append FILE]
+                           [--minutes N] [--json FILE]
 
-The published figures: --restarts 50 --rate 100 (three minutes for all clients), and --kills 1000 --kill-seconds 2000
+How long a part takes by these settings on a quiet machine; on a busy one starts take several times as long:
+
+    cost        a minute for each of `--clients`
+    deadline    half a minute for each
+    restarts    3 seconds for each of `--restarts`, all clients at once, and half a minute for each 25 of them
+    kills       `--kill-seconds` for each client, and half a minute for each 25 `--kills`
+
+The published figures: --restarts 50 --rate 100 (four minutes for all clients), and --kills 1000 --kill-seconds 2000
 --rate 500 for a million calls of each client (three hours for all). In pieces: `--only restarts,kills … --append
-counts.json --minutes 8`, again until the file has all. A driver that begins calls late (NAME_late_share) was short of
-processors itself. Clients whose tools are missing are left out.
+counts.json --minutes 8`, again until the file has all; a piece has at most `--piece` restarts or kills. A driver that
+begins calls late (NAME_late_share) was short of processors itself. Clients whose tools are missing are left out.
 """
 
 from __future__ import annotations
 
+import statistics
 import sys
 import tempfile
 from argparse import Namespace
@@ -55,10 +66,10 @@ PARTS = ("cost", "deadline", "restarts", "kills")
 # What is counted, and how the sums are called.
 _RESTART_COUNTS = ("errors_at_restarts", "restarts", "restarted_calls")
 _KILL_COUNTS = ("duplicates", "kills", "killed_calls")
-# About a minute each, with new hosts. A restart takes two seconds, one of which a host says that it stops.
-_RESTARTS_OF_PIECE = 25
-_RESTARTED_S = 52.0
-_KILLS_OF_PIECE = 25
+# Restarts or kills of a piece, which takes about a minute, with new hosts.
+_PIECE = 25
+# A restart takes two seconds, one of which a host says that it stops.
+_RESTART_S = 2.08
 
 
 def main() -> None:
@@ -68,9 +79,11 @@ def main() -> None:
         ("--clients", {"default": ",".join(DRIVERS), "help": "names, with commas between them"}),
         ("--rate", {"type": float, "default": 200.0, "help": "calls a second"}),
         ("--seconds", {"type": float, "default": 5.0, "help": "of each measurement"}),
+        ("--rounds", {"type": int, "default": 3, "help": "of the cost, in turns"}),
         ("--restarts", {"type": int, "default": 4, "help": "of two hosts"}),
         ("--kills", {"type": int, "default": 10, "help": "of workers"}),
         ("--kill-seconds", {"type": float, "default": 10.0, "help": "of the load with kills"}),
+        ("--piece", {"type": int, "default": _PIECE, "help": "restarts or kills between two pairs of new hosts"}),
         ("--append", {"type": Path, "help": "keep the counts there, and go on after those it holds"}),
         ("--minutes", {"type": float, "help": "begin no restarts or kills after so long"}),
     )
@@ -134,12 +147,7 @@ def _timed(name: str, command: Sequence[str], parts: Sequence[str], arguments: N
         one, driver = [hosts[0].url], drivers[name]
         if "cost" in parts:
             driver.ask(settings={"urls": one, "deadline_ms": _PATIENT_MS})
-            calm = driver.ask(load=load("calm"), timeout_s=arguments.seconds + 60)["load"]
-            assert calm["answered"] == calm["calls"], calm
-            bare = driver.ask(bare=load("bare"), timeout_s=arguments.seconds + 60)["load"]
-            assert bare["failed"] == 0, bare
-            figures |= {"cpu_us": calm["cpu_us"], "bare_cpu_us": bare["cpu_us"], "p50_ms": calm["p50_ms"]}
-            figures |= {"p99_ms": calm["p99_ms"], "late_share": calm["late_calls"] / calm["calls"]}
+            figures |= _cost(driver, name, arguments)
         if "deadline" in parts:
             driver.ask(settings={"urls": one, "deadline_ms": _DEADLINE_MS, "queue_max": 0})
             driver.ask(load=load("before", 1.0))
@@ -156,13 +164,43 @@ def _timed(name: str, command: Sequence[str], parts: Sequence[str], arguments: N
     return figures
 
 
+def _cost(driver: Driver, name: str, arguments: Namespace) -> dict[str, float]:
+    """Returns the medians of rounds in which the client and its language's own HTTP client take turns."""
+    ways: dict[str, list[dict[str, Any]]] = {"load": [], "bare": []}
+    for turn in range(arguments.rounds + 1):
+        for way, reports in ways.items():
+            # The first turn compiles, connects and fills caches.
+            seconds = arguments.seconds if turn else 1.0
+            load = {"rate": arguments.rate, "seconds": seconds, "id": f"{name}-{way}-{turn}", "cards": _CARDS}
+            report = driver.ask(**{way: load}, timeout_s=seconds + 60)["load"]
+            if report["answered"] != report["calls"]:
+                raise RuntimeError(f"{name}: {way}: {report['calls'] - report['answered']} calls were not answered")
+            if turn:
+                reports.append(report)
+
+    def median(way: str, key: str) -> float:
+        return statistics.median(report[key] for report in ways[way])
+
+    calls = sum(report["calls"] for report in ways["load"])
+    return {
+        "cpu_us": median("load", "cpu_us"),
+        "bare_cpu_us": median("bare", "cpu_us"),
+        "cpu_ratio": median("load", "cpu_us") / median("bare", "cpu_us"),
+        "p50_ms": median("load", "p50_ms"),
+        "bare_p50_ms": median("bare", "p50_ms"),
+        "p99_ms": median("load", "p99_ms"),
+        "bare_p99_ms": median("bare", "p99_ms"),
+        "late_share": sum(report["late_calls"] for report in ways["load"]) / calls,
+    }
+
+
 def _restarted(
     commands: Mapping[str, Sequence[str]], pieces: Pieces, arguments: Namespace
 ) -> dict[str, dict[str, int]]:
     """Restart hosts under the loads of all clients at once; returns the counts of each client."""
 
     def measure_piece(seed: int, restarts: int) -> dict[str, int]:
-        seconds = _RESTARTED_S * restarts / _RESTARTS_OF_PIECE
+        seconds = _RESTART_S * restarts
         load = {"rate": arguments.rate, "seconds": seconds, "id": f"restarted-{seed}", "cards": _CARDS}
         with _served(commands) as (drivers, hosts):
             reports = load_with_restarts(drivers, hosts, load, restarts)
@@ -175,7 +213,7 @@ def _restarted(
         return counts
 
     name = "_".join(["restarts", *commands])
-    counts = pieces.measure(name, "restarts", arguments.restarts, _RESTARTS_OF_PIECE, measure_piece)
+    counts = pieces.measure(name, "restarts", arguments.restarts, arguments.piece, measure_piece)
     values = {
         name: (counts.get(f"{name} errors", 0), counts["restarts"], counts.get(f"{name} calls", 0)) for name in commands
     }
@@ -192,7 +230,7 @@ def _killed(name: str, command: Sequence[str], pieces: Pieces, arguments: Namesp
         print(f"{name}: {report}")
         return dict(zip(_KILL_COUNTS, (report["duplicates"], report["kills"], report["calls"]), strict=True))
 
-    counts = pieces.measure(f"kills_{name}", "kills", arguments.kills, _KILLS_OF_PIECE, measure_piece)
+    counts = pieces.measure(f"kills_{name}", "kills", arguments.kills, arguments.piece, measure_piece)
     return {key: counts.get(key, 0) for key in _KILL_COUNTS}
 
 

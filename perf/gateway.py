@@ -27,8 +27,19 @@ client's process and of the machine's other processes that a woken thread waits 
 Used for: whether a gateway costs a millisecond at most, whether shedding load is taken for sickness, and what a caller
 may rely on while hosts die.
 
-    python -m perf.gateway [--only latency,overload,clients,noise,bursts,deaths,kills] [--rate N] [--seconds N]
-                           [--rounds N] [--clients N] [--kills N] [--append FILE] [--minutes N] [--json FILE]
+    python -m perf.gateway [--only latency,overload,clients,noise,bursts,deaths,kills] [--targets envoy,nginx]
+                           [--ways ahead,shared] [--rate N] [--seconds N] [--rounds N] [--clients N] [--kills N]
+                           [--append FILE] [--minutes N] [--json FILE]
+
+How long a part takes by these settings on a quiet machine; on a busy one starts take several times as long:
+
+    latency     3 minutes, or half of it for one of `--ways`
+    overload    40 seconds
+    clients     2 minutes
+    noise       6 minutes: 90 seconds for each target and each of `--ways`
+    bursts      2 minutes
+    deaths      1 minute
+    kills       a minute for each 50 `--kills` of a target
 
 The published figures: --kills 1000 (ten minutes a target on a quiet machine). In pieces: `--only kills --kills 1000
 --append counts.json --minutes 8`, again until both targets have all. A target that is not installed is left out. The
@@ -58,8 +69,8 @@ from perf.worlds.gateway_world import (
     HOSTS,
     LOAD,
     LOAD_KEY,
+    SHARED,
     TARGETS,
-    WAYS,
     ClientShare,
     Gateway,
     hosts_of_cards,
@@ -73,6 +84,8 @@ from perf.worlds.gateway_world import (
 )
 
 PARTS = ("latency", "overload", "clients", "noise", "bursts", "deaths", "kills")
+# By the names that `--ways` takes.
+_WAYS = {"ahead": AHEAD, "shared": SHARED}
 _LIMIT = 500
 _LIMITED = ClientShare("limited", "the-key-of-a-limited-client", _LIMIT)
 # A payment takes two milliseconds on the hosts of the overload: 500 a second each.
@@ -89,6 +102,8 @@ def main() -> None:
     arguments = arguments_of(
         __doc__,
         ("--only", {"default": ",".join(PARTS), "help": "parts, with commas between them"}),
+        ("--targets", {"default": ",".join(TARGETS), "help": "gateways, with commas between them"}),
+        ("--ways", {"default": ",".join(_WAYS), "help": "of latencies: with real-time priority, and at the usual one"}),
         ("--rate", {"type": float, "default": 2_000.0, "help": "calls a second"}),
         ("--seconds", {"type": float, "default": 6.0, "help": "of each measurement"}),
         ("--rounds", {"type": int, "default": 3, "help": "of latencies, in turns"}),
@@ -98,14 +113,13 @@ def main() -> None:
         ("--minutes", {"type": float, "help": "begin no kills after so long"}),
     )
     pieces = Pieces(arguments.append, arguments.minutes)
-    parts = arguments.only.split(",")
-    if unknown := set(parts) - set(PARTS):
-        raise SystemExit(f"gateway: --only: wanted some of {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
-    targets = [target for target in TARGETS if is_installed(target)]
+    parts = _chosen("--only", arguments.only, PARTS)
+    targets = [target for target in _chosen("--targets", arguments.targets, TARGETS) if is_installed(target)]
+    ways = [_WAYS[way] for way in _chosen("--ways", arguments.ways, list(_WAYS))]
     figures: dict[str, float] = {}
     if {"latency", "clients", "noise", "bursts"} & set(parts):
         with running_hosts(0) as hosts:
-            figures |= _undisturbed(hosts, targets, parts, arguments)
+            figures |= _undisturbed(hosts, targets, parts, ways, arguments)
     if "overload" in parts:
         with running_hosts(_TAKES_US) as hosts:
             figures["ejected_at_overload"] = 0
@@ -129,8 +143,20 @@ def main() -> None:
     finish(figures, arguments.json)
 
 
+def _chosen(option: str, text: str, known: Sequence[str]) -> list[str]:
+    """Returns what an option names. Raises SystemExit for what is not known."""
+    chosen = text.split(",")
+    if unknown := set(chosen) - set(known):
+        raise SystemExit(f"gateway: {option}: wanted some of {', '.join(known)}, got {', '.join(sorted(unknown))}")
+    return chosen
+
+
 def _undisturbed(
-    hosts: Sequence[Server], targets: Sequence[str], parts: Sequence[str], arguments: Namespace
+    hosts: Sequence[Server],
+    targets: Sequence[str],
+    parts: Sequence[str],
+    ways: Sequence[str],
+    arguments: Namespace,
 ) -> dict[str, float]:
     """Measure what needs hosts that are well and never late."""
     figures: dict[str, float] = {}
@@ -139,7 +165,7 @@ def _undisturbed(
         with ExitStack() as stack:
             clients = [LOAD, _LIMITED]
             gateways = {target: stack.enter_context(running_gateway(target, places, clients)) for target in targets}
-            figures |= _added(hosts, gateways, arguments.rate, arguments.seconds, arguments.rounds)
+            figures |= _added(hosts, gateways, ways, arguments)
             seen = {target: hosts_of_cards(gateway.url, f"s{target[0]}") for target, gateway in gateways.items()}
             figures["sticky_share"] = min(map(sticky_share, seen.values()))
             for target, gateway in gateways.items():
@@ -148,22 +174,24 @@ def _undisturbed(
         if "clients" in parts:
             figures |= share_errors(target, places, arguments.clients, _CLIENTS_S)
         if "noise" in parts:
-            figures |= beside_a_noisy_client(target, hosts, arguments.rate / 4, arguments.seconds, arguments.rounds)
+            rate, seconds, rounds = arguments.rate / 4, arguments.seconds, arguments.rounds
+            figures |= beside_a_noisy_client(target, hosts, ways, rate, seconds, rounds)
         if "bursts" in parts:
             figures |= beside_bursts(target, hosts, arguments.rate / 4, arguments.seconds, arguments.rounds)
     return figures
 
 
 def _added(
-    hosts: Sequence[Server], gateways: dict[str, Gateway], rate: float, seconds: float, rounds: int
+    hosts: Sequence[Server], gateways: dict[str, Gateway], ways: Sequence[str], arguments: Namespace
 ) -> dict[str, float]:
     """Returns the latencies with and without each gateway, medians over rounds in turns, and its CPU time a call."""
+    rate, seconds = arguments.rate, arguments.seconds
     urls = {"direct": hosts[0].http} | {name: gateway.url for name, gateway in gateways.items()}
-    reports: dict[tuple[str, str], list[LoadReport]] = {(way, name): [] for way in WAYS for name in urls}
+    reports: dict[tuple[str, str], list[LoadReport]] = {(way, name): [] for way in ways for name in urls}
     cpu_us: dict[str, list[float]] = {name: [] for name in gateways}
     # Few connections: after a pause of the machine hundreds of new ones would be measured, and not calls.
     options = LoadOptions(connections=32, connections_max=32, token=LOAD_KEY)
-    for turn in range(rounds + 1):
+    for turn in range(arguments.rounds + 1):
         for way, name in reports:
             bodies = stamped_bodies(requests(), id_prefix=f"a{turn}{way[:1]}{name[0]}")
             gateway = gateways.get(name)
@@ -178,7 +206,7 @@ def _added(
                 if gateway and way == AHEAD:
                     cpu_us[name].append((gateway.cpu_seconds() - before_s) / report.sent * 1e6)
     figures: dict[str, float] = {}
-    for way in WAYS:
+    for way in ways:
         p99, p50 = (
             {name: statistics.median(getattr(one, key) for one in reports[way, name]) for name in urls}
             for key in ("p99_ms", "p50_ms")
@@ -188,7 +216,7 @@ def _added(
         figures |= {f"{way}added_p99_ms_{name}": p99[name] - p99["direct"] for name in gateways}
         lags = (statistics.median(one.lag_p99_ms for one in reports[way, name]) for name in urls)
         figures[f"{way}lag_p99_ms"] = max(lags)
-    return figures | {f"cpu_us_{name}": statistics.median(row) for name, row in cpu_us.items()}
+    return figures | {f"cpu_us_{name}": statistics.median(row) for name, row in cpu_us.items() if row}
 
 
 def _limit_error(url: str, seconds: float) -> float:

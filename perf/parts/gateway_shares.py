@@ -25,7 +25,6 @@ from perf.worlds.gateway_world import (
     AHEAD,
     LOAD,
     LOAD_KEY,
-    WAYS,
     ClientShare,
     Gateway,
     Place,
@@ -48,6 +47,8 @@ NOISY_TIMES = 5
 _NOISY_CONNECTIONS = 32
 # The other client sends longer than the measured one, so that it is there to the end.
 _LONGER_S = 1
+# The first round is not measured.
+_WARM_UP_S = 1.5
 
 # Its calls are refused, but for one a second.
 BURSTS = ClientShare("bursts", "the-key-of-a-client-with-bursts", 1)
@@ -154,7 +155,7 @@ async def _status(reader: asyncio.StreamReader) -> int:
 
 
 def beside_a_noisy_client(
-    target: str, hosts: Sequence[Server], rate: float, seconds: float, rounds: int
+    target: str, hosts: Sequence[Server], ways: Sequence[str], rate: float, seconds: float, rounds: int
 ) -> dict[str, float]:
     """Measure a client beside another one that keeps to its share, and beside one that sends five times as much.
 
@@ -173,10 +174,12 @@ def beside_a_noisy_client(
             "noisy": (gateway.url, NOISY.key, over, "1"),
             "elsewhere": (second.url, NOISY.key, over, "1"),
         }
-        for way in WAYS:
+        for way in ways:
             beside = _beside(others, gateway, hosts, way, rate, seconds, rounds)
             p99 = {name: statistics.median(one.p99_ms for one in beside[name]) for name in others}
             figures |= {f"{way}{name}_p99_ms_{target}": value for name, value in p99.items()}
+            told = ", ".join(f"{name} {value:.2f} ms" for name, value in p99.items())
+            print(f"noise, {target}, {way.rstrip('_') or 'ahead'}: p99 {told}", flush=True)
             for name in ("noisy", "elsewhere"):
                 figures[f"{way}{name}_p99_ratio_{target}"] = float(np.divide(p99[name], p99["calm"]))
             if way == AHEAD:
@@ -224,6 +227,7 @@ def _beside(
     options = LoadOptions(connections=_NOISY_CONNECTIONS, connections_max=_NOISY_CONNECTIONS, token=LOAD_KEY)
     found: dict[str, list[_Beside]] = {name: [] for name in others}
     for turn in range(rounds + 1):
+        lasts_s = seconds if turn else min(seconds, _WARM_UP_S)
         for name, (url, key, calls, burst) in others.items():
             command = [
                 sys.executable,
@@ -233,7 +237,7 @@ def _beside(
                 key,
                 calls,
                 burst,
-                str(seconds + _LONGER_S),
+                str(lasts_s + _LONGER_S),
             ]
             before_s = gateway.cpu_seconds()
             with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
@@ -241,7 +245,7 @@ def _beside(
                 process.stdout.readline()
                 bodies = stamped_bodies(requests(), id_prefix=f"n{turn}{way[:1]}{name[0]}")
                 with measured_ahead(way, hosts, gateway, behind=[process.pid]):
-                    load = run_load(gateway.url, bodies, rate=rate, seconds=seconds, seed=turn, options=options)
+                    load = run_load(gateway.url, bodies, rate=rate, seconds=lasts_s, seed=turn, options=options)
                     report = drive(load)
                     refused = int(process.stdout.readline() or 0)
             if process.returncode != 0 or report.ok != report.sent:

@@ -190,8 +190,8 @@ def print_rounds(title: str, unit: str, values: Mapping[str, Sequence[float]]) -
 
 
 def arguments_of(document: str | None, *more: tuple[str, dict[str, Any]]) -> argparse.Namespace:
-    """Parse the command line of a benchmark: --json and its own options."""
-    parser = argparse.ArgumentParser(description=(document or "").splitlines()[0])
+    """Parse the command line of a benchmark: --json and its own options. `--help` shows all of `document`."""
+    parser = argparse.ArgumentParser(description=document, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", help="also write the figures there")
     for name, options in more:
         parser.add_argument(name, **options)
