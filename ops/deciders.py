@@ -52,7 +52,7 @@ class KnownDeciders:
 
     def __init__(self, source: Source, bundles: Path | None, policies: Path | None) -> None:
         from paywarden.ops.wiring import ServeSettings
-        from paywarden.scoring.server.deployment import READY
+        from paywarden.scoring.server.deployment.deployment_file import READY
 
         self._source, self._policies = source, policies
         # A bundle takes a while to load, and is not thread-safe.

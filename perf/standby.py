@@ -37,7 +37,7 @@ from paywarden.ops.loadgen.load import run_load
 from paywarden.ops.loadgen.target import LoadOptions
 from paywarden.ops.times import now_ms
 from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
-from paywarden.scoring.server.deployment import DEPLOYMENT, Deployment, ReleasePaths, write_deployment
+from paywarden.scoring.server.deployment.deployment_file import DEPLOYMENT, Deployment, ReleasePaths, write_deployment
 from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
 from perf.swap import renamed
 from perf.tools.measuring import arguments_of, drive, finish

@@ -16,7 +16,7 @@ _RULES = Path(__file__).resolve().parents[1]
 def rules_in(file: str) -> dict[str, str]:
     """Returns the expression of each rule of a file of ops, by the alert's or the recorded series' name, in order.
 
-    The files keep to one form, which tests/unit/ops/test_rules.py checks: no other reader of YAML is needed.
+    The files keep to one form, which tests/unit/ops/monitoring/test_rules.py checks: no other reader of YAML is needed.
     """
     rules: dict[str, str] = {}
     for block in re.split(r"\n {6}- (?:alert|record): ", (_RULES / file).read_text(encoding="utf-8"))[1:]:

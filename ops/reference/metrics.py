@@ -160,7 +160,7 @@ def _stream() -> Iterable[_Family]:
     from paywarden.streams.dead_letters.counts import DeadLetterCounts
     from paywarden.streams.drift.metrics import DetectionMetrics, DriftMetrics
     from paywarden.streams.faust.checked_state import SetAsideState
-    from paywarden.streams.kafka.open_transactions import transaction_gauge
+    from paywarden.streams.kafka.stalls.open_transactions import transaction_gauge
     from paywarden.streams.outcomes.metrics import OutcomeMetrics
     from paywarden.streams.profiles.metrics import StreamMetrics
 
@@ -183,7 +183,7 @@ def _companion() -> Iterable[_Family]:
     from paywarden.streams.companion.health import CompanionHealth
     from paywarden.streams.companion.metrics import CompanionMetrics
     from paywarden.streams.companion.overlay_exchange import ExchangeMetrics
-    from paywarden.streams.kafka.open_transactions import transaction_gauge
+    from paywarden.streams.kafka.stalls.open_transactions import transaction_gauge
     from paywarden.streams.registry.follower import FollowerMetrics
     from paywarden.streams.rollouts.metrics import RolloutCollector
 

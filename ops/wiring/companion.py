@@ -54,7 +54,7 @@ def companion(
     from paywarden.streams.health.server import serving_health
     from paywarden.streams.kafka.admin import require_broker
     from paywarden.streams.kafka.clients import KafkaClients
-    from paywarden.streams.kafka.open_transactions import TransactionWatch
+    from paywarden.streams.kafka.stalls.open_transactions import TransactionWatch
     from paywarden.streams.kafka.topic_names import CURSORS_TOPIC
     from paywarden.streams.registry.topic import REGISTRY_TOPIC
     from paywarden.streams.rollouts.metrics import RolloutCollector

@@ -17,8 +17,8 @@ from paywarden.ops.libraries import build_missing
 from paywarden.ops.wiring import scoring, stores
 from paywarden.schemas.errors import BundleRefused, Misconfigured
 from paywarden.schemas.settings import DEFAULT_FILE, Source, read_source
-from paywarden.scoring.server.deployment import Deployment, ReleasePaths, release_key, unfinished_prefix
-from paywarden.scoring.server.releases import Release, release_of
+from paywarden.scoring.server.deployment.deployment_file import Deployment, ReleasePaths, release_key, unfinished_prefix
+from paywarden.scoring.server.deployment.releases import Release, release_of
 
 
 class HostReleases:

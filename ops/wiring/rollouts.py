@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from paywarden.models.rollout.log import RolloutLog
     from paywarden.models.rollout.plan import RolloutPlan
     from paywarden.models.rollout.rollout import Agreed, Orders, Rollout, Start, Version
-    from paywarden.scoring.server.deployment import ReleasePaths
+    from paywarden.scoring.server.deployment.deployment_file import ReleasePaths
     from paywarden.streams.rollouts.leader import RolloutLeader
 
 
@@ -228,7 +228,7 @@ def deployment_writer(source: Source) -> Callable[[Orders], None]:
 
         return update
     from paywarden.schemas.private_files import make_private_folder
-    from paywarden.scoring.server.deployment import DEPLOYMENT, Deployment, write_deployment
+    from paywarden.scoring.server.deployment.deployment_file import DEPLOYMENT, Deployment, write_deployment
 
     runtime = Path(source.section("serve", ServeSettings).runtime)
 
@@ -258,7 +258,7 @@ def deploy_here(source: Source, rollout: Rollout) -> bool:
     if has_registry(source):
         return True
     from paywarden.models.rollout.rollout import orders_of
-    from paywarden.scoring.server.deployment import DEPLOYMENT, read_deployment
+    from paywarden.scoring.server.deployment.deployment_file import DEPLOYMENT, read_deployment
 
     deployed = read_deployment(Path(source.section("serve", ServeSettings).runtime) / DEPLOYMENT)
     if deployed is None or deployed.rollout != rollout.start.name:
@@ -268,7 +268,7 @@ def deploy_here(source: Source, rollout: Rollout) -> bool:
 
 
 def _paths(source: Source, version: Version) -> ReleasePaths:
-    from paywarden.scoring.server.deployment import ReleasePaths
+    from paywarden.scoring.server.deployment.deployment_file import ReleasePaths
 
     policy = _policy_file(source, version.policy_digest)
     return ReleasePaths(str(Path(version.bundle).absolute()), policy, version.bundle_digest, version.policy_digest)

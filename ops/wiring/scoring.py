@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from paywarden.models.policy.policy import Policy
     from paywarden.ops.wiring.releases import HostReleases
     from paywarden.scoring.server.context import ExplorationContext, ServerContext
-    from paywarden.scoring.server.deployment import ReleasePaths
+    from paywarden.scoring.server.deployment.deployment_file import ReleasePaths
 
 _log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ def _require_allowed(source: Source, releases: HostReleases, catalogue: str) -> 
 
     A log that cannot be read decides nothing: a host that starts again goes on with what its file says.
     """
-    from paywarden.scoring.server.deployment import DEPLOYMENT, read_deployment
+    from paywarden.scoring.server.deployment.deployment_file import DEPLOYMENT, read_deployment
 
     path = Path(source.section("serve", ServeSettings).runtime) / DEPLOYMENT
     deployment = read_deployment(path)
@@ -146,7 +146,7 @@ def served_release(source: Source, catalogue: str, bundle_path: str | None = Non
 
     `catalogue` is the digest. Raises Misconfigured.
     """
-    from paywarden.scoring.server.deployment import DEPLOYMENT, ReleasePaths, read_deployment
+    from paywarden.scoring.server.deployment.deployment_file import DEPLOYMENT, ReleasePaths, read_deployment
 
     settings = source.section("serve", ServeSettings)
     deployment = read_deployment(Path(settings.runtime) / DEPLOYMENT)

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from paywarden.models.bundle.bundle import Bundle
     from paywarden.ops.wiring.releases import HostReleases
     from paywarden.scoring.engine.mirror_challenger import MirrorChallenger
-    from paywarden.scoring.server.deployment import ReleasePaths
-    from paywarden.scoring.server.releases import Release
+    from paywarden.scoring.server.deployment.deployment_file import ReleasePaths
+    from paywarden.scoring.server.deployment.releases import Release
     from paywarden.streams.shadow.candidate import ShadowCandidate
     from paywarden.streams.shadow.evaluation import Challenger, ShadowEvaluator
     from paywarden.streams.shadow.host import ShadowHost
@@ -224,7 +224,7 @@ class ChallengerFiles:
 
     def _paths(self) -> ReleasePaths:
         """Returns bundle and policy. A policy alone is for the bundle that decides now. Raises Misconfigured."""
-        from paywarden.scoring.server.deployment import ReleasePaths
+        from paywarden.scoring.server.deployment.deployment_file import ReleasePaths
 
         if self._fixed is not None:
             return self._fixed

@@ -25,8 +25,8 @@ from paywarden.schemas.errors import Misconfigured, PaywardenError
 from paywarden.schemas.file_state import FileState, file_state
 from paywarden.scoring.server import hang_ups
 from paywarden.scoring.server.context import ServerContext
-from paywarden.scoring.server.deployer import is_served
-from paywarden.scoring.server.deployment import DEPLOYMENT, Deployment, read_deployment, release_key
+from paywarden.scoring.server.deployment.deployer import is_served
+from paywarden.scoring.server.deployment.deployment_file import DEPLOYMENT, Deployment, read_deployment, release_key
 from paywarden.scoring.server.supervisor import serve, warm_up
 from paywarden.scoring.state.mirror import has_mirror
 

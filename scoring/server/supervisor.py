@@ -11,7 +11,7 @@
    Each worker has a pause of its own. A fork that fails is tried again in the same way.
 4. A worker whose heart does not beat for `[serve] hang_timeout_s` is killed, and started again (heartbeat.py).
 5. SIGTERM or SIGINT stops all workers, and the parent ends after the last one.
-6. SIGHUP, or another deployment file, changes what decides without a new worker (scoring/server/deployer.py).
+6. SIGHUP, or another deployment file, changes what decides without a new worker (deployment/deployer.py).
 7. A file that workers map and that is gone or cut short is made anew (mapped_files.py).
 8. Another parent may take the ports over, for new software (scoring/server/take_over.py).
 """
@@ -42,7 +42,7 @@ from paywarden.scoring.requests import fast_requests
 from paywarden.scoring.server import hang_ups
 from paywarden.scoring.server.admin import ADMIN_NAME, admin_main
 from paywarden.scoring.server.context import Endpoints, ServerContext, open_endpoints
-from paywarden.scoring.server.deployer import Deployer, HostProcesses
+from paywarden.scoring.server.deployment.deployer import Deployer, HostProcesses
 from paywarden.scoring.server.descriptors import secure_descriptors
 from paywarden.scoring.server.heartbeat import LOOK_S, HangDetector, Heartbeats
 from paywarden.scoring.server.mapped_files import MappedFile

@@ -41,9 +41,9 @@ from paywarden.scoring.engine.served import Served
 from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.release import ReleaseInfo, ShownRelease, SwapMetrics
 from paywarden.scoring.server.context import ServerContext
-from paywarden.scoring.server.deployment import READY
-from paywarden.scoring.server.releases import Orders, Release, load_release, orders_path, read_orders
-from paywarden.scoring.server.shared_lists import shared_list
+from paywarden.scoring.server.deployment.deployment_file import READY
+from paywarden.scoring.server.deployment.releases import Orders, Release, load_release, orders_path, read_orders
+from paywarden.scoring.server.deployment.shared_lists import shared_list
 
 _log = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from paywarden.streams.alerts.events import EVENTS_TOPIC, event_decoder
 from paywarden.streams.alerts.records import ACKNOWLEDGEMENTS_TOPIC, ALERTS_TOPIC
 from paywarden.streams.kafka.admin import make_admin, require_broker, watermarks
 from paywarden.streams.kafka.client import KafkaSettings
-from paywarden.streams.kafka.open_transactions import OpenTransactions
 from paywarden.streams.kafka.reading import consume_when_there, make_consumer
+from paywarden.streams.kafka.stalls.open_transactions import OpenTransactions
 from paywarden.streams.kafka.topic_identity import topic_ids
 
 FEED_TOPICS: Final = (ALERTS_TOPIC, ACKNOWLEDGEMENTS_TOPIC, EVENTS_TOPIC)

@@ -20,7 +20,7 @@ What can go wrong:
   again every second.
 - A rebuild swaps another profile set in. The companion waits until the swap has ended.
 - The changelog was deleted and made anew, or has lost its end. The companion fills the mirror anew.
-- Kafka's client stalls. The companion replaces it (streams/kafka/stall_detector.py).
+- Kafka's client stalls. The companion replaces it (streams/kafka/stalls/stall_detector.py).
 - The mirror is damaged. The companion deletes it and fills a new one.
 - The mirror is full. The companion is not ready, holds the batch, and tries it again every second.
 - Anything else fails while it fills or follows the mirror. The companion says so, is not ready, and begins with step 1
@@ -67,10 +67,10 @@ from paywarden.streams.health.process_end import TIDY_UP_S
 from paywarden.streams.kafka.admin import end_offsets
 from paywarden.streams.kafka.client import PartitionId
 from paywarden.streams.kafka.clients import KafkaClients
-from paywarden.streams.kafka.end_offsets import EndsWatch
 from paywarden.streams.kafka.group_consumer import cut_of
 from paywarden.streams.kafka.reading import Consumed, consume_when_there
-from paywarden.streams.kafka.stall_detector import StallWatch, named, without_held
+from paywarden.streams.kafka.stalls.end_offsets import EndsWatch
+from paywarden.streams.kafka.stalls.stall_detector import StallWatch, named, without_held
 from paywarden.streams.kafka.topic_identity import IdentityWatch, topic_ids
 from paywarden.streams.kafka.topic_names import CURSORS_TOPIC, repartition_topic
 from paywarden.streams.profiles.changelog import ChangelogDecoder

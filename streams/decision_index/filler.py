@@ -40,9 +40,9 @@ from paywarden.streams.decision_index.search import key_hash
 from paywarden.streams.kafka.admin import watermarks
 from paywarden.streams.kafka.client import reason_of
 from paywarden.streams.kafka.clients import KafkaClients
-from paywarden.streams.kafka.open_transactions import OpenTransactions
 from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.kafka.reading import Consumed, Record, consume_when_there
+from paywarden.streams.kafka.stalls.open_transactions import OpenTransactions
 from paywarden.streams.kafka.topic_identity import topic_ids
 from paywarden.streams.kafka.topic_rows import OFFSET, PARTITION, TIMESTAMP
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry
 
 from paywarden.streams.kafka.clients import KafkaClients
-from paywarden.streams.kafka.open_transactions import ASK_EVERY_S, TransactionWatch
+from paywarden.streams.kafka.stalls.open_transactions import ASK_EVERY_S, TransactionWatch
 
 if TYPE_CHECKING:
     from paywarden.streams.faust.app import StreamApp

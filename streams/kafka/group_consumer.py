@@ -12,7 +12,7 @@ What can go wrong:
 
 - A commit fails, as it does in the middle of a rebalance: a later `commit` tries it again.
 - A fetch was on its way when the partitions were paused: its records wait for the next `take`.
-- The client stalls and delivers nothing: streams/kafka/stall_detector.py notices it through `positions`.
+- The client stalls and delivers nothing: streams/kafka/stalls/stall_detector.py notices it through `positions`.
 - The broker no longer has the next offset. If records expired unread, they are counted and reading goes on behind them.
   If the partition ends before what was read of it, `take` raises PartitionCut: its next records would get old offsets.
 """
@@ -30,7 +30,7 @@ from paywarden.schemas.errors import BrokerUnavailable
 from paywarden.streams.kafka.admin import watermarks
 from paywarden.streams.kafka.client import PartitionId, reason_of
 from paywarden.streams.kafka.reading import Consumed, Record, consume
-from paywarden.streams.kafka.stall_detector import NOTHING_HEARD
+from paywarden.streams.kafka.stalls.stall_detector import NOTHING_HEARD
 
 _log = logging.getLogger(__name__)
 

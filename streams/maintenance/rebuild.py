@@ -35,7 +35,7 @@ from paywarden.streams.kafka.admin import offsets_at, stable_end_offsets
 from paywarden.streams.kafka.client import reason_of
 from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.producers import Sender
-from paywarden.streams.kafka.stall_detector import named
+from paywarden.streams.kafka.stalls.stall_detector import named
 from paywarden.streams.kafka.topic_names import repartition_topic
 from paywarden.streams.kafka.topics import create_repartition_topics
 from paywarden.streams.maintenance.add_partitions import members_of

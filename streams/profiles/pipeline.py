@@ -29,7 +29,7 @@ What can go wrong:
   other partitions again.
 - Two workers own a profile for a moment, because the old owner has not noticed yet. Its write meets a conflict in the
   store, and it reads the profile again.
-- The client stalls. `run` replaces it (streams/kafka/stall_detector.py).
+- The client stalls. `run` replaces it (streams/kafka/stalls/stall_detector.py).
 - A topic was deleted and made anew, or ends before what was read of it. The worker stops and says what to do
   (streams/profiles/guards/sources.py).
 - A profile cannot be read. It is set aside with its events, and the others go on (streams/profiles/set_aside.py).
@@ -58,10 +58,10 @@ from paywarden.streams.dead_letters.writer import DeadLetters
 from paywarden.streams.kafka.admin import ask_end_offsets, end_offsets_of
 from paywarden.streams.kafka.client import PartitionId
 from paywarden.streams.kafka.clients import KafkaClients
-from paywarden.streams.kafka.end_offsets import EndsWatch
 from paywarden.streams.kafka.group_consumer import BatchConsumer, PartitionCut, offsets_after
 from paywarden.streams.kafka.reading import FETCH_WAIT_MS, Consumed, Record
-from paywarden.streams.kafka.stall_detector import StallWatch, named, without_held
+from paywarden.streams.kafka.stalls.end_offsets import EndsWatch
+from paywarden.streams.kafka.stalls.stall_detector import StallWatch, named, without_held
 from paywarden.streams.kafka.topic_names import repartition_topic
 from paywarden.streams.profiles.changelog import Changelog
 from paywarden.streams.profiles.decoder import EventDecoder

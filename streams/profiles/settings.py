@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX, TimeBounds, require_between
-from paywarden.streams.kafka.end_offsets import ASK_EVERY_S
+from paywarden.streams.kafka.stalls.end_offsets import ASK_EVERY_S
 from paywarden.streams.profiles.decoder import TIMES
 from paywarden.streams.profiles.metrics import StreamMetrics, objectives_ms
 
@@ -35,7 +35,7 @@ class StreamSettings:
     outcome_days: int = 120
     flush_timeout_s: int = 60
     # The worker replaces a client that delivers nothing for this long although the broker has more records
-    # (streams/kafka/stall_detector.py).
+    # (streams/kafka/stalls/stall_detector.py).
     stall_timeout_s: int = 60
     # The longest time from a payment's arrival on Kafka to its profiles. Exceptions have the form "merchant=5000".
     # The broker may hold records back for a part of the shortest objective, to give more together (`gather_ms_of`).

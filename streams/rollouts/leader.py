@@ -50,9 +50,9 @@ from paywarden.schemas.avro import Decoder, SchemaIds
 from paywarden.schemas.errors import BrokerUnavailable, InvalidEvent, Misconfigured
 from paywarden.streams.kafka.admin import end_offsets, make_admin, offsets_at, partitions_of, watermarks
 from paywarden.streams.kafka.client import KafkaSettings, PartitionId
-from paywarden.streams.kafka.end_offsets import EndsWatch
-from paywarden.streams.kafka.open_transactions import OpenTransactions
 from paywarden.streams.kafka.reading import RANGE_BATCH, Record, consume, make_consumer, records_between
+from paywarden.streams.kafka.stalls.end_offsets import EndsWatch
+from paywarden.streams.kafka.stalls.open_transactions import OpenTransactions
 from paywarden.streams.kafka.topic_identity import embedded_cluster
 from paywarden.streams.rollouts.outcomes import ARMS, OutcomeReader
 

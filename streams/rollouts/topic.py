@@ -19,9 +19,9 @@ from paywarden.schemas.avro import Decoder, Encoder, SchemaIds
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.streams.kafka.admin import make_admin, partitions_of
 from paywarden.streams.kafka.client import KafkaSettings
-from paywarden.streams.kafka.open_transactions import waiting_now
 from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.kafka.reading import make_consumer, records_to_end
+from paywarden.streams.kafka.stalls.open_transactions import waiting_now
 
 ROLLOUTS_TOPIC = "rollouts"
 _FLUSH_TIMEOUT_S = 30.0

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.file_state import FileState, file_state
-from paywarden.scoring.server.deployment import DEPLOYMENT, Deployment, ReleasePaths, read_deployment
+from paywarden.scoring.server.deployment.deployment_file import DEPLOYMENT, Deployment, ReleasePaths, read_deployment
 
 _log = logging.getLogger(__name__)
 

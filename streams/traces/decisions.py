@@ -9,8 +9,8 @@ from confluent_kafka import KafkaException, TopicPartition
 
 from paywarden.streams.kafka.admin import make_admin
 from paywarden.streams.kafka.client import KafkaSettings, PartitionId, reason_of
-from paywarden.streams.kafka.open_transactions import OpenTransactions
 from paywarden.streams.kafka.reading import Record, consume, make_consumer
+from paywarden.streams.kafka.stalls.open_transactions import OpenTransactions
 
 _log = logging.getLogger(__name__)
 _WAIT_S = 0.5

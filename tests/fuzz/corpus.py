@@ -120,7 +120,7 @@ def _request_json() -> Iterator[bytes]:
 
 
 def _avro_payment() -> Iterator[bytes]:
-    from tests.parity.test_payment_readers import ENCODER
+    from tests.parity.readers.test_payment_readers import ENCODER
     from tests.unit.schemas.test_avro_wire import PAYMENT
 
     body = ENCODER.encode(PAYMENT)[5:]

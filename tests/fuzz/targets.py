@@ -132,7 +132,7 @@ def request_protobuf() -> Target:
     """A request in protobuf: the compiled reader and the parser agree."""
     from paywarden.schemas.errors import InvalidEvent
     from paywarden.scoring.requests.protobuf_form import parse
-    from tests.parity.test_payment_readers import ENDPOINT, NOW_MS, ROWS, RULES
+    from tests.parity.readers.test_payment_readers import ENDPOINT, NOW_MS, ROWS, RULES
 
     def target(data: bytes) -> None:
         payments, wrong = ENDPOINT.read([data], NOW_MS)
@@ -158,7 +158,7 @@ def request_json() -> Target:
     """A request and a batch in JSON."""
     from paywarden.schemas.errors import InvalidEvent
     from paywarden.scoring.requests.json_form import JSON
-    from tests.parity.test_payment_readers import ENDPOINT, NOW_MS
+    from tests.parity.readers.test_payment_readers import ENDPOINT, NOW_MS
 
     def target(data: bytes) -> None:
         with suppress(InvalidEvent):
@@ -174,7 +174,7 @@ def avro_payment() -> Target:
     from paywarden.schemas.errors import InvalidEvent
     from paywarden.streams.kafka.reading import Record
     from paywarden.streams.profiles.payment_columns import Position
-    from tests.parity.test_payment_readers import ENCODER, NOW_MS, STREAM
+    from tests.parity.readers.test_payment_readers import ENCODER, NOW_MS, STREAM
 
     header = ENCODER.header
 

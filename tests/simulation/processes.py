@@ -46,7 +46,7 @@ from paywarden.scoring.requests import fast_requests
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.server import worker as scoring_worker
 from paywarden.scoring.server.context import Endpoints, ServerContext
-from paywarden.scoring.server.releases import Release, release_of
+from paywarden.scoring.server.deployment.releases import Release, release_of
 from paywarden.scoring.state.mirror import MirrorSettings
 from paywarden.scoring.state.outbox import OutboxSettings
 from paywarden.streams.companion.companion import Companion, CompanionSettings, FillSource, HostFiles

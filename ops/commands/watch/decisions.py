@@ -260,7 +260,7 @@ def _on_topic(source: Source, payment_id: str) -> Iterator[dict[str, Any]]:
 def _held_up(source: Source) -> str:
     """Returns what keeps decisions on the topic from being read now; "" for nothing."""
     from paywarden.streams.kafka.clients import KafkaClients
-    from paywarden.streams.kafka.open_transactions import waiting_now
+    from paywarden.streams.kafka.stalls.open_transactions import waiting_now
 
     clients = KafkaClients.of(wiring.kafka_settings(source))
     return waiting_now(clients.admin, clients.topic("decisions"), clients.partitions("decisions"))

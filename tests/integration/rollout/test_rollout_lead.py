@@ -24,10 +24,10 @@ from paywarden.ops.wiring.rollouts import deployment_writer
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source, read_source
-from paywarden.scoring.server.deployment import DEPLOYMENT, Deployment, read_deployment
+from paywarden.scoring.server.deployment.deployment_file import DEPLOYMENT, Deployment, read_deployment
 from paywarden.streams.kafka.client import KafkaSettings
-from paywarden.streams.kafka.end_offsets import EndsWatch
 from paywarden.streams.kafka.producers import make_producer
+from paywarden.streams.kafka.stalls.end_offsets import EndsWatch
 from paywarden.streams.rollouts.leader import RolloutLeader
 from tests.patience import PATIENCE_S
 from tests.services.product.deployment import Deployment as Deployed

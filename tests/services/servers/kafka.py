@@ -172,7 +172,7 @@ def _properties(port: int, controller_port: int, data: Path) -> dict[str, str]:
         "share.coordinator.state.topic.replication.factor": "1",
         "share.coordinator.state.topic.min.isr": "1",
         # A busy machine may stop for seconds. If the controller misses the broker for this long, its partitions have no
-        # leader for a moment, and librdkafka may then lose some for good: see streams/kafka/stall_detector.py.
+        # leader for a moment, and librdkafka may then lose some for good: see streams/kafka/stalls/stall_detector.py.
         "broker.heartbeat.interval.ms": "500",
         "broker.session.timeout.ms": "60000",
         # No record twice a second that says that nothing happens: a third of what an idle broker takes.

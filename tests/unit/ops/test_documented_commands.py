@@ -10,7 +10,7 @@ import click
 import pytest
 
 from tests.checkout import CHECKOUT
-from tests.unit.ops.test_runbook import check
+from tests.unit.ops.monitoring.test_runbook import check
 
 _PAGES = [
     CHECKOUT / "README.md",

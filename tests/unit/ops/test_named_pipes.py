@@ -51,8 +51,8 @@ from paywarden.schemas.settings import read_source
 from paywarden.scoring.metrics import shared
 from paywarden.scoring.net.tls import Tls, TlsSettings
 from paywarden.scoring.net.tokens import Tokens
-from paywarden.scoring.server.deployment import read_deployment
-from paywarden.scoring.server.releases import read_orders
+from paywarden.scoring.server.deployment.deployment_file import read_deployment
+from paywarden.scoring.server.deployment.releases import read_orders
 from paywarden.scoring.state.mirror import MirrorReader, MirrorSettings, MirrorWriter
 from paywarden.scoring.state.outbox import Cursor, OutboxReader, OutboxSettings, OutboxWriter
 from paywarden.streams.archive.files import locked

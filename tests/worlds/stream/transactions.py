@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import pytest
 from confluent_kafka import Producer
 
-from paywarden.streams.kafka import open_transactions
 from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.stalls import open_transactions
 from tests.patience import PATIENCE_S
 
 

@@ -15,7 +15,7 @@ from paywarden.models.registry.log import LogFile
 from paywarden.ops.wiring import scoring_host
 from paywarden.schemas.errors import BundleRefused, Misconfigured
 from paywarden.schemas.settings import Source
-from paywarden.scoring.server.deployment import DEPLOYMENT, Deployment, ReleasePaths, write_deployment
+from paywarden.scoring.server.deployment.deployment_file import DEPLOYMENT, Deployment, ReleasePaths, write_deployment
 from tests.worlds.rollout.registry import Writer, digest, people_file
 from tests.worlds.small import small_world
 

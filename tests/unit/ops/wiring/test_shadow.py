@@ -14,7 +14,7 @@ from paywarden.schemas.errors import BundleRefused, Misconfigured
 from paywarden.schemas.settings import read_source
 from paywarden.scoring.engine.challenger import VectorChallenger
 from paywarden.scoring.engine.mirror_challenger import MirrorChallenger
-from paywarden.scoring.server.deployment import DEPLOYMENT, Deployment, ReleasePaths, write_deployment
+from paywarden.scoring.server.deployment.deployment_file import DEPLOYMENT, Deployment, ReleasePaths, write_deployment
 from paywarden.streams.shadow.settings import ConfiguredChallenger
 from tests.worlds.small import small_world
 

@@ -12,7 +12,7 @@ import pytest
 
 from paywarden.models.bundle.bundle import read_manifest
 from paywarden.models.policy.policy import PolicySettings, policy_digest
-from paywarden.scoring.server.deployment import DEPLOYMENT, Deployment, ReleasePaths, write_deployment
+from paywarden.scoring.server.deployment.deployment_file import DEPLOYMENT, Deployment, ReleasePaths, write_deployment
 from paywarden.scoring.state.mirror import MirrorWriter
 from tests.services.product.processes import PaywardenProcess, wait_for_listener, wait_until
 from tests.services.product.scoring_server import PATIENT, Server

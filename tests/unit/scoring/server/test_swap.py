@@ -16,7 +16,7 @@ import pytest
 from paywarden.models.bundle.bundle import read_manifest
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
-from paywarden.scoring.server.deployment import DEPLOYMENT, Deployment, ReleasePaths, write_deployment
+from paywarden.scoring.server.deployment.deployment_file import DEPLOYMENT, Deployment, ReleasePaths, write_deployment
 from paywarden.scoring.state.mirror import MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader
 from tests.patience import PATIENCE_S

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from paywarden.streams.kafka.client import PartitionId
 from paywarden.streams.kafka.group_consumer import BatchConsumer, PartitionCut, offsets_after
 from paywarden.streams.kafka.reading import Record
-from paywarden.streams.kafka.stall_detector import NOTHING_HEARD
+from paywarden.streams.kafka.stalls.stall_detector import NOTHING_HEARD
 from tests.fakes.kafka import FakeBroker, FakeConsumer, FakeMessage
 
 A, B, SLOW = ("t", 0), ("t", 1), ("slow", 0)

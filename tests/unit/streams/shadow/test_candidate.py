@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from paywarden.scoring.server.deployment import DEPLOYMENT, Deployment, ReleasePaths, write_deployment
+from paywarden.scoring.server.deployment.deployment_file import DEPLOYMENT, Deployment, ReleasePaths, write_deployment
 from paywarden.streams.shadow.candidate import ShadowCandidate
 
 SALT = "00" * 16

@@ -28,7 +28,7 @@ from paywarden.ops.cli import cli
 from paywarden.ops.times import now_ms, spoken
 from paywarden.schemas.errors import Misconfigured, PaywardenError, RegistryRefused
 from paywarden.schemas.settings import read_source
-from paywarden.scoring.server.deployment import DEPLOYMENT, read_deployment
+from paywarden.scoring.server.deployment.deployment_file import DEPLOYMENT, read_deployment
 from paywarden.streams.kafka import admin
 from tests.services.missing_tools import COMPILER
 from tests.worlds.operate.backup_page import run_copies

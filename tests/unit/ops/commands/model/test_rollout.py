@@ -19,7 +19,7 @@ from paywarden.models.rollout.rollout import EventKind, RolloutEvent
 from paywarden.ops.cli import cli
 from paywarden.ops.times import now_ms
 from paywarden.schemas.errors import Misconfigured
-from paywarden.scoring.server.deployment import (
+from paywarden.scoring.server.deployment.deployment_file import (
     DEPLOYMENT,
     Deployment,
     ReleasePaths,

@@ -1,7 +1,7 @@
 """Releases: a bundle and a policy that decide together, as files ready for the workers, and in a worker's memory.
 
     RUNTIME/
-      deployment.json    what should be served (scoring/server/deployment.py); written by an operator's command
+      deployment.json    what should be served (deployment_file.py); written by an operator's command
       ready/KEY/         a release that was checked: models/bundle/prepared.py, models/policy/prepared.py
       orders-PID.json    what the workers of the supervisor PID take up; written by that supervisor
 
@@ -27,7 +27,7 @@ from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.file_state import read_regular
 from paywarden.scoring.engine.records import Origin
 from paywarden.scoring.metrics.release import ShownRelease
-from paywarden.scoring.server.deployment import Deployment, ReleasePaths, release_key
+from paywarden.scoring.server.deployment.deployment_file import Deployment, ReleasePaths, release_key
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
@@ -65,7 +65,7 @@ class ReleaseSource(Protocol):
 class Orders:
     """What workers take up: the keys of releases. A higher generation replaces a lower one.
 
-    `lists`: where the long lists of their policies are, by digest (scoring/server/shared_lists.py).
+    `lists`: where the long lists of their policies are, by digest (scoring/server/deployment/shared_lists.py).
     """
 
     generation: int

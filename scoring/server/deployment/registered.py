@@ -27,7 +27,7 @@ from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.file_state import FileState, file_state
 from paywarden.schemas.line_file import LineFile
 from paywarden.schemas.private_files import make_private_folder
-from paywarden.scoring.server.deployment import (
+from paywarden.scoring.server.deployment.deployment_file import (
     DEPLOYMENT,
     READY,
     Deployment,

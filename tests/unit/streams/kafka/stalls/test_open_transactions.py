@@ -9,7 +9,7 @@ from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPar
 from prometheus_client import CollectorRegistry
 
 from paywarden.streams.kafka.client import KafkaSettings, PartitionId
-from paywarden.streams.kafka.open_transactions import (
+from paywarden.streams.kafka.stalls.open_transactions import (
     TOLD_AFTER_MS,
     OpenTransaction,
     OpenTransactions,
@@ -114,7 +114,8 @@ def test_the_gauge_of_each_topic_says_for_how_long_it_is_held_up(monkeypatch: py
     broker, registry = Broker(), CollectorRegistry()
     broker.ends = {("x.t", 0): (9, 5), ("x.t", 1): (5, 5), ("x.u", 0): (7, 7)}
     monkeypatch.setattr(
-        "paywarden.streams.kafka.open_transactions.time", SimpleNamespace(time_ns=lambda: broker.now_ms * 1_000_000)
+        "paywarden.streams.kafka.stalls.open_transactions.time",
+        SimpleNamespace(time_ns=lambda: broker.now_ms * 1_000_000),
     )
     partitions = {"t": [0, 1], "u": [0]}
     clients: Any = SimpleNamespace(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from paywarden.streams.kafka.end_offsets import AWAY_AFTER_S, EndsWatch
+from paywarden.streams.kafka.stalls.end_offsets import AWAY_AFTER_S, EndsWatch
 
 
 class FakeAdmin:

@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 
 from paywarden.schemas.errors import Misconfigured
-from paywarden.scoring.server.deployment import Deployment, ReleasePaths, read_deployment, write_deployment
+from paywarden.scoring.server.deployment.deployment_file import (
+    Deployment,
+    ReleasePaths,
+    read_deployment,
+    write_deployment,
+)
 
 ACTIVE = {"bundle": "/b"}
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paywarden.streams.kafka.client import PartitionId
-from paywarden.streams.kafka.end_offsets import ASK_EVERY_S
-from paywarden.streams.kafka.stall_detector import NOTHING_HEARD, StallWatch, named, without_held
+from paywarden.streams.kafka.stalls.end_offsets import ASK_EVERY_S
+from paywarden.streams.kafka.stalls.stall_detector import NOTHING_HEARD, StallWatch, named, without_held
 
 A, B = ("t", 0), ("t", 1)
 

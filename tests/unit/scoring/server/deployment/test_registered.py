@@ -25,7 +25,7 @@ from paywarden.models.rollout.registry_log import RegistryRolloutLog
 from paywarden.models.rollout.rollout import EventKind, RolloutEvent, Start
 from paywarden.models.rollout.rollout import Version as Arm
 from paywarden.schemas.errors import Misconfigured, RegistryRefused
-from paywarden.scoring.server.deployment import (
+from paywarden.scoring.server.deployment.deployment_file import (
     DEPLOYMENT,
     READY,
     Deployment,
@@ -33,7 +33,7 @@ from paywarden.scoring.server.deployment import (
     read_deployment,
     release_key,
 )
-from paywarden.scoring.server.registered import RegisteredDeployment
+from paywarden.scoring.server.deployment.registered import RegisteredDeployment
 from tests.unit.models.rollout.test_rollout import PLAN
 from tests.worlds.rollout.registry import CATALOGUE, START_MS, Writer, digest, key_of, people_of
 

@@ -43,7 +43,7 @@ from paywarden.schemas.errors import Misconfigured, PaywardenError
 from paywarden.schemas.file_state import FileState, file_state
 from paywarden.schemas.private_files import make_private_folder
 from paywarden.scoring.metrics.shared import Counter
-from paywarden.scoring.server.deployment import (
+from paywarden.scoring.server.deployment.deployment_file import (
     DEPLOYMENT,
     READY,
     Deployment,
@@ -54,14 +54,14 @@ from paywarden.scoring.server.deployment import (
     release_key,
     unfinished_prefix,
 )
-from paywarden.scoring.server.releases import (
+from paywarden.scoring.server.deployment.releases import (
     Orders,
     ReleaseSource,
     orders_path,
     read_orders,
     write_orders,
 )
-from paywarden.scoring.server.shared_lists import SharedLists
+from paywarden.scoring.server.deployment.shared_lists import SharedLists
 
 _log = logging.getLogger(__name__)
 

@@ -31,7 +31,7 @@ from paywarden.streams.companion.metrics import CompanionMetrics
 from paywarden.streams.dead_letters.counts import DeadLetterCounts
 from paywarden.streams.drift.metrics import DetectionMetrics, DriftMetrics
 from paywarden.streams.faust.checked_state import SetAsideState
-from paywarden.streams.kafka.open_transactions import transaction_gauge
+from paywarden.streams.kafka.stalls.open_transactions import transaction_gauge
 from paywarden.streams.outcomes.metrics import OutcomeMetrics
 from paywarden.streams.profiles.metrics import StreamMetrics
 from paywarden.streams.registry.follower import FollowerMetrics

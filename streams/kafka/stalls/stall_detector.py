@@ -4,7 +4,7 @@ librdkafka can lose a partition without an error. This happens after a broker wa
 a long pause of its machine: the broker's news about leaders may leave the client without a leader for good. The client
 then delivers neither records nor ends, and its own idea of the end stands still, so it looks up to date.
 
-1. Ask the broker for the ends through another client (streams/kafka/end_offsets.py).
+1. Ask the broker for the ends through another client (streams/kafka/stalls/end_offsets.py).
 2. Compare them with the client's positions. A partition that is behind and has not moved gets one look added.
 3. After `timeout_s` worth of looks the partition is stalled. The remedy is a new client.
 
@@ -26,7 +26,7 @@ from confluent_kafka.admin import AdminClient
 
 from paywarden.streams.kafka.admin import end_offsets_of
 from paywarden.streams.kafka.client import PartitionId
-from paywarden.streams.kafka.end_offsets import ASK_EVERY_S
+from paywarden.streams.kafka.stalls.end_offsets import ASK_EVERY_S
 
 _log = logging.getLogger(__name__)
 

@@ -21,15 +21,15 @@ from paywarden.schemas.errors import BundleRefused
 from paywarden.schemas.private_files import make_private_folder
 from paywarden.scoring.metrics.release import CHECK, swap_failures
 from paywarden.scoring.metrics.shared import Registry
-from paywarden.scoring.server.deployer import KILLS_MAX, Deployer, HostProcesses
-from paywarden.scoring.server.deployment import (
+from paywarden.scoring.server.deployment.deployer import KILLS_MAX, Deployer, HostProcesses
+from paywarden.scoring.server.deployment.deployment_file import (
     Deployment,
     ReleasePaths,
     release_key,
     unfinished_prefix,
     write_deployment,
 )
-from paywarden.scoring.server.releases import Orders, Release, orders_path, read_orders
+from paywarden.scoring.server.deployment.releases import Orders, Release, orders_path, read_orders
 from tests.services.product.processes import wait_until
 
 SALT = "00" * 16
@@ -456,7 +456,7 @@ def test_a_list_that_was_damaged_while_nobody_watched_is_refused_in_one_line_and
             policy = {"list_digests": {"cards": "c0ffee"}, "list_checksums": {"cards": checksum}}
             (folder / "policy.json").write_text(json.dumps(policy), encoding="utf-8")
 
-    monkeypatch.setattr("paywarden.scoring.server.deployer._AGAIN_S", 0.0)
+    monkeypatch.setattr("paywarden.scoring.server.deployment.deployer._AGAIN_S", 0.0)
     host.source.how = prepare
     prepare("b")
     path = host.folder / "ready" / "b" / "cards.list"
@@ -488,7 +488,7 @@ def test_a_disk_without_room_for_the_orders_puts_the_swap_off(host: Host, monkey
         raise OSError(errno.ENOSPC, "No space left on device")
 
     host.source.serve("b")
-    monkeypatch.setattr("paywarden.scoring.server.deployer.write_orders", no_room)
+    monkeypatch.setattr("paywarden.scoring.server.deployment.deployer.write_orders", no_room)
     assert host.swap() == Orders(0, "a")
     assert host.failures.value == 1
     looks(host)

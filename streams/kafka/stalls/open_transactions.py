@@ -33,7 +33,7 @@ from prometheus_client import CollectorRegistry, Gauge
 from paywarden.streams.kafka.admin import ask_end_offsets, stable_end_offsets, written_end_offsets
 from paywarden.streams.kafka.client import PartitionId, reason_of
 from paywarden.streams.kafka.clients import KafkaClients
-from paywarden.streams.kafka.stall_detector import named
+from paywarden.streams.kafka.stalls.stall_detector import named
 
 _log = logging.getLogger(__name__)
 
