@@ -453,20 +453,23 @@ def test_the_second_url_is_tried_when_the_first_is_down(server: RegistryServer, 
     ids.close()
 
 
-def test_a_registry_that_went_down_is_temporary_and_known_ids_stay(tmp_path: Path) -> None:
-    with RegistryServer(tmp_path) as server:
-        ids = RegistrySchemaIds(RegistrySettings(url=server.url), MemoryRememberedSchemas())
-        decoder = Decoder("payments", ids)
-        value = Encoder("payments", ids.id_of("payments")).encode(PAYMENT)
-        assert decoder.decode(value) == PAYMENT
-        server.kill()
+def test_a_registry_that_went_down_is_temporary_and_known_ids_stay(
+    server: RegistryServer, connect: Callable[..., RegistrySchemaIds]
+) -> None:
+    ids = connect()
+    decoder = Decoder("payments", ids)
+    value = Encoder("payments", ids.id_of("payments")).encode(PAYMENT)
+    assert decoder.decode(value) == PAYMENT
+    server.kill()
+    try:
         assert decoder.decode(value) == PAYMENT
         with pytest.raises(TemporaryFailure, match="did not answer"):
             decoder.decode(Encoder("payments", 1_000_000).encode(PAYMENT))
+    finally:
+        # The tests after this one ask the same registry.
         server.restart()
-        with pytest.raises(InvalidEvent, match="unknown schema id 1000000"):
-            decoder.decode(Encoder("payments", 1_000_000).encode(PAYMENT))
-        ids.close()
+    with pytest.raises(InvalidEvent, match="unknown schema id 1000000"):
+        decoder.decode(Encoder("payments", 1_000_000).encode(PAYMENT))
 
 
 @contextmanager
