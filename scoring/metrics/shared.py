@@ -17,7 +17,9 @@
 3. `render(directory)`, in any process, reads the files of all workers. It adds counters and histograms, and takes the
    largest gauge of the live workers. The files describe their series, so the reader need not know them. If two
    versions of Paywarden give one name different meanings, `render` leaves one of them out.
-4. A damaged file ends no worker. The worker renames it to `worker-0.damaged` and counts from 0. `render` leaves it out.
+4. A damaged file, or something else in its place, keeps no worker from starting: it is renamed to `worker-0.damaged`,
+   and the counts begin at 0. `render` leaves it out. A worker whose file is cut short is ended by the missing pages, and
+   started again. The supervisor, which nobody would start again, has its counts in memory and saves them.
 
 A lock ensures one writer per file. Writers and readers share no lock: a slot is aligned and written in one store, so a
 reader sees a value that was true a moment ago. A histogram may be read between its bucket and its sum.
@@ -26,6 +28,7 @@ reader sees a value that was true a moment ago. A histogram may be read between 
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import json
 import logging
@@ -35,6 +38,7 @@ import struct
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from zlib import crc32
 
@@ -44,7 +48,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from paywarden.schemas.errors import Misconfigured
-from paywarden.schemas.file_state import open_regular, read_regular
+from paywarden.schemas.file_state import file_state, open_regular, read_regular
 from paywarden.schemas.private_files import make_private_folder
 
 _log = logging.getLogger(__name__)
@@ -276,15 +280,24 @@ class Registry:
         assert isinstance(handle, Histogram)
         return handle
 
-    def open(self, directory: Path, worker: str) -> None:
+    def open(self, directory: Path, worker: str, *, mapped: bool = True) -> None:
         """Keep the counts in `directory` from now on, continuing from those of an earlier process of `worker`.
+
+        A file that is `mapped` has each count at once, and ends the process if somebody cuts it short (SIGBUS).
+        Otherwise the counts are in memory, and `save` writes them.
 
         Raises Misconfigured when the directory cannot be written or another process counts as `worker`.
         """
         assert self._file is None, "opened already"
-        self._file = _SlotFile.open(directory / f"{worker}{_SUFFIX}", [series for series, _ in self._declared.values()])
+        declared = [series for series, _ in self._declared.values()]
+        self._file = _SlotFile.open(directory / f"{worker}{_SUFFIX}", declared, mapped=mapped)
         for key, (_, handle) in self._declared.items():
             handle._bind(self._file.slots, self._file.first_slot[key])
+
+    def save(self) -> None:
+        """Write the file of a registry that is not mapped, if it is not what was counted. Raises OSError."""
+        if self._file is not None:
+            self._file.save()
 
     def close(self) -> None:
         """Close the file. The handles must not be used any more."""
@@ -308,33 +321,46 @@ def _labels(names: Sequence[str], values: Sequence[str]) -> tuple[tuple[str, str
 
 
 class _SlotFile:
-    """One worker's file, memory-mapped. It is locked until `close` or the end of the process."""
+    """One worker's file, memory-mapped or in memory. It is locked until `close` or the end of the process."""
 
-    def __init__(self, lock: int, mapping: mmap.mmap, series: list[Series], first_slot: int) -> None:
-        self._lock = lock
+    def __init__(
+        self, path: Path, lock: int, mapping: mmap.mmap | bytearray, series: list[Series], first_slot: int
+    ) -> None:
+        self._path, self._lock = path, lock
         self._mapping = mapping
         self._bytes = memoryview(mapping)
+        # What the file holds, and its state then.
+        self._saved, self._state = bytes(mapping), file_state(path)
         self.slots = self._bytes[first_slot:].cast("q")
         self.first_slot = dict(zip((one.key for one in series), _slot_indexes(series), strict=True))
 
     @classmethod
-    def open(cls, path: Path, declared: list[Series]) -> _SlotFile:
+    def open(cls, path: Path, declared: list[Series], *, mapped: bool) -> _SlotFile:
         try:
             make_private_folder(path.parent)
             lock = _lock(path)
             kept = _kept(path)
             series = declared + _undeclared(kept, declared)
             _write_file(path, series, {one.key: slots for one, slots in kept})
+            mapping: mmap.mmap | bytearray
             with path.open("r+b") as file:
-                mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_WRITE)
+                mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_WRITE) if mapped else bytearray(file.read())
         except OSError as error:
             raise Misconfigured(f"metrics: cannot use {path}: {error.strerror}") from error
-        return cls(lock, mapping, series, len(_header(os.getpid(), series)))
+        return cls(path, lock, mapping, series, len(_header(os.getpid(), series)))
+
+    def save(self) -> None:
+        content = bytes(self._mapping)
+        if isinstance(self._mapping, mmap.mmap) or (content == self._saved and file_state(self._path) == self._state):
+            return
+        _replace(self._path, content)
+        self._saved, self._state = content, file_state(self._path)
 
     def close(self) -> None:
         self.slots.release()
         self._bytes.release()
-        self._mapping.close()
+        if isinstance(self._mapping, mmap.mmap):
+            self._mapping.close()
         os.close(self._lock)
 
 
@@ -391,9 +417,19 @@ def _write_file(path: Path, series: Sequence[Series], kept: Mapping[tuple[object
     for one in series:
         initial = kept.get(one.key, [0] * one.slot_count)
         slots += struct.pack(f"{one.slot_count}q", *([_UNSET] if one.kind == "gauge" else initial))
+    _replace(path, _header(os.getpid(), series) + slots)
+
+
+def _replace(path: Path, content: bytes) -> None:
     new = path.with_suffix(".new")
-    new.write_bytes(_header(os.getpid(), series) + slots)
+    # What a killed process has left may be anything.
+    new.unlink(missing_ok=True)
+    new.write_bytes(content)
     new.replace(path)
+
+
+# How `read_regular` refuses what is no file of counts, or none by its size.
+_NO_COUNTS = (errno.EINVAL, errno.EISDIR, errno.EFBIG, errno.ELOOP)
 
 
 class _DamagedFile(Exception):
@@ -418,7 +454,12 @@ def _read_file(path: Path) -> tuple[int, list[tuple[Series, list[int]]]]:
 
     Raises OSError, _DamagedFile.
     """
-    content = read_regular(path)
+    try:
+        content = read_regular(path)
+    except OSError as error:
+        if error.errno in _NO_COUNTS:
+            raise _DamagedFile from error
+        raise
     try:
         pid, series, first_slot = _parsed_header(content)
         slots = memoryview(content)[first_slot:].cast("q").tolist()
@@ -455,6 +496,12 @@ def _lives(pid: int) -> bool:
     return True
 
 
+@lru_cache(maxsize=256)
+def _tell_unread(path: Path, why: str | None) -> None:
+    """Log once that the counts of a file are left out: it is read every second."""
+    _log.error("metrics: the counts in %s are left out until its process is started again: %s", path, why)
+
+
 def totals(directory: Path) -> dict[Series, list[int]]:
     """Returns the merged slots of every series of all workers in `directory`. Gauges without a value are left out."""
     merged: dict[tuple[object, ...], tuple[Series, list[int]]] = {}
@@ -462,8 +509,9 @@ def totals(directory: Path) -> dict[Series, list[int]]:
     for path in sorted(directory.glob(f"*{_SUFFIX}")):
         try:
             pid, counted = _read_file(path)
-        except _DamagedFile:
-            # Its worker says so when it is started again.
+        except (_DamagedFile, OSError) as error:
+            # Its worker puts it aside, or says what is wrong, when it is started again. It may be gone by now.
+            _tell_unread(path, error.strerror if isinstance(error, OSError) else "it holds no counts")
             continue
         alive = _lives(pid)
         for series, slots in counted:

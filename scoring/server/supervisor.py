@@ -73,11 +73,15 @@ Work = Callable[[int, Callable[[], None]], int]
 
 @dataclass(frozen=True)
 class SupervisorMetrics:
-    """The metrics of the parent: `restarts` by why the worker had ended, one of REASONS."""
+    """The metrics of the parent: `restarts` by why the worker had ended, one of REASONS.
+
+    `save` writes what was counted. Raises OSError.
+    """
 
     restarts: Mapping[str, Counter]
     fork_failures: Counter
     swap_failures: Counter
+    save: Callable[[], None]
 
     @classmethod
     def declare(cls, registry: Registry) -> SupervisorMetrics:
@@ -96,6 +100,7 @@ class SupervisorMetrics:
                 "paywarden_fork_failures_total", "Workers that could not be forked, for want of memory or processes."
             ),
             swap_failures(registry, CHECK),
+            registry.save,
         )
 
 
@@ -265,7 +270,8 @@ def _mapped_files(host: ServerContext) -> tuple[Callable[[], bool], Callable[[],
 def _counting(host: ServerContext, first: int) -> Iterator[SupervisorMetrics]:
     registry = Registry()
     metrics = SupervisorMetrics.declare(registry)
-    registry.open(host.metrics_directory, name_after(_METRICS_NAME, first))
+    # Not mapped: whoever cut the file short would end the host.
+    registry.open(host.metrics_directory, name_after(_METRICS_NAME, first), mapped=False)
     try:
         yield metrics
     finally:
@@ -327,8 +333,8 @@ class Supervisor:
         self._stopping = False
         # Whether a signal asked for the stop.
         self.was_signalled = False
-        # What was wrong with a stop.
-        self._failure = ""
+        # What was wrong with a stop, and with the file of metrics.
+        self._failure = self._save_trouble = ""
         # A signal wakes the parent by a byte in this pipe.
         self._awake, self._wake = os.pipe()
         self._look_at = 0.0
@@ -383,6 +389,7 @@ class Supervisor:
                 call()
             self._sleep()
             self._reap()
+            self._save()
         self._end_all()
 
     def fork_apart(self, work: Callable[[], int]) -> int:
@@ -503,6 +510,17 @@ class Supervisor:
         self._metrics.restarts[_reason(worker, code)].add(1)
         pause_s = self._pause(worker)
         _log.error("%s ended with %d; starting it again in %.1f s", self._name_of(worker.number), code, pause_s)
+
+    def _save(self) -> None:
+        """Write what was counted. What cannot be written is written later."""
+        trouble = ""
+        try:
+            self._metrics.save()
+        except OSError as error:
+            trouble = error.strerror or str(error)
+            if trouble != self._save_trouble:
+                _log.error("the supervisor's metrics cannot be written, which is tried again: %s", trouble)
+        self._save_trouble = trouble
 
     def _end_all(self) -> None:
         self.signal_all(signal.SIGTERM)

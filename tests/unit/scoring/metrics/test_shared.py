@@ -1,5 +1,6 @@
 import gc
 import json
+import os
 import signal
 import struct
 import tempfile
@@ -228,6 +229,77 @@ def test_a_file_that_holds_no_counts_is_put_aside_and_named(tmp_path: Path, capl
     assert (tmp_path / "w0.damaged").read_bytes() == b"something else"
     assert "w0.metrics is damaged: it is renamed to w0.damaged" in caplog.text
     assert samples(tmp_path)[COUNT] == 0
+
+
+def test_counts_in_memory_are_saved_and_outlive_any_damage_of_their_file(tmp_path: Path) -> None:
+    registry = Registry()
+    counter = things(registry)
+    registry.open(tmp_path, "w0", mapped=False)
+    path = tmp_path / "w0.metrics"
+    counter.add(2)
+    assert samples(tmp_path)[COUNT] == 0
+    registry.save()
+    assert samples(tmp_path)[COUNT] == 2
+    before = path.stat()
+    registry.save()
+    assert path.stat() == before
+    os.truncate(path, 0)
+    counter.add(1)
+    registry.save()
+    assert samples(tmp_path)[COUNT] == 3
+    path.unlink()
+    registry.save()
+    path.write_bytes(b"something else")
+    registry.save()
+    assert samples(tmp_path)[COUNT] == 3
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(OSError, match="directory"):
+        registry.save()
+    path.rmdir()
+    registry.save()
+    registry.close()
+    again = Registry()
+    things(again).add(4)
+    again.open(tmp_path, "w0", mapped=False)
+    again.save()
+    assert samples(tmp_path)[COUNT] == 7
+    again.close()
+
+
+@pytest.mark.parametrize("what", ["pipe", "folder", "sparse", "link", "loop"])
+def test_what_is_no_file_of_counts_costs_nobody_its_metrics_and_is_put_aside(
+    tmp_path: Path, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One named pipe made /readyz of the host answer 500, and kept its worker from starting."""
+    registries = [opened(tmp_path, worker) for worker in ("w0", "w1")]
+    for registry in registries:
+        things(registry).add(5)
+        registry.close()
+    path = tmp_path / "w0.metrics"
+    path.unlink()
+    match what:
+        case "pipe":
+            os.mkfifo(path, 0o600)
+        case "folder":
+            path.mkdir(mode=0o700)
+        case "sparse":
+            path.touch(0o600)
+            os.truncate(path, 1 << 40)
+        case "link":
+            path.symlink_to("/dev/zero")
+        case "loop":
+            path.symlink_to(path)
+    for _ in range(3):
+        assert samples(tmp_path)[COUNT] == 5
+    assert caplog.text.count("w0.metrics are left out") == 1
+    if what in ("link", "loop"):
+        # A folder with a link in it is no folder of this user alone.
+        path.unlink()
+    registry = opened(tmp_path, "w0")
+    things(registry).add(1)
+    assert samples(tmp_path)[COUNT] == 6
+    registry.close()
 
 
 def test_a_file_of_the_release_before_without_checksum_is_gone_on_from(tmp_path: Path) -> None:
