@@ -499,7 +499,7 @@ def _lives(pid: int) -> bool:
 @lru_cache(maxsize=256)
 def _tell_unread(path: Path, why: str | None) -> None:
     """Log once that the counts of a file are left out: it is read every second."""
-    _log.error("metrics: the counts in %s are left out until its process is started again: %s", path, why)
+    _log.error("metrics: the counts in %s are left out until its process makes it anew: %s", path, why)
 
 
 def totals(directory: Path) -> dict[Series, list[int]]:
