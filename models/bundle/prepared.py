@@ -1,7 +1,7 @@
 """A checked bundle in a form that a serving process loads in a millisecond or two.
 
     FOLDER/bundle/        a copy of the bundle, which is what was checked
-    FOLDER/prepared.json  the manifest, its digest, and which files below belong to which model
+    FOLDER/prepared.json  the manifest, its digest, and which files below belong to which model, with their checksums
     FOLDER/LARGE.*.npy    the trees of the explainer, as arrays, and some golden vectors with their margins
 
 `load_bundle` parses the model's text and computes checksums: some 100 ms of Python, in which a worker would answer
@@ -11,7 +11,7 @@ arrays (`load_prepared`). The copy matters: what was checked is what is loaded, 
 A worker answers payments while a thread of it loads. So the loading is many steps of some tenths of a millisecond, and
 the thread rests between them. The arrays and the explainer's records have pages of their own: a bundle that is dropped
 leaves no holes in the heap. Nothing of a file is mapped: one that is cut short, or written over, harms no process that
-has loaded it.
+has loaded it. Compiled code follows the arrays without a look, so a file that is other than it was is refused.
 """
 
 from __future__ import annotations
@@ -39,11 +39,14 @@ from paywarden.models.bundle.bundle import (
     load_bundle,
     native_library,
     read_manifest,
+    sha256_of,
 )
 from paywarden.models.bundle.cascade import Cascade, CascadeExplainer, CascadePredictor
 from paywarden.models.bundle.explain import Explainer, Trees, read_trees
 from paywarden.models.bundle.predictor import GtilPredictor, NativePredictor, Predictor
 from paywarden.models.bundle.signature import BUILD, SIGNATURE, TrustedKeys
+from paywarden.models.bundle.stored_arrays import UNREADABLE
+from paywarden.schemas.checked_text import with_checksum, without_checksum
 from paywarden.schemas.errors import BundleRefused, Misconfigured
 from paywarden.schemas.file_state import open_regular, read_regular
 from paywarden.schemas.private_files import require_unwritable
@@ -53,6 +56,8 @@ _PREPARED, _COPY = "prepared.json", "bundle"
 _TREES = ("nodes", "thresholds", "changes", "roots", "sets", "set_bounds")
 # Golden vectors that the loading process tries: enough to touch the pages of the library.
 _TRIED_ROWS = 64
+# A checksum of so many bytes takes a tenth of a millisecond.
+_STEP_BYTES = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -101,11 +106,12 @@ def prepare_bundle(
         np.save(folder / f"{name}.vectors.npy", vectors[:_TRIED_ROWS], allow_pickle=False)
         np.save(folder / f"{name}.margins.npy", margins[:_TRIED_ROWS], allow_pickle=False)
         library = native_library(copy, part)
-        parts[name] = {"base": trees.base, "native": library.exists()}
+        checksums = {file: _checksum_of(folder / file, no_rest) for file in _files_of(name)}
+        parts[name] = {"base": trees.base, "native": library.exists(), "checksums": checksums}
         if library.exists():
             parts[name]["crc32"] = zlib.crc32(library.read_bytes())
     content = {"format": _FORMAT, "digest": manifest.digest, "manifest": asdict(manifest), "parts": parts}
-    (folder / _PREPARED).write_text(json.dumps(content), encoding="utf-8")
+    (folder / _PREPARED).write_text(with_checksum(json.dumps(content)), encoding="utf-8")
     return manifest
 
 
@@ -119,7 +125,7 @@ def load_prepared(folder: Path, rest: Callable[[], object] = no_rest) -> Prepare
     `rest` is called between two steps. Raises BundleRefused if it is gone, damaged, or another user may write to it.
     """
     try:
-        text = read_regular(folder / _PREPARED).decode("utf-8")
+        text = without_checksum(read_regular(folder / _PREPARED).decode("utf-8"))
         rest()
         content: dict[str, Any] = json.loads(text)
         rest()
@@ -132,7 +138,7 @@ def load_prepared(folder: Path, rest: Callable[[], object] = no_rest) -> Prepare
             return PreparedBundle(Bundle(manifest, predictor, explainer), content["digest"])
         cascade = Cascade.of_record(manifest.cascade)
         first, first_explainer = _part(folder, manifest, FIRST, content, rest, slope=cascade.calibration_slope)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (*UNREADABLE, AttributeError, RecursionError) as error:
         raise BundleRefused(f"prepared bundle {folder}: it is gone or damaged: {error}") from error
     both = CascadePredictor(
         first, predictor, cascade, slope=manifest.calibration_slope, intercept=manifest.calibration_intercept
@@ -179,8 +185,14 @@ def _part(
         rest()
         predictor = NativePredictor(library, len(manifest.feature_names), rest, content=code)
     else:
+        if sha256_of(copy / part.model_text) != manifest.files[part.model_text]:
+            raise BundleRefused(f"prepared bundle {folder}: its {part.model_text} is damaged")
         predictor = GtilPredictor(copy / part.model_text)
     rest()
+    # One that an earlier release prepared has no checksums.
+    for file, wanted in told.get("checksums", {}).items():
+        if _checksum_of(folder / file, rest) != wanted:
+            raise BundleRefused(f"prepared bundle {folder}: its {file} is damaged")
     with open_regular(folder / f"{name}.vectors.npy") as file:
         vectors = np.load(file, allow_pickle=False)
     rest()
@@ -200,6 +212,20 @@ def _part(
         explainer.reasons(np.ascontiguousarray(vectors[0]), 1)
     rest()
     return predictor, explainer
+
+
+def _files_of(name: str) -> list[str]:
+    """Returns the names of the files of arrays of a model."""
+    return [f"{name}.{array}.npy" for array in (*_TREES, "vectors", "margins")]
+
+
+def _checksum_of(path: Path, rest: Callable[[], object]) -> int:
+    found = 0
+    with open_regular(path) as file:
+        while step := file.read(_STEP_BYTES):
+            found = zlib.crc32(step, found)
+            rest()
+    return found
 
 
 def _paged(path: Path, rest: Callable[[], object]) -> NDArray[Any]:

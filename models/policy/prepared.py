@@ -18,10 +18,13 @@ from typing import Any
 from paywarden.features.catalogue.entity import Catalogue
 from paywarden.models.policy.mapped_list import MappedList, can_be_mapped, write_mapped_list
 from paywarden.models.policy.policy import ConfiguredRule, ConfiguredSegment, Policy, PolicySettings
+from paywarden.schemas.checked_text import with_checksum, without_checksum
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.file_state import read_regular
 
 _POLICY, _LISTS = "policy.json", "lists.json"
+# What reading damaged files may raise.
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 SharedList = Callable[[str], MappedList | None]
@@ -66,8 +69,9 @@ def prepare_policy(policy: Policy, folder: Path, *, review_at: float, decline_at
             checksums[name] = write_mapped_list(folder / f"{name}.list", entries)
         else:
             lists[name] = sorted(entries)
-    (folder / _LISTS).write_text(json.dumps(lists), encoding="utf-8")
-    (folder / _POLICY).write_text(json.dumps(content | {"list_checksums": checksums}), encoding="utf-8")
+    (folder / _LISTS).write_text(with_checksum(json.dumps(lists)), encoding="utf-8")
+    whole = json.dumps(content | {"list_checksums": checksums})
+    (folder / _POLICY).write_text(with_checksum(whole), encoding="utf-8")
 
 
 def long_lists(folder: Path) -> list[LongList]:
@@ -76,7 +80,7 @@ def long_lists(folder: Path) -> list[LongList]:
     Raises Misconfigured if it is damaged.
     """
     try:
-        content = json.loads(read_regular(folder / _POLICY))
+        content = json.loads(_text_of(folder / _POLICY))
         return [
             LongList(digest, path, content.get("list_checksums", {}).get(name))
             for name, digest in content["list_digests"].items()
@@ -84,8 +88,12 @@ def long_lists(folder: Path) -> list[LongList]:
         ]
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except _UNREADABLE as error:
         raise _damaged(folder, error) from error
+
+
+def _text_of(path: Path) -> str:
+    return without_checksum(read_regular(path).decode("utf-8"))
 
 
 def _damaged(folder: Path, error: Exception) -> Misconfigured:
@@ -105,7 +113,7 @@ def load_policy(
     Misconfigured if the files are gone or damaged.
     """
     try:
-        text = read_regular(folder / _POLICY).decode("utf-8")
+        text = _text_of(folder / _POLICY)
         rest()
         content: dict[str, Any] = json.loads(text)
         thresholds = {name: content[name] for name in ("review_at", "decline_at")}
@@ -119,7 +127,7 @@ def load_policy(
         if earlier is not None and earlier.list_digests == content["list_digests"]:
             lists = dict(earlier.policy.lists)
         else:
-            read = json.loads(read_regular(folder / _LISTS))
+            read = json.loads(_text_of(folder / _LISTS))
             checksums = content.get("list_checksums", {})
             lists = {}
             for name, digest in content["list_digests"].items():
@@ -132,5 +140,5 @@ def load_policy(
         made = Policy(PolicySettings(**settings), **thresholds, lists=lists, catalogue=catalogue, rest=rest)
         rest()
         return PreparedPolicy(made, content["digest"], content["list_digests"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except _UNREADABLE as error:
         raise _damaged(folder, error) from error

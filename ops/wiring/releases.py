@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
+from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.models.bundle.bundle import MANIFEST, load_bundle, read_manifest
-from paywarden.models.bundle.prepared import prepare_bundle
+from paywarden.models.bundle.prepared import load_prepared, prepare_bundle
 from paywarden.models.bundle.signature import BundleSettings, TrustedKeys
 from paywarden.models.policy.policy import Policy, PolicySettings
-from paywarden.models.policy.prepared import PreparedPolicy, prepare_policy
+from paywarden.models.policy.prepared import PreparedPolicy, load_policy, prepare_policy
 from paywarden.ops.libraries import build_missing
 from paywarden.ops.wiring import scoring, stores
 from paywarden.schemas.errors import BundleRefused, Misconfigured
 from paywarden.schemas.settings import DEFAULT_FILE, Source, read_source
 from paywarden.scoring.server.deployment.deployment_file import Deployment, ReleasePaths, release_key, unfinished_prefix
 from paywarden.scoring.server.deployment.releases import Release, release_of
+
+_log = logging.getLogger(__name__)
 
 
 class HostReleases:
@@ -96,7 +100,10 @@ class HostReleases:
         if (ready / key).is_dir():
             if trusted is not None:
                 trusted.require(bundle)
-            return key
+            if _is_whole(ready / key, stores.catalogue(self._source)):
+                return key
+            # Its files were damaged, by a loss of power for instance.
+            shutil.rmtree(ready / key)
         unfinished = Path(tempfile.mkdtemp(prefix=unfinished_prefix(os.getpid()), dir=ready))
         try:
             copied = prepare_bundle(
@@ -130,6 +137,17 @@ class HostReleases:
     def _policy(self, source: Source, paths: ReleasePaths, *, review_at: float, decline_at: float) -> Policy:
         own = self._policy_source(source, paths)
         return scoring.policy(own, review_at=review_at, decline_at=decline_at, catalogue=stores.catalogue(self._source))
+
+
+def _is_whole(folder: Path, catalogue: Catalogue) -> bool:
+    """Returns whether workers can load a release that was prepared before."""
+    try:
+        load_prepared(folder).bundle.close()
+        load_policy(folder, catalogue)
+    except (BundleRefused, Misconfigured) as error:
+        _log.warning("%s: it is prepared again", error)
+        return False
+    return True
 
 
 def _require_digests(paths: ReleasePaths, bundle_digest: str, policy_digest: str) -> None:

@@ -18,8 +18,8 @@
    largest gauge of the live workers. The files describe their series, so the reader need not know them. If two
    versions of Paywarden give one name different meanings, `render` leaves one of them out.
 4. A damaged file, or something else in its place, keeps no worker from starting: it is renamed to `worker-0.damaged`,
-   and the counts begin at 0. `render` leaves it out. A worker whose file is cut short is ended by the missing pages, and
-   started again. The supervisor, which nobody would start again, has its counts in memory and saves them.
+   and the counts begin at 0. `render` leaves it out. A worker whose file is cut short is ended by the missing pages,
+   and started again. The supervisor, which nobody would start again, has its counts in memory and saves them.
 
 A lock ensures one writer per file. Writers and readers share no lock: a slot is aligned and written in one store, so a
 reader sees a value that was true a moment ago. A histogram may be read between its bucket and its sum.

@@ -149,9 +149,15 @@ def read_orders(path: Path) -> Orders:
     """Returns the orders. Raises Misconfigured if the file is gone or damaged."""
     try:
         content: dict[str, Any] = json.loads(read_regular(path))
-        return Orders(**content)
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+        orders = Orders(**content)
+        texts = (orders.active, orders.previous, orders.candidate, orders.rollout, orders.salt)
+        numbers = (orders.generation, orders.share, *orders.lists.values())
+        is_right = all(isinstance(text, str) for text in texts) and all(type(number) is int for number in numbers)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise Misconfigured(f"{path} cannot be read: {error}") from error
+    if not is_right:
+        raise Misconfigured(f"{path} cannot be read: a field has another type")
+    return orders
 
 
 def write_orders(path: Path, orders: Orders) -> None:

@@ -125,6 +125,28 @@ def test_a_prepared_bundle_that_is_gone_or_damaged_is_refused(tmp_path: Path, da
         load_prepared(folder)
 
 
+@pytest.mark.parametrize("damage", ["large.nodes.npy", "large.sets.npy", "large.vectors.npy", "prepared.json"])
+def test_a_prepared_bundle_with_one_other_bit_is_refused(tmp_path: Path, damage: str) -> None:
+    """Compiled code follows the nodes of trees: with other ones it would end the process."""
+    folder = prepared(small_world.trained_bundle(), tmp_path / "ready")
+    data = bytearray((folder / damage).read_bytes())
+    # A digit of a number is another digit.
+    at = data.rindex(b"intercept") + len(b'intercept": -0.1') if damage == "prepared.json" else len(data) // 2 | 1
+    data[at] ^= 1
+    (folder / damage).write_bytes(data)
+    with pytest.raises(BundleRefused, match="damaged"):
+        load_prepared(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"[" * 100_000, b"null"])
+@pytest.mark.parametrize("name", ["prepared.json", "large.nodes.npy", "large.vectors.npy"])
+def test_a_prepared_bundle_with_a_file_of_something_else_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
+    folder = prepared(small_world.trained_bundle(), tmp_path / "ready")
+    (folder / name).write_bytes(content)
+    with pytest.raises(BundleRefused, match="damaged"):
+        load_prepared(folder)
+
+
 def test_what_the_check_refuses_is_named_by_the_bundles_own_path(tmp_path: Path) -> None:
     copy = small_world.copied_bundle(tmp_path)
     with pytest.raises(BundleRefused, match=f"bundle {copy}: it was trained with the feature catalogue"):
@@ -172,6 +194,10 @@ def test_a_prepared_policy_decides_as_the_policy_and_shares_its_lists(
     assert (again.thresholds, len(rests)) == ((0.3, 0.9), 5)
     other = Policy(settings, review_at=0.3, decline_at=0.9, lists={"good": frozenset({"c-9"})})
     assert load_policy(tmp_path, CATALOGUE, PreparedPolicy.of(other)).policy.lists == lists
+    whole = (tmp_path / "policy.json").read_text(encoding="utf-8")
+    (tmp_path / "policy.json").write_text(whole.replace('"review_at": 0.3', '"review_at": 0.8'), encoding="utf-8")
+    with pytest.raises(Misconfigured, match="checksum is wrong"):
+        load_policy(tmp_path, CATALOGUE)
     (tmp_path / "policy.json").write_text("{", encoding="utf-8")
     with pytest.raises(Misconfigured, match="gone or damaged"):
         load_policy(tmp_path, CATALOGUE)

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from paywarden.models.bundle.bundle import read_manifest
+from paywarden.models.bundle.prepared import load_prepared
 from paywarden.models.policy.policy import PolicySettings, policy_digest
 from paywarden.models.registry import entries as kinds
 from paywarden.models.registry.log import LogFile
 from paywarden.ops.wiring import scoring_host
 from paywarden.schemas.errors import BundleRefused, Misconfigured
-from paywarden.schemas.settings import Source
+from paywarden.schemas.settings import Source, read_source
 from paywarden.scoring.server.deployment.deployment_file import DEPLOYMENT, Deployment, ReleasePaths, write_deployment
 from tests.worlds.rollout.registry import Writer, digest, people_file
 from tests.worlds.small import small_world
@@ -92,3 +93,21 @@ def test_a_host_starts_with_no_version_that_the_registry_does_not_allow(
     file.path.write_bytes(b"{}\n" + file.path.read_bytes())
     assert scoring_host(Source(settings, {}), None).bundles
     assert "which is served all the same" in caplog.text
+
+
+def test_a_release_that_was_prepared_and_is_damaged_is_prepared_again(tmp_path: Path) -> None:
+    config = tmp_path / "paywarden.toml"
+    bundle = small_world.trained_bundle()
+    config.write_text(f'[serve]\nbundle = "{bundle}"\nruntime = "{tmp_path}/serve"\n', encoding="utf-8")
+    releases = scoring_host(read_source(str(config), {}), None).releases
+    ready = tmp_path / "ready"
+    ready.mkdir()
+    paths = ReleasePaths(str(bundle))
+    key = releases.prepare(paths, ready)
+    before = (ready / key / "prepared.json").stat().st_ino
+    assert releases.prepare(paths, ready) == key
+    assert (ready / key / "prepared.json").stat().st_ino == before
+    # As a loss of power leaves a file.
+    (ready / key / "large.nodes.npy").write_bytes(b"")
+    assert releases.prepare(paths, ready) == key
+    load_prepared(ready / key).bundle.close()

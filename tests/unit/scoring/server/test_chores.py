@@ -10,7 +10,10 @@ from collections.abc import Callable
 
 import pytest
 
-from paywarden.scoring.server.take_up import Chores
+from paywarden.models.bundle.prepared import no_rest
+from paywarden.schemas.errors import Misconfigured
+from paywarden.scoring.server.deployment.releases import Orders
+from paywarden.scoring.server.take_up import Chores, ReleaseSwitch
 from tests.patience import PATIENCE_S
 
 
@@ -35,3 +38,17 @@ def test_chores_are_done_in_order_in_one_thread_which_a_bug_does_not_end(caplog:
     assert [interval for _, _, interval in found] == pytest.approx([0.0002] * 4)
     assert ours > 0.0002
     assert [record.getMessage() for record in caplog.records] == ["a bug ended what was done about a release"]
+
+
+def test_a_bug_in_the_loading_of_a_release_is_a_failure_and_others_are_loaded_later(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(ReleaseSwitch, "_load_one", fails)
+    switch = ReleaseSwitch.__new__(ReleaseSwitch)
+    with caplog.at_level(logging.ERROR):
+        found = switch._load(Orders(1, "a"), ["a"], no_rest)
+    assert isinstance(found, Misconfigured)
+    assert "a bug ended the loading" in caplog.text

@@ -13,7 +13,7 @@ import pytest
 from paywarden.scoring.metrics.release import SwapMetrics
 from paywarden.scoring.metrics.shared import Registry
 from paywarden.scoring.server import take_up
-from paywarden.scoring.server.releases import Orders, orders_path, write_orders
+from paywarden.scoring.server.deployment.releases import Orders, orders_path, write_orders
 from paywarden.scoring.server.take_up import ReleaseSwitch
 from tests.patience import PATIENCE_S
 

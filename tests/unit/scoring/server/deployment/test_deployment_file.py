@@ -15,6 +15,7 @@ from paywarden.scoring.server.deployment.deployment_file import (
     read_deployment,
     write_deployment,
 )
+from paywarden.scoring.server.deployment.releases import read_orders
 
 ACTIVE = {"bundle": "/b"}
 
@@ -75,3 +76,14 @@ def test_a_file_that_is_no_json_or_cannot_be_written_is_named(tmp_path: Path) ->
         read_deployment(path)
     with pytest.raises(Misconfigured, match="cannot write"):
         write_deployment(tmp_path / "gone" / "deployment.json", Deployment(ReleasePaths("/b")))
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, "[]", "7", '{"generation": 1, "active": 7}', '{"generation": "1", "active": "a"}',
+                '{"generation": 1, "active": "a", "lists": 3}', '{"generation": 1, "active": "a", "lists": {"d": "x"}}']
+)  # fmt: skip
+def test_orders_of_another_form_are_refused_by_their_file(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "orders-1.json"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(Misconfigured, match=r"orders-1\.json cannot be read"):
+        read_orders(path)

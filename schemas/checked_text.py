@@ -1,0 +1,33 @@
+"""Texts in files with a checksum in the last line, for files that a process writes and another one trusts.
+
+    {"active": "b-41"}
+    8c736521
+
+A bit that is other than it was could make another number of what is still JSON.
+"""
+
+from __future__ import annotations
+
+import re
+from zlib import crc32
+
+_LAST_LINE = re.compile(r"\n([0-9a-f]{8})\n?\Z")
+
+
+def with_checksum(text: str) -> str:
+    """Returns what to write for a text, which does not end with such a line itself."""
+    return f"{text}\n{crc32(text.encode()):08x}\n"
+
+
+def without_checksum(content: str) -> str:
+    """Returns the text of what `with_checksum` made. Raises ValueError if it is damaged.
+
+    A text without a checksum, as earlier releases wrote it, is returned as it is.
+    """
+    found = _LAST_LINE.search(content)
+    if found is None:
+        return content
+    text = content[: found.start()]
+    if int(found[1], 16) != crc32(text.encode()):
+        raise ValueError("its checksum is wrong")
+    return text
