@@ -116,7 +116,7 @@ def _read(path: Path) -> pa.Table:
         if missing:
             raise Misconfigured(f"{path} is not the handbook's table: it has no column {', '.join(missing)}")
         return pq.read_table(path, columns=list(INPUT_COLUMNS), partitioning=None)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         message = (str(error).splitlines() or [type(error).__name__])[0]
         raise Misconfigured(f"{path} cannot be read as Parquet: {message}") from error
 

@@ -129,7 +129,7 @@ class _HistoryFile:
         try:
             self._file = pq.ParquetFile(path)
             schema = self._file.schema_arrow
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise self._unreadable(error) from error
         self._present = [name for name in columns if name in schema.names]
         self.count = int(self._file.metadata.num_rows)
@@ -155,7 +155,7 @@ class _HistoryFile:
         try:
             for batch in self._file.iter_batches(batch_size=rows, columns=names):
                 yield pa.Table.from_batches([batch])
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise self._unreadable(error) from error
 
     def _holds_nulls(self, name: str, rows: int) -> Misconfigured:

@@ -23,7 +23,6 @@ A mistake is refused with file, line and key, before the table is opened.
 
 from __future__ import annotations
 
-import codecs
 import re
 import tomllib
 from collections.abc import Mapping
@@ -170,7 +169,8 @@ def parse_mapping(text: str, name: str, payment: PaymentFields = TABLE_ALONE) ->
     """Returns the mapping of a text; `name` is that of its file."""
     try:
         content = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
+        # A number of thousands of digits, and brackets in brackets, are TOML that nobody can read.
         raise Misconfigured(f"{name}: {error}") from error
     return _Reader(text, name, payment).mapping(content)
 
@@ -220,10 +220,8 @@ class _Reader:
             raise self._wrong("input", "thousands", "must differ from decimal")
         if len(set(form.columns)) < len(form.columns):
             raise self._wrong("input", "columns", "names a column twice")
-        try:
-            codecs.lookup(form.encoding)
-        except LookupError:
-            raise self._wrong("input", "encoding", f"is no encoding: {form.encoding!r}") from None
+        if not _is_encoding(form.encoding):
+            raise self._wrong("input", "encoding", f"is no encoding of texts: {form.encoding!r}")
         return form
 
     def _field(self, name: str, given: object) -> FieldSource:
@@ -407,6 +405,18 @@ def _propensity() -> PaymentField:
     field = decimal(PROPENSITY, DECLARED_MAX, unit="share", least=0, most=1, decimals=6).field
     assert field is not None
     return replace(field, minimum=1, wanted="a number above 0 and at most 1")
+
+
+def _is_encoding(name: str) -> bool:
+    try:
+        # Python has encodings that make bytes of bytes, and one that refuses everything.
+        b"a".decode(name)
+    except UnicodeDecodeError:
+        # A character of it has more bytes.
+        return True
+    except (LookupError, ValueError):
+        return False
+    return True
 
 
 def _keys_of(field: PaymentField) -> frozenset[str]:

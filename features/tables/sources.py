@@ -136,7 +136,7 @@ class TableFiles:
             if self.format == "parquet":
                 return list(pq.read_schema(path).names)
             return _csv_head(path, self._form)
-        except (pa.ArrowException, OSError, EOFError) as error:
+        except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
             kind = "Parquet" if self.format == "parquet" else "CSV"
             raise Misconfigured(f"{path} cannot be read as {kind}: {first_line(error)}") from error
 
@@ -183,7 +183,7 @@ class TableFiles:
                     size = path.stat().st_size * len(batch) // total
                     yield _ParquetPart(str(path), file, first + line, line, batch, size)
                     line += len(batch)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise Misconfigured(f"{path} cannot be read as Parquet: {first_line(error)}") from error
 
     @property
@@ -284,6 +284,7 @@ class _ParquetPart:
             if texts is None:
                 what = f"{field.type} that is no UTF-8 text" if _is_binary(field.type) else field.type
                 raise Misconfigured(f"{self.path}: column {field.name} is {what}; wanted texts, numbers or times")
+            _require_utf8(self.path, field.name, texts)
             columns[field.name] = texts
         # Rows of Parquet are counted from 1, as lines are.
         return Rows(self.file, self.first + places, self.line + places + 1, columns)
@@ -326,6 +327,16 @@ def _require_short(path: str, name: str, column: pa.Array) -> None:
         )
 
 
+def _require_utf8(path: str, name: str, column: pa.Array) -> None:
+    """Raise Misconfigured for a column that says it is text and is not: nobody has looked at it when it was read."""
+    texts = column.dictionary if pa.types.is_dictionary(column.type) else column
+    if pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type):
+        try:
+            texts.validate(full=True)
+        except pa.ArrowInvalid as error:
+            raise Misconfigured(f"{path}: column {name} holds a text that is not UTF-8") from error
+
+
 def _texts_of_binary(column: pa.Array) -> pa.Array | None:
     """Returns bytes as texts; None if they are not UTF-8."""
     try:
@@ -355,7 +366,7 @@ class _Utf8File:
         """Returns some more bytes, or none at the end. Raises Misconfigured."""
         try:
             data = self._source.read(size)
-        except (pa.ArrowException, OSError, EOFError) as error:
+        except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
             raise Misconfigured(f"{self._path}: cannot be read: {first_line(error)}") from error
         if self._is_start:
             self._is_start = False
@@ -374,8 +385,10 @@ class _Utf8File:
         assert self._decoder is not None
         try:
             text = self._decoder.decode(data, not data)
-        except UnicodeDecodeError as error:
-            line = self._line + error.object[: error.start].count(b"\n")
+        except UnicodeError as error:
+            # Not every encoding says where.
+            before = error.object[: error.start] if isinstance(error, UnicodeDecodeError) else b""
+            line = self._line + before.count(b"\n")
             raise Misconfigured(f"{self._path}, line {line}: is not {self._encoding} text") from error
         self._line += text.count("\n")
         return text.removeprefix("\ufeff").encode()

@@ -147,7 +147,7 @@ def _table(path: Path, columns: Sequence[str], hint: str) -> pa.Table:
         table = pq.read_table(path, columns=list(columns))
     except FileNotFoundError as error:
         raise Misconfigured(f"{path} does not exist; {hint}") from error
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise Misconfigured(f"{path} cannot be read as Parquet: {(str(error).splitlines() or [''])[0]}") from error
     if not len(table):
         raise Misconfigured(f"{path} has no rows")

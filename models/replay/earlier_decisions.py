@@ -116,7 +116,7 @@ def time_range_ms(path: Path) -> tuple[int, int]:
 def _open(path: Path) -> pq.ParquetFile:
     try:
         file = pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise Misconfigured(f"{path} cannot be read as Parquet: {(str(error).splitlines() or [''])[0]}") from error
     for name in _COLUMNS:
         if name not in file.schema_arrow.names:

@@ -445,7 +445,7 @@ def _rows_of(path: Path, topic: str) -> Iterator[dict[str, Any]]:
                         if row.get(name) is None and name in defaults:
                             row[name] = defaults[name]
                     yield {name: row[name] for name in (*names, PARTITION, OFFSET, TIMESTAMP)}
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise Misconfigured(f"{path} cannot be read as Parquet: {(str(error).splitlines() or [''])[0]}") from error
     except KeyError as error:
         raise Misconfigured(f"{path}: column {error.args[0]} is missing") from error

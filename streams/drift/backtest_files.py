@@ -68,7 +68,7 @@ def replayed(path: Path, window: Days | None) -> Iterator[PastPart]:
     try:
         file = pq.ParquetFile(path)
         missing = [name for name in _REPLAYED if name not in file.schema_arrow.names]
-    except (OSError, pa.ArrowException) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise Misconfigured(f"{path}: wanted the decisions.parquet of a replay: {error}") from error
     if missing:
         raise Misconfigured(f"{path}: it has no column {missing[0]}: `paywarden replay --vectors` writes it")

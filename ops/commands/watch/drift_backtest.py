@@ -114,7 +114,7 @@ def _changed(source: Source, changes: Sequence[str]) -> Source:
             raise Misconfigured(f"--set: wanted SECTION.SETTING=VALUE of {', '.join(_SECTIONS)}, got {change!r}")
         try:
             parsed = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise Misconfigured(f"--set {name}: wanted a value as in paywarden.toml, got {value!r}") from error
         file.setdefault(section, {})[setting] = parsed
         environment.pop(f"PAYWARDEN_{section}_{setting}".upper(), None)
