@@ -78,7 +78,9 @@ def publish_head(log: AuditLog, publish: Callable[[ConsoleEvent], object], publi
 def published_heads(events: Iterable[ConsoleEvent], name: str) -> list[Head]:
     """Returns the heads of the log of this name among events."""
     return [
-        Head(int(event.what["number"]), event.what["digest"])
+        Head(int(number), event.what.get("digest", ""))
         for event in events
         if event.subject == AUDIT_SUBJECT and event.kind == HEAD and event.what.get("log") == name
+        # Whoever may write to the topic may write a head that is none.
+        if (number := event.what.get("number", "")).isascii() and number.isdigit()
     ]

@@ -504,7 +504,7 @@ class Shell:
 
 
 class _Guard:
-    """Around everything: refuses other host names, and gives each answer its headers."""
+    """Around everything: refuses other host names and unreadable addresses, and gives each answer its headers."""
 
     def __init__(self, app: ASGIApp, shell: Shell) -> None:
         self._app, self._shell = app, shell
@@ -529,6 +529,10 @@ class _Guard:
         path = scope["path"]
         if path not in ("/livez", "/readyz") and not self._is_ours(host):
             await Response("This is not the name of this console.\n", 421)(scope, receive, send_with_headers)
+            return
+        if not scope["query_string"].isascii():
+            # Browsers write such bytes as %XX. Nobody could read the address of this request.
+            await Response("The address holds bytes that are not ASCII.\n", 400)(scope, receive, send_with_headers)
             return
         await self._app(scope, receive, send_with_headers)
 

@@ -296,10 +296,13 @@ class MirrorWriter:
         self._write_note(_PROFILE_SET, name.encode())
 
     def shards(self) -> HeldShards | None:
-        """Returns which shards of cards the mirror holds; None if it holds every profile."""
+        """Returns which shards of cards the mirror holds; None if it holds every profile. Raises MirrorDamaged."""
         with self._reading() as transaction:
             value = transaction.get(_SHARDS)
-        return None if value is None else HeldShards.from_bytes(value)
+        try:
+            return None if value is None else HeldShards.from_bytes(value)
+        except ValueError as error:
+            raise MirrorDamaged(f"the mirror does not say which cards it holds: {error}") from error
 
     def note_shards(self, held: HeldShards) -> None:
         """Note which shards of cards the mirror holds. Workers see it in half a second. Raises MirrorUnavailable."""
@@ -470,9 +473,15 @@ class MirrorReader:
         return self._note(_PROFILE_SET)
 
     def shards(self) -> HeldShards | None:
-        """Returns which shards of cards the mirror holds; None if it holds every profile, or cannot be read."""
-        note = self._note(_SHARDS)
-        return HeldShards.from_bytes(note.encode()) if note else None
+        """Returns which shards of cards the mirror holds; None if it holds every profile, or cannot be read.
+
+        Where the note about it is damaged, the mirror counts as one that holds no card.
+        """
+        try:
+            note = self._note(_SHARDS)
+            return HeldShards.from_bytes(note.encode()) if note else None
+        except ValueError:
+            return HeldShards("", frozenset(), is_clean=False)
 
     def _note(self, key: bytes) -> str:
         if self._open is not None:

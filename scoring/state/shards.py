@@ -136,9 +136,14 @@ class HeldShards:
 
     @classmethod
     def from_bytes(cls, value: bytes) -> HeldShards:
-        """Returns what `to_bytes` wrote."""
-        digest, is_clean, bits = json.loads(value)
-        held = np.flatnonzero(np.unpackbits(np.frombuffer(bytes.fromhex(bits), dtype=np.uint8)))
+        """Returns what `to_bytes` wrote. Raises ValueError for anything else."""
+        try:
+            digest, is_clean, bits = json.loads(value)
+            held = np.flatnonzero(np.unpackbits(np.frombuffer(bytes.fromhex(bits), dtype=np.uint8)))
+        except (TypeError, RecursionError) as error:
+            raise ValueError("it is no note about shards") from error
+        if not isinstance(digest, str) or type(is_clean) is not bool:
+            raise ValueError("it is no note about shards")
         return cls(digest, frozenset(held.tolist()), is_clean)
 
 

@@ -32,6 +32,8 @@ _START = _HEADER.size + _DIGEST_BYTES
 _HEAD_BYTES_MAX = 64 * 1024 * 1024
 # Fast enough to pack the state once a block; higher levels save hardly one percent.
 _ZLIB_LEVEL = 1
+# What reading damaged bytes may raise.
+_UNREADABLE = (zlib.error, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 class DriftWatch:
@@ -116,7 +118,7 @@ class DriftWatch:
             head = json.loads(content[:head_bytes])
             alerts = [Alert.from_dict(fields) for fields in head["open"]]
             seen_to_ms = {int(length): int(end) for length, end in head["seen_to_ms"]}
-        except (zlib.error, ValueError, KeyError, TypeError) as error:
+        except _UNREADABLE as error:
             raise InvalidEvent("the state of drift detection is damaged") from error
         self.seen_to_ms = seen_to_ms
         self.book.open = {alert.alert_id: alert for alert in alerts}
@@ -137,7 +139,7 @@ def open_alerts_in(state: bytes) -> list[Alert]:
     try:
         head = json.loads(zlib.decompressobj().decompress(state[_START:], head_bytes))
         return [Alert.from_dict(fields) for fields in head["open"]]
-    except (zlib.error, ValueError, KeyError, TypeError) as error:
+    except _UNREADABLE as error:
         raise InvalidEvent("the state of drift detection is damaged") from error
 
 

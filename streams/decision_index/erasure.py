@@ -14,6 +14,7 @@ over.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -29,6 +30,8 @@ ERASED: Final = "erased"
 FIELDS: Final = ("card_id", "merchant_id", "device_id", "ip")
 """The fields of a decision that an erasure may name."""
 _SHIFT = 1 << 64
+# A hash as an event has it.
+_HASH = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
@@ -50,13 +53,10 @@ class Erasure:
         """Returns what a record of console-events erases; None if it is about anything else."""
         if record["kind"] != ERASED:
             return None
-        try:
-            hashes = {name: int(text, 16) for name, text in record["what"].items()}
-        except ValueError:
+        texts = record["what"]
+        if not texts or not set(texts) <= set(FIELDS) or not all(map(_HASH.fullmatch, texts.values())):
             return None
-        if not hashes or not set(hashes) <= set(FIELDS):
-            return None
-        return cls({name: hash_ - _SHIFT // 2 for name, hash_ in hashes.items()}, record["time_ms"])
+        return cls({name: int(text, 16) - _SHIFT // 2 for name, text in texts.items()}, record["time_ms"])
 
     def event(self, by: str) -> ConsoleEvent:
         """Returns the event that tells every index."""

@@ -322,9 +322,9 @@ def _is_consistent(payment: Payment) -> bool:
 
 
 def payment_key(payment_id: str) -> bytes:
-    """Return the key of a payment's record. If the id is longer than a key may be, a digest stands for it."""
+    """Return the key of a payment's record. If the id is empty or longer than a key may be, a digest stands for it."""
     key = f"{ENTITY}:{payment_id}".encode()
-    if len(key) <= KEY_BYTES_MAX:
+    if payment_id and len(key) <= KEY_BYTES_MAX:
         return key
     return f"{ENTITY}:{hashlib.blake2b(key, digest_size=32).hexdigest()}".encode()
 

@@ -23,6 +23,8 @@ from paywarden.scoring.requests.trace_context import SAMPLED, ids_of, packed_tra
 
 SERVICE = "paywarden"
 _NS_A_MS, _NS_A_US = 1_000_000, 1_000
+# OTLP holds a time in 64 bits without a sign. A decision of somebody else may have any time.
+_TIME_NS_MAX = (1 << 64) - 1
 _SPAN_BYTES = 8
 _COPIED = ("decision_id", "action", "model_version", "arm")
 
@@ -43,8 +45,8 @@ def spans_of(decision: Mapping[str, Any], shipped_ms: int) -> list[Span]:
         parent_span_id=bytes.fromhex(ids["span_id"]),
         name="score",
         kind=Span.SPAN_KIND_SERVER,
-        start_time_unix_nano=decided_ns - (decision["latency_us"] or 0) * _NS_A_US,
-        end_time_unix_nano=decided_ns,
+        start_time_unix_nano=_time_ns(decided_ns - (decision["latency_us"] or 0) * _NS_A_US),
+        end_time_unix_nano=_time_ns(decided_ns),
         attributes=[_text(f"paywarden.{name}", decision[name]) for name in _COPIED if decision[name]],
     )
     ship = Span(
@@ -53,8 +55,8 @@ def spans_of(decision: Mapping[str, Any], shipped_ms: int) -> list[Span]:
         parent_span_id=score.span_id,
         name="ship",
         kind=Span.SPAN_KIND_PRODUCER,
-        start_time_unix_nano=decided_ns,
-        end_time_unix_nano=max(decided_ns, shipped_ms * _NS_A_MS),
+        start_time_unix_nano=_time_ns(decided_ns),
+        end_time_unix_nano=_time_ns(max(decided_ns, shipped_ms * _NS_A_MS)),
     )
     return [score, ship]
 
@@ -64,6 +66,10 @@ def request_of(spans: Iterable[Span]) -> ExportTraceServiceRequest:
     scope = ScopeSpans(scope=InstrumentationScope(name=SERVICE), spans=spans)
     resource = Resource(attributes=[_text("service.name", SERVICE)])
     return ExportTraceServiceRequest(resource_spans=[ResourceSpans(resource=resource, scope_spans=[scope])])
+
+
+def _time_ns(time_ns: int) -> int:
+    return min(max(0, time_ns), _TIME_NS_MAX)
 
 
 def _span_id(decision_id: str, name: str) -> bytes:

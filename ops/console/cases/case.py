@@ -33,6 +33,8 @@ REOPENED: Final = "reopened"
 VERDICTS: Final = ("fraud", "genuine", "data_fault", "model_fault", "nothing")
 FIELDS: Final = ("title", "assigned_to", "money_minor")
 ITEMS_MAX: Final = 500
+# What an event must name. Whoever may write to the topic can write one without it.
+_WANTED: Final = {LINKED: ("item",), UNLINKED: ("item",), ATTACHED: ("file", "name", "size")}
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,11 @@ def problem_of(case: Case, event: ConsoleEvent, large_minor: int) -> str:
         return "the case is closed"
     if event.kind == REOPENED and case.is_open:
         return "the case is open"
+    for name in _WANTED.get(event.kind, ()):
+        if not what.get(name):
+            return f"{name}: wanted a text"
+    if event.kind == ATTACHED and not _is_whole(what["size"]):
+        return "size: wanted a whole number from 0"
     if event.kind == LINKED and len(case.items) >= ITEMS_MAX:
         return f"a case has at most {ITEMS_MAX} payments and alerts"
     if event.kind == CHANGED:
@@ -154,13 +161,17 @@ def _change_problem(case: Case, event: ConsoleEvent) -> str:
     field, value = event.what.get("field"), event.what.get("after", "")
     if field not in FIELDS:
         return f"field: wanted one of {', '.join(FIELDS)}"
-    if field == "money_minor" and not (value.isascii() and value.isdigit() and len(value) < 16):
+    if field == "money_minor" and not _is_whole(value):
         return "money_minor: wanted a whole number from 0"
     if field == "title" and not value:
         return "title: wanted a text"
     if event.what.get("before", "") != str(getattr(case, field)):
         return f"{field} was changed meanwhile, to {getattr(case, field)}"
     return ""
+
+
+def _is_whole(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 16
 
 
 def _before(case: Case, event: ConsoleEvent) -> str:

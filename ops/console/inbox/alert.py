@@ -8,7 +8,7 @@ from typing import Any
 
 from paywarden.ops.commands.watch.drift_explained import LOOK_AT, in_words, size_of, values_of
 from paywarden.ops.console.inbox.segments import SegmentCounts
-from paywarden.ops.console.inbox.store import AlertRow, AlertStore, Happened
+from paywarden.ops.console.inbox.store import AlertRow, AlertStore, Happened, snoozed_until_ms
 from paywarden.ops.console.pages import Page, Shown, Visit, not_found
 from paywarden.ops.console.people.people import Role
 from paywarden.ops.console.rendering.charts import Histogram, Line, bin_labels, histogram, line, shares
@@ -277,8 +277,8 @@ def _why(record: Mapping[str, Any], moved: Sequence[Moved]) -> str:
 
 def _said(what: Mapping[str, str]) -> str:
     parts = [f"to {what['to']}"] if what.get("to") else []
-    if what.get("until_ms"):
-        parts.append(f"until {time_text(int(what['until_ms']))} UTC")
+    if until_ms := snoozed_until_ms(what):
+        parts.append(f"until {time_text(until_ms)} UTC")
     if what.get("note"):
         parts.append(what["note"])
     return ", ".join(parts)

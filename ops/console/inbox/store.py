@@ -74,6 +74,8 @@ _VERSION, _UNREADABLE, _HEARD = "version", "unreadable", "heard_ms"
 # The end of a snooze in a condition. A count looks it up in `alerts_counted`. A page wants the index that has its order
 # instead: SQLite looks up no index for an expression, and with a plus a column is one.
 _SNOOZED_BY_INDEX, _SNOOZED_BY_ROW = "snoozed_until_ms", "+snoozed_until_ms"
+# The year 9999 ends.
+_TIME_MS_END, _TIME_DIGITS_MAX = 253_402_300_800_000, 16
 # JSON has no infinity: evidence beyond it is as good as this.
 _EVIDENCE_MAX = 1e9
 
@@ -421,7 +423,7 @@ def _follow_up(connection: sqlite3.Connection, alert_id: str) -> None:
     by, until_ms, to, comments = "", 0, "", 0
     for event in map(_event, rows):
         if event.kind in (ACKNOWLEDGED, SNOOZED):
-            by, until_ms = event.by, max(until_ms, int(event.what.get("until_ms", "0")))
+            by, until_ms = event.by, max(until_ms, snoozed_until_ms(event.what))
         elif event.kind == ASSIGNED:
             to = event.what.get("to", "")
         comments += int(event.kind == COMMENTED or bool(event.what.get("note")))
@@ -429,6 +431,13 @@ def _follow_up(connection: sqlite3.Connection, alert_id: str) -> None:
         "UPDATE alerts SET acknowledged_by = ?, snoozed_until_ms = ?, assigned_to = ?, comments = ? WHERE alert_id = ?",
         (by, until_ms, to, comments, alert_id),
     )
+
+
+def snoozed_until_ms(what: Mapping[str, str]) -> int:
+    """Returns when the snooze of an act ends; 0 if it does not say so in milliseconds of a year that can be shown."""
+    text = what.get("until_ms", "0")
+    until_ms = int(text) if text.isascii() and text.isdigit() and len(text) < _TIME_DIGITS_MAX else 0
+    return until_ms if until_ms < _TIME_MS_END else 0
 
 
 def _where(wanted: Wanted, now_ms: int, *, snoozed: str) -> tuple[str, list[object]]:

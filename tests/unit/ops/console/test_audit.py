@@ -112,6 +112,11 @@ def test_the_topic_has_the_head_when_it_has_changed(tmp_path: Path) -> None:
     assert published_heads(sent, "another") == []
 
 
+@pytest.mark.parametrize("what", [{}, {"number": "many"}, {"number": "-1"}, {"number": "\u00b2"}])
+def test_a_head_on_the_topic_that_is_none_counts_for_nothing(what: dict[str, str]) -> None:
+    assert published_heads([ConsoleEvent("audit", "head", "x", 1, {"log": "a", "digest": "d", **what})], "a") == []
+
+
 def test_a_line_of_another_history_with_the_same_key_is_found(tmp_path: Path) -> None:
     log = audit_log(tmp_path)
     log.record("anna", "viewed", "payment:1", {}, 1)

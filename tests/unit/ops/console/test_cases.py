@@ -275,3 +275,12 @@ def test_many_cases_come_in_pages_and_by_filters(world: tuple[World, Section]) -
         assert ("put payment:pay-1 into it" in text, "RING" in found.headers["location"]) == (True, False)
     chosen = html.unescape(re.findall('href="(/cases/c[^"]+)"', second)[0])
     assert 'name="item" value="payment:pay-1"' in browser.get(chosen).text
+
+
+@pytest.mark.parametrize("kind", ["linked", "unlinked", "attached", "changed", "proposed", "closed", "noted", "other"])
+@pytest.mark.parametrize("what", [{}, {"size": "x", "file": "f", "name": "n"}, {"item": ""}, {"field": "title"}])
+def test_an_event_without_what_its_kind_needs_changes_nothing(kind: str, what: dict[str, str]) -> None:
+    """Anybody who may write to the topic can write one."""
+    opened = ConsoleEvent("case:1", cases.OPENED, "ann", 1, {"title": "t"})
+    (case,) = cases_of([opened, ConsoleEvent("case:1", kind, "ann", 2, what)], LARGE).values()
+    assert (case.items, case.attachments, case.is_open, case.title) == ((), (), True, "t")

@@ -22,7 +22,7 @@ from paywarden.ops.console.inbox.reader import AlertReader
 from paywarden.ops.console.inbox.store import TABLES, AlertStore, Wanted, affected_of
 from paywarden.ops.console.shell import API
 from paywarden.streams.alerts.alerts import State
-from paywarden.streams.alerts.events import EVENTS_TOPIC
+from paywarden.streams.alerts.events import EVENTS_TOPIC, ConsoleEvent
 from paywarden.streams.alerts.feed import FEED_TOPICS, FeedBatch, FeedRecord, Position
 from paywarden.streams.alerts.records import ACKNOWLEDGEMENTS_TOPIC, ALERTS_TOPIC
 from tests.services.product.console import ConsoleUnderTest, console_under_test, csrf_of
@@ -375,3 +375,12 @@ def test_any_order_of_topics_and_any_restart_gives_the_same_alerts(
 
 def _store(factory: pytest.TempPathFactory) -> AlertStore:
     return AlertStore(Database(factory.mktemp("store") / "console.sqlite", TABLES))
+
+
+@pytest.mark.parametrize("until", ["soon", "", "9" * 40, "-1", "1e9", "\u00b2"])
+def test_a_snooze_until_no_time_is_none_and_holds_nothing_up(world: World, until: str) -> None:
+    world.topics.put(alert_record(1))
+    world.topics.write(ConsoleEvent("alert:alert-00001", "snoozed", "ann", NOW_MS, {"until_ms": until}))
+    world.read()
+    assert "alert-00001" in world.browser().get("/inbox").text
+    assert world.browser().get("/inbox/alert-00001").status_code == 200

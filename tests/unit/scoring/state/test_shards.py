@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from paywarden.features.catalogue.catalogue import CATALOGUE
 from paywarden.features.profiles.keys import entity_key
 from paywarden.schemas.errors import Misconfigured
+from paywarden.scoring.state import mirror as mirrors
+from paywarden.scoring.state.mirror import MirrorDamaged, MirrorReader, MirrorSettings, MirrorWriter
 from paywarden.scoring.state.shards import (
     CardShards,
     HeldShards,
@@ -131,3 +134,16 @@ def test_only_what_belongs_to_a_card_can_be_sharded(tmp_path: Path) -> None:
     with pytest.raises(Misconfigured, match="at least 32 hex digits") as error:
         card_shards(settings, KEYS_OF)
     assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("note", [b"", b"7", b"[]", b"[" * 100_000, b'["a", true, "xyz"]', b'[1, true, "00"]', b"\xff"])
+def test_a_damaged_note_makes_a_mirror_that_is_filled_anew_and_holds_no_card(tmp_path: Path, note: bytes) -> None:
+    settings = MirrorSettings(path=str(tmp_path / "mirror"), size_mb=16)
+    with closing(MirrorWriter(settings)) as writer:
+        writer._write_note(mirrors._SHARDS, note or b" ")
+        with pytest.raises(MirrorDamaged, match="which cards it holds"):
+            writer.shards()
+        with closing(MirrorReader(settings, item_max=1, profile_bytes_max=64)) as reader:
+            held = reader.shards()
+            assert held is not None
+            assert not held.complete

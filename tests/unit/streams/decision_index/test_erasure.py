@@ -169,3 +169,10 @@ def test_other_events_erase_nothing(changes: dict[str, Any]) -> None:
     assert made_of == replace(made_of, until_ms=LAST_MS)
     assert Erasure.of_event({**record, **changes}) is None
     assert "c1" not in str(record["what"])
+
+
+@pytest.mark.parametrize("text", ["", "f" * 17, "-5", "5f0c", "0x5f0c5f0c5f0c5f", "5F0C5F0C5F0C5F0C", "card-1"])
+def test_an_erasure_that_names_no_hash_erases_nothing(database: Database, text: str) -> None:
+    record = {"kind": "erased", "what": {"card_id": text}, "time_ms": LAST_MS, "subject": "erased:1"}
+    index = take(database, [("decisions", DECISIONS[0]), (EVENTS_TOPIC, record)])
+    assert len(index.search(Search()).rows) == 1

@@ -317,3 +317,12 @@ def test_the_short_way_to_a_first_decisions_record_writes_the_same_bytes(decided
     assert kind is RowEffect.DECIDED
     assert first_record(decided, source, offset) == joined.to_bytes()
     assert list(joined.counted(joined.marks[0])) == [TallyChange(decided, None, 1)]
+
+
+def test_rows_without_a_payment_id_end_no_worker() -> None:
+    """Anybody who may write to a topic can write one. Payments have none, so it is joined to nothing else."""
+    world = World()
+    world.logs[SourcePartition(DECISIONS, 0)].append(decision("", NOON_MS))
+    world.logs[SourcePartition(OUTCOMES, 0)].append(outcome("", NOON_MS, "fraud"))
+    world.finish()
+    assert sum(head.progress.next_offset for head in read_heads(world.store, SOURCES).values()) == 2

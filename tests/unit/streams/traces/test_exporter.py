@@ -101,6 +101,13 @@ def test_a_span_never_ends_before_it_begins() -> None:
                 assert span.start_time_unix_nano <= span.end_time_unix_nano
 
 
+@pytest.mark.parametrize("decided_ms", [-(1 << 63), -1, 0, (1 << 63) - 1])
+def test_a_decision_of_any_time_becomes_spans_that_can_be_sent(decided_ms: int) -> None:
+    made = spans_of(decision() | {"decided_time_ms": decided_ms}, SHIPPED_MS)
+    assert all(span.start_time_unix_nano <= span.end_time_unix_nano for span in made)
+    assert len(made) == 2
+
+
 def test_a_collector_that_is_overloaded_gets_every_span_later(collector: Collector) -> None:
     collector.answers = [503, 429, 502]
     exporter, commits = export(collector.address, [[record(decision(number))] for number in range(3)])
