@@ -8,6 +8,8 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.fuzz import console_targets, file_targets, table_targets, topic_targets
+
 CORPUS = Path(__file__).parent / "corpus"
 
 
@@ -50,8 +52,9 @@ def seeds(name: str) -> Iterator[bytes]:
         "configuration": _configuration,
         "kafka_batch": _kafka_batch,
         "times_and_keys": _times_and_keys,
-    }[name]
-    yield from make()
+    }
+    make |= topic_targets.SEEDS | file_targets.SEEDS | table_targets.SEEDS | console_targets.SEEDS
+    yield from make[name]()
 
 
 def _http() -> Iterator[bytes]:

@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tests.fuzz import console_targets, file_targets, table_targets, topic_targets
+
 Target = Callable[[bytes], object]
 """Reads any bytes. Raises only if something is wrong."""
 
@@ -572,6 +574,7 @@ TARGETS: dict[str, Callable[[], Target]] = {
         times_and_keys,
     )
 }
+TARGETS |= topic_targets.TARGETS | file_targets.TARGETS | table_targets.TARGETS | console_targets.TARGETS
 
 
 @cache

@@ -332,3 +332,11 @@ def test_a_note_may_be_in_any_language(text: str) -> None:
 def test_a_note_has_nothing_that_nobody_sees(text: str) -> None:
     with pytest.raises(PageRefused, match="wanted printable text"):
         checked((Field("note", "A note"),), [("note", text)])
+
+
+def test_an_address_of_other_bytes_than_ascii_is_refused(console: ConsoleUnderTest) -> None:
+    from tests.fuzz.console_targets import _status
+
+    browser = console.browser([SECTION])
+    app = console.shell.application([SECTION], console.login.routes)
+    assert _status(app, "GET", "/things", b"?a=\x83", {}, b"", browser) == 400
