@@ -18,9 +18,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from paywarden.features.catalogue.windows import DAY_MS
 from paywarden.features.history.history import numbered_ids
 from paywarden.features.history.payment_columns import wrong_numbers, wrong_texts
 from paywarden.features.tables.columns.arrow_columns import Flags, Int64Array, Wrong, arrow_type, as_texts, flags_of
+from paywarden.features.tables.columns.label_table import LabelTable
 from paywarden.features.tables.columns.number_reader import NumberReader
 from paywarden.features.tables.columns.time_reader import TimeReader
 from paywarden.features.tables.labels import FRAUD, GENUINE, UNKNOWN, DelayTable, hashes_of, shares_of
@@ -76,16 +78,18 @@ class TableConverter:
         *,
         now_ms: int,
         minor_digits: Mapping[str, int] | None = None,
+        labels: LabelTable | None = None,
     ) -> None:
         """`currencies` have a rate, `key` makes tokens of hashed ids, and labels known after `now_ms` are left out.
 
         `minor_digits` of the currencies that have other than 2, as the rates count them; by default those of ISO 4217.
+        `labels` are those of the mapping's second table, if it has one.
         Raises Misconfigured for a constant that its field may not hold, and if a key is needed and missing.
         """
         if mapping.needs_key and not key:
             hashed = ", ".join(name for name, source in mapping.fields.items() if source.hash)
             raise Misconfigured(f"{mapping.name}: {hashed} is hashed, which needs a key (openssl rand -hex 16)")
-        self._mapping, self._key, self._now_ms = mapping, key, now_ms
+        self._mapping, self._key, self._now_ms, self._labels = mapping, key, now_ms, labels
         self._numbers = NumberReader(mapping.input)
         self._decimal = mapping.input.decimal
         self._time_reader = TimeReader(mapping.input, self._numbers)
@@ -141,7 +145,7 @@ class TableConverter:
         source = self._mapping.fields[field.name]
         if source.made_from == "position":
             return _Values(numbered_ids("r", rows.numbers, width=12))
-        if source.columns:
+        if source.columns and field.is_text:
             return self._made_id(field, source, rows)
         if source.from_zone:
             minutes = before["event_time_ms"].offset_minutes
@@ -151,7 +155,7 @@ class TableConverter:
         if field.is_text:
             return self._texts(field, source, column)
         if field.form in (Form.TIME, Form.INSTANT):
-            return self._times(field, source.column, source.time, column, rows)
+            return self._times(field, source.column or " + ".join(source.columns), source.time, column, rows)
         if field.form is Form.FLAG:
             return self._flags(field, source, column)
         if field.is_decimal:
@@ -161,6 +165,8 @@ class TableConverter:
     def _column(self, source: FieldSource, rows: Rows) -> pa.Array:
         if source.constant is not None:
             return pa.repeat(pa.scalar(_text_of(source.constant), pa.string()), len(rows))
+        if source.columns:
+            return pc.binary_join_element_wise(*(self._as_texts(rows.columns[name]) for name in source.columns), " ")
         return rows.columns[source.column]
 
     def _as_texts(self, column: pa.Array) -> pa.Array:
@@ -189,7 +195,9 @@ class TableConverter:
         return _Values(names.take(encoded.indices), wrong)
 
     def _spelled(self, field: PaymentField, source: FieldSource, texts: pa.Array) -> pa.Array:
-        """Returns texts as the history has them: merchant categories with four digits, tokens instead of ids."""
+        """Returns texts as the history has them: codes in capitals, merchant categories with four digits, tokens."""
+        if field.form in (Form.CURRENCY, Form.COUNTRY):
+            texts = pc.utf8_upper(texts)
         if field.form is Form.MCC:
             is_short = pc.match_substring_regex(texts, "^[0-9]{1,3}$")
             texts = pc.if_else(is_short, pc.utf8_lpad(texts, 4, "0"), texts)
@@ -328,26 +336,37 @@ class TableConverter:
         source, count = self._mapping.label, len(rows)
         if source is None:
             return pa.array(np.full(count, UNKNOWN, dtype=np.int8)), pa.nulls(count, pa.int64())
-        label, strange = self._said(source, rows)
-        reasons.add(strange, Reason(source.column, "label", "is none of the values that [label] lists"))
+        if self._labels is not None:
+            ids = self._as_texts(rows.columns[self._mapping.fields["payment_id"].column])
+            rows, named = self._labels.joined(rows, ids)
+            where = f"{source.file}: "
+        else:
+            named, where = np.ones(count, dtype=np.bool_), ""
+        label, strange = self._said(source, rows) if source.column else (np.full(count, FRAUD, dtype=np.int8), ~named)
+        label[~named] = GENUINE if source.others == "genuine" else UNKNOWN
+        reasons.add(strange & named, Reason(where + source.column, "label", "is none of the values that [label] lists"))
         event_ms = values["event_time_ms"].values.fill_null(0).to_numpy(zero_copy_only=False)
         known_ms = np.zeros(count, dtype=np.int64)
         untold = np.ones(count, dtype=np.bool_)
         if source.time_column:
-            column = rows.columns[source.time_column]
-            told_ms, missing, _, wrong = self._time_reader.moments(source.time_column, source.time, column, rows)
-            for where, name, text in wrong:
-                reasons.add(where, Reason(name, "label time", text))
-                missing = missing | where
+            column, time_name = rows.columns[source.time_column], where + source.time_column
+            told_ms, missing, _, wrong = self._time_reader.moments(time_name, source.time, column, rows)
+            # A day is over when everybody knows what was known on it.
+            told_ms = told_ms + np.where(self._time_reader.are_dates(source.time, column), DAY_MS - 1, 0)
+            for wrong_where, name, text in wrong:
+                reasons.add(wrong_where, Reason(name, "label time", text))
+                missing = missing | wrong_where
             early = ~missing & (told_ms < event_ms) & (label != UNKNOWN) & (event_ms > 0)
-            reasons.add(early, Reason(source.time_column, "label time", "lies before its payment"))
+            reasons.add(early, Reason(time_name, "label time", "lies before its payment"))
             known_ms, untold = np.where(missing, 0, told_ms), missing
         for value, delay in ((FRAUD, source.fraud_delay), (GENUINE, source.genuine_delay)):
-            where = untold & (label == value)
+            chosen = untold & (label == value)
             if delay is None:
-                reasons.add(where, Reason(source.time_column, "label time", "is missing, and [label] has no delay"))
-            elif where.any():
-                known_ms[where] = (event_ms + self._delays(delay, values, source.seed, count))[where]
+                reasons.add(
+                    chosen, Reason(where + source.time_column, "label time", "is missing, and [label] has no delay")
+                )
+            elif chosen.any():
+                known_ms[chosen] = (event_ms + self._delays(delay, values, source.seed, count))[chosen]
         label[(label != UNKNOWN) & (known_ms > self._now_ms)] = UNKNOWN
         return pa.array(label), pa.array(known_ms, mask=label == UNKNOWN)
 

@@ -86,6 +86,12 @@ class TimeSource:
         """Returns whether the column counts a unit since 1970 or since the origin."""
         return self.format in UNITS
 
+    @property
+    def is_date(self) -> bool:
+        """Returns whether a format names days alone."""
+        directives = set(re.findall("%(.)", self.format))
+        return self.format != "iso" and not self.is_number and not directives & set("HIMSfT")
+
 
 @dataclass(frozen=True)
 class FieldSource:
@@ -114,7 +120,11 @@ class FieldSource:
 
 @dataclass(frozen=True)
 class LabelSource:
-    """The column with the label, its values, and when a label was known."""
+    """The column with the label, its values, and when a label was known.
+
+    With a `file` its columns are those of that table, whose `payment_id` has the ids of the payments. Without a
+    `column` each of its payments is a fraud; payments that it does not name are as `others` says.
+    """
 
     column: str
     fraud: tuple[str, ...]
@@ -125,11 +135,16 @@ class LabelSource:
     fraud_delay: DelayTable | None = None
     genuine_delay: DelayTable | None = None
     seed: int = 0
+    file: str = ""
+    payment_id: str = ""
+    others: str = "genuine"
+    input: InputForm = InputForm()
 
     @property
     def used(self) -> tuple[str, ...]:
         """Returns the columns that the label is read from."""
-        return tuple(name for name in (self.column, self.time_column, self.time.zone_column) if name)
+        names = (self.payment_id, self.column, self.time_column, self.time.zone_column)
+        return tuple(dict.fromkeys(name for name in names if name))
 
 
 @dataclass(frozen=True)
@@ -146,7 +161,8 @@ class TableMapping:
     def columns(self) -> tuple[str, ...]:
         """Returns the columns of the table that the mapping uses, each once."""
         names = [name for source in self.fields.values() for name in source.used]
-        return tuple(dict.fromkeys([*names, *(self.label.used if self.label is not None else ())]))
+        own = self.label is not None and not self.label.file
+        return tuple(dict.fromkeys([*names, *(self.label.used if self.label is not None and own else ())]))
 
     @property
     def needs_key(self) -> bool:
@@ -201,27 +217,34 @@ class _Reader:
         if (offset := sources.get("utc_offset_minutes")) is not None and offset.from_zone:
             self._check_from_zone(sources["event_time_ms"])
         label = self._label(content["label"]) if "label" in content else None
+        if label is not None and label.file and not sources["payment_id"].column:
+            wanted = f'"{label.payment_id}" has the ids of a column; [fields] payment_id must name that column'
+            raise self._wrong("label", "payment_id", wanted)
         is_kept = self._has_propensity and PROPENSITY in sources
         return TableMapping(self._name, form, sources, label, self._payment if is_kept else self._payment_alone)
 
-    def _input(self, given: Mapping[str, Any]) -> InputForm:
-        form = self._filled(InputForm, "input", "", given)
+    def _input(self, given: Mapping[str, Any], section: str = "input", name: str = "") -> InputForm:
+        form = self._filled(InputForm, section, name, given)
+
+        def wrong(key: str, what: str) -> Misconfigured:
+            return self._wrong(section, name or key, f"{key}: {what}" if name else what)
+
         key = next((key for key in ("delimiter", "decimal") if len(getattr(form, key).encode()) != 1), "")
         if key:
-            raise self._wrong("input", key, "must be one ASCII character")
+            raise wrong(key, "must be one ASCII character")
         for key in ("quote", "thousands"):
             if len(getattr(form, key).encode()) > 1:
-                raise self._wrong("input", key, "must be one ASCII character, or empty")
+                raise wrong(key, "must be one ASCII character, or empty")
         if form.format not in ("", *FORMATS):
-            raise self._wrong("input", "format", f"must be one of {', '.join(FORMATS)}, got {form.format!r}")
+            raise wrong("format", f"must be one of {', '.join(FORMATS)}, got {form.format!r}")
         if form.quote == form.delimiter or form.delimiter in "\r\n" or form.quote in ("\r", "\n"):
-            raise self._wrong("input", "delimiter", "delimiter, quote and line ends must differ")
+            raise wrong("delimiter", "delimiter, quote and line ends must differ")
         if form.decimal == form.thousands:
-            raise self._wrong("input", "thousands", "must differ from decimal")
+            raise wrong("thousands", "must differ from decimal")
         if len(set(form.columns)) < len(form.columns):
-            raise self._wrong("input", "columns", "names a column twice")
+            raise wrong("columns", "names a column twice")
         if not _is_encoding(form.encoding):
-            raise self._wrong("input", "encoding", f"is no encoding of texts: {form.encoding!r}")
+            raise wrong("encoding", f"is no encoding of texts: {form.encoding!r}")
         return form
 
     def _field(self, name: str, given: object) -> FieldSource:
@@ -243,10 +266,14 @@ class _Reader:
         origins = [bool(source.column), bool(source.columns), source.constant is not None, bool(source.made_from)]
         if sum([*origins, source.from_zone]) != 1:
             raise self._wrong("fields", name, "must have one of " + ", ".join(sorted(allowed & _ORIGINS)))
+        if source.columns and source.time.is_number:
+            raise self._wrong("fields", name, "columns are for times that are texts: a date and a time of the day")
         if source.made_from not in ("", "position"):
             raise self._wrong("fields", name, f'made_from must be "position", got {source.made_from!r}')
         if source.other not in OTHERS:
             raise self._wrong("fields", name, f"other must be one of {', '.join(OTHERS)}, got {source.other!r}")
+        if set("()-+") & set(source.strip):
+            raise self._wrong("fields", name, "strip must not have ( ) - or +: these say that a number is below 0")
         if source.unit not in ("major", "minor"):
             raise self._wrong("fields", name, f"unit must be major or minor, got {source.unit!r}")
         if field.form is Form.EMAIL and not source.hash:
@@ -293,15 +320,17 @@ class _Reader:
             raise self._wrong(section, name, f"format must be {wanted}, got {form!r}")
 
     def _label(self, given: Mapping[str, Any]) -> LabelSource:
-        known = {"column", "fraud", "genuine", "unknown", "time", "delay", "fraud_delay", "genuine_delay", "seed"}
+        known = {"column", "fraud", "genuine", "unknown", "time", "delay", "fraud_delay", "genuine_delay", "seed",
+                 *_LABEL_FILE_KEYS}  # fmt: skip
         for key in given:
             if key not in known:
                 raise self._wrong("label", key, f"there is no such key; there are {', '.join(sorted(known))}")
         lists = {key: self._texts("label", key, given.get(key, [])) for key in ("fraud", "genuine", "unknown")}
-        column, seed = given.get("column"), given.get("seed", 0)
-        if not isinstance(column, str) or not column:
+        column, seed = given.get("column", ""), given.get("seed", 0)
+        file = self._label_file(given)
+        if not isinstance(column, str) or not (column or file):
             raise self._wrong("label", "column", "must name the column with the label")
-        if not lists["fraud"]:
+        if not lists["fraud"] and (column or not file):
             raise self._wrong("label", "fraud", "must list the values that mean fraud")
         values = [value for key in lists for value in lists[key]]
         if len(set(values)) < len(values):
@@ -312,9 +341,30 @@ class _Reader:
         delays = [self._delay(key, given.get(key, given.get("delay"))) for key in ("fraud_delay", "genuine_delay")]
         if time is None and None in delays:
             raise self._wrong("label", "delay", 'must say when a label was known: a time, or a delay such as "7d"')
+        if file.get("others") == "genuine" and delays[1] is None:
+            wanted = 'must say when a payment that the file does not name is known to be genuine, as in "30d"'
+            raise self._wrong("label", "genuine_delay", wanted)
         time_column, source = time or ("", TimeSource())
         return LabelSource(column, **lists, time_column=time_column, time=source, fraud_delay=delays[0],
-                           genuine_delay=delays[1], seed=seed)  # fmt: skip
+                           genuine_delay=delays[1], seed=seed, **file)  # fmt: skip
+
+    def _label_file(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns what [label] says about a second table; nothing if it names none."""
+        if "file" not in given:
+            if key := next((key for key in ("payment_id", "others", "input") if key in given), ""):
+                raise self._wrong("label", key, "is for labels of a second table: name it with `file`")
+            return {}
+        found = {key: given.get(key, "") for key in ("file", "payment_id")} | {"others": given.get("others", "genuine")}
+        for key, value in found.items():
+            if not isinstance(value, str) or not value:
+                what = "the table with the labels" if key == "file" else "its column with the ids of the payments"
+                raise self._wrong("label", key, f"must name {what}")
+        if found["others"] not in ("genuine", "unknown"):
+            raise self._wrong("label", "others", f"must be genuine or unknown, got {found['others']!r}")
+        form = given.get("input", {})
+        if not isinstance(form, dict):
+            raise self._wrong("label", "input", 'must be a table such as { delimiter = ";" }')
+        return {**found, "input": self._input(form, "label", "input")}
 
     def _label_time(self, given: object) -> tuple[str, TimeSource] | None:
         if given is None:
@@ -394,6 +444,7 @@ class _Reader:
         return 0
 
 
+_LABEL_FILE_KEYS = ("file", "payment_id", "others", "input")
 _ORIGINS = frozenset({"column", "columns", "constant", "made_from", "from_zone"})
 _TYPES: Mapping[str, type] = {
     "values": dict, "round": bool, "hash": bool, "from_zone": bool, "constant": object, "time": object,
@@ -429,7 +480,7 @@ def _keys_of(field: PaymentField) -> frozenset[str]:
         if field.form not in (Form.CURRENCY, Form.COUNTRY, Form.MCC, Form.ADDRESS, Form.BIN):
             keys |= {"hash"}
     elif field.form in _TIMES:
-        keys |= _names(TimeSource)
+        keys |= {"columns", *_names(TimeSource)}
     elif field.form is Form.FLAG:
         keys |= {"values", "other"}
     else:

@@ -108,12 +108,22 @@ class TableFiles:
                 first += part.count
 
     def first_rows(self, count: int) -> Rows:
-        """Returns about `count` rows of the first file, or all it has."""
+        """Returns about `count` rows from the start of the table, of as many files as it takes, or all it has."""
+        parts: list[Rows] = []
         for part in self.parts():
             rows = part.read()
-            return Rows(0, rows.numbers[:count], rows.lines[:count],
-                        {name: column[:count] for name, column in rows.columns.items()}, rows.torn)  # fmt: skip
-        raise Misconfigured(f"{self.names[0]} holds no row")
+            kinds = {name: column.type for name, column in rows.columns.items()}
+            # Parquet files may differ in their types.
+            if parts and kinds != {name: column.type for name, column in parts[0].columns.items()}:
+                break
+            parts.append(rows)
+            if sum(map(len, parts)) >= count:
+                break
+        if not parts:
+            raise Misconfigured(f"{self.names[0]} holds no row")
+        columns = {name: pa.concat_arrays([rows.columns[name] for rows in parts])[:count] for name in parts[0].columns}
+        numbers, lines = (np.concatenate(one)[:count] for one in ([r.numbers for r in parts], [r.lines for r in parts]))
+        return Rows(0, numbers, lines, columns, parts[0].torn)
 
     def unreadable_columns(self) -> dict[str, str]:
         """Returns the types of the first Parquet file's columns whose rows are no text, number or time."""
@@ -256,7 +266,7 @@ class _CsvPart:
         except pa.ArrowInvalid as error:
             raw = texts.cast(pa.binary()).to_pylist()
             line = next((int(line) for text, line in zip(raw, lines, strict=True) if not _is_utf8(text or b"")), 0)
-            wanted = '[input] encoding says which, as in encoding = "latin-1"'
+            wanted = '[input] encoding says which, as in encoding = "cp1252"'
             path = self.table.names[self.file]
             raise Misconfigured(f"{path}, line {line}, column {name}: is not UTF-8 text; {wanted}") from error
 
@@ -469,7 +479,7 @@ def _csv_head(path: Path, form: InputForm) -> list[str]:
         text = data[: error.start].decode()
         if error.start < len(data) - 4:
             line = text.count("\n") + 1
-            wanted = '[input] encoding says which, as in encoding = "latin-1"'
+            wanted = '[input] encoding says which, as in encoding = "cp1252"'
             raise Misconfigured(f"{path}, line {line}: is not UTF-8 text; {wanted}") from error
     if form.columns:
         return list(form.columns)

@@ -79,6 +79,18 @@ class TimeReader:
         strange = (status == NO_TIME, name, f"is no time of its format; wanted {wanted}")
         return self._utc(name, source, local, named, missing | strange[0], rows, [strange])
 
+    def are_dates(self, source: TimeSource, column: pa.Array) -> Flags:
+        """Returns which values name a day and no time of it."""
+        kind = column.type
+        if source.is_number or pa.types.is_timestamp(kind):
+            return np.zeros(len(column), dtype=np.bool_)
+        if pa.types.is_date(kind) or source.is_date:
+            return np.ones(len(column), dtype=np.bool_)
+        if source.format != "iso":
+            return np.zeros(len(column), dtype=np.bool_)
+        size = pc.utf8_length(as_texts(column, self._form.missing))
+        return flags_of(pc.less_equal(size, len("2026-05-01")).fill_null(False))
+
     def _utc(
         self,
         name: str,

@@ -93,7 +93,7 @@ def convert_any_table(
 
 
 def _write_guess(table: str, mapping_file: str, fields: PaymentFields) -> None:
-    from paywarden.features.tables.guess import guess_mapping
+    from paywarden.features.tables.guessing.guess import guess_mapping
 
     path = Path(mapping_file)
     if path.exists():
@@ -103,10 +103,14 @@ def _write_guess(table: str, mapping_file: str, fields: PaymentFields) -> None:
     click.echo(f"{path}: {len(guessed.found)} of {guessed.column_count} columns are fields of a payment")
     for line in guessed.found:
         click.echo(f"  {printable(line)}")
+    for line in guessed.lacking:
+        click.echo(f"not found: {printable(line)}")
     if guessed.payment:
         fields_file = path.with_name("payment.py.suggested")
         _write(fields_file, guessed.payment)
         click.echo(f"{fields_file}: fields of your own for {guessed.declared_count} columns more")
+        if guessed.left_out_count:
+            click.echo(f"  and {guessed.left_out_count} columns for which a payment has no room: choose in that file")
     click.echo("Read both: a guess knows names and values, not what they mean.")
 
 
@@ -120,6 +124,7 @@ def _convert(
     page: str | None,
     json_file: str | None,
 ) -> None:
+    from paywarden.features.tables.columns.label_table import LabelTable
     from paywarden.features.tables.conversion import ConversionBounds, convert_table
     from paywarden.features.tables.fields import TableConverter
     from paywarden.features.tables.profile import TableProfile
@@ -127,8 +132,10 @@ def _convert(
 
     files = TableFiles(table, mapping.input, mapping.columns, mapping=mapping.name)
     rates = wiring.stores.rate_table(source)
+    has_labels = mapping.label is not None and mapping.label.file
+    labels = LabelTable(mapping.label, mapping=mapping.name) if mapping.label is not None and has_labels else None
     converter = TableConverter(
-        mapping, rates.currencies, _key(key_file), now_ms=now_ms(), minor_digits=rates.minor_digits
+        mapping, rates.currencies, _key(key_file), now_ms=now_ms(), minor_digits=rates.minor_digits, labels=labels
     )
     profile = TableProfile(mapping.payment) if page is not None else None
     with progress_bar("bytes", files.size) as progress:
@@ -142,6 +149,8 @@ def _convert(
             progress=progress,
         )
     result = _counts(done)
+    if labels is not None:
+        result |= {"labels": labels.payment_count, "labels_without_payment": labels.unmet_count}
     report(result, None)
     _print_refused(done, Path(out))
     if json_file is not None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from paywarden.features.tables.columns.label_table import LabelTable
 from paywarden.features.tables.conversion import ConversionBounds, ConversionReport, convert_table
 from paywarden.features.tables.fields import TableConverter
 from paywarden.features.tables.mapping import parse_mapping
@@ -64,7 +65,9 @@ def convert(
         table = path
     parsed = parse_mapping(mapping, "mapping.toml", payment)
     files = TableFiles(table, parsed.input, parsed.columns)
-    converter = TableConverter(parsed, CURRENCIES, key, now_ms=now_ms)
+    has_labels = parsed.label is not None and parsed.label.file
+    labels = LabelTable(parsed.label) if parsed.label is not None and has_labels else None
+    converter = TableConverter(parsed, CURRENCIES, key, now_ms=now_ms, labels=labels)
     limits = ConversionBounds(refused_share_max, threads=1, sizes=SortSizes(3, 2, 1))
     report = convert_table(files, converter, parsed, folder / "out", limits=limits, profile=profile)
     return pq.read_table(folder / "out" / "payments.parquet").to_pylist(), report

@@ -390,3 +390,92 @@ def test_a_block_may_end_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert convert(tmp_path, table) == wanted
     assert wanted[1].payments == 3
     assert NOW_MS
+
+
+SECOND = """
+[label]
+file = "{file}"
+payment_id = "charge"
+time = "reported"
+genuine_delay = "30d"
+"""
+
+
+def with_labels_of(folder: Path, rows: str, more: str = "") -> str:
+    """Returns a mapping whose labels are those of a second table."""
+    (folder / "chargebacks.csv").write_text(f"charge,reported,why\n{rows}", encoding="utf-8")
+    fields = MAPPING.partition("[label]")[0]
+    return fields + SECOND.format(file=folder / "chargebacks.csv") + more
+
+
+def test_labels_may_stand_in_a_second_table(tmp_path: Path) -> None:
+    rows = [f"p{n},2026-05-01T12:00:00Z,c,m,1,0" for n in range(4)]
+    mapping = with_labels_of(tmp_path, "p2,2026-05-09T00:00:00Z,x\np9,2026-05-09,x\np2,2026-05-03,x\n")
+    _, report = convert(tmp_path, csv_of(*rows), mapping)
+    assert (report.frauds, report.genuine, report.unknown, report.refused) == (1, 3, 0, 0)
+    outcomes = outcomes_of(tmp_path)
+    known = {row["payment_id"]: row["outcome_time_ms"] for row in outcomes}
+    # The first row of a payment counts, and one that names no payment is nobody's.
+    assert known["p2"] == 1_778_284_800_000
+    assert known["p0"] == MAY_1_NOON_MS + 30 * DAY_MS
+
+
+def test_a_second_table_may_say_what_each_payment_was(tmp_path: Path) -> None:
+    more = 'others = "unknown"\ncolumn = "why"\nfraud = ["x"]\ngenuine = ["g"]\n'
+    rows = [f"p{n},2026-05-01T12:00:00Z,c,m,1,0" for n in range(4)]
+    mapping = with_labels_of(tmp_path, "p1,2026-05-09,x\np2,2026-05-09,g\np3,2026-05-09,?\n", more)
+    _, report = convert(tmp_path, csv_of(*rows), mapping)
+    assert (report.frauds, report.genuine, report.unknown, report.refused) == (1, 1, 1, 1)
+    (reason,) = report.reasons
+    assert reason.endswith("chargebacks.csv: why, label: is none of the values that [label] lists")
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (",2026-05-09,x\n", "chargebacks.csv, line 2, column charge: names no payment"),
+        ("p1,2026-05-09\n", "chargebacks.csv, line 2: has 2 cells; wanted 3"),
+        ("", "chargebacks.csv holds no row"),
+    ],
+)
+def test_a_fault_of_the_table_of_labels_is_one_line(tmp_path: Path, rows: str, said: str) -> None:
+    with pytest.raises(Misconfigured) as refused:
+        convert(tmp_path, csv_of(ROW), with_labels_of(tmp_path, rows))
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_label_with_a_date_is_known_when_the_day_is_over(tmp_path: Path) -> None:
+    # A fraud that was reported on its own day was refused, as if it was known before its payment.
+    head = HEAD + ",reported"
+    mapping = MAPPING + 'time = { column = "reported", zone = "Europe/Berlin" }\n'
+    rows = ["p1,2026-05-01T12:00:00Z,c,m,1,1,2026-05-01", "p2,2026-05-01T12:00:00Z,c,m,1,1,2026-05-01T14:00:00"]
+    table = csv_of(*rows, "p3,2026-05-01T12:00:00Z,c,m,1,1,2026-04-30", head=head)
+    _, report = convert(tmp_path, table, mapping)
+    known = [row["outcome_time_ms"] for row in outcomes_of(tmp_path)]
+    assert known == [MAY_1_NOON_MS, MAY_1_NOON_MS + 10 * 3_600_000 - 1]
+    assert report.reasons == {"column reported, label time: lies before its payment": 1}
+
+
+def test_a_time_may_stand_in_two_columns(tmp_path: Path) -> None:
+    mapping = mapping_with(event_time_ms='{ columns = ["day", "clock"], format = "%d.%m.%Y %H:%M", zone = "+02:00" }')
+    rows = ["p1,01.05.2026,14:00,c,m,1,0", "p2,01.05.2026,,c,m,1,0", "p3,01.05.2026,noon,c,m,1,0"]
+    payments, report = convert(tmp_path, csv_of(*rows, head="id,day,clock,card,shop,amount,fraud"), mapping)
+    assert column(payments, "event_time_ms") == [MAY_1_NOON_MS]
+    assert sorted(report.reasons) == [
+        "column day + clock, event_time_ms: is no time of its format; wanted the format %d.%m.%Y %H:%M",
+        "event_time_ms: is missing or 0; wanted milliseconds since 1970 UTC",
+    ]
+
+
+def test_codes_of_currencies_and_countries_may_be_in_small_letters(tmp_path: Path) -> None:
+    mapping = mapping_with(currency='"money"', country='"land"')
+    table = csv_of("p1,2026-05-01,c,m,7,0,jpy,de", head=HEAD + ",money,land")
+    (payment,), _ = convert(tmp_path, table, mapping)
+    assert (payment["currency"], payment["amount_minor"], payment["country"]) == ("JPY", 7, "DE")
+
+
+def test_an_amount_in_parentheses_or_with_its_sign_behind_it_is_no_payment(tmp_path: Path) -> None:
+    rows = [f"p{n},2026-05-01,c,m,{text},0" for n, text in enumerate(("$5.00", "($5.00)", "$5.00-", "-5.00"))]
+    _, report = convert(tmp_path, csv_of(*rows), mapping_with(amount_minor='{ column = "amount", strip = "$" }'))
+    assert (report.payments, report.refused) == (1, 3)

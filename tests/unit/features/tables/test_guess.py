@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from paywarden.features.tables.guess import guess_mapping
+from paywarden.features.tables.guessing.guess import guess_mapping
+from paywarden.features.tables.guessing.number_forms import NumberForm, number_form_of
 from paywarden.features.tables.mapping import parse_mapping
-from paywarden.features.tables.number_forms import NumberForm, number_form_of
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.payment_fields import TABLE_ALONE
 
@@ -146,7 +146,7 @@ def test_a_table_without_what_a_payment_needs_says_so(tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_text("a,b\n1,x\n2,y\n")
     guessed = guess_mapping(tmp_path / "table.csv", TABLE_ALONE)
     assert '# event_time_ms = { column = "?" }    # no column holds times' in guessed.mapping
-    assert "# [label]    # no column says what was fraud" in guessed.mapping
+    assert "# No column says what was fraud." in guessed.mapping
     with pytest.raises(Misconfigured, match="must say where event_time_ms, amount_minor comes from"):
         parse_mapping(guessed.mapping, "guess")
 
@@ -168,10 +168,11 @@ def test_a_table_of_another_country_is_read_by_its_values(tmp_path: Path, ending
     mapping = parse_mapping(guessed.mapping, "guess")
     assert (mapping.input.delimiter, mapping.input.decimal, mapping.input.thousands) == (";", ",", ".")
     assert (mapping.fields["payment_id"].column, mapping.fields["currency"].column) == ("Beleg\nNummer", "Währung")
-    assert (mapping.fields["amount_minor"].column, mapping.fields["amount_minor"].strip) == ("Betrag", "€ ")
+    assert (mapping.fields["amount_minor"].column, mapping.fields["amount_minor"].strip) == ("Betrag", "€")
     names: dict[str, Any] = {}
     exec(compile(guessed.payment, str(tmp_path / "payment.py"), "exec"), names)  # noqa: S102 - what we wrote ourselves
-    assert {field.name for field in names["PAYMENT"].fields.declared} == {"handler", "grosse", "weg"}
+    assert {field.name for field in names["PAYMENT"].fields.declared} == {"grosse", "weg"}
+    assert mapping.fields["merchant_id"].column == "Händler"
     assert "#   'Notiz'" in guessed.mapping
 
 
@@ -230,3 +231,123 @@ def test_a_column_that_is_no_text_number_or_time_is_left_out_of_a_guess_with_its
     assert "#   'took': holds no texts, numbers or times (duration[s])" in guessed.mapping
     assert guessed.column_count == 5
     assert [line.split() for line in guessed.found] == [["payment_id", "txn_id"], ["amount_minor", "amount"]]
+
+
+def guessed_of(folder: Path, head: str, rows: list[str], *, encoding: str = "utf-8") -> Any:
+    path = folder / "export.csv"
+    path.write_bytes("\n".join([head, *rows, ""]).encode(encoding))
+    return guess_mapping(path, TABLE_ALONE)
+
+
+def test_a_table_of_windows_keeps_its_signs(tmp_path: Path) -> None:
+    # The column was called "Betrag in \u0080".
+    guessed = guessed_of(tmp_path, "Beleg-Nr.;Betrag in €", [f"b{n};{n},50" for n in range(30)], encoding="cp1252")
+    assert 'encoding = "cp1252"' in guessed.mapping
+    assert 'amount_minor = "Betrag in €"' in guessed.mapping
+    assert 'currency = { constant = "EUR" }' in guessed.mapping
+
+
+def test_a_table_in_german_is_read_by_its_names(tmp_path: Path) -> None:
+    head = "Buchungs-Nr.;Buchungszeit (Ortszeit);Karten Nr;Händler;Betrag;Währung;Land;Betrug bestätigt;Gemeldet am"
+    rows = [
+        f"B{n};{1 + n % 28:02}.08.2024 12:00:00;K{n % 9};H{n % 4};{n},50;eur;DE;{('nein', 'ja')[n == 3]};05.09.2024"
+        for n in range(60)
+    ]
+    mapping = parse_mapping(guessed_of(tmp_path, head, rows).mapping, "guess")
+    columns = {name: source.column for name, source in mapping.fields.items()}
+    assert columns == {
+        "payment_id": "Buchungs-Nr.",
+        "event_time_ms": "Buchungszeit (Ortszeit)",
+        "card_id": "Karten Nr",
+        "merchant_id": "Händler",
+        "amount_minor": "Betrag",
+        "currency": "Währung",
+        "country": "Land",
+    }
+    assert mapping.label is not None
+    assert (mapping.label.column, mapping.label.fraud, mapping.label.time_column) == (
+        "Betrug bestätigt",
+        ("ja",),
+        "Gemeldet am",
+    )
+
+
+@pytest.mark.parametrize(
+    ("amounts", "line"),
+    [
+        # A few refunds in parentheses became payments, because a guess stripped "$()".
+        (["$5.00"] * 20 + ["$1,234.00"] * 20 + ["($5.00)"], 'amount_minor = { column = "amount", strip = "$" }'),
+        (["5.00 CR", "5.00 DR"], "# 'amount' has 'CR', 'DR' at its numbers. Make columns of plain numbers"),
+        (["5.00 EUR", "5.00 USD"], "# 'amount' has 'EUR', 'USD' at its numbers. Make columns of plain numbers"),
+        (["5.00-", "7.00-"], "# 'amount' has '-' at its numbers. Make columns of plain numbers"),
+    ],
+)
+def test_what_stands_at_amounts_is_left_out_only_if_it_means_nothing(
+    tmp_path: Path, amounts: list[str], line: str
+) -> None:
+    rows = [f't{n};"{amounts[n % len(amounts)].replace("5.0", f"{n + 1}.0")}"' for n in range(3000)]
+    guessed = guessed_of(tmp_path, "id;amount", rows)
+    assert any(one.startswith(line) for one in guessed.mapping.splitlines()), guessed.mapping
+    assert ('thousands = ","' in guessed.mapping) is ("strip" in line)
+
+
+def test_a_day_and_a_time_in_two_columns_are_one_moment(tmp_path: Path) -> None:
+    rows = [f"t{n},{1 + n % 28:02}/02/2025,{n % 24:02}:30" for n in range(60)]
+    guessed = guessed_of(tmp_path, "id,Date,Time", rows)
+    wanted = 'event_time_ms = { columns = ["Date", "Time"], format = "%d/%m/%Y %H:%M", zone = "UTC" }'
+    assert any(line.startswith(wanted) for line in guessed.mapping.splitlines()), guessed.mapping
+
+
+def test_day_and_month_are_told_apart_by_all_rows_and_files(tmp_path: Path) -> None:
+    # The first 2,000 times were those of a few days, which read as months.
+    folder = tmp_path / "days"
+    folder.mkdir()
+    for day in range(1, 29):
+        rows = [f"t{day}-{n},{day:02}/02/2025 12:{n % 60:02}:00" for n in range(300)]
+        (folder / f"{day:02}.csv").write_text("\n".join(["id,when", *rows]), encoding="utf-8")
+    assert 'format = "%d/%m/%Y %H:%M:%S"' in guess_mapping(folder, TABLE_ALONE).mapping
+
+
+def test_an_id_that_a_few_rows_repeat_is_still_the_id(tmp_path: Path) -> None:
+    rows = [f"o{n if n != 70 else 69},{n}.50" for n in range(400)]
+    guessed = guessed_of(tmp_path, "Order ID,Total", rows)
+    assert 'payment_id = "Order ID"' in guessed.mapping
+    assert "payment_id       Order ID (1 of 400 rows repeat one)" in guessed.found
+
+
+def test_a_guess_says_what_it_did_not_find_and_what_it_could_be(tmp_path: Path) -> None:
+    rows = [f"t{n},2025-02-01T12:00:00Z,x{n % 50},{n}.50,EUR" for n in range(300)]
+    guessed = guessed_of(tmp_path, "id,when,wer,amount,currency", rows)
+    (card, merchant, label) = guessed.lacking
+    assert "'wer' (50 values)" in card
+    assert "'wer' (50 values)" in merchant
+    assert label.split()[0] == "label"
+    assert "'wer' (50 values)" in guessed.mapping
+
+
+def test_a_column_that_is_not_in_every_file_is_left_out(tmp_path: Path) -> None:
+    for name, head in (("a", "id,colour,size"), ("b", "id,size")):
+        rows = "".join(f"{name}{n},{'xy'[n % 2]},{n % 3}\n"[: None if name == "a" else 99] for n in range(9))
+        text = rows if name == "a" else "".join(f"b{n},{n % 3}\n" for n in range(9))
+        (tmp_path / f"{name}.csv").write_text(f"{head}\n{text}", encoding="utf-8")
+    guessed = guess_mapping(tmp_path, TABLE_ALONE)
+    assert "#   'colour': is not in every file" in guessed.mapping
+
+
+def test_names_of_columns_that_are_words_of_the_language_of_fields_can_be_run(tmp_path: Path) -> None:
+    # `email = email(...)` made a text of the word that the next line called.
+    head = "id,email,second email,class,from,time zone,text,note"
+    rows = [f"t{n},a{n}@b.de,c{n}@d.de,k{n % 3},f{n % 40},z{n % 2},w{n % 40},v{n % 50}" for n in range(120)]
+    guessed = guessed_of(tmp_path, head, rows)
+    names: dict[str, Any] = {}
+    exec(compile(guessed.payment, str(tmp_path / "payment.py"), "exec"), names)  # noqa: S102 - what we wrote ourselves
+    declared = {field.name for field in names["PAYMENT"].fields.declared}
+    assert {"own_email", "second_email", "own_from", "own_text", "note"} <= declared, guessed.payment
+
+
+def test_a_guess_says_how_many_columns_had_no_room(tmp_path: Path) -> None:
+    head = ",".join(["id", *(f"v{n}" for n in range(70))])
+    rows = [",".join([f"t{n}", *(str(n % (3 + k)) for k in range(70))]) for n in range(60)]
+    guessed = guessed_of(tmp_path, head, rows)
+    assert (guessed.declared_count, guessed.left_out_count) == (60, 10)
+    assert "# 10 columns more could be fields." in guessed.payment

@@ -11,6 +11,7 @@ Names weigh first, then values. Nothing is read beyond the first rows, and no va
 from __future__ import annotations
 
 import csv
+import keyword
 import re
 import unicodedata
 from collections import Counter
@@ -24,19 +25,32 @@ import pyarrow.compute as pc
 
 from paywarden.features.profiles.money import load_rates
 from paywarden.features.tables.columns.arrow_columns import as_texts
-from paywarden.features.tables.mapping import InputForm
-from paywarden.features.tables.number_forms import (
+from paywarden.features.tables.guessing.column_names import (
+    CLOCK,
+    CURRENCY_SIGNS,
+    DISPUTE,
+    FIELD_NAMES,
+    FRAUD_WORDS,
+    GENUINE_WORDS,
+    LABEL,
+    LABEL_TIME,
+    STEPS,
+)
+from paywarden.features.tables.guessing.number_forms import (
     MOST,
     PLAIN,
     NumberForm,
+    around_numbers,
     is_plain_number,
     number_form_of,
     other_form_of,
     stripped_of,
 )
+from paywarden.features.tables.mapping import InputForm
 from paywarden.features.tables.sources import TableFiles, files_of, first_bytes, is_csv, value_type
 from paywarden.features.tables.texts import RIGHT, read_times, steps_of_format
 from paywarden.schemas.payment_fields import (
+    DECLARED_MAX,
     ID_BYTES_MAX,
     PATTERNS,
     Form,
@@ -49,10 +63,16 @@ _ROWS = 20_000
 # Values of a column that tell how it writes numbers.
 _NUMBERS = 2000
 _CATEGORIES_MAX = 30
+# Fields of one's own that a guess makes. A few numbers are left for what comes later.
+_DECLARED_GUESSED = 60
+# Columns that a comment names for an id that no name tells.
+_CANDIDATES = 6
 _DELIMITERS = ",;\t|"
 # Letters that Unicode does not take apart.
 _WITHOUT_STROKES = str.maketrans({"ł": "l", "Ł": "L", "ø": "o", "Ø": "O", "đ": "d", "Đ": "D", "ı": "i", "ß": "ss",
                                   "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE", "þ": "th", "Þ": "Th"})  # fmt: skip
+# Bytes that Windows-1252 gives no character.
+_CP1252_NONE = frozenset(b"\x81\x8d\x8f\x90\x9d")
 _MISSING = ("NULL", "null", "NA", "N/A", "NaN", "nan", "None", "\\N", "?")
 _TIME_FORMATS = (
     "iso",
@@ -77,43 +97,6 @@ _TIME_FORMATS = (
 )
 # Epoch numbers of the years from 2000 to 2100.
 _EPOCHS = (("seconds", 1), ("milliseconds", 10**3), ("microseconds", 10**6), ("nanoseconds", 10**9))
-_FRAUD_WORDS = ("1", "true", "yes", "y", "fraud", "fraudulent", "chargeback", "t", "confirmed_fraud")
-_GENUINE_WORDS = ("0", "false", "no", "n", "genuine", "legit", "legitimate", "normal", "f", "not_fraud", "nonfraud")
-
-# Words of a column's name for each field, the strongest first.
-_NAMES: dict[str, str] = {
-    "payment_id": r"(transaction|trans|trx|tx|txn|payment|order|auth|event)_?(id|no|num|number|ref|uuid|key)|uuid"
-    r"|reference|id",
-    "event_time_ms": r"(event|transaction|trans|tx|trx|txn|payment|auth|created)?_?(date|datetime|time|timestamp|ts|at)"
-    r"(_?(time|ms|utc))*|(trans|transaction|tx|txn)_date_(trans|transaction|tx|txn)_time|unix_time|when",
-    "card_id": r"(card|cc|pan|customer|client|account|user|cust|acct|entity|rider|passenger|traveller|traveler|guest"
-    r"|buyer|shopper|payer|member|subscriber)_?(id|num|no|number|token|hash|key|uuid)?"
-    r"|name_?orig|(sender|payer|source)(_?(id|account))?",
-    "merchant_id": r"(merchant|terminal|shop|store|seller|payee|vendor|beneficiary|recipient|receiver|dest|driver"
-    r"|courier|restaurant|hotel|airline|carrier|agency|supplier|provider|outlet|venue)"
-    r"_?(id|no|num|number|name|key|account|uuid|code)?|name_?dest",
-    "device_id": r"device_?(id|fingerprint|hash|key)?|fingerprint|device_fp",
-    "ip": r"ip_?(address|addr)?|(client|remote|source)_ip",
-    "amount_minor": r"([a-z]+_)?(amount|amt|price|total|value|sum)(_?(minor|cents|eur|usd|gbp))*",
-    "currency": r"([a-z]+_)?(currency|ccy|curr)(_?code)?",
-    "mcc": r"mcc(_?code)?|merchant_category_code",
-    "country": r"((merchant|card|issuer|billing|transaction)_)?country(_?code)?",
-    "channel": r"channel|entry_?mode|use_chip|pos_entry_mode|payment_method|product_?cd|type",
-    "declined": r"(is_?)?declined",
-    # Of a payment that was kept with its label by chance.
-    "propensity": r"propensity(_?score)?|(p|prob|probability|chance)_?(of_?)?(kept|keep|sampled|labell?ed)"
-    r"|(sampling|inclusion|labell?ing)_?(p|prob|probability|rate|propensity)",
-}
-_STEPS = r"step|hour|time|seconds|elapsed.*"
-_LABEL = (
-    r"([a-z]+_)?(fraud|fraudulent|chargeback|label)(_?(flag|label|ind|indicator|bool|risk))?|class|target|is_?fraud"
-)
-# A label where no column is named after fraud: what a payer takes back is fraud or is disputed.
-_DISPUTE = r"(is_?|was_?)?(disputed?|charged_?back|stolen)(_?(flag|ind|indicator|bool))?"
-_LABEL_TIME = (
-    r"([a-z]+_)?(fraud|chargeback|label|report|dispute)(e?d)?_?(date|time|at|ts|datetime|timestamp|reported_at)(_?(ms|utc))*"
-    r"|([a-z]+_)?(reported|disputed)(_on)?"
-)
 # What a column may be called that holds a place.
 _PLACES = ((r"(.*_)?lat(itude)?", 90), (r"(.*_)?(lon|long|lng|longitude)", 180))
 
@@ -132,13 +115,16 @@ def _is_bin(text: str) -> bool:
 
 @dataclass(frozen=True)
 class GuessedMapping:
-    """The texts of a mapping and of a payment.py, which may be empty, and a line for each field found."""
+    """The texts of a mapping and of a payment.py, which may be empty, and a line for each field found and lacking."""
 
     mapping: str
     payment: str
     found: Sequence[str]
+    lacking: Sequence[str]
     column_count: int
     declared_count: int
+    left_out_count: int
+    """Columns that could be fields of one's own, too: more than a payment may have."""
 
 
 @dataclass
@@ -189,15 +175,25 @@ class _Column:
             numbers = [float(text) for text in self.distinct if is_plain_number(text)]
             within = [unit for unit, scale in _EPOCHS if all(9.46e8 * scale <= one < 4.1e9 * scale for one in numbers)]
             return within[0] if within else ""
-        return next((form for form in _TIME_FORMATS if _reads(form, list(self.distinct)[:2000])), "")
+        return next((form for form in _TIME_FORMATS if self.reads(form)), "")
+
+    def reads(self, form: str) -> bool:
+        """Returns whether nearly all values are times of a format. A day's do not tell day and month apart."""
+        texts = list(self.distinct)
+        return _reads(form, texts[:_NUMBERS]) and _reads(form, texts)
 
 
 def guess_mapping(table: str | Path, fields: PaymentFields) -> GuessedMapping:
     """Returns a first mapping of a table's columns. Raises Misconfigured for a file that is no table."""
     form = _form_of(table)
     files = TableFiles(table, form, ())
-    unreadable = files.unreadable_columns()
-    wanted = [name for name in files.heads[0] if files.heads[0].count(name) == 1 and name and name not in unreadable]
+    unreadable = {
+        name: f"holds no texts, numbers or times ({kind})" for name, kind in files.unreadable_columns().items()
+    }
+    head, others = files.heads[0], [set(one) for one in files.heads[1:]]
+    once = [name for name in head if head.count(name) == 1 and name and name not in unreadable]
+    wanted = [name for name in once if all(name in other for other in others)]
+    unreadable = {**unreadable, **{name: "is not in every file" for name in once if name not in wanted}}
     rows = TableFiles(table, form, wanted).first_rows(_ROWS)
     missing = [text for text in _MISSING if any(text in _few(column) for column in rows.columns.values())]
     texts = {name: as_texts(column, missing).drop_null().to_pylist() for name, column in rows.columns.items()}
@@ -244,10 +240,13 @@ class _Guess:
         self._unreadable, self._others = unreadable, others
         self._left = {column.name: column for column in columns if column.plain}
         self._found: list[str] = []
+        self._lacking: list[str] = []
+        # What stands at the amounts, which may say their currency.
+        self._money = ""
 
     def whole(self, table: str) -> GuessedMapping:
-        label, label_time = self._label(), self._take(_LABEL_TIME, lambda one: bool(one.time_format))
-        lines = [self._line(name) for name in _NAMES]
+        label, label_time = self._label(), self._take(LABEL_TIME, lambda one: bool(one.time_format))
+        lines = [self._line(name) for name in FIELD_NAMES]
         own = [self._own_line(one) for one in self._fields.declared]
         text = [
             f"# A first mapping of {table}, guessed from its first rows. Read each line: a guess knows",
@@ -260,12 +259,12 @@ class _Guess:
             *self._label_lines(label, label_time),
         ]
         ignored = [f"{column.name!r}" for column in self._left.values()]
-        ignored += [f"{name!r}: holds no texts, numbers or times ({kind})" for name, kind in self._unreadable.items()]
-        payment, declared = self._payment()
+        ignored += [f"{name!r}: {why}" for name, why in self._unreadable.items()]
+        payment, declared, left_out = self._payment()
         if ignored:
             text += ["", "# Columns that are not used:", *(f"#   {line}" for line in ignored)]
         count = len(self._columns) + len(self._unreadable)
-        return GuessedMapping("\n".join(text) + "\n", payment, self._found, count, declared)
+        return GuessedMapping("\n".join(text) + "\n", payment, self._found, self._lacking, count, declared, left_out)
 
     def _input(self) -> list[str]:
         lines = []
@@ -301,6 +300,23 @@ class _Guess:
     def _say(self, field: str, column: _Column, what: str = "") -> None:
         self._found.append(f"{field:<16} {column.name}{f' ({what})' if what else ''}")
 
+    def _lack(self, field: str, why: str) -> None:
+        self._lacking.append(f"{field:<16} {why}")
+
+    def _candidates(self) -> str:
+        """Returns columns whose values come again as ids do: more than a category has, and fewer than rows."""
+        fitting = [
+            column
+            for column in self._left.values()
+            if _CATEGORIES_MAX < len(column.distinct) < 0.8 * len(column.texts)
+            and len(column.texts) > 0.8 * column.rows
+            and not column.time_format
+            and not self._is_measure(column)
+            and column.share(_is_word) > MOST
+        ]
+        fitting.sort(key=lambda column: -len(column.distinct))
+        return ", ".join(f"{column.name!r} ({len(column.distinct)} values)" for column in fitting[:_CANDIDATES])
+
     def _line(self, field: str) -> str:
         make = {
             "payment_id": self._payment_id,
@@ -315,7 +331,14 @@ class _Guess:
 
     def _payment_id(self, field: str) -> str:
         is_right: Callable[[_Column], bool] = lambda one: len(one.distinct) == len(one.texts) == one.rows > 1  # noqa: E731
-        column = self._take(_NAMES[field], is_right)
+        column = self._take(FIELD_NAMES[field], is_right)
+        if column is None and (close := self._take(FIELD_NAMES[field], _is_nearly_unique)) is not None:
+            more = close.rows - len(close.distinct)
+            note = (
+                f"# {more} of the first {close.rows} rows have the id of an earlier one. Those of the same values are"
+            )
+            line = f"{note}\n# left out, the others refused.\npayment_id = {_source(close, hash=close.holds_cards)}"
+            return self._with(field, close, line, f"{more} of {close.rows} rows repeat one")
         # A column that tells every row apart names it, unless it is a time or a measure.
         column = column or self._only(lambda one: is_right(one) and not one.time_format and not self._is_measure(one))
         if column is None:
@@ -329,15 +352,16 @@ class _Guess:
 
     def _time(self, field: str) -> str:
         # A date that people can read rather than a count of seconds beside it.
-        column = self._take(_NAMES[field], lambda one: bool(one.time_format) and not one.is_number)
-        column = column or self._take(_NAMES[field], lambda one: bool(one.time_format))
+        column = self._take(FIELD_NAMES[field], lambda one: bool(one.time_format) and not one.is_number)
+        column = column or self._take(FIELD_NAMES[field], lambda one: bool(one.time_format))
         if column is None:
             column = next((one for one in self._left.values() if one.time_format), None)
             if column is not None:
                 del self._left[column.name]
         if column is None:
-            step = self._take(_STEPS, lambda one: one.is_number)
+            step = self._take(STEPS, lambda one: one.is_number)
             if step is None:
+                self._lack(field, "no column holds times")
                 return '# event_time_ms = { column = "?" }    # no column holds times; every payment needs one'
             unit = "hours" if step.plain in ("step", "hour") else "seconds"
             keys = f'format = "{unit}", origin = "2024-01-01T00:00:00Z"'
@@ -348,19 +372,40 @@ class _Guess:
             return self._with(
                 field, column, f'event_time_ms = {{ column = {_quoted(column.name)}, format = "{form}" }}', form
             )
+        clock = self._clock(column, form)
+        if clock is not None:
+            form = f"{form} %H:%M:%S" if clock.share(lambda text: text.count(":") == 2) > MOST else f"{form} %H:%M"
+            keys = f'format = "{form.replace("iso", "%Y-%m-%d")}", zone = "UTC"'
+            line = f"event_time_ms = {{ columns = {_list((column.name, clock.name))}, {keys} }}    # whose clock?"
+            self._say(field, clock, "the time of the day")
+            return self._with(field, column, line, form)
         keys = "" if form == "iso" else f', format = "{form}"'
         note = ""
-        if form[:5] in ("%m/%d", "%d/%m") and _reads(_swapped(form), list(column.distinct)[:2000]):
+        if form[:5] in ("%m/%d", "%d/%m") and column.reads(_swapped(form)):
             note = f"# Day and month may be the other way round: {_swapped(form)}.\n"
         line = f'event_time_ms = {{ column = {_quoted(column.name)}{keys}, zone = "UTC" }}    # whose clock?'
         return self._with(field, column, note + line, form)
 
+    def _clock(self, column: _Column, form: str) -> _Column | None:
+        """Returns the column with the times of the day, beside one of dates."""
+        is_date = not re.search("%[HI]", form) and column.share(lambda text: len(text) <= 10) > MOST
+        is_clock = re.compile("([01]?[0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9])?").fullmatch
+        return (
+            self._take(CLOCK, lambda one: one.share(lambda text: is_clock(text) is not None) > MOST)
+            if is_date
+            else None
+        )
+
     def _id(self, field: str) -> str:
-        column = self._take(_NAMES[field], lambda one: not one.time_format)
+        column = self._take(FIELD_NAMES[field], lambda one: not one.time_format)
         if column is None:
             if field == "device_id":
                 return ""
-            return f'# No column looks like it. Name one: every payment needs it.\n{field} = {{ constant = "unknown" }}'
+            candidates = self._candidates()
+            told = f" These could be: {candidates}." if candidates else ""
+            self._lack(field, f"no column looks like it.{told}")
+            line = f"# No column looks like it. Name one: every payment needs it.{told}"
+            return f'{line}\n{field} = {{ constant = "unknown" }}'
         is_card = column.holds_cards
         line = f"{field} = {_source(column, hash=is_card)}"
         if is_card:
@@ -368,16 +413,19 @@ class _Guess:
         return self._with(field, column, line, "card numbers, hashed" if is_card else f"{len(column.distinct)} values")
 
     def _amount(self, field: str) -> str:
-        column = self._take(_NAMES[field], lambda one: one.is_number or self._strip(one) is not None)
+        column = self._take(FIELD_NAMES[field], lambda one: one.is_number or self._strip(one) is not None)
         column = column or self._only(lambda one: not one.time_format and self._holds_prices(one))
         if column is None:
-            return '# amount_minor = { column = "?" }    # no column looks like an amount; every payment needs one'
+            self._lack(field, "no column looks like an amount")
+            line = '# amount_minor = { column = "?" }    # no column looks like an amount; every payment needs one'
+            return self._said_beside_amounts() + line
         is_minor = "minor" in column.plain or "cents" in column.plain
         strip = "" if column.is_number else self._strip(column) or ""
         bare = [self._form_of_numbers.plain(text.strip(strip + " ")) if strip else text for text in column.distinct]
-        finest = max((len(text.partition(".")[2].rstrip("0")) for text in bare), default=0)
+        finest = max((len(text.partition(".")[2].rstrip("0")) for text in bare if is_plain_number(text)), default=0)
         keys = (', unit = "minor"' if is_minor else "") + (", round = true" if finest > self._finest_digits() else "")
         keys += f", strip = {_quoted(strip)}" if strip else ""
+        self._money = strip + column.name
         line = (
             f"amount_minor = {{ column = {_quoted(column.name)}{keys} }}"
             if keys
@@ -391,7 +439,7 @@ class _Guess:
 
     def _finest_digits(self) -> int:
         """Returns the most digits after the point that an amount in one of the table's currencies has, at least 2."""
-        matches = re.compile(_NAMES["currency"])
+        matches = re.compile(FIELD_NAMES["currency"])
         columns = [column for column in self._left.values() if matches.fullmatch(column.plain)]
         digits = load_rates().minor_digits
         return max([2, *(digits.get(text, 2) for column in columns for text in column.distinct)])
@@ -405,6 +453,18 @@ class _Guess:
         if column.is_number:
             return ""
         return stripped_of(list(column.distinct)[:_NUMBERS], self._form_of_numbers)
+
+    def _said_beside_amounts(self) -> str:
+        """Returns lines about columns of amounts with words or signs that mean something, such as two currencies."""
+        lines = []
+        for column in self._left.values():
+            around = around_numbers(list(column.distinct)[:_NUMBERS], self._form_of_numbers)
+            if re.fullmatch(FIELD_NAMES["amount_minor"], column.plain) and any(map(any, around)):
+                told = ", ".join(repr(" ".join(filter(None, pair))) for pair in around[:5] if any(pair))
+                lines.append(
+                    f"# {column.name!r} has {told} at its numbers. Make columns of plain numbers and of currencies.\n"
+                )
+        return "".join(lines)
 
     def _holds_prices(self, column: _Column) -> bool:
         """Returns whether values look like prices by themselves: most have two decimals, or a currency beside them."""
@@ -426,23 +486,26 @@ class _Guess:
         return fitting[0]
 
     def _currency(self, field: str) -> str:
-        is_right: Callable[[_Column], bool] = lambda one: one.share(_is_currency) > MOST  # noqa: E731
-        column = self._take(_NAMES[field], is_right) or self._only(is_right)
+        is_right: Callable[[_Column], bool] = lambda one: one.share(lambda text: _is_currency(text.upper())) > MOST  # noqa: E731
+        column = self._take(FIELD_NAMES[field], is_right)
+        column = column or self._only(lambda one: one.share(_is_currency) > MOST)
         if column is None:
-            return 'currency = { constant = "EUR" }    # no column names it: which is it?'
+            code = next((code for sign, code in CURRENCY_SIGNS.items() if sign in self._money), "EUR")
+            self._lack(field, f"no column names it: the mapping says {code}")
+            return f'currency = {{ constant = "{code}" }}    # no column names it: which is it?'
         return self._with(field, column, f"currency = {_quoted(column.name)}")
 
     def _word(self, field: str) -> str:
         rules: dict[str, Callable[[str], bool]] = {
             "ip": is_address,
             "mcc": lambda text: re.fullmatch("[0-9]{3,4}", text) is not None,
-            "country": lambda text: re.fullmatch("[A-Z]{2}", text) is not None,
+            "country": lambda text: re.fullmatch("[A-Za-z]{2}", text) is not None,
             "channel": lambda _: True,
             "declined": lambda text: text.lower() in ("0", "1", "true", "false", "yes", "no"),
             "propensity": lambda text: re.fullmatch("0?[.,][0-9]*[1-9][0-9]*|1([.,]0*)?", text) is not None,
         }
         is_few: Callable[[_Column], bool] = lambda one: field != "channel" or len(one.distinct) <= _CATEGORIES_MAX  # noqa: E731
-        column = self._take(_NAMES[field], lambda one: is_few(one) and one.share(rules[field]) > MOST)
+        column = self._take(FIELD_NAMES[field], lambda one: is_few(one) and one.share(rules[field]) > MOST)
         if column is None:
             return ""
         return self._with(field, column, f"{field} = {_quoted(column.name)}")
@@ -456,16 +519,24 @@ class _Guess:
         return self._with(name, column, f"{name} = {_source(column, hash=is_email)}")
 
     def _label(self) -> _Column | None:
-        column = self._take(_LABEL, lambda one: 1 <= len(one.distinct) <= 6)
-        is_said: Callable[[str], bool] = lambda text: text.lower() in _FRAUD_WORDS + _GENUINE_WORDS  # noqa: E731
-        return column or self._take(_DISPUTE, lambda one: one.share(is_said) > MOST)
+        column = self._take(LABEL, lambda one: 1 <= len(one.distinct) <= 6)
+        is_said: Callable[[str], bool] = lambda text: text.lower() in FRAUD_WORDS + GENUINE_WORDS  # noqa: E731
+        return column or self._take(DISPUTE, lambda one: one.share(is_said) > MOST)
 
     def _label_lines(self, label: _Column | None, label_time: _Column | None) -> list[str]:
         if label is None:
-            return ["# [label]    # no column says what was fraud: without labels nothing can be trained"]
+            self._lack("label", "no column says what was fraud")
+            return [
+                "# No column says what was fraud. Without labels nothing can be trained. A second table may have them:",
+                "# [label]",
+                '# file = "chargebacks.csv"',
+                '# payment_id = "?"          # its column with the ids',
+                '# time = { column = "?" }',
+                '# genuine_delay = "30d"     # when a payment that it does not name is known to be genuine',
+            ]
         values = sorted(label.distinct)
-        fraud = [one for one in values if one.lower() in _FRAUD_WORDS]
-        genuine = [one for one in values if one.lower() in _GENUINE_WORDS]
+        fraud = [one for one in values if one.lower() in FRAUD_WORDS]
+        genuine = [one for one in values if one.lower() in GENUINE_WORDS]
         unknown = [one for one in values if one not in fraud and one not in genuine]
         share = sum(label.distinct[one] for one in fraud) / max(1, len(label.texts))
         self._say("label", label, f"{100 * share:.2g} % fraud")
@@ -475,6 +546,7 @@ class _Guess:
         if label_time is not None:
             form = label_time.time_format
             keys = "" if form == "iso" else f', format = "{form}"'
+            keys += "" if label_time.is_number else ', zone = "UTC"'
             lines.append(f"time = {{ column = {_quoted(label_time.name)}{keys} }}")
             self._say("label time", label_time, form)
         return [
@@ -483,28 +555,37 @@ class _Guess:
             'delay = "7d"    # or { median = "10d", sigma = 0.8 }, or { quantiles = ["1d", "7d", "30d", "90d"] }',
         ]
 
-    def _payment(self) -> tuple[str, int]:
-        """Returns a payment.py for the columns that are left, and how many fields it has."""
-        lines, words, names, number = [], set[str](), [], 1
-        taken = set(self._fields.by_name)
+    def _payment(self) -> tuple[str, int, int]:
+        """Returns a payment.py for the columns left, how many fields it has, and for how many it has no room."""
+        chosen: dict[str, tuple[str, str, _Column]] = {}
+        left_out = 0
+        taken = {*self._fields.by_name, *keyword.kwlist}
         for column in self._left.values():
             name = column.plain if column.plain[:1].isalpha() else f"field_{column.plain}"
             name = name[:63] if name not in taken else f"own_{name}"[:63]
             word, rest = self._declared(column, name)
-            if not word or name in names or number > 60:
+            if not word or name in chosen:
                 continue
-            words.add(word)
+            if len(chosen) < _DECLARED_GUESSED:
+                chosen[name] = word, rest, column
+            else:
+                left_out += 1
+        lines, names, words = list[str](), list[str](), [word for word, _, _ in chosen.values()]
+        for number, (name, (word, rest, column)) in enumerate(chosen.items(), 1):
+            # A field is a variable of payment.py. The words of its other lines must stay words.
+            name = f"own_{name}"[:63] if name in words[number:] else name
             names.append(name)
             lines.append(f"{name} = {word}({_quoted(name)}, {number}{rest})    # column {column.name!r}")
-            number += 1
+        if left_out:
+            lines.append(f"# {left_out} columns more could be fields. A payment has at most {DECLARED_MAX}: choose.")
         if not names:
-            return "", 0
+            return "", 0, 0
         head = [
             '"""Fields of our own: a first guess. A number belongs to its field for ever."""',
             "",
-            f"from paywarden.features.catalogue.fields import Payment, {', '.join(sorted(words))}",
+            f"from paywarden.features.catalogue.fields import Payment, {', '.join(sorted(set(words)))}",
         ]
-        return "\n".join([*head, "", *lines, "", f"PAYMENT = Payment({', '.join(names)})", ""]), len(names)
+        return "\n".join([*head, "", *lines, "", f"PAYMENT = Payment({', '.join(names)})", ""]), len(names), left_out
 
     def _declared(self, column: _Column, name: str) -> tuple[str, str]:
         """Returns a word of features/catalogue/fields.py and its other arguments; empty for a column without use."""
@@ -554,6 +635,10 @@ def _beyond(number: float) -> int:
     return -size if number < 0 else size
 
 
+def _is_nearly_unique(column: _Column) -> bool:
+    return len(column.texts) == column.rows and 0 < column.rows - len(column.distinct) <= column.rows * (1 - MOST) / 2
+
+
 def _swapped(form: str) -> str:
     return form.replace("%m/%d", "%_").replace("%d/%m", "%m/%d").replace("%_", "%d/%m")
 
@@ -581,7 +666,8 @@ def _form_of(table: str | Path) -> InputForm:
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         encoding = "utf-16"
     elif not _is_utf8(data):
-        encoding = "latin-1"
+        # What Windows writes, and Latin-1 but for control characters, which no table has.
+        encoding = "latin-1" if _CP1252_NONE & set(data) else "cp1252"
     text = data.decode(encoding, errors="ignore").removeprefix("\ufeff")
     lines = text.splitlines(keepends=True)
     widths = {one: len(next((row for row in csv.reader(lines, delimiter=one) if row), [])) for one in _DELIMITERS}

@@ -5,11 +5,15 @@
     "$ 12.50"  "12.50 EUR"  strip = "$ " and strip = "EUR "
 
 A text such as "1,234" may be either; it is taken for thousands, because a price of three decimals is rare.
+
+What stands around a number is left out only where it is the same in nearly all rows: of "12.50 EUR" and "3.00 USD" it
+says the currency, and "(12.50)", "12.50-" and "12.50 CR" are other sums than 12.50.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +21,7 @@ from dataclasses import dataclass
 MOST = 0.98
 # Characters at the ends of a number: signs and codes of a currency. More than this are words.
 _STRIPPED_MAX = 6
+_SIGNS = frozenset("+-()\u2212")
 _PLAIN = re.compile(r"[+-]?([0-9]{1,18}(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,2})?")
 _ENDS = re.compile(r"([^0-9+.,'-]*)(.*?)([^0-9]*)", re.DOTALL)
 
@@ -54,15 +59,20 @@ _FORMS = (NumberForm(".", ","), NumberForm(",", "."), NumberForm(",", " "), Numb
 
 
 def number_form_of(columns: Iterable[Collection[str]]) -> NumberForm:
-    """Returns the form in which most columns are numbers that are none with a plain point."""
-    gains = dict.fromkeys(_FORMS, 0)
+    """Returns the form in which most columns are numbers that are none with a plain point.
+
+    Where no column needs a form, the one counts that reads more texts of the columns: a few amounts of thousands.
+    """
+    gains = dict.fromkeys(_FORMS, (0, 0.0))
     for texts in columns:
         bare = _bare(texts)
-        is_plain = _share(PLAIN, bare) > MOST
+        plain = _share(PLAIN, bare)
         for form in _FORMS:
-            gains[form] += (_share(form, bare) > MOST) - is_plain
+            share, (columns_more, texts_more) = _share(form, bare), gains[form]
+            more = (share - plain) * len(bare) if min(share, plain) > MOST else 0.0
+            gains[form] = (columns_more + (share > MOST) - (plain > MOST), texts_more + more)
     best = max(gains, key=lambda form: gains[form])
-    return best if gains[best] > 0 else PLAIN
+    return best if gains[best] > (0, 0.0) else PLAIN
 
 
 def other_form_of(texts: Collection[str], form: NumberForm) -> NumberForm | None:
@@ -74,12 +84,35 @@ def other_form_of(texts: Collection[str], form: NumberForm) -> NumberForm | None
 
 
 def stripped_of(texts: Collection[str], form: NumberForm) -> str | None:
-    """Returns the characters around numbers, empty if there are none, and None if the texts are no numbers."""
-    if not texts or _share(form, _bare(texts)) <= MOST:
+    """Returns the characters around numbers, empty if there are none.
+
+    None if the texts are no numbers, and if these characters mean something: `around_numbers` has them. A number with
+    a sign behind it or in parentheses is not stripped, and a conversion refuses it.
+    """
+    around = around_numbers(texts, form)
+    told = [pair for pair in around if any(pair) and not _SIGNS & set("".join(pair))]
+    if not around or _SIGNS & set("".join(around[0])) or len(told) > 1:
         return None
-    ends = [match for text in texts if (match := _ENDS.fullmatch(text)) is not None and form.fits(match[2])]
-    around = dict.fromkeys("".join(match[1] + match[3] for match in ends))
-    return "".join(around) if len(around) <= _STRIPPED_MAX else None
+    found = "".join(dict.fromkeys("".join(told[0]))) if told else ""
+    return found if len(found) <= _STRIPPED_MAX else None
+
+
+def around_numbers(texts: Collection[str], form: NumberForm) -> list[tuple[str, str]]:
+    """Returns what stands before and behind the numbers, that of most rows first; empty if the texts are no numbers.
+
+    Pairs are left out that the rows before them outnumber fifty to one: a conversion refuses these rows.
+    """
+    if not texts or _share(form, _bare(texts)) <= MOST:
+        return []
+    ends = (match for text in texts if (match := _ENDS.fullmatch(text)) is not None and form.fits(match[2]))
+    counts = Counter((match[1].strip(), match[3].strip()) for match in ends)
+    around, seen = [], 0
+    for pair, count in counts.most_common():
+        if seen > MOST * len(texts):
+            break
+        around.append(pair)
+        seen += count
+    return around
 
 
 def _bare(texts: Collection[str]) -> Sequence[str]:

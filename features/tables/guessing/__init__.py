@@ -1,0 +1,1 @@
+"""A first mapping of a table that nobody has described."""
