@@ -16,7 +16,8 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -33,13 +34,20 @@ NATIVE: Final = "native"
 
 # Others may read them, and nobody may change them: a library that others can change is not loaded.
 _FOLDER_MODE, _FILE_MODE = 0o755, 0o644
+_REASON_MAX = 300
 
 
 class ArtefactStore(Protocol):
     """Keeps the files of bundles and policies."""
 
     def put(self, kind: str, digest: str, files: Mapping[str, bytes]) -> None:
-        """Keep files under a digest, whole or not at all. Files that are there already stay. Raises Misconfigured."""
+        """Keep files under a digest, whole or not at all. They replace others that are there. Raises Misconfigured.
+
+        The caller knows that no entry names others: a native library has no part in the digest of a bundle.
+        """
+
+    def is_here(self, kind: str, digest: str, /) -> bool:
+        """Returns whether `folder` asks nobody outside this host."""
 
     def folder(self, kind: str, digest: str, checksums: Mapping[str, str]) -> Path:
         """Returns a folder of this host with the files. Raises RegistryRefused if one lacks or has another checksum."""
@@ -54,13 +62,15 @@ class FolderStore:
     def put(self, kind: str, digest: str, files: Mapping[str, bytes]) -> None:
         """See ArtefactStore."""
         target = self.root / kind / digest
-        if target.exists():
-            return
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _put_folder(target, files)
-        except OSError as error:
-            raise Misconfigured(f"cannot write {target}: {error.strerror}") from error
+            check_files(target, checksums_of(files))
+        except RegistryRefused:
+            # Nothing is there; or what somebody put there who was stopped before it was registered, or has changed.
+            _write_folder(target, files)
+
+    def is_here(self, _kind: str, _digest: str, /) -> bool:
+        """See ArtefactStore."""
+        return True
 
     def folder(self, kind: str, digest: str, checksums: Mapping[str, str]) -> Path:
         """See ArtefactStore."""
@@ -80,33 +90,30 @@ class ObjectStore:
     def put(self, kind: str, digest: str, files: Mapping[str, bytes]) -> None:
         """See ArtefactStore. An object store has no renaming; what it holds in part is written again."""
         place = f"{self.root}/{kind}/{digest}"
-        try:
+        with _one_line(f"cannot write {place}"):
             for name, content in files.items():
                 self.files.makedirs(f"{place}/{name}".rpartition("/")[0], exist_ok=True)
                 self.files.pipe_file(f"{place}/{name}", content)
-        except OSError as error:
-            raise Misconfigured(f"cannot write {place}: {_reason(error)}") from error
+
+    def is_here(self, kind: str, digest: str, /) -> bool:
+        """See ArtefactStore."""
+        return (self.cache / kind / digest).exists()
 
     def folder(self, kind: str, digest: str, checksums: Mapping[str, str]) -> Path:
         """See ArtefactStore. Files that are in the cache are not fetched again."""
         target = self.cache / kind / digest
         if not target.exists():
             place = f"{self.root}/{kind}/{digest}"
-            try:
+            with _one_line(f"cannot read {place}"):
                 files = {name: bytes(self.files.cat_file(f"{place}/{name}")) for name in checksums}
-            except FileNotFoundError as error:
-                raise RegistryRefused(f"{place}: a file is missing that was registered") from error
-            except OSError as error:
-                raise Misconfigured(f"cannot read {place}: {_reason(error)}") from error
             for name, content in files.items():
                 if hashlib.sha256(content).hexdigest() != checksums[name]:
                     raise RegistryRefused(f"{place}: {name} was changed after it was registered")
-            try:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                _put_folder(target, files)
-            except OSError as error:
-                raise Misconfigured(f"cannot write {target}: {error.strerror}") from error
-        check_files(target, checksums)
+            _write_folder(target, files)
+        try:
+            check_files(target, checksums)
+        except RegistryRefused as error:
+            raise RegistryRefused(f"{error}; this is a copy: remove {target}, and it is fetched again") from error
         return target
 
 
@@ -120,10 +127,8 @@ def open_store(place: str, cache: Path) -> ArtefactStore:
         raise Misconfigured(
             f"[models] folder: {place} needs the extra `registry`: pip install 'paywarden[registry]'"
         ) from error
-    try:
+    with _one_line(f"[models] folder: cannot open {place}"):
         files, root = url_to_fs(place)
-    except (ImportError, ValueError) as error:
-        raise Misconfigured(f"[models] folder: cannot open {place}: {error}") from error
     return ObjectStore(files, str(root).rstrip("/"), cache)
 
 
@@ -177,8 +182,29 @@ def processors_of(names: Iterable[str]) -> list[str]:
     return sorted({name.split("/")[1] for name in names if name.startswith(f"{NATIVE}/")})
 
 
+@contextmanager
+def _one_line(what: str) -> Iterator[None]:
+    """Says in one line what a file system of fsspec could not do. Raises Misconfigured, RegistryRefused."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise RegistryRefused(f"{what}: a file is missing that was registered") from error
+    except Exception as error:
+        # Each of them has errors of its own, and some are no OSError.
+        raise Misconfigured(f"{what}: {_reason(error)}") from error
+
+
+def _write_folder(target: Path, files: Mapping[str, bytes]) -> None:
+    """Put a folder in its place, whole. Raises Misconfigured."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _put_folder(target, files)
+    except OSError as error:
+        raise Misconfigured(f"cannot write {target}: {error.strerror}") from error
+
+
 def _put_folder(target: Path, files: Mapping[str, bytes]) -> None:
-    """Write a folder beside its place and rename it. If another process was faster, its files stay."""
+    """Write a folder beside its place and rename it. If another process was faster with these files, its own stay."""
     new = Path(tempfile.mkdtemp(prefix=".new-", dir=target.parent))
     try:
         for name, content in files.items():
@@ -195,12 +221,26 @@ def _put_folder(target: Path, files: Mapping[str, bytes]) -> None:
         try:
             new.rename(target)
         except OSError:
-            if not target.is_dir():
-                raise
+            _replace_folder(target, new, files)
         sync_folder(target.parent)
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error) or type(error).__name__
+def _replace_folder(target: Path, new: Path, files: Mapping[str, bytes]) -> None:
+    """Put a folder in the place of one that has not these files."""
+    try:
+        check_files(target, checksums_of(files))
+    except RegistryRefused:
+        old = Path(tempfile.mkdtemp(prefix=".old-", dir=target.parent))
+        try:
+            target.rename(old)
+            new.rename(target)
+        finally:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _reason(error: Exception) -> str:
+    text = (error.strerror if isinstance(error, OSError) else "") or str(error) or type(error).__name__
+    # One line, and no page of a server that is out of order.
+    return " ".join(text.split())[:_REASON_MAX]

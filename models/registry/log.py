@@ -16,12 +16,14 @@ may go on apart while Kafka is away; the log of one then holds a rollback that n
 is accepted behind any entry, as a *late* one. All other entries must name the line before them.
 
 A log whose last entries were cut off is whole. Only a head that somebody remembers, or the copy on the topic, shows
-that they are gone. Each writer therefore notes the head beside the log, in LOG.head. Whoever can cut the log can change
-that file as well, but not a head that somebody keeps elsewhere.
+that they are gone. Each writer therefore notes beside the log, in LOG.head, the head and the sha256 of all lines up to
+it. The second finds what the chain cannot: of several late entries in a row, one that was removed or moved. Whoever can
+cut the log can change that file as well, but not a head that somebody keeps elsewhere.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -41,6 +43,10 @@ LOG_BYTES_MAX = 64 * 1024 * 1024
 _BEGINNING = b'{"by":"'
 
 
+class Overtaken(RegistryRefused):
+    """Another host's entry came first, and nothing was done. Whoever knows that it still wants the same tries again."""
+
+
 @dataclass(frozen=True)
 class RegistryLog:
     """The entries of a log in order. `late`: the positions of late entries, from 0.
@@ -58,6 +64,25 @@ class RegistryLog:
     def head(self) -> str:
         """The digest of the last entry. Whoever remembers it can tell later whether entries were cut off."""
         return self.entries[-1].digest if self.entries else FIRST
+
+    @property
+    def noted(self) -> tuple[str, str]:
+        """The head, and the sha256 of all lines: what a writer notes beside the log."""
+        return self.head, self._lines_digest(len(self.entries))
+
+    def has_noted(self, noted: tuple[str, str]) -> bool:
+        """Returns whether the log begins with the one that was noted. Nothing, or a head alone, may have been noted."""
+        head, lines = noted
+        if head in ("", FIRST):
+            return True
+        counts = [count for count, entry in enumerate(self.entries, 1) if entry.digest == head]
+        return bool(counts) and lines in ("", self._lines_digest(counts[0]))
+
+    def _lines_digest(self, count: int) -> str:
+        lines = hashlib.sha256()
+        for entry in self.entries[:count]:
+            lines.update(entry.line + b"\n")
+        return lines.hexdigest()
 
     def followed_by(self, entry: Entry) -> RegistryLog | None:
         """Returns the log with one entry more; None if the entry does not fit behind it."""
@@ -119,7 +144,7 @@ class Log(Protocol):
         """Returns the log as it is now. Raises RegistryRefused if it is damaged, Misconfigured if it cannot be read."""
 
     def append(self, make: Callable[[RegistryLog], Sequence[Entry]]) -> list[Entry]:
-        """Append what `make` returns for the present log, and return it."""
+        """Append what `make` returns for the present log, and return it. Raises Overtaken if another was faster."""
 
     def append_now(self, make: Callable[[RegistryLog], Sequence[Entry]]) -> list[Entry]:
         """Like `append`, without waiting for other hosts: for LATE_KINDS."""
@@ -155,9 +180,9 @@ class LogFile:
             lines = b"".join(entry.line + b"\n" for entry in made)
             if lines or log.torn_bytes or not log.is_ended:
                 file.append(len(content) - log.torn_bytes, lines if log.is_ended else b"\n" + lines)
-                # A head that is gone stays noted, for `verify`: a cut must not be forgotten with the next entry.
-                if self._noted_head() in ("", FIRST, *(entry.digest for entry in longer.entries)):
-                    self._remember(longer.head)
+                # What is gone stays noted, for `verify`: a cut must not be forgotten with the next entry.
+                if longer.has_noted(self._noted()):
+                    self._remember(longer)
         return made
 
     def append_now(self, make: Callable[[RegistryLog], Sequence[Entry]]) -> list[Entry]:
@@ -173,32 +198,40 @@ class LogFile:
             # Entries may be taken out. If the writer is killed meanwhile, no head is better than one that is gone.
             self._head_path.unlink(missing_ok=True)
             file.replace(lines)
-            self._remember(log.head)
+            self._remember(log)
 
-    def remembered_head(self) -> str:
-        """Returns the head that the last writer on this host noted; empty if it could not. Raises Misconfigured."""
+    def remembered(self) -> tuple[str, str]:
+        """Returns what the last writer on this host noted: the head, and the sha256 of the lines up to it.
+
+        Empty if it could not; the second also if an earlier release noted it. Raises Misconfigured.
+        """
         try:
-            return read_regular(self._head_path).decode("ascii", errors="replace").strip()
+            noted = read_regular(self._head_path).decode("ascii", errors="replace")
         except FileNotFoundError:
-            return ""
+            return "", ""
         except OSError as error:
             raise Misconfigured(f"cannot read {self._head_path}: {error.strerror}") from error
+        head, _, lines = noted.strip().partition("\n")
+        return head, lines
 
-    def _noted_head(self) -> str:
+    def _noted(self) -> tuple[str, str]:
         try:
-            return self.remembered_head()
+            return self.remembered()
         except Misconfigured:
-            return ""
+            return "", ""
 
     @property
     def _head_path(self) -> Path:
         return self.path.with_name(f"{self.path.name}.head")
 
-    def _remember(self, head: str) -> None:
-        """Note the head. It is not synced: a rollback must not wait, and an older head is in the log as well."""
+    def _remember(self, log: RegistryLog) -> None:
+        """Note the head and the sha256 of the lines.
+
+        It is not synced: a rollback must not wait, and an older head is in the log as well.
+        """
         new = self._head_path.with_name(f"{self._head_path.name}.new")
         with suppress(OSError):
-            new.write_text(head + "\n", encoding="ascii")
+            new.write_text("\n".join((*log.noted, "")), encoding="ascii")
             new.replace(self._head_path)
 
     def _content(self) -> bytes:

@@ -26,7 +26,7 @@ from paywarden.models.registry.artefacts import (
     processors_of,
 )
 from paywarden.models.registry.entries import Entry, Value, signed_entry
-from paywarden.models.registry.log import Log, RegistryLog
+from paywarden.models.registry.log import LOG_BYTES_MAX, Log, RegistryLog
 from paywarden.models.registry.people import People, read_signing_key
 from paywarden.models.registry.rules import Proposal, Registered, Rules, State, Version, find, refusal_of, state_of
 from paywarden.schemas.errors import Misconfigured, RegistryRefused
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 # Enough digits to name an entry among millions.
 SHOWN: Final = 12
+# A thousand rollbacks and aborts.
+_LATE_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -155,11 +157,24 @@ class Registry:
             made = self.signed(log, signer, [*drafts, (kinds.PROPOSED, proposal)], why, now_ms)
             # The files come first: no entry ever names files that are not there.
             if bundle is not None:
-                self.store.put(BUNDLES, bundle.digest, bundle.files)
-            self.store.put(POLICIES, policy.digest, files)
+                self._keep(BUNDLES, bundle.digest, bundle.files, state.bundles)
+            self._keep(POLICIES, policy.digest, files, state.policies)
             return made
 
         return self.log.append(make)
+
+    def _keep(self, kind: str, digest: str, files: Mapping[str, bytes], known: Mapping[str, Registered]) -> None:
+        """Put files into the store, unless others were registered under their digest.
+
+        A bundle that was compiled again has another library under the same digest. Those that were registered stay:
+        hosts serve them.
+        """
+        if digest not in known or known[digest].files == checksums_of(files):
+            self.store.put(kind, digest, files)
+
+    def is_here(self, version: Version) -> bool:
+        """Returns whether `files_of` a version asks nobody outside this host."""
+        return self.store.is_here(BUNDLES, version.bundle) and self.store.is_here(POLICIES, version.policy)
 
     def approve(self, signer: Signer, text: str, *, why: str, now_ms: int) -> tuple[Proposal, Entry]:
         """Approve a proposal. `text` names it: see `proposal_named`."""
@@ -234,7 +249,14 @@ class Registry:
         Raises RegistryRefused if one breaks a rule.
         """
         made = []
+        size = sum(len(entry.line) + 1 for entry in log.entries)
         for kind, what in drafts:
+            # Nobody reads a longer log. What takes something back has the room that is left.
+            if size > LOG_BYTES_MAX - _LATE_BYTES and kind not in kinds.LATE_KINDS:
+                raise RegistryRefused(
+                    f"{kind.replace('_', ' ')} by {signer.name} is refused: the log has {size} bytes and is full, only "
+                    "rollbacks and aborts are left: begin another log with the champion, under another [models] name"
+                )
             entry = signed_entry(
                 signer.key,
                 registry=self.rules.name,

@@ -520,7 +520,7 @@ class _Fold:
 
     def _withdraw(self, is_open_again: Callable[[Approval], bool]) -> list[Approval]:
         """Take approvals away that no promotion has used yet, and return them."""
-        gone = []
+        gone = list[Approval]()
         for proposal in self._proposals.values():
             gone += filter(is_open_again, proposal.approvals)
             kept = tuple(approval for approval in proposal.approvals if not is_open_again(approval))

@@ -15,14 +15,16 @@ def problems_of(
     people: People,
     *,
     heads: Sequence[str] = (),
+    noted: tuple[str, str] = ("", ""),
     elsewhere: Sequence[Entry] = (),
     where: str = "the log",
 ) -> list[str]:
     """Returns everything that is wrong with the bytes of a log; empty if every byte is as it was written.
 
-    `heads`: heads that somebody remembers; they must be in the log. `elsewhere`: the entries of another copy, which
-    must all be in the log. Without both nobody can tell whether entries were cut off at the end. An entry that breaks
-    a rule is no damage: `state_of` ignores it and says why.
+    `heads`: heads that somebody remembers; they must be in the log. `noted`: a head, and the sha256 of the lines up to
+    it (`LogFile.remembered`). `elsewhere`: the entries of another copy, which must all be in the log in the same order.
+    Without them nobody can tell whether entries were cut off at the end. An entry that breaks a rule is no damage:
+    `state_of` ignores it and says why.
     """
     try:
         log = log_of(content, where)
@@ -41,7 +43,18 @@ def problems_of(
         )
     if not log.is_ended:
         found.append(f"{where} lacks the end of its last line: its writer was killed, or the file was cut")
-    return found + _missing(log, heads, elsewhere, where)
+    heads = [*heads, *filter(None, noted[:1])]
+    return found + _moved(log, noted, where) + _missing(log, heads, elsewhere, where)
+
+
+def _moved(log: RegistryLog, noted: tuple[str, str], where: str) -> list[str]:
+    # A head that is gone is told as that.
+    if log.has_noted(noted) or not log.has_noted((noted[0], "")):
+        return []
+    return [
+        f"{where} has other lines up to the remembered head {noted[0]} than when it was written: a rollback or abort "
+        "without Kafka was removed or moved"
+    ]
 
 
 def _missing(log: RegistryLog, heads: Sequence[str], elsewhere: Sequence[Entry], where: str) -> list[str]:
@@ -56,4 +69,8 @@ def _missing(log: RegistryLog, heads: Sequence[str], elsewhere: Sequence[Entry],
         found.append(
             f"{where} lacks {len(absent)} entries of the other copy, the first is {absent[0].kind} by {absent[0].by}"
         )
+    places = {entry.digest: place for place, entry in enumerate(log.entries)}
+    order = [places[entry.digest] for entry in elsewhere if entry.digest in places]
+    if order != sorted(order):
+        found.append(f"{where} has entries in another order than the other copy")
     return found

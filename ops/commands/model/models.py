@@ -310,8 +310,8 @@ def verify(source: Source, head: str, topic: bool, files: bool, as_json: bool) -
     except OSError as error:
         raise Misconfigured(f"cannot read the log {path}: {error.strerror}") from error
     elsewhere = _entries_on_topic(source, registry) if topic else ()
-    heads = [each for each in (head, LogFile(path).remembered_head()) if each]
-    problems = problems_of(content, registry.people, heads=heads, elsewhere=elsewhere, where=str(path))
+    heads, noted = [head] if head else [], LogFile(path).remembered()
+    problems = problems_of(content, registry.people, heads=heads, noted=noted, elsewhere=elsewhere, where=str(path))
     state = None
     try:
         state = registry.state()
@@ -342,14 +342,14 @@ def _entries_on_topic(source: Source, registry: Registry) -> Sequence[Entry]:
 
 def _file_problems(registry: Registry, state: State) -> list[str]:
     from paywarden.models.registry.artefacts import BUNDLES, POLICIES
-    from paywarden.schemas.errors import RegistryRefused
 
     found = []
     for kind, parts in ((BUNDLES, state.bundles), (POLICIES, state.policies)):
         for digest, part in parts.items():
             try:
                 registry.store.folder(kind, digest, part.files)
-            except RegistryRefused as error:
+            except Misconfigured as error:
+                # A store that does not answer is no proof: the rest is told all the same.
                 found.append(str(error))
     return found
 

@@ -7,7 +7,10 @@
 2. One process at a time reads the log and writes the file. What is read later is written later.
 3. A release that the file names already is not checked again, and one that is ready is taken from there if its files
    are gone: a way back must not fail because somebody tidied up.
-4. If the candidate cannot be found, the champion decides about its cards.
+4. If the candidate cannot be found, the champion decides about its cards. It is looked for again every few seconds: its
+   files may come later than the log.
+5. A thread fetches files that are in an object store alone. A slow store keeps no rollback from this host: meanwhile
+   the host goes on with what it has, and follows the log.
 
 A log without a promotion says nothing, and the file stays as it is.
 """
@@ -15,15 +18,17 @@ A log without a promotion says nothing, and the file stays as it is.
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from paywarden.models.registry.registry import Registry
+from paywarden.models.registry.registry import Registry, Served
 from paywarden.models.registry.rules import State, Version, state_of
 from paywarden.models.rollout.registry_log import folded
 from paywarden.models.rollout.rollout import Rollout
-from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.errors import Misconfigured, RegistryRefused
 from paywarden.schemas.file_state import FileState, file_state
 from paywarden.schemas.line_file import LineFile
 from paywarden.schemas.private_files import make_private_folder
@@ -39,23 +44,36 @@ from paywarden.scoring.server.deployment.deployment_file import (
 
 _log = logging.getLogger(__name__)
 
+# A candidate or a way back that could not be found is looked for again after this time.
+AGAIN_S = 5.0
+
 
 class RegisteredDeployment:
     """Keeps the deployment file below `runtime` as the log says. Not thread-safe; processes exclude each other."""
 
-    def __init__(self, open_registry: Callable[[], Registry], runtime: Path, inputs: Sequence[Path]) -> None:
+    def __init__(
+        self,
+        open_registry: Callable[[], Registry],
+        runtime: Path,
+        inputs: Sequence[Path],
+        *,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         """`open_registry` is called for each reading. `inputs`: the files that decide, with that of the log."""
         self._open, self._runtime, self._inputs = open_registry, runtime, inputs
         self._file = runtime / DEPLOYMENT
         self._seen: list[FileState | None] = []
         self._told = self._told_damage = ""
+        self._now_s, self._again_at = now_s, 0.0
+        self._fetches = _Fetches()
 
     def update(self) -> bool:
         """Write what the log says, unless the file says so already; returns whether it was written.
 
-        Nothing is read if no file has changed. Raises Misconfigured, RegistryRefused: the file stays as it is then.
+        Nothing is read if no file has changed and nothing lacks. Raises Misconfigured, RegistryRefused: the file stays
+        as it is then.
         """
-        if self._states() == self._seen:
+        if self._states() == self._seen and not (self._told and self._now_s() >= self._again_at):
             return False
         try:
             make_private_folder(self._runtime)
@@ -66,6 +84,7 @@ class RegisteredDeployment:
             is_new = self._write()
         # What came into the log meanwhile is read the next time.
         self._seen = [*before[:-1], file_state(self._file)]
+        self._again_at = self._now_s() + AGAIN_S
         return is_new
 
     def _states(self) -> list[FileState | None]:
@@ -129,7 +148,7 @@ class RegisteredDeployment:
     def _checked(self, registry: Registry, state: State, version: Version) -> ReleasePaths:
         """Returns where a version is, when its files are those that were registered. Raises RegistryRefused."""
         try:
-            served = registry.files_of(state, version)
+            served = self._fetches.served(registry, state, version)
         except Misconfigured:
             ready = self._runtime / READY / release_key(version.bundle, version.policy)
             if not ready.is_dir():
@@ -142,6 +161,38 @@ class RegisteredDeployment:
         if trouble and trouble != self._told:
             _log.error("%s", trouble)
         self._told = trouble
+
+
+class _Fetches:
+    """Fetches the files of versions, one at a time, in a thread that nobody waits for."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        # What was wrong with the version that was fetched last.
+        self._failed: tuple[str, Misconfigured] | None = None
+
+    def served(self, registry: Registry, state: State, version: Version) -> Served:
+        """Returns a version's files, if they are on this host. Raises RegistryRefused while they are fetched.
+
+        Raises what `files_of` raises, once for each time that they could not be fetched.
+        """
+        if registry.is_here(version):
+            return registry.files_of(state, version)
+        if self._thread is None or not self._thread.is_alive():
+            failed, self._failed = self._failed, None
+            if failed is not None and failed[0] == version.digest:
+                raise failed[1]
+            self._thread = threading.Thread(
+                target=self._fetch, args=(registry, state, version), name="model-registry-fetch", daemon=True
+            )
+            self._thread.start()
+        raise RegistryRefused(f"the files of bundle {version.bundle[:12]} are being fetched from the registry's store")
+
+    def _fetch(self, registry: Registry, state: State, version: Version) -> None:
+        try:
+            registry.files_of(state, version)
+        except Misconfigured as error:
+            self._failed = version.digest, error
 
 
 def _digests(paths: ReleasePaths) -> tuple[str, str]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import builtins
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from paywarden.models.registry import entries as kinds
 from paywarden.models.registry.artefacts import (
     BUNDLES,
     ArtefactStore,
@@ -22,8 +24,11 @@ from paywarden.models.registry.artefacts import (
     open_store,
     processors_of,
 )
+from paywarden.models.registry.log import LogFile
+from paywarden.models.registry.registry import BundleFacts, PolicyFacts, Registry, Signer
+from paywarden.models.registry.rules import Rules
 from paywarden.schemas.errors import BundleRefused, Misconfigured, RegistryRefused
-from tests.worlds.rollout.registry import digest
+from tests.worlds.rollout.registry import CATALOGUE, START_MS, Writer, digest, key_of, people_of
 from tests.worlds.small import small_world
 
 FILES = {"manifest.json": b"{}", "native/x86_64/model.so": b"code", "native/x86_64/build.json": b"{}"}
@@ -76,6 +81,78 @@ def test_what_an_object_store_gives_is_checked_before_it_reaches_the_host(tmp_pa
     assert not store.cache.exists()
 
 
+@pytest.mark.parametrize("make", [in_a_folder, in_memory])
+def test_files_that_nobody_registered_are_replaced(make: Callable[[Path], ArtefactStore], tmp_path: Path) -> None:
+    """Somebody is killed before the entry, compiles again and registers: the entry names the new library."""
+    store = make(tmp_path)
+    store.put(BUNDLES, NAME, {**FILES, "native/x86_64/model.so": b"of the first attempt", "native/x86_64/odd": b""})
+    store.put(BUNDLES, NAME, FILES)
+    folder = store.folder(BUNDLES, NAME, CHECKSUMS)
+    assert (folder / "native/x86_64/model.so").read_bytes() == b"code"
+    assert [path.name for path in folder.parent.iterdir()] == [NAME]
+
+
+@pytest.mark.parametrize("make", [in_a_folder, in_memory])
+def test_a_bundle_that_was_compiled_again_leaves_the_registered_library_where_it_is(
+    make: Callable[[Path], ArtefactStore], tmp_path: Path
+) -> None:
+    """With a new policy for it an object store got the new library, and no host could check the champion any more."""
+    store = make(tmp_path)
+    registry = Registry(LogFile(tmp_path / "log.jsonl"), people_of(), Rules(), store)
+    anna = Signer("anna", key_of("anna"))
+
+    def register(library: bytes, policy: str) -> None:
+        files = {"manifest.json": b"{}", "native/x86_64/model.so": library}
+        facts = BundleFacts(NAME, "m-1", CATALOGUE, "", files)
+        registry.register(anna, facts, PolicyFacts(digest(policy), policy), why="a test", now_ms=START_MS)
+
+    register(b"first", "p-1")
+    register(b"compiled again", "p-2")
+    registered = registry.state().bundles[NAME].files
+    assert (store.folder(BUNDLES, NAME, registered) / "native/x86_64/model.so").read_bytes() == b"first"
+    # Whoever registers the same bytes mends what was damaged.
+    if isinstance(store, ObjectStore):
+        store.files.pipe_file(f"{store.root}/{BUNDLES}/{NAME}/manifest.json", b"")
+        shutil.rmtree(store.cache)
+    else:
+        (tmp_path / "registry" / BUNDLES / NAME / "manifest.json").write_bytes(b"")
+    with pytest.raises(RegistryRefused, match=r"manifest.json was changed"):
+        store.folder(BUNDLES, NAME, registered)
+    register(b"first", "p-3")
+    assert store.folder(BUNDLES, NAME, registered).is_dir()
+
+
+def test_a_full_log_still_takes_a_rollback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A longer one is read by nobody: the last entry that fitted would have been the last of all."""
+    registry = Registry(LogFile(tmp_path / "log.jsonl"), people_of(), Rules(), FolderStore(tmp_path))
+    anna = Signer("anna", key_of("anna"))
+    writer = Writer()
+    for name in ("one", "two"):
+        writer.add(kinds.PROMOTED, "anna", proposal=writer.proposal(name).digest)
+    registry.log.append(lambda _: writer.log.entries)
+    monkeypatch.setattr("paywarden.models.registry.registry.LOG_BYTES_MAX", 1024 * 1024 + len(writer.content) - 1)
+    with pytest.raises(RegistryRefused, match=r"clock set by anna is refused: the log has \d+ bytes and is full"):
+        registry.note(anna, kinds.CLOCK_SET, {}, why="a test", now_ms=writer.now_ms)
+    registry.roll_back(anna, why="a test", now_ms=writer.now_ms)
+    champion = registry.state().champion
+    assert champion is not None
+    assert champion.bundle == digest("bundle one")
+
+
+def test_a_damaged_copy_of_a_store_says_how_it_is_mended(tmp_path: Path) -> None:
+    pytest.importorskip("fsspec")
+    store = in_memory(tmp_path)
+    store.put(BUNDLES, NAME, FILES)
+    assert not store.is_here(BUNDLES, NAME)
+    copy = store.folder(BUNDLES, NAME, CHECKSUMS)
+    assert store.is_here(BUNDLES, NAME)
+    (copy / "manifest.json").write_bytes(b"")
+    with pytest.raises(RegistryRefused, match=r"was changed .*this is a copy: remove .*, and it is fetched again"):
+        store.folder(BUNDLES, NAME, CHECKSUMS)
+    shutil.rmtree(copy)
+    assert store.folder(BUNDLES, NAME, CHECKSUMS) == copy
+
+
 class Broken:
     """A file system that does not answer."""
 
@@ -92,6 +169,16 @@ def test_a_store_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
         store.put(BUNDLES, NAME, FILES)
     with pytest.raises(Misconfigured, match=r"cannot read bucket/bundles/.*: Permission denied"):
         store.folder(BUNDLES, NAME, CHECKSUMS)
+
+    class Odd(Broken):
+        """Its client has errors that are no OSError, with a page of HTML in them."""
+
+        def cat_file(self, *_: Any) -> bytes:
+            raise RuntimeError("502\n<html>" + 500 * "x\n")
+
+    with pytest.raises(Misconfigured, match=r"^cannot read bucket/bundles/\w+: 502 <html>x x x") as refused:
+        ObjectStore(Odd(), "bucket", tmp_path).folder(BUNDLES, NAME, CHECKSUMS)
+    assert len(str(refused.value)) < 450
     (tmp_path / "file").touch()
     with pytest.raises(Misconfigured, match=r"cannot write .*Not a directory"):
         FolderStore(tmp_path / "file").put(BUNDLES, NAME, FILES)

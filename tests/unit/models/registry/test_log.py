@@ -71,6 +71,34 @@ def changes() -> Iterator[bytes]:
             yield b"".join(others)
 
 
+def test_a_late_rollback_that_was_removed_or_moved_is_found(tmp_path: Path) -> None:
+    """Two hosts were apart: the chain has nothing behind the first of their entries that names it."""
+    writer, file = Writer(), LogFile(tmp_path / "log.jsonl")
+    fork = writer.add(kinds.CLOCK_SET, "anna").digest
+    writer.add(kinds.CLOCK_SET, "ben")
+    for by in ("anna", "ben"):
+        writer.add(kinds.ROLLED_BACK, by, previous=fork)
+    *_, first, second = entries = writer.log.entries
+    file.append(lambda _: entries)
+    noted = file.remembered()
+    assert noted[0] == second.digest
+    assert problems_of(file.path.read_bytes(), PEOPLE, noted=noted, elsewhere=entries) == []
+    for others in ((second,), (second, first)):
+        changed = b"".join(entry.line + b"\n" for entry in (*entries[:2], *others))
+        assert log_of(changed).entries
+        (told,) = problems_of(changed, PEOPLE, noted=noted)
+        assert "has other lines up to the remembered head" in told
+        (told,) = problems_of(changed, PEOPLE, elsewhere=entries)
+        assert "lacks 1 entries" in told or "in another order than the other copy" in told
+    # The next entry does not hide it.
+    file.path.write_bytes(changed)
+    file.append(lambda log: [note(log)])
+    assert file.remembered() == noted
+    # An earlier release noted the head alone.
+    (tmp_path / "log.jsonl.head").write_text(noted[0] + "\n")
+    assert problems_of(changed, PEOPLE, noted=file.remembered()) == []
+
+
 def test_any_byte_that_is_changed_removed_or_moved_is_found() -> None:
     assert problems_of(small_log(), PEOPLE) == []
     missed = [changed for changed in changes() if changed != small_log() and not problems_of(changed, PEOPLE)]
@@ -184,21 +212,21 @@ def test_an_unfinished_last_line_is_left_out_and_cut_off_by_the_next_writer(tmp_
 
 def test_a_cut_is_remembered_beside_the_log_whatever_is_written_next(tmp_path: Path) -> None:
     file = LogFile(tmp_path / "log")
-    assert file.remembered_head() == ""
+    assert file.remembered()[0] == ""
     file.append(lambda _: log_of(small_log()).entries)
     head = file.read().head
-    assert file.remembered_head() == head
+    assert file.remembered()[0] == head
     whole = file.path.read_bytes()
     file.path.write_bytes(b"".join(whole.splitlines(keepends=True)[:-1]))
-    (told,) = problems_of(file.path.read_bytes(), PEOPLE, heads=[file.remembered_head()])
+    (told,) = problems_of(file.path.read_bytes(), PEOPLE, heads=[file.remembered()[0]])
     assert f"lacks the remembered head {head}" in told
     file.append(partial(noted, number=1))
-    assert file.remembered_head() == head, "the next entry does not hide it"
+    assert file.remembered()[0] == head, "the next entry does not hide it"
     # Whoever takes entries out on purpose says so.
     file.replace(lambda log: log.entries[:1])
-    assert file.remembered_head() == file.read().head
+    assert file.remembered()[0] == file.read().head
     file.append(partial(noted, number=2))
-    assert file.remembered_head() == file.read().head
+    assert file.remembered()[0] == file.read().head
 
 
 def test_a_damaged_log_is_neither_read_nor_written(tmp_path: Path) -> None:

@@ -33,7 +33,8 @@ from paywarden.scoring.server.deployment.deployment_file import (
     read_deployment,
     release_key,
 )
-from paywarden.scoring.server.deployment.registered import RegisteredDeployment
+from paywarden.scoring.server.deployment.registered import AGAIN_S, RegisteredDeployment
+from tests.services.product.processes import wait_until
 from tests.unit.models.rollout.test_rollout import PLAN
 from tests.worlds.rollout.registry import CATALOGUE, START_MS, Writer, digest, key_of, people_of
 
@@ -183,6 +184,91 @@ def test_files_that_are_gone_keep_no_way_back_from_being_taken(host: Host, caplo
     assert [one.message for one in caplog.records if one.levelno >= logging.ERROR] == [
         "the candidate of r-1 gets no cards: model.txt was registered and cannot be read"
     ]
+
+
+def test_a_candidate_whose_files_come_later_gets_its_cards(host: Host) -> None:
+    """The log had not changed, so nobody looked again: a rollout stayed pending for ever."""
+    now_s = 0.0
+    deployment = RegisteredDeployment(host.registry, host.runtime, [host.file.path], now_s=lambda: now_s)
+    host.promote("one")
+    host.start("one", "two")
+    host.gone = {digests("two")[0]}
+    deployment.update()
+    host.gone = set()
+    assert not deployment.update()
+    now_s = AGAIN_S
+    assert deployment.update()
+    assert host.says == served(paths("one"), None, paths("two"), "r-1", 0, SALT)
+    assert not deployment.update()
+
+
+def test_a_store_that_hangs_keeps_no_rollback_from_the_host(host: Host) -> None:
+    answers = threading.Event()
+
+    class Remote(Folders):
+        """The files of two versions are in an object store that does not answer."""
+
+        def is_here(self, version: Version) -> bool:
+            return version.bundle not in {digests("three")[0], digests("four")[0]} or answers.is_set()
+
+        def files_of(self, state: State, version: Version, **rest: bool) -> Served:  # type: ignore[override]
+            if not self.is_here(version):
+                answers.wait()
+            return super().files_of(state, version, **rest)
+
+    now_s = 0.0
+    deployment = RegisteredDeployment(
+        lambda: Remote(host.file, PEOPLE, Rules(), FolderStore(host.runtime)),
+        host.runtime,
+        [host.file.path],
+        now_s=lambda: now_s,
+    )
+    host.promote("one")
+    host.promote("two")
+    host.start("two", "three")
+    deployment.update()
+    assert host.says == served(paths("two"), paths("one"))
+    host.roll_back()
+    deployment.update()
+    assert host.says == served(paths("one"))
+    # A champion that is not here yet: what decides goes on, and the follower says why.
+    host.promote("four")
+    with pytest.raises(RegistryRefused, match="are being fetched from the registry's store"):
+        deployment.update()
+    assert host.says == served(paths("one"))
+    answers.set()
+    deployment.update()
+    assert host.says == served(paths("four"), paths("one"))
+
+
+def test_a_fetch_that_fails_says_why_and_is_tried_again(host: Host) -> None:
+    tries = list[int]()
+
+    class Failing(Folders):
+        def is_here(self, _: Version) -> bool:
+            return False
+
+        def files_of(self, _: State, __: Version, **___: bool) -> Served:  # type: ignore[override]
+            tries.append(1)
+            raise Misconfigured("cannot read s3://bucket: 503")
+
+    deployment = RegisteredDeployment(
+        lambda: Failing(host.file, PEOPLE, Rules(), FolderStore(host.runtime)), host.runtime, [host.file.path]
+    )
+    host.promote("one")
+    told = set[str]()
+    wait_until(lambda: _refused(deployment, told) and len(tries) > 1, "a second try")
+    assert told == {
+        f"the files of bundle {digests('one')[0][:12]} are being fetched from the registry's store",
+        "cannot read s3://bucket: 503",
+    }
+
+
+def _refused(deployment: RegisteredDeployment, told: set[str]) -> bool:
+    with pytest.raises(Misconfigured) as refused:
+        deployment.update()
+    told.add(str(refused.value))
+    return len(told) > 1
 
 
 def test_versions_of_other_catalogues_are_left_to_the_process_that_serves_them(host: Host) -> None:
