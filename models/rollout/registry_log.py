@@ -12,6 +12,8 @@
 3. A verdict and an abort do not wait for Kafka. Another host may have gone on meanwhile: if the rollout is over by
    then, the late entry changes nothing.
 4. A rollback of the champion aborts the rollout: what its candidate was compared with is gone.
+5. What ends a rollout by the rules of the registry ends it here, also if nobody can read its event: another one could
+   never start otherwise. A start that nobody can read is ended by `abort_unread`.
 """
 
 from __future__ import annotations
@@ -24,12 +26,21 @@ from typing import Any, Final
 from paywarden.models.registry import entries as kinds
 from paywarden.models.registry import rules as registry
 from paywarden.models.registry.entries import Entry, Value
-from paywarden.models.registry.log import RegistryLog
+from paywarden.models.registry.log import Overtaken, RegistryLog
 from paywarden.models.registry.registry import Registry, Signer, model_version, proposal_named
 from paywarden.models.registry.rules import Proposal, State, state_of
 from paywarden.models.rollout.judgement import Finding
 from paywarden.models.rollout.log import NO_EVENT, event_of, event_record
-from paywarden.models.rollout.rollout import Agreed, EventKind, Rollout, RolloutEvent, Start, Version, after
+from paywarden.models.rollout.rollout import (
+    Agreed,
+    ClockBehind,
+    EventKind,
+    Rollout,
+    RolloutEvent,
+    Start,
+    Version,
+    after,
+)
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.file_state import FileState, file_state
 
@@ -47,6 +58,8 @@ _KINDS: Mapping[EventKind, str] = {
     EventKind.ABORTED: kinds.ROLLOUT_ABORTED,
     EventKind.PROMOTED: kinds.PROMOTED,
 }
+# The kinds with which a rollout ends by the rules of the registry.
+_ENDS: Final = (kinds.ROLLOUT_VERDICT, kinds.ROLLOUT_ABORTED, kinds.PROMOTED)
 
 
 @dataclass(frozen=True)
@@ -83,15 +96,28 @@ class _Fold:
             self._proposed[entry.digest] = version
             return
         event = self._back(entry) if entry.kind == kinds.ROLLED_BACK else self._event(entry)
-        if event is None:
-            return
+        if event is None or not self._took(event):
+            ended = self._ended_unread(entry)
+            if ended is not None:
+                self._took(ended)
+        elif event.kind is EventKind.STARTED:
+            self._compared = entry.text("champion"), self._proposed[entry.text("proposal")].digest
+
+    def _took(self, event: RolloutEvent) -> bool:
+        """Take an event, unless it must not happen now; returns whether it happened."""
         try:
             self.rollout = after(self.rollout, event)
         except Misconfigured:
-            return
+            return False
         self.events.append(event)
-        if event.kind is EventKind.STARTED:
-            self._compared = entry.text("champion"), self._proposed[entry.text("proposal")].digest
+        return True
+
+    def _ended_unread(self, entry: Entry) -> RolloutEvent | None:
+        """Returns the end of the rollout by an entry that ends it for the registry, and has no event that counts."""
+        if entry.kind not in _ENDS or self.rollout is None or self.rollout.start.name != entry.text("rollout"):
+            return None
+        told = f"ended by an entry ({entry.kind.replace('_', ' ')}) without an event that counts: {entry.why}"
+        return RolloutEvent(EventKind.ABORTED, entry.time_ms, entry.by, told)
 
     def _back(self, entry: Entry) -> RolloutEvent | None:
         if self.rollout is None or self.rollout.has_ended or entry.text("from") not in self._compared:
@@ -144,10 +170,7 @@ class RegistryRolloutLog:
 
         Raises BrokerUnavailable too, and RegistryRefused for what the rules of the registry forbid.
         """
-        signer = self._signer
-        if signer is None:
-            raise Misconfigured("[models] key_file: wanted the PEM file of your private key, or give --key")
-        signed = False
+        signer, signed = self._signing(), False
 
         def make(log: RegistryLog) -> Sequence[Entry]:
             nonlocal signed
@@ -158,13 +181,58 @@ class RegistryRolloutLog:
             # Raises for what another host has made impossible in the last moment.
             rollout = after(now.rollout, event)
             kind = kind_of(event)
+            oldest_ms = state.newest_ms - self._registry.rules.clock_back_ms
+            if event.time_ms < oldest_ms and kind == kinds.ROLLOUT_STEP:
+                # The lead goes on looking: harm counts whatever its clock says.
+                raise ClockBehind(
+                    f"rollout not {event.kind.value}: the clock is {(oldest_ms - event.time_ms) // 1000} s too far "
+                    "behind the newest entry of the registry's log; it goes on when the clock is right"
+                )
             drafts = [(kind, _what(event, rollout, state))]
             signed = True
             return self._registry.signed(log, signer, drafts, event.why or _said(event), event.time_ms)
 
         log = self._registry.log
-        (log.append_now if kind_of(event) in kinds.LATE_KINDS else log.append)(make)
+        try:
+            (log.append_now if kind_of(event) in kinds.LATE_KINDS else log.append)(make)
+        except Overtaken:
+            # The keeper reads what came first, and tries again.
+            return False
         return signed
+
+    def abort_unread(self, event: RolloutEvent) -> str:
+        """End a rollout whose start this release cannot read, and return its name; empty if there is none.
+
+        The registry has it under way, and refuses every other one. `event`: the abort. Raises RegistryRefused.
+        """
+        registry = self._registry
+        if not self._unread(registry.log.read()):
+            return ""
+        name = ""
+
+        def make(log: RegistryLog) -> Sequence[Entry]:
+            nonlocal name
+            name = self._unread(log)
+            drafts = [(kinds.ROLLOUT_ABORTED, {"rollout": name})] if name else []
+            return registry.signed(log, self._signing(), drafts, event.why, event.time_ms)
+
+        registry.log.append_now(make)
+        return name
+
+    def _unread(self, log: RegistryLog) -> str:
+        """Returns the name of the rollout that the registry has under way and nobody can read; empty if none is."""
+        state = state_of(log, self._registry.people, self._registry.rules)
+        read = folded(log, state).rollout
+        if state.rollout is None:
+            return ""
+        # A second start of one name counts for the registry, and for no reader.
+        is_read = read is not None and not read.has_ended and read.start.name == state.rollout.name
+        return "" if is_read else state.rollout.name
+
+    def _signing(self) -> Signer:
+        if self._signer is None:
+            raise Misconfigured("[models] key_file: wanted the PEM file of your private key, or give --key")
+        return self._signer
 
     def _fold(self, log: RegistryLog) -> Folded:
         return folded(log, state_of(log, self._registry.people, self._registry.rules))

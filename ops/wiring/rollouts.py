@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from paywarden.models.registry.rules import State
     from paywarden.models.rollout.log import RolloutLog
     from paywarden.models.rollout.plan import RolloutPlan
-    from paywarden.models.rollout.rollout import Agreed, Orders, Rollout, Start, Version
+    from paywarden.models.rollout.rollout import Agreed, Orders, Rollout, RolloutEvent, Start, Version
     from paywarden.scoring.server.deployment.deployment_file import ReleasePaths
     from paywarden.streams.rollouts.leader import RolloutLeader
 
@@ -67,6 +67,16 @@ def written_rollouts(
     with registry.shared_registry(source, tell) as shared:
         signer = registry.signer(source, key, shared)
         yield RegistryRolloutLog(shared, signer), signer.name
+
+
+def abort_unread(log: RolloutLog, event: RolloutEvent) -> str:
+    """End a rollout whose start this release cannot read, and return its name; empty if there is none.
+
+    Only a registry's log can have one. Raises RegistryRefused.
+    """
+    from paywarden.models.rollout.registry_log import RegistryRolloutLog
+
+    return log.abort_unread(event) if isinstance(log, RegistryRolloutLog) else ""
 
 
 def log_in_words(source: Source) -> str:

@@ -25,7 +25,7 @@ from typing import Final
 
 from paywarden.models.registry.copies import Refused, TopicReader, forked, merge
 from paywarden.models.registry.entries import Entry
-from paywarden.models.registry.log import LogFile, RegistryLog
+from paywarden.models.registry.log import LogFile, Overtaken, RegistryLog
 from paywarden.models.registry.people import People
 from paywarden.schemas.errors import Misconfigured, RegistryRefused, TemporaryFailure
 from paywarden.schemas.file_state import FileState, file_state
@@ -93,7 +93,7 @@ class SharedLog:
     def append(self, make: Callable[[RegistryLog], Sequence[Entry]]) -> list[Entry]:
         """Append what `make` returns on topic and host, and return it. Raises BrokerUnavailable without Kafka.
 
-        Raises RegistryRefused if another host was faster, and whatever `make` raises: nothing is appended then.
+        Raises Overtaken if another host was faster, and whatever `make` raises: nothing is appended then.
         """
         self.sync()
         made = list(make(self._file.read()))
@@ -101,7 +101,7 @@ class SharedLog:
         self.sync()
         known = {entry.digest for entry in self._file.read().entries}
         if not {entry.digest for entry in made} <= known:
-            raise RegistryRefused("another host's entry came first, and nothing was done: run the command again")
+            raise Overtaken("another host's entry came first, and nothing was done: run the command again")
         return made
 
     def append_now(self, make: Callable[[RegistryLog], Sequence[Entry]]) -> list[Entry]:

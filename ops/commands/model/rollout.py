@@ -299,6 +299,9 @@ def _done(source: Source, kind: str, by: str, key: str | None, why: str, *, as_j
 
     event = RolloutEvent(EventKind(kind), now_ms(), "nobody", _text("--why", why))
     with rollouts.written_rollouts(source, _warn, key) as (log, signer):
+        if event.kind is EventKind.ABORTED and (unread := rollouts.abort_unread(log, event)):
+            click.echo(json.dumps({"rollout": None, "aborted": unread}) if as_json else f"{unread}: aborted")
+            return
         keeper = RolloutKeeper(log)
         newest = keeper.rollout
         if event.kind in (EventKind.RESUMED, EventKind.PROMOTED) and newest is not None and not newest.has_ended:

@@ -14,14 +14,14 @@ from paywarden.models.registry import entries as kinds
 from paywarden.models.registry.artefacts import FolderStore
 from paywarden.models.registry.copies import merge
 from paywarden.models.registry.entries import Entry, Value
-from paywarden.models.registry.log import LogFile, RegistryLog
+from paywarden.models.registry.log import LogFile, Overtaken, RegistryLog
 from paywarden.models.registry.people import APPROVE, LEAD, PROMOTE, PROPOSE, ROLL_BACK, ROLLOUT
 from paywarden.models.registry.registry import Registry, Signer
 from paywarden.models.registry.rules import MODES, Rules
 from paywarden.models.rollout.judgement import Finding
 from paywarden.models.rollout.log import MemoryRolloutLog, RolloutKeeper, RolloutLog, event_record
 from paywarden.models.rollout.registry_log import RegistryRolloutLog, kind_of
-from paywarden.models.rollout.rollout import EventKind, Phase, RolloutEvent, Start, Version
+from paywarden.models.rollout.rollout import ClockBehind, EventKind, Phase, RolloutEvent, Start, Version
 from paywarden.schemas.errors import Misconfigured, RegistryRefused
 from tests.unit.models.rollout.test_rollout import DAY_MS, MINUTE_MS, PLAN, look, outcomes
 from tests.worlds.rollout.registry import START_MS, Writer, digest, key_of, people_of
@@ -202,6 +202,87 @@ def test_a_signed_start_with_steps_or_a_salt_that_no_host_can_use_counts_for_not
     start = {**record["start"], **rest, "plan": {**record["start"]["plan"], "step_hours": [1.0], **plan}}
     started_by_hand(hosts, event=json.dumps({"kind": "started", "start": start, "step": -1, "judgement": None}))
     assert hosts.of("lead").rollout is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "by", "text"),
+    [
+        (kinds.ROLLOUT_VERDICT, "lead", "{}"),
+        (kinds.ROLLOUT_ABORTED, "anna", ""),
+        # It names the rollout, and says nothing of outcomes.
+        (kinds.PROMOTED, "ben", ""),
+    ],
+)
+def test_what_ends_a_rollout_for_the_registry_ends_it_for_everybody(
+    tmp_path: Path, kind: str, by: str, text: str
+) -> None:
+    """The rollout ran on for its readers: it could not be aborted, and no other could start."""
+    hosts = Hosts.at(tmp_path)
+    hosts.start()
+    hosts.of("lead").take(event(EventKind.READY, 1))
+    (proposal,) = hosts.registry().state().proposals.values()
+    what = {"rollout": "r-1", "event": text, "proposal": proposal.digest}
+    hosts.add(partial(Writer.entry, kind=kind, by=by, what=what))
+    rollout = hosts.of("anna").rollout
+    assert rollout is not None
+    assert (rollout.phase, hosts.registry().state().rollout) == (Phase.ABORTED, None)
+    assert f"aborted by {by}: ended by an entry ({kind.replace('_', ' ')}) without an event that counts" in rollout.line
+
+
+def test_a_start_that_nobody_can_read_can_be_aborted(tmp_path: Path) -> None:
+    """One of a later release, for example. The registry has it under way, and refuses every other one."""
+    hosts = Hosts.at(tmp_path)
+    abort = replace(event(EventKind.ABORTED, 2 * DAY_MS), by="cleo")
+    cleo = RegistryRolloutLog(hosts.registry(), Signer("cleo", key_of("cleo")))
+    assert cleo.abort_unread(abort) == ""
+    started_by_hand(hosts, event='{"kind": "started", "of": "a later release"}')
+    assert hosts.of("anna").rollout is None
+    with pytest.raises(RegistryRefused, match="the rollout r-1 is under way"):
+        hosts.of("anna").take(event(EventKind.STARTED, 2 * DAY_MS, start=replace(START, name="r-2")))
+    ben = RegistryRolloutLog(hosts.registry(), Signer("ben", key_of("ben")))
+    with pytest.raises(RegistryRefused, match="ben has not the role rollout or roll_back"):
+        ben.abort_unread(abort)
+    assert cleo.abort_unread(abort) == "r-1"
+    found = hosts.of("anna").take(event(EventKind.STARTED, 2 * DAY_MS, start=replace(START, name="r-2")))
+    assert found.phase is Phase.PENDING
+    assert cleo.abort_unread(abort) == ""
+    hosts.of("cleo").take(abort)
+    started_by_hand(hosts, rollout="r-2")
+    assert cleo.abort_unread(abort) == "r-2"
+    assert hosts.registry().state().rollout is None
+
+
+def test_another_host_that_is_faster_ends_no_lead(tmp_path: Path) -> None:
+    """Somebody approves a model in the moment in which the lead notes a look."""
+
+    class Shared(LogFile):
+        """A log whose next entry is another host's."""
+
+        def append(self, make: Callable[[RegistryLog], Sequence[Entry]]) -> list[Entry]:
+            if not self.read().entries[-1].text("faster"):
+                super().append(lambda log: [Writer(log, BEGIN_MS).entry(kinds.ROLLOUT_STEP, "lead", faster="yes")])
+                raise Overtaken("another host's entry came first")
+            return super().append(make)
+
+    hosts = Hosts.at(tmp_path)
+    hosts.start()
+    registry = replace(hosts.registry(), log=Shared(hosts.file.path))
+    lead = RolloutKeeper(RegistryRolloutLog(registry, Signer("lead", key_of("lead"))))
+    assert lead.take(event(EventKind.READY, 1)).phase is Phase.RUNNING
+    assert hosts.file.read().entries[-2].text("faster") == "yes"
+
+
+def test_a_lead_whose_clock_is_behind_the_registry_waits_and_finds_harm(tmp_path: Path) -> None:
+    """Its step was refused as an entry that is too old, and the lead ended: nobody looked any more."""
+    hosts = Hosts.at(tmp_path)
+    hosts.start()
+    lead = hosts.of("lead")
+    lead.take(event(EventKind.READY, 1))
+    policy: dict[str, Value] = {"policy": digest("another"), "files": {"policy.toml": digest("another")}}
+    hosts.add(partial(Writer.entry, kind=kinds.REGISTERED_POLICY, by="anna", what=policy))
+    with pytest.raises(ClockBehind, match=r"rollout not looked: the clock is \d+ s too far behind the newest entry"):
+        lead.take(at(look(Finding.INCONCLUSIVE, 2)))
+    assert lead.take(at(look(Finding.HARM, 3))).phase is Phase.ROLLED_BACK
 
 
 def test_a_name_that_is_markup_starts_no_rollout(tmp_path: Path) -> None:
