@@ -4,6 +4,8 @@ To import the command line takes up to a second. A KeyboardInterrupt in the midd
 taken for a failure of the module that was about to be imported. This module therefore imports nothing of Paywarden at
 its top, and what it starts has done nothing yet that would have to be undone.
 
+A process that crashes leaves no core dump: it would hold cards, secrets and keys in clear, in a file of the system.
+
 Its last act is to leave without Python's own end where Kafka's client was loaded: the client's thread may still hand
 over an answer that nobody waits for any more, and to an interpreter that is being torn down. That was a segmentation
 fault of a companion which had ended in order.
@@ -14,6 +16,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import resource
 import signal
 import sys
 
@@ -23,6 +26,8 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Import the command line and run it."""
+    # The hard limit stays: `prlimit --core` of an operator who looks for a crash allows one again.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     # The first to be registered is the last to be called: threads are joined and files are written by then.
     atexit.register(_leave)
     # A shell starts what runs in the background with Ctrl-C ignored: that stays.

@@ -3,12 +3,14 @@
 PYTHON.json is what cyclonedx-py says of the Python packages (CycloneDX, JSON). OUT.json also has Debian's packages, by
 name, version and package URL. It holds no time and no random number: the same image gives the same bytes.
 
-It runs while an image is built, and needs nothing but Python and dpkg.
+It runs in the last stage of the image, since the stage that builds has other packages (a compiler), and lacks some. It
+needs nothing but Python and dpkg.
 """
 
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -18,12 +20,15 @@ from urllib.parse import quote
 _FORMAT = "${Package}\t${Version}\t${Architecture}\n"
 
 
-def debian_components(listing: str) -> list[dict[str, Any]]:
-    """Returns a component for each line of `dpkg-query`: name, version and architecture, with tabs between."""
+def debian_components(listing: str, release: str) -> list[dict[str, Any]]:
+    """Returns a component for each line of `dpkg-query`: name, version and architecture, with tabs between.
+
+    `release` is Debian's, such as "debian-12": scanners look for the weaknesses of that one.
+    """
     components = []
     for line in sorted(listing.splitlines()):
         name, version, architecture = line.split("\t")
-        url = f"pkg:deb/debian/{name}@{quote(version, safe='.-_')}?arch={architecture}"
+        url = f"pkg:deb/debian/{name}@{quote(version, safe='.-_')}?arch={architecture}&distro={release}"
         components.append({"type": "library", "name": name, "version": version, "purl": url, "bom-ref": url})
     return components
 
@@ -33,7 +38,9 @@ def main() -> None:
     source, target = map(Path, sys.argv[1:])
     parts = json.loads(source.read_text(encoding="utf-8"))
     listing = subprocess.run(["dpkg-query", "--show", f"--showformat={_FORMAT}"], check=True, capture_output=True)
-    parts["components"] += debian_components(listing.stdout.decode())
+    system = platform.freedesktop_os_release()
+    release = f"{system['ID']}-{system['VERSION_ID']}"
+    parts["components"] += debian_components(listing.stdout.decode(), release)
     target.write_text(json.dumps(parts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -57,6 +57,9 @@ def main() -> None:
     assert not os.access("/opt/paywarden/bin/pip", os.F_OK)
     say(f"paywarden --version: {output('--version')}")
     parts = json.loads(Path("/opt/paywarden/sbom.cdx.json").read_text(encoding="utf-8"))["components"]
+    installed = subprocess.run(["dpkg-query", "--show", "--showformat=${Package}\n"], check=True, capture_output=True)
+    listed = [part["name"] for part in parts if part.get("purl", "").startswith("pkg:deb/")]
+    assert sorted(listed) == sorted(installed.stdout.decode().split()), "the list of parts is of another file system"
     say(f"list of parts: {len(parts)}, {sum(part.get('purl', '').startswith('pkg:deb/') for part in parts)} of Debian")
     began = time.monotonic()
     output("warm-up")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -40,3 +41,15 @@ def test_a_command_with_kafkas_client_ends_before_python_is_torn_down(
     )
     lines = [line for line in done.stdout.splitlines() if not line.startswith("paywarden, version")]
     assert (done.returncode, lines) == (status, ["joined", "tidied", *ends]), done.stderr
+
+
+def test_a_process_that_crashes_leaves_no_core_dump(tmp_path: Path) -> None:
+    """It would hold cards, secrets and keys. The hard limit stays, for who looks for a crash."""
+    program = (
+        "import atexit, resource, sys; from paywarden.ops.entry import main; sys.argv = ['paywarden', '--version']; "
+        "atexit.register(lambda: print(resource.getrlimit(resource.RLIMIT_CORE))); main()"
+    )
+    hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    allowed = ["prlimit", f"--core={hard if hard >= 0 else 'unlimited'}", sys.executable, "-c", program]
+    done = subprocess.run(allowed, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
+    assert done.stdout.splitlines()[-1] == str((0, hard))
