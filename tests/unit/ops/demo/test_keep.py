@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
+from paywarden.models.drift.counts import Counts
 from paywarden.models.drift.detectors import LENGTHS_MS
+from paywarden.ops.console.inbox.alert import AlertPage
+from paywarden.ops.console.inbox.pages import Inbox
+from paywarden.ops.console.inbox.reader import AlertReader
+from paywarden.ops.console.inbox.store import TABLES, AlertStore
 from paywarden.ops.demo.keep import (
     SHIFTED_CHANNEL,
     SHIFTED_SHARE,
@@ -18,6 +25,16 @@ from paywarden.ops.demo.keep import (
     shift_time_ms,
 )
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
+from paywarden.streams.alerts.feed import FeedBatch, FeedRecord
+from paywarden.streams.alerts.records import ALERTS_TOPIC, record_of
+from paywarden.streams.drift.counts import counted, row_of
+from tests.services.product.console import console_under_test
+from tests.unit.streams.drift.test_detection import NOON_MS, World
+from tests.worlds.drift.alerts_on_topics import TopicsInMemory
+from tests.worlds.small import small_world
+
+# A tenth of what the demonstration sends at its usual rate.
+_PAYMENTS_A_BLOCK = 6_000
 
 
 def test_payments_are_sent_again_with_new_ids_and_a_share_of_them_shifted() -> None:
@@ -49,6 +66,47 @@ def test_the_shift_begins_with_a_block_and_after_usual_payments(since_block_ms: 
     shift = shift_time_ms(now)
     assert shift % LENGTHS_MS[0] == 0
     assert 30_000 <= shift - now < 30_000 + LENGTHS_MS[0]
+
+
+def test_the_shift_is_an_alert_in_the_inbox_about_ten_minutes_later(tmp_path: Path) -> None:
+    """What `demo --keep` sends, on the clock of drift detection: a demonstration takes a quarter of an hour for it."""
+    shift_ms = shift_time_ms(NOON_MS + 60_000)
+    world = World()
+    while not world.told.alerts and world.now_ms < shift_ms + 3 * LENGTHS_MS[0]:
+        start_ms, world.now_ms = world.now_ms, world.now_ms + LENGTHS_MS[0]
+        counts = _counts_of_sent(world, start_ms, lambda start_ms=start_ms: start_ms >= shift_ms)  # type: ignore[misc]
+        world.detection.evaluate(start_ms, LENGTHS_MS[0], {world.version: counts})
+        assert not world.told.alerts or start_ms >= shift_ms, "usual payments raise no alert"
+    (alert, *_) = world.told.alerts
+    assert shift_ms < alert.raised_ms <= shift_ms + 2 * LENGTHS_MS[0]
+    told = {"histograms": world.told.histograms[alert.alert_id], "flags": world.told.flags[alert.alert_id]}
+    console = console_under_test(tmp_path)
+    with console.database.write() as connection:
+        for table in TABLES:
+            connection.execute(table)
+    store, topics = AlertStore(console.database), TopicsInMemory()
+    store.take(FeedBatch((FeedRecord(ALERTS_TOPIC, 0, record_of(alert, **told)),), {}))  # type: ignore[arg-type]
+    inbox = Inbox(store, AlertReader(store, lambda: topics, lambda: topics), AlertPage(store, lambda: ""))
+    browser = console.browser([inbox.section()], "demo-analyst")
+    assert f'href="/inbox/{alert.alert_id}"' in browser.get("/inbox").text
+    page = browser.get(f"/inbox/{alert.alert_id}").text
+    assert "payments whose channel the reference does not list" in page.lower()
+    console.database.close()
+
+
+def _counts_of_sent(world: World, start_ms: int, is_shifted: Callable[[], bool]) -> Counts:
+    """Returns the counts of a block of usual decisions, after the change that the demonstration makes to payments."""
+    records = list(world.decisions.records(start_ms, _PAYMENTS_A_BLOCK, LENGTHS_MS[0]))
+    usual = [
+        ScoreRequest(payment_id=each["payment_id"], amount_minor=100, channel=each["channel"] or "") for each in records
+    ]
+    amount = small_world.loaded_bundle().manifest.feature_names.index("amount")
+    for record, sent in zip(records, repeated(usual, is_over=lambda: False, is_shifted=is_shifted), strict=False):
+        vector = np.frombuffer(record["vector"], dtype="<f4").copy()
+        vector[amount] *= sent.amount_minor / 100
+        record |= {"channel": sent.channel or None, "vector": vector.tobytes()}
+    _, binning = world.binnings.of(world.version)
+    return counted(binning, [row_of(offset, record) for offset, record in enumerate(records)])
 
 
 def test_prometheus_gets_a_job_for_each_process(tmp_path: Path) -> None:
