@@ -3,6 +3,9 @@
 Topics can rebuild everything in it but sessions, whose loss means that people log in again. A writer that is killed
 leaves the last whole transaction (WAL).
 
+A file that is removed or replaced while the console runs is told by each page: SQLite would go on in a file without a
+name, and new threads in an empty one.
+
 Each thread has a connection of its own. `DATABASE_VERSION` names the form of the tables: a file of another form is
 emptied and filled again from the topics.
 """
@@ -17,6 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from paywarden.schemas.errors import TemporaryFailure
+from paywarden.schemas.file_state import file_at
 from paywarden.schemas.private_files import make_private_folder, open_private
 
 DATABASE_VERSION = 1
@@ -42,6 +46,7 @@ class Database:
             os.close(open_private(path, os.O_RDWR | os.O_CREAT))
         except OSError as error:
             raise DatabaseUnavailable(f"cannot make {path}: {error.strerror}") from error
+        self._file = file_at(path)
         with self.write() as connection:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             if version != DATABASE_VERSION:
@@ -82,6 +87,11 @@ class Database:
             self._connections.clear()
 
     def _connection(self) -> sqlite3.Connection:
+        if file_at(self.path) != self._file:
+            raise DatabaseUnavailable(
+                f"the console's database {self.path} was removed or replaced while it was open: put it back, or "
+                "restart the console, which makes it anew from the topics"
+            )
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is None:
             try:

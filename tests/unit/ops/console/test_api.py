@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,17 +40,18 @@ class Whole:
     sections: tuple[Section, ...]
 
 
-@pytest.fixture
-def whole(tmp_path: Path) -> Iterator[Whole]:
-    console = console_under_test(tmp_path)
+@contextmanager
+def whole_console(folder: Path, **changed: object) -> Iterator[Whole]:
+    """Yields the console with every section that it has. `changed`: settings of [console]."""
+    console = console_under_test(folder, **changed)
     with console.database.write() as connection:
         for table in all_tables():
             connection.execute(table)
     source = Source(
         {
-            "rollout": {"log": str(tmp_path / "rollouts.jsonl")},
+            "rollout": {"log": str(folder / "rollouts.jsonl")},
             "kafka": {"bootstrap": "127.0.0.1:1"},
-            "decision_index": {"path": str(tmp_path / "decisions.duckdb")},
+            "decision_index": {"path": str(folder / "decisions.duckdb")},
         },
         {},
     )
@@ -58,6 +60,12 @@ def whole(tmp_path: Path) -> Iterator[Whole]:
     for section in made:
         section.close()
     console.database.close()
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Iterator[Whole]:
+    with whole_console(tmp_path) as made:
+        yield made
 
 
 def test_no_address_lets_a_stranger_a_wrong_role_or_a_foreign_form_in(whole: Whole) -> None:

@@ -250,6 +250,22 @@ def test_a_lost_database_is_told_wherever_somebody_goes(tmp_path: Path, monkeypa
     console.database.close()
 
 
+def test_a_database_that_is_removed_or_replaced_is_told_and_heals(tmp_path: Path) -> None:
+    """SQLite went on in a file without a name, and new threads in an empty one: some pages worked, others did not."""
+    console = console_under_test(tmp_path)
+    browser = console.browser([OwnSessions(console.shell).section()], "demo-lead")
+    path = console.database.path
+    moved = path.with_name("moved.sqlite")
+    path.rename(moved)
+    for make in (lambda: None, lambda: path.write_bytes(b"")):
+        make()
+        answer = browser.get("/sessions")
+        assert (answer.status_code, "was removed or replaced while it was open" in answer.text) == (503, True)
+    moved.replace(path)
+    assert browser.get("/sessions").status_code == 200
+    console.database.close()
+
+
 def test_wrong_tokens_are_noted_as_often_as_somebody_may_fail(tmp_path: Path) -> None:
     console = console_under_test(tmp_path, failed_logins_max=3)
     browser = console.browser([OwnSessions(console.shell).section()])
