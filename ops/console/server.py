@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -42,11 +42,21 @@ def served(source: Source, settings: ConsoleSettings, stop: threading.Event, ann
     address = _address(listener)
     with listener, console(source, settings, address, stop) as made:
         announce(made.shell.url)
-        serve(made.app, listener, stop)
+        serve(made.app, listener, stop, proxies=settings.proxies)
 
 
-def serve(app: ASGIApp, listener: socket.socket, stop: threading.Event, *, grace_s: int = _GRACE_S) -> None:
-    """Serve an application until `stop` is set. Requests then have `grace_s` to end; those that do not are cut off."""
+def serve(
+    app: ASGIApp,
+    listener: socket.socket,
+    stop: threading.Event,
+    *,
+    grace_s: int = _GRACE_S,
+    proxies: Sequence[str] = (),
+) -> None:
+    """Serve an application until `stop` is set. Requests then have `grace_s` to end; those that do not are cut off.
+
+    `proxies`: who may name a client in X-Forwarded-For, beside this machine itself.
+    """
     config = uvicorn.Config(
         app,
         # uvloop takes the wake-up pipe of signals for itself: ProcessEnd would never hear of SIGTERM.
@@ -54,6 +64,9 @@ def serve(app: ASGIApp, listener: socket.socket, stop: threading.Event, *, grace
         log_config=None,
         access_log=False,
         server_header=False,
+        # Not what the environment says: whoever may name a client has as many tries to log in as addresses.
+        proxy_headers=True,
+        forwarded_allow_ips=["127.0.0.1", "::1", *proxies],
         date_header=True,
         # It bounds the head of a request; that of httptools grows until the memory is full.
         http=_Connection,

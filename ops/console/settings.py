@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -21,6 +21,9 @@ class ConsoleSettings:
     # The address in browsers, for links in messages and for cookies: https://console.bank.example. Empty: that of the
     # listener.
     url: str = ""
+    # Reverse proxies on other machines, by address or network, such as 10.0.0.9. They name the client in
+    # X-Forwarded-For: failed logins count by its address, and the audit log has it. A proxy on this machine always may.
+    proxies: tuple[str, ...] = ()
     # The folder of the database, the audit log with its key, and the files of cases.
     folder: str = "console"
     # The file of names, roles, password hashes and tokens. Empty: demo people, or those of OpenID Connect.
@@ -72,6 +75,16 @@ class ConsoleSettings:
                 parts = urlsplit(url)
                 if url and (parts.scheme not in ("http", "https") or not parts.netloc or parts.username):
                     raise Misconfigured(f"[console] {name}: wanted an address such as https://host, got {url!r}")
+        for proxy in self.proxies:
+            try:
+                is_everybody = ip_network(proxy).prefixlen == 0
+            except ValueError:
+                is_everybody = True
+            if is_everybody:
+                raise Misconfigured(
+                    f"[console] proxies: wanted addresses of reverse proxies such as 10.0.0.9, or small networks of "
+                    f"them, got {proxy!r}"
+                )
         if self.oidc_issuer and not (self.oidc_client_id and self.oidc_secret_file):
             raise Misconfigured("[console] oidc_issuer: wanted oidc_client_id and oidc_secret_file too")
         if self.webhooks and not self.webhook_key_file:

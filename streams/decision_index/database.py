@@ -46,6 +46,8 @@ _MAKING_LOCK, _FILLING_LOCK = 7_164_033, 7_164_034
 _GRACE_S = 2.0
 FORMAT = "1"
 """Of the tables. Another format is rebuilt from the topics."""
+_ANEW = "It is made anew from the topics, verdicts included, where there is none: move"
+_SEVERAL = "One process at a time has the file open; for several there is PostgreSQL: [decision_index] address"
 
 _TIMES = {
     "decisions": "decided_time_ms",
@@ -175,19 +177,32 @@ class DuckDbDatabase:
                 take_from_others(file)
         except OSError as error:
             raise Misconfigured(f"the index {path} cannot be opened: {error.strerror}") from error
+        if path.exists() and not path.is_file():
+            # DuckDB would wait for ever for somebody to write to a named pipe.
+            raise Misconfigured(f"the index {path} cannot be opened: wanted a regular file, or none")
         try:
             self._connection = self._connected()
         except duckdb.Error as error:
-            raise Misconfigured(f"the index {path} cannot be opened: {_first_line(error)}") from error
+            why = _first_line(error)
+            hint = _SEVERAL if "Conflicting lock" in why else f"{_ANEW} the file and its .wal away"
+            raise Misconfigured(f"the index {path} cannot be opened: {why}. {hint}") from error
         # How many transactions are open, and whether DuckDB has given the file up.
         self._using, self._open_count, self._is_given_up = threading.Lock(), 0, False
         self._file = file_at(path)
         # Writers take turns: DuckDB refuses a transaction that changes a row which another one has changed.
         self._writing = threading.RLock()
+        try:
+            self._make_tables()
+        except BaseException:
+            # Whoever tries again must not find the file locked by what is left of this try.
+            self._connection.close()
+            raise
+
+    def _make_tables(self) -> None:
         with self.transaction() as transaction:
             for statement in (*_COMMON, *_duckdb_tables()):
                 transaction.execute(statement)
-            _check_format(transaction, str(path))
+            _check_format(transaction, str(self._path), f"{_ANEW} the file and its .wal away")
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
@@ -412,7 +427,7 @@ class PostgresDatabase:
             transaction.execute(f"CREATE SCHEMA IF NOT EXISTS {self._schema}")
             for statement in (*_COMMON, *_postgres_tables()):
                 transaction.execute(statement)
-            _check_format(transaction, "the database")
+            _check_format(transaction, "the database", f"{_ANEW} its schema away")
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
@@ -561,13 +576,14 @@ def _postgres_tables() -> Iterator[str]:
     yield "CREATE INDEX IF NOT EXISTS verdicts_of ON verdicts (decision_id)"
 
 
-def _check_format(transaction: Transaction, where: str) -> None:
+def _check_format(transaction: Transaction, where: str, what_to_do: str) -> None:
     transaction.append("facts", {"name": ["format"], "value": [FORMAT]})
     ((found,),) = transaction.execute("SELECT value FROM facts WHERE name = ?", ("format",))
     if found != FORMAT:
-        raise Misconfigured(f"the index in {where} has format {found}, wanted {FORMAT}: another release made it")
+        made = f"the index in {where} has format {found}, wanted {FORMAT}: another release made it"
+        raise Misconfigured(f"{made}. {what_to_do}")
 
 
 def _first_line(error: Exception) -> str:
     """Returns the first line of a database's words. It may quote no row: statements hold values as parameters."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]

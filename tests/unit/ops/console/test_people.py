@@ -84,6 +84,13 @@ def test_demo_people_are_for_a_loopback_address_only() -> None:
     assert not ConsoleSettings(host="0.0.0.0", url="https://console.example", people="people.toml").is_demo
 
 
+@pytest.mark.parametrize("proxy", ["*", "", "0.0.0.0/0", "::/0", "proxy.example", "10.0.0.9/8"])
+def test_nobody_but_named_proxies_may_say_who_the_client_is(proxy: str) -> None:
+    with pytest.raises(Misconfigured, match="proxies: wanted addresses of reverse proxies such as"):
+        ConsoleSettings(proxies=(proxy,))
+    assert ConsoleSettings(proxies=("10.0.0.9", "2001:db8::/120")).proxies
+
+
 def test_a_login_makes_a_new_session_and_ends_the_old_one(tmp_path: Path) -> None:
     console = console_under_test(tmp_path)
     browser = console.browser(person="demo-analyst")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -62,15 +62,17 @@ def test_a_request_that_does_not_end_is_cut_off(tmp_path: Path) -> None:
 
 
 @contextmanager
-def _served() -> Iterator[tuple[str, int]]:
-    """Yields the address of a server that answers 204."""
+def _served(proxies: Sequence[str] = ()) -> Iterator[tuple[str, int]]:
+    """Yields the address of a server that answers 204, and says whom it takes for the client."""
 
-    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 204, "headers": []})
+    async def app(scope: Scope, _receive: Receive, send: Send) -> None:
+        headers = [(b"x-client", scope["client"][0].encode())]
+        await send({"type": "http.response.start", "status": 204, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
 
     stop, listener = threading.Event(), socket.create_server(("127.0.0.1", 0))
-    serving = threading.Thread(target=serve, args=(app, listener, stop), daemon=True)
+    options = {"proxies": proxies}
+    serving = threading.Thread(target=serve, args=(app, listener, stop), kwargs=options, daemon=True)
     serving.start()
     try:
         yield listener.getsockname()
@@ -112,6 +114,27 @@ def test_a_head_without_an_end_is_refused_before_it_fills_the_memory() -> None:
                 client.sendall(b"x" * 10_000)
             got = client.recv(1000)
         assert got.startswith(b"HTTP/1.1 400") or not got
+
+
+@pytest.mark.parametrize(
+    ("peer", "proxies", "client"),
+    [
+        ("127.0.0.1", (), "203.0.113.7"),
+        ("127.0.0.2", (), "127.0.0.2"),
+        ("127.0.0.2", ("127.0.0.3",), "127.0.0.2"),
+        ("127.0.0.2", ("127.0.0.0/30",), "203.0.113.7"),
+    ],
+)
+def test_a_proxy_names_the_client_and_nobody_else_does(
+    peer: str, proxies: tuple[str, ...], client: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind a proxy on another machine all people had one address, and one's failed logins kept all others out."""
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
+    with _served(proxies) as address:
+        sent = b"GET / HTTP/1.1\r\nhost: a\r\nx-forwarded-for: 198.51.100.9, 203.0.113.7\r\n\r\n"
+        with socket.create_connection(address, _PATIENCE_S, source_address=(peer, 0)) as asking:
+            asking.sendall(sent)
+            assert f"x-client: {client}\r\n".encode() in asking.recv(1000)
 
 
 def test_the_server_leaves_the_wake_up_pipe_of_signals_alone() -> None:

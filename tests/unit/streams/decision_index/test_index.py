@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -301,8 +304,29 @@ def test_one_process_has_a_duckdb_file_and_another_format_is_refused(tmp_path: A
     with database.transaction() as transaction:
         transaction.execute("UPDATE facts SET value = '0'")
     database.close()
-    with pytest.raises(Misconfigured, match="format 0, wanted 1"):
+    with pytest.raises(Misconfigured, match=r"format 0, wanted 1: .* move the file"):
         DuckDbDatabase(tmp_path / "index.duckdb")
     (tmp_path / "text.duckdb").write_text("no database")
-    with pytest.raises(Misconfigured, match="cannot be opened"):
+    with pytest.raises(Misconfigured, match=r"cannot be opened: .* move the file and its \.wal away"):
         DuckDbDatabase(tmp_path / "text.duckdb")
+    # DuckDB waited for ever for somebody to write to it.
+    os.mkfifo(tmp_path / "pipe.duckdb")
+    with pytest.raises(Misconfigured, match="wanted a regular file, or none"):
+        DuckDbDatabase(tmp_path / "pipe.duckdb")
+
+
+def test_a_file_that_another_process_has_names_it_and_what_is_for_several(tmp_path: Any) -> None:
+    path = tmp_path / "index.duckdb"
+    DuckDbDatabase(path).close()
+    script = "import sys, duckdb; held = duckdb.connect(sys.argv[1]); print(1, flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(
+            Misconfigured, match=rf"Conflicting lock .*PID {other.pid}.* for several there is PostgreSQL"
+        ):
+            DuckDbDatabase(path)
+        other.communicate()
+    DuckDbDatabase(path).close()
