@@ -41,6 +41,7 @@ def made(number: int, **changes: Any) -> dict[str, Any]:
             "card_id": f"c{number % 7}",
             "merchant_id": f"m{number % 3}",
             "device_id": f"d{number % 5}" if number % 4 else None,
+            "ip": f"10.0.0.{number % 6}" if number % 3 else None,
             "score": score,
             "action": action,
             "reasons": reasons,
@@ -89,7 +90,7 @@ def plainly(search: Search) -> list[str]:
         for each in DECISIONS
         if all(
             getattr(search, name) in ("", each[name])
-            for name in ("payment_id", "card_id", "merchant_id", "device_id", "action")
+            for name in ("payment_id", "card_id", "merchant_id", "device_id", "ip", "action")
         )
         and search.score_min <= each["score"] <= search.score_max
         and (search.first_ms or 0) <= each["decided_time_ms"] <= (search.last_ms or 1 << 60)
@@ -122,6 +123,7 @@ SEARCHES = st.builds(
     card_id=one_of("c1", "c6"),
     merchant_id=one_of("m0", "m2"),
     device_id=one_of("d2"),
+    ip=one_of("10.0.0.1", "10.0.0.10"),
     action=one_of(*ACTIONS),
     rule=one_of("r1"),
     segment=one_of("online"),
