@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +270,39 @@ def test_webhooks_are_told_of_what_changed_a_case_and_of_nothing_twice(tmp_path:
     store.begin_anew([EVENTS_TOPIC])
     store.take(FeedBatch(tuple(records), {}), tells=False)
     assert not hooks.send_due()
+    console.database.close()
+
+
+def test_a_webhook_that_is_led_elsewhere_goes_nowhere_else(tmp_path: Path) -> None:
+    """A receiver must not make the console call a system inside: a redirect is an answer like any other."""
+    asked: list[str] = []
+
+    class Redirect(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(self.path)
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(307)
+            self.send_header("location", "/inside")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    console = console_under_test(tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Redirect) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/hook"
+        hooks = Webhooks(console.database, [url], b"k" * 32, lambda: "", console.clock)
+        with console.database.write() as connection:
+            for table in WEBHOOK_TABLES:
+                connection.execute(table)
+            hooks.queue(connection, alert_record(1))
+        for _ in range(3):
+            assert hooks.send_due()
+            console.clock.now_ms = console.database.read("SELECT next_ms FROM webhooks")[0]["next_ms"]
+        server.shutdown()
+    assert asked == ["/hook"] * 3
+    assert hooks.missing()[0].why == "it answered 307; one message waits"
     console.database.close()
 
 
