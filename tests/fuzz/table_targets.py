@@ -56,7 +56,7 @@ def _table_mapping() -> Iterator[bytes]:
 
 def csv_table() -> Target:
     """A CSV file, plain or compressed, as its first byte says: guessed, and converted."""
-    from paywarden.features.tables.guess import guess_mapping
+    from paywarden.features.tables.guessing.guess import guess_mapping
     from paywarden.schemas.errors import Misconfigured
     from paywarden.schemas.payment_fields import TABLE_ALONE
     from tests.unit.features.tables.tables import convert
@@ -98,7 +98,7 @@ def parquet_table() -> Target:
     import pyarrow.parquet as pq
 
     from paywarden.features.history.history import read_history
-    from paywarden.features.tables.guess import guess_mapping
+    from paywarden.features.tables.guessing.guess import guess_mapping
     from paywarden.schemas.errors import Misconfigured
     from paywarden.schemas.payment_fields import TABLE_ALONE
     from tests.fuzz.file_targets import patched

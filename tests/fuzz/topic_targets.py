@@ -162,8 +162,8 @@ def console_event() -> Target:
     """
     from paywarden.ops.console.cases.case import cases_of
     from paywarden.ops.console.database import Database
+    from paywarden.ops.console.idempotency.keyed_acts import PREFIX, KeyedActs, keyed
     from paywarden.ops.console.inbox.store import TABLES, AlertStore
-    from paywarden.ops.console.keyed_acts import PREFIX, KeyedActs, keyed
     from paywarden.ops.console.pages import PageRefused
     from paywarden.ops.console.webhooks import TABLES as QUEUE
     from paywarden.ops.console.webhooks import Webhooks
