@@ -56,7 +56,7 @@ from perf.worlds.scoring_world import World, built_world
 QUIET, NOISY = "quiet-token-0123456789", "noisy-token-0123456789"
 _QUIET_SHARE = 1 / 20
 _QUOTA_SHARE = 1 / 4
-# Of the quota: a caller who keeps to it.
+# The share of its quota that a caller sends who keeps to it.
 _KEPT_SHARE = 0.95
 _ROUNDS = 3
 _NOISE_CONNECTIONS = 16

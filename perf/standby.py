@@ -10,7 +10,7 @@ A process of its own replaces the file and sends a payment over a new connection
 count from the replaced file to the first answer with the other version's model, `last_ms_max` to the last answer of the
 version before. `early_ms_p50` and `_max` are those of a way back that is asked for as soon as a switch was seen: the
 version before still closes connections then. `failed` counts calls of the load and of that process (`asked_failed`)
-without a 200. Of the failed, `shed` were refused at once because the estimated wait was too long, and `late` after
+without a 200. Among the failed, `shed` were refused at once because the estimated wait was too long, and `late` after
 their deadline. `p99_ms` is the median of loads of 2.5 seconds, each with a switch.
 """
 

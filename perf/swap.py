@@ -15,7 +15,7 @@ With `--fresh` each swap is to a bundle that the host has never seen: another pr
 on the core of the worker. `--pause` is the time from the end of a swap to the next. `--rate` gives a load another rate
 than half of the capacity.
 
-`failed` counts calls that got no 200, of all loads; `…_failed_quiet` are those of the quiet ones. Of the failed,
+`failed` counts calls that got no 200, of all loads; `…_failed_quiet` are those of the quiet ones. Among the failed,
 `…_shed` were refused at once because the estimated wait was too long, and `…_late` after their deadline. `p99_ratio` is
 the larger of the two protocols' p99 with swaps to that of the quiet loads, each the median of its loads; `asked_ratio`
 is the same of the loads with signals alone. Between them is what a swap costs, and not the asking for it.

@@ -65,7 +65,7 @@ TOPICS: Final = (
 _HEADER: Final = struct.Struct(">BI")
 _MAGIC: Final = 0
 _HIGHEST_ID: Final = 2**31 - 1
-# A topic has a handful of schemas. Whoever may register more cannot fill our memory with them.
+# A topic has a handful of schemas. A client that registers more cannot fill our memory with them.
 SCHEMAS_KEPT_MAX: Final = 1_000
 # Characters of an unknown field's name that a message shows.
 _NAME_SHOWN: Final = 64

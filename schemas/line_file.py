@@ -4,7 +4,7 @@
         content = file.path.read_bytes()
         file.append(whole, b"line\\n")      durable when it returns: the file, and its folder if the file is new
 
-A writer that is killed leaves the beginning of a line. Whoever reads decides what that means, and tells `append` how
+A writer that is killed leaves the beginning of a line. The reader decides what that means, and tells `append` how
 many bytes are whole: what stands behind them is cut off.
 """
 

@@ -3,8 +3,8 @@
     card c-17 paid at m-1, key A      its memory of merchants holds 5410…2213
     card c-17 paid at m-1, key B                                    7306…0018
 
-Whoever knows a hash without a key can make a thousand device ids that look alike, and a device would count as one. The
-key is a secret of the deployment. Stream, scoring, training and replay must have the same one, since otherwise no
+An attacker who knows a hash without a key can make a thousand device ids that look alike, and they would count as one
+device. The key is a secret of the deployment. Stream, scoring, training and replay must have the same one: otherwise no
 process knows again what another one remembers; `digest` tells keys apart without revealing them.
 """
 

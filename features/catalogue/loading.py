@@ -101,7 +101,7 @@ class _Project:
             yield
         finally:
             timer.cancel()
-            # Whoever forks next has no thread of this.
+            # The next fork gets no thread of this.
             timer.join()
 
     def _checked(self, module: types.ModuleType) -> Catalogue:

@@ -18,7 +18,7 @@ from paywarden.schemas.payment_fields import Form, PaymentField, PaymentFields
 
 Ints = npt.NDArray[np.int64]
 MISSING_SHARE = 0.05
-"""Of a field that is not required."""
+"""The share of payments without a field that is not required."""
 _DAY_MS = 86_400_000
 _COUNTRIES = ("DE", "FR", "GB", "US", "NL", "SE", "PL", "JP")
 # Names and addresses that are kept for examples: RFC 2606 and RFC 2544.

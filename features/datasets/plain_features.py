@@ -95,7 +95,7 @@ class _Moment:
             return self._recency(value, events)
         return self._of_latest(value, events) if isinstance(value, Latest) else self._remembered(value, events)
 
-    # Of the payment, and of other values.
+    # Features of the payment itself, and of other values.
 
     def _derived(self, value: Derived) -> float:
         if value.operation in (Operation.DEVIATION, Operation.ENTROPY, Operation.TOP_SHARE):
@@ -179,7 +179,7 @@ class _Moment:
         mine, theirs = self._now[column], self._now[other]
         return float(mine == theirs) if mine and theirs else math.nan
 
-    # Of earlier payments.
+    # Features of earlier payments.
 
     def _recency(self, value: EntityRecency, events: Events) -> float:
         times = [row[kernel.TIME_MS] for row in events.payments]

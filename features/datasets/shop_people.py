@@ -79,7 +79,7 @@ class Customers:
     domain: Int8s
     network: Int32s
     device: Int32s
-    """Of the household where customers share one, else the customer's own."""
+    """The household's where customers share one, else the customer's own."""
     new_device_ms: Int64s
     """When the customer changes to a device of number `device` + customers."""
     spending: FloatArray

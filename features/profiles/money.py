@@ -28,7 +28,7 @@ REFERENCE_MINOR_DIGITS = 2
 RATE_SCALE = 1_000_000
 _RATE_MAX = 50 * RATE_SCALE
 
-# Of a cell that is refused.
+# An error quotes this much of a cell that is refused.
 _TOLD_CHARACTERS = 40
 _COLUMNS = ["currency", "minor_digits", "valid_from", "reference_per_unit"]
 _CURRENCY = re.compile(PATTERNS[Form.CURRENCY])

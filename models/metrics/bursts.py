@@ -1,8 +1,8 @@
 """Bursts of fraud: how many payments of one go through before the first is stopped.
 
-Whoever tests stolen cards, or empties one, sends payments within seconds. Features that lag behind do not see the first
-attempts when the next ones come. A *burst* is a run of at least BURST_PAYMENTS frauds with the same card, merchant or
-device, in which no two neighbours are further apart than BURST_GAP_MS.
+A thief who tests stolen cards, or empties one, sends payments within seconds. Features that lag behind do not see the
+first attempts when the next ones come. A *burst* is a run of at least BURST_PAYMENTS frauds with the same card,
+merchant or device, in which no two neighbours are further apart than BURST_GAP_MS.
 
 Example: a tester sends 40 cards through one shop within two minutes. The decisions approve the first 6, review the
 seventh and decline the rest. For the merchant this is one burst of 40 payments, stopped after 6.

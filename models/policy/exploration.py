@@ -11,7 +11,7 @@ Exploration is off by default. It buys labels with money that an operator sets a
     declined, EUR 62, spent today EUR 4,990  no budget left      declined as before, propensity 1
 
 The *propensity* is the probability of the action that the payment got, given all that was known before the coin. It
-goes into the decision. Whoever trains or replays weighs a payment by 1 / propensity, as if all such payments had been
+goes into the decision. Training and replay weigh a payment by 1 / propensity, as if all such payments had been
 approved.
 
 The coin is a keyed hash of the payment's id. The same payment gets the same coin on every host and in a replay, and
@@ -64,7 +64,7 @@ _LOCKED_OUT_S = 10.0
 class ExplorationSettings:
     """How much may be explored, by all hosts together. Amounts are minor units of the reference currency."""
 
-    # Of the payments that would be declined. 0: off.
+    # The share of the payments that would be declined. 0: off.
     share: float = 0.0
     budget_minor_a_day: int = 0
     # A larger payment is not explored.

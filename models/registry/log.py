@@ -62,7 +62,7 @@ class RegistryLog:
 
     @property
     def head(self) -> str:
-        """The digest of the last entry. Whoever remembers it can tell later whether entries were cut off."""
+        """The digest of the last entry. A reader that remembers it can tell later whether entries were cut off."""
         return self.entries[-1].digest if self.entries else FIRST
 
     @property

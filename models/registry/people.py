@@ -9,7 +9,7 @@ A key is the line between BEGIN and END of the PEM file of an Ed25519 public key
 this file and decides by it. Nobody but root and the user of the process may be able to change it.
 
 Take nobody out of the file: what the person signed would count no longer, and the champion might be another. Set
-`until` to the last day instead. Whoever changes keys gets a second one; the first stays.
+`until` to the last day instead. A person who changes keys gets a second one; the first stays.
 
 A private key is a PEM file that only its owner can read.
 """

@@ -6,7 +6,7 @@
     paused, resumed, aborted       rollout_paused, rollout_resumed, rollout_aborted    by a person
     promoted    promoted           by a person; it makes the candidate the champion
 
-1. A person's entry is signed with that person's key, the lead's with its own. Who signs is who did it.
+1. A person's entry is signed with that person's key, the lead's with its own. The signature therefore names the actor.
 2. Each reader applies the rules of the registry first (models/registry/rules.py), then the life of a rollout
    (models/rollout/rollout.py). An entry that breaks one of them counts for nothing.
 3. A verdict and an abort do not wait for Kafka. Another host may have gone on meanwhile: if the rollout is over by

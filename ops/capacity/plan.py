@@ -116,7 +116,7 @@ class Plan:
     needs: dict[str, Need]
     partitions: int
     host_memory_bytes: int
-    """Of one scoring host, its mirror included."""
+    """The memory of one scoring host, its mirror included."""
     warnings: tuple[str, ...]
 
     @property
@@ -133,7 +133,7 @@ def busy_cores(costs: Coefficients, asked: Asked, kinds: int, sharded_kinds: int
     busy["serve"] = asked.hosts * costs.busy("serve", asked.rate / asked.hosts)
     work = max(0.0, busy["companion"] - fixed["companion"])
     apply = min(costs.cpu_us_per_profile / 1e6 * kinds * asked.rate, work)
-    # Of the sharded kinds a companion applies what its host holds, and skips the rest.
+    # A companion applies the sharded profiles that its host holds, and skips the rest.
     skipped = (1 - asked.held_share) * sharded_kinds
     skip = min(costs.cpu_us_per_skipped_profile, costs.cpu_us_per_profile) / 1e6 * skipped * asked.rate
     own = apply * (kinds - skipped) / kinds + skip

@@ -30,7 +30,7 @@ _GRACE_S = 3
 _KEEP_ALIVE_S = 15
 _CONCURRENCY_MAX = 200
 _HEAD_BYTES_MAX = 32 * 1024
-# Whoever opens connections and says nothing must not keep others out.
+# A client that opens connections and says nothing must not keep others out.
 _HEAD_S = 15.0
 
 

@@ -155,8 +155,8 @@ class Limits:
     request_timeout_ms: int = 2_000
     idle_timeout_ms: int = 60_000
     connections_max: int = 4_096
-    # Of one connection over HTTP/2. A thread of the gateway works through what came at once before it looks at other
-    # connections: a burst of 128 refused calls held them up for four milliseconds.
+    # The requests of one HTTP/2 connection. A thread of the gateway works through what came at once before it looks at
+    # other connections: a burst of 128 refused calls held them up for four milliseconds.
     streams_max: int = 32
 
 

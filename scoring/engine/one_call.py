@@ -100,7 +100,7 @@ class OneCall:
             numbers[loop.SEEDED_HASH], numbers[loop.SEED] = seeded_hash() or 0, self._overlay.hash_seed
             self._can_hash &= seeded_hash() is not None
             numbers[loop.HAS_HOST_CLOCK] = self._has_host_clock = self._overlay.has_host_clock
-        # What the frames are made for. Of the model only a token is kept: it must go when it is swapped out.
+        # What the frames are made for. Only a token of the model is kept: the model must go when it is swapped out.
         self._mirror: MirrorReader | None = None
         self._mirror_frames: tuple[Frame, Frame] | None = None
         self._overlay_frame: Frame | None = None

@@ -179,7 +179,7 @@ class Desk:
         with contextlib.suppress(BlockingIOError):
             caller, _ = self._listener.accept()
             if self._caller is not None:
-                # Whoever asked before is given up: it may be gone, or wait for ever.
+                # The process that asked before is given up: it may be gone, or wait for ever.
                 self._caller.close()
             caller.setblocking(False)
             self._caller = caller

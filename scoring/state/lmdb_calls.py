@@ -17,7 +17,7 @@ from functools import cache
 
 import lmdb
 
-# Of lmdb.h, version 0.9.
+# From lmdb.h, version 0.9.
 _READ_ONLY, _NO_TLS, _NO_READ_AHEAD = 0x20000, 0x200000, 0x800000
 MAP_RESIZED = -30785
 NOT_FOUND = -30798

@@ -509,7 +509,7 @@ class MirrorReader:
             self._env.close()
         elif self._number_view[loop.ENVIRONMENT] != 0:
             self._end_transaction(self._open)
-            # Whoever looks up now gets an error.
+            # A look-up gets an error from now on.
             self._number_view[loop.ENVIRONMENT] = 0
             self._open.close()
 

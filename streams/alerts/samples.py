@@ -16,7 +16,7 @@ from paywarden.streams.kafka.reading import READ_TIMEOUT_S, consume, make_consum
 from paywarden.streams.kafka.topic_identity import embedded_cluster
 
 DECISIONS_TOPIC = "decisions"
-# Of each partition: enough for a mean, and some milliseconds to decode.
+# Records of each partition: enough for a mean, and some milliseconds to decode.
 _RECORDS_MAX = 400
 # How long one look for a record waits before it asks again.
 _PROBE_S = 0.2

@@ -45,7 +45,7 @@ _MAKING_LOCK, _FILLING_LOCK = 7_164_033, 7_164_034
 # How much longer than `timeout_ms` a client waits for the server's own word about it.
 _GRACE_S = 2.0
 FORMAT = "1"
-"""Of the tables. Another format is rebuilt from the topics."""
+"""The format of the tables. Another one is rebuilt from the topics."""
 _ANEW = "It is made anew from the topics, verdicts included, where there is none: move"
 _SEVERAL = "One process at a time has the file open; for several there is PostgreSQL: [decision_index] address"
 

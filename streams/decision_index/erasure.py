@@ -107,7 +107,7 @@ def read_erasures(transaction: Transaction) -> Erasures:
 
 
 def note_erasure(transaction: Transaction, erasure: Erasure) -> None:
-    """Remember an erasure. Of two with the same ids the later one counts."""
+    """Remember an erasure. If two have the same ids, the later one counts."""
     transaction.execute(
         "INSERT INTO forgotten (name, until_ms) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET "
         "until_ms = greatest(forgotten.until_ms, excluded.until_ms)",

@@ -91,7 +91,7 @@ class FillState:
 
 
 class IndexFiller:
-    """Follows the topics. Of several consoles on one PostgreSQL each adds what the others have not, one at a time."""
+    """Follows the topics. Several consoles on one PostgreSQL take turns: each adds what the others have not."""
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from paywarden.streams.decision_index.database import Transaction
 from paywarden.streams.decision_index.rows import listed
 from paywarden.streams.decision_index.search import ACTIONS, Place, Row, Search
 
-# Of a card that is looked for together with something else: more of them are joined in the database.
+# If a card is looked for together with something else, more decisions than this are joined in the database.
 _FEW_MAX = 1_000
 
 

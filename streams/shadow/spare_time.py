@@ -56,5 +56,5 @@ def _be_idle() -> None:
 
 
 def _be_nice(niceness: int) -> None:
-    """Be at least as nice as that. Whoever started the process may have made it nicer."""
+    """Be at least as nice as that. Its parent may have made it nicer already."""
     os.nice(max(0, niceness - os.nice(0)))

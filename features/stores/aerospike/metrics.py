@@ -14,7 +14,7 @@ from paywarden.features.stores.circuit_breaker import BreakerState
 
 OPERATIONS = ("read", "write", "delete", "scan")
 
-# Of what is wrong with a cluster's settings: cluster_check.py says what they mean.
+# The levels of faults in a cluster's settings: cluster_check.py says what they mean.
 FINDING_LEVELS = ("error", "warning")
 
 # Failures outside the cluster: a wrong setting, and calls that the breaker refused.

@@ -181,7 +181,7 @@ def _before(case: Case, event: ConsoleEvent) -> str:
 
 def _changed(case: Case, event: ConsoleEvent) -> Case:
     what = event.what
-    # Whoever changes a case after a proposal to close it wants it looked at again.
+    # A change after a proposal to close the case asks for another look.
     again = replace(case, proposed_by="", proposed_verdict="")
     if event.kind == LINKED:
         return case if what["item"] in case.items else replace(again, items=(*case.items, what["item"]))

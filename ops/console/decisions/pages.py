@@ -78,7 +78,7 @@ class DecisionPages:
         asked = {field.name: visit.text(field.name) for field in SEARCH_FIELDS if visit.text(field.name)}
         after = asked.pop("after", "")
         if not visit.person.sees_cards and (hidden := [name for name in PERSONAL if name in asked]):
-            # Whoever does not see a card must not find out by guesses whose payments are whose.
+            # A person who may not see cards must not find out by guesses which payments are of one card.
             raise PageRefused(403, f"{hidden[0]}: this needs the role analyst or lead.")
         last_ms = visit.time_ms("to")
         search = Search(

@@ -12,7 +12,7 @@
 5. A key counts for `KEPT_MS` after its `began`. Then it is as new.
 
 The topic has neither the key nor anything that can be read: the subject is a hash of person and key, the answer is
-encrypted with a key made of both. Who sends the same Idempotency-Key again is the only one who can read it.
+encrypted with a key made of both. Only a caller that sends the same Idempotency-Key again can read it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a proposed version would change: the lines of its policy against the champion's, and what its model was made of.
 
-Whoever approves a version by its digests alone approves what nobody has read. Lists are told by how many entries come
-and go: entries may be ids of cards.
+A person who approves a version by its digests alone approves what nobody has read. The page tells only how many entries
+of a list come and go: entries may be ids of cards.
 """
 
 from __future__ import annotations

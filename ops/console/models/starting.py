@@ -3,9 +3,9 @@
     /rollout/plan    GET   candidate, steps, margins, traffic ──► the plan with its power, and the digest of the plan
     /rollout/start   POST  the same, and that digest          ──► the same event as by `paywarden rollout start`
 
-The digest is of champion, candidate and plan. Whoever starts a rollout has therefore seen what starts: if the champion
-has changed meanwhile, or a number in the form, nothing starts. The rules of the log decide as ever: where there is a
-registry, the candidate is a proposal with its approvals.
+The digest is of champion, candidate and plan. A person who starts a rollout has therefore seen what starts: if the
+champion has changed meanwhile, or a number in the form, nothing starts. The rules of the log decide as ever: where
+there is a registry, the candidate is a proposal with its approvals.
 """
 
 from __future__ import annotations

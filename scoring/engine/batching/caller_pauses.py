@@ -97,7 +97,7 @@ class CallerPauses:
                 return
             del self._refused[caller]
             self.held[caller] = []
-        # Who stands in line was refused too often a moment ago: once is enough.
+        # A caller in the line was refused too often a moment ago: once is enough.
         self._paused.add(caller)
         self._tell(caller, now)
         asyncio.get_running_loop().call_later(PAUSE_S, self._end, caller)

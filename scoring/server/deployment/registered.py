@@ -2,8 +2,9 @@
 
     log ──rules, signatures──► champion, version before it, rollout under way ──files checked──► deployment.json
 
-1. Whoever has changed this host's copy of the log calls `update`: the companion after each look at the topic, and the
-   commands that promote, roll back or abort. It depends on the log alone, so it does not matter who comes first.
+1. A process that has changed this host's copy of the log calls `update`: the companion after each look at the topic,
+   and the commands that promote, roll back or abort. It depends on the log alone, so it does not matter who comes
+   first.
 2. One process at a time reads the log and writes the file. What is read later is written later.
 3. A release that the file names already is not checked again, and one that is ready is taken from there if its files
    are gone: a way back must not fail because somebody tidied up.

@@ -41,7 +41,7 @@ def segments_in(directory: Path) -> list[int]:
 
 def read_at(path: Path, offset: int, size_max: int = _READ_BYTES) -> bytes:
     """Returns at most `size_max` bytes from `offset` on."""
-    # Whoever opens a named pipe waits for a writer, unless it says so.
+    # Opening a named pipe waits for a writer, unless it is opened without blocking.
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         return os.pread(fd, size_max, offset)

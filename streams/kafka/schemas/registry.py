@@ -368,7 +368,7 @@ def registered_subjects(settings: RegistrySettings) -> frozenset[str]:
             mend = "correct [registry] username and password, and the rights of that user"
             raise Misconfigured(f"schema registry {url} refused us with status {status}: {mend}") from error
         said = _line(error)
-        # Of an answer that is no error of a registry the client quotes the bytes.
+        # If an answer is no error of a registry, the client quotes its bytes.
         why = "" if said.startswith(_NO_ERROR_OF_A_REGISTRY) else f" ({said})"
         mend = "look at the registry and its log" if status >= _SERVER_ERROR else base
         raise Misconfigured(f"{_status(error, url)}{why}: {mend}") from error
