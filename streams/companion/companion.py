@@ -51,6 +51,7 @@ from paywarden.schemas.avro import Encoder, SchemaIds
 from paywarden.schemas.errors import Misconfigured, PaywardenError, StoreUnavailable, TemporaryFailure
 from paywarden.schemas.payment_fields import require_between
 from paywarden.scoring.state.mirror import MirrorDamaged, MirrorSettings, MirrorUnavailable, MirrorWriter, discard
+from paywarden.scoring.state.mirror_check import MirrorCheck
 from paywarden.scoring.state.outbox import OutboxSettings
 from paywarden.scoring.state.overlay_marks import OverlayMarks
 from paywarden.scoring.state.shards import HeldShards
@@ -184,6 +185,7 @@ class Companion:
         self._mirror_settings = files.mirror
         self._identity_digest = files.identity_digest
         self._open_mirror: MirrorWriter | None = None
+        self._mirror_check = MirrorCheck(files.mirror.path, files.mirror.size_mb)
         self._open_marks = files.open_marks
         self._marks: OverlayMarks | None = None
         self._shards = shards
@@ -277,6 +279,7 @@ class Companion:
                 step()
             except Exception as error:  # noqa: BLE001  # `run` raises it
                 errors.append(error)
+        self._mirror_check.close()
         if self._open_mirror is not None:
             self._open_mirror.close()
         if self._marks is not None:
@@ -359,6 +362,7 @@ class Companion:
         if self._marks is not None:
             self._marks.close()
         self._open_mirror = self._marks = None
+        self._mirror_check.close()
         try:
             discard(self._mirror_settings)
         except OSError as error:
@@ -380,6 +384,10 @@ class Companion:
     def _check_readers(self) -> None:
         if freed := self._mirror.check_readers():
             _log.info("companion: freed the places of %d dead readers in the mirror", freed)
+            # A damaged page may have ended them, and would end those that are started in their place.
+            self._mirror_check.begin()
+        if damage := self._mirror_check.damage():
+            raise MirrorDamaged(f"the mirror is damaged: {damage}")
 
     def _apply_patiently(
         self, profiles: Mapping[bytes, bytes | None], positions: Mapping[int, int], stop: Event

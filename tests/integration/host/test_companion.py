@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import urllib.error
 import urllib.request
 from collections.abc import Iterable
@@ -38,10 +39,19 @@ from paywarden.streams.kafka.reading import make_consumer
 from tests.patience import PATIENCE_S
 from tests.services.product.deployment import Deployment
 from tests.services.product.in_process import remembered_clients, running
-from tests.services.product.processes import PaywardenProcess, get, is_ready, wait_until
+from tests.services.product.processes import PaywardenProcess, get, is_ready, run_program, wait_until
 from tests.services.servers.kafka import QUICK_RETURN, KafkaServer
 from tests.standin.aerospike_server import StandIn
 from tests.worlds.stream.topics import ENTITIES, Topics, read_store, read_topic, small_world, wait_until_worked_in
+
+_DYING_READER = """
+import os, signal, sys
+import lmdb
+
+environment = lmdb.open(sys.argv[1], map_size=256 << 20, readonly=True)
+transaction = environment.begin()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 class Companion:
@@ -197,6 +207,17 @@ def test_a_damaged_mirror_is_made_anew_and_decisions_are_shipped(
     companion.wait_for("failures_total{mirror}", 2)
     companion.wait_until_ready()
     assert companion.process.log.read_text(encoding="utf-8").count("its file was cut short") == 1
+    # Nothing that the companion writes meets this. A reader that dies in a look-up is the sign.
+    first = min(b"card:" + payment["card_id"].encode() for payment in payments)
+    content = file.read_bytes()
+    assert first in content
+    with file.open("r+b") as pages:
+        pages.write(content.replace(first, b"\xff" + first[1:]))
+    assert run_program(_DYING_READER, str(file.parent)).returncode == -signal.SIGKILL
+    companion.wait_for("failures_total{mirror}", 3)
+    companion.wait_until_ready()
+    assert "the mirror is damaged: not all of it can be read" in companion.process.log.read_text(encoding="utf-8")
+    assert first in file.read_bytes()
     assert companion.process.stop() == 0
     keys = [f"card:{payment['card_id']}".encode() for payment in payments]
     assert None not in read_mirror(deployment, keys).values()
