@@ -6,11 +6,11 @@ import json
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tests.fuzz.targets import Target
@@ -273,12 +273,12 @@ def answered_table() -> Target:
     outbox = OutboxWriter(outbox_settings, "worker-0")
     numbers = iter(range(1 << 40))
 
-    def decide(table: DecisionCache, requests: list[object]) -> None:
-        for request, claim in zip(requests, table.claim(asked(requests), NOW_MS), strict=True):  # type: ignore[arg-type]
+    def decide(table: DecisionCache, requests: Sequence[Any]) -> None:
+        for request, claim in zip(requests, table.claim(asked(requests), NOW_MS), strict=True):
             if isinstance(claim, OutboxEntry):
                 assert claim.request == request
             elif isinstance(claim, int):
-                record = entry_of(request, f"d{next(numbers)}").SerializeToString()  # type: ignore[arg-type]
+                record = entry_of(request, f"d{next(numbers)}").SerializeToString()
                 table.place([claim], [outbox.position])
                 outbox.append(record)
                 table.settle([claim])

@@ -14,6 +14,8 @@ from tests.simulation.world import Failed
 PATIENCE_S = 3.0
 _AGAIN_S = 0.4
 _ATTEMPTS_MAX = 5
+# A worker that is ready has room for so many decisions, an eighth of its outbox. A larger batch may not fit.
+_READY_FOR = 12
 _FIELDS = tuple(field.name for field in ScoreRequest.DESCRIPTOR.fields)
 
 
@@ -157,7 +159,8 @@ class Callers:
         if status == 500:
             raise Failed("internal_error", f"{worker} answered {request.ids[:3]} with 500")
         if status == 503 and b"outbox" in body:
-            self._note(worker, "cannot record")
+            if len(request.payments) <= _READY_FOR:
+                self._note(worker, "cannot record")
             if self.is_healed:
                 raise Failed("stuck", f"{worker} still says 503 after everything was healed: {body[:200]!r}")
         if request.is_hostile or status in (0, 429, 503, 504):

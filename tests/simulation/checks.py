@@ -13,10 +13,11 @@ from __future__ import annotations
 import os
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from paywarden.models.rollout.shares import CIRCLE, CardSplit
 from paywarden.schemas.avro import Decoder
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
@@ -28,7 +29,7 @@ from paywarden.streams.profiles.payment_columns import PaymentEvent, Position
 from paywarden.streams.profiles.progress.watermarks import PREFIX
 from tests.simulation.callers import Told
 from tests.simulation.cluster.logs import Entry
-from tests.simulation.processes import ENTITIES, parts
+from tests.simulation.processes import ENTITIES, SALT, SUPERVISOR, parts
 from tests.simulation.world import Failed
 from tests.worlds.stream.packed import sources_of, without_sources
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from tests.simulation.history import History
 
 DESCRIPTORS_MAX = 40
+# Callers, probes, and what `connections` opens.
+CONNECTIONS_MAX = 200
 _ANEW = 1 << 48
 
 
@@ -45,6 +48,7 @@ def check_all(history: History) -> None:
     stored = _check_profiles(history)
     _check_copies(history, stored)
     _check_letters(history)
+    _check_index(history)
     _check_resources(history)
 
 
@@ -53,6 +57,7 @@ def _check_decisions(history: History) -> None:
     decided: dict[str, list[Told]] = {}
     for _, _, entry in history.broker.records("decisions"):
         row = decoder.decode(entry.value or b"")
+        _check_release(history, row)
         decided.setdefault(row["payment_id"], []).append(Told(row["decision_id"], row["score"], row["action"]))
     spoilt, shown = history.damaged_decisions, _shown(history)
     for payment_id, told in sorted(history.callers.told.items()):
@@ -79,6 +84,26 @@ def _check_decisions(history: History) -> None:
                     f"a request for {len(request.ids)} payments was refused with {request.statuses}, and {payment_id} "
                     "has a decision on the topic",
                 )
+
+
+def _check_release(history: History, row: dict[str, Any]) -> None:
+    """A payment is decided by a release that was ordered; in a rollout, by that of its card's arm."""
+    own, other = (release.origins[0].bundle_digest for release in parts().releases.values())
+    split = CardSplit(bytes.fromhex(SALT))
+    is_candidate = split.position(f"card:{row['card_id']}".encode()) < CIRCLE // 2
+    wanted = {own, other}
+    if row["rollout"] == "r-1":
+        wanted = {other if is_candidate else own}
+        if row["arm"] != ("candidate" if is_candidate else "champion"):
+            raise Failed("arm", f"{row['payment_id']} has the arm {row['arm']} of another card")
+    elif row["payment_id"].startswith("probe-"):
+        # Everything has settled: the last orders hold.
+        orders = history.deployment.orders
+        wanted = {parts().releases[orders.active].origins[0].bundle_digest}
+        if orders.rollout == "r-1":
+            raise Failed("arm", f"{row['payment_id']} is of no rollout, and one goes on")
+    if row["rollout"] not in ("", "r-1") or row["bundle_digest"] not in wanted:
+        raise Failed("release", f"{row['payment_id']} was decided by {row['bundle_digest'][:8]} of {row['rollout']!r}")
 
 
 def _shown(history: History) -> set[str]:
@@ -231,13 +256,32 @@ def _check_letters(history: History) -> None:
             raise Failed("dead_letters", f"a good record of {letter[0]} is a dead letter")
 
 
+def _check_index(history: History) -> None:
+    """The index of decisions has each record of the topic once, and no other."""
+    if (index := history.deployment.index) is None:
+        return
+    decoder = Decoder("decisions", parts().ids)
+    wanted = Counter(
+        decoder.decode(entry.value or b"")["decision_id"] for _, _, entry in history.broker.records("decisions")
+    )
+    with index.database.reading() as transaction:
+        found = Counter(row[0] for row in transaction.execute("SELECT decision_id FROM decisions"))
+    if wanted != found:
+        raise Failed("index", f"the index lacks {len(wanted - found)} decisions and has {len(found - wanted)} too many")
+
+
 def _check_resources(history: History) -> None:
     if (count := history.files.descriptors_most) > DESCRIPTORS_MAX:
         raise Failed("descriptors", f"a process had {count} files open")
     for name, process in history.deployment.processes.items():
         if process.actor is not None and len(process.actor.life.fds) > DESCRIPTORS_MAX // 2:
             raise Failed("descriptors", f"{name} has {len(process.actor.life.fds)} files open at the end")
+    supervisor = history.deployment.processes.get(SUPERVISOR)
+    if supervisor is not None and (odd := set(supervisor.outcomes) - {"killed"}):
+        raise Failed("supervisor_ended", f"nobody has killed the supervisor, and it ended: {sorted(odd)}")
     root = Path(history.deployment.outbox.directory)
     count = sum(len(files) for _, _, files in os.walk(root))
     if count > 200:
         raise Failed("files", f"the outboxes are {count} files")
+    if (most := max(history.connections_most.values(), default=0)) > CONNECTIONS_MAX:
+        raise Failed("connections", f"a worker had {most} connections open")

@@ -26,6 +26,8 @@ import lmdb as real_lmdb
 from tests.simulation.world import Actor, World
 
 _READ_ONLY = "r"
+# The supervisor's pipe: nothing is written to it.
+_PIPE = (1 << 20, (1 << 20) + 1)
 BOOT_ID = "boot-1"
 
 
@@ -237,7 +239,31 @@ class SimulatedOs:
         return 1 if actor is None else actor.life.pid
 
     def getppid(self) -> int:
-        return 1
+        actor = files().world.current
+        parent = None if actor is None else actor.life.parent
+        return 1 if parent is None or parent.is_dead else parent.pid
+
+    def waitpid(self, pid: int, options: int) -> tuple[int, int]:
+        del pid, options
+        actor = files().world.current
+        assert actor is not None
+        return actor.life.ended_children.pop(0) if actor.life.ended_children else (0, 0)
+
+    def kill(self, pid: int, number: int) -> None:
+        """Send a signal. A process that does not handle it is killed."""
+        world = files().world
+        world.seam(f"kill {pid} {number:d}")
+        life = world.by_pid[pid]
+        if number in life.signals:
+            life.signals[number]()
+        else:
+            world.kill(life)
+
+    def pipe(self) -> tuple[int, int]:
+        return _PIPE
+
+    def read(self, fd: int, size: int) -> bytes:
+        return b"" if fd in _PIPE else os.read(fd, size)
 
     def urandom(self, size: int) -> bytes:
         return files().world.random.randbytes(size)

@@ -24,6 +24,7 @@ from typing import Any
 
 from paywarden.schemas.avro import Encoder
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
+from paywarden.scoring.server.deployment.releases import Orders, orders_path
 from paywarden.streams.profiles.progress.watermarks import PREFIX
 from tests.simulation import patches
 from tests.simulation.callers import Callers, Exchange, Request, request_of
@@ -32,14 +33,26 @@ from tests.simulation.cluster.broker import Broker
 from tests.simulation.cluster.consumer import GroupConsumer
 from tests.simulation.cluster.logs import Entry, Log, Transaction
 from tests.simulation.files import FileFault
-from tests.simulation.plan import DURATION_S, Item, Plan
-from tests.simulation.processes import SESSION_S, WORKERS, Deployment, group_lag, parts
-from tests.simulation.world import START_S, Died, Failed, World
+from tests.simulation.plan import DURATION_S, PROCESSES, Item, Plan
+from tests.simulation.processes import (
+    INDEX,
+    SALT,
+    SESSION_S,
+    SUPERVISOR,
+    WORKERS,
+    Deployment,
+    More,
+    group_lag,
+    index_lag,
+    parts,
+)
+from tests.simulation.world import START_S, Died, Failed, Life, World
 
 SETTLE_S = 150.0
 # How long the mirror is watched when a dead reader holds back its pages.
 ENDURANCE_S = 120.0
 _PROBE_EVERY_S = 1.0
+_FOR_EVER_S = 1e6
 _ROOT = "/dev/shm" if os.path.isdir("/dev/shm") else None
 # Then the number of the process, so that another one knows when the folder is left over.
 _PREFIX = "paywarden-simulation-"
@@ -84,6 +97,10 @@ class History:
         # The last watermark of the mirror that was checked.
         self.watermark_ms = 0
         self._idle: list[Exchange] = []
+        # By worker.
+        self.connections_most: Counter[str] = Counter()
+        # Workers that will never go on.
+        self.hung: list[Life] = []
 
     def run(self) -> None:
         world = self.world
@@ -101,6 +118,9 @@ class History:
             self._accept_source()
         # Everything that is restarted has a chance to come up, and a full outbox to be shipped.
         world.run_until(lambda: not (self.callers.open or self.pending or self._unshipped()), 30.0)
+        if any(item.kind == "swap" for item in self.plan.faults):
+            # Workers look for orders twice a second.
+            world.run_until(lambda: False, 3.0)
         self._send_probes()
         world.run_until(lambda: not self.unsettled(), SETTLE_S)
         if self.files.stale:
@@ -227,7 +247,7 @@ class History:
         chance = random.Random(arguments["chance"])
         kind = item.kind
         world.note(f"inject {item}")
-        if kind in ("emfile", "enospc", "torn", "slow"):
+        if kind in ("emfile", "enospc", "torn", "slow", "eio"):
             until = world.now + arguments.get("seconds", 5.0)
             fault = FileFault(kind, until, arguments.get("count", 1), chance)
             self.files.add(arguments["process"], fault)
@@ -328,6 +348,53 @@ class History:
             # Another file: the one before may be mapped.
             path.unlink()
             path.write_bytes(chance.randbytes(chance.choice((0, 7, 500))))
+
+    def _supervisor_death(self, arguments: dict[str, Any], _: random.Random) -> None:
+        """Kill the supervisor: its workers end by themselves, and the next one starts others."""
+        if (actor := self._actor(SUPERVISOR)) is not None:
+            actor.life.fuse = arguments["after"]
+
+    def _index_death(self, arguments: dict[str, Any], _: random.Random) -> None:
+        if (actor := self._actor(INDEX)) is not None:
+            actor.life.fuse = arguments["after"]
+
+    def _failed_fork(self, arguments: dict[str, Any], _: random.Random) -> None:
+        """No process can be forked for a while, and a worker is killed."""
+        self.deployment.fork_fails_until = self.world.now + arguments["seconds"]
+        self._kill(arguments["process"])
+
+    def _hung_worker(self, arguments: dict[str, Any], _: random.Random) -> None:
+        """A worker stands still and never goes on: the supervisor has to replace it."""
+        if (actor := self._actor(arguments["process"])) is not None:
+            self.hung.append(actor.life)
+            self.world.freeze(actor.life, _FOR_EVER_S)
+
+    def _crash_loop(self, arguments: dict[str, Any], _: random.Random) -> None:
+        """A worker dies at each start for a while. A moment later the other one is killed once."""
+        name = arguments["process"]
+        self.deployment.crashes_until[name] = self.world.now + arguments["seconds"]
+        self._kill(name)
+        other = next(one for one in PROCESSES[:2] if one != name)
+        self.world.after(arguments["seconds"] / 2, lambda: self._kill(other))
+
+    def _swap(self, arguments: dict[str, Any], _: random.Random) -> None:
+        """Order the workers to decide by another release, for all cards or half of them; or damage the orders."""
+        own, other = parts().releases
+        orders, to = self.deployment.orders, arguments["to"]
+        number = orders.generation + 1
+        if to == "damaged":
+            path = orders_path(self.deployment.root / "serve", 1)
+            if path.exists():
+                path.write_bytes(path.read_bytes()[:40])
+            return
+        wanted = {
+            "other": Orders(number, other, previous=own),
+            "back": Orders(number, own, previous=other),
+            "canary": Orders(number, own, candidate=other, rollout="r-1", share=5000, salt=SALT),
+            # Nobody can load it: what decides goes on.
+            "gone": Orders(number, own, candidate="gone", rollout="r-2", share=5000, salt=SALT),
+        }
+        self.deployment.order(wanted[to])
 
     def _kill(self, name: str) -> None:
         if (actor := self._actor(name)) is not None:
@@ -446,6 +513,8 @@ class History:
         for number in range(WORKERS):
             self.callers.probe(f"worker-{number}")
         check_watermark(self)
+        for name, listening in self.deployment.listening.items():
+            self.connections_most[name] = max(self.connections_most[name], listening.connection_count)
         self.world.after(_PROBE_EVERY_S, self._probe)
 
     def _heal(self) -> None:
@@ -460,9 +529,13 @@ class History:
         for process in self.deployment.processes.values():
             if process.is_alive and process.actor is not None:
                 process.actor.life.fuse = None
-                if process.actor.is_frozen:
+                if process.actor.is_frozen and process.actor.life not in self.hung:
                     world.thaw(process.actor.life)
         self._idle.clear()
+        self.deployment.fork_fails_until = 0.0
+        self.deployment.crashes_until.clear()
+        # The deployer writes damaged orders again.
+        self.deployment.order(self.deployment.orders)
         self.callers.are_clocks_wrong = False
 
     def _send_probes(self) -> None:
@@ -505,6 +578,8 @@ class History:
                 reasons.append("the mirror lacks states of the changelog")
             if waiting := self._unshipped():
                 reasons.append(f"{waiting} bytes of decisions are not shipped")
+        if index_lag(self.deployment):
+            reasons.append("the index of decisions is behind its topics")
         for name, pipeline in self.deployment.pipelines.items():
             reasons += [f"{name} is not ready: {problem}" for problem in pipeline.problems()]
         return reasons
@@ -597,7 +672,7 @@ def run_plan(plan: Plan) -> Outcome:
     failure: Failed | None = None
     with patches.running(world, broker, root) as own:
         fsync = random.Random(plan.seed).choice(("never", "always"))
-        deployment = Deployment(world, broker, own, root, fsync=fsync)
+        deployment = Deployment(world, broker, own, root, fsync=fsync, more=More(plan.is_supervised, plan.has_index))
         history = History(plan, world, deployment)
         try:
             history.run()
@@ -608,5 +683,6 @@ def run_plan(plan: Plan) -> Outcome:
         finally:
             digest = world.digest()
             world.end()
+            deployment.close()
     shutil.rmtree(root, ignore_errors=True)
     return Outcome(plan.seed, digest, world.steps, world.faults, failure, tuple(world.notes) if failure else ())

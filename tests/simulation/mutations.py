@@ -169,6 +169,32 @@ def _any_cursor_counts(_: Any) -> Any:
     return load
 
 
+def _one_pause_for_all(pause: Any) -> Any:
+    def paused(self: Any, worker: Any) -> float:
+        worker.pause_s = max(each.pause_s for each in self._workers)
+        pause_s: float = pause(self, worker)
+        return pause_s
+
+    return paused
+
+
+def _failed_fork_ends_it(_: Any) -> Any:
+    def postpone(_self: Any, _worker: Any, error: OSError) -> None:
+        raise error
+
+    return postpone
+
+
+def _failure_escapes(load: Any) -> Any:
+    def loaded(self: Any, *arguments: Any) -> Any:
+        result = load(self, *arguments)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    return loaded
+
+
 def _damaged_counts_end_it(_: Any) -> Any:
     def kept(path: Any) -> Any:
         shared = importlib.import_module("paywarden.scoring.metrics.shared")
@@ -327,6 +353,49 @@ MUTATIONS = {
         frozenset({"decision_twice", "stuck"}),
         (Patch("streams.companion.cursors", "written_end_offsets", _readable_ends),),
         known=15,
+    ),
+    "hung_worker": Mutation(
+        "a worker that stands still is left alone",
+        ("hung_worker",),
+        20,
+        frozenset({"stuck"}),
+        (Patch("scoring.server.heartbeat", "HangDetector.look", _constant(False)),),
+    ),
+    "failed_fork": Mutation(
+        "a failed fork ends the supervisor",
+        ("failed_fork",),
+        20,
+        frozenset({"supervisor_ended"}),
+        (Patch("scoring.server.supervisor", "Supervisor._postpone", _failed_fork_ends_it),),
+    ),
+    "crash_loop": Mutation(
+        "a worker that crashes again and again holds up the start of another",
+        ("crash_loop",),
+        60,
+        frozenset({"restart_late"}),
+        (Patch("scoring.server.supervisor", "Supervisor._pause", _one_pause_for_all),),
+    ),
+    "release_never_loaded": Mutation(
+        "after a release that cannot be loaded, a worker loads no other",
+        ("swap",),
+        100,
+        frozenset({"release", "arm", "bug"}),
+        (Patch("scoring.server.take_up", "ReleaseSwitch._load", _failure_escapes),),
+        known=30,
+    ),
+    "arms_of_all_cards": Mutation(
+        "the candidate of a rollout decides about all cards",
+        ("swap",),
+        40,
+        frozenset({"release", "arm"}),
+        (Patch("scoring.engine.arms", "Split.has", _constant(True)),),
+    ),
+    "index_offsets": Mutation(
+        "a killed index goes on from an earlier place than it has stored",
+        ("index_death",),
+        40,
+        frozenset({"index", "bug", "stuck"}),
+        (Patch("streams.decision_index.index", "DecisionIndex.set_source", _constant(None)),),
     ),
     "foreign_directory": Mutation(
         "a directory that is no worker's is taken for an outbox",

@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import logging
 import pkgutil
+import select as real_select
 import sys
 import threading
 import time as real_time
@@ -23,9 +24,10 @@ import paywarden.scoring
 import paywarden.streams.companion
 import paywarden.streams.kafka
 import paywarden.streams.profiles
+from paywarden.schemas.errors import BundleRefused
 from paywarden.scoring.http import front
 from paywarden.scoring.idempotency.decision_cache import DecisionCache
-from paywarden.scoring.server import worker
+from paywarden.scoring.server import supervisor, take_up, worker
 from paywarden.scoring.state import lmdb_calls
 from paywarden.scoring.state.outbox import writer as outbox_writer
 from paywarden.streams.kafka import producers
@@ -96,6 +98,59 @@ class _NoCollector:
         return 0
 
     def freeze(self) -> None: ...
+
+
+class SimulatedSelect:
+    """The module `select` for the supervisor: it wakes when a child has ended, as by SIGCHLD."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(real_select, name)
+
+    def poll(self) -> SimulatedPoll:
+        return SimulatedPoll()
+
+
+class SimulatedPoll:
+    """A wait for the supervisor's pipe."""
+
+    def __init__(self) -> None:
+        self._fds: list[int] = []
+
+    def register(self, fd: int, _: int) -> None:
+        self._fds.append(fd)
+
+    def poll(self, wait_ms: float | None) -> list[tuple[int, int]]:
+        world = files.files().world
+        world.seam("poll")
+        assert world.current is not None
+        ended = world.current.life.ended_children
+        if not ended:
+            world.sleep(3600.0 if wait_ms is None else wait_ms / 1000)
+        return [(self._fds[0], real_select.POLLIN)] if ended else []
+
+
+class SimulatedQueue:
+    """The module `queue`: a thread that waits for something to do waits virtually."""
+
+    class SimpleQueue:
+        def __init__(self) -> None:
+            self._items: list[Any] = []
+            self._waiting: Actor | None = None
+
+        def __class_getitem__(cls, _: Any) -> Any:
+            return cls
+
+        def put(self, item: Any) -> None:
+            self._items.append(item)
+            if self._waiting is not None:
+                files.files().world.wake(self._waiting)
+
+        def get(self) -> Any:
+            world = files.files().world
+            while not self._items:
+                self._waiting = world.current
+                world.wait()
+            return self._items.pop(0)
 
 
 class SimulatedThreading:
@@ -248,6 +303,9 @@ def patched() -> Iterator[None]:
     put(producers, "make_producer", _make_producer)
     put(front, "accept", _accept)
     put(worker, "open_listener", lambda *_, **__: None)
+    put(supervisor, "select", SimulatedSelect())
+    put(take_up, "queue", SimulatedQueue())
+    put(take_up, "load_release", _load_release)
     for step in _DECISION_CACHE_STEPS:
         put(DecisionCache, step, _as_seam(getattr(DecisionCache, step), step))
     levels = logging.root.manager.disable
@@ -281,6 +339,22 @@ def _patch_defaults(function: FunctionType, put: Callable[[Any, str, Any], None]
 
 def _token_hex(size: int) -> str:
     return files.files().world.random.randbytes(size).hex()
+
+
+def _load_release(key: str, *_: object, rest: Callable[[], object], **__: object) -> Any:
+    """Returns a release that a checker has prepared: there is nothing to load here."""
+    for _step in range(3):
+        files.files().world.seam("load a release")
+        rest()
+    if key not in Releases.by_key:
+        raise BundleRefused(f"prepared bundle {key}: it is gone or damaged")
+    return Releases.by_key[key]
+
+
+class Releases:
+    """The releases that workers may be ordered to take up, by key."""
+
+    by_key: dict[str, Any] = {}  # noqa: RUF012 - filled once, by processes.py
 
 
 class Cluster:

@@ -57,11 +57,32 @@ DEFAULT = (
     "poisoned_cursor",
     "damaged_cursor",
     "damaged_counts",
+    "supervisor_death",
+    "failed_fork",
+    "hung_worker",
+    "crash_loop",
+    "swap",
+    "index_death",
+    "eio",
 )
+# In histories with one of these, the host's own supervisor starts its workers.
+SUPERVISED = ("supervisor_death", "failed_fork", "hung_worker", "crash_loop")
 # Topics on which a stranger leaves a transaction open.
 _HELD_UP = ("payments", "outcomes", "profiles", "repartition-card", "outbox-cursors", "decisions")
 # A fault that came later is drawn apart, in one history of so many: the histories of all other seeds stay as they were.
-_DRAWN_APART = {"open_transaction": 8, "poisoned_cursor": 12, "damaged_cursor": 12, "damaged_counts": 12}
+_DRAWN_APART = {
+    "open_transaction": 8,
+    "poisoned_cursor": 12,
+    "damaged_cursor": 12,
+    "damaged_counts": 12,
+    "supervisor_death": 16,
+    "failed_fork": 16,
+    "hung_worker": 16,
+    "crash_loop": 16,
+    "swap": 8,
+    "index_death": 16,
+    "eio": 12,
+}
 # A host's clock that jumps by an hour: the decision cache and the bounds of a payment's time go by it (docs/limits.md).
 FAULTS = (*DEFAULT, "clock_leap")
 PROCESSES = ("worker-0", "worker-1", "companion", "stream-0", "stream-1")
@@ -86,6 +107,10 @@ class Plan:
     seed: int
     operations: list[Item] = field(default_factory=list)
     faults: list[Item] = field(default_factory=list)
+    # Whether the host's own supervisor starts its workers. It stays so when the plan is shrunk.
+    is_supervised: bool = False
+    # Whether an index of decisions follows their topic.
+    has_index: bool = False
 
     def without(self, operations: Collection[int], faults: Collection[int]) -> Plan:
         """Returns the plan without the items of these numbers."""
@@ -93,6 +118,8 @@ class Plan:
             self.seed,
             [item for item in self.operations if item.number not in operations],
             [item for item in self.faults if item.number not in faults],
+            self.is_supervised,
+            self.has_index,
         )
 
     def kept(self, operations: Collection[int], faults: Collection[int]) -> Plan:
@@ -101,6 +128,8 @@ class Plan:
             self.seed,
             [item for item in self.operations if item.number in operations],
             [item for item in self.faults if item.number in faults],
+            self.is_supervised,
+            self.has_index,
         )
 
 
@@ -125,6 +154,8 @@ def plan_of(seed: int, kinds: Sequence[str]) -> Plan:
             plan.faults += [_fault(number + more, kind, apart) for more in range(apart.choice((1, 2)))]
             number = len(plan.faults)
     plan.faults.sort(key=lambda item: item.at)
+    plan.is_supervised = any(item.kind in SUPERVISED for item in plan.faults)
+    plan.has_index = any(item.kind == "index_death" for item in plan.faults)
     return plan
 
 
@@ -194,7 +225,7 @@ def _payment(payment_id: str, at: float, chance: random.Random) -> dict[str, Any
 def _fault(number: int, kind: str, chance: random.Random) -> Item:
     at = chance.random() * DURATION_S
     arguments: dict[str, Any] = {}
-    if kind in ("death", "freeze", "emfile", "enospc", "torn", "slow"):
+    if kind in ("death", "freeze", "emfile", "enospc", "torn", "slow", "eio"):
         names = PROCESSES if kind in ("death", "freeze") else PROCESSES[:3]
         arguments["process"] = chance.choice(names)
     if kind == "death":
@@ -203,7 +234,7 @@ def _fault(number: int, kind: str, chance: random.Random) -> Item:
         arguments["process"] = chance.choice(PROCESSES[:2])
     elif kind == "freeze":
         arguments["seconds"] = chance.choice((0.05, 0.5, 3.0, 8.0, 12.0))
-    elif kind in ("emfile", "enospc", "slow"):
+    elif kind in ("emfile", "enospc", "slow", "eio"):
         arguments |= {"seconds": chance.choice((0.2, 2.0, 8.0)), "count": chance.choice((1, 3, 1000))}
     elif kind == "clock_jump":
         machine = chance.choice(("host", "stream-host-0", "stream-host-1"))
@@ -224,8 +255,14 @@ def _fault(number: int, kind: str, chance: random.Random) -> Item:
     elif kind == "open_transaction":
         topic = chance.choice((*_HELD_UP, "payments"))
         arguments |= {"topic": topic, "seconds": chance.choice((0.5, 5.0, 15.0))}
-    elif kind in ("poisoned_cursor", "damaged_cursor", "damaged_counts"):
+    elif kind in ("poisoned_cursor", "damaged_cursor", "damaged_counts", "hung_worker"):
         arguments["process"] = chance.choice(PROCESSES[:2])
+    elif kind in ("supervisor_death", "index_death"):
+        arguments["after"] = chance.choice((0, 1, 5, 13, 40))
+    elif kind in ("failed_fork", "crash_loop"):
+        arguments |= {"process": chance.choice(PROCESSES[:2]), "seconds": chance.choice((0.5, 3.0, 8.0))}
+    elif kind == "swap":
+        arguments["to"] = chance.choice(("other", "back", "canary", "damaged", "gone"))
     elif kind == "partition_stall":
         arguments["process"] = chance.choice(("companion", "stream-0", "stream-1"))
     elif kind == "topic_recreated":

@@ -10,15 +10,17 @@ A supervisor starts a process again a moment after it has ended, as the real one
 from __future__ import annotations
 
 import asyncio
-import inspect
+import errno
+import json
 import os
+import signal
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cache, partial
 from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,24 +42,32 @@ from paywarden.scoring.grpc.settings import GrpcSettings
 from paywarden.scoring.http.settings import HttpSettings
 from paywarden.scoring.idempotency import decision_cache
 from paywarden.scoring.idempotency.decision_cache import DecisionCacheSettings
+from paywarden.scoring.metrics.shared import Registry
 from paywarden.scoring.net.tls import TlsSettings
 from paywarden.scoring.net.tokens import AuthSettings
 from paywarden.scoring.requests import fast_requests
 from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.server import worker as scoring_worker
 from paywarden.scoring.server.context import Endpoints, ServerContext
-from paywarden.scoring.server.deployment.releases import Release, release_of
+from paywarden.scoring.server.deployment.releases import Orders, Release, orders_path, release_of
+from paywarden.scoring.server.supervisor import Supervisor, SupervisorMetrics
 from paywarden.scoring.state.mirror import MirrorSettings
 from paywarden.scoring.state.outbox import OutboxSettings
 from paywarden.streams.companion.companion import Companion, CompanionSettings, FillSource, HostFiles
+from paywarden.streams.decision_index.database import DuckDbDatabase
+from paywarden.streams.decision_index.filler import TOPICS as INDEX_TOPICS
+from paywarden.streams.decision_index.filler import IndexFiller
+from paywarden.streams.decision_index.index import DecisionIndex
+from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewSettings
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.profiles.pipeline import Pipeline
 from paywarden.streams.profiles.settings import PipelineOptions, PipelineTiming, StreamSettings, stream_metrics
+from tests.simulation import patches
 from tests.simulation.cluster.broker import Broker
 from tests.simulation.cluster.clients import clients_of
 from tests.simulation.files import Files
 from tests.simulation.store import SimulatedStore, StoreState
-from tests.simulation.world import Actor, Died, World
+from tests.simulation.world import Actor, Died, Failed, World
 
 WORKERS, STREAMS = 2, 2
 ENTITIES = ("card", "merchant", "device")
@@ -83,6 +93,13 @@ _IDLE_MS = 1000
 _RESTART_S = 0.3
 # Above this, a process that always fails at its start is taken for one that never comes up.
 CRASHES_MAX = 40
+SUPERVISOR, INDEX = "supervisor", "index"
+# Of every rollout.
+SALT = "000102030405060708090a0b0c0d0e0f"
+# A worker that has not turned for so long is replaced.
+HANG_S = 4.0
+# A worker that was well is started again after 0.1 s. Calls of the simulator take their time.
+_START_AGAIN_S = 1.5
 
 
 class ConstantModel:
@@ -107,7 +124,9 @@ class Parts:
     engine: FeatureEngine
     rates: RateTable
     ids: LocalSchemaIds
+    # The one that a host starts with, and another one, by key.
     release: Release
+    releases: dict[str, Release]
 
 
 @cache
@@ -117,11 +136,17 @@ def parts() -> Parts:
     decision_cache.warm_up()
     fast_requests.warm_up()
     records.warm_up()
-    manifest = SimpleNamespace(model_version="sim", calibration_slope=1.0, calibration_intercept=0.0)
-    bundle = SimpleNamespace(manifest=manifest, predictor=ConstantModel(), explainer=_NoReasons())
     policy = Policy(PolicySettings(), review_at=0.3, decline_at=0.6)
-    release = release_of((cast(Any, bundle),), ("ab" * 32,), PreparedPolicy.of(policy))
-    return Parts(engine, load_rates(), LocalSchemaIds(), release)
+    releases = [
+        release_of((_bundle(version),), (digest * 32,), PreparedPolicy.of(policy))
+        for version, digest in (("sim", "ab"), ("other", "cd"))
+    ]
+    return Parts(engine, load_rates(), LocalSchemaIds(), releases[0], {one.key: one for one in releases})
+
+
+def _bundle(version: str) -> Any:
+    manifest = SimpleNamespace(model_version=version, calibration_slope=1.0, calibration_intercept=0.0)
+    return SimpleNamespace(manifest=manifest, predictor=ConstantModel(), explainer=_NoReasons(), close=lambda: None)
 
 
 def _no_endpoints() -> Endpoints:
@@ -160,7 +185,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._world.wake(self._actor)
 
     def add_signal_handler(self, sig: int, callback: Any, *args: Any) -> None:  # type: ignore[override]
-        """Processes here are killed, not asked to stop."""
+        """Processes here are killed, not asked to stop. A supervisor's SIGHUP arrives."""
+        if sig == signal.SIGHUP:
+            self._actor.life.signals[sig] = lambda: self.call_soon_threadsafe(callback, *args)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         error = context.get("exception")
@@ -288,10 +315,34 @@ class Process:
         return self.actor is not None and not self.actor.is_over
 
 
+class More(NamedTuple):
+    """What only some histories have: the host's own supervisor, an index of decisions."""
+
+    is_supervised: bool = False
+    has_index: bool = False
+
+
 class Deployment:
     """The whole system in one world."""
 
-    def __init__(self, world: World, broker: Broker, own: Files, root: Path, *, fsync: str = "never") -> None:
+    def __init__(
+        self,
+        world: World,
+        broker: Broker,
+        own: Files,
+        root: Path,
+        *,
+        fsync: str = "never",
+        more: More,
+    ) -> None:
+        self.is_supervised = more.is_supervised
+        # Until then forks fail; until then the worker of a name dies at each start.
+        self.fork_fails_until = 0.0
+        self.crashes_until: dict[str, float] = {}
+        # When a worker ended, and whether it had run long enough to be started again at once.
+        self.ends: dict[str, tuple[float, bool]] = {}
+        # What every worker should serve.
+        self.orders = Orders(0, parts().release.key)
         self.world, self.broker, self.files, self.root = world, broker, own, root
         self.kafka = KafkaSettings()
         for name, count in TOPICS.items():
@@ -312,9 +363,18 @@ class Deployment:
         self.processes: dict[str, Process] = {}
         for number in range(WORKERS):
             self._add(f"worker-{number}", "host", partial(self._score, number))
+        if more.is_supervised:
+            self._add(SUPERVISOR, "host", self._supervise)
         self._add("companion", "host", self._accompany)
         for number in range(STREAMS):
             self._add(f"stream-{number}", f"stream-host-{number}", self._stream)
+        self.index: DecisionIndex | None = None
+        if more.has_index:
+            for name in INDEX_TOPICS:
+                if name not in broker.topics:
+                    broker.create(name, 1)
+            self.index = DecisionIndex(DuckDbDatabase(root / "index.duckdb", threads=1))
+            self._add(INDEX, "index-host", self._follow_decisions)
         self._metrics = stream_metrics(self._stream_settings(), ENTITIES, CollectorRegistry())
 
     def _add(self, name: str, machine: str, work: Callable[[Actor], object]) -> None:
@@ -322,8 +382,10 @@ class Deployment:
 
     def start(self) -> None:
         decision_cache.prepare(self.answered)
+        patches.Releases.by_key = parts().releases
         for process in self.processes.values():
-            self.begin(process)
+            if not (self.is_supervised and process.name.startswith("worker-")):
+                self.begin(process)
 
     def begin(self, process: Process) -> None:
         """Start a process."""
@@ -345,9 +407,89 @@ class Deployment:
     def alive(self, prefix: str = "") -> list[Process]:
         return [p for name, p in self.processes.items() if name.startswith(prefix) and p.is_alive]
 
+    def close(self) -> None:
+        """Close what is outside of the simulated files."""
+        if self.index is not None:
+            self.index.database.close()
+
+    def _follow_decisions(self, actor: Actor) -> None:
+        assert self.index is not None
+        filler = IndexFiller(
+            self.index,
+            ReviewQueue(self.index.database, ReviewSettings()),
+            clients_of(self.broker, actor, self.kafka),
+            parts().ids,
+            now_ms=self.world.wall_ms,
+        )
+        filler.run(StopEvent(self.world), retry_s=0.5)
+
     # The scoring host
 
+    def _supervise(self, actor: Actor) -> None:
+        for name, process in self.processes.items():
+            # systemd and containers leave no process of a service alone: one that stands still would hold its files.
+            life = None if process.actor is None else process.actor.life
+            if name.startswith("worker-") and life is not None and life.frozen_until > self.world.now + HANG_S:
+                self.world.kill(life)
+        del actor
+        # What its deployer would do first.
+        self.order(self.orders)
+        HostSupervisor(self).run()
+
+    def order(self, orders: Orders) -> None:
+        """Order workers to serve releases, as a supervisor's deployer does."""
+        self.orders = orders
+        pid = 1
+        if self.is_supervised:
+            process = self.processes[SUPERVISOR]
+            if not process.is_alive:
+                return
+            assert process.actor is not None
+            pid = process.actor.life.pid
+        path = orders_path(self.root / "serve", pid)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        path.write_text(json.dumps(asdict(orders)), encoding="utf-8")
+
+    def forked(self, number: int, work: Callable[[], object]) -> int:
+        """Start the process of a worker for the supervisor, which is running. Returns its pid. Raises OSError."""
+        world, process = self.world, self.processes[f"worker-{number}"]
+        world.seam("fork")
+        if world.now < self.fork_fails_until:
+            world.faults["failed_fork"] += 1
+            # Nobody knows how long it would have taken otherwise.
+            self.ends.pop(process.name, None)
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        self._check_start(process.name)
+        process.starts += 1
+        process.actor = actor = world.fork(process.name, lambda _: work())
+        if world.now < self.crashes_until.get(process.name, 0.0):
+            actor.life.fuse = world.random.randrange(30)
+
+        def ended() -> None:
+            ran_s = world.now - actor.life.started_at
+            process.outcomes.append(actor.outcome or "killed")
+            self.ends[process.name] = world.now, ran_s > 1.0
+
+        actor.life.at_end.insert(0, ended)
+        return actor.life.pid
+
+    def _check_start(self, name: str) -> None:
+        """The history fails if a worker is started late: one that crashes again and again must not hold up another."""
+        supervisor = self.processes[SUPERVISOR].actor
+        assert supervisor is not None
+        ended_at, was_well = self.ends.get(name, (0.0, False))
+        if not was_well or supervisor.life.started_at >= ended_at or supervisor.life.frozen_since > ended_at:
+            return
+        gap_s = self.world.now - ended_at
+        if gap_s > _START_AGAIN_S and self.world.failure is None:
+            text = f"{name} ended at {ended_at:.2f} s and is started again {gap_s:.2f} s later"
+            self.world.failure = Failed("restart_late", text)
+
     def _score(self, number: int, actor: Actor) -> None:
+        self.score(number, actor, 1, lambda: None)
+
+    def score(self, number: int, actor: Actor, parent: int, beat: Callable[[], None]) -> None:
+        """Run a worker."""
         shared = parts()
         context = ServerContext(
             engine=shared.engine,
@@ -366,7 +508,7 @@ class Deployment:
             metrics_directory=self.root / "metrics",
             busy_poll=BusyPoll(0),
             catalogue=CATALOGUE,
-            # Nothing is ever swapped here.
+            # The deployer, which this host has not, would ask them.
             releases=cast(Any, None),
             runtime=self.root / "serve",
         )
@@ -375,8 +517,7 @@ class Deployment:
         actor.accept = lambda factory: self._listen(actor, loop, factory)
         endpoints = _no_endpoints()
         actor.life.at_end.append(lambda: self.listening.pop(actor.name, None))
-        more: list[Any] = [lambda: None] if "beat" in inspect.signature(scoring_worker._work).parameters else []
-        loop.run_until_complete(scoring_worker._work(context, number, endpoints, 1, *more))
+        loop.run_until_complete(scoring_worker._work(context, number, endpoints, parent, beat))
 
     def _listen(self, actor: Actor, loop: VirtualLoop, factory: Callable[[], Any]) -> Any:
         self.listening[actor.name] = Listening(actor, loop, factory)
@@ -425,6 +566,35 @@ class Deployment:
         pipeline.run(StopEvent(self.world))
 
 
+class HostSupervisor(Supervisor):
+    """The real supervisor, whose forks are threads of the simulator."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self._deployment = deployment
+        self._starting = 0
+        super().__init__(
+            WORKERS,
+            self._run_worker,
+            stop_s=5.0,
+            hang_timeout_s=HANG_S,
+            metrics=SupervisorMetrics.declare(Registry()),
+        )
+
+    def _start(self, worker: Any) -> None:
+        self._starting = worker.number
+        super()._start(worker)
+
+    def fork_apart(self, work: Callable[[], int]) -> int:
+        return self._deployment.forked(self._starting, work)
+
+    def _run_worker(self, number: int, beat: Callable[[], None]) -> int:
+        actor = self._deployment.world.current
+        assert actor is not None
+        assert actor.life.parent is not None
+        self._deployment.score(number, actor, actor.life.parent.pid, beat)
+        return 0
+
+
 def group_lag(broker: Broker) -> dict[str, int]:
     """Returns by topic how many records the stream has not committed."""
     committed = broker.group(GROUP).committed
@@ -434,6 +604,20 @@ def group_lag(broker: Broker) -> dict[str, int]:
             behind = log.end - committed.get((topic, number), 0)
             lag[topic] = lag.get(topic, 0) + max(0, behind)
     return lag
+
+
+def index_lag(deployment: Deployment) -> bool:
+    """Returns whether the index, if there is one, lacks records that a reader can see."""
+    if deployment.index is None:
+        return False
+    for name in INDEX_TOPICS:
+        known = deployment.index.sources(name)
+        for number, log in enumerate(deployment.broker.topics[name].logs):
+            seen = [offset for offset, entry in enumerate(log.entries) if entry.is_visible]
+            next_offset = known[number].next_offset if number in known else 0
+            if seen and next_offset <= seen[-1]:
+                return True
+    return False
 
 
 def outbox_workers(directory: Path) -> Sequence[str]:

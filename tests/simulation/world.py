@@ -38,6 +38,8 @@ from paywarden.schemas.errors import PaywardenError
 START_S = 1_800_000_000
 _FIRST_PID = 1000
 _NOTES_KEPT = 8000
+# As `waitpid` has them: an exit code in the second byte, a signal in the first.
+_KILLED_STATUS, _FAILED_STATUS, _BUG_STATUS = 9, 1 << 8, 70 << 8
 
 
 class Died(SystemExit):
@@ -61,10 +63,17 @@ class Life:
     pid: int
     started_at: float
     frozen_until: float = 0.0
+    # When it was stopped last.
+    frozen_since: float = -1.0
     is_dead: bool = False
     # The number of seams until it dies; None: it does not.
     fuse: int | None = None
     fds: set[int] = field(default_factory=set)
+    # The process that has forked it, if that is simulated; and its children that have ended, as `waitpid` tells them.
+    parent: Life | None = None
+    ended_children: list[tuple[int, int]] = field(default_factory=list)
+    # What its threads do on a signal, by number.
+    signals: dict[int, Callable[[], object]] = field(default_factory=dict)
     # Called once when the process has ended, however it ended.
     at_end: list[Callable[[], object]] = field(default_factory=list)
     threads: list[Actor] = field(default_factory=list)
@@ -235,6 +244,23 @@ class World:
         self.by_pid[life.pid] = life
         return self._start(life, work)
 
+    def fork(self, name: str, work: Callable[[Actor], object]) -> Actor:
+        """Start a child of the running process."""
+        assert self.current is not None
+        parent = self.current.life
+        life = Life(name, parent.machine, self.next_pid(), self.now, parent=parent)
+        self.by_pid[life.pid] = life
+
+        def told() -> None:
+            outcome = life.threads[0].outcome
+            status = {"ended": 0, "bug": _BUG_STATUS, "": _KILLED_STATUS}.get(outcome, _FAILED_STATUS)
+            parent.ended_children.append((life.pid, status))
+            for actor in parent.threads:
+                self.wake(actor)
+
+        life.at_end.append(told)
+        return self._start(life, work)
+
     def start_thread(self, work: Callable[[], object]) -> Actor:
         """Start another thread of the running process. It ends with the process at the latest."""
         assert self.current is not None
@@ -257,7 +283,7 @@ class World:
     def freeze(self, life: Life, seconds: float) -> None:
         """Stop a process for a while."""
         self.note(f"{life.name} is frozen for {seconds:.3f} s")
-        life.frozen_until = self.now + seconds
+        life.frozen_until, life.frozen_since = self.now + seconds, self.now
 
     def thaw(self, life: Life) -> None:
         """Let a stopped process go on."""
