@@ -150,7 +150,9 @@ class Attribute:
             return number_code(self.field.scaled(other))  # type: ignore[union-attr,arg-type]
         if self.kind is AttributeKind.AMOUNT and type(other) is int and 0 <= other <= AMOUNT_MAX:
             return other
-        if self.kind is AttributeKind.TEXT and type(other) is str and other:
+        # What a field refuses is never equal to it: a merchant category "grocery", a BIN of four digits.
+        text = self.field or FIELD.get(self.name)
+        if self.kind is AttributeKind.TEXT and type(other) is str and text is not None and text.is_right(other):
             return text_code(other)
         if self.kind is AttributeKind.COUNTRY and type(other) is str and is_country(other):
             return country_code(other)
@@ -158,7 +160,7 @@ class Attribute:
             return flag_code(other)
         wanted = {
             AttributeKind.AMOUNT: "a whole number of minor units",
-            AttributeKind.TEXT: "a text that is not empty",
+            AttributeKind.TEXT: text.wanted if text is not None else "",
             AttributeKind.COUNTRY: "two capital letters",
             AttributeKind.FLAG: "True or False",
             AttributeKind.NUMBER: self.field.wanted if self.field is not None else "",

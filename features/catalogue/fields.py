@@ -196,8 +196,9 @@ def network(name: str, number: int, *, of: Attribute, bits: int = 24, bits_v6: i
     source = of.field if isinstance(of, Attribute) else None
     if not isinstance(of, Attribute) or (of.name != "ip" and (source is None or source.form is not Form.ADDRESS)):
         raise wrong(name, f"`of` must be an address, such as ip, got {of!r}")
-    if not 0 < bits <= 32 or not 0 < bits_v6 <= 128:
-        raise wrong(name, f"bits must be 1 to 32, and bits_v6 1 to 128, got {bits!r} and {bits_v6!r}")
+    are_whole = type(bits) is int and type(bits_v6) is int
+    if not are_whole or not 0 < bits <= 32 or not 0 < bits_v6 <= 128:
+        raise wrong(name, f"bits must be 1 to 32, and bits_v6 1 to 128, got {_told(bits)} and {_told(bits_v6)}")
     return _derived(NetworkPrefix(name, number, of.name, bits, bits_v6))
 
 

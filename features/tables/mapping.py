@@ -345,8 +345,8 @@ class _Reader:
             wanted = 'must say when a payment that the file does not name is known to be genuine, as in "30d"'
             raise self._wrong("label", "genuine_delay", wanted)
         time_column, source = time or ("", TimeSource())
-        return LabelSource(column, **lists, time_column=time_column, time=source, fraud_delay=delays[0],
-                           genuine_delay=delays[1], seed=seed, **file)  # fmt: skip
+        return LabelSource(column, lists["fraud"], lists["genuine"], lists["unknown"], time_column, source, delays[0],
+                           delays[1], seed, **file)  # fmt: skip
 
     def _label_file(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Returns what [label] says about a second table; nothing if it names none."""

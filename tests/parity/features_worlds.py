@@ -515,6 +515,7 @@ _WORDS = (
     "entropy",
     "top_share",
     "amount_decayed",
+    "count_trend",
     *_LABEL_WORDS,
     *_MEMORY_WORDS,
     *_PLAIN_WORDS,
@@ -546,11 +547,17 @@ def _said(draw: st.DrawFn, name: str, is_own: bool) -> Said:
     if word in _MEMORY_WORDS or word == "travel_kmh":
         among = (("among", draw(st.integers(1, 3))),)
         return Said(name, entity, word, () if word == "travel_kmh" else (draw(counted),), (*among, *most))
+    if word == "count_trend":
+        return Said(name, entity, word, draw(st.sampled_from([("10m", "1h"), ("1h", "1d"), ("1d", "30d")])), ())
     number, unit = draw(_CHOSEN_HOPS)
     arguments: list[object] = [f"{number * draw(st.integers(4, 8))}{unit}"]
     options: dict[str, object] = {"hop": f"{number}{unit}"}
     if word in ("distinct", "entropy", "top_share"):
         arguments.insert(0, draw(counted))
+    if word == "distinct":
+        options["bits"] = draw(st.sampled_from([64, 128, 256]))
+    elif word in ("entropy", "top_share"):
+        options["buckets"] = draw(st.sampled_from([2, 8, 32]))
     if word.endswith("_decayed"):
         arguments.insert(0, draw(st.sampled_from(["30s", "20m", "7h", "3d"])))
     if word in _LABEL_WORDS or (word == "count" and draw(st.booleans())):
@@ -563,6 +570,8 @@ def _said(draw: st.DrawFn, name: str, is_own: bool) -> Said:
         options["of"] = draw(conditions)
     elif word in _ASKING_WORDS and draw(st.booleans()):
         options["where"] = draw(conditions)
+    elif word in ("count", "amount_mean"):
+        options["including_this"] = draw(st.booleans())
     return Said(name, entity, word, tuple(arguments), tuple(options.items()))
 
 

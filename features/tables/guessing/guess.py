@@ -190,9 +190,9 @@ def guess_mapping(table: str | Path, fields: PaymentFields) -> GuessedMapping:
     unreadable = {
         name: f"holds no texts, numbers or times ({kind})" for name, kind in files.unreadable_columns().items()
     }
-    head, others = files.heads[0], [set(one) for one in files.heads[1:]]
+    head, later = files.heads[0], [set(one) for one in files.heads[1:]]
     once = [name for name in head if head.count(name) == 1 and name and name not in unreadable]
-    wanted = [name for name in once if all(name in other for other in others)]
+    wanted = [name for name in once if all(name in names for names in later)]
     unreadable = {**unreadable, **{name: "is not in every file" for name in once if name not in wanted}}
     rows = TableFiles(table, form, wanted).first_rows(_ROWS)
     missing = [text for text in _MISSING if any(text in _few(column) for column in rows.columns.values())]

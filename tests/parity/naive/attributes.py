@@ -6,6 +6,7 @@ import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import EllipsisType
 from typing import Any
 
 import pandas as pd
@@ -39,10 +40,15 @@ class Condition:
 
 
 class Attribute:
-    """An attribute in a condition."""
+    """An attribute in a condition.
 
-    def __init__(self, name: str) -> None:
+    `digits` of a number stand after the point, and None says that it is a moment; the names of events.py have theirs.
+    """
+
+    def __init__(self, name: str, digits: int | EllipsisType | None = ...) -> None:
         self.name = name
+        self.is_number = name == "amount" or name in DECLARED_NUMBERS or digits is not ...
+        self._digits = DECLARED_NUMBERS.get(name, 0) if isinstance(digits, EllipsisType) else digits
 
     def __eq__(self, other: object) -> Condition:  # type: ignore[override]
         return Condition(self.name, "==", other)
@@ -60,14 +66,9 @@ class Attribute:
         return hash(self.name)
 
     @property
-    def is_number(self) -> bool:
-        return self.name == "amount" or self.name in DECLARED_NUMBERS
-
-    @property
     def parts(self) -> int:
         """Returns how many of its last digits make one of its unit; a moment is an age in ms, and its unit a second."""
-        digits = DECLARED_NUMBERS.get(self.name, 0)
-        return 1000 if digits is None else 10**digits
+        return 1000 if self._digits is None else 10**self._digits
 
     @property
     def told_as(self) -> str:
@@ -79,7 +80,7 @@ class Attribute:
         value = of.get(self.told_as)
         if value is None:
             return None
-        if self.name != "amount" and DECLARED_NUMBERS[self.name] is None:
+        if self._digits is None:
             return int(of["time_ms"]) - int(value)
         last_digits: int = round(value * self.parts)
         return last_digits
@@ -105,11 +106,12 @@ class Coordinates:
 
     @property
     def latitude(self) -> Attribute:
-        return ATTRIBUTES[f"{self.name}_latitude"]
+        return self.attributes[0]
 
     @property
     def attributes(self) -> tuple[Attribute, Attribute]:
-        return ATTRIBUTES[f"{self.name}_latitude"], ATTRIBUTES[f"{self.name}_longitude"]
+        latitude, longitude = (Attribute(f"{self.name}_{side}", 6) for side in ("latitude", "longitude"))
+        return latitude, longitude
 
     def radians(self, of: Mapping[str, Any]) -> tuple[float, float] | None:
         latitude, longitude = (attribute.number(of) for attribute in self.attributes)

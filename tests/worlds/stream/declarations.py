@@ -17,6 +17,7 @@ about values that come again.
 from __future__ import annotations
 
 import ipaddress
+import itertools
 import math
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -87,12 +88,15 @@ class Declaration:
 
     @cached_property
     def catalogue(self) -> Catalogue:
-        words = types.SimpleNamespace(**{**vars(DECLARED), **{one.name: one for one in self.payment.attributes}})
+        own: dict[str, object] = {one.name: one for one in self.payment.attributes}
+        own |= {one.name: one for one in places_of(self.payment)}
+        words = types.SimpleNamespace(**{**vars(DECLARED), **own})
         return Catalogue(*self._read(words), self.payment)
 
     @cached_property
     def oracle(self) -> naive.Catalogue:
-        more = {one.name: naive_attributes.Attribute(one.name) for one in self.payment.attributes}
+        more: dict[str, object] = {one.name: _naive_attribute(one) for one in self.payment.attributes}
+        more |= {one.name: naive_attributes.Coordinates(one.name) for one in places_of(self.payment)}
         return naive.Catalogue(*self._read(types.SimpleNamespace(**{**vars(naive.WORDS), **more})))
 
     @cached_property
@@ -138,6 +142,20 @@ class Declaration:
             made = feature.read(words, spoken)
             features += made if isinstance(made, tuple) else [made]
         return tuple(entities.values()), tuple(features)
+
+
+def places_of(payment: declare.Payment) -> list[declare.Coordinates]:
+    """Returns the coordinates among the fields of a payment."""
+    by_name = {one.name: one for one in payment.attributes}
+    names = [name.removesuffix("_latitude") for name in by_name if name.endswith("_latitude")]
+    return [declare.Coordinates(name, by_name[f"{name}_latitude"], by_name[f"{name}_longitude"]) for name in names]
+
+
+def _naive_attribute(one: Attribute) -> naive_attributes.Attribute:
+    if one.kind is not AttributeKind.NUMBER:
+        return naive_attributes.Attribute(one.name)
+    assert one.field is not None
+    return naive_attributes.Attribute(one.name, None if one.field.form is Form.INSTANT else one.field.decimals)
 
 
 def _converted(amount_minor: int, values: Mapping[str, Any]) -> int:
@@ -244,6 +262,8 @@ def declarations(
         Said(f"holds{place}", "request", "holds", (condition,), ())
         for place, condition in enumerate(draw(st.lists(_conditions(payment), max_size=2)))
     )
+    asked = draw(st.lists(st.sampled_from(_request_words(payment)), max_size=3))
+    said += tuple(_of_request(draw, f"asked{place}", word, payment) for place, word in enumerate(asked))
     return Declaration(payment, entities, said)
 
 
@@ -254,17 +274,72 @@ def _with_fields(
     entity, _ = draw(st.sampled_from(entities))
     texts = [one.name for one in payment.attributes if one.kind in (AttributeKind.TEXT, AttributeKind.COUNTRY)]
 
+    numbers = [one for one in payment.attributes if one.kind is AttributeKind.NUMBER]
+    places = places_of(payment)
+
     def changed(argument: object) -> object:
+        if isinstance(argument, tuple):
+            return tuple(dict.fromkeys(map(changed, argument)))
+        if getattr(argument, "name", "") == "amount" and numbers and draw(st.booleans()):
+            return _naive_attribute(draw(st.sampled_from(numbers)))
         is_text = isinstance(argument, naive_attributes.Attribute) and argument.name not in ("declined", "amount")
         if is_text and texts and draw(st.booleans()):
             return naive_attributes.Attribute(draw(st.sampled_from(texts)))
         is_condition = isinstance(argument, Condition) or getattr(argument, "name", "") == "declined"
         return draw(_conditions(payment)) if is_condition and draw(st.booleans()) else argument
 
+    if places and draw(st.integers(0, 4)) == 0:
+        place = naive_attributes.Coordinates(draw(st.sampled_from(places)).name)
+        return Said(said.name, entity, draw(st.sampled_from(["distance_to_last_km", "speed_kmh"])), (place,), ())
     arguments = tuple(map(changed, said.arguments))
     return replace(
         said, entity=entity, arguments=arguments, options=tuple((name, changed(one)) for name, one in said.options)
     )
+
+
+def _request_words(payment: declare.Payment) -> list[str]:
+    """Returns the words for a request's own features that these fields allow, `holds` apart."""
+    words = ["hour", "night", "weekend", "weekday", "round_zeros", "below_limit", "category"]
+    forms = [one.field.form for one in payment.attributes if one.field is not None]
+    words += ["number"] if {Form.INTEGER, Form.DECIMAL, Form.MONEY} & set(forms) else []
+    words += ["seconds_since"] if Form.INSTANT in forms else []
+    words += ["equal"] if _pairs(payment) else []
+    return [*words, *(["distance_km"] if len(places_of(payment)) > 1 else [])]
+
+
+def _pairs(payment: declare.Payment) -> list[tuple[str, str]]:
+    """Returns the names of two fields whose values may be equal."""
+    fields = [one for one in payment.fields.declared if one.is_text]
+    alike = [(one.name, other.name) for one, other in itertools.combinations(fields, 2) if one.form is other.form]
+    return alike + [("country", one.name) for one in fields if one.form is Form.COUNTRY]
+
+
+def _of_request(draw: st.DrawFn, name: str, word: str, payment: declare.Payment) -> Said:
+    attribute = naive_attributes.Attribute
+    if word == "below_limit":
+        return Said(name, "request", word, ((50_00, 100_00),), ())
+    if word == "category":
+        texts = [one for one in payment.attributes if one.has_public_code and one.field is not None]
+        named = {one.name: _TEXTS[one.field.form] for one in texts if one.field is not None and one.field.is_text}
+        chosen = draw(st.sampled_from(sorted({"channel", *named})))
+        among = named.get(chosen, ("pos", "ecom"))
+        return Said(name, "request", word, (attribute(chosen), draw(st.permutations(among)).copy()), ())
+    if word == "equal":
+        return Said(name, "request", word, tuple(map(attribute, draw(st.sampled_from(_pairs(payment))))), ())
+    if word == "distance_km":
+        chosen_places = draw(st.permutations(places_of(payment)))[:2]
+        return Said(name, "request", word, tuple(naive_attributes.Coordinates(one.name) for one in chosen_places), ())
+    if word not in ("number", "seconds_since"):
+        return Said(name, "request", word, (), ())
+    is_moment = word == "seconds_since"
+    fitting = [
+        one
+        for one in payment.attributes
+        if one.kind is AttributeKind.NUMBER
+        if one.field is not None and (one.field.form is Form.INSTANT) is is_moment
+    ]
+    most = (("most", draw(st.sampled_from(["10m", "2d"]))),) if is_moment and draw(st.booleans()) else ()
+    return Said(name, "request", word, (_naive_attribute(draw(st.sampled_from(fitting))),), most)
 
 
 def _conditions(payment: declare.Payment) -> st.SearchStrategy[object]:

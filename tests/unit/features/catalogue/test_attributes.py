@@ -237,7 +237,7 @@ def test_an_attribute_can_be_a_key() -> None:
 
 
 AMOUNT = "is compared with {!r}; it can be compared with a whole number of minor units"
-TEXT = "is compared with {!r}; it can be compared with a text that is not empty"
+TEXT = "is compared with {!r}; it can be compared with printable text of 1 to 64 bytes"
 COUNTRY = "is compared with {!r}; it can be compared with two capital letters"
 FLAG = "is compared with {!r}; it can be compared with True or False"
 NOTHING = "is compared with {!r}; it can be compared with nothing"
@@ -267,6 +267,10 @@ WRONG: dict[str, tuple[Callable[[], Condition], str]] = {
     "a text and a number": (lambda: attributes.channel == 5, "channel " + TEXT.format(5)),
     "a text and nothing in it": (lambda: attributes.channel == "", "channel " + TEXT.format("")),
     "a text and nothing": (lambda: attributes.channel != None, "channel " + TEXT.format(None)),  # noqa: E711
+    "a text that no payment has": (
+        lambda: attributes.mcc == "grocery",
+        "mcc is compared with 'grocery'; it can be compared with four digits (ISO 18245)",
+    ),
     "a text at least": (lambda: attributes.mcc >= 5, "mcc " + ORDER),
     "a text below": (lambda: attributes.mcc < 5, "mcc " + ORDER),
     "a country in small letters": (lambda: attributes.country == "de", "country " + COUNTRY.format("de")),

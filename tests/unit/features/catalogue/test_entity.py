@@ -217,8 +217,8 @@ def test_a_category_says_what_its_numbers_stand_for() -> None:
         (channel, [str(n) for n in range(5000)], f"'x': `among` must list 1 to {CATEGORIES_MAX} values, got 5000"),
         (channel, ("pos", "ecom", "pos"), "'x': `among` lists 'pos' twice"),
         (channel, ("plumless", "buckeroo"), "'x': `among` lists 'plumless' and 'buckeroo', which share a checksum"),
-        (channel, ("",), "channel is compared with ''; it can be compared with a text that is not empty"),
-        (channel, (5,), "channel is compared with 5; it can be compared with a text that is not empty"),
+        (channel, ("",), "channel is compared with ''; it can be compared with printable text of 1 to 64 bytes"),
+        (channel, (5,), "channel is compared with 5; it can be compared with printable text of 1 to 64 bytes"),
         (attributes.country, ("de",), "country is compared with 'de'; it can be compared with two capital letters"),
         (
             attributes.amount,
@@ -331,6 +331,10 @@ WRONG: dict[str, tuple[Declaration, str]] = {
     "bits that are no power of two": (
         lambda: card.distinct("x", merchant_id, "1d", bits=100),
         "'x': bits must be 64, 128, 256, 512 or 1024, got 100",
+    ),
+    "a merchant category that no payment has": (
+        lambda: request.category("x", attributes.mcc, ("5411", "grocery")),
+        "mcc is compared with 'grocery'; it can be compared with four digits (ISO 18245)",
     ),
     "too many bits": (
         lambda: card.distinct("x", merchant_id, "1d", bits=2048),

@@ -154,6 +154,14 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
         lambda: fields.decimal("a", 1, unit="kg", least=0, most=1, decimals=10),
         "decimals must be 0 to 9, got 10",
     ),
+    "a network of bits that are text": (
+        lambda: fields.network("a", 1, of=attributes.ip, bits="24"),  # type: ignore[arg-type]
+        "bits must be 1 to 32, and bits_v6 1 to 128, got '24' and 48",
+    ),
+    "a network of bits that are a flag": (
+        lambda: fields.network("a", 1, of=attributes.ip, bits=True),
+        "bits must be 1 to 32, and bits_v6 1 to 128, got True and 48",
+    ),
     "a network of no address": (lambda: fields.network("a", 1, of=CUSTOMER), "`of` must be an address, such as ip"),
     "a domain of no e-mail": (lambda: fields.email_domain("a", 1, of=CUSTOMER), "`of` must be an e-mail field"),
     "a name twice": (
