@@ -11,7 +11,8 @@ followed to its end. This comparison follows nothing:
 1. At midnight the day's row of cells (models/drift/training_distance.py) joins those of the last six days. Their sum is
    compared with the training window. The first comparison is after a whole week.
 2. A subject has moved if its PSI, beyond what is natural between weeks, reaches `psi_info`, and if `outside_min` of the
-   payments are not where they were.
+   payments are not where they were; of a number, twice as many. A feature that moved in training itself as far as
+   nothing else does, such as the time since a card was first seen, is left to the baseline.
 3. Moved subjects form groups: the traffic of each dimension, the features, the score. A group has one alert, named
    after what moved most in it. A feature or score that moved by the mix of a dimension alone is attached to the alert
    of that traffic; a score that moved with features, to theirs.
@@ -28,6 +29,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -49,10 +51,14 @@ from paywarden.streams.drift.settings import TrainingComparisonSettings
 
 CountArray = NDArray[np.int64]
 DISTRIBUTION = "distribution"
-"""The statistic of an alert about a whole histogram: the share of payments that would have to move."""
+"""The statistic of an alert about a whole histogram: the share of payments that have moved."""
 FEATURES, SCORE = "features", "score"
 # An alert is over below this share of psi_info.
 _QUIET_SHARE = 0.5
+# Of a number, so many times `outside_min` of the payments must have moved. A shift with a PSI of 0.2 moves a sixth.
+_ORDERED_TIMES = 2
+# Weeks of the training window that lie this far from it say that a feature is a clock: it leaves the window by itself.
+_CLOCK_PSI = 1.0
 # A warning and a critical alert need so many times `outside_min` of the payments outside.
 _WARNING_TIMES, _CRITICAL_TIMES = 2, 4
 # The mix explains a move if less than this share of its PSI is left once the mix is taken into account.
@@ -160,8 +166,17 @@ class TrainingWatch:
         natural = np.array(chance)
         if self.reference.natural is not None:
             natural = np.maximum(natural, self.reference.natural.psi_of(distances.count))
-        beyond = np.where(distances.count >= self._settings.payments_min, distances.psi - natural, 0.0)
+        is_compared = (distances.count >= self._settings.payments_min) & ~self._is_clock
+        beyond = np.where(is_compared, distances.psi - natural, 0.0)
         return Week(start_ms, end_ms, row, distances, beyond, newest)
+
+    @cached_property
+    def _is_clock(self) -> NDArray[np.bool_]:
+        """Which subjects are features that left the training window's own range while it lasted, (subjects,)."""
+        subjects = self._subjects.all
+        natural = self.reference.natural.psi if self.reference.natural is not None else np.zeros(len(subjects))
+        is_feature = np.array([subject.name.startswith(FEATURE_PREFIX) for subject in subjects])
+        return np.asarray(is_feature & (natural >= _CLOCK_PSI))
 
     def _judge(self, week: Week, others: Sequence[Alert]) -> list[Alert]:
         moved, quiet = self._moved(week)
@@ -187,7 +202,8 @@ class TrainingWatch:
     def _moved(self, week: Week) -> tuple[list[int], list[int]]:
         """Return the numbers of the subjects that have moved, the furthest first, and of those that are quiet."""
         settings = self._settings
-        has_moved = (week.beyond >= settings.psi_info) & (week.distances.outside >= settings.outside_min)
+        outside_min = np.where(self._subjects.is_ordered, _ORDERED_TIMES, 1) * settings.outside_min
+        has_moved = (week.beyond >= settings.psi_info) & (week.distances.outside >= outside_min)
         quiet = np.flatnonzero(week.beyond < _QUIET_SHARE * settings.psi_info).tolist()
         furthest = np.argsort(-week.beyond, kind="stable")
         return [number for number in furthest.tolist() if has_moved[number]], quiet

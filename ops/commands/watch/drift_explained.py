@@ -223,8 +223,10 @@ def finite(value: Any) -> Any:
 def size_of(record: dict[str, Any]) -> str:
     """Returns the size of the change, as its statistic has it: `+40 %`, or `psi 0.31`."""
     if record["statistic"] == "relative_change":
-        up = record["current"] >= record["expected"]
-        return f"{'+' if up else '-'}{100 * record['value']:.0f} %"
+        if record["current"] >= record["expected"]:
+            return f"+{100 * record['value']:.0f} %"
+        # An alert that clears has the size of its rise beside a share that is back to nothing.
+        return f"-{100 * min(record['value'], 1):.0f} %"
     return f"{record['statistic']} {_number(record['value'])}"
 
 

@@ -62,6 +62,21 @@ def test_a_shift_of_the_mix_is_measured_as_the_page_says() -> None:
     assert found.psi[[0, 1, 2, 4, 5]].max() < 1e-4
 
 
+def test_numbers_that_move_to_the_next_bin_have_hardly_moved() -> None:
+    """A seventh of the payments is of one shop, whose weekly count crosses an edge in one of four weeks."""
+    then, now = counts_of(1, 100_000), counts_of(1, 100_000)
+    for place in (4, 8, 12):
+        now.features[0, 0, place : place + 2] += np.array([-5_000, 5_000])
+    found = distances(then, now)
+    assert found.psi[1] > 0.2
+    assert found.outside[1] == pytest.approx(0.05, abs=0.001)
+    # What moves from one end to the other has: the same payments, in one direction.
+    far = counts_of(1, 100_000)
+    far.features[0, 0, 2:5] -= 5_000
+    far.features[0, 0, 9:12] += 5_000
+    assert distances(then, far).outside[1] == pytest.approx(0.15, abs=0.001)
+
+
 @settings(max_examples=30)
 @given(st.lists(st.integers(0, 1000), min_size=2, max_size=8), st.lists(st.integers(0, 1000), min_size=8, max_size=8))
 def test_the_share_outside_is_a_distance_from_0_to_1(one: list[int], other: list[int]) -> None:

@@ -103,6 +103,22 @@ def test_a_value_that_training_never_saw_is_watched_as_other() -> None:
     assert list(watched.watch.open) == ["traffic:channel"]
 
 
+def test_a_feature_that_is_a_clock_is_left_to_the_baseline() -> None:
+    """Where cards grow older and nothing else moves, the time since each was first seen was told every week."""
+    world = changed(velocity_added=lambda day: ramp(day, 0, 4, 30))
+    watched = Watched(world)
+    natural = watched.reference.natural
+    assert natural is not None
+    place = 1 + watched.reference.feature_names.index("velocity")
+    psi = natural.psi.copy()
+    psi[place] = 1.5
+    clock = replace(watched.reference, natural=replace(natural, psi=psi))
+    watched.watch = TrainingWatch(VERSION, clock, SETTINGS)
+    told = watched.run(range(40))
+    assert "feature:velocity" not in {moved.subject for alert in told for moved in alert.attached}
+    assert {alert.subject for alert in told} <= {"score"}
+
+
 def more(day: float) -> float:
     return 1 + day / 20
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from paywarden.ops.commands.watch import drift
 from paywarden.ops.commands.watch.drift import WatchedModel, _as_json, not_watched_because, row_of
-from paywarden.ops.commands.watch.drift_explained import explained, most_moved_bin
+from paywarden.ops.commands.watch.drift_explained import explained, most_moved_bin, size_of
 from paywarden.streams.alerts.alerts import Alert, Moved, Severity, State
 from paywarden.streams.alerts.journal import Journal, KnownAlert
 from paywarden.streams.alerts.records import Acknowledgement, Histograms, record_of
@@ -320,3 +320,12 @@ def test_the_value_of_a_category_that_grew_is_named() -> None:
     # The place behind the last value of the list that training saw.
     assert sentence.startswith("most in [2, inf): ")
     assert sentence.endswith(" of the payments, in training 0 %")
+
+
+@pytest.mark.parametrize(
+    ("value", "current", "size"), [(0.5, 0.3, "+50 %"), (0.4, 0.1, "-40 %"), (564.5, 0.0, "-100 %")]
+)
+def test_a_share_falls_by_at_most_all_of_it(value: float, current: float, size: str) -> None:
+    """An alert that cleared said -56450 %: the size of its rise, with the sign of a share that was back to nothing."""
+    record = {"statistic": "relative_change", "value": value, "current": current, "expected": 0.2}
+    assert size_of(record) == size
