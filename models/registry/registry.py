@@ -255,7 +255,7 @@ class Registry:
             if size > LOG_BYTES_MAX - _LATE_BYTES and kind not in kinds.LATE_KINDS:
                 raise RegistryRefused(
                     f"{kind.replace('_', ' ')} by {signer.name} is refused: the log has {size} bytes and is full, only "
-                    "rollbacks and aborts are left: begin another log with the champion, under another [models] name"
+                    "rollbacks and aborts are left: begin another log ([models] log) with the champion"
                 )
             entry = signed_entry(
                 signer.key,

@@ -8,8 +8,8 @@
 2. One process at a time reads the log and writes the file. What is read later is written later.
 3. A release that the file names already is not checked again, and one that is ready is taken from there if its files
    are gone: a way back must not fail because somebody tidied up.
-4. If the candidate cannot be found, the champion decides about its cards. It is looked for again every few seconds: its
-   files may come later than the log.
+4. If the candidate cannot be found, the champion decides about its cards. It is looked for again, at first after
+   seconds: its files may come later than the log.
 5. A thread fetches files that are in an object store alone. A slow store keeps no rollback from this host: meanwhile
    the host goes on with what it has, and follows the log.
 
@@ -45,8 +45,9 @@ from paywarden.scoring.server.deployment.deployment_file import (
 
 _log = logging.getLogger(__name__)
 
-# A candidate or a way back that could not be found is looked for again after this time.
-AGAIN_S = 5.0
+# A candidate or a way back that could not be found is looked for again after this time, and then ever less often: each
+# time the whole log is read.
+AGAIN_S, AGAIN_S_MAX = 5.0, 300.0
 
 
 class RegisteredDeployment:
@@ -65,7 +66,7 @@ class RegisteredDeployment:
         self._file = runtime / DEPLOYMENT
         self._seen: list[FileState | None] = []
         self._told = self._told_damage = ""
-        self._now_s, self._again_at = now_s, 0.0
+        self._now_s, self._again_at, self._again_s = now_s, 0.0, AGAIN_S
         self._fetches = _Fetches()
 
     def update(self) -> bool:
@@ -74,7 +75,9 @@ class RegisteredDeployment:
         Nothing is read if no file has changed and nothing lacks. Raises Misconfigured, RegistryRefused: the file stays
         as it is then.
         """
-        if self._states() == self._seen and not (self._told and self._now_s() >= self._again_at):
+        if self._states() != self._seen:
+            self._again_s = AGAIN_S
+        elif not self._told or self._now_s() < self._again_at:
             return False
         try:
             make_private_folder(self._runtime)
@@ -85,7 +88,8 @@ class RegisteredDeployment:
             is_new = self._write()
         # What came into the log meanwhile is read the next time.
         self._seen = [*before[:-1], file_state(self._file)]
-        self._again_at = self._now_s() + AGAIN_S
+        self._again_at = self._now_s() + self._again_s
+        self._again_s = min(2 * self._again_s, AGAIN_S_MAX)
         return is_new
 
     def _states(self) -> list[FileState | None]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -381,3 +382,52 @@ def test_without_a_key_a_log_is_only_read(tmp_path: Path) -> None:
 
 def test_every_event_has_a_kind_of_entry() -> None:
     assert {kind_of(event(kind, 0)) for kind in EventKind} <= set(kinds.KINDS)
+
+
+MOVES: Sequence[tuple[str, str, EventKind | RolloutEvent]] = (
+    (kinds.ROLLOUT_STEP, "lead", EventKind.READY),
+    (kinds.ROLLOUT_STEP, "lead", look(Finding.WITHIN, 1)),
+    (kinds.ROLLOUT_STEP, "lead", outcomes(Finding.WITHIN, 1)),
+    (kinds.ROLLOUT_VERDICT, "lead", look(Finding.HARM, 1)),
+    (kinds.ROLLOUT_VERDICT, "lead", EventKind.GONE),
+    (kinds.ROLLOUT_PAUSED, "anna", EventKind.PAUSED),
+    (kinds.ROLLOUT_RESUMED, "anna", EventKind.RESUMED),
+    (kinds.ROLLOUT_ABORTED, "anna", EventKind.ABORTED),
+    (kinds.PROMOTED, "ben", EventKind.PROMOTED),
+)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_rollout_that_lives_for_a_reader_is_under_way_for_the_registry(tmp_path: Path, seed: int) -> None:
+    """Whatever is signed, with whatever event in it: otherwise nobody could end it, and no other could start."""
+    random, lived = Random(seed), 0
+    for sequence in range(6):
+        hosts = Hosts.at(tmp_path / str(sequence))
+        hosts.start()
+        proposal = next(iter(hosts.registry().state().proposals))
+        for _ in range(8):
+            name = random.choice(("r-1", "r-1", "r-2"))
+            if random.random() < 0.3:
+                start = replace(START, name=name, shadow=random.random() < 0.3)
+                record = event_record(event(EventKind.STARTED, 0, start=start))
+                kind, by = kinds.ROLLOUT_STARTED, "anna"
+            else:
+                kind, by, what = random.choice(MOVES)
+                record = event_record(event(what, 0) if isinstance(what, EventKind) else what)
+            text = json.dumps({name: record[name] for name in ("kind", "start", "step", "judgement")})
+            champion = hosts.registry().state().champion
+            assert champion is not None
+            said = {
+                "rollout": name,
+                "mode": random.choice(MODES),
+                "champion": champion.digest,
+                "proposal": proposal,
+                "event": random.choice((text, text, text, "{}", "")),
+            }
+            hosts.add(partial(Writer.entry, kind=kind, by=by, what=said))
+            rollout, state = hosts.of("lead").rollout, hosts.registry().state()
+            if rollout is not None and not rollout.has_ended:
+                lived += 1
+                assert state.rollout is not None
+                assert state.rollout.name == rollout.start.name
+    assert lived > 5

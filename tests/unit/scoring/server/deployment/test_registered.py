@@ -202,6 +202,28 @@ def test_a_candidate_whose_files_come_later_gets_its_cards(host: Host) -> None:
     assert not deployment.update()
 
 
+def test_files_that_stay_away_are_looked_for_ever_less_often(host: Host) -> None:
+    """Each look reads the whole log, and a way back may be gone for good."""
+    now_s, looks = 0.0, list[float]()
+
+    def opened() -> Registry:
+        looks.append(now_s)
+        return host.registry()
+
+    deployment = RegisteredDeployment(opened, host.runtime, [host.file.path], now_s=lambda: now_s)
+    host.promote("one")
+    host.start("one", "two")
+    host.gone = {digests("two")[0]}
+    while now_s < 1_000:
+        deployment.update()
+        now_s += 1
+    assert looks == [0, 5, 15, 35, 75, 155, 315, 615, 915]
+    # Whatever changes the log is looked at at once.
+    host.take(EventKind.ABORTED)
+    deployment.update()
+    assert looks[-1] == 1_000
+
+
 def test_a_store_that_hangs_keeps_no_rollback_from_the_host(host: Host) -> None:
     answers = threading.Event()
 
