@@ -24,6 +24,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import uvloop
@@ -48,6 +49,7 @@ from paywarden.scoring.net.listeners import open_listener
 from paywarden.scoring.net.tls import Tls
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.server.context import Endpoints, ServerContext
+from paywarden.scoring.server.mapped_files import map_pages
 from paywarden.scoring.server.take_over import GRPC, HTTP, Control
 from paywarden.scoring.server.take_up import ReleaseSwitch
 from paywarden.scoring.server.watch import InThread, Watch, WorkerMustEnd, declare_failures
@@ -177,6 +179,10 @@ async def _work(
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
     gate.refresh()
     control = Control(gate.controls[place], stopped.set) if gate.controls else None
+    scorer.open_mirror()
+    mapped = [host.mirror.data_file, Path(host.answered.path), *([Path(host.overlay.path)] if overlay else ())]
+    for file in mapped:
+        map_pages(file)
     await _listen(http, grpc, host, gate, _inherited(gate, place), control)
     if control is not None:
         loop.add_reader(control.file, control.turn)

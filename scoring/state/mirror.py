@@ -81,6 +81,11 @@ class MirrorSettings:
     # LMDB's reader table has a slot for each worker process.
     readers_max: int = 126
 
+    @property
+    def data_file(self) -> Path:
+        """The file that readers map."""
+        return Path(self.path) / "data.mdb"
+
 
 class MirrorAbsent(TemporaryFailure):
     """There is no mirror yet, or the mirror cannot be read."""
@@ -123,7 +128,7 @@ class MirrorWriter:
         """
         self._before_commit = before_commit
         path = Path(settings.path)
-        self._settings, self._data = settings, _data_file(settings)
+        self._settings, self._data = settings, settings.data_file
         # The length of the file after the last commit.
         self._file_bytes = 0
         try:
@@ -371,7 +376,7 @@ class MirrorReader:
         Raises MirrorAbsent.
         """
         assert item_max <= len(_ALL_KNOWN)
-        self._data = _data_file(settings)
+        self._data = settings.data_file
         self._profile_bytes_max = profile_bytes_max
         self._open: ReadEnvironment | None = None
         self._env: Any = None
@@ -621,11 +626,7 @@ def warm_up() -> None:
 
 def has_mirror(settings: MirrorSettings) -> bool:
     """Whether a companion has created a mirror at the path."""
-    return _data_file(settings).exists()
-
-
-def _data_file(settings: MirrorSettings) -> Path:
-    return Path(settings.path) / "data.mdb"
+    return settings.data_file.exists()
 
 
 def _identity_of(path: Path) -> tuple[int, int]:

@@ -1,12 +1,15 @@
-"""Files that the supervisor makes anew when they are gone or cut short, alone and under a running host."""
+"""Files that workers map: made anew when they are gone or cut short, alone and under a running host; mapped ahead."""
 
 from __future__ import annotations
 
 import contextlib
 import http.client
+import mmap
 import os
+import tempfile
 import time
 import urllib.parse
+from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -16,7 +19,7 @@ import pytest
 
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
-from paywarden.scoring.server.mapped_files import MappedFile
+from paywarden.scoring.server.mapped_files import MappedFile, map_pages
 from paywarden.scoring.state.mirror import MirrorWriter
 from tests.patience import PATIENCE_S
 from tests.services.product.processes import wait_until
@@ -168,4 +171,63 @@ def test_a_host_whose_mapped_file_is_cut_short_goes_on_with_a_new_one(tmp_path: 
             wait_until(lambda: all(isinstance(host.pay_next(), list) for _ in range(20)), "both workers answer")
         assert host.log().count(f"{path} was deleted or cut short: it is made anew") == 4
         assert "bug" not in host.log()
+
+
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A folder on a memory file system, of a system that maps pages ahead: Linux 5.14."""
+    release = [int(part) for part in os.uname().release.split(".")[:2] if part.isdigit()]
+    if not Path("/dev/shm").is_dir() or release < [5, 14]:
+        pytest.skip("there is no memory file system, or pages cannot be mapped ahead")
+    with tempfile.TemporaryDirectory(prefix="paywarden-test-", dir="/dev/shm") as folder:
+        yield Path(folder)
+
+
+def mapped_bytes(pid: int | str, path: Path) -> int:
+    """Returns how many bytes of a file a process has mapped, page by page."""
+    resident, is_here = 0, False
+    for line in Path(f"/proc/{pid}/smaps").read_text(encoding="utf-8").splitlines():
+        if "-" in line.split()[0]:
+            is_here = str(path) in line.split()
+        elif is_here and line.startswith("Rss:"):
+            resident += int(line.split()[1]) << 10
+    return resident
+
+
+@pytest.mark.parametrize("left", [1 << 22, (1 << 20) + 5])
+def test_the_pages_of_a_file_in_memory_are_mapped_as_far_as_it_goes(memory: Path, left: int) -> None:
+    path = memory / "file"
+    path.write_bytes(bytes(1 << 22))
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0):
+        os.truncate(path, left)
+        assert mapped_bytes("self", path) == 0
+        assert map_pages(path) == left & -mmap.PAGESIZE
+        # The kernel may map the page with the file's last bytes, too.
+        assert 0 <= mapped_bytes("self", path) - (left & -mmap.PAGESIZE) <= mmap.PAGESIZE
+
+
+def test_a_file_that_is_gone_or_not_mapped_is_no_failure(memory: Path) -> None:
+    assert map_pages(memory / "absent") == 0
+    (memory / "file").write_bytes(bytes(1 << 20))
+    assert map_pages(memory / "file") == 0
+
+
+def test_a_worker_that_listens_has_its_files_mapped(memory: Path) -> None:
+    """Otherwise its first payments waited for thousands of page faults."""
+    with Host(memory, more=f'[overlay]\nenabled = true\npath = "{memory}/overlay"\npayments_max = 4096\n') as host:
+        writer = MirrorWriter(host.mirror)
+        writer.apply({b"card:%d" % number: bytes(200) for number in range(5000)}, {0: 1}, time.time_ns() // 1_000_000)
+        writer.close()
+        host.start("--workers", "1")
+        host.listening(1)
+        (worker,) = (each.pid for each in psutil.Process(host.parent.pid).children() if has_file(each, "answered"))
+        for path in (memory / "answered", memory / "overlay", host.mirror.data_file):
+            assert mapped_bytes(worker, path) >= path.stat().st_size & -mmap.PAGESIZE
+
+
+def has_file(process: psutil.Process, name: str) -> bool:
+    """Whether a process has mapped a file of this name."""
+    with contextlib.suppress(OSError):
+        return f"/{name}\n" in Path(f"/proc/{process.pid}/maps").read_text(encoding="utf-8")
+    return False
         wait_until(lambda: counts.stat().st_size > 0, "the parent's counts are written again")
