@@ -11,8 +11,9 @@ could then be in time. Latencies are those of the burst, from when each call was
 end of the burst to the first of five tenths of a second in a row without a refusal and with a p99 of at most twice
 the p99 before the burst. Used for: whether overload stays harmless.
 
-    python -m perf.burst [--entities N] [--times N] [--json FILE]
+    python -m perf.burst [--entities N] [--times N] [--pause-ms MS] [--json FILE]
 
+With `--pause-ms` callers pause for so long five times a second in the burst, and then send at once what they held back.
 The load's own lag is in all latencies; `lag_p99_ms` says how large it was. Rates count payments.
 """
 
@@ -41,6 +42,7 @@ _SINGLE_CAPACITY = LoadOptions(connections=8, streams=8)
 _SINGLE_BURST = LoadOptions(connections=32, streams=100)
 # The rate that one process of the load can send over gRPC with little lag of its own.
 _OFFERED_MAX = 60_000.0
+_PAUSE_EVERY_S = 0.2
 _WINDOW_S = 0.1
 _CALM_WINDOWS = 5
 _REFUSED = (429, 504)
@@ -51,17 +53,22 @@ def main() -> None:
         __doc__,
         ("--entities", {"type": int, "default": 100_000, "help": "in the mirror, at least"}),
         ("--times", {"type": float, "default": 5.0, "help": "the capacity"}),
+        ("--pause-ms", {"type": float, "default": 0.0, "help": "pauses of the callers, five times a second"}),
     )
+    pause_s = arguments.pause_ms / 1000
     pin_load()
     with built_world(arguments.entities) as world, serving(world.config) as server:
         assert server.grpc is not None
         bodies = stamped_bodies(world.requests, id_prefix="burst")
         url, batches = f"{server.http}/v1/score:batch", _batches(bodies)
         capacity = _capacity(url, batches, _BATCH_CAPACITY)
-        figures = _burst(server, url, batches, _BATCH_BURST, capacity, arguments.times, _BATCH)
+        due = arrivals(capacity, arguments.times, pause_s)
+        figures = _burst(server, url, batches, _BATCH_BURST, due, _BATCH)
+        figures |= {"capacity_per_second": capacity * _BATCH, "times": arguments.times}
         capacity = _capacity(server.grpc, bodies, _SINGLE_CAPACITY)
         times = min(arguments.times, _OFFERED_MAX / capacity)
-        single = _burst(server, server.grpc, bodies, _SINGLE_BURST, capacity, times, 1)
+        single = _burst(server, server.grpc, bodies, _SINGLE_BURST, arrivals(capacity, times, pause_s), 1)
+        single |= {"capacity_per_second": capacity, "times": times}
     figures |= {f"single_{name}": value for name, value in single.items()}
     finish(figures, arguments.json)
 
@@ -83,27 +90,29 @@ def _burst(
     target: str,
     bodies: Iterator[bytes],
     options: LoadOptions,
-    capacity: float,
-    times: float,
+    due_s: NDArray[np.float64],
     payments: int,
 ) -> dict[str, float | None]:
     """Returns the figures. `payments` is the number in each call."""
     record = RequestLog()
-    report = drive(run_arrivals(target, bodies, arrivals(capacity, times), options=options, record=record))
+    report = drive(run_arrivals(target, bodies, due_s, options=options, record=record))
     assert is_well(server)
     figures = figures_of(record, report)
     for name in ("offered_per_second", "admitted_per_second", "refused_per_second"):
         figures[name] = (figures[name] or 0.0) * payments
-    return {"capacity_per_second": capacity * payments, "times": times, **figures}
+    return figures
 
 
-def arrivals(capacity: float, times: float) -> NDArray[np.float64]:
-    """Returns when requests are due: before, in and after the burst."""
+def arrivals(capacity: float, times: float, pause_s: float = 0.0) -> NDArray[np.float64]:
+    """Returns when requests are due: before, in and after the burst. What callers hold back is due after a pause."""
     burst_from, burst_to = _BEFORE_S, _BEFORE_S + _BURST_S
+    burst_s = arrival_times(capacity * times, _BURST_S, "poisson", 2)
+    since_pause_s = burst_s % _PAUSE_EVERY_S
+    burst_s = np.where(since_pause_s < pause_s, burst_s - since_pause_s + pause_s, burst_s)
     return np.concatenate(
         (
             arrival_times(capacity / 2, _BEFORE_S, "poisson", 1),
-            burst_from + arrival_times(capacity * times, _BURST_S, "poisson", 2),
+            burst_from + burst_s,
             burst_to + arrival_times(capacity / 2, _AFTER_S, "poisson", 3),
         )
     )

@@ -106,6 +106,17 @@ def test_the_burst_comes_between_two_calm_times() -> None:
     assert per_second[14:].mean() == pytest.approx(500, rel=0.15)
 
 
+def test_what_callers_hold_back_in_a_burst_comes_at_once_after_their_pause() -> None:
+    steady, paused = burst.arrivals(1000, 5), burst.arrivals(1000, 5, 0.015)
+    assert len(paused) == len(steady)
+    assert (np.diff(paused) >= 0).all()
+    in_burst = paused[(paused > 4.0) & (paused < 14.0)]
+    assert ((in_burst - 4.0) % 0.2 > 0.0149).all()
+    assert (np.sort(paused - steady)[-1:] <= 0.015).all()
+    calm = (steady < 4.0) | (steady >= 14.0)
+    assert (paused[calm] == steady[calm]).all()
+
+
 def _since(seconds: float) -> NDArray[np.float64]:
     return np.arange(0, seconds, 0.01)
 
