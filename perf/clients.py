@@ -179,7 +179,7 @@ def _cost(driver: Driver, name: str, arguments: Namespace) -> dict[str, float]:
                 reports.append(report)
 
     def median(way: str, key: str) -> float:
-        return statistics.median(report[key] for report in ways[way])
+        return statistics.median(float(report[key]) for report in ways[way])
 
     calls = sum(report["calls"] for report in ways["load"])
     return {
