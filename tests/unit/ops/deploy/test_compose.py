@@ -83,6 +83,15 @@ def test_our_processes_have_no_rights_and_a_limit_of_memory() -> None:
         ]
 
 
+def test_no_process_of_ours_or_others_may_gain_rights() -> None:
+    lacking = {
+        name
+        for name, service in described()["services"].items()
+        if service.get("security_opt") != ["no-new-privileges:true"]
+    }
+    assert lacking == set()
+
+
 @pytest.mark.parametrize(("status", "exit_status"), [(200, 0), (503, 1), (None, 1)])
 def test_a_health_check_says_whether_livez_answers(status: int | None, exit_status: int) -> None:
     (_, _, *check) = ours()["stream"]["healthcheck"]["test"]
