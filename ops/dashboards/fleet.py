@@ -144,7 +144,7 @@ _HEALTH = Section(
             "Processes that answer",
             "Processes that answer Prometheus, by job.",
             "short",
-            (Query('sum by (job) (up{job=~"(paywarden-)?(serve|companion|stream|shadow)"})', "{{job}}"),),
+            (Query('sum by (job) (up{job=~"(paywarden-)?(serve|companion|stream|shadow|gateway)"})', "{{job}}"),),
             alerts=("PaywardenProcessDown",),
         ),
         Panel(

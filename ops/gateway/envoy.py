@@ -28,7 +28,7 @@ from paywarden.ops.gateway.clients_code import clients_code, environment
 from paywarden.ops.gateway.description import ROUTE_HEADER, Address, GatewayDescription, Host
 from paywarden.ops.gateway.log_fields import ENVOY_FIELDS, REQUEST_ID_STATE
 from paywarden.ops.gateway.refusals import REFUSALS, WRONG_ROUTE, GatewayRefusal
-from paywarden.ops.gateway.routes import GRPC, HTTP, paths_of
+from paywarden.ops.gateway.routes import ALIVE, GRPC, HTTP, paths_of
 from paywarden.schemas.payment_fields import is_address
 from paywarden.scoring.state.shards import ROUTE_BITS_DIGITS, ranked_hosts
 
@@ -355,12 +355,12 @@ def _routes(description: GatewayDescription, kind: str) -> _Json:
         for name, path in paths_of(version, kind)
     ]
     if kind == HTTP:
-        # For a load balancer before the gateway: alive, without a key.
+        # For a load balancer before the gateway and for Prometheus: alive, without a key.
         routes.append(
             {
                 "name": "livez",
                 "match": {"path": "/livez"},
-                "direct_response": {"status": 200, "body": {"inline_string": "ok\n"}},
+                "direct_response": {"status": 200, "body": {"inline_string": ALIVE}},
                 "typed_per_filter_config": {
                     "envoy.filters.http.lua": {
                         "@type": f"type.googleapis.com/{_FILTERS}.lua.v3.LuaPerRoute",

@@ -15,7 +15,7 @@ from paywarden.ops.gateway.clients_code import clients_code, environment
 from paywarden.ops.gateway.description import Address, Client, GatewayDescription
 from paywarden.ops.gateway.log_fields import NGINX_FIELDS
 from paywarden.ops.gateway.refusals import HEAD_TOO_LARGE, MALFORMED, REFUSALS, WANTS_TLS, WRONG_ROUTE, GatewayRefusal
-from paywarden.ops.gateway.routes import GRPC, HTTP, paths_of
+from paywarden.ops.gateway.routes import ALIVE, GRPC, HTTP, paths_of
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.state.shards import ROUTE_BITS_DIGITS
 
@@ -95,6 +95,7 @@ def nginx_configuration(description: GatewayDescription) -> str:
             sharded_upstreams=sharded.upstreams,
             servers=[_server(description, kind) for kind in kinds],
             refusals=list(REFUSALS),
+            alive=ALIVE.strip(),
             wrong_route=WRONG_ROUTE,
             unreadables=_UNREADABLES,
             lua=lua,

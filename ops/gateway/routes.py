@@ -5,6 +5,9 @@ from __future__ import annotations
 HTTP = "http"
 GRPC = "grpc"
 
+ALIVE = "# alive\n"
+"""What /livez says: a comment to Prometheus, whose scrape of it then succeeds (`up` is 1)."""
+
 
 def paths_of(version: str, kind: str) -> tuple[tuple[str, str], ...]:
     """Returns the routes of a version over `kind`, each with its name in logs and its path."""

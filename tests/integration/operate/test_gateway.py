@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from prometheus_client.parser import text_string_to_metric_families
 
 from paywarden.ops.gateway.description import GatewayShards, Limits, read_description
 from paywarden.ops.gateway.envoy import envoy_configuration
@@ -639,6 +640,16 @@ def test_when_a_host_goes_only_its_cards_move(world: World) -> None:
             return hosts_of(world, gateway, "over", 60) == wanted
 
         wait_until(took_over, f"{target} asks the hosts that hold the cards")
+
+
+def test_livez_needs_no_key_and_is_a_page_that_prometheus_takes(gateway: RunningGateway) -> None:
+    with gateway.connected() as raw:
+        raw.sendall(b"GET /livez HTTP/1.1\r\nHost: g\r\nConnection: close\r\n\r\n")
+        head, _, body = Client(raw).rest().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 ")
+    # Prometheus 3 takes no page without its type.
+    assert b"content-type: text/plain" in head.lower()
+    assert list(text_string_to_metric_families(body.decode())) == []
 
 
 # The log

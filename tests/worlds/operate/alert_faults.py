@@ -84,7 +84,8 @@ SERVE, COMPANION, STREAM, SHADOW = (
     f'instance="10.0.0.{host}:{port}", job="{job}"'
     for host, port, job in ((1, 9100, "serve"), (1, 9101, "companion"), (2, 9102, "stream"), (1, 9103, "shadow"))
 )
-PROCESSES = (SERVE, COMPANION, STREAM, SHADOW)
+GATEWAY = 'instance="10.0.0.3:8443", job="gateway"'
+PROCESSES = (SERVE, COMPANION, STREAM, SHADOW, GATEWAY)
 
 
 def of(labels: str, metric: str, **more: str) -> str:
