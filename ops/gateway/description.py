@@ -46,6 +46,9 @@ VERSIONS = ("v1", "v2")
 KEYS_MAX = 2
 """Keys of one client: the one in use, and the next or the last one."""
 
+CALLS_MAX = 1_000_000
+"""Calls a second and calls at once of one client. Both targets compute with numbers that hold some more than that."""
+
 # A name stands in configuration files, log lines and file names of both targets.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -495,7 +498,8 @@ def _check_client(client: Client, description: GatewayDescription) -> None:
     if not (client.keys or client.certificates or client.jwt_issuer):
         raise Misconfigured(f"{place}: wanted keys, certificates or jwt_issuer, got none: nobody could be this client")
     for setting in ("calls_per_second", "burst"):
-        _require_least(f"{place} {setting}", getattr(client, setting), 0)
+        value = getattr(client, setting)
+        _require(0 <= value <= CALLS_MAX, f"{place} {setting}", f"0 to {CALLS_MAX}", value)
     if client.burst and not client.calls_per_second:
         raise Misconfigured(f"{place} burst: wanted calls_per_second with it, got none")
 

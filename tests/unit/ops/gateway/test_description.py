@@ -54,6 +54,11 @@ def test_a_description_has_absolute_paths_and_the_hosts_of_each_version(tmp_path
         ('"keys.json"', '"away.json"', '[[issuers]] "https://id.shop.example" jwks: cannot read '),
         ('secret_file = "secret"', "", "[to_hosts]: secret_file is missing"),
         ("body_bytes_max = 4096", "body_bytes_max = 0", "[limits] body_bytes_max: wanted at least 1, got 0"),
+        (
+            "calls_per_second = 500",
+            "calls_per_second = 1_000_000_000_000",
+            '[[clients]] "checkout" calls_per_second: wanted 0 to 1000000, got 1000000000000',
+        ),
         ("body_bytes_max = 4096", 'body_bytes_max = "4k"', "[limits] body_bytes_max: wanted a whole number, got str"),
         ('"scoring-2"', '"scoring-1"', "[[hosts]] name: wanted each once, got 'scoring-1' twice"),
         ('"10.0.0.2"', '"10.0.0.1"', "[[hosts]] http: wanted each once, got '10.0.0.1:8080' twice"),
@@ -70,7 +75,7 @@ def test_a_description_has_absolute_paths_and_the_hosts_of_each_version(tmp_path
         (
             "calls_per_second = 500",
             "calls_per_second = -1",
-            '[[clients]] "checkout" calls_per_second: wanted at least 0',
+            '[[clients]] "checkout" calls_per_second: wanted 0 to 1000000, got -1',
         ),
         ("calls_per_second = 500", "burst = 5", '[[clients]] "checkout" burst: wanted calls_per_second with it'),
         ('jwt_subject = "app-1"', "", '[[clients]] "app" jwt_subject: is missing; wanted both'),

@@ -159,6 +159,17 @@ def test_what_nginx_cannot_do_is_refused(tmp_path: Path, change: str, message: s
         nginx_configuration(described(tmp_path, text))
 
 
+def test_nginx_has_room_for_the_shares_of_all_clients(tmp_path: Path) -> None:
+    """A zone that is full forgets what a client has called, and then refuses calls of all."""
+    one = '[[clients]]\nname = "client-{0}"\nkeys = ["{0:064x}"]\ncalls_per_second = 7\n'
+    many = "".join(one.format(number) for number in range(9_000))
+    zones = {
+        line.strip() for line in nginx_configuration(described(tmp_path, TEXT + many)).splitlines() if "=share_" in line
+    }
+    assert "limit_req_zone $share_7_1 zone=share_7_1:3m rate=7r/s;" in zones
+    assert "limit_req_zone $share_500_50 zone=share_500_50:1m rate=500r/s;" in zones
+
+
 def run(*arguments: str) -> tuple[int, str]:
     result = CliRunner().invoke(cli, ["gateway", *arguments], standalone_mode=False)
     return result.exit_code, result.stdout if result.exception is None else str(result.exception)
