@@ -121,6 +121,7 @@ class DetectorVerdict:
     `threshold`: natural logarithm of c.
     `shift`: the signed shift with the most evidence, in standard deviations of a block.
     `deviation`: the block's x; 0 where the block was not counted.
+    `gain_max`: the most that a block adds to one sum, in natural logarithms.
     `effect`: the averaged size of the change.
     `reached_ms`: the end of the block in which the evidence reached the threshold; 0 where it has not.
     `counted`: whether the block changed the signal's sums.
@@ -131,14 +132,21 @@ class DetectorVerdict:
     threshold: NDArray[np.float64]
     shift: NDArray[np.float64]
     deviation: NDArray[np.float64]
+    gain_max: NDArray[np.float64]
     effect: NDArray[np.float64]
     reached_ms: NDArray[np.int64]
     counted: NDArray[np.bool_]
     fired: NDArray[np.intp]
 
     def blocks_since_change(self, index: int) -> int:
-        """Estimate how many blocks passed from the change's start until the signal fired."""
-        gained_a_block = float(self.shift[index]) ** 2 / 2
+        """Estimate how many blocks passed from the change's start until the signal fired.
+
+        A block whose deviation is the shift that was bet on gains `shift² / 2`. After an enormous change every bet
+        gains as much as it may, and the largest is not always the one with the most evidence: the deviation tells.
+        """
+        shift, deviation = abs(float(self.shift[index])), abs(float(self.deviation[index]))
+        reached = max(deviation, shift) if deviation >= _STANDS_OUT else shift
+        gained_a_block = min(shift * reached - shift**2 / 2, float(self.gain_max[index]))
         return max(1, math.ceil(float(self.evidence[index]) / gained_a_block))
 
 
@@ -183,7 +191,8 @@ class Detectors:
         # The threshold applies to the mean of the eight sums, and one sum alone may reach it.
         ceiling = (threshold + math.log(self._bets.size))[:, None, None]
         gains = deviation[:, None, None] * self._bets - self._costs
-        gains = np.minimum(gains, ceiling / _BLOCKS_TO_FIRE[block.length_ms])
+        gain_max = ceiling / _BLOCKS_TO_FIRE[block.length_ms]
+        gains = np.minimum(gains, gain_max)
         before = self._sums[place] * _STEP
         after = np.minimum(np.logaddexp(0.0, gains + before), ceiling + _STEP)
         after = np.where(counted[:, None, None], after, before)
@@ -199,7 +208,8 @@ class Detectors:
         self._reached_ms[place] = reached_ms
         self._sums[place, fired] = 0
         self._reached_ms[place, fired] = 0
-        return DetectorVerdict(evidence, threshold, shift, deviation, effect, reached_ms, counted, fired)
+        gain_max = gain_max[:, 0, 0]
+        return DetectorVerdict(evidence, threshold, shift, deviation, gain_max, effect, reached_ms, counted, fired)
 
     def _averaged(
         self, place: int, block: Block, deviation: NDArray[np.float64], counted: NDArray[np.bool_]

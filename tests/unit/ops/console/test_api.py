@@ -43,7 +43,7 @@ class Whole:
 
 
 @contextmanager
-def whole_console(folder: Path, **changed: object) -> Iterator[Whole]:
+def whole_console(folder: Path, **changed: Any) -> Iterator[Whole]:
     """Yields the console with every section that it has. `changed`: settings of [console]."""
     console = console_under_test(folder, **changed)
     with console.database.write() as connection:

@@ -248,7 +248,11 @@ def test_an_alert_page_says_what_changed_why_and_what_happened(world: World) -> 
 
 def test_an_alert_page_says_what_its_numbers_are(world: World) -> None:
     """A value of 0.4, "1,000 payments, expected" and a distance without a unit meant nothing to an analyst."""
-    times = {"reference_start_time_ms": NOW_MS - 86_400_000, "reference_end_time_ms": NOW_MS, "reference_count": 9000}
+    times: dict[str, Any] = {
+        "reference_start_time_ms": NOW_MS - 86_400_000,
+        "reference_end_time_ms": NOW_MS,
+        "reference_count": 9000,
+    }
     moved = [
         {"subject": "feature:b", "signal": "location", "segment": "overall", "value": 7.316, "deviation": 7.2},
         {"subject": "feature:c", "signal": "missing", "segment": "overall", "value": 0.9976, "deviation": -4.9},

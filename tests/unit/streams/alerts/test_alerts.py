@@ -77,6 +77,14 @@ def test_an_alert_is_named_after_what_changed_and_where(
     assert raised[0].raised_ms <= (QUIET + 3) * FIVE_MS
 
 
+@pytest.mark.parametrize("added", [0.05, 0.1, 0.3, 0.6])
+def test_an_alert_says_in_which_block_the_change_began(added: float) -> None:
+    """An enormous change seemed to have begun half an hour before it did: in an hour without any payment."""
+    for seed in range(1, 4):
+        _, told = after(lambda world: world.added.update(velocity=added), seed)
+        assert abs(told[0].first_seen_ms - QUIET * FIVE_MS) <= FIVE_MS
+
+
 def test_a_move_that_a_feature_explains_is_attached_to_its_alert() -> None:
     watch, _ = after(lambda world: world.added.update(velocity=0.1))
     assert [moved.subject for moved in watch.open_alerts[0].attached] == ["score"]
