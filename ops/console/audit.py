@@ -334,7 +334,7 @@ def _last_lines(path: Path, count: int) -> list[bytes]:
             file.seek(0, 2)
             size, block, content = file.tell(), 0, b""
             while content.count(b"\n") <= count and block < size:
-                block = min(size, block + 64 * 1024)
+                block = min(size, max(2 * block, 64 * 1024))
                 file.seek(size - block)
                 content = file.read(block)
     except FileNotFoundError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from paywarden.ops.console.audit import AuditEntry, AuditLog, Head
@@ -19,15 +19,23 @@ _log = logging.getLogger(__name__)
 AUDIT_SUBJECT, HEAD = "audit", "head"
 _EVERY_S, _RETRY_S = 3600.0, 10.0
 _ROLES = frozenset({Role.AUDITOR})
-_COUNT, _COUNT_MAX = 100, 1000
+# Of an entry there are some 400 bytes: so many are read in a tenth of a second.
+_COUNT, _COUNT_MAX = 100, 10_000
+_SHOWN_MAX = 500
 _EFFECT = "Nothing can be done, and no sensitive field be shown, until it can be written."
 
 
 @dataclass(frozen=True)
 class AuditView:
-    """The newest entries of the log, and its head, which somebody may note."""
+    """Entries of the log, the newest first, and its head, which somebody may note.
+
+    `looked_at`: how many of the newest entries; `found`: those of them that meet `asked`, of which some are shown.
+    """
 
     entries: tuple[AuditEntry, ...]
+    found: int
+    looked_at: int
+    asked: Mapping[str, str]
     head_number: int
     head_digest: str
 
@@ -37,14 +45,21 @@ def audit_section(log: AuditLog, publish: Callable[[ConsoleEvent], object]) -> S
 
     def show(visit: Visit) -> Shown:
         visit.saw("audit_log")
-        entries = log.newest(visit.whole("count", _COUNT))
-        wanted = visit.text("by")
-        found = tuple(entry for entry in entries if wanted in ("", entry.by))
-        return Shown("audit.html", AuditView(found, log.head.number, log.head.digest), "Audit log")
+        asked = {name: visit.text(name) for name in ("by", "act", "subject") if visit.text(name)}
+        if "act" in asked:
+            # The page shows it with spaces.
+            asked["act"] = asked["act"].replace(" ", "_")
+        entries = log.newest(visit.whole("count", _COUNT_MAX if asked else _COUNT))
+        found = [one for one in entries if all(getattr(one, name) == text for name, text in asked.items())]
+        shown, head = tuple(found[:_SHOWN_MAX]), log.head
+        view = AuditView(shown, len(found), len(entries), asked, head.number, head.digest)
+        return Shown("audit.html", view, "Audit log")
 
     fields = (
         Field("by", "Only what this person did"),
-        Field("count", "How many of the newest entries", kind="whole", low=1, high=_COUNT_MAX),
+        Field("act", "Only this act, such as viewed or logged_in"),
+        Field("subject", "Only about this, such as payment:p1, case:5f0c or console"),
+        Field("count", "How many of the newest entries to look at", kind="whole", low=1, high=_COUNT_MAX),
     )
     page = Page("/audit", show, "The newest entries of the audit log", roles=_ROLES, fields=fields, view=AuditView)
 

@@ -13,6 +13,7 @@ from paywarden.ops.console.audit import AuditLog, AuditUnavailable, Head, audit_
 from paywarden.ops.console.audit_page import audit_section, publish_head, published_heads
 from paywarden.schemas.errors import Misconfigured
 from paywarden.streams.alerts.events import ConsoleEvent
+from tests.services.product.console import NOW_MS, console_under_test
 
 COUNT = 8
 
@@ -177,3 +178,24 @@ def test_a_full_disk_leaves_no_head_behind(tmp_path: Path, monkeypatch: pytest.M
     for number in range(2, 12):
         log.record("anna", "viewed", f"payment:{number}", {}, number)
         assert verify(log.path, public_key_of(tmp_path)) == number
+
+
+def test_an_auditor_finds_who_saw_a_payment_without_an_address_by_hand(tmp_path: Path) -> None:
+    """The page had fields without a form, and looked no further back than a hundred entries."""
+    console = console_under_test(tmp_path)
+    browser = console.browser([audit_section(console.audit, lambda _: None)], "demo-auditor")
+    console.audit.record("anna", "viewed", "payment:p1", {}, NOW_MS)
+    for number in range(700):
+        console.audit.record("ben", "login_failed" if number % 2 else "viewed", f"payment:x{number}", {}, NOW_MS)
+    text = browser.get("/audit").text
+    assert all(f'name="{name}"' in text for name in ("by", "act", "subject"))
+    assert "100 of the newest 100 entries." in text
+    text = browser.get("/audit?subject=payment%3Ap1").text
+    assert ("1 of the newest" in text, "<td>anna</td>" in text) == (True, True)
+    text = browser.get("/audit?by=ben&act=login+failed").text
+    assert "350 of the newest" in text
+    assert "<td>viewed</td>" not in text
+    assert "700 of the newest" in (text := browser.get("/audit?by=ben").text)
+    assert text.count("<td>ben</td>") == 500
+    assert "the newest 500 are shown" in text
+    console.database.close()
