@@ -328,7 +328,7 @@ def test_an_index_whose_folder_cannot_be_made_takes_no_other_page_with_it(tmp_pa
         now_ms=lambda: NOW_MS,
     )
     console = console_under_test(tmp_path)
-    shown = Shown("audit.html", AuditView((), 0, ""), "Other")
+    shown = Shown("audit.html", AuditView((), 0, 0, {}, 0, ""), "Other")
     other = Section("other", "Other", "/other", (Page("/other", lambda _: shown),))
     browser = console.browser([ReviewPages(opened, CostSettings()).section(), other], "demo-analyst")
     assert browser.get("/other").status_code == 200
