@@ -171,6 +171,7 @@ def test_a_host_whose_mapped_file_is_cut_short_goes_on_with_a_new_one(tmp_path: 
             wait_until(lambda: all(isinstance(host.pay_next(), list) for _ in range(20)), "both workers answer")
         assert host.log().count(f"{path} was deleted or cut short: it is made anew") == 4
         assert "bug" not in host.log()
+        wait_until(lambda: counts.stat().st_size > 0, "the parent's counts are written again")
 
 
 @pytest.fixture
@@ -230,4 +231,3 @@ def has_file(process: psutil.Process, name: str) -> bool:
     with contextlib.suppress(OSError):
         return f"/{name}\n" in Path(f"/proc/{process.pid}/maps").read_text(encoding="utf-8")
     return False
-        wait_until(lambda: counts.stat().st_size > 0, "the parent's counts are written again")
