@@ -16,17 +16,14 @@ def boot_id() -> str:
 def write_synced(path: Path, content: bytes) -> None:
     """Write a small file that survives a loss of power. A crash leaves it as before, or whole. Raises OSError."""
     new = path.with_name(path.name + ".new")
-    with open(new, "wb", opener=_at_once) as file:
+    # What a killed process has left may be anything, such as a named pipe that would be waited for.
+    new.unlink(missing_ok=True)
+    with new.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     new.replace(path)
     sync_folder(path.parent)
-
-
-def _at_once(path: str, flags: int) -> int:
-    """Open a file. A named pipe in its place is an error: without O_NONBLOCK it would wait for a reader."""
-    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
 
 
 def sync_folder(folder: Path) -> None:

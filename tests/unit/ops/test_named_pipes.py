@@ -160,7 +160,6 @@ READERS: dict[str, Read] = {
     "a backup's manifest": lambda path: read_backup(_prepared(path, "backup.json")),
     "the lock of a register of profile sets": lambda path: FileRegister(_prepared(path, "live.lock")).replace(b"", 0),
     "the lock of an archive": _archive,
-    "a file that is written whole": lambda path: write_synced(_prepared(path, "f.new") / "f", b""),
     "what is set aside": _set_aside,
     "a bearer token": lambda path: _token(str(path)),
     "a mapping of a table": read_mapping,
@@ -202,6 +201,13 @@ def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path: Path, name: str) -
     with pytest.raises(REFUSALS) as refused:
         READERS[name](path)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.usefixtures("alarm")
+def test_a_named_pipe_where_a_file_is_prepared_is_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "f.new", 0o600)
+    write_synced(tmp_path / "f", b"whole")
+    assert (tmp_path / "f").read_bytes() == b"whole"
 
 
 HUGE: dict[str, Read] = {
