@@ -50,7 +50,7 @@ from paywarden.features.stores.base import KEY_BYTES_MAX
 from paywarden.features.stores.lmdb_file import fill_up, missing_bytes, used_bytes
 from paywarden.schemas.durability import boot_id, write_synced
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
-from paywarden.schemas.file_state import open_regular, read_regular
+from paywarden.schemas.file_state import file_at, open_regular, read_regular
 from paywarden.schemas.private_files import make_private_folder, require_not_planted
 from paywarden.scoring.state import lmdb_calls, lmdb_pages
 from paywarden.scoring.state import mirror_look_up as loop
@@ -110,11 +110,12 @@ _DAMAGE = (
 )
 # The file beside the mirror that says in which boot of the machine it is written, and whether it was closed since.
 _BOOT_FILE, _CLOSED = "boot", "closed"
+_LOCKS = "lock.mdb"
 
 
 def discard(settings: MirrorSettings) -> None:
     """Delete a mirror. Its readers open the next one when it is there. Raises OSError."""
-    for name in ("data.mdb", "lock.mdb"):
+    for name in ("data.mdb", _LOCKS):
         (Path(settings.path) / name).unlink(missing_ok=True)
 
 
@@ -150,6 +151,7 @@ class MirrorWriter:
             # A companion that is killed leaves dead readers, too, and the first read may find no place.
             self._env.reader_check()
             self._note_length()
+            self._files = self._files_now()
         except _DAMAGE as error:
             raise _damaged(error) from error
         except (OSError, lmdb.Error) as error:
@@ -176,8 +178,12 @@ class MirrorWriter:
         """Make the file as long as its pages, and note how long it is. Raises OSError."""
         self._file_bytes = fill_up(self._data, self.used_bytes())
 
-    def _require_length(self) -> None:
-        """Raises MirrorDamaged if the file is shorter than this writer has left it, or gone."""
+    def _require_files(self) -> None:
+        """Raises MirrorDamaged if the file is shorter than this writer has left it, gone, or another one.
+
+        Readers open what is there. With another file of data they would never see a change; with another one of locks
+        the writer would not know of them, and write over what they read.
+        """
         try:
             size = self._data.stat().st_size
         except FileNotFoundError:
@@ -186,10 +192,16 @@ class MirrorWriter:
             raise MirrorUnavailable(f"the mirror's file cannot be looked at: {error.strerror}") from error
         if size < self._file_bytes:
             raise _cut_short(self._file_bytes - size)
+        if self._files_now() != self._files:
+            raise MirrorDamaged("the mirror is damaged: its file, or that of its locks, was replaced")
+
+    def _files_now(self) -> list[tuple[int, int] | None]:
+        """Returns which files the mirror has."""
+        return [file_at(path) for path in (self._data, self._data.with_name(_LOCKS))]
 
     @contextmanager
     def _writing(self) -> Iterator[lmdb.Transaction]:
-        self._require_length()
+        self._require_files()
         try:
             with self._env.begin(write=True) as transaction:
                 self._before_commit(transaction.id())
@@ -251,7 +263,7 @@ class MirrorWriter:
 
         It looks at `readers_max` places and takes microseconds. Raises MirrorUnavailable, MirrorDamaged.
         """
-        self._require_length()
+        self._require_files()
         try:
             return int(self._env.reader_check())
         except lmdb.Error as error:

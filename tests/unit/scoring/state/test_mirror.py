@@ -384,6 +384,30 @@ def test_a_mirror_that_was_cut_short_is_refused_and_can_be_made_anew(settings: M
         assert (writer.positions(), writer.profile_count()) == ({}, 0)
 
 
+@pytest.mark.parametrize("name", ["data.mdb", "lock.mdb"])
+@pytest.mark.parametrize("is_copied", [True, False])
+def test_a_writer_sees_that_another_file_is_in_the_place_of_its_own(
+    settings: MirrorSettings, name: str, is_copied: bool
+) -> None:
+    """It wrote to a file that nobody reads any more, and readers had an old copy for ever."""
+    filled(settings)
+    writer = MirrorWriter(settings)
+    writer.check_readers()
+    path = Path(settings.path) / name
+    kept = path.rename(path.with_name("kept"))
+    if is_copied:
+        shutil.copy(kept, path)
+    wanted = "was replaced" if is_copied or name == "lock.mdb" else "was cut short"
+    with pytest.raises(MirrorDamaged, match=wanted):
+        writer.check_readers()
+    with pytest.raises(MirrorDamaged, match=wanted):
+        writer.apply({b"card:c": b"state"}, {})
+    path.unlink(missing_ok=True)
+    kept.rename(path)
+    writer.check_readers()
+    writer.close()
+
+
 @pytest.mark.parametrize("size", [*CUTS, None])
 def test_a_writer_sees_that_its_file_was_cut_short_or_deleted(settings: MirrorSettings, size: int | None) -> None:
     filled(settings)
