@@ -168,15 +168,22 @@ class IndexFiller:
         self._heard_ms = now_ms
 
     def run(self, stop: threading.Event, *, retry_s: float = 2.0) -> None:
-        """Follows the topics until `stop`. What goes wrong is logged, shown in `state`, and tried again."""
+        """Follows the topics until `stop`. What goes wrong is logged once, shown in `state`, and tried again."""
+        told = ""
         while not stop.is_set():
             try:
                 self.step()
                 self.expire()
                 self._index.database.tidy(at_least=TIDY_KEYS)
             except PaywardenError as error:
-                _log.warning("index of decisions: %s", error)
+                if str(error) != told:
+                    _log.warning("index of decisions: %s", error)
+                told = str(error)
                 stop.wait(retry_s)
+            else:
+                if told:
+                    _log.info("index of decisions: it is filled again")
+                told = ""
         self.close()
 
     def expire(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -186,3 +187,30 @@ def test_an_archive_gives_the_same_index_as_the_topic(database: Database, tmp_pa
     bodies = index.bodies([row.place for row in rows[:3]])
     encoded = {each["decision_id"]: ENCODERS["decisions"].encode(each) for each in decisions}
     assert bodies == {name: encoded[name] for name in bodies}
+
+
+def test_trouble_that_lasts_is_logged_once_and_so_is_its_end(
+    database: Database, broker: FakeBroker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On a full disk the console's log got a line every two seconds."""
+    caplog.set_level(logging.INFO)
+    filler, stop = filler_of(database, broker), Event()
+    steps = 0
+
+    def step(_: float = 0.0) -> int:
+        nonlocal steps
+        steps += 1
+        if steps > 7:
+            stop.set()
+        if steps < 4 or steps == 6:
+            raise TemporaryFailure("no space left on device" if steps < 4 else "away")
+        return 0
+
+    monkeypatch.setattr(filler, "step", step)
+    filler.run(stop, retry_s=0.0)
+    assert [record.message for record in caplog.records if "index of decisions" in record.message] == [
+        "index of decisions: no space left on device",
+        "index of decisions: it is filled again",
+        "index of decisions: away",
+        "index of decisions: it is filled again",
+    ]
