@@ -280,6 +280,9 @@ class Deployer:
 
     def _begin(self, now: float) -> None:
         try:
+            # Somebody may have tidied up.
+            make_private_folder(self._runtime)
+            make_private_folder(self._ready)
             deployment = read_deployment(self._runtime / DEPLOYMENT)
             if deployment is not None and deployment.catalogue not in ("", self._catalogue):
                 _log.info("the catalogue %s is to decide, and this host's is %s", deployment.catalogue, self._catalogue)

@@ -381,6 +381,19 @@ def looks(host: Host) -> None:
         host.end()
 
 
+def test_a_folder_that_somebody_deletes_is_made_again_and_keeps_no_swap_from_being_made(host: Host) -> None:
+    """No swap and no way back was possible any more until `serve` was started again."""
+    host.source.serve("b")
+    host.swap()
+    shutil.rmtree(host.folder)
+    looks(host)
+    host.source.serve("c")
+    assert host.swap().active == "c"
+    shutil.rmtree(host.folder / "ready")
+    host.source.serve("d")
+    assert host.swap().active == "d"
+
+
 def test_orders_are_private_from_the_start(host: Host, caplog: pytest.LogCaptureFixture) -> None:
     """The companion makes the folder private with all that is in it. Open ones looked as if somebody changed them."""
     host.source.serve("b")
