@@ -19,6 +19,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import httpx2
 from authlib.integrations.httpx_client import AsyncOAuth2Client
@@ -159,6 +160,8 @@ class OidcProvider:
         wanted = ("issuer", "authorization_endpoint", "token_endpoint", "jwks_uri")
         if not all(isinstance(about.get(name), str) for name in wanted) or about["issuer"].rstrip("/") != self.issuer:
             raise ProviderUnavailable("the OpenID Connect provider does not describe itself as the issuer that is set")
+        if not all(_is_address(about[name]) for name in wanted[1:]):
+            raise ProviderUnavailable("the OpenID Connect provider names an address that is none")
         return about
 
     async def _get(self, url: str) -> dict[str, Any]:
@@ -167,7 +170,7 @@ class OidcProvider:
                 answer = await client.get(url)
                 answer.raise_for_status()
                 content = answer.json()
-        except (httpx2.HTTPError, ValueError) as error:
+        except (httpx2.HTTPError, ValueError, RecursionError) as error:
             raise ProviderUnavailable("the OpenID Connect provider does not answer") from error
         if not isinstance(content, dict):
             raise ProviderUnavailable("the OpenID Connect provider does not answer in JSON objects")
@@ -183,6 +186,14 @@ class OidcProvider:
             transport=self.transport,
             timeout=_TIMEOUT_S,
         )
+
+
+def _is_address(text: str) -> bool:
+    try:
+        # What a browser is sent to, and what this process asks.
+        return bool(urlsplit(text).netloc) and bool(httpx2.URL(text).host)
+    except (ValueError, httpx2.InvalidURL):
+        return False
 
 
 def _digest(cookie: str) -> str:

@@ -112,6 +112,22 @@ def test_who_the_provider_knows_is_logged_in_with_known_roles(console: ConsoleUn
 
 
 @pytest.mark.parametrize(
+    "address", ["https://lo[gin.example/a", "https://[::1", "nowhere", "", "https://\x7f/a", "http://a:b/"]
+)
+@pytest.mark.parametrize("name", ["authorization_endpoint", "token_endpoint", "jwks_uri"])
+def test_a_provider_that_names_no_address_is_told_as_one_that_does_not_answer(
+    console: ConsoleUnderTest, monkeypatch: pytest.MonkeyPatch, name: str, address: str
+) -> None:
+    about = {one: f"{ISSUER}/{one}" for one in ("authorization_endpoint", "token_endpoint", "jwks_uri")}
+
+    async def told(*_: object) -> dict[str, str]:
+        return {"issuer": ISSUER, **about, name: address}
+
+    monkeypatch.setattr(OidcProvider, "_get", told)
+    assert console.browser([SECTION]).get("/oidc/start?next=/things").status_code == 503
+
+
+@pytest.mark.parametrize(
     "claims",
     [
         {"iss": "https://evil.example"},
