@@ -9,6 +9,11 @@ from paywarden.features.tables.mapping import parse_mapping
 from paywarden.schemas.errors import Misconfigured
 from tests.unit.features.tables.tables import MAPPING, mapping_with
 
+SECOND = (
+    MAPPING.partition("[label]")[0]
+    + '[label]\nfile = "chargebacks.csv"\npayment_id = "charge"\ntime = "reported"\ngenuine_delay = "30d"\n'
+)
+
 
 @pytest.mark.parametrize(
     ("mapping", "said"),
@@ -34,6 +39,28 @@ from tests.unit.features.tables.tables import MAPPING, mapping_with
         (MAPPING.replace('["0"]', '["1"]'), r"\[label\] genuine: lists a value that another label has"),
         ('[input]\ndelimiter = "::"\n' + MAPPING, r"line 2: \[input\] delimiter: must be one ASCII character"),
         ('[input]\nencoding = "utf-7000"\n' + MAPPING, r"line 2: \[input\] encoding: is no encoding"),
+        (
+            mapping_with(amount_minor='{ column = "amount", strip = "$()" }'),
+            r"amount_minor: strip must not have \( \) - or",
+        ),
+        (
+            mapping_with(event_time_ms='{ columns = ["a", "b"], format = "seconds" }'),
+            "event_time_ms: columns are for times that are texts",
+        ),
+        (MAPPING + 'others = "unknown"\n', r"\[label\] others: is for labels of a second table: name it with `file`"),
+        (SECOND.replace('payment_id = "charge"\n', ""), r"\[label\] payment_id: must name its column with the ids"),
+        (SECOND + 'others = "fraud"\n', r"\[label\] others: must be genuine or unknown, got 'fraud'"),
+        (SECOND + 'input = { delimiter = "::" }\n', r"\[label\] input: delimiter: must be one ASCII character"),
+        (SECOND + 'input = { quot = "x" }\n', r"\[label\] input: there is no key 'quot'"),
+        (
+            SECOND.replace("genuine_delay", "seed = 1 #"),
+            r"\[label\] genuine_delay: must say when a payment that the file",
+        ),
+        (SECOND + 'column = "why"\n', r"\[label\] fraud: must list the values that mean fraud"),
+        (
+            SECOND.replace('payment_id = "id"', 'payment_id = { made_from = "position" }'),
+            r"\[label\] payment_id: \"charge\" has the ids of a column; \[fields\] payment_id must name that column",
+        ),
     ],
 )
 def test_a_mistake_is_refused_where_it_stands(mapping: str, said: str) -> None:
