@@ -1,6 +1,7 @@
 """The paper of a model: one Markdown file with what is known about a version, for those who have to judge it.
 
-Everything in it comes from the bundle's manifest, the policy's file and the log. The same three give the same bytes: no
+Everything in it comes from the bundle's manifest, the policy's file and the log. Whoever proposes a bundle wrote its
+manifest: no text of it becomes a line, a heading or a tag of the paper. The same three give the same bytes: no
 clock is read, and what holds is what held after the last entry of the log.
 
 The sections follow what model risk guidance asks a bank to have on paper (SR 26-2 of the Federal Reserve, OCC
@@ -106,13 +107,17 @@ class Paper:
         labels = manifest.evidence.get("labels") or {}
         counts, delay = labels.get("counts") or {}, labels.get("fraud_delay") or {}
         rows = [
-            ("training window", f"{manifest.train_from} to {manifest.train_to}, both included"),
+            ("training window", _cell(f"{manifest.train_from} to {manifest.train_to}, both included")),
             ("payments", f"{manifest.training_payments}"),
             ("frauds", f"{manifest.training_frauds} ({share:.3%})"),
-            *((f"labels: {name.replace('_', ' ')}", f"{value}") for name, value in counts.items()),
-            *((f"frauds known after: {name}", _plain(value)) for name, value in delay.items() if name != "frauds"),
-            ("label delay in training", f"{manifest.parameters.get('label_delay_days', 'not known')} days"),
-            ("payments without a label", f"{manifest.parameters.get('unknown_labels', 'not known')}"),
+            *((_cell(f"labels: {name.replace('_', ' ')}"), _cell(f"{value}")) for name, value in counts.items()),
+            *(
+                (_cell(f"frauds known after: {name}"), _plain(value))
+                for name, value in delay.items()
+                if name != "frauds"
+            ),
+            ("label delay in training", _cell(f"{manifest.parameters.get('label_delay_days', 'not known')} days")),
+            ("payments without a label", _cell(f"{manifest.parameters.get('unknown_labels', 'not known')}")),
         ]
         yield "\n## Data\n"
         yield from _table(("", ""), rows)
@@ -124,7 +129,8 @@ class Paper:
         )
         yield "\n## Method\n"
         yield f"Gradient boosted trees (LightGBM), calibrated by Platt scaling; {cascade}.\n"
-        yield from _table(("setting", "value"), [(name, _plain(value)) for name, value in _sorted(manifest.parameters)])
+        rows = [(_cell(name), _plain(value)) for name, value in _sorted(manifest.parameters)]
+        yield from _table(("setting", "value"), rows)
         left_out = manifest.validation.get("left_out")
         tried = manifest.validation.get("tried") or []
         yield (
@@ -151,10 +157,14 @@ class Paper:
                     interval = _interval(tuple(stored) if stored else auc_interval(value, frauds, genuine))
             elif name == "average_precision":
                 interval = _interval(average_precision_interval(value, frauds))
-            rows.append((name.replace("_", " "), _plain(value), interval))
+            rows.append((_cell(name.replace("_", " ")), _plain(value), interval))
         yield from _table(("measure", "value", "95 % interval"), rows)
         folds = [
-            (days["test_from"], days["test_to"], *(_plain(fold[name]) for name in ("auc_roc", "average_precision")))
+            (
+                _plain(days["test_from"]),
+                _plain(days["test_to"]),
+                *(_plain(fold[name]) for name in ("auc_roc", "average_precision")),
+            )
             for days, fold in zip(self.manifest.validation.get("days") or [], self._chosen_folds(), strict=False)
         ]
         if folds:
@@ -188,7 +198,7 @@ class Paper:
             "the splits by a feature take from the loss.\n"
         )
         rows = [
-            (f"`{name}`", _plain(gain), f"{splits}", _cell(self.meanings.get(name, ""))) for name, gain, splits in used
+            (_code(name), _plain(gain), f"{splits}", _cell(self.meanings.get(name, ""))) for name, gain, splits in used
         ]
         yield from _table(("feature", "gain", "splits", "meaning"), rows)
 
@@ -219,7 +229,9 @@ class Paper:
         yield from _table(("flag", "asks for"), [row for row in flags if row[1] != "approve"])
         if self.list_sizes:
             yield ""
-            yield from _table(("list", "entries"), [(name, f"{size}") for name, size in _sorted(self.list_sizes)])
+            yield from _table(
+                ("list", "entries"), [(_cell(name), f"{size}") for name, size in _sorted(self.list_sizes)]
+            )
 
     def _limits(self) -> Iterator[str]:
         yield "\n## Limits\n"
@@ -244,8 +256,8 @@ class Paper:
         for one in drifting[:_FEATURES_SHOWN]:
             told = ", and is left out" if one["name"] in left_out else ""
             yield (
-                f"`{one['name']}` leaves its training range in {one['outside']:.1%} of the newest payments; it is "
-                f"missing in {one['missing_later']:.1%}, before in {one['missing_earlier']:.1%}{told}."
+                f"{_code(str(one['name']))} leaves its training range in {one['outside']:.1%} of the newest payments; "
+                f"it is missing in {one['missing_later']:.1%}, before in {one['missing_earlier']:.1%}{told}."
             )
         if len(drifting) > _FEATURES_SHOWN:
             yield f"{len(drifting) - _FEATURES_SHOWN} further features drift; the manifest has them."
@@ -315,14 +327,14 @@ class Paper:
         ignored = {one.number for one in self.state.ignored}
         for number, entry in enumerate(self.log.entries, 1):
             if entry.kind == kinds.ROLLED_BACK and entry.digest in about and number not in ignored:
-                bad = "this version" if entry.text("from") == self.version.digest else f"`{entry.text('from')[:12]}`"
+                bad = "this version" if entry.text("from") == self.version.digest else _code(entry.text("from")[:12])
                 yield f"{_time(entry.time_ms)} UTC: {_cell(entry.by)} rolled {bad} back alone: {_cell(entry.why)}."
 
     def _evidence(self) -> Iterator[str]:
         yield "\n## Files\n"
         bundle = self.state.bundles[self.version.bundle]
         policy = self.state.policies[self.version.policy]
-        rows = [(f"`{name}`", f"`{checksum}`") for part in (bundle, policy) for name, checksum in _sorted(part.files)]
+        rows = [(_code(name), f"`{checksum}`") for part in (bundle, policy) for name, checksum in _sorted(part.files)]
         yield from _table(("file", "sha256"), rows)
         yield ""
 
@@ -351,7 +363,7 @@ def _interval(interval: Interval) -> str:
 def _plain(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
-    return value if isinstance(value, str) else _cell(json.dumps(value, sort_keys=True))
+    return _cell(value if isinstance(value, str) else json.dumps(value, sort_keys=True))
 
 
 def _cell(text: str) -> str:
@@ -362,8 +374,8 @@ def _cell(text: str) -> str:
 
 
 def _code(text: str) -> str:
-    """Returns a condition as code in a table. A backtick or line end cannot be part of one."""
-    return f"`{text.replace('`', ' ').replace('|', chr(92) + '|').strip()}`"
+    """Returns a condition or a name as code in a table. A backtick or line end cannot be part of one."""
+    return f"`{' '.join(text.replace('`', ' ').replace('|', chr(92) + '|').split())}`"
 
 
 def _time(time_ms: int) -> str:
