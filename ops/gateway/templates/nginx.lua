@@ -8,10 +8,14 @@ local share_of_client = {
 }
 {% if shard_count %}
 
--- By version: the number of each shard's upstream.
+-- By version: the number of each shard's upstream. nginx must find a comment or a string within 4096 bytes.
 local places = {
 {% for version, numbers in places.items() %}
-  ["{{ version }}"] = { {{ numbers | join(", ") }} },
+  ["{{ version }}"] = {
+{% for line in numbers | batch(64) %}
+    {{ line | join(", ") }}, --
+{% endfor %}
+  },
 {% endfor %}
 }
 {% endif %}
