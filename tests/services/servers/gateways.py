@@ -97,7 +97,11 @@ def running_gateway(target: str, description: GatewayDescription, folder: Path, 
     with gateway.error_log.open("wb") as log:
         process = subprocess.Popen(_command(target, own, folder), stdout=log, stderr=log)
         try:
-            wait_until(lambda: _listens(http_port) and _listens(grpc_port), f"{target} listens: {gateway.error_log}")
+            wait_until(
+                lambda: process.poll() is not None or (_listens(http_port) and _listens(grpc_port)),
+                f"{target} listens: {gateway.error_log}",
+            )
+            assert process.poll() is None, gateway.error_log.read_text(encoding="utf-8")
             yield gateway
         finally:
             process.terminate()
