@@ -34,7 +34,7 @@ from typing import Any
 
 import llvmlite
 import numba
-from numba.core import caching, config
+from numba.core import caching, config, sigutils
 
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.private_files import require_unwritable
@@ -257,10 +257,10 @@ class KeptCode(caching._Cache):
         return path
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        return self._opened().load_overload(sig, target_context)
+        return self._opened().load_overload(_types_of(sig), target_context)
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        self._opened().save_overload(sig, data)
+        self._opened().save_overload(_types_of(sig), data)
 
     def enable(self) -> None:
         self._opened().enable()
@@ -270,3 +270,9 @@ class KeptCode(caching._Cache):
 
     def flush(self) -> None:
         self._opened().flush()
+
+
+def _types_of(sig: Any) -> Any:
+    """Returns the types of the arguments. "int64(int64)" and a call with an int64 find the same code."""
+    args, _ = sigutils.normalize_signature(sig)
+    return tuple(args)

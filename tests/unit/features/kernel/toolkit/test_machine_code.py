@@ -98,6 +98,20 @@ def test_a_changed_callee_in_another_file_gives_the_new_result(product: Path) ->
     assert run(product) == "31 0"
 
 
+def test_a_function_that_is_called_with_constants_is_compiled_once(product: Path) -> None:
+    callee = CALLEE.replace("inlined", "compiled").replace("@compiled", "@compiled()")
+    (product / "models/callee.py").write_text(callee.replace("FACTOR * value", "value // 5"), encoding="utf-8")
+    (product / "scoring/caller.py").write_text(CALLER.replace("scaled(value)", "scaled(10) + scaled(20)"), "utf-8")
+    assert run(product) == "7 0"
+    assert len([*beside(product).rglob("callee.scaled*.nbc")]) == 1
+
+
+def test_code_that_a_call_has_kept_is_found_by_the_names_of_its_types(product: Path) -> None:
+    run(product)
+    (product / "run.py").write_text(RUN.replace("print(", "answer.compile('int64(int64)')\nprint("), encoding="utf-8")
+    assert run(product) == "21 1"
+
+
 def test_a_file_without_compiled_code_may_change(product: Path) -> None:
     run(product)
     (product / "models/other.py").write_text("LIMIT = 1\n", encoding="utf-8")
