@@ -170,7 +170,7 @@ def _payment(cells: list[str]) -> tuple[dict[str, Any], tuple[int, str] | None] 
     """Returns the fields and the label of a row; None for one to refuse."""
     trimmed = (cell.strip(BLANKS) for cell in cells)
     raw = dict(zip(COLUMNS, (None if cell in ("", "NULL") else cell for cell in trimmed), strict=True))
-    moment, currency = _local(raw["when"]), raw["money"]
+    moment, currency = _local(raw["when"]), (raw["money"] or "").upper() or None
     amount = _amount(raw["amount"], DIGITS.get(currency or "", 2))
     if moment is None or amount is None or currency not in DIGITS:
         return None
