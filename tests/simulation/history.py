@@ -118,6 +118,9 @@ class History:
             self._accept_source()
         # Everything that is restarted has a chance to come up, and a full outbox to be shipped.
         world.run_until(lambda: not (self.callers.open or self.pending or self._unshipped()), 30.0)
+        if self.plan.is_supervised:
+            # A worker that could not be started many times is tried again after at most ten seconds.
+            world.run_until(lambda: len(self.deployment.listening) == WORKERS, 15.0)
         if any(item.kind == "swap" for item in self.plan.faults):
             # Workers look for orders twice a second.
             world.run_until(lambda: False, 3.0)
