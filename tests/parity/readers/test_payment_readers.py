@@ -57,8 +57,9 @@ ENCODER = Encoder("payments", IDS.id_of("payments"))
 
 card, trio = Entity("card", "card_id"), Entity("trio", ("device_id", "merchant_id", "ip"))
 # A condition on every attribute, so that the reader reads every attribute of a request.
+CODES = {"country": "AB", "currency": "EUR", "mcc": "5411"}
 QUESTIONS = [
-    card.count(f"{one.name}_count", "1d", where=one != ("AB" if one.name == "country" else "x"))
+    card.count(f"{one.name}_count", "1d", where=one != CODES.get(one.name, "x"))
     for one in ATTRIBUTES
     if one.kind in (AttributeKind.TEXT, AttributeKind.COUNTRY)
 ]

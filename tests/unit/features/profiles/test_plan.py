@@ -108,7 +108,7 @@ CHANGES = {
     "categories": changed(1, request.category("hour", channel, ("ecom", "pos"))),
     "other categories": changed(1, request.category("hour", channel, ("ecom", "atm"))),
     "the order of categories": changed(1, request.category("hour", channel, ("pos", "ecom"))),
-    "what has categories": changed(1, request.category("hour", mcc, ("ecom", "pos"))),
+    "what has categories": changed(1, request.category("hour", mcc, ("5411", "5812"))),
     "what is divided": changed(4, ratio("to_mean", "hour", "mean_7d")),
     "what it is divided by": changed(4, ratio("to_mean", "amount", "count_1d")),
     "the order": plan_of(BASE_FEATURES[1], BASE_FEATURES[0], *BASE_FEATURES[2:]),

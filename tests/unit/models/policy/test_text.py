@@ -14,7 +14,7 @@ from paywarden.models.policy.text import policy_text
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 
-TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12)
 SHARE = st.floats(0, 1)
 POLICIES = st.builds(
     PolicySettings,

@@ -233,18 +233,18 @@ def test_what_ends_a_rollout_for_the_registry_ends_it_for_everybody(
 def test_a_start_that_nobody_can_read_can_be_aborted(tmp_path: Path) -> None:
     """One of a later release, for example. The registry has it under way, and refuses every other one."""
     hosts = Hosts.at(tmp_path)
-    abort = replace(event(EventKind.ABORTED, 2 * DAY_MS), by="cleo")
+    abort = replace(event(EventKind.ABORTED, DAY_MS), by="cleo")
     cleo = RegistryRolloutLog(hosts.registry(), Signer("cleo", key_of("cleo")))
     assert cleo.abort_unread(abort) == ""
     started_by_hand(hosts, event='{"kind": "started", "of": "a later release"}')
     assert hosts.of("anna").rollout is None
     with pytest.raises(RegistryRefused, match="the rollout r-1 is under way"):
-        hosts.of("anna").take(event(EventKind.STARTED, 2 * DAY_MS, start=replace(START, name="r-2")))
+        hosts.of("anna").take(event(EventKind.STARTED, DAY_MS, start=replace(START, name="r-2")))
     ben = RegistryRolloutLog(hosts.registry(), Signer("ben", key_of("ben")))
     with pytest.raises(RegistryRefused, match="ben has not the role rollout or roll_back"):
         ben.abort_unread(abort)
     assert cleo.abort_unread(abort) == "r-1"
-    found = hosts.of("anna").take(event(EventKind.STARTED, 2 * DAY_MS, start=replace(START, name="r-2")))
+    found = hosts.of("anna").take(event(EventKind.STARTED, DAY_MS, start=replace(START, name="r-2")))
     assert found.phase is Phase.PENDING
     assert cleo.abort_unread(abort) == ""
     hosts.of("cleo").take(abort)

@@ -41,6 +41,8 @@ RATES = RateTable(
         "odd": [(0, RATE_SCALE)],
     }
 )
+# What a condition on them may say; on the others, any text.
+CODES = {"country": "AB", "currency": "EUR", "mcc": "5411"}
 
 
 def plan_of_everything() -> Plan:
@@ -52,9 +54,7 @@ def plan_of_everything() -> Plan:
         odd.count("odd_count", "1d"),
         # One feature about each attribute, and one about the hour of the day.
         *(
-            card.count(
-                f"{attribute.name}_count", "1d", where=attribute != ("AB" if attribute.name == "country" else "x")
-            )
+            card.count(f"{attribute.name}_count", "1d", where=attribute != CODES.get(attribute.name, "x"))
             for attribute in ATTRIBUTES
             if attribute.kind in (AttributeKind.TEXT, AttributeKind.COUNTRY)
         ),
