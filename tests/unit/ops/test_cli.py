@@ -27,7 +27,7 @@ def test_a_command_tells_its_options_where_the_configuration_is_wrong(tmp_path: 
     config.write_text("[serve]\n[serve]\n", encoding="utf-8")
     for asked in (["rollout", "start", "--help"], ["load", "-h"], ["models", "--help"]):
         told = CliRunner().invoke(cli, ["--config", str(config), *asked])
-        assert (told.exit_code, told.stdout[:7]) == (0, "Usage: ")
+        assert (told.exit_code, told.stdout[:7]) == (0, "Usage: "), told.output
     for asked in (["models", "list"], ["models", "rollback", "--why", "--help"]):
         told = CliRunner().invoke(cli, ["--config", str(config), *asked], standalone_mode=False)
         assert isinstance(told.exception, Misconfigured), told.output
