@@ -21,6 +21,7 @@ LONGEST = (
     "tests/integration/operate/test_clients_hostile.py",
     "tests/integration/profiles/test_backup.py",
     "tests/integration/profiles/test_stream_ends.py",
+    "tests/integration/operate/test_units_run.py",
     "tests/simulation/test_simulation.py",
     "tests/integration/topics/test_archive.py",
     "tests/e2e/test_demo_broken.py",
