@@ -37,7 +37,8 @@ def _command(command: click.Command, path: str) -> Iterator[str]:
     if not command.help:
         raise Undocumented(f"command {path} has no help text")
     yield f"## {path}\n"
-    context = click.Context(command, info_name=path)
+    # click keeps a command's help option as the first context wants it.
+    context = click.Context(command, info_name=path, **cli.context_settings)
     yield f"    {path} {' '.join(command.collect_usage_pieces(context))}\n"
     yield from _paragraphs(command.help)
     extras = () if command.callback is None else extras_of(command.callback)

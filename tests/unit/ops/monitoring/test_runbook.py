@@ -37,7 +37,8 @@ def shown() -> str:
 def check(words: list[str]) -> None:
     """Raises click.UsageError if the command line does not take these words. Nothing is run, and no file is opened."""
     command: click.Command = cli
-    context = click.Context(cli, info_name="paywarden")
+    # click keeps a command's help option as the first context wants it.
+    context = click.Context(cli, info_name="paywarden", **cli.context_settings)
     while True:
         parser = command.make_parser(context)
         options, rest, _ = parser.parse_args(list(words))
