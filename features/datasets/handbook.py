@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from paywarden.features.history.history import LABELS, numbered_ids, write_history
+from paywarden.schemas import arrow_files
 from paywarden.schemas.errors import Misconfigured
 
 LABEL_DELAY_MS = 7 * 86_400_000
@@ -116,7 +117,7 @@ def _read(path: Path) -> pa.Table:
         if missing:
             raise Misconfigured(f"{path} is not the handbook's table: it has no column {', '.join(missing)}")
         return pq.read_table(path, columns=list(INPUT_COLUMNS), partitioning=None)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except arrow_files.UNREADABLE as error:
         message = (str(error).splitlines() or [type(error).__name__])[0]
         raise Misconfigured(f"{path} cannot be read as Parquet: {message}") from error
 

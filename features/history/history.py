@@ -39,6 +39,7 @@ from paywarden.features.history.payment_columns import (
     whole_numbers,
     wrong_numbers,
 )
+from paywarden.schemas import arrow_files
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.payment_fields import FIELD, TABLE_ALONE, EmailDomain, Form, PaymentField, PaymentFields
 
@@ -193,7 +194,7 @@ def last_event_time_ms(directory: str | Path) -> int:
             raise Misconfigured(f"{path} holds no payment")
         groups = [number for number in range(file.num_row_groups) if file.metadata.row_group(number).num_rows]
         times = file.read_row_group(groups[-1], columns=["event_time_ms"])
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except arrow_files.UNREADABLE as error:
         raise Misconfigured(f"{path} cannot be read as Parquet: {first_line(error)}") from error
     check_columns(PAYMENTS_FILE, times, {"event_time_ms": INTEGER})
     return int(times["event_time_ms"][-1].as_py())
@@ -298,7 +299,7 @@ def _read_table(path: Path, columns: dict[str, str]) -> pa.Table:
     try:
         present = pq.read_schema(path).names
         return pq.read_table(path, columns=[name for name in columns if name in present], partitioning=None)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except arrow_files.UNREADABLE as error:
         raise Misconfigured(f"{path} cannot be read as Parquet: {first_line(error)}") from error
 
 

@@ -63,6 +63,7 @@ from paywarden.features.history.payment_columns import (
     refuse_wrong_text,
 )
 from paywarden.features.history.payment_ids import Ids, find_rows, first_repeated, hash_texts
+from paywarden.schemas import arrow_files
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.payment_fields import FIELD, FIELDS, TABLE_ALONE, Form, PaymentField, PaymentFields
 
@@ -129,7 +130,7 @@ class _HistoryFile:
         try:
             self._file = pq.ParquetFile(path)
             schema = self._file.schema_arrow
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        except arrow_files.UNREADABLE as error:
             raise self._unreadable(error) from error
         self._present = [name for name in columns if name in schema.names]
         self.count = int(self._file.metadata.num_rows)
@@ -155,7 +156,7 @@ class _HistoryFile:
         try:
             for batch in self._file.iter_batches(batch_size=rows, columns=names):
                 yield pa.Table.from_batches([batch])
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        except arrow_files.UNREADABLE as error:
             raise self._unreadable(error) from error
 
     def _holds_nulls(self, name: str, rows: int) -> Misconfigured:

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from paywarden.features.history.history import first_line
 from paywarden.features.tables.csv_rows import LINE, NEXT, OPEN_LINE, copy_cells, find_cells, find_rows
 from paywarden.features.tables.mapping import InputForm
+from paywarden.schemas import arrow_files
 from paywarden.schemas.errors import Misconfigured
 
 # A row longer than this is no row: a quote was not closed, or the file is no table.
@@ -146,7 +147,7 @@ class TableFiles:
             if self.format == "parquet":
                 return list(pq.read_schema(path).names)
             return _csv_head(path, self._form)
-        except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
+        except (*arrow_files.UNREADABLE, EOFError) as error:
             kind = "Parquet" if self.format == "parquet" else "CSV"
             raise Misconfigured(f"{path} cannot be read as {kind}: {first_line(error)}") from error
 
@@ -193,7 +194,7 @@ class TableFiles:
                     size = path.stat().st_size * len(batch) // total
                     yield _ParquetPart(str(path), file, first + line, line, batch, size)
                     line += len(batch)
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        except arrow_files.UNREADABLE as error:
             raise Misconfigured(f"{path} cannot be read as Parquet: {first_line(error)}") from error
 
     @property
@@ -376,7 +377,7 @@ class _Utf8File:
         """Returns some more bytes, or none at the end. Raises Misconfigured."""
         try:
             data = self._source.read(size)
-        except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
+        except (*arrow_files.UNREADABLE, EOFError) as error:
             raise Misconfigured(f"{self._path}: cannot be read: {first_line(error)}") from error
         if self._is_start:
             self._is_start = False

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from paywarden.features.datasets.shop_world import TRUTH_FILE
 from paywarden.models.metrics.auc import areas_under_curves
+from paywarden.schemas import arrow_files
 from paywarden.schemas.errors import Misconfigured
 
 ALERT_SHARE = 0.01
@@ -147,7 +148,7 @@ def _table(path: Path, columns: Sequence[str], hint: str) -> pa.Table:
         table = pq.read_table(path, columns=list(columns))
     except FileNotFoundError as error:
         raise Misconfigured(f"{path} does not exist; {hint}") from error
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except arrow_files.UNREADABLE as error:
         raise Misconfigured(f"{path} cannot be read as Parquet: {(str(error).splitlines() or [''])[0]}") from error
     if not len(table):
         raise Misconfigured(f"{path} has no rows")

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from paywarden.features.history.history import History
 from paywarden.features.history.point_in_time import CHUNK_ROWS, Chunk
+from paywarden.schemas import arrow_files
 from paywarden.schemas.errors import Misconfigured
 
 _COLUMNS = ("payment_id", "event_time_ms", "score", "model_version")
@@ -116,7 +117,7 @@ def time_range_ms(path: Path) -> tuple[int, int]:
 def _open(path: Path) -> pq.ParquetFile:
     try:
         file = pq.ParquetFile(path)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except arrow_files.UNREADABLE as error:
         raise Misconfigured(f"{path} cannot be read as Parquet: {(str(error).splitlines() or [''])[0]}") from error
     for name in _COLUMNS:
         if name not in file.schema_arrow.names:

@@ -31,6 +31,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from paywarden.schemas import arrow_files
 from paywarden.schemas.durability import sync_folder
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.schemas.file_state import open_lock
@@ -168,7 +169,7 @@ def read_parts(archive: Path, topic: str) -> dict[int, list[ArchiveFile]]:
 def _part(path: Path, topic: str) -> ArchiveFile:
     try:
         footer = (pq.read_schema(path).metadata or {}).get(_FOOTER)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except arrow_files.UNREADABLE as error:
         raise Misconfigured(f"{path} cannot be read as Parquet: {(str(error).splitlines() or [''])[0]}") from error
     name = _NAME.fullmatch(path.name)
     try:
@@ -287,7 +288,7 @@ def _overlaps(times_ms: tuple[int, int], wanted: tuple[int | None, int | None]) 
 def _read(path: Path, schema: pa.Schema, optional: Sequence[str]) -> pa.Table:
     try:
         table = pq.read_table(path, partitioning=None)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except arrow_files.UNREADABLE as error:
         raise Misconfigured(f"{path} cannot be read as Parquet: {(str(error).splitlines() or [''])[0]}") from error
     for field in schema:
         if field.name not in table.column_names and field.name in optional:

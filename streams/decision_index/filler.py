@@ -439,8 +439,9 @@ def fill_from_archive(
 
 def _rows_of(path: Path, topic: str) -> Iterator[dict[str, Any]]:
     """Yields the rows of a file as records of the topic's current schema. Raises Misconfigured for other files."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
+
+    from paywarden.schemas import arrow_files
 
     defaults = {field["name"]: field["default"] for field in topic_schema(topic)["fields"] if "default" in field}
     names = [field["name"] for field in topic_schema(topic)["fields"]]
@@ -452,7 +453,7 @@ def _rows_of(path: Path, topic: str) -> Iterator[dict[str, Any]]:
                         if row.get(name) is None and name in defaults:
                             row[name] = defaults[name]
                     yield {name: row[name] for name in (*names, PARTITION, OFFSET, TIMESTAMP)}
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except arrow_files.UNREADABLE as error:
         raise Misconfigured(f"{path} cannot be read as Parquet: {(str(error).splitlines() or [''])[0]}") from error
     except KeyError as error:
         raise Misconfigured(f"{path}: column {error.args[0]} is missing") from error

@@ -25,6 +25,7 @@ from paywarden.models.drift.counts import DecisionRows
 from paywarden.models.drift.signals import FEATURE_PREFIX, TRAFFIC
 from paywarden.models.metrics.evaluation import DAY_MS, Days, day_of_date
 from paywarden.models.policy.policy import ACTIONS, MODEL_ABSENT
+from paywarden.schemas import arrow_files
 from paywarden.schemas.errors import Misconfigured
 from paywarden.streams.archive.files import read_archive
 from paywarden.streams.drift.reference import decisions_of_days
@@ -68,7 +69,7 @@ def replayed(path: Path, window: Days | None) -> Iterator[PastPart]:
     try:
         file = pq.ParquetFile(path)
         missing = [name for name in _REPLAYED if name not in file.schema_arrow.names]
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except arrow_files.UNREADABLE as error:
         raise Misconfigured(f"{path}: wanted the decisions.parquet of a replay: {error}") from error
     if missing:
         raise Misconfigured(f"{path}: it has no column {missing[0]}: `paywarden replay --vectors` writes it")
