@@ -1,8 +1,8 @@
 """The paper of a model: one Markdown file with what is known about a version, for those who have to judge it.
 
-Everything in it comes from the bundle's manifest, the policy's file and the log. Whoever proposes a bundle wrote its
-manifest: no text of it becomes a line, a heading or a tag of the paper. The same three give the same bytes: no
-clock is read, and what holds is what held after the last entry of the log.
+Everything in it comes from the bundle's manifest, the policy's file and the log. The person who proposes a bundle
+wrote its manifest: no text of it becomes a line, a heading or a tag of the paper. The same three give the same
+bytes: no clock is read, and what holds is what held after the last entry of the log.
 
 The sections follow what model risk guidance asks a bank to have on paper (SR 26-2 of the Federal Reserve, OCC
 Bulletin 2026-13): purpose, data, method, performance, calibration, limits, changes and who approved them. The paper

@@ -512,7 +512,7 @@ class Supervisor:
         _log.error("%s ended with %d; starting it again in %.1f s", self._name_of(worker.number), code, pause_s)
 
     def _save(self) -> None:
-        """Write what was counted. What cannot be written is written later."""
+        """Write what was counted. If that fails, the next call writes it."""
         trouble = ""
         try:
             self._metrics.save()

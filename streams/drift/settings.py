@@ -49,7 +49,7 @@ class TrainingComparisonSettings:
     psi_warning: float = 0.25
     psi_critical: float = 0.5
     # An alert needs at least this share of payments that would have to move to be distributed as in training; a warning
-    # needs twice, a critical alert four times as many. Of a number, twice as many must have passed one value.
+    # needs twice, a critical alert four times as many. For a number, twice as many must have passed one value.
     outside_min: float = 0.05
     # A week with fewer payments of a subject says nothing.
     payments_min: int = 1000

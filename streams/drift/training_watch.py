@@ -55,7 +55,7 @@ DISTRIBUTION = "distribution"
 FEATURES, SCORE = "features", "score"
 # An alert is over below this share of psi_info.
 _QUIET_SHARE = 0.5
-# Of a number, so many times `outside_min` of the payments must have moved. A shift with a PSI of 0.2 moves a sixth.
+# For a number, this many times `outside_min` of the payments must have moved. A shift with a PSI of 0.2 moves a sixth.
 _ORDERED_TIMES = 2
 # Weeks of the training window that lie this far from it say that a feature is a clock: it leaves the window by itself.
 _CLOCK_PSI = 1.0

@@ -55,7 +55,7 @@ FIELD_NAMES: dict[str, str] = {
     "country": r"((merchant|card|issuer|billing|transaction)_)?country(_?code)?|land|pays|pais|paese|kraj",
     "channel": r"channel|entry_?mode|use_chip|pos_entry_mode|payment_method|product_?cd|type|kanal|canal|canale",
     "declined": r"(is_?)?declined|abgelehnt",
-    # Of a payment that was kept with its label by chance.
+    # The probability with which a payment was kept with its label.
     "propensity": r"propensity(_?score)?|(p|prob|probability|chance)_?(of_?)?(kept|keep|sampled|labell?ed)"
     r"|(sampling|inclusion|labell?ing)_?(p|prob|probability|rate|propensity)",
 }

@@ -37,7 +37,8 @@ _EVERY_S = 15.0
 _STEP_MS = 300_000
 _KEPT_MS = 90 * 86_400_000
 _READY = "ready"
-# A number that swings about its limit would fill the time line: it is as usual again after so many good looks.
+# A number that swings about its limit would fill the time line. It counts as usual again after this many usual looks in
+# a row.
 _GOOD_LOOKS = 4
 _SHOWN_MAX = 100
 

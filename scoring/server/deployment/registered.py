@@ -115,7 +115,7 @@ class RegisteredDeployment:
         try:
             now = read_deployment(self._file)
         except Misconfigured as error:
-            # What cannot be replaced, such as a folder, is read again each time.
+            # A folder, for example, cannot be replaced, and is read again each time.
             if str(error) != self._told_damage:
                 _log.warning("%s: it is replaced", error)
             self._told_damage = str(error)

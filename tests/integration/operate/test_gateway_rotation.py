@@ -200,7 +200,7 @@ class Load:
             time.sleep(0.005)
 
     def wait_for_calls(self, count: int = 50) -> None:
-        """Wait until so many more calls have ended."""
+        """Wait until this many more calls have ended."""
         until = self.results.total() + count
         wait_until(lambda: self.results.total() >= until, "calls go on")
 
