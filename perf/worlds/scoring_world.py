@@ -75,7 +75,7 @@ port = 0
 
 # The most leaves there may be, and bins as coarse as LightGBM's default. One thread: on a busy machine two threads
 # would wait for each other most of the time.
-_TRAINING = TrainingSettings(
+TRAINING = TrainingSettings(
     trees=300,
     leaves=63,
     max_depth=-1,
@@ -99,7 +99,7 @@ class WorldSize:
     # Days of training: half a day's payments of a large issuer, for a minute of training.
     training_cards: int = 3000
     training_days: int = 10
-    training: TrainingSettings = _TRAINING
+    training: TrainingSettings = TRAINING
     requests: int = 20_000
     seed: int = 1
 
