@@ -8,6 +8,9 @@ A name is matched as a whole, in small letters, without accents, and with a `_` 
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
+
 FRAUD_WORDS = (
     *("1", "true", "yes", "y", "fraud", "fraudulent", "chargeback", "t", "confirmed_fraud"),
     *("ja", "j", "wahr", "betrug", "oui", "vrai", "si", "sí", "sì", "s", "sim", "verdadero", "vero", "tak", "fraude"),
@@ -35,12 +38,12 @@ FIELD_NAMES: dict[str, str] = {
     r"|(date|fecha|data|datum|czas)_?(et_|y_|e_|en_|i_)?(heure|hora|ora|tijd|godzina)?"
     r"(_(de_|d_|da_)?(la_|l_)?(transaccion|transaction|operacion|operation|transakcji|transactie|compra))?",
     "card_id": r"(card|cc|pan|customer|client|account|user|cust|acct|entity|rider|passenger|traveller|traveler|guest"
-    r"|buyer|shopper|payer|member|subscriber)_?(id|num|no|number|token|hash|key|uuid)?"
+    r"|buyer|shopper|payer|member|subscriber)_?(id|num|no|number|token|hash|key|uuid|ref|reference|fingerprint)?"
     r"|name_?orig|(sender|payer|source)(_?(id|account))?"
-    rf"|(karten?|kunden?|konto|kaart|klant|karta|klient)({_NUMBER})?"
+    rf"|(karten?|kunden?|konto|kaart|klant|karta|klient)({_NUMBER}|_?token|_?hash|_?kennung)?"
     rf"|{_NUMBER_OF}(carte|client|compte|tarjeta|cliente|cuenta|carta|cartao|conto|karty|klienta|konta)",
     "merchant_id": r"(merchant|terminal|shop|store|seller|payee|vendor|beneficiary|recipient|receiver|dest|driver"
-    r"|courier|restaurant|hotel|airline|carrier|agency|supplier|provider|outlet|venue)"
+    r"|courier|restaurant|hotel|airline|carrier|agency|supplier|provider|outlet|venue|storefront)"
     r"_?(id|no|num|number|name|key|account|uuid|code)?|name_?dest"
     rf"|(handler|haendler|geschafts?|filiale|empfanger|verkaufer|winkel|sklep|handelaar)({_NUMBER}|_?name)?"
     rf"|{_NUMBER_OF}(commerce|commercant|marchand|magasin|comercio|comerciante|tienda|negozio|esercente|loja|sklepu)",
@@ -51,7 +54,7 @@ FIELD_NAMES: dict[str, str] = {
     r"(_(in|en|w))?(_?(cents?|eur|usd|gbp|pln|chf))*",
     "currency": r"([a-z]+_)?(currency|ccy|curr)(_?code)?"
     r"|wahrung|waehrung|devise|moneda|divisa|moeda|valuta|waluta|wahrungs?_?code",
-    "mcc": r"mcc(_?code)?|merchant_category_code",
+    "mcc": r"([a-z]+_)?mcc(_?code)?|merchant_category(_code)?",
     "country": r"((merchant|card|issuer|billing|transaction)_)?country(_?code)?|land|pays|pais|paese|kraj",
     "channel": r"channel|entry_?mode|use_chip|pos_entry_mode|payment_method|product_?cd|type|kanal|canal|canale",
     "declined": r"(is_?)?declined|abgelehnt",
@@ -76,3 +79,31 @@ LABEL_TIME = (
     r"([a-z]+_)?(fraud|chargeback|label|report|dispute)(e?d)?_?(date|time|at|ts|datetime|timestamp|reported_at)(_?(ms|utc))*"
     r"|([a-z]+_)?(reported|disputed)(_on)?|gemeldet(_am)?|meldedatum|(fecha|date|data)_(de_|di_)?(fraude|frode|reclamation)"
 )
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two numbers of a place. `degrees` is the largest, either way."""
+
+    name: str
+    pattern: str
+    degrees: int
+
+    def holds(self, number: str) -> bool:
+        """Returns whether a number in plain form can be one."""
+        return abs(float(number)) <= self.degrees
+
+
+LATITUDE = Side("latitude", r"(.+_)?(lat|latitude|breitengrad|breite|latitud|latitudine|szerokosc|breedtegraad)", 90)
+LONGITUDE = Side(
+    "longitude",
+    r"(.+_)?(lon|long|lng|longitude|langengrad|laengengrad|lange|longitud|longitudine|dlugosc|lengtegraad)",
+    180,
+)
+
+
+def place_of(column: str, side: Side) -> str:
+    """Returns the place that a column is a side of: "merch" for merch_lat, and "place" for lat alone."""
+    found = re.fullmatch(side.pattern, column)
+    before = found[1] if found else None
+    return before.strip("_") if before else "place"

@@ -3,7 +3,7 @@
     is_fraud: 0, 1                       [label] column = "is_fraud", fraud = ["1"], genuine = ["0"]
     trans_date: 2019-01-01 00:00:18      event_time_ms, an ISO time
     cc_num: passes Luhn                  card_id, with hash = true
-    merch_lat, merch_long                two decimal fields of one's own, in payment.py
+    merch_lat, merch_long                coordinates of one's own, in payment.py: "merch"
 
 Names weigh first, then values. Nothing is read beyond the first rows, and no value of an id is written down.
 """
@@ -34,7 +34,10 @@ from paywarden.features.tables.guessing.column_names import (
     GENUINE_WORDS,
     LABEL,
     LABEL_TIME,
+    LATITUDE,
+    LONGITUDE,
     STEPS,
+    place_of,
 )
 from paywarden.features.tables.guessing.number_forms import (
     MOST,
@@ -89,16 +92,27 @@ _TIME_FORMATS = (
     "%d-%m-%Y %H:%M:%S",
     "%d-%m-%Y %H:%M",
     "%m/%d/%Y %I:%M:%S %p",
+    "%d/%m/%Y %I:%M:%S %p",
+    "%m/%d/%Y %I:%M %p",
+    "%d/%m/%Y %I:%M %p",
+    "%m/%d/%y %I:%M %p",
+    "%m/%d/%y %H:%M",
+    "%d/%m/%y %H:%M",
+    "%d.%m.%y %H:%M",
+    "%b %d, %Y %I:%M %p",
+    "%b %d, %Y %H:%M:%S",
     "%d-%b-%Y %H:%M:%S",
     "%Y%m%d%H%M%S",
     "%m/%d/%Y",
     "%d/%m/%Y",
     "%d.%m.%Y",
+    "%m/%d/%y",
+    "%d/%m/%y",
+    "%d.%m.%y",
+    "%b %d, %Y",
 )
 # Epoch numbers of the years from 2000 to 2100.
 _EPOCHS = (("seconds", 1), ("milliseconds", 10**3), ("microseconds", 10**6), ("nanoseconds", 10**9))
-# What a column may be called that holds a place.
-_PLACES = ((r"(.*_)?lat(itude)?", 90), (r"(.*_)?(lon|long|lng|longitude)", 180))
 
 
 def _is_currency(text: str) -> bool:
@@ -374,7 +388,10 @@ class _Guess:
             )
         clock = self._clock(column, form)
         if clock is not None:
-            form = f"{form} %H:%M:%S" if clock.share(lambda text: text.count(":") == 2) > MOST else f"{form} %H:%M"
+            has_seconds = clock.share(lambda text: text.count(":") == 2) > MOST
+            of_twelve = clock.share(lambda text: text[-1:] in "mM") > MOST
+            hours = "%I:%M" if of_twelve else "%H:%M"
+            form = f"{form} {hours}{':%S' * has_seconds}{' %p' * of_twelve}"
             keys = f'format = "{form.replace("iso", "%Y-%m-%d")}", zone = "UTC"'
             line = f"event_time_ms = {{ columns = {_list((column.name, clock.name))}, {keys} }}    # whose clock?"
             self._say(field, clock, "the time of the day")
@@ -389,7 +406,7 @@ class _Guess:
     def _clock(self, column: _Column, form: str) -> _Column | None:
         """Returns the column with the times of the day, beside one of dates."""
         is_date = not re.search("%[HI]", form) and column.share(lambda text: len(text) <= 10) > MOST
-        is_clock = re.compile("([01]?[0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9])?").fullmatch
+        is_clock = re.compile("([01]?[0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9])?( [AaPp][Mm])?").fullmatch
         return (
             self._take(CLOCK, lambda one: one.share(lambda text: is_clock(text) is not None) > MOST)
             if is_date
@@ -513,6 +530,10 @@ class _Guess:
     def _own_line(self, one: object) -> str:
         name = getattr(one, "name", "")
         column = self._take(re.escape(name), lambda _: True)
+        side = next((side for side in (LATITUDE, LONGITUDE) if name.endswith(f"_{side.name}")), None)
+        if column is None and side is not None:
+            place = name.removesuffix(f"_{side.name}")
+            column = self._take(side.pattern, lambda one: place_of(one.plain, side) == place)
         if column is None:
             return ""
         is_email = getattr(getattr(one, "form", None), "value", "") == "e-mail"
@@ -556,26 +577,34 @@ class _Guess:
         ]
 
     def _payment(self) -> tuple[str, int, int]:
-        """Returns a payment.py for the columns left, how many fields it has, and for how many it has no room."""
-        chosen: dict[str, tuple[str, str, _Column]] = {}
+        """Returns a payment.py for the columns left, how many of them it has, and for how many it has no room."""
+        chosen: dict[str, tuple[str, str, str]] = {}
         left_out = 0
         taken = {*self._fields.by_name, *keyword.kwlist}
+        places, fields = self._places(), 0
         for column in self._left.values():
             name = column.plain if column.plain[:1].isalpha() else f"field_{column.plain}"
-            name = name[:63] if name not in taken else f"own_{name}"[:63]
-            word, rest = self._declared(column, name)
+            word, rest, columns = *self._declared(column, name), f"column {column.name!r}"
+            if column.name in places:
+                (name, columns), word, rest = places[column.name], "coordinates", ""
+            name = name[:50] if name not in taken else f"own_{name}"[:50]
             if not word or name in chosen:
                 continue
-            if len(chosen) < _DECLARED_GUESSED:
-                chosen[name] = word, rest, column
+            more = 2 if word == "coordinates" else 1
+            if fields + more <= _DECLARED_GUESSED:
+                chosen[name] = word, rest, columns
+                fields += more
             else:
-                left_out += 1
+                left_out += more
         lines, names, words = list[str](), list[str](), [word for word, _, _ in chosen.values()]
-        for number, (name, (word, rest, column)) in enumerate(chosen.items(), 1):
+        number = 1
+        for place, (name, (word, rest, columns)) in enumerate(chosen.items(), 1):
             # A field is a variable of payment.py. The words of its other lines must stay words.
-            name = f"own_{name}"[:63] if name in words[number:] else name
+            name = f"own_{name}"[:63] if name in words[place:] else name
             names.append(name)
-            lines.append(f"{name} = {word}({_quoted(name)}, {number}{rest})    # column {column.name!r}")
+            lines.append(f"{name} = {word}({_quoted(name)}, {number}{rest})    # {columns}")
+            # Coordinates are two fields.
+            number += 2 if word == "coordinates" else 1
         if left_out:
             lines.append(f"# {left_out} columns more could be fields. A payment has at most {DECLARED_MAX}: choose.")
         if not names:
@@ -585,15 +614,34 @@ class _Guess:
             "",
             f"from paywarden.features.catalogue.fields import Payment, {', '.join(sorted(set(words)))}",
         ]
-        return "\n".join([*head, "", *lines, "", f"PAYMENT = Payment({', '.join(names)})", ""]), len(names), left_out
+        payment = "\n".join([*head, "", *lines, "", f"PAYMENT = Payment({', '.join(names)})", ""])
+        return payment, fields, left_out
+
+    def _places(self) -> dict[str, tuple[str, str]]:
+        """Returns the place that a column is a side of, and both columns' names in words, by the column's name."""
+        sides: list[dict[str, _Column]] = []
+        for side in (LATITUDE, LONGITUDE):
+            holds_side = [
+                one
+                for one in self._left.values()
+                if re.fullmatch(side.pattern, one.plain) and one.is_number and one.share(side.holds) > MOST
+            ]
+            sides.append({place_of(one.plain, side): one for one in holds_side})
+        latitudes, longitudes = sides
+        found: dict[str, tuple[str, str]] = {}
+        for place in latitudes.keys() & longitudes.keys():
+            pair = latitudes[place], longitudes[place]
+            both = f"columns {pair[0].name!r} and {pair[1].name!r}"
+            found |= {one.name: (place, both) for one in pair}
+        return found
 
     def _declared(self, column: _Column, name: str) -> tuple[str, str]:
         """Returns a word of features/catalogue/fields.py and its other arguments; empty for a column without use."""
         if len(column.texts) < column.rows * 0.01 or len(column.distinct) < 2:
             return "", ""
-        for place, most in _PLACES:
-            is_place = column.is_number and re.fullmatch(place, name)
-            if is_place and column.share(lambda text, most=most: abs(float(text)) <= most) > MOST:  # type: ignore[misc]
+        for side in (LATITUDE, LONGITUDE):
+            if column.is_number and re.fullmatch(side.pattern, name) and column.share(side.holds) > MOST:
+                most = side.degrees
                 return "decimal", f', unit="degrees", least=-{most}, most={most}, decimals=6, personal=True'
         if re.search(r"(^|_)(bin|iin)$", name) and column.share(_is_bin) > MOST:
             return "bin_number", ""

@@ -10,11 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from paywarden.features.catalogue.fields import Coordinates
 from paywarden.features.tables.guessing.guess import guess_mapping
 from paywarden.features.tables.guessing.number_forms import NumberForm, number_form_of
 from paywarden.features.tables.mapping import parse_mapping
 from paywarden.schemas.errors import Misconfigured
-from paywarden.schemas.payment_fields import TABLE_ALONE
+from paywarden.schemas.payment_fields import TABLE_ALONE, PaymentFields
 
 CARDS = ("4111111111111111", "5500005555555559", "378282246310005")
 HEAD = (
@@ -82,9 +83,17 @@ def test_amounts_are_rounded_only_if_finer_than_all_currencies(
         ("2025-03-{day:02} 17.05.09", "%Y-%m-%d %H.%M.%S"),
         ("{day:02}-03-2025 17:05:09", "%d-%m-%Y %H:%M:%S"),
         ("{day:02}-03-2025 17:05", "%d-%m-%Y %H:%M"),
+        # A shop's export of American times without seconds was said to have no column of times.
+        ("03/{day:02}/2025 05:05 PM", "%m/%d/%Y %I:%M %p"),
+        ("{day:02}/03/2025 05:05 pm", "%d/%m/%Y %I:%M %p"),
+        ("3/{day}/25 5:05 PM", "%m/%d/%y %I:%M %p"),
+        ("3/{day}/25 17:05", "%m/%d/%y %H:%M"),
+        ("{day:02}.03.25 17:05", "%d.%m.%y %H:%M"),
+        ("Mar {day:02}, 2025 05:05 PM", "%b %d, %Y %I:%M %p"),
+        ("{day:02}.03.25", "%d.%m.%y"),
     ],
 )
-def test_times_may_be_written_with_dots_or_hyphens(tmp_path: Path, text: str, form: str) -> None:
+def test_times_are_read_as_people_write_them(tmp_path: Path, text: str, form: str) -> None:
     """A Swedish export was said to have no column of times: 17.05.09 is how people write there."""
     path = tmp_path / "table.csv"
     rows = [f"o{day};{text.format(day=day)};{day},50" for day in range(1, 29)]
@@ -296,6 +305,47 @@ def test_a_day_and_a_time_in_two_columns_are_one_moment(tmp_path: Path) -> None:
     guessed = guessed_of(tmp_path, "id,Date,Time", rows)
     wanted = 'event_time_ms = { columns = ["Date", "Time"], format = "%d/%m/%Y %H:%M", zone = "UTC" }'
     assert any(line.startswith(wanted) for line in guessed.mapping.splitlines()), guessed.mapping
+
+
+@pytest.mark.parametrize(
+    ("clock", "form"), [("05:30 PM", "%I:%M %p"), ("05:30:09 AM", "%I:%M:%S %p"), ("17:30:09", "%H:%M:%S")]
+)
+def test_a_time_of_the_day_may_have_twelve_hours(tmp_path: Path, clock: str, form: str) -> None:
+    rows = [f"t{n},{1 + n % 28:02}/02/2025,{clock}" for n in range(60)]
+    guessed = guessed_of(tmp_path, "id,Date,Time", rows)
+    assert f'format = "%d/%m/%Y {form}"' in guessed.mapping
+
+
+def test_two_columns_of_a_place_become_coordinates_and_are_found_again(tmp_path: Path) -> None:
+    """They were two decimals, which no distance can be asked of."""
+    head = "id,when,card,shop,amount,fraud,lat,long,merch_lat,merch_long,Breitengrad_Filiale,only_lat"
+    rows = [
+        f"t{n},2025-01-14 12:00:{n:02},c{n % 3},m{n % 5},1.50,{int(n == 3)},52.{n:02},-13.{n:02},1.5{n},2.5{n},9,4.{n}"
+        for n in range(30)
+    ]
+    guessed = guessed_of(tmp_path, head, rows)
+    names: dict[str, Any] = {}
+    exec(compile(guessed.payment, str(tmp_path / "payment.py"), "exec"), names)  # noqa: S102 - what we wrote ourselves
+    fields: PaymentFields = names["PAYMENT"].fields
+    places = {"place_latitude", "place_longitude", "merch_latitude", "merch_longitude"}
+    assert places < {field.name for field in fields.declared}
+    assert isinstance(names["place"], Coordinates)
+    assert guessed.declared_count == len(fields.declared) == 5
+    mapping = parse_mapping(guess_mapping(tmp_path / "export.csv", fields).mapping, "g", fields)
+    assert {name: mapping.fields[name].column for name in places} == {
+        "place_latitude": "lat",
+        "place_longitude": "long",
+        "merch_latitude": "merch_lat",
+        "merch_longitude": "merch_long",
+    }
+
+
+def test_names_of_a_bank_and_of_a_shop_are_known(tmp_path: Path) -> None:
+    rows = [f"t{n},2025-01-14 12:00:{n:02},{n % 3}77{n % 7},shop{n % 5},54{n % 3}1,1.50" for n in range(30)]
+    told = parse_mapping(guessed_of(tmp_path, "Nr,Datum,Kartentoken,Händler,Branche (MCC),Betrag", rows).mapping, "g")
+    assert (told.fields["card_id"].column, told.fields["mcc"].column) == ("Kartentoken", "Branche (MCC)")
+    told = parse_mapping(guessed_of(tmp_path, "Nr,Date,Card Fingerprint,Storefront,MCC,Total", rows).mapping, "g")
+    assert (told.fields["card_id"].column, told.fields["merchant_id"].column) == ("Card Fingerprint", "Storefront")
 
 
 def test_day_and_month_are_told_apart_by_all_rows_and_files(tmp_path: Path) -> None:
