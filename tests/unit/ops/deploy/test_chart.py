@@ -275,7 +275,76 @@ def test_the_companion_outlives_serve_and_both_see_the_same_processes(program: P
     assert companion["restartPolicy"] == "Always"
     assert spec["shareProcessNamespace"] is True
     (serve,) = spec["containers"]
-    assert companion["volumeMounts"] == serve["volumeMounts"]
+    shared = [
+        [mount for mount in one["volumeMounts"] if not mount["name"].startswith("secrets-")]
+        for one in (companion, serve)
+    ]
+    assert shared[0] == shared[1]
+
+
+_FOLDER = "/run/secrets/paywarden"
+_SECRETS: Mapping[str, Any] = {
+    "config": {
+        **NEEDED["config"],
+        "kafka": {"bootstrap": "kafka-0:9092", "ssl_ca_location": f"{_FOLDER}/kafka.pem"},
+        "features": {"identity_key_file": f"{_FOLDER}/identity.key"},
+        "auth": {"tokens_file": f"{_FOLDER}/tokens"},
+        "tls": {"certificate": f"{_FOLDER}/tls.crt", "key": f"{_FOLDER}/tls.key"},
+        "bundles": {"trusted_keys": [f"{_FOLDER}/release.pem"]},
+        "models": {"people": f"{_FOLDER}/people.toml", "key_file": f"{_FOLDER}/lead.pem"},
+    },
+    "secretEnvironment": [
+        {"name": name, "secret": "secrets", "key": name.lower()}
+        for name in (
+            "PAYWARDEN_KAFKA_SASL_PASSWORD",
+            "PAYWARDEN_REGISTRY_PASSWORD",
+            "PAYWARDEN_AEROSPIKE_PASSWORD",
+            "PAYWARDEN_DECISION_INDEX_ADDRESS",
+            "PAYWARDEN_POLICY_REVIEW_AT",
+        )
+    ],
+}
+
+
+def test_each_container_gets_the_secrets_of_its_own_work_alone(program: Path) -> None:
+    """`serve` had the passwords of Kafka and of the store, and the companion the tokens of all callers."""
+    variables, files = {}, {}
+    for _, spec in pods(rendered(program, {**dict.fromkeys(SWITCHES, True), **_SECRETS})):
+        volumes = {volume["name"]: volume for volume in spec["volumes"]}
+        for container in [*spec.get("initContainers", ()), *spec["containers"]]:
+            name = container["name"]
+            if name == "envoy":
+                continue
+            variables[name] = {one["name"].removeprefix("PAYWARDEN_") for one in container.get("env") or ()}
+            mounted = [mount["name"] for mount in container["volumeMounts"] if mount["mountPath"] == _FOLDER]
+            assert len(mounted) <= 1
+            files[name] = {item["key"] for volume in mounted for item in volumes[volume]["secret"]["items"]}
+    brokers = {"KAFKA_SASL_PASSWORD", "REGISTRY_PASSWORD"}
+    assert variables == {
+        "topics": brokers,
+        "key": set(),
+        "serve": {"POLICY_REVIEW_AT"},
+        "shadow": brokers | {"POLICY_REVIEW_AT"},
+        "lead": brokers | {"POLICY_REVIEW_AT"},
+        "stream": brokers | {"AEROSPIKE_PASSWORD", "POLICY_REVIEW_AT"},
+        "companion": brokers | {"AEROSPIKE_PASSWORD", "POLICY_REVIEW_AT"},
+        "console": brokers | {"DECISION_INDEX_ADDRESS", "POLICY_REVIEW_AT"},
+    }
+    shared = {"identity.key", "release.pem", "people.toml"}
+    assert files == {
+        "topics": {"kafka.pem"},
+        "key": {"lead.pem"},
+        "serve": shared | {"tokens", "tls.crt", "tls.key"},
+        "lead": shared | {"kafka.pem", "lead.pem"},
+        **dict.fromkeys(("shadow", "stream", "companion", "console"), shared | {"kafka.pem"}),
+    }
+
+
+def test_a_setting_that_names_the_folder_of_secrets_gets_all_of_it(program: Path) -> None:
+    choice = {**dict.fromkeys(SWITCHES, True), **_SECRETS, "config.console": {"keys": _FOLDER}}
+    specs = dict(pods(rendered(program, choice)))
+    (volume,) = [one for one in specs["pw-paywarden-console"]["volumes"] if one["name"] == "secrets-console"]
+    assert "items" not in volume["secret"]
 
 
 def test_the_settings_are_right_and_say_what_the_chart_says(program: Path, tmp_path: Path) -> None:
@@ -298,6 +367,10 @@ def test_the_settings_are_right_and_say_what_the_chart_says(program: Path, tmp_p
         ({"config.kafka.bootstrap": ""}, "config.kafka.bootstrap: wanted the brokers"),
         ({"config.aerospike.hosts": []}, "config.aerospike.hosts: wanted a list of host:port"),
         ({"gateway.enabled": True, "gateway.secret": ""}, "gateway.secret: wanted the Secret with envoy.json"),
+        (
+            {"secretFiles": "", "config.auth": {"tokens_file": "/run/secrets/paywarden/tokens"}},
+            "secretFiles: wanted the Secret with tokens, which settings of serve name",
+        ),
         ({"scoring.workers": 0}, r"scoring[./]workers"),
         ({"scorring.replicas": 3}, "scorring"),
         ({"config.store": {"kind": "lmdb"}}, r"config"),

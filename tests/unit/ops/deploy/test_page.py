@@ -67,8 +67,11 @@ def test_commands_by_hand_run_as_the_units_do() -> None:
         assert value in function
     (cache,) = re.findall(r"NUMBA_CACHE_DIR=(\S+)", unit)
     assert f"NUMBA_CACHE_DIR={cache}" in function
-    (secrets,) = re.findall(r"^EnvironmentFile=-(\S+)$", unit, re.MULTILINE)
-    assert f". {secrets}" in function
+    (named,) = re.findall(r"for file in (.*); do\n.*\. (\S+)\.env;", function)
+    files = {named[1].replace("$file", file) + ".env" for file in named[0].split()}
+    units = (CHECKOUT / "ops/deploy/systemd").glob("*.service")
+    texts = [path.read_text(encoding="utf-8") for path in units]
+    assert files == {path for text in texts for path in re.findall(r"^EnvironmentFile=-(\S+)$", text, re.MULTILINE)}
     by_hand = "\n".join(blocks(PAGE, ON_MACHINES)).replace(function, "")
     assert not re.findall(r"runuser", by_hand)
 

@@ -104,6 +104,16 @@ def test_a_command_or_option_that_does_not_exist_is_found(words: str) -> None:
         _parsed(words.split())
 
 
+def test_a_process_gets_the_secrets_of_its_own_work_alone() -> None:
+    """`serve` had the passwords of Kafka and of the store, and it connects to neither."""
+    files = {name: {Path(path.removeprefix("-")).stem for path in unit(name)["EnvironmentFile"]} for name in NAMES}
+    assert files["serve"] == {"models"}
+    assert files["stream"] == {"kafka", "store"}
+    assert files["companion"] == {"kafka", "store", "models"}
+    assert files["shadow"] == files["lead"] == {"kafka", "models"}
+    assert files["console"] == {"kafka", "models", "console"}
+
+
 def test_the_page_of_deploying_makes_every_file_that_a_unit_names() -> None:
     page = (CHECKOUT / "docs/operate/deploy.md").read_text(encoding="utf-8")
     _, _, section = page.partition("\n## On machines with systemd\n")

@@ -58,8 +58,49 @@ limits:
   memory: {{ index . 2 }}Mi
 {{- end }}
 
+{{/*
+Which processes read the secrets of a section of the settings. A section that is not named here is read by all but `topics`.
+"models.key_file" is the one setting that differs from its section.
+*/}}
+{{- define "paywarden.readers" -}}
+{{- $kafka := list "topics" "stream" "companion" "shadow" "lead" "console" -}}
+{{- dict
+  "kafka" $kafka
+  "registry" $kafka
+  "aerospike" (list "stream" "companion")
+  "decision_index" (list "console")
+  "console" (list "console")
+  "auth" (list "serve")
+  "tls" (list "serve")
+  "exploration" (list "serve")
+  "models.key_file" (list "lead")
+  | toJson -}}
+{{- end }}
+
+{{/* "true" if a process reads a setting: (list PROCESS SECTION SETTING). */}}
+{{- define "paywarden.isRead" -}}
+{{- $readers := include "paywarden.readers" . | fromJson -}}
+{{- $setting := printf "%s.%s" (index . 1) (index . 2) -}}
+{{- if hasKey $readers $setting -}}
+{{- if has (index . 0) (get $readers $setting) }}true{{ end -}}
+{{- else if hasKey $readers (index . 1) -}}
+{{- if has (index . 0) (get $readers (index . 1)) }}true{{ end -}}
+{{- else if ne (index . 0) "topics" }}true{{ end -}}
+{{- end }}
+
+{{/* The section of a variable, such as "kafka" of PAYWARDEN_KAFKA_SASL_PASSWORD, if `readers` names it. */}}
+{{- define "paywarden.sectionOf" -}}
+{{- $name := . -}}
+{{- range $section, $_ := include "paywarden.readers" . | fromJson -}}
+{{- if hasPrefix (printf "PAYWARDEN_%s_" (upper $section)) $name }}{{ $section }}{{ end -}}
+{{- end -}}
+{{- end }}
+
+{{/* The secret variables that a process reads: (list . PROCESS). */}}
 {{- define "paywarden.environment" -}}
-{{- range .Values.secretEnvironment }}
+{{- $process := index . 1 }}
+{{- range (index . 0).Values.secretEnvironment }}
+{{- if include "paywarden.isRead" (list $process (include "paywarden.sectionOf" .name) "") }}
 - name: {{ .name }}
   valueFrom:
     secretKeyRef:
@@ -67,18 +108,47 @@ limits:
       key: {{ .key }}
 {{- end }}
 {{- end }}
+{{- end }}
 
-{{/* The configuration and the secrets of every container of ours. */}}
+{{/*
+The secret files that settings of a process name, as a JSON object {"files": […]}: (list . PROCESS). An empty name stands for
+the folder itself, with all files: a setting such as console.keys asks for a folder.
+*/}}
+{{- define "paywarden.secretFiles" -}}
+{{- $top := index . 0 }}
+{{- $process := index . 1 }}
+{{- $folder := "/run/secrets/paywarden/" }}
+{{- $files := list }}
+{{- if eq $process "key" }}
+{{- $files = list $top.Values.lead.key }}
+{{- else }}
+{{- range $section, $settings := $top.Values.config }}
+{{- range $name, $value := $settings }}
+{{- if include "paywarden.isRead" (list $process $section $name) }}
+{{- range (kindIs "slice" $value | ternary $value (list $value)) }}
+{{- if and (kindIs "string" .) (hasPrefix $folder (print . "/")) }}
+{{- $files = append $files (trimPrefix $folder (print (trimSuffix "/" .) "/") | trimSuffix "/") }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- dict "files" ($files | uniq | sortAlpha) | toJson }}
+{{- end }}
+
+{{/* The configuration and the secrets of a container of ours: (list . PROCESS). */}}
 {{- define "paywarden.mounts" -}}
+{{- $top := index . 0 }}
 - name: config
   mountPath: /etc/paywarden
   readOnly: true
-{{- if .Values.secretFiles }}
-- name: secrets
+{{- if and $top.Values.secretFiles (include "paywarden.secretFiles" . | fromJson).files }}
+- name: secrets-{{ index . 1 }}
   mountPath: /run/secrets/paywarden
   readOnly: true
 {{- end }}
-{{- if .Values.models.claim }}
+{{- if $top.Values.models.claim }}
 - name: models
   mountPath: /srv/paywarden/models
   readOnly: true
@@ -87,23 +157,34 @@ limits:
   mountPath: /tmp
 {{- end }}
 
+{{/* (list . PROCESS…), the processes of the pod. */}}
 {{- define "paywarden.volumes" -}}
+{{- $top := index . 0 }}
 - name: config
   configMap:
-    name: {{ include "paywarden.name" . }}
+    name: {{ include "paywarden.name" $top }}
 - name: tmp
   emptyDir:
     sizeLimit: 256Mi
-{{- if .Values.secretFiles }}
-- name: secrets
+{{- range $process := rest . }}
+{{- $files := (include "paywarden.secretFiles" (list $top $process) | fromJson).files }}
+{{- if and $top.Values.secretFiles $files }}
+- name: secrets-{{ $process }}
   secret:
-    secretName: {{ .Values.secretFiles }}
+    secretName: {{ $top.Values.secretFiles }}
     defaultMode: 0440
+    {{- if not (has "" $files) }}
+    items:
+      {{- range $files }}
+      - {key: {{ . | quote }}, path: {{ . | quote }}}
+      {{- end }}
+    {{- end }}
 {{- end }}
-{{- if .Values.models.claim }}
+{{- end }}
+{{- if $top.Values.models.claim }}
 - name: models
   persistentVolumeClaim:
-    claimName: {{ .Values.models.claim }}
+    claimName: {{ $top.Values.models.claim }}
     readOnly: true
 {{- end }}
 {{- end }}
