@@ -201,12 +201,16 @@ class Page:
 
 @dataclass(frozen=True)
 class Missing:
-    """What the console cannot reach, since when, why, and what that means. Every page says so at its top."""
+    """What the console cannot reach, since when, why, and what that means. Every page says so at its top.
+
+    `is_lasting`: it does not come back by itself, and the console is ready nevertheless.
+    """
 
     what: str
     since_ms: int
     why: str
     effect: str = "What you see is as it was then."
+    is_lasting: bool = False
 
 
 HELD_EFFECT = "What stands behind it is shown when it ends."

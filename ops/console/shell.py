@@ -467,7 +467,8 @@ class Shell:
 
     async def _readyz(self, _: Request) -> Response:
         missing = await run_in_threadpool(self.missing)
-        return JSONResponse({"missing": as_json(missing)}, 503 if missing else 200)
+        is_ready = all(one.is_lasting for one in missing)
+        return JSONResponse({"missing": as_json(missing)}, 200 if is_ready else 503)
 
     async def _http_error(self, request: Request, error: HTTPException) -> Response:
         status = error.status_code

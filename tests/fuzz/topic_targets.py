@@ -194,7 +194,7 @@ def console_event() -> Target:
 
     def target(data: bytes) -> None:
         records = list(_events_in(data, sent.subject, encoder, decoder))
-        store.begin_anew([EVENTS_TOPIC])
+        store.begin_anew([EVENTS_TOPIC], NOW_MS)
         feed = tuple(FeedRecord(EVENTS_TOPIC, offset, record) for offset, record in enumerate(records))
         store.take(FeedBatch(feed))
         for prefix in ("case:", "alert:", PREFIX):
@@ -284,7 +284,7 @@ def drift_alert() -> Target:
             record = decoder.decode(header + data[1:])
         except InvalidEvent:
             return
-        store.begin_anew(FEED_TOPICS)
+        store.begin_anew(FEED_TOPICS, NOW_MS)
         store.take(FeedBatch((FeedRecord(name, 5, record), FeedRecord(name, 6, record))))
         store.page(Wanted(is_open=None), NOW_MS, limit=10)
 

@@ -1,7 +1,9 @@
 """Keep the alerts in the database as the topics have them, and write what people do to the topics.
 
-While Kafka is away the pages show what was known, and say since when. An act is written to its topic before the person
-sees that it is done; the database learns of it from the topic, as it learns of what the terminal writes.
+While Kafka is away the pages show what was known, and say since when. A topic that was made anew takes the place of the
+old one, and the pages say for a week what is gone with that: fewer alerts than there were must not look like peace. An
+act is written to its topic before the person sees that it is done; the database learns of it from the topic, as it
+learns of what the terminal writes.
 """
 
 from __future__ import annotations
@@ -12,18 +14,20 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from paywarden.ops.console.inbox.store import AlertStore, event_of_record
+from paywarden.ops.console.inbox.store import AlertStore, Gone, event_of_record
 from paywarden.ops.console.pages import HELD_EFFECT, Missing, NothingDone
 from paywarden.ops.times import now_ms
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.streams.alerts.events import ConsoleEvent
 from paywarden.streams.alerts.feed import FeedBatch, FeedRecord, Position
-from paywarden.streams.alerts.records import ACKNOWLEDGEMENTS_TOPIC, Acknowledgement
+from paywarden.streams.alerts.records import ACKNOWLEDGEMENTS_TOPIC, ALERTS_TOPIC, Acknowledgement
 
 _log = logging.getLogger(__name__)
 
 _RETRY_S = 1.0
 _HEARD_EVERY_MS = 5_000
+GONE_TOLD_MS = 7 * 86_400_000
+"""How long pages tell of what topics had before they were made anew."""
 # How long a page waits for its own act to come back from the topic.
 _SEE_OWN_S = 2.0
 _SEE_OWN_EVERY_S = 0.02
@@ -70,6 +74,7 @@ class AlertReader:
         self._noted_ms = 0
         # The open transaction that holds a topic up, and since when.
         self._held = ("", 0)
+        self._gone = store.gone()
 
     def run(self, stop: threading.Event) -> None:
         """Read until `stop` is set, through any outage."""
@@ -89,7 +94,8 @@ class AlertReader:
     def follow(self, feed: Feed, stop: threading.Event) -> None:
         """Read a feed until `stop` is set. Raises PaywardenError."""
         if anew := feed.start(self._store.positions()):
-            self._store.begin_anew(anew)
+            self._store.begin_anew(anew, self._clock())
+            self._gone = self._store.gone()
         is_first = True
         while not stop.is_set():
             batch = feed.read()
@@ -103,11 +109,13 @@ class AlertReader:
                 self._heard()
 
     def missing(self) -> list[Missing]:
-        """Returns that the topics cannot be read, or not to their ends, while they cannot."""
+        """Returns that the topics cannot be read, or not to their ends, while they cannot; and what is gone."""
         why, (held, held_since_ms) = self._why, self._held
+        told_since_ms = self._clock() - GONE_TOLD_MS
+        found = [_told_gone(one) for one in self._gone if one.time_ms > told_since_ms]
         if why:
-            return [Missing("The topics of alerts", self._since_ms, why)]
-        return [Missing("A part of the alerts or acts", held_since_ms, held, HELD_EFFECT)] if held else []
+            return [Missing("The topics of alerts", self._since_ms, why), *found]
+        return [Missing("A part of the alerts or acts", held_since_ms, held, HELD_EFFECT), *found] if held else found
 
     def write(self, events: Sequence[ConsoleEvent | Acknowledgement]) -> bool:
         """Write acts, and wait a moment for the database to know them; returns whether it does.
@@ -149,3 +157,14 @@ def event_id_of(event: ConsoleEvent | Acknowledgement) -> str:
     if isinstance(event, ConsoleEvent):
         return event.event_id
     return event_of_record(FeedRecord(ACKNOWLEDGEMENTS_TOPIC, 0, event.to_record())).event_id
+
+
+def _told_gone(one: Gone) -> Missing:
+    why = f"the topic {one.topic} is another one than before: made anew, of another cluster, or without its end"
+    if one.topic == ALERTS_TOPIC:
+        alerts = "One earlier alert" if one.count == 1 else f"{one.count:,} earlier alerts"
+        effect = "An alert that goes on is not in the inbox before it changes. This is told for a week."
+        return Missing(f"{alerts} ({one.open:,} open)", one.time_ms, why, effect, is_lasting=True)
+    acts = "One earlier act" if one.count == 1 else f"{one.count:,} earlier acts"
+    effect = "What people did about alerts and cases before that is not shown. This is told for a week."
+    return Missing(f"{acts} of people", one.time_ms, why, effect, is_lasting=True)

@@ -59,6 +59,12 @@ TABLES = (
     )
     """,
     "CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL)",
+    # What topics had before they were made anew.
+    """
+    CREATE TABLE IF NOT EXISTS gone (
+        topic TEXT PRIMARY KEY, time_ms INTEGER NOT NULL, count INTEGER NOT NULL, open INTEGER NOT NULL
+    )
+    """,
 )
 SEVERITIES = ("info", "warning", "critical")
 ACKNOWLEDGED, SNOOZED = "acknowledged", "snoozed"
@@ -117,6 +123,19 @@ class Happened:
 
 
 @dataclass(frozen=True)
+class Gone:
+    """What a topic had when it was made anew, as it was noticed at `time_ms`.
+
+    `count`: alerts, or what people did about alerts and cases. `open`: how many of the alerts were open.
+    """
+
+    topic: str
+    time_ms: int
+    count: int
+    open: int
+
+
+@dataclass(frozen=True)
 class Wanted:
     """Which alerts, in which order. Empty texts and None do not restrict. `is_snoozed` of False leaves those out."""
 
@@ -151,10 +170,11 @@ class AlertStore:
         rows = self._database.read("SELECT topic, identity, next_offset FROM positions")
         return {row["topic"]: Position(row["identity"], row["next_offset"]) for row in rows}
 
-    def begin_anew(self, topics: Iterable[str]) -> None:
-        """Empty what came from these topics."""
+    def begin_anew(self, topics: Iterable[str], now_ms: int) -> None:
+        """Empty what came from these topics, and remember how much it was."""
         with self._database.write() as connection:
             for topic in topics:
+                _note_gone(connection, topic, now_ms)
                 if topic == ALERTS_TOPIC:
                     connection.execute("DELETE FROM alerts")
                     connection.execute("DELETE FROM alert_records")
@@ -212,6 +232,11 @@ class AlertStore:
                 "INSERT INTO counters VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
                 (_HEARD, now_ms),
             )
+
+    def gone(self) -> list[Gone]:
+        """Returns what topics had before they were made anew."""
+        rows = self._database.read("SELECT topic, time_ms, count, open FROM gone ORDER BY topic")
+        return [Gone(row["topic"], row["time_ms"], row["count"], row["open"]) for row in rows]
 
     @property
     def unreadable(self) -> int:
@@ -320,6 +345,22 @@ class AlertStore:
     def _counter(self, name: str) -> int:
         rows = self._database.read("SELECT value FROM counters WHERE name = ?", (name,))
         return int(rows[0]["value"]) if rows else 0
+
+
+def _note_gone(connection: sqlite3.Connection, topic: str, now_ms: int) -> None:
+    if topic == ALERTS_TOPIC:
+        wanted = "SELECT count(*), coalesce(sum(is_open), 0) FROM alerts"
+        count, open_count = connection.execute(wanted).fetchone()
+    else:
+        # The other events are the console's own, such as those of keys of requests.
+        wanted = "SELECT count(*), 0 FROM events WHERE topic = ? AND (subject GLOB 'alert:*' OR subject GLOB 'case:*')"
+        count, open_count = connection.execute(wanted, (topic,)).fetchone()
+    if count:
+        connection.execute(
+            "INSERT INTO gone VALUES (?, ?, ?, ?) ON CONFLICT (topic) DO UPDATE SET time_ms = excluded.time_ms, "
+            "count = excluded.count, open = excluded.open",
+            (topic, now_ms, count, open_count),
+        )
 
 
 def _end_of(prefix: str) -> str:

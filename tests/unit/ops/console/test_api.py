@@ -29,7 +29,7 @@ from paywarden.streams.alerts.events import EVENTS_TOPIC, ConsoleEvent
 from paywarden.streams.alerts.feed import FeedBatch, FeedRecord
 from tests.services.product.console import ConsoleUnderTest, console_under_test, csrf_of
 from tests.unit.ops.console.test_shell import BEARER
-from tests.worlds.drift.alerts_on_topics import alert_record
+from tests.worlds.drift.alerts_on_topics import NOW_MS, alert_record
 
 DAY_MS = 86_400_000
 
@@ -267,7 +267,7 @@ def test_webhooks_are_told_of_what_changed_a_case_and_of_nothing_twice(tmp_path:
     assert (told[-1]["is_open"], told[-1]["verdict"]) == (False, "fraud")
     assert "Ben's" not in str(told)
     # A console that begins with an empty database tells nothing old.
-    store.begin_anew([EVENTS_TOPIC])
+    store.begin_anew([EVENTS_TOPIC], NOW_MS)
     store.take(FeedBatch(tuple(records), {}), tells=False)
     assert not hooks.send_due()
     console.database.close()

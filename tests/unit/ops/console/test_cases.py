@@ -27,7 +27,7 @@ from paywarden.streams.alerts.events import EVENTS_TOPIC, ConsoleEvent
 from paywarden.streams.alerts.feed import FeedBatch, FeedRecord
 from tests.services.product.console import console_under_test, csrf_of, searched
 from tests.unit.ops.console.test_inbox import World, _Echo
-from tests.worlds.drift.alerts_on_topics import TopicsInMemory
+from tests.worlds.drift.alerts_on_topics import NOW_MS, TopicsInMemory
 
 LARGE = 100_000
 
@@ -241,7 +241,7 @@ def test_known_cases_are_what_all_events_say_in_any_batches(world: tuple[World, 
         assert known.all() == cases_of(events[:stop], LARGE)
     # The topic was made anew, with as many other events.
     others = [replace(event, by="ben", event_id=f"other-{place}") for place, event in enumerate(events)]
-    store.begin_anew([EVENTS_TOPIC])
+    store.begin_anew([EVENTS_TOPIC], NOW_MS)
     store.take(FeedBatch(tuple(_record(place, event) for place, event in enumerate(others))))
     assert known.all() == cases_of(others, LARGE)
 

@@ -333,6 +333,43 @@ def test_a_topic_that_was_made_anew_takes_the_place_of_the_old(world: World) -> 
     assert [row.alert_id for row in world.store.page(Wanted(), NOW_MS, limit=9)] == ["alert-00002"]
 
 
+def test_what_a_topic_had_before_it_was_made_anew_is_told_for_a_week(world: World) -> None:
+    """The inbox said "No alert is open", and nothing said that there had been some a minute ago."""
+    browser = world.browser()
+    world.read()
+    assert "earlier alert" not in browser.get("/inbox").text
+    world.topics.put(alert_record(1), alert_record(2), alert_record(3, state=State.CLEARED))
+    world.read()
+    assert world.act(browser, alert="alert-00001", act="comment", note="a release").status_code == 303
+    assert world.act(browser, alert="alert-00001", act="acknowledge").status_code == 303
+    for records in world.topics.topics.values():
+        records.clear()
+    world.topics.identity = "made-again"
+    world.read()
+    # A restarted console knows it, too.
+    world.reader = world.inbox.reader = AlertReader(
+        world.store, lambda: world.topics, lambda: world.topics, world.console.clock
+    )
+    world.read()
+    text = " ".join(re.sub("<[^>]+>", "", world.browser().get("/inbox").text).split())
+    assert "3 earlier alerts (2 open) cannot be reached since 2025-10-09 08:53 UTC" in text
+    assert "the topic drift-alerts is another one than before" in text
+    assert text.count("One earlier act of people cannot be reached") == 2
+    assert "No alert is known here, but that says nothing" in text
+    assert "No alert is open" not in text
+    # It is nothing that a load balancer could mend.
+    ready = browser.get("/readyz")
+    assert (ready.status_code, len(ready.json()["missing"])) == (200, 3)
+
+    world.topics.put(alert_record(4))
+    world.read()
+    text = world.browser().get("/inbox").text
+    assert "alert-00004" in text
+    assert "3 earlier alerts" in text
+    world.console.clock.now_ms += 7 * 86_400_000
+    assert "earlier alert" not in world.browser().get("/inbox").text
+
+
 _RECORDS = [
     FeedRecord(ALERTS_TOPIC, 0, alert_record(1)),
     FeedRecord(ALERTS_TOPIC, 1, alert_record(1, state=State.ESCALATED, time_ms=NOW_MS + 1)),
