@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from paywarden.models.policy.policy import PolicySettings
@@ -137,17 +136,6 @@ def section_problems(source: Source, section: str, settings_type: type[Any]) -> 
     return wrong or [str(error) for check in _CHECKS.get(section, ()) if (error := _error_of(check, source))]
 
 
-def bundle_thresholds(source: Source, bundle: str | None) -> tuple[float, float]:
-    """Returns `review_at` and `decline_at` of the bundle; zeros without one. Raises BundleRefused."""
-    from paywarden.models.bundle.bundle import MANIFEST, read_manifest
-
-    folder = Path(bundle or source.section("serve", wiring.ServeSettings).bundle)
-    if bundle is None and not (folder / MANIFEST).exists():
-        return 0.0, 0.0
-    manifest = read_manifest(folder)
-    return manifest.review_at, manifest.decline_at
-
-
 def _policy_problems(source: Source, bundle: str | None) -> list[str]:
     from paywarden.models.policy.lists import list_problems, read_lists
     from paywarden.models.policy.policy import policy_problems
@@ -156,7 +144,7 @@ def _policy_problems(source: Source, bundle: str | None) -> list[str]:
     review_at, decline_at = 0.0, 0.0
     if bundle is not None or not source.problems("serve", wiring.ServeSettings):
         try:
-            review_at, decline_at = bundle_thresholds(source, bundle)
+            review_at, decline_at = wiring.bundle_thresholds(source, bundle)
         except Misconfigured as error:
             found.append(str(error))
     if source.problems("policy", PolicySettings):

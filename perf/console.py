@@ -30,11 +30,11 @@ from pathlib import Path
 
 import numpy as np
 
+from paywarden.ops.console.assembly import all_tables
 from paywarden.ops.console.inbox.alert import AlertPage
 from paywarden.ops.console.inbox.pages import PAGE_SIZE, Inbox
 from paywarden.ops.console.inbox.reader import AlertReader
 from paywarden.ops.console.inbox.store import AlertStore
-from paywarden.ops.wiring.console import all_tables
 from paywarden.streams.alerts.feed import FeedBatch, FeedRecord, Position
 from paywarden.streams.alerts.records import ALERTS_TOPIC
 from paywarden.streams.decision_index.database import DuckDbDatabase

@@ -36,7 +36,7 @@ _HEAD_S = 15.0
 
 def served(source: Source, settings: ConsoleSettings, stop: threading.Event, announce: Callable[[str], object]) -> None:
     """Serve the pages until `stop` is set. `announce` gets the address. Raises Misconfigured."""
-    from paywarden.ops.wiring.console import console
+    from paywarden.ops.console.assembly import console
 
     listener = _listener(settings)
     address = _address(listener)

@@ -4,7 +4,7 @@
     stores      the profile store, and what several processes share: Kafka's settings, rates, catalogue, schema ids
     stream      what `paywarden stream` runs
     companion   what `paywarden companion` runs
-    scoring     what `paywarden serve` runs
+    scoring     what `paywarden serve` runs; serve_settings, policy and releases are parts of it
     shadow      what `paywarden shadow` runs
     decisions   the index of decisions, and what fills it
     drift       what `paywarden stream` watches decisions with
@@ -19,6 +19,7 @@ from __future__ import annotations
 from paywarden.ops.wiring.companion import companion, companion_stop_timeout_s, fill_source
 from paywarden.ops.wiring.decisions import decision_index, index_filler
 from paywarden.ops.wiring.drift import drift_references, referenced_versions
+from paywarden.ops.wiring.policy import bundle_thresholds, policy
 from paywarden.ops.wiring.registry import (
     bundle_facts,
     deploy_here,
@@ -32,7 +33,8 @@ from paywarden.ops.wiring.registry import (
     shared_registry,
     signer,
 )
-from paywarden.ops.wiring.scoring import ServeSettings, policy, scoring_host
+from paywarden.ops.wiring.scoring import scoring_host
+from paywarden.ops.wiring.serve_settings import ServeSettings
 from paywarden.ops.wiring.shadow import shadow_evaluator, shadow_host, shadow_tables
 from paywarden.ops.wiring.store_checks import back_up_store, check_store, restore_store, verify_store
 from paywarden.ops.wiring.stores import (
@@ -64,6 +66,7 @@ __all__ = [
     "StreamParts",
     "back_up_store",
     "bundle_facts",
+    "bundle_thresholds",
     "card_shards",
     "catalogue",
     "catalogue_file",

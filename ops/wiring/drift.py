@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paywarden.ops.wiring import stores
-from paywarden.ops.wiring.scoring import ServeSettings
+from paywarden.ops.wiring.serve_settings import ServeSettings
 from paywarden.schemas.errors import Misconfigured, PaywardenError
 from paywarden.schemas.settings import Source
 

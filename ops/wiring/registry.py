@@ -121,7 +121,7 @@ def following_registry(source: Source, metrics: CollectorRegistry) -> AbstractCo
 def registered_deployment(source: Source) -> RegisteredDeployment:
     """Returns what keeps this host's deployment file as the log says. Raises Misconfigured without a registry."""
     from paywarden.models.registry.settings import ModelRegistrySettings
-    from paywarden.ops.wiring.scoring import ServeSettings
+    from paywarden.ops.wiring.serve_settings import ServeSettings
     from paywarden.scoring.server.deployment.registered import RegisteredDeployment
 
     settings = source.section("models", ModelRegistrySettings)
@@ -143,7 +143,7 @@ def deploy_here(source: Source, tell: Callable[[str], object]) -> None:
 
 
 def _is_scoring_host(source: Source) -> bool:
-    from paywarden.ops.wiring.scoring import ServeSettings
+    from paywarden.ops.wiring.serve_settings import ServeSettings
 
     return Path(source.section("serve", ServeSettings).runtime).is_dir()
 

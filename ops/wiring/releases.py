@@ -16,7 +16,9 @@ from paywarden.models.bundle.signature import BundleSettings, TrustedKeys
 from paywarden.models.policy.policy import Policy, PolicySettings
 from paywarden.models.policy.prepared import PreparedPolicy, load_policy, prepare_policy
 from paywarden.ops.libraries import build_missing
-from paywarden.ops.wiring import scoring, stores
+from paywarden.ops.wiring import stores
+from paywarden.ops.wiring.policy import policy as configured_policy
+from paywarden.ops.wiring.serve_settings import ServeSettings
 from paywarden.schemas.errors import BundleRefused, Misconfigured
 from paywarden.schemas.settings import DEFAULT_FILE, Source, read_source
 from paywarden.scoring.server.deployment.deployment_file import Deployment, ReleasePaths, release_key, unfinished_prefix
@@ -35,7 +37,7 @@ class HostReleases:
 
     def wanted(self) -> Deployment:
         """See ReleaseSource."""
-        settings = self._read().section("serve", scoring.ServeSettings)
+        settings = self._read().section("serve", ServeSettings)
         return Deployment(ReleasePaths(self._bundle or settings.bundle))
 
     def refusal_of(self, deployment: Deployment) -> str:
@@ -60,7 +62,7 @@ class HostReleases:
 
         Raises Misconfigured, BundleRefused.
         """
-        settings = self._source.section("serve", scoring.ServeSettings)
+        settings = self._source.section("serve", ServeSettings)
         trusted = self._trusted(self._source)
         fallback = settings.fallback_bundle if with_fallback else ""
         folders = [Path(paths.bundle), *map(Path, filter(None, [fallback]))]
@@ -136,7 +138,9 @@ class HostReleases:
 
     def _policy(self, source: Source, paths: ReleasePaths, *, review_at: float, decline_at: float) -> Policy:
         own = self._policy_source(source, paths)
-        return scoring.policy(own, review_at=review_at, decline_at=decline_at, catalogue=stores.catalogue(self._source))
+        return configured_policy(
+            own, review_at=review_at, decline_at=decline_at, catalogue=stores.catalogue(self._source)
+        )
 
 
 def _is_whole(folder: Path, catalogue: Catalogue) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paywarden.ops.wiring import registry, stores
-from paywarden.ops.wiring.scoring import ServeSettings
+from paywarden.ops.wiring.serve_settings import ServeSettings
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paywarden.ops.wiring import stores
+from paywarden.ops.wiring.serve_settings import ServeSettings
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
-    from paywarden.features.catalogue.entity import Catalogue
-    from paywarden.models.policy.policy import Policy
     from paywarden.ops.wiring.releases import HostReleases
     from paywarden.scoring.server.context import ExplorationContext, ServerContext
     from paywarden.scoring.server.deployment.deployment_file import ReleasePaths
@@ -22,37 +20,6 @@ _log = logging.getLogger(__name__)
 
 EXPLORATION_LEDGER = "exploration.spent"
 """What this host has spent today, below `[serve] runtime`."""
-
-
-@dataclass(frozen=True)
-class ServeSettings:
-    """What `paywarden serve` serves."""
-
-    bundle: str = "bundle"
-    # The bundle that scores while the first cannot: the previous one. Empty: rules and flags decide then.
-    fallback_bundle: str = ""
-    # A model that fails this many times in a row is left out for the cool-down, then tried again.
-    model_failure_count_max: int = 5
-    model_cooldown_ms: int = 5000
-    # How long a worker looks for the next request before it sleeps (scoring/engine/batching/busy_poll.py). 0: no time.
-    busy_poll_us: int = 0
-    # A worker whose event loop stands still for this long is killed and replaced. 0: never.
-    hang_timeout_s: int = 10
-    # Where health and metrics are served apart from payments. The address is on stdout after the others.
-    admin_host: str = "127.0.0.1"
-    # 0 takes a free port.
-    admin_port: int = 0
-    # The deployment file, and bundles made ready for a change while the workers run. Libraries are loaded from there:
-    # the file system must allow code, which /dev/shm often does not (`noexec`).
-    runtime: str = ".paywarden/serve"
-    # Counts of all workers; on a memory file system, see scoring/metrics/shared.py.
-    metrics: str = "/dev/shm/paywarden/metrics" if Path("/dev/shm").is_dir() else ".paywarden/metrics"
-
-    def __post_init__(self) -> None:
-        """Raises Misconfigured."""
-        # A heart beats twice a second.
-        if self.hang_timeout_s != 0 and self.hang_timeout_s < 2:
-            raise Misconfigured(f"[serve] hang_timeout_s: wanted 0 or at least 2, got {self.hang_timeout_s}")
 
 
 def scoring_host(source: Source, bundle_path: str | None) -> ServerContext:
@@ -153,21 +120,3 @@ def served_release(source: Source, catalogue: str, bundle_path: str | None = Non
     if deployment is None or deployment.catalogue not in ("", catalogue):
         return ReleasePaths(bundle_path or settings.bundle)
     return deployment.active
-
-
-def policy(source: Source, *, review_at: float, decline_at: float, catalogue: Catalogue) -> Policy:
-    """Returns the policy of the settings, with the bundle's thresholds if the settings have none.
-
-    `source` may be a policy's own file: the catalogue is that of the deployment.
-    """
-    from paywarden.models.policy.lists import read_lists
-    from paywarden.models.policy.policy import Policy, PolicySettings
-
-    settings = source.section("policy", PolicySettings)
-    return Policy(
-        settings,
-        review_at=review_at,
-        decline_at=decline_at,
-        lists=read_lists(settings.lists),
-        catalogue=catalogue,
-    )

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paywarden.ops.wiring import stores
-from paywarden.ops.wiring.scoring import ServeSettings, served_release
+from paywarden.ops.wiring.scoring import served_release
+from paywarden.ops.wiring.serve_settings import ServeSettings
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.file_state import FileState, file_state
 from paywarden.schemas.settings import DEFAULT_FILE, Source, read_source

@@ -35,7 +35,8 @@ def check(source: Source, config: str | None, bundle: str | None) -> None:
 
     from paywarden.models.policy.lists import read_lists
     from paywarden.models.policy.policy import PolicySettings
-    from paywarden.ops.configuration import bundle_thresholds, problems_of
+    from paywarden.ops import wiring
+    from paywarden.ops.configuration import problems_of
 
     if config is not None:
         source = read_source(config, check_sections=False)
@@ -44,7 +45,7 @@ def check(source: Source, config: str | None, bundle: str | None) -> None:
             click.echo(f"paywarden: {problem}", err=True)
         sys.exit(1)
     settings = source.section("policy", PolicySettings)
-    thresholds = bundle_thresholds(source, bundle)
+    thresholds = wiring.bundle_thresholds(source, bundle)
     # A condition may hold brackets, which rich would take for markup.
     console = Console(highlight=False, markup=False)
     for table in _tables(settings, *thresholds):

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from paywarden.ops import wiring
+from paywarden.ops.alert_text import explained, finite, since_training, size_of, wrapped
 from paywarden.ops.commands.watch.drift_backtest import backtest
-from paywarden.ops.commands.watch.drift_explained import explained, finite, since_training, size_of, wrapped
 from paywarden.ops.extras import needs
 from paywarden.ops.reporting import printable
 from paywarden.ops.times import spoken

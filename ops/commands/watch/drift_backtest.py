@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from paywarden.ops import wiring
-from paywarden.ops.commands.watch.drift_explained import finite, size_of, values_of
+from paywarden.ops.alert_text import finite, size_of, values_of
 from paywarden.ops.extras import needs
 from paywarden.ops.reporting import printable
 from paywarden.ops.times import spoken

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from paywarden.ops.commands.watch.drift_explained import LOOK_AT, in_words, size_of, values_of
+from paywarden.ops.alert_text import LOOK_AT, in_words, size_of, values_of
 from paywarden.ops.console.inbox.segments import SegmentCounts
 from paywarden.ops.console.inbox.store import AlertRow, AlertStore, Happened, snoozed_until_ms
 from paywarden.ops.console.pages import Page, Shown, Visit, not_found

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from paywarden.ops.commands.watch.drift_explained import finite
+from paywarden.ops.alert_text import finite
 from paywarden.ops.console.database import Database
 from paywarden.ops.console.rendering.words import what_moved
 from paywarden.streams.alerts.events import ASSIGNED, COMMENTED, EVENTS_TOPIC, ConsoleEvent, alert_subject

@@ -7,8 +7,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from paywarden.ops import wiring
-from paywarden.ops.configuration import bundle_thresholds
 from paywarden.ops.console.policy.drafts import draft_source
+from paywarden.ops.wiring import bundle_thresholds
 from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:

@@ -20,7 +20,6 @@ from paywarden.models.metrics.costs import CostSettings
 from paywarden.models.policy.lists import read_lists
 from paywarden.models.policy.policy import PolicySettings, policy_digest
 from paywarden.models.policy.text import policy_text
-from paywarden.ops.configuration import bundle_thresholds
 from paywarden.ops.console.kept import Kept
 from paywarden.ops.console.models.desk import Desk
 from paywarden.ops.console.pages import Done, Field, Page, PageRefused, Section, Shown, Visit, not_found
@@ -28,6 +27,7 @@ from paywarden.ops.console.people.people import Role
 from paywarden.ops.console.policy.drafts import draft_source
 from paywarden.ops.console.policy.replays import DAYS, Decided, Replay, Replays
 from paywarden.ops.times import now_ms
+from paywarden.ops.wiring import bundle_thresholds
 from paywarden.ops.wiring.registry import policy_facts
 from paywarden.schemas.errors import Misconfigured, PaywardenError, TemporaryFailure
 from paywarden.schemas.settings import Source

@@ -16,6 +16,7 @@ from paywarden.features.profiles.plan import Plan
 from paywarden.models.metrics.costs import CostSettings
 from paywarden.models.policy.policy import PolicySettings, policy_digest
 from paywarden.ops import wiring
+from paywarden.ops.console.assembly import all_tables, listed_catalogue
 from paywarden.ops.console.audit_page import audit_section
 from paywarden.ops.console.background import running
 from paywarden.ops.console.cases.pages import Cases
@@ -41,7 +42,6 @@ from paywarden.ops.console.review.pages import ReviewPages
 from paywarden.ops.console.shell import API
 from paywarden.ops.deciders import KnownDeciders
 from paywarden.ops.times import now_ms
-from paywarden.ops.wiring.console import all_tables, listed_catalogue
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
 from paywarden.schemas.settings import Source
 from paywarden.streams.alerts.alerts import State

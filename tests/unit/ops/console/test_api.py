@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from paywarden.ops.console.assembly import Parts, all_tables, sections
 from paywarden.ops.console.cases.case import case_subject
 from paywarden.ops.console.inbox.store import AlertStore
 from paywarden.ops.console.openapi import openapi
@@ -22,7 +23,6 @@ from paywarden.ops.console.people.people import Role
 from paywarden.ops.console.shell import API, CONTENT_SECURITY_POLICY
 from paywarden.ops.console.webhooks import TABLES as WEBHOOK_TABLES
 from paywarden.ops.console.webhooks import Webhooks, read_key, signature
-from paywarden.ops.wiring.console import Parts, all_tables, sections
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 from paywarden.streams.alerts.events import EVENTS_TOPIC, ConsoleEvent

@@ -19,6 +19,7 @@ from starlette.testclient import TestClient
 
 from paywarden.models.metrics.costs import CostSettings
 from paywarden.models.policy.policy import PolicySettings, policy_digest
+from paywarden.ops.console.assembly import listed_catalogue
 from paywarden.ops.console.audit_page import AuditView
 from paywarden.ops.console.decisions.one import OnePage
 from paywarden.ops.console.decisions.opened import OpenedIndex
@@ -28,7 +29,6 @@ from paywarden.ops.console.pages import Page, Section, Shown
 from paywarden.ops.console.review.pages import ReviewPages
 from paywarden.ops.console.sealed import Seal
 from paywarden.ops.deciders import KnownDeciders
-from paywarden.ops.wiring.console import listed_catalogue
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
 from paywarden.schemas.errors import BrokerUnavailable, BundleRefused, TemporaryFailure
 from paywarden.schemas.settings import read_source

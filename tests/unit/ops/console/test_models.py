@@ -23,13 +23,13 @@ from paywarden.models.rollout.log import FileRolloutLog, RolloutKeeper
 from paywarden.models.rollout.plan import plan_of
 from paywarden.models.rollout.rollout import EventKind, RolloutEvent, Start, Version
 from paywarden.ops.cli import cli
+from paywarden.ops.console.assembly import Parts, all_tables, sections
 from paywarden.ops.console.inbox.reader import AlertReader
 from paywarden.ops.console.models.desk import Desk
 from paywarden.ops.console.models.pages import Models
 from paywarden.ops.console.pages import NothingDone, Section
 from paywarden.ops.console.people.people import People, Person, Role, token_digest
 from paywarden.ops.console.shell import API
-from paywarden.ops.wiring.console import Parts, all_tables, sections
 from paywarden.ops.wiring.registry import model_registry
 from paywarden.ops.wiring.rollouts import read_rollouts
 from paywarden.schemas.settings import Source

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from paywarden.ops.alert_text import explained, most_moved_bin, size_of
 from paywarden.ops.commands.watch import drift
 from paywarden.ops.commands.watch.drift import WatchedModel, _as_json, not_watched_because, row_of
-from paywarden.ops.commands.watch.drift_explained import explained, most_moved_bin, size_of
 from paywarden.streams.alerts.alerts import Alert, Moved, Severity, State
 from paywarden.streams.alerts.journal import Journal, KnownAlert
 from paywarden.streams.alerts.records import Acknowledgement, Histograms, record_of

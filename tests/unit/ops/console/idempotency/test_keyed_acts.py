@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
+from paywarden.ops.console.assembly import Parts, all_tables, sections
 from paywarden.ops.console.cases.pages import Cases
 from paywarden.ops.console.idempotency.keyed_acts import ANSWERED, BEGAN, FREED, KEPT_MS, PREFIX, Body, KeyedActs, keyed
 from paywarden.ops.console.inbox.alert import AlertPage
@@ -25,7 +26,6 @@ from paywarden.ops.console.openapi import openapi
 from paywarden.ops.console.pages import Answer, Done, Field, Page, PageRefused, Section, Visit
 from paywarden.ops.console.people.people import Person, Role, token_digest
 from paywarden.ops.console.shell import API
-from paywarden.ops.wiring.console import Parts, all_tables, sections
 from paywarden.schemas.errors import TemporaryFailure
 from paywarden.schemas.settings import Source
 from paywarden.streams.alerts.events import EVENTS_TOPIC, ConsoleEvent
