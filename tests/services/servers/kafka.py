@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
@@ -206,13 +206,21 @@ def create_topics(bootstrap: str, *topics: NewTopic) -> None:
 
 
 def _all_led(client: AdminClient, wanted: Mapping[str, int]) -> bool:
-    known = client.list_topics(timeout=PATIENCE_S).topics
-    return all(
-        name in known
-        and len(known[name].partitions) == count
-        and all(partition.leader >= 0 for partition in known[name].partitions.values())
-        for name, count in wanted.items()
-    )
+    """Returns whether each of these topics has its partitions, and each of them a leader.
+
+    The broker is asked about these topics only: a shared one may have thousands of others.
+    """
+    described = client.describe_topics(TopicCollection(list(wanted)), request_timeout=PATIENCE_S)
+    for name, answer in described.items():
+        try:
+            partitions = answer.result().partitions
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                return False
+            raise
+        if len(partitions) != wanted[name] or any(partition.leader is None for partition in partitions):
+            return False
+    return True
 
 
 def produce(bootstrap: str, topic: str, records: Iterable[tuple[str | bytes | None, bytes | None]]) -> int:
