@@ -65,9 +65,17 @@ class Prometheus:
 
 @contextmanager
 def running_prometheus(
-    folder: Path, targets: Mapping[str, Sequence[str]], *, rules: Mapping[str, str], alertmanager: str | None = None
+    folder: Path,
+    targets: Mapping[str, Sequence[str]],
+    *,
+    rules: Mapping[str, str],
+    alertmanager: str | None = None,
+    jobs: Sequence[Mapping[str, object]] = (),
 ) -> Iterator[Prometheus]:
-    """Run Prometheus with the example configuration of ops, but for targets by job and rule files by name."""
+    """Run Prometheus with the example configuration of ops, but for targets by job and rule files by name.
+
+    `jobs` are scraped as they are, beside the targets.
+    """
     folder.mkdir(exist_ok=True)
     for name, text in rules.items():
         (folder / name).write_text(text, encoding="utf-8")
@@ -77,11 +85,11 @@ def running_prometheus(
     if alertmanager is not None:
         body += f"  alertmanagers:\n    - static_configs:\n        - targets: {json.dumps([alertmanager])}\n"
     # A page may say whose it is: a test's page then stands for several processes.
-    jobs = [
+    scraped = [
         {"job_name": job, "honor_labels": True, "static_configs": [{"targets": list(those)}]}
         for job, those in targets.items()
     ]
-    (folder / "prometheus.yml").write_text(f"{body}scrape_configs: {json.dumps(jobs)}\n", encoding="utf-8")
+    (folder / "prometheus.yml").write_text(f"{body}scrape_configs: {json.dumps([*scraped, *jobs])}\n", encoding="utf-8")
     port = free_port()
     command = [
         *("prometheus", f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}"),

@@ -76,6 +76,7 @@ OTHERS: Mapping[str, tuple[Any, Any]] = {
     "scoring.outbox.storageClass": ("", "fast"),
     "secretEnvironment": ([], NEEDED["secretEnvironment"]),
     "models.claim": ("", "bundles"),
+    "gateway.scrapeSecret": ("", "monitoring"),
 }
 
 
