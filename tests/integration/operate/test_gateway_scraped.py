@@ -1,4 +1,4 @@
-"""The job `gateway` of ops/prometheus.yml in a real Prometheus, before gateways that require certificates of callers."""
+"""The job `gateway` of ops/prometheus.yml in a real Prometheus, for gateways that require certificates of callers."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def values_of(choice: Mapping[str, Any]) -> dict[str, Any]:
         place = values
         for section in sections:
             place = place.setdefault(section, {})
-        place[last] = value
+        place[last] = json.loads(json.dumps(value))
     return values
 
 
