@@ -169,13 +169,14 @@ async def accept(
         return Acceptor(
             listener, lambda one: loop.connect_accepted_socket(factory, one), pending_max=_PENDING_PLAIN_MAX
         )
-    context = tls.context([protocol])
+    # Files that cannot be used are met here, and not by the first caller.
+    tls.context(protocol)
     return Acceptor(
         listener,
         lambda one: loop.connect_accepted_socket(
             factory,
             one,
-            ssl=context,
+            ssl=tls.context(protocol),
             ssl_handshake_timeout=tls.settings.handshake_timeout_ms / 1000,
             # A caller who never ends TLS properly must not keep a closed connection.
             ssl_shutdown_timeout=linger_ms / 1000,

@@ -1,9 +1,8 @@
 """TLS for the fronts: certificate, key and optional client certificates, loaded again when the files change.
 
-1. A front's SSL context lives as long as the worker. `refresh` loads changed files into it.
-2. New connections use the new certificate. Open connections keep theirs.
-3. A certificate authority that is added to `client_ca` is trusted at once. One that is removed stays trusted until the
-   worker is restarted.
+1. `refresh` makes new SSL contexts when the files have changed. A context that files are loaded into again would go on
+   trusting authorities that are gone from `client_ca`, and taking up sessions of callers that they have vouched for.
+2. Each new connection takes the context of then. Open connections keep theirs: their callers are trusted until the end.
 """
 
 from __future__ import annotations
@@ -51,7 +50,8 @@ class Tls:
         """Raises Misconfigured naming the file that cannot be used."""
         check_settings(settings)
         self.settings = settings
-        self._contexts: list[ssl.SSLContext] = []
+        # Those of now, by the protocols that they offer.
+        self._contexts: dict[tuple[str, ...], ssl.SSLContext] = {}
         # Why the files as they are now are not in use, and whether they could not even be read.
         self._problem, self._is_unread = "", False
         self._state = [file_state(path) for path in self._files]
@@ -62,15 +62,23 @@ class Tls:
         settings = self.settings
         return [path for path in (settings.certificate, settings.key, settings.client_ca) if path]
 
-    def context(self, protocols: Sequence[str]) -> ssl.SSLContext:
-        """Returns a new server context that offers these protocols (`HTTP_1_1`, `HTTP_2`) by ALPN."""
+    def context(self, *protocols: str) -> ssl.SSLContext:
+        """Returns the server context for the next connection. It offers these protocols (`HTTP_1_1`, `HTTP_2`) by ALPN.
+
+        The first call for some protocols raises Misconfigured naming the file that cannot be used.
+        """
+        context = self._contexts.get(protocols)
+        if context is None:
+            context = self._contexts[protocols] = self._made(protocols)
+        return context
+
+    def _made(self, protocols: tuple[str, ...]) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(list(protocols))
         if self.settings.client_ca:
             context.verify_mode = ssl.CERT_REQUIRED
         _load(self.settings, context)
-        self._contexts.append(context)
         return context
 
     def refresh(self) -> bool:
@@ -86,10 +94,8 @@ class Tls:
         # Noted even if the content cannot be used, so that the log has one line per change.
         self._state = state
         try:
-            # Try a new context first: a certificate with the wrong key would leave a context with half of the pair.
             _load(self.settings, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
-            for context in self._contexts:
-                _load(self.settings, context)
+            self._contexts = {protocols: self._made(protocols) for protocols in self._contexts}
         except Misconfigured as error:
             cause = error.__cause__
             self._is_unread = isinstance(cause, OSError) and not isinstance(cause, ssl.SSLError)

@@ -40,18 +40,20 @@ def trusting(authority: Authority, shown: tuple[str, str] | None = None) -> ssl.
 
 
 @contextlib.contextmanager
-def connected(served: Served, context: ssl.SSLContext) -> Iterator[Client]:
+def connected(
+    served: Served, context: ssl.SSLContext, session: ssl.SSLSession | None = None
+) -> Iterator[Client]:
     with (
         socket.create_connection(("127.0.0.1", served.port), timeout=WAIT_SECONDS) as raw,
-        context.wrap_socket(raw, server_hostname="127.0.0.1") as wrapped,
+        context.wrap_socket(raw, server_hostname="127.0.0.1", session=session) as wrapped,
     ):
         yield Client(wrapped)
 
 
-def is_served(served: Served, context: ssl.SSLContext) -> bool:
+def is_served(served: Served, context: ssl.SSLContext, session: ssl.SSLSession | None = None) -> bool:
     """Whether there is an answer. With TLS 1.3 a client learns only when reading that its certificate was refused."""
     try:
-        with connected(served, context) as client:
+        with connected(served, context, session) as client:
             client.send(get("/livez"))
             return client.raw.recv(1) != b""
     except (ssl.SSLError, ConnectionError):
@@ -80,7 +82,7 @@ def test_payments_are_scored_over_tls_and_the_protocol_is_agreed_on(
 
 
 def test_the_protocols_are_those_asked_for(settings: TlsSettings, authority: Authority) -> None:
-    server = Tls(settings).context([HTTP_2])
+    server = Tls(settings).context(HTTP_2)
     client = trusting(authority)
     client.set_alpn_protocols([HTTP_1_1, HTTP_2])
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -93,7 +95,7 @@ def test_the_protocols_are_those_asked_for(settings: TlsSettings, authority: Aut
 
 
 def test_the_oldest_version_that_is_spoken_is_1_2(settings: TlsSettings) -> None:
-    assert Tls(settings).context([HTTP_1_1]).minimum_version == ssl.TLSVersion.TLSv1_2
+    assert Tls(settings).context(HTTP_1_1).minimum_version == ssl.TLSVersion.TLSv1_2
 
 
 def test_with_a_client_ca_only_callers_with_its_certificate_are_served(
@@ -169,6 +171,33 @@ def test_a_replaced_certificate_is_for_new_callers_and_old_ones_stay(
         with connected(served, trusting(authority)) as after:
             assert common_name(after) == "renewed"
         assert before.ask(get("/livez")).status == 200
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["1.2", "1.3"])
+def test_an_authority_that_is_gone_is_trusted_no_longer_not_even_by_a_session_of_before(
+    settings: TlsSettings, authority: Authority, tmp_path: Path, version: ssl.TLSVersion
+) -> None:
+    """It was trusted until the worker was restarted: a context never forgets an authority."""
+    (tmp_path / "gone").mkdir()
+    gone = Authority(tmp_path / "gone", "gone")
+    trusted = tmp_path / "clients.pem"
+    trusted.write_bytes(Path(gone.path).read_bytes() + Path(authority.path).read_bytes())
+    tls = Tls(replace(settings, client_ca=str(trusted)))
+    withdrawn, known = trusting(authority, gone.sign("withdrawn")), trusting(authority, authority.sign("client"))
+    withdrawn.minimum_version = withdrawn.maximum_version = version
+    with serving(tls=tls) as served:
+        with connected(served, withdrawn) as before:
+            assert before.ask(post_json(payment())).status == 200
+            assert isinstance(before.raw, ssl.SSLSocket)
+            session = before.raw.session
+            assert session is not None
+            shutil.copy(authority.path, trusted)
+            assert tls.refresh()
+            # This connection was made when its authority was trusted.
+            assert before.ask(post_json(payment())).status == 200
+        assert not is_served(served, withdrawn)
+        assert not is_served(served, withdrawn, session)
+        assert is_served(served, known)
 
 
 def test_an_unusable_new_certificate_changes_nothing_and_is_one_line(
