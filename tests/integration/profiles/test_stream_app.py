@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import time
@@ -14,7 +15,19 @@ from tests.patience import PATIENCE_S
 from tests.services.product.deployment import Deployment
 from tests.services.product.processes import ROOT, PaywardenProcess, get, is_ready, samples, wait_until
 from tests.services.servers.kafka import QUICK_RETURN, KafkaServer, produce
-from tests.worlds.stream.topics import letter
+from tests.worlds.stream.topics import (
+    Topics,
+    assert_profiles_equal,
+    batch_profiles,
+    lag,
+    letter,
+    read_changelog,
+    read_store,
+    read_topic,
+    small_world,
+    wait_until_left,
+    wait_until_worked_in,
+)
 
 AWAY_S = 10
 
@@ -166,6 +179,42 @@ def test_kafka_away_longer_than_the_sessions_ends_and_loses_nothing(tmp_path: Pa
             assert "Traceback" not in log
             # A minute without Kafka must not bury the rest of the log. (FAIL is librdkafka's word.)
             assert len([line for line in log.splitlines() if " FAIL " not in line]) < 100
+
+
+def test_kafka_away_longer_than_a_flush_may_take_with_payments_in_flight_loses_nothing(
+    tmp_path: Path, topic_prefix: str
+) -> None:
+    """The batch is in the store then, and neither its events nor its offsets are on Kafka."""
+    world = small_world()
+    with KafkaServer(tmp_path / "kafka", QUICK_RETURN) as kafka:
+        settings = KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
+        group = f"{topic_prefix}stream"
+        with Deployment(tmp_path, kafka.bootstrap, topic_prefix, stream_batch_max=50) as deployment:
+            deployment.create_topics()
+            deployment.configure("stream", "flush_timeout_s = 2\n")
+            topics = Topics(settings)
+            topics.send_payments(world[0].to_pylist())
+            stream = deployment.start("stream")
+            wait_until_left(settings, group, len(world[0]) - 1, "a batch is committed")
+            # It has read on meanwhile, and stands in the middle of a batch.
+            stream.process.send_signal(signal.SIGSTOP)
+            assert lag(settings, group) > 0
+            kafka.stop()
+            stream.process.send_signal(signal.SIGCONT)
+            assert stream.process.wait(timeout=PATIENCE_S) == 1
+            last = stream.log.read_text(encoding="utf-8").splitlines()[-1]
+            assert re.fullmatch(r"paywarden: Kafka did not take \d+ records in 2 s", last), last
+            kafka.restart()
+            # As whoever has started it starts it again.
+            again = deployment.start("stream")
+            wait_until_worked_in(settings, group, "payments")
+            topics.send_outcomes(world[1].to_pylist())
+            wait_until_worked_in(settings, group, "outcomes")
+            assert again.stop() == 0
+            stored = read_store(deployment.store)
+            assert_profiles_equal(stored, batch_profiles(*world))
+            assert read_changelog(settings) == stored
+            assert read_topic(settings, "dead-letters") == []
 
 
 def test_it_runs_on_the_embedded_broker_of_the_demonstration(tmp_path: Path) -> None:

@@ -56,11 +56,23 @@ def doubling(count: int, leaf: Any = "null") -> Any:
     return inner
 
 
+def chain_of_names(length: int) -> Any:
+    """Return a record of records next to each other, of which each holds the one before by its name."""
+    held: Any = "long"
+    fields = []
+    for number in range(length):
+        record = {"type": "record", "name": f"R{number}", "fields": [{"name": "a", "type": held}]}
+        fields.append({"name": f"f{number}", "type": record})
+        held = f"R{number}"
+    return {"type": "record", "name": "Chain", "fields": fields}
+
+
 FREE_RECORD = {"type": "record", "name": "E", "fields": [{"name": f"n{n}", "type": "null"} for n in range(1000)]}
 
 HOSTILE: dict[str, Any] = {
     "arrays nested 600 deep": nested(600),
     "arrays nested just beyond": nested(DEPTH_MAX),
+    "names that are too deep inside each other, and stand side by side": chain_of_names(DEPTH_MAX),
     "a type with attributes 600 deep": json.loads('{"type": ' * 600 + '"long"' + "}" * 600),
     "a record of type error that contains itself": {
         "type": "error",
@@ -138,6 +150,7 @@ HARMLESS: dict[str, Any] = {
     "an enum of 20,000 symbols": {"type": "enum", "name": "E", "symbols": [f"S{n}" for n in range(20_000)]},
     "maps in maps": {"type": "map", "values": {"type": "map", "values": {"type": "map", "values": "null"}}},
     "arrays as deep as allowed": nested(DEPTH_MAX - 2),
+    "names as deep inside each other as allowed": chain_of_names(DEPTH_MAX - 3),
     "a name in no namespace": {"type": "fixed", "name": "F", "namespace": "", "size": 1},
     "a name in another namespace": [{"type": "fixed", "name": "a.b.F", "size": 1}, {"type": "array", "items": "a.b.F"}],
     "a type with attributes": {"type": {"type": "string", "avro.java.string": "String"}},
