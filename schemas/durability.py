@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from paywarden.schemas.private_files import private_opener
+
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -14,11 +16,14 @@ def boot_id() -> str:
 
 
 def write_synced(path: Path, content: bytes) -> None:
-    """Write a small file that survives a loss of power. A crash leaves it as before, or whole. Raises OSError."""
+    """Write a small file, for this user alone, that survives a loss of power. A crash leaves it as before, or whole.
+
+    Raises OSError.
+    """
     new = path.with_name(path.name + ".new")
     # What a killed process has left may be anything, such as a named pipe that would be waited for.
     new.unlink(missing_ok=True)
-    with new.open("wb") as file:
+    with open(new, "wb", opener=private_opener) as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

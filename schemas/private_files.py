@@ -101,6 +101,14 @@ def open_private(path: Path, flags: int) -> int:
     return fd
 
 
+def private_opener(path: str, flags: int) -> int:
+    """Opens a file for `open(…, opener=private_opener)`: what is made has mode 0600, whatever the umask is.
+
+    A named pipe in its place is an error: it would be waited for.
+    """
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, _FILE_MODE)
+
+
 def require_not_planted(path: Path) -> None:
     """Raise Misconfigured if a part of `path` below a shared folder belongs to a user who is not trusted."""
     is_shared = False

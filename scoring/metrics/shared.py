@@ -49,7 +49,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.file_state import file_state, open_regular, read_regular
-from paywarden.schemas.private_files import make_private_folder
+from paywarden.schemas.private_files import make_private_folder, private_opener
 
 _log = logging.getLogger(__name__)
 
@@ -424,7 +424,8 @@ def _replace(path: Path, content: bytes) -> None:
     new = path.with_suffix(".new")
     # What a killed process has left may be anything.
     new.unlink(missing_ok=True)
-    new.write_bytes(content)
+    with open(new, "wb", opener=private_opener) as file:
+        file.write(content)
     new.replace(path)
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from paywarden.schemas.durability import sync_folder
 from paywarden.schemas.errors import InvalidEvent, TemporaryFailure
 from paywarden.schemas.file_state import read_regular
+from paywarden.schemas.private_files import private_opener
 from paywarden.scoring.state.outbox import OutboxSettings
 
 RECORD, DAMAGE, GAP = "record", "damage", "gap"
@@ -89,7 +90,7 @@ class SetAside:
             )
         self._folder.mkdir(mode=0o700, exist_ok=True)
         new = path.with_suffix(".new")
-        with open(new, "wb", opener=_private) as file:
+        with open(new, "wb", opener=private_opener) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -115,8 +116,3 @@ class SetAside:
         """Returns the number of entries, and of bytes in their files. Raises OSError."""
         sizes = [entry.path.stat().st_size for entry in self.entries() if entry.path.exists()]
         return len(sizes), sum(sizes)
-
-
-def _private(path: str, flags: int) -> int:
-    # A named pipe in its place is an error: without O_NONBLOCK it would be waited for.
-    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)

@@ -117,6 +117,19 @@ def test_a_file_of_another_user_in_our_folder_is_refused(tmp_path: Path) -> None
         open_private(folder / "data.mdb", os.O_RDWR)
 
 
+@as_root
+def test_a_file_that_another_user_plants_after_the_path_was_looked_at_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def plant(path: Path) -> None:
+        path.touch()
+        os.chown(path, NOBODY, -1)
+
+    monkeypatch.setattr(private_files, "require_not_planted", plant)
+    with pytest.raises(Misconfigured, match="answered belongs to user nobody; wanted a file of user root"):
+        open_private(tmp_path / "answered", os.O_CREAT | os.O_RDWR)
+
+
 def test_our_own_link_in_a_shared_folder_is_followed(shared: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     mine.mkdir()

@@ -40,9 +40,7 @@ def trusting(authority: Authority, shown: tuple[str, str] | None = None) -> ssl.
 
 
 @contextlib.contextmanager
-def connected(
-    served: Served, context: ssl.SSLContext, session: ssl.SSLSession | None = None
-) -> Iterator[Client]:
+def connected(served: Served, context: ssl.SSLContext, session: ssl.SSLSession | None = None) -> Iterator[Client]:
     with (
         socket.create_connection(("127.0.0.1", served.port), timeout=WAIT_SECONDS) as raw,
         context.wrap_socket(raw, server_hostname="127.0.0.1", session=session) as wrapped,

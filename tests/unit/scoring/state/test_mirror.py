@@ -593,6 +593,24 @@ def small_writer(settings: MirrorSettings) -> Iterator[MirrorWriter]:
     opened.close()
 
 
+def test_a_writer_that_begins_finds_a_place_where_dead_readers_have_them_all(
+    settings: MirrorSettings, tmp_path: Path
+) -> None:
+    """As a companion that was killed and is started again: it reads where it was."""
+    few = MirrorSettings(path=settings.path, size_mb=4, readers_max=2)
+    writer = MirrorWriter(few)
+    writer.apply({b"card:1": b"one"}, {0: 7}, 1)
+    program = _READER_IN_A_LOOK_UP.replace("readonly=True", "readonly=True, max_readers=2")
+    readers = [PaywardenProcess.of_program(tmp_path, program, settings.path) for _ in range(2)]
+    assert [reader.first_line() for reader in readers] == ["inside", "inside"]
+    writer.close()
+    for reader in readers:
+        reader.kill()
+    again = MirrorWriter(few)
+    assert again.positions() == {0: 7}
+    again.close()
+
+
 def change(writer: MirrorWriter, number: int) -> None:
     """Give every profile another state."""
     writer.apply({b"card:%d" % card: b"%d" % number + bytes(496) for card in range(500)}, {0: number}, number)
