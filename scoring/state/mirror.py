@@ -137,6 +137,7 @@ class MirrorWriter:
             self._discard_half_written(path / _BOOT_FILE)
             if self._data.exists():
                 _require_whole(self._data)
+                self._free_dead_readers()
             # No sync: a memory file system has no disk to wait for, and its pages outlive the process.
             self._env = lmdb.open(
                 str(path),
@@ -148,14 +149,21 @@ class MirrorWriter:
                 readahead=False,
                 mode=0o600,
             )
-            # A companion that is killed leaves dead readers, too, and the first read may find no place.
-            self._env.reader_check()
             self._note_length()
             self._files = self._files_now()
         except _DAMAGE as error:
             raise _damaged(error) from error
         except (OSError, lmdb.Error) as error:
             raise Misconfigured(f"mirror.path: cannot use {path}: {error}") from error
+
+    def _free_dead_readers(self) -> None:
+        """Free places of the readers' table: `lmdb.open` takes one, and fails where dead readers have all of them."""
+        if lmdb_calls.functions() is None:
+            return
+        size_bytes, readers_max = self._settings.size_mb << 20, self._settings.readers_max
+        # What else is wrong with the file, `lmdb.open` tells.
+        with suppress(LmdbError):
+            ReadEnvironment(self._settings.path, size_bytes=size_bytes, readers_max=readers_max).close()
 
     def _discard_half_written(self, note: Path) -> None:
         """Discard a mirror on a disk that an earlier boot has not closed.

@@ -93,6 +93,7 @@ def test_shared_memory_can_be_neither_written_nor_cut_short_and_is_known_by_its_
     write_mapped_list(path, MANY)
     descriptor = sealed_copy(path, None, "cards")
     other, pipe = os.memfd_create("cards"), os.pipe()
+    os.write(other, path.read_bytes())
     try:
         with pytest.raises(PermissionError):
             os.ftruncate(descriptor, 100)
@@ -102,7 +103,7 @@ def test_shared_memory_can_be_neither_written_nor_cut_short_and_is_known_by_its_
             mmap.mmap(descriptor, 100)
         at = f"/proc/{os.getpid()}/fd/{{}}".format
         assert MappedList.sealed(at(descriptor), "merchants") is None
-        # Memory that is not sealed, a pipe that nobody writes to, and nothing.
+        # The same list in memory that is not sealed, a pipe that nobody writes to, and nothing.
         assert [MappedList.sealed(at(fd), "cards") for fd in (other, pipe[0], 999)] == [None] * 3
         assert MappedList.sealed(at(descriptor), "cards") is not None
     finally:

@@ -130,6 +130,23 @@ def test_an_id_used_before_refuses_its_batch_and_nothing_of_it_is_decided(world:
     assert world.recorded() == {payment_id: [decision] for payment_id, decision in answered.items()}
 
 
+@pytest.mark.parametrize(("size", "place"), [(2, 0), (20, 9), (200, 137)])
+def test_a_wrong_payment_refuses_its_batch_and_nothing_of_it_is_decided(world: World, size: int, place: int) -> None:
+    batch = numbered(size)
+    batch[place] = request(f"b{place}", amount_minor=-1)
+    with serving(scorer=world.scorer, limits=RequestLimits()) as served, served.connected() as client:
+        # Others of the same chunk are decided: they have come in one read.
+        beside = [post_protobuf(request(f"beside-{number}")) for number in range(2)]
+        client.send(beside[0] + post_protobuf(ScoreBatchRequest(requests=batch), path="/v1/score:batch") + beside[1])
+        before, refused, after = (client.reply() for _ in range(3))
+        assert [before.status, refused.status, after.status] == [200, 400, 200]
+        assert refused.error["field"] == f"requests[{place}].amount_minor"
+        assert set(world.recorded()) == {"beside-0", "beside-1"}
+        batch[place] = request(f"b{place}")
+        answered = decisions_of(ask(client, batch))
+    assert {name: [decision] for name, decision in answered.items()}.items() <= world.recorded().items()
+
+
 def test_a_batch_with_a_payment_that_another_worker_decides_waits_whole(world: World) -> None:
     (slot,) = world.other.claim(payments_of([request("b70")], euro_intake(), NOW_MS), NOW_MS)
     assert isinstance(slot, int)

@@ -600,15 +600,17 @@ def test_a_writer_that_begins_finds_a_place_where_dead_readers_have_them_all(
     few = MirrorSettings(path=settings.path, size_mb=4, readers_max=2)
     writer = MirrorWriter(few)
     writer.apply({b"card:1": b"one"}, {0: 7}, 1)
-    program = _READER_IN_A_LOOK_UP.replace("readonly=True", "readonly=True, max_readers=2")
-    readers = [PaywardenProcess.of_program(tmp_path, program, settings.path) for _ in range(2)]
+    # While a worker has the mirror open, LMDB forgets no reader by itself.
+    worker = ReaderProcess(few)
+    readers = [PaywardenProcess.of_program(tmp_path, _READER_IN_A_LOOK_UP, settings.path) for _ in range(2)]
     assert [reader.first_line() for reader in readers] == ["inside", "inside"]
-    writer.close()
     for reader in readers:
         reader.kill()
+    writer.close()
     again = MirrorWriter(few)
     assert again.positions() == {0: 7}
     again.close()
+    worker.close()
 
 
 def change(writer: MirrorWriter, number: int) -> None:
