@@ -7,10 +7,20 @@
 A `RolloutLog` keeps the events. `RegistryRolloutLog` (models/rollout/registry_log.py) has them in the signed log of the
 registry, which hosts share. `FileRolloutLog` is a file of JSON lines for a host without a registry.
 
-`RolloutKeeper.take` is how events get in: it refuses what must not happen, and writes nothing then. Looks come every
-few seconds. The keeper writes those that change the phase, the step or the finding, and otherwise one every
-NOTED_EVERY_MS; of outcomes one every OUTCOMES_NOTED_EVERY_MS. After kill -9 at any moment the next process reads the
-log and is where it says.
+`RolloutKeeper.take` is how events get in: it refuses what must not happen, and writes nothing then. After kill -9 at
+any moment the next process reads the log and is where it says.
+
+Looks come every few seconds, and a log that grew with each of them would be full after a month. The keeper therefore
+notes a look
+
+1. at once if it changes the phase or the step;
+2. if its finding is new, and the newest note is older than 1/FINDINGS_A_STEP of the step's age;
+3. otherwise when the newest note is older than NOTED_EVERY_MS and than 1/NOTES_A_STEP of the step's age.
+
+A step of a day gets a note every quarter of an hour by its end, one of ten days every two and a half hours. A year of
+looks at one step is some eight hundred notes. The keeper adds up how long somebody looked since the newest note, and
+the next note says it. A lead that is killed thus costs its step a hundredth of its age at most. Outcomes are noted when
+their finding changes, and otherwise as rarely as the third rule says, but at most every OUTCOMES_NOTED_EVERY_MS.
 """
 
 from __future__ import annotations
@@ -20,13 +30,22 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from paywarden.models.rollout.judgement import judgement_of, judgement_record
+from paywarden.models.rollout.judgement import Finding, Judgement, judgement_of, judgement_record
 from paywarden.models.rollout.plan import RolloutPlan
-from paywarden.models.rollout.rollout import EventKind, Phase, Rollout, RolloutEvent, Start, Version, after
+from paywarden.models.rollout.rollout import (
+    LOOK_GAP_MAX_MS,
+    EventKind,
+    Phase,
+    Rollout,
+    RolloutEvent,
+    Start,
+    Version,
+    after,
+)
 from paywarden.models.rollout.shares import CardSplit
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.file_state import open_regular
@@ -34,12 +53,18 @@ from paywarden.schemas.line_file import LineFile
 from paywarden.schemas.private_files import make_parent, open_private
 
 NOTED_EVERY_MS = 300_000
-"""At most half of LOOK_GAP_MAX_MS, so that no step loses time by what is not written."""
+"""Young steps are noted this often: readers of the log see that somebody looks."""
+NOTES_A_STEP = 100
+"""The alert PaywardenRolloutNotLed has the same number: it waits for the next note."""
+FINDINGS_A_STEP = 200
+"""A finding at the edge of the margin may change with every look."""
 OUTCOMES_NOTED_EVERY_MS = 21_600_000
 """Labels come by the day, for weeks: four thousand lines that say the same would slow down every reader of the log."""
 # Everything that reading a record of something else may raise.
 NO_EVENT = (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError)
-_FIELDS = ("kind", "time_ms", "by", "why", "start", "step", "judgement")
+_FIELDS = {"kind", "time_ms", "by", "why", "start", "step", "judgement"}
+# Only looks that need it have it, and the records of earlier releases lack it.
+_WATCHED = "watched_ms"
 
 
 class RolloutLog(Protocol):
@@ -166,6 +191,15 @@ def only_leader(log: Path) -> Iterator[None]:
         raise Misconfigured(f"rollout lead: cannot lock {path}: {error.strerror}") from error
 
 
+@dataclass(frozen=True)
+class _Watched:
+    """For how long somebody looked at a step since its newest noted look, and when they looked last."""
+
+    of: tuple[str, int, int]
+    until_ms: int
+    ms: int = 0
+
+
 class RolloutKeeper:
     """The newest rollout, and the way in for its events. Not thread-safe; several processes may keep the same log."""
 
@@ -175,6 +209,7 @@ class RolloutKeeper:
         self._events: list[RolloutEvent] = []
         # The newest looks, and what was noted of outcomes, by kind.
         self._noted_ms: dict[EventKind, int] = {}
+        self._watched = _Watched(("", -1, 0), 0)
         self.started_ms = 0
         """When the newest rollout was started."""
         self.offered_ms = 0
@@ -204,6 +239,9 @@ class RolloutKeeper:
     def _note(self, rollout: Rollout, event: RolloutEvent) -> None:
         """Note an event that is in the log, and the rollout after it."""
         self.rollout = rollout
+        if event.kind is EventKind.STARTED:
+            # The clock may have been ahead in the rollout before it.
+            self._noted_ms = {}
         self._noted_ms[event.kind] = event.time_ms
         if event.kind is EventKind.STARTED:
             self.started_ms, self.offered_ms, self.steps_ms = event.time_ms, event.time_ms, []
@@ -219,30 +257,58 @@ class RolloutKeeper:
         """
         while True:
             before = self.refresh()
-            rollout = after(before, event)
-            if not self._is_notable(before, rollout, event):
+            watched = self._watched_with(before, event)
+            noted = event if watched is None else _with_time(event, watched.ms, before)
+            rollout = after(before, noted)
+            if not self._is_notable(before, rollout, noted):
                 # A look that changes nothing is not worth a line, and its time counts with the next one.
+                self._watched = watched or self._watched
                 return rollout
-            if self._log.append(event, len(self._events)):
+            if self._log.append(noted, len(self._events)):
                 return self.refresh() or rollout
+
+    def _watched_with(self, before: Rollout | None, event: RolloutEvent) -> _Watched | None:
+        """Returns for how long somebody has looked when this look is done; None for anything but a look at the step."""
+        if before is None or event.kind is not EventKind.LOOKED or event.step != before.step:
+            return None
+        of = before.start.name, before.step, before.looked_ms
+        watched = self._watched if self._watched.of == of else _Watched(of, before.looked_ms)
+        if before.phase is not Phase.RUNNING:
+            return watched
+        # A clock that was set back takes nothing away.
+        gap_ms = min(max(0, event.time_ms - watched.until_ms), LOOK_GAP_MAX_MS)
+        return _Watched(of, event.time_ms, watched.ms + gap_ms)
 
     def _is_notable(self, before: Rollout | None, rollout: Rollout, event: RolloutEvent) -> bool:
         if before is None or event.kind not in (EventKind.LOOKED, EventKind.OUTCOMES):
             return True
-        every_ms = NOTED_EVERY_MS if event.kind is EventKind.LOOKED else OUTCOMES_NOTED_EVERY_MS
-        if event.time_ms - self._noted_ms.get(event.kind, 0) >= every_ms:
+        if (before.phase, before.step) != (rollout.phase, rollout.step):
             return True
-        return _shown(before) != _shown(rollout)
+        silent_ms, age_ms = event.time_ms - self._noted_ms.get(event.kind, 0), event.time_ms - before.since_ms
+        if event.kind is EventKind.OUTCOMES:
+            # They are judged when something is new: the next judgement may be far.
+            is_new = _finding(before.outcomes) != _finding(rollout.outcomes)
+            return is_new or silent_ms >= max(OUTCOMES_NOTED_EVERY_MS, age_ms // NOTES_A_STEP)
+        if rollout.phase is Phase.PAUSED and event.watched_ms:
+            return True
+        is_new = _finding(before.judgement) != _finding(rollout.judgement)
+        return silent_ms >= (age_ms // FINDINGS_A_STEP if is_new else max(NOTED_EVERY_MS, age_ms // NOTES_A_STEP))
 
 
-def _shown(rollout: Rollout) -> tuple[object, ...]:
-    findings = (one.finding if one is not None else None for one in (rollout.judgement, rollout.outcomes))
-    return rollout.phase, rollout.step, *findings
+def _finding(judgement: Judgement | None) -> Finding | None:
+    return None if judgement is None else judgement.finding
+
+
+def _with_time(look: RolloutEvent, watched_ms: int, before: Rollout | None) -> RolloutEvent:
+    """Returns a look that says for how long somebody looked, where the time since the look before it does not."""
+    assert before is not None, "there is a step to look at"
+    counts_ms = LOOK_GAP_MAX_MS if before.phase is Phase.RUNNING else 0
+    return replace(look, watched_ms=watched_ms) if watched_ms > counts_ms else look
 
 
 def event_record(event: RolloutEvent) -> dict[str, Any]:
     """Returns an event as values that JSON can hold."""
-    return {
+    record = {
         "kind": event.kind.value,
         "time_ms": event.time_ms,
         "by": event.by,
@@ -251,6 +317,7 @@ def event_record(event: RolloutEvent) -> dict[str, Any]:
         "step": event.step,
         "judgement": None if event.judgement is None else judgement_record(event.judgement),
     }
+    return record | {_WATCHED: event.watched_ms} if event.watched_ms else record
 
 
 def event_of(record: Mapping[str, Any]) -> RolloutEvent:
@@ -258,8 +325,8 @@ def event_of(record: Mapping[str, Any]) -> RolloutEvent:
 
     Raises KeyError, TypeError, ValueError or Misconfigured for anything else.
     """
-    if set(record) != set(_FIELDS):
-        raise ValueError(f"wanted the fields {', '.join(_FIELDS)}")
+    if set(record) - {_WATCHED} != _FIELDS:
+        raise ValueError(f"wanted the fields {', '.join(sorted(_FIELDS))}")
     start, judgement = record["start"], record["judgement"]
     return RolloutEvent(
         EventKind(record["kind"]),
@@ -269,6 +336,7 @@ def event_of(record: Mapping[str, Any]) -> RolloutEvent:
         None if start is None else _start_of(start),
         _whole(record["step"]),
         None if judgement is None else judgement_of(judgement),
+        _whole(record.get(_WATCHED, 0)),
     )
 
 

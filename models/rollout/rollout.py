@@ -19,7 +19,11 @@ A rollout that starts takes the clock as it is. Otherwise a clock that once was 
 from starting for a year.
 
 The time of a step is the sum of the gaps between its looks, each at most LOOK_GAP_MAX_MS. A clock that jumps ahead
-therefore skips no step, and nor does an analysis that stood still.
+therefore skips no step, and nor does an analysis that stood still. Few looks are noted (models/rollout/log.py). One
+that is says for how long somebody looked since the one noted before it:
+
+    noted 10:00   looks every 10 s, not noted   noted 11:00, watched_ms 3,600,000    the step has had an hour more
+    noted 10:00   nobody looks                  noted 11:00, watched_ms 0            the step has had ten minutes more
 """
 
 from __future__ import annotations
@@ -107,7 +111,8 @@ class Start:
 class RolloutEvent:
     """Something that happened. `by`: who did it, or the name of the process that found it.
 
-    `start` comes with STARTED. `step` and `judgement` come with LOOKED, `judgement` with OUTCOMES.
+    `start` comes with STARTED. `step` and `judgement` come with LOOKED, `judgement` with OUTCOMES. `watched_ms` comes
+    with a LOOKED that is noted long after the one before: how long somebody looked in between.
     """
 
     kind: EventKind
@@ -117,6 +122,7 @@ class RolloutEvent:
     start: Start | None = None
     step: int = -1
     judgement: Judgement | None = None
+    watched_ms: int = 0
 
 
 @dataclass(frozen=True)
@@ -319,10 +325,15 @@ def _looked(rollout: Rollout, event: RolloutEvent) -> Rollout:
     assert event.judgement is not None, "an event LOOKED has a judgement"
     if rollout.phase not in (Phase.RUNNING, Phase.PAUSED) or event.step != rollout.step:
         return replace(rollout, time_ms=event.time_ms)
+    # Nobody can have looked for longer than there was time.
+    gap_ms = event.time_ms - rollout.looked_ms
+    watched_ms = min(max(0, event.watched_ms), gap_ms)
+    elapsed_ms = rollout.elapsed_ms + watched_ms
     noted = replace(rollout, judgement=event.judgement, time_ms=event.time_ms, looked_ms=event.time_ms)
     if rollout.phase is Phase.PAUSED:
-        return noted
-    elapsed_ms = rollout.elapsed_ms + min(event.time_ms - rollout.looked_ms, LOOK_GAP_MAX_MS)
+        # What was looked at before the pause counts, the pause itself does not.
+        return replace(noted, elapsed_ms=elapsed_ms)
+    elapsed_ms = rollout.elapsed_ms + max(watched_ms, min(gap_ms, LOOK_GAP_MAX_MS))
     noted = replace(noted, elapsed_ms=elapsed_ms)
     plan = rollout.start.plan
     if event.judgement.finding is not Finding.WITHIN or elapsed_ms < plan.step_hours[rollout.step] * _HOUR_MS:

@@ -16,16 +16,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paywarden.models.rollout import log as log_module
-from paywarden.models.rollout.judgement import Finding
+from paywarden.models.rollout.judgement import Finding, MeasureEvidence
 from paywarden.models.rollout.log import (
     NOTED_EVERY_MS,
+    NOTES_A_STEP,
     FileRolloutLog,
     MemoryRolloutLog,
     RolloutKeeper,
     event_of,
     event_record,
 )
-from paywarden.models.rollout.rollout import EventKind, Phase, Rollout, RolloutEvent, after, replayed
+from paywarden.models.rollout.rollout import (
+    LOOK_GAP_MAX_MS,
+    EventKind,
+    Phase,
+    Rollout,
+    RolloutEvent,
+    after,
+    replayed,
+)
 from paywarden.schemas.errors import Misconfigured
 from tests.unit.models.rollout.test_rollout import event, look, outcomes, some_events, start_of
 
@@ -157,6 +166,109 @@ def test_what_is_not_written_costs_no_time_and_changes_nothing(findings: list[Fi
         assert (shown.phase, shown.step, shown.elapsed_ms) == (plain.phase, plain.step, plain.elapsed_ms)
     changes = sum(a is not b for a, b in pairwise(findings))
     assert len(log.events()) <= 2 + len(findings) * every_ms // NOTED_EVERY_MS + changes + 4
+
+
+MINUTE_MS, DAY_MS = 60_000, 86_400_000
+# A plan with ten segments has as many measures.
+MEASURES = tuple(
+    MeasureEvidence(f"score_upper country={place}", -1.234567890123, False, (200, 190), 0.912345678901, 1.0876, False)
+    for place in range(37)
+)
+
+
+def wide_look(finding: Finding, time_ms: int) -> RolloutEvent:
+    narrow = look(finding, time_ms)
+    assert narrow.judgement is not None
+    return replace(narrow, judgement=replace(narrow.judgement, measures=MEASURES))
+
+
+@pytest.mark.parametrize("findings", [(Finding.INCONCLUSIVE,), (Finding.WITHIN, Finding.INCONCLUSIVE)])
+def test_a_year_of_looks_at_one_step_is_a_fraction_of_a_log(findings: tuple[Finding, ...]) -> None:
+    """A note every five minutes filled 64 MiB in a month, and then the log took nothing but the way back.
+
+    The other lead has a candidate at the edge of the margin: its finding is another one at each look.
+    """
+    log, plan = MemoryRolloutLog(), replace(start_of().plan, step_hours=(9_000.0, 1.0))
+    keeper = RolloutKeeper(log)
+    for each in (replace(EVENTS[0], start=replace(start_of(), plan=plan)), EVENTS[1]):
+        keeper.take(each)
+    shown: Rollout | None = None
+    times_ms = range(9 * MINUTE_MS, 365 * DAY_MS, 9 * MINUTE_MS)
+    for number, time_ms in enumerate(times_ms):
+        shown = keeper.take(wide_look(findings[number % len(findings)], time_ms))
+    assert shown is not None
+    assert shown.elapsed_ms == times_ms[-1] - 1, "no look is lost"
+    events = log.events()
+    # An entry has a signature, and names of its own: 700 bytes do.
+    size = sum(len(json.dumps(event_record(each))) + 700 for each in events)
+    assert size < (8 if len(findings) == 1 else 24) * 2**20
+    reader = RolloutKeeper(log).rollout
+    assert reader is not None
+    assert shown.elapsed_ms - reader.elapsed_ms <= shown.elapsed_ms // NOTES_A_STEP
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 90 * MINUTE_MS), st.sampled_from(["look", "look", "look", "pause"])), max_size=60)
+)
+def test_a_step_has_the_time_of_all_looks_though_few_are_noted(happened: list[tuple[int, str]]) -> None:
+    log, time_ms = MemoryRolloutLog(), 1
+    keeper, plain = RolloutKeeper(log), replayed(EVENTS[:2])
+    for each in EVENTS[:2]:
+        keeper.take(each)
+    for gap_ms, what in happened:
+        events = [look(Finding.INCONCLUSIVE, time_ms + gap_ms)]
+        if what == "pause":
+            # A lead looks at a paused rollout, too.
+            events += [event(EventKind.PAUSED, time_ms + gap_ms + 1), look(Finding.NO_DATA, time_ms + gap_ms + 2)]
+            events.append(event(EventKind.RESUMED, time_ms + gap_ms + 90 * MINUTE_MS))
+        for each in events:
+            # People's events come from processes of their own.
+            shown = (keeper if each.kind is EventKind.LOOKED else RolloutKeeper(log)).take(each)
+            plain, time_ms = after(plain, each), each.time_ms
+            assert (shown.phase, shown.step) == (plain.phase, plain.step)
+            if each.kind is EventKind.LOOKED:
+                assert shown.elapsed_ms == plain.elapsed_ms
+    reader = RolloutKeeper(log).rollout
+    assert reader is not None
+    assert plain is not None
+    assert 0 <= plain.elapsed_ms - reader.elapsed_ms <= max(NOTED_EVERY_MS, time_ms // NOTES_A_STEP) + LOOK_GAP_MAX_MS
+
+
+def test_a_lead_that_is_killed_costs_its_step_a_hundredth_of_its_age() -> None:
+    log = MemoryRolloutLog()
+    keeper = RolloutKeeper(log)
+    for each in EVENTS[:2]:
+        keeper.take(each)
+    for minute in range(1, 5 * 24 * 60):
+        if minute % (24 * 60) == 0:
+            keeper = RolloutKeeper(log)
+        shown = keeper.take(look(Finding.INCONCLUSIVE, minute * MINUTE_MS))
+    lost = sum(day * DAY_MS // NOTES_A_STEP for day in range(1, 5))
+    assert 5 * DAY_MS - lost - MINUTE_MS <= shown.elapsed_ms <= 5 * DAY_MS
+
+
+def test_a_log_of_an_earlier_release_has_the_time_that_it_had() -> None:
+    """It has a look every five minutes, and none says for how long somebody looked."""
+    log = MemoryRolloutLog()
+    looks = [look(Finding.INCONCLUSIVE, number * NOTED_EVERY_MS) for number in range(1, 500)]
+    for number, each in enumerate([*EVENTS[:2], *looks]):
+        record = event_record(each)
+        assert "watched_ms" not in record
+        assert log.append(event_of(record), number)
+    rollout = RolloutKeeper(log).rollout
+    assert rollout is not None
+    assert rollout.elapsed_ms == 499 * NOTED_EVERY_MS - 1
+
+
+def test_a_clock_that_was_ahead_in_one_rollout_keeps_no_look_out_of_the_next() -> None:
+    log = MemoryRolloutLog()
+    keeper = RolloutKeeper(log)
+    for each in (*EVENTS[:2], look(Finding.INCONCLUSIVE, 365 * DAY_MS), event(EventKind.ABORTED, 5)):
+        keeper.take(each)
+    keeper.take(event(EventKind.STARTED, 6, start=start_of("r-2")))
+    for each in (event(EventKind.READY, 7), *(look(Finding.INCONCLUSIVE, minute * MINUTE_MS) for minute in (1, 7))):
+        keeper.take(each)
+    assert [each.time_ms for each in log.events()[-2:]] == [MINUTE_MS, 7 * MINUTE_MS]
 
 
 def test_outcomes_are_noted_when_their_finding_changes() -> None:

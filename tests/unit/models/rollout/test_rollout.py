@@ -84,7 +84,8 @@ KINDS = st.sampled_from(list(EventKind))
 def some_events(draw: st.DrawFn) -> RolloutEvent:
     kind, time_ms = draw(KINDS), draw(st.integers(-DAY_MS, 3 * DAY_MS))
     if kind is EventKind.LOOKED:
-        return look(draw(ANY_FINDING), time_ms, draw(st.integers(0, 1)))
+        watched_ms = draw(st.one_of(st.just(0), st.integers(-DAY_MS, 3 * DAY_MS)))
+        return replace(look(draw(ANY_FINDING), time_ms, draw(st.integers(0, 1))), watched_ms=watched_ms)
     if kind is EventKind.OUTCOMES:
         return outcomes(draw(ANY_FINDING), time_ms)
     start = replace(start_of(draw(st.sampled_from(["r-1", "r-2"]))), shadow=draw(st.booleans()))
@@ -185,6 +186,16 @@ def test_a_rollout_in_the_shadow_gets_no_card_before_somebody_resumes_it() -> No
 def test_a_clock_that_jumps_ahead_skips_no_step() -> None:
     state = after(running(), look(Finding.WITHIN, 365 * DAY_MS))
     assert (state.phase, state.step, state.elapsed_ms) == (Phase.RUNNING, 0, LOOK_GAP_MAX_MS)
+
+
+@pytest.mark.parametrize("phase", [Phase.RUNNING, Phase.PAUSED])
+@pytest.mark.parametrize("watched_ms", [-DAY_MS, 0, 11 * MINUTE_MS, 365 * DAY_MS])
+def test_a_look_that_claims_more_time_than_there_was_gets_no_more(phase: Phase, watched_ms: int) -> None:
+    claimed = replace(look(Finding.INCONCLUSIVE, 20 * MINUTE_MS), watched_ms=watched_ms)
+    counted_ms = min(max(0, watched_ms), 20 * MINUTE_MS)
+    if phase is Phase.RUNNING:
+        counted_ms = max(counted_ms, LOOK_GAP_MAX_MS)
+    assert after(replace(running(), phase=phase), claimed).elapsed_ms == counted_ms
 
 
 def test_a_rollout_whose_clock_was_a_year_ahead_hinders_no_later_one() -> None:

@@ -15,7 +15,7 @@ from tests.checkout import CHECKOUT
 from tests.patience import PATIENCE_S
 from tests.services.missing_tools import ALERTMANAGER, PROMTOOL
 from tests.worlds.operate import alert_table
-from tests.worlds.operate.alert_faults import FAULTS
+from tests.worlds.operate.alert_faults import DAY_S, FAULTS
 
 OPS = CHECKOUT / "ops"
 needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason=PROMTOOL.reason)
@@ -87,6 +87,41 @@ def test_recording_rules_compute_shares_and_quantiles(tmp_path: Path) -> None:
     }
     file = tmp_path / "tests.yml"
     document = {"rule_files": [str(OPS / "recording.yml")], "evaluation_interval": "60s", "tests": [test]}
+    file.write_text(json.dumps(document), encoding="utf-8")
+    done = subprocess.run(["promtool", "test", "rules", str(file)], capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_promtool
+@pytest.mark.parametrize(("silent_s", "fires"), [(8_000, False), (11_000, True)])
+def test_nobody_is_paged_for_the_rare_notes_of_a_step_of_ten_days(
+    tmp_path: Path, silent_s: int, *, fires: bool
+) -> None:
+    """The keeper notes a look that says nothing new when a hundredth of the step's age has passed."""
+    begun_s, now_s = 60, 10 * DAY_S
+    metrics = {"phase": 1, "since_timestamp_seconds": begun_s, "event_timestamp_seconds": now_s - silent_s}
+    labels = 'instance="a:1", job="companion"'
+    test = {
+        "interval": "300s",
+        "input_series": [
+            {
+                "series": f'paywarden_rollout_{name}{{{labels}, phase="running"}}'
+                if name == "phase"
+                else f"paywarden_rollout_{name}{{{labels}}}",
+                "values": f"{value}+0x{now_s // 300}",
+            }
+            for name, value in metrics.items()
+        ],
+        "promql_expr_test": [
+            {
+                "expr": 'count(ALERTS{alertname="PaywardenRolloutNotLed", alertstate="firing"}) > bool 0',
+                "eval_time": f"{now_s}s",
+                "exp_samples": [{"labels": "{}", "value": 1}] if fires else [],
+            }
+        ],
+    }
+    file = tmp_path / "tests.yml"
+    document = {"rule_files": [str(OPS / "alerts.yml")], "evaluation_interval": "300s", "tests": [test]}
     file.write_text(json.dumps(document), encoding="utf-8")
     done = subprocess.run(["promtool", "test", "rules", str(file)], capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stdout + done.stderr
