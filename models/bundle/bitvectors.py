@@ -11,13 +11,15 @@ regression trees", SIGIR 2015):
 3. The nodes of all trees are therefore sorted by feature and threshold. For each feature, a row goes right at the first
    nodes, up to its value. The code reads memory in order, and the processor mispredicts about one branch per feature
    instead of one per node.
-4. Rows are scored together, as many as the processor's widest words have lanes: 8, 4 or 2. A node is read once for all
-   of them, and its mask applies in the lanes whose row goes right. A single row has functions of its own.
+4. Rows are scored together: as many as the processor's widest words have lanes for masks, 8, 4 or 2, or with AVX-512 as
+   many as they have lanes for values, 16. A node is read once for all of them, and its mask applies in the lanes whose
+   row goes right. A single row has functions of its own.
 5. Each row adds up its leaves in the order of the trees, in double precision, as LightGBM does. The sum has the same
    bits.
 6. For missing values, each feature has one mask per tree: the AND of the masks of the nodes that send them right.
 7. LightGBM takes a value of at most 1e-35, either side of 0, for 0. The code compares values as they are: a threshold
    among those small numbers is moved to their end instead, so that all of them go where 0 goes.
+8. Rows are float32, so a threshold is rounded down to a float32: no value of a row lies between the two.
 
 A row alone, and up to WALKED_ROWS of them, on a processor with AVX-512 VBMI: tables of half a megabyte that are read
 from end to end cost such a row most of its time. So it walks the trees instead, 16 in the lanes of a word and GROUPS
@@ -58,11 +60,13 @@ _ALL = (1 << LEAVES_MAX) - 1
 # Treelite's numbers for kinds of nodes, and for the only comparison that LightGBM makes: at most.
 _LEAF, _NUMERICAL = 0, 1
 _AT_MOST = 3
-# A block's words are on the stack: at most a megabyte, at 64 bytes per tree.
+# A block's words are on the stack: at most two megabytes, at 128 bytes per tree.
 _TREES_MAX = 1 << 14
 
 # Rows scored together, and the instruction set that makes them fast. Every processor can take two rows.
-LANES = {8: "avx512f", 4: "avx2", 2: ""}
+LANES = {16: "avx512f", 8: "avx512f", 4: "avx2", 2: ""}
+# Rows whose masks take two words. They have a function of their own.
+_WIDE_LANES = 16
 
 # Words of 16 trees that are walked side by side: while one waits for its nodes, the others go on. With more, the
 # registers do not suffice.
@@ -82,7 +86,7 @@ _C = """
 #define TREES {trees}
 #define LEAVES {leaves}
 
-static const double thresholds[] = {{{thresholds}}};
+static const float thresholds[] = {{{thresholds}}};
 static const uint16_t nodes_tree[] = {{{nodes_tree}}};
 static const uint64_t masks[] = {{{masks}}};
 static const int32_t bounds[FEATURES + 1] = {{{bounds}}};
@@ -104,7 +108,7 @@ static void scan_one(const float* row, double* margin) {{
   uint64_t left[TREES];
   memset(left, 0xFF, sizeof left);
   for (int feature = 0; feature < FEATURES; ++feature) {{
-    const double value = row[feature];
+    const float value = row[feature];
     if (value != value) {{
       for (int32_t i = missing_bounds[feature]; i < missing_bounds[feature + 1]; ++i)
         left[missing_tree[i]] &= missing_masks[i];
@@ -282,7 +286,7 @@ typedef int64_t words_{lanes} __attribute__((vector_size(8 * {lanes})));
     }}
     for (int32_t node = bounds[feature]; node < bounds[feature + 1] && thresholds[node] < most; ++node) {{
       /* All ones in the lanes that go right. */
-      const words_{lanes} right = values > thresholds[node];
+      const words_{lanes} right = values > (double)thresholds[node];
       left[nodes_tree[node]] &= ~right | (int64_t)masks[node];
     }}
     if (any_missing)
@@ -297,6 +301,67 @@ typedef int64_t words_{lanes} __attribute__((vector_size(8 * {lanes})));
       sums[lane] += leaves[tree * LEAVES + __builtin_ctzll((uint64_t)left[tree][lane])];
   memcpy(margins, sums, sizeof(double) * count);
 }}
+"""
+
+_WIDE = """
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#define WIDE target("avx512f,popcnt")
+
+/* Removes the leaves that `mask` does not have from a tree's words, in the lanes whose row goes right. */
+__attribute__((WIDE, always_inline))
+static inline void keep(__m512i* words, __mmask16 right, uint64_t mask) {{
+  const __m512i kept = _mm512_set1_epi64((long long)mask);
+  words[0] = _mm512_mask_and_epi64(words[0], (__mmask8)right, words[0], kept);
+  words[1] = _mm512_mask_and_epi64(words[1], (__mmask8)(right >> 8), words[1], kept);
+}}
+
+/* Returns the end of the nodes whose threshold is below `most`: they are sorted by it. */
+__attribute__((WIDE, always_inline))
+static inline int32_t end_below(int32_t node, int32_t end, float most) {{
+  for (; node < end; node += 16) {{
+    const __mmask16 there = end - node < 16 ? (__mmask16)((1u << (end - node)) - 1) : 0xFFFF;
+    const __m512 those = _mm512_maskz_loadu_ps(there, thresholds + node);
+    const __mmask16 below = _mm512_mask_cmp_ps_mask(there, those, _mm512_set1_ps(most), _CMP_LT_OQ);
+    if (below != 0xFFFF) return node + __builtin_popcount(below);
+  }}
+  return end;
+}}
+
+/* Scores `count` rows, at most 16. Unused lanes repeat the last row. */
+__attribute__((WIDE))
+static void score_{lanes}(const float* rows, int count, double* margins) {{
+  __m512i left[TREES][2];
+  float column[16] __attribute__((aligned(64)));
+  memset(left, 0xFF, sizeof left);
+  for (int feature = 0; feature < FEATURES; ++feature) {{
+    for (int lane = 0; lane < 16; ++lane)
+      column[lane] = rows[(lane < count ? lane : count - 1) * FEATURES + feature];
+    const __m512 values = _mm512_load_ps(column);
+    const __mmask16 missing = _mm512_cmp_ps_mask(values, values, _CMP_UNORD_Q);
+    /* Without any value it is the least float. No value goes right at a node that this leaves out. */
+    const float most = _mm512_mask_reduce_max_ps((__mmask16)~missing, values);
+    const int32_t end = end_below(bounds[feature], bounds[feature + 1], most);
+#pragma GCC unroll 4
+    for (int32_t node = bounds[feature]; node < end; ++node) {{
+      const __mmask16 right = _mm512_cmp_ps_mask(values, _mm512_set1_ps(thresholds[node]), _CMP_GT_OQ);
+      keep(left[nodes_tree[node]], right, masks[node]);
+    }}
+    if (missing)
+      for (int32_t i = missing_bounds[feature]; i < missing_bounds[feature + 1]; ++i)
+        keep(left[missing_tree[i]], missing, missing_masks[i]);
+  }}
+  double sums[16] = {{0}};
+  for (int tree = 0; tree < TREES; ++tree) {{
+    uint64_t words[16];
+    memcpy(words, left[tree], sizeof words);
+#pragma GCC unroll 16
+    for (int lane = 0; lane < 16; ++lane) sums[lane] += leaves[tree * LEAVES + __builtin_ctzll(words[lane])];
+  }}
+  memcpy(margins, sums, sizeof(double) * count);
+}}
+#endif
 """
 
 
@@ -331,7 +396,7 @@ def source_of(model: treelite.Model, feature_count: int) -> str | None:
         features=feature_count,
         trees=model.num_tree,
         leaves=width,
-        thresholds=_joined(_double(threshold) for threshold, _, _ in nodes),
+        thresholds=_joined(_float(_float_below(threshold)) for threshold, _, _ in nodes),
         nodes_tree=_joined(str(tree) for _, tree, _ in nodes),
         masks=_joined(f"{mask:#x}u" for _, _, mask in nodes),
         bounds=_joined(map(str, _bounds([len(feature.nodes) for feature in features]))),
@@ -343,11 +408,11 @@ def source_of(model: treelite.Model, feature_count: int) -> str | None:
         walked_rows=WALKED_ROWS,
         blocks="".join(_block(lanes, name) for lanes, name in LANES.items()),
         choices="\n".join(
-            f'  if (__builtin_cpu_supports("{name}")) return {lanes};' for lanes, name in LANES.items() if name
+            f'  if (__builtin_cpu_supports("{name}")) return {lanes};'
+            for lanes, name in LANES.items()
+            if name and (lanes == _WIDE_LANES or name != LANES[_WIDE_LANES])
         ),
-        cases="\n".join(
-            f"        case {lanes}: score_{lanes}(rows, count, margins); break;" for lanes, name in LANES.items()
-        ),
+        cases="\n".join(_case(lanes) for lanes in LANES),
     )
 
 
@@ -443,7 +508,14 @@ def _walk_code(trees: Sequence[tuple[list[_Step], int]]) -> str:
 
 def _block(lanes: int, name: str) -> str:
     """Returns the C function that scores `lanes` rows together."""
+    if lanes == _WIDE_LANES:
+        return _WIDE.format(lanes=lanes)
     return _BLOCK.format(lanes=lanes, target=f'FOR("{name}") ' if name else "")
+
+
+def _case(lanes: int) -> str:
+    case = f"        case {lanes}: score_{lanes}(rows, count, margins); break;"
+    return f"#if defined(__x86_64__)\n{case}\n#endif" if lanes == _WIDE_LANES else case
 
 
 def _add_tree(tree: Any, number: int, features: Sequence[_Nodes]) -> NDArray[np.float64] | None:
@@ -488,10 +560,6 @@ def _beside_zeros(threshold: float) -> float:
 
 def _bounds(sizes: Sequence[int]) -> list[int]:
     return [0, *np.cumsum(sizes).tolist()]
-
-
-def _double(value: float) -> str:
-    return value.hex() if np.isfinite(value) else f"{'-' if value < 0 else ''}__builtin_inf()"
 
 
 def _float(value: float) -> str:

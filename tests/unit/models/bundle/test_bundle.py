@@ -126,8 +126,8 @@ def test_compile_repairs_a_damaged_library(bundle: Path) -> None:
 def test_a_library_that_is_wrong_only_at_a_split_is_refused_and_deleted(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With thresholds narrowed to float32, all golden vectors keep their scores, but some later payment would not."""
-    monkeypatch.setattr(bitvectors, "_double", lambda value: float(np.float32(value)).hex())
+    """With thresholds rounded to the nearest float32, all golden vectors keep their scores. A later payment may not."""
+    monkeypatch.setattr(bitvectors, "_float_below", lambda value: float(np.float32(value)))
     with pytest.raises(BundleRefused, match=r"unlike LightGBM \(rows at the edges of splits\)"):
         build_native(bundle)
     assert not native_library(bundle).exists()
