@@ -33,6 +33,7 @@ from tests.services.product.processes import post, wait_for_listener, wait_until
 from tests.services.product.scoring_server import PATIENT
 from tests.services.servers.prometheus import OPS, Prometheus, ask, running_prometheus, served
 from tests.worlds.operate import runbook
+from tests.worlds.operate.alert_faults import FAULTS, Count
 from tests.worlds.small import small_world
 
 pytestmark = [
@@ -220,6 +221,26 @@ def conditions(prometheus: Prometheus) -> set[str]:
     return {alert["labels"]["alertname"] for alert in alerts}
 
 
+def assert_counts_of_alerts_are_there_before_they_grow(prometheus: Prometheus) -> None:
+    """An `increase` does not see the first event of a counter that appears with it, and its alert would be silent."""
+    begun = {
+        (change.series, name)
+        for name, fault in FAULTS.items()
+        for change in fault.changes
+        if isinstance(change, Count)
+    }
+    missing = {name: series for series, name in begun if not prometheus.query(_anywhere(series))}
+    assert missing == {}
+
+
+def _anywhere(series: str) -> str:
+    """A series of the quiet day on any process, such as `metric{topic="payments"}`."""
+    metric, _, labels = series.removesuffix("}").partition("{")
+    names = ("instance", "job", "challenger", "worker")
+    kept = [label for label in labels.split(", ") if label.split("=")[0] not in names]
+    return f"{metric}{{{', '.join(kept)}}}"
+
+
 def assert_logs_keep_to_the_schema(deployment: Deployment) -> None:
     """Every line that each kind of process has logged is one object of the schema."""
     validator = Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8")))
@@ -275,6 +296,7 @@ def test_every_query_of_every_panel_is_answered_with_data(prometheus: Prometheus
             label = variable.query.rsplit(", ", 1)[1].removesuffix(")")
             metric = variable.query.removeprefix("label_values(").split(",")[0]
             assert all(label in series["metric"] for series in prometheus.query(metric)), variable.name
+    assert_counts_of_alerts_are_there_before_they_grow(prometheus)
     assert_logs_keep_to_the_schema(running.deployment)
     assert_runbook_works(running)
     # Real faults: the only stream worker and the companion are killed.

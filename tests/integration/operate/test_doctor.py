@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AclBinding,
+    AclOperation,
+    AclPermissionType,
     AdminClient,
     AlterConfigOpType,
     ConfigEntry,
     ConfigResource,
+    ResourcePatternType,
     ResourceType,
 )
 
@@ -27,6 +31,7 @@ from paywarden.streams.profiles.progress.watermarks import PREFIX
 from tests.patience import PATIENCE_S
 from tests.services.product.deployment import Deployment
 from tests.services.product.processes import wait_until
+from tests.services.servers.kafka import KafkaServer
 
 
 @pytest.fixture
@@ -93,6 +98,45 @@ def test_a_stream_that_does_not_name_its_payments_is_told(source: Source, settin
     changelog.send_progress({PREFIX + b"card/0": 2}, 2)
     sender.flush(PATIENCE_S)
     assert told() == ["ok"]
+
+
+def test_rights_that_this_user_lacks_are_told_for_each_topic(tmp_path: Path) -> None:
+    """On a broker of its own, since one with an authorizer refuses what others of these tests do."""
+    rules = {
+        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "allow.everyone.if.no.acl.found": "true",
+    }
+    with (
+        KafkaServer(tmp_path / "kafka", rules) as kafka,
+        Deployment(tmp_path, kafka.bootstrap, "acl-") as deployment,
+    ):
+        deployment.create_topics()
+        source = read_source(str(deployment.config))
+        assert [line.split()[0] for line in seen(source)] == ["ok", "ok"]
+        # Where a topic has a rule, nobody has a right that no rule gives.
+        rules_of_topics = [
+            *(_rule(f"acl-{topic}", AclOperation.ALL, AclPermissionType.ALLOW) for topic in ("decisions", "payments")),
+            _rule("acl-decisions", AclOperation.WRITE, AclPermissionType.DENY),
+            _rule("acl-payments", AclOperation.READ, AclPermissionType.DENY),
+            _rule("acl-payments", AclOperation.WRITE, AclPermissionType.DENY),
+            _rule("acl-outcomes", AclOperation.DESCRIBE, AclPermissionType.DENY),
+        ]
+        admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+        for done in admin.create_acls(rules_of_topics).values():
+            done.result()
+        wait_until(lambda: len(seen(source)) == 4, "the broker tells the rights")
+        mend = "give this user the right to describe its topics"
+        assert sorted(seen(source)[1:]) == [
+            "error Kafka does not tell us of acl-outcomes "
+            f"(Broker: Topic authorization failed): look at the brokers, and {mend}",
+            "error acl-decisions: this user may not write: give it these rights",
+            "error acl-payments: this user may not read and not write: give it these rights",
+        ]
+
+
+def _rule(topic: str, operation: AclOperation, permission: AclPermissionType) -> AclBinding:
+    everybody = ("User:ANONYMOUS", "*")
+    return AclBinding(ResourceType.TOPIC, topic, ResourcePatternType.LITERAL, *everybody, operation, permission)
 
 
 def test_topics_with_too_few_partitions_are_named_and_more_are_right(source: Source, settings: KafkaSettings) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -24,6 +25,7 @@ from tests.services.product.deployment import Deployment
 from tests.services.product.processes import PaywardenProcess, run_paywarden, wait_until
 from tests.services.servers.kafka import KafkaServer
 from tests.services.servers.registry import RegistryServer
+from tests.worlds.operate.backup_page import run_copies
 from tests.worlds.small import small_world
 from tests.worlds.small.small_world import FIRST_DAY
 from tests.worlds.stream.decision_records import decision
@@ -104,28 +106,41 @@ def on_topic(settings: KafkaSettings, topic: str) -> list[dict[str, Any]]:
 
 
 def test_an_archive_killed_half_way_goes_on_and_equals_the_topic(
-    deployment: Deployment, settings: KafkaSettings, tmp_path: Path
+    deployment: Deployment, settings: KafkaSettings, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
+    """So does one that is lost, and comes back from an older copy by the steps of docs/operate/backup.md."""
+    folder, copy = tmp_path_factory.mktemp("drill"), tmp_path_factory.mktemp("copy")
+    archive = folder / "archive"
+    archive.mkdir()
     wanted = on_topic(settings, "payments")
     halves = 0
     for files in (1, 2, 3):
-        process = deployment.start("archive", "--topic", "payments", "--out", str(tmp_path))
-        wait_until(partial(has_files_or_ended, tmp_path, files, process), "some files are there", every_s=0.001)
+        process = deployment.start("archive", "--topic", "payments", "--out", str(archive))
+        wait_until(partial(has_files_or_ended, archive, files, process), "some files are there", every_s=0.001)
         process.kill()
-        halves += 0 < len(archived(tmp_path)) < len(wanted)
+        if 0 < len(archived(archive)) < len(wanted):
+            halves += 1
+            shutil.rmtree(copy, ignore_errors=True)
+            copy.mkdir()
+            run_copies("archive", folder, copy, back=False)
     assert halves > 0
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
-    said, _ = paywarden(deployment, "archive", "--topic", "payments", "--out", str(tmp_path))
+    before = {path: path.stat().st_mtime_ns for path in archive.rglob("*.parquet")}
+    said, _ = paywarden(deployment, "archive", "--topic", "payments", "--out", str(archive))
     assert all(path.stat().st_mtime_ns == written for path, written in before.items())
-    assert archived(tmp_path) == wanted
-    assert not list(tmp_path.rglob("*.unfinished"))
-    undecoded = read_archive(tmp_path, "payments", rows_schema("payments")).undecoded
+    assert archived(archive) == wanted
+    assert not list(archive.rglob("*.unfinished"))
+    undecoded = read_archive(archive, "payments", rows_schema("payments")).undecoded
     assert len(undecoded) == 2
     assert "payments in" in said or "nothing added" in said
     # No record is there twice, and a second run has nothing to add.
-    said, _ = paywarden(deployment, "archive", "--topic", "payments", "--out", str(tmp_path))
+    said, _ = paywarden(deployment, "archive", "--topic", "payments", "--out", str(archive))
     assert "nothing added" in said
-    assert archived(tmp_path) == wanted
+    assert archived(archive) == wanted
+    shutil.rmtree(archive)
+    run_copies("archive", folder, copy, back=True)
+    assert 0 < len(archived(archive)) < len(wanted)
+    paywarden(deployment, "archive", "--topic", "payments", "--out", str(archive))
+    assert archived(archive) == wanted
 
 
 def replayed(deployment: Deployment, out: Path, *options: str) -> tuple[dict[str, Any], list[bytes], str]:

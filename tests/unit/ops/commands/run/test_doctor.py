@@ -9,14 +9,16 @@ import resource
 import shutil
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner, Result
+from confluent_kafka.cimpl import NewTopic
 
 from paywarden.features.catalogue.catalogue import CATALOGUE
 from paywarden.features.profiles.plan import compile_plan
 from paywarden.ops.cli import cli
-from paywarden.ops.doctor import host
+from paywarden.ops.doctor import host, kafka
 from paywarden.schemas.errors import BrokerUnavailable
 from paywarden.schemas.settings import read_source
 from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
@@ -315,6 +317,25 @@ def test_a_broker_that_does_not_answer_is_told_with_the_reason(monkeypatch: pyte
         "[kafka] ssl_ca_location: cannot read /no/ca.pem: No such file or directory",
         "give the right path",
     )
+
+
+@pytest.mark.parametrize(
+    ("replicas", "in_sync", "leader", "state", "told"),
+    [
+        (3, 3, True, "", ""),
+        (3, 2, True, "warning", "payments: partitions 0 lack copies"),
+        (3, 1, False, "error", "payments: partitions 0 have no leader"),
+        (1, 1, True, "warning", "payments has one copy, and a broker that is lost takes acknowledged records with it"),
+    ],
+)
+def test_copies_that_are_missing_are_told(replicas: int, in_sync: int, leader: bool, state: str, told: str) -> None:
+    """What a broker of three says of a topic with one partition."""
+    partition = SimpleNamespace(
+        id=0, replicas=[*range(replicas)], isr=[*range(in_sync)], leader=object() if leader else None
+    )
+    described = SimpleNamespace(partitions=[partition], authorized_operations=None)
+    results = list(kafka._topic_results(NewTopic("payments", 1), described, {}, brokers=3))
+    assert [(result.state, result.seen) for result in results] == ([(state, told)] if state else [])
 
 
 def test_the_nearest_mount_says_what_a_path_is_on() -> None:
