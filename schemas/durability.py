@@ -21,7 +21,7 @@ def write_synced(path: Path, content: bytes) -> None:
     Raises OSError.
     """
     new = path.with_name(path.name + ".new")
-    # What a killed process has left may be anything, such as a named pipe that would be waited for.
+    # A killed process may have left anything there, such as a named pipe that would be waited for.
     new.unlink(missing_ok=True)
     with open(new, "wb", opener=private_opener) as file:
         file.write(content)

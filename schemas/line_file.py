@@ -82,7 +82,7 @@ class LineFile:
                 if is_new:
                     sync_folder(self.path.parent)
             except OSError:
-                # What was not synced is not there: no reader may take it for a line.
+                # Bytes that were not synced do not count: no reader may take them for a line.
                 os.ftruncate(descriptor, whole)
                 raise
         except OSError as error:

@@ -12,8 +12,8 @@ that a payer may choose freely. 0 means "missing" in all but the times and amoun
 - A flag becomes 1 (no) or 2 (yes).
 - A declared number becomes itself plus kernel.NUMBER_ZERO, in units of its last digit. Its order stays.
 
-A declared field (fields.py) has two columns more, by its number. Of an e-mail address and of what derives from a field
-there is no public code: its column holds 1 where the field is there.
+A declared field (fields.py) has two columns more, by its number. An e-mail address and a derived field have no public
+code: their column holds 1 where the field is there.
 
 The stream stores the codes until the outcomes of their payments arrive. Codes may be added at their end, never moved.
 """
@@ -150,7 +150,7 @@ class Attribute:
             return number_code(self.field.scaled(other))  # type: ignore[union-attr,arg-type]
         if self.kind is AttributeKind.AMOUNT and type(other) is int and 0 <= other <= AMOUNT_MAX:
             return other
-        # What a field refuses is never equal to it: a merchant category "grocery", a BIN of four digits.
+        # A value that a field refuses never equals the field: a merchant category "grocery", a BIN of four digits.
         text = self.field or FIELD.get(self.name)
         if self.kind is AttributeKind.TEXT and type(other) is str and text is not None and text.is_right(other):
             return text_code(other)

@@ -4,8 +4,8 @@
     items          features items, card_items_step
     billing_name   feature to_the_payer
 
-A feature uses a field if its value asks for it, in a condition too, or if it is made of a feature that does. What an
-entity's key says is told by the entity, and not again by each of its features.
+A feature uses a field if its value asks for it, in a condition too, or if it is made of a feature that does. The fields
+of an entity's key are listed with the entity, and not again with each of its features.
 """
 
 from __future__ import annotations

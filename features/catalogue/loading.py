@@ -10,7 +10,7 @@
    module is refused when it is imported: neither may stand in for the other.
 3. Its modules are in `sys.modules` only while they run, under names that nobody else uses. `sys.path` stays as it is,
    and no bytecode is written.
-4. Whatever the project raises becomes Misconfigured with file, line and column.
+4. Any error that the project's code raises becomes Misconfigured with file, line and column.
 5. A file that never ends cannot be ended from here. The log says where it is after a few seconds.
 """
 

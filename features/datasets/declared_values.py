@@ -2,7 +2,7 @@
 
     card 17    customer_id "customer_id-000014", buyer_email "buyer17@example.net", billing_country "US", 5 % missing
 
-What identifies a person stays the same for a card, and some cards share it. Other values vary from payment to payment.
+A card keeps the values that identify its holder, and some cards share them. Other values vary from payment to payment.
 The same arguments give the same values. They say nothing about fraud.
 """
 

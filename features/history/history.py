@@ -47,8 +47,8 @@ OUTCOMES_FILE = "outcomes.parquet"
 
 INTEGER, TEXT, OPTIONAL_TEXT = "integer", "string", "string or null"
 OPTIONAL_INTEGER, OPTIONAL_FLAG = "integer or null", "boolean or null"
-# Only declared fields have these kinds. A number may have a fraction. What Paywarden writes of e-mail addresses are the
-# integers of features/catalogue/identity.py.
+# Only declared fields have these kinds. A number may have a fraction. Paywarden writes an e-mail address as an integer
+# (features/catalogue/identity.py).
 FLAG, NUMBER, OPTIONAL_NUMBER = "boolean", "number", "number or null"
 TEXT_OR_HASH, OPTIONAL_TEXT_OR_HASH = "string, or keyed hashes", "string or null, or keyed hashes"
 REQUIRED = (INTEGER, TEXT, FLAG, NUMBER, TEXT_OR_HASH)

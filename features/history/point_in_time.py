@@ -261,7 +261,7 @@ class PointInTimeReplay:
         codes = self.entities[entity].codes
         first, count = chunk.start, len(chunk)
         label_payment, label_before = self._labels.payment[labels], self._labels.before[labels]
-        # What is known before payment r has an even place, the payment itself the odd one behind it.
+        # Everything known before payment r has an even place; the payment itself has the odd one after it.
         places = [2 * np.arange(first, first + count) + 1, 2 * label_before]
         all_codes = [codes[first : first + count], codes[label_payment]]
         if self._seen_by is not None:

@@ -15,8 +15,8 @@ How it works:
    normal with a mean of his own and half of it as deviation.
 3. A payment's score is the probability that it is fraud by any of the three. A model knows the same past, and neither
    the generator nor the customers' true means, so no model has a better AUC ROC on average. For average precision of
-   payments that are fraud together, and for the precision of cards, that is no proof. What the score lacks of 1 is
-   chance. On a few weeks of payments, chance may also lift a model above the ceiling by some thousandths.
+   payments that are fraud together, and for the precision of cards, that is no proof. The rest, up to 1, is chance. On
+   a few weeks of payments, chance may also lift a model above the ceiling by some thousandths.
 4. Terminals and customers are looked at one after the other, not together. A terminal's known fraud may be explained by
    a customer who was known to be compromised; here only its amount explains it. That costs little: of 100 frauds, 62
    are at terminals and 32 of customers, hardly ever both.

@@ -22,8 +22,8 @@ regression trees", SIGIR 2015):
 8. Rows are float32, so a threshold is rounded down to a float32: no value of a row lies between the two.
 
 A row alone, and up to WALKED_ROWS of them, on a processor with AVX-512 VBMI: tables of half a megabyte that are read
-from end to end cost such a row most of its time. So it walks the trees instead, 16 in the lanes of a word and GROUPS
-words side by side, and reads only the nodes on its paths:
+from end to end cost such a row most of its time. For a lone row the library therefore walks the trees instead, 16 in
+the lanes of a word and GROUPS words side by side, and reads only the nodes on its paths:
 
 1. A row's value becomes its rank among the thresholds of its feature, a byte. All ranks of a row fit into two or four
    words, and one instruction looks up 64 of them. A feature of more than THRESHOLDS_MAX thresholds has several ranks,

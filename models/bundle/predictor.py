@@ -4,7 +4,7 @@ A margin is the model's raw score (log-odds before calibration), float64. Both i
 LightGBM's own `predict(raw_score=True)`. The parity gate and the tests check it.
 
 LightGBM takes a value of at most 1e-35, either side of 0, for 0 when it predicts. But it may put a split at 1e-35 or at
--1e-35 when it trains. So both implementations replace such a value by 0 before they compare it.
+-1e-35 when it trains. Both implementations therefore replace such a value by 0 before they compare it.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def _load(library: Path, rest: Callable[[], object], content: bytes) -> int:
 
     The loader maps what it loads. If somebody writes over that file, or cuts it short, the code of a running process
     changes, or touching it kills the process (SIGBUS); and so it does in each process that is forked from this one.
-    What is loaded is therefore a copy in memory that nobody else has.
+    This process therefore loads a copy in memory that no other process has.
     """
     copy = _copied(library.name, content)
     if copy is not None:

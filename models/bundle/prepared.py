@@ -8,10 +8,11 @@
 nobody. A process beside the workers does that once (`prepare_bundle`). A worker then reads the library and the
 arrays (`load_prepared`). The copy matters: what was checked is what is loaded, whatever happens to the bundle later.
 
-A worker answers payments while a thread of it loads. So the loading is many steps of some tenths of a millisecond, and
-the thread rests between them. The arrays and the explainer's records have pages of their own: a bundle that is dropped
-leaves no holes in the heap. Nothing of a file is mapped: one that is cut short, or written over, harms no process that
-has loaded it. Compiled code follows the arrays without a look, so a file that is other than it was is refused.
+A worker answers payments while a thread of it loads. The loading is therefore many steps of some tenths of a
+millisecond, and the thread rests between them. The arrays and the explainer's records have pages of their own: a bundle
+that is dropped leaves no holes in the heap. Nothing of a file is mapped: one that is cut short, or written over, harms
+no process that has loaded it. Compiled code follows the arrays without a look, so a file that is other than it was is
+refused.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 SIGNATURE, MANIFEST, BUILD = "signature.json", "manifest.json", "build.json"
 _FORMAT = 1
-# What is signed begins with this, so that a signature made for something else never fits.
+# The signed bytes begin with this. A signature that was made for something else therefore never fits.
 _PURPOSE = b"paywarden bundle\n"
 # A bundle has one manifest and a library or two for each kind of machine: a few kilobytes.
 _BYTES_MAX = 65_536

@@ -12,8 +12,8 @@ How it works:
    independent, so it is often above 1.
 3. Wander is the variance that remains with any number of payments. Dispersion and wander are estimated for each block
    length by the method of moments: a line through the squared deviations of the past's own blocks.
-4. A shorter block never gets a smaller dispersion or wander than a longer one. What adds up over an hour cannot be
-   independent chance in each of its minutes.
+4. A shorter block never gets a smaller dispersion or wander than a longer one. Deviations that add up over an hour are
+   not independent chance in each of its minutes.
 5. If a past block deviates more than the null hypothesis allows (models/drift/detectors.py), the signal gets a larger
    variance, and so does its signal group: the same signal in other segments.
 6. Cards get older and merchants more numerous. The expected values of features and traffic therefore follow the days

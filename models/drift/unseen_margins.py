@@ -19,9 +19,9 @@ How it works:
 
 Example: the bundle's model gives 1 % of its window at least 5.2. The margin that 1 % of the seen days reach is reached
 by 0.70 %, 0.80 % and 0.75 % of three folds' held-out days. The mean, 0.75 %, is 0.25 points below, with a variance of
-0.0008: 99 % of it is kept. So 0.75 % of unseen payments are expected at 5.2 or above. In the middle the held-out shares
-are 0.502, 0.499 and 0.500: chance, and the middle stays at -10.6. Out of fold it was at -10.2, and by that 22 of 100
-payments lay in other bins though nothing had moved.
+0.0008: 99 % of it is kept. The result: 0.75 % of unseen payments are expected at 5.2 or above. In the middle the
+held-out shares are 0.502, 0.499 and 0.500: chance, and the middle stays at -10.6. Out of fold it was at -10.2, and by
+that 22 of 100 payments lay in other bins though nothing had moved.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def unseen_margins(own: F64, folds: Sequence[FoldMargins]) -> F64:
         return np.sort(own)
     shares = (np.arange(_SHARES) + 0.5) / _SHARES
     moved = _certain_part(np.array([_held_out_below(fold, shares) - shares for fold in folds]))
-    # What lies below a higher margin is never less.
+    # The share below a higher margin is never smaller.
     below = np.maximum.accumulate(np.clip(shares + moved, 0.0, 1.0))
     seen = np.interp(shares, [0.0, *below, 1.0], [0.0, *shares, 1.0])
     return _at(np.sort(own), seen)

@@ -18,8 +18,9 @@ The coin is a keyed hash of the payment's id. The same payment gets the same coi
 nobody without the key can choose an id that is approved. A budget is spent before the answer leaves, and a payment that
 does not fit is not explored whatever its coin: the budget of a day is never exceeded, not even after kill -9.
 
-Budgets need no talk between hosts: each has its equal part of the whole. The workers of a host share a ledger. Whoever
-decides holds it for that moment. A worker that finds it held declines as before, whatever the coin, and never waits.
+Budgets need no talk between hosts: each has its equal part of the whole. The workers of a host share a ledger. A worker
+locks it for the moment in which it decides. A worker that finds it held declines as before, whatever the coin, and
+never waits.
 """
 
 from __future__ import annotations
@@ -152,7 +153,7 @@ class MemoryLedger:
 class FileLedger:
     """A ledger in 16 bytes of a file, which all workers of a host open, each after its fork.
 
-    What is written outlives `kill -9` of the process at any moment, and a dead process holds nothing. After a loss of
+    Its bytes outlive `kill -9` of a process at any moment, and a dead process holds no lock. After a loss of
     power the file may lack what was spent in the last half minute: that can be spent again.
 
     The file is read and written, not mapped: one that is cut short kills no worker. Nobody knows what a damaged one
@@ -206,7 +207,7 @@ class FileLedger:
                 self._open()
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if is_other:
-                # Somebody has deleted or replaced it. What this process knows is spent stays spent.
+                # Somebody has deleted or replaced it. The amount that this process knows to be spent stays spent.
                 self._say("was deleted or replaced, and is used anew")
                 self._take_over()
         except BlockingIOError:
@@ -315,7 +316,7 @@ class Exploration:
             if self.coin(payment_id) >= self._below:
                 return Explored(action, list(reasons), 1.0 - self.share)
             if not self._ledger.spend(day, amount):
-                # What cannot be noted is not spent.
+                # An amount that cannot be noted is not spent.
                 return Explored(action, list(reasons), 1.0)
         finally:
             self._ledger.release()

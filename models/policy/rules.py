@@ -21,8 +21,8 @@ Fields that a project declares are names as well, also those that derive from ot
 
     is_gift and buyer_domain in lists.disposable and shipping_fee > 20_00
 
-A field's name means the field, also where a feature has the same name. Of an e-mail address a condition can ask only
-whether it is missing: a policy would hold addresses otherwise, and a replay has keyed hashes of them alone.
+A field's name means the field, also where a feature has the same name. A condition can ask only whether an e-mail
+address is missing: a policy would hold addresses otherwise, and a replay has only keyed hashes of them.
 
 Money is in minor units, as everywhere: 500 euros are `500_00`. A fraction such as 500.00 next to money is refused. A
 number compared with a feature is rounded to float32, like the feature itself.

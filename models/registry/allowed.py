@@ -3,8 +3,8 @@
     active, previous    a version that was promoted at some time, with the approvals that were asked for then
     candidate           one of these, or the candidate of a rollout that was started with its approvals
 
-A file may be a moment behind the log. What decided before is therefore allowed, and so is the way back. Before the
-first promotion the log says nothing, and everything is allowed.
+A file may be a moment behind the log. The version that decided before is therefore allowed, and so is the one to go
+back to. Before the first promotion the log says nothing, and everything is allowed.
 """
 
 from __future__ import annotations

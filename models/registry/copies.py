@@ -1,8 +1,8 @@
 """Copies of one log: what the topic has, what a host has, and how they become one.
 
 The topic decides. Its records are read in the order of their offsets, and an entry counts if it fits the entries
-before it and its signature is right. So of two entries that name the same one before, the first on the topic counts,
-for every reader.
+before it and its signature is right. If two entries name the same previous entry, every reader counts the first one on
+the topic.
 
 A host's own entries that are not on the topic yet are sent there. A rollback fits behind any entry; whatever else no
 longer fits is *lost*: it was made while another host went on.

@@ -11,14 +11,14 @@ out, and the next writer cuts it off. A whole entry that lacks only the end of i
 forgiven: any other line that is no entry, and any entry that does not name the one before it, raises RegistryRefused
 with its line.
 
-What takes something back is the exception of the chain: a rollback, and the verdict or abort of a rollout. Two hosts
+Entries that take something back are the chain's exception: a rollback, and the verdict or abort of a rollout. Two hosts
 may go on apart while Kafka is away; the log of one then holds a rollback that names an earlier entry than the last. It
 is accepted behind any entry, as a *late* one. All other entries must name the line before them.
 
 A log whose last entries were cut off is whole. Only a head that somebody remembers, or the copy on the topic, shows
 that they are gone. Each writer therefore notes beside the log, in LOG.head, the head and the sha256 of all lines up to
-it. The second finds what the chain cannot: of several late entries in a row, one that was removed or moved. Whoever can
-cut the log can change that file as well, but not a head that somebody keeps elsewhere.
+it. The second finds what the chain cannot: of several late entries in a row, one that was removed or moved. A person
+who can cut the log can change that file as well, but not a head that is kept elsewhere.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _BEGINNING = b'{"by":"'
 
 
 class Overtaken(RegistryRefused):
-    """Another host's entry came first, and nothing was done. Whoever knows that it still wants the same tries again."""
+    """Another host's entry came first, and nothing was done. A caller that still wants the same tries again."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ class LogFile:
             lines = b"".join(entry.line + b"\n" for entry in made)
             if lines or log.torn_bytes or not log.is_ended:
                 file.append(len(content) - log.torn_bytes, lines if log.is_ended else b"\n" + lines)
-                # What is gone stays noted, for `verify`: a cut must not be forgotten with the next entry.
+                # The missing entries stay noted for `verify`: the next entry must not make a cut forgotten.
                 if longer.has_noted(self._noted()):
                     self._remember(longer)
         return made

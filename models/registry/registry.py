@@ -4,7 +4,7 @@
     registry.state(at_ms)              everything that holds at a time
     registry.register(signer, …)       and approve, promote, roll_back, note: append one entry or raise RegistryRefused
 
-What a person wants is tried on the log before it is signed into it: an entry that readers would ignore is not written.
+The registry tries an entry on the log before it signs and appends it: it writes no entry that readers would ignore.
 """
 
 from __future__ import annotations
@@ -251,7 +251,7 @@ class Registry:
         made = []
         size = sum(len(entry.line) + 1 for entry in log.entries)
         for kind, what in drafts:
-            # Nobody reads a longer log. What takes something back has the room that is left.
+            # Nobody reads a longer log. The room that is left is for entries that take something back.
             if size > LOG_BYTES_MAX - _LATE_BYTES and kind not in kinds.LATE_KINDS:
                 raise RegistryRefused(
                     f"{kind.replace('_', ' ')} by {signer.name} is refused: the log has {size} bytes and is full, only "
@@ -324,7 +324,7 @@ def proposal_named(state: State, text: str) -> Proposal:
 def version_named(log: RegistryLog, state: State, text: str | None) -> Version:
     """Returns the version that a text names, among all that were ever proposed; the champion without a text.
 
-    Of several with one bundle or policy, the last that was proposed. Raises RegistryRefused.
+    If several have that bundle or policy, it is the one that was proposed last. Raises RegistryRefused.
     """
     if text is None:
         if state.champion is None:

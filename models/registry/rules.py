@@ -264,7 +264,7 @@ def _folded(log: RegistryLog, people: People, rules: Rules, length: int) -> _Fol
 def _effect_times_ms(log: RegistryLog, ignored: Collection[int]) -> list[int]:
     """Returns when each entry takes effect: at its time, at the latest when the first entry behind it does.
 
-    What an ignored entry says of its time moves no other.
+    The time of an ignored entry moves no other.
     """
     times_ms: list[int] = []
     later: int | None = None
@@ -467,7 +467,7 @@ class _Fold:
         if self._is_late:
             self._notes.append(f"line {self._number}: a late rollback, made before entries in front of it")
         if self._rollout is not None and version.digest in (self._rollout.version.digest, self._rollout.champion):
-            # What the candidate was compared with is gone.
+            # The version that the candidate was compared with is gone.
             self._rollout = None
         return ""
 

@@ -20,7 +20,7 @@ How it works:
    The same holds for the hypothesis "R is at least r", with bets on r / d.
 5. All r that are not refuted form an interval for R that is valid at all looks at once.
 
-Example: p is 5 %. Of the first 20 declined cards 7 are the candidate's, where 1 was expected. The bet on d = 4 is then
+Example: p is 5 %. The candidate has 7 of the first 20 declined cards, where 1 was expected. The bet on d = 4 is then
 worth 7 log 4 - 20 log(1.15) = 6.9, and that on d = 10 is worth 8.7. The mean of all six is e^7.06 = 1,163.
 
 The bets are those of drift detection (models/drift/detectors.py) on another quantity. There a change may begin at any

@@ -229,7 +229,7 @@ class RolloutKeeper:
         events = self._log.events()
         known = len(self._events)
         if events[:known] != self._events:
-            # What another host took back while Kafka was away may have come in between.
+            # Another host's rollback, written while Kafka was away, may have come in between.
             self.rollout, known = None, 0
         for event in events[known:]:
             self._note(after(self.rollout, event), event)

@@ -16,7 +16,7 @@ looks. It is split, so that all parts together stay below it (the union bound):
 A part without measures leaves its share to the others.
 
 The margin of a step follows from the share that comes next. A step may go on to share s if the candidate's ratio R lies
-between 1 - margin / s and 1 + margin / s. So the next step changes an event's frequency among *all* cards by at most
+between 1 - margin / s and 1 + margin / s. The next step then changes an event's frequency among *all* cards by at most
 `margin` of it, from the first step to the last:
 
     margin 0.25    next 5 %: 0 to 6    10 %: 0 to 3.5    25 %: 0 to 2    50 %: 0.5 to 1.5    100 %: 0.75 to 1.25

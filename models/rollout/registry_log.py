@@ -11,9 +11,9 @@
    (models/rollout/rollout.py). An entry that breaks one of them counts for nothing.
 3. A verdict and an abort do not wait for Kafka. Another host may have gone on meanwhile: if the rollout is over by
    then, the late entry changes nothing.
-4. A rollback of the champion aborts the rollout: what its candidate was compared with is gone.
-5. What ends a rollout by the rules of the registry ends it here, also if nobody can read its event: another one could
-   never start otherwise. A start that nobody can read is ended by `abort_unread`.
+4. A rollback of the champion aborts the rollout: the version that its candidate was compared with is gone.
+5. An entry that ends a rollout by the rules of the registry ends it here, also if nobody can read its event. Otherwise
+   another rollout could never start. A start that nobody can read is ended by `abort_unread`.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ How it works:
 3. A feature helps if the mean rise over the days is further above 0 than chance explains. Three sets are candidates:
    features whose rise is at most 0, at most one, and at most two standard errors.
 4. A model without each set, and one with all features, are grown on the training days and compared on the held-out
-   days, which took no part in this. A set is dropped only if average precision is higher and log loss is not. Of
-   several, the one with the highest average precision is.
+   days, which took no part in this. A set is dropped only if average precision is higher and log loss is not. If this
+   holds for several sets, the one with the highest average precision is dropped.
 
 The served vector stays the catalogue's; no tree asks for what was dropped. A catalogue without these features is a
 smaller profile and a shorter roll-up.
@@ -134,7 +134,7 @@ def choose_features(
 ) -> FeatureChoice:
     """Returns which features to drop. `settings` have the chosen number of trees.
 
-    `is_over` says whether the time for it is over. What is not finished then is not done: nothing is dropped.
+    `is_over` says whether the time for it is over. If the time ends before the search does, no feature is dropped.
     """
     late = FeatureChoice(left_out="the minutes were over")
     rises: dict[str, list[NDArray[np.float64]]] = {}

@@ -6,9 +6,9 @@
 1. A line is canonical JSON: sorted keys, no spaces. A line in another form is damage.
 2. `number` counts from 1, `previous` is the sha256 of the line before (64 zeros in the first), and `signature` is the
    Ed25519 signature of everything else. An edit, a removal and a reorder in the middle therefore show.
-3. Lines cut off at the end leave a whole log. The file LOG.head has number and digest of the last line, signed. Who
-   restores an older log together with its older head is found by a head that somebody remembered: `paywarden audit
-   verify --head`, or `--topic`, because consoles put the head of each hour on the topic console-events.
+3. Lines cut off at the end leave a whole log. The file LOG.head has number and digest of the last line, signed. An
+   older log that was restored together with its older head is found by a head that somebody remembered: `paywarden
+   audit verify --head`, or `--topic`, because consoles put the head of each hour on the topic console-events.
 4. A line is synced before a page is shown, and before anybody is told that an act is done. An act is not begun unless
    there is room for its line. A process that is killed meanwhile leaves the beginning of a line, which the next one
    cuts off.

@@ -96,6 +96,6 @@ def published_heads(events: Iterable[ConsoleEvent], name: str) -> list[Head]:
         Head(int(number), event.what.get("digest", ""))
         for event in events
         if event.subject == AUDIT_SUBJECT and event.kind == HEAD and event.what.get("log") == name
-        # Whoever may write to the topic may write a head that is none.
+        # Everyone who may write to the topic may write a wrong head.
         if (number := event.what.get("number", "")).isascii() and number.isdigit()
     ]

@@ -21,8 +21,8 @@ _END_S, _CLOSE_S = 5.0, 3.0
 def running(sections: Sequence[Section], stop: threading.Event | None = None) -> Iterator[None]:
     """Run the background work of sections while the block runs. Work that raises an error begins again.
 
-    `stop` ends the work before the block ends: while the last requests are answered, for instance. What does not end
-    within some seconds of the block's end is left to the end of the process: it loses nothing that it confirmed.
+    `stop` ends the work before the block ends: while the last requests are answered, for instance. Work that goes on
+    for some seconds after the block's end is left to the end of the process: it loses nothing that it confirmed.
     """
     stop = stop or threading.Event()
     threads = [

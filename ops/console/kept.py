@@ -51,7 +51,7 @@ class Kept(Generic[Value]):
                 self.step(now_ms())
 
     def step(self, now: int) -> None:
-        """Find out once. What goes wrong is kept in `trouble`, and the value stays."""
+        """Find out once. An error is kept in `trouble`, and the value stays."""
         try:
             self.value, self.found_ms, self.trouble = self._find(now), now, ""
         except PaywardenError as error:

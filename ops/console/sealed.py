@@ -3,8 +3,8 @@
     form ──POST card_id=…──► 303 ──► GET /decisions?action=review&sealed=4kQ…
                                      paging, Back and reload use this address
 
-Addresses stay in a browser's history, in the logs of proxies, and in `Referer`. So a field that is personal is sent in
-a form, and the address gets it encrypted. The key is made from the session's cookie, or from a program's token, which
+Addresses stay in a browser's history, in the logs of proxies, and in `Referer`. A personal field is therefore sent in a
+form, and the address gets it encrypted. The key is made from the session's cookie, or from a program's token, which
 neither the database nor an address has. A sealed value therefore opens in the session that made it, and nowhere else.
 """
 

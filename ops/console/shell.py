@@ -316,7 +316,7 @@ class Shell:
             raise PageRefused(501, "Idempotency-Key: this console keeps no keys.")
         body = self.keyed_acts.answer(sent, visit.person.name, lambda: _body(page.handler(visit)), visit.now_ms)
         if body.is_replayed:
-            # What the answer shows is shown again.
+            # The next page shows it again.
             visit.did("answered_again", f"page:{page.method} {page.path}")
         headers = {REPLAYED_HEADER: "true"} if body.is_replayed else None
         return JSONResponse({**body.content, "missing": as_json(self.missing())}, body.status, headers=headers)

@@ -147,7 +147,7 @@ def _is_in_use(host: str, port: int) -> bool:
     """Returns whether a port cannot be bound because somebody has it; another error is not told here."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as tried:
-        # What closed connections left behind is in nobody's way.
+        # Ports of closed connections are in nobody's way.
         tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             tried.bind((host, port))

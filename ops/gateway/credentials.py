@@ -1,7 +1,7 @@
 """Looks into the certificates, keys and key sets that a description names, before a gateway starts with them.
 
-Envoy and nginx start with an expired certificate, and then every handshake fails. Of what else is wrong they name the
-file, and not our setting.
+Envoy and nginx start with an expired certificate, and then every handshake fails. Their other messages name the file,
+and not our setting.
 """
 
 from __future__ import annotations

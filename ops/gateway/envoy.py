@@ -3,7 +3,7 @@
     caller ──► connection limits ──► JWT ──► who calls (Lua) ──► whole body ──► client's share ──► host by maglev
 
 1. `set_filter_state` keeps the routing header and the request id, which hosts do not get.
-2. `jwt_authn` checks a JWT, if issuers are described. What is no JWT passes on.
+2. `jwt_authn` checks a JWT, if issuers are described. Another token passes on.
 3. The Lua filter recognises the client by key, certificate or JWT, refuses strangers, and replaces the Authorization
    header by the client's token for hosts.
 4. `buffer` waits for the whole body, so a slow one never reaches a host.
@@ -15,8 +15,8 @@
 
 An answer of a host, 429, 503 and 504 too, is an answer: only broken connections and time-outs take a host out.
 
-What a call costs here is mostly code that is cold in the caches between two calls: what a description does not need is
-left out, and Lua does what no native filter can.
+The cost of a call is mostly code that is cold in the caches between two calls. Parts that a description does not need
+are therefore left out, and Lua does only what no native filter can.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """nginx's configuration: one file, for an nginx with the Lua module.
 
 nginx keeps the promises of Envoy's configuration as far as it can (docs/operate/gateway.md has a table of both). It
-looks at hosts only through calls, cannot check a JWT, and knows no budget of retries. What it cannot do at all is
-refused here, so nobody believes that it holds.
+looks at hosts only through calls, cannot check a JWT, and knows no budget of retries. A description that asks for
+something it cannot do is refused here, so nobody believes that it holds.
 """
 
 from __future__ import annotations

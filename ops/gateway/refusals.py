@@ -48,4 +48,4 @@ REFUSALS = (
     GatewayRefusal(503, "unavailable", 14, "no scoring host can be reached", retry_after=True),
     GatewayRefusal(504, "deadline_exceeded", 4, "no answer in time"),
 )
-"""The other refusals of the gateway itself, one for each status. What a host answers passes as it is."""
+"""The other refusals of the gateway itself, one for each status. A host's own answer passes as it is."""

@@ -6,7 +6,8 @@
 The scorer of the workers decides (scoring/engine/scorer.py), with an outbox that keeps what it is given. Its decisions
 are marked: `is_shadow_host`.
 
-The champion decided before the payment was in any profile. So a payment is compared only while that holds here, too:
+The champion decided before the payment was in any profile. A payment is therefore compared only while that holds here,
+too:
 
     late          it was decided more than LATE_MS ago, or the mirror is complete up to a later time
     no_profiles   there is no mirror, or nobody knows how complete it is

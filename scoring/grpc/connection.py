@@ -96,8 +96,8 @@ class GrpcConnection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._caller = b""  # the name of the certificate that the caller has shown
         self._is_proven = False
-        # The caller with whom this connection is held, if it has had only one. What was received and not looked at: the
-        # caller is held, or too much came at once.
+        # The caller with whom this connection is held, if it has had only one. Bytes that were received and not read:
+        # the caller is held, or too much came at once.
         self._held_by: bytes | None = None
         self._is_shared = False
         self._is_waiting = False

@@ -135,7 +135,7 @@ class HttpConnection(asyncio.Protocol):
         self._is_waiting = False
         # Whether the next request need not ask whether its caller is held.
         self._may_go_on = False
-        # What was received and not looked at from `_unread_at` on: the caller is held, or too much came at once.
+        # Bytes that were received and, from `_unread_at` on, not read: the caller is held, or too much came at once.
         self._unread = b""
         self._unread_at = 0
         # The loop time from which the timeout of the current state counts.

@@ -9,14 +9,14 @@ head in front of them, and gave the result to the event loop's transport. That t
 1. `take` accepts the bytes of one read if they are exactly one request: a known head that would be scored, in
    protobuf, with the server's own deadline, and its whole body. Nothing of its connection may be waiting: no earlier
    request, no unsent answer. Only one caller may be there, because several take turns in the batcher's queues.
-2. The batcher has the fast path answer a chunk at a time (`MicroBatcher.take_turns`). What waits here counts for
-   admission like what waits there.
+2. The batcher has the fast path answer a chunk at a time (`MicroBatcher.take_turns`). Payments that wait here count for
+   admission like those that wait there.
 3. `OneCall.decide` leaves the responses where the records are. `send_answers` (scoring/http/send_call.py) puts a head
    in front of each, and sends it with one system call.
-4. What a socket does not take goes to the connection's transport, which waits for the socket.
-5. Whatever else happens to a connection meanwhile (more bytes, its end, a stop) comes after `give_back`: its request
-   is then read again in the ordinary way. So are all requests of a chunk that the one call leaves to the scorer, that
-   is late, or that waits when the server stops.
+4. Bytes that a socket does not take go to the connection's transport, which waits for the socket.
+5. If anything else happens to a connection meanwhile (more bytes, its end, a stop), `give_back` comes first: its
+   request is then read again in the ordinary way. The same happens to all requests of a chunk that the one call leaves
+   to the scorer, that is late, or that waits when the server stops.
 
 The answers have the same bytes either way.
 """

@@ -422,7 +422,7 @@ def _write_file(path: Path, series: Sequence[Series], kept: Mapping[tuple[object
 
 def _replace(path: Path, content: bytes) -> None:
     new = path.with_suffix(".new")
-    # What a killed process has left may be anything.
+    # A killed process may have left anything there.
     new.unlink(missing_ok=True)
     with open(new, "wb", opener=private_opener) as file:
         file.write(content)
@@ -434,7 +434,7 @@ _NO_COUNTS = (errno.EINVAL, errno.EISDIR, errno.EFBIG, errno.ELOOP)
 
 
 class _DamagedFile(Exception):
-    """What a file holds is no counts."""
+    """The file holds no counts."""
 
 
 def _kept(path: Path) -> list[tuple[Series, list[int]]]:

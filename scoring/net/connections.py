@@ -38,7 +38,7 @@ class Connections(Generic[_Connection]):
         self._open: set[_Connection] = set()
         # Those that are not proven, the oldest first.
         self._unproven: dict[_Connection, None] = {}
-        # Whose the proven ones are, and how many each caller with a name has.
+        # The caller of each proven connection, and how many connections each caller with a name has.
         self._proven: dict[_Connection, bytes] = {}
         self._counts: dict[bytes, int] = {}
         self._proven_max = max(1, count_max * 3 // 4)

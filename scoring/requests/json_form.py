@@ -10,7 +10,8 @@ long, and would accept `"12"` and `12.0` as amounts. JSON refuses an unknown fie
 is a typing mistake far more often than a newer client. `[limits] unknown_fields = "ignore"` takes such requests.
 
 orjson reads the usual request, in a quarter of the time of `json`. It gives the same values for every body that it
-reads. What it refuses, or reads as another type, `json` reads again: so every error is an error of `json`.
+reads. If it refuses a body, or reads another type, `json` reads the body again: every error is therefore an error of
+`json`.
 """
 
 from __future__ import annotations

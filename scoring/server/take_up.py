@@ -14,8 +14,8 @@
 2. If a release cannot be loaded, what decides goes on. The worker tries again a few times, with every look.
 3. A worker that starts takes up the orders before it listens.
 4. The thread and the loop share one interpreter, and often one core. To load takes a few milliseconds. Done in one go
-   beside a busy loop, it took 30 to 130, and each call in that time waited. So the thread works for some tenths of a
-   millisecond, then rests for several times as long. The loop itself reads the orders and changes one reference.
+   beside a busy loop, it took 30 to 130, and each call in that time waited. The thread therefore works for some tenths
+   of a millisecond, then rests for several times as long. The loop itself reads the orders and changes one reference.
 5. One thread does all of this, one thing after the other: the metrics show the releases of the last orders.
 """
 

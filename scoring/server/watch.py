@@ -75,7 +75,7 @@ class InThread:
             raise error
 
     def stop(self, timeout_s: float) -> None:
-        """End the thread after the step that runs. What still runs after `timeout_s` seconds is left alone."""
+        """End the thread after the step that runs. A step that still runs after `timeout_s` seconds is left alone."""
         self._is_stopped = True
         self._begins.set()
         if self._thread is not None:

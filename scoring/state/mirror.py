@@ -24,8 +24,8 @@
    through Python, with the same results.
 7. The mirror is a copy. The companion discards one that is damaged, and fills a new one. Nothing is synced before it is
    closed, so a mirror on a disk that was not closed before the machine started again is discarded, too.
-8. Whoever reads behind the end of a mapped file is killed. Writer and readers refuse a mirror that was cut short when
-   they open it, and look at its length while they use it (features/stores/lmdb_file.py).
+8. The kernel kills a process that reads behind the end of a mapped file. Writer and readers refuse a mirror that was
+   cut short when they open it, and look at its length while they use it (features/stores/lmdb_file.py).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@
    an older stream, a gap in the changelog. The payments then get the flag overlay_absent, and are scored from the
    mirror.
 4. A payment is pending for `lifetime_ms` at most. Then it is gone, whether it has arrived or not.
-5. What we answered is not what the issuer will: `declined` of a pending payment is not known, also if we declined it.
+5. Our answer is not the issuer's: `declined` of a pending payment is not known, also if we declined it.
 6. The payments of one chunk, or of one batch call, do not see each other: none was answered before the others came.
 
 scoring/state/overlay_table.py has the layout, and what happens when a worker is killed at any instruction;
@@ -109,8 +109,8 @@ class OverlaySettings:
     def doubt_ms(self) -> int:
         """How long nobody trusts the marks after a change whose payments nobody has named.
 
-        A payment of that change may be answered up to a lifetime later, and is then pending for a lifetime. So one that
-        was made this long ago will not be pending any more.
+        A payment of that change may be answered up to a lifetime later, and is then pending for a lifetime. A payment
+        that was made this long ago is therefore not pending any more.
         """
         return 2 * self.lifetime_ms
 
@@ -335,7 +335,7 @@ class Overlay:
             table[tables.NEXT_AT] = 0
             self.metrics.broken.add(1)
         if self._numbers[tables.SEEN] > table[tables.NEXT_AT]:
-            # What this worker knows of old rows is of the numbers before.
+            # This worker's knowledge of old rows is about the numbers before.
             self._numbers[tables.OVER :] = 0
 
     def _arrays(

@@ -6,7 +6,8 @@
 
 1. A datagram has at most DATAGRAM_BYTES: a head, some rows, and a code that only a holder of the deployment's identity
    key can make. A row is a payment's tag, the hashes of its entities, and its attributes. It has no card number.
-2. A datagram counts from which process it is, and its place among those. What comes again, or comes late, is dropped.
+2. A datagram counts from which process it is, and its place among those. A row that comes again, or comes late, is
+   dropped.
 3. There are no clocks in it. A payment of another host is pending for a lifetime from the moment it comes. Its own time
    must be near this host's time of day, as for the host's own payments.
 4. A payment counts once, whichever host has told of it: readers compare tags. The marks tell of the payments of all
@@ -127,7 +128,7 @@ class SharedRows:
         self._file: tuple[int, int] | None = None
 
     def look(self) -> bool:
-        """Open the table, or one that has replaced it. Returns False if there is none. What it holds is not new."""
+        """Open the table, or one that has replaced it. Returns False if there is none. The rows in it are not new."""
         file = file_at(Path(self._settings.path))
         if self._table is None or file != self._file:
             self._table, self._file = open_table(self._settings, self._plan), file

@@ -419,7 +419,7 @@ class Companion:
         self._follow(self._read_to)
 
     def _new_client(self) -> None:
-        """Replace the consumer. What it has delivered and the mirror has not is read again."""
+        """Replace the consumer. Records that it has delivered and the mirror does not hold are read again."""
         self._stalls.clear()
         self._held = None
         self._progress.begin_anew(self._now_ms())
@@ -524,7 +524,7 @@ class Companion:
 
         It waits for a store that is not there yet or is lost during the scan. It also waits while another profile set
         is swapped in: the changelog gets that set's profiles, and the mirror would keep profiles of the old set that
-        nobody updates. So it looks at the live set before and after the scan.
+        nobody updates. The companion therefore looks at the live set before and after the scan.
         """
         while not stop.is_set():
             try:

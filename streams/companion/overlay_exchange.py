@@ -3,14 +3,14 @@
     host A   table ─ new rows ─► datagrams over UDP ─► every peer
     host B   datagrams ─► checked ─► table
 
-A lost datagram is no loss: the stream brings the same payments within a second. So nothing is acknowledged or sent
-again, and no host waits for another.
+A lost datagram is no loss: the stream brings the same payments within a second. Hosts therefore acknowledge and repeat
+nothing, and no host waits for another.
 
 1. The thread sleeps until a datagram comes, or until it is time to look for new rows: every ROUND_S while there were
    some, every IDLE_S otherwise. A look at a table without new rows reads one number.
 2. New rows go to every peer, at most ROWS_AT_ONCE a round: bytes are bounded. Rows beyond that are counted as missed.
 3. A peer's name may stand for many addresses (a headless service of Kubernetes). Names are looked up every LOOK_UP_S.
-4. Whatever fails is counted, logged once, and tried again. Neither the mirror nor shipping notices.
+4. A failure is counted and logged once, and the step is tried again. Neither the mirror nor shipping notices.
 
 Overlays are for catalogues and keys that are the same on all hosts: anything else is dropped and counted by reason.
 """

@@ -63,7 +63,7 @@ def retry(settings: OutboxSettings, entries: Iterable[Entry], encode: Callable[[
     Raises Misconfigured while another retry runs, OutboxFull, OutboxUnavailable.
     """
     done = Retried()
-    # What an operator has been told to be shipped must survive a loss of power.
+    # A decision that was reported as shipped must survive a loss of power.
     with closing(OutboxWriter(replace(settings, fsync="always"), RETRIED)) as outbox:
         known = set(_payloads(settings))
         for entry in entries:

@@ -44,7 +44,7 @@ States = Mapping[bytes, bytes | None]
 
 
 class CopyInterrupted(Exception):
-    """What was copied may be of an old profile set: begin the copy anew."""
+    """The copied profiles may be of an old profile set: begin the copy anew."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class ShardMoves:
             except StopIteration:
                 self.is_settled = True
             except Exception:
-                # A generator that has raised is at its end. What it has done is in the mirror's note.
+                # A generator that has raised is at its end. The mirror's note says how far it came.
                 self._touched, self._steps = None, self._move()
                 raise
 

@@ -10,7 +10,8 @@
    taking back a write that a full disk has cut short. A whole record at the position is never damage.
 3. Bytes are set aside before the cursor passes them. If the transaction with the cursor fails, they are read again and
    found set aside already.
-4. What cannot be set aside, because the disk is full or too much is there already, stops this outbox and no other.
+4. If an entry cannot be set aside, because the disk is full or too much is there already, this outbox stops, and no
+   other.
 """
 
 from __future__ import annotations

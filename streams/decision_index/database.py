@@ -194,7 +194,7 @@ class DuckDbDatabase:
         try:
             self._make_tables()
         except BaseException:
-            # Whoever tries again must not find the file locked by what is left of this try.
+            # The next try must not find the file locked by this one.
             self._connection.close()
             raise
 

@@ -168,7 +168,7 @@ class IndexFiller:
         self._heard_ms = now_ms
 
     def run(self, stop: threading.Event, *, retry_s: float = 2.0) -> None:
-        """Follows the topics until `stop`. What goes wrong is logged once, shown in `state`, and tried again."""
+        """Follows the topics until `stop`. An error is logged once and shown in `state`, then it tries again."""
         told = ""
         while not stop.is_set():
             try:
@@ -239,7 +239,7 @@ class IndexFiller:
             lost = max(0, begin - known.next_offset)
             if known.next_offset:
                 _log.error("%s/%d: %d records expired before they were read", *place, lost)
-            # What a topic had lost before the index began is no gap of the index.
+            # Records that a topic had lost before the index began are no gap of the index.
             missing = known.missing + (lost if known.next_offset else 0)
             self._places[place] = replace(known, next_offset=begin, missing=missing)
             with self._index.database.transaction() as transaction:
@@ -290,7 +290,7 @@ def add_all(
     transaction: Transaction,
     decoded: dict[str, list[tuple[dict[str, Any], bytes]]],
 ) -> None:
-    """Adds decoded records, by topic, each with its bytes. What was erased stays out, in whatever order it comes."""
+    """Adds decoded records, by topic, each with its bytes. Erased records stay out, in whatever order they come."""
     for record, _ in decoded[EVENTS_TOPIC]:
         if (erasure := Erasure.of_event(record)) is not None:
             index.erase(transaction, erasure)
@@ -369,7 +369,7 @@ class VerdictSender:
         return len(waiting)
 
     def run(self, stop: threading.Event, *, wait_s: float = 0.5) -> None:
-        """Sends verdicts until `stop`. What goes wrong is logged, kept in `trouble`, and tried again."""
+        """Sends verdicts until `stop`. An error is logged and kept in `trouble`, and the work is tried again."""
         while not stop.is_set():
             try:
                 while self.step():

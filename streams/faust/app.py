@@ -8,7 +8,8 @@ Kafka going away ends nothing by itself: Faust's client reconnects for ever, and
 its own. A part that fails ends the whole process, see streams/faust/supervised.py.
 
 Every step of the stop is bounded, and a step that raises or is cancelled keeps no later step from running. The first
-error is the one that `run_until` raises. Whatever hangs in spite of that is ended by streams/health/process_end.py.
+error is the one that `run_until` raises. If something hangs in spite of that, streams/health/process_end.py ends the
+process.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Decode Avro values in Faust: the codec of one topic.
 
 Faust decodes a record in the event loop, before any agent sees it. An exception there would stop the agent, and a wait
-would stop the loop. So the codec never raises and never waits:
+would stop the loop. The codec therefore never raises and never waits:
 
     a record whose schema is known      its fields, as a dict
     a value that is no such record      Undecodable, with the reason

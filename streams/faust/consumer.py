@@ -30,7 +30,7 @@ _GATHER_MS_MAX = 1_500
 _FETCH_AGE_MS = 2_000
 # An answer of this size is worth its price: some hundred decisions.
 _GATHER_BYTES = 64 * 1024
-# How often the fetcher looks at all its partitions while a fetch is on its way. What it has to do meanwhile wakes it.
+# How often the fetcher looks at all its partitions while a fetch is on its way. New work wakes it before that.
 _FETCHER_LOOK_S = 1.0
 # Within this time a thread that works has said that it is done.
 _THREAD_STOP_S = 1.0

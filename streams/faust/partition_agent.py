@@ -231,7 +231,7 @@ class PartitionAgent:
         transport = cast(KafkaTransport, self._app.transport)
         transport.hold_first.add(self._topic)
         transport.batch_readers[self._topic] = self
-        # What is saved together may as well come together.
+        # Records that are saved together may as well come together.
         transport.gather_ms = min(transport.gather_ms, self._pace.save_every_ms)
         self._app.add_agent(topic, self._name, self._read)
         self._app.on_partitions_assigned.connect(cast(Any, self._on_assigned))

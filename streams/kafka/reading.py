@@ -143,7 +143,7 @@ def consume_when_there(
 def consume(consumer: Consumer, count_max: int, timeout_s: float, leave_out: LeaveOut | None = None) -> Consumed:
     """Returns at most `count_max` records, after at most `timeout_s` seconds.
 
-    Of a record whose key is in `leave_out`, only its place and key are read, which takes a third of the time.
+    If a record's key is in `leave_out`, only its place and key are read, which takes a third of the time.
 
     Raises BrokerUnavailable for a permanent error; the client retries after a temporary one by itself.
     """

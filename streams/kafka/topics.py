@@ -177,8 +177,8 @@ def _config(name: str, settings: TopicSettings) -> dict[str, str]:
 def in_sync_replicas(replication: int) -> int:
     """Returns how many brokers must have a record before its producer gets an acknowledgement (acks=all).
 
-    All but one: a topic stays writable while one broker is down. So with a replication of 3 an acknowledged record is
-    on two brokers at least. With 2 it may be on one only, while the other is down, and is lost with that one.
+    All but one: a topic stays writable while one broker is down. With a replication of 3, an acknowledged record is
+    therefore on at least two brokers. With 2 it may be on one only, while the other is down, and is lost with that one.
     """
     return max(1, replication - 1)
 

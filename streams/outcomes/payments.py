@@ -14,7 +14,7 @@ same time. Each payment therefore has a record of its own, which is replaced by 
 2. A row that changes something leaves a *mark*: the row's partition and offset, and the outcome before and after. A
    worker that works the row in again, because nobody knows whether it was counted, finds the mark.
 3. `Payment.counted` says what a marked row adds to the tallies and takes away. Each change starts from what the change
-   before ended with. So the changes of all marks together always equal what the record says.
+   before ended with. The changes of all marks together therefore always equal what the record says.
 
 A mark is dropped when the next row of its partition comes to the payment and the marked row is counted and saved. A
 record has as many marks as its payment has rows in one batch, mostly one of each topic.

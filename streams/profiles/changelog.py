@@ -127,8 +127,8 @@ class ChangelogEncoder:
 class ChangelogDecoder(Decoder):
     """Reads the changelog's values: what the Avro decoder returns, in a third of its time.
 
-    A stream worker writes hundreds of states with the same moments. So the bytes before a state and the bytes after it
-    are mostly known from an earlier record, and the decoder only has to find the state between them. It asks Avro's own
+    A stream worker writes hundreds of states with the same moments. The bytes before and after a state are therefore
+    mostly known from an earlier record, and the decoder only has to find the state between them. It asks Avro's own
     decoder about anything else, and remembers the answer.
     """
 

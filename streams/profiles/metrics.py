@@ -158,7 +158,7 @@ def gather_ms_of(objectives_ms: Mapping[str, int]) -> int:
     """Returns how long the broker may hold records back to hand out more of them together, in milliseconds.
 
     It is a third of the shortest objective. An event is read twice on its way to the store, unless the worker that
-    sends it has the profile, too, and once more on its way to a mirror. So waits take two thirds of each objective, at
-    most.
+    sends it has the profile, too, and once more on its way to a mirror. Waits therefore take at most two thirds of each
+    objective.
     """
     return max(1, min(GATHER_MS_MAX, min(objectives_ms.values(), default=0) // 3))

@@ -98,8 +98,8 @@ _Result = TypeVar("_Result")
 # A worker without records sleeps so long: the next one, a rebalance or a round that is due wakes it up. It sleeps less
 # while outcomes wait for their payments or a round for other workers, and while it waits for an answer of the broker.
 _IDLE_S, _WAITING_S, _ASKING_S = 0.5, 0.2, 0.01
-# So long before the broker's next answer a round begins that finds out how complete the profiles are: its question must
-# reach the broker before that.
+# A round that finds out how complete the profiles are begins this long before the broker's next answer: its question
+# must reach the broker before that.
 _BEFORE_ANSWER_S = 0.03
 # A request holds records of one partition. The client collects changes for so long, because a batch writes those of one
 # kind of entity after the other. It ends with a flush, which waits for nothing.

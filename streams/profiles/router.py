@@ -119,7 +119,7 @@ class Router:
         Nearly all payments are new, so their records are written without being read, each only if there is none. If
         there is one, all are read, and the next batch reads first as well.
 
-        If outcomes have no payment, `confirm` is called before anything is written. What it raises goes to the caller.
+        If outcomes have no payment, `confirm` is called before anything is written. Its errors go to the caller.
         A record that another worker has changed since the read is not overwritten. Raises StoreUnavailable or
         StoreConflict; the caller may always try again.
         """

@@ -85,7 +85,7 @@ class LogFollower:
 
     def step(self) -> None:
         """Run one round. Raises nothing."""
-        # What a command has written on this host does not wait for Kafka.
+        # An entry that a command has written on this host does not wait for Kafka.
         self._update()
         if self._open_log is not None:
             self._sync(self._open_log)

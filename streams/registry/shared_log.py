@@ -8,9 +8,9 @@ An entry in four steps:
 4. If the entry counts there, it is in the copy as well. If another host's came first, it is nowhere, and the command
    says so.
 
-What takes something back (a rollback, the verdict or abort of a rollout) does not wait for Kafka: it goes into the
-copy, where this host's readers see it at once, and is sent after that. On a scoring host a thread sends it, and whoever
-took it back waits SEND_WAIT_S at most. If Kafka is away, the next `sync` sends it: the companion's, for one.
+An entry that takes something back (a rollback, the verdict or abort of a rollout) does not wait for Kafka: it goes into
+the copy, where this host's readers see it at once, and is sent after that. On a scoring host a thread sends it, and
+whoever took it back waits SEND_WAIT_S at most. If Kafka is away, the next `sync` sends it: the companion's, for one.
 """
 
 from __future__ import annotations

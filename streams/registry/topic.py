@@ -55,7 +55,7 @@ class KafkaRegistryTopic:
         if end < self._next_offset:
             raise Misconfigured(f"topic {self._topic} is shorter than it was: it was made anew, start again")
         if end < written:
-            # What was sent behind it has been sent, and is not to be read yet: nobody may take it for lost.
+            # Later entries have been sent too, and cannot be read yet: nobody may take them for lost.
             raise BrokerUnavailable(
                 f"an open transaction of a producer holds up topic {self._topic}: {written - end} records wait for its "
                 "end, and what was sent counts then"

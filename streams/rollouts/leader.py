@@ -217,7 +217,7 @@ class RolloutLeader:
         return kept
 
     def _decisions(self, records: Sequence[Record]) -> Iterator[Mapping[str, Any]]:
-        """Yields the decisions in records. What cannot be read is no decision of ours."""
+        """Yields the decisions in records. A record that cannot be read is no decision of ours."""
         for record in records:
             with suppress(InvalidEvent):
                 yield self._decoder.decode(record.value or b"")

@@ -2,8 +2,8 @@
 
     log of rollouts ──► RolloutCollector ──► /metrics of the companion ──► alerts
 
-Everything is read from the log when somebody asks. So an alert about a rollback, or about a leader that does not look,
-needs no process but the companion of the host that has the log. Where there is no log, all numbers are 0.
+Everything is read from the log when somebody asks. An alert about a rollback, or about a leader that does not look,
+therefore needs only the companion of the host that has the log. Where there is no log, all numbers are 0.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@
    waits for none of it.
 3. When both topics are read up to now, it judges: harm rolls back in any step, and `within` allows a promotion.
 4. A leader that starts again reads all of it again. Kafka must keep `decisions` and `outcomes` for the whole rollout
-   and `label_days` more. What it has dropped is missing in both arms alike.
+   and `label_days` more. Records that it has dropped are missing in both arms alike.
 """
 
 from __future__ import annotations

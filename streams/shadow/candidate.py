@@ -3,8 +3,8 @@
     rollout start --shadow ─► log ─► deployment.json: candidate, share 0 ─► a challenger of the rollout's name
     rollout resume ─────────► log ─► deployment.json: candidate, share 1 % ─► no challenger any more
 
-Whoever writes the file (the companion by the registry's log, or `rollout lead`) thus starts and ends the challenger on
-each host that has `paywarden shadow run`.
+The file's writer (the companion by the registry's log, or `rollout lead`) thus starts and ends the challenger on each
+host that has `paywarden shadow run`.
 """
 
 from __future__ import annotations

@@ -141,7 +141,10 @@ class FastRecordWriter:
         return self._challenger.scores(self._arrays["vectors"][:count])
 
     def _ask(self, frames: Frames, rows: Sequence[int]) -> None:
-        """Ask the policy about usual entries. What it does not simply approve loses its score, and is not written."""
+        """Ask the policy about usual entries.
+
+        An entry that it does not simply approve loses its score, and is not written.
+        """
         approves, vectors, scores = self._challenger.approves, self._arrays["vectors"], self._arrays["scores"]
         for number, (row, score) in enumerate(zip(rows, scores[: len(rows)].tolist(), strict=True)):
             if not approves(OutboxEntry.FromString(_payload(frames, row)), vectors[number], score):

@@ -3,10 +3,10 @@
     paywarden shadow run ──starts──► paywarden shadow evaluate b-42       a crash ends this one alone
                          ──starts──► paywarden shadow evaluate strict     one line of JSON a second on stdout
 
-1. Start the process of every challenger. What it writes to stdout is its status; the log goes to stderr as always.
+1. Start the process of every challenger. Its status is on stdout; the log goes to stderr as always.
 2. A process that has ended is started again after a pause. The pause doubles, up to a minute, and is short again once
    the process has run for a minute.
-3. What a rollout in the shadow wants to have tried comes and goes while the others run (candidate.py).
+3. The challenger of a rollout in the shadow comes and goes while the others run (candidate.py).
 4. A process that says nothing for `hang_timeout_s` is killed, and counts as ended. It may take longer to load.
 5. At the stop, ask all to end, and kill those that have not after a few seconds.
 """
@@ -69,7 +69,7 @@ class ShadowMetrics:
             self.left_out.labels(name, reason)
 
     def forget(self, name: str) -> None:
-        """Show a challenger no more that nobody wants any longer. What it has counted stays."""
+        """Show a challenger no more that nobody wants any longer. Its counts stay."""
         for gauge in self._gauges:
             gauge.remove(name)
 

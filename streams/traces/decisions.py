@@ -36,7 +36,10 @@ class DecisionRecords:
         return [(place.topic, place.partition) for place in self._consumer.assignment()]
 
     def commit(self) -> None:
-        """Commit all records that were read. What a rebalance has taken away comes again elsewhere."""
+        """Commit all records that were read.
+
+        Records of a partition that a rebalance has taken away come again elsewhere.
+        """
         places = [TopicPartition(topic, number, offset) for (topic, number), offset in self._read.items()]
         self._read.clear()
         try:

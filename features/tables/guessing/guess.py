@@ -714,7 +714,7 @@ def _form_of(table: str | Path) -> InputForm:
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         encoding = "utf-16"
     elif not _is_utf8(data):
-        # What Windows writes, and Latin-1 but for control characters, which no table has.
+        # The encoding of Windows. It equals Latin-1 but for control characters, which no table has.
         encoding = "latin-1" if _CP1252_NONE & set(data) else "cp1252"
     text = data.decode(encoding, errors="ignore").removeprefix("\ufeff")
     lines = text.splitlines(keepends=True)

@@ -6,7 +6,7 @@
 
 A text such as "1,234" may be either; it is taken for thousands, because a price of three decimals is rare.
 
-What stands around a number is left out only where it is the same in nearly all rows: of "12.50 EUR" and "3.00 USD" it
+Text around a number is left out only where it is the same in nearly all rows: of "12.50 EUR" and "3.00 USD" it
 says the currency, and "(12.50)", "12.50-" and "12.50 CR" are other sums than 12.50.
 """
 

@@ -143,7 +143,8 @@ def approve(source: Source, proposal: str, why: str, key: str | None, as_json: b
     """Approve PROPOSAL.
 
     PROPOSAL is a model version, or the first six digits or more of the digest of a proposal, version, bundle or policy.
-    Whoever proposed it or registered a part of it cannot approve it. An approval counts for [models] approval_days.
+    The person who proposed it, or registered a part of it, cannot approve it. An approval counts for [models]
+    approval_days.
     """
     with _opened(source, key) as (registry, signer):
         named, entry = registry.approve(signer, proposal, why=why, now_ms=now_ms())
@@ -194,7 +195,7 @@ def rollback(source: Source, why: str, key: str | None, as_json: bool) -> None:
 def revoke(source: Source, fingerprint: str, why: str, key: str | None, as_json: bool) -> None:
     """Revoke the key FINGERPRINT.
 
-    What it signs from now on counts for nothing. Its approvals of open proposals do not count any more. Everybody may
+    Entries that it signs from now on do not count. Its approvals of open proposals do not count any more. Everybody may
     revoke their own key, and the role `admin` any.
     """
     from paywarden.models.registry.entries import KEY_REVOKED
@@ -293,9 +294,9 @@ def verify(source: Source, head: str, topic: bool, files: bool, as_json: bool) -
     """Look for damage in the log and the files.
 
     Anything that was changed, removed or moved in the log is found, and any changed file. Entries that are cut off at
-    the end leave a log that is whole, without the head that its last writer noted in LOG.head. Whoever can cut the log
-    can change that file, too: note the head that this command prints elsewhere, and give it the next time. Ends with
-    status 1 if anything is wrong. Entries that break a rule are named: they count for nothing.
+    the end leave a log that is whole, without the head that its last writer noted in LOG.head. A person who can cut the
+    log can change that file, too: keep the head that this command prints elsewhere, and give it the next time. Ends
+    with status 1 if anything is wrong. Entries that break a rule are named: they count for nothing.
     """
     from paywarden.models.registry.log import LogFile
     from paywarden.models.registry.verification import problems_of

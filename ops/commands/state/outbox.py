@@ -66,8 +66,8 @@ def list_entries(source: Source, as_json: bool) -> None:
 def retry(source: Source, entry_ids: Sequence[str], every: bool) -> None:
     """Ship what was set aside, once its cause is mended.
 
-    The decisions go into an outbox of their own, which the companion ships. What still cannot be read stays where it
-    is, and the command says why. It can run while the companion runs.
+    The decisions go into an outbox of their own, which the companion ships. Entries that still cannot be read stay
+    where they are, and the command says why. It can run while the companion runs.
     """
     from paywarden.streams.companion.retry_set_aside import retry as run
 

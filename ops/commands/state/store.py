@@ -108,8 +108,8 @@ def restore(source: Source, folder: Path) -> None:
 
     For the embedded store. Stop the stream first, and move what is left of the store away. The next `paywarden stream`
     reads from the backup's offsets, and its profiles are then the same bytes as if nothing had happened. Refused if
-    Kafka no longer has the records from there on: `paywarden rebuild` makes profiles from an archive. What was erased
-    by `paywarden forget` since the backup is to be erased again.
+    Kafka no longer has the records from there on: `paywarden rebuild` makes profiles from an archive. Erase again what
+    `paywarden forget` has erased since the backup.
     """
     from paywarden.ops.times import spoken
 

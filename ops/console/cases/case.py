@@ -7,9 +7,9 @@
     proposed    verdict, note: somebody wants it closed
     closed      verdict, note                         reopened   note
 
-A case with much money takes two people to close: one proposes, another one closes. What counts is the most money that
-the case ever had, so that nobody closes a large case by making it small first. Every reader folds the events in the
-order of the topic, so two consoles agree, whoever was first.
+A case with much money takes two people to close: one proposes, another one closes. The largest amount that the case
+ever had counts: nobody closes a large case by making it small first. Every reader folds the events in the order of the
+topic, so two consoles agree, whoever was first.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ REOPENED: Final = "reopened"
 VERDICTS: Final = ("fraud", "genuine", "data_fault", "model_fault", "nothing")
 FIELDS: Final = ("title", "assigned_to", "money_minor")
 ITEMS_MAX: Final = 500
-# What an event must name. Whoever may write to the topic can write one without it.
+# What an event must name. Everyone who may write to the topic can write an event without it.
 _WANTED: Final = {LINKED: ("item",), UNLINKED: ("item",), ATTACHED: ("file", "name", "size")}
 
 

@@ -3,8 +3,8 @@
     console 1   began K ─────────────────────► act ──► answered K
     console 2            began K (counts not) ► 409               ► the answer of K
 
-1. What happens to a key are events on the topic console-events. The first `began` on the topic holds the key, for every
-   console and after any restart. A console acts only after it has read its own `began` back as the first one.
+1. The life of a key is a row of events on the topic console-events. The first `began` on the topic holds the key, for
+   every console and after any restart. A console acts only after it has read its own `began` back as the first one.
 2. `answered` has the answer. The same key with the same request gets it again, with another request 422.
 3. A refusal did nothing and frees the key: the same request may be sent again.
 4. If nobody can say whether the act was done, the key stays taken: it never acts a second time. That is so after a

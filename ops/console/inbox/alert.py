@@ -16,7 +16,7 @@ from paywarden.ops.console.rendering.templates import time_text
 from paywarden.ops.console.rendering.words import what_moved, where
 from paywarden.streams.alerts.events import alert_subject
 
-# What happened this long before and after the change began is on the time line.
+# The time line shows what happened this long before and after the change began.
 _AROUND_MS = 3 * 3_600_000
 _MOVED_MAX = 20
 # Decimal logarithms of evidence beyond what is enough.

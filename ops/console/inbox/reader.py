@@ -100,7 +100,7 @@ class AlertReader:
         while not stop.is_set():
             batch = feed.read()
             if batch.records or is_first:
-                # What was raised while nobody read is told as well; an empty database tells nothing old.
+                # Alerts that were raised while nobody read are sent as well; an empty database sends no old ones.
                 self._store.take(batch, tells=not anew)
             is_first = False
             self._held = batch.held, batch.held_since_ms

@@ -1,7 +1,7 @@
 """The page of the policy: what it is, what each rule catches, and a draft that is checked, replayed and proposed.
 
 How often a rule fires comes from a sample of the last hour's decisions, which name their rules among their reasons.
-What it has caught comes from the index of decisions and outcomes, at most a minute ago. A draft is text of `[policy]`
+Its catches come from the index of decisions and outcomes, as of at most a minute ago. A draft is text of `[policy]`
 alone. It is checked as `paywarden policy check` does, replayed on the last week's decisions (replays.py), and proposed
 to the registry, where others approve it as any version (the page of models).
 """

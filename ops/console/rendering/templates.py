@@ -134,7 +134,7 @@ def visible(value: Any) -> Any:
     Ids, names and notes come from topics that others write. A character that turns the direction of a text, or that has
     no width, would make one merchant look like another.
     """
-    # What a macro made has been through this already. Most of a page is plain, and a look at it is cheap.
+    # A macro's result has been through this already. Most of a page is plain, and a look at it is cheap.
     if not isinstance(value, str) or (value.isascii() and value.isprintable()) or isinstance(value, Markup):
         return value
     return _UNSEEN.sub(lambda found: f"[U+{ord(found[0]):04X}]", value)

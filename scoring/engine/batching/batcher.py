@@ -185,8 +185,9 @@ class AdmissionSettings:
     # The server's deadline; the caller's may be earlier. The promise is a p99 of 42 ms with the network's share.
     deadline_ms: int = 40
     # The longest estimated wait in a queue that stands, which means more load than the worker can carry. A longer queue
-    # has no more payments answered, only later: at 15 ms the p99 of answers was 20.4 ms, at 10 ms 13.5. What gathers in
-    # a moment may wait three times as long. Both are below the deadline because the estimate can be too low.
+    # has no more payments answered, only later: at 15 ms the p99 of answers was 20.4 ms, at 10 ms 13.5. Payments that
+    # come together in one moment may wait three times as long. Both are below the deadline because the estimate can be
+    # too low.
     wait_ms_max: int = 10
     # Bounds memory, however fast the worker is. A request counts as a payment for every 4 KiB, so 16 MiB wait at most.
     queue_payments_max: int = 4096

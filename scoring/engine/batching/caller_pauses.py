@@ -4,10 +4,10 @@ A refusal costs a worker some microseconds, and a caller can send faster than a 
 refusals within PAUSE_S, the fronts read no more from that caller's connections for PAUSE_S: his requests wait in the
 sockets, and TCP slows him down.
 
-After the pause his connections stand in line, and a slice of some payments is read in each turn of the loop. What the
-others wait for is the slice and its scoring, so it is a small one, although small chunks are dear. The next refusal
-begins the next pause. If none comes he may send more than small slices hold: they grow, and after 30 ms the line ends,
-as it does when nobody stands in it any more. Then all is as before.
+After the pause his connections stand in line, and a slice of some payments is read in each turn of the loop. The others
+wait for the slice and its scoring. A slice is therefore small, although small chunks are dear. The next refusal begins
+the next pause. If none comes he may send more than small slices hold: they grow, and after 30 ms the line ends, as it
+does when nobody stands in it any more. Then all is as before.
 
     noisy   8 refused ─► held 2 ms ─► in line: 2 read ─► turn ─► 2 read ─► turn ─► … 1 refused ─► held 2 ms ─► …
     quiet   not held

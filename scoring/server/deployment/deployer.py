@@ -9,7 +9,7 @@
     orders-PID.json, SIGHUP to the workers     one line in the log, one count, nothing changes
 
 1. The supervisor loads no code of a new bundle. A library that crashes takes the checker along, and nothing else.
-2. One checker runs at a time. What is asked for meanwhile is looked at once, after it has ended: a storm of signals
+2. One checker runs at a time. Requests that come meanwhile lead to one look after it has ended: a storm of signals
    costs one look more.
 3. A release that was checked before is not checked again: as long as its files are the same (path, inode, time and
    size), nothing is forked. A way back is therefore a few looks at files, and one small file that is written.
@@ -378,7 +378,7 @@ class Deployer:
         now, active = self._orders, keys["active"]
         previous = keys.get("previous", "")
         if not (self._runtime / DEPLOYMENT).exists():
-            # What served until now is the way back.
+            # The release that served until now is the one to go back to.
             previous = now.active if active != now.active else now.previous
         orders = Orders(
             now.generation,

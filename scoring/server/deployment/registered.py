@@ -5,7 +5,7 @@
 1. A process that has changed this host's copy of the log calls `update`: the companion after each look at the topic,
    and the commands that promote, roll back or abort. It depends on the log alone, so it does not matter who comes
    first.
-2. One process at a time reads the log and writes the file. What is read later is written later.
+2. One process at a time reads the log and writes the file. A later state of the log is therefore written later.
 3. A release that the file names already is not checked again, and one that is ready is taken from there if its files
    are gone: a way back must not fail because somebody tidied up.
 4. If the candidate cannot be found, the champion decides about its cards. It is looked for again, at first after
@@ -86,7 +86,7 @@ class RegisteredDeployment:
         with LineFile(self._file).locked():
             before = self._states()
             is_new = self._write()
-        # What came into the log meanwhile is read the next time.
+        # Entries that came into the log meanwhile are read the next time.
         self._seen = [*before[:-1], file_state(self._file)]
         self._again_at = self._now_s() + self._again_s
         self._again_s = min(2 * self._again_s, AGAIN_S_MAX)

@@ -163,9 +163,9 @@ def read_orders(path: Path) -> Orders:
 def write_orders(path: Path, orders: Orders) -> None:
     """Replace the file in one step. Raises OSError."""
     unfinished = path.with_suffix(".unfinished")
-    # What an earlier write has left may be anything.
+    # An earlier write may have left anything there.
     unfinished.unlink(missing_ok=True)
-    # Private from the start. Whoever takes permissions away later changes the file, as if somebody had damaged it.
+    # Private from the start. To take permissions away later changes the file, as if somebody had damaged it.
     with open(os.open(unfinished, _NEW, 0o600), "w", encoding="utf-8") as file:
         json.dump(asdict(orders), file)
     os.replace(unfinished, path)

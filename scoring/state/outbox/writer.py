@@ -206,7 +206,7 @@ class OutboxWriter:
         if self._reserved >= self._end + max(size, ahead // 2):
             return
         if self._reserved > self._end:
-            # What was reserved last is used up by half.
+            # Half of the part that was reserved last is used up.
             self._ahead_bytes = min(2 * self._ahead_bytes, _AHEAD_BYTES_MAX)
         try:
             try:
@@ -247,7 +247,7 @@ class OutboxWriter:
         finished, self._fd, self._base = self._fd, fd, self._end
         self._reserved = self._base
         self._begins_segment = False
-        # Whatever closing reports, the descriptor is closed.
+        # The descriptor is closed even if `close` reports an error.
         with suppress(OSError):
             os.close(finished)
 

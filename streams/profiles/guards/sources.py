@@ -1,8 +1,8 @@
 """Make sure that a worker reads the topics which the offsets in its store belong to (streams/kafka/source_register.py).
 
 The worker compares before it joins its group, before it processes the first records of an assignment, and every ten
-seconds. In between the client tells when the broker does not have the next offset. So no record of another topic is
-processed under an offset of the old one.
+seconds. In between the client tells when the broker does not have the next offset. No record of another topic is
+therefore processed under an offset of the old one.
 """
 
 from __future__ import annotations

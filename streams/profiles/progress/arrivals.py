@@ -2,7 +2,7 @@
 
 A topic with `message.timestamp.type=LogAppendTime` has the broker's time in every record. In any other topic the time
 is the producer's: a clock an hour ahead would make old profiles look fresh, one behind would make fresh ones look old.
-So the worker notes every two seconds where each partition ends, by its own clock (a *mark*):
+The worker therefore notes every two seconds where each partition ends, by its own clock (a *mark*):
 
     12:00:02   payments/3 ends at 100       a record at offset 120 reached Kafka
     12:00:04   payments/3 ends at 150       between 12:00:02 and 12:00:04

@@ -1,7 +1,7 @@
 """Find how complete the profiles are, by questions to the broker alone: no record travels with the payments for it.
 
-The group commits an offset only after everything that comes of the records before it is written. So whoever sees that
-the group has committed to where a topic ended knows that these records are through:
+The group commits an offset only after everything that comes of the records before it is written. If the group has
+committed up to where a topic ended, its records up to there are through:
 
     at T    payments ends at 120, 98 …           "every payment from before T is before these"
     wait    the group has committed these        their frames are on the repartition topics
