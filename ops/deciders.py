@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from paywarden.scoring.engine.recomputed import Outcome
 
 WHO = ("rollout", "arm", "propensity", "caller", "variant", "profile_set", "catalogue_digest")
-"""Fields of a decision that say with what it was made."""
+"""Fields of a decision that name the version, the arm and the caller behind it."""
 _TOLD = ("decision_id", "decided_time_ms", "model_version", "bundle_digest", "policy_digest", *WHO, "flags")
 
 

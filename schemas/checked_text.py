@@ -3,7 +3,7 @@
     {"active": "b-41"}
     8c736521
 
-A bit that is other than it was could make another number of what is still JSON.
+One flipped bit could turn a number into another number, and the text would still be JSON.
 """
 
 from __future__ import annotations

@@ -122,10 +122,10 @@ class PaymentField:
     `size_max` is the most bytes of UTF-8 that a text may have; `minimum` and `maximum` bound a number. `differs` says
     where readers differ on purpose, and why. With `column_may_lack` a Parquet file need not have the column.
 
-    A declared field also has these. `number` is its own for ever: records of it keep their meaning when other fields
-    come and go. `decimals` are the digits after the point that a DECIMAL keeps: its bounds are in units of the last
-    one (minimum -9_000 with 2 decimals is -90.00). `unit` says what a number counts, `among` which values of a text
-    are known. The value of a personal field is never logged or shown.
+    A declared field also has these. `number` never changes: records with the field keep their meaning when other fields
+    come and go. `decimals` are the digits after the point that a DECIMAL keeps: its bounds are in units of the last one
+    (minimum -9_000 with 2 decimals is -90.00). `unit` says what a number counts, `among` which values of a text are
+    known. The value of a personal field is never logged or shown.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The digest of a catalogue: it changes with what any feature means and with the order of the features."""
+"""The digest of a catalogue: it changes with the meaning of any feature and with the order of the features."""
 
 from __future__ import annotations
 

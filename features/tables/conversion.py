@@ -39,7 +39,7 @@ from paywarden.schemas.errors import Misconfigured
 REFUSED_FILE = "refused.csv"
 EXAMPLES = 3
 """How many rows of each reason are named."""
-# Before so many rows nobody can say which share of a table will be refused.
+# The share of refused rows is judged only after this many rows.
 _ROWS_TO_ESTIMATE = 100_000
 _REASONS_MAX = 200
 _USED_TWICE = Reason("", "payment_id", "is that of an earlier row with other values")

@@ -6,7 +6,8 @@
 
 `load_bundle` parses the model's text and computes checksums: some 100 ms of Python, in which a worker would answer
 nobody. A process beside the workers does that once (`prepare_bundle`). A worker then reads the library and the
-arrays (`load_prepared`). The copy matters: what was checked is what is loaded, whatever happens to the bundle later.
+arrays (`load_prepared`). The copy matters: the process loads the very bytes that were checked, whatever happens to the
+bundle later.
 
 A worker answers payments while a thread of it loads. The loading is therefore many steps of some tenths of a
 millisecond, and the thread rests between them. The arrays and the explainer's records have pages of their own: a bundle
@@ -57,7 +58,7 @@ _PREPARED, _COPY = "prepared.json", "bundle"
 _TREES = ("nodes", "thresholds", "changes", "roots", "sets", "set_bounds")
 # Golden vectors that the loading process tries: enough to touch the pages of the library.
 _TRIED_ROWS = 64
-# A checksum of so many bytes takes a tenth of a millisecond.
+# A checksum of this many bytes takes a tenth of a millisecond.
 _STEP_BYTES = 1 << 18
 
 

@@ -1,8 +1,8 @@
 """Measure how far whole distributions lie from the training window: of the score, of features, of the traffic's mix.
 
 The detectors (models/drift/detectors.py) say how certain a change is, against expectations that follow slow changes of
-features and traffic. This module says how far the decisions of some days lie from what the model was trained on,
-however slowly they got there.
+features and traffic. This module measures how far the decisions of some days lie from the training data, however slowly
+they moved away.
 
     subject          histogram                         distance
     score            payments by score bin             psi      population stability index

@@ -70,7 +70,7 @@ def _summed(values: F64, starts: npt.NDArray[np.intp]) -> F64:
 
 def _variance_of_mean(squared_weights: F64, distance: F64, total: float) -> float:
     """Returns the variance of a weighted mean; NaN if it rests on one payment."""
-    # The payments of one weight that would be as certain: what is left of them behind the mean is one fewer.
+    # The number of payments of equal weight that would be as certain. The mean takes one of them away below.
     size = total**2 / float(squared_weights.sum())
     if size <= 1.0:
         return float("nan")

@@ -13,7 +13,7 @@ FRAUDS_FEW = 20
 """Figures of fewer frauds are marked, or given with their interval."""
 
 DELONG_PAYMENTS_MIN = 100
-"""From so many payments of each class on, the spread of scores is known well enough to go by it alone.
+"""From this many payments of each class on, the spread of scores alone is a good enough estimate.
 
 With scores of normal distributions and a true area of 0.99, intervals by DeLong hold it in 80 % of draws with 20
 frauds, in 90 % with 50, in 92 % with 100 and in 94 % with 300. Those by Hanley and McNeil do in more than 99 %, and are

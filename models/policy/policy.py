@@ -327,7 +327,7 @@ class Policy:
 
 
 def policy_digest(settings: PolicySettings, lists: Mapping[str, Set[str]]) -> str:
-    """Returns the sha256 of what a policy says, 64 hex digits. `lists`: from `read_lists`.
+    """Returns the sha256 of a policy's content, 64 hex digits. `lists`: from `read_lists`.
 
     Equal digests mean equal policies, from whichever file. Settings that have their default do not count, so a setting
     that a later release adds changes no digest. The bundle's thresholds belong to the bundle's digest.

@@ -48,7 +48,7 @@ def problems_of(
 
 
 def _moved(log: RegistryLog, noted: tuple[str, str], where: str) -> list[str]:
-    # A head that is gone is told as that.
+    # A missing head is reported as missing.
     if log.has_noted(noted) or not log.has_noted((noted[0], "")):
         return []
     return [

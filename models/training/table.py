@@ -81,7 +81,7 @@ class TrainingTable:
 class LabelRules:
     """What counts as a payment's label."""
 
-    # The last outcome known so many days after the window's last day.
+    # The last outcome that is known `delay_days` after the window's last day.
     delay_days: int
     # What a payment without an outcome is, as in the setting `unknown_labels` of [training].
     unknown: str = GENUINE

@@ -28,7 +28,7 @@ PARTITIONS_MAX = 64
 UNEVEN = 1.2
 """How much more than its share of the shards the fullest host has (python -m perf.shards)."""
 _DAY_S = 86_400
-# A worker of its own for so many partitions at least, so that work spreads evenly.
+# A worker has at least this many partitions, so that work spreads evenly.
 _PARTITIONS_PER_WORKER = 2
 
 

@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 AUDIT_SUBJECT, HEAD = "audit", "head"
 _EVERY_S, _RETRY_S = 3600.0, 10.0
 _ROLES = frozenset({Role.AUDITOR})
-# An entry has some 400 bytes: the page reads so many entries in a tenth of a second.
+# An entry has some 400 bytes: the page reads this many in a tenth of a second.
 _COUNT, _COUNT_MAX = 100, 10_000
 _SHOWN_MAX = 500
 _EFFECT = "Nothing can be done, and no sensitive field be shown, until it can be written."

@@ -3,7 +3,7 @@
 Topics can rebuild everything in it but sessions, whose loss means that people log in again. A writer that is killed
 leaves the last whole transaction (WAL).
 
-A file that is removed or replaced while the console runs is told by each page: SQLite would go on in a file without a
+If the file is removed or replaced while the console runs, each page says so: SQLite would go on in a file without a
 name, and new threads in an empty one.
 
 Each thread has a connection of its own. `DATABASE_VERSION` names the form of the tables: a file of another form is

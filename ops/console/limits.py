@@ -23,7 +23,7 @@ def network_of(address: str) -> str:
 
 
 class RateLimit:
-    """`count` events in `per_s` seconds for each key, and then as many as the time brings. Thread-safe."""
+    """`count` events in `per_s` seconds for each key; after that, one each `per_s / count` seconds. Thread-safe."""
 
     def __init__(self, count: int, per_s: float) -> None:
         self._count, self._per_s = float(count), per_s

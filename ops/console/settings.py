@@ -50,7 +50,7 @@ class ConsoleSettings:
     # Health addresses of the processes that the page Health asks, such as http://10.0.0.7:9102. Their name may stand
     # before: stream=http://10.0.0.7:9102.
     processes: tuple[str, ...] = ()
-    # Where new and changed alerts and cases are told, signed. Empty: nowhere.
+    # Where signed messages about new and changed alerts and cases go. Empty: nowhere.
     webhooks: tuple[str, ...] = ()
     # The file of the key that signs webhooks, at least 32 bytes.
     webhook_key_file: str = ""

@@ -180,7 +180,10 @@ class Patience:
         self._done: object = None
 
     def goes_on(self, missing: str, done: object = None) -> bool:
-        """Note what is missing, and what is done. Returns False after `timeout_s` in which no more was done."""
+        """Note which processes are missing, and which are done.
+
+        Returns False after `timeout_s` in which no more was done.
+        """
         now_s = self._now_s()
         if done != self._done:
             self._since_s, self._done = now_s, done

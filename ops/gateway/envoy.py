@@ -184,7 +184,10 @@ def _connection_manager(description: GatewayDescription, kind: str) -> _Json:
 
 
 def _mappers(kind: str) -> list[_Json]:
-    """Returns how Envoy words its own answers. A failed connection (502) is told as 503, like a host that is away."""
+    """Returns how Envoy words its own answers.
+
+    A failed connection (502) is answered with 503, like a host that is away.
+    """
     known = {refusal.status: refusal for refusal in REFUSALS}
     return [_mapper(kind, refusal.status, refusal) for refusal in REFUSALS] + [_mapper(kind, 502, known[503])]
 

@@ -3,7 +3,7 @@
     {"time":"2026-11-27T12:00:00.123Z","client":"checkout","route":"v1/score","status":200,"ms":1,"host":"10.0.0.1:8080",
      "request_id":"…","traceparent":"00-…-01","request_bytes":211,"answer_bytes":240,"why":"-"}
 
-The path is told by the route's name, because a caller chooses the path. A traceparent stands there only in its right
+The route's name stands for the path, because a caller chooses the path. A traceparent stands there only in its right
 form.
 """
 

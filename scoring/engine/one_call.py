@@ -8,7 +8,7 @@ Here one call does all of it (scoring/engine/chunk_call.py). Answers, records an
 
 1. `OneCall.score` does a chunk whose scoring is usual: at most ROWS_MAX payments, a native model that works, a policy
    without conditions, no candidate, no exploration, a mirror of all cards whose functions compiled code can call. With
-   an overlay the call adds what is pending to the profiles, and makes the chunk's payments pending once their records
+   an overlay the call adds pending payments to the profiles, and makes the chunk's payments pending once their records
    are appended.
 2. Only the policy's part of payments that are not approved is Python, between the two halves of the call.
 3. If a request is unusual, nothing was done, and the answer is None: decoder and scorer begin anew.

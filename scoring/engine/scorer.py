@@ -77,7 +77,7 @@ class ScorerOptions:
     # The decision cache. Without it a repeated payment is decided anew.
     answered: DecisionCache | None = None
     stages: StageTimes | None = None
-    # Approves a small random share of what would be declined; None: nothing.
+    # Approves a small random share of the payments that would be declined; None: no payment.
     exploration: Exploration | None = None
     # Without it, payments see what the mirror has. It must have room for ROWS_MAX payments.
     overlay: Overlay | None = None

@@ -1,4 +1,4 @@
-"""The features of a chunk's payments: the profiles that the mirror has, what is pending in the overlay, and the kernel.
+"""The features of a chunk's payments, from the mirror's profiles and the overlay's pending payments, by the kernel.
 
 payments ─► profiles of the mirror ─► + pending payments of this host ─► one row of features each, and its flags
 """

@@ -62,8 +62,8 @@ class Tokens:
     def caller_of(self, authorization: bytes | None) -> bytes | None:
         """Returns the name of the caller whose token an Authorization header holds; None when it holds none of them.
 
-        The time it takes does not depend on how many there are, and tells nothing of a token: what is looked up is its
-        hash, which nobody can choose.
+        The time it takes depends neither on the number of tokens nor on their text: the table is keyed by a hash, which
+        nobody can choose.
         """
         if authorization is None or authorization[: len(_SCHEME)].lower() != _SCHEME:
             return None

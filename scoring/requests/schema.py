@@ -4,8 +4,8 @@
     RequestSchema(plan.fields)           these, and those that the project declares
 
 A request's bytes begin with the fields that every payment has; the declared ones follow, since their numbers are above
-100. The outbox and the decisions keep the first part alone: nobody reads the others there, and what is not kept cannot
-leak. Conditions of the policy see all fields, while the payment is decided (`DeclaredPayment`).
+100. The outbox and the decisions keep the first part alone: nobody reads the others there, and a field that is not kept
+     cannot leak. Conditions of the policy see all fields, while the payment is decided (`DeclaredPayment`).
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class HangDetector:
         self.begin(0)
 
     def begin(self, beats: int) -> None:
-        """Note that a new process was started when there were so many beats."""
+        """Note that a new process was started at this number of beats."""
         self._beats, self._looks, self._has_beaten = beats, 0, False
 
     def look(self, beats: int) -> bool:

@@ -55,7 +55,7 @@ class Taken:
 
     sockets: Mapping[str, list[socket.socket]]
     admin_port: int
-    # Numbers of the earlier host's workers: from the first on, so many.
+    # The numbers of the earlier host's workers: the first number, and how many workers there are.
     earlier: range
     connection: socket.socket
     # Whether the earlier host asks for the catalogue of whoever takes over.
@@ -179,7 +179,7 @@ class Desk:
         with contextlib.suppress(BlockingIOError):
             caller, _ = self._listener.accept()
             if self._caller is not None:
-                # The process that asked before is given up: it may be gone, or wait for ever.
+                # An earlier process that asked is given up: it may be gone, or hang.
                 self._caller.close()
             caller.setblocking(False)
             self._caller = caller

@@ -61,7 +61,8 @@ _log = logging.getLogger(__name__)
 
 # The exit status of a worker that a bug ended.
 BUG = 70
-# An idle worker tries its disk in one round of so many, every five seconds: the next payment may have to wait for it.
+# An idle worker tries its disk in one of this many rounds, every five seconds: the next payment may have to wait for
+# it.
 _DISK_TRIED_EVERY = 10
 # The host has no descriptor, memory or disk left: that is no bug, and ends when there is room.
 _WANT_OF_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT})

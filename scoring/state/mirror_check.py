@@ -3,8 +3,8 @@
     worker ──dies in a look-up──► its place in the mirror is left over
     companion ──frees the place──► `begin` ──► python -m paywarden.scoring.state.mirror_check ──► `damage`
 
-1. Writing finds damage only in the pages that it touches. A worker that meets it elsewhere dies, and so does the one
-   that is started in its place, for ever. A place that a dead reader has left over is the sign.
+1. Writing finds damage only in the pages that it touches. A worker that meets it elsewhere dies, and so does each one
+   that is started in its place. A place that a dead reader has left over is the sign.
 2. The process reads every record in order, and compares their number with what the mirror says.
 3. A mirror that it cannot read to the end, or that ends it, is damaged. The companion fills a new one. If anything else
    ends the process, such as a kill, nothing is known.

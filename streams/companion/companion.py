@@ -87,7 +87,7 @@ _IDLE_S, _MOVING_S = 0.5, 0.2
 _FILL_BATCH = 10_000
 # The pause before it looks again for a missing store, or for the end of a swap of profile sets.
 _LOOK_AGAIN_S = 1.0
-# Counts and outcomes are settled over minutes; ten seconds is a tenth of what they wait for decisions.
+# Counts and outcomes settle over minutes: ten seconds are a tenth of their wait for decisions.
 _DECISIONS_EVERY_MS_MAX = 10_000
 _VARIANT = re.compile(r"[A-Za-z0-9._-]{0,64}")
 

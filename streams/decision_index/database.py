@@ -178,7 +178,7 @@ class DuckDbDatabase:
         except OSError as error:
             raise Misconfigured(f"the index {path} cannot be opened: {error.strerror}") from error
         if path.exists() and not path.is_file():
-            # DuckDB would wait for ever for somebody to write to a named pipe.
+            # DuckDB would wait without end for somebody to write to a named pipe.
             raise Misconfigured(f"the index {path} cannot be opened: wanted a regular file, or none")
         try:
             self._connection = self._connected()

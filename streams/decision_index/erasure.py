@@ -4,9 +4,9 @@
                              ──►  the index        c7's decisions until 12:00 go; `forgotten` has the hash and the time
     --rebuild                ──►  decisions of c7 come from their topic again, and are passed over
 
-The event and the index hold hashes of ids, never an id. Erasures and decisions may be read in any order: an erasure
-takes out what is in, and what comes later is compared with all erasures. A decision of after the erasure is in the
-index, as a payment of after it begins a new profile.
+The event and the index hold hashes of ids, never an id. Erasures and decisions may be read in any order. An erasure
+removes the rows that are in the index, and each later row is compared with all erasures. A decision of after the
+erasure is in the index, as a payment of after it begins a new profile.
 
 Outcomes and verdicts name a payment alone. The index therefore remembers the hashes of the payments that it passed
 over.

@@ -103,7 +103,7 @@ class IndexFiller:
         now_ms: Callable[[], int],
         keep_ms: int = 400 * 86_400_000,
     ) -> None:
-        """`keep_ms`: what is older leaves the index."""
+        """`keep_ms`: older decisions leave the index."""
         self._keep_ms, self._expired_at_ms = keep_ms, 0
         self._index, self._queue, self._clients, self._now_ms = index, queue, clients, now_ms
         self._decoders = {clients.topic(name): (name, Decoder(name, ids)) for name in TOPICS}
@@ -187,7 +187,7 @@ class IndexFiller:
         self.close()
 
     def expire(self) -> None:
-        """Takes out what is too old, at most once in an hour."""
+        """Removes decisions that are too old, at most once an hour."""
         now_ms = self._now_ms()
         if now_ms - self._expired_at_ms >= HOUR_MS:
             self._index.expire(now_ms - self._keep_ms)

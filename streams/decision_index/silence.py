@@ -1,7 +1,7 @@
 """Ends the wait for a server that says nothing.
 
-`statement_timeout` is kept by the server. A server that is frozen, or behind a network that drops everything, keeps
-nothing: its client would wait for ever, and with it the page of an analyst.
+`statement_timeout` is kept by the server. A server that is frozen, or behind a network that drops everything, never
+answers: its client would wait without end, and with it the page of an analyst.
 
     begin ──► answer within `limit_s` ──► end           nothing happens
     begin ──► silence ──► the socket is shut down ──► the client's wait ends with an error: `Silent`

@@ -16,8 +16,8 @@ decision from the future: `take` compares its time with the clock.
 
 A version is the model's version. For hosts that serve a variant it is "VERSION/VARIANT", which is counted, watched and
 reported as a version of its own. A *model* is a version together with the binning its decisions are counted in. If no
-bundle of a version is known, its scores are counted in a grid of our own, without features. That is enough to learn
-what is usual.
+bundle of a version is known, its scores are counted in a grid of our own, without features. That is enough to learn the
+baseline.
 """
 
 from __future__ import annotations

@@ -53,7 +53,8 @@ class TrainingComparisonSettings:
     outside_min: float = 0.05
     # A week with fewer payments of a subject says nothing.
     payments_min: int = 1000
-    # An open alert is sent again after this many days, then after twice as many, and so on, at most so many times.
+    # An open alert is sent again after this many days, then after twice as many, and so on, at most `reminders_max`
+    # times.
     remind_days: int = 7
     reminders_max: int = 4
 

@@ -59,7 +59,7 @@ _QUIET_SHARE = 0.5
 _ORDERED_TIMES = 2
 # Weeks of the training window that lie this far from it say that a feature is a clock: it leaves the window by itself.
 _CLOCK_PSI = 1.0
-# A warning and a critical alert need so many times `outside_min` of the payments outside.
+# A warning and a critical alert need this many times `outside_min` of the payments outside.
 _WARNING_TIMES, _CRITICAL_TIMES = 2, 4
 # The mix explains a move if less than this share of its PSI is left once the mix is taken into account.
 _LEFT_MAX = 0.5

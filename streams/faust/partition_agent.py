@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# With so many records between the client and this agent, no more are fetched. One more fetch may come.
+# With this many records between the client and this agent, no more are fetched. One more fetch may come.
 _WAITING_MAX = 8192
-# The event loop turns after so many records.
+# The event loop gets a turn after this many records.
 _SLICE = 250
 _RETRY_S = 1.0
 _LOG_EVERY_S = 10.0

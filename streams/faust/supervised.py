@@ -1,7 +1,7 @@
 """Run blocking work in a thread of its own, as a service of the app: started with the app, stopped with it.
 
 The work is never started again within the process. After an exception nobody knows its state, so the process ends. The
-supervisor of the host's processes (systemd, Kubernetes) starts a new one, which begins at what is committed.
+supervisor of the host's processes (systemd, Kubernetes) starts a new one, which begins at the committed offsets.
 """
 
 from __future__ import annotations

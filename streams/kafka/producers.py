@@ -13,7 +13,7 @@ from paywarden.streams.kafka.client import MESSAGE_BYTES_MAX, KafkaSettings, com
 
 # A broker limits the compressed size of a record, a client the uncompressed size. A record of megabytes may have come
 # in as kilobytes, and its dead letter must go out the same way. This is less than a producer's queue holds: a larger
-# record would wait for room in the queue for ever.
+# record would wait for room in the queue without end.
 UNPACKED_BYTES_MAX = 200_000_000
 
 

@@ -8,7 +8,7 @@ Every `[models] sync_s` seconds, in a thread of the companion:
    opens it anew in the next round. A file of people that has changed is read again in the same way.
 4. A fork is such a failure: nothing is changed until somebody has looked.
 
-A failure keeps the workers with what they know. It does not end the companion and does not make it unready.
+After a failure the workers go on with what they have. It does not end the companion and does not make it unready.
 """
 
 from __future__ import annotations

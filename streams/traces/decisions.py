@@ -17,7 +17,7 @@ _WAIT_S = 0.5
 
 
 class DecisionRecords:
-    """Records of the topic, and the commits of what has been worked in. Not thread-safe."""
+    """Records of the topic, and the commits of the processed ones. Not thread-safe."""
 
     def __init__(self, kafka: KafkaSettings, group_id: str, count_max: int) -> None:
         self._consumer, self._count_max = make_consumer(kafka, group_id=group_id), count_max

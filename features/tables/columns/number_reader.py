@@ -64,7 +64,7 @@ class NumberReader:
             texts = pc.if_else(pc.match_substring(texts, form.thousands), "no number", texts)
         if form.decimal != ".":
             texts = pc.replace_substring(texts, form.decimal, ".")
-        # Python's and Arrow's readers of numbers differ in what they take beside this.
+        # Python's and Arrow's readers of numbers also accept other forms, and differ in them.
         is_number = pc.match_substring_regex(texts, r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?$")
         plain = pc.if_else(is_number, pc.utf8_ltrim(texts, "+"), pa.scalar(None, pa.string()))
         return plain.cast(pa.float64()), flags_of(pc.invert(is_number.fill_null(True)))

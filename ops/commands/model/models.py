@@ -350,7 +350,7 @@ def _file_problems(registry: Registry, state: State) -> list[str]:
             try:
                 registry.store.folder(kind, digest, part.files)
             except Misconfigured as error:
-                # A store that does not answer is no proof: the rest is told all the same.
+                # A store that does not answer proves nothing: the rest is checked all the same.
                 found.append(str(error))
     return found
 

@@ -76,7 +76,7 @@ def rebuild(source: Source, from_beginning: bool, from_time: str | None, resume:
 
 
 def _new_name(now_ms: int) -> str:
-    """Returns a name made of the time, to the second: some stores keep names for ever, and they sort by time."""
+    """Returns a name made of the time, to the second: some stores never forget a name, and these names sort by time."""
     return "b" + datetime.fromtimestamp(now_ms / 1000, UTC).strftime("%Y%m%d%H%M%S")
 
 

@@ -72,9 +72,9 @@ def backtest(
     It is the stream's own detection, on the clock of the decisions: a month takes minutes. It needs no broker and no
     store.
 
-    --inject changes decisions from a day on, to see whether and how soon that is told: score=0.4@2026-03-01 multiplies
-    scores, feature:NAME=0@DAY sets a feature, channel=app@DAY+30d moves payments to another channel, country or mcc.
-    With +30d the share of changed payments grows over 30 days.
+    --inject changes decisions from a day on, to see whether and how soon an alert comes: score=0.4@2026-03-01
+    multiplies scores, feature:NAME=0@DAY sets a feature, channel=app@DAY+30d moves payments to another channel, country
+    or mcc. With +30d the share of changed payments grows over 30 days.
     """
     from paywarden.models.drift.detectors import HOUR_MS
     from paywarden.streams.alerts.alerts import State

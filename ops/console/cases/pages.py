@@ -311,7 +311,7 @@ class Cases:
 def _line_of(case: Case, event: ConsoleEvent) -> Change | None:
     """Returns what an event became in the history of its case; others' events may stand behind it. None: not read yet.
 
-    The last one of several: who sends an act twice is told how the second one ended.
+    The last one of several: a caller who sends an act twice learns how the second one ended.
     """
     of_event = (event.time_ms, event.by, event.kind)
     return next((one for one in reversed(case.history) if (one.time_ms, one.by, one.kind) == of_event), None)

@@ -8,9 +8,9 @@
    next; it gives at most QUANTUM payments, and its due moves on by as many. A queue that was empty begins at the time
    at which the others are, so nobody saves up while he is away (start-time fair queueing; Goyal, Vin, Cheng 1996). A
    large batch moves the due far: its caller then sits out what he has had too much.
-2. A chunk ends before a caller who has more waiting than the chunk has: he would more than double what the others in
-   it wait for. One payment beside a heap is therefore a chunk of one. This costs a chunk's fixed part, so `take` can
-   also be told to fill chunks: that is for a worker that has more to do than it can.
+2. A chunk ends before a caller who has more payments waiting than the chunk holds: he would more than double the time
+   that the others wait. One payment beside a heap is therefore a chunk of one. This costs a chunk's fixed part, so
+   `take` can also be told to fill chunks: that is for a worker that has more to do than it can.
 3. A caller has a share of each limit: the whole if he is alone, half of it if there are two. A caller who fills his
    share is refused; the others do not notice.
 4. With a single caller this is one queue with the whole of every limit. That is also the case without tokens and

@@ -15,7 +15,7 @@ _COST_JUMP_MAX = 8.0
 _SMALL_CHUNK_FACTOR_MAX = 4.0
 # Calls that gather in a moment may wait this many times `wait_ms_max`, but at most this share of the deadline.
 _BURST_FACTOR, _BURST_DEADLINE_SHARE = 3.0, 0.75
-# A queue stands when it has become no shorter in so many of these times of work, one after the other. In the first one
+# A queue stands when it has become no shorter in this many of these times of work in a row. In the first one
 # it has become longer in any case: that is how it came to be.
 _LOOK_S, _LOOKS = 0.01, 2
 # It also stands when the worker has worked for this long without having emptied it. At half load what gathers in a stop

@@ -41,6 +41,6 @@ class OutboxSettings:
     total_bytes_max: int = 1024 * 1024 * 1024
     fsync: str = "never"
     fsync_interval_ms: int = 200
-    # The most bytes, for each worker, of what its outbox holds and nobody can read. Beyond it the companion stops
+    # The most bytes of unreadable entries that each worker's outbox may hold. Beyond it the companion stops
     # shipping this worker's decisions. A damaged segment may be set aside whole, so it is four of them.
     set_aside_bytes_max: int = 256 * 1024 * 1024

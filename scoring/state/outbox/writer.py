@@ -369,7 +369,7 @@ class _Syncer:
                 sync_folder(self._directory)
             self.synced = reached
         except OSError as error:
-            # The kernel drops a page it could not write, so from here on it is unknown what is on disk.
+            # The kernel drops a page that it could not write: from here on the content of the disk is unknown.
             self.failure = f"outbox: sync failed: {error.strerror}"
         for fd in finished:
             with suppress(OSError):
