@@ -147,6 +147,18 @@ def test_a_prepared_bundle_with_a_file_of_something_else_is_refused(tmp_path: Pa
         load_prepared(folder)
 
 
+def test_a_machine_that_gives_golden_vectors_another_score_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every file is whole then, and a processor does sums in another way."""
+    folder = prepared(small_world.trained_bundle(), tmp_path / "ready")
+    kind = type(load_prepared(folder).bundle.predictor)
+    right = kind.margins
+    monkeypatch.setattr(kind, "margins", lambda self, rows: np.nextafter(right(self, rows), np.inf))
+    with pytest.raises(BundleRefused, match="golden vectors get another score"):
+        load_prepared(folder)
+
+
 def test_what_the_check_refuses_is_named_by_the_bundles_own_path(tmp_path: Path) -> None:
     copy = small_world.copied_bundle(tmp_path)
     with pytest.raises(BundleRefused, match=f"bundle {copy}: it was trained with the feature catalogue"):
