@@ -531,7 +531,7 @@ class MicroBatcher:
                 chunk.requests, self._now_ms(), chunk.batches, chunk.arrivals, chunk.callers, chunk.traces
             )
         except Exception as error:  # noqa: BLE001 - the scorer tries again, and finds the request that has the bug
-            self._bugs.note(error, "scoring a chunk")
+            self._bugs.note(error, "scoring a chunk", _only(chunk.callers), _only(chunk.traces))
             return None
 
     def _asks_again(self, call: Call, weight: int) -> bool:
@@ -554,14 +554,14 @@ class MicroBatcher:
         except TemporaryFailure as error:
             return [refusal_of(error)] * len(payments)
         except Exception as error:  # noqa: BLE001 - a bug in one request must not end the worker for all others
-            trace = payments.traces[0] if len(set(payments.traces)) == 1 else b""
-            self._bugs.note(error, "scoring", payments.callers[0] if len(set(payments.callers)) == 1 else b"", trace)
-            units = list(units_of(len(payments), batches))
+            units, answers = list(units_of(len(payments), batches)), list[bytes | Refusal]()
             if len(units) == 1:
-                return [_BUG] * len(payments)
-            answers: list[bytes | Refusal] = []
-            for unit in units:
-                answers += self._score(payments.chosen(unit), [range(len(unit))] if unit in batches else ())
+                answers += [_BUG] * len(payments)
+            else:
+                for unit in units:
+                    answers += self._score(payments.chosen(unit), [range(len(unit))] if unit in batches else ())
+            # A bug is logged once, and by now with the name of the caller whose payment has it.
+            self._bugs.note(error, "scoring", _only(payments.callers), _only(payments.traces))
             return answers
 
 
@@ -588,6 +588,11 @@ def units_of(count: int, batches: Sequence[range]) -> Iterator[range]:
         if batch:
             yield batch
         place = batch.stop
+
+
+def _only(names: Sequence[bytes]) -> bytes:
+    """Returns the name that all of these are; empty if they differ."""
+    return names[0] if len(set(names)) == 1 else b""
 
 
 def _weight_of_batch(call: Call) -> int:

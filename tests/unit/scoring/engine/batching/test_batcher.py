@@ -229,10 +229,10 @@ def test_a_temporary_failure_of_the_scorer_refuses_all_its_payments(error: Excep
 def test_a_bug_fails_only_its_own_request_and_its_text_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     world = World()
     world.scorer.bad["b"] = ValueError("card-secret")
-    world.run(lambda: [world.ask("a"), world.ask("b"), world.ask("c")])
+    world.run(lambda: [world.ask("a"), world.ask("b", caller=b"checkout"), world.ask("c", caller=b"wallet")])
     assert world.sent == [[["a"]], [["internal"]], [["c"]]]
     assert len(caplog.records) == 1
-    assert "ValueError" in caplog.text
+    assert "bug while scoring for checkout: ValueError at" in caplog.text
     assert "card-secret" not in caplog.text
 
 
