@@ -123,6 +123,40 @@ def test_markers_must_outlive_profiles_on_a_community_server(cluster: StandInClu
     assert findings(cluster, marker_days=92) == []
 
 
+ONE_COPY = {"effective_replication_factor": "1"}
+
+
+@pytest.mark.parametrize(
+    ("of_namespace", "build", "level", "what"),
+    [
+        ({}, "5.7.0.31", ERROR, "an old server on {node}"),
+        ({**ONE_COPY, "replication-factor": "1"}, None, WARNING, "a record has a single copy"),
+        ({"ns_cluster_size": "2"}, None, WARNING, "the nodes differ about the cluster's size"),
+        ({"clock_skew_stop_writes": "true"}, None, ERROR, "clock_skew_stop_writes on {node}"),
+        ({"storage-engine": "memory"}, None, WARNING, "the namespace is in memory alone on {node}"),
+    ],
+)
+def test_what_a_node_says_of_itself_is_looked_at(
+    cluster: StandInCluster, of_namespace: dict[str, str], build: str | None, level: str, what: str
+) -> None:
+    with closing(AerospikeStore(quick_settings(*cluster.hosts))) as store:
+        first, *others = store.reports()
+        settings = secured(store.settings)
+    kept = {name: said for name, said in first.namespace.items() if not name.startswith("storage-engine.device")}
+    odd = replace(first, namespace=kept | of_namespace, build=build or first.build)
+    (finding,) = examine([odd, *others], settings)
+    assert (finding.level, finding.what) == (level, what.format(node=first.name))
+    assert examine([first, *others], settings) == []
+
+
+def test_nodes_without_the_namespace_and_no_node_at_all_are_errors(cluster: StandInCluster) -> None:
+    with closing(AerospikeStore(quick_settings(*cluster.hosts))) as store:
+        reports, settings = [replace(report, namespace={}) for report in store.reports()], secured(store.settings)
+    assert "the nodes do not have the namespace" in {one.what for one in examine(reports, settings)}
+    (finding,) = examine([], settings)
+    assert (finding.level, finding.what, finding.is_passing) == (ERROR, "no node answers", True)
+
+
 def test_a_node_that_does_not_answer_is_a_finding_that_passes(cluster: StandInCluster) -> None:
     with closing(AerospikeStore(quick_settings(*cluster.hosts))) as store:
         cluster.nodes[2].info_faults.add(Fault.drop())
