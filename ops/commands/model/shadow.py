@@ -18,6 +18,7 @@ from paywarden.ops.extras import needs
 from paywarden.ops.histories import time_ms_option
 from paywarden.ops.reporting import print_table, printable
 from paywarden.ops.times import now_ms, spoken
+from paywarden.schemas.memory_bound import bound_memory, half_of_memory
 from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ def evaluate(source: Source, name: str) -> None:
     `run` starts this command, and reads its status from stdout.
     """
     parent = os.getppid()
+    # Nobody has tried its library yet.
+    bound_memory(half_of_memory())
     with _ending(f"challenger {name}") as end:
         evaluator = wiring.shadow_evaluator(source, name)
 

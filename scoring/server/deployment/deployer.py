@@ -22,6 +22,9 @@
    `serve` was started with, and hear of nothing newer.
 9. A checker runs in the time that nobody else wants (SCHED_IDLE): a worker that wakes gets its core at once. On a core
    that is never idle it would not end, so after SPARE_S another one takes its place, which has a tenth of a core.
+10. A way back waits for no checker. A deployment file that names other releases ends the checker of the ones before.
+    If the new ones are ready, they are ordered at once.
+11. A checker has half of the machine's memory at most, and is the first process to go if memory runs out.
 """
 
 from __future__ import annotations
@@ -34,13 +37,14 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from paywarden.models.policy.prepared import long_lists
 from paywarden.schemas.errors import Misconfigured, PaywardenError
 from paywarden.schemas.file_state import FileState, file_state
+from paywarden.schemas.memory_bound import bound_memory, half_of_memory
 from paywarden.schemas.private_files import make_private_folder
 from paywarden.scoring.metrics.shared import Counter
 from paywarden.scoring.server.deployment.deployment_file import (
@@ -152,6 +156,15 @@ class HostProcesses(NamedTuple):
     """Lets the workers look at their orders."""
 
 
+@dataclass(frozen=True)
+class CheckLimits:
+    """What a checker may take: seconds in all, seconds in spare time alone, and bytes that it allocates."""
+
+    timeout_s: float = _CHECK_TIMEOUT_S
+    spare_s: float = SPARE_S
+    memory_bytes: int = field(default_factory=half_of_memory)
+
+
 class Deployer:
     """Turns what should be served into orders for the workers. Use it in the supervisor's loop."""
 
@@ -164,8 +177,7 @@ class Deployer:
         catalogue: str,
         failures: Counter,
         processes: HostProcesses,
-        check_timeout_s: float = _CHECK_TIMEOUT_S,
-        spare_s: float = SPARE_S,
+        limits: CheckLimits | None = None,
     ) -> None:
         """`initial_key`: the release that the workers are forked with. `catalogue`: the digest of the host's.
 
@@ -174,12 +186,15 @@ class Deployer:
         self._source, self._runtime, self._ready = source, runtime, runtime / READY
         self._catalogue, self._failures = catalogue, failures
         self._fork, self._tell = processes.fork, processes.tell
-        self._timeout_s, self._spare_s = check_timeout_s, spare_s
+        self._limits = limits or CheckLimits()
         self._path = orders_path(runtime, os.getpid())
         self._orders = Orders(0, initial_key)
         self._pid, self._started, self._is_late = 0, 0.0, False
         # Whether the checker has a share of a core, and whether the one before it was ended for want of one.
         self._has_share = self._is_starved = False
+        # What it checks, as the deployment file asks for; and whether the file asks for something else by now.
+        self._checking: Deployment | None = None
+        self._is_outdated = False
         # How many checkers in a row were killed.
         self._kills = 0
         # What checkers have found out: the key of each release, and what the configuration asks for.
@@ -210,12 +225,14 @@ class Deployer:
         """Do what is due; returns when to look again. It never blocks for longer than a fork takes."""
         if self._pid:
             took_s = now - self._started
-            if took_s > self._timeout_s and not self._is_late:
+            if took_s > self._limits.timeout_s and not self._is_late:
                 self._is_late = True
                 os.kill(self._pid, signal.SIGKILL)
-            elif took_s > self._spare_s and not (self._has_share or self._is_starved or self._is_late):
+            elif took_s > self._limits.spare_s and not (self._has_share or self._is_starved or self._is_late):
                 self._is_starved = True
                 os.kill(self._pid, signal.SIGKILL)
+            if not self._is_outdated:
+                self._overtake()
             return now + LOOK_S
         if now < self._due:
             return self._due
@@ -238,6 +255,11 @@ class Deployer:
         for path in self._ready.glob(f"{unfinished_prefix(pid)}*"):
             # It was killed.
             shutil.rmtree(path, ignore_errors=True)
+        if self._is_outdated:
+            # What it was to check is not wanted any more.
+            self._is_outdated = self._is_starved = False
+            result.unlink(missing_ok=True)
+            return True
         if self._is_starved and code == -signal.SIGKILL:
             _log.info("the process that checks a release got too little of a core, and is started with a share of one")
             self._is_asked = True
@@ -250,7 +272,7 @@ class Deployer:
             self._is_asked = True
         try:
             if code not in (0, _FAILED):
-                how = f"took more than {self._timeout_s:g} s" if self._is_late else f"ended with {code}"
+                how = f"took more than {self._limits.timeout_s:g} s" if self._is_late else f"ended with {code}"
                 raise Misconfigured(f"the process that checks it {how}")
             content = json.loads(result.read_bytes())
             if code == _FAILED:
@@ -294,11 +316,43 @@ class Deployer:
                 self._order(*known)
                 return
             has_share = self._is_starved
+            self._checking = deployment
             self._pid = self._fork(lambda: self._check(deployment, has_share=has_share))
         except _WRONG as error:
             self._fail(error)
             return
         self._started, self._is_late, self._has_share, self._is_starved = now, False, has_share, False
+
+    def _overtake(self) -> None:
+        """End the checker if the deployment file names other releases by now, and order those that are ready."""
+        path = self._runtime / DEPLOYMENT
+        seen = file_state(path)
+        if seen == self._seen:
+            return
+        # Whatever it is, the look after the checker's end begins with it.
+        self._seen, self._is_asked = seen, True
+        try:
+            deployment = read_deployment(path)
+            if deployment is None or deployment.catalogue not in ("", self._catalogue):
+                return
+            if self._checking is not None and deployment.releases == self._checking.releases:
+                return
+            if self._source.refusal_of(deployment):
+                return
+            known = self._all_known(deployment)
+        except _WRONG as error:
+            # The look after the checker's end says so.
+            _log.debug("the deployment file is read again when the checker has ended: %s", error)
+            return
+        self._is_outdated = True
+        os.kill(self._pid, signal.SIGKILL)
+        if known is None:
+            return
+        self._is_asked = False
+        try:
+            self._order(*known)
+        except _WRONG as error:
+            self._fail(error)
 
     def _all_known(self, deployment: Deployment | None) -> tuple[Deployment, dict[str, str]] | None:
         """Returns what should be served with the keys of its releases; None if one of them must be checked.
@@ -336,11 +390,16 @@ class Deployer:
     def _check(self, deployment: Deployment | None, *, has_share: bool) -> int:
         """In the child: prepare every release, and write what was found out or was wrong. Returns the exit code."""
         _yield_cores(has_share=has_share)
+        bound_memory(self._limits.memory_bytes)
         result = self._result_path(os.getpid())
         try:
             found = self._checked(deployment)
         except (PaywardenError, OSError) as error:
             result.write_text(json.dumps({"error": _told(error)}), encoding="utf-8")
+            return _FAILED
+        except MemoryError:
+            most = f"more than {self._limits.memory_bytes / 2**30:.1f} GiB of memory"
+            result.write_text(json.dumps({"error": f"the process that checks it wanted {most}"}), encoding="utf-8")
             return _FAILED
         result.write_text(json.dumps(found.content), encoding="utf-8")
         return 0
@@ -465,7 +524,7 @@ class Deployer:
                 path.unlink(missing_ok=True)
         for path in self._ready.glob(".*"):
             # An unfinished release of a checker that was killed. One that still works takes minutes, not hours.
-            if time.time() - path.stat().st_mtime > 6 * self._timeout_s:
+            if time.time() - path.stat().st_mtime > 6 * self._limits.timeout_s:
                 shutil.rmtree(path, ignore_errors=True)
 
     def _remove_unused(self, keys: set[str]) -> None:

@@ -11,8 +11,9 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ from paywarden.schemas.errors import BundleRefused
 from paywarden.schemas.private_files import make_private_folder
 from paywarden.scoring.metrics.release import CHECK, swap_failures
 from paywarden.scoring.metrics.shared import Registry
-from paywarden.scoring.server.deployment.deployer import KILLS_MAX, Deployer, HostProcesses
+from paywarden.scoring.server.deployment.deployer import KILLS_MAX, CheckLimits, Deployer, HostProcesses
 from paywarden.scoring.server.deployment.deployment_file import (
     Deployment,
     ReleasePaths,
@@ -78,7 +79,7 @@ def is_written(path: Path, lines: int) -> bool:
 class Host:
     """A deployer whose checkers are forks of this process."""
 
-    def __init__(self, folder: Path, **more: float) -> None:
+    def __init__(self, folder: Path, **more: Any) -> None:
         self.source, self.folder = Source(folder.parent / "paywarden.toml"), folder
         self.source.serve("a")
         self.failures = swap_failures(Registry(), CHECK)
@@ -91,7 +92,7 @@ class Host:
             catalogue="c0ffee",
             failures=self.failures,
             processes=HostProcesses(lambda work: self.fork(work), self._tell),
-            **more,
+            limits=CheckLimits(**more),
         )
 
     @property
@@ -249,7 +250,7 @@ def test_a_storm_of_signals_costs_one_check(host: Host) -> None:
 
 
 def test_a_check_that_takes_too_long_is_ended(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    host = Host(tmp_path / "serve", check_timeout_s=0.0)
+    host = Host(tmp_path / "serve", timeout_s=0.0)
     host.source.serve("b")
     host.source.how = lambda _: signal.pause()
     host.deployer.hang_up()
@@ -258,6 +259,87 @@ def test_a_check_that_takes_too_long_is_ended(tmp_path: Path, caplog: pytest.Log
     host.end()
     assert "took more than 0 s" in caplog.text
     assert host.orders == Orders(0, "a")
+    host.deployer.close()
+
+
+def test_a_way_back_waits_for_no_checker_that_hangs(host: Host) -> None:
+    """A checker may take ten minutes. The champion was to go, and stayed as long as a candidate was looked at."""
+    path = host.folder / "deployment.json"
+    for bundle in ("good", "bad"):
+        write_deployment(path, Deployment(ReleasePaths(bundle), ReleasePaths("good")))
+        host.swap()
+    host.source.how = lambda _: time.sleep(600)
+    write_deployment(path, Deployment(ReleasePaths("bad"), candidate=ReleasePaths("hangs"), rollout="r", salt=SALT))
+    host.begin()
+    assert host.deployer._pid
+    write_deployment(path, Deployment(ReleasePaths("good"), ReleasePaths("bad")))
+    host.begin()
+    assert host.orders.active == "good"
+    host.end()
+    host.begin()
+    assert (host.orders.active, host.deployer._pid) == ("good", 0)
+    assert host.failures.value == 0
+
+
+def test_a_checker_of_what_nobody_wants_any_more_is_ended_and_its_result_counts_for_nothing(host: Host) -> None:
+    path, how = host.folder / "deployment.json", host.source.how
+    host.source.how = lambda name: time.sleep(600) if name == "hangs" else how(name)
+    wanted = Deployment(ReleasePaths("hangs"), candidate=ReleasePaths("a"), rollout="r", salt=SALT)
+    write_deployment(path, wanted)
+    host.begin()
+    forks, hanging = host.forks, host.pid
+    # The share alone is another one: the same releases are checked on.
+    write_deployment(path, replace(wanted, share=100))
+    host.begin()
+    assert os.waitpid(hanging, os.WNOHANG) == (0, 0)
+    write_deployment(path, Deployment(ReleasePaths("b")))
+    host.begin()
+    host.end()
+    assert host.orders.active == "a"
+    host.begin()
+    assert host.forks == forks + 1
+    host.end()
+    assert (host.orders.active, host.failures.value) == ("b", 0)
+
+
+def test_a_file_that_is_refused_ends_no_checker(host: Host) -> None:
+    path, begun = host.folder / "deployment.json", host.folder / "begun"
+
+    def how(_: str) -> None:
+        begun.touch()
+        time.sleep(0.2)
+
+    host.source.how = how
+    write_deployment(path, Deployment(ReleasePaths("b")))
+    host.begin()
+    wait_until(begun.exists, "the checker works")
+    for content in ("{", "[]", json.dumps({"active": {}})):
+        path.write_text(content, encoding="utf-8")
+        host.begin()
+    host.source.refusal = "nobody has approved it"
+    write_deployment(path, Deployment(ReleasePaths("c")))
+    host.begin()
+    host.end()
+    assert host.orders.active == "b"
+
+
+def takes_all(_: str) -> None:
+    taken = []
+    while True:
+        taken.append(bytearray(2**24))
+
+
+def test_a_library_that_takes_all_memory_ends_its_checker_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    host = Host(tmp_path / "serve", memory_bytes=2**28)
+    host.source.serve("b")
+    host.source.how = takes_all
+    with caplog.at_level(logging.ERROR):
+        assert host.swap() == Orders(0, "a")
+    assert "the process that checks it wanted more than 0.2 GiB of memory" in caplog.text
+    host.source.how = lambda _: None
+    assert host.swap().active == "b"
     host.deployer.close()
 
 

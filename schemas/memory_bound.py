@@ -1,0 +1,45 @@
+"""Bounds the memory of a process that runs code of others, such as the native library of a bundle nobody has tried.
+
+    bound_memory(2**34)     from now on this process gets 16 GB more at most, and is the first to go if memory runs out
+
+Without a bound, a library that allocates without end takes the memory of everything else on the host. The kernel then
+ends some process of its own choice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+from pathlib import Path
+
+# What the kernel ends first when memory runs out. Every process may give this to itself.
+_FIRST_TO_GO = "1000"
+_KB = 1_024
+
+
+def half_of_memory() -> int:
+    """Returns half of the bytes that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def bound_memory(more_bytes: int) -> None:
+    """Let this process and its children have at most so much memory of their own besides what they have now."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_GO, encoding="ascii")
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = _own_bytes() + more_bytes
+    if most != resource.RLIM_INFINITY:
+        wanted = min(wanted, most)
+    # A sandbox may forbid it.
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_DATA, (wanted, most))
+
+
+def _own_bytes() -> int:
+    """Returns the bytes that the limit counts now: heap and other private memory that can be written."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmData:")) * _KB
+    except (OSError, StopIteration, ValueError):
+        return 0

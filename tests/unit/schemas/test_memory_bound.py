@@ -1,0 +1,36 @@
+"""A process that runs code of others gets so much memory and no more, and nobody else pays for it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from paywarden.schemas.memory_bound import half_of_memory
+from tests.patience import PATIENCE_S
+
+# The bound counts from what the process has, however much that is.
+_PROGRAM = """
+from paywarden.schemas.memory_bound import bound_memory
+had = bytearray(2**27)
+bound_memory(2**26)
+print(open("/proc/self/oom_score_adj").read().strip())
+few = bytearray(2**24)
+try:
+    bytearray(2**27)
+except MemoryError:
+    print("refused")
+import subprocess, sys
+child = "try:\\n bytearray(2**29)\\nexcept MemoryError:\\n print('refused to a child')"
+subprocess.run([sys.executable, "-S", "-c", child], check=True)
+"""
+
+
+def test_what_is_beyond_the_bound_is_refused_to_the_process_and_its_children() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _PROGRAM], capture_output=True, text=True, check=True, timeout=PATIENCE_S
+    )
+    assert done.stdout.splitlines() == ["1000", "refused", "refused to a child"]
+
+
+def test_half_of_the_memory_is_more_than_a_release_needs() -> None:
+    assert half_of_memory() > 2**28
