@@ -19,6 +19,9 @@ What can go wrong:
 - The process is killed: the records since the last stored cursor, some seconds, are evaluated and sent again.
 - A record is refused by Kafka, or is no decision: it is counted, and the next one goes on.
 - The parent is gone: the process ends, because it cannot tell anybody.
+- A batch does not end, because the challenger's library runs for ever. In spare time another thread evaluates it, and
+  this one could go on saying that all is well. So it says nothing more once the batch has used `hang_timeout_s` of CPU
+  time, and the parent starts the process again. A batch that only waits for a core uses none.
 """
 
 from __future__ import annotations
@@ -185,10 +188,15 @@ class ShadowEvaluator:
         if self._spare_time is None or self._has_share:
             self._batch = batch_max
             return self.round()
-        began = time.monotonic()
+        began, used_s = time.monotonic(), time.process_time()
         running = self._spare_time.start(self.round)
         while not wait([running], _LOOK_EVERY_S).done:
-            tell(self.status())
+            hangs = time.process_time() - used_s > self._settings.hang_timeout_s
+            trouble = f"a batch has used {self._settings.hang_timeout_s} s of CPU time and is not done" if hangs else ""
+            if not hangs or self._trouble != trouble:
+                if hangs:
+                    self._note(trouble)
+                tell(self.status())
         is_slow = time.monotonic() - began > _SLOW_S
         self._batch = max(min(_BATCH_MIN, batch_max), self._batch // 4) if is_slow else min(2 * self._batch, batch_max)
         return running.result()

@@ -276,6 +276,31 @@ def test_it_tells_how_it_is_while_it_waits_for_spare_time(world: World) -> None:
     assert len(world.told) >= 3
 
 
+def test_a_library_that_runs_for_ever_is_told_once_and_then_nothing_is(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that tells is another one than the thread that hangs: the parent took the challenger for well."""
+    monkeypatch.setattr(evaluation, "_LOOK_EVERY_S", 0.01)
+    evaluator, _, spare_time = world.evaluator_in_spare_time(hang_timeout_s=5)
+    hanging, used = threading.Event(), iter(range(1000))
+    spare_time.start(hanging.wait)
+    world.decide("p1")
+
+    def process_time() -> float:
+        seconds = next(used)
+        if seconds > 50:
+            hanging.set()
+        return float(seconds)
+
+    monkeypatch.setattr(time, "process_time", process_time)
+    assert evaluator._round_by_priority(world.told.append) == 1
+    troubles = [status["trouble"] for status in world.told]
+    # A second of CPU time passes at each look, and another one when it tells.
+    assert 2 <= len(troubles) <= 7
+    assert troubles.count("a batch has used 5 s of CPU time and is not done") == 1
+    assert troubles[-1]
+
+
 def test_what_gets_no_partner_is_counted_by_reason(world: World) -> None:
     evaluator = world.evaluator()
     world.decide("p1", "p2")
