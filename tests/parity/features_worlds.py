@@ -485,7 +485,7 @@ _OWN_NUMBERS = st.sampled_from([ATTRIBUTES[name] for name in ("amount", "basket_
 _PLACES = st.sampled_from(list(PLACES_DECLARED.values()))
 # Hops that a window may have, as number and unit. Some windows are long.
 _CHOSEN_HOPS = st.sampled_from([(15, "s"), (5, "m"), (1, "h"), (6, "h"), (1, "d")])
-_LABEL_WORDS = (
+LABEL_WORDS = (
     "fraud_count",
     "fraud_share",
     "fraud_share_decayed",
@@ -498,6 +498,8 @@ _LABEL_WORDS = (
     "fraud_share_smoothed",
 )
 _NUMBER_WORDS = ("sum", "mean", "std", "zscore", "max", "min", "sum_decayed")
+# Words that add numbers up: of numbers with close bounds alone.
+SUMMING_WORDS = ("sum", "mean", "std", "zscore", "sum_decayed")
 _LAST_WORDS = ("last_value", "difference_to_last")
 _JOURNEY_WORDS = ("distance_to_last_km", "speed_kmh")
 _MEMORY_WORDS = ("is_new", "seconds_since_same")
@@ -516,7 +518,7 @@ _WORDS = (
     "top_share",
     "amount_decayed",
     "count_trend",
-    *_LABEL_WORDS,
+    *LABEL_WORDS,
     *_MEMORY_WORDS,
     *_PLAIN_WORDS,
     *_NUMBER_WORDS,
@@ -560,7 +562,7 @@ def _said(draw: st.DrawFn, name: str, is_own: bool) -> Said:
         options["buckets"] = draw(st.sampled_from([2, 8, 32]))
     if word.endswith("_decayed"):
         arguments.insert(0, draw(st.sampled_from(["30s", "20m", "7h", "3d"])))
-    if word in _LABEL_WORDS or (word == "count" and draw(st.booleans())):
+    if word in LABEL_WORDS or (word == "count" and draw(st.booleans())):
         options["delay"] = f"{number * draw(st.integers(1, 3))}{unit}"
     if word == "fraud_share_smoothed":
         options |= {"prior": draw(st.sampled_from([0, 0.013, 1])), "prior_weight": draw(st.integers(1, 50))}

@@ -17,7 +17,7 @@ from tests.worlds.stream.declarations import declarations, heard_histories
 @given(data=st.data())
 def test_random_declarations_give_the_naive_bits(data: st.DataObject) -> None:
     declaration = data.draw(declarations())
-    history = data.draw(heard_histories(declaration))
+    history = data.draw(heard_histories(declaration, count_min=3, count_max=10))
     engine, profiles = declaration.engine, dict[bytes, bytes]()
     found = []
     for payment, weight in history:

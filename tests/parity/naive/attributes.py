@@ -66,6 +66,11 @@ class Attribute:
         return hash(self.name)
 
     @property
+    def is_moment(self) -> bool:
+        """Returns whether its numbers are ages."""
+        return self._digits is None
+
+    @property
     def parts(self) -> int:
         """Returns how many of its last digits make one of its unit; a moment is an age in ms, and its unit a second."""
         return 1000 if self._digits is None else 10**self._digits

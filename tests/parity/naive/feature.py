@@ -17,6 +17,8 @@ class Feature:
     value: Callable[[Moment], float]
     windows: tuple[Window, ...] = ()
     with_delay: Callable[[str], Feature] | None = None
+    grows: bool = False
+    """Its value is in seconds, and neither a window of frauds nor a `most` of its own bounds it."""
 
 
 def plain(rows: pd.Series) -> list[int]:

@@ -73,6 +73,28 @@ def _waits(word: Callable[..., Feature]) -> Callable[..., Feature]:
     return made
 
 
+def _of_numbers(word: Callable[..., Feature]) -> Callable[..., Feature]:
+    """A word for numbers: those of a moment are ages, and grow with the data."""
+
+    def made(entity: Entity, name: str, *arguments: str, of: Attribute, **options: Any) -> Feature:
+        return replace(word(entity, name, *arguments, of=of, **options), grows=of.is_moment)
+
+    return made
+
+
+def _since(word: Callable[..., Feature]) -> Callable[..., Feature]:
+    """A word for a time since something grows with the data, unless it has a `most`."""
+
+    def made(entity: Entity, name: str, *arguments: Any, most: str = "", **options: Any) -> Feature:
+        return replace(word(entity, name, *arguments, most=most, **options), grows=not most)
+
+    return made
+
+
+def _kept_within(feature: Feature, most: str) -> Feature:
+    return replace(feature, value=lambda moment: within(feature.value(moment), most))
+
+
 @dataclass(frozen=True)
 class Entity:
     name: str
@@ -270,12 +292,14 @@ class Entity:
 
         return self._of_both(name, window, None, delay, hop, value)
 
+    @_since
     def seconds_since_last(self, name: str, *, most: str = "") -> Feature:
         def value(rows: pd.DataFrame, now: Payment) -> float:
             return within(max(0, now.time_ms - int(rows["time_ms"].max())) / 1000, most)
 
         return self._of_all(name, value)
 
+    @_since
     def seconds_since_first(self, name: str, *, most: str = "") -> Feature:
         def value(rows: pd.DataFrame, now: Payment) -> float:
             return within(max(0, now.time_ms - int(rows["time_ms"].min())) / 1000, most)
@@ -289,9 +313,11 @@ class Entity:
 
         return self._of_all(name, value)
 
+    @_of_numbers
     def sum(self, name: str, window: str, *, of: Attribute, where: Where = None, hop: str = "") -> Feature:
         return self._of_payments(name, window, where, lambda rows, _: sum(of.numbers(rows)) / of.parts, hop=hop)
 
+    @_of_numbers
     def mean(self, name: str, window: str, *, of: Attribute, where: Where = None, hop: str = "") -> Feature:
         def value(rows: pd.DataFrame, _: Payment) -> float:
             numbers = of.numbers(rows)
@@ -299,6 +325,7 @@ class Entity:
 
         return self._of_payments(name, window, where, value, hop=hop)
 
+    @_of_numbers
     def std(self, name: str, window: str, *, of: Attribute, where: Where = None, hop: str = "") -> Feature:
         return self._of_payments(
             name, window, where, lambda rows, _: _deviation_of(of.numbers(rows)) / of.parts, hop=hop
@@ -313,16 +340,19 @@ class Entity:
 
         return self._of_payments(name, window, where, value, hop=hop)
 
+    @_of_numbers
     def max(self, name: str, window: str, *, of: Attribute, where: Where = None, hop: str = "") -> Feature:
         return self._of_payments(
             name, window, where, lambda rows, _: max(of.numbers(rows), default=math.nan) / of.parts, hop=hop
         )
 
+    @_of_numbers
     def min(self, name: str, window: str, *, of: Attribute, where: Where = None, hop: str = "") -> Feature:
         return self._of_payments(
             name, window, where, lambda rows, _: min(of.numbers(rows), default=math.nan) / of.parts, hop=hop
         )
 
+    @_of_numbers
     def sum_decayed(
         self, name: str, half_life: str, window: str, *, of: Attribute, where: Where = None, hop: str = ""
     ) -> Feature:
@@ -336,12 +366,12 @@ class Entity:
         return self._of_payments(name, window, where, value, hop=hop)
 
     def last(self, prefix: str, payments: int, *, of: Sequence[Attribute] = (), most: str = "") -> tuple[Feature, ...]:
-        def feature(place: int, name: str, value: Callable[[dict[str, Any], Payment], float]) -> Feature:
+        def feature(place: int, name: str, value: Callable[[dict[str, Any], Payment], float], grows: bool) -> Feature:
             def at_place(rows: pd.DataFrame, now: Payment) -> float:
                 latest = _lately(rows, of, payments, now)
                 return value(latest[place], now) if place < len(latest) else math.nan
 
-            return self._of_all(name, at_place)
+            return replace(self._of_all(name, at_place), grows=grows)
 
         def remembered(attribute: Attribute) -> Callable[[dict[str, Any], Payment], float]:
             def value(then: dict[str, Any], now: Payment) -> float:
@@ -354,14 +384,15 @@ class Entity:
             return value
 
         return tuple(
-            feature(place, f"{prefix}_{place + 1}_{what}", value)
+            feature(place, f"{prefix}_{place + 1}_{what}", value, grows)
             for place in range(payments)
-            for what, value in [
-                ("seconds", lambda then, now: within((now.time_ms - then["time_ms"]) / 1000, most)),
-                *((attribute.name, remembered(attribute)) for attribute in of),
+            for what, value, grows in [
+                ("seconds", lambda then, now: within((now.time_ms - then["time_ms"]) / 1000, most), not most),
+                *((attribute.name, remembered(attribute), attribute.is_moment) for attribute in of),
             ]
         )
 
+    @_of_numbers
     def last_value(self, name: str, *, of: Attribute) -> Feature:
         def value(rows: pd.DataFrame, now: Payment) -> float:
             latest = _lately(_having(rows, (of,)), (of,), 1, now)
@@ -369,6 +400,7 @@ class Entity:
 
         return self._of_all(name, value)
 
+    @_of_numbers
     def difference_to_last(self, name: str, *, of: Attribute) -> Feature:
         def value(rows: pd.DataFrame, now: Payment) -> float:
             latest, mine = _lately(_having(rows, (of,)), (of,), 1, now), of.number(named(now))
@@ -405,6 +437,7 @@ class Entity:
 
         return self._of_all(name, value, value_of_none)
 
+    @_since
     def seconds_since_same(self, name: str, attribute: Attribute, *, among: int = 32, most: str = "") -> Feature:
         def value(rows: pd.DataFrame, now: Payment) -> float:
             mine, latest = now.fields.get(attribute.name), latest_values(rows, attribute.name, among, now.time_ms)
@@ -509,9 +542,12 @@ class Catalogue:
     features: Sequence[Feature]
     payment: object = None
     label_delay: str = "7d"
+    seconds_most: str = ""
 
     def __post_init__(self) -> None:
         told = tuple(f if f.with_delay is None else f.with_delay(self.label_delay) for f in self.features)
+        if self.seconds_most:
+            told = tuple(_kept_within(f, self.seconds_most) if f.grows else f for f in told)
         object.__setattr__(self, "features", told)
 
     @property

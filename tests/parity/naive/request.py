@@ -90,7 +90,7 @@ class request:  # noqa: N801 - as in the language it repeats
     @staticmethod
     def seconds_since(name: str, moment: Attribute, *, most: str = "") -> Feature:
         age = request.number(name, moment)
-        return replace(age, value=lambda now: within(age.value(now), most))
+        return replace(age, value=lambda now: within(age.value(now), most), grows=not most)
 
     @staticmethod
     def equal(name: str, one: Attribute, other: Attribute) -> Feature:

@@ -10,8 +10,8 @@
     declaration.keys_of(payments[0])     the store keys of its entities
     declaration.naive_of(payments[0])    the payment for the oracle
 
-Every kind of field is drawn. A field that is not required is sometimes missing; values repeat, since features are
-about values that come again.
+Every kind of field is drawn, with small and large bounds, and every option of a catalogue. A field that is not required
+is sometimes missing; values repeat, since features are about values that come again.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ import itertools
 import math
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
 from hypothesis import strategies as st
 
+from paywarden.features import kernel
 from paywarden.features.catalogue import attributes
 from paywarden.features.catalogue import fields as declare
 from paywarden.features.catalogue.attributes import Attribute, AttributeKind, DeclaredRow, row_of
@@ -37,8 +38,29 @@ from paywarden.features.catalogue.windows import DAY_MS
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.keys import key_maker
 from paywarden.schemas.errors import Misconfigured
-from paywarden.schemas.payment_fields import AMOUNT_MINOR_MAX, DerivedField, Form, PaymentField, PaymentFields
-from tests.parity.features_worlds import AMOUNTS, DECLARED, FIELDS, RATES, SPANS_MS, Said, catalogues, moments
+from paywarden.schemas.payment_fields import (
+    AMOUNT_MINOR_MAX,
+    DECIMALS_MAX,
+    ID_BYTES_MAX,
+    WHOLE_MAX,
+    DerivedField,
+    Form,
+    PaymentField,
+    PaymentFields,
+)
+from tests.parity.features_worlds import (
+    AMOUNTS,
+    DECLARED,
+    FIELDS,
+    LABEL_WORDS,
+    RATES,
+    SPANS_MS,
+    START_MS,
+    SUMMING_WORDS,
+    Said,
+    catalogues,
+    moments,
+)
 from tests.parity.naive import attributes as naive_attributes
 from tests.parity.naive import naive_features as naive
 from tests.parity.naive.attributes import Condition
@@ -47,6 +69,12 @@ from tests.parity.naive.events import CountryText, HashedText, Payment
 NUMBERS = range(1, 65)
 FIELDS_MAX = 8
 ENTITIES_MAX = 16
+KEYS_MAX = 4
+KINDS = (
+    *("text", "category", "bin", "country", "address", "email", "integer", "decimal", "money", "time", "flag"),
+    *("coordinates", "network", "domain"),
+)
+"""The kinds of field that a project can declare."""
 # Texts that payments have in common, for each form. Two spellings of an e-mail address are one address.
 _TEXTS: dict[Form, tuple[str, ...]] = {
     Form.ID: ("a", "b", "C-3", "Zürich"),
@@ -59,7 +87,14 @@ _WRONG_TEXTS = (
     *("", "x" * 257, "a\x00b", "4111111111111111", "192.0.2.256", "192.0.2.07", "1.2.3", "1.2.3.4.", "::1%eth0"),
     *("ann@", "@example.com", "a@b@c", "ann@exa mple.com", f"{'x' * 65}@a.b", "12345", "123456789", "de", "ÄÖ"),
 )
-_KEYS_OF_EVERY_PAYMENT = ("card_id", "merchant_id", "device_id", "ip", "mcc", "channel")
+_KEYS_OF_EVERY_PAYMENT = ("card_id", "merchant_id", "device_id", "ip", "mcc", "channel", "currency")
+# Few lists that a category may have, up to the longest.
+_AMONG: tuple[list[str], ...] = (["a"], ["b", "a"], ["Zürich", "C-3", "a"], [f"v{place}" for place in range(4095)])
+# Bounds of whole numbers: small, the largest of which there are sums, and the largest of all.
+_BOUNDS = (
+    *((-1000, 9000), (0, 1), (7, 100_007), (-kernel.NUMBER_MAX_IN_SUMS, kernel.NUMBER_MAX_IN_SUMS)),
+    (-WHOLE_MAX, WHOLE_MAX),
+)
 
 
 @dataclass(frozen=True)
@@ -76,11 +111,15 @@ class DeclaredPayment:
 
 @dataclass(frozen=True, eq=False)
 class Declaration:
-    """A project's declaration. `entities` are (name, key fields); `said` are the features, in naive attributes."""
+    """A project's declaration. `entities` are (name, key fields); `said` are the features, in naive attributes.
+
+    `options` are those of the catalogue, by name.
+    """
 
     payment: declare.Payment
     entities: tuple[tuple[str, tuple[str, ...]], ...]
     said: tuple[Said, ...]
+    options: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def fields(self) -> PaymentFields:
@@ -91,13 +130,13 @@ class Declaration:
         own: dict[str, object] = {one.name: one for one in self.payment.attributes}
         own |= {one.name: one for one in places_of(self.payment)}
         words = types.SimpleNamespace(**{**vars(DECLARED), **own})
-        return Catalogue(*self._read(words), self.payment)
+        return Catalogue(*self._read(words), self.payment, **self.options)
 
     @cached_property
     def oracle(self) -> naive.Catalogue:
         more: dict[str, object] = {one.name: _naive_attribute(one) for one in self.payment.attributes}
         more |= {one.name: naive_attributes.Coordinates(one.name) for one in places_of(self.payment)}
-        return naive.Catalogue(*self._read(types.SimpleNamespace(**{**vars(naive.WORDS), **more})))
+        return naive.Catalogue(*self._read(types.SimpleNamespace(**{**vars(naive.WORDS), **more})), **self.options)
 
     @cached_property
     def engine(self) -> FeatureEngine:
@@ -141,6 +180,7 @@ class Declaration:
         for feature in self.said:
             made = feature.read(words, spoken)
             features += made if isinstance(made, tuple) else [made]
+        features.append(words.ratio("ratio", features[-1].name, features[len(features) // 2].name))
         return tuple(entities.values()), tuple(features)
 
 
@@ -189,13 +229,15 @@ def _naive_derived(field: DerivedField, values: Mapping[str, Any]) -> object:
 
 
 @st.composite
-def payment_declarations(draw: st.DrawFn, fields_max: int = FIELDS_MAX) -> declare.Payment:
-    """Draws a list of fields with numbers of any order, and gaps between them."""
-    count = draw(st.integers(1, fields_max))
-    numbers = draw(st.lists(st.sampled_from(NUMBERS), min_size=count, max_size=count, unique=True))
+def payment_declarations(draw: st.DrawFn, fields_max: int = FIELDS_MAX, kinds: Sequence[str] = ()) -> declare.Payment:
+    """Draws a list of fields with numbers of any order, and gaps between them. The first ones are of `kinds`."""
+    count = draw(st.integers(max(1, len(kinds)), fields_max))
+    # Coordinates take the next number, too: with a gap after each number no two fields need the same one.
+    apart = st.sampled_from(NUMBERS[:-1:2]) if kinds else st.sampled_from(NUMBERS)
+    numbers = draw(st.lists(apart, min_size=count, max_size=count, unique=True))
     listed: list[Attribute | declare.Coordinates] = []
     for place, number in enumerate(numbers):
-        listed.append(_field(draw, f"x{place}", number, listed))
+        listed.append(_field(draw, f"x{place}", number, listed, kinds[place] if place < len(kinds) else ""))
     try:
         return declare.Payment(*listed)
     except Misconfigured:
@@ -203,37 +245,39 @@ def payment_declarations(draw: st.DrawFn, fields_max: int = FIELDS_MAX) -> decla
         return declare.Payment(*(one for one in listed if not isinstance(one, declare.Coordinates)))
 
 
-def _field(draw: st.DrawFn, name: str, number: int, others: Sequence[Any]) -> Attribute | declare.Coordinates:
+def _field(
+    draw: st.DrawFn, name: str, number: int, others: Sequence[Any], kind: str
+) -> Attribute | declare.Coordinates:
     options: dict[str, bool] = {"required": draw(st.booleans()), "personal": draw(st.booleans())}
     addresses, emails = (
         [one for one in others if isinstance(one, Attribute) and one.field is not None and one.field.form is form]
         for form in (Form.ADDRESS, Form.EMAIL)
     )
-    kinds = ["text", "category", "bin", "country", "address", "email", "integer", "decimal", "money", "time", "flag"]
-    kinds += ["coordinates", "network", *(["domain"] if emails else [])]
-    kind = draw(st.sampled_from(kinds))
+    kind = kind or draw(st.sampled_from([one for one in KINDS if one != "domain" or emails]))
     if kind == "text":
-        return declare.text(name, number, size_max=draw(st.integers(8, 256)), **options)
+        return declare.text(name, number, size_max=draw(st.sampled_from([1, 8, 255, ID_BYTES_MAX])), **options)
     if kind == "category":
-        return declare.category(name, number, ["a", "b"], **options)
+        return declare.category(name, number, draw(st.sampled_from(_AMONG)), **options)
     if kind == "bin":
         return declare.bin_number(name, number, required=options["required"])
     if kind == "email":
         return declare.email(name, number, required=options["required"])
     if kind == "network":
         of = draw(st.integers(0, len(addresses)))
-        bits = {"bits": draw(st.integers(8, 32)), "bits_v6": draw(st.integers(16, 128))}
+        bits = {"bits": draw(st.integers(1, 32)), "bits_v6": draw(st.integers(1, 128))}
         return declare.network(name, number, of=[attributes.ip, *addresses][of], **bits)
     if kind == "domain":
         return declare.email_domain(name, number, of=emails[draw(st.integers(0, len(emails) - 1))])
     if kind == "coordinates":
         return declare.coordinates(name, min(number, 63), **options)
-    if kind in ("integer", "decimal"):
-        least = draw(st.integers(-1000, 1000))
-        bounds = {"unit": "units", "least": least, "most": least + draw(st.integers(1, 10_000))}
-        if kind == "integer":
-            return declare.integer(name, number, **bounds, **options)  # type: ignore[arg-type]
-        return declare.decimal(name, number, decimals=draw(st.integers(0, 6)), **bounds, **options)  # type: ignore[arg-type]
+    if kind == "integer":
+        least, most = draw(st.sampled_from(_BOUNDS))
+        return declare.integer(name, number, unit="units", least=least, most=most, **options)
+    if kind == "decimal":
+        decimals = draw(st.sampled_from([0, 1, 2, 6, DECIMALS_MAX]))
+        small = [(least, most) for least, most in _BOUNDS if most * 10**decimals <= WHOLE_MAX]
+        least, most = draw(st.sampled_from(small))
+        return declare.decimal(name, number, unit="units", least=least, most=most, decimals=decimals, **options)
     plain = {
         "country": declare.country,
         "address": declare.address,
@@ -249,13 +293,26 @@ def _field(draw: st.DrawFn, name: str, number: int, others: Sequence[Any]) -> At
 
 @st.composite
 def declarations(
-    draw: st.DrawFn, *, fields_max: int = FIELDS_MAX, entities_max: int = 5, features_max: int = 6
+    draw: st.DrawFn,
+    *,
+    fields_max: int = FIELDS_MAX,
+    entities_max: int = ENTITIES_MAX,
+    features_max: int = 6,
+    kinds: Sequence[str] = (),
 ) -> Declaration:
-    """Draws declarations. Entities have one or two key fields each, declared and derived ones among them."""
-    payment = draw(payment_declarations(fields_max))
+    """Draws declarations. Entities have one or more key fields each, declared and derived ones among them.
+
+    `kinds` are kinds of field that are certainly declared. There is then a feature of each field.
+    """
+    payment = draw(payment_declarations(fields_max, kinds))
     keys = [*_KEYS_OF_EVERY_PAYMENT, *(one.name for one in payment.attributes if one.kind is AttributeKind.TEXT)]
-    choices = st.lists(st.sampled_from(keys), min_size=1, max_size=2, unique=True).map(tuple)
-    chosen = draw(st.lists(choices, min_size=1, max_size=entities_max, unique=True))
+    choices = st.lists(st.sampled_from(keys), min_size=1, max_size=KEYS_MAX, unique=True).map(tuple)
+    # Seldom as many as there may be: each needs time.
+    most = draw(st.sampled_from([min(5, entities_max)] * 4 + [entities_max]))
+    chosen = draw(st.lists(choices, min_size=1 if most < ENTITIES_MAX else most, max_size=most, unique=True))
+    if draw(st.booleans()):
+        # An entity that comes again in nearly every history.
+        chosen = list(dict.fromkeys([("card_id",), *chosen]))[:entities_max]
     entities = tuple((f"e{place}", names) for place, names in enumerate(chosen))
     said = tuple(_with_fields(draw, one, payment, entities) for one in draw(catalogues(features_max)))
     said += tuple(
@@ -264,7 +321,12 @@ def declarations(
     )
     asked = draw(st.lists(st.sampled_from(_request_words(payment)), max_size=3))
     said += tuple(_of_request(draw, f"asked{place}", word, payment) for place, word in enumerate(asked))
-    return Declaration(payment, entities, said)
+    if kinds:
+        said += tuple(_about(draw, f"about_{one.name}", one, entities) for one in payment.attributes)
+    said += tuple(_left_to_the_catalogue(draw, entities))
+    options = {"label_delay": draw(st.sampled_from(["1d", "2d", "7d"]))}
+    options["seconds_most"] = draw(st.sampled_from(["", "1s", "1h", "2d"]))
+    return Declaration(payment, entities, said, options)
 
 
 def _with_fields(
@@ -275,6 +337,8 @@ def _with_fields(
     texts = [one.name for one in payment.attributes if one.kind in (AttributeKind.TEXT, AttributeKind.COUNTRY)]
 
     numbers = [one for one in payment.attributes if one.kind is AttributeKind.NUMBER]
+    if said.word in SUMMING_WORDS:
+        numbers = [one for one in numbers if _has_sums(one)]
     places = places_of(payment)
 
     def changed(argument: object) -> object:
@@ -292,9 +356,44 @@ def _with_fields(
         place = naive_attributes.Coordinates(draw(st.sampled_from(places)).name)
         return Said(said.name, entity, draw(st.sampled_from(["distance_to_last_km", "speed_kmh"])), (place,), ())
     arguments = tuple(map(changed, said.arguments))
-    return replace(
-        said, entity=entity, arguments=arguments, options=tuple((name, changed(one)) for name, one in said.options)
-    )
+    options = {name: changed(one) for name, one in said.options}
+    # The catalogue's own delay is whole hops of these.
+    if said.word in LABEL_WORDS and options["hop"] in ("6h", "1d") and draw(st.booleans()):
+        del options["delay"]
+    return replace(said, entity=entity, arguments=arguments, options=tuple(options.items()))
+
+
+def _about(draw: st.DrawFn, name: str, one: Attribute, entities: Sequence[tuple[str, tuple[str, ...]]]) -> Said:
+    """Returns a feature that needs the attribute."""
+    entity, _ = draw(st.sampled_from(entities))
+    if one.kind is AttributeKind.FLAG:
+        return Said(name, entity, "count", ("1d",), (("where", Condition(one.name, "==", True)),))
+    if one.kind is AttributeKind.NUMBER:
+        word = draw(st.sampled_from(["last_value", "difference_to_last"]))
+        return Said(name, entity, word, (), (("of", _naive_attribute(one)),))
+    attribute = naive_attributes.Attribute(one.name)
+    if draw(st.booleans()):
+        return Said(name, entity, "seconds_since_same", (attribute,), ())
+    return Said(name, entity, "distinct", (attribute, "30d"), (("bits", 64),))
+
+
+def _left_to_the_catalogue(draw: st.DrawFn, entities: Sequence[tuple[str, tuple[str, ...]]]) -> list[Said]:
+    """Returns features whose delay and whose bound are those of the catalogue."""
+    frauds = draw(st.sampled_from(["fraud_count", "fraud_share", "seconds_since_fraud"]))
+    window = draw(st.sampled_from(["90d", "30d"]))
+    age = draw(st.sampled_from(["seconds_since_first", "seconds_since_last", "last"]))
+    entity, _ = min(entities, key=lambda one: one[1] != ("card_id",))
+    return [
+        Said("known", entity, frauds, (window,), ()),
+        Said("age", entity, age, (2,) if age == "last" else (), ()),
+    ]
+
+
+def _has_sums(number: Attribute) -> bool:
+    """Returns whether a number's bounds allow sums of it. Money and ages have bounds of their own."""
+    assert number.field is not None
+    largest = max(-number.field.minimum, number.field.maximum)
+    return number.field.form in (Form.MONEY, Form.INSTANT) or largest <= kernel.NUMBER_MAX_IN_SUMS
 
 
 def _request_words(payment: declare.Payment) -> list[str]:
@@ -308,10 +407,25 @@ def _request_words(payment: declare.Payment) -> list[str]:
 
 
 def _pairs(payment: declare.Payment) -> list[tuple[str, str]]:
-    """Returns the names of two fields whose values may be equal."""
-    fields = [one for one in payment.fields.declared if one.is_text]
-    alike = [(one.name, other.name) for one, other in itertools.combinations(fields, 2) if one.form is other.form]
-    return alike + [("country", one.name) for one in fields if one.form is Form.COUNTRY]
+    """Returns the names of two attributes whose values may be equal. Hashes are compared with hashes alone."""
+    kinds = (AttributeKind.TEXT, AttributeKind.COUNTRY, AttributeKind.FLAG, AttributeKind.NUMBER)
+    told = [one for one in payment.attributes if one.kind in kinds]
+    of_every_payment = [attributes.country, attributes.merchant_id, attributes.channel, attributes.declined]
+    pairs = [*itertools.combinations(told, 2), *itertools.product(of_every_payment, told)]
+    return [(one.name, other.name) for one, other in pairs if _alike(one) == _alike(other) and _both_told(one, other)]
+
+
+def _alike(one: Attribute) -> tuple[object, ...]:
+    form = one.field.form if one.field is not None else None
+    if one.kind is not AttributeKind.NUMBER:
+        return one.kind, form is Form.EMAIL
+    assert one.field is not None
+    return one.kind, "number" if form in (Form.INTEGER, Form.DECIMAL) else form, one.field.decimals
+
+
+def _both_told(one: Attribute, other: Attribute) -> bool:
+    both_are_declared = bool(one.number and other.number)
+    return both_are_declared or (one.has_public_code and other.has_public_code)
 
 
 def _of_request(draw: st.DrawFn, name: str, word: str, payment: declare.Payment) -> Said:
@@ -320,9 +434,10 @@ def _of_request(draw: st.DrawFn, name: str, word: str, payment: declare.Payment)
         return Said(name, "request", word, ((50_00, 100_00),), ())
     if word == "category":
         texts = [one for one in payment.attributes if one.has_public_code and one.field is not None]
-        named = {one.name: _TEXTS[one.field.form] for one in texts if one.field is not None and one.field.is_text}
-        chosen = draw(st.sampled_from(sorted({"channel", *named})))
-        among = named.get(chosen, ("pos", "ecom"))
+        named = {one.name: _texts_of(one.field) for one in texts if one.field is not None and one.field.is_text}
+        named |= {"channel": ("pos", "ecom"), "mcc": ("5411", "4829"), "country": ("NZ", "DE"), "currency": ("EUR",)}
+        chosen = draw(st.sampled_from(sorted(named)))
+        among = named[chosen]
         return Said(name, "request", word, (attribute(chosen), draw(st.permutations(among)).copy()), ())
     if word == "equal":
         return Said(name, "request", word, tuple(map(attribute, draw(st.sampled_from(_pairs(payment))))), ())
@@ -343,26 +458,41 @@ def _of_request(draw: st.DrawFn, name: str, word: str, payment: declare.Payment)
 
 
 def _conditions(payment: declare.Payment) -> st.SearchStrategy[object]:
-    """Draws conditions about declared fields; about the channel where none can be asked."""
+    """Draws conditions about declared fields, and about those of every payment."""
     asked = [_conditions_on(one) for one in payment.attributes if one.has_public_code]
-    return st.one_of(st.builds(Condition, st.just("channel"), st.just("=="), st.just("ecom")), *asked)
+    of_every_payment = [("channel", "ecom"), ("mcc", "5411"), ("currency", "EUR"), ("merchant_id", "m1")]
+    usual = st.builds(
+        lambda of, operator: Condition(of[0], operator, of[1]),
+        st.sampled_from(of_every_payment),
+        st.sampled_from(["==", "!="]),
+    )
+    return st.one_of(usual, *asked)
 
 
 def _conditions_on(one: Attribute) -> st.SearchStrategy[object]:
     assert one.field is not None
     if one.kind is AttributeKind.NUMBER:
         return st.builds(Condition, st.just(one.name), st.sampled_from([">=", "<", "=="]), _kept(one.field))
-    values = st.booleans() if one.kind is AttributeKind.FLAG else st.sampled_from(_TEXTS[one.field.form])
+    values = st.booleans() if one.kind is AttributeKind.FLAG else st.sampled_from(_texts_of(one.field))
     return st.builds(Condition, st.just(one.name), st.sampled_from(["==", "!="]), values)
 
 
 # Payments.
 
 
+def _texts_of(field: PaymentField) -> tuple[str, ...]:
+    """Returns texts that a field takes, the longest ones among them."""
+    if field.form is not Form.ID:
+        return _TEXTS[field.form]
+    # Two bytes each, and one more where the size is odd.
+    longest = "é" * (field.size_max // 2) + "z" * (field.size_max % 2)
+    return tuple(text for text in (*_TEXTS[Form.ID], longest) if field.is_right(text))
+
+
 def values_of(field: PaymentField) -> st.SearchStrategy[Any]:
     """Draws values that a declared field takes."""
     if field.is_text:
-        return st.sampled_from(_TEXTS[field.form])
+        return st.sampled_from(_texts_of(field))
     if field.form is Form.FLAG:
         return st.booleans()
     if field.is_decimal:
@@ -377,6 +507,10 @@ def _kept(field: PaymentField) -> st.SearchStrategy[Any]:
     """Draws numbers of a field as they are kept: few, so that conditions meet them."""
     if field.form is Form.MONEY:
         return AMOUNTS
+    if field.form is Form.INSTANT:
+        # Before and behind the payments, and as far away as there are moments.
+        near = st.integers(START_MS - 400 * DAY_MS, START_MS + 100 * DAY_MS)
+        return st.one_of(st.sampled_from([field.minimum, field.maximum]), near, moments(2 * DAY_MS))
     span = min(field.maximum - field.minimum, 10_000)
     edges = st.sampled_from([field.minimum, field.minimum + span // 2, field.maximum])
     whole = st.one_of(edges, st.integers(field.minimum, field.minimum + span))
@@ -405,15 +539,24 @@ def maybe_values_of(field: PaymentField) -> st.SearchStrategy[Any]:
 def declared_payments(
     draw: st.DrawFn, declaration: Declaration, *, count_min: int = 1, count_max: int = 8
 ) -> list[DeclaredPayment]:
-    """Draws payments of a declaration in order of time. Their ids are p0, p1, …"""
-    span_ms = draw(st.sampled_from(SPANS_MS))
+    """Draws payments of a declaration in order of time. Their ids are p0, p1, …
+
+    Most are like an earlier one but for a few fields: an entity of several fields hardly ever comes again by chance.
+    """
+    # Label delays are days: in most histories some labels are old enough to count.
+    span_ms = draw(st.sampled_from([*SPANS_MS, 30 * DAY_MS, SPANS_MS[-1]]))
     times = sorted(draw(st.lists(moments(span_ms), min_size=count_min, max_size=count_max)))
     own = st.fixed_dictionaries({field.name: maybe_values_of(field) for field in declaration.fields.declared})
     ips = st.sampled_from([None, *_TEXTS[Form.ADDRESS]])
+    drawn: list[dict[str, Any]] = []
     payments = []
     for place, time_ms in enumerate(times):
-        values = {"payment_id": f"p{place}", "event_time_ms": time_ms, "amount_minor": draw(AMOUNTS)}
-        values |= {**draw(FIELDS), "ip": draw(ips), **draw(own)}
+        told = {**draw(FIELDS), "ip": draw(ips), **draw(own)}
+        if drawn and draw(st.integers(0, 3)):
+            fresh = draw(st.sets(st.sampled_from(sorted(told)), max_size=3))
+            told = {**draw(st.sampled_from(drawn)), **{name: told[name] for name in fresh}}
+        drawn.append(told)
+        values = {"payment_id": f"p{place}", "event_time_ms": time_ms, "amount_minor": draw(AMOUNTS), **told}
         payments.append(DeclaredPayment({name: value for name, value in values.items() if value is not None}))
     assert all(payment.values["amount_minor"] <= AMOUNT_MINOR_MAX for payment in payments)
     return payments
@@ -435,8 +578,8 @@ def heard_histories(
     events: list[tuple[int, int, Event]] = [(one.time_ms, 0, (one, None)) for one in payments]
     for payment in payments:
         known_ms = payment.time_ms
-        for weight in (1, -1)[: draw(st.integers(0, 2))]:
-            known_ms += draw(st.integers(0, 12 * DAY_MS))
+        for weight in (1, -1)[: draw(st.sampled_from([1, 1, 2, 0]))]:
+            known_ms += draw(st.one_of(st.integers(0, 12 * DAY_MS), st.just(0)))
             events.append((known_ms, 1, (payment, weight)))
     return [event for *_, event in sorted(events, key=lambda event: event[:2])]
 
