@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.state import overlay_table as tables
-from paywarden.scoring.state.overlay import OverlaySettings, prepare
+from paywarden.scoring.state.overlay import MARKS_FILE, OverlaySettings, prepare
 from paywarden.scoring.state.overlay_marks import OverlayMarks
 from tests.worlds.stream.overlay_world import START_MS, NewHost, OverlayWorld, TwoHosts
 
@@ -221,16 +221,38 @@ def test_a_damaged_number_of_the_newest_row_is_mended_within_two_lifetimes(world
     assert counted(world, "broken") == (number != 0)
 
 
-def test_a_table_of_another_catalogue_or_size_is_not_used(world: OverlayWorld) -> None:
+@pytest.mark.parametrize(
+    "place", [tables.MAGIC_AT, tables.DIGEST_AT, tables.ENTITIES_AT, tables.WIDTH_AT, tables.ROWS_AT, tables.BUCKETS_AT]
+)
+def test_a_table_of_another_version_catalogue_or_shape_is_not_used(world: OverlayWorld, place: int) -> None:
+    """The magic number holds the version. All of these files have the size of ours."""
     path = Path(world.settings.path)
     content = bytearray(path.read_bytes())
-    content[8 * tables.DIGEST_AT] ^= 1
+    content[8 * place] ^= 1
     path.write_bytes(content)
     reader = world._reader()
     with pytest.raises(AssertionError):
         world._worker(reader)
     prepare(world.settings, world.plan)
     assert world._worker(reader).is_open
+
+
+def test_marks_of_another_version_are_not_used_and_new_ones_are_doubted(world: OverlayWorld, tmp_path: Path) -> None:
+    """By this version's layout they might call a payment contained that is not, or the other way round."""
+    path = tmp_path / "mirror" / MARKS_FILE
+    content = bytearray(path.read_bytes())
+    content[8 * tables.MARK_MAGIC_AT] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(AssertionError):
+        world._worker(world._reader())
+    world.marks = world._companion(tmp_path)
+    doubts = [world.marks.is_unsure]
+    world.now_ms += world.settings.doubt_ms + 1
+    assert [*doubts, world.marks.is_unsure] == [True, False]
+    world._look(world.workers[1], world._readers[1])
+    world.answer(number := world.make(), worker=0)
+    assert score_one_like(world, number, worker=1) > 0
+    assert world.wrong == 0
 
 
 def score_one_like(world: OverlayWorld, number: int, worker: int) -> int:
