@@ -123,3 +123,12 @@ def test_a_gap_in_the_changelog_may_hide_payments() -> None:
     assert changes(first, second).unnamed == 1
     decoder = Decoder("profiles", IDS)
     assert [read_changes([first], decoder, ENTITIES, {}, {0: read_to}).unnamed for read_to in (3, 2)] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "unusable", [record(b"card:1", b"no avro", 4), record(None, b"s", 4), record(b"\0shards", b"s", 4)]
+)
+def test_a_record_that_cannot_be_used_may_hide_payments(unusable: Record) -> None:
+    """Its payments are not marked. The next state of the profile, which contains them, does not name them again."""
+    got = changes(named(state(b"card:2", offset=3), b""), unusable, named(state(b"card:1", offset=5), b""))
+    assert (got.unreadable, got.unnamed) == (1, 1)
