@@ -1,10 +1,11 @@
-"""Takes the steps of the Dockerfile without an engine: `try_in_chroot.py FOLDER BUNDLE [ARG=VALUE…] [--built]`.
+"""Takes the steps of the Dockerfile without an engine: `try_in_chroot.py FOLDER BUNDLE [ARG=VALUE…] [OPTION]`.
 
 It needs root, Debian's `debootstrap` and the package registries. Each stage becomes a root file system below FOLDER:
 
 1. `debootstrap` makes the base once (FOLDER/base).
 2. ARG, ENV, WORKDIR, COPY and RUN are taken one after the other; RUN by `chroot`.
-   `--built` takes no step again.
+   `--built` takes no step again. `--root` takes none: the last stage is the folder that it names, such as an engine's
+   (`buildah mount`).
 3. The last stage is tried as an engine runs it, with a copy of BUNDLE: as its USER, in namespaces of its own, the root
    file system read-only, /var/lib/paywarden and /dev/shm writable, without the network of the host.
 
@@ -219,8 +220,12 @@ def main() -> None:
     folder = Path(sys.argv[1]).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     bundle = Path(sys.argv[2])
-    given = dict(word.split("=", 1) for word in sys.argv[3:] if "=" in word)
-    stage = build((HERE / "Dockerfile").read_text(encoding="utf-8"), folder, given, is_built="--built" in sys.argv)
+    options = [word for word in sys.argv[3:] if word.startswith("--")]
+    given = dict(word.split("=", 1) for word in sys.argv[3:] if word not in options)
+    stage = build((HERE / "Dockerfile").read_text(encoding="utf-8"), folder, given, is_built=bool(options))
+    for option in options:
+        if option.startswith("--root="):
+            stage.root = Path(option.removeprefix("--root=")).absolute()
     used = subprocess.run(["du", "-sm", str(stage.root)], check=True, capture_output=True, text=True)
     print(f"size  {used.stdout.split()[0]} MB", flush=True)
     script = (HERE / "try_inside.py").read_text(encoding="utf-8")
