@@ -390,7 +390,12 @@ def _check(description: GatewayDescription) -> None:
     for host in description.hosts:
         _check_host(host)
     _require_unique("[[hosts]] name", (host.name for host in description.hosts))
-    for kind in [kind for kind in ("http", "grpc") if description.listener(kind)]:
+    listening = [kind for kind in ("http", "grpc") if description.listener(kind)]
+    for host in description.hosts:
+        # A host listens at two ports. Calls of one kind at the port of the other are all refused.
+        if len(listening) == 2 and host.http == host.grpc:
+            raise Misconfigured(f'[[hosts]] "{host.name}" http, grpc: wanted two ports, got {host.http} twice')
+    for kind in listening:
         _require_unique(f"[[hosts]] {kind}", (f"{host.address}:{getattr(host, kind)}" for host in description.hosts))
     _check_issuers(description.issuers)
     for client in description.clients:

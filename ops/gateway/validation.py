@@ -1,15 +1,36 @@
-"""Let the target itself check a configuration before anybody uses it."""
+"""Let the target itself check a configuration before anybody uses it, and DNS the names of its hosts."""
 
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
+from paywarden.ops.gateway.description import Host
 from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.payment_fields import is_address
 
 _TIMEOUT_S = 60
+
+
+def require_addresses(hosts: Iterable[Host]) -> None:
+    """Raise Misconfigured for a host with a name that nobody knows.
+
+    Envoy starts with it, and the host gets no call: a wrong letter is half of the hosts, and no error says so.
+    """
+    for host in hosts:
+        if is_address(host.address):
+            continue
+        try:
+            socket.getaddrinfo(host.address, host.http)
+        except (OSError, UnicodeError) as error:
+            raise Misconfigured(
+                f'[[hosts]] "{host.name}" address: wanted a name that this machine knows, got {host.address!r} '
+                f"({getattr(error, 'strerror', None) or error}): correct it, or DNS"
+            ) from error
 
 
 def validate(target: str, configuration: str) -> None:

@@ -29,7 +29,7 @@ def gateway() -> None:
 @gateway.command()
 @click.option("--target", type=click.Choice(["envoy", "nginx"]), required=True, help="What the configuration is for.")
 @_DESCRIPTION
-@click.option("--validate", is_flag=True, help="Also let the target check the configuration; it must be on PATH.")
+@click.option("--validate", is_flag=True, help="Also look the hosts' names up, and let the target (on PATH) check.")
 @click.option(
     "--elsewhere", is_flag=True, help="The certificates and key sets are on another machine: do not look for them."
 )
@@ -43,6 +43,7 @@ def render(target: str, description: Path, validate: bool, elsewhere: bool) -> N
     from paywarden.ops.gateway.description import read_description
     from paywarden.ops.gateway.envoy import envoy_configuration
     from paywarden.ops.gateway.nginx import nginx_configuration
+    from paywarden.ops.gateway.validation import require_addresses
     from paywarden.ops.gateway.validation import validate as validate_with
 
     described = read_description(description, looks_for_files=not elsewhere)
@@ -53,6 +54,10 @@ def render(target: str, description: Path, validate: bool, elsewhere: bool) -> N
             raise Misconfigured(f"{description}: {error}") from error
     configuration = envoy_configuration(described) if target == "envoy" else nginx_configuration(described)
     if validate:
+        try:
+            require_addresses(described.hosts)
+        except Misconfigured as error:
+            raise Misconfigured(f"{description}: {error}") from error
         validate_with(target, configuration)
     click.echo(configuration, nl=False)
 

@@ -6,11 +6,13 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from paywarden.ops.cli import cli
 from paywarden.ops.gateway.description import Host, Limits, Listen, NginxSettings, ToHosts, read_description
 from paywarden.schemas.errors import Misconfigured
 from tests.checkout import CHECKOUT
-from tests.worlds.operate.gateway_described import ISSUER, KEY, TEXT, described, write_description
+from tests.worlds.operate.gateway_described import ISSUER, KEY, TEXT, described, write_credentials, write_description
 
 WHOLE = TEXT + ISSUER
 
@@ -70,6 +72,11 @@ def test_a_description_has_absolute_paths_and_the_hosts_of_each_version(tmp_path
         ("health = 8082", "health = 80820", '[[hosts]] "scoring-1" health: wanted a port, got 80820'),
         ('["v1", "v2"]', '["v3"]', "[[hosts]] \"scoring-2\" versions: wanted one or more of v1, v2, got ['v3']"),
         ('"checkout"', '"check out"', '[[clients]] "check out" name: wanted 1 to 128 letters, digits, . _ -'),
+        (
+            "health = 8082",
+            "health = 8082\nhttp = 8081",
+            '[[hosts]] "scoring-1" http, grpc: wanted two ports, got 8081 twice',
+        ),
         ('"app"', '"checkout"', "[[clients]] name: wanted each once, got 'checkout' twice"),
         ('"CN=checkout,O=Shop"', "'CN=\"'", '[[clients]] "checkout" certificates: wanted a subject such as CN='),
         (
@@ -132,3 +139,15 @@ def test_the_page_tells_the_default_of_each_number(section: type) -> None:
     defaults = {field.name: field.default for field in fields(section) if field.default is not MISSING}
     numbers = {name: value for name, value in defaults.items() if type(value) is int}
     assert [name for name, value in numbers.items() if f"`{name}` ({value})" not in page] == []
+
+
+@pytest.mark.parametrize("name", ["no-such-host.invalid", "x" * 64 + ".invalid"])
+def test_validation_refuses_a_host_that_nobody_knows(tmp_path: Path, name: str) -> None:
+    """Envoy starts with it: a wrong letter was half of the hosts, and nothing said so."""
+    path = write_description(tmp_path, TEXT.replace('"10.0.0.2"', f'"{name}"', 1))
+    write_credentials(tmp_path)
+    done = CliRunner().invoke(cli, ["gateway", "render", "--target", "envoy", "--description", str(path), "--validate"])
+    assert str(done.exception).startswith(
+        f'{path}: [[hosts]] "scoring-2" address: wanted a name that this machine knows'
+    )
+    assert repr(name) in str(done.exception)
