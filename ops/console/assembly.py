@@ -65,7 +65,7 @@ def console(source: Source, settings: ConsoleSettings, url: str, stop: threading
     Raises Misconfigured, DatabaseUnavailable.
     """
     from paywarden.ops.console.audit import audit_log
-    from paywarden.ops.console.background import running
+    from paywarden.ops.console.background import Failures, running
     from paywarden.ops.console.database import Database
     from paywarden.ops.console.login.oidc import OidcProvider
     from paywarden.ops.console.login.pages import Login
@@ -83,9 +83,10 @@ def console(source: Source, settings: ConsoleSettings, url: str, stop: threading
         shell = Shell(
             settings, people, limits, audit, (settings.url or url).rstrip("/"), currencies=_currencies(source)
         )
-        made = tuple(sections(Parts(source, shell, database, audit)))
+        failures = Failures()
+        made = (*sections(Parts(source, shell, database, audit)), failures.section())
         login = Login(shell, OidcProvider.of(settings))
-        with running(made, stop):
+        with running(made, stop, failures):
             yield Console(shell.application(made, login.routes), shell, made)
     finally:
         database.close()
@@ -154,13 +155,13 @@ def _alerts(parts: Parts, webhooks: Webhooks | None) -> tuple[AlertStore, AlertR
     from paywarden.streams.alerts.feed import AlertFeed
 
     source = parts.source
-    kafka = wiring.kafka_settings(source)
+    kafka, ids = wiring.kafka_settings(source), wiring.late_schema_ids(source)
     told = (None, None) if webhooks is None else (webhooks.queue, webhooks.queue_event)
     store = AlertStore(parts.database, *told)
     return store, AlertReader(
         store,
-        lambda: AlertFeed(kafka, wiring.schema_ids(source)),
-        lambda: EventWriter(kafka, wiring.schema_ids(source)),
+        lambda: AlertFeed(kafka, ids),
+        lambda: EventWriter(kafka, ids),
     )
 
 
@@ -168,7 +169,7 @@ def _sampler(source: Source) -> DecisionSampler:
     from paywarden.ops import wiring
     from paywarden.streams.alerts.samples import DecisionSampler
 
-    return DecisionSampler(wiring.kafka_settings(source), wiring.schema_ids(source))
+    return DecisionSampler(wiring.kafka_settings(source), wiring.late_schema_ids(source))
 
 
 def _stakes(parts: Parts) -> Stakes:
@@ -251,7 +252,7 @@ def index_traffic(source: Source, opened: OpenedIndex) -> IndexTraffic:
     from paywarden.ops.wiring import stores
     from paywarden.schemas.avro import Decoder
 
-    return IndexTraffic(opened, Decoder("decisions", stores.schema_ids(source)).decode)
+    return IndexTraffic(opened, Decoder("decisions", stores.late_schema_ids(source)).decode)
 
 
 def feature_meanings(source: Source) -> Callable[[str], str]:
@@ -290,7 +291,7 @@ def indexed_decisions(source: Source, opened: OpenedIndex) -> IndexedDecisions:
     from paywarden.ops.wiring import stores
     from paywarden.schemas.avro import Decoder
 
-    return IndexedDecisions(source, opened, Decoder("decisions", stores.schema_ids(source)).decode)
+    return IndexedDecisions(source, opened, Decoder("decisions", stores.late_schema_ids(source)).decode)
 
 
 def decision_sections(source: Source, opened: OpenedIndex) -> list[Section]:
@@ -303,7 +304,7 @@ def decision_sections(source: Source, opened: OpenedIndex) -> list[Section]:
     from paywarden.ops.wiring import stores
     from paywarden.schemas.avro import Decoder
 
-    decode = Decoder("decisions", stores.schema_ids(source)).decode
+    decode = Decoder("decisions", stores.late_schema_ids(source)).decode
     one = OnePage(opened, KnownDeciders(source, None, None), decode, listed_catalogue(source))
     return [
         DecisionPages(opened, one).section(),

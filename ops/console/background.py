@@ -1,4 +1,8 @@
-"""Run what the sections do in the background, each in a thread of its own."""
+"""Run what the sections do in the background, each in a thread of its own.
+
+If Kafka or a database does not answer, the work itself says so on the pages. Any other error is a bug: the log has it,
+the work begins again, and the pages say so meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +13,66 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
-from paywarden.ops.console.pages import Section
+from paywarden.ops.console.pages import Missing, Section
+from paywarden.ops.times import now_ms
 
 _log = logging.getLogger(__name__)
 
 _RETRY_S = 1.0
 _END_S, _CLOSE_S = 5.0, 3.0
+# Work that fails again and again does so at least this often. Once it has not for so long, it is well.
+_WELL_AFTER_MS = 60_000
+
+
+class Failures:
+    """The background work that has ended with an error lately, by the name of its section. Thread-safe."""
+
+    def __init__(self, clock: Callable[[], int] = now_ms) -> None:
+        self._clock = clock
+        # Since when it fails, and when it failed last.
+        self._times: dict[str, tuple[int, int]] = {}
+
+    def note(self, name: str) -> None:
+        """Note that work has ended with an error."""
+        now = self._clock()
+        since_ms, last_ms = self._times.get(name, (now, now))
+        self._times[name] = (since_ms if now - last_ms < _WELL_AFTER_MS else now), now
+
+    def missing(self) -> list[Missing]:
+        """Returns what the pages say about it."""
+        now = self._clock()
+        return [
+            Missing(
+                f"What keeps the section {name} up to date",
+                since_ms,
+                "it ends with an error and begins again; the operators find it in the console's log",
+                "What you see there may be old, or not all.",
+            )
+            for name, (since_ms, last_ms) in sorted(self._times.items())
+            if now - last_ms < _WELL_AFTER_MS
+        ]
+
+    def section(self) -> Section:
+        """Returns a section without pages, by which all pages say it."""
+        return Section("background", "", "", (), missing=self.missing)
 
 
 @contextmanager
-def running(sections: Sequence[Section], stop: threading.Event | None = None) -> Iterator[None]:
+def running(
+    sections: Sequence[Section], stop: threading.Event | None = None, failures: Failures | None = None
+) -> Iterator[None]:
     """Run the background work of sections while the block runs. Work that raises an error begins again.
+
+    `failures` remembers that.
 
     `stop` ends the work before the block ends: while the last requests are answered, for instance. Work that goes on
     for some seconds after the block's end is left to the end of the process: it loses nothing that it confirmed.
     """
-    stop = stop or threading.Event()
+    stop, failures = stop or threading.Event(), failures or Failures()
     threads = [
-        _started(section.name, partial(_again, work, stop)) for section in sections for work in section.background
+        _started(section.name, partial(_again, work, stop, partial(failures.note, section.name)))
+        for section in sections
+        for work in section.background
     ]
     try:
         yield
@@ -52,13 +98,14 @@ def _join(threads: Sequence[threading.Thread], timeout_s: float, what: str) -> N
             _log.warning("%s of the section %s did not end in %g s", what, thread.name, timeout_s)
 
 
-def _again(work: Callable[[threading.Event], None], stop: threading.Event) -> None:
+def _again(work: Callable[[threading.Event], None], stop: threading.Event, failed: Callable[[], None]) -> None:
     while not stop.is_set():
         try:
             work(stop)
         except Exception:  # noqa: BLE001
             # The top of a thread: without it a bug would end the work without a word.
             _log.exception("background work of the console has failed, and begins again")
+            failed()
             stop.wait(_RETRY_S)
         else:
             return

@@ -52,12 +52,12 @@ def decision_index(source: Source) -> Iterator[tuple[DecisionIndex, ReviewQueue]
 
 
 def index_filler(source: Source, index: DecisionIndex, queue: ReviewQueue) -> tuple[IndexFiller, VerdictSender]:
-    """Returns what fills an index from the topics, and what sends its verdicts. Raises Misconfigured."""
+    """Returns what fills an index from the topics, and what sends its verdicts. Nobody has to answer for that yet."""
     from paywarden.streams.decision_index.filler import IndexFiller, VerdictSender
     from paywarden.streams.decision_index.settings import DecisionIndexSettings
     from paywarden.streams.kafka.clients import KafkaClients
 
-    clients, ids = KafkaClients.of(stores.kafka_settings(source)), stores.schema_ids(source)
+    clients, ids = KafkaClients.of(stores.kafka_settings(source)), stores.late_schema_ids(source)
     keep_ms = source.section("decision_index", DecisionIndexSettings).keep_days * 86_400_000
     filler = IndexFiller(index, queue, clients, ids, now_ms=lambda: int(time.time() * 1000), keep_ms=keep_ms)
     return filler, VerdictSender(queue, clients, ids)

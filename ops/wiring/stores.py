@@ -81,6 +81,16 @@ def schema_ids(source: Source) -> SchemaIds:
     return from_settings(registry, remembered, topic_prefix=kafka.topic_prefix, fields=fields)
 
 
+def late_schema_ids(source: Source) -> SchemaIds:
+    """Returns the ids of `schema_ids`, for a process that must start without registry and Kafka."""
+    from paywarden.streams.kafka.schemas.late_schema_ids import LateSchemaIds
+    from paywarden.streams.kafka.schemas.registry import FingerprintSchemaIds
+    from paywarden.streams.kafka.schemas.remembered_schemas import KafkaRememberedSchemas
+
+    reading = FingerprintSchemaIds(KafkaRememberedSchemas(kafka_settings(source)))
+    return LateSchemaIds(lambda: schema_ids(source), reading, payment_fields(source))
+
+
 def rate_table(source: Source) -> RateTable:
     """Returns the exchange rates. Raises Misconfigured."""
     from paywarden.features.profiles.money import load_rates

@@ -43,7 +43,7 @@ from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.kafka.reading import Consumed, Record, consume_when_there
 from paywarden.streams.kafka.stalls.open_transactions import OpenTransactions
-from paywarden.streams.kafka.topic_identity import topic_ids
+from paywarden.streams.kafka.topic_identity import IdentityWatch, topic_ids
 from paywarden.streams.kafka.topic_rows import OFFSET, PARTITION, TIMESTAMP
 
 TOPICS = (EVENTS_TOPIC, "decisions", "outcomes", "verdicts")
@@ -68,8 +68,9 @@ class FillState:
 
     `is_caught_up`: it had read all topics to their ends. `is_fresh`: to their ends, or to records of the last seconds.
     `read_ms`: when it last heard from Kafka, 0 if never.
-    `trouble`: what keeps it from reading since `trouble_since_ms`; "" if nothing does. `undecoded`: records since the
-    start that do not decode. `held`: the open transaction behind which records wait since `held_since_ms`; "" for none.
+    `trouble`: what keeps it from reading since `trouble_since_ms`; "" if nothing does. `is_index_away`: that is the
+    database, and not Kafka. `undecoded`: records since the start that do not decode.
+    `held`: the open transaction behind which records wait since `held_since_ms`; "" for none.
     """
 
     is_caught_up: bool = False
@@ -78,6 +79,7 @@ class FillState:
     trouble: str = ""
     trouble_since_ms: int = 0
     undecoded: int = 0
+    is_index_away: bool = False
     held: str = ""
     held_since_ms: int = 0
 
@@ -110,6 +112,7 @@ class IndexFiller:
         self._places: dict[tuple[str, int], SourcePlace] = {}
         self._unread: set[tuple[str, int]] = set()
         self._consumer: Consumer | None = None
+        self._identities: IdentityWatch | None = None
         self._heard_ms, self._asked = 0, 0
         self._transactions = OpenTransactions(clients.admin, lambda: self._places, now_ms=now_ms)
         self.state = FillState()
@@ -124,6 +127,7 @@ class IndexFiller:
             if self._consumer is None:
                 self._start()
             assert self._consumer is not None
+            self._require_same_topics()
             consumed = consume_when_there(self._consumer, BATCH_RECORDS, 0.05, timeout_s)
             self._find_begins(consumed)
             self._add(consumed.records)
@@ -147,6 +151,7 @@ class IndexFiller:
             read_ms=self._heard_ms,
             trouble="",
             trouble_since_ms=0,
+            is_index_away=False,
             held=self._transactions.line(),
             held_since_ms=self._transactions.since_ms(),
         )
@@ -172,10 +177,12 @@ class IndexFiller:
         told = ""
         while not stop.is_set():
             try:
-                self.step()
+                # First: a topic without records must not hide that nothing can be written.
                 self.expire()
                 self._index.database.tidy(at_least=TIDY_KEYS)
+                self.step()
             except PaywardenError as error:
+                self._fail(error)
                 if str(error) != told:
                     _log.warning("index of decisions: %s", error)
                 told = str(error)
@@ -202,7 +209,12 @@ class IndexFiller:
     def _fail(self, error: PaywardenError) -> None:
         since_ms = self.state.trouble_since_ms or self._now_ms()
         self.state = replace(
-            self.state, trouble=str(error), trouble_since_ms=since_ms, is_caught_up=False, is_fresh=False
+            self.state,
+            trouble=str(error),
+            trouble_since_ms=since_ms,
+            is_index_away=isinstance(error, IndexUnavailable),
+            is_caught_up=False,
+            is_fresh=False,
         )
         self.close()
 
@@ -213,17 +225,25 @@ class IndexFiller:
             known = self._index.sources(name)
             for partition in self._clients.partitions(name):
                 place = known.get(partition, SourcePlace(name, partition, 0, ids[full_name]))
-                if place.topic_id and ids[full_name] and place.topic_id != ids[full_name]:
-                    raise Misconfigured(
-                        f"topic {full_name} was deleted and made anew since the index read it: "
-                        "`paywarden decisions index --rebuild` makes the index anew"
-                    )
+                _require_same(full_name, place, ids[full_name])
                 self._places[full_name, partition] = replace(place, topic_id=ids[full_name])
         self._unread = set(self._places)
+        self._identities = IdentityWatch(self._clients.admin, list(self._decoders))
         self._consumer = self._clients.consumer(group_id="paywarden-decision-index", tells_lost_offsets=True)
         self._consumer.incremental_assign(
             [TopicPartition(*place, known.next_offset) for place, known in self._places.items()]
         )
+
+    def _require_same_topics(self) -> None:
+        """Raise Misconfigured if a topic was made anew: at the next offset it has another record, if it is long enough.
+
+        Records of it may be in the index by then. The rebuild that is asked for takes them out.
+        """
+        assert self._identities is not None
+        ids = self._identities.look()
+        if ids is not None:
+            for (full_name, _), place in self._places.items():
+                _require_same(full_name, place, ids[full_name])
 
     def _find_begins(self, consumed: Consumed) -> None:
         """Goes on at the begin of partitions whose next offset has expired, and counts what is missing."""
@@ -284,6 +304,15 @@ class IndexFiller:
         )
 
 
+def _require_same(full_name: str, place: SourcePlace, topic_id: str) -> None:
+    """Raise Misconfigured if a topic is another one than the index was filled from."""
+    if place.topic_id and topic_id and place.topic_id != topic_id:
+        raise Misconfigured(
+            f"topic {full_name} was deleted and made anew since the index read it: "
+            "`paywarden decisions index --rebuild` makes the index anew"
+        )
+
+
 def add_all(
     index: DecisionIndex,
     queue: ReviewQueue,
@@ -339,7 +368,9 @@ class VerdictSender:
     ) -> None:
         self._now_ms = now_ms
         self._queue, self._topic = queue, clients.topic(VERDICTS_TOPIC)
-        self._clients, self._encoder = clients, Encoder(VERDICTS_TOPIC, ids.id_of(VERDICTS_TOPIC))
+        self._clients, self._ids = clients, ids
+        # Made with the first verdict: a registry may be away at the start.
+        self._encoder: Encoder | None = None
         self._sender: Sender | None = None
         # Verdicts that Kafka has, and that the database still shows as unsent.
         self._on_topic: set[str] = set()
@@ -355,13 +386,14 @@ class VerdictSender:
         self._on_topic &= {said.verdict_id for said in waiting}
         if not waiting:
             return 0
+        encoder = self._encoder = self._encoder or Encoder(VERDICTS_TOPIC, self._ids.id_of(VERDICTS_TOPIC))
         # A sender remembers a failure: each try after one has its own.
         sender = self._sender or self._clients.sender(linger_ms=5)
         self._sender = None
         for said in waiting:
             # One that could not be marked is not sent again and again.
             if said.verdict_id not in self._on_topic:
-                sender.send(self._topic, self._encoder.encode(said.record()), key=said.payment_id.encode())
+                sender.send(self._topic, encoder.encode(said.record()), key=said.payment_id.encode())
         sender.flush(_SEND_TIMEOUT_S)
         self._sender = sender
         self._on_topic |= {said.verdict_id for said in waiting}

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 from paywarden.ops.console.pages import HELD_EFFECT, Missing, NothingDone
 from paywarden.schemas.errors import PaywardenError, TemporaryFailure
 from paywarden.streams.decision_index.database import IndexSilent
+from paywarden.streams.decision_index.filler import FillState
 
 if TYPE_CHECKING:
-    from paywarden.streams.decision_index.filler import FillState, IndexFiller, VerdictSender
+    from paywarden.streams.decision_index.filler import IndexFiller, VerdictSender
     from paywarden.streams.decision_index.index import DecisionIndex
     from paywarden.streams.decision_index.reviews import ReviewQueue
 
@@ -108,7 +109,10 @@ class OpenedIndex:
     @property
     def state(self) -> FillState | None:
         """How the index is filled; None if it is not filled by this console."""
-        return None if self._filler is None else self._filler.state
+        if self._filler is None:
+            # Before the first record is asked for, an index is not yet whole either.
+            return None if self._fill is None else FillState()
+        return self._filler.state
 
     def missing(self) -> list[Missing]:
         """Returns what keeps the index from being whole."""
@@ -119,7 +123,10 @@ class OpenedIndex:
             trouble = stuck.trouble_since_ms, stuck.trouble
         found = [] if trouble is None else [Missing("The index of decisions", *trouble, _EFFECT)]
         state = self.state
-        if state is not None and state.trouble:
+        if state is not None and state.is_index_away:
+            if not found:
+                found.append(Missing("The index of decisions", state.trouble_since_ms, state.trouble))
+        elif state is not None and state.trouble:
             found.append(Missing("The topics of decisions", state.trouble_since_ms, state.trouble))
         elif state is not None and state.held:
             found.append(Missing("A part of the decisions", state.held_since_ms, state.held, HELD_EFFECT))

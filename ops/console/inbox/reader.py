@@ -125,7 +125,11 @@ class AlertReader:
         if self._is_lost:
             raise NothingDone(f"Nothing was done, because the topics cannot be reached: {self._why}")
         with self._lock:
-            writer = self._writer or self._make_writer()
+            try:
+                writer = self._writer or self._make_writer()
+            except TemporaryFailure as error:
+                # Without the schema registry, for instance, nobody can write yet.
+                raise NothingDone(f"Nothing was done, because nothing can be written: {error}") from error
             self._writer = None
             try:
                 for event in events:

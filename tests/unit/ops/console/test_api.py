@@ -7,7 +7,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from paywarden.ops.console.assembly import Parts, all_tables, sections
 from paywarden.ops.console.cases.case import case_subject
 from paywarden.ops.console.inbox.store import AlertStore
 from paywarden.ops.console.openapi import openapi
-from paywarden.ops.console.pages import Section
-from paywarden.ops.console.people.people import Role
+from paywarden.ops.console.pages import Done, Section
+from paywarden.ops.console.people.people import Person, Role, token_digest
 from paywarden.ops.console.shell import API, CONTENT_SECURITY_POLICY
 from paywarden.ops.console.webhooks import TABLES as WEBHOOK_TABLES
 from paywarden.ops.console.webhooks import Webhooks, read_key, signature
@@ -98,6 +98,36 @@ def test_no_address_lets_a_stranger_a_wrong_role_or_a_foreign_form_in(whole: Who
                 assert "<script>" not in shown.text
                 assert "onclick" not in shown.text
             assert shown.status_code == 400, page.path
+
+
+def test_each_role_gets_by_page_and_token_what_the_page_declares_and_no_more(whole: Whole) -> None:
+    """Every role at every address, as a person and as a program."""
+    shell = whole.console.shell
+    tokens = {token_digest(f"pwc_{role}"): Person(f"program-{role}", frozenset({role})) for role in Role}
+    shell.people = replace(shell.people, tokens=tokens)
+    # The shell decides before any handler runs.
+    stubs = tuple(
+        replace(one, pages=tuple(replace(page, handler=lambda _: Done("/", "done")) for page in one.pages))
+        for one in whole.sections
+    )
+    people = {role: whole.console.browser(stubs, f"demo-{role.replace('_', '-')}") for role in Role}
+    program = whole.console.browser(stubs)
+    pages = [page for section in stubs for each in section.pages for page in each.by_methods()]
+    needs = "This needs the role"
+    for page in pages:
+        path = page.path.replace("{", "").replace("}", "")
+        for role, person in people.items():
+            bearer = {"authorization": f"Bearer pwc_{role}"}
+            if page.method == "POST":
+                answers = person.post(path, data={"csrf": "made-up"}), program.post(API + path, json={}, headers=bearer)
+            else:
+                answers = person.get(path), program.get(API + path, headers=bearer)
+            for answer in answers:
+                assert (needs in answer.text) == (role not in page.roles), (page.method, path, role, answer.text)
+                assert role in page.roles or answer.status_code == 403, (page.method, path, role)
+    # Nobody but the five roles has anything: the table above is not empty on either side.
+    assert any(role not in page.roles for page in pages for role in Role)
+    assert any(page.roles == {Role.MODEL_OWNER} for page in pages)
 
 
 def test_the_documents_name_every_address_and_every_type(whole: Whole) -> None:

@@ -34,7 +34,7 @@ from paywarden.schemas.errors import BrokerUnavailable, BundleRefused, Temporary
 from paywarden.schemas.settings import read_source
 from paywarden.streams.companion.shipping import decision_of
 from paywarden.streams.decision_index.database import DuckDbDatabase, IndexSilent, IndexUnavailable
-from paywarden.streams.decision_index.filler import VerdictSender
+from paywarden.streams.decision_index.filler import FillState, VerdictSender
 from paywarden.streams.decision_index.index import DecisionIndex, Stored
 from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewSettings, Verdict
 from paywarden.streams.decision_index.search import Search
@@ -292,6 +292,16 @@ def test_a_lost_database_is_named_with_its_time_and_is_no_empty_list(world: Worl
     assert world.opened.missing() == []
 
 
+def test_an_index_that_nobody_has_begun_to_fill_says_that_it_is_not_whole(world: World) -> None:
+    """For the first seconds of a console, an empty index was an empty list without a word."""
+    filled = OpenedIndex(world._opens, lambda *_: (None, None), now_ms=lambda: NOW_MS)  # type: ignore[arg-type]
+    one = OnePage(filled, KnownDeciders(world.source, None, None), lambda _: {}, listed_catalogue(world.source))
+    pages = ReviewPages(filled, CostSettings()).section(), DecisionPages(filled, one).section()
+    browser = world.console.browser(pages, "demo-analyst")
+    for address in ("/decisions", "/review"):
+        assert "The index is being filled: the newest decisions are not in it yet" in browser.get(address).text
+
+
 def test_a_database_that_says_nothing_is_asked_by_one_for_all(world: World) -> None:
     """Each page waited for the time-out, and soon no thread was left for any."""
     asked = list[str]()
@@ -504,3 +514,25 @@ def test_what_keeps_verdicts_from_their_topic_is_told_by_its_name(error: Tempora
     )
     opened.send(stop)
     assert [(one.what, one.why) for one in opened.missing()] == [(what, str(error))]
+
+
+@pytest.mark.parametrize(
+    ("is_index_away", "what"), [(True, "The index of decisions"), (False, "The topics of decisions")]
+)
+def test_what_keeps_the_index_from_its_topics_is_told_by_its_name(*, is_index_away: bool, what: str) -> None:
+    class Following:
+        state = FillState(trouble="gone", trouble_since_ms=NOW_MS, is_index_away=is_index_away)
+
+        def run(self, _: threading.Event) -> None:
+            pass
+
+    class Sending:
+        trouble = ""
+
+    opened = OpenedIndex(
+        lambda: nullcontext((None, None)),  # type: ignore[arg-type]
+        lambda *_: (Following(), Sending()),  # type: ignore[arg-type, return-value]
+        now_ms=lambda: NOW_MS,
+    )
+    opened.follow(threading.Event())
+    assert [(one.what, one.why) for one in opened.missing()] == [(what, "gone")]

@@ -190,3 +190,34 @@ def test_background_work_and_a_close_that_hang_are_left_behind(
     released.set()
     assert "background work of the section stuck did not end" in caplog.text
     assert "the close of the section stuck did not end" in caplog.text
+
+
+def test_background_work_that_ends_with_a_bug_begins_again_and_pages_say_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A reader of alerts that met a bug left the inbox as it was, and no page said so."""
+    from paywarden.ops.console import background
+
+    monkeypatch.setattr(background, "_RETRY_S", 0.0)
+    now = [1_000_000]
+    failures = background.Failures(lambda: now[0])
+    tries, well = list[int](), threading.Event()
+
+    def reads(stop: threading.Event) -> None:
+        tries.append(now[0])
+        if len(tries) < 4:
+            now[0] += 20_000
+            raise KeyError("a record that nobody expected")
+        well.set()
+        stop.wait()
+
+    with background.running([Section("inbox", "Inbox", "/inbox", (), background=(reads,))], failures=failures):
+        assert well.wait(_PATIENCE_S)
+        (told,) = failures.section().missing()
+        assert (told.what, told.since_ms) == ("What keeps the section inbox up to date", 1_020_000)
+        assert "the operators find it in the console's log" in told.why
+        assert "a record that nobody expected" in caplog.text
+        now[0] += 60_000
+        assert failures.missing() == []
+        failures.note("inbox")
+        assert failures.missing()[0].since_ms == now[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -12,12 +13,14 @@ import pytest
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.errors import BrokerUnavailable, Misconfigured, TemporaryFailure
 from paywarden.streams.archive.archive import Archiver
-from paywarden.streams.decision_index.database import Database, Transaction
+from paywarden.streams.decision_index import filler as filler_module
+from paywarden.streams.decision_index.database import Database, IndexUnavailable, Transaction
 from paywarden.streams.decision_index.filler import ASK_EVERY_MS, FRESH_MS, IndexFiller, fill_from_archive
 from paywarden.streams.decision_index.index import DecisionIndex, SourcePlace
 from paywarden.streams.decision_index.reviews import ReviewQueue, ReviewSettings
 from paywarden.streams.decision_index.search import Search
 from paywarden.streams.kafka.reading import Consumed
+from paywarden.streams.kafka.topic_identity import IdentityWatch
 from tests.fakes.kafka import FakeAdmin, FakeBroker, FakeConsumer, clients_of
 from tests.fakes.topic_memory import MemoryTopic
 from tests.unit.streams.decision_index.test_index import made
@@ -172,6 +175,26 @@ def test_a_topic_that_was_made_anew_is_refused_until_a_rebuild(database: Databas
     assert filler_of(database, broker).step() > 0
 
 
+def test_a_topic_that_is_made_anew_while_it_is_read_is_refused_too(
+    database: Database, broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The index went on at its next offset in the new topic, and lacked the records before it without a word."""
+    monkeypatch.setattr(filler_module, "IdentityWatch", partial(IdentityWatch, ask_every_s=0.0))
+    filler = filler_of(database, broker)
+    while filler.step():
+        pass
+    broker.topic_ids["decisions"] = "another"
+    for number in range(40):
+        put(broker, "decisions", made(100 + number), 200)
+    # It asks, and looks at the answer when it has come.
+    filler.step()
+    with pytest.raises(Misconfigured, match="topic decisions was deleted and made anew"):
+        filler.step()
+    assert "made anew" in filler.state.trouble
+    with pytest.raises(Misconfigured, match="--rebuild"):
+        filler.step()
+
+
 def test_an_archive_gives_the_same_index_as_the_topic(database: Database, tmp_path: Path) -> None:
     decisions = [made(number) for number in range(30)]
     topic = MemoryTopic("decisions", batch=10)
@@ -214,3 +237,30 @@ def test_trouble_that_lasts_is_logged_once_and_so_is_its_end(
         "index of decisions: away",
         "index of decisions: it is filled again",
     ]
+
+
+def test_a_database_that_takes_nothing_is_told_although_no_record_comes(
+    database: Database, broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DuckDB's file was removed under a console on a quiet topic: no page said so until somebody wrote."""
+    filler, told, stop = filler_of(database, broker, consumers=9), [], Event()
+    while filler.step():
+        pass
+    is_away = True
+
+    def tidy(*, at_least: int) -> None:
+        del at_least
+        told.append((filler.state.trouble, filler.state.is_index_away))
+        if len(told) > 3:
+            stop.set()
+        if is_away:
+            raise IndexUnavailable("the index was removed while it was open")
+
+    monkeypatch.setattr(database, "tidy", tidy)
+    filler.run(stop, retry_s=0.0)
+    assert told[1:] == [("the index was removed while it was open", True)] * 3
+    is_away = False
+    stop.clear()
+    filler.run(stop, retry_s=0.0)
+    filler.step()
+    assert (filler.state.trouble, filler.state.is_index_away) == ("", False)

@@ -1,0 +1,123 @@
+"""A console whose schema registry is away, or whose topics were made anew, says so and shows what it knows."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import httpx2
+
+from paywarden.ops.times import now_ms
+from paywarden.schemas.avro import Encoder, LocalSchemaIds
+from paywarden.streams.alerts.records import ALERTS_TOPIC
+from paywarden.streams.kafka.admin import make_admin
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.topics import TopicSettings, create_topics
+from tests.patience import PATIENCE_S
+from tests.services.ports import free_port
+from tests.services.product.console import csrf_of
+from tests.services.product.processes import PaywardenProcess, wait_until
+from tests.services.servers.kafka import produce
+from tests.worlds.drift.alerts_on_topics import alert_record
+from tests.worlds.stream.decision_records import decision
+from tests.worlds.stream.topics import read_topic
+
+TOPICS = TopicSettings(partitions=1, repartition_partitions=1)
+
+
+class _Analyst:
+    """Somebody at a browser."""
+
+    def __init__(self, address: str) -> None:
+        self.client = httpx2.Client(base_url=address, timeout=PATIENCE_S)
+        self.post("/login", name="demo-analyst")
+
+    def post(self, path: str, **form: str) -> httpx2.Response:
+        form["csrf"] = csrf_of(self.client.get("/login" if path == "/login" else "/api").text)
+        return self.client.post(path, data=form)
+
+    def text(self, path: str) -> str:
+        """Returns a page as a person reads it."""
+        return " ".join(re.sub("<[^>]+>", "", self.client.get(path).text).split())
+
+    def missing(self) -> str:
+        return self.client.get("/readyz").text
+
+    def close(self) -> None:
+        self.client.close()
+
+
+def put(settings: KafkaSettings, topic: str, number: int, more: str = "") -> None:
+    encoder, now = Encoder(topic, LocalSchemaIds().id_of(topic)), now_ms()
+    records = [
+        alert_record(one, time_ms=now)
+        if topic == ALERTS_TOPIC
+        else decision(f"p{more}{one}", action="review", decided_time_ms=now, event_time_ms=now, score=0.5)
+        for one in range(number)
+    ]
+    produce(settings.bootstrap, settings.topic(topic), [("key", encoder.encode(one)) for one in records])
+
+
+def make_anew(settings: KafkaSettings, topic: str) -> None:
+    """Delete a topic, and make it again under the same name."""
+    admin, name = make_admin(settings), settings.topic(topic)
+    for done in admin.delete_topics([name]).values():
+        done.result()
+    wait_until(lambda: name not in admin.list_topics(timeout=PATIENCE_S).topics, "the topic is deleted")
+    create_topics(settings, TOPICS, ["card"])
+
+
+def test_a_console_lives_without_registry_and_tells_of_topics_made_anew(
+    settings: KafkaSettings, tmp_path: Path
+) -> None:
+    create_topics(settings, TOPICS, ["card"])
+    put(settings, ALERTS_TOPIC, 3)
+    put(settings, "decisions", 3)
+    config = tmp_path / "paywarden.toml"
+
+    def console(registry: str) -> tuple[PaywardenProcess, _Analyst]:
+        config.write_text(
+            f'[kafka]\nbootstrap = "{settings.bootstrap}"\ntopic_prefix = "{settings.topic_prefix}"\n'
+            f'[registry]\nurl = "{registry}"\n'
+            f'[console]\nport = 0\nrequests_per_minute = 100000\nfolder = "{tmp_path / "console"}"\n'
+            f'[decision_index]\npath = "{tmp_path / "console/index.duckdb"}"\nsecond_review_share = 0.0\n',
+            encoding="utf-8",
+        )
+        running = PaywardenProcess(tmp_path, config, "console")
+        return running, _Analyst(running.first_line())
+
+    # Nobody listens there. The console did not start.
+    running, analyst = console(f"http://127.0.0.1:{free_port()}")
+    wait_until(lambda: "3 alerts shown here" in analyst.text("/inbox"), "alerts are read without the registry")
+    wait_until(lambda: "3 waiting" in analyst.text("/review"), "decisions are read without the registry")
+    act = analyst.post("/inbox/act", alert="alert-00001", act="take")
+    assert act.status_code == 503
+    assert "Nothing was done, because nothing can be written: schema registry" in act.text
+    analyst.post("/review/claim")
+    found = re.search('name="claim" value="([^"]+)"', analyst.client.get("/review/mine").text)
+    assert found is not None
+    assert analyst.post("/review/decide", claim=found[1], verdict="fraud", reason="other").status_code == 303
+    wait_until(lambda: "The topic of verdicts" in analyst.missing(), "the pages say that the verdict waits")
+    assert "did not answer" in analyst.missing()
+    analyst.close()
+    assert running.stop() == 0
+
+    running, analyst = console("")
+    wait_until(lambda: len(read_topic(settings, "verdicts")) == 1, "the verdict is sent")
+    wait_until(lambda: '"missing":[]' in analyst.missing(), "nothing is missing")
+    make_anew(settings, ALERTS_TOPIC)
+    wait_until(lambda: "3 earlier alerts (3 open)" in analyst.missing(), "what is gone is told")
+    inbox = analyst.text("/inbox")
+    assert "No alert is known here, but that says nothing" in inbox
+    assert "No alert is open" not in inbox
+    assert analyst.client.get("/readyz").status_code == 200
+
+    # More records than the index had read: at its next offset the new topic has a record, too.
+    make_anew(settings, "decisions")
+    put(settings, "decisions", 9, "new-")
+    wait_until(lambda: "was deleted and made anew since the index read it" in analyst.missing(), "it is told")
+    for page in ("/decisions", "/review"):
+        assert "The index does not follow the topics" in analyst.text(page)
+    assert "pnew-" not in analyst.text("/decisions")
+    analyst.close()
+    assert running.stop() == 0
