@@ -10,6 +10,7 @@ from paywarden.ops.console.decisions.opened import OpenedIndex
 from paywarden.ops.console.decisions.rows import RowView, row_view
 from paywarden.ops.console.pages import Field, Page, PageRefused, Section, Shown, Visit
 from paywarden.streams.decision_index.search import ACTIONS, Place, Search
+from paywarden.streams.decision_index.search import Page as Found
 
 _TEXTS = ("payment_id", "card_id", "merchant_id", "device_id", "ip", "rule", "segment", "flag")
 PAGE_ROWS = 25
@@ -93,9 +94,7 @@ class DecisionPages:
             page = index.search(search, after=Place.from_text(after) if after else None, count=PAGE_ROWS)
             count = index.count()
             expired = sum(place.missing for place in index.sources("decisions").values())
-        if any(name in asked for name in PERSONAL):
-            told = {name: visit.audit.blinded(asked[name]) for name in PERSONAL if name in asked}
-            visit.saw("decisions", **told)
+        self._note(visit, asked, page)
         state = self._opened.state
         view = SearchView(
             tuple(row_view(row, visit) for row in page.rows),
@@ -107,3 +106,16 @@ class DecisionPages:
             expired,
         )
         return Shown("decisions/search.html", view, "Decisions")
+
+    def _note(self, visit: Visit, asked: Mapping[str, str], page: Found) -> None:
+        """Note in the audit log which decisions the person sees with their cards, or has looked for by personal fields.
+
+        The same search between the same times finds them again.
+        """
+        told = {name: visit.audit.blinded(text) if name in PERSONAL else text for name, text in asked.items()}
+        if page.rows and visit.person.sees_cards:
+            times = [row.decided_time_ms for row in page.rows]
+            told |= {"shown": str(len(times)), "first_ms": str(min(times)), "last_ms": str(max(times))}
+        elif not any(name in asked for name in PERSONAL):
+            return
+        visit.saw("decisions", **told)

@@ -6,7 +6,7 @@ import math
 import re
 import threading
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from html import unescape
 from pathlib import Path
@@ -126,8 +126,31 @@ def test_an_analyst_finds_a_card_and_the_audit_log_knows(world: World) -> None:
     assert "pay5" not in page.text
     assert CARD in page.text
     entries = world.console.audit.newest(5)
-    assert [each.act for each in entries if each.subject == "decisions"] == ["viewed"]
+    assert [each.act for each in entries if each.subject == "decisions"] == ["viewed", "viewed"]
     assert CARD not in str(entries)
+
+
+def test_a_list_with_cards_is_in_the_audit_log_and_one_without_is_not(world: World) -> None:
+    """A program could read the cards of all decisions, page by page, and the log knew nothing of it."""
+
+    def noted() -> list[Mapping[str, str]]:
+        return [each.what for each in world.console.audit.newest(20) if each.subject == "decisions"]
+
+    analyst = world.browser("demo-analyst")
+    rows = world.index.search(Search(action="review"), count=100).rows
+    assert CARD in analyst.get("/decisions?action=review").text
+    times = [row.decided_time_ms for row in rows]
+    shown = {"shown": str(len(rows)), "first_ms": str(min(times)), "last_ms": str(max(times))}
+    assert noted() == [{"action": "review", **shown}]
+    assert analyst.get("/api/v1/decisions?action=review", headers={"authorization": f"Bearer {TOKEN}"}).json()["view"][
+        "rows"
+    ]
+    assert len(noted()) == 2
+    # Nobody sees a card here.
+    assert analyst.get("/decisions?payment_id=nothing").status_code == 200
+    auditor = world.browser("demo-auditor")
+    assert CARD not in auditor.get("/decisions?action=review").text
+    assert len(noted()) == 2
 
 
 PERSONAL = {"card_id": CARD, "device_id": "device-9", "ip": "10.0.0.9"}
