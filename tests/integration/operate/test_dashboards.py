@@ -224,10 +224,7 @@ def conditions(prometheus: Prometheus) -> set[str]:
 def assert_counts_of_alerts_are_there_before_they_grow(prometheus: Prometheus) -> None:
     """An `increase` does not see the first event of a counter that appears with it, and its alert would be silent."""
     begun = {
-        (change.series, name)
-        for name, fault in FAULTS.items()
-        for change in fault.changes
-        if isinstance(change, Count)
+        (change.series, name) for name, fault in FAULTS.items() for change in fault.changes if isinstance(change, Count)
     }
     missing = {name: series for series, name in begun if not prometheus.query(_anywhere(series))}
     assert missing == {}
