@@ -133,7 +133,7 @@ class _Walk:
         for field in fields:
             name = field.get("name") if isinstance(field, dict) else None
             if not isinstance(name, str) or not _NAME.fullmatch(name) or name in seen:
-                raise _invalid("a field has no name of its own, or none that Avro allows")
+                raise _invalid("a field has no name of its own, or one that Avro does not allow")
             seen.add(name)
             kind, cost = self.type(field.get("type"), full.rpartition(".")[0], depth + 1)
             rebuilt.append({"name": name, "type": kind})
@@ -170,11 +170,11 @@ class _Walk:
     def _define(self, schema: Mapping[str, Any], namespace: str) -> str:
         name, own = schema.get("name"), schema.get("namespace", namespace)
         if not isinstance(name, str) or not _FULL_NAME.fullmatch(name):
-            raise _invalid("a type has no name, or none that Avro allows")
+            raise _invalid("a type has no name, or one that Avro does not allow")
         if own is None or own == "":
             own = ""
         elif not isinstance(own, str) or not _FULL_NAME.fullmatch(own):
-            raise _invalid("a namespace is none that Avro allows")
+            raise _invalid("a namespace is not one that Avro allows")
         full = name if "." in name or not own else f"{own}.{name}"
         if full in self._names or full in PRIMITIVES:
             raise _invalid(f"the name {full[:_SHOWN]} is defined twice")
@@ -202,7 +202,7 @@ def _symbols_of(schema: Mapping[str, Any]) -> list[str]:
     if not isinstance(symbols, list) or not symbols:
         raise _invalid("an enum has no symbols")
     if not all(isinstance(symbol, str) and _NAME.fullmatch(symbol) for symbol in symbols):
-        raise _invalid("a symbol of an enum is none that Avro allows")
+        raise _invalid("an enum has a symbol that Avro does not allow")
     if len(set(symbols)) < len(symbols):
         raise _invalid("an enum has a symbol twice")
     return symbols

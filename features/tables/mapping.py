@@ -244,7 +244,7 @@ class _Reader:
         if len(set(form.columns)) < len(form.columns):
             raise wrong("columns", "names a column twice")
         if not _is_encoding(form.encoding):
-            raise wrong("encoding", f"is no encoding of texts: {form.encoding!r}")
+            raise wrong("encoding", f"is not the name of a text encoding: {form.encoding!r}")
         return form
 
     def _field(self, name: str, given: object) -> FieldSource:

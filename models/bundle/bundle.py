@@ -200,7 +200,7 @@ def read_manifest(bundle: Path) -> Manifest:
     content.setdefault("evidence", {})
     if content.keys() != hints.keys():
         odd = sorted(hints.keys() ^ content.keys())
-        raise BundleRefused(f"bundle {bundle}: {MANIFEST} lacks or does not know {', '.join(odd)}")
+        raise BundleRefused(f"bundle {bundle}: {MANIFEST} lacks fields, or has unknown ones: {', '.join(odd)}")
     for name, hint in hints.items():
         if not _is_a(content[name], hint):
             raise BundleRefused(f"bundle {bundle}: {MANIFEST} has something unusable as {name}")

@@ -73,7 +73,7 @@ class Cascade:
         """Returns the cascade of a manifest's record. Raises ValueError for other keys or unusable values."""
         names = get_type_hints(cls).keys()
         if record.keys() != names:
-            raise ValueError(f"it lacks or does not know {', '.join(sorted(names ^ record.keys()))}")
+            raise ValueError(f"it lacks fields, or has unknown ones: {', '.join(sorted(names ^ record.keys()))}")
         for name, value in record.items():
             if type(value) not in (int, float) or not math.isfinite(value):
                 raise ValueError(f"it has something unusable as {name}")

@@ -104,7 +104,9 @@ def require_same_bits(predictor: Predictor, rows: GateRows) -> None:
     differing = int(np.count_nonzero(margins.view(np.int64) != rows.margins.view(np.int64)))
     if differing:
         kind = "native library" if predictor.native else "GTIL"
-        raise BundleRefused(f"the {kind} scores {differing} of {len(margins)} rows unlike LightGBM ({rows.kind})")
+        raise BundleRefused(
+            f"the {kind} scores {differing} of {len(margins)} rows differently from LightGBM ({rows.kind})"
+        )
 
 
 def margins_of(reference: Any, vectors: F32) -> NDArray[np.float64]:

@@ -179,7 +179,7 @@ def entry_of(line: bytes) -> Entry:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, binascii.Error) as error:
         raise ValueError("it is no entry in JSON") from error
     if {*content, "signature"} != _KEYS:
-        raise ValueError("it lacks or does not know some fields of an entry")
+        raise ValueError("it lacks fields of an entry, or has unknown ones")
     if problem := _problem(content):
         raise ValueError(problem)
     entry = Entry(signature=signature, **content)

@@ -295,7 +295,7 @@ def _require_named(served: Served) -> None:
         if found != wanted:
             raise RegistryRefused(
                 f"the {kind} that was registered as {wanted[:SHOWN]} is another one, {found[:SHOWN]}: "
-                "whoever registered it named wrong files"
+                "wrong files were named when it was registered"
             )
 
 

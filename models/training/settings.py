@@ -178,7 +178,7 @@ def require_usable(settings: TrainingSettings, feature_names: Sequence[str]) -> 
         _require_feature("categorical", name, feature_names)
         if name in settings.monotone:
             raise Misconfigured(
-                f"training.categorical: {name} has a direction in training.monotone, and categories none"
+                f"training.categorical: {name} has a direction in training.monotone, and categories have no direction"
             )
 
 

@@ -261,7 +261,7 @@ def verify(path: Path, key: Ed25519PublicKey, remembered: Collection[Head] = ())
         entries = number
     if wanted:
         first = min(head.number for head in wanted)
-        raise Misconfigured(f"{path} has not the line {first} that was remembered: lines are gone or other")
+        raise Misconfigured(f"{path} lacks the line {first} that was remembered: lines were removed or changed")
     head = _read_head(path, key)
     # A process that is killed between the line and the head leaves a head that is one line old.
     if head.number not in (entries, entries - 1) or (head.number == entries and head != last):
@@ -384,7 +384,7 @@ def _content(line: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError("it is no entry in JSON") from error
     if not isinstance(content, dict) or content.keys() != _KEYS:
-        raise ValueError("it lacks or does not know some fields of an entry")
+        raise ValueError("it lacks fields of an entry, or has unknown ones")
     texts = [content[name] for name in ("act", "by", "previous", "signature", "subject")]
     what = content["what"]
     if not isinstance(what, dict) or not all(isinstance(text, str) for text in [*texts, *what.values()]):

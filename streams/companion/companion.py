@@ -577,7 +577,7 @@ class Companion:
         )
         if any(at <= self._read_to.get(partition, 0) for partition, at in changes.positions.items()):
             raise TemporaryFailure(
-                f"topic {self._topic} goes on before what was read of it: the companion ends, and fills the mirror "
+                f"topic {self._topic} goes on before what was read: the companion ends, and fills the mirror "
                 "anew when it is started again"
             )
         read_to = self._read_to | changes.positions | {partition: end for (_, partition), end in held.ended.items()}

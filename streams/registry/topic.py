@@ -58,7 +58,7 @@ class KafkaRegistryTopic:
             # Later entries have been sent too, and cannot be read yet: nobody may take them for lost.
             raise BrokerUnavailable(
                 f"an open transaction of a producer holds up topic {self._topic}: {written - end} records wait for its "
-                "end, and what was sent counts then"
+                "end, and count then"
             )
         offsets = range(max(low, self._next_offset), end)
         lines = []

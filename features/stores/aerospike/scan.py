@@ -195,7 +195,7 @@ class SetScan:
         if lost_count >= copy_count:
             raise StoreUnavailable(
                 f"{describe(self._settings)}: scan lost {lost_count} of {len(before.node_names)} nodes, and a record "
-                f"has copies on {copy_count}: what was read may not be all there was"
+                f"has copies on {copy_count}: records may be missing"
             )
 
 

@@ -161,7 +161,7 @@ class OidcProvider:
         if not all(isinstance(about.get(name), str) for name in wanted) or about["issuer"].rstrip("/") != self.issuer:
             raise ProviderUnavailable("the OpenID Connect provider does not describe itself as the issuer that is set")
         if not all(_is_address(about[name]) for name in wanted[1:]):
-            raise ProviderUnavailable("the OpenID Connect provider names an address that is none")
+            raise ProviderUnavailable("the OpenID Connect provider names something that is not an address")
         return about
 
     async def _get(self, url: str) -> dict[str, Any]:

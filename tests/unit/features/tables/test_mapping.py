@@ -38,7 +38,7 @@ SECOND = (
         (MAPPING.replace('delay = "7d"', ""), r"\[label\] delay: must say when a label was known"),
         (MAPPING.replace('["0"]', '["1"]'), r"\[label\] genuine: lists a value that another label has"),
         ('[input]\ndelimiter = "::"\n' + MAPPING, r"line 2: \[input\] delimiter: must be one ASCII character"),
-        ('[input]\nencoding = "utf-7000"\n' + MAPPING, r"line 2: \[input\] encoding: is no encoding"),
+        ('[input]\nencoding = "utf-7000"\n' + MAPPING, r"line 2: \[input\] encoding: is not the name of a text"),
         (
             mapping_with(amount_minor='{ column = "amount", strip = "$()" }'),
             r"amount_minor: strip must not have \( \) - or",

@@ -185,7 +185,7 @@ def test_a_different_golden_margin_of_the_first_model_is_refused(bundle: Path) -
         ({"disagreement_held_out": 0.02}, "its disagreement_held_out 0.02 is not within 0.01"),
         ({"low": 1e9}, "its low threshold 1000000000.0 is above its high one"),
         ({"high": None}, "it has something unusable as high"),
-        ({"surprise": 1}, "it lacks or does not know surprise"),
+        ({"surprise": 1}, "it lacks fields, or has unknown ones: surprise"),
     ],
 )
 def test_a_cascade_that_did_not_pass_is_refused(bundle: Path, changed: dict[str, Any], named: str) -> None:

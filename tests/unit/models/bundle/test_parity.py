@@ -109,7 +109,9 @@ def test_one_row_at_one_edge_that_is_scored_otherwise_refuses() -> None:
     trees = read_trees(text(), FEATURES)
     # A split whose threshold is exactly a float32, where "at" and "below" differ.
     feature, threshold = int(trees.nodes[0, FEATURE]), np.float32(trees.thresholds[0])
-    with pytest.raises(BundleRefused, match=r"the GTIL scores \d+ of \d+ rows unlike LightGBM \(rows at the edges"):
+    with pytest.raises(
+        BundleRefused, match=r"the GTIL scores \d+ of \d+ rows differently from LightGBM \(rows at the edges"
+    ):
         gate().require(WrongFor(lambda rows: rows[:, feature] == np.nextafter(threshold, np.float32(np.inf))))
 
 
@@ -118,7 +120,7 @@ def test_one_row_at_one_edge_that_is_scored_otherwise_refuses() -> None:
     [lambda rows: np.isneginf(rows[:, 3]), lambda rows: np.isposinf(rows[:, FEATURES - 1])],
 )
 def test_an_infinite_value_that_is_scored_otherwise_refuses(picks: object) -> None:
-    with pytest.raises(BundleRefused, match="unlike LightGBM"):
+    with pytest.raises(BundleRefused, match="differently from LightGBM"):
         gate().require(WrongFor(picks))
 
 

@@ -454,6 +454,6 @@ def test_a_model_that_fails_the_parity_gate_leaves_the_old_bundle_in_place(
             return rounded
 
     monkeypatch.setattr(training, "GtilPredictor", Rounding)
-    with pytest.raises(BundleRefused, match=r"the GTIL scores \d+ of \d+ rows unlike LightGBM"):
+    with pytest.raises(BundleRefused, match=r"the GTIL scores \d+ of \d+ rows differently from LightGBM"):
         train(plain_table(), destination, replace(QUICK, trees=5))
     assert json.loads((destination / MANIFEST).read_text(encoding="utf-8"))["model_version"] == old.model_version
