@@ -137,18 +137,11 @@ class MirrorWriter:
             self._discard_half_written(path / _BOOT_FILE)
             if self._data.exists():
                 _require_whole(self._data)
+            try:
+                self._env = self._opened()
+            except lmdb.ReadersFullError:
                 self._free_dead_readers()
-            # No sync: a memory file system has no disk to wait for, and its pages outlive the process.
-            self._env = lmdb.open(
-                str(path),
-                map_size=settings.size_mb << 20,
-                max_readers=settings.readers_max,
-                sync=False,
-                metasync=False,
-                meminit=False,
-                readahead=False,
-                mode=0o600,
-            )
+                self._env = self._opened()
             self._note_length()
             self._files = self._files_now()
         except _DAMAGE as error:
@@ -156,12 +149,27 @@ class MirrorWriter:
         except (OSError, lmdb.Error) as error:
             raise Misconfigured(f"mirror.path: cannot use {path}: {error}") from error
 
+    def _opened(self) -> lmdb.Environment:
+        # No sync: a memory file system has no disk to wait for, and its pages outlive the process.
+        return lmdb.open(
+            self._settings.path,
+            map_size=self._settings.size_mb << 20,
+            max_readers=self._settings.readers_max,
+            sync=False,
+            metasync=False,
+            meminit=False,
+            readahead=False,
+            mode=0o600,
+        )
+
     def _free_dead_readers(self) -> None:
-        """Free places of the readers' table: `lmdb.open` takes one, and fails where dead readers have all of them."""
+        """Free the places of readers that died: `lmdb.open` takes a place, and only an open mirror could be asked to.
+
+        A companion that is killed leaves dead readers, too.
+        """
         if lmdb_calls.functions() is None:
             return
         size_bytes, readers_max = self._settings.size_mb << 20, self._settings.readers_max
-        # What else is wrong with the file, `lmdb.open` tells.
         with suppress(LmdbError):
             ReadEnvironment(self._settings.path, size_bytes=size_bytes, readers_max=readers_max).close()
 
