@@ -281,6 +281,24 @@ def test_a_former_owner_meets_a_conflict() -> None:
         old.save(0)
 
 
+def test_a_former_owner_takes_nothing_back_of_what_a_day_has() -> None:
+    """The newer one has died between days and head, so its successor looks again at what the day says that it has."""
+    decisions = [decision(f"p{number}", NOON_MS) for number in (0, 2, 4, 6)]
+    world = World(decisions)
+    source = SourcePartition(DECISIONS, 0)
+    old, newer = world.take(source), world.take(source)
+    world.feed(newer, 4)
+    # The writes of payments, days and head.
+    world.store.failures = ["", "", "before"]
+    with pytest.raises(StoreUnavailable):
+        newer.save(0)
+    world.feed(old, 2)
+    with pytest.raises(StoreConflict):
+        old.save(0)
+    world.finish()
+    assert_same(world.cells(), recount(decisions, [], SETTINGS.window_days))
+
+
 def test_the_quiet_mark_waits_until_all_rows_are_worked_in() -> None:
     world = World()
     owner = world.take(SourcePartition(DECISIONS, 0))
