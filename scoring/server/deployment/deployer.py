@@ -24,7 +24,10 @@
    that is never idle it would not end, so after SPARE_S another one takes its place, which has a tenth of a core.
 10. A way back waits for no checker. A deployment file that names other releases ends the checker of the ones before.
     If the new ones are ready, they are ordered at once.
-11. A checker has half of the machine's memory at most, and is the first process to go if memory runs out.
+11. A release of the deployment file that was refused is looked at again after 5 s, then ever more rarely, at least
+    every ten minutes: a disk may have been full, or a file unreadable. What the configuration asks for waits for
+    SIGHUP, because somebody may be writing it.
+12. A checker has half of the machine's memory at most, and is the first process to go if memory runs out.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import shutil
 import signal
@@ -77,6 +81,8 @@ LOOK_S = 0.25
 MEND_S = 1.0
 # How long it waits before it tries again to write orders that could not be written.
 _AGAIN_S = 5.0
+# How long it waits at most before it looks again at a deployment file that was refused.
+_AGAIN_S_MAX = 600.0
 _FAILED = 1
 KILLS_MAX = 3
 # How long a checker may run in spare time alone. Beside a worker at half load, on its core, it needs half a second.
@@ -195,6 +201,8 @@ class Deployer:
         # What it checks, as the deployment file asks for; and whether the file asks for something else by now.
         self._checking: Deployment | None = None
         self._is_outdated = False
+        # When it looks again at what was refused, and how long it waits after that.
+        self._again_at, self._again_s = math.inf, _AGAIN_S
         # How many checkers in a row were killed.
         self._kills = 0
         # What checkers have found out: the key of each release, and what the configuration asks for.
@@ -219,7 +227,7 @@ class Deployer:
     def hang_up(self) -> None:
         """Look at what should be served, as SIGHUP asks for."""
         self._is_asked = True
-        self._due, self._kills = 0.0, 0
+        self._due, self._kills, self._again_s = 0.0, 0, _AGAIN_S
 
     def look(self, now: float) -> float:
         """Do what is due; returns when to look again. It never blocks for longer than a fork takes."""
@@ -241,8 +249,10 @@ class Deployer:
             self._mend_due = now + MEND_S
             self._mend()
         seen = file_state(self._runtime / DEPLOYMENT)
-        if self._is_asked or seen != self._seen:
-            self._seen, self._is_asked = seen, False
+        if seen != self._seen:
+            self._again_s = _AGAIN_S
+        if self._is_asked or seen != self._seen or now >= self._again_at:
+            self._seen, self._is_asked, self._again_at = seen, False, math.inf
             self._begin(now)
         return self._due
 
@@ -276,8 +286,13 @@ class Deployer:
                 raise Misconfigured(f"the process that checks it {how}")
             content = json.loads(result.read_bytes())
             if code == _FAILED:
+                self._look_again(self._checking)
                 raise Misconfigured(content["error"])
             found = _Checked.of(content, result)
+            if found.troubles:
+                self._look_again(self._checking)
+            else:
+                self._again_s = _AGAIN_S
             self._known |= found.known
             self._configured = found.configured or self._configured
             for trouble in found.troubles:
@@ -290,6 +305,12 @@ class Deployer:
             result.unlink(missing_ok=True)
         return True
 
+    def _look_again(self, deployment: Deployment | None) -> None:
+        """Look at what was refused again after a while, if the deployment file asks for it."""
+        if deployment is not None:
+            self._again_at = time.monotonic() + self._again_s
+            self._again_s = min(2 * self._again_s, _AGAIN_S_MAX)
+
     def leave_to_parent(self) -> None:
         """In a process that was forked: give up what the supervisor alone keeps."""
         self._lists.keep(())
@@ -301,6 +322,7 @@ class Deployer:
         self._path.unlink(missing_ok=True)
 
     def _begin(self, now: float) -> None:
+        deployment = None
         try:
             # Somebody may have tidied up.
             make_private_folder(self._runtime)
@@ -319,6 +341,7 @@ class Deployer:
             self._checking = deployment
             self._pid = self._fork(lambda: self._check(deployment, has_share=has_share))
         except _WRONG as error:
+            self._look_again(deployment)
             self._fail(error)
             return
         self._started, self._is_late, self._has_share, self._is_starved = now, False, has_share, False

@@ -323,6 +323,51 @@ def test_a_file_that_is_refused_ends_no_checker(host: Host) -> None:
     assert host.orders.active == "b"
 
 
+def test_a_deployment_file_that_was_refused_is_looked_at_again_until_it_can_be_served(host: Host) -> None:
+    """A disk that was full for a moment kept a host at its old release until somebody sent SIGHUP."""
+    path = host.folder / "deployment.json"
+    host.source.how = has_no_room
+    write_deployment(path, Deployment(ReleasePaths("b")))
+    host.begin()
+    host.end()
+    pauses = []
+    for _ in range(9):
+        pauses.append(host.deployer._again_at - time.monotonic())
+        forks = host.forks
+        host.deployer.look(host.deployer._again_at)
+        host.end()
+        assert host.forks == forks + 1
+    assert all(pause <= min(5.0 * 2**number, 600) for number, pause in enumerate(pauses))
+    assert pauses[-1] > 300
+    assert host.orders.active == "a"
+    host.source.how = lambda _: None
+    host.deployer.look(host.deployer._again_at)
+    host.end()
+    assert host.orders.active == "b"
+    forks = host.forks
+    host.deployer.look(time.monotonic() + 2000)
+    assert (host.forks, host.deployer._pid) == (forks, 0)
+
+
+def test_what_the_configuration_asks_for_is_looked_at_when_somebody_says_so(host: Host) -> None:
+    host.source.serve("b")
+    host.source.how = refuses
+    host.swap()
+    host.source.how = lambda _: None
+    host.deployer.look(time.monotonic() + 1000)
+    assert (host.deployer._pid, host.orders.active) == (0, "a")
+
+
+@pytest.mark.parametrize("how", [dies, lambda _: 1 // 0])
+def test_a_bundle_that_crashes_its_checker_is_not_tried_again(host: Host, how: Callable[[str], object]) -> None:
+    host.source.how = how
+    write_deployment(host.folder / "deployment.json", Deployment(ReleasePaths("b")))
+    host.begin()
+    host.end()
+    host.deployer.look(time.monotonic() + 1000)
+    assert (host.deployer._pid, host.failures.value) == (0, 1)
+
+
 def takes_all(_: str) -> None:
     taken = []
     while True:
