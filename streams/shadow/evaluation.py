@@ -11,7 +11,8 @@
    not enough, it skips forward in the end. Then the host has more payments than it can take: no share for a minute.
 3. The outboxes are looked for before the challenger is loaded, which may take long: decisions wait meanwhile.
 4. Once a second tell the parent what was counted, look for outboxes of new workers, and load the challenger anew if its
-   files have changed. If they cannot be loaded, the challenger that is there goes on.
+   files have changed. If they cannot be loaded, the challenger that is there goes on. They are tried again ever more
+   rarely, at least every ten minutes: a descriptor or a disk may have been missing, and the files stay as they are.
 
 What can go wrong:
 
@@ -58,6 +59,8 @@ REASONS = (SHED, UNREADABLE, REFUSED, *LEFT_OUT)
 """Why a decision of the champion has no partner. `shed`: the challenger was too slow, and skipped forward."""
 _LOOK_EVERY_S = 1.0
 _FLUSH_S = 3.0
+# How long it waits before it tries again to load files that could not be loaded: at first, and at most.
+_LOAD_AGAIN_S, _LOAD_AGAIN_S_MAX = 5.0, 600.0
 # The longest rest at a time: the parent hears of the process meanwhile.
 _REST_S_MAX = 1.0
 # A challenger takes a share of the cores while more than this part of `waiting_bytes_max` waits, and gives it back
@@ -120,6 +123,7 @@ class ShadowEvaluator:
         # The most decisions in the next batch of an outbox.
         self._batch = settings.batch_max
         self._shed, self._no_share_until = 0, -math.inf
+        self._load_at, self._load_again_s, self._load_trouble = math.inf, _LOAD_AGAIN_S, ""
         self._look_for_outboxes()
         self._fast: FastRecordWriter | None = None
         self._challenger = self._loaded()
@@ -158,12 +162,25 @@ class ShadowEvaluator:
     def look_around(self) -> None:
         """Look for outboxes of new workers, and for another version of the challenger."""
         self._look_for_outboxes()
-        if self._source.has_changed():
-            try:
-                self._challenger = self._loaded()
-                _log.info("shadow %s: loaded anew, its files have changed", self._name)
-            except PaywardenError as error:
+        has_changed = self._source.has_changed()
+        if has_changed:
+            self._load_again_s, self._load_trouble = _LOAD_AGAIN_S, ""
+        if has_changed or time.monotonic() >= self._load_at:
+            self._load_anew()
+
+    def _load_anew(self) -> None:
+        """Load the challenger anew. If that fails, it is tried again later."""
+        try:
+            self._challenger = self._loaded()
+        except (PaywardenError, OSError) as error:
+            self._load_at = time.monotonic() + self._load_again_s
+            self._load_again_s = min(2 * self._load_again_s, _LOAD_AGAIN_S_MAX)
+            if str(error) != self._load_trouble:
                 _log.error("shadow %s: its new files cannot be loaded, the old ones go on: %s", self._name, error)
+            self._load_trouble = str(error)
+            return
+        self._load_at, self._load_trouble = math.inf, ""
+        _log.info("shadow %s: loaded anew, its files have changed", self._name)
 
     def _look_for_outboxes(self) -> None:
         try:

@@ -276,6 +276,33 @@ def test_it_tells_how_it_is_while_it_waits_for_spare_time(world: World) -> None:
     assert len(world.told) >= 3
 
 
+@pytest.mark.parametrize("error", [BundleRefused("too many open files"), OSError(24, "Too many open files")])
+def test_files_that_could_not_be_loaded_for_a_moment_are_loaded_later(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    """They do not change any more: the old ones would go on until somebody touched them."""
+    monkeypatch.setattr(evaluation, "_LOAD_AGAIN_S", 0.0)
+    evaluator = world.evaluator()
+
+    def fail() -> None:
+        raise error
+
+    world.source.while_loading = fail
+    monkeypatch.setattr(world.source, "has_changed", iter([True, *[False] * 9]).__next__)
+    world.source.versions.append("b2")
+    for _ in range(3):
+        evaluator.look_around()
+        assert cast(FakeChallenger, evaluator._challenger).version == "b1"
+    assert caplog.text.count("its new files cannot be loaded, the old ones go on") == 1
+    world.source.while_loading = lambda: None
+    evaluator.look_around()
+    assert cast(FakeChallenger, evaluator._challenger).version == "b2"
+    # A version more would be taken up if it looked again.
+    world.source.versions.append("b3")
+    evaluator.look_around()
+    assert cast(FakeChallenger, evaluator._challenger).version == "b2"
+
+
 def test_a_library_that_runs_for_ever_is_told_once_and_then_nothing_is(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
