@@ -57,6 +57,10 @@ FEATURES, SCORE = "features", "score"
 _QUIET_SHARE = 0.5
 # For a number, this many times `outside_min` of the payments must have moved. A shift with a PSI of 0.2 moves a sixth.
 _ORDERED_TIMES = 2
+# A number must lie this many times as far away as any week of training did. Profiles of a large merchant give all of its
+# payments nearly one value, which wanders: two months of training hold few independent values of it, and the weeks that
+# follow go further than each of them by chance.
+_NATURAL_TIMES = 2
 # Weeks of the training window that lie this far from it say that a feature is a clock: it leaves the window by itself.
 _CLOCK_PSI = 1.0
 # A warning and a critical alert need this many times `outside_min` of the payments outside.
@@ -165,7 +169,8 @@ class TrainingWatch:
         ]
         natural = np.array(chance)
         if self.reference.natural is not None:
-            natural = np.maximum(natural, self.reference.natural.psi_of(distances.count))
+            times = np.where(self._subjects.is_ordered, _NATURAL_TIMES, 1)
+            natural = np.maximum(natural, times * self.reference.natural.psi_of(distances.count))
         is_compared = (distances.count >= self._settings.payments_min) & ~self._is_clock
         beyond = np.where(is_compared, distances.psi - natural, 0.0)
         return Week(start_ms, end_ms, row, distances, beyond, newest)

@@ -153,6 +153,19 @@ def test_a_feature_that_creeps_is_told_and_explains_the_score() -> None:
     assert "score" in {move.subject for alert in told for move in alert.attached}
 
 
+def test_a_number_whose_weeks_wandered_must_go_twice_as_far_and_is_then_told() -> None:
+    """A merchant with two fifths of all payments had 3 % fewer of them in a week: a critical alert about its count."""
+    watched = Watched(changed(velocity_added=lambda day: ramp(day, 0, 4, 30)))
+    natural = watched.reference.natural
+    assert natural is not None
+    psi = natural.psi.copy()
+    psi[1 + watched.reference.feature_names.index("velocity")] = 0.4
+    watched.watch = TrainingWatch(VERSION, replace(watched.reference, natural=replace(natural, psi=psi)), SETTINGS)
+    told = [alert for alert in watched.run(range(40)) if alert.subject == "feature:velocity"]
+    assert told[0].effect >= told[0].effect_min >= 2 * 0.4 + SETTINGS.psi_info
+    assert told[-1].severity is Severity.CRITICAL
+
+
 def test_a_feature_that_moves_by_the_mix_alone_is_attached_to_the_traffic() -> None:
     watched = Watched(changed(channel=falling, amount_by_channel={"web": 0.0, "pos": 2.0, "app": -2.0}))
     watched.reference = watched.world.reference_like(quiet_reference())
