@@ -57,7 +57,7 @@ FEATURES, SCORE = "features", "score"
 _QUIET_SHARE = 0.5
 # For a number, this many times `outside_min` of the payments must have moved. A shift with a PSI of 0.2 moves a sixth.
 _ORDERED_TIMES = 2
-# A number must lie this many times as far away as any week of training did. Profiles of a large merchant give all of its
+# A number must lie this many times as far away as any week of training did. Profiles of a large merchant give all its
 # payments nearly one value, which wanders: two months of training hold few independent values of it, and the weeks that
 # follow go further than each of them by chance.
 _NATURAL_TIMES = 2
