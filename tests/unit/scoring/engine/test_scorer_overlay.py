@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paywarden.models.policy.policy import OVERLAY_ABSENT
+from paywarden.models.policy.policy import OVERLAY_ABSENT, Policy, PolicySettings
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
+from paywarden.scoring.engine.challenger import VectorChallenger
+from paywarden.scoring.engine.mirror_challenger import MirrorChallenger
 from paywarden.scoring.engine.vectors import ROWS_MAX
 from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
 from paywarden.scoring.state.overlay import Overlay, OverlaySettings, monotonic_ms, prepare
@@ -91,6 +93,30 @@ def test_a_payment_that_is_scored_twice_counts_once_and_never_for_itself(host: O
     for name in ("a", "a", "b"):
         host.score(payment(name))
     assert counts(host) == [0, 0, 1]
+
+
+def test_what_challengers_decide_in_the_shadow_is_pending_nowhere(host: OverlaidHost, tmp_path: Path) -> None:
+    for number in range(3):
+        host.score(payment(f"p{number}"))
+    host.close()
+    table, bundle = Path(host.settings.path), small_world.loaded_bundle()
+    policy, before = Policy(PolicySettings(), review_at=0.5, decline_at=0.9), table.read_bytes()
+    (tmp_path / "shadow").mkdir()
+    shadow = Host(tmp_path / "shadow")
+    shadow.fill({}, NOW_MS - 300)
+    of_vectors = VectorChallenger("same", bundle, policy, catalogue_digest=PLAN.digest, rates=small_world.rates())
+    of_mirror = MirrorChallenger(
+        "other",
+        bundle,
+        policy,
+        engine=small_world.engine(),
+        mirror=shadow.mirror,
+        decoder=default_intake(),
+        now_ms=lambda: NOW_MS,
+    )
+    for challenger in (of_vectors, of_mirror):
+        assert len(challenger.evaluate(host.outbox.entries).records) == 3
+    assert table.read_bytes() == before
 
 
 def test_without_marks_answers_say_that_the_last_seconds_were_not_seen(tmp_path: Path) -> None:
