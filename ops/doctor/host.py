@@ -1,18 +1,22 @@
-"""Checks of this host: open files, memory file systems, disks, the owners of paths, ports, the clock."""
+"""Checks of this host: open files, the processor, memory file systems, disks, the owners of paths, ports, the clock."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
 import os
+import platform
 import resource
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import llvmlite.binding
+
 from paywarden.features.stores.lmdb import LmdbSettings
+from paywarden.models.bundle.bitvectors import LANES
 from paywarden.ops import wiring
 from paywarden.ops.doctor.results import ERROR, OK, SKIPPED, WARNING, Result
 from paywarden.schemas.errors import Misconfigured
@@ -56,6 +60,34 @@ def check_files(source: Source) -> Iterator[Result]:
         )
     else:
         yield Result("host", OK, f"a worker may open the {needed} files that its connections need")
+
+
+def check_processor(_: Source) -> Iterator[Result]:
+    """Yields how many rows the processor lets a model score together. A virtual machine may hide what it can."""
+    machine = platform.machine()
+    if machine not in ("x86_64", "AMD64"):
+        yield Result("host", OK, f"a model scores 2 rows together on {machine}")
+        return
+    has = processor_features()
+    lanes, feature = next((lanes, name) for lanes, name in LANES.items() if not name or has.get(name, False))
+    if feature:
+        yield Result("host", OK, f"a model scores {lanes} rows together, as the processor has {feature}")
+    else:
+        yield Result(
+            "host",
+            WARNING,
+            f"the processor has none of {', '.join(filter(None, LANES.values()))}, so a model scores {lanes} rows "
+            "together and takes longer",
+            "let the hypervisor show what the processor has, or plan with more cores (`paywarden capacity --measured`)",
+        )
+
+
+def processor_features() -> Mapping[str, bool]:
+    """Returns what the processor can do, by LLVM's names; nothing where LLVM cannot tell."""
+    try:
+        return dict(llvmlite.binding.get_host_cpu_features())
+    except RuntimeError:
+        return {}
 
 
 def check_paths(source: Source) -> Iterator[Result]:

@@ -414,7 +414,7 @@ class Pipeline:
     ) -> None:
         with self._timed("decode"):
             decoded = self._router.decode(payments, outcomes, self._now_ms(), arrived_ms)
-        self._refusals.note(len(payments) + len(outcomes), len(decoded.refused))
+        self._note_refusals(len(payments) + len(outcomes), decoded.refused)
         with self._timed("keep"):
             joined = self._retry_while_store_down(lambda: self._router.keep(decoded, self._confirm_sources), stop)
         with self._timed("route"):
@@ -495,7 +495,7 @@ class Pipeline:
     def _update(self, frames: Sequence[Record], stop: Event) -> None:
         with self._timed("decode"):
             arrived = self._updater.decode(frames)
-        self._refusals.note(len(frames), len(arrived.refused))
+        self._note_refusals(len(frames), arrived.refused)
         self._refuse(arrived.refused)
         for entity, events in arrived.events.items():
             with self._timed("update"):
@@ -588,6 +588,9 @@ class Pipeline:
             self._updater.send_claim(claim, self._now_ms())
 
     # Around a batch
+
+    def _note_refusals(self, records: int, refused: Sequence[tuple[Record, str]]) -> None:
+        self._refusals.note(records, len(refused), (reason for _, reason in refused))
 
     def _refuse(self, refused: Sequence[tuple[Record, str]]) -> None:
         for record, reason in refused:

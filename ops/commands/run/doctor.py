@@ -28,9 +28,9 @@ def doctor(source: Source, only: tuple[str, ...], gateway: Path | None, as_json:
     """Try everything configured, and say how to mend it.
 
     It connects to Kafka, the schema registry and the store; reads catalogue, bundles, policy, tokens and certificates;
-    and looks at open files, disks, memory file systems, ports and the clock of this host. With the overlay on it says
-    whether serve, companion and stream agree on it. It writes nothing. Run it on each host, with the configuration and
-    the user of the processes.
+    and looks at open files, processor, disks, memory file systems, ports and the clock of this host. With the overlay
+    on it says whether serve, companion and stream agree on it. It writes nothing. Run it on each host, with the
+    configuration and the user of the processes.
 
     The exit status is 1 if there is an error. Warnings alone are 0.
     """
@@ -41,6 +41,7 @@ def doctor(source: Source, only: tuple[str, ...], gateway: Path | None, as_json:
         "settings": (scoring.check_settings,),
         "host": (
             host.check_files,
+            host.check_processor,
             host.check_paths,
             host.check_ports,
             overlay.check_overlay,

@@ -7,6 +7,7 @@ window 1000, share 0.2    40 of the last  60 records refused    go on: fewer tha
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 
 from paywarden.schemas.errors import Misconfigured
 
@@ -23,8 +24,8 @@ class RefusalLimit:
         self._batches: deque[tuple[int, int]] = deque()
         self._records = self._refused = 0
 
-    def note(self, records: int, refused: int) -> None:
-        """Count a decoded batch, before anything of it is committed.
+    def note(self, records: int, refused: int, reasons: Iterable[str] = ()) -> None:
+        """Count a decoded batch, before anything of it is committed. `reasons`: why records of it were refused.
 
         Raises Misconfigured when more than the allowed share is refused. Otherwise the whole topic would drain into the
         dead letters, because its writers changed the format or this release is too old to read it.
@@ -39,5 +40,19 @@ class RefusalLimit:
         if self._refused >= COUNT_MIN and self._refused > self._share_max * self._records:
             raise Misconfigured(
                 f"{self._refused} of the last {self._records} {self._what} cannot be used, more than the share of "
-                f"{self._share_max:g} that [stream] dead_letter_share_max allows: nothing of this batch is committed"
+                f"{self._share_max:g} that [stream] dead_letter_share_max allows{_commonest(reasons)}: nothing of this "
+                "batch is committed"
             )
+
+
+def _commonest(reasons: Iterable[str]) -> str:
+    """Returns the field that most reasons name, with one of them. Such a reason holds nothing of a record's text."""
+    of_fields: dict[str, list[str]] = {}
+    for reason in reasons:
+        field, _, problem = reason.partition(": ")
+        if field.isidentifier() and "; wanted " in problem:
+            of_fields.setdefault(field, []).append(reason)
+    if not of_fields:
+        return ""
+    most = max(of_fields.values(), key=len)
+    return f", {len(most)} of them in this batch such as `{most[0]}`"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
@@ -17,6 +18,7 @@ from confluent_kafka.cimpl import NewTopic
 
 from paywarden.features.catalogue.catalogue import CATALOGUE
 from paywarden.features.profiles.plan import compile_plan
+from paywarden.models.bundle.bundle import native_library
 from paywarden.ops.cli import cli
 from paywarden.ops.doctor import host, kafka
 from paywarden.schemas.errors import BrokerUnavailable
@@ -27,6 +29,7 @@ from paywarden.scoring.state.overlay_marks import OverlayMarks
 from paywarden.scoring.state.shards import CardShards, HeldShards, ShardSettings
 from tests.services.certificates import Authority
 from tests.worlds.operate.gateway_described import TEXT, write_description
+from tests.worlds.small import small_world
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +81,36 @@ def test_open_files_are_counted_before_a_worker_needs_them() -> None:
     (first, *_) = rows(f"[http]\nconnections_max = {hard}\n", "host")
     assert first["state"] == "error"
     assert f"the limit is {hard}" in first["seen"]
+
+
+@pytest.mark.parametrize(
+    ("machine", "features", "state", "told"),
+    [
+        (
+            "x86_64",
+            {"avx512f": True, "avx2": True},
+            "ok",
+            "a model scores 8 rows together, as the processor has avx512f",
+        ),
+        ("x86_64", {"avx512f": False, "avx2": True}, "ok", "a model scores 4 rows together, as the processor has avx"),
+        ("x86_64", {}, "warning", "the processor has none of avx512f, avx2, so a model scores 2 rows together"),
+        ("aarch64", {}, "ok", "a model scores 2 rows together on aarch64"),
+    ],
+)
+def test_what_the_processor_can_do_is_told(
+    monkeypatch: pytest.MonkeyPatch, machine: str, features: dict[str, bool], state: str, told: str
+) -> None:
+    monkeypatch.setattr(host.platform, "machine", lambda: machine)
+    monkeypatch.setattr(host, "processor_features", lambda: features)
+    (result,) = host.check_processor(read_source(None, {}))
+    assert (result.state, result.seen.startswith(told)) == (state, True)
+
+
+def test_a_compiled_model_scores_as_many_rows_together_as_is_told() -> None:
+    """The library asks the processor itself, when it scores."""
+    (result,) = host.check_processor(read_source(None, {}))
+    lanes = ctypes.CDLL(str(native_library(small_world.trained_bundle()))).paywarden_lanes()
+    assert f"a model scores {lanes} rows together" in result.seen
 
 
 def test_a_mirror_on_a_disk_and_without_room_is_a_warning(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,17 @@ def test_a_batch_of_bad_records_stops_the_stream_at_once() -> None:
         RefusalLimit(window=1000, share_max=0.2).note(100, 60)
 
 
+def test_the_field_that_most_records_are_refused_for_is_told_and_no_text_of_a_record() -> None:
+    """An operator saw a count, and nothing was on the topic of dead letters yet."""
+    reasons = ["event_time_ms: is too old; wanted 2 days"] * 40 + ["country: is empty; wanted a country"] * 20
+    with pytest.raises(Misconfigured) as caught:
+        RefusalLimit(window=1000, share_max=0.2).note(100, 60, reasons)
+    assert "allows, 40 of them in this batch such as `event_time_ms: is too old; wanted 2 days`: " in str(caught.value)
+    with pytest.raises(Misconfigured) as caught:
+        RefusalLimit(window=1000, share_max=0.2).note(100, 60, ["cannot be decoded: 4111111111111111"] * 60)
+    assert "4111" not in str(caught.value)
+
+
 def test_a_few_bad_records_never_reach_the_minimum_count() -> None:
     RefusalLimit(window=1000, share_max=0.2).note(COUNT_MIN - 1, COUNT_MIN - 1)
 
