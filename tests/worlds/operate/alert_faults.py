@@ -134,9 +134,9 @@ QUIET: tuple[Series, ...] = (
     Gauge(serve("outbox_unshipped_bytes"), 1e5),
     Gauge(serve("scoring_ready"), 1),
     *(Count(serve("watch_failures_total", step=step), 0) for step in ("outbox", "tokens")),
-    *(Count(serve("worker_restarts_total", reason=reason), 0) for reason in ("hung", "exit")),
+    *(Count(serve("worker_restarts_total", reason=reason), 0) for reason in ("hung", "killed")),
     Count(serve("fork_failures_total"), 0),
-    Count(serve("swap_failures_total", step="load"), 0),
+    Count(serve("swap_failures_total", step="check"), 0),
     Gauge(companion("companion_outbox_waiting_bytes", worker="worker-0"), 1e5),
     Gauge(companion("companion_ready"), 1),
     Count(companion("companion_over_objective_total", entity="card"), 0.5),
@@ -242,14 +242,14 @@ FAULTS: dict[str, Fault] = {
         "the file of tokens cannot be read", (Count(serve("watch_failures_total", step="tokens"), 0, 2),)
     ),
     "PaywardenWorkersRestart": Fault(
-        "a worker ends once a minute", (Count(serve("worker_restarts_total", reason="exit"), 0, 1 / 60),)
+        "a worker ends once a minute", (Count(serve("worker_restarts_total", reason="killed"), 0, 1 / 60),)
     ),
     "PaywardenWorkerHung": Fault(
         "a worker stands still once", (Count(serve("worker_restarts_total", reason="hung"), 0, 1 / 15),), seconds=15
     ),
     "PaywardenForkFails": Fault("a worker cannot be forked", (Count(serve("fork_failures_total"), 0, 0.2),)),
     "PaywardenSwapFails": Fault(
-        "a new bundle cannot be loaded", (Count(serve("swap_failures_total", step="load"), 0, 1 / 15),), seconds=15
+        "a new bundle cannot be loaded", (Count(serve("swap_failures_total", step="check"), 0, 1 / 15),), seconds=15
     ),
     "PaywardenOutboxGrows": Fault(
         "Kafka takes nothing, at 200 decisions a second (1 MB/s)",
