@@ -341,7 +341,7 @@ class _SlotFile:
             lock = _lock(path)
             kept = _kept(path)
             series = declared + _undeclared(kept, declared)
-            _write_file(path, series, {one.key: slots for one, slots in kept})
+            _write_at_start(path, series, {one.key: slots for one, slots in kept})
             mapping: mmap.mmap | bytearray
             with path.open("r+b") as file:
                 mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_WRITE) if mapped else bytearray(file.read())
@@ -420,6 +420,21 @@ def _write_file(path: Path, series: Sequence[Series], kept: Mapping[tuple[object
     _replace(path, _header(os.getpid(), series) + slots)
 
 
+def _write_at_start(path: Path, series: Sequence[Series], kept: Mapping[tuple[object, ...], Sequence[int]]) -> None:
+    """Like `_write_file`. Where there is no room for a second file, the old one goes first.
+
+    A worker that is killed on a full disk could not start again otherwise: its payments would wait for its numbers.
+    """
+    try:
+        _write_file(path, series, kept)
+    except OSError as error:
+        if error.errno not in _NO_ROOM or not path.exists():
+            raise
+        # What it says is in `kept`. A process that is killed right now begins at 0.
+        path.unlink()
+        _write_file(path, series, kept)
+
+
 def _replace(path: Path, content: bytes) -> None:
     new = path.with_suffix(".new")
     # A killed process may have left anything there.
@@ -429,6 +444,7 @@ def _replace(path: Path, content: bytes) -> None:
     new.replace(path)
 
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 # How `read_regular` refuses what is no file of counts, or none by its size.
 _NO_COUNTS = (errno.EINVAL, errno.EISDIR, errno.EFBIG, errno.ELOOP)
 

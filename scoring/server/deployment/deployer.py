@@ -84,6 +84,8 @@ _AGAIN_S = 5.0
 # How long it waits at most before it looks again at a deployment file that was refused.
 _AGAIN_S_MAX = 600.0
 _FAILED = 1
+# A checker that cannot write what it has found ends with this and the number of the error.
+_UNWRITTEN = 100
 KILLS_MAX = 3
 # How long a checker may run in spare time alone. Beside a worker at half load, on its core, it needs half a second.
 SPARE_S = 1.0
@@ -281,6 +283,10 @@ class Deployer:
         if was_killed and self._kills <= KILLS_MAX:
             self._is_asked = True
         try:
+            if code >= _UNWRITTEN:
+                self._look_again(self._checking)
+                why = os.strerror(code - _UNWRITTEN)
+                raise Misconfigured(f"the process that checks it cannot write to {self._runtime}: {why}")
             if code not in (0, _FAILED):
                 how = f"took more than {self._limits.timeout_s:g} s" if self._is_late else f"ended with {code}"
                 raise Misconfigured(f"the process that checks it {how}")
@@ -414,18 +420,22 @@ class Deployer:
         """In the child: prepare every release, and write what was found out or was wrong. Returns the exit code."""
         _yield_cores(has_share=has_share)
         bound_memory(self._limits.memory_bytes)
-        result = self._result_path(os.getpid())
+        code, content = self._found(deployment)
         try:
-            found = self._checked(deployment)
+            self._result_path(os.getpid()).write_text(json.dumps(content), encoding="utf-8")
+        except OSError as error:
+            return _UNWRITTEN + (error.errno or 0)
+        return code
+
+    def _found(self, deployment: Deployment | None) -> tuple[int, dict[str, Any]]:
+        """Returns the exit code of a checker, and what it writes."""
+        try:
+            return 0, self._checked(deployment).content
         except (PaywardenError, OSError) as error:
-            result.write_text(json.dumps({"error": _told(error)}), encoding="utf-8")
-            return _FAILED
+            return _FAILED, {"error": _told(error)}
         except MemoryError:
             most = f"more than {self._limits.memory_bytes / 2**30:.1f} GiB of memory"
-            result.write_text(json.dumps({"error": f"the process that checks it wanted {most}"}), encoding="utf-8")
-            return _FAILED
-        result.write_text(json.dumps(found.content), encoding="utf-8")
-        return 0
+            return _FAILED, {"error": f"the process that checks it wanted {most}"}
 
     def _checked(self, deployment: Deployment | None) -> _Checked:
         configured = None

@@ -1,3 +1,4 @@
+import errno
 import gc
 import json
 import os
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from paywarden.schemas.errors import Misconfigured
+from paywarden.scoring.metrics import shared
 from paywarden.scoring.metrics.shared import Counter, Registry, count_reader, render
 from paywarden.scoring.metrics.worker import GarbagePauses, HttpMetrics, ScoringMetrics
 from tests.services.product.processes import run_program
@@ -140,6 +142,29 @@ def test_the_counts_of_a_killed_worker_stay_and_its_gauges_go(tmp_path: Path) ->
     registry.counter("things_total", "Things.", ("kind",), ("a",)).add(1)
     assert samples(tmp_path)[COUNT] == 8
     registry.close()
+
+
+def test_a_worker_that_was_killed_starts_again_where_there_is_no_room_for_a_second_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its payments waited for its numbers as long as the table of inodes was full."""
+    registry = opened(tmp_path, "w0")
+    things(registry).add(5)
+    registry.close()
+    replace = shared._replace
+
+    def replace_where_one_file_fits(path: Path, content: bytes) -> None:
+        if any(tmp_path.glob("*.metrics")):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(path, content)
+
+    monkeypatch.setattr(shared, "_replace", replace_where_one_file_fits)
+    again = opened(tmp_path, "w0")
+    things(again).add(1)
+    assert samples(tmp_path)[COUNT] == 6
+    with pytest.raises(Misconfigured, match="No space left on device"):
+        opened(tmp_path, "w1")
+    again.close()
 
 
 def test_a_series_that_a_new_version_no_longer_declares_is_still_shown(tmp_path: Path) -> None:

@@ -182,6 +182,15 @@ def has_no_room(name: str) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
 
 
+def has_no_room_for_its_result(_: str) -> None:
+    """In the checker: nobody else's files are meant."""
+
+    def write_text(path: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+    Path.write_text = write_text  # type: ignore[assignment, method-assign]
+
+
 @pytest.mark.parametrize(
     ("how", "line"),
     [
@@ -190,6 +199,7 @@ def has_no_room(name: str) -> None:
         (lambda _: 1 // 0, "the process that checks it ended with 70"),
         (refuses, "bundle b: model.txt has a wrong checksum"),
         (has_no_room, "No space left on device: b"),
+        (has_no_room_for_its_result, "the process that checks it cannot write to {folder}: No space left on device"),
     ],
 )
 def test_a_check_that_fails_changes_nothing_and_says_so(
@@ -200,7 +210,7 @@ def test_a_check_that_fails_changes_nothing_and_says_so(
     with caplog.at_level(logging.ERROR):
         assert host.swap() == Orders(0, "a")
     assert [record.getMessage() for record in caplog.records] == [
-        f"the swap is not made, and what decides goes on: {line}"
+        f"the swap is not made, and what decides goes on: {line.format(folder=host.folder)}"
     ]
     assert (host.told, host.failures.value) == (0, 1)
     host.source.how = lambda _: None
