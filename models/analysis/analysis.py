@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from paywarden.features.catalogue.catalogue import CATALOGUE
 from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.catalogue.identity import LAPTOP_KEY, IdentityKey
+from paywarden.features.catalogue.loading import load_catalogue
 from paywarden.features.history.history import LABELS, UNKNOWN, History, final_labels, labels_known_by, read_history
 from paywarden.features.history.point_in_time import PointInTimeReplay
 from paywarden.features.profiles.engine import FeatureEngine
@@ -72,18 +73,19 @@ class Analysis:
         cls,
         folder: str | Path,
         *,
-        catalogue: Catalogue = CATALOGUE,
+        catalogue: Catalogue | str | Path = CATALOGUE,
         key: IdentityKey = LAPTOP_KEY,
         rates: RateTable | None = None,
     ) -> Analysis:
-        """Read payments.parquet and outcomes.parquet of a folder.
+        """Read payments.parquet and outcomes.parquet of a folder, with the fields that the catalogue declares.
 
-        `key`: the key of the identities (`[identity]`), which must be that of a bundle to replay. `rates`: the example
-        rates if None. Raises Misconfigured as `read_history` does.
+        `catalogue`: that of a project, or its file. `key`: the key of the identities (`[identity]`), which must be that
+        of a bundle to replay. `rates`: the example rates if None. Raises Misconfigured as `load_catalogue` and
+        `read_history` do.
         """
-        engine = FeatureEngine(catalogue, key)
+        engine = FeatureEngine(catalogue if isinstance(catalogue, Catalogue) else load_catalogue(Path(catalogue)), key)
         engine.warm_up()
-        return cls(read_history(folder), engine, rates or load_rates())
+        return cls(read_history(folder, engine.plan.fields), engine, rates or load_rates())
 
     def features(
         self,

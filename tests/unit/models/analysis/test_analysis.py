@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from paywarden.features.catalogue.loading import load_catalogue
 from paywarden.features.history.history import write_history
 from paywarden.models.analysis.analysis import Analysis, evaluate
 from paywarden.models.metrics.evaluation import date_of_day
@@ -54,6 +55,48 @@ def test_a_replay_and_an_evaluation_of_its_decisions_agree(analysis: Analysis) -
     assert own.calibration is not None
     assert own.calibration.ratio == champion.calibration.ratio
     assert "card_count_1h" in decisions.column_names
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_a_notebook_reads_the_fields_of_a_project(tmp_path: Path, is_named: bool) -> None:
+    """The history was read without them: every feature of a field of one's own was an error or missing."""
+    (tmp_path / "payment.py").write_text(
+        "from paywarden.features.catalogue.fields import Payment, decimal, text\n"
+        "customer_id = text('customer_id', 1, personal=True)\n"
+        "weight = decimal('weight', 2, unit='kg', least=0, most=500)\n"
+        "PAYMENT = Payment(customer_id, weight)\n"
+    )
+    file = tmp_path / "catalogue.py"
+    file.write_text(
+        "from paywarden.features.catalogue.entity import Catalogue, Entity\n"
+        "from paywarden.features.catalogue.request import request\n"
+        "from payment import PAYMENT, weight\n"
+        "customer = Entity('customer', key='customer_id')\n"
+        "features = (request.number('weight', weight), customer.last_value('weight_before', of=weight))\n"
+        "CATALOGUE = Catalogue(entities=(customer,), features=features, payment=PAYMENT)\n"
+    )
+    catalogue = load_catalogue(file)
+    start_ms = DAY_MS * 20_000
+    payments = pa.table(
+        {
+            "payment_id": [f"p{n}" for n in range(3)],
+            "event_time_ms": [start_ms + n for n in range(3)],
+            "card_id": ["c"] * 3,
+            "merchant_id": ["m"] * 3,
+            "amount_minor": [100] * 3,
+            "currency": ["EUR"] * 3,
+            **{name: pa.nulls(3, pa.string()) for name in ("device_id", "ip", "mcc", "country", "channel")},
+            "customer_id": ["anna", "ben", "anna"],
+            "weight": [2.5, None, 0.25],
+        }
+    )
+    kinds = {"payment_id": pa.string(), "outcome_time_ms": pa.int64(), "label": pa.string(), "source": pa.string()}
+    outcomes = pa.table({name: pa.array([], kind) for name, kind in kinds.items()})
+    write_history(tmp_path / "data", payments, outcomes, catalogue.payment.fields)
+    opened = Analysis.open(tmp_path / "data", catalogue=file if is_named else catalogue)
+    table = opened.features()
+    assert table["weight"].to_pylist() == [2.5, None, 0.25]
+    assert table["weight_before"].to_pylist() == [None, None, 2.5]
 
 
 def test_labels_may_be_texts_numbers_or_missing() -> None:
