@@ -156,9 +156,16 @@ def topics() -> None:
 
 
 @topics.command("create")
+@click.option(
+    "--live-set", is_flag=True, help="Also those of the live profile set, which the store names: after a rebuild."
+)
 @click.pass_obj
-def create_topics(source: Source) -> None:
-    """Create the topics that are missing."""
+def create_topics(source: Source, live_set: bool) -> None:
+    """Create the topics that are missing.
+
+    A profile set that a rebuild has made has repartition topics of its own, which the rebuild creates. On another
+    cluster they are missing: --live-set asks the store for the set's name and creates them, too.
+    """
     from paywarden.streams.kafka.admin import require_broker
     from paywarden.streams.kafka.topics import TopicSettings
     from paywarden.streams.kafka.topics import create_topics as create
@@ -166,7 +173,8 @@ def create_topics(source: Source) -> None:
     kafka = wiring.kafka_settings(source)
     require_broker(kafka)
     entities = wiring.entity_names(source)
-    created = create(kafka, source.section("topics", TopicSettings), entities)
+    profile_set = wiring.live_set(source).name if live_set else ""
+    created = create(kafka, source.section("topics", TopicSettings), entities, profile_set)
     click.echo("\n".join(created) if created else "nothing to create")
 
 

@@ -17,6 +17,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-d
 
 from paywarden.schemas.errors import BrokerUnavailable, Misconfigured
 from paywarden.streams.kafka.client import REACH_TIMEOUT_S, KafkaSettings, PartitionId, named_options, reason_of
+from paywarden.streams.kafka.topic_names import missing_topic
 
 _log = logging.getLogger(__name__)
 # Errors that last only while a partition changes its leader, or a group its coordinator, as on a cluster without
@@ -111,7 +112,7 @@ def partitions_in(admin: AdminClient, settings: KafkaSettings, topic: str) -> li
         if metadata is not None and metadata.error is not None and metadata.error.code() in _LEADER_ERRORS:
             raise KafkaException(metadata.error)
         if metadata is None or metadata.error is not None or not metadata.partitions:
-            raise Misconfigured(f"topic {full_name} does not exist: run `paywarden topics create`")
+            raise Misconfigured(missing_topic(full_name))
         return sorted(metadata.partitions)
 
     return retry_until_leader(ask, f"which partitions {full_name} has")

@@ -20,6 +20,7 @@ from confluent_kafka.admin import AdminClient
 
 from paywarden.schemas.errors import BrokerUnavailable, Misconfigured
 from paywarden.streams.kafka.client import REACH_TIMEOUT_S, reason_of
+from paywarden.streams.kafka.topic_names import missing_topic
 
 ASK_EVERY_S = 10.0
 _AGAIN_S = 0.1
@@ -115,7 +116,7 @@ def _ids_of(answers: Mapping[str, Future[Any]]) -> dict[str, str]:
         except KafkaException as error:
             code = error.args[0].code()
             if code in _MISSING:
-                raise Misconfigured(f"topic {topic} does not exist: run `paywarden topics create`") from error
+                raise Misconfigured(missing_topic(topic)) from error
             if code not in _NOT_THERE:
                 raise BrokerUnavailable(f"Kafka does not say which topic {topic} is: {reason_of(error)}") from error
             found = _NO_ID

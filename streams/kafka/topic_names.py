@@ -14,3 +14,10 @@ def repartition_topic(entity: str, profile_set: str = "") -> str:
     own topics, because two sets may have read the same source up to different offsets.
     """
     return f"{_PREFIX}{entity}.{profile_set}" if profile_set else _PREFIX + entity
+
+
+def missing_topic(full_name: str) -> str:
+    """Returns what to say of a topic that should be there: the command that makes it differs for those of a set."""
+    _, found, of_set = full_name.rpartition(_PREFIX)
+    option = " --live-set" if found and "." in of_set else ""
+    return f"topic {full_name} does not exist: run `paywarden topics create{option}`"

@@ -50,17 +50,23 @@ class TopicSettings:
     repartition_days: int = 7
 
 
-def create_topics(kafka: KafkaSettings, settings: TopicSettings, entities: Sequence[str]) -> list[str]:
+def create_topics(
+    kafka: KafkaSettings, settings: TopicSettings, entities: Sequence[str], profile_set: str = ""
+) -> list[str]:
     """Create the missing topics, with a repartition topic for each of `entities`; returns the full names created.
 
-    Raises BrokerUnavailable or Misconfigured.
+    With `profile_set` also that set's own repartition topics. Raises BrokerUnavailable or Misconfigured.
     """
-    return _create(kafka, wanted_topics(kafka, settings, entities))
+    return _create(kafka, wanted_topics(kafka, settings, entities, profile_set))
 
 
-def wanted_topics(kafka: KafkaSettings, settings: TopicSettings, entities: Sequence[str]) -> list[NewTopic]:
+def wanted_topics(
+    kafka: KafkaSettings, settings: TopicSettings, entities: Sequence[str], profile_set: str = ""
+) -> list[NewTopic]:
     """Returns all topics as `create_topics` makes them, with a repartition topic for each of `entities`."""
-    names = [*TOPICS, CURSORS_TOPIC, SCHEMAS_TOPIC, *map(repartition_topic, entities)]
+    sets = dict.fromkeys(("", profile_set))
+    repartition = [repartition_topic(entity, name) for name in sets for entity in entities]
+    names = [*TOPICS, CURSORS_TOPIC, SCHEMAS_TOPIC, *repartition]
     return [_new_topic(kafka.topic(name), name, settings) for name in names]
 
 

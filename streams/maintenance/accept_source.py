@@ -67,7 +67,15 @@ def states(clients: KafkaClients, readers: Iterable[SourceReader]) -> list[Sourc
     return found
 
 
-def accept(clients: KafkaClients, readers: Iterable[SourceReader], name: str) -> list[SourceState]:
+def require_read(readers: Iterable[SourceReader], names: Iterable[str]) -> None:
+    """Raise Misconfigured for a topic, without prefix, of which no reader stores offsets."""
+    read = {name for reader in readers for name in reader.names}
+    for name in names:
+        if name not in read:
+            raise Misconfigured(f"no offsets of a topic {name} are stored; wanted one of {', '.join(sorted(read))}")
+
+
+def accept(clients: KafkaClients, readers: Sequence[SourceReader], name: str) -> list[SourceState]:
     """Accept the topic `name`, without prefix, as it is now; returns its former states.
 
     Raises Misconfigured if nobody reads such a topic, if it has not changed, or while workers run; BrokerUnavailable
@@ -75,10 +83,8 @@ def accept(clients: KafkaClients, readers: Iterable[SourceReader], name: str) ->
     """
     topic = clients.topic(name)
     accepted = []
-    of_topic = [reader for reader in readers if name in reader.names]
-    if not of_topic:
-        raise Misconfigured(f"no offsets of a topic {name} are stored")
-    for reader in of_topic:
+    require_read(readers, [name])
+    for reader in [reader for reader in readers if name in reader.names]:
         (state,) = states(clients, [SourceReader(reader.whose, reader.group, reader.register, [name])])
         if not state.problem:
             continue

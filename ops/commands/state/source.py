@@ -55,12 +55,19 @@ def accept(source: Source, topics: tuple[str, ...]) -> None:
 
     Stop all stream workers first. Profiles and counts keep what they have. The new topic's payments count on top of it,
     except those whose payment_id is known already. TOPIC is payments, outcomes, decisions or a repartition topic,
-    without the prefix of the deployment.
+    without the prefix of the deployment. `repartition-card` stands for that of the live profile set.
     """
+    from paywarden.streams.kafka.topic_names import repartition_topic
     from paywarden.streams.maintenance.accept_source import accept as accept_topic
+    from paywarden.streams.maintenance.accept_source import require_read
 
+    live, entities = wiring.live_set(source).name, wiring.entity_names(source)
+    of_live_set = {repartition_topic(entity): repartition_topic(entity, live) for entity in entities}
     with _readers(source) as (clients, readers):
-        for name in topics:
+        names = [of_live_set.get(name, name) for name in topics]
+        # Before any of them: the command is then right or wrong as a whole.
+        require_read(readers, names)
+        for name in names:
             for state in accept_topic(clients, readers, name):
                 click.echo(f"{state.topic} is accepted for {state.whose}: generation {state.entry.generation + 1}")
 

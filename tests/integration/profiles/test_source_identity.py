@@ -10,6 +10,7 @@ from threading import Event, Thread
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 from prometheus_client import CollectorRegistry
@@ -19,8 +20,9 @@ from paywarden.features.profiles.money import load_rates
 from paywarden.features.stores.lmdb import LmdbSettings
 from paywarden.features.stores.lmdb_sets import LmdbSets
 from paywarden.features.stores.memory import MemoryStore
-from paywarden.features.stores.profile_sets import LiveSet
+from paywarden.features.stores.profile_sets import LiveSet, ProfileSets
 from paywarden.ops import wiring
+from paywarden.ops.cli import cli
 from paywarden.schemas.avro import LocalSchemaIds
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX
@@ -281,3 +283,33 @@ def test_the_register_remembers_topics_from_the_first_start(settings: KafkaSetti
     found = states(world.clients, world.readers)
     assert [state.entry.id for state in found] == [state.id for state in found]
     assert all(state.id for state in found)
+
+
+def test_another_cluster_gets_the_topics_of_a_rebuilt_profile_set(tmp_path: Path, settings: KafkaSettings) -> None:
+    """`topics create` made those of the first set alone, and the message of each command said to run it again."""
+    with Deployment(tmp_path, settings.bootstrap, settings.topic_prefix) as deployment:
+        stores = wiring.set_stores(read_source(str(deployment.config)))
+        with closing(ProfileSets(stores.open_register())) as sets:
+            sets.create("b2", now_ms=1)
+            sets.finish_swap(sets.begin_swap(sets.read(), "b2"))
+        stores.open("b2").close()
+        stores.open_beside().close()
+
+        def run(*arguments: str) -> Result:
+            return CliRunner().invoke(cli, ["--config", str(deployment.config), *arguments])
+
+        assert run("topics", "create").exit_code == 0
+        first = settings.topic("repartition-card.b2")
+        assert f"topic {first} does not exist: run `paywarden topics create --live-set`" in str(
+            run("source", "show").exception
+        )
+        made = run("topics", "create", "--live-set")
+        assert made.output.split() == sorted(settings.topic(repartition_topic(name, "b2")) for name in ENTITIES)
+        assert first in run("source", "show").output
+        # What is wrong is told before anything is accepted.
+        refused = str(run("source", "accept", "payments", "repartition-cart").exception)
+        assert refused.startswith(
+            "no offsets of a topic repartition-cart are stored; wanted one of decisions, outcomes"
+        )
+        # The name of the first set's topic stands for that of the live one.
+        assert f"topic {first} has not changed" in str(run("source", "accept", "repartition-card").exception)

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import json
 import os
+import platform
 import resource
 import shutil
 import socket
@@ -100,7 +101,7 @@ def test_open_files_are_counted_before_a_worker_needs_them() -> None:
 def test_what_the_processor_can_do_is_told(
     monkeypatch: pytest.MonkeyPatch, machine: str, features: dict[str, bool], state: str, told: str
 ) -> None:
-    monkeypatch.setattr(host.platform, "machine", lambda: machine)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(host, "processor_features", lambda: features)
     (result,) = host.check_processor(read_source(None, {}))
     assert (result.state, result.seen.startswith(told)) == (state, True)
