@@ -466,7 +466,8 @@ class PostgresDatabase:
                 connection: psycopg.Connection[Any] = self._free.pop()
                 if not connection.closed:
                     return connection
-        options = f"-c search_path={self._schema} -c statement_timeout={self._timeout_ms}"
+        # A verdict is on disk when it is confirmed, whatever the server does for others.
+        options = f"-c search_path={self._schema} -c statement_timeout={self._timeout_ms} -c synchronous_commit=on"
         try:
             return psycopg.connect(self._address, autocommit=True, connect_timeout=5, options=options)
         except self._errors as error:
