@@ -132,7 +132,7 @@ def sections(parts: Parts) -> Sequence[Section]:
     meanings = feature_meanings(parts.source)
     page = AlertPage(store, lambda: parts.shell.url, happenings, stakes.samples, stakes.segments, meanings)
     return [
-        Inbox(store, reader, page, stakes.run).section(),
+        Inbox(store, reader, page, stakes.run, missing=parts.shell.missing).section(),
         *decision_sections(parts.source, opened),
         Cases(
             store, reader, Path(settings.folder) / "files", settings.large_case_minor, parts.shell.currencies

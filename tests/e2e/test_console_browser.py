@@ -117,6 +117,30 @@ def test_what_one_person_does_appears_in_the_browser_of_another(
     other.context.close()
 
 
+def test_an_open_inbox_says_that_its_topics_are_lost_and_heals(page: Any, running_console: Running) -> None:
+    """It went on to say "Live" over the alerts of then: nobody who looked at it knew that Kafka was away."""
+    page.wait_for_selector("[data-rows] tr")
+    page.get_by_text("Live", exact=True).wait_for()
+    strip = page.get_by_role("region", name="What is missing")
+    rows = page.locator("[data-rows] tr").count()
+    assert strip.count() == 0
+    running_console.topics.is_away = True
+    try:
+        strip.get_by_text("The topics of alerts cannot be reached").wait_for()
+        page.get_by_text("Not live: the topics of alerts cannot be read.").wait_for()
+        assert page.locator("[data-rows] tr").count() == rows
+        for size in (_WIDE, _PHONE):
+            page.set_viewport_size(size)
+            found = axe_api.Axe().run(page).response["violations"]
+            assert not [one["id"] for one in found if one["impact"] in ("serious", "critical")]
+            assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+        _picture(page, "missing")
+    finally:
+        running_console.topics.is_away = False
+    page.get_by_text("Live", exact=True).wait_for()
+    assert strip.count() == 0
+
+
 def test_health_is_live_and_says_what_is_old(chromium: Any, running_console: Running) -> None:
     page, errors = _logged_in(chromium, running_console, "demo-operator")
     processes = running_console.processes

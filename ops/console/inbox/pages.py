@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from paywarden.ops.console.inbox.alert import ACT_ROLES, DURATIONS, AlertPage
@@ -74,9 +75,10 @@ class InboxView:
 
 @dataclass(frozen=True)
 class VersionView:
-    """The number of changes of the inbox."""
+    """A number that changes with the inbox, and with what the console misses. `said`: how live that is."""
 
     version: int
+    said: str = ""
 
 
 class Inbox:
@@ -88,9 +90,11 @@ class Inbox:
         reader: AlertReader,
         alert: AlertPage,
         *more: Callable[[threading.Event], None],
+        missing: Callable[[], Sequence[Missing]] | None = None,
     ) -> None:
-        """`more`: further work of the background, such as `Stakes.run`."""
+        """`more`: further work of the background, such as `Stakes.run`. `missing`: what the whole console misses."""
         self.store, self.reader, self._alert, self._more = store, reader, alert, more
+        self._missing = missing or reader.missing
 
     def section(self) -> Section:
         """Returns the section `Inbox`."""
@@ -124,7 +128,7 @@ class Inbox:
         total = self.store.count(wanted, visit.now_ms)
         pages = max(1, -(-total // PAGE_SIZE))
         page = min(visit.whole("page", 1), pages)
-        version = self.store.version
+        version = self._version()
         rows = self.store.page(wanted, visit.now_ms, limit=PAGE_SIZE, offset=(page - 1) * PAGE_SIZE)
         filters = {field.name: visit.text(field.name) for field in LIST_FIELDS if visit.text(field.name)}
         view = InboxView(
@@ -143,8 +147,15 @@ class Inbox:
         return Shown("inbox/list.html", view, "Inbox")
 
     def show_version(self, _: Visit) -> Shown:
-        """Say whether anything has changed."""
-        return Shown("", VersionView(self.store.version), "Version")
+        """Say whether anything has changed, for a page that is open."""
+        is_lost = any(not one.is_lasting for one in self.reader.missing())
+        said = "Not live: the topics of alerts cannot be read." if is_lost else "Live"
+        return Shown("", VersionView(self._version(), said), "Version")
+
+    def _version(self) -> int:
+        """Returns the number of changes, or another number while something is missing: an open page must say it."""
+        missing = [(one.what, one.why) for one in self._missing()]
+        return self.store.version + (zlib.crc32(repr(missing).encode()) if missing else 0)
 
     def act(self, visit: Visit) -> Done:
         """Write what a person does about alerts to the topics."""

@@ -202,7 +202,7 @@ def served_console(
         store, lambda: url, desk.happenings, lambda _: (["pay-050", "pay-051"], ["pay-001", "pay-002"]), _segments
     )
     sections: list[Section] = [
-        Inbox(store, reader, page).section(),
+        Inbox(store, reader, page, missing=console.shell.missing).section(),
         DecisionPages(opened, one).section(),
         ReviewPages(opened, CostSettings()).section(),
         Cases(store, reader, folder / "files", 1_000_000).section(),

@@ -554,7 +554,7 @@ def test_what_keeps_the_index_from_its_topics_is_told_by_its_name(*, is_index_aw
 
     opened = OpenedIndex(
         lambda: nullcontext((None, None)),  # type: ignore[arg-type]
-        lambda *_: (Following(), Sending()),  # type: ignore[arg-type, return-value]
+        lambda *_: (Following(), Sending()),  # type: ignore[arg-type]
         now_ms=lambda: NOW_MS,
     )
     opened.follow(threading.Event())

@@ -210,6 +210,27 @@ def test_lost_topics_are_never_an_empty_list_that_looks_like_peace(world: World)
     assert "Nothing was done" in refused.text
 
 
+def test_an_open_page_is_told_that_something_is_missing_and_that_it_is_back(world: World) -> None:
+    """The number stayed the same while Kafka was away, and an open inbox called itself live."""
+    world.topics.put(alert_record(1))
+    world.read()
+    browser = world.browser()
+
+    def told() -> tuple[int, str]:
+        answer = browser.get("/inbox/version").json()
+        assert f'data-version="{answer["version"]}"' in browser.get("/inbox").text
+        return answer["version"], answer["said"]
+
+    whole = told()
+    assert whole[1] == "Live"
+    world.reader._lost("no Kafka broker answers")
+    lost = told()
+    assert lost[0] != whole[0]
+    assert lost[1] == "Not live: the topics of alerts cannot be read."
+    world.read()
+    assert told() == whole
+
+
 def test_an_act_that_kafka_does_not_confirm_may_be_done_or_not(world: World) -> None:
     """The page said that Kafka had not taken it, but it may have: whoever does it again does it twice."""
     world.topics.put(alert_record(1))
