@@ -43,6 +43,17 @@ def test_a_topic_made_anew_is_noticed_at_an_assignment_before_it_is_read(worker:
     assert worker.broker.committed[P1] == 0
 
 
+def test_a_topic_made_anew_is_noticed_while_it_is_read(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client notices nothing if the new topic is as long as the old one was."""
+    worker.pay(world()[0][:30])
+    worker.step(4)
+    worker.broker.topic_ids["payments"] = "another"
+    # Ten seconds later.
+    monkeypatch.setattr(worker.pipeline._sources._watch, "_ask_at", 0.0)
+    with pytest.raises(SourceChanged, match="topic payments: it was deleted and made anew"):
+        worker.step(3)
+
+
 def test_an_outcome_whose_payment_stands_at_a_passed_offset_is_no_dead_letter(worker: Worker) -> None:
     """A topic made anew that has outgrown the old one is noticed late. Its first records count as read meanwhile."""
     rows = world()[0]
