@@ -12,6 +12,7 @@ from paywarden.schemas.avro import TOPICS
 from paywarden.schemas.errors import BrokerUnavailable, Misconfigured
 from paywarden.streams.kafka.admin import end_offsets, offsets_at, retry_until_leader
 from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.kafka.reading import consume, records_between, records_to_end
 
 
@@ -261,3 +262,12 @@ def test_a_second_deployment_may_read_the_sources_of_the_first() -> None:
     assert [own.topic(name) for name in names] == [f"wide-{name}" for name in names]
     shared = KafkaSettings(topic_prefix="wide-", source_prefix="")
     assert [shared.topic(name) for name in names] == ["payments", "outcomes", "wide-profiles", "wide-shadow-decisions"]
+
+
+def test_records_that_the_broker_does_not_take_in_time_are_told() -> None:
+    # Nobody listens there.
+    sender = Sender(KafkaSettings(bootstrap="127.0.0.1:9"), linger_ms=0)
+    for number in range(3):
+        sender.send("payments", b"%d" % number, key=None)
+    with pytest.raises(BrokerUnavailable, match=r"^Kafka did not take 3 records in 0\.1 s$"):
+        sender.flush(0.1)
